@@ -1,0 +1,10 @@
+from .activations import PackedRows as PackedRows
+from .lm import capture as capture
+from .lm import load_lm as load_lm
+from .lm import patch as patch
+from .lm import splice as splice
+from .models import SAE as SAE
+from .models import JumpReLUSAE as JumpReLUSAE
+from .models import JumpReLUSAEConfig as JumpReLUSAEConfig
+from .models import SAEConfig as SAEConfig
+from .models import SAEOutput as SAEOutput

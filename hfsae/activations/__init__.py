@@ -1,0 +1,12 @@
+"""From text to the activations of a language model: packed token rows, then activations."""
+
+from .harvest import HarvestArguments as HarvestArguments
+from .harvest import Harvested as Harvested
+from .harvest import Harvester as Harvester
+from .shuffle import ShuffleArguments as ShuffleArguments
+from .shuffle import ShuffledActivations as ShuffledActivations
+from .tokens import Document as Document
+from .tokens import PackedRows as PackedRows
+from .tokens import TextArguments as TextArguments
+from .tokens import TokenBatch as TokenBatch
+from .tokens import documents as documents

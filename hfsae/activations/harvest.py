@@ -1,0 +1,127 @@
+"""Token rows to the activations of a language model at some sites, one vector a kept token."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..lm import capture
+from .tokens import TokenBatch
+
+
+@dataclass
+class HarvestArguments:
+    rows: int = 16
+    """Rows in one forward pass of the LM; a larger batch goes through in several."""
+    max_norm_ratio: float | None = None
+    """Drop positions whose norm at any site is more than this many times the site's median norm.
+    Attention sinks can have 100 times the median, and then decide scale, loss and FVU alone."""
+
+    def __post_init__(self):
+        if self.rows < 1:
+            raise ValueError(f"rows is {self.rows}; a forward pass needs 1 or more.")
+        if self.max_norm_ratio is not None and self.max_norm_ratio <= 1:
+            raise ValueError(
+                f"max_norm_ratio is {self.max_norm_ratio}: typical positions go; use about 5."
+            )
+
+
+class Harvested(NamedTuple):
+    activations: dict[str, Float[Tensor, "n _"]]
+    """For each site the kept positions' activations, raw, in the LM's dtype and on its device."""
+    tokens: Int64[Tensor, " n"]
+    row: Int64[Tensor, " n"]
+    """Row of the batch that the position lies in."""
+    position: Int64[Tensor, " n"]
+    """Place in that row."""
+    document: Int64[Tensor, " n"]
+
+
+class Harvester:
+    """A batch of token rows -> `Harvested`: all sites in one forward pass that stops at the last.
+
+    Positions outside `batch.keep` are dropped, then norm outliers: positions above `norm_limits`
+    at any site. The limits are given, or fixed by the first batch (max_norm_ratio times the median
+    norm of its kept positions); but for them a result does not depend on earlier batches.
+    `kept`, `dropped_special` and `dropped_outliers` count positions.
+
+    Memory of a call, beyond the LM: args.rows * ctx * sum of site widths in the LM's dtype for one
+    forward pass, plus at most twice the result's n * sum of site widths.
+    """
+
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        sites: Sequence[str],
+        args: HarvestArguments,
+        *,
+        norm_limits: Mapping[str, float] | None = None,
+    ):
+        self.lm, self.sites, self.args = lm, list(sites), args
+        self.norm_limits: dict[str, float] = dict(norm_limits or {})
+        self.kept = self.dropped_special = self.dropped_outliers = 0
+
+    @torch.no_grad()  # and not inference_mode, whose tensors may never enter autograd
+    def __call__(self, batch: TokenBatch) -> Harvested:
+        input_ids, keep, document = (part.to(self.lm.device) for part in batch)
+        chunks = zip(input_ids.split(self.args.rows), keep.split(self.args.rows), strict=True)
+        parts = [self._forward(*chunk) for chunk in chunks]
+        activations = {site: torch.cat([part[site] for part in parts]) for site in self.sites}
+        row, position = keep.nonzero(as_tuple=True)
+        harvested = Harvested(activations, input_ids[keep], row, position, document[keep])
+        self.dropped_special += keep.numel() - len(row)
+        return self._without_outliers(harvested)
+
+    def _forward(
+        self, input_ids: Int64[Tensor, "rows ctx"], keep: Bool[Tensor, "rows ctx"]
+    ) -> dict[str, Float[Tensor, "n _"]]:
+        with capture(self.lm, self.sites, stop_early=True) as acts:
+            self.lm(input_ids=input_ids, use_cache=False)
+        # Indexing copies, so the full tensors are freed; sites of a spread LM may be elsewhere.
+        return {site: acts[site][keep.to(acts[site].device)].to(keep.device) for site in self.sites}
+
+    def _without_outliers(self, harvested: Harvested) -> Harvested:
+        n, ratio = len(harvested.tokens), self.args.max_norm_ratio
+        if n and ratio is not None and not self.norm_limits:
+            self._fix_norm_limits(harvested.activations, ratio)
+        typical = torch.ones_like(harvested.tokens, dtype=torch.bool)
+        for site, limit in self.norm_limits.items():
+            typical &= _norms(harvested.activations[site]) <= limit
+        n_typical = int(typical.sum())
+        self.kept += n_typical
+        self.dropped_outliers += n - n_typical
+        if n_typical == n:
+            return harvested
+        activations = {site: acts[typical] for site, acts in harvested.activations.items()}
+        return Harvested(activations, *(part[typical] for part in harvested[1:]))
+
+    def _fix_norm_limits(self, activations: Mapping[str, Tensor], ratio: float) -> None:
+        medians = {site: float(_norms(acts).median()) for site, acts in activations.items()}
+        for site, median in medians.items():
+            if not 0 < median < float("inf"):  # NaN, too
+                raise ValueError(
+                    f"the median norm at {site!r} is {median}; load the LM in bfloat16 or float32."
+                )
+            self.norm_limits[site] = ratio * median
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "norm_limits": dict(self.norm_limits),
+            "kept": self.kept,
+            "dropped_special": self.dropped_special,
+            "dropped_outliers": self.dropped_outliers,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.norm_limits = dict(state["norm_limits"])
+        self.kept = state["kept"]
+        self.dropped_special = state["dropped_special"]
+        self.dropped_outliers = state["dropped_outliers"]
+
+
+def _norms(activations: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    return torch.linalg.vector_norm(activations, dim=-1, dtype=torch.float32)

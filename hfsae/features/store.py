@@ -1,0 +1,204 @@
+"""FeatureStore: what each latent of an SAE fires on, in memory and as two parquet files.
+
+`features/latents.parquet` has a row per latent, `features/examples.parquet` a row per example, and
+`features/meta.json` says where they come from and what each column means (COLUMNS).
+"""
+
+import json
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.dataset
+
+COLUMNS = {
+    "latents": {
+        "latent": "index of the latent: row of W_dec",
+        "density": "share of the tokens read (special tokens apart) on which the latent is above 0",
+        "n_firings": "number of those tokens",
+        "max_activation": "largest activation, in the SAE's units; 0 if it never fired",
+        "mean_activation": "mean over the tokens on which it fired; 0 if it never did",
+        "histogram": "tokens per bin of activation; edges in meta.json, outer bins are open-ended",
+        "promoted_tokens": "tokens with the largest logits under the logit lens, largest first",
+        "promoted_logits": "their logits, per unit of activation",
+        "suppressed_tokens": "tokens with the smallest logits, smallest first",
+        "suppressed_logits": "their logits",
+        "neighbours": "latents with the most similar decoder rows, most similar first",
+        "neighbour_cosines": "their cosines",
+    },
+    "examples": {
+        "latent": "index of the latent",
+        "kind": "'top', or 'quantile_q': drawn from the q-th of equal groups (1: the weakest) of "
+        "a uniform sample of the rows it fires in, by largest activation; no top examples",
+        "rank": "place within latent and kind, 0 = largest activation",
+        "document": "running number of the document that the firing token comes from",
+        "row": "running number of the row of tokens; a latent has at most one example from a row",
+        "position": "position of the firing token in its row",
+        "activation": "activation at the firing token: the largest of its row",
+        "firing": "index of the firing token in the three lists below",
+        "tokens": "text of each token of the window",
+        "token_ids": "its token ids",
+        "activations": "the latent at each token; 0 also where none was computed (special tokens)",
+    },
+}
+_ROWS_PER_GROUP = 4096  # the unit that looking up one latent reads from disk
+
+
+class Example(NamedTuple):
+    """A window of tokens around the strongest firing of a latent in one row (fields: COLUMNS)."""
+
+    kind: str
+    rank: int
+    document: int
+    row: int
+    position: int
+    activation: float
+    firing: int
+    tokens: list[str]
+    token_ids: list[int]
+    activations: list[float]
+
+
+class Latent(NamedTuple):
+    """Everything that is known of one latent; pairs are (token, logit) and (latent, cosine)."""
+
+    index: int
+    density: float
+    n_firings: int
+    max_activation: float
+    mean_activation: float
+    histogram: list[int]
+    promoted: list[tuple[str, float]]
+    suppressed: list[tuple[str, float]]
+    neighbours: list[tuple[int, float]]
+    examples: list[Example]
+
+
+@dataclass
+class FeatureStore:
+    """`store[i]` is latent i as a `Latent`; `len(store)` the number of latents."""
+
+    latents: "pyarrow.Table"
+    examples: "pyarrow.dataset.Dataset"
+    meta: dict[str, Any]
+
+    def __len__(self) -> int:
+        return self.latents.num_rows
+
+    def __getitem__(self, index: int) -> Latent:
+        if not 0 <= index < len(self):
+            raise IndexError(f"latent {index} is not in this store: it has 0 to {len(self) - 1}.")
+        row = self.latents.slice(index, 1).to_pylist()[0]
+        return Latent(
+            *(row[name] for name in ("latent", *Latent._fields[1:6])),
+            promoted=_pairs(row["promoted_tokens"], row["promoted_logits"]),
+            suppressed=_pairs(row["suppressed_tokens"], row["suppressed_logits"]),
+            neighbours=_pairs(row["neighbours"], row["neighbour_cosines"]),
+            examples=self._examples_of(index),
+        )
+
+    def _examples_of(self, index: int) -> list[Example]:
+        import pyarrow.compute as pc
+
+        rows = self.examples.to_table(filter=pc.field("latent") == index).to_pylist()
+        return [Example(*(row[name] for name in Example._fields)) for row in rows]
+
+    def pick(
+        self, n: int, seed: int = 0, *, min_density: float = 1e-4, max_density: float = 0.1
+    ) -> list[int]:
+        """n latents, uniformly at random among the alive ones within these densities.
+
+        So they are not picked for their looks. All that fit, shuffled, if fewer than n do.
+        """
+        densities = self.latents["density"].to_pylist()
+        fitting = [i for i, d in enumerate(densities) if d > 0 and min_density <= d <= max_density]
+        return random.Random(seed).sample(fitting, min(n, len(fitting)))
+
+    def save(self, folder: str | Path) -> None:
+        """Write `features/` under folder; each file appears whole or not at all, meta.json last."""
+        import pyarrow.parquet as pq
+
+        target = Path(folder) / "features"
+        target.mkdir(parents=True, exist_ok=True)
+        tables = {"latents": self.latents, "examples": self.examples.to_table()}
+        for name, table in tables.items():
+            written = target / f".{name}.parquet.tmp"
+            pq.write_table(table, written, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+            os.replace(written, target / f"{name}.parquet")
+        written = target / ".meta.json.tmp"
+        written.write_text(json.dumps(self.meta, indent=2) + "\n", encoding="utf-8")
+        os.replace(written, target / "meta.json")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "FeatureStore":
+        """What `save(folder)` wrote. Examples stay on disk and are read latent by latent."""
+        import pyarrow.dataset
+        import pyarrow.parquet as pq
+
+        source = Path(folder) / "features"
+        for name in ("meta.json", "latents.parquet", "examples.parquet"):
+            if not (source / name).is_file():
+                raise ValueError(
+                    f"no feature store in {str(folder)!r}: features/{name} is missing; "
+                    "`hfsae collect` writes one."
+                )
+        return cls(
+            latents=pq.read_table(source / "latents.parquet"),
+            examples=pyarrow.dataset.dataset(source / "examples.parquet", format="parquet"),
+            meta=json.loads((source / "meta.json").read_text(encoding="utf-8")),
+        )
+
+
+def _pairs(first: list, second: list) -> list[tuple]:
+    return list(zip(first, second, strict=True))
+
+
+PLAIN = ("«", "»")
+ANSI = ("\x1b[1;30;43m", "\x1b[0m")
+
+
+def show(latent: Latent, highlight: tuple[str, str] = PLAIN, *, width: int = 100) -> str:
+    """Lines of text: numbers, tokens, then one line an example with the firing token highlighted.
+
+    Args:
+        highlight: put before and after the firing token: PLAIN, or ANSI on a colour terminal.
+        width: characters of an example's line, at most (but for a longer firing token).
+    """
+    lines = [
+        f"latent {latent.index}: fires on {latent.density:.3%} of tokens ({latent.n_firings:,}), "
+        f"max {latent.max_activation:.3g}, mean when active {latent.mean_activation:.3g}",
+        f"  promotes    {_token_line(latent.promoted)}",
+        f"  suppresses  {_token_line(latent.suppressed)}",
+    ]
+    kind = None
+    for example in latent.examples:
+        if example.kind != kind:
+            kind = example.kind
+            lines.append(f"  {kind.replace('_', ' ')}")
+        lines.append(
+            f"  {example.activation:>9.3g}  {_example_line(example, highlight, width - 13)}"
+        )
+    return "\n".join(lines)
+
+
+def _token_line(pairs: list[tuple[str, float]]) -> str:
+    return "  ".join(f"'{_printable(token)}' {logit:+.2f}" for token, logit in pairs) or "-"
+
+
+def _example_line(example: Example, highlight: tuple[str, str], width: int) -> str:
+    left = _printable("".join(example.tokens[: example.firing]))
+    token = _printable(example.tokens[example.firing])
+    right = _printable("".join(example.tokens[example.firing + 1 :]))
+    room = max(0, width - len(token) - 2)
+    left = left[max(0, len(left) - room // 2) :]
+    return f"{left}{highlight[0]}{token}{highlight[1]}{right[: room - len(left)]}"
+
+
+def _printable(text: str) -> str:
+    """Line ends as ↵; other characters that a terminal acts on (escape, NUL, bidi) spelt out."""
+    text = text.replace("\n", "↵")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,140 @@
+"""What is kept of a stream of latents: for each, windows around its peaks, a histogram and a sum.
+
+None of it grows with the tokens but their ids and document numbers, 8 bytes a token. A latent takes
+5 KB with the default arguments: 40 MB for 8192.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..activations import TokenBatch
+
+BLOCK_LATENTS = 2**24
+"""Latents encoded at a time: 64 MiB of float32. At least those of one row, whatever that takes."""
+
+# The same bins for every latent and run, four an octave: counts of parts can be added up, and the
+# bin of a value is found by comparing floats, never from a rounded logarithm.
+HISTOGRAM_EDGES = 2.0 ** (torch.arange(-12 * 4, 18 * 4 + 1) / 4)
+
+
+class Windows(NamedTuple):
+    """For each latent the k rows with the largest keys, best first, and the latent around its peak.
+
+    There is at most one window from a row, so that no two show the same text.
+    """
+
+    key: Float[Tensor, "d_sae k"]  # -inf where there is no row
+    peak: Float[Tensor, "d_sae k"]  # the latent's largest activation in the row
+    row: Int[Tensor, "d_sae k"]
+    position: Int[Tensor, "d_sae k"]  # of the peak
+    around: Float[Tensor, "d_sae k width"]  # activations at position - window ... position + window
+
+    @classmethod
+    def empty(cls, d_sae: int, k: int, window: int, device: torch.device) -> "Windows":
+        keys = torch.full((d_sae, k), -torch.inf, device=device)
+        rows = torch.full((d_sae, k), -1, dtype=torch.int32, device=device)
+        around = torch.zeros(d_sae, k, 2 * window + 1, device=device)
+        return cls(keys, torch.zeros_like(keys), rows, torch.zeros_like(rows), around)
+
+    def merge_(self, keys: Float[Tensor, "rows d_sae"], block: "Block") -> None:
+        """Let in the block's rows where their keys are larger; of equal keys the earlier stays."""
+        latents = (keys.amax(0) > self.key[:, -1]).nonzero().squeeze(1)
+        new = block.windows(keys, latents)
+        pools = [
+            torch.cat([mine[latents], theirs], 1) for mine, theirs in zip(self, new, strict=True)
+        ]
+        best = pools[0].sort(dim=1, descending=True, stable=True).indices[:, : self.key.shape[1]]
+        for mine, pool in zip(self, pools, strict=True):
+            index = best.view(*best.shape, *[1] * (pool.ndim - 2))
+            mine[latents] = pool.take_along_dim(index, 1).to(mine.dtype)
+
+
+class Block:
+    """The latents of a few whole rows: the firings, and each latent's peak in each row.
+
+    n counts the tokens that were harvested; `row` and `position` say where they stand.
+    """
+
+    def __init__(
+        self,
+        latents: Float[Tensor, "n d_sae"],
+        row: Int[Tensor, " n"],
+        position: Int[Tensor, " n"],
+        shape: tuple[int, int],
+        *,
+        first_row: int,
+        window: int,
+    ):
+        self.latents, self.first_row, self.width = latents, first_row, 2 * window + 1
+        token, self.fired = (latents > 0).nonzero(as_tuple=True)
+        self.values = latents[token, self.fired].float()
+        # Which of the n stands where, -1 for none; padded, since windows overhang the ends of rows.
+        self.index = torch.full((shape[0], shape[1] + 2 * window), -1, device=latents.device)
+        self.index[row, position + window] = torch.arange(len(latents), device=latents.device)
+
+        peaks = self.values.new_zeros(shape[0] * latents.shape[1])
+        cell = row[token] * latents.shape[1] + self.fired
+        peaks.scatter_reduce_(0, cell, self.values, "amax")
+        at_peak = self.values == peaks[cell]
+        cell, where = cell[at_peak], position[token[at_peak]]
+        positions = torch.zeros_like(peaks, dtype=torch.long)
+        positions.scatter_reduce_(0, cell, where, "amin", include_self=False)
+        self.peak = peaks.view(shape[0], -1)  # [rows, d_sae], 0 where it does not fire
+        self.position = positions.view(shape[0], -1)
+
+    def windows(self, keys: Float[Tensor, "rows d_sae"], latents: Int[Tensor, " c"]) -> Windows:
+        """Every row of the block as a window, for some of the latents: [c, rows]."""
+        row = torch.arange(len(self.index), device=keys.device)
+        steps = torch.arange(self.width, device=keys.device)
+        position = self.position.T[latents]
+        index = self.index[row[:, None], position[..., None] + steps]  # [c, rows, width]
+        around = self.latents[index, latents[:, None, None]].float().masked_fill_(index < 0, 0.0)
+        rows = (row + self.first_row).expand(len(latents), -1)
+        return Windows(keys.T[latents], self.peak.T[latents], rows, position, around)
+
+
+class Seen:
+    """All that is kept: for each latent its strongest rows, `top`, and random ones, `sample`."""
+
+    def __init__(
+        self, d_sae: int, *, top: int, reservoir: int, window: int, seed: int, device: torch.device
+    ):
+        self.window = window
+        self.top = Windows.empty(d_sae, top, window, device)
+        self.sample = Windows.empty(d_sae, reservoir, window, device)
+        self.edges = HISTOGRAM_EDGES.to(device)
+        n_bins = len(HISTOGRAM_EDGES) - 1
+        self.histogram = torch.zeros(d_sae, n_bins, dtype=torch.int32, device=device)
+        self.sum = torch.zeros(d_sae, dtype=torch.float64, device=device)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.tokens: list[Tensor] = []
+        self.documents: list[Tensor] = []
+        self.n_rows = self.n_tokens = 0
+
+    def add_block_(
+        self,
+        latents: Float[Tensor, "n d_sae"],
+        row: Int[Tensor, " n"],
+        position: Int[Tensor, " n"],
+        batch: TokenBatch,
+    ) -> None:
+        """The latents of a batch of whole rows, of the tokens in it that were harvested."""
+        shape = (len(batch.input_ids), batch.input_ids.shape[1])
+        block = Block(latents, row, position, shape, first_row=self.n_rows, window=self.window)
+        fires = block.peak > 0
+        self.top.merge_(block.peak.masked_fill(~fires, -torch.inf), block)
+        # The rows with the largest of independent uniform keys are a uniform sample. Every row and
+        # latent draws one, fired or not: so the sample does not depend on the size of batches.
+        keys = torch.rand(fires.shape, generator=self.generator).to(fires.device)
+        self.sample.merge_(keys.masked_fill_(~fires, -torch.inf), block)
+        bins = torch.bucketize(block.values, self.edges[1:-1], right=True)
+        cells = block.fired * self.histogram.shape[1] + bins
+        self.histogram.view(-1).scatter_add_(0, cells, torch.ones_like(cells, dtype=torch.int32))
+        self.sum.scatter_add_(0, block.fired, block.values.double())
+        self.tokens.append(batch.input_ids.int().cpu())
+        self.documents.append(batch.document.int().cpu())
+        self.n_rows += len(fires)
+        self.n_tokens += len(latents)

@@ -1,0 +1,414 @@
+"""Places in a causal language model: name them, read them, write to them; and load the model.
+
+A place is written `<module path>[:in|:out]`: a module as `named_modules()` of `lm.base_model`
+spells it, and its first input or its (first) output, which is the default. In a 26-layer Gemma 2:
+
+    layers.12                              residual stream after block 12 = hidden_states[13]
+    layers.25                              after the last block; hidden_states[-1] is *not* it, as
+                                           the final norm has been applied to that one
+    layers.12.self_attn.o_proj:in          the heads' outputs, concatenated, before W_O
+    layers.12.pre_feedforward_layernorm    what the MLP reads
+    layers.12.post_feedforward_layernorm   what the MLP adds to the residual stream
+
+All of it is forward hooks, set on entry of a context and gone when it is left, by an exception or
+not. A context entered later sees what an earlier one has written at the same place.
+"""
+
+import difflib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import transformers
+from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from jaxtyping import Bool
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from .packaged import PACKAGED_LMS, packaged_lm, require_packaged_lm
+
+logger = logging.getLogger(__name__)
+
+
+class Site(NamedTuple):
+    """A module path under the decoder, and which side of that module."""
+
+    module: str
+    port: Literal["in", "out"] = "out"
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        module, colon, port = text.partition(":")
+        if not module or (colon and port not in ("in", "out")):
+            raise ValueError(f"site {text!r} is not of the form {_GRAMMAR}.")
+        return cls(module, "in" if port == "in" else "out")
+
+    def __str__(self) -> str:
+        return self.module if self.port == "out" else f"{self.module}:in"
+
+
+_GRAMMAR = "'<module path>[:in|:out]', such as 'layers.12' or 'layers.12.self_attn.o_proj:in'"
+
+
+def find_module(lm: PreTrainedModel, site: str) -> nn.Module:
+    """The module that a site names, looked up under `lm.base_model` and, where a multimodal model
+    nests its language model deeper, under that.
+
+    Raises:
+        ValueError: no such module (with the nearest ones), or a layer number past the last layer.
+    """
+    path = Site.parse(site).module
+    for root in (lm.base_model, lm.get_decoder()):
+        modules = dict(root.named_modules())
+        if path in modules:
+            return modules[path]
+    raise ValueError(_not_found(path, type(lm).__name__, modules))
+
+
+def _not_found(path: str, lm_name: str, modules: Mapping[str, nn.Module]) -> str:
+    stacks = {p: len(m) for p, m in modules.items() if isinstance(m, nn.ModuleList)}
+    for stack, n in stacks.items():
+        index = path.removeprefix(f"{stack}.").partition(".")[0]
+        if path.startswith(f"{stack}.") and index.isdigit() and int(index) >= n:
+            return f"site {path!r} is past the end: {lm_name} has {n} {stack}, 0 to {n - 1}."
+    layers = [f"{stack}.0 to {stack}.{n - 1}" for stack, n in stacks.items() if "." not in stack]
+    close = difflib.get_close_matches(path, modules, n=3, cutoff=0.0)
+    return (
+        f"site {path!r} is not in {lm_name}; closest: {', '.join(close)}; its layers: "
+        f"{', '.join(layers)}. A site is {_GRAMMAR}."
+    )
+
+
+def _attach(lm: PreTrainedModel, site: str, visit: Callable[[Tensor], Tensor | None]) -> Any:
+    """Shows `visit` the activation in every forward pass; a tensor it returns takes its place.
+
+    Blocks return a tensor in some families and versions and a tuple in others: `output[0]` of a
+    tensor would silently be the first row of the batch. Inputs come by position or by keyword.
+    """
+
+    def visit_input(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if args:
+            new = visit(_tensor(args[0], site))
+            return None if new is None else ((new, *args[1:]), kwargs)
+        key = next((key for key, value in kwargs.items() if isinstance(value, Tensor)), "input")
+        new = visit(_tensor(kwargs.get(key), site))
+        return None if new is None else (args, {**kwargs, key: new})
+
+    def visit_output(module: nn.Module, args: tuple, output: Any) -> Any:
+        if not isinstance(output, tuple):
+            return visit(_tensor(output, site))
+        new = visit(_tensor(output[0], site))
+        return None if new is None else (new, *output[1:])
+
+    module = find_module(lm, site)
+    if Site.parse(site).port == "in":
+        return module.register_forward_pre_hook(visit_input, with_kwargs=True)
+    return module.register_forward_hook(visit_output)
+
+
+def _tensor(value: Any, site: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"site {site!r} carries a {type(value).__name__}, not a tensor.")
+    return value
+
+
+class _Stop(Exception):
+    """Ends a forward pass whose remaining layers nobody needs."""
+
+
+@contextmanager
+def capture(
+    lm: PreTrainedModel, sites: Sequence[str], *, stop_early: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """{site: activation [rows, ctx, d]} of the block's last forward pass, keyed as given.
+
+        with capture(lm, ["layers.12"]) as activations:
+            lm(**tokens)
+
+    Tensors are the model's own: its dtype, in its autograd graph, not copied. Under `generate` with
+    a KV cache the last forward pass holds one token a row.
+
+    Args:
+        stop_early: end the forward pass once every site was seen, so layers above cost nothing.
+            This ends the *block*: the call of the model must be its last statement.
+    """
+    wanted = {sites} if isinstance(sites, str) else set(sites)
+    activations: dict[str, Tensor] = {}
+
+    def visit(site: str, activation: Tensor) -> None:
+        activations[site] = activation
+        if stop_early and len(activations) == len(wanted):
+            # made here and kept nowhere: a stored one would hold the traceback's frames, and every
+            # activation in them, in a reference cycle
+            raise _Stop(activations)
+
+    with ExitStack() as hooks:
+        for site in wanted:
+            hooks.callback(_attach(lm, site, partial(visit, site)).remove)
+        try:
+            yield activations
+        except _Stop as stop:
+            if stop.args[0] is not activations:  # that of a capture around this one
+                raise
+
+
+@contextmanager
+def patch(
+    lm: PreTrainedModel, replacements: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    """Inside the block `replacements[site](activation)` takes the activation's place.
+
+    What it returns is cast to the activation's dtype and device.
+
+    Raises:
+        ValueError: (in the forward pass) it has another shape.
+    """
+
+    def visit(site: str, activation: Tensor) -> Tensor:
+        new = replacements[site](activation)
+        if new.shape != activation.shape:
+            raise ValueError(
+                f"the replacement at {site!r} has shape {tuple(new.shape)}, "
+                f"the activation there {tuple(activation.shape)}."
+            )
+        return new.to(activation)
+
+    with ExitStack() as hooks:
+        for site in replacements:
+            hooks.callback(_attach(lm, site, partial(visit, site)).remove)
+        yield
+
+
+@contextmanager
+def splice(
+    lm: PreTrainedModel,
+    sae: Any,
+    *,
+    error_term: bool = False,
+    edit: Callable[[Tensor], Tensor] | None = None,
+    keep: Bool[Tensor, "rows ctx"] | None = None,
+    spare_tokens: Sequence[int] = (),
+) -> Iterator[None]:
+    """Inside the block the model runs on the SAE's reconstruction at `sae.config.site`.
+
+    A transcoder reads at `site` and writes at `target_site`. Works under `generate` as well.
+
+    Args:
+        sae: anything with `encode`, `decode`, `config.site`; x is cast to its dtype and back.
+        error_term: add what the SAE does not explain: x + decode(edit(latents)) - decode(latents);
+            without an edit this is x, bit for bit.
+        edit: latents [rows, ctx, d_sae] -> latents, before they are decoded.
+        keep: the positions to replace; others keep the model's own activation.
+        spare_tokens: ids never replaced (BOS, pad: SAEs are not trained on them), found in each
+            forward pass's own input_ids and so, unlike `keep`, right under `generate`.
+
+    Raises:
+        ValueError: the SAE names no site; or, in the forward pass, `keep` has another shape than
+            the activation, or the target runs before the site.
+    """
+    site = sae.config.site
+    if site is None:
+        raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
+    target = getattr(sae.config, "target_site", None) or site
+    under_way: dict[str, Tensor | None] = {}  # of the current forward pass: input_ids, latents
+
+    def note_tokens(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        under_way["input_ids"] = kwargs.get("input_ids", args[0] if args else None)
+
+    def read(x: Tensor) -> None:
+        like = {"dtype": getattr(sae, "dtype", x.dtype), "device": getattr(sae, "device", x.device)}
+        under_way["latents"] = sae.encode(x.to(**like))
+
+    def write(x: Tensor) -> Tensor:
+        latents = under_way.pop("latents", None)
+        if latents is None:
+            raise ValueError(f"target_site {target!r} runs before site {site!r}; swap them.")
+        if error_term and edit is None:
+            return x
+        new = sae.decode(latents if edit is None else edit(latents))
+        if error_term:
+            # the difference first: an edit that changes nothing then adds exactly zero
+            new = x + (new - sae.decode(latents)).to(x.device)
+        new = new.to(x)
+        for mask in _masks(keep, spare_tokens, under_way.get("input_ids")):
+            new = torch.where(_matching(mask, x, target), new, x)
+        return new
+
+    with ExitStack() as hooks:
+        hook = lm.base_model.register_forward_pre_hook(note_tokens, with_kwargs=True)
+        hooks.callback(hook.remove)
+        hooks.callback(_attach(lm, site, read).remove)
+        hooks.enter_context(patch(lm, {target: write}))
+        yield
+
+
+def _masks(
+    keep: Tensor | None, spare_tokens: Sequence[int], input_ids: Tensor | None
+) -> Iterator[Tensor]:
+    if keep is not None:
+        yield keep
+    if len(spare_tokens) > 0:
+        if input_ids is None:
+            raise ValueError("spare_tokens needs input_ids; this forward pass got inputs_embeds.")
+        yield ~torch.isin(input_ids, torch.tensor(list(spare_tokens), device=input_ids.device))
+
+
+def _matching(mask: Tensor, activation: Tensor, site: str) -> Tensor:
+    if mask.shape != activation.shape[:-1]:
+        raise ValueError(
+            f"keep has shape {tuple(mask.shape)}, the activation at {site!r} "
+            f"{tuple(activation.shape)}; under generate, where shapes change, use spare_tokens."
+        )
+    return mask.to(activation.device)[..., None]
+
+
+def site_width(lm: PreTrainedModel, site: str) -> int:
+    """Width of the activation at a site, from a forward pass of one token that stops there.
+
+    Works on the meta device too, for estimates without weights.
+    """
+    token = torch.zeros(1, 1, dtype=torch.long, device=lm.device)
+    with torch.no_grad(), capture(lm, [site], stop_early=True) as activations:
+        lm(input_ids=token)
+    return activations[site].shape[-1]
+
+
+class LoadedLM(NamedTuple):
+    lm: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    origin: str
+    """Which copy it is, in words: Hub and commit, Python package and version, or folder."""
+
+
+class _Copy(NamedTuple):
+    path: str
+    options: dict[str, Any]
+    origin: str
+
+
+def load_lm(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
+    source: Literal["auto", "hub", "packaged"] = "auto",
+) -> LoadedLM:
+    """A causal language model, frozen and in eval mode, with its tokenizer.
+
+    Args:
+        name: a Hub id, or a folder that `save_pretrained` wrote model and tokenizer to.
+        dtype: a torch dtype's name, or "auto": as saved (a packaged copy: float32).
+        source: "auto" takes the Hub's copy, fresh or cached, and where neither can be had the
+            packaged one, if there is one and no revision is asked for.
+
+    Raises:
+        ValueError: not found, gated, unreachable, a package missing; one sentence with the remedy.
+    """
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype {dtype!r} does not exist; choose 'auto', 'float32' or 'bfloat16'.")
+    copy = _locate(name, revision, source)
+    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(copy.path, **copy.options)
+        lm = AutoModelForCausalLM.from_pretrained(
+            copy.path, dtype=dtype, **attention, **copy.options, **_dense(copy)
+        )
+    except (OSError, ValueError, HTTPError, SafetensorError) as error:
+        raise ValueError(_why_not(name, revision, error)) from error
+    commit = getattr(lm.config, "_commit_hash", None)
+    origin = f"{copy.origin} at {commit}" if commit else copy.origin
+    logger.info("%s: %s, %s", name, origin, lm.dtype)
+    lm.to(device)  # pyright: ignore[reportArgumentType] - transformers' wrapper hides the types
+    return LoadedLM(lm.eval().requires_grad_(False), tokenizer, origin)
+
+
+def _dense(copy: _Copy) -> dict[str, Any]:
+    """Keeps GGUF weights from staying packed where a kernel is installed: not the same numbers."""
+    if "gguf_file" not in copy.options or not hasattr(transformers, "GgufConfig"):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def _locate(name: str, revision: str | None, source: str) -> _Copy:
+    if Path(name).is_dir():
+        return _Copy(name, {}, f"folder {name}")
+    if source == "packaged":
+        return _packaged_copy(name, revision)
+    online = not is_offline_mode() and _hub_answers(name, revision)
+    fallback = source == "auto" and revision is None and packaged_lm(name) is not None
+    if fallback and not online and not _is_cached(name):
+        return _packaged_copy(name, revision)
+    # local_files_only: an unreachable Hub would be retried for half a minute
+    return _Copy(name, {"revision": revision, "local_files_only": not online}, "Hugging Face Hub")
+
+
+def _packaged_copy(name: str, revision: str | None) -> _Copy:
+    if revision is not None:
+        raise ValueError(
+            f"the packaged copy of {name!r} has no revisions: leave out revision={revision!r}."
+        )
+    copy = require_packaged_lm(name)
+    return _Copy(str(copy.folder), {"gguf_file": copy.gguf_file}, copy.origin)
+
+
+def _hub_answers(name: str, revision: str | None) -> bool:
+    """One short request; a refusal is an answer too."""
+    try:
+        HfApi().model_info(name, revision=revision, timeout=5.0)
+    except HfHubHTTPError as error:
+        return error.response.status_code < 500
+    except HTTPError:
+        return False
+    except HFValidationError:
+        return True
+    return True
+
+
+def _is_cached(name: str) -> bool:
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in weights)
+
+
+def _why_not(name: str, revision: str | None, error: BaseException) -> str:
+    """One sentence for transformers' error, whose text has several lines and at times misleads."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    reasons = {  # in this order: a gated repository is a subclass of one not found
+        GatedRepoError: f"is gated: accept its terms at https://huggingface.co/{name} and run "
+        "`hf auth login`",
+        RepositoryNotFoundError: "is neither a local folder nor a model on the Hub that you may "
+        "read: check the name, or run `hf auth login` if it is private",
+        RevisionNotFoundError: f"has no revision {revision!r} on the Hub",
+        HFValidationError: "is neither a local folder nor a Hub id like 'google/gemma-2-2b'",
+        LocalEntryNotFoundError: _unreachable(name),
+    }
+    for kind, reason in reasons.items():
+        if any(isinstance(cause, kind) for cause in causes):
+            return f"model {name!r} {reason}."
+    return f"model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
+
+
+def _unreachable(name: str) -> str:
+    hub = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the Hub cannot be reached"
+    remedy = "go online once, or name a local folder"
+    if name in PACKAGED_LMS:
+        remedy = f"a packaged copy comes with `{PACKAGED_LMS[name].install_command}`"
+    return f"is not in the local cache and {hub}: {remedy}"

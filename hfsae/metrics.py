@@ -1,0 +1,320 @@
+"""Numbers about reconstructions and latents, each with its definition and its uncertainty.
+
+Every mean-like metric is a *ratio of sums over tokens* (of sums over the whole set: never a mean of
+batch ratios, which is a different number when norms are heavy-tailed). `DocumentSums` keeps the
+sums apart by document, and a `Definition` says how to get the metric from them. The same expression
+gives the value, from the sums over all documents, and its 95 % interval, from the sums over
+documents drawn with replacement: tokens of one document are not independent, documents are.
+
+Sums are float64 whatever the dtype of the activations.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Firing counts are [groups, d_sae]: kept per document they would outgrow memory.
+_N_GROUPS = 64
+_RESAMPLES_AT_ONCE = 2**22  # numbers in one block of bootstrap weights or resampled densities
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measured number and its 95 % interval, `low` to `high`: NaN if all is of one document."""
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    n_tokens: int
+    definition: str
+    definition_id: str
+
+
+class Definition(NamedTuple):
+    """What a metric is, in words and as a function `of` sums (or of densities)."""
+
+    id: str
+    unit: str
+    text: str
+    of: Callable
+
+
+FIDELITY: dict[str, Definition] = {
+    "l0": Definition(
+        "l0.mean.v1",
+        "latents/token",
+        "mean number of non-zero latents per kept token",
+        lambda s: s["active"] / s["tokens"],
+    ),
+    "fvu": Definition(
+        "fvu.pooled.v1",
+        "1",
+        "fraction of variance unexplained: sum |x - recon|^2 / sum |x - mean|^2, both sums over "
+        "all kept tokens, mean = mean of the same tokens (in the interval it stays that mean)",
+        lambda s: s["error"] / s["spread"],
+    ),
+    "cosine": Definition(
+        "cosine.token_mean.v1",
+        "1",
+        "mean over kept tokens of cos(x, recon); 0 where either is the zero vector",
+        lambda s: s["cosine"] / s["tokens"],
+    ),
+    "relative_reconstruction_bias": Definition(
+        "relative_reconstruction_bias.v1",
+        "1",
+        "gamma = sum |recon|^2 / sum recon.x, the factor by which reconstructions are too long; "
+        "below 1 is shrinkage (Gated SAE paper, eq. 10)",
+        lambda s: s["recon_square"] / s["recon_dot_x"],
+    ),
+}
+
+DENSITY: dict[str, Definition] = {
+    "dead_share": Definition(
+        "dead_share.v1",
+        "1",
+        "share of latents that fired on none of the {n} kept tokens",
+        lambda density: (density == 0).double().mean(dim=-1),
+    ),
+    "above_1_percent_share": Definition(
+        "density_above_share.0.01.v1",
+        "1",
+        "share of latents that fired on more than 1 % of the {n} kept tokens",
+        lambda density: (density > 0.01).double().mean(dim=-1),
+    ),
+    "above_10_percent_share": Definition(
+        "density_above_share.0.1.v1",
+        "1",
+        "share of latents that fired on more than 10 % of the {n} kept tokens",
+        lambda density: (density > 0.1).double().mean(dim=-1),
+    ),
+}
+
+
+def active_latents(latents: Float[Tensor, "*batch d_sae"]) -> Int[Tensor, "*batch"]:
+    """Non-zero latents of each token; its mean is L0."""
+    return (latents != 0).sum(dim=-1)
+
+
+def l0(latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
+    """Mean non-zero latents per token."""
+    return active_latents(latents).double().mean()
+
+
+def l0_histogram(latents: Float[Tensor, "*batch d_sae"]) -> Int[Tensor, " d_sae_plus_1"]:
+    """Entry k: how many tokens have exactly k non-zero latents."""
+    return torch.bincount(active_latents(latents).flatten(), minlength=latents.shape[-1] + 1)
+
+
+def density(latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, " d_sae"]:
+    """Fraction of tokens each latent fires on."""
+    return (latents != 0).flatten(0, -2).double().mean(dim=0)
+
+
+def fvu(x: Float[Tensor, "n d"], recon: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Fraction of variance unexplained of one set of tokens, minus that set's mean."""
+    x, recon = x.double(), recon.double()
+    return (x - recon).square().sum() / (x - x.mean(dim=0)).square().sum()
+
+
+class Histogram(NamedTuple):
+    """`counts[i]` values lie in [edges[i], edges[i + 1])."""
+
+    edges: Tensor
+    counts: Tensor
+
+
+def density_histogram(
+    density: Float[Tensor, " d_sae"], *, lowest: int = -8, bins_per_decade: int = 4
+) -> Histogram:
+    """Latents by log10 density, from `lowest` (and all below it) to 0. Dead latents are in no bin.
+
+    The edges are the same for every SAE and token count, so that histograms can be compared.
+    """
+    n_bins = -lowest * bins_per_decade
+    edges = torch.linspace(lowest, 0, n_bins + 1, dtype=torch.float64)
+    exponents = density.cpu().double()[density.cpu() > 0].log10()
+    bins = (torch.bucketize(exponents, edges, right=True) - 1).clamp(0, n_bins - 1)
+    return Histogram(edges, torch.bincount(bins, minlength=n_bins))
+
+
+class DocumentSums:
+    """Sums of per-token quantities, kept apart by document."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, dict[str, Tensor]]] = []
+
+    def add(
+        self, document: Int[Tensor, " n"], values: Mapping[str, Float[Tensor, "n ..."]]
+    ) -> None:
+        """Add tokens; `document` says which document each came from, in any order."""
+        ids, row = document.unique(return_inverse=True)
+        sums = {name: _sum_rows(value, row, len(ids)).cpu() for name, value in values.items()}
+        self._parts.append((ids.cpu(), sums))
+
+    def per_document(self) -> dict[str, Tensor]:
+        """Each quantity's sums, float64 [documents, ...]; documents in ascending order."""
+        if not self._parts:
+            return {}
+        ids, row = torch.cat([ids for ids, _ in self._parts]).unique(return_inverse=True)
+        names = self._parts[0][1]
+        stacked = {name: torch.cat([sums[name] for _, sums in self._parts]) for name in names}
+        merged = {name: _sum_rows(value, row, len(ids)) for name, value in stacked.items()}
+        self._parts = [(ids, merged)]
+        return merged
+
+
+def _sum_rows(values: Tensor, row: Tensor, n_rows: int) -> Tensor:
+    sums = torch.zeros(n_rows, *values.shape[1:], dtype=torch.float64, device=values.device)
+    return sums.index_add_(0, row.to(values.device), values.double())
+
+
+def bootstrap_weights(
+    n: int, n_resamples: int, seed: int, *, width: int = 1
+) -> Iterator[Float[Tensor, "block n"]]:
+    """How often each of n things is drawn in each resample, in blocks that bound the memory.
+
+    `width`: numbers per resample that the caller will make of a block, if more than n.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for block in torch.arange(n_resamples).split(max(1, _RESAMPLES_AT_ONCE // max(n, width))):
+        drawn = torch.randint(n, (len(block), n), generator=generator)
+        ones = torch.ones((), dtype=torch.float64).expand(drawn.shape)
+        yield torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, ones)
+
+
+def estimate(
+    definitions: Mapping[str, Definition],
+    sums: Mapping[str, Float[Tensor, " documents"]],
+    *,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Metric]:
+    """Metrics from per-document sums, `sums["tokens"]` among them. All share the same resamples."""
+    table = torch.stack(list(sums.values()), dim=-1)  # [documents, quantities]
+    weights = bootstrap_weights(len(table), n_resamples, seed)
+    resampled = torch.cat([block @ table for block in weights])  # [n_resamples, quantities]
+    total = dict(zip(sums, table.sum(dim=0), strict=True))
+    drawn = dict(zip(sums, resampled.unbind(dim=-1), strict=True))
+    n_tokens = int(total["tokens"])
+    return {
+        name: _metric(d, d.of(total), d.of(drawn) if len(table) > 1 else None, n_tokens)
+        for name, d in definitions.items()
+    }
+
+
+def _metric(d: Definition, value: Tensor, draws: Tensor | None, n_tokens: int) -> Metric:
+    low, high = value.new_full((2,), float("nan"))
+    if draws is not None:
+        low, high = torch.quantile(draws, draws.new_tensor([0.025, 0.975]))
+        # By rounding, where all draws are equal, the value could lie a hair outside.
+        low, high = torch.minimum(low, value), torch.maximum(high, value)
+    text = d.text.format(n=f"{n_tokens:,}")
+    return Metric(value.item(), low.item(), high.item(), d.unit, n_tokens, text, d.id)
+
+
+class RunningFidelity:
+    """How well reconstructions match and how latents fire, over any number of `update` calls.
+
+    Memory: one [d] float64 vector and a few numbers per document, and [64, d_sae] firing counts.
+    """
+
+    def __init__(self) -> None:
+        self._sums = DocumentSums()
+        self._fired: Tensor | None = None  # [groups, d_sae]
+        self._group_tokens = torch.zeros(_N_GROUPS, dtype=torch.float64)
+        self._l0_counts: Tensor | None = None  # [d_sae + 1]
+
+    def update(
+        self,
+        x: Float[Tensor, "n d_out"],
+        recon: Float[Tensor, "n d_out"],
+        latents: Float[Tensor, "n d_sae"],
+        document: Int[Tensor, " n"],
+    ) -> None:
+        """Add kept tokens: what the SAE was to reconstruct, what it gave, and its latents."""
+        # Float32 counts exactly below 2^24, and sums several times as fast as bool on a CPU.
+        fired = (latents != 0).float()
+        active = fired.sum(dim=-1)
+        self._sums.add(
+            document, {"active": active, **_token_quantities(x.double(), recon.double())}
+        )
+        if self._fired is None or self._l0_counts is None:
+            self._fired = fired.new_zeros(_N_GROUPS, fired.shape[-1], dtype=torch.float64)
+            self._l0_counts = fired.new_zeros(fired.shape[-1] + 1, dtype=torch.int64)
+        group = (document % _N_GROUPS).to(fired.device)
+        self._fired += torch.zeros_like(self._fired, dtype=fired.dtype).index_add_(0, group, fired)
+        self._group_tokens += torch.bincount(group, minlength=_N_GROUPS).cpu()
+        self._l0_counts += torch.bincount(active.long(), minlength=len(self._l0_counts))
+
+    @property
+    def n_documents(self) -> int:
+        return len(self._sums.per_document()["tokens"])
+
+    @property
+    def density(self) -> Float[Tensor, " d_sae"]:
+        """Fraction of the tokens seen that each latent fired on."""
+        assert self._fired is not None, "no tokens yet"
+        return self._fired.sum(dim=0).cpu() / self._group_tokens.sum()
+
+    @property
+    def l0_histogram(self) -> Int[Tensor, " k"]:
+        """Entry k: tokens with exactly k non-zero latents, up to the largest k seen."""
+        assert self._l0_counts is not None, "no tokens yet"
+        return self._l0_counts.cpu()[: int(self._l0_counts.nonzero().max()) + 1]
+
+    def compute(self, *, n_resamples: int = 1000, seed: int = 0) -> dict[str, Metric]:
+        """The metrics of `FIDELITY` and `DENSITY`, with intervals."""
+        sums = dict(self._sums.per_document())
+        x, square, tokens = sums.pop("x"), sums.pop("square"), sums["tokens"]
+        mean = x.sum(dim=0) / tokens.sum()
+        # Per document; summed over all of them it is sum |x|^2 - |sum x|^2 / n.
+        sums["spread"] = square - 2 * (x @ mean) + tokens * mean.square().sum()
+        return {
+            **estimate(FIDELITY, sums, n_resamples=n_resamples, seed=seed),
+            **self._density_metrics(n_resamples, seed),
+        }
+
+    def _density_metrics(self, n_resamples: int, seed: int) -> dict[str, Metric]:
+        """Documents are dealt into 64 groups, and groups are resampled.
+
+        Resampled densities scatter more than the set's own (a latent can lose all its firings,
+        never win its first), which biases shares; so draws are centred on the set's own share.
+        """
+        assert self._fired is not None, "no tokens yet"
+        seen = self._group_tokens > 0
+        fired, tokens = self._fired.cpu()[seen], self._group_tokens[seen]
+        values = {name: d.of(self.density) for name, d in DENSITY.items()}
+        draws: dict[str, list[Tensor]] = {name: [] for name in DENSITY}
+        for block in bootstrap_weights(len(tokens), n_resamples, seed, width=fired.shape[-1]):
+            resampled = (block @ fired) / (block @ tokens)[:, None]
+            for name, d in DENSITY.items():
+                draws[name].append(d.of(resampled))
+        centred = {
+            name: (torch.cat(drawn) - torch.cat(drawn).mean() + values[name]).clamp(0, 1)
+            for name, drawn in draws.items()
+        }
+        return {
+            name: _metric(
+                d, values[name], centred[name] if len(tokens) > 1 else None, int(tokens.sum())
+            )
+            for name, d in DENSITY.items()
+        }
+
+
+def _token_quantities(x: Tensor, recon: Tensor) -> dict[str, Tensor]:
+    """What `FIDELITY` sums over tokens, but for the number of active latents."""
+    square, recon_square, dot = x.square().sum(-1), recon.square().sum(-1), (recon * x).sum(-1)
+    return {
+        "tokens": torch.ones_like(square),
+        "error": (x - recon).square().sum(-1),
+        "cosine": dot / (square * recon_square).sqrt().clamp_min(torch.finfo(x.dtype).tiny),
+        "recon_square": recon_square,
+        "recon_dot_x": dot,
+        "square": square,
+        "x": x,
+    }

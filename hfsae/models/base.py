@@ -1,0 +1,346 @@
+"""What every sparse autoencoder has in common: a config, four parameters, one forward pass.
+
+    pre_acts = x W_enc + b_enc          [*batch, d_sae]
+    latents  = activate(pre_acts)       [*batch, d_sae], sparse; the variant's non-linearity
+    recon    = latents W_dec + b_dec    [*batch, d_out]
+    loss     = |x - recon|^2 / c^2 + the variant's sparsity terms, averaged over the batch
+
+**Units.** An SAE takes and returns raw activations, always. Training wants activations of unit
+mean squared norm (so that one learning rate, bandwidth and coefficient serve every layer), hence
+`config.activation_scale`, c: the root of the mean squared norm. Biases and thresholds are *stored*
+in units of x/c and multiplied by c where they are used; weights have no unit. So scale is a number
+in the config, not a mode, and there is nothing to remember after loading. `folded()` multiplies it
+into the stored biases and thresholds for good: same pre-activations, latents and reconstruction.
+
+**Transcoders** are SAEs whose `target_site` differs from `site`: they read x at one place and
+predict `target` at another, whose scale is `config.target_scale`. Latents have the unit of what
+they write: latent i adds `latents[i] * W_dec[i]`, and rows of W_dec have unit norm.
+"""
+
+import copy
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+Number = int | float
+
+
+class Schedule(NamedTuple):
+    """Multipliers that a trainer moves while it trains; 1 is what the config says."""
+
+    sparsity: float = 1.0
+    """times every sparsity coefficient: warm-up, and the hand of the L0 controller"""
+    bandwidth: float = 1.0
+    """times the bandwidth of straight-through estimators"""
+
+
+class SAEConfig(PreTrainedConfig):
+    """Architecture, loss coefficients, and the place in a language model where the SAE belongs.
+
+    Keyword arguments only; unknown ones are an error, with the nearest field named.
+    """
+
+    # jaxtyping's import hook would type-check the dataclass __init__, which transformers replaces.
+    __no_type_check__ = True
+    has_no_defaults_at_init = True
+    model_type = "sae"
+
+    d_in: int
+    d_sae: int
+    d_out: int | None = None
+    """width of the reconstruction; d_in unless this is a transcoder between different widths"""
+    activation_scale: Number | None = None
+    """c, raw units: root of the mean squared norm at `site`. None: not estimated, taken as 1"""
+    target_scale: Number | None = None
+    """the same at `target_site`; activation_scale unless this is a transcoder"""
+    subtract_b_dec: bool = False
+    """encode x - b_dec instead of x (Gemma Scope trains so); `folded()` moves it into b_enc"""
+    site: str | None = None
+    """place in the language model, as in `hfsae.capture`: 'layers.12', 'layers.12.mlp:in', ..."""
+    target_site: str | None = None
+    """place that is reconstructed; the same as `site` unless this is a transcoder"""
+    model_name: str | None = None
+    """Hub id of the language model"""
+    model_revision: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.d_out = self.d_in if self.d_out is None else self.d_out
+        self._reject_unknown_keys(kwargs)
+        self._reject_wrong_types()
+        self.check()
+        super().__post_init__(**kwargs)
+
+    def _reject_unknown_keys(self, kwargs: dict[str, Any]) -> None:
+        """transformers would store an unknown key in silence; a typo must not train a default."""
+        known = {field.name for field in fields(self)}
+        for key in sorted(set(kwargs) - _TRANSFORMERS_KEYS):
+            close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see its fields:"
+            rest = "" if close else f" {', '.join(sorted(_own_fields(type(self))))}"
+            raise ValueError(f"{type(self).__name__} has no field {key!r}; {hint}{rest}")
+
+    def _reject_wrong_types(self) -> None:
+        own = _own_fields(type(self))
+        for name, hint in sorted((f.name, f.type) for f in fields(self) if f.name in own):
+            value = getattr(self, name)
+            is_bool_for_number = isinstance(value, bool) and hint is not bool
+            if is_bool_for_number or not isinstance(value, hint):
+                wanted = getattr(hint, "__name__", str(hint))
+                raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+    def check(self) -> None:
+        """Raise ValueError for values that cannot be; variants extend it."""
+        for name in ("d_in", "d_sae", "d_out", "activation_scale", "target_scale"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+
+    @property
+    def is_transcoder(self) -> bool:
+        return self.target_site is not None and self.target_site != self.site
+
+
+# Keys that transformers itself writes to a config.json or passes while loading one.
+_TRANSFORMERS_KEYS = {
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation_internal",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "output_attentions",
+    "tags",
+    "torch_dtype",
+}
+
+
+def _own_fields(config_class: type[SAEConfig]) -> set[str]:
+    theirs = {field.name for field in fields(PreTrainedConfig)}
+    return {field.name for field in fields(config_class)} - theirs
+
+
+@dataclass
+class SAEOutput(ModelOutput):
+    """What a forward pass returns; raw units. `loss` and `losses` only with `return_loss=True`."""
+
+    loss: Tensor | None = None
+    """sum of `losses`"""
+    losses: dict[str, Tensor] | None = None
+    """the mse in units of (x/c)^2, and the sparsity terms, already times their coefficients"""
+    recon: Tensor | None = None
+    """[*batch, d_out]"""
+    latents: Tensor | None = None
+    """[*batch, d_sae], zero where a latent does not fire"""
+    pre_acts: Tensor | None = None
+    """[*batch, d_sae], before the non-linearity"""
+
+
+class SAE(PreTrainedModel):
+    """Base of all variants. A variant defines `activate` and, if it has any, `sparsity_losses`.
+
+    Parameters: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_out] with unit-norm rows, b_dec
+    [d_out]. Initialised as Gemma Scope (arXiv:2408.05147, 3.2): W_dec He-uniform, rows scaled to
+    unit norm; W_enc its transpose (drawn by itself for a transcoder, appendix C); biases zero.
+    """
+
+    config_class = SAEConfig
+    config: SAEConfig
+    base_model_prefix = ""
+    main_input_name = "x"
+    float32_parameters: tuple[str, ...] = ()
+    """names of parameters that stay float32 whatever dtype the model is moved to"""
+
+    def __init__(self, config: SAEConfig) -> None:
+        super().__init__(config)
+        self.make_parameters()
+        self.post_init()
+
+    def make_parameters(self) -> None:
+        d_in, d_sae, d_out = self.config.d_in, self.config.d_sae, self.config.d_out
+        self.W_enc = nn.Parameter(torch.empty(d_in, d_sae))
+        self.b_enc = nn.Parameter(torch.empty(d_sae))
+        self.W_dec = nn.Parameter(torch.empty(d_sae, d_out))
+        self.b_dec = nn.Parameter(torch.empty(d_out))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is not self:
+            return
+        init.kaiming_uniform_(self.W_dec)  # transformers.initialization skips loaded tensors
+        init.copy_(self.W_dec, nn.functional.normalize(self.W_dec, dim=-1))
+        if self.config.is_transcoder or self.config.d_in != self.config.d_out:
+            init.kaiming_uniform_(self.W_enc)
+        else:
+            init.copy_(self.W_enc, self.W_dec.T)
+        init.zeros_(self.b_enc)
+        init.zeros_(self.b_dec)
+
+    @property
+    def scale(self) -> float:
+        """c of what the SAE reconstructs, raw units: what stored biases are multiplied by."""
+        target = self.config.target_scale if self.config.is_transcoder else None
+        return float(target or self.config.activation_scale or 1.0)
+
+    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """x W_enc + b_enc, or (x - b_dec) W_enc + b_enc, in raw units (of the target)."""
+        if self.config.subtract_b_dec:
+            x = x - self.scale * self.b_dec
+        if self.config.is_transcoder:  # from the unit of `site` to that of `target_site`
+            x = x * (self.scale / float(self.config.activation_scale or 1.0))
+        return x @ self.W_enc + self.scale * self.b_enc
+
+    def activate(
+        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule = Schedule()
+    ) -> Float[Tensor, "*batch d_sae"]:
+        """The variant's non-linearity."""
+        raise NotImplementedError(f"{type(self).__name__} does not define activate()")
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Latents of raw activations x."""
+        return self.activate(self.pre_activations(x))
+
+    def decode(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_out"]:
+        """Raw activations from latents."""
+        return latents @ self.W_dec + self.scale * self.b_dec
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch d_in"],
+        target: Float[Tensor, "*batch d_out"] | None = None,
+        *,
+        schedule: Schedule = Schedule(),
+        return_loss: bool = False,
+    ) -> SAEOutput:
+        """Reconstruct x, or predict `target` from it (transcoders); one pass for training and use.
+
+        Raises:
+            ValueError: the last dimension of x is not d_in.
+        """
+        if x.shape[-1] != self.config.d_in:
+            raise ValueError(
+                f"this SAE reads activations of width {self.config.d_in}, got {tuple(x.shape)}: "
+                f"is the site ({self.config.site}) of the model it was trained on?"
+            )
+        pre_acts = self.pre_activations(x)
+        latents = self.activate(pre_acts, schedule)
+        out = SAEOutput(recon=self.decode(latents), latents=latents, pre_acts=pre_acts)
+        if return_loss:
+            mse = self.reconstruction_loss(out.recon, x if target is None else target)
+            out.losses = {"mse": mse, **self.sparsity_losses(out, schedule)}
+            out.loss = sum(out.losses.values())
+        return out
+
+    def reconstruction_loss(self, recon: Tensor, target: Tensor) -> Float[Tensor, ""]:
+        """Squared error summed over the d_out coordinates, mean over the batch, in (x/c)^2."""
+        error = (target.float() - recon.float()) / self.scale
+        return error.square().sum(dim=-1).mean()
+
+    def sparsity_losses(self, out: SAEOutput, schedule: Schedule) -> dict[str, Tensor]:
+        """Weighted penalties by name. None in the base."""
+        return {}
+
+    @torch.no_grad()
+    def before_step_(self) -> None:
+        """Call between backward and the optimiser's step: remove the decoder gradient's component
+        along each row, which the renormalisation would undo but Adam's moments would remember."""
+        grad, rows = self.W_dec.grad, self.W_dec
+        if grad is not None:
+            grad -= (grad * rows).sum(dim=-1, keepdim=True) * rows
+
+    @torch.no_grad()
+    def after_step_(self) -> None:
+        """Call after the optimiser's step, and only with `before_step_` before it: bring the
+        decoder's rows back to unit norm."""
+        self.W_dec /= self.W_dec.norm(dim=-1, keepdim=True)
+
+    @torch.no_grad()
+    def folded(self) -> "SAE":
+        """The same function with activation_scale 1 and no b_dec subtraction (GS appendix B).
+
+        Latents, pre-activations and reconstructions are unchanged; training may not go on from it,
+        since coefficients and learning rates are meant for x/c.
+        """
+        config = copy.deepcopy(self.config)
+        config.activation_scale = 1.0
+        config.target_scale = 1.0 if self.config.is_transcoder else None
+        config.subtract_b_dec = False
+        state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        self._fold_(state, config)
+        folded = type(self)(config)
+        folded.load_state_dict({k: v.contiguous() for k, v in state.items()})
+        return folded.to(dtype=self.dtype, device=self.device).train(self.training)
+
+    def _fold_(self, state: dict[str, Tensor], config: SAEConfig) -> None:
+        """Rewrite `state` and `config` in place; variants extend it for what they add."""
+        if self.config.subtract_b_dec:
+            state["b_enc"] -= state["b_dec"] @ state["W_enc"]
+        if self.config.is_transcoder:
+            state["W_enc"] *= self.scale / float(self.config.activation_scale or 1.0)
+        state["b_enc"] *= self.scale
+        state["b_dec"] *= self.scale
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SAE":
+        """Move or cast as nn.Module does, but leave `float32_parameters` in float32.
+
+        A bfloat16 threshold rounds away the optimiser's steps and never trains; transformers'
+        _keep_in_fp32_modules guards loading only, not `.to(torch.bfloat16)`.
+        """
+        kept = [getattr(self, name) for name in self.float32_parameters]
+        kept_ids = {id(t) for p in kept for t in (p, p.grad) if t is not None}
+
+        def cast(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if id(tensor) in kept_ids and moved.dtype != torch.float32:
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(cast, recurse)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> "SAE":
+        """Load from a folder or the Hub, as transformers does, but refuse what does not fit.
+
+        Raises:
+            ValueError: a weight is missing, left over, of another shape, or not finite, where
+                transformers would log a line and go on with fresh values.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        where = f"{pretrained_model_name_or_path}"
+        kwargs["ignore_mismatched_sizes"] = True  # reported below, in one sentence
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        _refuse_misfits(model, info, where)
+        return (model, info) if wants_info else model
+
+
+def _refuse_misfits(model: SAE, info: dict[str, Any], where: str) -> None:
+    name = type(model).__name__
+    if mismatched := info["mismatched_keys"]:
+        key, found, wanted = sorted(mismatched)[0]
+        raise ValueError(
+            f"{where}: {key} has shape {list(found)} in the file, but the config asks for "
+            f"{list(wanted)}; config.json and weights are of different SAEs"
+        )
+    if info["missing_keys"] or info["unexpected_keys"]:
+        missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        raise ValueError(
+            f"{where} is not a {name}: missing weights {missing}, unexpected weights {extra}; "
+            f"a {name} has {sorted(model.state_dict())}"
+        )
+    for key, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise ValueError(f"{where}: {key} holds {bad} values that are NaN or infinite")

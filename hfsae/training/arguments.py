@@ -1,0 +1,84 @@
+"""How to train: budget, optimiser, schedules, checkpoints. Names follow transformers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .schedules import Duration
+
+
+@dataclass
+class TrainingArguments:
+    """Defaults are Gemma Scope's (arXiv:2408.05147, 3.2). A duration below 1 is a fraction of the
+    run's steps."""
+
+    output_dir: str = "sae"
+    """Folder for checkpoints, logs and the trained SAE."""
+    n_tokens: int = 4_000_000_000
+    """Activations to train on, repeated passes over a bucket counted each time."""
+    batch_size: int = 4096
+    """Activations in an optimiser step, over all processes and accumulated parts."""
+    gradient_accumulation_steps: int = 1
+    """Parts in which a batch goes through the SAE; the step is the same, the memory smaller."""
+    learning_rate: float = 7e-5
+    """Adam's, after warm-up."""
+    threshold_learning_rate: float | None = None
+    """For JumpReLU thresholds (or their logarithms); None: the same as learning_rate."""
+    adam_beta1: float = 0.0
+    """0 in the paper; runs of under 1e8 tokens do better with 0.9."""
+    adam_beta2: float = 0.999
+    """Decay of Adam's second moment."""
+    adam_epsilon: float = 1e-8
+    """Adam's epsilon."""
+    max_grad_norm: float | None = None
+    """Clip each SAE's gradient to this norm; the paper does not."""
+    warmup_steps: Duration = 1000
+    """Learning rates rise over these by half a cosine from a tenth."""
+    decay_steps: Duration = 0
+    """Learning rates fall to 0 over the last of these, linearly."""
+    sparsity_warmup_steps: Duration = 10_000
+    """Sparsity coefficients rise from 0 over these, linearly."""
+    bandwidth_start: float = 1.0
+    """Factor on the STE bandwidth at the start, brought to 1 geometrically..."""
+    bandwidth_steps: Duration = 0
+    """...over these."""
+    warm_start_steps: Duration = 0
+    """SAEs with a target_l0 first train these steps under one common threshold that is steered to
+    the target (in effect a BatchTopK SAE), then with Adam and warm-ups begun anew. Short runs gain."""
+    l0_gain: float = 0.05
+    """How fast the L0 controller acts: at most a factor exp(l0_gain) on lambda each step."""
+    init_b_dec: Literal["zeros", "mean"] = "zeros"
+    """Start the decoder's bias at zero (the paper) or at the mean activation."""
+    dead_after_tokens: int = 10_000_000
+    """A latent that has not fired for so many tokens counts as dead."""
+    bf16: bool = False
+    """Matrix products in bfloat16; parameters, thresholds and losses stay float32."""
+    logging_steps: int = 50
+    """Steps between lines of log.jsonl."""
+    save_steps: Duration = 0.1
+    """Steps between checkpoints; 0: none but the last."""
+    save_total_limit: int | None = 2
+    """Checkpoints that are kept, newest first; None: all."""
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Experiment tracker, through accelerate."""
+    num_processes: int | None = None
+    """Processes this run must have; None: as many as it was launched with."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_tokens", "batch_size", "gradient_accumulation_steps", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be 1 or more, got {getattr(self, name)}")
+        if self.n_tokens < self.batch_size:
+            raise ValueError(
+                f"training.n_tokens ({self.n_tokens}) is less than one batch ({self.batch_size})"
+            )
+        if not self.learning_rate > 0 or not (self.threshold_learning_rate or 1) > 0:
+            raise ValueError("training.learning_rate and threshold_learning_rate must be positive")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"training.batch_size ({self.batch_size}) does not divide by "
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps})"
+            )
+
+    @property
+    def total_steps(self) -> int:
+        return self.n_tokens // self.batch_size

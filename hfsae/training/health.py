@@ -1,0 +1,78 @@
+"""Why a JumpReLU run is stuck, in one sentence with its fix.
+
+Users of every library meet the same few walls: thresholds that do not move, an L0 that will not
+fall, a coefficient that does nothing. Each has a cause that shows in numbers the trainer has at
+hand. `diagnose` reads them between two log lines and names it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass
+class Reading:
+    """What the trainer saw over the steps since the reading before."""
+
+    steps: int
+    """steps since the reading before"""
+    steps_left: int
+    l0: float
+    previous_l0: float
+    target_l0: float | None
+    window_hits: float
+    """pre-activations inside the STE window, per latent and step"""
+    threshold_travel: float
+    """median over latents of |threshold now / threshold at the reading before - 1|"""
+    sparsity_growth: float
+    """factor by which the L0 controller changed the sparsity coefficient since then; 1 if fixed"""
+    dead_share: float
+    """share of latents that have not fired for the trainer's dead_after_tokens"""
+    mean_square_norm: float
+    """of x/c: 1 if activation_scale is right"""
+
+    @property
+    def is_off_target(self) -> bool:
+        return self.target_l0 is not None and self.l0 > 1.2 * self.target_l0
+
+
+def diagnose(reading: Reading) -> list[str]:
+    """Sentences, most fundamental cause first; empty where nothing is wrong."""
+    return list(_causes(reading))
+
+
+def _causes(reading: Reading) -> Iterator[str]:
+    if not 0.2 < reading.mean_square_norm < 5:
+        yield (
+            f"activations reach the SAE with mean squared norm {reading.mean_square_norm:.3g} "
+            "instead of 1, so bandwidth, thresholds and coefficients mean something else: leave "
+            "activation_scale unset and the trainer estimates it"
+        )
+    if reading.window_hits < 0.02:
+        yield (
+            f"only {reading.window_hits:.2g} pre-activations per latent and step fall inside the "
+            "STE window, so thresholds get almost no gradient: raise sae.bandwidth (0.03 suits "
+            "runs under 1e8 tokens) or the batch size"
+        )
+    travel_left = reading.threshold_travel * reading.steps_left / max(reading.steps, 1)
+    if reading.is_off_target and travel_left < 0.2:
+        yield (
+            f"thresholds move {reading.threshold_travel:.1%} in {reading.steps} steps, too slowly "
+            f"to bring L0 from {reading.l0:.0f} to {reading.target_l0:.0f} in this run: set "
+            "sae.log_threshold=false or raise training.threshold_learning_rate"
+        )
+    if reading.is_off_target and reading.sparsity_growth > 1.5 and _l0_stands(reading):
+        yield (
+            f"the sparsity coefficient grew {reading.sparsity_growth:.1f}-fold and L0 stayed at "
+            f"{reading.l0:.0f}: Adam takes the same step whatever the coefficient once it "
+            "dominates, so raise training.threshold_learning_rate instead"
+        )
+    if reading.dead_share > 0.5:
+        yield (
+            f"{reading.dead_share:.0%} of latents are dead: lengthen "
+            "training.sparsity_warmup_steps, or lower sae.l0_coefficient or "
+            "training.learning_rate"
+        )
+
+
+def _l0_stands(reading: Reading) -> bool:
+    return reading.l0 > 0.97 * reading.previous_l0

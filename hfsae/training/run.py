@@ -1,0 +1,252 @@
+"""One SAE in training: its step, its optimiser, and the hand that steers its L0.
+
+The step is schedule -> forward and backward (in parts, if accumulating) -> before_step_ (projected
+decoder gradient) -> clip -> Adam -> after_step_ (unit norms) -> count what fired -> steer L0.
+"""
+
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..models import SAE, JumpReLUSAE, Schedule
+from .arguments import TrainingArguments
+from .health import Reading, diagnose
+from .schedules import cosine_warmup, geometric, in_steps, linear_decay, linear_warmup, steer
+
+_THRESHOLD_SAMPLE = 2048  # activations that the warm start's first threshold is taken from
+_WARM_START_GAIN = 0.1  # a threshold acts on L0 at once; lambda only through many steps
+
+
+class _Seen(NamedTuple):
+    """What a step's forward passes showed."""
+
+    x: Float[Tensor, "part d_in"]
+    """inputs of the last part"""
+    pre_acts: Float[Tensor, "part d_sae"]
+    """of the last part"""
+    losses: dict[str, Tensor]
+    """means over this process's share of the batch"""
+    fired: Tensor
+    """[d_sae], times that each latent fired in this process's share"""
+
+
+class Run:
+    """An SAE with everything that belongs to its training alone.
+
+    `sparsity` is the controller's factor on the sparsity coefficients; `tokens_since_fired` [d_sae]
+    counts over all processes; `variance` is the mean of |target - its mean|^2 / c^2, so that the
+    mse over it is the FVU of a batch.
+    """
+
+    def __init__(self, sae: SAE, args: TrainingArguments, accelerator: Accelerator) -> None:
+        self.sae, self.args, self.accelerator = sae.train(), args, accelerator
+        self.model: nn.Module = accelerator.prepare(self.sae)
+        self.optimizer = self._make_optimizer()
+        self.sparsity = 1.0
+        self.variance = 1.0
+        self.tokens_since_fired = torch.zeros(
+            sae.config.d_sae, dtype=torch.int64, device=accelerator.device
+        )
+        self._previous: dict[str, Any] = {}
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        named = list(self.sae.named_parameters())
+        groups = [
+            {"params": [p for name, p in named if name != "threshold"]},
+            {"params": [p for name, p in named if name == "threshold"], "is_threshold": True},
+        ]
+        return torch.optim.Adam(
+            [group for group in groups if group["params"]],
+            lr=self.args.learning_rate,
+            betas=(self.args.adam_beta1, self.args.adam_beta2),
+            eps=self.args.adam_epsilon,
+            fused=True,  # several times the default on a CPU
+        )
+
+    @property
+    def target_l0(self) -> float | None:
+        return getattr(self.sae.config, "target_l0", None)
+
+    @property
+    def warm_start_steps(self) -> int:
+        wanted = self.target_l0 is not None and isinstance(self.sae, JumpReLUSAE)
+        return in_steps(self.args.warm_start_steps, self.args.total_steps) if wanted else 0
+
+    @torch.no_grad()
+    def initialise(self, sample: dict[str, Float[Tensor, "n _"]]) -> None:
+        """Set what is estimated from activations: scale, bias, and the warm start's threshold."""
+        config, (x, target) = self.sae.config, self._inputs(sample)
+        if config.activation_scale is None:
+            config.activation_scale = _root_mean_square_norm(x)
+        if config.is_transcoder and config.target_scale is None:
+            config.target_scale = _root_mean_square_norm(target)
+        mean = target.mean(dim=0)
+        self.variance = float((target - mean).square().sum(-1).mean()) / self.sae.scale**2
+        if self.args.init_b_dec == "mean":
+            self.sae.b_dec.copy_(mean / self.sae.scale)
+        if self.warm_start_steps:
+            pre_acts = self.sae.pre_activations(x[:_THRESHOLD_SAMPLE])
+            n_kept = round(self.target_l0 * len(pre_acts))
+            threshold = pre_acts.flatten().topk(n_kept).values[-1].clamp(min=0)
+            self.sae.threshold.fill_(float(threshold) / self.sae.scale)
+
+    def step(self, batch: dict[str, Tensor], step: int, *, log: bool = False) -> dict[str, Any]:
+        """One optimiser step; what to log of it, where asked."""
+        if step == self.warm_start_steps > 0:
+            self.optimizer = self._make_optimizer()
+        schedule = self._schedule(step)
+        self._set_learning_rates(step)
+        seen = self._backward(batch, schedule)
+        self.sae.before_step_()
+        if self.args.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.sae.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        self.sae.after_step_()
+        l0 = self._count(seen.fired)
+        line = self._log_line(seen, l0, schedule, step) if log else {}
+        self._steer(l0, step)
+        return line
+
+    def _backward(self, batch: dict[str, Tensor], schedule: Schedule) -> _Seen:
+        """Gradients of the batch's mean loss, in parts of it."""
+        x, target = self._inputs(batch)
+        n_parts = self.args.gradient_accumulation_steps
+        losses: dict[str, Tensor] = {}
+        fired = torch.zeros_like(self.tokens_since_fired)
+        parts = list(zip(x.chunk(n_parts), target.chunk(n_parts), strict=True))
+        for i, (x_part, target_part) in enumerate(parts, start=1):
+            waits = i < n_parts
+            with self.accelerator.no_sync(self.model) if waits else nullcontext():
+                out = self.model(x_part, target_part, schedule=schedule, return_loss=True)
+                self.accelerator.backward(out.loss / n_parts)
+            fired += (out.latents != 0).sum(dim=0)
+            for name, loss in out.losses.items():
+                losses[name] = losses.get(name, 0) + loss.detach() / n_parts
+        return _Seen(x_part, out.pre_acts.detach(), losses, fired)
+
+    def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        config, device = self.sae.config, self.accelerator.device
+        x = batch[config.site].to(device)
+        return x, batch[config.target_site].to(device) if config.is_transcoder else x
+
+    def _schedule(self, step: int) -> Schedule:
+        if step < self.warm_start_steps:
+            return Schedule(sparsity=0.0)
+        a, total = self.args, self.args.total_steps
+        step -= self.warm_start_steps
+        warmup = linear_warmup(step, in_steps(a.sparsity_warmup_steps, total))
+        bandwidth = geometric(step, in_steps(a.bandwidth_steps, total), a.bandwidth_start)
+        return Schedule(sparsity=self.sparsity * warmup, bandwidth=bandwidth)
+
+    def _set_learning_rates(self, step: int) -> None:
+        a, total, warm = self.args, self.args.total_steps, step < self.warm_start_steps
+        since_start = step if warm else step - self.warm_start_steps
+        factor = cosine_warmup(since_start, in_steps(a.warmup_steps, total))
+        factor *= linear_decay(step, total, in_steps(a.decay_steps, total))
+        for group in self.optimizer.param_groups:
+            rate = a.learning_rate
+            if group.get("is_threshold"):
+                # In the warm start the controller moves the common threshold, not Adam.
+                rate = 0.0 if warm else a.threshold_learning_rate or a.learning_rate
+            group["lr"] = rate * factor
+
+    def _count(self, fired: Tensor) -> float:
+        """Update the dead-latent counters; L0 of the global batch."""
+        fired = self.accelerator.reduce(fired, "sum")
+        self.tokens_since_fired += self.args.batch_size
+        self.tokens_since_fired[fired > 0] = 0
+        return int(fired.sum()) / self.args.batch_size
+
+    @torch.no_grad()
+    def _steer(self, l0: float, step: int) -> None:
+        if self.target_l0 is None:
+            return
+        if step < self.warm_start_steps:
+            self.sae.threshold *= steer(1.0, l0, self.target_l0, _WARM_START_GAIN)
+        else:
+            self.sparsity = steer(self.sparsity, l0, self.target_l0, self.args.l0_gain)
+
+    @torch.no_grad()
+    def _log_line(self, seen: _Seen, l0: float, schedule: Schedule, step: int) -> dict[str, Any]:
+        reduced = {name: self.accelerator.reduce(v, "mean") for name, v in seen.losses.items()}
+        losses = {name: float(loss) for name, loss in reduced.items()}
+        line: dict[str, Any] = {
+            "loss": sum(losses.values()),
+            **losses,
+            "fvu": losses["mse"] / self.variance,
+            "l0": l0,
+            "dead_share": self._dead_share(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+        if isinstance(self.sae, JumpReLUSAE) and step >= self.warm_start_steps:
+            line |= self._health(seen, l0, schedule, step)
+        return line
+
+    def _dead_share(self) -> float:
+        dead = self.tokens_since_fired > self.args.dead_after_tokens
+        return float(dead.float().mean())
+
+    def _health(self, seen: _Seen, l0: float, schedule: Schedule, step: int) -> dict[str, Any]:
+        """Thresholds and window, and what `diagnose` makes of them against the line before."""
+        threshold = self.sae.threshold.detach().clone()
+        before, now = self._previous, {"step": step, "l0": l0, "sparsity": schedule.sparsity}
+        self._previous = {**now, "threshold": threshold}
+        share = float(self.sae.window_share(seen.pre_acts, schedule))
+        line = {
+            "l0_coefficient": self.sae.config.l0_coefficient * schedule.sparsity,
+            "threshold_median": float(threshold.median()),
+            "window_share": share,
+        }
+        if not before:
+            return line
+        c = float(self.sae.config.activation_scale or 1.0)
+        reading = Reading(
+            steps=step - before["step"],
+            steps_left=self.args.total_steps - step,
+            l0=l0,
+            previous_l0=before["l0"],
+            target_l0=self.target_l0,
+            window_hits=share * self.args.batch_size,
+            threshold_travel=_median_travel(threshold, before["threshold"]),
+            sparsity_growth=schedule.sparsity / max(before["sparsity"], 1e-30),
+            dead_share=self._dead_share(),
+            mean_square_norm=(_root_mean_square_norm(seen.x) / c) ** 2,
+        )
+        travel = reading.threshold_travel
+        return {**line, "threshold_travel": travel, "health": diagnose(reading)}
+
+    def state_dict(self) -> dict[str, Any]:
+        config = self.sae.config
+        return {
+            "sae": self.sae.state_dict(),
+            "scales": [config.activation_scale, config.target_scale],
+            "optimizer": self.optimizer.state_dict(),
+            "sparsity": self.sparsity,
+            "variance": self.variance,
+            "tokens_since_fired": self.tokens_since_fired,
+            "previous": dict(self._previous),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sae.load_state_dict(state["sae"])
+        self.sae.config.activation_scale, self.sae.config.target_scale = state["scales"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sparsity, self.variance = state["sparsity"], state["variance"]
+        self.tokens_since_fired = state["tokens_since_fired"].to(self.accelerator.device)
+        self._previous = state["previous"]
+        if self._previous:
+            device = self.accelerator.device
+            self._previous["threshold"] = self._previous["threshold"].to(device)
+
+
+def _root_mean_square_norm(x: Float[Tensor, "n d"]) -> float:
+    return float(x.float().square().sum(dim=-1).mean().sqrt())
+
+
+def _median_travel(now: Float[Tensor, " d_sae"], before: Float[Tensor, " d_sae"]) -> float:
+    return float((now / before.clamp(min=1e-12) - 1).abs().median())

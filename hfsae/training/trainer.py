@@ -1,0 +1,299 @@
+"""Train SAEs on a stream of activations: the loop around `Run.step`, and what it writes down.
+
+SAEs share the stream and nothing else, so one trained beside others ends bit-equal to one trained
+alone. With several processes each takes its slice of the global batch; gradients, firing counts and
+L0 are those of the whole batch on all of them, and process 0 writes.
+
+In `output_dir`: `checkpoints/`, `log.jsonl` (a line each `logging_steps` and SAE), and at the end
+`config.json` and `model.safetensors` of the folded SAE (in a folder of its name, if several) with
+`training.json`, the record of the run.
+"""
+
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..models import SAE
+from . import checkpoint
+from .arguments import TrainingArguments
+from .interrupt import Interrupt
+from .run import Run
+from .schedules import in_steps
+
+_SAMPLE = 2**16  # activations that scales, variances and biases are estimated from
+
+
+@runtime_checkable
+class ActivationStream(Protocol):
+    """What the trainer needs of a stream; `hfsae.activations.ShuffledActivations` is one."""
+
+    progress: Callable[[int, int], None]
+
+    def next_batch(self) -> dict[str, Tensor]: ...
+    def sample(self, n: int) -> dict[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def make_accelerator(args: TrainingArguments) -> Accelerator:
+    """The accelerator that `args` ask for.
+
+    Raises:
+        ValueError: this process is not one of as many as were launched or asked for. A launcher
+            whose processes do not find each other otherwise gives several runs in one folder, or
+            one process where two were meant, without a word.
+    """
+    accelerator = Accelerator(
+        mixed_precision="bf16" if args.bf16 else "no",
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=args.output_dir,
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # `accelerate launch --cpu --num_processes 2` sets a meeting point, then starts one process.
+    is_lone = "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
+    wanted = args.num_processes or (2 if is_lone else launched)
+    if accelerator.num_processes != wanted:
+        raise ValueError(
+            f"this run has {accelerator.num_processes} process(es), not the "
+            f"{'several' if is_lone else wanted} asked for; on CPUs, `accelerate launch --cpu` starts "
+            "only one: use `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node N "
+            "scripts/train.py RECIPE`"
+        )
+    return accelerator
+
+
+class Trainer:
+    """Trains `saes` on `stream`; `train()` goes on from output_dir's newest checkpoint, if any.
+
+    Args:
+        saes: one SAE, or several by name. Their `site` (and `target_site`) are keys of the
+            stream's batches. An `activation_scale` of None is estimated from the stream.
+        stream: shuffled activations, `args.batch_size` of them a step over all processes.
+        accelerator: made by `make_accelerator(args)` if not given.
+    """
+
+    def __init__(
+        self,
+        saes: SAE | Mapping[str, SAE],
+        stream: ActivationStream,
+        args: TrainingArguments,
+        *,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.args, self.stream = args, stream
+        self.accelerator = accelerator or make_accelerator(args)
+        self.output_dir = Path(args.output_dir)
+        named = {"": saes} if isinstance(saes, SAE) else dict(saes)
+        self.runs = {name: Run(sae, args, self.accelerator) for name, sae in named.items()}
+        self.steps_done = 0
+        self.seconds = {"harvest": 0.0, "train": 0.0}
+
+    def train(self) -> dict[str, SAE]:
+        """Run to the end; the trained SAEs by name ("" for a single one), folded, as saved.
+
+        On SIGINT or SIGTERM the step is finished, a checkpoint saved, KeyboardInterrupt raised.
+        """
+        if not self._resume():
+            sample = self.stream.sample(_SAMPLE)
+            for run in self.runs.values():
+                run.initialise(sample)
+        if self.args.report_to != "none":
+            self.accelerator.init_trackers("hfsae", config=asdict(self.args))
+        with Interrupt() as interrupt, self._bars(interrupt) as bar:
+            try:
+                while self.steps_done < self.args.total_steps:
+                    self._step(bar)
+                    if self._anyone(interrupt.requested):
+                        raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                self.save_checkpoint()
+                raise
+        return self._finish()
+
+    def _step(self, bar: tqdm) -> None:
+        logs = self.steps_done % self.args.logging_steps == 0
+        start = time.perf_counter()
+        batch = self.stream.next_batch()
+        harvested = time.perf_counter()
+        lines = {
+            name: run.step(batch, self.steps_done, log=logs) for name, run in self.runs.items()
+        }
+        self.steps_done += 1
+        self.seconds["harvest"] += harvested - start
+        self.seconds["train"] += time.perf_counter() - harvested
+        bar.update(self.args.batch_size)
+        if logs:
+            self._log(lines, bar)
+        every = in_steps(self.args.save_steps, self.args.total_steps)
+        is_last = self.steps_done == self.args.total_steps
+        if is_last or (every and self.steps_done % every == 0):
+            self.save_checkpoint()
+
+    def _log(self, lines: dict[str, dict[str, Any]], bar: tqdm) -> None:
+        step = self.steps_done - 1
+        for name, line in lines.items():
+            self.accelerator.log({f"{name}/{k}".lstrip("/"): v for k, v in _numbers(line)}, step)
+            if self.accelerator.is_main_process:
+                record = {"step": step, "sae": name, **line}
+                with open(self.output_dir / "log.jsonl", "a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+            for sentence in line.get("health", []):
+                bar.write(f"step {step} {name}: {sentence}", file=sys.stderr)
+        line = next(iter(lines.values()))
+        bar.set_postfix_str(f"fvu {line['fvu']:.3f}, l0 {line['l0']:.1f}", refresh=False)
+
+    @contextmanager
+    def _bars(self, interrupt: Interrupt) -> Iterator[tqdm]:
+        """A bar of the whole run; below it, one of the bucket that is being harvested."""
+        quiet = {"disable": not self.accelerator.is_main_process, "unit": "tok", "unit_scale": True}
+        quiet["mininterval"] = 0.2 if sys.stderr.isatty() else 15.0
+        done = self.steps_done * self.args.batch_size
+        total = self.args.total_steps * self.args.batch_size
+        harvest: list[tqdm] = []
+
+        def show_harvest(n: int, n_total: int) -> None:
+            if not harvest:
+                harvest.append(tqdm(total=n_total, desc="  harvest", leave=False, **quiet))
+            harvest[0].update(n - harvest[0].n)
+            if n >= n_total:
+                harvest.pop().close()
+            # Alone, stop in the middle of a bucket: the stream stands where it stood before it.
+            if interrupt.requested and self.accelerator.num_processes == 1:
+                raise KeyboardInterrupt
+
+        with tqdm(total=total, initial=done, desc="train", **quiet) as bar:
+            self.stream.progress = show_harvest
+            try:
+                yield bar
+            finally:
+                self.stream.progress = lambda n, n_total: None
+
+    def _anyone(self, requested: bool) -> bool:
+        """Whether any process was asked to stop: all must leave the loop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return requested
+        flag = torch.tensor(int(requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum"))
+
+    def save_checkpoint(self) -> None:
+        """Write everything the rest of the run depends on (process 0; all hold the same)."""
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "steps_done": self.steps_done,
+            "runs": {name: run.state_dict() for name, run in self.runs.items()},
+            "stream": self.stream.state_dict(),
+            "rng": torch.get_rng_state(),
+            "seconds": self.seconds,
+            "identity": self._identity(),
+        }
+        folder = self.output_dir / "checkpoints"
+        checkpoint.save(folder, self.steps_done, state, keep=self.args.save_total_limit)
+
+    def _resume(self) -> bool:
+        path = checkpoint.latest(self.output_dir / "checkpoints")
+        if path is None:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            return False
+        state = checkpoint.load(path)
+        _refuse_another_run(state["identity"], self._identity(), path)
+        for name, run in self.runs.items():
+            run.load_state_dict(state["runs"][name])
+        self.stream.load_state_dict(state["stream"])
+        torch.set_rng_state(state["rng"])
+        self.steps_done, self.seconds = state["steps_done"], state["seconds"]
+        if self.accelerator.is_main_process:
+            _cut_log(self.output_dir / "log.jsonl", self.steps_done)
+        return True
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be of this run."""
+        where = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to")
+        skipped = {*where, "num_processes", "gradient_accumulation_steps"}
+        identity = {k: v for k, v in asdict(self.args).items() if k not in skipped}
+        for name, run in self.runs.items():
+            config = run.sae.config.to_diff_dict()
+            for estimated in ("activation_scale", "target_scale"):
+                config.pop(estimated, None)
+            identity |= {f"{name}.{k}".lstrip("."): v for k, v in config.items()}
+        return json.loads(json.dumps(identity, default=str))
+
+    def _finish(self) -> dict[str, SAE]:
+        folded = {name: run.sae.eval().folded() for name, run in self.runs.items()}
+        if self.accelerator.is_main_process:
+            for name, sae in folded.items():
+                save_whole(sae, self.output_dir / name, self.record(name))
+        self.accelerator.end_training()
+        return folded
+
+    def record(self, name: str) -> dict[str, Any]:
+        """What was done, for the card: arguments, counts, seconds, versions."""
+        run, harvested = self.runs[name], getattr(self.stream, "counts", {})
+        n_tokens = self.steps_done * self.args.batch_size
+        return {
+            "training": asdict(self.args),
+            "sae_as_trained": run.sae.config.to_diff_dict(),
+            "n_tokens": n_tokens,
+            "harvested": harvested,
+            "final_l0_coefficient": getattr(run.sae.config, "l0_coefficient", 0) * run.sparsity,
+            "seconds": {k: round(v, 1) for k, v in self.seconds.items()},
+            "n_processes": self.accelerator.num_processes,
+            "device": str(self.accelerator.device),
+        }
+
+    def close(self) -> None:
+        """Let go of everything distributed. Processes that end with DDP models alive may abort."""
+        self.accelerator.wait_for_everyone()
+        self.runs.clear()
+        self.accelerator.free_memory()
+        gc.collect()
+        self.accelerator.end_training()
+
+
+def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
+    """Save an SAE so that `folder` never holds half of one: each file renamed, config.json last."""
+    temporary = folder / f".tmp-{os.getpid()}"
+    sae.save_pretrained(temporary)
+    (temporary / "training.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
+    for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
+        os.replace(path, folder / path.name)
+    temporary.rmdir()
+
+
+def _numbers(line: dict[str, Any]) -> list[tuple[str, float]]:
+    return [(key, value) for key, value in line.items() if isinstance(value, int | float)]
+
+
+def _cut_log(path: Path, steps_done: int) -> None:
+    """Drop lines of steps that will be done again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    whole = [line for line in lines if line.endswith("}")]  # a kill may leave half a line
+    kept = [line for line in whole if json.loads(line)["step"] < steps_done]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _refuse_another_run(theirs: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
+    differing = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"{path} belongs to another run: {key} is {theirs.get(key)!r} there and "
+            f"{ours.get(key)!r} here (differing: {', '.join(differing)}); give another output_dir "
+            "or delete that folder"
+        )

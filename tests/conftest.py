@@ -1,0 +1,151 @@
+"""Fixtures for all tests: language models and a tokenizer small enough to build in milliseconds.
+
+Nothing here or in a test may reach a network; what needs a GPU or a packaged model skips itself.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from hfsae.lm import LoadedLM, load_lm
+from hfsae.packaged import PACKAGED_LMS
+
+SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>"]
+VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
+N_LAYERS = 4
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)  # sizes here are too small to share, and results do not vary
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="torch.cuda.is_available() is False here")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte after <pad> 0, <eos> 1, <bos> 2: any text survives the round trip."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", vocab["<bos>"])]
+    )
+    pad, eos, bos = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad, eos_token=eos, bos_token=bos
+    )
+
+
+_SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 16,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 12,  # 2 * 12 != 16: attention outputs are not as wide as the residual stream
+    "intermediate_size": 32,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+_GEMMA_SIZES = _SIZES | {"sliding_window": 8, "query_pre_attn_scalar": 12}
+_BOTH_ATTENTIONS = ["sliding_attention", "full_attention"] * 2
+_UNGROUPED_SIZES = {
+    key: size for key, size in _SIZES.items() if key not in ("num_key_value_heads", "head_dim")
+}
+_GPT2_SIZES = {"vocab_size": VOCAB_SIZE, "n_embd": 16, "n_layer": N_LAYERS, "n_head": 2}
+_GPT2_SIZES |= {"n_positions": 256, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+_VISION_SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_VISION_SIZES |= {"intermediate_size": 32, "image_size": 28, "patch_size": 14}
+
+# family -> (config's class name, its sizes): every way in which decoders lay out their modules
+TINY_CONFIGS = {
+    "gemma2": ("Gemma2Config", _GEMMA_SIZES),
+    "gemma3": ("Gemma3TextConfig", _GEMMA_SIZES | {"layer_types": _BOTH_ATTENTIONS}),
+    "llama": ("LlamaConfig", _SIZES),
+    "mistral": ("MistralConfig", _SIZES | {"sliding_window": 8}),
+    "qwen2": ("Qwen2Config", _UNGROUPED_SIZES | {"num_key_value_heads": 1}),
+    "qwen3": ("Qwen3Config", _SIZES),
+    "gpt2": ("GPT2Config", _GPT2_SIZES),
+    "gpt_neox": ("GPTNeoXConfig", _UNGROUPED_SIZES),
+}
+
+
+def _frozen(lm: PreTrainedModel) -> PreTrainedModel:
+    return lm.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def make_tiny_lm() -> Callable[..., PreTrainedModel]:
+    """make_tiny_lm("llama", seed=1, num_hidden_layers=2): a frozen random model, new each call."""
+
+    def make(family: str = "gemma2", *, seed: int = 0, **sizes: object) -> PreTrainedModel:
+        config_class, defaults = TINY_CONFIGS[family]
+        config = getattr(transformers, config_class)(**defaults | sizes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            lm = transformers.AutoModelForCausalLM.from_config(config)
+            # at the usual initial 0.02 every prediction is nearly uniform: nothing to tell apart
+            for parameter in lm.parameters():
+                if parameter.ndim > 1:
+                    torch.nn.init.normal_(parameter, std=0.3)
+        return _frozen(lm)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(make_tiny_lm: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """Gemma 2, d = 16, 4 layers, vocabulary of `tiny_tokenizer`. Shared: leave it as it is."""
+    return make_tiny_lm("gemma2")
+
+
+@pytest.fixture(scope="session", params=list(TINY_CONFIGS))
+def any_lm(
+    request: pytest.FixtureRequest, make_tiny_lm: Callable[..., PreTrainedModel]
+) -> PreTrainedModel:
+    """A tiny model of each decoder family in turn."""
+    return make_tiny_lm(request.param)
+
+
+@pytest.fixture(scope="session")
+def multimodal_lm() -> PreTrainedModel:
+    """A tiny Gemma 3 with a vision tower; its decoder lies one level deeper."""
+    config = transformers.Gemma3Config(
+        text_config=_GEMMA_SIZES,
+        vision_config=_VISION_SIZES,
+        mm_tokens_per_image=4,
+        image_token_index=VOCAB_SIZE - 1,
+        boi_token_index=VOCAB_SIZE - 2,
+        eoi_token_index=VOCAB_SIZE - 3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _frozen(transformers.Gemma3ForConditionalGeneration(config))
+
+
+@pytest.fixture(scope="session")
+def packaged_lm() -> LoadedLM:
+    """The real SmolLM2-135M in bfloat16, with its tokenizer. Shared: leave it as it is."""
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    if PACKAGED_LMS[name].folder is None:
+        pytest.skip(f"no packaged language model: {PACKAGED_LMS[name].install_command}")
+    pytest.importorskip("gguf")
+    return load_lm(name, source="packaged", dtype="bfloat16")

@@ -1,0 +1,373 @@
+"""Fidelity on tiny random language models, against slow versions with hooks set by hand."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from hfsae.activations.tokens import TokenBatch
+from hfsae.evaluation import EvaluationArguments, EvaluationResult, evaluate, mean_activation
+from hfsae.lm import splice
+
+SITE, BOS = "layers.2", 2
+ARGS = EvaluationArguments(n_tokens=None, bootstrap_samples=50)
+
+
+class StubSAE:
+    """Any object with encode, decode and config.site will do."""
+
+    def __init__(self, encode=lambda x: x, decode=lambda z: z, site=SITE, target_site=None):
+        self.encode, self.decode = encode, decode
+        self.config = SimpleNamespace(site=site, target_site=target_site)
+
+
+def rounding_sae():
+    """Lossy but near: coordinates are cut to multiples of 1/2, small ones to zero."""
+    return StubSAE(decode=lambda z: z, encode=lambda x: (2 * x).round() / 2)
+
+
+def token_batches(vocab_size, n_batches=3, rows=4, ctx=10, seed=0):
+    """Rows that start with BOS; documents of 7 tokens; some other positions left out of keep."""
+    g = torch.Generator().manual_seed(seed)
+    shape = (n_batches, rows, ctx)
+    ids = torch.randint(3, vocab_size, shape, generator=g)
+    ids[..., 0] = BOS
+    keep = torch.rand(shape, generator=g) > 0.15
+    keep[..., 0] = False
+    document = torch.arange(ids.numel()).view(shape) // 7
+    return [TokenBatch(*parts) for parts in zip(ids, keep, document, strict=True)]
+
+
+def counted(keep, document):
+    return keep[:, :-1] & (document[:, :-1] == document[:, 1:])
+
+
+def values(result):
+    return {name: m.value for name, m in result.metrics.items()}
+
+
+@pytest.fixture
+def batches(tiny_lm):
+    return token_batches(tiny_lm.config.vocab_size)
+
+
+def test_splicing_an_identity_gives_delta_and_kl_of_exactly_0(tiny_lm, batches):
+    result = evaluate(StubSAE(), tiny_lm, batches, ARGS)
+    for name in ("delta_loss", "kl", "fvu"):
+        m = result.metrics[name]
+        assert (m.value, m.low, m.high) == (0.0, 0.0, 0.0)
+    assert result.metrics["loss_recovered_zero"].value == 1.0
+    assert result.metrics["loss_recovered_mean"].value == 1.0
+    assert result.metrics["cosine"].value == pytest.approx(1)
+
+
+def test_zero_as_the_reconstruction_recovers_no_loss_over_zero_ablation(tiny_lm, batches):
+    result = evaluate(StubSAE(decode=torch.zeros_like), tiny_lm, batches, ARGS)
+    assert result.metrics["loss_recovered_zero"].value == 0.0
+    assert result.metrics["ce_spliced"].value == result.metrics["ce_zero"].value
+
+
+def test_the_mean_as_the_reconstruction_has_fvu_1_and_recovers_nothing_over_mean_ablation(
+    tiny_lm, batches
+):
+    mean = mean_activation(tiny_lm, SITE, batches)
+    result = evaluate(StubSAE(decode=lambda z: mean.to(z).expand_as(z)), tiny_lm, batches, ARGS)
+    assert result.metrics["fvu"].value == pytest.approx(1, rel=1e-6)
+    assert result.metrics["loss_recovered_mean"].value == 0.0
+
+
+def by_hand(sae, lm, batches, layer):
+    """All arms row by row with hooks of our own and one loop over positions."""
+    acts, sums = [], dict.fromkeys(("clean", "spliced", "zero", "mean", "kl", "n"), 0.0)
+
+    def logits(row, change=None):
+        def hook(module, inputs, output):
+            x = output[0] if isinstance(output, tuple) else output
+            acts.append(x.clone())
+            new = x if change is None else change(x)
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        handle = lm.model.layers[layer].register_forward_hook(hook)
+        with torch.no_grad():
+            out = lm(input_ids=row[None]).logits[0].double()
+        handle.remove()
+        return out
+
+    rows = [row for batch in batches for row in zip(*batch, strict=True)]
+    kept = []
+    for ids, keep, _ in rows:
+        logits(ids)
+        kept.append(acts.pop()[0][keep])
+    mean = torch.cat(kept).mean(dim=0)
+    for ids, keep, document in rows:
+        only_kept = keep[None, :, None]
+        arms = {
+            "clean": logits(ids),
+            "spliced": logits(ids, lambda x: torch.where(only_kept, sae.decode(sae.encode(x)), x)),  # noqa: B023
+            "zero": logits(ids, lambda x: torch.where(only_kept, 0, x)),  # noqa: B023
+            "mean": logits(ids, lambda x: torch.where(only_kept, mean, x)),  # noqa: B023
+        }
+        for t in range(len(ids) - 1):
+            if keep[t] and document[t] == document[t + 1]:
+                sums["n"] += 1
+                for name, arm in arms.items():
+                    sums[name] -= arm[t].log_softmax(-1)[ids[t + 1]].item()
+                p, q = arms["clean"][t].softmax(-1), arms["spliced"][t].softmax(-1)
+                sums["kl"] += (p * (p / q).log()).sum().item()
+    x = torch.cat(kept).double()
+    error = x - sae.decode(sae.encode(x))
+    return {
+        **{f"ce_{name}": sums[name] / sums["n"] for name in ("clean", "spliced", "zero", "mean")},
+        "delta_loss": (sums["spliced"] - sums["clean"]) / sums["n"],
+        "loss_recovered_zero": 1
+        - (sums["spliced"] - sums["clean"]) / (sums["zero"] - sums["clean"]),
+        "loss_recovered_mean": 1
+        - (sums["spliced"] - sums["clean"]) / (sums["mean"] - sums["clean"]),
+        "kl": sums["kl"] / sums["n"],
+        "fvu": (error.square().sum() / (x - x.mean(dim=0)).square().sum()).item(),
+        "l0": (sae.encode(x) != 0).sum().item() / len(x),
+    }
+
+
+def test_every_number_agrees_with_hooks_and_loops_by_hand(tiny_lm, batches):
+    sae = rounding_sae()
+    result = evaluate(sae, tiny_lm, batches, ARGS)
+    for name, value in by_hand(sae, tiny_lm, batches, layer=2).items():
+        assert result.metrics[name].value == pytest.approx(value, rel=2e-3, abs=1e-6), name
+    assert result.metrics["delta_loss"].value != 0
+
+
+def test_token_counts_are_of_kept_tokens_and_of_predictions_within_a_document(tiny_lm, batches):
+    result = evaluate(StubSAE(), tiny_lm, batches, ARGS)
+    n_kept = sum(int(b.keep.sum()) for b in batches)
+    assert result.n_tokens == result.metrics["fvu"].n_tokens == n_kept
+    assert result.metrics["kl"].n_tokens == sum(
+        int(counted(b.keep, b.document).sum()) for b in batches
+    )
+    kept_documents = {int(d) for b in batches for d in b.document[b.keep]}
+    assert result.n_documents == len(kept_documents)
+
+
+def test_no_arm_touches_a_position_that_is_not_kept(tiny_lm, batches):
+    seen = []
+    handle = tiny_lm.model.layers[3].register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((args or (kwargs["hidden_states"],))[0].clone()),
+        with_kwargs=True,
+    )
+    evaluate(StubSAE(decode=lambda z: z + 1), tiny_lm, batches[:1], ARGS)
+    handle.remove()
+    clean, *_, spliced, zero, mean = seen
+    keep = batches[0].keep
+    for arm in (spliced, zero, mean):
+        assert torch.equal(arm[~keep], clean[~keep])  # BOS is among them
+        assert not torch.isclose(arm[keep], clean[keep]).all(dim=-1).any()
+    assert (zero[keep] == 0).all()
+    torch.testing.assert_close(mean[keep], clean[keep].mean(dim=0).expand_as(mean[keep]))
+    torch.testing.assert_close(spliced[keep], clean[keep] + 1)
+
+
+def test_a_transcoder_reads_one_place_and_is_measured_at_another(tiny_lm, batches):
+    site, target_site = "layers.2.mlp:in", "layers.2.mlp"
+    mlp = tiny_lm.model.layers[2].mlp
+    perfect = StubSAE(decode=mlp.forward, site=site, target_site=target_site)
+    result = evaluate(perfect, tiny_lm, batches, ARGS)
+    assert (result.site, result.target_site) == (site, target_site)
+    assert result.metrics["fvu"].value == pytest.approx(0, abs=1e-9)
+    assert result.metrics["delta_loss"].value == pytest.approx(0, abs=1e-6)
+    copies = StubSAE(site=site, target_site=target_site)  # of its input: no good as an output
+    assert evaluate(copies, tiny_lm, batches, ARGS).metrics["fvu"].value > 1
+
+
+def test_the_spliced_arm_is_what_splice_does(tiny_lm, batches):
+    sae = StubSAE(encode=lambda x: x.relu())
+    total, n = 0.0, 0
+    for ids, keep, document in batches:
+        with torch.no_grad(), splice(tiny_lm, sae, keep=keep):
+            log_probs = tiny_lm(input_ids=ids).logits.float().log_softmax(-1)[:, :-1]
+        at = counted(keep, document)
+        total -= log_probs[at].gather(-1, ids[:, 1:][at][:, None]).sum().item()
+        n += int(at.sum())
+    result = evaluate(sae, tiny_lm, batches, ARGS)
+    assert result.metrics["ce_spliced"].value == pytest.approx(total / n, rel=1e-5)
+
+
+def test_norm_outliers_are_left_out_of_every_arm_and_every_count(tiny_lm, batches):
+    with torch.no_grad():
+        x = [
+            tiny_lm(input_ids=b.input_ids, output_hidden_states=True).hidden_states[3]
+            for b in batches
+        ]
+    norms = [part.norm(dim=-1) for part in x]
+    limit = torch.cat([n[b.keep] for n, b in zip(norms, batches, strict=True)]).quantile(0.8).item()
+    smaller = [b._replace(keep=b.keep & (n <= limit)) for n, b in zip(norms, batches, strict=True)]
+    limited = evaluate(rounding_sae(), tiny_lm, batches, ARGS, norm_limits={SITE: limit})
+    assert values(limited) == values(evaluate(rounding_sae(), tiny_lm, smaller, ARGS))
+    assert limited.n_tokens < sum(int(b.keep.sum()) for b in batches)
+
+
+def test_the_result_does_not_depend_on_how_rows_are_batched(tiny_lm, batches):
+    args = EvaluationArguments(n_tokens=50, bootstrap_samples=50, sae_batch_tokens=7)
+    one_by_one = [TokenBatch(*(p[i : i + 1] for p in b)) for b in batches for i in range(len(b[0]))]
+    a = evaluate(rounding_sae(), tiny_lm, batches, args)
+    b = evaluate(rounding_sae(), tiny_lm, iter(one_by_one), args)
+    assert 50 <= a.n_tokens < 60
+    assert values(a) == pytest.approx(values(b), rel=1e-4)
+    assert torch.equal(a.density, b.density)
+
+
+def test_no_more_batches_are_taken_than_are_needed(tiny_lm, batches):
+    def stream():
+        yield batches[0]
+        raise AssertionError("one batch was enough")
+
+    args = EvaluationArguments(n_tokens=int(batches[0].keep.sum()), bootstrap_samples=5)
+    assert evaluate(StubSAE(), tiny_lm, stream(), args).n_tokens == args.n_tokens
+
+
+def test_a_mean_given_by_the_caller_is_used_and_said(tiny_lm, batches):
+    own = evaluate(StubSAE(), tiny_lm, batches, ARGS)
+    zero = torch.zeros(tiny_lm.config.hidden_size)
+    given = evaluate(StubSAE(), tiny_lm, batches, ARGS, mean=zero)
+    assert given.metrics["ce_mean"].value == given.metrics["ce_zero"].value
+    assert own.metrics["ce_mean"].value != own.metrics["ce_zero"].value
+    assert given.mean_source == "given by the caller"
+    assert "evaluation set" in own.mean_source
+
+
+def test_progress_counts_tokens_to_the_end(tiny_lm, batches):
+    done = []
+    evaluate(StubSAE(), tiny_lm, batches, ARGS, progress=done.append)
+    assert done == torch.tensor([int(b.keep.sum()) for b in batches]).cumsum(0).tolist()
+
+
+def test_intervals_hold_the_value_and_repeat_with_the_seed(tiny_lm, batches):
+    a = evaluate(rounding_sae(), tiny_lm, batches, ARGS)
+    b = evaluate(rounding_sae(), tiny_lm, batches, ARGS)
+    assert a.metrics == b.metrics
+    assert all(m.low <= m.value <= m.high for m in a.metrics.values())
+    assert a.metrics["fvu"].low < a.metrics["fvu"].high
+
+
+def test_a_result_survives_strict_json_also_where_numbers_do_not_exist(tiny_lm, batches):
+    one_document = [b._replace(document=torch.zeros_like(b.document)) for b in batches]
+    for source in (batches, one_document):
+        result = evaluate(rounding_sae(), tiny_lm, source, ARGS)
+        text = json.dumps(result.to_dict(), allow_nan=False)
+        again = EvaluationResult.from_dict(json.loads(text))
+        assert json.dumps(again.to_dict()) == text
+        assert torch.equal(again.density, result.density)
+        assert again.table() == result.table()
+    assert math.isnan(again.metrics["kl"].low)
+
+
+def test_the_table_has_a_line_a_metric_with_interval_and_unit(tiny_lm, batches):
+    result = evaluate(rounding_sae(), tiny_lm, batches, ARGS)
+    head, *lines = result.table().splitlines()
+    assert head.split() == ["metric", "value", "95", "%", "interval", "unit"]
+    assert [line.split()[0] for line in lines] == list(result.metrics)
+    kl = result.metrics["kl"]
+    row = next(line for line in lines if line.startswith("kl"))
+    assert row.split() == [
+        "kl",
+        f"{kl.value:.4g}",
+        f"{kl.low:.4g}",
+        "to",
+        f"{kl.high:.4g}",
+        "nats/token",
+    ]
+
+
+def test_histograms_account_for_every_token_and_every_living_latent(tiny_lm, batches):
+    result = evaluate(StubSAE(encode=lambda x: x.relu()), tiny_lm, batches, ARGS)
+    assert int(result.l0_histogram.sum()) == result.n_tokens
+    assert int(result.density_histogram.counts.sum()) == int((result.density > 0).sum())
+    l0 = (result.l0_histogram * torch.arange(len(result.l0_histogram))).sum() / result.n_tokens
+    assert l0.item() == pytest.approx(result.metrics["l0"].value)
+    assert result.density.sum().item() == pytest.approx(result.metrics["l0"].value)
+
+
+def inside_runs(block, handles):
+    """How often what is in a block runs; hooks on the block itself fire even when it is skipped."""
+    runs = []
+    inside = next(block.children())
+    handles.append(inside.register_forward_hook(lambda *_: runs.append(1)))
+    return runs
+
+
+@pytest.mark.parametrize("place", ["", ":in", ".mlp"])
+def test_in_every_family_blocks_below_the_site_run_once_for_all_arms(any_lm, place):
+    stack = next(n for n, m in any_lm.base_model.named_children() if isinstance(m, nn.ModuleList))
+    blocks, handles = any_lm.base_model.get_submodule(stack), []
+    below, above = inside_runs(blocks[1], handles), inside_runs(blocks[-1], handles)
+    batches = token_batches(any_lm.config.vocab_size, n_batches=2)
+    zero = torch.zeros(any_lm.config.hidden_size)
+    result = evaluate(StubSAE(site=f"{stack}.2{place}"), any_lm, batches, ARGS, mean=zero)
+    for handle in handles:
+        handle.remove()
+    assert len(below) == 2
+    assert len(above) == 2 * 4 + 1  # one more to check the sharing
+    assert result.metrics["delta_loss"].value == 0.0
+    assert result.metrics["ce_zero"].value != result.metrics["ce_clean"].value
+
+
+def test_a_site_in_a_nested_decoder_is_found(multimodal_lm):
+    batches = token_batches(250)
+    result = evaluate(StubSAE(), multimodal_lm, batches, ARGS)
+    assert result.metrics["delta_loss"].value == 0.0
+    assert result.metrics["ce_zero"].value != result.metrics["ce_clean"].value
+
+
+def test_a_model_with_another_way_up_is_run_in_full(tiny_lm, batches):
+    """Block 3 also takes what block 0's MLP gave, past the blocks between."""
+    stash = []
+    handles = [
+        tiny_lm.model.layers[0].mlp.register_forward_hook(lambda m, i, out: stash.append(out)),
+        tiny_lm.model.layers[3].mlp.register_forward_hook(
+            lambda m, i, out: out + (stash.pop() if stash else 0)
+        ),
+    ]
+    result = evaluate(
+        StubSAE(), tiny_lm, batches, ARGS, mean=torch.zeros(tiny_lm.config.hidden_size)
+    )
+    for handle in handles:
+        handle.remove()
+    assert result.metrics["delta_loss"].value == 0.0
+
+
+def hook_ids(lm):
+    return [(*m._forward_hooks, *m._forward_pre_hooks) for m in lm.modules()]
+
+
+def test_the_lm_is_left_as_it_was_also_after_an_error(tiny_lm, batches):
+    ids = batches[0].input_ids
+    before = tiny_lm(input_ids=ids).logits
+    hooks = hook_ids(tiny_lm)
+
+    def fails(latents):
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        evaluate(StubSAE(decode=fails), tiny_lm, batches, ARGS)
+    evaluate(rounding_sae(), tiny_lm, batches, ARGS)
+    assert torch.equal(tiny_lm(input_ids=ids).logits, before)
+    assert not any("forward" in vars(module) for module in tiny_lm.modules())
+    assert hook_ids(tiny_lm) == hooks
+
+
+def test_no_kept_token_a_training_lm_and_an_sae_without_a_site_are_refused(tiny_lm, batches):
+    nothing = [b._replace(keep=torch.zeros_like(b.keep)) for b in batches]
+    with pytest.raises(ValueError, match="no token is left to evaluate on"):
+        evaluate(StubSAE(), tiny_lm, nothing, ARGS)
+    with pytest.raises(ValueError, match=r"0 are special.* above norm_limits|above norm_limits"):
+        evaluate(StubSAE(), tiny_lm, batches, ARGS, norm_limits={SITE: 0.0})
+    with pytest.raises(ValueError, match="config has no site"):
+        evaluate(StubSAE(site=None), tiny_lm, batches, ARGS)
+    tiny_lm.train()
+    try:
+        with pytest.raises(ValueError, match="training mode"):
+            evaluate(StubSAE(), tiny_lm, batches, ARGS)
+    finally:
+        tiny_lm.eval()

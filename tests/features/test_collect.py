@@ -1,0 +1,220 @@
+"""collect: every number of a store against closed forms and a slow dense count."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from hfsae.features import CollectArguments, collect, token_text
+from hfsae.features.collect import nearest_rows
+
+
+def run(planted, batches=None, **arguments):
+    args = CollectArguments(**arguments)
+    batches = planted.batches() if batches is None else batches
+    return collect(planted.sae, planted.lm, planted.tokenizer, batches, args)
+
+
+def test_a_latent_planted_on_a_token_is_found_with_its_counts(one_latent_a_token):
+    planted = one_latent_a_token
+    store = run(planted)
+    n_tokens = planted.rows.keep.sum().item()
+    for i in range(1, 23):
+        where = planted.rows.input_ids == i
+        activations = 1 + i + where.nonzero()[:, 1] / 64
+        latent = store[i]
+        assert latent.n_firings == where.sum() == sum(latent.histogram)
+        assert latent.density == pytest.approx(where.sum().item() / n_tokens, rel=1e-12)
+        assert latent.max_activation == activations.max()
+        assert latent.mean_activation == pytest.approx(activations.mean().item(), rel=1e-6)
+        assert {e.tokens[e.firing] for e in latent.examples} == {
+            planted.tokenizer.convert_ids_to_tokens(i)
+        }
+
+
+def test_latents_that_never_fire_have_no_examples_and_zeros(one_latent_a_token):
+    store = run(one_latent_a_token)
+    for i in (0, 23):  # token 0 is special, token 23 does not occur
+        assert store[i][1:6] == (0.0, 0, 0.0, 0.0, [0] * len(store[i].histogram))
+        assert store[i].examples == []
+
+
+def test_top_examples_are_what_a_dense_search_finds(random_latents):
+    store, latents = run(random_latents, window=3), random_latents.latents()
+    peaks, places = latents.max(1)  # [rows, d_sae]
+    for i in range(24):
+        order = peaks[:, i].sort(descending=True, stable=True).indices[:10].tolist()
+        top = [e for e in store[i].examples if e.kind == "top"]
+        assert [e.row for e in top] == [row for row in order if peaks[row, i] > 0]
+        assert [e.rank for e in top] == list(range(len(top)))
+        for e in top:
+            assert (e.activation, e.position) == (peaks[e.row, i], places[e.row, i])
+            assert e.document == 100 + e.row
+
+
+def test_windows_are_cut_at_the_row_and_hold_activations_of_every_token(random_latents):
+    planted = random_latents
+    store, latents, ids = run(planted, window=5), planted.latents(), planted.rows.input_ids
+    seen_cut = 0
+    for i in range(24):
+        for e in store[i].examples:
+            start, end = max(0, e.position - 5), min(16, e.position + 6)
+            assert e.token_ids == ids[e.row, start:end].tolist()
+            assert e.tokens == planted.tokenizer.convert_ids_to_tokens(e.token_ids)
+            assert torch.equal(torch.tensor(e.activations), latents[e.row, start:end, i])
+            assert e.activations[e.firing] == e.activation == max(e.activations)
+            seen_cut += end - start < 11
+    assert seen_cut > 20
+
+
+def test_the_histogram_is_numpys(random_latents):
+    store, latents = run(random_latents), random_latents.latents().numpy()
+    edges = np.array(store.meta["histogram_edges"])
+    for i in range(24):
+        fired = latents[..., i][latents[..., i] > 0]
+        assert store[i].histogram == np.histogram(fired, edges)[0].tolist()
+
+
+def test_activations_beyond_the_edges_are_counted_in_the_outer_bins(one_latent_a_token):
+    planted = one_latent_a_token
+    planted.lm.transformer.wte.weight[2, 2] = 1e9
+    latent = run(planted)[2]
+    assert latent.histogram[-1] == latent.n_firings == (planted.rows.input_ids == 2).sum()
+
+
+def test_quantile_examples_come_from_their_group_and_are_no_top_examples(random_latents):
+    # no token twice, so no ties; and room for every row makes the groups exact
+    generator = torch.Generator().manual_seed(0)
+    random_latents.input_ids = torch.randperm(800, generator=generator).view(50, 16)
+    store = run(random_latents, reservoir=50, top=4, quantiles=5, per_quantile=2)
+    peaks = random_latents.latents().amax(1)
+    for i in range(24):
+        fired = peaks[:, i].nonzero().squeeze(1)
+        order = fired[peaks[fired, i].argsort(stable=True)].tolist()
+        examples = store[i].examples
+        top = {e.row for e in examples if e.kind == "top"}
+        assert len({e.row for e in examples}) == len(examples)
+        for q in range(1, 6):
+            group = {r for rank, r in enumerate(order) if rank * 5 // len(order) == q - 1} - top
+            drawn = {e.row for e in examples if e.kind == f"quantile_{q}"}
+            assert drawn <= group
+            assert len(drawn) == min(2, len(group))
+
+
+def test_examples_stand_from_strong_to_weak(random_latents):
+    for latent in run(random_latents, reservoir=50):
+        kinds = [e.kind for e in latent.examples]
+        order = ["top", *(f"quantile_{q}" for q in (5, 4, 3, 2, 1))]
+        assert kinds == sorted(kinds, key=order.index)
+        activations = [e.activation for e in latent.examples]
+        assert activations == sorted(activations, reverse=True)
+
+
+def test_the_same_seed_gives_the_same_store_and_another_seed_other_quantile_examples(
+    random_latents,
+):
+    arguments = {"reservoir": 12, "top": 2}
+    first, second = run(random_latents, **arguments), run(random_latents, **arguments)
+    other = run(random_latents, seed=1, **arguments)
+    assert list(first) == list(second)
+    tops = [[e for e in latent.examples if e.kind == "top"] for latent in first]
+    assert tops == [[e for e in latent.examples if e.kind == "top"] for latent in other]
+    assert list(first) != list(other)
+
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_the_size_of_batches_changes_nothing(random_latents, size):
+    arguments = {"reservoir": 12, "top": 2}
+    expected = run(random_latents, **arguments)
+    assert list(run(random_latents, random_latents.batches(size), **arguments)) == list(expected)
+
+
+def test_encoding_in_small_blocks_changes_nothing(random_latents, monkeypatch):
+    expected = list(run(random_latents))
+    module = sys.modules[CollectArguments.__module__]  # hfsae.features.collect is the function
+    monkeypatch.setattr(module, "BLOCK_LATENTS", 3 * 16 * 24)
+    assert list(run(random_latents)) == expected
+
+
+def test_norm_outliers_are_left_out_of_counts_and_windows(one_latent_a_token):
+    planted = one_latent_a_token
+    store = collect(
+        planted.sae, planted.lm, planted.tokenizer, planted.batches(), norm_limits={"drop": 15.0}
+    )
+    # the norm at token i is at least 1 + i
+    assert store[20].n_firings == 0 < store[5].n_firings
+    assert store.meta["n_tokens"] < planted.rows.keep.sum()
+    assert run(planted)[20].n_firings > 0
+
+
+def test_a_bfloat16_sae_is_collected_in_its_own_precision(one_latent_a_token):
+    planted = one_latent_a_token
+    planted.sae.to(torch.bfloat16)
+    exact = planted.latents().bfloat16().float().amax((0, 1))
+    assert [latent.max_activation for latent in run(planted)] == exact.tolist()
+
+
+def test_neighbours_are_the_most_similar_other_rows():
+    rows = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    neighbours, cosines = nearest_rows(rows, 3, block=7)
+    for i in range(30):
+        similarity = torch.cosine_similarity(rows[i], rows, dim=1)
+        similarity[i] = -2
+        expected = similarity.sort(descending=True)
+        assert neighbours[i].tolist() == expected.indices[:3].tolist()
+        torch.testing.assert_close(cosines[i], expected.values[:3])
+
+
+def test_a_small_dictionary_has_fewer_neighbours():
+    neighbours, _ = nearest_rows(torch.eye(3), 5)
+    assert neighbours.shape == (3, 2)
+
+
+def test_progress_is_told_the_tokens_of_each_batch(one_latent_a_token):
+    planted, told = one_latent_a_token, []
+    collect(planted.sae, planted.lm, planted.tokenizer, planted.batches(), progress=told.append)
+    assert told == [8 * 16, 8 * 16, 8 * 16, 6 * 16]
+
+
+def test_meta_says_what_was_read(one_latent_a_token):
+    meta = run(one_latent_a_token, seed=5).meta
+    assert meta["n_tokens"] == one_latent_a_token.rows.keep.sum()
+    assert (meta["n_rows"], meta["context_size"], meta["d_sae"]) == (30, 16, 24)
+    assert (meta["site"], meta["model_name"], meta["arguments"]["seed"]) == ("drop", "m", 5)
+
+
+def test_no_tokens_no_site_and_senseless_sizes_are_one_sentence(one_latent_a_token):
+    with pytest.raises(ValueError, match="the batches hold no tokens"):
+        run(one_latent_a_token, batches=[])
+    one_latent_a_token.sae.config.site = None
+    with pytest.raises(ValueError, match="names no site"):
+        run(one_latent_a_token)
+    with pytest.raises(ValueError, match="top is 0; it must be 1 or more"):
+        CollectArguments(top=0)
+
+
+def _tokenizer(vocabulary: list[str], decoder) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(vocabulary)}, []))
+    tokenizer.decoder = decoder
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_texts_of_byte_level_tokens_keep_spaces_and_spell_parts_of_characters():
+    tokenizer = _tokenizer(["Ġthe", "the", "Ċ", "Ã", "Ã©"], decoders.ByteLevel())
+    assert [token_text(tokenizer, i) for i in range(5)] == [" the", "the", "\n", "Ã", "é"]
+
+
+def test_texts_of_sentencepiece_tokens_keep_spaces():
+    decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer = _tokenizer(["▁the", "the", "▁", "<0x0A>", "<0xE2>"], decoder)
+    assert [token_text(tokenizer, i) for i in range(5)] == [" the", "the", " ", "\n", "<0xE2>"]

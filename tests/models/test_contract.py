@@ -1,0 +1,221 @@
+"""What every variant must do. A new file in hfsae/models is found and tested by itself."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
+
+import hfsae
+from hfsae.models import SAE, SAEConfig
+
+D_IN, D_SAE, SCALE = 12, 40, 7.0
+
+
+def variants(base: type[SAEConfig] = SAEConfig) -> list[type[SAEConfig]]:
+    found = [c for c in base.__subclasses__() if c.__module__.startswith("hfsae.")]
+    return [v for config in found for v in (config, *variants(config))]
+
+
+def make(config_class: type[SAEConfig], **fields) -> SAE:
+    """A small SAE whose every parameter matters: no zero bias, some latents on, some off."""
+    defaults = {"d_in": D_IN, "d_sae": D_SAE, "activation_scale": SCALE, "site": "layers.1"}
+    config = config_class(**{**defaults, **fields})
+    torch.manual_seed(0)
+    sae = AutoModel.from_config(config)
+    with torch.no_grad():
+        for bias in (sae.b_enc, sae.b_dec):
+            bias.uniform_(-0.1, 0.1)
+        if hasattr(sae, "threshold"):
+            sae.threshold.uniform_(0.05, 0.15)
+    return sae
+
+
+def activations(*shape: int) -> torch.Tensor:
+    x = torch.randn(*shape, D_IN, generator=torch.Generator().manual_seed(1))
+    return SCALE * x / D_IN**0.5
+
+
+@pytest.fixture(params=variants(), ids=lambda c: c.model_type)
+def config_class(request) -> type[SAEConfig]:
+    return request.param
+
+
+@pytest.fixture
+def sae(config_class) -> SAE:
+    return make(config_class)
+
+
+def test_there_are_variants():
+    assert hfsae.JumpReLUSAEConfig in variants()
+
+
+def test_save_and_load_gives_the_same_function_to_the_bit(sae, tmp_path):
+    sae.save_pretrained(tmp_path)
+    for loaded in (type(sae).from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert type(loaded) is type(sae)
+        assert all(torch.equal(loaded.state_dict()[k], v) for k, v in sae.state_dict().items())
+        assert torch.equal(loaded(activations(9)).recon, sae(activations(9)).recon)
+
+
+def test_forward_is_decode_after_encode(sae):
+    out = sae(activations(9))
+    assert torch.equal(out.latents, sae.encode(activations(9)))
+    assert torch.equal(out.recon, sae.decode(out.latents))
+    assert 0 < (out.latents != 0).float().mean() < 1
+
+
+def test_every_parameter_gets_a_gradient(sae):
+    sae(activations(64), return_loss=True).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in sae.parameters())
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 3, 4)])
+def test_any_leading_shape(sae, shape):
+    out = sae(activations(*shape), return_loss=True)
+    assert out.recon.shape == (*shape, D_IN) and out.latents.shape == (*shape, D_SAE)
+    assert out.loss.shape == ()
+
+
+def test_loss_is_the_sum_of_its_named_terms(sae):
+    out = sae(activations(64), return_loss=True)
+    error = (activations(64) - out.recon) / SCALE
+    assert out.losses["mse"].item() == pytest.approx(error.square().sum(-1).mean().item())
+    assert out.loss.item() == pytest.approx(sum(loss.item() for loss in out.losses.values()))
+    assert sae(activations(64)).loss is None
+
+
+def test_activation_scale_only_changes_the_unit(config_class):
+    """x/c seen with scale 1 and x seen with scale c are the same SAE, in other units."""
+    scaled, plain = make(config_class), make(config_class, activation_scale=1.0)
+    x = activations(64)
+    out, unit = scaled(x, return_loss=True), plain(x / SCALE, return_loss=True)
+    assert torch.allclose(out.recon, SCALE * unit.recon, atol=1e-5)
+    assert torch.allclose(out.latents, SCALE * unit.latents, atol=1e-5)
+    assert out.loss.item() == pytest.approx(unit.loss.item(), rel=1e-5)
+    out.loss.backward(), unit.loss.backward()
+    for p, q in zip(scaled.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("subtract_b_dec", [False, True])
+def test_folding_leaves_the_function_as_it_is(config_class, subtract_b_dec):
+    sae = make(config_class, subtract_b_dec=subtract_b_dec)
+    folded, x = sae.folded(), activations(256)
+    assert folded.config.activation_scale == 1.0 and not folded.config.subtract_b_dec
+    out, ours = folded(x), sae(x)
+    # A pre-activation within rounding of its threshold may fall on either side: set those aside.
+    sure = (out.latents != 0) == (ours.latents != 0)
+    assert (~sure).sum() <= 1
+    assert torch.allclose(out.latents[sure], ours.latents[sure], atol=1e-5)
+    assert torch.allclose(out.recon[sure.all(-1)], ours.recon[sure.all(-1)], atol=1e-5)
+    assert torch.allclose(out.pre_acts, ours.pre_acts, atol=1e-5)
+
+
+def test_folding_leaves_a_transcoder_as_it_is(config_class):
+    fields = {"d_out": 7, "target_site": "layers.1.mlp", "target_scale": 3.0}
+    sae = make(config_class, **fields)
+    folded, x = sae.folded(), activations(32)
+    assert folded(x).recon.shape == (32, 7)
+    assert torch.allclose(folded(x).recon, sae(x).recon, atol=1e-5)
+
+
+def test_a_transcoder_learns_its_target(config_class):
+    sae = make(config_class, d_out=7, target_site="layers.1.mlp", target_scale=3.0)
+    target = 3.0 * torch.randn(64, 7, generator=torch.Generator().manual_seed(3))
+    out = sae(activations(64), target, return_loss=True)
+    error = (target - out.recon) / 3.0
+    assert out.losses["mse"].item() == pytest.approx(error.square().sum(-1).mean().item())
+
+
+def test_bfloat16_keeps_thresholds_in_float32_and_stays_close(sae, tmp_path):
+    sae.save_pretrained(tmp_path)
+    moved = make(type(sae.config)).to(torch.bfloat16)
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for low in (moved, loaded, loaded.to(torch.bfloat16), loaded.bfloat16()):
+        kept = set(sae.float32_parameters)
+        for name, tensor in low.state_dict().items():
+            assert tensor.dtype == (torch.float32 if name in kept else torch.bfloat16), name
+            assert name not in kept or torch.equal(tensor, sae.state_dict()[name])
+    recon = moved(activations(64).bfloat16()).recon
+    assert recon.dtype == torch.bfloat16
+    error = (recon.float() - sae(activations(64)).recon).norm() / recon.float().norm()
+    assert error < 0.05
+
+
+def test_autocast_gives_float32_losses_close_to_the_exact_one(sae):
+    exact = sae(activations(256), return_loss=True).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = sae(activations(256), return_loss=True).loss
+    low.backward()
+    assert low.dtype == torch.float32 and low.item() == pytest.approx(exact.item(), rel=0.02)
+    assert all(p.grad.dtype == torch.float32 for p in sae.parameters())
+
+
+def test_a_hundred_steps_lower_the_loss_and_keep_rows_at_unit_norm(config_class):
+    torch.manual_seed(2)
+    sae, x = make(config_class), activations(256)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(100):
+        loss = sae(x, return_loss=True).loss
+        loss.backward()
+        sae.before_step_()
+        parallel = (sae.W_dec.grad * sae.W_dec).sum(-1)
+        assert parallel.abs().max() < 1e-5
+        optimizer.step()
+        optimizer.zero_grad()
+        sae.after_step_()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert torch.allclose(sae.W_dec.norm(dim=-1), torch.ones(D_SAE), atol=1e-5)
+
+
+def test_initialisation_ties_the_encoder_to_unit_decoder_rows(config_class):
+    torch.manual_seed(0)
+    fresh = AutoModel.from_config(config_class(d_in=D_IN, d_sae=D_SAE))
+    assert torch.allclose(fresh.W_dec.norm(dim=-1), torch.ones(D_SAE), atol=1e-6)
+    assert torch.equal(fresh.W_enc, fresh.W_dec.T)
+    assert not fresh.b_enc.any() and not fresh.b_dec.any()
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_field(config_class, tmp_path):
+    with pytest.raises(ValueError, match=r"no field 'd_see'; did you mean 'd_sae'"):
+        config_class(d_in=4, d_sae=8, d_see=8)
+    make(config_class).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "activation_scal": 2.0}))
+    with pytest.raises(ValueError, match="did you mean 'activation_scale'"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("fields", [{"d_sae": 0}, {"d_sae": "8"}, {"activation_scale": -1.0}])
+def test_an_impossible_value_is_refused(config_class, fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        config_class(**{"d_in": 4, "d_sae": 8, **fields})
+
+
+def test_wrong_weights_are_refused_in_one_sentence(sae, tmp_path):
+    sae.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    good = load_file(file)
+    nan = good["b_dec"].clone()
+    nan[0] = torch.nan
+    missing = {k: v for k, v in good.items() if k != "b_enc"}
+    for weights, sentence in [
+        (missing, r"missing weights \['b_enc'\]"),
+        ({**good, "extra": torch.zeros(3)}, r"unexpected weights \['extra'\]"),
+        ({**good, "W_enc": torch.zeros(3, 3)}, r"W_enc has shape \[3, 3\]"),
+        ({**good, "b_dec": nan}, r"b_dec holds 1 values that are NaN"),
+    ]:
+        save_file(weights, file, metadata={"format": "pt"})
+        for load in (type(sae).from_pretrained, AutoModel.from_pretrained):
+            with pytest.raises(ValueError, match=sentence) as caught:
+                load(tmp_path)
+            assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_width_is_refused_with_the_site(sae):
+    with pytest.raises(ValueError, match=r"width 12, got \(3, 5\).*layers\.1"):
+        sae(torch.zeros(3, 5))

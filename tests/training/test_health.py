@@ -1,0 +1,79 @@
+"""Each way to be stuck, provoked in a real (small) training run, and named with its fix."""
+
+import json
+
+import pytest
+import torch
+
+from hfsae import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae.training import Trainer, TrainingArguments
+
+from .planted import PlantedStream
+
+
+def sentences(tmp_path, *, sae: dict, **training) -> list[str]:
+    torch.manual_seed(0)
+    fields = {"d_in": 16, "d_sae": 32, "site": "layers.1", "bandwidth": 0.1} | sae
+    fields.setdefault("initial_threshold", 0.05)
+    model = JumpReLUSAE(JumpReLUSAEConfig(**fields))
+    defaults = {
+        "n_tokens": 256 * 60,
+        "batch_size": 256,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "sparsity_warmup_steps": 0,
+        "logging_steps": 10,
+        "save_steps": 0,
+    }
+    args = TrainingArguments(output_dir=str(tmp_path), **defaults | training)
+    Trainer(model, PlantedStream(), args).train()
+    lines = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    return [sentence for line in lines for sentence in line.get("health", [])]
+
+
+def test_a_run_that_works_says_nothing(tmp_path):
+    healthy = {"log_threshold": False, "target_l0": 3, "l0_coefficient": 0.01}
+    assert sentences(tmp_path, sae=healthy, threshold_learning_rate=3e-3) == []
+
+
+def test_a_window_that_nothing_falls_into(tmp_path):
+    found = sentences(tmp_path, sae={"bandwidth": 1e-6})
+    assert any("inside the STE window" in s and "raise sae.bandwidth" in s for s in found)
+
+
+def test_logarithmic_thresholds_at_the_papers_rate_in_a_short_run(tmp_path):
+    stuck = {"target_l0": 2, "log_threshold": True}
+    found = sentences(tmp_path, sae=stuck, learning_rate=7e-5)
+    assert any("too slowly" in s and "log_threshold=false" in s for s in found)
+
+
+def test_a_coefficient_that_saturates(tmp_path):
+    stuck = {"target_l0": 1, "log_threshold": False, "l0_coefficient": 10.0}
+    found = sentences(tmp_path, sae=stuck, learning_rate=1e-5, l0_gain=0.3)
+    assert any("Adam takes the same step" in s for s in found)
+
+
+def test_a_wrong_scale(tmp_path):
+    found = sentences(tmp_path, sae={"activation_scale": 0.5})
+    assert any("leave activation_scale unset" in s for s in found)
+
+
+def test_most_latents_dead(tmp_path):
+    dead = {"log_threshold": False, "l0_coefficient": 50.0}
+    training = {"threshold_learning_rate": 0.05, "dead_after_tokens": 1000}
+    found = sentences(tmp_path, sae=dead, **training)
+    assert any("of latents are dead" in s and "l0_coefficient" in s for s in found)
+
+
+def test_thresholds_stay_float32_in_a_bfloat16_run_and_move(tmp_path):
+    torch.manual_seed(0)
+    config = JumpReLUSAEConfig(d_in=16, d_sae=32, site="layers.1", log_threshold=False)
+    sae = JumpReLUSAE(config).to(torch.bfloat16)
+    args = TrainingArguments(
+        output_dir=str(tmp_path), n_tokens=2560, batch_size=256, bf16=True, save_steps=0
+    )
+    before = sae.threshold.detach().clone()
+    Trainer(sae, PlantedStream(), args).train()
+    assert sae.threshold.dtype == torch.float32
+    assert (sae.threshold - before).abs().max() == pytest.approx(0, abs=1e-2)
+    assert not torch.equal(sae.threshold, before)

@@ -1,0 +1,46 @@
+import pytest
+
+from hfsae.training.schedules import (
+    cosine_warmup,
+    geometric,
+    in_steps,
+    linear_decay,
+    linear_warmup,
+    steer,
+)
+
+
+@pytest.mark.parametrize(
+    "duration, steps", [(0, 0), (0.25, 50), (0.999, 200), (1, 1), (30, 30), (1000, 1000), (2.0, 2)]
+)
+def test_durations_below_one_are_fractions_of_200_steps(duration, steps):
+    assert in_steps(duration, 200) == steps
+
+
+def test_cosine_warmup_goes_from_a_tenth_through_the_middle_to_one():
+    assert [cosine_warmup(step, 1000) for step in (0, 500, 1000, 5000)] == pytest.approx(
+        [0.1, 0.55, 1.0, 1.0]
+    )
+    assert cosine_warmup(0, 0) == 1.0
+
+
+def test_linear_warmup_never_starts_at_zero():
+    assert [linear_warmup(step, 3) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert linear_warmup(0, 0) == 1.0
+
+
+def test_linear_decay_covers_the_last_steps_only():
+    assert [linear_decay(step, 100, 20) for step in (0, 80, 90, 99)] == [1.0, 1.0, 0.5, 0.05]
+    assert linear_decay(99, 100, 0) == 1.0
+
+
+def test_geometric_has_equal_factors():
+    assert [geometric(step, 2, 16.0) for step in range(4)] == [16.0, 4.0, 1.0, 1.0]
+    assert geometric(0, 0, 16.0) == 1.0
+
+
+def test_steering_is_bounded_and_knows_its_direction():
+    assert steer(2.0, 50, 50, 0.1) == 2.0
+    assert steer(2.0, 1e9, 50, 0.1) == pytest.approx(2.0 * 1.10517, rel=1e-5)
+    assert steer(2.0, 0, 50, 0.1) == pytest.approx(2.0 / 1.10517, rel=1e-5)
+    assert steer(2.0, 55, 50, 0.1) > 2.0 > steer(2.0, 45, 50, 0.1)

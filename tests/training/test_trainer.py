@@ -1,0 +1,243 @@
+"""Training is the same however it is arranged: together or alone, in parts, stopped and resumed."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from hfsae import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae.training import Trainer, TrainingArguments
+
+from .planted import PlantedStream
+
+
+def make_sae(seed: int = 0, **fields) -> JumpReLUSAE:
+    torch.manual_seed(seed)
+    defaults = {
+        "d_in": 16,
+        "d_sae": 32,
+        "site": "layers.1",
+        "bandwidth": 0.1,
+        "initial_threshold": 0.05,
+        "log_threshold": False,
+        "l0_coefficient": 0.01,
+    }
+    return JumpReLUSAE(JumpReLUSAEConfig(**defaults | fields))
+
+
+def arguments(folder: Path, steps: int = 40, **fields) -> TrainingArguments:
+    defaults = {
+        "n_tokens": 256 * steps,
+        "batch_size": 256,
+        "learning_rate": 1e-3,
+        "threshold_learning_rate": 3e-3,
+        "warmup_steps": 5,
+        "sparsity_warmup_steps": 0,
+        "logging_steps": 10,
+        "save_steps": 10,
+    }
+    return TrainingArguments(output_dir=str(folder), **defaults | fields)
+
+
+def weights(sae: JumpReLUSAE) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in sae.named_parameters()}
+
+
+def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_training_finds_the_planted_directions_and_saves_a_folded_sae(tmp_path):
+    sae, stream = make_sae(target_l0=3.0, subtract_b_dec=True), PlantedStream()
+    args = arguments(tmp_path, steps=1500, decay_steps=0.3, warm_start_steps=0.5, adam_beta1=0.9)
+    trained = Trainer(sae, stream, args).train()[""]
+    loaded = AutoModel.from_pretrained(tmp_path)
+    x = stream._make(123, 4096)["layers.1"]
+    out = loaded(x)
+    assert torch.equal(out.recon, trained(x).recon)
+    assert loaded.config.activation_scale == 1.0 and not loaded.config.subtract_b_dec
+    fvu = (x - out.recon).square().sum() / (x - x.mean(0)).square().sum()
+    l0 = (out.latents != 0).sum(-1).float().mean().item()
+    found = (loaded.W_dec @ stream.directions.T).max(dim=0).values
+    assert l0 == pytest.approx(3.0, rel=0.05)
+    assert fvu < 0.1 and found.mean() > 0.8
+
+
+def test_the_scale_is_the_root_of_the_mean_squared_norm_and_given_ones_stay(tmp_path):
+    estimated, given = make_sae(), make_sae(activation_scale=5.0)
+    stream = PlantedStream()
+    Trainer({"a": estimated, "b": given}, stream, arguments(tmp_path, steps=1)).train()
+    expected = stream.sample(4096)["layers.1"].square().sum(-1).mean().sqrt().item()
+    assert estimated.config.activation_scale == pytest.approx(expected, rel=1e-6)
+    assert given.config.activation_scale == 5.0
+
+
+def test_trained_together_equals_trained_alone_to_the_bit(tmp_path):
+    settings = {"a": {"target_l0": 3.0}, "b": {"l0_coefficient": 0.1, "d_sae": 48}}
+    settings["c"] = {"site": "layers.2", "log_threshold": True}
+    sites = ("layers.1", "layers.2")
+    fields = {"warm_start_steps": 0.5, "max_grad_norm": 1.0}
+    together = {name: make_sae(**fields_) for name, fields_ in settings.items()}
+    args = arguments(tmp_path / "together", **fields)
+    Trainer(together, PlantedStream(sites=sites), args).train()
+    for name, fields_ in settings.items():
+        alone = make_sae(**fields_)
+        args = arguments(tmp_path / name, **fields)
+        Trainer(alone, PlantedStream(sites=sites), args).train()
+        assert_same_bits(weights(alone), weights(together[name]))
+
+
+@pytest.mark.parametrize("stop_after", [3, 10, 20, 25, 39])
+def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path, stop_after):
+    fields = {"target_l0": 3.0, "log_threshold": stop_after % 2 == 1}
+    whole, stopped, resumed = (make_sae(**fields) for _ in range(3))
+    more = {"warm_start_steps": 20, "decay_steps": 0.5, "max_grad_norm": 1.0}
+    Trainer(whole, PlantedStream(), arguments(tmp_path / "whole", **more)).train()
+    args = arguments(tmp_path / "parts", **more)
+    stopping = PlantedStream()
+    stopping.next_batch = stop_at(stopping, stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(stopped, stopping, args).train()
+    trainer = Trainer(resumed, PlantedStream(), args)
+    trainer.train()
+    assert_same_bits(weights(whole), weights(resumed))
+    logs = [(tmp_path / folder / "log.jsonl").read_text() for folder in ("whole", "parts")]
+    assert logs[0] == logs[1]
+
+
+def stop_at(stream: PlantedStream, n_batches: int):
+    """A `next_batch` that sends this process SIGINT, as Ctrl-C would, in its nth call."""
+    original = stream.next_batch
+
+    def next_batch():
+        batch = original()
+        if stream.position == n_batches:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch
+
+    return next_batch
+
+
+def test_ctrl_c_while_a_bucket_is_filled_stops_at_once_and_loses_nothing(tmp_path):
+    sae, stream = make_sae(), PlantedStream()
+    original = stream.next_batch
+
+    def next_batch():
+        if stream.position == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+            stream.progress(1, 100)
+        return original()
+
+    stream.next_batch = next_batch
+    trainer = Trainer(sae, stream, arguments(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.steps_done == 7 and (tmp_path / "checkpoints/step-00000007.pt").exists()
+
+
+def test_a_finished_run_trains_no_further(tmp_path):
+    first, again = make_sae(), make_sae()
+    Trainer(first, PlantedStream(), arguments(tmp_path)).train()
+    stream = PlantedStream()
+    stream.next_batch = lambda: pytest.fail("trained on")
+    Trainer(again, stream, arguments(tmp_path)).train()
+    assert_same_bits(weights(first), weights(again))
+
+
+def test_another_run_in_the_same_folder_is_refused_by_name(tmp_path):
+    Trainer(make_sae(), PlantedStream(), arguments(tmp_path)).train()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    for sae, fields, named in [
+        (make_sae(d_sae=33), {}, "d_sae is 32 there and 33 here"),
+        (make_sae(), {"learning_rate": 0.5}, "learning_rate is 0.001 there and 0.5 here"),
+    ]:
+        with pytest.raises(ValueError, match=named):
+            Trainer(sae, PlantedStream(), arguments(tmp_path, **fields)).train()
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("log_threshold", [False, True])
+def test_four_parts_make_the_same_step_as_one(tmp_path, log_threshold):
+    one, four = (make_sae(log_threshold=log_threshold, target_l0=3.0) for _ in range(2))
+    Trainer(one, PlantedStream(), arguments(tmp_path / "1", adam_epsilon=1e-4)).train()
+    args = arguments(tmp_path / "4", adam_epsilon=1e-4, gradient_accumulation_steps=4)
+    Trainer(four, PlantedStream(), args).train()
+    for name, tensor in weights(one).items():
+        assert torch.allclose(tensor, weights(four)[name], atol=2e-3), name
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / n / "log.jsonl").read_text().splitlines()]
+        for n in "14"
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("target, seed", [(2.0, 0), (4.0, 1), (6.0, 2)])
+def test_target_l0_is_met_from_scratch_too(tmp_path, target, seed):
+    sae, stream = make_sae(seed, target_l0=target), PlantedStream()
+    Trainer(sae, stream, arguments(tmp_path, steps=600, decay_steps=0.25)).train()
+    latents = sae.encode(stream._make(999, 8192)["layers.1"])
+    assert (latents != 0).sum(-1).float().mean().item() == pytest.approx(target, rel=0.05)
+
+
+def test_a_fixed_coefficient_stays_fixed_and_more_of_it_means_fewer_latents(tmp_path):
+    l0s = []
+    for coefficient in (0.001, 0.01, 0.1):
+        sae, folder = make_sae(l0_coefficient=coefficient), tmp_path / str(coefficient)
+        Trainer(sae, PlantedStream(), arguments(folder, steps=400)).train()
+        last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+        assert last["l0_coefficient"] == coefficient
+        l0s.append(last["l0"])
+    assert l0s[0] > 1.2 * l0s[1] > 1.44 * l0s[2] > 0
+
+
+def test_dead_latents_are_counted_in_tokens(tmp_path):
+    sae = make_sae()
+    with torch.no_grad():
+        sae.b_enc[:8] = -100.0
+    trainer = Trainer(sae, PlantedStream(), arguments(tmp_path, dead_after_tokens=1000))
+    trainer.train()
+    counts = trainer.runs[""].tokens_since_fired
+    assert counts[:8].tolist() == [40 * 256] * 8 and counts[8:].max() < 1000
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["dead_share"] for line in lines] == [0.0] + [0.25] * 3
+
+
+def test_bfloat16_products_train_to_nearly_the_same_loss(tmp_path):
+    losses = []
+    for bf16 in (False, True):
+        folder = tmp_path / str(bf16)
+        Trainer(make_sae(), PlantedStream(), arguments(folder, steps=200, bf16=bf16)).train()
+        losses.append(json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
+
+
+def test_a_tracker_gets_the_log(tmp_path):
+    pytest.importorskip("tensorboard")
+    args = arguments(tmp_path, report_to="tensorboard")
+    Trainer(make_sae(), PlantedStream(), args).train()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "hfsae")).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    seen = [event.value for event in events.Scalars("loss")]
+    assert seen == pytest.approx([line["loss"] for line in lines])
+
+
+def test_too_few_processes_are_noticed(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="1 process.*not the 2 asked for"):
+        Trainer(make_sae(), PlantedStream(), arguments(tmp_path, num_processes=2))
+    monkeypatch.setenv("MASTER_PORT", "29500")  # all that `accelerate launch --cpu` leaves behind
+    with pytest.raises(ValueError, match=r"not the several asked for.*torchrun --standalone"):
+        Trainer(make_sae(), PlantedStream(), arguments(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"n_tokens": 10}, {"batch_size": 0}, {"learning_rate": 0.0}, {"logging_steps": 0}]
+)
+def test_impossible_arguments_are_refused(tmp_path, fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        arguments(tmp_path, **fields)
