@@ -151,8 +151,19 @@ def test_shares_of_dead_and_dense_latents_are_counts_of_latents():
         assert metrics[name].low <= metrics[name].value <= metrics[name].high
 
 
+def test_interval_of_the_dead_share_lies_around_it_though_resamples_can_only_lose_firings():
+    """Half of the latents fire in one document each, which a resample misses with chance 1/e."""
+    document, x = torch.arange(64), torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    latents = torch.cat([torch.eye(64), torch.zeros(64, 64)], dim=1)
+    m = running(x, x, latents, document).compute(n_resamples=500)["dead_share"]
+    half = 1.96 * math.sqrt(64 * (math.exp(-1) - 2 * math.exp(-2))) / 128  # occupancy problem
+    assert m.value == 0.5
+    assert m.low == pytest.approx(0.5 - half, abs=0.25 * half)
+    assert m.high == pytest.approx(0.5 + half, abs=0.25 * half)
+
+
 def test_density_histogram_has_fixed_decades_and_leaves_dead_latents_out():
-    values = torch.tensor([0.0, 0.0, 1e-12, 3e-4, 2e-1, 0.9, 1.0])
+    values = torch.tensor([0, 0, 1e-12, 3e-4, 0.1, 0.9, 1], dtype=torch.float64)  # 0.1: an edge
     edges, counts = density_histogram(values, lowest=-4, bins_per_decade=1)
     assert edges.tolist() == [-4, -3, -2, -1, 0]
     assert counts.tolist() == [2, 0, 0, 3]

@@ -45,9 +45,7 @@ MASK_POLICY = (
 )
 
 
-def _per_prediction(
-    name: str, text: str, of: Callable[[Mapping[str, Tensor]], Tensor]
-) -> Definition:
+def _per_prediction(name: str, text: str, of: Callable[..., Tensor]) -> Definition:
     text += ", mean over counted predictions"
     return Definition(f"{name}.v1", "nats/token", text, lambda s: of(s) / s["tokens"])
 
@@ -210,9 +208,13 @@ def evaluate(
 
 def _result(arms: "_Arms", args: EvaluationArguments, mean_source: str) -> EvaluationResult:
     bootstrap = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
-    fidelity = arms.fidelity
-    metrics = fidelity.compute(**bootstrap)
-    metrics |= estimate(LOSSES, arms.losses.per_document(), **bootstrap)
+    fidelity, losses = arms.fidelity, arms.losses.per_document()
+    if not losses or not len(losses["tokens"]):
+        raise ValueError(
+            "no prediction is left to evaluate on: no kept token is followed by another of its "
+            "document in its row; give more text, longer rows or higher norm_limits"
+        )
+    metrics = {**fidelity.compute(**bootstrap), **estimate(LOSSES, losses, **bootstrap)}
     return EvaluationResult(
         metrics=metrics,
         density=fidelity.density,
@@ -240,15 +242,15 @@ def mean_activation(
     Raises:
         ValueError: no token is kept.
     """
-    sites = list(dict.fromkeys([site, *(norm_limits or {})]))
-    harvest = Harvester(lm, sites, HarvestArguments(), norm_limits=norm_limits)
-    total = sum(harvest(batch).activations[site].double().sum(dim=0).cpu() for batch in batches)
+    limits = dict(norm_limits or {})
+    harvest = Harvester(lm, list({site, *limits}), HarvestArguments(), norm_limits=limits)
+    sums = [harvest(batch).activations[site].double().sum(dim=0).cpu() for batch in batches]
     if not harvest.kept:
         raise ValueError(
             f"no token is left to evaluate on: {harvest.dropped_special} are special or padding, "
             f"{harvest.dropped_outliers} above norm_limits; give more text or higher limits"
         )
-    return total / harvest.kept
+    return torch.stack(sums).sum(dim=0) / harvest.kept
 
 
 def _sites(sae: Any) -> tuple[str, str]:

@@ -41,15 +41,17 @@ class Windows(NamedTuple):
 
     def merge_(self, keys: Float[Tensor, "rows d_sae"], block: "Block") -> None:
         """Let in the block's rows where their keys are larger; of equal keys the earlier stays."""
+        k = self.key.shape[1]
         latents = (keys.amax(0) > self.key[:, -1]).nonzero().squeeze(1)
-        new = block.windows(keys, latents)
-        pools = [
-            torch.cat([mine[latents], theirs], 1) for mine, theirs in zip(self, new, strict=True)
-        ]
-        best = pools[0].sort(dim=1, descending=True, stable=True).indices[:, : self.key.shape[1]]
-        for mine, pool in zip(self, pools, strict=True):
-            index = best.view(*best.shape, *[1] * (pool.ndim - 2))
-            mine[latents] = pool.take_along_dim(index, 1).to(mine.dtype)
+        pool = torch.cat([self.key[latents], keys.T[latents]], 1)  # [c, k + rows]
+        best = pool.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        stay = best.clamp(max=k - 1)
+        where, slot = (best >= k).nonzero(as_tuple=True)
+        new = block.windows(keys, best[where, slot] - k, latents[where])
+        for kept, fresh in zip(self, new, strict=True):
+            moved = kept[latents].take_along_dim(stay.view(*stay.shape, *[1] * (kept.ndim - 2)), 1)
+            moved[where, slot] = fresh.to(kept.dtype)
+            kept[latents] = moved
 
 
 class Block:
@@ -85,15 +87,16 @@ class Block:
         self.peak = peaks.view(shape[0], -1)  # [rows, d_sae], 0 where it does not fire
         self.position = positions.view(shape[0], -1)
 
-    def windows(self, keys: Float[Tensor, "rows d_sae"], latents: Int[Tensor, " c"]) -> Windows:
-        """Every row of the block as a window, for some of the latents: [c, rows]."""
-        row = torch.arange(len(self.index), device=keys.device)
+    def windows(
+        self, keys: Float[Tensor, "rows d_sae"], row: Int[Tensor, " p"], latent: Int[Tensor, " p"]
+    ) -> Windows:
+        """Fields of Windows for p pairs of a row and a latent, without the dimension k."""
+        position = self.position[row, latent]
         steps = torch.arange(self.width, device=keys.device)
-        position = self.position.T[latents]
-        index = self.index[row[:, None], position[..., None] + steps]  # [c, rows, width]
-        around = self.latents[index, latents[:, None, None]].float().masked_fill_(index < 0, 0.0)
-        rows = (row + self.first_row).expand(len(latents), -1)
-        return Windows(keys.T[latents], self.peak.T[latents], rows, position, around)
+        index = self.index[row[:, None], position[:, None] + steps]  # [p, width]
+        around = self.latents[index, latent[:, None]].float().masked_fill_(index < 0, 0.0)
+        first = self.first_row
+        return Windows(keys[row, latent], self.peak[row, latent], row + first, position, around)
 
 
 class Seen:

@@ -54,7 +54,7 @@ def _causes(reading: Reading) -> Iterator[str]:
             "runs under 1e8 tokens) or the batch size"
         )
     travel_left = reading.threshold_travel * reading.steps_left / max(reading.steps, 1)
-    if reading.is_off_target and travel_left < 0.2:
+    if reading.is_off_target and travel_left < 0.2 and reading.steps_left > reading.steps:
         yield (
             f"thresholds move {reading.threshold_travel:.1%} in {reading.steps} steps, too slowly "
             f"to bring L0 from {reading.l0:.0f} to {reading.target_l0:.0f} in this run: set "

@@ -69,7 +69,8 @@ class Run:
 
     @property
     def target_l0(self) -> float | None:
-        return getattr(self.sae.config, "target_l0", None)
+        target = getattr(self.sae.config, "target_l0", None)
+        return None if target is None else float(target)
 
     @property
     def warm_start_steps(self) -> int:
@@ -122,12 +123,17 @@ class Run:
         for i, (x_part, target_part) in enumerate(parts, start=1):
             waits = i < n_parts
             with self.accelerator.no_sync(self.model) if waits else nullcontext():
-                out = self.model(x_part, target_part, schedule=schedule, return_loss=True)
+                with self._autocast():
+                    out = self.model(x_part, target_part, schedule=schedule, return_loss=True)
                 self.accelerator.backward(out.loss / n_parts)
             fired += (out.latents != 0).sum(dim=0)
             for name, loss in out.losses.items():
                 losses[name] = losses.get(name, 0) + loss.detach() / n_parts
         return _Seen(x_part, out.pre_acts.detach(), losses, fired)
+
+    def _autocast(self) -> torch.autocast:
+        device = self.accelerator.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.args.bf16)
 
     def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         config, device = self.sae.config, self.accelerator.device

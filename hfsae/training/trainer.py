@@ -56,7 +56,6 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             one process where two were meant, without a word.
     """
     accelerator = Accelerator(
-        mixed_precision="bf16" if args.bf16 else "no",
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
     )

@@ -132,8 +132,8 @@ def by_hand(sae, lm, batches, layer):
     }
 
 
-def test_every_number_agrees_with_hooks_and_loops_by_hand(tiny_lm, batches):
-    sae = rounding_sae()
+@pytest.mark.parametrize("sae", [rounding_sae(), StubSAE(encode=torch.relu)], ids=["near", "far"])
+def test_every_number_agrees_with_hooks_and_loops_by_hand(tiny_lm, batches, sae):
     result = evaluate(sae, tiny_lm, batches, ARGS)
     for name, value in by_hand(sae, tiny_lm, batches, layer=2).items():
         assert result.metrics[name].value == pytest.approx(value, rel=2e-3, abs=1e-6), name
@@ -361,6 +361,10 @@ def test_no_kept_token_a_training_lm_and_an_sae_without_a_site_are_refused(tiny_
     nothing = [b._replace(keep=torch.zeros_like(b.keep)) for b in batches]
     with pytest.raises(ValueError, match="no token is left to evaluate on"):
         evaluate(StubSAE(), tiny_lm, nothing, ARGS)
+    alone = [b._replace(document=torch.arange(40).view(4, 10)) for b in batches]
+    for unpredictable in (nothing, alone):
+        with pytest.raises(ValueError, match="no prediction is left to evaluate on"):
+            evaluate(StubSAE(), tiny_lm, unpredictable, ARGS, mean=torch.zeros(16))
     with pytest.raises(ValueError, match=r"0 are special.* above norm_limits|above norm_limits"):
         evaluate(StubSAE(), tiny_lm, batches, ARGS, norm_limits={SITE: 0.0})
     with pytest.raises(ValueError, match="config has no site"):

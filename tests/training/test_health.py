@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import torch
 
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig
@@ -17,7 +16,7 @@ def sentences(tmp_path, *, sae: dict, **training) -> list[str]:
     fields.setdefault("initial_threshold", 0.05)
     model = JumpReLUSAE(JumpReLUSAEConfig(**fields))
     defaults = {
-        "n_tokens": 256 * 60,
+        "n_tokens": 256 * 100,
         "batch_size": 256,
         "learning_rate": 1e-3,
         "warmup_steps": 0,
@@ -59,8 +58,8 @@ def test_a_wrong_scale(tmp_path):
 
 
 def test_most_latents_dead(tmp_path):
-    dead = {"log_threshold": False, "l0_coefficient": 50.0}
-    training = {"threshold_learning_rate": 0.05, "dead_after_tokens": 1000}
+    dead = {"log_threshold": False, "l0_coefficient": 1.0}
+    training = {"learning_rate": 1.0, "dead_after_tokens": 1000}
     found = sentences(tmp_path, sae=dead, **training)
     assert any("of latents are dead" in s and "l0_coefficient" in s for s in found)
 
@@ -75,5 +74,4 @@ def test_thresholds_stay_float32_in_a_bfloat16_run_and_move(tmp_path):
     before = sae.threshold.detach().clone()
     Trainer(sae, PlantedStream(), args).train()
     assert sae.threshold.dtype == torch.float32
-    assert (sae.threshold - before).abs().max() == pytest.approx(0, abs=1e-2)
-    assert not torch.equal(sae.threshold, before)
+    assert 0 < (sae.threshold - before).abs().max() < 0.01

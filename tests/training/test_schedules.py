@@ -40,7 +40,7 @@ def test_geometric_has_equal_factors():
 
 
 def test_steering_is_bounded_and_knows_its_direction():
-    assert steer(2.0, 50, 50, 0.1) == 2.0
-    assert steer(2.0, 1e9, 50, 0.1) == pytest.approx(2.0 * 1.10517, rel=1e-5)
-    assert steer(2.0, 0, 50, 0.1) == pytest.approx(2.0 / 1.10517, rel=1e-5)
-    assert steer(2.0, 55, 50, 0.1) > 2.0 > steer(2.0, 45, 50, 0.1)
+    assert steer(2.0, 50.0, 50.0, 0.1) == 2.0
+    assert steer(2.0, 1e9, 50.0, 0.1) == pytest.approx(2.0 * 1.10517, rel=1e-5)
+    assert steer(2.0, 0.0, 50.0, 0.1) == pytest.approx(2.0 / 1.10517, rel=1e-5)
+    assert steer(2.0, 55.0, 50.0, 0.1) > 2.0 > steer(2.0, 45.0, 50.0, 0.1)

