@@ -37,7 +37,7 @@ from huggingface_hub.errors import (
 from jaxtyping import Bool
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .packaged import PACKAGED_LMS, packaged_lm, require_packaged_lm
@@ -337,6 +337,26 @@ def load_lm(
     logger.info("%s: %s, %s", name, origin, lm.dtype)
     lm.to(device)  # pyright: ignore[reportArgumentType] - transformers' wrapper hides the types
     return LoadedLM(lm.eval().requires_grad_(False), tokenizer, origin)
+
+
+def empty_lm(
+    name: str,
+    *,
+    revision: str | None = None,
+    source: Literal["auto", "hub", "packaged"] = "auto",
+) -> PreTrainedModel:
+    """The model without its weights, on the meta device: what an estimate needs.
+
+    Raises:
+        ValueError: as `load_lm`; only the config is read.
+    """
+    copy = _locate(name, revision, source)
+    try:
+        config = AutoConfig.from_pretrained(copy.path, **copy.options)
+    except (OSError, ValueError, HTTPError) as error:
+        raise ValueError(_why_not(name, revision, error)) from error
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config).eval()
 
 
 def _dense(copy: _Copy) -> dict[str, Any]:

@@ -92,9 +92,10 @@ class ShuffledActivations:
         return self.harvester.sites
 
     @property
-    def counts(self) -> dict[str, int]:
-        """Positions harvested so far over all processes: kept, dropped_special, dropped_outliers."""
-        return dict(self._totals)
+    def record(self) -> dict[str, Any]:
+        """Positions harvested so far over all processes (kept, dropped_special, dropped_outliers)
+        and, by site, the norm above which positions were dropped."""
+        return {**self._totals, "norm_limits": dict(self.harvester.norm_limits)}
 
     def sample(self, n: int) -> dict[str, Float[Tensor, "_ _"]]:
         """The first n activations of the current bucket's order, float32; takes nothing away."""
@@ -121,12 +122,12 @@ class ShuffledActivations:
         return {site: acts[chosen].float() for site, acts in bucket.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return copy.deepcopy(self._position)
+        return copy.deepcopy({**self._position, "record": self._source()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._position = copy.deepcopy(state)
-        self._load_source(self._position["source"])
-        self._activations = None
+        state = copy.deepcopy(state)
+        self._load_source(state.pop("record"))  # what a run that is over reports
+        self._position, self._activations, self._batches = state, None, None
 
     def _batches_a_pass(self) -> int:
         return self._n() // self.batch_size

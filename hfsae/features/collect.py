@@ -64,10 +64,11 @@ def collect(
         norm_limits: the training Harvester's, so that the same outliers are left out here.
         progress: called after each batch with its number of tokens.
     """
-    if sae.config.site is None:
+    site = sae.config.site
+    if site is None:
         raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
     args = args or CollectArguments()
-    harvester = Harvester(lm, [sae.config.site], HarvestArguments(), norm_limits=norm_limits)
+    harvester = Harvester(lm, [site], HarvestArguments(), norm_limits=norm_limits)
     seen = Seen(
         sae.config.d_sae,
         top=args.top,
@@ -77,16 +78,17 @@ def collect(
         device=sae.W_dec.device,
     )
     for batch in batches:
-        _encode_into(seen, sae, batch, harvester(batch))
+        _encode_into(seen, sae, site, batch, harvester(batch))
         if progress is not None:
             progress(batch.input_ids.numel())
     if not seen.n_tokens:
         raise ValueError("nothing to collect from: the batches hold no tokens; check the data set.")
-    return _build_store(sae, lm, tokenizer, seen, args)
+    directions = residual_directions(lm, sae.W_dec, sae.config.target_site or site)
+    return _build_store(sae, lm, tokenizer, seen, args, directions)
 
 
-def _encode_into(seen: Seen, sae: SAE, batch: TokenBatch, harvested: Harvested) -> None:
-    x = harvested.activations[sae.config.site]
+def _encode_into(seen: Seen, sae: SAE, site: str, batch: TokenBatch, harvested: Harvested) -> None:
+    x = harvested.activations[site]
     n_rows, context = batch.input_ids.shape
     step = max(1, BLOCK_LATENTS // (context * sae.config.d_sae))
     for first in range(0, n_rows, step):
@@ -105,10 +107,10 @@ def _build_store(
     tokenizer: PreTrainedTokenizerBase,
     seen: Seen,
     args: CollectArguments,
+    directions: Float[Tensor, "d_sae d_model"] | None,
 ) -> FeatureStore:
     import pyarrow.dataset
 
-    directions = residual_directions(lm, sae)
     n_vocab = len(tokenizer)
     lens = None if directions is None else lens_tokens(lm, directions, args.lens_tokens, n_vocab)
     places = ("model_name", "model_revision", "site", "target_site", "d_sae")
@@ -250,9 +252,9 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
 
     Part of a character has no text: it is given as the vocabulary spells it.
     """
-    piece = tokenizer.convert_ids_to_tokens(token_id)
-    text = tokenizer.decode([token_id], skip_special_tokens=False)
+    piece = str(tokenizer.convert_ids_to_tokens(token_id))
+    text = str(tokenizer.decode([token_id], skip_special_tokens=False))
     if "\ufffd" in text:
-        return piece or text
+        return piece
     # SentencePiece decoders drop the space that opens a text.
-    return f" {text}" if piece and piece[0] == "▁" and text[:1] != " " else text
+    return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..lm import Site, find_module
-from ..models import SAE
 
 FORMULA = (
     "logits of latent i = W_U (gain * W_dec[i]): W_U is the output embedding, gain the final "
@@ -44,7 +43,7 @@ def lens_tokens(
     lm: PreTrainedModel, directions: Float[Tensor, "d_sae d_model"], k: int, n_vocab: int
 ) -> LensTokens:
     """The k most promoted and the k most suppressed of the first n_vocab tokens."""
-    W_U = lm.get_output_embeddings().weight[:n_vocab].float()
+    W_U = _output_embedding(lm)[:n_vocab].float()
     directions = through_final_norm(lm, directions.to(W_U))
     blocks = []
     for block in directions.split(max(1, _BLOCK_LOGITS // len(W_U))):
@@ -54,20 +53,25 @@ def lens_tokens(
     return LensTokens(*(torch.cat(column).cpu() for column in zip(*blocks, strict=True)))
 
 
-def residual_directions(lm: PreTrainedModel, sae: SAE) -> Float[Tensor, "d_sae d_model"] | None:
-    """W_dec as it reaches the residual stream; None where the SAE's site has another width.
+def residual_directions(
+    lm: PreTrainedModel, W_dec: Float[Tensor, "d_sae d_out"], site: str
+) -> Float[Tensor, "d_sae d_model"] | None:
+    """W_dec, written at a site, as it reaches the residual stream; None if its width is another.
 
     From the input of a linear map (`layers.12.self_attn.o_proj:in`) it gets there by that map.
     """
-    site = sae.config.target_site or sae.config.site
-    directions = sae.W_dec.detach().float()
-    module = find_module(lm, site)
+    directions, module = W_dec.detach().float(), find_module(lm, site)
     if Site.parse(site).port == "in" and isinstance(module, nn.Linear | Conv1D):
         weight = module.weight.to(directions)
         directions = directions @ (weight if isinstance(module, Conv1D) else weight.T)
+    return directions if directions.shape[1] == _output_embedding(lm).shape[1] else None
+
+
+def _output_embedding(lm: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
     head = lm.get_output_embeddings()
-    writes = head is not None and directions.shape[1] == head.weight.shape[1]
-    return directions if writes else None
+    if head is None:
+        raise ValueError(f"{type(lm).__name__} has no output embedding; load a causal LM.")
+    return head.weight
 
 
 def through_final_norm(

@@ -4,9 +4,9 @@ SAEs share the stream and nothing else, so one trained beside others ends bit-eq
 alone. With several processes each takes its slice of the global batch; gradients, firing counts and
 L0 are those of the whole batch on all of them, and process 0 writes.
 
-In `output_dir`: `checkpoints/`, `log.jsonl` (a line each `logging_steps` and SAE), and at the end
-`config.json` and `model.safetensors` of the folded SAE (in a folder of its name, if several) with
-`training.json`, the record of the run.
+In `output_dir`: `checkpoints/`; for each SAE (in a folder of its name, if there are several)
+`log.jsonl`, a line each `logging_steps`, and at the end `config.json` and `model.safetensors` of
+the folded SAE with `training.json`, the record of the run.
 """
 
 import gc
@@ -81,6 +81,7 @@ class Trainer:
             stream's batches. An `activation_scale` of None is estimated from the stream.
         stream: shuffled activations, `args.batch_size` of them a step over all processes.
         accelerator: made by `make_accelerator(args)` if not given.
+        provenance: more for `training.json`: where activations came from, what ran.
     """
 
     def __init__(
@@ -90,8 +91,9 @@ class Trainer:
         args: TrainingArguments,
         *,
         accelerator: Accelerator | None = None,
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        self.args, self.stream = args, stream
+        self.args, self.stream, self.provenance = args, stream, dict(provenance or {})
         self.accelerator = accelerator or make_accelerator(args)
         self.output_dir = Path(args.output_dir)
         named = {"": saes} if isinstance(saes, SAE) else dict(saes)
@@ -145,9 +147,10 @@ class Trainer:
         for name, line in lines.items():
             self.accelerator.log({f"{name}/{k}".lstrip("/"): v for k, v in _numbers(line)}, step)
             if self.accelerator.is_main_process:
-                record = {"step": step, "sae": name, **line}
-                with open(self.output_dir / "log.jsonl", "a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
+                path = self.output_dir / name / "log.jsonl"
+                path.parent.mkdir(exist_ok=True)
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, **line}) + "\n")
             for sentence in line.get("health", []):
                 bar.write(f"step {step} {name}: {sentence}", file=sys.stderr)
         line = next(iter(lines.values()))
@@ -214,7 +217,8 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         self.steps_done, self.seconds = state["steps_done"], state["seconds"]
         if self.accelerator.is_main_process:
-            _cut_log(self.output_dir / "log.jsonl", self.steps_done)
+            for name in self.runs:
+                _cut_log(self.output_dir / name / "log.jsonl", self.steps_done)
         return True
 
     def _identity(self) -> dict[str, Any]:
@@ -239,7 +243,7 @@ class Trainer:
 
     def record(self, name: str) -> dict[str, Any]:
         """What was done, for the card: arguments, counts, seconds, versions."""
-        run, harvested = self.runs[name], getattr(self.stream, "counts", {})
+        run, harvested = self.runs[name], getattr(self.stream, "record", {})
         n_tokens = self.steps_done * self.args.batch_size
         return {
             "training": asdict(self.args),
@@ -250,6 +254,7 @@ class Trainer:
             "seconds": {k: round(v, 1) for k, v in self.seconds.items()},
             "n_processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
+            **self.provenance,
         }
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ def test_each_pass_has_the_same_activations_in_another_order(make_stream):
         keys(torch.cat([stream.next_batch()["layers.1"] for _ in range(n)])) for _ in range(2)
     )
     assert sorted(one) == sorted(two) and one != two
-    assert stream.counts["kept"] == n
+    assert stream.record["kept"] == n
 
 
 def test_the_order_depends_on_the_seed_alone(make_stream):
@@ -93,7 +93,7 @@ def test_a_loaded_position_gives_the_same_batches_from_there_on(make_stream, sto
     for _ in range(30):
         expected, got = whole.next_batch(), resumed.next_batch()
         assert all(torch.equal(expected[site], got[site]) for site in SITES)
-    assert resumed.counts == whole.counts and whole.counts["dropped_outliers"] > 0
+    assert resumed.record == whole.record and whole.record["dropped_outliers"] > 0
 
 
 def test_interrupted_filling_leaves_the_stream_before_the_bucket(make_stream):
@@ -123,9 +123,9 @@ def test_progress_and_counts_add_up(make_stream):
     stream.progress = lambda done, total: seen.append((done, total))
     n = len(stream.sample(10_000)["layers.1"])
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (n, n) and stream.counts["kept"] == n
+    assert seen[-1] == (n, n) and stream.record["kept"] == n
     # 1 BOS a row, an EOS after each document
-    assert stream.counts["dropped_special"] >= n // 15
+    assert stream.record["dropped_special"] >= n // 15
 
 
 def test_impossible_sizes_are_refused(make_stream):

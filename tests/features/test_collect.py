@@ -157,6 +157,32 @@ def test_a_bfloat16_sae_is_collected_in_its_own_precision(one_latent_a_token):
     assert [latent.max_activation for latent in run(planted)] == exact.tolist()
 
 
+def test_promoted_tokens_are_those_of_the_place_that_a_transcoder_writes_to(one_latent_a_token):
+    planted = one_latent_a_token
+    lm, sae = planted.lm, planted.sae
+    sae.config.target_site = "h.1.attn.c_proj:in"  # read at the site, written before a linear map
+    lens = run(planted, lens_tokens=3)
+    written = sae.W_dec @ lm.transformer.h[1].attn.c_proj.weight
+    centred = written - written.mean(1, keepdim=True)
+    logits = centred @ lm.lm_head.weight.T  # the gain of a fresh LayerNorm is 1
+    for i in range(24):
+        expected = logits[i].sort(descending=True)
+        texts = [token_text(planted.tokenizer, t) for t in expected.indices.tolist()]
+        assert [token for token, _ in lens[i].promoted] == texts[:3]
+        assert [token for token, _ in lens[i].suppressed] == texts[:-4:-1]
+        assert lens[i].promoted[0][1] == pytest.approx(expected.values[0].item(), rel=1e-4)
+        assert lens[i].suppressed[0][1] == pytest.approx(expected.values[-1].item(), rel=1e-4)
+
+
+def test_a_site_without_a_logit_lens_is_collected_all_the_same(one_latent_a_token):
+    planted = one_latent_a_token
+    planted.sae.config.target_site = "h.0.mlp.c_fc:in"
+    store = run(planted)
+    assert "does not write to the residual stream" in store.meta["logit_lens"]
+    assert store[5].promoted == store[5].suppressed == []
+    assert store[5].n_firings > 0
+
+
 def test_neighbours_are_the_most_similar_other_rows():
     rows = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
     neighbours, cosines = nearest_rows(rows, 3, block=7)

@@ -17,7 +17,6 @@ from transformers import (
 
 from hfsae.features.logit_lens import lens_tokens, residual_directions
 from hfsae.lm import patch
-from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
 GATED = {**SIZES, "intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8}
@@ -82,30 +81,21 @@ def test_tokens_past_the_vocabulary_are_left_out():
     assert lens.promoted.max() == 19
 
 
-def sae_at(site, d, target_site=None):
-    return JumpReLUSAE(
-        JumpReLUSAEConfig(d_in=d, d_sae=5, site=site, target_site=target_site, l0_coefficient=1)
-    )
-
-
 @pytest.mark.parametrize(
     ("family", "site"), [("llama", "layers.0.self_attn.o_proj:in"), ("gpt2", "h.0.attn.c_proj:in")]
 )
 def test_directions_before_a_linear_map_go_through_it(family, site):
-    lm = tiny(FAMILIES[family][0])
-    sae = sae_at(site, 16)
-    attention = lm.base_model.layers[0].self_attn if family == "llama" else lm.base_model.h[0].attn
-    linear = attention.o_proj if family == "llama" else attention.c_proj
-    expected = linear(sae.W_dec) - linear(torch.zeros(16))
-    torch.testing.assert_close(residual_directions(lm, sae), expected.detach())
+    lm, W_dec = tiny(FAMILIES[family][0]), torch.randn(5, 16)
+    linear = lm.base_model.get_submodule(site.removesuffix(":in"))
+    expected = linear(W_dec) - linear(torch.zeros(16))
+    torch.testing.assert_close(residual_directions(lm, W_dec, site), expected)
 
 
-def test_a_transcoder_writes_at_its_target_site():
-    lm = tiny(FAMILIES["llama"][0])
-    sae = sae_at("layers.0.self_attn.o_proj:in", 16, target_site="layers.0.mlp")
-    torch.testing.assert_close(residual_directions(lm, sae), sae.W_dec.detach())
+def test_directions_after_a_module_are_left_as_they_are():
+    lm, W_dec = tiny(FAMILIES["llama"][0]), torch.randn(5, 16)
+    assert torch.equal(residual_directions(lm, W_dec, "layers.0.self_attn.o_proj"), W_dec)
 
 
 def test_a_site_of_another_width_has_no_lens():
     lm = tiny(FAMILIES["llama"][0])
-    assert residual_directions(lm, sae_at("layers.0.mlp.act_fn", 24)) is None
+    assert residual_directions(lm, torch.randn(5, 24), "layers.0.mlp.act_fn") is None

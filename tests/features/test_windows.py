@@ -40,7 +40,7 @@ def test_of_equal_peaks_the_earliest_row_and_position_are_kept():
     assert seen.top.around.tolist() == [[[0.0, 3.0, 3.0], [0.0, 3.0, 0.0]]]
 
 
-def test_what_is_kept_for_8192_latents_is_40_megabytes_however_many_tokens_come():
+def test_what_is_kept_for_8192_latents_is_44_megabytes_however_many_tokens_come():
     seen = Seen(8192, top=10, reservoir=32, window=12, seed=0, device=torch.device("cpu"))
     before = kept_bytes(seen)
     # key, peak, row, position and 25 activations of 4 bytes; a histogram of 120 bins; a sum

@@ -61,7 +61,7 @@ def train(folder: Path, lm, tokenizer, *, n_processes: int, accumulation: int = 
     )
     trainer = Trainer(JumpReLUSAE(config), stream, args, accelerator=accelerator)
     trainer.train()
-    state = {"counts": stream.counts, "since": trainer.runs[""].tokens_since_fired.tolist()}
+    state = {"counts": stream.record, "since": trainer.runs[""].tokens_since_fired.tolist()}
     (folder / f"state-{accelerator.process_index}.json").write_text(json.dumps(state))
     trainer.close()
 

@@ -1,0 +1,239 @@
+"""The `hfsae` command: verbs over the library. Bad input is one sentence and exit code 2."""
+
+import difflib
+import json
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import wrap
+
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from transformers.utils import logging as transformers_logging
+
+from .evaluation import EvaluationResult
+from .features import ANSI, PLAIN, FeatureStore, show
+from .plan import plan
+from .recipe import Recipe, finish, load, report, run
+
+_SHOWN_LATENTS, _SHOWN_EXAMPLES = 5, 3
+_EXAMPLES = """\
+examples:
+  hfsae train scripts/recipes/quickstart.yaml --training.output_dir runs/mine
+  hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run true
+  hfsae evaluate runs/mine --evaluation.n_tokens 200000
+  hfsae show runs/mine 17 1234
+
+A field is set in the recipe's YAML file, or by its dotted name on the command line, which wins;
+`hfsae train --help` explains all of them. Several processes: see scripts/train.py."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command: 0 when it is done, 2 for bad input, 130 for Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()  # a bar for every file read hides ours
+    try:
+        _dispatch(argv)
+    except (ValueError, OSError, ArgumentError) as error:
+        if os.environ.get("HFSAE_DEBUG"):
+            raise
+        print(f"hfsae: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hfsae: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(argv: list[str]) -> None:
+    """Train what a recipe describes, evaluate it, collect what its latents fire on, and write a
+    folder with weights, card, metrics, figures and examples. Run again, it resumes."""
+    parser = _recipe_parser("train", train.__doc__)
+    parser.add_argument("--dry_run", type=bool, default=False, help="only print what would run")
+    recipe, options = _parse_recipe(parser, argv)
+    if options["dry_run"]:
+        print("\n".join(plan(recipe).lines))
+        return
+    folders = run(recipe, command=shlex.join(["hfsae", "train", *argv]))
+    if _is_main_process():
+        for folder in folders:
+            _print_folder(folder, [])
+        _print_next(folders)
+
+
+def evaluate(argv: list[str]) -> None:
+    """Evaluate a trained SAE anew: `hfsae evaluate FOLDER`, with other fields of its recipe."""
+    _report_again("evaluate", evaluate.__doc__, argv, "evaluation.json")
+
+
+def collect(argv: list[str]) -> None:
+    """Collect what a trained SAE's latents fire on anew: `hfsae collect FOLDER`, with other fields
+    of its recipe."""
+    _report_again("collect", collect.__doc__, argv, "features/meta.json")
+
+
+def show_folder(argv: list[str]) -> None:
+    """Print a trained SAE's metrics and latents: those named, or some drawn at random."""
+    parser = _parser("show", show_folder.__doc__)
+    parser.add_argument("folder", type=str, help="a folder that `hfsae train` wrote")
+    parser.add_argument("latents", type=int, nargs="*", help="indices of latents to show")
+    args = parser.parse_args(argv)
+    _print_folder(_trained(args.folder), args.latents)
+
+
+def card(argv: list[str]) -> None:
+    """Draw the figures and write the model card again, from what lies in a folder."""
+    parser = _parser("card", card.__doc__)
+    parser.add_argument("folder", type=str, help="a folder that `hfsae train` wrote")
+    finish(_trained(parser.parse_args(argv).folder))
+
+
+_VERBS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "collect": collect,
+    "show": show_folder,
+    "card": card,
+}
+
+
+def _dispatch(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+    elif argv[0] in _VERBS:
+        _VERBS[argv[0]](argv[1:])
+    else:
+        raise ValueError(_did_you_mean(f"{argv[0]!r} is no verb", argv[0], list(_VERBS)))
+
+
+def _help() -> str:
+    lines = ["usage: hfsae VERB ...", "", "Sparse autoencoders as Hugging Face models.", ""]
+    for verb, function in _VERBS.items():
+        head, *rest = wrap(" ".join(function.__doc__.split()), 86)
+        lines += [f"  {verb:<10}{head}", *(" " * 12 + line for line in rest)]
+    return "\n".join([*lines, "", _EXAMPLES])
+
+
+def _parser(verb: str, doc: str) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    description = " ".join(doc.split())
+    return ArgumentParser(prog=f"hfsae {verb}", description=description, exit_on_error=False)
+
+
+def _recipe_parser(verb: str, doc: str) -> ArgumentParser:
+    parser = _parser(verb, doc)
+    parser.add_argument(
+        "--recipe", action="config", help="YAML file; may be given without its name, in first place"
+    )
+    parser.add_class_arguments(Recipe, as_group=False)
+    return parser
+
+
+def _parse_recipe(parser: ArgumentParser, argv: list[str]) -> tuple[Recipe, dict]:
+    if argv and not argv[0].startswith("-"):
+        _check_readable(Path(argv[0]))
+        argv = ["--recipe", *argv]
+    try:
+        args = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise ValueError(_clear(error, parser)) from error
+    fields = parser.instantiate(args).as_dict()
+    fields.pop("recipe", None)
+    options = {name: fields.pop(name) for name in ("dry_run",) if name in fields}
+    return Recipe(**fields), options
+
+
+def _check_readable(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"there is no recipe {path}; scripts/recipes/ holds examples")
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the recipe {path}: {error}") from error
+
+
+def _clear(error: Exception, parser: ArgumentParser) -> str:
+    """The sentence for an option that there is not, with the nearest one that there is."""
+    text = _one_line(error)
+    unknown = re.search(r"(?:unrecognized arguments: --|[Kk]ey '|option ')([\w.]+)", text)
+    if not unknown:
+        return text
+    known = [option[2:] for a in parser._actions for option in a.option_strings]
+    return _did_you_mean(f"a recipe has no field {unknown[1]!r}", unknown[1], known)
+
+
+def _did_you_mean(problem: str, given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=2, cutoff=0.6)
+    if close:
+        return f"{problem}; did you mean {' or '.join(map(repr, close))}?"
+    return f"{problem}; there are: {', '.join(k for k in known if '.' not in k)}"
+
+
+def _report_again(verb: str, doc: str, argv: list[str], result: str) -> None:
+    """Remove one result of a finished run and make it again, with the recipe as changed."""
+    parser = _recipe_parser(verb, doc)
+    if not argv or argv[0].startswith("-"):
+        _parse_recipe(parser, argv)  # --help, or an unknown option
+        raise ValueError(f"name the folder of a trained SAE: hfsae {verb} FOLDER")
+    folder = _trained(argv[0])
+    homes = [f for f in (folder, folder.parent) if (f / "recipe.yaml").is_file()]
+    if not homes:
+        raise ValueError(f"{folder} has no recipe.yaml that says which model and text to use")
+    recipe, _ = _parse_recipe(parser, [str(homes[0] / "recipe.yaml"), *argv[1:]])
+    loaded = load(recipe.lm)
+    (folder / result).unlink(missing_ok=True)
+    (folder / "README.md").unlink(missing_ok=True)
+    report(recipe, loaded, folder)
+    _print_folder(folder, [])
+
+
+def _trained(folder: str) -> Path:
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        inside = sorted(p.parent.name for p in path.glob("*/config.json"))
+        hint = f"; it holds {', '.join(inside)}" if inside else ""
+        raise ValueError(f"{folder} is not the folder of a trained SAE (no config.json){hint}")
+    return path
+
+
+def _print_folder(folder: Path, latents: list[int]) -> None:
+    if (folder / "evaluation.json").is_file() and not latents:
+        data = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        result = EvaluationResult.from_dict(data)
+        print(f"\n{folder}: {result.n_tokens:,} held-out tokens, {result.n_documents} documents\n")
+        print(result.table())
+    if not (folder / "features" / "meta.json").is_file():
+        return
+    store = FeatureStore.load(folder)
+    for index in latents or store.pick(_SHOWN_LATENTS):
+        if not 0 <= index < len(store):
+            raise ValueError(f"there is no latent {index}; this SAE has {len(store):,}, from 0")
+        latent = store[index]
+        if not latents:
+            latent = latent._replace(examples=latent.examples[:_SHOWN_EXAMPLES])
+        print("\n" + show(latent, ANSI if sys.stdout.isatty() else PLAIN))
+
+
+def _print_next(folders: list[Path]) -> None:
+    folder = folders[0]
+    print(
+        f"\nThe folder {folder} could be pushed to the Hub as it stands; open its README.md. Next:\n"
+        f"  hfsae show {folder} 17 1234       what other latents fire on\n"
+        f"  hfsae train --help                every field of a recipe\n"
+        f'  python -c "import hfsae, transformers; '
+        f"print(transformers.AutoModel.from_pretrained('{folder}'))\""
+    )
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

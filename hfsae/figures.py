@@ -1,0 +1,215 @@
+"""Figures of a trained SAE, drawn from what lies in its folder and sized for a model card.
+
+matplotlib is imported where a figure is made, and used without pyplot: no global state, no display.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig
+
+from . import models as models  # its Auto classes, so that config.json can be read
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart in every kind of colour vision, and in grey.
+_BLUE, _ORANGE, _INK = "#0072B2", "#D55E00", "#222222"
+_LABEL = {"color": _INK, "va": "top"}
+_LABEL |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # over grid lines
+_MANY_BINS = 60
+
+
+def draw(folder: str | Path) -> list[Path]:
+    """Write `folder/figures/*.png`: those whose data the folder holds.
+
+    density and l0 need evaluation.json, training needs log.jsonl, thresholds a JumpReLU SAE.
+    """
+    target = Path(folder) / "figures"
+    target.mkdir(parents=True, exist_ok=True)
+    return [_save(figure, target / f"{name}.png") for name, figure in _figures(Path(folder))]
+
+
+def _figures(folder: Path) -> Iterator[tuple[str, "Figure"]]:
+    config, record = AutoConfig.from_pretrained(folder), _json(folder / "training.json")
+    target_l0 = getattr(config, "target_l0", None)
+    if evaluation := _json(folder / "evaluation.json"):
+        density = torch.tensor(evaluation["density"], dtype=torch.float64)
+        yield "density", density_figure(density, n_tokens=evaluation["n_tokens"])
+        yield "l0", l0_figure(torch.tensor(evaluation["l0_histogram"]), target_l0=target_l0)
+    log, batch_size = _log(folder), record.get("training", {}).get("batch_size")
+    if len(log) > 1 and batch_size:
+        yield "training", training_figure(log, batch_size=batch_size, target_l0=target_l0)
+    threshold = _raw_thresholds(folder, config)
+    if threshold is not None:
+        yield "thresholds", thresholds_figure(threshold)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    """This SAE's lines; of several that were trained together, the log lies in the folder above."""
+    for home, name in ((folder, ""), (folder.parent, folder.name)):
+        path = home / "log.jsonl"
+        if path.is_file():
+            lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            return [line for line in lines if line.get("sae", "") == name]
+    return []
+
+
+def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None:
+    """Read by themselves: the matrices beside them may be gigabytes."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        if "threshold" not in file.keys():  # noqa: SIM118 - not a dict
+            return None
+        scale = config.target_scale if config.is_transcoder else None
+        return file.get_tensor("threshold") * float(scale or config.activation_scale or 1.0)
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    """Whole or not at all, and the same bytes for the same data."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", metadata={"Software": None})
+    os.replace(temporary, path)
+    return path
+
+
+def density_figure(density: Float[Tensor, " d_sae"], *, n_tokens: int) -> "Figure":
+    """Latents by the share of tokens they fire on; dead ones have no bar, but their share is told.
+
+    Args:
+        n_tokens: tokens that the shares are of; 1 / n_tokens is the smallest that can be told.
+    """
+    figure, (axes,) = _blank(f"Firing density of {len(density):,} latents on {n_tokens:,} tokens")
+    alive = density[density > 0]
+    # Five bins a decade: with more, the lowest shares (1, 2, 3 tokens) leave gaps between them.
+    lowest = -max(2, len(str(n_tokens - 1)))
+    edges = torch.logspace(lowest, 0, -lowest * 5 + 1, dtype=torch.float64)
+    axes.hist(alive.tolist(), bins=edges.tolist(), color=_BLUE, edgecolor="white", linewidth=0.5)
+    axes.set(xscale="log", xlim=(10.0**lowest, 1.0))
+    axes.set_xlabel("density: share of tokens on which a latent fires (log scale)")
+    axes.set_ylabel("latents")
+    axes.margins(y=0.35)
+    for limit in (0.01, 0.1):
+        share = _percent((density > limit).double().mean())
+        _mark(axes, limit, f"{share} fire\non > {100 * limit:g} %")
+    dead = _percent((density == 0).double().mean())
+    axes.text(0.01, 0.97, f"{dead} never fire", transform=axes.transAxes, **_LABEL)
+    return figure
+
+
+def l0_figure(histogram: Int[Tensor, " k"], *, target_l0: float | None = None) -> "Figure":
+    """Tokens by their number of non-zero latents; entry k counts the tokens with exactly k."""
+    n_tokens, cumulative = int(histogram.sum()), histogram.cumsum(0)
+    mean = float((histogram * torch.arange(len(histogram))).sum()) / max(n_tokens, 1)
+    figure, (axes,) = _blank(f"Non-zero latents per token, {n_tokens:,} tokens")
+    shown = int((cumulative < 0.999 * n_tokens).sum()) + 1  # a few tokens can have many times more
+    width = -(-shown // _MANY_BINS)
+    bins = torch.nn.functional.pad(histogram[:shown], (0, -shown % width)).view(-1, width).sum(1)
+    left = torch.arange(len(bins)) * width - 0.5
+    axes.bar(left.tolist(), bins.tolist(), width, align="edge", color=_BLUE, edgecolor="white")
+    beyond = n_tokens - int(histogram[:shown].sum())
+    axes.set_xlabel(f"L0 (latents/token){f'; {beyond:,} tokens lie beyond' if beyond else ''}")
+    axes.set_ylabel("tokens" if width == 1 else f"tokens per {width} latents")
+    axes.margins(x=0.02, y=0.2)
+    target = "" if target_l0 is None else f" (target {target_l0:g})"
+    _mark(axes, mean, f"mean {mean:.1f}{target}")
+    return figure
+
+
+def training_figure(
+    log: list[dict[str, Any]], *, batch_size: int, target_l0: float | None = None
+) -> "Figure":
+    """FVU and L0 of single batches against tokens; `log` holds the lines of log.jsonl."""
+    figure, (fvu, l0) = _blank("Training: single batches", n_rows=2)
+    tokens = [(line["step"] + 1) * batch_size for line in log]
+    fvu.plot(tokens, [line["fvu"] for line in log], color=_BLUE)
+    fvu.set(yscale="log", ylabel="FVU (log scale)")
+    _plain_ticks(fvu, l0)
+    l0.plot(tokens, [line["l0"] for line in log], color=_BLUE)
+    l0.set(ylabel="L0 (latents/token)", xlabel="tokens trained on")
+    l0.margins(y=0.15)
+    if target_l0 is not None:
+        l0.axhline(target_l0, color=_ORANGE, linestyle="--", label=f"target {target_l0:g}")
+        l0.legend(frameon=False, loc="best")
+    # Thresholds of their own, hence a coefficient on L0, are what a warm start ends with.
+    own = [t for t, line in zip(tokens, log, strict=True) if "l0_coefficient" in line]
+    if own and own[0] > tokens[0]:
+        _mark(fvu, own[0], "warm start ends")
+        _mark(l0, own[0], "")
+    return figure
+
+
+def thresholds_figure(threshold: Float[Tensor, " d_sae"]) -> "Figure":
+    """Latents by their JumpReLU threshold, raw units."""
+    figure, (axes,) = _blank(f"Thresholds of {len(threshold):,} latents")
+    axes.hist(threshold.tolist(), bins=_MANY_BINS, color=_BLUE, edgecolor="white", linewidth=0.5)
+    axes.set_xlabel("threshold (raw units of the activations)")
+    axes.set_ylabel("latents")
+    axes.margins(y=0.2)
+    median = float(threshold.median())
+    _mark(axes, median, f"median {median:.3g}")
+    return figure
+
+
+def _blank(title: str, n_rows: int = 1) -> tuple["Figure", list["Axes"]]:
+    """A titled figure 800 pixels wide with a column of axes that share their x."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(
+        figsize=(8, 2.2 + 1.6 * n_rows), dpi=100, facecolor="white", layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    column = list(figure.subplots(n_rows, 1, sharex=True, squeeze=False)[:, 0])
+    for axes in column:
+        axes.set_facecolor("white")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#E0E0E0", linewidth=0.8)
+        axes.set_axisbelow(True)
+    column[0].set_title(title, loc="left", fontsize=11)
+    return figure, column
+
+
+def _mark(axes: "Axes", x: float, text: str) -> None:
+    """A dashed line across, with its text at the upper end, on the side that has room."""
+    axes.axvline(x, color=_INK, linestyle="--", linewidth=1.2)
+    place = axes.transAxes.inverted().transform(axes.transData.transform((x, 1.0)))[0]
+    side, offset = ("left", 4) if place < 0.85 else ("right", -4)
+    axes.annotate(
+        text,
+        (x, 0.97),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(offset, 0),
+        textcoords="offset points",
+        ha=side,
+        **_LABEL,
+    )
+
+
+def _plain_ticks(fvu: "Axes", tokens: "Axes") -> None:
+    """0.2, 0.3 and so on instead of powers of ten, of which a short axis shows none; 200k, 4G."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = fvu.get_ylim()
+    fvu.yaxis.set_major_locator(LogLocator(subs=range(1, 10) if high < 6 * low else (1, 2, 5)))
+    fvu.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    fvu.yaxis.set_minor_formatter(NullFormatter())
+    tokens.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _percent(share: Tensor) -> str:
+    return f"{100 * float(share):.2g} %"

@@ -1,0 +1,132 @@
+"""What a recipe will cost, before anything is loaded or written: memory, disk, time.
+
+Sizes are counted; time is these counts over this machine's matrix-product rate, measured here in a
+fraction of a second, and right to about a factor of two.
+"""
+
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .lm import capture, empty_lm
+from .models import SAEConfig
+from .recipe import Recipe, make_configs
+
+_LM_EFFICIENCY, _SAE_EFFICIENCY = 0.5, 0.6  # of the product rate; the rest is attention, norms, Adam
+_ADAM_COPIES = 4  # weights, gradients, two moments
+_DENSE_COPIES = 6  # [batch, d_sae] tensors alive at once in a step
+_PYTHON_BYTES = 0.6e9
+
+
+class Plan(NamedTuple):
+    lines: list[str]
+    memory_bytes: float
+    disk_bytes: float
+    seconds: float
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Estimates for one process on this machine's default device."""
+    lm = empty_lm(recipe.lm.name, revision=recipe.lm.revision, source=recipe.lm.source)
+    configs = make_configs(recipe, lm)
+    dtype = torch.float32 if recipe.lm.dtype == "auto" else getattr(torch, recipe.lm.dtype)
+    t, n_sites_wide = recipe.training, sum(_widths(recipe, configs).values())
+    n_lm = sum(p.numel() for p in lm.parameters())
+    n_sae = [c.d_sae * (c.d_in + c.d_out + 2) + c.d_out for c in configs.values()]
+    n_harvested = t.n_tokens / recipe.shuffle.passes
+    part = t.batch_size // t.gradient_accumulation_steps
+    memory = {
+        "language model": n_lm * dtype.itemsize,
+        "activation bucket": recipe.shuffle.bucket_tokens * n_sites_wide * dtype.itemsize,
+        "SAE, gradients, Adam": 4 * _ADAM_COPIES * sum(n_sae),
+        "one step's latents": 4 * _DENSE_COPIES * part * max(c.d_sae for c in configs.values()),
+        "Python and libraries": _PYTHON_BYTES,
+    }
+    n_checkpoints = (t.save_total_limit or 10) + 1  # one more while the next is being written
+    disk = {"checkpoints": 12 * sum(n_sae) * n_checkpoints, "trained SAE": 4 * sum(n_sae)}
+    lm_flops = 2 * parameters_used(lm, recipe.sites) * n_harvested
+    sae_flops = sum(10 * c.d_sae * (c.d_in + c.d_out) / 2 for c in configs.values()) * t.n_tokens
+    seconds = {
+        "harvest": lm_flops / (_product_rate(dtype) * _LM_EFFICIENCY),
+        "training": sae_flops / (_product_rate(torch.float32) * _SAE_EFFICIENCY),
+    }
+    lines = [
+        f"language model  {recipe.lm.name}, {n_lm / 1e6:.0f} M parameters, {recipe.lm.dtype}",
+        f"text            {_short(recipe.text.dataset)}, rows of {recipe.text.context_size} tokens",
+        *(_sae_line(name, config) for name, config in configs.items()),
+        f"training        {t.n_tokens:,} activations in {t.total_steps:,} steps of {t.batch_size}, "
+        f"from {n_harvested:,.0f} harvested",
+        f"output          {t.output_dir}",
+        "",
+        _sum_line("memory", memory, 1e9, "GB"),
+        _sum_line("disk", disk, 1e9, "GB"),
+        _sum_line("time", seconds, 60, "min") + "   (to a factor of two; evaluation comes on top)",
+    ]
+    return Plan(lines, sum(memory.values()), sum(disk.values()), sum(seconds.values()))
+
+
+def parameters_used(lm: PreTrainedModel, sites: list[str]) -> int:
+    """Parameters of the matrix products on the way to the last of `sites`."""
+    used: dict[str, int] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            used[name] = sum(p.numel() for p in module.parameters() if p.ndim > 1)
+
+        return hook
+
+    leaves = [(n, m) for n, m in lm.base_model.named_modules() if not list(m.children())]
+    handles = [
+        module.register_forward_pre_hook(note(name))
+        for name, module in leaves
+        if not isinstance(module, nn.Embedding)
+    ]
+    try:
+        with torch.no_grad(), capture(lm, sites, stop_early=True):
+            lm(input_ids=torch.zeros(1, 1, dtype=torch.long, device=lm.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(used.values())
+
+
+def _product_rate(dtype: torch.dtype, size: int = 1024) -> float:
+    """Floating-point operations a second in a matrix product, on the default device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a: Tensor = torch.ones(size, size, dtype=dtype, device=device)
+    n, start = 0, time.perf_counter()
+    while n < 3 or time.perf_counter() - start < 0.2:
+        a = (a @ a).clamp_(max=1)
+        n += 1
+    float(a[0, 0])  # wait for a GPU
+    return 2 * size**3 * n / (time.perf_counter() - start)
+
+
+def _widths(recipe: Recipe, configs: dict[str, SAEConfig]) -> dict[str, int]:
+    widths = {}
+    for config in configs.values():
+        widths[config.site] = config.d_in
+        if config.is_transcoder:
+            widths[config.target_site] = config.d_out
+    return widths
+
+
+def _sae_line(name: str, config: SAEConfig) -> str:
+    l0 = getattr(config, "target_l0", None)
+    goal = f", target L0 {l0}" if l0 else ""
+    place = f"{config.site} ({config.d_in} wide)"
+    if config.is_transcoder:
+        place += f" to {config.target_site} ({config.d_out} wide)"
+    return f"SAE {name or '':<11} {config.model_type}, {config.d_sae:,} latents, {place}{goal}"
+
+
+def _short(dataset: str | list[str]) -> str:
+    return dataset if isinstance(dataset, str) else f"{len(dataset)} documents"
+
+
+def _sum_line(name: str, parts: dict[str, float], unit: float, word: str) -> str:
+    listed = ", ".join(f"{part} {amount / unit:.2f}" for part, amount in parts.items())
+    return f"{name:<15} {sum(parts.values()) / unit:.1f} {word}   ({listed})"

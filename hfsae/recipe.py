@@ -1,0 +1,350 @@
+"""A recipe: one section for each dataclass, and the run that it describes, from text to a folder.
+
+    train -> evaluate on held-out documents -> collect what latents fire on -> figures and card
+
+Each stage's result lies in the run's folder, so a second run of the same recipe resumes what was
+interrupted and reuses what was finished; only what a changed section concerns is done again.
+"""
+
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from . import figures, hub
+from .activations import (
+    HarvestArguments,
+    Harvester,
+    PackedRows,
+    ShuffleArguments,
+    ShuffledActivations,
+    TextArguments,
+)
+from .evaluation import EvaluationArguments, EvaluationResult, evaluate
+from .features import CollectArguments, FeatureStore, collect
+from .lm import LoadedLM, load_lm, site_width
+from .models import SAE, SAEConfig
+from .training import Trainer, TrainingArguments
+from .training.trainer import make_accelerator
+
+logger = logging.getLogger(__name__)
+_TRAINING_SECTIONS = ("lm", "text", "harvest", "shuffle", "sae", "saes", "training", "seed")
+# Settings that change nothing of the result.
+_FREE = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to", "num_processes")
+
+
+@dataclass
+class LMArguments:
+    name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """Hub id or folder of a causal language model."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    """Of the LM's weights and of harvested activations."""
+    source: Literal["auto", "hub", "packaged"] = "auto"
+    """"auto": the Hub, or where it cannot be reached the copy that a Python package carries."""
+    attn_implementation: str | None = None
+    """As in transformers; Gemma 2 wants "eager"."""
+
+
+@dataclass
+class Recipe:
+    """What to train on which activations of which language model, and what to report of it."""
+
+    lm: LMArguments = field(default_factory=LMArguments)
+    text: TextArguments = field(default_factory=TextArguments)
+    harvest: HarvestArguments = field(default_factory=HarvestArguments)
+    shuffle: ShuffleArguments = field(default_factory=ShuffleArguments)
+    sae: dict[str, Any] = field(default_factory=dict)
+    """Fields of the SAE's config: model_type (jumprelu_sae), site, d_sae, target_l0 and so on; d_in
+    is the site's width."""
+    saes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Several SAEs on the same stream: a name, and the fields of `sae` that differ."""
+    training: TrainingArguments = field(default_factory=TrainingArguments)
+    evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
+    collect: CollectArguments = field(default_factory=CollectArguments)
+    collect_tokens: int = 1_000_000
+    """Tokens of the training text in which to look for examples; 0 leaves the stage out."""
+    seed: int = 0
+    """Seed of the SAEs' initial weights."""
+
+    def sae_fields(self) -> dict[str, dict[str, Any]]:
+        """By name ("" for a single one), the config fields of each SAE."""
+        return {name: {**self.sae, **own} for name, own in (self.saes or {"": {}}).items()}
+
+    @property
+    def sites(self) -> list[str]:
+        """All sites and target sites, each once."""
+        every = [f.get(k) for f in self.sae_fields().values() for k in ("site", "target_site")]
+        return list(dict.fromkeys(site for site in every if site))
+
+
+def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
+    """Each SAE's config, with d_in (and a transcoder's d_out) read off the language model.
+
+    Raises:
+        ValueError: no site, an unknown field or model_type, or a width that is not the site's.
+    """
+    configs = {}
+    for name, given in recipe.sae_fields().items():
+        fields = {"model_type": "jumprelu_sae", "model_name": recipe.lm.name, **given}
+        if fields.get("site") is None:
+            raise ValueError("the recipe's sae section names no site; give one, as 'layers.12'")
+        places = {"d_in": fields["site"]}
+        if fields.get("target_site"):
+            places["d_out"] = fields["target_site"]
+        for key, site in places.items():
+            width = site_width(lm, site)
+            if fields.setdefault(key, width) != width:
+                raise ValueError(
+                    f"sae.{key} is {fields[key]}, but {site} of {recipe.lm.name} is {width} wide; "
+                    f"leave {key} out and it is read off the model"
+                )
+        fields.setdefault("model_revision", getattr(lm.config, "_commit_hash", None))
+        if "d_sae" not in fields:
+            raise ValueError("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
+        try:
+            configs[name] = AutoConfig.for_model(**fields)
+        except ValueError as error:
+            if "Unrecognized model identifier" not in str(error):
+                raise
+            raise ValueError(
+                f"sae.model_type {fields['model_type']!r} is unknown; hfsae has "
+                f"{', '.join(sorted(c.model_type for c in SAEConfig.__subclasses__()))}"
+            ) from error
+    return configs
+
+
+def run(recipe: Recipe, command: str = "") -> list[Path]:
+    """Do all that is not done yet; the folders of the trained SAEs.
+
+    Raises:
+        ValueError: anything in the recipe that cannot be; raised before anything is written.
+    """
+    root = Path(recipe.training.output_dir)
+    stale = _stale_stages(root, recipe)
+    folders = [root / name for name in recipe.sae_fields()]
+    done = [all((f / file).exists() for f in folders) for file in ("training.json", "config.json")]
+    if all(done) and not stale and all(not _missing(f, recipe) for f in folders):
+        logger.info("%s is complete: nothing to do", root)
+        return folders
+    accelerator = make_accelerator(recipe.training)
+    loaded = load(recipe.lm, str(accelerator.device))
+    configs = make_configs(recipe, loaded.lm)
+    if accelerator.is_main_process:
+        _claim(root, recipe, stale, folders)
+    if not all(done):
+        _train(recipe, loaded, configs, accelerator, command)
+    if accelerator.is_main_process:
+        for folder in folders:
+            report(recipe, loaded, folder)
+    return folders
+
+
+def _stale_stages(root: Path, recipe: Recipe) -> list[str]:
+    """Results in `root` that a changed section of the recipe makes out of date.
+
+    Raises:
+        ValueError: the folder holds something else, or a run of another recipe.
+    """
+    if not root.exists() or not any(root.iterdir()):
+        return []
+    if not (root / "recipe.yaml").is_file():
+        raise ValueError(
+            f"the folder {root} holds something else ({sorted(p.name for p in root.iterdir())[0]}, "
+            "and no recipe.yaml); give another training.output_dir"
+        )
+    theirs = yaml.safe_load((root / "recipe.yaml").read_text(encoding="utf-8"))
+    ours = as_plain(recipe)
+    for section in _TRAINING_SECTIONS:
+        for key, old, new in _differences(section, theirs.get(section), ours[section]):
+            raise ValueError(
+                f"the folder {root} holds a run of another recipe: {key} is {old!r} there and "
+                f"{new!r} here; give another training.output_dir or delete the folder"
+            )
+    stale = []
+    if theirs.get("evaluation") != ours["evaluation"]:
+        stale.append("evaluation.json")
+    if any(theirs.get(key) != ours[key] for key in ("collect", "collect_tokens")):
+        stale.append("features/meta.json")
+    return stale
+
+
+def _differences(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new} - set(_FREE)):
+            yield from _differences(f"{key}.{name}", old.get(name), new.get(name))
+    elif old != new:
+        yield key, old, new
+
+
+def _claim(root: Path, recipe: Recipe, stale: list[str], folders: list[Path]) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        for name in [*stale, "README.md"] if stale else []:
+            (folder / name).unlink(missing_ok=True)
+    text = yaml.safe_dump(as_plain(recipe), sort_keys=False, allow_unicode=True)
+    write_whole(root / "recipe.yaml", text)
+
+
+def as_plain(recipe: Recipe) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(recipe)))
+
+
+def load(args: LMArguments, device: str | None = None) -> LoadedLM:
+    return load_lm(
+        args.name,
+        revision=args.revision,
+        dtype=args.dtype,
+        device=device,
+        attn_implementation=args.attn_implementation,
+        source=args.source,
+    )
+
+
+def _train(
+    recipe: Recipe,
+    loaded: LoadedLM,
+    configs: dict[str, SAEConfig],
+    accelerator: Any,
+    command: str,
+) -> None:
+    text = PackedRows(
+        loaded.tokenizer, recipe.text, "train", rows=recipe.harvest.rows, epochs=None
+    )
+    harvester = Harvester(loaded.lm, recipe.sites, recipe.harvest)
+    stream = ShuffledActivations(
+        text,
+        harvester,
+        recipe.shuffle,
+        recipe.training.batch_size,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    saes = {}
+    for name, config in configs.items():
+        torch.manual_seed(recipe.seed)  # each alone, so that company changes nothing
+        saes[name] = AutoModel.from_config(config)
+    provenance = _provenance(recipe, loaded, command)
+    trainer = Trainer(
+        saes, stream, recipe.training, accelerator=accelerator, provenance=provenance
+    )
+    trainer.train()
+    trainer.close()
+
+
+def _provenance(recipe: Recipe, loaded: LoadedLM, command: str) -> dict[str, Any]:
+    names = ("hfsae", "torch", "transformers", "accelerate", "datasets", "huggingface_hub")
+    return {
+        "lm": {
+            **asdict(recipe.lm),
+            "origin": loaded.origin,
+            "revision": getattr(loaded.lm.config, "_commit_hash", None) or recipe.lm.revision,
+        },
+        **{name: asdict(getattr(recipe, name)) for name in ("text", "harvest", "shuffle")},
+        "seed": recipe.seed,
+        "command": command,
+        "versions": {"python": platform.python_version(), **_versions(names)},
+    }
+
+
+def _versions(names: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def report(recipe: Recipe, loaded: LoadedLM, folder: Path) -> None:
+    """Evaluate, collect, draw and write the card: what of these the folder lacks."""
+    missing = _missing(folder, recipe)
+    sae = AutoModel.from_pretrained(folder).to(loaded.lm.device).eval()
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    limits = {s: n for s, n in record["harvested"]["norm_limits"].items() if s in _sites(sae)}
+    if "evaluation.json" in missing:
+        result = evaluate_held_out(recipe, loaded, sae, limits)
+        write_whole(folder / "evaluation.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    if "features/meta.json" in missing:
+        rows = _rows(recipe, loaded, "train", recipe.collect_tokens)
+        with _bar("collect", recipe.collect_tokens) as progress:
+            store = collect(
+                sae,
+                loaded.lm,
+                loaded.tokenizer,
+                rows,
+                recipe.collect,
+                norm_limits=limits,
+                progress=progress,
+            )
+        store.save(folder)
+    finish(folder)
+
+
+def evaluate_held_out(
+    recipe: Recipe, loaded: LoadedLM, sae: SAE, limits: dict[str, float]
+) -> EvaluationResult:
+    n_tokens = recipe.evaluation.n_tokens
+    rows = _rows(recipe, loaded, "held_out", n_tokens)
+    done = 0
+    with _bar("evaluate", n_tokens) as progress:
+
+        def advance(n: int) -> None:
+            nonlocal done
+            progress(n - done)
+            done = n
+
+        return evaluate(
+            sae, loaded.lm, rows, recipe.evaluation, norm_limits=limits, progress=advance
+        )
+
+
+def finish(folder: Path) -> None:
+    """Figures and card, from what lies in the folder."""
+    figures.draw(folder)
+    hub.write_card(folder)
+
+
+def _sites(sae: SAE) -> list[str]:
+    return [site for site in (sae.config.site, sae.config.target_site) if site]
+
+
+def _rows(recipe: Recipe, loaded: LoadedLM, split: Literal["train", "held_out"], n: int | None) -> PackedRows:
+    return PackedRows(
+        loaded.tokenizer, recipe.text, split, rows=recipe.harvest.rows, max_tokens=n
+    )
+
+
+@contextmanager
+def _bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    every = 0.2 if sys.stderr.isatty() else 15.0
+    with tqdm(total=total, desc=name, unit="tok", unit_scale=True, mininterval=every) as bar:
+        yield lambda n: bar.update(n) and None
+
+
+def _missing(folder: Path, recipe: Recipe) -> list[str]:
+    wanted = ["README.md"]
+    wanted += ["evaluation.json"] if recipe.evaluation.n_tokens != 0 else []
+    wanted += ["features/meta.json"] if recipe.collect_tokens else []
+    return [name for name in wanted if not (folder / name).exists()]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen half-written."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
