@@ -1,4 +1,33 @@
+"""hfsae: sparse autoencoders as Hugging Face models.
+
+**Floors.** Imports go down, never sideways; a test holds them to it.
+
+    cli | plan | recipe        the command; what a run costs; what a run is
+    training | evaluation | features | figures | hub
+    models | activations | metrics
+    ops | lm | packaged        torch and transformers only
+
+**A datum's journey.** text -> `activations.tokens` (rows of token ids, a keep-mask) ->
+`activations.harvest` (raw activations at sites, through `lm.capture`) -> `activations.shuffle`
+(batches [n, d], float32) -> `models` (pre_acts -> latents -> recon, and the loss) ->
+`training.run` (one optimiser step) -> `training.checkpoint` -> `SAE.folded().save_pretrained` ->
+`evaluation` (spliced into the language model), `features` (what latents fire on), `hub` (the card).
+
+**Words.** A *latent* is one unit of an SAE, its activation a number; a *feature* is what it means.
+`pre_acts` come before the non-linearity, `latents` after it; `recon` is the reconstruction. A
+*site* is a place in a language model: a module's path, and whether its input or its output. `L0` is
+the number of latents that fire on a token; a latent's `density` the share of tokens it fires on.
+`FVU` is the fraction of variance unexplained, pooled over all tokens. `activation_scale` is the
+root of the mean squared norm. To *splice* is to let the language model run on a reconstruction.
+
+`import hfsae` needs torch, transformers, safetensors and jaxtyping; training, evaluation and the
+command line need the `train` extra.
+"""
+
 from .activations import PackedRows as PackedRows
+from .activations import TextArguments as TextArguments
+from .evaluation import evaluate as evaluate
+from .lm import LoadedLM as LoadedLM
 from .lm import capture as capture
 from .lm import load_lm as load_lm
 from .lm import patch as patch

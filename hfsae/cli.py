@@ -8,9 +8,11 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from textwrap import wrap
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from transformers.utils import logging as transformers_logging
 
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 def train(argv: list[str]) -> None:
     """Train what a recipe describes, evaluate it, collect what its latents fire on, and write a
     folder with weights, card, metrics, figures and examples. Run again, it resumes."""
-    parser = _recipe_parser("train", train.__doc__)
+    parser = _recipe_parser("train")
     parser.add_argument("--dry_run", type=bool, default=False, help="only print what would run")
     recipe, options = _parse_recipe(parser, argv)
     if options["dry_run"]:
@@ -69,18 +71,18 @@ def train(argv: list[str]) -> None:
 
 def evaluate(argv: list[str]) -> None:
     """Evaluate a trained SAE anew: `hfsae evaluate FOLDER`, with other fields of its recipe."""
-    _report_again("evaluate", evaluate.__doc__, argv, "evaluation.json")
+    _report_again("evaluate", argv, "evaluation.json")
 
 
 def collect(argv: list[str]) -> None:
     """Collect what a trained SAE's latents fire on anew: `hfsae collect FOLDER`, with other fields
     of its recipe."""
-    _report_again("collect", collect.__doc__, argv, "features/meta.json")
+    _report_again("collect", argv, "features/meta.json")
 
 
 def show_folder(argv: list[str]) -> None:
     """Print a trained SAE's metrics and latents: those named, or some drawn at random."""
-    parser = _parser("show", show_folder.__doc__)
+    parser = _parser("show")
     parser.add_argument("folder", type=str, help="a folder that `hfsae train` wrote")
     parser.add_argument("latents", type=int, nargs="*", help="indices of latents to show")
     args = parser.parse_args(argv)
@@ -89,7 +91,7 @@ def show_folder(argv: list[str]) -> None:
 
 def card(argv: list[str]) -> None:
     """Draw the figures and write the model card again, from what lies in a folder."""
-    parser = _parser("card", card.__doc__)
+    parser = _parser("card")
     parser.add_argument("folder", type=str, help="a folder that `hfsae train` wrote")
     finish(_trained(parser.parse_args(argv).folder))
 
@@ -114,20 +116,23 @@ def _dispatch(argv: list[str]) -> None:
 
 def _help() -> str:
     lines = ["usage: hfsae VERB ...", "", "Sparse autoencoders as Hugging Face models.", ""]
-    for verb, function in _VERBS.items():
-        head, *rest = wrap(" ".join(function.__doc__.split()), 86)
+    for verb in _VERBS:
+        head, *rest = wrap(_what(verb), 86)
         lines += [f"  {verb:<10}{head}", *(" " * 12 + line for line in rest)]
     return "\n".join([*lines, "", _EXAMPLES])
 
 
-def _parser(verb: str, doc: str) -> ArgumentParser:
+def _what(verb: str) -> str:
+    return " ".join((_VERBS[verb].__doc__ or "").split())
+
+
+def _parser(verb: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    description = " ".join(doc.split())
-    return ArgumentParser(prog=f"hfsae {verb}", description=description, exit_on_error=False)
+    return ArgumentParser(prog=f"hfsae {verb}", description=_what(verb), exit_on_error=False)
 
 
-def _recipe_parser(verb: str, doc: str) -> ArgumentParser:
-    parser = _parser(verb, doc)
+def _recipe_parser(verb: str) -> ArgumentParser:
+    parser = _parser(verb)
     parser.add_argument(
         "--recipe", action="config", help="YAML file; may be given without its name, in first place"
     )
@@ -140,27 +145,34 @@ def _parse_recipe(parser: ArgumentParser, argv: list[str]) -> tuple[Recipe, dict
         _check_readable(Path(argv[0]))
         argv = ["--recipe", *argv]
     try:
-        args = parser.parse_args(argv)
+        given = parser.instantiate(parser.parse_args(argv)).as_dict()
     except ArgumentError as error:
         raise ValueError(_clear(error, parser)) from error
-    fields = parser.instantiate(args).as_dict()
-    fields.pop("recipe", None)
-    options = {name: fields.pop(name) for name in ("dry_run",) if name in fields}
-    return Recipe(**fields), options
+    options = {name: given.pop(name, None) for name in ("recipe", "dry_run")}
+    return Recipe(**given), options
 
 
 def _check_readable(path: Path) -> None:
+    """A recipe is a YAML mapping of known sections; whatever else gets its own sentence."""
     if not path.is_file():
         raise ValueError(f"there is no recipe {path}; scripts/recipes/ holds examples")
     try:
-        path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the recipe {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"the recipe {path} holds no sections; scripts/recipes/ holds examples")
+    sections = {field.name: field.type for field in fields(Recipe)}
+    for name, value in content.items():
+        if name not in sections:
+            raise ValueError(_did_you_mean(f"a recipe has no section {name!r}", name, [*sections]))
+        if sections[name] is not int and not isinstance(value, dict):
+            raise ValueError(f"section {name} of {path} must hold fields, not {value!r}")
 
 
 def _clear(error: Exception, parser: ArgumentParser) -> str:
     """The sentence for an option that there is not, with the nearest one that there is."""
-    text = _one_line(error)
+    text = f"cannot use this recipe: {_one_line(error)}"
     unknown = re.search(r"(?:unrecognized arguments: --|[Kk]ey '|option ')([\w.]+)", text)
     if not unknown:
         return text
@@ -175,20 +187,19 @@ def _did_you_mean(problem: str, given: str, known: list[str]) -> str:
     return f"{problem}; there are: {', '.join(k for k in known if '.' not in k)}"
 
 
-def _report_again(verb: str, doc: str, argv: list[str], result: str) -> None:
+def _report_again(verb: str, argv: list[str], result: str) -> None:
     """Remove one result of a finished run and make it again, with the recipe as changed."""
-    parser = _recipe_parser(verb, doc)
+    parser = _recipe_parser(verb)
     if not argv or argv[0].startswith("-"):
         _parse_recipe(parser, argv)  # --help, or an unknown option
         raise ValueError(f"name the folder of a trained SAE: hfsae {verb} FOLDER")
     folder = _trained(argv[0])
-    homes = [f for f in (folder, folder.parent) if (f / "recipe.yaml").is_file()]
+    homes = [f for f in (folder, *folder.parents[:3]) if (f / "recipe.yaml").is_file()]
     if not homes:
         raise ValueError(f"{folder} has no recipe.yaml that says which model and text to use")
     recipe, _ = _parse_recipe(parser, [str(homes[0] / "recipe.yaml"), *argv[1:]])
     loaded = load(recipe.lm)
     (folder / result).unlink(missing_ok=True)
-    (folder / "README.md").unlink(missing_ok=True)
     report(recipe, loaded, folder)
     _print_folder(folder, [])
 
@@ -223,7 +234,7 @@ def _print_folder(folder: Path, latents: list[int]) -> None:
 def _print_next(folders: list[Path]) -> None:
     folder = folders[0]
     print(
-        f"\nThe folder {folder} could be pushed to the Hub as it stands; open its README.md. Next:\n"
+        f"\nThe folder {folder} could be pushed to the Hub as it stands; see its README.md. Next:\n"
         f"  hfsae show {folder} 17 1234       what other latents fire on\n"
         f"  hfsae train --help                every field of a recipe\n"
         f'  python -c "import hfsae, transformers; '
@@ -237,3 +248,7 @@ def _is_main_process() -> bool:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

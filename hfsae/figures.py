@@ -19,11 +19,12 @@ from . import models as models  # its Auto classes, so that config.json can be r
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart in every kind of colour vision, and in grey.
 _BLUE, _ORANGE, _INK = "#0072B2", "#D55E00", "#222222"
-_LABEL = {"color": _INK, "va": "top"}
+_LABEL: dict[str, Any] = {"color": _INK, "va": "top"}
 _LABEL |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # over grid lines
 _MANY_BINS = 60
 
@@ -93,7 +94,13 @@ def density_figure(density: Float[Tensor, " d_sae"], *, n_tokens: int) -> "Figur
     Args:
         n_tokens: tokens that the shares are of; 1 / n_tokens is the smallest that can be told.
     """
-    figure, (axes,) = _blank(f"Firing density of {len(density):,} latents on {n_tokens:,} tokens")
+    dead, above_1, above_10 = (
+        _percent(chosen.double().mean()) for chosen in (density == 0, density > 0.01, density > 0.1)
+    )
+    figure, (axes,) = _blank(
+        f"Firing density of {len(density):,} latents on {n_tokens:,} tokens\n"
+        f"{dead} never fire, {above_1} on more than 1 % of tokens, {above_10} on more than 10 %"
+    )
     alive = density[density > 0]
     # Five bins a decade: with more, the lowest shares (1, 2, 3 tokens) leave gaps between them.
     lowest = -max(2, len(str(n_tokens - 1)))
@@ -102,16 +109,12 @@ def density_figure(density: Float[Tensor, " d_sae"], *, n_tokens: int) -> "Figur
     axes.set(xscale="log", xlim=(10.0**lowest, 1.0))
     axes.set_xlabel("density: share of tokens on which a latent fires (log scale)")
     axes.set_ylabel("latents")
-    axes.margins(y=0.35)
     for limit in (0.01, 0.1):
-        share = _percent((density > limit).double().mean())
-        _mark(axes, limit, f"{share} fire\non > {100 * limit:g} %")
-    dead = _percent((density == 0).double().mean())
-    axes.text(0.01, 0.97, f"{dead} never fire", transform=axes.transAxes, **_LABEL)
+        _mark(axes, limit)
     return figure
 
 
-def l0_figure(histogram: Int[Tensor, " k"], *, target_l0: float | None = None) -> "Figure":
+def l0_figure(histogram: Int[Tensor, " k"], *, target_l0: int | float | None = None) -> "Figure":
     """Tokens by their number of non-zero latents; entry k counts the tokens with exactly k."""
     n_tokens, cumulative = int(histogram.sum()), histogram.cumsum(0)
     mean = float((histogram * torch.arange(len(histogram))).sum()) / max(n_tokens, 1)
@@ -131,17 +134,23 @@ def l0_figure(histogram: Int[Tensor, " k"], *, target_l0: float | None = None) -
 
 
 def training_figure(
-    log: list[dict[str, Any]], *, batch_size: int, target_l0: float | None = None
+    log: list[dict[str, Any]], *, batch_size: int, target_l0: int | float | None = None
 ) -> "Figure":
     """FVU and L0 of single batches against tokens; `log` holds the lines of log.jsonl."""
+    from matplotlib.ticker import EngFormatter
+
     figure, (fvu, l0) = _blank("Training: single batches", n_rows=2)
     tokens = [(line["step"] + 1) * batch_size for line in log]
     fvu.plot(tokens, [line["fvu"] for line in log], color=_BLUE)
     fvu.set(yscale="log", ylabel="FVU (log scale)")
-    _plain_ticks(fvu, l0)
+    _plain_ticks(fvu.yaxis)
     l0.plot(tokens, [line["l0"] for line in log], color=_BLUE)
     l0.set(ylabel="L0 (latents/token)", xlabel="tokens trained on")
     l0.margins(y=0.15)
+    l0.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 4G
+    if max(line["l0"] for line in log) > 5 * log[-1]["l0"] > 0:
+        l0.set(yscale="log", ylabel="L0 (latents/token, log)")
+        _plain_ticks(l0.yaxis)
     if target_l0 is not None:
         l0.axhline(target_l0, color=_ORANGE, linestyle="--", label=f"target {target_l0:g}")
         l0.legend(frameon=False, loc="best")
@@ -149,15 +158,18 @@ def training_figure(
     own = [t for t, line in zip(tokens, log, strict=True) if "l0_coefficient" in line]
     if own and own[0] > tokens[0]:
         _mark(fvu, own[0], "warm start ends")
-        _mark(l0, own[0], "")
+        _mark(l0, own[0])
     return figure
 
 
 def thresholds_figure(threshold: Float[Tensor, " d_sae"]) -> "Figure":
     """Latents by their JumpReLU threshold, raw units."""
     figure, (axes,) = _blank(f"Thresholds of {len(threshold):,} latents")
-    axes.hist(threshold.tolist(), bins=_MANY_BINS, color=_BLUE, edgecolor="white", linewidth=0.5)
-    axes.set_xlabel("threshold (raw units of the activations)")
+    shown = threshold[threshold <= 2 * threshold.quantile(0.99)]  # a few can be far higher
+    beyond = len(threshold) - len(shown)
+    axes.hist(shown.tolist(), bins=_MANY_BINS, color=_BLUE, edgecolor="white", linewidth=0.5)
+    more = f"; {beyond:,} latents lie beyond" if beyond else ""
+    axes.set_xlabel(f"threshold (raw units of the activations){more}")
     axes.set_ylabel("latents")
     axes.margins(y=0.2)
     median = float(threshold.median())
@@ -184,7 +196,7 @@ def _blank(title: str, n_rows: int = 1) -> tuple["Figure", list["Axes"]]:
     return figure, column
 
 
-def _mark(axes: "Axes", x: float, text: str) -> None:
+def _mark(axes: "Axes", x: int | float, text: str = "") -> None:
     """A dashed line across, with its text at the upper end, on the side that has room."""
     axes.axvline(x, color=_INK, linestyle="--", linewidth=1.2)
     place = axes.transAxes.inverted().transform(axes.transData.transform((x, 1.0)))[0]
@@ -200,15 +212,14 @@ def _mark(axes: "Axes", x: float, text: str) -> None:
     )
 
 
-def _plain_ticks(fvu: "Axes", tokens: "Axes") -> None:
-    """0.2, 0.3 and so on instead of powers of ten, of which a short axis shows none; 200k, 4G."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
+def _plain_ticks(axis: "Axis") -> None:
+    """0.2, 0.3 and so on instead of powers of ten, of which a short log axis shows none."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    low, high = fvu.get_ylim()
-    fvu.yaxis.set_major_locator(LogLocator(subs=range(1, 10) if high < 6 * low else (1, 2, 5)))
-    fvu.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    fvu.yaxis.set_minor_formatter(NullFormatter())
-    tokens.xaxis.set_major_formatter(EngFormatter(sep=""))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=range(1, 10) if high < 6 * low else (1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _percent(share: Tensor) -> str:

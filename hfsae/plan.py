@@ -15,7 +15,11 @@ from .lm import capture, empty_lm
 from .models import SAEConfig
 from .recipe import Recipe, make_configs
 
-_LM_EFFICIENCY, _SAE_EFFICIENCY = 0.5, 0.6  # of the product rate; the rest is attention, norms, Adam
+Number = int | float
+_LM_EFFICIENCY, _SAE_EFFICIENCY = (
+    0.5,
+    0.6,
+)  # of the product rate; the rest is attention, norms, Adam
 _ADAM_COPIES = 4  # weights, gradients, two moments
 _DENSE_COPIES = 6  # [batch, d_sae] tensors alive at once in a step
 _PYTHON_BYTES = 0.6e9
@@ -23,9 +27,9 @@ _PYTHON_BYTES = 0.6e9
 
 class Plan(NamedTuple):
     lines: list[str]
-    memory_bytes: float
-    disk_bytes: float
-    seconds: float
+    memory_bytes: Number
+    disk_bytes: Number
+    seconds: Number
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -46,7 +50,10 @@ def plan(recipe: Recipe) -> Plan:
         "Python and libraries": _PYTHON_BYTES,
     }
     n_checkpoints = (t.save_total_limit or 10) + 1  # one more while the next is being written
-    disk = {"checkpoints": 12 * sum(n_sae) * n_checkpoints, "trained SAE": 4 * sum(n_sae)}
+    disk: dict[str, Number] = {
+        "checkpoints": 12 * sum(n_sae) * n_checkpoints,
+        "trained SAE": 4 * sum(n_sae),
+    }
     lm_flops = 2 * parameters_used(lm, recipe.sites) * n_harvested
     sae_flops = sum(10 * c.d_sae * (c.d_in + c.d_out) / 2 for c in configs.values()) * t.n_tokens
     seconds = {
@@ -127,6 +134,6 @@ def _short(dataset: str | list[str]) -> str:
     return dataset if isinstance(dataset, str) else f"{len(dataset)} documents"
 
 
-def _sum_line(name: str, parts: dict[str, float], unit: float, word: str) -> str:
+def _sum_line(name: str, parts: dict[str, Number], unit: Number, word: str) -> str:
     listed = ", ".join(f"{part} {amount / unit:.2f}" for part, amount in parts.items())
     return f"{name:<15} {sum(parts.values()) / unit:.1f} {word}   ({listed})"

@@ -33,7 +33,7 @@ from .activations import (
     TextArguments,
 )
 from .evaluation import EvaluationArguments, EvaluationResult, evaluate
-from .features import CollectArguments, FeatureStore, collect
+from .features import CollectArguments, collect
 from .lm import LoadedLM, load_lm, site_width
 from .models import SAE, SAEConfig
 from .training import Trainer, TrainingArguments
@@ -42,7 +42,14 @@ from .training.trainer import make_accelerator
 logger = logging.getLogger(__name__)
 _TRAINING_SECTIONS = ("lm", "text", "harvest", "shuffle", "sae", "saes", "training", "seed")
 # Settings that change nothing of the result.
-_FREE = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to", "num_processes")
+_FREE = (
+    "output_dir",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+    "num_processes",
+)
 
 
 @dataclass
@@ -193,7 +200,7 @@ def _differences(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]
 def _claim(root: Path, recipe: Recipe, stale: list[str], folders: list[Path]) -> None:
     root.mkdir(parents=True, exist_ok=True)
     for folder in folders:
-        for name in [*stale, "README.md"] if stale else []:
+        for name in stale:
             (folder / name).unlink(missing_ok=True)
     text = yaml.safe_dump(as_plain(recipe), sort_keys=False, allow_unicode=True)
     write_whole(root / "recipe.yaml", text)
@@ -221,9 +228,7 @@ def _train(
     accelerator: Any,
     command: str,
 ) -> None:
-    text = PackedRows(
-        loaded.tokenizer, recipe.text, "train", rows=recipe.harvest.rows, epochs=None
-    )
+    text = PackedRows(loaded.tokenizer, recipe.text, "train", rows=recipe.harvest.rows, epochs=None)
     harvester = Harvester(loaded.lm, recipe.sites, recipe.harvest)
     stream = ShuffledActivations(
         text,
@@ -238,9 +243,7 @@ def _train(
         torch.manual_seed(recipe.seed)  # each alone, so that company changes nothing
         saes[name] = AutoModel.from_config(config)
     provenance = _provenance(recipe, loaded, command)
-    trainer = Trainer(
-        saes, stream, recipe.training, accelerator=accelerator, provenance=provenance
-    )
+    trainer = Trainer(saes, stream, recipe.training, accelerator=accelerator, provenance=provenance)
     trainer.train()
     trainer.close()
 
@@ -275,7 +278,7 @@ def report(recipe: Recipe, loaded: LoadedLM, folder: Path) -> None:
     missing = _missing(folder, recipe)
     sae = AutoModel.from_pretrained(folder).to(loaded.lm.device).eval()
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    limits = {s: n for s, n in record["harvested"]["norm_limits"].items() if s in _sites(sae)}
+    limits = {s: n for s, n in record["harvested"]["norm_limits"].items() if s in sae.config.places}
     if "evaluation.json" in missing:
         result = evaluate_held_out(recipe, loaded, sae, limits)
         write_whole(folder / "evaluation.json", json.dumps(result.to_dict(), indent=1) + "\n")
@@ -288,7 +291,7 @@ def report(recipe: Recipe, loaded: LoadedLM, folder: Path) -> None:
                 loaded.tokenizer,
                 rows,
                 recipe.collect,
-                norm_limits=limits,
+                norm_limits={site: n for site, n in limits.items() if site == sae.config.places[0]},
                 progress=progress,
             )
         store.save(folder)
@@ -319,28 +322,33 @@ def finish(folder: Path) -> None:
     hub.write_card(folder)
 
 
-def _sites(sae: SAE) -> list[str]:
-    return [site for site in (sae.config.site, sae.config.target_site) if site]
-
-
-def _rows(recipe: Recipe, loaded: LoadedLM, split: Literal["train", "held_out"], n: int | None) -> PackedRows:
-    return PackedRows(
-        loaded.tokenizer, recipe.text, split, rows=recipe.harvest.rows, max_tokens=n
-    )
+def _rows(
+    recipe: Recipe, loaded: LoadedLM, split: Literal["train", "held_out"], n: int | None
+) -> PackedRows:
+    return PackedRows(loaded.tokenizer, recipe.text, split, rows=recipe.harvest.rows, max_tokens=n)
 
 
 @contextmanager
 def _bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
     every = 0.2 if sys.stderr.isatty() else 15.0
     with tqdm(total=total, desc=name, unit="tok", unit_scale=True, mininterval=every) as bar:
-        yield lambda n: bar.update(n) and None
+
+        def advance(n: int) -> None:
+            bar.update(n)
+
+        yield advance
 
 
 def _missing(folder: Path, recipe: Recipe) -> list[str]:
-    wanted = ["README.md"]
-    wanted += ["evaluation.json"] if recipe.evaluation.n_tokens != 0 else []
+    """Results that the recipe asks for and the folder lacks; a card older than its data is one."""
+    wanted = ["evaluation.json"] if recipe.evaluation.n_tokens != 0 else []
     wanted += ["features/meta.json"] if recipe.collect_tokens else []
-    return [name for name in wanted if not (folder / name).exists()]
+    missing = [name for name in wanted if not (folder / name).exists()]
+    card = folder / "README.md"
+    data = [folder / name for name in ("training.json", *wanted) if (folder / name).exists()]
+    if not card.exists() or any(p.stat().st_mtime > card.stat().st_mtime for p in data):
+        missing.append("README.md")
+    return missing
 
 
 def write_whole(path: Path, text: str) -> None:

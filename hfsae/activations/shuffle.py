@@ -1,11 +1,11 @@
 """Token rows to shuffled batches of activations, in buckets, resumable to the bit.
 
-A bucket is filled with `bucket_tokens` harvested activations, handed out in a random order (once, or
-several `passes`), and replaced by the next: Gemma Scope's way (arXiv:2408.05147, 3.1). Everything
-follows from (seed, bucket number, offset, where in the text the bucket began), so that is all there
-is to save; resuming harvests the current bucket again.
+A bucket is filled with `bucket_tokens` harvested activations, handed out in a random order (once,
+or in several `passes`), and replaced by the next: Gemma Scope's way (arXiv:2408.05147, 3.1).
+Everything follows from (seed, bucket number, offset, where in the text the bucket began), so that
+is all there is to save; resuming harvests the current bucket again.
 
-With several processes each harvests its share of the token rows, and all of them then hold the whole
+With several processes each harvests its share of the token rows, and all then hold the whole
 bucket, from which each takes its slice of the same global batch. A run's batches therefore do not
 depend on how many processes it has.
 
@@ -80,7 +80,7 @@ class ShuffledActivations:
         self.batch_size = batch_size
         self.rank, self.world = process_index, num_processes
         self.progress: Callable[[int, int], None] = lambda done, total: None
-        """Called with (activations in the bucket so far, bucket_tokens) while a bucket is filled."""
+        """Called with (activations so far, most there can be) while a bucket is filled."""
         self._totals = {"kept": 0, "dropped_special": 0, "dropped_outliers": 0}
         self._position = {"bucket": 0, "offset": 0, "source": self._source()}
         self._activations: dict[str, Tensor] | None = None

@@ -20,14 +20,14 @@ they write: latent i adds `latents[i] * W_dec[i]`, and rows of W_dec have unit n
 import copy
 import difflib
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 Number = int | float
 
@@ -54,8 +54,8 @@ class SAEConfig(PreTrainedConfig):
 
     d_in: int
     d_sae: int
-    d_out: int | None = None
-    """width of the reconstruction; d_in unless this is a transcoder between different widths"""
+    d_out: int = 0
+    """width of the reconstruction; 0: that of the input"""
     activation_scale: Number | None = None
     """c, raw units: root of the mean squared norm at `site`. None: not estimated, taken as 1"""
     target_scale: Number | None = None
@@ -71,7 +71,7 @@ class SAEConfig(PreTrainedConfig):
     model_revision: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.d_out = self.d_in if self.d_out is None else self.d_out
+        self.d_out = self.d_out or self.d_in
         self._reject_unknown_keys(kwargs)
         self._reject_wrong_types()
         self.check()
@@ -91,7 +91,7 @@ class SAEConfig(PreTrainedConfig):
         for name, hint in sorted((f.name, f.type) for f in fields(self) if f.name in own):
             value = getattr(self, name)
             is_bool_for_number = isinstance(value, bool) and hint is not bool
-            if is_bool_for_number or not isinstance(value, hint):
+            if is_bool_for_number or not isinstance(value, cast(Any, hint)):
                 wanted = getattr(hint, "__name__", str(hint))
                 raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
@@ -105,6 +105,17 @@ class SAEConfig(PreTrainedConfig):
     @property
     def is_transcoder(self) -> bool:
         return self.target_site is not None and self.target_site != self.site
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """The site that is read, and the one that is reconstructed.
+
+        Raises:
+            ValueError: no site is named.
+        """
+        if self.site is None:
+            raise ValueError("this SAE names no site; set config.site, for example to 'layers.12'")
+        return self.site, self.target_site or self.site
 
 
 # Keys that transformers itself writes to a config.json or passes while loading one.
@@ -233,20 +244,26 @@ class SAE(PreTrainedModel):
             )
         pre_acts = self.pre_activations(x)
         latents = self.activate(pre_acts, schedule)
-        out = SAEOutput(recon=self.decode(latents), latents=latents, pre_acts=pre_acts)
-        if return_loss:
-            mse = self.reconstruction_loss(out.recon, x if target is None else target)
-            out.losses = {"mse": mse, **self.sparsity_losses(out, schedule)}
-            out.loss = sum(out.losses.values())
-        return out
+        recon = self.decode(latents)
+        if not return_loss:
+            return SAEOutput(recon=recon, latents=latents, pre_acts=pre_acts)
+        mse = self.reconstruction_loss(recon, x if target is None else target)
+        losses = {"mse": mse, **self.sparsity_losses(pre_acts, latents, schedule)}
+        loss = torch.stack(list(losses.values())).sum()
+        return SAEOutput(loss, losses, recon, latents, pre_acts)
 
     def reconstruction_loss(self, recon: Tensor, target: Tensor) -> Float[Tensor, ""]:
         """Squared error summed over the d_out coordinates, mean over the batch, in (x/c)^2."""
         error = (target.float() - recon.float()) / self.scale
         return error.square().sum(dim=-1).mean()
 
-    def sparsity_losses(self, out: SAEOutput, schedule: Schedule) -> dict[str, Tensor]:
-        """Weighted penalties by name. None in the base."""
+    def sparsity_losses(
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        latents: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule,
+    ) -> dict[str, Tensor]:
+        """Penalties by name, means over the batch, times their coefficients. None in the base."""
         return {}
 
     @torch.no_grad()
@@ -278,7 +295,8 @@ class SAE(PreTrainedModel):
         self._fold_(state, config)
         folded = type(self)(config)
         folded.load_state_dict({k: v.contiguous() for k, v in state.items()})
-        return folded.to(dtype=self.dtype, device=self.device).train(self.training)
+        folded.to(self.device, self.dtype)  # pyright: ignore - transformers' wrapper hides the types
+        return folded.train(self.training)
 
     def _fold_(self, state: dict[str, Tensor], config: SAEConfig) -> None:
         """Rewrite `state` and `config` in place; variants extend it for what they add."""
@@ -319,11 +337,11 @@ class SAE(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         where = f"{pretrained_model_name_or_path}"
         kwargs["ignore_mismatched_sizes"] = True  # reported below, in one sentence
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        kwargs["output_loading_info"] = True
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, info = loaded
         _refuse_misfits(model, info, where)
-        return (model, info) if wants_info else model
+        return loaded if wants_info else model
 
 
 def _refuse_misfits(model: SAE, info: dict[str, Any], where: str) -> None:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
 from ..ops import heaviside, jumprelu
-from .base import SAE, Number, SAEConfig, SAEOutput, Schedule
+from .base import SAE, Number, SAEConfig, Schedule
 
 
 class JumpReLUSAEConfig(SAEConfig):
@@ -56,7 +56,8 @@ class JumpReLUSAE(SAE):
     config_class = JumpReLUSAEConfig
     config: JumpReLUSAEConfig
     float32_parameters = ("threshold",)
-    _keep_in_fp32_modules_strict = ("threshold",)
+    _keep_in_fp32_modules_strict = {"threshold"}  # noqa: RUF012
+    threshold: nn.Parameter
 
     def make_parameters(self) -> None:
         super().make_parameters()
@@ -73,8 +74,13 @@ class JumpReLUSAE(SAE):
     ) -> Float[Tensor, "*batch d_sae"]:
         return jumprelu(pre_acts, self.scale * self.threshold, self._bandwidth(schedule))
 
-    def sparsity_losses(self, out: SAEOutput, schedule: Schedule) -> dict[str, Tensor]:
-        steps = heaviside(out.pre_acts, self.scale * self.threshold, self._bandwidth(schedule))
+    def sparsity_losses(
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        latents: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule,
+    ) -> dict[str, Tensor]:
+        steps = heaviside(pre_acts, self.scale * self.threshold, self._bandwidth(schedule))
         l0 = steps.sum(dim=-1).mean()
         return {"l0": self.config.l0_coefficient * schedule.sparsity * l0}
 

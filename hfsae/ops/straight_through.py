@@ -27,7 +27,7 @@ from torch import Tensor
 def jumprelu(
     z: Float[Tensor, "*batch d_sae"], threshold: Float[Tensor, " d_sae"], bandwidth: float
 ) -> Float[Tensor, "*batch d_sae"]:
-    """z where z > threshold, else 0; in z's dtype. The comparison is made in the wider of the two."""
+    """z where z > threshold, else 0; in z's dtype, compared in the wider of the two."""
     return _JumpReLU.apply(z, threshold, bandwidth)
 
 
@@ -70,6 +70,6 @@ class _Heaviside(torch.autograd.Function):
 
 
 def _sum_in_window(grad: Tensor, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """Sum over the batch of grad where |z - threshold| < bandwidth / 2, in the threshold's dtype."""
+    """Batch sum of grad where |z - threshold| < bandwidth / 2, in the threshold's dtype."""
     kernel = (z - threshold).abs() < bandwidth / 2
     return (grad * kernel).flatten(0, -2).sum(dim=0, dtype=threshold.dtype)

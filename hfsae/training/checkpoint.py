@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent, and give back every bit.
 
 A checkpoint is one file, `checkpoints/step-00001234.pt`: written under a temporary name, flushed to
-disk, then renamed, so a process killed at any moment leaves the earlier checkpoints untouched and at
+disk, then renamed, so a process killed at any moment leaves earlier checkpoints untouched and at
 worst a stray temporary file, which the next save removes. Read with `weights_only=True`: it holds
 tensors, numbers and strings, and nothing in it is executed.
 """

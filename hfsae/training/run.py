@@ -5,7 +5,7 @@ decoder gradient) -> clip -> Adam -> after_step_ (unit norms) -> count what fire
 """
 
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -89,7 +89,7 @@ class Run:
         self.variance = float((target - mean).square().sum(-1).mean()) / self.sae.scale**2
         if self.args.init_b_dec == "mean":
             self.sae.b_dec.copy_(mean / self.sae.scale)
-        if self.warm_start_steps:
+        if self.warm_start_steps and isinstance(self.sae, JumpReLUSAE) and self.target_l0:
             pre_acts = self.sae.pre_activations(x[:_THRESHOLD_SAMPLE])
             n_kept = round(self.target_l0 * len(pre_acts))
             threshold = pre_acts.flatten().topk(n_kept).values[-1].clamp(min=0)
@@ -136,9 +136,8 @@ class Run:
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.args.bf16)
 
     def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        config, device = self.sae.config, self.accelerator.device
-        x = batch[config.site].to(device)
-        return x, batch[config.target_site].to(device) if config.is_transcoder else x
+        x, target = (batch[site].to(self.accelerator.device) for site in self.sae.config.places)
+        return x, target
 
     def _schedule(self, step: int) -> Schedule:
         if step < self.warm_start_steps:
@@ -163,24 +162,26 @@ class Run:
 
     def _count(self, fired: Tensor) -> float:
         """Update the dead-latent counters; L0 of the global batch."""
-        fired = self.accelerator.reduce(fired, "sum")
+        fired = self._reduce(fired, "sum")
         self.tokens_since_fired += self.args.batch_size
         self.tokens_since_fired[fired > 0] = 0
         return int(fired.sum()) / self.args.batch_size
+
+    def _reduce(self, x: Tensor, how: str) -> Tensor:
+        return cast(Tensor, self.accelerator.reduce(x, how))
 
     @torch.no_grad()
     def _steer(self, l0: float, step: int) -> None:
         if self.target_l0 is None:
             return
-        if step < self.warm_start_steps:
-            self.sae.threshold *= steer(1.0, l0, self.target_l0, _WARM_START_GAIN)
+        if step < self.warm_start_steps and isinstance(self.sae, JumpReLUSAE):
+            self.sae.threshold.mul_(steer(1.0, l0, self.target_l0, _WARM_START_GAIN))
         else:
             self.sparsity = steer(self.sparsity, l0, self.target_l0, self.args.l0_gain)
 
     @torch.no_grad()
     def _log_line(self, seen: _Seen, l0: float, schedule: Schedule, step: int) -> dict[str, Any]:
-        reduced = {name: self.accelerator.reduce(v, "mean") for name, v in seen.losses.items()}
-        losses = {name: float(loss) for name, loss in reduced.items()}
+        losses = {name: float(self._reduce(v, "mean")) for name, v in seen.losses.items()}
         line: dict[str, Any] = {
             "loss": sum(losses.values()),
             **losses,
@@ -190,27 +191,29 @@ class Run:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         if isinstance(self.sae, JumpReLUSAE) and step >= self.warm_start_steps:
-            line |= self._health(seen, l0, schedule, step)
+            line |= self._health(self.sae, seen, l0, schedule, step)
         return line
 
     def _dead_share(self) -> float:
         dead = self.tokens_since_fired > self.args.dead_after_tokens
         return float(dead.float().mean())
 
-    def _health(self, seen: _Seen, l0: float, schedule: Schedule, step: int) -> dict[str, Any]:
+    def _health(
+        self, sae: JumpReLUSAE, seen: _Seen, l0: float, schedule: Schedule, step: int
+    ) -> dict[str, Any]:
         """Thresholds and window, and what `diagnose` makes of them against the line before."""
-        threshold = self.sae.threshold.detach().clone()
+        threshold = sae.threshold.detach().clone()
         before, now = self._previous, {"step": step, "l0": l0, "sparsity": schedule.sparsity}
         self._previous = {**now, "threshold": threshold}
-        share = float(self.sae.window_share(seen.pre_acts, schedule))
+        share = float(sae.window_share(seen.pre_acts, schedule))
         line = {
-            "l0_coefficient": self.sae.config.l0_coefficient * schedule.sparsity,
+            "l0_coefficient": sae.config.l0_coefficient * schedule.sparsity,
             "threshold_median": float(threshold.median()),
             "window_share": share,
         }
         if not before:
             return line
-        c = float(self.sae.config.activation_scale or 1.0)
+        c = float(sae.config.activation_scale or 1.0)
         reading = Reading(
             steps=step - before["step"],
             steps_left=self.args.total_steps - step,

@@ -66,8 +66,8 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     if accelerator.num_processes != wanted:
         raise ValueError(
             f"this run has {accelerator.num_processes} process(es), not the "
-            f"{'several' if is_lone else wanted} asked for; on CPUs, `accelerate launch --cpu` starts "
-            "only one: use `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node N "
+            f"{'several' if is_lone else wanted} asked for; `accelerate launch --cpu` starts only "
+            "one: on CPUs use `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node N "
             "scripts/train.py RECIPE`"
         )
     return accelerator
@@ -148,7 +148,7 @@ class Trainer:
             self.accelerator.log({f"{name}/{k}".lstrip("/"): v for k, v in _numbers(line)}, step)
             if self.accelerator.is_main_process:
                 path = self.output_dir / name / "log.jsonl"
-                path.parent.mkdir(exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 with open(path, "a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": step, **line}) + "\n")
             for sentence in line.get("health", []):

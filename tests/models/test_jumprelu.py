@@ -30,7 +30,7 @@ def test_loss_is_squared_error_plus_lambda_times_the_count_of_active_latents():
 
 
 def test_threshold_gradient_is_that_of_the_expected_loss():
-    """STE over many samples against central finite differences of the mean loss, latent by latent."""
+    """STE over many samples against central differences of the mean loss, latent by latent."""
     sae, x = planted(2_000_000, bandwidth=0.03)
     sae(x, return_loss=True).loss.backward()
     step, slopes = 0.015, []
@@ -87,7 +87,7 @@ def test_log_threshold_steps_are_those_of_adam_on_the_logarithm():
 
 
 def test_direct_thresholds_stay_above_zero():
-    sae, x = planted(10)
+    sae, _ = planted(10)
     with torch.no_grad():
         sae.threshold.fill_(-0.1)
     sae.after_step_()

@@ -1,4 +1,4 @@
-"""Activation streams with a known answer: sparse sums of unit directions, made anew from the step."""
+"""An activation stream with a known answer: sparse sums of unit directions."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,9 @@ from torch import Tensor
 class PlantedStream:
     """x = 9 * (about `l0` of n_features unit directions, each times 0.5 to 1.5) + noise."""
 
-    def __init__(self, batch_size=256, d=16, n_features=32, l0=3.0, sites=("layers.1",), world=(0, 1)):
+    def __init__(
+        self, batch_size=256, d=16, n_features=32, l0=3.0, sites=("layers.1",), world=(0, 1)
+    ):
         generator = torch.Generator().manual_seed(7)
         directions = torch.randn(n_features, d, generator=generator)
         self.directions = torch.nn.functional.normalize(directions, dim=1)

