@@ -25,7 +25,7 @@ _SHOWN_LATENTS, _SHOWN_EXAMPLES = 5, 3
 _EXAMPLES = """\
 examples:
   hfsae train scripts/recipes/quickstart.yaml --training.output_dir runs/mine
-  hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run true
+  hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run
   hfsae evaluate runs/mine --evaluation.n_tokens 200000
   hfsae show runs/mine 17 1234
 
@@ -57,7 +57,7 @@ def train(argv: list[str]) -> None:
     """Train what a recipe describes, evaluate it, collect what its latents fire on, and write a
     folder with weights, card, metrics, figures and examples. Run again, it resumes."""
     parser = _recipe_parser("train")
-    parser.add_argument("--dry_run", type=bool, default=False, help="only print what would run")
+    parser.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")
     recipe, options = _parse_recipe(parser, argv)
     if options["dry_run"]:
         print("\n".join(plan(recipe).lines))
@@ -188,7 +188,7 @@ def _did_you_mean(problem: str, given: str, known: list[str]) -> str:
 
 
 def _report_again(verb: str, argv: list[str], result: str) -> None:
-    """Remove one result of a finished run and make it again, with the recipe as changed."""
+    """Make one result of a finished run again, with the recipe as changed."""
     parser = _recipe_parser(verb)
     if not argv or argv[0].startswith("-"):
         _parse_recipe(parser, argv)  # --help, or an unknown option
@@ -198,9 +198,7 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
     if not homes:
         raise ValueError(f"{folder} has no recipe.yaml that says which model and text to use")
     recipe, _ = _parse_recipe(parser, [str(homes[0] / "recipe.yaml"), *argv[1:]])
-    loaded = load(recipe.lm)
-    (folder / result).unlink(missing_ok=True)
-    report(recipe, loaded, folder)
+    report(recipe, load(recipe.lm), folder, again=result)
     _print_folder(folder, [])
 
 
@@ -217,7 +215,8 @@ def _print_folder(folder: Path, latents: list[int]) -> None:
     if (folder / "evaluation.json").is_file() and not latents:
         data = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         result = EvaluationResult.from_dict(data)
-        print(f"\n{folder}: {result.n_tokens:,} held-out tokens, {result.n_documents} documents\n")
+        print(f"\n{_summary(folder)}")
+        print(f"{result.n_tokens:,} held-out tokens of {result.n_documents} documents:\n")
         print(result.table())
     if not (folder / "features" / "meta.json").is_file():
         return
@@ -229,6 +228,19 @@ def _print_folder(folder: Path, latents: list[int]) -> None:
         if not latents:
             latent = latent._replace(examples=latent.examples[:_SHOWN_EXAMPLES])
         print("\n" + show(latent, ANSI if sys.stdout.isatty() else PLAIN))
+
+
+def _summary(folder: Path) -> str:
+    """What was trained, at which speed, in how much memory."""
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    seconds, harvested = record["seconds"], record["harvested"]
+    rates = {"harvest": harvested["kept"], "train": record["n_tokens"]}
+    harvest, train = (f"{rates[k] / max(seconds[k], 0.1):,.0f} tok/s" for k in rates)
+    memory = record["peak_memory_bytes"] / 1e9
+    return (
+        f"{folder}: trained on {record['n_tokens']:,} activations in {sum(seconds.values()):.0f} s "
+        f"(harvest {harvest}, SAE {train}), peak memory {memory:.1f} GB"
+    )
 
 
 def _print_next(folders: list[Path]) -> None:

@@ -273,9 +273,9 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def report(recipe: Recipe, loaded: LoadedLM, folder: Path) -> None:
-    """Evaluate, collect, draw and write the card: what of these the folder lacks."""
-    missing = _missing(folder, recipe)
+def report(recipe: Recipe, loaded: LoadedLM, folder: Path, again: str = "") -> None:
+    """Evaluate, collect, draw and write the card: what of these the folder lacks, and `again`."""
+    missing = [*_missing(folder, recipe), again]
     sae = AutoModel.from_pretrained(folder).to(loaded.lm.device).eval()
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     limits = {s: n for s, n in record["harvested"]["norm_limits"].items() if s in sae.config.places}

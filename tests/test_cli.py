@@ -144,7 +144,5 @@ def test_the_real_model_from_recipe_to_shown_latents(tmp_path, packaged_lm):
         text=True,
     )
     assert show.returncode == 0 and "latent 3: fires on" in show.stdout
-    planned = subprocess.run(
-        [*command, "--dry_run", "true"], env=env, capture_output=True, text=True
-    )
+    planned = subprocess.run([*command, "--dry_run"], env=env, capture_output=True, text=True)
     assert planned.returncode == 0 and "memory" in planned.stdout and "min" in planned.stdout

@@ -184,6 +184,7 @@ class ShuffledActivations:
                 n = n_before + len(acts)
                 bucket[site][n_before:n] = acts
             self.progress(n, capacity)
+        self.progress(n, n)
         self._totals["kept"] += n
         self._totals["dropped_outliers"] += capacity - n
         self._totals["dropped_special"] += sum(b.keep.numel() for b in batches) - capacity

@@ -12,6 +12,8 @@ the folded SAE with `training.json`, the record of the run.
 import gc
 import json
 import os
+import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +24,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -32,7 +35,7 @@ from .interrupt import Interrupt
 from .run import Run
 from .schedules import in_steps
 
-_SAMPLE = 2**16  # activations that scales, variances and biases are estimated from
+_SAMPLE = 2**15  # activations that scales, variances and biases are estimated from
 
 
 @runtime_checkable
@@ -61,14 +64,15 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     # `accelerate launch --cpu --num_processes 2` sets a meeting point, then starts one process.
-    is_lone = "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ
+    is_set = [name in os.environ for name in ("ACCELERATE_USE_CPU", "MASTER_PORT", "WORLD_SIZE")]
+    is_lone = is_set == [True, True, False]
     wanted = args.num_processes or (2 if is_lone else launched)
     if accelerator.num_processes != wanted:
         raise ValueError(
             f"this run has {accelerator.num_processes} process(es), not the "
             f"{'several' if is_lone else wanted} asked for; `accelerate launch --cpu` starts only "
             "one: on CPUs use `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node N "
-            "scripts/train.py RECIPE`"
+            "scripts/train.py RECIPE`, or set training.num_processes=1 if one is meant"
         )
     return accelerator
 
@@ -238,7 +242,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             for name, sae in folded.items():
                 save_whole(sae, self.output_dir / name, self.record(name))
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers = []
         return folded
 
     def record(self, name: str) -> dict[str, Any]:
@@ -254,6 +260,7 @@ class Trainer:
             "seconds": {k: round(v, 1) for k, v in self.seconds.items()},
             "n_processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
+            "peak_memory_bytes": _peak_memory_bytes(),
             **self.provenance,
         }
 
@@ -268,12 +275,28 @@ class Trainer:
 
 def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
     """Save an SAE so that `folder` never holds half of one: each file renamed, config.json last."""
+    for stray in folder.glob(".tmp-*"):  # of a process that was killed
+        shutil.rmtree(stray)
     temporary = folder / f".tmp-{os.getpid()}"
-    sae.save_pretrained(temporary)
-    (temporary / "training.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
-    for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
-        os.replace(path, folder / path.name)
-    temporary.rmdir()
+    try:
+        sae.save_pretrained(temporary)
+        text = json.dumps(record, indent=1, default=str) + "\n"
+        (temporary / "training.json").write_text(text, encoding="utf-8")
+        for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
+            os.replace(path, folder / path.name)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"could not write the trained SAE to {folder} ({error}); make room there and run the "
+            "same command again: its last checkpoint is whole"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _peak_memory_bytes() -> int:
+    """The most main memory this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _numbers(line: dict[str, Any]) -> list[tuple[str, float]]:

@@ -119,10 +119,11 @@ def test_interrupted_filling_leaves_the_stream_before_the_bucket(make_stream):
 
 
 def test_progress_and_counts_add_up(make_stream):
-    stream, seen = make_stream(), []
+    stream, seen = make_stream(harvest=HarvestArguments(rows=4, max_norm_ratio=1.2)), []
     stream.progress = lambda done, total: seen.append((done, total))
     n = len(stream.sample(10_000)["layers.1"])
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[0][1] == n + stream.record["dropped_outliers"] > n
     assert seen[-1] == (n, n) and stream.record["kept"] == n
     # 1 BOS a row, an EOS after each document
     assert stream.record["dropped_special"] >= n // 15

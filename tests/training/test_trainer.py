@@ -230,7 +230,8 @@ def test_a_tracker_gets_the_log(tmp_path):
 def test_too_few_processes_are_noticed(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"1 process.*not the 2 asked for"):
         Trainer(make_sae(), PlantedStream(), arguments(tmp_path, num_processes=2))
-    monkeypatch.setenv("MASTER_PORT", "29500")  # all that `accelerate launch --cpu` leaves behind
+    monkeypatch.setenv("MASTER_PORT", "29500")  # what `accelerate launch --cpu` leaves behind
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     with pytest.raises(ValueError, match=r"not the several asked for.*torchrun --standalone"):
         Trainer(make_sae(), PlantedStream(), arguments(tmp_path))
 

@@ -1,0 +1,64 @@
+"""A training process killed at random moments, and resumed, ends as if nothing had happened."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+STEPS, KILLS = 400, 10
+
+
+def train(folder: str) -> None:
+    """The whole run, in a process of its own: tiny, but with a save every third step."""
+    import torch
+
+    from hfsae.training import Trainer
+
+    from .planted import PlantedStream
+    from .test_trainer import arguments, make_sae
+
+    torch.set_num_threads(1)
+    fields = {"save_steps": 3, "warm_start_steps": 0.4, "decay_steps": 0.3, "max_grad_norm": 1.0}
+    sae = make_sae(target_l0=3.0, d_sae=512, subtract_b_dec=True)
+    Trainer(sae, PlantedStream(), arguments(Path(folder), steps=STEPS, **fields)).train()
+
+
+def run_until(folder: Path, context, killed_after: float | None = None) -> bool:
+    """Whether the run ended by itself."""
+    process = context.Process(target=train, args=(str(folder),))
+    process.start()
+    newest = newest_step(folder)
+    while process.is_alive() and killed_after is not None and newest_step(folder) == newest:
+        process.join(0.01)  # let it get somewhere, else ten kills could all hit the imports
+    process.join(killed_after)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    return process.exitcode == 0
+
+
+def newest_step(folder: Path) -> str:
+    return max((p.name for p in (folder / "checkpoints").glob("step-*.pt")), default="")
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_no_bit(tmp_path):
+    context = multiprocessing.get_context("forkserver")  # imports torch once, not in each process
+    context.set_forkserver_preload(["hfsae.training.trainer", "tests.training.planted"])
+    assert run_until(tmp_path / "whole", context)
+    randomly, kills = random.Random(time.time_ns()), 0
+    while kills < KILLS and not run_until(tmp_path / "killed", context, randomly.uniform(0, 0.15)):
+        kills += 1
+    assert kills >= 3, "too fast to be killed"
+    assert run_until(tmp_path / "killed", context)
+    whole, killed = (load_file(tmp_path / f / "model.safetensors") for f in ("whole", "killed"))
+    assert all((whole[name] == killed[name]).all() for name in whole)
+    logs = [(tmp_path / f / "log.jsonl").read_text() for f in ("whole", "killed")]
+    assert logs[0] == logs[1]
+    strays = [p.name for p in (tmp_path / "killed").rglob("*tmp*")]
+    assert not strays, strays
