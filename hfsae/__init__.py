@@ -2,10 +2,13 @@
 
 **Floors.** Imports go down, never sideways; a test holds them to it.
 
-    cli | plan | recipe        the command; what a run costs; what a run is
+    cli                        the command
+    plan                       what a run costs
+    recipe                     what a run is
     training | evaluation | features | figures | hub
     models | activations | metrics
-    ops | lm | packaged        torch and transformers only
+    ops | lm                   torch and transformers only
+    packaged                   real inputs that come as Python packages
 
 **A datum's journey.** text -> `activations.tokens` (rows of token ids, a keep-mask) ->
 `activations.harvest` (raw activations at sites, through `lm.capture`) -> `activations.shuffle`

@@ -7,19 +7,38 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from textwrap import wrap
 
+import docstring_parser
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import (
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    set_parsing_settings,
+)
 from transformers.utils import logging as transformers_logging
 
 from .evaluation import EvaluationResult
 from .features import ANSI, PLAIN, FeatureStore, show
+from .models import SAEConfig
 from .plan import plan
-from .recipe import Recipe, finish, load, report, run
+from .recipe import (
+    Recipe,
+    as_plain,
+    differences,
+    finish,
+    load,
+    load_plain,
+    report,
+    run,
+    save_recipe,
+)
+from .training.trainer import make_accelerator
 
 _SHOWN_LATENTS, _SHOWN_EXAMPLES = 5, 3
 _EXAMPLES = """\
@@ -31,6 +50,10 @@ examples:
 
 A field is set in the recipe's YAML file, or by its dotted name on the command line, which wins;
 `hfsae train --help` explains all of them. Several processes: see scripts/train.py."""
+
+
+class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """jsonargparse's, with line ends of descriptions and epilogs kept."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,13 +94,13 @@ def train(argv: list[str]) -> None:
 
 def evaluate(argv: list[str]) -> None:
     """Evaluate a trained SAE anew: `hfsae evaluate FOLDER`, with other fields of its recipe."""
-    _report_again("evaluate", argv, "evaluation.json")
+    _report_again("evaluate", argv, "evaluation.json", ["evaluation"])
 
 
 def collect(argv: list[str]) -> None:
     """Collect what a trained SAE's latents fire on anew: `hfsae collect FOLDER`, with other fields
     of its recipe."""
-    _report_again("collect", argv, "features/meta.json")
+    _report_again("collect", argv, "features/meta.json", ["collect", "collect_tokens"])
 
 
 def show_folder(argv: list[str]) -> None:
@@ -128,7 +151,12 @@ def _what(verb: str) -> str:
 
 def _parser(verb: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return ArgumentParser(prog=f"hfsae {verb}", description=_what(verb), exit_on_error=False)
+    return ArgumentParser(
+        prog=f"hfsae {verb}",
+        description=_what(verb),
+        exit_on_error=False,
+        formatter_class=_HelpFormatter,
+    )
 
 
 def _recipe_parser(verb: str) -> ArgumentParser:
@@ -137,7 +165,23 @@ def _recipe_parser(verb: str) -> ArgumentParser:
         "--recipe", action="config", help="YAML file; may be given without its name, in first place"
     )
     parser.add_class_arguments(Recipe, as_group=False)
+    parser.epilog = "fields of sae:\n" + "\n".join(_sae_fields())
     return parser
+
+
+def _sae_fields() -> Iterator[str]:
+    """`--sae.NAME` lines for every variant, from the docstrings of its config's fields."""
+    for config_class in (SAEConfig, *SAEConfig.__subclasses__()):
+        for param in docstring_parser.parse_from_object(config_class).params:
+            default = getattr(config_class, param.arg_name, None)
+            text = " ".join((param.description or "").split())
+            kind = "" if config_class is SAEConfig else f" ({config_class.model_type})"
+            yield from wrap(
+                f"--sae.{param.arg_name}{kind}  {text} (default: {default})",
+                96,
+                initial_indent="  ",
+                subsequent_indent="      ",
+            )
 
 
 def _parse_recipe(parser: ArgumentParser, argv: list[str]) -> tuple[Recipe, dict]:
@@ -187,8 +231,8 @@ def _did_you_mean(problem: str, given: str, known: list[str]) -> str:
     return f"{problem}; there are: {', '.join(k for k in known if '.' not in k)}"
 
 
-def _report_again(verb: str, argv: list[str], result: str) -> None:
-    """Make one result of a finished run again, with the recipe as changed."""
+def _report_again(verb: str, argv: list[str], result: str, sections: list[str]) -> None:
+    """Make one result of a finished run again, with its own `sections` of the recipe changed."""
     parser = _recipe_parser(verb)
     if not argv or argv[0].startswith("-"):
         _parse_recipe(parser, argv)  # --help, or an unknown option
@@ -198,7 +242,15 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
     if not homes:
         raise ValueError(f"{folder} has no recipe.yaml that says which model and text to use")
     recipe, _ = _parse_recipe(parser, [str(homes[0] / "recipe.yaml"), *argv[1:]])
-    report(recipe, load(recipe.lm), folder, again=result)
+    old, new = load_plain(homes[0]), as_plain(recipe)
+    for key, _, _ in differences(old, new, set(new) - set(sections)):
+        raise ValueError(
+            f"{key} is not `hfsae {verb}`'s to change, which may set {' and '.join(sections)}: the "
+            "rest says what this SAE was trained on"
+        )
+    device = str(make_accelerator(recipe.training).device)
+    report(recipe, load(recipe.lm, device), folder, again=[result])
+    save_recipe(homes[0], new)
     _print_folder(folder, [])
 
 
@@ -260,7 +312,3 @@ def _is_main_process() -> bool:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

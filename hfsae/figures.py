@@ -59,13 +59,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _log(folder: Path) -> list[dict[str, Any]]:
-    """This SAE's lines; of several that were trained together, the log lies in the folder above."""
-    for home, name in ((folder, ""), (folder.parent, folder.name)):
-        path = home / "log.jsonl"
-        if path.is_file():
-            lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-            return [line for line in lines if line.get("sae", "") == name]
-    return []
+    path = folder / "log.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None:

@@ -10,8 +10,9 @@ import json
 import logging
 import os
 import platform
+import reprlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -40,6 +41,7 @@ from .training import Trainer, TrainingArguments
 from .training.trainer import make_accelerator
 
 logger = logging.getLogger(__name__)
+REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens")
 _TRAINING_SECTIONS = ("lm", "text", "harvest", "shuffle", "sae", "saes", "training", "seed")
 # Settings that change nothing of the result.
 _FREE = (
@@ -138,7 +140,7 @@ def run(recipe: Recipe, command: str = "") -> list[Path]:
     """Do all that is not done yet; the folders of the trained SAEs.
 
     Raises:
-        ValueError: anything in the recipe that cannot be; raised before anything is written.
+        ValueError: anything in the recipe that cannot be.
     """
     root = Path(recipe.training.output_dir)
     stale = _stale_stages(root, recipe)
@@ -151,12 +153,13 @@ def run(recipe: Recipe, command: str = "") -> list[Path]:
     loaded = load(recipe.lm, str(accelerator.device))
     configs = make_configs(recipe, loaded.lm)
     if accelerator.is_main_process:
-        _claim(root, recipe, stale, folders)
+        _claim(root, recipe)
     if not all(done):
         _train(recipe, loaded, configs, accelerator, command)
     if accelerator.is_main_process:
         for folder in folders:
-            report(recipe, loaded, folder)
+            report(recipe, loaded, folder, again=stale)
+        save_recipe(root, as_plain(recipe))
     return folders
 
 
@@ -170,17 +173,17 @@ def _stale_stages(root: Path, recipe: Recipe) -> list[str]:
         return []
     if not (root / "recipe.yaml").is_file():
         raise ValueError(
-            f"the folder {root} holds something else ({sorted(p.name for p in root.iterdir())[0]}, "
+            f"the folder {root} holds something else ({min(p.name for p in root.iterdir())}, "
             "and no recipe.yaml); give another training.output_dir"
         )
-    theirs = yaml.safe_load((root / "recipe.yaml").read_text(encoding="utf-8"))
-    ours = as_plain(recipe)
-    for section in _TRAINING_SECTIONS:
-        for key, old, new in _differences(section, theirs.get(section), ours[section]):
-            raise ValueError(
-                f"the folder {root} holds a run of another recipe: {key} is {old!r} there and "
-                f"{new!r} here; give another training.output_dir or delete the folder"
-            )
+    if not any(next(root.rglob(made), None) for made in ("step-*.pt", "config.json")):
+        return []  # it was claimed, but nothing came of it: another recipe may have it
+    theirs, ours = load_plain(root), as_plain(recipe)
+    for key, old, new in differences(theirs, ours, _TRAINING_SECTIONS):
+        raise ValueError(
+            f"the folder {root} holds a run of another recipe: {key} is {old} there and {new} "
+            "here; give another training.output_dir or delete the folder"
+        )
     stale = []
     if theirs.get("evaluation") != ours["evaluation"]:
         stale.append("evaluation.json")
@@ -189,20 +192,38 @@ def _stale_stages(root: Path, recipe: Recipe) -> list[str]:
     return stale
 
 
-def _differences(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+def differences(
+    old: dict[str, Any], new: dict[str, Any], sections: Iterable[str]
+) -> Iterator[tuple[str, str, str]]:
+    """(dotted key, old value, new value) where recipes differ in what matters to the result."""
+    for section in sections:
+        yield from _differences(section, old.get(section), new.get(section))
+
+
+def _differences(key: str, old: Any, new: Any) -> Iterator[tuple[str, str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new} - set(_FREE)):
             yield from _differences(f"{key}.{name}", old.get(name), new.get(name))
     elif old != new:
-        yield key, old, new
+        yield key, reprlib.repr(old), reprlib.repr(new)
 
 
-def _claim(root: Path, recipe: Recipe, stale: list[str], folders: list[Path]) -> None:
+def _claim(root: Path, recipe: Recipe) -> None:
+    """Say whose folder this is. What a finished stage was made with stays, until it is remade."""
     root.mkdir(parents=True, exist_ok=True)
-    for folder in folders:
-        for name in stale:
-            (folder / name).unlink(missing_ok=True)
-    text = yaml.safe_dump(as_plain(recipe), sort_keys=False, allow_unicode=True)
+    plain = as_plain(recipe)
+    if (root / "recipe.yaml").is_file() and next(root.rglob("config.json"), None):
+        theirs = load_plain(root)
+        plain |= {key: theirs[key] for key in REPORT_SECTIONS if key in theirs}
+    save_recipe(root, plain)
+
+
+def load_plain(root: Path) -> dict[str, Any]:
+    return yaml.safe_load((root / "recipe.yaml").read_text(encoding="utf-8"))
+
+
+def save_recipe(root: Path, plain: dict[str, Any]) -> None:
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     write_whole(root / "recipe.yaml", text)
 
 
@@ -273,9 +294,9 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def report(recipe: Recipe, loaded: LoadedLM, folder: Path, again: str = "") -> None:
+def report(recipe: Recipe, loaded: LoadedLM, folder: Path, again: Iterable[str] = ()) -> None:
     """Evaluate, collect, draw and write the card: what of these the folder lacks, and `again`."""
-    missing = [*_missing(folder, recipe), again]
+    missing = [*_missing(folder, recipe), *again]
     sae = AutoModel.from_pretrained(folder).to(loaded.lm.device).eval()
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     limits = {s: n for s, n in record["harvested"]["norm_limits"].items() if s in sae.config.places}

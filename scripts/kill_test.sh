@@ -5,7 +5,11 @@
 source "$(dirname "$0")/environment.sh" train
 export HF_HUB_OFFLINE=1
 root="${1:-runs/kill_test}"
-rm -rf "$root" && mkdir -p "$root"
+if [ -e "$root" ]; then
+    echo "$root is there already; name another folder, or remove it" >&2
+    exit 2
+fi
+mkdir -p "$root"
 
 train() {
     "$venv/bin/hfsae" train scripts/recipes/quickstart.yaml --lm.source packaged --training.output_dir "$root/$1" \
@@ -14,11 +18,17 @@ train() {
 }
 
 train whole
-for kill in $(seq 10); do
+kills=0
+while [ "$kills" -lt 10 ]; do
     train killed &
     sleep "$((8 + RANDOM % 8)).$((RANDOM % 10))"
-    pkill -9 -P $! 2> /dev/null && echo "kill $kill: $(ls "$root/killed/checkpoints" 2> /dev/null | tail -n 1)" || true
+    if ! pkill -9 -P $! 2> /dev/null; then
+        echo "the run ended after $kills kills, before the tenth: raise training.n_tokens" >&2
+        exit 1
+    fi
     wait $! 2> /dev/null || true
+    kills=$((kills + 1))
+    echo "kill $kills: $(ls "$root/killed/checkpoints" 2> /dev/null | tail -n 1)"
 done
 train killed
 cmp "$root/whole/model.safetensors" "$root/killed/model.safetensors"

@@ -4,7 +4,11 @@
 source "$(dirname "$0")/environment.sh" train
 export HF_HUB_OFFLINE=1 ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1
 n="${1:-20}" root="${2:-runs/two_processes}"
-rm -rf "$root" && mkdir -p "$root"
+if [ -e "$root" ]; then
+    echo "$root is there already; name another folder, or remove it" >&2
+    exit 2
+fi
+mkdir -p "$root"
 
 options=(scripts/recipes/quickstart.yaml --lm.source packaged --training.n_tokens 12288 --sae.d_sae 512
     --shuffle.bucket_tokens 6144 --training.logging_steps 4 --evaluation.n_tokens 0 --collect_tokens 0)
@@ -17,9 +21,11 @@ for i in $(seq "$n"); do
 import json, sys
 one, two = ([json.loads(line)["loss"] for line in open(path)] for path in sys.argv[1:])
 assert len(one) == len(two) > 0
-print(f"{max(abs(a - b) / a for a, b in zip(one, two)):.1e}")
+difference = max(abs(a - b) / a for a, b in zip(one, two))
+print(f"{difference:.1e}")
+sys.exit(difference > 1e-3)
 PY
-)
+) || rc="$rc, and losses that differ"
     echo "run $i: exit code $rc, largest relative difference of a loss $difference"
     [ "$rc" = 0 ] && good=$((good + 1))
 done

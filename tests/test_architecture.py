@@ -37,7 +37,7 @@ def test_import_hfsae_needs_only_its_core_dependencies():
 
 def test_public_names():
     public = {name for name in vars(hfsae) if not name.startswith("_")}
-    modules = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    modules = {"__main__"} | {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
     assert public - modules - {"jaxtyping"} == {  # the checker's import hook adds its name
         "JumpReLUSAE",
         "JumpReLUSAEConfig",

@@ -34,6 +34,7 @@ def test_help_of_train_explains_fields_with_units_and_sources(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0
     assert "--training.warm_start_steps" in text and "BatchTopK" in text
+    assert "--sae.l0_coefficient (jumprelu_sae) lambda." in text and "--sae.site" in text
     assert "--harvest.max_norm_ratio" in text and "Attention sinks" in text
 
 
@@ -90,6 +91,16 @@ def test_an_output_folder_that_holds_something_else_is_left_alone(tmp_path, caps
     assert "holds something else" in refused(argv, capsys)
 
 
+def test_without_the_train_extra_the_command_names_it():
+    block = (
+        "import sys; sys.modules['jsonargparse'] = None; from hfsae.__main__ import main; "
+        "sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install 'hfsae[train]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -122,7 +133,7 @@ def test_the_real_model_from_recipe_to_shown_latents(tmp_path, packaged_lm):
         "lm.source": "packaged",
     }
     argv = ["train", RECIPE, *(str(x) for k, v in small.items() for x in (f"--{k}", v))]
-    command = [sys.executable, "-m", "hfsae.cli", *argv]
+    command = [sys.executable, "-m", "hfsae", *argv]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     first = subprocess.run(command, env=env, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
@@ -138,7 +149,7 @@ def test_the_real_model_from_recipe_to_shown_latents(tmp_path, packaged_lm):
     assert again.returncode == 0 and again.stdout == first.stdout
     assert "nothing to do" in again.stderr
     show = subprocess.run(
-        [sys.executable, "-m", "hfsae.cli", "show", str(folder), "3"],
+        [sys.executable, "-m", "hfsae", "show", str(folder), "3"],
         env=env,
         capture_output=True,
         text=True,

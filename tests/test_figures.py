@@ -217,16 +217,6 @@ def test_thresholds_are_read_in_raw_units(folder):
     assert "mean 1.7 (target 6.25)" in texts(named["l0"])
 
 
-def test_of_several_saes_each_gets_its_own_curve(folder):
-    named = folder / "wide"
-    JumpReLUSAE(JumpReLUSAEConfig(d_in=4, d_sae=8)).save_pretrained(named)
-    (named / "training.json").write_text(json.dumps({"training": {"batch_size": 2}}))
-    lines = [{**line, "sae": name} for line in LOG for name in ("wide", "narrow")]
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    curve = dict(figures._figures(named))["training"].axes[0].lines[0]
-    assert list(curve.get_xdata()) == [2, 22, 42, 62]
-
-
 def test_an_interrupted_write_leaves_the_old_figure(folder, monkeypatch):
     before = [path.read_bytes() for path in figures.draw(folder)]
     (folder / "evaluation.json").write_text(

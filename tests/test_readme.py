@@ -59,6 +59,10 @@ def _train_parser():
     return parser
 
 
+def test_no_placeholder_is_left():
+    assert "@@" not in README
+
+
 def test_links_and_named_files_exist():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     named = re.findall(r"`?((?:scripts|tests|hfsae)/[\w./]+\.(?:py|sh|yaml))`?", README)

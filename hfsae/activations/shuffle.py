@@ -184,7 +184,8 @@ class ShuffledActivations:
                 n = n_before + len(acts)
                 bucket[site][n_before:n] = acts
             self.progress(n, capacity)
-        self.progress(n, n)
+        if n < capacity:  # outliers were dropped: that was all
+            self.progress(n, n)
         self._totals["kept"] += n
         self._totals["dropped_outliers"] += capacity - n
         self._totals["dropped_special"] += sum(b.keep.numel() for b in batches) - capacity
@@ -209,7 +210,8 @@ class ShuffledActivations:
 
     def _agree_on_norm_limits(self, batch: TokenBatch) -> None:
         """Let every process fix the limits on the run's first batch, as one alone would."""
-        if self.world > 1 and not self.harvester.norm_limits:
+        wants_limits = self.harvester.args.max_norm_ratio is not None
+        if self.world > 1 and wants_limits and not self.harvester.norm_limits:
             self.harvester(batch)
 
 

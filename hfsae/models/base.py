@@ -101,6 +101,15 @@ class SAEConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
+        if self.is_transcoder and self.subtract_b_dec:
+            raise ValueError(
+                "subtract_b_dec=True: a transcoder's b_dec lies in another space than x"
+            )
+        if self.d_out != self.d_in and not self.is_transcoder:
+            raise ValueError(
+                f"d_out ({self.d_out}) differs from d_in ({self.d_in}), so this is a transcoder: "
+                "name the target_site that it reconstructs"
+            )
 
     @property
     def is_transcoder(self) -> bool:
@@ -203,7 +212,16 @@ class SAE(PreTrainedModel):
         return float(target or self.config.activation_scale or 1.0)
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """x W_enc + b_enc, or (x - b_dec) W_enc + b_enc, in raw units (of the target)."""
+        """x W_enc + b_enc, or (x - b_dec) W_enc + b_enc, in raw units (of the target).
+
+        Raises:
+            ValueError: the last dimension of x is not d_in.
+        """
+        if x.shape[-1] != self.config.d_in:
+            raise ValueError(
+                f"this SAE reads activations of width {self.config.d_in}, got {tuple(x.shape)}: "
+                f"is the site ({self.config.site}) of the model it was trained on?"
+            )
         if self.config.subtract_b_dec:
             x = x - self.scale * self.b_dec
         if self.config.is_transcoder:  # from the unit of `site` to that of `target_site`
@@ -235,13 +253,10 @@ class SAE(PreTrainedModel):
         """Reconstruct x, or predict `target` from it (transcoders); one pass for training and use.
 
         Raises:
-            ValueError: the last dimension of x is not d_in.
+            ValueError: the last dimension of x is not d_in, or a transcoder's loss lacks a target.
         """
-        if x.shape[-1] != self.config.d_in:
-            raise ValueError(
-                f"this SAE reads activations of width {self.config.d_in}, got {tuple(x.shape)}: "
-                f"is the site ({self.config.site}) of the model it was trained on?"
-            )
+        if return_loss and target is None and self.config.is_transcoder:
+            raise ValueError(f"a transcoder's loss needs target: x at {self.config.target_site}")
         pre_acts = self.pre_activations(x)
         latents = self.activate(pre_acts, schedule)
         recon = self.decode(latents)

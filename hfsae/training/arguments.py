@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .schedules import Duration
+from .schedules import Duration, in_steps
 
 
 @dataclass
@@ -71,6 +71,23 @@ class TrainingArguments:
         if self.n_tokens < self.batch_size:
             raise ValueError(
                 f"training.n_tokens ({self.n_tokens}) is less than one batch ({self.batch_size})"
+            )
+        durations = ("warmup", "decay", "sparsity_warmup", "bandwidth", "warm_start", "save")
+        for name in (f"{duration}_steps" for duration in durations):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}")
+        for name in ("l0_gain", "bandwidth_start"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"training.{name} must be positive, got {getattr(self, name)}")
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise ValueError(
+                f"training.save_total_limit is {self.save_total_limit}; keep 1 or more "
+                "checkpoints, or null for all"
+            )
+        if in_steps(self.warm_start_steps, self.total_steps) >= self.total_steps:
+            raise ValueError(
+                f"training.warm_start_steps ({self.warm_start_steps}) leaves none of the "
+                f"{self.total_steps} steps to learn thresholds in; 0.5 is half of them"
             )
         if not self.learning_rate > 0 or not (self.threshold_learning_rate or 1) > 0:
             raise ValueError("training.learning_rate and threshold_learning_rate must be positive")

@@ -16,6 +16,8 @@ class Reading:
     steps: int
     """steps since the reading before"""
     steps_left: int
+    share_done: float
+    """of the run, 0 to 1"""
     l0: float
     previous_l0: float
     target_l0: float | None
@@ -59,6 +61,18 @@ def _causes(reading: Reading) -> Iterator[str]:
             f"thresholds move {reading.threshold_travel:.1%} in {reading.steps} steps, too slowly "
             f"to bring L0 from {reading.l0:.0f} to {reading.target_l0:.0f} in this run: set "
             "sae.log_threshold=false or raise training.threshold_learning_rate"
+        )
+    if reading.target_l0 is None and travel_left < 0.2 and reading.share_done < 0.25:
+        yield (
+            f"thresholds move {reading.threshold_travel:.2%} in {reading.steps} steps: in the rest "
+            "of this run they will hardly leave their first value, whatever sae.l0_coefficient is: "
+            "set sae.log_threshold=false or raise training.threshold_learning_rate"
+        )
+    if reading.l0 < 0.3 * (reading.target_l0 or 1.0):
+        goal = f", far below its target of {reading.target_l0:.0f}" if reading.target_l0 else ""
+        yield (
+            f"L0 is {reading.l0:.2g}{goal}: thresholds overshot; lower sae.l0_coefficient, "
+            "training.threshold_learning_rate or training.l0_gain"
         )
     if reading.is_off_target and reading.sparsity_growth > 1.5 and _l0_stands(reading):
         yield (

@@ -18,6 +18,7 @@ from .health import Reading, diagnose
 from .schedules import cosine_warmup, geometric, in_steps, linear_decay, linear_warmup, steer
 
 _THRESHOLD_SAMPLE = 2048  # activations that the warm start's first threshold is taken from
+_SPARSITY_REACH = 1e4  # the controller moves a coefficient at most this far from what was given
 _WARM_START_GAIN = 0.1  # a threshold acts on L0 at once; lambda only through many steps
 
 
@@ -92,8 +93,9 @@ class Run:
         if self.warm_start_steps and isinstance(self.sae, JumpReLUSAE) and self.target_l0:
             pre_acts = self.sae.pre_activations(x[:_THRESHOLD_SAMPLE])
             n_kept = round(self.target_l0 * len(pre_acts))
-            threshold = pre_acts.flatten().topk(n_kept).values[-1].clamp(min=0)
-            self.sae.threshold.fill_(float(threshold) / self.sae.scale)
+            threshold = float(pre_acts.flatten().topk(n_kept).values[-1]) / self.sae.scale
+            # A threshold of 0 could never be steered: it moves by factors.
+            self.sae.threshold.fill_(max(threshold, float(self.sae.config.initial_threshold)))
 
     def step(self, batch: dict[str, Tensor], step: int, *, log: bool = False) -> dict[str, Any]:
         """One optimiser step; what to log of it, where asked."""
@@ -142,11 +144,16 @@ class Run:
     def _schedule(self, step: int) -> Schedule:
         if step < self.warm_start_steps:
             return Schedule(sparsity=0.0)
-        a, total = self.args, self.args.total_steps
-        step -= self.warm_start_steps
-        warmup = linear_warmup(step, in_steps(a.sparsity_warmup_steps, total))
-        bandwidth = geometric(step, in_steps(a.bandwidth_steps, total), a.bandwidth_start)
-        return Schedule(sparsity=self.sparsity * warmup, bandwidth=bandwidth)
+        a = self.args
+        bandwidth_steps = in_steps(a.bandwidth_steps, a.total_steps)
+        return Schedule(
+            sparsity=self.sparsity * self._sparsity_warmup(step),
+            bandwidth=geometric(step - self.warm_start_steps, bandwidth_steps, a.bandwidth_start),
+        )
+
+    def _sparsity_warmup(self, step: int) -> float:
+        warmup_steps = in_steps(self.args.sparsity_warmup_steps, self.args.total_steps)
+        return linear_warmup(step - self.warm_start_steps, warmup_steps)
 
     def _set_learning_rates(self, step: int) -> None:
         a, total, warm = self.args, self.args.total_steps, step < self.warm_start_steps
@@ -176,8 +183,11 @@ class Run:
             return
         if step < self.warm_start_steps and isinstance(self.sae, JumpReLUSAE):
             self.sae.threshold.mul_(steer(1.0, l0, self.target_l0, _WARM_START_GAIN))
-        else:
-            self.sparsity = steer(self.sparsity, l0, self.target_l0, self.args.l0_gain)
+        elif (
+            self._sparsity_warmup(step) == 1.0
+        ):  # else it would answer for the warm-up, and wind up
+            sparsity = steer(self.sparsity, l0, self.target_l0, self.args.l0_gain)
+            self.sparsity = min(max(sparsity, 1 / _SPARSITY_REACH), _SPARSITY_REACH)
 
     @torch.no_grad()
     def _log_line(self, seen: _Seen, l0: float, schedule: Schedule, step: int) -> dict[str, Any]:
@@ -217,6 +227,7 @@ class Run:
         reading = Reading(
             steps=step - before["step"],
             steps_left=self.args.total_steps - step,
+            share_done=step / self.args.total_steps,
             l0=l0,
             previous_l0=before["l0"],
             target_l0=self.target_l0,
@@ -258,4 +269,5 @@ def _root_mean_square_norm(x: Float[Tensor, "n d"]) -> float:
 
 
 def _median_travel(now: Float[Tensor, " d_sae"], before: Float[Tensor, " d_sae"]) -> float:
-    return float((now / before.clamp(min=1e-12) - 1).abs().median())
+    moved = torch.where(before > 0, now / before - 1, now)  # one that stays at 0 has not moved
+    return float(moved.abs().median())

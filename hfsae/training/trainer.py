@@ -10,7 +10,9 @@ the folded SAE with `training.json`, the record of the run.
 """
 
 import gc
+import importlib.util
 import json
+import math
 import os
 import resource
 import shutil
@@ -39,7 +41,7 @@ _SAMPLE = 2**15  # activations that scales, variances and biases are estimated f
 
 
 @runtime_checkable
-class ActivationStream(Protocol):
+class ActivationStream(Protocol):  # checkable: shapes and types are checked in tests
     """What the trainer needs of a stream; `hfsae.activations.ShuffledActivations` is one."""
 
     progress: Callable[[int, int], None]
@@ -50,6 +52,10 @@ class ActivationStream(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class _Stop(Exception):
+    """Asked to stop, between two steps: what is in memory is whole and may be saved."""
+
+
 def make_accelerator(args: TrainingArguments) -> Accelerator:
     """The accelerator that `args` ask for.
 
@@ -58,6 +64,8 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             whose processes do not find each other otherwise gives several runs in one folder, or
             one process where two were meant, without a word.
     """
+    if args.report_to != "none" and importlib.util.find_spec(args.report_to) is None:
+        raise ValueError(f"report_to={args.report_to!r} needs `pip install {args.report_to}`")
     accelerator = Accelerator(
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
@@ -102,30 +110,43 @@ class Trainer:
         self.output_dir = Path(args.output_dir)
         named = {"": saes} if isinstance(saes, SAE) else dict(saes)
         self.runs = {name: Run(sae, args, self.accelerator) for name, sae in named.items()}
+        self.identity = self._identity()
         self.steps_done = 0
         self.seconds = {"harvest": 0.0, "train": 0.0}
+        parts = self.accelerator.num_processes * args.gradient_accumulation_steps
+        if args.batch_size % parts:
+            raise ValueError(
+                f"training.batch_size ({args.batch_size}) does not divide by processes times "
+                f"gradient_accumulation_steps ({parts})"
+            )
 
     def train(self) -> dict[str, SAE]:
         """Run to the end; the trained SAEs by name ("" for a single one), folded, as saved.
 
         On SIGINT or SIGTERM the step is finished, a checkpoint saved, KeyboardInterrupt raised.
         """
-        if not self._resume():
-            sample = self.stream.sample(_SAMPLE)
-            for run in self.runs.values():
-                run.initialise(sample)
+        resumed = self._resume()
         if self.args.report_to != "none":
             self.accelerator.init_trackers("hfsae", config=asdict(self.args))
         with Interrupt() as interrupt, self._bars(interrupt) as bar:
             try:
+                if not resumed:
+                    self._initialise()
                 while self.steps_done < self.args.total_steps:
                     self._step(bar)
                     if self._anyone(interrupt.requested):
-                        raise KeyboardInterrupt
-            except KeyboardInterrupt:
+                        raise _Stop
+            except _Stop:
                 self.save_checkpoint()
-                raise
+                raise KeyboardInterrupt from None
         return self._finish()
+
+    def _initialise(self) -> None:
+        start = time.perf_counter()
+        sample = self.stream.sample(_SAMPLE)
+        self.seconds["harvest"] += time.perf_counter() - start
+        for run in self.runs.values():
+            run.initialise(sample)
 
     def _step(self, bar: tqdm) -> None:
         logs = self.steps_done % self.args.logging_steps == 0
@@ -141,6 +162,7 @@ class Trainer:
         bar.update(self.args.batch_size)
         if logs:
             self._log(lines, bar)
+            _stop_if_not_finite(lines)
         every = in_steps(self.args.save_steps, self.args.total_steps)
         is_last = self.steps_done == self.args.total_steps
         if is_last or (every and self.steps_done % every == 0):
@@ -177,7 +199,7 @@ class Trainer:
                 harvest.pop().close()
             # Alone, stop in the middle of a bucket: the stream stands where it stood before it.
             if interrupt.requested and self.accelerator.num_processes == 1:
-                raise KeyboardInterrupt
+                raise _Stop
 
         with tqdm(total=total, initial=done, desc="train", **quiet) as bar:
             self.stream.progress = show_harvest
@@ -203,7 +225,7 @@ class Trainer:
             "stream": self.stream.state_dict(),
             "rng": torch.get_rng_state(),
             "seconds": self.seconds,
-            "identity": self._identity(),
+            "identity": self.identity,
         }
         folder = self.output_dir / "checkpoints"
         checkpoint.save(folder, self.steps_done, state, keep=self.args.save_total_limit)
@@ -212,18 +234,23 @@ class Trainer:
         path = checkpoint.latest(self.output_dir / "checkpoints")
         if path is None:
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            self._cut_logs()
             return False
         state = checkpoint.load(path)
-        _refuse_another_run(state["identity"], self._identity(), path)
+        _refuse_another_run(state["identity"], self.identity, path)
         for name, run in self.runs.items():
             run.load_state_dict(state["runs"][name])
         self.stream.load_state_dict(state["stream"])
         torch.set_rng_state(state["rng"])
         self.steps_done, self.seconds = state["steps_done"], state["seconds"]
+        self._cut_logs()
+        return True
+
+    def _cut_logs(self) -> None:
+        """Drop lines of steps that will be done again."""
         if self.accelerator.is_main_process:
             for name in self.runs:
                 _cut_log(self.output_dir / name / "log.jsonl", self.steps_done)
-        return True
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be of this run."""
@@ -232,8 +259,7 @@ class Trainer:
         identity = {k: v for k, v in asdict(self.args).items() if k not in skipped}
         for name, run in self.runs.items():
             config = run.sae.config.to_diff_dict()
-            for estimated in ("activation_scale", "target_scale"):
-                config.pop(estimated, None)
+            config.pop("transformers_version", None)
             identity |= {f"{name}.{k}".lstrip("."): v for k, v in config.items()}
         return json.loads(json.dumps(identity, default=str))
 
@@ -299,12 +325,21 @@ def _peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _stop_if_not_finite(lines: dict[str, dict[str, Any]]) -> None:
+    """Raised before the next checkpoint, so that the last one is from before it went wrong."""
+    for name, line in lines.items():
+        if not math.isfinite(line["loss"]):
+            raise ValueError(
+                f"the loss of SAE {name or '(the only one)'} is {line['loss']}; lower "
+                "training.learning_rate or sae.l0_coefficient, and start in another output_dir"
+            )
+
+
 def _numbers(line: dict[str, Any]) -> list[tuple[str, float]]:
     return [(key, value) for key, value in line.items() if isinstance(value, int | float)]
 
 
 def _cut_log(path: Path, steps_done: int) -> None:
-    """Drop lines of steps that will be done again."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()

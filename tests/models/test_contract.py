@@ -76,6 +76,7 @@ def test_any_leading_shape(sae, shape):
     out = sae(activations(*shape), return_loss=True)
     assert out.recon.shape == (*shape, D_IN) and out.latents.shape == (*shape, D_SAE)
     assert out.loss.shape == ()
+    out.loss.backward()
 
 
 def test_loss_is_the_sum_of_its_named_terms(sae):
@@ -119,6 +120,23 @@ def test_folding_leaves_a_transcoder_as_it_is(config_class):
     folded, x = sae.folded(), activations(32)
     assert folded(x).recon.shape == (32, 7)
     assert torch.allclose(folded(x).recon, sae(x).recon, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"target_site": "layers.1.mlp", "subtract_b_dec": True}, "b_dec lies in another space"),
+        ({"d_out": 7}, "name the target_site"),
+    ],
+)
+def test_what_no_transcoder_can_be_is_refused(config_class, fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make(config_class, **fields)
+
+
+def test_a_transcoders_loss_wants_a_target(config_class):
+    with pytest.raises(ValueError, match=r"needs target: x at layers\.1\.mlp"):
+        make(config_class, target_site="layers.1.mlp")(activations(4), return_loss=True)
 
 
 def test_a_transcoder_learns_its_target(config_class):
@@ -219,3 +237,5 @@ def test_wrong_weights_are_refused_in_one_sentence(sae, tmp_path):
 def test_a_wrong_width_is_refused_with_the_site(sae):
     with pytest.raises(ValueError, match=r"width 12, got \(3, 5\).*layers\.1"):
         sae(torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="width 12"):
+        sae.encode(torch.zeros(3, 5))

@@ -46,6 +46,17 @@ def test_logarithmic_thresholds_at_the_papers_rate_in_a_short_run(tmp_path):
     assert any("too slowly" in s and "log_threshold=false" in s for s in found)
 
 
+def test_the_same_without_a_target(tmp_path):
+    found = sentences(tmp_path, sae={"log_threshold": True}, learning_rate=7e-5)
+    assert any("hardly leave their first value" in s for s in found)
+
+
+def test_an_l0_that_collapsed(tmp_path):
+    collapsed = {"log_threshold": False, "l0_coefficient": 50.0}
+    found = sentences(tmp_path, sae=collapsed, threshold_learning_rate=1.0)
+    assert any("thresholds overshot" in s for s in found)
+
+
 def test_a_coefficient_that_saturates(tmp_path):
     stuck = {"target_l0": 1, "log_threshold": False, "l0_coefficient": 10.0}
     found = sentences(tmp_path, sae=stuck, learning_rate=1e-5, l0_gain=0.3)

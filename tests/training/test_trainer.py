@@ -139,6 +139,69 @@ def test_ctrl_c_while_a_bucket_is_filled_stops_at_once_and_loses_nothing(tmp_pat
     assert trainer.steps_done == 7 and (tmp_path / "checkpoints/step-00000007.pt").exists()
 
 
+def test_a_second_ctrl_c_in_mid_step_saves_nothing_torn(tmp_path):
+    whole, torn, resumed = (make_sae(log_threshold=True) for _ in range(3))
+    Trainer(whole, PlantedStream(), arguments(tmp_path / "whole")).train()
+    args, stream = arguments(tmp_path / "parts"), PlantedStream()
+    before_step_, after_step_ = torn.before_step_, torn.after_step_
+
+    def interrupted_step() -> None:
+        before_step_()
+        if stream.position == 15:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    torn.before_step_, torn.after_step_ = interrupted_step, after_step_
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(torn, stream, args).train()
+    assert [p.name for p in (tmp_path / "parts/checkpoints").iterdir()] == ["step-00000010.pt"]
+    Trainer(resumed, PlantedStream(), args).train()
+    assert_same_bits(weights(whole), weights(resumed))
+
+
+def test_a_log_without_a_checkpoint_begins_anew(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 10, "lo')
+    Trainer(make_sae(), PlantedStream(), arguments(tmp_path)).train()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 10, 20, 30]
+
+
+def test_the_controller_neither_winds_up_nor_breaks_what_it_cannot_move(tmp_path):
+    """Paper settings cannot reach a target in 300 steps; lambda must stay finite all the same."""
+    sae = make_sae(target_l0=2.0, log_threshold=True)
+    args = arguments(
+        tmp_path,
+        steps=300,
+        learning_rate=7e-5,
+        threshold_learning_rate=7e-5,
+        l0_gain=0.5,
+        sparsity_warmup_steps=100,
+    )
+    trainer = Trainer(sae, PlantedStream(), args)
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    during = [line["l0_coefficient"] for line in lines if line["step"] < 100]
+    assert max(during) < 0.01, "the controller must not answer for the warm-up"
+    assert max(line["l0_coefficient"] for line in lines) <= 0.01 * 1e4 * (1 + 1e-6)
+    assert all(torch.isfinite(p).all() for p in sae.parameters())
+
+
+def test_a_run_that_diverges_stops_with_its_checkpoints_from_before(tmp_path):
+    sae, stream = make_sae(), PlantedStream()
+    original = stream.next_batch
+
+    def next_batch():
+        batch = original()
+        return {
+            site: x * (float("nan") if stream.position > 25 else 1) for site, x in batch.items()
+        }
+
+    stream.next_batch = next_batch
+    with pytest.raises(ValueError, match=r"loss .* is nan; lower training\.learning_rate"):
+        Trainer(sae, stream, arguments(tmp_path)).train()
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 def test_a_finished_run_trains_no_further(tmp_path):
     first, again = make_sae(), make_sae()
     Trainer(first, PlantedStream(), arguments(tmp_path)).train()
@@ -237,7 +300,18 @@ def test_too_few_processes_are_noticed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"n_tokens": 10}, {"batch_size": 0}, {"learning_rate": 0.0}, {"logging_steps": 0}]
+    "fields",
+    [
+        {"n_tokens": 10},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"logging_steps": 0},
+        {"save_total_limit": 0},
+        {"save_total_limit": -1},
+        {"warm_start_steps": 1000},
+        {"warmup_steps": -1},
+        {"l0_gain": 0.0},
+    ],
 )
 def test_impossible_arguments_are_refused(tmp_path, fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
