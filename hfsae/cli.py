@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
@@ -297,12 +298,14 @@ def _summary(folder: Path) -> str:
 
 def _print_next(folders: list[Path]) -> None:
     folder = folders[0]
+    # In a virtual environment that is not activated, the command has to be named by its path.
+    home = "" if shutil.which("hfsae") else f"{os.path.relpath(Path(sys.executable).parent)}/"
+    load_it = f"import hfsae, transformers; transformers.AutoModel.from_pretrained('{folder}')"
     print(
         f"\nThe folder {folder} could be pushed to the Hub as it stands; see its README.md. Next:\n"
-        f"  hfsae show {folder} 17 1234       what other latents fire on\n"
-        f"  hfsae train --help                every field of a recipe\n"
-        f'  python -c "import hfsae, transformers; '
-        f"print(transformers.AutoModel.from_pretrained('{folder}'))\""
+        f"  {home}hfsae show {folder} 17 1234\n"
+        f"  {home}hfsae train --help\n"
+        f'  {home}python -c "{load_it}"'
     )
 
 
