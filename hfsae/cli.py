@@ -41,7 +41,7 @@ from .recipe import (
 )
 from .training.trainer import make_accelerator
 
-_SHOWN_LATENTS, _SHOWN_EXAMPLES = 5, 3
+_SHOWN_LATENTS, _SHOWN_TOKENS, _SHOWN_EXAMPLES = 5, 6, 3
 _EXAMPLES = """\
 examples:
   hfsae train scripts/recipes/quickstart.yaml --training.output_dir runs/mine
@@ -279,7 +279,11 @@ def _print_folder(folder: Path, latents: list[int]) -> None:
             raise ValueError(f"there is no latent {index}; this SAE has {len(store):,}, from 0")
         latent = store[index]
         if not latents:
-            latent = latent._replace(examples=latent.examples[:_SHOWN_EXAMPLES])
+            latent = latent._replace(
+                promoted=latent.promoted[:_SHOWN_TOKENS],
+                suppressed=latent.suppressed[:_SHOWN_TOKENS],
+                examples=latent.examples[:_SHOWN_EXAMPLES],
+            )
         print("\n" + show(latent, ANSI if sys.stdout.isatty() else PLAIN))
 
 
