@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Kill a real training run (SmolLM2, the quickstart's settings, smaller) with SIGKILL at ten random moments, resume it
-# each time, and compare its weights with those of a run that was left alone.
+# each time, and compare its weights and log with those of a run that was left alone.
 #   bash scripts/kill_test.sh [FOLDER]
 source "$(dirname "$0")/environment.sh" train
 export HF_HUB_OFFLINE=1
@@ -12,25 +12,32 @@ fi
 mkdir -p "$root"
 
 train() {
-    "$venv/bin/hfsae" train scripts/recipes/quickstart.yaml --lm.source packaged --training.output_dir "$root/$1" \
-        --training.n_tokens 81920 --sae.d_sae 1024 --shuffle.bucket_tokens 16384 --training.save_steps 8 \
+    exec "$venv/bin/hfsae" train scripts/recipes/quickstart.yaml --lm.source packaged --training.output_dir "$root/$1" \
+        --training.n_tokens 163840 --sae.d_sae 1024 --shuffle.bucket_tokens 16384 --training.save_steps 8 \
         --evaluation.n_tokens 0 --collect_tokens 0 >> "$root/$1.log" 2>&1
 }
 
-train whole
-kills=0
-while [ "$kills" -lt 10 ]; do
+# The first kill may hit before there is any checkpoint; later ones wait for one more, so that ten of
+# them do not all hit the loading of the language model.
+state() {
+    if [ "$kills" = 0 ]; then ls "$root/killed/log.jsonl"; else ls "$root/killed/checkpoints"; fi 2> /dev/null || true
+}
+
+(train whole)
+for kills in 0 1 2 3 4 5 6 7 8 9; do
+    before="$(state)"
     train killed &
-    sleep "$((8 + RANDOM % 8)).$((RANDOM % 10))"
-    if ! pkill -9 -P $! 2> /dev/null; then
+    pid=$!
+    while [ "$(state)" = "$before" ] && kill -0 $pid 2> /dev/null; do sleep 0.02; done
+    sleep "0.$((RANDOM % 10))$((RANDOM % 10))"
+    if ! kill -9 $pid 2> /dev/null; then
         echo "the run ended after $kills kills, before the tenth: raise training.n_tokens" >&2
         exit 1
     fi
-    wait $! 2> /dev/null || true
-    kills=$((kills + 1))
-    echo "kill $kills: $(ls "$root/killed/checkpoints" 2> /dev/null | tail -n 1)"
+    wait $pid 2> /dev/null || true
+    echo "kill $((kills + 1)): $(cd "$root/killed" && ls checkpoints 2> /dev/null | tr '\n' ' ')"
 done
-train killed
+(train killed)
 cmp "$root/whole/model.safetensors" "$root/killed/model.safetensors"
 cmp "$root/whole/log.jsonl" "$root/killed/log.jsonl"
 echo "ten kills later: the same bits"
