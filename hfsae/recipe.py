@@ -152,6 +152,7 @@ def run(recipe: Recipe, command: str = "") -> list[Path]:
     accelerator = make_accelerator(recipe.training)
     loaded = load(recipe.lm, str(accelerator.device))
     configs = make_configs(recipe, loaded.lm)
+    _check_text(recipe, loaded)
     if accelerator.is_main_process:
         _claim(root, recipe)
     if not all(done):
@@ -169,6 +170,8 @@ def _stale_stages(root: Path, recipe: Recipe) -> list[str]:
     Raises:
         ValueError: the folder holds something else, or a run of another recipe.
     """
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"training.output_dir {root} is a file; name a folder")
     if not root.exists() or not any(root.iterdir()):
         return []
     if not (root / "recipe.yaml").is_file():
@@ -229,6 +232,14 @@ def save_recipe(root: Path, plain: dict[str, Any]) -> None:
 
 def as_plain(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(recipe)))
+
+
+def _check_text(recipe: Recipe, loaded: LoadedLM) -> None:
+    """Read one batch of each side, so that text which cannot do fails before the training."""
+    held_out: list[Literal["train", "held_out"]] = ["held_out"]
+    wanted = held_out if recipe.evaluation.n_tokens != 0 else []
+    for side in ("train", *wanted):
+        next(iter(_rows(recipe, loaded, side, None)))
 
 
 def load(args: LMArguments, device: str | None = None) -> LoadedLM:

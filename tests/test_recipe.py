@@ -158,6 +158,7 @@ def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):
         ({"sae": {"model_type": "jumprelu"}}, "model_type 'jumprelu' is unknown.*jumprelu_sae"),
         ({"text": TextArguments(dataset="nowhere.jsonl")}, "nowhere.jsonl"),
         ({"text": TextArguments(dataset=[])}, "empty|no documents|holds no"),
+        ({"text": TextArguments(dataset=[TEXTS[0] * 9])}, "on the held_out side"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, loads, fields, sentence):
@@ -166,6 +167,12 @@ def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, loads, fields, sent
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert not (tmp_path / "out" / "model.safetensors").exists()
     run(tiny_recipe(tmp_path / "out", collect_tokens=0))  # and the folder is not lost to it
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path, loads):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        run(tiny_recipe(tmp_path / "file"))
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, loads):
