@@ -156,6 +156,7 @@ def _parser(verb: str) -> ArgumentParser:
         prog=f"hfsae {verb}",
         description=_what(verb),
         exit_on_error=False,
+        allow_abbrev=False,  # --training.learning_rat 1 must not train at 1
         formatter_class=_HelpFormatter,
     )
 

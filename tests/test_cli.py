@@ -44,6 +44,7 @@ def test_help_of_train_explains_fields_with_units_and_sources(capsys):
         (["trian"], "'trian' is no verb; did you mean 'train'?"),
         (["train", "nowhere.yaml"], "there is no recipe nowhere.yaml"),
         (["train", RECIPE, "--training.bach_size", "5"], "did you mean 'training.batch_size'"),
+        (["train", RECIPE, "--training.learning_rat", "1"], "mean 'training.learning_rate'"),
         (["train", RECIPE, "--trainning.seed", "5"], "no field 'trainning.seed'"),
         (["train", RECIPE, "--training.n_tokens", "many"], "training.n_tokens"),
         (["train", RECIPE, "--training.n_tokens", "5"], "less than one batch"),
