@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     transformers_logging.disable_progress_bar()  # a bar for every file read hides ours
     try:
         _dispatch(argv)
+    except BrokenPipeError:  # `hfsae show FOLDER | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor a word at exit
     except (ValueError, OSError, ArgumentError) as error:
         if os.environ.get("HFSAE_DEBUG"):
             raise

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -69,11 +69,15 @@ def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None
     path = folder / "model.safetensors"
     if not path.is_file():
         return None
-    with safe_open(path, framework="pt") as file:
-        if "threshold" not in file.keys():  # noqa: SIM118 - not a dict
-            return None
-        scale = config.target_scale if config.is_transcoder else None
-        return file.get_tensor("threshold") * float(scale or config.activation_scale or 1.0)
+    try:
+        with safe_open(path, framework="pt") as file:
+            if "threshold" not in file.keys():  # noqa: SIM118 - not a dict
+                return None
+            threshold = file.get_tensor("threshold")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); train or copy it anew") from error
+    scale = config.target_scale if config.is_transcoder else None
+    return threshold * float(scale or config.activation_scale or 1.0)
 
 
 def _save(figure: "Figure", path: Path) -> Path:

@@ -239,3 +239,10 @@ def test_drawing_leaves_matplotlib_as_it_was(folder):
     before, backend = dict(matplotlib.rcParams), matplotlib.get_backend()
     figures.draw(folder)
     assert dict(matplotlib.rcParams) == before and matplotlib.get_backend() == backend
+
+
+def test_a_damaged_weight_file_is_named(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        figures.draw(folder)

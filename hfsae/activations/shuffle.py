@@ -46,6 +46,8 @@ class ShuffleArguments:
             raise ValueError(
                 f"bucket_tokens ({self.bucket_tokens}) and passes ({self.passes}) must be 1 or more"
             )
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"shuffle.device is {self.device!r}, but torch sees no GPU; use 'cpu'")
 
 
 class ShuffledActivations:

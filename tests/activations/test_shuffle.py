@@ -134,3 +134,6 @@ def test_impossible_sizes_are_refused(make_stream):
         make_stream(batch_size=500)
     with pytest.raises(ValueError, match="must be 1 or more"):
         ShuffleArguments(passes=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="torch sees no GPU"):
+            ShuffleArguments(device="cuda")
