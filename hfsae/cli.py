@@ -274,6 +274,7 @@ def _print_folder(folder: Path, latents: list[int]) -> None:
         print(f"\n{_summary(folder)}")
         print(f"{result.n_tokens:,} held-out tokens of {result.n_documents} documents:\n")
         print(result.table())
+        print("".join(f"\nnote: {sentence}" for sentence in _misgivings(folder)))
     if not (folder / "features" / "meta.json").is_file():
         return
     store = FeatureStore.load(folder)
@@ -288,6 +289,26 @@ def _print_folder(folder: Path, latents: list[int]) -> None:
                 examples=latent.examples[:_SHOWN_EXAMPLES],
             )
         print("\n" + show(latent, ANSI if sys.stdout.isatty() else PLAIN))
+
+
+def _misgivings(folder: Path) -> list[str]:
+    """What in the held-out metrics speaks against using this SAE."""
+    if not (folder / "evaluation.json").is_file():
+        return []
+    metrics = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["metrics"]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    l0, fvu, dead = (metrics[name]["value"] for name in ("l0", "fvu", "dead_share"))
+    found, target = [], config.get("target_l0")
+    if target and abs(l0 / target - 1) > 0.05:
+        found.append(
+            f"L0 is {l0:.1f}, {l0 / target - 1:+.0%} off its target of {target}: the controller "
+            "wants some 500 steps after the warm start; raise training.n_tokens"
+        )
+    if fvu >= 1:
+        found.append(f"FVU is {fvu:.3g}, no better than predicting the mean: lower the rates")
+    if dead > 0.5:
+        found.append(f"{dead:.0%} of latents never fired on the evaluation's tokens")
+    return found
 
 
 def _summary(folder: Path) -> str:
@@ -308,8 +329,10 @@ def _print_next(folders: list[Path]) -> None:
     # In a virtual environment that is not activated, the command has to be named by its path.
     home = "" if shutil.which("hfsae") else f"{os.path.relpath(Path(sys.executable).parent)}/"
     load_it = f"import hfsae, transformers; transformers.AutoModel.from_pretrained('{folder}')"
+    if not _misgivings(folder):
+        print(f"\nThe folder {folder} could be pushed to the Hub as it stands.")
     print(
-        f"\nThe folder {folder} could be pushed to the Hub as it stands; see its README.md. Next:\n"
+        f"\nSee {folder}/README.md. Next:\n"
         f"  {home}hfsae show {folder} 17 1234\n"
         f"  {home}hfsae train --help\n"
         f'  {home}python -c "{load_it}"'

@@ -1,5 +1,6 @@
 """The command as a person meets it: what it prints, and its one sentence for bad input."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hfsae.cli import main
+from hfsae.cli import _misgivings, main
 
 ROOT = Path(__file__).parent.parent
 RECIPE = str(ROOT / "scripts" / "recipes" / "quickstart.yaml")
@@ -100,6 +101,23 @@ def test_without_the_train_extra_the_command_names_it():
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'hfsae[train]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "values, sentences",
+    [
+        ({"l0": 51.0, "fvu": 0.2, "dead_share": 0.1}, []),
+        ({"l0": 57.0, "fvu": 0.2, "dead_share": 0.1}, ["L0 is 57.0, +14% off its target of 50"]),
+        ({"l0": 7.0, "fvu": 112.4, "dead_share": 0.986}, ["-86%", "FVU is 112", "99% of latents"]),
+    ],
+)
+def test_what_speaks_against_an_sae_is_said(tmp_path, values, sentences):
+    metrics = {name: {"value": value} for name, value in values.items()}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
+    (tmp_path / "config.json").write_text(json.dumps({"target_l0": 50}))
+    found = _misgivings(tmp_path)
+    assert len(found) == len(sentences)
+    assert all(part in said for part, said in zip(sentences, found, strict=True))
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
