@@ -30,6 +30,7 @@ command line need the `train` extra.
 from .activations import PackedRows as PackedRows
 from .activations import TextArguments as TextArguments
 from .evaluation import evaluate as evaluate
+from .features import collect as collect
 from .lm import LoadedLM as LoadedLM
 from .lm import capture as capture
 from .lm import load_lm as load_lm

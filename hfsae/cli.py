@@ -10,9 +10,10 @@ import shutil
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from textwrap import wrap
+from typing import Any, get_origin
 
 import docstring_parser
 import yaml
@@ -20,12 +21,15 @@ from jsonargparse import (
     ArgumentError,
     ArgumentParser,
     DefaultHelpFormatter,
+    get_loader,
+    set_loader,
     set_parsing_settings,
 )
 from transformers.utils import logging as transformers_logging
 
 from .evaluation import EvaluationResult
 from .features import ANSI, PLAIN, FeatureStore, show
+from .hub import misgivings
 from .models import SAEConfig
 from .plan import plan
 from .recipe import (
@@ -51,6 +55,23 @@ examples:
 
 A field is set in the recipe's YAML file, or by its dotted name on the command line, which wins;
 `hfsae train --help` explains all of them. Several processes: see scripts/train.py."""
+
+
+_EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
+_load_yaml = get_loader("yaml")
+
+
+def _load_yaml_with_whole_numbers(text: str) -> Any:
+    """YAML in which 1e6 is a number of tokens, too."""
+    return _whole_as_int(_load_yaml(text))
+
+
+def _whole_as_int(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole_as_int(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole_as_int(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -96,13 +117,14 @@ def train(argv: list[str]) -> None:
 
 
 def evaluate(argv: list[str]) -> None:
-    """Evaluate a trained SAE anew: `hfsae evaluate FOLDER`, with other fields of its recipe."""
+    """Evaluate a trained SAE anew: `hfsae evaluate FOLDER`, with other fields of its recipe, which
+    are noted in its recipe.yaml."""
     _report_again("evaluate", argv, "evaluation.json", ["evaluation"])
 
 
 def collect(argv: list[str]) -> None:
     """Collect what a trained SAE's latents fire on anew: `hfsae collect FOLDER`, with other fields
-    of its recipe."""
+    of its recipe, which are noted in its recipe.yaml."""
     _report_again("collect", argv, "features/meta.json", ["collect", "collect_tokens"])
 
 
@@ -111,6 +133,8 @@ def show_folder(argv: list[str]) -> None:
     parser = _parser("show")
     parser.add_argument("folder", type=str, help="a folder that `hfsae train` wrote")
     parser.add_argument("latents", type=int, nargs="*", help="indices of latents to show")
+    if not argv:
+        raise ValueError("name the folder of a trained SAE: hfsae show FOLDER [LATENT ...]")
     args = parser.parse_args(argv)
     _print_folder(_trained(args.folder), args.latents)
 
@@ -119,7 +143,11 @@ def card(argv: list[str]) -> None:
     """Draw the figures and write the model card again, from what lies in a folder."""
     parser = _parser("card")
     parser.add_argument("folder", type=str, help="a folder that `hfsae train` wrote")
-    finish(_trained(parser.parse_args(argv).folder))
+    if not argv:
+        raise ValueError("name the folder of a trained SAE: hfsae card FOLDER")
+    folder = _trained(parser.parse_args(argv).folder)
+    finish(folder)
+    print(f"wrote {folder / 'README.md'} and {folder / 'figures'}")
 
 
 _VERBS: dict[str, Callable[[list[str]], None]] = {
@@ -154,6 +182,7 @@ def _what(verb: str) -> str:
 
 def _parser(verb: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader("yaml", _load_yaml_with_whole_numbers, exceptions=(yaml.YAMLError,))
     return ArgumentParser(
         prog=f"hfsae {verb}",
         description=_what(verb),
@@ -192,6 +221,7 @@ def _parse_recipe(parser: ArgumentParser, argv: list[str]) -> tuple[Recipe, dict
     if argv and not argv[0].startswith("-"):
         _check_readable(Path(argv[0]))
         argv = ["--recipe", *argv]
+    argv = [_EXPONENT.sub(lambda n: f"{float(n[0]):.0f}", part) for part in argv]
     try:
         given = parser.instantiate(parser.parse_args(argv)).as_dict()
     except ArgumentError as error:
@@ -214,7 +244,8 @@ def _check_readable(path: Path) -> None:
     for name, value in content.items():
         if name not in sections:
             raise ValueError(_did_you_mean(f"a recipe has no section {name!r}", name, [*sections]))
-        if sections[name] is not int and not isinstance(value, dict):
+        holds_fields = is_dataclass(sections[name]) or get_origin(sections[name]) is dict
+        if holds_fields and not isinstance(value, dict):
             raise ValueError(f"section {name} of {path} must hold fields, not {value!r}")
 
 
@@ -242,11 +273,11 @@ def _report_again(verb: str, argv: list[str], result: str, sections: list[str]) 
         _parse_recipe(parser, argv)  # --help, or an unknown option
         raise ValueError(f"name the folder of a trained SAE: hfsae {verb} FOLDER")
     folder = _trained(argv[0])
-    homes = [f for f in (folder, *folder.parents[:3]) if (f / "recipe.yaml").is_file()]
-    if not homes:
+    home = _home(folder)
+    if home is None:
         raise ValueError(f"{folder} has no recipe.yaml that says which model and text to use")
-    recipe, _ = _parse_recipe(parser, [str(homes[0] / "recipe.yaml"), *argv[1:]])
-    old, new = load_plain(homes[0]), as_plain(recipe)
+    recipe, _ = _parse_recipe(parser, [str(home / "recipe.yaml"), *argv[1:]])
+    old, new = load_plain(home), as_plain(recipe)
     for key, _, _ in differences(old, new, set(new) - set(sections)):
         raise ValueError(
             f"{key} is not `hfsae {verb}`'s to change, which may set {' and '.join(sections)}: the "
@@ -254,8 +285,14 @@ def _report_again(verb: str, argv: list[str], result: str, sections: list[str]) 
         )
     device = str(make_accelerator(recipe.training).device)
     report(recipe, load(recipe.lm, device), folder, again=[result])
-    save_recipe(homes[0], new)
+    save_recipe(home, new)
     _print_folder(folder, [])
+
+
+def _home(folder: Path) -> Path | None:
+    """The folder of the run that an SAE is of: its own, or one above where there are several."""
+    homes = [f for f in (folder, *folder.parents[:3]) if (f / "recipe.yaml").is_file()]
+    return homes[0] if homes else None
 
 
 def _trained(folder: str) -> Path:
@@ -268,14 +305,17 @@ def _trained(folder: str) -> Path:
 
 
 def _print_folder(folder: Path, latents: list[int]) -> None:
-    if (folder / "evaluation.json").is_file() and not latents:
-        data = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-        result = EvaluationResult.from_dict(data)
+    if not latents:
         print(f"\n{_summary(folder)}")
-        print(f"{result.n_tokens:,} held-out tokens of {result.n_documents} documents:\n")
-        print(result.table())
-        print("".join(f"\nnote: {sentence}" for sentence in _misgivings(folder)))
+        if (folder / "evaluation.json").is_file():
+            _print_metrics(folder)
+        else:
+            print(f"No evaluation.json: {_maker('evaluate', folder)}")
     if not (folder / "features" / "meta.json").is_file():
+        missing = f"no examples of what latents fire on: {_maker('collect', folder)}"
+        if latents:
+            raise ValueError(f"{folder} holds {missing}")
+        print(f"{missing[0].upper()}{missing[1:]}")
         return
     store = FeatureStore.load(folder)
     for index in latents or store.pick(_SHOWN_LATENTS):
@@ -291,31 +331,35 @@ def _print_folder(folder: Path, latents: list[int]) -> None:
         print("\n" + show(latent, ANSI if sys.stdout.isatty() else PLAIN))
 
 
-def _misgivings(folder: Path) -> list[str]:
-    """What in the held-out metrics speaks against using this SAE."""
-    if not (folder / "evaluation.json").is_file():
-        return []
-    metrics = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["metrics"]
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    l0, fvu, dead = (metrics[name]["value"] for name in ("l0", "fvu", "dead_share"))
-    found, target = [], config.get("target_l0")
-    if target and abs(l0 / target - 1) > 0.05:
-        found.append(
-            f"L0 is {l0:.1f}, {l0 / target - 1:+.0%} off its target of {target}: the controller "
-            "wants some 500 steps after the warm start; raise training.n_tokens"
-        )
-    if fvu >= 1:
-        found.append(f"FVU is {fvu:.3g}, no better than predicting the mean: lower the rates")
-    if dead > 0.5:
-        found.append(f"{dead:.0%} of latents never fired on the evaluation's tokens")
-    return found
+def _print_metrics(folder: Path) -> None:
+    try:
+        data = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        result = EvaluationResult.from_dict(data)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{folder / 'evaluation.json'} is damaged; make it anew: {_maker('evaluate', folder)}"
+        ) from error
+    print(f"{result.n_tokens:,} held-out tokens of {result.n_documents} documents:\n")
+    print(result.table())
+    print("".join(f"\nnote: {sentence}" for sentence in misgivings(folder)))
+
+
+def _maker(verb: str, folder: Path) -> str:
+    """How to make what is missing: the verbs need the recipe of a run."""
+    if _home(folder):
+        return f"`hfsae {verb} {folder}` makes it"
+    return f"call hfsae.{verb}(sae, lm, ...), since there is no recipe.yaml to tell model and text"
 
 
 def _summary(folder: Path) -> str:
-    """What was trained, at which speed, in how much memory."""
+    """What was trained, at which speed, in how much memory; or what the config says."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not (folder / "training.json").is_file():
+        place = f"{config.get('site')} of {config.get('model_name')}"
+        return f"{folder}: {config.get('model_type')}, {config.get('d_sae'):,} latents, {place}"
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    seconds, harvested = record["seconds"], record["harvested"]
-    rates = {"harvest": harvested["kept"], "train": record["n_tokens"]}
+    seconds, harvested = record["seconds"], record["harvested"].get("kept", 0)
+    rates = {"harvest": harvested, "train": record["n_tokens"]}
     harvest, train = (f"{rates[k] / max(seconds[k], 0.1):,.0f} tok/s" for k in rates)
     memory = record["peak_memory_bytes"] / 1e9
     return (
@@ -329,7 +373,7 @@ def _print_next(folders: list[Path]) -> None:
     # In a virtual environment that is not activated, the command has to be named by its path.
     home = "" if shutil.which("hfsae") else f"{os.path.relpath(Path(sys.executable).parent)}/"
     load_it = f"import hfsae, transformers; transformers.AutoModel.from_pretrained('{folder}')"
-    if not _misgivings(folder):
+    if not misgivings(folder):
         print(f"\nThe folder {folder} could be pushed to the Hub as it stands.")
     print(
         f"\nSee {folder}/README.md. Next:\n"

@@ -48,7 +48,13 @@ def _figures(folder: Path) -> Iterator[tuple[str, "Figure"]]:
         yield "l0", l0_figure(torch.tensor(evaluation["l0_histogram"]), target_l0=target_l0)
     log, batch_size = _log(folder), record.get("training", {}).get("batch_size")
     if len(log) > 1 and batch_size:
-        yield "training", training_figure(log, batch_size=batch_size, target_l0=target_l0)
+        warm = record.get("warm_start_tokens", 0)
+        yield (
+            "training",
+            training_figure(
+                log, batch_size=batch_size, target_l0=target_l0, warm_start_tokens=warm
+            ),
+        )
     threshold = _raw_thresholds(folder, config)
     if threshold is not None:
         yield "thresholds", thresholds_figure(threshold)
@@ -134,7 +140,11 @@ def l0_figure(histogram: Int[Tensor, " k"], *, target_l0: int | float | None = N
 
 
 def training_figure(
-    log: list[dict[str, Any]], *, batch_size: int, target_l0: int | float | None = None
+    log: list[dict[str, Any]],
+    *,
+    batch_size: int,
+    target_l0: int | float | None = None,
+    warm_start_tokens: int = 0,
 ) -> "Figure":
     """FVU and L0 of single batches against tokens; `log` holds the lines of log.jsonl."""
     from matplotlib.ticker import EngFormatter
@@ -154,11 +164,9 @@ def training_figure(
     if target_l0 is not None:
         l0.axhline(target_l0, color=_ORANGE, linestyle="--", label=f"target {target_l0:g}")
         l0.legend(frameon=False, loc="best")
-    # Thresholds of their own, hence a coefficient on L0, are what a warm start ends with.
-    own = [t for t, line in zip(tokens, log, strict=True) if "l0_coefficient" in line]
-    if own and own[0] > tokens[0]:
-        _mark(fvu, own[0], "warm start ends")
-        _mark(l0, own[0])
+    if warm_start_tokens:
+        _mark(fvu, warm_start_tokens, "warm start ends")
+        _mark(l0, warm_start_tokens)
     return figure
 
 

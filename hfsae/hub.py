@@ -84,6 +84,30 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
     return path
 
 
+def misgivings(folder: str | Path) -> list[str]:
+    """What in the held-out metrics in `folder` speaks against using the SAE; sentences."""
+    config, evaluation = (_json(Path(folder) / f"{n}.json") for n in ("config", "evaluation"))
+    return _misgivings(config, evaluation)
+
+
+def _misgivings(config: Json, evaluation: Json) -> list[str]:
+    metrics, target = evaluation.get("metrics", {}), config.get("target_l0")
+    l0, fvu, dead = (
+        metrics.get(name, {}).get("value") or 0.0 for name in ("l0", "fvu", "dead_share")
+    )
+    found = []
+    if metrics and target and abs(l0 / target - 1) > 0.05:
+        found.append(
+            f"L0 is {l0:.1f}, {l0 / target - 1:+.0%} off its target of {target}: the controller "
+            "wants some 500 steps after the warm start; raise training.n_tokens"
+        )
+    if fvu >= 1:
+        found.append(f"FVU is {fvu:.3g}, no better than predicting the mean: lower the rates")
+    if dead > 0.5:
+        found.append(f"{dead:.0%} of latents never fired on the evaluation's tokens")
+    return found
+
+
 def set_model_id(card: str, repo_id: str) -> str:
     """The card with `repo_id` as what its snippet loads."""
     validate_repo_id(repo_id)
@@ -107,6 +131,7 @@ def render_card(folder: str | Path) -> str:
         front_matter=_front_matter(facts, evaluation).to_yaml(),
         model_id=folder.resolve().name,
         evaluation=evaluation,
+        misgivings=_misgivings(config, evaluation),
         figures=_figures(folder / "figures"),
         latents=list(_latents(folder / "features")),
     )

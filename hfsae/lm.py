@@ -368,6 +368,8 @@ def _dense(copy: _Copy) -> dict[str, Any]:
 
 def _locate(name: str, revision: str | None, source: str) -> _Copy:
     if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise ValueError(f"the folder {name!r} holds no model: it has no config.json.")
         return _Copy(name, {}, f"folder {name}")
     if source == "packaged":
         return _packaged_copy(name, revision)

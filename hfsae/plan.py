@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .lm import capture, empty_lm
+from .lm import capture
 from .models import SAEConfig
-from .recipe import Recipe, make_configs
+from .recipe import Recipe, check
 
 Number = int | float
 _LM_EFFICIENCY, _SAE_EFFICIENCY = (
@@ -33,9 +33,12 @@ class Plan(NamedTuple):
 
 
 def plan(recipe: Recipe) -> Plan:
-    """Estimates for one process on this machine's default device."""
-    lm = empty_lm(recipe.lm.name, revision=recipe.lm.revision, source=recipe.lm.source)
-    configs = make_configs(recipe, lm)
+    """Estimates for one process on this machine's default device.
+
+    Raises:
+        ValueError: as `hfsae.recipe.check`.
+    """
+    lm, configs = check(recipe)
     dtype = torch.float32 if recipe.lm.dtype == "auto" else getattr(torch, recipe.lm.dtype)
     t, n_sites_wide = recipe.training, sum(_widths(recipe, configs).values())
     n_lm = sum(p.numel() for p in lm.parameters())

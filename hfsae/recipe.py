@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import reprlib
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,11 +32,13 @@ from .activations import (
     PackedRows,
     ShuffleArguments,
     ShuffledActivations,
+    Split,
     TextArguments,
+    check_text,
 )
 from .evaluation import EvaluationArguments, EvaluationResult, evaluate
 from .features import CollectArguments, collect
-from .lm import LoadedLM, load_lm, site_width
+from .lm import LoadedLM, empty_lm, load_lm, site_width
 from .models import SAE, SAEConfig
 from .training import Trainer, TrainingArguments
 from .training.trainer import make_accelerator
@@ -56,6 +59,8 @@ _FREE = (
 
 @dataclass
 class LMArguments:
+    """Which language model, and in which dtype."""
+
     name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """Hub id or folder of a causal language model."""
     revision: str | None = None
@@ -88,6 +93,8 @@ class Recipe:
     """Tokens of the training text in which to look for examples; 0 leaves the stage out."""
     seed: int = 0
     """Seed of the SAEs' initial weights."""
+    license: str | None = None
+    """Of the trained SAE, for its card: one of the Hub's identifiers, as 'apache-2.0'."""
 
     def sae_fields(self) -> dict[str, dict[str, Any]]:
         """By name ("" for a single one), the config fields of each SAE."""
@@ -136,6 +143,26 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
     return configs
 
 
+def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
+    """The language model without its weights, and each SAE's config; nothing is written.
+
+    Raises:
+        ValueError: whatever of a recipe can be known to be wrong at this point: fields, model,
+            sites, widths, text that cannot be read, an output folder that holds something else.
+    """
+    stale_stages(recipe)
+    lm = empty_lm(recipe.lm.name, revision=recipe.lm.revision, source=recipe.lm.source)
+    configs = make_configs(recipe, lm)
+    for side in _sides(recipe):
+        check_text(recipe.text, side)
+    return lm, configs
+
+
+def _sides(recipe: Recipe) -> list[Split]:
+    """The sides of the text that a recipe reads."""
+    return ["train"] if recipe.evaluation.n_tokens == 0 else ["train", "held_out"]
+
+
 def run(recipe: Recipe, command: str = "") -> list[Path]:
     """Do all that is not done yet; the folders of the trained SAEs.
 
@@ -143,16 +170,16 @@ def run(recipe: Recipe, command: str = "") -> list[Path]:
         ValueError: anything in the recipe that cannot be.
     """
     root = Path(recipe.training.output_dir)
-    stale = _stale_stages(root, recipe)
+    stale = stale_stages(recipe)
     folders = [root / name for name in recipe.sae_fields()]
     done = [all((f / file).exists() for f in folders) for file in ("training.json", "config.json")]
     if all(done) and not stale and all(not _missing(f, recipe) for f in folders):
         logger.info("%s is complete: nothing to do", root)
         return folders
     accelerator = make_accelerator(recipe.training)
+    _, configs = check(recipe)
     loaded = load(recipe.lm, str(accelerator.device))
-    configs = make_configs(recipe, loaded.lm)
-    _check_text(recipe, loaded)
+    _check_rows(recipe, loaded)
     if accelerator.is_main_process:
         _claim(root, recipe)
     if not all(done):
@@ -161,17 +188,22 @@ def run(recipe: Recipe, command: str = "") -> list[Path]:
         for folder in folders:
             report(recipe, loaded, folder, again=stale)
         save_recipe(root, as_plain(recipe))
+        shutil.rmtree(root / "checkpoints", ignore_errors=True)  # not for the Hub, nor needed
     return folders
 
 
-def _stale_stages(root: Path, recipe: Recipe) -> list[str]:
-    """Results in `root` that a changed section of the recipe makes out of date.
+def stale_stages(recipe: Recipe) -> list[str]:
+    """Results in the output folder that a changed section of the recipe makes out of date.
 
     Raises:
         ValueError: the folder holds something else, or a run of another recipe.
     """
+    root = Path(recipe.training.output_dir)
     if root.exists() and not root.is_dir():
         raise ValueError(f"training.output_dir {root} is a file; name a folder")
+    home = next(f for f in (root, *root.absolute().parents) if f.is_dir())
+    if not os.access(home, os.W_OK):
+        raise ValueError(f"training.output_dir {root} cannot be written to; give another")
     if not root.exists() or not any(root.iterdir()):
         return []
     if not (root / "recipe.yaml").is_file():
@@ -213,7 +245,12 @@ def _differences(key: str, old: Any, new: Any) -> Iterator[tuple[str, str, str]]
 
 def _claim(root: Path, recipe: Recipe) -> None:
     """Say whose folder this is. What a finished stage was made with stays, until it is remade."""
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"training.output_dir {root} cannot be made ({error.strerror}); give another"
+        ) from error
     plain = as_plain(recipe)
     if (root / "recipe.yaml").is_file() and next(root.rglob("config.json"), None):
         theirs = load_plain(root)
@@ -234,11 +271,9 @@ def as_plain(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(recipe)))
 
 
-def _check_text(recipe: Recipe, loaded: LoadedLM) -> None:
-    """Read one batch of each side, so that text which cannot do fails before the training."""
-    held_out: list[Literal["train", "held_out"]] = ["held_out"]
-    wanted = held_out if recipe.evaluation.n_tokens != 0 else []
-    for side in ("train", *wanted):
+def _check_rows(recipe: Recipe, loaded: LoadedLM) -> None:
+    """Make one batch of each side, so that text which cannot do fails before the training."""
+    for side in _sides(recipe):
         next(iter(_rows(recipe, loaded, side, None)))
 
 
@@ -290,6 +325,7 @@ def _provenance(recipe: Recipe, loaded: LoadedLM, command: str) -> dict[str, Any
         },
         **{name: asdict(getattr(recipe, name)) for name in ("text", "harvest", "shuffle")},
         "seed": recipe.seed,
+        "card": {"license": recipe.license},
         "command": command,
         "versions": {"python": platform.python_version(), **_versions(names)},
     }
@@ -354,9 +390,7 @@ def finish(folder: Path) -> None:
     hub.write_card(folder)
 
 
-def _rows(
-    recipe: Recipe, loaded: LoadedLM, split: Literal["train", "held_out"], n: int | None
-) -> PackedRows:
+def _rows(recipe: Recipe, loaded: LoadedLM, split: Split, n: int | None) -> PackedRows:
     return PackedRows(loaded.tokenizer, recipe.text, split, rows=recipe.harvest.rows, max_tokens=n)
 
 

@@ -49,6 +49,7 @@ def test_public_names():
         "TextArguments",
         "capture",
         "evaluate",
+        "collect",
         "load_lm",
         "patch",
         "splice",

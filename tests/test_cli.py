@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hfsae.cli import _misgivings, main
+import hfsae
+from hfsae.cli import _parse_recipe, _recipe_parser, main
+from hfsae.hub import misgivings
 
 ROOT = Path(__file__).parent.parent
 RECIPE = str(ROOT / "scripts" / "recipes" / "quickstart.yaml")
@@ -53,7 +55,13 @@ def test_help_of_train_explains_fields_with_units_and_sources(capsys):
         (["evaluate"], "name the folder of a trained SAE"),
         (["evaluate", "/nowhere"], "/nowhere is not the folder of a trained SAE"),
         (["show", "/nowhere"], "not the folder of a trained SAE"),
-        (["card"], "folder"),
+        (["show"], "name the folder of a trained SAE: hfsae show FOLDER"),
+        (["card"], "name the folder of a trained SAE: hfsae card FOLDER"),
+        (["train", RECIPE, "--lm.name", str(ROOT / "tests")], "holds no model: it has no config"),
+        (["train", RECIPE, "--sae.d_sea", "5"], "did you mean 'd_sae'"),
+        (["train", RECIPE, "--dry_run", "--sae.d_sea", "5"], "did you mean 'd_sae'"),
+        (["train", RECIPE, "--dry_run", "--text.dataset", "no.txt"], "file is at 'no.txt'"),
+        (["train", RECIPE, "--dry_run", "--training.output_dir", str(ROOT)], "something else"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_exit_code_2(argv, sentence, capsys):
@@ -103,6 +111,29 @@ def test_without_the_train_extra_the_command_names_it():
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_numbers_may_be_written_with_an_exponent(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("training: {n_tokens: 2e6, batch_size: 1e3, learning_rate: 1e-3}")
+    argv = [str(path), "--shuffle.bucket_tokens", "1e5"]
+    recipe, _ = _parse_recipe(_recipe_parser("train"), argv)
+    assert (recipe.training.total_steps, recipe.shuffle.bucket_tokens) == (2000, 100_000)
+    assert recipe.training.learning_rate == 1e-3
+    assert "n_tokens" in refused(["train", str(path), "--training.n_tokens", "1.5"], capsys)
+
+
+def test_showing_an_sae_alone_says_what_it_is_and_what_to_run(tmp_path, capsys):
+    config = hfsae.JumpReLUSAEConfig(d_in=4, d_sae=1024, site="layers.1", model_name="m")
+    hfsae.JumpReLUSAE(config).save_pretrained(tmp_path)
+    assert main(["show", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "jumprelu_sae, 1,024 latents, layers.1 of m" in text
+    assert "hfsae.evaluate(sae, lm, ...)" in text and "hfsae.collect(sae, lm, ...)" in text
+    assert "holds no examples" in refused(["show", str(tmp_path), "3"], capsys)
+    (tmp_path / "recipe.yaml").write_text("{}")
+    (tmp_path / "evaluation.json").write_text('{"metrics": {"l0": ')
+    assert "evaluation.json is damaged" in refused(["show", str(tmp_path)], capsys)
+
+
 @pytest.mark.parametrize(
     "values, sentences",
     [
@@ -115,7 +146,7 @@ def test_what_speaks_against_an_sae_is_said(tmp_path, values, sentences):
     metrics = {name: {"value": value} for name, value in values.items()}
     (tmp_path / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
     (tmp_path / "config.json").write_text(json.dumps({"target_l0": 50}))
-    found = _misgivings(tmp_path)
+    found = misgivings(tmp_path)
     assert len(found) == len(sentences)
     assert all(part in said for part, said in zip(sentences, found, strict=True))
 

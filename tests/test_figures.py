@@ -111,11 +111,10 @@ def test_the_training_curve_shows_the_log_against_tokens():
 
 
 def test_the_end_of_a_warm_start_is_marked_where_there_was_one():
-    figure = figures.training_figure(LOG, batch_size=512, target_l0=50)
+    figure = figures.training_figure(LOG, batch_size=512, warm_start_tokens=15 * 512)
     assert "warm start ends" in texts(figure)
-    assert figure.axes[0].lines[-1].get_xdata()[0] == 21 * 512
-    without = [{**line, "l0_coefficient": 6e-4} for line in LOG]
-    assert "warm start" not in texts(figures.training_figure(without, batch_size=512))
+    assert figure.axes[0].lines[-1].get_xdata()[0] == 15 * 512
+    assert "warm start" not in texts(figures.training_figure(LOG, batch_size=512))
 
 
 def test_fvu_ticks_are_plain_numbers_however_short_the_axis():

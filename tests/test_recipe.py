@@ -28,6 +28,7 @@ def loads(monkeypatch, tiny_lm, tiny_tokenizer) -> list[str]:
         return LoadedLM(tiny_lm, tiny_tokenizer, "a test")
 
     monkeypatch.setattr(recipes, "load_lm", load_lm)
+    monkeypatch.setattr(recipes, "empty_lm", lambda name, **kwargs: tiny_lm)
     return seen
 
 
@@ -53,6 +54,9 @@ def tiny_recipe(folder: Path, **fields) -> Recipe:
 def test_a_run_leaves_a_folder_that_could_be_pushed(tmp_path, loads):
     (folder,) = run(tiny_recipe(tmp_path / "out"), command="hfsae train x.yaml")
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert not any(name.startswith("checkpoints") for name in files)
+    modes = {(folder / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1  # safetensors alone would let nobody else read the weights
     assert files >= {
         "config.json",
         "model.safetensors",
@@ -180,6 +184,11 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, loads):
     with pytest.raises(ValueError, match=r"holds something else \(thesis.tex, and no recipe.yaml"):
         run(tiny_recipe(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"] and not loads
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(loads):
+    with pytest.raises(ValueError, match=r"output_dir /proc/x cannot be made .*; give another"):
+        run(tiny_recipe(Path("/proc/x")))
 
 
 def test_a_folder_of_another_recipe_is_refused_with_the_difference(tmp_path, loads):

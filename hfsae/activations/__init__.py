@@ -7,6 +7,8 @@ from .shuffle import ShuffleArguments as ShuffleArguments
 from .shuffle import ShuffledActivations as ShuffledActivations
 from .tokens import Document as Document
 from .tokens import PackedRows as PackedRows
+from .tokens import Split as Split
 from .tokens import TextArguments as TextArguments
 from .tokens import TokenBatch as TokenBatch
+from .tokens import check_text as check_text
 from .tokens import documents as documents

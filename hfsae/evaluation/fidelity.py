@@ -84,6 +84,8 @@ LOSSES: dict[str, Definition] = {
 
 @dataclass
 class EvaluationArguments:
+    """How the trained SAE is measured on held-out documents."""
+
     n_tokens: int | None = 100_000
     """Tokens in `TokenBatch.keep` to use, rounded up to whole rows; None: all there are."""
     bootstrap_samples: int = 1000

@@ -1,6 +1,6 @@
 """Fill a FeatureStore from one pass over token batches."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,13 @@ from .windows import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
 if TYPE_CHECKING:
     import pyarrow
 
+REPLACEMENT = "\ufffd"  # what decoders write for bytes that spell no character
+
 
 @dataclass
 class CollectArguments:
+    """What is kept of each latent's firings."""
+
     top: int = 10
     """Examples with the largest activations, per latent."""
     quantiles: int = 5
@@ -193,7 +197,7 @@ def _examples_table(
         "position": position,
         "activation": peak,
         "firing": np.minimum(position, args.window),
-        "tokens": _lists(ids, inside, tokenizer=tokenizer),
+        "tokens": _window_texts(tokenizer, ids, inside, position.clip(max=args.window)),
         "token_ids": _lists(ids, inside),
         "activations": _lists(around, inside),
     }
@@ -247,14 +251,63 @@ def _lists(
     return pa.ListArray.from_arrays(offsets, flat)
 
 
+def _window_texts(
+    tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, inside: np.ndarray, firing: np.ndarray
+) -> "pyarrow.ListArray":
+    """The texts of windows of tokens, [windows, width], a list each, that join to readable text.
+
+    A character that several tokens spell has its text at the firing token, if that is one of
+    them, else at the first; the others get none.
+    """
+    import pyarrow as pa
+
+    known, inverse = np.unique(ids, return_inverse=True)
+    texts = np.array([token_text(tokenizer, int(i)) for i in known], dtype=object)[inverse]
+    parts = np.array([_is_part(tokenizer, int(i)) for i in known])[inverse] & inside
+    texts, parts = texts.reshape(ids.shape), parts.reshape(ids.shape)
+    first = inside.argmax(1)  # firing tokens are counted from a window's first one
+    for window in np.flatnonzero(parts.any(1)):
+        at_firing = first[window] + firing[window]
+        for start, stop, text in _characters(tokenizer, ids[window], parts[window]):
+            texts[window, start:stop] = ""
+            texts[window, at_firing if start <= at_firing < stop else start] = text
+    offsets = np.concatenate([[0], inside.sum(1).cumsum()]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(texts[inside].tolist(), pa.string()))
+
+
+def _characters(
+    tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, parts: np.ndarray
+) -> Iterator[tuple[int, int, str]]:
+    """(start, stop, text) of the shortest runs of parts that spell something whole."""
+    start = 0
+    while start < len(ids):
+        run = range(start + 1, len(ids) + 1) if parts[start] else []
+        spelt = ((stop, _decoded(tokenizer, ids[start:stop])) for stop in run)
+        stop, text = next(
+            ((stop, t) for stop, t in spelt if parts[start:stop].all() and REPLACEMENT not in t),
+            (start + 1, REPLACEMENT),  # the window begins or ends within the character
+        )
+        if parts[start]:
+            yield start, stop, text
+        start = stop
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -> str:
+    return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
+
+
+def _is_part(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:
+    return REPLACEMENT in _decoded(tokenizer, [token_id])
+
+
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     """What a token adds to a text, with its leading space.
 
     Part of a character has no text: it is given as the vocabulary spells it.
     """
     piece = str(tokenizer.convert_ids_to_tokens(token_id))
-    text = str(tokenizer.decode([token_id], skip_special_tokens=False))
-    if "\ufffd" in text:
+    if _is_part(tokenizer, token_id):
         return piece
+    text = _decoded(tokenizer, [token_id])
     # SentencePiece decoders drop the space that opens a text.
     return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text

@@ -40,7 +40,8 @@ COLUMNS = {
         "position": "position of the firing token in its row",
         "activation": "activation at the firing token: the largest of its row",
         "firing": "index of the firing token in the three lists below",
-        "tokens": "text of each token of the window",
+        "tokens": "text of each token of the window; a character spelt by several tokens stands at "
+        "one of them (the firing one, if it is among them), the others are empty",
         "token_ids": "its token ids",
         "activations": "the latent at each token; 0 also where none was computed (special tokens)",
     },

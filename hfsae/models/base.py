@@ -205,6 +205,12 @@ class SAE(PreTrainedModel):
         init.zeros_(self.b_enc)
         init.zeros_(self.b_dec)
 
+    def extra_repr(self) -> str:
+        """Widths and place, for `print(sae)`."""
+        c = self.config
+        where = f"{c.site}{f' -> {c.target_site}' if c.is_transcoder else ''}"
+        return f"d_in={c.d_in}, d_sae={c.d_sae}, d_out={c.d_out}, site={where} of {c.model_name}"
+
     @property
     def scale(self) -> float:
         """c of what the SAE reconstructs, raw units: what stored biases are multiplied by."""

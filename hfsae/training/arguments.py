@@ -8,7 +8,9 @@ from .schedules import Duration, in_steps
 
 @dataclass
 class TrainingArguments:
-    """Defaults are Gemma Scope's (arXiv:2408.05147, 3.2). A duration below 1 is a fraction of the
+    """How to train.
+
+    Defaults are Gemma Scope's (arXiv:2408.05147, 3.2). A duration below 1 is a fraction of the
     run's steps."""
 
     output_dir: str = "sae"

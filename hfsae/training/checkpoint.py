@@ -7,6 +7,7 @@ tensors, numbers and strings, and nothing in it is executed.
 """
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = N
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise OSError(
-            f"could not write the checkpoint {path} ({error}); make room there or give another "
-            "output_dir. Earlier checkpoints are untouched, and the same command resumes from them"
+            f"could not write the checkpoint {path} ({error}; {free_space(folder)}): make room "
+            "there or give another output_dir. Earlier checkpoints are untouched, and the same "
+            "command resumes from them"
         ) from error
     for stray in folder.glob("step-*.tmp-*"):
         stray.unlink(missing_ok=True)
@@ -40,6 +42,11 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = N
         for old in _all(folder)[:-keep]:
             old.unlink()
     return path
+
+
+def free_space(folder: Path) -> str:
+    """What a sentence about a failed write needs: libraries hide a full disk behind other words."""
+    return f"the disk has {shutil.disk_usage(folder).free / 1e6:,.0f} MB free"
 
 
 def latest(folder: Path) -> Path | None:

@@ -281,6 +281,7 @@ class Trainer:
             "training": asdict(self.args),
             "sae_as_trained": run.sae.config.to_diff_dict(),
             "n_tokens": n_tokens,
+            "warm_start_tokens": run.warm_start_steps * self.args.batch_size,
             "harvested": harvested,
             "final_l0_coefficient": getattr(run.sae.config, "l0_coefficient", 0) * run.sparsity,
             "seconds": {k: round(v, 1) for k, v in self.seconds.items()},
@@ -308,12 +309,15 @@ def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
         sae.save_pretrained(temporary)
         text = json.dumps(record, indent=1, default=str) + "\n"
         (temporary / "training.json").write_text(text, encoding="utf-8")
+        mode = (temporary / "training.json").stat().st_mode
         for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
+            path.chmod(mode)  # safetensors writes files that only their owner may read
             os.replace(path, folder / path.name)
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"could not write the trained SAE to {folder} ({error}); make room there and run the "
-            "same command again: its last checkpoint is whole"
+            f"could not write the trained SAE to {folder} ({error}; "
+            f"{checkpoint.free_space(folder)}): make room there and run the same command again; "
+            "its last checkpoint is whole"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from hfsae.features import CollectArguments, collect, token_text
-from hfsae.features.collect import nearest_rows
+from hfsae.features.collect import _window_texts, nearest_rows
 
 
 def run(planted, batches=None, **arguments):
@@ -244,3 +244,14 @@ def test_texts_of_sentencepiece_tokens_keep_spaces():
     )
     tokenizer = _tokenizer(["▁the", "the", "▁", "<0x0A>", "<0xE2>"], decoder)
     assert [token_text(tokenizer, i) for i in range(5)] == [" the", "the", " ", "\n", "<0xE2>"]
+
+
+def test_characters_of_several_tokens_stand_at_one_of_them():
+    # "a", then the three bytes of "—" in two tokens, then "é" in two, and half of another.
+    tokenizer = _tokenizer(["a", "âĢ", "Ķ", "Ã", "©"], decoders.ByteLevel())
+    ids = np.array([[0, 1, 2, 3, 4, 3], [2, 0, 0, 0, 1, 2]])
+    inside = np.array([[True] * 6, [False, True, True, True, True, True]])
+    texts = _window_texts(tokenizer, ids, inside, firing=np.array([2, 0])).to_pylist()
+    assert texts == [["a", "", "—", "é", "", "\ufffd"], ["a", "a", "a", "—", ""]]
+    texts = _window_texts(tokenizer, ids[1:], inside[:1], firing=np.array([5])).to_pylist()
+    assert texts == [["\ufffd", "a", "a", "a", "", "—"]]
