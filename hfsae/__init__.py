@@ -37,7 +37,13 @@ from .lm import load_lm as load_lm
 from .lm import patch as patch
 from .lm import splice as splice
 from .models import SAE as SAE
+from .models import GatedSAE as GatedSAE
+from .models import GatedSAEConfig as GatedSAEConfig
 from .models import JumpReLUSAE as JumpReLUSAE
 from .models import JumpReLUSAEConfig as JumpReLUSAEConfig
+from .models import ReLUSAE as ReLUSAE
+from .models import ReLUSAEConfig as ReLUSAEConfig
 from .models import SAEConfig as SAEConfig
 from .models import SAEOutput as SAEOutput
+from .models import TopKSAE as TopKSAE
+from .models import TopKSAEConfig as TopKSAEConfig

@@ -209,7 +209,7 @@ def splice(
     A transcoder reads at `site` and writes at `target_site`. Works under `generate` as well.
 
     Args:
-        sae: anything with `encode`, `decode`, `config.site`; x is cast to its dtype and back.
+        sae: anything with `encode(x)`, `decode(latents, x)`, `config.site`; x is cast for it.
         error_term: add what the SAE does not explain: x + decode(edit(latents)) - decode(latents);
             without an edit this is x, bit for bit.
         edit: latents [rows, ctx, d_sae] -> latents, before they are decoded.
@@ -225,25 +225,25 @@ def splice(
     if site is None:
         raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
     target = getattr(sae.config, "target_site", None) or site
-    under_way: dict[str, Tensor | None] = {}  # of the current forward pass: input_ids, latents
+    under_way: dict[str, Any] = {}  # of the current forward pass: input_ids, encoded
 
     def note_tokens(module: nn.Module, args: tuple, kwargs: dict) -> None:
         under_way["input_ids"] = kwargs.get("input_ids", args[0] if args else None)
 
     def read(x: Tensor) -> None:
-        like = {"dtype": getattr(sae, "dtype", x.dtype), "device": getattr(sae, "device", x.device)}
-        under_way["latents"] = sae.encode(x.to(**like))
+        x = cast_for(sae, x)
+        under_way["encoded"] = (x, sae.encode(x))
 
     def write(x: Tensor) -> Tensor:
-        latents = under_way.pop("latents", None)
-        if latents is None:
+        if "encoded" not in under_way:
             raise ValueError(f"target_site {target!r} runs before site {site!r}; swap them.")
+        source, latents = under_way.pop("encoded")
         if error_term and edit is None:
             return x
-        new = sae.decode(latents if edit is None else edit(latents))
+        new = sae.decode(latents if edit is None else edit(latents), source)
         if error_term:
             # the difference first: an edit that changes nothing then adds exactly zero
-            new = x + (new - sae.decode(latents)).to(x.device)
+            new = x + (new - sae.decode(latents, source)).to(x.device)
         new = new.to(x)
         for mask in _masks(keep, spare_tokens, under_way.get("input_ids")):
             new = torch.where(_matching(mask, x, target), new, x)
@@ -255,6 +255,11 @@ def splice(
         hooks.callback(_attach(lm, site, read).remove)
         hooks.enter_context(patch(lm, {target: write}))
         yield
+
+
+def cast_for(sae: Any, x: Tensor) -> Tensor:
+    """x in the dtype and on the device of `sae`, if that has any."""
+    return x.to(getattr(sae, "device", x.device), getattr(sae, "dtype", x.dtype))
 
 
 def _masks(

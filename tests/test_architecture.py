@@ -39,14 +39,20 @@ def test_public_names():
     public = {name for name in vars(hfsae) if not name.startswith("_")}
     modules = {"__main__"} | {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
     assert public - modules - {"jaxtyping"} == {  # the checker's import hook adds its name
+        "GatedSAE",
+        "GatedSAEConfig",
         "JumpReLUSAE",
         "JumpReLUSAEConfig",
         "LoadedLM",
         "PackedRows",
+        "ReLUSAE",
+        "ReLUSAEConfig",
         "SAE",
         "SAEConfig",
         "SAEOutput",
         "TextArguments",
+        "TopKSAE",
+        "TopKSAEConfig",
         "capture",
         "evaluate",
         "collect",

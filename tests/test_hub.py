@@ -43,7 +43,7 @@ DOCUMENTS = [" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 60)) for i i
 RECORD = {
     "n_tokens": 39_936,
     "harvested": {"kept": 40_533, "dropped_special": 414, "dropped_outliers": 13},
-    "final_l0_coefficient": 6.21e-4,
+    "final_coefficients": {"l0_coefficient": 6.21e-4},
     "seconds": {"harvest": 109.3, "train": 99.1},
     "n_processes": 2,
     "device": "cpu",
@@ -250,7 +250,7 @@ def test_the_contract_says_where_the_sae_belongs(folder):
         "folded into biases and thresholds",
         "Harvested": "40,533 kept; left out: 414 special tokens, 13 outliers",
         "Held out": "25 % of documents, by a hash of their text",
-        "L0 coefficient": "0.0006 at the start, 0.000621 at the end",
+        "l0_coefficient": "0.0006 at the start, 0.000621 at the end",
         "Time": "109.3 s to harvest and 99.1 s to train, on 2 x cpu",
         "Peak memory": "2.1 GB",
         "Seed": "7",

@@ -36,7 +36,7 @@ class ToySAE(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         return (x @ self.W_enc).relu()
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, x: Tensor | None = None) -> Tensor:
         return latents @ self.W_dec
 
 
@@ -44,7 +44,7 @@ class IdentitySAE(ToySAE):
     def encode(self, x: Tensor) -> Tensor:
         return x.clone()
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, x: Tensor | None = None) -> Tensor:
         return latents.clone()
 
 
@@ -561,8 +561,11 @@ def test_dtype_is_a_name_and_an_unknown_one_is_refused(saved_lm: Path):
 def test_a_broken_folder_is_one_sentence(saved_lm: Path, tmp_path: Path):
     (saved_lm / "model.safetensors").write_bytes(b"\x00" * 20)
     (tmp_path / "empty").mkdir()
-    for folder in (saved_lm, tmp_path / "empty"):
-        with pytest.raises(ValueError, match=f"model '{folder}' cannot be loaded: ") as error:
+    for folder, sentence in (
+        (saved_lm, f"model '{saved_lm}' cannot be loaded: "),
+        (tmp_path / "empty", "empty' holds no model: it has no config.json"),
+    ):
+        with pytest.raises(ValueError, match=sentence) as error:
             load_lm(str(folder))
         assert "\n" not in str(error.value)
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from ..activations.harvest import HarvestArguments, Harvester
 from ..activations.tokens import TokenBatch
-from ..lm import Site, capture, find_module, patch
+from ..lm import Site, capture, cast_for, find_module, patch
 from ..metrics import (
     Definition,
     DocumentSums,
@@ -311,11 +311,11 @@ class _Arms:
     def _reconstruct(self, x: Tensor, target: Tensor, keep: Tensor, document: Tensor) -> Tensor:
         """Reconstructions [n, d_out] of kept tokens; adds to the fidelity sums."""
         recons, sae = [], self.sae
-        like = {"dtype": getattr(sae, "dtype", x.dtype), "device": getattr(sae, "device", x.device)}
         kept = (part[keep.to(part.device)].split(self.n_at_once) for part in (x, target, document))
         for x_part, target_part, document_part in zip(*kept, strict=True):
-            latents = sae.encode(x_part.to(**like))
-            recon = sae.decode(latents)
+            x_part = cast_for(sae, x_part)
+            latents = sae.encode(x_part)
+            recon = sae.decode(latents, x_part)
             self.fidelity.update(target_part.to(recon.device), recon, latents, document_part)
             recons.append(recon.to(target))
         return torch.cat(recons)

@@ -4,5 +4,11 @@ from .base import SAE as SAE
 from .base import SAEConfig as SAEConfig
 from .base import SAEOutput as SAEOutput
 from .base import Schedule as Schedule
+from .gated import GatedSAE as GatedSAE
+from .gated import GatedSAEConfig as GatedSAEConfig
 from .jumprelu import JumpReLUSAE as JumpReLUSAE
 from .jumprelu import JumpReLUSAEConfig as JumpReLUSAEConfig
+from .relu import ReLUSAE as ReLUSAE
+from .relu import ReLUSAEConfig as ReLUSAEConfig
+from .topk import TopKSAE as TopKSAE
+from .topk import TopKSAEConfig as TopKSAEConfig

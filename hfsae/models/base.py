@@ -14,16 +14,20 @@ into the stored biases and thresholds for good: same pre-activations, latents an
 
 **Transcoders** are SAEs whose `target_site` differs from `site`: they read x at one place and
 predict `target` at another, whose scale is `config.target_scale`. Latents have the unit of what
-they write: latent i adds `latents[i] * W_dec[i]`, and rows of W_dec have unit norm.
+they write: latent i adds `latents[i] * W_dec[i]`, and rows of W_dec have unit norm. With
+`skip_connection` the prediction also has a linear part, x W_skip.
+
+**Per-token normalisation** (`token_norm`) is there for SAEs from elsewhere that were trained so. It
+is undone after decoding, which therefore needs x: `decode(latents, x)`, as with a skip connection.
 """
 
 import copy
 import difflib
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -32,13 +36,18 @@ from transformers.utils.generic import ModelOutput
 Number = int | float
 
 
+TokenNorm = Literal["none", "layer_norm", "unit_rms"]
+
+
 class Schedule(NamedTuple):
-    """Multipliers that a trainer moves while it trains; 1 is what the config says."""
+    """What a trainer tells the loss: multipliers (1 is what the config says), and who is dead."""
 
     sparsity: float = 1.0
     """times every sparsity coefficient: warm-up, and the hand of the L0 controller"""
     bandwidth: float = 1.0
     """times the bandwidth of straight-through estimators"""
+    dead: Bool[Tensor, " d_sae"] | None = None
+    """latents that have not fired for long"""
 
 
 class SAEConfig(PreTrainedConfig):
@@ -62,6 +71,13 @@ class SAEConfig(PreTrainedConfig):
     """the same at `target_site`; activation_scale unless this is a transcoder"""
     subtract_b_dec: bool = False
     """encode x - b_dec instead of x (Gemma Scope trains so); `folded()` moves it into b_enc"""
+    skip_connection: bool = False
+    """a transcoder that also predicts linearly from its input: + x W_skip"""
+    token_norm: str = "none"
+    """what each token goes through first: "layer_norm" ((x - mean) / std), "unit_rms" (to norm
+    sqrt(d_in)); undone after decoding. For SAEs from elsewhere; ours are trained without"""
+    target_l0: Number | None = None
+    """the trainer steers the sparsity coefficients so that L0 ends here; None: they are fixed"""
     site: str | None = None
     """place in the language model, as in `hfsae.capture`: 'layers.12', 'layers.12.mlp:in', ..."""
     target_site: str | None = None
@@ -105,11 +121,37 @@ class SAEConfig(PreTrainedConfig):
             raise ValueError(
                 "subtract_b_dec=True: a transcoder's b_dec lies in another space than x"
             )
+        if self.skip_connection and not self.is_transcoder:
+            raise ValueError(
+                "skip_connection=True: an SAE could copy its input; only transcoders have one"
+            )
+        self._check_token_norm()
+        if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
+            raise ValueError(
+                f"target_l0 must lie between 0 and d_sae ({self.d_sae}), got {self.target_l0}"
+            )
         if self.d_out != self.d_in and not self.is_transcoder:
             raise ValueError(
                 f"d_out ({self.d_out}) differs from d_in ({self.d_in}), so this is a transcoder: "
                 "name the target_site that it reconstructs"
             )
+
+    def _check_token_norm(self) -> None:
+        if self.token_norm not in get_args(TokenNorm):
+            known = ", ".join(map(repr, get_args(TokenNorm)))
+            raise ValueError(f"token_norm must be one of {known}, got {self.token_norm!r}")
+        if self.token_norm == "none":
+            return
+        if self.is_transcoder or self.activation_scale not in (None, 1):
+            raise ValueError(
+                f"token_norm={self.token_norm!r} already sets each token's norm: it goes with no "
+                "activation_scale but 1, and not with transcoders"
+            )
+
+    @property
+    def decodes_with_input(self) -> bool:
+        """Whether a reconstruction takes the input besides the latents."""
+        return self.skip_connection or self.token_norm != "none"
 
     @property
     def is_transcoder(self) -> bool:
@@ -126,6 +168,8 @@ class SAEConfig(PreTrainedConfig):
             raise ValueError("this SAE names no site; set config.site, for example to 'layers.12'")
         return self.site, self.target_site or self.site
 
+
+_EPSILON = {"layer_norm": 1e-5, "unit_rms": 0.0}  # added to the spread that x is divided by
 
 # Keys that transformers itself writes to a config.json or passes while loading one.
 _TRANSFORMERS_KEYS = {
@@ -191,6 +235,8 @@ class SAE(PreTrainedModel):
         self.b_enc = nn.Parameter(torch.empty(d_sae))
         self.W_dec = nn.Parameter(torch.empty(d_sae, d_out))
         self.b_dec = nn.Parameter(torch.empty(d_out))
+        if self.config.skip_connection:
+            self.W_skip = nn.Parameter(torch.empty(d_in, d_out))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -204,6 +250,8 @@ class SAE(PreTrainedModel):
             init.copy_(self.W_enc, self.W_dec.T)
         init.zeros_(self.b_enc)
         init.zeros_(self.b_dec)
+        if self.config.skip_connection:
+            init.zeros_(self.W_skip)
 
     def extra_repr(self) -> str:
         """Widths and place, for `print(sae)`."""
@@ -228,11 +276,28 @@ class SAE(PreTrainedModel):
                 f"this SAE reads activations of width {self.config.d_in}, got {tuple(x.shape)}: "
                 f"is the site ({self.config.site}) of the model it was trained on?"
             )
+        x = self._normalised(x)
         if self.config.subtract_b_dec:
             x = x - self.scale * self.b_dec
-        if self.config.is_transcoder:  # from the unit of `site` to that of `target_site`
-            x = x * (self.scale / float(self.config.activation_scale or 1.0))
         return x @ self.W_enc + self.scale * self.b_enc
+
+    def _normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """x in the unit of what is reconstructed, after the per-token normalisation."""
+        if self.config.is_transcoder:
+            return x * (self.scale / float(self.config.activation_scale or 1.0))
+        if self.config.token_norm == "none":
+            return x
+        mean, spread = self._token_statistics(x)
+        return (x - mean) / (spread + _EPSILON[self.config.token_norm])
+
+    def _token_statistics(
+        self, x: Float[Tensor, "*batch d_in"]
+    ) -> tuple[Float[Tensor, "*batch _"], Float[Tensor, "*batch _"]]:
+        """Each token's mean and spread, which `token_norm` takes out and puts back."""
+        if self.config.token_norm == "layer_norm":
+            return x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
+        rms = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+        return torch.zeros_like(rms), rms
 
     def activate(
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule = Schedule()
@@ -244,9 +309,29 @@ class SAE(PreTrainedModel):
         """Latents of raw activations x."""
         return self.activate(self.pre_activations(x))
 
-    def decode(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_out"]:
-        """Raw activations from latents."""
-        return latents @ self.W_dec + self.scale * self.b_dec
+    def decode(
+        self,
+        latents: Float[Tensor, "*batch d_sae"],
+        x: Float[Tensor, "*batch d_in"] | None = None,
+    ) -> Float[Tensor, "*batch d_out"]:
+        """Raw activations from latents.
+
+        Args:
+            x: what was encoded; needed, and used, only if `config.decodes_with_input`.
+
+        Raises:
+            ValueError: x is needed and not given.
+        """
+        recon = latents @ self.W_dec + self.scale * self.b_dec
+        if not self.config.decodes_with_input:
+            return recon
+        if x is None:
+            why = "a skip connection" if self.config.skip_connection else self.config.token_norm
+            raise ValueError(f"this SAE has {why}: pass the input too, decode(latents, x)")
+        if self.config.skip_connection:
+            return recon + self._normalised(x) @ self.W_skip
+        mean, spread = self._token_statistics(x)
+        return recon * spread + mean
 
     def forward(
         self,
@@ -263,28 +348,33 @@ class SAE(PreTrainedModel):
         """
         if return_loss and target is None and self.config.is_transcoder:
             raise ValueError(f"a transcoder's loss needs target: x at {self.config.target_site}")
+        if return_loss and self.config.token_norm != "none":
+            raise ValueError(f"token_norm={self.config.token_norm!r} is for use, not for training")
         pre_acts = self.pre_activations(x)
         latents = self.activate(pre_acts, schedule)
-        recon = self.decode(latents)
-        if not return_loss:
-            return SAEOutput(recon=recon, latents=latents, pre_acts=pre_acts)
-        mse = self.reconstruction_loss(recon, x if target is None else target)
-        losses = {"mse": mse, **self.sparsity_losses(pre_acts, latents, schedule)}
-        loss = torch.stack(list(losses.values())).sum()
-        return SAEOutput(loss, losses, recon, latents, pre_acts)
+        out = SAEOutput(recon=self.decode(latents, x), latents=latents, pre_acts=pre_acts)
+        if return_loss:
+            error = self.error(out.recon, x if target is None else target)
+            mse = error.square().sum(dim=-1).mean()
+            out.losses = {"mse": mse, **self.sparsity_losses(out, error, schedule)}
+            out.loss = torch.stack(list(out.losses.values())).sum()
+        return out
 
-    def reconstruction_loss(self, recon: Tensor, target: Tensor) -> Float[Tensor, ""]:
-        """Squared error summed over the d_out coordinates, mean over the batch, in (x/c)^2."""
-        error = (target.float() - recon.float()) / self.scale
-        return error.square().sum(dim=-1).mean()
+    def error(
+        self, recon: Float[Tensor, "*batch d_out"], target: Float[Tensor, "*batch d_out"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        """What is left to explain, in units of x/c, float32."""
+        return (target.float() - recon.float()) / self.scale
 
     def sparsity_losses(
-        self,
-        pre_acts: Float[Tensor, "*batch d_sae"],
-        latents: Float[Tensor, "*batch d_sae"],
-        schedule: Schedule,
+        self, out: SAEOutput, error: Float[Tensor, "*batch d_out"], schedule: Schedule
     ) -> dict[str, Tensor]:
-        """Penalties by name, means over the batch, times their coefficients. None in the base."""
+        """Penalties by name, means over the batch, times their coefficients. None in the base.
+
+        Args:
+            out: what the forward pass made, raw units.
+            error: what its reconstruction leaves, units of x/c.
+        """
         return {}
 
     @torch.no_grad()
@@ -324,7 +414,10 @@ class SAE(PreTrainedModel):
         if self.config.subtract_b_dec:
             state["b_enc"] -= state["b_dec"] @ state["W_enc"]
         if self.config.is_transcoder:
-            state["W_enc"] *= self.scale / float(self.config.activation_scale or 1.0)
+            ratio = self.scale / float(self.config.activation_scale or 1.0)
+            state["W_enc"] *= ratio
+            if self.config.skip_connection:
+                state["W_skip"] *= ratio
         state["b_enc"] *= self.scale
         state["b_dec"] *= self.scale
 

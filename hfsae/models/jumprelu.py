@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
 from ..ops import heaviside, jumprelu
-from .base import SAE, Number, SAEConfig, Schedule
+from .base import SAE, Number, SAEConfig, SAEOutput, Schedule
 
 
 class JumpReLUSAEConfig(SAEConfig):
@@ -25,8 +25,6 @@ class JumpReLUSAEConfig(SAEConfig):
     """in units of x/c"""
     log_threshold: bool = True
     """the optimiser moves log(threshold), as in the paper; False: the threshold itself"""
-    target_l0: Number | None = None
-    """the trainer steers lambda so that L0 ends here, starting from l0_coefficient; None: fixed"""
 
     def check(self) -> None:
         super().check()
@@ -35,10 +33,6 @@ class JumpReLUSAEConfig(SAEConfig):
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.l0_coefficient < 0:
             raise ValueError(f"l0_coefficient must not be negative, got {self.l0_coefficient}")
-        if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
-            raise ValueError(
-                f"target_l0 must lie between 0 and d_sae ({self.d_sae}), got {self.target_l0}"
-            )
 
 
 class JumpReLUSAE(SAE):
@@ -75,12 +69,9 @@ class JumpReLUSAE(SAE):
         return jumprelu(pre_acts, self.scale * self.threshold, self._bandwidth(schedule))
 
     def sparsity_losses(
-        self,
-        pre_acts: Float[Tensor, "*batch d_sae"],
-        latents: Float[Tensor, "*batch d_sae"],
-        schedule: Schedule,
+        self, out: SAEOutput, error: Float[Tensor, "*batch d_out"], schedule: Schedule
     ) -> dict[str, Tensor]:
-        steps = heaviside(pre_acts, self.scale * self.threshold, self._bandwidth(schedule))
+        steps = heaviside(out.pre_acts, self.scale * self.threshold, self._bandwidth(schedule))
         l0 = steps.sum(dim=-1).mean()
         return {"l0": self.config.l0_coefficient * schedule.sparsity * l0}
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..models import SAE, JumpReLUSAE, Schedule
@@ -143,12 +143,13 @@ class Run:
 
     def _schedule(self, step: int) -> Schedule:
         if step < self.warm_start_steps:
-            return Schedule(sparsity=0.0)
+            return Schedule(sparsity=0.0, dead=self._dead())
         a = self.args
         bandwidth_steps = in_steps(a.bandwidth_steps, a.total_steps)
         return Schedule(
             sparsity=self.sparsity * self._sparsity_warmup(step),
             bandwidth=geometric(step - self.warm_start_steps, bandwidth_steps, a.bandwidth_start),
+            dead=self._dead(),
         )
 
     def _sparsity_warmup(self, step: int) -> float:
@@ -204,9 +205,11 @@ class Run:
             line |= self._health(self.sae, seen, l0, schedule, step)
         return line
 
+    def _dead(self) -> Bool[Tensor, " d_sae"]:
+        return self.tokens_since_fired > self.args.dead_after_tokens
+
     def _dead_share(self) -> float:
-        dead = self.tokens_since_fired > self.args.dead_after_tokens
-        return float(dead.float().mean())
+        return float(self._dead().float().mean())
 
     def _health(
         self, sae: JumpReLUSAE, seen: _Seen, l0: float, schedule: Schedule, step: int

@@ -283,7 +283,11 @@ class Trainer:
             "n_tokens": n_tokens,
             "warm_start_tokens": run.warm_start_steps * self.args.batch_size,
             "harvested": harvested,
-            "final_l0_coefficient": getattr(run.sae.config, "l0_coefficient", 0) * run.sparsity,
+            "final_coefficients": {
+                name: value * run.sparsity
+                for name, value in run.sae.config.to_dict().items()
+                if name in ("l0_coefficient", "l1_coefficient")
+            },
             "seconds": {k: round(v, 1) for k, v in self.seconds.items()},
             "n_processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),

@@ -20,8 +20,11 @@ class StubSAE:
     """Any object with encode, decode and config.site will do."""
 
     def __init__(self, encode=lambda x: x, decode=lambda z: z, site=SITE, target_site=None):
-        self.encode, self.decode = encode, decode
+        self.encode, self._decode = encode, decode
         self.config = SimpleNamespace(site=site, target_site=target_site)
+
+    def decode(self, latents, x=None):
+        return self._decode(latents)
 
 
 def rounding_sae():

@@ -18,15 +18,22 @@ def variants(base: type[SAEConfig] = SAEConfig) -> list[type[SAEConfig]]:
     return [v for config in found for v in (config, *variants(config))]
 
 
+def smallest(config_class: type[SAEConfig]) -> dict[str, int]:
+    """The fields that have to be given at this size."""
+    sizes = {"d_in": D_IN, "d_sae": D_SAE, "k": 8}
+    return {k: v for k, v in sizes.items() if k in config_class.__dataclass_fields__}
+
+
 def make(config_class: type[SAEConfig], **fields) -> SAE:
     """A small SAE whose every parameter matters: no zero bias, some latents on, some off."""
-    defaults = {"d_in": D_IN, "d_sae": D_SAE, "activation_scale": SCALE, "site": "layers.1"}
-    config = config_class(**{**defaults, **fields})
+    defaults = {"activation_scale": SCALE, "site": "layers.1"}
+    config = config_class(**{**smallest(config_class), **defaults, **fields})
     torch.manual_seed(0)
     sae = AutoModel.from_config(config)
     with torch.no_grad():
-        for bias in (sae.b_enc, sae.b_dec):
-            bias.uniform_(-0.1, 0.1)
+        for name in ("b_enc", "b_dec", "b_mag", "r_mag", "W_skip"):
+            if hasattr(sae, name):
+                getattr(sae, name).uniform_(-0.1, 0.1)
         if hasattr(sae, "threshold"):
             sae.threshold.uniform_(0.05, 0.15)
     return sae
@@ -127,11 +134,46 @@ def test_folding_leaves_a_transcoder_as_it_is(config_class):
     [
         ({"target_site": "layers.1.mlp", "subtract_b_dec": True}, "b_dec lies in another space"),
         ({"d_out": 7}, "name the target_site"),
+        ({"skip_connection": True}, "only transcoders have one"),
+        ({"token_norm": "layer_norm"}, "no activation_scale but 1"),
+        ({"token_norm": "batch", "activation_scale": None}, "must be one of 'none', 'layer_norm'"),
     ],
 )
 def test_what_no_transcoder_can_be_is_refused(config_class, fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         make(config_class, **fields)
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (SCALE, 3.0)])
+def test_a_skip_connection_adds_a_linear_part(config_class, scales, tmp_path):
+    fields = {"d_out": 7, "target_site": "layers.1.mlp"}
+    fields |= {"activation_scale": scales[0], "target_scale": scales[1]}
+    without, sae = make(config_class, **fields), make(config_class, skip_connection=True, **fields)
+    sae.load_state_dict(without.state_dict() | {"W_skip": sae.W_skip})
+    x = activations(32)
+    linear = scales[1] * (x / scales[0]) @ sae.W_skip
+    assert torch.allclose(sae(x).recon, without(x).recon + linear, atol=1e-5)
+    assert torch.allclose(sae.folded()(x).recon, sae(x).recon, atol=1e-4)
+    sae.save_pretrained(tmp_path)
+    assert torch.equal(AutoModel.from_pretrained(tmp_path)(x).recon, sae(x).recon)
+    sae(x, torch.ones(32, 7), return_loss=True).loss.backward()
+    assert sae.W_skip.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match=r"a skip connection: .*decode\(latents, x\)"):
+        sae.decode(sae.encode(x))
+
+
+@pytest.mark.parametrize("token_norm, shift", [("layer_norm", 5.0), ("unit_rms", 0.0)])
+def test_token_norm_takes_out_each_tokens_size_and_puts_it_back(config_class, token_norm, shift):
+    sae = make(config_class, token_norm=token_norm, activation_scale=None)
+    x, size = 100 * activations(32), 1 + 9 * torch.rand(32, 1)
+    out, moved = sae(x), sae(size * x + shift)
+    assert torch.allclose(moved.latents, out.latents, atol=1e-4)
+    assert torch.allclose(moved.recon, size * out.recon + shift, rtol=1e-3, atol=1e-2)
+    assert torch.equal(sae.decode(out.latents, x), out.recon)
+    with pytest.raises(ValueError, match=f"{token_norm}: pass the input too"):
+        sae.decode(out.latents)
+    with pytest.raises(ValueError, match="not for training"):
+        sae(x, return_loss=True)
 
 
 def test_a_transcoders_loss_wants_a_target(config_class):
@@ -192,7 +234,7 @@ def test_a_hundred_steps_lower_the_loss_and_keep_rows_at_unit_norm(config_class)
 
 def test_initialisation_ties_the_encoder_to_unit_decoder_rows(config_class):
     torch.manual_seed(0)
-    fresh = AutoModel.from_config(config_class(d_in=D_IN, d_sae=D_SAE))
+    fresh = AutoModel.from_config(config_class(**smallest(config_class)))
     assert torch.allclose(fresh.W_dec.norm(dim=-1), torch.ones(D_SAE), atol=1e-6)
     assert torch.equal(fresh.W_enc, fresh.W_dec.T)
     assert not fresh.b_enc.any() and not fresh.b_dec.any()
@@ -211,7 +253,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_field(config_class, tmp_path
 @pytest.mark.parametrize("fields", [{"d_sae": 0}, {"d_sae": "8"}, {"activation_scale": -1.0}])
 def test_an_impossible_value_is_refused(config_class, fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
-        config_class(**{"d_in": 4, "d_sae": 8, **fields})
+        config_class(**{**smallest(config_class), **fields})
 
 
 def test_wrong_weights_are_refused_in_one_sentence(sae, tmp_path):

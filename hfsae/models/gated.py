@@ -1,0 +1,82 @@
+"""Gated SAE: one encoder says which latents fire, the same one rescaled says how much."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers import initialization as init
+
+from .base import SAE, Number, SAEConfig, SAEOutput, Schedule
+
+
+class GatedSAEConfig(SAEConfig):
+    """For activations of unit mean squared norm (x/c)."""
+
+    model_type = "gated_sae"
+
+    l1_coefficient: Number = 0.03
+    """lambda, on positive gate pre-activations in units of x/c"""
+
+    def check(self) -> None:
+        super().check()
+        if self.l1_coefficient < 0:
+            raise ValueError(f"l1_coefficient must not be negative, got {self.l1_coefficient}")
+
+
+class GatedSAE(SAE):
+    """latents = H(z) relu(m),  m = exp(r_mag) (z - b_enc) + b_mag;  z = x W_enc + b_enc.
+
+    loss = |x - recon|^2 + lambda * |relu(z)|_1 + |x - recon from relu(z), decoder frozen|^2
+
+    Rajamanoharan et al. 2024 (arXiv:2404.16014), eqs. 6 to 8 and appendix G. The penalty acts on
+    the gate z alone, so that magnitudes do not shrink. The same function as a JumpReLU SAE
+    (appendix E, `hfsae.convert.to_jumprelu`), which trains on L0 itself: prefer that one.
+    `pre_acts` are the gate's; b_enc is its bias.
+    """
+
+    config_class = GatedSAEConfig
+    config: GatedSAEConfig
+    r_mag: nn.Parameter
+    b_mag: nn.Parameter
+
+    def make_parameters(self) -> None:
+        super().make_parameters()
+        self.r_mag = nn.Parameter(torch.empty(self.config.d_sae))
+        self.b_mag = nn.Parameter(torch.empty(self.config.d_sae))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.zeros_(self.r_mag)
+            init.zeros_(self.b_mag)
+
+    def activate(
+        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule = Schedule()
+    ) -> Float[Tensor, "*batch d_sae"]:
+        without_bias = pre_acts - self.scale * self.b_enc
+        magnitude = self.r_mag.exp() * without_bias + self.scale * self.b_mag
+        return (pre_acts > 0) * magnitude.relu()
+
+    def sparsity_losses(
+        self, out: SAEOutput, error: Float[Tensor, "*batch d_out"], schedule: Schedule
+    ) -> dict[str, Tensor]:
+        gate = out.pre_acts.relu().float() / self.scale
+        l1 = gate.sum(dim=-1).mean()
+        # The target again, from what is left of it; the gate's own reconstruction, frozen decoder.
+        target = (error + out.recon.float() / self.scale).detach()
+        by_gate = gate @ self.W_dec.detach().float() + self.b_dec.detach().float()
+        aux = (target - by_gate).square().sum(dim=-1).mean()
+        return {"l1": self.config.l1_coefficient * schedule.sparsity * l1, "aux": aux}
+
+    def _fold_(self, state: dict[str, Any], config: SAEConfig) -> None:
+        if self.config.subtract_b_dec:  # the bias moves into b_enc, which m leaves out again
+            state["b_mag"] -= state["r_mag"].exp() * (state["b_dec"] @ state["W_enc"])
+        super()._fold_(state, config)
+        state["b_mag"] *= self.scale
+
+
+AutoConfig.register(GatedSAEConfig.model_type, GatedSAEConfig)
+AutoModel.register(GatedSAEConfig, GatedSAE)

@@ -1,0 +1,48 @@
+"""ReLU SAE: the classic one, made sparse by an L1 penalty."""
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoConfig, AutoModel
+
+from .base import SAE, Number, SAEConfig, SAEOutput, Schedule
+
+
+class ReLUSAEConfig(SAEConfig):
+    """For activations of unit mean squared norm (x/c)."""
+
+    model_type = "relu_sae"
+
+    l1_coefficient: Number = 0.03
+    """lambda, on latents in units of x/c"""
+
+    def check(self) -> None:
+        super().check()
+        if self.l1_coefficient < 0:
+            raise ValueError(f"l1_coefficient must not be negative, got {self.l1_coefficient}")
+
+
+class ReLUSAE(SAE):
+    """latents = relu(z),  z = x W_enc + b_enc;  loss = |x - recon|^2 + lambda * |latents|_1.
+
+    Bricken et al. 2023; the baseline of Rajamanoharan et al. 2024 (arXiv:2404.16014, section 2).
+    The penalty shrinks what fires and so costs fidelity. Prefer another variant for training; this
+    one is the baseline, and what many published SAEs are.
+    """
+
+    config_class = ReLUSAEConfig
+    config: ReLUSAEConfig
+
+    def activate(
+        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule = Schedule()
+    ) -> Float[Tensor, "*batch d_sae"]:
+        return pre_acts.relu()
+
+    def sparsity_losses(
+        self, out: SAEOutput, error: Float[Tensor, "*batch d_out"], schedule: Schedule
+    ) -> dict[str, Tensor]:
+        l1 = out.latents.float().sum(dim=-1).mean() / self.scale
+        return {"l1": self.config.l1_coefficient * schedule.sparsity * l1}
+
+
+AutoConfig.register(ReLUSAEConfig.model_type, ReLUSAEConfig)
+AutoModel.register(ReLUSAEConfig, ReLUSAE)

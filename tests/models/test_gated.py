@@ -1,0 +1,42 @@
+"""What is peculiar to the Gated SAE."""
+
+import pytest
+import torch
+
+from hfsae import GatedSAE, GatedSAEConfig
+
+
+def make(**fields) -> GatedSAE:
+    torch.manual_seed(0)
+    sae = GatedSAE(GatedSAEConfig(d_in=6, d_sae=20, activation_scale=3.0, **fields))
+    with torch.no_grad():
+        for name in ("b_enc", "b_dec", "b_mag", "r_mag"):
+            getattr(sae, name).uniform_(-0.3, 0.3)
+    return sae
+
+
+def x_batch() -> torch.Tensor:
+    return 3 * torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
+
+
+def test_latents_follow_the_papers_two_encoders():
+    """Eqs. 6 and 7 with W_mag and W_gate written out."""
+    sae, x = make(), x_batch() / 3
+    gate = x @ sae.W_enc + sae.b_enc
+    magnitude = x @ (sae.W_enc * sae.r_mag.exp()) + sae.b_mag
+    expected = 3 * torch.where(gate > 0, magnitude.clamp(min=0), 0)
+    assert torch.allclose(sae.encode(3 * x), expected, atol=1e-5)
+    assert 0 < (expected > 0).float().mean() < 0.9
+
+
+def test_losses_are_the_papers():
+    """Eq. 8: the gate's own reconstruction, with a decoder that gets no gradient from it."""
+    sae, x = make(l1_coefficient=0.25), x_batch() / 3
+    losses = sae(3 * x, return_loss=True).losses
+    gate = (x @ sae.W_enc + sae.b_enc).relu()
+    by_gate = (x - gate @ sae.W_dec - sae.b_dec).square().sum(1).mean()
+    assert losses["l1"].item() == pytest.approx(0.25 * gate.sum(1).mean().item(), rel=1e-5)
+    assert losses["aux"].item() == pytest.approx(by_gate.item(), rel=1e-5)
+    losses["aux"].backward()
+    assert sae.W_dec.grad is None and sae.b_dec.grad is None
+    assert sae.W_enc.grad.abs().sum() > 0 and sae.b_enc.grad.abs().sum() > 0
