@@ -209,6 +209,16 @@ class SAEOutput(ModelOutput):
     """[*batch, d_sae], before the non-linearity"""
 
 
+class Parts(NamedTuple):
+    """What a forward pass made, for a variant's penalties to look at."""
+
+    pre_acts: Float[Tensor, "*batch d_sae"]
+    latents: Float[Tensor, "*batch d_sae"]
+    recon: Float[Tensor, "*batch d_out"]
+    error: Float[Tensor, "*batch d_out"]
+    """target - recon in units of x/c, float32; the others in raw units"""
+
+
 class SAE(PreTrainedModel):
     """Base of all variants. A variant defines `activate` and, if it has any, `sparsity_losses`.
 
@@ -352,29 +362,18 @@ class SAE(PreTrainedModel):
             raise ValueError(f"token_norm={self.config.token_norm!r} is for use, not for training")
         pre_acts = self.pre_activations(x)
         latents = self.activate(pre_acts, schedule)
-        out = SAEOutput(recon=self.decode(latents, x), latents=latents, pre_acts=pre_acts)
-        if return_loss:
-            error = self.error(out.recon, x if target is None else target)
-            mse = error.square().sum(dim=-1).mean()
-            out.losses = {"mse": mse, **self.sparsity_losses(out, error, schedule)}
-            out.loss = torch.stack(list(out.losses.values())).sum()
-        return out
+        recon = self.decode(latents, x)
+        if not return_loss:
+            return SAEOutput(recon=recon, latents=latents, pre_acts=pre_acts)
+        error = ((x if target is None else target).float() - recon.float()) / self.scale
+        mse = error.square().sum(dim=-1).mean()
+        parts = Parts(pre_acts, latents, recon, error)
+        losses = {"mse": mse, **self.sparsity_losses(parts, schedule)}
+        loss = torch.stack(list(losses.values())).sum()
+        return SAEOutput(loss, losses, recon, latents, pre_acts)
 
-    def error(
-        self, recon: Float[Tensor, "*batch d_out"], target: Float[Tensor, "*batch d_out"]
-    ) -> Float[Tensor, "*batch d_out"]:
-        """What is left to explain, in units of x/c, float32."""
-        return (target.float() - recon.float()) / self.scale
-
-    def sparsity_losses(
-        self, out: SAEOutput, error: Float[Tensor, "*batch d_out"], schedule: Schedule
-    ) -> dict[str, Tensor]:
-        """Penalties by name, means over the batch, times their coefficients. None in the base.
-
-        Args:
-            out: what the forward pass made, raw units.
-            error: what its reconstruction leaves, units of x/c.
-        """
+    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+        """Penalties by name, means over the batch, times their coefficients. None in the base."""
         return {}
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
-from .base import SAE, Number, SAEConfig, SAEOutput, Schedule
+from .base import SAE, Number, Parts, SAEConfig, Schedule
 
 
 class GatedSAEConfig(SAEConfig):
@@ -60,13 +60,11 @@ class GatedSAE(SAE):
         magnitude = self.r_mag.exp() * without_bias + self.scale * self.b_mag
         return (pre_acts > 0) * magnitude.relu()
 
-    def sparsity_losses(
-        self, out: SAEOutput, error: Float[Tensor, "*batch d_out"], schedule: Schedule
-    ) -> dict[str, Tensor]:
-        gate = out.pre_acts.relu().float() / self.scale
+    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+        gate = parts.pre_acts.relu().float() / self.scale
         l1 = gate.sum(dim=-1).mean()
         # The target again, from what is left of it; the gate's own reconstruction, frozen decoder.
-        target = (error + out.recon.float() / self.scale).detach()
+        target = (parts.error + parts.recon.float() / self.scale).detach()
         by_gate = gate @ self.W_dec.detach().float() + self.b_dec.detach().float()
         aux = (target - by_gate).square().sum(dim=-1).mean()
         return {"l1": self.config.l1_coefficient * schedule.sparsity * l1, "aux": aux}

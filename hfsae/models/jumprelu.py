@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
 from ..ops import heaviside, jumprelu
-from .base import SAE, Number, SAEConfig, SAEOutput, Schedule
+from .base import SAE, Number, Parts, SAEConfig, Schedule
 
 
 class JumpReLUSAEConfig(SAEConfig):
@@ -68,10 +68,8 @@ class JumpReLUSAE(SAE):
     ) -> Float[Tensor, "*batch d_sae"]:
         return jumprelu(pre_acts, self.scale * self.threshold, self._bandwidth(schedule))
 
-    def sparsity_losses(
-        self, out: SAEOutput, error: Float[Tensor, "*batch d_out"], schedule: Schedule
-    ) -> dict[str, Tensor]:
-        steps = heaviside(out.pre_acts, self.scale * self.threshold, self._bandwidth(schedule))
+    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+        steps = heaviside(parts.pre_acts, self.scale * self.threshold, self._bandwidth(schedule))
         l0 = steps.sum(dim=-1).mean()
         return {"l0": self.config.l0_coefficient * schedule.sparsity * l0}
 

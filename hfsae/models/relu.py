@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from .base import SAE, Number, SAEConfig, SAEOutput, Schedule
+from .base import SAE, Number, Parts, SAEConfig, Schedule
 
 
 class ReLUSAEConfig(SAEConfig):
@@ -37,10 +37,8 @@ class ReLUSAE(SAE):
     ) -> Float[Tensor, "*batch d_sae"]:
         return pre_acts.relu()
 
-    def sparsity_losses(
-        self, out: SAEOutput, error: Float[Tensor, "*batch d_out"], schedule: Schedule
-    ) -> dict[str, Tensor]:
-        l1 = out.latents.float().sum(dim=-1).mean() / self.scale
+    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+        l1 = parts.latents.float().sum(dim=-1).mean() / self.scale
         return {"l1": self.config.l1_coefficient * schedule.sparsity * l1}
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from .base import SAE, Number, SAEConfig, SAEOutput, Schedule
+from .base import SAE, Number, Parts, SAEConfig, Schedule
 
 Selection = Literal["topk", "groupmax"]
 
@@ -68,15 +68,13 @@ class TopKSAE(SAE):
             latents = _largest(pre_acts, self.config.k)
         return latents.relu() if self.config.relu else latents
 
-    def sparsity_losses(
-        self, out: SAEOutput, error: Float[Tensor, "*batch d_out"], schedule: Schedule
-    ) -> dict[str, Tensor]:
+    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
         n_dead = 0 if schedule.dead is None else int(schedule.dead.sum())
         if n_dead == 0 or self.config.aux_coefficient == 0:
             return {}
-        pre_acts = out.pre_acts[..., schedule.dead].float() / self.scale
+        pre_acts = parts.pre_acts[..., schedule.dead].float() / self.scale
         latents = _largest(pre_acts, min(self.config.aux_k, n_dead)).relu()
-        wanted = error.detach()  # the bias would cancel: it stands on both sides
+        wanted = parts.error.detach()  # the bias would cancel: it stands on both sides
         left = wanted - latents @ self.W_dec[schedule.dead].float()
         spread = wanted - wanted.reshape(-1, wanted.shape[-1]).mean(dim=0)
         share = left.square().sum() / spread.square().sum().clamp(min=1e-12)
