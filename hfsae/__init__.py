@@ -5,7 +5,7 @@
     cli                        the command
     plan                       what a run costs
     recipe                     what a run is
-    training | evaluation | features | figures | hub
+    training | evaluation | features | figures | card | convert
     models | activations | metrics
     ops | lm                   torch and transformers only
     packaged                   real inputs that come as Python packages
@@ -14,7 +14,7 @@
 `activations.harvest` (raw activations at sites, through `lm.capture`) -> `activations.shuffle`
 (batches [n, d], float32) -> `models` (pre_acts -> latents -> recon, and the loss) ->
 `training.run` (one optimiser step) -> `training.checkpoint` -> `SAE.folded().save_pretrained` ->
-`evaluation` (spliced into the language model), `features` (what latents fire on), `hub` (the card).
+`evaluation` (spliced into the language model), `features` (what latents fire on), `card`.
 
 **Words.** A *latent* is one unit of an SAE, its activation a number; a *feature* is what it means.
 `pre_acts` come before the non-linearity, `latents` after it; `recon` is the reconstruction. A

@@ -27,9 +27,9 @@ from jsonargparse import (
 )
 from transformers.utils import logging as transformers_logging
 
+from .card import misgivings
 from .evaluation import EvaluationResult
 from .features import ANSI, PLAIN, FeatureStore, show
-from .hub import misgivings
 from .models import SAEConfig
 from .plan import plan
 from .recipe import (

@@ -25,7 +25,7 @@ import yaml
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from . import figures, hub
+from . import card, figures
 from .activations import (
     HarvestArguments,
     Harvester,
@@ -387,7 +387,7 @@ def evaluate_held_out(
 def finish(folder: Path) -> None:
     """Figures and card, from what lies in the folder."""
     figures.draw(folder)
-    hub.write_card(folder)
+    card.write_card(folder)
 
 
 def _rows(recipe: Recipe, loaded: LoadedLM, split: Split, n: int | None) -> PackedRows:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import hfsae
+from hfsae.card import misgivings
 from hfsae.cli import _parse_recipe, _recipe_parser, main
-from hfsae.hub import misgivings
 
 ROOT = Path(__file__).parent.parent
 RECIPE = str(ROOT / "scripts" / "recipes" / "quickstart.yaml")

@@ -72,7 +72,7 @@ class SAEConfig(PreTrainedConfig):
     subtract_b_dec: bool = False
     """encode x - b_dec instead of x (Gemma Scope trains so); `folded()` moves it into b_enc"""
     skip_connection: bool = False
-    """a transcoder that also predicts linearly from its input: + x W_skip"""
+    """also predict linearly from the input: + x W_skip. For transcoders: an SAE could copy x"""
     token_norm: str = "none"
     """what each token goes through first: "layer_norm" ((x - mean) / std), "unit_rms" (to norm
     sqrt(d_in)); undone after decoding. For SAEs from elsewhere; ours are trained without"""
@@ -120,10 +120,6 @@ class SAEConfig(PreTrainedConfig):
         if self.is_transcoder and self.subtract_b_dec:
             raise ValueError(
                 "subtract_b_dec=True: a transcoder's b_dec lies in another space than x"
-            )
-        if self.skip_connection and not self.is_transcoder:
-            raise ValueError(
-                "skip_connection=True: an SAE could copy its input; only transcoders have one"
             )
         self._check_token_norm()
         if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
@@ -358,8 +354,8 @@ class SAE(PreTrainedModel):
         """
         if return_loss and target is None and self.config.is_transcoder:
             raise ValueError(f"a transcoder's loss needs target: x at {self.config.target_site}")
-        if return_loss and self.config.token_norm != "none":
-            raise ValueError(f"token_norm={self.config.token_norm!r} is for use, not for training")
+        if return_loss:
+            self._check_trainable()
         pre_acts = self.pre_activations(x)
         latents = self.activate(pre_acts, schedule)
         recon = self.decode(latents, x)
@@ -371,6 +367,12 @@ class SAE(PreTrainedModel):
         losses = {"mse": mse, **self.sparsity_losses(parts, schedule)}
         loss = torch.stack(list(losses.values())).sum()
         return SAEOutput(loss, losses, recon, latents, pre_acts)
+
+    def _check_trainable(self) -> None:
+        if self.config.token_norm != "none":
+            raise ValueError(f"token_norm={self.config.token_norm!r} is for use, not for training")
+        if self.config.skip_connection and not self.config.is_transcoder:
+            raise ValueError("an SAE with skip_connection could copy its input; train a transcoder")
 
     def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
         """Penalties by name, means over the batch, times their coefficients. None in the base."""

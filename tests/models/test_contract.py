@@ -134,7 +134,6 @@ def test_folding_leaves_a_transcoder_as_it_is(config_class):
     [
         ({"target_site": "layers.1.mlp", "subtract_b_dec": True}, "b_dec lies in another space"),
         ({"d_out": 7}, "name the target_site"),
-        ({"skip_connection": True}, "only transcoders have one"),
         ({"token_norm": "layer_norm"}, "no activation_scale but 1"),
         ({"token_norm": "batch", "activation_scale": None}, "must be one of 'none', 'layer_norm'"),
     ],
@@ -174,6 +173,11 @@ def test_token_norm_takes_out_each_tokens_size_and_puts_it_back(config_class, to
         sae.decode(out.latents)
     with pytest.raises(ValueError, match="not for training"):
         sae(x, return_loss=True)
+
+
+def test_an_sae_does_not_learn_to_copy_its_input(config_class):
+    with pytest.raises(ValueError, match="could copy its input"):
+        make(config_class, skip_connection=True)(activations(4), return_loss=True)
 
 
 def test_a_transcoders_loss_wants_a_target(config_class):

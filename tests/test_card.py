@@ -19,9 +19,9 @@ from markdown_it import MarkdownIt
 
 import hfsae
 from hfsae.activations import PackedRows, TextArguments
+from hfsae.card import render_card, set_model_id, write_card
 from hfsae.evaluation import EvaluationArguments, evaluate
 from hfsae.features import FeatureStore, collect
-from hfsae.hub import render_card, set_model_id, write_card
 from hfsae.lm import LoadedLM
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 

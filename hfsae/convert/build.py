@@ -1,0 +1,115 @@
+"""An SAE from tensors, and what every writer asks of one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel
+
+from ..models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE
+
+State = dict[str, Tensor]
+
+
+def build(model_type: str, state: State, where: str | Path, **fields: Any) -> SAE:
+    """The SAE of these tensors, named and laid out as ours; widths are read off them.
+
+    Raises:
+        ValueError: a tensor is missing, too many, of a shape that does not fit, or not finite.
+    """
+    for name in ("W_enc", "W_dec"):
+        if name not in state or state[name].ndim != 2:
+            raise ValueError(f"{where}: {name} is missing, or is not a matrix")
+    d_in, d_sae = state["W_enc"].shape
+    widths = {"d_in": d_in, "d_sae": d_sae, "d_out": state["W_dec"].shape[1]}
+    if widths["d_out"] != d_in and not fields.get("target_site"):
+        fields["target_site"] = "unknown"
+    config = AutoConfig.for_model(model_type, **widths, **fields)
+    with torch.device("meta"):
+        sae: SAE = AutoModel.from_config(config)
+    _check(sae, state, where)
+    dtypes = {n: torch.float32 for n in sae.float32_parameters}
+    dtype = state["W_dec"].dtype
+    state = {n: t.detach().to(dtypes.get(n, dtype)).contiguous() for n, t in state.items()}
+    sae.load_state_dict(state, assign=True)
+    return sae.eval().requires_grad_(True)
+
+
+def _check(sae: SAE, state: State, where: str | Path) -> None:
+    wanted = {name: tuple(t.shape) for name, t in sae.state_dict().items()}
+    if set(wanted) != set(state):
+        missing, extra = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+        raise ValueError(f"{where}: missing tensors {missing}, unexpected tensors {extra}")
+    for name, shape in wanted.items():
+        if tuple(state[name].shape) != shape:
+            raise ValueError(
+                f"{where}: {name} has shape {list(state[name].shape)}, but the other tensors ask "
+                f"for {list(shape)}"
+            )
+        if not state[name].isfinite().all():
+            raise ValueError(f"{where}: {name} holds values that are NaN or infinite")
+
+
+def fold_decoder_norms(state: State) -> State:
+    """Latents times their decoder rows' norms, rows of norm 1: the same reconstructions."""
+    norms = state["W_dec"].norm(dim=-1)
+    scaled = {n: state[n] * norms for n in ("W_enc", "b_enc", "threshold") if n in state}
+    return {**state, **scaled, "W_dec": state["W_dec"] / norms[:, None]}
+
+
+@torch.no_grad()
+def to_jumprelu(sae: SAE) -> JumpReLUSAE:
+    """The same function as a JumpReLU SAE, folded.
+
+    A ReLU SAE has threshold 0. For a Gated one the magnitude's encoder is taken, and the threshold
+    is where the gate opens (arXiv:2404.16014, appendix E): max(0, b_mag - exp(r_mag) b_gate).
+
+    Raises:
+        ValueError: a TopK SAE, whose threshold is another for each token.
+    """
+    folded = sae.folded()
+    state = {name: tensor.clone() for name, tensor in folded.state_dict().items()}
+    if isinstance(sae, JumpReLUSAE):
+        return folded  # pyright: ignore[reportReturnType]
+    if isinstance(sae, GatedSAE):
+        stretch = state.pop("r_mag").exp()
+        gate, state["b_enc"] = state["b_enc"], state.pop("b_mag")
+        state["W_enc"] = state["W_enc"] * stretch
+        state["threshold"] = (state["b_enc"] - stretch * gate).float().clamp(min=0)
+    elif isinstance(sae, ReLUSAE):
+        state["threshold"] = torch.zeros_like(state["b_enc"], dtype=torch.float32)
+    else:
+        raise ValueError(f"a {type(sae).__name__} is no JumpReLU SAE: which latents fire differs")
+    jumprelu = build("jumprelu_sae", state, "converted", **place(sae))
+    assert isinstance(jumprelu, JumpReLUSAE)
+    return jumprelu
+
+
+def place(sae: SAE) -> dict[str, Any]:
+    """Config fields that any variant has: where the SAE belongs, and how it decodes."""
+    names = ("site", "target_site", "model_name", "model_revision", "skip_connection", "token_norm")
+    return {name: getattr(sae.config, name) for name in names}
+
+
+def exported(sae: SAE) -> State:
+    """The folded SAE's tensors in float32: no scale, no decoder bias taken off before encoding."""
+    folded = sae.folded()
+    return {n: t.detach().float().cpu().contiguous() for n, t in folded.state_dict().items()}
+
+
+def refuse(sae: SAE, format_name: str, **unless: bool) -> None:
+    """Raise for what a format cannot hold.
+
+    Args:
+        unless: skip_connection=True and so on, for what the format can.
+    """
+    config = sae.config
+    problems = {
+        "skip_connection": config.skip_connection and "a skip connection",
+        "token_norm": config.token_norm != "none" and f"token_norm={config.token_norm!r}",
+        "transcoder": config.is_transcoder and "a transcoder",
+    }
+    for name, problem in problems.items():
+        if problem and not unless.get(name):
+            raise ValueError(f"{format_name} files cannot hold {problem}; hfsae's own format can")

@@ -1,0 +1,154 @@
+"""dictionary_learning: `ae.pt` (a state dict, read with weights_only) and `config.json`.
+
+| dict_class | formula, as its own code computes it |
+| --- | --- |
+| AutoEncoder | relu((x - bias) E.T + b) D.T + bias; decoder norms are folded on loading |
+| AutoEncoderNew | relu(x E.T + b) D.T + decoder.bias |
+| AutoEncoderTopK | the k largest of relu((x - b_dec) E.T + b) |
+| BatchTopKSAE, MatryoshkaBatchTopKSAE | p H(p - threshold), one threshold; -1: not estimated, 0 |
+| GatedAutoEncoder | ours, with b_enc = gate_bias and exp(r_mag) on the shared encoder |
+| JumpReluAutoEncoder | ours, x as it is |
+
+Encoders are [d_sae, d_in] and decoders [d_out, d_sae] where they are called `.weight`; Matryoshka's
+and JumpReLU's W_enc and W_dec lie as ours do.
+"""
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models import SAE, GatedSAE, TopKSAE
+from .build import State, build, exported, fold_decoder_norms, refuse, to_jumprelu
+from .sites import to_hook, to_site
+
+FILES = ("ae.pt", "config.json")
+_RENAMED = {
+    "encoder.bias": "b_enc",
+    "gate_bias": "b_enc",
+    "mag_bias": "b_mag",
+    "bias": "b_dec",
+    "decoder_bias": "b_dec",
+    "decoder.bias": "b_dec",
+}
+_SUBMODULES = {"resid_post": "hook_resid_post", "mlp": "hook_mlp_out", "attention": "hook_attn_out"}
+
+
+def load(folder: Path, source: str) -> SAE:
+    """The SAE in `folder`.
+
+    Raises:
+        ValueError: ae.pt is damaged, holds more than tensors, or is of an unknown class.
+    """
+    config = json.loads((folder / FILES[1]).read_text(encoding="utf-8")).get("trainer", {})
+    state = _ours(read_tensors(folder / FILES[0], source))
+    fields = _place(config)
+    dict_class = config.get("dict_class", "AutoEncoder")
+    match dict_class:
+        case "AutoEncoder":
+            state = fold_decoder_norms(state)
+            return build("relu_sae", state, source, subtract_b_dec=True, **fields)
+        case "AutoEncoderNew":
+            return build("relu_sae", state, source, **fields)
+        case "AutoEncoderTopK":
+            fields |= {"k": int(state.pop("k", config.get("k"))), "subtract_b_dec": True}
+            state.pop("threshold", None)
+            return build("topk_sae", state, source, **fields)
+        case "BatchTopKSAE" | "MatryoshkaBatchTopKSAE":
+            for name in ("k", "group_sizes"):
+                state.pop(name, None)
+            threshold = state["threshold"].float().clamp(min=0)
+            state["threshold"] = threshold.expand(state["b_enc"].shape).clone()
+            return build("jumprelu_sae", state, source, subtract_b_dec=True, **fields)
+        case "GatedAutoEncoder":
+            return build("gated_sae", state, source, subtract_b_dec=True, **fields)
+        case "JumpReluAutoEncoder":
+            state["threshold"] = state["threshold"].clamp(min=0)
+            return build("jumprelu_sae", state, source, **fields)
+    raise ValueError(f"{source}: dict_class {dict_class!r} is unknown; hfsae reads those above")
+
+
+def read_tensors(path: Path, source: str) -> dict[str, Any]:
+    """A torch file's contents if they are tensors and plain values; nothing else is unpickled."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = "it holds more than tensors, and is not opened"
+        if not isinstance(error, pickle.UnpicklingError):
+            reason = "it is damaged"
+        raise ValueError(f"{source}: {path.name} cannot be read: {reason}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{source}: {path.name} holds a {type(found).__name__}, no state dict")
+    return found
+
+
+def _ours(tensors: dict[str, Any]) -> State:
+    state = {_RENAMED.get(name, name): t for name, t in tensors.items() if isinstance(t, Tensor)}
+    for theirs, ours in (("encoder.weight", "W_enc"), ("decoder.weight", "W_dec")):
+        if theirs in state:
+            state[ours] = state.pop(theirs).T
+    return state
+
+
+def _place(trainer: dict[str, Any]) -> dict[str, Any]:
+    model_name = trainer.get("lm_name")
+    named = re.fullmatch(
+        r"(resid_post|mlp|attention)_layer_(\d+)", trainer.get("submodule_name") or ""
+    )
+    hook = f"blocks.{named[2]}.{_SUBMODULES[named[1]]}" if named else None
+    return {"model_name": model_name, "site": to_site(hook, model_name)}
+
+
+def save(sae: SAE, folder: Path) -> None:
+    """Write `ae.pt` and `config.json`: TopK and Gated as themselves, the others as JumpReLU.
+
+    Raises:
+        ValueError: a transcoder, token_norm, groupmax, or a TopK SAE without relu.
+    """
+    refuse(sae, "dictionary_learning")
+    tensors, config = _theirs(sae)
+    layer = re.search(r"\.(\d+)", sae.config.site or "")
+    hook = to_hook(sae.config.site, sae.config.model_name) or ""
+    names = {theirs: ours for ours, theirs in _SUBMODULES.items()}
+    kind = names.get(hook.rpartition(".")[2])
+    config |= {
+        "activation_dim": sae.config.d_in,
+        "dict_size": sae.config.d_sae,
+        "lm_name": sae.config.model_name,
+        "layer": int(layer[1]) if layer else None,
+        "submodule_name": f"{kind}_layer_{layer[1]}" if kind and layer else sae.config.site,
+    }
+    torch.save(tensors, folder / FILES[0])
+    text = json.dumps({"trainer": config, "buffer": {}}, indent=1) + "\n"
+    (folder / FILES[1]).write_text(text, encoding="utf-8")
+
+
+def _theirs(sae: SAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not isinstance(sae, TopKSAE | GatedSAE):
+        state = exported(to_jumprelu(sae))
+        return state, {"dict_class": "JumpReluAutoEncoder", "trainer_class": "JumpReluTrainer"}
+    state = exported(sae)
+    shift = state["b_dec"] @ state["W_enc"]  # these classes take b_dec off the input
+    shared = {"encoder.weight": state["W_enc"].T.contiguous()}
+    shared["decoder.weight"] = state["W_dec"].T.contiguous()
+    if isinstance(sae, GatedSAE):
+        return {
+            **shared,
+            "decoder_bias": state["b_dec"],
+            "r_mag": state["r_mag"],
+            "gate_bias": state["b_enc"] + shift,
+            "mag_bias": state["b_mag"] + state["r_mag"].exp() * shift,
+        }, {"dict_class": "GatedAutoEncoder", "trainer_class": "GatedSAETrainer"}
+    if sae.config.selection != "topk" or not sae.config.relu:
+        raise ValueError("dictionary_learning's TopK takes the k largest after relu, nothing else")
+    return {
+        **shared,
+        "encoder.bias": state["b_enc"] + shift,
+        "b_dec": state["b_dec"],
+        "k": torch.tensor(sae.config.k, dtype=torch.int),
+        "threshold": torch.tensor(-1.0),
+    }, {"dict_class": "AutoEncoderTopK", "trainer_class": "TopKTrainer", "k": sae.config.k}

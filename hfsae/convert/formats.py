@@ -1,0 +1,116 @@
+"""Which format a folder is in, and the way from one to another."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from transformers import AutoModel
+
+from ..models import SAE
+from . import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, sparsify
+
+
+class Format(NamedTuple):
+    """How SAEs lie on a disk."""
+
+    files: tuple[str, ...]
+    """what marks a folder, or with a star a single file, as one of this format"""
+    load: Callable[..., SAE]
+    save: Callable[[SAE, Path], None]
+
+
+def _load_own(folder: Path, source: str) -> SAE:
+    return AutoModel.from_pretrained(folder).eval()
+
+
+def _save_own(sae: SAE, folder: Path) -> None:
+    sae.folded().save_pretrained(folder)
+
+
+# The first whose files are all there is it.
+FORMATS = {
+    "hfsae": Format(("config.json", "model.safetensors"), _load_own, _save_own),
+    "gemma_scope": Format(gemma_scope.FILES, gemma_scope.load, gemma_scope.save),
+    "gemma_scope_2": Format(gemma_scope_2.FILES, gemma_scope_2.load, gemma_scope_2.save),
+    "saelens": Format(saelens.FILES, saelens.load, saelens.save),
+    "sparsify": Format(sparsify.FILES, sparsify.load, sparsify.save),
+    "dictionary_learning": Format(
+        dictionary_learning.FILES, dictionary_learning.load, dictionary_learning.save
+    ),
+    "openai": Format(openai.FILES, openai.load, openai.save),
+}
+
+
+def find(paths: Iterable[str]) -> dict[str, str]:
+    """From the paths of all files, {path of an SAE: name of its format}.
+
+    The path is that of a folder ("" for the top), or for a single-file format of the file.
+    """
+    names: dict[str, set[str]] = {}
+    for path in paths:
+        pure = PurePosixPath(path)
+        parent = "" if str(pure.parent) == "." else str(pure.parent)
+        names.setdefault(parent, set()).add(pure.name)
+    found: dict[str, str] = {}
+    for folder, files in names.items():
+        for name, form in FORMATS.items():
+            single = form.files[0].startswith("*")
+            if not single and files.issuperset(form.files):
+                found[folder] = name
+                break
+            if single:
+                suffix = form.files[0].removeprefix("*")
+                matching = [f for f in files if f.endswith(suffix)]
+                found |= {f"{folder}/{f}".lstrip("/"): name for f in matching}
+    return dict(sorted(found.items()))
+
+
+def load_folder(path: Path, format_name: str, source: str, **options: Any) -> SAE:
+    """The SAE at a path that `find` returned.
+
+    Raises:
+        ValueError: what is there is damaged or hostile; one sentence.
+    """
+    try:
+        return FORMATS[format_name].load(path, source, **options)
+    except (OSError, SafetensorError, UnicodeDecodeError, KeyError, TypeError) as error:
+        if isinstance(error, KeyError):
+            error = ValueError(f"it lacks {error}")
+        raise ValueError(f"{source} cannot be read as {format_name}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source} cannot be read as {format_name}: {error}") from error
+
+
+def convert(sae: SAE, destination: str | Path, to: str) -> Path:
+    """Write `sae` in another format; nothing is left behind if it cannot be.
+
+    Args:
+        destination: a folder that does not hold anything yet, or for "openai" a file.
+        to: one of `FORMATS`.
+
+    Raises:
+        ValueError: the format is unknown, cannot hold this SAE, or the destination is taken.
+    """
+    destination = Path(destination)
+    if to not in FORMATS:
+        raise ValueError(f"format {to!r} is unknown; there are {', '.join(FORMATS)}")
+    if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
+        raise ValueError(f"{destination} is there already; name another place, or remove it")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        if FORMATS[to].files[0].startswith("*"):
+            FORMATS[to].save(sae, temporary / "sae")
+            os.replace(temporary / "sae", destination)
+        else:
+            FORMATS[to].save(sae, temporary)
+            temporary.chmod(0o755)
+            os.replace(temporary, destination)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return destination

@@ -1,0 +1,131 @@
+"""Gemma Scope (arXiv:2408.05147): `params.npz`, JumpReLU SAEs of Gemma 2.
+
+W_enc [d_in, d_sae], W_dec [d_sae, d_out], b_enc, b_dec, threshold: our names and orientation, and
+the same formula; b_dec is not subtracted before encoding, all scales are folded. There is no config
+file: model and site are told by the published paths, `gemma-scope-2b-pt-res/layer_12/width_16k/`.
+
+| published folder | site |
+| --- | --- |
+| res | `layers.L` |
+| att | `layers.L.self_attn.o_proj:in` |
+| mlp | `layers.L.post_feedforward_layernorm` |
+| embedding (in res) | `embed_tokens`, whose output is the embedding times sqrt(d_in): folded |
+| transcoders | what `pre_feedforward_layernorm` divides, before its gain; see `load` |
+"""
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..models import SAE
+from .build import State, build, exported, refuse, to_jumprelu
+
+FILES = ("params.npz",)
+_REPO = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)\b")
+_SITES = {
+    "res": "layers.{}",
+    "att": "layers.{}.self_attn.o_proj:in",
+    "mlp": "layers.{}.post_feedforward_layernorm",
+    "transcoders": "layers.{}.pre_feedforward_layernorm",
+}
+_NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+_MAX_EXPANSION = 20  # weights hardly compress; a file that grows more than this is a bomb
+
+
+def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = None) -> SAE:
+    """The SAE in `folder`.
+
+    Args:
+        source: repo id and path, from which model and site are told.
+        norm_gain: of a transcoder, the gain of the norm that it reads behind: `1 + weight` of the
+            model's `layers.L.pre_feedforward_layernorm`. Published transcoders read activations
+            from before that gain, where no module ends. With it they are rewritten to read the
+            norm's output; without it the SAE has no site.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+    """
+    state = _read(folder / FILES[0])
+    if (state["threshold"] < 0).any():  # z > threshold alone would let negative z through
+        state["threshold"] = state["threshold"].clamp(min=0)
+    fields = _place(source)
+    if fields.get("site") == "embed_tokens":  # SAELens scales W_dec, and leaves b_dec as it is
+        scale = state["W_enc"].shape[0] ** 0.5
+        state["W_enc"], state["W_dec"] = state["W_enc"] / scale, state["W_dec"] * scale
+        state["b_dec"] = state["b_dec"] * scale
+    if "target_site" in fields:
+        if norm_gain is None:
+            fields["site"] = None
+        else:
+            state["W_enc"] = state["W_enc"] / norm_gain[:, None]
+    return build("jumprelu_sae", state, source, **fields)
+
+
+def _place(source: str) -> dict[str, Any]:
+    repo = _REPO.search(source)
+    layer = re.search(r"layer_(\d+)", source)
+    if repo is None:
+        return {}
+    size, kind, site = repo.groups()
+    fields: dict[str, Any] = {"model_name": f"google/gemma-2-{size}{'-it' * (kind == 'it')}"}
+    if "embedding/" in source:
+        return fields | {"site": "embed_tokens"}
+    if layer is None:
+        return fields
+    fields["site"] = _SITES[site].format(layer[1])
+    if site == "transcoders":
+        fields["target_site"] = _SITES["mlp"].format(layer[1])
+    return fields
+
+
+def _read(path: Path) -> State:
+    """The arrays that belong in the file; nothing is unpickled, no more is read than is there."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+            if sum(sizes.values()) > _MAX_EXPANSION * path.stat().st_size + 2**16:
+                raise ValueError("it would unpack to far more than its size")
+            names = {n.removesuffix(".npy").replace("w_", "W_"): n for n in sizes}
+            if missing := [name for name in _NAMES if name not in names]:
+                raise ValueError(f"it lacks {', '.join(missing)}")
+            return {name: _array(archive, names[name], sizes[names[name]]) for name in _NAMES}
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a Gemma Scope file: {error}") from error
+
+
+def _array(archive: zipfile.ZipFile, name: str, size: int) -> Tensor:
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise ValueError(f"{name} is of an unknown version of numpy's format")
+        shape, fortran, dtype = read_header(file)
+        if dtype.kind != "f":
+            raise ValueError(f"{name} holds {dtype}, not floating-point numbers")
+        n_bytes = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
+        if n_bytes != size - file.tell():
+            raise ValueError(f"{name} says that its shape is {shape}, and holds other data")
+        flat = np.frombuffer(file.read(), dtype=dtype)
+    array = flat.reshape(shape, order="F" if fortran else "C")
+    return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+
+
+def save(sae: SAE, folder: Path) -> None:
+    """Write `params.npz`.
+
+    Raises:
+        ValueError: the SAE is none that the format can hold: TopK, token_norm, a skip connection.
+    """
+    refuse(sae, "Gemma Scope", transcoder=True)
+    state = exported(to_jumprelu(sae))
+    arrays: Any = {name: state[name].numpy() for name in _NAMES}
+    np.savez(folder / FILES[0], **arrays)

@@ -1,0 +1,193 @@
+"""SAELens: `sae_weights.safetensors` and `cfg.json`.
+
+W_enc [d_in, d_sae] and W_dec [d_sae, d_out] lie as ours do; W_skip [d_out, d_in] does not. Traps:
+
+- `apply_b_dec_to_input` is True where it is not said.
+- With `rescale_acts_by_decoder_norm`, pre-activations are multiplied by the decoder rows' norms,
+  and latents divided by them before decoding: folded here, the same function.
+- `normalize_activations`: "layer_norm" and "constant_norm_rescale" act on each token and are our
+  `token_norm`; "expected_average_only_in" is folded when SAELens saves, and then does nothing.
+- A checkpoint's input scale lies beside it in activation_scaler.json, and is folded here. Batchtopk
+  checkpoints have one `topk_threshold`, in their own units.
+- Files of before SAELens 6 have a flat cfg.json with other names.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from .build import State, build, exported, fold_decoder_norms, refuse
+from .sites import hub_id, to_hook, to_site
+
+FILES = ("sae_weights.safetensors", "cfg.json")
+_OLD_NAMES = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
+_TOKEN_NORMS = {
+    "none": "none",
+    "expected_average_only_in": "none",
+    "layer_norm": "layer_norm",
+    "constant_norm_rescale": "unit_rms",
+}
+_VARIANTS = {
+    "standard": "relu_sae",
+    "gated": "gated_sae",
+    "topk": "topk_sae",
+    "jumprelu": "jumprelu_sae",
+    "batchtopk": "jumprelu_sae",
+    "matryoshka_batchtopk": "jumprelu_sae",
+    "transcoder": "relu_sae",
+    "skip_transcoder": "relu_sae",
+    "jumprelu_transcoder": "jumprelu_sae",
+    "jumprelu_skip_transcoder": "jumprelu_sae",
+}
+_GATED = {"b_gate": "b_enc"}
+
+
+def load(folder: Path, source: str) -> SAE:
+    """The SAE in `folder`.
+
+    Raises:
+        ValueError: an architecture or normalisation that SAELens has and hfsae has not.
+    """
+    config = _modern(json.loads((folder / FILES[1]).read_text(encoding="utf-8")))
+    architecture = config["architecture"]
+    if architecture not in _VARIANTS:
+        raise ValueError(
+            f"{source}: hfsae has no {architecture!r} SAEs; it reads {', '.join(_VARIANTS)}"
+        )
+    state = load_file(folder / FILES[0])
+    if (state.pop("scaling_factor", torch.ones(1)) != 1).any():  # ones in most files that have it
+        raise ValueError(f"{source}: it was fine-tuned with a scaling_factor, which hfsae has not")
+    if architecture == "gated":
+        state = {_GATED.get(name, name): tensor for name, tensor in state.items()}
+    if _VARIANTS[architecture] == "jumprelu_sae":
+        state = _with_threshold(state)
+    fields = _fields(config, source)
+    _fold_input_scale(state, folder / "activation_scaler.json")
+    if config.get("rescale_acts_by_decoder_norm"):
+        state = fold_decoder_norms(state)
+    if "topk_threshold" in state:  # it is compared with pre-activations times norms
+        threshold = state.pop("topk_threshold").float().clamp(min=0)
+        state["threshold"] = threshold.expand(state["b_enc"].shape).clone()
+    if "W_skip" in state:
+        state["W_skip"] = state["W_skip"].T
+        fields["skip_connection"] = True
+    return build(_VARIANTS[architecture], state, source, **fields)
+
+
+def _fold_input_scale(state: State, path: Path) -> None:
+    """A checkpoint's weights are for x times its scale."""
+    scaler = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    scale = scaler.get("scaling_factor") or 1.0
+    state["W_enc"] = state["W_enc"] * scale
+    for name in ("W_dec", "b_dec"):
+        state[name] = state[name] / scale
+
+
+def _modern(config: dict[str, Any]) -> dict[str, Any]:
+    """cfg.json with the names of SAELens 6, metadata merged in."""
+    config = {_OLD_NAMES.get(key, key): value for key, value in config.items()}
+    options = config.get("activation_fn_kwargs") or {}
+    if config.get("activation_fn") == "topk" and options.get("k") is not None:
+        config |= {"architecture": "topk", "k": options["k"]}
+    normalised = config.get("normalize_activations")
+    if not isinstance(normalised, str):
+        config["normalize_activations"] = "expected_average_only_in" if normalised else "none"
+    return {"architecture": "standard", **(config.get("metadata") or {}), **config}
+
+
+def _with_threshold(state: State) -> State:
+    if "log_threshold" in state:
+        state["threshold"] = state.pop("log_threshold").float().exp()
+    if "threshold" in state:
+        state["threshold"] = state["threshold"].clamp(min=0)  # SAELens applies relu as well
+    return state
+
+
+def _fields(config: dict[str, Any], source: str) -> dict[str, Any]:
+    normalised = config["normalize_activations"]
+    is_transcoder = "transcoder" in config["architecture"]
+    if normalised == "covariance_whitening":
+        raise ValueError(f"{source}: whitening is not folded in it; export it from SAELens first")
+    if normalised not in _TOKEN_NORMS or (is_transcoder and _TOKEN_NORMS[normalised] != "none"):
+        raise ValueError(
+            f"{source}: hfsae has no {config['architecture']} with "
+            f"normalize_activations={normalised!r}"
+        )
+    model_name, hook = config.get("model_name"), config.get("hook_name")
+    fields: dict[str, Any] = {
+        "model_name": hub_id(model_name),
+        "site": to_site(hook, model_name),
+        "token_norm": _TOKEN_NORMS[normalised],
+        "subtract_b_dec": config.get("apply_b_dec_to_input", True) and not is_transcoder,
+    }
+    if is_transcoder:
+        target = to_site(config.get("hook_name_out"), model_name)
+        fields["target_site"] = target or "unknown"
+    if config["architecture"] == "topk":
+        fields["k"] = config["k"]
+    return fields
+
+
+def save(sae: SAE, folder: Path) -> None:
+    """Write `sae_weights.safetensors` and `cfg.json`.
+
+    Raises:
+        ValueError: a TopK or Gated transcoder, groupmax, or TopK without relu.
+    """
+    config, state = to_saelens(sae)
+    save_file(state, folder / FILES[0])
+    (folder / FILES[1]).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def to_saelens(sae: SAE) -> tuple[dict[str, Any], State]:
+    """cfg.json and tensors, as SAELens 6 has them."""
+    refuse(sae, "SAELens", transcoder=True, skip_connection=True, token_norm=True)
+    config, state = sae.config, exported(sae)
+    hook = to_hook(config.site, config.model_name)
+    token_norms = {ours: theirs for theirs, ours in reversed(_TOKEN_NORMS.items())}
+    written: dict[str, Any] = {
+        "architecture": _architecture(sae),
+        "d_in": config.d_in,
+        "d_sae": config.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": token_norms[config.token_norm],
+        "reshape_activations": "hook_z" if (hook or "").endswith("hook_z") else "none",
+        "metadata": {
+            "sae_lens_version": "6.54.12",  # whose names these are
+            "model_name": config.model_name,
+            "hook_name": hook or config.site,
+            "prepend_bos": True,
+        },
+    }
+    if config.is_transcoder:
+        target = to_hook(config.target_site, config.model_name) or config.target_site
+        written |= {"d_out": config.d_out}
+        written["metadata"]["hook_name_out"] = target
+    if isinstance(sae, TopKSAE):
+        written |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
+    if config.skip_connection:
+        state["W_skip"] = state["W_skip"].T.contiguous()
+    if isinstance(sae, GatedSAE):
+        state["b_gate"] = state.pop("b_enc")
+    return written, state
+
+
+def _architecture(sae: SAE) -> str:
+    skip = "skip_" * sae.config.skip_connection
+    if isinstance(sae, ReLUSAE):
+        return f"{skip}transcoder" if sae.config.is_transcoder else "standard"
+    if isinstance(sae, JumpReLUSAE):
+        return f"jumprelu_{skip}transcoder" if sae.config.is_transcoder else "jumprelu"
+    if sae.config.is_transcoder:
+        raise ValueError(f"SAELens files hold no {type(sae).__name__} transcoders")
+    if isinstance(sae, GatedSAE):
+        return "gated"
+    if isinstance(sae, TopKSAE) and sae.config.selection == "topk" and sae.config.relu:
+        return "topk"
+    raise ValueError("SAELens' topk takes the k largest of all, after relu")

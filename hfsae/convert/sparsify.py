@@ -1,0 +1,88 @@
+"""EleutherAI's sparsify: `<hookpoint>/sae.safetensors` and `cfg.json`, TopK SAEs and transcoders.
+
+encoder.weight [d_sae, d_in], encoder.bias, W_dec [d_sae, d_out], b_dec, and for some a W_skip
+[d_out, d_in], applied as x @ W_skip.T. latents = topk(relu((x - b_dec) E.T + bias)); a transcoder
+subtracts nothing. The folder's name is the module: an SAE reconstructs its output, a transcoder
+predicts it from its input.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from ..models import SAE, TopKSAE
+from .build import build, exported, refuse
+
+FILES = ("sae.safetensors", "cfg.json")
+
+
+def load(folder: Path, source: str) -> SAE:
+    """The SAE in `folder`.
+
+    Raises:
+        ValueError: tensors are missing or do not fit.
+    """
+    config = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
+    tensors = load_file(folder / FILES[0])
+    if "encoder.weight" not in tensors or "W_dec" not in tensors:
+        raise ValueError(f"{source}: no encoder.weight and W_dec; this is no sparsify SAE")
+    state = {
+        "W_enc": tensors.pop("encoder.weight").T,
+        "b_enc": tensors.pop("encoder.bias"),
+        **tensors,
+    }
+    transcode = config.get("transcode", False)
+    name = Path(source.rstrip("/")).name
+    module = name if re.search(r"\.\d+|embed|wte", name) else None
+    fields: dict[str, Any] = {"site": module, "subtract_b_dec": not transcode}
+    if transcode:
+        fields |= {"site": module and f"{module}:in", "target_site": module or "unknown"}
+    if "W_skip" in state:
+        state["W_skip"] = state["W_skip"].T
+        fields["skip_connection"] = True
+    if config.get("signed"):
+        raise ValueError(
+            f"{source}: signed=True keeps negative latents by size, which hfsae has not"
+        )
+    if config.get("activation", "topk") not in ("topk", "groupmax"):
+        raise ValueError(f"{source}: activation {config['activation']!r} is unknown")
+    fields |= {"k": config["k"], "selection": config.get("activation", "topk")}
+    return build("topk_sae", state, source, **fields)
+
+
+def save(sae: SAE, folder: Path) -> None:
+    """Write `sae.safetensors` and `cfg.json`; name the folder after the module.
+
+    Raises:
+        ValueError: not a TopK SAE with relu, or with token_norm.
+    """
+    if not isinstance(sae, TopKSAE) or not sae.config.relu:
+        raise ValueError(f"sparsify files hold TopK SAEs with relu, not a {type(sae).__name__}")
+    refuse(sae, "sparsify", transcoder=True, skip_connection=True)
+    config, state = sae.config, exported(sae)
+    tensors = {
+        "encoder.weight": state["W_enc"].T.contiguous(),
+        "encoder.bias": state["b_enc"],
+        "W_dec": state["W_dec"],
+        "b_dec": state["b_dec"],
+    }
+    if config.skip_connection:
+        tensors["W_skip"] = state["W_skip"].T.contiguous()
+    if not config.is_transcoder:  # sparsify takes b_dec off the input, so it has to be put back
+        tensors["encoder.bias"] = state["b_enc"] + state["b_dec"] @ state["W_enc"]
+    written = {
+        "activation": config.selection,
+        "expansion_factor": 0,
+        "normalize_decoder": True,
+        "num_latents": config.d_sae,
+        "k": config.k,
+        "multi_topk": False,
+        "skip_connection": config.skip_connection,
+        "transcode": config.is_transcoder,
+        "d_in": config.d_in,
+    }
+    save_file(tensors, folder / FILES[0])
+    (folder / FILES[1]).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

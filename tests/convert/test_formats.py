@@ -1,0 +1,216 @@
+"""Files that each library wrote itself, and what its own code makes of them.
+
+scripts/interop/write_fixtures_*.py wrote `fixtures/`, each with the library it is named after.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hfsae.convert import FORMATS, convert, load_folder
+from hfsae.convert.formats import find
+from hfsae.models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
+
+FIXTURES = Path(__file__).parent / "fixtures"
+FOUND = find(str(p.relative_to(FIXTURES)) for p in FIXTURES.rglob("*") if p.is_file())
+EXPECTED = {}
+for path in FOUND:
+    folder = FIXTURES / path
+    file = (folder if folder.is_dir() else folder.parent) / "expected.safetensors"
+    if file.is_file():
+        EXPECTED[path] = file
+EMBEDDING = "gemma_scope/gemma-scope-2b-pt-res/embedding/width_4k/average_l0_9"
+TRANSCODER = "gemma_scope/gemma-scope-2b-pt-transcoders/layer_1/width_16k/average_l0_8"
+REFUSED = {
+    "openai/refuse_identity/refuse_identity.pt": "activation Identity .* is unknown",
+    "openai/refuse_tied/refuse_tied.pt": r"it lacks decoder\.weight",
+    "saelens/checkpoint_gated_whitened": "export it from SAELens first",
+    "saelens/checkpoint_standard_whitened": "export it from SAELens first",
+    "saelens/refuse_abstopk": "hfsae has no 'abstopk' SAEs; it reads standard, gated, topk",
+    "saelens/refuse_covariance_whitening": "export it from SAELens first",
+    "saelens/refuse_finetuning_scaling_factor": "fine-tuned with a scaling_factor",
+    "saelens/refuse_matching_pursuit": "no 'matching_pursuit' SAEs",
+    "saelens/refuse_temporal": "no 'temporal' SAEs",
+    "saelens/skip_transcoder_layer_norm": "no skip_transcoder with normalize_activations='layer_n",
+    "sparsify/refuse_signed": "signed=True",
+    "sparsify/refuse_without_decoder": r"no encoder\.weight and W_dec",
+}
+
+
+def load(path: str) -> SAE:
+    return load_folder(FIXTURES / path, FOUND[path], path)
+
+
+def test_every_fixture_is_recognised_as_what_it_is():
+    assert len(FOUND) > 90
+    for path, name in FOUND.items():
+        assert path.split("/")[0] == name
+    assert {path for path in FOUND if path not in EXPECTED} <= set(REFUSED)
+
+
+@pytest.mark.parametrize("path", sorted(set(EXPECTED) - set(REFUSED) - {EMBEDDING}))
+def test_latents_and_reconstructions_are_those_of_the_librarys_own_code(path):
+    expected, sae = load_file(EXPECTED[path]), load(path).float()
+    out = sae(expected["x"])
+    assert (out.latents - expected["latents"]).abs().max() < 1e-5
+    assert (out.recon - expected["recon"]).abs().max() < 1e-5
+    assert not sae.training and all(p.requires_grad for p in sae.parameters())
+
+
+@pytest.mark.parametrize("path", sorted(REFUSED))
+def test_what_hfsae_does_not_have_is_refused_in_one_sentence(path):
+    with pytest.raises(ValueError, match=REFUSED[path]) as caught:
+        load(path)
+    assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_embedding_saes_read_the_scaled_embeddings_that_gemma_2_makes():
+    """The published tensors are for embeddings before the factor; all of the SAE moves with it."""
+    expected, sae = load_file(EXPECTED[EMBEDDING]), load(EMBEDDING)
+    x, scale = expected["x"], 12**0.5
+    assert sae.config.site == "embed_tokens"
+    assert (sae.encode(scale * x) - expected["latents_published"]).abs().max() < 1e-5
+    assert (sae(scale * x).recon - scale * expected["recon_published"]).abs().max() < 1e-5
+
+
+def test_gemma_scope_transcoders_take_the_norms_gain_into_their_encoder():
+    expected, gain = load_file(EXPECTED[TRANSCODER]), torch.linspace(0.5, 2, 12)
+    without = load(TRANSCODER)
+    sae = load_folder(FIXTURES / TRANSCODER, "gemma_scope", TRANSCODER, norm_gain=gain)
+    assert without.config.site is None
+    assert sae.config.site == "layers.1.pre_feedforward_layernorm"
+    assert sae.config.target_site == "layers.1.post_feedforward_layernorm"
+    assert (sae(expected["x"] * gain).latents - expected["latents"]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "path, variant, site, model_name",
+    [
+        ("saelens/topk", TopKSAE, "h.1", "openai-community/gpt2"),
+        ("saelens/jumprelu_hook_z", JumpReLUSAE, "h.1.attn.c_proj:in", "openai-community/gpt2"),
+        ("sparsify/run/layers.1.mlp", TopKSAE, "layers.1.mlp", None),
+        (
+            "dictionary_learning/gated/trainer_0",
+            GatedSAE,
+            "layers.1",
+            "EleutherAI/pythia-70m-deduped",
+        ),
+        ("openai/relu/relu.pt", ReLUSAE, None, None),
+        (
+            "gemma_scope/gemma-scope-2b-pt-mlp/layer_1/width_16k/average_l0_6",
+            JumpReLUSAE,
+            "layers.1.post_feedforward_layernorm",
+            "google/gemma-2-2b",
+        ),
+        (
+            "gemma_scope_2/gemma-scope-2-1b-pt/attn_out/layer_1_width_16k_l0_small",
+            JumpReLUSAE,
+            "layers.1.self_attn.o_proj:in",
+            "google/gemma-3-1b-pt",
+        ),
+    ],
+)
+def test_files_say_where_they_belong(path, variant, site, model_name):
+    sae = load(path)
+    assert type(sae) is variant
+    assert (sae.config.site, sae.config.model_name) == (site, model_name)
+
+
+# Which formats hold which SAE: by fixture, the formats that must refuse it.
+ROUND_TRIPS = {
+    "saelens/standard": {"sparsify"},
+    "saelens/jumprelu": {"sparsify", "openai"},
+    "saelens/gated": {"sparsify", "openai"},
+    "saelens/topk": {"gemma_scope", "gemma_scope_2", "openai"},
+    "saelens/topk_layer_norm": set(FORMATS) - {"hfsae", "saelens", "openai"},
+    "saelens/standard_constant_norm_rescale": set(FORMATS) - {"hfsae", "saelens"},
+    "saelens/transcoder": {"sparsify", "dictionary_learning", "openai"},
+    "saelens/jumprelu_skip_transcoder": {
+        "sparsify",
+        "dictionary_learning",
+        "openai",
+        "gemma_scope",
+    },
+    "sparsify/groupmax": set(FORMATS) - {"hfsae", "sparsify"},
+    "sparsify/transcode_skip_connection": set(FORMATS) - {"hfsae", "sparsify"},
+    "openai/topk_identity/topk_identity.pt": set(FORMATS) - {"hfsae", "openai"},
+}
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("path", ROUND_TRIPS)
+def test_an_sae_in_another_format_is_the_same_function_or_refused(path, to, tmp_path):
+    sae, x = load(path), load_file(EXPECTED[path])["x"]
+    destination = tmp_path / "layers.1"
+    if to in ROUND_TRIPS[path]:
+        with pytest.raises(ValueError) as caught:
+            convert(sae, destination, to)
+        assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+        return
+    written = convert(sae, destination, to)
+    back = load_folder(written, to, str(written))
+    out, ours = back(x), sae(x)
+    assert (out.latents - ours.latents).abs().max() < 1e-5
+    assert (out.recon - ours.recon).abs().max() < 1e-5
+    assert list(tmp_path.iterdir()) == [written]
+
+
+def test_sites_survive_the_round_trip(tmp_path):
+    for to in ("saelens", "gemma_scope_2", "dictionary_learning"):
+        sae = load("dictionary_learning/jumprelu/trainer_0")
+        written = convert(sae, tmp_path / to, to)
+        assert load_folder(written, to, to).config.site == "layers.1"
+
+
+def test_a_destination_that_is_taken_is_left_alone(tmp_path):
+    sae = load("saelens/standard")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is there already; name another place"):
+        convert(sae, tmp_path, "saelens")
+    with pytest.raises(ValueError, match="format 'gguf' is unknown; there are hfsae, gemma_scope"):
+        convert(sae, tmp_path / "new", "gguf")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def edited(path: str, to: Path, change) -> Path:
+    """A copy of a fixture with its tensors changed."""
+    shutil.copytree(FIXTURES / path, to)
+    file = next(p for p in to.glob("*.safetensors") if p.name != "expected.safetensors")
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+    return to
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda t: t.pop("b_enc"), r"missing tensors \['b_enc'\]"),
+        (lambda t: t.update(odd=torch.zeros(2)), r"unexpected tensors \['odd'\]"),
+        (lambda t: t.update(b_enc=torch.zeros(3)), r"b_enc has shape \[3\].*\[24\]"),
+        (lambda t: t.update(b_dec=t["b_dec"] / 0), "b_dec holds values that are NaN or infinite"),
+        (lambda t: t.pop("W_enc"), "W_enc"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_one_sentence(change, sentence, tmp_path):
+    folder = edited("saelens/standard", tmp_path / "sae", change)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        load_folder(folder, "saelens", "somebody/sae")
+    assert "somebody/sae" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_is_one_sentence(tmp_path):
+    folder = edited("saelens/standard", tmp_path / "sae", lambda t: None)
+    (folder / "sae_weights.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(ValueError, match="somebody/sae cannot be read as saelens"):
+        load_folder(folder, "saelens", "somebody/sae")
+    (folder / "cfg.json").write_text("{")
+    with pytest.raises(ValueError, match="somebody/sae cannot be read as saelens"):
+        load_folder(folder, "saelens", "somebody/sae")
+    (folder / "cfg.json").write_text(json.dumps({"architecture": "topk"}))
+    with pytest.raises(ValueError, match="somebody/sae cannot be read as saelens"):
+        load_folder(folder, "saelens", "somebody/sae")
