@@ -66,10 +66,11 @@ def load(folder: Path, source: str) -> SAE:
     if _VARIANTS[architecture] == "jumprelu_sae":
         state = _with_threshold(state)
     fields = _fields(config, source)
-    _fold_input_scale(state, folder / "activation_scaler.json")
-    if config.get("rescale_acts_by_decoder_norm"):
+    rescales = config.get("rescale_acts_by_decoder_norm", False)
+    _fold_input_scale(state, folder / "activation_scaler.json", rescales)
+    if rescales:
         state = fold_decoder_norms(state)
-    if "topk_threshold" in state:  # it is compared with pre-activations times norms
+    if "topk_threshold" in state:
         threshold = state.pop("topk_threshold").float().clamp(min=0)
         state["threshold"] = threshold.expand(state["b_enc"].shape).clone()
     if "W_skip" in state:
@@ -78,13 +79,15 @@ def load(folder: Path, source: str) -> SAE:
     return build(_VARIANTS[architecture], state, source, **fields)
 
 
-def _fold_input_scale(state: State, path: Path) -> None:
+def _fold_input_scale(state: State, path: Path, rescales: bool) -> None:
     """A checkpoint's weights are for x times its scale."""
     scaler = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     scale = scaler.get("scaling_factor") or 1.0
     state["W_enc"] = state["W_enc"] * scale
     for name in ("W_dec", "b_dec"):
         state[name] = state[name] / scale
+    if rescales and "topk_threshold" in state:  # in units of pre-activations times decoder norms
+        state["topk_threshold"] = state["topk_threshold"] / scale
 
 
 def _modern(config: dict[str, Any]) -> dict[str, Any]:
