@@ -1,14 +1,35 @@
 """Fixtures for all tests: language models and a tokenizer small enough to build in milliseconds.
 
 Nothing here or in a test may reach a network; what needs a GPU or a packaged model skips itself.
+The Hugging Face Hub is `LoopbackHub`, for tests that ask for `hub`; the others are offline.
 """
 
+# ruff: noqa: E402 - the environment is set between the imports
+
+import atexit
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
+from .loopback_hub import LoopbackHub, hub_variables
 
-from collections.abc import Callable
+# huggingface_hub reads its variables once, when it is imported: before that the port must be known
+HUB = LoopbackHub()
+_HF_HOME = Path(tempfile.mkdtemp(prefix="hfsae-tests-"))
+atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
+for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]:
+    del os.environ[_name]
+os.environ |= hub_variables(HUB.url, _HF_HOME) | {"HF_HUB_OFFLINE": "1"}
 
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import huggingface_hub.constants
+import huggingface_hub.file_download
+import huggingface_hub.utils._http
 import pytest
 import torch
 import transformers
@@ -33,6 +54,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _close_hub() -> Iterator[None]:
+    yield
+    HUB.close()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoopbackHub:
+    """An empty Hub that this test's process may reach, with an empty cache and without a login.
+
+    The client's pauses before retries take no time; `hub.waits` has their seconds.
+    """
+    HUB.start(tmp_path / "hub")
+    home = tmp_path / "hf_home"
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
+    clock = SimpleNamespace(**vars(time) | {"sleep": HUB.waits.append})
+    monkeypatch.setattr(huggingface_hub.utils._http, "time", clock)
+    monkeypatch.setattr(huggingface_hub.file_download, "time", clock)
+    huggingface_hub.HfFileSystem.clear_instance_cache()  # it remembers listings
+    if importlib.util.find_spec("datasets"):
+        import datasets.config
+        import datasets.utils.file_utils
+
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+        monkeypatch.setattr(datasets.utils.file_utils, "time", clock)
+    return HUB
 
 
 @pytest.fixture(scope="session")
