@@ -34,6 +34,7 @@ import huggingface_hub.utils._http
 import pytest
 import torch
 import transformers
+import transformers.utils.hub
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -97,7 +98,9 @@ def unreachable_hub(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> Loopba
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)  # of its bare functions
+    # both libraries keep a client with the address of its making
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
     return hub
 
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".npz", ".npy", ".parquet", ".arrow", ".png")
 LFS_SIZE = 10 * 1024 * 1024
 MAIN = "refs/heads/main"
-KINDS = ("models", "datasets", "spaces")
 
 
 class User(NamedTuple):

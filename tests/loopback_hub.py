@@ -241,6 +241,10 @@ class _Server(ThreadingHTTPServer):
         self.server_activate()
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that left is no error
+            traceback.print_exc()
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
