@@ -87,6 +87,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoopbackHub:
 
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+        # else it asks a second server, datasets-server.<host of the Hub>
+        monkeypatch.setattr(datasets.config, "USE_PARQUET_EXPORT", False)
         monkeypatch.setattr(datasets.utils.file_utils, "time", clock)
     return HUB
 

@@ -222,6 +222,7 @@ def hub_variables(url: str, home: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # else `datasets` looks for s3.amazonaws.com
         "NO_PROXY": "127.0.0.1",
     }
 

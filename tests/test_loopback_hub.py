@@ -4,6 +4,7 @@ The second half is also the record of how huggingface_hub and transformers fail.
 """
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -220,8 +221,12 @@ def test_any_file_name_and_bytes_can_be_put_there(hub, api):
     assert api.dataset_info(ID).siblings[1].rfilename == "texts.parquet"
 
 
-def test_a_data_set_is_pushed_loaded_and_streamed(hub):
+def test_a_data_set_is_pushed_loaded_and_streamed_from_the_loopback_only(hub, monkeypatch):
     datasets = pytest.importorskip("datasets")
+    hosts, look_up = [], socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *a, **k: hosts.append(a[0]) or look_up(*a, **k)
+    )
     texts = {"text": [f"line {i}" for i in range(50)]}
     datasets.Dataset.from_dict(texts).push_to_hub("alice/texts", token=WRITE)
     assert "data/train-00000-of-00001.parquet" in hub.list_files("alice/texts", kind="datasets")
@@ -230,6 +235,7 @@ def test_a_data_set_is_pushed_loaded_and_streamed(hub):
     stream = datasets.load_dataset("alice/texts", split="train", streaming=True)
     assert [row["text"] for row in stream] == texts["text"]
     assert {r.status for r in hub.seen("GET", origin="cdn")} == {206}
+    assert set(hosts) <= {"127.0.0.1"}
 
 
 def test_another_process_uses_the_same_hub(hub, pushed, tmp_path):
