@@ -13,6 +13,7 @@ W_enc [d_in, d_sae] and W_dec [d_sae, d_out] lie as ours do; W_skip [d_out, d_in
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,15 @@ def load(folder: Path, source: str) -> SAE:
         state = {_GATED.get(name, name): tensor for name, tensor in state.items()}
     if _VARIANTS[architecture] == "jumprelu_sae":
         state = _with_threshold(state)
-    fields = _fields(config, source)
+    fields, scaler = _fields(config, source), folder / "activation_scaler.json"
+    if config["normalize_activations"] == "expected_average_only_in" and not scaler.is_file():
+        warnings.warn(
+            f"{source} was trained on activations times a scale that its files do not hold; it is "
+            "loaded as SAELens does, without",
+            stacklevel=2,
+        )
     rescales = config.get("rescale_acts_by_decoder_norm", False)
-    _fold_input_scale(state, folder / "activation_scaler.json", rescales)
+    _fold_input_scale(state, scaler, rescales)
     if rescales:
         state = fold_decoder_norms(state)
     if "topk_threshold" in state:
@@ -96,6 +103,8 @@ def _modern(config: dict[str, Any]) -> dict[str, Any]:
     options = config.get("activation_fn_kwargs") or {}
     if config.get("activation_fn") == "topk" and options.get("k") is not None:
         config |= {"architecture": "topk", "k": options["k"]}
+    if config.get("activation_fn") not in (None, "relu", "topk"):  # SAELens 6 would take relu
+        raise ValueError(f"hfsae has no activation {config['activation_fn']!r}")
     normalised = config.get("normalize_activations")
     if not isinstance(normalised, str):
         config["normalize_activations"] = "expected_average_only_in" if normalised else "none"

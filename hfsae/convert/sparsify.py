@@ -49,7 +49,7 @@ def load(folder: Path, source: str) -> SAE:
         )
     if config.get("activation", "topk") not in ("topk", "groupmax"):
         raise ValueError(f"{source}: activation {config['activation']!r} is unknown")
-    fields |= {"k": config["k"], "selection": config.get("activation", "topk")}
+    fields |= {"k": config.get("k", 32), "selection": config.get("activation", "topk")}
     return build("topk_sae", state, source, **fields)
 
 

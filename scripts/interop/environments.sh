@@ -20,7 +20,9 @@ requirements() {
         sparsify) echo "eai-sparsify==1.3.3 torch==2.13.0 transformers==5.24.0" ;;
         dictionary_learning)
             echo "dictionary-learning==0.1.0 nnsight==0.3.7 torch==2.13.0 transformers==5.24.0" ;;
-        saebench) echo "sae-bench==0.6.0 torch==2.13.0" ;;
+        saebench)
+            echo "sae-bench==0.6.0 sae-lens==6.54.12 transformer-lens==3.9.0 datasets==3.6.0" \
+                "torch==2.13.0 transformers==5.24.0" ;;
         *)
             echo "unknown peer $1: saelens, sparsify, dictionary_learning or saebench" >&2
             return 2 ;;

@@ -19,11 +19,11 @@ from fixture import D_IN, D_OUT, D_SAE, fill, fresh, inputs, value, write
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.temporal_sae import TemporalSAE, TemporalSAEConfig
 from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 SIZE = {"d_in": D_IN, "d_sae": D_SAE}
-NAMES = {
+CLASSES = {
     "standard": sae_lens.StandardSAE,
     "gated": sae_lens.GatedSAE,
     "jumprelu": sae_lens.JumpReLUSAE,
@@ -93,7 +93,7 @@ def saved(out: Path, name: str, architecture: str, **config: Any) -> Path:
     """An inference SAE, saved by SAELens."""
     config.setdefault("metadata", metadata())
     folder = fresh(out / name)
-    sae = NAMES[architecture](CONFIGS[architecture](**SIZE, **config))
+    sae = CLASSES[architecture](CONFIGS[architecture](**SIZE, **config))
     fill(name, sae)
     sae.save_model(folder)
     return folder
@@ -176,8 +176,6 @@ def whitened(name: str) -> ActivationScaler:
 
 def log_threshold(folder: Path) -> None:
     """Turn a JumpReLU checkpoint into one of the versions that trained the logarithm."""
-    from safetensors.torch import load_file
-
     path = folder / "sae_weights.safetensors"
     tensors = load_file(path)
     tensors["log_threshold"] = tensors.pop("threshold").log()
@@ -189,7 +187,7 @@ def older(
 ) -> None:
     """The weights of an inference SAE beside the flat cfg.json of a version before 6.
 
-    None as a value of `changes` leaves a key out; "tensors" adds to the weights.
+    In `changes`, "without" names keys to leave out and "tensors" adds to the weights.
     """
     config: dict[str, Any] = {
         "architecture": architecture,
@@ -222,7 +220,7 @@ def older(
         del config[key]
     folder = fresh(out / name)
     made = CONFIGS[architecture](**SIZE)
-    sae = NAMES[architecture](made)
+    sae = CLASSES[architecture](made)
     fill(name, sae)
     weights = {key: tensor.contiguous() for key, tensor in sae.state_dict().items()}
     save_file(weights | add, folder / "sae_weights.safetensors")

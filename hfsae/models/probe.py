@@ -1,0 +1,184 @@
+"""A probe: activations with the latents they must give, kept beside the weights.
+
+`probe.safetensors` holds raw activations x [n, d_in], the firing latents of each (indices and
+values), and reconstructions; its metadata the SHA-256 of every weight and of the config. So a
+folder can tell two things about itself: whether its weights are, to the bit, those that were
+saved, and whether this machine, dtype and version make the same of them.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+NAME = "probe.safetensors"
+N_TOKENS = 64
+_TENSORS = ("x", "counts", "indices", "values", "recon")
+_FULL = (torch.float32, torch.float64)
+# What another order of summation, or a lower precision, may change: values, as a share of the
+# largest; and latents that lie so near their threshold that they fall to its other side, as a
+# share of those that fire.
+_TOLERANCE, _TOLERANCE_LOW = 1e-4, 0.05
+_FLIPS, _FLIPS_LOW = 0.01, 0.1
+# Says nothing of the function, or is written anew with each version.
+_NOT_THE_FUNCTION = {"_name_or_path", "auto_map", "architectures", "dtype", "transformers_version"}
+
+
+class Verification(NamedTuple):
+    """What a probe shows."""
+
+    weights_are_intact: bool | None
+    """None where weights were cast, so that their bits cannot be compared"""
+    damaged: list[str]
+    """what differs from what was saved: names of weights, "config", "probe" """
+    latents_difference: float
+    """largest absolute difference, as a share of the largest latent"""
+    recon_difference: float
+    flipped: float
+    """latents that fire on one side only, as a share of those that fire"""
+    tolerance: float
+    flips_tolerance: float
+    dtype: torch.dtype
+    n_tokens: int
+
+    @property
+    def ok(self) -> bool:
+        close = max(self.latents_difference, self.recon_difference) <= self.tolerance
+        return not self.damaged and close and self.flipped <= self.flips_tolerance
+
+    def __str__(self) -> str:
+        numbers = (
+            f"{self.n_tokens} tokens in {str(self.dtype).removeprefix('torch.')}: latents differ "
+            f"by {self.latents_difference:.1e} of the largest, reconstructions by "
+            f"{self.recon_difference:.1e} (tolerance {self.tolerance:.0e}), {self.flipped:.1%} "
+            f"fire on one side only (tolerance {self.flips_tolerance:.0%})"
+        )
+        if self.damaged:
+            return f"DAMAGED: {', '.join(self.damaged)} differ from what was saved; {numbers}"
+        if not self.ok:
+            return f"NOT REPRODUCED; {numbers}"
+        bits = "weights are intact to the bit" if self.weights_are_intact else "weights were cast"
+        return f"reproduced; {bits}; {numbers}"
+
+
+@torch.no_grad()
+def write_probe(sae: Any, x: Float[Tensor, "n d_in"], folder: str | Path) -> Path:
+    """Write `probe.safetensors` of an SAE as it was saved in `folder`, for raw activations x."""
+    x = x.to(sae.device, sae.dtype)
+    latents, recon = _run(sae, x)
+    where = latents != 0
+    tensors = {
+        "x": x.cpu().contiguous(),
+        "counts": where.sum(-1).cpu(),
+        "indices": where.nonzero()[:, 1].cpu(),
+        "values": latents[where].cpu(),
+        "recon": recon.cpu().contiguous(),
+    }
+    hashes = {name: _hash(t) for name, t in sae.state_dict().items()}
+    hashes |= {"config": _hash_config(sae.config), "probe": _hash_all(tensors)}
+    path = Path(folder) / NAME
+    temporary = path.with_name(f".{NAME}.tmp")
+    save_file(tensors, temporary, metadata={"sha256": json.dumps(hashes)})
+    temporary.chmod(0o644)
+    os.replace(temporary, path)
+    return path
+
+
+@torch.no_grad()
+def verify(sae: Any, path: Path) -> Verification:
+    """Hold `sae`, as it is here, against a probe.
+
+    Raises:
+        ValueError: the probe is damaged, or of an SAE of other widths.
+    """
+    tensors, hashes = _read(path)
+    damaged = [] if _hash_all(tensors) == hashes.get("probe") else ["probe"]
+    if _hash_config(sae.config) != hashes.get("config"):
+        damaged.append("config")
+    state = {name: tensor for name, tensor in sae.state_dict().items()}
+    was_cast = tensors["x"].dtype != sae.dtype
+    if not was_cast:
+        damaged += [name for name, tensor in state.items() if _hash(tensor) != hashes.get(name)]
+    x = tensors["x"]
+    if x.shape[-1] != sae.config.d_in or tensors["recon"].shape[-1] != sae.config.d_out:
+        raise ValueError(f"{path} is of another SAE: its activations are {x.shape[-1]} wide")
+    latents, recon = _run(sae, x.to(sae.device, sae.dtype))
+    expected = _dense(tensors, sae.config.d_sae)
+    flips = (latents != 0) != (expected != 0)
+    same, expected_recon = ~flips.any(-1), tensors["recon"].float()
+    is_full = sae.dtype in _FULL and x.dtype in _FULL
+    return Verification(
+        weights_are_intact=None if was_cast else not damaged,
+        damaged=damaged,
+        latents_difference=_difference(latents[~flips], expected[~flips]),
+        recon_difference=_difference(recon[same], expected_recon[same]),
+        flipped=float(flips.sum() / tensors["counts"].sum().clamp(min=1)),
+        tolerance=_TOLERANCE if is_full else _TOLERANCE_LOW,
+        flips_tolerance=_FLIPS if is_full else _FLIPS_LOW,
+        dtype=sae.dtype,
+        n_tokens=len(x),
+    )
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference, as a share of the largest value; infinite for a NaN."""
+    if not expected.numel():
+        return 0.0
+    largest = expected.abs().max().clamp(min=1e-12)
+    return float(((found - expected).abs() / largest).nan_to_num(float("inf")).max())
+
+
+def _run(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    latents = sae.encode(x)
+    return latents.float().cpu(), sae.decode(latents, x).float().cpu()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            if set(file.keys()) != set(_TENSORS):
+                raise ValueError(f"it holds {sorted(file.keys())}")
+            return {n: file.get_tensor(n) for n in _TENSORS}, json.loads(file.metadata()["sha256"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or no probe: {error}") from error
+
+
+def _dense(tensors: dict[str, Tensor], d_sae: int) -> Float[Tensor, "n d_sae"]:
+    counts, indices = tensors["counts"], tensors["indices"]
+    dense = torch.zeros(len(counts), d_sae)
+    if int(counts.sum()) != len(indices) or (len(indices) and int(indices.max()) >= d_sae):
+        return dense  # a damaged probe, which its hash has told
+    rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    dense[rows, indices] = tensors["values"].float()
+    return dense
+
+
+def _hash(tensor: Tensor) -> str:
+    plain = tensor.detach().cpu().contiguous()
+    head = f"{plain.dtype} {list(plain.shape)} ".encode()
+    return hashlib.sha256(head + plain.view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _hash_all(tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256("".join(_hash(tensors[n]) for n in _TENSORS).encode()).hexdigest()
+
+
+def _hash_config(config: Any) -> str:
+    """Of what is not a default, so that a field which a later version adds changes nothing."""
+    values = config.to_dict()
+    plain = {
+        field.name: values[field.name]
+        for field in fields(config)
+        if field.name in values
+        and field.name not in _NOT_THE_FUNCTION
+        and values[field.name] != field.default
+    }
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
