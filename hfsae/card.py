@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import ChainableUndefined, Environment
@@ -28,7 +29,10 @@ Json = dict[str, Any]
 
 _OPEN, _CLOSE = "<!-- hfsae:keep -->", "<!-- /hfsae:keep -->"
 _KEPT = re.compile(f"{_OPEN}.*?{_CLOSE}", re.DOTALL)
-_MODEL_ID = re.compile(r'(?<=AutoModel\.from_pretrained\()"(?:[^"\\]|\\.)*"')
+_MODEL_ID = re.compile(r'(AutoModel\.from_pretrained|hfsae\.load)\("((?:[^"\\]|\\.)*)"([^)\n]*)')
+_FRONT = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
+_FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+_HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 # An absolute path, at the start of a setting or after `=` and the like; not `a/b` or `https://a`.
 _PATH = re.compile(r"(?<![\w.~/\\-])(?:file://)?(?:~[\w.-]*|[A-Za-z]:)?[/\\](?![/\s]).*", re.DOTALL)
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -77,7 +81,13 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
     if repo_id is not None:
         card = set_model_id(card, repo_id)
     if path.exists():
-        card = _carry_over(path, card)
+        old = path.read_text(encoding="utf-8")
+        if not _kept_blocks(old):
+            raise ValueError(
+                f"{path} holds no whole block between {_OPEN} and {_CLOSE}, so all of it would be "
+                "lost; put what is to stay between these lines, or move the file away"
+            )
+        card = carry_over(old, card)
     temporary = path.with_name(".README.md.tmp")
     temporary.write_text(card, encoding="utf-8", newline="\n")
     os.replace(temporary, path)
@@ -108,10 +118,20 @@ def _misgivings(config: Json, evaluation: Json) -> list[str]:
     return found
 
 
-def set_model_id(card: str, repo_id: str) -> str:
-    """The card with `repo_id` as what its snippet loads."""
+def set_model_id(
+    card: str, repo_id: str, *, subfolder: str = "", revision: str | None = None
+) -> str:
+    """The card with this as what its first snippet loads."""
     validate_repo_id(repo_id)
-    return _MODEL_ID.sub(lambda _: _python(repo_id), card, count=1)
+
+    def renamed(call: re.Match[str]) -> str:
+        options = {"subfolder": subfolder, "revision": revision}
+        if call[1] == "hfsae.load":
+            return f"{call[1]}({_python(repo_id)}{call[3]}"
+        given = "".join(f", {name}={_python(value)}" for name, value in options.items() if value)
+        return f"{call[1]}({_python(repo_id)}{given}"
+
+    return _MODEL_ID.sub(renamed, card, count=1)
 
 
 def render_card(folder: str | Path) -> str:
@@ -122,9 +142,7 @@ def render_card(folder: str | Path) -> str:
     )
     if "d_sae" not in config:
         raise ValueError(f"{str(folder)!r} holds no SAE: its config.json is missing, or another's")
-    template = _environment().from_string(
-        Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
-    )
+    template = _environment().from_string(_template())
     facts = _facts(config, record)
     return template.render(
         **facts,
@@ -137,16 +155,45 @@ def render_card(folder: str | Path) -> str:
     )
 
 
+def _template(name: str = "model_card.md") -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def render_suite(folder: str | Path) -> str:
+    """The card of a folder with several SAEs: what there is, with metrics, and how to load one."""
+    folder = Path(folder)
+    paths = [p.parent for p in sorted(folder.rglob("config.json")) if "d_sae" in _json(p)]
+    rows = []
+    for home in paths:
+        config, evaluation = _json(home / "config.json"), _json(home / "evaluation.json")
+        metrics = evaluation.get("metrics", {})
+        values = {name: metrics.get(name, {}).get("value") for name in _INDEXED}
+        rows.append({"path": home.relative_to(folder).as_posix(), "config": config, **values})
+    facts = [_facts(row["config"], _json(folder / row["path"] / "training.json")) for row in rows]
+    front = _front_matter(facts[0], {})
+    front.model_name = None
+    return (
+        _environment()
+        .from_string(_template("suite_card.md"))
+        .render(
+            rows=rows,
+            model_id=folder.resolve().name,
+            front_matter=front.to_yaml(),
+            lm=facts[0]["lm"],
+        )
+    )
+
+
 def _json(path: Path) -> Json:
-    return _public(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return public(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _public(value: Any) -> Any:
+def public(value: Any) -> Any:
     """The same without where things lie on the machine."""
     if isinstance(value, dict):
-        return {k: _public_command(v) if k == "command" else _public(v) for k, v in value.items()}
+        return {k: _public_command(v) if k == "command" else public(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_public(item) for item in value]
+        return [public(item) for item in value]
     if not isinstance(value, str):
         return value
     return _PATH.sub(lambda m: "./" + re.split(r"[/\\]+", m[0].rstrip("/\\"))[-1], value)
@@ -158,7 +205,7 @@ def _public_command(command: str) -> str:
         arguments = shlex.split(command)
     except ValueError:  # a quotation that does not end
         arguments = command.split()
-    return " ".join(shlex.join(_public(arguments)).split())
+    return " ".join(shlex.join(public(arguments)).split())
 
 
 def _facts(config: Json, record: Json) -> Json:
@@ -334,13 +381,59 @@ def _environment() -> Environment:
     return environment
 
 
-def _carry_over(old: Path, new: str) -> str:
-    """`new` with the kept blocks of the card that it replaces."""
-    text = old.read_text(encoding="utf-8")
+def carry_over(old: str, new: str) -> str:
+    """`new` with what people wrote into the card that it replaces.
+
+    Kept blocks, sections under headings of their own, and keys of the front matter that `new`
+    leaves out. A card without kept blocks is none of ours, and stays as it is.
+    """
+    blocks = _kept_blocks(old)
+    if not blocks:
+        return old
+    merged = _KEPT.sub(lambda _: "\n\n".join(blocks), new, count=1)
+    sections = list(_own_sections(_KEPT.sub("", old)))
+    if sections:
+        merged = merged.rstrip("\n") + "\n\n" + "\n\n".join(sections) + "\n"
+    return _with_front_matter_of(old, merged)
+
+
+def _kept_blocks(text: str) -> list[str]:
+    """Blocks to keep; none where one of them does not end."""
     blocks = _KEPT.findall(text)
-    if not blocks or text.count(_OPEN) != len(blocks) or text.count(_CLOSE) != len(blocks):
-        raise ValueError(
-            f"{old} holds no whole block between {_OPEN} and {_CLOSE}, so all of it would be lost; "
-            "put what is to stay between these lines, or move the file away"
-        )
-    return _KEPT.sub(lambda _: "\n\n".join(blocks), new, count=1)
+    return blocks if text.count(_OPEN) == text.count(_CLOSE) == len(blocks) else []
+
+
+def _own_sections(text: str) -> Iterator[str]:
+    """Sections whose headings no template of ours has; headings in code are none."""
+    known = set(_HEADING.findall(_template())) | set(_HEADING.findall(_template("suite_card.md")))
+    fenced = _FENCED.sub(lambda m: re.sub("^#", "\0", m[0], flags=re.MULTILINE), text)
+    starts = [m for m in _HEADING.finditer(fenced)]
+    ends = [m.start() for m in starts[1:]] + [len(fenced)]
+    for start, end in zip(starts, ends, strict=True):
+        if start[1].strip() not in known:
+            yield fenced[start.start() : end].replace("\0", "#").strip()
+
+
+def _with_front_matter_of(old: str, new: str) -> str:
+    theirs, ours = (_front_of(text) for text in (old, new))
+    extra = {key: value for key, value in theirs.items() if key not in ours}
+    tags = [tag for tag in theirs.get("tags") or [] if tag not in (ours.get("tags") or [])]
+    front = _FRONT.match(new)
+    if front is None or not (extra or tags):
+        return new
+    text = front[1]
+    if tags and "tags" in ours:
+        lines = "".join(f"- {json.dumps(tag, ensure_ascii=False)}\n" for tag in tags)
+        text = re.sub(r"(^tags:\n(?:- .*\n)*)", lambda m: m[1] + lines, text, flags=re.MULTILINE)
+    if extra:
+        text += yaml.safe_dump(extra, sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---\n{new[front.end() :]}"
+
+
+def _front_of(card: str) -> Json:
+    front = _FRONT.match(card)
+    try:
+        found = yaml.safe_load(front[1]) if front else {}
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -510,11 +510,17 @@ def test_handwritten_notes_survive_and_the_rest_is_made_anew(folder):
     empty = "<!-- hfsae:keep -->\n<!-- /hfsae:keep -->"
     generated = path.read_text(encoding="utf-8")
     assert generated.count(empty) == 1
-    path.write_text(generated.replace(empty, NOTES).replace("## Limits", f"{MORE}\n## Limitz"))
+    edited = generated.replace(empty, NOTES).replace("## Limits", f"{MORE}\n## Limits\n\n- Mine.")
+    edited = edited.replace("tags:\n", "thumbnail: sae.png\ntags:\n- mine\n")
+    own = "## How we use it\n\n```md\n## Limits\n```\n"
+    path.write_text(f"{edited}\n{own}")
     change(folder, seed=99)
     card = write_card(folder, repo_id="owner/sae").read_text(encoding="utf-8")
     assert f"{NOTES}\n\n{MORE}" in card
-    assert "Limitz" not in card and "| Seed | 99 |" in card
+    assert "- Mine." not in card and "| Seed | 99 |" in card
+    assert card.endswith(own)
+    front = metadata_load(path)
+    assert front["thumbnail"] == "sae.png" and front["tags"][-1] == "mine"
     assert write_card(folder, repo_id="owner/sae").read_text(encoding="utf-8") == card
 
 

@@ -1,0 +1,428 @@
+"""To the Hub and from it: one atomic commit up, whole files down, one sentence for what fails.
+
+`push` sends what is on a list of names and nothing else, says before it sends what will be seen by
+whom, and makes new repositories private unless told otherwise. What people wrote into a card stays.
+Calls that may fail for a while (429, 5xx, a connection that breaks) are repeated; a commit whose
+answer was lost is found to be there. Files that came down are held against the Hub's checksums, so
+that a damaged one is fetched again and not kept.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from . import card
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PUSHED = (
+    "config.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    "README.md",
+    "training.json",
+    "evaluation.json",
+    "probe.safetensors",
+    "modeling_hfsae.py",
+    "figures/*.png",
+    "features/*.parquet",
+    "features/meta.json",
+)
+_CODE = Path(__file__).with_name("modeling_hfsae.py")
+_AUTO_MAP = {"AutoConfig": "modeling_hfsae.HfsaeConfig", "AutoModel": "modeling_hfsae.HfsaeModel"}
+_WAITS = (1.0, 2.0, 4.0, 8.0)
+_PASSING = (408, 412, 429, 500, 502, 503, 504)  # 412: somebody else's commit came in between
+
+
+class HubFile(NamedTuple):
+    path: str
+    size: int | None
+    sha256: str | None
+    """of files in LFS; the client compares sizes only"""
+
+
+class Listing(NamedTuple):
+    """What a repository holds at a commit."""
+
+    repo_id: str
+    commit: str | None
+    files: list[HubFile]
+
+
+class Plan(NamedTuple):
+    """What a push would do."""
+
+    repo_id: str
+    is_new: bool
+    private: bool
+    files: dict[str, Path | bytes]
+    """path in the repository -> content"""
+    left_out: list[str]
+
+    def __str__(self) -> str:
+        n_bytes = sum(_size(content) for content in self.files.values())
+        who = "only those you give access" if self.private else "EVERYONE"
+        lines = [
+            f"{'new' if self.is_new else 'existing'} {'private' if self.private else 'public'} "
+            f"model repository {self.repo_id}, {len(self.files)} files, {n_bytes / 1e6:.1f} MB, "
+            f"visible to {who}:",
+            *(f"  {path}  {_size(c) / 1e3:,.1f} kB" for path, c in sorted(self.files.items())),
+        ]
+        if self.left_out:
+            lines.append(f"not sent: {', '.join(self.left_out)}")
+        return "\n".join(lines)
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    subfolder: str = "",
+    include_code: bool = False,
+    replace_model_card: bool = False,
+    dry_run: bool = False,
+    tell: Callable[[str], None] = logger.info,
+) -> str:
+    """Send the SAE in `folder`, or the SAEs in its subfolders, in one commit; the commit's address.
+
+    Args:
+        private: of a repository that is made by this; None: private. An existing one stays as it
+            is, and the opposite is an error.
+        revision: branch to commit to, made if it is not there.
+        create_pr: propose the commit as a pull request.
+        subfolder: where in the repository.
+        include_code: send a file with which the SAE runs where hfsae is not installed.
+        replace_model_card: do not carry over what people wrote into the card that is there.
+        dry_run: only tell.
+        tell: is given what will be sent where, before it is sent.
+
+    Raises:
+        ValueError: no SAE in the folder, not allowed, no such thing, unreachable; one sentence.
+    """
+    api = HfApi(token=token)
+    files, left_out = _collect(Path(folder), subfolder, include_code)
+    with _in_a_sentence(repo_id, f"push to {repo_id}"):
+        is_new, is_private = _visibility(api, repo_id, private)
+        plan = Plan(repo_id, is_new, is_private, files, left_out)
+        _write_cards(api, plan, revision, replace_model_card)
+        tell(str(plan))
+        if dry_run:
+            return ""
+        _patiently(
+            lambda: api.create_repo(repo_id, private=is_private, exist_ok=True), "create_repo"
+        )
+        if revision and not create_pr:
+            _patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), "branch")
+        done: Any = _patiently(
+            lambda: api.create_commit(
+                repo_id,
+                [CommitOperationAdd(path, content) for path, content in sorted(files.items())],
+                commit_message=commit_message or f"Upload {subfolder or 'SAE'} with hfsae",
+                revision=revision,
+                create_pr=create_pr,
+            ),
+            "commit",
+        )
+    return done.pr_url or done.commit_url
+
+
+def _collect(
+    folder: Path, subfolder: str, include_code: bool
+) -> tuple[dict[str, Path | bytes], list[str]]:
+    """(what to send by its path in the repository, what is left out)."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder} to push")
+    homes = sorted(p.parent for p in folder.rglob("config.json") if _is_sae(p.parent))
+    if not homes:
+        raise ValueError(f"{folder} holds no SAE: no config.json with model.safetensors beside it")
+    prefix = f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
+    files: dict[str, Path | bytes] = {}
+    for home in homes:
+        at = prefix + "".join(f"{part}/" for part in home.relative_to(folder).parts)
+        for pattern in PUSHED:
+            for path in home.glob(pattern):
+                if path.is_file() and not path.is_symlink():
+                    files[at + path.relative_to(home).as_posix()] = _published(path, include_code)
+    if folder not in homes and (folder / "README.md").is_file():
+        files[f"{prefix}README.md"] = folder / "README.md"
+    if include_code:
+        files[_CODE.name] = _CODE
+    sent = {path.resolve() for path in files.values() if isinstance(path, Path)}
+    sent |= {(h / n).resolve() for h in homes for n in ("config.json", "training.json")}
+    every = sorted(p for p in folder.rglob("*") if p.is_file() and p.resolve() not in sent)
+    return files, [p.relative_to(folder).as_posix() for p in every]
+
+
+def _is_sae(folder: Path) -> bool:
+    return any(
+        (folder / n).is_file() for n in ("model.safetensors", "model.safetensors.index.json")
+    )
+
+
+def _published(path: Path, include_code: bool) -> Path | bytes:
+    """A file as it may be seen: records without where things lie on this machine."""
+    if path.name not in ("config.json", "training.json"):
+        return path
+    content = card.public(json.loads(path.read_text(encoding="utf-8")))
+    if path.name == "config.json":
+        content.pop("auto_map", None)
+        content.pop("_name_or_path", None)
+        content |= {"auto_map": _AUTO_MAP} if include_code else {}
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _size(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def _visibility(api: HfApi, repo_id: str, private: bool | None) -> tuple[bool, bool]:
+    """(whether the repository is new, whether it is or will be private)."""
+    try:
+        found = _patiently(lambda: api.model_info(repo_id), "model_info")
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        return True, private is not False
+    if private is not None and bool(found.private) != private:
+        is_now = "private" if found.private else "public"
+        raise ValueError(
+            f"{repo_id} is there already and {is_now}; change that in its settings on the Hub, or "
+            f"leave `private` out"
+        )
+    return False, bool(found.private)
+
+
+def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) -> None:
+    """Put the repository's id into cards, and into them what people wrote into the older ones."""
+    for path in [p for p in plan.files if p.endswith("README.md")]:
+        content = plan.files[path]
+        text = content.read_text(encoding="utf-8") if isinstance(content, Path) else ""
+        where = path.removesuffix("README.md").strip("/")
+        text = card.set_model_id(text, plan.repo_id, subfolder=where, revision=revision)
+        if not replace and not plan.is_new:
+            try:
+                old = _download(api, plan.repo_id, path, revision)
+                text = card.carry_over(old.read_text(encoding="utf-8"), text)
+            except (EntryNotFoundError, RevisionNotFoundError):
+                pass
+        plan.files[path] = text.encode()
+
+
+def _download(api: HfApi, repo_id: str, path: str, revision: str | None) -> Path:
+    return Path(
+        _patiently(lambda: api.hf_hub_download(repo_id, path, revision=revision), "download")
+    )
+
+
+def list_files(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Listing:
+    """Everything a repository holds, from one call; offline, what of it is in the cache.
+
+    Raises:
+        ValueError: not there, not allowed, or unreachable; one sentence.
+    """
+    with _in_a_sentence(repo_id, f"read {repo_id}", revision):
+        if not (local_files_only or constants.HF_HUB_OFFLINE):
+            try:
+                info = _patiently(
+                    lambda: HfApi(token=token).model_info(
+                        repo_id, revision=revision, files_metadata=True
+                    ),
+                    "model_info",
+                )
+            except HTTPError as error:
+                if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                    raise
+                logger.warning("the Hub cannot be reached; looking for %s in the cache", repo_id)
+            else:
+                files = [
+                    HubFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else None)
+                    for f in info.siblings or []
+                ]
+                return Listing(repo_id, info.sha, files)
+        where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": True}
+        root = Path(snapshot_download(repo_id, **where))
+        paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+        return Listing(repo_id, root.name, [HubFile(path, None, None) for path in paths])
+
+
+def fetch(
+    listing: Listing,
+    paths: list[str],
+    *,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Have these files of a repository in the cache; the folder that holds them all.
+
+    Raises:
+        ValueError: not allowed, unreachable, or damaged on the way; one sentence. A file that
+            does not have the Hub's checksum is not kept.
+    """
+    files = {file.path: file for file in listing.files}
+    root = Path()
+    for path in paths:
+        _refuse_path(listing.repo_id, path)
+        with _in_a_sentence(listing.repo_id, f"download {path} of {listing.repo_id}"):
+
+            def get(path: str = path, force: bool = False) -> Path:
+                return Path(
+                    hf_hub_download(
+                        listing.repo_id,
+                        path,
+                        revision=listing.commit,
+                        token=token,
+                        cache_dir=cache_dir,
+                        local_files_only=local_files_only or constants.HF_HUB_OFFLINE,
+                        force_download=force,
+                    )
+                )
+
+            found = _patiently(get, path)
+            if not _is_intact(found, files[path]):
+                found = _patiently(lambda: get(force=True), path)
+                if not _is_intact(found, files[path]):
+                    found.resolve().unlink()
+                    raise ValueError(
+                        f"{path} of {listing.repo_id} arrives damaged: its checksum is not the "
+                        "Hub's. It was not kept; try again later, or over another connection"
+                    )
+            root = found.parents[path.count("/")]
+    return root
+
+
+def _refuse_path(repo_id: str, path: str) -> None:
+    parts = path.replace("\\", "/").split("/")
+    if ".." in parts or path.startswith(("/", "\\")) or ":" in parts[0]:
+        raise ValueError(f"{repo_id} holds a file named {path!r}, which leaves its folder: refused")
+
+
+def _is_intact(path: Path, file: HubFile) -> bool:
+    if file.size is not None and path.stat().st_size != file.size:
+        return False
+    if file.sha256 is None:
+        return True
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(2**24):
+            digest.update(block)
+    return digest.hexdigest() == file.sha256
+
+
+def _patiently(call: Callable[[], T], what: str) -> T:
+    """The call's result; repeated where it may go well the next time."""
+    for wait in _WAITS:
+        try:
+            return call()
+        except (HTTPError, RuntimeError) as error:
+            if not _may_pass(error):
+                raise
+            asked = _retry_after(error)
+            logger.warning("%s: %s; again in %.0f s", what, _brief(error), asked or wait)
+            time.sleep(asked or wait)
+    return call()
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in _PASSING
+    if isinstance(error, RuntimeError):  # the client's word for an upload that broke off
+        return isinstance(error.__cause__, HTTPError) and _may_pass(error.__cause__)
+    return isinstance(error, HTTPError)
+
+
+def _retry_after(error: BaseException) -> float | None:
+    response = getattr(error, "response", None)
+    asked = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(float(asked), 60.0) if asked.isdigit() else None
+
+
+class _in_a_sentence:
+    """Turns what the client raises inside into ValueError: what failed, and what would help."""
+
+    def __init__(self, repo_id: str, doing: str, revision: str | None = None) -> None:
+        self.repo_id, self.doing, self.revision = repo_id, doing, revision
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, HTTPError | OSError | RuntimeError | HFValidationError):
+            reason = _reason(error, self.repo_id, self.revision)
+            raise ValueError(f"cannot {self.doing}: {reason}") from error
+
+
+def _reason(error: BaseException, repo_id: str, revision: str | None) -> str:
+    chain = list(_causes(error))
+    page = f"{constants.ENDPOINT}/{repo_id}"
+    reasons: dict[type[BaseException], str] = {  # a gated repository is a kind of one not found
+        GatedRepoError: f"it is gated; ask for access at {page}, then `hf auth login`",
+        RepositoryNotFoundError: "there is no such repository, or it is private and your token "
+        "may not read it; check the name, or run `hf auth login`",
+        RevisionNotFoundError: f"it has no revision {revision!r}",
+        LocalEntryNotFoundError: "it is not in the cache, and the Hub is not asked or not there; "
+        "go online once",
+        EntryNotFoundError: "it has no such file",
+        HFValidationError: "that is no repository id; write 'name/repository'",
+    }
+    for kind, reason in reasons.items():
+        if any(isinstance(cause, kind) for cause in chain):
+            return reason
+    for cause in chain:
+        if isinstance(cause, HfHubHTTPError):
+            return _of_status(cause)
+        if isinstance(cause, HTTPError):
+            return f"the connection to {constants.ENDPOINT} broke ({_brief(cause)}); try again"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename or constants.HF_HUB_CACHE})"
+    return _brief(error)
+
+
+def _of_status(error: HfHubHTTPError) -> str:
+    code = error.response.status_code
+    said = (error.server_message or _brief(error)).strip().rstrip(".")
+    return {
+        401: f"the Hub does not know your token ({said}); run `hf auth login`, or give `token`",
+        403: f"your token may not do that ({said}); use one with write access to the repository",
+        429: "the Hub asks for fewer requests (429); wait a few minutes and try again",
+    }.get(code, f"the Hub answered {code} ({said}); try again later")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
