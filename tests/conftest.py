@@ -20,7 +20,8 @@ _HF_HOME = Path(tempfile.mkdtemp(prefix="hfsae-tests-"))
 atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
 for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]:
     del os.environ[_name]
-os.environ |= hub_variables(HUB.url, _HF_HOME) | {"HF_HUB_OFFLINE": "1"}
+os.environ |= hub_variables(HUB.url, _HF_HOME)
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import importlib.util
 import time
