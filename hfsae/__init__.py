@@ -5,6 +5,8 @@
     cli                        the command
     plan                       what a run costs
     recipe                     what a run is
+    suite                      load and list, by name and meaning
+    hub                        push and fetch
     training | evaluation | features | figures | card | convert
     models | activations | metrics
     ops | lm                   torch and transformers only
@@ -29,8 +31,10 @@ command line need the `train` extra.
 
 from .activations import PackedRows as PackedRows
 from .activations import TextArguments as TextArguments
+from .convert import save_as as save_as
 from .evaluation import evaluate as evaluate
 from .features import collect as collect
+from .hub import push as push
 from .lm import LoadedLM as LoadedLM
 from .lm import capture as capture
 from .lm import load_lm as load_lm
@@ -47,3 +51,7 @@ from .models import SAEConfig as SAEConfig
 from .models import SAEOutput as SAEOutput
 from .models import TopKSAE as TopKSAE
 from .models import TopKSAEConfig as TopKSAEConfig
+from .models.probe import write_probe as write_probe
+from .suite import SAEEntry as SAEEntry
+from .suite import list_saes as list_saes
+from .suite import load as load

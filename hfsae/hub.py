@@ -166,8 +166,11 @@ def _collect(
             for path in home.glob(pattern):
                 if path.is_file() and not path.is_symlink():
                     files[at + path.relative_to(home).as_posix()] = _published(path, include_code)
-    if folder not in homes and (folder / "README.md").is_file():
-        files[f"{prefix}README.md"] = folder / "README.md"
+        if f"{at}README.md" not in files:
+            files[f"{at}README.md"] = card.render_card(home).encode()
+    if folder not in homes:
+        own = folder / "README.md"
+        files[f"{prefix}README.md"] = own if own.is_file() else card.render_suite(folder).encode()
     if include_code:
         files[_CODE.name] = _CODE
     sent = {path.resolve() for path in files.values() if isinstance(path, Path)}
@@ -219,7 +222,7 @@ def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) ->
     """Put the repository's id into cards, and into them what people wrote into the older ones."""
     for path in [p for p in plan.files if p.endswith("README.md")]:
         content = plan.files[path]
-        text = content.read_text(encoding="utf-8") if isinstance(content, Path) else ""
+        text = (content.read_bytes() if isinstance(content, Path) else content).decode()
         where = path.removesuffix("README.md").strip("/")
         text = card.set_model_id(text, plan.repo_id, subfolder=where, revision=revision)
         if not replace and not plan.is_new:

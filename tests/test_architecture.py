@@ -49,16 +49,22 @@ def test_public_names():
         "ReLUSAEConfig",
         "SAE",
         "SAEConfig",
+        "SAEEntry",
         "SAEOutput",
         "TextArguments",
         "TopKSAE",
         "TopKSAEConfig",
         "capture",
-        "evaluate",
         "collect",
+        "evaluate",
+        "list_saes",
+        "load",
         "load_lm",
         "patch",
+        "push",
+        "save_as",
         "splice",
+        "write_probe",
     }
 
 

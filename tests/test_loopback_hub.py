@@ -29,9 +29,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
-from transformers import AutoModel
-
-from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .loopback_hub import DOWNLOADS, UPLOADS, Fault, LoopbackHub
 
@@ -40,9 +38,34 @@ ID = "alice/sae"
 PUSHED = [".gitattributes", "README.md", "config.json", "model.safetensors"]
 
 
-def small_sae(seed: int = 0, d_in: int = 4, d_sae: int = 8) -> JumpReLUSAE:
+class PlainConfig(PreTrainedConfig):
+    model_type = "plain_in_tests"
+    d_in: int
+    d_sae: int
+
+
+class Plain(PreTrainedModel):
+    """As plain as a model can be, so that what fails is the client's affair."""
+
+    config_class = PlainConfig
+
+    def __init__(self, config: PlainConfig):
+        super().__init__(config)
+        for name in ("W_enc", "W_dec"):
+            setattr(self, name, torch.nn.Parameter(torch.randn(config.d_in, config.d_sae)))
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        pass
+
+
+AutoConfig.register(PlainConfig.model_type, PlainConfig)
+AutoModel.register(PlainConfig, Plain)
+
+
+def small_sae(seed: int = 0, d_in: int = 4, d_sae: int = 8) -> Plain:
     torch.manual_seed(seed)
-    return JumpReLUSAE(JumpReLUSAEConfig(d_in=d_in, d_sae=d_sae, site="layers.1")).eval()
+    return Plain(PlainConfig(d_in=d_in, d_sae=d_sae)).eval()
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -50,7 +73,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in pairs)
 
 
-def load(repo: str = ID, **options: object) -> JumpReLUSAE:
+def load(repo: str = ID, **options: object) -> Plain:
     return AutoModel.from_pretrained(repo, **options)
 
 
@@ -60,7 +83,7 @@ def api(hub: LoopbackHub) -> HfApi:
 
 
 @pytest.fixture
-def pushed(hub: LoopbackHub) -> JumpReLUSAE:
+def pushed(hub: LoopbackHub) -> Plain:
     """An SAE that is on the Hub as alice/sae."""
     sae = small_sae()
     sae.push_to_hub(ID, token=WRITE)

@@ -7,5 +7,5 @@ format cannot hold is refused.
 
 from .build import to_jumprelu as to_jumprelu
 from .formats import FORMATS as FORMATS
-from .formats import convert as convert
 from .formats import load_folder as load_folder
+from .formats import save_as as save_as

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from transformers import AutoModel
 
-from ..models import SAE
+from ..models import SAE, SAEConfig
 from . import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, sparsify
 
 
@@ -19,12 +19,19 @@ class Format(NamedTuple):
     """How SAEs lie on a disk."""
 
     files: tuple[str, ...]
-    """what marks a folder, or with a star a single file, as one of this format"""
+    """what marks a folder, or with a star a single file, as one of this format; a|b: either"""
     load: Callable[..., SAE]
     save: Callable[[SAE, Path], None]
 
 
 def _load_own(folder: Path, source: str) -> SAE:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    known = [c.model_type for c in SAEConfig.__subclasses__()]
+    if config.get("model_type") not in known:
+        raise ValueError(
+            f"{source} is no SAE: its config.json is of a {config.get('model_type')!r} model, and "
+            f"SAEs are {', '.join(sorted(known))}"
+        )
     return AutoModel.from_pretrained(folder).eval()
 
 
@@ -34,7 +41,9 @@ def _save_own(sae: SAE, folder: Path) -> None:
 
 # The first whose files are all there is it.
 FORMATS = {
-    "hfsae": Format(("config.json", "model.safetensors"), _load_own, _save_own),
+    "hfsae": Format(
+        ("config.json", "model.safetensors|model.safetensors.index.json"), _load_own, _save_own
+    ),
     "gemma_scope": Format(gemma_scope.FILES, gemma_scope.load, gemma_scope.save),
     "gemma_scope_2": Format(gemma_scope_2.FILES, gemma_scope_2.load, gemma_scope_2.save),
     "saelens": Format(saelens.FILES, saelens.load, saelens.save),
@@ -60,7 +69,7 @@ def find(paths: Iterable[str]) -> dict[str, str]:
     for folder, files in names.items():
         for name, form in FORMATS.items():
             single = form.files[0].startswith("*")
-            if not single and files.issuperset(form.files):
+            if not single and all(files.intersection(n.split("|")) for n in form.files):
                 found[folder] = name
                 break
             if single:
@@ -78,15 +87,16 @@ def load_folder(path: Path, format_name: str, source: str, **options: Any) -> SA
     """
     try:
         return FORMATS[format_name].load(path, source, **options)
-    except (OSError, SafetensorError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError) as error:
+        said = " ".join(str(error).split())
         if isinstance(error, KeyError):
-            error = ValueError(f"it lacks {error}")
-        raise ValueError(f"{source} cannot be read as {format_name}: {error}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source} cannot be read as {format_name}: {error}") from error
+            said = f"it lacks {said}"
+        if type(error) is ValueError and source in said:
+            raise ValueError(said) from error
+        raise ValueError(f"{source} cannot be read as {format_name}: {said}") from error
 
 
-def convert(sae: SAE, destination: str | Path, to: str) -> Path:
+def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
     """Write `sae` in another format; nothing is left behind if it cannot be.
 
     Args:

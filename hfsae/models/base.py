@@ -23,15 +23,24 @@ is undone after decoding, which therefore needs x: `decode(latents, x)`, as with
 
 import copy
 import difflib
+import filecmp
+import tempfile
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.generic import ModelOutput
+from transformers.utils.hub import cached_file
+
+from .probe import NAME as PROBE
+from .probe import Verification, verify
 
 Number = int | float
 
@@ -451,12 +460,114 @@ class SAE(PreTrainedModel):
         """
         wants_info = kwargs.pop("output_loading_info", False)
         where = f"{pretrained_model_name_or_path}"
+        place = {k: v for k, v in kwargs.items() if k in _HUB_OPTIONS and v is not None}
+        if file := _weight_file(where, place, kwargs.get("config")):
+            _refuse_other_shapes(cls, file, where, place, kwargs.get("config"))
         kwargs["ignore_mismatched_sizes"] = True  # reported below, in one sentence
         kwargs["output_loading_info"] = True
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded
         _refuse_misfits(model, info, where)
+        model._source = {"name": where, **place}
         return loaded if wants_info else model
+
+    def verify(self, probe: str | Path | None = None) -> Verification:
+        """Whether the weights are those that were saved, and give here what they gave there.
+
+        Args:
+            probe: a probe.safetensors, or the folder of one; by default that of where this SAE was
+                loaded from, folder or repository.
+
+        Raises:
+            ValueError: there is no probe, or it is damaged.
+        """
+        if probe is None:
+            probe = self._find_probe()
+        path = Path(probe)
+        path = path / PROBE if path.is_dir() else path
+        if not path.is_file():
+            raise ValueError(f"there is no {path}; `hfsae train` and `hfsae.write_probe` make it")
+        return verify(self, path)
+
+    def _find_probe(self) -> Path:
+        source = dict(getattr(self, "_source", {}))
+        name = source.pop("name", None)
+        if name is None:
+            raise ValueError("this SAE was not loaded from anywhere; name its probe's folder")
+        if Path(name).is_dir():
+            return Path(name, source.get("subfolder", ""))
+        try:
+            return Path(cast(str, cached_file(name, PROBE, **source)))
+        except OSError as error:
+            raise ValueError(f"{name} holds no {PROBE} to verify against") from error
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # pyright: ignore
+        """Send this SAE to the Hub in one commit; its address. Options are those of `hfsae.push`.
+
+        What lies in the folder that it was loaded from or trained into (metrics, figures, features,
+        probe) goes with it, as long as the weights are the ones in that folder.
+        """
+        from ..hub import push  # above this floor: a method that every PreTrainedModel has
+
+        with tempfile.TemporaryDirectory() as temporary:
+            self.save_pretrained(temporary)
+            source = getattr(self, "_source", {})
+            home = Path(source.get("name", ""), source.get("subfolder", ""))
+            return push(
+                home if _same_weights(home, Path(temporary)) else temporary, repo_id, **kwargs
+            )
+
+
+_HUB_OPTIONS = {
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "revision",
+    "subfolder",
+    "token",
+    "_commit_hash",
+}
+
+
+def _weight_file(name: str, place: dict[str, Any], config: Any) -> str | None:
+    """The file that is about to be loaded, if it is a single one and its config is known."""
+    if Path(name).is_dir():
+        path = Path(name, place.get("subfolder", ""), SAFE_WEIGHTS_NAME)
+        return str(path) if path.is_file() else None
+    if config is None:
+        return None
+    lenient = ("gated_repo", "missing_entries", "connection_errors")
+    quiet: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
+    return cast("str | None", cached_file(name, SAFE_WEIGHTS_NAME, **place, **quiet))
+
+
+def _refuse_other_shapes(
+    cls: type[SAE], file: str, where: str, place: dict[str, Any], config: Any
+) -> None:
+    """Before any memory is taken for shapes that only the config claims."""
+    if config is None:
+        config_class: Any = cls.config_class
+        config = config_class.from_pretrained(where, subfolder=place.get("subfolder", ""))
+    with torch.device("meta"):
+        wanted = {name: list(t.shape) for name, t in cls(config).state_dict().items()}
+    try:
+        with safe_open(file, framework="pt") as weights:
+            found = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{where}: {SAFE_WEIGHTS_NAME} is damaged: {error}") from error
+    for name in sorted(set(wanted) & set(found)):
+        if wanted[name] != found[name]:
+            raise ValueError(
+                f"{where}: {name} has shape {found[name]} in the file, but the config asks for "
+                f"{wanted[name]}; config.json and weights are of different SAEs"
+            )
+
+
+def _same_weights(home: Path, other: Path) -> bool:
+    names = (SAFE_WEIGHTS_NAME, "config.json")
+    if not all((home / name).is_file() and (other / name).is_file() for name in names):
+        return False
+    return filecmp.cmp(home / SAFE_WEIGHTS_NAME, other / SAFE_WEIGHTS_NAME, shallow=False)
 
 
 def _refuse_misfits(model: SAE, info: dict[str, Any], where: str) -> None:

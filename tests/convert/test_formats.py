@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hfsae.convert import FORMATS, convert, load_folder
+from hfsae.convert import FORMATS, load_folder, save_as
 from hfsae.convert.formats import find
 from hfsae.models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 
@@ -154,10 +154,10 @@ def test_an_sae_in_another_format_is_the_same_function_or_refused(path, to, tmp_
     destination = tmp_path / "layers.1"
     if to in ROUND_TRIPS[path]:
         with pytest.raises(ValueError) as caught:
-            convert(sae, destination, to)
+            save_as(sae, destination, to)
         assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
         return
-    written = convert(sae, destination, to)
+    written = save_as(sae, destination, to)
     back = load_folder(written, to, str(written))
     out, ours = back(x), sae(x)
     assert (out.latents - ours.latents).abs().max() < 1e-5
@@ -168,7 +168,7 @@ def test_an_sae_in_another_format_is_the_same_function_or_refused(path, to, tmp_
 def test_sites_survive_the_round_trip(tmp_path):
     for to in ("saelens", "gemma_scope_2", "dictionary_learning"):
         sae = load("dictionary_learning/jumprelu/trainer_0")
-        written = convert(sae, tmp_path / to, to)
+        written = save_as(sae, tmp_path / to, to)
         assert load_folder(written, to, to).config.site == "layers.1"
 
 
@@ -176,9 +176,9 @@ def test_a_destination_that_is_taken_is_left_alone(tmp_path):
     sae = load("saelens/standard")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is there already; name another place"):
-        convert(sae, tmp_path, "saelens")
+        save_as(sae, tmp_path, "saelens")
     with pytest.raises(ValueError, match="format 'gguf' is unknown; there are hfsae, gemma_scope"):
-        convert(sae, tmp_path / "new", "gguf")
+        save_as(sae, tmp_path / "new", "gguf")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 

@@ -1,0 +1,234 @@
+"""SAEs by name: in a folder or a repository, one or many, in any format of `hfsae.convert`.
+
+A suite is a folder with many, whose paths say what they are: `layers.12/width_8k/l0_50`, or as
+Gemma Scope has it `layer_12/width_16k/average_l0_82`. One listing tells all of them.
+"""
+
+import logging
+import math
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import hub
+from .convert.formats import FORMATS, find, load_folder
+from .models import SAE
+from .models.probe import NAME as PROBE
+
+logger = logging.getLogger(__name__)
+
+_LAYER = re.compile(r"(?:^|[/_.])(?:layers?|blocks|h)[._](\d+)")
+_WIDTH = re.compile(r"width_(\d+)([km]?)", re.IGNORECASE)
+_L0 = re.compile(r"l0_(\d+(?:\.\d+)?|small|medium|big)")
+_UNITS = {"": 1, "k": 2**10, "m": 2**20}
+_SHOWN = 20
+_MAX_JSON = 2**24  # bytes; a config is a few thousand
+_BESIDE = {"hfsae": (PROBE,), "saelens": ("activation_scaler.json",)}
+
+
+class SAEEntry(NamedTuple):
+    """One SAE of a suite, as far as its path tells."""
+
+    path: str
+    """subfolder, or for single-file formats the file; "" if the whole folder is the SAE"""
+    format: str
+    layer: int | None
+    width: int | None
+    l0: float | str | None
+    """a number, or Gemma Scope 2's "small", "medium", "big" """
+
+
+def list_saes(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> list[SAEEntry]:
+    """All SAEs in a folder or a repository on the Hub, from one listing.
+
+    Raises:
+        ValueError: not there, not allowed, unreachable; one sentence.
+    """
+    listing = _list(source, revision, token, cache_dir, local_files_only)
+    return _entries([file.path for file in listing.files])
+
+
+def load(
+    source: str | Path,
+    *,
+    subfolder: str = "",
+    layer: int | None = None,
+    width: str | int | None = None,
+    l0: float | str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    norm_gain: Float[Tensor, " d_in"] | None = None,
+) -> SAE:
+    """The SAE in a folder or a repository, in whatever format; of a suite the one that is meant.
+
+    Args:
+        source: a folder, or a repository's id.
+        subfolder: of one SAE; or of several, among which the following choose.
+        layer: block of the language model.
+        width: number of latents as the path has it, "16k" or 16384.
+        l0: of several, the one whose L0 is nearest (by ratio) is taken, and named in the log.
+        dtype: to cast to; thresholds stay float32.
+        norm_gain: for transcoders of Gemma Scope, see `hfsae.convert.gemma_scope`.
+
+    Raises:
+        ValueError: no SAE, several that fit, damaged or hostile files, or what `list_saes` raises;
+            one sentence that lists the options.
+    """
+    listing = _list(source, revision, token, cache_dir, local_files_only)
+    entries = _entries([file.path for file in listing.files])
+    entry = _pick(entries, listing, str(source), subfolder, layer, width, l0)
+    where = f"{source}/{entry.path}".rstrip("/")
+    root = Path(source)
+    if listing.commit is not None:
+        needed = _needed(entry, listing)
+        root = hub.fetch(
+            listing, needed, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+    options = {} if norm_gain is None else {"norm_gain": norm_gain}
+    sae = load_folder(root / entry.path, entry.format, where, **options)
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    return sae.to(device=device, dtype=dtype)  # pyright: ignore
+
+
+def _list(
+    source: str | Path,
+    revision: str | None,
+    token: str | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+) -> hub.Listing:
+    root = Path(source)
+    if root.is_dir():
+        paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+        files = [hub.HubFile(path, (root / path).stat().st_size, None) for path in paths]
+        return hub.Listing(str(source), None, files)
+    if root.exists():
+        return hub.Listing(str(source), None, [hub.HubFile("", root.stat().st_size, None)])
+    if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
+        raise ValueError(f"there is no folder {source}")
+    return hub.list_files(
+        str(source),
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+
+
+def _entries(paths: list[str]) -> list[SAEEntry]:
+    entries = []
+    for path, format_name in find(paths).items():
+        layer, width, l0 = (pattern.search(path) for pattern in (_LAYER, _WIDTH, _L0))
+        entries.append(
+            SAEEntry(
+                path,
+                format_name,
+                int(layer[1]) if layer else None,
+                _width(f"{width[1]}{width[2]}") if width else None,
+                (l0[1] if l0[1].isalpha() else float(l0[1])) if l0 else None,
+            )
+        )
+    return sorted(entries, key=lambda e: [int(s) if s.isdigit() else s for s in _parts(e.path)])
+
+
+def _parts(path: str) -> list[str]:
+    return re.split(r"(\d+)", path)
+
+
+def _width(text: str | int) -> int:
+    found = re.fullmatch(r"(\d+)([km]?)", str(text).lower())
+    if found is None:
+        raise ValueError(f"width {text!r} is none; write '16k' or 16384")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def _pick(
+    entries: list[SAEEntry],
+    listing: hub.Listing,
+    source: str,
+    subfolder: str,
+    layer: int | None,
+    width: str | int | None,
+    l0: float | str | None,
+) -> SAEEntry:
+    if not entries:
+        raise ValueError(_no_sae(listing, source))
+    inside = [e for e in entries if f"{e.path}/".startswith(f"{subfolder.strip('/')}/".lstrip("/"))]
+    fitting = [
+        e
+        for e in inside
+        if layer in (None, e.layer)
+        and (width is None or e.width == _width(width))
+        and (not isinstance(l0, str) or e.l0 == l0)
+    ]
+    asked = {"subfolder": subfolder or None, "layer": layer, "width": width, "l0": l0}
+    asked = ", ".join(f"{k}={v!r}" for k, v in asked.items() if v is not None)
+    if not fitting:
+        raise ValueError(f"{source} has no SAE with {asked}; it has {_options(inside or entries)}")
+    if isinstance(l0, int | float):
+        known = [(abs(math.log(e.l0 / l0)), e) for e in fitting if isinstance(e.l0, float) and e.l0]
+        nearest = min((distance for distance, _ in known), default=None)
+        fitting = [e for distance, e in known if distance == nearest] or fitting
+    if len(fitting) > 1:
+        what = f"{len(fitting)} SAEs" + (f" with {asked}" if asked else "")
+        raise ValueError(f"{source} has {what}; choose: {_options(fitting)}")
+    if isinstance(l0, int | float) and fitting[0].l0 != l0:
+        logger.warning("%s: no L0 of %s; the nearest is %s", source, l0, fitting[0].path)
+    return fitting[0]
+
+
+def _options(entries: list[SAEEntry]) -> str:
+    shown = [entry.path or "(the top folder)" for entry in entries[:_SHOWN]]
+    more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
+    return ", ".join(shown) + more
+
+
+def _no_sae(listing: hub.Listing, source: str) -> str:
+    names = {file.path for file in listing.files}
+    kinds = {
+        "adapter_config.json": "a PEFT adapter",
+        "tokenizer.json": "a language model or a tokenizer",
+        "config.json": "a model without model.safetensors",
+        "app.py": "a Space",
+    }
+    looks = next((f"it looks like {kind}" for name, kind in kinds.items() if name in names), "")
+    some = ", ".join(sorted(names)[:5]) or "nothing"
+    known = ", ".join(FORMATS)
+    return f"{source} holds no SAE in a known format ({known}): {looks or f'it holds {some}'}"
+
+
+def _needed(entry: SAEEntry, listing: hub.Listing) -> list[str]:
+    """The files of one SAE, none of them absurd."""
+    there = {file.path: file for file in listing.files}
+    if FORMATS[entry.format].files[0].startswith("*"):
+        return [entry.path]
+    prefix = f"{entry.path}/" if entry.path else ""
+    names = [
+        name for alternatives in FORMATS[entry.format].files for name in alternatives.split("|")
+    ]
+    names += _BESIDE.get(entry.format, ())
+    needed = [prefix + name for name in names if prefix + name in there]
+    if f"{prefix}model.safetensors.index.json" in needed:
+        shard = re.compile(re.escape(prefix) + r"model-\d+-of-\d+\.safetensors")
+        needed += [path for path in there if shard.fullmatch(path)]
+    for path in needed:
+        size = there[path].size
+        if path.endswith(".json") and size is not None and size > _MAX_JSON:
+            raise ValueError(f"{listing.repo_id}: {path} has {size:,} bytes, absurd for a config")
+    return needed
