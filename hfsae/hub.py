@@ -11,11 +11,19 @@ import hashlib
 import json
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    HfApi,
+    constants,
+    hf_hub_download,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -56,7 +64,9 @@ class HubFile(NamedTuple):
     path: str
     size: int | None
     sha256: str | None
-    """of files in LFS; the client compares sizes only"""
+    """of a file in LFS"""
+    git_hash: str | None
+    """of any other. The client compares neither, only sizes"""
 
 
 class Listing(NamedTuple):
@@ -136,17 +146,24 @@ def push(
         )
         if revision and not create_pr:
             _patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), "branch")
-        done: Any = _patiently(
-            lambda: api.create_commit(
-                repo_id,
-                [CommitOperationAdd(path, content) for path, content in sorted(files.items())],
-                commit_message=commit_message or f"Upload {subfolder or 'SAE'} with hfsae",
-                revision=revision,
-                create_pr=create_pr,
-            ),
-            "commit",
-        )
+        message = commit_message or f"Upload {subfolder or 'SAE'} with hfsae"
+        done = _patiently(lambda: _commit(api, plan, message, revision, create_pr), "commit")
     return done.pr_url or done.commit_url
+
+
+def _commit(
+    api: HfApi, plan: Plan, message: str, revision: str | None, create_pr: bool
+) -> CommitInfo:
+    operations = [CommitOperationAdd(path, data) for path, data in sorted(plan.files.items())]
+    with warnings.catch_warnings():  # parquet in a model's repository is meant: its features
+        warnings.filterwarnings("ignore", message="It seems that you are about to commit a data")
+        return api.create_commit(
+            plan.repo_id,
+            operations,
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+        )
 
 
 def _collect(
@@ -268,14 +285,14 @@ def list_files(
                 logger.warning("the Hub cannot be reached; looking for %s in the cache", repo_id)
             else:
                 files = [
-                    HubFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else None)
+                    HubFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id)
                     for f in info.siblings or []
                 ]
                 return Listing(repo_id, info.sha, files)
         where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": True}
         root = Path(snapshot_download(repo_id, **where))
         paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-        return Listing(repo_id, root.name, [HubFile(path, None, None) for path in paths])
+        return Listing(repo_id, root.name, [HubFile(path, None, None, None) for path in paths])
 
 
 def fetch(
@@ -333,13 +350,16 @@ def _refuse_path(repo_id: str, path: str) -> None:
 def _is_intact(path: Path, file: HubFile) -> bool:
     if file.size is not None and path.stat().st_size != file.size:
         return False
-    if file.sha256 is None:
+    expected = file.sha256 or file.git_hash
+    if expected is None:
         return True
-    digest = hashlib.sha256()
+    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(usedforsecurity=False)
+    if not file.sha256:  # as git hashes a blob
+        digest.update(f"blob {path.stat().st_size}\0".encode())
     with open(path, "rb") as handle:
         while block := handle.read(2**24):
             digest.update(block)
-    return digest.hexdigest() == file.sha256
+    return digest.hexdigest() == expected
 
 
 def _patiently(call: Callable[[], T], what: str) -> T:

@@ -38,7 +38,7 @@ class SAEEntry(NamedTuple):
     format: str
     layer: int | None
     width: int | None
-    l0: float | str | None
+    l0: int | float | str | None
     """a number, or Gemma Scope 2's "small", "medium", "big" """
 
 
@@ -65,7 +65,7 @@ def load(
     subfolder: str = "",
     layer: int | None = None,
     width: str | int | None = None,
-    l0: float | str | None = None,
+    l0: int | float | str | None = None,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
@@ -116,10 +116,10 @@ def _list(
     root = Path(source)
     if root.is_dir():
         paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-        files = [hub.HubFile(path, (root / path).stat().st_size, None) for path in paths]
+        files = [hub.HubFile(path, (root / path).stat().st_size, None, None) for path in paths]
         return hub.Listing(str(source), None, files)
     if root.exists():
-        return hub.Listing(str(source), None, [hub.HubFile("", root.stat().st_size, None)])
+        return hub.Listing(str(source), None, [hub.HubFile("", None, None, None)])
     if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
         raise ValueError(f"there is no folder {source}")
     return hub.list_files(
@@ -165,11 +165,16 @@ def _pick(
     subfolder: str,
     layer: int | None,
     width: str | int | None,
-    l0: float | str | None,
+    l0: int | float | str | None,
 ) -> SAEEntry:
     if not entries:
         raise ValueError(_no_sae(listing, source))
-    inside = [e for e in entries if f"{e.path}/".startswith(f"{subfolder.strip('/')}/".lstrip("/"))]
+    if (subfolder, layer, width, l0) == ("", None, None, None) and entries[0].path == "":
+        return entries[0]  # the repository is an SAE, and holds others besides
+    if isinstance(l0, int | float) and not l0 > 0:
+        raise ValueError(f"l0 must be positive, got {l0}")
+    prefix = f"{subfolder.rstrip('/')}/" if subfolder else ""
+    inside = [e for e in entries if f"{e.path}/".startswith(prefix)]
     fitting = [
         e
         for e in inside
@@ -208,7 +213,7 @@ def _no_sae(listing: hub.Listing, source: str) -> str:
         "app.py": "a Space",
     }
     looks = next((f"it looks like {kind}" for name, kind in kinds.items() if name in names), "")
-    some = ", ".join(sorted(names)[:5]) or "nothing"
+    some = ", ".join(sorted(names - {".gitattributes"})[:5]) or "nothing"
     known = ", ".join(FORMATS)
     return f"{source} holds no SAE in a known format ({known}): {looks or f'it holds {some}'}"
 

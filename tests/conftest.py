@@ -39,6 +39,7 @@ import transformers.utils.hub
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+import hfsae.hub
 from hfsae.lm import LoadedLM, load_lm
 from hfsae.packaged import PACKAGED_LMS
 
@@ -81,6 +82,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoopbackHub:
     clock = SimpleNamespace(**vars(time) | {"sleep": HUB.waits.append})
     monkeypatch.setattr(huggingface_hub.utils._http, "time", clock)
     monkeypatch.setattr(huggingface_hub.file_download, "time", clock)
+    monkeypatch.setattr(hfsae.hub, "time", clock)
     huggingface_hub.HfFileSystem.clear_instance_cache()  # it remembers listings
     if importlib.util.find_spec("datasets"):
         import datasets.config

@@ -447,7 +447,10 @@ def _description(repo: Repo, rev: str, with_blobs: bool = False) -> dict[str, An
     commit = repo.at(rev)
     siblings = []
     for path, file in sorted(commit.files.items()):
-        details = {"blobId": file.oid, "size": file.size} if with_blobs else {}
+        details: dict[str, Any] = {"blobId": file.oid, "size": file.size} if with_blobs else {}
+        if with_blobs and file.sha256:
+            size = len(lfs_pointer(file.sha256, file.size))
+            details["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": size}
         siblings.append({"rfilename": path, **details})
     ids = {"id": repo.id, "modelId": repo.id, "author": repo.namespace, "sha": commit.sha}
     rights = {"private": repo.private, "gated": repo.gated, "disabled": False}

@@ -1,0 +1,555 @@
+"""Push and load over HTTP, with the true client and a Hub on the loopback interface."""
+
+import io
+import json
+import shutil
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+import hfsae
+from hfsae.models import SAE, SAEConfig
+
+from .loopback_hub import DOWNLOADS, UPLOADS, Fault, LoopbackHub
+from .models.test_contract import activations, make, variants
+
+ID = "alice/sae"
+WRITE = "hf_write"
+
+
+def save(folder: Path, config_class: type[SAEConfig] = hfsae.JumpReLUSAEConfig, **fields) -> SAE:
+    """An SAE with all that `hfsae train` leaves beside it, and some that it does not."""
+    sae = make(config_class, **fields).eval()
+    sae.save_pretrained(folder)
+    hfsae.write_probe(sae, activations(64), folder)
+    for name in ("figures", "features"):
+        (folder / name).mkdir()
+    (folder / "figures" / "l0.png").write_bytes(b"png")
+    (folder / "features" / "latents.parquet").write_bytes(b"parquet")
+    (folder / "evaluation.json").write_text(json.dumps({"metrics": {}, "n_tokens": 3}))
+    record = {"command": "hfsae train /home/me/recipe.yaml", "n_tokens": 9}
+    (folder / "training.json").write_text(json.dumps(record))
+    (folder / "secret.txt").write_text("mine")
+    (folder / "recipe.yaml").write_text("lm: {}")
+    return sae
+
+
+def same(a: SAE, b: SAE) -> bool:
+    """To the bit, weights and what they do."""
+    x = activations(9)
+    weights = all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+    return weights and torch.equal(a(x).recon, b(x).recon) and torch.equal(a.encode(x), b.encode(x))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    save(tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+@pytest.fixture
+def pushed(hub: LoopbackHub, folder: Path) -> Path:
+    """What is on the Hub as alice/sae."""
+    hfsae.push(folder, ID, token=WRITE, private=False)
+    hub.requests.clear()
+    return folder
+
+
+def test_a_push_is_one_commit_of_known_files_and_says_so_first(hub, folder):
+    said: list[str] = []
+    url = hfsae.push(folder, ID, token=WRITE, tell=said.append)
+    sent = [
+        "README.md",
+        "config.json",
+        "evaluation.json",
+        "features/latents.parquet",
+        "figures/l0.png",
+        "model.safetensors",
+        "probe.safetensors",
+        "training.json",
+    ]
+    assert [path for path in hub.list_files(ID) if path != ".gitattributes"] == sent
+    assert len(hub.seen("POST", "/commit/")) == 1 and url.startswith("http")
+    assert hub.repos["models", ID].private
+    assert said[0].startswith(f"new private model repository {ID}, 8 files")
+    assert "visible to only those you give access" in said[0]
+    assert said[0].endswith("not sent: recipe.yaml, secret.txt")
+    assert all(f"  {path}  " in said[0] for path in sent)
+    assert b"/home/me" not in hub.read_file(ID, "training.json")
+    assert f'from_pretrained("{ID}")'.encode() in hub.read_file(ID, "README.md")
+
+
+def test_nothing_is_public_by_accident(hub, folder):
+    said: list[str] = []
+    hfsae.push(folder, ID, token=WRITE, private=False, dry_run=True, tell=said.append)
+    assert "public model repository" in said[0] and "visible to EVERYONE" in said[0]
+    assert hub.repos == {} and hub.seen("POST") == []
+    hfsae.push(folder, ID, token=WRITE)
+    with pytest.raises(ValueError, match="is there already and private; change that in its settin"):
+        hfsae.push(folder, ID, token=WRITE, private=False)
+    (folder / "figures" / "l0.png").unlink()
+    (folder / "figures" / "l0.png").symlink_to(folder / "secret.txt")
+    hfsae.push(folder, ID, token=WRITE, subfolder="again")
+    assert not any("again/figures" in path for path in hub.list_files(ID))
+
+
+@pytest.mark.parametrize("config_class", variants(), ids=lambda c: c.model_type)
+def test_every_variant_loads_from_everywhere_to_the_bit(hub, config_class, tmp_path):
+    """By id, revision, subfolder, pull request, from the cache, and as a transcoder."""
+    transcoder = {"d_out": 7, "target_site": "layers.1.mlp", "skip_connection": True}
+    normed = {"token_norm": "layer_norm", "activation_scale": None}
+    for i, fields in enumerate([{}, {"subtract_b_dec": True}, transcoder, normed]):
+        sae = save(tmp_path / str(i), config_class, **fields)
+        sub, dev = f"layers.1/l0_{10 * i + 10}", f"dev{i}"
+        hfsae.push(tmp_path / str(i), ID, token=WRITE, revision=dev)
+        url = hfsae.push(tmp_path / str(i), ID, token=WRITE, subfolder=sub, create_pr=True)
+        hfsae.push(tmp_path / str(i), ID, token=WRITE, subfolder=sub)
+        commit = hub.repos["models", ID].refs[f"refs/heads/{dev}"]
+        token = {"token": WRITE}
+        assert same(hfsae.load(ID, revision=dev, **token), sae)
+        assert same(hfsae.load(ID, revision=commit, **token), sae)
+        assert same(hfsae.load(ID, revision=f"refs/pr/{i + 1}", subfolder=sub, **token), sae)
+        assert same(hfsae.load(ID, subfolder=sub, **token), sae)
+        assert same(hfsae.load(ID, l0=10 * i + 10, **token), sae)
+        assert same(AutoModel.from_pretrained(ID, subfolder=sub, **token), sae)
+        assert same(hfsae.load(ID, subfolder=sub, local_files_only=True), sae)
+        assert f"/pull/{i + 1}" in url or f"/discussions/{i + 1}" in url
+
+
+WITHOUT = """
+import sys
+sys.modules["hfsae"] = None  # cannot be imported
+import torch, transformers
+from safetensors.torch import save_file
+
+repo, folder, *names = sys.argv[1:]
+x = torch.load(folder + "/x.pt", weights_only=True)
+for name in names:
+    sae = transformers.AutoModel.from_pretrained(repo, subfolder=name, trust_remote_code=True)
+    with torch.no_grad():
+        out = sae(x)
+        assert torch.equal(sae.decode(sae.encode(x), x), out.recon)
+    save_file(dict(out), folder + "/" + name.replace("/", "-"))
+"""
+
+
+def test_every_variant_runs_without_hfsae_to_the_bit(hub, tmp_path):
+    """In a process that cannot import hfsae, from one repository over HTTP."""
+    kinds = {
+        "plain": {},
+        "subtracts": {"subtract_b_dec": True},
+        "transcoder": {"d_out": 7, "target_site": "layers.1.mlp", "target_scale": 3.0},
+        "skip": {"d_out": 7, "target_site": "layers.1.mlp", "skip_connection": True},
+        "layer_norm": {"token_norm": "layer_norm", "activation_scale": None},
+        "unit_rms": {"token_norm": "unit_rms", "activation_scale": None},
+    }
+    cases = {f"{c.model_type}/{k}": (c, f) for c in variants() for k, f in kinds.items()}
+    groupmax = {"selection": "groupmax", "relu": False}
+    cases["topk_sae/groupmax"] = (hfsae.TopKSAEConfig, groupmax)
+    saes = {name: save(tmp_path / "suite" / name, c, **f) for name, (c, f) in cases.items()}
+    hfsae.push(tmp_path / "suite", ID, token=WRITE, private=False, include_code=True)
+    torch.save(activations(33), tmp_path / "x.pt")
+    done = hub.run_python("-c", WITHOUT, ID, str(tmp_path), *saes, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name, sae in saes.items():
+        out, theirs = sae(activations(33)), load_file(tmp_path / name.replace("/", "-"))
+        for part in ("recon", "latents", "pre_acts"):
+            assert torch.equal(theirs[part], getattr(out, part)), (name, part)
+
+
+def test_what_people_wrote_into_a_card_survives_the_next_push(hub, pushed):
+    api, notes = HfApi(token=WRITE), "<!-- hfsae:keep -->\nMine.\n<!-- /hfsae:keep -->"
+    text = hub.read_file(ID, "README.md").decode()
+    text = text.replace("<!-- hfsae:keep -->\n<!-- /hfsae:keep -->", notes)
+    text = text.replace("tags:\n", "license: mit\ntags:\n", 1) + "\n## How we use it\n\nDaily.\n"
+    api.upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=ID)
+    (pushed / "evaluation.json").unlink()
+    hfsae.push(pushed, ID, token=WRITE)
+    after = hub.read_file(ID, "README.md").decode()
+    assert notes in after and "## How we use it\n\nDaily." in after and "license: mit" in after
+    hfsae.push(pushed, ID, token=WRITE, replace_model_card=True)
+    assert "Daily." not in hub.read_file(ID, "README.md").decode()
+    mine = b"---\nlicense: mit\n---\n# All mine\n"
+    api.upload_file(path_or_fileobj=mine, path_in_repo="README.md", repo_id=ID)
+    hfsae.push(pushed, ID, token=WRITE)
+    assert hub.read_file(ID, "README.md") == mine
+
+
+def test_a_suite_goes_up_in_one_commit_and_comes_down_by_meaning(hub, tmp_path, caplog):
+    names = ["layers.1/width_16k/l0_20", "layers.1/width_16k/l0_80", "layers.2/width_1m/l0_80"]
+    saes = {name: save(tmp_path / name, l0_coefficient=i) for i, name in enumerate(names)}
+    hfsae.push(tmp_path, ID, token=WRITE, private=False)
+    assert len(hub.seen("POST", "/commit/")) == 1
+    card = hub.read_file(ID, "README.md").decode()
+    assert "# 3 SAEs" in card and f'hfsae.load("{ID}", subfolder="{names[0]}")' in card
+    hub.requests.clear()
+    found = hfsae.list_saes(ID)
+    assert [(r.method, r.path) for r in hub.seen()] == [("GET", f"/api/models/{ID}")]
+    assert [e.path for e in found] == names
+    assert found[2] == (names[2], "hfsae", 2, 2**20, 80.0)
+    assert same(hfsae.load(ID, layer=1, l0=60), saes[names[1]])
+    assert f"no L0 of 60; the nearest is {names[1]}" in caplog.text
+    assert same(hfsae.load(ID, width="1m"), saes[names[2]])
+    assert same(hfsae.load(ID, subfolder="layers.2"), saes[names[2]])
+    for options, sentence in [
+        ({}, "has 3 SAEs; choose: layers.1/width_16k/l0_20, layers.1"),
+        ({"layer": 1}, "has 2 SAEs with layer=1; choose: "),
+        ({"layer": 1, "l0": 40}, "has 2 SAEs with layer=1, l0=40; choose: "),  # 20 and 80: a tie
+        ({"layer": 9}, "has no SAE with layer=9; it has layers.1/width_16k/l0_20"),
+        ({"width": "wide"}, "width 'wide' is none; write '16k' or 16384"),
+        ({"l0": 0}, "l0 must be positive, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            hfsae.load(ID, **options)
+
+
+def test_foreign_files_load_from_a_repository(hub):
+    fixtures = Path(__file__).parent / "convert" / "fixtures"
+    repo, path = "google/gemma-scope-2b-pt-res", "layer_1/width_16k/average_l0_5"
+    for file in (fixtures / "gemma_scope" / "gemma-scope-2b-pt-res").rglob("params.npz"):
+        inside = file.relative_to(fixtures / "gemma_scope" / "gemma-scope-2b-pt-res")
+        hub.add_file(repo, inside.as_posix(), file.read_bytes())
+    sae = hfsae.load(repo, layer=1, width="16k", l0=6)
+    assert (sae.config.model_name, sae.config.site) == ("google/gemma-2-2b", "layers.1")
+    assert torch.equal(
+        sae.encode(torch.ones(12)),
+        hfsae.load(fixtures / "gemma_scope" / "gemma-scope-2b-pt-res" / path).encode(
+            torch.ones(12)
+        ),
+    )
+    hub.add_file("openai/x", "a.pt", (fixtures / "openai/relu/relu.pt").read_bytes())
+    assert isinstance(hfsae.load("openai/x"), hfsae.ReLUSAE)
+
+
+def test_sae_push_to_hub_takes_along_what_lies_where_it_was_loaded_from(hub, folder):
+    sae = AutoModel.from_pretrained(folder)
+    sae.push_to_hub(ID, token=WRITE, private=False)
+    assert "features/latents.parquet" in hub.list_files(ID)
+    assert same(AutoModel.from_pretrained(ID), sae)
+    with torch.no_grad():
+        sae.b_dec += 1
+    sae.push_to_hub("alice/other", token=WRITE, private=False)
+    sent = set(hub.list_files("alice/other")) - {".gitattributes"}
+    assert sent == {"README.md", "config.json", "model.safetensors"}
+    assert same(AutoModel.from_pretrained("alice/other"), sae)
+
+
+def test_one_flipped_bit_fails_the_verification(hub, pushed):
+    """Of any weight, of the config, of the probe; found in the folder and over HTTP."""
+    assert hfsae.load(ID).verify().ok and AutoModel.from_pretrained(ID).verify().ok
+    low = hfsae.load(ID, dtype="bfloat16").verify()
+    assert low.ok and low.weights_are_intact is None and low.latents_difference > 0
+    good = load_file(pushed / "model.safetensors")
+    for name in good:
+        bad = {k: v.clone() for k, v in good.items()}
+        bad[name].view(torch.uint8).flatten()[0] ^= 1  # the lowest bit of the mantissa
+        save_file(bad, pushed / "model.safetensors", metadata={"format": "pt"})
+        found = AutoModel.from_pretrained(pushed).verify()
+        assert not found.ok and found.damaged == [name] and f"DAMAGED: {name}" in str(found)
+    save_file(good, pushed / "model.safetensors", metadata={"format": "pt"})
+    assert AutoModel.from_pretrained(pushed).verify().ok
+    config = json.loads((pushed / "config.json").read_text())
+    (pushed / "config.json").write_text(json.dumps({**config, "activation_scale": 7.5}))
+    found = AutoModel.from_pretrained(pushed).verify()
+    assert found.damaged == ["config"] and found.latents_difference > found.tolerance
+    (pushed / "config.json").write_text(json.dumps(config))
+    probe = (pushed / "probe.safetensors").read_bytes()
+    (pushed / "probe.safetensors").write_bytes(probe[:-1] + bytes([probe[-1] ^ 1]))
+    assert AutoModel.from_pretrained(pushed).verify().damaged == ["probe"]
+    (pushed / "probe.safetensors").write_bytes(b"\xff" * 99)
+    with pytest.raises(ValueError, match="is damaged, or no probe"):
+        AutoModel.from_pretrained(pushed).verify()
+    (pushed / "probe.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"there is no .*probe\.safetensors; `hfsae train`"):
+        AutoModel.from_pretrained(pushed).verify()
+
+
+def test_a_cast_sae_that_computes_something_else_is_not_reproduced(folder):
+    sae = AutoModel.from_pretrained(folder).bfloat16()
+    with torch.no_grad():
+        sae.W_dec *= 1.2
+    found = sae.verify(folder)
+    assert not found.ok and not found.damaged and str(found).startswith("NOT REPRODUCED")
+
+
+# ---------------------------------------------------------------------------- what can go wrong
+
+
+def refused(call, sentence: str) -> None:
+    """One sentence, and no more than one line."""
+    with pytest.raises(ValueError, match=sentence) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_token_that_may_not_write_is_one_sentence(hub, folder):
+    for token, sentence in [
+        ("hf_wrong", f"cannot push to {ID}: the Hub does not know your token"),
+        ("hf_read", f"cannot push to {ID}: your token may not do that"),
+        ("hf_other", f"cannot push to {ID}: your token may not do that"),
+        (None, f"cannot push to {ID}: the Hub does not know your token"),
+    ]:
+        refused(lambda t=token: hfsae.push(folder, ID, token=t), sentence)
+    assert hub.repos == {}
+
+
+def test_an_existing_repository_of_somebody_else_is_one_sentence(hub, pushed):
+    commit = hub.repos["models", ID].refs["refs/heads/main"]
+    refused(lambda: hfsae.push(pushed, ID, token="hf_other"), "your token may not do that")
+    assert hub.repos["models", ID].refs["refs/heads/main"] == commit
+
+
+def test_what_is_not_there_is_one_sentence(hub, pushed, tmp_path):
+    refused(lambda: hfsae.load("alice/none"), "cannot read alice/none: there is no such repository")
+    refused(lambda: hfsae.load(ID, revision="v9"), f"cannot read {ID}: it has no revision 'v9'")
+    refused(lambda: hfsae.load(ID, subfolder="no"), "has no SAE with subfolder='no'; it has")
+    refused(lambda: hfsae.load("a/b/c"), "cannot read a/b/c: that is no repository id")
+    refused(lambda: hfsae.load(tmp_path / "none"), "there is no folder")
+    refused(lambda: hfsae.push(tmp_path / "none", ID), "there is no folder")
+    refused(lambda: hfsae.push(tmp_path, "not an id"), "that is no repository id|holds")
+    refused(lambda: hfsae.load(ID, local_files_only=True), "it is not in the cache")
+
+
+def test_a_private_repository_is_not_there_for_others(hub, folder):
+    hfsae.push(folder, ID, token=WRITE)
+    for token in (None, "hf_other"):
+        refused(lambda t=token: hfsae.load(ID, token=t), "it is private and your token may not")
+    assert hfsae.load(ID, token="hf_read").verify().ok
+
+
+def test_a_gated_repository_is_one_sentence_with_the_page_to_visit(hub, pushed):
+    hub.repos["models", ID].gated = "manual"
+    refused(
+        lambda: hfsae.load(ID),
+        rf"it is gated; ask for access at http://127[^ ]+/{ID}, then `hf auth",
+    )
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "gemma2"}', '{"architectures": []}'])
+def test_another_model_is_told_from_an_sae(hub, config):
+    hub.add_file(ID, "config.json", config.encode())
+    hub.add_file(ID, "model.safetensors", b"")
+    refused(lambda: hfsae.load(ID), f"{ID} is no SAE: its config.json is of a .* model, and SAEs")
+
+
+@pytest.mark.parametrize(
+    "file, sentence",
+    [
+        ("adapter_config.json", "it looks like a PEFT adapter"),
+        ("tokenizer.json", "it looks like a language model"),
+        ("notes.txt", r"it holds notes\.txt"),
+    ],
+)
+def test_a_repository_without_an_sae_says_what_it_is(hub, file, sentence):
+    hub.add_file(ID, file, b"{}")
+    refused(
+        lambda: hfsae.load(ID), f"{ID} holds no SAE in a known format .hfsae, gemma.*: {sentence}"
+    )
+
+
+def test_parallel_pushes_all_arrive(hub, folder):
+    errors: list[BaseException] = []
+
+    def push(i: int) -> None:
+        try:
+            hfsae.push(folder, ID, token=WRITE, subfolder=f"seed_{i}")
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=push, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert [e.path for e in hfsae.list_saes(ID, token=WRITE)] == [f"seed_{i}" for i in range(6)]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("path", ["/repos/create", "/preupload/", "/commit/", "/batch", "validate"])
+def test_a_busy_hub_is_asked_again(hub, folder, path, status):
+    hub.faults.append(Fault("POST", path, "status", times=2, status=status))
+    hfsae.push(folder, ID, token=WRITE)
+    assert len(hub.seen("POST", "/commit/")) >= 1
+    assert hfsae.load(ID, token=WRITE).verify().ok
+    assert sum(hub.waits) > 0
+
+
+@pytest.mark.parametrize("status, sentence", [(429, "fewer requests"), (503, "answered 503")])
+def test_a_hub_that_stays_busy_is_one_sentence(hub, folder, status, sentence):
+    hub.faults.append(Fault("POST", "/commit/", "status", times=None, status=status))
+    refused(
+        lambda: hfsae.push(folder, ID, token=WRITE), f"cannot push to {ID}: the Hub .*{sentence}"
+    )
+    hub.faults.clear()
+    hfsae.push(folder, ID, token=WRITE)
+    assert hfsae.load(ID, token=WRITE).verify().ok
+
+
+def test_a_commit_whose_answer_is_lost_is_made_once(hub, folder):
+    hub.faults.append(Fault("POST", "/commit/", "cut_reply"))
+    hfsae.push(folder, ID, token=WRITE)
+    titles = [c.title for c in HfApi(token=WRITE).list_repo_commits(ID)]
+    assert titles.count("Upload SAE with hfsae") == 1
+
+
+def test_an_upload_that_is_cut_goes_on_and_for_good_is_one_sentence(hub, tmp_path):
+    save(tmp_path / "sae", d_sae=4000)
+    hub.faults.append(Fault("PUT", UPLOADS, "cut_upload", times=2, at=100_000))
+    hfsae.push(tmp_path / "sae", ID, token=WRITE)
+    hub.faults[:] = [Fault("PUT", UPLOADS, "cut_upload", times=None, at=100_000)]
+    save(tmp_path / "other", d_sae=5000)
+    refused(
+        lambda: hfsae.push(tmp_path / "other", "alice/b", token=WRITE),
+        "cannot push to alice/b: the connection to .* broke",
+    )
+    assert "model.safetensors" not in hub.list_files("alice/b")
+    hub.faults.clear()
+    hfsae.push(tmp_path / "other", "alice/b", token=WRITE)
+    assert hfsae.load("alice/b", token=WRITE).verify().ok
+
+
+@pytest.mark.parametrize("kind", ["truncate", "cut_reply"])
+def test_a_download_that_is_cut_goes_on_and_for_good_leaves_no_half(hub, pushed, kind):
+    hub.faults.append(Fault("GET", DOWNLOADS, kind, times=None, at=500))
+    refused(lambda: hfsae.load(ID), r"cannot download .*safetensors of .*: the connection to")
+    hub.faults.clear()
+    assert hfsae.load(ID).verify().ok  # nothing of the half was kept
+    hub.faults.append(Fault("GET", DOWNLOADS, "status", times=3, status=503))
+    shutil.rmtree(Path(hfsae.hub.constants.HF_HUB_CACHE))
+    assert hfsae.load(ID).verify().ok
+
+
+def test_a_file_that_arrives_damaged_is_fetched_again_and_never_kept(hub, pushed):
+    hub.faults.append(Fault("GET", DOWNLOADS, "corrupt", times=1, at=-9))
+    assert hfsae.load(ID).verify().ok
+    shutil.rmtree(Path(hfsae.hub.constants.HF_HUB_CACHE))
+    hub.faults.append(Fault("GET", DOWNLOADS, "corrupt", times=None, at=-9))
+    refused(lambda: hfsae.load(ID), r"arrives damaged: its checksum is not the Hub's\. It was not")
+    hub.faults.clear()
+    assert hfsae.load(ID).verify().ok
+
+
+def test_without_a_connection_the_cache_serves(hub, pushed, unreachable_hub):
+    refused(lambda: hfsae.load(ID), f"cannot read {ID}: it is not in the cache")
+
+
+def test_a_disk_that_is_full_is_one_sentence(hub, pushed, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", "/cache")
+
+    monkeypatch.setattr(hfsae.hub, "hf_hub_download", full)
+    refused(lambda: hfsae.load(ID), r"cannot download .*: No space left on device")
+
+
+def bomb() -> bytes:
+    """A zip of 100 kB that unpacks to 100 MB."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
+            archive.writestr(f"{name}.npy", bytes(20_000_000))
+    return file.getvalue()
+
+
+def npz(**arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def absurd_npz() -> bytes:
+    """Headers that claim 4 TB."""
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    small = npz(**{n: np.zeros((2, 2), np.float32) for n in names})
+    return small.replace(b"'shape': (2, 2), }", b"'shape': (2, 9**12), }"[:18])
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+def hostile() -> dict[str, dict[str, bytes]]:
+    """Repositories that mean harm: by name, their files."""
+    pickled = io.BytesIO()
+    torch.save({"encoder.weight": Evil()}, pickled)
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    objects = npz(**{n: np.array([Evil()], dtype=object) for n in names})
+    huge = (10**12).to_bytes(8, "little") + b"{}"
+    sae = {"model_type": "jumprelu_sae", "d_in": 4, "d_sae": 8}
+    config = json.dumps({**sae, "d_sae": 10**9}).encode()
+    weights = make(hfsae.JumpReLUSAEConfig).state_dict()
+    from safetensors.torch import save as to_bytes
+
+    plain = to_bytes({k: v.contiguous() for k, v in weights.items()}, metadata={"format": "pt"})
+    return {
+        "bomb": {"params.npz": bomb()},
+        "objects in npz": {"params.npz": objects},
+        "no zip": {"params.npz": b"PK\x03\x04" + bytes(99)},
+        "pickle": {"ae.pt": pickled.getvalue(), "config.json": b'{"trainer": {}}'},
+        "pickled openai": {"6.pt": pickled.getvalue()},
+        "raw pickle": {"6.pt": b"cos\nsystem\n(S'touch executed'\ntR."},
+        "absurd shapes": {"config.json": config, "model.safetensors": plain},
+        "oversized header": {"config.json": json.dumps(sae).encode(), "model.safetensors": huge},
+        "huge config": {"config.json": b" " * 2**25, "model.safetensors": plain},
+        "code": {
+            "config.json": json.dumps({**sae, "auto_map": {"AutoModel": "evil.Evil"}}).encode(),
+            "evil.py": b"open('executed', 'w')",
+            "model.safetensors": b"",
+        },
+    }
+
+
+LIMITED = """
+import resource, sys
+import hfsae, torch, transformers, numpy
+try:
+    hfsae.load("alice/good")
+except ValueError:
+    pass
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, used + 400_000_000))
+for repo in sys.argv[1:]:
+    try:
+        hfsae.load(repo)
+    except ValueError as error:
+        print(repo, "|", error)
+"""
+
+
+def test_hostile_repositories_are_refused_in_bounded_memory_and_run_nothing(hub, tmp_path):
+    """In a process that may take 400 MB more than hfsae itself needs."""
+    repos = {f"alice/h{i}": name for i, name in enumerate(hostile())}
+    for repo, files in zip(repos, hostile().values(), strict=True):
+        for path, data in files.items():
+            hub.add_file(repo, path, data)
+    done = hub.run_python("-c", LIMITED, *repos, home=tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if " | " in line]
+    said = {repos[line.partition(" | ")[0]]: line.partition(" | ")[2] for line in lines}
+    assert set(said) == set(repos.values()), (said, done.stderr)
+    assert "would unpack to far more than its size" in said["bomb"]
+    assert "holds object, not floating-point" in said["objects in npz"]
+    assert "is not a Gemma Scope file" in said["no zip"]
+    for name in ("pickle", "pickled openai", "raw pickle"):
+        assert "it holds more than tensors, and is not opened" in said[name]
+    assert "but the config asks for" in said["absurd shapes"]
+    assert "is damaged" in said["oversized header"]
+    assert "absurd for a config" in said["huge config"]
+    assert not list(tmp_path.rglob("executed"))
+
+
+@pytest.mark.parametrize("path", ["../evil/config.json", "/etc/config.json", "a/../../config.json"])
+def test_names_that_leave_their_folder_are_refused(hub, path, tmp_path):
+    folder = path.rpartition("/")[0]
+    hub.add_file(ID, path, b"{}")
+    hub.add_file(ID, f"{folder}/model.safetensors", b"")
+    refused(lambda: hfsae.load(ID, subfolder=folder), "leaves its folder: refused")
+    assert not list(tmp_path.rglob("evil"))
