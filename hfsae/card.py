@@ -149,6 +149,7 @@ def render_card(folder: str | Path) -> str:
         front_matter=_front_matter(facts, evaluation).to_yaml(),
         model_id=folder.resolve().name,
         evaluation=evaluation,
+        has_probe=(folder / "probe.safetensors").is_file(),
         misgivings=_misgivings(config, evaluation),
         figures=_figures(folder / "figures"),
         latents=list(_latents(folder / "features")),

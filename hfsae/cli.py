@@ -28,6 +28,7 @@ from jsonargparse import (
 from transformers.utils import logging as transformers_logging
 
 from .card import misgivings
+from .cli_files import VERBS
 from .evaluation import EvaluationResult
 from .features import ANSI, PLAIN, FeatureStore, show
 from .models import SAEConfig
@@ -52,6 +53,9 @@ examples:
   hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run
   hfsae evaluate runs/mine --evaluation.n_tokens 200000
   hfsae show runs/mine 17 1234
+  hfsae push runs/mine me/my-sae
+  hfsae list google/gemma-scope-2b-pt-res
+  hfsae convert google/gemma-scope-2b-pt-res gs --to saelens --layer 12 --width 16k --l0 80
 
 A field is set in the recipe's YAML file, or by its dotted name on the command line, which wins;
 `hfsae train --help` explains all of them. Several processes: see scripts/train.py."""
@@ -156,6 +160,7 @@ _VERBS: dict[str, Callable[[list[str]], None]] = {
     "collect": collect,
     "show": show_folder,
     "card": card,
+    **VERBS,
 }
 
 

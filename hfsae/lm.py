@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from . import contract
 from .packaged import PACKAGED_LMS, packaged_lm, require_packaged_lm
 
 logger = logging.getLogger(__name__)
@@ -224,11 +225,15 @@ def splice(
     site = sae.config.site
     if site is None:
         raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
+    contract.check(sae.config, lm)
     target = getattr(sae.config, "target_site", None) or site
     under_way: dict[str, Any] = {}  # of the current forward pass: input_ids, encoded
 
     def note_tokens(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        under_way["input_ids"] = kwargs.get("input_ids", args[0] if args else None)
+        under_way["input_ids"] = ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is not None and not under_way.get("started"):
+            contract.check_bos(sae.config, lm, ids)
+        under_way["started"] = True  # generate goes on with ids that do not begin the text
 
     def read(x: Tensor) -> None:
         x = cast_for(sae, x)
@@ -340,6 +345,7 @@ def load_lm(
     commit = getattr(lm.config, "_commit_hash", None)
     origin = f"{copy.origin} at {commit}" if commit else copy.origin
     logger.info("%s: %s, %s", name, origin, lm.dtype)
+    lm.name_or_path = lm.config._name_or_path = name  # a packaged copy is of this model, too
     lm.to(device)  # pyright: ignore[reportArgumentType] - transformers' wrapper hides the types
     return LoadedLM(lm.eval().requires_grad_(False), tokenizer, origin)
 

@@ -22,10 +22,11 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from . import card, figures
+from . import card, contract, figures
 from .activations import (
     HarvestArguments,
     Harvester,
@@ -40,6 +41,8 @@ from .evaluation import EvaluationArguments, EvaluationResult, evaluate
 from .features import CollectArguments, collect
 from .lm import LoadedLM, empty_lm, load_lm, site_width
 from .models import SAE, SAEConfig
+from .models.probe import N_TOKENS, write_probe
+from .models.probe import NAME as PROBE
 from .training import Trainer, TrainingArguments
 from .training.trainer import make_accelerator
 
@@ -307,6 +310,8 @@ def _train(
     )
     saes = {}
     for name, config in configs.items():
+        for term, value in contract.terms(loaded.lm, loaded.tokenizer, recipe.text.bos).items():
+            setattr(config, term, value)
         torch.manual_seed(recipe.seed)  # each alone, so that company changes nothing
         saes[name] = AutoModel.from_config(config)
     provenance = _provenance(recipe, loaded, command)
@@ -363,7 +368,25 @@ def report(recipe: Recipe, loaded: LoadedLM, folder: Path, again: Iterable[str] 
                 progress=progress,
             )
         store.save(folder)
+    if PROBE in missing:
+        write_probe(sae, _probe_activations(recipe, loaded, sae, limits), folder)
     finish(folder)
+
+
+def _probe_activations(
+    recipe: Recipe, loaded: LoadedLM, sae: SAE, limits: dict[str, float]
+) -> Tensor:
+    """Raw activations of some tokens, of held-out text if there is any."""
+    site, _ = sae.config.places
+    batch = next(iter(_rows(recipe, loaded, _sides(recipe)[-1], None)))
+    harvester = Harvester(
+        loaded.lm,
+        [site],
+        recipe.harvest,
+        norm_limits={site: limits[site]} if site in limits else None,
+    )
+    activations = harvester(batch).activations[site]
+    return activations[torch.linspace(0, len(activations) - 1, N_TOKENS).long()].float()
 
 
 def evaluate_held_out(
@@ -409,6 +432,7 @@ def _missing(folder: Path, recipe: Recipe) -> list[str]:
     """Results that the recipe asks for and the folder lacks; a card older than its data is one."""
     wanted = ["evaluation.json"] if recipe.evaluation.n_tokens != 0 else []
     wanted += ["features/meta.json"] if recipe.collect_tokens else []
+    wanted += [PROBE]
     missing = [name for name in wanted if not (folder / name).exists()]
     card = folder / "README.md"
     data = [folder / name for name in ("training.json", *wanted) if (folder / name).exists()]

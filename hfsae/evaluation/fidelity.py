@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .. import contract
 from ..activations.harvest import HarvestArguments, Harvester
 from ..activations.tokens import TokenBatch
 from ..lm import Site, capture, cast_for, find_module, patch
@@ -192,6 +193,7 @@ def evaluate(
     """
     args = args or EvaluationArguments()
     _, target_site = _sites(sae)
+    contract.check(sae.config, lm)
     if lm.training:
         raise ValueError("the LM is in training mode, where dropout differs by arm; call lm.eval()")
     rows, limits = list(_first_tokens(batches, args.n_tokens)), dict(norm_limits or {})

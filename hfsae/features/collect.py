@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .. import contract
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
 from ..models import SAE
 from .logit_lens import FORMULA, LensTokens, lens_tokens, residual_directions
@@ -71,6 +72,7 @@ def collect(
     site = sae.config.site
     if site is None:
         raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
+    contract.check(sae.config, lm, tokenizer)
     args = args or CollectArguments()
     harvester = Harvester(lm, [site], HarvestArguments(), norm_limits=norm_limits)
     seen = Seen(

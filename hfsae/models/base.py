@@ -94,6 +94,15 @@ class SAEConfig(PreTrainedConfig):
     model_name: str | None = None
     """Hub id of the language model"""
     model_revision: str | None = None
+    """commit on the Hub"""
+    model_dtype: str | None = None
+    """of the language model in training, as 'bfloat16'"""
+    model_attention: str | None = None
+    """its attention implementation: 'eager', 'sdpa', ..."""
+    tokenizer_hash: str | None = None
+    """see `hfsae.contract`"""
+    bos: str | None = None
+    """where BOS stood in training: at the start of each "row" or "document", or "none" """
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.d_out = self.d_out or self.d_in

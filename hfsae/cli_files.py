@@ -1,0 +1,115 @@
+"""Verbs of the `hfsae` command for SAEs in files and repositories: list, push, verify, convert."""
+
+import argparse
+import json
+from typing import Any
+
+from .convert import FORMATS, save_as
+from .hub import push
+from .suite import list_saes, load
+
+
+def list_verb(argv: list[str]) -> None:
+    """List the SAEs in a folder or a repository on the Hub, from one listing."""
+    parser = _parser("list", list_verb)
+    _add_source(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    args = parser.parse_args(argv)
+    entries = list_saes(args.source, revision=args.revision)
+    if args.json:
+        print("\n".join(json.dumps(entry._asdict()) for entry in entries))
+        return
+    rows: list[tuple[str, ...]] = [("path", "format", "layer", "width", "L0")]
+    for e in entries:
+        rows.append((e.path or ".", e.format, *("" if v is None else f"{v}" for v in e[2:])))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip())
+    if not entries:
+        print(f"no SAE in a known format ({', '.join(FORMATS)})")
+
+
+def push_verb(argv: list[str]) -> None:
+    """Send a trained SAE, or a folder of several, to the Hub in one commit. A repository that is
+    made by this is private, unless --public. The token is that of `hf auth login`, or HF_TOKEN."""
+    parser = _parser("push", push_verb)
+    parser.add_argument("folder", help="what `hfsae train` wrote, or a folder of such folders")
+    parser.add_argument("repo", help="repository on the Hub, as name/repository")
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
+    parser.add_argument("--revision", help="branch to commit to, made if it is not there")
+    parser.add_argument("--create_pr", action="store_true", help="propose it as a pull request")
+    parser.add_argument("--subfolder", default="", help="where in the repository")
+    parser.add_argument("--commit_message")
+    parser.add_argument(
+        "--include_code",
+        action="store_true",
+        help="send a file with which the SAE runs where hfsae is not installed "
+        "(AutoModel.from_pretrained(repo, trust_remote_code=True))",
+    )
+    parser.add_argument(
+        "--replace_model_card",
+        action="store_true",
+        help="do not carry over what people wrote into the card that is there",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="say what would be sent, and stop")
+    args = vars(parser.parse_args(argv))
+    private = False if args.pop("public") else None
+    url = push(args.pop("folder"), args.pop("repo"), private=private, tell=print, **args)
+    if url:
+        print(f"pushed: {url}")
+
+
+def verify_verb(argv: list[str]) -> None:
+    """Say whether an SAE's weights are those that were saved, to the bit, and whether this machine,
+    dtype and version make of its probe what was made of it then. Exit code 1 if not."""
+    parser = _parser("verify", verify_verb)
+    _add_source(parser)
+    _add_choice(parser)
+    parser.add_argument("--dtype", help="to cast to first, as bfloat16")
+    sae = load(**_options(parser.parse_args(argv)))
+    found = sae.verify()
+    print(found)
+    if not found.ok:
+        raise SystemExit(1)
+
+
+def convert_verb(argv: list[str]) -> None:
+    """Write an SAE of any known format in another: the same latents and reconstructions, or a
+    refusal where the format cannot hold it."""
+    parser = _parser("convert", convert_verb)
+    _add_source(parser)
+    parser.add_argument("destination", help="folder to make; for openai a file")
+    parser.add_argument("--to", required=True, choices=list(FORMATS), help="format")
+    _add_choice(parser)
+    options = _options(parser.parse_args(argv))
+    destination, to = options.pop("destination"), options.pop("to")
+    sae = load(**options)
+    print(f"wrote {save_as(sae, destination, to)}: {sae}")
+
+
+def _parser(verb: str, function: Any) -> argparse.ArgumentParser:
+    what = " ".join(function.__doc__.split())
+    return argparse.ArgumentParser(prog=f"hfsae {verb}", description=what, allow_abbrev=False)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="folder, or repository on the Hub as name/repository")
+    parser.add_argument("--revision", help="branch, tag or commit")
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--subfolder", default="", help="of the SAE, or of those to choose from")
+    parser.add_argument("--layer", type=int, help="block of the language model")
+    parser.add_argument("--width", help="number of latents, as 16k or 16384")
+    parser.add_argument("--l0", type=_number_or_word, help="the nearest L0 is taken")
+
+
+def _number_or_word(text: str) -> float | str:
+    return text if text.isalpha() else float(text)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(args).items() if value is not None}
+
+
+VERBS = {"list": list_verb, "push": push_verb, "verify": verify_verb, "convert": convert_verb}
