@@ -12,6 +12,7 @@ W_enc [d_in, d_sae] and W_dec [d_sae, d_out] lie as ours do; W_skip [d_out, d_in
 - Files of before SAELens 6 have a flat cfg.json with other names.
 """
 
+import importlib
 import json
 import warnings
 from pathlib import Path
@@ -188,6 +189,26 @@ def to_saelens(sae: SAE) -> tuple[dict[str, Any], State]:
     if isinstance(sae, GatedSAE):
         state["b_gate"] = state.pop("b_enc")
     return written, state
+
+
+def to_sae_lens_object(sae: SAE) -> Any:
+    """The same function as a `sae_lens.SAE`, in float32 on the SAE's device.
+
+    Raises:
+        ValueError: SAELens has no such SAE: see `save`.
+        ImportError: the package sae-lens is not installed.
+    """
+    config, state = to_saelens(sae)
+    try:
+        sae_lens = importlib.import_module("sae_lens")
+    except ModuleNotFoundError as error:
+        if error.name != "sae_lens":  # installed, but without something that it needs itself
+            raise
+        raise ImportError("an SAE of SAELens needs that package: `pip install sae-lens`") from error
+    made = sae_lens.SAE.from_dict(config)
+    made.process_state_dict_for_loading(state)
+    made.load_state_dict(state)
+    return made.to(device=str(sae.device)).eval()
 
 
 def _architecture(sae: SAE) -> str:

@@ -428,6 +428,18 @@ class SAE(PreTrainedModel):
         folded.to(self.device, self.dtype)  # pyright: ignore - transformers' wrapper hides the types
         return folded.train(self.training)
 
+    def to_saelens(self) -> Any:
+        """The same function as a `sae_lens.SAE`, float32, for the tools that take one.
+
+        Raises:
+            ValueError: SAELens has no such SAE, as is said.
+            ImportError: the package sae-lens is not installed.
+        """
+        # Of a higher floor, which imports this file: a method that users look for on the SAE.
+        from ..convert.saelens import to_sae_lens_object
+
+        return to_sae_lens_object(self)
+
     def _fold_(self, state: dict[str, Tensor], config: SAEConfig) -> None:
         """Rewrite `state` and `config` in place; variants extend it for what they add."""
         if self.config.subtract_b_dec:

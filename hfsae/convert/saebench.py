@@ -1,0 +1,130 @@
+"""SAEBench: not files but an object, with the attributes that its evaluations read.
+
+    SAEBenchSAE(sae), passed as ("name", object) to `sae_bench.evals.core.main.multiple_evals`
+
+Weights lie as ours do, all scales folded. A Gated SAE is passed as the JumpReLU SAE that it equals.
+scripts/interop/run_saebench.py runs the core evaluation. sae_bench itself is not imported.
+"""
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..models import SAE, GatedSAE, JumpReLUSAE, TopKSAE
+from .build import to_jumprelu
+from .sites import to_hook
+
+
+@dataclass
+class SAEBenchConfig:
+    """What SAEBench reads of an SAE's `cfg`; it also writes fields of its own to it."""
+
+    model_name: str
+    """of a model that TransformerLens loads"""
+    hook_name: str
+    hook_layer: int
+    d_in: int
+    d_sae: int
+    architecture: str
+    dtype: str = "float32"
+    """of the language model, and of the SAE but for thresholds"""
+    normalize_activations: str = "none"
+    prepend_bos: bool = True
+    """whether rows of text start with the tokenizer's BOS"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields above, for the file of results."""
+        return asdict(self)
+
+
+class SAEBenchSAE:
+    """An SAE with the names that SAEBench uses: `sae`'s latents and reconstructions, unchanged.
+
+    Args:
+        model_name: another name of the model, or a folder, for TransformerLens; `sae.config`'s if
+            none is given.
+        prepend_bos: whether rows of text start with BOS, as they did in training.
+
+    Raises:
+        ValueError: decoding takes more than latents, or SAEBench could not find the site.
+    """
+
+    def __init__(self, sae: SAE, model_name: str | None = None, prepend_bos: bool = True) -> None:
+        config = sae.config
+        if config.is_transcoder or config.decodes_with_input:
+            raise ValueError(
+                "SAEBench puts decode(latents) where it read the input: it takes no transcoder, no "
+                "skip connection and no token_norm"
+            )
+        hook, layer = to_hook(config.site, config.model_name), re.search(r"\d+", config.site or "")
+        if hook is None or layer is None:
+            raise ValueError(
+                f"no TransformerLens hook is known for site {config.site!r} of "
+                f"{config.model_name!r}; SAEBench needs one in a layer"
+            )
+        self.sae = (to_jumprelu(sae) if isinstance(sae, GatedSAE) else sae.folded()).eval()
+        self.sae.requires_grad_(False)
+        self.cfg = SAEBenchConfig(
+            model_name=model_name or str(config.model_name),
+            hook_name=hook,
+            hook_layer=int(layer[0]),
+            d_in=config.d_in,
+            d_sae=config.d_sae,
+            architecture=_architecture(self.sae),
+            dtype=_name(self.dtype),
+            prepend_bos=prepend_bos,
+        )
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Latents of raw activations x."""
+        return self.sae.encode(x)
+
+    def decode(self, latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
+        """Raw activations from latents."""
+        return self.sae.decode(latents)
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "SAEBenchSAE":
+        """This object, moved or cast."""
+        self.sae.to(device=device or self.device, dtype=dtype or self.dtype)  # pyright: ignore
+        self.cfg.dtype = _name(self.dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.sae.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.sae.W_dec.dtype
+
+    @property
+    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        return self.sae.W_enc
+
+    @property
+    def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
+        return self.sae.W_dec
+
+    @property
+    def b_enc(self) -> Float[Tensor, " d_sae"]:
+        return self.sae.b_enc
+
+    @property
+    def b_dec(self) -> Float[Tensor, " d_in"]:
+        return self.sae.b_dec
+
+
+def _architecture(sae: SAE) -> str:
+    if isinstance(sae, JumpReLUSAE):
+        return "jumprelu"
+    return "topk" if isinstance(sae, TopKSAE) else "standard"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
