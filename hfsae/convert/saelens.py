@@ -9,6 +9,8 @@ W_enc [d_in, d_sae] and W_dec [d_sae, d_out] lie as ours do; W_skip [d_out, d_in
   `token_norm`; "expected_average_only_in" is folded when SAELens saves, and then does nothing.
 - A checkpoint's input scale lies beside it in activation_scaler.json, and is folded here. Batchtopk
   checkpoints have one `topk_threshold`, in their own units.
+- Only transcoders have a skip connection: an SAE with one is written as a transcoder whose
+  hook_name_out is its hook_name.
 - Files of before SAELens 6 have a flat cfg.json with other names.
 """
 
@@ -149,7 +151,8 @@ def save(sae: SAE, folder: Path) -> None:
     """Write `sae_weights.safetensors` and `cfg.json`.
 
     Raises:
-        ValueError: a TopK or Gated transcoder, groupmax, or TopK without relu.
+        ValueError: a TopK or Gated SAE that is a transcoder or has a skip connection, groupmax,
+            TopK without relu, or a skip connection with token_norm.
     """
     config, state = to_saelens(sae)
     save_file(state, folder / FILES[0])
@@ -178,8 +181,9 @@ def to_saelens(sae: SAE) -> tuple[dict[str, Any], State]:
             "prepend_bos": True,
         },
     }
-    if config.is_transcoder:
-        target = to_hook(config.target_site, config.model_name) or config.target_site
+    if _transcodes(sae):
+        site = config.target_site or config.site
+        target = to_hook(site, config.model_name) or site
         written |= {"d_out": config.d_out}
         written["metadata"]["hook_name_out"] = target
     if isinstance(sae, TopKSAE):
@@ -211,14 +215,23 @@ def to_sae_lens_object(sae: SAE) -> Any:
     return made.to(device=str(sae.device)).eval()
 
 
+def _transcodes(sae: SAE) -> bool:
+    """Whether it is a transcoder to SAELens, which has skip connections in nothing else."""
+    return sae.config.is_transcoder or sae.config.skip_connection
+
+
 def _architecture(sae: SAE) -> str:
     skip = "skip_" * sae.config.skip_connection
+    if skip and sae.config.token_norm != "none":
+        norm = sae.config.token_norm
+        raise ValueError(f"SAELens files hold no skip connection with token_norm={norm!r}")
     if isinstance(sae, ReLUSAE):
-        return f"{skip}transcoder" if sae.config.is_transcoder else "standard"
+        return f"{skip}transcoder" if _transcodes(sae) else "standard"
     if isinstance(sae, JumpReLUSAE):
-        return f"jumprelu_{skip}transcoder" if sae.config.is_transcoder else "jumprelu"
-    if sae.config.is_transcoder:
-        raise ValueError(f"SAELens files hold no {type(sae).__name__} transcoders")
+        return f"jumprelu_{skip}transcoder" if _transcodes(sae) else "jumprelu"
+    if _transcodes(sae):
+        kind = "transcoders" if sae.config.is_transcoder else "with a skip connection"
+        raise ValueError(f"SAELens files hold no {type(sae).__name__} {kind}")
     if isinstance(sae, GatedSAE):
         return "gated"
     if isinstance(sae, TopKSAE) and sae.config.selection == "topk" and sae.config.relu:

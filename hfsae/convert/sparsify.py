@@ -57,12 +57,16 @@ def save(sae: SAE, folder: Path) -> None:
     """Write `sae.safetensors` and `cfg.json`; name the folder after the module.
 
     Raises:
-        ValueError: not a TopK SAE with relu, or with token_norm.
+        ValueError: not a TopK SAE with relu, or with token_norm, or of two widths.
     """
     if not isinstance(sae, TopKSAE) or not sae.config.relu:
         raise ValueError(f"sparsify files hold TopK SAEs with relu, not a {type(sae).__name__}")
     refuse(sae, "sparsify", transcoder=True, skip_connection=True)
     config, state = sae.config, exported(sae)
+    if config.d_out != config.d_in:  # sparsify makes W_dec and b_dec of width d_in, always
+        raise ValueError(
+            f"sparsify's outputs are as wide as their input, {config.d_in}, not {config.d_out}"
+        )
     tensors = {
         "encoder.weight": state["W_enc"].T.contiguous(),
         "encoder.bias": state["b_enc"],

@@ -20,7 +20,11 @@ HEADS = 3  # how inputs are split where an SAE reads the outputs of attention he
 
 def load(folder: Path) -> Callable[[Tensor], Encoded]:
     """The SAE as SAE.load_from_disk gives it, in float32."""
-    sae = sae_lens.SAE.load_from_disk(folder, dtype="float32")
+    return runner(sae_lens.SAE.load_from_disk(folder, dtype="float32"))
+
+
+def runner(sae: sae_lens.SAE) -> Callable[[Tensor], Encoded]:
+    """From inputs to latents and reconstructions, flat."""
 
     def run(x: Tensor) -> Encoded:
         if sae.cfg.reshape_activations == "hook_z":

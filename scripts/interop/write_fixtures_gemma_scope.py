@@ -10,6 +10,7 @@ instead of a download.
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,13 @@ SHAPES = {
 }
 
 
-def local(out: Path) -> None:
-    """Let SAELens' loaders find repositories as folders below `out`."""
+def below(out: Path) -> Callable[[str, str], Path]:
+    """Repositories are folders below `out`."""
+    return lambda repo, file: out / repo.split("/")[-1] / file
 
-    def path(repo: str, file: str) -> Path:
-        return out / repo.split("/")[-1] / file
+
+def local(path: Callable[[str, str], Path]) -> None:
+    """Let SAELens' loaders take the file at path(repository, file) instead of a download."""
 
     def download(repo_id: str, filename: str, subfolder: str = "", **_: Any) -> str:
         found = path(repo_id, f"{subfolder}/{filename}" if subfolder else filename)
@@ -94,7 +97,7 @@ def check(
 
 def gemma_scope(out: Path) -> None:
     """Gemma 2: params.npz and no config."""
-    local(out)
+    local(below(out))
     size = {"d_in": D_IN, "d_sae": D_SAE}
     for repo, subfolder, loader, more in (
         ("gemma-scope-2b-pt-res", "layer_1/width_16k/average_l0_5", "gemma_2", {}),
@@ -122,7 +125,7 @@ def gemma_scope(out: Path) -> None:
 
 def gemma_scope_2(out: Path) -> None:
     """Gemma 3: params.safetensors with lower-case names, and config.json."""
-    local(out)
+    local(below(out))
     repo = "gemma-scope-2-1b-pt"
     layer = "model.layers.1"
     before = f"{layer}.pre_feedforward_layernorm.output"

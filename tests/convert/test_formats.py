@@ -142,6 +142,7 @@ ROUND_TRIPS = {
         "gemma_scope",
     },
     "sparsify/groupmax": set(FORMATS) - {"hfsae", "sparsify"},
+    "sparsify/skip_connection": set(FORMATS) - {"hfsae", "sparsify"},
     "sparsify/transcode_skip_connection": set(FORMATS) - {"hfsae", "sparsify"},
     "openai/topk_identity/topk_identity.pt": set(FORMATS) - {"hfsae", "openai"},
 }
@@ -163,6 +164,36 @@ def test_an_sae_in_another_format_is_the_same_function_or_refused(path, to, tmp_
     assert (out.latents - ours.latents).abs().max() < 1e-5
     assert (out.recon - ours.recon).abs().max() < 1e-5
     assert list(tmp_path.iterdir()) == [written]
+
+
+@pytest.mark.parametrize("variant", [ReLUSAE, JumpReLUSAE])
+def test_saelens_has_skip_connections_in_transcoders_only_so_an_sae_is_written_as_one(
+    variant, tmp_path
+):
+    place = {"site": "layers.1", "model_name": "google/gemma-3-1b-pt"}
+    sae = variant(variant.config_class(d_in=4, d_sae=8, skip_connection=True, **place))
+    torch.nn.init.eye_(sae.W_skip)
+    written = convert(sae, tmp_path / "sae", "saelens")
+    config = json.loads((written / "cfg.json").read_text())
+    assert config["architecture"].endswith("skip_transcoder") and config["d_out"] == 4
+    assert config["metadata"]["hook_name"] == config["metadata"]["hook_name_out"]
+    back, x = load_folder(written, "saelens", "sae"), torch.randn(3, 4)
+    assert not back.config.is_transcoder and (back(x).recon - sae(x).recon).abs().max() < 1e-5
+
+
+def test_saelens_has_no_skip_connection_with_token_norm(tmp_path):
+    sae = ReLUSAE(
+        ReLUSAE.config_class(d_in=4, d_sae=8, skip_connection=True, token_norm="layer_norm")
+    )
+    with pytest.raises(ValueError, match="no skip connection with token_norm='layer_norm'"):
+        convert(sae, tmp_path / "sae", "saelens")
+
+
+def test_sparsify_has_one_width_for_what_is_read_and_what_is_written(tmp_path):
+    place = {"site": "layers.1.mlp:in", "target_site": "layers.1.mlp"}
+    sae = TopKSAE(TopKSAE.config_class(d_in=4, d_sae=8, d_out=6, k=2, **place))
+    with pytest.raises(ValueError, match="as wide as their input, 4, not 6"):
+        convert(sae, tmp_path / "layers.1.mlp", "sparsify")
 
 
 def test_sites_survive_the_round_trip(tmp_path):
