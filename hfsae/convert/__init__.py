@@ -1,8 +1,8 @@
 """The field's file formats, one a file: `load(folder, source) -> SAE`, `save(sae, folder)`.
 
 `hfsae.load` finds out which it is from the names of files; `hfsae convert` writes another. Latents
-and reconstructions are those of the format's own code (scripts/interop compares them); what a
-format cannot hold is refused.
+and reconstructions are those of the format's own code (scripts/interop/parity.sh compares them,
+both ways); what a format cannot hold is refused.
 """
 
 from .build import to_jumprelu as to_jumprelu

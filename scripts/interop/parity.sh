@@ -16,11 +16,12 @@ mkdir -p "$1" "${2:-$1/environments}"
 folder="$(cd "$1" && pwd)"
 peers="$(cd "${2:-$1/environments}" && pwd)"
 python="${PYTHON:-python}"
-# The fixtures' numbers depend on names alone; HF_HUB_OFFLINE: everything is local.
+"$here/environments.sh" "$peers" saelens sparsify dictionary_learning >&2
+
+# Sets are written in the order of their hashes; everything is local.
 export PYTHONHASHSEED=0 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
 export PYTHONPATH="$here/../.."
 
-HF_HUB_OFFLINE=0 "$here/environments.sh" "$peers" saelens sparsify dictionary_learning >&2
 peer() { "$peers/$1/bin/python" "$here/$2.py" "$3"; }
 
 rm -rf "$folder/theirs" "$folder/read"
