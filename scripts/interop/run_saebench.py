@@ -8,9 +8,10 @@ results go to OUT; printed is a table of them and, where SAE_FOLDER has an evalu
 hfsae's own numbers, which are of other tokens.
 
 What the columns do not share: SAEBench counts every token but BOS, EOS and padding, hfsae also
-leaves out norm outliers (attention sinks), of which one is enough to move pooled sums. SAEBench's `explained_variance` is not 1 - FVU: from
-the mean squared norm it takes the square of the mean of x^2, over tokens and dimensions, where the
-squares of the dimensions' means belong. `explained_variance_legacy` is a mean of tokens' ratios.
+leaves out norm outliers (attention sinks), of which one is enough to move pooled sums. SAEBench's
+`explained_variance` is not 1 - FVU: from the mean squared norm it takes the square of the mean of
+x^2, over tokens and dimensions, where the squares of the dimensions' means belong.
+`explained_variance_legacy` is a mean of tokens' ratios. Its zero ablation also replaces BOS.
 """
 
 import os
