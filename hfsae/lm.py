@@ -37,6 +37,7 @@ from huggingface_hub.errors import (
 from jaxtyping import Bool
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -229,12 +230,6 @@ def splice(
     target = getattr(sae.config, "target_site", None) or site
     under_way: dict[str, Any] = {}  # of the current forward pass: input_ids, encoded
 
-    def note_tokens(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        under_way["input_ids"] = ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is not None and not under_way.get("started"):
-            contract.check_bos(sae.config, lm, ids)
-        under_way["started"] = True  # generate goes on with ids that do not begin the text
-
     def read(x: Tensor) -> None:
         x = cast_for(sae, x)
         under_way["encoded"] = (x, sae.encode(x))
@@ -255,11 +250,22 @@ def splice(
         return new
 
     with ExitStack() as hooks:
-        hook = lm.base_model.register_forward_pre_hook(note_tokens, with_kwargs=True)
-        hooks.callback(hook.remove)
+        hooks.callback(_note_tokens(lm, sae.config, under_way).remove)
         hooks.callback(_attach(lm, site, read).remove)
         hooks.enter_context(patch(lm, {target: write}))
         yield
+
+
+def _note_tokens(lm: PreTrainedModel, config: Any, under_way: dict[str, Any]) -> RemovableHandle:
+    """Keep each forward pass's input_ids, and look for BOS in those that begin the text."""
+
+    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is not None and "input_ids" not in under_way:
+            contract.check_bos(config, lm, ids)
+        under_way["input_ids"] = ids
+
+    return lm.base_model.register_forward_pre_hook(note, with_kwargs=True)
 
 
 def cast_for(sae: Any, x: Tensor) -> Tensor:
@@ -345,7 +351,7 @@ def load_lm(
     commit = getattr(lm.config, "_commit_hash", None)
     origin = f"{copy.origin} at {commit}" if commit else copy.origin
     logger.info("%s: %s, %s", name, origin, lm.dtype)
-    lm.name_or_path = lm.config._name_or_path = name  # a packaged copy is of this model, too
+    lm.name_or_path = name  # a packaged copy is of this model, too
     lm.to(device)  # pyright: ignore[reportArgumentType] - transformers' wrapper hides the types
     return LoadedLM(lm.eval().requires_grad_(False), tokenizer, origin)
 

@@ -43,22 +43,25 @@ def test_the_model_it_was_trained_on_is_no_difference(lm, sae, tiny_tokenizer):
     "change, sentence",
     [
         (
-            lambda lm: setattr(lm, "name_or_path", "google/tiny-it"),
+            lambda lm, sae: setattr(lm, "name_or_path", "google/tiny-it"),
             "SAE at layers.1: the model is google/tiny-it, and was google/tiny in training",
         ),
         (
-            lambda lm: setattr(lm.config, "_commit_hash", "b" * 40),
+            lambda lm, sae: setattr(lm.config, "_commit_hash", "b" * 40),
             f"its revision is {'b' * 40}, and was {'a' * 40} in training: its weights may differ",
         ),
         (
-            lambda lm: setattr(lm.config, "_attn_implementation", "eager"),
-            "its attention implementation is eager, and was sdpa",
+            lambda lm, sae: setattr(sae.config, "model_attention", "sdpa"),
+            "its attention implementation is eager, and was sdpa in training",
         ),
-        (lambda lm: lm.to(torch.bfloat16), "its dtype is bfloat16, and was float32 in training"),
+        (
+            lambda lm, sae: lm.to(torch.bfloat16),
+            "its dtype is bfloat16, and was float32 in training",
+        ),
     ],
 )
 def test_each_difference_is_a_readable_warning(lm, sae, change, sentence):
-    change(lm)
+    change(lm, sae)
     with pytest.warns(UserWarning) as caught:
         check(sae.config, lm)
     assert len(caught) == 1 and sentence in str(caught[0].message)
@@ -88,7 +91,7 @@ def test_text_without_bos_is_a_warning_and_generation_none(lm, sae):
 
 def test_a_site_or_width_of_another_model_is_an_error(lm, sae, make_tiny_lm):
     sae.config.site = "layers.9"
-    with pytest.raises(ValueError, match=r"'layers\.9' is not in .*closest"):
+    with pytest.raises(ValueError, match=r"'layers\.9' is past the end"):
         run(lm, sae)
     sae.config.site = "layers.1"
     with pytest.raises(ValueError, match="reads activations of width 16"):

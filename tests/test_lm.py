@@ -1,3 +1,4 @@
+import copy
 import gc
 import weakref
 from collections.abc import Callable
@@ -620,7 +621,7 @@ def loads(
 
     def from_pretrained(path: str, **options: object) -> PreTrainedModel:
         asked.append((path, options))
-        return tiny_lm
+        return copy.copy(tiny_lm)  # load_lm notes the name that was asked for
 
     installed_packages(monkeypatch, tmp_path, gguf=True)
     fake_lm = SimpleNamespace(from_pretrained=from_pretrained)

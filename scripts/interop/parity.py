@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
 import hfsae
-from hfsae.convert import FORMATS, convert, load_folder
+from hfsae.convert import FORMATS, load_folder, save_as
 from hfsae.convert.formats import find
 
 TOLERANCE = 1e-5
@@ -109,7 +109,7 @@ def export(folder: Path) -> None:
                 sae.save_pretrained(place)
             else:
                 try:
-                    convert(sae, place / f"{name}.pt" if single else place, form)
+                    save_as(sae, place / f"{name}.pt" if single else place, form)
                 except ValueError as error:
                     refused.setdefault(form, {})[name] = str(error)
                     continue

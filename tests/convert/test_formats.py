@@ -173,7 +173,7 @@ def test_saelens_has_skip_connections_in_transcoders_only_so_an_sae_is_written_a
     place = {"site": "layers.1", "model_name": "google/gemma-3-1b-pt"}
     sae = variant(variant.config_class(d_in=4, d_sae=8, skip_connection=True, **place))
     torch.nn.init.eye_(sae.W_skip)
-    written = convert(sae, tmp_path / "sae", "saelens")
+    written = save_as(sae, tmp_path / "sae", "saelens")
     config = json.loads((written / "cfg.json").read_text())
     assert config["architecture"].endswith("skip_transcoder") and config["d_out"] == 4
     assert config["metadata"]["hook_name"] == config["metadata"]["hook_name_out"]
@@ -186,14 +186,14 @@ def test_saelens_has_no_skip_connection_with_token_norm(tmp_path):
         ReLUSAE.config_class(d_in=4, d_sae=8, skip_connection=True, token_norm="layer_norm")
     )
     with pytest.raises(ValueError, match="no skip connection with token_norm='layer_norm'"):
-        convert(sae, tmp_path / "sae", "saelens")
+        save_as(sae, tmp_path / "sae", "saelens")
 
 
 def test_sparsify_has_one_width_for_what_is_read_and_what_is_written(tmp_path):
     place = {"site": "layers.1.mlp:in", "target_site": "layers.1.mlp"}
     sae = TopKSAE(TopKSAE.config_class(d_in=4, d_sae=8, d_out=6, k=2, **place))
     with pytest.raises(ValueError, match="as wide as their input, 4, not 6"):
-        convert(sae, tmp_path / "layers.1.mlp", "sparsify")
+        save_as(sae, tmp_path / "layers.1.mlp", "sparsify")
 
 
 def test_sites_survive_the_round_trip(tmp_path):
