@@ -156,10 +156,10 @@ class SAEConfig(PreTrainedConfig):
             raise ValueError(f"token_norm must be one of {known}, got {self.token_norm!r}")
         if self.token_norm == "none":
             return
-        if self.is_transcoder or self.activation_scale not in (None, 1):
+        if self.is_transcoder or self.skip_connection or self.activation_scale not in (None, 1):
             raise ValueError(
                 f"token_norm={self.token_norm!r} already sets each token's norm: it goes with no "
-                "activation_scale but 1, and not with transcoders"
+                "activation_scale but 1, and neither with transcoders nor with skip_connection"
             )
 
     @property
