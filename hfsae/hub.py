@@ -270,7 +270,7 @@ def list_files(
     Raises:
         ValueError: not there, not allowed, or unreachable; one sentence.
     """
-    with _in_a_sentence(repo_id, f"read {repo_id}", revision):
+    with _in_a_sentence(repo_id, f"read {repo_id} (no folder here)", revision):
         if not (local_files_only or constants.HF_HUB_OFFLINE):
             try:
                 info = _patiently(

@@ -93,7 +93,7 @@ def load(
     entries = _entries([file.path for file in listing.files])
     entry = _pick(entries, listing, str(source), subfolder, layer, width, l0)
     where = f"{source}/{entry.path}".rstrip("/")
-    root = Path(source)
+    root = Path(source) if Path(source).is_dir() else Path(source).parent
     if listing.commit is not None:
         needed = _needed(entry, listing)
         root = hub.fetch(
@@ -119,7 +119,7 @@ def _list(
         files = [hub.HubFile(path, (root / path).stat().st_size, None, None) for path in paths]
         return hub.Listing(str(source), None, files)
     if root.exists():
-        return hub.Listing(str(source), None, [hub.HubFile("", None, None, None)])
+        return hub.Listing(str(source), None, [hub.HubFile(root.name, None, None, None)])
     if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
         raise ValueError(f"there is no folder {source}")
     return hub.list_files(

@@ -224,7 +224,9 @@ def test_foreign_files_load_from_a_repository(hub):
             torch.ones(12)
         ),
     )
-    hub.add_file("openai/x", "a.pt", (fixtures / "openai/relu/relu.pt").read_bytes())
+    file = fixtures / "openai/relu/relu.pt"
+    assert isinstance(hfsae.load(file), hfsae.ReLUSAE)
+    hub.add_file("openai/x", "a.pt", file.read_bytes())
     assert isinstance(hfsae.load("openai/x"), hfsae.ReLUSAE)
 
 
@@ -307,10 +309,19 @@ def test_an_existing_repository_of_somebody_else_is_one_sentence(hub, pushed):
 
 
 def test_what_is_not_there_is_one_sentence(hub, pushed, tmp_path):
-    refused(lambda: hfsae.load("alice/none"), "cannot read alice/none: there is no such repository")
-    refused(lambda: hfsae.load(ID, revision="v9"), f"cannot read {ID}: it has no revision 'v9'")
+    refused(
+        lambda: hfsae.load("alice/none"),
+        r"cannot read alice/none \(no folder here\): there is no such repository",
+    )
+    refused(
+        lambda: hfsae.load(ID, revision="v9"),
+        rf"cannot read {ID} \(no folder here\): it has no revision 'v9'",
+    )
     refused(lambda: hfsae.load(ID, subfolder="no"), "has no SAE with subfolder='no'; it has")
-    refused(lambda: hfsae.load("a/b/c"), "cannot read a/b/c: that is no repository id")
+    refused(
+        lambda: hfsae.load("a/b/c"),
+        r"cannot read a/b/c \(no folder here\): that is no repository id",
+    )
     refused(lambda: hfsae.load(tmp_path / "none"), "there is no folder")
     refused(lambda: hfsae.push(tmp_path / "none", ID), "there is no folder")
     refused(lambda: hfsae.push(tmp_path, "not an id"), "that is no repository id|holds")
@@ -438,7 +449,7 @@ def test_a_file_that_arrives_damaged_is_fetched_again_and_never_kept(hub, pushed
 
 
 def test_without_a_connection_the_cache_serves(hub, pushed, unreachable_hub):
-    refused(lambda: hfsae.load(ID), f"cannot read {ID}: it is not in the cache")
+    refused(lambda: hfsae.load(ID), rf"cannot read {ID} \(no folder here\): it is not in the cache")
 
 
 def test_a_disk_that_is_full_is_one_sentence(hub, pushed, monkeypatch):

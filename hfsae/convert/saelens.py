@@ -152,7 +152,7 @@ def save(sae: SAE, folder: Path) -> None:
 
     Raises:
         ValueError: a TopK or Gated SAE that is a transcoder or has a skip connection, groupmax,
-            TopK without relu, or a skip connection with token_norm.
+            or TopK without relu.
     """
     config, state = to_saelens(sae)
     save_file(state, folder / FILES[0])
@@ -222,9 +222,6 @@ def _transcodes(sae: SAE) -> bool:
 
 def _architecture(sae: SAE) -> str:
     skip = "skip_" * sae.config.skip_connection
-    if skip and sae.config.token_norm != "none":
-        norm = sae.config.token_norm
-        raise ValueError(f"SAELens files hold no skip connection with token_norm={norm!r}")
     if isinstance(sae, ReLUSAE):
         return f"{skip}transcoder" if _transcodes(sae) else "standard"
     if isinstance(sae, JumpReLUSAE):

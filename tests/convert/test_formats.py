@@ -181,14 +181,6 @@ def test_saelens_has_skip_connections_in_transcoders_only_so_an_sae_is_written_a
     assert not back.config.is_transcoder and (back(x).recon - sae(x).recon).abs().max() < 1e-5
 
 
-def test_saelens_has_no_skip_connection_with_token_norm(tmp_path):
-    sae = ReLUSAE(
-        ReLUSAE.config_class(d_in=4, d_sae=8, skip_connection=True, token_norm="layer_norm")
-    )
-    with pytest.raises(ValueError, match="no skip connection with token_norm='layer_norm'"):
-        save_as(sae, tmp_path / "sae", "saelens")
-
-
 def test_sparsify_has_one_width_for_what_is_read_and_what_is_written(tmp_path):
     place = {"site": "layers.1.mlp:in", "target_site": "layers.1.mlp"}
     sae = TopKSAE(TopKSAE.config_class(d_in=4, d_sae=8, d_out=6, k=2, **place))

@@ -135,6 +135,10 @@ def test_folding_leaves_a_transcoder_as_it_is(config_class):
         ({"target_site": "layers.1.mlp", "subtract_b_dec": True}, "b_dec lies in another space"),
         ({"d_out": 7}, "name the target_site"),
         ({"token_norm": "layer_norm"}, "no activation_scale but 1"),
+        (
+            {"token_norm": "layer_norm", "activation_scale": None, "skip_connection": True},
+            "neither with transcoders nor with skip_connection",
+        ),
         ({"token_norm": "batch", "activation_scale": None}, "must be one of 'none', 'layer_norm'"),
     ],
 )
