@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
-from hfsae import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 from hfsae.training import Trainer, TrainingArguments
 
 from .planted import PlantedStream
@@ -316,3 +316,46 @@ def test_too_few_processes_are_noticed(tmp_path, monkeypatch):
 def test_impossible_arguments_are_refused(tmp_path, fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         arguments(tmp_path, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields, l0",
+    [
+        ({"model_type": "relu_sae", "target_l0": 4.0}, 4.0),
+        ({"model_type": "gated_sae", "target_l0": 4.0}, 4.0),
+        ({"model_type": "topk_sae", "k": 4, "aux_k": 8}, None),
+    ],
+    ids=["relu", "gated", "topk"],
+)
+def test_other_variants_train_and_their_l0_obeys_too(fields, l0, tmp_path):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(d_in=16, d_sae=32, site="layers.1", **fields)
+    args = arguments(tmp_path, steps=1000, decay_steps=0.3, adam_beta1=0.9, l0_gain=0.02)
+    stream = PlantedStream()
+    trained = Trainer(AutoModel.from_config(config), stream, args).train()[""]
+    x = stream._make(123, 4096)["layers.1"]
+    out = AutoModel.from_pretrained(tmp_path)(x)
+    assert torch.allclose(out.recon, trained(x).recon)
+    fvu = (x - out.recon).square().sum() / (x - x.mean(0)).square().sum()
+    assert fvu < (0.5 if fields["model_type"] == "relu_sae" else 0.25)  # L1 shrinks
+    found = (out.latents != 0).float().sum(-1).mean().item()
+    assert found <= 4.0 if l0 is None else abs(found / l0 - 1) < 0.15
+    record = json.loads((tmp_path / "training.json").read_text())
+    coefficients = record["final_coefficients"]
+    assert set(coefficients) == ({"l1_coefficient"} if l0 else set())
+
+
+def test_dead_latents_of_a_topk_sae_come_back(tmp_path):
+    """Half of the latents can never be among the largest; only the auxiliary loss reaches them."""
+    alive = {}
+    for coefficient in (0, 1 / 32):
+        torch.manual_seed(0)
+        fields = {"d_in": 16, "d_sae": 64, "k": 4, "aux_k": 16, "aux_coefficient": coefficient}
+        sae = TopKSAE(TopKSAEConfig(site="layers.1", **fields))
+        with torch.no_grad():
+            sae.b_enc[32:] = -1.0
+        args = arguments(tmp_path / str(coefficient), steps=800, dead_after_tokens=2560)
+        trained = Trainer(sae, PlantedStream(), args).train()[""]
+        latents = trained.encode(PlantedStream()._make(123, 4096)["layers.1"])
+        alive[coefficient] = int((latents[:, 32:] != 0).any(0).sum())
+    assert alive[0] == 0 and alive[1 / 32] > 8

@@ -1,0 +1,98 @@
+"""list, push, verify and convert, as a person meets them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import hfsae
+from hfsae.cli import main
+
+from .models.test_contract import activations, make
+
+FIXTURES = Path(__file__).parent / "convert" / "fixtures"
+ID = "alice/sae"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    sae = make(hfsae.JumpReLUSAEConfig).eval()
+    sae.save_pretrained(tmp_path / "sae")
+    hfsae.write_probe(sae, activations(64), tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+def test_push_list_and_verify_over_http_with_the_token_of_the_environment(hub, folder, tmp_path):
+    def run(*argv: str, token: str | None = None):
+        return hub.run_python("-m", "hfsae", *argv, home=tmp_path, token=token)
+
+    pushed = run("push", str(folder), ID, "--public", "--subfolder", "l0_50", token="hf_write")
+    assert pushed.returncode == 0, pushed.stderr
+    assert pushed.stdout.startswith(f"new public model repository {ID}, 4 files")
+    assert "visible to EVERYONE" in pushed.stdout and "\npushed: http://127" in pushed.stdout
+    listed = run("list", ID)
+    assert [line.split() for line in listed.stdout.splitlines()] == [
+        ["path", "format", "layer", "width", "L0"],
+        ["l0_50", "hfsae", "50.0"],
+    ]
+    verified = run("verify", ID, "--l0", "50")
+    assert verified.returncode == 0 and verified.stdout.startswith("reproduced; weights are intact")
+    refused = run("push", str(folder), ID, token="hf_read")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith(
+        f"hfsae: error: cannot push to {ID}: your tok"
+    )
+
+
+def test_a_damaged_sae_fails_its_verification_with_exit_code_1(folder, capsys):
+    weights = load_file(folder / "model.safetensors")
+    weights["W_dec"].view(torch.uint8)[5, 0] ^= 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SystemExit) as left:
+        main(["verify", str(folder)])
+    assert left.value.code == 1
+    assert capsys.readouterr().out.startswith(
+        "DAMAGED: W_dec differ from what was saved; 64 tokens"
+    )
+
+
+def test_convert_writes_another_format_and_lists_the_options(capsys, tmp_path):
+    suite, out = str(FIXTURES / "gemma_scope"), tmp_path / "out"
+    given = ["--to", "saelens", "--subfolder", "gemma-scope-2b-pt-res", "--layer", "1", "--l0", "5"]
+    assert main(["convert", suite, str(out), *given]) == 0
+    assert capsys.readouterr().out.startswith(f"wrote {out}: JumpReLUSAE(d_in=12, d_sae=24")
+    assert json.loads((out / "cfg.json").read_text())["architecture"] == "jumprelu"
+    assert main(["convert", suite, str(tmp_path / "b"), "--to", "saelens"]) == 2
+    assert "has 5 SAEs; choose: gemma-scope-2b-pt-att/" in capsys.readouterr().err
+    assert main(["convert", suite, str(out), *given]) == 2
+    assert "is there already; name another place" in capsys.readouterr().err
+    assert main(["convert", suite, str(tmp_path / "c"), "--to", "sparsify", *given[2:]]) == 2
+    assert "sparsify files hold TopK SAEs" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_list_shows_what_paths_tell(capsys):
+    assert main(["list", str(FIXTURES / "gemma_scope_2"), "--json"]) == 0
+    entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [e["l0"] for e in entries] == ["small"] * 5
+    assert {(e["format"], e["layer"], e["width"]) for e in entries} == {("gemma_scope_2", 1, 16384)}
+
+
+def test_a_folder_without_an_sae_is_one_sentence(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "holds no SAE in a known format" in capsys.readouterr().err
+    assert main(["list", str(tmp_path)]) == 0
+    assert "no SAE in a known format (hfsae, gemma_scope" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["list", "push", "verify", "convert"])
+def test_help_teaches_and_a_typo_exits_with_2(verb, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([verb, "--help"])
+    assert left.value.code == 0 and f"usage: hfsae {verb}" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        main([verb, "a", "b", "--revison", "x"])
+    assert left.value.code == 2
