@@ -152,7 +152,7 @@ def render_card(folder: str | Path) -> str:
         has_probe=(folder / "probe.safetensors").is_file(),
         misgivings=_misgivings(config, evaluation),
         figures=_figures(folder / "figures"),
-        latents=list(_latents(folder / "features")),
+        latents=list(shown_latents(folder / "features")),
     )
 
 
@@ -309,8 +309,8 @@ def _figures(folder: Path) -> list[tuple[str, str]]:
     return [(quote(files[stem]), _CAPTIONS.get(stem, stem)) for stem in order]
 
 
-def _latents(features: Path) -> Iterator[Json]:
-    """A few latents, each with its strongest examples."""
+def shown_latents(features: Path) -> Iterator[Json]:
+    """The few latents that a card shows, each with its strongest examples."""
     paths = [features / f"{name}.parquet" for name in ("latents", "examples")]
     if not all(path.is_file() for path in paths):
         return

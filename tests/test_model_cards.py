@@ -1,0 +1,51 @@
+"""The published cards are what the records beside them give."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from hfsae import card
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/README.md"))
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("model_cards", ROOT / "scripts/model_cards.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_cards_that_are_published_are_there():
+    assert {"quickstart", "gemma2_2b_16k_layer12_res"} <= {folder.name for folder in FOLDERS}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_card_is_what_its_records_give(folder):
+    assert (folder / "README.md").read_text(encoding="utf-8") == card.render_card(folder)
+    data = ModelCard.load(folder / "README.md").data
+    assert data.library_name == "hfsae" and data.base_model and "jumprelu" in data.tags
+
+
+def test_planned_cards_are_what_their_recipes_give(tmp_path):
+    module = script()
+    for name, (recipe, sae, d_in) in module.PLANNED.items():
+        module.plan(module.RECIPES / recipe, sae, d_in, tmp_path / name)
+        for file in ("config.json", "training.json"):
+            made = (tmp_path / name / file).read_text(encoding="utf-8")
+            assert made == (module.CARDS / name / file).read_text(encoding="utf-8")
+
+
+def test_the_quickstarts_card_shows_what_the_readme_says():
+    """One run's numbers, in both places."""
+    evaluation = json.loads((ROOT / "model_cards/quickstart/evaluation.json").read_text())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, metric in evaluation["metrics"].items():
+        values = [f"{metric[key]:.4g}" for key in ("value", "low", "high")]
+        line = rf"^{name}\s+{values[0]}\s+{values[1]} to {values[2]}\s"
+        assert re.search(line, readme, re.MULTILINE), name
