@@ -9,7 +9,6 @@ writes between `<!-- hfsae:keep -->` and `<!-- /hfsae:keep -->` is carried over 
 
 import html
 import json
-import os
 import random
 import re
 import shlex
@@ -24,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import ChainableUndefined, Environment
 
 from . import models
+from .records import read_json, write_whole
 
 Json = dict[str, Any]
 
@@ -88,9 +88,7 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
                 "lost; put what is to stay between these lines, or move the file away"
             )
         card = carry_over(old, card)
-    temporary = path.with_name(".README.md.tmp")
-    temporary.write_text(card, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    write_whole(path, card)
     return path
 
 
@@ -186,7 +184,7 @@ def render_suite(folder: str | Path) -> str:
 
 
 def _json(path: Path) -> Json:
-    return public(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return public(read_json(path)) if path.is_file() else {}
 
 
 def public(value: Any) -> Any:

@@ -1,19 +1,19 @@
 """The `hfsae` command: verbs over the library. Bad input is one sentence and exit code 2."""
 
 import difflib
-import json
 import logging
 import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from textwrap import wrap
-from typing import Any, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 import docstring_parser
 import yaml
@@ -39,11 +39,12 @@ from .recipe import (
     differences,
     finish,
     load,
-    load_plain,
+    load_trained,
     report,
     run,
     save_recipe,
 )
+from .records import damaged, read_json
 from .training.trainer import make_accelerator
 
 _SHOWN_LATENTS, _SHOWN_TOKENS, _SHOWN_EXAMPLES = 5, 6, 3
@@ -99,6 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"hfsae: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more changes nothing
         print("hfsae: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
@@ -230,7 +232,7 @@ def _parse_recipe(parser: ArgumentParser, argv: list[str]) -> tuple[Recipe, dict
     try:
         given = parser.instantiate(parser.parse_args(argv)).as_dict()
     except ArgumentError as error:
-        raise ValueError(_clear(error, parser)) from error
+        raise ValueError(_clear(error)) from error
     options = {name: given.pop(name, None) for name in ("recipe", "dry_run")}
     return Recipe(**given), options
 
@@ -252,16 +254,42 @@ def _check_readable(path: Path) -> None:
         holds_fields = is_dataclass(sections[name]) or get_origin(sections[name]) is dict
         if holds_fields and not isinstance(value, dict):
             raise ValueError(f"section {name} of {path} must hold fields, not {value!r}")
+        if is_dataclass(sections[name]):
+            known = [field.name for field in fields(cast(Any, sections[name]))]
+            for key in set(value) - set(known):
+                raise ValueError(_did_you_mean(f"section {name} has no field {key!r}", key, known))
 
 
-def _clear(error: Exception, parser: ArgumentParser) -> str:
-    """The sentence for an option that there is not, with the nearest one that there is."""
-    text = f"cannot use this recipe: {_one_line(error)}"
-    unknown = re.search(r"(?:unrecognized arguments: --|[Kk]ey '|option ')([\w.]+)", text)
-    if not unknown:
-        return text
-    known = [option[2:] for a in parser._actions for option in a.option_strings]
-    return _did_you_mean(f"a recipe has no field {unknown[1]!r}", unknown[1], known)
+def _clear(error: Exception) -> str:
+    """jsonargparse's sentence in the words of a recipe, with the nearest field that there is."""
+    text = _one_line(error)
+    known = dict(_recipe_fields())
+    if unknown := re.search(r"(?:unrecognized arguments: --|[Kk]ey '|option ')([\w.]+)", text):
+        return _did_you_mean(f"a recipe has no field {unknown[1]!r}", unknown[1], [*known])
+    wrong = re.match(r'Parser key "([\w.]+)":.*(?:Got|Given) value: (.*)$', text)
+    if wrong and wrong[1] in known:
+        return f"{wrong[1]} must be {_in_words(known[wrong[1]])}, got {wrong[2]!r}"
+    return f"cannot use this recipe: {text}"
+
+
+def _recipe_fields() -> Iterator[tuple[str, Any]]:
+    """(dotted name, type) of each field of a recipe, sections first."""
+    inner: list[tuple[str, Any]] = []
+    for section in fields(Recipe):
+        yield section.name, section.type
+        if is_dataclass(section.type):
+            inner += [(f"{section.name}.{f.name}", f.type) for f in fields(section.type)]
+    yield from inner
+
+
+def _in_words(type_: Any) -> str:
+    if get_origin(type_) is Literal:
+        return " or ".join(map(repr, get_args(type_)))
+    if parts := [part for part in get_args(type_) if part is not type(None)]:
+        words = " or ".join(map(_in_words, parts)) if get_origin(type_) is not list else "a list"
+        return f"{words}, or null" if type(None) in get_args(type_) else words
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names.get(type_, "a section of fields")
 
 
 def _did_you_mean(problem: str, given: str, known: list[str]) -> str:
@@ -281,15 +309,22 @@ def _report_again(verb: str, argv: list[str], result: str, sections: list[str]) 
     home = _home(folder)
     if home is None:
         raise ValueError(f"{folder} has no recipe.yaml that says which model and text to use")
-    recipe, _ = _parse_recipe(parser, [str(home / "recipe.yaml"), *argv[1:]])
-    old, new = load_plain(home), as_plain(recipe)
+    its_recipe = str(home / "recipe.yaml")
+    trained_with, _ = _parse_recipe(parser, [its_recipe])
+    recipe, _ = _parse_recipe(parser, [its_recipe, *argv[1:]])
+    old, new = as_plain(trained_with), as_plain(recipe)
     for key, _, _ in differences(old, new, set(new) - set(sections)):
         raise ValueError(
             f"{key} is not `hfsae {verb}`'s to change, which may set {' and '.join(sections)}: the "
             "rest says what this SAE was trained on"
         )
+    n_tokens = {"evaluate": recipe.evaluation.n_tokens, "collect": recipe.collect_tokens}[verb]
+    if n_tokens == 0:
+        field = "evaluation.n_tokens" if verb == "evaluate" else "collect_tokens"
+        raise ValueError(f"{field} is 0, which leaves out what `hfsae {verb}` does; give 1 or more")
     device = str(make_accelerator(recipe.training).device)
-    report(recipe, load(recipe.lm, device), folder, again=[result])
+    sae = load_trained(folder)  # first: a damaged file need not wait for the language model
+    report(recipe, load(recipe.lm, device), sae, folder, again=[result])
     save_recipe(home, new)
     _print_folder(folder, [])
 
@@ -303,6 +338,11 @@ def _home(folder: Path) -> Path | None:
 def _trained(folder: str) -> Path:
     path = Path(folder)
     if not (path / "config.json").is_file():
+        if next(path.glob("checkpoints/step-*.pt"), None) and (path / "recipe.yaml").is_file():
+            raise ValueError(
+                f"the training in {folder} is not finished; `hfsae train {path / 'recipe.yaml'}` "
+                "goes on from its last checkpoint"
+            )
         inside = sorted(p.parent.name for p in path.glob("*/config.json"))
         hint = f"; it holds {', '.join(inside)}" if inside else ""
         raise ValueError(f"{folder} is not the folder of a trained SAE (no config.json){hint}")
@@ -337,13 +377,12 @@ def _print_folder(folder: Path, latents: list[int]) -> None:
 
 
 def _print_metrics(folder: Path) -> None:
+    path = folder / "evaluation.json"
+    data = read_json(path)
     try:
-        data = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         result = EvaluationResult.from_dict(data)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{folder / 'evaluation.json'} is damaged; make it anew: {_maker('evaluate', folder)}"
-        ) from error
+        raise ValueError(damaged(path, f"{type(error).__name__}: {error}")) from error
     print(f"{result.n_tokens:,} held-out tokens of {result.n_documents} documents:\n")
     print(result.table())
     print("".join(f"\nnote: {sentence}" for sentence in misgivings(folder)))
@@ -358,11 +397,11 @@ def _maker(verb: str, folder: Path) -> str:
 
 def _summary(folder: Path) -> str:
     """What was trained, at which speed, in how much memory; or what the config says."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     if not (folder / "training.json").is_file():
         place = f"{config.get('site')} of {config.get('model_name')}"
         return f"{folder}: {config.get('model_type')}, {config.get('d_sae'):,} latents, {place}"
-    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    record = read_json(folder / "training.json")
     seconds, harvested = record["seconds"], record["harvested"].get("kept", 0)
     rates = {"harvest": harvested, "train": record["n_tokens"]}
     harvest, train = (f"{rates[k] / max(seconds[k], 0.1):,.0f} tok/s" for k in rates)
@@ -378,14 +417,14 @@ def _print_next(folders: list[Path]) -> None:
     # In a virtual environment that is not activated, the command has to be named by its path.
     home = "" if shutil.which("hfsae") else f"{os.path.relpath(Path(sys.executable).parent)}/"
     load_it = f"import hfsae, transformers; transformers.AutoModel.from_pretrained('{folder}')"
-    if not misgivings(folder):
+    if (folder / "evaluation.json").is_file() and not misgivings(folder):
         print(f"\nThe folder {folder} could be pushed to the Hub as it stands.")
-    print(
-        f"\nSee {folder}/README.md. Next:\n"
-        f"  {home}hfsae show {folder} 17 1234\n"
-        f"  {home}hfsae train --help\n"
-        f'  {home}python -c "{load_it}"'
-    )
+    steps = [f"hfsae push {folder} NAME/REPOSITORY --dry_run", f'python -c "{load_it}"']
+    if (folder / "features" / "meta.json").is_file():
+        latents = FeatureStore.load(folder).pick(2, seed=1)
+        steps.insert(0, " ".join(["hfsae show", str(folder), *map(str, latents)]))
+    print(f"\nSee {folder}/README.md. Next:")
+    print("\n".join(f"  {home}{step}" for step in steps))
 
 
 def _is_main_process() -> bool:

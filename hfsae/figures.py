@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from . import models as models  # its Auto classes, so that config.json can be read
+from .records import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def _figures(folder: Path) -> Iterator[tuple[str, "Figure"]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _log(folder: Path) -> list[dict[str, Any]]:
@@ -151,10 +152,11 @@ def training_figure(
 
     figure, (fvu, l0) = _blank("Training: single batches", n_rows=2)
     tokens = [(line["step"] + 1) * batch_size for line in log]
-    fvu.plot(tokens, [line["fvu"] for line in log], color=_BLUE)
+    marker = "o" if len(log) < 20 else ""  # a line of two points is hardly seen
+    fvu.plot(tokens, [line["fvu"] for line in log], color=_BLUE, marker=marker)
     fvu.set(yscale="log", ylabel="FVU (log scale)")
     _plain_ticks(fvu.yaxis)
-    l0.plot(tokens, [line["l0"] for line in log], color=_BLUE)
+    l0.plot(tokens, [line["l0"] for line in log], color=_BLUE, marker=marker)
     l0.set(ylabel="L0 (latents/token)", xlabel="tokens trained on")
     l0.margins(y=0.15)
     l0.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 4G

@@ -36,6 +36,7 @@ from huggingface_hub.errors import (
 )
 
 from . import card
+from .records import read_json
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -206,7 +207,7 @@ def _published(path: Path, include_code: bool) -> Path | bytes:
     """A file as it may be seen: records without where things lie on this machine."""
     if path.name not in ("config.json", "training.json"):
         return path
-    content = card.public(json.loads(path.read_text(encoding="utf-8")))
+    content = card.public(read_json(path))
     if path.name == "config.json":
         content.pop("auto_map", None)
         content.pop("_name_or_path", None)

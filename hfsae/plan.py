@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from .lm import capture
 from .models import SAEConfig
-from .recipe import Recipe, check
+from .recipe import Recipe, check, stale_stages
 
 Number = int | float
 _LM_EFFICIENCY, _SAE_EFFICIENCY = (
@@ -70,12 +70,22 @@ def plan(recipe: Recipe) -> Plan:
         f"training        {t.n_tokens:,} activations in {t.total_steps:,} steps of {t.batch_size}, "
         f"from {n_harvested:,.0f} harvested",
         f"output          {t.output_dir}",
+        *_clash(recipe),
         "",
         _sum_line("memory", memory, 1e9, "GB"),
         _sum_line("disk", disk, 1e9, "GB"),
         _sum_line("time", seconds, 60, "min") + "   (to a factor of two; evaluation comes on top)",
     ]
     return Plan(lines, sum(memory.values()), sum(disk.values()), sum(seconds.values()))
+
+
+def _clash(recipe: Recipe) -> list[str]:
+    """What would keep this recipe from running in its output folder, as a note."""
+    try:
+        stale_stages(recipe)
+    except ValueError as error:
+        return [f"note            it would be refused: {error}"]
+    return []
 
 
 def parameters_used(lm: PreTrainedModel, sites: list[str]) -> int:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import yaml
@@ -43,12 +43,15 @@ from .lm import LoadedLM, empty_lm, load_lm, site_width
 from .models import SAE, SAEConfig
 from .models.probe import N_TOKENS, write_probe
 from .models.probe import NAME as PROBE
+from .records import damaged, read_json, write_whole
 from .training import Trainer, TrainingArguments
 from .training.trainer import make_accelerator
 
 logger = logging.getLogger(__name__)
 REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens")
-_TRAINING_SECTIONS = ("lm", "text", "harvest", "shuffle", "sae", "saes", "training", "seed")
+# Of these, what people change most often comes first: the first differences are named.
+_TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffle", "seed")
+_N_SHOWN = 3
 # Settings that change nothing of the result.
 _FREE = (
     "output_dir",
@@ -98,6 +101,13 @@ class Recipe:
     """Seed of the SAEs' initial weights."""
     license: str | None = None
     """Of the trained SAE, for its card: one of the Hub's identifiers, as 'apache-2.0'."""
+
+    def __post_init__(self) -> None:
+        if self.collect_tokens < 0:
+            raise ValueError(
+                f"collect_tokens must be 0 (to leave that stage out) or more, got "
+                f"{self.collect_tokens}"
+            )
 
     def sae_fields(self) -> dict[str, dict[str, Any]]:
         """By name ("" for a single one), the config fields of each SAE."""
@@ -151,9 +161,8 @@ def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
 
     Raises:
         ValueError: whatever of a recipe can be known to be wrong at this point: fields, model,
-            sites, widths, text that cannot be read, an output folder that holds something else.
+            sites, widths, text that cannot be read.
     """
-    stale_stages(recipe)
     lm = empty_lm(recipe.lm.name, revision=recipe.lm.revision, source=recipe.lm.source)
     configs = make_configs(recipe, lm)
     for side in _sides(recipe):
@@ -189,7 +198,7 @@ def run(recipe: Recipe, command: str = "") -> list[Path]:
         _train(recipe, loaded, configs, accelerator, command)
     if accelerator.is_main_process:
         for folder in folders:
-            report(recipe, loaded, folder, again=stale)
+            report(recipe, loaded, load_trained(folder), folder, again=stale)
         save_recipe(root, as_plain(recipe))
         shutil.rmtree(root / "checkpoints", ignore_errors=True)  # not for the Hub, nor needed
     return folders
@@ -217,10 +226,12 @@ def stale_stages(recipe: Recipe) -> list[str]:
     if not any(next(root.rglob(made), None) for made in ("step-*.pt", "config.json")):
         return []  # it was claimed, but nothing came of it: another recipe may have it
     theirs, ours = load_plain(root), as_plain(recipe)
-    for key, old, new in differences(theirs, ours, _TRAINING_SECTIONS):
+    if found := list(differences(theirs, ours, _TRAINING_SECTIONS)):
+        listed = [f"{key} is {old} there and {new} here" for key, old, new in found[:_N_SHOWN]]
+        more = f"; {len(found) - _N_SHOWN} more" if len(found) > _N_SHOWN else ""
         raise ValueError(
-            f"the folder {root} holds a run of another recipe: {key} is {old} there and {new} "
-            "here; give another training.output_dir or delete the folder"
+            f"the folder {root} holds a run of another recipe ({'; '.join(listed)}{more}); give "
+            "another training.output_dir or delete the folder"
         )
     stale = []
     if theirs.get("evaluation") != ours["evaluation"]:
@@ -262,7 +273,14 @@ def _claim(root: Path, recipe: Recipe) -> None:
 
 
 def load_plain(root: Path) -> dict[str, Any]:
-    return yaml.safe_load((root / "recipe.yaml").read_text(encoding="utf-8"))
+    path = root / "recipe.yaml"
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(damaged(path, error)) from error
+    if not isinstance(plain, dict):
+        raise ValueError(damaged(path, "no sections"))
+    return plain
 
 
 def save_recipe(root: Path, plain: dict[str, Any]) -> None:
@@ -346,11 +364,18 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def report(recipe: Recipe, loaded: LoadedLM, folder: Path, again: Iterable[str] = ()) -> None:
+def load_trained(folder: Path) -> SAE:
+    """The SAE in a folder that `hfsae train` wrote."""
+    return AutoModel.from_pretrained(folder).eval()
+
+
+def report(
+    recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path, again: Iterable[str] = ()
+) -> None:
     """Evaluate, collect, draw and write the card: what of these the folder lacks, and `again`."""
     missing = [*_missing(folder, recipe), *again]
-    sae = AutoModel.from_pretrained(folder).to(loaded.lm.device).eval()
-    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    sae.to(cast(Any, loaded.lm.device))
+    record = read_json(folder / "training.json")
     limits = {s: n for s, n in record["harvested"]["norm_limits"].items() if s in sae.config.places}
     if "evaluation.json" in missing:
         result = evaluate_held_out(recipe, loaded, sae, limits)
@@ -439,10 +464,3 @@ def _missing(folder: Path, recipe: Recipe) -> list[str]:
     if not card.exists() or any(p.stat().st_mtime > card.stat().st_mtime for p in data):
         missing.append("README.md")
     return missing
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -49,9 +49,14 @@ def test_help_of_train_explains_fields_with_units_and_sources(capsys):
         (["train", RECIPE, "--training.bach_size", "5"], "did you mean 'training.batch_size'"),
         (["train", RECIPE, "--training.learning_rat", "1"], "mean 'training.learning_rate'"),
         (["train", RECIPE, "--trainning.seed", "5"], "no field 'trainning.seed'"),
-        (["train", RECIPE, "--training.n_tokens", "many"], "training.n_tokens"),
+        (["train", RECIPE, "--training.n_tokens", "many"], "must be a whole number, got 'many'"),
+        (["train", RECIPE, "--training.save_total_limit", "x"], "a whole number, or null, got 'x'"),
+        (["train", RECIPE, "--training.learning_rate", "-1"], "must be positive, got -1"),
+        (["train", RECIPE, "--training.warm_start_steps", "2.5"], "fraction of them all"),
+        (["train", RECIPE, "--evaluation.n_tokens", "-5"], "n_tokens must be 0 or more, got -5"),
+        (["train", RECIPE, "--collect_tokens", "-5"], "collect_tokens must be 0 (to leave"),
         (["train", RECIPE, "--training.n_tokens", "5"], "less than one batch"),
-        (["train", RECIPE, "--text.bos", "sometimes"], "text.bos"),
+        (["train", RECIPE, "--text.bos", "sometimes"], "text.bos must be 'row' or 'document' or"),
         (["evaluate"], "name the folder of a trained SAE"),
         (["evaluate", "/nowhere"], "/nowhere is not the folder of a trained SAE"),
         (["show", "/nowhere"], "not the folder of a trained SAE"),
@@ -61,7 +66,7 @@ def test_help_of_train_explains_fields_with_units_and_sources(capsys):
         (["train", RECIPE, "--sae.d_sea", "5"], "did you mean 'd_sae'"),
         (["train", RECIPE, "--dry_run", "--sae.d_sea", "5"], "did you mean 'd_sae'"),
         (["train", RECIPE, "--dry_run", "--text.dataset", "no.txt"], "file is at 'no.txt'"),
-        (["train", RECIPE, "--dry_run", "--training.output_dir", str(ROOT)], "something else"),
+        (["train", RECIPE, "--training.output_dir", str(ROOT)], "something else"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_exit_code_2(argv, sentence, capsys):
@@ -71,7 +76,7 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(argv, sentence, capsys):
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("training: {n_token: 5}", "n_token"),
+        ("training: {n_token: 5}", "section training has no field 'n_token'; did you mean 'n_tok"),
         ("training: [1, 2]", "section training of"),
         ("{", "cannot read the recipe"),
         ("42", "holds no sections"),
@@ -93,6 +98,13 @@ def test_an_unreachable_model_says_what_to_do(tmp_path, capsys):
     argv = ["train", RECIPE, "--lm.name", "nobody/nothing", "--training.output_dir", str(tmp_path)]
     assert "nobody/nothing" in refused(argv, capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_prints_the_plan_of_what_the_output_folder_would_refuse(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert main(["train", RECIPE, "--dry_run", "--training.output_dir", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "memory" in printed and "it would be refused: the folder" in printed
 
 
 def test_an_output_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
@@ -129,9 +141,50 @@ def test_showing_an_sae_alone_says_what_it_is_and_what_to_run(tmp_path, capsys):
     assert "jumprelu_sae, 1,024 latents, layers.1 of m" in text
     assert "hfsae.evaluate(sae, lm, ...)" in text and "hfsae.collect(sae, lm, ...)" in text
     assert "holds no examples" in refused(["show", str(tmp_path), "3"], capsys)
+
+
+def test_a_damaged_file_is_named_with_what_makes_it_anew(tmp_path, capsys):
+    config = hfsae.JumpReLUSAEConfig(d_in=4, d_sae=32, site="layers.1", model_name="m")
+    hfsae.JumpReLUSAE(config).save_pretrained(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("lm: {name: m}")
+    for name, remedy in (
+        ("evaluation.json", f"`hfsae evaluate {tmp_path}` makes it anew"),
+        ("training.json", "put back a sound copy"),
+        ("config.json", "put back a sound copy"),
+    ):
+        (tmp_path / name).write_text('{"metrics": {"l0": ')
+        said = refused(["show", str(tmp_path)], capsys)
+        assert f"{tmp_path / name} is damaged" in said and remedy in said
+
+
+def test_damaged_weights_are_told_before_the_language_model_is_loaded(tmp_path, capsys):
+    config = hfsae.JumpReLUSAEConfig(d_in=4, d_sae=32, site="layers.1", model_name="m")
+    hfsae.JumpReLUSAE(config).save_pretrained(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("lm: {name: nobody/nothing}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for verb in ("evaluate", "collect"):
+        assert "model.safetensors is damaged" in refused([verb, str(tmp_path)], capsys)
+    for verb, field in (("evaluate", "evaluation.n_tokens"), ("collect", "collect_tokens")):
+        said = refused([verb, str(tmp_path), f"--{field}", "0"], capsys)
+        assert f"{field} is 0, which leaves out what `hfsae {verb}` does" in said
+
+
+@pytest.mark.parametrize("text", ["{", "- a list"])
+def test_a_damaged_recipe_in_the_output_folder_is_one_sentence(tmp_path, text, capsys):
+    hfsae.ReLUSAE(hfsae.ReLUSAEConfig(d_in=4, d_sae=8)).save_pretrained(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(text)
+    said = refused(["train", RECIPE, "--training.output_dir", str(tmp_path)], capsys)
+    assert f"{tmp_path / 'recipe.yaml'} is damaged" in said
+    assert str(tmp_path / "recipe.yaml") in refused(["evaluate", str(tmp_path)], capsys)
+
+
+def test_an_unfinished_training_says_how_to_go_on(tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000005.pt").write_bytes(b"")
     (tmp_path / "recipe.yaml").write_text("{}")
-    (tmp_path / "evaluation.json").write_text('{"metrics": {"l0": ')
-    assert "evaluation.json is damaged" in refused(["show", str(tmp_path)], capsys)
+    said = refused(["show", str(tmp_path)], capsys)
+    assert f"is not finished; `hfsae train {tmp_path / 'recipe.yaml'}` goes on" in said
 
 
 @pytest.mark.parametrize(

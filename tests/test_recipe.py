@@ -162,7 +162,7 @@ def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):
         ({"sae": {"model_type": "jumprelu"}}, "model_type 'jumprelu' is unknown.*jumprelu_sae"),
         ({"text": TextArguments(dataset="nowhere.jsonl")}, "nowhere.jsonl"),
         ({"text": TextArguments(dataset=[])}, "empty|no documents|holds no"),
-        ({"text": TextArguments(dataset=[TEXTS[0] * 9])}, "on the held_out side"),
+        ({"text": TextArguments(dataset=[TEXTS[0] * 9])}, "a .txt file is one.*n_tokens 0"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, loads, fields, sentence):
@@ -198,6 +198,9 @@ def test_a_folder_of_another_recipe_is_refused_with_the_difference(tmp_path, loa
         run(tiny_recipe(tmp_path / "out", sae={"d_sae": 64}))
     with pytest.raises(ValueError, match=r"training.learning_rate is 0.001 there and 0.5 here"):
         run(tiny_recipe(tmp_path / "out", training={"learning_rate": 0.5}))
+    several = {"learning_rate": 0.5, "batch_size": 64, "init_b_dec": "mean"}
+    with pytest.raises(ValueError, match=r"\(sae\.d_sae is .*; training\.batch_size .*; 1 more\)"):
+        run(tiny_recipe(tmp_path / "out", sae={"d_sae": 64}, training=several))
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
 
 

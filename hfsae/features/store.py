@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..records import damaged, read_json, write_whole
+
 if TYPE_CHECKING:
     import pyarrow
     import pyarrow.dataset
@@ -130,9 +132,7 @@ class FeatureStore:
             written = target / f".{name}.parquet.tmp"
             pq.write_table(table, written, compression="zstd", row_group_size=_ROWS_PER_GROUP)
             os.replace(written, target / f"{name}.parquet")
-        written = target / ".meta.json.tmp"
-        written.write_text(json.dumps(self.meta, indent=2) + "\n", encoding="utf-8")
-        os.replace(written, target / "meta.json")
+        write_whole(target / "meta.json", json.dumps(self.meta, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "FeatureStore":
@@ -145,13 +145,16 @@ class FeatureStore:
             if not (source / name).is_file():
                 raise ValueError(
                     f"no feature store in {str(folder)!r}: features/{name} is missing; "
-                    "`hfsae collect` writes one."
+                    f"`hfsae collect {folder}` writes one."
                 )
-        return cls(
-            latents=pq.read_table(source / "latents.parquet"),
-            examples=pyarrow.dataset.dataset(source / "examples.parquet", format="parquet"),
-            meta=json.loads((source / "meta.json").read_text(encoding="utf-8")),
-        )
+        path = source / "latents.parquet"
+        try:
+            latents = pq.read_table(path)
+            path = source / "examples.parquet"
+            examples = pyarrow.dataset.dataset(path, format="parquet")
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(damaged(path, error)) from error
+        return cls(latents, examples, meta=read_json(source / "meta.json"))
 
 
 def _pairs(first: list, second: list) -> list[tuple]:

@@ -10,8 +10,8 @@ from .schedules import Duration, in_steps
 class TrainingArguments:
     """How to train.
 
-    Defaults are Gemma Scope's (arXiv:2408.05147, 3.2). A duration below 1 is a fraction of the
-    run's steps."""
+    Defaults are Gemma Scope's (arXiv:2408.05147, 3.2). A duration (..._steps) is a whole number of
+    steps or, below 1, a fraction of all of the run's steps."""
 
     output_dir: str = "sae"
     """Folder for checkpoints, logs and the trained SAE."""
@@ -34,19 +34,19 @@ class TrainingArguments:
     max_grad_norm: float | None = None
     """Clip each SAE's gradient to this norm; the paper does not."""
     warmup_steps: Duration = 1000
-    """Learning rates rise over these by half a cosine from a tenth."""
+    """Learning rates rise over these by half a cosine from a tenth. Below 1: a fraction of all."""
     decay_steps: Duration = 0
-    """Learning rates fall to 0 over the last of these, linearly."""
+    """Learning rates fall to 0 over the last of these, linearly. Below 1: a fraction of all."""
     sparsity_warmup_steps: Duration = 10_000
-    """Sparsity coefficients rise from 0 over these, linearly."""
+    """Sparsity coefficients rise from 0 over these, linearly. Below 1: a fraction of all."""
     bandwidth_start: float = 1.0
     """Factor on the STE bandwidth at the start, brought to 1 geometrically..."""
     bandwidth_steps: Duration = 0
-    """...over these."""
+    """...over these. Below 1: a fraction of all."""
     warm_start_steps: Duration = 0
     """SAEs with a target_l0 first train these steps under one common threshold that is steered to
     the target (in effect a BatchTopK SAE), then with Adam and warm-ups begun anew. Short runs
-    gain."""
+    gain. Below 1: a fraction of all."""
     l0_gain: float = 0.05
     """How fast the L0 controller acts: at most a factor exp(l0_gain) on lambda each step."""
     init_b_dec: Literal["zeros", "mean"] = "zeros"
@@ -58,7 +58,7 @@ class TrainingArguments:
     logging_steps: int = 50
     """Steps between lines of log.jsonl."""
     save_steps: Duration = 0.1
-    """Steps between checkpoints; 0: none but the last."""
+    """Steps between checkpoints. Below 1: a fraction of all; 0: none but the last."""
     save_total_limit: int | None = 2
     """Checkpoints that are kept, newest first; None: all."""
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
@@ -76,10 +76,14 @@ class TrainingArguments:
             )
         durations = ("warmup", "decay", "sparsity_warmup", "bandwidth", "warm_start", "save")
         for name in (f"{duration}_steps" for duration in durations):
-            if getattr(self, name) < 0:
-                raise ValueError(f"training.{name} must not be negative, got {getattr(self, name)}")
-        for name in ("l0_gain", "bandwidth_start"):
-            if not getattr(self, name) > 0:
+            value = getattr(self, name)
+            if not (0 <= value < 1 or (value > 0 and value % 1 == 0)):
+                raise ValueError(
+                    f"training.{name} must be a whole number of steps, or a fraction of them all "
+                    f"from 0 up to but not including 1, got {value}"
+                )
+        for name in ("learning_rate", "threshold_learning_rate", "l0_gain", "bandwidth_start"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"training.{name} must be positive, got {getattr(self, name)}")
         if self.save_total_limit is not None and self.save_total_limit < 1:
             raise ValueError(
@@ -91,8 +95,6 @@ class TrainingArguments:
                 f"training.warm_start_steps ({self.warm_start_steps}) leaves none of the "
                 f"{self.total_steps} steps to learn thresholds in; 0.5 is half of them"
             )
-        if not self.learning_rate > 0 or not (self.threshold_learning_rate or 1) > 0:
-            raise ValueError("training.learning_rate and threshold_learning_rate must be positive")
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"training.batch_size ({self.batch_size}) does not divide by "

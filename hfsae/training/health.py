@@ -31,6 +31,10 @@ class Reading:
     """share of latents that have not fired for the trainer's dead_after_tokens"""
     mean_square_norm: float
     """of x/c: 1 if activation_scale is right"""
+    log_threshold: bool = True
+    """whether thresholds are learned through their logarithms, in factors instead of steps"""
+    decaying: bool = False
+    """whether learning rates are on their way to 0 at the end of the run"""
 
     @property
     def is_off_target(self) -> bool:
@@ -56,17 +60,20 @@ def _causes(reading: Reading) -> Iterator[str]:
             "runs under 1e8 tokens) or the batch size"
         )
     travel_left = reading.threshold_travel * reading.steps_left / max(reading.steps, 1)
-    if reading.is_off_target and travel_left < 0.2 and reading.steps_left > reading.steps:
+    is_too_slow = travel_left < 0.2 and not reading.decaying
+    faster = "raise training.threshold_learning_rate"
+    if reading.log_threshold:
+        faster = f"set sae.log_threshold=false or {faster}"
+    if reading.is_off_target and is_too_slow and reading.steps_left > reading.steps:
         yield (
             f"thresholds move {reading.threshold_travel:.1%} in {reading.steps} steps, too slowly "
-            f"to bring L0 from {reading.l0:.0f} to {reading.target_l0:.0f} in this run: set "
-            "sae.log_threshold=false or raise training.threshold_learning_rate"
+            f"to bring L0 from {reading.l0:.0f} to {reading.target_l0:.0f} in this run: {faster}"
         )
-    if reading.target_l0 is None and travel_left < 0.2 and reading.share_done < 0.25:
+    if reading.target_l0 is None and is_too_slow and reading.share_done < 0.25:
         yield (
             f"thresholds move {reading.threshold_travel:.2%} in {reading.steps} steps: in the rest "
             "of this run they will hardly leave their first value, whatever sae.l0_coefficient is: "
-            "set sae.log_threshold=false or raise training.threshold_learning_rate"
+            f"{faster}"
         )
     if reading.l0 < 0.3 * (reading.target_l0 or 1.0):
         goal = f", far below its target of {reading.target_l0:.0f}" if reading.target_l0 else ""

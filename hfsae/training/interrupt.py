@@ -1,21 +1,26 @@
 """Stop at the end of a step when asked to, instead of in its middle."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 
 class Interrupt:
-    """While entered, the first SIGINT or SIGTERM only sets `requested`; a second one acts at once.
+    """While entered, the first SIGINT or SIGTERM only sets `requested`; a second one acts at once,
+    except inside `deferred()`.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._deferring = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
+        self.requested = False
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._previous[number] = signal.signal(number, self._handle)
@@ -27,7 +32,16 @@ class Interrupt:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """For work that an exception would spoil: torch.save makes another error of it."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and not self._deferring:
             raise KeyboardInterrupt
         self.requested = True

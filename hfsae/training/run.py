@@ -226,11 +226,11 @@ class Run:
         }
         if not before:
             return line
-        c = float(sae.config.activation_scale or 1.0)
+        c, total = float(sae.config.activation_scale or 1.0), self.args.total_steps
         reading = Reading(
             steps=step - before["step"],
-            steps_left=self.args.total_steps - step,
-            share_done=step / self.args.total_steps,
+            steps_left=total - step,
+            share_done=step / total,
             l0=l0,
             previous_l0=before["l0"],
             target_l0=self.target_l0,
@@ -239,6 +239,8 @@ class Run:
             sparsity_growth=schedule.sparsity / max(before["sparsity"], 1e-30),
             dead_share=self._dead_share(),
             mean_square_norm=(_root_mean_square_norm(seen.x) / c) ** 2,
+            log_threshold=sae.config.log_threshold,
+            decaying=step >= total - in_steps(self.args.decay_steps, total) > 0,
         )
         travel = reading.threshold_travel
         return {**line, "threshold_travel": travel, "health": diagnose(reading)}

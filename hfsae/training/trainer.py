@@ -111,6 +111,7 @@ class Trainer:
         named = {"": saes} if isinstance(saes, SAE) else dict(saes)
         self.runs = {name: Run(sae, args, self.accelerator) for name, sae in named.items()}
         self.identity = self._identity()
+        self.interrupt = Interrupt()
         self.steps_done = 0
         self.seconds = {"harvest": 0.0, "train": 0.0}
         parts = self.accelerator.num_processes * args.gradient_accumulation_steps
@@ -128,13 +129,13 @@ class Trainer:
         resumed = self._resume()
         if self.args.report_to != "none":
             self.accelerator.init_trackers("hfsae", config=asdict(self.args))
-        with Interrupt() as interrupt, self._bars(interrupt) as bar:
+        with self.interrupt, self._bars() as bar:
             try:
                 if not resumed:
                     self._initialise()
                 while self.steps_done < self.args.total_steps:
                     self._step(bar)
-                    if self._anyone(interrupt.requested):
+                    if self._anyone(self.interrupt.requested):
                         raise _Stop
             except _Stop:
                 self.save_checkpoint()
@@ -183,7 +184,7 @@ class Trainer:
         bar.set_postfix_str(f"fvu {line['fvu']:.3f}, l0 {line['l0']:.1f}", refresh=False)
 
     @contextmanager
-    def _bars(self, interrupt: Interrupt) -> Iterator[tqdm]:
+    def _bars(self) -> Iterator[tqdm]:
         """A bar of the whole run; below it, one of the bucket that is being harvested."""
         quiet = {"disable": not self.accelerator.is_main_process, "unit": "tok", "unit_scale": True}
         quiet["mininterval"] = 0.2 if sys.stderr.isatty() else 15.0
@@ -198,7 +199,7 @@ class Trainer:
             if n >= n_total:
                 harvest.pop().close()
             # Alone, stop in the middle of a bucket: the stream stands where it stood before it.
-            if interrupt.requested and self.accelerator.num_processes == 1:
+            if self.interrupt.requested and self.accelerator.num_processes == 1:
                 raise _Stop
 
         with tqdm(total=total, initial=done, desc="train", **quiet) as bar:
@@ -228,7 +229,8 @@ class Trainer:
             "identity": self.identity,
         }
         folder = self.output_dir / "checkpoints"
-        checkpoint.save(folder, self.steps_done, state, keep=self.args.save_total_limit)
+        with self.interrupt.deferred():
+            checkpoint.save(folder, self.steps_done, state, keep=self.args.save_total_limit)
 
     def _resume(self) -> bool:
         path = checkpoint.latest(self.output_dir / "checkpoints")

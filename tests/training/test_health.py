@@ -46,6 +46,21 @@ def test_logarithmic_thresholds_at_the_papers_rate_in_a_short_run(tmp_path):
     assert any("too slowly" in s and "log_threshold=false" in s for s in found)
 
 
+def test_advice_that_is_followed_already_is_not_given(tmp_path):
+    stuck = {"target_l0": 2, "log_threshold": False}
+    found = sentences(tmp_path, sae=stuck, learning_rate=1e-6)
+    assert any("raise training.threshold_learning_rate" in s for s in found)
+    assert not any("log_threshold" in s for s in found)
+
+
+def test_thresholds_that_stand_still_because_rates_decay_are_no_fault(tmp_path):
+    stuck = {"target_l0": 2, "log_threshold": True}
+    assert not any(
+        "too slowly" in s
+        for s in sentences(tmp_path, sae=stuck, learning_rate=7e-5, decay_steps=99)
+    )
+
+
 def test_the_same_without_a_target(tmp_path):
     found = sentences(tmp_path, sae={"log_threshold": True}, learning_rate=7e-5)
     assert any("hardly leave their first value" in s for s in found)

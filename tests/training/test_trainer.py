@@ -159,6 +159,22 @@ def test_a_second_ctrl_c_in_mid_step_saves_nothing_torn(tmp_path):
     assert_same_bits(weights(whole), weights(resumed))
 
 
+def test_ctrl_c_in_the_middle_of_a_save_waits_for_it(tmp_path, monkeypatch):
+    written = torch.save
+
+    def interrupted_save(state, file):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        written(state, file)
+
+    monkeypatch.setattr(torch, "save", interrupted_save)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(make_sae(), PlantedStream(), arguments(tmp_path)).train()
+    monkeypatch.undo()
+    newest = max((tmp_path / "checkpoints").iterdir())
+    assert torch.load(newest, weights_only=True)["steps_done"] == 10
+
+
 def test_a_log_without_a_checkpoint_begins_anew(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 10, "lo')
     Trainer(make_sae(), PlantedStream(), arguments(tmp_path)).train()
