@@ -26,6 +26,8 @@ PLANNED = {"gemma2_2b_16k_layer12_res": ("gemma2_2b_16k.yaml", "layers.12/res", 
 
 
 def main(argv: list[str]) -> None:
+    if len(argv) not in (0, 2) or any(word.startswith("-") for word in argv):
+        sys.exit(__doc__)
     if argv:
         take_over(Path(argv[0]), CARDS / argv[1])
     for name, (recipe, sae, d_in) in PLANNED.items():

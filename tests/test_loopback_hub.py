@@ -31,6 +31,9 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from hfsae.activations import TextArguments
+from hfsae.activations.tokens import documents
+
 from .loopback_hub import DOWNLOADS, UPLOADS, Fault, LoopbackHub
 
 WRITE, READ, OTHER, WRONG = "hf_write", "hf_read", "hf_other", "hf_wrong"
@@ -259,6 +262,20 @@ def test_a_data_set_is_pushed_loaded_and_streamed_from_the_loopback_only(hub, mo
     assert [row["text"] for row in stream] == texts["text"]
     assert {r.status for r in hub.seen("GET", origin="cdn")} == {206}
     assert set(hosts) <= {"127.0.0.1"}
+
+
+def test_a_recipes_text_is_read_from_a_data_set_on_the_hub(hub):
+    datasets = pytest.importorskip("datasets")
+    texts = {"text": [f"document {i} of the Hub" for i in range(60)]}
+    datasets.Dataset.from_dict(texts).push_to_hub("alice/texts", token=WRITE)
+    for streaming in (True, False):
+        args = TextArguments(dataset="alice/texts", held_out_fraction=0.3, streaming=streaming)
+        train, held_out = ([d.text for d in documents(args, s)] for s in ("train", "held_out"))
+        assert sorted(train + held_out) == sorted(texts["text"]) and train and held_out
+    with pytest.raises(ValueError, match="text_column to one of"):
+        list(documents(TextArguments(dataset="alice/texts", text_column="body"), "train"))
+    with pytest.raises(ValueError, match="'alice/nothing' cannot be found"):
+        list(documents(TextArguments(dataset="alice/nothing"), "train"))
 
 
 def test_another_process_uses_the_same_hub(hub, pushed, tmp_path):
