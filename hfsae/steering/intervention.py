@@ -44,14 +44,14 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 class Edit(NamedTuple):
     """What is done to one latent; where mode or unit is None, those of the block hold."""
 
-    strength: float = 0.0
+    strength: int | float = 0.0
     mode: Mode | None = None
     unit: Unit | None = None
 
 
-Edits = Mapping[int, float | Edit]
+Edits = Mapping[int, int | float | Edit]
 """{latent: strength}, or {latent: Edit(strength, mode, unit)} for a mode or unit of its own."""
-Maxima = Tensor | Sequence[float] | Mapping[int, float]
+Maxima = Tensor | Sequence[int | float] | Mapping[int, int | float]
 """Maximal activations: of all latents in order, or {latent: maximum}."""
 
 
@@ -184,11 +184,11 @@ def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}.")
 
 
-def _checked_strength(latent: int, strength: float) -> float:
+def _checked_strength(latent: int, strength: object) -> float:
     is_number = isinstance(strength, Real) and not isinstance(strength, bool)
-    if not is_number or not math.isfinite(strength):
+    if not is_number or not math.isfinite(cast(float, strength)):
         raise ValueError(f"the strength of latent {latent} is {strength!r}; use a finite number.")
-    return float(strength)
+    return float(cast(float, strength))
 
 
 def _maximum(latent: int, maxima: Maxima | None) -> float:

@@ -198,7 +198,7 @@ def _sampled_kl(
 def _mean_kl(first: Float[Tensor, "rows n vocab"], second: Float[Tensor, "rows n vocab"]) -> float:
     """KL(first || second) of the softmaxes, nats, mean over rows and tokens."""
     p, q = F.log_softmax(first.float(), dim=-1), F.log_softmax(second.float(), dim=-1)
-    return float((p.exp() * (p - q)).sum(dim=-1).mean())
+    return max(0.0, float((p.exp() * (p - q)).sum(dim=-1).mean()))  # rounding may take it below
 
 
 def repetition(ids: Int[Tensor, "rows n"], n: int = NGRAM) -> float:
