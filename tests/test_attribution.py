@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -198,16 +198,11 @@ def test_evenness_is_one_for_equal_shares_and_little_for_a_lone_cause():
     assert evenness(torch.zeros(4)).isnan()
 
 
-def positions(ids: Tensor) -> Iterator[tuple[int, int]]:
-    for row, column in ((ids > 2)[:, :-1]).nonzero().tolist():
-        yield row, column
-
-
 def test_uniformity_is_that_of_each_tokens_own_gradient(precise_lm: PreTrainedModel):
     """Oracle: one backward pass a token, to the activation itself, as the equations say."""
     ids, sae = tokens(rows=2, ctx=7)["input_ids"], make_sae().double()
     expected = []
-    for row, column in positions(ids):
+    for row, column in (ids > 2)[:, :-1].nonzero().tolist():
         x: list[Tensor] = []
 
         def hook(module, args, out, x=x):

@@ -42,8 +42,17 @@ def test_a_label_that_is_none_is_refused_and_changes_nothing(tmp_path, latent, l
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"labels": [1]}', '{"labels": {"x": "y"}}', '{"labels": {"1": 2}}', "\x00"]
-    + ['{"labels": {"1": "a\\u0007"}}', "[" * 100_000],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"labels": [1]}',
+        '{"labels": {"x": "y"}}',
+        '{"labels": {"1": 2}}',
+        '{"labels": {"1": "a\\u0007"}}',
+        "\x00",
+        "[" * 100_000,
+    ],
 )
 def test_a_file_that_holds_no_labels_is_one_sentence_and_left_as_it_is(tmp_path, text):
     path = tmp_path / "features" / "labels.json"

@@ -16,9 +16,7 @@ from hfsae.features import (
     search_labels,
     similar_latents,
 )
-
-from ..test_lm import tokens
-from ..test_steering import make_sae
+from hfsae.models import ReLUSAE, ReLUSAEConfig
 
 
 @pytest.fixture
@@ -28,10 +26,28 @@ def store(one_latent_a_token) -> FeatureStore:
     return collect(planted.sae, planted.lm, planted.tokenizer, planted.batches(), args)
 
 
+def make_sae() -> ReLUSAE:
+    sae = ReLUSAE(ReLUSAEConfig(d_in=16, d_sae=40, site="layers.1")).requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in sae.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+    return sae
+
+
+def tokens() -> dict[str, torch.Tensor]:
+    """Random rows behind a BOS, one of them padded on the left."""
+    ids = torch.randint(3, 259, (3, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    ids[0, :3] = mask[0, :3] = 0
+    ids[0, 3] = 2
+    ids[1:, 0] = 2
+    return {"input_ids": ids, "attention_mask": mask}
+
+
 def test_labels_are_ranked_by_bm25():
     labels = {1: "the sea", 2: "the sea, the sea and ships", 3: "the land", 4: "Berlin"}
     assert [hit.latent for hit in search_labels(labels, "Ships")] == [2]
-    assert [hit.latent for hit in search_labels(labels, "sea land")][0] == 3  # the rarer word
+    assert search_labels(labels, "sea land")[0].latent == 3  # the rarer word
     assert {hit.latent for hit in search_labels(labels, "the")} == {1, 2, 3}
     assert search_labels(labels, "berl")[0].why == "Berlin"
     assert not search_labels(labels, "be") and not search_labels(labels, "xyz")
@@ -78,7 +94,7 @@ def test_maxima_and_densities_are_those_of_the_latents(store):
 
 
 def test_a_text_finds_the_latents_that_fire_most_on_it(tiny_lm):
-    sae, batch = make_sae(), tokens("left")
+    sae, batch = make_sae(), tokens()
     with capture(tiny_lm, ["layers.1"]) as activations:
         tiny_lm(**batch)
     latents = sae.encode(activations["layers.1"])
