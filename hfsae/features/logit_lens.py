@@ -6,7 +6,7 @@ What the layers in between do with the direction is left out.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..lm import Site, find_module
+from ..lm import Site, find_module, own_passes
 
 FORMULA = (
     "logits of latent i = W_U (gain * W_dec[i]): W_U is the output embedding, gain the final "
@@ -43,7 +43,7 @@ def lens_tokens(
     lm: PreTrainedModel, directions: Float[Tensor, "d_sae d_model"], k: int, n_vocab: int
 ) -> LensTokens:
     """The k most promoted and the k most suppressed of the first n_vocab tokens."""
-    W_U = _output_embedding(lm)[:n_vocab].float()
+    W_U = output_embedding(lm)[:n_vocab].float()
     directions = through_final_norm(lm, directions.to(W_U))
     blocks = []
     for block in directions.split(max(1, _BLOCK_LOGITS // len(W_U))):
@@ -64,10 +64,11 @@ def residual_directions(
     if Site.parse(site).port == "in" and isinstance(module, nn.Linear | Conv1D):
         weight = module.weight.to(directions)
         directions = directions @ (weight if isinstance(module, Conv1D) else weight.T)
-    return directions if directions.shape[1] == _output_embedding(lm).shape[1] else None
+    return directions if directions.shape[1] == output_embedding(lm).shape[1] else None
 
 
-def _output_embedding(lm: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
+def output_embedding(lm: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
+    """W_U: what the final norm's output is multiplied by, transposed."""
     head = lm.get_output_embeddings()
     if head is None:
         raise ValueError(f"{type(lm).__name__} has no output embedding; load a causal LM.")
@@ -106,9 +107,12 @@ def final_norm(lm: PreTrainedModel) -> nn.Module | None:
 def _norms_called(module: nn.Module) -> Iterator[list[nn.Module]]:
     called: list[nn.Module] = []
     norms = [m for m in module.modules() if "norm" in type(m).__name__.lower()]
-    hooks = [m.register_forward_hook(lambda m, _, __: called.append(m)) for m in norms]
-    try:
+    with own_passes() as here, ExitStack() as hooks:
+
+        def note(norm: nn.Module, args: tuple, output: Tensor) -> None:
+            if here():
+                called.append(norm)
+
+        for norm in norms:
+            hooks.callback(norm.register_forward_hook(note).remove)
         yield called
-    finally:
-        for hook in hooks:
-            hook.remove()
