@@ -6,6 +6,7 @@ from typing import Any
 
 from .convert import FORMATS, save_as
 from .hub import push
+from .models import SAE
 from .suite import list_saes, load
 
 
@@ -85,6 +86,16 @@ def convert_verb(argv: list[str]) -> None:
     destination, to = options.pop("destination"), options.pop("to")
     sae = load(**options)
     print(f"wrote {save_as(sae, destination, to)}: {sae}")
+    if lost := _lost(sae, load(destination)):
+        print(f"not kept, since {to} has no place for it: {', '.join(lost)}")
+
+
+def _lost(sae: SAE, converted: SAE) -> list[str]:
+    """Of what the config says of the language model, what a conversion did not keep."""
+    said = ("site", "target_site", "model_name", "model_revision", "model_dtype")
+    said += ("model_attention", "tokenizer_hash", "bos", "target_l0")
+    ours, theirs = sae.config, converted.config
+    return [n for n in said if getattr(ours, n) is not None and getattr(theirs, n) is None]
 
 
 def _parser(verb: str, function: Any) -> argparse.ArgumentParser:

@@ -36,6 +36,8 @@ from huggingface_hub.errors import (
 )
 
 from . import card
+from .convert.formats import load_folder
+from .models.probe import NAME as PROBE
 from .records import read_json
 
 logger = logging.getLogger(__name__)
@@ -87,14 +89,18 @@ class Plan(NamedTuple):
     files: dict[str, Path | bytes]
     """path in the repository -> content"""
     left_out: list[str]
+    revision: str | None = None
+    is_pull_request: bool = False
 
     def __str__(self) -> str:
         n_bytes = sum(_size(content) for content in self.files.values())
-        who = "only those you give access" if self.private else "EVERYONE"
+        who = "nobody but those you give access to" if self.private else "EVERYONE"
+        where = f", branch {self.revision}" if self.revision else ""
+        where += ", as a pull request" if self.is_pull_request else ""
         lines = [
             f"{'new' if self.is_new else 'existing'} {'private' if self.private else 'public'} "
-            f"model repository {self.repo_id}, {len(self.files)} files, {n_bytes / 1e6:.1f} MB, "
-            f"visible to {who}:",
+            f"model repository {self.repo_id}{where}, {len(self.files)} files, "
+            f"{n_bytes / 1e6:.1f} MB, visible to {who}:",
             *(f"  {path}  {_size(c) / 1e3:,.1f} kB" for path, c in sorted(self.files.items())),
         ]
         if self.left_out:
@@ -115,29 +121,38 @@ def push(
     include_code: bool = False,
     replace_model_card: bool = False,
     dry_run: bool = False,
-    tell: Callable[[str], None] = logger.info,
+    tell: Callable[[str], None] = print,
 ) -> str:
     """Send the SAE in `folder`, or the SAEs in its subfolders, in one commit; the commit's address.
 
     Args:
+        folder: what `hfsae train` wrote, or a folder of such folders.
+        repo_id: "name/repository".
+        token: None: that of `hf auth login`, or the environment's HF_TOKEN.
         private: of a repository that is made by this; None: private. An existing one stays as it
             is, and the opposite is an error.
         revision: branch to commit to, made if it is not there.
         create_pr: propose the commit as a pull request.
         subfolder: where in the repository.
-        include_code: send a file with which the SAE runs where hfsae is not installed.
+        commit_message: None: "Upload ... with hfsae".
+        include_code: send a file with which the SAE runs where hfsae is not installed. A repository
+            that has that file keeps it.
         replace_model_card: do not carry over what people wrote into the card that is there.
         dry_run: only tell.
         tell: is given what will be sent where, before it is sent.
 
     Raises:
-        ValueError: no SAE in the folder, not allowed, no such thing, unreachable; one sentence.
+        ValueError: no SAE in the folder, or a damaged one; not allowed, no such thing, unreachable;
+            one sentence.
     """
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{repo_id!r} is no repository; write 'name/repository'")
     api = HfApi(token=token)
-    files, left_out = _collect(Path(folder), subfolder, include_code)
+    homes = _homes(Path(folder))
     with _in_a_sentence(repo_id, f"push to {repo_id}"):
-        is_new, is_private = _visibility(api, repo_id, private)
-        plan = Plan(repo_id, is_new, is_private, files, left_out)
+        is_new, is_private, has_code = _look(api, repo_id, private)
+        files, left_out = _collect(Path(folder), homes, subfolder, include_code or has_code)
+        plan = Plan(repo_id, is_new, is_private, files, left_out, revision, create_pr)
         _write_cards(api, plan, revision, replace_model_card)
         tell(str(plan))
         if dry_run:
@@ -167,15 +182,32 @@ def _commit(
         )
 
 
-def _collect(
-    folder: Path, subfolder: str, include_code: bool
-) -> tuple[dict[str, Path | bytes], list[str]]:
-    """(what to send by its path in the repository, what is left out)."""
+def _homes(folder: Path) -> list[Path]:
+    """The folders of the SAEs in `folder`, none of them damaged."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} to push")
     homes = sorted(p.parent for p in folder.rglob("config.json") if _is_sae(p.parent))
     if not homes:
-        raise ValueError(f"{folder} holds no SAE: no config.json with model.safetensors beside it")
+        raise ValueError(
+            f"{folder} holds no SAE of hfsae's: no config.json with model.safetensors beside it; "
+            "`hfsae convert FOLDER NEW --to hfsae` makes one of another library's files"
+        )
+    for home in homes:
+        sae = load_folder(home, "hfsae", str(home))  # refuses what is damaged or does not fit
+        if (home / PROBE).is_file() and (damaged := sae.verify(home).damaged):
+            raise ValueError(
+                f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved, says {PROBE}; put "
+                f"back a sound copy, or delete {PROBE} if you changed the SAE yourself"
+            )
+    return homes
+
+
+def _collect(
+    folder: Path, homes: list[Path], subfolder: str, include_code: bool
+) -> tuple[dict[str, Path | bytes], list[str]]:
+    """(what to send by its path in the repository, what is left out)."""
+    if ".." in subfolder.split("/"):
+        raise ValueError(f"subfolder {subfolder!r} leaves the repository; name one inside it")
     prefix = f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
     files: dict[str, Path | bytes] = {}
     for home in homes:
@@ -219,21 +251,22 @@ def _size(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def _visibility(api: HfApi, repo_id: str, private: bool | None) -> tuple[bool, bool]:
-    """(whether the repository is new, whether it is or will be private)."""
+def _look(api: HfApi, repo_id: str, private: bool | None) -> tuple[bool, bool, bool]:
+    """Of the repository: whether it is new, is or will be private, holds code of ours."""
     try:
         found = _patiently(lambda: api.model_info(repo_id), "model_info")
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:
-        return True, private is not False
+        return True, private is not False, False
     if private is not None and bool(found.private) != private:
         is_now = "private" if found.private else "public"
         raise ValueError(
             f"{repo_id} is there already and {is_now}; change that in its settings on the Hub, or "
             f"leave `private` out"
         )
-    return False, bool(found.private)
+    has_code = any(file.rfilename == _CODE.name for file in found.siblings or [])
+    return False, bool(found.private), has_code
 
 
 def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) -> None:

@@ -31,7 +31,7 @@ _BESIDE = {"hfsae": (PROBE,), "saelens": ("activation_scaler.json",)}
 
 
 class SAEEntry(NamedTuple):
-    """One SAE of a suite, as far as its path tells."""
+    """One SAE of a suite, as far as its path tells; None where it does not."""
 
     path: str
     """subfolder, or for single-file formats the file; "" if the whole folder is the SAE"""
@@ -77,18 +77,22 @@ def load(
     """The SAE in a folder or a repository, in whatever format; of a suite the one that is meant.
 
     Args:
-        source: a folder, or a repository's id.
+        source: a folder, a file, or a repository's id.
         subfolder: of one SAE; or of several, among which the following choose.
         layer: block of the language model.
         width: number of latents as the path has it, "16k" or 16384.
         l0: of several, the one whose L0 is nearest (by ratio) is taken, and named in the log.
-        dtype: to cast to; thresholds stay float32.
+        revision, token, cache_dir, local_files_only: as in `huggingface_hub`.
+        dtype: to cast to, as "bfloat16"; thresholds stay float32.
+        device: to move it to.
         norm_gain: for transcoders of Gemma Scope, see `hfsae.convert.gemma_scope`.
 
     Raises:
         ValueError: no SAE, several that fit, damaged or hostile files, or what `list_saes` raises;
             one sentence that lists the options.
     """
+    if isinstance(dtype, str):
+        dtype = _dtype(dtype)
     listing = _list(source, revision, token, cache_dir, local_files_only)
     entries = _entries([file.path for file in listing.files])
     entry = _pick(entries, listing, str(source), subfolder, layer, width, l0)
@@ -101,9 +105,25 @@ def load(
         )
     options = {} if norm_gain is None else {"norm_gain": norm_gain}
     sae = load_folder(root / entry.path, entry.format, where, **options)
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
+    if entry[2:] == (None, None, None):
+        _refuse_another(sae, where, layer, width)
     return sae.to(device=device, dtype=dtype)  # pyright: ignore
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype {name!r} is none; write 'float32', 'bfloat16' or 'float16'")
+    return found
+
+
+def _refuse_another(sae: SAE, where: str, layer: int | None, width: str | int | None) -> None:
+    """Where paths say nothing, a single SAE is taken: if it is what was asked for."""
+    found = _LAYER.search(sae.config.site or "")
+    if layer is not None and found and int(found[1]) != layer:
+        raise ValueError(f"{where} is of {sae.config.site}, not of layer {layer}")
+    if width is not None and sae.config.d_sae != _width(width):
+        raise ValueError(f"{where} has {sae.config.d_sae:,} latents, not {_width(width):,}")
 
 
 def _list(
@@ -154,7 +174,7 @@ def _parts(path: str) -> list[str]:
 def _width(text: str | int) -> int:
     found = re.fullmatch(r"(\d+)([km]?)", str(text).lower())
     if found is None:
-        raise ValueError(f"width {text!r} is none; write '16k' or 16384")
+        raise ValueError(f"{text!r} is no width; write '16k' or 16384")
     return int(found[1]) * _UNITS[found[2]]
 
 
@@ -171,10 +191,12 @@ def _pick(
         raise ValueError(_no_sae(listing, source))
     if (subfolder, layer, width, l0) == ("", None, None, None) and entries[0].path == "":
         return entries[0]  # the repository is an SAE, and holds others besides
-    if isinstance(l0, int | float) and not l0 > 0:
-        raise ValueError(f"l0 must be positive, got {l0}")
+    if isinstance(l0, int | float) and not 0 < l0 < math.inf:
+        raise ValueError(f"l0 must be positive and finite, got {l0}")
     prefix = f"{subfolder.rstrip('/')}/" if subfolder else ""
     inside = [e for e in entries if f"{e.path}/".startswith(prefix)]
+    if len(inside) == 1 and inside[0][2:] == (None, None, None):
+        return inside[0]  # its path says nothing of it; once loaded, its config does
     fitting = [
         e
         for e in inside

@@ -71,6 +71,10 @@ def test_convert_writes_another_format_and_lists_the_options(capsys, tmp_path):
     assert main(["convert", suite, str(tmp_path / "c"), "--to", "sparsify", *given[2:]]) == 2
     assert "sparsify files hold TopK SAEs" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    back = str(tmp_path / "back")
+    assert main(["convert", str(out), back, "--to", "gemma_scope"]) == 0
+    said = capsys.readouterr().out
+    assert "not kept, since gemma_scope has no place for it: site, model_name" in said
 
 
 def test_list_shows_what_paths_tell(capsys):

@@ -79,7 +79,7 @@ def test_a_push_is_one_commit_of_known_files_and_says_so_first(hub, folder):
     assert len(hub.seen("POST", "/commit/")) == 1 and url.startswith("http")
     assert hub.repos["models", ID].private
     assert said[0].startswith(f"new private model repository {ID}, 8 files")
-    assert "visible to only those you give access" in said[0]
+    assert "visible to nobody but those you give access to" in said[0]
     assert said[0].endswith("not sent: recipe.yaml, secret.txt")
     assert all(f"  {path}  " in said[0] for path in sent)
     assert b"/home/me" not in hub.read_file(ID, "training.json")
@@ -203,11 +203,40 @@ def test_a_suite_goes_up_in_one_commit_and_comes_down_by_meaning(hub, tmp_path, 
         ({"layer": 1}, "has 2 SAEs with layer=1; choose: "),
         ({"layer": 1, "l0": 40}, "has 2 SAEs with layer=1, l0=40; choose: "),  # 20 and 80: a tie
         ({"layer": 9}, "has no SAE with layer=9; it has layers.1/width_16k/l0_20"),
-        ({"width": "wide"}, "width 'wide' is none; write '16k' or 16384"),
-        ({"l0": 0}, "l0 must be positive, got 0"),
+        ({"width": "wide"}, "'wide' is no width; write '16k' or 16384"),
+        ({"l0": 0}, "l0 must be positive and finite, got 0"),
+        ({"dtype": "float99"}, "dtype 'float99' is none; write 'float32'"),
     ]:
         with pytest.raises(ValueError, match=sentence):
             hfsae.load(ID, **options)
+
+
+def test_a_single_sae_is_picked_by_what_its_config_says(tmp_path):
+    save(tmp_path / "one", site="layers.3")
+    assert hfsae.load(tmp_path / "one", layer=3, width=40, l0=50).config.site == "layers.3"
+    refused(lambda: hfsae.load(tmp_path / "one", layer=4), "is of layers.3, not of layer 4")
+    refused(lambda: hfsae.load(tmp_path / "one", width="16k"), "has 40 latents, not 16,384")
+
+
+def test_a_repository_with_code_keeps_it_in_a_push_without(hub, folder, capsys):
+    hfsae.push(folder, ID, token=WRITE, include_code=True)
+    assert "new private model repository" in capsys.readouterr().out  # said without being asked
+    hfsae.push(folder, ID, token=WRITE, revision="dev")
+    assert f"repository {ID}, branch dev, 9 files" in capsys.readouterr().out
+    assert b"auto_map" in hub.read_file(ID, "config.json", rev="dev")
+
+
+def test_a_damaged_sae_is_not_pushed(hub, folder):
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:])
+    refused(lambda: hfsae.push(folder, ID, token=WRITE), "is DAMAGED: .* put back a sound copy")
+    weights.write_bytes(whole[:-100])
+    refused(lambda: hfsae.push(folder, ID, token=WRITE), "model.safetensors is damaged")
+    refused(lambda: hfsae.push(folder, "noname", token=WRITE), "'noname' is no repository; write")
+    weights.write_bytes(whole)
+    refused(lambda: hfsae.push(folder, ID, token=WRITE, subfolder="../x"), "leaves the repository")
+    assert not hub.repos
 
 
 def test_foreign_files_load_from_a_repository(hub):
@@ -324,7 +353,7 @@ def test_what_is_not_there_is_one_sentence(hub, pushed, tmp_path):
     )
     refused(lambda: hfsae.load(tmp_path / "none"), "there is no folder")
     refused(lambda: hfsae.push(tmp_path / "none", ID), "there is no folder")
-    refused(lambda: hfsae.push(tmp_path, "not an id"), "that is no repository id|holds")
+    refused(lambda: hfsae.push(tmp_path, "not an id"), "is no repository; write 'name/repository'")
     refused(lambda: hfsae.load(ID, local_files_only=True), "it is not in the cache")
 
 

@@ -111,8 +111,12 @@ def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
         raise ValueError(f"format {to!r} is unknown; there are {', '.join(FORMATS)}")
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise ValueError(f"{destination} is there already; name another place, or remove it")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(f"{destination} cannot be made ({why}); name another place") from error
     try:
         if FORMATS[to].files[0].startswith("*"):
             FORMATS[to].save(sae, temporary / "sae")
@@ -121,6 +125,12 @@ def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
             FORMATS[to].save(sae, temporary)
             temporary.chmod(0o755)
             os.replace(temporary, destination)
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(destination.parent).free / 1e6
+        raise ValueError(
+            f"{destination} cannot be written ({error}; the disk has {free:,.0f} MB free); make "
+            "room or name another place"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return destination

@@ -1,9 +1,10 @@
 """Gemma Scope 2: `params.safetensors` and `config.json`, JumpReLU SAEs and transcoders of Gemma 3.
 
 w_enc [d_in, d_sae], w_dec [d_sae, d_out], b_enc, b_dec, threshold; optional
-affine_skip_connection [d_in, d_out], applied as x @ affine_skip_connection. The config names both
-sites: `model.layers.12.output`, `model.layers.12.self_attn.o_proj.input`. Unlike in Gemma Scope,
-transcoders read the norm's output, gain included, so that no weight of the model is needed.
+affine_skip_connection [d_in, d_out], applied as x @ affine_skip_connection. The config names the
+sites, `model.layers.12.output`, `model.layers.12.self_attn.o_proj.input`; where it does not name
+the second, the first is reconstructed. Unlike in Gemma Scope, transcoders read the norm's output,
+gain included, so that no weight of the model is needed.
 """
 
 import json
@@ -38,14 +39,16 @@ def load(folder: Path, source: str) -> SAE:
         "model_name": _model(config.get("model_name")),
         "skip_connection": "W_skip" in state,
     }
-    if target != site or fields["skip_connection"]:
-        fields["target_site"] = target or "unknown"
+    if target not in (None, site):
+        fields["target_site"] = target
+    elif fields["skip_connection"]:
+        fields["target_site"] = "unknown"
     return build("jumprelu_sae", state, source, **fields)
 
 
 def _model(name: str | None) -> str | None:
     if not name or "/" in name:
-        return name
+        return name or None
     return "google/" + re.sub(r"gemma-v3-", "gemma-3-", name)
 
 

@@ -63,6 +63,8 @@ def load(folder: Path, source: str) -> SAE:
             f"{source}: hfsae has no {architecture!r} SAEs; it reads {', '.join(_VARIANTS)}"
         )
     state = load_file(folder / FILES[0])
+    if (named := config.get("d_in")) != (width := state["W_enc"].shape[0]):
+        raise ValueError(f"{source}: its config says d_in {named!r}, its W_enc is {width} wide")
     if (state.pop("scaling_factor", torch.ones(1)) != 1).any():  # ones in most files that have it
         raise ValueError(f"{source}: it was fine-tuned with a scaling_factor, which hfsae has not")
     if architecture == "gated":

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+import hfsae
 from hfsae.convert import FORMATS, load_folder, save_as
 from hfsae.convert.formats import find
 from hfsae.models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
@@ -243,3 +245,17 @@ def test_a_damaged_file_is_one_sentence(tmp_path):
     (folder / "cfg.json").write_text(json.dumps({"architecture": "topk"}))
     with pytest.raises(ValueError, match="somebody/sae cannot be read as saelens"):
         load_folder(folder, "saelens", "somebody/sae")
+
+
+def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    sae = hfsae.ReLUSAE(hfsae.ReLUSAEConfig(d_in=4, d_sae=8))
+    monkeypatch.setattr("hfsae.convert.saelens.save_file", full)
+    with pytest.raises(ValueError, match=r"cannot be written .* MB free\); make room") as caught:
+        save_as(sae, tmp_path / "out", "saelens")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ValueError, match=r"file/x cannot be made \(.*\); name another place"):
+        save_as(sae, tmp_path / "file" / "x", "saelens")
