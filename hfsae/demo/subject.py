@@ -1,0 +1,215 @@
+"""What the app shows: an SAE, its language model, and what lies beside its weights.
+
+One `Subject` serves all sessions and is not changed by any, but for labels. Hooks on the language
+model would be seen by every thread: whoever runs it holds `subject.lock` for as long as that takes.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .. import contract
+from ..features import FeatureStore
+from ..lm import LoadedLM, load_lm
+from ..models import SAE
+from ..suite import beside, load
+
+logger = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).with_name("default")
+QUICKSTART = Path("runs", "quickstart")
+_BESIDE = (
+    "README.md",
+    "evaluation.json",
+    "training.json",
+    "labels.json",
+    "presets.json",
+    "features/latents.parquet",
+    "features/examples.parquet",
+    "features/meta.json",
+)
+_MAX_JSON = 2**24  # bytes
+
+
+class Choice(NamedTuple):
+    """Which SAE: what `hfsae.load` takes."""
+
+    source: str
+    subfolder: str = ""
+    layer: int | None = None
+    width: str | None = None
+    l0: float | str | None = None
+    revision: str | None = None
+
+
+def default_source() -> str:
+    """The SAE to open where none is named: the quickstart's, or the small one in this package."""
+    trained = (QUICKSTART / "config.json").is_file()
+    return str(QUICKSTART if trained else SHIPPED)
+
+
+@dataclass
+class Subject:
+    sae: SAE
+    name: str
+    """what was asked for: a folder's name, or the id of a repository"""
+    folder: Path | None = None
+    """where the files beside its weights lie"""
+    loaded: LoadedLM | None = None
+    why_no_lm: str = "it was left out at the start"
+    store: FeatureStore | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    card: str = ""
+    presets: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """sentences on what may make its numbers differ here"""
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def d_sae(self) -> int:
+        return self.sae.config.d_sae
+
+    @property
+    def lm(self) -> PreTrainedModel:
+        return self._need_lm().lm
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._need_lm().tokenizer
+
+    def _need_lm(self) -> LoadedLM:
+        if self.loaded is None:
+            raise ValueError(
+                f"this needs the language model, which is not there: {self.why_no_lm}; "
+                "start the app with --model and a name or folder"
+            )
+        return self.loaded
+
+    @contextmanager
+    def running(self) -> Iterator[PreTrainedModel]:
+        """The language model, for this thread alone, without gradients."""
+        with self.lock, torch.no_grad():
+            yield self.lm
+
+    @property
+    def bos(self) -> bool:
+        """Whether text wants a BOS token in front, as in training; yes where that is unknown."""
+        return self.sae.config.bos != "none"
+
+    def density(self) -> Float[Tensor, " d_sae"]:
+        """Share of tokens each latent fires on; 0 everywhere if nobody has counted."""
+        if self.store is not None:
+            return torch.tensor(self.store.latents["density"].to_pylist())
+        counted = self.evaluation.get("density")
+        return torch.tensor(counted) if counted else torch.zeros(self.d_sae)
+
+    def largest(self) -> Float[Tensor, " d_sae"] | None:
+        """Each latent's largest activation over the store's text, raw units."""
+        if self.store is None:
+            return None
+        return torch.tensor(self.store.latents["max_activation"].to_pylist())
+
+
+def open_subject(
+    choice: Choice,
+    *,
+    model: str | None = None,
+    with_lm: bool = True,
+    device: str | None = None,
+) -> Subject:
+    """Load an SAE, its language model, and what lies beside; say in `notes` what is not there.
+
+    Args:
+        model: a language model to use in the place of the one that the SAE's config names.
+        device: "cuda" where there is one, else "cpu".
+
+    Raises:
+        ValueError: there is no such SAE, or the named model cannot be had.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sae = load(**choice._asdict(), device=device).eval().requires_grad_(False)
+    subject = Subject(sae, _shown_name(choice))
+    subject.folder = beside(choice.source, _BESIDE, **_without_source(choice))
+    if subject.folder is not None:
+        _read_beside(subject, subject.folder)
+    if with_lm:
+        _attach_lm(subject, model, device)
+    return subject
+
+
+def _shown_name(choice: Choice) -> str:
+    """No path of this machine: pages are shown to others."""
+    path = Path(choice.source)
+    if path == SHIPPED:
+        return "the small SAE that comes with hfsae"
+    return path.resolve().name if path.exists() else choice.source
+
+
+def _without_source(choice: Choice) -> dict[str, Any]:
+    return {name: value for name, value in choice._asdict().items() if name != "source"}
+
+
+def _read_beside(subject: Subject, folder: Path) -> None:
+    card = folder / "README.md"
+    if card.is_file() and card.stat().st_size < _MAX_JSON:
+        subject.card = card.read_text(encoding="utf-8", errors="replace")
+    subject.evaluation = read_json(folder / "evaluation.json", dict)
+    subject.presets = read_json(folder / "presets.json", list)
+    if (folder / "features" / "meta.json").is_file():
+        store = FeatureStore.load(folder)
+        if len(store) == subject.d_sae:
+            subject.store = store
+        else:
+            subject.notes.append(
+                f"its features/ are of {len(store):,} latents, the SAE has {subject.d_sae:,}: "
+                "they are left out"
+            )
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """What a JSON file holds; an empty `kind` if it is not there, damaged, or something else."""
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise ValueError("too large")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if path.exists():
+            logger.warning("%s is left out: %s", path, error)
+        return kind()
+    return found if isinstance(found, kind) else kind()
+
+
+def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
+    config = subject.sae.config
+    name = model or config.model_name
+    if name is None:
+        subject.why_no_lm = "the SAE's config names none"
+        return
+    options: dict[str, Any] = {"dtype": config.model_dtype or "auto", "device": device}
+    if model is None or model == config.model_name:
+        options |= {
+            "revision": config.model_revision,
+            "attn_implementation": config.model_attention,
+        }
+    try:
+        subject.loaded = load_lm(name, **options)
+        differences = contract.differences(config, *subject.loaded[:2])
+        if wrong := [d for d in differences if d.severity == "error"]:
+            raise ValueError(f"this SAE is not for {name}: {wrong[0]}")
+    except ValueError as error:
+        subject.loaded = None
+        if model is not None:
+            raise
+        subject.why_no_lm = str(error).rstrip(".")
+        return
+    subject.notes += [str(difference) for difference in differences]
