@@ -7,7 +7,7 @@
     recipe                     what a run is
     suite                      load and list, by name and meaning
     hub                        push and fetch
-    training | evaluation | features | figures | card | convert
+    training | evaluation | features | figures | card | convert | steering | attribution
     models | activations | metrics
     ops | lm                   torch and transformers only
     packaged                   real inputs that come as Python packages
@@ -16,14 +16,16 @@
 `activations.harvest` (raw activations at sites, through `lm.capture`) -> `activations.shuffle`
 (batches [n, d], float32) -> `models` (pre_acts -> latents -> recon, and the loss) ->
 `training.run` (one optimiser step) -> `training.checkpoint` -> `SAE.folded().save_pretrained` ->
-`evaluation` (spliced into the language model), `features` (what latents fire on), `card`.
+`evaluation` (spliced into the language model), `features` (what latents fire on), `steering` (what
+they do), `attribution` (why this token), `card`.
 
 **Words.** A *latent* is one unit of an SAE, its activation a number; a *feature* is what it means.
 `pre_acts` come before the non-linearity, `latents` after it; `recon` is the reconstruction. A
 *site* is a place in a language model: a module's path, and whether its input or its output. `L0` is
 the number of latents that fire on a token; a latent's `density` the share of tokens it fires on.
 `FVU` is the fraction of variance unexplained, pooled over all tokens. `activation_scale` is the
-root of the mean squared norm. To *splice* is to let the language model run on a reconstruction.
+root of the mean squared norm. To *splice* is to let the language model run on a reconstruction, to
+*steer* to let it run on changed latents.
 
 `import hfsae` needs torch, transformers, safetensors and jaxtyping; training, evaluation and the
 command line need the `train` extra.
@@ -31,8 +33,11 @@ command line need the `train` extra.
 
 from .activations import PackedRows as PackedRows
 from .activations import TextArguments as TextArguments
+from .attribution import attribute as attribute
+from .attribution import uniformity as uniformity
 from .convert import save_as as save_as
 from .evaluation import evaluate as evaluate
+from .features import FeatureStore as FeatureStore
 from .features import collect as collect
 from .hub import push as push
 from .lm import LoadedLM as LoadedLM
@@ -52,6 +57,10 @@ from .models import SAEOutput as SAEOutput
 from .models import TopKSAE as TopKSAE
 from .models import TopKSAEConfig as TopKSAEConfig
 from .models.probe import write_probe as write_probe
+from .steering import Edit as Edit
+from .steering import save_steering_vector as save_steering_vector
+from .steering import steer as steer
+from .steering import suggest_strength as suggest_strength
 from .suite import SAEEntry as SAEEntry
 from .suite import list_saes as list_saes
 from .suite import load as load

@@ -12,12 +12,19 @@ spells it, and its first input or its (first) output, which is the default. In a
 
 All of it is forward hooks, set on entry of a context and gone when it is left, by an exception or
 not. A context entered later sees what an earlier one has written at the same place.
+
+Threads may share a model: a context acts on the forward passes of the thread that entered it (and
+of what copies its `contextvars`, as `asyncio.to_thread` does; a plain `threading.Thread` does not),
+and on nobody else's. So enter it in the thread that runs the model.
 """
 
 import difflib
 import logging
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -34,7 +41,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -96,14 +103,51 @@ def _not_found(path: str, lm_name: str, modules: Mapping[str, nn.Module]) -> str
     )
 
 
-def _attach(lm: PreTrainedModel, site: str, visit: Callable[[Tensor], Tensor | None]) -> Any:
-    """Shows `visit` the activation in every forward pass; a tensor it returns takes its place.
+_blocks: ContextVar[frozenset[object]] = ContextVar("blocks entered here", default=frozenset())
+
+
+@contextmanager
+def _block() -> Iterator[Callable[[], bool]]:
+    """A test for hooks: whether the forward pass is one of those that this block is meant for."""
+    key, calls = object(), {True: 0, False: 0}
+
+    def here() -> bool:
+        inside = key in _blocks.get()
+        calls[inside] += 1
+        return inside
+
+    _blocks.set(_blocks.get() | {key})
+    try:
+        yield here
+    finally:
+        # not reset(token): a generator may be closed in another context than it was begun in
+        _blocks.set(_blocks.get() - {key})
+    if calls[False] and not calls[True]:
+        warnings.warn(
+            "the model ran in other threads only, where this block does not act: enter it in the "
+            "thread that runs the model",
+            stacklevel=2,
+        )
+
+
+def _attach(
+    lm: PreTrainedModel,
+    site: str,
+    visit: Callable[[Tensor], Tensor | None],
+    here: Callable[[], bool],
+) -> RemovableHandle:
+    """Shows `visit` the activation in forward passes from `here`; a tensor it returns replaces it.
 
     Blocks return a tensor in some families and versions and a tuple in others: `output[0]` of a
     tensor would silently be the first row of the batch. Inputs come by position or by keyword.
     """
 
-    def visit_input(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    # kwargs has a default: torch leaves it out if another thread removes the hook at that moment
+    def visit_input(
+        module: nn.Module, args: tuple, kwargs: dict | None = None
+    ) -> tuple[tuple, dict] | None:
+        if kwargs is None or not here():
+            return None
         if args:
             new = visit(_tensor(args[0], site))
             return None if new is None else ((new, *args[1:]), kwargs)
@@ -112,6 +156,8 @@ def _attach(lm: PreTrainedModel, site: str, visit: Callable[[Tensor], Tensor | N
         return None if new is None else (args, {**kwargs, key: new})
 
     def visit_output(module: nn.Module, args: tuple, output: Any) -> Any:
+        if not here():
+            return None
         if not isinstance(output, tuple):
             return visit(_tensor(output, site))
         new = visit(_tensor(output[0], site))
@@ -160,8 +206,9 @@ def capture(
             raise _Stop(activations)
 
     with ExitStack() as hooks:
+        here = hooks.enter_context(_block())
         for site in wanted:
-            hooks.callback(_attach(lm, site, partial(visit, site)).remove)
+            hooks.callback(_attach(lm, site, partial(visit, site), here).remove)
         try:
             yield activations
         except _Stop as stop:
@@ -191,8 +238,57 @@ def patch(
         return new.to(activation)
 
     with ExitStack() as hooks:
+        here = hooks.enter_context(_block())
         for site in replacements:
-            hooks.callback(_attach(lm, site, partial(visit, site)).remove)
+            hooks.callback(_attach(lm, site, partial(visit, site), here).remove)
+        yield
+
+
+class Moment(NamedTuple):
+    """A forward pass at the moment when an intervention writes."""
+
+    source: Float[Tensor, "rows ctx d_in"]
+    """The activation at the SAE's site, cast for the SAE."""
+    target: Float[Tensor, "rows ctx d_out"]
+    """What is replaced: the activation at the target site, as the model has it."""
+    input_ids: Int[Tensor, "rows ctx"] | None
+    """None if the model was given embeddings."""
+    n_cached: int
+    """Tokens a row that the KV cache holds from earlier passes."""
+
+
+@contextmanager
+def intervene(
+    lm: PreTrainedModel, sae: Any, write: Callable[[Moment], Tensor]
+) -> Iterator[None]:
+    """Inside the block `write(moment)` takes the place of what `sae` reconstructs.
+
+    That is the activation at its `target_site` for a transcoder, else at its `site`.
+
+    Raises:
+        ValueError: the SAE names no site; or, in the forward pass, the target runs before it.
+    """
+    site = sae.config.site
+    if site is None:
+        raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
+    contract.check(sae.config, lm)
+    target = getattr(sae.config, "target_site", None) or site
+    under_way = threading.local()  # source, input_ids and n_cached of a thread's forward pass
+
+    def read(x: Tensor) -> None:
+        under_way.source = cast_for(sae, x)
+
+    def replace(x: Tensor) -> Tensor:
+        if getattr(under_way, "source", None) is None:
+            raise ValueError(f"target_site {target!r} runs before site {site!r}; swap them.")
+        source, under_way.source = under_way.source, None
+        return write(Moment(source, x, under_way.input_ids, under_way.n_cached))
+
+    with ExitStack() as hooks:
+        here = hooks.enter_context(_block())
+        hooks.callback(_note_tokens(lm, sae.config, under_way, here).remove)
+        hooks.callback(_attach(lm, site, read, here).remove)
+        hooks.enter_context(patch(lm, {target: replace}))
         yield
 
 
@@ -223,65 +319,75 @@ def splice(
         ValueError: the SAE names no site; or, in the forward pass, `keep` has another shape than
             the activation, or the target runs before the site.
     """
-    site = sae.config.site
-    if site is None:
-        raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
-    contract.check(sae.config, lm)
-    target = getattr(sae.config, "target_site", None) or site
-    under_way: dict[str, Any] = {}  # of the current forward pass: input_ids, encoded
 
-    def read(x: Tensor) -> None:
-        x = cast_for(sae, x)
-        under_way["encoded"] = (x, sae.encode(x))
+    place = str(getattr(sae.config, "target_site", None) or sae.config.site)
 
-    def write(x: Tensor) -> Tensor:
-        if "encoded" not in under_way:
-            raise ValueError(f"target_site {target!r} runs before site {site!r}; swap them.")
-        source, latents = under_way.pop("encoded")
+    def write(moment: Moment) -> Tensor:
+        x, source = moment.target, moment.source
         if error_term and edit is None:
             return x
+        latents = sae.encode(source)
         new = sae.decode(latents if edit is None else edit(latents), source)
         if error_term:
             # the difference first: an edit that changes nothing then adds exactly zero
             new = x + (new - sae.decode(latents, source)).to(x.device)
         new = new.to(x)
-        for mask in _masks(keep, spare_tokens, under_way.get("input_ids")):
-            new = torch.where(_matching(mask, x, target), new, x)
+        if keep is not None:
+            new = torch.where(_matching(keep, x, place), new, x)
+        if len(spare_tokens) > 0:
+            edited = unspared(moment.input_ids, spare_tokens)
+            new = torch.where(_matching(edited, x, place), new, x)
         return new
 
-    with ExitStack() as hooks:
-        hooks.callback(_note_tokens(lm, sae.config, under_way).remove)
-        hooks.callback(_attach(lm, site, read).remove)
-        hooks.enter_context(patch(lm, {target: write}))
+    with intervene(lm, sae, write):
         yield
 
 
-def _note_tokens(lm: PreTrainedModel, config: Any, under_way: dict[str, Any]) -> RemovableHandle:
+def _note_tokens(
+    lm: PreTrainedModel, config: Any, under_way: threading.local, here: Callable[[], bool]
+) -> RemovableHandle:
     """Keep each forward pass's input_ids, and look for BOS in those that begin the text."""
 
-    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def note(module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        if kwargs is None or not here():  # see _attach
+            return
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is not None and "input_ids" not in under_way:
+        cache = kwargs.get("past_key_values")
+        if ids is not None and not hasattr(under_way, "input_ids"):
             contract.check_bos(config, lm, ids)
-        under_way["input_ids"] = ids
+        under_way.input_ids = ids
+        under_way.n_cached = 0 if cache is None else int(cache.get_seq_length())
+        under_way.source = None  # a pass that broke off may have left one
 
     return lm.base_model.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def special_ids(lm: PreTrainedModel) -> list[int]:
+    """The ids of BOS, EOS and padding that the model's configs name."""
+    found: set[int] = set()
+    for config in (lm.config, getattr(lm, "generation_config", None)):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            ids = getattr(config, name, None)
+            found |= {ids} if isinstance(ids, int) else set(ids or ())
+    return sorted(found)
+
+
+def unspared(
+    input_ids: Int[Tensor, "rows ctx"] | None, spare_tokens: Sequence[int]
+) -> Bool[Tensor, "rows ctx"]:
+    """True where the token is none of `spare_tokens`.
+
+    Raises:
+        ValueError: there are no ids to look at.
+    """
+    if input_ids is None:
+        raise ValueError("spare_tokens needs input_ids; this forward pass got inputs_embeds.")
+    return ~torch.isin(input_ids, torch.tensor(list(spare_tokens), device=input_ids.device))
 
 
 def cast_for(sae: Any, x: Tensor) -> Tensor:
     """x in the dtype and on the device of `sae`, if that has any."""
     return x.to(getattr(sae, "device", x.device), getattr(sae, "dtype", x.dtype))
-
-
-def _masks(
-    keep: Tensor | None, spare_tokens: Sequence[int], input_ids: Tensor | None
-) -> Iterator[Tensor]:
-    if keep is not None:
-        yield keep
-    if len(spare_tokens) > 0:
-        if input_ids is None:
-            raise ValueError("spare_tokens needs input_ids; this forward pass got inputs_embeds.")
-        yield ~torch.isin(input_ids, torch.tensor(list(spare_tokens), device=input_ids.device))
 
 
 def _matching(mask: Tensor, activation: Tensor, site: str) -> Tensor:

@@ -39,6 +39,8 @@ def test_public_names():
     public = {name for name in vars(hfsae) if not name.startswith("_")}
     modules = {"__main__"} | {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
     assert public - modules - {"jaxtyping"} == {  # the checker's import hook adds its name
+        "Edit",
+        "FeatureStore",
         "GatedSAE",
         "GatedSAEConfig",
         "JumpReLUSAE",
@@ -54,6 +56,7 @@ def test_public_names():
         "TextArguments",
         "TopKSAE",
         "TopKSAEConfig",
+        "attribute",
         "capture",
         "collect",
         "evaluate",
@@ -63,7 +66,11 @@ def test_public_names():
         "patch",
         "push",
         "save_as",
+        "save_steering_vector",
         "splice",
+        "steer",
+        "suggest_strength",
+        "uniformity",
         "write_probe",
     }
 

@@ -1,8 +1,19 @@
-"""What the latents of an SAE fire on, for people to look at: collected in one pass over text."""
+"""What the latents of an SAE fire on, for people to look at: collected in one pass over text.
+
+Found again by label, token, promoted token or likeness (`search`), and named (`labels`).
+"""
 
 from .collect import CollectArguments as CollectArguments
 from .collect import collect as collect
 from .collect import token_text as token_text
+from .labels import read_labels as read_labels
+from .labels import write_label as write_label
+from .search import FeatureSearch as FeatureSearch
+from .search import Hit as Hit
+from .search import firing_on as firing_on
+from .search import promoting as promoting
+from .search import search_labels as search_labels
+from .search import similar_latents as similar_latents
 from .store import ANSI as ANSI
 from .store import PLAIN as PLAIN
 from .store import Example as Example

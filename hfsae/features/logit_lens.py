@@ -43,7 +43,7 @@ def lens_tokens(
     lm: PreTrainedModel, directions: Float[Tensor, "d_sae d_model"], k: int, n_vocab: int
 ) -> LensTokens:
     """The k most promoted and the k most suppressed of the first n_vocab tokens."""
-    W_U = _output_embedding(lm)[:n_vocab].float()
+    W_U = output_embedding(lm)[:n_vocab].float()
     directions = through_final_norm(lm, directions.to(W_U))
     blocks = []
     for block in directions.split(max(1, _BLOCK_LOGITS // len(W_U))):
@@ -64,10 +64,11 @@ def residual_directions(
     if Site.parse(site).port == "in" and isinstance(module, nn.Linear | Conv1D):
         weight = module.weight.to(directions)
         directions = directions @ (weight if isinstance(module, Conv1D) else weight.T)
-    return directions if directions.shape[1] == _output_embedding(lm).shape[1] else None
+    return directions if directions.shape[1] == output_embedding(lm).shape[1] else None
 
 
-def _output_embedding(lm: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
+def output_embedding(lm: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
+    """W_U: what the final norm's output is multiplied by, transposed."""
     head = lm.get_output_embeddings()
     if head is None:
         raise ValueError(f"{type(lm).__name__} has no output embedding; load a causal LM.")

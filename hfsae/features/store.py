@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 if TYPE_CHECKING:
     import pyarrow
     import pyarrow.dataset
@@ -101,6 +105,16 @@ class FeatureStore:
             neighbours=_pairs(row["neighbours"], row["neighbour_cosines"]),
             examples=self._examples_of(index),
         )
+
+    @property
+    def max_activations(self) -> Float[Tensor, " d_sae"]:
+        """Each latent's largest activation; 0 if it never fired. The unit "max" of steering."""
+        return torch.from_numpy(self.latents["max_activation"].to_numpy().astype("float32"))
+
+    @property
+    def densities(self) -> Float[Tensor, " d_sae"]:
+        """Share of tokens on which each latent fires."""
+        return torch.from_numpy(self.latents["density"].to_numpy().astype("float32"))
 
     def _examples_of(self, index: int) -> list[Example]:
         import pyarrow.compute as pc

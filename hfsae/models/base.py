@@ -357,6 +357,12 @@ class SAE(PreTrainedModel):
         mean, spread = self._token_statistics(x)
         return recon * spread + mean
 
+    def row_factor(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"]:
+        """Latent i adds latents[..., i] * row_factor(x) * W_dec[i]: 1, but for `token_norm`."""
+        if self.config.token_norm == "none":
+            return torch.ones_like(x[..., :1])
+        return self._token_statistics(x)[1]
+
     def forward(
         self,
         x: Float[Tensor, "*batch d_in"],

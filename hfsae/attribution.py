@@ -1,0 +1,301 @@
+"""Why this token: what each latent of an SAE does to a logit, a logit difference or the loss.
+
+The model runs as it is, x = decode(latents) + error, the error held fixed, and m(latents) is the
+objective. A latent's effect is what m owes to its firing, at all positions together: positive if m
+would be smaller without it. Three estimates, from cheap to true:
+
+    gradient     sum over positions of f * dm/df                          one backward pass for all
+    integrated   the same with dm/df averaged over latents a * f, 0 < a < 1 (Sundararajan et al.
+                 2017, arXiv:1703.01365, from all latents at 0; midpoint rule): effects add up to
+                 m(f) - m(0)                                              a backward pass for each a
+    ablation     m(f) - m(f with the latent at 0)                         a forward pass for each
+
+In bfloat16 a logit near 20 has steps of 0.125, which drown the ablation of most single latents:
+load the model in float32 for this.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import nan
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from .lm import special_ids, splice, unspared
+from .models import SAE
+
+Objective = Callable[[Tensor], Tensor]
+"""Logits [rows, ctx, vocab] -> a number for each row, [rows]. The rows are copies of one text."""
+
+_ROWS = 8  # run at a time
+
+
+def logit(token: int, contrast: int | None = None, *, position: int = -1) -> Objective:
+    """The logit of a token as the next one after `position`, less that of a contrast token."""
+
+    def of(logits: Float[Tensor, "rows ctx vocab"]) -> Float[Tensor, " rows"]:
+        for token_id in (token, contrast):
+            if token_id is not None and not 0 <= token_id < logits.shape[-1]:
+                raise ValueError(
+                    f"token {token_id} is not in the vocabulary: it has 0 to {logits.shape[-1] - 1}."
+                )
+        if not -logits.shape[1] <= position < logits.shape[1]:
+            raise ValueError(f"position {position} is outside the text: {logits.shape[1]} tokens.")
+        here = logits[:, position]
+        return here[:, token] - (0 if contrast is None else here[:, contrast])
+
+    return of
+
+
+def loss(input_ids: Int[Tensor, "1 ctx"]) -> Objective:
+    """The mean next-token cross-entropy of the text, nats a token."""
+
+    def of(logits: Float[Tensor, "rows ctx vocab"]) -> Float[Tensor, " rows"]:
+        targets = input_ids[:, 1:].to(logits.device).expand(len(logits), -1)
+        losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), targets, reduction="none")
+        return losses.mean(dim=1)
+
+    return of
+
+
+class Agreement(NamedTuple):
+    """How well an estimate foretells ablation, over the latents that were ablated."""
+
+    pearson: float
+    """Correlation of the effects; NaN for fewer than two latents."""
+    same_sign: float
+    """Share of latents whose effects have the same sign."""
+    n: int
+
+
+class Attribution(NamedTuple):
+    """Effects of the n latents that fire, by size of the gradient estimate, largest first."""
+
+    latents: Int[Tensor, " n"]
+    activation: Float[Tensor, " n"]
+    """Largest over positions."""
+    position: Int[Tensor, " n"]
+    """Where the gradient estimate is largest in size."""
+    gradient: Float[Tensor, " n"]
+    integrated: Float[Tensor, " n"]
+    """NaN without integration."""
+    ablation: Float[Tensor, " n"]
+    """NaN where it was not ablated."""
+    objective: float
+    """m(f), of the model as it is."""
+    without_latents: float
+    """m(0): all latents at 0, error and decoder bias as they are. NaN without integration."""
+
+    @property
+    def agreement(self) -> dict[str, Agreement]:
+        """Of the estimates "gradient" and "integrated" with ablation."""
+        true = self.ablation.isfinite()
+        return {
+            name: _agreement(getattr(self, name)[true], self.ablation[true])
+            for name in ("gradient", "integrated")
+        }
+
+
+def _agreement(estimate: Float[Tensor, " n"], truth: Float[Tensor, " n"]) -> Agreement:
+    n = len(truth)
+    pearson = float(torch.corrcoef(torch.stack([estimate, truth]))[0, 1]) if n > 1 else nan
+    same = float((estimate.sign() == truth.sign()).float().mean()) if n else nan
+    return Agreement(pearson, same, n)
+
+
+def attribute(
+    lm: PreTrainedModel,
+    sae: SAE,
+    tokens: Mapping[str, Tensor],
+    objective: Objective,
+    *,
+    ablate: int | Sequence[int] = 20,
+    integration_steps: int = 10,
+    spare_tokens: Sequence[int] | None = None,
+) -> Attribution:
+    """What each firing latent does to `objective` on one text.
+
+        hfsae.attribute(lm, sae, tokenizer(text, return_tensors="pt"), logit(paris, contrast=rome))
+
+    Args:
+        tokens: one row, with or without an attention mask.
+        objective: `logit(...)`, `loss(...)` of this module, or a function of your own.
+        ablate: how many latents to ablate, the largest by gradient; or which ones.
+        integration_steps: backward passes for `integrated`; 0: none.
+        spare_tokens: ids at which latents count for nothing and nothing is changed; None: the
+            model's BOS, EOS and padding.
+
+    Raises:
+        ValueError: more than one row, or a latent to ablate that does not fire.
+    """
+    run = _Run(lm, sae, tokens, objective, spare_tokens)
+    gradients, latents = run.gradients(torch.ones(1))
+    effects = latents * gradients[0]  # [ctx, d_sae]
+    firing = (latents != 0).any(dim=0).nonzero().squeeze(1)
+    total = effects.sum(dim=0)
+    order = firing[total[firing].abs().argsort(descending=True)]
+
+    integrated, without = torch.full_like(total, nan), nan
+    if integration_steps > 0:
+        steps = (torch.arange(integration_steps) + 0.5) / integration_steps
+        path = [run.gradients(part)[0].sum(dim=0) for part in steps.split(_ROWS)]
+        integrated = (latents * torch.stack(path).sum(dim=0) / integration_steps).sum(dim=0)
+        without = float(run.value(torch.zeros_like))
+    ablation = torch.full_like(total, nan)
+    chosen = order[:ablate] if isinstance(ablate, int) else _firing(ablate, order)
+    ablation[chosen] = run.ablate(chosen)
+    return Attribution(
+        latents=order.cpu(),
+        activation=latents.amax(dim=0)[order].cpu(),
+        position=effects.abs().argmax(dim=0)[order].cpu(),
+        gradient=total[order].cpu(),
+        integrated=integrated[order].cpu(),
+        ablation=ablation[order].cpu(),
+        objective=float(run.value(torch.clone)),
+        without_latents=without,
+    )
+
+
+def _firing(wanted: Sequence[int], firing: Int[Tensor, " n"]) -> Int[Tensor, " k"]:
+    for latent in wanted:
+        if latent not in firing:
+            raise ValueError(
+                f"latent {latent} does not fire in this text, so there is nothing to ablate; "
+                f"{len(firing)} latents do."
+            )
+    return torch.tensor(list(wanted), dtype=torch.long, device=firing.device)
+
+
+class _Run:
+    """One text and one objective, run on edited latents; the error term is held fixed."""
+
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        sae: SAE,
+        tokens: Mapping[str, Tensor],
+        objective: Objective,
+        spare_tokens: Sequence[int] | None,
+    ):
+        names = ("input_ids", "attention_mask")
+        self.tokens = {name: tokens[name].to(lm.device) for name in names if name in tokens}
+        ids = self.tokens["input_ids"]
+        if len(ids) != 1:
+            raise ValueError(f"tokens hold {len(ids)} rows; attribute one text at a time.")
+        self.lm, self.sae, self.objective = lm, sae, objective
+        self.spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
+        self.counted = unspared(ids, self.spare)[0].to(sae.device)  # [ctx]
+
+    def _run(self, edit: Callable[[Tensor], Tensor], rows: int) -> Float[Tensor, " rows"]:
+        batch: dict[str, Any] = {name: t.expand(rows, -1) for name, t in self.tokens.items()}
+        with splice(self.lm, self.sae, error_term=True, edit=edit, spare_tokens=self.spare):
+            return self.objective(self.lm(**batch, use_cache=False).logits.float())
+
+    @torch.no_grad()
+    def value(self, edit: Callable[[Tensor], Tensor]) -> Float[Tensor, ""]:
+        return self._run(edit, 1)[0]
+
+    def gradients(
+        self, scales: Float[Tensor, " rows"]
+    ) -> tuple[Float[Tensor, "rows ctx d_sae"], Float[Tensor, "ctx d_sae"]]:
+        """d objective / d latents at scale * latents for each scale; and the latents."""
+        kept: list[Tensor] = []
+
+        def edit(latents: Tensor) -> Tensor:
+            scaled = latents.detach() * scales.to(latents)[:, None, None]
+            kept.extend((scaled.requires_grad_(), latents.detach()[0]))
+            return scaled
+
+        with torch.enable_grad():
+            total = self._run(edit, len(scales)).sum()
+            gradients = torch.autograd.grad(total, kept[0])[0]
+        return gradients.float(), kept[1].float() * self.counted[:, None]
+
+    @torch.no_grad()
+    def ablate(self, chosen: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
+        """objective - objective without the latent, for each."""
+        effects = []
+        for part in chosen.split(_ROWS):
+
+            def edit(latents: Tensor, part: Tensor = part) -> Tensor:
+                new = latents.clone()
+                for row, latent in enumerate(part, start=1):
+                    new[row, :, latent] = 0
+                return new
+
+            # row 0 is the reference: rows of other batch sizes may differ in the last bits
+            values = self._run(edit, len(part) + 1)
+            effects.append(values[0] - values[1:])
+        return torch.cat(effects) if effects else torch.zeros(0)
+
+
+class Uniformity(NamedTuple):
+    """How evenly the latents of a token share the effect on its prediction."""
+
+    value: float
+    """Mean over tokens: 1 if all firing latents matter alike, near 1 / L0 if one does it all."""
+    per_token: Float[Tensor, " n"]
+
+
+def uniformity(
+    lm: PreTrainedModel,
+    sae: SAE,
+    input_ids: Int[Tensor, "rows ctx"],
+    *,
+    n_tokens: int = 64,
+    seed: int = 0,
+    spare_tokens: Sequence[int] | None = None,
+) -> Uniformity:
+    """r_L0 of Gemma Scope, appendix D.5, eqs. 12 to 14 (arXiv:2408.05147), at random tokens.
+
+        y = latents * W_dec dL/dx,  p = |y| / sum |y|,  r = exp(entropy of p) / |y|_0
+
+    L is the logit of the correct next token less the mean of all logits, x the activation at the
+    token itself: what the token does to predictions further on does not count.
+
+    Args:
+        n_tokens: drawn without replacement from those that are not spared, do not come last in
+            their row and fire at least one latent; fewer if there are fewer.
+    """
+    ids = input_ids.to(lm.device)
+    spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
+    places = unspared(ids, spare)[:, :-1].nonzero()  # [candidates, 2]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = places[torch.randperm(len(places), generator=generator)[:n_tokens].to(places.device)]
+    values = [_token_uniformity(lm, sae, ids, part) for part in drawn.split(_ROWS)]
+    per_token = torch.cat(values) if values else torch.zeros(0)
+    per_token = per_token[per_token.isfinite()]
+    return Uniformity(float(per_token.mean()), per_token)
+
+
+def _token_uniformity(
+    lm: PreTrainedModel,
+    sae: SAE,
+    ids: Int[Tensor, "rows ctx"],
+    places: Int[Tensor, "n 2"],
+) -> Float[Tensor, " n"]:
+    row, position = places.T
+    kept: list[Tensor] = []
+
+    def edit(latents: Tensor) -> Tensor:
+        kept.append(latents.detach().requires_grad_())
+        return kept[0]
+
+    copies = torch.arange(len(places), device=ids.device)
+    with torch.enable_grad(), splice(lm, sae, error_term=True, edit=edit):
+        logits = lm(input_ids=ids[row], use_cache=False).logits[copies, position].float()
+        correct = logits[copies, ids[row, position + 1]] - logits.mean(dim=-1)
+        gradient = torch.autograd.grad(correct.sum(), kept[0])[0]
+    at = (copies.to(gradient.device), position.to(gradient.device))
+    effects = (kept[0].detach() * gradient)[at].float()  # [n, d_sae]
+    return evenness(effects).cpu()
+
+
+def evenness(effects: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch"]:
+    """exp(entropy of |y| / sum |y|) / |y|_0, from 1 / |y|_0 to 1; NaN where all are 0."""
+    shares = effects.abs() / effects.abs().sum(dim=-1, keepdim=True)
+    entropy = -torch.xlogy(shares, shares).sum(dim=-1)
+    return entropy.exp() / (effects != 0).sum(dim=-1)

@@ -1,0 +1,85 @@
+"""Names that people give to latents: `features/labels.json`, {"labels": {"1234": "the sea"}}.
+
+A label is plain text by whoever wrote it: it is stored and handed out as it is, and whoever shows
+it has to escape it for where it is shown.
+"""
+
+import json
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+NAME = "labels.json"
+MAX_LENGTH = 200
+"""Characters of a label."""
+_MAX_BYTES = 64 * 2**20  # of the file: it may come from anywhere
+_writing = threading.Lock()
+
+
+def read_labels(folder: str | Path) -> dict[int, str]:
+    """{latent: label} of the feature store in `folder`; empty if nobody has written any.
+
+    Raises:
+        ValueError: the file is not such a one.
+    """
+    path = Path(folder) / "features" / NAME
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; labels take {_MAX_BYTES:,}.")
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        return {int(latent): _checked(label) for latent, label in labels.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        wanted = '{"labels": {"1234": "text"}}'
+        raise ValueError(f"{path} holds no labels: it must look like {wanted} ({error}).") from error
+
+
+def write_label(folder: str | Path, latent: int, label: str) -> dict[int, str]:
+    """Give a latent a label, or with an empty one take it away; all labels after that.
+
+    The file appears whole or not at all, and threads of one process wait for one another.
+
+    Args:
+        label: one line of at most MAX_LENGTH characters; blanks around it are dropped.
+
+    Raises:
+        ValueError: a longer label, one with control characters, a negative latent, or a file that
+            cannot be read: it is left as it is.
+    """
+    if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0:
+        raise ValueError(f"latent {latent!r} is not an index; use an int, such as 1234.")
+    label = _checked(label).strip()
+    with _writing:
+        labels = read_labels(folder)
+        labels.pop(latent, None)
+        if label:
+            labels[latent] = label
+        _save(Path(folder) / "features", labels)
+    return labels
+
+
+def _checked(label: object) -> str:
+    if not isinstance(label, str):
+        raise ValueError(f"a label is text, not {label!r}.")
+    if len(label.strip()) > MAX_LENGTH:
+        raise ValueError(f"a label has at most {MAX_LENGTH} characters, this one {len(label)}.")
+    for character in label.strip():
+        if not character.isprintable():
+            raise ValueError(
+                f"a label is one line of printable text; this one has {character!r} in it."
+            )
+    return label
+
+
+def _save(folder: Path, labels: dict[int, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"labels": {str(i): labels[i] for i in sorted(labels)}}, indent=2)
+    descriptor, written = tempfile.mkstemp(dir=folder, prefix=f".{NAME}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        os.replace(written, folder / NAME)
+    finally:
+        Path(written).unlink(missing_ok=True)

@@ -1,0 +1,230 @@
+"""Find latents: by label, by the token or text that fires them, by what they promote, by likeness.
+
+All of it is local. What a store knows is searched by `FeatureSearch`; `firing_on`, `promoting` and
+`similar_latents` ask the SAE and its model themselves, and need no store.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from ..lm import capture, cast_for, special_ids, unspared
+from ..models import SAE
+from .logit_lens import output_embedding, residual_directions, through_final_norm
+from .store import FeatureStore
+
+K1, B = 1.2, 0.75  # BM25's usual constants (Robertson and Zaragoza 2009, section 3.2)
+PREFIX_WEIGHT = 0.5  # of a word that only begins with the word asked for
+
+
+class Hit(NamedTuple):
+    """A latent that was found; larger scores come first. What a score is, each search says."""
+
+    latent: int
+    score: float
+    why: str
+    """The label, token or text that matched; "" if there is none. Plain text: escape it."""
+
+
+class FeatureSearch:
+    """Searches of a feature store. The index of its examples is built at the first search by token.
+
+    Args:
+        labels: {latent: label}, as `read_labels` gives them.
+    """
+
+    def __init__(self, store: FeatureStore, labels: Mapping[int, str] | None = None):
+        self.store, self.labels = store, dict(labels or {})
+
+    def by_label(self, query: str, k: int = 20) -> list[Hit]:
+        """Latents whose labels have the query's words, ranked by BM25."""
+        return search_labels(self.labels, query, k)
+
+    def by_token(self, text: str, k: int = 20) -> list[Hit]:
+        """Latents that a token fires; upper and lower case and surrounding blanks do not count.
+
+        The score is the share of a latent's examples (top and sampled ones) that fire on the token,
+        times the largest of these activations over the latent's maximal one.
+        """
+        wanted = _normal(text)
+        if not wanted:
+            return []
+        latents, tokens, relative, n_examples = self._firings
+        found = np.flatnonzero(tokens == wanted)
+        count, peak = Counter(latents[found].tolist()), {}
+        for latent, size in zip(latents[found].tolist(), relative[found].tolist(), strict=True):
+            peak[latent] = max(peak.get(latent, 0.0), size)
+        scores = {i: n / n_examples[i] * peak[i] for i, n in count.items()}
+        return _best(scores, {i: wanted for i in scores}, k)
+
+    def by_promoted(self, text: str, k: int = 20) -> list[Hit]:
+        """Latents among whose promoted tokens this one is; the score is its logit (logit lens)."""
+        wanted = _normal(text)
+        latents, tokens, originals, logits = self._promoted
+        scores: dict[int, float] = {}
+        why: dict[int, str] = {}
+        for place in np.flatnonzero(tokens == wanted) if wanted else ():
+            latent, size = int(latents[place]), float(logits[place])
+            if size > scores.get(latent, -math.inf):
+                scores[latent], why[latent] = size, str(originals[place])
+        return _best(scores, why, k)
+
+    @cached_property
+    def _firings(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """For each example: latent, firing token, activation / maximum; examples of each latent."""
+        columns = ["latent", "firing", "tokens", "activation"]
+        table = self.store.examples.to_table(columns=columns).combine_chunks()
+        latents = table["latent"].to_numpy().astype(np.int64)
+        lists = table["tokens"].combine_chunks()
+        places = lists.offsets.to_numpy()[:-1] + table["firing"].to_numpy()
+        tokens = lists.values.take(_arrow(places)).to_pylist()
+        most = np.maximum(self.store.max_activations.numpy(), 1e-30)[latents]
+        relative = table["activation"].to_numpy() / most
+        n_examples = np.bincount(latents, minlength=len(self.store))
+        return latents, _normals(tokens), relative, n_examples
+
+    @cached_property
+    def _promoted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """For each promoted token of each latent: latent, token, token as it is, logit."""
+        lists = self.store.latents["promoted_tokens"].to_pylist()
+        latents = np.repeat(np.arange(len(lists)), [len(tokens) for tokens in lists])
+        originals = [token for tokens in lists for token in tokens]
+        logits = [x for row in self.store.latents["promoted_logits"].to_pylist() for x in row]
+        return latents, _normals(originals), np.array(originals, dtype=object), np.array(logits)
+
+
+def _arrow(values: np.ndarray) -> Any:
+    import pyarrow
+
+    return pyarrow.array(values)
+
+
+def _normal(text: str) -> str:
+    return text.strip().casefold()
+
+
+def _normals(texts: Sequence[str]) -> np.ndarray:
+    return np.array([_normal(text) for text in texts], dtype=object)
+
+
+def _best(scores: Mapping[int, float], why: Mapping[int, str], k: int) -> list[Hit]:
+    ranked = sorted(scores, key=lambda latent: (-scores[latent], latent))
+    return [Hit(latent, float(scores[latent]), why.get(latent, "")) for latent in ranked[:k]]
+
+
+def search_labels(labels: Mapping[int, str], query: str, k: int = 20) -> list[Hit]:
+    """Latents ranked by BM25 of their labels; a label's word may also begin with the query's.
+
+    Words of two letters or fewer match whole words only.
+    """
+    wanted = set(_words(query))
+    texts = {latent: Counter(_words(label)) for latent, label in labels.items()}
+    if not wanted or not texts:
+        return []
+    mean_length = sum(map(Counter.total, texts.values())) / len(texts)
+    scores: Counter[int] = Counter()
+    for word in wanted:
+        frequency = {i: _frequency(word, text) for i, text in texts.items()}
+        containing = sum(f > 0 for f in frequency.values())
+        rarity = math.log(1 + (len(texts) - containing + 0.5) / (containing + 0.5))
+        for i, f in frequency.items():
+            if f > 0:
+                length = 1 - B + B * texts[i].total() / mean_length
+                scores[i] += rarity * f * (K1 + 1) / (f + K1 * length)  # pyright: ignore
+    return _best(scores, labels, k)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _frequency(word: str, text: Counter[str]) -> float:
+    begun = sum(n for w, n in text.items() if w.startswith(word)) if len(word) > 2 else 0
+    return text[word] + PREFIX_WEIGHT * max(0, begun - text[word])
+
+
+@torch.no_grad()
+def firing_on(
+    lm: PreTrainedModel,
+    sae: SAE,
+    tokens: Mapping[str, Tensor],
+    k: int = 20,
+    *,
+    max_activations: Float[Tensor, " d_sae"] | None = None,
+    densities: Float[Tensor, " d_sae"] | None = None,
+    max_density: float = 1.0,
+    spare_tokens: Sequence[int] | None = None,
+) -> list[Hit]:
+    """Latents that a text fires most: the score is the largest activation, raw units.
+
+    Args:
+        tokens: one or more rows, as the model takes them.
+        max_activations: of each latent over much text; the score is then a share of it, so that
+            latents with a small range count as much as others.
+        densities: of each latent; those above `max_density` are left out.
+        spare_tokens: ids that do not count; None: the model's BOS, EOS and padding.
+    """
+    site = sae.config.places[0]
+    ids = tokens["input_ids"].to(lm.device)
+    batch: dict[str, Any] = {name: tensor.to(lm.device) for name, tensor in tokens.items()}
+    with capture(lm, [site], stop_early=True) as activations:
+        lm(**batch, use_cache=False)
+    spare = special_ids(lm) if spare_tokens is None else spare_tokens
+    x = activations[site][unspared(ids, spare).to(activations[site].device)]
+    if not len(x):
+        return []
+    peak = sae.encode(cast_for(sae, x)).float().amax(dim=0).cpu()  # [d_sae]
+    if max_activations is not None:
+        peak = torch.where(max_activations > 0, peak / max_activations.clamp(min=1e-30), 0.0)
+    if densities is not None:
+        peak = torch.where(densities <= max_density, peak, 0.0)
+    return [hit for hit in _top(peak, k) if hit.score > 0]
+
+
+@torch.no_grad()
+def promoting(lm: PreTrainedModel, sae: SAE, token_id: int, k: int = 20) -> list[Hit]:
+    """Latents that promote a token most: its logit under the logit lens, per unit of activation.
+
+    Raises:
+        ValueError: the SAE does not write to the residual stream, or there is no such token.
+    """
+    site = sae.config.places[1]
+    directions = residual_directions(lm, sae.W_dec, site)
+    W_U = output_embedding(lm)
+    if directions is None:
+        raise ValueError(f"site {site!r} does not write to the residual stream: no logit lens.")
+    if not 0 <= token_id < len(W_U):
+        raise ValueError(f"token {token_id} is not in the vocabulary: it has 0 to {len(W_U) - 1}.")
+    directions = through_final_norm(lm, directions.to(W_U.device))
+    return _top((directions @ W_U[token_id].to(directions)).cpu(), k)
+
+
+@torch.no_grad()
+def similar_latents(sae: SAE, latent: int, k: int = 20) -> list[Hit]:
+    """Other latents whose decoder rows point most nearly the same way; the score is the cosine.
+
+    Raises:
+        ValueError: there is no such latent.
+    """
+    if not 0 <= latent < sae.config.d_sae:
+        raise ValueError(f"latent {latent} is not in this SAE: it has 0 to {sae.config.d_sae - 1}.")
+    rows = F.normalize(sae.W_dec.float(), dim=1)
+    cosines = rows @ rows[latent]
+    cosines[latent] = -torch.inf
+    return _top(cosines.cpu(), min(k, len(rows) - 1))
+
+
+def _top(scores: Float[Tensor, " d_sae"], k: int) -> list[Hit]:
+    best = scores.topk(min(k, len(scores)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [Hit(latent, score, "") for latent, score in pairs]

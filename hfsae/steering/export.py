@@ -1,0 +1,157 @@
+"""A steering vector as a file that other programs can add to the residual stream.
+
+The vector of a set of latents is the sum of strength * W_dec[latent]: what mode "add" adds at every
+token, and the one kind of steering that needs no SAE at the time of use.
+
+`.safetensors`: one tensor [d_model], named by the site where it is added, and metadata. `.gguf`: a
+control vector for llama.cpp (`--control-vector`), tensor `direction.N`: what llama.cpp adds to the
+output of block N, blocks counted from 0, as we do; it never adds anything after block 0.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..lm import Site
+from ..models import SAE
+from .intervention import Edits, Maxima, Unit, resolve
+
+FORMAT = "hfsae steering vector v1"
+
+
+class SteeringVector(NamedTuple):
+    """What to add, where, and of what it is made."""
+
+    site: str
+    vector: Float[Tensor, " d_model"]
+    """raw units, the strengths included"""
+    metadata: dict[str, str]
+
+
+def save_steering_vector(
+    path: str | Path,
+    sae: SAE,
+    latents: Edits,
+    *,
+    unit: Unit = "raw",
+    max_activations: Maxima | None = None,
+) -> Path:
+    """Write the sum of strength * W_dec[latent] to a file; where it lies.
+
+        hfsae.save_steering_vector("calm.gguf", sae, {1234: 40.0})
+
+    Args:
+        path: ends in .safetensors or .gguf, which is the format (gguf needs the package gguf).
+        latents: {latent: strength}, for mode "add".
+        unit: "raw" or "max", as in `hfsae.steer`.
+
+    Raises:
+        ValueError: another suffix, mode or unit; an SAE with token_norm; no site; or, for GGUF, a
+            site that is not the residual stream after block 1 or later.
+    """
+    path = Path(path)
+    writers = {".safetensors": _write_safetensors, ".gguf": _write_gguf}
+    if path.suffix not in writers:
+        raise ValueError(f"{path.name!r} names no format; end it in {' or '.join(writers)}.")
+    steering = _vector(sae, latents, unit, max_activations)
+    written = path.with_name(f".{path.name}.tmp")
+    try:
+        writers[path.suffix](written, steering)
+        os.replace(written, path)
+    finally:
+        written.unlink(missing_ok=True)
+    return path
+
+
+def load_steering_vector(path: str | Path) -> SteeringVector:
+    """What `save_steering_vector` wrote to a .safetensors file.
+
+        site, vector, _ = load_steering_vector("calm.safetensors")
+        with hfsae.patch(lm, {site: lambda x: x + vector.to(x)}):
+            lm.generate(**tokens)
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata, names = file.metadata() or {}, list(file.keys())
+            if metadata.get("format") != FORMAT or len(names) != 1:
+                raise ValueError(
+                    f"{str(path)!r} is no steering vector: its format is "
+                    f"{metadata.get('format')!r}, not {FORMAT!r}."
+                )
+            return SteeringVector(names[0], file.get_tensor(names[0]), metadata)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+
+
+def _vector(
+    sae: SAE, latents: Edits, unit: Unit, max_activations: Maxima | None
+) -> SteeringVector:
+    config, edits = sae.config, resolve(sae, latents, "add", unit, max_activations)
+    if config.site is None:
+        raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
+    if config.token_norm != "none":
+        raise ValueError(
+            f"this SAE has token_norm {config.token_norm!r}: what a latent adds differs from token "
+            "to token, so there is no vector; steer with the SAE instead."
+        )
+    for edit in edits:
+        if edit.mode != "add" or edit.of_norm:
+            what = "unit 'norm'" if edit.of_norm else f"mode {edit.mode!r}"
+            raise ValueError(
+                f"{what} (latent {edit.latent}) depends on the token, so there is no vector; use "
+                "mode 'add' in the unit 'raw' or 'max'."
+            )
+    strengths = torch.tensor([edit.strength for edit in edits])
+    rows = sae.W_dec.detach().float().cpu()[[edit.latent for edit in edits]]
+    metadata = {
+        "format": FORMAT,
+        "model_name": config.model_name or "",
+        "model_revision": config.model_revision or "",
+        "latents": json.dumps({str(edit.latent): edit.strength for edit in edits}),
+        "use": "add to the activation at the site that names the tensor, at every token",
+    }
+    return SteeringVector(config.target_site or config.site, strengths @ rows, metadata)
+
+
+def _write_safetensors(path: Path, steering: SteeringVector) -> None:
+    save_file({steering.site: steering.vector}, path, metadata=steering.metadata)
+
+
+def _write_gguf(path: Path, steering: SteeringVector) -> None:
+    layer = _block_of(steering.site)
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "controlvector")
+    writer.add_string("controlvector.model_hint", steering.metadata["model_name"])
+    writer.add_uint32("controlvector.layer_count", layer)
+    for key in ("format", "latents"):
+        writer.add_string(f"hfsae.{key}", steering.metadata[key])
+    writer.add_tensor(f"direction.{layer}", steering.vector.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _block_of(site: str) -> int:
+    """N of the block whose output the site is."""
+    module, port = Site.parse(site)
+    found = re.fullmatch(r"(?:\w+\.)*(?:layers|h)\.(\d+)", module)
+    block = int(found[1]) - (port == "in") if found else -1
+    if block < 1:
+        raise ValueError(
+            f"llama.cpp adds control vectors to the residual stream after block 1 and later ones, "
+            f"not at {site!r}; a .safetensors file can hold it."
+        )
+    return block

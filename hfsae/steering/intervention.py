@@ -1,0 +1,308 @@
+"""Steering: let a language model run on latents that were changed.
+
+    mode        latent i becomes         strength s
+    add         latent + s               amount to add: the direction W_dec[i] times s is added
+    clamp       s                        the value, whether the latent fires or not
+    scale       latent * s               a factor, whatever the unit
+    ablate      0                        not used
+    cap         min(latent, s)           the most it may be
+    orthogonal  (as it is)               the activation's component along W_dec[i] becomes that of
+                                         a latent at s: what was there, error and bias included,
+                                         makes way, and all that is orthogonal to it stays
+
+The activation at the SAE's site becomes x + decode(changed latents) - decode(latents), that is, what
+the SAE does not explain stays as it is; or, without the error term, decode(changed latents).
+
+Strengths are in one of three units: "raw", the latent's own; "max", multiples of the latent's
+maximal activation over some text; "norm", per cent of the activation's norm at each token: at 100
+the latent writes as much as all that is there.
+"""
+
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from numbers import Integral, Real
+from typing import Literal, NamedTuple, cast, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..lm import Moment, intervene, special_ids, unspared
+from ..models import SAE
+
+Mode = Literal["add", "clamp", "scale", "ablate", "orthogonal", "cap"]
+Unit = Literal["raw", "max", "norm"]
+Scope = Literal["all", "prompt", "generated"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+UNITS: tuple[Unit, ...] = get_args(Unit)
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+class Edit(NamedTuple):
+    """What is done to one latent; where mode or unit is None, those of the block hold."""
+
+    strength: float = 0.0
+    mode: Mode | None = None
+    unit: Unit | None = None
+
+
+Edits = Mapping[int, float | Edit]
+"""{latent: strength}, or {latent: Edit(strength, mode, unit)} for a mode or unit of its own."""
+Maxima = Tensor | Sequence[float] | Mapping[int, float]
+"""Maximal activations: of all latents in order, or {latent: maximum}."""
+
+
+@contextmanager
+def steer(
+    lm: PreTrainedModel,
+    sae: SAE | Sequence[SAE],
+    latents: Edits | Sequence[Edits],
+    *,
+    mode: Mode = "add",
+    unit: Unit = "raw",
+    max_activations: Maxima | Sequence[Maxima | None] | None = None,
+    error_term: bool = True,
+    scope: Scope = "all",
+    spare_tokens: Sequence[int] | None = None,
+) -> Iterator[None]:
+    """Inside the block the model runs with latents changed; modes and units: see the module.
+
+        with hfsae.steer(lm, sae, {1234: 2.0}, unit="max", max_activations=store.max_activations):
+            lm.generate(**tokens)
+        with hfsae.steer(lm, [low, high], [{7: 0.0}, {21: hfsae.Edit(5.0, "clamp")}], mode="ablate"):
+            lm(**tokens)
+
+    Works in plain forward passes and under `generate`: sampling, batches, beams, with a KV cache or
+    without, padded on either side. Blocks may be nested; SAEs at one site act in the order given.
+    It acts in the thread that entered it and in no other, and leaves nothing behind (`hfsae.lm`).
+    Strength 0 of "add" and 1 of "scale" leave the model bit-equal, with the error term.
+
+    Args:
+        sae: of any variant. A transcoder's latents come from its site and write at its target site.
+            Several SAEs, at whatever sites, want as many `latents` and `max_activations`.
+        latents: what to change. Strengths may be negative.
+        max_activations: for the unit "max": `FeatureStore.max_activations`, or {latent: maximum}.
+        error_term: keep what the SAE does not explain; False: the model runs on reconstructions.
+        scope: which tokens are changed: all, those of the prompt, or generated ones. The prompt is
+            what `generate` is given, padding included, or all of a plain forward pass; generated are
+            tokens that come singly to a KV cache, or that extend the last pass by one without one.
+        spare_tokens: ids at which nothing is changed; None: the model's BOS, EOS and padding.
+
+    Raises:
+        ValueError: a latent, strength, mode, unit or scope that cannot be; a maximal activation is
+            wanted and not known; or what `hfsae.splice` raises.
+    """
+    _check_choice("scope", scope, SCOPES)
+    spared = special_ids(lm) if spare_tokens is None else list(spare_tokens)
+    saes, edits, maxima = _aligned(sae, latents, max_activations)
+    steerings = [
+        _Steering(one, resolve(one, todo, mode, unit, most), error_term, scope, spared)
+        for one, todo, most in zip(saes, edits, maxima, strict=True)
+    ]
+    with ExitStack() as blocks:
+        for steering in steerings:
+            blocks.enter_context(intervene(lm, steering.sae, steering.write))
+        yield
+
+
+def _aligned(
+    sae: SAE | Sequence[SAE],
+    latents: Edits | Sequence[Edits],
+    max_activations: Maxima | Sequence[Maxima | None] | None,
+) -> tuple[Sequence[SAE], Sequence[Edits], Sequence[Maxima | None]]:
+    """For each SAE its edits and maxima."""
+    if isinstance(sae, SAE):
+        if not isinstance(latents, Mapping):
+            raise ValueError(
+                f"latents is a {type(latents).__name__}; one SAE wants a mapping "
+                "{latent: strength}, such as {1234: 2.0}."
+            )
+        return [sae], [latents], [cast("Maxima | None", max_activations)]
+    edits = cast(Sequence[Edits], latents)
+    if isinstance(latents, Mapping) or len(edits) != len(sae):
+        raise ValueError(
+            f"latents has {len(latents)} entries for {len(sae)} SAEs; give a list with one mapping "
+            "{latent: strength} for each SAE."
+        )
+    if max_activations is None:
+        return sae, edits, [None] * len(sae)
+    maxima = cast("Sequence[Maxima | None]", max_activations)
+    if isinstance(max_activations, Mapping) or len(maxima) != len(sae):
+        raise ValueError(
+            f"max_activations has {len(maxima)} entries for {len(sae)} SAEs; give a list with one "
+            "for each SAE."
+        )
+    return sae, edits, maxima
+
+
+class Resolved(NamedTuple):
+    """A checked edit: strength in the latent's unit, or per cent of the norm if `of_norm`."""
+
+    latent: int
+    mode: Mode
+    strength: float
+    of_norm: bool
+
+
+def resolve(
+    sae: SAE, edits: Edits, mode: Mode, unit: Unit, maxima: Maxima | None
+) -> list[Resolved]:
+    """The edits in the latents' own units; raises ValueError as `steer` does."""
+    if not isinstance(maxima, Mapping | None) and len(maxima) != sae.config.d_sae:
+        raise ValueError(
+            f"max_activations has {len(maxima)} numbers, this SAE {sae.config.d_sae} latents; "
+            "is it of this SAE? A mapping {latent: maximum} may have fewer."
+        )
+    resolved = []
+    for latent, edit in edits.items():
+        _check_latent(latent, sae)
+        edit = edit if isinstance(edit, Edit) else Edit(edit)
+        its_mode, its_unit = edit.mode or mode, edit.unit or unit
+        _check_choice("mode", its_mode, MODES)
+        _check_choice("unit", its_unit, UNITS)
+        strength = _checked_strength(latent, edit.strength)
+        measured = its_mode not in ("scale", "ablate")
+        if its_unit == "max" and measured:
+            strength *= _maximum(latent, maxima)
+        of_norm = its_unit == "norm" and measured
+        resolved.append(Resolved(int(latent), its_mode, strength, of_norm))
+    return resolved
+
+
+def _check_latent(latent: int, sae: SAE) -> None:
+    if isinstance(latent, bool) or not isinstance(latent, Integral):
+        raise ValueError(f"latent {latent!r} is not an index; use an int, such as 1234.")
+    if not 0 <= latent < sae.config.d_sae:
+        raise ValueError(f"latent {latent} is not in this SAE: it has 0 to {sae.config.d_sae - 1}.")
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}.")
+
+
+def _checked_strength(latent: int, strength: float) -> float:
+    is_number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if not is_number or not math.isfinite(strength):
+        raise ValueError(f"the strength of latent {latent} is {strength!r}; use a finite number.")
+    return float(strength)
+
+
+def _maximum(latent: int, maxima: Maxima | None) -> float:
+    if maxima is None or (isinstance(maxima, Mapping) and latent not in maxima):
+        raise ValueError(
+            f"unit 'max' needs the maximal activation of latent {latent}: pass max_activations, "
+            "such as FeatureStore.load(folder).max_activations."
+        )
+    most = float(maxima[latent])
+    if not 0 < most < math.inf:
+        raise ValueError(
+            f"latent {latent} has the maximal activation {most:g} (it never fired), so it has no "
+            "multiples: use unit='norm' or 'raw'."
+        )
+    return most
+
+
+class _Steering:
+    """The edits of one SAE, and what they make of a forward pass."""
+
+    def __init__(
+        self, sae: SAE, edits: list[Resolved], error_term: bool, scope: Scope, spared: list[int]
+    ):
+        self.sae, self.error_term, self.scope, self.spared = sae, error_term, scope, spared
+        self.changed = [edit for edit in edits if edit.mode != "orthogonal"]
+        self.replaced = [edit for edit in edits if edit.mode == "orthogonal"]
+        rows = sae.W_dec.detach()[[edit.latent for edit in self.replaced]].float()
+        self.row_norms = rows.norm(dim=1)  # [n], n replaced latents
+        self.directions = rows / self.row_norms[:, None].clamp(min=1e-12)  # [n, d_out]
+        # several at once: each component becomes what is asked for, the rest of space stays
+        self.inverse = torch.linalg.pinv(self.directions) if self.replaced else rows.T  # [d_out, n]
+        self.prompt = _Prompt()
+
+    def write(self, moment: Moment) -> Float[Tensor, "rows ctx d_out"]:
+        x = moment.target
+        n_prompt = self.prompt.columns(moment)
+        first, last = {
+            "all": (0, x.shape[1]),
+            "prompt": (0, n_prompt),
+            "generated": (n_prompt, x.shape[1]),
+        }[self.scope]
+        if first == last or (self.error_term and not self.changed and not self.replaced):
+            return x
+        mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        mask[:, first:last] = True
+        if self.spared:
+            mask &= unspared(moment.input_ids, self.spared).to(x.device)
+        return torch.where(mask[..., None], self._steered(moment).to(x), x)
+
+    def _steered(self, moment: Moment) -> Float[Tensor, "rows ctx d_out"]:
+        x, sae = moment.target, self.sae
+        written = x
+        if self.changed or not self.error_term:
+            latents = sae.encode(moment.source)
+            written = sae.decode(self._change(latents, moment), moment.source)
+            if self.error_term:
+                # the difference first: an edit that changes nothing then adds exactly zero
+                written = x + (written - sae.decode(latents, moment.source)).to(x.device)
+        return self._replace(written, moment) if self.replaced else written
+
+    def _change(
+        self, latents: Float[Tensor, "rows ctx d_sae"], moment: Moment
+    ) -> Float[Tensor, "rows ctx d_sae"]:
+        new = latents.clone()
+        for edit in self.changed:
+            old = latents[..., edit.latent]
+            value = self._amount(edit, moment).to(old)
+            new[..., edit.latent] = {
+                "add": old + value,
+                "clamp": value.expand_as(old),
+                "scale": old * value,
+                "ablate": torch.zeros_like(old),
+                "cap": torch.minimum(old, value),
+            }[edit.mode]
+        return new
+
+    def _replace(
+        self, written: Float[Tensor, "rows ctx d_out"], moment: Moment
+    ) -> Float[Tensor, "rows ctx d_out"]:
+        along = [self._amount(edit, moment).expand(written.shape[:2]) for edit in self.replaced]
+        factor = self.sae.row_factor(moment.source).to(self.directions)
+        wanted = torch.stack(along, dim=-1).to(self.directions) * self.row_norms * factor
+        found = written.to(self.directions) @ self.directions.T  # [rows, ctx, n]
+        return written + ((wanted - found) @ self.inverse.T).to(written.device)
+
+    def _amount(self, edit: Resolved, moment: Moment) -> Float[Tensor, "*rows_ctx"]:
+        """The strength in the latent's unit: one number, or one for each token."""
+        if not edit.of_norm:
+            return torch.tensor(edit.strength, device=self.sae.device)
+        row_norm = self.sae.W_dec[edit.latent].detach().float().norm()
+        factor = self.sae.row_factor(moment.source)[..., 0].float()
+        norm = moment.target.float().norm(dim=-1).to(factor.device)
+        return edit.strength / 100 * norm / (row_norm * factor).clamp(min=1e-12)
+
+
+class _Prompt:
+    """Where the prompt ends, in one thread's successive forward passes."""
+
+    def __init__(self) -> None:
+        self._last = threading.local()  # n, ids: of the last pass without a cache
+
+    def columns(self, moment: Moment) -> int:
+        """How many of this pass's columns are of the prompt; the others were generated."""
+        ctx, ids = moment.target.shape[1], moment.input_ids
+        if moment.n_cached > 0:
+            return ctx if ctx > 1 else 0  # more than one: a prompt in pieces, or a chat's next turn
+        last: Tensor | None = getattr(self._last, "ids", None)
+        if last is None or ids is None or not _extends(ids, last, self._last.n):
+            self._last.n = ctx
+        self._last.ids = ids
+        return self._last.n
+
+
+def _extends(ids: Tensor, last: Tensor, n_prompt: int) -> bool:
+    """Whether ids are the last pass's, one longer; only prompts are compared, as beams change."""
+    one_longer = ids.shape == (len(last), last.shape[1] + 1)
+    return one_longer and torch.equal(ids[:, :n_prompt], last[:, :n_prompt])

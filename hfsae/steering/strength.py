@@ -1,0 +1,206 @@
+"""How strongly to steer: the largest strength that leaves the text within a budget.
+
+Two measures of the same sampled, steered texts say what a strength does to them:
+
+    kl          KL(steered || unsteered) of the next-token distributions, nats a generated token:
+                the mean over the tokens of the steered texts, the unsteered model reading them
+    repetition  1 - distinct / all n-grams of n = 3 tokens, mean over texts (seq-rep-n of Welleck et
+                al. 2020, arXiv:1908.04319): 0 if no three tokens recur, near 1 in a loop
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from ..lm import special_ids
+
+STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Multiples of the maximal activation that are tried unless others are given."""
+NGRAM = 3
+
+
+class Trial(NamedTuple):
+    """What one strength does."""
+
+    strength: float
+    kl: float
+    """nats a token"""
+    repetition: float
+    """0 to 1"""
+    within: bool
+    """whether it keeps to the budget"""
+    generated: Int[Tensor, "rows n_tokens"]
+    """The texts it was measured on."""
+
+
+class Suggestion(NamedTuple):
+    """The largest strength within the budget, 0 if none is, and all that were tried."""
+
+    strength: float
+    trials: list[Trial]
+    """By size of strength; the first is strength 0, the model as it is."""
+
+    def table(self) -> str:
+        """A line for each strength tried."""
+        lines = ["strength  KL nats/token  repetition"]
+        for trial in self.trials:
+            mark = "" if trial.within else "  over budget"
+            numbers = f"{trial.strength:>8.3g}  {trial.kl:>13.3f}  {trial.repetition:>10.3f}"
+            lines.append(numbers + mark)
+        return "\n".join(lines)
+
+
+class SeededSampling(LogitsProcessor):
+    """Sampling for `generate(do_sample=False, logits_processor=[SeededSampling(seed)])`.
+
+    Adds Gumbel noise to logits / temperature, whose argmax is a sample of their softmax. The noise
+    is its own: no other thread can disturb it, and equal seeds meet steered and unsteered logits
+    with equal noise. Temperature 0 is greedy. One object for one call of generate.
+    """
+
+    def __init__(self, seed: int, temperature: float = 1.0):
+        if not 0 <= temperature < float("inf"):
+            raise ValueError(f"temperature is {temperature}; it must be 0 or more, and finite.")
+        self._generator, self._temperature = torch.Generator().manual_seed(seed), temperature
+
+    def __call__(
+        self, input_ids: Int[Tensor, "rows ctx"], scores: Float[Tensor, "rows vocab"]
+    ) -> Float[Tensor, "rows vocab"]:
+        if self._temperature == 0:
+            return scores
+        uniform = torch.rand(scores.shape, generator=self._generator).clamp(min=1e-30)
+        gumbel = -(-uniform.log()).clamp(min=1e-30).log()
+        return scores.float() / self._temperature + gumbel.to(scores.device)
+
+
+@torch.no_grad()
+def suggest_strength(
+    lm: PreTrainedModel,
+    tokens: Mapping[str, Tensor],
+    steered: Callable[[float], AbstractContextManager[None]],
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    max_kl: float | None = 2.0,
+    max_repetition: float | None = 0.3,
+    n_tokens: int = 32,
+    refine: int = 2,
+    seed: int = 0,
+    temperature: float = 1.0,
+    progress: Callable[[Trial], object] | None = None,
+) -> Suggestion:
+    """The largest strength up to which steered texts keep to a KL and a repetition budget.
+
+        hfsae.suggest_strength(
+            lm, tokenizer(prompts, return_tensors="pt", padding=True),
+            lambda strength: hfsae.steer(lm, sae, {1234: strength}, mode="clamp"),
+        ).strength
+
+    Every strength is tried, in order of size, with the same seed; then the gap between the last one
+    within the budget and the next is halved `refine` times. Definitions: see the module.
+
+    Args:
+        tokens: prompts, as for `generate`: several rows are padded on the left.
+        steered: the block in which to generate at a strength; any unit, mode and number of latents.
+        strengths: of one sign; larger is tried later.
+        max_kl: nats a token; None: no such budget. 2 is about where the texts of small models
+            stop being sentences.
+        max_repetition: 0 to 1; None: no such budget. Repetition of the unsteered model counts too.
+        n_tokens: generated for each prompt; EOS is not let through.
+        temperature: of the sampling; both distributions in the KL are those at temperature 1.
+        progress: called after each trial; an exception ends the sweep.
+
+    Raises:
+        ValueError: no budget, or strengths that are none, mixed in sign, or not finite.
+    """
+    order = _ordered(strengths)
+    if max_kl is None and max_repetition is None:
+        raise ValueError("no budget: give max_kl (nats a token), max_repetition (0 to 1) or both.")
+
+    def attempt(strength: float) -> Trial:
+        block = steered(strength) if strength else nullcontext()
+        kl, generated = _sampled_kl(lm, tokens, block, n_tokens, SeededSampling(seed, temperature))
+        again = repetition(generated)
+        within = (max_kl is None or kl <= max_kl) and (
+            max_repetition is None or again <= max_repetition
+        )
+        trial = Trial(strength, kl, again, within, generated)
+        if progress is not None:
+            progress(trial)
+        return trial
+
+    trials = [attempt(strength) for strength in (0.0, *order)]
+    n_within = next((i for i, t in enumerate(trials[1:]) if not t.within), len(order))
+    best = order[n_within - 1] if n_within else 0.0
+    over = order[n_within] if n_within < len(order) else None
+    for _ in range(refine if over is not None else 0):
+        trial = attempt((best + over) / 2)
+        trials.append(trial)
+        best, over = (trial.strength, over) if trial.within else (best, trial.strength)
+    return Suggestion(best, sorted(trials, key=lambda trial: abs(trial.strength)))
+
+
+def _ordered(strengths: Sequence[float]) -> list[float]:
+    order = sorted(map(float, strengths), key=abs)
+    if not order or not all(map(isfinite, order)) or min(order) * max(order) <= 0:
+        raise ValueError(
+            f"strengths are {list(strengths)}; use finite numbers of one sign, such as (0.5, 1, 2)."
+        )
+    return order
+
+
+def _sampled_kl(
+    lm: PreTrainedModel,
+    tokens: Mapping[str, Tensor],
+    block: AbstractContextManager[None],
+    n_tokens: int,
+    sampling: SeededSampling,
+) -> tuple[float, Int[Tensor, "rows n_tokens"]]:
+    """KL(steered || unsteered) along the texts that the steered model samples, and the texts."""
+    ids = tokens["input_ids"].to(lm.device)
+    mask = tokens.get("attention_mask", torch.ones_like(ids)).to(lm.device)
+    config = GenerationConfig(
+        max_new_tokens=n_tokens,
+        min_new_tokens=n_tokens,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        pad_token_id=special_ids(lm)[0] if special_ids(lm) else 0,
+        eos_token_id=getattr(lm.generation_config, "eos_token_id", None),
+    )
+    with block:
+        out = lm.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([sampling]),
+        )
+    steered = torch.stack(out.logits, dim=1)  # [rows, n_tokens, vocab]
+    whole = torch.cat([mask, mask.new_ones(len(ids), n_tokens)], dim=1)
+    positions = (whole.cumsum(1) - 1).clamp(min=0)
+    clean = lm(input_ids=out.sequences, attention_mask=whole, position_ids=positions).logits
+    clean = clean[:, ids.shape[1] - 1 : -1]
+    return _mean_kl(steered, clean), out.sequences[:, ids.shape[1] :].cpu()
+
+
+def _mean_kl(
+    first: Float[Tensor, "rows n vocab"], second: Float[Tensor, "rows n vocab"]
+) -> float:
+    """KL(first || second) of the softmaxes, nats, mean over rows and tokens."""
+    p, q = F.log_softmax(first.float(), dim=-1), F.log_softmax(second.float(), dim=-1)
+    return float((p.exp() * (p - q)).sum(dim=-1).mean())
+
+
+def repetition(ids: Int[Tensor, "rows n"], n: int = NGRAM) -> float:
+    """1 - distinct / all n-grams of tokens, mean over rows; 0 where a row is shorter than n."""
+    shares = []
+    for row in ids.tolist():
+        grams = [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
+        shares.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
+    return sum(shares) / len(shares)
