@@ -8,6 +8,7 @@ out: while a caller holds a token, or drops the iterator, the language model is 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
+from inspect import signature
 from math import isfinite
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,6 @@ from transformers.generation.logits_process import RepetitionPenaltyLogitsProces
 
 Phase = Literal["prompt", "generated"]
 Steering = Callable[[Phase], AbstractContextManager[object]]
-_NGRAM = 3
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Pair(NamedTuple):
     plain_ids: list[int]
     steered_ids: list[int]
     kl: float | None
-    """KL(plain || steered) of the next token along the steered text, nats/token: how far the
-    steering bends the model. None until the end."""
+    """KL(steered || plain) of the next token along the steered text, nats a generated token, at
+    temperature 1: how far the steering bends the model. None until the end."""
     done: bool
 
 
@@ -67,6 +67,7 @@ class _Stream:
         self.cache: Any = DynamicCache(config=lm.config)
         self.fed, self.ids, self.new = 0, list(ids), []
         self.logits: list[Tensor] = []
+        self.options: dict[str, Any] = {_cache_argument(lm): self.cache, "use_cache": True}
         self.penalise = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
 
     @property
@@ -81,7 +82,7 @@ class _Stream:
     def step(self, noise: Float[Tensor, " vocab"]) -> None:
         """Feed what was not fed yet, and draw one token; noise: independent Gumbel numbers."""
         fresh = torch.tensor([self.ids[self.fed :]], device=self.lm.device)
-        out = self.lm(input_ids=fresh, past_key_values=self.cache, use_cache=True)
+        out = self.lm(input_ids=fresh, **self.options)
         logits = out.logits[0, -1].float().cpu()
         self.fed = len(self.ids)
         self.logits.append(logits)
@@ -93,6 +94,11 @@ class _Stream:
         token = int(logits.argmax())
         self.ids.append(token)
         self.new.append(token)
+
+
+def _cache_argument(lm: PreTrainedModel) -> str:
+    """What forward() calls its KV cache: transformers 5.24 has renamed it."""
+    return "cache" if "cache" in signature(lm.forward).parameters else "past_key_values"
 
 
 @torch.no_grad()
@@ -160,14 +166,8 @@ def _pair(
 
 
 def _divergence(lm: PreTrainedModel, prompt_ids: list[int], steered: _Stream) -> float:
-    """Mean KL(plain || steered) over the places at which the steered stream drew a token."""
+    """Mean KL(steered || plain) over the places at which the steered stream drew a token."""
     ids = torch.tensor([steered.ids[:-1]], device=lm.device)
     logits = lm(input_ids=ids, use_cache=False).logits[0, len(prompt_ids) - 1 :].float().cpu()
-    p, q = logits.log_softmax(-1), torch.stack(steered.logits).log_softmax(-1)
+    p, q = torch.stack(steered.logits).log_softmax(-1), logits.log_softmax(-1)
     return max(0.0, float((p.exp() * (p - q)).sum(-1).mean()))
-
-
-def repetition(ids: Sequence[int], n: int = _NGRAM) -> float:
-    """Share of n-grams of tokens that stood in `ids` before: 0 for fresh text, near 1 for a loop."""
-    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -10,7 +10,7 @@ Special tokens (BOS, chat roles) are shown, but nothing is computed on them: SAE
 in training, and their activations are outliers.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -161,7 +161,9 @@ class Inspection(NamedTuple):
         """Latents that fire on each token."""
         return torch.bincount(self.position, minlength=len(self.tokens.ids)).tolist()
 
-    def on(self, position: int, k: int | None = None, *, hide: Collection[int] = ()) -> list[Firing]:
+    def on(
+        self, position: int, k: int | None = None, *, hide: Collection[int] = ()
+    ) -> list[Firing]:
         """Latents that fire on a token, strongest first, at most k, without those in `hide`."""
         here = (self.position == position) & self._shown(hide)
         values, order = self.activation[here].sort(descending=True)
@@ -258,9 +260,3 @@ def compare(
     gap = (largest[0] - largest[1]).abs()
     order = gap.argsort(descending=True, stable=True)[: int((gap > 0).sum())][:k]
     return [Difference(i, *largest[:, i].tolist()) for i in order.tolist()]
-
-
-def heat(tokens: Tokens, trace: list[float]) -> Iterator[tuple[str, float]]:
-    """(text, share of the trace's largest activation, 0 to 1) for each token."""
-    largest = max([*trace, 0.0]) or 1.0
-    return zip(tokens.texts, (max(0.0, a) / largest for a in trace), strict=True)

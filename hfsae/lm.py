@@ -258,9 +258,7 @@ class Moment(NamedTuple):
 
 
 @contextmanager
-def intervene(
-    lm: PreTrainedModel, sae: Any, write: Callable[[Moment], Tensor]
-) -> Iterator[None]:
+def intervene(lm: PreTrainedModel, sae: Any, write: Callable[[Moment], Tensor]) -> Iterator[None]:
     """Inside the block `write(moment)` takes the place of what `sae` reconstructs.
 
     That is the activation at its `target_site` for a transcoder, else at its `site`.

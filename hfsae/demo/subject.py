@@ -1,14 +1,13 @@
 """What the app shows: an SAE, its language model, and what lies beside its weights.
 
-One `Subject` serves all sessions and is not changed by any, but for labels. Hooks on the language
-model would be seen by every thread: whoever runs it holds `subject.lock` for as long as that takes.
+One `Subject` serves all sessions, and no session changes it but for its labels. They may all run its
+language model at once: what one does to it acts in its own thread alone (see `hfsae.lm`).
 """
 
 import json
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import contract
-from ..features import FeatureStore
+from ..features import FeatureStore, read_labels
 from ..lm import LoadedLM, load_lm
 from ..models import SAE
 from ..suite import beside, load
@@ -32,8 +31,8 @@ _BESIDE = (
     "README.md",
     "evaluation.json",
     "training.json",
-    "labels.json",
     "presets.json",
+    "features/labels.json",
     "features/latents.parquet",
     "features/examples.parquet",
     "features/meta.json",
@@ -70,10 +69,12 @@ class Subject:
     store: FeatureStore | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
     card: str = ""
+    labels: dict[int, str] = field(default_factory=dict)
+    label_home: Path | None = None
+    """folder whose features/labels.json takes new labels; None: they are not kept"""
     presets: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """sentences on what may make its numbers differ here"""
-    lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def d_sae(self) -> int:
@@ -95,12 +96,6 @@ class Subject:
             )
         return self.loaded
 
-    @contextmanager
-    def running(self) -> Iterator[PreTrainedModel]:
-        """The language model, for this thread alone, without gradients."""
-        with self.lock, torch.no_grad():
-            yield self.lm
-
     @property
     def bos(self) -> bool:
         """Whether text wants a BOS token in front, as in training; yes where that is unknown."""
@@ -109,15 +104,13 @@ class Subject:
     def density(self) -> Float[Tensor, " d_sae"]:
         """Share of tokens each latent fires on; 0 everywhere if nobody has counted."""
         if self.store is not None:
-            return torch.tensor(self.store.latents["density"].to_pylist())
+            return self.store.densities
         counted = self.evaluation.get("density")
         return torch.tensor(counted) if counted else torch.zeros(self.d_sae)
 
     def largest(self) -> Float[Tensor, " d_sae"] | None:
         """Each latent's largest activation over the store's text, raw units."""
-        if self.store is None:
-            return None
-        return torch.tensor(self.store.latents["max_activation"].to_pylist())
+        return None if self.store is None else self.store.max_activations
 
 
 def open_subject(
@@ -140,6 +133,10 @@ def open_subject(
     sae = load(**choice._asdict(), device=device).eval().requires_grad_(False)
     subject = Subject(sae, _shown_name(choice))
     subject.folder = beside(choice.source, _BESIDE, **_without_source(choice))
+    subject.label_home = _label_home(choice, subject)
+    for folder in (subject.folder, subject.label_home):
+        if folder is not None:
+            _read_labels(subject, folder)
     if subject.folder is not None:
         _read_beside(subject, subject.folder)
     if with_lm:
@@ -153,6 +150,24 @@ def _shown_name(choice: Choice) -> str:
     if path == SHIPPED:
         return "the small SAE that comes with hfsae"
     return path.resolve().name if path.exists() else choice.source
+
+
+def _label_home(choice: Choice, subject: Subject) -> Path | None:
+    """Where labels go: beside a user's own SAE, else under HFSAE_HOME; nowhere on a Space."""
+    if "SPACE_ID" in os.environ:
+        return None
+    if Path(choice.source).is_dir() and Path(choice.source) != SHIPPED:
+        return subject.folder
+    home = Path(os.environ.get("HFSAE_HOME", Path.home() / ".cache" / "hfsae"))
+    parts = ("shipped" if Path(choice.source) == SHIPPED else choice.source, choice.subfolder)
+    return home / "labels" / re.sub(r"[^\w.-]+", "--", "/".join(filter(None, parts)))
+
+
+def _read_labels(subject: Subject, folder: Path) -> None:
+    try:
+        subject.labels |= read_labels(folder)
+    except ValueError as error:
+        subject.notes.append(f"its labels are left out: {error}")
 
 
 def _without_source(choice: Choice) -> dict[str, Any]:

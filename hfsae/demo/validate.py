@@ -60,8 +60,8 @@ def latent(value: Any, d_sae: int) -> int:
     return int(value)
 
 
-def strengths(value: Any, d_sae: int) -> dict[int, float]:
-    """{latent: strength} of a mapping, or of text such as "12:1.5, 7:-2"."""
+def strengths(value: Any, d_sae: int, limit: float) -> dict[int, float]:
+    """{latent: strength} of a mapping, or of text such as "12:1.5, 7:-2"; at most +-limit."""
     pairs = _pairs(value)
     if not pairs:
         raise ValueError("no latent is chosen to steer; add one, such as 12:1.5")
@@ -70,7 +70,8 @@ def strengths(value: Any, d_sae: int) -> dict[int, float]:
     found = {}
     for key, strength in pairs:
         index = latent(_as_number(key), d_sae)
-        found[index] = number(_as_number(strength), f"the strength of latent {index}", -20, 20)
+        name = f"the strength of latent {index}"
+        found[index] = number(_as_number(strength), name, -limit, limit)
     return found
 
 

@@ -33,7 +33,9 @@ def read_labels(folder: str | Path) -> dict[int, str]:
         return {int(latent): _checked(label) for latent, label in labels.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         wanted = '{"labels": {"1234": "text"}}'
-        raise ValueError(f"{path} holds no labels: it must look like {wanted} ({error}).") from error
+        raise ValueError(
+            f"{path} holds no labels: it must look like {wanted} ({error})."
+        ) from error
 
 
 def write_label(folder: str | Path, latent: int, label: str) -> dict[int, str]:
