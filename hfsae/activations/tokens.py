@@ -409,4 +409,4 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     added = (
         tokenizer.added_tokens_decoder
     )  # chat roles and the like, which have no name of their own
-    return sorted({*tokenizer.allspecial_ids, *(id_ for id_, t in added.items() if t.special)})
+    return sorted({*tokenizer.all_special_ids, *(id_ for id_, t in added.items() if t.special)})

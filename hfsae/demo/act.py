@@ -338,10 +338,8 @@ class Act(Look):
         tokens = self.tokens(prompt)
         target = validate.text(target, "the target token", limit=100)
         contrast = validate.text(contrast, "the contrast token", limit=100)
-        if target:
-            target_id = self.token_id(target)
-        else:
-            target_id = self.next_tokens(prompt)["next"][0]["id"]
+        likeliest = self.next_tokens(prompt)["next"][0]["id"]
+        target_id = self.token_id(target) if target else likeliest
         contrast_id = self.token_id(contrast) if contrast else None
         if contrast_id == target_id:
             raise ValueError("target and contrast are the same token; choose two")

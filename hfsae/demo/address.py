@@ -79,8 +79,8 @@ def page_of(address: Address) -> str:
 
 
 def to_query(address: Address) -> str:
-    """`page=...&field=...`, without what is at its default."""
-    pairs = [("page", page_of(address))]
+    """`tab=...&field=...`, without what is at its default."""
+    pairs = [("tab", page_of(address))]  # Gradio keeps "page" and "view" for itself
     default = type(address)()
     for f in fields(address):
         value = getattr(address, f.name)
@@ -95,7 +95,7 @@ def from_query(query: dict[str, str]) -> Address:
     Raises:
         ValueError: a value that cannot be read.
     """
-    address_class = _CLASSES.get(query.get("page", ""), Inspect)
+    address_class = _CLASSES.get(query.get("tab", ""), Inspect)
     kinds = get_type_hints(address_class)
     found = {n: _read(n, query[n], kind) for n, kind in kinds.items() if n in query}
     return address_class(**found)

@@ -1,13 +1,14 @@
 """The app: pages in tabs, the link in the address bar, the endpoints, and how it is started."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 
 from .actions import Actions
-from .address import Inspect, from_query
+from .address import Address, Inspect, from_query, to_query
 from .pages import (
     AboutPage,
     FeaturePage,
@@ -60,8 +61,6 @@ def _follow(app: App, tab: gr.Tab, page: Page) -> None:
     """A click on a tab changes the link, and leaves the page as it stands."""
 
     def to(*values: Any) -> str:
-        from .address import to_query
-
         return to_query(page.address(*values))
 
     tab.select(to, list(page.inputs), app.link, show_progress="hidden", api_visibility="private")
@@ -69,38 +68,43 @@ def _follow(app: App, tab: gr.Tab, page: Page) -> None:
 
 def _restore(blocks: gr.Blocks, app: App) -> None:
     """What the link names is there when the page opens, a generated text included."""
-    steer = app.pages["steer"]
+    steer = cast(SteerPage, app.pages["steer"])
+
+    def prepare(request: gr.Request) -> Updates:
+        """At once: the tab, and the fields."""
+        try:
+            return app.fill(_asked(request))
+        except ValueError as error:
+            return {app.pages["inspect"].notice: html("error", str(error))}
 
     def restore(request: gr.Request) -> Updates:
-        query = {key: str(value) for key, value in dict(request.query_params).items()}
         try:
-            address = from_query(query)
+            return app.show(_asked(request))
         except ValueError as error:
-            return app.show(Inspect(prompt=EXAMPLES[0])) | {
-                app.pages["inspect"].notice: html("error", str(error))
-            }
-        if address == Inspect():
-            address = Inspect(prompt=EXAMPLES[0])
-        return app.show(address)
+            return {app.pages["inspect"].notice: html("error", str(error))}
 
-    def rerun(request: gr.Request, *values: Any) -> Any:
-        if request.query_params.get("page") == "steer" and request.query_params.get("run") == "1":
-            yield from steer._generate(*values)  # pyright: ignore
-        else:
-            yield {app.link: gr.skip()}
+    def rerun(request: gr.Request, *values: Any) -> Iterator[Updates]:
+        query = request.query_params
+        if query.get("tab") == "steer" and query.get("run") == "1":
+            yield from steer.generate(*values)
 
-    opened = blocks.load(
-        restore, None, app.outputs(*_PAGES), show_progress="hidden", api_visibility="private"
-    )
+    options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    outputs = app.outputs(*_PAGES)
+    opened = blocks.load(prepare, None, outputs, **options).then(restore, None, outputs, **options)
     opened.then(
         rerun,
         list(steer.inputs),
-        [steer.notice, *steer.outputs, app.link],
-        show_progress="hidden",
-        api_visibility="private",
+        steer.generated,
         concurrency_id="run",
         concurrency_limit=2,
+        **options,
     )
+
+
+def _asked(request: gr.Request) -> Address:
+    """The address in a request; where it says nothing, an example."""
+    address = from_query({key: str(value) for key, value in request.query_params.items()})
+    return Inspect(prompt=EXAMPLES[0]) if address == Inspect() else address
 
 
 def _facts(actions: Actions) -> list[dict[str, str]]:
@@ -154,7 +158,12 @@ def looks() -> dict[str, Any]:
     """How it is served: theme and style, and nothing that leaves the machine or stays in it."""
     return {
         "theme": gr.themes.Base(
-            primary_hue="indigo", neutral_hue="slate", radius_size="md", spacing_size="md"
+            primary_hue="indigo",
+            neutral_hue="slate",
+            radius_size="md",
+            spacing_size="md",
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
         ),
         "css": style(),
         "head": _HEAD,

@@ -98,6 +98,7 @@ class Look(Base):
             "promoted": [{"token": t, "logit": v} for t, v in known.promoted],
             "suppressed": [{"token": t, "logit": v} for t, v in known.suppressed],
             "neighbours": [self.row(i, cosine) for i, cosine in known.neighbours],
+            "n_groups": store.meta["arguments"]["quantiles"],
             "groups": _groups(known.examples, known.max_activation),
         }
 

@@ -1,6 +1,6 @@
 """What the app shows: an SAE, its language model, and what lies beside its weights.
 
-One `Subject` serves all sessions, and no session changes it but for its labels. They may all run its
+One `Subject` serves all sessions, and none changes it but for its labels. They may all run its
 language model at once: what one does to it acts in its own thread alone (see `hfsae.lm`).
 """
 
@@ -21,11 +21,11 @@ from .. import contract
 from ..features import FeatureStore, read_labels
 from ..lm import LoadedLM, load_lm
 from ..models import SAE
+from ..packaged import SHIPPED_SAE
 from ..suite import beside, load
 
 logger = logging.getLogger(__name__)
 
-SHIPPED = Path(__file__).with_name("default")
 QUICKSTART = Path("runs", "quickstart")
 _BESIDE = (
     "README.md",
@@ -54,7 +54,7 @@ class Choice(NamedTuple):
 def default_source() -> str:
     """The SAE to open where none is named: the quickstart's, or the small one in this package."""
     trained = (QUICKSTART / "config.json").is_file()
-    return str(QUICKSTART if trained else SHIPPED)
+    return str(QUICKSTART if trained else SHIPPED_SAE)
 
 
 @dataclass
@@ -75,6 +75,9 @@ class Subject:
     presets: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """sentences on what may make its numbers differ here"""
+
+    in_python: str = "hfsae.load(...)"
+    """code that loads it"""
 
     @property
     def d_sae(self) -> int:
@@ -131,7 +134,7 @@ def open_subject(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sae = load(**choice._asdict(), device=device).eval().requires_grad_(False)
-    subject = Subject(sae, _shown_name(choice))
+    subject = Subject(sae, _shown_name(choice), in_python=_in_python(choice))
     subject.folder = beside(choice.source, _BESIDE, **_without_source(choice))
     subject.label_home = _label_home(choice, subject)
     for folder in (subject.folder, subject.label_home):
@@ -147,19 +150,27 @@ def open_subject(
 def _shown_name(choice: Choice) -> str:
     """No path of this machine: pages are shown to others."""
     path = Path(choice.source)
-    if path == SHIPPED:
+    if path == SHIPPED_SAE:
         return "the small SAE that comes with hfsae"
-    return path.resolve().name if path.exists() else choice.source
+    return path.name if path.is_absolute() else choice.source
+
+
+def _in_python(choice: Choice) -> str:
+    if Path(choice.source) == SHIPPED_SAE:
+        return "hfsae.load(hfsae.packaged.SHIPPED_SAE)"
+    which = _without_source(choice)
+    options = [f"{name}={value!r}" for name, value in which.items() if value]
+    return f"hfsae.load({', '.join([repr(_shown_name(choice)), *options])})"
 
 
 def _label_home(choice: Choice, subject: Subject) -> Path | None:
     """Where labels go: beside a user's own SAE, else under HFSAE_HOME; nowhere on a Space."""
     if "SPACE_ID" in os.environ:
         return None
-    if Path(choice.source).is_dir() and Path(choice.source) != SHIPPED:
+    if Path(choice.source).is_dir() and Path(choice.source) != SHIPPED_SAE:
         return subject.folder
     home = Path(os.environ.get("HFSAE_HOME", Path.home() / ".cache" / "hfsae"))
-    parts = ("shipped" if Path(choice.source) == SHIPPED else choice.source, choice.subfolder)
+    parts = ("shipped" if Path(choice.source) == SHIPPED_SAE else choice.source, choice.subfolder)
     return home / "labels" / re.sub(r"[^\w.-]+", "--", "/".join(filter(None, parts)))
 
 

@@ -52,6 +52,7 @@ def latent(value: Any, d_sae: int) -> int:
     """The index of a latent that there is."""
     if value is None or value == "":
         raise ValueError("no latent is chosen; give a number, or take a random one")
+    value = _as_number(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
         raise ValueError(f"a latent is a whole number, got {_short(value)}")
     if not 0 <= value < d_sae:

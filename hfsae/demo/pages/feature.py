@@ -9,8 +9,6 @@ from .. import address as at
 from ..parts import html, number, panel, percent
 from .page import App, Page, Updates, whole
 
-_TITLES = {"top": "Strongest"}
-
 
 class FeaturePage(Page):
     title = "Feature"
@@ -18,7 +16,9 @@ class FeaturePage(Page):
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
         with gr.Row(elem_classes="hf-buttons"):
-            self.latent = gr.Number(label="Latent", precision=0, minimum=0, min_width=110, scale=0)
+            self.latent = gr.Textbox(
+                label="Latent", max_length=9, min_width=110, scale=0, max_lines=1
+            )
             self.previous = gr.Button("Previous", min_width=90, scale=0)
             self.next = gr.Button("Next", min_width=90, scale=0)
             self.random = gr.Button("Random", min_width=90, scale=0)
@@ -26,19 +26,27 @@ class FeaturePage(Page):
         self.notice = panel()
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
-                self.main = panel(elem_id="feature-main")
-                with gr.Group():
+                with gr.Row(elem_classes="hf-buttons"):
                     self.text = gr.Textbox(
-                        label="Try your own text", lines=2, placeholder="What does it do on this?"
+                        label="Try your own text",
+                        placeholder="What does it do on this?",
+                        scale=1,
+                        min_width=180,
+                        max_lines=4,
                     )
-                    self.try_it = gr.Button("Try it")
+                    self.try_it = gr.Button("Try it", min_width=80, scale=0)
                 self.tried = panel(elem_id="feature-tried")
+                self.main = panel(elem_id="feature-main")
             with gr.Column(scale=2, min_width=300):
-                with gr.Group():
+                with gr.Row(elem_classes="hf-buttons"):
                     self.label = gr.Textbox(
-                        label="Label", placeholder="What does it stand for?", max_length=200
+                        label="Label",
+                        placeholder="What does it stand for?",
+                        max_length=200,
+                        scale=1,
+                        min_width=160,
                     )
-                    self.save = gr.Button("Save label")
+                    self.save = gr.Button("Save", min_width=70, scale=0)
                 self.aside = panel(elem_id="feature-aside")
                 with gr.Accordion("Use it in Python, or elsewhere", open=False):
                     self.code = gr.Code(language="python", interactive=False, show_label=False)
@@ -48,10 +56,11 @@ class FeaturePage(Page):
 
     def address(self, *values: Any) -> at.Feature:
         latent, text = values
-        return at.Feature(None if latent is None else int(latent), text or "")
+        return at.Feature(self.actions.latent(latent) if latent else None, text or "")
 
     def fill(self, address: at.Feature) -> Updates:
-        return {self.latent: address.latent, self.text: address.text}
+        latent = "" if address.latent is None else str(address.latent)
+        return {self.latent: latent, self.text: address.text}
 
     def render(self, address: at.Feature) -> Updates:
         if address.latent is None:
@@ -70,7 +79,7 @@ class FeaturePage(Page):
             ]
             view["low"], view["high"] = (number(bars[i][k]) if bars else "" for i, k in _ENDS)
             for group in view["groups"]:
-                group["title"] = _title(group["kind"])
+                group["title"] = _title(group["kind"], view["n_groups"])
         tried = ""
         if address.text:
             tried = html("tried", self.actions.try_text(address.latent, address.text))
@@ -83,10 +92,10 @@ class FeaturePage(Page):
         }
 
     def _snippet(self, latent: int) -> str:
-        sae, name = self.actions.subject.sae, self.actions.subject.name
+        sae = self.actions.subject.sae
         return (
             "import hfsae\n\n"
-            f"sae = hfsae.load({name!r})\n"
+            f"sae = {self.actions.subject.in_python}\n"
             f"lm, tokenizer, _ = hfsae.load_lm({sae.config.model_name!r})\n"
             f"with hfsae.steer(lm, sae, {{{latent}: 20.0}}, unit='norm'):  # per cent of the norm\n"
             "    tokens = tokenizer('Once upon a time', return_tensors='pt')\n"
@@ -157,11 +166,13 @@ class FeaturePage(Page):
 _ENDS = ((0, "low"), (-1, "high"))
 
 
-def _title(kind: str) -> str:
+def _title(kind: str, n_groups: int) -> str:
     """Of a group of examples."""
     if kind == "top":
         return "Strongest"
-    return f"Drawn at random, part {kind.removeprefix('quantile_')} by strength (1 is the weakest)"
+    part = int(kind.removeprefix("quantile_"))
+    low, high = (round(100 * p / n_groups) for p in (part - 1, part))
+    return f"Drawn at random, between {low} % and {high} % by strength"
 
 
 def _facts(view: dict[str, Any]) -> list[dict[str, str]]:

@@ -44,9 +44,9 @@ class InspectPage(Page):
             self.versus = gr.Textbox(label="Compare with", lines=2, max_lines=8)
         self.notice = panel()
         with gr.Row():
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=1, min_width=320):
                 self.text = panel(elem_id="inspect-text")
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=1, min_width=320):
                 self.latents = panel(elem_id="inspect-latents")
         self.comparison = panel(elem_id="inspect-comparison")
         # clicks keep what was chosen: the latent and the token are part of the state

@@ -51,16 +51,20 @@ class App:
     link: gr.Textbox
     pages: dict[str, Page] = field(default_factory=dict)
 
-    def show(self, address: Address) -> Updates:
-        """All updates that bring the browser to an address."""
+    def fill(self, address: Address) -> Updates:
+        """The tab, the link and the fields of an address."""
         page = self.pages[page_of(address)]
-        updates = {
+        return {
             self.tabs: gr.Tabs(selected=page_of(address)),
             self.link: to_query(address),
             page.notice: "",
+            **page.fill(address),
         }
+
+    def show(self, address: Address) -> Updates:
+        """All updates that bring the browser to an address."""
+        updates, page = self.fill(address), self.pages[page_of(address)]
         try:
-            updates |= page.fill(address)
             return updates | page.render(address)
         except ValueError as error:
             return updates | {page.notice: html("error", str(error))}

@@ -32,7 +32,6 @@ _MODES = {
     "cap": "cap it",
 }
 _SCOPES = {"all": "all tokens", "prompt": "the prompt", "generated": "generated tokens"}
-_FACTOR = {"scale": (4, 0.1), "ablate": None}
 
 
 class SteerPage(Page):
@@ -56,11 +55,11 @@ class SteerPage(Page):
             with gr.Column(scale=3, min_width=320):
                 self.chips = panel(elem_id="steer-chips")
                 with gr.Row(elem_classes="hf-buttons"):
-                    self.new = gr.Number(
-                        label="Latent to add", precision=0, minimum=0, min_width=120, scale=0
+                    self.new = gr.Textbox(
+                        label="Latent", max_length=9, min_width=110, scale=0, max_lines=1
                     )
                     self.add = gr.Button("Add", min_width=80, scale=0)
-                    self.random = gr.Button("Add a random one", min_width=150, scale=0)
+                    self.random = gr.Button("Add random", min_width=130, scale=0)
         self._settings()
         self.notice = panel()
         self.output = panel(elem_id="steer-output")
@@ -79,6 +78,8 @@ class SteerPage(Page):
             self.seed,
         )
         self.outputs = (self.chips, self.output, self.suggestion)
+        self.generated: list[Any] = []
+        """what `generate` updates; known once the pages are wired"""
 
     def _settings(self) -> None:
         with gr.Accordion("How to steer, and how to draw tokens", open=False):
@@ -159,6 +160,7 @@ class SteerPage(Page):
 
     def wire(self, app: App) -> None:
         self.app = app
+        self.generated = [self.notice, self.output, app.link]
         app.on([self.mode.input, self.unit.input], self.address, self)
         app.on([self.random.click], self._add_random, self)
         app.on_select(self.chips, self._changed, self, leads_to=("feature",))
@@ -172,9 +174,9 @@ class SteerPage(Page):
                 show_progress="hidden",
             )
         generation = {
-            "fn": on_gpu(self._generate),
+            "fn": on_gpu(self.generate),
             "inputs": list(self.inputs),
-            "outputs": [self.notice, self.output, app.link],
+            "outputs": self.generated,
             "api_visibility": "private",
             "concurrency_id": "run",
             "concurrency_limit": 2,
@@ -232,7 +234,8 @@ class SteerPage(Page):
         now = self.address(*values)
         return replace(now, prompt=str(preset["prompt"]), latents=strengths, mode=mode, unit="max")
 
-    def _generate(self, *values: Any) -> Iterator[Updates]:
+    def generate(self, *values: Any) -> Iterator[Updates]:
+        """Both texts, token by token, for the values of the inputs."""
         try:
             wanted = self.address(*values)
             yield {self.notice: "", self.app.link: to_query(replace(wanted, run=True))}
