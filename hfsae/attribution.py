@@ -39,9 +39,8 @@ def logit(token: int, contrast: int | None = None, *, position: int = -1) -> Obj
     def of(logits: Float[Tensor, "rows ctx vocab"]) -> Float[Tensor, " rows"]:
         for token_id in (token, contrast):
             if token_id is not None and not 0 <= token_id < logits.shape[-1]:
-                raise ValueError(
-                    f"token {token_id} is not in the vocabulary: it has 0 to {logits.shape[-1] - 1}."
-                )
+                last = logits.shape[-1] - 1
+                raise ValueError(f"token {token_id} is not in the vocabulary: it has 0 to {last}.")
         if not -logits.shape[1] <= position < logits.shape[1]:
             raise ValueError(f"position {position} is outside the text: {logits.shape[1]} tokens.")
         here = logits[:, position]

@@ -350,7 +350,8 @@ def _note_tokens(
         if kwargs is None or not here():  # see _attach
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
-        cache = kwargs.get("past_key_values")
+        # "past_key_values" or, in later versions of transformers, "cache"
+        cache = next((v for v in kwargs.values() if hasattr(v, "get_seq_length")), None)
         if ids is not None and not hasattr(under_way, "input_ids"):
             contract.check_bos(config, lm, ids)
         under_way.input_ids = ids

@@ -51,70 +51,59 @@ class FeatureSearch:
         return search_labels(self.labels, query, k)
 
     def by_token(self, text: str, k: int = 20) -> list[Hit]:
-        """Latents that a token fires; upper and lower case and surrounding blanks do not count.
+        """Latents that a token fires; upper and lower case and blanks around it do not count.
 
         The score is the share of a latent's examples (top and sampled ones) that fire on the token,
         times the largest of these activations over the latent's maximal one.
         """
         wanted = _normal(text)
-        if not wanted:
-            return []
-        latents, tokens, relative, n_examples = self._firings
-        found = np.flatnonzero(tokens == wanted)
-        count, peak = Counter(latents[found].tolist()), {}
-        for latent, size in zip(latents[found].tolist(), relative[found].tolist(), strict=True):
-            peak[latent] = max(peak.get(latent, 0.0), size)
-        scores = {i: n / n_examples[i] * peak[i] for i, n in count.items()}
+        found, n_examples = self._firings
+        relative: dict[int, list[float]] = {}
+        for latent, size in found.get(wanted, ()):
+            relative.setdefault(latent, []).append(size)
+        scores = {i: len(r) / n_examples[i] * max(r) for i, r in relative.items()}
         return _best(scores, {i: wanted for i in scores}, k)
 
     def by_promoted(self, text: str, k: int = 20) -> list[Hit]:
         """Latents among whose promoted tokens this one is; the score is its logit (logit lens)."""
-        wanted = _normal(text)
-        latents, tokens, originals, logits = self._promoted
         scores: dict[int, float] = {}
         why: dict[int, str] = {}
-        for place in np.flatnonzero(tokens == wanted) if wanted else ():
-            latent, size = int(latents[place]), float(logits[place])
-            if size > scores.get(latent, -math.inf):
-                scores[latent], why[latent] = size, str(originals[place])
+        for latent, token, logit in self._promoted.get(_normal(text), ()):
+            if logit > scores.get(latent, -math.inf):
+                scores[latent], why[latent] = logit, token
         return _best(scores, why, k)
 
     @cached_property
-    def _firings(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """For each example: latent, firing token, activation / maximum; examples of each latent."""
+    def _firings(self) -> tuple[dict[str, list[tuple[int, float]]], list[int]]:
+        """{firing token: (latent, activation / maximum) of its examples}; examples of a latent."""
+        import pyarrow as pa
+
         columns = ["latent", "firing", "tokens", "activation"]
         table = self.store.examples.to_table(columns=columns).combine_chunks()
-        latents = table["latent"].to_numpy().astype(np.int64)
+        latents = table["latent"].to_numpy()
         lists = table["tokens"].combine_chunks()
         places = lists.offsets.to_numpy()[:-1] + table["firing"].to_numpy()
-        tokens = lists.values.take(_arrow(places)).to_pylist()
+        tokens = lists.values.take(pa.array(places)).to_pylist()
         most = np.maximum(self.store.max_activations.numpy(), 1e-30)[latents]
-        relative = table["activation"].to_numpy() / most
-        n_examples = np.bincount(latents, minlength=len(self.store))
-        return latents, _normals(tokens), relative, n_examples
+        relative = (table["activation"].to_numpy() / most).tolist()
+        found: dict[str, list[tuple[int, float]]] = {}
+        for latent, token, size in zip(latents.tolist(), tokens, relative, strict=True):
+            found.setdefault(_normal(token), []).append((latent, size))
+        return found, np.bincount(latents, minlength=len(self.store)).tolist()
 
     @cached_property
-    def _promoted(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """For each promoted token of each latent: latent, token, token as it is, logit."""
-        lists = self.store.latents["promoted_tokens"].to_pylist()
-        latents = np.repeat(np.arange(len(lists)), [len(tokens) for tokens in lists])
-        originals = [token for tokens in lists for token in tokens]
-        logits = [x for row in self.store.latents["promoted_logits"].to_pylist() for x in row]
-        return latents, _normals(originals), np.array(originals, dtype=object), np.array(logits)
-
-
-def _arrow(values: np.ndarray) -> Any:
-    import pyarrow
-
-    return pyarrow.array(values)
+    def _promoted(self) -> dict[str, list[tuple[int, str, float]]]:
+        """{token: (latent, token as it is, logit)} of the latents that promote it."""
+        table, found = self.store.latents, {}
+        columns = (table["promoted_tokens"].to_pylist(), table["promoted_logits"].to_pylist())
+        for latent, (tokens, logits) in enumerate(zip(*columns, strict=True)):
+            for token, logit in zip(tokens, logits, strict=True):
+                found.setdefault(_normal(token), []).append((latent, token, logit))
+        return found
 
 
 def _normal(text: str) -> str:
-    return text.strip().casefold()
-
-
-def _normals(texts: Sequence[str]) -> np.ndarray:
-    return np.array([_normal(text) for text in texts], dtype=object)
+    return text.strip().casefold() or text
 
 
 def _best(scores: Mapping[int, float], why: Mapping[int, str], k: int) -> list[Hit]:

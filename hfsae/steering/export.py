@@ -94,9 +94,7 @@ def load_steering_vector(path: str | Path) -> SteeringVector:
         raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
 
 
-def _vector(
-    sae: SAE, latents: Edits, unit: Unit, max_activations: Maxima | None
-) -> SteeringVector:
+def _vector(sae: SAE, latents: Edits, unit: Unit, max_activations: Maxima | None) -> SteeringVector:
     config, edits = sae.config, resolve(sae, latents, "add", unit, max_activations)
     if config.site is None:
         raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")

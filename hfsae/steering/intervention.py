@@ -10,8 +10,8 @@
                                          a latent at s: what was there, error and bias included,
                                          makes way, and all that is orthogonal to it stays
 
-The activation at the SAE's site becomes x + decode(changed latents) - decode(latents), that is, what
-the SAE does not explain stays as it is; or, without the error term, decode(changed latents).
+The activation at the SAE's site becomes x + decode(changed latents) - decode(latents): what the SAE
+does not explain stays as it is. Without the error term it becomes decode(changed latents).
 
 Strengths are in one of three units: "raw", the latent's own; "max", multiples of the latent's
 maximal activation over some text; "norm", per cent of the activation's norm at each token: at 100
@@ -44,14 +44,14 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 class Edit(NamedTuple):
     """What is done to one latent; where mode or unit is None, those of the block hold."""
 
-    strength: float = 0.0
+    strength: int | float = 0.0
     mode: Mode | None = None
     unit: Unit | None = None
 
 
-Edits = Mapping[int, float | Edit]
+Edits = Mapping[int, int | float | Edit]
 """{latent: strength}, or {latent: Edit(strength, mode, unit)} for a mode or unit of its own."""
-Maxima = Tensor | Sequence[float] | Mapping[int, float]
+Maxima = Tensor | Sequence[int | float] | Mapping[int, int | float]
 """Maximal activations: of all latents in order, or {latent: maximum}."""
 
 
@@ -72,7 +72,7 @@ def steer(
 
         with hfsae.steer(lm, sae, {1234: 2.0}, unit="max", max_activations=store.max_activations):
             lm.generate(**tokens)
-        with hfsae.steer(lm, [low, high], [{7: 0.0}, {21: hfsae.Edit(5.0, "clamp")}], mode="ablate"):
+        with hfsae.steer(lm, [low, high], [{7: 3.0}, {21: hfsae.Edit(mode="ablate")}]):
             lm(**tokens)
 
     Works in plain forward passes and under `generate`: sampling, batches, beams, with a KV cache or
@@ -87,8 +87,8 @@ def steer(
         max_activations: for the unit "max": `FeatureStore.max_activations`, or {latent: maximum}.
         error_term: keep what the SAE does not explain; False: the model runs on reconstructions.
         scope: which tokens are changed: all, those of the prompt, or generated ones. The prompt is
-            what `generate` is given, padding included, or all of a plain forward pass; generated are
-            tokens that come singly to a KV cache, or that extend the last pass by one without one.
+            what `generate` is given, padding included, or all of a plain forward pass; generated
+            tokens come singly to a KV cache or, without one, extend the last pass by one.
         spare_tokens: ids at which nothing is changed; None: the model's BOS, EOS and padding.
 
     Raises:
@@ -184,11 +184,11 @@ def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}.")
 
 
-def _checked_strength(latent: int, strength: float) -> float:
+def _checked_strength(latent: int, strength: object) -> float:
     is_number = isinstance(strength, Real) and not isinstance(strength, bool)
-    if not is_number or not math.isfinite(strength):
+    if not is_number or not math.isfinite(cast(float, strength)):
         raise ValueError(f"the strength of latent {latent} is {strength!r}; use a finite number.")
-    return float(strength)
+    return float(cast(float, strength))
 
 
 def _maximum(latent: int, maxima: Maxima | None) -> float:

@@ -11,7 +11,7 @@ Two measures of the same sampled, steered texts say what a strength does to them
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -135,14 +135,19 @@ def suggest_strength(
             progress(trial)
         return trial
 
+    return _sweep(attempt, order, refine)
+
+
+def _sweep(attempt: Callable[[float], Trial], order: list[float], refine: int) -> Suggestion:
     trials = [attempt(strength) for strength in (0.0, *order)]
     n_within = next((i for i, t in enumerate(trials[1:]) if not t.within), len(order))
     best = order[n_within - 1] if n_within else 0.0
-    over = order[n_within] if n_within < len(order) else None
-    for _ in range(refine if over is not None else 0):
-        trial = attempt((best + over) / 2)
-        trials.append(trial)
-        best, over = (trial.strength, over) if trial.within else (best, trial.strength)
+    if n_within < len(order):
+        over = order[n_within]
+        for _ in range(refine):
+            trial = attempt((best + over) / 2)
+            trials.append(trial)
+            best, over = (trial.strength, over) if trial.within else (best, trial.strength)
     return Suggestion(best, sorted(trials, key=lambda trial: abs(trial.strength)))
 
 
@@ -174,8 +179,9 @@ def _sampled_kl(
         pad_token_id=special_ids(lm)[0] if special_ids(lm) else 0,
         eos_token_id=getattr(lm.generation_config, "eos_token_id", None),
     )
+    generate: Any = lm.generate
     with block:
-        out = lm.generate(
+        out = generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=config,
@@ -189,12 +195,10 @@ def _sampled_kl(
     return _mean_kl(steered, clean), out.sequences[:, ids.shape[1] :].cpu()
 
 
-def _mean_kl(
-    first: Float[Tensor, "rows n vocab"], second: Float[Tensor, "rows n vocab"]
-) -> float:
+def _mean_kl(first: Float[Tensor, "rows n vocab"], second: Float[Tensor, "rows n vocab"]) -> float:
     """KL(first || second) of the softmaxes, nats, mean over rows and tokens."""
     p, q = F.log_softmax(first.float(), dim=-1), F.log_softmax(second.float(), dim=-1)
-    return float((p.exp() * (p - q)).sum(dim=-1).mean())
+    return max(0.0, float((p.exp() * (p - q)).sum(dim=-1).mean()))  # rounding may take it below
 
 
 def repetition(ids: Int[Tensor, "rows n"], n: int = NGRAM) -> float:

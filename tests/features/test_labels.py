@@ -1,0 +1,91 @@
+"""Labels: what is written is read, whoever writes, and nothing else is."""
+
+import json
+import os
+import threading
+
+import pytest
+
+from hfsae.features import read_labels, write_label
+
+
+def test_labels_that_are_written_are_read(tmp_path):
+    assert read_labels(tmp_path) == {}
+    hostile = "<script>alert('x')</script> {{7*7}} ${HOME} ümläut 🙂"
+    assert write_label(tmp_path, 12, "  the sea ") == {12: "the sea"}
+    write_label(tmp_path, 3, hostile)
+    assert read_labels(tmp_path) == {12: "the sea", 3: hostile}
+    write_label(tmp_path, 12, "ships")
+    assert write_label(tmp_path, 3, " ") == {12: "ships"} == read_labels(tmp_path)
+    assert os.listdir(tmp_path / "features") == ["labels.json"]
+    stored = json.loads((tmp_path / "features" / "labels.json").read_text(encoding="utf-8"))
+    assert stored == {"labels": {"12": "ships"}}
+
+
+@pytest.mark.parametrize(
+    ("latent", "label", "sentence"),
+    [
+        (1, "x" * 201, "at most 200 characters, this one 201"),
+        (1, "two\nlines", "one line of printable text; this one has '\\\\n'"),
+        (1, "a\x1b[31mred", "this one has '\\\\x1b'"),
+        (1, "\u202egnp", "this one has '\\\\u202e'"),
+        (-1, "x", "latent -1 is not an index"),
+        (True, "x", "latent True is not an index"),
+    ],
+)
+def test_a_label_that_is_none_is_refused_and_changes_nothing(tmp_path, latent, label, sentence):
+    write_label(tmp_path, 1, "kept")
+    with pytest.raises(ValueError, match=sentence):
+        write_label(tmp_path, latent, label)
+    assert read_labels(tmp_path) == {1: "kept"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"labels": [1]}',
+        '{"labels": {"x": "y"}}',
+        '{"labels": {"1": 2}}',
+        '{"labels": {"1": "a\\u0007"}}',
+        "\x00",
+        "[" * 100_000,
+    ],
+)
+def test_a_file_that_holds_no_labels_is_one_sentence_and_left_as_it_is(tmp_path, text):
+    path = tmp_path / "features" / "labels.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    for attempt in (lambda: read_labels(tmp_path), lambda: write_label(tmp_path, 1, "x")):
+        with pytest.raises(ValueError, match="holds no labels: it must look like") as error:
+            attempt()
+        assert "\n" not in str(error.value)
+    assert path.read_text() == text
+
+
+def test_threads_that_write_at_once_lose_nothing(tmp_path):
+    def write(start: int) -> None:
+        for latent in range(start, start + 10):
+            write_label(tmp_path, latent, f"label {latent}")
+
+    threads = [threading.Thread(target=write, args=(10 * i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read_labels(tmp_path) == {i: f"label {i}" for i in range(40)}
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    write_label(tmp_path, 1, "kept")
+
+    def break_off(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", break_off)
+    with pytest.raises(OSError):
+        write_label(tmp_path, 2, "lost")
+    assert read_labels(tmp_path) == {1: "kept"}
+    assert os.listdir(tmp_path / "features") == ["labels.json"]

@@ -1,0 +1,225 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hfsae import attribute, capture, splice, uniformity
+from hfsae.attribution import Agreement, _agreement, evenness, logit, loss
+from hfsae.models import SAE
+
+from .test_lm import n_hooks, tokens
+from .test_steering import make_sae
+
+TOKEN, CONTRAST = 100, 200
+LOGIT = logit(TOKEN, CONTRAST)
+
+
+@pytest.fixture(scope="module")
+def precise_lm(make_tiny_lm: Callable) -> PreTrainedModel:
+    """In float64, norms too (RMSNorm would be in float32): finite differences are derivatives."""
+    return make_tiny_lm("gpt2").double()
+
+
+@pytest.fixture(scope="module")
+def linear_lm(make_tiny_lm: Callable) -> PreTrainedModel:
+    """Logits are linear in the last residual stream: there is no final norm."""
+    lm = make_tiny_lm("llama").double()
+    lm.model.norm = nn.Identity()
+    return lm
+
+
+@pytest.fixture
+def text() -> dict[str, Tensor]:
+    """BOS and eleven other tokens."""
+    return {name: tensor[:1] for name, tensor in tokens().items()}
+
+
+def objective_with(
+    lm: PreTrainedModel, sae: SAE, text: dict[str, Tensor], edit: Callable, objective=LOGIT
+) -> float:
+    with splice(lm, sae, error_term=True, edit=edit, spare_tokens=[0, 1, 2]):
+        return float(objective(lm(**text).logits)[0])
+
+
+def scaled(latent: int, factor: float) -> Callable[[Tensor], Tensor]:
+    def edit(latents: Tensor) -> Tensor:
+        new = latents.clone()
+        new[..., latent] *= factor
+        return new
+
+    return edit
+
+
+@pytest.mark.parametrize("variant", ["relu", "jumprelu", "gated", "topk", "layer_norm"])
+def test_the_gradient_effect_is_the_slope_in_a_factor_on_the_latent(
+    precise_lm: PreTrainedModel, text: dict[str, Tensor], variant: str
+):
+    sae = make_sae("h.1", variant).double()
+    found = attribute(precise_lm, sae, text, LOGIT, integration_steps=0, ablate=0)
+    assert len(found.latents) > 4
+    for latent, effect in list(zip(found.latents.tolist(), found.gradient, strict=True))[:6]:
+        up, down = (
+            objective_with(precise_lm, sae, text, scaled(latent, factor))
+            for factor in (1 + 1e-5, 1 - 1e-5)
+        )
+        assert float(effect) == pytest.approx((up - down) / 2e-5, rel=1e-4, abs=1e-6)
+    assert found.gradient.abs().diff().max() <= 0  # by size
+    assert found.integrated.isnan().all() and found.ablation.isnan().all()
+    assert found.objective == pytest.approx(float(LOGIT(precise_lm(**text).logits)[0]))
+
+
+def test_integrated_effects_add_up_to_what_all_latents_do(
+    precise_lm: PreTrainedModel, text: dict[str, Tensor]
+):
+    sae = make_sae("h.1").double()
+    found = attribute(precise_lm, sae, text, LOGIT, integration_steps=300, ablate=0)
+    without = objective_with(precise_lm, sae, text, torch.zeros_like)
+    assert found.without_latents == pytest.approx(without)
+    whole = found.objective - without
+    assert abs(whole) > 0.1
+    assert float(found.integrated.sum()) == pytest.approx(whole, rel=1e-4)
+    assert abs(float(found.gradient.sum()) - whole) > 0.01 * abs(whole)  # gradients alone do not
+
+
+def test_the_ablation_effect_is_what_the_objective_loses_without_the_latent(
+    precise_lm: PreTrainedModel, text: dict[str, Tensor]
+):
+    sae = make_sae("h.2").double()
+    found = attribute(precise_lm, sae, text, LOGIT, ablate=11, integration_steps=0)
+    for i, latent in enumerate(found.latents.tolist()[:11]):
+        lost = found.objective - objective_with(precise_lm, sae, text, scaled(latent, 0.0))
+        assert float(found.ablation[i]) == pytest.approx(lost, rel=1e-4, abs=1e-6)
+    assert found.ablation[11:].isnan().all()
+    two = found.latents[[5, 2]].tolist()
+    chosen = attribute(precise_lm, sae, text, LOGIT, ablate=two, integration_steps=0)
+    assert chosen.ablation.isfinite().nonzero().squeeze(1).tolist() == [2, 5]
+    torch.testing.assert_close(chosen.ablation[[2, 5]], found.ablation[[2, 5]])
+
+
+def test_on_a_linear_model_all_estimates_are_the_closed_form(
+    linear_lm: PreTrainedModel, text: dict[str, Tensor]
+):
+    sae = make_sae("layers.3").double()
+    found = attribute(linear_lm, sae, text, LOGIT, ablate=1000)
+    with capture(linear_lm, ["layers.3"]) as activations:
+        linear_lm(**text)
+    last = sae.encode(activations["layers.3"])[0, -1]
+    W_U = linear_lm.get_output_embeddings().weight
+    expected = (last * (sae.W_dec @ (W_U[TOKEN] - W_U[CONTRAST])))[found.latents].float()
+    for estimate in (found.gradient, found.integrated, found.ablation):
+        torch.testing.assert_close(estimate, expected, rtol=1e-4, atol=1e-5)
+    for agreement in found.agreement.values():
+        assert agreement.pearson == pytest.approx(1, abs=1e-5)
+        assert agreement.n == len(found.latents)
+    # only the last position has a say, and that is where each firing latent's effect is found
+    fires = last[found.latents] > 0
+    assert (found.position[fires] == 11).all() and fires.sum() > 4
+
+
+def test_agreement_is_correlation_and_share_of_equal_signs():
+    truth = torch.tensor([1.0, 2.0, -3.0, 4.0])
+    assert _agreement(2 * truth, truth) == Agreement(pytest.approx(1), 1.0, 4)
+    assert _agreement(-truth, truth) == Agreement(pytest.approx(-1), 0.0, 4)
+    assert _agreement(torch.tensor([1.0, -1.0, -1.0, 1.0]), truth).same_sign == 0.75
+    assert _agreement(truth[:0], truth[:0]).n == 0
+
+
+def test_latents_of_spared_tokens_count_for_nothing(
+    precise_lm: PreTrainedModel, text: dict[str, Tensor]
+):
+    sae = make_sae("h.1").double()
+    everything = attribute(precise_lm, sae, text, LOGIT, integration_steps=0, ablate=5)
+    assert (everything.position > 0).all()
+    with_bos = attribute(precise_lm, sae, text, LOGIT, integration_steps=0, spare_tokens=())
+    assert (with_bos.position == 0).any()
+    ids = sorted(set(text["input_ids"][0].tolist()))
+    nothing = attribute(precise_lm, sae, text, LOGIT, spare_tokens=ids)
+    assert len(nothing.latents) == 0 and nothing.agreement["gradient"].n == 0
+
+
+def test_the_loss_is_the_models_own(precise_lm: PreTrainedModel, text: dict[str, Tensor]):
+    objective, ids = loss(text["input_ids"]), text["input_ids"]
+    own = float(precise_lm(**text, labels=ids).loss)
+    found = attribute(precise_lm, make_sae("h.1").double(), text, objective, ablate=3)
+    assert found.objective == pytest.approx(own, rel=1e-5)
+    latent = int(found.latents[0])
+    sae = make_sae("h.1").double()
+    lost = own - objective_with(precise_lm, sae, text, scaled(latent, 0.0), objective)
+    assert float(found.ablation[0]) == pytest.approx(lost, rel=1e-3, abs=1e-6)
+
+
+def test_a_transcoder_is_attributed_at_its_target(linear_lm: PreTrainedModel, text):
+    sae = make_sae("layers.3.mlp:in", target_site="layers.3.mlp", skip_connection=True).double()
+    found = attribute(linear_lm, sae, text, logit(TOKEN), ablate=1000)
+    with capture(linear_lm, ["layers.3.mlp:in"]) as activations:
+        linear_lm(**text)
+    last = sae.encode(activations["layers.3.mlp:in"])[0, -1]
+    W_U = linear_lm.get_output_embeddings().weight
+    expected = (last * (sae.W_dec @ W_U[TOKEN]))[found.latents].float()
+    torch.testing.assert_close(found.gradient, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.ablation, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_it_works_without_gradients_around_it_and_leaves_nothing(
+    tiny_lm: PreTrainedModel, text: dict[str, Tensor]
+):
+    before, sae = n_hooks(tiny_lm), make_sae()
+    with torch.no_grad():
+        inside = attribute(tiny_lm, sae, text, LOGIT)
+    outside = attribute(tiny_lm, sae, text, LOGIT)
+    assert torch.equal(inside.gradient, outside.gradient)
+    assert not any(tensor.requires_grad for tensor in inside if isinstance(tensor, Tensor))
+    assert n_hooks(tiny_lm) == before
+
+
+def test_what_cannot_be_attributed_is_refused(tiny_lm: PreTrainedModel, text):
+    sae = make_sae()
+    dead = int((set(range(40)) - set(attribute(tiny_lm, sae, text, LOGIT).latents.tolist())).pop())
+    cases = [
+        (tokens(), LOGIT, {}, "tokens hold 3 rows; attribute one text at a time"),
+        (text, logit(259), {}, "token 259 is not in the vocabulary: it has 0 to 258"),
+        (text, logit(3, -1), {}, "token -1 is not in the vocabulary"),
+        (text, logit(3, position=12), {}, "position 12 is outside the text: 12 tokens"),
+        (text, LOGIT, {"ablate": [dead]}, f"latent {dead} does not fire in this text"),
+    ]
+    for batch, objective, options, sentence in cases:
+        with pytest.raises(ValueError, match=sentence):
+            attribute(tiny_lm, sae, batch, objective, **options)
+
+
+def test_evenness_is_one_for_equal_shares_and_little_for_a_lone_cause():
+    y = torch.tensor([[3.0, -3.0, 3.0, 0.0], [5.0, 0.0, 0.0, 0.0], [1e6, 1.0, 1.0, 1.0]])
+    torch.testing.assert_close(evenness(y)[:2], torch.ones(2))
+    assert float(evenness(y)[2]) == pytest.approx(1 / 4, rel=1e-3)
+    p = torch.tensor([0.5, 0.25, 0.25])
+    assert float(evenness(8 * p)) == pytest.approx(2**1.5 / 3)
+    assert evenness(torch.zeros(4)).isnan()
+
+
+def test_uniformity_is_that_of_each_tokens_own_gradient(precise_lm: PreTrainedModel):
+    """Oracle: one backward pass a token, to the activation itself, as the equations say."""
+    ids, sae = tokens(rows=2, ctx=7)["input_ids"], make_sae("h.1").double()
+    expected = []
+    for row, column in (ids > 2)[:, :-1].nonzero().tolist():
+        x: list[Tensor] = []
+
+        def hook(module, args, out, x=x):
+            out = out[0] if isinstance(out, tuple) else out
+            x.append(out.detach().requires_grad_())
+            return x[0]
+
+        handle = precise_lm.base_model.h[1].register_forward_hook(hook)
+        logits = precise_lm(ids[row : row + 1]).logits[0, column]
+        handle.remove()
+        (logits[ids[row, column + 1]] - logits.mean()).backward()
+        y = sae.encode(x[0].detach())[0, column] * (sae.W_dec @ x[0].grad[0, column])
+        p = y[y != 0].abs() / y.abs().sum()
+        expected.append(float((-(p * p.log()).sum()).exp() / len(p)))
+    found = uniformity(precise_lm, sae, ids, n_tokens=1000)
+    assert sorted(found.per_token.tolist()) == pytest.approx(sorted(expected), rel=1e-4)
+    assert found.value == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+    few = uniformity(precise_lm, sae, ids, n_tokens=3, seed=1)
+    assert len(few.per_token) == 3
+    assert uniformity(precise_lm, sae, ids, n_tokens=3, seed=1).value == few.value
