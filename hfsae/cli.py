@@ -28,6 +28,7 @@ from jsonargparse import (
 from transformers.utils import logging as transformers_logging
 
 from .card import misgivings
+from .cli_demo import VERBS as DEMO_VERBS
 from .cli_files import VERBS
 from .evaluation import EvaluationResult
 from .features import ANSI, PLAIN, FeatureStore, show
@@ -55,6 +56,7 @@ examples:
   hfsae show runs/mine 17 1234
   hfsae push runs/mine me/my-sae
   hfsae list google/gemma-scope-2b-pt-res
+  hfsae demo runs/mine
   hfsae convert google/gemma-scope-2b-pt-res gs --to saelens --layer 12 --width 16k --l0 80
 
 A field is set in the recipe's YAML file, or by its dotted name on the command line, which wins;
@@ -161,6 +163,7 @@ _VERBS: dict[str, Callable[[list[str]], None]] = {
     "show": show_folder,
     "card": card,
     **VERBS,
+    **DEMO_VERBS,
 }
 
 

@@ -161,8 +161,10 @@ def _check_room(lm: PreTrainedModel, n_prompt: int, n_new: int) -> None:
 def _pair(
     tokenizer: PreTrainedTokenizerBase, plain: _Stream, steered: _Stream, kl: float | None
 ) -> Pair:
-    texts = [tokenizer.decode(s.new, skip_special_tokens=True) for s in (plain, steered)]
-    return Pair(*map(str, texts), list(plain.new), list(steered.new), kl, kl is not None)
+    first, second = (
+        str(tokenizer.decode(stream.new, skip_special_tokens=True)) for stream in (plain, steered)
+    )
+    return Pair(first, second, list(plain.new), list(steered.new), kl, kl is not None)
 
 
 def _divergence(lm: PreTrainedModel, prompt_ids: list[int], steered: _Stream) -> float:

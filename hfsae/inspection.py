@@ -70,8 +70,8 @@ def tokenise(
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list[int]:
     ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    first = [tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []
-    return [*first, *ids]
+    bos_id: Any = tokenizer.bos_token_id
+    return [bos_id, *ids] if bos and bos_id is not None else list(ids)
 
 
 def _chat_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -2,9 +2,9 @@
 
     python scripts/packaged_sae.py [FOLDER]
 
-Trains scripts/recipes/packaged.yaml (half an hour on two cores), or takes FOLDER, where `hfsae train`
-has done so; casts the weights to bfloat16, which halves them; and measures, collects and writes the
-card anew from what is shipped, so that its numbers are those of the cast weights.
+Trains scripts/recipes/packaged.yaml (some ten minutes on two cores), or takes FOLDER, where
+`hfsae train` has done so; casts the weights to bfloat16, which halves them; and measures, collects
+and writes the card anew from what is shipped, so that its numbers are those of the cast weights.
 """
 
 import json

@@ -241,7 +241,8 @@ class Act(Look):
         copy.load_state_dict(lm.state_dict())
         copy.name_or_path = lm.name_or_path
         copy.generation_config = lm.generation_config
-        return copy.to(lm.device).eval().requires_grad_(False)
+        copy.to(lm.device)  # pyright: ignore - transformers' wrapper hides the types
+        return copy.eval().requires_grad_(False)
 
     def next_tokens(self, prompt: str) -> Json:
         """The likeliest next tokens after a prompt.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
 from .judge import Judge
 
@@ -37,7 +38,7 @@ class Actions(Judge):
 
 
 def _serve(action: Callable[..., Any], concurrency_id: str) -> None:
-    gr.api(
+    api(
         on_gpu(_in_a_sentence(action)),
         api_name=action.__name__,
         concurrency_id=concurrency_id,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import gradio as gr
+from gradio.themes import Base
 
 from .actions import Actions
 from .address import Address, Inspect, from_query, to_query
@@ -151,13 +152,13 @@ def launch(
     blocks = build(open_subject(choice, model=model, with_lm=with_lm))
     blocks.launch(**looks(), server_name=server_name, server_port=server_port, mcp_server=mcp,
                   prevent_thread_lock=not block)  # fmt: skip
-    return blocks.local_url
+    return str(blocks.local_url)
 
 
 def looks() -> dict[str, Any]:
     """How it is served: theme and style, and nothing that leaves the machine or stays in it."""
     return {
-        "theme": gr.themes.Base(
+        "theme": Base(
             primary_hue="indigo",
             neutral_hue="slate",
             radius_size="md",

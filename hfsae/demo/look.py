@@ -64,7 +64,7 @@ class Look(Base):
             max_density: leave out latents that fire on more than this share of all tokens.
         """
         pair = [self.seen(text, chat) for text in (first, second)]
-        found = compare(*pair, SHOWN, hide=self.hidden(max_density))
+        found = compare(pair[0], pair[1], SHOWN, hide=self.hidden(max_density))
         rows = [self.row(d.latent, max(d[1:]), first=d.first, second=d.second) for d in found]
         traces = [s.trace(found[0].latent) if found else [0.0] * len(s.tokens.ids) for s in pair]
         return {

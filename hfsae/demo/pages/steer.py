@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from .. import address as at
 from ...steering import MODES, SCOPES
 from ...steering.strength import Trial
+from .. import address as at
 from .. import validate
 from ..act import LIMITS
 from ..actions import on_gpu
