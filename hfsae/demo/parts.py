@@ -62,7 +62,7 @@ def _module() -> Any:
     return environment.get_template("parts.html").module
 
 
-def number(value: float) -> str:
+def number(value: int | float) -> str:
     """Three digits or so, as people write them."""
     if value == 0:
         return "0"
