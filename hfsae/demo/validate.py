@@ -19,7 +19,7 @@ def text(value: Any, name: str, *, limit: int = MAX_CHARACTERS, empty: str | Non
     return value.encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
 
 
-def number(value: Any, name: str, low: float, high: float) -> float:
+def number(value: Any, name: str, low: int | float, high: int | float) -> float:
     """A finite number from low to high."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} must be a number, got {_kind(value)}")
@@ -61,7 +61,7 @@ def latent(value: Any, d_sae: int) -> int:
     return int(value)
 
 
-def strengths(value: Any, d_sae: int, limit: float) -> dict[int, float]:
+def strengths(value: Any, d_sae: int, limit: int | float) -> dict[int, float]:
     """{latent: strength} of a mapping, or of text such as "12:1.5, 7:-2"; at most +-limit."""
     pairs = _pairs(value)
     if not pairs:

@@ -8,8 +8,13 @@ os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": 
 import importlib.util
 import json
 import shutil
+import socket
 import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,8 +26,9 @@ from hfsae.features import CollectArguments, write_label
 if importlib.util.find_spec("gradio") is None:
     pytest.skip("the app needs gradio: pip install 'hfsae[demo]'", allow_module_level=True)
 
-from hfsae.demo import Choice, Subject, build, looks, open_subject
+from hfsae.demo import Choice, Subject, open_subject
 
+ROOT = Path(__file__).parent.parent.parent
 D_SAE = 48
 HOSTILE = "<img src=x onerror=\"document.title='hit'\"> ${document.title='hit'} {{7*7}} `\\"
 CARD = f"---\nlicense: mit\n---\n\n# A tiny SAE\n\n{HOSTILE} ![spy](https://spy.example/a.png)\n"
@@ -70,12 +76,48 @@ def subject(sae_folder) -> Subject:
 
 
 @pytest.fixture(scope="session")
-def app_url(subject) -> Iterator[str]:
-    """The app in this process, on the loopback interface."""
-    blocks = build(subject)
-    blocks.launch(**looks(), prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-    yield str(blocks.local_url)
-    blocks.close(verbose=False)
+def app_url(sae_folder, tmp_path_factory) -> Iterator[str]:
+    """The app with an endpoint more, /hooks; see serve.py."""
+    port, log = free_port(), tmp_path_factory.mktemp("app") / "log"
+    argv = [sys.executable, "-m", "tests.demo.serve", str(sae_folder), str(port)]
+    with served(argv, port, log) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def running_command(sae_folder, tmp_path_factory) -> Iterator[str]:
+    """`hfsae demo FOLDER --mcp`; its address."""
+    port, log = free_port(), tmp_path_factory.mktemp("command") / "log"
+    argv = [sys.executable, "-m", "hfsae", "demo", str(sae_folder), "--mcp", "--port", str(port)]
+    with served(argv, port, log) as url:
+        yield url
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def served(argv: list[str], port: int, log: Path) -> Iterator[str]:
+    """The address of a process that listens, once it does; it ends with the block."""
+    url = f"http://127.0.0.1:{port}/"
+    with log.open("w") as output:
+        process = subprocess.Popen(argv, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(900):
+            if process.poll() is not None:
+                raise AssertionError(log.read_text())
+            try:
+                urllib.request.urlopen(f"{url}config", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def chromium() -> str:
@@ -98,34 +140,3 @@ def browser() -> Iterator:
         browser = playwright.chromium.launch(executable_path=executable, args=options)
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="session")
-def running_command(sae_folder, tmp_path_factory) -> Iterator[str]:
-    """`hfsae demo FOLDER --mcp`, as a process of its own; its address."""
-    import socket
-    import sys
-    import time
-    import urllib.request
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("command") / "log"
-    argv = [sys.executable, "-m", "hfsae", "demo", str(sae_folder), "--mcp", "--port", str(port)]
-    with log.open("w") as output:
-        process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(600):
-            if process.poll() is not None:
-                raise AssertionError(log.read_text())
-            try:
-                urllib.request.urlopen(f"{url}config", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)

@@ -30,10 +30,6 @@ ENDPOINTS = {
 }
 
 
-def hooks(lm) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.modules())
-
-
 @pytest.fixture(scope="module")
 def client(app_url) -> Client:
     return Client(app_url, verbose=False)
@@ -41,7 +37,7 @@ def client(app_url) -> Client:
 
 def test_every_action_is_an_endpoint_and_nothing_else_is(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert {name.strip("/") for name in named} == ENDPOINTS
+    assert {name.strip("/") for name in named} == {*ENDPOINTS, "hooks"}
 
 
 def test_an_answer_by_name(client):
@@ -58,7 +54,7 @@ def test_steering_streams_both_texts(client):
     assert len(job.outputs()) >= 2 and not job.outputs()[0]["done"]
 
 
-def test_twenty_at_once_get_their_own_answers(app_url, subject, client):
+def test_twenty_at_once_get_their_own_answers(app_url, client):
     def ask(i: int) -> tuple[str, dict]:
         mine = Client(app_url, verbose=False)
         options = {"max_new_tokens": 4, "seed": i, "api_name": "/steer"}
@@ -78,10 +74,10 @@ def test_twenty_at_once_get_their_own_answers(app_url, subject, client):
             api_name="/steer",
         )
         assert steered == alone
-    assert hooks(subject.lm) == 0
+    assert client.predict(api_name="/hooks") == 0
 
 
-def test_who_leaves_in_the_middle_of_steering_leaves_nothing_behind(app_url, subject):
+def test_who_leaves_in_the_middle_of_steering_leaves_nothing_behind(app_url, client):
     leaving = Client(app_url, verbose=False)
     job = leaving.submit(prompt="the cat", latents="3:4", max_new_tokens=240, api_name="/steer")
     while not job.outputs():
@@ -89,10 +85,8 @@ def test_who_leaves_in_the_middle_of_steering_leaves_nothing_behind(app_url, sub
     leaving.close()
     job.cancel()
     time.sleep(0.3)
-    assert hooks(subject.lm) == 0
-    after = Client(app_url, verbose=False).predict(
-        prompt="the", latents="3:0", max_new_tokens=3, api_name="/steer"
-    )
+    assert client.predict(api_name="/hooks") == 0
+    after = client.predict(prompt="the", latents="3:0", max_new_tokens=3, api_name="/steer")
     assert after["plain"] == after["steered"]
 
 
@@ -126,7 +120,7 @@ def test_malformed_input_gets_a_sentence(running_command, name, arguments, sente
     """Of the command as people start it, without the type checks of these tests."""
     client = Client(running_command, verbose=False)
     before = client.predict(latent=3, api_name="/feature")["label"]
-    with pytest.raises(Exception) as error:  # noqa: B017, PT011 - gradio_client's, by version
+    with pytest.raises(Exception) as error:
         client.predict(**arguments, api_name=name)
     assert sentence in str(error.value)
     assert client.predict(latent=3, api_name="/feature")["label"] == before
@@ -134,12 +128,12 @@ def test_malformed_input_gets_a_sentence(running_command, name, arguments, sente
 
 def test_the_actions_are_tools_for_agents(running_command):
     from mcp import ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
+    from mcp.client.streamable_http import streamable_http_client
 
     async def talk() -> tuple[list[str], dict, bool]:
         address = f"{running_command}gradio_api/mcp/"
         async with (
-            streamablehttp_client(address) as (read, write, _),
+            streamable_http_client(address) as (read, write, _),
             ClientSession(read, write) as session,
         ):
             await session.initialize()
