@@ -9,7 +9,7 @@ import gradio as gr
 from gradio.themes import Base
 
 from .actions import Actions
-from .address import Address, Inspect, from_query, to_query
+from .address import Address, Inspect, Steer, from_query, page_of, to_query
 from .pages import (
     AboutPage,
     FeaturePage,
@@ -44,7 +44,7 @@ def build(subject: Subject) -> gr.Blocks:
         panel(html("header", _facts(actions)), elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
         with gr.Tabs(selected="inspect") as tabs:
-            app = App(tabs, link)
+            app = App(tabs, link, gr.State(None))
             tab_of = {}
             for name, page_class in _PAGES.items():
                 with gr.Tab(page_class.title, id=name, elem_id=f"tab-{name}") as tab_of[name]:
@@ -61,10 +61,21 @@ def build(subject: Subject) -> gr.Blocks:
 def _follow(app: App, tab: gr.Tab, page: Page) -> None:
     """A click on a tab changes the link, and leaves the page as it stands."""
 
-    def to(*values: Any) -> str:
-        return to_query(page.address(*values))
+    def to(asked: Any, *values: Any) -> Any:
+        if asked is None:  # the first tab is selected before the page has been restored
+            return gr.skip()
+        try:
+            return to_query(page.address(*values))
+        except ValueError:
+            return gr.skip()
 
-    tab.select(to, list(page.inputs), app.link, show_progress="hidden", api_visibility="private")
+    tab.select(
+        to,
+        [app.asked, *page.inputs],
+        app.link,
+        show_progress="hidden",
+        api_visibility="private",
+    )
 
 
 def _restore(blocks: gr.Blocks, app: App) -> None:
@@ -73,28 +84,33 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
 
     def prepare(request: gr.Request) -> Updates:
         """At once: the tab, and the fields."""
+        notice = app.pages["inspect"].notice
         try:
-            return app.fill(_asked(request))
+            address = _asked(request)
+            return {app.asked: address, **app.fill(address)}
         except ValueError as error:
-            return {app.pages["inspect"].notice: html("error", str(error))}
+            example = Inspect(prompt=EXAMPLES[0])
+            said = html("error", str(error))
+            return {app.asked: example, **app.fill(example), notice: said}
 
-    def restore(request: gr.Request) -> Updates:
+    def restore(address: Any) -> Updates:
+        page = app.pages[page_of(address)]
         try:
-            return app.show(_asked(request))
+            return page.render(address)
         except ValueError as error:
-            return {app.pages["inspect"].notice: html("error", str(error))}
+            return {page.notice: html("error", str(error))}
 
-    def rerun(request: gr.Request, *values: Any) -> Iterator[Updates]:
-        query = request.query_params
-        if query.get("tab") == "steer" and query.get("run") == "1":
+    def rerun(address: Any, *values: Any) -> Iterator[Updates]:
+        if isinstance(address, Steer) and address.run:
             yield from steer.generate(*values)
 
     options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    outputs = app.outputs(*_PAGES)
-    opened = blocks.load(prepare, None, outputs, **options).then(restore, None, outputs, **options)
+    outputs = [app.asked, *app.outputs(*_PAGES)]
+    opened = blocks.load(prepare, None, outputs, **options)
+    opened = opened.then(restore, app.asked, outputs, **options)
     opened.then(
         rerun,
-        list(steer.inputs),
+        [app.asked, *steer.inputs],
         steer.generated,
         concurrency_id="run",
         concurrency_limit=2,

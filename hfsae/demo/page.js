@@ -5,10 +5,16 @@ window.hfsae = {
     const now = new URLSearchParams(location.search);
     const theme = now.get("__theme");
     const next = "?" + query + (theme ? "&__theme=" + encodeURIComponent(theme) : "");
-    if (!query || next === location.search) return;
-    if (this.opened) history.pushState(null, "", next);
-    else history.replaceState(null, "", next);
+    if (!query) return;
+    if (!this.opened) this.remembered(); // Gradio has set its own theme by now
+    if (next !== location.search) history[this.opened ? "pushState" : "replaceState"](null, "", next);
     this.opened = true;
+  },
+  remembered() {
+    let theme = null;
+    try { theme = localStorage.getItem("hfsae-theme"); } catch (error) { /* private mode */ }
+    if (theme && !new URLSearchParams(location.search).has("__theme"))
+      document.body.classList.toggle("dark", theme === "dark");
   },
   theme() {
     const dark = document.body.classList.toggle("dark");
@@ -16,9 +22,4 @@ window.hfsae = {
   },
 };
 window.addEventListener("popstate", () => location.reload());
-window.addEventListener("DOMContentLoaded", () => {
-  let theme = null;
-  try { theme = localStorage.getItem("hfsae-theme"); } catch (error) { /* private mode */ }
-  if (theme && !new URLSearchParams(location.search).has("__theme"))
-    document.body.classList.toggle("dark", theme === "dark");
-});
+window.addEventListener("DOMContentLoaded", () => hfsae.remembered());

@@ -22,6 +22,11 @@ EXAMPLES = (
 )
 
 
+def _nearest(density: float) -> float:
+    """The choice that comes nearest to what a link asks for."""
+    return min((choice for _, choice in _DENSITIES), key=lambda choice: abs(choice - density))
+
+
 class InspectPage(Page):
     title = "Inspect"
 
@@ -62,21 +67,21 @@ class InspectPage(Page):
         self.outputs = (self.text, self.latents, self.comparison)
 
     def address(self, *values: Any) -> at.Inspect:
-        return at.Inspect(*values)
+        prompt, latent, token, chat, max_density, versus = values
+        return at.Inspect(prompt or "", latent, token, chat, max_density, versus or "")
 
     def fill(self, address: at.Inspect) -> Updates:
-        nearest = min((d for _, d in _DENSITIES), key=lambda d: abs(d - address.max_density))
         return {
             self.prompt: address.prompt,
             self.latent: address.latent,
             self.token: address.token,
             self.chat: address.chat,
-            self.density: nearest,
+            self.density: _nearest(address.max_density),
             self.versus: address.versus,
         }
 
     def render(self, address: at.Inspect) -> Updates:
-        a = address
+        a = replace(address, max_density=_nearest(address.max_density))
         view = self.actions.inspect(a.prompt, a.latent, a.token, a.chat, a.max_density)
         compared = ""
         if a.versus:

@@ -49,6 +49,8 @@ class App:
 
     tabs: gr.Tabs
     link: gr.Textbox
+    asked: gr.State
+    """the address that the page was opened at; None until that is known"""
     pages: dict[str, Page] = field(default_factory=dict)
 
     def fill(self, address: Address) -> Updates:

@@ -38,7 +38,8 @@ class SearchPage(Page):
         self.inputs, self.outputs = (self.query, self.by), (self.found,)
 
     def address(self, *values: Any) -> at.Search:
-        return at.Search(*values)
+        query, by = values
+        return at.Search(query or "", by)
 
     def fill(self, address: at.Search) -> Updates:
         return {self.query: address.query, self.by: address.by if address.by in BY else "promotes"}

@@ -109,7 +109,7 @@ class SteerPage(Page):
         names += ("max_new_tokens", "repetition_penalty", "seed")
         chosen = latents if isinstance(latents, dict) else {}
         known = {int(i): float(strength) for i, strength in chosen.items()}
-        return at.Steer(prompt, known, **dict(zip(names, rest, strict=True)))
+        return at.Steer(prompt or "", known, **dict(zip(names, rest, strict=True)))
 
     def fill(self, address: at.Steer) -> Updates:
         a = address
