@@ -176,9 +176,13 @@ def test_hostile_text_stays_text(visit):
 
     page = visit(f"tab=inspect&prompt={quote(HOSTILE)}")
     page.wait_for_selector("#inspect-text button.hf-token")
-    for query in ("tab=feature&latent=0", "tab=search&query=img&by=label", "tab=about"):
+    for query, shown in [
+        ("tab=feature&latent=0", "text=onerror"),
+        ("tab=search&query=img&by=label", "text=onerror"),
+        ("tab=about", "#about-card :text('A tiny SAE')"),
+    ]:
         page = visit(query)
-        page.wait_for_selector("text=onerror")
+        page.wait_for_selector(shown)
         page.wait_for_timeout(200)
         assert page.title() != "hit" and page.locator(".hf-panel img, .hf-card img").count() == 0
 
