@@ -10,8 +10,10 @@ would be smaller without it. Three estimates, from cheap to true:
                  m(f) - m(0)                                              a backward pass for each a
     ablation     m(f) - m(f with the latent at 0)                         a forward pass for each
 
-In bfloat16 a logit near 20 has steps of 0.125, which drown the ablation of most single latents:
-load the model in float32 for this.
+How far to trust the estimates is `Attribution.agreement`. For SmolLM2-135M and the quickstart's
+SAE, five texts and the 40 largest latents of each, the gradient correlates with ablation at 0.92 to
+0.98, the integrated estimate at 0.75 to 0.85: its path leads where the model is not itself. In
+bfloat16, where a logit near 20 has steps of 0.125, it is 0.87 to 0.97 and 0.68 to 0.84.
 """
 
 from collections.abc import Callable, Mapping, Sequence

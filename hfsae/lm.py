@@ -107,7 +107,7 @@ _blocks: ContextVar[frozenset[object]] = ContextVar("blocks entered here", defau
 
 
 @contextmanager
-def _block() -> Iterator[Callable[[], bool]]:
+def own_passes() -> Iterator[Callable[[], bool]]:
     """A test for hooks: whether the forward pass is one of those that this block is meant for."""
     key, calls = object(), {True: 0, False: 0}
 
@@ -206,7 +206,7 @@ def capture(
             raise _Stop(activations)
 
     with ExitStack() as hooks:
-        here = hooks.enter_context(_block())
+        here = hooks.enter_context(own_passes())
         for site in wanted:
             hooks.callback(_attach(lm, site, partial(visit, site), here).remove)
         try:
@@ -238,7 +238,7 @@ def patch(
         return new.to(activation)
 
     with ExitStack() as hooks:
-        here = hooks.enter_context(_block())
+        here = hooks.enter_context(own_passes())
         for site in replacements:
             hooks.callback(_attach(lm, site, partial(visit, site), here).remove)
         yield
@@ -283,7 +283,7 @@ def intervene(lm: PreTrainedModel, sae: Any, write: Callable[[Moment], Tensor]) 
         return write(Moment(source, x, under_way.input_ids, under_way.n_cached))
 
     with ExitStack() as hooks:
-        here = hooks.enter_context(_block())
+        here = hooks.enter_context(own_passes())
         hooks.callback(_note_tokens(lm, sae.config, under_way, here).remove)
         hooks.callback(_attach(lm, site, read, here).remove)
         hooks.enter_context(patch(lm, {target: replace}))

@@ -1,5 +1,6 @@
 import copy
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -367,6 +368,41 @@ def test_hooks_are_gone_when_a_second_site_is_unknown(tiny_lm: PreTrainedModel):
     with pytest.raises(ValueError), splice(tiny_lm, ToySAE("layers.1", "nope")):
         pass
     assert n_hooks(tiny_lm) == before
+
+
+def test_threads_capture_and_patch_their_own_forward_passes_only(tiny_lm: PreTrainedModel):
+    """Eight threads on one model, each with another text and another patch."""
+    expected, found, ready = {}, {}, threading.Barrier(8)
+
+    def run(i: int) -> Tensor:
+        with patch(tiny_lm, {"layers.1": lambda x: x + i}), capture(tiny_lm, ["layers.2"]) as acts:
+            for _ in range(5):
+                tiny_lm(**tokens(seed=i))
+        return acts["layers.2"]
+
+    def session(i: int) -> None:
+        ready.wait()
+        found[i] = run(i)
+
+    for i in range(8):
+        expected[i] = run(i)
+    threads = [threading.Thread(target=session, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[i], expected[i]) for i in range(8))
+
+
+def test_a_hook_that_is_called_while_another_thread_removes_it_does_nothing(
+    tiny_lm: PreTrainedModel,
+):
+    """torch then calls it without the keyword arguments that it was registered for."""
+    with splice(tiny_lm, ToySAE("layers.1:in")):
+        decoder, layer = tiny_lm.base_model, tiny_lm.base_model.layers[1]
+        for module in (decoder, layer):
+            [hook, *_] = module._forward_pre_hooks.values()
+            assert hook(module, (torch.zeros(1, 1, 16),)) is None
 
 
 def test_splicing_the_identity_changes_nothing(any_lm: PreTrainedModel):

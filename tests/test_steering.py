@@ -580,6 +580,38 @@ def test_a_sweep_without_budget_or_order_is_refused(tiny_lm: PreTrainedModel):
             suggest_strength(tiny_lm, tokens(), block, strengths=strengths)
 
 
+@pytest.mark.lm
+@pytest.mark.slow
+def test_a_real_model_is_steered_under_generate(packaged_lm):
+    """SmolLM2 in bfloat16: after its last block, towards the output embedding of one word."""
+    lm, tokenizer, _ = packaged_lm
+    config = hfsae.TopKSAEConfig(d_in=576, d_sae=64, k=8, site="layers.29")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sae = hfsae.TopKSAE(config).eval().requires_grad_(False)
+    ocean = tokenizer(" ocean", add_special_tokens=False).input_ids[0]
+    with torch.no_grad():
+        sae.W_dec[5] = F.normalize(lm.get_output_embeddings().weight[ocean].float(), dim=0)
+    tokenizer.padding_side = "left"
+    prompts = [tokenizer.bos_token + text for text in ("I like to", "Once there was a man who")]
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
+    clean = lm.generate(**batch, max_new_tokens=8, do_sample=False)
+    with steer(lm, sae, {5: Edit(1.0, "scale"), 6: Edit(0.0, "add")}):
+        assert torch.equal(lm.generate(**batch, max_new_tokens=8, do_sample=False), clean)
+    found = suggest_strength(
+        lm,
+        batch,
+        lambda strength: steer(lm, sae, {5: strength}, unit="norm"),
+        strengths=[10.0, 40.0, 160.0],
+        n_tokens=8,
+        refine=0,
+    )
+    assert found.trials[1].within and not found.trials[-1].within and found.strength < 160
+    assert found.trials[0].kl < 0.05 and found.trials[-1].kl > 2
+    assert found.trials[-1].repetition > 0.3
+    assert (found.trials[-1].generated == ocean).float().mean() > 0.5
+
+
 # Export
 
 

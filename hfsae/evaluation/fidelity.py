@@ -11,9 +11,11 @@ The zero arm is therefore not one that zeroes BOS too, which breaks attention si
 and so flatters `loss_recovered_zero`.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from logging import getLogger
 from math import isfinite
 from typing import Any
@@ -26,7 +28,7 @@ from transformers import PreTrainedModel
 from .. import contract
 from ..activations.harvest import HarvestArguments, Harvester
 from ..activations.tokens import TokenBatch
-from ..lm import Site, capture, cast_for, find_module, patch
+from ..lm import Site, capture, cast_for, find_module, own_passes, patch
 from ..metrics import (
     Definition,
     DocumentSums,
@@ -384,11 +386,18 @@ class _SharedRuns:
 
     def first(self, input_ids: Tensor) -> Tensor:
         """Logits of a plain run."""
-        handle = self.blocks[-1].register_forward_hook(self._keep) if self.blocks else None
-        try:
+        if not self.blocks:
             return self.lm(input_ids=input_ids, use_cache=False).logits
-        finally:
-            if handle is not None:
+        with own_passes() as here:
+
+            def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+                if here():
+                    self.output = output
+
+            handle = self.blocks[-1].register_forward_hook(keep)
+            try:
+                return self.lm(input_ids=input_ids, use_cache=False).logits
+            finally:
                 handle.remove()
 
     def check(self, input_ids: Tensor, logits: Tensor) -> None:
@@ -404,9 +413,6 @@ class _SharedRuns:
         with _returning(self.blocks, self.output) if self.blocks else nullcontext():
             return self.lm(input_ids=input_ids, use_cache=False).logits
 
-    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.output = output
-
 
 def _blocks_below(lm: PreTrainedModel, site: str) -> list[nn.Module]:
     """Blocks that end before `site` begins; none if the site is not inside a list of blocks."""
@@ -420,15 +426,25 @@ def _blocks_below(lm: PreTrainedModel, site: str) -> list[nn.Module]:
 
 @contextmanager
 def _returning(blocks: list[nn.Module], output: Any) -> Iterator[None]:
-    """The blocks return `output` without running."""
-    # A block may already have a forward of its own: accelerate's device hooks put one there.
-    own = [vars(block).get("forward") for block in blocks]
-    for block in blocks:
-        block.forward = lambda *args, **kwargs: output
-    try:
-        yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            del block.forward
-            if forward is not None:
-                block.forward = forward
+    """The blocks return `output` without running; for other threads they run as ever."""
+    with _replacing, own_passes() as here:
+        # A block may already have a forward of its own: accelerate's device hooks put one there.
+        own = [vars(block).get("forward") for block in blocks]
+        for block in blocks:
+            block.forward = partial(_returned, here, output, block.forward)
+        try:
+            yield
+        finally:
+            for block, forward in zip(blocks, own, strict=True):
+                del block.forward
+                if forward is not None:
+                    block.forward = forward
+
+
+_replacing = threading.Lock()  # by one thread at a time: each puts back what it found
+
+
+def _returned(
+    here: Callable[[], bool], output: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    return output if here() else forward(*args, **kwargs)

@@ -6,7 +6,7 @@ What the layers in between do with the direction is left out.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..lm import Site, find_module
+from ..lm import Site, find_module, own_passes
 
 FORMULA = (
     "logits of latent i = W_U (gain * W_dec[i]): W_U is the output embedding, gain the final "
@@ -107,9 +107,12 @@ def final_norm(lm: PreTrainedModel) -> nn.Module | None:
 def _norms_called(module: nn.Module) -> Iterator[list[nn.Module]]:
     called: list[nn.Module] = []
     norms = [m for m in module.modules() if "norm" in type(m).__name__.lower()]
-    hooks = [m.register_forward_hook(lambda m, _, __: called.append(m)) for m in norms]
-    try:
+    with own_passes() as here, ExitStack() as hooks:
+
+        def note(norm: nn.Module, args: tuple, output: Tensor) -> None:
+            if here():
+                called.append(norm)
+
+        for norm in norms:
+            hooks.callback(norm.register_forward_hook(note).remove)
         yield called
-    finally:
-        for hook in hooks:
-            hook.remove()

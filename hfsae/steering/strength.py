@@ -6,6 +6,8 @@ Two measures of the same sampled, steered texts say what a strength does to them
                 the mean over the tokens of the steered texts, the unsteered model reading them
     repetition  1 - distinct / all n-grams of n = 3 tokens, mean over texts (seq-rep-n of Welleck et
                 al. 2020, arXiv:1908.04319): 0 if no three tokens recur, near 1 in a loop
+
+Two, because a loop soon is what the unsteered model expects as well: its KL falls again.
 """
 
 from collections.abc import Callable, Mapping, Sequence

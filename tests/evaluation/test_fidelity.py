@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -342,6 +343,34 @@ def test_a_model_with_another_way_up_is_run_in_full(tiny_lm, batches):
 
 def hook_ids(lm):
     return [(*m._forward_hooks, *m._forward_pre_hooks) for m in lm.modules()]
+
+
+def test_threads_that_share_a_model_are_evaluated_and_run_as_if_alone(tiny_lm, batches):
+    expected = values(evaluate(rounding_sae(), tiny_lm, batches, ARGS))
+    logits = [tiny_lm(batch.input_ids).logits for batch in batches]
+    done, wrong = threading.Event(), []
+
+    def evaluate_again():
+        for _ in range(3):
+            if values(evaluate(rounding_sae(), tiny_lm, batches, ARGS)) != expected:
+                wrong.append("evaluation")
+
+    def run():
+        while not done.is_set():
+            for batch, clean in zip(batches, logits, strict=True):
+                if not torch.equal(tiny_lm(batch.input_ids).logits, clean):
+                    wrong.append("forward pass")
+
+    evaluating = [threading.Thread(target=evaluate_again) for _ in range(2)]
+    running = threading.Thread(target=run)
+    for thread in (*evaluating, running):
+        thread.start()
+    for thread in evaluating:
+        thread.join()
+    done.set()
+    running.join()
+    assert wrong == []
+    assert not any("forward" in vars(block) for block in tiny_lm.base_model.layers)
 
 
 def test_the_lm_is_left_as_it_was_also_after_an_error(tiny_lm, batches):
