@@ -25,7 +25,13 @@ ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "scripts" / "recipes" / "packaged.yaml"
 SHIPPED = ("config.json", "model.safetensors", "README.md", "features")
 RECORDS = ("training.json", "evaluation.json")
+BY_HAND = ("presets.json", "features/labels.json")
 LIMIT = 6_000_000  # bytes
+NOTE = """\
+**What it is for.** It comes with the Python package, so that `hfsae demo` has something to show
+before anything was trained: few latents, in bfloat16, and examples from little text. Many latents
+stand for several things at once. For work, train a larger one (`scripts/quickstart.sh`).
+"""
 
 
 def main(argv: list[str]) -> None:
@@ -57,17 +63,29 @@ def cast(trained: Path, folder: Path) -> None:
 
 
 def ship(folder: Path) -> None:
+    for name in written_by_hand(folder):
+        shutil.copy(SHIPPED_SAE / name, folder / name)
     shutil.rmtree(SHIPPED_SAE, ignore_errors=True)
     SHIPPED_SAE.mkdir()
     for name in RECORDS:
         record = card.public(json.loads((folder / name).read_text(encoding="utf-8")))
         (folder / name).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     shutil.rmtree(folder / "figures")  # the app draws them
-    (folder / "README.md").unlink()
+    (folder / "README.md").write_text(f"<!-- hfsae:keep -->\n{NOTE}<!-- /hfsae:keep -->\n")
     card.write_card(folder)
-    for name in (*SHIPPED, *RECORDS):
+    for name in (*SHIPPED, *RECORDS, *BY_HAND[:1]):
         source = folder / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, SHIPPED_SAE / name)
+        if source.exists():
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, SHIPPED_SAE / name)
+
+
+def written_by_hand(folder: Path) -> list[str]:
+    """Presets and labels, which are true of the very weights that they were written for."""
+    weights = [place / "model.safetensors" for place in (folder, SHIPPED_SAE)]
+    if not weights[1].exists() or weights[0].read_bytes() != weights[1].read_bytes():
+        print(f"other weights than before: look at the latents, and write {' and '.join(BY_HAND)}")
+        return []
+    return [name for name in BY_HAND if (SHIPPED_SAE / name).exists()]
 
 
 if __name__ == "__main__":

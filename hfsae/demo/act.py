@@ -288,24 +288,11 @@ class Act(Look):
             if wanted.contrast is None
             else {"token": self._spelt(wanted.contrast), "id": wanted.contrast},
             "logit": found.objective,
-            "rows": [self._effect(found, i, wanted.tokens) for i in range(SHOWN)][
-                : len(found.latents)
-            ],
+            "rows": self.rows(
+                _effect(found, i, wanted.tokens) for i in range(min(SHOWN, len(found.latents)))
+            ),
             "n_latents": len(found.latents),
         }
-
-    def _effect(self, found: Attribution, i: int, tokens: Tokens) -> Json:
-        if i >= len(found.latents):
-            return {}
-        ablation, position = float(found.ablation[i]), int(found.position[i])
-        return self.row(
-            int(found.latents[i]),
-            float(found.gradient[i]),
-            position=position,
-            token=tokens.texts[position],
-            activation=float(found.activation[i]),
-            ablation=None if math.isnan(ablation) else ablation,
-        )
 
     def check_ablation(
         self, prompt: str, latent: int, target: str = "", contrast: str = ""
@@ -354,6 +341,19 @@ class _Question(NamedTuple):
     objective: Objective
     target: int
     contrast: int | None
+
+
+def _effect(found: Attribution, i: int, tokens: Tokens) -> Json:
+    """The i-th of the attributed latents."""
+    ablation, position = float(found.ablation[i]), int(found.position[i])
+    return {
+        "latent": int(found.latents[i]),
+        "value": float(found.gradient[i]),
+        "position": position,
+        "token": tokens.texts[position],
+        "activation": float(found.activation[i]),
+        "ablation": None if math.isnan(ablation) else ablation,
+    }
 
 
 def _sampling(temperature: Any, max_new_tokens: Any, penalty: Any, seed: Any) -> Sampling:

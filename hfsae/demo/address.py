@@ -30,7 +30,7 @@ class Feature:
 @dataclass(frozen=True)
 class Search:
     query: str = ""
-    by: str = "promotes"
+    by: str = "word"
 
 
 @dataclass(frozen=True)

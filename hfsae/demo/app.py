@@ -43,8 +43,9 @@ def build(subject: Subject) -> gr.Blocks:
     with gr.Blocks(title=f"hfsae: {subject.name}", analytics_enabled=False) as blocks:
         panel(html("header", _facts(actions)), elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
+        asked = gr.State(None)
         with gr.Tabs(selected="inspect") as tabs:
-            app = App(tabs, link, gr.State(None))
+            app = App(tabs, link, asked)
             tab_of = {}
             for name, page_class in _PAGES.items():
                 with gr.Tab(page_class.title, id=name, elem_id=f"tab-{name}") as tab_of[name]:
@@ -96,13 +97,15 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
     def restore(address: Any) -> Updates:
         page = app.pages[page_of(address)]
         try:
-            return page.render(address)
+            return {app.asked: address, **page.render(address)}
         except ValueError as error:
             return {page.notice: html("error", str(error))}
 
     def rerun(address: Any, *values: Any) -> Iterator[Updates]:
         if isinstance(address, Steer) and address.run:
             yield from steer.generate(*values)
+        else:
+            yield {steer.notice: gr.skip()}
 
     options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     outputs = [app.asked, *app.outputs(*_PAGES)]
@@ -165,9 +168,13 @@ def launch(
     for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ[name] = "0" if name.startswith("GRADIO") else "1"
     choice = Choice(source or default_source(), **which)
-    blocks = build(open_subject(choice, model=model, with_lm=with_lm))
-    blocks.launch(**looks(), server_name=server_name, server_port=server_port, mcp_server=mcp,
-                  prevent_thread_lock=not block)  # fmt: skip
+    subject = open_subject(choice, model=model, with_lm=with_lm)
+    blocks = build(subject)
+    where = {"server_name": server_name, "server_port": server_port, "mcp_server": mcp}
+    blocks.launch(**looks(), **where, prevent_thread_lock=True, quiet=True)
+    print(f"{subject.name} is open at {blocks.local_url} (Ctrl-C ends it)", flush=True)
+    if block:
+        blocks.block_thread()
     return str(blocks.local_url)
 
 

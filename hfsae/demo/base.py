@@ -1,5 +1,6 @@
 """What all actions share: text to tokens, a latent to a row of a table, a label to keep."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from .subject import Subject
 
 MAX_TOKENS = 512
 SHOWN = 12  # rows of a table
-_PROMOTED = 3
+_HINTS = 4  # tokens that say what a latent is
 _REMEMBERED = 64  # texts
 
 Json = dict[str, Any]
@@ -78,14 +79,36 @@ class Base:
             self.subject.labels = {i: t for i, t in self.subject.labels.items() if i != index}
         return {"latent": index, "label": self.label(index)}
 
-    def row(self, latent: int, value: float, **more: Any) -> Json:
-        """A latent in a table."""
-        row: Json = {"latent": latent, "value": value, "label": self.label(latent)}
-        if self.subject.store is not None:
-            table = self.subject.store.latents
-            row["promotes"] = table["promoted_tokens"][latent].as_py()[:_PROMOTED]
-            row["density"] = float(self.density[latent])
-        return {**row, **more}
+    def rows(self, found: Iterable[Json]) -> list[Json]:
+        """Latents in a table, each with a value; what says what they are is added."""
+        rows = [{**row, "label": self.label(row["latent"])} for row in found]
+        store = self.subject.store
+        if store is None:
+            return rows
+        firing = self._firing([row["latent"] for row in rows])
+        for row in rows:
+            index = row["latent"]
+            row["fires_on"] = firing.get(index, [])
+            row["promotes"] = store.latents["promoted_tokens"][index].as_py()[:_HINTS]
+            row["density"] = float(self.density[index])
+        return rows
+
+    def _firing(self, latents: list[int]) -> dict[int, list[str]]:
+        """The tokens on which each of these latents fires most, strongest first, each once."""
+        import pyarrow.compute as pc
+
+        store = self.subject.store
+        if store is None or not latents:
+            return {}
+        strongest = pc.field("latent").isin(latents) & (pc.field("kind") == "top")
+        columns = ["latent", "rank", "firing", "tokens"]
+        table = store.examples.to_table(columns=columns, filter=strongest)
+        found: dict[int, list[str]] = {latent: [] for latent in latents}
+        for row in sorted(table.to_pylist(), key=lambda row: row["rank"]):
+            tokens, token = found[row["latent"]], row["tokens"][row["firing"]].strip()
+            if token and token.casefold() not in map(str.casefold, tokens):
+                tokens.append(token)
+        return {latent: tokens[:_HINTS] for latent, tokens in found.items()}
 
     def threshold(self, latent: int) -> float | None:
         """What its pre-activation must exceed, raw units; None where the SAE has no thresholds."""

@@ -1,13 +1,22 @@
 """Actions that look: at a text, at a latent, for latents."""
 
 import random
+from functools import cached_property
 
-from ..features import Example, FeatureSearch, Hit, firing_on, promoting, similar_latents
+from ..features import (
+    Example,
+    FeatureSearch,
+    Hit,
+    firing_on,
+    promoting,
+    search_labels,
+    similar_latents,
+)
 from ..inspection import compare
 from . import validate
 from .base import SHOWN, Base, Json, token_rows
 
-BY = ("label", "fires on", "promotes", "similar to")
+BY = ("word", "fires on", "promotes", "label", "similar to")
 
 
 class Look(Base):
@@ -33,7 +42,8 @@ class Look(Base):
         on_token = []
         if token is not None:
             token = validate.whole(token, "token", 0, len(seen.tokens.ids) - 1)
-            on_token = [self.row(*firing) for firing in seen.on(token, SHOWN, hide=hide)]
+            firing = seen.on(token, SHOWN, hide=hide)
+            on_token = self.rows({"latent": f.latent, "value": f.activation} for f in firing)
         if latent is not None:
             latent = self.latent(latent)
         elif on_token or ranking:
@@ -45,9 +55,10 @@ class Look(Base):
             "label": "" if latent is None else self.label(latent),
             "token": token,
             "on_token": on_token,
-            "ranking": [
-                self.row(r.latent, r.max, n_tokens=r.n_tokens, peak=r.peak) for r in ranking
-            ],
+            "ranking": self.rows(
+                {"latent": r.latent, "value": r.max, "n_tokens": r.n_tokens, "peak": r.peak}
+                for r in ranking
+            ),
             "l0": sum(seen.l0) / max(1, seen.n_kept),
             "fvu": seen.fvu if seen.fvu == seen.fvu else None,
         }
@@ -65,7 +76,7 @@ class Look(Base):
         """
         pair = [self.seen(text, chat) for text in (first, second)]
         found = compare(pair[0], pair[1], SHOWN, hide=self.hidden(max_density))
-        rows = [self.row(d.latent, max(d[1:]), first=d.first, second=d.second) for d in found]
+        rows = self.rows({**d._asdict(), "value": max(d.first, d.second)} for d in found)
         traces = [s.trace(found[0].latent) if found else [0.0] * len(s.tokens.ids) for s in pair]
         return {
             "differences": rows,
@@ -97,7 +108,7 @@ class Look(Base):
             "histogram": _filled(known.histogram, store.meta["histogram_edges"]),
             "promoted": [{"token": t, "logit": v} for t, v in known.promoted],
             "suppressed": [{"token": t, "logit": v} for t, v in known.suppressed],
-            "neighbours": [self.row(i, cosine) for i, cosine in known.neighbours],
+            "neighbours": self.rows({"latent": i, "value": c} for i, c in known.neighbours),
             "n_groups": store.meta["arguments"]["quantiles"],
             "groups": _groups(known.examples, known.max_activation),
         }
@@ -126,25 +137,28 @@ class Look(Base):
         alive = self.density.nonzero()[:, 0].tolist() or list(range(self.subject.d_sae))
         return {"latent": random.Random(seed).choice(alive)}
 
-    def search(self, query: str, by: str = "promotes") -> Json:
+    def search(self, query: str, by: str = "word") -> Json:
         """Find latents; nothing leaves this machine.
 
         Args:
-            query: words of a label; a text; a token; or the index of a latent.
-            by: "label", "fires on" (a token, or any text), "promotes" (a token that its direction
-                makes likelier), or "similar to" (the index of another latent).
+            query: a word; a text; a token; words of a label; or the index of a latent.
+            by: "word" (that they fire on in the text that was collected), "fires on" (any text,
+                read here and now), "promotes" (a token that their direction makes likelier),
+                "label", or "similar to" (the index of another latent).
         """
         by = validate.choice(by, "by", BY)
         query = validate.text(query, "the search", empty="there is nothing to search for")
         hits, score = self._hits(query, by)
-        return {"score": score, "found": [self.row(h.latent, h.score, why=h.why) for h in hits]}
+        found = self.rows({"latent": h.latent, "value": h.score, "why": h.why} for h in hits)
+        return {"score": score, "found": found}
 
     def _hits(self, query: str, by: str) -> tuple[list[Hit], str]:
         """What was found, and what its scores are."""
         sae = self.subject.sae
+        if by == "word":
+            return self._collected.by_token(query, SHOWN), "share of their examples, by strength"
         if by == "label":
-            hits = FeatureSearch(self._store(), self.subject.labels).by_label(query, SHOWN)
-            return hits, "rank by words, BM25"
+            return search_labels(self.subject.labels, query, SHOWN), "rank by words, BM25"
         if by == "similar to":
             wanted = int(query) if query.strip().isdecimal() else query
             return similar_latents(sae, self.latent(wanted), SHOWN), "cosine of directions"
@@ -173,10 +187,11 @@ class Look(Base):
                 return int(ids[0])
         raise ValueError(f"{text[:40]!r} is not one token of this model; use one of its pieces")
 
-    def _store(self):
+    @cached_property
+    def _collected(self) -> FeatureSearch:
         if self.subject.store is None:
             raise ValueError("this SAE comes without a feature store; `hfsae collect` makes one")
-        return self.subject.store
+        return FeatureSearch(self.subject.store)
 
 
 def _filled(counts: list[int], edges: list[float]) -> list[Json]:

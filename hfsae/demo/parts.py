@@ -58,7 +58,7 @@ def _module() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "visible": visible}
+    environment.filters |= {"number": number, "visible": visible, "quoted": quoted}
     return environment.get_template("parts.html").module
 
 
@@ -81,3 +81,8 @@ def visible(text: str) -> str:
     """Line ends as signs; other characters that would act on the page's text are spelt out."""
     text = text.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def quoted(text: str) -> str:
+    """`visible`, for a token that stands alone: a space is a sign, too."""
+    return visible(text).replace(" ", "␣") if not text.strip(" ") else visible(text)

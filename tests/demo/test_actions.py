@@ -70,7 +70,10 @@ def test_a_latent_has_its_examples_numbers_and_neighbours(actions, subject):
     assert [n["latent"] for n in view["neighbours"]] == [i for i, _ in known.neighbours]
 
 
-def test_searches_find_what_they_should(actions):
+def test_searches_find_what_they_should(actions, subject):
+    strongest = next(e for e in subject.store[3].examples if e.tokens[e.firing].strip())
+    word = strongest.tokens[strongest.firing].strip()
+    assert word in actions.search(word)["found"][0]["fires_on"]
     assert [r["latent"] for r in actions.search("img", "label")["found"]] == [0]
     assert len(actions.search("e", "promotes")["found"]) > 0
     assert 5 not in [r["latent"] for r in actions.search("5", "similar to")["found"]]
@@ -152,7 +155,7 @@ def test_a_vector_can_be_taken_away(actions, tmp_path):
         (lambda a: a.inspect("the", max_density=math.nan), "max_density is nan"),
         (lambda a: a.feature(-1), "no latent -1"),
         (lambda a: a.search("zz", "promotes"), "is not one token"),
-        (lambda a: a.search("x", "smell"), "by is 'smell'; it can be label, fires on"),
+        (lambda a: a.search("x", "smell"), "by is 'smell'; it can be word, fires on"),
         (lambda a: a.search("99", "similar to"), "no latent 99"),
         (lambda a: last(a.steer("the", "3:nan")), "strength of latent 3 is nan"),
         (lambda a: last(a.steer("the", "3:1", mode="shake")), "mode is 'shake'"),

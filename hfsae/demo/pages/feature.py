@@ -24,7 +24,7 @@ class FeaturePage(Page):
             self.random = gr.Button("Random", min_width=90, scale=0)
             self.steer = gr.Button("Steer it", variant="primary", min_width=110, scale=0)
         self.notice = panel()
-        with gr.Row():
+        with gr.Row(elem_id="feature-columns"):
             with gr.Column(scale=3, min_width=320):
                 with gr.Row(elem_classes="hf-buttons"):
                     self.text = gr.Textbox(

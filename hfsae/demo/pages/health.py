@@ -115,4 +115,10 @@ def _chart(title: str, bins: list[dict[str, Any]], what: str, name: Any) -> dict
         for b in bins
     ]
     low, high = (name(bins[0]["low"]), name(bins[-1]["high"])) if bins else ("", "")
-    return {"title": title, "bars": bars, "low": low, "high": high, "note": f"{most:,} {what}"}
+    return {
+        "title": title,
+        "bars": bars,
+        "low": low,
+        "high": high,
+        "note": f"tallest: {most:,} {what}",
+    }

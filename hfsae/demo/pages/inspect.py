@@ -38,7 +38,7 @@ class InspectPage(Page):
         with gr.Row(elem_classes="hf-buttons"):
             self.run = gr.Button("Inspect", variant="primary", min_width=120, scale=0)
             self.examples = panel(html("examples", EXAMPLES))
-        with gr.Accordion("Options, and a second text to compare with", open=False):
+        with gr.Accordion("Options and comparison", open=False):
             with gr.Row():
                 self.density = gr.Dropdown(
                     _DENSITIES, value=1.0, label="Density filter", min_width=240

@@ -10,10 +10,11 @@ from ..parts import html, panel
 from .page import App, Page, Updates, whole
 
 _NAMES = {
-    "promotes": "makes a token likelier",
-    "fires on": "fires on a text",
-    "label": "label",
-    "similar to": "is like latent no.",
+    "word": "a word they fire on",
+    "promotes": "a token they make likelier",
+    "fires on": "a text of yours they fire on",
+    "label": "their label",
+    "similar to": "the number of one like them",
 }
 
 
@@ -24,8 +25,8 @@ class SearchPage(Page):
         super().__init__(actions)
         self.by = gr.Radio(
             [(_NAMES[by], by) for by in _NAMES if by in BY],
-            value="promotes",
-            label="Find a latent that, or whose",
+            value="word",
+            label="Find latents by",
         )
         with gr.Row(elem_classes="hf-buttons"):
             self.query = gr.Textbox(
@@ -42,7 +43,7 @@ class SearchPage(Page):
         return at.Search(query or "", by)
 
     def fill(self, address: at.Search) -> Updates:
-        return {self.query: address.query, self.by: address.by if address.by in BY else "promotes"}
+        return {self.query: address.query, self.by: address.by if address.by in BY else "word"}
 
     def render(self, address: at.Search) -> Updates:
         if not address.query:

@@ -143,8 +143,10 @@ class SteerPage(Page):
         unit = a.unit if a.unit != "max" or self.measured else "norm"
         reach, step = (4, 0.1) if a.mode == "scale" else _REACH[unit]
         chips = [
-            {**self.actions.row(latent, strength), "strength": f"{strength:g}"}
-            for latent, strength in a.latents.items()
+            {**row, "strength": f"{row['value']:g}"}
+            for row in self.actions.rows(
+                {"latent": latent, "value": strength} for latent, strength in a.latents.items()
+            )
         ]
         return html(
             "chips",
