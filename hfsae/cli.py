@@ -386,6 +386,7 @@ def _print_next(folders: list[Path]) -> None:
     print(
         f"\nSee {folder}/README.md. Next:\n"
         f"  {home}hfsae show {folder} 17 1234\n"
+        f"  {home}hfsae demo {folder}\n"
         f"  {home}hfsae train --help\n"
         f'  {home}python -c "{load_it}"'
     )

@@ -22,9 +22,9 @@ import contextlib
 with contextlib.suppress(ModuleNotFoundError):
     import spaces  # noqa: F401
 
-import hfsae.demo
+import {package}.demo
 
-hfsae.demo.launch({arguments})
+{package}.demo.launch({arguments})
 '''
 _BODY = """# {title}
 
@@ -64,7 +64,7 @@ def write_space(
     arguments = [repr(source)] if source else []
     arguments += [f"{name}={value!r}" for name, value in options.items()] + ["mcp=True"]
     files = {
-        "app.py": _APP.format(arguments=", ".join(arguments)),
+        "app.py": _APP.format(package=__package__, arguments=", ".join(arguments)),
         "requirements.txt": f"hfsae[demo]>={version('hfsae')}\n",
         "README.md": _readme(title, sae, base_model),
     }

@@ -23,10 +23,11 @@ from hfsae.packaged import SHIPPED_SAE
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "scripts" / "recipes" / "packaged.yaml"
-SHIPPED = ("config.json", "model.safetensors", "README.md", "features")
+SHIPPED = ("config.json", "model.safetensors", "probe.safetensors", "README.md", "features")
 RECORDS = ("training.json", "evaluation.json")
 BY_HAND = ("presets.json", "features/labels.json")
 LIMIT = 6_000_000  # bytes
+KEPT = "<!-- hfsae:keep -->\n"
 NOTE = """\
 **What it is for.** It comes with the Python package, so that `hfsae demo` has something to show
 before anything was trained: few latents, in bfloat16, and examples from little text. Many latents
@@ -71,8 +72,10 @@ def ship(folder: Path) -> None:
         record = card.public(json.loads((folder / name).read_text(encoding="utf-8")))
         (folder / name).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     shutil.rmtree(folder / "figures")  # the app draws them
-    (folder / "README.md").write_text(f"<!-- hfsae:keep -->\n{NOTE}<!-- /hfsae:keep -->\n")
-    card.write_card(folder)
+    (folder / "README.md").unlink()
+    written = card.write_card(folder)
+    with_note = written.read_text(encoding="utf-8").replace(KEPT, f"{KEPT}{NOTE}", 1)
+    written.write_text(with_note, encoding="utf-8")
     for name in (*SHIPPED, *RECORDS, *BY_HAND[:1]):
         source = folder / name
         if source.exists():

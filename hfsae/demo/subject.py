@@ -190,7 +190,8 @@ def _read_beside(subject: Subject, folder: Path) -> None:
     if card.is_file() and card.stat().st_size < _MAX_JSON:
         subject.card = card.read_text(encoding="utf-8", errors="replace")
     subject.evaluation = read_json(folder / "evaluation.json", dict)
-    subject.presets = read_json(folder / "presets.json", list)
+    presets = read_json(folder / "presets.json", list)
+    subject.presets = [preset for preset in presets if _is_preset(preset, subject.d_sae)]
     if (folder / "features" / "meta.json").is_file():
         store = FeatureStore.load(folder)
         if len(store) == subject.d_sae:
@@ -200,6 +201,17 @@ def _read_beside(subject: Subject, folder: Path) -> None:
                 f"its features/ are of {len(store):,} latents, the SAE has {subject.d_sae:,}: "
                 "they are left out"
             )
+
+
+def _is_preset(preset: Any, d_sae: int) -> bool:
+    """Whether it is a name, a prompt and {latent: strength}, all that a preset must have."""
+    if not isinstance(preset, dict) or not isinstance(preset.get("latents"), dict):
+        return False
+    texts = [preset.get(key) for key in ("name", "prompt")]
+    return all(isinstance(text, str) for text in texts) and all(
+        index.isdecimal() and int(index) < d_sae and isinstance(strength, int | float)
+        for index, strength in preset["latents"].items()
+    )
 
 
 def read_json(path: Path, kind: type) -> Any:

@@ -249,7 +249,8 @@ class SteerPage(Page):
     def stream(self, wanted: at.Steer) -> Iterator[dict[str, Any]]:
         arguments = asdict(wanted)
         arguments.pop("run")
-        return self.actions.steer(**arguments)
+        latents = ", ".join(f"{i}:{s}" for i, s in arguments.pop("latents").items())
+        return self.actions.steer(latents=latents, **arguments)
 
     def _suggest(self, *values: Any, progress: gr.Progress = gr.Progress()) -> Updates:
         def tell(trial: Trial) -> None:
