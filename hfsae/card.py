@@ -408,7 +408,7 @@ def _own_sections(text: str) -> Iterator[str]:
     fenced = _FENCED.sub(lambda m: re.sub("^#", "\0", m[0], flags=re.MULTILINE), text)
     starts = [m for m in _HEADING.finditer(fenced)]
     ends = [m.start() for m in starts[1:]] + [len(fenced)]
-    for start, end in zip(starts, ends, strict=True):
+    for start, end in zip(starts, ends[: len(starts)], strict=True):
         if start[1].strip() not in known:
             yield fenced[start.start() : end].replace("\0", "#").strip()
 

@@ -28,6 +28,7 @@ from jsonargparse import (
 from transformers.utils import logging as transformers_logging
 
 from .card import misgivings
+from .cli_demo import VERBS as DEMO_VERBS
 from .cli_files import VERBS
 from .evaluation import EvaluationResult
 from .features import ANSI, PLAIN, FeatureStore, show
@@ -56,6 +57,7 @@ examples:
   hfsae show runs/mine 17 1234
   hfsae push runs/mine me/my-sae
   hfsae list google/gemma-scope-2b-pt-res
+  hfsae demo runs/mine
   hfsae convert google/gemma-scope-2b-pt-res gs --to saelens --layer 12 --width 16k --l0 80
 
 A field is set in the recipe's YAML file, or by its dotted name on the command line, which wins;
@@ -163,6 +165,7 @@ _VERBS: dict[str, Callable[[list[str]], None]] = {
     "show": show_folder,
     "card": card,
     **VERBS,
+    **DEMO_VERBS,
 }
 
 
@@ -419,7 +422,11 @@ def _print_next(folders: list[Path]) -> None:
     load_it = f"import hfsae, transformers; transformers.AutoModel.from_pretrained('{folder}')"
     if (folder / "evaluation.json").is_file() and not misgivings(folder):
         print(f"\nThe folder {folder} could be pushed to the Hub as it stands.")
-    steps = [f"hfsae push {folder} NAME/REPOSITORY --dry_run", f'python -c "{load_it}"']
+    steps = [
+        f"hfsae demo {folder}",
+        f"hfsae push {folder} NAME/REPOSITORY --dry_run",
+        f'python -c "{load_it}"',
+    ]
     if (folder / "features" / "meta.json").is_file():
         latents = FeatureStore.load(folder).pick(2, seed=1)
         steps.insert(0, " ".join(["hfsae show", str(folder), *map(str, latents)]))

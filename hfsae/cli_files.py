@@ -12,8 +12,8 @@ from .suite import list_saes, load
 
 def list_verb(argv: list[str]) -> None:
     """List the SAEs in a folder or a repository on the Hub, from one listing."""
-    parser = _parser("list", list_verb)
-    _add_source(parser)
+    parser = verb_parser("list", list_verb)
+    add_source(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     args = parser.parse_args(argv)
     entries = list_saes(args.source, revision=args.revision)
@@ -33,7 +33,7 @@ def list_verb(argv: list[str]) -> None:
 def push_verb(argv: list[str]) -> None:
     """Send a trained SAE, or a folder of several, to the Hub in one commit. A repository that is
     made by this is private, unless --public. The token is that of `hf auth login`, or HF_TOKEN."""
-    parser = _parser("push", push_verb)
+    parser = verb_parser("push", push_verb)
     parser.add_argument("folder", help="what `hfsae train` wrote, or a folder of such folders")
     parser.add_argument("repo", help="repository on the Hub, as name/repository")
     parser.add_argument("--public", action="store_true", help="make a new repository public")
@@ -63,11 +63,11 @@ def push_verb(argv: list[str]) -> None:
 def verify_verb(argv: list[str]) -> None:
     """Say whether an SAE's weights are those that were saved, to the bit, and whether this machine,
     dtype and version make of its probe what was made of it then. Exit code 1 if not."""
-    parser = _parser("verify", verify_verb)
-    _add_source(parser)
-    _add_choice(parser)
+    parser = verb_parser("verify", verify_verb)
+    add_source(parser)
+    add_choice(parser)
     parser.add_argument("--dtype", help="to cast to first, as bfloat16")
-    sae = load(**_options(parser.parse_args(argv)))
+    sae = load(**given_options(parser.parse_args(argv)))
     found = sae.verify()
     print(found)
     if not found.ok:
@@ -77,12 +77,12 @@ def verify_verb(argv: list[str]) -> None:
 def convert_verb(argv: list[str]) -> None:
     """Write an SAE of any known format in another: the same latents and reconstructions, or a
     refusal where the format cannot hold it."""
-    parser = _parser("convert", convert_verb)
-    _add_source(parser)
+    parser = verb_parser("convert", convert_verb)
+    add_source(parser)
     parser.add_argument("destination", help="folder to make; for openai a file")
     parser.add_argument("--to", required=True, choices=list(FORMATS), help="format")
-    _add_choice(parser)
-    options = _options(parser.parse_args(argv))
+    add_choice(parser)
+    options = given_options(parser.parse_args(argv))
     destination, to = options.pop("destination"), options.pop("to")
     sae = load(**options)
     print(f"wrote {save_as(sae, destination, to)}: {sae}")
@@ -98,17 +98,17 @@ def _lost(sae: SAE, converted: SAE) -> list[str]:
     return [n for n in said if getattr(ours, n) is not None and getattr(theirs, n) is None]
 
 
-def _parser(verb: str, function: Any) -> argparse.ArgumentParser:
+def verb_parser(verb: str, function: Any) -> argparse.ArgumentParser:
     what = " ".join(function.__doc__.split())
     return argparse.ArgumentParser(prog=f"hfsae {verb}", description=what, allow_abbrev=False)
 
 
-def _add_source(parser: argparse.ArgumentParser) -> None:
+def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="folder, or repository on the Hub as name/repository")
     parser.add_argument("--revision", help="branch, tag or commit")
 
 
-def _add_choice(parser: argparse.ArgumentParser) -> None:
+def add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subfolder", default="", help="of the SAE, or of those to choose from")
     parser.add_argument("--layer", type=int, help="block of the language model")
     parser.add_argument("--width", help="number of latents, as 16k or 16384")
@@ -119,7 +119,7 @@ def _number_or_word(text: str) -> float | str:
     return text if text.isalpha() else float(text)
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if value is not None}
 
 

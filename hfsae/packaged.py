@@ -45,6 +45,10 @@ PACKAGED_LMS = {
 }
 
 
+SHIPPED_SAE = Path(__file__).with_name("shipped_sae")
+"""A small SAE of SmolLM2-135M, in this package itself: its README.md says what it is worth."""
+
+
 def packaged_lm(name: str) -> tuple[Path, str] | None:
     """(folder, gguf_file) of the installed copy of a Hub model; None if there is none."""
     copy = PACKAGED_LMS.get(name)

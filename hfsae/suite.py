@@ -7,7 +7,8 @@ Gemma Scope has it `layer_12/width_16k/average_l0_82`. One listing tells all of 
 import logging
 import math
 import re
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import torch
@@ -108,6 +109,35 @@ def load(
     if entry[2:] == (None, None, None):
         _refuse_another(sae, where, layer, width)
     return sae.to(device=device, dtype=dtype)  # pyright: ignore
+
+
+def beside(
+    source: str | Path,
+    names: Sequence[str],
+    *,
+    subfolder: str = "",
+    layer: int | None = None,
+    width: str | int | None = None,
+    l0: int | float | str | None = None,
+    revision: str | None = None,
+) -> Path | None:
+    """The folder of the SAE that `load` would take, for files beside its weights.
+
+    Of a repository, those of `names` that it has are fetched, and no others; None if it has none.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    listing = _list(source, revision, None, None, False)
+    entries = _entries([file.path for file in listing.files])
+    entry = _pick(entries, listing, str(source), subfolder, layer, width, l0)
+    single = FORMATS[entry.format].files[0].startswith("*")
+    inside = PurePosixPath(entry.path).parent if single else PurePosixPath(entry.path)
+    if listing.commit is None:
+        return (Path(source) if Path(source).is_dir() else Path(source).parent) / inside
+    there = {file.path for file in listing.files}
+    wanted = [path for path in (str(inside / name) for name in names) if path in there]
+    return hub.fetch(listing, wanted) / inside if wanted else None
 
 
 def _dtype(name: str) -> torch.dtype:

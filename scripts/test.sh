@@ -4,6 +4,15 @@
 source "$(dirname "$0")/environment.sh" dev
 export PATH="$PWD/$venv/bin:$PATH" HF_HUB_OFFLINE=1
 
+# The app's tests drive a browser; where there is none and none can be installed, they skip.
+browsers="chromium-headless-shell chromium chromium-browser google-chrome"
+if [ -z "$(type -P $browsers)" ] && [ "$(id -u)" = 0 ] && [ -n "$(type -P apt-get)" ]; then
+    echo "installing a headless browser" >&2
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+        --no-install-recommends chromium-headless-shell; } > /dev/null 2>&1 ||
+        echo "no browser could be installed: tests of the app's pages will skip" >&2
+fi
+
 ruff check .
 ruff format --check .
 pyright

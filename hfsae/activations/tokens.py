@@ -339,7 +339,7 @@ class PackedRows:
         self._bos: Any = tokenizer.bos_token_id
         self._eos: Any = tokenizer.eos_token_id
         self.max_tokens = math.inf if max_tokens is None else max_tokens
-        special = _special_ids(tokenizer) if args.exclude_special_tokens else []
+        special = special_ids(tokenizer) if args.exclude_special_tokens else []
         self._special = torch.tensor(special, dtype=torch.int64)
         self._state, self._resumed = _start(), False
 
@@ -418,7 +418,7 @@ def _start() -> dict[str, Any]:
     return {"epoch": 0, "documents": 0, "tokens": 0, "leftover_ids": [], "leftover_document": []}
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     added = (
         tokenizer.added_tokens_decoder
     )  # chat roles and the like, which have no name of their own

@@ -1,0 +1,52 @@
+"""Verbs of the `hfsae` command for the app: demo, space."""
+
+from .cli_files import add_choice, given_options, verb_parser
+from .space import write_space
+
+
+def demo_verb(argv: list[str]) -> None:
+    """Open an SAE in the browser: what its latents fire on, what they do, and why a token came. The
+    quickstart's SAE, or a small one that comes with hfsae, if none is named."""
+    given = verb_parser("demo", demo_verb)
+    given.add_argument("source", nargs="?", help="folder, or repository on the Hub")
+    given.add_argument("--revision", help="branch, tag or commit")
+    add_choice(given)
+    given.add_argument("--model", help="language model to use in the place of the SAE's own")
+    given.add_argument("--no_model", action="store_true", help="only pages that need no model")
+    given.add_argument("--mcp", action="store_true", help="serve its actions as tools for agents")
+    given.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    given.add_argument("--port", type=int, help="the first free one from 7860, unless given")
+    args = given_options(given.parse_args(argv))
+    try:
+        from .demo import launch  # takes seconds, and the demo extra
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the app needs {error.name}: pip install 'hfsae[demo]'") from error
+    launch(
+        args.pop("source", None),
+        with_lm=not args.pop("no_model"),
+        server_name=args.pop("host"),
+        server_port=args.pop("port", None),
+        **args,
+    )
+
+
+def space_verb(argv: list[str]) -> None:
+    """Write a folder that is a Space on the Hub with the app for an SAE: a repository there, or a
+    folder here, whose files are copied. Pushing it is yours to do: the command is printed."""
+    given = verb_parser("space", space_verb)
+    given.add_argument("source", help="repository on the Hub, or folder of an SAE")
+    given.add_argument("--output", default="space", help="folder to write (%(default)s)")
+    given.add_argument("--title", default="Inspect and steer", help="of the Space")
+    given.add_argument("--revision", help="branch, tag or commit")
+    add_choice(given)
+    given.add_argument("--model", help="language model to use in the place of the SAE's own")
+    args = given_options(given.parse_args(argv))
+    folder = write_space(args.pop("output"), args.pop("source"), **args)
+    print(
+        f"wrote {folder}. To put it on the Hub (add --private to keep it to yourself):\n"
+        "  hf repo create NAME/SPACE --repo-type space --space-sdk gradio\n"
+        f"  hf upload NAME/SPACE {folder} . --repo-type space"
+    )
+
+
+VERBS = {"demo": demo_verb, "space": space_verb}

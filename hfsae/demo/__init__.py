@@ -1,0 +1,18 @@
+"""`hfsae demo`: inspect a language model through an SAE, and steer it, in a browser.
+
+    base | look | act | judge     what can be done: plain values in, plain values out
+    actions                       the same as endpoints of an API, and tools for agents
+    address                       what is shown, as a link
+    parts, parts.html, style.css  pieces of pages: all markup is made here, and escapes text
+    pages/                        widgets, a page each
+    app                           the pages together
+
+Needs the `demo` extra.
+"""
+
+from .app import build as build
+from .app import launch as launch
+from .app import looks as looks
+from .subject import Choice as Choice
+from .subject import Subject as Subject
+from .subject import open_subject as open_subject

@@ -1,0 +1,123 @@
+"""The state of the app as a link: which page, and what stands on it.
+
+A page's state is one frozen dataclass; a link is its fields that are not at their defaults. So what
+a browser shows can be sent to somebody else, and opened again.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, get_type_hints
+from urllib.parse import urlencode
+
+PAGES = ("inspect", "feature", "search", "steer", "why", "health", "about")
+
+
+@dataclass(frozen=True)
+class Inspect:
+    prompt: str = ""
+    latent: int | None = None
+    token: int | None = None
+    chat: bool = False
+    max_density: float = 1.0
+    versus: str = ""
+
+
+@dataclass(frozen=True)
+class Feature:
+    latent: int | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Search:
+    query: str = ""
+    by: str = "word"
+
+
+@dataclass(frozen=True)
+class Steer:
+    prompt: str = ""
+    latents: dict[int, float] = field(default_factory=dict)
+    mode: str = "add"
+    unit: str = "max"
+    scope: str = "all"
+    error_term: bool = True
+    chat: bool = False
+    temperature: float = 0.7
+    max_new_tokens: int = 40
+    repetition_penalty: float = 1.1
+    seed: int = 16
+    run: bool = False
+    """whether the texts were asked for, and so should be there when the link is opened"""
+
+
+@dataclass(frozen=True)
+class Why:
+    prompt: str = ""
+    target: str = ""
+    contrast: str = ""
+
+
+@dataclass(frozen=True)
+class Health:
+    versus: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class About:
+    pass
+
+
+Address = Inspect | Feature | Search | Steer | Why | Health | About
+_CLASSES: dict[str, type] = dict(
+    zip(PAGES, (Inspect, Feature, Search, Steer, Why, Health, About), strict=True)
+)
+
+
+def page_of(address: Address) -> str:
+    return type(address).__name__.lower()
+
+
+def to_query(address: Address) -> str:
+    """`tab=...&field=...`, without what is at its default."""
+    pairs = [("tab", page_of(address))]  # Gradio keeps "page" and "view" for itself
+    default = type(address)()
+    for f in fields(address):
+        value = getattr(address, f.name)
+        if value != getattr(default, f.name):
+            pairs.append((f.name, _written(value)))
+    return urlencode(pairs)
+
+
+def from_query(query: dict[str, str]) -> Address:
+    """The state that a link names; a page that there is not is the first, other keys are ignored.
+
+    Raises:
+        ValueError: a value that cannot be read.
+    """
+    address_class = _CLASSES.get(query.get("tab", ""), Inspect)
+    kinds = get_type_hints(address_class)
+    found = {n: _read(n, query[n], kind) for n, kind in kinds.items() if n in query}
+    return address_class(**found)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{latent}:{strength:g}" for latent, strength in value.items())
+    if isinstance(value, bool):
+        return str(int(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _read(name: str, text: str, kind: Any) -> Any:
+    try:
+        if kind == dict[int, float]:
+            pairs = [part.split(":") for part in text.split(",") if part]
+            return {int(latent): float(strength) for latent, strength in pairs}
+        if kind is bool:
+            return {"0": False, "1": True}[text]
+        if kind is str:
+            return text
+        return float(text) if kind is float else int(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"this link is damaged: {name} is {text[:40]!r}") from None

@@ -1,0 +1,198 @@
+"""The app: pages in tabs, the link in the address bar, the endpoints, and how it is started."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import gradio as gr
+from gradio.themes import Base
+
+from .actions import Actions
+from .address import Address, Inspect, Steer, from_query, page_of, to_query
+from .pages import (
+    AboutPage,
+    FeaturePage,
+    HealthPage,
+    InspectPage,
+    SearchPage,
+    SteerPage,
+    WhyPage,
+)
+from .pages.inspect import EXAMPLES
+from .pages.page import App, Page, Updates
+from .parts import html, number, panel, style
+from .subject import Choice, Subject, default_source, open_subject
+
+_PAGES: dict[str, type[Page]] = {
+    "inspect": InspectPage,
+    "feature": FeaturePage,
+    "search": SearchPage,
+    "steer": SteerPage,
+    "why": WhyPage,
+    "health": HealthPage,
+    "about": AboutPage,
+}
+_HEAD = f"<script>{(Path(__file__).with_name('page.js')).read_text(encoding='utf-8')}</script>"
+_TO_LINK = "(query) => { hfsae.link(query); }"
+
+
+def build(subject: Subject) -> gr.Blocks:
+    """The app for one SAE. `launch` is what starts it with its looks."""
+    actions = Actions(subject)
+    with gr.Blocks(title=f"hfsae: {subject.name}", analytics_enabled=False) as blocks:
+        panel(html("header", _facts(actions)), elem_id="header")
+        link = gr.Textbox(visible="hidden", elem_id="link")
+        asked = gr.State(None)
+        with gr.Tabs(selected="inspect") as tabs:
+            app = App(tabs, link, asked)
+            tab_of = {}
+            for name, page_class in _PAGES.items():
+                with gr.Tab(page_class.title, id=name, elem_id=f"tab-{name}") as tab_of[name]:
+                    app.pages[name] = page_class(actions)
+        for name, page in app.pages.items():
+            page.wire(app)
+            _follow(app, tab_of[name], page)
+        link.change(None, link, None, js=_TO_LINK, api_visibility="private")
+        _restore(blocks, app)
+        actions.serve()
+    return blocks.queue(default_concurrency_limit=8, max_size=128)
+
+
+def _follow(app: App, tab: gr.Tab, page: Page) -> None:
+    """A click on a tab changes the link, and leaves the page as it stands."""
+
+    def to(asked: Any, *values: Any) -> Any:
+        if asked is None:  # the first tab is selected before the page has been restored
+            return gr.skip()
+        try:
+            return to_query(page.address(*values))
+        except ValueError:
+            return gr.skip()
+
+    tab.select(
+        to,
+        [app.asked, *page.inputs],
+        app.link,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
+def _restore(blocks: gr.Blocks, app: App) -> None:
+    """What the link names is there when the page opens, a generated text included."""
+    steer = cast(SteerPage, app.pages["steer"])
+
+    def prepare(request: gr.Request) -> Updates:
+        """At once: the tab, and the fields."""
+        notice = app.pages["inspect"].notice
+        try:
+            address = _asked(request)
+            return {app.asked: address, **app.fill(address)}
+        except ValueError as error:
+            example = Inspect(prompt=EXAMPLES[0])
+            said = html("error", str(error))
+            return {app.asked: example, **app.fill(example), notice: said}
+
+    def restore(address: Any) -> Updates:
+        page = app.pages[page_of(address)]
+        try:
+            return {app.asked: address, **page.render(address)}
+        except ValueError as error:
+            return {page.notice: html("error", str(error))}
+
+    def rerun(address: Any, *values: Any) -> Iterator[Updates]:
+        if isinstance(address, Steer) and address.run:
+            yield from steer.generate(*values)
+        else:
+            yield {steer.notice: gr.skip()}
+
+    options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    outputs = [app.asked, *app.outputs(*_PAGES)]
+    opened = blocks.load(prepare, None, outputs, **options)
+    opened = opened.then(restore, app.asked, outputs, **options)
+    opened.then(
+        rerun,
+        [app.asked, *steer.inputs],
+        steer.generated,
+        concurrency_id="run",
+        concurrency_limit=2,
+        **options,
+    )
+
+
+def _asked(request: gr.Request) -> Address:
+    """The address in a request; where it says nothing, an example."""
+    address = from_query({key: str(value) for key, value in request.query_params.items()})
+    return Inspect(prompt=EXAMPLES[0]) if address == Inspect() else address
+
+
+def _facts(actions: Actions) -> list[dict[str, str]]:
+    about, health = actions.about(), actions.health()
+    known = {m["name"]: m["value"] for m in health["metrics"]}
+    facts = [
+        {"name": "SAE", "value": about["name"]},
+        {"name": "model", "value": (about["model"] or "unknown").rpartition("/")[2]},
+        {"name": "site", "value": about["site"] or "unknown"},
+        {"name": "latents", "value": f"{about['d_sae']:,}"},
+    ]
+    named = {"l0": "L0", "fvu": "FVU"}
+    return facts + [
+        {"name": name, "value": number(known[key])} for key, name in named.items() if key in known
+    ]
+
+
+def launch(
+    source: str | None = None,
+    *,
+    model: str | None = None,
+    with_lm: bool = True,
+    mcp: bool = False,
+    server_name: str | None = None,
+    server_port: int | None = None,
+    block: bool = True,
+    **which: Any,
+) -> str:
+    """Open an SAE in the app and serve it; its address, once it is served.
+
+    Args:
+        source: folder or repository; by default the quickstart's SAE, or the one in the package.
+        model: a language model to use in the place of the one that the SAE's config names.
+        with_lm: False: only the pages that need no language model.
+        mcp: serve the actions as tools for agents too.
+        which: subfolder, layer, width, l0, revision, as for `hfsae.load`.
+
+    Raises:
+        ValueError: there is no such SAE or model; one sentence.
+    """
+    for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ[name] = "0" if name.startswith("GRADIO") else "1"
+    choice = Choice(source or default_source(), **which)
+    subject = open_subject(choice, model=model, with_lm=with_lm)
+    blocks = build(subject)
+    where = {"server_name": server_name, "server_port": server_port, "mcp_server": mcp}
+    blocks.launch(**looks(), **where, prevent_thread_lock=True, quiet=True)
+    print(f"{subject.name} is open at {blocks.local_url} (Ctrl-C ends it)", flush=True)
+    if block:
+        blocks.block_thread()
+    return str(blocks.local_url)
+
+
+def looks() -> dict[str, Any]:
+    """How it is served: theme and style, and nothing that leaves the machine or stays in it."""
+    return {
+        "theme": Base(
+            primary_hue="indigo",
+            neutral_hue="slate",
+            radius_size="md",
+            spacing_size="md",
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
+        ),
+        "css": style(),
+        "head": _HEAD,
+        "run_history": False,
+        "ssr_mode": False,
+        "footer_links": ["api", "settings"],
+        "max_file_size": "1mb",
+    }

@@ -1,0 +1,144 @@
+"""Actions that judge an SAE: its health, beside another's, and what its card says."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..evaluation import EvaluationArguments, evaluate
+from ..suite import beside
+from . import validate
+from .act import Act
+from .base import Json
+from .subject import read_json
+
+_BINS = 40
+_TEXT_METRICS = ("l0", "fvu", "ce_clean", "ce_spliced", "delta_loss", "kl")
+
+
+class Judge(Act):
+    def health(self) -> Json:
+        """How good this SAE is: held-out metrics, and histograms of L0, density and thresholds."""
+        return {
+            "name": self.subject.name,
+            "metrics": _metrics(self.subject.evaluation),
+            "n_tokens": self.subject.evaluation.get("n_tokens"),
+            "l0": _l0_bins(self.subject.evaluation.get("l0_histogram") or []),
+            "density": _log_bins(self.density),
+            "dead": int((self.density == 0).sum()),
+            "counted_on": self._counted_on(),
+            "d_sae": self.subject.d_sae,
+            "thresholds": self._threshold_bins(),
+        }
+
+    def compare_saes(self, other: str) -> Json:
+        """Held-out metrics of this SAE beside those of another.
+
+        Args:
+            other: its repository on the Hub, or on your own machine its folder.
+        """
+        other = validate.text(other, "the other SAE", limit=300, empty="name another SAE").strip()
+        if self.subject.label_home is None and (Path(other).exists() or "/" not in other):
+            raise ValueError("here another SAE is named by its repository, as name/repository")
+        folder = beside(other, ["evaluation.json"])
+        found = {} if folder is None else read_json(folder / "evaluation.json", dict)
+        if not found:
+            raise ValueError(
+                f"{other} has no evaluation.json to compare; `hfsae evaluate` makes it"
+            )
+        ours, theirs = _metrics(self.subject.evaluation), _metrics(found)
+        known = {m["name"]: m for m in theirs}
+        rows = [
+            {"name": m["name"], "unit": m["unit"], "first": m, "second": known.get(m["name"])}
+            for m in ours or theirs
+        ]
+        return {"first": self.subject.name, "second": other, "rows": rows}
+
+    def measure(self, text: str) -> Json:
+        """How well the SAE explains a text of your own, and what the model loses on it.
+
+        Args:
+            text: some sentences; the more, the less the numbers depend on chance.
+        """
+        batch = self.tokens(text).batch(self.subject.lm.device)
+        arguments = EvaluationArguments(n_tokens=None, bootstrap_samples=1)
+        result = evaluate(self.subject.sae, self.subject.lm, [batch], arguments)
+        return {"n_tokens": result.n_tokens} | {
+            name: _finite(result.metrics[name].value) for name in _TEXT_METRICS
+        }
+
+    def about(self) -> Json:
+        """Which SAE and language model this is, and its model card."""
+        config, loaded = self.subject.sae.config, self.subject.loaded
+        return {
+            "name": self.subject.name,
+            "kind": config.model_type,
+            "site": config.site,
+            "d_sae": config.d_sae,
+            "d_in": config.d_in,
+            "model": config.model_name,
+            "model_origin": loaded.origin if loaded else None,
+            "model_missing": None if loaded else self.subject.why_no_lm,
+            "notes": self.subject.notes,
+            "card": self.subject.card,
+        }
+
+    def _counted_on(self) -> int | None:
+        """Tokens that densities were counted on."""
+        if self.subject.store is not None:
+            return self.subject.store.meta.get("n_tokens")
+        return self.subject.evaluation.get("n_tokens")
+
+    def _threshold_bins(self) -> list[Json]:
+        threshold = getattr(self.subject.sae, "threshold", None)
+        if not isinstance(threshold, torch.Tensor) or threshold.numel() != self.subject.d_sae:
+            return []
+        return _bins(threshold.detach().float().cpu() * self.subject.sae.scale)
+
+
+def _metrics(evaluation: Json) -> list[Json]:
+    """Name, value, interval and unit; what is not a number is left out."""
+    found = evaluation.get("metrics")
+    rows = []
+    for name, m in (found if isinstance(found, dict) else {}).items():
+        if isinstance(m, dict) and _finite(m.get("value")) is not None:
+            numbers = {key: _finite(m.get(key)) for key in ("value", "low", "high")}
+            unit = "" if m.get("unit") == "1" else str(m.get("unit", ""))
+            rows.append({"name": str(name), "unit": unit, **numbers})
+    return rows
+
+
+def _finite(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def _bins(values: torch.Tensor) -> list[Json]:
+    """Forty bins between the extremes."""
+    if not len(values):
+        return []
+    low, high = float(values.min()), float(values.max())
+    high = high if high > low else low + 1.0
+    counts = torch.histc(values, _BINS, low, high).tolist()
+    step = (high - low) / _BINS
+    return [
+        {"low": low + i * step, "high": low + (i + 1) * step, "count": int(n)}
+        for i, n in enumerate(counts)
+    ]
+
+
+def _log_bins(density: torch.Tensor) -> list[Json]:
+    """Of the logarithms to base ten of living latents' densities."""
+    return _bins(density[density > 0].log10())
+
+
+def _l0_bins(histogram: list[Any]) -> list[Json]:
+    """Tokens by number of latents, in at most forty bins, from the first that is not empty."""
+    counts = [int(n) for n in histogram]
+    filled = [i for i, n in enumerate(counts) if n]
+    if not filled:
+        return []
+    step = max(1, math.ceil((filled[-1] + 1 - filled[0]) / _BINS))
+    starts = range(filled[0], filled[-1] + 1, step)
+    return [{"low": i, "high": i + step, "count": sum(counts[i : i + step])} for i in starts]

@@ -1,0 +1,220 @@
+"""Actions that look: at a text, at a latent, for latents."""
+
+import random
+from functools import cached_property
+
+from ..features import (
+    Example,
+    FeatureSearch,
+    Hit,
+    firing_on,
+    promoting,
+    search_labels,
+    similar_latents,
+)
+from ..inspection import compare
+from . import validate
+from .base import SHOWN, Base, Json, token_rows
+
+BY = ("word", "fires on", "promotes", "label", "similar to")
+
+
+class Look(Base):
+    def inspect(
+        self,
+        prompt: str,
+        latent: int | None = None,
+        token: int | None = None,
+        chat: bool = False,
+        max_density: float = 1.0,
+    ) -> Json:
+        """Latents of the SAE that fire in a text: on the whole, on one token, and one along it.
+
+        Args:
+            prompt: the text.
+            latent: whose activation to give for every token; by default the strongest.
+            token: position whose strongest latents to list.
+            chat: read the text as a user's message in the model's chat template.
+            max_density: leave out latents that fire on more than this share of all tokens.
+        """
+        seen, hide = self.seen(prompt, chat), self.hidden(max_density)
+        ranking = seen.ranking(SHOWN, hide=hide)
+        on_token = []
+        if token is not None:
+            token = validate.whole(token, "token", 0, len(seen.tokens.ids) - 1)
+            firing = seen.on(token, SHOWN, hide=hide)
+            on_token = self.rows({"latent": f.latent, "value": f.activation} for f in firing)
+        if latent is not None:
+            latent = self.latent(latent)
+        elif on_token or ranking:
+            latent = on_token[0]["latent"] if on_token else ranking[0].latent
+        trace = [0.0] * len(seen.tokens.ids) if latent is None else seen.trace(latent)
+        return {
+            "tokens": token_rows(seen, trace),
+            "latent": latent,
+            "label": "" if latent is None else self.label(latent),
+            "token": token,
+            "on_token": on_token,
+            "ranking": self.rows(
+                {"latent": r.latent, "value": r.max, "n_tokens": r.n_tokens, "peak": r.peak}
+                for r in ranking
+            ),
+            "l0": sum(seen.l0) / max(1, seen.n_kept),
+            "fvu": seen.fvu if seen.fvu == seen.fvu else None,
+        }
+
+    def compare_prompts(
+        self, first: str, second: str, chat: bool = False, max_density: float = 1.0
+    ) -> Json:
+        """Latents whose largest activations differ most between two texts.
+
+        Args:
+            first: a text.
+            second: another.
+            chat: read both as a user's message in the model's chat template.
+            max_density: leave out latents that fire on more than this share of all tokens.
+        """
+        pair = [self.seen(text, chat) for text in (first, second)]
+        found = compare(pair[0], pair[1], SHOWN, hide=self.hidden(max_density))
+        rows = self.rows({**d._asdict(), "value": max(d.first, d.second)} for d in found)
+        traces = [s.trace(found[0].latent) if found else [0.0] * len(s.tokens.ids) for s in pair]
+        return {
+            "differences": rows,
+            "latent": found[0].latent if found else None,
+            "first": token_rows(pair[0], traces[0]),
+            "second": token_rows(pair[1], traces[1]),
+        }
+
+    def feature(self, latent: int) -> Json:
+        """All that is known of one latent: label, numbers, tokens it promotes, what it fires on.
+
+        Args:
+            latent: its index.
+        """
+        index = self.latent(latent)
+        found = {"latent": index, "label": self.label(index), "threshold": self.threshold(index)}
+        store = self.subject.store
+        if store is None:
+            return {**found, "collected": False}
+        known = store[index]
+        return {
+            **found,
+            "collected": True,
+            "density": known.density,
+            "n_firings": known.n_firings,
+            "n_tokens": store.meta.get("n_tokens"),
+            "max_activation": known.max_activation,
+            "mean_activation": known.mean_activation,
+            "histogram": _filled(known.histogram, store.meta["histogram_edges"]),
+            "promoted": [{"token": t, "logit": v} for t, v in known.promoted],
+            "suppressed": [{"token": t, "logit": v} for t, v in known.suppressed],
+            "neighbours": self.rows({"latent": i, "value": c} for i, c in known.neighbours),
+            "n_groups": store.meta["arguments"]["quantiles"],
+            "groups": _groups(known.examples, known.max_activation),
+        }
+
+    def try_text(self, latent: int, text: str) -> Json:
+        """What one latent does on a text of your own, token by token.
+
+        Args:
+            latent: its index.
+            text: the text.
+        """
+        index, seen = self.latent(latent), self.seen(text)
+        trace = seen.trace(index)
+        usual = None if self.largest is None else float(self.largest[index])
+        rows = token_rows(seen, trace)
+        return {"latent": index, "tokens": rows, "max": max(trace), "usual_max": usual}
+
+    def random_latent(self, seed: int | None = None) -> Json:
+        """The index of a latent that is alive, drawn at random.
+
+        Args:
+            seed: the same seed gives the same latent; by default each call draws anew.
+        """
+        if seed is not None:
+            seed = validate.whole(seed, "seed", 0, 2**31 - 1)
+        alive = self.density.nonzero()[:, 0].tolist() or list(range(self.subject.d_sae))
+        return {"latent": random.Random(seed).choice(alive)}
+
+    def search(self, query: str, by: str = "word") -> Json:
+        """Find latents; nothing leaves this machine.
+
+        Args:
+            query: a word; a text; a token; words of a label; or the index of a latent.
+            by: "word" (that they fire on in the text that was collected), "fires on" (any text,
+                read here and now), "promotes" (a token that their direction makes likelier),
+                "label", or "similar to" (the index of another latent).
+        """
+        by = validate.choice(by, "by", BY)
+        query = validate.text(query, "the search", empty="there is nothing to search for")
+        hits, score = self._hits(query, by)
+        found = self.rows({"latent": h.latent, "value": h.score, "why": h.why} for h in hits)
+        return {"score": score, "found": found}
+
+    def _hits(self, query: str, by: str) -> tuple[list[Hit], str]:
+        """What was found, and what its scores are."""
+        sae = self.subject.sae
+        if by == "word":
+            return self._collected.by_token(query, SHOWN), "share of their examples, by strength"
+        if by == "label":
+            return search_labels(self.subject.labels, query, SHOWN), "rank by words, BM25"
+        if by == "similar to":
+            wanted = int(query) if query.strip().isdecimal() else query
+            return similar_latents(sae, self.latent(wanted), SHOWN), "cosine of directions"
+        if by == "promotes":
+            ids = self.token_id(query)
+            hits = promoting(self.subject.lm, sae, ids, SHOWN)
+            return [hit for hit in hits if hit.score > 0], "logit for each unit of activation"
+        tokens = {"input_ids": self.tokens(query).batch(self.subject.lm.device).input_ids}
+        hits = firing_on(self.subject.lm, sae, tokens, SHOWN, max_activations=self.largest)
+        return hits, "largest activation, raw units" if self.largest is None else (
+            "largest activation, as a share of its usual largest"
+        )
+
+    def token_id(self, text: str) -> int:
+        """Of a token by its text, or by `#` and its number.
+
+        Raises:
+            ValueError: the text is more than one token, with a space in front or without.
+        """
+        tokenizer = self.subject.tokenizer
+        if text.startswith("#") and text[1:].isdecimal():
+            return validate.whole(int(text[1:]), "the token", 0, len(tokenizer) - 1)
+        for spelling in dict.fromkeys((text, f" {text.strip()}", text.strip())):
+            ids = tokenizer(spelling, add_special_tokens=False)["input_ids"]
+            if len(ids) == 1:
+                return int(ids[0])
+        raise ValueError(f"{text[:40]!r} is not one token of this model; use one of its pieces")
+
+    @cached_property
+    def _collected(self) -> FeatureSearch:
+        if self.subject.store is None:
+            raise ValueError("this SAE comes without a feature store; `hfsae collect` makes one")
+        return FeatureSearch(self.subject.store)
+
+
+def _filled(counts: list[int], edges: list[float]) -> list[Json]:
+    """The bins of a histogram from the first to the last that is not empty."""
+    filled = [i for i, n in enumerate(counts) if n]
+    if not filled:
+        return []
+    bins = range(filled[0], filled[-1] + 1)
+    return [{"low": edges[i], "high": edges[i + 1], "count": counts[i]} for i in bins]
+
+
+def _groups(examples: list[Example], largest: float) -> list[Json]:
+    """Examples under headings, the strongest first."""
+    groups: dict[str, list[Json]] = {}
+    for example in examples:
+        groups.setdefault(example.kind, []).append(_example(example, largest or 1.0))
+    return [{"kind": kind, "examples": found} for kind, found in groups.items()]
+
+
+def _example(example: Example, largest: float) -> Json:
+    rows = zip(example.tokens, example.activations, strict=True)
+    tokens = [
+        {"text": text, "activation": a, "share": a / largest, "firing": i == example.firing}
+        for i, (text, a) in enumerate(rows)
+    ]
+    return {"activation": example.activation, "document": example.document, "tokens": tokens}

@@ -1,0 +1,9 @@
+"""The pages of the app, one a file: widgets, and how they stand for an address. No computing."""
+
+from .about import AboutPage as AboutPage
+from .feature import FeaturePage as FeaturePage
+from .health import HealthPage as HealthPage
+from .inspect import InspectPage as InspectPage
+from .search import SearchPage as SearchPage
+from .steer import SteerPage as SteerPage
+from .why import WhyPage as WhyPage

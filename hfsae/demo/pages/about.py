@@ -1,0 +1,53 @@
+"""The model card, and what was loaded."""
+
+import re
+from typing import Any
+
+import gradio as gr
+
+from .. import address as at
+from ..parts import html, panel
+from .page import Page, Updates
+
+_FRONT = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)
+_FIGURES = re.compile(r"^## Figures$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+# a picture from elsewhere would be a request that leaves the machine
+_IMAGE = re.compile(r"!\[([^\]]*)\](\([^)]*\)|\[[^\]]*\])")
+
+
+class AboutPage(Page):
+    title = "About"
+
+    def __init__(self, actions: Any) -> None:
+        super().__init__(actions)
+        self.notice = panel()
+        view = actions.about()
+        panel(html("notes", view | {"facts": _facts(view)}))
+        gr.Markdown(shown_card(view["card"]), elem_id="about-card", elem_classes="hf-card")
+        self.inputs, self.outputs = (), ()
+
+    def address(self, *values: Any) -> at.About:
+        return at.About()
+
+    def fill(self, address: at.About) -> Updates:
+        return {}
+
+    def render(self, address: at.About) -> Updates:
+        return {}
+
+
+def shown_card(card: str) -> str:
+    """The card as the page shows it: without front matter and pictures (Health has the charts)."""
+    if not card:
+        return "This SAE comes without a card."
+    card = _FIGURES.sub("", _FRONT.sub("", card.replace("\r\n", "\n")))
+    return re.sub(r"<img\b[^>]*>", "", _IMAGE.sub(r"\1", card), flags=re.IGNORECASE)
+
+
+def _facts(view: dict[str, Any]) -> list[dict[str, str]]:
+    return [
+        {"name": "SAE", "value": view["name"], "note": view["kind"]},
+        {"name": "latents", "value": f"{view['d_sae']:,}", "note": f"on {view['d_in']:,} numbers"},
+        {"name": "language model", "value": view["model"] or "unknown", "note": ""},
+        {"name": "site", "value": view["site"] or "unknown", "note": view["model_origin"] or ""},
+    ]

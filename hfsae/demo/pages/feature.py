@@ -1,0 +1,198 @@
+"""All about one latent."""
+
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from .. import address as at
+from ..parts import html, number, panel, percent
+from .page import App, Page, Updates, whole
+
+
+class FeaturePage(Page):
+    title = "Feature"
+
+    def __init__(self, actions: Any) -> None:
+        super().__init__(actions)
+        with gr.Row(elem_classes="hf-buttons"):
+            self.latent = gr.Textbox(
+                label="Latent", max_length=9, min_width=110, scale=0, max_lines=1
+            )
+            self.previous = gr.Button("Previous", min_width=90, scale=0)
+            self.next = gr.Button("Next", min_width=90, scale=0)
+            self.random = gr.Button("Random", min_width=90, scale=0)
+            self.steer = gr.Button("Steer it", variant="primary", min_width=110, scale=0)
+        self.notice = panel()
+        with gr.Row(elem_id="feature-columns"):
+            with gr.Column(scale=3, min_width=320):
+                with gr.Row(elem_classes="hf-buttons"):
+                    self.text = gr.Textbox(
+                        label="Try your own text",
+                        placeholder="What does it do on this?",
+                        scale=1,
+                        min_width=180,
+                        max_lines=4,
+                    )
+                    self.try_it = gr.Button("Try it", min_width=80, scale=0)
+                self.tried = panel(elem_id="feature-tried")
+                self.main = panel(elem_id="feature-main")
+            with gr.Column(scale=2, min_width=300):
+                with gr.Row(elem_classes="hf-buttons"):
+                    self.label = gr.Textbox(
+                        label="Label",
+                        placeholder="What does it stand for?",
+                        max_length=200,
+                        scale=1,
+                        min_width=160,
+                    )
+                    self.save = gr.Button("Save", min_width=70, scale=0)
+                self.aside = panel(elem_id="feature-aside")
+                with gr.Accordion("Use it in Python, or elsewhere", open=False):
+                    self.code = gr.Code(language="python", interactive=False, show_label=False)
+                    self.vector = gr.DownloadButton("Its direction as .safetensors", size="sm")
+        self.inputs = (self.latent, self.text)
+        self.outputs = (self.main, self.tried, self.aside, self.label, self.code)
+
+    def address(self, *values: Any) -> at.Feature:
+        latent, text = values
+        return at.Feature(self.actions.latent(latent) if latent else None, text or "")
+
+    def fill(self, address: at.Feature) -> Updates:
+        latent = "" if address.latent is None else str(address.latent)
+        return {self.latent: latent, self.text: address.text}
+
+    def render(self, address: at.Feature) -> Updates:
+        if address.latent is None:
+            return {self.main: html("empty", "Give a number, or take a random latent.")}
+        view = self.actions.feature(address.latent)
+        view |= {"facts": _facts(view)}
+        if view["collected"]:
+            bars = view["histogram"]
+            most = max((b["count"] for b in bars), default=1)
+            view["bars"] = [
+                {
+                    "share": b["count"] / most,
+                    "title": f"{b['low']:.3g} to {b['high']:.3g}: {b['count']:,} tokens",
+                }
+                for b in bars
+            ]
+            view["low"], view["high"] = (number(bars[i][k]) if bars else "" for i, k in _ENDS)
+            for group in view["groups"]:
+                group["title"] = _title(group["kind"], view["n_groups"])
+        tried = ""
+        if address.text:
+            tried = html("tried", self.actions.try_text(address.latent, address.text))
+        return {
+            self.main: html("feature", view),
+            self.aside: html("aside", view),
+            self.label: view["label"],
+            self.tried: tried,
+            self.code: self._snippet(address.latent),
+        }
+
+    def _snippet(self, latent: int) -> str:
+        sae = self.actions.subject.sae
+        return (
+            "import hfsae\n\n"
+            f"sae = {self.actions.subject.in_python}\n"
+            f"lm, tokenizer, _ = hfsae.load_lm({sae.config.model_name!r})\n"
+            f"with hfsae.steer(lm, sae, {{{latent}: 20.0}}, unit='norm'):  # per cent of the norm\n"
+            "    tokens = tokenizer('Once upon a time', return_tensors='pt')\n"
+            "    print(tokenizer.decode(lm.generate(**tokens, max_new_tokens=30)[0]))\n"
+        )
+
+    def wire(self, app: App) -> None:
+        def step(by: int) -> Any:
+            def to(*values: Any) -> at.Feature:
+                latent = self.address(*values).latent
+                n = self.actions.subject.d_sae
+                return at.Feature(0 if latent is None else (latent + by) % n, values[1] or "")
+
+            return to
+
+        app.on([self.latent.submit, self.latent.blur], self.address, self)
+        app.on([self.previous.click], step(-1), self)
+        app.on([self.next.click], step(1), self)
+        app.on([self.random.click], self._random, self)
+        app.on([self.try_it.click, self.text.submit], self.address, self)
+        app.on([self.steer.click], self._to_steer, self, leads_to=("steer",))
+        for part in (self.main, self.aside, self.tried):
+            app.on_select(part, self._clicked, self, leads_to=("steer",))
+        for trigger in (self.save.click, self.label.submit):
+            trigger(
+                self._save,
+                [self.latent, self.label],
+                [self.notice, self.main],
+                api_visibility="private",
+                show_progress="hidden",
+            )
+        self.vector.click(
+            self._vector, self.latent, [self.vector, self.notice], api_visibility="private"
+        )
+
+    def _random(self, *values: Any) -> at.Feature:
+        return at.Feature(self.actions.random_latent()["latent"], values[1] or "")
+
+    def _to_steer(self, *values: Any) -> at.Steer:
+        latent = self.actions.latent(values[0])
+        return at.Steer(latents={latent: 1.0})
+
+    def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Address:
+        if do == "token":
+            return self.address(*values)
+        if do == "steer":
+            return at.Steer(latents={whole(index): 1.0})
+        return replace(self.address(*values), latent=whole(index))
+
+    def _save(self, latent: Any, label: Any) -> Updates:
+        try:
+            saved = self.actions.save_label(latent, label or "")
+        except ValueError as error:
+            return {self.notice: html("error", str(error))}
+        view = self.actions.feature(saved["latent"])
+        main = self.render(at.Feature(view["latent"]))[self.main]
+        return {self.notice: html("said", "The label is saved."), self.main: main}
+
+    def _vector(self, latent: Any) -> Updates:
+        try:
+            index = self.actions.latent(latent)
+            path = self.actions.steering_vector(f"{index}:1", "raw")
+        except ValueError as error:
+            return {self.notice: html("error", str(error))}
+        return {self.vector: path}
+
+
+_ENDS = ((0, "low"), (-1, "high"))
+
+
+def _title(kind: str, n_groups: int) -> str:
+    """Of a group of examples."""
+    if kind == "top":
+        return "Strongest"
+    part = int(kind.removeprefix("quantile_"))
+    low, high = (round(100 * p / n_groups) for p in (part - 1, part))
+    return f"Drawn at random, between {low} % and {high} % by strength"
+
+
+def _facts(view: dict[str, Any]) -> list[dict[str, str]]:
+    facts = []
+    if view["threshold"] is not None:
+        facts.append({"name": "threshold", "value": number(view["threshold"]), "note": "raw units"})
+    if not view["collected"]:
+        return facts
+    firings = f"{view['n_firings']:,} of {view['n_tokens']:,} tokens" if view["n_tokens"] else ""
+    return [
+        {"name": "fires on", "value": percent(view["density"]), "note": firings},
+        {
+            "name": "largest activation",
+            "value": number(view["max_activation"]),
+            "note": "raw units",
+        },
+        {
+            "name": "mean when it fires",
+            "value": number(view["mean_activation"]),
+            "note": "raw units",
+        },
+        *facts,
+    ]

@@ -1,0 +1,124 @@
+"""How good the SAE is."""
+
+from typing import Any
+
+import gradio as gr
+
+from .. import address as at
+from ..parts import html, number, panel, percent
+from .page import App, Page, Updates
+
+_TILES = {
+    "l0": "L0",
+    "fvu": "variance unexplained",
+    "delta_loss": "loss added",
+    "loss_recovered_zero": "loss recovered",
+}
+_TEXT_TILES = {
+    "n_tokens": ("tokens", ""),
+    "l0": ("L0", "latents a token"),
+    "fvu": ("variance unexplained", "FVU"),
+    "ce_clean": ("loss as it is", "nats a token"),
+    "ce_spliced": ("loss on reconstructions", "nats a token"),
+    "kl": ("KL", "nats a token"),
+}
+
+
+class HealthPage(Page):
+    title = "Health"
+
+    def __init__(self, actions: Any) -> None:
+        super().__init__(actions)
+        panel(_overview(actions.health()), elem_id="health-main")
+        self.notice = panel()
+        with gr.Row():
+            with gr.Column(min_width=320):
+                self.text = gr.Textbox(label="Measure it on your own text", lines=3, max_lines=8)
+                self.run = gr.Button("Measure")
+                self.measured = panel(elem_id="health-measured")
+            with gr.Column(min_width=320):
+                self.versus = gr.Textbox(
+                    label="Compare with another SAE",
+                    placeholder="name/repository" + (", or a folder" if _is_local(actions) else ""),
+                )
+                self.compare = gr.Button("Compare")
+                self.comparison = panel(elem_id="health-comparison")
+        self.inputs = (self.versus, self.text)
+        self.outputs = (self.measured, self.comparison)
+
+    def address(self, *values: Any) -> at.Health:
+        return at.Health(*(value or "" for value in values))
+
+    def fill(self, address: at.Health) -> Updates:
+        return {self.versus: address.versus, self.text: address.text}
+
+    def render(self, address: at.Health) -> Updates:
+        measured = compared = ""
+        if address.text:
+            found = self.actions.measure(address.text)
+            facts = [
+                {"name": name, "value": _value(found[key]), "note": note}
+                for key, (name, note) in _TEXT_TILES.items()
+            ]
+            measured = html("measured", {"facts": facts})
+        if address.versus:
+            compared = html("versus", self.actions.compare_saes(address.versus))
+        return {self.measured: measured, self.comparison: compared}
+
+    def wire(self, app: App) -> None:
+        app.on([self.run.click], self.address, self, progress_on=[self.measured])
+        app.on(
+            [self.compare.click, self.versus.submit],
+            self.address,
+            self,
+            progress_on=[self.comparison],
+        )
+
+
+def _is_local(actions: Any) -> bool:
+    return actions.subject.label_home is not None
+
+
+def _value(value: float | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def _overview(view: dict[str, Any]) -> str:
+    known = {m["name"]: m for m in view["metrics"]}
+    facts = [
+        {"name": name, "value": number(known[key]["value"]), "note": known[key]["unit"]}
+        for key, name in _TILES.items()
+        if key in known
+    ]
+    if view["counted_on"]:
+        note = f"of {view['d_sae']:,}, on {view['counted_on']:,} tokens"
+        facts.append({"name": "never fired", "value": f"{view['dead']:,}", "note": note})
+    charts = [
+        _chart("Latents on a token", view["l0"], "tokens", lambda x: f"{x:g}"),
+        _chart("How often latents fire", view["density"], "latents", _share),
+        _chart("Thresholds, raw units", view["thresholds"], "latents", number),
+    ]
+    return html("health", {**view, "facts": facts, "charts": [c for c in charts if c["bars"]]})
+
+
+def _share(exponent: float) -> str:
+    return percent(min(1.0, 10**exponent))
+
+
+def _chart(title: str, bins: list[dict[str, Any]], what: str, name: Any) -> dict[str, Any]:
+    most = max((b["count"] for b in bins), default=1) or 1
+    bars = [
+        {
+            "share": b["count"] / most,
+            "title": f"{name(b['low'])} to {name(b['high'])}: {b['count']:,} {what}",
+        }
+        for b in bins
+    ]
+    low, high = (name(bins[0]["low"]), name(bins[-1]["high"])) if bins else ("", "")
+    return {
+        "title": title,
+        "bars": bars,
+        "low": low,
+        "high": high,
+        "note": f"tallest: {most:,} {what}",
+    }

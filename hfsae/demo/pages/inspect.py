@@ -1,0 +1,125 @@
+"""Which latents fire in a text, and where."""
+
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from .. import address as at
+from ..parts import html, panel
+from .page import App, Page, Updates, whole
+
+_DENSITIES = [
+    ("show all latents", 1.0),
+    ("hide those on over 10 % of tokens", 0.1),
+    ("hide those on over 1 % of tokens", 0.01),
+    ("hide those on over 0.1 % of tokens", 0.001),
+]
+EXAMPLES = (
+    "The president told Congress that the war with the Soviet Union was over.",
+    "Marie Curie was born in Warsaw and won the Nobel Prize in Physics in 1903.",
+    "The river flows south through the mountains into the Black Sea.",
+)
+
+
+def _nearest(density: float) -> float:
+    """The choice that comes nearest to what a link asks for."""
+    return min((choice for _, choice in _DENSITIES), key=lambda choice: abs(choice - density))
+
+
+class InspectPage(Page):
+    title = "Inspect"
+
+    def __init__(self, actions: Any) -> None:
+        super().__init__(actions)
+        self.prompt = gr.Textbox(
+            label="Text", lines=2, max_lines=8, placeholder="A sentence or a paragraph"
+        )
+        with gr.Row(elem_classes="hf-buttons"):
+            self.run = gr.Button("Inspect", variant="primary", min_width=120, scale=0)
+            self.examples = panel(html("examples", EXAMPLES))
+        with gr.Accordion("Options and comparison", open=False):
+            with gr.Row():
+                self.density = gr.Dropdown(
+                    _DENSITIES, value=1.0, label="Density filter", min_width=240
+                )
+                self.chat = gr.Checkbox(
+                    label="Read it as a user's message (chat template)", min_width=240
+                )
+            self.versus = gr.Textbox(label="Compare with", lines=2, max_lines=8)
+        self.notice = panel()
+        with gr.Row():
+            with gr.Column(scale=1, min_width=320):
+                self.text = panel(elem_id="inspect-text")
+            with gr.Column(scale=1, min_width=320):
+                self.latents = panel(elem_id="inspect-latents")
+        self.comparison = panel(elem_id="inspect-comparison")
+        # clicks keep what was chosen: the latent and the token are part of the state
+        self.latent, self.token = gr.State(None), gr.State(None)
+        self.inputs = (
+            self.prompt,
+            self.latent,
+            self.token,
+            self.chat,
+            self.density,
+            self.versus,
+        )
+        self.outputs = (self.text, self.latents, self.comparison)
+
+    def address(self, *values: Any) -> at.Inspect:
+        prompt, latent, token, chat, max_density, versus = values
+        return at.Inspect(prompt or "", latent, token, chat, max_density, versus or "")
+
+    def fill(self, address: at.Inspect) -> Updates:
+        return {
+            self.prompt: address.prompt,
+            self.latent: address.latent,
+            self.token: address.token,
+            self.chat: address.chat,
+            self.density: _nearest(address.max_density),
+            self.versus: address.versus,
+        }
+
+    def render(self, address: at.Inspect) -> Updates:
+        a = replace(address, max_density=_nearest(address.max_density))
+        view = self.actions.inspect(a.prompt, a.latent, a.token, a.chat, a.max_density)
+        compared = ""
+        if a.versus:
+            found = self.actions.compare_prompts(a.prompt, a.versus, a.chat, a.max_density)
+            compared = html("compared", found)
+        return {
+            self.text: html("inspected", view),
+            self.latents: html("firing", view),
+            self.comparison: compared,
+        }
+
+    def wire(self, app: App) -> None:
+        def afresh(*values: Any) -> at.Inspect:
+            return replace(self.address(*values), latent=None, token=None)
+
+        app.on(
+            [self.run.click, self.prompt.submit, self.density.input, self.chat.input],
+            afresh,
+            self,
+            progress_on=[self.text],
+        )
+        app.on_select(self.examples, self._example, self, progress_on=[self.text])
+        for part in (self.text, self.latents, self.comparison):
+            app.on_select(part, self._clicked, self, leads_to=("feature", "steer"))
+
+    def _example(self, do: str, number: str, to: str, *values: Any) -> at.Inspect:
+        text = EXAMPLES[min(whole(number), len(EXAMPLES) - 1)]
+        return replace(self.address(*values), prompt=text, latent=None, token=None)
+
+    def _clicked(self, do: str, number: str, to: str, *values: Any) -> at.Address:
+        now = self.address(*values)
+        if do == "token":
+            return replace(now, token=whole(number))
+        if do == "colour":
+            return replace(now, latent=whole(number))
+        if do == "whole":
+            return replace(now, token=None)
+        if do == "steer":
+            strengths = {whole(number): 1.0}
+            return at.Steer(prompt=now.prompt, latents=strengths, chat=now.chat)
+        return at.Feature(latent=whole(number))

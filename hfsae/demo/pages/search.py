@@ -1,0 +1,65 @@
+"""Find latents."""
+
+from typing import Any
+
+import gradio as gr
+
+from .. import address as at
+from ..look import BY
+from ..parts import html, panel
+from .page import App, Page, Updates, whole
+
+_NAMES = {
+    "word": "a word they fire on",
+    "promotes": "a token they make likelier",
+    "fires on": "a text of yours they fire on",
+    "label": "their label",
+    "similar to": "the number of one like them",
+}
+
+
+class SearchPage(Page):
+    title = "Search"
+
+    def __init__(self, actions: Any) -> None:
+        super().__init__(actions)
+        self.by = gr.Radio(
+            [(_NAMES[by], by) for by in _NAMES if by in BY],
+            value="word",
+            label="Find latents by",
+        )
+        with gr.Row(elem_classes="hf-buttons"):
+            self.query = gr.Textbox(
+                label="Search", placeholder="war", scale=4, min_width=200, max_lines=3
+            )
+            self.run = gr.Button("Search", variant="primary", min_width=100, scale=0)
+            self.random = gr.Button("Random latent", min_width=130, scale=0)
+        self.notice = panel()
+        self.found = panel(elem_id="search-found")
+        self.inputs, self.outputs = (self.query, self.by), (self.found,)
+
+    def address(self, *values: Any) -> at.Search:
+        query, by = values
+        return at.Search(query or "", by)
+
+    def fill(self, address: at.Search) -> Updates:
+        return {self.query: address.query, self.by: address.by if address.by in BY else "word"}
+
+    def render(self, address: at.Search) -> Updates:
+        if not address.query:
+            return {self.found: ""}
+        view = self.actions.search(address.query, address.by)
+        return {self.found: html("searched", view)}
+
+    def wire(self, app: App) -> None:
+        app.on([self.run.click, self.query.submit], self.address, self, progress_on=[self.found])
+        app.on([self.random.click], self._random, self, leads_to=("feature",))
+        app.on_select(self.found, self._clicked, self, leads_to=("feature", "steer"))
+
+    def _random(self, *values: Any) -> at.Feature:
+        return at.Feature(self.actions.random_latent()["latent"])
+
+    def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Address:
+        if do == "steer":
+            return at.Steer(latents={whole(index): 1.0})
+        return at.Feature(whole(index))

@@ -1,0 +1,101 @@
+"""Which latents speak for the next token."""
+
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from .. import address as at
+from ..parts import html, panel
+from .page import App, Page, Updates, whole
+
+
+class WhyPage(Page):
+    title = "Why this token"
+
+    def __init__(self, actions: Any) -> None:
+        super().__init__(actions)
+        self.prompt = gr.Textbox(
+            label="Text", lines=2, max_lines=8, placeholder="The next token is what is explained"
+        )
+        with gr.Row(elem_classes="hf-buttons"):
+            self.target = gr.Textbox(
+                label="Next token", placeholder="the likeliest", min_width=130, scale=1
+            )
+            self.contrast = gr.Textbox(
+                label="Rather than", placeholder="nothing", min_width=130, scale=1
+            )
+            self.run = gr.Button("Explain", variant="primary", min_width=110, scale=0)
+        self.notice = panel()
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                self.next = panel(elem_id="why-next")
+            with gr.Column(scale=4, min_width=340):
+                self.effects = panel(elem_id="why-effects")
+        self.checked = gr.State({})  # latent -> what leaving it out does, for the rows on show
+        self.inputs = (self.prompt, self.target, self.contrast)
+        self.outputs = (self.next, self.effects, self.checked)
+
+    def address(self, *values: Any) -> at.Why:
+        return at.Why(*(value or "" for value in values))
+
+    def fill(self, address: at.Why) -> Updates:
+        return dict(
+            zip(self.inputs, (address.prompt, address.target, address.contrast), strict=True)
+        )
+
+    def render(self, address: at.Why) -> Updates:
+        if not address.prompt:
+            return {self.next: "", self.effects: "", self.checked: {}}
+        view = self.actions.why(address.prompt, address.target, address.contrast)
+        return {
+            self.next: html("next_tokens", view),
+            self.effects: _effects(view),
+            self.checked: view,
+        }
+
+    def wire(self, app: App) -> None:
+        app.on(
+            [self.run.click, self.prompt.submit, self.target.submit, self.contrast.submit],
+            self.address,
+            self,
+            progress_on=[self.effects],
+        )
+        app.on_select(self.next, self._chosen, self, progress_on=[self.effects])
+        app.on_select(self.effects, self._clicked, self, leads_to=("feature",))
+        self.effects.ablate(
+            self._ablate,
+            [self.checked, *self.inputs],
+            [self.notice, self.effects, self.checked],
+            api_visibility="private",
+            show_progress_on=[self.effects],
+        )
+
+    def _chosen(self, do: str, token: str, to: str, *values: Any) -> at.Why:
+        now, token = self.address(*values), f"#{whole(token)}"
+        if do == "contrast":
+            return replace(now, contrast="" if now.contrast == token else token)
+        return replace(now, target=token, contrast="" if now.contrast == token else now.contrast)
+
+    def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Feature:
+        return at.Feature(whole(index))
+
+    def _ablate(self, event: gr.EventData, view: Any, *values: Any) -> Updates:
+        data = event._data if isinstance(event._data, dict) else {}
+        try:
+            latent = whole(str(data.get("at") or ""))
+            asked = self.address(*values)
+            found = self.actions.check_ablation(asked.prompt, latent, asked.target, asked.contrast)
+        except ValueError as error:
+            return {self.notice: html("error", str(error))}
+        rows = [
+            {**row, "ablation": found["ablation"]} if row["latent"] == latent else row
+            for row in view.get("rows", [])
+        ]
+        view = {**view, "rows": rows}
+        return {self.notice: "", self.effects: _effects(view), self.checked: view}
+
+
+def _effects(view: dict[str, Any]) -> str:
+    sizes = [abs(v) for row in view["rows"] for v in (row["value"], row["ablation"]) if v]
+    return html("effects", {**view, "largest": max(sizes, default=1.0)})

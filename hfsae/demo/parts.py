@@ -1,0 +1,88 @@
+"""HTML for the pages, from parts.html, and the component that shows it.
+
+Gradio's own templates evaluate what is put into them as JavaScript template literals: `${...}` in a
+prompt would run. So the markup is made here, by Jinja2 with autoescape, and reaches the browser as
+a finished string; what a person clicks comes back as the `data-do` and `data-at` of the element.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from jinja2 import Environment, FileSystemLoader
+
+_HERE = Path(__file__).parent
+
+# One listener on the root: what is inside is replaced at every update.
+_JS = """
+const send = (what, node, to) => trigger(
+    what === 'ablate' ? 'ablate' : 'select', {do: what, at: node.dataset.at ?? '', to: to});
+element.addEventListener('click', (event) => {
+    const node = event.target.closest('[data-do]');
+    if (node && !node.disabled) send(node.dataset.do, node, null);
+    if (event.target.closest('[data-local=theme]')) hfsae.theme();
+});
+element.addEventListener('input', (event) => {
+    const node = event.target, chip = node.closest('[data-chip]');
+    if (chip && node.type === 'range') chip.querySelector('input[type=number]').value = node.value;
+});
+element.addEventListener('change', (event) => {
+    const node = event.target;
+    if (node.dataset.change) send(node.dataset.change, node, node.value);
+});
+"""
+
+
+def panel(value: str = "", *, elem_id: str | None = None) -> gr.HTML:
+    """A piece of a page; `.select` (or `.ablate`) fires with the EventData do, at and to."""
+    return gr.HTML(
+        value, html_template="${value}", js_on_load=_JS, elem_id=elem_id, apply_default_css=False
+    )
+
+
+def html(macro: str, *arguments: Any) -> str:
+    """One macro of parts.html, filled in; whatever is in the arguments is text, not markup."""
+    return str(getattr(_module(), macro)(*arguments)).strip()
+
+
+def style() -> str:
+    return (_HERE / "style.css").read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=1)
+def _module() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "visible": visible, "quoted": quoted}
+    return environment.get_template("parts.html").module
+
+
+def number(value: int | float) -> str:
+    """Three digits or so, as people write them."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if abs(value) >= 0.001:
+        return f"{value:.3g}"
+    return f"{value:.1e}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def visible(text: str) -> str:
+    """Line ends as signs; other characters that would act on the page's text are spelt out."""
+    text = text.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def quoted(text: str) -> str:
+    """`visible`, for a token that stands alone: a space is a sign, too."""
+    return visible(text).replace(" ", "␣") if not text.strip(" ") else visible(text)

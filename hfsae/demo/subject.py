@@ -1,0 +1,253 @@
+"""What the app shows: an SAE, its language model, and what lies beside its weights.
+
+One `Subject` serves all sessions, and none changes it but for its labels. They may all run its
+language model at once: what one does to it acts in its own thread alone (see `hfsae.lm`).
+"""
+
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .. import contract
+from ..features import FeatureStore, read_labels
+from ..lm import LoadedLM, load_lm
+from ..models import SAE
+from ..packaged import SHIPPED_SAE
+from ..suite import beside, load
+
+logger = logging.getLogger(__name__)
+
+QUICKSTART = Path("runs", "quickstart")
+_BESIDE = (
+    "README.md",
+    "evaluation.json",
+    "training.json",
+    "presets.json",
+    "features/labels.json",
+    "features/latents.parquet",
+    "features/examples.parquet",
+    "features/meta.json",
+)
+_MAX_JSON = 2**24  # bytes
+
+
+class Choice(NamedTuple):
+    """Which SAE: what `hfsae.load` takes."""
+
+    source: str
+    subfolder: str = ""
+    layer: int | None = None
+    width: str | None = None
+    l0: float | str | None = None
+    revision: str | None = None
+
+
+def default_source() -> str:
+    """The SAE to open where none is named: the quickstart's, or the small one in this package."""
+    trained = (QUICKSTART / "config.json").is_file()
+    return str(QUICKSTART if trained else SHIPPED_SAE)
+
+
+@dataclass
+class Subject:
+    sae: SAE
+    name: str
+    """what was asked for: a folder's name, or the id of a repository"""
+    folder: Path | None = None
+    """where the files beside its weights lie"""
+    loaded: LoadedLM | None = None
+    why_no_lm: str = "it was left out at the start"
+    store: FeatureStore | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    card: str = ""
+    labels: dict[int, str] = field(default_factory=dict)
+    label_home: Path | None = None
+    """folder whose features/labels.json takes new labels; None: they are not kept"""
+    presets: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """sentences on what may make its numbers differ here"""
+
+    in_python: str = "hfsae.load(...)"
+    """code that loads it"""
+
+    @property
+    def d_sae(self) -> int:
+        return self.sae.config.d_sae
+
+    @property
+    def lm(self) -> PreTrainedModel:
+        return self._need_lm().lm
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._need_lm().tokenizer
+
+    def _need_lm(self) -> LoadedLM:
+        if self.loaded is None:
+            raise ValueError(
+                f"this needs the language model, which is not there: {self.why_no_lm}; "
+                "start the app with --model and a name or folder"
+            )
+        return self.loaded
+
+    @property
+    def bos(self) -> bool:
+        """Whether text wants a BOS token in front, as in training; yes where that is unknown."""
+        return self.sae.config.bos != "none"
+
+    def density(self) -> Float[Tensor, " d_sae"]:
+        """Share of tokens each latent fires on; 0 everywhere if nobody has counted."""
+        if self.store is not None:
+            return self.store.densities
+        counted = self.evaluation.get("density")
+        return torch.tensor(counted) if counted else torch.zeros(self.d_sae)
+
+    def largest(self) -> Float[Tensor, " d_sae"] | None:
+        """Each latent's largest activation over the store's text, raw units."""
+        return None if self.store is None else self.store.max_activations
+
+
+def open_subject(
+    choice: Choice,
+    *,
+    model: str | None = None,
+    with_lm: bool = True,
+    device: str | None = None,
+) -> Subject:
+    """Load an SAE, its language model, and what lies beside; say in `notes` what is not there.
+
+    Args:
+        model: a language model to use in the place of the one that the SAE's config names.
+        device: "cuda" where there is one, else "cpu".
+
+    Raises:
+        ValueError: there is no such SAE, or the named model cannot be had.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sae = load(**choice._asdict(), device=device).eval().requires_grad_(False)
+    subject = Subject(sae, _shown_name(choice), in_python=_in_python(choice))
+    subject.folder = beside(choice.source, _BESIDE, **_without_source(choice))
+    subject.label_home = _label_home(choice, subject)
+    for folder in (subject.folder, subject.label_home):
+        if folder is not None:
+            _read_labels(subject, folder)
+    if subject.folder is not None:
+        _read_beside(subject, subject.folder)
+    if with_lm:
+        _attach_lm(subject, model, device)
+    return subject
+
+
+def _shown_name(choice: Choice) -> str:
+    """No path of this machine: pages are shown to others."""
+    path = Path(choice.source)
+    if path == SHIPPED_SAE:
+        return "the small SAE that comes with hfsae"
+    return path.name if path.is_absolute() else choice.source
+
+
+def _in_python(choice: Choice) -> str:
+    if Path(choice.source) == SHIPPED_SAE:
+        return "hfsae.load(hfsae.packaged.SHIPPED_SAE)"
+    which = _without_source(choice)
+    options = [f"{name}={value!r}" for name, value in which.items() if value]
+    return f"hfsae.load({', '.join([repr(_shown_name(choice)), *options])})"
+
+
+def _label_home(choice: Choice, subject: Subject) -> Path | None:
+    """Where labels go: beside a user's own SAE, else under HFSAE_HOME; nowhere on a Space."""
+    if "SPACE_ID" in os.environ:
+        return None
+    if Path(choice.source).is_dir() and Path(choice.source) != SHIPPED_SAE:
+        return subject.folder
+    home = Path(os.environ.get("HFSAE_HOME", Path.home() / ".cache" / "hfsae"))
+    parts = ("shipped" if Path(choice.source) == SHIPPED_SAE else choice.source, choice.subfolder)
+    return home / "labels" / re.sub(r"[^\w.-]+", "--", "/".join(filter(None, parts)))
+
+
+def _read_labels(subject: Subject, folder: Path) -> None:
+    try:
+        subject.labels |= read_labels(folder)
+    except ValueError as error:
+        subject.notes.append(f"its labels are left out: {error}")
+
+
+def _without_source(choice: Choice) -> dict[str, Any]:
+    return {name: value for name, value in choice._asdict().items() if name != "source"}
+
+
+def _read_beside(subject: Subject, folder: Path) -> None:
+    card = folder / "README.md"
+    if card.is_file() and card.stat().st_size < _MAX_JSON:
+        subject.card = card.read_text(encoding="utf-8", errors="replace")
+    subject.evaluation = read_json(folder / "evaluation.json", dict)
+    presets = read_json(folder / "presets.json", list)
+    subject.presets = [preset for preset in presets if _is_preset(preset, subject.d_sae)]
+    if (folder / "features" / "meta.json").is_file():
+        store = FeatureStore.load(folder)
+        if len(store) == subject.d_sae:
+            subject.store = store
+        else:
+            subject.notes.append(
+                f"its features/ are of {len(store):,} latents, the SAE has {subject.d_sae:,}: "
+                "they are left out"
+            )
+
+
+def _is_preset(preset: Any, d_sae: int) -> bool:
+    """Whether it is a name, a prompt and {latent: strength}, all that a preset must have."""
+    if not isinstance(preset, dict) or not isinstance(preset.get("latents"), dict):
+        return False
+    texts = [preset.get(key) for key in ("name", "prompt")]
+    return all(isinstance(text, str) for text in texts) and all(
+        index.isdecimal() and int(index) < d_sae and isinstance(strength, int | float)
+        for index, strength in preset["latents"].items()
+    )
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """What a JSON file holds; an empty `kind` if it is not there, damaged, or something else."""
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise ValueError("too large")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if path.exists():
+            logger.warning("%s is left out: %s", path, error)
+        return kind()
+    return found if isinstance(found, kind) else kind()
+
+
+def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
+    config = subject.sae.config
+    name = model or config.model_name
+    if name is None:
+        subject.why_no_lm = "the SAE's config names none"
+        return
+    options: dict[str, Any] = {"dtype": config.model_dtype or "auto", "device": device}
+    if model is None or model == config.model_name:
+        options |= {
+            "revision": config.model_revision,
+            "attn_implementation": config.model_attention,
+        }
+    try:
+        subject.loaded = load_lm(name, **options)
+        differences = contract.differences(config, *subject.loaded[:2])
+        if wrong := [d for d in differences if d.severity == "error"]:
+            raise ValueError(f"this SAE is not for {name}: {wrong[0]}")
+    except ValueError as error:
+        subject.loaded = None
+        if model is not None:
+            raise
+        subject.why_no_lm = str(error).rstrip(".")
+        return
+    subject.notes += [str(difference) for difference in differences]

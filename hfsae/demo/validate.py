@@ -1,0 +1,107 @@
+"""What comes in from a browser, a link or a program, checked: the value, or one sentence."""
+
+from math import isfinite
+from typing import Any
+
+MAX_CHARACTERS = 8_000
+MAX_LATENTS = 8  # steered at once
+
+
+def text(value: Any, name: str, *, limit: int = MAX_CHARACTERS, empty: str | None = None) -> str:
+    """A string that is neither too long nor, with a sentence for it in `empty`, blank."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text, got {_kind(value)}")
+    if len(value) > limit:
+        raise ValueError(f"{name} has {len(value):,} characters; at most {limit:,} fit here")
+    if empty is not None and not value.strip():
+        raise ValueError(empty)
+    # a lone surrogate is no text that a tokenizer could read
+    return value.encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
+
+
+def number(value: Any, name: str, low: int | float, high: int | float) -> float:
+    """A finite number from low to high."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number, got {_kind(value)}")
+    if not isfinite(value) or not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it can be {low:g} to {high:g}")
+    return float(value)
+
+
+def whole(value: Any, name: str, low: int, high: int) -> int:
+    """A whole number from low to high."""
+    found = number(value, name, low, high)
+    if found != int(found):
+        raise ValueError(f"{name} is {value}; it must be a whole number")
+    return int(found)
+
+
+def flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {_kind(value)}")
+    return value
+
+
+def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"{name} is {_short(value)}; it can be {', '.join(options)}")
+    return value
+
+
+def latent(value: Any, d_sae: int) -> int:
+    """The index of a latent that there is."""
+    if value is None or value == "":
+        raise ValueError("no latent is chosen; give a number, or take a random one")
+    value = _as_number(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise ValueError(f"a latent is a whole number, got {_short(value)}")
+    if not 0 <= value < d_sae:
+        last = f"{d_sae - 1:,}"
+        raise ValueError(f"there is no latent {_short(value)}; this SAE has {d_sae:,}, 0 to {last}")
+    return int(value)
+
+
+def strengths(value: Any, d_sae: int, limit: int | float) -> dict[int, float]:
+    """{latent: strength} of a mapping, or of text such as "12:1.5, 7:-2"; at most +-limit."""
+    pairs = _pairs(value)
+    if not pairs:
+        raise ValueError("no latent is chosen to steer; add one, such as 12:1.5")
+    if len(pairs) > MAX_LATENTS:
+        raise ValueError(f"{len(pairs)} latents are chosen; at most {MAX_LATENTS} fit here")
+    found = {}
+    for key, strength in pairs:
+        index = latent(_as_number(key), d_sae)
+        name = f"the strength of latent {index}"
+        found[index] = number(_as_number(strength), name, -limit, limit)
+    return found
+
+
+def _pairs(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        return list(value.items())
+    if not isinstance(value, str):
+        raise ValueError(f"latents must be text such as 12:1.5, got {_kind(value)}")
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    for part in parts:
+        if part.count(":") != 1:
+            raise ValueError(f"latents are written as 12:1.5, 7:-2; {_short(part)} is not")
+    return [(p.split(":")[0].strip(), p.split(":")[1].strip()) for p in parts]
+
+
+def _as_number(value: Any) -> Any:
+    """The number that a string spells; what spells none is left for the next check to refuse."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _short(value: Any) -> str:
+    found = repr(value)
+    return found if len(found) <= 40 else f"{found[:37]}..."

@@ -1,0 +1,175 @@
+"""Two continuations of one prompt side by side: the language model as it is, and steered.
+
+Both draw the same random numbers, token for token, so what differs between them is the steering.
+Whatever steers is entered for a single forward pass at a time and left before a token is handed
+out: while a caller holds a token, or drops the iterator, the language model is as it was.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from inspect import signature
+from math import isfinite
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+
+Phase = Literal["prompt", "generated"]
+Steering = Callable[[Phase], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    max_new_tokens: int = 40
+    temperature: float = 0.7
+    """0: always the likeliest token"""
+    repetition_penalty: float = 1.1
+    """as in transformers: above 1, tokens that were there already become less likely"""
+    seed: int = 16
+
+    def __post_init__(self) -> None:
+        limits = {
+            "max_new_tokens": (1, 1024),
+            "temperature": (0.0, 5.0),
+            "repetition_penalty": (1.0, 5.0),
+            "seed": (0, 2**31 - 1),
+        }
+        for field in fields(self):
+            value, (low, high) = getattr(self, field.name), limits[field.name]
+            if not (isfinite(value) and low <= value <= high):
+                raise ValueError(f"{field.name} is {value}; it can be {low} to {high}")
+
+
+class Pair(NamedTuple):
+    """What was written so far."""
+
+    plain: str
+    steered: str
+    plain_ids: list[int]
+    steered_ids: list[int]
+    kl: float | None
+    """KL(steered || plain) of the next token along the steered text, nats a generated token, at
+    temperature 1: how far the steering bends the model. None until the end."""
+    done: bool
+
+
+class _Stream:
+    """One continuation: its cache, its ids, and what was generated."""
+
+    def __init__(self, lm: PreTrainedModel, ids: Sequence[int], sampling: Sampling, eos: set[int]):
+        self.lm, self.sampling, self.eos = lm, sampling, eos
+        self.cache: Any = DynamicCache(config=lm.config)
+        self.fed, self.ids, self.new = 0, list(ids), []
+        self.logits: list[Tensor] = []
+        self.options: dict[str, Any] = {_cache_argument(lm): self.cache, "use_cache": True}
+        self.penalise = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
+
+    @property
+    def phase(self) -> Phase:
+        return "generated" if self.fed else "prompt"
+
+    @property
+    def finished(self) -> bool:
+        full = len(self.new) >= self.sampling.max_new_tokens
+        return full or bool(self.new and self.new[-1] in self.eos)
+
+    def step(self, noise: Float[Tensor, " vocab"]) -> None:
+        """Feed what was not fed yet, and draw one token; noise: independent Gumbel numbers."""
+        fresh = torch.tensor([self.ids[self.fed :]], device=self.lm.device)
+        out = self.lm(input_ids=fresh, **self.options)
+        logits = out.logits[0, -1].float().cpu()
+        self.fed = len(self.ids)
+        self.logits.append(logits)
+        if self.sampling.repetition_penalty != 1:
+            logits = self.penalise(torch.tensor([self.ids]), logits[None].clone())[0]  # pyright: ignore
+        if self.sampling.temperature > 0:
+            # the largest of log p + Gumbel noise is a draw from p
+            logits = logits / self.sampling.temperature + noise
+        token = int(logits.argmax())
+        self.ids.append(token)
+        self.new.append(token)
+
+
+def _cache_argument(lm: PreTrainedModel) -> str:
+    """What forward() calls its KV cache: transformers 5.24 has renamed it."""
+    return "cache" if "cache" in signature(lm.forward).parameters else "past_key_values"
+
+
+@torch.no_grad()
+def generate_pair(
+    lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[int],
+    steering: Steering,
+    sampling: Sampling | None = None,
+) -> Iterator[Pair]:
+    """Yields after every token, and with `done` once more at the end.
+
+    Args:
+        steering: a context in which one forward pass of the steered stream runs, for the phase that
+            this pass belongs to: the prompt, or a token that was generated.
+
+    Raises:
+        ValueError: no prompt, or one that leaves no room.
+    """
+    sampling = sampling or Sampling()
+    _check_room(lm, len(prompt_ids), sampling.max_new_tokens)
+    eos = _eos_ids(lm, tokenizer)
+    plain, steered = (_Stream(lm, prompt_ids, sampling, eos) for _ in range(2))
+    generator = torch.Generator().manual_seed(sampling.seed)
+    while not (plain.finished and steered.finished):
+        uniform = torch.rand(_vocabulary(lm), generator=generator, dtype=torch.float64)
+        noise = -(-uniform.clamp(min=1e-300).log()).clamp(min=1e-300).log()
+        if not steered.finished:
+            with steering(steered.phase):
+                steered.step(noise.float())
+        if not plain.finished:
+            plain.step(noise.float())
+        yield _pair(tokenizer, plain, steered, None)
+    kl = _divergence(lm, list(prompt_ids), steered)
+    yield _pair(tokenizer, plain, steered, kl)
+
+
+def _vocabulary(lm: PreTrainedModel) -> int:
+    head = lm.get_output_embeddings()
+    return int(lm.config.get_text_config().vocab_size if head is None else head.weight.shape[0])
+
+
+def _eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    configured: Any = getattr(lm.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return {int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None}
+
+
+def _check_room(lm: PreTrainedModel, n_prompt: int, n_new: int) -> None:
+    if not n_prompt:
+        raise ValueError("there is no prompt to go on from; write one")
+    room = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+    if room is not None and n_prompt + n_new > room:
+        raise ValueError(
+            f"the prompt's {n_prompt:,} tokens and {n_new:,} new ones exceed the model's {room:,}; "
+            "shorten one of them"
+        )
+
+
+def _pair(
+    tokenizer: PreTrainedTokenizerBase, plain: _Stream, steered: _Stream, kl: float | None
+) -> Pair:
+    first, second = (
+        str(tokenizer.decode(stream.new, skip_special_tokens=True)) for stream in (plain, steered)
+    )
+    return Pair(first, second, list(plain.new), list(steered.new), kl, kl is not None)
+
+
+def _divergence(lm: PreTrainedModel, prompt_ids: list[int], steered: _Stream) -> float:
+    """Mean KL(steered || plain) over the places at which the steered stream drew a token."""
+    ids = torch.tensor([steered.ids[:-1]], device=lm.device)
+    logits = lm(input_ids=ids, use_cache=False).logits[0, len(prompt_ids) - 1 :].float().cpu()
+    p, q = torch.stack(steered.logits).log_softmax(-1), logits.log_softmax(-1)
+    return max(0.0, float((p.exp() * (p - q)).sum(-1).mean()))

@@ -1,0 +1,262 @@
+"""What an SAE sees in one text, token by token, for people and programs to look at.
+
+    seen = inspect(lm, sae, tokenise(tokenizer, "The cat sat", bos=True))
+    seen.on(3)             the latents that fire on token 3, strongest first
+    seen.trace(17)         latent 17 along the text
+    seen.ranking()         the latents of the whole text
+    compare(seen, other)   what differs between two texts
+
+Special tokens (BOS, chat roles) are shown, but nothing is computed on them: SAEs have not seen them
+in training, and their activations are outliers.
+"""
+
+from collections.abc import Collection
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .activations.tokens import TokenBatch, special_ids
+from .lm import capture, cast_for
+
+By = Literal["max", "mean", "relative"]
+_REPLACEMENT = "\ufffd"  # what decoders write for bytes that spell no character
+_LONGEST_CHARACTER = 4  # bytes in UTF-8, and so at most as many tokens
+
+
+class Tokens(NamedTuple):
+    """One text as the language model reads it; three lists of equal length."""
+
+    ids: list[int]
+    texts: list[str]
+    """They join to the text. A character that several tokens spell stands at the first of them, the
+    others are empty; special tokens have their names."""
+    special: list[bool]
+
+    def batch(self, device: torch.device | str = "cpu") -> TokenBatch:
+        """One row; `keep` leaves out special tokens."""
+        ids = torch.tensor([self.ids], device=device)
+        keep = ~torch.tensor([self.special], device=device)
+        return TokenBatch(ids, keep, torch.zeros_like(ids))
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    bos: bool = True,
+    chat: bool = False,
+    max_tokens: int | None = None,
+) -> Tokens:
+    """Ids and readable texts of the tokens of `text`.
+
+    Args:
+        bos: prepend the tokenizer's BOS token; what an SAE trained with BOS wants.
+        chat: as a user's message in the tokenizer's chat template, up to where the answer begins.
+
+    Raises:
+        ValueError: no text, more than max_tokens, no chat template.
+    """
+    if not text:
+        raise ValueError("there is no text; write a prompt")
+    ids = _chat_ids(tokenizer, text) if chat else _plain_ids(tokenizer, text, bos)
+    if max_tokens is not None and len(ids) > max_tokens:
+        raise ValueError(f"the text has {len(ids):,} tokens; at most {max_tokens:,} fit here")
+    special = set(special_ids(tokenizer))
+    return Tokens(ids, spell(tokenizer, ids), [i in special for i in ids])
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list[int]:
+    ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    bos_id: Any = tokenizer.bos_token_id
+    return [bos_id, *ids] if bos and bos_id is not None else list(ids)
+
+
+def _chat_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    if not tokenizer.chat_template:
+        raise ValueError("this model's tokenizer has no chat template; turn it off")
+    message = [{"role": "user", "content": text}]
+    written: Any = tokenizer.apply_chat_template(
+        message, add_generation_prompt=True, tokenize=False
+    )
+    return list(tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def spell(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """The text of each token, as in `Tokens.texts`."""
+    texts, special = [], set(special_ids(tokenizer))
+    while len(texts) < len(ids):
+        n, text = _next_character(tokenizer, ids[len(texts) :], special)
+        texts += [text, *[""] * (n - 1)]
+    return texts
+
+
+def _next_character(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], special: Collection[int]
+) -> tuple[int, str]:
+    """How many of the first tokens it takes to spell something whole, and what they spell."""
+    piece = str(tokenizer.convert_ids_to_tokens(ids[0]))
+    if ids[0] in special:
+        return 1, piece
+    for n in range(1, min(len(ids), _LONGEST_CHARACTER) + 1):
+        text = str(tokenizer.decode(ids[:n]))
+        if _REPLACEMENT not in text:
+            # SentencePiece decoders drop the space that opens a text.
+            opens = piece.startswith("▁") and not text.startswith(" ")
+            return n, f" {text}" if opens else text
+    return 1, piece
+
+
+class Firing(NamedTuple):
+    """A latent on a token."""
+
+    latent: int
+    activation: float
+    """raw units"""
+
+
+class Ranked(NamedTuple):
+    """A latent in a whole text."""
+
+    latent: int
+    max: float
+    """its largest activation, raw units"""
+    mean: float
+    """over all tokens that are not special"""
+    n_tokens: int
+    """on which it fires"""
+    peak: int
+    """position of the largest activation"""
+
+
+class Difference(NamedTuple):
+    """A latent in two texts."""
+
+    latent: int
+    first: float
+    """its largest activation in the first text, raw units; 0 if it does not fire there"""
+    second: float
+
+
+class Inspection(NamedTuple):
+    """The latents that fire in one text: n firings in order of position."""
+
+    tokens: Tokens
+    position: Int[Tensor, " n"]
+    latent: Int[Tensor, " n"]
+    activation: Float[Tensor, " n"]
+    d_sae: int
+    fvu: float
+    """fraction of variance unexplained over this text's tokens; nan for a single one"""
+
+    @property
+    def n_kept(self) -> int:
+        """Tokens that are not special."""
+        return self.tokens.special.count(False)
+
+    @property
+    def l0(self) -> list[int]:
+        """Latents that fire on each token."""
+        return torch.bincount(self.position, minlength=len(self.tokens.ids)).tolist()
+
+    def on(
+        self, position: int, k: int | None = None, *, hide: Collection[int] = ()
+    ) -> list[Firing]:
+        """Latents that fire on a token, strongest first, at most k, without those in `hide`."""
+        here = (self.position == position) & self._shown(hide)
+        values, order = self.activation[here].sort(descending=True)
+        latents = self.latent[here][order]
+        return [Firing(*f) for f in zip(latents[:k].tolist(), values[:k].tolist(), strict=True)]
+
+    def trace(self, latent: int) -> list[float]:
+        """Activation of one latent on each token, raw units; 0 where it does not fire.
+
+        Raises:
+            ValueError: there is no such latent.
+        """
+        check_latent(latent, self.d_sae)
+        trace, mine = torch.zeros(len(self.tokens.ids)), self.latent == latent
+        trace[self.position[mine]] = self.activation[mine]
+        return trace.tolist()
+
+    def ranking(
+        self,
+        k: int | None = None,
+        *,
+        by: By = "max",
+        hide: Collection[int] = (),
+        usual: Float[Tensor, " d_sae"] | None = None,
+    ) -> list[Ranked]:
+        """Latents of the text, the most prominent first.
+
+        Args:
+            by: their "max" or "mean" activation, or "relative", the max as a share of `usual`.
+            usual: each latent's largest activation over much text, as a FeatureStore has it.
+        """
+        shown = self._shown(hide)
+        activation, position = self.activation[shown], self.position[shown]
+        latent, group, n = self.latent[shown].unique(return_inverse=True, return_counts=True)
+        largest = torch.zeros(len(latent)).scatter_reduce_(0, group, activation, "amax")
+        mean = torch.zeros(len(latent)).scatter_add_(0, group, activation) / max(1, self.n_kept)
+        at_peak = activation == largest[group]
+        peak = torch.full((len(latent),), len(self.tokens.ids))
+        peak.scatter_reduce_(0, group[at_peak], position[at_peak], "amin")
+        if by == "relative" and usual is not None:
+            key = largest / usual[latent].clamp(min=torch.finfo(torch.float32).tiny)
+        else:
+            key = mean if by == "mean" else largest
+        order = key.argsort(descending=True, stable=True)[:k]
+        columns = (column[order].tolist() for column in (latent, largest, mean, n, peak))
+        return [Ranked(*row) for row in zip(*columns, strict=True)]
+
+    def _shown(self, hide: Collection[int]) -> Tensor:
+        return ~torch.isin(self.latent, torch.tensor(sorted(hide), dtype=self.latent.dtype))
+
+
+def check_latent(latent: int, d_sae: int) -> None:
+    """Raise ValueError unless there is such a latent."""
+    if not 0 <= latent < d_sae:
+        raise ValueError(f"there is no latent {latent}; this SAE has {d_sae:,}, 0 to {d_sae - 1}")
+
+
+@torch.no_grad()
+def inspect(lm: PreTrainedModel, sae: Any, tokens: Tokens) -> Inspection:
+    """Latents on every token of a text but the special ones; the layers above are not run.
+
+    Args:
+        sae: anything with `encode(x)`, `decode(latents, x)`, `config.site` and `config.d_sae`.
+
+    Raises:
+        ValueError: the SAE names no site.
+    """
+    site, d_sae = sae.config.site, sae.config.d_sae
+    if site is None:
+        raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'")
+    batch = tokens.batch(lm.device)
+    with capture(lm, [site], stop_early=True) as activations:
+        lm(input_ids=batch.input_ids, use_cache=False)
+    x = cast_for(sae, activations[site][0][batch.keep[0]])  # [kept, d_in]
+    latents = sae.encode(x)  # [kept, d_sae]
+    row, latent = (latents != 0).nonzero(as_tuple=True)
+    position = batch.keep[0].nonzero()[:, 0].to(row.device)[row]
+    fvu = float("nan")
+    if not getattr(sae.config, "is_transcoder", False) and len(x) > 1:
+        error = (x - sae.decode(latents, x)).float().square().sum()
+        fvu = float(error / (x - x.mean(0)).float().square().sum())
+    found = (position.cpu(), latent.cpu(), latents[row, latent].float().cpu())
+    return Inspection(tokens, *found, d_sae, fvu)
+
+
+def compare(
+    first: Inspection, second: Inspection, k: int | None = None, *, hide: Collection[int] = ()
+) -> list[Difference]:
+    """Latents whose largest activations differ between two texts, the most different first."""
+    largest = torch.zeros(2, first.d_sae)
+    for row, seen in zip(largest, (first, second), strict=True):
+        row.scatter_reduce_(0, seen.latent, seen.activation, "amax")
+    largest[:, sorted(hide)] = 0.0
+    gap = (largest[0] - largest[1]).abs()
+    order = gap.argsort(descending=True, stable=True)[: int((gap > 0).sum())][:k]
+    return [Difference(i, *largest[:, i].tolist()) for i in order.tolist()]

@@ -1,0 +1,113 @@
+"""A folder that is a Hugging Face Space: the app of `hfsae demo` for one SAE, ready to push."""
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .hub import PUSHED
+
+GRADIO = "6.31.0"
+_APP = '''"""The Space: a language model, looked at and steered through a sparse autoencoder.
+
+`hfsae space` wrote this file. On ZeroGPU hardware the package `spaces` is there, and hfsae.demo
+uses it: it has to be imported before torch is.
+"""
+
+import contextlib
+
+with contextlib.suppress(ModuleNotFoundError):
+    import spaces  # noqa: F401
+
+import {package}.demo
+
+{package}.demo.launch({arguments})
+'''
+_BODY = """# {title}
+
+Look at which latents of {what} fire in a text, what each of them stands for, and what the language
+model says when one is turned up. Made with `hfsae`; on your own machine: `{command}`.
+"""
+
+
+def write_space(
+    folder: str | Path,
+    sae: str | None = None,
+    *,
+    title: str = "Inspect and steer",
+    model: str | None = None,
+    **which: Any,
+) -> Path:
+    """Write app.py, requirements.txt and README.md to a folder; a local SAE is copied beside them.
+
+    Args:
+        sae: repository on the Hub, or folder of an SAE; by default the small one in the package.
+        model: a language model to use in the place of the one that the SAE's config names.
+        which: subfolder, layer, width, l0, revision, as for `hfsae.load`.
+
+    Raises:
+        ValueError: the folder holds something else, or the SAE's folder no SAE.
+    """
+    folder = Path(folder)
+    ours = {"app.py", "requirements.txt", "README.md", "sae"}
+    if folder.is_file() or (folder.is_dir() and {p.name for p in folder.iterdir()} - ours):
+        raise ValueError(f"{folder} holds something else; name another folder")
+    source, base_model = sae, model
+    if sae is not None and Path(sae).is_dir():
+        base_model = model or _copy_sae(Path(sae), folder / "sae")
+        source = "sae"
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {name: value for name, value in {"model": model, **which}.items() if value}
+    arguments = [repr(source)] if source else []
+    arguments += [f"{name}={value!r}" for name, value in options.items()] + ["mcp=True"]
+    files = {
+        "app.py": _APP.format(package=__package__, arguments=", ".join(arguments)),
+        "requirements.txt": f"hfsae[demo]>={version('hfsae')}\n",
+        "README.md": _readme(title, sae, base_model),
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    return folder
+
+
+def _copy_sae(sae: Path, target: Path) -> str | None:
+    """Copy what of an SAE is for others to see; the language model that it names."""
+    config = sae / "config.json"
+    if not config.is_file():
+        raise ValueError(f"{sae} is not the folder of a trained SAE: it has no config.json")
+    shutil.rmtree(target, ignore_errors=True)
+    for pattern in (*PUSHED, "features/labels.json", "presets.json"):
+        for path in sae.glob(pattern):
+            copy = target / path.relative_to(sae)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    return json.loads(config.read_text(encoding="utf-8")).get("model_name")
+
+
+def _readme(title: str, sae: str | None, model: str | None) -> str:
+    is_repo = sae is not None and not Path(sae).exists()
+    models = [name for name in (sae if is_repo else None, model) if name]
+    front: dict[str, Any] = {
+        "title": title,
+        "emoji": "🔬",
+        "colorFrom": "indigo",
+        "colorTo": "yellow",
+        "sdk": "gradio",
+        "sdk_version": GRADIO,
+        "python_version": "3.11",
+        "app_file": "app.py",
+        "pinned": False,
+        "license": "apache-2.0",
+        "short_description": "Latents of an SAE: inspect, steer, explain",
+        "tags": ["sparse-autoencoder", "interpretability", "steering", "hfsae", "mcp-server"],
+        "suggested_hardware": "cpu-basic",
+    }
+    if models:
+        front |= {"models": models, "preload_from_hub": models}
+    text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    what = f"`{sae}`" if is_repo else "a sparse autoencoder"
+    command = f"hfsae demo {sae}" if is_repo else "hfsae demo"
+    return f"---\n{text}---\n\n" + _BODY.format(title=title, what=what, command=command)

@@ -1,0 +1,142 @@
+"""A tiny SAE with all that may lie beside it, and the app that serves it: once for all tests."""
+
+import os
+
+# gradio reads these when it is imported
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+import importlib.util
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import hfsae
+from hfsae.features import CollectArguments, write_label
+
+if importlib.util.find_spec("gradio") is None:
+    pytest.skip("the app needs gradio: pip install 'hfsae[demo]'", allow_module_level=True)
+
+from hfsae.demo import Choice, Subject, open_subject
+
+ROOT = Path(__file__).parent.parent.parent
+D_SAE = 48
+HOSTILE = "<img src=x onerror=\"document.title='hit'\"> ${document.title='hit'} {{7*7}} `\\"
+CARD = f"---\nlicense: mit\n---\n\n# A tiny SAE\n\n{HOSTILE} ![spy](https://spy.example/a.png)\n"
+WORDS = "the cat sat on the mat and the dog ran to the sea while rain fell on all of them "
+TEXTS = [WORDS * 3, WORDS[::-1] * 3, "0123456789 " * 30]
+
+
+@pytest.fixture(scope="session")
+def sae_folder(tmp_path_factory, make_tiny_lm, tiny_tokenizer) -> Path:
+    """A trained SAE's folder, as `hfsae train` writes it, with labels; its model is beside it."""
+    home = tmp_path_factory.mktemp("demo")
+    lm = make_tiny_lm("llama")
+    lm.save_pretrained(home / "lm")
+    tiny_tokenizer.save_pretrained(home / "lm")
+    template = "{% for m in messages %}<bos>user: {{ m['content'] }}{% endfor %}"
+    (home / "lm" / "chat_template.jinja").write_text(template)
+    config = hfsae.JumpReLUSAEConfig(
+        d_in=16,
+        d_sae=D_SAE,
+        site="layers.1",
+        model_name=str(home / "lm"),
+        initial_threshold=0.5,
+        bos="row",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        sae = hfsae.JumpReLUSAE(config)
+    folder = home / "tiny-sae"
+    sae.save_pretrained(folder)
+    text = hfsae.TextArguments(dataset=TEXTS, context_size=32, held_out_fraction=0.0)
+    rows = hfsae.PackedRows(tiny_tokenizer, text, "train", rows=4)
+    collected = CollectArguments(top=3, quantiles=2, per_quantile=1, reservoir=8, window=6)
+    hfsae.collect(sae, lm, tiny_tokenizer, rows, collected).save(folder)
+    rows = hfsae.PackedRows(tiny_tokenizer, text, "train", rows=4)
+    measured = hfsae.evaluate(sae, lm, rows).to_dict()
+    (folder / "evaluation.json").write_text(json.dumps(measured))
+    (folder / "README.md").write_text(CARD)
+    write_label(folder, 0, HOSTILE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def subject(sae_folder) -> Subject:
+    return open_subject(Choice(str(sae_folder)))
+
+
+@pytest.fixture(scope="session")
+def app_url(sae_folder, tmp_path_factory) -> Iterator[str]:
+    """The app with an endpoint more, /hooks; see serve.py."""
+    port, log = free_port(), tmp_path_factory.mktemp("app") / "log"
+    argv = [sys.executable, "-m", "tests.demo.serve", str(sae_folder), str(port)]
+    with served(argv, port, log) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def running_command(sae_folder, tmp_path_factory) -> Iterator[str]:
+    """`hfsae demo FOLDER --mcp`; its address."""
+    port, log = free_port(), tmp_path_factory.mktemp("command") / "log"
+    argv = [sys.executable, "-m", "hfsae", "demo", str(sae_folder), "--mcp", "--port", str(port)]
+    with served(argv, port, log) as url:
+        yield url
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def served(argv: list[str], port: int, log: Path) -> Iterator[str]:
+    """The address of a process that listens, once it does; it ends with the block."""
+    url = f"http://127.0.0.1:{port}/"
+    with log.open("w") as output:
+        process = subprocess.Popen(argv, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(900):
+            if process.poll() is not None:
+                raise AssertionError(log.read_text())
+            try:
+                urllib.request.urlopen(f"{url}config", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def chromium() -> str:
+    """Path of a browser; skips the test where there is none."""
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("no Chromium: apt-get install chromium-headless-shell")
+    pytest.importorskip("playwright")
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    executable = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=executable, args=options)
+        yield browser
+        browser.close()

@@ -1,0 +1,238 @@
+"""What the app can do, without the app."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import hfsae
+from hfsae.demo import Choice, open_subject
+from hfsae.demo.actions import Actions
+from hfsae.demo.subject import Subject, default_source
+
+from .conftest import D_SAE, HOSTILE
+
+
+@pytest.fixture(scope="module")
+def actions(subject) -> Actions:
+    return Actions(subject)
+
+
+def last(stream):
+    return list(stream)[-1]
+
+
+def test_answers_are_json(actions):
+    answers = [
+        actions.inspect("the cat"),
+        actions.compare_prompts("the cat", "a dog"),
+        actions.feature(3),
+        actions.try_text(3, "the cat"),
+        actions.search("3", "similar to"),
+        last(actions.steer("the", "3:1", max_new_tokens=3)),
+        actions.why("the c"),
+        actions.health(),
+        actions.measure("the cat sat"),
+        actions.about(),
+    ]
+    for answer in answers:
+        assert json.loads(json.dumps(answer, allow_nan=False)) == answer
+
+
+def test_inspect_lists_the_latents_of_a_token_and_colours_by_the_strongest(actions):
+    view = actions.inspect("the cat", token=2)
+    strongest = view["on_token"][0]
+    assert view["latent"] == strongest["latent"]
+    assert view["tokens"][2]["activation"] == pytest.approx(strongest["value"])
+    assert max(t["share"] for t in view["tokens"]) == 1.0
+    assert view["tokens"][0]["special"] and view["tokens"][0]["activation"] == 0
+
+
+def test_the_density_filter_hides_what_fires_often(actions):
+    often = set((actions.density > 0.2).nonzero()[:, 0].tolist())
+    shown = {r["latent"] for r in actions.inspect("the cat", max_density=0.2)["ranking"]}
+    assert often and shown and not shown & often
+
+
+def test_chat_reads_the_text_in_its_template(actions):
+    texts = [t["text"] for t in actions.inspect("hi", chat=True)["tokens"]]
+    assert "".join(texts) == "<bos>user: hi"
+
+
+def test_a_latent_has_its_examples_numbers_and_neighbours(actions, subject):
+    view, known = actions.feature(0), subject.store[0]
+    assert view["label"] == HOSTILE.strip() and view["threshold"] == pytest.approx(0.5)
+    assert view["groups"][0]["kind"] == "top"
+    firing = [t for t in view["groups"][0]["examples"][0]["tokens"] if t["firing"]]
+    assert firing[0]["activation"] == pytest.approx(known.max_activation, rel=1e-5)
+    assert sum(b["count"] for b in view["histogram"]) == known.n_firings
+    assert [n["latent"] for n in view["neighbours"]] == [i for i, _ in known.neighbours]
+
+
+def test_searches_find_what_they_should(actions, subject):
+    strongest = next(e for e in subject.store[3].examples if e.tokens[e.firing].strip())
+    word = strongest.tokens[strongest.firing].strip()
+    assert word in actions.search(word)["found"][0]["fires_on"]
+    assert [r["latent"] for r in actions.search("img", "label")["found"]] == [0]
+    assert len(actions.search("e", "promotes")["found"]) > 0
+    assert 5 not in [r["latent"] for r in actions.search("5", "similar to")["found"]]
+    fires = actions.search("cat", "fires on")["found"]
+    assert all(r["value"] > 0 for r in fires)
+
+
+def test_a_random_latent_is_alive_and_repeatable(actions):
+    drawn = {actions.random_latent(seed)["latent"] for seed in range(20)}
+    assert len(drawn) > 5 and all(actions.density[i] > 0 for i in drawn)
+    assert actions.random_latent(4) == actions.random_latent(4)
+
+
+def test_steering_changes_the_text_in_the_scope_that_is_asked_for(actions):
+    def steered(**options):
+        return last(actions.steer("the cat", "3:8", max_new_tokens=8, **options))
+
+    everywhere = steered()
+    assert everywhere["steered"] != everywhere["plain"] and everywhere["kl"] > 0
+    assert everywhere["done"] and everywhere["n_plain"] <= 8
+    assert steered() == everywhere
+    assert steered(scope="generated")["steered"] != everywhere["steered"]
+    assert last(actions.steer("the cat", "3:0", max_new_tokens=8))["kl"] < 1e-4
+
+
+@pytest.mark.parametrize("mode", ["add", "clamp", "scale", "ablate", "orthogonal", "cap"])
+@pytest.mark.parametrize("unit", ["max", "norm", "raw"])
+def test_every_mode_and_unit_runs(actions, mode, unit):
+    done = last(actions.steer("the", "3:2", mode=mode, unit=unit, max_new_tokens=2))
+    assert math.isfinite(done["kl"])
+
+
+def test_a_strength_is_suggested_within_the_budget(actions):
+    found = actions.suggest_strength("the cat", "3:1", max_kl=1.0, max_repetition=1.0)
+    within = [t for t in found["trials"] if t["within"]]
+    assert found["strength"] == max(t["strength"] for t in within)
+    assert found["latents"][3] == pytest.approx(found["strength"], abs=1e-3)
+
+
+def test_why_measures_by_ablation_what_the_gradient_estimates(actions):
+    view = actions.why("the c", target="a", contrast="o")
+    assert view["target"]["token"] == "a" and view["contrast"]["token"] == "o"
+    checked = [r for r in view["rows"] if r["ablation"] is not None]
+    assert len(checked) == 4
+    row = view["rows"][5]
+    found = actions.check_ablation("the c", row["latent"], "a", "o")
+    assert found["gradient"] == pytest.approx(row["value"], rel=1e-4)
+    assert math.isfinite(found["ablation"])
+
+
+def test_health_tells_metrics_and_histograms(actions, subject):
+    view = actions.health()
+    assert {m["name"] for m in view["metrics"]} >= {"l0", "fvu", "delta_loss"}
+    assert sum(b["count"] for b in view["density"]) + view["dead"] == D_SAE
+    assert sum(b["count"] for b in view["thresholds"]) == D_SAE
+    assert sum(b["count"] for b in view["l0"]) == subject.evaluation["n_tokens"]
+
+
+def test_two_saes_are_compared(actions, sae_folder):
+    rows = actions.compare_saes(str(sae_folder))["rows"]
+    assert rows and all(r["first"]["value"] == r["second"]["value"] for r in rows)
+
+
+def test_a_vector_can_be_taken_away(actions, tmp_path):
+    from hfsae.steering import load_steering_vector
+
+    vector = load_steering_vector(actions.steering_vector("3:2", "raw"))
+    assert torch.allclose(vector.vector, 2 * actions.subject.sae.W_dec[3].detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda a: a.inspect(" "), "there is no text"),
+        (lambda a: a.inspect("x" * 100_000), "100,000 characters"),
+        (lambda a: a.inspect("x" * 600), "601 tokens; at most 512"),
+        (lambda a: a.inspect("the", latent=D_SAE), f"no latent {D_SAE}"),
+        (lambda a: a.inspect("the", token=99), "token is 99"),
+        (lambda a: a.inspect("the", max_density=math.nan), "max_density is nan"),
+        (lambda a: a.feature(-1), "no latent -1"),
+        (lambda a: a.search("zz", "promotes"), "is not one token"),
+        (lambda a: a.search("x", "smell"), "by is 'smell'; it can be word, fires on"),
+        (lambda a: a.search("99", "similar to"), "no latent 99"),
+        (lambda a: last(a.steer("the", "3:nan")), "strength of latent 3 is nan"),
+        (lambda a: last(a.steer("the", "3:1", mode="shake")), "mode is 'shake'"),
+        (lambda a: last(a.steer("the", "3:1", temperature=math.inf)), "temperature is inf"),
+        (lambda a: last(a.steer("the", "3:1", max_new_tokens=9999)), "max_new_tokens is 9999"),
+        (lambda a: a.suggest_strength("the", "3:0"), "all strengths are 0"),
+        (lambda a: a.suggest_strength("the", "3:1", mode="ablate"), "mode is 'ablate'"),
+        (lambda a: a.why("the", "a", "a"), "the same token"),
+        (lambda a: a.save_label(3, "x\ny"), "one line of printable text"),
+        (lambda a: a.save_label(D_SAE, "x"), f"no latent {D_SAE}"),
+        (lambda a: a.compare_saes("/nowhere"), "/nowhere"),
+        (lambda a: a.measure(""), "there is no text"),
+    ],
+)
+def test_what_cannot_be_gets_a_sentence(actions, call, sentence):
+    labels = dict(actions.subject.labels)
+    with pytest.raises(ValueError, match=sentence):
+        call(actions)
+    assert actions.subject.labels == labels
+
+
+def test_a_label_is_kept_beside_the_sae_and_can_be_taken_away(sae_folder, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(sae_folder, copy)
+    actions = Actions(open_subject(Choice(str(copy)), with_lm=False))
+    assert actions.save_label(7, " rain ") == {"latent": 7, "label": "rain"}
+    assert hfsae.features.read_labels(copy)[7] == "rain"
+    actions.save_label(7, "")
+    assert 7 not in hfsae.features.read_labels(copy) and actions.label(7) == ""
+
+
+def test_on_a_space_labels_are_not_kept_and_folders_not_read(sae_folder, monkeypatch):
+    monkeypatch.setenv("SPACE_ID", "me/space")
+    actions = Actions(open_subject(Choice(str(sae_folder)), with_lm=False))
+    with pytest.raises(ValueError, match="not kept here"):
+        actions.save_label(7, "rain")
+    with pytest.raises(ValueError, match="by its repository"):
+        actions.compare_saes(str(sae_folder))
+
+
+def test_without_a_model_what_needs_none_still_works(sae_folder):
+    actions = Actions(open_subject(Choice(str(sae_folder)), with_lm=False))
+    assert actions.feature(3)["collected"] and actions.health()["metrics"]
+    assert actions.search("3", "similar to")["found"]
+    with pytest.raises(ValueError, match=r"needs the language model.*start the app with --model"):
+        actions.inspect("the cat")
+
+
+def test_a_model_that_cannot_be_had_is_told_and_the_rest_opens(sae_folder, tmp_path):
+    sae = hfsae.load(sae_folder)
+    sae.config.model_name = str(tmp_path / "gone")
+    sae.save_pretrained(tmp_path / "sae")
+    subject = open_subject(Choice(str(tmp_path / "sae")))
+    assert "gone" in subject.why_no_lm
+    assert Actions(subject).feature(3) == {
+        "latent": 3,
+        "label": "",
+        "threshold": pytest.approx(0.5),
+        "collected": False,
+    }
+
+
+def test_a_store_of_another_sae_is_left_out_with_a_word(sae_folder, tmp_path):
+    import shutil
+
+    config = hfsae.JumpReLUSAEConfig(d_in=16, d_sae=8, site="layers.1")
+    hfsae.JumpReLUSAE(config).save_pretrained(tmp_path / "sae")
+    shutil.copytree(sae_folder / "features", tmp_path / "sae" / "features")
+    subject: Subject = open_subject(Choice(str(tmp_path / "sae")), with_lm=False)
+    assert subject.store is None and "are of 48 latents" in subject.notes[0]
+
+
+def test_the_default_is_the_quickstarts_sae_else_the_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert default_source().endswith("shipped_sae")
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    (tmp_path / "runs" / "quickstart" / "config.json").write_text("{}")
+    assert default_source() == "runs/quickstart"

@@ -1,0 +1,45 @@
+"""The state of the app as a link."""
+
+import pytest
+
+from hfsae.demo import address as at
+
+
+@pytest.mark.parametrize(
+    "address, query",
+    [
+        (at.Inspect("a & b", latent=3, chat=True), "tab=inspect&prompt=a+%26+b&latent=3&chat=1"),
+        (at.Feature(17, "é"), "tab=feature&latent=17&text=%C3%A9"),
+        (at.Search("war", "fires on"), "tab=search&query=war&by=fires+on"),
+        (
+            at.Steer("p", {12: 1.5, 7: -2.0}, temperature=0.0, error_term=False, run=True),
+            "tab=steer&prompt=p&latents=12%3A1.5%2C7%3A-2&error_term=0&temperature=0&run=1",
+        ),
+        (at.Why("p", " Paris", "#12"), "tab=why&prompt=p&target=+Paris&contrast=%2312"),
+        (at.Health("me/sae"), "tab=health&versus=me%2Fsae"),
+        (at.About(), "tab=about"),
+    ],
+)
+def test_a_link_leads_back_to_where_it_was_made(address, query):
+    from urllib.parse import parse_qsl
+
+    assert at.to_query(address) == query
+    assert at.from_query(dict(parse_qsl(query))) == address
+
+
+def test_an_unknown_page_is_the_first_and_other_keys_are_left_alone():
+    assert at.from_query({"tab": "nowhere", "__theme": "dark"}) == at.Inspect()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"tab": "feature", "latent": "x"},
+        {"tab": "steer", "latents": "3"},
+        {"tab": "inspect", "chat": "maybe"},
+        {"tab": "steer", "temperature": "hot"},
+    ],
+)
+def test_a_damaged_link_says_so(query):
+    with pytest.raises(ValueError, match="this link is damaged"):
+        at.from_query(query)

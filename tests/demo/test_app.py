@@ -1,0 +1,150 @@
+"""The app as programs meet it: endpoints, many at once, people who leave, agents."""
+
+import asyncio
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from gradio_client import Client
+
+from .conftest import D_SAE
+
+ENDPOINTS = {
+    "about",
+    "check_ablation",
+    "compare_prompts",
+    "compare_saes",
+    "feature",
+    "health",
+    "inspect",
+    "measure",
+    "next_tokens",
+    "random_latent",
+    "save_label",
+    "search",
+    "steer",
+    "suggest_strength",
+    "try_text",
+    "why",
+}
+
+
+@pytest.fixture(scope="module")
+def client(app_url) -> Client:
+    return Client(app_url, verbose=False)
+
+
+def test_every_action_is_an_endpoint_and_nothing_else_is(client):
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert {name.strip("/") for name in named} == {*ENDPOINTS, "hooks"}
+
+
+def test_an_answer_by_name(client):
+    view = client.predict(latent=3, api_name="/feature")
+    assert view["latent"] == 3 and view["collected"]
+
+
+def test_steering_streams_both_texts(client):
+    job = client.submit(
+        prompt="the cat", latents="3:6", max_new_tokens=6, temperature=0.0, api_name="/steer"
+    )
+    final = job.result(timeout=60)
+    assert final["done"] and final["plain"] != final["steered"]
+    assert len(job.outputs()) >= 2 and not job.outputs()[0]["done"]
+
+
+def test_twenty_at_once_get_their_own_answers(app_url, client):
+    def ask(i: int) -> tuple[str, dict]:
+        mine = Client(app_url, verbose=False)
+        options = {"max_new_tokens": 4, "seed": i, "api_name": "/steer"}
+        steered = mine.predict(prompt=f"user {i} says", latents=f"{i}:3", **options)
+        texts = mine.predict(prompt=f"number {i}", api_name="/inspect")["tokens"]
+        return "".join(t["text"] for t in texts), steered
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(ask, range(20)))
+    for i, (text, steered) in enumerate(answers):
+        assert text == f"<bos>number {i}"
+        alone = client.predict(
+            prompt=f"user {i} says",
+            latents=f"{i}:3",
+            max_new_tokens=4,
+            seed=i,
+            api_name="/steer",
+        )
+        assert steered == alone
+    assert client.predict(api_name="/hooks") == 0
+
+
+def test_who_leaves_in_the_middle_of_steering_leaves_nothing_behind(app_url, client):
+    leaving = Client(app_url, verbose=False)
+    job = leaving.submit(prompt="the cat", latents="3:4", max_new_tokens=240, api_name="/steer")
+    while not job.outputs():
+        time.sleep(0.01)
+    leaving.close()
+    job.cancel()
+    time.sleep(0.3)
+    assert client.predict(api_name="/hooks") == 0
+    after = client.predict(prompt="the", latents="3:0", max_new_tokens=3, api_name="/steer")
+    assert after["plain"] == after["steered"]
+
+
+MALFORMED = [
+    ("/feature", {"latent": D_SAE}, f"there is no latent {D_SAE}"),
+    ("/feature", {"latent": -1}, "there is no latent -1"),
+    ("/feature", {"latent": "NaN"}, "a latent is a whole number"),
+    ("/feature", {"latent": None}, "no latent is chosen"),
+    ("/feature", {"latent": {"a": 1}}, "a latent is a whole number"),
+    ("/inspect", {"prompt": "x" * 100_000}, "the prompt has 100,000 characters; at most 8,000"),
+    ("/inspect", {"prompt": 7}, "the prompt must be text, got a int"),
+    ("/inspect", {"prompt": ["the"]}, "the prompt must be text, got a list"),
+    ("/inspect", {"prompt": "the", "chat": "yes"}, "chat must be true or false"),
+    ("/inspect", {"prompt": "the", "token": 1.5}, "token is 1.5; it must be a whole number"),
+    ("/steer", {"prompt": "the", "latents": "3:nan"}, "the strength of latent 3 is nan"),
+    ("/steer", {"prompt": "the", "latents": {"3": "inf"}}, "the strength of latent 3 is inf"),
+    ("/steer", {"prompt": "the", "latents": [3]}, "latents must be text such as 12:1.5"),
+    ("/steer", {"prompt": "the", "latents": "3:1", "temperature": "hot"}, "temperature must be"),
+    ("/steer", {"prompt": "the", "latents": "3:1", "seed": -1}, "seed is -1"),
+    ("/save_label", {"latent": 3, "label": "x" * 201}, "at most 200 characters"),
+    ("/save_label", {"latent": 3, "label": 5}, "the label must be text"),
+    ("/save_label", {"latent": 3000, "label": "x"}, "there is no latent 3000"),
+    ("/search", {"query": {}, "by": "label"}, "the search must be text"),
+    ("/search", {"query": "x", "by": []}, "by is []; it can be word"),
+    ("/why", {"prompt": "the", "target": "<b>x</b>"}, "'<b>x</b>' is not one token"),
+]
+
+
+@pytest.mark.parametrize("name, arguments, sentence", MALFORMED)
+def test_malformed_input_gets_a_sentence(running_command, name, arguments, sentence):
+    """Of the command as people start it, without the type checks of these tests."""
+    client = Client(running_command, verbose=False)
+    before = client.predict(latent=3, api_name="/feature")["label"]
+    with pytest.raises(Exception) as error:
+        client.predict(**arguments, api_name=name)
+    assert sentence in str(error.value)
+    assert client.predict(latent=3, api_name="/feature")["label"] == before
+
+
+def test_the_actions_are_tools_for_agents(running_command):
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def talk() -> tuple[list[str], dict, bool]:
+        address = f"{running_command}gradio_api/mcp/"
+        async with (
+            streamable_http_client(address) as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            answer = await session.call_tool("feature", {"latent": 3})
+            wrong = await session.call_tool("feature", {"latent": 999})
+            return tools, answer, wrong
+
+    tools, answer, wrong = asyncio.run(talk())
+    assert {tool.name for tool in tools} == ENDPOINTS
+    assert "one latent" in next(t.description for t in tools if t.name == "feature")
+    assert "collected" in answer.content[0].text
+    assert wrong.isError and "there is no latent 999" in wrong.content[0].text
+    json.dumps([tool.inputSchema for tool in tools])

@@ -1,0 +1,236 @@
+"""The app as people meet it: every screen in a headless browser."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from gradio_client import Client
+
+from .conftest import D_SAE, HOSTILE
+
+TABS = ("inspect", "feature", "search", "steer", "why", "health", "about")
+WAIT = 15_000  # ms
+
+
+@pytest.fixture
+def visit(browser, app_url) -> Iterator[Callable]:
+    """visit(query, width=...) -> a page in a browser context of its own.
+
+    At the end: no script failed, and no request went anywhere but to the app.
+    """
+    contexts, wrong = [], []
+
+    def ours(request) -> None:
+        if not request.url.startswith((app_url, "data:", "blob:")):
+            wrong.append(request.url)
+
+    def visit(query: str = "", width: int = 1280):
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", ours)
+        page.goto(f"{app_url}?{query}")
+        page.wait_for_selector("#header .hf-top")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def value(page, label: str) -> str:
+    return page.get_by_label(label, exact=True).first.input_value()
+
+
+def texts(page) -> list[str]:
+    """The two continuations, once they are done."""
+    page.wait_for_selector("text=KL from the model as it is")
+    return page.locator("#steer-output .hf-text").all_inner_texts()
+
+
+def test_from_a_token_to_its_latent_to_a_steered_text_to_a_link(visit):
+    page = visit("tab=inspect&prompt=the+cat")
+    page.locator("#inspect-text button.hf-token").nth(2).click()
+    page.wait_for_selector("#inspect-latents h2:has-text('token 2')")
+    row = page.locator("#inspect-latents .hf-id").first
+    latent = row.inner_text()
+    row.click()
+    page.wait_for_selector(f"#feature-main h2:has-text('Latent {latent}')")
+    page.wait_for_url(re.compile(f"tab=feature&latent={latent}"))
+    page.get_by_role("button", name="Steer it").click()
+    chip = page.locator(f"#steer-chips [data-chip='{latent}']")
+    chip.get_by_label(f"strength of latent {latent}", exact=True).fill("6")
+    chip.get_by_label(f"strength of latent {latent}", exact=True).press("Enter")
+    page.wait_for_url(re.compile(f"latents={latent}%3A6"))
+    page.get_by_label("Prompt", exact=True).fill("the dog")
+    page.get_by_role("button", name="Generate").click()
+    plain, steered = texts(page)
+    assert plain.startswith("the dog") and steered.startswith("the dog") and plain != steered
+    page.wait_for_url(re.compile("run=1"))
+
+    other = visit(page.url.partition("?")[2])
+    assert texts(other) == [plain, steered]
+    assert value(other, "Prompt") == "the dog"
+    assert value(other, f"strength of latent {latent}") == "6"
+
+
+def test_a_slider_moves_by_keyboard_and_the_number_follows(visit):
+    page = visit("tab=steer&prompt=the&latents=3:1")
+    slider = page.get_by_label("strength of latent 3, slider")
+    slider.focus()
+    slider.press("ArrowRight")
+    page.wait_for_url(re.compile(r"latents=3%3A1\.1"))
+    assert value(page, "strength of latent 3") == "1.1"
+
+
+def test_tokens_are_reached_and_chosen_by_keyboard(visit):
+    page = visit("tab=inspect&prompt=the+cat")
+    token = page.locator("#inspect-text button.hf-token").nth(3)
+    token.focus()
+    token.press("Enter")
+    page.wait_for_selector("#inspect-latents h2:has-text('token 3')")
+    assert token.get_attribute("aria-pressed") == "true"
+    page.go_back()
+    page.wait_for_selector("#inspect-latents h2:has-text('In the whole text')")
+
+
+def test_two_prompts_are_compared_and_frequent_latents_hidden(visit):
+    page = visit("tab=inspect&prompt=the+cat&versus=a+dog")
+    page.wait_for_selector("#inspect-comparison .hf-versus li")
+    every = page.locator("#inspect-latents li").count()
+    page.get_by_text("Options and comparison").click()
+    page.get_by_label("Density filter").click()
+    page.get_by_role("option", name="hide those on over 0.1 % of tokens").click()
+    page.wait_for_url(re.compile("max_density=0.001"))
+    assert page.locator("#inspect-latents li").count() < every
+
+
+def test_a_latents_page_shows_what_is_known_and_tries_a_text(visit):
+    page = visit("tab=feature&latent=3&text=the+rain")
+    page.wait_for_selector("#feature-tried .hf-token")
+    for words in ("fires on", "largest activation", "threshold", "Strongest"):
+        assert page.locator("#feature-main", has_text=words).count() == 1
+    assert page.locator("#feature-aside .hf-bars i").count() > 0
+    page.get_by_role("button", name="Next").click()
+    page.wait_for_selector("#feature-main h2:has-text('Latent 4')")
+    page.get_by_role("button", name="Random").click()
+    page.wait_for_url(lambda url: "latent=4" not in url)
+
+
+def test_a_label_is_saved_and_found_again(visit, app_url):
+    page = visit("tab=feature&latent=9")
+    page.wait_for_selector("#feature-main h2:has-text('Latent 9')")
+    page.get_by_label("Label", exact=True).fill("falling water")
+    page.get_by_role("button", name="Save").click()
+    page.wait_for_selector("#feature-main h2:has-text('falling water')")
+    found = visit("tab=search&query=water&by=label")
+    found.wait_for_selector("#search-found .hf-id:has-text('9')")
+    Client(app_url, verbose=False).predict(latent=9, label="", api_name="/save_label")
+
+
+def test_search_leads_to_latents(visit):
+    page = visit("tab=search")
+    page.get_by_label("Search", exact=True).fill("e")
+    page.get_by_role("button", name="Search", exact=True).click()
+    first = page.locator("#search-found .hf-id").first
+    first.click()
+    page.wait_for_selector("#feature-main h2:has-text('Latent')")
+
+
+def test_why_a_token_with_a_contrast_and_a_check(visit):
+    page = visit("tab=why&prompt=the+c&target=a&contrast=o")
+    page.wait_for_selector("#why-effects h2:has-text('rather than')")
+    checks = page.locator("#why-effects button[data-do=ablate]")
+    before = checks.count()
+    checks.first.click()
+    page.wait_for_function(
+        "n => document.querySelectorAll('#why-effects button[data-do=ablate]').length < n",
+        arg=before,
+    )
+    page.locator("#why-next button[data-do=target]").nth(2).click()
+    page.wait_for_url(re.compile("target=%23"))
+
+
+def test_health_measures_a_text_and_compares(visit, sae_folder):
+    page = visit("tab=health")
+    page.wait_for_selector("#health-main .hf-bars i")
+    page.get_by_label("Measure it on your own text").fill("the cat sat on the mat")
+    page.get_by_role("button", name="Measure").click()
+    page.wait_for_selector("#health-measured :text('loss on reconstructions')")
+    page.get_by_label("Compare with another SAE").fill(str(sae_folder))
+    page.get_by_role("button", name="Compare").click()
+    page.wait_for_selector("#health-comparison td:has-text('fvu')")
+
+
+def test_about_shows_the_card(visit):
+    page = visit("tab=about")
+    page.wait_for_selector("#about-card :text('A tiny SAE')")
+
+
+def test_hostile_text_stays_text(visit):
+    from urllib.parse import quote
+
+    page = visit(f"tab=inspect&prompt={quote(HOSTILE)}")
+    page.wait_for_selector("#inspect-text button.hf-token")
+    for query, shown in [
+        ("tab=feature&latent=0", "text=onerror"),
+        ("tab=search&query=img&by=label", "text=onerror"),
+        ("tab=about", "#about-card :text('A tiny SAE')"),
+    ]:
+        page = visit(query)
+        page.wait_for_selector(shown)
+        page.wait_for_timeout(200)
+        assert page.title() != "hit" and page.locator(".hf-panel img, .hf-card img").count() == 0
+
+
+@pytest.mark.parametrize(
+    "query, notice",
+    [
+        (f"tab=feature&latent={D_SAE}", f"there is no latent {D_SAE}; this SAE has {D_SAE}"),
+        ("tab=feature&latent=x", "this link is damaged: latent is 'x'"),
+        ("tab=inspect&prompt=+", "there is no text; write a prompt"),
+        ("tab=steer&prompt=the&latents=3:nan&run=1", "the strength of latent 3 is nan"),
+        ("tab=why&prompt=the&target=zz", "'zz' is not one token"),
+    ],
+)
+def test_what_cannot_be_is_told_in_the_page(visit, query, notice):
+    page = visit(query)
+    page.wait_for_selector(f'[role=alert]:has-text("{notice}")')
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_screen_fits(visit, width):
+    page = visit("tab=feature&latent=3", width=width)
+    page.wait_for_selector("#feature-main h2:has-text('Latent 3')")
+    for query in ("inspect&prompt=the+cat", "search&query=e", "why&prompt=the", *TABS[3:]):
+        page.goto(f"{page.url.partition('?')[0]}?tab={query}")
+        page.wait_for_selector("#header .hf-top")
+        page.wait_for_timeout(400)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_theme_is_switched_and_remembered(visit):
+    page = visit()
+    dark = page.evaluate("document.body.classList.contains('dark')")
+    page.get_by_role("button", name="switch between light and dark").click()
+    page.reload()
+    page.wait_for_selector("#header .hf-top")
+    assert page.evaluate("document.body.classList.contains('dark')") != dark
+
+
+def test_stop_ends_a_text_and_a_closed_tab_leaves_no_hook(visit, app_url):
+    client = Client(app_url, verbose=False)
+    page = visit("tab=steer&prompt=the&latents=3:2&max_new_tokens=240")
+    page.wait_for_selector("#steer-chips [data-chip='3']")
+    for leave in (page.get_by_role("button", name="Stop").click, page.close):
+        page.get_by_role("button", name="Generate").click()
+        page.wait_for_selector("#steer-output .hf-caret")
+        leave()
+        time.sleep(0.5)
+        assert client.predict(api_name="/hooks") == 0
+    done = client.predict(prompt="the", latents="3:0", max_new_tokens=3, api_name="/steer")
+    assert done["plain"] == done["steered"]

@@ -1,0 +1,47 @@
+"""`hfsae demo` and `hfsae space` as commands."""
+
+import sys
+
+import pytest
+
+from hfsae.cli import main
+
+
+def test_space_writes_a_folder_and_says_how_to_push_it(tmp_path, capsys):
+    assert main(["space", "me/sae", "--output", str(tmp_path / "s"), "--layer", "12"]) == 0
+    said = capsys.readouterr().out
+    assert "hf upload NAME/SPACE" in said and "--repo-type space" in said
+    assert "launch('me/sae', layer=12, mcp=True)" in (tmp_path / "s" / "app.py").read_text()
+
+
+def test_demo_starts_what_is_named(monkeypatch):
+    pytest.importorskip("gradio")
+    import hfsae.demo
+
+    calls = []
+    monkeypatch.setattr(hfsae.demo, "launch", lambda *args, **kwargs: calls.append((args, kwargs)))
+    options = ["--model", "me/lm", "--port", "7999", "--mcp", "--l0", "50", "--no_model"]
+    assert main(["demo", "me/sae", *options]) == 0
+    (source,), options = calls[0]
+    assert source == "me/sae"
+    assert {k: v for k, v in options.items() if v} == {
+        "model": "me/lm",
+        "server_name": "127.0.0.1",
+        "server_port": 7999,
+        "mcp": True,
+        "l0": 50.0,
+    }
+
+
+def test_demo_without_gradio_says_what_to_install(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("hfsae.demo")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["demo"]) == 2
+    assert "pip install 'hfsae[demo]'" in capsys.readouterr().err
+
+
+def test_demo_of_what_is_not_there_is_one_sentence(tmp_path, capsys):
+    pytest.importorskip("gradio")
+    assert main(["demo", str(tmp_path / "gone")]) == 2
+    assert "there is no folder" in capsys.readouterr().err

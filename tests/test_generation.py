@@ -1,0 +1,101 @@
+"""Two continuations side by side: what steers, and that nothing stays."""
+
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+
+import hfsae
+from hfsae.generation import Sampling, generate_pair
+
+PROMPT = [2, 40, 50, 60]
+
+
+def unsteered(phase):
+    return nullcontext()
+
+
+def last(pairs):
+    return list(pairs)[-1]
+
+
+@pytest.fixture
+def lm(make_tiny_lm):
+    return make_tiny_lm("llama")
+
+
+def test_without_steering_both_are_the_same_and_kl_is_zero(lm, tiny_tokenizer):
+    done = last(generate_pair(lm, tiny_tokenizer, PROMPT, unsteered, Sampling(12)))
+    assert done.plain_ids == done.steered_ids and len(done.plain_ids) <= 12
+    assert done.kl == pytest.approx(0.0, abs=1e-5) and done.done
+
+
+def test_greedy_is_what_generate_gives(lm, tiny_tokenizer):
+    sampling = Sampling(10, temperature=0.0, repetition_penalty=1.0)
+    done = last(generate_pair(lm, tiny_tokenizer, PROMPT, unsteered, sampling))
+    expected = lm.generate(
+        input_ids=torch.tensor([PROMPT]),
+        attention_mask=torch.ones(1, 4, dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=10,
+    )
+    assert done.plain_ids == expected[0, 4:].tolist()
+
+
+def test_a_seed_gives_the_same_text_and_another_another(lm, tiny_tokenizer):
+    texts = [
+        last(generate_pair(lm, tiny_tokenizer, PROMPT, unsteered, Sampling(12, seed=seed))).plain
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_only_the_steered_text_changes_and_no_hook_stays_between_tokens(lm, tiny_tokenizer):
+    phases = []
+
+    @contextmanager
+    def steering(phase):
+        phases.append(phase)
+        with hfsae.patch(lm, {"layers.2": lambda x: x + 5.0 * torch.arange(16)}):
+            yield
+
+    plain = last(generate_pair(lm, tiny_tokenizer, PROMPT, unsteered, Sampling(6)))
+    pairs = []
+    for pair in generate_pair(lm, tiny_tokenizer, PROMPT, steering, Sampling(6)):
+        pairs.append(pair)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.modules())
+    assert pairs[-1].plain_ids == plain.plain_ids != pairs[-1].steered_ids
+    assert pairs[-1].kl > 0.1
+    assert phases[0] == "prompt" and set(phases[1:]) <= {"generated"}
+    assert [len(p.steered_ids) for p in pairs[:3]] == [1, 2, 3]
+
+
+def test_the_repetition_penalty_makes_what_was_there_less_likely(lm, tiny_tokenizer):
+    greedy = [
+        last(
+            generate_pair(lm, tiny_tokenizer, PROMPT, unsteered, Sampling(30, 0.0, penalty))
+        ).plain_ids
+        for penalty in (1.0, 5.0)
+    ]
+    assert len(set(greedy[1])) > len(set(greedy[0]))
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"temperature": float("nan")}, "temperature is nan; it can be 0.0 to 5.0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it can be 1 to 1024"),
+        ({"seed": -1}, "seed is -1"),
+        ({"repetition_penalty": 0.5}, "repetition_penalty is 0.5"),
+    ],
+)
+def test_settings_that_cannot_be(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Sampling(**options)
+
+
+def test_a_prompt_that_is_none_or_leaves_no_room(lm, tiny_tokenizer):
+    with pytest.raises(ValueError, match="there is no prompt"):
+        next(generate_pair(lm, tiny_tokenizer, [], unsteered))
+    with pytest.raises(ValueError, match="exceed the model's 256"):
+        next(generate_pair(lm, tiny_tokenizer, [5] * 250, unsteered, Sampling(20)))

@@ -1,0 +1,55 @@
+"""The small SAE in the package: whole, small, and what its card says."""
+
+import json
+
+import pytest
+
+import hfsae
+from hfsae.features import FeatureStore, read_labels
+from hfsae.packaged import SHIPPED_SAE
+
+
+def test_it_is_smaller_than_six_megabytes():
+    assert sum(p.stat().st_size for p in SHIPPED_SAE.rglob("*") if p.is_file()) < 6_000_000
+
+
+def test_its_weights_are_those_that_were_saved():
+    sae = hfsae.load(SHIPPED_SAE)
+    assert sae.verify().ok
+    assert sae.threshold.dtype.is_floating_point and str(sae.W_dec.dtype) == "torch.bfloat16"
+    store = FeatureStore.load(SHIPPED_SAE)
+    assert len(store) == sae.config.d_sae == 1536
+
+
+def test_its_labels_and_presets_are_of_latents_that_fire_on_what_they_say():
+    store, labels = FeatureStore.load(SHIPPED_SAE), read_labels(SHIPPED_SAE)
+    words = {"ships and the sea": "ship", "kings": "king", "films": "film"}
+    for latent, label in labels.items():
+        word = words.get(label, label)
+        top = [e for e in store[latent].examples if e.kind == "top"]
+        said = sum(word in e.tokens[e.firing].casefold() for e in top)
+        assert said >= len(top) / 2, label
+    for preset in json.loads((SHIPPED_SAE / "presets.json").read_text()):
+        assert preset["name"] and preset["prompt"]
+        assert set(map(int, preset["latents"])) <= set(labels)
+
+
+def test_its_card_is_honest_about_its_size():
+    card = (SHIPPED_SAE / "README.md").read_text()
+    assert "1,536 sparse latents" in card and "For work, train a larger one" in card
+    metrics = json.loads((SHIPPED_SAE / "evaluation.json").read_text())["metrics"]
+    assert f"{metrics['l0']['value']:.4f}".rstrip("0") in card
+
+
+@pytest.mark.lm
+def test_a_preset_changes_what_the_model_says(packaged_lm):
+    pytest.importorskip("gradio")
+    from hfsae.demo import Choice, open_subject
+    from hfsae.demo.actions import Actions
+
+    subject = open_subject(Choice(str(SHIPPED_SAE)), with_lm=False)
+    subject.loaded = packaged_lm
+    preset = json.loads((SHIPPED_SAE / "presets.json").read_text())[0]
+    latents = ", ".join(f"{i}:{strength}" for i, strength in preset["latents"].items())
+    *_, done = Actions(subject).steer(preset["prompt"], latents, preset["mode"], max_new_tokens=24)
+    assert "exponent" in done["steered"] and "exponent" not in done["plain"]

@@ -1,0 +1,85 @@
+"""A Space's folder: what the Hub reads of it, and that it opens what was asked for."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hfsae
+from hfsae.space import write_space
+
+ROOT = Path(__file__).parent.parent
+KNOWN = {
+    "title",
+    "emoji",
+    "colorFrom",
+    "colorTo",
+    "sdk",
+    "sdk_version",
+    "python_version",
+    "app_file",
+    "pinned",
+    "license",
+    "short_description",
+    "tags",
+    "suggested_hardware",
+    "models",
+    "preload_from_hub",
+}
+
+
+def front_matter(folder: Path) -> dict:
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    return yaml.safe_load(re.match(r"---\n(.*?)---\n", text, re.DOTALL)[1])
+
+
+def test_demo_is_what_is_written_for_the_shipped_sae(tmp_path):
+    """So there is one app, and demo/ alone is a Space; `write_space("demo")` makes it anew."""
+    written = write_space(tmp_path / "space")
+    names = {path.name for path in written.iterdir()}
+    assert names == {path.name for path in (ROOT / "demo").iterdir() if path.is_file()}
+    for name in names:
+        assert (ROOT / "demo" / name).read_text() == (written / name).read_text(), name
+
+
+def test_the_app_of_a_space_is_python_that_uses_public_names_alone(tmp_path):
+    text = (write_space(tmp_path, "me/sae", layer=12, width="16k") / "app.py").read_text()
+    compile(text, "app.py", "exec")
+    assert "hfsae.demo.launch('me/sae', layer=12, width='16k', mcp=True)" in text
+    assert set(re.findall(r"^\s*import (\S+)", text, re.M)) == {
+        "contextlib",
+        "spaces",
+        "hfsae.demo",
+    }
+
+
+def test_the_front_matter_is_what_the_hub_knows(tmp_path):
+    front = front_matter(write_space(tmp_path, "me/sae", model="google/gemma-2-2b"))
+    assert set(front) <= KNOWN and front["sdk"] == "gradio" and front["app_file"] == "app.py"
+    assert len(front["short_description"]) <= 60
+    assert front["models"] == front["preload_from_hub"] == ["me/sae", "google/gemma-2-2b"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", front["sdk_version"])
+
+
+def test_a_folder_is_copied_into_the_space_without_what_is_private(tmp_path):
+    sae, space = tmp_path / "sae", tmp_path / "space"
+    config = hfsae.JumpReLUSAEConfig(d_in=4, d_sae=8, site="layers.1", model_name="me/lm")
+    hfsae.JumpReLUSAE(config).save_pretrained(sae)
+    (sae / "recipe.yaml").write_text("output_dir: /home/me")
+    (sae / "log.jsonl").write_text("{}")
+    write_space(space, str(sae))
+    assert {p.name for p in (space / "sae").iterdir()} == {"config.json", "model.safetensors"}
+    assert "launch('sae', mcp=True)" in (space / "app.py").read_text()
+    assert front_matter(space)["models"] == ["me/lm"]
+    assert str(tmp_path) not in "".join(p.read_text() for p in space.glob("*.*"))
+    assert hfsae.load(space / "sae").config.d_sae == 8
+
+
+def test_another_folder_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="holds something else"):
+        write_space(tmp_path, "me/sae")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        write_space(tmp_path / "space", str(tmp_path / "empty"))
