@@ -3,10 +3,12 @@
 **Floors.** Imports go down, never sideways; a test holds them to it.
 
     cli                        the command
+    demo | space               the app, and a Space with it
     plan                       what a run costs
     recipe                     what a run is
     suite                      load and list, by name and meaning
     hub                        push and fetch
+    inspection | generation    what fires in a text; two continuations side by side
     training | evaluation | features | figures | card | convert | steering | attribution
     models | activations | metrics
     ops | lm                   torch and transformers only
@@ -28,7 +30,7 @@ root of the mean squared norm. To *splice* is to let the language model run on a
 *steer* to let it run on changed latents.
 
 `import hfsae` needs torch, transformers, safetensors and jaxtyping; training, evaluation and the
-command line need the `train` extra.
+command line need the `train` extra, the app `demo`.
 """
 
 from .activations import PackedRows as PackedRows

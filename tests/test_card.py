@@ -560,4 +560,4 @@ def test_an_interrupted_write_leaves_the_old_card(folder, monkeypatch):
 def test_an_old_card_of_a_kept_block_alone_is_carried_over():
     block = "<!-- hfsae:keep -->\nmine\n<!-- /hfsae:keep -->"
     new = "# New\n\n<!-- hfsae:keep -->\n<!-- /hfsae:keep -->\n"
-    assert card.carry_over(f"{block}\n", new) == f"# New\n\n{block}\n"
+    assert hfsae.card.carry_over(f"{block}\n", new) == f"# New\n\n{block}\n"

@@ -250,15 +250,17 @@ class Act(Look):
         Args:
             prompt: the text.
         """
-        ids = self.tokens(prompt).batch(self.subject.lm.device).input_ids
+        return {"next": self._next(self.tokens(prompt))}
+
+    def _next(self, tokens: Tokens) -> list[Json]:
+        ids = tokens.batch(self.subject.lm.device).input_ids
         with torch.no_grad():
             logits = self.subject.lm(input_ids=ids, use_cache=False).logits[0, -1].float()
         top = logits.softmax(-1).topk(_CANDIDATES)
-        found = [
+        return [
             {"token": self._spelt(i), "id": i, "probability": p}
             for p, i in zip(*(column.tolist() for column in top), strict=True)
         ]
-        return {"next": found}
 
     def _spelt(self, token_id: int) -> str:
         return str(self.subject.tokenizer.decode([token_id]))
@@ -282,7 +284,7 @@ class Act(Look):
             spare_tokens=special_ids(self.subject.tokenizer),
         )
         return {
-            "next": self.next_tokens(prompt)["next"],
+            "next": self._next(wanted.tokens),
             "target": {"token": self._spelt(wanted.target), "id": wanted.target},
             "contrast": None
             if wanted.contrast is None
@@ -326,8 +328,7 @@ class Act(Look):
         tokens = self.tokens(prompt)
         target = validate.text(target, "the target token", limit=100)
         contrast = validate.text(contrast, "the contrast token", limit=100)
-        likeliest = self.next_tokens(prompt)["next"][0]["id"]
-        target_id = self.token_id(target) if target else likeliest
+        target_id = self.token_id(target) if target else self._next(tokens)[0]["id"]
         contrast_id = self.token_id(contrast) if contrast else None
         if contrast_id == target_id:
             raise ValueError("target and contrast are the same token; choose two")

@@ -1,6 +1,7 @@
 """All that the app can do, in one object, and its endpoints for programs and agents."""
 
 import functools
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +10,7 @@ import gradio as gr
 from gradio.events import api
 
 from .judge import Judge
+from .subject import Subject
 
 
 class Actions(Judge):
@@ -28,6 +30,24 @@ class Actions(Judge):
         "about",
     )
     RUNNING = ("steer", "suggest_strength", "why", "check_ablation", "measure")
+    # What runs a model. None of them calls another: on ZeroGPU each is a process with a GPU.
+    ON_GPU = (
+        "inspect",
+        "compare_prompts",
+        "try_text",
+        "search",
+        "next_tokens",
+        "steer",
+        "sweep",
+        "why",
+        "check_ablation",
+        "measure",
+    )
+
+    def __init__(self, subject: Subject):
+        super().__init__(subject)
+        for name in self.ON_GPU:
+            setattr(self, name, on_gpu(getattr(self, name)))  # bound: only arguments travel
 
     def serve(self) -> None:
         """Make each action an endpoint of the Blocks under way, and a tool where MCP is on."""
@@ -39,7 +59,7 @@ class Actions(Judge):
 
 def _serve(action: Callable[..., Any], concurrency_id: str) -> None:
     api(
-        on_gpu(_in_a_sentence(action)),
+        _in_a_sentence(action),
         api_name=action.__name__,
         concurrency_id=concurrency_id,
         concurrency_limit=8 if concurrency_id == "look" else 2,
@@ -71,8 +91,12 @@ def _in_a_sentence(action: Callable[..., Any]) -> Callable[..., Any]:
 
 def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
     """On ZeroGPU Spaces, where the package `spaces` is, with a GPU for its time; else as it is."""
-    try:
-        import spaces  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError:
+    if not on_zero_gpu():
         return function
+    import spaces  # pyright: ignore[reportMissingImports]
+
     return spaces.GPU(function)
+
+
+def on_zero_gpu() -> bool:
+    return importlib.util.find_spec("spaces") is not None

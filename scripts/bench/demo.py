@@ -24,7 +24,7 @@ PARAGRAPH = (
     "The president told Congress that the war was over and that the country would now turn to the "
     "work of peace. Ships came home from the sea, schools opened their doors again, and the price "
     "of bread fell for the first time in four years. In the cities people danced in the streets "
-    "until the morning."
+    "until the morning, and nobody asked what it had cost."
 )
 
 

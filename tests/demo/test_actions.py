@@ -236,3 +236,37 @@ def test_the_default_is_the_quickstarts_sae_else_the_shipped_one(tmp_path, monke
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
     (tmp_path / "runs" / "quickstart" / "config.json").write_text("{}")
     assert default_source() == "runs/quickstart"
+
+
+def test_on_zero_gpu_every_run_of_a_model_is_one_process_with_a_gpu(subject, monkeypatch):
+    """With a stand-in for the package `spaces`: arguments travel, no call is within another."""
+    import pickle
+    import sys
+    from types import ModuleType
+
+    from hfsae.demo import actions as module
+
+    running = []
+
+    def gpu(function):
+        def called(*args, **kwargs):
+            pickle.dumps((args, kwargs))
+            assert not running, f"{function} within {running[0]}"
+            running.append(function)
+            answer = function(*args, **kwargs)
+            answer = list(answer) if hasattr(answer, "send") else answer
+            running.clear()
+            return pickle.loads(pickle.dumps(answer))
+
+        return called
+
+    spaces = ModuleType("spaces")
+    spaces.GPU = gpu
+    monkeypatch.setitem(sys.modules, "spaces", spaces)
+    monkeypatch.setattr(module, "on_zero_gpu", lambda: True)
+    there = Actions(subject)
+    there.inspect("the cat"), there.compare_prompts("a", "b"), there.try_text(3, "the")
+    there.search("e", "promotes"), there.next_tokens("the"), there.why("the c")
+    there.check_ablation("the c", there.why("the c")["rows"][0]["latent"])
+    there.measure("the cat"), there.suggest_strength("the", "3:1")
+    assert list(there.steer("the", "3:1", max_new_tokens=2))[-1]["done"]

@@ -11,7 +11,7 @@ from ...steering.strength import Trial
 from .. import address as at
 from .. import validate
 from ..act import LIMITS
-from ..actions import on_gpu
+from ..actions import on_zero_gpu
 from ..address import to_query
 from ..parts import html, panel
 from .page import App, Page, Updates, whole
@@ -176,7 +176,7 @@ class SteerPage(Page):
                 show_progress="hidden",
             )
         generation = {
-            "fn": on_gpu(self.generate),
+            "fn": self.generate,
             "inputs": list(self.inputs),
             "outputs": self.generated,
             "api_visibility": "private",
@@ -187,7 +187,7 @@ class SteerPage(Page):
         }
         running = gr.on([self.run.click, self.prompt.submit], **generation)
         sweeping = self.suggest.click(
-            on_gpu(self._suggest),
+            self._suggest,
             list(self.inputs),
             [self.notice, self.suggestion, self.latents, self.chips],
             api_visibility="private",
@@ -258,7 +258,10 @@ class SteerPage(Page):
 
         now = self.address(*values)
         try:
-            found = self.actions.sweep(now.prompt, now.latents, now.mode, now.unit, progress=tell)
+            settings = (now.prompt, now.latents, now.mode, now.unit)
+            # the process with the GPU could not call back
+            heard = {} if on_zero_gpu() else {"progress": tell}
+            found = self.actions.sweep(*settings, **heard)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
         new = replace(now, latents=found["latents"] if found["strength"] else now.latents)
