@@ -169,8 +169,10 @@ def render_suite(folder: str | Path) -> str:
         values = {name: metrics.get(name, {}).get("value") for name in _INDEXED}
         rows.append({"path": home.relative_to(folder).as_posix(), "config": config, **values})
     facts = [_facts(row["config"], _json(folder / row["path"] / "training.json")) for row in rows]
-    front = _front_matter(facts[0], {})
+    fronts = [_front_matter(fact, {}) for fact in facts]
+    front = fronts[0]
     front.model_name = None
+    front.tags = list(dict.fromkeys(tag for one in fronts for tag in one.tags or []))
     return (
         _environment()
         .from_string(_template("suite_card.md"))
@@ -418,9 +420,13 @@ def _with_front_matter_of(old: str, new: str) -> str:
     extra = {key: value for key, value in theirs.items() if key not in ours}
     tags = [tag for tag in theirs.get("tags") or [] if tag not in (ours.get("tags") or [])]
     front = _FRONT.match(new)
-    if front is None or not (extra or tags):
+    if front is None:
         return new
     text = front[1]
+    # A run's licence never changes, so one that differs is a person's.
+    if theirs.get("license") not in (None, ours.get("license")) and "license" in ours:
+        chosen = yaml.safe_dump({"license": theirs["license"]}).strip()
+        text = re.sub(r"^license: .*$", lambda _: chosen, text, count=1, flags=re.MULTILINE)
     if tags and "tags" in ours:
         lines = "".join(f"- {json.dumps(tag, ensure_ascii=False)}\n" for tag in tags)
         text = re.sub(r"(^tags:\n(?:- .*\n)*)", lambda m: m[1] + lines, text, flags=re.MULTILINE)

@@ -10,9 +10,12 @@ that a damaged one is fetched again and not kept.
 import hashlib
 import json
 import logging
+import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -57,6 +60,7 @@ PUSHED = (
     "features/*.parquet",
     "features/meta.json",
 )
+_RECORDS = ("config.json", "training.json", "evaluation.json")  # what cards are made from
 _CODE = Path(__file__).with_name("modeling_hfsae.py")
 _AUTO_MAP = {"AutoConfig": "modeling_hfsae.HfsaeConfig", "AutoModel": "modeling_hfsae.HfsaeModel"}
 _WAITS = (1.0, 2.0, 4.0, 8.0)
@@ -150,26 +154,35 @@ def push(
     api = HfApi(token=token)
     homes = _homes(Path(folder))
     with _in_a_sentence(repo_id, f"push to {repo_id}"):
-        is_new, is_private, has_code = _look(api, repo_id, private)
+        is_new, is_private, there = _look(api, repo_id, private)
+        has_code = _CODE.name in there
         files, left_out = _collect(Path(folder), homes, subfolder, include_code or has_code)
+        if (top := f"{_prefix(subfolder)}README.md") not in files:
+            others = _others(api, repo_id, _prefix(subfolder), there, revision)
+            files[top] = _suite_card(Path(folder), homes, others)
         plan = Plan(repo_id, is_new, is_private, files, left_out, revision, create_pr)
         _write_cards(api, plan, revision, replace_model_card)
         tell(str(plan))
         if dry_run:
             return ""
-        _patiently(
-            lambda: api.create_repo(repo_id, private=is_private, exist_ok=True), "create_repo"
-        )
-        if revision and not create_pr:
-            _patiently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), "branch")
-        message = commit_message or f"Upload {subfolder or 'SAE'} with hfsae"
-        done = _patiently(lambda: _commit(api, plan, message, revision, create_pr), "commit")
+        done = _send(api, plan, commit_message or f"Upload {subfolder or 'SAE'} with hfsae")
+    if create_pr and not done.pr_url:
+        tell("nothing differs from what is there: no pull request was made")
     return done.pr_url or done.commit_url
 
 
-def _commit(
-    api: HfApi, plan: Plan, message: str, revision: str | None, create_pr: bool
-) -> CommitInfo:
+def _send(api: HfApi, plan: Plan, message: str) -> CommitInfo:
+    """Make the repository and the branch, if they are not there, and the one commit."""
+    repo_id, revision = plan.repo_id, plan.revision
+    make_repo = partial(api.create_repo, repo_id, private=plan.private, exist_ok=True)
+    _patiently(make_repo, "create_repo")
+    if revision and not plan.is_pull_request:
+        make_branch = partial(api.create_branch, repo_id, branch=revision, exist_ok=True)
+        _patiently(make_branch, "branch")
+    return _patiently(lambda: _commit(api, plan, message), "commit")
+
+
+def _commit(api: HfApi, plan: Plan, message: str) -> CommitInfo:
     operations = [CommitOperationAdd(path, data) for path, data in sorted(plan.files.items())]
     with warnings.catch_warnings():  # parquet in a model's repository is meant: its features
         warnings.filterwarnings("ignore", message="It seems that you are about to commit a data")
@@ -177,8 +190,8 @@ def _commit(
             plan.repo_id,
             operations,
             commit_message=message,
-            revision=revision,
-            create_pr=create_pr,
+            revision=plan.revision,
+            create_pr=plan.is_pull_request,
         )
 
 
@@ -208,7 +221,7 @@ def _collect(
     """(what to send by its path in the repository, what is left out)."""
     if ".." in subfolder.split("/"):
         raise ValueError(f"subfolder {subfolder!r} leaves the repository; name one inside it")
-    prefix = f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
+    prefix = _prefix(subfolder)
     files: dict[str, Path | bytes] = {}
     for home in homes:
         at = prefix + "".join(f"{part}/" for part in home.relative_to(folder).parts)
@@ -220,13 +233,43 @@ def _collect(
             files[f"{at}README.md"] = card.render_card(home).encode()
     if folder not in homes:
         own = folder / "README.md"
-        files[f"{prefix}README.md"] = own if own.is_file() else card.render_suite(folder).encode()
+        files |= {f"{prefix}README.md": own} if own.is_file() else {}
     if include_code:
         files[_CODE.name] = _CODE
     sent = {path.resolve() for path in files.values() if isinstance(path, Path)}
     sent |= {(h / n).resolve() for h in homes for n in ("config.json", "training.json")}
     every = sorted(p for p in folder.rglob("*") if p.is_file() and p.resolve() not in sent)
     return files, [p.relative_to(folder).as_posix() for p in every]
+
+
+def _prefix(subfolder: str) -> str:
+    return f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
+
+
+def _others(
+    api: HfApi, repo_id: str, prefix: str, there: set[str], revision: str | None
+) -> dict[str, Path]:
+    """Records of SAEs that the repository holds below a prefix: path below it -> copy of it."""
+    found = {}
+    for path in sorted(there):
+        folder, _, name = path.removeprefix(prefix).rpartition("/")
+        if path.startswith(prefix) and folder and name in _RECORDS:
+            _refuse_path(repo_id, path)
+            found[f"{folder}/{name}"] = _download(api, repo_id, path, revision)
+    return found
+
+
+def _suite_card(folder: Path, homes: list[Path], others: dict[str, Path]) -> bytes:
+    """The card of all SAEs that will be there: those that are sent, and those that stay."""
+    ours = {home.relative_to(folder).as_posix(): home for home in homes}
+    records = {path: copy for path, copy in others.items() if path.rpartition("/")[0] not in ours}
+    for path, home in ours.items():
+        records |= {f"{path}/{name}": home / name for name in _RECORDS if (home / name).is_file()}
+    with tempfile.TemporaryDirectory() as work:
+        for path, record in records.items():
+            Path(work, path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(record, Path(work, path))
+        return card.render_suite(work).encode()
 
 
 def _is_sae(folder: Path) -> bool:
@@ -251,22 +294,21 @@ def _size(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def _look(api: HfApi, repo_id: str, private: bool | None) -> tuple[bool, bool, bool]:
-    """Of the repository: whether it is new, is or will be private, holds code of ours."""
+def _look(api: HfApi, repo_id: str, private: bool | None) -> tuple[bool, bool, set[str]]:
+    """Of the repository: whether it is new, is or will be private, and what files it holds."""
     try:
         found = _patiently(lambda: api.model_info(repo_id), "model_info")
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:
-        return True, private is not False, False
+        return True, private is not False, set()
     if private is not None and bool(found.private) != private:
         is_now = "private" if found.private else "public"
         raise ValueError(
             f"{repo_id} is there already and {is_now}; change that in its settings on the Hub, or "
             f"leave `private` out"
         )
-    has_code = any(file.rfilename == _CODE.name for file in found.siblings or [])
-    return False, bool(found.private), has_code
+    return False, bool(found.private), {file.rfilename for file in found.siblings or []}
 
 
 def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) -> None:
@@ -280,15 +322,18 @@ def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) ->
             try:
                 old = _download(api, plan.repo_id, path, revision)
                 text = card.carry_over(old.read_text(encoding="utf-8"), text)
-            except (EntryNotFoundError, RevisionNotFoundError):
+            except EntryNotFoundError:
                 pass
         plan.files[path] = text.encode()
 
 
 def _download(api: HfApi, repo_id: str, path: str, revision: str | None) -> Path:
-    return Path(
-        _patiently(lambda: api.hf_hub_download(repo_id, path, revision=revision), "download")
-    )
+    """A file as it is on a branch; on one that is yet to be made it is that of main."""
+    get = partial(api.hf_hub_download, repo_id, path)
+    try:
+        return Path(_patiently(lambda: get(revision=revision), "download"))
+    except RevisionNotFoundError:
+        return Path(_patiently(get, "download"))
 
 
 def list_files(

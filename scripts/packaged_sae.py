@@ -60,7 +60,8 @@ def cast(trained: Path, folder: Path) -> None:
     sae.save_pretrained(folder)
     shutil.copy(trained / "training.json", folder)
     wanted, _ = _parse_recipe(_recipe_parser("train"), [str(RECIPE)])
-    recipe.report(wanted, recipe.load(wanted.lm, "cpu"), folder)
+    loaded = recipe.load(wanted.lm, "cpu")
+    recipe.report(wanted, loaded, recipe.load_trained(folder), folder)
 
 
 def ship(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -237,6 +238,33 @@ def test_a_damaged_sae_is_not_pushed(hub, folder):
     weights.write_bytes(whole)
     refused(lambda: hfsae.push(folder, ID, token=WRITE, subfolder="../x"), "leaves the repository")
     assert not hub.repos
+
+
+def test_a_part_of_a_suite_leaves_the_rest_in_the_card(hub, tmp_path):
+    save(tmp_path / "all" / "layers.1")
+    save(tmp_path / "all" / "layers.2", hfsae.TopKSAEConfig)
+    hfsae.push(tmp_path / "all", ID, token=WRITE, subfolder="a")
+    save(tmp_path / "part" / "layers.2", hfsae.TopKSAEConfig)
+    save(tmp_path / "part" / "layers.3")
+    hfsae.push(tmp_path / "part", ID, token=WRITE, subfolder="a", revision="new")
+    card = hub.read_file(ID, "a/README.md", rev="new").decode()
+    assert "# 3 SAEs" in card and all(f"`layers.{i}`" in card for i in (1, 2, 3))
+    assert {"jumprelu", "topk"} < set(metadata_load_text(card)["tags"])
+
+
+def test_a_licence_chosen_by_hand_stays(hub, folder):
+    record = json.loads((folder / "training.json").read_text()) | {"card": {"license": "mit"}}
+    (folder / "training.json").write_text(json.dumps(record))
+    hfsae.push(folder, ID, token=WRITE)
+    text = hub.read_file(ID, "README.md").decode()
+    assert metadata_load_text(text)["license"] == "mit"
+    hub.add_file(ID, "README.md", text.replace("license: mit", "license: cc0-1.0").encode())
+    hfsae.push(folder, ID, token=WRITE)
+    assert metadata_load_text(hub.read_file(ID, "README.md").decode())["license"] == "cc0-1.0"
+
+
+def metadata_load_text(card: str) -> dict:
+    return yaml.safe_load(card.split("---")[1])
 
 
 def test_foreign_files_load_from_a_repository(hub):

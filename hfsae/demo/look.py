@@ -126,16 +126,18 @@ class Look(Base):
         rows = token_rows(seen, trace)
         return {"latent": index, "tokens": rows, "max": max(trace), "usual_max": usual}
 
-    def random_latent(self, seed: int | None = None) -> Json:
+    def random_latent(self, seed: int | None = None, other_than: int | None = None) -> Json:
         """The index of a latent that is alive, drawn at random.
 
         Args:
             seed: the same seed gives the same latent; by default each call draws anew.
+            other_than: a latent that it should not be, if there is another.
         """
         if seed is not None:
             seed = validate.whole(seed, "seed", 0, 2**31 - 1)
         alive = self.density.nonzero()[:, 0].tolist() or list(range(self.subject.d_sae))
-        return {"latent": random.Random(seed).choice(alive)}
+        others = [latent for latent in alive if latent != other_than]
+        return {"latent": random.Random(seed).choice(others or alive)}
 
     def search(self, query: str, by: str = "word") -> Json:
         """Find latents; nothing leaves this machine.

@@ -233,6 +233,11 @@ def main() -> None:
     """Write them all."""
     warnings.simplefilter("ignore")
     out = Path(sys.argv[1]) / "saelens"
+    for step in (write_saes, write_transcoders, write_trained, write_older, write_refused):
+        step(out)
+
+
+def write_saes(out: Path) -> None:
     for architecture, config in (
         ("standard", {}),
         ("gated", {}),
@@ -270,6 +275,8 @@ def main() -> None:
     sae.save_model(folder)
     check(folder, name)
 
+
+def write_transcoders(out: Path) -> None:
     output = metadata(
         "blocks.1.hook_mlp_in", hook_name_out="blocks.1.hook_mlp_out", hook_head_index_out=None
     )
@@ -285,6 +292,8 @@ def main() -> None:
     more |= {"normalize_activations": "layer_norm"}
     check(saved(out, name, "skip_transcoder", **more), name)
 
+
+def write_trained(out: Path) -> None:
     widths = {"matryoshka_widths": [6, 12, D_SAE]}
     for tag, architecture, config in (
         ("standard", "standard", {}),
@@ -308,6 +317,8 @@ def main() -> None:
     more["apply_b_dec_to_input"] = False
     checkpoint(out, "checkpoint_gated_whitened", "gated", whitened, **more)
 
+
+def write_older(out: Path) -> None:
     for architecture in ("standard", "gated", "jumprelu"):
         older(out, f"older_{architecture}", architecture, {})
     kwargs = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}}
@@ -337,6 +348,8 @@ def main() -> None:
     }
     older(out, "older_hook_point", "standard", keep)
 
+
+def write_refused(out: Path) -> None:
     factor = {"scaling_factor": 1 + value("refuse", "threshold", (D_SAE,))}
     changes = {"finetuning_scaling_factor": True, "tensors": factor}
     older(out, "refuse_finetuning_scaling_factor", "standard", changes)

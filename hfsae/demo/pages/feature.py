@@ -132,7 +132,8 @@ class FeaturePage(Page):
         )
 
     def _random(self, *values: Any) -> at.Feature:
-        return at.Feature(self.actions.random_latent()["latent"], values[1] or "")
+        here = self.address(*values).latent
+        return at.Feature(self.actions.random_latent(other_than=here)["latent"], values[1] or "")
 
     def _to_steer(self, *values: Any) -> at.Steer:
         latent = self.actions.latent(values[0])
