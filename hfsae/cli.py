@@ -1,6 +1,7 @@
 """The `hfsae` command: verbs over the library. Bad input is one sentence and exit code 2."""
 
 import difflib
+import importlib.util
 import logging
 import os
 import re
@@ -423,7 +424,7 @@ def _print_next(folders: list[Path]) -> None:
     if (folder / "evaluation.json").is_file() and not misgivings(folder):
         print(f"\nThe folder {folder} could be pushed to the Hub as it stands.")
     steps = [
-        f"hfsae demo {folder}",
+        *([f"hfsae demo {folder}"] if importlib.util.find_spec("gradio") else []),
         f"hfsae push {folder} NAME/REPOSITORY --dry_run",
         f'python -c "{load_it}"',
     ]

@@ -182,7 +182,11 @@ def run(recipe: Recipe, command: str = "") -> list[Path]:
         ValueError: anything in the recipe that cannot be.
     """
     root = Path(recipe.training.output_dir)
-    stale = stale_stages(recipe)
+    try:
+        stale = stale_stages(recipe)
+    except ValueError:
+        check(recipe)  # what can be nowhere is said before what clashes here
+        raise
     folders = [root / name for name in recipe.sae_fields()]
     done = [all((f / file).exists() for f in folders) for file in ("training.json", "config.json")]
     if all(done) and not stale and all(not _missing(f, recipe) for f in folders):

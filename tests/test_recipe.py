@@ -198,6 +198,8 @@ def test_a_folder_of_another_recipe_is_refused_with_the_difference(tmp_path, loa
         run(tiny_recipe(tmp_path / "out", sae={"d_sae": 64}))
     with pytest.raises(ValueError, match=r"training.learning_rate is 0.001 there and 0.5 here"):
         run(tiny_recipe(tmp_path / "out", training={"learning_rate": 0.5}))
+    with pytest.raises(ValueError, match="no field 'd_saee'; did you mean 'd_sae'"):
+        run(tiny_recipe(tmp_path / "out", sae={"d_saee": 64}))
     several = {"learning_rate": 0.5, "batch_size": 64, "init_b_dec": "mean"}
     with pytest.raises(ValueError, match=r"\(sae\.d_sae is .*; training\.batch_size .*; 1 more\)"):
         run(tiny_recipe(tmp_path / "out", sae={"d_sae": 64}, training=several))

@@ -144,4 +144,4 @@ def paint(chromium: Browser, url: str) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(__doc__) if {"-h", "--help"} & {*sys.argv} else main(sys.argv[1:])
