@@ -1,0 +1,218 @@
+"""Which entries matter, found by a low-precision product that provably misses none.
+
+Wanted are the pairs of a token x and a latent (w, b) whose float32 pre-activation v = x.w + b lies
+above the latent's `line`. Only a product over everything can tell, and it is what a sparse step
+mostly costs; but to *tell* needs less precision than to know. So: bound v from above by a bfloat16
+product, then take exact float32 values at the few pairs whose bound lies above their line.
+
+**The bound.** Let x' and w' be x and w rounded to bfloat16, dx = x - x', dw = w - w'. By
+Cauchy-Schwarz
+
+    x.w  =  x'.w' + dx.w + x'.dw  <=  x'.w' + |dx| |w| + |x'| |dw|
+
+which is of rank two beyond x'.w', and b - line is of rank one. So all goes into the same product,
+as four more columns; the test is whether the product is positive:
+
+    X = [ x' | |dx| | |x'|             | 1  | 1  ]
+    W = [ w' | |w|  | |dw| + 3 g |w|   | hi | lo ],   hi + lo >= b - line + g (|b| + 4 |b - line|)
+
+**Rounding.** The columns are rounded upwards to bfloat16. Products of two bfloat16 numbers are
+exact in float32. A sum of n <= d + 4 float32 terms, in any order, is off by at most g times the sum
+of their magnitudes, g = (d + 8) 2^-23 (twice the usual n u / (1 - n u)). Three such sums count:
+v itself, off by at most g (|x| |w| + |b|); the product, by at most g (1.03 |x'| |w| + |hi| + |lo|);
+and norms, scaled by 1 + g where they are taken. The terms in g above cover them, |x'| being taken
+1 + 2^-7 times too large so that it bounds |x| too. Processors may flush numbers below 2^-126 to
+zero, squares of those below 2^-63 with them: norms are raised by sqrt(d) 2^-62 and the bias by
+2^-80, more than all that can be lost. The product's own rounding to bfloat16 keeps its sign.
+
+It holds for finite x and w with finite |x|^2 and |w|^2. tests/ops/test_screen.py tries to break it.
+
+For TopK the line differs by token and is not known beforehand: see `screen_top_k`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .sparse import Entries, Workspace, stable_order
+
+_FLOOR, _TINY = 2.0**-62, 2.0**-80
+_BLOCK = 512  # rows of W whose norms are taken while they are in cache
+_GROUPS_PER_K = 4  # more groups: a tighter bound of the k-th value, dearer to take
+
+
+class _Bound(NamedTuple):
+    """The bound's two factors: X W^T >= what is wanted, for every pair."""
+
+    X: Float[Tensor, "tokens d+4"]
+    W: Float[Tensor, "d_sae d+4"]
+    raised: Float[Tensor, " d_sae"]
+    """hi + lo - (b - line): what rounding may need"""
+
+
+@torch.no_grad()
+@torch.autocast("cpu", enabled=False)
+def screen(
+    x: Float[Tensor, "tokens d"],
+    W: Float[Tensor, "d_sae d"],
+    b: Float[Tensor, " d_sae"],
+    line: Float[Tensor, " d_sae"],
+    workspace: Workspace,
+) -> Entries:
+    """The entries where x.w + b > line, in float32, with their values."""
+    bound = _bound(x, W, b, line, workspace)
+    found = _candidates(bound, lambda scores, first: np.greater(_ordered(scores), 0), workspace)
+    values = found.dots(x, W) + found.of(b)
+    return _kept(found, values, values > found.of(line))
+
+
+@torch.no_grad()
+@torch.autocast("cpu", enabled=False)
+def screen_top_k(
+    x: Float[Tensor, "tokens d"],
+    W: Float[Tensor, "d_sae d"],
+    b: Float[Tensor, " d_sae"],
+    k: int,
+    workspace: Workspace,
+) -> Entries:
+    """The entries of each token's k largest x.w + b that are positive, with their values.
+
+    A score S bounds its v from above, and by the same inequalities v >= S - 2 A with A the sum of
+    all that was added. Split the latents into groups: in each, the latent of the largest score has
+    a value of at least max S - 2 max A. The k-th largest of these is a lower bound of the k-th
+    largest v, since k different latents reach it; what scores below it is not among the k largest.
+    """
+    bound = _bound(x, W, b, torch.zeros_like(b), workspace)
+    groups = _Groups(bound, k)
+
+    def pick(scores: Tensor, first: int) -> np.ndarray:
+        line = groups.lower_bound(scores, first)
+        return np.greater_equal(_ordered(scores), _ordered(line)[:, None])
+
+    found = _candidates(bound, pick, workspace)
+    values = found.dots(x, W) + found.of(b)
+    return _kept(found, values, _among_top_k(found, values, k) & (values > 0))
+
+
+class _Groups:
+    """Latents in groups, each with the largest of its additions to the score."""
+
+    def __init__(self, bound: _Bound, k: int) -> None:
+        self.k, self.X = k, bound.X
+        d_sae, d = len(bound.W), bound.W.shape[1] - 4
+        self.size = max(1, d_sae // (_GROUPS_PER_K * k))
+        self.n = d_sae // self.size
+        added = torch.stack([bound.W[:, d].float(), bound.W[:, d + 1].float(), bound.raised])
+        self.added = added[:, : self.n * self.size].unflatten(1, (self.size, self.n)).amax(1)
+
+    def lower_bound(self, scores: Tensor, first: int) -> Float[Tensor, " tokens"]:
+        """Of the k-th largest v of each token, or 0 if that is more; in the scores' dtype."""
+        best = scores[:, : self.n * self.size].unflatten(1, (self.size, self.n)).amax(1).float()
+        X, d = self.X[first : first + len(scores)], self.X.shape[1] - 4
+        added = X[:, d : d + 2].float() @ self.added[:2] + self.added[2]
+        # Scores were rounded to bfloat16, by up to 2^-8 of them; 2.1 for this line's own rounding.
+        reached = best - 2.0**-7 * best.abs() - 2.1 * added
+        line = reached.topk(self.k, dim=1, sorted=False).values.amin(1).clamp(min=0)
+        return _rounded_down(line, scores.dtype)
+
+
+def _bound(x: Tensor, W: Tensor, b: Tensor, line: Tensor, workspace: Workspace) -> _Bound:
+    d, g = W.shape[1], (W.shape[1] + 8) * 2.0**-23
+    X = workspace.buffer("X", len(x), d + 4, dtype=_low_dtype())
+    dx, x_norm, _ = _rounded_rows(x, X)
+    X[:, d] = _rounded_up(dx, X.dtype)
+    X[:, d + 1] = _rounded_up(x_norm * (1 + 2.0**-7), X.dtype)
+    X[:, d + 2 :] = 1
+    low = workspace.buffer("W", len(W), d + 4, dtype=_low_dtype())
+    for rows, out in zip(W.split(_BLOCK), low.split(_BLOCK), strict=True):
+        dw, _, norm = _rounded_rows(rows, out)
+        out[:, d] = _rounded_up(norm, low.dtype)
+        out[:, d + 1] = _rounded_up((dw + 3 * g * norm) * (1 + g), low.dtype)
+    gap = b - line
+    wanted = gap + (g * (b.abs() + 4 * gap.abs()) + _TINY)
+    low[:, d + 2] = wanted
+    low[:, d + 3] = _rounded_up(wanted - low[:, d + 2].float(), low.dtype)
+    raised = (low[:, d + 2].float() + low[:, d + 3].float() - gap).clamp(min=0)
+    return _Bound(X, low, raised)
+
+
+def _rounded_rows(rows: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Round rows into `out`; upper bounds of the norms of what is lost, what is left, and rows."""
+    d = rows.shape[1]
+    g, floor = (d + 8) * 2.0**-23, d**0.5 * _FLOOR
+    out[:, :d] = rows
+    left = out[:, :d].float()
+    norms = [torch.linalg.vector_norm(t, dim=1) for t in (rows - left, left, rows)]
+    lost, kept, whole = (norm * (1 + g) + floor for norm in norms)
+    return lost, kept, whole
+
+
+def _candidates(
+    bound: _Bound, pick: Callable[[Tensor, int], np.ndarray], workspace: Workspace
+) -> Entries:
+    """The pairs that `pick` marks in the scores X W^T, which are made some tokens at a time."""
+    n_tokens, d_sae = len(bound.X), len(bound.W)
+    n_rows = max(256, 2**23 // d_sae)
+    found = []
+    for first in range(0, n_tokens, n_rows):
+        X = bound.X[first : first + n_rows]
+        scores = workspace.buffer("scores", len(X), d_sae, dtype=X.dtype)
+        torch.mm(X, bound.W.T, out=scores)
+        found.append(np.flatnonzero(pick(scores, first)) + first * d_sae)
+    pairs = torch.from_numpy(np.concatenate(found))
+    tokens = torch.div(pairs, d_sae, rounding_mode="floor")
+    latents = pairs - tokens * d_sae
+    order = stable_order(latents, d_sae)
+    return Entries(tokens[order], latents[order], n_tokens, d_sae, workspace=workspace)
+
+
+def _kept(at: Entries, values: Tensor, keep: Tensor) -> Entries:
+    kept = keep.nonzero().squeeze(1)
+    tokens, latents = at.tokens.index_select(0, kept), at.latents.index_select(0, kept)
+    values = values.index_select(0, kept)
+    return Entries(tokens, latents, at.n_tokens, at.d_sae, values, at.workspace)
+
+
+def _among_top_k(at: Entries, values: Tensor, k: int) -> Tensor:
+    """[n], whether an entry is among its token's k largest."""
+    n_each = at.token_offsets.diff()
+    width = max(k, int(n_each.max()))
+    place = torch.arange(len(at)) - at.token_offsets[:-1].repeat_interleave(n_each)
+    place += torch.arange(at.n_tokens).repeat_interleave(n_each) * width
+    table = torch.full((at.n_tokens, width), -torch.inf)
+    table.view(-1)[place] = values[at.by_token]
+    chosen = torch.zeros(at.n_tokens, width, dtype=torch.bool)
+    chosen.scatter_(1, table.topk(k, dim=1, sorted=False).indices, True)
+    among = torch.empty(len(at), dtype=torch.bool)
+    among[at.by_token] = chosen.view(-1)[place]
+    return among
+
+
+def _ordered(scores: Tensor) -> np.ndarray:
+    """Numbers that compare as scores do, where the other side is not negative.
+
+    Floats of one sign are ordered as their bits are, and numpy knows no bfloat16.
+    """
+    return (scores.view(torch.int16) if scores.dtype == torch.bfloat16 else scores).numpy()
+
+
+def _rounded_up(x: Tensor, dtype: torch.dtype) -> Tensor:
+    near = x.to(dtype)
+    return torch.where(near.float() < x, near.nextafter(near.new_tensor(torch.inf)), near)
+
+
+def _rounded_down(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return -_rounded_up(-x, dtype)
+
+
+def _low_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it; else float32, which the bound holds for too."""
+    has = [
+        getattr(torch.cpu, name, lambda: False)()
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ]
+    return torch.bfloat16 if any(has) else torch.float32
