@@ -44,7 +44,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from ..ops import EVERYWHERE, Entries, Place, Workspace, screen
+from ..ops import EVERYWHERE, Entries, Place, Workspace, blocks, screen
 from .probe import NAME as PROBE
 from .probe import Verification, verify
 
@@ -189,7 +189,6 @@ class SAEConfig(PreTrainedConfig):
         return self.site, self.target_site or self.site
 
 
-_BLOCK = 512  # latents whose weights are read and written while they are in cache
 _EPSILON = {"layer_norm": 1e-5, "unit_rms": 0.0}  # added to the spread that x is divided by
 
 # Keys that transformers itself writes to a config.json or passes while loading one.
@@ -478,15 +477,14 @@ class SAE(PreTrainedModel):
         """Call between backward and the optimiser's step: remove the decoder gradient's component
         along each row, which the renormalisation would undo but Adam's moments would remember."""
         if self.W_dec.grad is not None:
-            both = zip(self.W_dec.grad.split(_BLOCK), self.W_dec.split(_BLOCK), strict=True)
-            for grad, rows in both:
+            for grad, rows in blocks(self.W_dec.grad, self.W_dec):
                 grad.addcmul_((grad * rows).sum(dim=-1, keepdim=True), rows, value=-1)
 
     @torch.no_grad()
     def after_step_(self) -> None:
         """Call after the optimiser's step, and only with `before_step_` before it: bring the
         decoder's rows back to unit norm."""
-        for rows in self.W_dec.split(_BLOCK):
+        for (rows,) in blocks(self.W_dec):
             rows /= rows.norm(dim=-1, keepdim=True)
 
     @torch.no_grad()

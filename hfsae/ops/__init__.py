@@ -7,5 +7,6 @@ from .sparse import Entries as Entries
 from .sparse import Everywhere as Everywhere
 from .sparse import Place as Place
 from .sparse import Workspace as Workspace
+from .sparse import blocks as blocks
 from .straight_through import heaviside as heaviside
 from .straight_through import jumprelu as jumprelu

@@ -38,18 +38,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .sparse import Entries, Workspace, stable_order
+from .sparse import Entries, Workspace, blocks, stable_order
 
 _FLOOR, _TINY = 2.0**-62, 2.0**-80
-_BLOCK = 512  # rows of W whose norms are taken while they are in cache
 _GROUPS_PER_K = 4  # more groups: a tighter bound of the k-th value, dearer to take
 
 
 class _Bound(NamedTuple):
     """The bound's two factors: X W^T >= what is wanted, for every pair."""
 
-    X: Float[Tensor, "tokens d+4"]
-    W: Float[Tensor, "d_sae d+4"]
+    X: Float[Tensor, "tokens _"]
+    W: Float[Tensor, "d_sae _"]
     raised: Float[Tensor, " d_sae"]
     """hi + lo - (b - line): what rounding may need"""
 
@@ -65,7 +64,7 @@ def screen(
 ) -> Entries:
     """The entries where x.w + b > line, in float32, with their values."""
     bound = _bound(x, W, b, line, workspace)
-    found = _candidates(bound, lambda scores, first: np.greater(_ordered(scores), 0), workspace)
+    found = _candidates(bound, lambda scores, X: np.greater(_ordered(scores), 0), workspace)
     values = found.dots(x, W) + found.of(b)
     return _kept(found, values, values > found.of(line))
 
@@ -89,9 +88,8 @@ def screen_top_k(
     bound = _bound(x, W, b, torch.zeros_like(b), workspace)
     groups = _Groups(bound, k)
 
-    def pick(scores: Tensor, first: int) -> np.ndarray:
-        line = groups.lower_bound(scores, first)
-        return np.greater_equal(_ordered(scores), _ordered(line)[:, None])
+    def pick(scores: Tensor, X: Tensor) -> np.ndarray:
+        return np.greater_equal(_ordered(scores), _ordered(groups.lower_bound(scores, X)))
 
     found = _candidates(bound, pick, workspace)
     values = found.dots(x, W) + found.of(b)
@@ -102,18 +100,24 @@ class _Groups:
     """Latents in groups, each with the largest of its additions to the score."""
 
     def __init__(self, bound: _Bound, k: int) -> None:
-        self.k, self.X = k, bound.X
-        d_sae, d = len(bound.W), bound.W.shape[1] - 4
-        self.size = max(1, d_sae // (_GROUPS_PER_K * k))
-        self.n = d_sae // self.size
-        added = torch.stack([bound.W[:, d].float(), bound.W[:, d + 1].float(), bound.raised])
-        self.added = added[:, : self.n * self.size].unflatten(1, (self.size, self.n)).amax(1)
+        self.k, self.d = k, bound.W.shape[1] - 4
+        size = max(1, len(bound.W) // (_GROUPS_PER_K * k))
+        self.shape = (size, len(bound.W) // size)
+        added = bound.W[:, self.d :].float()
+        added[:, 2] = bound.raised
+        self.added = self._grouped(added).amax(0)  # [groups, 4], the last unused
 
-    def lower_bound(self, scores: Tensor, first: int) -> Float[Tensor, " tokens"]:
+    def _grouped(self, by_latent: Float[Tensor, "d_sae n"]) -> Float[Tensor, "size groups n"]:
+        size, n_groups = self.shape
+        return by_latent[: size * n_groups].unflatten(0, self.shape)
+
+    def lower_bound(
+        self, scores: Float[Tensor, "d_sae n"], X: Float[Tensor, "n _"]
+    ) -> Float[Tensor, " n"]:
         """Of the k-th largest v of each token, or 0 if that is more; in the scores' dtype."""
-        best = scores[:, : self.n * self.size].unflatten(1, (self.size, self.n)).amax(1).float()
-        X, d = self.X[first : first + len(scores)], self.X.shape[1] - 4
-        added = X[:, d : d + 2].float() @ self.added[:2] + self.added[2]
+        best = self._grouped(scores).amax(0).T.float()  # [n, groups]
+        norms = X[:, self.d : self.d + 2].float()
+        added = norms @ self.added[:, :2].T + self.added[:, 2]
         # Scores were rounded to bfloat16, by up to 2^-8 of them; 2.1 for this line's own rounding.
         reached = best - 2.0**-7 * best.abs() - 2.1 * added
         line = reached.topk(self.k, dim=1, sorted=False).values.amin(1).clamp(min=0)
@@ -121,53 +125,56 @@ class _Groups:
 
 
 def _bound(x: Tensor, W: Tensor, b: Tensor, line: Tensor, workspace: Workspace) -> _Bound:
-    d, g = W.shape[1], (W.shape[1] + 8) * 2.0**-23
-    X = workspace.buffer("X", len(x), d + 4, dtype=_low_dtype())
-    dx, x_norm, _ = _rounded_rows(x, X)
-    X[:, d] = _rounded_up(dx, X.dtype)
-    X[:, d + 1] = _rounded_up(x_norm * (1 + 2.0**-7), X.dtype)
+    d, g, low = W.shape[1], (W.shape[1] + 8) * 2.0**-23, _low_dtype()
+    X = workspace.buffer("X", len(x), d + 4, dtype=low)
+    dx, _ = _rounded_rows(x, X)
+    X[:, d] = _rounded_up(dx, low)
+    X[:, d + 1] = _rounded_up(_norms(X[:, :d].float()) * (1 + 2.0**-7), low)
     X[:, d + 2 :] = 1
-    low = workspace.buffer("W", len(W), d + 4, dtype=_low_dtype())
-    for rows, out in zip(W.split(_BLOCK), low.split(_BLOCK), strict=True):
-        dw, _, norm = _rounded_rows(rows, out)
-        out[:, d] = _rounded_up(norm, low.dtype)
-        out[:, d + 1] = _rounded_up((dw + 3 * g * norm) * (1 + g), low.dtype)
+    columns = workspace.buffer("W", len(W), d + 4, dtype=low)
+    dw, norm = _rounded_rows(W, columns)
+    columns[:, d] = _rounded_up(norm, low)
+    columns[:, d + 1] = _rounded_up((dw + 3 * g * norm) * (1 + g), low)
     gap = b - line
     wanted = gap + (g * (b.abs() + 4 * gap.abs()) + _TINY)
-    low[:, d + 2] = wanted
-    low[:, d + 3] = _rounded_up(wanted - low[:, d + 2].float(), low.dtype)
-    raised = (low[:, d + 2].float() + low[:, d + 3].float() - gap).clamp(min=0)
-    return _Bound(X, low, raised)
+    columns[:, d + 2] = wanted
+    columns[:, d + 3] = _rounded_up(wanted - columns[:, d + 2].float(), low)
+    raised = (columns[:, d + 2].float() + columns[:, d + 3].float() - gap).clamp(min=0)
+    return _Bound(X, columns, raised)
 
 
-def _rounded_rows(rows: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Round rows into `out`; upper bounds of the norms of what is lost, what is left, and rows."""
+def _rounded_rows(rows: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Round rows into the first columns of `out`; upper bounds of |row - rounded| and |row|."""
+    lost, whole = rows.new_empty(len(rows)), rows.new_empty(len(rows))
+    for part, low, dw, w in blocks(rows, out, lost, whole):
+        low[:, : rows.shape[1]] = part
+        dw.copy_(_norms(part - low[:, : rows.shape[1]]))
+        w.copy_(_norms(part))
+    return lost, whole
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Upper bounds of the rows' norms."""
     d = rows.shape[1]
-    g, floor = (d + 8) * 2.0**-23, d**0.5 * _FLOOR
-    out[:, :d] = rows
-    left = out[:, :d].float()
-    norms = [torch.linalg.vector_norm(t, dim=1) for t in (rows - left, left, rows)]
-    lost, kept, whole = (norm * (1 + g) + floor for norm in norms)
-    return lost, kept, whole
+    return torch.linalg.vector_norm(rows, dim=1) * (1 + (d + 8) * 2.0**-23) + d**0.5 * _FLOOR
 
 
 def _candidates(
-    bound: _Bound, pick: Callable[[Tensor, int], np.ndarray], workspace: Workspace
+    bound: _Bound, pick: Callable[[Tensor, Tensor], np.ndarray], workspace: Workspace
 ) -> Entries:
-    """The pairs that `pick` marks in the scores X W^T, which are made some tokens at a time."""
+    """The pairs that `pick` marks in the scores W X^T, which are made some tokens at a time."""
     n_tokens, d_sae = len(bound.X), len(bound.W)
-    n_rows = max(256, 2**23 // d_sae)
-    found = []
+    n_rows, found = max(256, 2**23 // d_sae), []
     for first in range(0, n_tokens, n_rows):
         X = bound.X[first : first + n_rows]
-        scores = workspace.buffer("scores", len(X), d_sae, dtype=X.dtype)
-        torch.mm(X, bound.W.T, out=scores)
-        found.append(np.flatnonzero(pick(scores, first)) + first * d_sae)
-    pairs = torch.from_numpy(np.concatenate(found))
-    tokens = torch.div(pairs, d_sae, rounding_mode="floor")
-    latents = pairs - tokens * d_sae
+        scores = workspace.buffer("scores", d_sae, len(X), dtype=X.dtype)
+        torch.mm(bound.W, X.T, out=scores)
+        latents, tokens = np.divmod(np.flatnonzero(pick(scores, X)), len(X))
+        found.append((tokens + first, latents))
+    tokens, latents = (torch.from_numpy(np.concatenate(each)) for each in zip(*found, strict=True))
     order = stable_order(latents, d_sae)
-    return Entries(tokens[order], latents[order], n_tokens, d_sae, workspace=workspace)
+    tokens, latents = tokens.index_select(0, order), latents.index_select(0, order)
+    return Entries(tokens, latents, n_tokens, d_sae, workspace=workspace)
 
 
 def _kept(at: Entries, values: Tensor, keep: Tensor) -> Entries:

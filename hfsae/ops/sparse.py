@@ -23,6 +23,7 @@ Which pairs are entries is for `hfsae.ops.screen` to find.
 """
 
 import warnings
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +32,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-_BLOCK = 1024  # latents whose summed rows stay in cache on their way to memory
+_BLOCK = 2**19  # numbers, 2 MiB of float32, that stay in cache from one operation to the next
 
 
 class Everywhere:
@@ -145,12 +146,13 @@ class Entries:
 
     @cached_property
     def latents_by_token(self) -> Int[Tensor, " n"]:
-        return self.latents[self.by_token]
+        return self.latents.index_select(0, self.by_token)
 
     @cached_property
     def token_offsets(self) -> Int[Tensor, " _"]:
         """Where each token's entries begin in `by_token`, and the last's end."""
-        return torch.searchsorted(self.tokens[self.by_token], torch.arange(self.n_tokens + 1))
+        sorted_tokens = self.tokens.index_select(0, self.by_token)
+        return torch.searchsorted(sorted_tokens, torch.arange(self.n_tokens + 1))
 
     def project(
         self, x: Float[Tensor, "tokens d_in"], W: Float[Tensor, "d_in d_sae"], b: Tensor
@@ -195,18 +197,18 @@ class Entries:
         self, values: Float[Tensor, " n"], W: Float[Tensor, "d_sae d"]
     ) -> Float[Tensor, "tokens d"]:
         """For each token, the sum over its entries of value * W[latent]."""
-        return _bags(self.latents_by_token, W, self.token_offsets, values[self.by_token])
+        by_token = values.index_select(0, self.by_token)
+        return _bags(self.latents_by_token, W, self.token_offsets, by_token)
 
     def sums_by_latent(
         self, values: Float[Tensor, " n"], x: Float[Tensor, "tokens d"]
     ) -> Float[Tensor, "d_sae d"]:
         """For each latent, the sum over its entries of value * x[token]."""
         sums = self.workspace.take(self.d_sae, x.shape[1])
-        for start in range(0, self.d_sae, _BLOCK):
-            offsets = self.latent_offsets[start : start + _BLOCK + 1]
-            first, last = int(offsets[0]), int(offsets[-1])
-            tokens, part = self.tokens[first:last], values[first:last]
-            sums[start : start + _BLOCK] = _bags(tokens, x, offsets - first, part)
+        for part, begins, ends in blocks(sums, self.latent_offsets[:-1], self.latent_offsets[1:]):
+            first, last = int(begins[0]), int(ends[-1])
+            offsets = torch.cat([begins, ends[-1:]]) - first
+            part.copy_(_bags(self.tokens[first:last], x, offsets, values[first:last]))
         return sums
 
     def totals_by_latent(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
@@ -253,9 +255,16 @@ class _Combine(torch.autograd.Function):
 
 def _bags(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """For each bag, the weighted sum of the table's rows that it lists."""
+    table, weights = table.detach(), weights.detach()  # else torch prepares for a backward pass
     return nn.functional.embedding_bag(
         rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
     )
+
+
+def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Some rows of each at a time, so few that those of the first, a matrix, fit in the cache."""
+    n_rows = max(1, _BLOCK // tensors[0].shape[1])
+    return zip(*(t.split(n_rows) for t in tensors), strict=True)
 
 
 def stable_order(keys: Int[Tensor, " n"], n_keys: int) -> Int[Tensor, " n"]:

@@ -92,7 +92,11 @@ class Run:
         return self.accelerator.device.type == "cpu" and self.sae.can_be_sparse
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        named = list(self.sae.named_parameters())
+        # The fused optimiser copies what does not lie in memory as it is indexed, so it is given
+        # W_enc by its rows per latent: a view, to which `_optimise` hands the gradient.
+        self._encoder_rows = self.sae.W_enc.detach().T
+        view = {"W_enc": self._encoder_rows}
+        named = [(name, view.get(name, p)) for name, p in self.sae.named_parameters()]
         groups = [
             {"params": [p for name, p in named if name != "threshold"]},
             {"params": [p for name, p in named if name == "threshold"], "is_threshold": True},
@@ -156,7 +160,7 @@ class Run:
         seen = self._backward(batch, schedule)
         self.sae.before_step_()
         self._clip()
-        self.optimizer.step()
+        self._optimise()
         self._clear_gradients()
         self.sae.after_step_()
         l0 = self._count(seen)
@@ -177,11 +181,17 @@ class Run:
         fused.grad_scale = ((norm + 1e-6) / self.args.max_grad_norm).clamp(min=1)
         fused.found_inf = torch.zeros_like(norm)
 
+    def _optimise(self) -> None:
+        grad = self.sae.W_enc.grad
+        self._encoder_rows.grad = None if grad is None else grad.T
+        self.optimizer.step()
+        self._encoder_rows.grad = None
+
     def _clear_gradients(self) -> None:
         if self.is_sparse:  # the next step computes into their memory
             self.workspace.recycle_(self.sae.W_enc)
             self.workspace.recycle_(self.sae.W_dec)
-        self.optimizer.zero_grad(set_to_none=False)
+        self.sae.zero_grad(set_to_none=False)
 
     def _backward(self, batch: dict[str, Tensor], schedule: Schedule) -> _Seen:
         """Gradients of the batch's mean loss, in parts of it."""
