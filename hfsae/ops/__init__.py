@@ -1,7 +1,7 @@
 """Functions on tensors: no config, no module, no input or output."""
 
-from .screen import screen as screen
-from .screen import screen_top_k as screen_top_k
+from .screening import screen as screen
+from .screening import screen_top_k as screen_top_k
 from .sparse import EVERYWHERE as EVERYWHERE
 from .sparse import Entries as Entries
 from .sparse import Everywhere as Everywhere

@@ -19,7 +19,7 @@ and four linear maps, which are all that differs:
 dot products at the entries, and sums of rows by token and by latent. The order of entries is fixed
 and each sum has one owner, so that results do not depend on the number of threads.
 
-Which pairs are entries is for `hfsae.ops.screen` to find.
+Which pairs are entries is for `hfsae.ops.screening` to find.
 """
 
 import warnings

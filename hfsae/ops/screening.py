@@ -25,7 +25,7 @@ and norms, scaled by 1 + g where they are taken. The terms in g above cover them
 zero, squares of those below 2^-63 with them: norms are raised by sqrt(d) 2^-62 and the bias by
 2^-80, more than all that can be lost. The product's own rounding to bfloat16 keeps its sign.
 
-It holds for finite x and w with finite |x|^2 and |w|^2. tests/ops/test_screen.py tries to break it.
+It holds for finite x and w with finite |x|^2 and |w|^2. tests/ops/test_screening.py tries to break it.
 
 For TopK the line differs by token and is not known beforehand: see `screen_top_k`.
 """
@@ -103,9 +103,9 @@ class _Groups:
         self.k, self.d = k, bound.W.shape[1] - 4
         size = max(1, len(bound.W) // (_GROUPS_PER_K * k))
         self.shape = (size, len(bound.W) // size)
-        added = bound.W[:, self.d :].float()
-        added[:, 2] = bound.raised
-        self.added = self._grouped(added).amax(0)  # [groups, 4], the last unused
+        norms = bound.W[:, self.d : self.d + 2].float()
+        added = torch.cat([norms, bound.raised[:, None]], dim=1)
+        self.added = self._grouped(added).amax(0)  # [groups, 3]
 
     def _grouped(self, by_latent: Float[Tensor, "d_sae n"]) -> Float[Tensor, "size groups n"]:
         size, n_groups = self.shape
