@@ -25,7 +25,8 @@ and norms, scaled by 1 + g where they are taken. The terms in g above cover them
 zero, squares of those below 2^-63 with them: norms are raised by sqrt(d) 2^-62 and the bias by
 2^-80, more than all that can be lost. The product's own rounding to bfloat16 keeps its sign.
 
-It holds for finite x and w with finite |x|^2 and |w|^2. tests/ops/test_screening.py tries to break it.
+It holds where |x|^2, |w|^2 and 4 (b - line) are finite; tests/ops/test_screening.py tries
+to break it.
 
 For TopK the line differs by token and is not known beforehand: see `screen_top_k`.
 """

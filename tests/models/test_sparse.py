@@ -112,6 +112,19 @@ def test_a_used_workspace_changes_no_bit(config_class):
     assert all(torch.equal(found[name], grad) for name, grad in expected.items())
 
 
+def test_the_number_of_threads_changes_no_bit(config_class):
+    sae, x, ends, before = make(config_class), activations(3000), [], torch.get_num_threads()
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            ends.append(gradients(sae, x, workspace=Workspace()))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(ends[0][0].recon, ends[1][0].recon)
+    for name in ("W_enc", "W_dec", "b_enc"):
+        assert torch.equal(ends[0][1][name], ends[1][1][name]), name
+
+
 @pytest.mark.parametrize("fields", [{"selection": "groupmax"}, {"relu": False}])
 def test_what_has_no_sparse_step_says_so(fields):
     assert not make(hfsae.TopKSAEConfig, **fields).can_be_sparse
