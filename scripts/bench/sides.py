@@ -131,6 +131,7 @@ def _saelens(problem: Problem, sae, autocast: bool = False) -> Step:
         total_training_samples=10**6 * problem.batch,
         train_batch_size_samples=problem.batch,
         lr=LEARNING_RATE,
+        lr_end=LEARNING_RATE,
         autocast=autocast,
     )
     trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
@@ -159,7 +160,11 @@ def saelens_topk(problem: Problem, use_sparse: bool = False) -> Step:
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
     config = TopKTrainingSAEConfig(
-        d_in=problem.d_in, d_sae=problem.d_sae, k=problem.l0, use_sparse_activations=use_sparse
+        d_in=problem.d_in,
+        d_sae=problem.d_sae,
+        k=problem.l0,
+        use_sparse_activations=use_sparse,
+        rescale_acts_by_decoder_norm=not use_sparse,  # its backward pass knows no sparse tensors
     )
     return _saelens(problem, TopKTrainingSAE(config))
 
@@ -273,12 +278,12 @@ def forget_peak() -> None:
 
 
 def serve(library: str, name: str, problem: Problem) -> None:
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    sys.stdout = sys.stderr  # libraries print; answers go where they do not
     importlib.import_module(TRAINERS[library])
     forget_peak()
     before = memory_mib()
     step, n_steps, tell_l0 = SIDES[library][name](problem), 0, lambda: float("nan")
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    sys.stdout = sys.stderr  # libraries print; answers go where they do not
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         answer: object = None

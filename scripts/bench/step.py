@@ -20,6 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,14 @@ class Side:
 
     def __init__(self, library: str, name: str, python: str, sizes: dict[str, int], env: dict):
         self.label, self.seconds = f"{library} {name}", []
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe that nobody reads fills
         script = Path(__file__).with_name("sides.py")
         options = [f"--{key}={value}" for key, value in sizes.items()]
         self.process = subprocess.Popen(
             [python, str(script), library, name, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self.errors,
             text=True,
             env=env,
         )
@@ -50,10 +52,12 @@ class Side:
         self._read("ready")
 
     def _read(self, expected: str | None = None) -> str:
-        assert self.process.stdout and self.process.stderr
+        assert self.process.stdout
         line = self.process.stdout.readline().strip()
         if not line or (expected and line != expected):
-            last = (self.process.stderr.read().strip().splitlines() or ["no reason given"])[-1]
+            self.errors.seek(0)
+            said = [s for s in self.errors.read().splitlines() if "Error" in s or "Exception" in s]
+            last = said[-1] if said else "no reason given"
             raise ValueError(f"{self.label} stopped: {last}")
         return line
 
