@@ -174,12 +174,12 @@ class Run:
         if self.args.max_grad_norm is None:
             return
         grads = [p.grad for p in self.sae.parameters() if p.grad is not None]
-        norms = [torch.linalg.vector_norm(grad) for grad in grads]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
+        excess = (norm + 1e-6) / self.args.max_grad_norm
         # Fused optimisers take these two from an AMP scaler; clip_grad_norm_ would write them all.
         fused = cast(Any, self.optimizer)
-        fused.grad_scale = ((norm + 1e-6) / self.args.max_grad_norm).clamp(min=1)
-        fused.found_inf = torch.zeros_like(norm)
+        fused.grad_scale = excess if excess > 1 else None
+        fused.found_inf = torch.zeros_like(norm) if excess > 1 else None
 
     def _optimise(self) -> None:
         grad = self.sae.W_enc.grad
