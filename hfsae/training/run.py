@@ -140,6 +140,9 @@ class Run:
         if self._can_be_sparse:
             pre_acts = self.sae.pre_activations(x[:_THRESHOLD_SAMPLE])
             self._choose(float(self.sae.density(pre_acts, self._schedule(0))))
+        elif self.args.sparse == "auto":
+            name, device = type(self.sae).__name__, self.accelerator.device
+            logger.info("dense steps: a %s as configured has no sparse one on %s", name, device)
 
     def _choose(self, density: float) -> None:
         """Take sparse or dense steps from here on."""
