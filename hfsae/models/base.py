@@ -5,6 +5,11 @@
     recon    = latents W_dec + b_dec    [*batch, d_out]
     loss     = |x - recon|^2 / c^2 + the variant's sparsity terms, averaged over the batch
 
+**Sparse steps.** Each of these is written once and computed in one of two places
+(`hfsae.ops.sparse`): everywhere, or, given a `workspace`, only at the entries where a latent can
+have a value or a gradient. Loss and gradients are the same to float32 rounding; what it costs is
+mostly the encoder's product in bfloat16, by which `entries` finds them.
+
 **Units.** An SAE takes and returns raw activations, always. Training wants activations of unit
 mean squared norm (so that one learning rate, bandwidth and coefficient serve every layer), hence
 `config.activation_scale`, c: the root of the mean squared norm. Biases and thresholds are *stored*
@@ -39,6 +44,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
+from ..ops import EVERYWHERE, Entries, Place, Workspace, blocks, screen
 from .probe import NAME as PROBE
 from .probe import Verification, verify
 
@@ -221,16 +227,25 @@ class SAEOutput(ModelOutput):
     """[*batch, d_sae], zero where a latent does not fire"""
     pre_acts: Tensor | None = None
     """[*batch, d_sae], before the non-linearity"""
+    at: Place | None = None
+    """where latents and pre_acts stand; at `Entries` both are [n], one number an entry"""
 
 
 class Parts(NamedTuple):
     """What a forward pass made, for a variant's penalties to look at."""
 
+    x: Float[Tensor, "*batch d_in"]
     pre_acts: Float[Tensor, "*batch d_sae"]
     latents: Float[Tensor, "*batch d_sae"]
     recon: Float[Tensor, "*batch d_out"]
     error: Float[Tensor, "*batch d_out"]
     """target - recon in units of x/c, float32; the others in raw units"""
+    at: Place
+    """where pre_acts and latents stand"""
+
+    def per_token(self, values: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
+        """Sum over latents, mean over tokens."""
+        return values.sum() / (self.error.numel() / self.error.shape[-1])
 
 
 class SAE(PreTrainedModel):
@@ -255,7 +270,7 @@ class SAE(PreTrainedModel):
 
     def make_parameters(self) -> None:
         d_in, d_sae, d_out = self.config.d_in, self.config.d_sae, self.config.d_out
-        self.W_enc = nn.Parameter(torch.empty(d_in, d_sae))
+        self.W_enc = nn.Parameter(torch.empty(d_sae, d_in).T)  # by latent in memory, as W_dec
         self.b_enc = nn.Parameter(torch.empty(d_sae))
         self.W_dec = nn.Parameter(torch.empty(d_sae, d_out))
         self.b_dec = nn.Parameter(torch.empty(d_out))
@@ -283,6 +298,17 @@ class SAE(PreTrainedModel):
         where = f"{c.site}{f' -> {c.target_site}' if c.is_transcoder else ''}"
         return f"d_in={c.d_in}, d_sae={c.d_sae}, d_out={c.d_out}, site={where} of {c.model_name}"
 
+    @torch.no_grad()
+    def lay_out_by_latent(self) -> None:
+        """Put W_enc in memory latent by latent, as W_dec is, where loading left it otherwise.
+
+        Sparse steps read the weights of single latents. It is a new Parameter: call this before
+        there is an optimiser.
+        """
+        if not self.W_enc.T.is_contiguous():
+            by_latent = self.W_enc.T.contiguous().T
+            self.W_enc = nn.Parameter(by_latent, requires_grad=self.W_enc.requires_grad)
+
     @property
     def scale(self) -> float:
         """c of what the SAE reconstructs, raw units: what stored biases are multiplied by."""
@@ -295,6 +321,17 @@ class SAE(PreTrainedModel):
         Raises:
             ValueError: the last dimension of x is not d_in.
         """
+        return self._project(x, EVERYWHERE)
+
+    def _project(self, x: Float[Tensor, "*batch d_in"], at: Place) -> Tensor:
+        return at.project(self.encoder_input(x), self.W_enc, self.scale * self.b_enc)
+
+    def encoder_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """What W_enc multiplies: x, or x - b_dec, in raw units (of the target).
+
+        Raises:
+            ValueError: the last dimension of x is not d_in.
+        """
         if x.shape[-1] != self.config.d_in:
             raise ValueError(
                 f"this SAE reads activations of width {self.config.d_in}, got {tuple(x.shape)}: "
@@ -303,7 +340,7 @@ class SAE(PreTrainedModel):
         x = self._normalised(x)
         if self.config.subtract_b_dec:
             x = x - self.scale * self.b_dec
-        return x @ self.W_enc + self.scale * self.b_enc
+        return x
 
     def _normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """x in the unit of what is reconstructed, after the per-token normalisation."""
@@ -323,10 +360,41 @@ class SAE(PreTrainedModel):
         rms = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
         return torch.zeros_like(rms), rms
 
+    def line(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"] | None:
+        """Pre-activations up to it, raw units, have neither a value nor a gradient.
+
+        None (the base): they all may, so that there are no sparse steps.
+        """
+        return None
+
+    @property
+    def can_be_sparse(self) -> bool:
+        """Whether `entries` can be found: the variant has a line, and weights are float32."""
+        return self.line() is not None and self.dtype == torch.float32
+
+    def entries(
+        self, x: Float[Tensor, "n d_in"], schedule: Schedule, workspace: Workspace
+    ) -> Entries:
+        """Where a latent can have a value or a gradient."""
+        line, b = self.line(schedule), self.scale * self.b_enc
+        assert line is not None
+        return screen(self.encoder_input(x), self.W_enc.T.contiguous(), b, line, workspace)
+
+    @torch.no_grad()
+    def density(
+        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
+    ) -> Float[Tensor, ""]:
+        """Share of all pairs of a token and a latent that would be entries."""
+        line = self.line(schedule)
+        return torch.ones(()) if line is None else EVERYWHERE.share(pre_acts > line)
+
     def activate(
-        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule = Schedule()
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule = Schedule(),
+        at: Place = EVERYWHERE,
     ) -> Float[Tensor, "*batch d_sae"]:
-        """The variant's non-linearity."""
+        """The variant's non-linearity; parameters of a latent are taken `at.of(...)`."""
         raise NotImplementedError(f"{type(self).__name__} does not define activate()")
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
@@ -346,7 +414,10 @@ class SAE(PreTrainedModel):
         Raises:
             ValueError: x is needed and not given.
         """
-        recon = latents @ self.W_dec + self.scale * self.b_dec
+        return self._combine(latents, x, EVERYWHERE)
+
+    def _combine(self, latents: Tensor, x: Tensor | None, at: Place) -> Tensor:
+        recon = at.combine(latents, self.W_dec) + self.scale * self.b_dec
         if not self.config.decodes_with_input:
             return recon
         if x is None:
@@ -370,8 +441,12 @@ class SAE(PreTrainedModel):
         *,
         schedule: Schedule = Schedule(),
         return_loss: bool = False,
+        workspace: Workspace | None = None,
     ) -> SAEOutput:
         """Reconstruct x, or predict `target` from it (transcoders); one pass for training and use.
+
+        Args:
+            workspace: makes the step sparse, in these buffers; x is [n, d_in] then.
 
         Raises:
             ValueError: the last dimension of x is not d_in, or a transcoder's loss lacks a target.
@@ -380,17 +455,18 @@ class SAE(PreTrainedModel):
             raise ValueError(f"a transcoder's loss needs target: x at {self.config.target_site}")
         if return_loss:
             self._check_trainable()
-        pre_acts = self.pre_activations(x)
-        latents = self.activate(pre_acts, schedule)
-        recon = self.decode(latents, x)
+        at = EVERYWHERE if workspace is None else self.entries(x, schedule, workspace)
+        pre_acts = self._project(x, at)
+        latents = self.activate(pre_acts, schedule, at)
+        recon = self._combine(latents, x, at)
         if not return_loss:
-            return SAEOutput(recon=recon, latents=latents, pre_acts=pre_acts)
+            return SAEOutput(recon=recon, latents=latents, pre_acts=pre_acts, at=at)
         error = ((x if target is None else target).float() - recon.float()) / self.scale
         mse = error.square().sum(dim=-1).mean()
-        parts = Parts(pre_acts, latents, recon, error)
+        parts = Parts(x, pre_acts, latents, recon, error, at)
         losses = {"mse": mse, **self.sparsity_losses(parts, schedule)}
         loss = torch.stack(list(losses.values())).sum()
-        return SAEOutput(loss, losses, recon, latents, pre_acts)
+        return SAEOutput(loss, losses, recon, latents, pre_acts, at)
 
     def _check_trainable(self) -> None:
         if self.config.token_norm != "none":
@@ -406,15 +482,16 @@ class SAE(PreTrainedModel):
     def before_step_(self) -> None:
         """Call between backward and the optimiser's step: remove the decoder gradient's component
         along each row, which the renormalisation would undo but Adam's moments would remember."""
-        grad, rows = self.W_dec.grad, self.W_dec
-        if grad is not None:
-            grad -= (grad * rows).sum(dim=-1, keepdim=True) * rows
+        if self.W_dec.grad is not None:
+            for grad, rows in blocks(self.W_dec.grad, self.W_dec):
+                grad.addcmul_((grad * rows).sum(dim=-1, keepdim=True), rows, value=-1)
 
     @torch.no_grad()
     def after_step_(self) -> None:
         """Call after the optimiser's step, and only with `before_step_` before it: bring the
         decoder's rows back to unit norm."""
-        self.W_dec /= self.W_dec.norm(dim=-1, keepdim=True)
+        for (rows,) in blocks(self.W_dec):
+            rows /= rows.norm(dim=-1, keepdim=True)
 
     @torch.no_grad()
     def folded(self) -> "SAE":
@@ -495,6 +572,7 @@ class SAE(PreTrainedModel):
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded
         _refuse_misfits(model, info, where)
+        model.lay_out_by_latent()
         model._source = {"name": where, **place}
         return loaded if wants_info else model
 

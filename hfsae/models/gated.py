@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
+from ..ops import EVERYWHERE, Place
 from .base import SAE, Number, Parts, SAEConfig, Schedule
 
 
@@ -54,20 +55,26 @@ class GatedSAE(SAE):
             init.zeros_(self.b_mag)
 
     def activate(
-        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule = Schedule()
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule = Schedule(),
+        at: Place = EVERYWHERE,
     ) -> Float[Tensor, "*batch d_sae"]:
-        without_bias = pre_acts - self.scale * self.b_enc
-        magnitude = self.r_mag.exp() * without_bias + self.scale * self.b_mag
+        without_bias = pre_acts - at.of(self.scale * self.b_enc)
+        magnitude = at.of(self.r_mag.exp()) * without_bias + at.of(self.scale * self.b_mag)
         return (pre_acts > 0) * magnitude.relu()
 
     def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
         gate = parts.pre_acts.relu().float() / self.scale
-        l1 = gate.sum(dim=-1).mean()
+        l1 = parts.per_token(gate)
         # The target again, from what is left of it; the gate's own reconstruction, frozen decoder.
         target = (parts.error + parts.recon.float() / self.scale).detach()
-        by_gate = gate @ self.W_dec.detach().float() + self.b_dec.detach().float()
+        by_gate = parts.at.combine(gate, self.W_dec.detach().float()) + self.b_dec.detach().float()
         aux = (target - by_gate).square().sum(dim=-1).mean()
         return {"l1": self.config.l1_coefficient * schedule.sparsity * l1, "aux": aux}
+
+    def line(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
+        return torch.zeros_like(self.b_enc)
 
     def _fold_(self, state: dict[str, Any], config: SAEConfig) -> None:
         if self.config.subtract_b_dec:  # the bias moves into b_enc, which m leaves out again

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
-from ..ops import heaviside, jumprelu
+from ..ops import EVERYWHERE, Place, heaviside, jumprelu
 from .base import SAE, Number, Parts, SAEConfig, Schedule
 
 
@@ -64,23 +64,36 @@ class JumpReLUSAE(SAE):
             init.constant_(self.threshold, float(self.config.initial_threshold))
 
     def activate(
-        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule = Schedule()
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule = Schedule(),
+        at: Place = EVERYWHERE,
     ) -> Float[Tensor, "*batch d_sae"]:
-        return jumprelu(pre_acts, self.scale * self.threshold, self._bandwidth(schedule))
+        threshold = at.of(self.scale * self.threshold)
+        return jumprelu(pre_acts, threshold, self._bandwidth(schedule))
 
     def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
-        steps = heaviside(parts.pre_acts, self.scale * self.threshold, self._bandwidth(schedule))
-        l0 = steps.sum(dim=-1).mean()
+        threshold = parts.at.of(self.scale * self.threshold)
+        steps = heaviside(parts.pre_acts, threshold, self._bandwidth(schedule))
+        l0 = parts.per_token(steps)
         return {"l0": self.config.l0_coefficient * schedule.sparsity * l0}
+
+    @torch.no_grad()
+    def line(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
+        """The lower end of the STE window; a little below it, where rounding could matter."""
+        threshold, half = self.scale * self.threshold, self._bandwidth(schedule) / 2
+        return threshold - half - 2.0**-20 * (threshold.abs() + half)
 
     def _bandwidth(self, schedule: Schedule) -> float:
         return self.scale * float(self.config.bandwidth) * schedule.bandwidth
 
     @torch.no_grad()
-    def window_share(self, pre_acts: Tensor, schedule: Schedule = Schedule()) -> Tensor:
+    def window_share(
+        self, pre_acts: Tensor, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
+    ) -> Tensor:
         """Share of pre-activations inside the STE window: the only ones that move thresholds."""
-        distance = (pre_acts - self.scale * self.threshold).abs()
-        return (distance < self._bandwidth(schedule) / 2).float().mean()
+        distance = (pre_acts - at.of(self.scale * self.threshold)).abs()
+        return at.share(distance < self._bandwidth(schedule) / 2)
 
     @torch.no_grad()
     def before_step_(self) -> None:

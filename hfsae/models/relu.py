@@ -1,9 +1,11 @@
 """ReLU SAE: the classic one, made sparse by an L1 penalty."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
+from ..ops import EVERYWHERE, Place
 from .base import SAE, Number, Parts, SAEConfig, Schedule
 
 
@@ -33,13 +35,19 @@ class ReLUSAE(SAE):
     config: ReLUSAEConfig
 
     def activate(
-        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule = Schedule()
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule = Schedule(),
+        at: Place = EVERYWHERE,
     ) -> Float[Tensor, "*batch d_sae"]:
         return pre_acts.relu()
 
     def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
-        l1 = parts.latents.float().sum(dim=-1).mean() / self.scale
+        l1 = parts.per_token(parts.latents.float()) / self.scale
         return {"l1": self.config.l1_coefficient * schedule.sparsity * l1}
+
+    def line(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
+        return torch.zeros_like(self.b_enc)
 
 
 AutoConfig.register(ReLUSAEConfig.model_type, ReLUSAEConfig)

@@ -3,10 +3,11 @@
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
+from ..ops import EVERYWHERE, Entries, Place, Workspace, screen_top_k
 from .base import SAE, Number, Parts, SAEConfig, Schedule
 
 Selection = Literal["topk", "groupmax"]
@@ -60,25 +61,55 @@ class TopKSAE(SAE):
     config: TopKSAEConfig
 
     def activate(
-        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule = Schedule()
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule = Schedule(),
+        at: Place = EVERYWHERE,
     ) -> Float[Tensor, "*batch d_sae"]:
-        if self.config.selection == "groupmax":
+        if at is not EVERYWHERE:
+            latents = pre_acts  # entries are the k largest already
+        elif self.config.selection == "groupmax":
             latents = _largest_of_groups(pre_acts, self.config.k)
         else:
             latents = _largest(pre_acts, self.config.k)
         return latents.relu() if self.config.relu else latents
 
     def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
-        n_dead = 0 if schedule.dead is None else int(schedule.dead.sum())
-        if n_dead == 0 or self.config.aux_coefficient == 0:
+        dead = schedule.dead
+        n_dead = 0 if dead is None else int(dead.sum())
+        if dead is None or n_dead == 0 or self.config.aux_coefficient == 0:
             return {}
-        pre_acts = parts.pre_acts[..., schedule.dead].float() / self.scale
+        pre_acts = self._of_dead(parts, dead).float() / self.scale
         latents = _largest(pre_acts, min(self.config.aux_k, n_dead)).relu()
         wanted = parts.error.detach()  # the bias would cancel: it stands on both sides
-        left = wanted - latents @ self.W_dec[schedule.dead].float()
+        left = wanted - latents @ self.W_dec[dead].float()
         spread = wanted - wanted.reshape(-1, wanted.shape[-1]).mean(dim=0)
         share = left.square().sum() / spread.square().sum().clamp(min=1e-12)
         return {"aux": self.config.aux_coefficient * share}
+
+    def _of_dead(self, parts: Parts, dead: Bool[Tensor, " d_sae"]) -> Tensor:
+        """Pre-activations of dead latents, which are no entries."""
+        if parts.at is EVERYWHERE:
+            return parts.pre_acts[..., dead]
+        b = self.scale * self.b_enc
+        return EVERYWHERE.project(self.encoder_input(parts.x), self.W_enc.T[dead].T, b[dead])
+
+    @property
+    def can_be_sparse(self) -> bool:
+        c = self.config
+        return c.selection == "topk" and c.relu and self.dtype == torch.float32
+
+    def entries(
+        self, x: Float[Tensor, "n d_in"], schedule: Schedule, workspace: Workspace
+    ) -> Entries:
+        """The k largest pre-activations of each token, as far as they are positive."""
+        rows, b = self.W_enc.T.contiguous(), self.scale * self.b_enc
+        return screen_top_k(self.encoder_input(x), rows, b, self.config.k, workspace)
+
+    def density(
+        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
+    ) -> Float[Tensor, ""]:
+        return torch.tensor(self.config.k / self.config.d_sae)
 
 
 def _largest(z: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batch d_sae"]:

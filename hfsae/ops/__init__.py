@@ -1,4 +1,12 @@
 """Functions on tensors: no config, no module, no input or output."""
 
+from .screening import screen as screen
+from .screening import screen_top_k as screen_top_k
+from .sparse import EVERYWHERE as EVERYWHERE
+from .sparse import Entries as Entries
+from .sparse import Everywhere as Everywhere
+from .sparse import Place as Place
+from .sparse import Workspace as Workspace
+from .sparse import blocks as blocks
 from .straight_through import heaviside as heaviside
 from .straight_through import jumprelu as jumprelu

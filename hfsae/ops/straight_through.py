@@ -72,4 +72,6 @@ class _Heaviside(torch.autograd.Function):
 def _sum_in_window(grad: Tensor, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     """Batch sum of grad where |z - threshold| < bandwidth / 2, in the threshold's dtype."""
     kernel = (z - threshold).abs() < bandwidth / 2
-    return (grad * kernel).reshape(-1, z.shape[-1]).sum(dim=0, dtype=threshold.dtype)
+    batch = tuple(range(z.ndim - 1))
+    inside = grad * kernel
+    return inside.sum(batch, dtype=threshold.dtype) if batch else inside.to(threshold.dtype)

@@ -55,6 +55,9 @@ class TrainingArguments:
     """A latent that has not fired for so many tokens counts as dead."""
     bf16: bool = False
     """Matrix products in bfloat16; parameters, thresholds and losses stay float32."""
+    sparse: Literal["auto", "always", "never"] = "auto"
+    """Steps over the few entries that matter (same loss and gradients, several times faster on a
+    CPU) instead of dense ones. auto: while fewer than about a tenth of all entries matter."""
     logging_steps: int = 50
     """Steps between lines of log.jsonl."""
     save_steps: Duration = 0.1

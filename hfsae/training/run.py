@@ -2,8 +2,12 @@
 
 The step is schedule -> forward and backward (in parts, if accumulating) -> before_step_ (projected
 decoder gradient) -> clip -> Adam -> after_step_ (unit norms) -> count what fired -> steer L0.
+
+Forward and backward are sparse (`hfsae.ops.sparse`) where that is faster. Which they are depends on
+nothing but the step before and the settings, so that runs repeat to the bit on any machine.
 """
 
+import logging
 from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -13,13 +17,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..models import SAE, JumpReLUSAE, Schedule
+from ..ops import Entries, Place, Workspace
 from .arguments import TrainingArguments
 from .health import Reading, diagnose
 from .schedules import cosine_warmup, geometric, in_steps, linear_decay, linear_warmup, steer
 
 _THRESHOLD_SAMPLE = 2048  # activations that the warm start's first threshold is taken from
 _SPARSITY_REACH = 1e4  # the controller moves a coefficient at most this far from what was given
+# Sparse steps gain where under a seventh of all entries matter, as measured at d_in 576 and 2304;
+# two limits, so that a run which lies between them does not go to and fro.
+_SPARSE_BELOW, _DENSE_ABOVE = 0.10, 0.14
+_SPARSE_FROM = 1024  # latents; with fewer, a dense step takes milliseconds anyway
 _WARM_START_GAIN = 0.1  # a threshold acts on L0 at once; lambda only through many steps
+
+
+logger = logging.getLogger(__name__)
 
 
 class _Seen(NamedTuple):
@@ -27,12 +39,16 @@ class _Seen(NamedTuple):
 
     x: Float[Tensor, "part d_in"]
     """inputs of the last part"""
-    pre_acts: Float[Tensor, "part d_sae"]
-    """of the last part"""
+    pre_acts: Float[Tensor, "..."]
+    """of the last part..."""
+    at: Place
+    """...and where they stand"""
     losses: dict[str, Tensor]
     """means over this process's share of the batch"""
     fired: Tensor
     """[d_sae], times that each latent fired in this process's share"""
+    n_entries: Tensor
+    """pairs of a token and a latent there that could have a value or a gradient"""
 
 
 class Run:
@@ -43,8 +59,16 @@ class Run:
     mse over it is the FVU of a batch.
     """
 
-    def __init__(self, sae: SAE, args: TrainingArguments, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        sae: SAE,
+        args: TrainingArguments,
+        accelerator: Accelerator,
+        workspace: Workspace | None = None,
+    ) -> None:
         self.sae, self.args, self.accelerator = sae.train(), args, accelerator
+        self.workspace = workspace or Workspace()  # may be shared by runs that take turns
+        sae.lay_out_by_latent()
         self.model: nn.Module = accelerator.prepare(self.sae)
         self.optimizer = self._make_optimizer()
         self.sparsity = 1.0
@@ -52,10 +76,27 @@ class Run:
         self.tokens_since_fired = torch.zeros(
             sae.config.d_sae, dtype=torch.int64, device=accelerator.device
         )
+        self.is_sparse = args.sparse == "always"
         self._previous: dict[str, Any] = {}
+        self._refuse_what_cannot_be_sparse()
+
+    def _refuse_what_cannot_be_sparse(self) -> None:
+        if self.is_sparse and not self._can_be_sparse:
+            raise ValueError(
+                f"training.sparse='always': a {type(self.sae).__name__} as configured on "
+                f"{self.accelerator.device} has no sparse step; 'auto' takes dense ones there"
+            )
+
+    @property
+    def _can_be_sparse(self) -> bool:
+        return self.accelerator.device.type == "cpu" and self.sae.can_be_sparse
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        named = list(self.sae.named_parameters())
+        # The fused optimiser copies what does not lie in memory as it is indexed, so it is given
+        # W_enc by its rows per latent: a view, to which `_optimise` hands the gradient.
+        self._encoder_rows = self.sae.W_enc.detach().T
+        view = {"W_enc": self._encoder_rows}
+        named = [(name, view.get(name, p)) for name, p in self.sae.named_parameters()]
         groups = [
             {"params": [p for name, p in named if name != "threshold"]},
             {"params": [p for name, p in named if name == "threshold"], "is_threshold": True},
@@ -96,6 +137,22 @@ class Run:
             threshold = float(pre_acts.flatten().topk(n_kept).values[-1]) / self.sae.scale
             # A threshold of 0 could never be steered: it moves by factors.
             self.sae.threshold.fill_(max(threshold, float(self.sae.config.initial_threshold)))
+        if self._can_be_sparse:
+            pre_acts = self.sae.pre_activations(x[:_THRESHOLD_SAMPLE])
+            self._choose(float(self.sae.density(pre_acts, self._schedule(0))))
+        elif self.args.sparse == "auto":
+            name, device = type(self.sae).__name__, self.accelerator.device
+            logger.info("dense steps: a %s as configured has no sparse one on %s", name, device)
+
+    def _choose(self, density: float) -> None:
+        """Take sparse or dense steps from here on."""
+        if self.args.sparse != "auto" or not self._can_be_sparse:
+            return
+        before, limit = self.is_sparse, _DENSE_ABOVE if self.is_sparse else _SPARSE_BELOW
+        self.is_sparse = self.sae.config.d_sae >= _SPARSE_FROM and density < limit
+        if self.is_sparse != before:
+            kind = "sparse" if self.is_sparse else "dense"
+            logger.info("%s steps: %.2g of all entries matter", kind, density)
 
     def step(self, batch: dict[str, Tensor], step: int, *, log: bool = False) -> dict[str, Any]:
         """One optimiser step; what to log of it, where asked."""
@@ -105,15 +162,39 @@ class Run:
         self._set_learning_rates(step)
         seen = self._backward(batch, schedule)
         self.sae.before_step_()
-        if self.args.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.sae.parameters(), self.args.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
+        self._clip()
+        self._optimise()
+        self._clear_gradients()
         self.sae.after_step_()
-        l0 = self._count(seen.fired)
+        l0 = self._count(seen)
         line = self._log_line(seen, l0, schedule, step) if log else {}
         self._steer(l0, step)
         return line
+
+    @torch.no_grad()
+    def _clip(self) -> None:
+        """Have the optimiser divide gradients by what exceeds max_grad_norm, as it reads them."""
+        if self.args.max_grad_norm is None:
+            return
+        grads = [p.grad for p in self.sae.parameters() if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
+        excess = (norm + 1e-6) / self.args.max_grad_norm
+        # Fused optimisers take these two from an AMP scaler; clip_grad_norm_ would write them all.
+        fused = cast(Any, self.optimizer)
+        fused.grad_scale = excess if excess > 1 else None
+        fused.found_inf = torch.zeros_like(norm) if excess > 1 else None
+
+    def _optimise(self) -> None:
+        grad = self.sae.W_enc.grad
+        self._encoder_rows.grad = None if grad is None else grad.T
+        self.optimizer.step()
+        self._encoder_rows.grad = None
+
+    def _clear_gradients(self) -> None:
+        if self.is_sparse:  # the next step computes into their memory
+            self.workspace.recycle_(self.sae.W_enc)
+            self.workspace.recycle_(self.sae.W_dec)
+        self.sae.zero_grad(set_to_none=False)
 
     def _backward(self, batch: dict[str, Tensor], schedule: Schedule) -> _Seen:
         """Gradients of the batch's mean loss, in parts of it."""
@@ -121,17 +202,33 @@ class Run:
         n_parts = self.args.gradient_accumulation_steps
         losses: dict[str, Tensor] = {}
         fired = torch.zeros_like(self.tokens_since_fired)
+        n_entries = fired.new_zeros(1)
         parts = list(zip(x.chunk(n_parts), target.chunk(n_parts), strict=True))
         for i, (x_part, target_part) in enumerate(parts, start=1):
             waits = i < n_parts
             with self.accelerator.no_sync(self.model) if waits else nullcontext():
                 with self._autocast():
-                    out = self.model(x_part, target_part, schedule=schedule, return_loss=True)
+                    out = self.model(
+                        x_part,
+                        target_part,
+                        schedule=schedule,
+                        return_loss=True,
+                        workspace=self.workspace if self.is_sparse else None,
+                    )
                 self.accelerator.backward(out.loss / n_parts)
-            fired += (out.latents != 0).sum(dim=0)
+            fired += out.at.count(out.latents != 0)
+            n_entries += self._n_entries(out, schedule)
             for name, loss in out.losses.items():
                 losses[name] = losses.get(name, 0) + loss.detach() / n_parts
-        return _Seen(x_part, out.pre_acts.detach(), losses, fired)
+        return _Seen(x_part, out.pre_acts.detach(), out.at, losses, fired, n_entries)
+
+    def _n_entries(self, out: Any, schedule: Schedule) -> int:
+        if isinstance(out.at, Entries):
+            return len(out.at)
+        is_asked = self.args.sparse == "auto" and self._can_be_sparse
+        if not is_asked:
+            return 0
+        return round(float(self.sae.density(out.pre_acts, schedule)) * out.pre_acts.numel())
 
     def _autocast(self) -> torch.autocast:
         device = self.accelerator.device.type
@@ -168,9 +265,11 @@ class Run:
                 rate = 0.0 if warm else a.threshold_learning_rate or a.learning_rate
             group["lr"] = rate * factor
 
-    def _count(self, fired: Tensor) -> float:
-        """Update the dead-latent counters; L0 of the global batch."""
-        fired = self._reduce(fired, "sum")
+    def _count(self, seen: _Seen) -> float:
+        """Update the dead-latent counters and the kind of step; L0 of the global batch."""
+        counts = self._reduce(torch.cat([seen.fired, seen.n_entries]), "sum")
+        fired = counts[:-1]
+        self._choose(int(counts[-1]) / (self.args.batch_size * len(fired)))
         self.tokens_since_fired += self.args.batch_size
         self.tokens_since_fired[fired > 0] = 0
         return int(fired.sum()) / self.args.batch_size
@@ -218,7 +317,7 @@ class Run:
         threshold = sae.threshold.detach().clone()
         before, now = self._previous, {"step": step, "l0": l0, "sparsity": schedule.sparsity}
         self._previous = {**now, "threshold": threshold}
-        share = float(sae.window_share(seen.pre_acts, schedule))
+        share = float(sae.window_share(seen.pre_acts, schedule, seen.at))
         line = {
             "l0_coefficient": sae.config.l0_coefficient * schedule.sparsity,
             "threshold_median": float(threshold.median()),
@@ -253,6 +352,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "sparsity": self.sparsity,
             "variance": self.variance,
+            "is_sparse": self.is_sparse,
             "tokens_since_fired": self.tokens_since_fired,
             "previous": dict(self._previous),
         }
@@ -262,6 +362,7 @@ class Run:
         self.sae.config.activation_scale, self.sae.config.target_scale = state["scales"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.sparsity, self.variance = state["sparsity"], state["variance"]
+        self.is_sparse = state["is_sparse"]
         self.tokens_since_fired = state["tokens_since_fired"].to(self.accelerator.device)
         self._previous = state["previous"]
         if self._previous:

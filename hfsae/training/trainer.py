@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..models import SAE
+from ..ops import Workspace
 from . import checkpoint
 from .arguments import TrainingArguments
 from .interrupt import Interrupt
@@ -109,7 +110,10 @@ class Trainer:
         self.accelerator = accelerator or make_accelerator(args)
         self.output_dir = Path(args.output_dir)
         named = {"": saes} if isinstance(saes, SAE) else dict(saes)
-        self.runs = {name: Run(sae, args, self.accelerator) for name, sae in named.items()}
+        workspace = Workspace()
+        self.runs = {
+            name: Run(sae, args, self.accelerator, workspace) for name, sae in named.items()
+        }
         self.identity = self._identity()
         self.interrupt = Interrupt()
         self.steps_done = 0

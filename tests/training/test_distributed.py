@@ -23,7 +23,9 @@ from hfsae.training.trainer import make_accelerator
 TEXTS = [f"document {i}: " + "abcdefghij " * (3 + i % 5) for i in range(60)]
 
 
-def train(folder: Path, lm, tokenizer, *, n_processes: int, accumulation: int = 1) -> None:
+def train(
+    folder: Path, lm, tokenizer, *, n_processes: int, accumulation: int = 1, sparse: str = "auto"
+) -> None:
     PartialState._reset_state()
     AcceleratorState._reset_state(True)
     args = TrainingArguments(
@@ -38,6 +40,7 @@ def train(folder: Path, lm, tokenizer, *, n_processes: int, accumulation: int = 
         warm_start_steps=10,
         logging_steps=5,
         dead_after_tokens=200,
+        sparse=sparse,
         num_processes=n_processes,
     )
     accelerator = make_accelerator(args)
@@ -67,17 +70,18 @@ def train(folder: Path, lm, tokenizer, *, n_processes: int, accumulation: int = 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation, sparse", [(1, "never"), (2, "never"), (2, "always")])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_two_processes_end_where_one_does(
-    tmp_path, tiny_lm, tiny_tokenizer, accumulation, monkeypatch
+    tmp_path, tiny_lm, tiny_tokenizer, accumulation, sparse, monkeypatch
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     one, two = tmp_path / "one", tmp_path / "two"
     train(one, tiny_lm, tiny_tokenizer, n_processes=1)
 
     def child() -> None:
-        train(two, tiny_lm, tiny_tokenizer, n_processes=2, accumulation=accumulation)
+        more = {"accumulation": accumulation, "sparse": sparse}
+        train(two, tiny_lm, tiny_tokenizer, n_processes=2, **more)
 
     debug_launcher(child, num_processes=2)
     logs = [

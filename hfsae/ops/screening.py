@@ -1,0 +1,226 @@
+"""Which entries matter, found by a low-precision product that provably misses none.
+
+Wanted are the pairs of a token x and a latent (w, b) whose float32 pre-activation v = x.w + b lies
+above the latent's `line`. Only a product over everything can tell, and it is what a sparse step
+mostly costs; but to *tell* needs less precision than to know. So: bound v from above by a bfloat16
+product, then take exact float32 values at the few pairs whose bound lies above their line.
+
+**The bound.** Let x' and w' be x and w rounded to bfloat16, dx = x - x', dw = w - w'. By
+Cauchy-Schwarz
+
+    x.w  =  x'.w' + dx.w + x'.dw  <=  x'.w' + |dx| |w| + |x'| |dw|
+
+which is of rank two beyond x'.w', and b - line is of rank one. So all goes into the same product,
+as four more columns; the test is whether the product is positive:
+
+    X = [ x' | |dx| | |x'|             | 1  | 1  ]
+    W = [ w' | |w|  | |dw| + 3 g |w|   | hi | lo ],   hi + lo >= b - line + g (|b| + 4 |b - line|)
+
+**Rounding.** The columns are rounded upwards to bfloat16. Products of two bfloat16 numbers are
+exact in float32. A sum of n <= d + 4 float32 terms, in any order, is off by at most g times the sum
+of their magnitudes, g = (d + 8) 2^-23 (twice the usual n u / (1 - n u)). Three such sums count:
+v itself, off by at most g (|x| |w| + |b|); the product, by at most g (1.03 |x'| |w| + |hi| + |lo|);
+and norms, scaled by 1 + g where they are taken. The terms in g above cover them, |x'| being taken
+1 + 2^-7 times too large so that it bounds |x| too. Processors may flush numbers below 2^-126 to
+zero, squares of those below 2^-63 with them: norms are raised by sqrt(d) 2^-62 and the bias by
+2^-80, more than all that can be lost. The product's own rounding to bfloat16 keeps its sign.
+
+It holds where |x|^2, |w|^2 and 4 (b - line) are finite; tests/ops/test_screening.py tries
+to break it.
+
+For TopK the line differs by token and is not known beforehand: see `screen_top_k`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .sparse import Entries, Workspace, blocks, stable_order
+
+_FLOOR, _TINY = 2.0**-62, 2.0**-80
+_GROUPS_PER_K = 4  # more groups: a tighter bound of the k-th value, dearer to take
+
+
+class _Bound(NamedTuple):
+    """The bound's two factors: X W^T >= what is wanted, for every pair."""
+
+    X: Float[Tensor, "tokens _"]
+    W: Float[Tensor, "d_sae _"]
+    raised: Float[Tensor, " d_sae"]
+    """hi + lo - (b - line): what rounding may need"""
+
+
+@torch.no_grad()
+@torch.autocast("cpu", enabled=False)
+def screen(
+    x: Float[Tensor, "tokens d"],
+    W: Float[Tensor, "d_sae d"],
+    b: Float[Tensor, " d_sae"],
+    line: Float[Tensor, " d_sae"],
+    workspace: Workspace,
+) -> Entries:
+    """The entries where x.w + b > line, in float32, with their values."""
+    bound = _bound(x, W, b, line, workspace)
+    found = _candidates(bound, lambda scores, X: np.greater(_ordered(scores), 0), workspace)
+    values = found.dots(x, W) + found.of(b)
+    return _kept(found, values, values > found.of(line))
+
+
+@torch.no_grad()
+@torch.autocast("cpu", enabled=False)
+def screen_top_k(
+    x: Float[Tensor, "tokens d"],
+    W: Float[Tensor, "d_sae d"],
+    b: Float[Tensor, " d_sae"],
+    k: int,
+    workspace: Workspace,
+) -> Entries:
+    """The entries of each token's k largest x.w + b that are positive, with their values.
+
+    A score S bounds its v from above, and by the same inequalities v >= S - 2 A with A the sum of
+    all that was added. Split the latents into groups: in each, the latent of the largest score has
+    a value of at least max S - 2 max A. The k-th largest of these is a lower bound of the k-th
+    largest v, since k different latents reach it; what scores below it is not among the k largest.
+    """
+    bound = _bound(x, W, b, torch.zeros_like(b), workspace)
+    groups = _Groups(bound, k)
+
+    def pick(scores: Tensor, X: Tensor) -> np.ndarray:
+        return np.greater_equal(_ordered(scores), _ordered(groups.lower_bound(scores, X)))
+
+    found = _candidates(bound, pick, workspace)
+    values = found.dots(x, W) + found.of(b)
+    return _kept(found, values, _among_top_k(found, values, k) & (values > 0))
+
+
+class _Groups:
+    """Latents in groups, each with the largest of its additions to the score."""
+
+    def __init__(self, bound: _Bound, k: int) -> None:
+        self.k, self.d = k, bound.W.shape[1] - 4
+        size = max(1, len(bound.W) // (_GROUPS_PER_K * k))
+        self.shape = (size, len(bound.W) // size)
+        norms = bound.W[:, self.d : self.d + 2].float()
+        added = torch.cat([norms, bound.raised[:, None]], dim=1)
+        self.added = self._grouped(added).amax(0)  # [groups, 3]
+
+    def _grouped(self, by_latent: Float[Tensor, "d_sae n"]) -> Float[Tensor, "size groups n"]:
+        size, n_groups = self.shape
+        return by_latent[: size * n_groups].unflatten(0, self.shape)
+
+    def lower_bound(
+        self, scores: Float[Tensor, "d_sae n"], X: Float[Tensor, "n _"]
+    ) -> Float[Tensor, " n"]:
+        """Of the k-th largest v of each token, or 0 if that is more; in the scores' dtype."""
+        best = self._grouped(scores).amax(0).T.float()  # [n, groups]
+        norms = X[:, self.d : self.d + 2].float()
+        added = norms @ self.added[:, :2].T + self.added[:, 2]
+        # Scores were rounded to bfloat16, by up to 2^-8 of them; 2.1 for this line's own rounding.
+        reached = best - 2.0**-7 * best.abs() - 2.1 * added
+        line = reached.topk(self.k, dim=1, sorted=False).values.amin(1).clamp(min=0)
+        return _rounded_down(line, scores.dtype)
+
+
+def _bound(x: Tensor, W: Tensor, b: Tensor, line: Tensor, workspace: Workspace) -> _Bound:
+    d, g, low = W.shape[1], (W.shape[1] + 8) * 2.0**-23, _low_dtype()
+    X = workspace.buffer("X", len(x), d + 4, dtype=low)
+    dx, _ = _rounded_rows(x, X)
+    X[:, d] = _rounded_up(dx, low)
+    X[:, d + 1] = _rounded_up(_norms(X[:, :d].float()) * (1 + 2.0**-7), low)
+    X[:, d + 2 :] = 1
+    columns = workspace.buffer("W", len(W), d + 4, dtype=low)
+    dw, norm = _rounded_rows(W, columns)
+    columns[:, d] = _rounded_up(norm, low)
+    columns[:, d + 1] = _rounded_up((dw + 3 * g * norm) * (1 + g), low)
+    gap = b - line
+    wanted = gap + (g * (b.abs() + 4 * gap.abs()) + _TINY)
+    columns[:, d + 2] = wanted
+    columns[:, d + 3] = _rounded_up(wanted - columns[:, d + 2].float(), low)
+    raised = (columns[:, d + 2].float() + columns[:, d + 3].float() - gap).clamp(min=0)
+    return _Bound(X, columns, raised)
+
+
+def _rounded_rows(rows: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Round rows into the first columns of `out`; upper bounds of |row - rounded| and |row|."""
+    lost, whole = rows.new_empty(len(rows)), rows.new_empty(len(rows))
+    for part, low, dw, w in blocks(rows, out, lost, whole):
+        low[:, : rows.shape[1]] = part
+        dw.copy_(_norms(part - low[:, : rows.shape[1]]))
+        w.copy_(_norms(part))
+    return lost, whole
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Upper bounds of the rows' norms."""
+    d = rows.shape[1]
+    return torch.linalg.vector_norm(rows, dim=1) * (1 + (d + 8) * 2.0**-23) + d**0.5 * _FLOOR
+
+
+def _candidates(
+    bound: _Bound, pick: Callable[[Tensor, Tensor], np.ndarray], workspace: Workspace
+) -> Entries:
+    """The pairs that `pick` marks in the scores W X^T, which are made some tokens at a time."""
+    n_tokens, d_sae = len(bound.X), len(bound.W)
+    n_rows, found = max(256, 2**23 // d_sae), []
+    for first in range(0, n_tokens, n_rows):
+        X = bound.X[first : first + n_rows]
+        scores = workspace.buffer("scores", d_sae, len(X), dtype=X.dtype)
+        torch.mm(bound.W, X.T, out=scores)
+        latents, tokens = np.divmod(np.flatnonzero(pick(scores, X)), len(X))
+        found.append((tokens + first, latents))
+    tokens, latents = (torch.from_numpy(np.concatenate(each)) for each in zip(*found, strict=True))
+    order = stable_order(latents, d_sae)
+    tokens, latents = tokens.index_select(0, order), latents.index_select(0, order)
+    return Entries(tokens, latents, n_tokens, d_sae, workspace=workspace)
+
+
+def _kept(at: Entries, values: Tensor, keep: Tensor) -> Entries:
+    kept = keep.nonzero().squeeze(1)
+    tokens, latents = at.tokens.index_select(0, kept), at.latents.index_select(0, kept)
+    values = values.index_select(0, kept)
+    return Entries(tokens, latents, at.n_tokens, at.d_sae, values, at.workspace)
+
+
+def _among_top_k(at: Entries, values: Tensor, k: int) -> Tensor:
+    """[n], whether an entry is among its token's k largest."""
+    n_each = at.token_offsets.diff()
+    width = max(k, int(n_each.max()))
+    place = torch.arange(len(at)) - at.token_offsets[:-1].repeat_interleave(n_each)
+    place += torch.arange(at.n_tokens).repeat_interleave(n_each) * width
+    table = torch.full((at.n_tokens, width), -torch.inf)
+    table.view(-1)[place] = values[at.by_token]
+    chosen = torch.zeros(at.n_tokens, width, dtype=torch.bool)
+    chosen.scatter_(1, table.topk(k, dim=1, sorted=False).indices, True)
+    among = torch.empty(len(at), dtype=torch.bool)
+    among[at.by_token] = chosen.view(-1)[place]
+    return among
+
+
+def _ordered(scores: Tensor) -> np.ndarray:
+    """Numbers that compare as scores do, where the other side is not negative.
+
+    Floats of one sign are ordered as their bits are, and numpy knows no bfloat16.
+    """
+    return (scores.view(torch.int16) if scores.dtype == torch.bfloat16 else scores).numpy()
+
+
+def _rounded_up(x: Tensor, dtype: torch.dtype) -> Tensor:
+    near = x.to(dtype)
+    return torch.where(near.float() < x, near.nextafter(near.new_tensor(torch.inf)), near)
+
+
+def _rounded_down(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return -_rounded_up(-x, dtype)
+
+
+def _low_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it; else float32, which the bound holds for too."""
+    has = [
+        getattr(torch.cpu, name, lambda: False)()
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ]
+    return torch.bfloat16 if any(has) else torch.float32

@@ -1,0 +1,280 @@
+"""The algebra of an SAE over the entries that matter, instead of over all of [tokens, d_sae].
+
+Of a token's many thousand latents some fifty fire. Everything after the encoder's product (the
+non-linearity, the decoder, every gradient) is zero elsewhere, so it is enough to have it at the
+*entries*: the (token, latent) pairs where a latent can have a value or a gradient. Formulas stay as
+they are written for matrices; the place they are computed at is a parameter, `at`:
+
+    EVERYWHERE       values are matrices [*batch, d_sae]; plain dense algebra, the reference
+    Entries(...)     values are vectors [n], one number an entry
+
+and four linear maps, which are all that differs:
+
+    at.project(x, W, b)   x W + b                  -> values
+    at.combine(z, W)      z W                      values -> [tokens, d]
+    at.of(p)              a parameter per latent   [d_sae] -> values
+    at.count(mask)        sums over tokens         values -> [d_sae]
+
+`project` and `combine` are adjoint to each other, so three loops make both and their gradients:
+dot products at the entries, and sums of rows by token and by latent. The order of entries is fixed
+and each sum has one owner, so that results do not depend on the number of threads.
+
+Which pairs are entries is for `hfsae.ops.screening` to find.
+"""
+
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+_BLOCK = 2**19  # numbers, 2 MiB of float32, that stay in cache from one operation to the next
+
+
+class Everywhere:
+    """Every latent of every token: values are matrices [*batch, d_sae]."""
+
+    def project(
+        self, x: Float[Tensor, "*batch d_in"], W: Float[Tensor, "d_in d_sae"], b: Tensor
+    ) -> Float[Tensor, "*batch d_sae"]:
+        """x W + b."""
+        return x @ W + b
+
+    def combine(
+        self, values: Float[Tensor, "*batch d_sae"], W: Float[Tensor, "d_sae d_out"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        """values W."""
+        return values @ W
+
+    def of(self, parameter: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
+        """A parameter of each latent, where values are."""
+        return parameter
+
+    def count(self, mask: Bool[Tensor, "*batch d_sae"]) -> Int[Tensor, " d_sae"]:
+        """How many tokens each latent is marked at."""
+        return mask.reshape(-1, mask.shape[-1]).sum(dim=0)
+
+    def share(self, mask: Bool[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
+        """Share of all pairs of a token and a latent that are marked."""
+        return mask.float().mean()
+
+
+EVERYWHERE = Everywhere()
+
+
+class Workspace:
+    """Large buffers that one step leaves for the next.
+
+    The allocator returns anything over 32 MiB to the system and faults it in anew, page by page; a
+    gradient of that size then costs more to allocate than to compute.
+    """
+
+    def __init__(self) -> None:
+        self._named: dict[str, Tensor] = {}
+        self._spare: list[Tensor] = []
+
+    def buffer(self, name: str, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Uninitialised memory under a name; what it held is lost."""
+        size = int(np.prod(shape))
+        held = self._named.get(name)
+        if held is None or held.numel() < size or held.dtype != dtype:
+            held = self._named[name] = torch.empty(size, dtype=dtype)
+        return held[:size].view(shape)
+
+    def take(self, *shape: int) -> Tensor:
+        """Uninitialised float32 memory to give away: a spare gradient of this shape, if any."""
+        for i, spare in enumerate(self._spare):
+            if spare.shape == shape:
+                return self._spare.pop(i)
+        return torch.empty(shape)
+
+    def recycle_(self, parameter: nn.Parameter) -> None:
+        """Clear a matrix's gradient and keep its memory for `take`."""
+        grad = parameter.grad
+        parameter.grad = None
+        if grad is not None and grad.ndim == 2:
+            rows = grad if grad.is_contiguous() else grad.T
+            if rows.is_contiguous() and rows.dtype == torch.float32:
+                self._spare.append(rows)
+
+
+class Entries:
+    """Pairs (token, latent), sorted by latent and then by token: values are vectors [n].
+
+    Sorted so because both of a step's products of x's width then walk through the large matrices
+    row by row and look up rows of the small one: three times faster than the other way round.
+
+    Args:
+        tokens, latents: [n] indices.
+        values: [n] pre-activations there, if they are known already.
+    """
+
+    def __init__(
+        self,
+        tokens: Int[Tensor, " n"],
+        latents: Int[Tensor, " n"],
+        n_tokens: int,
+        d_sae: int,
+        values: Float[Tensor, " n"] | None = None,
+        workspace: Workspace | None = None,
+    ) -> None:
+        self.tokens, self.latents, self.values = tokens, latents, values
+        self.n_tokens, self.d_sae = n_tokens, d_sae
+        self.workspace = workspace or Workspace()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def density(self) -> float:
+        """Share of all pairs of a token and a latent that are entries."""
+        return len(self) / (self.n_tokens * self.d_sae)
+
+    @cached_property
+    def latent_offsets(self) -> Int[Tensor, " _"]:
+        """Where each latent's entries begin, and the last's end."""
+        return torch.searchsorted(self.latents, torch.arange(self.d_sae + 1))
+
+    @cached_property
+    def by_token(self) -> Int[Tensor, " n"]:
+        """Positions of entries sorted by token and then by latent."""
+        return stable_order(self.tokens, self.n_tokens)
+
+    @cached_property
+    def latents_by_token(self) -> Int[Tensor, " n"]:
+        return self.latents.index_select(0, self.by_token)
+
+    @cached_property
+    def token_offsets(self) -> Int[Tensor, " _"]:
+        """Where each token's entries begin in `by_token`, and the last's end."""
+        sorted_tokens = self.tokens.index_select(0, self.by_token)
+        return torch.searchsorted(sorted_tokens, torch.arange(self.n_tokens + 1))
+
+    def project(
+        self, x: Float[Tensor, "tokens d_in"], W: Float[Tensor, "d_in d_sae"], b: Tensor
+    ) -> Float[Tensor, " n"]:
+        """x W + b at the entries."""
+        return _Project.apply(x, W.T.contiguous(), b, self)
+
+    def combine(
+        self, values: Float[Tensor, " n"], W: Float[Tensor, "d_sae d_out"]
+    ) -> Float[Tensor, "tokens d_out"]:
+        """values W, values being zero where there is no entry."""
+        return _Combine.apply(values, W.contiguous(), self)
+
+    def of(self, parameter: Float[Tensor, " d_sae"]) -> Float[Tensor, " n"]:
+        """A parameter of each latent, at the entries."""
+        return parameter.index_select(0, self.latents)
+
+    def count(self, mask: Bool[Tensor, " n"]) -> Int[Tensor, " d_sae"]:
+        """How many tokens each latent is marked at."""
+        zeros = torch.zeros(self.d_sae, dtype=torch.int64)
+        return zeros.index_add_(0, self.latents, mask.long())
+
+    def share(self, mask: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
+        """Share of all pairs of a token and a latent that are marked."""
+        return mask.sum() / (self.n_tokens * self.d_sae)
+
+    def dots(
+        self, x: Float[Tensor, "tokens d"], W: Float[Tensor, "d_sae d"]
+    ) -> Float[Tensor, " n"]:
+        """x[token] . W[latent] at each entry, in float32."""
+        if not len(self):
+            return x.new_zeros(0)
+        size, zeros = (self.d_sae, self.n_tokens), x.new_zeros(len(self))
+        with warnings.catch_warnings():  # torch says once that its CSR tensors are in beta
+            warnings.filterwarnings("ignore", "Sparse CSR")
+            pattern = torch.sparse_csr_tensor(
+                self.latent_offsets, self.tokens, zeros, size, check_invariants=False
+            )
+        return torch.sparse.sampled_addmm(pattern, W, x.T, beta=0.0).values()
+
+    def sums_by_token(
+        self, values: Float[Tensor, " n"], W: Float[Tensor, "d_sae d"]
+    ) -> Float[Tensor, "tokens d"]:
+        """For each token, the sum over its entries of value * W[latent]."""
+        by_token = values.index_select(0, self.by_token)
+        return _bags(self.latents_by_token, W, self.token_offsets, by_token)
+
+    def sums_by_latent(
+        self, values: Float[Tensor, " n"], x: Float[Tensor, "tokens d"]
+    ) -> Float[Tensor, "d_sae d"]:
+        """For each latent, the sum over its entries of value * x[token]."""
+        sums = self.workspace.take(self.d_sae, x.shape[1])
+        for part, begins, ends in blocks(sums, self.latent_offsets[:-1], self.latent_offsets[1:]):
+            first, last = int(begins[0]), int(ends[-1])
+            offsets = torch.cat([begins, ends[-1:]]) - first
+            part.copy_(_bags(self.tokens[first:last], x, offsets, values[first:last]))
+        return sums
+
+    def totals_by_latent(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
+        """For each latent, the sum of its entries' values."""
+        return values.new_zeros(self.d_sae).index_add_(0, self.latents, values)
+
+
+Place = Everywhere | Entries
+
+
+class _Project(torch.autograd.Function):
+    """z = x W^T + b at the entries. dx = dz W, dW = dz^T x, db = sum of dz."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor, at: Entries) -> Tensor:
+        ctx.save_for_backward(x, W)
+        ctx.at = at
+        return at.dots(x, W) + at.of(b) if at.values is None else at.values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        (x, W), at = ctx.saved_tensors, ctx.at
+        dx = at.sums_by_token(dz, W) if ctx.needs_input_grad[0] else None
+        return dx, at.sums_by_latent(dz, x), at.totals_by_latent(dz), None
+
+
+class _Combine(torch.autograd.Function):
+    """y = z W, z at the entries. dz = dy W^T at the entries, dW = z^T dy."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, W: Tensor, at: Entries) -> Tensor:
+        ctx.save_for_backward(z, W)
+        ctx.at = at
+        return at.sums_by_token(z, W)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (z, W), at = ctx.saved_tensors, ctx.at
+        dy = dy.contiguous()
+        wants_z, wants_W, _ = ctx.needs_input_grad
+        dz = at.dots(dy, W) if wants_z else None
+        return dz, at.sums_by_latent(z, dy) if wants_W else None, None
+
+
+def _bags(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """For each bag, the weighted sum of the table's rows that it lists."""
+    table, weights = table.detach(), weights.detach()  # else torch prepares for a backward pass
+    return nn.functional.embedding_bag(
+        rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
+
+
+def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Some rows of each at a time, so few that those of the first, a matrix, fit in the cache."""
+    n_rows = max(1, _BLOCK // tensors[0].shape[1])
+    return zip(*(t.split(n_rows) for t in tensors), strict=True)
+
+
+def stable_order(keys: Int[Tensor, " n"], n_keys: int) -> Int[Tensor, " n"]:
+    """What sorts keys in [0, n_keys), equal ones in the order they came in.
+
+    numpy sorts 16-bit keys by radix, fifty times faster than torch sorts these; wider keys take
+    two such passes, low half first.
+    """
+    plain = keys.numpy()
+    order = np.argsort((plain & 0xFFFF).astype(np.uint16), kind="stable")
+    if n_keys > 2**16:
+        order = order[np.argsort((plain[order] >> 16).astype(np.uint16), kind="stable")]
+    return torch.from_numpy(order)

@@ -1,0 +1,310 @@
+"""One side of a benchmark, in a process and an environment of its own.
+
+`step.py` starts this file with each library's Python and talks to it line by line: "step" runs one
+training step and answers its seconds, "show" answers what the step amounts to, "quit" ends. So the
+sides take turns on an otherwise idle machine, and neither their memory nor their allocators mix.
+
+Every side trains at learning rate 1e-6 on the same planted activations, and starts from the planted
+dictionary, so that its L0 is what was asked for and stays there.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+Step = Callable[[Tensor], Callable[[], float]]  # what it gives tells the L0, out of the timing
+Sides = dict[str, Callable[["Problem"], Step]]
+LEARNING_RATE, BANDWIDTH, L0_COEFFICIENT = 1e-6, 0.05, 1e-3
+
+
+class Problem:
+    """x = sparse sums of `d_sae` unit directions, frequencies by a power law, in units of unit
+    mean squared coordinates; `threshold` lets `l0` latents of a token pass."""
+
+    def __init__(self, d_in: int, d_sae: int, batch: int, l0: int) -> None:
+        self.d_in, self.d_sae, self.batch, self.l0 = d_in, d_sae, batch, l0
+        generator = torch.Generator().manual_seed(0)
+        self.W = normalize(torch.randn(d_sae, d_in, generator=generator), dim=1)
+        share = self._frequencies()[torch.randperm(d_sae, generator=generator)]
+        x = [self._activations(share, generator) for _ in range(2)]
+        size = d_in**0.5 / torch.cat(x).norm(dim=1).mean()
+        self.x = [size * each for each in x]
+        z = self.x[0][:512] @ self.W.T
+        self.threshold = float(z.flatten().topk(len(z) * l0).values[-1])
+
+    def _frequencies(self) -> Tensor:
+        share = torch.arange(1, self.d_sae + 1) ** -0.9
+        for _ in range(50):  # none fires on more than 3 tokens of 10
+            share = (share * (self.l0 / share.sum())).clamp(max=0.3)
+        return share
+
+    def _activations(self, share: Tensor, generator: torch.Generator) -> Tensor:
+        rows = []
+        for n in [256] * (self.batch // 256) + [self.batch % 256]:
+            on = torch.rand(n, self.d_sae, generator=generator) < share
+            rows.append((on * (0.6 + 0.8 * torch.rand(on.shape, generator=generator))) @ self.W)
+        x = torch.cat(rows)
+        return x + 0.02 * torch.randn(x.shape, generator=generator)
+
+
+def _hfsae(problem: Problem, sparse: str, **fields) -> Step:
+    from accelerate import Accelerator
+    from transformers import AutoConfig, AutoModel
+
+    from hfsae.training import TrainingArguments
+    from hfsae.training.run import Run
+
+    widths = {"d_in": problem.d_in, "d_sae": problem.d_sae, "activation_scale": 1.0}
+    sae = AutoModel.from_config(AutoConfig.for_model(site="x", **widths, **fields))
+    with torch.no_grad():
+        sae.W_enc.copy_(problem.W.T)
+        sae.W_dec.copy_(problem.W)
+        if hasattr(sae, "threshold"):
+            sae.threshold.fill_(problem.threshold)
+        else:
+            sae.b_enc.fill_(0.0 if hasattr(sae.config, "k") else -problem.threshold)
+    args = TrainingArguments(
+        n_tokens=10**6 * problem.batch,
+        batch_size=problem.batch,
+        learning_rate=LEARNING_RATE,
+        adam_beta1=0.9,
+        max_grad_norm=1.0,
+        warmup_steps=0,
+        sparsity_warmup_steps=0,
+        sparse=sparse,
+    )
+    run = Run(sae, args, Accelerator(cpu=True))
+    done = iter(range(10**6))
+
+    def step(x: Tensor) -> Callable[[], float]:
+        run.step({"x": x}, next(done))
+        return lambda: run.step({"x": x}, next(done), log=True)["l0"]
+
+    return step
+
+
+def jumprelu(problem: Problem, sparse: str) -> Step:
+    fields = {"l0_coefficient": L0_COEFFICIENT, "bandwidth": BANDWIDTH, "log_threshold": False}
+    return _hfsae(problem, sparse, model_type="jumprelu_sae", **fields)
+
+
+def topk(problem: Problem, sparse: str) -> Step:
+    return _hfsae(problem, sparse, model_type="topk_sae", k=problem.l0)
+
+
+def other(model_type: str) -> Callable[[Problem], Step]:
+    return lambda problem: _hfsae(problem, "always", model_type=model_type)
+
+
+def product(problem: Problem, dtype: torch.dtype) -> Step:
+    """The encoder's product alone, into memory that is there already."""
+    W = problem.W.to(dtype).T
+    out = torch.empty(problem.batch, problem.d_sae, dtype=dtype)
+    inputs = {id(x): x.to(dtype) for x in problem.x}
+
+    def step(x: Tensor) -> Callable[[], float]:
+        torch.mm(inputs[id(x)], W, out=out)
+        return lambda: float("nan")
+
+    return step
+
+
+def _saelens(problem: Problem, sae, autocast: bool = False) -> Step:
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    with torch.no_grad():
+        sae.W_enc.copy_(problem.W.T)
+        sae.W_dec.copy_(problem.W)
+    config = SAETrainerConfig(
+        total_training_samples=10**6 * problem.batch,
+        train_batch_size_samples=problem.batch,
+        lr=LEARNING_RATE,
+        lr_end=LEARNING_RATE,
+        autocast=autocast,
+    )
+    trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter(()))
+
+    def step(x: Tensor) -> Callable[[], float]:
+        latents = trainer.step(x).feature_acts.detach()
+        return lambda: float(latents.to_dense().count_nonzero()) / problem.batch
+
+    return step
+
+
+def saelens_jumprelu(problem: Problem, autocast: bool = False) -> Step:
+    from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+
+    config = JumpReLUTrainingSAEConfig(
+        d_in=problem.d_in,
+        d_sae=problem.d_sae,
+        jumprelu_init_threshold=problem.threshold,
+        jumprelu_bandwidth=BANDWIDTH,
+        l0_coefficient=L0_COEFFICIENT,
+    )
+    return _saelens(problem, JumpReLUTrainingSAE(config), autocast)
+
+
+def saelens_topk(problem: Problem, use_sparse: bool = False) -> Step:
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+
+    config = TopKTrainingSAEConfig(
+        d_in=problem.d_in,
+        d_sae=problem.d_sae,
+        k=problem.l0,
+        use_sparse_activations=use_sparse,
+        rescale_acts_by_decoder_norm=not use_sparse,  # its backward pass knows no sparse tensors
+    )
+    return _saelens(problem, TopKTrainingSAE(config))
+
+
+def dictionary_learning_jumprelu(problem: Problem) -> Step:
+    from dictionary_learning.trainers.jumprelu import JumpReluTrainer
+
+    trainer = JumpReluTrainer(
+        steps=10**6,
+        activation_dim=problem.d_in,
+        dict_size=problem.d_sae,
+        layer=0,
+        lm_name="none",
+        seed=0,
+        lr=LEARNING_RATE,
+        warmup_steps=1,
+        sparsity_warmup_steps=1,
+        bandwidth=BANDWIDTH,
+        sparsity_penalty=L0_COEFFICIENT,
+        target_l0=problem.l0,
+        device="cpu",
+    )
+    with torch.no_grad():
+        trainer.ae.W_enc.copy_(problem.W.T)
+        trainer.ae.W_dec.copy_(problem.W)
+        trainer.ae.threshold.fill_(problem.threshold)
+    done = iter(range(1, 10**6))
+
+    def step(x: Tensor) -> Callable[[], float]:
+        trainer.update(next(done), x)
+        return lambda: float((trainer.ae.encode(x) != 0).sum()) / problem.batch
+
+    return step
+
+
+def sparsify_topk(problem: Problem) -> Step:
+    """As `sparsify.Trainer.fit` does for one hookpoint and "adam", which it does inside a language
+    model's forward hook; with the clipping that the others do left out, as it is there."""
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    coder = SparseCoder(
+        problem.d_in, SparseCoderConfig(num_latents=problem.d_sae, k=problem.l0), device="cpu"
+    )
+    with torch.no_grad():
+        coder.encoder.weight.copy_(problem.W)
+        coder.W_dec.copy_(problem.W)
+    adam = torch.optim.Adam(coder.parameters(), lr=LEARNING_RATE)
+    since_fired = torch.zeros(problem.d_sae, dtype=torch.long)
+
+    def step(x: Tensor) -> Callable[[], float]:
+        coder.set_decoder_norm_to_unit_norm()
+        out = coder(x=x, y=x, total_variance=(x - x.mean(0)).pow(2).sum())
+        fired = torch.zeros(problem.d_sae, dtype=torch.bool)
+        fired[out.latent_indices.flatten()] = True
+        out.fvu.backward()
+        coder.remove_gradient_parallel_to_decoder_directions()
+        adam.step()
+        adam.zero_grad()
+        since_fired.add_(len(x))
+        since_fired[fired] = 0
+        acts = out.latent_acts.detach()
+        return lambda: float(acts.count_nonzero()) / problem.batch
+
+    return step
+
+
+SIDES: dict[str, Sides] = {
+    "hfsae": {
+        "jumprelu": lambda p: jumprelu(p, "always"),
+        "jumprelu_dense": lambda p: jumprelu(p, "never"),
+        "topk": lambda p: topk(p, "always"),
+        "topk_dense": lambda p: topk(p, "never"),
+        "relu": other("relu_sae"),
+        "gated": other("gated_sae"),
+        "product_bf16": lambda p: product(p, torch.bfloat16),
+        "product_float32": lambda p: product(p, torch.float32),
+    },
+    "saelens": {
+        "jumprelu": saelens_jumprelu,
+        "jumprelu_autocast": lambda p: saelens_jumprelu(p, autocast=True),
+        "topk": saelens_topk,
+        "topk_sparse": lambda p: saelens_topk(p, use_sparse=True),
+    },
+    "dictionary_learning": {"jumprelu": dictionary_learning_jumprelu},
+    "sparsify": {"topk": sparsify_topk},
+}
+
+
+TRAINERS = {  # imported before memory is counted
+    "hfsae": "hfsae.training.run",
+    "saelens": "sae_lens.training.sae_trainer",
+    "dictionary_learning": "dictionary_learning.trainers.jumprelu",
+    "sparsify": "sparsify",
+}
+
+
+def memory_mib() -> float:
+    """The most this process has held since `forget_peak`, or since it began where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def forget_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def serve(library: str, name: str, problem: Problem) -> None:
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    sys.stdout = sys.stderr  # libraries print; answers go where they do not
+    importlib.import_module(TRAINERS[library])
+    forget_peak()
+    before = memory_mib()
+    step, n_steps, tell_l0 = SIDES[library][name](problem), 0, lambda: float("nan")
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        answer: object = None
+        if line.strip() == "step":
+            start = time.perf_counter()
+            tell_l0 = step(problem.x[n_steps % 2])
+            answer, n_steps = time.perf_counter() - start, n_steps + 1
+        elif line.strip() == "show":
+            answer = {"peak_mib": memory_mib() - before, "l0": tell_l0()}
+        else:
+            return
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("library", choices=SIDES)
+    parser.add_argument("name")
+    for name in ("d_in", "d_sae", "batch", "l0"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    given = vars(parser.parse_args())
+    library, name = given.pop("library"), given.pop("name")
+    warnings.simplefilter("ignore")
+    serve(library, name, Problem(**given))

@@ -1,0 +1,156 @@
+"""The screen misses no entry, however the numbers are chosen against its bound."""
+
+import pytest
+import torch
+
+from hfsae.ops import Workspace, screen, screen_top_k, screening
+
+LOWS = [torch.bfloat16, torch.float32]
+
+
+@pytest.fixture(params=LOWS, ids=str, autouse=True)
+def low(request, monkeypatch):
+    """The dtype of the product: bfloat16 also where this processor would not take it by itself."""
+    monkeypatch.setattr(screening, "_low_dtype", lambda: request.param)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def worst_rounding(*shape: int) -> torch.Tensor:
+    """Numbers that bfloat16 rounds down by all but half of its last digit."""
+    bits = (normal(*shape).abs() + 1).view(torch.int32) & -65536
+    return (bits | 0x7FFF).view(torch.float32)
+
+
+def tied(n: int, d: int) -> torch.Tensor:
+    """Powers of two and halfway cases: many equal products."""
+    steps = torch.randint(0, 3, (n, d), generator=torch.Generator().manual_seed(3))
+    return (1 + 2.0**-8) * torch.tensor([-1.0, 0.5, 1.0])[steps]
+
+
+def sparse_rows(n: int, d: int) -> torch.Tensor:
+    return normal(n, d) * (normal(n, d, seed=5) > 1.5) * 100
+
+
+# name: (x [tokens, d], W [d_sae, d], b [d_sae])
+HARD = {
+    "ordinary": (normal(70, 48), normal(90, 48, seed=1), normal(90, seed=2)),
+    "rounded down": (worst_rounding(70, 48), worst_rounding(90, 48), -48.0 * torch.ones(90) * 3),
+    "against": (worst_rounding(70, 48), -worst_rounding(90, 48), 48.0 * torch.ones(90) * 3),
+    "one token": (normal(1, 33), normal(90, 33, seed=1), torch.zeros(90)),
+    "one dimension": (normal(70, 1), normal(90, 1, seed=1), torch.zeros(90)),
+    "zero rows": (torch.zeros(70, 16), normal(90, 16), normal(90)),
+    "all zero": (torch.zeros(70, 16), torch.zeros(90, 16), torch.zeros(90)),
+    "equal values": (tied(70, 16), tied(90, 16), torch.zeros(90)),
+    "huge biases": (normal(70, 32), normal(90, 32, seed=1), 1e30 * normal(90)),
+    "huge x": (1e17 * normal(70, 32), normal(90, 32, seed=1), normal(90)),
+    "huge W": (normal(70, 32), 1e17 * normal(90, 32, seed=1), normal(90)),
+    "tiny x": (1e-30 * normal(70, 32), normal(90, 32, seed=1), torch.zeros(90)),
+    "tiny both": (1e-25 * normal(70, 32), 1e-20 * normal(90, 32, seed=1), torch.zeros(90)),
+    "denormal": (1e-41 * normal(70, 32), normal(90, 32, seed=1), 1e-42 * normal(90)),
+    "denormal W": (normal(70, 32), 1e-41 * normal(90, 32, seed=1), torch.zeros(90)),
+    "tiny x huge W": (1e-30 * normal(70, 32), 1e18 * normal(90, 32, seed=1), torch.zeros(90)),
+    "outlier": (sparse_rows(70, 64), normal(90, 64), normal(90)),
+    "norms of all sizes": (
+        normal(70, 24) * torch.logspace(-15, 15, 70)[:, None],
+        normal(90, 24, seed=1) * torch.logspace(15, -15, 90)[:, None],
+        normal(90, seed=2),
+    ),
+    "cancelling": (
+        torch.cat([normal(70, 24), -normal(70, 24)], 1) * 1e6,
+        torch.cat([normal(90, 24, seed=1)] * 2, 1),
+        1e-3 * normal(90),
+    ),
+    "wide": (normal(40, 4000), normal(50, 4000, seed=1), normal(50)),
+}
+
+
+@pytest.fixture(params=HARD, ids=lambda name: name.replace(" ", "_"))
+def problem(request):
+    return HARD[request.param]
+
+
+def exact(x, W, b) -> torch.Tensor:
+    """[d_sae, tokens] in float64."""
+    return W.double() @ x.double().T + b.double()[:, None]
+
+
+def found_pairs(entries) -> torch.Tensor:
+    pairs = torch.zeros(entries.d_sae, entries.n_tokens, dtype=torch.bool)
+    pairs[entries.latents, entries.tokens] = True
+    return pairs
+
+
+def rounding(x, W, b) -> torch.Tensor:
+    """By how much a float32 sum may be off."""
+    g = (x.shape[1] + 8) * 2.0**-23
+    return g * (W.abs().double() @ x.abs().double().T + b.abs().double()[:, None]) + 1e-37
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.5, 0.9, 0.99])
+def test_no_entry_is_missed_and_none_is_made_up(problem, quantile):
+    x, W, b = problem
+    v = exact(x, W, b)
+    line = v.quantile(quantile, dim=1).float()  # of each latent: equal to one of its values
+    above, off = v - line.double()[:, None], rounding(x, W, b)
+    pairs = found_pairs(screen(x, W, b, line, Workspace()))
+    assert pairs[above > off].all(), "missed"
+    assert not pairs[above < -off].any(), "made up"
+
+
+def test_the_bound_bounds_every_value(problem):
+    """Before anything is thrown away: X W^T >= x.w + b - line for all pairs, in float64."""
+    x, W, b = problem
+    line = b + normal(len(b), seed=9) * b.abs().mean()
+    bound = screening._bound(x, W, b, line, Workspace())
+    score = bound.W.double() @ bound.X.double().T
+    assert (score >= exact(x, W, b) - line.double()[:, None]).all()
+    product = bound.W @ bound.X.T  # as it is computed: what it calls negative is
+    assert (
+        exact(x, W, b - line)[product <= 0] <= rounding(x, W, b.abs() + line.abs())[product <= 0]
+    ).all()
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_the_k_largest_are_found(problem, k):
+    x, W, b = problem
+    pairs, v, off = (
+        found_pairs(screen_top_k(x, W, b, k, Workspace())),
+        exact(x, W, b),
+        rounding(x, W, b),
+    )
+    largest = v.topk(k, dim=0).values
+    is_near = ((v - largest[-1]).abs() <= 2 * off) | (v.abs() <= off)
+    wanted = (v >= largest[-1]) & (v > 0)
+    assert (pairs == wanted)[~is_near].all()
+    assert (pairs.sum(0) <= k).all()
+
+
+def test_values_are_those_of_a_float32_sum(problem):
+    x, W, b = problem
+    entries = screen(x, W, b, torch.full_like(b, -1e37), Workspace())
+    assert len(entries) == len(x) * len(W)
+    v = exact(x, W, b)[entries.latents, entries.tokens]
+    off = rounding(x, W, b)[entries.latents, entries.tokens]
+    assert ((entries.values.double() - v).abs() <= off).all()
+
+
+def test_ordinary_data_has_few_candidates_that_fall_through():
+    x, W = normal(256, 256), torch.nn.functional.normalize(normal(1024, 256, seed=1), dim=1)
+    line = torch.full((1024,), 2.5)
+    bound = screening._bound(x, W, torch.zeros(1024), line, Workspace())
+    n_candidates = int((bound.W @ bound.X.T > 0).sum())
+    n_entries = len(screen(x, W, torch.zeros(1024), line, Workspace()))
+    assert n_entries <= n_candidates < 1.25 * n_entries
+
+
+def test_more_latents_than_sixteen_bits_and_more_tokens_than_a_block():
+    x, W = normal(600, 4), normal(70_000, 4, seed=1)
+    line = torch.full((70_000,), 9.0)
+    entries = screen(x, W, torch.zeros(70_000), line, Workspace())
+    expected = (W @ x.T > 9).nonzero()
+    assert len(expected) > 1000
+    assert torch.equal(torch.stack([entries.latents, entries.tokens], 1), expected)
+    assert torch.equal(entries.tokens[entries.by_token], expected[:, 1].sort().values)
