@@ -57,6 +57,9 @@ def plan(recipe: Recipe) -> Plan:
         "checkpoints": 12 * sum(n_sae) * n_checkpoints,
         "trained SAE": 4 * sum(n_sae),
     }
+    if recipe.harvest.cache is not None:
+        harvested_bytes = n_harvested * n_sites_wide * dtype.itemsize
+        disk["activation cache"] = min(harvested_bytes, 1e9 * recipe.harvest.cache_gb)
     lm_flops = 2 * parameters_used(lm, recipe.sites) * n_harvested
     sae_flops = sum(10 * c.d_sae * (c.d_in + c.d_out) / 2 for c in configs.values()) * t.n_tokens
     seconds = {

@@ -60,6 +60,8 @@ _FREE = (
     "save_total_limit",
     "report_to",
     "num_processes",
+    "cache",
+    "cache_gb",
 )
 
 

@@ -87,6 +87,18 @@ def test_memory_and_disk_are_counted(no_weights):
     assert found.seconds > 0
 
 
+@pytest.mark.parametrize(("gigabytes", "expected"), [(10_000.0, 2 * 2304e9), (50.0, 50e9)])
+def test_the_activation_cache_is_counted(no_weights, gigabytes, expected):
+    recipe = Recipe(
+        lm=LMArguments(name="google/gemma-2-2b"),
+        sae={"site": "layers.12", "d_sae": 16384},
+        training=TrainingArguments(n_tokens=10**9),
+    )
+    without = plan(recipe).disk_bytes
+    recipe.harvest = HarvestArguments(cache="somewhere", cache_gb=gigabytes)
+    assert plan(recipe).disk_bytes - without == pytest.approx(expected)
+
+
 def test_parameters_used_are_those_below_the_site(make_tiny_lm):
     lm = make_tiny_lm("llama", num_hidden_layers=8)
     block = sum(p.numel() for p in lm.model.layers[0].parameters() if p.ndim > 1)

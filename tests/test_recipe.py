@@ -143,6 +143,26 @@ def test_an_sae_trained_beside_others_equals_one_trained_alone(tmp_path, loads):
     assert (together / name).read_bytes() == (alone / name).read_bytes()
 
 
+def test_activations_come_from_the_cache_where_another_run_left_them(tmp_path, loads, tiny_lm):
+    def train(folder, **harvest):
+        args = HarvestArguments(rows=8, max_norm_ratio=5.0, **harvest)
+        nothing = EvaluationArguments(n_tokens=0)
+        fields = {"harvest": args, "sae": {"d_sae": 24}, "evaluation": nothing}
+        return run(tiny_recipe(tmp_path / folder, **fields, collect_tokens=0))[0]
+
+    cache = str(tmp_path / "cache")
+    other = {"sae": {"d_sae": 40}, "shuffle": ShuffleArguments(bucket_tokens=200, seed=3)}
+    harvest = HarvestArguments(rows=8, max_norm_ratio=5.0, cache=cache)
+    run(tiny_recipe(tmp_path / "other", **other, harvest=harvest, collect_tokens=0))
+    shards = set((tmp_path / "cache").rglob("*.safetensors"))
+    live, cached = train("live"), train("cached", cache=cache)
+    for name in ("model.safetensors", "log.jsonl"):
+        assert (live / name).read_bytes() == (cached / name).read_bytes()
+    n_new = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.safetensors"))
+    n_new -= sum(path.stat().st_size for path in shards)
+    assert 0 <= n_new < sum(path.stat().st_size for path in shards) / 2, "most were found"
+
+
 def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):
     places = {"site": "layers.1.mlp:in", "target_site": "layers.1.mlp"}
     training = {"n_tokens": 6400, "learning_rate": 5e-3}

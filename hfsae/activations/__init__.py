@@ -1,5 +1,6 @@
 """From text to the activations of a language model: packed token rows, then activations."""
 
+from .cache import ActivationCache as ActivationCache
 from .harvest import HarvestArguments as HarvestArguments
 from .harvest import Harvested as Harvested
 from .harvest import Harvester as Harvester

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..lm import capture
+from .cache import ActivationCache, batch_key
 from .tokens import TokenBatch
 
 
@@ -22,6 +23,11 @@ class HarvestArguments:
     max_norm_ratio: float | None = None
     """Drop positions whose norm at any site is more than this many times the site's median norm.
     Attention sinks can have 100 times the median, and then decide scale, loss and FVU alone."""
+    cache: str | None = None
+    """Folder to keep activations in and take them from. Runs that read the same text with the same
+    LM, `rows` and context size then skip the LM, whatever else of them differs."""
+    cache_gb: float = 100.0
+    """Disk that the cache may take for one LM; what does not fit is harvested each time."""
 
     def __post_init__(self):
         if self.rows < 1:
@@ -30,6 +36,8 @@ class HarvestArguments:
             raise ValueError(
                 f"max_norm_ratio is {self.max_norm_ratio}: typical positions go; use about 5."
             )
+        if not self.cache_gb > 0:
+            raise ValueError(f"cache_gb is {self.cache_gb}; give the gigabytes it may take.")
 
 
 class Harvested(NamedTuple):
@@ -49,6 +57,7 @@ class Harvester:
     Positions outside `batch.keep` are dropped, then norm outliers: positions above `norm_limits`
     at any site. The limits are given, or fixed by the first batch (max_norm_ratio times the median
     norm of its kept positions); but for them a result does not depend on earlier batches.
+    With args.cache a batch that was seen before is read from disk, equal to the bit.
     `kept`, `dropped_special` and `dropped_outliers` count positions.
 
     Memory of a call, beyond the LM: args.rows * ctx * sum of site widths in the LM's dtype for one
@@ -65,18 +74,39 @@ class Harvester:
     ):
         self.lm, self.sites, self.args = lm, list(sites), args
         self.norm_limits: dict[str, float] = dict(norm_limits or {})
+        self.cache: ActivationCache | None = None
+        if args.cache is not None:
+            self.cache = ActivationCache(args.cache, lm, max_bytes=1e9 * args.cache_gb)
         self.kept = self.dropped_special = self.dropped_outliers = 0
 
     @torch.no_grad()  # and not inference_mode, whose tensors may never enter autograd
     def __call__(self, batch: TokenBatch) -> Harvested:
+        activations = self._cached(batch) if self.cache else self._activations(batch)
         input_ids, keep, document = (part.to(self.lm.device) for part in batch)
-        chunks = zip(input_ids.split(self.args.rows), keep.split(self.args.rows), strict=True)
-        parts = [self._forward(*chunk) for chunk in chunks]
-        activations = {site: torch.cat([part[site] for part in parts]) for site in self.sites}
         row, position = keep.nonzero(as_tuple=True)
         harvested = Harvested(activations, input_ids[keep], row, position, document[keep])
         self.dropped_special += keep.numel() - len(row)
         return self._without_outliers(harvested)
+
+    def _cached(self, batch: TokenBatch) -> dict[str, Float[Tensor, "n _"]]:
+        assert self.cache
+        key = batch_key(batch, self.args.rows)
+        found = self.cache.get(key, self.sites)
+        if found is None:
+            found = self._activations(batch)
+            self.cache.put(key, found)
+        return {site: acts.to(self.lm.device) for site, acts in found.items()}
+
+    def flush(self) -> None:
+        """Have what was harvested on disk, if there is a cache."""
+        if self.cache:
+            self.cache.flush()
+
+    def _activations(self, batch: TokenBatch) -> dict[str, Float[Tensor, "n _"]]:
+        input_ids, keep = (part.to(self.lm.device) for part in batch[:2])
+        chunks = zip(input_ids.split(self.args.rows), keep.split(self.args.rows), strict=True)
+        parts = [self._forward(*chunk) for chunk in chunks]
+        return {site: torch.cat([part[site] for part in parts]) for site in self.sites}
 
     def _forward(
         self, input_ids: Int64[Tensor, "rows ctx"], keep: Bool[Tensor, "rows ctx"]

@@ -188,6 +188,7 @@ class ShuffledActivations:
                 n = n_before + len(acts)
                 bucket[site][n_before:n] = acts
             self.progress(n, capacity)
+        self.harvester.flush()
         if n < capacity:  # outliers were dropped: that was all
             self.progress(n, n)
         self._totals["kept"] += n

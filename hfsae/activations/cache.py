@@ -1,0 +1,201 @@
+"""Harvested activations on disk, so that a language model need not read the same text twice.
+
+An entry is what one batch of token rows gave at one site: the kept positions' activations, in the
+dtype they came in. It is found by what was read (language model, tokens, mask), not by when, so it
+serves every run that packs the same rows: another dictionary, seed or bucket size, more processes,
+the same run resumed. What is found equals what would be harvested, to the bit.
+
+    FOLDER/<language model>/<name>.safetensors
+
+A shard holds a tensor for each site and in its header where entries begin and their checksums. It
+is written under another name, flushed and renamed, so a killed process leaves whole shards and
+loses at most the last one's worth of work. A damaged shard is deleted and its part harvested again.
+Anything but the language model's weights, settings and input that could change a forward pass, such
+as a hook, is not seen: give it another folder.
+"""
+
+import json
+import logging
+import os
+import time
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .tokens import TokenBatch
+
+logger = logging.getLogger(__name__)
+_SHARD_BYTES = 2**27
+_ABANDONED_SECONDS = 3600  # a file that is being written is younger
+_SAMPLED = 1024  # numbers of each weight that tell one language model from another
+
+
+class _Place(NamedTuple):
+    shard: Path
+    start: int
+    length: int
+    checksum: int
+
+
+class ActivationCache:
+    """Activations by batch and site, in the part of `folder` that belongs to `lm`.
+
+    Memory: one shard, 128 MiB, until it is written. Several processes may use a folder at once;
+    each finds what was there when it began, and what it wrote itself.
+
+    Args:
+        max_bytes: of this language model's part; beyond it nothing more is kept.
+
+    Raises:
+        ValueError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: str | Path, lm: PreTrainedModel, *, max_bytes: float) -> None:
+        self.folder = Path(folder).expanduser() / _name(lm)
+        self.max_bytes, self.is_full = max_bytes, False
+        self.hits = self.misses = 0
+        self._places: dict[tuple[str, str], _Place] = {}
+        self._pending: dict[str, list[tuple[str, Tensor]]] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"harvest.cache {folder} cannot be made ({error.strerror}); give another folder"
+            ) from error
+        for stray in self.folder.glob("*.tmp-*"):  # of a process that was killed
+            if time.time() - stray.stat().st_mtime > _ABANDONED_SECONDS:
+                stray.unlink(missing_ok=True)
+        for shard in sorted(self.folder.glob("*.safetensors")):
+            self._read_header(shard)
+        self._bytes: float = sum(s.stat().st_size for s in self.folder.glob("*.safetensors"))
+
+    def get(self, key: str, sites: Sequence[str]) -> dict[str, Float[Tensor, "n _"]] | None:
+        """All sites' activations of a batch, on the CPU; None unless all are there and whole."""
+        found = {site: self._load(self._places.get((key, site)), site) for site in sites}
+        whole = {site: acts for site, acts in found.items() if acts is not None}
+        if len(whole) < len(sites):
+            self.misses += 1
+            return None
+        self.hits += 1
+        return whole
+
+    def put(self, key: str, activations: Mapping[str, Float[Tensor, "n _"]]) -> None:
+        """Keep a batch's activations; they are on disk after `flush`, or when a shard is full."""
+        if self.is_full:
+            return
+        for site, acts in activations.items():
+            if (key, site) not in self._places:
+                self._pending.setdefault(site, []).append((key, acts.cpu()))
+        if self._pending_bytes() >= _SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending. A disk that is full ends the caching, not the run."""
+        pending, size = self._pending, self._pending_bytes()
+        self._pending = {}
+        if not size:
+            return
+        if self._bytes + size > self.max_bytes:
+            self._stop(f"it has reached harvest.cache_gb ({self.max_bytes / 1e9:g} GB)")
+            return
+        try:
+            self._write(pending)
+        except (OSError, SafetensorError) as error:
+            self._stop(f"it cannot be written to ({error})")
+            return
+        self._bytes += size
+
+    def _pending_bytes(self) -> int:
+        return sum(acts.nbytes for entries in self._pending.values() for _, acts in entries)
+
+    def _stop(self, why: str) -> None:
+        self.is_full = True
+        logger.warning("the activation cache %s keeps nothing more: %s", self.folder, why)
+
+    def _write(self, pending: dict[str, list[tuple[str, Tensor]]]) -> None:
+        shard = self.folder / f"{uuid.uuid4().hex}.safetensors"
+        temporary = shard.with_suffix(f".tmp-{os.getpid()}")
+        tensors, places = {}, []
+        for site, entries in pending.items():
+            tensors[site], start = torch.cat([acts for _, acts in entries]), 0
+            for key, acts in entries:
+                places.append([key, site, start, len(acts), _checksum(acts)])
+                start += len(acts)
+        try:
+            save_file(tensors, temporary, metadata={"entries": json.dumps(places)})
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, shard)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._note(shard, places)
+
+    def _read_header(self, shard: Path) -> None:
+        try:
+            with safe_open(shard, "pt") as file:
+                self._note(shard, json.loads(file.metadata()["entries"]))
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+            self._discard(shard, error)
+
+    def _note(self, shard: Path, places: list[list[Any]]) -> None:
+        for key, site, *place in places:
+            self._places[key, site] = _Place(shard, *place)
+
+    def _load(self, place: _Place | None, site: str) -> Tensor | None:
+        if place is None:
+            return None
+        try:
+            with safe_open(place.shard, "pt") as file:
+                acts = file.get_slice(site)[place.start : place.start + place.length]
+        except (OSError, SafetensorError) as error:
+            self._discard(place.shard, error)
+            return None
+        if _checksum(acts) != place.checksum:
+            self._discard(place.shard, "a checksum does not match")
+            return None
+        return acts
+
+    def _discard(self, shard: Path, why: object) -> None:
+        logger.warning("%s is damaged (%s); it is deleted, and harvested again", shard, why)
+        shard.unlink(missing_ok=True)
+        self._places = {k: place for k, place in self._places.items() if place.shard != shard}
+
+
+def batch_key(batch: TokenBatch, rows: int) -> str:
+    """What was read: the tokens, which of them were kept, and how many rows at a time."""
+    digest = blake2b(f"{tuple(batch.input_ids.shape)} {rows}".encode(), digest_size=16)
+    digest.update(batch.input_ids.cpu().numpy().tobytes())
+    digest.update(batch.keep.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _name(lm: PreTrainedModel) -> str:
+    """A folder for a language model: its name for people, its settings and weights for sure."""
+    settings = lm.config.to_dict() | {"attention": lm.config._attn_implementation}
+    unimportant = ("_name_or_path", "transformers_version", "_commit_hash", "use_cache")
+    told = {key: value for key, value in settings.items() if key not in unimportant}
+    digest = blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
+    for name, weight in lm.state_dict().items():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        if not weight.is_meta:
+            sample = weight.flatten()[:: max(1, weight.numel() // _SAMPLED)]
+            digest.update(_bytes(sample.cpu()))
+    return f"{Path(lm.config._name_or_path or type(lm).__name__).name}-{digest.hexdigest()}"
+
+
+def _checksum(acts: Tensor) -> int:
+    return zlib.crc32(_bytes(acts))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
