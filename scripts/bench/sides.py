@@ -1,8 +1,4 @@
-"""One side of a benchmark, in a process and an environment of its own.
-
-`step.py` starts this file with each library's Python and talks to it line by line: "step" runs one
-training step and answers its seconds, "show" answers what the step amounts to, "quit" ends. So the
-sides take turns on an otherwise idle machine, and neither their memory nor their allocators mix.
+"""The sides of `step.py`: a training step of each library, run by its own Python.
 
 Every side trains at learning rate 1e-6 on the same planted activations, and starts from the planted
 dictionary, so that its L0 is what was asked for and stays there.
@@ -10,16 +6,11 @@ dictionary, so that its L0 is what was asked for and stays there.
 
 import argparse
 import importlib
-import json
-import os
-import resource
-import sys
-import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+import turns
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -261,41 +252,19 @@ TRAINERS = {  # imported before memory is counted
 }
 
 
-def memory_mib() -> float:
-    """The most this process has held since `forget_peak`, or since it began where there is none."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def forget_peak() -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def serve(library: str, name: str, problem: Problem) -> None:
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    sys.stdout = sys.stderr  # libraries print; answers go where they do not
+def serve_steps(library: str, name: str, problem: Problem) -> None:
     importlib.import_module(TRAINERS[library])
-    forget_peak()
-    before = memory_mib()
-    step, n_steps, tell_l0 = SIDES[library][name](problem), 0, lambda: float("nan")
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        answer: object = None
-        if line.strip() == "step":
-            start = time.perf_counter()
+
+    def make() -> turns.Step:
+        step = SIDES[library][name](problem)
+
+        def turn(n_steps: int) -> Callable[[], dict[str, float]]:
             tell_l0 = step(problem.x[n_steps % 2])
-            answer, n_steps = time.perf_counter() - start, n_steps + 1
-        elif line.strip() == "show":
-            answer = {"peak_mib": memory_mib() - before, "l0": tell_l0()}
-        else:
-            return
-        print(json.dumps(answer), file=answers, flush=True)
+            return lambda: {"L0": tell_l0()}
+
+        return turn
+
+    turns.serve(make)
 
 
 if __name__ == "__main__":
@@ -307,4 +276,4 @@ if __name__ == "__main__":
     given = vars(parser.parse_args())
     library, name = given.pop("library"), given.pop("name")
     warnings.simplefilter("ignore")
-    serve(library, name, Problem(**given))
+    serve_steps(library, name, Problem(**given))
