@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -250,6 +251,33 @@ def test_a_part_of_a_suite_leaves_the_rest_in_the_card(hub, tmp_path):
     card = hub.read_file(ID, "a/README.md", rev="new").decode()
     assert "# 3 SAEs" in card and all(f"`layers.{i}`" in card for i in (1, 2, 3))
     assert {"jumprelu", "topk"} < set(metadata_load_text(card)["tags"])
+
+
+def test_a_suites_card_indexes_the_metrics_of_every_sae_also_of_those_that_stay(hub, tmp_path):
+    def measured(folder: Path, l0: float) -> None:
+        save(folder)
+        values = {"l0": l0, "fvu": 0.25, "loss_recovered_zero": 0.97}
+        metrics = {name: {"value": value} for name, value in values.items()}
+        (folder / "evaluation.json").write_text(json.dumps({"metrics": metrics, "n_tokens": 3}))
+
+    measured(tmp_path / "all" / "layers.1", 20.0)
+    measured(tmp_path / "all" / "layers.2", 30.0)
+    save(tmp_path / "all" / "layers.9")  # nobody has evaluated it
+    hfsae.push(tmp_path / "all", ID, token=WRITE)
+    measured(tmp_path / "part" / "layers.2", 31.0)
+    measured(tmp_path / "part" / "layers.3", 40.0)
+    hfsae.push(tmp_path / "part", ID, token=WRITE)
+    text = hub.read_file(ID, "README.md").decode()
+    index = metadata_load_text(text)["model-index"]
+    assert [entry["name"] for entry in index] == ["layers.1", "layers.2", "layers.3"]
+    for entry in index:
+        assert eval_results_to_model_index(*model_index_to_eval_results([entry])) == [entry]
+    read = {
+        (r.metric_type, r.metric_name): r.metric_value for r in ModelCard(text).data.eval_results
+    }
+    assert len(read) == 9  # huggingface_hub's reader tells them apart
+    l0 = "L0 (latents/token), layers."
+    assert [read["l0", f"{l0}{i}"] for i in (1, 2, 3)] == [20.0, 31.0, 40.0]
 
 
 def test_a_licence_chosen_by_hand_stays(hub, folder):
