@@ -100,11 +100,12 @@ def load(
         norm_gain: for transcoders of Gemma Scope, see `hfsae.convert.gemma_scope`.
 
     Raises:
-        ValueError: no SAE, several that fit, damaged or hostile files, or what `list_saes` raises;
-            one sentence that lists the options.
+        ValueError: no SAE, several that fit, damaged or hostile files, no such device, or what
+            `list_saes` raises; one sentence that lists the options.
     """
     if isinstance(dtype, str):
         dtype = _dtype(dtype)
+    _refuse_absent(device)
     listing = _list(source, revision, token, cache_dir, local_files_only)
     entries = _entries([file.path for file in listing.files])
     entry = _pick(entries, listing, str(source), subfolder, layer, width, l0)
@@ -201,6 +202,18 @@ def _dtype(name: str) -> torch.dtype:
     return found
 
 
+def _refuse_absent(device: str | torch.device | None) -> None:
+    """Before anything is fetched for a device that this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # as builds of torch have it
+        kind, n = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+        there = ["'cpu'", *(f"'{kind}:{i}'" for i in range(n))]
+        raise ValueError(
+            f"device {str(device)!r} is not here; this machine has {', '.join(there)}"
+        ) from error
+
+
 def _refuse_another(sae: SAE, where: str, layer: int | None, width: str | int | None) -> None:
     """Where paths say nothing, a single SAE is taken: if it is what was asked for."""
     found = _LAYER.search(sae.config.site or "")
@@ -217,6 +230,10 @@ def _list(
     cache_dir: str | Path | None,
     local_files_only: bool,
 ) -> hub.Listing:
+    if not isinstance(source, str | Path) or not str(source):
+        raise ValueError(
+            f"source is {source!r}; name a folder, a file, or a repository as 'name/repository'"
+        )
     root = Path(source)
     if root.is_dir():
         paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())

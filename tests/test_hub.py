@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -411,6 +413,29 @@ def test_what_is_not_there_is_one_sentence(hub, pushed, tmp_path):
     refused(lambda: hfsae.push(tmp_path / "none", ID), "there is no folder")
     refused(lambda: hfsae.push(tmp_path, "not an id"), "is no repository; write 'name/repository'")
     refused(lambda: hfsae.load(ID, local_files_only=True), "it is not in the cache")
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", torch.device("cuda", 99)])
+def test_a_device_that_is_not_here_is_one_sentence_before_anything_is_fetched(hub, device):
+    sentence = f"^device '{device}' is not here; this machine has 'cpu'"
+    refused(lambda: hfsae.load(ID, device=device), sentence)
+    assert hub.seen() == []
+
+
+def test_what_names_no_source_is_one_sentence():
+    """In a process without the tests' checks of types, which would come first."""
+    block = """
+import hfsae
+for source in (None, "", 7):
+    try:
+        hfsae.load(source)
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    wanted = "name a folder, a file, or a repository as 'name/repository'"
+    sentences = [f"source is {source!r}; {wanted}" for source in (None, "", 7)]
+    assert done.stdout.splitlines() == sentences, done.stderr
 
 
 def test_a_private_repository_is_not_there_for_others(hub, folder):
