@@ -40,6 +40,8 @@ from huggingface_hub.errors import (
 
 from . import card
 from .convert.formats import load_folder
+from .features.labels import NAME as LABELS
+from .features.labels import read_labels
 from .models.probe import NAME as PROBE
 from .records import read_json
 
@@ -59,6 +61,7 @@ PUSHED = (
     "figures/*.png",
     "features/*.parquet",
     "features/meta.json",
+    f"features/{LABELS}",
 )
 _RECORDS = ("config.json", "training.json", "evaluation.json")  # what cards are made from
 _CODE = Path(__file__).with_name("modeling_hfsae.py")
@@ -107,6 +110,8 @@ class Plan(NamedTuple):
             f"{n_bytes / 1e6:.1f} MB, visible to {who}:",
             *(f"  {path}  {_size(c) / 1e3:,.1f} kB" for path, c in sorted(self.files.items())),
         ]
+        if labels := [path for path in self.files if path.endswith(f"/{LABELS}")]:
+            lines.append(f"with labels that people gave to latents: {', '.join(sorted(labels))}")
         if self.left_out:
             lines.append(f"not sent: {', '.join(self.left_out)}")
         return "\n".join(lines)
@@ -207,6 +212,7 @@ def _homes(folder: Path) -> list[Path]:
         )
     for home in homes:
         sae = load_folder(home, "hfsae", str(home))  # refuses what is damaged or does not fit
+        read_labels(home)  # as does this
         if (home / PROBE).is_file() and (damaged := sae.verify(home).damaged):
             raise ValueError(
                 f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved, says {PROBE}; put "

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 import hfsae
+from hfsae.features import write_label
 from hfsae.models import SAE, SAEConfig
 
 from .loopback_hub import DOWNLOADS, UPLOADS, Fault, LoopbackHub
@@ -88,6 +89,17 @@ def test_a_push_is_one_commit_of_known_files_and_says_so_first(hub, folder):
     assert all(f"  {path}  " in said[0] for path in sent)
     assert b"/home/me" not in hub.read_file(ID, "training.json")
     assert f'from_pretrained("{ID}")'.encode() in hub.read_file(ID, "README.md")
+
+
+def test_labels_that_people_wrote_go_along_and_are_said_so(hub, folder):
+    said: list[str] = []
+    write_label(folder, 7, "the sea")
+    hfsae.push(folder, ID, token=WRITE, tell=said.append)
+    assert "with labels that people gave to latents: features/labels.json" in said[0].splitlines()
+    sent = json.loads(hub.read_file(ID, "features/labels.json"))
+    assert sent == {"labels": {"7": "the sea"}}
+    (folder / "features" / "labels.json").write_text("[]")
+    refused(lambda: hfsae.push(folder, ID, token=WRITE), r"labels\.json holds no labels: it must")
 
 
 def test_nothing_is_public_by_accident(hub, folder):
