@@ -570,7 +570,39 @@ def test_a_file_that_arrives_damaged_is_fetched_again_and_never_kept(hub, pushed
     assert hfsae.load(ID).verify().ok
 
 
-def test_without_a_connection_the_cache_serves(hub, pushed, unreachable_hub):
+@pytest.mark.parametrize("status, sentence", [(429, "fewer requests"), (503, "answered 503")])
+@pytest.mark.parametrize("path", ["/api/models/", "/resolve/"])
+def test_a_hub_that_stays_busy_while_one_reads_is_one_sentence(hub, pushed, path, status, sentence):
+    hub.faults.append(Fault("*", path, "status", times=None, status=status))
+    refused(lambda: hfsae.load(ID), f"^cannot .* the Hub .*{sentence}")
+    hub.faults.clear()
+    assert hfsae.load(ID).verify().ok
+
+
+def test_offline_the_cache_serves_what_was_loaded_by_any_revision(hub, folder, monkeypatch):
+    sae = hfsae.load(folder)
+    for revision in (None, "dev"):
+        hfsae.push(folder, ID, token=WRITE, private=False, revision=revision)
+    commit = hub.repos["models", ID].refs["refs/heads/dev"]
+    for revision in (None, "dev", "refs/heads/dev", commit):
+        hfsae.load(ID, revision=revision)
+    hub.requests.clear()
+    monkeypatch.setattr(hfsae.hub.constants, "HF_HUB_OFFLINE", True)
+    for revision in (None, "dev", "refs/heads/dev", commit):
+        assert same(hfsae.load(ID, revision=revision), sae)
+        assert hfsae.load(ID, revision=revision).verify().ok
+    assert hub.seen() == []
+    refused(lambda: hfsae.load(ID, revision="v9"), "it is not in the cache")
+
+
+def test_without_a_connection_the_cache_serves(hub, pushed, caplog):
+    hfsae.load(ID)
+    hub.faults.append(Fault("*", "", "cut_reply", times=None))
+    assert hfsae.load(ID).verify().ok
+    assert f"the Hub cannot be reached; looking for {ID} in the cache" in caplog.text
+
+
+def test_without_a_connection_what_is_not_cached_is_one_sentence(hub, pushed, unreachable_hub):
     refused(lambda: hfsae.load(ID), rf"cannot read {ID} \(no folder here\): it is not in the cache")
 
 
