@@ -54,6 +54,26 @@ _CAPTIONS = {
 _SECTIONS = ("lm", "text", "harvest", "shuffle", "sae_as_trained", "training")
 _N_LATENTS, _N_EXAMPLES, _N_PROMOTED, _EXAMPLE_WIDTH = 6, 3, 6, 96
 _BIBTEX = {
+    "2404.16014": """\
+@misc{rajamanoharan2024improving,
+  title = {Improving Dictionary Learning with Gated Sparse Autoencoders},
+  author = {Rajamanoharan, Senthooran and Conmy, Arthur and Smith, Lewis and Lieberum, Tom
+            and Varma, Vikrant and Kram{\\'a}r, J{\\'a}nos and Shah, Rohin and Nanda, Neel},
+  year = {2024},
+  eprint = {2404.16014},
+  archivePrefix = {arXiv},
+  primaryClass = {cs.LG}
+}""",
+    "2406.04093": """\
+@misc{gao2024scaling,
+  title = {Scaling and evaluating sparse autoencoders},
+  author = {Gao, Leo and Dupr{\\'e} la Tour, Tom and Tillman, Henk and Goh, Gabriel
+            and Troll, Rajan and Radford, Alec and Sutskever, Ilya and Leike, Jan and Wu, Jeffrey},
+  year = {2024},
+  eprint = {2406.04093},
+  archivePrefix = {arXiv},
+  primaryClass = {cs.LG}
+}""",
     "2407.14435": """\
 @misc{rajamanoharan2024jumpingahead,
   title = {Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders},
