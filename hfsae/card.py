@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import ChainableUndefined, Environment
 
@@ -53,6 +54,26 @@ _CAPTIONS = {
 _SECTIONS = ("lm", "text", "harvest", "shuffle", "sae_as_trained", "training")
 _N_LATENTS, _N_EXAMPLES, _N_PROMOTED, _EXAMPLE_WIDTH = 6, 3, 6, 96
 _BIBTEX = {
+    "2404.16014": """\
+@misc{rajamanoharan2024improving,
+  title = {Improving Dictionary Learning with Gated Sparse Autoencoders},
+  author = {Rajamanoharan, Senthooran and Conmy, Arthur and Smith, Lewis and Lieberum, Tom
+            and Varma, Vikrant and Kram{\\'a}r, J{\\'a}nos and Shah, Rohin and Nanda, Neel},
+  year = {2024},
+  eprint = {2404.16014},
+  archivePrefix = {arXiv},
+  primaryClass = {cs.LG}
+}""",
+    "2406.04093": """\
+@misc{gao2024scaling,
+  title = {Scaling and evaluating sparse autoencoders},
+  author = {Gao, Leo and Dupr{\\'e} la Tour, Tom and Tillman, Henk and Goh, Gabriel
+            and Troll, Rajan and Radford, Alec and Sutskever, Ilya and Leike, Jan and Wu, Jeffrey},
+  year = {2024},
+  eprint = {2406.04093},
+  archivePrefix = {arXiv},
+  primaryClass = {cs.LG}
+}""",
     "2407.14435": """\
 @misc{rajamanoharan2024jumpingahead,
   title = {Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders},
@@ -135,9 +156,7 @@ def set_model_id(
 def render_card(folder: str | Path) -> str:
     """The card's text, with nothing carried over from an older one."""
     folder = Path(folder)
-    config, record, evaluation = (
-        _json(folder / f"{name}.json") for name in ("config", "training", "evaluation")
-    )
+    config, record, evaluation = _records(folder)
     if "d_sae" not in config:
         raise ValueError(f"{str(folder)!r} holds no SAE: its config.json is missing, or another's")
     template = _environment().from_string(_template())
@@ -161,18 +180,13 @@ def _template(name: str = "model_card.md") -> str:
 def render_suite(folder: str | Path) -> str:
     """The card of a folder with several SAEs: what there is, with metrics, and how to load one."""
     folder = Path(folder)
-    paths = [p.parent for p in sorted(folder.rglob("config.json")) if "d_sae" in _json(p)]
-    rows = []
-    for home in paths:
-        config, evaluation = _json(home / "config.json"), _json(home / "evaluation.json")
-        metrics = evaluation.get("metrics", {})
-        values = {name: metrics.get(name, {}).get("value") for name in _INDEXED}
-        rows.append({"path": home.relative_to(folder).as_posix(), "config": config, **values})
-    facts = [_facts(row["config"], _json(folder / row["path"] / "training.json")) for row in rows]
-    fronts = [_front_matter(fact, {}) for fact in facts]
+    homes = [p.parent for p in sorted(folder.rglob("config.json")) if "d_sae" in _json(p)]
+    rows = [_suite_row(home, home.relative_to(folder).as_posix()) for home in homes]
+    fronts = [_front_matter(row["facts"], {}) for row in rows]
     front = fronts[0]
     front.model_name = None
     front.tags = list(dict.fromkeys(tag for one in fronts for tag in one.tags or []))
+    front["model-index"] = [entry for row in rows for entry in row["index"]] or None
     return (
         _environment()
         .from_string(_template("suite_card.md"))
@@ -180,9 +194,26 @@ def render_suite(folder: str | Path) -> str:
             rows=rows,
             model_id=folder.resolve().name,
             front_matter=front.to_yaml(),
-            lm=facts[0]["lm"],
+            lm=rows[0]["facts"]["lm"],
         )
     )
+
+
+def _suite_row(home: Path, path: str) -> Json:
+    """What a suite's card says of one SAE, and its entry in the model-index: none or one."""
+    config, record, evaluation = _records(home)
+    facts, metrics = _facts(config, record), evaluation.get("metrics", {})
+    values = {name: metrics.get(name, {}).get("value") for name in _INDEXED}
+    results = _eval_results(facts, evaluation)
+    for result in results:  # huggingface_hub's reader puts all entries' results into one list
+        result.metric_name = f"{result.metric_name}, {path}"
+    index = eval_results_to_model_index(path, results) if results else []
+    return {"path": path, "config": config, "facts": facts, "index": index, **values}
+
+
+def _records(folder: Path) -> Iterator[Json]:
+    """Config, training record and evaluation of an SAE; empty where there is none."""
+    return (_json(folder / f"{name}.json") for name in ("config", "training", "evaluation"))
 
 
 def _json(path: Path) -> Json:

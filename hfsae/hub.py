@@ -40,8 +40,10 @@ from huggingface_hub.errors import (
 
 from . import card
 from .convert.formats import load_folder
+from .features.labels import NAME as LABELS
+from .features.labels import read_labels
 from .models.probe import NAME as PROBE
-from .records import read_json
+from .records import read_json, write_whole
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -59,6 +61,7 @@ PUSHED = (
     "figures/*.png",
     "features/*.parquet",
     "features/meta.json",
+    f"features/{LABELS}",
 )
 _RECORDS = ("config.json", "training.json", "evaluation.json")  # what cards are made from
 _CODE = Path(__file__).with_name("modeling_hfsae.py")
@@ -82,6 +85,8 @@ class Listing(NamedTuple):
     repo_id: str
     commit: str | None
     files: list[HubFile]
+    revision: str | None = None
+    """that was asked for; None: the main branch"""
 
 
 class Plan(NamedTuple):
@@ -107,6 +112,8 @@ class Plan(NamedTuple):
             f"{n_bytes / 1e6:.1f} MB, visible to {who}:",
             *(f"  {path}  {_size(c) / 1e3:,.1f} kB" for path, c in sorted(self.files.items())),
         ]
+        if labels := [path for path in self.files if path.endswith(f"/{LABELS}")]:
+            lines.append(f"with labels that people gave to latents: {', '.join(sorted(labels))}")
         if self.left_out:
             lines.append(f"not sent: {', '.join(self.left_out)}")
         return "\n".join(lines)
@@ -207,6 +214,7 @@ def _homes(folder: Path) -> list[Path]:
         )
     for home in homes:
         sae = load_folder(home, "hfsae", str(home))  # refuses what is damaged or does not fit
+        read_labels(home)  # as does this
         if (home / PROBE).is_file() and (damaged := sae.verify(home).damaged):
             raise ValueError(
                 f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved, says {PROBE}; put "
@@ -350,28 +358,29 @@ def list_files(
         ValueError: not there, not allowed, or unreachable; one sentence.
     """
     with _in_a_sentence(repo_id, f"read {repo_id} (no folder here)", revision):
-        if not (local_files_only or constants.HF_HUB_OFFLINE):
-            try:
-                info = _patiently(
-                    lambda: HfApi(token=token).model_info(
-                        repo_id, revision=revision, files_metadata=True
-                    ),
-                    "model_info",
-                )
-            except HTTPError as error:
-                if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
-                    raise
-                logger.warning("the Hub cannot be reached; looking for %s in the cache", repo_id)
-            else:
-                files = [
-                    HubFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id)
-                    for f in info.siblings or []
-                ]
-                return Listing(repo_id, info.sha, files)
-        where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": True}
-        root = Path(snapshot_download(repo_id, **where))
-        paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-        return Listing(repo_id, root.name, [HubFile(path, None, None, None) for path in paths])
+        if local_files_only or constants.HF_HUB_OFFLINE:
+            return _list_cached(repo_id, revision, cache_dir)
+        ask = partial(HfApi(token=token).model_info, repo_id, revision=revision)
+        try:
+            info = _patiently(lambda: ask(files_metadata=True), "model_info")
+        except HTTPError as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                raise
+            logger.warning("the Hub cannot be reached; looking for %s in the cache", repo_id)
+            return _list_cached(repo_id, revision, cache_dir)
+        files = [
+            HubFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id)
+            for f in info.siblings or []
+        ]
+        return Listing(repo_id, info.sha, files, revision)
+
+
+def _list_cached(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Listing:
+    where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": True}
+    root = Path(snapshot_download(repo_id, **where))
+    paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    files = [HubFile(path, None, None, None) for path in paths]
+    return Listing(repo_id, root.name, files, revision)
 
 
 def fetch(
@@ -417,7 +426,21 @@ def fetch(
                         "Hub's. It was not kept; try again later, or over another connection"
                     )
             root = found.parents[path.count("/")]
+    _remember_revision(listing, root)
     return root
+
+
+def _remember_revision(listing: Listing, root: Path) -> None:
+    """Note in the cache which commit a branch is at, as the client does for what it asks by name.
+
+    Files are fetched by commit; without the note they would not be found offline.
+    """
+    revision = listing.revision or constants.DEFAULT_REVISION
+    note = root.parents[1] / "refs" / revision
+    if revision == listing.commit or (note.is_file() and note.read_text() == listing.commit):
+        return
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(note, str(listing.commit))
 
 
 def _refuse_path(repo_id: str, path: str) -> None:
@@ -497,9 +520,12 @@ def _reason(error: BaseException, repo_id: str, revision: str | None) -> str:
         EntryNotFoundError: "it has no such file",
         HFValidationError: "that is no repository id; write 'name/repository'",
     }
+    answers = [cause for cause in chain if isinstance(cause, HfHubHTTPError)]
     for kind, reason in reasons.items():
         if any(isinstance(cause, kind) for cause in chain):
-            return reason
+            # what is not cached is asked for: the client hides what the Hub said to that
+            is_hidden = kind is LocalEntryNotFoundError and answers
+            return _of_status(answers[0]) if is_hidden else reason
     for cause in chain:
         if isinstance(cause, HfHubHTTPError):
             return _of_status(cause)

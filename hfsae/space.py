@@ -79,7 +79,7 @@ def _copy_sae(sae: Path, target: Path) -> str | None:
     if not config.is_file():
         raise ValueError(f"{sae} is not the folder of a trained SAE: it has no config.json")
     shutil.rmtree(target, ignore_errors=True)
-    for pattern in (*PUSHED, "features/labels.json", "presets.json"):
+    for pattern in (*PUSHED, "presets.json"):
         for path in sae.glob(pattern):
             copy = target / path.relative_to(sae)
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """SAEs by name: in a folder or a repository, one or many, in any format of `hfsae.convert`.
 
 A suite is a folder with many, whose paths say what they are: `layers.12/width_8k/l0_50`, or as
-Gemma Scope has it `layer_12/width_16k/average_l0_82`. One listing tells all of them.
+Gemma Scope has it `layer_12/width_16k/average_l0_82`. One listing tells all of them; of a single
+SAE whose path says nothing, its config and metrics do.
 """
 
 import logging
@@ -9,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from . import hub
 from .convert.formats import FORMATS, find, load_folder
 from .models import SAE
 from .models.probe import NAME as PROBE
+from .records import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +30,12 @@ _L0 = re.compile(r"l0_(\d+(?:\.\d+)?|small|medium|big)")
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 20
 _MAX_JSON = 2**24  # bytes; a config is a few thousand
+_RECORDS = ("config.json", "evaluation.json")
 _BESIDE = {"hfsae": (PROBE,), "saelens": ("activation_scaler.json",)}
 
 
 class SAEEntry(NamedTuple):
-    """One SAE of a suite, as far as its path tells; None where it does not."""
+    """One SAE, as far as its path tells; None where it does not."""
 
     path: str
     """subfolder, or for single-file formats the file; "" if the whole folder is the SAE"""
@@ -40,7 +43,8 @@ class SAEEntry(NamedTuple):
     layer: int | None
     width: int | None
     l0: int | float | str | None
-    """a number, or Gemma Scope 2's "small", "medium", "big" """
+    """a number, or Gemma Scope 2's "small", "medium", "big". Of a single SAE whose path says
+    nothing, the measured one, else the target, to a tenth"""
 
 
 def list_saes(
@@ -53,11 +57,18 @@ def list_saes(
 ) -> list[SAEEntry]:
     """All SAEs in a folder or a repository on the Hub, from one listing.
 
+    A single one whose path says nothing is told by its config.json and evaluation.json: two small
+    files more. Where they cannot be had, the log says why.
+
     Raises:
         ValueError: not there, not allowed, unreachable; one sentence.
     """
     listing = _list(source, revision, token, cache_dir, local_files_only)
-    return _entries([file.path for file in listing.files])
+    entries = _entries([file.path for file in listing.files])
+    if len(entries) == 1 and _says_nothing(entries[0]) and entries[0].format == "hfsae":
+        how = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        return [_told_by_records(entries[0], listing, how)]
+    return entries
 
 
 def load(
@@ -89,11 +100,12 @@ def load(
         norm_gain: for transcoders of Gemma Scope, see `hfsae.convert.gemma_scope`.
 
     Raises:
-        ValueError: no SAE, several that fit, damaged or hostile files, or what `list_saes` raises;
-            one sentence that lists the options.
+        ValueError: no SAE, several that fit, damaged or hostile files, no such device, or what
+            `list_saes` raises; one sentence that lists the options.
     """
     if isinstance(dtype, str):
         dtype = _dtype(dtype)
+    _refuse_absent(device)
     listing = _list(source, revision, token, cache_dir, local_files_only)
     entries = _entries([file.path for file in listing.files])
     entry = _pick(entries, listing, str(source), subfolder, layer, width, l0)
@@ -106,7 +118,7 @@ def load(
         )
     options = {} if norm_gain is None else {"norm_gain": norm_gain}
     sae = load_folder(root / entry.path, entry.format, where, **options)
-    if entry[2:] == (None, None, None):
+    if _says_nothing(entry):
         _refuse_another(sae, where, layer, width)
     return sae.to(device=device, dtype=dtype)  # pyright: ignore
 
@@ -131,13 +143,56 @@ def beside(
     listing = _list(source, revision, None, None, False)
     entries = _entries([file.path for file in listing.files])
     entry = _pick(entries, listing, str(source), subfolder, layer, width, l0)
+    return _folder_with(names, entry, listing, {})
+
+
+def _folder_with(
+    names: Sequence[str], entry: SAEEntry, listing: hub.Listing, how: dict[str, Any]
+) -> Path | None:
+    """The folder of an SAE; of a repository, with those of `names` that it has, None without any.
+
+    Args:
+        how: options of `hub.fetch`.
+    """
     single = FORMATS[entry.format].files[0].startswith("*")
     inside = PurePosixPath(entry.path).parent if single else PurePosixPath(entry.path)
     if listing.commit is None:
-        return (Path(source) if Path(source).is_dir() else Path(source).parent) / inside
+        source = Path(listing.repo_id)
+        return (source if source.is_dir() else source.parent) / inside
     there = {file.path for file in listing.files}
     wanted = [path for path in (str(inside / name) for name in names) if path in there]
-    return hub.fetch(listing, wanted) / inside if wanted else None
+    return hub.fetch(listing, wanted, **how) / inside if wanted else None
+
+
+def _says_nothing(entry: SAEEntry) -> bool:
+    """Whether the path tells neither layer nor width nor L0."""
+    return entry[2:] == (None, None, None)
+
+
+def _told_by_records(entry: SAEEntry, listing: hub.Listing, how: dict[str, Any]) -> SAEEntry:
+    """The entry with what the SAE's config and metrics say; as it is where they cannot be read."""
+    prefix = f"{entry.path}/" if entry.path else ""
+    sizes = {file.path: file.size or 0 for file in listing.files}
+    names = [n for n in _RECORDS if sizes.get(prefix + n, _MAX_JSON) < _MAX_JSON]
+    try:
+        folder = _folder_with(names, entry, listing, how)
+        found = {n: read_json(folder / n) for n in names if folder is not None}
+        return _told(entry, *(found.get(name, {}) for name in _RECORDS))
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        logger.warning("layer, width and L0 of %s are not known: %s", listing.repo_id, error)
+        return entry
+
+
+def _told(entry: SAEEntry, config: dict[str, Any], evaluation: dict[str, Any]) -> SAEEntry:
+    layer, width = _LAYER.search(config.get("site") or ""), config.get("d_sae")
+    measured = evaluation.get("metrics", {}).get("l0", {}).get("value")
+    l0s = (measured, config.get("target_l0"), config.get("k"))
+    l0 = next((value for value in l0s if value is not None), None)
+    return entry._replace(
+        layer=int(layer[1]) if layer else None,
+        width=None if width is None else int(width),
+        l0=None if l0 is None else round(float(l0), 1),
+    )
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -145,6 +200,18 @@ def _dtype(name: str) -> torch.dtype:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype {name!r} is none; write 'float32', 'bfloat16' or 'float16'")
     return found
+
+
+def _refuse_absent(device: str | torch.device | None) -> None:
+    """Before anything is fetched for a device that this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # as builds of torch have it
+        kind, n = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+        there = ["'cpu'", *(f"'{kind}:{i}'" for i in range(n))]
+        raise ValueError(
+            f"device {str(device)!r} is not here; this machine has {', '.join(there)}"
+        ) from error
 
 
 def _refuse_another(sae: SAE, where: str, layer: int | None, width: str | int | None) -> None:
@@ -163,6 +230,10 @@ def _list(
     cache_dir: str | Path | None,
     local_files_only: bool,
 ) -> hub.Listing:
+    if not isinstance(source, str | Path) or not str(source):
+        raise ValueError(
+            f"source is {source!r}; name a folder, a file, or a repository as 'name/repository'"
+        )
     root = Path(source)
     if root.is_dir():
         paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
@@ -225,7 +296,7 @@ def _pick(
         raise ValueError(f"l0 must be positive and finite, got {l0}")
     prefix = f"{subfolder.rstrip('/')}/" if subfolder else ""
     inside = [e for e in entries if f"{e.path}/".startswith(prefix)]
-    if len(inside) == 1 and inside[0][2:] == (None, None, None):
+    if len(inside) == 1 and _says_nothing(inside[0]):
         return inside[0]  # its path says nothing of it; once loaded, its config does
     fitting = [
         e

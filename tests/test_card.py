@@ -25,6 +25,8 @@ from hfsae.features import FeatureStore, collect
 from hfsae.lm import LoadedLM
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 
+from .models.test_contract import make, variants
+
 WORDS = [
     "king",
     "queen",
@@ -332,6 +334,15 @@ def test_any_part_of_the_record_may_be_missing(folder, missing):
     card = render_card(folder)
     ModelCard(card)
     assert "Undefined" not in card and "None" not in card
+
+
+@pytest.mark.parametrize("config_class", variants(), ids=lambda c: c.model_type)
+def test_every_variants_card_cites_its_paper(config_class, tmp_path):
+    make(config_class).save_pretrained(tmp_path)
+    text = render_card(tmp_path)
+    papers = set(re.findall(r"^- arxiv:(.*)$", text, re.MULTILINE))
+    cited = set(re.findall(r"^  eprint = {(.*)},$", text.partition("## Citation")[2], re.MULTILINE))
+    assert cited == papers != set()
 
 
 def test_a_bare_sae_has_a_card(folder):

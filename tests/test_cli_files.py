@@ -84,6 +84,48 @@ def test_list_shows_what_paths_tell(capsys):
     assert {(e["format"], e["layer"], e["width"]) for e in entries} == {("gemma_scope_2", 1, 16384)}
 
 
+def test_a_single_sae_is_listed_by_what_its_config_and_metrics_say(hub, folder, capsys):
+    header = ["path", "format", "layer", "width", "L0"]
+
+    def listed(source: str) -> list[str]:
+        assert main(["list", source]) == 0
+        first, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+        assert first == header and len(rows) == 1
+        return rows[0]
+
+    make(hfsae.JumpReLUSAEConfig, site="layers.3", target_l0=7).save_pretrained(folder)
+    assert listed(str(folder)) == [".", "hfsae", "3", "40", "7.0"]
+    metrics = {"metrics": {"l0": {"value": 7.3123}}}
+    (folder / "evaluation.json").write_text(json.dumps(metrics))
+    assert listed(str(folder)) == [".", "hfsae", "3", "40", "7.3"]
+    for name in ("config.json", "model.safetensors", "evaluation.json"):
+        hub.add_file(ID, name, (folder / name).read_bytes())
+    assert listed(ID) == [".", "hfsae", "3", "40", "7.3"]
+    fetched = {r.path.rpartition("/")[2] for r in hub.seen() if "/resolve/" in r.path}
+    assert fetched == {"config.json", "evaluation.json"}
+    assert len(hub.seen("GET", f"^/api/models/{ID}")) == 1
+    make(hfsae.TopKSAEConfig, k=4).save_pretrained(folder.parent / "topk")
+    assert listed(str(folder.parent / "topk")) == [".", "hfsae", "1", "40", "4.0"]
+
+
+@pytest.mark.parametrize(
+    "config, said", [({"d_sae": "\x1b[2J"}, "invalid literal"), ({"site": []}, ""), ([], "damaged")]
+)
+def test_a_config_that_says_nothing_sound_leaves_the_list_as_it_was(folder, config, said, caplog):
+    (folder / "config.json").write_text(json.dumps(config))
+    assert hfsae.list_saes(folder) == [("", "hfsae", None, None, None)]
+    assert said in caplog.text
+
+
+def test_a_gated_sae_is_listed_and_the_log_says_why_no_more_is_known(hub, folder, caplog):
+    for name in ("config.json", "model.safetensors"):
+        hub.add_file(ID, name, (folder / name).read_bytes())
+    hub.repos["models", ID].gated = "manual"
+    assert hfsae.list_saes(ID) == [("", "hfsae", None, None, None)]
+    assert f"layer, width and L0 of {ID} are not known: " in caplog.text
+    assert "it is gated; ask for access at" in caplog.text
+
+
 def test_a_folder_without_an_sae_is_one_sentence(capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("")
     assert main(["verify", str(tmp_path)]) == 2

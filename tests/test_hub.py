@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -11,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 import hfsae
+from hfsae.features import write_label
 from hfsae.models import SAE, SAEConfig
 
 from .loopback_hub import DOWNLOADS, UPLOADS, Fault, LoopbackHub
@@ -85,6 +89,17 @@ def test_a_push_is_one_commit_of_known_files_and_says_so_first(hub, folder):
     assert all(f"  {path}  " in said[0] for path in sent)
     assert b"/home/me" not in hub.read_file(ID, "training.json")
     assert f'from_pretrained("{ID}")'.encode() in hub.read_file(ID, "README.md")
+
+
+def test_labels_that_people_wrote_go_along_and_are_said_so(hub, folder):
+    said: list[str] = []
+    write_label(folder, 7, "the sea")
+    hfsae.push(folder, ID, token=WRITE, tell=said.append)
+    assert "with labels that people gave to latents: features/labels.json" in said[0].splitlines()
+    sent = json.loads(hub.read_file(ID, "features/labels.json"))
+    assert sent == {"labels": {"7": "the sea"}}
+    (folder / "features" / "labels.json").write_text("[]")
+    refused(lambda: hfsae.push(folder, ID, token=WRITE), r"labels\.json holds no labels: it must")
 
 
 def test_nothing_is_public_by_accident(hub, folder):
@@ -252,6 +267,33 @@ def test_a_part_of_a_suite_leaves_the_rest_in_the_card(hub, tmp_path):
     assert {"jumprelu", "topk"} < set(metadata_load_text(card)["tags"])
 
 
+def test_a_suites_card_indexes_the_metrics_of_every_sae_also_of_those_that_stay(hub, tmp_path):
+    def measured(folder: Path, l0: float) -> None:
+        save(folder)
+        values = {"l0": l0, "fvu": 0.25, "loss_recovered_zero": 0.97}
+        metrics = {name: {"value": value} for name, value in values.items()}
+        (folder / "evaluation.json").write_text(json.dumps({"metrics": metrics, "n_tokens": 3}))
+
+    measured(tmp_path / "all" / "layers.1", 20.0)
+    measured(tmp_path / "all" / "layers.2", 30.0)
+    save(tmp_path / "all" / "layers.9")  # nobody has evaluated it
+    hfsae.push(tmp_path / "all", ID, token=WRITE)
+    measured(tmp_path / "part" / "layers.2", 31.0)
+    measured(tmp_path / "part" / "layers.3", 40.0)
+    hfsae.push(tmp_path / "part", ID, token=WRITE)
+    text = hub.read_file(ID, "README.md").decode()
+    index = metadata_load_text(text)["model-index"]
+    assert [entry["name"] for entry in index] == ["layers.1", "layers.2", "layers.3"]
+    for entry in index:
+        assert eval_results_to_model_index(*model_index_to_eval_results([entry])) == [entry]
+    read = {
+        (r.metric_type, r.metric_name): r.metric_value for r in ModelCard(text).data.eval_results
+    }
+    assert len(read) == 9  # huggingface_hub's reader tells them apart
+    l0 = "L0 (latents/token), layers."
+    assert [read["l0", f"{l0}{i}"] for i in (1, 2, 3)] == [20.0, 31.0, 40.0]
+
+
 def test_a_licence_chosen_by_hand_stays(hub, folder):
     record = json.loads((folder / "training.json").read_text()) | {"card": {"license": "mit"}}
     (folder / "training.json").write_text(json.dumps(record))
@@ -385,6 +427,29 @@ def test_what_is_not_there_is_one_sentence(hub, pushed, tmp_path):
     refused(lambda: hfsae.load(ID, local_files_only=True), "it is not in the cache")
 
 
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", torch.device("cuda", 99)])
+def test_a_device_that_is_not_here_is_one_sentence_before_anything_is_fetched(hub, device):
+    sentence = f"^device '{device}' is not here; this machine has 'cpu'"
+    refused(lambda: hfsae.load(ID, device=device), sentence)
+    assert hub.seen() == []
+
+
+def test_what_names_no_source_is_one_sentence():
+    """In a process without the tests' checks of types, which would come first."""
+    block = """
+import hfsae
+for source in (None, "", 7):
+    try:
+        hfsae.load(source)
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    wanted = "name a folder, a file, or a repository as 'name/repository'"
+    sentences = [f"source is {source!r}; {wanted}" for source in (None, "", 7)]
+    assert done.stdout.splitlines() == sentences, done.stderr
+
+
 def test_a_private_repository_is_not_there_for_others(hub, folder):
     hfsae.push(folder, ID, token=WRITE)
     for token in (None, "hf_other"):
@@ -505,7 +570,39 @@ def test_a_file_that_arrives_damaged_is_fetched_again_and_never_kept(hub, pushed
     assert hfsae.load(ID).verify().ok
 
 
-def test_without_a_connection_the_cache_serves(hub, pushed, unreachable_hub):
+@pytest.mark.parametrize("status, sentence", [(429, "fewer requests"), (503, "answered 503")])
+@pytest.mark.parametrize("path", ["/api/models/", "/resolve/"])
+def test_a_hub_that_stays_busy_while_one_reads_is_one_sentence(hub, pushed, path, status, sentence):
+    hub.faults.append(Fault("*", path, "status", times=None, status=status))
+    refused(lambda: hfsae.load(ID), f"^cannot .* the Hub .*{sentence}")
+    hub.faults.clear()
+    assert hfsae.load(ID).verify().ok
+
+
+def test_offline_the_cache_serves_what_was_loaded_by_any_revision(hub, folder, monkeypatch):
+    sae = hfsae.load(folder)
+    for revision in (None, "dev"):
+        hfsae.push(folder, ID, token=WRITE, private=False, revision=revision)
+    commit = hub.repos["models", ID].refs["refs/heads/dev"]
+    for revision in (None, "dev", "refs/heads/dev", commit):
+        hfsae.load(ID, revision=revision)
+    hub.requests.clear()
+    monkeypatch.setattr(hfsae.hub.constants, "HF_HUB_OFFLINE", True)
+    for revision in (None, "dev", "refs/heads/dev", commit):
+        assert same(hfsae.load(ID, revision=revision), sae)
+        assert hfsae.load(ID, revision=revision).verify().ok
+    assert hub.seen() == []
+    refused(lambda: hfsae.load(ID, revision="v9"), "it is not in the cache")
+
+
+def test_without_a_connection_the_cache_serves(hub, pushed, caplog):
+    hfsae.load(ID)
+    hub.faults.append(Fault("*", "", "cut_reply", times=None))
+    assert hfsae.load(ID).verify().ok
+    assert f"the Hub cannot be reached; looking for {ID} in the cache" in caplog.text
+
+
+def test_without_a_connection_what_is_not_cached_is_one_sentence(hub, pushed, unreachable_hub):
     refused(lambda: hfsae.load(ID), rf"cannot read {ID} \(no folder here\): it is not in the cache")
 
 

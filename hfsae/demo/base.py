@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..features import write_label
+from ..features import blank_label, write_label
 from ..inspection import Inspection, Tokens, inspect, tokenise
 from . import validate
 from .subject import Subject
@@ -74,9 +74,9 @@ class Base:
         label = validate.text(label, "the label")
         if home is None:
             raise ValueError("labels are not kept here; run `hfsae demo` on your own machine")
-        self.subject.labels = {**self.subject.labels, **write_label(home, index, label)}
-        if not label.strip():
-            self.subject.labels = {i: t for i, t in self.subject.labels.items() if i != index}
+        hides = not label.strip() and home != self.subject.folder  # one that the SAE comes with
+        labels = blank_label(home, index) if hides else write_label(home, index, label)
+        self.subject.take_labels({index: "", **labels})
         return {"latent": index, "label": self.label(index)}
 
     def rows(self, found: Iterable[Json]) -> list[Json]:

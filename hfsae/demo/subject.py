@@ -104,6 +104,10 @@ class Subject:
         """Whether text wants a BOS token in front, as in training; yes where that is unknown."""
         return self.sae.config.bos != "none"
 
+    def take_labels(self, found: dict[int, str]) -> None:
+        """Labels over those there are; an empty one takes its latent's away."""
+        self.labels = {latent: label for latent, label in {**self.labels, **found}.items() if label}
+
     def density(self) -> Float[Tensor, " d_sae"]:
         """Share of tokens each latent fires on; 0 everywhere if nobody has counted."""
         if self.store is not None:
@@ -170,13 +174,15 @@ def _label_home(choice: Choice, subject: Subject) -> Path | None:
     if Path(choice.source).is_dir() and Path(choice.source) != SHIPPED_SAE:
         return subject.folder
     home = Path(os.environ.get("HFSAE_HOME", Path.home() / ".cache" / "hfsae"))
-    parts = ("shipped" if Path(choice.source) == SHIPPED_SAE else choice.source, choice.subfolder)
+    parts = ["shipped" if Path(choice.source) == SHIPPED_SAE else choice.source, choice.subfolder]
+    picked = {"layer": choice.layer, "width": choice.width, "l0": choice.l0}
+    parts += [f"{name}_{value}" for name, value in picked.items() if value is not None]
     return home / "labels" / re.sub(r"[^\w.-]+", "--", "/".join(filter(None, parts)))
 
 
 def _read_labels(subject: Subject, folder: Path) -> None:
     try:
-        subject.labels |= read_labels(folder)
+        subject.take_labels(read_labels(folder))
     except ValueError as error:
         subject.notes.append(f"its labels are left out: {error}")
 

@@ -6,6 +6,7 @@ Found again by label, token, promoted token or likeness (`search`), and named (`
 from .collect import CollectArguments as CollectArguments
 from .collect import collect as collect
 from .collect import token_text as token_text
+from .labels import blank_label as blank_label
 from .labels import read_labels as read_labels
 from .labels import write_label as write_label
 from .search import FeatureSearch as FeatureSearch

@@ -20,6 +20,8 @@ _writing = threading.Lock()
 def read_labels(folder: str | Path) -> dict[int, str]:
     """{latent: label} of the feature store in `folder`; empty if nobody has written any.
 
+    A label is empty where somebody took away one that the SAE comes with: see `blank_label`.
+
     Raises:
         ValueError: the file is not such a one.
     """
@@ -50,13 +52,27 @@ def write_label(folder: str | Path, latent: int, label: str) -> dict[int, str]:
         ValueError: a longer label, one with control characters, a negative latent, or a file that
             cannot be read: it is left as it is.
     """
+    return _change(folder, latent, _checked(label).strip() or None)
+
+
+def blank_label(folder: str | Path, latent: int) -> dict[int, str]:
+    """Keep that a latent has no label, whatever the SAE comes with; all labels after that.
+
+    For a `folder` of one's own labels, which go before the SAE's.
+
+    Raises:
+        ValueError: as `write_label`.
+    """
+    return _change(folder, latent, "")
+
+
+def _change(folder: str | Path, latent: int, label: str | None) -> dict[int, str]:
     if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0:
         raise ValueError(f"latent {latent!r} is not an index; use an int, such as 1234.")
-    label = _checked(label).strip()
     with _writing:
         labels = read_labels(folder)
         labels.pop(latent, None)
-        if label:
+        if label is not None:
             labels[latent] = label
         _save(Path(folder) / "features", labels)
     return labels

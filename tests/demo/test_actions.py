@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -178,8 +179,6 @@ def test_what_cannot_be_gets_a_sentence(actions, call, sentence):
 
 
 def test_a_label_is_kept_beside_the_sae_and_can_be_taken_away(sae_folder, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(sae_folder, copy)
     actions = Actions(open_subject(Choice(str(copy)), with_lm=False))
@@ -187,6 +186,31 @@ def test_a_label_is_kept_beside_the_sae_and_can_be_taken_away(sae_folder, tmp_pa
     assert hfsae.features.read_labels(copy)[7] == "rain"
     actions.save_label(7, "")
     assert 7 not in hfsae.features.read_labels(copy) and actions.label(7) == ""
+
+
+def test_labels_of_a_repository_are_shown_and_ones_own_go_before_them(
+    hub, sae_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HFSAE_HOME", str(tmp_path))
+    copy = tmp_path / "copy"
+    shutil.copytree(sae_folder, copy)
+    (copy / "features" / "labels.json").write_text('{"labels": {"1": "a", "2": "b", "3": "c"}}')
+    for subfolder in ("", "layers.1"):
+        hfsae.push(copy, "alice/sae", token="hf_write", private=False, subfolder=subfolder)
+
+    def opened(**which) -> Actions:
+        return Actions(open_subject(Choice("alice/sae", **which), with_lm=False))
+
+    actions = opened()
+    assert actions.subject.labels == {1: "a", 2: "b", 3: "c"}
+    actions.save_label(2, "mine")
+    actions.save_label(3, "")
+    actions.save_label(4, "new")
+    actions.save_label(4, "")
+    assert actions.subject.labels == {1: "a", 2: "mine"} == opened().subject.labels
+    assert opened(layer=1).subject.labels == {1: "a", 2: "b", 3: "c"}  # another SAE's
+    actions.save_label(3, "again")
+    assert opened().subject.labels == {1: "a", 2: "mine", 3: "again"}
 
 
 def test_on_a_space_labels_are_not_kept_and_folders_not_read(sae_folder, monkeypatch):
@@ -221,8 +245,6 @@ def test_a_model_that_cannot_be_had_is_told_and_the_rest_opens(sae_folder, tmp_p
 
 
 def test_a_store_of_another_sae_is_left_out_with_a_word(sae_folder, tmp_path):
-    import shutil
-
     config = hfsae.JumpReLUSAEConfig(d_in=16, d_sae=8, site="layers.1")
     hfsae.JumpReLUSAE(config).save_pretrained(tmp_path / "sae")
     shutil.copytree(sae_folder / "features", tmp_path / "sae" / "features")
