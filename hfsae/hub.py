@@ -426,14 +426,14 @@ def fetch(
                         "Hub's. It was not kept; try again later, or over another connection"
                     )
             root = found.parents[path.count("/")]
-    _remember_revision(listing, root)
     return root
 
 
-def _remember_revision(listing: Listing, root: Path) -> None:
-    """Note in the cache which commit a branch is at, as the client does for what it asks by name.
+def remember_revision(listing: Listing, root: Path) -> None:
+    """Note in the cache, once all of an SAE is in `root`, which commit its branch is at.
 
-    Files are fetched by commit; without the note they would not be found offline.
+    The client does so for files that it asks for by name. `fetch` asks by commit, and without the
+    note the SAE would not be found offline.
     """
     revision = listing.revision or constants.DEFAULT_REVISION
     note = root.parents[1] / "refs" / revision

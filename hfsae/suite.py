@@ -116,6 +116,7 @@ def load(
         root = hub.fetch(
             listing, needed, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
+        hub.remember_revision(listing, root)
     options = {} if norm_gain is None else {"norm_gain": norm_gain}
     sae = load_folder(root / entry.path, entry.format, where, **options)
     if _says_nothing(entry):

@@ -109,7 +109,8 @@ def test_a_single_sae_is_listed_by_what_its_config_and_metrics_say(hub, folder, 
 
 
 @pytest.mark.parametrize(
-    "config, said", [({"d_sae": "\x1b[2J"}, "invalid literal"), ({"site": []}, ""), ([], "damaged")]
+    "config, said",
+    [({"d_sae": "\x1b[2J"}, "invalid literal"), ({"site": 7}, "expected string"), ([], "damaged")],
 )
 def test_a_config_that_says_nothing_sound_leaves_the_list_as_it_was(folder, config, said, caplog):
     (folder / "config.json").write_text(json.dumps(config))

@@ -595,6 +595,14 @@ def test_offline_the_cache_serves_what_was_loaded_by_any_revision(hub, folder, m
     refused(lambda: hfsae.load(ID, revision="v9"), "it is not in the cache")
 
 
+def test_a_list_leaves_offline_what_was_loaded_before(hub, pushed, monkeypatch):
+    sae = hfsae.load(ID)
+    hub.add_file(ID, "notes.txt", b"a commit more")
+    assert hfsae.list_saes(ID)[0].width == sae.config.d_sae
+    monkeypatch.setattr(hfsae.hub.constants, "HF_HUB_OFFLINE", True)
+    assert same(hfsae.load(ID), sae)
+
+
 def test_without_a_connection_the_cache_serves(hub, pushed, caplog):
     hfsae.load(ID)
     hub.faults.append(Fault("*", "", "cut_reply", times=None))
