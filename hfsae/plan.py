@@ -1,25 +1,20 @@
 """What a recipe will cost, before anything is loaded or written: memory, disk, time.
 
-Sizes are counted; time is these counts over this machine's matrix-product rate, measured here in a
-fraction of a second, and right to about a factor of two.
+Sizes are counted; times are counts over the pace of this machine, which `hfsae.pace` measures.
 """
 
-import time
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from .lm import capture
 from .models import SAEConfig
+from .pace import lm_pace, sae_pace, step_seconds
 from .recipe import Recipe, check, stale_stages
 
 Number = int | float
-_LM_EFFICIENCY, _SAE_EFFICIENCY = (
-    0.5,
-    0.6,
-)  # of the product rate; the rest is attention, norms, Adam
 _ADAM_COPIES = 4  # weights, gradients, two moments
 _DENSE_COPIES = 6  # [batch, d_sae] tensors alive at once in a step
 _PYTHON_BYTES = 0.6e9
@@ -60,12 +55,7 @@ def plan(recipe: Recipe) -> Plan:
     if recipe.harvest.cache is not None:
         harvested_bytes = n_harvested * n_sites_wide * dtype.itemsize
         disk["activation cache"] = min(harvested_bytes, 1e9 * recipe.harvest.cache_gb)
-    lm_flops = 2 * parameters_used(lm, recipe.sites) * n_harvested
-    sae_flops = sum(10 * c.d_sae * (c.d_in + c.d_out) / 2 for c in configs.values()) * t.n_tokens
-    seconds = {
-        "harvest": lm_flops / (_product_rate(dtype) * _LM_EFFICIENCY),
-        "training": sae_flops / (_product_rate(torch.float32) * _SAE_EFFICIENCY),
-    }
+    seconds = _seconds(recipe, lm, configs, dtype)
     lines = [
         f"language model  {recipe.lm.name}, {n_lm / 1e6:.0f} M parameters, {recipe.lm.dtype}",
         f"text            {_short(recipe.text.dataset)}, rows of {recipe.text.context_size} tokens",
@@ -77,9 +67,53 @@ def plan(recipe: Recipe) -> Plan:
         "",
         _sum_line("memory", memory, 1e9, "GB"),
         _sum_line("disk", disk, 1e9, "GB"),
-        _sum_line("time", seconds, 60, "min") + "   (to a factor of two; evaluation comes on top)",
+        _sum_line("time", seconds, 60, "min") + "   if the machine does nothing else",
     ]
     return Plan(lines, sum(memory.values()), sum(disk.values()), sum(seconds.values()))
+
+
+def _seconds(
+    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], dtype: torch.dtype
+) -> dict[str, Number]:
+    """By stage, from the pace of each on this machine."""
+    t, context = recipe.training, recipe.text.context_size
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pace = lm_pace(lm, dtype, recipe.harvest.rows, context, device)
+    blocks = _blocks(lm)
+    n_blocks = len(blocks)
+    of_one = sum(p.numel() for p in blocks[0].parameters() if p.ndim > 1)
+    n_below = parameters_used(lm, recipe.sites) / of_one
+    to_site = n_below * pace.block + pace.rest
+    whole = n_blocks * pace.block + pace.rest + pace.head
+    again = (n_blocks - n_below) * pace.block + pace.rest + pace.head
+    kept = (context - (recipe.text.bos != "none")) / context
+    n_rows_tokens = t.n_tokens / recipe.shuffle.passes / kept
+    steps = encode = keep = 0.0
+    for config, n in _alike(configs):
+        look = sae_pace(config, recipe.collect, context, device)
+        encode, keep = encode + n * look.encode, keep + n * look.collect
+        steps += n * step_seconds(config, t, t.batch_size // (t.num_processes or 1), device)
+    n_saes, n_evaluated = len(configs), recipe.evaluation.n_tokens or 0
+    return {
+        "harvest": n_rows_tokens * to_site / (t.num_processes or 1),
+        "training": t.total_steps * steps,
+        "evaluation": n_evaluated * (n_saes * (whole + 3 * again + to_site) + encode),
+        "examples": recipe.collect_tokens * (n_saes * to_site + keep),
+    }
+
+
+def _alike(configs: dict[str, SAEConfig]) -> list[tuple[SAEConfig, int]]:
+    """One SAE of each kind and size, and how many there are."""
+    kinds: dict[tuple, list[SAEConfig]] = {}
+    for c in configs.values():
+        l0 = getattr(c, "target_l0", None) or getattr(c, "k", None)
+        kinds.setdefault((c.model_type, c.d_in, c.d_out, c.d_sae, l0), []).append(c)
+    return [(alike[0], len(alike)) for alike in kinds.values()]
+
+
+def _blocks(lm: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's."""
+    return max((m for m in lm.modules() if isinstance(m, nn.ModuleList)), key=len)
 
 
 def _clash(recipe: Recipe) -> list[str]:
@@ -114,18 +148,6 @@ def parameters_used(lm: PreTrainedModel, sites: list[str]) -> int:
         for handle in handles:
             handle.remove()
     return sum(used.values())
-
-
-def _product_rate(dtype: torch.dtype, size: int = 1024) -> float:
-    """Floating-point operations a second in a matrix product, on the default device."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a: Tensor = torch.ones(size, size, dtype=dtype, device=device)
-    n, start = 0, time.perf_counter()
-    while n < 3 or time.perf_counter() - start < 0.2:
-        a = (a @ a).clamp_(max=1)
-        n += 1
-    float(a[0, 0])  # wait for a GPU
-    return 2 * size**3 * n / (time.perf_counter() - start)
 
 
 def _widths(recipe: Recipe, configs: dict[str, SAEConfig]) -> dict[str, int]:

@@ -7,9 +7,12 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, Gemma2Config
 
+from hfsae import plan as plans
 from hfsae import recipe as recipes
 from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.cli import _parse_recipe, _recipe_parser
+from hfsae.evaluation import EvaluationArguments
+from hfsae.pace import LMPace, SAEPace
 from hfsae.plan import parameters_used, plan
 from hfsae.recipe import LMArguments, Recipe, make_configs
 from hfsae.training import TrainingArguments
@@ -43,6 +46,9 @@ def no_weights(monkeypatch, make_tiny_lm):
 
     monkeypatch.setattr(recipes, "empty_lm", empty_lm)
     monkeypatch.setattr(recipes, "check_text", lambda args, side: None)  # it lies on the Hub
+    monkeypatch.setattr(plans, "lm_pace", lambda *args: LMPace(block=1e-3, rest=2e-3, head=5e-3))
+    monkeypatch.setattr(plans, "sae_pace", lambda *args: SAEPace(encode=1e-4, collect=3e-4))
+    monkeypatch.setattr(plans, "step_seconds", lambda *args: 0.5)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -84,7 +90,26 @@ def test_memory_and_disk_are_counted(no_weights):
     expected = 2 * 2.614e9 + 2 * 2304e6 + 16 * n_sae + 4 * 6 * 4096 * 16384 + 0.6e9
     assert found.memory_bytes == pytest.approx(expected, rel=0.01)
     assert found.disk_bytes == pytest.approx((3 * 12 + 4) * n_sae, rel=0.01)
-    assert found.seconds > 0
+
+
+def test_seconds_are_counts_times_paces(no_weights):
+    """26 blocks, 13 to the site; rows of 1024 tokens with a BOS, which is not kept."""
+    recipe = Recipe(
+        lm=LMArguments(name="google/gemma-2-2b"),
+        saes={"a": {"site": "layers.12"}, "b": {"site": "layers.12"}},
+        sae={"d_sae": 16384},
+        text=TextArguments(context_size=1024),
+        shuffle=ShuffleArguments(passes=2),
+        training=TrainingArguments(n_tokens=4096 * 1000, batch_size=4096),
+        evaluation=EvaluationArguments(n_tokens=10_000),
+        collect_tokens=20_000,
+    )
+    to_site, whole, again = (0.002 + 0.001 * n for n in (13, 26 + 5, 13 + 5))
+    harvest = 4096 * 1000 / 2 * 1024 / 1023 * to_site
+    evaluation = 10_000 * (2 * (whole + 3 * again + to_site) + 2 * 1e-4)
+    examples = 20_000 * (2 * to_site + 2 * 3e-4)
+    expected = harvest + 1000 * 2 * 0.5 + evaluation + examples
+    assert plan(recipe).seconds == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("gigabytes", "expected"), [(10_000.0, 2 * 2304e9), (50.0, 50e9)])

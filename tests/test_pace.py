@@ -1,0 +1,62 @@
+"""Times of pieces: they exist for every family and variant, and grow as the real work does."""
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+import hfsae.pace as pace
+from hfsae.features import CollectArguments
+from hfsae.pace import lm_pace, sae_pace, step_seconds
+from hfsae.training import TrainingArguments
+
+
+@pytest.fixture(autouse=True)
+def _briefly(monkeypatch):
+    """Each piece once: these tests ask for no precision."""
+    real = pace._seconds
+    monkeypatch.setattr(pace, "_seconds", lambda work, device: real(work, device, at_least=0.0))
+
+
+@pytest.mark.parametrize(
+    "family", ["gemma2", "gemma3", "llama", "qwen2", "gpt2", "gpt_neox", "mistral"]
+)
+def test_every_family_can_be_cut_and_timed(make_tiny_lm, family):
+    lm = make_tiny_lm(family).to("meta")
+    times = lm_pace(lm, torch.float32, 4, 16, "cpu")
+    assert times.rest >= 0 and times.head > 0
+
+
+def test_a_cut_model_has_the_blocks_of_the_whole(make_tiny_lm):
+    lm = make_tiny_lm("llama", num_hidden_layers=8)
+    cut = pace._cut(lm, 3, torch.bfloat16, "cpu")
+    assert len(cut.model.layers) == 3 and cut.dtype == torch.bfloat16
+    for ours, theirs in zip(
+        cut.model.layers[2].parameters(), lm.model.layers[2].parameters(), strict=True
+    ):
+        assert ours.shape == theirs.shape
+
+
+@pytest.mark.parametrize(("d_sae", "timed"), [(300, [300]), (8192, [8192]), (65536, [8192, 4096])])
+def test_wide_dictionaries_are_extrapolated(monkeypatch, d_sae, timed):
+    seen = []
+
+    def linear(config, args, batch, device):
+        seen.append(config.d_sae)
+        return 0.001 + 1e-6 * config.d_sae
+
+    monkeypatch.setattr(pace, "_step_seconds", linear)
+    config = AutoConfig.for_model("jumprelu_sae", d_in=8, d_sae=d_sae, site="layers.1")
+    got = step_seconds(config, TrainingArguments(), 64, "cpu")
+    assert got == pytest.approx(0.001 + 1e-6 * d_sae)
+    assert seen == timed and config.d_sae == d_sae
+
+
+@pytest.mark.parametrize("fields", [{}, {"target_site": "layers.2", "d_out": 12}])
+@pytest.mark.parametrize("model_type", ["jumprelu_sae", "topk_sae", "gated_sae", "relu_sae"])
+def test_steps_and_looks_of_every_variant_can_be_timed(model_type, fields):
+    extra = {"k": 4} if model_type == "topk_sae" else {}
+    sizes = {"d_in": 16, "d_sae": 64, "site": "layers.1"}
+    config = AutoConfig.for_model(model_type, **sizes, **extra, **fields)
+    assert step_seconds(config, TrainingArguments(), 32, "cpu") > 0
+    look = sae_pace(config, CollectArguments(), 16, "cpu")
+    assert look.collect > look.encode > 0
