@@ -60,6 +60,7 @@ _FREE = (
     "save_total_limit",
     "report_to",
     "num_processes",
+    "shard_latents",
     "cache",
     "cache_gb",
 )

@@ -262,9 +262,13 @@ def _bags(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tens
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Some rows of each at a time, so few that those of the first, a matrix, fit in the cache."""
+    """Some rows of each at a time, so few that those of the first, a matrix, fit in the cache.
+
+    Of tensors that are spread over processes, this one's rows.
+    """
     n_rows = max(1, _BLOCK // tensors[0].shape[1])
-    return zip(*(t.split(n_rows) for t in tensors), strict=True)
+    here = (getattr(t, "to_local", lambda t=t: t)() for t in tensors)  # of DTensors
+    return zip(*(t.split(n_rows) for t in here), strict=True)
 
 
 def stable_order(keys: Int[Tensor, " n"], n_keys: int) -> Int[Tensor, " n"]:

@@ -58,6 +58,9 @@ class TrainingArguments:
     sparse: Literal["auto", "always", "never"] = "auto"
     """Steps over the few entries that matter (same loss and gradients, several times faster on a
     CPU) instead of dense ones. auto: while fewer than about a tenth of all entries matter."""
+    shard_latents: bool = False
+    """With several processes, spread each SAE's latents over them, and not the batch: for
+    dictionaries too wide for one device."""
     logging_steps: int = 50
     """Steps between lines of log.jsonl."""
     save_steps: Duration = 0.1

@@ -15,12 +15,14 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ..models import SAE, JumpReLUSAE, Schedule
+from ..models import SAE, JumpReLUSAE, Schedule, TopKSAE
 from ..ops import Entries, Place, Workspace
 from .arguments import TrainingArguments
 from .health import Reading, diagnose
 from .schedules import cosine_warmup, geometric, in_steps, linear_decay, linear_warmup, steer
+from .sharding import everywhere, joined, local, part, placed_as, shard_, unshard_, whole
 
 _THRESHOLD_SAMPLE = 2048  # activations that the warm start's first threshold is taken from
 _SPARSITY_REACH = 1e4  # the controller moves a coefficient at most this far from what was given
@@ -69,7 +71,8 @@ class Run:
         self.sae, self.args, self.accelerator = sae.train(), args, accelerator
         self.workspace = workspace or Workspace()  # may be shared by runs that take turns
         sae.lay_out_by_latent()
-        self.model: nn.Module = accelerator.prepare(self.sae)
+        self.mesh = self._shard() if args.shard_latents and accelerator.num_processes > 1 else None
+        self.model: nn.Module = self.sae if self.mesh else accelerator.prepare(self.sae)
         self.optimizer = self._make_optimizer()
         self.sparsity = 1.0
         self.variance = 1.0
@@ -80,6 +83,32 @@ class Run:
         self._previous: dict[str, Any] = {}
         self._refuse_what_cannot_be_sparse()
 
+    def _shard(self) -> DeviceMesh:
+        """Spread the latents over the processes.
+
+        Raises:
+            ValueError: the variant looks at all latents at once, or they cannot be shared out.
+        """
+        n, config = self.accelerator.num_processes, self.sae.config
+        d_sae = config.d_sae
+        if isinstance(self.sae, TopKSAE):
+            raise ValueError(
+                "training.shard_latents: a TopKSAE chooses among all latents, so they cannot be "
+                "spread; leave shard_latents out, or train a JumpReLUSAE, which need not choose"
+            )
+        if d_sae % n:
+            raise ValueError(
+                f"training.shard_latents: sae.d_sae ({d_sae}) does not divide by {n} processes"
+            )
+        if d_sae in (config.d_in, config.d_out):
+            raise ValueError(
+                f"training.shard_latents: sae.d_sae ({d_sae}) equals d_in or d_out, so sizes do "
+                "not tell what to spread; a dictionary is wider than that"
+            )
+        mesh = init_device_mesh(self.accelerator.device.type, (n,))
+        shard_(self.sae, d_sae, mesh)
+        return mesh
+
     def _refuse_what_cannot_be_sparse(self) -> None:
         if self.is_sparse and not self._can_be_sparse:
             raise ValueError(
@@ -89,14 +118,14 @@ class Run:
 
     @property
     def _can_be_sparse(self) -> bool:
-        return self.accelerator.device.type == "cpu" and self.sae.can_be_sparse
+        is_here = self.accelerator.device.type == "cpu" and self.mesh is None
+        return is_here and self.sae.can_be_sparse
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        # The fused optimiser copies what does not lie in memory as it is indexed, so it is given
-        # W_enc by its rows per latent: a view, to which `_optimise` hands the gradient.
-        self._encoder_rows = self.sae.W_enc.detach().T
-        view = {"W_enc": self._encoder_rows}
-        named = [(name, view.get(name, p)) for name, p in self.sae.named_parameters()]
+        # The fused optimiser copies what does not lie in memory as it is indexed, and knows no
+        # DTensors: so it is given views, of W_enc by its rows per latent, with views of gradients.
+        self._views = {name: self._view(name, p.detach()) for name, p in self._named()}
+        named = self._views.items()
         groups = [
             {"params": [p for name, p in named if name != "threshold"]},
             {"params": [p for name, p in named if name == "threshold"], "is_threshold": True},
@@ -108,6 +137,13 @@ class Run:
             eps=self.args.adam_epsilon,
             fused=True,  # several times the default on a CPU
         )
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self.sae.named_parameters())
+
+    @staticmethod
+    def _view(name: str, x: Tensor) -> Tensor:
+        return local(x).T if name == "W_enc" else local(x)
 
     @property
     def target_l0(self) -> float | None:
@@ -122,7 +158,7 @@ class Run:
     @torch.no_grad()
     def initialise(self, sample: dict[str, Float[Tensor, "n _"]]) -> None:
         """Set what is estimated from activations: scale, bias, and the warm start's threshold."""
-        config, (x, target) = self.sae.config, self._inputs(sample)
+        config, (x, target) = self.sae.config, self._inputs(sample, is_slice=False)
         if config.activation_scale is None:
             config.activation_scale = _root_mean_square_norm(x)
         if config.is_transcoder and config.target_scale is None:
@@ -134,7 +170,7 @@ class Run:
         if self.warm_start_steps and isinstance(self.sae, JumpReLUSAE) and self.target_l0:
             pre_acts = self.sae.pre_activations(x[:_THRESHOLD_SAMPLE])
             n_kept = round(self.target_l0 * len(pre_acts))
-            threshold = float(pre_acts.flatten().topk(n_kept).values[-1]) / self.sae.scale
+            threshold = float(whole(pre_acts).flatten().topk(n_kept).values[-1]) / self.sae.scale
             # A threshold of 0 could never be steered: it moves by factors.
             self.sae.threshold.fill_(max(threshold, float(self.sae.config.initial_threshold)))
         if self._can_be_sparse:
@@ -161,6 +197,7 @@ class Run:
         schedule = self._schedule(step)
         self._set_learning_rates(step)
         seen = self._backward(batch, schedule)
+        self._place_gradients()
         self.sae.before_step_()
         self._clip()
         self._optimise()
@@ -171,13 +208,19 @@ class Run:
         self._steer(l0, step)
         return line
 
+    def _place_gradients(self) -> None:
+        for _, p in self._named():
+            if p.grad is not None:
+                p.grad = placed_as(p.grad, p)
+
     @torch.no_grad()
     def _clip(self) -> None:
         """Have the optimiser divide gradients by what exceeds max_grad_norm, as it reads them."""
         if self.args.max_grad_norm is None:
             return
         grads = [p.grad for p in self.sae.parameters() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
+        norms = [whole(torch.linalg.vector_norm(g)) for g in grads]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         excess = (norm + 1e-6) / self.args.max_grad_norm
         # Fused optimisers take these two from an AMP scaler; clip_grad_norm_ would write them all.
         fused = cast(Any, self.optimizer)
@@ -185,10 +228,11 @@ class Run:
         fused.found_inf = torch.zeros_like(norm) if excess > 1 else None
 
     def _optimise(self) -> None:
-        grad = self.sae.W_enc.grad
-        self._encoder_rows.grad = None if grad is None else grad.T
+        for name, p in self._named():
+            self._views[name].grad = None if p.grad is None else self._view(name, p.grad)
         self.optimizer.step()
-        self._encoder_rows.grad = None
+        for view in self._views.values():
+            view.grad = None
 
     def _clear_gradients(self) -> None:
         if self.is_sparse:  # the next step computes into their memory
@@ -216,7 +260,7 @@ class Run:
                         workspace=self.workspace if self.is_sparse else None,
                     )
                 self.accelerator.backward(out.loss / n_parts)
-            fired += out.at.count(out.latents != 0)
+            fired += whole(out.at.count(out.latents != 0))
             n_entries += self._n_entries(out, schedule)
             for name, loss in out.losses.items():
                 losses[name] = losses.get(name, 0) + loss.detach() / n_parts
@@ -234,8 +278,11 @@ class Run:
         device = self.accelerator.device.type
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.args.bf16)
 
-    def _inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _inputs(self, batch: dict[str, Tensor], is_slice: bool = True) -> tuple[Tensor, Tensor]:
+        """This process's share of the batch; all of it, where the latents are what is shared."""
         x, target = (batch[site].to(self.accelerator.device) for site in self.sae.config.places)
+        if self.mesh is not None:
+            x, target = (everywhere(each, self.mesh, is_slice=is_slice) for each in (x, target))
         return x, target
 
     def _schedule(self, step: int) -> Schedule:
@@ -275,6 +322,9 @@ class Run:
         return int(fired.sum()) / self.args.batch_size
 
     def _reduce(self, x: Tensor, how: str) -> Tensor:
+        """Over processes, unless each has seen the whole batch."""
+        if self.mesh is not None:
+            return whole(x)
         return cast(Tensor, self.accelerator.reduce(x, how))
 
     @torch.no_grad()
@@ -314,10 +364,10 @@ class Run:
         self, sae: JumpReLUSAE, seen: _Seen, l0: float, schedule: Schedule, step: int
     ) -> dict[str, Any]:
         """Thresholds and window, and what `diagnose` makes of them against the line before."""
-        threshold = sae.threshold.detach().clone()
+        threshold = whole(sae.threshold.detach()).clone()
         before, now = self._previous, {"step": step, "l0": l0, "sparsity": schedule.sparsity}
         self._previous = {**now, "threshold": threshold}
-        share = float(sae.window_share(seen.pre_acts, schedule, seen.at))
+        share = float(whole(sae.window_share(seen.pre_acts, schedule, seen.at)))
         line = {
             "l0_coefficient": sae.config.l0_coefficient * schedule.sparsity,
             "threshold_median": float(threshold.median()),
@@ -337,7 +387,7 @@ class Run:
             threshold_travel=_median_travel(threshold, before["threshold"]),
             sparsity_growth=schedule.sparsity / max(before["sparsity"], 1e-30),
             dead_share=self._dead_share(),
-            mean_square_norm=(_root_mean_square_norm(seen.x) / c) ** 2,
+            mean_square_norm=(_root_mean_square_norm(whole(seen.x)) / c) ** 2,
             log_threshold=sae.config.log_threshold,
             decaying=step >= total - in_steps(self.args.decay_steps, total) > 0,
         )
@@ -345,11 +395,12 @@ class Run:
         return {**line, "threshold_travel": travel, "health": diagnose(reading)}
 
     def state_dict(self) -> dict[str, Any]:
+        """The same whatever the number of processes, all of which must take part."""
         config = self.sae.config
         return {
-            "sae": self.sae.state_dict(),
+            "sae": {name: whole(x) for name, x in self.sae.state_dict().items()},
             "scales": [config.activation_scale, config.target_scale],
-            "optimizer": self.optimizer.state_dict(),
+            "moments": {name: self._moments(name, p) for name, p in self._named()},
             "sparsity": self.sparsity,
             "variance": self.variance,
             "is_sparse": self.is_sparse,
@@ -357,10 +408,22 @@ class Run:
             "previous": dict(self._previous),
         }
 
+    def _moments(self, name: str, p: nn.Parameter) -> dict[str, Tensor]:
+        """Adam's, of a whole parameter and in its orientation; its number of steps."""
+        state: dict[str, Tensor] = self.optimizer.state[self._views[name]]
+        matrices = {key: self._view(name, value) for key, value in state.items() if value.ndim}
+        return {**state, **{key: joined(value, like=p) for key, value in matrices.items()}}
+
+    def _load_moments(self, name: str, p: nn.Parameter, moments: dict[str, Tensor]) -> None:
+        for key, value in moments.items():
+            mine = self._view(name, part(value, like=p)) if value.ndim else value.to(p.device)
+            self.optimizer.state[self._views[name]][key] = mine.contiguous()
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sae.load_state_dict(state["sae"])
+        for name, p in self._named():
+            local(p.detach()).copy_(part(state["sae"][name], like=p))
+            self._load_moments(name, p, state["moments"][name])
         self.sae.config.activation_scale, self.sae.config.target_scale = state["scales"]
-        self.optimizer.load_state_dict(state["optimizer"])
         self.sparsity, self.variance = state["sparsity"], state["variance"]
         self.is_sparse = state["is_sparse"]
         self.tokens_since_fired = state["tokens_since_fired"].to(self.accelerator.device)
@@ -368,6 +431,12 @@ class Run:
         if self._previous:
             device = self.accelerator.device
             self._previous["threshold"] = self._previous["threshold"].to(device)
+
+    def whole_sae(self) -> SAE:
+        """The SAE with plain parameters, however it was trained."""
+        if self.mesh is not None:
+            unshard_(self.sae)
+        return self.sae
 
 
 def _root_mean_square_norm(x: Float[Tensor, "n d"]) -> float:

@@ -221,12 +221,13 @@ class Trainer:
         return bool(self.accelerator.reduce(flag, "sum"))
 
     def save_checkpoint(self) -> None:
-        """Write everything the rest of the run depends on (process 0; all hold the same)."""
+        """Write everything the rest of the run depends on: process 0, with all that others hold."""
+        runs = {name: run.state_dict() for name, run in self.runs.items()}
         if not self.accelerator.is_main_process:
             return
         state = {
             "steps_done": self.steps_done,
-            "runs": {name: run.state_dict() for name, run in self.runs.items()},
+            "runs": runs,
             "stream": self.stream.state_dict(),
             "rng": torch.get_rng_state(),
             "seconds": self.seconds,
@@ -261,7 +262,7 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be of this run."""
         where = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to")
-        skipped = {*where, "num_processes", "gradient_accumulation_steps"}
+        skipped = {*where, "num_processes", "shard_latents", "gradient_accumulation_steps"}
         identity = {k: v for k, v in asdict(self.args).items() if k not in skipped}
         for name, run in self.runs.items():
             config = run.sae.config.to_diff_dict()
@@ -270,7 +271,7 @@ class Trainer:
         return json.loads(json.dumps(identity, default=str))
 
     def _finish(self) -> dict[str, SAE]:
-        folded = {name: run.sae.eval().folded() for name, run in self.runs.items()}
+        folded = {name: run.whole_sae().eval().folded() for name, run in self.runs.items()}
         if self.accelerator.is_main_process:
             for name, sae in folded.items():
                 save_whole(sae, self.output_dir / name, self.record(name))

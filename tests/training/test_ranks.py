@@ -6,18 +6,28 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from hfsae import ReLUSAE, ReLUSAEConfig, TopKSAE, TopKSAEConfig
+from hfsae.training import TrainingArguments
+from hfsae.training.run import Run
 
 ROOT = Path(__file__).parents[2]
 N_TOKENS, BATCH = 32 * 60, 32
 
 
-@pytest.fixture
-def recipe(tmp_path, tiny_lm, tiny_tokenizer) -> Path:
-    model, text = tmp_path / "lm", tmp_path / "text.jsonl"
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, tiny_lm, tiny_tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    model, text = folder / "lm", folder / "text.jsonl"
     tiny_lm.save_pretrained(model)
     tiny_tokenizer.save_pretrained(model)
     # Documents of unequal length: no process gets as much text as another.
@@ -25,7 +35,12 @@ def recipe(tmp_path, tiny_lm, tiny_tokenizer) -> Path:
     text.write_text("\n".join(lines))
     sae = {"site": "layers.1", "d_sae": 32, "target_l0": 4, "bandwidth": 0.3}
     training = {"n_tokens": N_TOKENS, "batch_size": BATCH, "learning_rate": 1e-3}
-    training |= {"adam_epsilon": 1e-4, "warmup_steps": 0, "sparsity_warmup_steps": 0}
+    training |= {
+        "max_grad_norm": 0.1,
+        "adam_epsilon": 1e-4,
+        "warmup_steps": 0,
+        "sparsity_warmup_steps": 0,
+    }
     training |= {"warm_start_steps": 10, "logging_steps": 5, "save_steps": 10}
     plain = {
         "lm": {"name": str(model), "dtype": "float32"},
@@ -37,9 +52,22 @@ def recipe(tmp_path, tiny_lm, tiny_tokenizer) -> Path:
         "evaluation": {"n_tokens": 0},
         "collect_tokens": 0,
     }
-    path = tmp_path / "recipe.yaml"
+    path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(plain))
     return path
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory) -> Callable[[int], Path]:
+    """The folder of a run of so many processes, run once."""
+
+    @cache
+    def run(n: int) -> Path:
+        folder = tmp_path_factory.mktemp("finished") / f"of-{n}"
+        assert launch(recipe, folder, n).wait(300) == 0, said(folder)
+        return folder
+
+    return run
 
 
 def launch(recipe: Path, folder: Path, n: int, *options: str) -> subprocess.Popen:
@@ -65,34 +93,69 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in found]
 
 
+def wait_for_checkpoint(process: subprocess.Popen, folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoints/step-*.pt")):
+        assert process.poll() is None and time.monotonic() < deadline, said(folder)
+
+
+def assert_alike(folder: Path, other: Path) -> None:
+    ours, theirs = log_of(folder), log_of(other)
+    assert len(ours) == len(theirs) == N_TOKENS // BATCH // 5
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() & {"loss", "mse", "l0", "fvu", "dead_share", "threshold_median"}:
+            assert a[key] == pytest.approx(b[key], rel=2e-3), (key, a["step"])
+
+
 @pytest.mark.slow
-def test_one_two_and_four_processes_have_the_same_losses(recipe, tmp_path):
-    logs = {}
-    for n in (1, 2, 4):
-        folder = tmp_path / f"of-{n}"
-        assert launch(recipe, folder, n).wait(300) == 0, said(folder)
-        logs[n] = log_of(folder)
-    for n in (2, 4):
-        assert len(logs[n]) == len(logs[1]) == N_TOKENS // BATCH // 5
-        for ours, one in zip(logs[n], logs[1], strict=True):
-            for key in ("loss", "l0"):
-                assert ours[key] == pytest.approx(one[key], rel=2e-3), (n, key, one["step"])
+@pytest.mark.parametrize("n", [2, 4])
+def test_several_processes_have_the_losses_of_one(finished, n):
+    assert_alike(finished(n), finished(1))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the ranks")
-def test_a_rank_that_dies_ends_the_run_and_it_resumes_to_the_same_bits(recipe, tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert launch(recipe, whole, 2).wait(300) == 0, said(whole)
+def test_a_rank_that_dies_ends_the_run_and_it_resumes_to_the_same_bits(recipe, finished, tmp_path):
+    broken = tmp_path / "broken"
     process = launch(recipe, broken, 2, "--training.save_steps", "5")
-    deadline = time.monotonic() + 120
-    while not list(broken.glob("checkpoints/step-*.pt")):
-        assert process.poll() is None and time.monotonic() < deadline, said(broken)
+    wait_for_checkpoint(process, broken)
     os.kill(children(process.pid)[1], signal.SIGKILL)
     assert process.wait(120) != 0
     assert "SIGKILL" in said(broken)
     assert not (broken / "config.json").exists() and list(broken.glob("checkpoints/step-*.pt"))
     assert launch(recipe, broken, 2, "--training.save_steps", "5").wait(300) == 0, said(broken)
-    weights = [folder / "model.safetensors" for folder in (whole, broken)]
+    weights = [folder / "model.safetensors" for folder in (finished(2), broken)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    assert log_of(whole) == log_of(broken)
+    assert log_of(finished(2)) == log_of(broken)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the ranks")
+def test_latents_spread_over_processes_train_as_one_process_does(recipe, finished, tmp_path):
+    """Killed at two processes and gone on with at four: checkpoints hold whole tensors."""
+    spread = tmp_path / "spread"
+    option = ("--training.shard_latents", "true")
+    process = launch(recipe, spread, 2, *option)
+    wait_for_checkpoint(process, spread)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    assert process.wait(120) != 0
+    assert launch(recipe, spread, 4, *option).wait(300) == 0, said(spread)
+    assert_alike(spread, finished(1))
+    weights = [load_file(folder / "model.safetensors") for folder in (finished(1), spread)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=2e-4, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("sae", "sentence"),
+    [
+        (TopKSAE(TopKSAEConfig(d_in=4, d_sae=8, k=2)), "chooses among all latents"),
+        (ReLUSAE(ReLUSAEConfig(d_in=4, d_sae=9)), r"d_sae \(9\) does not divide by 2 processes"),
+        (ReLUSAE(ReLUSAEConfig(d_in=8, d_sae=8)), r"d_sae \(8\) equals d_in or d_out"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused(sae, sentence, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
+    with pytest.raises(ValueError, match=sentence):
+        Run(sae, TrainingArguments(shard_latents=True), Accelerator(cpu=True))

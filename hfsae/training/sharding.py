@@ -1,0 +1,70 @@
+"""Latents spread over processes, for a dictionary that is too wide for one device.
+
+Each process holds d_sae / n latents: their part of W_enc, W_dec and every vector of length d_sae,
+and of gradients and moments. The parameters are torch's DTensors, so that an SAE's code stays as it
+is: torch splits its products and sums by latent and joins them where a sum runs over latents, which
+is in the reconstruction (batch * d_out numbers, all that crosses between devices) and in penalties.
+"""
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+
+def shard_(module: nn.Module, size: int, mesh: DeviceMesh) -> None:
+    """Make each parameter a DTensor, split along its dimension of `size`, whole if it has none.
+
+    All processes must hold the same values, of which each keeps its part; in memory it lies by
+    what is split, as `SAE.lay_out_by_latent` has it.
+    """
+    for name, p in list(module.named_parameters()):
+        dim = p.shape.index(size) if size in p.shape else None
+        if dim is None:
+            spread = distribute_tensor(p.data, mesh)
+        else:
+            by_latent = p.data.transpose(0, dim).contiguous()
+            spread = distribute_tensor(by_latent, mesh, [Shard(0)]).transpose(0, dim)
+        setattr(module, name, nn.Parameter(spread))
+
+
+def unshard_(module: nn.Module) -> None:
+    """Undo `shard_`: whole parameters everywhere. Every process must take part."""
+    for name, p in list(module.named_parameters()):
+        setattr(module, name, nn.Parameter(whole(p.detach())))
+
+
+def local(x: Tensor) -> Tensor:
+    """This process's part; a plain tensor is all of it."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def whole(x: Tensor) -> Tensor:
+    """All processes' parts together, as a plain tensor. Every process must take part."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def part(x: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole x, placed as `like` is."""
+    if not isinstance(like, DTensor):
+        return x.to(like.device)
+    return local(distribute_tensor(x, like.device_mesh, like.placements))
+
+
+def joined(x: Tensor, like: Tensor) -> Tensor:
+    """The whole of which x is this process's part, placed as `like` is: `part` undone."""
+    if not isinstance(like, DTensor):
+        return x
+    return whole(DTensor.from_local(x, like.device_mesh, like.placements))
+
+
+def everywhere(x: Tensor, mesh: DeviceMesh, *, is_slice: bool) -> DTensor:
+    """x whole in all processes: as each holds it already, or joined from their slices."""
+    placed = DTensor.from_local(x, mesh, [Shard(0) if is_slice else Replicate()])
+    return placed.redistribute(mesh, [Replicate()])
+
+
+def placed_as(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """A gradient in the places of its parameter; what is a sum over processes is summed."""
+    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
+        return gradient.redistribute(parameter.device_mesh, parameter.placements)
+    return gradient
