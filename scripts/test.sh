@@ -17,4 +17,4 @@ ruff check .
 ruff format --check .
 pyright
 lint-imports
-python -m pytest "$@"
+python -m pytest -n 2 "$@"  # two processes: many tests wait for a model, a server or a browser
