@@ -204,7 +204,7 @@ class Act(Look):
             for t in found.trials
         ]
         return {
-            "latents": {i: round(found.strength * s, 3) for i, s in wanted.latents.items()},
+            "latents": {str(i): round(found.strength * s, 3) for i, s in wanted.latents.items()},
             "strength": found.strength * largest,
             "trials": trials,
         }

@@ -32,6 +32,7 @@ def test_answers_are_json(actions):
         actions.try_text(3, "the cat"),
         actions.search("3", "similar to"),
         last(actions.steer("the", "3:1", max_new_tokens=3)),
+        actions.suggest_strength("the", "3:1"),
         actions.why("the c"),
         actions.health(),
         actions.measure("the cat sat"),
@@ -111,7 +112,7 @@ def test_a_strength_is_suggested_within_the_budget(actions):
     found = actions.suggest_strength("the cat", "3:1", max_kl=1.0, max_repetition=1.0)
     within = [t for t in found["trials"] if t["within"]]
     assert found["strength"] == max(t["strength"] for t in within)
-    assert found["latents"][3] == pytest.approx(found["strength"], abs=1e-3)
+    assert found["latents"]["3"] == pytest.approx(found["strength"], abs=1e-3)
 
 
 def test_why_measures_by_ablation_what_the_gradient_estimates(actions):

@@ -9,23 +9,24 @@ from gradio_client import Client
 
 from .conftest import D_SAE
 
+# each with arguments that make sense
 ENDPOINTS = {
-    "about",
-    "check_ablation",
-    "compare_prompts",
-    "compare_saes",
-    "feature",
-    "health",
-    "inspect",
-    "measure",
-    "next_tokens",
-    "random_latent",
-    "save_label",
-    "search",
-    "steer",
-    "suggest_strength",
-    "try_text",
-    "why",
+    "about": {},
+    "check_ablation": {"prompt": "the c"},
+    "compare_prompts": {"first": "the cat", "second": "a dog"},
+    "compare_saes": {},
+    "feature": {"latent": 3},
+    "health": {},
+    "inspect": {"prompt": "the cat"},
+    "measure": {"text": "the cat sat"},
+    "next_tokens": {"prompt": "the c"},
+    "random_latent": {"seed": 1},
+    "save_label": {"latent": 11, "label": ""},
+    "search": {"query": "e"},
+    "steer": {"prompt": "the", "latents": "3:1", "max_new_tokens": 3},
+    "suggest_strength": {"prompt": "the", "latents": "3:1,4:1"},
+    "try_text": {"latent": 3, "text": "the cat"},
+    "why": {"prompt": "the c"},
 }
 
 
@@ -37,6 +38,16 @@ def client(app_url) -> Client:
 def test_every_action_is_an_endpoint_and_nothing_else_is(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert {name.strip("/") for name in named} == {*ENDPOINTS, "hooks"}
+
+
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_every_endpoint_answers(client, sae_folder, name):
+    given = dict(ENDPOINTS[name])
+    if name == "compare_saes":
+        given["other"] = str(sae_folder)
+    if name == "check_ablation":
+        given["latent"] = client.predict("the c", api_name="/inspect")["ranking"][0]["latent"]
+    assert isinstance(client.predict(**given, api_name=f"/{name}"), dict)
 
 
 def test_an_answer_by_name(client):
@@ -140,7 +151,7 @@ def test_the_actions_are_tools_for_agents(running_command):
             return tools, answer, wrong
 
     tools, answer, wrong = asyncio.run(talk())
-    assert {tool.name for tool in tools} == ENDPOINTS
+    assert {tool.name for tool in tools} == set(ENDPOINTS)
     assert "one latent" in next(t.description for t in tools if t.name == "feature")
     assert "collected" in answer.content[0].text
     assert wrong.isError and "there is no latent 999" in wrong.content[0].text

@@ -264,7 +264,8 @@ class SteerPage(Page):
             found = self.actions.sweep(*settings, **heard)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
-        new = replace(now, latents=found["latents"] if found["strength"] else now.latents)
+        suggested = {int(latent): strength for latent, strength in found["latents"].items()}
+        new = replace(now, latents=suggested if found["strength"] else now.latents)
         view = {**found, "unit_name": UNIT_NAMES[now.unit]}
         return {
             self.notice: "",
