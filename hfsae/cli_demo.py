@@ -43,7 +43,7 @@ def _refuse_port(host: str, port: int | None) -> None:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
+        why = (error.strerror or str(error)).partition(" (")[0].lower()
         raise ValueError(
             f"--port {port} of {host} cannot be had ({why}); give another, or none for a free one"
         ) from error
