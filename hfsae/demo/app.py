@@ -7,6 +7,8 @@ from typing import Any, cast
 
 import gradio as gr
 from gradio.themes import Base
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .actions import Actions
 from .address import Address, Inspect, Steer, from_query, page_of, to_query
@@ -195,4 +197,19 @@ def looks() -> dict[str, Any]:
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
         "max_file_size": "1mb",
+        "app_kwargs": {"middleware": [Middleware(_LinkStaysInTheBrowser)]},
     }
+
+
+class _LinkStaysInTheBrowser:
+    """The page is served whatever its link says: a `page` unknown to Gradio would be an error 500.
+
+    What the link means is read when the page is opened; see `_restore`.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        opens = scope["type"] == "http" and scope["path"] == "/"
+        await self.app({**scope, "query_string": b""} if opens else scope, receive, send)

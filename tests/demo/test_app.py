@@ -3,6 +3,7 @@
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from urllib.request import urlopen
 
 import pytest
 from gradio_client import Client
@@ -96,6 +97,12 @@ def test_who_leaves_in_the_middle_of_steering_leaves_nothing_behind(app_url, cli
     assert any(client.predict(api_name="/hooks") == 0 for _ in range(200))
     after = client.predict(prompt="the", latents="3:0", max_new_tokens=3, api_name="/steer")
     assert after["plain"] == after["steered"]
+
+
+@pytest.mark.parametrize("query", ["page=nonsense", "tab=xyz&latent=abc", "deep_link=x", "view=x"])
+def test_the_app_opens_whatever_its_link_says(app_url, query):
+    with urlopen(f"{app_url}?{query}") as answer:
+        assert answer.status == 200 and "hfsae: tiny-sae" in answer.read().decode()
 
 
 MALFORMED = [

@@ -206,6 +206,7 @@ def test_hostile_text_stays_text(visit):
     "query, notice",
     [
         (f"tab=feature&latent={D_SAE}", f"there is no latent {D_SAE}; this SAE has {D_SAE}"),
+        ("page=nonsense", "there is no page 'nonsense'; there are inspect"),
         ("tab=feature&latent=x", "this link is damaged: latent is 'x'"),
         ("tab=inspect&prompt=+", "there is no text; write a prompt"),
         ("tab=steer&prompt=the&latents=3:nan&run=1", "the strength of latent 3 is nan"),
