@@ -156,6 +156,20 @@ def test_search_leads_to_latents(visit):
     page.wait_for_selector("#feature-main h2:has-text('Latent')")
 
 
+@pytest.mark.parametrize(
+    "name, drawn",
+    [
+        ("steer", "#steer-chips [data-chip]"),
+        ("why", "#why-effects .hf-id"),
+        ("search", "#search-found .hf-id"),
+    ],
+)
+def test_an_empty_page_has_something_to_click(visit, name, drawn):
+    page = visit(f"tab={name}")
+    page.locator(f"#{name}-examples button").first.click()
+    page.wait_for_selector(drawn)
+
+
 def test_why_a_token_with_a_contrast_and_a_check(visit):
     page = visit("tab=why&prompt=the+c&target=a&contrast=o")
     page.wait_for_selector("#why-effects h2:has-text('rather than')")

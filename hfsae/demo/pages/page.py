@@ -145,3 +145,8 @@ def whole(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:
         raise ValueError("that element names no number; reload the page")
     return int(text)
+
+
+def one_of(choices: Sequence[Any], index: str) -> Any:
+    """The one that an element's data-at says."""
+    return choices[min(whole(index), len(choices) - 1)]

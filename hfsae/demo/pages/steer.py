@@ -14,7 +14,8 @@ from ..act import LIMITS
 from ..actions import on_zero_gpu
 from ..address import to_query
 from ..parts import html, panel
-from .page import App, Page, Updates, whole
+from ..presets import presets
+from .page import App, Page, Updates, one_of, whole
 
 UNIT_NAMES = {"max": "x largest activation", "norm": "% of the norm", "raw": "raw"}
 _UNITS = [
@@ -23,6 +24,7 @@ _UNITS = [
     ("raw", "raw"),
 ]
 _REACH = {"max": (4, 0.1), "norm": (100, 1), "raw": (200, 1)}  # of sliders, and their steps
+_FIRST = {"max": 1.0, "norm": 20.0, "raw": 20.0}  # strength of a latent that is added
 _MODES = {
     "add": "add its direction",
     "clamp": "clamp it to a value",
@@ -44,10 +46,9 @@ class SteerPage(Page):
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 self.prompt = gr.Textbox(label="Prompt", lines=3, max_lines=8)
-                if actions.subject.presets:
-                    self.presets = panel(html("presets", actions.subject.presets))
-                else:
-                    self.presets = panel()
+                self.choices = presets(actions.subject)
+                names = [choice["name"] for choice in self.choices]
+                self.presets = panel(html("examples", names), elem_id="steer-examples")
                 with gr.Row(elem_classes="hf-buttons"):
                     self.run = gr.Button("Generate", variant="primary", min_width=120, scale=0)
                     self.stop = gr.Button("Stop", variant="stop", min_width=80, scale=0)
@@ -214,8 +215,7 @@ class SteerPage(Page):
     def _with(self, latent: int, now: at.Steer) -> at.Steer:
         if len(now.latents) >= validate.MAX_LATENTS:
             raise ValueError(f"{validate.MAX_LATENTS} latents are steered already; remove one")
-        strength = {"max": 1.0, "norm": 20.0, "raw": 20.0}[now.unit]
-        return replace(now, latents={**now.latents, latent: strength})
+        return replace(now, latents={**now.latents, latent: _FIRST[now.unit]})
 
     def _changed(self, do: str, index: str, to: str, *values: Any) -> at.Address:
         now, latent = self.address(*values), whole(index)
@@ -229,12 +229,14 @@ class SteerPage(Page):
         return at.Feature(latent)
 
     def _preset(self, do: str, index: str, to: str, *values: Any) -> at.Steer:
-        presets = self.actions.subject.presets
-        preset = presets[min(whole(index), len(presets) - 1)]
+        preset = one_of(self.choices, index)
         strengths = {int(i): float(s) for i, s in preset["latents"].items()}
         mode = str(preset.get("mode", "add"))
         now = self.address(*values)
-        return replace(now, prompt=str(preset["prompt"]), latents=strengths, mode=mode, unit="max")
+        unit = "max"
+        if not self.measured:
+            strengths, unit = dict.fromkeys(strengths, _FIRST["norm"]), "norm"
+        return replace(now, prompt=str(preset["prompt"]), latents=strengths, mode=mode, unit=unit)
 
     def generate(self, *values: Any) -> Iterator[Updates]:
         """Both texts, token by token, for the values of the inputs."""
