@@ -103,9 +103,10 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
         except ValueError as error:
             return {page.notice: html("error", str(error))}
 
-    def rerun(address: Any, *values: Any) -> Iterator[Updates]:
+    def rerun(request: gr.Request, address: Any, *values: Any) -> Iterator[Updates]:
         if isinstance(address, Steer) and address.run:
-            yield from steer.generate(*values)
+            steer.ask(request)
+            yield from steer.generate(request, *values)
         else:
             yield {steer.notice: gr.skip()}
 

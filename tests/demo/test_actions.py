@@ -115,6 +115,12 @@ def test_a_strength_is_suggested_within_the_budget(actions):
     assert found["latents"]["3"] == pytest.approx(found["strength"], abs=1e-3)
 
 
+def test_a_sweep_tells_how_far_it_is(actions):
+    told = []
+    actions.sweep("the cat", "3:1", "add", "max", progress=lambda *far: told.append(far))
+    assert told[0] == (0, 7) and [done for done, _ in told] == list(range(len(told)))
+
+
 def test_why_measures_by_ablation_what_the_gradient_estimates(actions):
     view = actions.why("the c", target="a", contrast="o")
     assert view["target"]["token"] == "a" and view["contrast"]["token"] == "o"

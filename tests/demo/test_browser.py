@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from gradio_client import Client
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
+from playwright.sync_api import expect
 
 from .conftest import D_SAE, HOSTILE
 
@@ -91,6 +92,41 @@ def test_from_a_token_to_its_latent_to_a_steered_text_to_a_link(visit):
     assert texts(other) == [plain, steered]
     assert value(other, "Prompt") == "the dog"
     assert value(other, f"strength of latent {latent}") == "6"
+
+
+def test_settings_are_in_the_link_at_once_and_no_answer_undoes_what_is_typed_meanwhile(visit):
+    page = visit("tab=steer&prompt=the&latents=3:1")
+    page.wait_for_selector("#steer-chips [data-chip='3']")
+    page.get_by_text("How to steer, and how to draw tokens").click()
+    page.get_by_label("Mode").click()
+    page.get_by_role("option", name="clamp it to a value").click()
+    page.get_by_label("number input for New tokens").fill("200")
+    page.get_by_label("Seed").fill("7")
+    page.wait_for_url(re.compile("mode=clamp&max_new_tokens=200&seed=7"))
+    assert value(page, "number input for New tokens") == "200"
+
+
+@pytest.mark.parametrize(
+    "label, typed, sentence",
+    [
+        ("Seed", "-3", "seed is -3; it can be 0 to 2.14748e+09"),
+        ("Latent", "1000000000", "there is no latent 1000000000; this SAE has 48"),
+        ("Latent", "3", "latent 3 is steered already, with strength -5"),
+        ("strength of latent 3", "1000", "the strength of latent 3 is 1000; it can be -20 to 20"),
+    ],
+)
+def test_what_is_typed_and_cannot_be_is_told_in_the_page(visit, label, typed, sentence):
+    page = visit("tab=steer&prompt=the&latents=3:-5")
+    page.wait_for_selector("#steer-chips [data-chip='3']")
+    page.get_by_text("How to steer, and how to draw tokens").click()
+    field = page.locator("[role=tabpanel]:visible").get_by_label(label, exact=True).last
+    field.fill(typed)
+    field.press("Enter" if label == "Latent" else "Tab")
+    if label == "Seed":
+        page.get_by_role("button", name="Generate").click()
+    page.wait_for_selector(f'[role=alert]:has-text("{sentence}")')
+    field = page.get_by_label("strength of latent 3", exact=True)
+    expect(field).to_have_value("-5")
 
 
 def test_a_slider_moves_by_keyboard_and_the_number_follows(visit):
@@ -254,6 +290,24 @@ def test_the_theme_is_switched_and_remembered(visit):
     page.reload()
     page.wait_for_selector("#header .hf-top")
     page.wait_for_function(switched)
+
+
+def test_what_is_stopped_says_so_and_another_text_takes_the_place_of_one_under_way(visit):
+    page = visit("tab=steer&prompt=the&latents=3:2&max_new_tokens=240")
+    page.wait_for_selector("#steer-chips [data-chip='3']")
+    page.get_by_role("button", name="Generate").click()
+    page.wait_for_selector("#steer-output .hf-caret")
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_selector("[role=status]:has-text('Stopped after')")
+    page.wait_for_selector("text=KL from the model as it is")
+    assert page.locator("#steer-output .hf-caret").count() == 0
+
+    page.get_by_role("button", name="Generate").click()
+    page.wait_for_selector("#steer-output .hf-caret")
+    page.get_by_label("Prompt", exact=True).fill("a dog")
+    page.get_by_role("button", name="Generate").click()
+    page.wait_for_selector("#steer-output .hf-prompt:has-text('a dog')")
+    assert all(text.startswith("a dog") for text in texts(page))
 
 
 def test_stop_ends_a_text_and_a_closed_tab_leaves_no_hook(visit, app_url):
