@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 from urllib.parse import urlencode
 
+from .validate import MAX_CHARACTERS
+
 PAGES = ("inspect", "feature", "search", "steer", "why", "health", "about")
 
 
@@ -79,12 +81,13 @@ def page_of(address: Address) -> str:
 
 
 def to_query(address: Address) -> str:
-    """`tab=...&field=...`, without what is at its default."""
+    """`tab=...&field=...`, without what is at its default, or longer than any page takes."""
     pairs = [("tab", page_of(address))]
     default = type(address)()
     for f in fields(address):
         value = getattr(address, f.name)
-        if value != getattr(default, f.name):
+        refused = isinstance(value, str) and len(value) > MAX_CHARACTERS
+        if value != getattr(default, f.name) and not refused:
             pairs.append((f.name, _written(value)))
     return urlencode(pairs)
 

@@ -220,6 +220,16 @@ def test_labels_of_a_repository_are_shown_and_ones_own_go_before_them(
     assert opened().subject.labels == {1: "a", 2: "mine", 3: "again"}
 
 
+def test_the_code_that_loads_it_names_what_was_opened(sae_folder, monkeypatch):
+    monkeypatch.chdir(sae_folder.parent)
+    code = f"hfsae.load({str(sae_folder.resolve())!r})"
+    assert open_subject(Choice(sae_folder.name), with_lm=False).in_python == code
+    monkeypatch.setenv("SPACE_ID", "me/space")  # whose folders are nobody else's
+    assert open_subject(Choice(sae_folder.name), with_lm=False).in_python == (
+        f"hfsae.load({sae_folder.name!r})"
+    )
+
+
 def test_on_a_space_labels_are_not_kept_and_folders_not_read(sae_folder, monkeypatch):
     monkeypatch.setenv("SPACE_ID", "me/space")
     actions = Actions(open_subject(Choice(str(sae_folder)), with_lm=False))
@@ -233,7 +243,7 @@ def test_without_a_model_what_needs_none_still_works(sae_folder):
     actions = Actions(open_subject(Choice(str(sae_folder)), with_lm=False))
     assert actions.feature(3)["collected"] and actions.health()["metrics"]
     assert actions.search("3", "similar to")["found"]
-    with pytest.raises(ValueError, match=r"needs the language model.*start the app with --model"):
+    with pytest.raises(ValueError, match=r"needs the language model.*leave out --no_model"):
         actions.inspect("the cat")
 
 
@@ -242,7 +252,7 @@ def test_a_model_that_cannot_be_had_is_told_and_the_rest_opens(sae_folder, tmp_p
     sae.config.model_name = str(tmp_path / "gone")
     sae.save_pretrained(tmp_path / "sae")
     subject = open_subject(Choice(str(tmp_path / "sae")))
-    assert "gone" in subject.why_no_lm
+    assert "gone" in subject.why_no_lm and "with --model" in subject.why_no_lm
     assert Actions(subject).feature(3) == {
         "latent": 3,
         "label": "",

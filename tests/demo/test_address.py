@@ -50,3 +50,7 @@ def test_a_page_that_there_is_not_is_told(key):
 def test_a_damaged_link_says_so(query):
     with pytest.raises(ValueError, match="this link is damaged"):
         at.from_query(query)
+
+
+def test_a_text_that_no_page_takes_is_not_in_the_link():
+    assert at.to_query(at.Inspect("x" * 100_000)) == "tab=inspect"
