@@ -172,6 +172,53 @@ def test_a_latents_page_shows_what_is_known_and_tries_a_text(visit):
     page.wait_for_url(re.compile(r"latent=(?!4(&|$))"))
 
 
+def test_an_emptied_box_empties_the_page_and_random_needs_no_number(visit):
+    page = visit("tab=feature&latent=3")
+    page.wait_for_selector("#feature-aside .hf-bars i")
+    box = page.get_by_label("Latent", exact=True).first
+    box.fill("")
+    box.press("Enter")
+    page.wait_for_selector("#feature-main :text('Give a number')")
+    expect(page.locator("#feature-aside .hf-bars")).to_have_count(0)
+    for typed in ("", "abc", "99999"):
+        box.fill(typed)
+        page.get_by_role("button", name="Random", exact=True).click()
+        expect(box).not_to_have_value(typed)
+        page.wait_for_selector(f"#feature-main h2:has-text('Latent {box.input_value()}')")
+        page.wait_for_url(re.compile(f"latent={box.input_value()}$"))
+
+
+def test_a_label_that_is_not_saved_is_said_so_and_there_when_one_comes_back(visit):
+    page = visit("tab=feature&latent=9")
+    page.wait_for_selector("#feature-main h2:has-text('Latent 9')")
+    label = page.get_by_label("Label", exact=True)
+    label.press_sequentially("rain")
+    page.wait_for_timeout(500)
+    page.get_by_role("button", name="Next").click()
+    page.wait_for_selector("[role=status]:has-text('Labels not saved yet: of 9.')")
+    expect(label).to_have_value("")
+    page.get_by_role("button", name="Previous").click()
+    expect(label).to_have_value("rain")
+    label.fill("x" * 201)
+    page.get_by_role("button", name="Save").click()
+    page.wait_for_selector("[role=alert]:has-text('a label has at most 200 characters')")
+
+
+@pytest.mark.parametrize(
+    "name, button, sentence",
+    [
+        ("why", "Explain", "there is no text; write a prompt"),
+        ("health", "Measure", "there is no text; write a prompt"),
+        ("health", "Compare", "name another SAE"),
+        ("search", "Search", "there is nothing to search for"),
+    ],
+)
+def test_a_button_without_a_text_says_so(visit, name, button, sentence):
+    page = visit(f"tab={name}")
+    page.get_by_role("button", name=button, exact=True).click()
+    page.wait_for_selector(f'[role=alert]:has-text("{sentence}")')
+
+
 def test_a_label_is_saved_and_found_again(visit, app_url):
     page = visit("tab=feature&latent=9")
     page.wait_for_selector("#feature-main h2:has-text('Latent 9')")
@@ -229,6 +276,8 @@ def test_health_measures_a_text_and_compares(visit, sae_folder):
     page.get_by_label("Compare with another SAE").fill(str(sae_folder))
     page.get_by_role("button", name="Compare").click()
     page.wait_for_selector("#health-comparison td:has-text('fvu')")
+    lines = "cells => cells.map(cell => getComputedStyle(cell).whiteSpace)"  # none within a word
+    assert set(page.eval_on_selector_all("#health-comparison td", lines)) == {"nowrap"}
 
 
 def test_about_shows_the_card(visit):

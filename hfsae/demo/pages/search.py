@@ -56,10 +56,15 @@ class SearchPage(Page):
         return {self.found: html("searched", view)}
 
     def wire(self, app: App) -> None:
-        app.on([self.run.click, self.query.submit], self.address, self, progress_on=[self.found])
+        app.on([self.run.click, self.query.submit], self._search, self, progress_on=[self.found])
         app.on([self.random.click], self._random, self, leads_to=("feature",))
         app.on_select(self.examples, self._example, self, progress_on=[self.found])
         app.on_select(self.found, self._clicked, self, leads_to=("feature", "steer"))
+
+    def _search(self, *values: Any) -> at.Search:
+        asked = self.address(*values)
+        self.actions.query(asked.query)  # there has to be one
+        return asked
 
     def _example(self, do: str, number: str, to: str, *values: Any) -> at.Search:
         return at.Search(*one_of(self.choices, number))

@@ -64,7 +64,7 @@ class WhyPage(Page):
     def wire(self, app: App) -> None:
         app.on(
             [self.run.click, self.prompt.submit, self.target.submit, self.contrast.submit],
-            self.address,
+            self._explain,
             self,
             progress_on=[self.effects],
         )
@@ -78,6 +78,11 @@ class WhyPage(Page):
             api_visibility="private",
             show_progress_on=[self.effects],
         )
+
+    def _explain(self, *values: Any) -> at.Why:
+        asked = self.address(*values)
+        self.actions.text(asked.prompt)  # there has to be one
+        return asked
 
     def _example(self, do: str, number: str, to: str, *values: Any) -> at.Why:
         return at.Why(one_of(EXAMPLES, number))
