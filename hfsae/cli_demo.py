@@ -64,7 +64,9 @@ def space_verb(argv: list[str]) -> None:
     print(
         f"wrote {folder}. To put it on the Hub (add --private to keep it to yourself):\n"
         "  hf repo create NAME/SPACE --repo-type space --space-sdk gradio\n"
-        f"  hf upload NAME/SPACE {folder} . --repo-type space"
+        f"  hf upload NAME/SPACE {folder} . --repo-type space\n"
+        "Its requirements.txt asks PyPI for hfsae. Where it is not there, make a wheel (pip wheel "
+        "--no-deps, in a clone), put it beside, and write ./NAME.whl[demo] in its place"
     )
 
 

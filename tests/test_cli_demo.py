@@ -11,8 +11,15 @@ from hfsae.cli import main
 def test_space_writes_a_folder_and_says_how_to_push_it(tmp_path, capsys):
     assert main(["space", "me/sae", "--output", str(tmp_path / "s"), "--layer", "12"]) == 0
     said = capsys.readouterr().out
-    assert "hf upload NAME/SPACE" in said and "--repo-type space" in said
+    assert "hf upload NAME/SPACE" in said and "make a wheel" in said and "--repo-type space" in said
     assert "launch('me/sae', layer=12, mcp=True)" in (tmp_path / "s" / "app.py").read_text()
+
+
+def test_a_space_of_what_is_not_there_is_one_sentence(tmp_path, capsys):
+    for sae in ("NOT_THERE", str(tmp_path / "gone")):
+        assert main(["space", sae, "--output", str(tmp_path / "s")]) == 2
+        assert f"there is no folder {sae}" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
 
 
 def test_demo_starts_what_is_named(monkeypatch):
