@@ -62,6 +62,16 @@ def value(page, label: str) -> str:
     return page.get_by_label(label, exact=True).first.input_value()
 
 
+def insist(act: Callable, seen: Callable) -> None:
+    """Act until it is seen: on a busy machine a click may come too early, or too late."""
+    for _ in range(10):
+        act()
+        with contextlib.suppress(PlaywrightTimeout):
+            seen()
+            return
+    raise AssertionError("it was never seen")
+
+
 def texts(page) -> list[str]:
     """The two continuations, once they are done."""
     page.wait_for_selector("text=KL from the model as it is")
@@ -249,8 +259,10 @@ def test_search_leads_to_latents(visit):
 )
 def test_an_empty_page_has_something_to_click(visit, name, drawn):
     page = visit(f"tab={name}")
-    page.locator(f"#{name}-examples button").first.click()
-    page.wait_for_selector(drawn)
+    insist(
+        page.locator(f"#{name}-examples button").first.click,
+        lambda: page.wait_for_selector(drawn, timeout=5000),
+    )
 
 
 def test_why_a_token_with_a_contrast_and_a_check(visit):
@@ -331,11 +343,10 @@ def test_the_theme_is_switched_and_remembered(visit):
     page = visit()
     before = page.evaluate("document.body.classList.contains('dark')")
     switched = f"document.body.classList.contains('dark') != {str(before).lower()}"
-    for _ in range(10):  # the button may be there before it listens
-        page.get_by_role("button", name="switch between light and dark").click()
-        with contextlib.suppress(PlaywrightTimeout):
-            page.wait_for_function(switched, timeout=2000)
-            break
+    insist(
+        page.get_by_role("button", name="switch between light and dark").click,
+        lambda: page.wait_for_function(switched, timeout=2000),
+    )
     page.reload()
     page.wait_for_selector("#header .hf-top")
     page.wait_for_function(switched)
@@ -344,10 +355,14 @@ def test_the_theme_is_switched_and_remembered(visit):
 def test_what_is_stopped_says_so_and_another_text_takes_the_place_of_one_under_way(visit):
     page = visit("tab=steer&prompt=the&latents=3:2&max_new_tokens=240")
     page.wait_for_selector("#steer-chips [data-chip='3']")
-    page.get_by_role("button", name="Generate").click()
-    page.wait_for_selector("#steer-output .hf-caret")
-    page.get_by_role("button", name="Stop").click()
-    page.wait_for_selector("[role=status]:has-text('Stopped after')")
+
+    def stop() -> None:
+        page.get_by_role("button", name="Generate").click()
+        page.wait_for_selector("#steer-output .hf-caret")
+        page.get_by_role("button", name="Stop").click()
+
+    told = "[role=status]:has-text('Stopped after')"
+    insist(stop, lambda: page.wait_for_selector(told, timeout=3000))
     page.wait_for_selector("text=KL from the model as it is")
     assert page.locator("#steer-output .hf-caret").count() == 0
 
