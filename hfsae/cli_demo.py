@@ -1,5 +1,7 @@
 """Verbs of the `hfsae` command for the app: demo, space."""
 
+import socket
+
 from .cli_files import add_choice, given_options, verb_parser
 from .space import write_space
 
@@ -17,6 +19,7 @@ def demo_verb(argv: list[str]) -> None:
     given.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     given.add_argument("--port", type=int, help="the first free one from 7860, unless given")
     args = given_options(given.parse_args(argv))
+    _refuse_port(args["host"], args.get("port"))
     try:
         from .demo import launch  # takes seconds, and the demo extra
     except ModuleNotFoundError as error:
@@ -28,6 +31,22 @@ def demo_verb(argv: list[str]) -> None:
         server_port=args.pop("port", None),
         **args,
     )
+
+
+def _refuse_port(host: str, port: int | None) -> None:
+    """Before a model is loaded for an address that cannot be listened on."""
+    if port is None:
+        return
+    if not 1 <= port <= 65_535:
+        raise ValueError(f"--port is {port}; it can be 1 to 65535")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        why = (error.strerror or str(error)).partition(" (")[0].lower()
+        raise ValueError(
+            f"--port {port} of {host} cannot be had ({why}); give another, or none for a free one"
+        ) from error
 
 
 def space_verb(argv: list[str]) -> None:
@@ -45,7 +64,9 @@ def space_verb(argv: list[str]) -> None:
     print(
         f"wrote {folder}. To put it on the Hub (add --private to keep it to yourself):\n"
         "  hf repo create NAME/SPACE --repo-type space --space-sdk gradio\n"
-        f"  hf upload NAME/SPACE {folder} . --repo-type space"
+        f"  hf upload NAME/SPACE {folder} . --repo-type space\n"
+        "Its requirements.txt asks PyPI for hfsae. Where it is not there, make a wheel (pip wheel "
+        "--no-deps, in a clone), put it beside, and write ./NAME.whl[demo] in its place"
     )
 
 

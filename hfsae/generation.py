@@ -108,12 +108,14 @@ def generate_pair(
     prompt_ids: Sequence[int],
     steering: Steering,
     sampling: Sampling | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Pair]:
     """Yields after every token, and with `done` once more at the end.
 
     Args:
         steering: a context in which one forward pass of the steered stream runs, for the phase that
             this pass belongs to: the prompt, or a token that was generated.
+        stopped: asked after every token; when it says so, that is the end.
 
     Raises:
         ValueError: no prompt, or one that leaves no room.
@@ -132,6 +134,8 @@ def generate_pair(
         if not plain.finished:
             plain.step(noise.float())
         yield _pair(tokenizer, plain, steered, None)
+        if stopped():
+            break
     kl = _divergence(lm, list(prompt_ids), steered)
     yield _pair(tokenizer, plain, steered, kl)
 

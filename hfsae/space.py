@@ -1,6 +1,7 @@
 """A folder that is a Hugging Face Space: the app of `hfsae demo` for one SAE, ready to push."""
 
 import json
+import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from .hub import PUSHED
 
 GRADIO = "6.31.0"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _APP = '''"""The Space: a language model, looked at and steered through a sparse autoencoder.
 
 `hfsae space` wrote this file. On ZeroGPU hardware the package `spaces` is there, and hfsae.demo
@@ -49,12 +51,15 @@ def write_space(
         which: subfolder, layer, width, l0, revision, as for `hfsae.load`.
 
     Raises:
-        ValueError: the folder holds something else, or the SAE's folder no SAE.
+        ValueError: the folder holds something else, the SAE's folder no SAE, or there is no such
+            folder, nor can it be a repository.
     """
     folder = Path(folder)
     ours = {"app.py", "requirements.txt", "README.md", "sae"}
     if folder.is_file() or (folder.is_dir() and {p.name for p in folder.iterdir()} - ours):
         raise ValueError(f"{folder} holds something else; name another folder")
+    if sae is not None and not Path(sae).is_dir() and not _REPOSITORY.fullmatch(sae):
+        raise ValueError(f"there is no folder {sae}, and a repository is written name/repository")
     source, base_model = sae, model
     if sae is not None and Path(sae).is_dir():
         base_model = model or _copy_sae(Path(sae), folder / "sae")

@@ -7,8 +7,10 @@ SAE whose path says nothing, its config and metrics do.
 
 import logging
 import math
+import os
 import re
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -29,6 +31,7 @@ _WIDTH = re.compile(r"width_(\d+)([km]?)", re.IGNORECASE)
 _L0 = re.compile(r"l0_(\d+(?:\.\d+)?|small|medium|big)")
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 20
+_LEVELS = 4  # of folders below the one that is named: a suite's SAEs lie three deep
 _MAX_JSON = 2**24  # bytes; a config is a few thousand
 _RECORDS = ("config.json", "evaluation.json")
 _BESIDE = {"hfsae": (PROBE,), "saelens": ("activation_scaler.json",)}
@@ -237,9 +240,7 @@ def _list(
         )
     root = Path(source)
     if root.is_dir():
-        paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-        files = [hub.HubFile(path, (root / path).stat().st_size, None, None) for path in paths]
-        return hub.Listing(str(source), None, files)
+        return hub.Listing(str(source), None, sorted(_local_files(root), key=lambda f: f.path))
     if root.exists():
         return hub.Listing(str(source), None, [hub.HubFile(root.name, None, None, None)])
     if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
@@ -251,6 +252,21 @@ def _list(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
+
+
+def _local_files(root: Path) -> Iterator[hub.HubFile]:
+    """Files a few levels deep, in no hidden folder; what vanishes meanwhile is left out."""
+    for folder, inner, names in os.walk(root):
+        inside = Path(folder).relative_to(root)
+        deepest = len(inside.parts) == _LEVELS
+        inner[:] = [] if deepest else [name for name in inner if not name.startswith(".")]
+        for name in names:
+            try:
+                found = os.stat(os.path.join(folder, name))
+            except OSError:
+                continue
+            if stat.S_ISREG(found.st_mode):
+                yield hub.HubFile((inside / name).as_posix(), found.st_size, None, None)
 
 
 def _entries(paths: list[str]) -> list[SAEEntry]:

@@ -1,5 +1,6 @@
 """`hfsae demo` and `hfsae space` as commands."""
 
+import socket
 import sys
 
 import pytest
@@ -10,8 +11,15 @@ from hfsae.cli import main
 def test_space_writes_a_folder_and_says_how_to_push_it(tmp_path, capsys):
     assert main(["space", "me/sae", "--output", str(tmp_path / "s"), "--layer", "12"]) == 0
     said = capsys.readouterr().out
-    assert "hf upload NAME/SPACE" in said and "--repo-type space" in said
+    assert "hf upload NAME/SPACE" in said and "make a wheel" in said and "--repo-type space" in said
     assert "launch('me/sae', layer=12, mcp=True)" in (tmp_path / "s" / "app.py").read_text()
+
+
+def test_a_space_of_what_is_not_there_is_one_sentence(tmp_path, capsys):
+    for sae in ("NOT_THERE", str(tmp_path / "gone")):
+        assert main(["space", sae, "--output", str(tmp_path / "s")]) == 2
+        assert f"there is no folder {sae}" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
 
 
 def test_demo_starts_what_is_named(monkeypatch):
@@ -45,3 +53,23 @@ def test_demo_of_what_is_not_there_is_one_sentence(tmp_path, capsys):
     pytest.importorskip("gradio")
     assert main(["demo", str(tmp_path / "gone")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["0", "99999999", "-1"])
+def test_a_port_that_cannot_be_is_one_sentence(port, capsys):
+    assert main(["demo", "--port", port]) == 2
+    assert f"--port is {port}; it can be 1 to 65535" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded(monkeypatch, capsys):
+    pytest.importorskip("gradio")
+    import hfsae.demo
+
+    calls = []
+    monkeypatch.setattr(hfsae.demo, "launch", lambda *args, **kwargs: calls.append(args))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["demo", "--port", port]) == 2
+    said = capsys.readouterr().err
+    assert f"--port {port} of 127.0.0.1 cannot be had" in said and "in use" in said
+    assert said.count("\n") == 1 and not calls

@@ -99,3 +99,15 @@ def test_a_prompt_that_is_none_or_leaves_no_room(lm, tiny_tokenizer):
         next(generate_pair(lm, tiny_tokenizer, [], unsteered))
     with pytest.raises(ValueError, match="exceed the model's 256"):
         next(generate_pair(lm, tiny_tokenizer, [5] * 250, unsteered, Sampling(20)))
+
+
+def test_what_is_stopped_ends_with_a_kl_over_what_was_written(lm, tiny_tokenizer):
+    pairs = []
+
+    def stopped():
+        return len(pairs) == 3
+
+    for pair in generate_pair(lm, tiny_tokenizer, PROMPT, unsteered, Sampling(12), stopped):
+        pairs.append(pair)
+    assert len(pairs) == 4 and pairs[-1].done
+    assert len(pairs[-1].steered_ids) == 3 and pairs[-1].kl == pytest.approx(0.0, abs=1e-5)

@@ -234,6 +234,14 @@ def test_a_single_sae_is_picked_by_what_its_config_says(tmp_path):
     refused(lambda: hfsae.load(tmp_path / "one", width="16k"), "has 40 latents, not 16,384")
 
 
+def test_a_folder_is_looked_through_a_few_levels_and_files_may_vanish(folder, tmp_path):
+    suite = tmp_path / "suite"
+    for place in ("layers.1/width_1k/l0_5", "a/b/c/d/e", ".cache/sae"):
+        shutil.copytree(folder, suite / place)
+    (suite / "gone").symlink_to(tmp_path / "nowhere")  # as a file that went while one looked
+    assert [entry.path for entry in hfsae.list_saes(suite)] == ["layers.1/width_1k/l0_5"]
+
+
 def test_a_repository_with_code_keeps_it_in_a_push_without(hub, folder, capsys):
     hfsae.push(folder, ID, token=WRITE, include_code=True)
     assert "new private model repository" in capsys.readouterr().out  # said without being asked

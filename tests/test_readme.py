@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import hfsae
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.cli import _VERBS, _parse_recipe, _recipe_parser
 
@@ -21,11 +22,17 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.lm
 @pytest.mark.slow
 def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm):
-    """`runs/quickstart` is an untrained SAE of the same shape."""
+    """`runs/quickstart` is an untrained SAE of the same shape, with what it fires on."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     config = JumpReLUSAEConfig(d_in=576, d_sae=4096, site="layers.12", initial_threshold=5.0)
-    JumpReLUSAE(config).save_pretrained("runs/quickstart")
+    sae = JumpReLUSAE(config)
+    sae.save_pretrained("runs/quickstart")
+    text = hfsae.TextArguments(
+        dataset=["The president addressed Congress. " * 9], context_size=32, held_out_fraction=0.0
+    )
+    rows = hfsae.PackedRows(packaged_lm.tokenizer, text, "train", rows=1)
+    hfsae.collect(sae, packaged_lm.lm, packaged_lm.tokenizer, rows).save("runs/quickstart")
     names: dict = {}
     assert len(blocks("python")) >= 2
     for block in blocks("python"):
@@ -33,6 +40,8 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm):
     assert names["latents"].shape[-1] == 4096
     assert (tmp_path / "runs/by-hand/model.safetensors").exists()
     assert names["trained"].config.d_sae == 1024
+    assert len(names["suggestion"].trials) >= 3
+    assert names["search"].by_token("Congress", k=1)
 
 
 def test_bash_blocks_name_verbs_fields_and_files_that_exist(monkeypatch):

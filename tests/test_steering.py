@@ -115,7 +115,7 @@ def test_adding_nothing_and_scaling_by_one_leave_the_model_bit_equal(
         clean = lm(**tokens()).logits
         for sae_dtype in (torch.float32, torch.bfloat16):
             sae = make_sae(variant=variant).to(sae_dtype)
-            for edits in ({}, {3: Edit(0.0, "add")}, {3: Edit(1.0, "scale"), 4: Edit(0, "add")}):
+            for edits in ({3: Edit(0.0, "add")}, {3: Edit(1.0, "scale"), 4: Edit(0, "add")}):
                 with steer(lm, sae, edits, spare_tokens=()):
                     assert torch.equal(lm(**tokens()).logits, clean)
 
@@ -339,9 +339,14 @@ def test_a_generator_closed_in_another_thread_leaves_nothing_behind(tiny_lm: Pre
 def test_threads_that_share_a_model_are_steered_each_for_itself(tiny_lm: PreTrainedModel):
     """Four threads, three steered differently and one not, all inside their blocks at once."""
     sae, batch = make_sae(), tokens("left")
-    edits: list[dict[int, float]] = [{}, {3: 8.0}, {5: 8.0}, {3: -8.0, 7: 4.0}]
+    edits: list[dict[int, float | Edit]] = [
+        {3: Edit(0.0, "add")},
+        {3: 8.0},
+        {5: 8.0},
+        {3: -8.0, 7: 4.0},
+    ]
 
-    def text(todo: dict[int, float]) -> Tensor:
+    def text(todo: dict[int, float | Edit]) -> Tensor:
         with steer(tiny_lm, sae, todo, mode="clamp"):
             return tiny_lm.generate(**batch, **OPTIONS)
 
@@ -431,6 +436,7 @@ def test_a_task_is_not_steered_by_another_that_waits_in_its_block(tiny_lm: PreTr
         ({3: 1.0}, {"unit": "max"}, "needs the maximal activation of latent 3: pass max_activ"),
         ({3: 1.0}, {"unit": "max", "max_activations": {4: 1.0}}, "maximal activation of latent 3"),
         ({3: 1.0}, {"unit": "max", "max_activations": [0.0] * 40}, "never fired"),
+        ({}, {}, "latents is empty; name one with a strength"),
         ({3: 1.0}, {"max_activations": [1.0] * 3}, "has 3 numbers, this SAE 40 latents"),
     ],
 )
@@ -443,6 +449,13 @@ def test_what_cannot_be_is_refused_in_a_sentence_before_any_hook(
     with pytest.raises(ValueError, match=sentence) as error:
         steer(tiny_lm, make_sae(), edits, **options).__enter__()
     assert "\n" not in str(error.value) and n_hooks(tiny_lm) == before
+
+
+@pytest.mark.parametrize("wrong", [5, "runs/quickstart", [5]])
+def test_what_is_no_sae_is_refused_in_a_sentence(tiny_lm: PreTrainedModel, monkeypatch, wrong):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"^sae is .*; pass an SAE, such as hfsae\.load\(folder"):
+        steer(tiny_lm, wrong, {3: 1.0}).__enter__()
 
 
 def test_lists_that_do_not_match_are_refused(tiny_lm: PreTrainedModel):

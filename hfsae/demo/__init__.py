@@ -2,6 +2,7 @@
 
     base | look | act | judge     what can be done: plain values in, plain values out
     actions                       the same as endpoints of an API, and tools for agents
+    presets                       latents and words to begin with
     address                       what is shown, as a link
     parts, parts.html, style.css  pieces of pages: all markup is made here, and escapes text
     pages/                        widgets, a page each

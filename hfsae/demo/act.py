@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -25,7 +26,6 @@ from ..steering import (
     steer,
     suggest_strength,
 )
-from ..steering.strength import Trial
 from . import validate
 from .base import SHOWN, Json
 from .look import Look
@@ -33,6 +33,7 @@ from .look import Look
 LIMITS = {"max": 20.0, "norm": 500.0, "raw": 1e6}
 """Of strengths, by unit: multiples of the largest activation, per cent of the norm, raw."""
 _SWEEP = {"max": (0.25, 0.5, 1.0, 2.0, 4.0), "norm": (5.0, 10.0, 20.0, 40.0, 80.0)}
+_REFINED = 1  # times that the gap between within and over budget is halved
 _ABLATED = 4  # in the first answer; the others one by one, when they are asked for
 _CANDIDATES = 8
 _MOST_EXACT_BYTES = 4e9  # of a second copy of the model in float32
@@ -82,7 +83,14 @@ class Act(Look):
             seed: of the random numbers.
         """
         wanted = self.settings(prompt, latents, mode, unit, scope, error_term, chat)
-        sampling = _sampling(temperature, max_new_tokens, repetition_penalty, seed)
+        yield from self.write(
+            wanted, sampling(temperature, max_new_tokens, repetition_penalty, seed)
+        )
+
+    def write(
+        self, wanted: Settings, how: Sampling, stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[Json]:
+        """`steer`, of checked settings, until it is stopped."""
         block = self._block(wanted)
 
         def steering(phase: Phase) -> AbstractContextManager[object]:
@@ -90,8 +98,8 @@ class Act(Look):
 
         block(1.0)  # raises what it has to say before the first token
         subject = self.subject
-        pairs = generate_pair(subject.lm, subject.tokenizer, wanted.tokens.ids, steering, sampling)
-        for pair in pairs:
+        ids = wanted.tokens.ids
+        for pair in generate_pair(subject.lm, subject.tokenizer, ids, steering, how, stopped):
             yield _pair_json(pair)
 
     def settings(
@@ -174,25 +182,28 @@ class Act(Look):
         unit: Any,
         max_kl: Any = 2.0,
         max_repetition: Any = 0.3,
-        progress: Callable[[Trial], object] | None = None,
+        progress: Callable[[int, int], object] = lambda done, n: None,
     ) -> Json:
-        """`suggest_strength`, telling of each trial."""
+        """`suggest_strength`, telling how many of how many trials are done, before each."""
         mode = validate.choice(mode, "mode", ("add", "clamp", "orthogonal"))
         unit = validate.choice(unit, "unit", tuple(_SWEEP))
         wanted = self.settings(prompt, latents, mode, unit, "all", True, False)
         largest = max(map(abs, wanted.latents.values()))
         if not largest:
             raise ValueError("all strengths are 0; give the latents some, for their proportions")
+        strengths = [strength / largest for strength in _SWEEP[unit]]
+        n, done = 1 + len(strengths) + _REFINED, count(1)
+        progress(0, n)
         found = suggest_strength(
             self.subject.lm,
             {"input_ids": torch.tensor([wanted.tokens.ids])},
             self._block(wanted),
-            strengths=[strength / largest for strength in _SWEEP[unit]],
+            strengths=strengths,
             max_kl=validate.number(max_kl, "max_kl", 0.01, 20),
             max_repetition=validate.number(max_repetition, "max_repetition", 0, 1),
             n_tokens=24,
-            refine=1,
-            progress=progress,
+            refine=_REFINED,
+            progress=lambda trial: progress(next(done), n),
         )
         trials = [
             {
@@ -204,7 +215,7 @@ class Act(Look):
             for t in found.trials
         ]
         return {
-            "latents": {i: round(found.strength * s, 3) for i, s in wanted.latents.items()},
+            "latents": {str(i): round(found.strength * s, 3) for i, s in wanted.latents.items()},
             "strength": found.strength * largest,
             "trials": trials,
         }
@@ -357,7 +368,7 @@ def _effect(found: Attribution, i: int, tokens: Tokens) -> Json:
     }
 
 
-def _sampling(temperature: Any, max_new_tokens: Any, penalty: Any, seed: Any) -> Sampling:
+def sampling(temperature: Any, max_new_tokens: Any, penalty: Any, seed: Any) -> Sampling:
     return Sampling(
         max_new_tokens=validate.whole(max_new_tokens, "max_new_tokens", 1, 256),
         temperature=validate.number(temperature, "temperature", 0, 5),

@@ -37,7 +37,7 @@ class Actions(Judge):
         "try_text",
         "search",
         "next_tokens",
-        "steer",
+        "write",
         "sweep",
         "why",
         "check_ablation",

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 from urllib.parse import urlencode
 
+from .validate import MAX_CHARACTERS
+
 PAGES = ("inspect", "feature", "search", "steer", "why", "health", "about")
 
 
@@ -79,23 +81,27 @@ def page_of(address: Address) -> str:
 
 
 def to_query(address: Address) -> str:
-    """`tab=...&field=...`, without what is at its default."""
-    pairs = [("tab", page_of(address))]  # Gradio keeps "page" and "view" for itself
+    """`tab=...&field=...`, without what is at its default, or longer than any page takes."""
+    pairs = [("tab", page_of(address))]
     default = type(address)()
     for f in fields(address):
         value = getattr(address, f.name)
-        if value != getattr(default, f.name):
+        refused = isinstance(value, str) and len(value) > MAX_CHARACTERS
+        if value != getattr(default, f.name) and not refused:
             pairs.append((f.name, _written(value)))
     return urlencode(pairs)
 
 
 def from_query(query: dict[str, str]) -> Address:
-    """The state that a link names; a page that there is not is the first, other keys are ignored.
+    """The state that a link names, the first page where it names none; other keys are ignored.
 
     Raises:
-        ValueError: a value that cannot be read.
+        ValueError: a page that there is not, or a value that cannot be read.
     """
-    address_class = _CLASSES.get(query.get("tab", ""), Inspect)
+    tab = query.get("tab") or query.get("page") or PAGES[0]  # `page`: as people guess it
+    if tab not in _CLASSES:
+        raise ValueError(f"there is no page {tab[:40]!r}; there are {', '.join(PAGES)}")
+    address_class = _CLASSES[tab]
     kinds = get_type_hints(address_class)
     found = {n: _read(n, query[n], kind) for n, kind in kinds.items() if n in query}
     return address_class(**found)

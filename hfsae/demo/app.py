@@ -7,9 +7,11 @@ from typing import Any, cast
 
 import gradio as gr
 from gradio.themes import Base
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .actions import Actions
-from .address import Address, Inspect, Steer, from_query, page_of, to_query
+from .address import Address, Feature, Inspect, Steer, from_query, page_of, to_query
 from .pages import (
     AboutPage,
     FeaturePage,
@@ -85,14 +87,13 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
 
     def prepare(request: gr.Request) -> Updates:
         """At once: the tab, and the fields."""
-        notice = app.pages["inspect"].notice
+        first = _first(steer.actions)
         try:
-            address = _asked(request)
+            address = _asked(request) or first
             return {app.asked: address, **app.fill(address)}
         except ValueError as error:
-            example = Inspect(prompt=EXAMPLES[0])
             said = html("error", str(error))
-            return {app.asked: example, **app.fill(example), notice: said}
+            return {app.asked: first, **app.fill(first), app.pages[page_of(first)].notice: said}
 
     def restore(address: Any) -> Updates:
         page = app.pages[page_of(address)]
@@ -101,9 +102,10 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
         except ValueError as error:
             return {page.notice: html("error", str(error))}
 
-    def rerun(address: Any, *values: Any) -> Iterator[Updates]:
+    def rerun(request: gr.Request, address: Any, *values: Any) -> Iterator[Updates]:
         if isinstance(address, Steer) and address.run:
-            yield from steer.generate(*values)
+            steer.ask(request)
+            yield from steer.generate(request, *values)
         else:
             yield {steer.notice: gr.skip()}
 
@@ -121,10 +123,17 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
     )
 
 
-def _asked(request: gr.Request) -> Address:
-    """The address in a request; where it says nothing, an example."""
+def _asked(request: gr.Request) -> Address | None:
+    """The address in a request; None where it says nothing."""
     address = from_query({key: str(value) for key, value in request.query_params.items()})
-    return Inspect(prompt=EXAMPLES[0]) if address == Inspect() else address
+    return None if address == Inspect() else address
+
+
+def _first(actions: Actions) -> Address:
+    """What there is to see before anything is asked for."""
+    if actions.subject.loaded is None:
+        return Feature(actions.random_latent(0)["latent"])
+    return Inspect(prompt=EXAMPLES[0])
 
 
 def _facts(actions: Actions) -> list[dict[str, str]]:
@@ -195,4 +204,19 @@ def looks() -> dict[str, Any]:
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
         "max_file_size": "1mb",
+        "app_kwargs": {"middleware": [Middleware(_LinkStaysInTheBrowser)]},
     }
+
+
+class _LinkStaysInTheBrowser:
+    """The page is served whatever its link says: a `page` unknown to Gradio would be an error 500.
+
+    What the link means is read when the page is opened; see `_restore`.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        opens = scope["type"] == "http" and scope["path"] == "/"
+        await self.app({**scope, "query_string": b""} if opens else scope, receive, send)

@@ -100,12 +100,11 @@ class Base:
         store = self.subject.store
         if store is None or not latents:
             return {}
-        strongest = pc.field("latent").isin(latents) & (pc.field("kind") == "top")
-        columns = ["latent", "rank", "firing", "tokens"]
-        table = store.examples.to_table(columns=columns, filter=strongest)
+        firings = store.firings(pc.field("latent").isin(latents) & (pc.field("kind") == "top"))
         found: dict[int, list[str]] = {latent: [] for latent in latents}
-        for row in sorted(table.to_pylist(), key=lambda row: row["rank"]):
-            tokens, token = found[row["latent"]], row["tokens"][row["firing"]].strip()
+        by_rank = sorted(zip(firings.rank, firings.latent, firings.token, strict=True))
+        for _, latent, token in by_rank:
+            tokens, token = found[latent], token.strip()
             if token and token.casefold() not in map(str.casefold, tokens):
                 tokens.append(token)
         return {latent: tokens[:_HINTS] for latent, tokens in found.items()}

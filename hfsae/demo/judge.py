@@ -38,7 +38,7 @@ class Judge(Act):
         Args:
             other: its repository on the Hub, or on your own machine its folder.
         """
-        other = validate.text(other, "the other SAE", limit=300, empty="name another SAE").strip()
+        other = self.other(other)
         if self.subject.label_home is None and (Path(other).exists() or "/" not in other):
             raise ValueError("here another SAE is named by its repository, as name/repository")
         folder = beside(other, ["evaluation.json"])
@@ -54,6 +54,9 @@ class Judge(Act):
             for m in ours or theirs
         ]
         return {"first": self.subject.name, "second": other, "rows": rows}
+
+    def other(self, name: Any) -> str:
+        return validate.text(name, "the other SAE", limit=300, empty="name another SAE").strip()
 
     def measure(self, text: str) -> Json:
         """How well the SAE explains a text of your own, and what the model loses on it.

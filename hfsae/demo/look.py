@@ -2,6 +2,7 @@
 
 import random
 from functools import cached_property
+from typing import Any
 
 from ..features import (
     Example,
@@ -149,10 +150,13 @@ class Look(Base):
                 "label", or "similar to" (the index of another latent).
         """
         by = validate.choice(by, "by", BY)
-        query = validate.text(query, "the search", empty="there is nothing to search for")
+        query = self.query(query)
         hits, score = self._hits(query, by)
         found = self.rows({"latent": h.latent, "value": h.score, "why": h.why} for h in hits)
         return {"score": score, "found": found}
+
+    def query(self, text: Any) -> str:
+        return validate.text(text, "the search", empty="there is nothing to search for")
 
     def _hits(self, query: str, by: str) -> tuple[list[Hit], str]:
         """What was found, and what its scores are."""

@@ -7,8 +7,16 @@ window.hfsae = {
     const next = "?" + query + (theme ? "&__theme=" + encodeURIComponent(theme) : "");
     if (!query) return;
     if (!this.opened) this.remembered(); // Gradio has set its own theme by now
-    if (next !== location.search) history[this.opened ? "pushState" : "replaceState"](null, "", next);
+    const step = this.opened && this.content(next) !== this.content(location.search);
+    if (next !== location.search) history[step ? "pushState" : "replaceState"](null, "", next);
     this.opened = true;
+  },
+  // A link without what is set beside the text: to move a slider is no step to go back over.
+  content(query) {
+    const kept = new URLSearchParams(query);
+    for (const name of ["mode", "unit", "scope", "error_term", "chat", "temperature",
+                        "max_new_tokens", "repetition_penalty", "seed"]) kept.delete(name);
+    return kept.toString();
   },
   remembered() {
     let theme = null;

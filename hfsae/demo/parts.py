@@ -28,8 +28,11 @@ element.addEventListener('input', (event) => {
     if (chip && node.type === 'range') chip.querySelector('input[type=number]').value = node.value;
 });
 element.addEventListener('change', (event) => {
-    const node = event.target;
-    if (node.dataset.change) send(node.dataset.change, node, node.value);
+    const node = event.target, typed = node.value, {rangeOverflow, rangeUnderflow} = node.validity;
+    if (!node.dataset.change) return;
+    // what will be refused gives way to what holds
+    if (rangeOverflow || rangeUnderflow || typed === '') node.value = node.defaultValue;
+    send(node.dataset.change, node, typed);
 });
 """
 
@@ -39,6 +42,13 @@ def panel(value: str = "", *, elem_id: str | None = None) -> gr.HTML:
     return gr.HTML(
         value, html_template="${value}", js_on_load=_JS, elem_id=elem_id, apply_default_css=False
     )
+
+
+def dial(low: float, high: float, value: float, *, step: float, label: str) -> gr.Slider:
+    """A slider whose number may be any: what is out of range, the actions tell."""
+    slider = gr.Slider(low, high, value, step=step, label=label)
+    slider.preprocess = lambda payload: payload
+    return slider
 
 
 def html(macro: str, *arguments: Any) -> str:

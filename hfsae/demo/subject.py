@@ -38,6 +38,7 @@ _BESIDE = (
     "features/meta.json",
 )
 _MAX_JSON = 2**24  # bytes
+_NAME_ONE = "start the app with --model and a name or folder"
 
 
 class Choice(NamedTuple):
@@ -65,7 +66,7 @@ class Subject:
     folder: Path | None = None
     """where the files beside its weights lie"""
     loaded: LoadedLM | None = None
-    why_no_lm: str = "it was left out at the start"
+    why_no_lm: str = "the app was started without one; leave out --no_model"
     store: FeatureStore | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
     card: str = ""
@@ -93,10 +94,7 @@ class Subject:
 
     def _need_lm(self) -> LoadedLM:
         if self.loaded is None:
-            raise ValueError(
-                f"this needs the language model, which is not there: {self.why_no_lm}; "
-                "start the app with --model and a name or folder"
-            )
+            raise ValueError(f"this needs the language model, which is not there: {self.why_no_lm}")
         return self.loaded
 
     @property
@@ -164,7 +162,10 @@ def _in_python(choice: Choice) -> str:
         return "hfsae.load(hfsae.packaged.SHIPPED_SAE)"
     which = _without_source(choice)
     options = [f"{name}={value!r}" for name, value in which.items() if value]
-    return f"hfsae.load({', '.join([repr(_shown_name(choice)), *options])})"
+    shown = "SPACE_ID" in os.environ  # to others, who have not this machine's folders
+    here = Path(choice.source).exists() and not shown
+    source = str(Path(choice.source).resolve()) if here else _shown_name(choice)
+    return f"hfsae.load({', '.join([repr(source), *options])})"
 
 
 def _label_home(choice: Choice, subject: Subject) -> Path | None:
@@ -237,7 +238,7 @@ def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
     config = subject.sae.config
     name = model or config.model_name
     if name is None:
-        subject.why_no_lm = "the SAE's config names none"
+        subject.why_no_lm = f"the SAE's config names none; {_NAME_ONE}"
         return
     options: dict[str, Any] = {"dtype": config.model_dtype or "auto", "device": device}
     if model is None or model == config.model_name:
@@ -254,6 +255,6 @@ def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
         subject.loaded = None
         if model is not None:
             raise
-        subject.why_no_lm = str(error).rstrip(".")
+        subject.why_no_lm = f"{str(error).rstrip('.')}; {_NAME_ONE}"
         return
     subject.notes += [str(difference) for difference in differences]

@@ -1,6 +1,5 @@
 """What comes in from a browser, a link or a program, checked: the value, or one sentence."""
 
-from math import isfinite
 from typing import Any
 
 MAX_CHARACTERS = 8_000
@@ -23,8 +22,8 @@ def number(value: Any, name: str, low: int | float, high: int | float) -> float:
     """A finite number from low to high."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} must be a number, got {_kind(value)}")
-    if not isfinite(value) or not low <= value <= high:
-        raise ValueError(f"{name} is {value}; it can be {low:g} to {high:g}")
+    if not low <= value <= high:  # nor is NaN
+        raise ValueError(f"{name} is {_typed(value)}; it can be {low:g} to {high:g}")
     return float(value)
 
 
@@ -32,7 +31,7 @@ def whole(value: Any, name: str, low: int, high: int) -> int:
     """A whole number from low to high."""
     found = number(value, name, low, high)
     if found != int(found):
-        raise ValueError(f"{name} is {value}; it must be a whole number")
+        raise ValueError(f"{name} is {_typed(value)}; it must be a whole number")
     return int(found)
 
 
@@ -57,7 +56,7 @@ def latent(value: Any, d_sae: int) -> int:
         raise ValueError(f"a latent is a whole number, got {_short(value)}")
     if not 0 <= value < d_sae:
         last = f"{d_sae - 1:,}"
-        raise ValueError(f"there is no latent {_short(value)}; this SAE has {d_sae:,}, 0 to {last}")
+        raise ValueError(f"there is no latent {_typed(value)}; this SAE has {d_sae:,}, 0 to {last}")
     return int(value)
 
 
@@ -70,7 +69,9 @@ def strengths(value: Any, d_sae: int, limit: int | float) -> dict[int, float]:
         raise ValueError(f"{len(pairs)} latents are chosen; at most {MAX_LATENTS} fit here")
     found = {}
     for key, strength in pairs:
-        index = latent(_as_number(key), d_sae)
+        index = latent(key, d_sae)
+        if index in found:
+            raise ValueError(f"latent {index} is given twice; give it one strength")
         name = f"the strength of latent {index}"
         found[index] = number(_as_number(strength), name, -limit, limit)
     return found
@@ -92,14 +93,22 @@ def _as_number(value: Any) -> Any:
     """The number that a string spells; what spells none is left for the next check to refuse."""
     if not isinstance(value, str):
         return value
-    try:
-        return float(value)
-    except ValueError:
-        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    return "nothing" if value in (None, "") else f"a {type(value).__name__}"
+
+
+def _typed(value: int | float) -> str:
+    """A number as people write it: no .0 after a whole one, and no digit lost."""
+    whole = isinstance(value, float) and value.is_integer()
+    return _short(int(value) if whole else value)
 
 
 def _short(value: Any) -> str:

@@ -76,20 +76,12 @@ class FeatureSearch:
     @cached_property
     def _firings(self) -> tuple[dict[str, list[tuple[int, float]]], list[int]]:
         """{firing token: (latent, activation / maximum) of its examples}; examples of a latent."""
-        import pyarrow as pa
-
-        columns = ["latent", "firing", "tokens", "activation"]
-        table = self.store.examples.to_table(columns=columns).combine_chunks()
-        latents = table["latent"].to_numpy()
-        lists = table["tokens"].combine_chunks()
-        places = lists.offsets.to_numpy()[:-1] + table["firing"].to_numpy()
-        tokens = lists.values.take(pa.array(places)).to_pylist()
-        most = np.maximum(self.store.max_activations.numpy(), 1e-30)[latents]
-        relative = (table["activation"].to_numpy() / most).tolist()
+        firings, most = self.store.firings(), self.store.max_activations.clamp(min=1e-30).tolist()
         found: dict[str, list[tuple[int, float]]] = {}
-        for latent, token, size in zip(latents.tolist(), tokens, relative, strict=True):
-            found.setdefault(_normal(token), []).append((latent, size))
-        return found, np.bincount(latents, minlength=len(self.store)).tolist()
+        rows = zip(firings.latent, firings.token, firings.activation, strict=True)
+        for latent, token, activation in rows:
+            found.setdefault(_normal(token), []).append((latent, activation / most[latent]))
+        return found, np.bincount(firings.latent, minlength=len(self.store)).tolist()
 
     @cached_property
     def _promoted(self) -> dict[str, list[tuple[int, str, float]]]:

@@ -85,6 +85,15 @@ class Latent(NamedTuple):
     examples: list[Example]
 
 
+class Firings(NamedTuple):
+    """Of examples, in the order of latents: which latent, its rank, how strongly, on what token."""
+
+    latent: list[int]
+    rank: list[int]
+    activation: list[float]
+    token: list[str]
+
+
 @dataclass
 class FeatureStore:
     """`store[i]` is latent i as a `Latent`; `len(store)` the number of latents."""
@@ -117,6 +126,18 @@ class FeatureStore:
     def densities(self) -> Float[Tensor, " d_sae"]:
         """Share of tokens on which each latent fires."""
         return torch.from_numpy(self.latents["density"].to_numpy().astype("float32"))
+
+    def firings(self, which: "pyarrow.dataset.Expression | None" = None) -> "Firings":
+        """The token that each example fires on; `which`: only those examples."""
+        import pyarrow as pa
+
+        columns = ["latent", "rank", "activation", "firing", "tokens"]
+        table = self.examples.to_table(columns=columns, filter=which).combine_chunks()
+        lists = table["tokens"].combine_chunks()
+        places = lists.offsets.to_numpy()[:-1] + table["firing"].to_numpy()
+        tokens = lists.values.take(pa.array(places)).to_pylist()
+        latents, ranks, activations = (table[name].to_pylist() for name in columns[:3])
+        return Firings(latents, ranks, activations, tokens)
 
     def _examples_of(self, index: int) -> list[Example]:
         import pyarrow.compute as pc

@@ -92,12 +92,14 @@ def steer(
         spare_tokens: ids at which nothing is changed; None: the model's BOS, EOS and padding.
 
     Raises:
-        ValueError: a latent, strength, mode, unit or scope that cannot be; a maximal activation is
-            wanted and not known; or what `hfsae.splice` raises.
+        ValueError: no latent, or a latent, strength, mode, unit or scope that cannot be; a maximal
+            activation is wanted and not known; or what `hfsae.splice` raises.
     """
     _check_choice("scope", scope, SCOPES)
     spared = special_ids(lm) if spare_tokens is None else list(spare_tokens)
     saes, edits, maxima = _aligned(sae, latents, max_activations)
+    if not any(edits):
+        raise ValueError("latents is empty; name one with a strength, such as {1234: 2.0}.")
     steerings = [
         _Steering(one, resolve(one, todo, mode, unit, most), error_term, scope, spared)
         for one, todo, most in zip(saes, edits, maxima, strict=True)
@@ -121,6 +123,10 @@ def _aligned(
                 "{latent: strength}, such as {1234: 2.0}."
             )
         return [sae], [latents], [cast("Maxima | None", max_activations)]
+    if not isinstance(sae, Sequence) or not all(isinstance(one, SAE) for one in sae):
+        raise ValueError(
+            f"sae is {repr(sae)[:40]}; pass an SAE, such as hfsae.load(folder), or a list of them."
+        )
     edits = cast(Sequence[Edits], latents)
     if isinstance(latents, Mapping) or len(edits) != len(sae):
         raise ValueError(

@@ -32,6 +32,7 @@ def test_answers_are_json(actions):
         actions.try_text(3, "the cat"),
         actions.search("3", "similar to"),
         last(actions.steer("the", "3:1", max_new_tokens=3)),
+        actions.suggest_strength("the", "3:1"),
         actions.why("the c"),
         actions.health(),
         actions.measure("the cat sat"),
@@ -111,7 +112,13 @@ def test_a_strength_is_suggested_within_the_budget(actions):
     found = actions.suggest_strength("the cat", "3:1", max_kl=1.0, max_repetition=1.0)
     within = [t for t in found["trials"] if t["within"]]
     assert found["strength"] == max(t["strength"] for t in within)
-    assert found["latents"][3] == pytest.approx(found["strength"], abs=1e-3)
+    assert found["latents"]["3"] == pytest.approx(found["strength"], abs=1e-3)
+
+
+def test_a_sweep_tells_how_far_it_is(actions):
+    told = []
+    actions.sweep("the cat", "3:1", "add", "max", progress=lambda *far: told.append(far))
+    assert told[0] == (0, 7) and [done for done, _ in told] == list(range(len(told)))
 
 
 def test_why_measures_by_ablation_what_the_gradient_estimates(actions):
@@ -213,6 +220,16 @@ def test_labels_of_a_repository_are_shown_and_ones_own_go_before_them(
     assert opened().subject.labels == {1: "a", 2: "mine", 3: "again"}
 
 
+def test_the_code_that_loads_it_names_what_was_opened(sae_folder, monkeypatch):
+    monkeypatch.chdir(sae_folder.parent)
+    code = f"hfsae.load({str(sae_folder.resolve())!r})"
+    assert open_subject(Choice(sae_folder.name), with_lm=False).in_python == code
+    monkeypatch.setenv("SPACE_ID", "me/space")  # whose folders are nobody else's
+    assert open_subject(Choice(sae_folder.name), with_lm=False).in_python == (
+        f"hfsae.load({sae_folder.name!r})"
+    )
+
+
 def test_on_a_space_labels_are_not_kept_and_folders_not_read(sae_folder, monkeypatch):
     monkeypatch.setenv("SPACE_ID", "me/space")
     actions = Actions(open_subject(Choice(str(sae_folder)), with_lm=False))
@@ -226,7 +243,7 @@ def test_without_a_model_what_needs_none_still_works(sae_folder):
     actions = Actions(open_subject(Choice(str(sae_folder)), with_lm=False))
     assert actions.feature(3)["collected"] and actions.health()["metrics"]
     assert actions.search("3", "similar to")["found"]
-    with pytest.raises(ValueError, match=r"needs the language model.*start the app with --model"):
+    with pytest.raises(ValueError, match=r"needs the language model.*leave out --no_model"):
         actions.inspect("the cat")
 
 
@@ -235,7 +252,7 @@ def test_a_model_that_cannot_be_had_is_told_and_the_rest_opens(sae_folder, tmp_p
     sae.config.model_name = str(tmp_path / "gone")
     sae.save_pretrained(tmp_path / "sae")
     subject = open_subject(Choice(str(tmp_path / "sae")))
-    assert "gone" in subject.why_no_lm
+    assert "gone" in subject.why_no_lm and "with --model" in subject.why_no_lm
     assert Actions(subject).feature(3) == {
         "latent": 3,
         "label": "",

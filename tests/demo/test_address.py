@@ -27,8 +27,15 @@ def test_a_link_leads_back_to_where_it_was_made(address, query):
     assert at.from_query(dict(parse_qsl(query))) == address
 
 
-def test_an_unknown_page_is_the_first_and_other_keys_are_left_alone():
-    assert at.from_query({"tab": "nowhere", "__theme": "dark"}) == at.Inspect()
+def test_without_a_page_it_is_the_first_and_other_keys_are_left_alone():
+    assert at.from_query({"prompt": "a", "__theme": "dark"}) == at.Inspect("a")
+
+
+@pytest.mark.parametrize("key", ["tab", "page"])
+def test_a_page_that_there_is_not_is_told(key):
+    with pytest.raises(ValueError, match="there is no page 'nonsense'; there are inspect, feature"):
+        at.from_query({key: "nonsense", "latent": "abc"})
+    assert at.from_query({key: "feature", "latent": "3"}) == at.Feature(3)
 
 
 @pytest.mark.parametrize(
@@ -43,3 +50,7 @@ def test_an_unknown_page_is_the_first_and_other_keys_are_left_alone():
 def test_a_damaged_link_says_so(query):
     with pytest.raises(ValueError, match="this link is damaged"):
         at.from_query(query)
+
+
+def test_a_text_that_no_page_takes_is_not_in_the_link():
+    assert at.to_query(at.Inspect("x" * 100_000)) == "tab=inspect"

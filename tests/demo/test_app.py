@@ -3,29 +3,31 @@
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from urllib.request import urlopen
 
 import pytest
 from gradio_client import Client
 
 from .conftest import D_SAE
 
+# each with arguments that make sense
 ENDPOINTS = {
-    "about",
-    "check_ablation",
-    "compare_prompts",
-    "compare_saes",
-    "feature",
-    "health",
-    "inspect",
-    "measure",
-    "next_tokens",
-    "random_latent",
-    "save_label",
-    "search",
-    "steer",
-    "suggest_strength",
-    "try_text",
-    "why",
+    "about": {},
+    "check_ablation": {"prompt": "the c"},
+    "compare_prompts": {"first": "the cat", "second": "a dog"},
+    "compare_saes": {},
+    "feature": {"latent": 3},
+    "health": {},
+    "inspect": {"prompt": "the cat"},
+    "measure": {"text": "the cat sat"},
+    "next_tokens": {"prompt": "the c"},
+    "random_latent": {"seed": 1},
+    "save_label": {"latent": 11, "label": ""},
+    "search": {"query": "e"},
+    "steer": {"prompt": "the", "latents": "3:1", "max_new_tokens": 3},
+    "suggest_strength": {"prompt": "the", "latents": "3:1,4:1"},
+    "try_text": {"latent": 3, "text": "the cat"},
+    "why": {"prompt": "the c"},
 }
 
 
@@ -37,6 +39,16 @@ def client(app_url) -> Client:
 def test_every_action_is_an_endpoint_and_nothing_else_is(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert {name.strip("/") for name in named} == {*ENDPOINTS, "hooks"}
+
+
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_every_endpoint_answers(client, sae_folder, name):
+    given = dict(ENDPOINTS[name])
+    if name == "compare_saes":
+        given["other"] = str(sae_folder)
+    if name == "check_ablation":
+        given["latent"] = client.predict("the c", api_name="/inspect")["ranking"][0]["latent"]
+    assert isinstance(client.predict(**given, api_name=f"/{name}"), dict)
 
 
 def test_an_answer_by_name(client):
@@ -85,6 +97,12 @@ def test_who_leaves_in_the_middle_of_steering_leaves_nothing_behind(app_url, cli
     assert any(client.predict(api_name="/hooks") == 0 for _ in range(200))
     after = client.predict(prompt="the", latents="3:0", max_new_tokens=3, api_name="/steer")
     assert after["plain"] == after["steered"]
+
+
+@pytest.mark.parametrize("query", ["page=nonsense", "tab=xyz&latent=abc", "deep_link=x", "view=x"])
+def test_the_app_opens_whatever_its_link_says(app_url, query):
+    with urlopen(f"{app_url}?{query}") as answer:
+        assert answer.status == 200 and "hfsae: tiny-sae" in answer.read().decode()
 
 
 MALFORMED = [
@@ -140,7 +158,7 @@ def test_the_actions_are_tools_for_agents(running_command):
             return tools, answer, wrong
 
     tools, answer, wrong = asyncio.run(talk())
-    assert {tool.name for tool in tools} == ENDPOINTS
+    assert {tool.name for tool in tools} == set(ENDPOINTS)
     assert "one latent" in next(t.description for t in tools if t.name == "feature")
     assert "collected" in answer.content[0].text
     assert wrong.isError and "there is no latent 999" in wrong.content[0].text

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from gradio_client import Client
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
+from playwright.sync_api import expect
 
 from .conftest import D_SAE, HOSTILE
 
@@ -61,6 +62,16 @@ def value(page, label: str) -> str:
     return page.get_by_label(label, exact=True).first.input_value()
 
 
+def insist(act: Callable, seen: Callable) -> None:
+    """Act until it is seen: on a busy machine a click may come too early, or too late."""
+    for _ in range(10):
+        act()
+        with contextlib.suppress(PlaywrightTimeout):
+            seen()
+            return
+    raise AssertionError("it was never seen")
+
+
 def texts(page) -> list[str]:
     """The two continuations, once they are done."""
     page.wait_for_selector("text=KL from the model as it is")
@@ -91,6 +102,41 @@ def test_from_a_token_to_its_latent_to_a_steered_text_to_a_link(visit):
     assert texts(other) == [plain, steered]
     assert value(other, "Prompt") == "the dog"
     assert value(other, f"strength of latent {latent}") == "6"
+
+
+def test_settings_are_in_the_link_at_once_and_no_answer_undoes_what_is_typed_meanwhile(visit):
+    page = visit("tab=steer&prompt=the&latents=3:1")
+    page.wait_for_selector("#steer-chips [data-chip='3']")
+    page.get_by_text("How to steer, and how to draw tokens").click()
+    page.get_by_label("Mode").click()
+    page.get_by_role("option", name="clamp it to a value").click()
+    page.get_by_label("number input for New tokens").fill("200")
+    page.get_by_label("Seed").fill("7")
+    page.wait_for_url(re.compile("mode=clamp&max_new_tokens=200&seed=7"))
+    assert value(page, "number input for New tokens") == "200"
+
+
+@pytest.mark.parametrize(
+    "label, typed, sentence",
+    [
+        ("Seed", "-3", "seed is -3; it can be 0 to 2.14748e+09"),
+        ("Latent", "1000000000", "there is no latent 1000000000; this SAE has 48"),
+        ("Latent", "3", "latent 3 is steered already, with strength -5"),
+        ("strength of latent 3", "1000", "the strength of latent 3 is 1000; it can be -20 to 20"),
+    ],
+)
+def test_what_is_typed_and_cannot_be_is_told_in_the_page(visit, label, typed, sentence):
+    page = visit("tab=steer&prompt=the&latents=3:-5")
+    page.wait_for_selector("#steer-chips [data-chip='3']")
+    page.get_by_text("How to steer, and how to draw tokens").click()
+    field = page.locator("[role=tabpanel]:visible").get_by_label(label, exact=True).last
+    field.fill(typed)
+    field.press("Enter" if label == "Latent" else "Tab")
+    if label == "Seed":
+        page.get_by_role("button", name="Generate").click()
+    page.wait_for_selector(f'[role=alert]:has-text("{sentence}")')
+    field = page.get_by_label("strength of latent 3", exact=True)
+    expect(field).to_have_value("-5")
 
 
 def test_a_slider_moves_by_keyboard_and_the_number_follows(visit):
@@ -136,6 +182,53 @@ def test_a_latents_page_shows_what_is_known_and_tries_a_text(visit):
     page.wait_for_url(re.compile(r"latent=(?!4(&|$))"))
 
 
+def test_an_emptied_box_empties_the_page_and_random_needs_no_number(visit):
+    page = visit("tab=feature&latent=3")
+    page.wait_for_selector("#feature-aside .hf-bars i")
+    box = page.get_by_label("Latent", exact=True).first
+    box.fill("")
+    box.press("Enter")
+    page.wait_for_selector("#feature-main :text('Give a number')")
+    expect(page.locator("#feature-aside .hf-bars")).to_have_count(0)
+    for typed in ("", "abc", "99999"):
+        box.fill(typed)
+        page.get_by_role("button", name="Random", exact=True).click()
+        expect(box).not_to_have_value(typed)
+        page.wait_for_selector(f"#feature-main h2:has-text('Latent {box.input_value()}')")
+        page.wait_for_url(re.compile(f"latent={box.input_value()}$"))
+
+
+def test_a_label_that_is_not_saved_is_said_so_and_there_when_one_comes_back(visit):
+    page = visit("tab=feature&latent=9")
+    page.wait_for_selector("#feature-main h2:has-text('Latent 9')")
+    label = page.get_by_label("Label", exact=True)
+    label.press_sequentially("rain")
+    page.wait_for_timeout(500)
+    page.get_by_role("button", name="Next").click()
+    page.wait_for_selector("[role=status]:has-text('Labels not saved yet: of 9.')")
+    expect(label).to_have_value("")
+    page.get_by_role("button", name="Previous").click()
+    expect(label).to_have_value("rain")
+    label.fill("x" * 201)
+    page.get_by_role("button", name="Save").click()
+    page.wait_for_selector("[role=alert]:has-text('a label has at most 200 characters')")
+
+
+@pytest.mark.parametrize(
+    "name, button, sentence",
+    [
+        ("why", "Explain", "there is no text; write a prompt"),
+        ("health", "Measure", "there is no text; write a prompt"),
+        ("health", "Compare", "name another SAE"),
+        ("search", "Search", "there is nothing to search for"),
+    ],
+)
+def test_a_button_without_a_text_says_so(visit, name, button, sentence):
+    page = visit(f"tab={name}")
+    page.get_by_role("button", name=button, exact=True).click()
+    page.wait_for_selector(f'[role=alert]:has-text("{sentence}")')
+
+
 def test_a_label_is_saved_and_found_again(visit, app_url):
     page = visit("tab=feature&latent=9")
     page.wait_for_selector("#feature-main h2:has-text('Latent 9')")
@@ -154,6 +247,22 @@ def test_search_leads_to_latents(visit):
     first = page.locator("#search-found .hf-id").first
     first.click()
     page.wait_for_selector("#feature-main h2:has-text('Latent')")
+
+
+@pytest.mark.parametrize(
+    "name, drawn",
+    [
+        ("steer", "#steer-chips [data-chip]"),
+        ("why", "#why-effects .hf-id"),
+        ("search", "#search-found .hf-id"),
+    ],
+)
+def test_an_empty_page_has_something_to_click(visit, name, drawn):
+    page = visit(f"tab={name}")
+    insist(
+        page.locator(f"#{name}-examples button").first.click,
+        lambda: page.wait_for_selector(drawn, timeout=5000),
+    )
 
 
 def test_why_a_token_with_a_contrast_and_a_check(visit):
@@ -179,6 +288,8 @@ def test_health_measures_a_text_and_compares(visit, sae_folder):
     page.get_by_label("Compare with another SAE").fill(str(sae_folder))
     page.get_by_role("button", name="Compare").click()
     page.wait_for_selector("#health-comparison td:has-text('fvu')")
+    lines = "cells => cells.map(cell => getComputedStyle(cell).whiteSpace)"  # none within a word
+    assert set(page.eval_on_selector_all("#health-comparison td", lines)) == {"nowrap"}
 
 
 def test_about_shows_the_card(visit):
@@ -206,6 +317,7 @@ def test_hostile_text_stays_text(visit):
     "query, notice",
     [
         (f"tab=feature&latent={D_SAE}", f"there is no latent {D_SAE}; this SAE has {D_SAE}"),
+        ("page=nonsense", "there is no page 'nonsense'; there are inspect"),
         ("tab=feature&latent=x", "this link is damaged: latent is 'x'"),
         ("tab=inspect&prompt=+", "there is no text; write a prompt"),
         ("tab=steer&prompt=the&latents=3:nan&run=1", "the strength of latent 3 is nan"),
@@ -231,14 +343,35 @@ def test_the_theme_is_switched_and_remembered(visit):
     page = visit()
     before = page.evaluate("document.body.classList.contains('dark')")
     switched = f"document.body.classList.contains('dark') != {str(before).lower()}"
-    for _ in range(10):  # the button may be there before it listens
-        page.get_by_role("button", name="switch between light and dark").click()
-        with contextlib.suppress(PlaywrightTimeout):
-            page.wait_for_function(switched, timeout=2000)
-            break
+    insist(
+        page.get_by_role("button", name="switch between light and dark").click,
+        lambda: page.wait_for_function(switched, timeout=2000),
+    )
     page.reload()
     page.wait_for_selector("#header .hf-top")
     page.wait_for_function(switched)
+
+
+def test_what_is_stopped_says_so_and_another_text_takes_the_place_of_one_under_way(visit):
+    page = visit("tab=steer&prompt=the&latents=3:2&max_new_tokens=240")
+    page.wait_for_selector("#steer-chips [data-chip='3']")
+
+    def stop() -> None:
+        page.get_by_role("button", name="Generate").click()
+        page.wait_for_selector("#steer-output .hf-caret")
+        page.get_by_role("button", name="Stop").click()
+
+    told = "[role=status]:has-text('Stopped after')"
+    insist(stop, lambda: page.wait_for_selector(told, timeout=3000))
+    page.wait_for_selector("text=KL from the model as it is")
+    assert page.locator("#steer-output .hf-caret").count() == 0
+
+    page.get_by_role("button", name="Generate").click()
+    page.wait_for_selector("#steer-output .hf-caret")
+    page.get_by_label("Prompt", exact=True).fill("a dog")
+    page.get_by_role("button", name="Generate").click()
+    page.wait_for_selector("#steer-output .hf-prompt:has-text('a dog')")
+    assert all(text.startswith("a dog") for text in texts(page))
 
 
 def test_stop_ends_a_text_and_a_closed_tab_leaves_no_hook(visit, app_url):

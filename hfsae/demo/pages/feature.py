@@ -17,7 +17,7 @@ class FeaturePage(Page):
         super().__init__(actions)
         with gr.Row(elem_classes="hf-buttons"):
             self.latent = gr.Textbox(
-                label="Latent", max_length=9, min_width=110, scale=0, max_lines=1
+                label="Latent", max_length=40, min_width=110, scale=0, max_lines=1
             )
             self.previous = gr.Button("Previous", min_width=90, scale=0)
             self.next = gr.Button("Next", min_width=90, scale=0)
@@ -42,7 +42,6 @@ class FeaturePage(Page):
                     self.label = gr.Textbox(
                         label="Label",
                         placeholder="What does it stand for?",
-                        max_length=200,
                         scale=1,
                         min_width=160,
                     )
@@ -51,8 +50,10 @@ class FeaturePage(Page):
                 with gr.Accordion("Use it in Python, or elsewhere", open=False):
                     self.code = gr.Code(language="python", interactive=False, show_label=False)
                     self.vector = gr.DownloadButton("Its direction as .safetensors", size="sm")
+        self.shown = gr.State(None)  # the latent; in its box a person may be typing another
+        self.drafts = gr.State({})  # {latent: label} of labels that were edited and not saved
         self.inputs = (self.latent, self.text)
-        self.outputs = (self.main, self.tried, self.aside, self.label, self.code)
+        self.outputs = (self.main, self.tried, self.aside, self.code, self.shown)
 
     def address(self, *values: Any) -> at.Feature:
         latent, text = values
@@ -64,7 +65,9 @@ class FeaturePage(Page):
 
     def render(self, address: at.Feature) -> Updates:
         if address.latent is None:
-            return {self.main: html("empty", "Give a number, or take a random latent.")}
+            empty = html("empty", "Give a number, or take a random latent.")
+            values = (empty, "", "", "", None)
+            return dict(zip(self.outputs, values, strict=True))
         view = self.actions.feature(address.latent)
         view |= {"facts": _facts(view)}
         if view["collected"]:
@@ -86,9 +89,9 @@ class FeaturePage(Page):
         return {
             self.main: html("feature", view),
             self.aside: html("aside", view),
-            self.label: view["label"],
             self.tried: tried,
             self.code: self._snippet(address.latent),
+            self.shown: address.latent,
         }
 
     def _snippet(self, latent: int) -> str:
@@ -111,7 +114,7 @@ class FeaturePage(Page):
 
             return to
 
-        app.on([self.latent.submit, self.latent.blur], self.address, self)
+        app.on([self.latent.submit], self.address, self)
         app.on([self.previous.click], step(-1), self)
         app.on([self.next.click], step(1), self)
         app.on([self.random.click], self._random, self)
@@ -119,21 +122,27 @@ class FeaturePage(Page):
         app.on([self.steer.click], self._to_steer, self, leads_to=("steer",))
         for part in (self.main, self.aside, self.tried):
             app.on_select(part, self._clicked, self, leads_to=("steer",))
+        quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for trigger in (self.save.click, self.label.submit):
             trigger(
                 self._save,
-                [self.latent, self.label],
-                [self.notice, self.main],
-                api_visibility="private",
-                show_progress="hidden",
+                [self.shown, self.label, self.drafts],
+                [self.notice, self.main, self.drafts],
+                **quietly,
             )
+        labelled = [self.shown, self.drafts]
+        self.label.input(
+            self._draft, [self.label, *labelled], self.drafts, trigger_mode="always_last", **quietly
+        )
+        self.shown.change(self._show_label, labelled, [self.label, self.notice], **quietly)
         self.vector.click(
-            self._vector, self.latent, [self.vector, self.notice], api_visibility="private"
+            self._vector, self.shown, [self.vector, self.notice], api_visibility="private"
         )
 
     def _random(self, *values: Any) -> at.Feature:
-        here = self.address(*values).latent
-        return at.Feature(self.actions.random_latent(other_than=here)["latent"], values[1] or "")
+        latent, text = values
+        here = int(latent) if str(latent).isdecimal() else None
+        return at.Feature(self.actions.random_latent(other_than=here)["latent"], text or "")
 
     def _to_steer(self, *values: Any) -> at.Steer:
         latent = self.actions.latent(values[0])
@@ -146,14 +155,32 @@ class FeaturePage(Page):
             return at.Steer(latents={whole(index): 1.0})
         return replace(self.address(*values), latent=whole(index))
 
-    def _save(self, latent: Any, label: Any) -> Updates:
+    def _draft(self, label: Any, latent: Any, drafts: dict[int, str]) -> dict[int, str]:
+        kept = {i: draft for i, draft in drafts.items() if i != latent}
+        if latent is not None and (label or "") != self.actions.label(latent):
+            kept[latent] = label or ""
+        return kept
+
+    def _show_label(self, latent: Any, drafts: dict[int, str]) -> Updates:
+        """Of the latent that is shown: the one that was edited, if it was, or the one it has."""
+        if latent is None:
+            return {self.label: ""}
+        label = drafts.get(latent, self.actions.label(latent))
+        if not drafts:
+            return {self.label: label}
+        of = ", ".join(map(str, sorted(drafts)))
+        return {self.label: label, self.notice: html("said", f"Labels not saved yet: of {of}.")}
+
+    def _save(self, latent: Any, label: Any, drafts: dict[int, str]) -> Updates:
         try:
             saved = self.actions.save_label(latent, label or "")
         except ValueError as error:
             return {self.notice: html("error", str(error))}
         view = self.actions.feature(saved["latent"])
         main = self.render(at.Feature(view["latent"]))[self.main]
-        return {self.notice: html("said", "The label is saved."), self.main: main}
+        said = html("said", f"The label of latent {saved['latent']} is saved.")
+        others = {i: draft for i, draft in drafts.items() if i != saved["latent"]}
+        return {self.notice: said, self.main: main, self.drafts: others}
 
     def _vector(self, latent: Any) -> Updates:
         try:

@@ -66,13 +66,23 @@ class HealthPage(Page):
         return {self.measured: measured, self.comparison: compared}
 
     def wire(self, app: App) -> None:
-        app.on([self.run.click], self.address, self, progress_on=[self.measured])
+        app.on([self.run.click], self._measure, self, progress_on=[self.measured])
         app.on(
             [self.compare.click, self.versus.submit],
-            self.address,
+            self._compare,
             self,
             progress_on=[self.comparison],
         )
+
+    def _measure(self, *values: Any) -> at.Health:
+        asked = self.address(*values)
+        self.actions.text(asked.text)  # there has to be one
+        return asked
+
+    def _compare(self, *values: Any) -> at.Health:
+        asked = self.address(*values)
+        self.actions.other(asked.versus)
+        return asked
 
 
 def _is_local(actions: Any) -> bool:

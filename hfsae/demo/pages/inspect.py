@@ -7,7 +7,7 @@ import gradio as gr
 
 from .. import address as at
 from ..parts import html, panel
-from .page import App, Page, Updates, whole
+from .page import App, Page, Updates, one_of, whole
 
 _DENSITIES = [
     ("show all latents", 1.0),
@@ -108,7 +108,7 @@ class InspectPage(Page):
             app.on_select(part, self._clicked, self, leads_to=("feature", "steer"))
 
     def _example(self, do: str, number: str, to: str, *values: Any) -> at.Inspect:
-        text = EXAMPLES[min(whole(number), len(EXAMPLES) - 1)]
+        text = one_of(EXAMPLES, number)
         return replace(self.address(*values), prompt=text, latent=None, token=None)
 
     def _clicked(self, do: str, number: str, to: str, *values: Any) -> at.Address:

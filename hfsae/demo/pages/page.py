@@ -91,7 +91,7 @@ class App:
         """When one of the events happens, show `to(*values of the page's inputs)`."""
 
         def handler(*values: Any) -> Updates:
-            return self._guarded(page, to, *values)
+            return self._guarded(page, to, (), values)
 
         return [self._bind(t, handler, page, leads_to, progress_on) for t in triggers]
 
@@ -109,15 +109,50 @@ class App:
         def handler(event: gr.EventData, *values: Any) -> Updates:
             data = event._data if isinstance(event._data, dict) else {}
             asked = [str(data.get(name) or "") for name in ("do", "at", "to")]
-            return self._guarded(page, to, *asked, *values)
+            return self._guarded(page, to, asked, values)
 
         return self._bind(panel.select, handler, page, leads_to, progress_on)
 
-    def _guarded(self, page: Page, to: Callable[..., Address], *values: Any) -> Updates:
+    def follow(
+        self,
+        triggers: Sequence[Callable[..., Any]],
+        page: Page,
+        draw: Callable[[Any], Updates] = lambda address: {},
+        drawn: Sequence[Any] = (),
+    ) -> None:
+        """When a field has changed, the link says so; what `draw` gives is shown besides."""
+
+        def handler(*values: Any) -> Updates:
+            try:
+                address = page.address(*values)
+                return {self.link: to_query(address), **draw(address)}
+            except ValueError as error:
+                return {page.notice: html("error", str(error))}
+
+        for trigger in triggers:
+            trigger(
+                handler,
+                list(page.inputs),
+                [page.notice, self.link, *drawn],
+                show_progress="hidden",
+                api_visibility="private",
+                trigger_mode="always_last",
+            )
+
+    def _guarded(
+        self,
+        page: Page,
+        to: Callable[..., Address],
+        asked: Sequence[str],
+        values: Sequence[Any],
+    ) -> Updates:
+        """Fields that stay as they are are left out: somebody may be typing there by now."""
         try:
-            return self.show(to(*values))
+            updates = self.show(to(*asked, *values))
         except ValueError as error:
             return {page.notice: html("error", str(error))}
+        seen = dict(zip(page.inputs, values, strict=True))
+        return {part: new for part, new in updates.items() if part not in seen or new != seen[part]}
 
     def _bind(
         self,
@@ -145,3 +180,8 @@ def whole(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:
         raise ValueError("that element names no number; reload the page")
     return int(text)
+
+
+def one_of(choices: Sequence[Any], index: str) -> Any:
+    """The one that an element's data-at says."""
+    return choices[min(whole(index), len(choices) - 1)]

@@ -7,7 +7,8 @@ import gradio as gr
 from .. import address as at
 from ..look import BY
 from ..parts import html, panel
-from .page import App, Page, Updates, whole
+from ..presets import searches
+from .page import App, Page, Updates, one_of, whole
 
 _NAMES = {
     "word": "a word they fire on",
@@ -34,6 +35,9 @@ class SearchPage(Page):
             )
             self.run = gr.Button("Search", variant="primary", min_width=100, scale=0)
             self.random = gr.Button("Random latent", min_width=130, scale=0)
+        self.choices = searches(actions.subject)
+        queries = [query for query, _ in self.choices]
+        self.examples = panel(html("examples", queries), elem_id="search-examples")
         self.notice = panel()
         self.found = panel(elem_id="search-found")
         self.inputs, self.outputs = (self.query, self.by), (self.found,)
@@ -52,9 +56,18 @@ class SearchPage(Page):
         return {self.found: html("searched", view)}
 
     def wire(self, app: App) -> None:
-        app.on([self.run.click, self.query.submit], self.address, self, progress_on=[self.found])
+        app.on([self.run.click, self.query.submit], self._search, self, progress_on=[self.found])
         app.on([self.random.click], self._random, self, leads_to=("feature",))
+        app.on_select(self.examples, self._example, self, progress_on=[self.found])
         app.on_select(self.found, self._clicked, self, leads_to=("feature", "steer"))
+
+    def _search(self, *values: Any) -> at.Search:
+        asked = self.address(*values)
+        self.actions.query(asked.query)  # there has to be one
+        return asked
+
+    def _example(self, do: str, number: str, to: str, *values: Any) -> at.Search:
+        return at.Search(*one_of(self.choices, number))
 
     def _random(self, *values: Any) -> at.Feature:
         return at.Feature(self.actions.random_latent()["latent"])

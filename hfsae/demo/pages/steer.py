@@ -1,20 +1,21 @@
 """Baseline and steered text side by side."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from ...steering import MODES, SCOPES
-from ...steering.strength import Trial
 from .. import address as at
 from .. import validate
-from ..act import LIMITS
+from ..act import LIMITS, sampling
 from ..actions import on_zero_gpu
 from ..address import to_query
-from ..parts import html, panel
-from .page import App, Page, Updates, whole
+from ..parts import dial, html, panel
+from ..presets import presets
+from ..runs import Run, Runs
+from .page import App, Page, Updates, one_of, whole
 
 UNIT_NAMES = {"max": "x largest activation", "norm": "% of the norm", "raw": "raw"}
 _UNITS = [
@@ -23,6 +24,7 @@ _UNITS = [
     ("raw", "raw"),
 ]
 _REACH = {"max": (4, 0.1), "norm": (100, 1), "raw": (200, 1)}  # of sliders, and their steps
+_FIRST = {"max": 1.0, "norm": 20.0, "raw": 20.0}  # strength of a latent that is added
 _MODES = {
     "add": "add its direction",
     "clamp": "clamp it to a value",
@@ -41,13 +43,13 @@ class SteerPage(Page):
         super().__init__(actions)
         self.measured = actions.largest is not None
         self.latents = gr.State({})
+        self.texts, self.sweeps = Runs(), Runs()
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 self.prompt = gr.Textbox(label="Prompt", lines=3, max_lines=8)
-                if actions.subject.presets:
-                    self.presets = panel(html("presets", actions.subject.presets))
-                else:
-                    self.presets = panel()
+                self.choices = presets(actions.subject)
+                names = [choice["name"] for choice in self.choices]
+                self.presets = panel(html("examples", names), elem_id="steer-examples")
                 with gr.Row(elem_classes="hf-buttons"):
                     self.run = gr.Button("Generate", variant="primary", min_width=120, scale=0)
                     self.stop = gr.Button("Stop", variant="stop", min_width=80, scale=0)
@@ -56,7 +58,7 @@ class SteerPage(Page):
                 self.chips = panel(elem_id="steer-chips")
                 with gr.Row(elem_classes="hf-buttons"):
                     self.new = gr.Textbox(
-                        label="Latent", max_length=9, min_width=110, scale=0, max_lines=1
+                        label="Latent", max_length=40, min_width=110, scale=0, max_lines=1
                     )
                     self.add = gr.Button("Add", min_width=80, scale=0)
                     self.random = gr.Button("Add random", min_width=130, scale=0)
@@ -97,19 +99,21 @@ class SteerPage(Page):
                 )
                 self.chat = gr.Checkbox(False, label="Chat template", min_width=160)
             with gr.Row():
-                self.temperature = gr.Slider(0, 2, 0.7, step=0.05, label="Temperature")
-                self.length = gr.Slider(1, 256, 40, step=1, label="New tokens")
+                self.temperature = dial(0, 2, 0.7, step=0.05, label="Temperature")
+                self.length = dial(1, 256, 40, step=1, label="New tokens")
             with gr.Row():
-                self.penalty = gr.Slider(1, 2, 1.1, step=0.05, label="Repetition penalty")
-                self.seed = gr.Number(16, label="Seed", precision=0, minimum=0)
+                self.penalty = dial(1, 2, 1.1, step=0.05, label="Repetition penalty")
+                self.seed = gr.Number(16, label="Seed")
 
     def address(self, *values: Any) -> at.Steer:
         prompt, latents, *rest = values
         names = ("mode", "unit", "scope", "error_term", "chat", "temperature")
         names += ("max_new_tokens", "repetition_penalty", "seed")
-        chosen = latents if isinstance(latents, dict) else {}
-        known = {int(i): float(strength) for i, strength in chosen.items()}
-        return at.Steer(prompt or "", known, **dict(zip(names, rest, strict=True)))
+        settings = dict(zip(names, rest, strict=True))
+        for name, value in settings.items():
+            if value is None:
+                raise ValueError(f"{name} is empty; write a number")
+        return at.Steer(prompt or "", _chosen(latents), **settings)
 
     def fill(self, address: at.Steer) -> Updates:
         a = address
@@ -163,7 +167,12 @@ class SteerPage(Page):
     def wire(self, app: App) -> None:
         self.app = app
         self.generated = [self.notice, self.output, app.link]
-        app.on([self.mode.input, self.unit.input], self.address, self)
+        settings = (self.scope, self.error_term, self.chat, self.temperature)
+        settings += (self.length, self.penalty, self.seed)
+        sliders = (self.temperature, self.length, self.penalty)  # they correct what was typed
+        changes = [field.input for field in settings] + [slider.release for slider in sliders]
+        app.follow(changes, self)
+        app.follow([self.mode.input, self.unit.input], self, self._draw_chips, [self.chips])
         app.on([self.random.click], self._add_random, self)
         app.on_select(self.chips, self._changed, self, leads_to=("feature",))
         app.on_select(self.presets, self._preset, self)
@@ -175,32 +184,48 @@ class SteerPage(Page):
                 api_visibility="private",
                 show_progress="hidden",
             )
-        generation = {
-            "fn": self.generate,
-            "inputs": list(self.inputs),
-            "outputs": self.generated,
-            "api_visibility": "private",
-            "concurrency_id": "run",
-            "concurrency_limit": 2,
-            "show_progress": "minimal",
-            "show_progress_on": [self.output],
-        }
-        running = gr.on([self.run.click, self.prompt.submit], **generation)
-        sweeping = self.suggest.click(
+        shared: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
+        queued = {"concurrency_id": "run", "concurrency_limit": 2, **shared}
+        asking = gr.on(
+            [self.run.click, self.prompt.submit], self.ask, None, None, queue=False, **shared
+        )
+        asking.then(
+            self.generate,
+            list(self.inputs),
+            self.generated,
+            show_progress="minimal",
+            show_progress_on=[self.output],
+            **queued,
+        )
+        self.suggest.click(self._ask_sweep, None, None, queue=False, **shared).then(
             self._suggest,
             list(self.inputs),
             [self.notice, self.suggestion, self.latents, self.chips],
-            api_visibility="private",
-            concurrency_id="run",
-            concurrency_limit=2,
             show_progress_on=[self.suggestion],
+            **queued,
         )
         self.stop.click(
+            self._stop,
             None,
+            None,
+            queue=False,
             js="() => document.querySelectorAll('.hf-caret').forEach((node) => node.remove())",
-            cancels=[running, sweeping],
-            api_visibility="private",
+            **shared,
         )
+
+    def ask(self, request: gr.Request) -> None:
+        """For the texts: those under way end."""
+        self.texts.ask(_session(request))
+
+    def _ask_sweep(self, request: gr.Request) -> None:
+        self.sweeps.ask(_session(request))
+
+    def _stop(self, request: gr.Request) -> None:
+        for runs in (self.texts, self.sweeps):
+            runs.stop(_session(request))
+
+    def _draw_chips(self, address: at.Steer) -> Updates:
+        return {self.chips: self._chips(address)}
 
     def _add(self, latent: Any, *values: Any) -> Updates:
         try:
@@ -214,8 +239,10 @@ class SteerPage(Page):
     def _with(self, latent: int, now: at.Steer) -> at.Steer:
         if len(now.latents) >= validate.MAX_LATENTS:
             raise ValueError(f"{validate.MAX_LATENTS} latents are steered already; remove one")
-        strength = {"max": 1.0, "norm": 20.0, "raw": 20.0}[now.unit]
-        return replace(now, latents={**now.latents, latent: strength})
+        if latent in now.latents:
+            strength = f"{now.latents[latent]:g}"
+            raise ValueError(f"latent {latent} is steered already, with strength {strength}")
+        return replace(now, latents={**now.latents, latent: _FIRST[now.unit]})
 
     def _changed(self, do: str, index: str, to: str, *values: Any) -> at.Address:
         now, latent = self.address(*values), whole(index)
@@ -229,42 +256,74 @@ class SteerPage(Page):
         return at.Feature(latent)
 
     def _preset(self, do: str, index: str, to: str, *values: Any) -> at.Steer:
-        presets = self.actions.subject.presets
-        preset = presets[min(whole(index), len(presets) - 1)]
+        preset = one_of(self.choices, index)
         strengths = {int(i): float(s) for i, s in preset["latents"].items()}
         mode = str(preset.get("mode", "add"))
         now = self.address(*values)
-        return replace(now, prompt=str(preset["prompt"]), latents=strengths, mode=mode, unit="max")
+        unit = "max"
+        if not self.measured:
+            strengths, unit = dict.fromkeys(strengths, _FIRST["norm"]), "norm"
+        return replace(now, prompt=str(preset["prompt"]), latents=strengths, mode=mode, unit=unit)
 
-    def generate(self, *values: Any) -> Iterator[Updates]:
-        """Both texts, token by token, for the values of the inputs."""
+    def generate(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
+        """Both texts, token by token, for the values of the inputs, if they are still wanted."""
+        session = _session(request)
+        run = self.texts.begin(session)
+        if run is None:
+            yield {self.notice: gr.skip()}
+            return
         try:
-            wanted = self.address(*values)
-            yield {self.notice: "", self.app.link: to_query(replace(wanted, run=True))}
-            for view in self.stream(wanted):
-                yield {self.output: html("pair", {**view, "prompt": wanted.prompt})}
+            yield from self._written(self.address(*values), run)
         except ValueError as error:
             yield {self.notice: html("error", str(error))}
+        finally:
+            self.texts.end(session, run)
 
-    def stream(self, wanted: at.Steer) -> Iterator[dict[str, Any]]:
-        arguments = asdict(wanted)
-        arguments.pop("run")
-        latents = ", ".join(f"{i}:{s}" for i, s in arguments.pop("latents").items())
-        return self.actions.steer(latents=latents, **arguments)
+    def _written(self, wanted: at.Steer, run: Run) -> Iterator[Updates]:
+        yield {self.notice: "", self.app.link: to_query(replace(wanted, run=True))}
+        a = wanted
+        chosen = (a.prompt, a.latents, a.mode, a.unit, a.scope, a.error_term, a.chat)
+        how = sampling(a.temperature, a.max_new_tokens, a.repetition_penalty, a.seed)
+        apart = on_zero_gpu()  # the process with the GPU cannot ask, nor tell the KL once it ends
+        heard = {} if apart else {"stopped": lambda: run.over}
+        view: dict[str, Any] = {}
+        for view in self.actions.write(self.actions.settings(*chosen), how, **heard):
+            if run.over and (apart or not run.stopped):
+                break
+            yield {self.output: html("pair", {**view, "prompt": a.prompt})}
+        if run.stopped:
+            said = html("said", f"Stopped after {view['n_steered']} tokens.")
+            ended = {**view, "done": True, "prompt": a.prompt}
+            yield {self.notice: said, self.output: html("pair", ended)}
 
-    def _suggest(self, *values: Any, progress: gr.Progress = gr.Progress()) -> Updates:
-        def tell(trial: Trial) -> None:
-            progress(None, desc=f"tried {trial.strength:.2g} times the strengths")
+    def _suggest(
+        self, request: gr.Request, *values: Any, progress: gr.Progress = gr.Progress()
+    ) -> Updates:
+        session = _session(request)
+        run = self.sweeps.begin(session)
+        if run is None:
+            return {self.notice: gr.skip()}
 
-        now = self.address(*values)
+        def tell(done: int, n: int) -> None:
+            if run.over:
+                raise _StoppedError
+            progress((done, n), desc=f"trial {min(done + 1, n)} of {n}", unit="trials")
+
         try:
-            settings = (now.prompt, now.latents, now.mode, now.unit)
-            # the process with the GPU could not call back
-            heard = {} if on_zero_gpu() else {"progress": tell}
-            found = self.actions.sweep(*settings, **heard)
+            return self._found(self.address(*values), tell)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
-        new = replace(now, latents=found["latents"] if found["strength"] else now.latents)
+        except _StoppedError:
+            return {self.notice: html("said", "Stopped; the strengths are as they were.")}
+        finally:
+            self.sweeps.end(session, run)
+
+    def _found(self, now: at.Steer, tell: Callable[[int, int], None]) -> Updates:
+        # the process with the GPU could not call back
+        heard = {} if on_zero_gpu() else {"progress": tell}
+        found = self.actions.sweep(now.prompt, now.latents, now.mode, now.unit, **heard)
+        suggested = {int(latent): strength for latent, strength in found["latents"].items()}
+        new = replace(now, latents=suggested if found["strength"] else now.latents)
         view = {**found, "unit_name": UNIT_NAMES[now.unit]}
         return {
             self.notice: "",
@@ -272,3 +331,17 @@ class SteerPage(Page):
             self.latents: new.latents,
             self.chips: self._chips(new),
         }
+
+
+def _chosen(latents: Any) -> dict[int, float]:
+    """The page's latents and strengths: JSON has text for keys."""
+    known = latents if isinstance(latents, dict) else {}
+    return {int(latent): float(strength) for latent, strength in known.items()}
+
+
+class _StoppedError(Exception):
+    """Ends a sweep."""
+
+
+def _session(request: gr.Request) -> str:
+    return str(request.session_hash)

@@ -7,7 +7,13 @@ import gradio as gr
 
 from .. import address as at
 from ..parts import html, panel
-from .page import App, Page, Updates, whole
+from .page import App, Page, Updates, one_of, whole
+
+EXAMPLES = (
+    "The river flows from the mountains into the",
+    "The king and his wife, the",
+    "He was born in Paris, the capital of",
+)
 
 
 class WhyPage(Page):
@@ -26,6 +32,7 @@ class WhyPage(Page):
                 label="Rather than", placeholder="nothing", min_width=130, scale=1
             )
             self.run = gr.Button("Explain", variant="primary", min_width=110, scale=0)
+        self.examples = panel(html("examples", EXAMPLES), elem_id="why-examples")
         self.notice = panel()
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -57,10 +64,11 @@ class WhyPage(Page):
     def wire(self, app: App) -> None:
         app.on(
             [self.run.click, self.prompt.submit, self.target.submit, self.contrast.submit],
-            self.address,
+            self._explain,
             self,
             progress_on=[self.effects],
         )
+        app.on_select(self.examples, self._example, self, progress_on=[self.effects])
         app.on_select(self.next, self._chosen, self, progress_on=[self.effects])
         app.on_select(self.effects, self._clicked, self, leads_to=("feature",))
         self.effects.ablate(
@@ -70,6 +78,14 @@ class WhyPage(Page):
             api_visibility="private",
             show_progress_on=[self.effects],
         )
+
+    def _explain(self, *values: Any) -> at.Why:
+        asked = self.address(*values)
+        self.actions.text(asked.prompt)  # there has to be one
+        return asked
+
+    def _example(self, do: str, number: str, to: str, *values: Any) -> at.Why:
+        return at.Why(one_of(EXAMPLES, number))
 
     def _chosen(self, do: str, token: str, to: str, *values: Any) -> at.Why:
         now, token = self.address(*values), f"#{whole(token)}"

@@ -1,0 +1,72 @@
+"""What there is to click on where nobody wrote presets: latents that the feature store shows clear.
+
+None of them is given a name: a latent is described by its label, else by what it fires on.
+"""
+
+import random
+from collections import Counter
+from typing import Any
+
+from ..features import FeatureStore
+from .subject import Subject
+
+N = 4
+PROMPT = "The story is about"
+STRENGTH = 1.5  # of the largest activation: seen in the text, which mostly stays one
+_DENSITIES = (2e-4, 3e-3)  # often enough to have examples, and not on every page
+_LOOKED_AT = 512  # latents: reading their examples takes some 20 ms, however many there are
+_SHORTEST = 4  # letters of a word that says something
+
+
+def presets(subject: Subject) -> list[dict[str, Any]]:
+    """The SAE's own, else made of a few of its latents: name, prompt, {latent: strength}."""
+    return subject.presets or [
+        {"name": name, "prompt": PROMPT, "latents": {str(latent): STRENGTH}}
+        for latent, name in _described(subject).items()
+    ]
+
+
+def searches(subject: Subject) -> list[tuple[str, str]]:
+    """(query, by) that find something."""
+    words = [] if subject.store is None else list(clear_words(subject.store).values())[:N]
+    found = [(word, "word") for word in words]
+    found += [(label, "label") for label in list(subject.labels.values())[:1]]
+    return found or [("The river flows into the sea", "fires on")]
+
+
+def _described(subject: Subject) -> dict[int, str]:
+    """{latent: what it is}, the labelled ones first."""
+    density = subject.density()
+    found = {i: label for i, label in subject.labels.items() if i < len(density) and density[i] > 0}
+    if subject.store is not None:
+        words = clear_words(subject.store)
+        found |= {i: f"fires on “{word}”" for i, word in words.items() if i not in found}
+    if not found:
+        drawn = random.Random(0).sample(range(subject.d_sae), min(N, subject.d_sae))
+        found = {i: f"latent {i}" for i in drawn}
+    return dict(list(found.items())[:N])
+
+
+def clear_words(store: FeatureStore) -> dict[int, str]:
+    """{latent: the word that it fires on}, for latents that do so in all their strongest examples.
+
+    The clearest first: its share of the examples, times the weakest of them over the strongest.
+    """
+    import pyarrow.compute as pc
+
+    strongest = (pc.field("latent") < _LOOKED_AT) & (pc.field("kind") == "top")
+    firings = store.firings(strongest)
+    examples: dict[int, list[tuple[float, str]]] = {}
+    for latent, activation, token in zip(
+        firings.latent, firings.activation, firings.token, strict=True
+    ):
+        examples.setdefault(latent, []).append((activation, token.strip().casefold()))
+    low, high = _DENSITIES
+    density, clarity, words = store.densities.tolist(), {}, {}
+    for latent, found in examples.items():
+        ((word, n),) = Counter(word for _, word in found).most_common(1)
+        if low <= density[latent] <= high and len(word) >= _SHORTEST and word.isalpha():
+            activations = [activation for activation, _ in found]
+            clarity[latent] = n / len(found) * min(activations) / max(activations)
+            words[latent] = word
+    return {i: words[i] for i in sorted(words, key=lambda i: -clarity[i])}

@@ -1,0 +1,67 @@
+"""What there is to click on where an SAE comes without presets."""
+
+import shutil
+import time
+
+import pyarrow as pa
+import pyarrow.dataset
+
+from hfsae.demo import Choice, open_subject
+from hfsae.demo.actions import Actions
+from hfsae.demo.presets import PROMPT, clear_words, presets, searches
+from hfsae.features import FeatureStore
+from hfsae.packaged import SHIPPED_SAE
+
+# latent: density, and of each of its strongest examples the token and the activation
+LATENTS = {
+    "clear": (1e-3, [(" sea", 9.0), (" Senate", 8.0), (" Senate", 8.0), (" senate", 8.0)]),
+    "clearest": (1e-3, [(" large", 8.0), (" large", 7.9), (" large", 7.8), (" large", 7.7)]),
+    "always": (0.2, [(" public", 9.0), (" public", 9.0), (" public", 9.0)]),
+    "short": (1e-3, [(" a", 9.0), (" a", 9.0)]),
+    "no word": (1e-3, [(" 1998", 9.0), (" 1998", 9.0)]),
+}
+
+
+def store() -> FeatureStore:
+    rows = [
+        {"latent": i, "kind": "top", "rank": r, "activation": a, "firing": 1, "tokens": ["x", t]}
+        for i, (_, examples) in enumerate(LATENTS.values())
+        for r, (t, a) in enumerate(examples)
+    ]
+    latents = pa.table({"density": [density for density, _ in LATENTS.values()]})
+    return FeatureStore(latents, pyarrow.dataset.dataset(pa.Table.from_pylist(rows)), {})
+
+
+def test_clear_latents_fire_on_one_word_and_the_clearest_is_first():
+    assert clear_words(store()) == {1: "large", 0: "senate"}
+
+
+def test_presets_are_labelled_latents_then_clear_ones_and_none_is_given_a_name(sae_folder):
+    subject = open_subject(Choice(str(sae_folder)), with_lm=False)
+    subject.store, subject.labels = store(), {2: "people", 3: "dead", 47: "alive"}
+    assert [(p["name"], p["prompt"], list(p["latents"])) for p in presets(subject)] == [
+        ("people", PROMPT, ["2"]),
+        ("dead", PROMPT, ["3"]),
+        ("fires on “large”", PROMPT, ["1"]),
+        ("fires on “senate”", PROMPT, ["0"]),
+    ]
+    assert searches(subject) == [("large", "word"), ("senate", "word"), ("people", "label")]
+
+
+def test_without_a_store_there_is_still_something_to_click(sae_folder, tmp_path):
+    folder = shutil.copytree(sae_folder, tmp_path / "sae", ignore=lambda *_: ["features"])
+    subject = open_subject(Choice(str(folder)), with_lm=False)
+    assert all(p["name"] == f"latent {next(iter(p['latents']))}" for p in presets(subject))
+    assert len(presets(subject)) == 4 and searches(subject)[0][1] == "fires on"
+
+
+def test_what_the_shipped_sae_would_show_is_found_at_once_and_works():
+    subject = open_subject(Choice(str(SHIPPED_SAE)), with_lm=False)
+    own, subject.presets = subject.presets, []
+    assert own
+    begun = time.perf_counter()
+    first, found = presets(subject)[0], searches(subject)
+    assert time.perf_counter() - begun < 0.5
+    assert first["name"] == subject.labels[int(next(iter(first["latents"])))]
+    actions = Actions(subject)
+    assert all(actions.search(*query)["found"] for query in found)
