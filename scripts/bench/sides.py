@@ -5,7 +5,6 @@ dictionary, so that its L0 is what was asked for and stays there.
 """
 
 import argparse
-import importlib
 import warnings
 from collections.abc import Callable
 
@@ -253,8 +252,6 @@ TRAINERS = {  # imported before memory is counted
 
 
 def serve_steps(library: str, name: str, problem: Problem) -> None:
-    importlib.import_module(TRAINERS[library])
-
     def make() -> turns.Step:
         step = SIDES[library][name](problem)
 
@@ -264,7 +261,7 @@ def serve_steps(library: str, name: str, problem: Problem) -> None:
 
         return turn
 
-    turns.serve(make)
+    turns.serve(make, TRAINERS[library])
 
 
 if __name__ == "__main__":

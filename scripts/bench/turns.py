@@ -7,6 +7,7 @@ the ratios within a turn; nothing but a ratio within one run means anything.
 """
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -147,10 +148,15 @@ def chosen(args: Any, known: dict[str, Iterable[str]], default: Iterable[str]) -
     return [*(f"{OURS}.{name}" for name in default), *peers]
 
 
-def serve(make: Callable[[], Step]) -> None:
-    """Be a side: make the work, then answer what is asked on standard input."""
+def serve(make: Callable[[], Step], *modules: str) -> None:
+    """Be a side: make the work, then answer what is asked on standard input.
+
+    `modules` are imported first, so that peaks do not count them.
+    """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     sys.stdout = sys.stderr  # libraries print; answers go where they do not
+    for module in modules:
+        importlib.import_module(module)
     _forget_peak()
     before = _peak_mib()
     step, n_steps = make(), 0
