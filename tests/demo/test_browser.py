@@ -72,6 +72,13 @@ def insist(act: Callable, seen: Callable) -> None:
     raise AssertionError("it was never seen")
 
 
+def begin(page) -> None:
+    """Generate, and see that it has begun."""
+    caret = "#steer-output .hf-caret"
+    generate = page.get_by_role("button", name="Generate")
+    insist(generate.click, lambda: page.wait_for_selector(caret, timeout=3000))
+
+
 def texts(page) -> list[str]:
     """The two continuations, once they are done."""
     page.wait_for_selector("text=KL from the model as it is")
@@ -200,12 +207,17 @@ def test_an_emptied_box_empties_the_page_and_random_needs_no_number(visit):
 
 def test_a_label_that_is_not_saved_is_said_so_and_there_when_one_comes_back(visit):
     page = visit("tab=feature&latent=9")
-    page.wait_for_selector("#feature-main h2:has-text('Latent 9')")
-    label = page.get_by_label("Label", exact=True)
-    label.press_sequentially("rain")
-    page.wait_for_timeout(500)
-    page.get_by_role("button", name="Next").click()
-    page.wait_for_selector("[role=status]:has-text('Labels not saved yet: of 9.')")
+    address, label = page.url, page.get_by_label("Label", exact=True)
+
+    def write_and_leave() -> None:
+        page.goto(address)
+        page.wait_for_selector("#feature-main h2:has-text('Latent 9')")
+        label.press_sequentially("rain")
+        page.wait_for_timeout(500)
+        page.get_by_role("button", name="Next").click()
+
+    told = "[role=status]:has-text('Labels not saved yet: of 9.')"
+    insist(write_and_leave, lambda: page.wait_for_selector(told, timeout=3000))
     expect(label).to_have_value("")
     page.get_by_role("button", name="Previous").click()
     expect(label).to_have_value("rain")
@@ -357,8 +369,7 @@ def test_what_is_stopped_says_so_and_another_text_takes_the_place_of_one_under_w
     page.wait_for_selector("#steer-chips [data-chip='3']")
 
     def stop() -> None:
-        page.get_by_role("button", name="Generate").click()
-        page.wait_for_selector("#steer-output .hf-caret")
+        begin(page)
         page.get_by_role("button", name="Stop").click()
 
     told = "[role=status]:has-text('Stopped after')"
@@ -366,11 +377,11 @@ def test_what_is_stopped_says_so_and_another_text_takes_the_place_of_one_under_w
     page.wait_for_selector("text=KL from the model as it is")
     assert page.locator("#steer-output .hf-caret").count() == 0
 
-    page.get_by_role("button", name="Generate").click()
-    page.wait_for_selector("#steer-output .hf-caret")
+    begin(page)
     page.get_by_label("Prompt", exact=True).fill("a dog")
-    page.get_by_role("button", name="Generate").click()
-    page.wait_for_selector("#steer-output .hf-prompt:has-text('a dog')")
+    other = "#steer-output .hf-prompt:has-text('a dog')"
+    generate = page.get_by_role("button", name="Generate")
+    insist(generate.click, lambda: page.wait_for_selector(other, timeout=3000))
     assert all(text.startswith("a dog") for text in texts(page))
 
 
@@ -379,8 +390,7 @@ def test_stop_ends_a_text_and_a_closed_tab_leaves_no_hook(visit, app_url):
     page = visit("tab=steer&prompt=the&latents=3:2&max_new_tokens=240")
     page.wait_for_selector("#steer-chips [data-chip='3']")
     for leave in (page.get_by_role("button", name="Stop").click, page.close):
-        page.get_by_role("button", name="Generate").click()
-        page.wait_for_selector("#steer-output .hf-caret")
+        begin(page)
         leave()
         assert any(client.predict(api_name="/hooks") == 0 for _ in range(200))
     done = client.predict(prompt="the", latents="3:0", max_new_tokens=3, api_name="/steer")
