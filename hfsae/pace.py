@@ -128,9 +128,10 @@ class SAEPace(NamedTuple):
 def sae_pace(config: SAEConfig, args: CollectArguments, context: int, device: str) -> SAEPace:
     """Of looking at a trained SAE, on rows of `context` tokens."""
     d_sae, n = min(config.d_sae, _LATENTS[0]), _ROWS_A_BLOCK * context
+    l0 = getattr(config, "target_l0", None) or getattr(config, "k", None) or _L0
     sae = AutoModel.from_config(_narrowed(config, d_sae)).to(device)
     x = torch.randn(n, config.d_in, device=device)
-    latents = torch.where(torch.rand(n, d_sae, device=device) < 50 / config.d_sae, 1.0, 0.0)
+    latents = torch.where(torch.rand(n, d_sae, device=device) < l0 / config.d_sae, 1.0, 0.0)
     ids = torch.zeros(_ROWS_A_BLOCK, context, dtype=torch.long)
     tokens = TokenBatch(ids, ids == 0, ids)
     row, position = (part.to(device) for part in tokens.keep.nonzero(as_tuple=True))
@@ -140,12 +141,6 @@ def sae_pace(config: SAEConfig, args: CollectArguments, context: int, device: st
     keep = _seconds(lambda: seen.add_block_(latents, row, position, tokens), device)
     size = config.d_sae / d_sae / n
     return SAEPace(encode * size, (encode + keep) * size)
-
-
-def product_rate(dtype: torch.dtype, device: str, size: int = 1024) -> float:
-    """Floating-point operations a second in a matrix product."""
-    a = torch.ones(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / _seconds(lambda: a @ a, device)
 
 
 def _seconds(work: Callable[[], object], device: str, *, at_least: float = 0.5) -> float:

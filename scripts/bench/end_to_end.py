@@ -19,15 +19,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from streams import SIDES
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from turns import add_arguments, chosen, markdown, measure
 
 from hfsae.activations import TextArguments, documents
-from hfsae.packaged import require_packaged_lm
 
-LM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SIZES = {"tokens": 16384, "batch": 2048, "rows": 16, "d_sae": 8192}
 TABLES = {
     "Text to trained SAEs": ("train", "train_dense", "train_six"),
@@ -39,14 +35,10 @@ def write_inputs(folder: Path) -> dict[str, str]:
     """The packaged language model as a folder of Transformers, and text as lines of JSON."""
     # TransformerLens tells families by words in a path: "llama", "gemma" or "qwen" must not be in.
     model, text = folder / "smol", folder / "text.jsonl"
-    packaged = require_packaged_lm(LM)
-    source, file = packaged.folder, packaged.gguf_file
-    lm = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
-    lm.hf_quantizer = None  # weights are dequantised; with it save_pretrained refuses
-    if hasattr(lm.config, "quantization_config"):
-        del lm.config.quantization_config
-    lm.save_pretrained(model)
-    AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(model)
+    sys.path.append(str(Path(__file__).parents[1] / "interop"))
+    from write_saebench_inputs import write_model
+
+    write_model(model)
     arguments = TextArguments("packaged:wiki", max_document_chars=2000, held_out_fraction=0.0)
     with text.open("w", encoding="utf-8") as lines:
         for document in documents(arguments, "train"):
