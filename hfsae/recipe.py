@@ -14,7 +14,7 @@ import reprlib
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,6 +63,7 @@ _FREE = (
     "shard_latents",
     "cache",
     "cache_gb",
+    "prefetch",
 )
 
 
@@ -330,6 +331,7 @@ def _train(
         harvester,
         recipe.shuffle,
         recipe.training.batch_size,
+        n_batches=recipe.training.total_steps,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
@@ -341,7 +343,8 @@ def _train(
         saes[name] = AutoModel.from_config(config)
     provenance = _provenance(recipe, loaded, command)
     trainer = Trainer(saes, stream, recipe.training, accelerator=accelerator, provenance=provenance)
-    trainer.train()
+    with closing(stream):
+        trainer.train()
     trainer.close()
 
 

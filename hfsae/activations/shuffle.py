@@ -9,16 +9,21 @@ With several processes each harvests its share of the token rows, and all then h
 bucket, from which each takes its slice of the same global batch. A run's batches therefore do not
 depend on how many processes it has.
 
+With `prefetch` a thread fills the next bucket while this one is handed out. It reads nothing that
+training changes, so batches are the same, to the bit.
+
 Memory per process: bucket_tokens * sum of site widths, in the LM's dtype (Gemma 2 2B, one site, a
-million tokens: 4.8 GB), and for a moment rows * ctx * processes more.
+million tokens: 4.8 GB), twice that with `prefetch`, and for a moment rows * ctx * processes more.
 """
 
 import copy
 import random
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -42,6 +47,8 @@ class ShuffleArguments:
     """Seed of the order."""
     device: str = "cpu"
     """Where the bucket lies."""
+    prefetch: bool = False
+    """Fill the next bucket while training on this one; needs memory for two."""
 
     def __post_init__(self):
         if self.bucket_tokens < 1 or self.passes < 1:
@@ -52,6 +59,16 @@ class ShuffleArguments:
             raise ValueError(f"shuffle.device is {self.device!r}, but torch sees no GPU; use 'cpu'")
 
 
+class _Bucket(NamedTuple):
+    activations: dict[str, Float[Tensor, "_ _"]]
+    source_after: dict[str, Any]
+    """where in the text the next one begins, and all that was counted up to there"""
+
+
+class _Closed(Exception):
+    """Nobody waits for the bucket that is being filled."""
+
+
 class ShuffledActivations:
     """Endless stream of {site: [batch_size / processes, d]}, float32.
 
@@ -59,6 +76,7 @@ class ShuffledActivations:
         rows: endless token rows (`PackedRows(..., epochs=None)`), the same on every process.
         harvester: turns them into activations; its sites are the batches' keys.
         batch_size: activations in a global batch, divisible by the number of processes.
+        n_batches: how many will be asked for, so that no bucket is prefetched for nothing.
     """
 
     def __init__(
@@ -68,6 +86,7 @@ class ShuffledActivations:
         args: ShuffleArguments,
         batch_size: int,
         *,
+        n_batches: int | None = None,
         process_index: int = 0,
         num_processes: int = 1,
     ):
@@ -81,15 +100,25 @@ class ShuffledActivations:
                 f"batch_size {batch_size} does not divide by {num_processes} processes"
             )
         self.rows, self.harvester, self.args = rows, harvester, args
-        self.batch_size = batch_size
+        self.batch_size, self.n_batches = batch_size, n_batches
         self.rank, self.world = process_index, num_processes
         self.progress: Callable[[int, int], None] = lambda done, total: None
-        """Called with (activations so far, most there can be) while a bucket is filled."""
+        """Called with (activations so far, most there can be) while a bucket is filled; by another
+        thread, if it is prefetched."""
         self._totals = {"kept": 0, "dropped_special": 0, "dropped_outliers": 0}
-        self._position = {"bucket": 0, "offset": 0, "source": self._source()}
-        self._activations: dict[str, Tensor] | None = None
-        self._source_after: dict[str, Any] = {}
+        self._after = self._source()  # of the last bucket that was handed out
+        self._position = {"bucket": 0, "offset": 0, "handed_out": 0, "source": self._after}
+        self._bucket: _Bucket | None = None
         self._batches: Iterator[TokenBatch] | None = None
+        self._batches_at: dict[str, Any] = {}
+        self._thread = ThreadPoolExecutor(1, "harvest") if args.prefetch else None
+        self._coming: Future[_Bucket] | None = None
+        self._is_closed = threading.Event()
+        # Collectives of two threads must not meet in one group.
+        apart = args.prefetch and num_processes > 1
+        group = dist.new_group(backend="gloo") if apart else None
+        self._group = cast("dist.ProcessGroup | None", group)
+        self._pins = harvester.lm.device.type == "cuda" and args.device == "cpu"
 
     @property
     def sites(self) -> list[str]:
@@ -99,7 +128,7 @@ class ShuffledActivations:
     def record(self) -> dict[str, Any]:
         """Positions harvested so far over all processes (kept, dropped_special, dropped_outliers)
         and, by site, the norm above which positions were dropped."""
-        return {**self._totals, "norm_limits": dict(self.harvester.norm_limits)}
+        return {**self._after["totals"], "norm_limits": dict(self._after["norm_limits"])}
 
     def sample(self, n: int) -> dict[str, Float[Tensor, "_ _"]]:
         """The first n activations of the current bucket's order, float32; takes nothing away."""
@@ -111,27 +140,37 @@ class ShuffledActivations:
         """This process's slice of the next global batch, {site: [batch_size / processes, d]}."""
         self._filled()
         if self._position["offset"] >= self._batches_a_pass() * self.args.passes:
-            self._position = {
+            self._position |= {
                 "bucket": self._position["bucket"] + 1,
                 "offset": 0,
-                "source": self._source_after,
+                "source": self._after,
             }
-            self._activations = None  # freed before the next is filled: never two in memory
+            self._bucket = None  # freed before the next is filled: only prefetching holds two
         bucket = self._filled()
+        self._prefetch()
         passes_done, batch = divmod(self._position["offset"], self._batches_a_pass())
         share = self.batch_size // self.world
         start = batch * self.batch_size + self.rank * share
         chosen = self._order(passes_done)[start : start + share]
         self._position["offset"] += 1
-        return {site: acts[chosen].float() for site, acts in bucket.items()}
+        self._position["handed_out"] += 1
+        batches = {site: acts[chosen].float() for site, acts in bucket.items()}
+        return {site: x.pin_memory() for site, x in batches.items()} if self._pins else batches
 
     def state_dict(self) -> dict[str, Any]:
-        return copy.deepcopy({**self._position, "record": self._source()})
+        return copy.deepcopy({**self._position, "record": self._after})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         state = copy.deepcopy(state)
-        self._load_source(state.pop("record"))  # what a run that is over reports
-        self._position, self._activations, self._batches = state, None, None
+        self._forget_coming()
+        self._after = state.pop("record")  # what a run that is over reports
+        self._position, self._bucket, self._batches = state, None, None
+
+    def close(self) -> None:
+        """Stop what is being prefetched, and wait until it has stopped."""
+        self._forget_coming()
+        if self._thread is not None:
+            self._thread.shutdown()
 
     def _batches_a_pass(self) -> int:
         return self._n() // self.batch_size
@@ -158,17 +197,59 @@ class ShuffledActivations:
         self._totals = dict(source["totals"])
 
     def _filled(self) -> dict[str, Float[Tensor, "_ _"]]:
-        """The current bucket. Filling starts from the saved position, so that one that was
-        interrupted, or is done again after a resume, gives the same bucket."""
-        if self._activations is None:
-            start = self._position["source"]
-            if self._batches is None or self._source_after != start:
-                self._load_source(start)
-                self._batches = iter(self.rows)
-            batches, self._batches = self._batches, None  # lost if filling is interrupted
-            self._activations = self._fill(batches)
-            self._batches, self._source_after = batches, self._source()
-        return self._activations
+        """The current bucket."""
+        if self._bucket is None:
+            coming, self._coming = self._coming, None
+            source = self._position["source"]
+            self._bucket = coming.result() if coming else self._made(source)
+            self._after = self._bucket.source_after
+            for acts in self._bucket.activations.values():
+                if coming and acts.is_cuda:  # it was made on another of the GPU's streams
+                    acts.record_stream(torch.cuda.current_stream(acts.device))
+        return self._bucket.activations
+
+    def _prefetch(self) -> None:
+        """Begin the next bucket, if there will be a need for it."""
+        if self._thread is None or self._coming is not None:
+            return
+        left_here = self._batches_a_pass() * self.args.passes - self._position["offset"]
+        is_last = self.n_batches is not None and (
+            self._position["handed_out"] + left_here >= self.n_batches
+        )
+        if not is_last:
+            self._coming = self._thread.submit(self._made_beside, self._after)
+
+    def _forget_coming(self) -> None:
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            self._is_closed.set()
+            wait([coming])
+            self._is_closed.clear()
+
+    def _made_beside(self, source: dict[str, Any]) -> _Bucket:
+        """In the thread: a bucket; on a GPU, on a stream beside the one that training is on."""
+        device = self.harvester.lm.device
+        if device.type != "cuda":
+            return self._made(source)
+        beside = torch.cuda.Stream(device)
+        with torch.cuda.stream(beside):
+            bucket = self._made(source)
+        beside.synchronize()
+        return bucket
+
+    def _made(self, source: dict[str, Any]) -> _Bucket:
+        """The bucket that begins at `source`: the same one, if it is done again after a resume or
+        after filling was interrupted."""
+        if self._batches is None or self._batches_at != source:
+            self._load_source(source)
+            self._batches = iter(self.rows)
+        batches, self._batches = self._batches, None  # lost if filling is interrupted
+        try:
+            activations = self._fill(batches)
+        finally:
+            self.harvester.flush()
+        self._batches, self._batches_at = batches, self._source()
+        return _Bucket(activations, self._batches_at)
 
     def _fill(self, source: Iterator[TokenBatch]) -> dict[str, Float[Tensor, "_ _"]]:
         batches = self._read(source)
@@ -181,14 +262,15 @@ class ShuffledActivations:
             acts_here = self.harvester(batches[min(mine, len(batches) - 1)]).activations
             n_before = n
             for site, acts in acts_here.items():
-                acts = _gather(acts if mine < len(batches) else acts[:0], self.world)
+                acts = _gather(acts if mine < len(batches) else acts[:0], self.world, self._group)
                 if site not in bucket:
                     size = (capacity, acts.shape[-1])
                     bucket[site] = torch.empty(size, dtype=acts.dtype, device=self.args.device)
                 n = n_before + len(acts)
                 bucket[site][n_before:n] = acts
             self.progress(n, capacity)
-        self.harvester.flush()
+            if self._is_unwanted():
+                raise _Closed
         if n < capacity:  # outliers were dropped: that was all
             self.progress(n, n)
         self._totals["kept"] += n
@@ -200,6 +282,15 @@ class ShuffledActivations:
                 "text or a smaller batch_size"
             )
         return {site: acts[:n] for site, acts in bucket.items()}
+
+    def _is_unwanted(self) -> bool:
+        """Whether the bucket is for nobody; on all processes at once, since they wait for each
+        other."""
+        if self._group is None:
+            return self._is_closed.is_set()
+        closed = torch.tensor(int(self._is_closed.is_set()))
+        dist.all_reduce(closed, group=self._group)
+        return bool(closed)
 
     def _read(self, source: Iterator[TokenBatch]) -> list[TokenBatch]:
         """The bucket's token batches: decided by tokens alone, hence the same on every process."""
@@ -226,16 +317,21 @@ def _permutation(seed: int, bucket: int, passes_done: int, n: int) -> Int64[Tens
     return torch.randperm(n, generator=torch.Generator().manual_seed(mixed))
 
 
-def _gather(rows: Float[Tensor, "n d"], world: int) -> Float[Tensor, "_ d"]:
-    """All processes' rows, in the order of their ranks; counts may differ."""
+def _gather(
+    rows: Float[Tensor, "n d"], world: int, group: dist.ProcessGroup | None
+) -> Float[Tensor, "_ d"]:
+    """All processes' rows, in the order of their ranks; counts may differ. A group of its own is
+    one of CPUs."""
     if world == 1:
         return rows
+    rows = rows if group is None else rows.cpu()
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.empty_like(count) for _ in range(world)]
-    dist.all_gather(counts, count)
+    dist.all_gather(counts, count, group=group)
     padded = rows.new_zeros(max(int(c) for c in counts), rows.shape[1])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in range(world)]
     # As bytes: not every backend knows every dtype.
-    dist.all_gather([part.view(torch.uint8) for part in parts], padded.view(torch.uint8))
+    as_bytes = [part.view(torch.uint8) for part in parts]
+    dist.all_gather(as_bytes, padded.view(torch.uint8), group=group)
     return torch.cat([part[: int(c)] for part, c in zip(parts, counts, strict=True)])

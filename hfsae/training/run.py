@@ -280,7 +280,8 @@ class Run:
 
     def _inputs(self, batch: dict[str, Tensor], is_slice: bool = True) -> tuple[Tensor, Tensor]:
         """This process's share of the batch; all of it, where the latents are what is shared."""
-        x, target = (batch[site].to(self.accelerator.device) for site in self.sae.config.places)
+        device, places = self.accelerator.device, self.sae.config.places
+        x, target = (batch[site].to(device, non_blocking=True) for site in places)
         if self.mesh is not None:
             x, target = (everywhere(each, self.mesh, is_slice=is_slice) for each in (x, target))
         return x, target

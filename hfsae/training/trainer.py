@@ -212,6 +212,8 @@ class Trainer:
                 yield bar
             finally:
                 self.stream.progress = lambda n, n_total: None
+                for interrupted in harvest:
+                    interrupted.close()
 
     def _anyone(self, requested: bool) -> bool:
         """Whether any process was asked to stop: all must leave the loop at the same step."""

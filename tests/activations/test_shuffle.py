@@ -137,3 +137,75 @@ def test_impossible_sizes_are_refused(make_stream):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="torch sees no GPU"):
             ShuffleArguments(device="cuda")
+
+
+def test_prefetched_batches_are_the_same(make_stream):
+    here, ahead = make_stream(), make_stream(prefetch=True)
+    for _ in range(40):  # three buckets
+        expected, got = here.next_batch(), ahead.next_batch()
+        assert all(torch.equal(got[site], expected[site]) for site in SITES)
+    ahead.close()
+
+
+def test_a_prefetching_stream_resumes_to_the_bit_and_counts_what_it_handed_out(make_stream):
+    here, ahead, resumed = make_stream(), make_stream(prefetch=True), make_stream(prefetch=True)
+    for _ in range(20):
+        here.next_batch(), ahead.next_batch()
+    assert ahead.record == here.record, "a bucket that is on its way does not count"
+    resumed.next_batch()  # has begun something else, which it forgets
+    resumed.load_state_dict(ahead.state_dict())
+    for _ in range(20):
+        expected = here.next_batch()["layers.1"]
+        assert torch.equal(resumed.next_batch()["layers.1"], expected)
+    ahead.close(), resumed.close()
+
+
+def test_nothing_is_prefetched_that_nobody_will_ask_for(make_stream):
+    stream = make_stream(prefetch=True)
+    stream.n_batches = len(stream.sample(10_000)["layers.1"]) // 32 + 1  # one of the second bucket
+    harvested = []
+    stream.progress = lambda n, total: harvested.append(n)
+    for _ in range(stream.n_batches):
+        stream.next_batch()
+    stream.close()
+    assert harvested and harvested == sorted(harvested), "the third bucket was begun"
+
+
+def test_closing_stops_a_bucket_on_its_way(make_stream):
+    stream, seen = make_stream(prefetch=True), []
+    stream.sample(1)
+    stream.progress = lambda n, total: (seen.append(n), stream._is_closed.wait(30))
+    stream.next_batch()
+    stream.close()
+    assert len(seen) == 1, "it went on after it was closed"
+
+
+def test_an_error_of_the_thread_reaches_who_asks_for_the_batch(make_stream):
+    stream = make_stream(prefetch=True)
+    n = len(stream.sample(10_000)["layers.1"]) // 32
+
+    def fail(done, total):
+        raise OSError("the disk is gone")
+
+    stream.progress = fail
+    with pytest.raises(OSError, match="the disk is gone"):
+        for _ in range(n + 1):
+            stream.next_batch()
+    stream.close()
+
+
+def test_what_was_harvested_is_kept_when_filling_is_interrupted(make_stream, tmp_path):
+    harvest = HarvestArguments(rows=4, cache=str(tmp_path))
+    stream, calls = make_stream(harvest=harvest), []
+
+    def interrupt(done, total):
+        calls.append(done)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    stream.progress = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        stream.next_batch()
+    again = make_stream(harvest=harvest)
+    again.next_batch()
+    assert again.harvester.cache.hits == 3

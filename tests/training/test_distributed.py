@@ -53,7 +53,7 @@ def train(
             epochs=None,
         ),
         Harvester(lm, ["layers.1"], HarvestArguments(rows=4, max_norm_ratio=1.5)),
-        ShuffleArguments(bucket_tokens=400),
+        ShuffleArguments(bucket_tokens=400, prefetch=n_processes > 1),
         args.batch_size,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
@@ -64,6 +64,7 @@ def train(
     )
     trainer = Trainer(JumpReLUSAE(config), stream, args, accelerator=accelerator)
     trainer.train()
+    stream.close()
     state = {"counts": stream.record, "since": trainer.runs[""].tokens_since_fired.tolist()}
     (folder / f"state-{accelerator.process_index}.json").write_text(json.dumps(state))
     trainer.close()
