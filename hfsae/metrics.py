@@ -267,15 +267,19 @@ class RunningFidelity:
         assert self._l0_counts is not None, "no tokens yet"
         return self._l0_counts.cpu()[: int(self._l0_counts.nonzero().max()) + 1]
 
-    def compute(self, *, n_resamples: int = 1000, seed: int = 0) -> dict[str, Metric]:
-        """The metrics of `FIDELITY` and `DENSITY`, with intervals."""
+    def of_documents(self) -> dict[str, Float[Tensor, " documents"]]:
+        """The sums that `FIDELITY` is made of, by document."""
         sums = dict(self._sums.per_document())
         x, square, tokens = sums.pop("x"), sums.pop("square"), sums["tokens"]
         mean = x.sum(dim=0) / tokens.sum()
         # Per document; summed over all of them it is sum |x|^2 - |sum x|^2 / n.
         sums["spread"] = square - 2 * (x @ mean) + tokens * mean.square().sum()
+        return sums
+
+    def compute(self, *, n_resamples: int = 1000, seed: int = 0) -> dict[str, Metric]:
+        """The metrics of `FIDELITY` and `DENSITY`, with intervals."""
         return {
-            **estimate(FIDELITY, sums, n_resamples=n_resamples, seed=seed),
+            **estimate(FIDELITY, self.of_documents(), n_resamples=n_resamples, seed=seed),
             **self._density_metrics(n_resamples, seed),
         }
 

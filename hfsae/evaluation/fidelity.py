@@ -125,10 +125,15 @@ class EvaluationResult:
     mean_source: str
     """What the mean of mean ablation is the mean of."""
     mask_policy: str = field(default=MASK_POLICY)
+    of_documents: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    """The sums behind the metrics, by document, for comparing SAEs on the same ones: "fidelity"
+    (over kept tokens) and "losses" (over predictions), each float64 [documents]. Not in `to_dict`.
+    """
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: NaN and infinity become None, tensors lists."""
-        return _plain({**self.__dict__, "metrics": {k: asdict(m) for k, m in self.metrics.items()}})
+        own = {k: v for k, v in self.__dict__.items() if k != "of_documents"}
+        return _plain({**own, "metrics": {k: asdict(m) for k, m in self.metrics.items()}})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EvaluationResult":
@@ -200,9 +205,37 @@ def evaluate(
     Raises:
         ValueError: no site in the SAE's config, an LM in training mode, or no token kept.
     """
+    more = {"mean": mean, "norm_limits": norm_limits, "progress": progress}
+    return evaluate_all({"": sae}, lm, batches, args, **more)[""]
+
+
+@torch.no_grad()
+def evaluate_all(
+    saes: Mapping[str, Any],
+    lm: PreTrainedModel,
+    batches: Iterable[TokenBatch],
+    args: EvaluationArguments | None = None,
+    *,
+    mean: Float[Tensor, " d_out"] | None = None,
+    norm_limits: Mapping[str, float] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, EvaluationResult]:
+    """`evaluate` for several SAEs of one target site, by name: the same results, but the clean arm
+    and both ablations run once for all.
+
+    Raises:
+        ValueError: as `evaluate`; the SAEs are of several target sites, or there is none.
+    """
     args = args or EvaluationArguments()
-    _, target_site = _sites(sae)
-    contract.check(sae.config, lm)
+    target_sites = {_sites(sae)[1] for sae in saes.values()}
+    if len(target_sites) != 1:
+        raise ValueError(
+            f"these SAEs are of {len(target_sites)} target sites ({', '.join(sorted(target_sites))}"
+            "); evaluate those of one site at a time"
+        )
+    for sae in saes.values():
+        contract.check(sae.config, lm)
+    (target_site,) = target_sites
     if lm.training:
         raise ValueError("the LM is in training mode, where dropout differs by arm; call lm.eval()")
     rows, limits = list(_first_tokens(batches, args.n_tokens)), dict(norm_limits or {})
@@ -210,18 +243,21 @@ def evaluate(
     if mean is None:
         mean = mean_activation(lm, target_site, rows, norm_limits=limits)
         source = "kept activations of the evaluation set at the target site"
-    arms, done = _Arms(sae, lm, mean, limits, args.sae_batch_tokens), 0
+    arms, done = _Arms(saes, lm, mean, limits, args.sae_batch_tokens), 0
     for batch in rows:
         arms.add(batch)
         done += int(batch.keep.sum())
         if progress is not None:
             progress(done)
-    return _result(arms, args, source)
+    return {name: _result(arms, name, args, source) for name in saes}
 
 
-def _result(arms: "_Arms", args: EvaluationArguments, mean_source: str) -> EvaluationResult:
+def _result(
+    arms: "_Arms", name: str, args: EvaluationArguments, mean_source: str
+) -> EvaluationResult:
     bootstrap = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
-    fidelity, losses = arms.fidelity, arms.losses.per_document()
+    fidelity, losses = arms.fidelity[name], arms.losses[name].per_document()
+    site, target_site = _sites(arms.saes[name])
     if not losses or not len(losses["tokens"]):
         raise ValueError(
             "no prediction is left to evaluate on: no kept token is followed by another of its "
@@ -236,9 +272,10 @@ def _result(arms: "_Arms", args: EvaluationArguments, mean_source: str) -> Evalu
         n_tokens=metrics["l0"].n_tokens,
         n_documents=fidelity.n_documents,
         seed=args.seed,
-        site=arms.site,
-        target_site=arms.target_site,
+        site=site,
+        target_site=target_site,
         mean_source=mean_source,
+        of_documents={"fidelity": fidelity.of_documents(), "losses": losses},
     )
 
 
@@ -288,19 +325,27 @@ def _first_tokens(batches: Iterable[TokenBatch], n: int | None) -> Iterator[Toke
 
 
 class _Arms:
-    """Runs the arms on batch after batch and sums what they give."""
+    """Runs the arms on batch after batch and sums what they give, for each SAE."""
 
     def __init__(
-        self, sae: Any, lm: PreTrainedModel, mean: Tensor, limits: dict[str, float], n_at_once: int
+        self,
+        saes: Mapping[str, Any],
+        lm: PreTrainedModel,
+        mean: Tensor,
+        limits: dict[str, float],
+        n_at_once: int,
     ) -> None:
-        self.sae, self.lm, self.mean, self.limits, self.n_at_once = sae, lm, mean, limits, n_at_once
-        self.site, self.target_site = _sites(sae)
+        self.saes, self.lm, self.mean, self.limits = saes, lm, mean, limits
+        self.n_at_once = n_at_once
+        self.sites = {site for sae in saes.values() for site in _sites(sae)}
+        self.target_site = _sites(next(iter(saes.values())))[1]
         self.runs = _SharedRuns(lm, self.target_site)
-        self.fidelity, self.losses = RunningFidelity(), DocumentSums()
+        self.fidelity = {name: RunningFidelity() for name in saes}
+        self.losses = {name: DocumentSums() for name in saes}
 
     def add(self, batch: TokenBatch) -> None:
         input_ids, keep, document = (part.to(self.lm.device) for part in batch)
-        with capture(self.lm, list({self.site, self.target_site, *self.limits})) as acts:
+        with capture(self.lm, list({*self.sites, *self.limits})) as acts:
             clean = self.runs.first(input_ids)
         self.runs.check(input_ids, clean)
         for site, limit in self.limits.items():
@@ -308,26 +353,31 @@ class _Arms:
             keep = keep & (norms <= limit).to(keep.device)
         if not keep.any():
             return
-        recon = self._reconstruct(acts[self.site], acts[self.target_site], keep, document)
         counted = keep[:, :-1] & (document[:, :-1] == document[:, 1:])
         labels = input_ids[:, 1:][counted]
-        losses = _compare(clean, self._replaced(input_ids, keep, recon), counted, labels)
-        del clean  # before the next arm's logits are made
-        zero = torch.zeros_like(self.mean)
-        losses["zero"] = _losses(self._replaced(input_ids, keep, zero), counted, labels)
-        losses["mean"] = _losses(self._replaced(input_ids, keep, self.mean), counted, labels)
-        losses["tokens"] = torch.ones_like(losses["zero"])
-        self.losses.add(document[:, :-1][counted], losses)
+        constants = {"zero": torch.zeros_like(self.mean), "mean": self.mean}
+        shared = {
+            arm: _losses(self._replaced(input_ids, keep, constant), counted, labels)
+            for arm, constant in constants.items()
+        }
+        shared["tokens"] = torch.ones_like(shared["zero"])
+        for name in self.saes:
+            recon = self._reconstruct(name, acts, keep, document)
+            losses = _compare(clean, self._replaced(input_ids, keep, recon), counted, labels)
+            self.losses[name].add(document[:, :-1][counted], {**losses, **shared})
 
-    def _reconstruct(self, x: Tensor, target: Tensor, keep: Tensor, document: Tensor) -> Tensor:
+    def _reconstruct(
+        self, name: str, acts: Mapping[str, Tensor], keep: Tensor, document: Tensor
+    ) -> Tensor:
         """Reconstructions [n, d_out] of kept tokens; adds to the fidelity sums."""
-        recons, sae = [], self.sae
+        recons, sae = [], self.saes[name]
+        x, target = (acts[site] for site in _sites(sae))
         kept = (part[keep.to(part.device)].split(self.n_at_once) for part in (x, target, document))
         for x_part, target_part, document_part in zip(*kept, strict=True):
             x_part = cast_for(sae, x_part)
             latents = sae.encode(x_part)
             recon = sae.decode(latents, x_part)
-            self.fidelity.update(target_part.to(recon.device), recon, latents, document_part)
+            self.fidelity[name].update(target_part.to(recon.device), recon, latents, document_part)
             recons.append(recon.to(target))
         return torch.cat(recons)
 

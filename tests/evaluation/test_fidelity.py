@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 from hfsae.activations.tokens import TokenBatch
-from hfsae.evaluation import EvaluationArguments, EvaluationResult, evaluate, mean_activation
+from hfsae.evaluation import (
+    EvaluationArguments,
+    EvaluationResult,
+    evaluate,
+    evaluate_all,
+    mean_activation,
+)
 from hfsae.lm import splice
 
 SITE, BOS = "layers.2", 2
@@ -163,7 +169,7 @@ def test_no_arm_touches_a_position_that_is_not_kept(tiny_lm, batches):
     )
     evaluate(StubSAE(decode=lambda z: z + 1), tiny_lm, batches[:1], ARGS)
     handle.remove()
-    clean, *_, spliced, zero, mean = seen
+    clean, *_, zero, mean, spliced = seen
     keep = batches[0].keep
     for arm in (spliced, zero, mean):
         assert torch.equal(arm[~keep], clean[~keep])  # BOS is among them
@@ -171,6 +177,40 @@ def test_no_arm_touches_a_position_that_is_not_kept(tiny_lm, batches):
     assert (zero[keep] == 0).all()
     torch.testing.assert_close(mean[keep], clean[keep].mean(dim=0).expand_as(mean[keep]))
     torch.testing.assert_close(spliced[keep], clean[keep] + 1)
+
+
+def test_saes_evaluated_together_give_what_each_gives_alone(tiny_lm, batches):
+    saes = {"rounding": rounding_sae(), "shifted": StubSAE(decode=lambda z: z + 0.1)}
+    together = evaluate_all(saes, tiny_lm, batches, ARGS)
+    for name, sae in saes.items():
+        assert together[name].to_dict() == evaluate(sae, tiny_lm, batches, ARGS).to_dict()
+
+
+def test_saes_evaluated_together_share_all_runs_but_their_own(tiny_lm, batches):
+    n_runs = []
+    for n_saes in (1, 3):
+        calls = []
+        handle = tiny_lm.lm_head.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        evaluate_all({f"{i}": rounding_sae() for i in range(n_saes)}, tiny_lm, batches, ARGS)
+        handle.remove()
+        n_runs.append(len(calls))
+    assert n_runs[1] - n_runs[0] == 2 * len(batches)
+
+
+def test_saes_of_several_target_sites_are_not_evaluated_together(tiny_lm, batches):
+    saes = {"a": rounding_sae(), "b": StubSAE(site="layers.1")}
+    with pytest.raises(ValueError, match=r"of 2 target sites \(layers.1, "):
+        evaluate_all(saes, tiny_lm, batches, ARGS)
+
+
+def test_sums_by_document_give_the_metrics(tiny_lm, batches):
+    result = evaluate(rounding_sae(), tiny_lm, batches, ARGS)
+    fidelity, losses = (result.of_documents[name] for name in ("fidelity", "losses"))
+    fvu = fidelity["error"].sum() / fidelity["spread"].sum()
+    assert float(fvu) == pytest.approx(result.metrics["fvu"].value, rel=1e-9)
+    delta = (losses["spliced"] - losses["clean"]).sum() / losses["tokens"].sum()
+    assert float(delta) == pytest.approx(result.metrics["delta_loss"].value, rel=1e-9)
+    assert len(fidelity["tokens"]) == result.n_documents
 
 
 def test_a_transcoder_reads_one_place_and_is_measured_at_another(tiny_lm, batches):
