@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from textwrap import wrap
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 import docstring_parser
 import yaml
@@ -31,6 +31,8 @@ from transformers.utils import logging as transformers_logging
 from .card import misgivings
 from .cli_demo import VERBS as DEMO_VERBS
 from .cli_files import VERBS
+from .comparison import Comparison
+from .comparison import compare as run_comparison
 from .evaluation import EvaluationResult
 from .features import ANSI, PLAIN, FeatureStore, show
 from .models import SAEConfig
@@ -67,6 +69,7 @@ A field is set in the recipe's YAML file, or by its dotted name on the command l
 
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
 _load_yaml = get_loader("yaml")
+_Recipe = TypeVar("_Recipe", bound=Recipe)
 
 
 def _load_yaml_with_whole_numbers(text: str) -> Any:
@@ -125,6 +128,15 @@ def train(argv: list[str]) -> None:
         _print_next(folders)
 
 
+def compare(argv: list[str]) -> None:
+    """Train the arms of a comparison on the same activations, evaluate them on the same held-out
+    text, and write a report: fidelity at equal L0, paired differences, intervals. It resumes."""
+    parser = _recipe_parser("compare", Comparison)
+    comparison, _ = _parse_recipe(parser, argv, Comparison)
+    report = run_comparison(comparison, command=shlex.join(["hfsae", "compare", *argv]))
+    print(f"\nThe report is {report / 'report.md'}; beside it lie report.html and results.json.")
+
+
 def evaluate(argv: list[str]) -> None:
     """Evaluate a trained SAE anew: `hfsae evaluate FOLDER`, with other fields of its recipe, which
     are noted in its recipe.yaml."""
@@ -161,6 +173,7 @@ def card(argv: list[str]) -> None:
 
 _VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
+    "compare": compare,
     "evaluate": evaluate,
     "collect": collect,
     "show": show_folder,
@@ -203,12 +216,12 @@ def _parser(verb: str) -> ArgumentParser:
     )
 
 
-def _recipe_parser(verb: str) -> ArgumentParser:
+def _recipe_parser(verb: str, kind: type[Recipe] = Recipe) -> ArgumentParser:
     parser = _parser(verb)
     parser.add_argument(
         "--recipe", action="config", help="YAML file; may be given without its name, in first place"
     )
-    parser.add_class_arguments(Recipe, as_group=False)
+    parser.add_class_arguments(kind, as_group=False)
     parser.epilog = "fields of sae:\n" + "\n".join(_sae_fields())
     return parser
 
@@ -228,20 +241,22 @@ def _sae_fields() -> Iterator[str]:
             )
 
 
-def _parse_recipe(parser: ArgumentParser, argv: list[str]) -> tuple[Recipe, dict]:
+def _parse_recipe(
+    parser: ArgumentParser, argv: list[str], kind: type[_Recipe] = Recipe
+) -> tuple[_Recipe, dict]:
     if argv and not argv[0].startswith("-"):
-        _check_readable(Path(argv[0]))
+        _check_readable(Path(argv[0]), kind)
         argv = ["--recipe", *argv]
     argv = [_EXPONENT.sub(lambda n: f"{float(n[0]):.0f}", part) for part in argv]
     try:
         given = parser.instantiate(parser.parse_args(argv)).as_dict()
     except ArgumentError as error:
-        raise ValueError(_clear(error)) from error
+        raise ValueError(_clear(error, kind)) from error
     options = {name: given.pop(name, None) for name in ("recipe", "dry_run")}
-    return Recipe(**given), options
+    return kind(**given), options
 
 
-def _check_readable(path: Path) -> None:
+def _check_readable(path: Path, kind: type[Recipe]) -> None:
     """A recipe is a YAML mapping of known sections; whatever else gets its own sentence."""
     if not path.is_file():
         raise ValueError(f"there is no recipe {path}; scripts/recipes/ holds examples")
@@ -251,7 +266,7 @@ def _check_readable(path: Path) -> None:
         raise ValueError(f"cannot read the recipe {path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"the recipe {path} holds no sections; scripts/recipes/ holds examples")
-    sections = {field.name: field.type for field in fields(Recipe)}
+    sections = {field.name: field.type for field in fields(kind)}
     for name, value in content.items():
         if name not in sections:
             raise ValueError(_did_you_mean(f"a recipe has no section {name!r}", name, [*sections]))
@@ -264,10 +279,10 @@ def _check_readable(path: Path) -> None:
                 raise ValueError(_did_you_mean(f"section {name} has no field {key!r}", key, known))
 
 
-def _clear(error: Exception) -> str:
+def _clear(error: Exception, kind: type[Recipe]) -> str:
     """jsonargparse's sentence in the words of a recipe, with the nearest field that there is."""
     text = _one_line(error)
-    known = dict(_recipe_fields())
+    known = dict(_recipe_fields(kind))
     if unknown := re.search(r"(?:unrecognized arguments: --|[Kk]ey '|option ')([\w.]+)", text):
         return _did_you_mean(f"a recipe has no field {unknown[1]!r}", unknown[1], [*known])
     wrong = re.match(r'Parser key "([\w.]+)":.*(?:Got|Given) value: (.*)$', text)
@@ -276,10 +291,10 @@ def _clear(error: Exception) -> str:
     return f"cannot use this recipe: {text}"
 
 
-def _recipe_fields() -> Iterator[tuple[str, Any]]:
+def _recipe_fields(kind: type[Recipe]) -> Iterator[tuple[str, Any]]:
     """(dotted name, type) of each field of a recipe, sections first."""
     inner: list[tuple[str, Any]] = []
-    for section in fields(Recipe):
+    for section in fields(kind):
         yield section.name, section.type
         if is_dataclass(section.type):
             inner += [(f"{section.name}.{f.name}", f.type) for f in fields(section.type)]

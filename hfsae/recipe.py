@@ -13,7 +13,7 @@ import platform
 import reprlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -37,7 +37,7 @@ from .activations import (
     TextArguments,
     check_text,
 )
-from .evaluation import EvaluationArguments, EvaluationResult, evaluate
+from .evaluation import EvaluationArguments, EvaluationResult, evaluate_all
 from .features import CollectArguments, collect
 from .lm import LoadedLM, empty_lm, load_lm, site_width
 from .models import SAE, SAEConfig
@@ -179,8 +179,11 @@ def _sides(recipe: Recipe) -> list[Split]:
     return ["train"] if recipe.evaluation.n_tokens == 0 else ["train", "held_out"]
 
 
-def run(recipe: Recipe, command: str = "") -> list[Path]:
+def run(recipe: Recipe, command: str = "", loaded: LoadedLM | None = None) -> list[Path]:
     """Do all that is not done yet; the folders of the trained SAEs.
+
+    Args:
+        loaded: the recipe's language model, if it is at hand.
 
     Raises:
         ValueError: anything in the recipe that cannot be.
@@ -198,7 +201,7 @@ def run(recipe: Recipe, command: str = "") -> list[Path]:
         return folders
     accelerator = make_accelerator(recipe.training)
     _, configs = check(recipe)
-    loaded = load(recipe.lm, str(accelerator.device))
+    loaded = loaded or load(recipe.lm, str(accelerator.device))
     _check_rows(recipe, loaded)
     if accelerator.is_main_process:
         _claim(root, recipe)
@@ -303,7 +306,7 @@ def as_plain(recipe: Recipe) -> dict[str, Any]:
 def _check_rows(recipe: Recipe, loaded: LoadedLM) -> None:
     """Make one batch of each side, so that text which cannot do fails before the training."""
     for side in _sides(recipe):
-        next(iter(_rows(recipe, loaded, side, None)))
+        next(iter(read_rows(recipe, loaded, side, None)))
 
 
 def load(args: LMArguments, device: str | None = None) -> LoadedLM:
@@ -385,13 +388,12 @@ def report(
     """Evaluate, collect, draw and write the card: what of these the folder lacks, and `again`."""
     missing = [*_missing(folder, recipe), *again]
     sae.to(cast(Any, loaded.lm.device))
-    record = read_json(folder / "training.json")
-    limits = {s: n for s, n in record["harvested"]["norm_limits"].items() if s in sae.config.places}
+    limits = norm_limits(sae, folder)
     if "evaluation.json" in missing:
-        result = evaluate_held_out(recipe, loaded, sae, limits)
+        result = evaluate_held_out(recipe, loaded, {"": sae}, limits)[""]
         write_whole(folder / "evaluation.json", json.dumps(result.to_dict(), indent=1) + "\n")
     if "features/meta.json" in missing:
-        rows = _rows(recipe, loaded, "train", recipe.collect_tokens)
+        rows = read_rows(recipe, loaded, "train", recipe.collect_tokens)
         with _bar("collect", recipe.collect_tokens) as progress:
             store = collect(
                 sae,
@@ -413,7 +415,7 @@ def _probe_activations(
 ) -> Tensor:
     """Raw activations of some tokens, of held-out text if there is any."""
     site, _ = sae.config.places
-    batch = next(iter(_rows(recipe, loaded, _sides(recipe)[-1], None)))
+    batch = next(iter(read_rows(recipe, loaded, _sides(recipe)[-1], None)))
     harvester = Harvester(
         loaded.lm,
         [site],
@@ -424,11 +426,18 @@ def _probe_activations(
     return activations[torch.linspace(0, len(activations) - 1, N_TOKENS).long()].float()
 
 
+def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:
+    """By site, the norm above which positions were dropped in the training of a folder's SAE."""
+    limits = read_json(folder / "training.json")["harvested"]["norm_limits"]
+    return {site: limit for site, limit in limits.items() if site in sae.config.places}
+
+
 def evaluate_held_out(
-    recipe: Recipe, loaded: LoadedLM, sae: SAE, limits: dict[str, float]
-) -> EvaluationResult:
+    recipe: Recipe, loaded: LoadedLM, saes: Mapping[str, SAE], limits: dict[str, float]
+) -> dict[str, EvaluationResult]:
+    """On held-out documents, as the recipe's evaluation section says."""
     n_tokens = recipe.evaluation.n_tokens
-    rows = _rows(recipe, loaded, "held_out", n_tokens)
+    rows = read_rows(recipe, loaded, "held_out", n_tokens)
     done = 0
     with _bar("evaluate", n_tokens) as progress:
 
@@ -437,8 +446,8 @@ def evaluate_held_out(
             progress(n - done)
             done = n
 
-        return evaluate(
-            sae, loaded.lm, rows, recipe.evaluation, norm_limits=limits, progress=advance
+        return evaluate_all(
+            saes, loaded.lm, rows, recipe.evaluation, norm_limits=limits, progress=advance
         )
 
 
@@ -448,7 +457,8 @@ def finish(folder: Path) -> None:
     card.write_card(folder)
 
 
-def _rows(recipe: Recipe, loaded: LoadedLM, split: Split, n: int | None) -> PackedRows:
+def read_rows(recipe: Recipe, loaded: LoadedLM, split: Split, n: int | None) -> PackedRows:
+    """The token rows of one side of the text, once: all, or as many as hold n tokens."""
     return PackedRows(loaded.tokenizer, recipe.text, split, rows=recipe.harvest.rows, max_tokens=n)
 
 

@@ -1,0 +1,12 @@
+"""Compare ways to train an SAE: arms on the same activations, at equal L0, with their uncertainty.
+
+arms.py       a comparison's recipe, and the training recipes that it stands for
+run.py        train and evaluate what is missing
+results.py    what was measured of each SAE, and its sums by document
+frontier.py   fidelity at equal L0, paired differences, intervals
+report.py     Markdown, HTML and figures
+"""
+
+from .arms import Comparison as Comparison
+from .frontier import Frontiers as Frontiers
+from .run import compare as compare

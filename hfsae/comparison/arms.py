@@ -1,0 +1,119 @@
+"""A comparison's recipe: a training recipe with arms, and the recipes that it stands for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..recipe import Recipe
+from ..training import TrainingArguments
+
+_KEYS = {"sae", "sweep", "training", "title"}
+
+
+@dataclass
+class Comparison(Recipe):
+    """Arms that are trained on the same activations and compared at equal L0."""
+
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name: `sweep`, a field of sae with one value for each SAE; `sae` and `training`, what
+    differs from the sections of these names; `title`, for people."""
+    reference: str | None = None
+    """The arm that the others are compared with; by default the first."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Each seeds the initial weights and the order of activations, the same for every arm."""
+    at_l0: list[float] = field(default_factory=lambda: [20.0, 40.0, 80.0, 160.0])
+    """Where fidelity is interpolated, in log L0, between an arm's SAEs; never beyond them."""
+    report: str | None = None
+    """Folder for the report; by default training.output_dir/report."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.saes:
+            raise ValueError("a comparison has arms in the place of saes; sweep a field in an arm")
+        if not self.arms or not self.seeds:
+            raise ValueError(
+                "a comparison needs arms and seeds; scripts/comparisons/ holds examples"
+            )
+        if self.reference is not None and self.reference not in self.arms:
+            raise ValueError(
+                f"reference {self.reference!r} is no arm; there are {', '.join(self.arms)}"
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} holds one twice; each must be another")
+        for name, arm in self.arms.items():
+            _check_arm(name, arm)
+
+    @property
+    def reference_arm(self) -> str:
+        return self.reference or next(iter(self.arms))
+
+    @property
+    def report_folder(self) -> Path:
+        return Path(self.report or Path(self.training.output_dir, "report"))
+
+    def title(self, arm: str) -> str:
+        return self.arms[arm].get("title", arm)
+
+
+class ArmRun(NamedTuple):
+    arm: str
+    seed: int
+    recipe: Recipe
+    """of a training run with an SAE for each value of the sweep"""
+    values: dict[str, Any]
+    """of the swept field, by SAE"""
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Of its SAEs, by name."""
+        root = Path(self.recipe.training.output_dir)
+        return {name: root / name for name in self.recipe.saes}
+
+
+def arm_runs(comparison: Comparison) -> Iterator[ArmRun]:
+    """The training runs that a comparison stands for, seed by seed.
+
+    Raises:
+        ValueError: a field of an arm's training section cannot be.
+    """
+    inherited = {f.name: getattr(comparison, f.name) for f in fields(Recipe)}
+    for seed in comparison.seeds:
+        for name, arm in comparison.arms.items():
+            folder = Path(comparison.training.output_dir, name, f"seed_{seed}")
+            swept, values = next(iter(arm["sweep"].items()))
+            named = {f"{swept}_{value:g}": value for value in values}
+            training = {"output_dir": str(folder), **arm.get("training", {})}
+            parts = {
+                "sae": {**comparison.sae, **arm.get("sae", {})},
+                "saes": {sae: {swept: value} for sae, value in named.items()},
+                "training": replace(comparison.training, **training),
+                "shuffle": replace(comparison.shuffle, seed=seed),
+                "seed": seed,
+                "collect_tokens": 0,
+            }
+            yield ArmRun(name, seed, Recipe(**{**inherited, **parts}), named)
+
+
+def _check_arm(name: str, arm: dict[str, Any]) -> None:
+    if unknown := sorted(set(arm) - _KEYS):
+        raise ValueError(
+            f"arm {name} has no {unknown[0]!r}; an arm holds {', '.join(sorted(_KEYS))}"
+        )
+    sweep = arm.get("sweep")
+    if (
+        not isinstance(sweep, dict)
+        or len(sweep) != 1
+        or not isinstance(next(iter(sweep.values())), list)
+    ):
+        raise ValueError(
+            f"arm {name} needs `sweep`, one field of sae with a list of values, as "
+            f"sweep: {{target_l0: [20, 50, 100]}}; got {sweep!r}"
+        )
+    known = {f.name for f in fields(TrainingArguments)} - {"output_dir", "n_tokens", "batch_size"}
+    for key in arm.get("training", {}):
+        if key not in known:
+            raise ValueError(
+                f"arm {name} cannot set training.{key}; an arm may differ in "
+                f"{', '.join(sorted(known))}"
+            )

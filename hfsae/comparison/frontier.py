@@ -1,0 +1,144 @@
+"""Fidelity at equal L0: curves through an arm's SAEs, paired differences, and their intervals.
+
+Between two SAEs of an arm log(metric) is taken to be linear in log(L0); beyond the sparsest and
+the densest there is nothing (NaN). Differences are paired: by seed (the same initial weights and
+order of activations) and by document (the same held-out text). Two intervals of 95 %:
+
+    seeds                Student's t over the seeds' differences: would other seeds say so, too?
+    seeds and documents  percentiles of a bootstrap that draws both: and other text?
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import stdtrit
+
+from ..metrics import bootstrap_weights
+from .results import Measured
+
+METRICS = {"fvu": "FVU", "delta_loss": "delta LM loss"}
+_LEAST = 1e-9  # of what a logarithm is taken
+_AREA_POINTS = 65
+
+
+class Estimate(NamedTuple):
+    """A number, and its 95 % intervals: over seeds, and over seeds and documents."""
+
+    value: float
+    seeds: tuple[float, float]
+    documents: tuple[float, float]
+
+    @property
+    def holds_0(self) -> bool:
+        """Whether either interval does: no difference is shown then."""
+        return any(not (low > 0 or high < 0) for low, high in (self.seeds, self.documents))
+
+
+class Frontiers:
+    """The curves of a comparison: [arm][seed] -> metric as a function of L0.
+
+    Args:
+        n_resamples: of seeds and documents; every SAE sees the same draws of documents.
+    """
+
+    def __init__(
+        self, measured: Sequence[Measured], *, n_resamples: int = 1000, seed: int = 0
+    ) -> None:
+        self.arms = list(dict.fromkeys(m.arm for m in measured))
+        self.seeds = sorted({m.seed for m in measured})
+        self.n_resamples, self._seed = n_resamples, seed
+        self._saes = {
+            (arm, s): [m for m in measured if (m.arm, m.seed) == (arm, s)]
+            for arm in self.arms
+            for s in self.seeds
+        }
+
+    def at(self, arm: str, metric: str, l0: float) -> Estimate:
+        """An arm's metric at an L0; the intervals are of the mean over seeds."""
+        curves = [self._curve(arm, s, metric, [l0]) for s in self.seeds]  # each [1 + resamples, 1]
+        return self._estimate(np.stack(curves)[:, :, 0])
+
+    def difference(self, arm: str, reference: str, metric: str, l0: float) -> Estimate:
+        """log(metric of arm / metric of reference) at an L0; -0.1 is a tenth better."""
+        return self._estimate(self._log_ratios(arm, reference, metric, [l0])[:, :, 0])
+
+    def area(self, arm: str, reference: str, metric: str, low: float, high: float) -> Estimate:
+        """The mean of log(metric of arm / metric of reference) over log L0 from low to high: the
+        area between two frontiers, over its width."""
+        l0s = list(np.geomspace(low, high, _AREA_POINTS))
+        ratios = self._log_ratios(arm, reference, metric, l0s)
+        return self._estimate((ratios[..., 1:] + ratios[..., :-1]).mean(axis=-1) / 2)
+
+    def reach(self, arms: Sequence[str]) -> tuple[float, float]:
+        """The range of L0 in which each of these arms has a curve for every seed."""
+        sides = [[m.metrics["l0"] for m in self._saes[arm, s]] for arm in arms for s in self.seeds]
+        return max(min(side) for side in sides), min(max(side) for side in sides)
+
+    def _log_ratios(
+        self, arm: str, reference: str, metric: str, l0s: Sequence[float]
+    ) -> np.ndarray:
+        """[seeds, 1 + resamples, l0s]; in front, on all documents as they are."""
+        ours, theirs = (
+            np.stack([self._curve(a, s, metric, l0s) for s in self.seeds]) for a in (arm, reference)
+        )
+        return np.log(np.maximum(ours, _LEAST)) - np.log(np.maximum(theirs, _LEAST))
+
+    def _estimate(self, values: np.ndarray) -> Estimate:
+        """From [seeds, 1 + resamples], to which seeds are drawn here."""
+        own, n = values[:, 0], len(values)
+        drawn = np.random.default_rng(self._seed).integers(n, size=(self.n_resamples, n))
+        means = values[drawn, 1 + np.arange(self.n_resamples)[:, None]].mean(axis=1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        return Estimate(float(own.mean()), _t_interval(own), (float(low), float(high)))
+
+    def _curve(self, arm: str, seed: int, metric: str, l0s: Sequence[float]) -> np.ndarray:
+        """[1 + resamples, l0s]: the metric, interpolated."""
+        points = [self._resampled[id(m)] for m in self._saes[arm, seed]]
+        x = np.log(np.stack([p["l0"] for p in points], axis=1))  # [1 + resamples, saes]
+        y = np.log(np.maximum(np.stack([p[metric] for p in points], axis=1), _LEAST))
+        at = np.log(np.asarray(l0s))
+        return np.exp(np.stack([_interpolated(at, *row) for row in zip(x, y, strict=True)]))
+
+    @cached_property
+    def _resampled(self) -> Mapping[int, dict[str, np.ndarray]]:
+        """By SAE: l0 and metrics, [1 + resamples], the first of all documents."""
+        saes = [m for those in self._saes.values() for m in those]
+        return {id(m): _values(m, self.n_resamples, self._seed) for m in saes}
+
+
+def _values(m: Measured, n_resamples: int, seed: int) -> dict[str, np.ndarray]:
+    active, tokens, error, spread = _drawn(
+        m,
+        [f"fidelity.{name}" for name in ("active", "tokens", "error", "spread")],
+        n_resamples,
+        seed,
+    )
+    spliced, clean, n = _drawn(
+        m, [f"losses.{name}" for name in ("spliced", "clean", "tokens")], n_resamples, seed
+    )
+    return {"l0": active / tokens, "fvu": error / spread, "delta_loss": (spliced - clean) / n}
+
+
+def _drawn(m: Measured, names: list[str], n_resamples: int, seed: int) -> np.ndarray:
+    """[names, 1 + resamples]: sums over all documents, then over those drawn."""
+    table = torch.stack([m.sums[name] for name in names], dim=-1)  # [documents, names]
+    blocks = bootstrap_weights(len(table), n_resamples, seed)
+    sums = [table.sum(dim=0, keepdim=True), *(weights @ table for weights in blocks)]
+    return torch.cat(sums).T.numpy()
+
+
+def _interpolated(at: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    order = np.argsort(x)
+    return np.interp(at, x[order], y[order], left=np.nan, right=np.nan)
+
+
+def _t_interval(values: np.ndarray) -> tuple[float, float]:
+    """NaN, if there is one seed."""
+    n = len(values)
+    if n < 2:
+        return float("nan"), float("nan")
+    half = float(stdtrit(n - 1, 0.975)) * values.std(ddof=1) / n**0.5
+    return float(values.mean() - half), float(values.mean() + half)

@@ -1,0 +1,139 @@
+"""Figures of a comparison: frontiers, differences from the reference, health; a line an arm."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .frontier import METRICS, Frontiers
+from .results import Measured
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, black last: told apart in every kind of colour vision.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_MARKERS = "osD^vPX*"
+_GRID_POINTS = 24
+
+Titles = Mapping[str, str]
+
+
+def draw(
+    folder: Path, frontiers: Frontiers, measured: Sequence[Measured], titles: Titles, reference: str
+) -> dict[str, Path]:
+    """Write the figures into `folder`; by name, in the order of the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "frontier": _frontier(frontiers, measured, titles),
+        "difference": _difference(frontiers, titles, reference),
+        "health": _health(measured, titles),
+    }
+    return {name: _save(figure, folder / f"{name}.png") for name, figure in figures.items()}
+
+
+def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles) -> "Figure":
+    figure, panels = _panels(len(METRICS))
+    for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
+        for i, arm in enumerate(frontiers.arms):
+            mine = [m for m in measured if m.arm == arm]
+            l0s = [m.metrics["l0"] for m in mine]
+            style = {"color": _COLOURS[i % len(_COLOURS)]}
+            dots = {"marker": _MARKERS[i % len(_MARKERS)], "s": 14, "alpha": 0.7, "linewidths": 0}
+            axes.scatter(l0s, [m.metrics[metric] for m in mine], **style, **dots)
+            grid = _grid(*frontiers.reach([arm]))
+            means = [frontiers.at(arm, metric, l0).value for l0 in grid]
+            axes.plot(grid, means, label=titles[arm], linewidth=1.4, **style)
+        axes.set(xscale="log", yscale="log", xlabel="L0 (latents/token)", ylabel=label)
+        _plain_ticks(axes)
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _difference(frontiers: Frontiers, titles: Titles, reference: str) -> "Figure":
+    """Of each arm from the reference, with the interval over seeds and documents."""
+    figure, panels = _panels(len(METRICS))
+    for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
+        axes.axhline(0, color=_COLOURS[frontiers.arms.index(reference) % len(_COLOURS)], lw=1.4)
+        for i, arm in enumerate(frontiers.arms):
+            if arm == reference:
+                continue
+            grid = _grid(*frontiers.reach([arm, reference]))
+            found = [frontiers.difference(arm, reference, metric, l0) for l0 in grid]
+            style = {"color": _COLOURS[i % len(_COLOURS)]}
+            axes.plot(grid, [_percent(e.value) for e in found], label=titles[arm], **style)
+            low, high = ([_percent(e.documents[side]) for e in found] for side in (0, 1))
+            axes.fill_between(grid, low, high, alpha=0.15, linewidth=0, **style)
+        axes.set(xscale="log", xlabel="L0 (latents/token)")
+        axes.set_ylabel(f"{label}, % from {titles[reference]}")
+        _plain_ticks(axes, y=False)
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _health(measured: Sequence[Measured], titles: Titles) -> "Figure":
+    shown: dict[str, Callable[[float], float]] = {
+        "relative_reconstruction_bias": lambda value: value,
+        "dead_share": lambda value: 100 * value,
+        "above_10_percent_share": lambda value: 100 * value,
+    }
+    labels = ("gamma (1: no shrinkage)", "dead latents, %", "latents on > 10 % of tokens, %")
+    figure, panels = _panels(len(shown))
+    arms = list(dict.fromkeys(m.arm for m in measured))
+    for (metric, scaled), label, axes in zip(shown.items(), labels, panels, strict=True):
+        for i, arm in enumerate(arms):
+            mine = sorted((m for m in measured if m.arm == arm), key=lambda m: m.metrics["l0"])
+            dots = {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 4, "linestyle": "none"}
+            axes.plot(
+                [m.metrics["l0"] for m in mine],
+                [scaled(m.metrics[metric]) for m in mine],
+                color=_COLOURS[i % len(_COLOURS)],
+                label=titles[arm],
+                **dots,
+            )
+        axes.set(xscale="log", xlabel="L0 (latents/token)", ylabel=label)
+        _plain_ticks(axes, y=False)
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _percent(log_ratio: float) -> float:
+    return 100 * float(np.expm1(log_ratio))
+
+
+def _grid(low: float, high: float) -> np.ndarray:
+    """From low to high; the ends a hair inside, where rounding could lie beyond."""
+    return np.geomspace(low * (1 + 1e-9), high * (1 - 1e-9), _GRID_POINTS)
+
+
+def _panels(n: int) -> tuple["Figure", list["Axes"]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * n, 4), dpi=100, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(1, n, squeeze=False)[0])
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#E0E0E0", linewidth=0.7)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def _plain_ticks(axes: "Axes", *, y: bool = True) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    for axis in (axes.xaxis, axes.yaxis) if y else (axes.xaxis,):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    """Whole or not at all, and the same bytes for the same data."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", metadata={"Software": None})
+    temporary.replace(path)
+    return path

@@ -1,0 +1,309 @@
+"""The report of a comparison: Markdown, the same as one HTML file, figures, and the numbers."""
+
+import base64
+import json
+import math
+import platform
+import re
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.nn.functional import normalize
+
+from ..activations import TextArguments, documents
+from ..models import SAE
+from ..recipe import as_plain, load_trained
+from ..records import write_whole
+from . import plots
+from .arms import Comparison
+from .frontier import METRICS, Estimate, Frontiers
+from .results import Measured
+
+_MATCHED = 0.7  # cosine above which two latents of different seeds count as the same
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
+table{border-collapse:collapse;margin:1rem 0;font-size:13px}
+td,th{border:1px solid #ddd;padding:.25rem .6rem;text-align:right}
+td:first-child,th:first-child{text-align:left}img{max-width:100%}
+pre{background:#f6f6f6;padding:.7rem;overflow-x:auto}"""
+
+
+def write_report(comparison: Comparison, measured: Sequence[Measured], command: str) -> Path:
+    """Write report.md, report.html, results.json and figures/; their folder."""
+    folder = comparison.report_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    frontiers = Frontiers(measured, n_resamples=comparison.evaluation.bootstrap_samples)
+    titles = {arm: comparison.title(arm) for arm in comparison.arms}
+    plots.draw(folder / "figures", frontiers, measured, titles, comparison.reference_arm)
+    parts = _Parts(comparison, measured, frontiers)
+    text = "\n\n".join(parts.all(command)) + "\n"
+    write_whole(folder / "report.md", text)
+    write_whole(folder / "report.html", _html(text, folder))
+    saes = [_plain(m) for m in measured]
+    results = {"command": command, "recipe": as_plain(comparison), "saes": saes}
+    write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    return folder
+
+
+def _plain(m: Measured) -> dict[str, Any]:
+    return {
+        "arm": m.arm,
+        "seed": m.seed,
+        "sae": m.name,
+        "metrics": m.metrics,
+        "seconds": m.record["seconds"],
+        "n_tokens": m.record["n_tokens"],
+    }
+
+
+class _Parts:
+    """Paragraphs, tables and figures, one after the other."""
+
+    def __init__(
+        self, comparison: Comparison, measured: Sequence[Measured], frontiers: Frontiers
+    ) -> None:
+        self.c, self.measured, self.frontiers = comparison, measured, frontiers
+        self.reference = comparison.reference_arm
+        self.others = [arm for arm in comparison.arms if arm != self.reference]
+        low, high = frontiers.reach(list(comparison.arms))
+        self.l0s = [l0 for l0 in comparison.at_l0 if low <= l0 <= high]
+
+    def all(self, command: str) -> Iterator[str]:
+        yield f"# {', '.join(map(self.c.title, self.c.arms))}: fidelity at equal L0"
+        yield self._what_was_done()
+        yield "![FVU and delta LM loss against L0](figures/frontier.png)"
+        yield "## What it says"
+        yield self._says()
+        yield "## Differences"
+        yield self._how_differences_are_taken()
+        yield "![Differences from the reference](figures/difference.png)"
+        yield from (self._differences(metric) for metric in METRICS)
+        yield "## Values"
+        yield from (self._values(metric) for metric in METRICS)
+        yield "## Shrinkage, dead and dense latents"
+        yield "![Shrinkage, dead latents, dense latents](figures/health.png)"
+        yield self._health()
+        if len(self.c.seeds) > 1:
+            yield "## Do seeds agree on a dictionary?"
+            yield self._agreement()
+        yield "## Arms"
+        yield self._arms()
+        yield "## Data"
+        yield self._data()
+        yield "## Every SAE"
+        yield self._every_sae()
+        yield "## Again"
+        yield self._again(command)
+
+    def _what_was_done(self) -> str:
+        c, first = self.c, self.measured[0]
+        hours = sum(m.record["seconds"]["train"] for m in self._one_of_each_run()) / 3600
+        return (
+            f"{len(self.measured)} SAEs of {first.record['sae_as_trained']['d_sae']:,} latents at "
+            f"`{c.sae.get('site')}` of {c.lm.name} ({c.lm.dtype}), each trained on "
+            f"{first.record['n_tokens']:,} activations: {len(c.arms)} arms, "
+            f"{len(self.measured) // len(c.arms) // len(c.seeds)} sparsities, seeds "
+            f"{', '.join(map(str, c.seeds))}. A seed sets the initial weights and the order of "
+            "activations, for all arms alike; the tokens are the same for all seeds. Evaluated on "
+            f"{c.evaluation.n_tokens:,} held-out tokens. Training took {hours:.2f} h in all on "
+            f"{platform.machine()} with {torch.get_num_threads()} threads "
+            f"(torch {torch.__version__})."
+        )
+
+    def _one_of_each_run(self) -> list[Measured]:
+        return list({(m.arm, m.seed): m for m in self.measured}.values())
+
+    def _says(self) -> str:
+        lines = []
+        for arm in self.others:
+            for metric, label in METRICS.items():
+                found = {
+                    l0: self.frontiers.difference(arm, self.reference, metric, l0)
+                    for l0 in self.l0s
+                }
+                lines.append(f"- **{self.c.title(arm)}, {label}**: {_verdicts(found)}.")
+        ours = self.c.title(self.reference)
+        return "\n".join([f"Against {ours}, at equal L0:", "", *lines])
+
+    def _how_differences_are_taken(self) -> str:
+        return (
+            f"Relative differences from {self.c.title(self.reference)}; negative is better. "
+            "Metrics are interpolated in log-log between an arm's SAEs. In brackets two 95 % "
+            f"intervals, both paired: Student's t over the {len(self.c.seeds)} seeds, and a "
+            "bootstrap of seeds and held-out documents. A difference counts as shown (**bold**) "
+            "where neither holds 0. `area` is the mean over log L0 of the log ratio, between the "
+            "first and the last L0 of the table."
+        )
+
+    def _differences(self, metric: str) -> str:
+        rows = [[METRICS[metric], *(f"L0 {l0:g}" for l0 in self.l0s), "area"]]
+        for arm in self.others:
+            found = [self.frontiers.difference(arm, self.reference, metric, l0) for l0 in self.l0s]
+            if len(self.l0s) > 1:
+                ends = self.l0s[0], self.l0s[-1]
+                found.append(self.frontiers.area(arm, self.reference, metric, *ends))
+            rows.append([self.c.title(arm), *map(_difference_cell, found)])
+        return _table(rows)
+
+    def _values(self, metric: str) -> str:
+        rows = [[METRICS[metric], *(f"L0 {l0:g}" for l0 in self.l0s)]]
+        for arm in self.c.arms:
+            found = [self.frontiers.at(arm, metric, l0) for l0 in self.l0s]
+            rows.append([self.c.title(arm), *map(_value_cell, found)])
+        return _table(rows)
+
+    def _health(self) -> str:
+        names = {
+            "relative_reconstruction_bias": ("gamma", 1),
+            "dead_share": ("dead, %", 100),
+            "above_1_percent_share": ("on > 1 %, %", 100),
+            "above_10_percent_share": ("on > 10 %, %", 100),
+        }
+        rows = [["arm", "L0", *(label for label, _ in names.values())]]
+        for arm in self.c.arms:
+            mine = [m for m in self.measured if m.arm == arm]
+            for name in dict.fromkeys(m.name for m in mine):
+                same = [m.metrics for m in mine if m.name == name]
+                cells = [_spread([x[key] * by for x in same]) for key, (_, by) in names.items()]
+                rows.append([self.c.title(arm), _spread([x["l0"] for x in same]), *cells])
+        said = "Means over seeds; the range in brackets. gamma below 1 is shrinkage."
+        return f"{said}\n\n{_table(rows)}"
+
+    def _agreement(self) -> str:
+        rows = [["arm", "L0", "mean of best cosines", f"share above {_MATCHED:g}"]]
+        for arm in self.c.arms:
+            mine = [m for m in self.measured if m.arm == arm]
+            for name in dict.fromkeys(m.name for m in mine):
+                same = [m for m in mine if m.name == name]
+                l0 = _spread([m.metrics["l0"] for m in same])
+                rows.append([self.c.title(arm), l0, *_matched([m.folder for m in same])])
+        said = (
+            "For each decoder row of a seed's SAE, the largest cosine with a row of another "
+            "seed's; over all pairs of seeds."
+        )
+        return f"{said}\n\n{_table(rows)}"
+
+    def _arms(self) -> str:
+        settings = {
+            "sae": self.c.sae,
+            "training": {
+                k: v for k, v in as_plain(self.c)["training"].items() if k != "output_dir"
+            },
+            "arms": self.c.arms,
+        }
+        return f"```yaml\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}```"
+
+    def _data(self) -> str:
+        rows = [["side", "documents", "digest of their hashes"]]
+        digests = {}
+        for side in ("train", "held_out"):
+            ids = _document_hashes(self.c.text, side)
+            digests[side] = ids
+            digest = blake2b("".join(sorted(ids)).encode(), digest_size=8).hexdigest()
+            rows.append([side.replace("_", "-"), f"{len(ids):,}", f"`{digest}`"])
+        shared = len(digests["train"] & digests["held_out"])
+        limits = self.measured[0].record["harvested"]
+        return (
+            f"{_table(rows)}\n\n`{self.c.text.dataset}`, split by document before anything is "
+            f"tokenised (documents on both sides: {shared}); rows of {self.c.text.context_size} "
+            f"tokens; BOS at the start of each {self.c.text.bos}. Of the training text "
+            f"{limits['kept']:,} positions were kept, {limits['dropped_special']:,} special ones "
+            f"and {limits['dropped_outliers']:,} norm outliers dropped; the same rules hold in the "
+            f"evaluation. Shuffled in buckets of {self.c.shuffle.bucket_tokens:,}."
+        )
+
+    def _every_sae(self) -> str:
+        names = ("l0", "fvu", "delta_loss", "relative_reconstruction_bias", "dead_share")
+        rows = [["arm", "SAE", "seed", *names]]
+        for m in self.measured:
+            cells = [f"{m.metrics[name]:.4g}" for name in names]
+            rows.append([m.arm, m.name, str(m.seed), *cells])
+        return _table(rows)
+
+    def _again(self, command: str) -> str:
+        folder = Path(self.c.training.output_dir, self.others[0] if self.others else self.reference)
+        one = f"hfsae train {folder}/seed_{self.c.seeds[0]}/recipe.yaml"
+        return (
+            f"All of it, or what a run that was stopped lacks:\n\n```\n{command}\n```\n\nOne arm "
+            "with one seed, which gives the same numbers on a machine of the same kind:\n\n"
+            f"```\n{one} --training.output_dir runs/again\n```"
+        )
+
+
+def _verdicts(found: dict[float, Estimate]) -> str:
+    """One clause for each run of levels that say the same."""
+    by_kind: dict[str, list[float]] = {}
+    for l0, e in found.items():
+        kind = "no difference shown" if e.holds_0 else "better" if e.value < 0 else "worse"
+        by_kind.setdefault(kind, []).append(l0)
+    clauses = []
+    for kind, l0s in by_kind.items():
+        by = "" if kind == "no difference shown" else f" by {_range(found, l0s)}"
+        clauses.append(f"{kind}{by} at L0 {', '.join(f'{l0:g}' for l0 in l0s)}")
+    return "; ".join(clauses)
+
+
+def _range(found: dict[float, Estimate], l0s: Sequence[float]) -> str:
+    percents = sorted(abs(100 * math.expm1(found[l0].value)) for l0 in l0s)
+    low, high = f"{percents[0]:.1f}", f"{percents[-1]:.1f}"
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def _difference_cell(e: Estimate) -> str:
+    def percent(x: float) -> str:
+        return "-" if math.isnan(x) else f"{100 * math.expm1(x):+.1f}"
+
+    intervals = "; ".join(f"{percent(low)} to {percent(high)}" for low, high in e[1:])
+    value = f"{percent(e.value)} %"
+    return f"{value if e.holds_0 else f'**{value}**'} ({intervals})"
+
+
+def _value_cell(e: Estimate) -> str:
+    (low, high), half = e.seeds, (e.seeds[1] - e.seeds[0]) / 2
+    return f"{e.value:.4f}" if math.isnan(low + high) else f"{e.value:.4f} ± {half:.4f}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean, low, high = sum(values) / len(values), min(values), max(values)
+    return f"{mean:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{mean:.3g} ({low:.3g}-{high:.3g})"
+
+
+def _matched(folders: Sequence[Path]) -> tuple[str, str]:
+    """How far the decoders of SAEs that differ in their seeds have the same rows."""
+    saes: list[SAE] = [load_trained(folder) for folder in folders]
+    rows = [normalize(sae.W_dec.detach().float(), dim=-1) for sae in saes]
+    best = torch.cat(
+        [(a @ b.T).amax(dim=1) for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j]
+    )
+    return f"{float(best.mean()):.3f}", f"{float((best > _MATCHED).float().mean()):.3f}"
+
+
+def _document_hashes(text: TextArguments, side: Any) -> set[str]:
+    return {document.id for document in documents(text, side)}
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+
+
+def _html(text: str, folder: Path) -> str:
+    """The Markdown as one file, its figures inside."""
+    from markdown_it import MarkdownIt
+
+    body = MarkdownIt("commonmark").enable("table").render(text)
+
+    def inside(match: re.Match[str]) -> str:
+        data = base64.b64encode((folder / match[1]).read_bytes()).decode()
+        return f'src="data:image/png;base64,{data}"'
+
+    body = re.sub(r'src="(figures/[^"]+)"', inside, body)
+    title = text.splitlines()[0].removeprefix("# ")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head><body>\n{body}</body></html>\n"
+    )

@@ -1,0 +1,82 @@
+"""Train and evaluate what a comparison lacks; what is there is left as it is."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+from ..lm import LoadedLM
+from ..recipe import (
+    as_plain,
+    check,
+    evaluate_held_out,
+    finish,
+    load,
+    load_trained,
+    norm_limits,
+    run,
+    save_recipe,
+    stale_stages,
+)
+from ..training.trainer import make_accelerator
+from . import results
+from .arms import ArmRun, Comparison, arm_runs
+from .report import write_report
+
+logger = logging.getLogger(__name__)
+
+
+def compare(comparison: Comparison, command: str = "") -> Path:
+    """Do all that is not done yet, seed by seed, and write the report; its folder.
+
+    Raises:
+        ValueError: anything in the comparison that cannot be, before anything is trained.
+    """
+    runs = list(arm_runs(comparison))
+    _refuse_what_cannot_be(comparison, runs)
+    missing = [r for r in runs if not all(map(results.is_measured, r.folders.values()))]
+    if missing:
+        device = str(make_accelerator(comparison.training).device)
+        loaded = load(comparison.lm, device)
+        for seed, of_seed in groupby(missing, key=lambda r: r.seed):
+            _train_and_evaluate(list(of_seed), loaded, f"seed {seed}", command)
+    return write_report(comparison, results.read(runs), command)
+
+
+def _refuse_what_cannot_be(comparison: Comparison, runs: Sequence[ArmRun]) -> None:
+    if comparison.evaluation.n_tokens == 0:
+        raise ValueError("evaluation.n_tokens is 0, but a comparison is of evaluations")
+    for each in runs:
+        stale_stages(each.recipe)
+        if each.seed == comparison.seeds[0]:
+            _, configs = check(each.recipe)
+            sites = {config.places for config in configs.values()}
+            if len(sites) > 1:
+                raise ValueError(f"arm {each.arm} is of several sites; compare at one at a time")
+
+
+def _train_and_evaluate(runs: Sequence[ArmRun], loaded: LoadedLM, title: str, command: str) -> None:
+    folders: dict[str, Path] = {}
+    for i, each in enumerate(runs, start=1):
+        logger.info("%s, arm %s (%d of %d)", title, each.arm, i, len(runs))
+        _train(each, loaded, command)
+        folders |= {f"{each.arm}/{name}": folder for name, folder in each.folders.items()}
+    missing = {name: f for name, f in folders.items() if not results.is_measured(f)}
+    saes = {name: load_trained(folder) for name, folder in missing.items()}
+    first = next(iter(missing))
+    limits = norm_limits(saes[first], missing[first])
+    logger.info("%s: evaluating %d SAEs", title, len(saes))
+    for name, result in evaluate_held_out(runs[0].recipe, loaded, saes, limits).items():
+        results.write(result, missing[name])
+        finish(missing[name])
+    for each in runs:  # so that `hfsae train` of this file gives the same numbers
+        save_recipe(Path(each.recipe.training.output_dir), as_plain(each.recipe))
+
+
+def _train(each: ArmRun, loaded: LoadedLM, command: str) -> None:
+    """All SAEs of a run; without evaluation, which those of all arms share."""
+    if all((f / "config.json").is_file() for f in each.folders.values()):
+        return
+    evaluation = replace(each.recipe.evaluation, n_tokens=0)
+    run(replace(each.recipe, evaluation=evaluation), command, loaded)
