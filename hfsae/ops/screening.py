@@ -25,13 +25,22 @@ and norms, scaled by 1 + g where they are taken. The terms in g above cover them
 zero, squares of those below 2^-63 with them: norms are raised by sqrt(d) 2^-62 and the bias by
 2^-80, more than all that can be lost. The product's own rounding to bfloat16 keeps its sign.
 
+**Tensor cores** add k >= 4 products to a float32 sum at once. They align them with the largest,
+cut off what hangs over, and cut the result to float32 (Fasi et al. 2021, PeerJ CS 7:e330): each of
+k + 2 numbers loses at most 2^-23 of the largest. So a product is off by at most (n / k) (k + 2)
+2^-23 <= 1.5 g times the sum of magnitudes, where the paragraph above grants it 1. There is room: v
+itself, without tensor cores, needs g / 2 at most, and 1.5 * 1.03 + 0.5 < 3 for |x| |w|, as
+1.5 * 1.02 < 4 for the bias. Partial sums of a product that is split over its columns must be
+float32 too, as `_full_precision` asks of cuBLAS: rounded to bfloat16 they would break the bound.
+
 It holds where |x|^2, |w|^2 and 4 (b - line) are finite; tests/ops/test_screening.py tries
 to break it.
 
 For TopK the line differs by token and is not known beforehand: see `screen_top_k`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -39,10 +48,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .sparse import Entries, Workspace, blocks, stable_order
+from .sparse import Entries, Workspace, blocks, on_gpu, stable_order
 
 _FLOOR, _TINY = 2.0**-62, 2.0**-80
 _GROUPS_PER_K = 4  # more groups: a tighter bound of the k-th value, dearer to take
+# Scores made at a time: they should stay in a CPU's cache; a GPU wants few and large products.
+_SCORES, _GPU_SCORES = 2**23, 2**26
+
+_Mask = Tensor | np.ndarray
 
 
 class _Bound(NamedTuple):
@@ -50,12 +63,12 @@ class _Bound(NamedTuple):
 
     X: Float[Tensor, "tokens _"]
     W: Float[Tensor, "d_sae _"]
+    d: int
+    """columns that hold x and w; the bound's follow"""
     raised: Float[Tensor, " d_sae"]
     """hi + lo - (b - line): what rounding may need"""
 
 
-@torch.no_grad()
-@torch.autocast("cpu", enabled=False)
 def screen(
     x: Float[Tensor, "tokens d"],
     W: Float[Tensor, "d_sae d"],
@@ -64,14 +77,13 @@ def screen(
     workspace: Workspace,
 ) -> Entries:
     """The entries where x.w + b > line, in float32, with their values."""
-    bound = _bound(x, W, b, line, workspace)
-    found = _candidates(bound, lambda scores, X: np.greater(_ordered(scores), 0), workspace)
-    values = found.dots(x, W) + found.of(b)
-    return _kept(found, values, values > found.of(line))
+    with _full_precision(x.device):
+        bound = _bound(x, W, b, line, workspace)
+        found = _candidates(bound, lambda scores, X: _ordered(scores) > 0, workspace)
+        values = found.dots(x, W) + found.of(b)
+        return _kept(found, values, values > found.of(line))
 
 
-@torch.no_grad()
-@torch.autocast("cpu", enabled=False)
 def screen_top_k(
     x: Float[Tensor, "tokens d"],
     W: Float[Tensor, "d_sae d"],
@@ -86,22 +98,37 @@ def screen_top_k(
     a value of at least max S - 2 max A. The k-th largest of these is a lower bound of the k-th
     largest v, since k different latents reach it; what scores below it is not among the k largest.
     """
-    bound = _bound(x, W, b, torch.zeros_like(b), workspace)
-    groups = _Groups(bound, k)
+    with _full_precision(x.device):
+        bound = _bound(x, W, b, torch.zeros_like(b), workspace)
+        groups = _Groups(bound, k)
 
-    def pick(scores: Tensor, X: Tensor) -> np.ndarray:
-        return np.greater_equal(_ordered(scores), _ordered(groups.lower_bound(scores, X)))
+        def pick(scores: Tensor, X: Tensor) -> _Mask:
+            return _ordered(scores) >= _ordered(groups.lower_bound(scores, X))
 
-    found = _candidates(bound, pick, workspace)
-    values = found.dots(x, W) + found.of(b)
-    return _kept(found, values, _among_top_k(found, values, k) & (values > 0))
+        found = _candidates(bound, pick, workspace)
+        values = found.dots(x, W) + found.of(b)
+        return _kept(found, values, _among_top_k(found, values, k) & (values > 0))
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Without gradients, without autocast, and with products that are summed in float32."""
+    matmul = torch.backends.cuda.matmul
+    if is_rounded := matmul.allow_bf16_reduced_precision_reduction:
+        matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if is_rounded:
+            matmul.allow_bf16_reduced_precision_reduction = True
 
 
 class _Groups:
     """Latents in groups, each with the largest of its additions to the score."""
 
     def __init__(self, bound: _Bound, k: int) -> None:
-        self.k, self.d = k, bound.W.shape[1] - 4
+        self.k, self.d = k, bound.d
         size = max(1, len(bound.W) // (_GROUPS_PER_K * k))
         self.shape = (size, len(bound.W) // size)
         norms = bound.W[:, self.d : self.d + 2].float()
@@ -126,13 +153,16 @@ class _Groups:
 
 
 def _bound(x: Tensor, W: Tensor, b: Tensor, line: Tensor, workspace: Workspace) -> _Bound:
-    d, g, low = W.shape[1], (W.shape[1] + 8) * 2.0**-23, _low_dtype()
-    X = workspace.buffer("X", len(x), d + 4, dtype=low)
+    d, g, low = W.shape[1], (W.shape[1] + 8) * 2.0**-23, _low_dtype(x.device)
+    # Tensor cores read rows of whole 16 bytes: the columns that fill them up are zero.
+    width = -(-(d + 4) // 8) * 8 if on_gpu(x) else d + 4
+    X = workspace.buffer("X", len(x), width, dtype=low, device=x.device)
     dx, _ = _rounded_rows(x, X)
     X[:, d] = _rounded_up(dx, low)
     X[:, d + 1] = _rounded_up(_norms(X[:, :d].float()) * (1 + 2.0**-7), low)
-    X[:, d + 2 :] = 1
-    columns = workspace.buffer("W", len(W), d + 4, dtype=low)
+    X[:, d + 2 : d + 4] = 1
+    X[:, d + 4 :] = 0
+    columns = workspace.buffer("W", len(W), width, dtype=low, device=W.device)
     dw, norm = _rounded_rows(W, columns)
     columns[:, d] = _rounded_up(norm, low)
     columns[:, d + 1] = _rounded_up((dw + 3 * g * norm) * (1 + g), low)
@@ -140,8 +170,9 @@ def _bound(x: Tensor, W: Tensor, b: Tensor, line: Tensor, workspace: Workspace) 
     wanted = gap + (g * (b.abs() + 4 * gap.abs()) + _TINY)
     columns[:, d + 2] = wanted
     columns[:, d + 3] = _rounded_up(wanted - columns[:, d + 2].float(), low)
+    columns[:, d + 4 :] = 0
     raised = (columns[:, d + 2].float() + columns[:, d + 3].float() - gap).clamp(min=0)
-    return _Bound(X, columns, raised)
+    return _Bound(X, columns, d, raised)
 
 
 def _rounded_rows(rows: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,21 +192,30 @@ def _norms(rows: Tensor) -> Tensor:
 
 
 def _candidates(
-    bound: _Bound, pick: Callable[[Tensor, Tensor], np.ndarray], workspace: Workspace
+    bound: _Bound, pick: Callable[[Tensor, Tensor], _Mask], workspace: Workspace
 ) -> Entries:
     """The pairs that `pick` marks in the scores W X^T, which are made some tokens at a time."""
     n_tokens, d_sae = len(bound.X), len(bound.W)
-    n_rows, found = max(256, 2**23 // d_sae), []
+    n_rows, found = max(256, (_GPU_SCORES if on_gpu(bound.X) else _SCORES) // d_sae), []
     for first in range(0, n_tokens, n_rows):
         X = bound.X[first : first + n_rows]
-        scores = workspace.buffer("scores", d_sae, len(X), dtype=X.dtype)
+        scores = workspace.buffer("scores", d_sae, len(X), dtype=X.dtype, device=X.device)
         torch.mm(bound.W, X.T, out=scores)
-        latents, tokens = np.divmod(np.flatnonzero(pick(scores, X)), len(X))
+        latents, tokens = _places(pick(scores, X))
         found.append((tokens + first, latents))
-    tokens, latents = (torch.from_numpy(np.concatenate(each)) for each in zip(*found, strict=True))
+    tokens, latents = (torch.cat(each) for each in zip(*found, strict=True))
     order = stable_order(latents, d_sae)
     tokens, latents = tokens.index_select(0, order), latents.index_select(0, order)
     return Entries(tokens, latents, n_tokens, d_sae, workspace=workspace)
+
+
+def _places(mask: _Mask) -> tuple[Tensor, Tensor]:
+    """Rows and columns of what is marked, row by row."""
+    if isinstance(mask, Tensor):
+        rows, columns = mask.nonzero(as_tuple=True)
+        return rows, columns
+    rows, columns = np.divmod(np.flatnonzero(mask), mask.shape[1])
+    return torch.from_numpy(rows), torch.from_numpy(columns)
 
 
 def _kept(at: Entries, values: Tensor, keep: Tensor) -> Entries:
@@ -189,22 +229,27 @@ def _among_top_k(at: Entries, values: Tensor, k: int) -> Tensor:
     """[n], whether an entry is among its token's k largest."""
     n_each = at.token_offsets.diff()
     width = max(k, int(n_each.max()))
-    place = torch.arange(len(at)) - at.token_offsets[:-1].repeat_interleave(n_each)
-    place += torch.arange(at.n_tokens).repeat_interleave(n_each) * width
-    table = torch.full((at.n_tokens, width), -torch.inf)
+    device = values.device
+    place = torch.arange(len(at), device=device)
+    place -= at.token_offsets[:-1].repeat_interleave(n_each)
+    place += torch.arange(at.n_tokens, device=device).repeat_interleave(n_each) * width
+    table = torch.full((at.n_tokens, width), -torch.inf, device=device)
     table.view(-1)[place] = values[at.by_token]
-    chosen = torch.zeros(at.n_tokens, width, dtype=torch.bool)
+    chosen = torch.zeros(at.n_tokens, width, dtype=torch.bool, device=device)
     chosen.scatter_(1, table.topk(k, dim=1, sorted=False).indices, True)
-    among = torch.empty(len(at), dtype=torch.bool)
+    among = torch.empty(len(at), dtype=torch.bool, device=device)
     among[at.by_token] = chosen.view(-1)[place]
     return among
 
 
-def _ordered(scores: Tensor) -> np.ndarray:
+def _ordered(scores: Tensor) -> Tensor | np.ndarray:
     """Numbers that compare as scores do, where the other side is not negative.
 
-    Floats of one sign are ordered as their bits are, and numpy knows no bfloat16.
+    On a CPU they are for numpy, which knows no bfloat16; but floats of one sign are ordered as
+    their bits are.
     """
+    if on_gpu(scores):
+        return scores
     return (scores.view(torch.int16) if scores.dtype == torch.bfloat16 else scores).numpy()
 
 
@@ -217,8 +262,11 @@ def _rounded_down(x: Tensor, dtype: torch.dtype) -> Tensor:
     return -_rounded_up(-x, dtype)
 
 
-def _low_dtype() -> torch.dtype:
+def _low_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the processor multiplies it; else float32, which the bound holds for too."""
+    if device.type == "cuda":  # what lacks bfloat16 there has no TF32 either
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bfloat16 else torch.float32
     has = [
         getattr(torch.cpu, name, lambda: False)()
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

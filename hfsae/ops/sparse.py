@@ -17,14 +17,18 @@ and four linear maps, which are all that differs:
 
 `project` and `combine` are adjoint to each other, so three loops make both and their gradients:
 dot products at the entries, and sums of rows by token and by latent. The order of entries is fixed
-and each sum has one owner, so that results do not depend on the number of threads.
+and each sum has one owner, so that results do not depend on the number of threads. The loops are
+torch's own; on CUDA they are those of `hfsae.ops.fused`, if Triton is installed.
 
 Which pairs are entries is for `hfsae.ops.screening` to find.
 """
 
+import importlib.util
+import logging
 import warnings
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,6 +37,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 _BLOCK = 2**19  # numbers, 2 MiB of float32, that stay in cache from one operation to the next
+_GPU_BLOCK = 2**24  # there a launch costs more than memory does
+
+as_if_on_gpu = False
+"""For tests: CPU tensors go the way of CUDA's too, Triton's kernels in its interpreter."""
+use_triton = True
+"""For comparisons: False takes torch's loops on CUDA, as where Triton is not installed."""
+
+logger = logging.getLogger(__name__)
 
 
 class Everywhere:
@@ -77,20 +89,20 @@ class Workspace:
         self._named: dict[str, Tensor] = {}
         self._spare: list[Tensor] = []
 
-    def buffer(self, name: str, *shape: int, dtype: torch.dtype) -> Tensor:
+    def buffer(self, name: str, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Uninitialised memory under a name; what it held is lost."""
         size = int(np.prod(shape))
         held = self._named.get(name)
-        if held is None or held.numel() < size or held.dtype != dtype:
-            held = self._named[name] = torch.empty(size, dtype=dtype)
+        if held is None or held.numel() < size or (held.dtype, held.device) != (dtype, device):
+            held = self._named[name] = torch.empty(size, dtype=dtype, device=device)
         return held[:size].view(shape)
 
-    def take(self, *shape: int) -> Tensor:
+    def take(self, *shape: int, device: torch.device) -> Tensor:
         """Uninitialised float32 memory to give away: a spare gradient of this shape, if any."""
         for i, spare in enumerate(self._spare):
-            if spare.shape == shape:
+            if spare.shape == shape and spare.device == device:
                 return self._spare.pop(i)
-        return torch.empty(shape)
+        return torch.empty(shape, device=device)
 
     def recycle_(self, parameter: nn.Parameter) -> None:
         """Clear a matrix's gradient and keep its memory for `take`."""
@@ -137,7 +149,7 @@ class Entries:
     @cached_property
     def latent_offsets(self) -> Int[Tensor, " _"]:
         """Where each latent's entries begin, and the last's end."""
-        return torch.searchsorted(self.latents, torch.arange(self.d_sae + 1))
+        return _offsets(self.latents, self.d_sae)
 
     @cached_property
     def by_token(self) -> Int[Tensor, " n"]:
@@ -151,8 +163,7 @@ class Entries:
     @cached_property
     def token_offsets(self) -> Int[Tensor, " _"]:
         """Where each token's entries begin in `by_token`, and the last's end."""
-        sorted_tokens = self.tokens.index_select(0, self.by_token)
-        return torch.searchsorted(sorted_tokens, torch.arange(self.n_tokens + 1))
+        return _offsets(self.tokens.index_select(0, self.by_token), self.n_tokens)
 
     def project(
         self, x: Float[Tensor, "tokens d_in"], W: Float[Tensor, "d_in d_sae"], b: Tensor
@@ -168,11 +179,11 @@ class Entries:
 
     def of(self, parameter: Float[Tensor, " d_sae"]) -> Float[Tensor, " n"]:
         """A parameter of each latent, at the entries."""
-        return parameter.index_select(0, self.latents)
+        return _Of.apply(parameter, self)
 
     def count(self, mask: Bool[Tensor, " n"]) -> Int[Tensor, " d_sae"]:
         """How many tokens each latent is marked at."""
-        zeros = torch.zeros(self.d_sae, dtype=torch.int64)
+        zeros = torch.zeros(self.d_sae, dtype=torch.int64, device=self.latents.device)
         return zeros.index_add_(0, self.latents, mask.long())
 
     def share(self, mask: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
@@ -183,6 +194,8 @@ class Entries:
         self, x: Float[Tensor, "tokens d"], W: Float[Tensor, "d_sae d"]
     ) -> Float[Tensor, " n"]:
         """x[token] . W[latent] at each entry, in float32."""
+        if kernels := _kernels(x):
+            return kernels.dots(x, W, self.tokens, self.latents)
         if not len(self):
             return x.new_zeros(0)
         size, zeros = (self.d_sae, self.n_tokens), x.new_zeros(len(self))
@@ -204,7 +217,9 @@ class Entries:
         self, values: Float[Tensor, " n"], x: Float[Tensor, "tokens d"]
     ) -> Float[Tensor, "d_sae d"]:
         """For each latent, the sum over its entries of value * x[token]."""
-        sums = self.workspace.take(self.d_sae, x.shape[1])
+        sums = self.workspace.take(self.d_sae, x.shape[1], device=x.device)
+        if kernels := _kernels(x):
+            return kernels.sums(self.tokens, x, self.latent_offsets, values, sums)
         for part, begins, ends in blocks(sums, self.latent_offsets[:-1], self.latent_offsets[1:]):
             first, last = int(begins[0]), int(ends[-1])
             offsets = torch.cat([begins, ends[-1:]]) - first
@@ -213,10 +228,26 @@ class Entries:
 
     def totals_by_latent(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
         """For each latent, the sum of its entries' values."""
+        if on_gpu(values):  # there index_add_ adds in any order, and results would not repeat
+            ones = values.new_ones(self.n_tokens, 1)
+            return _bags(self.tokens, ones, self.latent_offsets, values)[:, 0]
         return values.new_zeros(self.d_sae).index_add_(0, self.latents, values)
 
 
 Place = Everywhere | Entries
+
+
+class _Of(torch.autograd.Function):
+    """p[latent] at the entries. dp = sum of each latent's."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, at: Entries) -> Tensor:
+        ctx.at = at
+        return parameter.index_select(0, at.latents)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.at.totals_by_latent(grad), None
 
 
 class _Project(torch.autograd.Function):
@@ -255,10 +286,38 @@ class _Combine(torch.autograd.Function):
 
 def _bags(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """For each bag, the weighted sum of the table's rows that it lists."""
+    if kernels := _kernels(table):
+        return kernels.sums(rows, table, offsets, weights)
     table, weights = table.detach(), weights.detach()  # else torch prepares for a backward pass
     return nn.functional.embedding_bag(
         rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
     )
+
+
+def on_gpu(x: Tensor) -> bool:
+    return x.is_cuda or as_if_on_gpu
+
+
+def _kernels(x: Tensor) -> ModuleType | None:
+    """`hfsae.ops.fused`, if it is to compute with x."""
+    if not (on_gpu(x) and use_triton and _has_triton()):
+        return None
+    from . import fused  # needs Triton, which `import hfsae` must not
+
+    return fused
+
+
+@cache
+def _has_triton() -> bool:
+    found = importlib.util.find_spec("triton") is not None
+    if not found:
+        logger.info("no Triton here: sparse steps on CUDA take torch's loops (hfsae[gpu] has it)")
+    return found
+
+
+def _offsets(keys: Int[Tensor, " n"], n_keys: int) -> Int[Tensor, " _"]:
+    """Where each of the keys 0, 1, ... begins in what is sorted by them, and the last one's end."""
+    return torch.searchsorted(keys, torch.arange(n_keys + 1, device=keys.device))
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -266,7 +325,8 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
     Of tensors that are spread over processes, this one's rows.
     """
-    n_rows = max(1, _BLOCK // tensors[0].shape[1])
+    n_numbers = _GPU_BLOCK if on_gpu(tensors[0]) else _BLOCK
+    n_rows = max(1, n_numbers // tensors[0].shape[1])
     here = (getattr(t, "to_local", lambda t=t: t)() for t in tensors)  # of DTensors
     return zip(*(t.split(n_rows) for t in here), strict=True)
 
@@ -274,9 +334,11 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def stable_order(keys: Int[Tensor, " n"], n_keys: int) -> Int[Tensor, " n"]:
     """What sorts keys in [0, n_keys), equal ones in the order they came in.
 
-    numpy sorts 16-bit keys by radix, fifty times faster than torch sorts these; wider keys take
-    two such passes, low half first.
+    On a CPU numpy sorts 16-bit keys by radix, fifty times faster than torch sorts these; wider keys
+    take two such passes, low half first.
     """
+    if on_gpu(keys):
+        return keys.sort(stable=True).indices
     plain = keys.numpy()
     order = np.argsort((plain & 0xFFFF).astype(np.uint16), kind="stable")
     if n_keys > 2**16:

@@ -26,8 +26,10 @@ from .sharding import everywhere, joined, local, part, placed_as, shard_, unshar
 
 _THRESHOLD_SAMPLE = 2048  # activations that the warm start's first threshold is taken from
 _SPARSITY_REACH = 1e4  # the controller moves a coefficient at most this far from what was given
-# Sparse steps gain where under a seventh of all entries matter, as measured at d_in 576 and 2304;
-# two limits, so that a run which lies between them does not go to and fro.
+# Sparse steps gain where under a seventh of all entries matter, as measured at d_in 576 and 2304 on
+# CPUs (scripts/bench/gpu.py tells it of a GPU); two limits, so that a run which lies between them
+# does not go to and fro. No run times the two for itself: the clock would choose differently from
+# one run to the next, and the bits with it.
 _SPARSE_BELOW, _DENSE_ABOVE = 0.10, 0.14
 _SPARSE_FROM = 1024  # latents; with fewer, a dense step takes milliseconds anyway
 _WARM_START_GAIN = 0.1  # a threshold acts on L0 at once; lambda only through many steps
@@ -118,7 +120,7 @@ class Run:
 
     @property
     def _can_be_sparse(self) -> bool:
-        is_here = self.accelerator.device.type == "cpu" and self.mesh is None
+        is_here = self.accelerator.device.type in ("cpu", "cuda") and self.mesh is None
         return is_here and self.sae.can_be_sparse
 
     def _make_optimizer(self) -> torch.optim.Optimizer:

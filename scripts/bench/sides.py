@@ -48,7 +48,7 @@ class Problem:
         return x + 0.02 * torch.randn(x.shape, generator=generator)
 
 
-def _hfsae(problem: Problem, sparse: str, **fields) -> Step:
+def _hfsae(problem: Problem, sparse: str, bf16: bool = False, **fields) -> Step:
     from accelerate import Accelerator
     from transformers import AutoConfig, AutoModel
 
@@ -73,8 +73,9 @@ def _hfsae(problem: Problem, sparse: str, **fields) -> Step:
         warmup_steps=0,
         sparsity_warmup_steps=0,
         sparse=sparse,
+        bf16=bf16,
     )
-    run = Run(sae, args, Accelerator(cpu=True))
+    run = Run(sae, args, Accelerator(cpu=not problem.x[0].is_cuda))
     done = iter(range(10**6))
 
     def step(x: Tensor) -> Callable[[], float]:
@@ -84,9 +85,9 @@ def _hfsae(problem: Problem, sparse: str, **fields) -> Step:
     return step
 
 
-def jumprelu(problem: Problem, sparse: str) -> Step:
+def jumprelu(problem: Problem, sparse: str, bf16: bool = False) -> Step:
     fields = {"l0_coefficient": L0_COEFFICIENT, "bandwidth": BANDWIDTH, "log_threshold": False}
-    return _hfsae(problem, sparse, model_type="jumprelu_sae", **fields)
+    return _hfsae(problem, sparse, bf16, model_type="jumprelu_sae", **fields)
 
 
 def topk(problem: Problem, sparse: str) -> Step:

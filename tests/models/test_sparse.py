@@ -1,11 +1,13 @@
 """A sparse step has the loss and the gradients of the dense one."""
 
+import os
+
 import pytest
 import torch
 
 import hfsae
 from hfsae.models import Schedule
-from hfsae.ops import Workspace
+from hfsae.ops import Workspace, sparse
 
 from .test_contract import SCALE, activations, make, variants
 
@@ -63,6 +65,33 @@ def test_a_sparse_step_has_the_loss_and_gradients_of_a_dense_one(config_class, f
         assert out.losses[name].item() == pytest.approx(loss.item(), rel=1e-6), name
     assert torch.allclose(out.recon, dense.recon, atol=1e-5)
     assert_close(found, expected)
+
+
+def test_a_sparse_step_the_way_of_a_gpu_has_the_gradients_of_a_dense_one(config_class, monkeypatch):
+    """On the CPU; with Triton's kernels too where tests/ops/test_sparse.py asks for it."""
+    sae, x = make(config_class), activations(40)
+    _, expected = gradients(sae, x, schedule=Schedule(0.3, 4.0, DEAD))
+    monkeypatch.setattr(sparse, "as_if_on_gpu", True)
+    monkeypatch.setattr(sparse, "use_triton", os.environ.get("TRITON_INTERPRET") == "1")
+    _, found = gradients(sae, x, schedule=Schedule(0.3, 4.0, DEAD), workspace=Workspace())
+    assert_close(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("use_triton", [True, False])
+def test_on_a_gpu_a_sparse_step_has_the_gradients_of_a_dense_one(
+    config_class, use_triton, monkeypatch
+):
+    """And repeats to the bit; under autocast too, which would round the dense one's products."""
+    monkeypatch.setattr(sparse, "use_triton", use_triton)
+    sae, x = make(config_class).cuda(), activations(300).cuda()
+    options = {"schedule": Schedule(0.3, 4.0)}
+    _, expected = gradients(sae, x, **options)
+    _, found = gradients(sae, x, **options, workspace=Workspace())
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        _, again = gradients(sae, x, **options, workspace=Workspace())
+    assert_close(found, expected, tolerance=1e-5)
+    assert all(torch.equal(again[name], grad) for name, grad in found.items())
 
 
 def test_values_at_entries_are_those_of_the_matrices(config_class):

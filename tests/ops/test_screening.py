@@ -3,15 +3,20 @@
 import pytest
 import torch
 
-from hfsae.ops import Workspace, screen, screen_top_k, screening
+from hfsae.ops import Workspace, screen, screen_top_k, screening, sparse
 
-LOWS = [torch.bfloat16, torch.float32]
+WAYS = ["bfloat16", "float32", "as_on_a_gpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-@pytest.fixture(params=LOWS, ids=str, autouse=True)
-def low(request, monkeypatch):
-    """The dtype of the product: bfloat16 also where this processor would not take it by itself."""
-    monkeypatch.setattr(screening, "_low_dtype", lambda: request.param)
+@pytest.fixture(params=WAYS, autouse=True)
+def device(request, monkeypatch):
+    """Of tensors. The product is in bfloat16 also where a processor would not take it by itself."""
+    low = torch.float32 if request.param == "float32" else torch.bfloat16
+    monkeypatch.setattr(screening, "_low_dtype", lambda device: low)
+    if request.param == "as_on_a_gpu":  # on the CPU, and without Triton's interpreter
+        monkeypatch.setattr(sparse, "as_if_on_gpu", True)
+        monkeypatch.setattr(sparse, "use_triton", False)
+    return torch.device("cuda" if request.param == "cuda" else "cpu")
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -68,8 +73,8 @@ HARD = {
 
 
 @pytest.fixture(params=HARD, ids=lambda name: name.replace(" ", "_"))
-def problem(request):
-    return HARD[request.param]
+def problem(request, device):
+    return tuple(t.to(device) for t in HARD[request.param])
 
 
 def exact(x, W, b) -> torch.Tensor:
@@ -78,7 +83,8 @@ def exact(x, W, b) -> torch.Tensor:
 
 
 def found_pairs(entries) -> torch.Tensor:
-    pairs = torch.zeros(entries.d_sae, entries.n_tokens, dtype=torch.bool)
+    device = entries.latents.device
+    pairs = torch.zeros(entries.d_sae, entries.n_tokens, dtype=torch.bool, device=device)
     pairs[entries.latents, entries.tokens] = True
     return pairs
 
@@ -100,10 +106,10 @@ def test_no_entry_is_missed_and_none_is_made_up(problem, quantile):
     assert not pairs[above < -off].any(), "made up"
 
 
-def test_the_bound_bounds_every_value(problem):
+def test_the_bound_bounds_every_value(problem, device):
     """Before anything is thrown away: X W^T >= x.w + b - line for all pairs, in float64."""
     x, W, b = problem
-    line = b + normal(len(b), seed=9) * b.abs().mean()
+    line = b + normal(len(b), seed=9).to(device) * b.abs().mean()
     bound = screening._bound(x, W, b, line, Workspace())
     score = bound.W.double() @ bound.X.double().T
     assert (score >= exact(x, W, b) - line.double()[:, None]).all()
@@ -111,6 +117,33 @@ def test_the_bound_bounds_every_value(problem):
     assert (
         exact(x, W, b - line)[product <= 0] <= rounding(x, W, b.abs() + line.abs())[product <= 0]
     ).all()
+
+
+def tensor_core_product(W: torch.Tensor, X: torch.Tensor, n_at_once: int = 4) -> torch.Tensor:
+    """W X^T as tensor cores sum it: numbers are cut where they hang over the largest's 24 bits."""
+    total = torch.zeros(len(W), len(X), dtype=torch.float64)
+    for W_part, X_part in zip(W.split(n_at_once, 1), X.split(n_at_once, 1), strict=True):
+        products = W_part.double()[:, None] * X_part.double()
+        addends = torch.cat([total[..., None], products], dim=-1)
+        unit = last_place(addends.abs().amax(-1))
+        total = (addends / unit[..., None]).trunc().sum(-1) * unit
+        total = (total / last_place(total)).trunc() * last_place(total)
+    return total
+
+
+def last_place(x: torch.Tensor) -> torch.Tensor:
+    """What the last of 24 bits is worth."""
+    return torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent - 24)
+
+
+@pytest.mark.parametrize("device", ["as_on_a_gpu"], indirect=True)
+def test_the_bound_holds_for_products_as_tensor_cores_sum_them(problem, device):
+    x, W, b = problem
+    line = b + normal(len(b), seed=9) * b.abs().mean()
+    bound = screening._bound(x, W, b, line, Workspace())
+    below = tensor_core_product(bound.W, bound.X) <= 0
+    above, off = exact(x, W, b - line), rounding(x, W, b.abs() + line.abs())
+    assert (above <= off)[below].all()
 
 
 @pytest.mark.parametrize("k", [1, 3, 20])

@@ -1,6 +1,7 @@
 """Sparse steps train to where dense ones do, repeat to the bit, give way where they are slow."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,6 +122,27 @@ def test_auto_is_dense_while_many_entries_matter_and_says_when_it_changes(tmp_pa
             kinds.append(one.is_sparse)
     assert not any(kinds[:30]) and all(kinds[30:])
     assert [r.message.split(":")[0] for r in caplog.records] == ["sparse steps"]
+
+
+@pytest.mark.parametrize(("device", "can"), [("cpu", True), ("cuda", True), ("mps", False)])
+def test_sparse_steps_are_for_cpus_and_cuda(device, can, tmp_path):
+    one, _ = run("jumprelu", tmp_path, "auto")
+    one.accelerator = SimpleNamespace(device=torch.device(device))
+    assert one._can_be_sparse is can
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_sparse_steps_follow_dense_ones_and_repeat_to_the_bit(kind, tmp_path):
+    (dense, source), *both = (run(kind, tmp_path, s) for s in ("never", "always", "always"))
+    assert dense.accelerator.device.type == "cuda"
+    for step in range(20):
+        batch = source.next_batch()
+        expected = dense.step(batch, step, log=True)["loss"]
+        found = [one.step(batch, step, log=True)["loss"] for one, _ in both]
+        assert found[0] == found[1] == pytest.approx(expected, rel=2e-3)
+        assert step >= 3 or found[0] == pytest.approx(expected, rel=1e-5)
+    assert_same_bits(*(weights(one.sae) for one, _ in both))
 
 
 def test_auto_leaves_small_dictionaries_dense(tmp_path):

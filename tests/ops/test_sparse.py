@@ -1,0 +1,193 @@
+"""The loops over entries against dense algebra: torch's, and Triton's kernels by the same tests.
+
+Kernels need a GPU, or Triton's interpreter, which the environment asks for before Triton is first
+imported: so without a GPU they are tested in a process of their own, which a test below starts.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from hfsae.ops import Entries, Workspace, sparse
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TORCH = ["cpu", "as_on_a_gpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+CARD = pytest.param("triton", marks=pytest.mark.gpu)
+KERNELS = ["interpreted"] if INTERPRETED else [CARD]
+MODELS = Path(__file__).parents[1] / "models" / "test_sparse.py"
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None or INTERPRETED, reason="no Triton, or not compiling"
+)
+
+
+@pytest.fixture(params=KERNELS if INTERPRETED else TORCH + KERNELS)
+def device(request, monkeypatch):
+    """Of tensors; which loops run over them is set to what the parameter says."""
+    monkeypatch.setattr(sparse, "as_if_on_gpu", request.param != "cpu")
+    monkeypatch.setattr(sparse, "use_triton", request.param in ("interpreted", "triton"))
+    device = torch.device("cuda" if request.param in ("cuda", "triton") else "cpu")
+    assert (sparse._kernels(torch.zeros(1)) is not None) == sparse.use_triton
+    return device
+
+
+# name: (tokens, d_sae, d, share of pairs that are entries)
+SHAPES = {
+    "ordinary": (7, 11, 37, 0.3),
+    "whole tiles": (4, 16, 128, 0.5),
+    "wider than a tile": (3, 4, 200, 0.8),
+    "long bags": (40, 4, 5, 0.9),
+    "one dimension": (6, 9, 1, 0.3),
+    "one entry": (1, 1, 2, 1.0),
+    "no entry": (6, 9, 5, 0.0),
+}
+
+
+@pytest.fixture(params=SHAPES, ids=lambda name: name.replace(" ", "_"))
+def problem(request, device):
+    """Entries, their mask, x and W; the second token and the third latent have no entry."""
+    n_tokens, d_sae, d, share = SHAPES[request.param]
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(n_tokens, d_sae, generator=generator) < share
+    mask[1:2], mask[:, 2:3] = False, False
+    x, W = (torch.randn(n, d, generator=generator).to(device) for n in (n_tokens, d_sae))
+    latents, tokens = mask.T.nonzero(as_tuple=True)
+    at = Entries(tokens.to(device), latents.to(device), n_tokens, d_sae)
+    return at, mask.to(device), x, W
+
+
+def values_of(at: Entries) -> tuple[torch.Tensor, torch.Tensor]:
+    """One value an entry, and the matrix of them."""
+    values = torch.randn(len(at), generator=torch.Generator().manual_seed(1))
+    values = values.to(at.tokens.device)
+    matrix = values.new_zeros(at.n_tokens, at.d_sae)
+    return values, matrix.index_put((at.tokens, at.latents), values).double()
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dot_products_are_those_of_the_matrix_product(problem):
+    at, mask, x, W = problem
+    expected = (x.double() @ W.double().T).T[mask.T]
+    assert_close(at.dots(x, W), expected)
+    assert_close(at.dots(x.T.contiguous().T, W), expected)
+
+
+def test_sums_are_those_of_matrix_products(problem):
+    at, _, x, W = problem
+    values, matrix = values_of(at)
+    assert_close(at.sums_by_token(values, W), matrix @ W.double())
+    assert_close(at.sums_by_latent(values, x), matrix.T @ x.double())
+    assert_close(at.totals_by_latent(values), matrix.sum(0))
+
+
+def test_sums_by_latent_fill_what_the_workspace_spares(problem):
+    at, _, x, _ = problem
+    values, matrix = values_of(at)
+    p = torch.nn.Parameter(torch.empty(at.d_sae, x.shape[1], device=x.device))
+    p.grad, at.workspace = torch.full_like(p, torch.nan), Workspace()
+    memory = p.grad.data_ptr()
+    at.workspace.recycle_(p)
+    sums = at.sums_by_latent(values, x)
+    assert sums.data_ptr() == memory
+    assert_close(sums, matrix.T @ x.double())
+
+
+def loss_and_gradients(of, leaves):
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    loss = of(*leaves)
+    return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+
+def test_gradients_are_those_of_dense_algebra(problem):
+    at, mask, x, W = problem
+    ones = torch.ones(at.d_sae, device=x.device)
+    leaves = [x, W.T.clone(), 0.5 * ones, 0.1 * ones + W[:, 0], W.flip(1)]
+
+    def sparse_loss(x, W_enc, b, scale, W_dec):
+        z = at.project(x, W_enc, b) * at.of(scale)
+        return at.combine(z, W_dec).square().sum()
+
+    def dense_loss(x, W_enc, b, scale, W_dec):
+        return (((x @ W_enc + b) * scale * mask) @ W_dec).square().sum()
+
+    found = loss_and_gradients(sparse_loss, leaves)
+    expected = loss_and_gradients(dense_loss, [leaf.double() for leaf in leaves])
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(mine.double(), theirs, rtol=1e-5, atol=1e-5 * float(theirs.norm()))
+
+
+@pytest.mark.parametrize("device", [*TORCH, CARD], indirect=True)
+def test_results_repeat_to_the_bit(problem):
+    at, _, x, W = problem
+    values, _ = values_of(at)
+    for loop, rows in ((at.dots, W), (at.sums_by_token, W), (at.sums_by_latent, x)):
+        first = x if loop == at.dots else values
+        assert torch.equal(loop(first, rows), loop(first, rows))
+    assert torch.equal(at.totals_by_latent(values), at.totals_by_latent(values))
+
+
+@pytest.mark.parametrize("device", KERNELS, indirect=True)
+def test_kernels_take_bfloat16_and_sum_in_float32(problem):
+    at, mask, x, W = problem
+    values, matrix = values_of(at)
+    x, W = x.bfloat16(), W.bfloat16()
+    assert_close(at.dots(x, W), (x.double() @ W.double().T).T[mask.T])
+    assert_close(at.sums_by_token(values, W), matrix @ W.double())
+    assert_close(at.sums_by_latent(values, x), matrix.T @ x.double())
+
+
+@needs_triton
+def test_kernels_pass_these_tests_in_tritons_interpreter():
+    step = f"{MODELS}::test_a_sparse_step_the_way_of_a_gpu_has_the_gradients_of_a_dense_one"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, step]
+    env = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_for_cards_that_are_not_here(capability, monkeypatch, tmp_path):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from hfsae.ops import fused
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    places, table = dict.fromkeys(("tokens", "latents", "rows", "offsets"), "*i64"), "*bf16"
+    types = places | dict.fromkeys(("x", "W", "table"), table) | {"weights": "*fp32"}
+    types |= {"out": "*fp32", "n": "i64", "d": "i32"}
+    for kernel, tile in ((fused._dots, fused._DOTS_TILE), (fused._sums, fused._SUMS_TILE)):
+        signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+        sizes = dict(zip(("n_entries", "n_numbers"), tile, strict=True))
+        source = ASTSource(kernel, signature=signature, constexprs=sizes)
+        made = triton.compile(
+            source,
+            target=GPUTarget("cuda", capability, 32),
+            options={"enable_fp_fusion": True},
+        )
+        ptx = made.asm["ptx"]
+        assert "fma.rn.f32" in ptx
+        assert not any(word in ptx for word in ("atom.", "red.global", "mma.", "tf32"))
+
+
+def test_cpu_tensors_never_go_to_kernels_and_cuda_does_without_triton(monkeypatch, caplog):
+    assert sparse._kernels(torch.zeros(1)) is None
+    monkeypatch.setattr(sparse, "as_if_on_gpu", True)
+    monkeypatch.setattr(sparse.importlib.util, "find_spec", lambda name: None)
+    sparse._has_triton.cache_clear()
+    with caplog.at_level(logging.INFO, logger="hfsae.ops.sparse"):
+        assert sparse._kernels(torch.zeros(1)) is None
+        assert sparse._kernels(torch.zeros(1)) is None
+    sparse._has_triton.cache_clear()
+    assert [r.message[:14] for r in caplog.records] == ["no Triton here"]
