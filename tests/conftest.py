@@ -223,3 +223,17 @@ def packaged_lm() -> LoadedLM:
         pytest.skip(f"no packaged language model: {PACKAGED_LMS[name].install_command}")
     pytest.importorskip("gguf")
     return load_lm(name, source="packaged", dtype="bfloat16")
+
+
+@pytest.fixture
+def loads(monkeypatch, tiny_lm, tiny_tokenizer) -> list[str]:
+    """Let every name be the tiny LM; the list grows by one for each time it is loaded."""
+    seen: list[str] = []
+
+    def load_lm(name: str, **kwargs) -> LoadedLM:
+        seen.append(name)
+        return LoadedLM(tiny_lm, tiny_tokenizer, "a test")
+
+    monkeypatch.setattr("hfsae.recipe.load_lm", load_lm)
+    monkeypatch.setattr("hfsae.recipe.empty_lm", lambda name, **kwargs: tiny_lm)
+    return seen

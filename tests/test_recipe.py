@@ -10,45 +10,10 @@ from transformers import AutoModel
 from hfsae import recipe as recipes
 from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.evaluation import EvaluationArguments
-from hfsae.features import CollectArguments, FeatureStore
-from hfsae.lm import LoadedLM
-from hfsae.recipe import LMArguments, Recipe, make_configs, run
-from hfsae.training import TrainingArguments
+from hfsae.features import FeatureStore
+from hfsae.recipe import make_configs, run
 
-TEXTS = [f"document {i}: " + "abcdefghij " * (3 + i % 5) for i in range(200)]
-
-
-@pytest.fixture
-def loads(monkeypatch, tiny_lm, tiny_tokenizer) -> list[str]:
-    """Let every name be the tiny LM; the list grows by one for each time it is loaded."""
-    seen: list[str] = []
-
-    def load_lm(name: str, **kwargs) -> LoadedLM:
-        seen.append(name)
-        return LoadedLM(tiny_lm, tiny_tokenizer, "a test")
-
-    monkeypatch.setattr(recipes, "load_lm", load_lm)
-    monkeypatch.setattr(recipes, "empty_lm", lambda name, **kwargs: tiny_lm)
-    return seen
-
-
-def tiny_recipe(folder: Path, **fields) -> Recipe:
-    training = {"n_tokens": 640, "batch_size": 32, "learning_rate": 1e-3, "logging_steps": 5}
-    training |= {"warmup_steps": 0, "sparsity_warmup_steps": 0, "warm_start_steps": 5}
-    training |= fields.pop("training", {})
-    sae = {"site": "layers.1", "d_sae": 32, "target_l0": 4, "bandwidth": 0.1}
-    defaults = {
-        "lm": LMArguments(name="tiny/gemma"),
-        "text": TextArguments(dataset=TEXTS, context_size=16, held_out_fraction=0.2),
-        "harvest": HarvestArguments(rows=8, max_norm_ratio=5.0),
-        "shuffle": ShuffleArguments(bucket_tokens=320),
-        "sae": sae | {"log_threshold": False} | fields.pop("sae", {}),
-        "training": TrainingArguments(output_dir=str(folder), **training),
-        "evaluation": EvaluationArguments(n_tokens=300, bootstrap_samples=20),
-        "collect": CollectArguments(top=3, quantiles=2, per_quantile=1, reservoir=4),
-        "collect_tokens": 500,
-    }
-    return Recipe(**defaults | fields)
+from .tiny import TEXTS, tiny_recipe
 
 
 def test_a_run_leaves_a_folder_that_could_be_pushed(tmp_path, loads):

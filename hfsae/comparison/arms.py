@@ -101,11 +101,8 @@ def _check_arm(name: str, arm: dict[str, Any]) -> None:
             f"arm {name} has no {unknown[0]!r}; an arm holds {', '.join(sorted(_KEYS))}"
         )
     sweep = arm.get("sweep")
-    if (
-        not isinstance(sweep, dict)
-        or len(sweep) != 1
-        or not isinstance(next(iter(sweep.values())), list)
-    ):
+    values = list(sweep.values()) if isinstance(sweep, dict) else []
+    if len(values) != 1 or not isinstance(values[0], list) or not values[0]:
         raise ValueError(
             f"arm {name} needs `sweep`, one field of sae with a list of values, as "
             f"sweep: {{target_l0: [20, 50, 100]}}; got {sweep!r}"

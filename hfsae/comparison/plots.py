@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,9 +40,9 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
         for i, arm in enumerate(frontiers.arms):
             mine = [m for m in measured if m.arm == arm]
             l0s = [m.metrics["l0"] for m in mine]
-            style = {"color": _COLOURS[i % len(_COLOURS)]}
-            dots = {"marker": _MARKERS[i % len(_MARKERS)], "s": 14, "alpha": 0.7, "linewidths": 0}
-            axes.scatter(l0s, [m.metrics[metric] for m in mine], **style, **dots)
+            style: dict[str, Any] = {"color": _COLOURS[i % len(_COLOURS)]}
+            dots: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)], "linewidths": 0}
+            axes.scatter(l0s, [m.metrics[metric] for m in mine], s=14, alpha=0.7, **style, **dots)
             grid = _grid(*frontiers.reach([arm]))
             means = [frontiers.at(arm, metric, l0).value for l0 in grid]
             axes.plot(grid, means, label=titles[arm], linewidth=1.4, **style)
@@ -62,7 +62,7 @@ def _difference(frontiers: Frontiers, titles: Titles, reference: str) -> "Figure
                 continue
             grid = _grid(*frontiers.reach([arm, reference]))
             found = [frontiers.difference(arm, reference, metric, l0) for l0 in grid]
-            style = {"color": _COLOURS[i % len(_COLOURS)]}
+            style: dict[str, Any] = {"color": _COLOURS[i % len(_COLOURS)]}
             axes.plot(grid, [_percent(e.value) for e in found], label=titles[arm], **style)
             low, high = ([_percent(e.documents[side]) for e in found] for side in (0, 1))
             axes.fill_between(grid, low, high, alpha=0.15, linewidth=0, **style)
@@ -85,12 +85,13 @@ def _health(measured: Sequence[Measured], titles: Titles) -> "Figure":
     for (metric, scaled), label, axes in zip(shown.items(), labels, panels, strict=True):
         for i, arm in enumerate(arms):
             mine = sorted((m for m in measured if m.arm == arm), key=lambda m: m.metrics["l0"])
-            dots = {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 4, "linestyle": "none"}
+            dots: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 4}
             axes.plot(
                 [m.metrics["l0"] for m in mine],
                 [scaled(m.metrics[metric]) for m in mine],
                 color=_COLOURS[i % len(_COLOURS)],
                 label=titles[arm],
+                linestyle="none",
                 **dots,
             )
         axes.set(xscale="log", xlabel="L0 (latents/token)", ylabel=label)
@@ -126,7 +127,8 @@ def _plain_ticks(axes: "Axes", *, y: bool = True) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     for axis in (axes.xaxis, axes.yaxis) if y else (axes.xaxis,):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=range(1, 10) if high < 6 * low else (1, 2, 5)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
 

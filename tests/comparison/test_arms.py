@@ -1,0 +1,58 @@
+import pytest
+
+from hfsae.comparison import Comparison
+from hfsae.comparison.arms import arm_runs
+from hfsae.training import TrainingArguments
+
+ARMS = {
+    "jumprelu": {
+        "sae": {"model_type": "jumprelu_sae"},
+        "sweep": {"target_l0": [4, 8]},
+        "training": {"learning_rate": 3e-3},
+    },
+    "topk": {"sae": {"model_type": "topk_sae"}, "sweep": {"k": [4, 8]}},
+}
+
+
+def comparison(**fields) -> Comparison:
+    given = {"sae": {"site": "layers.1", "d_sae": 32}, "arms": ARMS, "seeds": [3, 5]}
+    return Comparison(**{**given, "training": TrainingArguments(output_dir="runs/c"), **fields})
+
+
+def test_each_arm_and_seed_is_a_training_recipe():
+    runs = {(r.arm, r.seed): r for r in arm_runs(comparison())}
+    assert list(runs) == [("jumprelu", 3), ("topk", 3), ("jumprelu", 5), ("topk", 5)]
+    one = runs["jumprelu", 5]
+    assert one.recipe.seed == one.recipe.shuffle.seed == 5
+    assert one.recipe.training.learning_rate == 3e-3
+    assert runs["topk", 5].recipe.training.learning_rate == TrainingArguments().learning_rate
+    assert one.recipe.sae_fields()["target_l0_8"] == {
+        "site": "layers.1",
+        "d_sae": 32,
+        "model_type": "jumprelu_sae",
+        "target_l0": 8,
+    }
+    assert str(one.folders["target_l0_4"]) == "runs/c/jumprelu/seed_5/target_l0_4"
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"arms": {}}, "needs arms and seeds"),
+        ({"seeds": []}, "needs arms and seeds"),
+        ({"seeds": [1, 1]}, "holds one twice"),
+        ({"reference": "relu"}, "'relu' is no arm; there are jumprelu, topk"),
+        ({"saes": {"a": {}}}, "arms in the place of saes"),
+        ({"arms": {"a": {"sweep": {"k": []}}}}, "arm a needs `sweep`"),
+        ({"arms": {"a": {"sweep": {"k": [1], "d_sae": [2]}}}}, "arm a needs `sweep`"),
+        ({"arms": {"a": {"sae": {}}}}, "arm a needs `sweep`"),
+        ({"arms": {"a": {"sweeps": {"k": [1]}}}}, "arm a has no 'sweeps'"),
+        (
+            {"arms": {"a": {"sweep": {"k": [1]}, "training": {"n_tokens": 5}}}},
+            "arm a cannot set training.n_tokens",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        comparison(**fields)

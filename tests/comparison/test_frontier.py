@@ -1,0 +1,93 @@
+"""Frontiers against closed forms: power laws, whose curves in log-log are straight lines."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hfsae.comparison import Frontiers
+from hfsae.comparison.results import Measured
+
+L0S = (16.0, 32.0, 64.0)
+
+
+def sae(arm: str, seed: int, l0: float, factor: float, *, scatter: float = 0.0) -> Measured:
+    """FVU = factor / sqrt(l0) and delta loss = factor / l0 on 20 documents."""
+    g = torch.Generator().manual_seed(int(l0))  # the same for both arms: they are paired
+    tokens = torch.full((20,), 100.0, dtype=torch.float64)
+    noise = 1 + scatter * torch.randn(20, generator=g, dtype=torch.float64)
+    sums = {
+        "fidelity.tokens": tokens,
+        "fidelity.active": tokens * l0,
+        "fidelity.error": tokens * factor / l0**0.5 * noise,
+        "fidelity.spread": tokens,
+        "losses.tokens": tokens,
+        "losses.spliced": tokens * (2 + factor / l0 * noise),
+        "losses.clean": 2 * tokens,
+    }
+    fvu = float(sums["fidelity.error"].sum() / tokens.sum())
+    metrics = {"l0": l0, "fvu": fvu, "delta_loss": factor / l0}
+    return Measured(arm, seed, f"l0_{l0:g}", l0, Path(), metrics, sums, {})
+
+
+def frontiers(factors: dict[str, list[float]], scatter: float = 0.0) -> Frontiers:
+    """An arm's factor for each seed."""
+    saes = [
+        sae(arm, seed, l0, factor, scatter=scatter)
+        for arm, of_seeds in factors.items()
+        for seed, factor in enumerate(of_seeds)
+        for l0 in L0S
+    ]
+    return Frontiers(saes, n_resamples=200)
+
+
+def test_a_power_law_is_interpolated_exactly():
+    curves = frontiers({"a": [1.0, 1.0]})
+    for l0 in (16.0, 20.0, 45.0, 64.0):
+        assert curves.at("a", "fvu", l0).value == pytest.approx(l0**-0.5, rel=1e-9)
+        assert curves.at("a", "delta_loss", l0).value == pytest.approx(1 / l0, rel=1e-9)
+
+
+def test_nothing_is_said_beyond_the_saes():
+    curves = frontiers({"a": [1.0]})
+    assert math.isnan(curves.at("a", "fvu", 15.0).value)
+    assert math.isnan(curves.at("a", "fvu", 65.0).value)
+    assert curves.reach(["a"]) == (16.0, 64.0)
+
+
+def test_differences_and_areas_are_log_ratios():
+    curves = frontiers({"a": [0.9, 0.9], "b": [1.0, 1.0]})
+    for found in (
+        curves.difference("a", "b", "fvu", 20.0),
+        curves.area("a", "b", "fvu", 20.0, 60.0),
+    ):
+        assert found.value == pytest.approx(math.log(0.9), rel=1e-9)
+        assert found.seeds == pytest.approx((math.log(0.9),) * 2, rel=1e-6)
+        assert found.documents == pytest.approx((math.log(0.9),) * 2, rel=1e-6)
+        assert not found.holds_0
+
+
+def test_the_interval_over_seeds_is_students():
+    factors = [0.90, 0.95, 0.85]
+    found = frontiers({"a": factors, "b": [1.0] * 3}).difference("a", "b", "fvu", 30.0)
+    logs = np.log(factors)
+    half = 4.302652729911275 * logs.std(ddof=1) / 3**0.5  # of a table, for 2 degrees of freedom
+    assert found.seeds == pytest.approx((logs.mean() - half, logs.mean() + half), rel=1e-9)
+    assert found.holds_0, "three seeds so far apart show nothing"
+    assert found.documents[1] < 0, "though the bootstrap alone would"
+
+
+def test_pairing_takes_out_what_arms_have_in_common():
+    """Documents that are hard for both arms widen each arm's interval, not the difference's."""
+    curves = frontiers({"a": [0.9, 0.9], "b": [1.0, 1.0]}, scatter=0.3)
+    low, high = curves.at("a", "fvu", 30.0).documents
+    assert high - low > 0.02
+    low, high = curves.difference("a", "b", "fvu", 30.0).documents
+    assert high - low < 1e-9
+
+
+def test_one_seed_shows_no_difference():
+    found = frontiers({"a": [0.5], "b": [1.0]}).difference("a", "b", "fvu", 30.0)
+    assert math.isnan(found.seeds[0]) and found.holds_0
