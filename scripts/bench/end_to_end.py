@@ -7,7 +7,8 @@ SmolLM2-135M, the residual stream after block 15 of 30, rows of 128 tokens of th
 sides read the same text with the same weights (ours in bfloat16, SAELens in float32 or, where its
 name says so, under bfloat16 autocast), take equal batches, and train JumpReLU SAEs of the same
 width; a turn is `--tokens` activations, made and trained on. Ours trains at its target L0 of 50;
-what SAELens's costs does not depend on L0. Peaks include the language model and the text.
+what SAELens's costs does not depend on L0. "ahead" is with `shuffle.prefetch`. Peaks include the
+language model and the text.
 
 FOLDER is what `scripts/interop/environments.sh FOLDER saelens` made. How sides are compared:
 `turns.py`.
@@ -26,7 +27,13 @@ from hfsae.activations import TextArguments, documents
 
 SIZES = {"tokens": 16384, "batch": 2048, "rows": 16, "d_sae": 8192}
 TABLES = {
-    "Text to trained SAEs": ("train", "train_dense", "train_six"),
+    "Text to trained SAEs": (
+        "train",
+        "train_ahead",
+        "train_dense",
+        "train_six",
+        "train_six_ahead",
+    ),
     "Text to activations": ("harvest", "cache", "plain_forward_bf16", "plain_forward_float32"),
 }
 

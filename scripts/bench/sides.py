@@ -1,7 +1,7 @@
-"""The sides of `step.py`: a training step of each library, run by its own Python.
+"""The sides of `step.py`: a training step of each library, or inference, run by its own Python.
 
-Every side trains at learning rate 1e-6 on the same planted activations, and starts from the planted
-dictionary, so that its L0 is what was asked for and stays there.
+Every side that trains does so at learning rate 1e-6 on the same planted activations, and starts
+from the planted dictionary, so that its L0 is what was asked for and stays there.
 """
 
 import argparse
@@ -222,6 +222,76 @@ def sparsify_topk(problem: Problem) -> Step:
     return step
 
 
+def _inference(problem: Problem, latents_of: Callable[[Tensor], Tensor]) -> Step:
+    """`latents_of` makes reconstructions, too."""
+
+    def step(x: Tensor) -> Callable[[], float]:
+        with torch.no_grad():
+            latents = latents_of(x)
+        return lambda: float(latents.count_nonzero()) / problem.batch
+
+    return step
+
+
+def inference(problem: Problem, sparse: bool) -> Step:
+    from hfsae import JumpReLUSAE, JumpReLUSAEConfig
+    from hfsae.ops import Workspace
+
+    widths = {"d_in": problem.d_in, "d_sae": problem.d_sae, "activation_scale": 1.0}
+    sae = JumpReLUSAE(JumpReLUSAEConfig(bandwidth=1e-6, **widths)).eval()
+    with torch.no_grad():
+        sae.W_enc.copy_(problem.W.T)
+        sae.W_dec.copy_(problem.W)
+        sae.threshold.fill_(problem.threshold)
+    workspace = Workspace() if sparse else None
+    return _inference(problem, lambda x: sae(x, workspace=workspace).latents)
+
+
+def saelens_inference(problem: Problem) -> Step:
+    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=problem.d_in, d_sae=problem.d_sae))
+    with torch.no_grad():
+        sae.W_enc.copy_(problem.W.T)
+        sae.W_dec.copy_(problem.W)
+        sae.threshold.fill_(problem.threshold)
+
+    def latents_of(x: Tensor) -> Tensor:
+        latents = sae.encode(x)
+        sae.decode(latents)
+        return latents
+
+    return _inference(problem, latents_of)
+
+
+def dictionary_learning_inference(problem: Problem) -> Step:
+    from dictionary_learning.dictionary import JumpReluAutoEncoder
+
+    sae = JumpReluAutoEncoder(problem.d_in, problem.d_sae)
+    with torch.no_grad():
+        sae.W_enc.copy_(problem.W.T)
+        sae.W_dec.copy_(problem.W)
+        sae.threshold.fill_(problem.threshold)
+    return _inference(problem, lambda x: sae(x, output_features=True)[1])
+
+
+def sparsify_inference(problem: Problem) -> Step:
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    config = SparseCoderConfig(num_latents=problem.d_sae, k=problem.l0)
+    coder = SparseCoder(problem.d_in, config, device="cpu")
+    with torch.no_grad():
+        coder.encoder.weight.copy_(problem.W)
+        coder.W_dec.copy_(problem.W)
+
+    def latents_of(x: Tensor) -> Tensor:
+        latents = coder.encode(x)
+        coder.decode(latents.top_acts, latents.top_indices)
+        return latents.top_acts
+
+    return _inference(problem, latents_of)
+
+
 SIDES: dict[str, Sides] = {
     "hfsae": {
         "jumprelu": lambda p: jumprelu(p, "always"),
@@ -230,6 +300,8 @@ SIDES: dict[str, Sides] = {
         "topk_dense": lambda p: topk(p, "never"),
         "relu": other("relu_sae"),
         "gated": other("gated_sae"),
+        "inference": lambda p: inference(p, sparse=True),
+        "inference_dense": lambda p: inference(p, sparse=False),
         "product_bf16": lambda p: product(p, torch.bfloat16),
         "product_float32": lambda p: product(p, torch.float32),
     },
@@ -238,9 +310,13 @@ SIDES: dict[str, Sides] = {
         "jumprelu_autocast": lambda p: saelens_jumprelu(p, autocast=True),
         "topk": saelens_topk,
         "topk_sparse": lambda p: saelens_topk(p, use_sparse=True),
+        "inference": saelens_inference,
     },
-    "dictionary_learning": {"jumprelu": dictionary_learning_jumprelu},
-    "sparsify": {"topk": sparsify_topk},
+    "dictionary_learning": {
+        "jumprelu": dictionary_learning_jumprelu,
+        "inference": dictionary_learning_inference,
+    },
+    "sparsify": {"topk": sparsify_topk, "inference": sparsify_inference},
 }
 
 

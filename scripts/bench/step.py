@@ -3,6 +3,7 @@
     python scripts/bench/step.py [--peers FOLDER] [--d_in 576] [--d_sae 16384] [--l0 50]
     python scripts/bench/step.py --by l0 20 50 100 300 600      # sweeps: one table a value
     python scripts/bench/step.py --by d_sae 4096 16384 65536
+    python scripts/bench/step.py --inference                    # latents and reconstructions alone
 
 A step is forward, backward, clipping (where the library clips), Adam and the decoder's norms, on
 the CPU. The floor is the encoder's product alone. FOLDER is what
@@ -19,6 +20,7 @@ from sides import SIDES
 from turns import add_arguments, chosen, markdown, measure
 
 SIZES = {"d_in": 576, "d_sae": 16384, "batch": 2048, "l0": 50}
+INFERENCE = ("inference", "inference_dense", "product_bf16", "product_float32")
 DEFAULT = ("jumprelu", "jumprelu_dense", "topk", "product_bf16", "product_float32")
 
 
@@ -29,11 +31,12 @@ def main() -> None:
     for name, value in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--by", nargs="+", metavar="NAME VALUE", help="d_in, d_sae, batch or l0")
+    parser.add_argument("--inference", action="store_true", help="encode and decode, do not train")
     add_arguments(parser, rounds=7)
     args = parser.parse_args()
     name, *values = args.by or ["l0", args.l0]
     try:
-        labels = chosen(args, SIDES, DEFAULT)
+        labels = chosen(args, *_sides(args.inference))
         for value in values:
             size = {key: getattr(args, key) for key in SIZES} | {name: int(value)}
             allocator = "glibc's allocator keeps large blocks" if args.tuned else "as shipped"
@@ -44,6 +47,16 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"step.py: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _sides(inference: bool) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """Those of each library, and ours that are taken by default."""
+    kept = {"product": True, "inference": inference}  # other names are of training steps
+    known = {
+        library: [n for n in names if kept.get(n.split("_")[0], not inference)]
+        for library, names in SIDES.items()
+    }
+    return known, INFERENCE if inference else DEFAULT
 
 
 if __name__ == "__main__":

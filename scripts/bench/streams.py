@@ -20,7 +20,7 @@ TARGET_L0, LEARNING_RATE = 50, 1e-3
 Options = argparse.Namespace
 
 
-def _our_stream(o: Options, cache: str | None = None) -> Any:
+def _our_stream(o: Options, cache: str | None = None, prefetch: bool = False) -> Any:
     from hfsae.activations import (
         HarvestArguments,
         Harvester,
@@ -37,10 +37,14 @@ def _our_stream(o: Options, cache: str | None = None) -> Any:
     harvester = Harvester(
         loaded.lm, [f"layers.{LAYER}"], HarvestArguments(rows=o.rows, cache=cache)
     )
-    return ShuffledActivations(rows, harvester, ShuffleArguments(bucket_tokens=o.tokens), o.batch)
+    shuffle = ShuffleArguments(bucket_tokens=o.tokens, prefetch=prefetch)
+    n_batches = o.turns * (o.tokens // o.batch)
+    return ShuffledActivations(rows, harvester, shuffle, o.batch, n_batches=n_batches)
 
 
-def our_training(o: Options, n_saes: int, sparse: str = "auto") -> turns.Step:
+def our_training(
+    o: Options, n_saes: int, sparse: str = "auto", prefetch: bool = False
+) -> turns.Step:
     from accelerate import Accelerator
     from transformers import AutoConfig, AutoModel
 
@@ -48,7 +52,8 @@ def our_training(o: Options, n_saes: int, sparse: str = "auto") -> turns.Step:
     from hfsae.training import TrainingArguments
     from hfsae.training.run import Run
 
-    stream, workspace, steps = _our_stream(o), Workspace(), o.tokens // o.batch
+    stream = _our_stream(o, prefetch=prefetch)
+    workspace, steps = Workspace(), o.tokens // o.batch
     args = TrainingArguments(
         n_tokens=o.turns * o.tokens,
         batch_size=o.batch,
@@ -223,6 +228,8 @@ SIDES: dict[str, dict[str, Callable[[Options], turns.Step]]] = {
     "hfsae": {
         "train": lambda o: our_training(o, 1),
         "train_six": lambda o: our_training(o, 6),
+        "train_ahead": lambda o: our_training(o, 1, prefetch=True),
+        "train_six_ahead": lambda o: our_training(o, 6, prefetch=True),
         "train_dense": lambda o: our_training(o, 1, "never"),
         "harvest": our_harvest,
         "cache": our_cache,
