@@ -16,7 +16,14 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from hfsae import ReLUSAE, ReLUSAEConfig, TopKSAE, TopKSAEConfig
+from hfsae import (
+    BatchTopKSAE,
+    BatchTopKSAEConfig,
+    ReLUSAE,
+    ReLUSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+)
 from hfsae.training import TrainingArguments
 from hfsae.training.run import Run
 
@@ -151,6 +158,7 @@ def test_latents_spread_over_processes_train_as_one_process_does(recipe, finishe
     ("sae", "sentence"),
     [
         (TopKSAE(TopKSAEConfig(d_in=4, d_sae=8, k=2)), "chooses among all latents"),
+        (BatchTopKSAE(BatchTopKSAEConfig(d_in=4, d_sae=8, k=2)), "a BatchTopKSAE chooses among"),
         (ReLUSAE(ReLUSAEConfig(d_in=4, d_sae=9)), r"d_sae \(9\) does not divide by 2 processes"),
         (ReLUSAE(ReLUSAEConfig(d_in=8, d_sae=8)), r"d_sae \(8\) equals d_in or d_out"),
     ],
