@@ -48,10 +48,16 @@ from .lm import load_lm as load_lm
 from .lm import patch as patch
 from .lm import splice as splice
 from .models import SAE as SAE
+from .models import BatchTopKSAE as BatchTopKSAE
+from .models import BatchTopKSAEConfig as BatchTopKSAEConfig
 from .models import GatedSAE as GatedSAE
 from .models import GatedSAEConfig as GatedSAEConfig
 from .models import JumpReLUSAE as JumpReLUSAE
 from .models import JumpReLUSAEConfig as JumpReLUSAEConfig
+from .models import MatryoshkaBatchTopKSAE as MatryoshkaBatchTopKSAE
+from .models import MatryoshkaBatchTopKSAEConfig as MatryoshkaBatchTopKSAEConfig
+from .models import MatryoshkaJumpReLUSAE as MatryoshkaJumpReLUSAE
+from .models import MatryoshkaJumpReLUSAEConfig as MatryoshkaJumpReLUSAEConfig
 from .models import ReLUSAE as ReLUSAE
 from .models import ReLUSAEConfig as ReLUSAEConfig
 from .models import SAEConfig as SAEConfig

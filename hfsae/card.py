@@ -84,6 +84,24 @@ _BIBTEX = {
   archivePrefix = {arXiv},
   primaryClass = {cs.LG}
 }""",
+    "2412.06410": """\
+@misc{bussmann2024batchtopk,
+  title = {BatchTopK Sparse Autoencoders},
+  author = {Bussmann, Bart and Leask, Patrick and Nanda, Neel},
+  year = {2024},
+  eprint = {2412.06410},
+  archivePrefix = {arXiv},
+  primaryClass = {cs.LG}
+}""",
+    "2503.17547": """\
+@misc{bussmann2025matryoshka,
+  title = {Learning Multi-Level Features with Matryoshka Sparse Autoencoders},
+  author = {Bussmann, Bart and Nabeshima, Noa and Karvonen, Adam and Nanda, Neel},
+  year = {2025},
+  eprint = {2503.17547},
+  archivePrefix = {arXiv},
+  primaryClass = {cs.LG}
+}""",
 }
 
 

@@ -35,7 +35,7 @@ from .comparison import Comparison
 from .comparison import compare as run_comparison
 from .evaluation import EvaluationResult
 from .features import ANSI, PLAIN, FeatureStore, show
-from .models import SAEConfig
+from .models import SAEConfig, variants
 from .plan import plan
 from .recipe import (
     Recipe,
@@ -228,11 +228,13 @@ def _recipe_parser(verb: str, kind: type[Recipe] = Recipe) -> ArgumentParser:
 
 def _sae_fields() -> Iterator[str]:
     """`--sae.NAME` lines for every variant, from the docstrings of its config's fields."""
-    for config_class in (SAEConfig, *SAEConfig.__subclasses__()):
+    classes = dict.fromkeys(c for variant in variants() for c in reversed(variant.mro()))
+    for config_class in (c for c in classes if issubclass(c, SAEConfig)):
         for param in docstring_parser.parse_from_object(config_class).params:
             default = getattr(config_class, param.arg_name, None)
             text = " ".join((param.description or "").split())
-            kind = "" if config_class is SAEConfig else f" ({config_class.model_type})"
+            kinds = ", ".join(v.model_type for v in variants(config_class))
+            kind = "" if config_class is SAEConfig else f" ({kinds})"
             yield from wrap(
                 f"--sae.{param.arg_name}{kind}  {text} (default: {default})",
                 96,

@@ -81,6 +81,8 @@ def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None
             if "threshold" not in file.keys():  # noqa: SIM118 - not a dict
                 return None
             threshold = file.get_tensor("threshold")
+            if threshold.ndim == 0:  # of a BatchTopK SAE: one for all
+                return None
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); train or copy it anew") from error
     scale = config.target_scale if config.is_transcoder else None

@@ -6,6 +6,7 @@ For use, not for training: encode, decode and forward are to the bit those of th
 where their formulas, units and sources are written down. Works for all of its variants.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +45,9 @@ class HfsaeModel(PreTrainedModel):
         self.b_dec = nn.Parameter(torch.empty(d_out))
         if config.skip_connection:
             self.W_skip = nn.Parameter(torch.empty(d_in, d_out))
-        if config.model_type == "jumprelu_sae":
-            self.threshold = nn.Parameter(torch.empty(d_sae, dtype=torch.float32))
+        if config.model_type.endswith(("jumprelu_sae", "batch_topk_sae")):
+            shape = () if config.model_type.endswith("batch_topk_sae") else (d_sae,)
+            self.threshold = nn.Parameter(torch.empty(shape, dtype=torch.float32))
         if config.model_type == "gated_sae":
             self.r_mag = nn.Parameter(torch.empty(d_sae))
             self.b_mag = nn.Parameter(torch.empty(d_sae))
@@ -88,11 +90,12 @@ class HfsaeModel(PreTrainedModel):
         return x @ self.W_enc + self.scale * self.b_enc
 
     def activate(self, pre_acts):
-        variant = self.config.model_type
+        variant = self.config.model_type.removeprefix("matryoshka_")
         if variant == "relu_sae":
             return pre_acts.relu()
-        if variant == "jumprelu_sae":
-            return pre_acts * (pre_acts > self.scale * self.threshold)
+        if variant in ("jumprelu_sae", "batch_topk_sae"):
+            threshold = self.scale * self.threshold
+            return pre_acts * (pre_acts > threshold.expand(self.config.d_sae))
         if variant == "gated_sae":
             magnitude = self.r_mag.exp() * (pre_acts - self.scale * self.b_enc)
             return (pre_acts > 0) * (magnitude + self.scale * self.b_mag).relu()
@@ -101,11 +104,24 @@ class HfsaeModel(PreTrainedModel):
         raise ValueError(f"this file does not know {variant}; pip install hfsae")
 
     def _largest(self, z):
+        if self.config.selection == "approximate":
+            return self._nearly_largest(z)
         groups = self.config.selection == "groupmax"
         z = z.unflatten(-1, (self.config.k, -1)) if groups else z
         values, indices = z.topk(1 if groups else self.config.k, dim=-1, sorted=False)
         latents = torch.zeros_like(z).scatter(-1, indices, values)
         latents = latents.flatten(-2) if groups else latents
+        return latents.relu() if self.config.relu else latents
+
+    def _nearly_largest(self, z):
+        k, d_sae, recall = self.config.k, self.config.d_sae, float(self.config.recall)
+        n = bisect_left(range(d_sae), recall, lo=k, key=lambda n: n / k * (1 - (1 - 1 / n) ** k))
+        size = d_sae // n
+        padded = nn.functional.pad(z, (0, -d_sae % size), value=-torch.inf)
+        best = padded.unflatten(-1, (-1, size)).max(dim=-1)
+        values, groups = best.values.topk(k, dim=-1, sorted=False)
+        indices = groups * size + best.indices.gather(-1, groups)
+        latents = torch.zeros_like(z).scatter(-1, indices, values)
         return latents.relu() if self.config.relu else latents
 
     def _normalised(self, x):

@@ -40,7 +40,7 @@ from .activations import (
 from .evaluation import EvaluationArguments, EvaluationResult, evaluate_all
 from .features import CollectArguments, collect
 from .lm import LoadedLM, empty_lm, load_lm, site_width
-from .models import SAE, SAEConfig
+from .models import SAE, SAEConfig, variants
 from .models.probe import N_TOKENS, write_probe
 from .models.probe import NAME as PROBE
 from .records import damaged, read_json, write_whole
@@ -155,7 +155,7 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
                 raise
             raise ValueError(
                 f"sae.model_type {fields['model_type']!r} is unknown; hfsae has "
-                f"{', '.join(sorted(c.model_type for c in SAEConfig.__subclasses__()))}"
+                f"{', '.join(sorted(c.model_type for c in variants()))}"
             ) from error
     return configs
 

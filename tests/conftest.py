@@ -24,8 +24,10 @@ os.environ |= hub_variables(HUB.url, _HF_HOME)
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import importlib.util
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import huggingface_hub.constants
@@ -237,3 +239,27 @@ def loads(monkeypatch, tiny_lm, tiny_tokenizer) -> list[str]:
     monkeypatch.setattr("hfsae.recipe.load_lm", load_lm)
     monkeypatch.setattr("hfsae.recipe.empty_lm", lambda name, **kwargs: tiny_lm)
     return seen
+
+
+@pytest.fixture
+def in_processes():
+    """Do `work(part, summed)` for each part at once, `summed` being the sum over all of them."""
+
+    def run(parts, work):
+        held = [None] * len(parts)
+        barrier = threading.Barrier(len(parts), timeout=30)
+
+        def one(rank, part):
+            def summed(x):
+                held[rank] = x.clone()
+                barrier.wait()
+                total = sum(held)
+                barrier.wait()
+                return total
+
+            return work(part, summed)
+
+        with ThreadPoolExecutor(len(parts)) as pool:
+            return list(pool.map(one, range(len(parts)), parts))
+
+    return run

@@ -39,6 +39,8 @@ def test_public_names():
     public = {name for name in vars(hfsae) if not name.startswith("_")}
     modules = {"__main__"} | {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
     assert public - modules - {"jaxtyping"} == {  # the checker's import hook adds its name
+        "BatchTopKSAE",
+        "BatchTopKSAEConfig",
         "Edit",
         "FeatureStore",
         "GatedSAE",
@@ -46,6 +48,10 @@ def test_public_names():
         "JumpReLUSAE",
         "JumpReLUSAEConfig",
         "LoadedLM",
+        "MatryoshkaBatchTopKSAE",
+        "MatryoshkaBatchTopKSAEConfig",
+        "MatryoshkaJumpReLUSAE",
+        "MatryoshkaJumpReLUSAEConfig",
         "PackedRows",
         "ReLUSAE",
         "ReLUSAEConfig",

@@ -37,7 +37,10 @@ def test_help_of_train_explains_fields_with_units_and_sources(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0
     assert "--training.warm_start_steps" in text and "BatchTopK" in text
-    assert "--sae.l0_coefficient (jumprelu_sae) lambda." in text and "--sae.site" in text
+    assert (
+        "--sae.l0_coefficient (jumprelu_sae, matryoshka_jumprelu_sae) lambda." in text
+        and "--sae.site" in text
+    )
     assert "--harvest.max_norm_ratio" in text and "Attention sinks" in text
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from hfsae import figures
-from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae.models import BatchTopKSAE, BatchTopKSAEConfig, JumpReLUSAE, JumpReLUSAEConfig
 
 LOG = [
     {"step": 0, "sae": "", "fvu": 0.9, "l0": 80.0},
@@ -245,3 +245,9 @@ def test_a_damaged_weight_file_is_named(folder):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
         figures.draw(folder)
+
+
+def test_one_threshold_for_all_latents_is_no_histogram(tmp_path):
+    sae = BatchTopKSAE(BatchTopKSAEConfig(d_in=4, d_sae=8, k=2))
+    sae.save_pretrained(tmp_path)
+    assert figures.draw(tmp_path) == []

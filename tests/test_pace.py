@@ -6,6 +6,7 @@ from transformers import AutoConfig
 
 import hfsae.pace as pace
 from hfsae.features import CollectArguments
+from hfsae.models import variants
 from hfsae.pace import lm_pace, sae_pace, step_seconds
 from hfsae.training import TrainingArguments
 
@@ -52,11 +53,10 @@ def test_wide_dictionaries_are_extrapolated(monkeypatch, d_sae, timed):
 
 
 @pytest.mark.parametrize("fields", [{}, {"target_site": "layers.2", "d_out": 12}])
-@pytest.mark.parametrize("model_type", ["jumprelu_sae", "topk_sae", "gated_sae", "relu_sae"])
-def test_steps_and_looks_of_every_variant_can_be_timed(model_type, fields):
-    extra = {"k": 4} if model_type == "topk_sae" else {}
-    sizes = {"d_in": 16, "d_sae": 64, "site": "layers.1"}
-    config = AutoConfig.for_model(model_type, **sizes, **extra, **fields)
+@pytest.mark.parametrize("config_class", variants(), ids=lambda c: c.model_type)
+def test_steps_and_looks_of_every_variant_can_be_timed(config_class, fields):
+    extra = {"k": 4} if "k" in config_class.__dataclass_fields__ else {}
+    config = config_class(d_in=16, d_sae=64, site="layers.1", **extra, **fields)
     assert step_seconds(config, TrainingArguments(), 32, "cpu") > 0
     look = sae_pace(config, CollectArguments(), 16, "cpu")
     assert look.collect > look.encode > 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from ..models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE
+from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE
 
 State = dict[str, Tensor]
 
@@ -62,7 +62,8 @@ def fold_decoder_norms(state: State) -> State:
 def to_jumprelu(sae: SAE) -> JumpReLUSAE:
     """The same function as a JumpReLU SAE, folded.
 
-    A ReLU SAE has threshold 0. For a Gated one the magnitude's encoder is taken, and the threshold
+    A ReLU SAE has threshold 0, a BatchTopK SAE one for all, and nested SAEs are used as those they
+    nest. For a Gated one the magnitude's encoder is taken, and the threshold
     is where the gate opens (arXiv:2404.16014, appendix E): max(0, b_mag - exp(r_mag) b_gate).
 
     Raises:
@@ -70,8 +71,8 @@ def to_jumprelu(sae: SAE) -> JumpReLUSAE:
     """
     folded = sae.folded()
     state = {name: tensor.clone() for name, tensor in folded.state_dict().items()}
-    if isinstance(sae, JumpReLUSAE):
-        return folded  # pyright: ignore[reportReturnType]
+    if type(folded) is JumpReLUSAE:
+        return folded
     if isinstance(sae, GatedSAE):
         stretch = state.pop("r_mag").exp()
         gate, state["b_enc"] = state["b_enc"], state.pop("b_mag")
@@ -79,7 +80,9 @@ def to_jumprelu(sae: SAE) -> JumpReLUSAE:
         state["threshold"] = (state["b_enc"] - stretch * gate).float().clamp(min=0)
     elif isinstance(sae, ReLUSAE):
         state["threshold"] = torch.zeros_like(state["b_enc"], dtype=torch.float32)
-    else:
+    elif isinstance(sae, BatchTopKSAE):
+        state["threshold"] = state["threshold"].expand(sae.config.d_sae).clone()
+    elif not isinstance(sae, JumpReLUSAE):
         raise ValueError(f"a {type(sae).__name__} is no JumpReLU SAE: which latents fire differs")
     jumprelu = build("jumprelu_sae", state, "converted", **place(sae))
     assert isinstance(jumprelu, JumpReLUSAE)

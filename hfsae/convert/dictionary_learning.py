@@ -16,13 +16,14 @@ and JumpReLU's W_enc and W_dec lie as ours do.
 import json
 import pickle
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models import SAE, GatedSAE, TopKSAE
+from ..models import SAE, BatchTopKSAE, GatedSAE, MatryoshkaBatchTopKSAE, TopKSAE
 from .build import State, build, exported, fold_decoder_norms, refuse, to_jumprelu
 from .sites import to_hook, to_site
 
@@ -104,7 +105,7 @@ def _place(trainer: dict[str, Any]) -> dict[str, Any]:
 
 
 def save(sae: SAE, folder: Path) -> None:
-    """Write `ae.pt` and `config.json`: TopK and Gated as themselves, the others as JumpReLU.
+    """Write `ae.pt` and `config.json`: ReLU and JumpReLU as JumpReLU, the others as themselves.
 
     Raises:
         ValueError: a transcoder, token_norm, groupmax, or a TopK SAE without relu.
@@ -128,11 +129,13 @@ def save(sae: SAE, folder: Path) -> None:
 
 
 def _theirs(sae: SAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not isinstance(sae, TopKSAE | GatedSAE):
+    if not isinstance(sae, TopKSAE | BatchTopKSAE | GatedSAE):
         state = exported(to_jumprelu(sae))
         return state, {"dict_class": "JumpReluAutoEncoder", "trainer_class": "JumpReluTrainer"}
     state = exported(sae)
     shift = state["b_dec"] @ state["W_enc"]  # these classes take b_dec off the input
+    if isinstance(sae, MatryoshkaBatchTopKSAE):
+        return _nested(sae, {**state, "b_enc": state["b_enc"] + shift})
     shared = {"encoder.weight": state["W_enc"].T.contiguous()}
     shared["decoder.weight"] = state["W_dec"].T.contiguous()
     if isinstance(sae, GatedSAE):
@@ -143,12 +146,25 @@ def _theirs(sae: SAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "gate_bias": state["b_enc"] + shift,
             "mag_bias": state["b_mag"] + state["r_mag"].exp() * shift,
         }, {"dict_class": "GatedAutoEncoder", "trainer_class": "GatedSAETrainer"}
-    if sae.config.selection != "topk" or not sae.config.relu:
-        raise ValueError("dictionary_learning's TopK takes the k largest after relu, nothing else")
-    return {
+    tensors = {
         **shared,
         "encoder.bias": state["b_enc"] + shift,
         "b_dec": state["b_dec"],
         "k": torch.tensor(sae.config.k, dtype=torch.int),
-        "threshold": torch.tensor(-1.0),
-    }, {"dict_class": "AutoEncoderTopK", "trainer_class": "TopKTrainer", "k": sae.config.k}
+        "threshold": state.get("threshold", torch.tensor(-1.0)),
+    }
+    if isinstance(sae, BatchTopKSAE):
+        names = {"dict_class": "BatchTopKSAE", "trainer_class": "BatchTopKTrainer"}
+        return tensors, {**names, "k": sae.config.k}
+    if sae.config.selection != "topk" or not sae.config.relu:
+        raise ValueError("dictionary_learning's TopK takes the k largest after relu, nothing else")
+    names = {"dict_class": "AutoEncoderTopK", "trainer_class": "TopKTrainer"}
+    return tensors, {**names, "k": sae.config.k}
+
+
+def _nested(sae: MatryoshkaBatchTopKSAE, state: State) -> tuple[State, dict[str, Any]]:
+    sizes = [b - a for a, b in pairwise((0, *sae.config.ends))]
+    counts = {"k": torch.tensor(sae.config.k, dtype=torch.int), "group_sizes": torch.tensor(sizes)}
+    name = "MatryoshkaBatchTopK"
+    config = {"dict_class": f"{name}SAE", "trainer_class": f"{name}Trainer", "k": sae.config.k}
+    return {**state, **counts}, {**config, "group_sizes": sizes}

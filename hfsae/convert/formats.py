@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from transformers import AutoModel
 
-from ..models import SAE, SAEConfig
+from ..models import SAE, variants
 from . import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, sparsify
 
 
@@ -26,7 +26,7 @@ class Format(NamedTuple):
 
 def _load_own(folder: Path, source: str) -> SAE:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    known = [c.model_type for c in SAEConfig.__subclasses__()]
+    known = [c.model_type for c in variants()]
     if config.get("model_type") not in known:
         raise ValueError(
             f"{source} is no SAE: its config.json is of a {config.get('model_type')!r} model, and "

@@ -2,8 +2,9 @@
 
     SAEBenchSAE(sae), passed as ("name", object) to `sae_bench.evals.core.main.multiple_evals`
 
-Weights lie as ours do, all scales folded. A Gated SAE is passed as the JumpReLU SAE that it equals.
-scripts/interop/run_saebench.py runs the core evaluation. sae_bench itself is not imported.
+Weights lie as ours do, all scales folded. A Gated or BatchTopK SAE is passed as the
+JumpReLU SAE that it equals. scripts/interop/run_saebench.py runs the core evaluation. sae_bench
+itself is not imported.
 """
 
 import re
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models import SAE, GatedSAE, JumpReLUSAE, TopKSAE
+from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, TopKSAE
 from .build import to_jumprelu
 from .sites import to_hook
 
@@ -66,7 +67,9 @@ class SAEBenchSAE:
                 f"no TransformerLens hook is known for site {config.site!r} of "
                 f"{config.model_name!r}; SAEBench needs one in a layer"
             )
-        self.sae = (to_jumprelu(sae) if isinstance(sae, GatedSAE) else sae.folded()).eval()
+        self.sae = (
+            to_jumprelu(sae) if isinstance(sae, GatedSAE | BatchTopKSAE) else sae.folded()
+        ).eval()
         self.sae.requires_grad_(False)
         self.cfg = SAEBenchConfig(
             model_name=model_name or str(config.model_name),

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
-from .build import State, build, exported, fold_decoder_norms, refuse
+from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from .build import State, build, exported, fold_decoder_norms, refuse, to_jumprelu
 from .sites import hub_id, to_hook, to_site
 
 FILES = ("sae_weights.safetensors", "cfg.json")
@@ -162,7 +162,9 @@ def save(sae: SAE, folder: Path) -> None:
 
 
 def to_saelens(sae: SAE) -> tuple[dict[str, Any], State]:
-    """cfg.json and tensors, as SAELens 6 has them."""
+    """cfg.json and tensors, as SAELens 6 has them; BatchTopK, as there, as JumpReLU."""
+    if isinstance(sae, BatchTopKSAE):
+        sae = to_jumprelu(sae)
     refuse(sae, "SAELens", transcoder=True, skip_connection=True, token_norm=True)
     config, state = sae.config, exported(sae)
     hook = to_hook(config.site, config.model_name)

@@ -57,10 +57,13 @@ def save(sae: SAE, folder: Path) -> None:
     """Write `sae.safetensors` and `cfg.json`; name the folder after the module.
 
     Raises:
-        ValueError: not a TopK SAE with relu, or with token_norm, or of two widths.
+        ValueError: not a TopK SAE with relu, or with selection="approximate" or token_norm, or of
+            two widths.
     """
     if not isinstance(sae, TopKSAE) or not sae.config.relu:
         raise ValueError(f"sparsify files hold TopK SAEs with relu, not a {type(sae).__name__}")
+    if sae.config.selection == "approximate":
+        raise ValueError("sparsify files know 'topk' and 'groupmax', not selection='approximate'")
     refuse(sae, "sparsify", transcoder=True, skip_connection=True)
     config, state = sae.config, exported(sae)
     if config.d_out != config.d_in:  # sparsify makes W_dec and b_dec of width d_in, always

@@ -112,9 +112,10 @@ class Base:
     def threshold(self, latent: int) -> float | None:
         """What its pre-activation must exceed, raw units; None where the SAE has no thresholds."""
         threshold = getattr(self.subject.sae, "threshold", None)
-        if not isinstance(threshold, torch.Tensor) or threshold.numel() != self.subject.d_sae:
+        if not isinstance(threshold, torch.Tensor):
             return None
-        return float(threshold[latent]) * self.subject.sae.scale
+        one = threshold if threshold.ndim == 0 else threshold[latent]  # BatchTopK has one for all
+        return float(one) * self.subject.sae.scale
 
 
 def token_rows(seen: Inspection, trace: list[float]) -> list[Json]:

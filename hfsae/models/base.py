@@ -30,6 +30,7 @@ import copy
 import difflib
 import filecmp
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -44,7 +45,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from ..ops import EVERYWHERE, Entries, Place, Workspace, blocks, screen
+from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, alone, blocks, screen
 from .probe import NAME as PROBE
 from .probe import Verification, verify
 
@@ -63,6 +64,10 @@ class Schedule(NamedTuple):
     """times the bandwidth of straight-through estimators"""
     dead: Bool[Tensor, " d_sae"] | None = None
     """latents that have not fired for long"""
+    summed: Summed = alone
+    """sums a tensor over the processes that have a part of the batch each"""
+    training: bool = False
+    """whether latents are chosen as in training, with the batch in view; set by `forward`"""
 
 
 class SAEConfig(PreTrainedConfig):
@@ -208,6 +213,13 @@ _TRANSFORMERS_KEYS = {
 }
 
 
+def variants(base: type[SAEConfig] = SAEConfig) -> list[type[SAEConfig]]:
+    """The config classes with a model_type of their own that are `base`, or derive from it."""
+    derived = {v: None for config in base.__subclasses__() for v in variants(config)}
+    is_variant = base is not SAEConfig and "model_type" in vars(base)
+    return [base] * is_variant + list(derived)
+
+
 def _own_fields(config_class: type[SAEConfig]) -> set[str]:
     theirs = {field.name for field in fields(PreTrainedConfig)}
     return {field.name for field in fields(config_class)} - theirs
@@ -242,6 +254,8 @@ class Parts(NamedTuple):
     """target - recon in units of x/c, float32; the others in raw units"""
     at: Place
     """where pre_acts and latents stand"""
+    nested: Sequence[Float[Tensor, "*batch d_out"]] = ()
+    """reconstructions from the first few latents, then from more; where a variant makes any"""
 
     def per_token(self, values: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
         """Sum over latents, mean over tokens."""
@@ -417,7 +431,11 @@ class SAE(PreTrainedModel):
         return self._combine(latents, x, EVERYWHERE)
 
     def _combine(self, latents: Tensor, x: Tensor | None, at: Place) -> Tensor:
-        recon = at.combine(latents, self.W_dec) + self.scale * self.b_dec
+        return self._completed(at.combine(latents, self.W_dec), x)
+
+    def _completed(self, recon: Tensor, x: Tensor | None) -> Tensor:
+        """With what does not come from latents: the bias, a skip connection, the token's norm."""
+        recon = recon + self.scale * self.b_dec
         if not self.config.decodes_with_input:
             return recon
         if x is None:
@@ -427,6 +445,10 @@ class SAE(PreTrainedModel):
             return recon + self._normalised(x) @ self.W_skip
         mean, spread = self._token_statistics(x)
         return recon * spread + mean
+
+    def _reconstructions(self, latents: Tensor, x: Tensor, at: Place) -> Sequence[Tensor]:
+        """What a loss is taken of: the reconstruction, last, and before it any `Parts.nested`."""
+        return [self._combine(latents, x, at)]
 
     def row_factor(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"]:
         """Latent i adds latents[..., i] * row_factor(x) * W_dec[i]: 1, but for `token_norm`."""
@@ -455,15 +477,17 @@ class SAE(PreTrainedModel):
             raise ValueError(f"a transcoder's loss needs target: x at {self.config.target_site}")
         if return_loss:
             self._check_trainable()
+        schedule = schedule._replace(training=return_loss and self.training)
         at = EVERYWHERE if workspace is None else self.entries(x, schedule, workspace)
         pre_acts = self._project(x, at)
         latents = self.activate(pre_acts, schedule, at)
-        recon = self._combine(latents, x, at)
         if not return_loss:
+            recon = self._combine(latents, x, at)
             return SAEOutput(recon=recon, latents=latents, pre_acts=pre_acts, at=at)
+        *nested, recon = self._reconstructions(latents, x, at)
         error = ((x if target is None else target).float() - recon.float()) / self.scale
         mse = error.square().sum(dim=-1).mean()
-        parts = Parts(x, pre_acts, latents, recon, error, at)
+        parts = Parts(x, pre_acts, latents, recon, error, at, nested)
         losses = {"mse": mse, **self.sparsity_losses(parts, schedule)}
         loss = torch.stack(list(losses.values())).sum()
         return SAEOutput(loss, losses, recon, latents, pre_acts, at)

@@ -164,7 +164,7 @@ def _dense(tensors: dict[str, Tensor], d_sae: int) -> Float[Tensor, "n d_sae"]:
 def _hash(tensor: Tensor) -> str:
     plain = tensor.detach().cpu().contiguous()
     head = f"{plain.dtype} {list(plain.shape)} ".encode()
-    return hashlib.sha256(head + plain.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(head + plain.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _hash_all(tensors: dict[str, Tensor]) -> str:

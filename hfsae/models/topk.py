@@ -1,60 +1,65 @@
 """TopK SAE: exactly k latents a token."""
 
+from bisect import bisect_left
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from ..ops import EVERYWHERE, Entries, Place, Workspace, screen_top_k
-from .base import SAE, Number, Parts, SAEConfig, Schedule
+from ..ops import EVERYWHERE, Entries, Place, Workspace, among_top_k, screen_top_k
+from .auxk import AuxKSAE, AuxKSAEConfig, largest
+from .base import Number, Parts, Schedule
 
-Selection = Literal["topk", "groupmax"]
+Selection = Literal["topk", "groupmax", "approximate"]
+_MULTI = 4  # times k latents, in the second loss of Multi-TopK
 
 
-class TopKSAEConfig(SAEConfig):
+class TopKSAEConfig(AuxKSAEConfig):
     """For activations of unit mean squared norm (x/c)."""
 
     model_type = "topk_sae"
 
-    k: int = 64
-    """latents a token may fire"""
-    aux_coefficient: Number = 1 / 32
-    """weight of the auxiliary loss by which dead latents come back; 0: without"""
-    aux_k: int = 512
-    """how many dead latents a token may use there; about d_in / 2"""
     selection: str = "topk"
-    """"topk": the k largest of all; "groupmax": the largest of each of k equal groups"""
+    """"topk": the k largest of all; "groupmax": the largest of each of k equal groups;
+    "approximate": the k largest among the largest of each of many groups, see `recall`"""
+    recall: Number = 0.95
+    """of "approximate": share of the k largest that is found, on average over where they lie"""
     relu: bool = True
     """whether selected pre-activations below 0 become 0; some of OpenAI's SAEs keep them"""
+    multi_topk_coefficient: Number = 0
+    """weight of a second mse, of the reconstruction from the 4k largest; 1/8 in Multi-TopK"""
 
     def check(self) -> None:
         super().check()
-        for name in ("k", "aux_k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.k > self.d_sae:
-            raise ValueError(f"k ({self.k}) is more than all latents (d_sae = {self.d_sae})")
         if self.selection not in get_args(Selection):
-            known = " or ".join(map(repr, get_args(Selection)))
-            raise ValueError(f"selection must be {known}, got {self.selection!r}")
+            known = ", ".join(map(repr, get_args(Selection)))
+            raise ValueError(f"selection must be one of {known}, got {self.selection!r}")
         if self.selection == "groupmax" and self.d_sae % self.k:
             raise ValueError(
                 f"groupmax needs d_sae ({self.d_sae}) to be a multiple of k ({self.k})"
             )
-        if self.aux_coefficient < 0:
-            raise ValueError(f"aux_coefficient must not be negative, got {self.aux_coefficient}")
-        if self.target_l0 is not None:
-            raise ValueError(f"a TopK SAE's L0 is k ({self.k}): leave target_l0 out")
+        if not 0 < self.recall < 1:
+            raise ValueError(f"recall must lie between 0 and 1, got {self.recall}")
+        if self.multi_topk_coefficient < 0:
+            raise ValueError(
+                f"multi_topk_coefficient must not be negative, got {self.multi_topk_coefficient}"
+            )
+        if self.multi_topk_coefficient and self.selection == "groupmax":
+            raise ValueError("multi_topk_coefficient: groupmax has no more latents than k to take")
 
 
-class TopKSAE(SAE):
+class TopKSAE(AuxKSAE):
     """latents = relu(the k largest of z),  z = x W_enc + b_enc;  loss = |x - recon|^2 + aux / 32.
 
     Gao et al. 2024 (arXiv:2406.04093), eq. 2 and appendix A.2: `aux` is the share of the error's
     variance that the `aux_k` largest of the dead latents leave. Prefer it where L0 has to be exact
     and there is no time to tune; every token gets the same number of latents, needed or not.
+
+    Their Multi-TopK adds |x - recon from the 4k largest|^2 / 8, so that the SAE may be used at
+    another k than it was trained at. `selection="approximate"` is for accelerators, whose exact
+    selection may take longer than the products; it is the same function in training and in use.
     """
 
     config_class = TopKSAEConfig
@@ -66,33 +71,34 @@ class TopKSAE(SAE):
         schedule: Schedule = Schedule(),
         at: Place = EVERYWHERE,
     ) -> Float[Tensor, "*batch d_sae"]:
-        if at is not EVERYWHERE:
-            latents = pre_acts  # entries are the k largest already
+        return self._activate(pre_acts, at, self.config.k)
+
+    def _activate(self, pre_acts: Tensor, at: Place, k: int) -> Tensor:
+        if isinstance(at, Entries):
+            is_all = k == self._n_entries
+            latents = pre_acts if is_all else pre_acts * among_top_k(at, pre_acts.detach(), k)
         elif self.config.selection == "groupmax":
-            latents = _largest_of_groups(pre_acts, self.config.k)
+            latents = _largest_of_groups(pre_acts, k)
+        elif self.config.selection == "approximate":
+            latents = nearly_largest(pre_acts, k, float(self.config.recall))
         else:
-            latents = _largest(pre_acts, self.config.k)
+            latents = largest(pre_acts, k)
         return latents.relu() if self.config.relu else latents
 
-    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
-        dead = schedule.dead
-        n_dead = 0 if dead is None else int(dead.sum())
-        if dead is None or n_dead == 0 or self.config.aux_coefficient == 0:
-            return {}
-        pre_acts = self._of_dead(parts, dead).float() / self.scale
-        latents = _largest(pre_acts, min(self.config.aux_k, n_dead)).relu()
-        wanted = parts.error.detach()  # the bias would cancel: it stands on both sides
-        left = wanted - latents @ self.W_dec[dead].float()
-        spread = wanted - wanted.reshape(-1, wanted.shape[-1]).mean(dim=0)
-        share = left.square().sum() / spread.square().sum().clamp(min=1e-12)
-        return {"aux": self.config.aux_coefficient * share}
+    @property
+    def _n_entries(self) -> int:
+        """Of a token: Multi-TopK's second loss wants more of them than fire."""
+        factor = _MULTI if self.config.multi_topk_coefficient else 1
+        return min(factor * self.config.k, self.config.d_sae)
 
-    def _of_dead(self, parts: Parts, dead: Bool[Tensor, " d_sae"]) -> Tensor:
-        """Pre-activations of dead latents, which are no entries."""
-        if parts.at is EVERYWHERE:
-            return parts.pre_acts[..., dead]
-        b = self.scale * self.b_enc
-        return EVERYWHERE.project(self.encoder_input(parts.x), self.W_enc.T[dead].T, b[dead])
+    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+        losses = super().sparsity_losses(parts, schedule)
+        if self.config.multi_topk_coefficient:
+            more = self._activate(parts.pre_acts, parts.at, self._n_entries) - parts.latents
+            error = parts.error - parts.at.combine(more, self.W_dec).float() / self.scale
+            mse = error.square().sum(dim=-1).mean()
+            losses["multi"] = self.config.multi_topk_coefficient * mse
+        return losses
 
     @property
     def can_be_sparse(self) -> bool:
@@ -104,17 +110,12 @@ class TopKSAE(SAE):
     ) -> Entries:
         """The k largest pre-activations of each token, as far as they are positive."""
         rows, b = self.W_enc.T.contiguous(), self.scale * self.b_enc
-        return screen_top_k(self.encoder_input(x), rows, b, self.config.k, workspace)
+        return screen_top_k(self.encoder_input(x), rows, b, self._n_entries, workspace)
 
     def density(
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
     ) -> Float[Tensor, ""]:
-        return torch.tensor(self.config.k / self.config.d_sae)
-
-
-def _largest(z: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batch d_sae"]:
-    values, indices = z.topk(k, dim=-1, sorted=False)
-    return torch.zeros_like(z).scatter(-1, indices, values)
+        return torch.tensor(self._n_entries / self.config.d_sae)
 
 
 def _largest_of_groups(
@@ -123,6 +124,26 @@ def _largest_of_groups(
     grouped = z.unflatten(-1, (n_groups, -1))  # [*batch, n_groups, latents of a group]
     values, indices = grouped.max(dim=-1, keepdim=True)
     return torch.zeros_like(grouped).scatter(-1, indices, values).flatten(-2)
+
+
+def nearly_largest(
+    z: Float[Tensor, "*batch d_sae"], k: int, recall: float
+) -> Float[Tensor, "*batch d_sae"]:
+    """z at the k largest of the maxima of equal groups, 0 elsewhere; JAX's approx_max_k.
+
+    A number is missed where a larger one shares its group. The i-th largest of all, i from 0, has a
+    group to itself with probability (1 - 1/n)^i, if numbers fall into the n groups at random; the
+    mean over the k largest is (n/k) (1 - (1 - 1/n)^k), and n the least for which it is `recall`.
+    """
+    d_sae = z.shape[-1]
+    size = d_sae // bisect_left(
+        range(d_sae), recall, lo=k, key=lambda n: n / k * (1 - (1 - 1 / n) ** k)
+    )
+    padded = nn.functional.pad(z, (0, -d_sae % size), value=-torch.inf)
+    best = padded.unflatten(-1, (-1, size)).max(dim=-1)  # [*batch, groups]
+    values, groups = best.values.topk(k, dim=-1, sorted=False)
+    indices = groups * size + best.indices.gather(-1, groups)
+    return torch.zeros_like(z).scatter(-1, indices, values)
 
 
 AutoConfig.register(TopKSAEConfig.model_type, TopKSAEConfig)

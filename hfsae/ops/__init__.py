@@ -1,7 +1,13 @@
 """Functions on tensors: no config, no module, no input or output."""
 
+from .nested import nested_sums as nested_sums
+from .screening import among_top_k as among_top_k
 from .screening import screen as screen
+from .screening import screen_batch_top_k as screen_batch_top_k
 from .screening import screen_top_k as screen_top_k
+from .selection import Summed as Summed
+from .selection import alone as alone
+from .selection import kth_positive as kth_positive
 from .sparse import EVERYWHERE as EVERYWHERE
 from .sparse import Entries as Entries
 from .sparse import Everywhere as Everywhere

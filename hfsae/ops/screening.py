@@ -36,7 +36,8 @@ float32 too, as `_full_precision` asks of cuBLAS: rounded to bfloat16 they would
 It holds where |x|^2, |w|^2 and 4 (b - line) are finite; tests/ops/test_screening.py tries
 to break it.
 
-For TopK the line differs by token and is not known beforehand: see `screen_top_k`.
+For TopK the line differs by token and is not known beforehand: see `screen_top_k`. For BatchTopK it
+is one number, guessed and then proven: see `screen_batch_top_k`.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,12 +49,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .selection import Summed, alone, kth_positive
 from .sparse import Entries, Workspace, blocks, on_gpu, stable_order
 
 _FLOOR, _TINY = 2.0**-62, 2.0**-80
 _GROUPS_PER_K = 4  # more groups: a tighter bound of the k-th value, dearer to take
 # Scores made at a time: they should stay in a CPU's cache; a GPU wants few and large products.
 _SCORES, _GPU_SCORES = 2**23, 2**26
+_SAMPLE = 64  # tokens that BatchTopK's line is guessed from
+_MARGINS = (1.25, 2.0, 4.0)  # times as many as wanted should lie above it; one after another
 
 _Mask = Tensor | np.ndarray
 
@@ -107,7 +111,50 @@ def screen_top_k(
 
         found = _candidates(bound, pick, workspace)
         values = found.dots(x, W) + found.of(b)
-        return _kept(found, values, _among_top_k(found, values, k) & (values > 0))
+        return _kept(found, values, among_top_k(found, values, k) & (values > 0))
+
+
+def screen_batch_top_k(
+    x: Float[Tensor, "tokens d"],
+    W: Float[Tensor, "d_sae d"],
+    b: Float[Tensor, " d_sae"],
+    k: int,
+    workspace: Workspace,
+    summed: Summed = alone,
+) -> Entries:
+    """The entries of the batch's tokens * k largest x.w + b that are positive, with their values.
+
+    If as many values as are wanted lie above a line, so does the least of those wanted, and they
+    are all among what `screen` finds above it. So any guess of the line will do, and how many are
+    found proves it; where too few are, it is lowered, at last to 0. The guess is a quantile of some
+    tokens' values. Of equal values at the edge all are kept.
+
+    Args:
+        summed: sums over the processes that have a part of the batch each.
+    """
+    with _full_precision(x.device):
+        lines, n_wanted = _guesses(x, W, b, k, summed)
+        for line in lines:
+            found = screen(x, W, b, line.expand(len(b)), workspace)
+            n_found = summed(torch.tensor(len(found), device=x.device))
+            if line == 0 or n_found >= n_wanted:
+                break
+        assert found.values is not None
+        least = kth_positive(found.values, n_wanted, summed)
+        return _kept(found, found.values, found.values >= least)
+
+
+def _guesses(
+    x: Tensor, W: Tensor, b: Tensor, k: int, summed: Summed
+) -> tuple[Float[Tensor, " n"], int]:
+    """Lines to try, falling to 0, the same in all processes; and how many values are wanted."""
+    some = x[:: max(1, -(-len(x) // _SAMPLE))]
+    values = (some @ W.T + b).flatten()
+    ranks = [min(round(margin * k * len(some)), len(values)) for margin in _MARGINS]
+    largest = values.topk(ranks[-1]).values if ranks[-1] else values.new_zeros(1)
+    lines = torch.stack([largest[max(rank, 1) - 1] for rank in ranks]).clamp(min=0)
+    shared = summed(torch.cat([lines, lines.new_tensor([0, len(x), 1])]))
+    return shared[:-2] / shared[-1], k * int(shared[-2])
 
 
 @contextmanager
@@ -225,7 +272,7 @@ def _kept(at: Entries, values: Tensor, keep: Tensor) -> Entries:
     return Entries(tokens, latents, at.n_tokens, at.d_sae, values, at.workspace)
 
 
-def _among_top_k(at: Entries, values: Tensor, k: int) -> Tensor:
+def among_top_k(at: Entries, values: Tensor, k: int) -> Tensor:
     """[n], whether an entry is among its token's k largest."""
     n_each = at.token_offsets.diff()
     width = max(k, int(n_each.max()))

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ..models import SAE, JumpReLUSAE, Schedule, TopKSAE
+from ..models import SAE, JumpReLUSAE, Schedule
+from ..models.auxk import AuxKSAE
 from ..ops import Entries, Place, Workspace
 from .arguments import TrainingArguments
 from .health import Reading, diagnose
@@ -93,10 +94,11 @@ class Run:
         """
         n, config = self.accelerator.num_processes, self.sae.config
         d_sae = config.d_sae
-        if isinstance(self.sae, TopKSAE):
+        if isinstance(self.sae, AuxKSAE):
             raise ValueError(
-                "training.shard_latents: a TopKSAE chooses among all latents, so they cannot be "
-                "spread; leave shard_latents out, or train a JumpReLUSAE, which need not choose"
+                f"training.shard_latents: a {type(self.sae).__name__} chooses among all latents, "
+                "so they cannot be spread; leave shard_latents out, or train a JumpReLUSAE, which "
+                "need not choose"
             )
         if d_sae % n:
             raise ValueError(
@@ -290,13 +292,15 @@ class Run:
 
     def _schedule(self, step: int) -> Schedule:
         if step < self.warm_start_steps:
-            return Schedule(sparsity=0.0, dead=self._dead())
+            return Schedule(0.0, dead=self._dead(), summed=self._sum, training=True)
         a = self.args
         bandwidth_steps = in_steps(a.bandwidth_steps, a.total_steps)
         return Schedule(
             sparsity=self.sparsity * self._sparsity_warmup(step),
             bandwidth=geometric(step - self.warm_start_steps, bandwidth_steps, a.bandwidth_start),
             dead=self._dead(),
+            summed=self._sum,
+            training=True,
         )
 
     def _sparsity_warmup(self, step: int) -> float:
@@ -317,12 +321,15 @@ class Run:
 
     def _count(self, seen: _Seen) -> float:
         """Update the dead-latent counters and the kind of step; L0 of the global batch."""
-        counts = self._reduce(torch.cat([seen.fired, seen.n_entries]), "sum")
+        counts = self._sum(torch.cat([seen.fired, seen.n_entries]))
         fired = counts[:-1]
         self._choose(int(counts[-1]) / (self.args.batch_size * len(fired)))
         self.tokens_since_fired += self.args.batch_size
         self.tokens_since_fired[fired > 0] = 0
         return int(fired.sum()) / self.args.batch_size
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return self._reduce(x, "sum")
 
     def _reduce(self, x: Tensor, how: str) -> Tensor:
         """Over processes, unless each has seen the whole batch."""

@@ -36,6 +36,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gated": {"model_type": "gated_sae"},
     "topk": {"model_type": "topk_sae", "k": 5},
     "topk_no_relu": {"model_type": "topk_sae", "k": 16, "relu": False},
+    "batch_topk": {"model_type": "batch_topk_sae", "k": 5},
+    "matryoshka_batch_topk": {"model_type": "matryoshka_batch_topk_sae", "k": 5},
+    "matryoshka_jumprelu": {"model_type": "matryoshka_jumprelu_sae"},
     "topk_groupmax": {"model_type": "topk_sae", "k": 6, "selection": "groupmax"},
 }
 SCALED = {"activation_scale": 3.7}

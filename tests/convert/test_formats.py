@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
 
 import hfsae
 from hfsae.convert import FORMATS, load_folder, save_as
@@ -181,6 +182,89 @@ def test_saelens_has_skip_connections_in_transcoders_only_so_an_sae_is_written_a
     assert config["metadata"]["hook_name"] == config["metadata"]["hook_name_out"]
     back, x = load_folder(written, "saelens", "sae"), torch.randn(3, 4)
     assert not back.config.is_transcoder and (back(x).recon - sae(x).recon).abs().max() < 1e-5
+
+
+OURS = {
+    "batch_topk_sae": {"k": 5},
+    "matryoshka_batch_topk_sae": {"k": 5, "prefixes": [6, 12, 24]},
+    "matryoshka_jumprelu_sae": {"prefixes": [6, 24]},
+}
+PLACE = {"site": "layers.1", "model_name": "google/gemma-3-1b-pt"}
+
+
+def ours(model_type: str, **fields) -> SAE:
+    """In its own units, with b_dec taken off the input: everything that has to be folded."""
+    fields = {"activation_scale": 3.0, "subtract_b_dec": True} | OURS[model_type] | fields
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, d_in=12, d_sae=24, **PLACE, **fields)
+    sae = AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        sae.threshold.fill_(0.2)
+        for name in ("b_enc", "b_dec"):
+            getattr(sae, name).uniform_(-0.1, 0.1)
+    return sae
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("model_type", OURS)
+def test_saes_of_one_threshold_are_the_same_function_in_every_format_but_topk_ones(
+    model_type, to, tmp_path
+):
+    sae, x = ours(model_type), 3 * torch.randn(64, 12, generator=torch.Generator().manual_seed(1))
+    destination = tmp_path / "layers.1"
+    if to in ("sparsify", "openai"):
+        with pytest.raises(ValueError, match=r"(TopK|ReLU) SAEs"):
+            save_as(sae, destination, to)
+        return
+    written = save_as(sae, destination, to)
+    back, out = load_folder(written, to, str(written)), sae(x)
+    kept = (out.latents > 0).float().mean()
+    assert 0.05 < kept < 0.5
+    assert (back(x).latents - out.latents).abs().max() < 1e-5
+    assert (back(x).recon - out.recon).abs().max() < 1e-5
+    assert type(back) is (type(sae) if to == "hfsae" else JumpReLUSAE)
+    assert torch.allclose(back.threshold, torch.full_like(back.threshold, 0.6))
+
+
+def test_saelens_gets_batchtopk_as_it_writes_it_itself(tmp_path):
+    """As jumprelu, with a constant threshold for every latent."""
+    for model_type in OURS:
+        written = save_as(ours(model_type), tmp_path / model_type, "saelens")
+        config = json.loads((written / "cfg.json").read_text())
+        state = load_file(written / "sae_weights.safetensors")
+        assert config["architecture"] == "jumprelu" and not config["apply_b_dec_to_input"]
+        assert config["metadata"]["hook_name"] == "blocks.1.hook_resid_post"
+        assert state["threshold"].shape == (24,)
+        assert torch.allclose(state["threshold"], torch.full((24,), 0.6))
+
+
+@pytest.mark.parametrize("name", ["batch_topk", "matryoshka"])
+def test_dictionary_learning_gets_its_own_classes_with_its_own_tensors(name, tmp_path):
+    theirs = FIXTURES / "dictionary_learning" / name / "trainer_0"
+    model_type = {"matryoshka": "matryoshka_batch_topk_sae"}.get(name, "batch_topk_sae")
+    written = save_as(ours(model_type), tmp_path / name, "dictionary_learning")
+    tensors = [torch.load(f / "ae.pt", weights_only=True) for f in (written, theirs)]
+    config = [json.loads((f / "config.json").read_text())["trainer"] for f in (written, theirs)]
+    for key in ("dict_class", "trainer_class", "k", "group_sizes", "activation_dim", "dict_size"):
+        assert config[0].get(key) == config[1].get(key), key
+    assert {k: (t.shape, t.dtype) for k, t in tensors[0].items()} == {
+        k: (t.shape, t.dtype) for k, t in tensors[1].items()
+    }
+    assert all(t.is_contiguous() for t in tensors[0].values())
+    x, state = 3 * torch.randn(64, 12, generator=torch.Generator().manual_seed(1)), tensors[0]
+    W_enc = state["W_enc"] if name == "matryoshka" else state["encoder.weight"].T
+    bias = state["b_enc"] if name == "matryoshka" else state["encoder.bias"]
+    post = ((x - state["b_dec"]) @ W_enc + bias).relu()  # as its encode(use_threshold=True)
+    latents = post * (post > state["threshold"])
+    assert (latents - ours(model_type).encode(x)).abs().max() < 1e-5
+
+
+def test_approximate_topk_fits_no_format_but_ours(tmp_path):
+    config = TopKSAE.config_class(d_in=4, d_sae=8, k=2, selection="approximate", **PLACE)
+    for to in set(FORMATS) - {"hfsae"}:
+        with pytest.raises(ValueError) as caught:
+            save_as(TopKSAE(config), tmp_path / to, to)
+        assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_sparsify_has_one_width_for_what_is_read_and_what_is_written(tmp_path):

@@ -7,10 +7,14 @@ import torch
 
 from hfsae.convert.saebench import SAEBenchSAE
 from hfsae.models import (
+    BatchTopKSAE,
+    BatchTopKSAEConfig,
     GatedSAE,
     GatedSAEConfig,
     JumpReLUSAE,
     JumpReLUSAEConfig,
+    MatryoshkaBatchTopKSAE,
+    MatryoshkaBatchTopKSAEConfig,
     ReLUSAE,
     ReLUSAEConfig,
     TopKSAE,
@@ -45,6 +49,8 @@ def randomised(sae):
         (JumpReLUSAE(JumpReLUSAEConfig(**PLACE)), "jumprelu"),
         (GatedSAE(GatedSAEConfig(**PLACE)), "jumprelu"),
         (TopKSAE(TopKSAEConfig(**PLACE, k=4)), "topk"),
+        (BatchTopKSAE(BatchTopKSAEConfig(**PLACE, k=4)), "jumprelu"),
+        (MatryoshkaBatchTopKSAE(MatryoshkaBatchTopKSAEConfig(**PLACE, k=4)), "jumprelu"),
     ],
 )
 def test_latents_and_reconstructions_are_the_saes(sae, architecture):

@@ -13,9 +13,8 @@ from hfsae.models import SAE, SAEConfig
 D_IN, D_SAE, SCALE = 12, 40, 7.0
 
 
-def variants(base: type[SAEConfig] = SAEConfig) -> list[type[SAEConfig]]:
-    found = [c for c in base.__subclasses__() if c.__module__.startswith("hfsae.")]
-    return [v for config in found for v in (config, *variants(config))]
+def variants() -> list[type[SAEConfig]]:
+    return [c for c in hfsae.models.variants() if c.__module__.startswith("hfsae.")]
 
 
 def smallest(config_class: type[SAEConfig]) -> dict[str, int]:

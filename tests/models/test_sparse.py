@@ -35,8 +35,7 @@ def assert_close(found, expected, tolerance=2e-6):
 
 
 def test_there_are_variants_with_sparse_steps():
-    kinds = {"relu_sae", "gated_sae", "topk_sae", "jumprelu_sae"}
-    assert kinds <= {v.model_type for v in SPARSE}
+    assert {v.model_type for v in SPARSE} == {v.model_type for v in variants()}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +153,9 @@ def test_the_number_of_threads_changes_no_bit(config_class):
         assert torch.equal(ends[0][1][name], ends[1][1][name]), name
 
 
-@pytest.mark.parametrize("fields", [{"selection": "groupmax"}, {"relu": False}])
+@pytest.mark.parametrize(
+    "fields", [{"selection": "groupmax"}, {"relu": False}, {"selection": "approximate"}]
+)
 def test_what_has_no_sparse_step_says_so(fields):
     assert not make(hfsae.TopKSAEConfig, **fields).can_be_sparse
     assert not make(hfsae.ReLUSAEConfig).to(torch.bfloat16).can_be_sparse

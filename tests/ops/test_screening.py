@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfsae.ops import Workspace, screen, screen_top_k, screening, sparse
+from hfsae.ops import Workspace, screen, screen_batch_top_k, screen_top_k, screening, sparse
 
 WAYS = ["bfloat16", "float32", "as_on_a_gpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -159,6 +159,42 @@ def test_the_k_largest_are_found(problem, k):
     wanted = (v >= largest[-1]) & (v > 0)
     assert (pairs == wanted)[~is_near].all()
     assert (pairs.sum(0) <= k).all()
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+@pytest.mark.parametrize("margins", [(1.25, 2.0, 4.0), (0.01,)], ids=["good guess", "bad guess"])
+def test_the_largest_of_the_batch_are_found(problem, k, margins, monkeypatch):
+    """Also where the guessed line lies too high at first."""
+    monkeypatch.setattr(screening, "_MARGINS", margins)
+    x, W, b = problem
+    pairs, v, off = (
+        found_pairs(screen_batch_top_k(x, W, b, k, Workspace())),
+        exact(x, W, b),
+        rounding(x, W, b),
+    )
+    least = v.flatten().topk(min(k * len(x), v.numel())).values[-1]
+    # A near one may be a few rounding errors off in value, and with it the place of the cut.
+    is_near = ((v - least).abs() <= 2 * (off + off[v >= least].max())) | (v.abs() <= off)
+    assert (pairs == (v >= least) & (v > 0))[~is_near].all()
+    assert pairs.sum() >= min(k * len(x), int((v > off).sum()))
+
+
+def test_a_guess_that_is_too_high_is_made_good(monkeypatch):
+    x, W, b = HARD["ordinary"]
+    lines = []
+
+    def noted(x, W, b, line, workspace):
+        lines.append(float(line[0]))
+        return screen(x, W, b, line, workspace)
+
+    monkeypatch.setattr(screening, "screen", noted)
+    monkeypatch.setattr(screening, "_MARGINS", (0.1, 0.5, 1.3))
+    found = screen_batch_top_k(x, W, b, 8, Workspace())
+    assert len(lines) == 3 and lines[0] > lines[1] > lines[2] > 0
+    monkeypatch.undo()
+    again = screen_batch_top_k(x, W, b, 8, Workspace())
+    assert torch.equal(found.tokens, again.tokens) and torch.equal(found.values, again.values)
+    assert len(found) == 8 * len(x)
 
 
 def test_values_are_those_of_a_float32_sum(problem):

@@ -16,7 +16,14 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from hfsae import ReLUSAE, ReLUSAEConfig, TopKSAE, TopKSAEConfig
+from hfsae import (
+    BatchTopKSAE,
+    BatchTopKSAEConfig,
+    ReLUSAE,
+    ReLUSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+)
 from hfsae.training import TrainingArguments
 from hfsae.training.run import Run
 
@@ -115,6 +122,24 @@ def test_several_processes_have_the_losses_of_one(finished, n):
 
 
 @pytest.mark.slow
+def test_several_processes_cut_a_batch_where_one_does(recipe, tmp_path):
+    """BatchTopK chooses among the whole batch, and its threshold is the same whoever saves it."""
+    plain = yaml.safe_load(recipe.read_text())
+    plain["sae"] = {"model_type": "batch_topk_sae", "site": "layers.1", "d_sae": 32, "k": 4}
+    plain["training"]["warm_start_steps"] = 0
+    nested = {"model_type": "matryoshka_batch_topk_sae"}
+    plain["saes"] = {"plain": {}, "nested": nested}
+    path, folders = tmp_path / "recipe.yaml", [tmp_path / "of-1", tmp_path / "of-2"]
+    path.write_text(yaml.safe_dump(plain))
+    for n, folder in enumerate(folders, start=1):
+        assert launch(path, folder, n).wait(300) == 0, said(folder)
+    for name in plain["saes"]:
+        assert_alike(*(folder / name for folder in folders))
+        one, two = (load_file(f / name / "model.safetensors")["threshold"] for f in folders)
+        assert one > 0 and one.item() == pytest.approx(two.item(), rel=2e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the ranks")
 def test_a_rank_that_dies_ends_the_run_and_it_resumes_to_the_same_bits(recipe, finished, tmp_path):
     broken = tmp_path / "broken"
@@ -151,6 +176,7 @@ def test_latents_spread_over_processes_train_as_one_process_does(recipe, finishe
     ("sae", "sentence"),
     [
         (TopKSAE(TopKSAEConfig(d_in=4, d_sae=8, k=2)), "chooses among all latents"),
+        (BatchTopKSAE(BatchTopKSAEConfig(d_in=4, d_sae=8, k=2)), "a BatchTopKSAE chooses among"),
         (ReLUSAE(ReLUSAEConfig(d_in=4, d_sae=9)), r"d_sae \(9\) does not divide by 2 processes"),
         (ReLUSAE(ReLUSAEConfig(d_in=8, d_sae=8)), r"d_sae \(8\) equals d_in or d_out"),
     ],

@@ -19,6 +19,19 @@ KINDS = {
     "jumprelu": {"model_type": "jumprelu_sae", "bandwidth": 0.05, "initial_threshold": 0.15},
     "log_threshold": {"model_type": "jumprelu_sae", "bandwidth": 0.05, "initial_threshold": 0.15},
     "topk": {"model_type": "topk_sae", "k": L0, "aux_k": 16},
+    "multi_topk": {
+        "model_type": "topk_sae",
+        "k": L0,
+        "aux_k": 16,
+        "multi_topk_coefficient": 1 / 8,
+    },
+    "batch_topk": {"model_type": "batch_topk_sae", "k": L0, "aux_k": 16},
+    "matryoshka": {"model_type": "matryoshka_batch_topk_sae", "k": L0, "aux_k": 16},
+    "matryoshka_jumprelu": {
+        "model_type": "matryoshka_jumprelu_sae",
+        "bandwidth": 0.05,
+        "initial_threshold": 0.15,
+    },
     "relu": {"model_type": "relu_sae"},
     "gated": {"model_type": "gated_sae"},
 }
@@ -33,7 +46,7 @@ def make(kind: str):
     fields = {"d_in": D_IN, "d_sae": D_SAE, "site": "layers.1", **KINDS[kind]}
     if kind in ("jumprelu", "relu"):
         fields["subtract_b_dec"] = True
-    if fields["model_type"] == "jumprelu_sae":
+    if fields["model_type"].endswith("jumprelu_sae"):
         fields["log_threshold"] = kind == "log_threshold"
     sae = AutoModel.from_config(AutoConfig.for_model(**fields))
     with torch.no_grad():
@@ -70,7 +83,7 @@ def test_after_200_steps_the_loss_is_that_of_dense_steps(kind, tmp_path):
     assert expected[-1] < 0.9 * expected[0]
 
 
-@pytest.mark.parametrize("kind", ["jumprelu", "topk"])
+@pytest.mark.parametrize("kind", ["jumprelu", "topk", "batch_topk"])
 def test_sparse_runs_resume_and_train_together_to_the_bit(kind, tmp_path):
     fields = {"sparse": "always", "warm_start_steps": 10, "max_grad_norm": 1.0}
     whole, other, stopped, resumed = (make(kind) for _ in range(4))

@@ -1,0 +1,131 @@
+"""BatchTopK SAE: k latents a token on average, more where a token needs more."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers import initialization as init
+
+from ..ops import EVERYWHERE, Entries, Place, Workspace, kth_positive, screen_batch_top_k
+from .auxk import AuxKSAE, AuxKSAEConfig
+from .base import Number, Parts, SAEConfig, Schedule
+
+
+class BatchTopKSAEConfig(AuxKSAEConfig):
+    """For activations of unit mean squared norm (x/c)."""
+
+    model_type = "batch_topk_sae"
+
+    threshold_rate: Number = 0.01
+    """share of the way to the batch's smallest kept activation that the threshold goes in a step"""
+
+    def check(self) -> None:
+        super().check()
+        if not 0 < self.threshold_rate <= 1:
+            raise ValueError(f"threshold_rate must lie in (0, 1], got {self.threshold_rate}")
+
+
+class BatchTopKSAE(AuxKSAE):
+    """latents = z H(z - threshold),  z = x W_enc + b_enc;  trained on the k B largest z of a batch.
+
+    loss = |x - recon from these|^2 + aux / 32 + (threshold - the smallest of these)^2 / 2
+
+    Bussmann et al. 2024 (arXiv:2412.06410). `forward(x, return_loss=True)` in training mode keeps
+    the k B largest positive z of the B tokens of the batch, in all processes together, so that
+    tokens share them out by need. All else uses one threshold, and depends on no other token; its
+    L0 is k on average. `aux` is TopK's (arXiv:2406.04093, appendix A.2).
+
+    Prefer it to TopK, whose error it lowers at the same L0 and cost, and to JumpReLU where there is
+    no time to train thresholds: this one follows by itself. In use it is a JumpReLU SAE whose
+    thresholds are equal, see `hfsae.convert.to_jumprelu`.
+
+    `threshold` is a number, stored in units of x/c, float32 in every dtype; 0 until it is known.
+    The gradient of its term of the loss is threshold - smallest, averaged over processes and
+    accumulated parts as gradients are; with it `before_step_` makes threshold a running mean, so
+    that no forward pass changes anything. A batch in accumulated parts is cut part by part.
+    """
+
+    config_class = BatchTopKSAEConfig
+    config: BatchTopKSAEConfig
+    float32_parameters = ("threshold",)
+    _keep_in_fp32_modules_strict = {"threshold"}  # noqa: RUF012
+    threshold: nn.Parameter
+
+    def make_parameters(self) -> None:
+        super().make_parameters()
+        self.threshold = nn.Parameter(torch.empty((), dtype=torch.float32))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.zeros_(self.threshold)
+
+    def activate(
+        self,
+        pre_acts: Float[Tensor, "*batch d_sae"],
+        schedule: Schedule = Schedule(),
+        at: Place = EVERYWHERE,
+    ) -> Float[Tensor, "*batch d_sae"]:
+        if at is not EVERYWHERE:
+            return pre_acts  # entries are what fires
+        if not schedule.training:
+            return pre_acts * (pre_acts > self.line())
+        n_tokens = torch.tensor(pre_acts.numel() // self.config.d_sae, device=pre_acts.device)
+        n_kept = self.config.k * int(schedule.summed(n_tokens))
+        return pre_acts * (pre_acts >= kth_positive(pre_acts, n_kept, schedule.summed))
+
+    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+        losses = super().sparsity_losses(parts, schedule)
+        if schedule.training:
+            smallest = kth_positive(parts.latents, 2**62, schedule.summed) / self.scale
+            is_any = smallest < torch.inf
+            wanted = torch.where(is_any, smallest, self.threshold.detach())
+            losses["threshold"] = (self.threshold - wanted).square() / 2
+        return losses
+
+    @torch.no_grad()
+    def before_step_(self) -> None:
+        """Also move the threshold towards the smallest kept activation; the first time, to it."""
+        super().before_step_()
+        if self.threshold.grad is not None:
+            slow = self.config.threshold_rate * self.threshold.grad
+            self.threshold.sub_(torch.where(self.threshold == 0, self.threshold.grad, slow))
+            self.threshold.grad = None  # nothing is left for the optimiser
+
+    @torch.no_grad()
+    def line(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
+        """The threshold, for every latent; what fires in training does not depend on it."""
+        return (self.scale * self.threshold).expand(self.config.d_sae)
+
+    @property
+    def can_be_sparse(self) -> bool:
+        return self.dtype == torch.float32
+
+    def entries(
+        self, x: Float[Tensor, "n d_in"], schedule: Schedule, workspace: Workspace
+    ) -> Entries:
+        """What fires: in training the n * k largest pre-activations of the batch, if positive."""
+        if not schedule.training:
+            return super().entries(x, schedule, workspace)
+        rows, b = self.W_enc.T.contiguous(), self.scale * self.b_enc
+        inputs, k = self.encoder_input(x), self.config.k
+        return screen_batch_top_k(inputs, rows, b, k, workspace, schedule.summed)
+
+    def density(
+        self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
+    ) -> Float[Tensor, ""]:
+        """In training k of d_sae, whatever the pre-activations."""
+        if schedule.training:
+            return super().density(pre_acts, schedule)
+        return EVERYWHERE.share(pre_acts > self.line())
+
+    def _fold_(self, state: dict[str, Any], config: SAEConfig) -> None:
+        super()._fold_(state, config)
+        state["threshold"] *= self.scale
+
+
+AutoConfig.register(BatchTopKSAEConfig.model_type, BatchTopKSAEConfig)
+AutoModel.register(BatchTopKSAEConfig, BatchTopKSAE)
