@@ -333,6 +333,8 @@ class Run:
             return
         if step < self.warm_start_steps and isinstance(self.sae, JumpReLUSAE):
             self.sae.threshold.mul_(steer(1.0, l0, self.target_l0, _WARM_START_GAIN))
+        elif self.sae.config.steers_itself:
+            return
         elif (
             self._sparsity_warmup(step) == 1.0
         ):  # else it would answer for the warm-up, and wind up
