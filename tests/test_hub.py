@@ -169,6 +169,8 @@ def test_every_variant_runs_without_hfsae_to_the_bit(hub, tmp_path):
     cases = {f"{c.model_type}/{k}": (c, f) for c in variants() for k, f in kinds.items()}
     groupmax = {"selection": "groupmax", "relu": False}
     cases["topk_sae/groupmax"] = (hfsae.TopKSAEConfig, groupmax)
+    cases["jumprelu_sae/shifted"] = (hfsae.JumpReLUSAEConfig, {"activation": "shifted"})
+    cases["relu_sae/free_norms"] = (hfsae.ReLUSAEConfig, {"penalty": "ri_l1"})
     saes = {name: save(tmp_path / "suite" / name, c, **f) for name, (c, f) in cases.items()}
     hfsae.push(tmp_path / "suite", ID, token=WRITE, private=False, include_code=True)
     torch.save(activations(33), tmp_path / "x.pt")

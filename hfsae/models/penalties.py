@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import SAE, Parts
+from .base import SAE, Number, Parts
 
 
 def l1(sae: SAE, parts: Parts, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
@@ -25,7 +25,7 @@ def l1(sae: SAE, parts: Parts, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor
     return parts.per_token(_as_written(sae, parts, f))
 
 
-def tanh(sae: SAE, parts: Parts, slope: float) -> Float[Tensor, ""]:
+def tanh(sae: SAE, parts: Parts, slope: Number) -> Float[Tensor, ""]:
     f = parts.latents.float() / sae.scale
     return parts.per_token((slope * _as_written(sae, parts, f)).tanh())
 
@@ -37,14 +37,14 @@ def pre_act(sae: SAE, parts: Parts, threshold: Float[Tensor, " d_sae"]) -> Float
 
 
 def quadratic(
-    parts: Parts, steps: Float[Tensor, "*batch d_sae"], target: float
+    parts: Parts, steps: Float[Tensor, "*batch d_sae"], target: Number
 ) -> Float[Tensor, ""]:
     """`steps` are 1 where a latent fires, with pseudo-derivatives; so below."""
     return (parts.per_token(steps) / target - 1).square()
 
 
 def frequency(
-    parts: Parts, steps: Float[Tensor, "*batch d_sae"], limit: float
+    parts: Parts, steps: Float[Tensor, "*batch d_sae"], limit: Number
 ) -> Float[Tensor, ""]:
     p = parts.at.totals_by_latent(steps) / parts.n_tokens
     return (p * (1 + p / limit)).sum()

@@ -7,13 +7,13 @@ import hfsae
 from hfsae.models import Schedule
 from hfsae.ops import Workspace
 
-from .test_contract import SCALE, activations, make, variants
+from .test_contract import SCALE, activations, cases, make
 
-SPARSE = [v for v in variants() if make(v).can_be_sparse]
+SPARSE = {name: case for name, case in cases().items() if make(case).can_be_sparse}
 DEAD = torch.arange(40) % 5 == 0
 
 
-@pytest.fixture(params=SPARSE, ids=lambda c: c.model_type)
+@pytest.fixture(params=SPARSE.values(), ids=SPARSE)
 def config_class(request):
     return request.param
 
@@ -33,8 +33,8 @@ def assert_close(found, expected, tolerance=2e-6):
 
 
 def test_there_are_variants_with_sparse_steps():
-    kinds = {"relu_sae", "gated_sae", "topk_sae", "jumprelu_sae"}
-    assert kinds <= {v.model_type for v in SPARSE}
+    assert {"relu_sae", "gated_sae", "topk_sae", "jumprelu_sae"} <= set(SPARSE)
+    assert [name for name in cases() if name not in SPARSE] == ["jumprelu_sae-tanh-0.01-0.05"]
 
 
 @pytest.mark.parametrize(
