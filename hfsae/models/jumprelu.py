@@ -56,7 +56,8 @@ class JumpReLUSAEConfig(SAEConfig):
     kernel: str = "rectangle"
     """of the STE: "rectangle", "triangle", "epanechnikov" or "gaussian" (`hfsae.ops.kernel`)"""
     ste: str = "both"
-    """which terms move thresholds: "both", "l0" or "reconstruction" alone; "none" freezes them"""
+    """which terms move thresholds: "both"; for ablation "l0", by which they only rise, or
+    "reconstruction", which leaves lambda without effect; "none" freezes them"""
     ste_to_inputs: bool = False
     """pseudo-derivatives by z too, so that penalties reach the encoder. The paper's H.1 finds dead
     latents and poor fidelity with it"""

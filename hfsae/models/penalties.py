@@ -31,9 +31,14 @@ def tanh(sae: SAE, parts: Parts, slope: Number) -> Float[Tensor, ""]:
 
 
 def pre_act(sae: SAE, parts: Parts, threshold: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
-    """Of thresholds in units of x/c."""
+    """Of thresholds in units of x/c; norms weigh, and are not trained by it.
+
+    Were they, Adam would shrink a dead latent's row to nothing before its encoder could move, and
+    the loss with it: in tests/training/test_revival.py none of 32 dead latents came back.
+    """
     z = parts.pre_acts.float() / sae.scale
-    return parts.per_token(_as_written(sae, parts, (parts.at.of(threshold) - z).relu()))
+    below = (parts.at.of(threshold) - z).relu()
+    return parts.per_token(below * parts.at.of(_norms(sae).detach()))
 
 
 def quadratic(
@@ -56,4 +61,8 @@ def _as_written(
     """Values of latents times the norms of the rows that they write."""
     if sae.config.unit_norm_decoder:
         return values
-    return values * parts.at.of(torch.linalg.vector_norm(sae.W_dec.float(), dim=-1))
+    return values * parts.at.of(_norms(sae))
+
+
+def _norms(sae: SAE) -> Float[Tensor, " d_sae"]:
+    return torch.linalg.vector_norm(sae.W_dec.float(), dim=-1)

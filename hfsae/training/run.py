@@ -352,7 +352,8 @@ class Run:
             "dead_share": self._dead_share(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
-        if isinstance(self.sae, JumpReLUSAE) and step >= self.warm_start_steps:
+        is_frozen = getattr(self.sae.config, "ste", None) == "none"
+        if isinstance(self.sae, JumpReLUSAE) and step >= self.warm_start_steps and not is_frozen:
             line |= self._health(self.sae, seen, l0, schedule, step)
         return line
 
