@@ -41,9 +41,9 @@ class JumpReLUSAEConfig(SAEConfig):
     model_type = "jumprelu_sae"
 
     l0_coefficient: Number = 6e-4
-    """lambda, of whichever penalty. Gemma Scope's 6e-4 gives an L0 near 50 after billions of tokens
-    at 9B layer 20. Quadratic: L0 ends near target * (1 + m target / 2 lambda), where m is the
-    lambda that the linear loss would want, so 1 keeps it close"""
+    """lambda. Gemma Scope's 6e-4 gives an L0 near 50 after billions of tokens at 9B layer 20. With
+    l0_loss="quadratic" L0 ends near target * (1 + m target / 2 lambda), m being the lambda that the
+    linear loss would want, so 1 keeps it close"""
     bandwidth: Number = 0.001
     """width of the STE kernel, in units of x/c; a run of under 1e8 tokens wants about 0.03"""
     initial_threshold: Number = 0.001

@@ -34,7 +34,7 @@ def pre_act(sae: SAE, parts: Parts, threshold: Float[Tensor, " d_sae"]) -> Float
     """Of thresholds in units of x/c; norms weigh, and are not trained by it.
 
     Were they, Adam would shrink a dead latent's row to nothing before its encoder could move, and
-    the loss with it: in tests/training/test_revival.py none of 32 dead latents came back.
+    the loss with it: in tests/training/test_options.py none of 24 dead latents would come back.
     """
     z = parts.pre_acts.float() / sae.scale
     below = (parts.at.of(threshold) - z).relu()
