@@ -102,7 +102,36 @@ _BIBTEX = {
   archivePrefix = {arXiv},
   primaryClass = {cs.LG}
 }""",
+    "ri_l1": """\
+@misc{conerly2024update,
+  title = {Update on how we train SAEs},
+  author = {Conerly, Tom and others},
+  year = {2024},
+  note = {Transformer Circuits, April update},
+  url = {https://transformer-circuits.pub/2024/april-update/index.html}
+}""",
+    "tanh": """\
+@misc{conerly2025dictionary,
+  title = {Dictionary Learning Optimization Techniques},
+  author = {Conerly, Tom and Cunningham, Hoagy and Templeton, Adly and Lindsey, Jack
+            and Hosmer, Basil and Jermyn, Adam},
+  year = {2025},
+  note = {Transformer Circuits, January update},
+  url = {https://transformer-circuits.pub/2025/january-update/index.html}
+}""",
+    "frequency": """\
+@misc{smith2025negative,
+  title = {Negative Results for Sparse Autoencoders On Downstream Tasks
+           and Deprioritising SAE Research},
+  author = {Smith, Lewis and Rajamanoharan, Senthooran and Conmy, Arthur and McDougall, Callum
+            and Kram{\\'a}r, J{\\'a}nos and Lieberum, Tom and Shah, Rohin and Nanda, Neel},
+  year = {2025},
+  note = {Google DeepMind, mechanistic interpretability team progress update}
+}""",
 }
+# Fields of a variant's config that change what is learned, and so are told where not the default.
+_OPTIONS = ("penalty", "l0_loss", "activation", "kernel", "ste", "ste_to_inputs")
+_OPTIONS += ("pre_act_coefficient",)
 
 
 def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
@@ -266,6 +295,7 @@ def _facts(config: Json, record: Json) -> Json:
     lm = {key: config.get(f"model_{key}") for key in ("name", "revision")}
     lm |= {key: value for key, value in record.get("lm", {}).items() if value is not None}
     text = record.get("text", {})
+    options = _options(variant, {**config, **record.get("sae_as_trained", {})})
     is_transcoder = config.get("target_site") not in (None, config.get("site"))
     harvested = record.get("harvested", {})
     return {
@@ -277,13 +307,21 @@ def _facts(config: Json, record: Json) -> Json:
         "variant": variant,
         "formula": doc.partition("\n")[0] if papers else "",
         "papers": papers,
-        "citations": [_BIBTEX[paper] for paper in papers if paper in _BIBTEX],
+        "options": ", ".join(f"{name} {value}" for name, value in options.items()),
+        "citations": [_BIBTEX[key] for key in (*papers, *options.values()) if key in _BIBTEX],
         "is_transcoder": is_transcoder,
         "is_quantised": bool(_QUANTISED.search(lm.get("origin") or "")),
         "norm_limits": harvested.get("norm_limits") or record.get("norm_limits") or {},
         "settings": list(_settings(record)),
         "title": _title(config, variant, "transcoder" if is_transcoder else "SAE", lm["name"]),
     }
+
+
+def _options(variant: str, config: Json) -> Json:
+    """What of the variant's options is not the default."""
+    known = getattr(models, f"{variant}SAEConfig", models.SAEConfig).__dataclass_fields__
+    names = [name for name in _OPTIONS if name in known and name in config]
+    return {name: config[name] for name in names if config[name] != known[name].default}
 
 
 def _title(config: Json, variant: str, kind: str, lm_name: str | None) -> str:

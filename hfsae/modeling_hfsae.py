@@ -94,8 +94,10 @@ class HfsaeModel(PreTrainedModel):
         if variant == "relu_sae":
             return pre_acts.relu()
         if variant in ("jumprelu_sae", "batch_topk_sae"):
-            threshold = self.scale * self.threshold
-            return pre_acts * (pre_acts > threshold.expand(self.config.d_sae))
+            threshold = (self.scale * self.threshold).expand(self.config.d_sae)
+            if getattr(self.config, "activation", "jump") == "shifted":
+                return (pre_acts - threshold).relu().to(pre_acts.dtype)
+            return pre_acts * (pre_acts > threshold)
         if variant == "gated_sae":
             magnitude = self.r_mag.exp() * (pre_acts - self.scale * self.b_enc)
             return (pre_acts > 0) * (magnitude + self.scale * self.b_mag).relu()

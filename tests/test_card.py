@@ -345,6 +345,36 @@ def test_every_variants_card_cites_its_paper(config_class, tmp_path):
     assert cited == papers != set()
 
 
+@pytest.mark.parametrize(
+    "config_class, fields, said, cited",
+    [
+        (
+            hfsae.GatedSAEConfig,
+            {"penalty": "ri_l1"},
+            "penalty ri_l1",
+            "Update on how we train SAEs",
+        ),
+        (
+            hfsae.JumpReLUSAEConfig,
+            {"penalty": "tanh", "ste_to_inputs": True},
+            "penalty tanh, ste_to_inputs True",
+            "Dictionary Learning Optimization Techniques",
+        ),
+        (hfsae.JumpReLUSAEConfig, {"activation": "shifted"}, "activation shifted", "Jumping Ahead"),
+        (hfsae.JumpReLUSAEConfig, {}, None, "Jumping Ahead"),
+    ],
+)
+def test_options_of_the_training_are_told_and_cited(config_class, fields, said, cited, tmp_path):
+    sae = make(config_class, **fields)
+    sae.folded().save_pretrained(tmp_path)
+    record = {"sae_as_trained": sae.config.to_diff_dict()}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    text = render_card(tmp_path)
+    row = re.search(r"^\| Options \| (.*) \|$", text, re.MULTILINE)
+    assert (row[1].replace("\\", "") if row else None) == said
+    assert cited in text.partition("## Citation")[2]
+
+
 def test_a_bare_sae_has_a_card(folder):
     for path in [*SECTIONS]:
         target = folder / path

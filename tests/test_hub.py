@@ -171,6 +171,8 @@ def test_every_variant_runs_without_hfsae_to_the_bit(hub, tmp_path):
     cases["topk_sae/groupmax"] = (hfsae.TopKSAEConfig, groupmax)
     approximate = {"selection": "approximate", "recall": 0.7, "k": 5}
     cases["topk_sae/approximate"] = (hfsae.TopKSAEConfig, approximate)
+    cases["jumprelu_sae/shifted"] = (hfsae.JumpReLUSAEConfig, {"activation": "shifted"})
+    cases["relu_sae/free_norms"] = (hfsae.ReLUSAEConfig, {"penalty": "ri_l1"})
     saes = {name: save(tmp_path / "suite" / name, c, **f) for name, (c, f) in cases.items()}
     hfsae.push(tmp_path / "suite", ID, token=WRITE, private=False, include_code=True)
     torch.save(activations(33), tmp_path / "x.pt")

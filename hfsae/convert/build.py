@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE
+from ..models.base import fold_decoder_norms as fold_decoder_norms
 
 State = dict[str, Tensor]
 
@@ -49,13 +50,6 @@ def _check(sae: SAE, state: State, where: str | Path) -> None:
             )
         if not state[name].isfinite().all():
             raise ValueError(f"{where}: {name} holds values that are NaN or infinite")
-
-
-def fold_decoder_norms(state: State) -> State:
-    """Latents times their decoder rows' norms, rows of norm 1: the same reconstructions."""
-    norms = state["W_dec"].norm(dim=-1)
-    scaled = {n: state[n] * norms for n in ("W_enc", "b_enc", "threshold") if n in state}
-    return {**state, **scaled, "W_dec": state["W_dec"] / norms[:, None]}
 
 
 @torch.no_grad()

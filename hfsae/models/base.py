@@ -97,7 +97,8 @@ class SAEConfig(PreTrainedConfig):
     """what each token goes through first: "layer_norm" ((x - mean) / std), "unit_rms" (to norm
     sqrt(d_in)); undone after decoding. For SAEs from elsewhere; ours are trained without"""
     target_l0: Number | None = None
-    """the trainer steers the sparsity coefficients so that L0 ends here; None: they are fixed"""
+    """the trainer steers the sparsity coefficients so that L0 ends here, unless the loss does that
+    itself (JumpReLU's l0_loss="quadratic"); None: they are fixed"""
     site: str | None = None
     """place in the language model, as in `hfsae.capture`: 'layers.12', 'layers.12.mlp:in', ..."""
     target_site: str | None = None
@@ -162,9 +163,7 @@ class SAEConfig(PreTrainedConfig):
             )
 
     def _check_token_norm(self) -> None:
-        if self.token_norm not in get_args(TokenNorm):
-            known = ", ".join(map(repr, get_args(TokenNorm)))
-            raise ValueError(f"token_norm must be one of {known}, got {self.token_norm!r}")
+        self._check_choice("token_norm", TokenNorm)
         if self.token_norm == "none":
             return
         if self.is_transcoder or self.skip_connection or self.activation_scale not in (None, 1):
@@ -172,6 +171,22 @@ class SAEConfig(PreTrainedConfig):
                 f"token_norm={self.token_norm!r} already sets each token's norm: it goes with no "
                 "activation_scale but 1, and neither with transcoders nor with skip_connection"
             )
+
+    def _check_choice(self, name: str, choices: Any) -> None:
+        """Raise ValueError for a field whose value is none of a Literal's."""
+        if getattr(self, name) not in get_args(choices):
+            known = ", ".join(map(repr, get_args(choices)))
+            raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+
+    @property
+    def unit_norm_decoder(self) -> bool:
+        """Whether training keeps W_dec's rows at norm 1."""
+        return True
+
+    @property
+    def steers_itself(self) -> bool:
+        """Whether the loss itself leads to target_l0, so that the trainer leaves it alone."""
+        return False
 
     @property
     def decodes_with_input(self) -> bool:
@@ -194,6 +209,7 @@ class SAEConfig(PreTrainedConfig):
         return self.site, self.target_site or self.site
 
 
+_INITIAL_FREE_NORM = 0.1
 _EPSILON = {"layer_norm": 1e-5, "unit_rms": 0.0}  # added to the spread that x is divided by
 
 # Keys that transformers itself writes to a config.json or passes while loading one.
@@ -257,9 +273,13 @@ class Parts(NamedTuple):
     nested: Sequence[Float[Tensor, "*batch d_out"]] = ()
     """reconstructions from the first few latents, then from more; where a variant makes any"""
 
+    @property
+    def n_tokens(self) -> float:
+        return self.error.numel() / self.error.shape[-1]
+
     def per_token(self, values: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
         """Sum over latents, mean over tokens."""
-        return values.sum() / (self.error.numel() / self.error.shape[-1])
+        return values.sum() / self.n_tokens
 
 
 class SAE(PreTrainedModel):
@@ -267,7 +287,8 @@ class SAE(PreTrainedModel):
 
     Parameters: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_out] with unit-norm rows, b_dec
     [d_out]. Initialised as Gemma Scope (arXiv:2408.05147, 3.2): W_dec He-uniform, rows scaled to
-    unit norm; W_enc its transpose (drawn by itself for a transcoder, appendix C); biases zero.
+    unit norm (free norms start at 0.1, Conerly et al. 2024); W_enc its transpose (drawn by itself
+    for a transcoder, appendix C); biases zero.
     """
 
     config_class = SAEConfig
@@ -296,7 +317,8 @@ class SAE(PreTrainedModel):
         if module is not self:
             return
         init.kaiming_uniform_(self.W_dec)  # transformers.initialization skips loaded tensors
-        init.copy_(self.W_dec, nn.functional.normalize(self.W_dec, dim=-1))
+        norm = 1.0 if self.config.unit_norm_decoder else _INITIAL_FREE_NORM
+        init.copy_(self.W_dec, norm * nn.functional.normalize(self.W_dec, dim=-1))
         if self.config.is_transcoder or self.config.d_in != self.config.d_out:
             init.kaiming_uniform_(self.W_enc)
         else:
@@ -505,24 +527,27 @@ class SAE(PreTrainedModel):
     @torch.no_grad()
     def before_step_(self) -> None:
         """Call between backward and the optimiser's step: remove the decoder gradient's component
-        along each row, which the renormalisation would undo but Adam's moments would remember."""
-        if self.W_dec.grad is not None:
+        along each row, which the renormalisation would undo but Adam's moments would remember.
+        Free norms are left free."""
+        if self.W_dec.grad is not None and self.config.unit_norm_decoder:
             for grad, rows in blocks(self.W_dec.grad, self.W_dec):
                 grad.addcmul_((grad * rows).sum(dim=-1, keepdim=True), rows, value=-1)
 
     @torch.no_grad()
     def after_step_(self) -> None:
         """Call after the optimiser's step, and only with `before_step_` before it: bring the
-        decoder's rows back to unit norm."""
-        for (rows,) in blocks(self.W_dec):
-            rows /= rows.norm(dim=-1, keepdim=True)
+        decoder's rows back to unit norm, unless norms are free."""
+        if self.config.unit_norm_decoder:
+            for (rows,) in blocks(self.W_dec):
+                rows /= rows.norm(dim=-1, keepdim=True)
 
     @torch.no_grad()
     def folded(self) -> "SAE":
         """The same function with activation_scale 1 and no b_dec subtraction (GS appendix B).
 
-        Latents, pre-activations and reconstructions are unchanged; training may not go on from it,
-        since coefficients and learning rates are meant for x/c.
+        Latents, pre-activations and reconstructions are unchanged, but for free norms: rows become
+        unit, latents and pre-activations are multiplied by what they were. Training may not go on
+        from it, since coefficients and learning rates are meant for x/c.
         """
         config = copy.deepcopy(self.config)
         config.activation_scale = 1.0
@@ -530,6 +555,8 @@ class SAE(PreTrainedModel):
         config.subtract_b_dec = False
         state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
         self._fold_(state, config)
+        if not config.unit_norm_decoder:
+            state = fold_decoder_norms(state)
         folded = type(self)(config)
         folded.load_state_dict({k: v.contiguous() for k, v in state.items()})
         folded.to(self.device, self.dtype)  # pyright: ignore - transformers' wrapper hides the types
@@ -645,6 +672,16 @@ class SAE(PreTrainedModel):
             return push(
                 home if _same_weights(home, Path(temporary)) else temporary, repo_id, **kwargs
             )
+
+
+def fold_decoder_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Latents times their decoder rows' norms, rows of norm 1: the same reconstructions."""
+    norms = state["W_dec"].norm(dim=-1)
+    # Rows that have been folded are off by rounding: left alone, so that folding twice is folding.
+    norms = torch.where((norms - 1).abs() < 1e-6, 1.0, norms).clamp(min=1e-12)
+    names = ("W_enc", "b_enc", "b_mag", "threshold")
+    scaled = {name: state[name] * norms for name in names if name in state}
+    return {**state, **scaled, "W_dec": state["W_dec"] / norms[:, None]}
 
 
 _HUB_OPTIONS = {

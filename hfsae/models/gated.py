@@ -9,7 +9,9 @@ from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
 from ..ops import EVERYWHERE, Place
+from . import penalties
 from .base import SAE, Number, Parts, SAEConfig, Schedule
+from .relu import Penalty
 
 
 class GatedSAEConfig(SAEConfig):
@@ -19,11 +21,19 @@ class GatedSAEConfig(SAEConfig):
 
     l1_coefficient: Number = 0.03
     """lambda, on positive gate pre-activations in units of x/c"""
+    penalty: str = "l1"
+    """"l1", with W_dec's rows at unit norm; "ri_l1": gates weigh what they write, relu(z_i)
+    |W_dec_i|, norms are free, and the auxiliary loss trains the decoder too"""
 
     def check(self) -> None:
         super().check()
+        self._check_choice("penalty", Penalty)
         if self.l1_coefficient < 0:
             raise ValueError(f"l1_coefficient must not be negative, got {self.l1_coefficient}")
+
+    @property
+    def unit_norm_decoder(self) -> bool:
+        return self.penalty == "l1"
 
 
 class GatedSAE(SAE):
@@ -35,6 +45,9 @@ class GatedSAE(SAE):
     the gate z alone, so that magnitudes do not shrink. The same function as a JumpReLU SAE
     (appendix E, `hfsae.convert.to_jumprelu`), which trains on L0 itself: prefer that one.
     `pre_acts` are the gate's; b_enc is its bias.
+
+    `penalty="ri_l1"` is Gated (RI-L1), the baseline of the JumpReLU paper (section 5): the penalty
+    is lambda * sum_i relu(z_i) |W_dec_i|, norms are free, the decoder is not frozen.
     """
 
     config_class = GatedSAEConfig
@@ -66,10 +79,13 @@ class GatedSAE(SAE):
 
     def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
         gate = parts.pre_acts.relu().float() / self.scale
-        l1 = parts.per_token(gate)
-        # The target again, from what is left of it; the gate's own reconstruction, frozen decoder.
+        l1 = penalties.l1(self, parts, gate)
+        # The target again, from what is left of it; the gate's own reconstruction.
         target = (parts.error + parts.recon.float() / self.scale).detach()
-        by_gate = parts.at.combine(gate, self.W_dec.detach().float()) + self.b_dec.detach().float()
+        W_dec, b_dec = self.W_dec.float(), self.b_dec.float()
+        if self.config.penalty == "l1":
+            W_dec, b_dec = W_dec.detach(), b_dec.detach()
+        by_gate = parts.at.combine(gate, W_dec) + b_dec
         aux = (target - by_gate).square().sum(dim=-1).mean()
         return {"l1": self.config.l1_coefficient * schedule.sparsity * l1, "aux": aux}
 

@@ -1,6 +1,23 @@
-"""JumpReLU SAE: a threshold for every latent, trained by straight-through estimators."""
+"""JumpReLU SAE: a threshold for every latent, trained by straight-through estimators.
 
-from typing import Any
+Defaults are the paper's. Recipes by name, in fields of the config, n = d_in; what is theirs in
+units of E|x|^2 = n is converted to x/c (bandwidth, thresholds and latents by 1 / sqrt(n), the loss
+by 1 / n):
+
+    Gemma Scope (2024)      the defaults; l0_coefficient 6e-4 and others
+    paper, appendix F       l0_loss "quadratic", target_l0, l0_coefficient 1
+    DeepMind, March 2025    l0_loss "frequency", frequency_limit 0.1
+    Anthropic, Jan. 2025    penalty "tanh", ste_to_inputs, bandwidth 2 / sqrt(n), initial_threshold
+                            0.1 / sqrt(n), l0_coefficient 10 / n to 20 / n, pre_act_coefficient
+                            3e-6 / sqrt(n); rising all through the run (training's
+                            sparsity_warmup_steps), Adam (0.9, 0.999), decay_steps 0.2,
+                            max_grad_norm 1. Theirs start with other weights, and encoder biases
+                            by which some 10,000 latents fire
+    ablations of the paper  H.1: ste_to_inputs; H.2: activation "shifted", penalty "l1";
+                            H.3: kernel; and ste
+"""
+
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -8,8 +25,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
-from ..ops import EVERYWHERE, Place, heaviside, jumprelu
+from ..ops import EVERYWHERE, Kernel, Place, heaviside, jumprelu
+from . import penalties
 from .base import SAE, Number, Parts, SAEConfig, Schedule
+
+Activation = Literal["jump", "shifted"]
+Penalty = Literal["l0", "l1", "tanh"]
+L0Loss = Literal["linear", "quadratic", "frequency"]
+STE = Literal["both", "l0", "reconstruction", "none"]
 
 
 class JumpReLUSAEConfig(SAEConfig):
@@ -18,21 +41,69 @@ class JumpReLUSAEConfig(SAEConfig):
     model_type = "jumprelu_sae"
 
     l0_coefficient: Number = 6e-4
-    """lambda. Gemma Scope's 6e-4 gives an L0 near 50 after billions of tokens at 9B layer 20"""
+    """lambda. Gemma Scope's 6e-4 gives an L0 near 50 after billions of tokens at 9B layer 20. With
+    l0_loss="quadratic" L0 ends near target * (1 + m target / 2 lambda), m being the lambda that the
+    linear loss would want, so 1 keeps it close"""
     bandwidth: Number = 0.001
     """width of the STE kernel, in units of x/c; a run of under 1e8 tokens wants about 0.03"""
     initial_threshold: Number = 0.001
     """in units of x/c"""
     log_threshold: bool = True
     """the optimiser moves log(threshold), as in the paper; False: the threshold itself"""
+    activation: str = "jump"
+    """"jump": z H(z - threshold); "shifted": (z - threshold) H(z - threshold), which is ReLU with
+    a bias, its gradient exact: for ablation. `folded()` makes it a jump at 0"""
+    kernel: str = "rectangle"
+    """of the STE: "rectangle", "triangle", "epanechnikov" or "gaussian" (`hfsae.ops.kernel`)"""
+    ste: str = "both"
+    """which terms move thresholds: "both"; for ablation "l0", by which they only rise, or
+    "reconstruction", which leaves lambda without effect; "none" freezes them"""
+    ste_to_inputs: bool = False
+    """pseudo-derivatives by z too, so that penalties reach the encoder. The paper's H.1 finds dead
+    latents and poor fidelity with it"""
+    penalty: str = "l0"
+    """"l0"; "l1", on latents; "tanh": sum_i tanh(tanh_slope f_i |W_dec_i|), with free norms"""
+    l0_loss: str = "linear"
+    """"linear": lambda L0; "quadratic": lambda (L0 / target_l0 - 1)^2, by which the loss itself
+    leads to target_l0 (the trainer's controller rests); "frequency": lambda sum_i p_i (1 + p_i /
+    frequency_limit), p_i the share of tokens that latent i fires on, against the densest latents"""
+    frequency_limit: Number = 0.1
+    """omega_0: a latent that fires on this share of tokens pays twice for each"""
+    tanh_slope: Number = 4
+    """c, on latents times sqrt(d_out), which is the unit of E|x|^2 = d that it is from"""
+    pre_act_coefficient: Number = 0.0
+    """of sum_i relu(threshold_i - z_i) |W_dec_i|, which brings dead latents back; not warmed up.
+    Every latent of every token then has a gradient, so there are no sparse steps. Under 1e-7, it
+    wants an adam_epsilon below 1e-8"""
 
     def check(self) -> None:
         super().check()
-        for name in ("bandwidth", "initial_threshold"):
+        names = {"activation": Activation, "kernel": Kernel, "ste": STE, "penalty": Penalty}
+        for name, choices in {**names, "l0_loss": L0Loss}.items():
+            self._check_choice(name, choices)
+        for name in ("bandwidth", "initial_threshold", "frequency_limit", "tanh_slope"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.l0_coefficient < 0:
-            raise ValueError(f"l0_coefficient must not be negative, got {self.l0_coefficient}")
+        for name in ("l0_coefficient", "pre_act_coefficient"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.l0_loss != "linear" and self.penalty != "l0":
+            raise ValueError(f"l0_loss={self.l0_loss!r} goes with penalty='l0' alone")
+        if self.l0_loss == "quadratic" and self.target_l0 is None:
+            raise ValueError("l0_loss='quadratic' needs target_l0, where its minimum lies")
+        if self.penalty != "l0" and self.ste not in ("both", "none"):
+            raise ValueError(
+                f"ste={self.ste!r} goes with penalty='l0' alone: {self.penalty!r} is of latents, "
+                "which are what is decoded"
+            )
+
+    @property
+    def unit_norm_decoder(self) -> bool:
+        return self.penalty != "tanh"
+
+    @property
+    def steers_itself(self) -> bool:
+        return self.l0_loss == "quadratic"
 
 
 class JumpReLUSAE(SAE):
@@ -44,7 +115,7 @@ class JumpReLUSAE(SAE):
 
     Prefer it to TopK where tokens should differ in how many latents they need. It wants either a
     tuned `l0_coefficient` or a `target_l0`. The parameter `threshold` [d_sae] is stored in units of
-    x/c like the biases, and stays float32 in every dtype.
+    x/c like the biases, and stays float32 in every dtype. This module's docstring names recipes.
     """
 
     config_class = JumpReLUSAEConfig
@@ -55,7 +126,8 @@ class JumpReLUSAE(SAE):
 
     def make_parameters(self) -> None:
         super().make_parameters()
-        self.threshold = nn.Parameter(torch.empty(self.config.d_sae, dtype=torch.float32))
+        threshold = torch.empty(self.config.d_sae, dtype=torch.float32)
+        self.threshold = nn.Parameter(threshold, requires_grad=self.config.ste != "none")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -69,18 +141,48 @@ class JumpReLUSAE(SAE):
         schedule: Schedule = Schedule(),
         at: Place = EVERYWHERE,
     ) -> Float[Tensor, "*batch d_sae"]:
-        threshold = at.of(self.scale * self.threshold)
-        return jumprelu(pre_acts, threshold, self._bandwidth(schedule))
+        threshold = at.of(self._threshold("reconstruction"))
+        if self.config.activation == "shifted":
+            return (pre_acts - threshold).relu().to(pre_acts.dtype)
+        return jumprelu(pre_acts, threshold, *self._estimator(schedule))
 
     def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
-        threshold = parts.at.of(self.scale * self.threshold)
-        steps = heaviside(parts.pre_acts, threshold, self._bandwidth(schedule))
-        l0 = parts.per_token(steps)
-        return {"l0": self.config.l0_coefficient * schedule.sparsity * l0}
+        c = self.config
+        penalty = c.l0_coefficient * schedule.sparsity * self._penalty(parts, schedule)
+        losses = {c.penalty: penalty}
+        if c.pre_act_coefficient:
+            threshold = self._threshold("l0") / self.scale
+            losses["pre_act"] = c.pre_act_coefficient * penalties.pre_act(self, parts, threshold)
+        return losses
+
+    def _penalty(self, parts: Parts, schedule: Schedule) -> Float[Tensor, ""]:
+        c = self.config
+        if c.penalty == "l1":
+            return penalties.l1(self, parts, parts.latents.float()) / self.scale
+        if c.penalty == "tanh":
+            return penalties.tanh(self, parts, c.tanh_slope * c.d_out**0.5)
+        threshold = parts.at.of(self._threshold("l0"))
+        steps = heaviside(parts.pre_acts, threshold, *self._estimator(schedule))
+        if c.l0_loss == "quadratic":
+            assert c.target_l0 is not None  # by check()
+            return penalties.quadratic(parts, steps, c.target_l0)
+        if c.l0_loss == "frequency":
+            return penalties.frequency(parts, steps, c.frequency_limit)
+        return parts.per_token(steps)
+
+    def _threshold(self, term: str) -> Float[Tensor, " d_sae"]:
+        """In raw units; for a term that does not move it, a constant."""
+        threshold = self.scale * self.threshold
+        return threshold if self.config.ste in ("both", term) else threshold.detach()
+
+    def _estimator(self, schedule: Schedule) -> tuple[float, str, bool]:
+        return self._bandwidth(schedule), self.config.kernel, self.config.ste_to_inputs
 
     @torch.no_grad()
-    def line(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
+    def line(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"] | None:
         """The lower end of the STE window; a little below it, where rounding could matter."""
+        if self.config.pre_act_coefficient:
+            return None
         threshold, half = self.scale * self.threshold, self._bandwidth(schedule) / 2
         return threshold - half - 2.0**-20 * (threshold.abs() + half)
 
@@ -99,7 +201,7 @@ class JumpReLUSAE(SAE):
     def before_step_(self) -> None:
         """With `log_threshold`, also hand the optimiser log(threshold) and its gradient..."""
         super().before_step_()
-        if self.config.log_threshold:
+        if self._learns_log:
             if self.threshold.grad is not None:
                 self.threshold.grad *= self.threshold
             self.threshold.log_()
@@ -108,14 +210,22 @@ class JumpReLUSAE(SAE):
     def after_step_(self) -> None:
         """...and take the threshold back from it; else keep it from falling below zero."""
         super().after_step_()
-        if self.config.log_threshold:
+        if self._learns_log:
             self.threshold.exp_()
         else:
             self.threshold.clamp_(min=0)
 
+    @property
+    def _learns_log(self) -> bool:
+        return self.config.log_threshold and self.config.ste != "none"
+
     def _fold_(self, state: dict[str, Any], config: SAEConfig) -> None:
         super()._fold_(state, config)
         state["threshold"] *= self.scale
+        if self.config.activation == "shifted":
+            state["b_enc"] -= state["threshold"]
+            state["threshold"].zero_()
+            config.activation = "jump"
         config.bandwidth = float(self.config.bandwidth) * self.scale
         config.initial_threshold = float(self.config.initial_threshold) * self.scale
 

@@ -1,12 +1,17 @@
 """ReLU SAE: the classic one, made sparse by an L1 penalty."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from ..ops import EVERYWHERE, Place
+from . import penalties
 from .base import SAE, Number, Parts, SAEConfig, Schedule
+
+Penalty = Literal["l1", "ri_l1"]
 
 
 class ReLUSAEConfig(SAEConfig):
@@ -15,20 +20,31 @@ class ReLUSAEConfig(SAEConfig):
     model_type = "relu_sae"
 
     l1_coefficient: Number = 0.03
-    """lambda, on latents in units of x/c"""
+    """lambda, on latents in units of x/c. Conerly et al.'s 5 is for E|x|^2 = d_in, which makes it
+    5 / sqrt(d_in) here"""
+    penalty: str = "l1"
+    """"l1", with W_dec's rows at unit norm; "ri_l1": latents weigh what they write, f_i |W_dec_i|,
+    and norms are free"""
 
     def check(self) -> None:
         super().check()
+        self._check_choice("penalty", Penalty)
         if self.l1_coefficient < 0:
             raise ValueError(f"l1_coefficient must not be negative, got {self.l1_coefficient}")
+
+    @property
+    def unit_norm_decoder(self) -> bool:
+        return self.penalty == "l1"
 
 
 class ReLUSAE(SAE):
     """latents = relu(z),  z = x W_enc + b_enc;  loss = |x - recon|^2 + lambda * |latents|_1.
 
     Bricken et al. 2023; the baseline of Rajamanoharan et al. 2024 (arXiv:2404.16014, section 2).
-    The penalty shrinks what fires and so costs fidelity. Prefer another variant for training; this
-    one is the baseline, and what many published SAEs are.
+    With `penalty="ri_l1"` that of Conerly et al. 2024 (Transformer Circuits, April update): lambda
+    * sum_i latents_i |W_dec_i|, which no rescaling of a latent changes, so that rows need no rule
+    and latents die less. The penalty shrinks what fires and so costs fidelity. Prefer another
+    variant for training; this one is the baseline, and what many published SAEs are.
     """
 
     config_class = ReLUSAEConfig
@@ -43,7 +59,7 @@ class ReLUSAE(SAE):
         return pre_acts.relu()
 
     def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
-        l1 = parts.per_token(parts.latents.float()) / self.scale
+        l1 = penalties.l1(self, parts, parts.latents.float()) / self.scale
         return {"l1": self.config.l1_coefficient * schedule.sparsity * l1}
 
     def line(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:

@@ -14,5 +14,7 @@ from .sparse import Everywhere as Everywhere
 from .sparse import Place as Place
 from .sparse import Workspace as Workspace
 from .sparse import blocks as blocks
+from .straight_through import Kernel as Kernel
 from .straight_through import heaviside as heaviside
 from .straight_through import jumprelu as jumprelu
+from .straight_through import kernel as kernel

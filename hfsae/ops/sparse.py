@@ -70,6 +70,10 @@ class Everywhere:
         """How many tokens each latent is marked at."""
         return mask.reshape(-1, mask.shape[-1]).sum(dim=0)
 
+    def totals_by_latent(self, values: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, " d_sae"]:
+        """For each latent, the sum of its values over tokens."""
+        return values.reshape(-1, values.shape[-1]).sum(dim=0)
+
     def share(self, mask: Bool[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
         """Share of all pairs of a token and a latent that are marked."""
         return mask.float().mean()

@@ -2,76 +2,132 @@
 
 Both jump at the threshold, so their true derivative with respect to it is zero almost everywhere.
 Rajamanoharan et al. 2024 (arXiv:2407.14435, eqs. 10-12 and appendices B, J) put in its place a
-kernel estimate of the derivative of the *expected* value, with a rectangle K of width `bandwidth`:
+kernel estimate of the derivative of the *expected* value, K being a kernel of width `bandwidth`:
 
-    K(u) = 1 where |u| < 1/2, else 0                       u = (z - threshold) / bandwidth
     d jumprelu(z, threshold) / d threshold  =  -(threshold / bandwidth) K(u)
     d heaviside(z, threshold) / d threshold =  -(1 / bandwidth) K(u)
     d jumprelu(z, threshold) / d z          =  1 where z > threshold, else 0
-    d heaviside(z, threshold) / d z         =  0
+    d heaviside(z, threshold) / d z         =  0               u = (z - threshold) / bandwidth
 
 So the sparsity penalty moves thresholds only, and weights hear of it through what the thresholds
-let pass. Averaged over a batch, the estimate tends to -p(threshold) and -threshold p(threshold),
-p being the density of z: tests/ops/test_straight_through.py holds both to that.
+let pass. With `ste_to_z` (the paper's ablation in appendix H.1, and Anthropic's recipe of January
+2025) the jump's share, with the sign turned, is added to the two derivatives by z.
+
+Averaged over a batch, the estimate tends to -p(threshold) and -threshold p(threshold), p being the
+density of z: tests/ops/test_straight_through.py holds both to that, for every `kernel`.
 
 Each function keeps z and the threshold for its backward pass, nothing else.
 """
 
-from typing import Any
+import math
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
+
+Kernel = Literal["rectangle", "triangle", "epanechnikov", "gaussian"]
+_GAUSSIAN_STD = 1 / 6
+_GAUSSIAN_HEIGHT = 1 / (_GAUSSIAN_STD * math.sqrt(2 * math.pi) * math.erf(3 / math.sqrt(2)))
+
+
+def kernel(u: Float[Tensor, "*shape"], name: str = "rectangle") -> Shaped[Tensor, "*shape"]:
+    """K(u), of integral 1 and zero where |u| >= 1/2.
+
+        name           K(u) where |u| < 1/2           standard deviation
+        rectangle      1 (the paper's), as a mask     0.289
+        triangle       2 - 4 |u|                      0.204
+        epanechnikov   3/2 (1 - 4 u^2)                0.224
+        gaussian       exp(-18 u^2) / 0.4166          0.164
+
+    The Gaussian is cut at three of its standard deviations and normalised again, for a window that
+    ends: sparse steps rely on that. To compare kernels at equal smoothing, divide bandwidths by
+    the standard deviations: 1.41, 1.29 and 1.76 times the rectangle's.
+    """
+    inside = u.abs() < 0.5
+    if name == "rectangle":
+        return inside
+    if name == "triangle":
+        heights = 2 - 4 * u.abs()
+    elif name == "epanechnikov":
+        heights = 1.5 - 6 * u.square()
+    else:
+        assert name == "gaussian", name
+        heights = _GAUSSIAN_HEIGHT * (-0.5 * (u / _GAUSSIAN_STD).square()).exp()
+    return heights * inside
 
 
 def jumprelu(
-    z: Float[Tensor, "*batch d_sae"], threshold: Float[Tensor, " d_sae"], bandwidth: float
+    z: Float[Tensor, "*batch d_sae"],
+    threshold: Float[Tensor, " d_sae"],
+    bandwidth: float,
+    kernel: str = "rectangle",
+    ste_to_z: bool = False,
 ) -> Float[Tensor, "*batch d_sae"]:
     """z where z > threshold, else 0; in z's dtype, compared in the wider of the two."""
-    return _JumpReLU.apply(z, threshold, bandwidth)
+    return _JumpReLU.apply(z, threshold, _Window(bandwidth, kernel, ste_to_z))
 
 
 def heaviside(
-    z: Float[Tensor, "*batch d_sae"], threshold: Float[Tensor, " d_sae"], bandwidth: float
+    z: Float[Tensor, "*batch d_sae"],
+    threshold: Float[Tensor, " d_sae"],
+    bandwidth: float,
+    kernel: str = "rectangle",
+    ste_to_z: bool = False,
 ) -> Float[Tensor, "*batch d_sae"]:
     """1 where z > threshold, else 0; in the threshold's dtype, so that sums over it are exact.
 
     Give it pre-activations. Given activations after the jump, the lower half of the kernel window
     is empty and the threshold gets half its gradient.
     """
-    return _Heaviside.apply(z, threshold, bandwidth)
+    return _Heaviside.apply(z, threshold, _Window(bandwidth, kernel, ste_to_z))
+
+
+class _Window(NamedTuple):
+    bandwidth: float
+    kernel: str
+    ste_to_z: bool
+
+    def weigh(self, grad: Tensor, z: Tensor, threshold: Tensor) -> Tensor:
+        """grad K(u)."""
+        return grad * kernel((z - threshold).div_(self.bandwidth), self.kernel)
 
 
 class _JumpReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, window: _Window) -> Tensor:
         ctx.save_for_backward(z, threshold)
-        ctx.bandwidth = bandwidth
+        ctx.window = window
         return z * (z > threshold)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        z, threshold = ctx.saved_tensors
-        in_window = _sum_in_window(grad, z, threshold, ctx.bandwidth)
-        return grad * (z > threshold), -(threshold / ctx.bandwidth) * in_window, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (z, threshold), window = ctx.saved_tensors, ctx.window
+        height, dz, dthreshold = threshold / window.bandwidth, grad * (z > threshold), None
+        if window.ste_to_z or ctx.needs_input_grad[1]:
+            in_window = window.weigh(grad, z, threshold)
+            dthreshold = -height * _batch_sum(in_window, threshold)
+            if window.ste_to_z:
+                dz = (dz + height * in_window).to(z.dtype)
+        return dz, dthreshold, None
 
 
 class _Heaviside(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, z: Tensor, threshold: Tensor, window: _Window) -> Tensor:
         ctx.save_for_backward(z, threshold)
-        ctx.bandwidth = bandwidth
+        ctx.window = window
         return (z > threshold).to(threshold.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
-        z, threshold = ctx.saved_tensors
-        return None, -_sum_in_window(grad, z, threshold, ctx.bandwidth) / ctx.bandwidth, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        (z, threshold), window = ctx.saved_tensors, ctx.window
+        in_window = window.weigh(grad, z, threshold)
+        dz = (in_window / window.bandwidth).to(z.dtype) if window.ste_to_z else None
+        return dz, -_batch_sum(in_window, threshold) / window.bandwidth, None
 
 
-def _sum_in_window(grad: Tensor, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """Batch sum of grad where |z - threshold| < bandwidth / 2, in the threshold's dtype."""
-    kernel = (z - threshold).abs() < bandwidth / 2
-    batch = tuple(range(z.ndim - 1))
-    inside = grad * kernel
-    return inside.sum(batch, dtype=threshold.dtype) if batch else inside.to(threshold.dtype)
+def _batch_sum(x: Tensor, threshold: Tensor) -> Tensor:
+    """Sum over all but the last dimension, in the threshold's dtype."""
+    batch = tuple(range(x.ndim - 1))
+    return x.sum(batch, dtype=threshold.dtype) if batch else x.to(threshold.dtype)

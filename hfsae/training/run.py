@@ -343,6 +343,8 @@ class Run:
             return
         if step < self.warm_start_steps and isinstance(self.sae, JumpReLUSAE):
             self.sae.threshold.mul_(steer(1.0, l0, self.target_l0, _WARM_START_GAIN))
+        elif self.sae.config.steers_itself:
+            return
         elif (
             self._sparsity_warmup(step) == 1.0
         ):  # else it would answer for the warm-up, and wind up
@@ -360,7 +362,8 @@ class Run:
             "dead_share": self._dead_share(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
-        if isinstance(self.sae, JumpReLUSAE) and step >= self.warm_start_steps:
+        is_frozen = getattr(self.sae.config, "ste", None) == "none"
+        if isinstance(self.sae, JumpReLUSAE) and step >= self.warm_start_steps and not is_frozen:
             line |= self._health(self.sae, seen, l0, schedule, step)
         return line
 

@@ -169,6 +169,31 @@ def test_an_sae_in_another_format_is_the_same_function_or_refused(path, to, tmp_
     assert list(tmp_path.iterdir()) == [written]
 
 
+FREE = [(ReLUSAE, {"penalty": "ri_l1"}), (GatedSAE, {"penalty": "ri_l1"})]
+FREE += [(JumpReLUSAE, {"penalty": "tanh"}), (JumpReLUSAE, {"activation": "shifted"})]
+
+
+@pytest.mark.parametrize("to", ["hfsae", "saelens", "dictionary_learning", "gemma_scope"])
+@pytest.mark.parametrize("variant, option", FREE, ids=lambda v: str(v))
+def test_what_training_leaves_free_is_written_as_any_format_has_it(variant, option, to, tmp_path):
+    """Rows of unit norm, a jump at the threshold: what each latent writes stays the same."""
+    fields = {"activation_scale": 3.0, "subtract_b_dec": True, "site": "layers.1"}
+    torch.manual_seed(0)
+    sae = variant(variant.config_class(d_in=12, d_sae=24, **fields, **option))
+    with torch.no_grad():
+        for name in {"b_enc", "b_dec", "b_mag", "r_mag"} & set(sae.state_dict()):
+            getattr(sae, name).uniform_(-0.1, 0.1)
+        if not sae.config.unit_norm_decoder:
+            sae.W_dec *= torch.linspace(0.5, 20, 24)[:, None]
+    back = load_folder(save_as(sae, tmp_path / "layers.1", to), to, to)
+    x = torch.randn(100, 12)
+    written = sae.encode(x) * sae.W_dec.norm(dim=-1)
+    assert torch.allclose(back.W_dec.norm(dim=-1), torch.ones(24), atol=1e-5)
+    assert torch.allclose(back.encode(x), written, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(back(x).recon, sae(x).recon, rtol=1e-5, atol=1e-5)
+    assert 0.05 < (written > 0).float().mean() < 0.95
+
+
 @pytest.mark.parametrize("variant", [ReLUSAE, JumpReLUSAE])
 def test_saelens_has_skip_connections_in_transcoders_only_so_an_sae_is_written_as_one(
     variant, tmp_path

@@ -1,6 +1,8 @@
 """What every variant must do. A new file in hfsae/models is found and tested by itself."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -13,17 +15,45 @@ from hfsae.models import SAE, SAEConfig
 D_IN, D_SAE, SCALE = 12, 40, 7.0
 
 
+# Options that change what is learned, or how: each goes through the suite as a variant would.
+OPTIONS = [
+    ("relu_sae", {"penalty": "ri_l1"}),
+    ("gated_sae", {"penalty": "ri_l1"}),
+    ("jumprelu_sae", {"kernel": "gaussian", "bandwidth": 0.05}),
+    ("jumprelu_sae", {"ste_to_inputs": True, "bandwidth": 0.05}),
+    ("jumprelu_sae", {"ste": "l0"}),
+    ("jumprelu_sae", {"ste": "reconstruction"}),
+    ("jumprelu_sae", {"activation": "shifted"}),
+    ("jumprelu_sae", {"penalty": "l1"}),
+    ("jumprelu_sae", {"penalty": "tanh", "ste_to_inputs": True, "bandwidth": 0.05}),
+    ("jumprelu_sae", {"penalty": "tanh", "pre_act_coefficient": 0.01, "bandwidth": 0.05}),
+    ("jumprelu_sae", {"l0_loss": "quadratic", "target_l0": 5, "l0_coefficient": 0.1}),
+    ("jumprelu_sae", {"l0_loss": "frequency"}),
+]
+
+
 def variants() -> list[type[SAEConfig]]:
     return [c for c in hfsae.models.variants() if c.__module__.startswith("hfsae.")]
 
 
-def smallest(config_class: type[SAEConfig]) -> dict[str, int]:
+def cases() -> dict[str, Callable[..., SAEConfig]]:
+    """All variants, and those with options; by name."""
+    classes = {config.model_type: config for config in variants()}
+    named = {
+        f"{kind}-{'-'.join(map(str, fields.values()))}": partial(classes[kind], **fields)
+        for kind, fields in OPTIONS
+    }
+    return classes | named
+
+
+def smallest(config_class: Callable[..., SAEConfig]) -> dict[str, int]:
     """The fields that have to be given at this size."""
     sizes = {"d_in": D_IN, "d_sae": D_SAE, "k": 8}
-    return {k: v for k, v in sizes.items() if k in config_class.__dataclass_fields__}
+    known = getattr(config_class, "func", config_class).__dataclass_fields__
+    return {k: v for k, v in sizes.items() if k in known}
 
 
-def make(config_class: type[SAEConfig], **fields) -> SAE:
+def make(config_class: Callable[..., SAEConfig], **fields) -> SAE:
     """A small SAE whose every parameter matters: no zero bias, some latents on, some off."""
     defaults = {"activation_scale": SCALE, "site": "layers.1"}
     config = config_class(**{**smallest(config_class), **defaults, **fields})
@@ -43,8 +73,15 @@ def activations(*shape: int) -> torch.Tensor:
     return SCALE * x / D_IN**0.5
 
 
-@pytest.fixture(params=variants(), ids=lambda c: c.model_type)
-def config_class(request) -> type[SAEConfig]:
+def norms(sae: SAE) -> torch.Tensor:
+    """What folding multiplies latents by."""
+    if sae.config.unit_norm_decoder:
+        return torch.ones(D_SAE)
+    return sae.W_dec.detach().norm(dim=-1)
+
+
+@pytest.fixture(params=cases().values(), ids=cases())
+def config_class(request) -> Callable[..., SAEConfig]:
     return request.param
 
 
@@ -115,9 +152,15 @@ def test_folding_leaves_the_function_as_it_is(config_class, subtract_b_dec):
     # A pre-activation within rounding of its threshold may fall on either side: set those aside.
     sure = (out.latents != 0) == (ours.latents != 0)
     assert (~sure).sum() <= 1
-    assert torch.allclose(out.latents[sure], ours.latents[sure], atol=1e-5)
+    assert torch.allclose(out.latents[sure], (norms(sae) * ours.latents)[sure], atol=1e-5)
     assert torch.allclose(out.recon[sure.all(-1)], ours.recon[sure.all(-1)], atol=1e-5)
-    assert torch.allclose(out.pre_acts, ours.pre_acts, atol=1e-5)
+    shifts = getattr(sae.config, "activation", "jump") == "shifted"  # to a jump at 0
+    moved = SCALE * sae.threshold if shifts else 0.0
+    assert torch.allclose(out.pre_acts, norms(sae) * (ours.pre_acts - moved), atol=1e-5)
+    assert torch.allclose(folded.W_dec.norm(dim=-1), torch.ones(D_SAE), atol=1e-6)
+    assert all(
+        torch.equal(v, folded.state_dict()[k]) for k, v in folded.folded().state_dict().items()
+    )
 
 
 def test_folding_leaves_a_transcoder_as_it_is(config_class):
@@ -196,9 +239,10 @@ def test_a_transcoder_learns_its_target(config_class):
     assert out.losses["mse"].item() == pytest.approx(error.square().sum(-1).mean().item())
 
 
-def test_bfloat16_keeps_thresholds_in_float32_and_stays_close(sae, tmp_path):
+def test_bfloat16_keeps_thresholds_in_float32_and_stays_close(config_class, tmp_path):
+    sae = make(config_class)
     sae.save_pretrained(tmp_path)
-    moved = make(type(sae.config)).to(torch.bfloat16)
+    moved = make(config_class).to(torch.bfloat16)
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     for low in (moved, loaded, loaded.to(torch.bfloat16), loaded.bfloat16()):
         kept = set(sae.float32_parameters)
@@ -220,7 +264,7 @@ def test_autocast_gives_float32_losses_close_to_the_exact_one(sae):
     assert all(p.grad.dtype == torch.float32 for p in sae.parameters())
 
 
-def test_a_hundred_steps_lower_the_loss_and_keep_rows_at_unit_norm(config_class):
+def test_a_hundred_steps_lower_the_loss_and_keep_rows_at_unit_norm_or_free(config_class):
     torch.manual_seed(2)
     sae, x = make(config_class), activations(256)
     optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
@@ -230,26 +274,28 @@ def test_a_hundred_steps_lower_the_loss_and_keep_rows_at_unit_norm(config_class)
         loss.backward()
         sae.before_step_()
         parallel = (sae.W_dec.grad * sae.W_dec).sum(-1)
-        assert parallel.abs().max() < 1e-5
+        assert (parallel.abs().max() < 1e-5) == sae.config.unit_norm_decoder
         optimizer.step()
         optimizer.zero_grad()
         sae.after_step_()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
-    assert torch.allclose(sae.W_dec.norm(dim=-1), torch.ones(D_SAE), atol=1e-5)
+    for rows, are_unit in ((sae, sae.config.unit_norm_decoder), (sae.folded(), True)):
+        assert torch.allclose(rows.W_dec.norm(dim=-1), torch.ones(D_SAE), atol=1e-5) == are_unit
 
 
-def test_initialisation_ties_the_encoder_to_unit_decoder_rows(config_class):
+def test_initialisation_ties_the_encoder_to_decoder_rows_of_one_norm(config_class):
     torch.manual_seed(0)
     fresh = AutoModel.from_config(config_class(**smallest(config_class)))
-    assert torch.allclose(fresh.W_dec.norm(dim=-1), torch.ones(D_SAE), atol=1e-6)
+    norm = 1.0 if fresh.config.unit_norm_decoder else 0.1
+    assert torch.allclose(fresh.W_dec.norm(dim=-1), torch.full((D_SAE,), norm), atol=1e-6)
     assert torch.equal(fresh.W_enc, fresh.W_dec.T)
     assert not fresh.b_enc.any() and not fresh.b_dec.any()
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_field(config_class, tmp_path):
     with pytest.raises(ValueError, match=r"no field 'd_see'; did you mean 'd_sae'"):
-        config_class(d_in=4, d_sae=8, d_see=8)
+        config_class(**smallest(config_class), d_see=8)
     make(config_class).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "activation_scal": 2.0}))

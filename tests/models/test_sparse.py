@@ -9,13 +9,13 @@ import hfsae
 from hfsae.models import Schedule
 from hfsae.ops import Workspace, sparse
 
-from .test_contract import SCALE, activations, make, variants
+from .test_contract import SCALE, activations, cases, make
 
-SPARSE = [v for v in variants() if make(v).can_be_sparse]
+SPARSE = {name: case for name, case in cases().items() if make(case).can_be_sparse}
 DEAD = torch.arange(40) % 5 == 0
 
 
-@pytest.fixture(params=SPARSE, ids=lambda c: c.model_type)
+@pytest.fixture(params=SPARSE.values(), ids=SPARSE)
 def config_class(request):
     return request.param
 
@@ -35,7 +35,7 @@ def assert_close(found, expected, tolerance=2e-6):
 
 
 def test_there_are_variants_with_sparse_steps():
-    assert {v.model_type for v in SPARSE} == {v.model_type for v in variants()}
+    assert [name for name in cases() if name not in SPARSE] == ["jumprelu_sae-tanh-0.01-0.05"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""What variants add to the squared error: means over tokens of latents in units of x/c.
+
+    l1          sum_i f_i                                Bricken et al. 2023
+    ri_l1       sum_i f_i |W_dec_i|                      Conerly et al. 2024: norms are free
+    tanh        sum_i tanh(slope f_i |W_dec_i|)          Anthropic 2025: a count, smooth near zero
+    pre_act     sum_i relu(threshold_i - z_i) |W_dec_i|  Anthropic 2025: brings dead latents back
+    quadratic   (L0 / target - 1)^2                      arXiv:2407.14435, appendix F
+    frequency   sum_i p_i (1 + p_i / limit)              Smith et al. 2025; L0 is sum_i p_i
+
+p_i is the share of tokens that latent i fires on. The last two are no sums over tokens: with
+several processes, or a batch in parts, each takes them of its own share, and what steps use is the
+mean of these gradients. It differs from the whole batch's by the noise in L0 and p_i of a share,
+which is small beside a target or limit as long as shares have some hundred tokens.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .base import SAE, Number, Parts
+
+
+def l1(sae: SAE, parts: Parts, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
+    """Of latents or gates, in their unit; RI-L1 where norms are free."""
+    return parts.per_token(_as_written(sae, parts, f))
+
+
+def tanh(sae: SAE, parts: Parts, slope: Number) -> Float[Tensor, ""]:
+    f = parts.latents.float() / sae.scale
+    return parts.per_token((slope * _as_written(sae, parts, f)).tanh())
+
+
+def pre_act(sae: SAE, parts: Parts, threshold: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
+    """Of thresholds in units of x/c; norms weigh, and are not trained by it.
+
+    Were they, Adam would shrink a dead latent's row to nothing before its encoder could move, and
+    the loss with it: in tests/training/test_options.py none of 24 dead latents would come back.
+    """
+    z = parts.pre_acts.float() / sae.scale
+    below = (parts.at.of(threshold) - z).relu()
+    return parts.per_token(below * parts.at.of(_norms(sae).detach()))
+
+
+def quadratic(
+    parts: Parts, steps: Float[Tensor, "*batch d_sae"], target: Number
+) -> Float[Tensor, ""]:
+    """`steps` are 1 where a latent fires, with pseudo-derivatives; so below."""
+    return (parts.per_token(steps) / target - 1).square()
+
+
+def frequency(
+    parts: Parts, steps: Float[Tensor, "*batch d_sae"], limit: Number
+) -> Float[Tensor, ""]:
+    p = parts.at.totals_by_latent(steps) / parts.n_tokens
+    return (p * (1 + p / limit)).sum()
+
+
+def _as_written(
+    sae: SAE, parts: Parts, values: Float[Tensor, "*batch d_sae"]
+) -> Float[Tensor, "*batch d_sae"]:
+    """Values of latents times the norms of the rows that they write."""
+    if sae.config.unit_norm_decoder:
+        return values
+    return values * parts.at.of(_norms(sae))
+
+
+def _norms(sae: SAE) -> Float[Tensor, " d_sae"]:
+    return torch.linalg.vector_norm(sae.W_dec.float(), dim=-1)
