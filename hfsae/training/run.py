@@ -170,7 +170,7 @@ class Run:
         if self.warm_start_steps and isinstance(self.sae, JumpReLUSAE) and self.target_l0:
             pre_acts = self.sae.pre_activations(x[:_THRESHOLD_SAMPLE])
             n_kept = round(self.target_l0 * len(pre_acts))
-            threshold = float(whole(pre_acts).flatten().topk(n_kept).values[-1]) / self.sae.scale
+            threshold = _nth_largest_(whole(pre_acts), n_kept) / self.sae.scale
             # A threshold of 0 could never be steered: it moves by factors.
             self.sae.threshold.fill_(max(threshold, float(self.sae.config.initial_threshold)))
         if self._can_be_sparse:
@@ -437,6 +437,13 @@ class Run:
         if self.mesh is not None:
             unshard_(self.sae)
         return self.sae
+
+
+def _nth_largest_(x: Tensor, n: int) -> float:
+    """Of x, whose order is lost: torch's `topk` takes 16 bytes a number to keep it on a CPU."""
+    values = x.flatten().cpu().numpy()
+    values.partition(len(values) - n)
+    return float(values[len(values) - n])
 
 
 def _root_mean_square_norm(x: Float[Tensor, "n d"]) -> float:
