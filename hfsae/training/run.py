@@ -395,10 +395,14 @@ class Run:
         return {**line, "threshold_travel": travel, "health": diagnose(reading)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The same whatever the number of processes, all of which must take part."""
+        """The same whatever the number of processes, all of which must take part.
+
+        Where latents are spread, process 0 alone gets their whole tensors, in main memory: one
+        device has no room for what was spread because it does not fit.
+        """
         config = self.sae.config
         return {
-            "sae": {name: whole(x) for name, x in self.sae.state_dict().items()},
+            "sae": {name: self._kept(whole(x)) for name, x in self.sae.state_dict().items()},
             "scales": [config.activation_scale, config.target_scale],
             "moments": {name: self._moments(name, p) for name, p in self._named()},
             "sparsity": self.sparsity,
@@ -408,11 +412,16 @@ class Run:
             "previous": dict(self._previous),
         }
 
+    def _kept(self, x: Tensor) -> Tensor:
+        if self.mesh is None:
+            return x
+        return x.cpu() if self.accelerator.is_main_process else x.new_empty(0)
+
     def _moments(self, name: str, p: nn.Parameter) -> dict[str, Tensor]:
         """Adam's, of a whole parameter and in its orientation; its number of steps."""
         state: dict[str, Tensor] = self.optimizer.state[self._views[name]]
         matrices = {key: self._view(name, value) for key, value in state.items() if value.ndim}
-        return {**state, **{key: joined(value, like=p) for key, value in matrices.items()}}
+        return {**state, **{k: self._kept(joined(x, like=p)) for k, x in matrices.items()}}
 
     def _load_moments(self, name: str, p: nn.Parameter, moments: dict[str, Tensor]) -> None:
         for key, value in moments.items():
@@ -433,7 +442,7 @@ class Run:
             self._previous["threshold"] = self._previous["threshold"].to(device)
 
     def whole_sae(self) -> SAE:
-        """The SAE with plain parameters, however it was trained."""
+        """The SAE with plain parameters, however it was trained; in main memory, if spread."""
         if self.mesh is not None:
             unshard_(self.sae)
         return self.sae

@@ -28,9 +28,12 @@ def shard_(module: nn.Module, size: int, mesh: DeviceMesh) -> None:
 
 
 def unshard_(module: nn.Module) -> None:
-    """Undo `shard_`: whole parameters everywhere. Every process must take part."""
+    """Undo `shard_`: whole parameters everywhere, in main memory, since they may not fit elsewhere.
+
+    Every process must take part.
+    """
     for name, p in list(module.named_parameters()):
-        setattr(module, name, nn.Parameter(whole(p.detach())))
+        setattr(module, name, nn.Parameter(whole(p.detach()).cpu()))
 
 
 def local(x: Tensor) -> Tensor:
