@@ -195,6 +195,7 @@ def run(recipe: Recipe, command: str = "") -> list[Path]:
     if all(done) and not stale and all(not _missing(f, recipe) for f in folders):
         logger.info("%s is complete: nothing to do", root)
         return folders
+    recipe.shuffle.check_device()
     accelerator = make_accelerator(recipe.training)
     _, configs = check(recipe)
     loaded = load(recipe.lm, str(accelerator.device))

@@ -17,19 +17,29 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ..models import SAE, JumpReLUSAE, Schedule, TopKSAE
+from ..models import SAE, JumpReLUSAE, Schedule
 from ..ops import Entries, Place, Workspace
 from .arguments import TrainingArguments
 from .health import Reading, diagnose
 from .schedules import cosine_warmup, geometric, in_steps, linear_decay, linear_warmup, steer
-from .sharding import everywhere, joined, local, part, placed_as, shard_, unshard_, whole
+from .sharding import (
+    check_spread,
+    everywhere,
+    joined,
+    local,
+    part,
+    placed_as,
+    shard_,
+    unshard_,
+    whole,
+)
 
-_THRESHOLD_SAMPLE = 2048  # activations that the warm start's first threshold is taken from
+SAMPLE_FOR_THRESHOLD = 2048  # activations that the warm start's first threshold is taken from
 _SPARSITY_REACH = 1e4  # the controller moves a coefficient at most this far from what was given
 # Sparse steps gain where under a seventh of all entries matter, as measured at d_in 576 and 2304;
 # two limits, so that a run which lies between them does not go to and fro.
-_SPARSE_BELOW, _DENSE_ABOVE = 0.10, 0.14
-_SPARSE_FROM = 1024  # latents; with fewer, a dense step takes milliseconds anyway
+SPARSE_BELOW, _DENSE_ABOVE = 0.10, 0.14
+SPARSE_FROM = 1024  # latents; with fewer, a dense step takes milliseconds anyway
 _WARM_START_GAIN = 0.1  # a threshold acts on L0 at once; lambda only through many steps
 
 
@@ -87,26 +97,12 @@ class Run:
         """Spread the latents over the processes.
 
         Raises:
-            ValueError: the variant looks at all latents at once, or they cannot be shared out.
+            ValueError: as `check_spread`.
         """
         n, config = self.accelerator.num_processes, self.sae.config
-        d_sae = config.d_sae
-        if isinstance(self.sae, TopKSAE):
-            raise ValueError(
-                "training.shard_latents: a TopKSAE chooses among all latents, so they cannot be "
-                "spread; leave shard_latents out, or train a JumpReLUSAE, which need not choose"
-            )
-        if d_sae % n:
-            raise ValueError(
-                f"training.shard_latents: sae.d_sae ({d_sae}) does not divide by {n} processes"
-            )
-        if d_sae in (config.d_in, config.d_out):
-            raise ValueError(
-                f"training.shard_latents: sae.d_sae ({d_sae}) equals d_in or d_out, so sizes do "
-                "not tell what to spread; a dictionary is wider than that"
-            )
+        check_spread(config, n)
         mesh = init_device_mesh(self.accelerator.device.type, (n,))
-        shard_(self.sae, d_sae, mesh)
+        shard_(self.sae, config.d_sae, mesh)
         return mesh
 
     def _refuse_what_cannot_be_sparse(self) -> None:
@@ -168,13 +164,13 @@ class Run:
         if self.args.init_b_dec == "mean":
             self.sae.b_dec.copy_(mean / self.sae.scale)
         if self.warm_start_steps and isinstance(self.sae, JumpReLUSAE) and self.target_l0:
-            pre_acts = self.sae.pre_activations(x[:_THRESHOLD_SAMPLE])
+            pre_acts = self.sae.pre_activations(x[:SAMPLE_FOR_THRESHOLD])
             n_kept = round(self.target_l0 * len(pre_acts))
             threshold = _nth_largest_(whole(pre_acts), n_kept) / self.sae.scale
             # A threshold of 0 could never be steered: it moves by factors.
             self.sae.threshold.fill_(max(threshold, float(self.sae.config.initial_threshold)))
         if self._can_be_sparse:
-            pre_acts = self.sae.pre_activations(x[:_THRESHOLD_SAMPLE])
+            pre_acts = self.sae.pre_activations(x[:SAMPLE_FOR_THRESHOLD])
             self._choose(float(self.sae.density(pre_acts, self._schedule(0))))
         elif self.args.sparse == "auto":
             name, device = type(self.sae).__name__, self.accelerator.device
@@ -184,8 +180,8 @@ class Run:
         """Take sparse or dense steps from here on."""
         if self.args.sparse != "auto" or not self._can_be_sparse:
             return
-        before, limit = self.is_sparse, _DENSE_ABOVE if self.is_sparse else _SPARSE_BELOW
-        self.is_sparse = self.sae.config.d_sae >= _SPARSE_FROM and density < limit
+        before, limit = self.is_sparse, _DENSE_ABOVE if self.is_sparse else SPARSE_BELOW
+        self.is_sparse = self.sae.config.d_sae >= SPARSE_FROM and density < limit
         if self.is_sparse != before:
             kind = "sparse" if self.is_sparse else "dense"
             logger.info("%s steps: %.2g of all entries matter", kind, density)

@@ -10,6 +10,29 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from ..models import SAEConfig, TopKSAEConfig
+
+
+def check_spread(config: SAEConfig, n: int) -> None:
+    """
+    Raises:
+        ValueError: the variant looks at all latents at once, or n processes cannot share them out.
+    """
+    if isinstance(config, TopKSAEConfig):
+        raise ValueError(
+            "training.shard_latents: a TopKSAE chooses among all latents, so they cannot be "
+            "spread; leave shard_latents out, or train a JumpReLUSAE, which need not choose"
+        )
+    if config.d_sae % n:
+        raise ValueError(
+            f"training.shard_latents: sae.d_sae ({config.d_sae}) does not divide by {n} processes"
+        )
+    if config.d_sae in (config.d_in, config.d_out):
+        raise ValueError(
+            f"training.shard_latents: sae.d_sae ({config.d_sae}) equals d_in or d_out, so sizes "
+            "do not tell what to spread; a dictionary is wider than that"
+        )
+
 
 def shard_(module: nn.Module, size: int, mesh: DeviceMesh) -> None:
     """Make each parameter a DTensor, split along its dimension of `size`, whole if it has none.
