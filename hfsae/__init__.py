@@ -5,7 +5,8 @@
     cli                        the command
     demo | space               the app, and a Space with it
     plan                       what a run costs
-    recipe                     what a run is
+    footprint | formula        its bytes; its seconds on a GPU that is not here
+    recipe | pace              what a run is; how fast this machine is
     suite                      load and list, by name and meaning
     hub                        push and fetch
     inspection | generation    what fires in a text; two continuations side by side

@@ -35,6 +35,7 @@ from .comparison import Comparison
 from .comparison import compare as run_comparison
 from .evaluation import EvaluationResult
 from .features import ANSI, PLAIN, FeatureStore, show
+from .formula import CARDS
 from .models import SAEConfig, variants
 from .plan import plan
 from .recipe import (
@@ -115,12 +116,12 @@ def main(argv: list[str] | None = None) -> int:
 def train(argv: list[str]) -> None:
     """Train what a recipe describes, evaluate it, collect what its latents fire on, and write a
     folder with weights, card, metrics, figures and examples. Run again, it resumes."""
-    parser = _recipe_parser("train")
-    parser.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")
-    recipe, options = _parse_recipe(parser, argv)
+    recipe, options = _parse_recipe(_train_parser(), argv)
     if options["dry_run"]:
-        print("\n".join(plan(recipe).lines))
+        print("\n".join(plan(recipe, options["gpu"]).lines))
         return
+    if options["gpu"] is not None:
+        raise ValueError("--gpu is for --dry_run, which reckons for a card that is not here")
     folders = run(recipe, command=shlex.join(["hfsae", "train", *argv]))
     if _is_main_process():
         for folder in folders:
@@ -226,6 +227,20 @@ def _recipe_parser(verb: str, kind: type[Recipe] = Recipe) -> ArgumentParser:
     return parser
 
 
+def _train_parser() -> ArgumentParser:
+    parser = _recipe_parser("train")
+    parser.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")
+    cards = ", ".join(CARDS)
+    parser.add_argument(
+        "--gpu",
+        type=str | None,
+        default=None,
+        help=f"with --dry_run: its cost by formula on such cards ({cards}), one for each of "
+        "training.num_processes; else what this machine is measured to need",
+    )
+    return parser
+
+
 def _sae_fields() -> Iterator[str]:
     """`--sae.NAME` lines for every variant, from the docstrings of its config's fields."""
     classes = dict.fromkeys(c for variant in variants() for c in reversed(variant.mro()))
@@ -254,7 +269,7 @@ def _parse_recipe(
         given = parser.instantiate(parser.parse_args(argv)).as_dict()
     except ArgumentError as error:
         raise ValueError(_clear(error, kind)) from error
-    options = {name: given.pop(name, None) for name in ("recipe", "dry_run")}
+    options = {name: given.pop(name, None) for name in ("recipe", "dry_run", "gpu")}
     return kind(**given), options
 
 

@@ -59,6 +59,11 @@ def lm_pace(
     return LMPace(*(each / ids.numel() for each in times))
 
 
+def blocks(lm: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's."""
+    return max((m for m in lm.modules() if isinstance(m, nn.ModuleList)), key=len)
+
+
 @torch.no_grad()
 def _cut(lm: PreTrainedModel, n_blocks: int, dtype: torch.dtype, device: str) -> PreTrainedModel:
     config = copy.deepcopy(lm.config.get_text_config())

@@ -1,87 +1,148 @@
 """What a recipe will cost, before anything is loaded or written: memory, disk, time.
 
-Sizes are counted; times are counts over the pace of this machine, which `hfsae.pace` measures.
+Sizes are counted (`hfsae.footprint`). Times are counts over paces: of this machine, which
+`hfsae.pace` measures, or of a named GPU that is elsewhere, by formula (`hfsae.formula`).
 """
 
+import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from . import formula
+from .footprint import (
+    Parts,
+    attention_of,
+    disk,
+    is_spread,
+    lm_dtype,
+    memory,
+    parameters,
+    token_bytes,
+)
+from .formula import CARDS, Card
 from .lm import capture
 from .models import SAEConfig
-from .pace import lm_pace, sae_pace, step_seconds
+from .pace import LMPace, SAEPace, blocks, lm_pace, sae_pace, step_seconds
 from .recipe import Recipe, check, stale_stages
 
 Number = int | float
-_ADAM_COPIES = 4  # weights, gradients, two moments
-_DENSE_COPIES = 6  # [batch, d_sae] tensors alive at once in a step
-_PYTHON_BYTES = 0.6e9
+
+
+_SPREAD = "spread latents over more cards (training.num_processes, training.shard_latents)"
+_REMEDIES = {  # by what the memory is for, where it is for that
+    "one step, dense": f"{_SPREAD}, or make a step in parts (training.gradient_accumulation_steps)",
+    "evaluation": "lower evaluation.sae_batch_tokens or harvest.rows",
+    "one batch of text": "lower harvest.rows or text.context_size",
+}
 
 
 class Plan(NamedTuple):
     lines: list[str]
     memory_bytes: Number
+    """main memory of each process"""
+    gpu_bytes: Number
+    """GPU memory of each process; 0 without one"""
     disk_bytes: Number
     seconds: Number
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Estimates for one process on this machine's default device.
+class _Paces(NamedTuple):
+    lm: LMPace
+    step: Callable[[SAEConfig], float]
+    """seconds of a training step"""
+    look: Callable[[SAEConfig], SAEPace]
+
+
+def plan(recipe: Recipe, gpu: str | None = None) -> Plan:
+    """Estimates for each of `training.num_processes` processes.
+
+    Args:
+        gpu: a card of `hfsae.formula.CARDS` to reckon for, one a process; this machine if None.
 
     Raises:
-        ValueError: as `hfsae.recipe.check`.
+        ValueError: as `hfsae.recipe.check`; an unknown card; work that so many cannot share.
     """
-    lm, configs = check(recipe)
-    dtype = torch.float32 if recipe.lm.dtype == "auto" else getattr(torch, recipe.lm.dtype)
-    t, n_sites_wide = recipe.training, sum(_widths(recipe, configs).values())
+    if gpu is not None and gpu not in CARDS:
+        raise ValueError(f"--gpu must be {' or '.join(CARDS)}, got {gpu!r}")
+    return estimate(recipe, *check(recipe), None if gpu is None else CARDS[gpu])
+
+
+def estimate(
+    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], card: Card | None
+) -> Plan:
+    """The plan of a recipe whose model and SAEs are known."""
+    t, n = recipe.training, recipe.training.num_processes or 1
+    t.check_shares(n)
+    on_gpu = card is not None or torch.cuda.is_available()
+    main, gpu = memory(recipe, lm, configs, on_gpu=on_gpu)
+    on_disk = disk(recipe, configs)
+    if card is None:
+        seconds, how = _seconds(recipe, lm, configs, _measured(recipe, lm, on_gpu)), ""
+    else:
+        seconds = _seconds(recipe, lm, configs, _by_formula(recipe, lm, card))
+        seconds["activations to and from buckets"] = _moving(recipe, configs, card)
+        how = card.assumptions
     n_lm = sum(p.numel() for p in lm.parameters())
-    n_sae = [c.d_sae * (c.d_in + c.d_out + 2) + c.d_out for c in configs.values()]
-    n_harvested = t.n_tokens / recipe.shuffle.passes
-    part = t.batch_size // t.gradient_accumulation_steps
-    memory = {
-        "language model": n_lm * dtype.itemsize,
-        "activation bucket": recipe.shuffle.bucket_tokens * n_sites_wide * dtype.itemsize,
-        "SAE, gradients, Adam": 4 * _ADAM_COPIES * sum(n_sae),
-        "one step's latents": 4 * _DENSE_COPIES * part * max(c.d_sae for c in configs.values()),
-        "Python and libraries": _PYTHON_BYTES,
-    }
-    n_checkpoints = (t.save_total_limit or 10) + 1  # one more while the next is being written
-    disk: dict[str, Number] = {
-        "checkpoints": 12 * sum(n_sae) * n_checkpoints,
-        "trained SAE": 4 * sum(n_sae),
-    }
-    if recipe.harvest.cache is not None:
-        harvested_bytes = n_harvested * n_sites_wide * dtype.itemsize
-        disk["activation cache"] = min(harvested_bytes, 1e9 * recipe.harvest.cache_gb)
-    seconds = _seconds(recipe, lm, configs, dtype)
     lines = [
         f"language model  {recipe.lm.name}, {n_lm / 1e6:.0f} M parameters, {recipe.lm.dtype}",
         f"text            {_short(recipe.text.dataset)}, rows of {recipe.text.context_size} tokens",
         *(_sae_line(name, config) for name, config in configs.items()),
         f"training        {t.n_tokens:,} activations in {t.total_steps:,} steps of {t.batch_size}, "
-        f"from {n_harvested:,.0f} harvested",
+        f"from {t.n_tokens / recipe.shuffle.passes:,.0f} harvested",
         f"output          {t.output_dir}",
         *_clash(recipe),
         "",
-        _sum_line("memory", memory, 1e9, "GB"),
-        _sum_line("disk", disk, 1e9, "GB"),
-        _sum_line("time", seconds, 60, "min") + "   if the machine does nothing else",
+        *_memory_lines(main, gpu, n, card),
+        _sum_line("disk", on_disk, 1e9, "GB"),
+        _time_line(seconds)
+        + (f"\n{'':<16}{how}" if how else "   if the machine does nothing else"),
     ]
-    return Plan(lines, sum(memory.values()), sum(disk.values()), sum(seconds.values()))
+    totals = (sum(parts.values()) for parts in (main, gpu, on_disk, seconds))
+    return Plan(lines, *totals)
+
+
+def _measured(recipe: Recipe, lm: PreTrainedModel, on_gpu: bool) -> _Paces:
+    """Of this machine."""
+    t, context, device = recipe.training, recipe.text.context_size, "cuda" if on_gpu else "cpu"
+    batch = t.batch_size // (1 if is_spread(recipe) else t.num_processes or 1)
+    return _Paces(
+        lm_pace(lm, lm_dtype(recipe), recipe.harvest.rows, context, device),
+        lambda config: step_seconds(_here(recipe, config), t, batch, device),
+        lambda config: sae_pace(config, recipe.collect, context, device),
+    )
+
+
+def _by_formula(recipe: Recipe, lm: PreTrainedModel, card: Card) -> _Paces:
+    t, context = recipe.training, recipe.text.context_size
+    n_spread = (t.num_processes or 1) if is_spread(recipe) else 1
+    attention = attention_of(recipe, lm)
+    return _Paces(
+        formula.lm_pace(lm, lm_dtype(recipe), recipe.harvest.rows, context, attention, card),
+        lambda config: formula.step_seconds(config, parameters(config, n_spread)[1], t, card),
+        lambda config: formula.sae_pace(config, recipe.collect, context, card),
+    )
+
+
+def _here(recipe: Recipe, config: SAEConfig) -> SAEConfig:
+    """The SAE as one process has it: of latents that are spread, its share."""
+    if not is_spread(recipe):
+        return config
+    share = copy.deepcopy(config)
+    share.d_sae //= recipe.training.num_processes or 1
+    return share
 
 
 def _seconds(
-    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], dtype: torch.dtype
+    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], paces: _Paces
 ) -> dict[str, Number]:
-    """By stage, from the pace of each on this machine."""
-    t, context = recipe.training, recipe.text.context_size
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pace = lm_pace(lm, dtype, recipe.harvest.rows, context, device)
-    blocks = _blocks(lm)
-    n_blocks = len(blocks)
-    of_one = sum(p.numel() for p in blocks[0].parameters() if p.ndim > 1)
+    """By stage, from the pace of each."""
+    t, context, pace = recipe.training, recipe.text.context_size, paces.lm
+    n_blocks = len(blocks(lm))
+    of_one = sum(p.numel() for p in blocks(lm)[0].parameters() if p.ndim > 1)
     n_below = parameters_used(lm, recipe.sites) / of_one
     to_site = n_below * pace.block + pace.rest
     whole = n_blocks * pace.block + pace.rest + pace.head
@@ -90,9 +151,9 @@ def _seconds(
     n_rows_tokens = t.n_tokens / recipe.shuffle.passes / kept
     steps = encode = keep = 0.0
     for config, n in _alike(configs):
-        look = sae_pace(config, recipe.collect, context, device)
+        look = paces.look(config)
         encode, keep = encode + n * look.encode, keep + n * look.collect
-        steps += n * step_seconds(config, t, t.batch_size // (t.num_processes or 1), device)
+        steps += n * paces.step(config)
     n_saes, n_evaluated = len(configs), recipe.evaluation.n_tokens or 0
     return {
         "harvest": n_rows_tokens * to_site / (t.num_processes or 1),
@@ -102,6 +163,15 @@ def _seconds(
     }
 
 
+def _moving(recipe: Recipe, configs: dict[str, SAEConfig], card: Card) -> float:
+    """Seconds in which activations go to all processes' buckets, and out of them in batches."""
+    t, n = recipe.training, recipe.training.num_processes or 1
+    size, in_main = token_bytes(recipe, configs), not recipe.shuffle.device.startswith("cuda")
+    exchange = formula.exchange_seconds(size, n, in_main, card) / recipe.shuffle.passes
+    draw = formula.draw_seconds(size, lm_dtype(recipe).itemsize, n, in_main, card)
+    return t.n_tokens * (exchange + draw)
+
+
 def _alike(configs: dict[str, SAEConfig]) -> list[tuple[SAEConfig, int]]:
     """One SAE of each kind and size, and how many there are."""
     kinds: dict[tuple, list[SAEConfig]] = {}
@@ -109,11 +179,6 @@ def _alike(configs: dict[str, SAEConfig]) -> list[tuple[SAEConfig, int]]:
         l0 = getattr(c, "target_l0", None) or getattr(c, "k", None)
         kinds.setdefault((c.model_type, c.d_in, c.d_out, c.d_sae, l0), []).append(c)
     return [(alike[0], len(alike)) for alike in kinds.values()]
-
-
-def _blocks(lm: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's."""
-    return max((m for m in lm.modules() if isinstance(m, nn.ModuleList)), key=len)
 
 
 def _clash(recipe: Recipe) -> list[str]:
@@ -150,15 +215,6 @@ def parameters_used(lm: PreTrainedModel, sites: list[str]) -> int:
     return sum(used.values())
 
 
-def _widths(recipe: Recipe, configs: dict[str, SAEConfig]) -> dict[str, int]:
-    widths = {}
-    for config in configs.values():
-        widths[config.site] = config.d_in
-        if config.is_transcoder:
-            widths[config.target_site] = config.d_out
-    return widths
-
-
 def _sae_line(name: str, config: SAEConfig) -> str:
     l0 = getattr(config, "target_l0", None)
     goal = f", target L0 {l0}" if l0 else ""
@@ -170,6 +226,28 @@ def _sae_line(name: str, config: SAEConfig) -> str:
 
 def _short(dataset: str | list[str]) -> str:
     return dataset if isinstance(dataset, str) else f"{len(dataset)} documents"
+
+
+def _memory_lines(main: Parts, gpu: Parts, n: int, card: Card | None) -> list[str]:
+    together = f"   {n} processes: {n * sum(main.values()) / 1e9:.1f} GB" if n > 1 else ""
+    if not gpu:
+        each = "memory" if n == 1 else "memory each"
+        return [_sum_line(each, main, 1e9, "GB") + together]
+    name = torch.cuda.get_device_name() if card is None else card.name
+    size = torch.cuda.get_device_properties(0).total_memory if card is None else card.memory
+    lines = [
+        _sum_line("GPU memory" if n == 1 else "each GPU", gpu, 1e9, "GB"),
+        _sum_line("main memory" if n == 1 else "memory each", main, 1e9, "GB") + together,
+    ]
+    if sum(gpu.values()) > size:
+        remedy = next((_REMEDIES[part] for part in gpu if part in _REMEDIES), _SPREAD)
+        lines.append(f"note            more than the {size / 1e9:.0f} GB of an {name}: {remedy}")
+    return lines
+
+
+def _time_line(seconds: dict[str, Number]) -> str:
+    unit, word = (60, "min") if sum(seconds.values()) < 2 * 3600 else (3600, "h")
+    return _sum_line("time", seconds, unit, word)
 
 
 def _sum_line(name: str, parts: dict[str, Number], unit: Number, word: str) -> str:

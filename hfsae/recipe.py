@@ -199,6 +199,7 @@ def run(recipe: Recipe, command: str = "", loaded: LoadedLM | None = None) -> li
     if all(done) and not stale and all(not _missing(f, recipe) for f in folders):
         logger.info("%s is complete: nothing to do", root)
         return folders
+    recipe.shuffle.check_device()
     accelerator = make_accelerator(recipe.training)
     _, configs = check(recipe)
     loaded = loaded or load(recipe.lm, str(accelerator.device))

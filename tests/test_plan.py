@@ -1,5 +1,6 @@
 """Estimates against counts made by hand, for a tiny model and for Gemma 2's real sizes."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,16 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, Gemma2Config
 
+from hfsae import footprint
 from hfsae import plan as plans
 from hfsae import recipe as recipes
 from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.cli import _parse_recipe, _recipe_parser
 from hfsae.evaluation import EvaluationArguments
+from hfsae.footprint import memory
+from hfsae.formula import CARDS
 from hfsae.pace import LMPace, SAEPace
-from hfsae.plan import parameters_used, plan
+from hfsae.plan import estimate, parameters_used, plan
 from hfsae.recipe import LMArguments, Recipe, make_configs
 from hfsae.training import TrainingArguments
 
@@ -24,6 +28,7 @@ SIZES = {
 }
 
 
+@cache
 def gemma(name: str) -> AutoModelForCausalLM:
     """Gemma 2 at its published sizes, on the meta device: no weights."""
     d, layers, heads, kv_heads, d_mlp = SIZES[name]
@@ -76,20 +81,128 @@ def test_the_nine_places_of_the_paper_are_there():
     assert len(sites) == 9 and {int(s.split(".")[1]) for s in sites} == {9, 20, 31}
 
 
-def test_memory_and_disk_are_counted(no_weights):
-    recipe = Recipe(
-        lm=LMArguments(name="google/gemma-2-2b"),
-        text=TextArguments(),
-        harvest=HarvestArguments(),
+def gemma_recipe(name: str, d_sae: int, **training) -> Recipe:
+    """One SAE on the residual stream, nothing but trained."""
+    return Recipe(
+        lm=LMArguments(name=name, attn_implementation="eager"),
+        text=TextArguments(context_size=1024),
+        harvest=HarvestArguments(rows=4),
         shuffle=ShuffleArguments(bucket_tokens=1_000_000),
-        sae={"site": "layers.12", "d_sae": 16384},
-        training=TrainingArguments(n_tokens=10**9),
+        sae={"site": "layers.12", "d_sae": d_sae, "subtract_b_dec": True},
+        training=TrainingArguments(n_tokens=10**9, batch_size=4096, **training),
+        evaluation=EvaluationArguments(n_tokens=0),
+        collect_tokens=0,
     )
-    found = plan(recipe)
+
+
+def gemma_parameters(name: str) -> int:
+    """Embedding, which is the unembedding too; blocks with four norms; the last norm."""
+    d, layers, heads, kv_heads, d_mlp = SIZES[name]
+    attention = 2 * d * 256 * (heads + kv_heads)
+    return 256_000 * d + layers * (attention + 3 * d * d_mlp + 4 * d) + d
+
+
+@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("n", [1, 8])
+@pytest.mark.parametrize("d_sae", [2**14, 2**17, 2**20])
+@pytest.mark.parametrize("name", list(SIZES))
+def test_bytes_of_each_gpu_in_closed_form(no_weights, name, d_sae, n, spread):
+    recipe = gemma_recipe(name, d_sae, num_processes=n, shard_latents=spread)
+    d, is_spread = SIZES[name][0], spread and n > 1
+    n_latents = d_sae // n if is_spread else d_sae
+    batch = 4096 if is_spread else 4096 // n
+    # W_enc, W_dec, b_enc and threshold by latent; b_dec is whole everywhere.
+    all_, here = (latents * (2 * d + 2) + d for latents in (d_sae, n_latents))
+    inputs, latents, gradient = 8 * 4 * batch * d, 4 * batch * n_latents, 4 * d * n_latents
+    always = {
+        "language model": 2 * gemma_parameters(name),
+        "SAE, gradients, Adam": 16 * here,
+        **({"buckets of gradients": 4 * here} if n > 1 and not is_spread else {}),
+    }
+    step = inputs + max(5.25 * latents, 3 * latents + gradient)
+    assert stage(recipe, "one step, dense").device == {**always, "one step, dense": step}
+    folding = stage(recipe, "folding")
+    assert {**folding.device, **folding.main}["folding"] == 2.5 * 4 * all_
+    assert ("folding" in folding.main) == is_spread
+    if is_spread:
+        assert stage(recipe, "checkpoint").main["checkpoint"] == 12 * all_
+    gpu = memory(recipe, *recipes.check(recipe), on_gpu=True).gpu
+    assert sum(gpu.values()) >= sum(always.values()) + step + 1e9
+
+
+def stage(recipe: Recipe, part: str, *, on_gpu: bool = True):
+    """The stage of a run that has a part of this name."""
+    stages = footprint._stages(recipe, *recipes.check(recipe), on_gpu)
+    return next(s for s in stages if part in {**s.device, **s.main})
+
+
+def test_the_bucket_lies_where_it_is_asked_for(no_weights):
+    recipe = gemma_recipe("google/gemma-2-2b", 2**14)
+    assert stage(recipe, "one step, dense").main["activation bucket"] == 2 * 2304 * 1_000_000
+    recipe.shuffle = ShuffleArguments(bucket_tokens=1_000_000, device="cuda")
+    assert stage(recipe, "one step, dense").device["activation bucket"] == 2 * 2304 * 1_000_000
+    assert "activation bucket" not in stage(recipe, "one step, dense").main
+
+
+def test_a_sparse_step_holds_no_matrix_of_latents(no_weights):
+    recipe = gemma_recipe("google/gemma-2-2b", 2**16, warm_start_steps=0.5)
+    recipe.sae |= {"target_l0": 50}
+    inputs, bound = 8 * 4 * 4096 * 2304, 2 * (4096 + 2**16) * (2304 + 4)
+    scores, entries = 3 * 256 * 2**16, 100 * 2 * 4096 * 50
+    sparse = stage(recipe, "one step, sparse", on_gpu=False).device["one step, sparse"]
+    assert sparse == inputs + bound + scores + entries
+    recipe.training.sparse = "never"
+    dense = stage(recipe, "one step, dense", on_gpu=False).device["one step, dense"]
+    assert dense == inputs + 5.25 * 4 * 4096 * 2**16
+
+
+def test_disk_is_counted(no_weights):
     n_sae = 2 * 2304 * 16384 + 2 * 16384 + 2304
-    expected = 2 * 2.614e9 + 2 * 2304e6 + 16 * n_sae + 4 * 6 * 4096 * 16384 + 0.6e9
-    assert found.memory_bytes == pytest.approx(expected, rel=0.01)
-    assert found.disk_bytes == pytest.approx((3 * 12 + 4) * n_sae, rel=0.01)
+    assert plan(gemma_recipe("google/gemma-2-2b", 16384)).disk_bytes == (3 * 12 + 4) * n_sae
+
+
+def test_seconds_by_formula_are_operations_and_bytes_over_published_figures(no_weights):
+    """Two processes, so that half of everything that is sent crosses between cards."""
+    recipe = gemma_recipe("google/gemma-2-2b", 2**14, num_processes=2, bf16=True)
+    lm, configs = recipes.check(recipe)
+    h100 = CARDS["H100"]
+    d, _, heads, kv_heads, d_mlp = SIZES[recipe.lm.name]
+    block = 2 * d * 256 * (heads + kv_heads) + 3 * d * d_mlp
+    a_block = (2 * block + 4 * 1024 * heads * 256) / (0.35 * 989e12)
+    a_block += (2 * block / 4096 + 40 * d + 40 * heads * 1024) / (0.7 * 3.35e12)
+    harvest = 1e9 / 2 * 1024 / 1023 * (13 * a_block + 8 * d / (0.7 * 3.35e12))
+    n_sae = 2**14 * (2 * d + 2) + d
+    step = 2 * 2048 * 2**14 * 6 * d / (0.6 * 989e12)
+    step += 4 * (24 * 2048 * 2**14 + 14 * n_sae) / (0.7 * 3.35e12)
+    step += 2 * 4 * n_sae / 2 / (0.6 * 450e9)
+    moving = 2 * d / 2 / (0.6 * 450e9) + 2 * d / 10e9 + (2 * d + 8 * d) / 2 / 10e9
+    expected = harvest + 10**9 // 4096 * step + 1e9 * moving
+    assert estimate(recipe, lm, configs, h100).seconds == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_plan_for_a_named_gpu_says_so_and_measures_nothing(no_weights, monkeypatch):
+    monkeypatch.setattr(plans, "lm_pace", lambda *args: pytest.fail("measured"))
+    recipe = gemma_recipe("google/gemma-2-9b", 2**20, num_processes=2)
+    text = "\n".join(plan(recipe, "H100").lines)
+    assert "by formula, not measured: H100 as published (989 TFLOP/s bfloat16" in text
+    assert "each GPU" in text and "2 processes: " in text
+    assert "more than the 80 GB of an H100: spread latents over more cards" in text
+
+
+@pytest.mark.parametrize(
+    "training, sentence",
+    [
+        ({"num_processes": 3}, "does not divide by processes times"),
+        (
+            {"num_processes": 4096, "shard_latents": True},
+            r"d_sae \(16385\) does not divide by 4096",
+        ),
+    ],
+)
+def test_what_processes_cannot_share_is_refused(no_weights, training, sentence):
+    recipe = gemma_recipe("google/gemma-2-2b", 16385, **training)
+    with pytest.raises(ValueError, match=sentence):
+        plan(recipe, "H100")
 
 
 def test_seconds_are_counts_times_paces(no_weights):

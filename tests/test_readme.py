@@ -9,7 +9,7 @@ import torch
 
 import hfsae
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig
-from hfsae.cli import _VERBS, _parse_recipe, _recipe_parser
+from hfsae.cli import _VERBS, _parse_recipe, _recipe_parser, _train_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,12 +60,6 @@ def test_bash_blocks_name_verbs_fields_and_files_that_exist(monkeypatch):
             _parse_recipe(_train_parser(), words[2:])
         if words[1] == "evaluate":
             _parse_recipe(_recipe_parser("evaluate"), words[3:])
-
-
-def _train_parser():
-    parser = _recipe_parser("train")
-    parser.add_argument("--dry_run", action="store_true")
-    return parser
 
 
 def test_no_placeholder_is_left():

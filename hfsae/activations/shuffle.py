@@ -55,6 +55,13 @@ class ShuffleArguments:
             raise ValueError(
                 f"bucket_tokens ({self.bucket_tokens}) and passes ({self.passes}) must be 1 or more"
             )
+
+    def check_device(self) -> None:
+        """Not at once: a plan may be of another machine.
+
+        Raises:
+            ValueError: there is no such device here.
+        """
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"shuffle.device is {self.device!r}, but torch sees no GPU; use 'cpu'")
 
@@ -99,6 +106,7 @@ class ShuffledActivations:
             raise ValueError(
                 f"batch_size {batch_size} does not divide by {num_processes} processes"
             )
+        args.check_device()
         self.rows, self.harvester, self.args = rows, harvester, args
         self.batch_size, self.n_batches = batch_size, n_batches
         self.rank, self.world = process_index, num_processes

@@ -110,3 +110,15 @@ class TrainingArguments:
     @property
     def total_steps(self) -> int:
         return self.n_tokens // self.batch_size
+
+    def check_shares(self, n_processes: int) -> None:
+        """
+        Raises:
+            ValueError: so many processes and parts cannot share a batch out.
+        """
+        parts = n_processes * self.gradient_accumulation_steps
+        if self.batch_size % parts:
+            raise ValueError(
+                f"training.batch_size ({self.batch_size}) does not divide by processes times "
+                f"gradient_accumulation_steps ({parts})"
+            )

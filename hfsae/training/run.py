@@ -18,21 +18,30 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ..models import SAE, JumpReLUSAE, Schedule
-from ..models.auxk import AuxKSAE
 from ..ops import Entries, Place, Workspace
 from .arguments import TrainingArguments
 from .health import Reading, diagnose
 from .schedules import cosine_warmup, geometric, in_steps, linear_decay, linear_warmup, steer
-from .sharding import everywhere, joined, local, part, placed_as, shard_, unshard_, whole
+from .sharding import (
+    check_spread,
+    everywhere,
+    joined,
+    local,
+    part,
+    placed_as,
+    shard_,
+    unshard_,
+    whole,
+)
 
-_THRESHOLD_SAMPLE = 2048  # activations that the warm start's first threshold is taken from
+SAMPLE_FOR_THRESHOLD = 2048  # activations that the warm start's first threshold is taken from
 _SPARSITY_REACH = 1e4  # the controller moves a coefficient at most this far from what was given
 # Sparse steps gain where under a seventh of all entries matter, as measured at d_in 576 and 2304 on
 # CPUs (scripts/bench/gpu.py tells it of a GPU); two limits, so that a run which lies between them
 # does not go to and fro. No run times the two for itself: the clock would choose differently from
 # one run to the next, and the bits with it.
-_SPARSE_BELOW, _DENSE_ABOVE = 0.10, 0.14
-_SPARSE_FROM = 1024  # latents; with fewer, a dense step takes milliseconds anyway
+SPARSE_BELOW, _DENSE_ABOVE = 0.10, 0.14
+SPARSE_FROM = 1024  # latents; with fewer, a dense step takes milliseconds anyway
 _WARM_START_GAIN = 0.1  # a threshold acts on L0 at once; lambda only through many steps
 
 
@@ -90,27 +99,12 @@ class Run:
         """Spread the latents over the processes.
 
         Raises:
-            ValueError: the variant looks at all latents at once, or they cannot be shared out.
+            ValueError: as `check_spread`.
         """
         n, config = self.accelerator.num_processes, self.sae.config
-        d_sae = config.d_sae
-        if isinstance(self.sae, AuxKSAE):
-            raise ValueError(
-                f"training.shard_latents: a {type(self.sae).__name__} chooses among all latents, "
-                "so they cannot be spread; leave shard_latents out, or train a JumpReLUSAE, which "
-                "need not choose"
-            )
-        if d_sae % n:
-            raise ValueError(
-                f"training.shard_latents: sae.d_sae ({d_sae}) does not divide by {n} processes"
-            )
-        if d_sae in (config.d_in, config.d_out):
-            raise ValueError(
-                f"training.shard_latents: sae.d_sae ({d_sae}) equals d_in or d_out, so sizes do "
-                "not tell what to spread; a dictionary is wider than that"
-            )
+        check_spread(config, n)
         mesh = init_device_mesh(self.accelerator.device.type, (n,))
-        shard_(self.sae, d_sae, mesh)
+        shard_(self.sae, config.d_sae, mesh)
         return mesh
 
     def _refuse_what_cannot_be_sparse(self) -> None:
@@ -172,13 +166,13 @@ class Run:
         if self.args.init_b_dec == "mean":
             self.sae.b_dec.copy_(mean / self.sae.scale)
         if self.warm_start_steps and isinstance(self.sae, JumpReLUSAE) and self.target_l0:
-            pre_acts = self.sae.pre_activations(x[:_THRESHOLD_SAMPLE])
+            pre_acts = self.sae.pre_activations(x[:SAMPLE_FOR_THRESHOLD])
             n_kept = round(self.target_l0 * len(pre_acts))
-            threshold = float(whole(pre_acts).flatten().topk(n_kept).values[-1]) / self.sae.scale
+            threshold = _nth_largest_(whole(pre_acts), n_kept) / self.sae.scale
             # A threshold of 0 could never be steered: it moves by factors.
             self.sae.threshold.fill_(max(threshold, float(self.sae.config.initial_threshold)))
         if self._can_be_sparse:
-            pre_acts = self.sae.pre_activations(x[:_THRESHOLD_SAMPLE])
+            pre_acts = self.sae.pre_activations(x[:SAMPLE_FOR_THRESHOLD])
             self._choose(float(self.sae.density(pre_acts, self._schedule(0))))
         elif self.args.sparse == "auto":
             name, device = type(self.sae).__name__, self.accelerator.device
@@ -188,8 +182,8 @@ class Run:
         """Take sparse or dense steps from here on."""
         if self.args.sparse != "auto" or not self._can_be_sparse:
             return
-        before, limit = self.is_sparse, _DENSE_ABOVE if self.is_sparse else _SPARSE_BELOW
-        self.is_sparse = self.sae.config.d_sae >= _SPARSE_FROM and density < limit
+        before, limit = self.is_sparse, _DENSE_ABOVE if self.is_sparse else SPARSE_BELOW
+        self.is_sparse = self.sae.config.d_sae >= SPARSE_FROM and density < limit
         if self.is_sparse != before:
             kind = "sparse" if self.is_sparse else "dense"
             logger.info("%s steps: %.2g of all entries matter", kind, density)
@@ -408,10 +402,14 @@ class Run:
         return {**line, "threshold_travel": travel, "health": diagnose(reading)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The same whatever the number of processes, all of which must take part."""
+        """The same whatever the number of processes, all of which must take part.
+
+        Where latents are spread, process 0 alone gets their whole tensors, in main memory: one
+        device has no room for what was spread because it does not fit.
+        """
         config = self.sae.config
         return {
-            "sae": {name: whole(x) for name, x in self.sae.state_dict().items()},
+            "sae": {name: self._kept(whole(x)) for name, x in self.sae.state_dict().items()},
             "scales": [config.activation_scale, config.target_scale],
             "moments": {name: self._moments(name, p) for name, p in self._named()},
             "sparsity": self.sparsity,
@@ -421,11 +419,16 @@ class Run:
             "previous": dict(self._previous),
         }
 
+    def _kept(self, x: Tensor) -> Tensor:
+        if self.mesh is None:
+            return x
+        return x.cpu() if self.accelerator.is_main_process else x.new_empty(0)
+
     def _moments(self, name: str, p: nn.Parameter) -> dict[str, Tensor]:
         """Adam's, of a whole parameter and in its orientation; its number of steps."""
         state: dict[str, Tensor] = self.optimizer.state[self._views[name]]
         matrices = {key: self._view(name, value) for key, value in state.items() if value.ndim}
-        return {**state, **{key: joined(value, like=p) for key, value in matrices.items()}}
+        return {**state, **{k: self._kept(joined(x, like=p)) for k, x in matrices.items()}}
 
     def _load_moments(self, name: str, p: nn.Parameter, moments: dict[str, Tensor]) -> None:
         for key, value in moments.items():
@@ -446,10 +449,17 @@ class Run:
             self._previous["threshold"] = self._previous["threshold"].to(device)
 
     def whole_sae(self) -> SAE:
-        """The SAE with plain parameters, however it was trained."""
+        """The SAE with plain parameters, however it was trained; in main memory, if spread."""
         if self.mesh is not None:
             unshard_(self.sae)
         return self.sae
+
+
+def _nth_largest_(x: Tensor, n: int) -> float:
+    """Of x, whose order is lost: torch's `topk` takes 16 bytes a number to keep it on a CPU."""
+    values = x.flatten().cpu().numpy()
+    values.partition(len(values) - n)
+    return float(values[len(values) - n])
 
 
 def _root_mean_square_norm(x: Float[Tensor, "n d"]) -> float:

@@ -10,6 +10,31 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from ..models import SAEConfig
+from ..models.auxk import AuxKSAEConfig
+
+
+def check_spread(config: SAEConfig, n: int) -> None:
+    """
+    Raises:
+        ValueError: the variant looks at all latents at once, or n processes cannot share them out.
+    """
+    if isinstance(config, AuxKSAEConfig):
+        name = type(config).__name__.removesuffix("Config")
+        raise ValueError(
+            f"training.shard_latents: a {name} chooses among all latents, so they cannot be "
+            "spread; leave shard_latents out, or train a JumpReLUSAE, which need not choose"
+        )
+    if config.d_sae % n:
+        raise ValueError(
+            f"training.shard_latents: sae.d_sae ({config.d_sae}) does not divide by {n} processes"
+        )
+    if config.d_sae in (config.d_in, config.d_out):
+        raise ValueError(
+            f"training.shard_latents: sae.d_sae ({config.d_sae}) equals d_in or d_out, so sizes "
+            "do not tell what to spread; a dictionary is wider than that"
+        )
+
 
 def shard_(module: nn.Module, size: int, mesh: DeviceMesh) -> None:
     """Make each parameter a DTensor, split along its dimension of `size`, whole if it has none.
@@ -28,9 +53,12 @@ def shard_(module: nn.Module, size: int, mesh: DeviceMesh) -> None:
 
 
 def unshard_(module: nn.Module) -> None:
-    """Undo `shard_`: whole parameters everywhere. Every process must take part."""
+    """Undo `shard_`: whole parameters everywhere, in main memory, since they may not fit elsewhere.
+
+    Every process must take part.
+    """
     for name, p in list(module.named_parameters()):
-        setattr(module, name, nn.Parameter(whole(p.detach())))
+        setattr(module, name, nn.Parameter(whole(p.detach()).cpu()))
 
 
 def local(x: Tensor) -> Tensor:

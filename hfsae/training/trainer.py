@@ -38,7 +38,7 @@ from .interrupt import Interrupt
 from .run import Run
 from .schedules import in_steps
 
-_SAMPLE = 2**15  # activations that scales, variances and biases are estimated from
+SAMPLE = 2**15  # activations that scales, variances and biases are estimated from
 
 
 @runtime_checkable
@@ -118,12 +118,7 @@ class Trainer:
         self.interrupt = Interrupt()
         self.steps_done = 0
         self.seconds = {"harvest": 0.0, "train": 0.0}
-        parts = self.accelerator.num_processes * args.gradient_accumulation_steps
-        if args.batch_size % parts:
-            raise ValueError(
-                f"training.batch_size ({args.batch_size}) does not divide by processes times "
-                f"gradient_accumulation_steps ({parts})"
-            )
+        args.check_shares(self.accelerator.num_processes)
 
     def train(self) -> dict[str, SAE]:
         """Run to the end; the trained SAEs by name ("" for a single one), folded, as saved.
@@ -148,7 +143,7 @@ class Trainer:
 
     def _initialise(self) -> None:
         start = time.perf_counter()
-        sample = self.stream.sample(_SAMPLE)
+        sample = self.stream.sample(SAMPLE)
         self.seconds["harvest"] += time.perf_counter() - start
         for run in self.runs.values():
             run.initialise(sample)

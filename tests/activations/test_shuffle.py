@@ -136,7 +136,7 @@ def test_impossible_sizes_are_refused(make_stream):
         ShuffleArguments(passes=0)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="torch sees no GPU"):
-            ShuffleArguments(device="cuda")
+            ShuffleArguments(device="cuda").check_device()
 
 
 def test_prefetched_batches_are_the_same(make_stream):

@@ -1,0 +1,328 @@
+"""Bytes that a recipe takes, in one process and on disk: counted, stage by stage.
+
+A run holds most at one of its stages: while the language model reads, while scales are estimated,
+in a training step, while a checkpoint or the trained SAE is put together, in evaluation, while
+examples are collected. So parts are listed by stage, and the stage that takes most is what a
+process needs. With a GPU its memory and the machine's are two counts, each with its own stage.
+
+What is counted is exact (parameters, buckets, batches); how many copies of it are alive at once was
+measured on a CPU (`scripts/bench/plan.py`), where torch frees and takes as it does on a GPU.
+"""
+
+from typing import NamedTuple
+
+import torch
+from transformers import AutoModel, PreTrainedModel
+
+from .features.windows import HISTOGRAM_EDGES
+from .models import JumpReLUSAEConfig, SAEConfig
+from .models.auxk import AuxKSAEConfig
+from .pace import blocks
+from .recipe import Recipe
+from .training.run import SAMPLE_FOR_THRESHOLD, SPARSE_BELOW, SPARSE_FROM
+from .training.schedules import in_steps
+from .training.sharding import check_spread
+from .training.trainer import SAMPLE
+
+Number = int | float
+Parts = dict[str, Number]
+
+_FLOAT, _BFLOAT = 4, 2  # bytes
+_PYTHON = 0.6e9
+_CUDA = 1.0e9  # context, cuBLAS, NCCL and what the allocator cannot use; an assumption
+# Copies of [batch, d_sae] at a step's peak; gates have two of everything.
+_DENSE_COPIES = {"jumprelu_sae": 5.25, "gated_sae": 8.4}
+_OTHER_COPIES = 4.3
+_COPIES_BESIDE_A_GRADIENT = 3  # of them, while a matrix's gradient is added to the last one
+_AUTOCAST_COPIES = 1.0  # more, in bfloat16
+_LOOK_COPIES = 2.25  # of pre-activations, while their density is taken
+_BATCH_COPIES = 8  # [batch, d]: input, target, reconstruction, errors, gradients
+_SCORES = 2**23  # pairs that a sparse step scores at a time
+_ENTRY = 100  # bytes of an entry through a sparse step
+_ENTRIES_A_FIRING = 2.0  # the kernel's window and the screen let in more than fires
+
+
+class Memory(NamedTuple):
+    """Parts of one process's memory, each at the stage that takes most of it."""
+
+    main: Parts
+    gpu: Parts
+    """empty where there is none"""
+
+
+class _Stage(NamedTuple):
+    """What is alive: where the SAE is computed, and what is in main memory in any case."""
+
+    device: Parts
+    main: Parts = {}  # noqa: RUF012 - never written
+
+
+class _Sizes(NamedTuple):
+    """Numbers of numbers."""
+
+    of_all: list[int]
+    """parameters of each SAE"""
+    here: int
+    """of all SAEs together, those that one process holds"""
+
+    @property
+    def largest(self) -> int:
+        return max(self.of_all)
+
+
+def memory(
+    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], *, on_gpu: bool
+) -> Memory:
+    """Of each of the recipe's processes; process 0's, which does most.
+
+    Raises:
+        ValueError: latents that cannot be spread are to be.
+    """
+    stages = _stages(recipe, lm, configs, on_gpu)
+    if not on_gpu:
+        return Memory(max((_joined(s.main, s.device) for s in stages), key=_total), {})
+    main, gpu = ([part[i] for part in stages] for i in (1, 0))
+    with_cuda = [_joined(parts, {"CUDA": _CUDA}) for parts in gpu]
+    return Memory(max(main, key=_total), max(with_cuda, key=_total))
+
+
+def disk(recipe: Recipe, configs: dict[str, SAEConfig]) -> Parts:
+    """While it runs; at the end checkpoints are removed."""
+    t, n = recipe.training, sum(parameters(config)[0] for config in configs.values())
+    n_checkpoints = (t.save_total_limit or 10) + 1  # one more while the next is being written
+    parts: Parts = {"checkpoints": 3 * _FLOAT * n * n_checkpoints, "trained SAE": _FLOAT * n}
+    if recipe.harvest.cache is not None:
+        harvested = t.n_tokens / recipe.shuffle.passes * token_bytes(recipe, configs)
+        parts["activation cache"] = min(harvested, 1e9 * recipe.harvest.cache_gb)
+    return parts
+
+
+def lm_dtype(recipe: Recipe) -> torch.dtype:
+    return torch.float32 if recipe.lm.dtype == "auto" else getattr(torch, recipe.lm.dtype)
+
+
+def token_bytes(recipe: Recipe, configs: dict[str, SAEConfig]) -> int:
+    """Of one token's activations at all sites."""
+    widths = {}
+    for config in configs.values():
+        widths[config.site] = config.d_in
+        if config.is_transcoder:
+            widths[config.target_site] = config.d_out
+    return sum(widths.values()) * lm_dtype(recipe).itemsize
+
+
+def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
+    """Of an SAE, all and those that one of the processes holds where latents are spread."""
+    with torch.device("meta"):
+        named = list(AutoModel.from_config(config).named_parameters())
+    spread = sum(p.numel() for _, p in named if config.d_sae in p.shape)
+    whole = sum(p.numel() for _, p in named) - spread
+    return whole + spread, whole + spread // n_processes
+
+
+def is_spread(recipe: Recipe) -> bool:
+    return recipe.training.shard_latents and (recipe.training.num_processes or 1) > 1
+
+
+def takes_sparse_steps(recipe: Recipe, config: SAEConfig, *, on_gpu: bool) -> bool:
+    """As far as can be known before any activation is seen; a dense step takes more memory."""
+    t = recipe.training
+    with torch.device("meta"):
+        can_be_sparse = AutoModel.from_config(config).can_be_sparse
+    if on_gpu or is_spread(recipe) or t.sparse == "never" or not can_be_sparse:
+        return False
+    if t.sparse == "always":
+        return True
+    l0 = _l0(config, recipe)
+    return config.d_sae >= SPARSE_FROM and l0 < SPARSE_BELOW * config.d_sae
+
+
+def _l0(config: SAEConfig, recipe: Recipe) -> float:
+    """At the start of training, where L0 is highest: half of all, if nothing holds it down."""
+    if isinstance(config, AuxKSAEConfig):
+        return config.k
+    return float(config.target_l0 or 0) if _has_warm_start(config, recipe) else config.d_sae / 2
+
+
+def _has_warm_start(config: SAEConfig, recipe: Recipe) -> bool:
+    steps = in_steps(recipe.training.warm_start_steps, recipe.training.total_steps)
+    return isinstance(config, JumpReLUSAEConfig) and bool(config.target_l0) and steps > 0
+
+
+def _stages(
+    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], on_gpu: bool
+) -> list[_Stage]:
+    n = recipe.training.num_processes or 1
+    spread = is_spread(recipe)
+    for config in configs.values():
+        if spread:
+            check_spread(config, n)
+    counts = [parameters(config, n if spread else 1) for config in configs.values()]
+    sizes = _Sizes([all_ for all_, _ in counts], sum(here for _, here in counts))
+    lm_bytes = sum(p.numel() for p in lm.parameters()) * lm_dtype(recipe).itemsize
+    always = _Stage({"language model": lm_bytes}, {"Python and libraries": _PYTHON})
+    bucket: Parts = {
+        "activation bucket": (1 + recipe.shuffle.prefetch)
+        * recipe.shuffle.bucket_tokens
+        * token_bytes(recipe, configs)
+    }
+    in_main = not on_gpu or not recipe.shuffle.device.startswith("cuda")
+    streaming = _and(always, _Stage({}, bucket) if in_main else _Stage(bucket))
+    if n > 1 and not spread:
+        streaming = _and(streaming, _Stage({"buckets of gradients": _FLOAT * sizes.here}))
+    weights = _Stage({"SAE": _FLOAT * sizes.here})
+    trained = _Stage({"SAE, gradients, Adam": 4 * _FLOAT * sizes.here})
+    step = max((_step(recipe, c, on_gpu) for c in configs.values()), key=lambda s: _total(s.device))
+    made = {"SAE as it is made": _FLOAT * (_all(sizes) + sizes.largest / 2)}
+    # A file's pages and the copy that is made of them, or, unpacked from GGUF, float32 first.
+    loading = _Stage({}, {"loading the language model": (1 if on_gpu else 2) * lm_bytes})
+    return [
+        _and(loading, _Stage({}, always.main)),
+        _and(always, _Stage({}, made)),
+        _and(streaming, trained, _harvest(recipe, lm, configs)),
+        _and(streaming, weights, _look(recipe, configs, on_gpu)),
+        _and(streaming, trained, step),
+        _and(streaming, trained, _checkpoint(sizes, spread)),
+        _and(streaming, trained, _folding(sizes, spread)),
+        _and(always, _Stage({"SAE": _FLOAT * sizes.largest}), _evaluation(recipe, lm, configs)),
+        _and(always, _Stage({"SAE": _FLOAT * sizes.largest}), _examples(recipe, lm, configs)),
+    ]
+
+
+def _harvest(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
+    """A block's forward pass, or the exchange of what was harvested, whichever takes more."""
+    rows, context, item = recipe.harvest.rows, recipe.text.context_size, lm_dtype(recipe).itemsize
+    tokens, n = rows * context, recipe.training.num_processes or 1
+    config = lm.config.get_text_config()
+    widest = max(max(p.shape) for p in blocks(lm)[0].parameters() if p.ndim > 1)
+    mlp = 3 * tokens * widest * item  # gate, up and their product
+    attention = 0
+    if attention_of(recipe, lm) == "eager":  # scores, soft-capped scores, float32 softmax, its copy
+        scores = rows * config.num_attention_heads * context**2
+        attention = scores * (3 * item + _FLOAT)
+    forward = max(mlp, attention) + 4 * tokens * config.hidden_size * item
+    captured = tokens * token_bytes(recipe, configs)
+    widest_site = max(max(c.d_in, c.d_out) for c in configs.values())
+    gather = (2 * n + 1) * tokens * widest_site * item if n > 1 else 0
+    return _Stage({"one batch of text": 2 * captured + max(forward, gather)})
+
+
+def _look(recipe: Recipe, configs: dict[str, SAEConfig], on_gpu: bool) -> _Stage:
+    """Scales and variances from a sample, then pre-activations of a part of it."""
+    n = min(SAMPLE, recipe.shuffle.bucket_tokens)
+    sample = n * _FLOAT * token_bytes(recipe, configs) // lm_dtype(recipe).itemsize
+    copies = 3 if on_gpu else 2
+    largest = 0.0
+    for config in configs.values():
+        work = copies * _FLOAT * n * max(config.d_in, config.d_out)
+        is_looked_at = _has_warm_start(config, recipe) or _may_be_sparse(recipe, config, on_gpu)
+        if is_looked_at:
+            pre_acts = _FLOAT * min(n, SAMPLE_FOR_THRESHOLD) * config.d_sae
+            work = max(work, _LOOK_COPIES * pre_acts)
+        largest = max(largest, work)
+    return _Stage({"first look at activations": largest}, {"sample of activations": sample})
+
+
+def _may_be_sparse(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> bool:
+    if on_gpu or is_spread(recipe):
+        return False
+    with torch.device("meta"):
+        return AutoModel.from_config(config).can_be_sparse
+
+
+def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> _Stage:
+    """What one SAE's step takes beyond parameters, gradients and moments."""
+    t, n = recipe.training, recipe.training.num_processes or 1
+    spread = is_spread(recipe)
+    batch = t.batch_size // t.gradient_accumulation_steps // (1 if spread else n)
+    inputs = _BATCH_COPIES * _FLOAT * batch * max(config.d_in, config.d_out)
+    if takes_sparse_steps(recipe, config, on_gpu=on_gpu):
+        return _Stage({"one step, sparse": inputs + _sparse(recipe, config, batch, n)})
+    latents = _FLOAT * batch * config.d_sae // (n if spread else 1)
+    gradient = _FLOAT * max(config.d_in, config.d_out) * config.d_sae // (n if spread else 1)
+    copies = _DENSE_COPIES.get(config.model_type, _OTHER_COPIES)
+    if t.bf16:
+        copies += _AUTOCAST_COPIES
+        inputs += _BFLOAT * parameters(config, n if spread else 1)[1]  # of the weights
+    work = max(copies * latents, _COPIES_BESIDE_A_GRADIENT * latents + gradient)
+    return _Stage({"one step, dense": inputs + work})
+
+
+def _sparse(recipe: Recipe, config: SAEConfig, batch: int, n_processes: int) -> Number:
+    """See `hfsae.ops.screening`: X and W of the bound, a block of scores and of what they pick."""
+    d, d_sae = config.d_in, config.d_sae
+    bound = _BFLOAT * (batch + d_sae) * (d + 4)
+    scores = (_BFLOAT + 1) * max(256 * d_sae, _SCORES)
+    entries = _ENTRY * _ENTRIES_A_FIRING * batch * min(_l0(config, recipe), d_sae / 2)
+    # DDP's gradients are copies of those that a step computes.
+    again = _FLOAT * d_sae * (d + config.d_out) if n_processes > 1 else 0
+    return bound + scores + entries + again
+
+
+def _checkpoint(sizes: _Sizes, spread: bool) -> _Stage:
+    """Weights and moments are written from where they lie, unless they lie spread."""
+    if not spread:
+        return _Stage({})
+    matrix = _FLOAT * sizes.largest / 2
+    return _Stage({"a matrix put together": 2 * matrix}, {"checkpoint": 3 * _FLOAT * _all(sizes)})
+
+
+def _folding(sizes: _Sizes, spread: bool) -> _Stage:
+    """The trained SAEs, and of one the state that is folded and a copy of its encoder."""
+    result = {"folding": _FLOAT * (_all(sizes) + 1.5 * sizes.largest)}
+    if spread:
+        return _Stage({}, {**result, "SAE put together": _FLOAT * sizes.largest})
+    return _Stage(result)
+
+
+def _evaluation(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
+    """Logits of two arms, in float32 a row at a time; before that, latents beside the first's."""
+    if recipe.evaluation.n_tokens == 0:
+        return _Stage({})
+    context, vocabulary = recipe.text.context_size, lm.config.get_text_config().vocab_size
+    tokens = recipe.harvest.rows * context
+    logits = tokens * vocabulary * lm_dtype(recipe).itemsize
+    comparing = 2 * logits + 2 * _FLOAT * context * vocabulary
+    d_sae = max(config.d_sae for config in configs.values())
+    latents = _FLOAT * min(tokens, recipe.evaluation.sae_batch_tokens) * d_sae
+    return _Stage({"evaluation": max(comparing, logits + _LOOK_COPIES * latents)})
+
+
+def _examples(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
+    """What is kept of each latent; at the end, what it promotes: the unembedding and W_dec anew."""
+    if recipe.collect_tokens == 0:
+        return _Stage({})
+    a, largest = recipe.collect, max(configs.values(), key=lambda c: c.d_sae * c.d_out)
+    a_window = 16 + _FLOAT * (2 * a.window + 1)  # key, peak, row, position, what is around it
+    kept = (a.top + a.reservoir) * a_window + _FLOAT * (len(HISTOGRAM_EDGES) - 1) + 8
+    config = lm.config.get_text_config()
+    unembedding = _FLOAT * config.vocab_size * config.hidden_size
+    copies = 2 if largest.places[1].endswith(":in") else 1  # brought to the residual stream first
+    directions = copies * _FLOAT * largest.d_sae * largest.d_out
+    return _Stage({"examples": largest.d_sae * kept + directions + unembedding})
+
+
+def attention_of(recipe: Recipe, lm: PreTrainedModel) -> str | None:
+    return recipe.lm.attn_implementation or lm.config._attn_implementation
+
+
+def _all(sizes: _Sizes) -> int:
+    return sum(sizes.of_all)
+
+
+def _and(*stages: _Stage) -> _Stage:
+    device, main = (_joined(*parts) for parts in zip(*stages, strict=True))
+    return _Stage(device, main)
+
+
+def _joined(*each: Parts) -> Parts:
+    """Parts of one name are added up."""
+    total: Parts = {}
+    for parts in each:
+        for name, amount in parts.items():
+            total[name] = total.get(name, 0) + amount
+    return total
+
+
+def _total(parts: Parts) -> Number:
+    return sum(parts.values())

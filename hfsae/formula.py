@@ -1,0 +1,141 @@
+"""How fast a GPU that is not here would do a recipe's work: by formula, never measured.
+
+What is to be done is counted: floating-point operations of matrix products, and bytes of whatever
+else moves through memory, between cards, or between a card and main memory. It is divided by the
+figures that a card is sold with, of which a share is taken for granted (`Card.assumptions` says
+them). Expect the right order, and ratios between recipes; not the right minute.
+"""
+
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from .features import CollectArguments
+from .models import SAEConfig
+from .pace import LMPace, SAEPace, blocks
+from .training import TrainingArguments
+
+_LM_SHARE = 0.35  # of published FLOP/s, in a language model's forward pass, not compiled
+_SAE_SHARE = 0.6  # in an SAE's large products
+_MEMORY_SHARE = 0.7  # of published bandwidth
+_LINK_SHARE = 0.6
+_HOST = 10e9  # bytes a second, a process, into or out of a bucket in main memory
+_FLOAT = 4
+
+# Passes over numbers that are no matrix product, as the code makes them: reads and writes.
+_STEP_A_LATENT = 24  # of [batch, d_sae]: bias, comparisons, STE kernels and their gradients, counts
+_STEP_A_PARAMETER = 14  # gradient cleared and added to, projection, Adam 7, norms
+_LOOK_A_LATENT = 6  # of [tokens, d_sae] in encoding
+_COLLECT_A_LATENT = 20
+_EAGER_A_SCORE = 40  # bytes of [heads, ctx, ctx]: scale, soft cap, mask, float32 softmax
+_A_LOGIT = 24  # bytes: soft cap, float32 log-probabilities, their exponentials
+
+
+class Card(NamedTuple):
+    """A GPU's published figures, a second; products without the doubling for sparse matrices."""
+
+    name: str
+    bf16: float
+    float32: float
+    bandwidth: float
+    link: float
+    """bytes one way between cards of one machine"""
+    memory: float
+
+    @property
+    def assumptions(self) -> str:
+        """What a time by formula rests on."""
+        return (
+            f"by formula, not measured: {self.name} as published ({self.bf16 / 1e12:.0f} TFLOP/s "
+            f"bfloat16, {self.float32 / 1e12:.0f} float32, {self.bandwidth / 1e12:.2g} TB/s, "
+            f"{self.link / 1e9:.0f} GB/s between cards), taking {_LM_SHARE:.0%} of its FLOP/s in "
+            f"the language model, {_SAE_SHARE:.0%} in SAEs, {_MEMORY_SHARE:.0%} of its bandwidth, "
+            f"{_LINK_SHARE:.0%} of its link, and {_HOST / 1e9:.0f} GB/s of main memory a process"
+        )
+
+
+# NVIDIA's data sheets: A100 80GB SXM, H100 SXM, H200 SXM (NVLink), L4 and L40S (PCIe 4 x16).
+CARDS = {
+    card.name: card
+    for card in (
+        Card("A100", 312e12, 19.5e12, 2.04e12, 300e9, 80e9),
+        Card("H100", 989e12, 67e12, 3.35e12, 450e9, 80e9),
+        Card("H200", 989e12, 67e12, 4.8e12, 450e9, 141e9),
+        Card("L4", 121e12, 30.3e12, 0.3e12, 32e9, 24e9),
+        Card("L40S", 362e12, 91.6e12, 0.864e12, 32e9, 48e9),
+    )
+}
+
+
+def lm_pace(
+    lm: PreTrainedModel,
+    dtype: torch.dtype,
+    rows: int,
+    context: int,
+    attention: str | None,
+    on: Card,
+) -> LMPace:
+    """Two operations a parameter and token, attention's own products, and what eager ones move."""
+    config, block = lm.config.get_text_config(), blocks(lm)[0]
+    peak = _LM_SHARE * (on.float32 if dtype == torch.float32 else on.bf16)
+    bandwidth = _MEMORY_SHARE * on.bandwidth
+    n_block = sum(p.numel() for p in block.parameters() if p.ndim > 1)
+    heads, d = config.num_attention_heads, config.hidden_size
+    head_dim = getattr(config, "head_dim", None) or d // heads
+    products = 2 * n_block + 4 * context * heads * head_dim
+    read_each_time = n_block * dtype.itemsize / (rows * context)
+    moved = read_each_time + 20 * d * dtype.itemsize  # norms and residual sums
+    if attention == "eager":
+        moved += _EAGER_A_SCORE * heads * context
+    n_head = d * config.vocab_size
+    return LMPace(
+        block=products / peak + moved / bandwidth,
+        rest=4 * d * dtype.itemsize / bandwidth,
+        head=2 * n_head / peak + _A_LOGIT * config.vocab_size / bandwidth,
+    )
+
+
+def step_seconds(config: SAEConfig, n_here: int, args: TrainingArguments, on: Card) -> float:
+    """Of one dense step, the only ones there are on a GPU.
+
+    Args:
+        n_here: parameters of the SAE that one process holds.
+    """
+    n = args.num_processes or 1
+    spread = n if args.shard_latents else 1
+    batch, d_sae = args.batch_size / (1 if args.shard_latents else n), config.d_sae / spread
+    # Forward one product a matrix; backward one for each matrix and one for what is between them,
+    # and one more for b_dec where it is subtracted from the input.
+    widths = 2 * config.d_in + 3 * config.d_out + (config.d_in if config.subtract_b_dec else 0)
+    peak = _SAE_SHARE * (on.bf16 if args.bf16 else on.float32)
+    moved = _FLOAT * (_STEP_A_LATENT * batch * d_sae + _STEP_A_PARAMETER * n_here)
+    if args.shard_latents:  # the reconstruction is summed, its gradient and the batch are shared
+        crossing = _FLOAT * batch * (2 * config.d_out + config.d_in)
+    else:
+        crossing = 2 * _FLOAT * n_here
+    return (
+        2 * batch * d_sae * widths / peak
+        + moved / (_MEMORY_SHARE * on.bandwidth)
+        + crossing * (n - 1) / n / (_LINK_SHARE * on.link)
+    )
+
+
+def sae_pace(config: SAEConfig, args: CollectArguments, context: int, on: Card) -> SAEPace:
+    """Of looking at a trained SAE: float32, a product each way, passes over its latents."""
+    products = 2 * config.d_sae * (config.d_in + config.d_out) / (_SAE_SHARE * on.float32)
+    a_pass = _FLOAT * config.d_sae / (_MEMORY_SHARE * on.bandwidth)
+    encode = products + _LOOK_A_LATENT * a_pass
+    return SAEPace(encode, encode + _COLLECT_A_LATENT * a_pass)
+
+
+def exchange_seconds(token_bytes: int, n: int, in_main_memory: bool, on: Card) -> float:
+    """Of a harvested token: to all n processes, and in each into its bucket."""
+    crossing = token_bytes * (n - 1) / n / (_LINK_SHARE * on.link)
+    return crossing + token_bytes / (_HOST if in_main_memory else _MEMORY_SHARE * on.bandwidth)
+
+
+def draw_seconds(token_bytes: int, itemsize: int, n: int, in_main_memory: bool, on: Card) -> float:
+    """Of an activation to train on, of which each process draws its share, in float32."""
+    moved = (token_bytes + 2 * _FLOAT * token_bytes / itemsize) / n
+    return moved / (_HOST if in_main_memory else _MEMORY_SHARE * on.bandwidth)
