@@ -232,10 +232,7 @@ class Entries:
 
     def totals_by_latent(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
         """For each latent, the sum of its entries' values."""
-        if on_gpu(values):  # there index_add_ adds in any order, and results would not repeat
-            ones = values.new_ones(self.n_tokens, 1)
-            return _bags(self.tokens, ones, self.latent_offsets, values)[:, 0]
-        return values.new_zeros(self.d_sae).index_add_(0, self.latents, values)
+        return _Totals.apply(values, self)
 
 
 Place = Everywhere | Entries
@@ -252,6 +249,22 @@ class _Of(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return ctx.at.totals_by_latent(grad), None
+
+
+class _Totals(torch.autograd.Function):
+    """The sum of each latent's values. dvalues = that of the sum, at the entries."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, at: Entries) -> Tensor:
+        ctx.at = at
+        if on_gpu(values):  # there index_add_ adds in any order, and results would not repeat
+            ones = values.new_ones(at.n_tokens, 1)
+            return _bags(at.tokens, ones, at.latent_offsets, values)[:, 0]
+        return values.new_zeros(at.d_sae).index_add_(0, at.latents, values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.index_select(0, ctx.at.latents), None
 
 
 class _Project(torch.autograd.Function):
