@@ -130,6 +130,50 @@ def own_passes() -> Iterator[Callable[[], bool]]:
         )
 
 
+def blocks_below(lm: PreTrainedModel, site: str) -> list[nn.Module]:
+    """Decoder blocks that end before `site` begins; none if it is not inside a list of blocks."""
+    path = Site.parse(site).module.split(".")
+    for depth in range(1, len(path)):
+        parent = find_module(lm, ".".join(path[:depth]))
+        if isinstance(parent, nn.ModuleList):
+            return list(parent[: int(path[depth])])
+    return []
+
+
+@contextmanager
+def running_as(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Let modules run these functions in the place of their forward methods, hooks included; for
+    other threads they run as ever."""
+    if not forwards:
+        yield
+        return
+    with _replacing, own_passes() as here:
+        # A module may already have a forward of its own: accelerate's device hooks put one there.
+        own = {module: vars(module).get("forward") for module in forwards}
+        for module, forward in forwards.items():
+            module.forward = partial(_either, here, forward, module.forward)
+        try:
+            yield
+        finally:
+            for module, forward in own.items():
+                del module.forward
+                if forward is not None:
+                    module.forward = forward
+
+
+_replacing = threading.Lock()  # by one thread at a time: each puts back what it found
+
+
+def _either(
+    here: Callable[[], bool],
+    ours: Callable[..., Any],
+    theirs: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    return (ours if here() else theirs)(*args, **kwargs)
+
+
 def _attach(
     lm: PreTrainedModel,
     site: str,

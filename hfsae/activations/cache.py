@@ -171,9 +171,11 @@ class ActivationCache:
         self._places = {k: place for k, place in self._places.items() if place.shard != shard}
 
 
-def batch_key(batch: TokenBatch, rows: int) -> str:
-    """What was read: the tokens, which of them were kept, and how many rows at a time."""
-    digest = blake2b(f"{tuple(batch.input_ids.shape)} {rows}".encode(), digest_size=16)
+def batch_key(batch: TokenBatch, rows: int, way: str = "") -> str:
+    """What was read: the tokens, which of them were kept, and how many rows at a time; and in which
+    way, if it rounds differently."""
+    told = f"{tuple(batch.input_ids.shape)} {rows}{way}"
+    digest = blake2b(told.encode(), digest_size=16)
     digest.update(batch.input_ids.cpu().numpy().tobytes())
     digest.update(batch.keep.cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -1,15 +1,15 @@
 """Token rows to the activations of a language model at some sites, one vector a kept token."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..lm import capture
+from ..lm import Site, blocks_below, capture, find_module, running_as
 from .cache import ActivationCache, batch_key
 from .tokens import TokenBatch
 
@@ -23,6 +23,10 @@ class HarvestArguments:
     max_norm_ratio: float | None = None
     """Drop positions whose norm at any site is more than this many times the site's median norm.
     Attention sinks can have 100 times the median, and then decide scale, loss and FVU alone."""
+    compile: bool = False
+    """Run the LM's blocks through torch.compile: on a CPU some 1.2 times as fast, after half a
+    minute. Activations then differ in their rounding, by about as much as bfloat16 differs from
+    float32. Sites must be blocks; evaluation and steering use the LM as it is."""
     cache: str | None = None
     """Folder to keep activations in and take them from. Runs that read the same text with the same
     LM, `rows` and context size then skip the LM, whatever else of them differs."""
@@ -77,6 +81,8 @@ class Harvester:
         self.cache: ActivationCache | None = None
         if args.cache is not None:
             self.cache = ActivationCache(args.cache, lm, max_bytes=1e9 * args.cache_gb)
+        self._compiled = _compiled_blocks(lm, self.sites) if args.compile else {}
+        self._full: torch.Size | None = None  # what blocks are compiled for: of the first pass
         self.kept = self.dropped_special = self.dropped_outliers = 0
 
     @torch.no_grad()  # and not inference_mode, whose tensors may never enter autograd
@@ -90,7 +96,7 @@ class Harvester:
 
     def _cached(self, batch: TokenBatch) -> dict[str, Float[Tensor, "n _"]]:
         assert self.cache
-        key = batch_key(batch, self.args.rows)
+        key = batch_key(batch, self.args.rows, " compiled" if self.args.compile else "")
         found = self.cache.get(key, self.sites)
         if found is None:
             found = self._activations(batch)
@@ -111,7 +117,9 @@ class Harvester:
     def _forward(
         self, input_ids: Int64[Tensor, "rows ctx"], keep: Bool[Tensor, "rows ctx"]
     ) -> dict[str, Float[Tensor, "n _"]]:
-        with capture(self.lm, self.sites, stop_early=True) as acts:
+        self._full = self._full or input_ids.shape
+        compiled = self._compiled if input_ids.shape == self._full else {}
+        with capture(self.lm, self.sites, stop_early=True) as acts, running_as(compiled):
             self.lm(input_ids=input_ids, use_cache=False)
         # Indexing copies, so the full tensors are freed; sites of a spread LM may be elsewhere.
         return {site: acts[site][keep.to(acts[site].device)].to(keep.device) for site in self.sites}
@@ -153,6 +161,26 @@ class Harvester:
         self.kept = state["kept"]
         self.dropped_special = state["dropped_special"]
         self.dropped_outliers = state["dropped_outliers"]
+
+
+def _compiled_blocks(
+    lm: PreTrainedModel, sites: Sequence[str]
+) -> dict[nn.Module, Callable[..., Any]]:
+    """Compiled forward methods of the blocks up to the last site.
+
+    Raises:
+        ValueError: a site lies inside a block, whose hooks a compiled block would not call.
+    """
+    blocks: list[nn.Module] = []
+    for site in sites:
+        parent = Site.parse(site).module.rpartition(".")[0]
+        if not parent or not isinstance(find_module(lm, parent), nn.ModuleList):
+            raise ValueError(
+                f"harvest.compile: {site} is not a block, and what happens inside a compiled block "
+                "cannot be seen; leave harvest.compile out"
+            )
+        blocks = max(blocks, [*blocks_below(lm, site), find_module(lm, site)], key=len)
+    return {block: torch.compile(block.forward, dynamic=False) for block in blocks}
 
 
 def _norms(activations: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:

@@ -11,11 +11,8 @@ The zero arm is therefore not one that zeroes BOS too, which breaks attention si
 and so flatters `loss_recovered_zero`.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from logging import getLogger
 from math import isfinite
 from typing import Any
@@ -28,7 +25,7 @@ from transformers import PreTrainedModel
 from .. import contract
 from ..activations.harvest import HarvestArguments, Harvester
 from ..activations.tokens import TokenBatch
-from ..lm import Site, capture, cast_for, find_module, own_passes, patch
+from ..lm import blocks_below, capture, cast_for, own_passes, patch, running_as
 from ..metrics import (
     Definition,
     DocumentSums,
@@ -438,7 +435,7 @@ class _SharedRuns:
     """
 
     def __init__(self, lm: PreTrainedModel, site: str) -> None:
-        self.lm, self.blocks, self.checked = lm, _blocks_below(lm, site), False
+        self.lm, self.blocks, self.checked = lm, blocks_below(lm, site), False
         self.output: Any = None
 
     def first(self, input_ids: Tensor) -> Tensor:
@@ -467,41 +464,6 @@ class _SharedRuns:
 
     def again(self, input_ids: Tensor) -> Tensor:
         """Logits of a run on the same rows, which may be patched at the site or above."""
-        with _returning(self.blocks, self.output) if self.blocks else nullcontext():
+        returning = dict.fromkeys(self.blocks, lambda *args, **kwargs: self.output)
+        with running_as(returning):
             return self.lm(input_ids=input_ids, use_cache=False).logits
-
-
-def _blocks_below(lm: PreTrainedModel, site: str) -> list[nn.Module]:
-    """Blocks that end before `site` begins; none if the site is not inside a list of blocks."""
-    path = Site.parse(site).module.split(".")
-    for depth in range(1, len(path)):
-        parent = find_module(lm, ".".join(path[:depth]))
-        if isinstance(parent, nn.ModuleList):
-            return list(parent[: int(path[depth])])
-    return []
-
-
-@contextmanager
-def _returning(blocks: list[nn.Module], output: Any) -> Iterator[None]:
-    """The blocks return `output` without running; for other threads they run as ever."""
-    with _replacing, own_passes() as here:
-        # A block may already have a forward of its own: accelerate's device hooks put one there.
-        own = [vars(block).get("forward") for block in blocks]
-        for block in blocks:
-            block.forward = partial(_returned, here, output, block.forward)
-        try:
-            yield
-        finally:
-            for block, forward in zip(blocks, own, strict=True):
-                del block.forward
-                if forward is not None:
-                    block.forward = forward
-
-
-_replacing = threading.Lock()  # by one thread at a time: each puts back what it found
-
-
-def _returned(
-    here: Callable[[], bool], output: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    return output if here() else forward(*args, **kwargs)

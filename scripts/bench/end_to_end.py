@@ -7,7 +7,8 @@ SmolLM2-135M, the residual stream after block 15 of 30, rows of 128 tokens of th
 sides read the same text with the same weights (ours in bfloat16, SAELens in float32 or, where its
 name says so, under bfloat16 autocast), take equal batches, and train JumpReLU SAEs of the same
 width; a turn is `--tokens` activations, made and trained on. Ours trains at its target L0 of 50;
-what SAELens's costs does not depend on L0. "ahead" is with `shuffle.prefetch`. Peaks include the
+what SAELens's costs does not depend on L0. "ahead" is with `shuffle.prefetch`, "compiled" with
+`harvest.compile`. Peaks include the
 language model and the text.
 
 FOLDER is what `scripts/interop/environments.sh FOLDER saelens` made. How sides are compared:
@@ -30,11 +31,19 @@ TABLES = {
     "Text to trained SAEs": (
         "train",
         "train_ahead",
+        "train_compiled",
         "train_dense",
         "train_six",
         "train_six_ahead",
+        "train_six_compiled",
     ),
-    "Text to activations": ("harvest", "cache", "plain_forward_bf16", "plain_forward_float32"),
+    "Text to activations": (
+        "harvest",
+        "harvest_compiled",
+        "cache",
+        "plain_forward_bf16",
+        "plain_forward_float32",
+    ),
 }
 
 

@@ -20,7 +20,7 @@ TARGET_L0, LEARNING_RATE = 50, 1e-3
 Options = argparse.Namespace
 
 
-def _our_stream(o: Options, cache: str | None = None, prefetch: bool = False) -> Any:
+def _our_stream(o: Options, prefetch: bool = False, **harvest: Any) -> Any:
     from hfsae.activations import (
         HarvestArguments,
         Harvester,
@@ -34,16 +34,14 @@ def _our_stream(o: Options, cache: str | None = None, prefetch: bool = False) ->
     loaded = load_lm(o.model, dtype="bfloat16")
     text = TextArguments(o.text, context_size=CONTEXT, held_out_fraction=0.0)
     rows = PackedRows(loaded.tokenizer, text, "train", rows=o.rows, epochs=None)
-    harvester = Harvester(
-        loaded.lm, [f"layers.{LAYER}"], HarvestArguments(rows=o.rows, cache=cache)
-    )
+    harvester = Harvester(loaded.lm, [f"layers.{LAYER}"], HarvestArguments(rows=o.rows, **harvest))
     shuffle = ShuffleArguments(bucket_tokens=o.tokens, prefetch=prefetch)
     n_batches = o.turns * (o.tokens // o.batch)
     return ShuffledActivations(rows, harvester, shuffle, o.batch, n_batches=n_batches)
 
 
 def our_training(
-    o: Options, n_saes: int, sparse: str = "auto", prefetch: bool = False
+    o: Options, n_saes: int, sparse: str = "auto", **stream_options: bool
 ) -> turns.Step:
     from accelerate import Accelerator
     from transformers import AutoConfig, AutoModel
@@ -52,7 +50,7 @@ def our_training(
     from hfsae.training import TrainingArguments
     from hfsae.training.run import Run
 
-    stream = _our_stream(o, prefetch=prefetch)
+    stream = _our_stream(o, **stream_options)
     workspace, steps = Workspace(), o.tokens // o.batch
     args = TrainingArguments(
         n_tokens=o.turns * o.tokens,
@@ -94,8 +92,8 @@ def our_training(
     return turn
 
 
-def our_harvest(o: Options) -> turns.Step:
-    stream, steps = _our_stream(o), o.tokens // o.batch
+def our_harvest(o: Options, compile: bool = False) -> turns.Step:
+    stream, steps = _our_stream(o, compile=compile), o.tokens // o.batch
 
     def turn(number: int) -> Callable[[], dict[str, float]]:
         for _ in range(steps):
@@ -107,10 +105,10 @@ def our_harvest(o: Options) -> turns.Step:
 
 def our_cache(o: Options) -> turns.Step:
     """What was harvested before is read; one that is not there yet is made first."""
-    filled, steps = _our_stream(o, o.cache), o.tokens // o.batch
+    filled, steps = _our_stream(o, cache=o.cache), o.tokens // o.batch
     for _ in range(o.turns * steps):
         filled.next_batch()
-    stream = _our_stream(o, o.cache)
+    stream = _our_stream(o, cache=o.cache)
 
     def turn(number: int) -> Callable[[], dict[str, float]]:
         for _ in range(steps):
@@ -230,8 +228,12 @@ SIDES: dict[str, dict[str, Callable[[Options], turns.Step]]] = {
         "train_six": lambda o: our_training(o, 6),
         "train_ahead": lambda o: our_training(o, 1, prefetch=True),
         "train_six_ahead": lambda o: our_training(o, 6, prefetch=True),
+        "train_compiled": lambda o: our_training(o, 1, compile=True),
+        "train_six_compiled": lambda o: our_training(o, 6, compile=True),
+        "train_six_compiled_ahead": lambda o: our_training(o, 6, compile=True, prefetch=True),
         "train_dense": lambda o: our_training(o, 1, "never"),
         "harvest": our_harvest,
+        "harvest_compiled": lambda o: our_harvest(o, compile=True),
         "cache": our_cache,
         "plain_forward_bf16": lambda o: plain_forward(o, torch.bfloat16),
         "plain_forward_float32": lambda o: plain_forward(o, torch.float32),

@@ -173,3 +173,41 @@ def test_arguments_out_of_range_are_refused():
         HarvestArguments(rows=0)
     with pytest.raises(ValueError, match=r"max_norm_ratio is 0\.5"):
         HarvestArguments(max_norm_ratio=0.5)
+
+
+@pytest.fixture
+def compiled_passes(monkeypatch):
+    """torch.compile without a C++ compiler; the list grows by one for each block compiled."""
+    seen, compile_ = [], torch.compile
+
+    def compile_eagerly(forward, **options):
+        seen.append(forward)
+        return compile_(forward, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    return seen
+
+
+def test_compiled_blocks_give_the_same_activations(lm, batch, compiled_passes):
+    plain = Harvester(lm, SITES, HarvestArguments(rows=2))(batch)
+    compiled = Harvester(lm, SITES, HarvestArguments(rows=2, compile=True))
+    got = compiled(batch)  # of rows 2, 2 and 1: the last is not what was compiled for
+    assert len(compiled_passes) == 3, "the blocks up to the last site"
+    for site in SITES:
+        torch.testing.assert_close(got.activations[site], plain.activations[site])
+    assert all("forward" not in vars(block) for block in lm.base_model.layers)
+
+
+@pytest.mark.parametrize("site", ["layers.1.mlp", "embed_tokens"])
+def test_what_happens_inside_a_compiled_block_is_not_asked_for(lm, site):
+    with pytest.raises(ValueError, match=f"harvest.compile: {site} is not a block"):
+        Harvester(lm, [site], HarvestArguments(compile=True))
+
+
+def test_compiled_and_plain_activations_do_not_mix_in_a_cache(lm, batch, tmp_path, compiled_passes):
+    plain = Harvester(lm, SITES, HarvestArguments(cache=str(tmp_path)))
+    plain(batch)
+    plain.flush()
+    compiled = Harvester(lm, SITES, HarvestArguments(cache=str(tmp_path), compile=True))
+    compiled(batch)
+    assert compiled.cache is not None and compiled.cache.misses == 1
