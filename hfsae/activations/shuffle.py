@@ -174,6 +174,11 @@ class ShuffledActivations:
         self._after = state.pop("record")  # what a run that is over reports
         self._position, self._bucket, self._batches = state, None, None
 
+    def wait(self) -> None:
+        """Until what is being prefetched is there."""
+        if self._coming is not None:
+            wait([self._coming])
+
     def close(self) -> None:
         """Stop what is being prefetched, and wait until it has stopped."""
         self._forget_coming()

@@ -160,8 +160,8 @@ def _guesses(
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """Without gradients, without autocast, and with products that are summed in float32."""
-    matmul = torch.backends.cuda.matmul
-    if is_rounded := matmul.allow_bf16_reduced_precision_reduction:
+    matmul = torch.backends.cuda.matmul  # for all threads: so let it be where it has no effect
+    if is_rounded := device.type == "cuda" and matmul.allow_bf16_reduced_precision_reduction:
         matmul.allow_bf16_reduced_precision_reduction = False
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):

@@ -4,9 +4,9 @@
 
 SmolLM2-135M, the residual stream after block 15. Each variant is trained from the same weights on
 the same batches with dense steps, with sparse ones, and, as the control, with dense ones that get
-each batch's tokens in another order. Printed are the relative differences of losses to the first:
-after the last step, and the largest of all steps. Rounding differs, training amplifies it, and the
-control has as much of it.
+each batch's tokens, and the coordinates of activations and weights, in another order: the same
+arithmetic, summed differently. Printed are the relative differences of losses to the first: after
+the last step, and the largest of all steps. Rounding differs, and training amplifies it.
 """
 
 import argparse
@@ -33,6 +33,7 @@ SITE = "layers.15"
 VARIANTS: dict[str, dict[str, Any]] = {
     "jumprelu_sae": {"target_l0": 50, "bandwidth": 0.03, "log_threshold": False},
     "topk_sae": {"k": 50},
+    "batch_topk_sae": {"k": 50},
     "relu_sae": {},
     "gated_sae": {},
 }
@@ -47,8 +48,14 @@ def batches(n: int, size: int) -> list[torch.Tensor]:
     return [stream.next_batch()[SITE] for _ in range(n)]
 
 
-def trained(model_type: str, data: list[torch.Tensor], args: Any, sparse: str) -> torch.Tensor:
-    """[steps], losses."""
+def trained(
+    model_type: str,
+    data: list[torch.Tensor],
+    args: Any,
+    sparse: str,
+    coordinates: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """[steps], losses; `coordinates` is the order that the data's are in."""
     size, d_in = data[0].shape
     config = AutoConfig.for_model(
         model_type,
@@ -71,7 +78,12 @@ def trained(model_type: str, data: list[torch.Tensor], args: Any, sparse: str) -
         sparse=sparse,  # pyright: ignore[reportArgumentType] - one of three words
     )
     torch.manual_seed(0)
-    run = Run(AutoModel.from_config(config), arguments, Accelerator(cpu=True))
+    sae = AutoModel.from_config(config)
+    if coordinates is not None:
+        with torch.no_grad():
+            sae.W_enc.copy_(sae.W_enc[coordinates])
+            sae.W_dec.copy_(sae.W_dec[:, coordinates])
+    run = Run(sae, arguments, Accelerator(cpu=True))
     run.initialise({SITE: torch.cat(data[:8])})
     lines = [run.step({SITE: x}, i, log=True) for i, x in enumerate(data)]
     return torch.tensor([line["loss"] for line in lines], dtype=torch.float64)
@@ -88,14 +100,15 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     data = batches(args.steps, args.batch)
-    shuffled = [x[torch.randperm(len(x))] for x in data]
+    order = torch.randperm(data[0].shape[1])
+    shuffled = [x[torch.randperm(len(x))][:, order] for x in data]
     told = f"{args.steps} steps of {args.batch}, learning rate {args.learning_rate:g}"
     print(f"{told}, {args.d_sae} latents, {SITE} of SmolLM2-135M\n")
     print("| variant | loss | sparse: last, largest | another order: last, largest |")
     print("| --- | --- | --- | --- |")
     for name in args.variants:
         dense = trained(name, data, args, "never")
-        others = trained(name, data, args, "always"), trained(name, shuffled, args, "never")
+        others = trained(name, data, args, "always"), trained(name, shuffled, args, "never", order)
         gaps = [((other - dense) / dense).abs() for other in others]
         shown = [f"{float(gap[-1]):.1e}, {float(gap.max()):.1e}" for gap in gaps]
         print(f"| {name} | {float(dense[-1]):.4f} | {' | '.join(shown)} |", flush=True)

@@ -85,6 +85,7 @@ def our_training(
             lines = [run.step(batch, number * steps + i, log=i == steps - 1) for run in runs]
             seconds["stream"] += harvested - start
             seconds["SAEs"] += time.perf_counter() - harvested
+        stream.wait()  # else a bucket would be filled in the turns of others
         share = 100 * seconds["SAEs"] / sum(seconds.values())
         told = {"L0": lines[0]["l0"], "FVU": lines[0]["fvu"], "% in SAEs": share}
         return lambda: told

@@ -1,4 +1,8 @@
+from pathlib import Path
+
 import pytest
+import yaml
+from transformers import AutoConfig
 
 from hfsae.comparison import Comparison
 from hfsae.comparison.arms import arm_runs
@@ -56,3 +60,19 @@ def test_each_arm_and_seed_is_a_training_recipe():
 def test_what_cannot_be_is_one_sentence(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         comparison(**fields)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parents[2] / "scripts" / "comparisons").glob("*.yaml")),
+    ids=lambda path: path.stem,
+)
+def test_comparisons_that_come_along_are_of_saes_that_there_are(path):
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    training = TrainingArguments(**given.pop("training"))
+    of_a_recipe = {key: given[key] for key in ("sae", "arms", "seeds", "at_l0")}
+    runs = list(arm_runs(Comparison(**of_a_recipe, training=training)))
+    assert len(runs) == len(given["arms"]) * len(given["seeds"])
+    for run in runs:
+        for fields in run.recipe.sae_fields().values():
+            assert AutoConfig.for_model(d_in=576, **fields).d_sae == 4096
