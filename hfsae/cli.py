@@ -275,14 +275,15 @@ def _parse_recipe(
 
 def _check_readable(path: Path, kind: type[Recipe]) -> None:
     """A recipe is a YAML mapping of known sections; whatever else gets its own sentence."""
+    examples = "scripts/comparisons/" if kind is Comparison else "scripts/recipes/"
     if not path.is_file():
-        raise ValueError(f"there is no recipe {path}; scripts/recipes/ holds examples")
+        raise ValueError(f"there is no recipe {path}; {examples} holds examples")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the recipe {path}: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"the recipe {path} holds no sections; scripts/recipes/ holds examples")
+        raise ValueError(f"the recipe {path} holds no sections; {examples} holds examples")
     sections = {field.name: field.type for field in fields(kind)}
     for name, value in content.items():
         if name not in sections:
