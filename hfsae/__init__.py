@@ -4,7 +4,7 @@
 
     cli                        the command
     demo | space               the app, and a Space with it
-    plan                       what a run costs
+    plan | comparison          what a run costs; several ways to train, at equal L0
     footprint | formula        its bytes; its seconds on a GPU that is not here
     recipe | pace              what a run is; how fast this machine is
     suite                      load and list, by name and meaning

@@ -125,7 +125,8 @@ def is_spread(recipe: Recipe) -> bool:
 
 
 def takes_sparse_steps(recipe: Recipe, config: SAEConfig, *, on_gpu: bool) -> bool:
-    """As far as can be known before any activation is seen; a dense step takes more memory."""
+    """As far as can be known before any activation is seen. Steps on a GPU count as dense, which
+    take more memory: when sparse ones pay there has not been measured."""
     t = recipe.training
     with torch.device("meta"):
         can_be_sparse = AutoModel.from_config(config).can_be_sparse

@@ -97,7 +97,7 @@ def lm_pace(
 
 
 def step_seconds(config: SAEConfig, n_here: int, args: TrainingArguments, on: Card) -> float:
-    """Of one dense step, the only ones there are on a GPU.
+    """Of one dense step: an upper bound, since no GPU has shown yet what sparse ones take there.
 
     Args:
         n_here: parameters of the SAE that one process holds.

@@ -82,7 +82,6 @@ class Harvester:
         if args.cache is not None:
             self.cache = ActivationCache(args.cache, lm, max_bytes=1e9 * args.cache_gb)
         self._compiled = _compiled_blocks(lm, self.sites) if args.compile else {}
-        self._full: torch.Size | None = None  # what blocks are compiled for: of the first pass
         self.kept = self.dropped_special = self.dropped_outliers = 0
 
     @torch.no_grad()  # and not inference_mode, whose tensors may never enter autograd
@@ -117,10 +116,19 @@ class Harvester:
     def _forward(
         self, input_ids: Int64[Tensor, "rows ctx"], keep: Bool[Tensor, "rows ctx"]
     ) -> dict[str, Float[Tensor, "n _"]]:
-        self._full = self._full or input_ids.shape
-        compiled = self._compiled if input_ids.shape == self._full else {}
-        with capture(self.lm, self.sites, stop_early=True) as acts, running_as(compiled):
-            self.lm(input_ids=input_ids, use_cache=False)
+        # Each number of rows would be compiled by itself, so a batch's remainder goes without.
+        compiled = self._compiled if len(input_ids) == self.args.rows else {}
+        try:
+            with capture(self.lm, self.sites, stop_early=True) as acts, running_as(compiled):
+                self.lm(input_ids=input_ids, use_cache=False)
+        except RuntimeError as error:
+            if not compiled:
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"harvest.compile: a compiled block failed ({type(error).__name__}: {reason}); "
+                "torch.compile needs a C++ compiler, as g++, or leave harvest.compile out"
+            ) from error
         # Indexing copies, so the full tensors are freed; sites of a spread LM may be elsewhere.
         return {site: acts[site][keep.to(acts[site].device)].to(keep.device) for site in self.sites}
 

@@ -1,8 +1,9 @@
 """Fidelity at equal L0: curves through an arm's SAEs, paired differences, and their intervals.
 
 Between two SAEs of an arm log(metric) is taken to be linear in log(L0); beyond the sparsest and
-the densest there is nothing (NaN). Differences are paired: by seed (the same initial weights and
-order of activations) and by document (the same held-out text). Two intervals of 95 %:
+the densest there is nothing (NaN). On documents drawn anew L0s lie a little elsewhere, so that
+there the outermost lines go on as far as needed. Differences are paired: by seed (the same initial
+weights and order of activations) and by document (the same held-out text). Two intervals of 95 %:
 
     seeds                Student's t over the seeds' differences: would other seeds say so, too?
     seeds and documents  percentiles of a bootstrap that draws both: and other text?
@@ -100,7 +101,9 @@ class Frontiers:
         x = np.log(np.stack([p["l0"] for p in points], axis=1))  # [1 + resamples, saes]
         y = np.log(np.maximum(np.stack([p[metric] for p in points], axis=1), _LEAST))
         at = np.log(np.asarray(l0s))
-        return np.exp(np.stack([_interpolated(at, *row) for row in zip(x, y, strict=True)]))
+        curves = np.exp(np.stack([_on_lines(at, *row) for row in zip(x, y, strict=True)]))
+        is_between = (at >= x[0].min()) & (at <= x[0].max())
+        return np.where(is_between, curves, np.nan)
 
     @cached_property
     def _resampled(self) -> Mapping[int, dict[str, np.ndarray]]:
@@ -130,9 +133,15 @@ def _drawn(m: Measured, names: list[str], n_resamples: int, seed: int) -> np.nda
     return torch.cat(sums).T.numpy()
 
 
-def _interpolated(at: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _on_lines(at: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """y at some x, on the lines between neighbouring points, the first and the last prolonged."""
+    if len(x) == 1:
+        return np.full_like(at, y[0])
     order = np.argsort(x)
-    return np.interp(at, x[order], y[order], left=np.nan, right=np.nan)
+    x, y = x[order], y[order]
+    left = np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2)
+    slope = (y[left + 1] - y[left]) / (x[left + 1] - x[left])
+    return y[left] + slope * (at - x[left])
 
 
 def _t_interval(values: np.ndarray) -> tuple[float, float]:

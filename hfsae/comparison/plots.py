@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, black last: told apart in every kind of colour vision.
+# Okabe and Ito's palette and grey: told apart in every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = "osD^vPX*"
 _GRID_POINTS = 24
@@ -40,8 +40,8 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
         for i, arm in enumerate(frontiers.arms):
             mine = [m for m in measured if m.arm == arm]
             l0s = [m.metrics["l0"] for m in mine]
-            style: dict[str, Any] = {"color": _COLOURS[i % len(_COLOURS)]}
-            dots: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)], "linewidths": 0}
+            style: dict[str, Any] = {"color": _colour(i)}
+            dots: dict[str, Any] = {"marker": _marker(i), "linewidths": 0}
             axes.scatter(l0s, [m.metrics[metric] for m in mine], s=14, alpha=0.7, **style, **dots)
             grid = _grid(*frontiers.reach([arm]))
             means = [frontiers.at(arm, metric, l0).value for l0 in grid]
@@ -56,13 +56,13 @@ def _difference(frontiers: Frontiers, titles: Titles, reference: str) -> "Figure
     """Of each arm from the reference, with the interval over seeds and documents."""
     figure, panels = _panels(len(METRICS))
     for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
-        axes.axhline(0, color=_COLOURS[frontiers.arms.index(reference) % len(_COLOURS)], lw=1.4)
+        axes.axhline(0, color=_colour(frontiers.arms.index(reference)), lw=1.4)
         for i, arm in enumerate(frontiers.arms):
             if arm == reference:
                 continue
             grid = _grid(*frontiers.reach([arm, reference]))
             found = [frontiers.difference(arm, reference, metric, l0) for l0 in grid]
-            style: dict[str, Any] = {"color": _COLOURS[i % len(_COLOURS)]}
+            style: dict[str, Any] = {"color": _colour(i)}
             axes.plot(grid, [_percent(e.value) for e in found], label=titles[arm], **style)
             low, high = ([_percent(e.documents[side]) for e in found] for side in (0, 1))
             axes.fill_between(grid, low, high, alpha=0.15, linewidth=0, **style)
@@ -85,11 +85,11 @@ def _health(measured: Sequence[Measured], titles: Titles) -> "Figure":
     for (metric, scaled), label, axes in zip(shown.items(), labels, panels, strict=True):
         for i, arm in enumerate(arms):
             mine = sorted((m for m in measured if m.arm == arm), key=lambda m: m.metrics["l0"])
-            dots: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 4}
+            dots: dict[str, Any] = {"marker": _marker(i), "markersize": 4}
             axes.plot(
                 [m.metrics["l0"] for m in mine],
                 [scaled(m.metrics[metric]) for m in mine],
-                color=_COLOURS[i % len(_COLOURS)],
+                color=_colour(i),
                 label=titles[arm],
                 linestyle="none",
                 **dots,
@@ -98,6 +98,15 @@ def _health(measured: Sequence[Measured], titles: Titles) -> "Figure":
         _plain_ticks(axes, y=False)
     panels[0].legend(frameon=False, fontsize=8)
     return figure
+
+
+def _colour(arm: int) -> str:
+    return _COLOURS[arm % len(_COLOURS)]
+
+
+def _marker(arm: int) -> str:
+    """With its colour, no other arm's among the first 64."""
+    return _MARKERS[(arm + arm // len(_COLOURS)) % len(_MARKERS)]
 
 
 def _percent(log_ratio: float) -> float:

@@ -211,3 +211,12 @@ def test_compiled_and_plain_activations_do_not_mix_in_a_cache(lm, batch, tmp_pat
     compiled = Harvester(lm, SITES, HarvestArguments(cache=str(tmp_path), compile=True))
     compiled(batch)
     assert compiled.cache is not None and compiled.cache.misses == 1
+
+
+def test_a_block_that_cannot_be_compiled_is_one_sentence(lm, batch, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("no g++ here\nand more lines")
+
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: fails)
+    with pytest.raises(ValueError, match=r"harvest.compile: .*no g\+\+ here\); .* C\+\+ compiler"):
+        Harvester(lm, SITES, HarvestArguments(rows=5, compile=True))(batch)

@@ -57,6 +57,15 @@ def test_nothing_is_said_beyond_the_saes():
     assert curves.reach(["a"]) == (16.0, 64.0)
 
 
+def test_an_interval_at_the_end_of_a_curve_is_no_empty_one():
+    """On documents drawn anew an SAE's L0 lies to one side or the other of its own."""
+    saes = [sae("a", s, l0, 1.0, scatter=0.2) for s in (0, 1) for l0 in L0S]
+    for m in saes:
+        m.sums["fidelity.active"] *= 1 + 0.1 * torch.linspace(-1, 1, 20, dtype=torch.float64)
+    low, high = Frontiers(saes, n_resamples=200).at("a", "fvu", 16.000001).documents
+    assert low < 16.0**-0.5 < high
+
+
 def test_differences_and_areas_are_log_ratios():
     curves = frontiers({"a": [0.9, 0.9], "b": [1.0, 1.0]})
     for found in (
