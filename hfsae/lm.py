@@ -396,10 +396,10 @@ def _note_tokens(
         ids = kwargs.get("input_ids", args[0] if args else None)
         # "past_key_values" or, in later versions of transformers, "cache"
         cache = next((v for v in kwargs.values() if hasattr(v, "get_seq_length")), None)
-        if ids is not None and not hasattr(under_way, "input_ids"):
+        under_way.n_cached = 0 if cache is None else int(cache.get_seq_length())
+        if ids is not None and under_way.n_cached == 0 and not hasattr(under_way, "input_ids"):
             contract.check_bos(config, lm, ids)
         under_way.input_ids = ids
-        under_way.n_cached = 0 if cache is None else int(cache.get_seq_length())
         under_way.source = None  # a pass that broke off may have left one
 
     return lm.base_model.register_forward_pre_hook(note, with_kwargs=True)

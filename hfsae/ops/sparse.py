@@ -37,6 +37,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 _BLOCK = 2**19  # numbers, 2 MiB of float32, that stay in cache from one operation to the next
+_WORTH_LEAVING_OUT = 0.75  # share of entries with a value, above which the others stay
 _GPU_BLOCK = 2**24  # there a launch costs more than memory does
 
 as_if_on_gpu = False
@@ -230,6 +231,18 @@ class Entries:
             part.copy_(_bags(self.tokens[first:last], x, offsets, values[first:last]))
         return sums
 
+    def support(self, values: Float[Tensor, " n"]) -> tuple["Entries", Float[Tensor, " m"]]:
+        """Entries with values that are not zero, which are all that sums need, and these values.
+
+        JumpReLU's other entries, between the window's lower end and the threshold, may be most.
+        """
+        kept = values.nonzero().squeeze(1)
+        if len(kept) > _WORTH_LEAVING_OUT * len(self):
+            return self, values
+        tokens, latents = self.tokens.index_select(0, kept), self.latents.index_select(0, kept)
+        found = Entries(tokens, latents, self.n_tokens, self.d_sae, workspace=self.workspace)
+        return found, values.index_select(0, kept)
+
     def totals_by_latent(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
         """For each latent, the sum of its entries' values."""
         return _Totals.apply(values, self)
@@ -278,7 +291,8 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        (x, W), at = ctx.saved_tensors, ctx.at
+        x, W = ctx.saved_tensors
+        at, dz = ctx.at.support(dz)
         dx = at.sums_by_token(dz, W) if ctx.needs_input_grad[0] else None
         return dx, at.sums_by_latent(dz, x), at.totals_by_latent(dz), None
 
@@ -288,17 +302,17 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, W: Tensor, at: Entries) -> Tensor:
-        ctx.save_for_backward(z, W)
-        ctx.at = at
-        return at.sums_by_token(z, W)
+        ctx.at, (ctx.on, on) = at, at.support(z)
+        ctx.save_for_backward(on, W)
+        return ctx.on.sums_by_token(on, W)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (z, W), at = ctx.saved_tensors, ctx.at
+        on, W = ctx.saved_tensors
         dy = dy.contiguous()
         wants_z, wants_W, _ = ctx.needs_input_grad
-        dz = at.dots(dy, W) if wants_z else None
-        return dz, at.sums_by_latent(z, dy) if wants_W else None, None
+        dz = ctx.at.dots(dy, W) if wants_z else None
+        return dz, ctx.on.sums_by_latent(on, dy) if wants_W else None, None
 
 
 def _bags(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
