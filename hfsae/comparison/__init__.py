@@ -7,6 +7,7 @@ frontier.py   fidelity at equal L0, paired differences, intervals
 report.py     Markdown, HTML and figures
 """
 
+from .arms import CausalArguments as CausalArguments
 from .arms import Comparison as Comparison
 from .frontier import Frontiers as Frontiers
 from .run import compare as compare

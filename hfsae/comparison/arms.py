@@ -12,18 +12,40 @@ _KEYS = {"sae", "sweep", "training", "title"}
 
 
 @dataclass
+class CausalArguments:
+    """Interventions on single tokens, for one SAE of each arm and seed."""
+
+    n_tokens: int = 0
+    """Held-out tokens to intervene at, the same for every SAE; 0: none."""
+    l0: float = 64.0
+    """Of each arm and seed the SAE whose own L0 is nearest."""
+    seed: int = 0
+    """Which tokens."""
+
+    def __post_init__(self) -> None:
+        if self.n_tokens < 0 or not self.l0 > 0:
+            raise ValueError(
+                f"causal.n_tokens must be 0 or more and causal.l0 positive, got {self.n_tokens} "
+                f"and {self.l0:g}"
+            )
+
+
+@dataclass
 class Comparison(Recipe):
     """Arms that are trained on the same activations and compared at equal L0."""
 
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name: `sweep`, a field of sae with one value for each SAE; `sae` and `training`, what
     differs from the sections of these names; `title`, for people."""
+    only: list[str] | None = None
+    """Of these arms, the ones to train and report; by default all."""
     reference: str | None = None
     """The arm that the others are compared with; by default the first."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Each seeds the initial weights and the order of activations, the same for every arm."""
     at_l0: list[float] = field(default_factory=lambda: [20.0, 40.0, 80.0, 160.0])
     """Where fidelity is interpolated, in log L0, between an arm's SAEs; never beyond them."""
+    causal: CausalArguments = field(default_factory=CausalArguments)
     report: str | None = None
     """Folder for the report; by default training.output_dir/report."""
 
@@ -35,14 +57,19 @@ class Comparison(Recipe):
             raise ValueError(
                 "a comparison needs arms and seeds; scripts/comparisons/ holds examples"
             )
-        if self.reference is not None and self.reference not in self.arms:
-            raise ValueError(
-                f"reference {self.reference!r} is no arm; there are {', '.join(self.arms)}"
-            )
+        named = {"reference": [self.reference] if self.reference else [], "only": self.only or []}
+        for field_name, arms in named.items():
+            if unknown := [arm for arm in arms if arm not in self.arms]:
+                raise ValueError(
+                    f"{field_name} {unknown[0]!r} is no arm; there are {', '.join(self.arms)}"
+                )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds} holds one twice; each must be another")
         for name, arm in self.arms.items():
             _check_arm(name, arm)
+        if self.only:
+            self.arms = {name: arm for name, arm in self.arms.items() if name in self.only}
+            self.reference = self.reference if self.reference in self.arms else None
 
     @property
     def reference_arm(self) -> str:

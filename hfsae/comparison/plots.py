@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..evaluation.causal import COUNTS, ORDERS
+from .causes import ArmCauses
 from .frontier import METRICS, Frontiers
 from .results import Measured
 
@@ -26,11 +28,10 @@ def draw(
 ) -> dict[str, Path]:
     """Write the figures into `folder`; by name, in the order of the report."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "frontier": _frontier(frontiers, measured, titles),
-        "difference": _difference(frontiers, titles, reference),
-        "health": _health(measured, titles),
-    }
+    figures = {"frontier": _frontier(frontiers, measured, titles)}
+    if len(titles) > 1:
+        figures["difference"] = _difference(frontiers, titles, reference)
+    figures["health"] = _health(measured, titles)
     return {name: _save(figure, folder / f"{name}.png") for name, figure in figures.items()}
 
 
@@ -98,6 +99,27 @@ def _health(measured: Sequence[Measured], titles: Titles) -> "Figure":
         _plain_ticks(axes, y=False)
     panels[0].legend(frameon=False, fontsize=8)
     return figure
+
+
+def draw_causes(path: Path, arms: Mapping[str, ArmCauses]) -> Path:
+    """What n latents give alone, and what is lost without them; dashed: n at random."""
+    figure, panels = _panels(2)
+    labels = {"alone": "with n latents only", "without": "lost without n latents"}
+    for (curve, label), axes in zip(labels.items(), panels, strict=True):
+        for i, (title, arm) in enumerate(arms.items()):
+            for order, line in zip(ORDERS, ("-", "--"), strict=True):
+                shares = [arm.share(curve, order, n) for n in COUNTS]
+                name = title if order == ORDERS[0] else None
+                style: dict[str, Any] = {"color": _colour(i), "linestyle": line, "label": name}
+                axes.plot(COUNTS, [s.value for s in shares], linewidth=1.4, **style)
+                if order == ORDERS[0]:
+                    low, high = ([s[side] for s in shares] for side in (1, 2))
+                    axes.fill_between(COUNTS, low, high, alpha=0.12, lw=0, color=_colour(i))
+        axes.set(xscale="log", xlabel="n latents", ylabel=f"share of m(f) - m(0) {label}")
+        axes.set_xticks(COUNTS, map(str, COUNTS), minor=False)
+        axes.minorticks_off()
+    panels[0].legend(frameon=False, fontsize=8)
+    return _save(figure, path)
 
 
 def _colour(arm: int) -> str:

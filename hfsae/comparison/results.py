@@ -34,6 +34,12 @@ class Measured(NamedTuple):
     record: dict[str, Any]
     """of its training run"""
 
+    @property
+    def scale(self) -> float:
+        """c of what it reconstructs, which was folded into its weights."""
+        trained = self.record["sae_as_trained"]
+        return float(trained.get("target_scale") or trained["activation_scale"] or 1)
+
 
 def write(result: EvaluationResult, folder: Path) -> None:
     """Keep a result; evaluation.json comes last, so that where it lies all is there."""

@@ -20,7 +20,7 @@ from ..recipe import (
     stale_stages,
 )
 from ..training.trainer import make_accelerator
-from . import results
+from . import causes, results
 from .arms import ArmRun, Comparison, arm_runs
 from .report import write_report
 
@@ -41,7 +41,19 @@ def compare(comparison: Comparison, command: str = "") -> Path:
         loaded = load(comparison.lm, device)
         for seed, of_seed in groupby(missing, key=lambda r: r.seed):
             _train_and_evaluate(list(of_seed), loaded, f"seed {seed}", command)
-    return write_report(comparison, results.read(runs), command)
+    measured = results.read(runs)
+    if comparison.causal.n_tokens:
+        _intervene(comparison, runs[0], measured)
+    return write_report(comparison, measured, command)
+
+
+def _intervene(comparison: Comparison, run: ArmRun, measured: Sequence[results.Measured]) -> None:
+    def load_precisely() -> LoadedLM:
+        device = str(make_accelerator(comparison.training).device)
+        return load(replace(comparison.lm, dtype="float32"), device)
+
+    chosen = causes.nearest(measured, comparison.causal.l0)
+    causes.measure_missing(chosen, run.recipe, load_precisely, comparison.causal)
 
 
 def _refuse_what_cannot_be(comparison: Comparison, runs: Sequence[ArmRun]) -> None:

@@ -9,7 +9,7 @@ is held fixed. Measured is the prediction made there:
 The latent that is tried has the largest |effect| by gradient, |f_i W_dec_i . dm/dx|. Two controls
 say what a push of its size does in any case: another latent that fires at this token, the one whose
 vector f_j W_dec_j is nearest in norm, and a random direction of its norm. As norms differ a little,
-effects are quoted by norm, in logits for each unit of x/c.
+effects are best quoted by norm.
 
 Sufficiency is what the n latents largest by |effect| give alone, necessity what is lost without
 them, both as shares of m(f) - m(0); the controls are n latents in random order.
@@ -43,7 +43,7 @@ class CausalControl(NamedTuple):
     off_target: Float[Tensor, "actions kinds tokens"]
     """nats"""
     norm: Float[Tensor, "kinds tokens"]
-    """of what was taken away or added, in units of x/c"""
+    """of what was taken away or added, raw units"""
     alone: Float[Tensor, "orders counts tokens"]
     """m with n latents only, less m(0)"""
     without: Float[Tensor, "orders counts tokens"]
@@ -108,7 +108,7 @@ def _at(
     return CausalControl(
         change=torch.stack([ablated, doubled]) - clean,
         off_target=off_target[tried].view(len(ACTIONS), len(KINDS)),
-        norm=pushes.norm(dim=-1).cpu() / float(sae.scale),
+        norm=pushes.norm(dim=-1).cpu(),
         alone=(alone - empty).view(len(ORDERS), len(counts)),
         without=(clean - without).view(len(ORDERS), len(counts)),
         whole=(clean - empty)[0],
@@ -127,19 +127,18 @@ class _LastToken:
     def __init__(self, lm: PreTrainedModel, sae: SAE, ids: Int[Tensor, " n"]) -> None:
         self.lm, self.sae, self.answer = lm, sae, int(ids[-1])
         self.here = ids[None, -2:-1]
-        self.cache = None
+        takes = inspect.signature(lm.forward).parameters  # in later versions it is called so
+        self._cache_name = "cache" if "cache" in takes else "past_key_values"
+        self._cache = None
         if len(ids) > 2:
             with torch.no_grad():
-                self.cache = lm(ids[None, :-2], use_cache=True).past_key_values
+                self._cache = lm(ids[None, :-2], use_cache=True)[self._cache_name]
 
     def _logits(self, rows: int) -> Float[Tensor, "rows vocab"]:
-        cache = copy.deepcopy(self.cache)  # a pass writes to it
+        cache = copy.deepcopy(self._cache)  # a pass writes to it
         if cache is not None and rows > 1:
             cache.batch_repeat_interleave(rows)
-        # "past_key_values" or, in later versions of transformers, "cache"
-        takes = inspect.signature(self.lm.forward).parameters
-        name = "cache" if "cache" in takes else "past_key_values"
-        given = {name: cache, "use_cache": True}
+        given = {self._cache_name: cache, "use_cache": True}
         return self.lm(self.here.expand(rows, -1), **given).logits[:, -1].float()
 
     def _m(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:

@@ -46,6 +46,7 @@ def test_each_arm_and_seed_is_a_training_recipe():
         ({"seeds": []}, "needs arms and seeds"),
         ({"seeds": [1, 1]}, "holds one twice"),
         ({"reference": "relu"}, "'relu' is no arm; there are jumprelu, topk"),
+        ({"only": ["topk", "relu"]}, "only 'relu' is no arm; there are jumprelu, topk"),
         ({"saes": {"a": {}}}, "arms in the place of saes"),
         ({"arms": {"a": {"sweep": {"k": []}}}}, "arm a needs `sweep`"),
         ({"arms": {"a": {"sweep": {"k": [1], "d_sae": [2]}}}}, "arm a needs `sweep`"),
@@ -60,6 +61,15 @@ def test_each_arm_and_seed_is_a_training_recipe():
 def test_what_cannot_be_is_one_sentence(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         comparison(**fields)
+
+
+def test_some_arms_alone_are_the_same_runs():
+    every = {(r.arm, r.seed): r for r in arm_runs(comparison())}
+    some = comparison(only=["topk"], reference="jumprelu", seeds=[5])
+    (one,) = arm_runs(some)
+    assert one.folders == every["topk", 5].folders
+    assert one.recipe.sae_fields() == every["topk", 5].recipe.sae_fields()
+    assert some.reference_arm == "topk"
 
 
 @pytest.mark.parametrize(

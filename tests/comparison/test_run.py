@@ -5,8 +5,7 @@ import json
 import pytest
 from transformers import AutoModel
 
-from hfsae import recipe as recipes
-from hfsae.comparison import Comparison, compare
+from hfsae.comparison import CausalArguments, Comparison, compare
 
 from ..tiny import tiny_fields
 
@@ -33,6 +32,7 @@ def test_a_comparison_leaves_trained_saes_and_a_report(tmp_path, loads):
         assert part in text, part
     html = (report / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 3 and "<table>" in html
+    assert "## Learned thresholds" in text and "causes" not in text
     results = json.loads((report / "results.json").read_text())
     assert len(results["saes"]) == 8
     assert len(loads) == 1, "the language model is loaded once"
@@ -55,17 +55,17 @@ def test_what_is_there_is_not_done_again_and_an_arm_may_be_added(tmp_path, loads
 
 
 def test_one_arm_alone_gives_the_same_numbers(tmp_path, loads):
-    """What the report says: `hfsae train` of an arm's recipe.yaml, into another folder."""
-    compare(tiny_comparison(tmp_path / "c"))
-    plain = recipes.load_plain(tmp_path / "c" / "topk" / "seed_1")
-    own = tiny_fields(tmp_path / "again", training={"learning_rate": 2e-3, "warm_start_steps": 0})
-    own |= {key: plain[key] for key in ("sae", "saes", "seed")}
-    own["shuffle"].seed, own["collect_tokens"] = plain["shuffle"]["seed"], 0
-    recipes.run(recipes.Recipe(**own))
+    """Which the report says, with this command."""
+    report = compare(tiny_comparison(tmp_path / "c"), command="hfsae compare x.yaml")
+    command = "--only '[topk]' --seeds '[0]' --training.output_dir runs/again"
+    assert command in (report / "report.md").read_text()
+    one = tiny_comparison(tmp_path / "again", only=["topk"])
+    one.seeds = [0]
+    compare(one)
     for name in ("k_3", "k_6"):
         here, there = (
-            json.loads((folder / name / "evaluation.json").read_text())
-            for folder in (tmp_path / "again", tmp_path / "c" / "topk" / "seed_1")
+            json.loads((tmp_path / folder / "topk/seed_0" / name / "evaluation.json").read_text())
+            for folder in ("again", "c")
         )
         assert here["metrics"] == there["metrics"]
 
@@ -85,3 +85,21 @@ def test_a_comparison_without_evaluation_is_refused_before_anything_is_trained(t
     with pytest.raises(ValueError, match=r"evaluation.n_tokens is 0"):
         compare(comparison)
     assert not (tmp_path / "c").exists()
+
+
+def test_causes_are_measured_once_of_the_saes_nearest_in_l0(tmp_path, loads):
+    comparison = tiny_comparison(tmp_path / "c", causal=CausalArguments(n_tokens=6, l0=3.0))
+    report = compare(comparison)
+    assert "## Are latents causes? At an L0 of 3" in (report / "report.md").read_text()
+    assert (report / "report.html").read_text().count("data:image/png;base64,") == 4
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("causes.safetensors")}
+    assert sorted(path.parent.name for path in files) == ["k_3"] * 2 + ["target_l0_3"] * 2
+    assert len(loads) == 2, "once more, in float32"
+    compare(comparison)
+    assert files == {path: path.stat().st_mtime_ns for path in files} and len(loads) == 2
+    comparison.causal.n_tokens = 5
+    compare(comparison)
+    assert all(path.stat().st_mtime_ns > before for path, before in files.items())
+    next(iter(files)).write_bytes(b"half of it")
+    with pytest.raises(ValueError, match=r"causes\.safetensors.*damaged"):
+        compare(comparison)

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from hfsae.comparison.causes import ArmCauses, Causes
+from hfsae.evaluation.causal import COUNTS, CausalControl
+
+
+def causes(seed: int, n_tokens: int = 40) -> Causes:
+    """Known shares: latents do 2 logits for each unit and 0.1 nats for each logit; of the whole,
+    the first latents by effect give n / 64."""
+    g = torch.Generator().manual_seed(seed)
+    norm = torch.rand(3, n_tokens, generator=g) + 0.5
+    by_kind = torch.tensor([2.0, 0.5, 0.25])[:, None]
+    change = torch.stack([-by_kind * norm, by_kind * norm])
+    whole = torch.rand(n_tokens, generator=g) + 1
+    share = torch.tensor(COUNTS)[None, :, None] / torch.tensor([64.0, 640.0])[:, None, None]
+    control = CausalControl(
+        change, 0.1 * change.abs(), norm, share * whole, 2 * share * whole, whole
+    )
+    return Causes(control, torch.full((n_tokens,), 0.1 * (seed + 1)))
+
+
+def test_an_arms_numbers_are_ratios_of_sums():
+    arm = ArmCauses([causes(0), causes(1)])
+    assert arm.per_norm("ablate", "latent") == pytest.approx((2, 2, 2))
+    assert arm.per_norm("double", "random direction") == pytest.approx((0.25, 0.25, 0.25))
+    assert arm.off_target("ablate", "matched latent") == pytest.approx((0.1, 0.1, 0.1))
+    assert arm.share("alone", "by effect", 16) == pytest.approx((0.25, 0.25, 0.25))
+    assert arm.share("without", "at random", 32) == pytest.approx((0.1, 0.1, 0.1))
+    assert arm.evenness() == pytest.approx((0.15, 0.1, 0.2))
+
+
+def test_tokens_without_latents_count_for_nothing_and_intervals_hold_the_value():
+    whole, half = causes(0), causes(1)
+    for values in half.control:
+        values[..., ::2] = torch.nan
+    assert ArmCauses([half]).per_norm("double", "latent") == pytest.approx((2, 2, 2))
+    noisy = whole.control._replace(norm=whole.control.norm * torch.rand(40) * 2)
+    value, low, high = ArmCauses([Causes(noisy, whole.uniformity)]).per_norm("ablate", "latent")
+    assert low < value < high
+    assert value == pytest.approx(float(noisy.change[0, 0].abs().sum() / noisy.norm[0].sum()))
