@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
 import hfsae
 from hfsae.demo import Choice, open_subject
@@ -40,6 +41,21 @@ def test_answers_are_json(actions):
     ]
     for answer in answers:
         assert json.loads(json.dumps(answer, allow_nan=False)) == answer
+
+
+@pytest.mark.parametrize("model_type", [config.model_type for config in hfsae.models.variants()])
+def test_every_variant_opens_and_is_inspected_and_steered(sae_folder, tmp_path, model_type):
+    lm = str(sae_folder.parent / "lm")
+    given = {"d_in": 16, "d_sae": D_SAE, "site": "layers.1", "model_name": lm, "bos": "row"}
+    if "topk" in model_type.replace("_", ""):
+        given["k"] = 4
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModel.from_config(AutoConfig.for_model(model_type, **given)).save_pretrained(tmp_path)
+    opened = Actions(open_subject(Choice(str(tmp_path))))
+    latent = opened.inspect("the cat")["ranking"][0]["latent"]
+    assert last(opened.steer("the cat", f"{latent}:30", unit="norm", max_new_tokens=3))["kl"] > 0
+    assert opened.why("the cat")["rows"]
 
 
 def test_inspect_lists_the_latents_of_a_token_and_colours_by_the_strongest(actions):
