@@ -1,9 +1,10 @@
 """Fidelity at equal L0: curves through an arm's SAEs, paired differences, and their intervals.
 
 Between two SAEs of an arm log(metric) is taken to be linear in log(L0); beyond the sparsest and
-the densest there is nothing (NaN). On documents drawn anew L0s lie a little elsewhere, so that
-there the outermost lines go on as far as needed. Differences are paired: by seed (the same initial
-weights and order of activations) and by document (the same held-out text). Two intervals of 95 %:
+the densest there is nothing (NaN), but one SAE alone stands for all L0s within 5 % of its own. On
+documents drawn anew L0s lie a little elsewhere, so that there the outermost lines go on as far as
+needed. Differences are paired: by seed (the same initial weights and order of activations) and by
+document (the same held-out text). Two intervals of 95 %:
 
     seeds                Student's t over the seeds' differences: would other seeds say so, too?
     seeds and documents  percentiles of a bootstrap that draws both: and other text?
@@ -23,6 +24,7 @@ from .results import Measured
 METRICS = {"fvu": "FVU", "delta_loss": "delta LM loss"}
 _LEAST = 1e-9  # of what a logarithm is taken
 _AREA_POINTS = 65
+_SLACK = 1.05
 
 
 class Estimate(NamedTuple):
@@ -57,6 +59,10 @@ class Frontiers:
             for s in self.seeds
         }
 
+    def n_saes(self, arm: str) -> int:
+        """Of each seed."""
+        return len(self._saes[arm, self.seeds[0]])
+
     def at(self, arm: str, metric: str, l0: float) -> Estimate:
         """An arm's metric at an L0; the intervals are of the mean over seeds."""
         curves = [self._curve(arm, s, metric, [l0]) for s in self.seeds]  # each [1 + resamples, 1]
@@ -75,8 +81,12 @@ class Frontiers:
 
     def reach(self, arms: Sequence[str]) -> tuple[float, float]:
         """The range of L0 in which each of these arms has a curve for every seed."""
-        sides = [[m.metrics["l0"] for m in self._saes[arm, s]] for arm in arms for s in self.seeds]
-        return max(min(side) for side in sides), min(max(side) for side in sides)
+        sides = [self._sides(arm, s) for arm in arms for s in self.seeds]
+        return max(low for low, _ in sides), min(high for _, high in sides)
+
+    def _sides(self, arm: str, seed: int) -> tuple[float, float]:
+        l0s = [m.metrics["l0"] for m in self._saes[arm, seed]]
+        return (l0s[0] / _SLACK, l0s[0] * _SLACK) if len(l0s) == 1 else (min(l0s), max(l0s))
 
     def _log_ratios(
         self, arm: str, reference: str, metric: str, l0s: Sequence[float]
@@ -102,7 +112,8 @@ class Frontiers:
         y = np.log(np.maximum(np.stack([p[metric] for p in points], axis=1), _LEAST))
         at = np.log(np.asarray(l0s))
         curves = np.exp(np.stack([_on_lines(at, *row) for row in zip(x, y, strict=True)]))
-        is_between = (at >= x[0].min()) & (at <= x[0].max())
+        low, high = np.log(self._sides(arm, seed))
+        is_between = (at >= low) & (at <= high)
         return np.where(is_between, curves, np.nan)
 
     @cached_property

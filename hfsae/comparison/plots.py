@@ -29,37 +29,44 @@ def draw(
     """Write the figures into `folder`; by name, in the order of the report."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"frontier": _frontier(frontiers, measured, titles)}
-    if len(titles) > 1:
-        figures["difference"] = _difference(frontiers, titles, reference)
+    curves = [arm for arm in frontiers.arms if frontiers.n_saes(arm) > 1]
+    if reference in curves and len(curves) > 1:
+        figures["difference"] = _difference(frontiers, curves, titles, reference)
     figures["health"] = _health(measured, titles)
     return {name: _save(figure, folder / f"{name}.png") for name, figure in figures.items()}
 
 
 def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles) -> "Figure":
+    """A dot for each SAE; the mean over seeds, with its interval over seeds and documents."""
     figure, panels = _panels(len(METRICS))
     for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
         for i, arm in enumerate(frontiers.arms):
             mine = [m for m in measured if m.arm == arm]
             l0s = [m.metrics["l0"] for m in mine]
             style: dict[str, Any] = {"color": _colour(i)}
-            dots: dict[str, Any] = {"marker": _marker(i), "linewidths": 0}
+            dots: dict[str, Any] = {"marker": _marker(i), "linewidths": 0, "label": titles[arm]}
             axes.scatter(l0s, [m.metrics[metric] for m in mine], s=14, alpha=0.7, **style, **dots)
-            grid = _grid(*frontiers.reach([arm]))
-            means = [frontiers.at(arm, metric, l0).value for l0 in grid]
-            axes.plot(grid, means, label=titles[arm], linewidth=1.4, **style)
+            if frontiers.n_saes(arm) > 1:
+                grid = _grid(*frontiers.reach([arm]))
+                found = [frontiers.at(arm, metric, l0) for l0 in grid]
+                axes.plot(grid, [e.value for e in found], linewidth=1.4, **style)
+                low, high = ([e.documents[side] for e in found] for side in (0, 1))
+                axes.fill_between(grid, low, high, alpha=0.12, linewidth=0, **style)
         axes.set(xscale="log", yscale="log", xlabel="L0 (latents/token)", ylabel=label)
         _plain_ticks(axes)
     panels[0].legend(frameon=False, fontsize=8)
     return figure
 
 
-def _difference(frontiers: Frontiers, titles: Titles, reference: str) -> "Figure":
+def _difference(
+    frontiers: Frontiers, curves: Sequence[str], titles: Titles, reference: str
+) -> "Figure":
     """Of each arm from the reference, with the interval over seeds and documents."""
     figure, panels = _panels(len(METRICS))
     for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
         axes.axhline(0, color=_colour(frontiers.arms.index(reference)), lw=1.4)
         for i, arm in enumerate(frontiers.arms):
-            if arm == reference:
+            if arm == reference or arm not in curves:
                 continue
             grid = _grid(*frontiers.reach([arm, reference]))
             found = [frontiers.difference(arm, reference, metric, l0) for l0 in grid]

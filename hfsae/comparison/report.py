@@ -5,7 +5,7 @@ import json
 import math
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .frontier import METRICS, Estimate, Frontiers
 from .results import Measured
 
 _WITH_THRESHOLDS = ("jumprelu_sae", "matryoshka_jumprelu_sae")
+_ARMS_IN_TITLE = 6
 _MATCHED = 0.7  # cosine above which two latents of different seeds count as the same
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0;font-size:13px}
@@ -38,8 +39,9 @@ def write_report(comparison: Comparison, measured: Sequence[Measured], command: 
     folder.mkdir(parents=True, exist_ok=True)
     frontiers = Frontiers(measured, n_resamples=comparison.evaluation.bootstrap_samples)
     titles = {arm: comparison.title(arm) for arm in comparison.arms}
-    plots.draw(folder / "figures", frontiers, measured, titles, comparison.reference_arm)
-    parts = _Parts(comparison, measured, frontiers)
+    figures = folder / "figures"
+    drawn = plots.draw(figures, frontiers, measured, titles, comparison.reference_arm)
+    parts = _Parts(comparison, measured, frontiers, drawn)
     text = "\n\n".join(parts.all(command)) + "\n"
     write_whole(folder / "report.md", text)
     write_whole(folder / "report.html", _html(text, folder))
@@ -64,16 +66,23 @@ class _Parts:
     """Paragraphs, tables and figures, one after the other."""
 
     def __init__(
-        self, comparison: Comparison, measured: Sequence[Measured], frontiers: Frontiers
+        self,
+        comparison: Comparison,
+        measured: Sequence[Measured],
+        frontiers: Frontiers,
+        drawn: Container[str],
     ) -> None:
         self.c, self.measured, self.frontiers = comparison, measured, frontiers
+        self.drawn = drawn
         self.reference = comparison.reference_arm
         self.others = [arm for arm in comparison.arms if arm != self.reference]
         low, high = frontiers.reach(list(comparison.arms))
         self.l0s = [l0 for l0 in comparison.at_l0 if low <= l0 <= high]
 
     def all(self, command: str) -> Iterator[str]:
-        yield f"# {', '.join(map(self.c.title, self.c.arms))}: fidelity at equal L0"
+        arms = list(map(self.c.title, self.c.arms))
+        told = ", ".join(arms) if len(arms) <= _ARMS_IN_TITLE else f"{len(arms)} arms"
+        yield f"# {told}: fidelity at equal L0"
         yield self._what_was_done()
         yield "![FVU and delta LM loss against L0](figures/frontier.png)"
         if self.others:
@@ -81,7 +90,8 @@ class _Parts:
             yield self._says()
             yield "## Differences"
             yield self._how_differences_are_taken()
-            yield "![Differences from the reference](figures/difference.png)"
+            if "difference" in self.drawn:
+                yield "![Differences from the reference](figures/difference.png)"
             yield from (self._differences(metric) for metric in METRICS)
         yield "## Values"
         yield from (self._values(metric) for metric in METRICS)
@@ -122,6 +132,11 @@ class _Parts:
         return list({(m.arm, m.seed): m for m in self.measured}.values())
 
     def _says(self) -> str:
+        if len(self.c.seeds) == 1:
+            return (
+                "One seed cannot tell what an arm does from what its seed does: no difference "
+                "counts as shown. Below they are listed with intervals over documents."
+            )
         lines = []
         for arm in self.others:
             for metric, label in METRICS.items():

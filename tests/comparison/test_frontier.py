@@ -57,6 +57,13 @@ def test_nothing_is_said_beyond_the_saes():
     assert curves.reach(["a"]) == (16.0, 64.0)
 
 
+def test_one_sae_alone_stands_for_l0s_near_its_own():
+    f = Frontiers([sae("a", 0, 64.0, 1.0)])
+    assert f.at("a", "fvu", 62.0).value == f.at("a", "fvu", 64.0).value > 0
+    assert np.isnan(f.at("a", "fvu", 70.0).value)
+    assert f.reach(["a"]) == pytest.approx((64 / 1.05, 64 * 1.05))
+
+
 def test_an_interval_at_the_end_of_a_curve_is_no_empty_one():
     """On documents drawn anew an SAE's L0 lies to one side or the other of its own."""
     saes = [sae("a", s, l0, 1.0, scatter=0.2) for s in (0, 1) for l0 in L0S]
