@@ -76,8 +76,13 @@ class _Parts:
         self.drawn = drawn
         self.reference = comparison.reference_arm
         self.others = [arm for arm in comparison.arms if arm != self.reference]
-        low, high = frontiers.reach(list(comparison.arms))
-        self.l0s = [l0 for l0 in comparison.at_l0 if low <= l0 <= high]
+        reach = {arm: frontiers.reach([arm]) for arm in comparison.arms}
+        self.l0s = [
+            l0
+            for l0 in comparison.at_l0
+            if _within(l0, reach[self.reference])
+            and any(_within(l0, reach[arm]) for arm in self.others or [self.reference])
+        ]
 
     def all(self, command: str) -> Iterator[str]:
         arms = list(map(self.c.title, self.c.arms))
@@ -85,7 +90,9 @@ class _Parts:
         yield f"# {told}: fidelity at equal L0"
         yield self._what_was_done()
         yield "![FVU and delta LM loss against L0](figures/frontier.png)"
-        if self.others:
+        if not self.l0s:
+            yield f"No L0 of {self.c.at_l0} lies where {self.c.title(self.reference)} has SAEs."
+        elif self.others:
             yield "## What it says"
             yield self._says()
             yield "## Differences"
@@ -93,8 +100,9 @@ class _Parts:
             if "difference" in self.drawn:
                 yield "![Differences from the reference](figures/difference.png)"
             yield from (self._differences(metric) for metric in METRICS)
-        yield "## Values"
-        yield from (self._values(metric) for metric in METRICS)
+        if self.l0s:
+            yield "## Values"
+            yield from (self._values(metric) for metric in METRICS)
         yield "## Shrinkage, dead and dense latents"
         yield "![Shrinkage, dead latents, dense latents](figures/health.png)"
         yield self._health()
@@ -149,17 +157,29 @@ class _Parts:
         return "\n".join([f"Against {ours}, at equal L0:", "", *lines])
 
     def _how_differences_are_taken(self) -> str:
+        n = len(self.c.seeds)
+        intervals = (
+            f"two 95 % intervals, both paired: Student's t over the {n} seeds, and a bootstrap of "
+            "seeds and held-out documents. A difference counts as shown (**bold**) where neither "
+            "holds 0."
+            if n > 1
+            else "a 95 % interval, paired: a bootstrap of held-out documents."
+        )
+        area = (
+            " `area` is the mean over log L0 of the log ratio, between the first and the last L0 "
+            "of the table."
+            if len(self.l0s) > 1
+            else ""
+        )
         return (
             f"Relative differences from {self.c.title(self.reference)}; negative is better. "
-            "Metrics are interpolated in log-log between an arm's SAEs. In brackets two 95 % "
-            f"intervals, both paired: Student's t over the {len(self.c.seeds)} seeds, and a "
-            "bootstrap of seeds and held-out documents. A difference counts as shown (**bold**) "
-            "where neither holds 0. `area` is the mean over log L0 of the log ratio, between the "
-            "first and the last L0 of the table."
+            "Metrics are interpolated in log-log between an arm's SAEs; a dash is where an arm has "
+            f"none. In brackets {intervals}{area}"
         )
 
     def _differences(self, metric: str) -> str:
-        rows = [[METRICS[metric], *(f"L0 {l0:g}" for l0 in self.l0s), "area"]]
+        head = [f"L0 {l0:g}" for l0 in self.l0s] + ["area"] * (len(self.l0s) > 1)
+        rows = [[METRICS[metric], *head]]
         for arm in self.others:
             found = [self.frontiers.difference(arm, self.reference, metric, l0) for l0 in self.l0s]
             if len(self.l0s) > 1:
@@ -305,6 +325,8 @@ def _verdicts(found: dict[float, Estimate]) -> str:
     """One clause for each run of levels that say the same."""
     by_kind: dict[str, list[float]] = {}
     for l0, e in found.items():
+        if math.isnan(e.value):
+            continue
         kind = "no difference shown" if e.holds_0 else "better" if e.value < 0 else "worse"
         by_kind.setdefault(kind, []).append(l0)
     clauses = []
@@ -321,17 +343,23 @@ def _range(found: dict[float, Estimate], l0s: Sequence[float]) -> str:
 
 
 def _difference_cell(e: Estimate) -> str:
-    def percent(x: float) -> str:
-        return "-" if math.isnan(x) else f"{100 * math.expm1(x):+.1f}"
-
-    intervals = "; ".join(f"{percent(low)} to {percent(high)}" for low, high in e[1:])
-    value = f"{percent(e.value)} %"
-    return f"{value if e.holds_0 else f'**{value}**'} ({intervals})"
+    if math.isnan(e.value):
+        return "-"
+    percents = [tuple(100 * math.expm1(x) for x in interval) for interval in e[1:]]
+    told = [f"{low:+.1f} to {high:+.1f}" for low, high in percents if not math.isnan(low)]
+    value = f"{100 * math.expm1(e.value):+.1f} %"
+    return f"{value if e.holds_0 else f'**{value}**'} ({'; '.join(told)})"
 
 
 def _value_cell(e: Estimate) -> str:
+    if math.isnan(e.value):
+        return "-"
     (low, high), half = e.seeds, (e.seeds[1] - e.seeds[0]) / 2
     return f"{e.value:.4f}" if math.isnan(low + high) else f"{e.value:.4f} ± {half:.4f}"
+
+
+def _within(x: float, sides: tuple[float, float]) -> bool:
+    return sides[0] <= x <= sides[1]
 
 
 def _spread(values: Sequence[float]) -> str:
