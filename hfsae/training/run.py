@@ -219,11 +219,11 @@ class Run:
         grads = [p.grad for p in self.sae.parameters() if p.grad is not None]
         norms = [whole(torch.linalg.vector_norm(g)) for g in grads]
         norm = torch.linalg.vector_norm(torch.stack(norms))
-        excess = (norm + 1e-6) / self.args.max_grad_norm
+        excess = ((norm + 1e-6) / self.args.max_grad_norm).float()  # whatever gradients are
         # Fused optimisers take these two from an AMP scaler; clip_grad_norm_ would write them all.
         fused = cast(Any, self.optimizer)
         fused.grad_scale = excess if excess > 1 else None
-        fused.found_inf = torch.zeros_like(norm) if excess > 1 else None
+        fused.found_inf = torch.zeros_like(excess) if excess > 1 else None
 
     def _optimise(self) -> None:
         for name, p in self._named():

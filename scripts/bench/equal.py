@@ -78,7 +78,9 @@ def trained(
         sparse=sparse,  # pyright: ignore[reportArgumentType] - one of three words
     )
     torch.manual_seed(0)
-    sae = AutoModel.from_config(config).to(dtype)
+    sae = AutoModel.from_config(config)
+    for p in sae.parameters():  # `to` would leave thresholds in float32
+        p.data = p.data.to(dtype)
     run = Run(sae, arguments, Accelerator(cpu=True))
     run.initialise({SITE: torch.cat(data[:8]).to(dtype)})
     lines = [run.step({SITE: x.to(dtype)}, i, log=True) for i, x in enumerate(data)]
