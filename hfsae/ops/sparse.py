@@ -37,7 +37,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 _BLOCK = 2**19  # numbers, 2 MiB of float32, that stay in cache from one operation to the next
-_WORTH_LEAVING_OUT = 0.75  # share of entries with a value, above which the others stay
+_WORTH_LEAVING_OUT = 0.5  # share of entries with a value, above which the others stay
 _GPU_BLOCK = 2**24  # there a launch costs more than memory does
 
 as_if_on_gpu = False
