@@ -49,6 +49,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from . import contract
+from .loading import one_at_a_time
 from .packaged import PACKAGED_LMS, packaged_lm, require_packaged_lm
 
 logger = logging.getLogger(__name__)
@@ -492,9 +493,10 @@ def load_lm(
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(copy.path, **copy.options)
-        lm = AutoModelForCausalLM.from_pretrained(
-            copy.path, dtype=dtype, **attention, **copy.options, **_dense(copy)
-        )
+        with one_at_a_time:
+            lm = AutoModelForCausalLM.from_pretrained(
+                copy.path, dtype=dtype, **attention, **copy.options, **_dense(copy)
+            )
     except (OSError, ValueError, HTTPError, SafetensorError) as error:
         raise ValueError(_why_not(name, revision, error)) from error
     commit = getattr(lm.config, "_commit_hash", None)

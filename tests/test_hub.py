@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 import hfsae
 from hfsae.features import write_label
@@ -515,6 +516,19 @@ def test_parallel_pushes_all_arrive(hub, folder):
         thread.join()
     assert errors == []
     assert [e.path for e in hfsae.list_saes(ID, token=WRITE)] == [f"seed_{i}" for i in range(6)]
+
+
+def test_threads_that_load_at_once_leave_transformers_as_it_was(folder):
+    before, barrier = PreTrainedModel.tie_weights, threading.Barrier(8)
+
+    def load(_: int) -> bool:
+        barrier.wait()
+        models = [AutoModel.from_pretrained(folder) for _ in range(5)]
+        return all(p.device.type == "cpu" for model in models for p in model.parameters())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(load, range(8)))
+    assert PreTrainedModel.tie_weights is before
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

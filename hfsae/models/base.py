@@ -45,6 +45,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
+from ..loading import one_at_a_time
 from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, alone, blocks, screen
 from .probe import NAME as PROBE
 from .probe import Verification, verify
@@ -620,7 +621,8 @@ class SAE(PreTrainedModel):
             _refuse_other_shapes(cls, file, where, place, kwargs.get("config"))
         kwargs["ignore_mismatched_sizes"] = True  # reported below, in one sentence
         kwargs["output_loading_info"] = True
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        with one_at_a_time:
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, info = loaded
         _refuse_misfits(model, info, where)
         model.lay_out_by_latent()

@@ -1,0 +1,11 @@
+"""One model is loaded at a time.
+
+While transformers loads one, it replaces `PreTrainedModel.tie_weights` and torch's default device
+for the whole process, and puts back what it found. Two threads that load at once (sessions of the
+app, pushes that verify) may put back each other's replacement: models made later then have no
+weights, or untied ones.
+"""
+
+import threading
+
+one_at_a_time = threading.RLock()
