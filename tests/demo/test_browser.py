@@ -20,7 +20,7 @@ SCREENS = {
     "health": "#health-main .hf-bars i",
     "about": "#about-card :text('A tiny SAE')",
 }
-WAIT = 15_000  # ms
+WAIT = 60_000  # ms, the most that a loaded machine is given
 # An image that cannot be loaded says so after those that were there before it.
 AFTER_ERRORS = """new Promise(done => {
     const image = new Image();
