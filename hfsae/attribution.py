@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .lm import special_ids, splice, unspared
+from .lm import random_places, special_ids, splice, unspared
 from .models import SAE
 
 Objective = Callable[[Tensor], Tensor]
@@ -263,9 +263,7 @@ def uniformity(
     """
     ids = input_ids.to(lm.device)
     spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
-    places = unspared(ids, spare)[:, :-1].nonzero()  # [candidates, 2]
-    generator = torch.Generator().manual_seed(seed)
-    drawn = places[torch.randperm(len(places), generator=generator)[:n_tokens].to(places.device)]
+    drawn = random_places(ids, n_tokens, spare_tokens=spare, seed=seed)
     values = [_token_uniformity(lm, sae, ids, part) for part in drawn.split(_ROWS)]
     per_token = torch.cat(values) if values else torch.zeros(0)
     per_token = per_token[per_token.isfinite()]

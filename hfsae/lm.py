@@ -429,6 +429,20 @@ def unspared(
     return ~torch.isin(input_ids, torch.tensor(list(spare_tokens), device=input_ids.device))
 
 
+def random_places(
+    input_ids: Int[Tensor, "rows ctx"],
+    n: int,
+    *,
+    spare_tokens: Sequence[int],
+    seed: int,
+) -> Int[Tensor, "n 2"]:
+    """Rows and columns of n random tokens that are not spared and have a next one; fewer if there
+    are fewer."""
+    places = unspared(input_ids, spare_tokens)[:, :-1].nonzero()
+    generator = torch.Generator().manual_seed(seed)
+    return places[torch.randperm(len(places), generator=generator)[:n].to(places.device)]
+
+
 def cast_for(sae: Any, x: Tensor) -> Tensor:
     """x in the dtype and on the device of `sae`, if that has any."""
     return x.to(getattr(sae, "device", x.device), getattr(sae, "dtype", x.dtype))

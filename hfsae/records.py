@@ -1,9 +1,14 @@
-"""The JSON and text files beside an SAE: read with a sentence for damage, written whole."""
+"""The files beside an SAE's weights: read with a sentence for damage, written whole."""
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 _MADE_BY = {
     "evaluation.json": "evaluate",
@@ -11,6 +16,7 @@ _MADE_BY = {
     "latents.parquet": "collect",
     "examples.parquet": "collect",
 }
+_MADE_BY_COMPARISON = ("documents.safetensors", "causes.safetensors")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -33,6 +39,8 @@ def damaged(path: Path, why: object) -> str:
     verb = _MADE_BY.get(path.name)
     home = path.parent.parent if path.parent.name == "features" else path.parent
     remedy = f"`hfsae {verb} {home}` makes it anew" if verb else "put back a sound copy"
+    if path.name in _MADE_BY_COMPARISON:
+        remedy = "delete it, and the comparison's command makes it anew"
     return f"{path} is damaged ({why}); {remedy}"
 
 
@@ -40,4 +48,26 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file that is never seen half-written."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What a safetensors file holds, and its metadata.
+
+    Raises:
+        ValueError: it is none; the sentence names the file and what to do.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return load_file(path), file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(damaged(path, error)) from error
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file that is never seen half-written."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata)
     os.replace(temporary, path)

@@ -75,7 +75,8 @@ def test_help_of_train_explains_fields_with_units_and_sources(capsys):
         (["train", RECIPE, "--training.output_dir", str(ROOT)], "something else"),
     ],
 )
-def test_bad_input_gets_one_sentence_and_exit_code_2(argv, sentence, capsys):
+def test_bad_input_gets_one_sentence_and_exit_code_2(argv, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # not where a quickstart may have left its runs/
     assert sentence in refused(argv, capsys)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..attribution import uniformity
@@ -19,7 +16,7 @@ from ..evaluation.causal import ACTIONS, COUNTS, KINDS, ORDERS, CausalControl, c
 from ..lm import LoadedLM
 from ..models import SAE
 from ..recipe import Recipe, load_trained, read_rows
-from ..records import damaged
+from ..records import read_tensors, write_tensors
 from .arms import CausalArguments
 from .results import Measured
 
@@ -77,27 +74,16 @@ def measure_missing(
         sae.to(cast(Any, loaded.lm.device))
         found = measure(sae, recipe, loaded, args)
         tensors = {**found.control._asdict(), "uniformity": found.uniformity}
-        temporary = m.folder / f".{FILE}.tmp"
-        save_file({k: t.contiguous() for k, t in tensors.items()}, temporary, {"args": made_with})
-        os.replace(temporary, m.folder / FILE)
+        write_tensors(m.folder / FILE, tensors, {"args": made_with})
 
 
 def _made_with(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("args")
-    except (OSError, SafetensorError) as error:
-        raise ValueError(damaged(path, error)) from error
+    return read_tensors(path)[1].get("args") if path.is_file() else None
 
 
 def read(m: Measured) -> Causes:
     """With norms in units of x/c."""
-    try:
-        tensors = load_file(m.folder / FILE)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(damaged(m.folder / FILE, error)) from error
+    tensors, _ = read_tensors(m.folder / FILE)
     tensors["norm"] /= m.scale
     return Causes(uniformity=tensors.pop("uniformity"), control=CausalControl(**tensors))
 
@@ -127,7 +113,9 @@ class ArmCauses:
 
     def per_norm(self, action: str, kind: str) -> Spread:
         """|change of m| for each unit of norm."""
-        return self._ratio(lambda c: c.change[_at(action, kind)].abs(), lambda c: c.norm[_of(kind)])
+        return self._ratio(
+            lambda c: c.change[_at(action, kind)].abs(), lambda c: c.norm[KINDS.index(kind)]
+        )
 
     def off_target(self, action: str, kind: str) -> Spread:
         """Off-target KL for each logit of |change|."""
@@ -162,10 +150,6 @@ def _spread(values: np.ndarray) -> Spread:
 
 def _at(action: str, kind: str) -> tuple[int, int]:
     return ACTIONS.index(action), KINDS.index(kind)
-
-
-def _of(kind: str) -> int:
-    return KINDS.index(kind)
 
 
 def tables(

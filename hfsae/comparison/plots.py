@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = "osD^vPX*"
 _GRID_POINTS = 24
+_LEGEND_ROWS = 16
 
 Titles = Mapping[str, str]
 
@@ -54,7 +55,7 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
                 axes.fill_between(grid, low, high, alpha=0.12, linewidth=0, **style)
         axes.set(xscale="log", yscale="log", xlabel="L0 (latents/token)", ylabel=label)
         _plain_ticks(axes)
-    panels[0].legend(frameon=False, fontsize=8)
+    _legend(figure, panels[0])
     return figure
 
 
@@ -77,7 +78,7 @@ def _difference(
         axes.set(xscale="log", xlabel="L0 (latents/token)")
         axes.set_ylabel(f"{label}, % from {titles[reference]}")
         _plain_ticks(axes, y=False)
-    panels[0].legend(frameon=False, fontsize=8)
+    _legend(figure, panels[0])
     return figure
 
 
@@ -104,7 +105,7 @@ def _health(measured: Sequence[Measured], titles: Titles) -> "Figure":
             )
         axes.set(xscale="log", xlabel="L0 (latents/token)", ylabel=label)
         _plain_ticks(axes, y=False)
-    panels[0].legend(frameon=False, fontsize=8)
+    _legend(figure, panels[0])
     return figure
 
 
@@ -125,7 +126,7 @@ def draw_causes(path: Path, arms: Mapping[str, ArmCauses]) -> Path:
         axes.set(xscale="log", xlabel="n latents", ylabel=f"share of m(f) - m(0) {label}")
         axes.set_xticks(COUNTS, map(str, COUNTS), minor=False)
         axes.minorticks_off()
-    panels[0].legend(frameon=False, fontsize=8)
+    _legend(figure, panels[0])
     return _save(figure, path)
 
 
@@ -161,9 +162,21 @@ def _panels(n: int) -> tuple["Figure", list["Axes"]]:
     return figure, panels
 
 
+def _legend(figure: "Figure", axes: "Axes") -> None:
+    """Beside the panels, where it covers nothing, however many arms there are."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 1 + (len(labels) - 1) // _LEGEND_ROWS
+    figure.set_figwidth(figure.get_figwidth() + columns * (0.5 + 0.07 * max(map(len, labels))))
+    figure.legend(
+        handles, labels, loc="outside right center", ncols=columns, frameon=False, fontsize=8
+    )
+
+
 def _plain_ticks(axes: "Axes", *, y: bool = True) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+    if not y:
+        axes.ticklabel_format(axis="y", useOffset=False)
     for axis in (axes.xaxis, axes.yaxis) if y else (axes.xaxis,):
         low, high = axis.get_view_interval()
         axis.set_major_locator(LogLocator(subs=range(1, 10) if high < 6 * low else (1, 2, 5)))

@@ -127,13 +127,12 @@ class _Parts:
         return (
             f"{len(self.measured)} SAEs of {first.record['sae_as_trained']['d_sae']:,} latents at "
             f"`{c.sae.get('site')}` of {c.lm.name} ({c.lm.dtype}), each trained on "
-            f"{first.record['n_tokens']:,} activations: {len(c.arms)} arms, "
-            f"{len(self.measured) // len(c.arms) // len(c.seeds)} sparsities, seeds "
+            f"{first.record['n_tokens']:,} activations. Arms: {len(c.arms)}; SAEs of an arm and a "
+            f"seed: {len(self.measured) // len(c.arms) // len(c.seeds)}; seeds: "
             f"{', '.join(map(str, c.seeds))}. A seed sets the initial weights and the order of "
             "activations, for all arms alike; the tokens are the same for all seeds. Evaluated on "
-            f"{c.evaluation.n_tokens:,} held-out tokens. Training took {hours:.2f} h in all on "
-            f"{platform.machine()} with {torch.get_num_threads()} threads "
-            f"(torch {torch.__version__})."
+            f"{c.evaluation.n_tokens:,} held-out tokens. Training took {hours:.2f} h by the clock, "
+            f"all runs added up, on {platform.machine()} (torch {torch.__version__})."
         )
 
     def _one_of_each_run(self) -> list[Measured]:
@@ -333,7 +332,7 @@ def _verdicts(found: dict[float, Estimate]) -> str:
     for kind, l0s in by_kind.items():
         by = "" if kind == "no difference shown" else f" by {_range(found, l0s)}"
         clauses.append(f"{kind}{by} at L0 {', '.join(f'{l0:g}' for l0 in l0s)}")
-    return "; ".join(clauses)
+    return "; ".join(clauses) or "no SAEs at these L0s"
 
 
 def _range(found: dict[float, Estimate], l0s: Sequence[float]) -> str:

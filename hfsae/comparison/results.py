@@ -1,19 +1,16 @@
 """What was measured of each SAE of a comparison, kept in its folder and read back from there."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..evaluation import EvaluationResult
-from ..records import damaged, read_json, write_whole
+from ..records import read_json, read_tensors, write_tensors, write_whole
 from .arms import ArmRun
 
 _DOCUMENTS = "documents.safetensors"
@@ -44,13 +41,11 @@ class Measured(NamedTuple):
 def write(result: EvaluationResult, folder: Path) -> None:
     """Keep a result; evaluation.json comes last, so that where it lies all is there."""
     sums = {
-        f"{table}.{name}": values.contiguous()
+        f"{table}.{name}": values
         for table, columns in result.of_documents.items()
         for name, values in columns.items()
     }
-    temporary = folder / f".{_DOCUMENTS}.tmp"
-    save_file(sums, temporary)
-    os.replace(temporary, folder / _DOCUMENTS)
+    write_tensors(folder / _DOCUMENTS, sums)
     write_whole(folder / "evaluation.json", json.dumps(result.to_dict(), indent=1) + "\n")
 
 
@@ -78,10 +73,7 @@ def read(runs: Iterable[ArmRun]) -> list[Measured]:
 
 def _read(run: ArmRun, name: str, folder: Path) -> Measured:
     evaluation = EvaluationResult.from_dict(read_json(folder / "evaluation.json"))
-    try:
-        sums = load_file(folder / _DOCUMENTS)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(damaged(folder / _DOCUMENTS, error)) from error
+    sums, _ = read_tensors(folder / _DOCUMENTS)
     metrics = {key: metric.value for key, metric in evaluation.metrics.items()}
     record = read_json(folder / "training.json")
     return Measured(run.arm, run.seed, name, run.values[name], folder, metrics, sums, record)

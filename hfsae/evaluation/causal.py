@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..lm import Moment, intervene, special_ids, unspared
+from ..lm import Moment, intervene, random_places, special_ids
 from ..models import SAE
 
 ACTIONS = ("ablate", "double")
@@ -72,9 +72,8 @@ def causal_control(
     """
     ids = input_ids.to(lm.device)
     spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
-    places = unspared(ids, spare)[:, :-1].nonzero()
+    drawn = random_places(ids, n_tokens, spare_tokens=spare, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    drawn = places[torch.randperm(len(places), generator=generator)[:n_tokens].to(places.device)]
     found = [
         _at(lm, sae, ids[row, : position + 2], counts, generator)
         for row, position in drawn.tolist()

@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--bandwidths", type=float, nargs="+", default=[0.003, 0.01, 0.03, 0.1])
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1024, 4096])
     args = parser.parse_args()
+    if not (args.folder / "training.json").is_file():
+        parser.error(f"{args.folder} is no folder of an SAE that hfsae compare or train wrote")
     sae = load_trained(args.folder)
     if not isinstance(sae, JumpReLUSAE):
         parser.error(f"{args.folder} holds a {sae.config.model_type}; name a jumprelu_sae's folder")
