@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -259,6 +260,25 @@ def differences(
     """(dotted key, old value, new value) where recipes differ in what matters to the result."""
     for section in sections:
         yield from _differences(section, old.get(section), new.get(section))
+
+
+def digest(recipe: Recipe, name: str) -> str:
+    """Of all that matters to the result of one of a recipe's SAEs and is not as by default."""
+    plain, default = as_plain(recipe), as_plain(type(recipe)())
+    plain["saes"] = plain["saes"].get(name)
+    keys = (*_TRAINING_SECTIONS, "evaluation")
+    told = _what_matters({k: plain[k] for k in keys}, {k: default[k] for k in keys})
+    return blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _what_matters(value: Any, default: Any) -> Any:
+    if not isinstance(value, dict) or not isinstance(default, dict):
+        return value
+    return {
+        name: _what_matters(part, default.get(name))
+        for name, part in value.items()
+        if name not in _FREE and part != default.get(name)
+    }
 
 
 def _differences(key: str, old: Any, new: Any) -> Iterator[tuple[str, str, str]]:

@@ -2,7 +2,7 @@
 
 arms.py       a comparison's recipe, and the training recipes that it stands for
 run.py        train and evaluate what is missing
-results.py    what was measured of each SAE, and its sums by document
+results.py    what was measured of each SAE; a report's copy, which outlives the weights
 frontier.py   fidelity at equal L0, paired differences, intervals
 report.py     Markdown, HTML and figures
 """

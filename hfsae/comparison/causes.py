@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -16,13 +15,11 @@ from ..evaluation.causal import ACTIONS, COUNTS, KINDS, ORDERS, CausalControl, c
 from ..lm import LoadedLM
 from ..models import SAE
 from ..recipe import Recipe, load_trained, read_rows
-from ..records import read_tensors, write_tensors
+from ..records import write_tensors
 from .arms import CausalArguments
-from .results import Measured
+from .results import CAUSES, Measured
 
 logger = logging.getLogger(__name__)
-
-FILE = "causes.safetensors"
 
 
 class Causes(NamedTuple):
@@ -62,11 +59,20 @@ def measure_missing(
     load: Callable[[], LoadedLM],
     args: CausalArguments,
 ) -> None:
-    """Write a file into the folder of each SAE that lacks one of these arguments."""
-    made_with = json.dumps(asdict(args))
-    missing = [m for m in measured if _made_with(m.folder / FILE) != made_with]
+    """Write a file into the folder of each SAE that lacks one of these arguments.
+
+    Raises:
+        ValueError: the weights of one are not here.
+    """
+    missing = [m for m in measured if m.causes_args != told(args)]
     if not missing:
         return
+    for m in missing:
+        if not (m.folder / "config.json").is_file():
+            raise ValueError(
+                f"causal control was not measured of {m.folder}, whose weights are not here; "
+                "set causal.n_tokens to 0, or give another --report, for which all is trained anew"
+            )
     loaded = load()
     for i, m in enumerate(missing, start=1):
         logger.info("causes: arm %s, seed %d (%d of %d)", m.arm, m.seed, i, len(missing))
@@ -74,17 +80,16 @@ def measure_missing(
         sae.to(cast(Any, loaded.lm.device))
         found = measure(sae, recipe, loaded, args)
         tensors = {**found.control._asdict(), "uniformity": found.uniformity}
-        write_tensors(m.folder / FILE, tensors, {"args": made_with})
+        write_tensors(m.folder / CAUSES, tensors, {"args": told(args)})
 
 
-def _made_with(path: Path) -> str | None:
-    return read_tensors(path)[1].get("args") if path.is_file() else None
+def told(args: CausalArguments) -> str:
+    return json.dumps(asdict(args))
 
 
 def read(m: Measured) -> Causes:
     """With norms in units of x/c."""
-    tensors, _ = read_tensors(m.folder / FILE)
-    tensors["norm"] /= m.scale
+    tensors = {**m.causes, "norm": m.causes["norm"] / m.scale}
     return Causes(uniformity=tensors.pop("uniformity"), control=CausalControl(**tensors))
 
 

@@ -1,7 +1,6 @@
-"""The report of a comparison: Markdown, the same as one HTML file, figures, and the numbers."""
+"""The report of a comparison: Markdown, the same as one HTML file, and figures."""
 
 import base64
-import json
 import math
 import platform
 import re
@@ -12,20 +11,16 @@ from typing import Any
 
 import torch
 import yaml
-from torch.nn.functional import normalize
 
 from ..activations import TextArguments, documents
-from ..models import SAE
-from ..recipe import as_plain, load_trained
+from ..recipe import as_plain
 from ..records import write_whole
-from . import causes, plots
+from . import causes, plots, results
 from .arms import Comparison
 from .frontier import METRICS, Estimate, Frontiers
 from .results import Measured
 
-_WITH_THRESHOLDS = ("jumprelu_sae", "matryoshka_jumprelu_sae")
 _ARMS_IN_TITLE = 6
-_MATCHED = 0.7  # cosine above which two latents of different seeds count as the same
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0;font-size:13px}
 td,th{border:1px solid #ddd;padding:.25rem .6rem;text-align:right}
@@ -34,7 +29,7 @@ pre{background:#f6f6f6;padding:.7rem;overflow-x:auto}"""
 
 
 def write_report(comparison: Comparison, measured: Sequence[Measured], command: str) -> Path:
-    """Write report.md, report.html, results.json and figures/; their folder."""
+    """Write report.md, report.html, figures/, and the numbers themselves; their folder."""
     folder = comparison.report_folder
     folder.mkdir(parents=True, exist_ok=True)
     frontiers = Frontiers(measured, n_resamples=comparison.evaluation.bootstrap_samples)
@@ -45,21 +40,8 @@ def write_report(comparison: Comparison, measured: Sequence[Measured], command: 
     text = "\n\n".join(parts.all(command)) + "\n"
     write_whole(folder / "report.md", text)
     write_whole(folder / "report.html", _html(text, folder))
-    saes = [_plain(m) for m in measured]
-    results = {"command": command, "recipe": as_plain(comparison), "saes": saes}
-    write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    results.keep(folder, measured, command, as_plain(comparison))
     return folder
-
-
-def _plain(m: Measured) -> dict[str, Any]:
-    return {
-        "arm": m.arm,
-        "seed": m.seed,
-        "sae": m.name,
-        "metrics": m.metrics,
-        "seconds": m.record["seconds"],
-        "n_tokens": m.record["n_tokens"],
-    }
 
 
 class _Parts:
@@ -212,27 +194,21 @@ class _Parts:
         return f"{said}\n\n{_table(rows)}"
 
     def _thresholds(self) -> Iterator[str]:
-        shares = (0.01, 0.25, 0.5, 0.75, 0.99)
-        rows = [["arm", "L0", *(f"{100 * share:g} %" for share in shares)]]
+        rows = [["arm", "L0", *(f"{100 * share:g} %" for share in results.THRESHOLD_SHARES)]]
         for arm in self.c.arms:
             mine = [m for m in self.measured if m.arm == arm]
             for name in dict.fromkeys(m.name for m in mine):
                 same = [m for m in mine if m.name == name]
-                saes = [load_trained(m.folder) for m in same]
-                if any(sae.config.model_type not in _WITH_THRESHOLDS for sae in saes):
+                if not all(m.thresholds for m in same):
                     continue
-                thresholds = torch.cat(
-                    [
-                        sae.get_parameter("threshold").detach() / m.scale
-                        for sae, m in zip(saes, same, strict=True)
-                    ]
-                )
-                found = thresholds.quantile(torch.tensor(shares)).tolist()
-                l0 = _spread([m.metrics["l0"] for m in same])
-                rows.append([self.c.title(arm), l0, *(f"{value:.3g}" for value in found)])
+                found = map(_spread, zip(*(m.thresholds for m in same), strict=True))
+                rows.append([self.c.title(arm), _spread([m.metrics["l0"] for m in same]), *found])
         if len(rows) > 1:
             yield "## Learned thresholds"
-            yield f"Quantiles over the latents of all seeds, in units of x/c.\n\n{_table(rows)}"
+            yield (
+                "Quantiles over latents, in units of x/c; means over seeds, the range in brackets."
+                f"\n\n{_table(rows)}"
+            )
 
     def _causes(self) -> Iterator[str]:
         chosen = causes.nearest(self.measured, self.c.causal.l0)
@@ -257,16 +233,20 @@ class _Parts:
             yield f"{caption}\n\n{_table(rows)}"
 
     def _agreement(self) -> str:
-        rows = [["arm", "L0", "mean of best cosines", f"share above {_MATCHED:g}"]]
+        head = ["arm", "L0", "pairs of seeds", "mean of best cosines"]
+        rows = [[*head, f"share above {results.MATCHED:g}"]]
         for arm in self.c.arms:
             mine = [m for m in self.measured if m.arm == arm]
             for name in dict.fromkeys(m.name for m in mine):
                 same = [m for m in mine if m.name == name]
                 l0 = _spread([m.metrics["l0"] for m in same])
-                rows.append([self.c.title(arm), l0, *_matched([m.folder for m in same])])
+                pairs = [p for m in same for s, p in m.agreement.items() if s in self.c.seeds]
+                means = [f"{sum(values) / len(pairs):.3f}" for values in zip(*pairs, strict=True)]
+                told = [str(len(pairs) // 2), *(means or ["-", "-"])]
+                rows.append([self.c.title(arm), l0, *told])
         said = (
             "For each decoder row of a seed's SAE, the largest cosine with a row of another "
-            "seed's; over all pairs of seeds."
+            "seed's, both ways."
         )
         return f"{said}\n\n{_table(rows)}"
 
@@ -314,9 +294,12 @@ class _Parts:
             "--training.output_dir runs/again --report runs/again/report"
         )
         return (
-            f"All of it, or what a run that was stopped lacks:\n\n```\n{command}\n```\n\nOne arm "
-            "with one seed, which gives the same numbers on a machine of the same kind, however "
-            f"many threads it has:\n\n```\n{one}\n```"
+            f"The command:\n\n```\n{command}\n```\n\n`results.json` and `results.safetensors`, "
+            "beside this report, keep what was measured of every SAE. What they hold the command "
+            "does not train again: it does what is missing, and draws the report. With another "
+            "`--training.output_dir` and `--report` everything is done anew, as here one arm with "
+            "one seed, which gives the same numbers on a machine of the same kind, however many "
+            f"threads it has:\n\n```\n{one}\n```"
         )
 
 
@@ -364,16 +347,6 @@ def _within(x: float, sides: tuple[float, float]) -> bool:
 def _spread(values: Sequence[float]) -> str:
     mean, low, high = sum(values) / len(values), min(values), max(values)
     return f"{mean:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{mean:.3g} ({low:.3g}-{high:.3g})"
-
-
-def _matched(folders: Sequence[Path]) -> tuple[str, str]:
-    """How far the decoders of SAEs that differ in their seeds have the same rows."""
-    saes: list[SAE] = [load_trained(folder) for folder in folders]
-    rows = [normalize(sae.W_dec.detach().float(), dim=-1) for sae in saes]
-    best = torch.cat(
-        [(a @ b.T).amax(dim=1) for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j]
-    )
-    return f"{float(best.mean()):.3f}", f"{float((best > _MATCHED).float().mean()):.3f}"
 
 
 def _document_hashes(text: TextArguments, side: Any) -> set[str]:

@@ -1,19 +1,38 @@
-"""What was measured of each SAE of a comparison, kept in its folder and read back from there."""
+"""What was measured of each SAE of a comparison: kept in its folder, and in the report's.
+
+The report's copy is small and outlives the weights. What is in it need not be trained again, so a
+comparison may be done in parts: by several machines, or with an arm, a sparsity or a seed added
+later.
+"""
 
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..evaluation import EvaluationResult
+from ..models import SAE
+from ..recipe import digest, load_trained
 from ..records import read_json, read_tensors, write_tensors, write_whole
 from .arms import ArmRun
 
+logger = logging.getLogger(__name__)
+
+CAUSES = "causes.safetensors"
+THRESHOLD_SHARES = (0.01, 0.25, 0.5, 0.75, 0.99)
+MATCHED = 0.7  # cosine above which two latents of different seeds count as the same
 _DOCUMENTS = "documents.safetensors"
+_TENSORS, _NUMBERS = "results.safetensors", "results.json"
+_LEARN_THRESHOLDS = ("jumprelu_sae", "matryoshka_jumprelu_sae")
+_RECORDED = ("sae_as_trained", "harvested", "n_tokens", "seconds")
+
+Key = tuple[str, int, str]
 
 
 class Measured(NamedTuple):
@@ -25,17 +44,29 @@ class Measured(NamedTuple):
     value: float
     """of the field that its arm sweeps"""
     folder: Path
+    """where its weights lie, if they are here"""
     metrics: dict[str, float]
     sums: dict[str, Float[Tensor, " documents"]]
     """by document, as "fidelity.error" """
     record: dict[str, Any]
     """of its training run"""
+    recipe: str = ""
+    """digest of what it was trained and evaluated with"""
+    thresholds: tuple[float, ...] = ()
+    """at THRESHOLD_SHARES of the latents, in units of x/c, where they are learned"""
+    agreement: Mapping[int, tuple[float, float]] = {}
+    """by another seed: mean of the decoder rows' best cosines with its rows, share > MATCHED"""
+    causes: Mapping[str, Tensor] = {}
+    causes_args: str = ""
+
+    @property
+    def key(self) -> Key:
+        return self.arm, self.seed, self.name
 
     @property
     def scale(self) -> float:
         """c of what it reconstructs, which was folded into its weights."""
-        trained = self.record["sae_as_trained"]
-        return float(trained.get("target_scale") or trained["activation_scale"] or 1)
+        return _scale(self.record)
 
 
 def write(result: EvaluationResult, folder: Path) -> None:
@@ -49,17 +80,27 @@ def write(result: EvaluationResult, folder: Path) -> None:
     write_whole(folder / "evaluation.json", json.dumps(result.to_dict(), indent=1) + "\n")
 
 
+def is_known(run: ArmRun, name: str, kept: Mapping[Key, Measured]) -> bool:
+    return (run.arm, run.seed, name) in kept or is_measured(run.folders[name])
+
+
 def is_measured(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("evaluation.json", _DOCUMENTS))
 
 
-def read(runs: Iterable[ArmRun]) -> list[Measured]:
-    """All SAEs of these runs.
+def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]:
+    """All SAEs of these runs, from their folders or else from what a report kept.
 
     Raises:
         ValueError: a file is damaged, or they were not evaluated on the same documents.
     """
-    found = [_read(run, name, folder) for run in runs for name, folder in run.folders.items()]
+    found = _with_agreement(
+        [
+            _read(run, name, kept.get((run.arm, run.seed, name)))
+            for run in runs
+            for name in run.folders
+        ]
+    )
     first = found[0]
     for other in found[1:]:
         for key in ("fidelity.tokens", "losses.tokens"):
@@ -71,9 +112,150 @@ def read(runs: Iterable[ArmRun]) -> list[Measured]:
     return found
 
 
-def _read(run: ArmRun, name: str, folder: Path) -> Measured:
+def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
+    folder = run.folders[name]
+    if kept and not is_measured(folder):
+        return kept._replace(folder=folder)
     evaluation = EvaluationResult.from_dict(read_json(folder / "evaluation.json"))
     sums, _ = read_tensors(folder / _DOCUMENTS)
-    metrics = {key: metric.value for key, metric in evaluation.metrics.items()}
     record = read_json(folder / "training.json")
-    return Measured(run.arm, run.seed, name, run.values[name], folder, metrics, sums, record)
+    causes, made_with = kept_causes(folder)
+    if kept and not causes:
+        causes, made_with = kept.causes, {"args": kept.causes_args}
+    return Measured(
+        run.arm,
+        run.seed,
+        name,
+        run.values[name],
+        folder,
+        {key: metric.value for key, metric in evaluation.metrics.items()},
+        sums,
+        {key: record[key] for key in _RECORDED},
+        digest(run.recipe, name),
+        _thresholds(folder, _scale(record)),
+        kept.agreement if kept else {},
+        causes,
+        made_with.get("args", ""),
+    )
+
+
+def kept_causes(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, str]]:
+    return read_tensors(folder / CAUSES) if (folder / CAUSES).is_file() else ({}, {})
+
+
+def _scale(record: dict[str, Any]) -> float:
+    trained = record["sae_as_trained"]
+    return float(trained.get("target_scale") or trained["activation_scale"] or 1)
+
+
+def _thresholds(folder: Path, scale: float) -> tuple[float, ...]:
+    if read_json(folder / "config.json")["model_type"] not in _LEARN_THRESHOLDS:
+        return ()
+    learned = load_trained(folder).get_parameter("threshold").detach() / scale
+    return tuple(learned.quantile(torch.tensor(THRESHOLD_SHARES)).tolist())
+
+
+def _with_agreement(measured: Sequence[Measured]) -> list[Measured]:
+    """Between all whose weights are here; else what was known of them."""
+    groups: dict[tuple[str, str], list[Measured]] = {}
+    for m in measured:
+        groups.setdefault((m.arm, m.name), []).append(m)
+    found = {}
+    for same in groups.values():
+        here = [m for m in same if (m.folder / "config.json").is_file()] if len(same) > 1 else []
+        rows = {m.seed: _decoder_rows(m.folder) for m in here}
+        for m in here:
+            new = {s: _matched(rows[m.seed], other) for s, other in rows.items() if s != m.seed}
+            found[m.key] = {**m.agreement, **new}
+    return [m._replace(agreement=found.get(m.key, m.agreement)) for m in measured]
+
+
+def _decoder_rows(folder: Path) -> Float[Tensor, "d_sae d_out"]:
+    sae: SAE = load_trained(folder)
+    return normalize(sae.W_dec.detach().float(), dim=-1)
+
+
+def _matched(rows: Tensor, others: Tensor) -> tuple[float, float]:
+    best = (rows @ others.T).amax(dim=1)
+    return float(best.mean()), float((best > MATCHED).float().mean())
+
+
+def keep(report: Path, measured: Sequence[Measured], command: str, recipe: dict[str, Any]) -> None:
+    """Write results.json and results.safetensors; what they hold of other SAEs stays."""
+    ours = {m.key: m for m in measured}
+    everything = ours | {key: m for key, m in _kept(report).items() if key not in ours}
+    tensors = {
+        f"{_prefix(m.key)}{part}/{name}": tensor
+        for m in everything.values()
+        for part, table in (("sums", m.sums), ("causes", m.causes))
+        for name, tensor in table.items()
+    }
+    write_tensors(report / _TENSORS, tensors)
+    saes = [_plain(m) for m in everything.values()]
+    results = {"command": command, "recipe": recipe, "saes": saes}
+    write_whole(report / _NUMBERS, json.dumps(results, indent=1) + "\n")
+
+
+def kept(report: Path, runs: Iterable[ArmRun]) -> dict[Key, Measured]:
+    """What a report's folder holds of these runs, if it was measured with the same recipes.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    found = _kept(report)
+    wanted = {
+        (run.arm, run.seed, name): digest(run.recipe, name) for run in runs for name in run.folders
+    }
+    same = {key: m for key, m in found.items() if wanted.get(key) == m.recipe}
+    if others := [key for key in wanted if key in found and key not in same]:
+        logger.info("%s holds %d SAEs of other recipes; they are left out", report, len(others))
+    return same
+
+
+def _kept(report: Path) -> dict[Key, Measured]:
+    if not all((report / name).is_file() for name in (_TENSORS, _NUMBERS)):
+        return {}
+    tensors, _ = read_tensors(report / _TENSORS)
+    found = (_from_plain(plain, tensors) for plain in read_json(report / _NUMBERS)["saes"])
+    return {m.key: m for m in found if m.sums}
+
+
+def _plain(m: Measured) -> dict[str, Any]:
+    return {
+        "arm": m.arm,
+        "seed": m.seed,
+        "sae": m.name,
+        "value": m.value,
+        "metrics": m.metrics,
+        "recipe": m.recipe,
+        "thresholds": m.thresholds,
+        "agreement": m.agreement,
+        "causal": m.causes_args,
+        **m.record,
+    }
+
+
+def _from_plain(plain: dict[str, Any], tensors: Mapping[str, Tensor]) -> Measured:
+    key = plain["arm"], plain["seed"], plain["sae"]
+    sums, causes = (_part(tensors, f"{_prefix(key)}{part}/") for part in ("sums", "causes"))
+    return Measured(
+        *key,
+        plain["value"],
+        Path(),
+        plain["metrics"],
+        sums,
+        {name: plain[name] for name in _RECORDED},
+        plain["recipe"],
+        tuple(plain["thresholds"]),
+        {int(seed): (mean, share) for seed, (mean, share) in plain["agreement"].items()},
+        causes,
+        plain["causal"],
+    )
+
+
+def _prefix(key: Key) -> str:
+    return "/".join(map(str, key)) + "/"
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

@@ -35,15 +35,17 @@ def compare(comparison: Comparison, command: str = "") -> Path:
     """
     runs = list(arm_runs(comparison))
     _refuse_what_cannot_be(comparison, runs)
-    missing = [r for r in runs if not all(map(results.is_measured, r.folders.values()))]
+    kept = results.kept(comparison.report_folder, runs)
+    missing = [r for r in runs if not all(results.is_known(r, name, kept) for name in r.folders)]
     if missing:
         device = str(make_accelerator(comparison.training).device)
         loaded = load(comparison.lm, device)
         for seed, of_seed in groupby(missing, key=lambda r: r.seed):
             _train_and_evaluate(list(of_seed), loaded, f"seed {seed}", command)
-    measured = results.read(runs)
+    measured = results.read(runs, kept)
     if comparison.causal.n_tokens:
         _intervene(comparison, runs[0], measured)
+        measured = results.read(runs, kept)
     return write_report(comparison, measured, command)
 
 

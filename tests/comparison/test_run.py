@@ -54,6 +54,50 @@ def test_what_is_there_is_not_done_again_and_an_arm_may_be_added(tmp_path, loads
     assert "| wide |" in (report / "report.md").read_text()
 
 
+def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(tmp_path, loads):
+    fields = {"report": str(tmp_path / "report"), "causal": CausalArguments(n_tokens=6, l0=3.0)}
+    first = tiny_comparison(tmp_path / "here", **fields)
+    report = compare(first)
+    before = {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()}
+    (tmp_path / "here").rename(tmp_path / "lost")
+    compare(first)
+    assert {name: (report / name).read_bytes() for name in before} == before
+    assert len(loads) == 2, "nothing was trained or measured again"
+
+    other = tiny_comparison(tmp_path / "there", **fields)
+    other.seeds = [2]
+    compare(other)
+    other.seeds = [0, 1, 2]
+    text = (compare(other) / "report.md").read_text()
+    assert sorted(path.name for path in (tmp_path / "there/topk").iterdir()) == ["seed_2"]
+    assert "seeds: 0, 1, 2" in text and len(saes_in(report)) == 12
+    rows = text.partition("## Do seeds agree")[2].partition("## Arms")[0].splitlines()
+    assert [row.split("|")[3].strip() for row in rows if "| topk" in row] == ["1", "1"], "of three"
+
+
+def test_what_was_kept_of_another_recipe_is_left_out(tmp_path, loads):
+    report = str(tmp_path / "report")
+    compare(tiny_comparison(tmp_path / "a", report=report))
+    other = tiny_comparison(tmp_path / "b", report=report)
+    other.arms = {**ARMS, "topk": {**ARMS["topk"], "training": {"learning_rate": 1e-3}}}
+    compare(other)
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["topk"]
+    assert len(saes_in(tmp_path / "report")) == 8
+
+
+def test_causes_want_weights(tmp_path, loads):
+    comparison = tiny_comparison(tmp_path / "c", report=str(tmp_path / "report"))
+    compare(comparison)
+    (tmp_path / "c").rename(tmp_path / "lost")
+    comparison.causal = CausalArguments(n_tokens=6, l0=3.0)
+    with pytest.raises(ValueError, match=r"weights are not here; set causal\.n_tokens to 0"):
+        compare(comparison)
+
+
+def saes_in(report) -> list:
+    return json.loads((report / "results.json").read_text())["saes"]
+
+
 def test_one_arm_alone_gives_the_same_numbers(tmp_path, loads):
     """Which the report says, with this command."""
     report = compare(tiny_comparison(tmp_path / "c"), command="hfsae compare x.yaml")
