@@ -48,6 +48,8 @@ class Comparison(Recipe):
     causal: CausalArguments = field(default_factory=CausalArguments)
     report: str | None = None
     """Folder for the report; by default training.output_dir/report."""
+    report_url: str | None = None
+    """Where the report can be read on the web, for the SAEs' cards; by default the folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -94,13 +94,10 @@ def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]
     Raises:
         ValueError: a file is damaged, or they were not evaluated on the same documents.
     """
-    found = _with_agreement(
-        [
-            _read(run, name, kept.get((run.arm, run.seed, name)))
-            for run in runs
-            for name in run.folders
-        ]
+    known = (
+        (run, name, kept.get((run.arm, run.seed, name))) for run in runs for name in run.folders
     )
+    found = _with_agreement([_read(*each) for each in known])
     first = found[0]
     for other in found[1:]:
         for key in ("fidelity.tokens", "losses.tokens"):

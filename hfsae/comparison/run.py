@@ -1,11 +1,14 @@
 """Train and evaluate what a comparison lacks; what is there is left as it is."""
 
+import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from ..card import write_card
 from ..lm import LoadedLM
 from ..recipe import (
     as_plain,
@@ -19,6 +22,7 @@ from ..recipe import (
     save_recipe,
     stale_stages,
 )
+from ..records import read_json, write_whole
 from ..training.trainer import make_accelerator
 from . import causes, results
 from .arms import ArmRun, Comparison, arm_runs
@@ -46,7 +50,24 @@ def compare(comparison: Comparison, command: str = "") -> Path:
     if comparison.causal.n_tokens:
         _intervene(comparison, runs[0], measured)
         measured = results.read(runs, kept)
-    return write_report(comparison, measured, command)
+    report = write_report(comparison, measured, command)
+    _link(comparison, measured, report)
+    return report
+
+
+def _link(comparison: Comparison, measured: Sequence[results.Measured], report: Path) -> None:
+    """Have the cards say with what their SAEs were compared, and where that can be read."""
+    arms = [comparison.title(arm) for arm in comparison.arms]
+    for m in measured:
+        path = m.folder / "training.json"
+        if not path.is_file():  # kept by the report alone
+            continue
+        href = comparison.report_url or os.path.relpath(report / "report.md", m.folder)
+        compared = {"arm": comparison.title(m.arm), "arms": arms, "report": href}
+        record = read_json(path)
+        if record.get("compared") != compared:
+            write_whole(path, json.dumps({**record, "compared": compared}, indent=1) + "\n")
+            write_card(m.folder)
 
 
 def _intervene(comparison: Comparison, run: ArmRun, measured: Sequence[results.Measured]) -> None:

@@ -36,7 +36,12 @@ def test_a_comparison_leaves_trained_saes_and_a_report(tmp_path, loads):
     results = json.loads((report / "results.json").read_text())
     assert len(results["saes"]) == 8
     assert len(loads) == 1, "the language model is loaded once"
-    sae = AutoModel.from_pretrained(tmp_path / "c" / "topk" / "seed_1" / "k_6")
+    home = tmp_path / "c" / "topk" / "seed_1" / "k_6"
+    card = (home / "README.md").read_text()
+    assert "As *topk* it is one of 2 arms (JumpReLU, topk)" in card
+    link = card.partition("intervals](")[2].partition(")")[0]
+    assert (home / link).resolve() == (report / "report.md").resolve()
+    sae = AutoModel.from_pretrained(home)
     assert sae.config.k == 6 and sae.config.activation_scale == 1.0
 
 
