@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -52,6 +51,7 @@ logger = logging.getLogger(__name__)
 REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens")
 # Of these, what people change most often comes first: the first differences are named.
 _TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffle", "seed")
+RESULT_SECTIONS = (*_TRAINING_SECTIONS, "evaluation")
 _N_SHOWN = 3
 # Settings that change nothing of the result.
 _FREE = (
@@ -255,38 +255,38 @@ def stale_stages(recipe: Recipe) -> list[str]:
 
 
 def differences(
-    old: dict[str, Any], new: dict[str, Any], sections: Iterable[str]
+    old: dict[str, Any], new: dict[str, Any], sections: Iterable[str] = RESULT_SECTIONS
 ) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, old value, new value) where recipes differ in what matters to the result."""
+    """(dotted key, old value, new value) where recipes differ in what matters to the result.
+
+    A field that `old` does not name, since it is older than the field, is as by default.
+    """
+    default = as_plain(Recipe())
     for section in sections:
-        yield from _differences(section, old.get(section), new.get(section))
+        yield from _differences(section, *(r.get(section) for r in (old, new, default)))
 
 
-def digest(recipe: Recipe, name: str) -> str:
-    """Of all that matters to the result of one of a recipe's SAEs and is not as by default."""
-    plain, default = as_plain(recipe), as_plain(type(recipe)())
-    plain["saes"] = plain["saes"].get(name)
-    keys = (*_TRAINING_SECTIONS, "evaluation")
-    told = _what_matters({k: plain[k] for k in keys}, {k: default[k] for k in keys})
-    return blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
-def _what_matters(value: Any, default: Any) -> Any:
-    if not isinstance(value, dict) or not isinstance(default, dict):
-        return value
-    return {
-        name: _what_matters(part, default.get(name))
-        for name, part in value.items()
-        if name not in _FREE and part != default.get(name)
-    }
-
-
-def _differences(key: str, old: Any, new: Any) -> Iterator[tuple[str, str, str]]:
+def _differences(key: str, old: Any, new: Any, default: Any) -> Iterator[tuple[str, str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
+        default = default if isinstance(default, dict) else {}
         for name in sorted({*old, *new} - set(_FREE)):
-            yield from _differences(f"{key}.{name}", old.get(name), new.get(name))
+            known = default.get(name)
+            yield from _differences(f"{key}.{name}", old.get(name, known), new.get(name), known)
     elif old != new:
         yield key, reprlib.repr(old), reprlib.repr(new)
+
+
+def what_matters(recipe: Recipe, name: str) -> dict[str, Any]:
+    """All that the result of one of a recipe's SAEs follows from."""
+    plain = as_plain(recipe)
+    plain["saes"] = plain["saes"].get(name)
+    return _without_free({key: plain[key] for key in RESULT_SECTIONS})
+
+
+def _without_free(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_free(part) for name, part in value.items() if name not in _FREE}
 
 
 def _claim(root: Path, recipe: Recipe) -> None:

@@ -191,6 +191,19 @@ def test_a_folder_of_another_recipe_is_refused_with_the_difference(tmp_path, loa
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
 
 
+def test_a_field_that_a_folder_is_older_than_was_as_by_default(tmp_path, loads):
+    run(tiny_recipe(tmp_path / "out"))
+    path = tmp_path / "out" / "recipe.yaml"
+    plain = yaml.safe_load(path.read_text())
+    del plain["training"]["max_grad_norm"]
+    path.write_text(yaml.safe_dump(plain))
+    run(tiny_recipe(tmp_path / "out"))
+    assert len(loads) == 1, "all of it was there"
+    path.write_text(yaml.safe_dump(plain))
+    with pytest.raises(ValueError, match=r"training.max_grad_norm is None there and 0.5 here"):
+        run(tiny_recipe(tmp_path / "out", training={"max_grad_norm": 0.5}))
+
+
 def test_the_saved_recipe_is_the_recipe(tmp_path, loads):
     recipe = tiny_recipe(tmp_path / "out")
     run(recipe)

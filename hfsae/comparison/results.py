@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from ..evaluation import EvaluationResult
 from ..models import SAE
-from ..recipe import digest, load_trained
+from ..recipe import differences, load_trained, what_matters
 from ..records import read_json, read_tensors, write_tensors, write_whole
 from .arms import ArmRun
 
@@ -50,8 +50,8 @@ class Measured(NamedTuple):
     """by document, as "fidelity.error" """
     record: dict[str, Any]
     """of its training run"""
-    recipe: str = ""
-    """digest of what it was trained and evaluated with"""
+    recipe: Mapping[str, Any] = {}
+    """what it was trained and evaluated with"""
     thresholds: tuple[float, ...] = ()
     """at THRESHOLD_SHARES of the latents, in units of x/c, where they are learned"""
     agreement: Mapping[int, tuple[float, float]] = {}
@@ -128,7 +128,7 @@ def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
         {key: metric.value for key, metric in evaluation.metrics.items()},
         sums,
         {key: record[key] for key in _RECORDED},
-        digest(run.recipe, name),
+        what_matters(run.recipe, name),
         _thresholds(folder, _scale(record)),
         kept.agreement if kept else {},
         causes,
@@ -178,18 +178,26 @@ def _matched(rows: Tensor, others: Tensor) -> tuple[float, float]:
 
 
 def keep(report: Path, measured: Sequence[Measured], command: str, recipe: dict[str, Any]) -> None:
-    """Write results.json and results.safetensors; what they hold of other SAEs stays."""
-    ours = {m.key: m for m in measured}
-    everything = ours | {key: m for key, m in _kept(report).items() if key not in ours}
+    """Write results.json and results.safetensors; what they hold of other arms and seeds stays."""
+    ours = {(m.arm, m.seed) for m in measured}
+    everything = [*measured, *(m for m in _kept(report).values() if (m.arm, m.seed) not in ours)]
     tensors = {
         f"{_prefix(m.key)}{part}/{name}": tensor
-        for m in everything.values()
+        for m in everything
         for part, table in (("sums", m.sums), ("causes", m.causes))
         for name, tensor in table.items()
     }
     write_tensors(report / _TENSORS, tensors)
-    saes = [_plain(m) for m in everything.values()]
-    results = {"command": command, "recipe": recipe, "saes": saes}
+    recipes = {
+        f"{m.arm}/{m.seed}": {key: part for key, part in m.recipe.items() if key != "saes"}
+        for m in everything
+    }
+    results = {
+        "command": command,
+        "recipe": recipe,
+        "saes": list(map(_plain, everything)),
+        "recipes": recipes,
+    }
     write_whole(report / _NUMBERS, json.dumps(results, indent=1) + "\n")
 
 
@@ -200,20 +208,30 @@ def kept(report: Path, runs: Iterable[ArmRun]) -> dict[Key, Measured]:
         ValueError: a file is damaged.
     """
     found = _kept(report)
-    wanted = {
-        (run.arm, run.seed, name): digest(run.recipe, name) for run in runs for name in run.folders
-    }
-    same = {key: m for key, m in found.items() if wanted.get(key) == m.recipe}
-    if others := [key for key in wanted if key in found and key not in same]:
-        logger.info("%s holds %d SAEs of other recipes; they are left out", report, len(others))
+    same = {}
+    for run in runs:
+        for name in run.folders:
+            m = found.get((run.arm, run.seed, name))
+            if m and not _says_differs(m, run, report):
+                same[m.key] = m
     return same
+
+
+def _says_differs(m: Measured, run: ArmRun, report: Path) -> bool:
+    found = next(differences({**m.recipe}, what_matters(run.recipe, m.name)), None)
+    if found:
+        told = "%s: %s of another recipe, left out (%s was %s, is %s)"
+        logger.info(told, report, "/".join(map(str, m.key)), *found)
+    return found is not None
 
 
 def _kept(report: Path) -> dict[Key, Measured]:
     if not all((report / name).is_file() for name in (_TENSORS, _NUMBERS)):
         return {}
     tensors, _ = read_tensors(report / _TENSORS)
-    found = (_from_plain(plain, tensors) for plain in read_json(report / _NUMBERS)["saes"])
+    numbers = read_json(report / _NUMBERS)
+    recipes = numbers["recipes"]
+    found = (_from_plain(plain, recipes, tensors) for plain in numbers["saes"])
     return {m.key: m for m in found if m.sums}
 
 
@@ -224,7 +242,7 @@ def _plain(m: Measured) -> dict[str, Any]:
         "sae": m.name,
         "value": m.value,
         "metrics": m.metrics,
-        "recipe": m.recipe,
+        "fields": m.recipe["saes"],
         "thresholds": m.thresholds,
         "agreement": m.agreement,
         "causal": m.causes_args,
@@ -232,7 +250,9 @@ def _plain(m: Measured) -> dict[str, Any]:
     }
 
 
-def _from_plain(plain: dict[str, Any], tensors: Mapping[str, Tensor]) -> Measured:
+def _from_plain(
+    plain: dict[str, Any], recipes: dict[str, Any], tensors: Mapping[str, Tensor]
+) -> Measured:
     key = plain["arm"], plain["seed"], plain["sae"]
     sums, causes = (_part(tensors, f"{_prefix(key)}{part}/") for part in ("sums", "causes"))
     return Measured(
@@ -242,7 +262,7 @@ def _from_plain(plain: dict[str, Any], tensors: Mapping[str, Tensor]) -> Measure
         plain["metrics"],
         sums,
         {name: plain[name] for name in _RECORDED},
-        plain["recipe"],
+        {**recipes[f"{plain['arm']}/{plain['seed']}"], "saes": plain["fields"]},
         tuple(plain["thresholds"]),
         {int(seed): (mean, share) for seed, (mean, share) in plain["agreement"].items()},
         causes,

@@ -90,6 +90,19 @@ def test_what_was_kept_of_another_recipe_is_left_out(tmp_path, loads):
     assert len(saes_in(tmp_path / "report")) == 8
 
 
+def test_a_report_of_one_arm_keeps_what_is_known_of_the_others(tmp_path, loads):
+    fields = {"report": str(tmp_path / "report")}
+    compare(tiny_comparison(tmp_path / "a", **fields))
+    one = tiny_comparison(tmp_path / "b", only=["topk"], **fields)
+    one.arms = {"topk": {**ARMS["topk"], "sweep": {"k": [5, 6]}}}
+    compare(one)
+    names = {(sae["arm"], sae["sae"]) for sae in saes_in(tmp_path / "report")}
+    ours = {("jumprelu", "target_l0_3"), ("jumprelu", "target_l0_6")}
+    assert names == ours | {("topk", "k_5"), ("topk", "k_6")}
+    assert {sae["fields"]["k"] for sae in saes_in(tmp_path / "report") if "k" in sae["fields"]}
+    assert len(saes_in(tmp_path / "report")) == 8
+
+
 def test_causes_want_weights(tmp_path, loads):
     comparison = tiny_comparison(tmp_path / "c", report=str(tmp_path / "report"))
     compare(comparison)
