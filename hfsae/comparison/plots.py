@@ -20,6 +20,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = "osD^vPX*"
 _GRID_POINTS = 24
 _LEGEND_ROWS = 16
+_MARGIN = 1.4
 
 Titles = Mapping[str, str]
 
@@ -54,6 +55,9 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
                 low, high = ([e.documents[side] for e in found] for side in (0, 1))
                 axes.fill_between(grid, low, high, alpha=0.12, linewidth=0, **style)
         axes.set(xscale="log", yscale="log", xlabel="L0 (latents/token)", ylabel=label)
+        shown = [m.metrics[metric] for m in measured if m.metrics[metric] > 0]
+        if shown:  # and not bands, which go down to nothing where a loss may be none
+            axes.set_ylim(min(shown) / _MARGIN, max(shown) * _MARGIN)
         _plain_ticks(axes)
     _legend(figure, panels[0])
     return figure
@@ -65,6 +69,7 @@ def _difference(
     """Of each arm from the reference, with the interval over seeds and documents."""
     figure, panels = _panels(len(METRICS))
     for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
+        shown = [0.0]
         axes.axhline(0, color=_colour(frontiers.arms.index(reference)), lw=1.4)
         for i, arm in enumerate(frontiers.arms):
             if arm == reference or arm not in curves:
@@ -72,10 +77,15 @@ def _difference(
             grid = _grid(*frontiers.reach([arm, reference]))
             found = [frontiers.difference(arm, reference, metric, l0) for l0 in grid]
             style: dict[str, Any] = {"color": _colour(i)}
-            axes.plot(grid, [_percent(e.value) for e in found], label=titles[arm], **style)
+            values = [_percent(e.value) for e in found]
+            axes.plot(grid, values, label=titles[arm], **style)
+            shown.extend(values)
             low, high = ([_percent(e.documents[side]) for e in found] for side in (0, 1))
             axes.fill_between(grid, low, high, alpha=0.15, linewidth=0, **style)
         axes.set(xscale="log", xlabel="L0 (latents/token)")
+        margin = (_MARGIN - 1) * (max(shown) - min(shown))  # bands may go on far beyond
+        if margin:
+            axes.set_ylim(min(shown) - margin, max(shown) + margin)
         axes.set_ylabel(f"{label}, % from {titles[reference]}")
         _plain_ticks(axes, y=False)
     _legend(figure, panels[0])

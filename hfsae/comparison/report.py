@@ -21,6 +21,7 @@ from .frontier import METRICS, Estimate, Frontiers
 from .results import Measured
 
 _ARMS_IN_TITLE = 6
+_FAR = 1000  # %
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0;font-size:13px}
 td,th{border:1px solid #ddd;padding:.25rem .6rem;text-align:right}
@@ -327,10 +328,14 @@ def _range(found: dict[float, Estimate], l0s: Sequence[float]) -> str:
 def _difference_cell(e: Estimate) -> str:
     if math.isnan(e.value):
         return "-"
-    percents = [tuple(100 * math.expm1(x) for x in interval) for interval in e[1:]]
-    told = [f"{low:+.1f} to {high:+.1f}" for low, high in percents if not math.isnan(low)]
-    value = f"{100 * math.expm1(e.value):+.1f} %"
+    told = [f"{_percent(low)} to {_percent(high)}" for low, high in e[1:] if not math.isnan(low)]
+    value = f"{_percent(e.value)} %"
     return f"{value if e.holds_0 else f'**{value}**'} ({'; '.join(told)})"
+
+
+def _percent(log_ratio: float) -> str:
+    percent = 100 * math.expm1(log_ratio)
+    return f"{percent:+.1f}" if percent < _FAR else f"over +{_FAR}"
 
 
 def _value_cell(e: Estimate) -> str:
