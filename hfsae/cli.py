@@ -135,7 +135,7 @@ def compare(argv: list[str]) -> None:
     parser = _recipe_parser("compare", Comparison)
     comparison, _ = _parse_recipe(parser, argv, Comparison)
     report = run_comparison(comparison, command=shlex.join(["hfsae", "compare", *argv]))
-    print(f"\nThe report is {report / 'report.md'}; beside it lie report.html and results.json.")
+    print(f"\nThe report is {report / 'report.md'}; beside it lie report.html and the numbers.")
 
 
 def evaluate(argv: list[str]) -> None:

@@ -17,6 +17,7 @@ _MADE_BY = {
     "examples.parquet": "collect",
 }
 _MADE_BY_COMPARISON = ("documents.safetensors", "causes.safetensors")
+_KEPT_BY_COMPARISON = ("results.json", "results.safetensors")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -41,6 +42,8 @@ def damaged(path: Path, why: object) -> str:
     remedy = f"`hfsae {verb} {home}` makes it anew" if verb else "put back a sound copy"
     if path.name in _MADE_BY_COMPARISON:
         remedy = "delete it, and the comparison's command makes it anew"
+    if path.name in _KEPT_BY_COMPARISON:
+        remedy = "put back a sound copy; without one, delete it: what has no weights is made anew"
     return f"{path} is damaged ({why}); {remedy}"
 
 

@@ -115,7 +115,8 @@ class _Parts:
             f"{', '.join(map(str, c.seeds))}. A seed sets the initial weights and the order of "
             "activations, for all arms alike; the tokens are the same for all seeds. Evaluated on "
             f"{c.evaluation.n_tokens:,} held-out tokens. Training took {hours:.2f} h by the clock, "
-            f"all runs added up, on {platform.machine()} (torch {torch.__version__})."
+            f"all runs added up; this report was drawn on {platform.machine()} "
+            f"(torch {torch.__version__})."
         )
 
     def _one_of_each_run(self) -> list[Measured]:

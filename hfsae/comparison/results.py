@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from ..evaluation import EvaluationResult
 from ..models import SAE
 from ..recipe import differences, load_trained, what_matters
-from ..records import read_json, read_tensors, write_tensors, write_whole
+from ..records import damaged, read_json, read_tensors, write_tensors, write_whole
 from .arms import ArmRun
 
 logger = logging.getLogger(__name__)
@@ -230,8 +230,10 @@ def _kept(report: Path) -> dict[Key, Measured]:
         return {}
     tensors, _ = read_tensors(report / _TENSORS)
     numbers = read_json(report / _NUMBERS)
-    recipes = numbers["recipes"]
-    found = (_from_plain(plain, recipes, tensors) for plain in numbers["saes"])
+    try:
+        found = [_from_plain(plain, numbers["recipes"], tensors) for plain in numbers["saes"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(damaged(report / _NUMBERS, f"{type(error).__name__}: {error}")) from error
     return {m.key: m for m in found if m.sums}
 
 

@@ -71,6 +71,11 @@ def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
 
     other = tiny_comparison(tmp_path / "there", **fields)
     other.seeds = [2]
+    numbers = (report / "results.json").read_text()
+    (report / "results.json").write_text('{"saes": [{"arm": "topk"}]}')
+    with pytest.raises(ValueError, match=r"results\.json is damaged .KeyError.*; put back a sound"):
+        compare(other)
+    (report / "results.json").write_text(numbers)
     compare(other)
     other.seeds = [0, 1, 2]
     text = (compare(other) / "report.md").read_text()
