@@ -213,7 +213,6 @@ def test_a_label_that_is_not_saved_is_said_so_and_there_when_one_comes_back(visi
         page.goto(address)
         page.wait_for_selector("#feature-main h2:has-text('Latent 9')")
         label.press_sequentially("rain")
-        page.wait_for_timeout(500)
         page.get_by_role("button", name="Next").click()
 
     told = "[role=status]:has-text('Labels not saved yet: of 9.')"
@@ -244,9 +243,13 @@ def test_a_button_without_a_text_says_so(visit, name, button, sentence):
 def test_a_label_is_saved_and_found_again(visit, app_url):
     page = visit("tab=feature&latent=9")
     page.wait_for_selector("#feature-main h2:has-text('Latent 9')")
-    page.get_by_label("Label", exact=True).fill("falling water")
-    page.get_by_role("button", name="Save").click()
-    page.wait_for_selector("#feature-main h2:has-text('falling water')")
+    named = "#feature-main h2:has-text('falling water')"
+
+    def save() -> None:
+        page.get_by_label("Label", exact=True).fill("falling water")
+        page.get_by_role("button", name="Save").click()
+
+    insist(save, lambda: page.wait_for_selector(named, timeout=10_000))
     found = visit("tab=search&query=water&by=label")
     found.wait_for_selector("#search-found .hf-id:has-text('9')")
     Client(app_url, verbose=False).predict(latent=9, label="", api_name="/save_label")

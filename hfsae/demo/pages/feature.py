@@ -130,10 +130,8 @@ class FeaturePage(Page):
                 [self.notice, self.main, self.drafts],
                 **quietly,
             )
-        labelled = [self.shown, self.drafts]
-        self.label.input(
-            self._draft, [self.label, *labelled], self.drafts, trigger_mode="always_last", **quietly
-        )
+        labelled = [self.label, self.shown, self.drafts]
+        self.label.input(self._draft, labelled, self.drafts, trigger_mode="always_last", **quietly)
         self.shown.change(self._show_label, labelled, [self.label, self.notice], **quietly)
         self.vector.click(
             self._vector, self.shown, [self.vector, self.notice], api_visibility="private"
@@ -161,15 +159,17 @@ class FeaturePage(Page):
             kept[latent] = label or ""
         return kept
 
-    def _show_label(self, latent: Any, drafts: dict[int, str]) -> Updates:
-        """Of the latent that is shown: the one that was edited, if it was, or the one it has."""
-        if latent is None:
-            return {self.label: ""}
-        label = drafts.get(latent, self.actions.label(latent))
-        if not drafts:
-            return {self.label: label}
+    def _show_label(self, seen: Any, latent: Any, drafts: dict[int, str]) -> Updates:
+        """Of the latent that is shown: the one that was edited, if it was, or the one it has.
+
+        A box that has it already is left alone: somebody may be typing there by now.
+        """
+        label = "" if latent is None else drafts.get(latent, self.actions.label(latent))
+        put = gr.skip() if label == (seen or "") else label
+        if latent is None or not drafts:
+            return {self.label: put}
         of = ", ".join(map(str, sorted(drafts)))
-        return {self.label: label, self.notice: html("said", f"Labels not saved yet: of {of}.")}
+        return {self.label: put, self.notice: html("said", f"Labels not saved yet: of {of}.")}
 
     def _save(self, latent: Any, label: Any, drafts: dict[int, str]) -> Updates:
         try:
