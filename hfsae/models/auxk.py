@@ -3,8 +3,9 @@
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from ..ops import EVERYWHERE
+from ..ops import EVERYWHERE, Summed, largest
 from .base import SAE, Number, Parts, SAEConfig, Schedule
 
 
@@ -49,20 +50,21 @@ class AuxKSAE(SAE):
         n_dead = 0 if dead is None else int(dead.sum())
         if dead is None or n_dead == 0 or self.config.aux_coefficient == 0:
             return {}
-        pre_acts = self._of_dead(parts, dead).float() / self.scale
-        latents = largest(pre_acts, min(self.config.aux_k, n_dead)).relu()
+        pre_acts, rows = self._of_dead(parts, dead)
+        latents = largest(pre_acts.float() / self.scale, min(self.config.aux_k, n_dead)).relu()
         wanted = parts.error.detach()  # the bias would cancel: it stands on both sides
-        left = wanted - latents @ self.W_dec[dead].float()
-        spread = wanted - wanted.reshape(-1, wanted.shape[-1]).mean(dim=0)
-        share = left.square().sum() / spread.square().sum().clamp(min=1e-12)
+        left = (wanted - latents @ rows.float()).square().sum()
+        share = left / _spread(wanted, schedule.summed).clamp(min=1e-12)
         return {"aux": self.config.aux_coefficient * share}
 
-    def _of_dead(self, parts: Parts, dead: Bool[Tensor, " d_sae"]) -> Tensor:
-        """Pre-activations of dead latents, which are no entries."""
+    def _of_dead(self, parts: Parts, dead: Bool[Tensor, " d_sae"]) -> tuple[Tensor, Tensor]:
+        """Pre-activations of dead latents, which are no entries, and their decoder rows."""
+        if isinstance(parts.pre_acts, DTensor):  # spread: to pick would move them about
+            return torch.where(dead, parts.pre_acts, -torch.inf), self.W_dec
         if parts.at is EVERYWHERE:
-            return parts.pre_acts[..., dead]
-        b = self.scale * self.b_enc
-        return EVERYWHERE.project(self.encoder_input(parts.x), self.W_enc.T[dead].T, b[dead])
+            return parts.pre_acts[..., dead], self.W_dec[dead]
+        x, W, b = self.encoder_input(parts.x), self.W_enc.T[dead].T, self.scale * self.b_enc
+        return EVERYWHERE.project(x, W, b[dead]), self.W_dec[dead]
 
     def density(
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
@@ -70,7 +72,12 @@ class AuxKSAE(SAE):
         return torch.tensor(self.config.k / self.config.d_sae)
 
 
-def largest(z: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batch d_sae"]:
-    """z at the k largest of each row, 0 elsewhere."""
-    values, indices = z.topk(k, dim=-1, sorted=False)
-    return torch.zeros_like(z).scatter(-1, indices, values)
+def _spread(x: Float[Tensor, "*batch d"], summed: Summed) -> Float[Tensor, ""]:
+    """Sum of |x - mean|^2 over the batch: in several processes, the mean of theirs.
+
+    The mean over processes of what they divide by it is what one process would have.
+    """
+    tokens = x.reshape(-1, x.shape[-1])
+    n = int(summed(torch.tensor(len(tokens), device=x.device)))
+    mean = summed(tokens.sum(dim=0)) / n
+    return summed((tokens - mean).square().sum()) * (len(tokens) / n)

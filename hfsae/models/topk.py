@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from ..ops import EVERYWHERE, Entries, Place, Workspace, among_top_k, screen_top_k
-from .auxk import AuxKSAE, AuxKSAEConfig, largest
+from ..ops import EVERYWHERE, Entries, Place, Workspace, among_top_k, largest, screen_top_k
+from .auxk import AuxKSAE, AuxKSAEConfig
 from .base import Number, Parts, Schedule
 
 Selection = Literal["topk", "groupmax", "approximate"]

@@ -6,8 +6,9 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial
 
-from .sparse import Entries, Place
+from .sparse import EVERYWHERE, Entries, Place
 
 
 def nested_sums(
@@ -20,10 +21,24 @@ def nested_sums(
     """
     if isinstance(at, Entries):
         segments = _of_entries(values, W, at, ends)
+    elif isinstance(values, DTensor) and isinstance(W, DTensor):
+        segments = _of_spread(values, W, ends)
     else:
-        parts = pairwise((0, *ends))
-        segments = torch.stack([at.combine(values[..., a:b], W[a:b]) for a, b in parts])
+        segments = _of_all(values, W, ends)
     return segments.cumsum(dim=0, dtype=torch.float32)
+
+
+def _of_all(values: Tensor, W: Tensor, ends: Sequence[int]) -> Tensor:
+    parts = pairwise((0, *ends))
+    return torch.stack([EVERYWHERE.combine(values[..., a:b], W[a:b]) for a, b in parts])
+
+
+def _of_spread(values: DTensor, W: DTensor, ends: Sequence[int]) -> DTensor:
+    """Each process sums its own latents, which may lie in one segment or in several."""
+    mesh, rows = W.device_mesh, W.to_local()
+    first = mesh.get_local_rank() * len(rows)
+    ends_here = [min(max(end - first, 0), len(rows)) for end in ends]
+    return DTensor.from_local(_of_all(values.to_local(), rows, ends_here), mesh, [Partial()])
 
 
 def _of_entries(values: Tensor, W: Tensor, at: Entries, ends: Sequence[int]) -> Tensor:

@@ -1,7 +1,8 @@
-"""The k-th largest number of a batch, found by counting: exact, wherever its parts lie.
+"""The k-th largest number of a batch or of a row: exact, wherever its parts lie.
 
-Counts are summed over processes, a few hundred kilobytes whatever the batch, so that a batch which
-is spread over them is cut where a whole one would be.
+Of a batch it is found by counting. Counts are summed over processes, a few hundred kilobytes
+whatever the batch, so that a batch which is spread over them is cut where a whole one would be. Of
+a row whose latents are spread over processes (DTensors), each sends its k largest.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 Summed = Callable[[Tensor], Tensor]
 
@@ -25,8 +27,13 @@ def kth_positive(values: Float[Tensor, "..."], k: int, summed: Summed = alone) -
     Infinity where there is none, so that the k largest are always those `>=` what is returned.
 
     Args:
-        summed: sums a tensor over the processes that hold parts of the values.
+        summed: sums a tensor over the processes that hold parts of the values; not of a DTensor,
+            which knows where its parts are.
     """
+    if isinstance(values, DTensor):
+        mesh, mine = values.device_mesh, _by_latent(values).to_local()
+        over_latents = lambda x: DTensor.from_local(x, mesh, [Partial()]).full_tensor()  # noqa: E731
+        return DTensor.from_local(kth_positive(mine, k, over_latents), mesh, [Replicate()])
     bits = values[values > 0].float().view(torch.int32)  # ordered as floats above 0 are
     high = summed(torch.bincount(bits >> 16, minlength=2**15))
     rank = high.sum().clamp(max=k)
@@ -36,6 +43,32 @@ def kth_positive(values: Float[Tensor, "..."], k: int, summed: Summed = alone) -
     low = summed(torch.bincount(bits[bits >> 16 == top] & 0xFFFF, minlength=2**16))
     bottom, _ = _digit(low, rank)
     return (top << 16 | bottom).to(torch.int32).view(torch.float32)
+
+
+def largest(z: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batch d_sae"]:
+    """z at the k largest of each row, 0 elsewhere; k is at most d_sae.
+
+    Of a DTensor, all that equal the k-th are kept; else the first ones are.
+    """
+    if isinstance(z, DTensor):
+        z = _by_latent(z)
+        return torch.where(z >= _kth_of_rows(z, k), z, torch.zeros_like(z))
+    values, indices = z.topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(z).scatter(-1, indices, values)
+
+
+@torch.no_grad()
+def _kth_of_rows(z: DTensor, k: int) -> DTensor:
+    """[*batch, 1], in all processes. The k largest of all are among each part's k largest."""
+    mine, mesh = z.to_local(), z.device_mesh
+    best = mine.topk(min(k, mine.shape[-1]), dim=-1, sorted=False).values
+    every = DTensor.from_local(best, mesh, [Shard(best.ndim - 1)]).full_tensor()
+    kth = every.topk(k, dim=-1).values[..., -1:]
+    return DTensor.from_local(kth, mesh, [Replicate()])
+
+
+def _by_latent(x: DTensor) -> DTensor:
+    return x.redistribute(x.device_mesh, [Shard(x.ndim - 1)])
 
 
 def _digit(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ..models import SAE, JumpReLUSAE, Schedule
-from ..ops import Entries, Place, Workspace
+from ..ops import Entries, Place, Workspace, alone
 from .arguments import TrainingArguments
 from .health import Reading, diagnose
 from .schedules import cosine_warmup, geometric, in_steps, linear_decay, linear_warmup, steer
@@ -285,15 +285,18 @@ class Run:
         return x, target
 
     def _schedule(self, step: int) -> Schedule:
+        dead, summed = self._dead(), self._sum
+        if self.mesh is not None:  # each process has the whole batch
+            dead, summed = everywhere(dead, self.mesh, is_slice=False), alone
         if step < self.warm_start_steps:
-            return Schedule(0.0, dead=self._dead(), summed=self._sum, training=True)
+            return Schedule(0.0, dead=dead, summed=summed, training=True)
         a = self.args
         bandwidth_steps = in_steps(a.bandwidth_steps, a.total_steps)
         return Schedule(
             sparsity=self.sparsity * self._sparsity_warmup(step),
             bandwidth=geometric(step - self.warm_start_steps, bandwidth_steps, a.bandwidth_start),
-            dead=self._dead(),
-            summed=self._sum,
+            dead=dead,
+            summed=summed,
             training=True,
         )
 

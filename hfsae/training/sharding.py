@@ -3,7 +3,9 @@
 Each process holds d_sae / n latents: their part of W_enc, W_dec and every vector of length d_sae,
 and of gradients and moments. The parameters are torch's DTensors, so that an SAE's code stays as it
 is: torch splits its products and sums by latent and joins them where a sum runs over latents, which
-is in the reconstruction (batch * d_out numbers, all that crosses between devices) and in penalties.
+is in the reconstruction (batch * d_out numbers, most of what crosses between devices) and in
+penalties. What chooses latents by rank sends each process's largest, or counts of them
+(`hfsae.ops.selection`).
 """
 
 from torch import Tensor, nn
@@ -11,19 +13,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from ..models import SAEConfig
-from ..models.auxk import AuxKSAEConfig
 
 
 def check_spread(config: SAEConfig, n: int) -> None:
     """
     Raises:
-        ValueError: the variant looks at all latents at once, or n processes cannot share them out.
+        ValueError: the variant takes latents in groups, or n processes cannot share them out.
     """
-    if isinstance(config, AuxKSAEConfig):
-        name = type(config).__name__.removesuffix("Config")
+    selection = getattr(config, "selection", "topk")
+    if selection != "topk":
         raise ValueError(
-            f"training.shard_latents: a {name} chooses among all latents, so they cannot be "
-            "spread; leave shard_latents out, or train a JumpReLUSAE, which need not choose"
+            f"training.shard_latents: selection={selection!r} takes latents in groups, which would "
+            "be torn apart; selection='topk' can be spread"
         )
     if config.d_sae % n:
         raise ValueError(

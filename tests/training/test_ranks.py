@@ -17,8 +17,6 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from hfsae import (
-    BatchTopKSAE,
-    BatchTopKSAEConfig,
     ReLUSAE,
     ReLUSAEConfig,
     TopKSAE,
@@ -122,21 +120,27 @@ def test_several_processes_have_the_losses_of_one(finished, n):
 
 
 @pytest.mark.slow
-def test_several_processes_cut_a_batch_where_one_does(recipe, tmp_path):
-    """BatchTopK chooses among the whole batch, and its threshold is the same whoever saves it."""
-    plain = yaml.safe_load(recipe.read_text())
-    plain["sae"] = {"model_type": "batch_topk_sae", "site": "layers.1", "d_sae": 32, "k": 4}
-    plain["training"]["warm_start_steps"] = 0
-    nested = {"model_type": "matryoshka_batch_topk_sae"}
-    plain["saes"] = {"plain": {}, "nested": nested}
-    path, folders = tmp_path / "recipe.yaml", [tmp_path / "of-1", tmp_path / "of-2"]
-    path.write_text(yaml.safe_dump(plain))
-    for n, folder in enumerate(folders, start=1):
-        assert launch(path, folder, n).wait(300) == 0, said(folder)
-    for name in plain["saes"]:
-        assert_alike(*(folder / name for folder in folders))
-        one, two = (load_file(f / name / "model.safetensors")["threshold"] for f in folders)
-        assert one > 0 and one.item() == pytest.approx(two.item(), rel=2e-3)
+def test_several_processes_choose_latents_as_one_does(recipe, tmp_path):
+    """By rank in a row or a batch, of all and of the dead; tokens or latents are shared out."""
+    by_rank = yaml.safe_load(recipe.read_text())
+    by_rank["sae"] = {"model_type": "batch_topk_sae", "site": "layers.1", "d_sae": 32, "k": 4}
+    by_rank["training"] |= {"warm_start_steps": 0, "dead_after_tokens": 64}
+    nested, rows = ({"model_type": f"{name}_sae"} for name in ("matryoshka_batch_topk", "topk"))
+    by_rank["saes"] = {"batch": {}, "nested": nested, "rows": rows}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(by_rank))
+    one, two, spread = (tmp_path / name for name in ("one", "two", "spread"))
+    option = ("--training.shard_latents", "true")
+    for folder, n, options in ((one, 1, ()), (two, 2, ()), (spread, 2, option)):
+        assert launch(path, folder, n, *options).wait(300) == 0, said(folder)
+    for name in by_rank["saes"]:
+        assert any(line["dead_share"] > 0 for line in log_of(one / name))
+        wanted = load_file(one / name / "model.safetensors")
+        for folder in (two, spread):
+            assert_alike(folder / name, one / name)
+            found = load_file(folder / name / "model.safetensors")
+            for key, value in wanted.items():
+                torch.testing.assert_close(found[key], value, atol=2e-4, rtol=2e-3)
 
 
 @pytest.mark.slow
@@ -175,8 +179,10 @@ def test_latents_spread_over_processes_train_as_one_process_does(recipe, finishe
 @pytest.mark.parametrize(
     ("sae", "sentence"),
     [
-        (TopKSAE(TopKSAEConfig(d_in=4, d_sae=8, k=2)), "chooses among all latents"),
-        (BatchTopKSAE(BatchTopKSAEConfig(d_in=4, d_sae=8, k=2)), "a BatchTopKSAE chooses among"),
+        (
+            TopKSAE(TopKSAEConfig(d_in=4, d_sae=8, k=2, selection="groupmax")),
+            "selection='groupmax' takes latents in groups",
+        ),
         (ReLUSAE(ReLUSAEConfig(d_in=4, d_sae=9)), r"d_sae \(9\) does not divide by 2 processes"),
         (ReLUSAE(ReLUSAEConfig(d_in=8, d_sae=8)), r"d_sae \(8\) equals d_in or d_out"),
     ],
