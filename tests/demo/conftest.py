@@ -106,18 +106,23 @@ def served(argv: list[str], port: int, log: Path) -> Iterator[str]:
     with log.open("w") as output:
         process = subprocess.Popen(argv, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
     try:
-        for _ in range(900):
-            if process.poll() is not None:
-                raise AssertionError(log.read_text())
-            try:
-                urllib.request.urlopen(f"{url}config", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+        deadline = time.monotonic() + 300  # of a loaded machine
+        while not _answers(f"{url}config"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{url} does not answer: {log.read_text()}")
+            time.sleep(0.1)
         yield url
     finally:
         process.terminate()
         process.wait(20)
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def chromium() -> str:

@@ -20,6 +20,8 @@ SCREENS = {
     "health": "#health-main .hf-bars i",
     "about": "#about-card :text('A tiny SAE')",
 }
+# What the address says has been put into the fields: from here on nothing typed is lost to it.
+FILLED = "() => document.querySelector('#link textarea, #link input')?.value"
 WAIT = 60_000  # ms, the most that a loaded machine is given
 # An image that cannot be loaded says so after those that were there before it.
 AFTER_ERRORS = """new Promise(done => {
@@ -50,6 +52,7 @@ def visit(browser, app_url) -> Iterator[Callable]:
         page.on("request", ours)
         page.goto(f"{app_url}?{query}")
         page.wait_for_selector("#header .hf-top")
+        page.wait_for_function(FILLED)
         return page
 
     yield visit
