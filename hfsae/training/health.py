@@ -1,4 +1,4 @@
-"""Why a JumpReLU run is stuck, in one sentence with its fix.
+"""Why a run is stuck, a JumpReLU run above all, in one sentence with its fix.
 
 Users of every library meet the same few walls: thresholds that do not move, an L0 that will not
 fall, a coefficient that does nothing. Each has a cause that shows in numbers the trainer has at
@@ -7,6 +7,8 @@ hand. `diagnose` reads them between two log lines and names it.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+_MOST = 0.5  # of all latents
 
 
 @dataclass
@@ -44,6 +46,16 @@ class Reading:
 def diagnose(reading: Reading) -> list[str]:
     """Sentences, most fundamental cause first; empty where nothing is wrong."""
     return list(_causes(reading))
+
+
+def diagnose_dead(dead_share: float) -> list[str]:
+    """The same for variants without thresholds to train, which have fewer ways to be stuck."""
+    if dead_share <= _MOST:
+        return []
+    return [
+        f"{dead_share:.0%} of latents are dead: lower training.learning_rate, or have a token fire "
+        "more latents (sae.k, or sae.target_l0)"
+    ]
 
 
 def _causes(reading: Reading) -> Iterator[str]:
@@ -87,7 +99,7 @@ def _causes(reading: Reading) -> Iterator[str]:
             f"{reading.l0:.0f}: Adam takes the same step whatever the coefficient once it "
             "dominates, so raise training.threshold_learning_rate instead"
         )
-    if reading.dead_share > 0.5:
+    if reading.dead_share > _MOST:
         yield (
             f"{reading.dead_share:.0%} of latents are dead: lengthen "
             "training.sparsity_warmup_steps, or lower sae.l0_coefficient or "

@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from ..models import SAE, JumpReLUSAE, Schedule
 from ..ops import Entries, Place, Workspace, alone
 from .arguments import TrainingArguments
-from .health import Reading, diagnose
+from .health import Reading, diagnose, diagnose_dead
 from .schedules import cosine_warmup, geometric, in_steps, linear_decay, linear_warmup, steer
 from .sharding import (
     check_spread,
@@ -362,6 +362,8 @@ class Run:
         is_frozen = getattr(self.sae.config, "ste", None) == "none"
         if isinstance(self.sae, JumpReLUSAE) and step >= self.warm_start_steps and not is_frozen:
             line |= self._health(self.sae, seen, l0, schedule, step)
+        elif found := diagnose_dead(self._dead_share()):
+            line["health"] = found
         return line
 
     def _dead(self) -> Bool[Tensor, " d_sae"]:

@@ -2,19 +2,25 @@
 
 import json
 
+import pytest
 import torch
+from transformers import AutoModel
 
-from hfsae import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae import JumpReLUSAE, JumpReLUSAEConfig, ReLUSAEConfig, SAEConfig
 from hfsae.training import Trainer, TrainingArguments
 
 from .planted import PlantedStream
 
 
 def sentences(tmp_path, *, sae: dict, **training) -> list[str]:
-    torch.manual_seed(0)
     fields = {"d_in": 16, "d_sae": 32, "site": "layers.1", "bandwidth": 0.1} | sae
     fields.setdefault("initial_threshold", 0.05)
-    model = JumpReLUSAE(JumpReLUSAEConfig(**fields))
+    return said_of(JumpReLUSAEConfig(**fields), tmp_path, **training)
+
+
+def said_of(config: SAEConfig, tmp_path, **training) -> list[str]:
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config)
     defaults = {
         "n_tokens": 256 * 100,
         "batch_size": 256,
@@ -88,6 +94,14 @@ def test_most_latents_dead(tmp_path):
     training = {"learning_rate": 1.0, "dead_after_tokens": 1000}
     found = sentences(tmp_path, sae=dead, **training)
     assert any("of latents are dead" in s and "l0_coefficient" in s for s in found)
+
+
+@pytest.mark.parametrize("learning_rate, is_too_high", [(1e-3, False), (1.0, True)])
+def test_most_latents_dead_without_thresholds(tmp_path, learning_rate, is_too_high):
+    config = ReLUSAEConfig(d_in=16, d_sae=32, site="layers.1", target_l0=3)
+    found = said_of(config, tmp_path, learning_rate=learning_rate, dead_after_tokens=1000)
+    is_said = any("of latents are dead: lower training.learning_rate" in s for s in found)
+    assert is_said == is_too_high
 
 
 def test_thresholds_stay_float32_in_a_bfloat16_run_and_move(tmp_path):
