@@ -192,6 +192,7 @@ class Run:
         """One optimiser step; what to log of it, where asked."""
         if step == self.warm_start_steps > 0:
             self.optimizer = self._make_optimizer()
+            self._balance()
         schedule = self._schedule(step)
         self._set_learning_rates(step)
         seen = self._backward(batch, schedule)
@@ -205,6 +206,21 @@ class Run:
         line = self._log_line(seen, l0, schedule, step) if log else {}
         self._steer(l0, step)
         return line
+
+    @torch.no_grad()
+    def _balance(self) -> None:
+        """Where the warm start ends, begin with the lambda that its threshold is right for.
+
+        Without a latent of activation z (in x/c) the squared error is larger by z^2, if its decoder
+        row is orthogonal to the others'. So it is worth lambda where z^2 > lambda, and a threshold
+        of sqrt(lambda) parts the two. From there the controller goes on.
+        """
+        config = self.sae.config
+        if not isinstance(self.sae, JumpReLUSAE) or not config.l0_coefficient:
+            return
+        if (config.activation, config.penalty, config.l0_loss) == ("jump", "l0", "linear"):
+            threshold = float(whole(self.sae.threshold).median())
+            self.sparsity = _within_reach(threshold**2 / config.l0_coefficient)
 
     def _place_gradients(self) -> None:
         for _, p in self._named():
@@ -346,7 +362,7 @@ class Run:
             self._sparsity_warmup(step) == 1.0
         ):  # else it would answer for the warm-up, and wind up
             sparsity = steer(self.sparsity, l0, self.target_l0, self.args.l0_gain)
-            self.sparsity = min(max(sparsity, 1 / _SPARSITY_REACH), _SPARSITY_REACH)
+            self.sparsity = _within_reach(sparsity)
 
     @torch.no_grad()
     def _log_line(self, seen: _Seen, l0: float, schedule: Schedule, step: int) -> dict[str, Any]:
@@ -458,6 +474,10 @@ class Run:
         if self.mesh is not None:
             unshard_(self.sae)
         return self.sae
+
+
+def _within_reach(sparsity: float) -> float:
+    return min(max(sparsity, 1 / _SPARSITY_REACH), _SPARSITY_REACH)
 
 
 def _nth_largest_(x: Tensor, n: int) -> float:

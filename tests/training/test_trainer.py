@@ -67,6 +67,17 @@ def test_training_finds_the_planted_directions_and_saves_a_folded_sae(tmp_path):
     assert fvu < 0.25 and found.mean() > 0.7  # 0.9 and 0.5 before training
 
 
+def test_l0_stays_where_the_warm_start_left_it_whatever_lambda_was_given(tmp_path):
+    sae = make_sae(target_l0=3.0, subtract_b_dec=True, l0_coefficient=6e-4)
+    args = arguments(tmp_path, steps=400, warm_start_steps=200, adam_beta1=0.9)
+    Trainer(sae, PlantedStream(), args).train()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    after = [line for line in lines if line["step"] >= 200]
+    first = after[0]
+    assert first["l0_coefficient"] == pytest.approx(first["threshold_median"] ** 2, rel=0.05)
+    assert all(0.7 < line["l0"] / 3.0 < 1.3 for line in after)  # 10 of 3 if lambda stays at 6e-4
+
+
 def test_the_scale_is_the_root_of_the_mean_squared_norm_and_given_ones_stay(tmp_path):
     estimated, given = make_sae(), make_sae(activation_scale=5.0)
     stream = PlantedStream()
