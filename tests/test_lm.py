@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 import hfsae.lm
 from hfsae.lm import Site, capture, find_module, load_lm, patch, site_width, splice
+from hfsae.processor import Float32Products
 
 from .loopback_hub import Fault, LoopbackHub
 
@@ -592,6 +593,18 @@ def test_dtype_is_a_name_and_an_unknown_one_is_refused(saved_lm: Path):
     for name in ("bf17", "nn"):
         with pytest.raises(ValueError, match=f"dtype '{name}' does not exist"):
             load_lm(str(saved_lm), dtype=name)
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_products_are_in_float32_where_the_processor_has_no_bfloat16(
+    saved_lm: Path, monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool
+):
+    monkeypatch.setattr(hfsae.lm, "multiplies_bfloat16", lambda device: has_bfloat16)
+    lm = load_lm(str(saved_lm), dtype="bfloat16", device="cpu").lm
+    layers = [module for module in lm.modules() if isinstance(module, nn.Linear)]
+    assert layers and all(isinstance(layer, Float32Products) != has_bfloat16 for layer in layers)
+    assert all(p.dtype == torch.bfloat16 for p in lm.parameters())
+    assert lm(**tokens()).logits.dtype == torch.bfloat16
 
 
 def test_a_broken_folder_is_one_sentence(saved_lm: Path, tmp_path: Path):

@@ -49,6 +49,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..processor import multiplies_bfloat16
 from .selection import Summed, alone, kth_positive
 from .sparse import Entries, Workspace, blocks, on_gpu, stable_order
 
@@ -311,11 +312,5 @@ def _rounded_down(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _low_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the processor multiplies it; else float32, which the bound holds for too."""
-    if device.type == "cuda":  # what lacks bfloat16 there has no TF32 either
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if has_bfloat16 else torch.float32
-    has = [
-        getattr(torch.cpu, name, lambda: False)()
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    ]
-    return torch.bfloat16 if any(has) else torch.float32
+    # A card without bfloat16 has no TF32 either.
+    return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32

@@ -1,0 +1,39 @@
+"""What the processor at hand is quick at."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether it has instructions for that; where not, torch's products take several times longer
+    in bfloat16 than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in has)
+
+
+_BLOCK = 2**24  # weights that are float32 at a time: 64 MiB
+
+
+class Float32Products(nn.Linear):
+    """Multiplies in float32 what is in bfloat16, and rounds the result to it.
+
+    That is what a processor with bfloat16 does, too: it adds up in float32.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dtype != torch.bfloat16 or input.device.type != "cpu":
+            return super().forward(input)
+        x, n = input.float(), max(_BLOCK // self.in_features, 1)
+        bias = self.weight.new_zeros(self.out_features) if self.bias is None else self.bias
+        blocks = zip(self.weight.split(n), bias.split(n), strict=True)
+        return torch.cat([linear(x, w.float(), b.float()).to(input.dtype) for w, b in blocks], -1)
+
+
+def spare_bfloat16_(model: nn.Module) -> None:
+    """Have all linear layers multiply so. Weights, dtypes and gradients stay what they are."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Float32Products

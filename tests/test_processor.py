@@ -1,0 +1,44 @@
+"""Language models in bfloat16 where a processor has no instructions for it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import hfsae.processor
+from hfsae.processor import Float32Products, spare_bfloat16_
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("block", [2**24, 1000])
+def test_products_are_the_nearest_in_bfloat16_with_gradients_of_its_dtype(monkeypatch, bias, block):
+    monkeypatch.setattr(hfsae.processor, "_BLOCK", block)
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 48, bias=bias, dtype=torch.bfloat16)
+    x = torch.randn(5, 64, dtype=torch.bfloat16, requires_grad=True)
+    model = nn.Sequential(layer)
+    spare_bfloat16_(model)
+    out = model(x)
+    out.sum().backward()
+    exact = x.double() @ layer.weight.double().T + (
+        0 if layer.bias is None else layer.bias.double()
+    )
+    torch.testing.assert_close(out.double(), exact, rtol=2**-8, atol=1e-6)
+    assert x.grad is not None and out.dtype == x.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        x.grad, layer.weight.detach().sum(0).expand(5, 64), rtol=0.01, atol=0.01
+    )
+
+
+def test_other_dtypes_and_special_layers_are_left_alone():
+    torch.manual_seed(0)
+
+    class Special(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(8, 8), Special(8, 8))
+    before, x = copy.deepcopy(model), torch.randn(3, 8)
+    spare_bfloat16_(model)
+    assert torch.equal(model(x), before(x)) and type(model[1]) is Special
+    assert isinstance(copy.deepcopy(model)[0], Float32Products)
