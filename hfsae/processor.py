@@ -1,8 +1,22 @@
-"""What the processor at hand is quick at."""
+"""Which processor is at hand, and what it is quick at."""
+
+import platform
+import re
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+
+def told(device: torch.device) -> str:
+    """As "NVIDIA H100 80GB HBM3" or "AMD EPYC 9R14 (AVX512)"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    about, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    if about.is_file() and (found := re.search(r"model name\s*: (.+)", about.read_text())):
+        name = found[1].strip()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from . import card, contract, figures
+from . import card, contract, figures, processor
 from .activations import (
     HarvestArguments,
     Harvester,
@@ -385,6 +385,7 @@ def _provenance(recipe: Recipe, loaded: LoadedLM, command: str) -> dict[str, Any
         "card": {"license": recipe.license},
         "command": command,
         "versions": {"python": platform.python_version(), **_versions(names)},
+        "machine": processor.told(loaded.lm.device),
     }
 
 

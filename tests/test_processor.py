@@ -1,13 +1,14 @@
 """Language models in bfloat16 where a processor has no instructions for it."""
 
 import copy
+import re
 
 import pytest
 import torch
 from torch import nn
 
 import hfsae.processor
-from hfsae.processor import Float32Products, spare_bfloat16_
+from hfsae.processor import Float32Products, spare_bfloat16_, told
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -42,3 +43,7 @@ def test_other_dtypes_and_special_layers_are_left_alone():
     spare_bfloat16_(model)
     assert torch.equal(model(x), before(x)) and type(model[1]) is Special
     assert isinstance(copy.deepcopy(model)[0], Float32Products)
+
+
+def test_a_processor_is_told_by_name_and_instructions():
+    assert re.fullmatch(r".*\w.* \(\w+\)", told(torch.device("cpu")))

@@ -2,8 +2,8 @@
 
 import base64
 import math
-import platform
 import re
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -115,9 +115,15 @@ class _Parts:
             f"{', '.join(map(str, c.seeds))}. A seed sets the initial weights and the order of "
             "activations, for all arms alike; the tokens are the same for all seeds. Evaluated on "
             f"{c.evaluation.n_tokens:,} held-out tokens. Training took {hours:.2f} h by the clock, "
-            f"all runs added up; this report was drawn on {platform.machine()} "
-            f"(torch {torch.__version__})."
+            f"all runs added up; machines: {self._machines()}. This report was drawn with torch "
+            f"{torch.__version__}."
         )
+
+    def _machines(self) -> str:
+        counts = Counter(m.record["machine"] or "not recorded" for m in self.measured)
+        if len(counts) == 1:
+            return next(iter(counts))
+        return ", ".join(f"{name}, {n} SAEs" for name, n in counts.most_common())
 
     def _one_of_each_run(self) -> list[Measured]:
         return list({(m.arm, m.seed): m for m in self.measured}.values())

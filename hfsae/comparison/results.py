@@ -127,13 +127,17 @@ def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
         folder,
         {key: metric.value for key, metric in evaluation.metrics.items()},
         sums,
-        {key: record[key] for key in _RECORDED},
+        _recorded(record),
         what_matters(run.recipe, name),
         _thresholds(folder, _scale(record)),
         kept.agreement if kept else {},
         causes,
         made_with.get("args", ""),
     )
+
+
+def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: record[key] for key in _RECORDED} | {"machine": record.get("machine", "")}
 
 
 def kept_causes(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, str]]:
@@ -263,7 +267,7 @@ def _from_plain(
         Path(),
         plain["metrics"],
         sums,
-        {name: plain[name] for name in _RECORDED},
+        _recorded(plain),
         {**recipes[f"{plain['arm']}/{plain['seed']}"], "saes": plain["fields"]},
         tuple(plain["thresholds"]),
         {int(seed): (mean, share) for seed, (mean, share) in plain["agreement"].items()},

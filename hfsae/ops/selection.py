@@ -32,7 +32,10 @@ def kth_positive(values: Float[Tensor, "..."], k: int, summed: Summed = alone) -
     """
     if isinstance(values, DTensor):
         mesh, mine = values.device_mesh, _by_latent(values).to_local()
-        over_latents = lambda x: DTensor.from_local(x, mesh, [Partial()]).full_tensor()  # noqa: E731
+
+        def over_latents(x: Tensor) -> Tensor:
+            return DTensor.from_local(x, mesh, [Partial()]).full_tensor()
+
         return DTensor.from_local(kth_positive(mine, k, over_latents), mesh, [Replicate()])
     bits = values[values > 0].float().view(torch.int32)  # ordered as floats above 0 are
     high = summed(torch.bincount(bits >> 16, minlength=2**15))

@@ -1,10 +1,12 @@
 """A comparison from recipe to report, on a tiny language model."""
 
 import json
+import re
 
 import pytest
 from transformers import AutoModel
 
+from hfsae import processor
 from hfsae.comparison import CausalArguments, Comparison, compare
 
 from ..tiny import tiny_fields
@@ -59,7 +61,9 @@ def test_what_is_there_is_not_done_again_and_an_arm_may_be_added(tmp_path, loads
     assert "| wide |" in (report / "report.md").read_text()
 
 
-def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(tmp_path, loads):
+def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
+    tmp_path, loads, monkeypatch
+):
     fields = {"report": str(tmp_path / "report"), "causal": CausalArguments(n_tokens=6, l0=3.0)}
     first = tiny_comparison(tmp_path / "here", **fields)
     report = compare(first)
@@ -75,11 +79,13 @@ def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
     (report / "results.json").write_text('{"saes": [{"arm": "topk"}]}')
     with pytest.raises(ValueError, match=r"results\.json is damaged .KeyError.*; put back a sound"):
         compare(other)
-    (report / "results.json").write_text(numbers)
+    (report / "results.json").write_text(re.sub(r'"machine": "[^"]+"', '"machine": ""', numbers))
+    monkeypatch.setattr(processor, "told", lambda device: "another machine")
     compare(other)
     other.seeds = [0, 1, 2]
     text = (compare(other) / "report.md").read_text()
     assert sorted(path.name for path in (tmp_path / "there/topk").iterdir()) == ["seed_2"]
+    assert "machines: not recorded, 8 SAEs, another machine, 4 SAEs." in text
     assert "seeds: 0, 1, 2" in text and len(saes_in(report)) == 12
     rows = text.partition("## Do seeds agree")[2].partition("## Arms")[0].splitlines()
     assert [row.split("|")[3].strip() for row in rows if "| topk" in row] == ["1", "1"], "of three"
