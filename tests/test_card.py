@@ -49,6 +49,7 @@ RECORD = {
     "seconds": {"harvest": 109.3, "train": 99.1},
     "n_processes": 2,
     "device": "cpu",
+    "machine": "AMD EPYC (AVX512)",
     "peak_memory_bytes": 2_100_000_000,
     "norm_limits": {"layers.1": 1234.5},
     "lm": {
@@ -253,7 +254,7 @@ def test_the_contract_says_where_the_sae_belongs(folder):
         "Harvested": "40,533 kept; left out: 414 special tokens, 13 outliers",
         "Held out": "25 % of documents, by a hash of their text",
         "l0_coefficient": "0.0006 at the start, 0.000621 at the end",
-        "Time": "109.3 s to harvest and 99.1 s to train, on 2 x cpu",
+        "Time": "109.3 s to harvest and 99.1 s to train, on 2 x AMD EPYC (AVX512)",
         "Peak memory": "2.1 GB",
         "Seed": "7",
         "torch": "2.13.0",
