@@ -45,8 +45,8 @@ class TrainingArguments:
     """...over these. Below 1: a fraction of all."""
     warm_start_steps: Duration = 0
     """SAEs with a target_l0 first train these steps under one common threshold that is steered to
-    the target (in effect a BatchTopK SAE), then with Adam and warm-ups begun anew. Short runs
-    gain. Below 1: a fraction of all."""
+    the target (in effect a BatchTopK SAE), then with Adam and warm-ups begun anew and lambda at
+    that threshold's square. Short runs gain. Below 1: a fraction of all."""
     l0_gain: float = 0.05
     """How fast the L0 controller acts: at most a factor exp(l0_gain) on lambda each step."""
     init_b_dec: Literal["zeros", "mean"] = "zeros"
