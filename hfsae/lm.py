@@ -51,7 +51,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from . import contract
 from .loading import one_at_a_time
 from .packaged import PACKAGED_LMS, packaged_lm, require_packaged_lm
-from .processor import multiplies_bfloat16, spare_bfloat16_
+from .processor import spare_bfloat16_
 
 logger = logging.getLogger(__name__)
 
@@ -519,8 +519,7 @@ def load_lm(
     logger.info("%s: %s, %s", name, origin, lm.dtype)
     lm.name_or_path = name  # a packaged copy is of this model, too
     lm.to(device)  # pyright: ignore[reportArgumentType] - transformers' wrapper hides the types
-    if lm.device.type == "cpu" and not multiplies_bfloat16(lm.device):
-        spare_bfloat16_(lm)
+    spare_bfloat16_(lm)
     return LoadedLM(lm.eval().requires_grad_(False), tokenizer, origin)
 
 

@@ -21,6 +21,7 @@ from .activations import TokenBatch
 from .features import CollectArguments
 from .features.windows import Seen
 from .models import SAEConfig
+from .processor import spare_bfloat16_
 from .training import TrainingArguments
 from .training.run import Run
 
@@ -78,6 +79,7 @@ def _cut(lm: PreTrainedModel, n_blocks: int, dtype: torch.dtype, device: str) ->
     cut.to_empty(device=device)
     for tensor in (*cut.parameters(), *cut.buffers()):
         tensor.fill_(0.01)  # random ones take longer to make than to multiply
+    spare_bfloat16_(cut)
     return cut
 
 

@@ -47,7 +47,13 @@ class Float32Products(nn.Linear):
 
 
 def spare_bfloat16_(model: nn.Module) -> None:
-    """Have all linear layers multiply so. Weights, dtypes and gradients stay what they are."""
+    """Where a model's processor has no bfloat16, have its linear layers multiply in float32.
+
+    Weights, dtypes and gradients stay what they are.
+    """
+    device = next(model.parameters()).device
+    if device.type != "cpu" or multiplies_bfloat16(device):
+        return
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Float32Products

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import hfsae.lm
+import hfsae.processor
 from hfsae.lm import Site, capture, find_module, load_lm, patch, site_width, splice
 from hfsae.processor import Float32Products
 
@@ -599,7 +600,7 @@ def test_dtype_is_a_name_and_an_unknown_one_is_refused(saved_lm: Path):
 def test_products_are_in_float32_where_the_processor_has_no_bfloat16(
     saved_lm: Path, monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool
 ):
-    monkeypatch.setattr(hfsae.lm, "multiplies_bfloat16", lambda device: has_bfloat16)
+    monkeypatch.setattr(hfsae.processor, "multiplies_bfloat16", lambda device: has_bfloat16)
     lm = load_lm(str(saved_lm), dtype="bfloat16", device="cpu").lm
     layers = [module for module in lm.modules() if isinstance(module, nn.Linear)]
     assert layers and all(isinstance(layer, Float32Products) != has_bfloat16 for layer in layers)

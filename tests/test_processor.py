@@ -15,6 +15,7 @@ from hfsae.processor import Float32Products, spare_bfloat16_, told
 @pytest.mark.parametrize("block", [2**24, 1000])
 def test_products_are_the_nearest_in_bfloat16_with_gradients_of_its_dtype(monkeypatch, bias, block):
     monkeypatch.setattr(hfsae.processor, "_BLOCK", block)
+    monkeypatch.setattr(hfsae.processor, "multiplies_bfloat16", lambda device: False)
     torch.manual_seed(0)
     layer = nn.Linear(64, 48, bias=bias, dtype=torch.bfloat16)
     x = torch.randn(5, 64, dtype=torch.bfloat16, requires_grad=True)
@@ -32,7 +33,8 @@ def test_products_are_the_nearest_in_bfloat16_with_gradients_of_its_dtype(monkey
     )
 
 
-def test_other_dtypes_and_special_layers_are_left_alone():
+def test_other_dtypes_and_special_layers_are_left_alone(monkeypatch):
+    monkeypatch.setattr(hfsae.processor, "multiplies_bfloat16", lambda device: False)
     torch.manual_seed(0)
 
     class Special(nn.Linear):
