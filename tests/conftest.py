@@ -44,6 +44,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import hfsae.hub
 from hfsae.lm import LoadedLM, load_lm
 from hfsae.packaged import PACKAGED_LMS
+from hfsae.processor import multiplies_bfloat16
 
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>"]
 VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
@@ -55,11 +56,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = {}
     if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason="torch.cuda.is_available() is False here")
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(skip)
+        reasons["gpu"] = "torch.cuda.is_available() is False here"
+    if not multiplies_bfloat16(torch.device("cpu")) and not os.environ.get("HFSAE_SLOW"):
+        reasons["slow"] = (
+            "takes minutes on a processor without bfloat16; HFSAE_SLOW=1 has it run all the same"
+        )
+    for item in items:
+        for keyword, reason in reasons.items():
+            if keyword in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session", autouse=True)

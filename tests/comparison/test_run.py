@@ -6,10 +6,17 @@ import re
 import pytest
 from transformers import AutoModel
 
-from hfsae import processor
+from hfsae import figures, processor
 from hfsae.comparison import CausalArguments, Comparison, compare
 
 from ..tiny import tiny_fields
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_of_single_saes(monkeypatch):
+    """They take half of the time here, and tests/test_figures.py has them."""
+    monkeypatch.setattr(figures, "draw", lambda folder: None)
+
 
 ARMS = {
     "jumprelu": {"title": "JumpReLU", "sweep": {"target_l0": [3, 6]}},

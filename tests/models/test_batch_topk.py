@@ -193,6 +193,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path):
     assert_same_bits(weights(whole), weights(resumed))
 
 
+@pytest.mark.slow
 def test_dead_latents_come_back(tmp_path):
     """Half of the latents start too weak to fire; with the auxiliary loss they learn to."""
     x, alive = PlantedStream()._make(123, 8192)["layers.1"], {}

@@ -149,6 +149,7 @@ def test_kernels_take_bfloat16_and_sum_in_float32(problem):
 
 
 @needs_triton
+@pytest.mark.slow
 def test_kernels_pass_these_tests_in_tritons_interpreter():
     step = f"{MODELS}::test_a_sparse_step_the_way_of_a_gpu_has_the_gradients_of_a_dense_one"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, step]

@@ -110,6 +110,7 @@ def test_the_frequency_penalty_thins_out_the_densest_latents(tmp_path):
     assert plain["densest"] > 0.5 and thin["densest"] < 0.3, (plain, thin)
 
 
+@pytest.mark.slow
 def test_the_pre_activation_loss_brings_dead_latents_back(tmp_path):
     """Half of the latents begin too far below their threshold for any to fire."""
     after = {}

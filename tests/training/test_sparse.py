@@ -65,6 +65,7 @@ def run(kind: str, folder, sparse: str, **fields) -> tuple[Run, PlantedStream]:
     return made, source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_after_200_steps_the_loss_is_that_of_dense_steps(kind, tmp_path):
     """Clipped by gradient norm, Adam, dead latents and all; three steps agree much closer."""

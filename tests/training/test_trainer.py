@@ -372,6 +372,7 @@ def test_other_variants_train_and_their_l0_obeys_too(fields, l0, tmp_path):
     assert set(coefficients) == ({"l1_coefficient"} if l0 else set())
 
 
+@pytest.mark.slow
 def test_dead_latents_of_a_topk_sae_come_back(tmp_path):
     """Half of the latents can never be among the largest; only the auxiliary loss reaches them."""
     alive = {}
