@@ -1,5 +1,6 @@
 """Figures of a comparison: frontiers, differences from the reference, health; a line an arm."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = "osD^vPX*"
 _GRID_POINTS = 24
 _LEGEND_ROWS = 16
+_LABEL = 40  # characters that an axis has room for
 _MARGIN = 1.4
 
 Titles = Mapping[str, str]
@@ -86,7 +88,7 @@ def _difference(
         margin = (_MARGIN - 1) * (max(shown) - min(shown))  # bands may go on far beyond
         if margin:
             axes.set_ylim(min(shown) - margin, max(shown) + margin)
-        axes.set_ylabel(f"{label}, % from {titles[reference]}")
+        axes.set_ylabel(textwrap.fill(f"{label}, % from {titles[reference]}", _LABEL))
         _plain_ticks(axes, y=False)
     _legend(figure, panels[0])
     return figure
