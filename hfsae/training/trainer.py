@@ -125,19 +125,20 @@ class Trainer:
 
         On SIGINT or SIGTERM the step is finished, a checkpoint saved, KeyboardInterrupt raised.
         """
-        resumed = self._resume()
+        self._resume()
         if self.args.report_to != "none":
             self.accelerator.init_trackers("hfsae", config=asdict(self.args))
         with self.interrupt, self._bars() as bar:
             try:
-                if not resumed:
+                if self.steps_done == 0:
                     self._initialise()
                 while self.steps_done < self.args.total_steps:
                     self._step(bar)
                     if self._anyone(self.interrupt.requested):
                         raise _Stop
             except _Stop:
-                self.save_checkpoint()
+                if self.steps_done:  # else nothing is lost, and perhaps nothing initialised
+                    self.save_checkpoint()
                 raise KeyboardInterrupt from None
         return self._finish()
 
@@ -234,12 +235,12 @@ class Trainer:
         with self.interrupt.deferred():
             checkpoint.save(folder, self.steps_done, state, keep=self.args.save_total_limit)
 
-    def _resume(self) -> bool:
+    def _resume(self) -> None:
         path = checkpoint.latest(self.output_dir / "checkpoints")
         if path is None:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self._cut_logs()
-            return False
+            return
         state = checkpoint.load(path)
         _refuse_another_run(state["identity"], self.identity, path)
         for name, run in self.runs.items():
@@ -248,7 +249,6 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         self.steps_done, self.seconds = state["steps_done"], state["seconds"]
         self._cut_logs()
-        return True
 
     def _cut_logs(self) -> None:
         """Drop lines of steps that will be done again."""

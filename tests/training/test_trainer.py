@@ -133,6 +133,25 @@ def stop_at(stream: PlantedStream, n_batches: int):
     return next_batch
 
 
+def test_ctrl_c_in_the_first_bucket_leaves_nothing_that_a_run_would_begin_from(tmp_path):
+    """What is estimated from the sample (scale, bias, threshold) is not there yet."""
+    whole, stopped, resumed = (make_sae(target_l0=3.0) for _ in range(3))
+    more = {"warm_start_steps": 20, "init_b_dec": "mean"}
+    Trainer(whole, PlantedStream(), arguments(tmp_path / "whole", **more)).train()
+    args, stopping = arguments(tmp_path / "parts", **more), PlantedStream()
+
+    def fill(n: int):
+        os.kill(os.getpid(), signal.SIGINT)
+        stopping.progress(1, n)
+        pytest.fail("the bucket was filled to its end")
+
+    stopping.sample = fill
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(stopped, stopping, args).train()
+    Trainer(resumed, PlantedStream(), args).train()
+    assert_same_bits(weights(whole), weights(resumed))
+
+
 def test_ctrl_c_while_a_bucket_is_filled_stops_at_once_and_loses_nothing(tmp_path):
     sae, stream = make_sae(), PlantedStream()
     original = stream.next_batch
