@@ -33,9 +33,9 @@ def draw(
     """Write the figures into `folder`; by name, in the order of the report."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"frontier": _frontier(frontiers, measured, titles)}
-    curves = [arm for arm in frontiers.arms if frontiers.n_saes(arm) > 1]
-    if reference in curves and len(curves) > 1:
-        figures["difference"] = _difference(frontiers, curves, titles, reference)
+    met = [arm for arm in frontiers.arms if _meet(frontiers, arm, reference)]
+    if met:
+        figures["difference"] = _difference(frontiers, met, titles, reference)
     figures["health"] = _health(measured, titles)
     return {name: _save(figure, folder / f"{name}.png") for name, figure in figures.items()}
 
@@ -65,8 +65,14 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
     return figure
 
 
+def _meet(frontiers: Frontiers, arm: str, reference: str) -> bool:
+    """Whether both have a curve, and at some L0s in common."""
+    low, high = frontiers.reach([arm, reference])
+    return arm != reference and low < high and min(map(frontiers.n_saes, (arm, reference))) > 1
+
+
 def _difference(
-    frontiers: Frontiers, curves: Sequence[str], titles: Titles, reference: str
+    frontiers: Frontiers, met: Sequence[str], titles: Titles, reference: str
 ) -> "Figure":
     """Of each arm from the reference, with the interval over seeds and documents."""
     figure, panels = _panels(len(METRICS))
@@ -74,7 +80,7 @@ def _difference(
         shown = [0.0]
         axes.axhline(0, color=_colour(frontiers.arms.index(reference)), lw=1.4)
         for i, arm in enumerate(frontiers.arms):
-            if arm == reference or arm not in curves:
+            if arm not in met:
                 continue
             grid = _grid(*frontiers.reach([arm, reference]))
             found = [frontiers.difference(arm, reference, metric, l0) for l0 in grid]

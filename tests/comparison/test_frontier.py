@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hfsae.comparison import Frontiers
+from hfsae.comparison import Frontiers, plots
 from hfsae.comparison.results import Measured
 
 L0S = (16.0, 32.0, 64.0)
@@ -107,3 +107,18 @@ def test_pairing_takes_out_what_arms_have_in_common():
 def test_one_seed_shows_no_difference():
     found = frontiers({"a": [0.5], "b": [1.0]}).difference("a", "b", "fvu", 30.0)
     assert math.isnan(found.seeds[0]) and found.holds_0
+
+
+def test_arms_at_other_l0s_than_the_references_have_no_line_of_differences(tmp_path):
+    saes = [
+        sae(arm, 0, l0, 1.0)
+        for arm, l0s in {"dense": (100.0, 200.0), "sparse": (8.0, 15.0)}.items()
+        for l0 in l0s
+    ]
+    health = dict.fromkeys(
+        ("relative_reconstruction_bias", "dead_share", "above_10_percent_share"), 1.0
+    )
+    saes = [m._replace(metrics=m.metrics | health) for m in saes]
+    titles = {"dense": "dense", "sparse": "sparse"}
+    drawn = plots.draw(tmp_path, Frontiers(saes, n_resamples=20), saes, titles, "dense")
+    assert set(drawn) == {"frontier", "health"}
