@@ -247,9 +247,10 @@ def stale_stages(recipe: Recipe) -> list[str]:
             "another training.output_dir or delete the folder"
         )
     stale = []
-    if theirs.get("evaluation") != ours["evaluation"]:
+    if recipe.evaluation.n_tokens != 0 and theirs.get("evaluation") != ours["evaluation"]:
         stale.append("evaluation.json")
-    if any(theirs.get(key) != ours[key] for key in ("collect", "collect_tokens")):
+    collects = ("collect", "collect_tokens")
+    if recipe.collect_tokens and any(theirs.get(key) != ours[key] for key in collects):
         stale.append("features/meta.json")
     return stale
 

@@ -98,7 +98,7 @@ class TokenBatch(NamedTuple):
 def documents(args: TextArguments, split: Split) -> Iterator[Document]:
     """The documents of one side, in the same order each time; empty ones are left out."""
     side = _side(args, split)
-    if args.shuffle_documents and not _is_hub(args.dataset):
+    if args.shuffle_documents and not is_hub(args.dataset):
         return iter(sorted(side, key=lambda piece: _hash(f"{args.seed} {piece.text}")))
     return side
 
@@ -169,7 +169,7 @@ def _texts(args: TextArguments) -> Iterator[str]:
     elif args.dataset.startswith("packaged:"):
         for name in args.dataset.removeprefix("packaged:").split(","):
             yield from packaged_text(name.strip())
-    elif _is_hub(args.dataset):
+    elif is_hub(args.dataset):
         for row in _hub_rows(args.dataset, args):
             yield _column(row, args.text_column, args.dataset)
     else:
@@ -180,7 +180,8 @@ def _texts(args: TextArguments) -> Iterator[str]:
                 raise ValueError(f"{path} cannot be read ({error}); check it.") from error
 
 
-def _is_hub(dataset: str | list[str]) -> bool:
+def is_hub(dataset: str | list[str]) -> bool:
+    """Whether it is named by its place on the Hub."""
     if not isinstance(dataset, str) or dataset.startswith(("packaged:", "/", ".", "~")):
         return False
     path = Path(dataset)

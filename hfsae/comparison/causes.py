@@ -17,7 +17,8 @@ from ..models import SAE
 from ..recipe import Recipe, load_trained, read_rows
 from ..records import write_tensors
 from .arms import CausalArguments
-from .results import CAUSES, Measured
+from .frontier import t_interval
+from .results import CAUSES, Measured, has_weights
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def measure_missing(
     if not missing:
         return
     for m in missing:
-        if not (m.folder / "config.json").is_file():
+        if not has_weights(m.folder):
             raise ValueError(
                 f"causal control was not measured of {m.folder}, whose weights are not here; "
                 "set causal.n_tokens to 0, or give another --report, for which all is trained anew"
@@ -94,18 +95,23 @@ def read(m: Measured) -> Causes:
 
 
 class Spread(NamedTuple):
-    """A number and its 95 % interval, over seeds and tokens drawn anew."""
+    """A number, and how far it may lie from that."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} ({self.low:.3g}-{self.high:.3g})"
+        sides = "" if np.isnan(self.low) else f" ({self.low:.3g}-{self.high:.3g})"
+        return f"{self.value:.3g}{sides}"
 
 
 class ArmCauses:
-    """What an arm's SAEs of several seeds say together; the tokens are the same for all."""
+    """What an arm's SAEs of several seeds say together; the tokens are the same for all.
+
+    Intervals hold 95 % of what is found when seeds and tokens are drawn anew; of as few as three
+    seeds, as good as all that any of them gives.
+    """
 
     def __init__(self, causes: Sequence[Causes], *, n_resamples: int = 1000, seed: int = 0) -> None:
         self._controls = [c.control for c in causes]
@@ -133,8 +139,8 @@ class ArmCauses:
         return self._ratio(lambda c: getattr(c, curve)[at], lambda c: c.whole)
 
     def evenness(self) -> Spread:
-        """r_L0; of seeds alone."""
-        return _spread(self._seeds @ self._uniformity / self._seeds.sum(axis=1))
+        """r_L0; its interval is Student's t over the seeds."""
+        return Spread(float(self._uniformity.mean()), *t_interval(self._uniformity))
 
     def _ratio(
         self, above: Callable[[CausalControl], Tensor], below: Callable[[CausalControl], Tensor]

@@ -1,10 +1,12 @@
 """Fidelity at equal L0: curves through an arm's SAEs, paired differences, and their intervals.
 
 Between two SAEs of an arm log(metric) is taken to be linear in log(L0); beyond the sparsest and
-the densest there is nothing (NaN), but one SAE alone stands for all L0s within 5 % of its own. On
-documents drawn anew L0s lie a little elsewhere, so that there the outermost lines go on as far as
-needed. Differences are paired: by seed (the same initial weights and order of activations) and by
-document (the same held-out text). Two intervals of 95 %:
+the densest there is nothing (NaN), but one SAE alone stands for all L0s within 5 % of its own. Nor
+is there a line between SAEs that are not neighbours in the sweep: one that collapsed leaves a gap,
+across which a line would be better than what lies there. On documents drawn anew L0s lie a little
+elsewhere, so that there the outermost lines go on as far as needed. Differences are paired: by seed
+(the same initial weights and order of activations) and by document (the same held-out text). Two
+intervals of 95 %:
 
     seeds                Student's t over the seeds' differences: would other seeds say so, too?
     seeds and documents  percentiles of a bootstrap that draws both: and other text?
@@ -23,6 +25,7 @@ from .results import Measured
 
 METRICS = {"fvu": "FVU", "delta_loss": "delta LM loss"}
 _LEAST = 1e-9  # of what a logarithm is taken
+_LEAST_L0 = 1e-3
 _AREA_POINTS = 65
 _SLACK = 1.05
 
@@ -85,7 +88,7 @@ class Frontiers:
         return max(low for low, _ in sides), min(high for _, high in sides)
 
     def _sides(self, arm: str, seed: int) -> tuple[float, float]:
-        l0s = [m.metrics["l0"] for m in self._saes[arm, seed]]
+        l0s = [max(m.metrics["l0"], _LEAST_L0) for m in self._saes[arm, seed]]
         return (l0s[0] / _SLACK, l0s[0] * _SLACK) if len(l0s) == 1 else (min(l0s), max(l0s))
 
     def _log_ratios(
@@ -103,18 +106,21 @@ class Frontiers:
         drawn = np.random.default_rng(self._seed).integers(n, size=(self.n_resamples, n))
         means = values[drawn, 1 + np.arange(self.n_resamples)[:, None]].mean(axis=1)
         low, high = np.percentile(means, [2.5, 97.5])
-        return Estimate(float(own.mean()), _t_interval(own), (float(low), float(high)))
+        return Estimate(float(own.mean()), t_interval(own), (float(low), float(high)))
 
     def _curve(self, arm: str, seed: int, metric: str, l0s: Sequence[float]) -> np.ndarray:
         """[1 + resamples, l0s]: the metric, interpolated."""
-        points = [self._resampled[id(m)] for m in self._saes[arm, seed]]
-        x = np.log(np.stack([p["l0"] for p in points], axis=1))  # [1 + resamples, saes]
+        saes = self._saes[arm, seed]
+        points = [self._resampled[id(m)] for m in saes]
+        l0 = np.stack([p["l0"] for p in points], axis=1)  # [1 + resamples, saes]
+        x = np.log(np.maximum(l0, _LEAST_L0))
         y = np.log(np.maximum(np.stack([p[metric] for p in points], axis=1), _LEAST))
         at = np.log(np.asarray(l0s))
         curves = np.exp(np.stack([_on_lines(at, *row) for row in zip(x, y, strict=True)]))
         low, high = np.log(self._sides(arm, seed))
         is_between = (at >= low) & (at <= high)
-        return np.where(is_between, curves, np.nan)
+        has_line = _lies_between_neighbours(at, x[0], np.array([m.value for m in saes]))
+        return np.where(is_between & has_line, curves, np.nan)
 
     @cached_property
     def _resampled(self) -> Mapping[int, dict[str, np.ndarray]]:
@@ -144,18 +150,33 @@ def _drawn(m: Measured, names: list[str], n_resamples: int, seed: int) -> np.nda
     return torch.cat(sums).T.numpy()
 
 
+def _lies_between_neighbours(at: np.ndarray, x: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Whether the points on both sides of `at` follow each other in the swept `values`, too."""
+    if len(x) == 1:
+        return np.ones(len(at), dtype=bool)
+    order = np.argsort(x)
+    ranks = np.argsort(np.argsort(values))[order]
+    left = _left(at, x[order])
+    return np.abs(ranks[left + 1] - ranks[left]) == 1
+
+
+def _left(at: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Which of the sorted x lies left of each; at the ends, the first and the last but one."""
+    return np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2)
+
+
 def _on_lines(at: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """y at some x, on the lines between neighbouring points, the first and the last prolonged."""
     if len(x) == 1:
         return np.full_like(at, y[0])
     order = np.argsort(x)
     x, y = x[order], y[order]
-    left = np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2)
+    left = _left(at, x)
     slope = (y[left + 1] - y[left]) / (x[left + 1] - x[left])
     return y[left] + slope * (at - x[left])
 
 
-def _t_interval(values: np.ndarray) -> tuple[float, float]:
+def t_interval(values: np.ndarray) -> tuple[float, float]:
     """NaN, if there is one seed."""
     n = len(values)
     if n < 2:

@@ -4,15 +4,14 @@ import base64
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 
-from ..activations import TextArguments, documents
+from ..activations import Split, TextArguments, documents, is_hub
 from ..recipe import as_plain
 from ..records import write_whole
 from . import causes, plots, results
@@ -33,7 +32,8 @@ def write_report(comparison: Comparison, measured: Sequence[Measured], command: 
     """Write report.md, report.html, figures/, and the numbers themselves; their folder."""
     folder = comparison.report_folder
     folder.mkdir(parents=True, exist_ok=True)
-    frontiers = Frontiers(measured, n_resamples=comparison.evaluation.bootstrap_samples)
+    results.keep(folder, measured, command, as_plain(comparison))
+    frontiers = Frontiers(measured, **_resampling(comparison))
     titles = {arm: comparison.title(arm) for arm in comparison.arms}
     figures = folder / "figures"
     drawn = plots.draw(figures, frontiers, measured, titles, comparison.reference_arm)
@@ -41,8 +41,12 @@ def write_report(comparison: Comparison, measured: Sequence[Measured], command: 
     text = "\n\n".join(parts.all(command)) + "\n"
     write_whole(folder / "report.md", text)
     write_whole(folder / "report.html", _html(text, folder))
-    results.keep(folder, measured, command, as_plain(comparison))
     return folder
+
+
+def _resampling(comparison: Comparison) -> dict[str, int]:
+    args = comparison.evaluation
+    return {"n_resamples": args.bootstrap_samples, "seed": args.seed}
 
 
 class _Parts:
@@ -108,16 +112,19 @@ class _Parts:
         c, first = self.c, self.measured[0]
         hours = sum(m.record["seconds"]["train"] for m in self._one_of_each_run()) / 3600
         return (
-            f"{len(self.measured)} SAEs of {first.record['sae_as_trained']['d_sae']:,} latents at "
+            f"{len(self.measured)} SAEs of {self._widths()} latents at "
             f"`{c.sae.get('site')}` of {c.lm.name} ({c.lm.dtype}), each trained on "
             f"{first.record['n_tokens']:,} activations. Arms: {len(c.arms)}; SAEs of an arm and a "
-            f"seed: {len(self.measured) // len(c.arms) // len(c.seeds)}; seeds: "
+            f"seed: {_from_to(map(self.frontiers.n_saes, c.arms))}; seeds: "
             f"{', '.join(map(str, c.seeds))}. A seed sets the initial weights and the order of "
             "activations, for all arms alike; the tokens are the same for all seeds. Evaluated on "
             f"{c.evaluation.n_tokens:,} held-out tokens. Training took {hours:.2f} h by the clock, "
             f"all runs added up; machines: {self._machines()}. This report was drawn with torch "
             f"{torch.__version__}."
         )
+
+    def _widths(self) -> str:
+        return _from_to(m.record["sae_as_trained"]["d_sae"] for m in self.measured)
 
     def _machines(self) -> str:
         counts = Counter(m.record["machine"] or "not recorded" for m in self.measured)
@@ -223,7 +230,8 @@ class _Parts:
         arms, l0s = {}, {}
         for arm in self.c.arms:
             mine, title = [m for m in chosen if m.arm == arm], self.c.title(arm)
-            arms[title] = causes.ArmCauses([causes.read(m) for m in mine])
+            found = [causes.read(m) for m in mine]
+            arms[title] = causes.ArmCauses(found, **_resampling(self.c))
             l0s[title] = _spread([m.metrics["l0"] for m in mine])
         yield f"## Are latents causes? At an L0 of {self.c.causal.l0:g}"
         yield (
@@ -231,8 +239,9 @@ class _Parts:
             "edited at the token alone, and the prediction there is looked at: m is the logit of "
             "the correct next token less the mean of all, in a float32 model. The latent tried has "
             "the largest effect by gradient; the matched latent fires at the same token and writes "
-            "a vector of about the same norm; the random direction has that norm. In brackets 95 % "
-            "intervals over seeds and tokens drawn anew. Off target is the KL of the next token, "
+            "a vector of about the same norm; the random direction has that norm. In brackets what "
+            "95 % of draws of seeds and tokens give; with as few seeds as here these hold all "
+            "seeds, and are no intervals of confidence. Off target is the KL of the next token, "
             "the correct one left out."
         )
         yield "![Sufficiency and necessity](figures/causes.png)"
@@ -269,18 +278,9 @@ class _Parts:
         return f"```yaml\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}```"
 
     def _data(self) -> str:
-        rows = [["side", "documents", "digest of their hashes"]]
-        digests = {}
-        for side in ("train", "held_out"):
-            ids = _document_hashes(self.c.text, side)
-            digests[side] = ids
-            digest = blake2b("".join(sorted(ids)).encode(), digest_size=8).hexdigest()
-            rows.append([side.replace("_", "-"), f"{len(ids):,}", f"`{digest}`"])
-        shared = len(digests["train"] & digests["held_out"])
         limits = self.measured[0].record["harvested"]
         return (
-            f"{_table(rows)}\n\n`{self.c.text.dataset}`, split by document before anything is "
-            f"tokenised (documents on both sides: {shared}); rows of {self.c.text.context_size} "
+            f"{_documents(self.c.text)}; rows of {self.c.text.context_size} "
             f"tokens; BOS at the start of each {self.c.text.bos}. Of the training text "
             f"{limits['kept']:,} positions were kept, {limits['dropped_special']:,} special ones "
             f"and {limits['dropped_outliers']:,} norm outliers dropped; the same rules hold in the "
@@ -309,6 +309,11 @@ class _Parts:
             "one seed, which gives the same numbers on a machine of the same kind, however many "
             f"threads it has:\n\n```\n{one}\n```"
         )
+
+
+def _from_to(counts: Iterable[int]) -> str:
+    low, *_, high = sorted([*counts] * 2)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _verdicts(found: dict[float, Estimate]) -> str:
@@ -361,8 +366,23 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{mean:.3g} ({low:.3g}-{high:.3g})"
 
 
-def _document_hashes(text: TextArguments, side: Any) -> set[str]:
-    return {document.id for document in documents(text, side)}
+def _documents(text: TextArguments) -> str:
+    """Which documents are on each side; of a data set on the Hub only its name, not to read all."""
+    split = f"`{text.dataset}`, split by document before anything is tokenised"
+    if is_hub(text.dataset):
+        return (
+            f"{split} (configuration {text.dataset_config or 'of its own'}, split "
+            f"{text.dataset_split}, revision {text.dataset_revision or 'main'}; by a hash of their "
+            f"text, {100 * text.held_out_fraction:g} % held out)"
+        )
+    rows = [["side", "documents", "digest of their hashes"]]
+    sides: dict[Split, set[str]] = {"train": set(), "held_out": set()}
+    for side, ids in sides.items():
+        ids |= {document.id for document in documents(text, side)}
+        digest = blake2b("".join(sorted(ids)).encode(), digest_size=8).hexdigest()
+        rows.append([side.replace("_", "-"), f"{len(ids):,}", f"`{digest}`"])
+    shared = len(sides["train"] & sides["held_out"])
+    return f"{_table(rows)}\n\n{split} (documents on both sides: {shared})"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

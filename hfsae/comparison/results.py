@@ -8,6 +8,7 @@ later.
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 CAUSES = "causes.safetensors"
 THRESHOLD_SHARES = (0.01, 0.25, 0.5, 0.75, 0.99)
+_ROWS_AT_ONCE = 4096  # of a dictionary, whose cosines with all of another are in memory
 MATCHED = 0.7  # cosine above which two latents of different seeds count as the same
 _DOCUMENTS = "documents.safetensors"
 _TENSORS, _NUMBERS = "results.safetensors", "results.json"
@@ -69,23 +71,45 @@ class Measured(NamedTuple):
         return _scale(self.record)
 
 
-def write(result: EvaluationResult, folder: Path) -> None:
+def write(result: EvaluationResult, run: ArmRun, name: str) -> None:
     """Keep a result; evaluation.json comes last, so that where it lies all is there."""
+    folder = run.folders[name]
+    text = json.dumps(result.to_dict(), indent=1) + "\n"
     sums = {
         f"{table}.{name}": values
         for table, columns in result.of_documents.items()
         for name, values in columns.items()
     }
-    write_tensors(folder / _DOCUMENTS, sums)
-    write_whole(folder / "evaluation.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    write_tensors(folder / _DOCUMENTS, sums, {"with": _told(run, name), "of": _digest(text)})
+    write_whole(folder / "evaluation.json", text)
 
 
 def is_known(run: ArmRun, name: str, kept: Mapping[Key, Measured]) -> bool:
-    return (run.arm, run.seed, name) in kept or is_measured(run.folders[name])
+    return (run.arm, run.seed, name) in kept or is_measured(run, name)
 
 
-def is_measured(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("evaluation.json", _DOCUMENTS))
+def is_measured(run: ArmRun, name: str) -> bool:
+    """Whether both files of a result lie there, of one evaluation, and it was the recipe's."""
+    evaluation, sums = (run.folders[name] / file for file in ("evaluation.json", _DOCUMENTS))
+    if not (evaluation.is_file() and sums.is_file()):
+        return False
+    _, made = read_tensors(sums)
+    text = evaluation.read_text(encoding="utf-8", errors="replace")
+    same = {"with": _told(run, name), "of": _digest(text)}
+    return all(made.get(key, value) == value for key, value in same.items())
+
+
+def _told(run: ArmRun, name: str) -> str:
+    return json.dumps(what_matters(run.recipe, name)["evaluation"], sort_keys=True)
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def has_weights(folder: Path) -> bool:
+    names = ("model.safetensors", "model.safetensors.index.json")
+    return any((folder / name).is_file() for name in names)
 
 
 def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]:
@@ -111,7 +135,7 @@ def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]
 
 def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
     folder = run.folders[name]
-    if kept and not is_measured(folder):
+    if kept and not is_measured(run, name):
         return kept._replace(folder=folder)
     evaluation = EvaluationResult.from_dict(read_json(folder / "evaluation.json"))
     sums, _ = read_tensors(folder / _DOCUMENTS)
@@ -129,7 +153,7 @@ def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
         sums,
         _recorded(record),
         what_matters(run.recipe, name),
-        _thresholds(folder, _scale(record)),
+        _thresholds(folder, _scale(record)) or (kept.thresholds if kept else ()),
         kept.agreement if kept else {},
         causes,
         made_with.get("args", ""),
@@ -150,6 +174,8 @@ def _scale(record: dict[str, Any]) -> float:
 
 
 def _thresholds(folder: Path, scale: float) -> tuple[float, ...]:
+    if not has_weights(folder):
+        return ()
     if read_json(folder / "config.json")["model_type"] not in _LEARN_THRESHOLDS:
         return ()
     learned = load_trained(folder).get_parameter("threshold").detach() / scale
@@ -163,7 +189,7 @@ def _with_agreement(measured: Sequence[Measured]) -> list[Measured]:
         groups.setdefault((m.arm, m.name), []).append(m)
     found = {}
     for same in groups.values():
-        here = [m for m in same if (m.folder / "config.json").is_file()] if len(same) > 1 else []
+        here = [m for m in same if has_weights(m.folder)] if len(same) > 1 else []
         rows = {m.seed: _decoder_rows(m.folder) for m in here}
         for m in here:
             new = {s: _matched(rows[m.seed], other) for s, other in rows.items() if s != m.seed}
@@ -177,7 +203,7 @@ def _decoder_rows(folder: Path) -> Float[Tensor, "d_sae d_out"]:
 
 
 def _matched(rows: Tensor, others: Tensor) -> tuple[float, float]:
-    best = (rows @ others.T).amax(dim=1)
+    best = torch.cat([(some @ others.T).amax(dim=1) for some in rows.split(_ROWS_AT_ONCE)])
     return float(best.mean()), float((best > MATCHED).float().mean())
 
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any, cast
 
 from ..card import write_card
 from ..lm import LoadedLM
+from ..models.probe import NAME as PROBE
 from ..recipe import (
     as_plain,
     check,
@@ -92,26 +94,30 @@ def _refuse_what_cannot_be(comparison: Comparison, runs: Sequence[ArmRun]) -> No
 
 
 def _train_and_evaluate(runs: Sequence[ArmRun], loaded: LoadedLM, title: str, command: str) -> None:
-    folders: dict[str, Path] = {}
+    wanted: dict[str, tuple[ArmRun, str]] = {}
     for i, each in enumerate(runs, start=1):
         logger.info("%s, arm %s (%d of %d)", title, each.arm, i, len(runs))
         _train(each, loaded, command)
-        folders |= {f"{each.arm}/{name}": folder for name, folder in each.folders.items()}
-    missing = {name: f for name, f in folders.items() if not results.is_measured(f)}
-    saes = {name: load_trained(folder) for name, folder in missing.items()}
-    first = next(iter(missing))
-    limits = norm_limits(saes[first], missing[first])
-    logger.info("%s: evaluating %d SAEs", title, len(saes))
-    for name, result in evaluate_held_out(runs[0].recipe, loaded, saes, limits).items():
-        results.write(result, missing[name])
-        finish(missing[name])
-    for each in runs:  # so that `hfsae train` of this file gives the same numbers
+        wanted |= {f"{each.arm}/{name}": (each, name) for name in each.folders}
+        # so that `hfsae train` of this file gives the same numbers
         save_recipe(Path(each.recipe.training.output_dir), as_plain(each.recipe))
+    missing = {key: of for key, of in wanted.items() if not results.is_measured(*of)}
+    folders = {key: each.folders[name] for key, (each, name) in missing.items()}
+    device = cast(Any, loaded.lm.device)
+    saes = {key: load_trained(folder).to(device) for key, folder in folders.items()}
+    first = next(iter(missing))
+    limits = norm_limits(saes[first], folders[first])
+    logger.info("%s: evaluating %d SAEs", title, len(saes))
+    for key, result in evaluate_held_out(runs[0].recipe, loaded, saes, limits).items():
+        results.write(result, *missing[key])
+        finish(folders[key])
 
 
 def _train(each: ArmRun, loaded: LoadedLM, command: str) -> None:
     """All SAEs of a run; without evaluation, which those of all arms share."""
-    if all((f / "config.json").is_file() for f in each.folders.values()):
+    is_left = Path(each.recipe.training.output_dir, "checkpoints").exists()
+    made = (f / file for f in each.folders.values() for file in ("config.json", PROBE))
+    if all(path.is_file() for path in made) and not is_left:
         return
     evaluation = replace(each.recipe.evaluation, n_tokens=0)
     run(replace(each.recipe, evaluation=evaluation), command, loaded)

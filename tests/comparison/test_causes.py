@@ -27,7 +27,9 @@ def test_an_arms_numbers_are_ratios_of_sums():
     assert arm.off_target("ablate", "matched latent") == pytest.approx((0.1, 0.1, 0.1))
     assert arm.share("alone", "by effect", 16) == pytest.approx((0.25, 0.25, 0.25))
     assert arm.share("without", "at random", 32) == pytest.approx((0.1, 0.1, 0.1))
-    assert arm.evenness() == pytest.approx((0.15, 0.1, 0.2))
+    half = 12.706 * 0.05  # Student's t for two seeds, times the standard error of their mean
+    assert arm.evenness() == pytest.approx((0.15, 0.15 - half, 0.15 + half), abs=1e-4)
+    assert str(ArmCauses([causes(0)]).evenness()) == "0.1", "one seed has no interval"
 
 
 def test_tokens_without_latents_count_for_nothing_and_intervals_hold_the_value():

@@ -57,6 +57,25 @@ def test_nothing_is_said_beyond_the_saes():
     assert curves.reach(["a"]) == (16.0, 64.0)
 
 
+def test_there_is_no_line_across_an_sae_that_collapsed():
+    saes = [sae("relu", 0, l0, 1.0)._replace(value=value) for l0, value in ((16, 16), (32, 32))]
+    saes += [
+        sae("relu", 0, 2.0, 1.0)._replace(value=64),
+        sae("relu", 0, 128.0, 1.0)._replace(value=128),
+    ]
+    f = Frontiers(saes, n_resamples=20)
+    assert f.at("relu", "fvu", 20.0).value == pytest.approx(20**-0.5)
+    assert math.isnan(f.at("relu", "fvu", 64.0).value)
+    assert math.isnan(f.at("relu", "fvu", 8.0).value)
+
+
+def test_an_sae_that_fires_nothing_is_no_error():
+    saes = [sae("a", 0, l0, 1.0)._replace(value=l0) for l0 in L0S]
+    dead = saes[0].sums | {"fidelity.active": torch.zeros(20, dtype=torch.float64)}
+    saes[0] = saes[0]._replace(sums=dead, metrics=saes[0].metrics | {"l0": 0.0})
+    assert Frontiers(saes, n_resamples=20).at("a", "fvu", 40.0).value == pytest.approx(40**-0.5)
+
+
 def test_one_sae_alone_stands_for_l0s_near_its_own():
     f = Frontiers([sae("a", 0, 64.0, 1.0)])
     assert f.at("a", "fvu", 62.0).value == f.at("a", "fvu", 64.0).value > 0

@@ -4,10 +4,12 @@ import json
 import re
 
 import pytest
+from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hfsae import figures, processor
 from hfsae.comparison import CausalArguments, Comparison, compare
+from hfsae.records import write_tensors
 
 from ..tiny import tiny_fields
 
@@ -152,11 +154,44 @@ def test_one_arm_alone_gives_the_same_numbers(tmp_path, loads):
 
 def test_saes_of_different_documents_are_not_compared(tmp_path, loads):
     compare(tiny_comparison(tmp_path / "c"))
-    other = tiny_comparison(tmp_path / "c")
-    (tmp_path / "c" / "topk" / "seed_1" / "k_6" / "evaluation.json").unlink()
-    other.evaluation.n_tokens = 150
+    (tmp_path / "c/report/results.json").unlink()
+    path = tmp_path / "c/topk/seed_1/k_6/documents.safetensors"
+    write_tensors(path, {name: sums[1:] for name, sums in load_file(path).items()})
     with pytest.raises(ValueError, match="evaluated on different documents"):
-        compare(other)
+        compare(tiny_comparison(tmp_path / "c"))
+
+
+def test_another_evaluation_is_measured_anew(tmp_path, loads):
+    comparison = tiny_comparison(tmp_path / "c", only=["topk"])
+    compare(comparison)
+    comparison.evaluation.n_tokens = 150
+    compare(comparison)
+    homes = [tmp_path / f"c/topk/seed_{seed}/k_{k}" for seed in (0, 1) for k in (3, 6)]
+    evaluations = [home / "evaluation.json" for home in homes]
+    counts = {json.loads(path.read_text())["n_tokens"] for path in evaluations}
+    assert len(counts) == 1 and 150 <= counts.pop() < 200
+    before = [path.read_text() for path in evaluations]
+    evaluations[0].write_text("{}")  # as `hfsae evaluate` leaves it, with other sums beside
+    (tmp_path / "c/report/results.json").unlink()
+    compare(comparison)
+    assert [path.read_text() for path in evaluations] == before
+
+
+def test_weights_may_be_deleted_and_a_killed_run_is_completed(tmp_path, loads):
+    comparison = tiny_comparison(tmp_path / "c")
+    report = compare(comparison)
+    before = (report / "report.md").read_text()
+    run = tmp_path / "c/topk/seed_0"
+    (run / "k_3" / "probe.safetensors").unlink()
+    (run / "k_3" / "evaluation.json").unlink()
+    (run / "checkpoints").mkdir()
+    (report / "results.json").unlink()
+    compare(comparison)
+    assert (run / "k_3" / "probe.safetensors").is_file() and not (run / "checkpoints").exists()
+    for path in (tmp_path / "c").rglob("model.safetensors"):
+        path.unlink()
+    compare(comparison)
+    assert (report / "report.md").read_text() == before
 
 
 def test_a_comparison_without_evaluation_is_refused_before_anything_is_trained(tmp_path, loads):
