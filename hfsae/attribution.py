@@ -103,7 +103,8 @@ class Attribution(NamedTuple):
 def _agreement(estimate: Float[Tensor, " n"], truth: Float[Tensor, " n"]) -> Agreement:
     n = len(truth)
     pearson = float(torch.corrcoef(torch.stack([estimate, truth]))[0, 1]) if n > 1 else nan
-    same = float((estimate.sign() == truth.sign()).float().mean()) if n else nan
+    known = bool(n) and bool(estimate.isfinite().all())
+    same = float((estimate.sign() == truth.sign()).float().mean()) if known else nan
     return Agreement(pearson, same, n)
 
 
@@ -147,7 +148,7 @@ def attribute(
         without = float(run.value(torch.zeros_like))
     ablation = torch.full_like(total, nan)
     chosen = order[:ablate] if isinstance(ablate, int) else _firing(ablate, order)
-    ablation[chosen] = run.ablate(chosen)
+    ablation[chosen] = run.ablate(chosen).to(ablation.device)
     return Attribution(
         latents=order.cpu(),
         activation=latents.amax(dim=0)[order].cpu(),

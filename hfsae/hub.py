@@ -161,7 +161,7 @@ def push(
     api = HfApi(token=token)
     homes = _homes(Path(folder))
     with _in_a_sentence(repo_id, f"push to {repo_id}"):
-        is_new, is_private, there = _look(api, repo_id, private)
+        is_new, is_private, there = _look(api, repo_id, private, revision)
         has_code = _CODE.name in there
         files, left_out = _collect(Path(folder), homes, subfolder, include_code or has_code)
         if (top := f"{_prefix(subfolder)}README.md") not in files:
@@ -186,7 +186,9 @@ def _send(api: HfApi, plan: Plan, message: str) -> CommitInfo:
     if revision and not plan.is_pull_request:
         make_branch = partial(api.create_branch, repo_id, branch=revision, exist_ok=True)
         _patiently(make_branch, "branch")
-    return _patiently(lambda: _commit(api, plan, message), "commit")
+    commit = partial(_commit, api, plan, message)
+    # a commit whose answer was lost is found to be there, but a second pull request would be made
+    return commit() if plan.is_pull_request else _patiently(commit, "commit")
 
 
 def _commit(api: HfApi, plan: Plan, message: str) -> CommitInfo:
@@ -235,7 +237,7 @@ def _collect(
         at = prefix + "".join(f"{part}/" for part in home.relative_to(folder).parts)
         for pattern in PUSHED:
             for path in home.glob(pattern):
-                if path.is_file() and not path.is_symlink():
+                if path.is_file() and (not path.is_symlink() or _is_cached(path)):
                     files[at + path.relative_to(home).as_posix()] = _published(path, include_code)
         if f"{at}README.md" not in files:
             files[f"{at}README.md"] = card.render_card(home).encode()
@@ -248,6 +250,12 @@ def _collect(
     sent |= {(h / n).resolve() for h in homes for n in ("config.json", "training.json")}
     every = sorted(p for p in folder.rglob("*") if p.is_file() and p.resolve() not in sent)
     return files, [p.relative_to(folder).as_posix() for p in every]
+
+
+def _is_cached(path: Path) -> bool:
+    """Whether it is a link of the Hub's cache, from a snapshot to the blobs beside it."""
+    snapshots = [p for p in path.absolute().parents if p.name == "snapshots"]
+    return any(path.resolve().parent == (p.parent / "blobs").resolve() for p in snapshots)
 
 
 def _prefix(subfolder: str) -> str:
@@ -302,12 +310,18 @@ def _size(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def _look(api: HfApi, repo_id: str, private: bool | None) -> tuple[bool, bool, set[str]]:
-    """Of the repository: whether it is new, is or will be private, and what files it holds."""
+def _look(
+    api: HfApi, repo_id: str, private: bool | None, revision: str | None
+) -> tuple[bool, bool, set[str]]:
+    """Of the repository: whether it is new, is or will be private, and what files it holds, on a
+    branch that is yet to be made those of main."""
+    look = partial(api.model_info, repo_id)
     try:
-        found = _patiently(lambda: api.model_info(repo_id), "model_info")
+        found = _patiently(lambda: look(revision=revision), "model_info")
     except GatedRepoError:
         raise
+    except RevisionNotFoundError:
+        found = _patiently(look, "model_info")
     except RepositoryNotFoundError:
         return True, private is not False, set()
     if private is not None and bool(found.private) != private:
@@ -330,6 +344,8 @@ def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) ->
             try:
                 old = _download(api, plan.repo_id, path, revision)
                 text = card.carry_over(old.read_text(encoding="utf-8"), text)
+            except LocalEntryNotFoundError:  # it could not be asked: there may be one
+                raise
             except EntryNotFoundError:
                 pass
         plan.files[path] = text.encode()
@@ -439,8 +455,11 @@ def remember_revision(listing: Listing, root: Path) -> None:
     note = root.parents[1] / "refs" / revision
     if revision == listing.commit or (note.is_file() and note.read_text() == listing.commit):
         return
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(note, str(listing.commit))
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(note, str(listing.commit))
+    except OSError as error:  # a cache that can only be read; all that is needed is in it
+        logger.info("the cache's note of %s is left as it is: %s", revision, error)
 
 
 def _refuse_path(repo_id: str, path: str) -> None:

@@ -56,6 +56,17 @@ class HfsaeModel(PreTrainedModel):
     def _init_weights(self, module):
         """All weights come from the file."""
 
+    def _apply(self, fn, recurse=True):
+        """Thresholds stay float32 through `.to(torch.bfloat16)`, as in the package."""
+        kept = getattr(self, "threshold", None)
+
+        def cast(tensor):
+            moved = fn(tensor)
+            is_rounded = tensor is kept and moved.dtype != torch.float32
+            return tensor.to(moved.device) if is_rounded else moved
+
+        return super()._apply(cast, recurse)
+
     @property
     def is_transcoder(self):
         return self.config.target_site not in (None, self.config.site)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,12 @@ def damaged(path: Path, why: object) -> str:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # others may write it, too
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -73,4 +77,16 @@ def write_tensors(
     """Write a safetensors file that is never seen half-written."""
     temporary = path.with_name(f".{path.name}.tmp")
     save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata)
+    open_to_readers(temporary)
     os.replace(temporary, path)
+
+
+def open_to_readers(path: Path) -> None:
+    """Give a file the rights that files of this user have: safetensors and mkstemp let nobody else
+    read what they write."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    beside.touch()
+    try:
+        path.chmod(beside.stat().st_mode)
+    finally:
+        beside.unlink()

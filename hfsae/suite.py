@@ -311,6 +311,9 @@ def _pick(
         return entries[0]  # the repository is an SAE, and holds others besides
     if isinstance(l0, int | float) and not 0 < l0 < math.inf:
         raise ValueError(f"l0 must be positive and finite, got {l0}")
+    exact = [e for e in entries if subfolder and e.path == subfolder.rstrip("/")]
+    if exact and (layer, width, l0) == (None, None, None):
+        return exact[0]  # nor do others below the folder that is named matter
     prefix = f"{subfolder.rstrip('/')}/" if subfolder else ""
     inside = [e for e in entries if f"{e.path}/".startswith(prefix)]
     if len(inside) == 1 and _says_nothing(inside[0]):

@@ -150,6 +150,10 @@ repo, folder, *names = sys.argv[1:]
 x = torch.load(folder + "/x.pt", weights_only=True)
 for name in names:
     sae = transformers.AutoModel.from_pretrained(repo, subfolder=name, trust_remote_code=True)
+    low = sae.to(torch.bfloat16)
+    assert all(p.dtype == (torch.float32 if n == "threshold" else torch.bfloat16)
+               for n, p in low.named_parameters()), "rounded thresholds fire other latents"
+    sae = transformers.AutoModel.from_pretrained(repo, subfolder=name, trust_remote_code=True)
     with torch.no_grad():
         out = sae(x)
         assert torch.equal(sae.decode(sae.encode(x), x), out.recon)
@@ -353,6 +357,56 @@ def test_sae_push_to_hub_takes_along_what_lies_where_it_was_loaded_from(hub, fol
     sent = set(hub.list_files("alice/other")) - {".gitattributes"}
     assert sent == {"README.md", "config.json", "model.safetensors"}
     assert same(AutoModel.from_pretrained("alice/other"), sae)
+
+
+def test_a_changed_config_is_pushed_and_an_sae_of_the_hub_takes_its_weights_along(hub, folder):
+    sae = AutoModel.from_pretrained(folder)
+    sae.config.model_name = "somebody/lm"
+    sae.push_to_hub(ID, token=WRITE, private=False)
+    assert json.loads(hub.read_file(ID, "config.json"))["model_name"] == "somebody/lm"
+    hfsae.push(folder, ID, token=WRITE)
+    copied = hfsae.load(ID)
+    copied.push_to_hub("alice/copy", token=WRITE, private=False)
+    assert {"model.safetensors", "probe.safetensors"} <= set(hub.list_files("alice/copy"))
+    assert hfsae.load("alice/copy").verify().ok
+
+
+def test_a_branch_is_pushed_to_by_what_it_holds_itself(hub, tmp_path):
+    for name in ("old", "new"):
+        save(tmp_path / "suite" / "layers.1" / name)
+    hfsae.push(tmp_path / "suite", ID, token=WRITE)
+    hfsae.push(tmp_path / "suite/layers.1/new", ID, token=WRITE, revision="v2", subfolder="mine")
+    api = HfApi(token=WRITE)
+    api.delete_folder("layers.1", ID, revision="v2", commit_message="not here")
+    hfsae.push(tmp_path / "suite" / "layers.1", ID, token=WRITE, revision="v2", include_code=True)
+    text = hub.read_file(ID, "README.md", "v2").decode()
+    assert "| `mine` |" in text and "layers.1/" not in text
+    assert "modeling_hfsae.py" not in hub.list_files(ID)
+
+
+def test_a_hub_that_cannot_say_what_a_card_holds_does_not_lose_it(hub, pushed, folder):
+    card = hub.read_file(ID, "README.md") + b"\n## By hand\n\nWhat people wrote.\n"
+    hub.add_file(ID, "README.md", card)
+    hub.faults.append(Fault("*", "/resolve/.*README", "status", times=None, status=403))
+    refused(lambda: hfsae.push(folder, ID, token=WRITE), f"^cannot push to {ID}: ")
+    hub.faults.clear()
+    assert b"What people wrote." in hub.read_file(ID, "README.md")
+    hub.faults.append(Fault("POST", "/commit/", "cut_reply"))
+    (folder / "evaluation.json").write_text("{}")
+    refused(lambda: hfsae.push(folder, ID, token=WRITE, create_pr=True), "cannot push")
+    assert sum(ref.startswith("refs/pr/") for ref in hub.repos["models", ID].refs) == 1
+
+
+def test_a_cache_that_can_only_be_read_serves_what_is_in_it(hub, pushed, monkeypatch):
+    sae = hfsae.load(ID)
+    note = next(Path(hfsae.hub.constants.HF_HUB_CACHE).rglob("refs/main"))
+    note.unlink()
+
+    def refuse(path, text):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(hfsae.hub, "write_whole", refuse)
+    assert same(hfsae.load(ID), sae) and not note.exists()
 
 
 def test_one_flipped_bit_fails_the_verification(hub, pushed):

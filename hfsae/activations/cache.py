@@ -32,6 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..records import open_to_readers
 from .tokens import TokenBatch
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,7 @@ class ActivationCache:
             save_file(tensors, temporary, metadata={"entries": json.dumps(places)})
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
+            open_to_readers(temporary)
             os.replace(temporary, shard)
         finally:
             temporary.unlink(missing_ok=True)
@@ -144,7 +146,9 @@ class ActivationCache:
         try:
             with safe_open(shard, "pt") as file:
                 self._note(shard, json.loads(file.metadata()["entries"]))
-        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        except OSError as error:
+            self._leave_out(shard, error)
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
             self._discard(shard, error)
 
     def _note(self, shard: Path, places: list[list[Any]]) -> None:
@@ -157,7 +161,10 @@ class ActivationCache:
         try:
             with safe_open(place.shard, "pt") as file:
                 acts = file.get_slice(site)[place.start : place.start + place.length]
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
+            self._leave_out(place.shard, error)
+            return None
+        except SafetensorError as error:
             self._discard(place.shard, error)
             return None
         if _checksum(acts) != place.checksum:
@@ -168,6 +175,14 @@ class ActivationCache:
     def _discard(self, shard: Path, why: object) -> None:
         logger.warning("%s is damaged (%s); it is deleted, and harvested again", shard, why)
         shard.unlink(missing_ok=True)
+        self._forget(shard)
+
+    def _leave_out(self, shard: Path, why: OSError) -> None:
+        """It may be sound: another user's, or on a disk that does not answer."""
+        logger.warning("%s cannot be read (%s); it is left out, and harvested again", shard, why)
+        self._forget(shard)
+
+    def _forget(self, shard: Path) -> None:
         self._places = {k: place for k, place in self._places.items() if place.shard != shard}
 
 

@@ -70,7 +70,11 @@ def load(folder: Path, source: str) -> SAE:
         case "JumpReluAutoEncoder":
             state["threshold"] = state["threshold"].clamp(min=0)
             return build("jumprelu_sae", state, source, **fields)
-    raise ValueError(f"{source}: dict_class {dict_class!r} is unknown; hfsae reads those above")
+    raise ValueError(
+        f"{source}: dict_class {dict_class!r} is unknown; hfsae reads AutoEncoder, AutoEncoderNew, "
+        "AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE, GatedAutoEncoder and "
+        "JumpReluAutoEncoder"
+    )
 
 
 def read_tensors(path: Path, source: str) -> dict[str, Any]:

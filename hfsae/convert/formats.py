@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel
 
 from ..models import SAE, variants
+from ..records import open_to_readers
 from . import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, sparsify
 
 
@@ -76,7 +77,13 @@ def find(paths: Iterable[str]) -> dict[str, str]:
                 suffix = form.files[0].removeprefix("*")
                 matching = [f for f in files if f.endswith(suffix)]
                 found |= {f"{folder}/{f}".lstrip("/"): name for f in matching}
-    return dict(sorted(found.items()))
+    folders = {path for path, name in found.items() if not FORMATS[name].files[0].startswith("*")}
+    is_inside = {p for p in found if p not in folders and folders.intersection(_above(p))}
+    return {p: found[p] for p in sorted(found) if p not in is_inside}  # not an SAE's checkpoints
+
+
+def _above(path: str) -> list[str]:
+    return ["" if str(p) == "." else str(p) for p in PurePosixPath(path).parents]
 
 
 def load_folder(path: Path, format_name: str, source: str, **options: Any) -> SAE:
@@ -120,9 +127,12 @@ def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
     try:
         if FORMATS[to].files[0].startswith("*"):
             FORMATS[to].save(sae, temporary / "sae")
+            open_to_readers(temporary / "sae")
             os.replace(temporary / "sae", destination)
         else:
             FORMATS[to].save(sae, temporary)
+            for path in temporary.iterdir():
+                open_to_readers(path)
             temporary.chmod(0o755)
             os.replace(temporary, destination)
     except (OSError, SafetensorError) as error:

@@ -63,7 +63,13 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
         if norm_gain is None:
             fields["site"] = None
         else:
-            state["W_enc"] = state["W_enc"] / norm_gain[:, None]
+            gain = norm_gain.detach().to(state["W_enc"])
+            if gain.shape != state["W_enc"].shape[:1]:
+                raise ValueError(
+                    f"norm_gain has shape {list(gain.shape)}, but {source} reads "
+                    f"{len(state['W_enc'])} numbers; give `1 + weight` of the norm in front of it"
+                )
+            state["W_enc"] = state["W_enc"] / gain[:, None]
     return build("jumprelu_sae", state, source, **fields)
 
 

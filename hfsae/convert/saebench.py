@@ -48,13 +48,15 @@ class SAEBenchSAE:
     Args:
         model_name: another name of the model, or a folder, for TransformerLens; `sae.config`'s if
             none is given.
-        prepend_bos: whether rows of text start with BOS, as they did in training.
+        prepend_bos: whether rows of text start with BOS; None: as they did in training.
 
     Raises:
         ValueError: decoding takes more than latents, or SAEBench could not find the site.
     """
 
-    def __init__(self, sae: SAE, model_name: str | None = None, prepend_bos: bool = True) -> None:
+    def __init__(
+        self, sae: SAE, model_name: str | None = None, prepend_bos: bool | None = None
+    ) -> None:
         config = sae.config
         if config.is_transcoder or config.decodes_with_input:
             raise ValueError(
@@ -79,7 +81,7 @@ class SAEBenchSAE:
             d_sae=config.d_sae,
             architecture=_architecture(self.sae),
             dtype=_name(self.dtype),
-            prepend_bos=prepend_bos,
+            prepend_bos=config.bos != "none" if prepend_bos is None else prepend_bos,
         )
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:

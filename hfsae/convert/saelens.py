@@ -182,7 +182,7 @@ def to_saelens(sae: SAE) -> tuple[dict[str, Any], State]:
             "sae_lens_version": "6.54.12",  # whose names these are
             "model_name": config.model_name,
             "hook_name": hook or config.site,
-            "prepend_bos": True,
+            "prepend_bos": config.bos != "none",
         },
     }
     if _transcodes(sae):

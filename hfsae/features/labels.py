@@ -10,6 +10,8 @@ import tempfile
 import threading
 from pathlib import Path
 
+from ..records import open_to_readers
+
 NAME = "labels.json"
 MAX_LENGTH = 200
 """Characters of a label."""
@@ -98,6 +100,7 @@ def _save(folder: Path, labels: dict[int, str]) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text + "\n")
+        open_to_readers(Path(written))
         os.replace(written, folder / NAME)
     finally:
         Path(written).unlink(missing_ok=True)

@@ -162,6 +162,7 @@ class FeatureStore:
 
         target = Path(folder) / "features"
         target.mkdir(parents=True, exist_ok=True)
+        (target / "meta.json").unlink(missing_ok=True)  # of a store that was there before
         tables = {"latents": self.latents, "examples": self.examples.to_table()}
         for name, table in tables.items():
             written = target / f".{name}.parquet.tmp"

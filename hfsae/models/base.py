@@ -47,6 +47,7 @@ from transformers.utils.hub import cached_file
 
 from ..loading import one_at_a_time
 from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, alone, blocks, screen
+from ..records import read_json
 from .probe import NAME as PROBE
 from .probe import Verification, verify
 
@@ -321,7 +322,7 @@ class SAE(PreTrainedModel):
         norm = 1.0 if self.config.unit_norm_decoder else _INITIAL_FREE_NORM
         init.copy_(self.W_dec, norm * nn.functional.normalize(self.W_dec, dim=-1))
         if self.config.is_transcoder or self.config.d_in != self.config.d_out:
-            init.kaiming_uniform_(self.W_enc)
+            init.kaiming_uniform_(self.W_enc, mode="fan_out")  # of x @ W_enc, whose fan-in is d_in
         else:
             init.copy_(self.W_enc, self.W_dec.T)
         init.zeros_(self.b_enc)
@@ -662,8 +663,8 @@ class SAE(PreTrainedModel):
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # pyright: ignore
         """Send this SAE to the Hub in one commit; its address. Options are those of `hfsae.push`.
 
-        What lies in the folder that it was loaded from or trained into (metrics, figures, features,
-        probe) goes with it, as long as the weights are the ones in that folder.
+        What lies in the folder that it was loaded from (metrics, figures, features, probe) goes
+        with it, as long as weights and config are the ones in that folder.
         """
         from ..hub import push  # above this floor: a method that every PreTrainedModel has
 
@@ -671,9 +672,7 @@ class SAE(PreTrainedModel):
             self.save_pretrained(temporary)
             source = getattr(self, "_source", {})
             home = Path(source.get("name", ""), source.get("subfolder", ""))
-            return push(
-                home if _same_weights(home, Path(temporary)) else temporary, repo_id, **kwargs
-            )
+            return push(home if _is_same(home, Path(temporary)) else temporary, repo_id, **kwargs)
 
 
 def fold_decoder_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -686,6 +685,7 @@ def fold_decoder_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**state, **scaled, "W_dec": state["W_dec"] / norms[:, None]}
 
 
+_OF_SAVING = ("transformers_version", "auto_map", "_name_or_path", "dtype", "architectures")
 _HUB_OPTIONS = {
     "cache_dir",
     "force_download",
@@ -731,11 +731,17 @@ def _refuse_other_shapes(
             )
 
 
-def _same_weights(home: Path, other: Path) -> bool:
+def _is_same(home: Path, other: Path) -> bool:
+    """Whether two folders hold the same SAE: weights, and what the config says of it."""
     names = (SAFE_WEIGHTS_NAME, "config.json")
     if not all((home / name).is_file() and (other / name).is_file() for name in names):
         return False
-    return filecmp.cmp(home / SAFE_WEIGHTS_NAME, other / SAFE_WEIGHTS_NAME, shallow=False)
+    ours, theirs = (
+        {k: v for k, v in read_json(folder / "config.json").items() if k not in _OF_SAVING}
+        for folder in (home, other)
+    )
+    weights = (folder / SAFE_WEIGHTS_NAME for folder in (home, other))
+    return ours == theirs and filecmp.cmp(*weights, shallow=False)
 
 
 def _refuse_misfits(model: SAE, info: dict[str, Any], where: str) -> None:

@@ -82,6 +82,9 @@ class GatedSAE(SAE):
         l1 = penalties.l1(self, parts, gate)
         # The target again, from what is left of it; the gate's own reconstruction.
         target = (parts.error + parts.recon.float() / self.scale).detach()
+        if self.config.skip_connection:
+            skip = self._normalised(parts.x).float() @ self.W_skip.float()
+            target = target - skip.detach() / self.scale
         W_dec, b_dec = self.W_dec.float(), self.b_dec.float()
         if self.config.penalty == "l1":
             W_dec, b_dec = W_dec.detach(), b_dec.detach()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..lm import Site
 from ..models import SAE
+from ..records import open_to_readers
 from .intervention import Edits, Maxima, Unit, resolve
 
 FORMAT = "hfsae steering vector v1"
@@ -65,6 +66,7 @@ def save_steering_vector(
     written = path.with_name(f".{path.name}.tmp")
     try:
         writers[path.suffix](written, steering)
+        open_to_readers(written)
         os.replace(written, path)
     finally:
         written.unlink(missing_ok=True)

@@ -422,6 +422,10 @@ class Run:
         travel = reading.threshold_travel
         return {**line, "threshold_travel": travel, "health": diagnose(reading)}
 
+    def is_finite(self) -> bool:
+        """Whether all weights that this process holds are."""
+        return all(bool(local(p).isfinite().all()) for p in self.sae.parameters())
+
     def state_dict(self) -> dict[str, Any]:
         """The same whatever the number of processes, all of which must take part.
 

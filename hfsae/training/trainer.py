@@ -12,7 +12,6 @@ the folded SAE with `training.json`, the record of the run.
 import gc
 import importlib.util
 import json
-import math
 import os
 import resource
 import shutil
@@ -139,6 +138,7 @@ class Trainer:
             except _Stop:
                 if self.steps_done:  # else nothing is lost, and perhaps nothing initialised
                     self.save_checkpoint()
+                    self.accelerator.wait_for_everyone()  # one that leaves ends the others
                 raise KeyboardInterrupt from None
         return self._finish()
 
@@ -163,7 +163,7 @@ class Trainer:
         bar.update(self.args.batch_size)
         if logs:
             self._log(lines, bar)
-            _stop_if_not_finite(lines)
+            self._stop_if_not_finite()
         every = in_steps(self.args.save_steps, self.args.total_steps)
         is_last = self.steps_done == self.args.total_steps
         if is_last or (every and self.steps_done % every == 0):
@@ -219,7 +219,12 @@ class Trainer:
         return bool(self.accelerator.reduce(flag, "sum"))
 
     def save_checkpoint(self) -> None:
-        """Write everything the rest of the run depends on: process 0, with all that others hold."""
+        """Write everything the rest of the run depends on: process 0, with all that others hold.
+
+        Raises:
+            ValueError: a weight is no finite number; the last checkpoint is from before.
+        """
+        self._stop_if_not_finite()
         runs = {name: run.state_dict() for name, run in self.runs.items()}
         if not self.accelerator.is_main_process:
             return
@@ -234,6 +239,15 @@ class Trainer:
         folder = self.output_dir / "checkpoints"
         with self.interrupt.deferred():
             checkpoint.save(folder, self.steps_done, state, keep=self.args.save_total_limit)
+
+    def _stop_if_not_finite(self) -> None:
+        for name, run in self.runs.items():
+            if self._anyone(not run.is_finite()):
+                raise ValueError(
+                    f"weights of SAE {name or '(the only one)'} are no longer finite numbers; "
+                    "lower training.learning_rate or sae.l0_coefficient, and start in another "
+                    "output_dir"
+                )
 
     def _resume(self) -> None:
         path = checkpoint.latest(self.output_dir / "checkpoints")
@@ -335,16 +349,6 @@ def _peak_memory_bytes() -> int:
     """The most main memory this process has held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _stop_if_not_finite(lines: dict[str, dict[str, Any]]) -> None:
-    """Raised before the next checkpoint, so that the last one is from before it went wrong."""
-    for name, line in lines.items():
-        if not math.isfinite(line["loss"]):
-            raise ValueError(
-                f"the loss of SAE {name or '(the only one)'} is {line['loss']}; lower "
-                "training.learning_rate or sae.l0_coefficient, and start in another output_dir"
-            )
 
 
 def _numbers(line: dict[str, Any]) -> list[tuple[str, float]]:

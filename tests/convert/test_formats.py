@@ -90,6 +90,8 @@ def test_gemma_scope_transcoders_take_the_norms_gain_into_their_encoder():
     expected, gain = load_file(EXPECTED[TRANSCODER]), torch.linspace(0.5, 2, 12)
     without = load(TRANSCODER)
     sae = load_folder(FIXTURES / TRANSCODER, "gemma_scope", TRANSCODER, norm_gain=gain)
+    with pytest.raises(ValueError, match=r"norm_gain has shape \[3\], but .*; give `1 \+ weight`"):
+        load_folder(FIXTURES / TRANSCODER, "gemma_scope", TRANSCODER, norm_gain=gain[:3])
     assert without.config.site is None
     assert sae.config.site == "layers.1.pre_feedforward_layernorm"
     assert sae.config.target_site == "layers.1.post_feedforward_layernorm"
@@ -368,3 +370,20 @@ def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing(tmp_path, monkey
     (tmp_path / "file").write_text("precious")
     with pytest.raises(ValueError, match=r"file/x cannot be made \(.*\); name another place"):
         save_as(sae, tmp_path / "file" / "x", "saelens")
+
+
+def test_an_saes_checkpoints_are_no_saes_and_one_that_is_named_is_it():
+    paths = ["a/config.json", "a/model.safetensors", "a/checkpoints/step-00000010.pt", "b/relu.pt"]
+    assert find(paths) == {"a": "hfsae", "b/relu.pt": "openai"}
+    trained = [
+        f"t/{folder}{name}" for folder in ("", "checkpoints/") for name in ("ae.pt", "config.json")
+    ]
+    assert "t" in find(trained)
+
+
+def test_converted_files_may_be_read_by_others(tmp_path):
+    sae = load_folder(FIXTURES / TRANSCODER, "gemma_scope", TRANSCODER)
+    (tmp_path / "any").touch()
+    mode = (tmp_path / "any").stat().st_mode
+    done = save_as(sae, tmp_path / "hfsae", "hfsae")
+    assert {path.stat().st_mode for path in done.iterdir()} == {mode}

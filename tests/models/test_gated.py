@@ -43,6 +43,18 @@ def test_losses_are_the_papers():
     assert sae.W_enc.grad.abs().sum() > 0 and sae.b_enc.grad.abs().sum() > 0
 
 
+def test_a_skip_connection_is_no_part_of_what_gates_have_to_explain():
+    sae = make(target_site="layers.1.mlp", site="layers.0", d_out=6, skip_connection=True)
+    y = torch.randn(32, 6, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        sae.W_skip.uniform_(-0.5, 0.5)
+    losses = sae(x_batch(), target=3 * y, return_loss=True).losses
+    x = x_batch() / 3
+    gate = (x @ sae.W_enc + sae.b_enc).relu()
+    left = y - x @ sae.W_skip - gate @ sae.W_dec - sae.b_dec
+    assert losses["aux"].item() == pytest.approx(left.square().sum(1).mean().item(), rel=1e-5)
+
+
 def test_ri_l1_weighs_gates_and_trains_the_decoder_by_the_auxiliary_loss_too():
     """The JumpReLU paper's baseline, its terms written out."""
     sae, x = make(l1_coefficient=0.25, penalty="ri_l1"), x_batch() / 3

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
-from hfsae.training import Trainer, TrainingArguments
+from hfsae.training import Trainer, TrainingArguments, checkpoint
 
 from .planted import PlantedStream
 
@@ -243,9 +243,14 @@ def test_a_run_that_diverges_stops_with_its_checkpoints_from_before(tmp_path):
         }
 
     stream.next_batch = next_batch
-    with pytest.raises(ValueError, match=r"loss .* is nan; lower training\.learning_rate"):
+    with pytest.raises(ValueError, match=r"no longer finite .*; lower training\.learning_rate"):
         Trainer(sae, stream, arguments(tmp_path)).train()
     assert not (tmp_path / "model.safetensors").exists()
+    saved = checkpoint.latest(tmp_path / "checkpoints")
+    assert saved is not None
+    kept = checkpoint.load(saved)
+    assert kept["steps_done"] <= 26
+    assert all(bool(p.isfinite().all()) for p in kept["runs"][""]["sae"].values())
 
 
 def test_a_finished_run_trains_no_further(tmp_path):
