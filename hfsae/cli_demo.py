@@ -19,6 +19,8 @@ def demo_verb(argv: list[str]) -> None:
     given.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     given.add_argument("--port", type=int, help="the first free one from 7860, unless given")
     args = given_options(given.parse_args(argv))
+    if args.get("model") and args["no_model"]:
+        raise ValueError("--model and --no_model exclude each other; leave one of them out")
     _refuse_port(args["host"], args.get("port"))
     try:
         from .demo import launch  # takes seconds, and the demo extra
@@ -65,8 +67,10 @@ def space_verb(argv: list[str]) -> None:
         f"wrote {folder}. To put it on the Hub (add --private to keep it to yourself):\n"
         "  hf repo create NAME/SPACE --repo-type space --space-sdk gradio\n"
         f"  hf upload NAME/SPACE {folder} . --repo-type space\n"
-        "Its requirements.txt asks PyPI for hfsae. Where it is not there, make a wheel (pip wheel "
-        "--no-deps, in a clone), put it beside, and write ./NAME.whl[demo] in its place"
+        "A private SAE, or a gated language model, needs a token that may read it as the Space's "
+        "secret HF_TOKEN. Its requirements.txt asks PyPI for hfsae. Where it is not there, make a "
+        "wheel (pip wheel --no-deps, in a clone), put it beside, and write ./NAME.whl[demo] in its "
+        "place"
     )
 
 

@@ -208,7 +208,7 @@ def _homes(folder: Path) -> list[Path]:
     """The folders of the SAEs in `folder`, none of them damaged."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} to push")
-    homes = sorted(p.parent for p in folder.rglob("config.json") if _is_sae(p.parent))
+    homes = sorted(p.parent for p in folder.rglob("config.json") if is_sae(p.parent))
     if not homes:
         raise ValueError(
             f"{folder} holds no SAE of hfsae's: no config.json with model.safetensors beside it; "
@@ -238,7 +238,7 @@ def _collect(
         for pattern in PUSHED:
             for path in home.glob(pattern):
                 if path.is_file() and (not path.is_symlink() or _is_cached(path)):
-                    files[at + path.relative_to(home).as_posix()] = _published(path, include_code)
+                    files[at + path.relative_to(home).as_posix()] = published(path, include_code)
         if f"{at}README.md" not in files:
             files[f"{at}README.md"] = card.render_card(home).encode()
     if folder not in homes:
@@ -288,13 +288,14 @@ def _suite_card(folder: Path, homes: list[Path], others: dict[str, Path]) -> byt
         return card.render_suite(work).encode()
 
 
-def _is_sae(folder: Path) -> bool:
+def is_sae(folder: Path) -> bool:
+    """Whether weights of hfsae's lie there."""
     return any(
         (folder / n).is_file() for n in ("model.safetensors", "model.safetensors.index.json")
     )
 
 
-def _published(path: Path, include_code: bool) -> Path | bytes:
+def published(path: Path, include_code: bool = False) -> Path | bytes:
     """A file as it may be seen: records without where things lie on this machine."""
     if path.name not in ("config.json", "training.json"):
         return path

@@ -1,6 +1,5 @@
 """A folder that is a Hugging Face Space: the app of `hfsae demo` for one SAE, ready to push."""
 
-import json
 import re
 import shutil
 from importlib.metadata import version
@@ -9,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from .hub import PUSHED
+from .hub import PUSHED, is_sae, published
+from .records import read_json
 
 GRADIO = "6.31.0"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -48,11 +48,12 @@ def write_space(
     Args:
         sae: repository on the Hub, or folder of an SAE; by default the small one in the package.
         model: a language model to use in the place of the one that the SAE's config names.
-        which: subfolder, layer, width, l0, revision, as for `hfsae.load`.
+        which: subfolder, layer, width, l0, revision, as for `hfsae.load`; of a folder only the
+            subfolder, which alone is copied.
 
     Raises:
-        ValueError: the folder holds something else, the SAE's folder no SAE, or there is no such
-            folder, nor can it be a repository.
+        ValueError: the folder holds something else, the SAE's folder no SAE of hfsae's, or there is
+            no such folder, nor can it be a repository.
     """
     folder = Path(folder)
     ours = {"app.py", "requirements.txt", "README.md", "sae"}
@@ -62,8 +63,9 @@ def write_space(
         raise ValueError(f"there is no folder {sae}, and a repository is written name/repository")
     source, base_model = sae, model
     if sae is not None and Path(sae).is_dir():
-        base_model = model or _copy_sae(Path(sae), folder / "sae")
-        source = "sae"
+        named = _copy_sae(Path(sae, which.pop("subfolder", None) or ""), folder / "sae", which)
+        source, base_model = "sae", model or named
+        which = {}
     folder.mkdir(parents=True, exist_ok=True)
     options = {name: value for name, value in {"model": model, **which}.items() if value}
     arguments = [repr(source)] if source else []
@@ -78,23 +80,33 @@ def write_space(
     return folder
 
 
-def _copy_sae(sae: Path, target: Path) -> str | None:
+def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
     """Copy what of an SAE is for others to see; the language model that it names."""
+    if chosen := [name for name, value in which.items() if value]:
+        raise ValueError(f"{chosen[0]} chooses in a repository; of {sae} give the SAE's own folder")
     config = sae / "config.json"
-    if not config.is_file():
-        raise ValueError(f"{sae} is not the folder of a trained SAE: it has no config.json")
+    if not (config.is_file() and is_sae(sae)):
+        raise ValueError(
+            f"{sae} is not the folder of a trained SAE: it has no config.json with "
+            "model.safetensors; `hfsae convert` makes one of another library's files"
+        )
     shutil.rmtree(target, ignore_errors=True)
     for pattern in (*PUSHED, "presets.json"):
         for path in sae.glob(pattern):
             copy = target / path.relative_to(sae)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-    return json.loads(config.read_text(encoding="utf-8")).get("model_name")
+            content = published(path)
+            if isinstance(content, bytes):
+                copy.write_bytes(content)
+            else:
+                shutil.copyfile(content, copy)
+    return read_json(config).get("model_name")
 
 
 def _readme(title: str, sae: str | None, model: str | None) -> str:
     is_repo = sae is not None and not Path(sae).exists()
-    models = [name for name in (sae if is_repo else None, model) if name]
+    named = [sae if is_repo else None, model]
+    models = [n for n in named if n and _REPOSITORY.fullmatch(n) and not Path(n).exists()]
     front: dict[str, Any] = {
         "title": title,
         "emoji": "🔬",

@@ -28,10 +28,12 @@ def test_demo_starts_what_is_named(monkeypatch):
 
     calls = []
     monkeypatch.setattr(hfsae.demo, "launch", lambda *args, **kwargs: calls.append((args, kwargs)))
-    options = ["--model", "me/lm", "--port", "7999", "--mcp", "--l0", "50", "--no_model"]
+    options = ["--model", "me/lm", "--port", "7999", "--mcp", "--l0", "50"]
     assert main(["demo", "me/sae", *options]) == 0
+    assert main(["demo", "me/sae", *options, "--no_model"]) == 2, "which excludes --model"
     (source,), options = calls[0]
     assert source == "me/sae"
+    assert options.pop("with_lm") and len(calls) == 1
     assert {k: v for k, v in options.items() if v} == {
         "model": "me/lm",
         "server_name": "127.0.0.1",

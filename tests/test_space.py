@@ -1,5 +1,6 @@
 """A Space's folder: what the Hub reads of it, and that it opens what was asked for."""
 
+import json
 import re
 from pathlib import Path
 
@@ -74,6 +75,18 @@ def test_a_folder_is_copied_into_the_space_without_what_is_private(tmp_path):
     assert front_matter(space)["models"] == ["me/lm"]
     assert str(tmp_path) not in "".join(p.read_text() for p in space.glob("*.*"))
     assert hfsae.load(space / "sae").config.d_sae == 8
+    origin = {"origin": "folder /home/me/lm", "dtype": "bfloat16"}
+    (sae / "training.json").write_text(json.dumps({"lm": origin, "command": "hfsae /home/me"}))
+    write_space(space, str(tmp_path), subfolder="sae", model=str(tmp_path))
+    assert "/home/me" not in (space / "sae" / "training.json").read_text()
+    assert "models" not in front_matter(space), "a folder of this machine is no model on the Hub"
+    assert hfsae.load(space / "sae").config.d_sae == 8
+    with pytest.raises(ValueError, match=r"layer chooses in a repository; of .* give the SAE's"):
+        write_space(space, str(sae), layer=1)
+    (sae / "model.safetensors").rename(sae / "ae.pt")
+    with pytest.raises(ValueError, match=r"with model\.safetensors; `hfsae convert` makes one"):
+        write_space(space, str(sae))
+    assert hfsae.load(space / "sae").config.d_sae == 8, "what was there is left"
 
 
 def test_another_folder_is_left_alone(tmp_path):

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ..attribution import uniformity
 from ..evaluation.causal import ACTIONS, COUNTS, KINDS, ORDERS, CausalControl, causal_control
+from ..hub import is_sae
 from ..lm import LoadedLM
 from ..models import SAE
 from ..recipe import Recipe, load_trained, read_rows
 from ..records import write_tensors
 from .arms import CausalArguments
 from .frontier import t_interval
-from .results import CAUSES, Measured, has_weights
+from .results import CAUSES, Measured
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def measure_missing(
     if not missing:
         return
     for m in missing:
-        if not has_weights(m.folder):
+        if not is_sae(m.folder):
             raise ValueError(
                 f"causal control was not measured of {m.folder}, whose weights are not here; "
                 "set causal.n_tokens to 0, or give another --report, for which all is trained anew"

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..evaluation import EvaluationResult
+from ..hub import is_sae
 from ..models import SAE
 from ..recipe import differences, load_trained, what_matters
 from ..records import damaged, read_json, read_tensors, write_tensors, write_whole
@@ -107,11 +108,6 @@ def _digest(text: str) -> str:
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def has_weights(folder: Path) -> bool:
-    names = ("model.safetensors", "model.safetensors.index.json")
-    return any((folder / name).is_file() for name in names)
-
-
 def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]:
     """All SAEs of these runs, from their folders or else from what a report kept.
 
@@ -174,7 +170,7 @@ def _scale(record: dict[str, Any]) -> float:
 
 
 def _thresholds(folder: Path, scale: float) -> tuple[float, ...]:
-    if not has_weights(folder):
+    if not is_sae(folder):
         return ()
     if read_json(folder / "config.json")["model_type"] not in _LEARN_THRESHOLDS:
         return ()
@@ -189,7 +185,7 @@ def _with_agreement(measured: Sequence[Measured]) -> list[Measured]:
         groups.setdefault((m.arm, m.name), []).append(m)
     found = {}
     for same in groups.values():
-        here = [m for m in same if has_weights(m.folder)] if len(same) > 1 else []
+        here = [m for m in same if is_sae(m.folder)] if len(same) > 1 else []
         rows = {m.seed: _decoder_rows(m.folder) for m in here}
         for m in here:
             new = {s: _matched(rows[m.seed], other) for s, other in rows.items() if s != m.seed}

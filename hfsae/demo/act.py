@@ -220,25 +220,14 @@ class Act(Look):
             "trials": trials,
         }
 
-    def steering_vector(self, latents: str, unit: str = "max", kind: str = "safetensors") -> str:
-        """A file with the sum of the latents' directions times their strengths, to use elsewhere.
+    def direction(self, latent: int) -> Path:
+        """A file with a latent's decoder row, to add to activations elsewhere."""
+        path = Path(self._directions.name, f"steering-{latent}.safetensors")
+        return save_steering_vector(path, self.subject.sae, {latent: 1.0}, unit="raw")
 
-        Args:
-            latents: as `12:1.5, 7:-2`.
-            unit: of the strengths: max or raw.
-            kind: safetensors, or gguf (a control vector for llama.cpp).
-        """
-        unit = validate.choice(unit, "unit", ("max", "raw"))
-        kind = validate.choice(kind, "kind", ("safetensors", "gguf"))
-        strengths = validate.strengths(latents, self.subject.d_sae, LIMITS[unit])
-        if unit == "max":
-            self._refuse_unmeasured(list(strengths))
-        folder = Path(tempfile.mkdtemp(prefix="hfsae-vector-"))
-        path = folder / f"steering-{'-'.join(map(str, strengths))}.{kind}"
-        sae, most = self.subject.sae, self.largest
-        return str(
-            save_steering_vector(path, sae, strengths, unit=cast(Unit, unit), max_activations=most)
-        )
+    @cached_property
+    def _directions(self) -> tempfile.TemporaryDirectory:
+        return tempfile.TemporaryDirectory(prefix="hfsae-directions-")
 
     # Why this token
 

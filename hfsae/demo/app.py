@@ -104,8 +104,8 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
 
     def rerun(request: gr.Request, address: Any, *values: Any) -> Iterator[Updates]:
         if isinstance(address, Steer) and address.run:
-            steer.ask(request)
-            yield from steer.generate(request, *values)
+            steer.ask(request, *values)
+            yield from steer.generate(request)
         else:
             yield {steer.notice: gr.skip()}
 

@@ -57,7 +57,14 @@ class Base:
     def hidden(self, max_density: Any) -> list[int]:
         """Latents that fire on more than this share of tokens."""
         limit = validate.number(max_density, "max_density", 0.0, 1.0)
-        return [] if limit >= 1 else (self.density > limit).nonzero()[:, 0].tolist()
+        if limit >= 1:
+            return []
+        if not self.subject.is_counted:
+            raise ValueError(
+                "nobody has counted how often this SAE's latents fire, so none can be hidden for "
+                "it; `hfsae collect` does, with a folder"
+            )
+        return (self.density > limit).nonzero()[:, 0].tolist()
 
     def label(self, latent: int) -> str:
         """What people say a latent stands for; empty if nobody has."""

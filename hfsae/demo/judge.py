@@ -26,7 +26,7 @@ class Judge(Act):
             "n_tokens": self.subject.evaluation.get("n_tokens"),
             "l0": _l0_bins(self.subject.evaluation.get("l0_histogram") or []),
             "density": _log_bins(self.density),
-            "dead": int((self.density == 0).sum()),
+            "dead": int((self.density == 0).sum()) if self.subject.is_counted else None,
             "counted_on": self._counted_on(),
             "d_sae": self.subject.d_sae,
             "thresholds": self._threshold_bins(),
@@ -47,11 +47,13 @@ class Judge(Act):
             raise ValueError(
                 f"{other} has no evaluation.json to compare; `hfsae evaluate` makes it"
             )
-        ours, theirs = _metrics(self.subject.evaluation), _metrics(found)
-        known = {m["name"]: m for m in theirs}
+        ours, theirs = (
+            {m["name"]: m for m in _metrics(evaluation)}
+            for evaluation in (self.subject.evaluation, found)
+        )
         rows = [
-            {"name": m["name"], "unit": m["unit"], "first": m, "second": known.get(m["name"])}
-            for m in ours or theirs
+            {"name": name, "unit": m["unit"], "first": ours.get(name), "second": theirs.get(name)}
+            for name, m in (theirs | ours).items()
         ]
         return {"first": self.subject.name, "second": other, "rows": rows}
 
@@ -80,7 +82,7 @@ class Judge(Act):
             "site": config.site,
             "d_sae": config.d_sae,
             "d_in": config.d_in,
-            "model": config.model_name,
+            "model": self.subject.lm_name,
             "model_origin": loaded.origin if loaded else None,
             "model_missing": None if loaded else self.subject.why_no_lm,
             "notes": self.subject.notes,

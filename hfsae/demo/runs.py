@@ -1,10 +1,14 @@
 """Runs that take their time: each session has one under way, and may stop it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(eq=False)
 class Run:
+    values: Sequence[Any] = ()
+    """of the page's inputs, when it was asked for"""
     over: bool = False
     """it has to end: it was stopped, or another was asked for"""
     stopped: bool = False
@@ -18,14 +22,14 @@ class Runs:
         self._last: dict[str, Run] = {}
         self._waiting: dict[str, Run] = {}
 
-    def ask(self, session: str) -> None:
+    def ask(self, session: str, values: Sequence[Any] = ()) -> None:
         """Ends the run under way."""
         if before := self._last.get(session):
             before.over = True
-        self._last[session] = self._waiting[session] = Run()
+        self._last[session] = self._waiting[session] = Run(values)
 
     def begin(self, session: str) -> Run | None:
-        """The run that was asked for, once; None if none is."""
+        """The run that was asked for last, once, whoever's turn it is; None if none is."""
         return self._waiting.pop(session, None)
 
     def stop(self, session: str) -> None:

@@ -66,6 +66,8 @@ class Subject:
     folder: Path | None = None
     """where the files beside its weights lie"""
     loaded: LoadedLM | None = None
+    lm_name: str | None = None
+    """of the one that runs, or else of the one that the SAE's config names"""
     why_no_lm: str = "the app was started without one; leave out --no_model"
     store: FeatureStore | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -113,6 +115,10 @@ class Subject:
         counted = self.evaluation.get("density")
         return torch.tensor(counted) if counted else torch.zeros(self.d_sae)
 
+    @property
+    def is_counted(self) -> bool:
+        return self.store is not None or bool(self.evaluation.get("density"))
+
     def largest(self) -> Float[Tensor, " d_sae"] | None:
         """Each latent's largest activation over the store's text, raw units."""
         return None if self.store is None else self.store.max_activations
@@ -137,6 +143,7 @@ def open_subject(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sae = load(**choice._asdict(), device=device).eval().requires_grad_(False)
     subject = Subject(sae, _shown_name(choice), in_python=_in_python(choice))
+    subject.lm_name = sae.config.model_name
     subject.folder = beside(choice.source, _BESIDE, **_without_source(choice))
     subject.label_home = _label_home(choice, subject)
     for folder in (subject.folder, subject.label_home):
@@ -177,6 +184,7 @@ def _label_home(choice: Choice, subject: Subject) -> Path | None:
     home = Path(os.environ.get("HFSAE_HOME", Path.home() / ".cache" / "hfsae"))
     parts = ["shipped" if Path(choice.source) == SHIPPED_SAE else choice.source, choice.subfolder]
     picked = {"layer": choice.layer, "width": choice.width, "l0": choice.l0}
+    picked |= {"revision": choice.revision}
     parts += [f"{name}_{value}" for name, value in picked.items() if value is not None]
     return home / "labels" / re.sub(r"[^\w.-]+", "--", "/".join(filter(None, parts)))
 
@@ -236,7 +244,7 @@ def read_json(path: Path, kind: type) -> Any:
 
 def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
     config = subject.sae.config
-    name = model or config.model_name
+    name = subject.lm_name = model or config.model_name
     if name is None:
         subject.why_no_lm = f"the SAE's config names none; {_NAME_ONE}"
         return

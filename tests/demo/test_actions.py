@@ -164,8 +164,8 @@ def test_two_saes_are_compared(actions, sae_folder):
 def test_a_vector_can_be_taken_away(actions, tmp_path):
     from hfsae.steering import load_steering_vector
 
-    vector = load_steering_vector(actions.steering_vector("3:2", "raw"))
-    assert torch.allclose(vector.vector, 2 * actions.subject.sae.W_dec[3].detach(), atol=1e-6)
+    vector = load_steering_vector(actions.direction(3))
+    assert torch.allclose(vector.vector, actions.subject.sae.W_dec[3].detach(), atol=1e-6)
 
 
 @pytest.mark.parametrize(

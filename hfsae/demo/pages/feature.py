@@ -53,7 +53,7 @@ class FeaturePage(Page):
         self.shown = gr.State(None)  # the latent; in its box a person may be typing another
         self.drafts = gr.State({})  # {latent: label} of labels that were edited and not saved
         self.inputs = (self.latent, self.text)
-        self.outputs = (self.main, self.tried, self.aside, self.code, self.shown)
+        self.outputs = (self.main, self.tried, self.aside, self.code, self.vector, self.shown)
 
     def address(self, *values: Any) -> at.Feature:
         latent, text = values
@@ -66,7 +66,7 @@ class FeaturePage(Page):
     def render(self, address: at.Feature) -> Updates:
         if address.latent is None:
             empty = html("empty", "Give a number, or take a random latent.")
-            values = (empty, "", "", "", None)
+            values = (empty, "", "", "", None, None)
             return dict(zip(self.outputs, values, strict=True))
         view = self.actions.feature(address.latent)
         view |= {"facts": _facts(view)}
@@ -83,23 +83,33 @@ class FeaturePage(Page):
             view["low"], view["high"] = (number(bars[i][k]) if bars else "" for i, k in _ENDS)
             for group in view["groups"]:
                 group["title"] = _title(group["kind"], view["n_groups"])
-        tried = ""
-        if address.text:
-            tried = html("tried", self.actions.try_text(address.latent, address.text))
         return {
             self.main: html("feature", view),
             self.aside: html("aside", view),
-            self.tried: tried,
+            self.tried: self._tried(address.latent, address.text),
             self.code: self._snippet(address.latent),
+            self.vector: self._direction(address.latent),
             self.shown: address.latent,
         }
 
+    def _tried(self, latent: int, text: str) -> str:
+        try:
+            return html("tried", self.actions.try_text(latent, text)) if text else ""
+        except ValueError as error:  # the rest of the page needs no text
+            return html("error", str(error))
+
+    def _direction(self, latent: int) -> str | None:
+        try:
+            return str(self.actions.direction(latent))
+        except ValueError:  # an SAE whose latents have no one direction
+            return None
+
     def _snippet(self, latent: int) -> str:
-        sae = self.actions.subject.sae
+        subject = self.actions.subject
         return (
             "import hfsae\n\n"
-            f"sae = {self.actions.subject.in_python}\n"
-            f"lm, tokenizer, _ = hfsae.load_lm({sae.config.model_name!r})\n"
+            f"sae = {subject.in_python}\n"
+            f"lm, tokenizer, _ = hfsae.load_lm({subject.lm_name or 'NAME'!r})\n"
             f"with hfsae.steer(lm, sae, {{{latent}: 20.0}}, unit='norm'):  # per cent of the norm\n"
             "    tokens = tokenizer('Once upon a time', return_tensors='pt')\n"
             "    print(tokenizer.decode(lm.generate(**tokens, max_new_tokens=30)[0]))\n"
@@ -133,9 +143,6 @@ class FeaturePage(Page):
         labelled = [self.label, self.shown, self.drafts]
         self.label.input(self._draft, labelled, self.drafts, trigger_mode="always_last", **quietly)
         self.shown.change(self._show_label, labelled, [self.label, self.notice], **quietly)
-        self.vector.click(
-            self._vector, self.shown, [self.vector, self.notice], api_visibility="private"
-        )
 
     def _random(self, *values: Any) -> at.Feature:
         latent, text = values
@@ -181,14 +188,6 @@ class FeaturePage(Page):
         said = html("said", f"The label of latent {saved['latent']} is saved.")
         others = {i: draft for i, draft in drafts.items() if i != saved["latent"]}
         return {self.notice: said, self.main: main, self.drafts: others}
-
-    def _vector(self, latent: Any) -> Updates:
-        try:
-            index = self.actions.latent(latent)
-            path = self.actions.steering_vector(f"{index}:1", "raw")
-        except ValueError as error:
-            return {self.notice: html("error", str(error))}
-        return {self.vector: path}
 
 
 _ENDS = ((0, "low"), (-1, "high"))

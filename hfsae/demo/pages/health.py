@@ -1,5 +1,6 @@
 """How good the SAE is."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -53,17 +54,21 @@ class HealthPage(Page):
         return {self.versus: address.versus, self.text: address.text}
 
     def render(self, address: at.Health) -> Updates:
-        measured = compared = ""
-        if address.text:
-            found = self.actions.measure(address.text)
-            facts = [
-                {"name": name, "value": _value(found[key]), "note": note}
-                for key, (name, note) in _TEXT_TILES.items()
-            ]
-            measured = html("measured", {"facts": facts})
-        if address.versus:
-            compared = html("versus", self.actions.compare_saes(address.versus))
-        return {self.measured: measured, self.comparison: compared}
+        return {
+            self.measured: _shown(self._measured, address.text),
+            self.comparison: _shown(self._compared, address.versus),
+        }
+
+    def _measured(self, text: str) -> str:
+        found = self.actions.measure(text)
+        facts = [
+            {"name": name, "value": _value(found[key]), "note": note}
+            for key, (name, note) in _TEXT_TILES.items()
+        ]
+        return html("measured", {"facts": facts})
+
+    def _compared(self, versus: str) -> str:
+        return html("versus", self.actions.compare_saes(versus))
 
     def wire(self, app: App) -> None:
         app.on([self.run.click], self._measure, self, progress_on=[self.measured])
@@ -85,6 +90,14 @@ class HealthPage(Page):
         return asked
 
 
+def _shown(part: Callable[[str], str], asked: str) -> str:
+    """A part of the page, or why it cannot be; the other part is there all the same."""
+    try:
+        return part(asked) if asked else ""
+    except ValueError as error:
+        return html("error", str(error))
+
+
 def _is_local(actions: Any) -> bool:
     return actions.subject.label_home is not None
 
@@ -100,7 +113,7 @@ def _overview(view: dict[str, Any]) -> str:
         for key, name in _TILES.items()
         if key in known
     ]
-    if view["counted_on"]:
+    if view["dead"] is not None and view["counted_on"]:
         note = f"of {view['d_sae']:,}, on {view['counted_on']:,} tokens"
         facts.append({"name": "never fired", "value": f"{view['dead']:,}", "note": note})
     charts = [

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import gradio as gr
 
 from ..actions import Actions
-from ..address import Address, page_of, to_query
+from ..address import Address, Steer, page_of, to_query
 from ..parts import html
 
 Updates = dict[Any, Any]
@@ -37,6 +37,10 @@ class Page:
 
     def render(self, address: Any) -> Updates:
         """What stands below the inputs. Raises ValueError with a sentence for the notice."""
+        raise NotImplementedError
+
+    def joined(self, asked: Any, *values: Any) -> Address:
+        """What the values of `inputs` are, with what another page asks for."""
         raise NotImplementedError
 
     def wire(self, app: "App") -> None:
@@ -146,13 +150,22 @@ class App:
         asked: Sequence[str],
         values: Sequence[Any],
     ) -> Updates:
-        """Fields that stay as they are are left out: somebody may be typing there by now."""
+        """Fields that stay as they are are left out: somebody may be typing there by now. A latent
+        that is to be steered joins those that are."""
+        n = len(page.inputs)
+        own, of_steer = values[:n], values[n:]
         try:
-            updates = self.show(to(*asked, *values))
+            address = to(*asked, *own)
+            if of_steer and isinstance(address, Steer):
+                address = self.pages["steer"].joined(address, *of_steer)
+            updates = self.show(address)
         except ValueError as error:
             return {page.notice: html("error", str(error))}
-        seen = dict(zip(page.inputs, values, strict=True))
+        seen = dict(zip(self._inputs(page, bool(of_steer)), values, strict=True))
         return {part: new for part, new in updates.items() if part not in seen or new != seen[part]}
+
+    def _inputs(self, page: Page, with_steer: bool) -> list[Any]:
+        return [*page.inputs, *(self.pages["steer"].inputs if with_steer else ())]
 
     def _bind(
         self,
@@ -165,7 +178,7 @@ class App:
         name = next(name for name, p in self.pages.items() if p is page)
         return trigger(
             handler,
-            list(page.inputs),
+            self._inputs(page, "steer" in leads_to),
             self.outputs(name, *leads_to),
             show_progress="minimal" if progress_on is not None else "hidden",
             show_progress_on=progress_on,

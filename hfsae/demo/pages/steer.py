@@ -186,21 +186,22 @@ class SteerPage(Page):
             )
         shared: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
         queued = {"concurrency_id": "run", "concurrency_limit": 2, **shared}
+        inputs = list(self.inputs)
         asking = gr.on(
-            [self.run.click, self.prompt.submit], self.ask, None, None, queue=False, **shared
+            [self.run.click, self.prompt.submit], self.ask, inputs, None, queue=False, **shared
         )
         asking.then(
             self.generate,
-            list(self.inputs),
+            None,
             self.generated,
             show_progress="minimal",
             show_progress_on=[self.output],
             **queued,
         )
-        self.suggest.click(self._ask_sweep, None, None, queue=False, **shared).then(
+        self.suggest.click(self._ask_sweep, inputs, None, queue=False, **shared).then(
             self._suggest,
-            list(self.inputs),
-            [self.notice, self.suggestion, self.latents, self.chips],
+            None,
+            [self.notice, self.suggestion, self.latents, self.chips, app.link],
             show_progress_on=[self.suggestion],
             **queued,
         )
@@ -213,12 +214,12 @@ class SteerPage(Page):
             **shared,
         )
 
-    def ask(self, request: gr.Request) -> None:
-        """For the texts: those under way end."""
-        self.texts.ask(_session(request))
+    def ask(self, request: gr.Request, *values: Any) -> None:
+        """For the texts of the inputs' values: those under way end."""
+        self.texts.ask(_session(request), values)
 
-    def _ask_sweep(self, request: gr.Request) -> None:
-        self.sweeps.ask(_session(request))
+    def _ask_sweep(self, request: gr.Request, *values: Any) -> None:
+        self.sweeps.ask(_session(request), values)
 
     def _stop(self, request: gr.Request) -> None:
         for runs in (self.texts, self.sweeps):
@@ -235,6 +236,14 @@ class SteerPage(Page):
 
     def _add_random(self, *values: Any) -> at.Steer:
         return self._with(self.actions.random_latent()["latent"], self.address(*values))
+
+    def joined(self, asked: at.Steer, *values: Any) -> at.Steer:
+        """What stands here and the latent that another page names, on its text if it has one."""
+        now = self.address(*values)
+        if asked.prompt:
+            now = replace(now, prompt=asked.prompt, chat=asked.chat)
+        new = [latent for latent in asked.latents if latent not in now.latents]
+        return self._with(new[0], now) if new else now
 
     def _with(self, latent: int, now: at.Steer) -> at.Steer:
         if len(now.latents) >= validate.MAX_LATENTS:
@@ -265,15 +274,15 @@ class SteerPage(Page):
             strengths, unit = dict.fromkeys(strengths, _FIRST["norm"]), "norm"
         return replace(now, prompt=str(preset["prompt"]), latents=strengths, mode=mode, unit=unit)
 
-    def generate(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
-        """Both texts, token by token, for the values of the inputs, if they are still wanted."""
+    def generate(self, request: gr.Request) -> Iterator[Updates]:
+        """Both texts, token by token, as they were asked for last, if they are still wanted."""
         session = _session(request)
         run = self.texts.begin(session)
         if run is None:
             yield {self.notice: gr.skip()}
             return
         try:
-            yield from self._written(self.address(*values), run)
+            yield from self._written(self.address(*run.values), run)
         except ValueError as error:
             yield {self.notice: html("error", str(error))}
         finally:
@@ -296,9 +305,7 @@ class SteerPage(Page):
             ended = {**view, "done": True, "prompt": a.prompt}
             yield {self.notice: said, self.output: html("pair", ended)}
 
-    def _suggest(
-        self, request: gr.Request, *values: Any, progress: gr.Progress = gr.Progress()
-    ) -> Updates:
+    def _suggest(self, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Updates:
         session = _session(request)
         run = self.sweeps.begin(session)
         if run is None:
@@ -310,7 +317,7 @@ class SteerPage(Page):
             progress((done, n), desc=f"trial {min(done + 1, n)} of {n}", unit="trials")
 
         try:
-            return self._found(self.address(*values), tell)
+            return self._found(self.address(*run.values), tell)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
         except _StoppedError:
@@ -330,6 +337,7 @@ class SteerPage(Page):
             self.suggestion: html("suggestion", view),
             self.latents: new.latents,
             self.chips: self._chips(new),
+            self.app.link: to_query(new),
         }
 
 

@@ -39,7 +39,7 @@ class WhyPage(Page):
                 self.next = panel(elem_id="why-next")
             with gr.Column(scale=4, min_width=340):
                 self.effects = panel(elem_id="why-effects")
-        self.checked = gr.State({})  # latent -> what leaving it out does, for the rows on show
+        self.checked = gr.State({})  # the rows on show, and of which question
         self.inputs = (self.prompt, self.target, self.contrast)
         self.outputs = (self.next, self.effects, self.checked)
 
@@ -58,7 +58,7 @@ class WhyPage(Page):
         return {
             self.next: html("next_tokens", view),
             self.effects: _effects(view),
-            self.checked: view,
+            self.checked: {**view, "asked": address},
         }
 
     def wire(self, app: App) -> None:
@@ -73,7 +73,7 @@ class WhyPage(Page):
         app.on_select(self.effects, self._clicked, self, leads_to=("feature",))
         self.effects.ablate(
             self._ablate,
-            [self.checked, *self.inputs],
+            self.checked,
             [self.notice, self.effects, self.checked],
             api_visibility="private",
             show_progress_on=[self.effects],
@@ -96,11 +96,11 @@ class WhyPage(Page):
     def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Feature:
         return at.Feature(whole(index))
 
-    def _ablate(self, event: gr.EventData, view: Any, *values: Any) -> Updates:
+    def _ablate(self, event: gr.EventData, view: Any) -> Updates:
         data = event._data if isinstance(event._data, dict) else {}
         try:
             latent = whole(str(data.get("at") or ""))
-            asked = self.address(*values)
+            asked: at.Why = view["asked"]
             found = self.actions.check_ablation(asked.prompt, latent, asked.target, asked.contrast)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
