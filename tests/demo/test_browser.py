@@ -192,6 +192,39 @@ def test_a_latents_page_shows_what_is_known_and_tries_a_text(visit):
     page.wait_for_url(re.compile(r"latent=(?!4(&|$))"))
 
 
+def test_a_latents_direction_downloads_at_the_first_click_and_is_of_the_latent_shown(visit):
+    page = visit("tab=feature&latent=3")
+    page.wait_for_selector("#feature-main h2:has-text('Latent 3')")
+    page.get_by_text("Use it in Python, or elsewhere").click()
+    for latent in (3, 4):
+        page.wait_for_selector(f"#feature-main h2:has-text('Latent {latent}')")
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Its direction as .safetensors").click()
+        assert download.value.suggested_filename == f"steering-{latent}.safetensors"
+        page.get_by_role("button", name="Next").click()
+
+
+def test_a_text_that_cannot_be_tried_leaves_the_rest_of_the_page(visit):
+    page = visit("tab=feature&latent=3&text=" + "the+" * 600)
+    page.wait_for_selector("#feature-tried [role=alert]")
+    page.get_by_role("button", name="Next").click()
+    page.wait_for_selector("#feature-main h2:has-text('Latent 4')")
+
+
+def test_steer_elsewhere_adds_to_what_is_set_up(visit):
+    page = visit("tab=steer&prompt=the+dog&latents=3:2&mode=clamp&seed=7")
+    page.wait_for_selector("#steer-chips [data-chip='3']")
+    page.get_by_role("tab", name="Feature").click()
+    box = page.get_by_label("Latent", exact=True).first
+    box.fill("5")
+    box.press("Enter")
+    page.wait_for_selector("#feature-main h2:has-text('Latent 5')")
+    page.get_by_role("button", name="Steer it").click()
+    page.wait_for_selector("#steer-chips [data-chip='5']")
+    page.wait_for_url(re.compile("prompt=the.dog&latents=3%3A2%2C5%3A1&mode=clamp&seed=7"))
+    assert value(page, "Prompt") == "the dog" and value(page, "strength of latent 3") == "2"
+
+
 def test_an_emptied_box_empties_the_page_and_random_needs_no_number(visit):
     page = visit("tab=feature&latent=3")
     page.wait_for_selector("#feature-aside .hf-bars i")
