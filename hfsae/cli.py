@@ -383,6 +383,11 @@ def _trained(folder: str) -> Path:
         inside = sorted(p.parent.name for p in path.glob("*/config.json"))
         hint = f"; it holds {', '.join(inside)}" if inside else ""
         raise ValueError(f"{folder} is not the folder of a trained SAE (no config.json){hint}")
+    if "d_sae" not in read_json(path / "config.json"):
+        raise ValueError(
+            f"{folder} holds a model that is no SAE of hfsae's (its config.json names no d_sae); "
+            "`hfsae convert` reads those of other libraries"
+        )
     return path
 
 

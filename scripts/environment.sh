@@ -4,14 +4,15 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv="${HFSAE_VENV:-.venv}"
 
-if [ ! -x "$venv/bin/python" ]; then
+# There is none, or one that was left half-made where python3-venv is missing.
+if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
     python="${PYTHON:-python3}"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
         echo "hfsae needs Python 3.10 or newer; $python is older or missing. Set PYTHON=/path/to/python3" >&2
         exit 2
     }
     echo "making a virtual environment in $venv" >&2
-    "$python" -m venv "$venv" || {
+    "$python" -m venv --clear "$venv" || {
         echo "could not make a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2
         exit 2
     }

@@ -267,3 +267,8 @@ def test_the_real_model_from_recipe_to_shown_latents(tmp_path, packaged_lm):
     assert show.returncode == 0 and "latent 3: fires on" in show.stdout
     planned = subprocess.run([*command, "--dry_run"], env=env, capture_output=True, text=True)
     assert planned.returncode == 0 and "memory" in planned.stdout and "min" in planned.stdout
+
+
+def test_a_folder_of_another_kind_of_model_is_told_from_an_sae(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert "names no d_sae); `hfsae convert` reads" in refused(["show", str(tmp_path)], capsys)

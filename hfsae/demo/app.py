@@ -36,6 +36,7 @@ _PAGES: dict[str, type[Page]] = {
     "about": AboutPage,
 }
 _HEAD = f"<script>{(Path(__file__).with_name('page.js')).read_text(encoding='utf-8')}</script>"
+_ONLY_OUR_PICTURES = (b"content-security-policy", b"img-src 'self' data: blob:")
 _TO_LINK = "(query) => { hfsae.link(query); }"
 
 
@@ -204,14 +205,15 @@ def looks() -> dict[str, Any]:
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
         "max_file_size": "1mb",
-        "app_kwargs": {"middleware": [Middleware(_LinkStaysInTheBrowser)]},
+        "app_kwargs": {"middleware": [Middleware(_OpensAnywhere)]},
     }
 
 
-class _LinkStaysInTheBrowser:
-    """The page is served whatever its link says: a `page` unknown to Gradio would be an error 500.
+class _OpensAnywhere:
+    """The page is served whatever its link says, and loads no picture from elsewhere.
 
-    What the link means is read when the page is opened; see `_restore`.
+    A `page` unknown to Gradio would be an error 500; what the link means is read when the page is
+    opened, see `_restore`. A picture in a card from the Hub would tell its server who looks.
     """
 
     def __init__(self, app: ASGIApp):
@@ -219,4 +221,13 @@ class _LinkStaysInTheBrowser:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         opens = scope["type"] == "http" and scope["path"] == "/"
-        await self.app({**scope, "query_string": b""} if opens else scope, receive, send)
+
+        async def send_guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), _ONLY_OUR_PICTURES]
+            await send(message)
+
+        if opens:
+            await self.app({**scope, "query_string": b""}, receive, send_guarded)
+        else:
+            await self.app(scope, receive, send)

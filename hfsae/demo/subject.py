@@ -266,3 +266,16 @@ def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
         subject.why_no_lm = f"{str(error).rstrip('.')}; {_NAME_ONE}"
         return
     subject.notes += [str(difference) for difference in differences]
+    if subject.folder is not None:
+        record = read_json(subject.folder / "training.json", dict).get("lm", {})
+        _note_another_copy(subject, record.get("origin"), subject.loaded.origin)
+
+
+def _note_another_copy(subject: Subject, theirs: Any, ours: str) -> None:
+    """Weights of one name need not be the same: a package's may be quantised."""
+    is_told = isinstance(theirs, str) and not theirs.startswith("folder")
+    if is_told and not ours.startswith("folder") and theirs != ours:
+        subject.notes.append(
+            f"it was trained on another copy of the language model ({theirs}; this is {ours}), "
+            "whose activations may differ"
+        )

@@ -20,7 +20,8 @@ class TrainingArguments:
     batch_size: int = 4096
     """Activations in an optimiser step, over all processes and accumulated parts."""
     gradient_accumulation_steps: int = 1
-    """Parts in which a batch goes through the SAE; the step is the same, the memory smaller."""
+    """Parts in which a batch goes through the SAE, for less memory. The step is the same, but for
+    what is of a batch and then of each part: BatchTopK's cut, quadratic and frequency penalties."""
     learning_rate: float = 7e-5
     """Adam's, after warm-up."""
     threshold_learning_rate: float | None = None

@@ -1,8 +1,8 @@
 """Train SAEs on a stream of activations: the loop around `Run.step`, and what it writes down.
 
 SAEs share the stream and nothing else, so one trained beside others ends bit-equal to one trained
-alone. With several processes each takes its slice of the global batch; gradients, firing counts and
-L0 are those of the whole batch on all of them, and process 0 writes.
+alone. With several processes each takes its slice of the global batch; gradients (means over the
+slices), firing counts and L0 are the same on all of them, and process 0 writes.
 
 In `output_dir`: `checkpoints/`; for each SAE (in a folder of its name, if there are several)
 `log.jsonl`, a line each `logging_steps`, and at the end `config.json` and `model.safetensors` of
@@ -273,7 +273,7 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be of this run."""
         where = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to")
-        skipped = {*where, "num_processes", "shard_latents", "gradient_accumulation_steps"}
+        skipped = {*where, "num_processes", "shard_latents"}
         identity = {k: v for k, v in asdict(self.args).items() if k not in skipped}
         for name, run in self.runs.items():
             config = run.sae.config.to_diff_dict()

@@ -103,6 +103,7 @@ def test_who_leaves_in_the_middle_of_steering_leaves_nothing_behind(app_url, cli
 def test_the_app_opens_whatever_its_link_says(app_url, query):
     with urlopen(f"{app_url}?{query}") as answer:
         assert answer.status == 200 and "hfsae: tiny-sae" in answer.read().decode()
+        assert answer.headers["content-security-policy"] == "img-src 'self' data: blob:"
 
 
 MALFORMED = [
