@@ -63,6 +63,13 @@ def main() -> None:
     halves = [finite_difference(sae, half.split(1024), args.width / 2 * c) for half in x.chunk(2)]
     noise = torch.nn.functional.cosine_similarity(*halves, dim=0)
     print(
+        "# Straight-through gradients of thresholds against finite differences\n\n"
+        f"`python scripts/comparisons/threshold_gradients.py {args.folder}`: what single batches "
+        "estimate, and the true gradient of the expected loss. Bias and scatter are norms, over "
+        "that of the true one; cosines are of one batch's estimate and of the mean of all; signs: "
+        "the share of latents and batches whose sign is right. Bandwidths are in units of x/c.\n"
+    )
+    print(
         f"{len(x):,} held-out activations; finite differences over {args.width:g} of x/c: the two "
         f"halves of the text agree with a cosine of {float(noise):.3f}\n"
     )
