@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette and grey: told apart in every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = "osD^vPX*"
+_LINES = ("-", "--", ":", "-.")
+_FAR = 20  # times as far from the reference as arms in the middle
 _GRID_POINTS = 24
 _LEGEND_ROWS = 16
 _LABEL = 40  # characters that an axis has room for
@@ -53,7 +55,8 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
             if frontiers.n_saes(arm) > 1:
                 grid = _grid(*frontiers.reach([arm]))
                 found = [frontiers.at(arm, metric, l0) for l0 in grid]
-                axes.plot(grid, [e.value for e in found], linewidth=1.4, **style)
+                values = [e.value for e in found]
+                axes.plot(grid, values, linewidth=1.4, linestyle=_line(i), **style)
                 low, high = ([e.documents[side] for e in found] for side in (0, 1))
                 axes.fill_between(grid, low, high, alpha=0.12, linewidth=0, **style)
         axes.set(xscale="log", yscale="log", xlabel="L0 (latents/token)", ylabel=label)
@@ -77,7 +80,7 @@ def _difference(
     """Of each arm from the reference, with the interval over seeds and documents."""
     figure, panels = _panels(len(METRICS))
     for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
-        shown = [0.0]
+        shown, reached = [0.0], []
         axes.axhline(0, color=_colour(frontiers.arms.index(reference)), lw=1.4)
         for i, arm in enumerate(frontiers.arms):
             if arm not in met:
@@ -86,14 +89,18 @@ def _difference(
             found = [frontiers.difference(arm, reference, metric, l0) for l0 in grid]
             style: dict[str, Any] = {"color": _colour(i)}
             values = [_percent(e.value) for e in found]
-            axes.plot(grid, values, label=titles[arm], **style)
+            axes.plot(grid, values, label=titles[arm], linestyle=_line(i), **style)
             shown.extend(values)
+            reached.append(float(np.nanmax(np.abs(values), initial=0.0)))
             low, high = ([_percent(e.documents[side]) for e in found] for side in (0, 1))
             axes.fill_between(grid, low, high, alpha=0.15, linewidth=0, **style)
         axes.set(xscale="log", xlabel="L0 (latents/token)")
-        margin = (_MARGIN - 1) * (max(shown) - min(shown))  # bands may go on far beyond
+        margin = (_MARGIN - 1) * (np.nanmax(shown) - np.nanmin(shown))  # bands go far beyond
         if margin:
-            axes.set_ylim(min(shown) - margin, max(shown) + margin)
+            axes.set_ylim(np.nanmin(shown) - margin, np.nanmax(shown) + margin)
+        if max(reached) > _FAR * np.median(reached):  # else all but one lie on the axis
+            axes.set_yscale("symlog", linthresh=1.0)
+            axes.yaxis.set_major_formatter("{x:g}")
         axes.set_ylabel(textwrap.fill(f"{label}, % from {titles[reference]}", _LABEL))
         _plain_ticks(axes, y=False)
     _legend(figure, panels[0])
@@ -152,6 +159,11 @@ def _colour(arm: int) -> str:
     return _COLOURS[arm % len(_COLOURS)]
 
 
+def _line(arm: int) -> str:
+    """With its colour, no other arm's among the first 32."""
+    return _LINES[arm // len(_COLOURS) % len(_LINES)]
+
+
 def _marker(arm: int) -> str:
     """With its colour, no other arm's among the first 64."""
     return _MARKERS[(arm + arm // len(_COLOURS)) % len(_MARKERS)]
@@ -193,7 +205,7 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
 def _plain_ticks(axes: "Axes", *, y: bool = True) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    if not y:
+    if not y and axes.get_yscale() == "linear":
         axes.ticklabel_format(axis="y", useOffset=False)
     for axis in (axes.xaxis, axes.yaxis) if y else (axes.xaxis,):
         low, high = axis.get_view_interval()
