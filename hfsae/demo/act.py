@@ -1,6 +1,8 @@
 """Actions that change what the language model does: steering, its strength, and why this token."""
 
+import atexit
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -222,12 +224,14 @@ class Act(Look):
 
     def direction(self, latent: int) -> Path:
         """A file with a latent's decoder row, to add to activations elsewhere."""
-        path = Path(self._directions.name, f"steering-{latent}.safetensors")
+        path = Path(self._directions, f"steering-{latent}.safetensors")
         return save_steering_vector(path, self.subject.sae, {latent: 1.0}, unit="raw")
 
     @cached_property
-    def _directions(self) -> tempfile.TemporaryDirectory:
-        return tempfile.TemporaryDirectory(prefix="hfsae-directions-")
+    def _directions(self) -> str:
+        folder = tempfile.mkdtemp(prefix="hfsae-directions-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     # Why this token
 

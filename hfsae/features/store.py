@@ -157,17 +157,19 @@ class FeatureStore:
         return random.Random(seed).sample(fitting, min(n, len(fitting)))
 
     def save(self, folder: str | Path) -> None:
-        """Write `features/` under folder; each file appears whole or not at all, meta.json last."""
+        """Write `features/` under folder: all is there before anything of an older store goes, and
+        its meta.json goes first, the new one comes last, so that no mixture passes for a store."""
         import pyarrow.parquet as pq
 
         target = Path(folder) / "features"
         target.mkdir(parents=True, exist_ok=True)
-        (target / "meta.json").unlink(missing_ok=True)  # of a store that was there before
         tables = {"latents": self.latents, "examples": self.examples.to_table()}
         for name, table in tables.items():
             written = target / f".{name}.parquet.tmp"
             pq.write_table(table, written, compression="zstd", row_group_size=_ROWS_PER_GROUP)
-            os.replace(written, target / f"{name}.parquet")
+        (target / "meta.json").unlink(missing_ok=True)
+        for name in tables:
+            os.replace(target / f".{name}.parquet.tmp", target / f"{name}.parquet")
         write_whole(target / "meta.json", json.dumps(self.meta, indent=2) + "\n")
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import duckdb
 import pytest
@@ -82,6 +83,22 @@ def test_an_interrupted_save_leaves_the_old_files_whole(store, tmp_path, monkeyp
     with pytest.raises(OSError, match="No space left"):
         store.save(tmp_path)
     assert list(FeatureStore.load(tmp_path)) == list(store)
+
+
+def test_half_of_a_newer_store_never_passes_for_a_whole_one(store, tmp_path, monkeypatch):
+    store.save(tmp_path)
+    move = os.replace
+
+    def killed(source, to):
+        if Path(to).name == "examples.parquet":
+            raise KeyboardInterrupt
+        move(source, to)
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(tmp_path)
+    with pytest.raises(ValueError, match=r"features/meta.json is missing"):
+        FeatureStore.load(tmp_path)
 
 
 def test_a_folder_without_a_store_says_what_is_missing(store, tmp_path):
