@@ -97,9 +97,11 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
             return {app.asked: first, **app.fill(first), app.pages[page_of(first)].notice: said}
 
     def restore(address: Any) -> Updates:
+        """What is as it was built stays: somebody may have pressed a button there by now."""
         page = app.pages[page_of(address)]
         try:
-            return {app.asked: address, **page.render(address)}
+            drawn = page.render(address).items()
+            return {app.asked: address, **{part: new for part, new in drawn if new != part.value}}
         except ValueError as error:
             return {page.notice: html("error", str(error))}
 

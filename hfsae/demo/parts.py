@@ -44,7 +44,9 @@ def panel(value: str = "", *, elem_id: str | None = None) -> gr.HTML:
     )
 
 
-def dial(low: float, high: float, value: float, *, step: float, label: str) -> gr.Slider:
+def dial(
+    low: float, high: float, value: int | float, *, step: int | float, label: str
+) -> gr.Slider:
     """A slider whose number may be any: what is out of range, the actions tell."""
     slider = gr.Slider(low, high, value, step=step, label=label)
     slider.preprocess = lambda payload: payload

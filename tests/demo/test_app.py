@@ -8,6 +8,9 @@ from urllib.request import urlopen
 import pytest
 from gradio_client import Client
 
+from hfsae.demo import address as at
+from hfsae.demo.app import build
+
 from .conftest import D_SAE
 
 # each with arguments that make sense
@@ -104,6 +107,19 @@ def test_the_app_opens_whatever_its_link_says(app_url, query):
     with urlopen(f"{app_url}?{query}") as answer:
         assert answer.status == 200 and "hfsae: tiny-sae" in answer.read().decode()
         assert answer.headers["content-security-policy"] == "img-src 'self' data: blob:"
+
+
+@pytest.mark.parametrize(
+    "address, panels",
+    [(a(), []) for a in (at.Feature, at.Search, at.Steer, at.Why, at.Health, at.About)]
+    + [(at.Health(text="the cat"), ["health-measured"])],
+)
+def test_opening_a_page_leaves_alone_what_its_link_does_not_name(subject, address, panels):
+    """Else an answer to somebody who presses a button at once could be wiped by the opening."""
+    restore = next(f.fn for f in build(subject).fns.values() if f.name == "restore")
+    asked, *drawn = restore(address)
+    assert restore(address)[asked] == address
+    assert [part.elem_id for part in drawn] == panels
 
 
 MALFORMED = [

@@ -9,6 +9,8 @@ from .. import address as at
 from ..parts import html, number, panel, percent
 from .page import App, Page, Updates, whole
 
+_EMPTY = html("empty", "Give a number, or take a random latent.")
+
 
 class FeaturePage(Page):
     title = "Feature"
@@ -36,7 +38,7 @@ class FeaturePage(Page):
                     )
                     self.try_it = gr.Button("Try it", min_width=80, scale=0)
                 self.tried = panel(elem_id="feature-tried")
-                self.main = panel(elem_id="feature-main")
+                self.main = panel(_EMPTY, elem_id="feature-main")
             with gr.Column(scale=2, min_width=300):
                 with gr.Row(elem_classes="hf-buttons"):
                     self.label = gr.Textbox(
@@ -65,8 +67,7 @@ class FeaturePage(Page):
 
     def render(self, address: at.Feature) -> Updates:
         if address.latent is None:
-            empty = html("empty", "Give a number, or take a random latent.")
-            values = (empty, "", "", "", None, None)
+            values = (_EMPTY, "", "", None, None, None)
             return dict(zip(self.outputs, values, strict=True))
         view = self.actions.feature(address.latent)
         view |= {"facts": _facts(view)}

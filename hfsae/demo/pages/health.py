@@ -102,7 +102,7 @@ def _is_local(actions: Any) -> bool:
     return actions.subject.label_home is not None
 
 
-def _value(value: float | None) -> str:
+def _value(value: int | float | None) -> str:
     return "-" if value is None else number(value)
 
 

@@ -55,7 +55,7 @@ class SteerPage(Page):
                     self.stop = gr.Button("Stop", variant="stop", min_width=80, scale=0)
                     self.suggest = gr.Button("Find a strength", min_width=140, scale=0)
             with gr.Column(scale=3, min_width=320):
-                self.chips = panel(elem_id="steer-chips")
+                self.chips = panel(self._chips(at.Steer()), elem_id="steer-chips")
                 with gr.Row(elem_classes="hf-buttons"):
                     self.new = gr.Textbox(
                         label="Latent", max_length=40, min_width=110, scale=0, max_lines=1
@@ -99,10 +99,10 @@ class SteerPage(Page):
                 )
                 self.chat = gr.Checkbox(False, label="Chat template", min_width=160)
             with gr.Row():
-                self.temperature = dial(0, 2, 0.7, step=0.05, label="Temperature")
-                self.length = dial(1, 256, 40, step=1, label="New tokens")
+                self.temperature = dial(0.0, 2.0, 0.7, step=0.05, label="Temperature")
+                self.length = dial(1.0, 256.0, 40, step=1, label="New tokens")
             with gr.Row():
-                self.penalty = dial(1, 2, 1.1, step=0.05, label="Repetition penalty")
+                self.penalty = dial(1.0, 2.0, 1.1, step=0.05, label="Repetition penalty")
                 self.seed = gr.Number(16, label="Seed")
 
     def address(self, *values: Any) -> at.Steer:
