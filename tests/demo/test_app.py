@@ -174,7 +174,8 @@ def test_the_actions_are_tools_for_agents(running_command):
             wrong = await session.call_tool("feature", {"latent": 999})
             return tools, answer, wrong
 
-    tools, answer, wrong = asyncio.run(talk())
+    with ThreadPoolExecutor(1) as apart:  # the browser's tests leave a loop in this thread
+        tools, answer, wrong = apart.submit(asyncio.run, talk()).result()
     assert {tool.name for tool in tools} == set(ENDPOINTS)
     assert "one latent" in next(t.description for t in tools if t.name == "feature")
     assert "collected" in answer.content[0].text

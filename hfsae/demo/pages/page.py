@@ -117,31 +117,25 @@ class App:
 
         return self._bind(panel.select, handler, page, leads_to, progress_on)
 
-    def follow(
-        self,
-        triggers: Sequence[Callable[..., Any]],
-        page: Page,
-        draw: Callable[[Any], Updates] = lambda address: {},
-        drawn: Sequence[Any] = (),
-    ) -> None:
-        """When a field has changed, the link says so; what `draw` gives is shown besides."""
+    def follow(self, triggers: Sequence[Callable[..., Any]], page: Page) -> None:
+        """When one of the page's fields has changed, the link says so: one answer at a time, so
+        that the last change has the last word."""
 
         def handler(*values: Any) -> Updates:
             try:
-                address = page.address(*values)
-                return {self.link: to_query(address), **draw(address)}
+                return {self.link: to_query(page.address(*values))}
             except ValueError as error:
                 return {page.notice: html("error", str(error))}
 
-        for trigger in triggers:
-            trigger(
-                handler,
-                list(page.inputs),
-                [page.notice, self.link, *drawn],
-                show_progress="hidden",
-                api_visibility="private",
-                trigger_mode="always_last",
-            )
+        gr.on(
+            triggers,
+            handler,
+            list(page.inputs),
+            [page.notice, self.link],
+            show_progress="hidden",
+            api_visibility="private",
+            trigger_mode="always_last",
+        )
 
     def _guarded(
         self,

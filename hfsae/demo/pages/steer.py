@@ -167,12 +167,20 @@ class SteerPage(Page):
     def wire(self, app: App) -> None:
         self.app = app
         self.generated = [self.notice, self.output, app.link]
-        settings = (self.scope, self.error_term, self.chat, self.temperature)
-        settings += (self.length, self.penalty, self.seed)
+        settings = (self.mode, self.unit, self.scope, self.error_term, self.chat)
+        settings += (self.temperature, self.length, self.penalty, self.seed)
         sliders = (self.temperature, self.length, self.penalty)  # they correct what was typed
         changes = [field.input for field in settings] + [slider.release for slider in sliders]
         app.follow(changes, self)
-        app.follow([self.mode.input, self.unit.input], self, self._draw_chips, [self.chips])
+        gr.on(
+            [self.mode.input, self.unit.input],
+            self._draw_chips,
+            list(self.inputs),
+            self.chips,
+            show_progress="hidden",
+            api_visibility="private",
+            trigger_mode="always_last",
+        )
         app.on([self.random.click], self._add_random, self)
         app.on_select(self.chips, self._changed, self, leads_to=("feature",))
         app.on_select(self.presets, self._preset, self)
@@ -225,8 +233,11 @@ class SteerPage(Page):
         for runs in (self.texts, self.sweeps):
             runs.stop(_session(request))
 
-    def _draw_chips(self, address: at.Steer) -> Updates:
-        return {self.chips: self._chips(address)}
+    def _draw_chips(self, *values: Any) -> Any:
+        try:
+            return self._chips(self.address(*values))
+        except ValueError:  # the page's notice tells, see `follow`
+            return gr.skip()
 
     def _add(self, latent: Any, *values: Any) -> Updates:
         try:
