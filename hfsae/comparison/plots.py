@@ -203,13 +203,14 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
 
 
 def _plain_ticks(axes: "Axes", *, y: bool = True) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     if not y and axes.get_yscale() == "linear":
         axes.ticklabel_format(axis="y", useOffset=False)
     for axis in (axes.xaxis, axes.yaxis) if y else (axes.xaxis,):
         low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=range(1, 10) if high < 6 * low else (1, 2, 5)))
+        whole = LogLocator(subs=range(1, 10) if high < 6 * low else (1, 2, 5))
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if high < 2 * low else whole)
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
 
