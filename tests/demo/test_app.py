@@ -122,6 +122,30 @@ def test_opening_a_page_leaves_alone_what_its_link_does_not_name(subject, addres
     assert [part.elem_id for part in drawn] == panels
 
 
+def test_a_strength_that_is_found_late_takes_nothing_back(subject):
+    take = next(f.fn for f in build(subject).fns.values() if f.name == "_take")
+    settings = ("add", "max", "all", True, False, 0.7, 40, 1.1, 16)
+    found = (at.Steer("the", {3: 1.0}), {3: 2.5})
+    taken, *_ = take(found, "the", {3: 1.0}, *settings).values()
+    assert taken == {3: 2.5}
+    for latents in ({3: 4.0}, {3: 1.0, 5: 1.0}, {}):
+        assert taken not in take(found, "the", latents, *settings).values()
+    assert taken not in take(found, "a dog", {3: 1.0}, *settings).values()
+    assert taken not in take(None, "the", {3: 1.0}, *settings).values()
+
+
+def test_a_check_that_comes_late_is_not_put_into_another_answer(subject):
+    functions = {f.name: f.fn for f in build(subject).fns.values()}
+    asked = at.Why("the c")
+    drawn = functions["restore"](asked).values()
+    view = next(part for part in drawn if isinstance(part, dict) and "rows" in part)
+    latent = view["rows"][-1]["latent"]
+    _, checked = functions["_noted"]((asked, latent, 0.5), view).values()
+    assert checked == view | {"rows": [*view["rows"][:-1], view["rows"][-1] | {"ablation": 0.5}]}
+    (left,) = functions["_noted"]((at.Why("the d"), latent, 0.5), view).values()
+    assert "rows" not in left
+
+
 MALFORMED = [
     ("/feature", {"latent": D_SAE}, f"there is no latent {D_SAE}"),
     ("/feature", {"latent": -1}, "there is no latent -1"),

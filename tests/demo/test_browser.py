@@ -424,6 +424,16 @@ def test_what_is_stopped_says_so_and_another_text_takes_the_place_of_one_under_w
     assert all(text.startswith("a dog") for text in texts(page))
 
 
+def test_a_strength_is_found_and_set(visit):
+    page = visit("tab=steer&prompt=the&latents=3:0.5")
+    page.wait_for_selector("#steer-chips [data-chip='3']")
+    suggest = page.get_by_role("button", name="Find a strength")
+    suggested = "#steer-suggestion :text('keeps to the budget')"
+    insist(suggest.click, lambda: page.wait_for_selector(suggested, timeout=20_000))
+    page.wait_for_url(re.compile(r"latents=3%3A(?!0\.5)"))
+    expect(page.get_by_label("strength of latent 3", exact=True)).not_to_have_value("0.5")
+
+
 def test_stop_ends_a_text_and_a_closed_tab_leaves_no_hook(visit, app_url):
     client = Client(app_url, verbose=False)
     page = visit("tab=steer&prompt=the&latents=3:2&max_new_tokens=240")

@@ -42,7 +42,7 @@ class SteerPage(Page):
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
         self.measured = actions.largest is not None
-        self.latents = gr.State({})
+        self.latents, self.found = gr.State({}), gr.State(None)
         self.texts, self.sweeps = Runs(), Runs()
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
@@ -209,9 +209,15 @@ class SteerPage(Page):
         self.suggest.click(self._ask_sweep, inputs, None, queue=False, **shared).then(
             self._suggest,
             None,
-            [self.notice, self.suggestion, self.latents, self.chips, app.link],
+            [self.notice, self.suggestion, self.found],
             show_progress_on=[self.suggestion],
             **queued,
+        ).then(
+            self._take,
+            [self.found, *inputs],
+            [self.latents, self.chips, app.link],
+            show_progress="hidden",
+            **shared,
         )
         self.stop.click(
             self._stop,
@@ -330,9 +336,10 @@ class SteerPage(Page):
         try:
             return self._found(self.address(*run.values), tell)
         except ValueError as error:
-            return {self.notice: html("error", str(error))}
+            return {self.notice: html("error", str(error)), self.found: None}
         except _StoppedError:
-            return {self.notice: html("said", "Stopped; the strengths are as they were.")}
+            said = html("said", "Stopped; the strengths are as they were.")
+            return {self.notice: said, self.found: None}
         finally:
             self.sweeps.end(session, run)
 
@@ -341,15 +348,32 @@ class SteerPage(Page):
         heard = {} if on_zero_gpu() else {"progress": tell}
         found = self.actions.sweep(now.prompt, now.latents, now.mode, now.unit, **heard)
         suggested = {int(latent): strength for latent, strength in found["latents"].items()}
-        new = replace(now, latents=suggested if found["strength"] else now.latents)
-        view = {**found, "unit_name": UNIT_NAMES[now.unit]}
         return {
             self.notice: "",
-            self.suggestion: html("suggestion", view),
-            self.latents: new.latents,
+            self.suggestion: html("suggestion", {**found, "unit_name": UNIT_NAMES[now.unit]}),
+            self.found: (now, suggested) if found["strength"] else None,
+        }
+
+    def _take(self, found: Any, *values: Any) -> Updates:
+        """The strengths that were found, unless others were set meanwhile."""
+        try:
+            now = self.address(*values)
+        except ValueError:  # what is wrong is being typed
+            return {self.chips: gr.skip()}
+        asked, suggested = found or (None, None)
+        if asked is None or replace(now, **_question(asked)) != now:
+            return {self.chips: gr.skip()}
+        new = replace(now, latents=suggested)
+        return {
+            self.latents: suggested,
             self.chips: self._chips(new),
             self.app.link: to_query(new),
         }
+
+
+def _question(asked: at.Steer) -> dict[str, Any]:
+    """What a strength was looked for."""
+    return {name: getattr(asked, name) for name in ("prompt", "latents", "mode", "unit")}
 
 
 def _chosen(latents: Any) -> dict[int, float]:

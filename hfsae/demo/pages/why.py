@@ -40,6 +40,7 @@ class WhyPage(Page):
             with gr.Column(scale=4, min_width=340):
                 self.effects = panel(elem_id="why-effects")
         self.checked = gr.State({})  # the rows on show, and of which question
+        self.ablated = gr.State(None)  # the last check: of which question and latent
         self.inputs = (self.prompt, self.target, self.contrast)
         self.outputs = (self.next, self.effects, self.checked)
 
@@ -74,9 +75,15 @@ class WhyPage(Page):
         self.effects.ablate(
             self._ablate,
             self.checked,
-            [self.notice, self.effects, self.checked],
+            [self.notice, self.ablated],
             api_visibility="private",
             show_progress_on=[self.effects],
+        ).then(
+            self._noted,
+            [self.ablated, self.checked],
+            [self.effects, self.checked],
+            api_visibility="private",
+            show_progress="hidden",
         )
 
     def _explain(self, *values: Any) -> at.Why:
@@ -104,12 +111,19 @@ class WhyPage(Page):
             found = self.actions.check_ablation(asked.prompt, latent, asked.target, asked.contrast)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
+        return {self.notice: "", self.ablated: (asked, latent, found["ablation"])}
+
+    def _noted(self, ablated: Any, view: Any) -> Updates:
+        """A check in its row, unless another question is on show by now."""
+        asked, latent, ablation = ablated or (None, None, None)
+        if asked is None or view.get("asked") != asked:
+            return {self.effects: gr.skip()}
         rows = [
-            {**row, "ablation": found["ablation"]} if row["latent"] == latent else row
-            for row in view.get("rows", [])
+            {**row, "ablation": ablation} if row["latent"] == latent else row
+            for row in view["rows"]
         ]
         view = {**view, "rows": rows}
-        return {self.notice: "", self.effects: _effects(view), self.checked: view}
+        return {self.effects: _effects(view), self.checked: view}
 
 
 def _effects(view: dict[str, Any]) -> str:
