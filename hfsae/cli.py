@@ -38,6 +38,7 @@ from .features import ANSI, PLAIN, FeatureStore, show
 from .formula import CARDS
 from .models import SAEConfig, variants
 from .plan import plan
+from .processor import keep_freed_memory
 from .recipe import (
     Recipe,
     as_plain,
@@ -97,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()  # a bar for every file read hides ours
+    keep_freed_memory()
     try:
         _dispatch(argv)
     except BrokenPipeError:  # `hfsae show FOLDER | head`

@@ -1,7 +1,10 @@
 """Language models in bfloat16 where a processor has no instructions for it."""
 
 import copy
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -49,3 +52,38 @@ def test_other_dtypes_and_special_layers_are_left_alone(monkeypatch):
 
 def test_a_processor_is_told_by_name_and_instructions():
     assert re.fullmatch(r".*\w.* \(\w+\)", told(torch.device("cpu")))
+
+
+_COUNT_FAULTS = """
+import resource, sys, torch
+from hfsae.processor import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    sys.exit(3)
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def work():
+    one = torch.ones(4 * 2**20)  # 16 MiB
+    two = one + 1
+work()
+before = faults()
+for _ in range(20):
+    work()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_a_freed_block_is_used_again_without_new_pages():
+    told = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    told.pop("GLIBC_TUNABLES", None)
+
+    def faults(how: str, **more: str) -> subprocess.CompletedProcess:
+        argv = [sys.executable, "-c", _COUNT_FAULTS, how]
+        return subprocess.run(argv, env=told | more, capture_output=True, text=True, check=False)
+
+    kept = faults("keep")
+    if kept.returncode == 3:
+        pytest.skip("not glibc")
+    assert int(faults("leave").stdout) > 20 * 4096 and int(kept.stdout) < 4096
+    asked = faults("keep", MALLOC_MMAP_THRESHOLD_="65536")  # what the environment says holds
+    assert asked.returncode == 3
