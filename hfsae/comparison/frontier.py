@@ -3,7 +3,8 @@
 Between two SAEs of an arm log(metric) is taken to be linear in log(L0); beyond the sparsest and
 the densest there is nothing (NaN), but one SAE alone stands for all L0s within 5 % of its own. Nor
 is there a line between SAEs that are not neighbours in the sweep: one that collapsed leaves a gap,
-across which a line would be better than what lies there. On documents drawn anew L0s lie a little
+across which a line would be better than what lies there. A splice that costs no loss, or less than
+none, has no logarithm, and leaves a gap as well. On documents drawn anew L0s lie a little
 elsewhere, so that there the outermost lines go on as far as needed. Differences are paired: by seed
 (the same initial weights and order of activations) and by document (the same held-out text). Two
 intervals of 95 %:
@@ -114,12 +115,14 @@ class Frontiers:
         points = [self._resampled[id(m)] for m in saes]
         l0 = np.stack([p["l0"] for p in points], axis=1)  # [1 + resamples, saes]
         x = np.log(np.maximum(l0, _LEAST_L0))
-        y = np.log(np.maximum(np.stack([p[metric] for p in points], axis=1), _LEAST))
+        found = np.stack([p[metric] for p in points], axis=1)
+        y = np.log(np.maximum(found, _LEAST))
         at = np.log(np.asarray(l0s))
         curves = np.exp(np.stack([_on_lines(at, *row) for row in zip(x, y, strict=True)]))
         low, high = np.log(self._sides(arm, seed))
         is_between = (at >= low) & (at <= high)
-        has_line = _lies_between_neighbours(at, x[0], np.array([m.value for m in saes]))
+        values = np.array([m.value for m in saes])
+        has_line = _lies_between_neighbours(at, x[0], values, found[0] > 0)
         return np.where(is_between & has_line, curves, np.nan)
 
     @cached_property
@@ -150,14 +153,17 @@ def _drawn(m: Measured, names: list[str], n_resamples: int, seed: int) -> np.nda
     return torch.cat(sums).T.numpy()
 
 
-def _lies_between_neighbours(at: np.ndarray, x: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Whether the points on both sides of `at` follow each other in the swept `values`, too."""
+def _lies_between_neighbours(
+    at: np.ndarray, x: np.ndarray, values: np.ndarray, has_log: np.ndarray
+) -> np.ndarray:
+    """Whether the points on both sides of `at` follow each other in the swept `values`, too, and
+    have logarithms."""
     if len(x) == 1:
-        return np.ones(len(at), dtype=bool)
+        return np.repeat(has_log, len(at))
     order = np.argsort(x)
-    ranks = np.argsort(np.argsort(values))[order]
+    ranks, has_log = np.argsort(np.argsort(values))[order], has_log[order]
     left = _left(at, x[order])
-    return np.abs(ranks[left + 1] - ranks[left]) == 1
+    return (np.abs(ranks[left + 1] - ranks[left]) == 1) & has_log[left] & has_log[left + 1]
 
 
 def _left(at: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -59,11 +59,12 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
                 axes.plot(grid, values, linewidth=1.4, linestyle=_line(i), **style)
                 low, high = ([e.documents[side] for e in found] for side in (0, 1))
                 axes.fill_between(grid, low, high, alpha=0.12, linewidth=0, **style)
-        axes.set(xscale="log", yscale="log", xlabel="L0 (latents/token)", ylabel=label)
+        axes.set(xscale="log", xlabel="L0 (latents/token)", ylabel=label)
         shown = [m.metrics[metric] for m in measured if m.metrics[metric] > 0]
         if shown:  # and not bands, which go down to nothing where a loss may be none
+            axes.set_yscale("log")
             axes.set_ylim(min(shown) / _MARGIN, max(shown) * _MARGIN)
-        _plain_ticks(axes)
+        _plain_ticks(axes, y=bool(shown))
     _legend(figure, panels[0])
     return figure
 
@@ -80,7 +81,7 @@ def _difference(
     """Of each arm from the reference, with the interval over seeds and documents."""
     figure, panels = _panels(len(METRICS))
     for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
-        shown, reached = [0.0], []
+        shown, reached, l0s = [0.0], [], []
         axes.axhline(0, color=_colour(frontiers.arms.index(reference)), lw=1.4)
         for i, arm in enumerate(frontiers.arms):
             if arm not in met:
@@ -91,10 +92,12 @@ def _difference(
             values = [_percent(e.value) for e in found]
             axes.plot(grid, values, label=titles[arm], linestyle=_line(i), **style)
             shown.extend(values)
+            l0s.extend(grid)
             reached.append(float(np.nanmax(np.abs(values), initial=0.0)))
             low, high = ([_percent(e.documents[side]) for e in found] for side in (0, 1))
             axes.fill_between(grid, low, high, alpha=0.15, linewidth=0, **style)
         axes.set(xscale="log", xlabel="L0 (latents/token)")
+        axes.set_xlim(min(l0s) / _MARGIN, max(l0s) * _MARGIN)  # though nothing may be to be seen
         margin = (_MARGIN - 1) * (np.nanmax(shown) - np.nanmin(shown))  # bands go far beyond
         if margin:
             axes.set_ylim(np.nanmin(shown) - margin, np.nanmax(shown) + margin)

@@ -167,10 +167,12 @@ class _Parts:
             if len(self.l0s) > 1
             else ""
         )
+        has_logs = all(m.metrics[metric] > 0 for m in self.measured for metric in METRICS)
+        nor = "" if has_logs else " above 0 (`Every SAE` has them as they are)"
         return (
             f"Relative differences from {self.c.title(self.reference)}; negative is better. "
             "Metrics are interpolated in log-log between an arm's SAEs; a dash is where an arm has "
-            f"none. In brackets {intervals}{area}"
+            f"none{nor}. In brackets {intervals}{area}"
         )
 
     def _differences(self, metric: str) -> str:

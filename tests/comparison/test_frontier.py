@@ -69,6 +69,18 @@ def test_there_is_no_line_across_an_sae_that_collapsed():
     assert math.isnan(f.at("relu", "fvu", 8.0).value)
 
 
+def test_a_splice_that_costs_no_loss_is_not_compared_as_if_it_cost_little():
+    saes = [sae(arm, 0, l0, 1.0)._replace(value=l0) for arm in "ab" for l0 in L0S]
+    for m in saes[1:3]:  # a at 32 and 64
+        m.sums["losses.spliced"] = m.sums["losses.clean"] - 1
+    f = Frontiers(saes, n_resamples=20)
+    for l0 in (20.0, 40.0):
+        assert math.isnan(f.at("a", "delta_loss", l0).value)
+        assert math.isnan(f.difference("a", "b", "delta_loss", l0).value)
+        assert math.isnan(f.difference("b", "a", "delta_loss", l0).value)
+        assert f.difference("a", "b", "fvu", l0).value == pytest.approx(0.0)
+
+
 def test_an_sae_that_fires_nothing_is_no_error():
     saes = [sae("a", 0, l0, 1.0)._replace(value=l0) for l0 in L0S]
     dead = saes[0].sums | {"fidelity.active": torch.zeros(20, dtype=torch.float64)}
