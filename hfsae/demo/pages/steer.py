@@ -192,6 +192,10 @@ class SteerPage(Page):
                 api_visibility="private",
                 show_progress="hidden",
             )
+        self._wire_runs(app)
+
+    def _wire_runs(self, app: App) -> None:
+        """What takes its time, and can be stopped: the texts, and the search for a strength."""
         shared: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
         queued = {"concurrency_id": "run", "concurrency_limit": 2, **shared}
         inputs = list(self.inputs)
