@@ -71,8 +71,8 @@ def keep_freed_memory() -> bool:
     whether it does.
 
     By default glibc gives a language model's temporaries back to the system, which then zeroes
-    them anew, page by page: at 2,048 tokens at once a sixth of SmolLM2's time. Other C libraries
-    stay as they are, and so does what the environment asks for.
+    them anew, page by page. Other C libraries stay as they are, and so does what the environment
+    asks for.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None or any(name in os.environ for name in _SETTINGS):

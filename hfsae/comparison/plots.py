@@ -25,6 +25,7 @@ _GRID_POINTS = 24
 _LEGEND_ROWS = 16
 _LABEL = 40  # characters that an axis has room for
 _MARGIN = 1.4
+_SIDE = 1.05
 
 Titles = Mapping[str, str]
 
@@ -97,7 +98,7 @@ def _difference(
             low, high = ([_percent(e.documents[side]) for e in found] for side in (0, 1))
             axes.fill_between(grid, low, high, alpha=0.15, linewidth=0, **style)
         axes.set(xscale="log", xlabel="L0 (latents/token)")
-        axes.set_xlim(min(l0s) / _MARGIN, max(l0s) * _MARGIN)  # though nothing may be to be seen
+        axes.set_xlim(min(l0s) / _SIDE, max(l0s) * _SIDE)  # though nothing may be to be seen
         margin = (_MARGIN - 1) * (np.nanmax(shown) - np.nanmin(shown))  # bands go far beyond
         if margin:
             axes.set_ylim(np.nanmin(shown) - margin, np.nanmax(shown) + margin)
@@ -213,7 +214,7 @@ def _plain_ticks(axes: "Axes", *, y: bool = True) -> None:
     for axis in (axes.xaxis, axes.yaxis) if y else (axes.xaxis,):
         low, high = axis.get_view_interval()
         whole = LogLocator(subs=range(1, 10) if high < 6 * low else (1, 2, 5))
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if high < 2 * low else whole)
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if high < 3 * low else whole)
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
 

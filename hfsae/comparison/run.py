@@ -85,12 +85,12 @@ def _refuse_what_cannot_be(comparison: Comparison, runs: Sequence[ArmRun]) -> No
     if comparison.evaluation.n_tokens == 0:
         raise ValueError("evaluation.n_tokens is 0, but a comparison is of evaluations")
     for each in runs:
-        stale_stages(each.recipe)
-        if each.seed == comparison.seeds[0]:
+        if each.seed == comparison.seeds[0]:  # what can be nowhere, before what clashes here
             _, configs = check(each.recipe)
             sites = {config.places for config in configs.values()}
             if len(sites) > 1:
                 raise ValueError(f"arm {each.arm} is of several sites; compare at one at a time")
+        stale_stages(each.recipe)
 
 
 def _train_and_evaluate(runs: Sequence[ArmRun], loaded: LoadedLM, title: str, command: str) -> None:
