@@ -5,10 +5,11 @@ up to the final norm's factor for each token. That is positive: the order of the
 What the layers in between do with the direction is left out.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
 from copy import deepcopy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +21,8 @@ from ..lm import Site, find_module, own_passes
 
 FORMULA = (
     "logits of latent i = W_U (gain * W_dec[i]): W_U is the output embedding, gain the final "
-    "norm's (1 + weight in Gemma), W_dec[i] less its mean where that norm is a LayerNorm"
+    "norm's (1 + weight in Gemma), W_dec[i] less its mean where that norm is a LayerNorm; where a "
+    "sublayer's output is normed before it is added (Gemma 2), times that norm's gain first"
 )
 _BLOCK_LOGITS = 2**24  # 64 MiB of float32
 
@@ -58,13 +60,19 @@ def residual_directions(
 ) -> Float[Tensor, "d_sae d_model"] | None:
     """W_dec, written at a site, as it reaches the residual stream; None if its width is another.
 
-    From the input of a linear map (`layers.12.self_attn.o_proj:in`) it gets there by that map.
+    From the input of a linear map (`layers.12.self_attn.o_proj:in`) it gets there by that map, and
+    from a sublayer whose output is normed before it is added (Gemma 2) by that norm.
     """
     directions, module = W_dec.detach().float(), find_module(lm, site)
-    if Site.parse(site).port == "in" and isinstance(module, nn.Linear | Conv1D):
+    is_input = Site.parse(site).port == "in"
+    if is_input and isinstance(module, nn.Linear | Conv1D):
         weight = module.weight.to(directions)
         directions = directions @ (weight if isinstance(module, Conv1D) else weight.T)
-    return directions if directions.shape[1] == output_embedding(lm).shape[1] else None
+        is_input = False
+    if directions.shape[1] != output_embedding(lm).shape[1]:
+        return None
+    norm = None if is_input else _norm_behind(lm, module)
+    return directions if norm is None else _through(norm, directions)
 
 
 def output_embedding(lm: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
@@ -82,10 +90,12 @@ def through_final_norm(
 
     The norm is probed instead of read: that covers LayerNorm, RMSNorm and Gemma's `1 + weight`.
     """
-    found = final_norm(lm)
-    if found is None:
-        return directions
-    norm = deepcopy(found).to(directions)
+    norm = final_norm(lm)
+    return directions if norm is None else _through(norm, directions)
+
+
+def _through(norm: nn.Module, directions: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    norm = deepcopy(norm).to(directions)
     d_model = directions.shape[1]
     # Of mean 0 and mean square 1e6: what the norm adds to the variance does not show.
     probe = torch.tensor([1e3, -1e3]).repeat((d_model + 1) // 2)[:d_model].to(directions)
@@ -98,21 +108,44 @@ def through_final_norm(
 
 def final_norm(lm: PreTrainedModel) -> nn.Module | None:
     """The last norm that a one-token forward pass goes through; families name it differently."""
-    with _norms_called(lm.base_model) as called:
-        lm(input_ids=torch.zeros(1, 1, dtype=torch.long, device=lm.device), use_cache=False)
+    called = [m for m, _, _ in _calls(lm, _norms(lm.base_model))]
     return called[-1] if called else None
 
 
-@contextmanager
-def _norms_called(module: nn.Module) -> Iterator[list[nn.Module]]:
-    called: list[nn.Module] = []
-    norms = [m for m in module.modules() if "norm" in type(m).__name__.lower()]
+def _norm_behind(lm: PreTrainedModel, module: nn.Module) -> nn.Module | None:
+    """The norm that reads just what a module within a block writes, if its block has one."""
+    names = {m: name for name, m in lm.base_model.named_modules()}
+    block = re.match(r"(.*?\.\d+\.)", names[module] + ".")
+    if block is None or names[module] + "." == block[1]:  # a block's output goes on beside its norm
+        return None
+    norms = [m for m in _norms(lm.base_model) if names[m].startswith(block[1])]
+    written = None
+    for called, read, output in _calls(lm, [module, *norms]):
+        if called is module:
+            written = output
+        elif written is not None and read is written:
+            return called
+    return None
+
+
+def _norms(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if "norm" in type(m).__name__.lower()]
+
+
+def _calls(
+    lm: PreTrainedModel, modules: Sequence[nn.Module]
+) -> list[tuple[nn.Module, Tensor | None, Tensor]]:
+    """These modules as a pass over one token calls them, with what each reads and writes."""
+    calls: list[tuple[nn.Module, Tensor | None, Tensor]] = []
     with own_passes() as here, ExitStack() as hooks:
 
-        def note(norm: nn.Module, args: tuple, output: Tensor) -> None:
+        def note(module: nn.Module, args: tuple, output: Any) -> None:
             if here():
-                called.append(norm)
+                read = args[0] if args else None
+                calls.append((module, read, output[0] if isinstance(output, tuple) else output))
 
-        for norm in norms:
-            hooks.callback(norm.register_forward_hook(note).remove)
-        yield called
+        for module in modules:
+            hooks.callback(module.register_forward_hook(note).remove)
+        ids = torch.zeros(1, 1, dtype=torch.long, device=lm.device)
+        lm(input_ids=ids, use_cache=False)
+    return calls

@@ -91,6 +91,32 @@ def test_directions_before_a_linear_map_go_through_it(family, site):
     torch.testing.assert_close(residual_directions(lm, W_dec, site), expected)
 
 
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+@pytest.mark.parametrize(
+    ("place", "norm"),
+    [
+        ("self_attn", "post_attention_layernorm"),
+        ("self_attn.o_proj", "post_attention_layernorm"),
+        ("self_attn.o_proj:in", "post_attention_layernorm"),
+        ("mlp", "post_feedforward_layernorm"),
+        ("mlp.down_proj", "post_feedforward_layernorm"),
+    ],
+)
+def test_directions_go_through_the_norm_of_a_sublayers_output(family, place, norm):
+    lm, W_dec = tiny(FAMILIES[family][0]), torch.randn(5, 16)
+    block = lm.base_model.layers[1]
+    written = block.self_attn.o_proj(W_dec) if place.endswith(":in") else W_dec
+    found = residual_directions(lm, W_dec, f"layers.1.{place}")
+    expected = block.get_submodule(norm)(1e4 * written)  # the norm's own, of any length
+    torch.testing.assert_close(torch.cosine_similarity(found, expected), torch.ones(5))
+
+
+def test_directions_of_gemmas_residual_stream_are_left_as_they_are():
+    lm, W_dec = tiny(FAMILIES["gemma2"][0]), torch.randn(5, 16)
+    assert torch.equal(residual_directions(lm, W_dec, "layers.0"), W_dec)
+    assert torch.equal(residual_directions(lm, W_dec, "embed_tokens"), W_dec)
+
+
 def test_directions_after_a_module_are_left_as_they_are():
     lm, W_dec = tiny(FAMILIES["llama"][0]), torch.randn(5, 16)
     assert torch.equal(residual_directions(lm, W_dec, "layers.0.self_attn.o_proj"), W_dec)
