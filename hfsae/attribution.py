@@ -259,8 +259,8 @@ def uniformity(
     token itself: what the token does to predictions further on does not count.
 
     Args:
-        n_tokens: drawn without replacement from those that are not spared, do not come last in
-            their row and fire at least one latent; fewer if there are fewer.
+        n_tokens: drawn without replacement from those that are not spared and do not come last in
+            their row; of these, those that fire no latent are left out.
     """
     ids = input_ids.to(lm.device)
     spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)

@@ -22,6 +22,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import ChainableUndefined, Environment
+from safetensors import safe_open
 
 from . import models
 from .records import read_json, write_whole
@@ -214,10 +215,18 @@ def render_card(folder: str | Path) -> str:
         model_id=folder.resolve().name,
         evaluation=evaluation,
         has_probe=(folder / "probe.safetensors").is_file(),
+        has_threshold=_has_threshold(folder / "model.safetensors"),
         misgivings=_misgivings(config, evaluation),
         figures=_figures(folder / "figures"),
         latents=list(shown_latents(folder / "features")),
     )
+
+
+def _has_threshold(weights: Path) -> bool:
+    if not weights.is_file():
+        return False
+    with safe_open(weights, "pt") as file:
+        return "threshold" in set(file.keys())
 
 
 def _template(name: str = "model_card.md") -> str:

@@ -4,7 +4,6 @@ matplotlib is imported where a figure is made, and used without pyplot: no globa
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from . import models as models  # its Auto classes, so that config.json can be read
-from .records import read_json
+from .records import read_json, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,9 +90,8 @@ def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None
 
 def _save(figure: "Figure", path: Path) -> Path:
     """Whole or not at all, and the same bytes for the same data."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", metadata={"Software": None})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
     return path
 
 

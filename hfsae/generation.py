@@ -62,11 +62,19 @@ class Pair(NamedTuple):
 class _Stream:
     """One continuation: its cache, its ids, and what was generated."""
 
-    def __init__(self, lm: PreTrainedModel, ids: Sequence[int], sampling: Sampling, eos: set[int]):
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        ids: Sequence[int],
+        sampling: Sampling,
+        eos: set[int],
+        *,
+        keeps_logits: bool,
+    ):
         self.lm, self.sampling, self.eos = lm, sampling, eos
         self.cache: Any = DynamicCache(config=lm.config)
         self.fed, self.ids, self.new = 0, list(ids), []
-        self.logits: list[Tensor] = []
+        self.logits: list[Tensor] | None = [] if keeps_logits else None
         self.options: dict[str, Any] = {_cache_argument(lm): self.cache, "use_cache": True}
         self.penalise = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
 
@@ -85,7 +93,8 @@ class _Stream:
         out = self.lm(input_ids=fresh, **self.options)
         logits = out.logits[0, -1].float().cpu()
         self.fed = len(self.ids)
-        self.logits.append(logits)
+        if self.logits is not None:
+            self.logits.append(logits)
         if self.sampling.repetition_penalty != 1:
             logits = self.penalise(torch.tensor([self.ids]), logits[None].clone())[0]  # pyright: ignore
         if self.sampling.temperature > 0:
@@ -123,7 +132,9 @@ def generate_pair(
     sampling = sampling or Sampling()
     _check_room(lm, len(prompt_ids), sampling.max_new_tokens)
     eos = _eos_ids(lm, tokenizer)
-    plain, steered = (_Stream(lm, prompt_ids, sampling, eos) for _ in range(2))
+    plain, steered = (
+        _Stream(lm, prompt_ids, sampling, eos, keeps_logits=keeps) for keeps in (False, True)
+    )
     generator = torch.Generator().manual_seed(sampling.seed)
     while not (plain.finished and steered.finished):
         uniform = torch.rand(_vocabulary(lm), generator=generator, dtype=torch.float64)
@@ -136,7 +147,7 @@ def generate_pair(
         yield _pair(tokenizer, plain, steered, None)
         if stopped():
             break
-    kl = _divergence(lm, list(prompt_ids), steered)
+    kl = _divergence(lm, steered)
     yield _pair(tokenizer, plain, steered, kl)
 
 
@@ -171,9 +182,16 @@ def _pair(
     return Pair(first, second, list(plain.new), list(steered.new), kl, kl is not None)
 
 
-def _divergence(lm: PreTrainedModel, prompt_ids: list[int], steered: _Stream) -> float:
+def _divergence(lm: PreTrainedModel, steered: _Stream) -> float:
     """Mean KL(steered || plain) over the places at which the steered stream drew a token."""
+    assert steered.logits is not None
     ids = torch.tensor([steered.ids[:-1]], device=lm.device)
-    logits = lm(input_ids=ids, use_cache=False).logits[0, len(prompt_ids) - 1 :].float().cpu()
-    p, q = torch.stack(steered.logits).log_softmax(-1), logits.log_softmax(-1)
-    return max(0.0, float((p.exp() * (p - q)).sum(-1).mean()))
+    kept: dict[str, Any] = {}
+    if "logits_to_keep" in signature(lm.forward).parameters:
+        kept = {"logits_to_keep": len(steered.new)}  # with a large vocabulary a prompt's are many
+    plain = lm(input_ids=ids, use_cache=False, **kept).logits[0, -len(steered.new) :]
+    kl = 0.0
+    for drawn_from, unsteered in zip(steered.logits, plain, strict=True):
+        p, q = drawn_from.log_softmax(-1), unsteered.float().cpu().log_softmax(-1)
+        kl += float((p.exp() * (p - q)).sum())
+    return max(0.0, kl / len(steered.new))

@@ -198,7 +198,9 @@ class Inspection(NamedTuple):
         shown = self._shown(hide)
         activation, position = self.activation[shown], self.position[shown]
         latent, group, n = self.latent[shown].unique(return_inverse=True, return_counts=True)
-        largest = torch.zeros(len(latent)).scatter_reduce_(0, group, activation, "amax")
+        largest = torch.zeros(len(latent)).scatter_reduce_(
+            0, group, activation, "amax", include_self=False
+        )
         mean = torch.zeros(len(latent)).scatter_add_(0, group, activation) / max(1, self.n_kept)
         at_peak = activation == largest[group]
         peak = torch.full((len(latent),), len(self.tokens.ids))

@@ -512,7 +512,7 @@ def load_lm(
             lm = AutoModelForCausalLM.from_pretrained(
                 copy.path, dtype=dtype, **attention, **copy.options, **_dense(copy)
             )
-    except (OSError, ValueError, HTTPError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, HTTPError, SafetensorError) as error:
         raise ValueError(_why_not(name, revision, error)) from error
     commit = getattr(lm.config, "_commit_hash", None)
     origin = f"{copy.origin} at {commit}" if commit else copy.origin

@@ -2,8 +2,8 @@
 
     transformers.AutoModel.from_pretrained(repo, trust_remote_code=True)
 
-For use, not for training: encode, decode and forward are to the bit those of the hfsae package,
-where their formulas, units and sources are written down. Works for all of its variants.
+For use, not for training: encode, decode and forward are those of the hfsae package up to float32's
+rounding, where their formulas, units and sources are written down. Works for all of its variants.
 """
 
 from bisect import bisect_left

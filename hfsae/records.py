@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +50,35 @@ def damaged(path: Path, why: object) -> str:
     return f"{path} is damaged ({why}); {remedy}"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # others may write it, too
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to, that becomes `path` where the block ends well: nobody sees half a file,
+    and of several that write it at once one wins.
+
+    Raises:
+        OSError: it cannot be written (disk full, for one); what was there is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        yield temporary
+        open_to_readers(temporary)
         os.replace(temporary, path)
+    except SafetensorError as error:
+        why = f"{error}; {free_space(path.parent)}"
+        raise OSError(f"{path} cannot be written ({why})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def free_space(folder: Path) -> str:
+    """What a sentence about a failed write needs: libraries hide a full disk behind other words."""
+    return f"the disk has {shutil.disk_usage(folder).free / 1e6:,.0f} MB free"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen half-written."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -75,10 +98,8 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file that is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata)
-    open_to_readers(temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata)
 
 
 def open_to_readers(path: Path) -> None:

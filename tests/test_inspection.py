@@ -68,6 +68,14 @@ def test_latents_on_a_token_come_strongest_first_without_hidden_ones(seen, laten
     assert seen.on(0) == []
 
 
+def test_latents_that_only_fire_below_zero_have_a_peak_too(seen):
+    below = seen._replace(activation=-seen.activation.abs())
+    for row in below.ranking():
+        trace = torch.tensor(below.trace(row.latent))
+        assert row.max == trace[trace != 0].max() < 0
+        assert trace[row.peak] == row.max
+
+
 def test_the_ranking_counts_tokens_and_finds_peaks(seen, latents):
     kept = latents[1:]
     ranking = seen.ranking()

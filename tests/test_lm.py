@@ -588,6 +588,12 @@ def test_a_folder_loads_frozen_and_in_eval_mode(
     assert loaded.origin == f"folder {saved_lm}" and loaded.origin in caplog.text
 
 
+def test_attention_that_is_not_installed_is_one_sentence(saved_lm: Path):
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*[Ff]lash") as caught:
+        load_lm(str(saved_lm), attn_implementation="flash_attention_2")
+    assert "\n" not in str(caught.value)
+
+
 def test_dtype_is_a_name_and_an_unknown_one_is_refused(saved_lm: Path):
     assert load_lm(str(saved_lm)).lm.dtype == torch.float32
     assert load_lm(str(saved_lm), dtype="bfloat16").lm.dtype == torch.bfloat16

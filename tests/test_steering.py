@@ -661,6 +661,16 @@ def test_gguf_holds_the_vector_under_the_blocks_number(tmp_path, site: str, laye
     assert [path.name for path in tmp_path.iterdir()] == ["v.gguf"]
 
 
+def test_several_threads_may_write_one_vector(tmp_path):
+    sae, path = make_sae(), tmp_path / "v.safetensors"
+    with ThreadPoolExecutor(8) as threads:
+        for written in [
+            threads.submit(save_steering_vector, path, sae, {3: 2.0}) for _ in range(200)
+        ]:
+            assert written.result() == path
+    assert [p.name for p in tmp_path.iterdir()] == ["v.safetensors"]
+
+
 def test_what_is_no_vector_is_refused_and_nothing_is_written(tmp_path):
     cases = [
         ("v.bin", make_sae(), {3: 1.0}, {}, "'v.bin' names no format; end it in .safetensors or"),

@@ -4,8 +4,10 @@ import atexit
 import math
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -22,6 +24,7 @@ from ..steering import (
     SCOPES,
     UNITS,
     Mode,
+    Scope,
     Unit,
     repetition,
     save_steering_vector,
@@ -31,6 +34,7 @@ from ..steering import (
 from . import validate
 from .base import SHOWN, Json
 from .look import Look
+from .subject import Subject
 
 LIMITS = {"max": 20.0, "norm": 500.0, "raw": 1e6}
 """Of strengths, by unit: multiples of the largest activation, per cent of the norm, raw."""
@@ -48,11 +52,15 @@ class Settings(NamedTuple):
     latents: dict[int, float]
     mode: Mode
     unit: Unit
-    scope: str
+    scope: Scope
     error_term: bool
 
 
 class Act(Look):
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self._copying = threading.Lock()
+
     def steer(
         self,
         prompt: str,
@@ -98,7 +106,8 @@ class Act(Look):
         def steering(phase: Phase) -> AbstractContextManager[object]:
             return block(1.0) if wanted.scope in ("all", phase) else nullcontext()
 
-        block(1.0)  # raises what it has to say before the first token
+        with block(1.0):  # raises what it has to say before the first token
+            pass
         subject = self.subject
         ids = wanted.tokens.ids
         for pair in generate_pair(subject.lm, subject.tokenizer, ids, steering, how, stopped):
@@ -124,7 +133,7 @@ class Act(Look):
             strengths,
             cast(Mode, mode),
             cast(Unit, unit),
-            validate.choice(scope, "scope", SCOPES),
+            cast(Scope, validate.choice(scope, "scope", SCOPES)),
             validate.flag(error_term, "error_term"),
         )
 
@@ -138,7 +147,9 @@ class Act(Look):
             if self.largest[latent] == 0:
                 raise ValueError(f"latent {latent} never fired, so it has no unit; use norm")
 
-    def _block(self, wanted: Settings) -> Callable[[float], AbstractContextManager[None]]:
+    def _block(
+        self, wanted: Settings, scope: Scope = "all"
+    ) -> Callable[[float], AbstractContextManager[None]]:
         """The block in which the model is steered, with all strengths times a factor."""
 
         def block(factor: float) -> AbstractContextManager[None]:
@@ -150,6 +161,7 @@ class Act(Look):
                 unit=wanted.unit,
                 max_activations=self.largest,
                 error_term=wanted.error_term,
+                scope=scope,
                 spare_tokens=special_ids(self.subject.tokenizer),
             )
 
@@ -163,6 +175,9 @@ class Act(Look):
         unit: str = "max",
         max_kl: float = 2.0,
         max_repetition: float = 0.3,
+        scope: str = "all",
+        error_term: bool = True,
+        chat: bool = False,
     ) -> Json:
         """The largest strength that leaves the text within a budget, found by trying.
 
@@ -173,23 +188,31 @@ class Act(Look):
             unit: max or norm, as for steering.
             max_kl: how far next-token predictions may be from the unsteered model's, nats a token.
             max_repetition: share of three-token sequences that may recur.
+            scope: which tokens to steer: all, prompt or generated.
+            error_term: keep what the SAE does not explain.
+            chat: the prompt is a user's message in the model's chat template.
         """
-        return self.sweep(prompt, latents, mode, unit, max_kl, max_repetition)
+        how = (mode, unit, scope, error_term, chat)
+        return self.sweep(prompt, latents, how, max_kl, max_repetition)
 
     def sweep(
         self,
         prompt: Any,
         latents: Any,
-        mode: Any,
-        unit: Any,
+        how: tuple[Any, Any, Any, Any, Any],
         max_kl: Any = 2.0,
         max_repetition: Any = 0.3,
         progress: Callable[[int, int], object] = lambda done, n: None,
     ) -> Json:
-        """`suggest_strength`, telling how many of how many trials are done, before each."""
+        """`suggest_strength`, telling how many of how many trials are done, before each.
+
+        Args:
+            how: mode, unit, scope, error_term and chat.
+        """
+        mode, unit, *rest = how
         mode = validate.choice(mode, "mode", ("add", "clamp", "orthogonal"))
         unit = validate.choice(unit, "unit", tuple(_SWEEP))
-        wanted = self.settings(prompt, latents, mode, unit, "all", True, False)
+        wanted = self.settings(prompt, latents, mode, unit, *rest)
         largest = max(map(abs, wanted.latents.values()))
         if not largest:
             raise ValueError("all strengths are 0; give the latents some, for their proportions")
@@ -199,7 +222,7 @@ class Act(Look):
         found = suggest_strength(
             self.subject.lm,
             {"input_ids": torch.tensor([wanted.tokens.ids])},
-            self._block(wanted),
+            self._block(wanted, wanted.scope),
             strengths=strengths,
             max_kl=validate.number(max_kl, "max_kl", 0.01, 20),
             max_repetition=validate.number(max_repetition, "max_repetition", 0, 1),
@@ -235,13 +258,19 @@ class Act(Look):
 
     # Why this token
 
-    @cached_property
+    @property
     def _exact_lm(self) -> Any:
         """The model in float32: in bfloat16 the effect of one latent drowns in rounding."""
+        with self._copying:  # who comes second waits, instead of making another copy
+            return self._lm_in_float32
+
+    @cached_property
+    def _lm_in_float32(self) -> Any:
         lm = self.subject.lm
         if lm.dtype == torch.float32 or 4 * lm.num_parameters() > _MOST_EXACT_BYTES:
             return lm
-        copy = type(lm)._from_config(lm.config, dtype=torch.float32)  # pyright: ignore
+        config = deepcopy(lm.config)  # of which it changes the dtype
+        copy = type(lm)._from_config(config, dtype=torch.float32)  # pyright: ignore
         copy.load_state_dict(lm.state_dict())
         copy.name_or_path = lm.name_or_path
         copy.generation_config = lm.generation_config

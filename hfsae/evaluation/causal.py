@@ -73,6 +73,11 @@ def causal_control(
     ids = input_ids.to(lm.device)
     spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
     drawn = random_places(ids, n_tokens, spare_tokens=spare, seed=seed)
+    if not len(drawn):
+        raise ValueError(
+            f"no token to intervene at: of {ids.numel()} tokens none is unspared and followed by "
+            "another; give more text"
+        )
     generator = torch.Generator().manual_seed(seed)
     found = [
         _at(lm, sae, ids[row, : position + 2], counts, generator)

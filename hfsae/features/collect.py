@@ -66,7 +66,8 @@ def collect(
     """What every latent fires on in `batches`, the tokens it promotes, the latents most like it.
 
     Args:
-        norm_limits: the training Harvester's, so that the same outliers are left out here.
+        norm_limits: the training Harvester's, so that the same outliers are left out here. (Of its
+            other sites, a transcoder's target for one, nothing is left out.)
         progress: called after each batch with its number of tokens.
     """
     site = sae.config.site
@@ -74,7 +75,8 @@ def collect(
         raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
     contract.check(sae.config, lm, tokenizer)
     args = args or CollectArguments()
-    harvester = Harvester(lm, [site], HarvestArguments(), norm_limits=norm_limits)
+    limits = {at: limit for at, limit in (norm_limits or {}).items() if at == site}
+    harvester = Harvester(lm, [site], HarvestArguments(), norm_limits=limits or None)
     seen = Seen(
         sae.config.d_sae,
         top=args.top,

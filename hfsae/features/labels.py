@@ -5,12 +5,10 @@ it has to escape it for where it is shown.
 """
 
 import json
-import os
-import tempfile
 import threading
 from pathlib import Path
 
-from ..records import open_to_readers
+from ..records import write_whole
 
 NAME = "labels.json"
 MAX_LENGTH = 200
@@ -96,11 +94,4 @@ def _checked(label: object) -> str:
 def _save(folder: Path, labels: dict[int, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"labels": {str(i): labels[i] for i in sorted(labels)}}, indent=2)
-    descriptor, written = tempfile.mkstemp(dir=folder, prefix=f".{NAME}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        open_to_readers(Path(written))
-        os.replace(written, folder / NAME)
-    finally:
-        Path(written).unlink(missing_ok=True)
+    write_whole(folder / NAME, text + "\n")

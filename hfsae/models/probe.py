@@ -8,7 +8,6 @@ saved, and whether this machine, dtype and version make the same of them.
 
 import hashlib
 import json
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from ..records import write_tensors
 
 NAME = "probe.safetensors"
 N_TOKENS = 64
@@ -85,10 +85,7 @@ def write_probe(sae: Any, x: Float[Tensor, "n d_in"], folder: str | Path) -> Pat
     hashes = {name: _hash(t) for name, t in sae.state_dict().items()}
     hashes |= {"config": _hash_config(sae.config), "probe": _hash_all(tensors)}
     path = Path(folder) / NAME
-    temporary = path.with_name(f".{NAME}.tmp")
-    save_file(tensors, temporary, metadata={"sha256": json.dumps(hashes)})
-    temporary.chmod(0o644)
-    os.replace(temporary, path)
+    write_tensors(path, tensors, {"sha256": json.dumps(hashes)})
     return path
 
 

@@ -9,7 +9,6 @@ output of block N, blocks counted from 0, as we do; it never adds anything after
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from ..lm import Site
 from ..models import SAE
-from ..records import open_to_readers
+from ..records import replacing
 from .intervention import Edits, Maxima, Unit, resolve
 
 FORMAT = "hfsae steering vector v1"
@@ -63,13 +62,8 @@ def save_steering_vector(
     if path.suffix not in writers:
         raise ValueError(f"{path.name!r} names no format; end it in {' or '.join(writers)}.")
     steering = _vector(sae, latents, unit, max_activations)
-    written = path.with_name(f".{path.name}.tmp")
-    try:
+    with replacing(path) as written:
         writers[path.suffix](written, steering)
-        open_to_readers(written)
-        os.replace(written, path)
-    finally:
-        written.unlink(missing_ok=True)
     return path
 
 

@@ -88,7 +88,8 @@ def steer(
         error_term: keep what the SAE does not explain; False: the model runs on reconstructions.
         scope: which tokens are changed: all, those of the prompt, or generated ones. The prompt is
             what `generate` is given, padding included, or all of a plain forward pass; generated
-            tokens come singly to a KV cache or, without one, extend the last pass by one.
+            tokens come singly to a KV cache or, without one, extend the last pass by one. Under
+            assisted or prompt-lookup decoding several come at once, which counts as a prompt.
         spare_tokens: ids at which nothing is changed; None: the model's BOS, EOS and padding.
 
     Raises:

@@ -7,11 +7,12 @@ tensors, numbers and strings, and nothing in it is executed.
 """
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..records import free_space
 
 
 def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = None) -> Path:
@@ -42,11 +43,6 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = N
         for old in _all(folder)[:-keep]:
             old.unlink()
     return path
-
-
-def free_space(folder: Path) -> str:
-    """What a sentence about a failed write needs: libraries hide a full disk behind other words."""
-    return f"the disk has {shutil.disk_usage(folder).free / 1e6:,.0f} MB free"
 
 
 def latest(folder: Path) -> Path | None:

@@ -131,9 +131,22 @@ def test_a_strength_is_suggested_within_the_budget(actions):
     assert found["latents"]["3"] == pytest.approx(found["strength"], abs=1e-3)
 
 
+def test_a_strength_is_looked_for_under_the_settings_it_is_for(actions):
+    def kls(**settings):
+        found = actions.suggest_strength("the cat", "3:1", max_repetition=1.0, **settings)
+        return [trial["kl"] for trial in found["trials"]]
+
+    everywhere = kls()
+    others = {"scope": "prompt"}, {"scope": "generated"}, {"error_term": False}, {"chat": True}
+    for settings in others:
+        assert kls(**settings) != everywhere, settings
+    assert kls(scope="all", error_term=True, chat=False) == everywhere
+
+
 def test_a_sweep_tells_how_far_it_is(actions):
     told = []
-    actions.sweep("the cat", "3:1", "add", "max", progress=lambda *far: told.append(far))
+    how = ("add", "max", "all", True, False)
+    actions.sweep("the cat", "3:1", how, progress=lambda *far: told.append(far))
     assert told[0] == (0, 7) and [done for done, _ in told] == list(range(len(told)))
 
 

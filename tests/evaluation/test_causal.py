@@ -98,3 +98,8 @@ def test_tokens_are_the_same_for_every_sae_and_those_of_few_latents_count_for_no
     assert few.change.isnan().all() and few.whole.isnan().all()
     again = [causal_control(lm, sae, IDS, n_tokens=3, seed=s) for s in (1, 1)]
     assert all(torch.equal(a, b) for a, b in zip(*again, strict=True))
+
+
+def test_a_text_without_a_token_to_intervene_at_is_told(lm: PreTrainedModel):
+    with pytest.raises(ValueError, match="no token to intervene at: of 2 tokens none"):
+        causal_control(lm, sae_for(lm, "relu"), IDS[:1, :2], spare_tokens=IDS[0, :2].tolist())

@@ -35,6 +35,16 @@ def test_a_latent_planted_on_a_token_is_found_with_its_counts(one_latent_a_token
         }
 
 
+def test_limits_of_other_sites_than_the_saes_are_no_matter(one_latent_a_token):
+    planted = one_latent_a_token
+    site = planted.sae.config.site
+    limits = {site: 1e9, "layers.7": 1.0}
+    store = collect(
+        planted.sae, planted.lm, planted.tokenizer, planted.batches(), norm_limits=limits
+    )
+    assert store[1].n_firings > 0
+
+
 def test_latents_that_never_fire_have_no_examples_and_zeros(one_latent_a_token):
     store = run(one_latent_a_token)
     for i in (0, 23):  # token 0 is special, token 23 does not occur

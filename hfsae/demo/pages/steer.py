@@ -272,7 +272,8 @@ class SteerPage(Page):
         if latent in now.latents:
             strength = f"{now.latents[latent]:g}"
             raise ValueError(f"latent {latent} is steered already, with strength {strength}")
-        return replace(now, latents={**now.latents, latent: _FIRST[now.unit]})
+        strength = 1.0 if now.mode == "scale" else _FIRST[now.unit]
+        return replace(now, latents={**now.latents, latent: strength})
 
     def _changed(self, do: str, index: str, to: str, *values: Any) -> at.Address:
         now, latent = self.address(*values), whole(index)
@@ -350,7 +351,8 @@ class SteerPage(Page):
     def _found(self, now: at.Steer, tell: Callable[[int, int], None]) -> Updates:
         # the process with the GPU could not call back
         heard = {} if on_zero_gpu() else {"progress": tell}
-        found = self.actions.sweep(now.prompt, now.latents, now.mode, now.unit, **heard)
+        how = (now.mode, now.unit, now.scope, now.error_term, now.chat)
+        found = self.actions.sweep(now.prompt, now.latents, how, **heard)
         suggested = {int(latent): strength for latent, strength in found["latents"].items()}
         return {
             self.notice: "",
@@ -377,7 +379,8 @@ class SteerPage(Page):
 
 def _question(asked: at.Steer) -> dict[str, Any]:
     """What a strength was looked for."""
-    return {name: getattr(asked, name) for name in ("prompt", "latents", "mode", "unit")}
+    names = ("prompt", "latents", "mode", "unit", "scope", "error_term", "chat")
+    return {name: getattr(asked, name) for name in names}
 
 
 def _chosen(latents: Any) -> dict[int, float]:
