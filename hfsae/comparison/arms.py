@@ -111,7 +111,7 @@ def arm_runs(comparison: Comparison) -> Iterator[ArmRun]:
         for name, arm in comparison.arms.items():
             folder = Path(comparison.training.output_dir, name, f"seed_{seed}")
             swept, values = next(iter(arm["sweep"].items()))
-            named = {f"{swept}_{value:g}": value for value in values}
+            named = {_name(swept, value): value for value in values}
             training = {"output_dir": str(folder), **arm.get("training", {})}
             parts = {
                 "sae": {**comparison.sae, **arm.get("sae", {})},
@@ -122,6 +122,10 @@ def arm_runs(comparison: Comparison) -> Iterator[ArmRun]:
                 "collect_tokens": 0,
             }
             yield ArmRun(name, seed, Recipe(**{**inherited, **parts}), named)
+
+
+def _name(swept: str, value: int | float) -> str:
+    return f"{swept}_{value:g}"
 
 
 def _check_arm(name: str, arm: dict[str, Any]) -> None:
@@ -135,6 +139,16 @@ def _check_arm(name: str, arm: dict[str, Any]) -> None:
         raise ValueError(
             f"arm {name} needs `sweep`, one field of sae with a list of values, as "
             f"sweep: {{target_l0: [20, 50, 100]}}; got {sweep!r}"
+        )
+    swept, swept_values = next(iter(arm["sweep"])), values[0]
+    for value in swept_values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(
+                f"arm {name} sweeps {swept} over {value!r}, which is no number; make an arm of each"
+            )
+    if len({_name(swept, value) for value in swept_values}) < len(swept_values):
+        raise ValueError(
+            f"arm {name} sweeps {swept} over {swept_values}, two of which have the same six digits"
         )
     known = {f.name for f in fields(TrainingArguments)} - {"output_dir", "n_tokens", "batch_size"}
     for key in arm.get("training", {}):

@@ -25,6 +25,7 @@ _GRID_POINTS = 24
 _LEGEND_ROWS = 16
 _LABEL = 40  # characters that an axis has room for
 _MARGIN = 1.4
+_NO_LINE = "no difference to draw:\nno two neighbouring SAEs of an arm\nboth have a value above 0"
 _SIDE = 1.05
 
 Titles = Mapping[str, str]
@@ -102,6 +103,8 @@ def _difference(
         margin = (_MARGIN - 1) * (np.nanmax(shown) - np.nanmin(shown))  # bands go far beyond
         if margin:
             axes.set_ylim(np.nanmin(shown) - margin, np.nanmax(shown) + margin)
+        else:
+            axes.text(0.5, 0.6, _NO_LINE, transform=axes.transAxes, ha="center", color="#555555")
         if max(reached) > _FAR * np.median(reached):  # else all but one lie on the axis
             axes.set_yscale("symlog", linthresh=1.0)
             axes.yaxis.set_major_formatter("{x:g}")

@@ -287,6 +287,24 @@ class _Parts:
             f"{limits['kept']:,} positions were kept, {limits['dropped_special']:,} special ones "
             f"and {limits['dropped_outliers']:,} norm outliers dropped; the same rules hold in the "
             f"evaluation. Shuffled in buckets of {self.c.shuffle.bucket_tokens:,}."
+            f"{self._harvests()}"
+        )
+
+    def _harvests(self) -> str:
+        """What the norm limits, all of the same rows, say of the harvests."""
+        counts = Counter(
+            tuple(m.record["harvested"]["norm_limits"].values()) for m in self.measured
+        )
+        if len(counts) == 1:
+            return ""
+        limits = "; ".join(
+            f"{n} SAEs: {' '.join(f'{limit:.6g}' for limit in limits)}"
+            for limits, n in counts.most_common()
+        )
+        return (
+            f" It was harvested {len(counts)} times, and rounded otherwise (norms from which "
+            f"outliers were dropped: {limits}), so that activations are the same up to rounding "
+            "only."
         )
 
     def _every_sae(self) -> str:

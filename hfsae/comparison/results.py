@@ -1,13 +1,13 @@
 """What was measured of each SAE of a comparison: kept in its folder, and in the report's.
 
 The report's copy is small and outlives the weights. What is in it need not be trained again, so a
-comparison may be done in parts: by several machines, or with an arm, a sparsity or a seed added
-later.
+comparison may be done in parts: by several machines, or with an arm or a seed added later. (The
+sparsities of an arm and a seed are one training run: another one needs an output_dir of its own.)
 """
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from ..evaluation import EvaluationResult
 from ..hub import is_sae
 from ..models import SAE
-from ..recipe import differences, load_trained, what_matters
+from ..recipe import RESULT_SECTIONS, differences, load_trained, what_matters
 from ..records import damaged, read_json, read_tensors, write_tensors, write_whole
 from .arms import ArmRun
 
@@ -131,14 +131,15 @@ def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]
 
 def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
     folder = run.folders[name]
-    if kept and not is_measured(run, name):
-        return kept._replace(folder=folder)
-    evaluation = EvaluationResult.from_dict(read_json(folder / "evaluation.json"))
-    sums, _ = read_tensors(folder / _DOCUMENTS)
-    record = read_json(folder / "training.json")
     causes, made_with = kept_causes(folder)
     if kept and not causes:
         causes, made_with = kept.causes, {"args": kept.causes_args}
+    causes_args = made_with.get("args", "")
+    if kept and not is_measured(run, name):
+        return kept._replace(folder=folder, causes=causes, causes_args=causes_args)
+    evaluation = EvaluationResult.from_dict(read_json(folder / "evaluation.json"))
+    sums, _ = read_tensors(folder / _DOCUMENTS)
+    record = read_json(folder / "training.json")
     return Measured(
         run.arm,
         run.seed,
@@ -152,7 +153,7 @@ def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
         _thresholds(folder, _scale(record)) or (kept.thresholds if kept else ()),
         kept.agreement if kept else {},
         causes,
-        made_with.get("args", ""),
+        causes_args,
     )
 
 
@@ -204,9 +205,9 @@ def _matched(rows: Tensor, others: Tensor) -> tuple[float, float]:
 
 
 def keep(report: Path, measured: Sequence[Measured], command: str, recipe: dict[str, Any]) -> None:
-    """Write results.json and results.safetensors; what they hold of other arms and seeds stays."""
-    ours = {(m.arm, m.seed) for m in measured}
-    everything = [*measured, *(m for m in _kept(report).values() if (m.arm, m.seed) not in ours)]
+    """Write results.json and results.safetensors; what else they hold stays, but for SAEs of the
+    same arm and seed that were trained with another recipe."""
+    everything = [*measured, *_staying(_kept(report), measured)]
     tensors = {
         f"{_prefix(m.key)}{part}/{name}": tensor
         for m in everything
@@ -225,6 +226,15 @@ def keep(report: Path, measured: Sequence[Measured], command: str, recipe: dict[
         "recipes": recipes,
     }
     write_whole(report / _NUMBERS, json.dumps(results, indent=1) + "\n")
+
+
+def _staying(kept: Mapping[Key, Measured], measured: Sequence[Measured]) -> Iterator[Measured]:
+    new, recipes = {m.key for m in measured}, {(m.arm, m.seed): m.recipe for m in measured}
+    sections = set(RESULT_SECTIONS) - {"saes"}
+    for key, m in kept.items():
+        ours = recipes.get((m.arm, m.seed), m.recipe)
+        if key not in new and not any(differences({**m.recipe}, {**ours}, sections)):
+            yield m
 
 
 def kept(report: Path, runs: Iterable[ArmRun]) -> dict[Key, Measured]:

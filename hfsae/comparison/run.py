@@ -84,12 +84,23 @@ def _intervene(comparison: Comparison, run: ArmRun, measured: Sequence[results.M
 def _refuse_what_cannot_be(comparison: Comparison, runs: Sequence[ArmRun]) -> None:
     if comparison.evaluation.n_tokens == 0:
         raise ValueError("evaluation.n_tokens is 0, but a comparison is of evaluations")
+    if make_accelerator(comparison.training).num_processes > 1:
+        raise ValueError(
+            "a comparison runs in one process; start it without a launcher, and share it out with "
+            "--only and --seeds"
+        )
+    targets: dict[str, str] = {}  # site: the first arm that writes there
     for each in runs:
         if each.seed == comparison.seeds[0]:  # what can be nowhere, before what clashes here
             _, configs = check(each.recipe)
-            sites = {config.places for config in configs.values()}
-            if len(sites) > 1:
-                raise ValueError(f"arm {each.arm} is of several sites; compare at one at a time")
+            for config in configs.values():
+                targets.setdefault(config.places[1], each.arm)
+            if len(targets) > 1:
+                (one, arm), (another, other) = list(targets.items())[:2]
+                raise ValueError(
+                    f"arm {arm} is of {one}, arm {other} of {another}; compare at one site at a "
+                    "time"
+                )
         stale_stages(each.recipe)
 
 
@@ -105,8 +116,9 @@ def _train_and_evaluate(runs: Sequence[ArmRun], loaded: LoadedLM, title: str, co
     folders = {key: each.folders[name] for key, (each, name) in missing.items()}
     device = cast(Any, loaded.lm.device)
     saes = {key: load_trained(folder).to(device) for key, folder in folders.items()}
-    first = next(iter(missing))
-    limits = norm_limits(saes[first], folders[first])
+    limits: dict[str, float] = {}
+    for key, sae in saes.items():
+        limits |= norm_limits(sae, folders[key])
     logger.info("%s: evaluating %d SAEs", title, len(saes))
     for key, result in evaluate_held_out(runs[0].recipe, loaded, saes, limits).items():
         results.write(result, *missing[key])

@@ -52,6 +52,9 @@ def test_each_arm_and_seed_is_a_training_recipe():
         ({"arms": {"a": {"sweep": {"k": [1], "d_sae": [2]}}}}, "arm a needs `sweep`"),
         ({"arms": {"a": {"sae": {}}}}, "arm a needs `sweep`"),
         ({"arms": {"a": {"sweeps": {"k": [1]}}}}, "arm a has no 'sweeps'"),
+        ({"arms": {"a": {"sweep": {"penalty": ["l1"]}}}}, "penalty over 'l1', which is no number"),
+        ({"arms": {"a": {"sweep": {"k": [None, 4]}}}}, "k over None, which is no number"),
+        ({"arms": {"a": {"sweep": {"k": [4, 8, 4]}}}}, "two of which have the same six digits"),
         (
             {"arms": {"a": {"sweep": {"k": [1]}, "training": {"n_tokens": 5}}}},
             "arm a cannot set training.n_tokens",

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModel
 
@@ -81,6 +82,7 @@ def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
     compare(first)
     assert {name: (report / name).read_bytes() for name in before} == before
     assert len(loads) == 2, "nothing was trained or measured again"
+    assert "was harvested" not in (report / "report.md").read_text()
 
     other = tiny_comparison(tmp_path / "there", **fields)
     other.seeds = [2]
@@ -88,13 +90,16 @@ def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
     (report / "results.json").write_text('{"saes": [{"arm": "topk"}]}')
     with pytest.raises(ValueError, match=r"results\.json is damaged .KeyError.*; put back a sound"):
         compare(other)
-    (report / "results.json").write_text(re.sub(r'"machine": "[^"]+"', '"machine": ""', numbers))
+    numbers = re.sub(r'"machine": "[^"]+"', '"machine": ""', numbers)
+    limit = r'("norm_limits": {\s*"[^"]+": )[\d.]+'
+    (report / "results.json").write_text(re.sub(limit, r"\g<1>1.5", numbers))
     monkeypatch.setattr(processor, "told", lambda device: "another machine")
     compare(other)
     other.seeds = [0, 1, 2]
     text = (compare(other) / "report.md").read_text()
     assert sorted(path.name for path in (tmp_path / "there/topk").iterdir()) == ["seed_2"]
     assert "machines: not recorded, 8 SAEs, another machine, 4 SAEs." in text
+    assert re.search(r"was harvested 2 times.*dropped: 8 SAEs: 1.5; 4 SAEs: \d+\.\d+\)", text)
     assert "seeds: 0, 1, 2" in text and len(saes_in(report)) == 12
     rows = text.partition("## Do seeds agree")[2].partition("## Arms")[0].splitlines()
     assert [row.split("|")[3].strip() for row in rows if "| topk" in row] == ["1", "1"], "of three"
@@ -117,10 +122,39 @@ def test_a_report_of_one_arm_keeps_what_is_known_of_the_others(tmp_path, loads):
     one.arms = {"topk": {**ARMS["topk"], "sweep": {"k": [5, 6]}}}
     compare(one)
     names = {(sae["arm"], sae["sae"]) for sae in saes_in(tmp_path / "report")}
-    ours = {("jumprelu", "target_l0_3"), ("jumprelu", "target_l0_6")}
+    ours = {("jumprelu", "target_l0_3"), ("jumprelu", "target_l0_6"), ("topk", "k_3")}
     assert names == ours | {("topk", "k_5"), ("topk", "k_6")}
-    assert {sae["fields"]["k"] for sae in saes_in(tmp_path / "report") if "k" in sae["fields"]}
-    assert len(saes_in(tmp_path / "report")) == 8
+    assert len(saes_in(tmp_path / "report")) == 10, "two seeds of each, those of old sparsities too"
+    (tmp_path / "b").rename(tmp_path / "lost")
+    one.arms = {"topk": {**ARMS["topk"], "sweep": {"k": [5]}}}
+    compare(one)
+    assert len(saes_in(tmp_path / "report")) == 10, "a report of fewer sparsities forgets none"
+
+
+def test_what_a_comparison_cannot_be_is_told_before_anything_is_trained(
+    tmp_path, loads, monkeypatch
+):
+    elsewhere = tiny_comparison(tmp_path / "a")
+    elsewhere.arms = {**ARMS, "late": {"sae": {"site": "layers.2"}, "sweep": {"target_l0": [3]}}}
+    with pytest.raises(ValueError, match=r"arm jumprelu is of layers\.1, arm late of layers\.2"):
+        compare(elsewhere)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="a comparison runs in one process"):
+        compare(tiny_comparison(tmp_path / "a"))
+    assert not (tmp_path / "a").exists() and not loads
+
+
+def test_causes_are_read_where_weights_were_evaluated_otherwise(tmp_path, loads):
+    """As those from the Hub are: their report keeps the evaluation that counts."""
+    fields = {"report": str(tmp_path / "report")}
+    compare(tiny_comparison(tmp_path / "a", **fields))
+    for path in (tmp_path / "a").rglob("documents.safetensors"):
+        path.unlink()
+    report = compare(
+        tiny_comparison(tmp_path / "a", causal=CausalArguments(n_tokens=6, l0=3.0), **fields)
+    )
+    assert "causes" in (report / "report.md").read_text()
 
 
 def test_causes_want_weights(tmp_path, loads):
