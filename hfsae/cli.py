@@ -49,6 +49,7 @@ from .recipe import (
     report,
     run,
     save_recipe,
+    without_sections,
 )
 from .records import damaged, read_json
 from .training.trainer import make_accelerator
@@ -361,9 +362,18 @@ def _report_again(verb: str, argv: list[str], result: str, sections: list[str]) 
     if n_tokens == 0:
         field = "evaluation.n_tokens" if verb == "evaluate" else "collect_tokens"
         raise ValueError(f"{field} is 0, which leaves out what `hfsae {verb}` does; give 1 or more")
+    folders = [folder]
+    if next(differences(old, new, sections), None):  # recipe.yaml says one thing of all its SAEs
+        others = (home / name for name in recipe.sae_fields())
+        folders += [f for f in others if (f / "config.json").is_file() and not f.samefile(folder)]
     device = str(make_accelerator(recipe.training).device)
-    sae = load_trained(folder)  # first: a damaged file need not wait for the language model
-    report(recipe, load(recipe.lm, device), sae, folder, again=[result])
+    saes = list(map(load_trained, folders))  # first: a damaged file need not wait for the LM
+    loaded = load(recipe.lm, device)
+    if len(folders) > 1:
+        print(f"{verb}: all {len(folders)} SAEs of {home}, whose recipe.yaml speaks for them all")
+        save_recipe(home, without_sections(old, [result]))
+    for each, sae in zip(folders, saes, strict=True):
+        report(recipe, loaded, sae, each, again=[result])
     save_recipe(home, new)
     _print_folder(folder, [])
 

@@ -78,3 +78,18 @@ def keep_freed_memory() -> bool:
     if mallopt is None or any(name in os.environ for name in _SETTINGS):
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _KEPT)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT_TOGETHER))
+
+
+def refuse_absent(device: str | torch.device | None) -> None:
+    """
+    Raises:
+        ValueError: this machine has no such device; the sentence names those that it has.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # as builds of torch have it
+        kind, n = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+        there = ["'cpu'", *(f"'{kind}:{i}'" for i in range(n))]
+        raise ValueError(
+            f"device {str(device)!r} is not here; this machine has {', '.join(there)}"
+        ) from error

@@ -13,11 +13,11 @@ import platform
 import reprlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
 import torch
@@ -49,9 +49,11 @@ from .training.trainer import make_accelerator
 
 logger = logging.getLogger(__name__)
 REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens")
+_MADE_WITH = {"evaluation.json": ("evaluation",), "features/meta.json": REPORT_SECTIONS[1:]}
 # Of these, what people change most often comes first: the first differences are named.
 _TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffle", "seed")
 RESULT_SECTIONS = (*_TRAINING_SECTIONS, "evaluation")
+_TAKEN = ("checkpoints", "features", "figures")  # folders of a run, beside its SAEs'
 _N_SHOWN = 3
 # Settings that change nothing of the result.
 _FREE = (
@@ -113,6 +115,13 @@ class Recipe:
                 f"collect_tokens must be 0 (to leave that stage out) or more, got "
                 f"{self.collect_tokens}"
             )
+        for name in self.saes:
+            parts = PurePosixPath(name).parts
+            if not parts or parts[0] in _TAKEN or {"..", "/"} & {*parts}:
+                raise ValueError(
+                    f"an SAE cannot be called {name!r}, which is to be its folder in "
+                    f"training.output_dir; leave out '..', a '/' in front, and {', '.join(_TAKEN)}"
+                )
 
     def sae_fields(self) -> dict[str, dict[str, Any]]:
         """By name ("" for a single one), the config fields of each SAE."""
@@ -206,7 +215,7 @@ def run(recipe: Recipe, command: str = "", loaded: LoadedLM | None = None) -> li
     loaded = loaded or load(recipe.lm, str(accelerator.device))
     _check_rows(recipe, loaded)
     if accelerator.is_main_process:
-        _claim(root, recipe)
+        _claim(root, recipe, stale)
     if not all(done):
         _train(recipe, loaded, configs, accelerator, command)
     if accelerator.is_main_process:
@@ -246,13 +255,15 @@ def stale_stages(recipe: Recipe) -> list[str]:
             f"the folder {root} holds a run of another recipe ({'; '.join(listed)}{more}); give "
             "another training.output_dir or delete the folder"
         )
-    stale = []
-    if recipe.evaluation.n_tokens != 0 and theirs.get("evaluation") != ours["evaluation"]:
-        stale.append("evaluation.json")
-    collects = ("collect", "collect_tokens")
-    if recipe.collect_tokens and any(theirs.get(key) != ours[key] for key in collects):
-        stale.append("features/meta.json")
-    return stale
+    n_tokens = {
+        "evaluation.json": recipe.evaluation.n_tokens,
+        "features/meta.json": recipe.collect_tokens,
+    }
+    return [
+        result
+        for result, keys in _MADE_WITH.items()
+        if n_tokens[result] and any(theirs.get(key) != ours[key] for key in keys)
+    ]
 
 
 def differences(
@@ -290,8 +301,9 @@ def _without_free(value: Any) -> Any:
     return {name: _without_free(part) for name, part in value.items() if name not in _FREE}
 
 
-def _claim(root: Path, recipe: Recipe) -> None:
-    """Say whose folder this is. What a finished stage was made with stays, until it is remade."""
+def _claim(root: Path, recipe: Recipe, stale: Sequence[str]) -> None:
+    """Say whose folder this is, and what its finished stages were made with; nothing of those that
+    are to be made again, so that none of them counts as done before all are."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -302,7 +314,13 @@ def _claim(root: Path, recipe: Recipe) -> None:
     if (root / "recipe.yaml").is_file() and next(root.rglob("config.json"), None):
         theirs = load_plain(root)
         plain |= {key: theirs[key] for key in REPORT_SECTIONS if key in theirs}
-    save_recipe(root, plain)
+    save_recipe(root, without_sections(plain, stale))
+
+
+def without_sections(plain: dict[str, Any], stale: Iterable[str]) -> dict[str, Any]:
+    """A recipe less what these results were made with."""
+    gone = {key for result in stale for key in _MADE_WITH[result]}
+    return {key: part for key, part in plain.items() if key not in gone}
 
 
 def load_plain(root: Path) -> dict[str, Any]:
@@ -424,7 +442,7 @@ def report(
                 loaded.tokenizer,
                 rows,
                 recipe.collect,
-                norm_limits={site: n for site, n in limits.items() if site == sae.config.places[0]},
+                norm_limits=limits,
                 progress=progress,
             )
         store.save(folder)

@@ -22,6 +22,7 @@ from . import hub
 from .convert.formats import FORMATS, find, load_folder
 from .models import SAE
 from .models.probe import NAME as PROBE
+from .processor import refuse_absent
 from .records import read_json
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def load(
     """
     if isinstance(dtype, str):
         dtype = _dtype(dtype)
-    _refuse_absent(device)
+    refuse_absent(device)
     listing = _list(source, revision, token, cache_dir, local_files_only)
     entries = _entries([file.path for file in listing.files])
     entry = _pick(entries, listing, str(source), subfolder, layer, width, l0)
@@ -206,18 +207,6 @@ def _dtype(name: str) -> torch.dtype:
     return found
 
 
-def _refuse_absent(device: str | torch.device | None) -> None:
-    """Before anything is fetched for a device that this machine does not have."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # as builds of torch have it
-        kind, n = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
-        there = ["'cpu'", *(f"'{kind}:{i}'" for i in range(n))]
-        raise ValueError(
-            f"device {str(device)!r} is not here; this machine has {', '.join(there)}"
-        ) from error
-
-
 def _refuse_another(sae: SAE, where: str, layer: int | None, width: str | int | None) -> None:
     """Where paths say nothing, a single SAE is taken: if it is what was asked for."""
     found = _LAYER.search(sae.config.site or "")
@@ -293,7 +282,11 @@ def _width(text: str | int) -> int:
     found = re.fullmatch(r"(\d+)([km]?)", str(text).lower())
     if found is None:
         raise ValueError(f"{text!r} is no width; write '16k' or 16384")
-    return int(found[1]) * _UNITS[found[2]]
+    n, unit = int(found[1]), found[2]
+    power = 2 ** (1000 * n).bit_length()  # the least above n thousand: 65k stands for 65,536
+    if unit == "k" and power < 1000 * (n + 1):
+        return power
+    return n * _UNITS[unit]
 
 
 def _pick(

@@ -11,6 +11,10 @@ import pytest
 import hfsae
 from hfsae.card import misgivings
 from hfsae.cli import _parse_recipe, _recipe_parser, main
+from hfsae.recipe import run
+from hfsae.records import read_json
+
+from .tiny import tiny_recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPE = str(ROOT / "scripts" / "recipes" / "quickstart.yaml")
@@ -70,7 +74,7 @@ def test_help_of_train_explains_fields_with_units_and_sources(capsys):
         (["train", RECIPE, "--dry_run", "--sae.d_sea", "5"], "did you mean 'd_sae'"),
         (["train", RECIPE, "--dry_run", "--gpu", "abacus"], "--gpu must be A100 or H100"),
         (["train", RECIPE, "--gpu", "H100"], "--gpu is for --dry_run"),
-        (["train", RECIPE, "--shuffle.device", "cuda"], "torch sees no GPU"),
+        (["train", RECIPE, "--shuffle.device", "cuda"], "this machine has 'cpu'"),
         (["train", RECIPE, "--dry_run", "--text.dataset", "no.txt"], "file is at 'no.txt'"),
         (["train", RECIPE, "--training.output_dir", str(ROOT)], "something else"),
     ],
@@ -138,6 +142,19 @@ def test_numbers_may_be_written_with_an_exponent(tmp_path, capsys):
     assert (recipe.training.total_steps, recipe.shuffle.bucket_tokens) == (2000, 100_000)
     assert recipe.training.learning_rate == 1e-3
     assert "n_tokens" in refused(["train", str(path), "--training.n_tokens", "1.5"], capsys)
+
+
+def test_other_settings_for_one_sae_of_several_are_for_all(tmp_path, loads, capsys):
+    """Else recipe.yaml, which is of them all, would be wrong of the others."""
+    saes = {"a": {"target_l0": 3}, "b": {"target_l0": 5}}
+    folders = run(tiny_recipe(tmp_path / "out", saes=saes, collect_tokens=0))
+    n_tokens = [read_json(folder / "evaluation.json")["n_tokens"] for folder in folders]
+    assert main(["evaluate", str(folders[1])]) == 0
+    assert "all 2 SAEs" not in capsys.readouterr().out
+    assert main(["evaluate", str(folders[1]), "--evaluation.n_tokens", "600"]) == 0
+    assert f"all 2 SAEs of {tmp_path / 'out'}" in capsys.readouterr().out
+    more = [read_json(folder / "evaluation.json")["n_tokens"] for folder in folders]
+    assert more[0] == more[1] > n_tokens[0] == n_tokens[1]
 
 
 def test_showing_an_sae_alone_says_what_it_is_and_what_to_run(tmp_path, capsys):

@@ -22,6 +22,7 @@ from transformers import AutoModel, PreTrainedModel
 import hfsae
 from hfsae.features import write_label
 from hfsae.models import SAE, SAEConfig
+from hfsae.suite import _width as width_of
 
 from .loopback_hub import DOWNLOADS, UPLOADS, Fault, LoopbackHub
 from .models.test_contract import activations, make, variants
@@ -222,6 +223,7 @@ def test_a_suite_goes_up_in_one_commit_and_comes_down_by_meaning(hub, tmp_path, 
     assert same(hfsae.load(ID, layer=1, l0=60), saes[names[1]])
     assert f"no L0 of 60; the nearest is {names[1]}" in caplog.text
     assert same(hfsae.load(ID, width="1m"), saes[names[2]])
+    assert same(hfsae.load(ID, width=2**20), saes[names[2]])
     assert same(hfsae.load(ID, subfolder="layers.2"), saes[names[2]])
     for options, sentence in [
         ({}, "has 3 SAEs; choose: layers.1/width_16k/l0_20, layers.1"),
@@ -806,3 +808,9 @@ def test_names_that_leave_their_folder_are_refused(hub, path, tmp_path):
     hub.add_file(ID, f"{folder}/model.safetensors", b"")
     refused(lambda: hfsae.load(ID, subfolder=folder), "leaves its folder: refused")
     assert not list(tmp_path.rglob("evil"))
+
+
+def test_widths_in_thousands_are_powers_of_two_where_one_is_so_called():
+    meant = {"1k": 1024, "12k": 12288, "16k": 16384, "65k": 65536, "131k": 131072, "1m": 2**20}
+    meant |= {"262k": 262144, "524k": 524288, "256k": 262144, "16384": 16384, "40": 40}
+    assert {text: width_of(text) for text in meant} == meant

@@ -89,6 +89,22 @@ def test_a_run_interrupted_while_it_reports_goes_on_with_what_is_missing(
         assert ours == theirs, name
 
 
+def test_what_was_interrupted_half_way_to_other_settings_passes_for_neither(
+    tmp_path, loads, monkeypatch
+):
+    first = {"folder": tmp_path / "out"}
+    more = EvaluationArguments(n_tokens=600, bootstrap_samples=20)
+    run(tiny_recipe(**first))
+    before = (tmp_path / "out" / "evaluation.json").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(recipes, "finish", lambda folder: 1 / 0)  # the evaluation is there by now
+        with pytest.raises(ZeroDivisionError):
+            run(tiny_recipe(**first, evaluation=more))
+    assert (tmp_path / "out" / "evaluation.json").read_bytes() != before
+    run(tiny_recipe(**first))
+    assert (tmp_path / "out" / "evaluation.json").read_bytes() == before
+
+
 def test_several_saes_share_a_stream_and_get_folders_of_their_own(tmp_path, loads):
     saes = {"a": {"target_l0": 3}, "deep/b": {"site": "layers.2", "d_sae": 24}}
     folders = run(tiny_recipe(tmp_path / "out", saes=saes, collect_tokens=0))
@@ -142,6 +158,9 @@ def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):
     [
         ({"sae": {"site": "layers.9"}}, "layers.9.*has 4 layers"),
         ({"sae": {"site": None}}, "names no site"),
+        ({"saes": {"checkpoints": {}, "b": {}}}, "cannot be called 'checkpoints'"),
+        ({"saes": {"../b": {}}}, r"cannot be called '\.\./b'"),
+        ({"saes": {"/b": {}}}, "cannot be called '/b'.*leave out"),
         ({"sae": {"d_in": 17}}, "sae.d_in is 17, but layers.1 of tiny/gemma is 16 wide"),
         ({"sae": {"bandwith": 1}}, "no field 'bandwith'; did you mean 'bandwidth'"),
         ({"sae": {"model_type": "jumprelu"}}, "model_type 'jumprelu' is unknown.*jumprelu_sae"),

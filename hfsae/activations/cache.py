@@ -21,6 +21,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,11 +75,11 @@ class ActivationCache:
                 f"harvest.cache {folder} cannot be made ({error.strerror}); give another folder"
             ) from error
         for stray in self.folder.glob("*.tmp-*"):  # of a process that was killed
-            if time.time() - stray.stat().st_mtime > _ABANDONED_SECONDS:
-                stray.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # renamed or deleted meanwhile
+                if time.time() - stray.stat().st_mtime > _ABANDONED_SECONDS:
+                    stray.unlink()
         for shard in sorted(self.folder.glob("*.safetensors")):
             self._read_header(shard)
-        self._bytes: float = sum(s.stat().st_size for s in self.folder.glob("*.safetensors"))
 
     def get(self, key: str, sites: Sequence[str]) -> dict[str, Float[Tensor, "n _"]] | None:
         """All sites' activations of a batch, on the CPU; None unless all are there and whole."""
@@ -106,15 +107,21 @@ class ActivationCache:
         self._pending = {}
         if not size:
             return
-        if self._bytes + size > self.max_bytes:
+        if self._bytes_on_disk() + size > self.max_bytes:
             self._stop(f"it has reached harvest.cache_gb ({self.max_bytes / 1e9:g} GB)")
             return
         try:
             self._write(pending)
         except (OSError, SafetensorError) as error:
             self._stop(f"it cannot be written to ({error})")
-            return
-        self._bytes += size
+
+    def _bytes_on_disk(self) -> int:
+        """Of all processes that write here."""
+        n = 0
+        for shard in self.folder.glob("*.safetensors"):
+            with suppress(FileNotFoundError):
+                n += shard.stat().st_size
+        return n
 
     def _pending_bytes(self) -> int:
         return sum(acts.nbytes for entries in self._pending.values() for _, acts in entries)

@@ -30,6 +30,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..processor import refuse_absent
 from .harvest import Harvester
 from .tokens import PackedRows, TokenBatch
 
@@ -62,8 +63,10 @@ class ShuffleArguments:
         Raises:
             ValueError: there is no such device here.
         """
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"shuffle.device is {self.device!r}, but torch sees no GPU; use 'cpu'")
+        try:
+            refuse_absent(self.device)
+        except ValueError as error:
+            raise ValueError(f"shuffle.{error}") from error
 
 
 class _Bucket(NamedTuple):

@@ -89,7 +89,8 @@ class TrainingArguments:
                     f"training.{name} must be a whole number of steps, or a fraction of them all "
                     f"from 0 up to but not including 1, got {value}"
                 )
-        for name in ("learning_rate", "threshold_learning_rate", "l0_gain", "bandwidth_start"):
+        positive = ("learning_rate", "threshold_learning_rate", "max_grad_norm", "l0_gain")
+        for name in (*positive, "bandwidth_start"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"training.{name} must be positive, got {getattr(self, name)}")
         if self.save_total_limit is not None and self.save_total_limit < 1:

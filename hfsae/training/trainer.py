@@ -25,12 +25,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..models import SAE
 from ..ops import Workspace
+from ..records import free_space, write_whole
 from . import checkpoint
 from .arguments import TrainingArguments
 from .interrupt import Interrupt
@@ -66,10 +68,16 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     """
     if args.report_to != "none" and importlib.util.find_spec(args.report_to) is None:
         raise ValueError(f"report_to={args.report_to!r} needs `pip install {args.report_to}`")
+    # Both said, since what `accelerate config` chose would change the numbers and stand nowhere.
     accelerator = Accelerator(
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
     )
+    # What screening needs (hfsae.ops), which switches it off for a step where it is on: never while
+    # another thread prefetches with the language model, whose products it would change.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     # `accelerate launch --cpu --num_processes 2` sets a meeting point, then starts one process.
     is_set = [name in os.environ for name in ("ACCELERATE_USE_CPU", "MASTER_PORT", "WORLD_SIZE")]
@@ -338,7 +346,7 @@ def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"could not write the trained SAE to {folder} ({error}; "
-            f"{checkpoint.free_space(folder)}): make room there and run the same command again; "
+            f"{free_space(folder)}): make room there and run the same command again; "
             "its last checkpoint is whole"
         ) from error
     finally:
@@ -361,9 +369,7 @@ def _cut_log(path: Path, steps_done: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     whole = [line for line in lines if line.endswith("}")]  # a kill may leave half a line
     kept = [line for line in whole if json.loads(line)["step"] < steps_done]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "".join(line + "\n" for line in kept))
 
 
 def _refuse_another_run(theirs: dict[str, Any], ours: dict[str, Any], path: Path) -> None:

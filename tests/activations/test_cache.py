@@ -199,3 +199,13 @@ def test_no_gigabytes_are_refused():
 @pytest.fixture(autouse=True)
 def _logs(caplog):
     caplog.set_level(logging.WARNING)
+
+
+def test_the_limit_is_of_all_that_write_to_a_folder(tiny_lm, tmp_path, caplog):
+    one = sum(path.stat().st_size for path in fill(tiny_lm, tmp_path / "one", seeds=[0]))
+    beside = [cached(tiny_lm, tmp_path / "all", cache_gb=2 * one / 1e9) for _ in range(4)]
+    for seed, harvester in enumerate(beside):  # each as if in a process of its own
+        harvester(batch(seed))
+        harvester.flush()
+    assert len(list((tmp_path / "all").rglob("*.safetensors"))) == 2
+    assert "has reached harvest.cache_gb" in caplog.text

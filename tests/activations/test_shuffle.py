@@ -134,9 +134,9 @@ def test_impossible_sizes_are_refused(make_stream):
         make_stream(batch_size=500)
     with pytest.raises(ValueError, match="must be 1 or more"):
         ShuffleArguments(passes=0)
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="torch sees no GPU"):
-            ShuffleArguments(device="cuda").check_device()
+    for device in ("cuda:99", "gpu"):
+        with pytest.raises(ValueError, match=rf"shuffle\.device '{device}' is not here.*has 'cpu'"):
+            ShuffleArguments(device=device).check_device()
 
 
 def test_prefetched_batches_are_the_same(make_stream):

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModel
 
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 from hfsae.training import Trainer, TrainingArguments, checkpoint
+from hfsae.training.trainer import make_accelerator
 
 from .planted import PlantedStream
 
@@ -341,6 +343,15 @@ def test_a_tracker_gets_the_log(tmp_path):
     assert seen == pytest.approx([line["loss"] for line in lines])
 
 
+def test_what_accelerates_own_config_says_does_not_change_the_numbers(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    AcceleratorState._reset_state(True)
+    accelerator = make_accelerator(TrainingArguments(output_dir=str(tmp_path)))
+    assert accelerator.mixed_precision == "no" and accelerator.gradient_accumulation_steps == 1
+    AcceleratorState._reset_state(True)
+
+
 def test_too_few_processes_are_noticed(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"1 process.*not the 2 asked for"):
         Trainer(make_sae(), PlantedStream(), arguments(tmp_path, num_processes=2))
@@ -361,6 +372,7 @@ def test_too_few_processes_are_noticed(tmp_path, monkeypatch):
         {"save_total_limit": -1},
         {"warm_start_steps": 1000},
         {"warmup_steps": -1},
+        {"max_grad_norm": 0.0},
         {"l0_gain": 0.0},
     ],
 )
