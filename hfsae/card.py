@@ -22,7 +22,6 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import ChainableUndefined, Environment
-from safetensors import safe_open
 
 from . import models
 from .records import read_json, write_whole
@@ -215,18 +214,10 @@ def render_card(folder: str | Path) -> str:
         model_id=folder.resolve().name,
         evaluation=evaluation,
         has_probe=(folder / "probe.safetensors").is_file(),
-        has_threshold=_has_threshold(folder / "model.safetensors"),
         misgivings=_misgivings(config, evaluation),
         figures=_figures(folder / "figures"),
         latents=list(shown_latents(folder / "features")),
     )
-
-
-def _has_threshold(weights: Path) -> bool:
-    if not weights.is_file():
-        return False
-    with safe_open(weights, "pt") as file:
-        return "threshold" in set(file.keys())
 
 
 def _template(name: str = "model_card.md") -> str:
@@ -299,7 +290,8 @@ def _public_command(command: str) -> str:
 def _facts(config: Json, record: Json) -> Json:
     """What the template and the front matter say of an SAE, as far as it is known."""
     variant = (config.get("architectures") or ["SAE"])[0].removesuffix("SAE")
-    doc = getattr(models, f"{variant}SAE", models.SAE).__doc__ or ""  # formula, then source
+    kind = getattr(models, f"{variant}SAE", models.SAE)
+    doc = kind.__doc__ or ""  # formula, then source
     papers = re.findall(r"arXiv:(\d{4}\.\d{4,5})", doc)
     lm = {key: config.get(f"model_{key}") for key in ("name", "revision")}
     lm |= {key: value for key, value in record.get("lm", {}).items() if value is not None}
@@ -314,6 +306,7 @@ def _facts(config: Json, record: Json) -> Json:
         "text": text,
         "dataset": _dataset(text),
         "variant": variant,
+        "float32_parameters": kind.float32_parameters,
         "formula": doc.partition("\n")[0] if papers else "",
         "papers": papers,
         "options": ", ".join(f"{name} {value}" for name, value in options.items()),

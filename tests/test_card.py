@@ -339,8 +339,10 @@ def test_any_part_of_the_record_may_be_missing(folder, missing):
 
 @pytest.mark.parametrize("config_class", variants(), ids=lambda c: c.model_type)
 def test_every_variants_card_cites_its_paper(config_class, tmp_path):
-    make(config_class).save_pretrained(tmp_path)
+    sae = make(config_class)
+    sae.save_pretrained(tmp_path)
     text = render_card(tmp_path)
+    assert ("thresholds float32" in text) == ("threshold" in dict(sae.named_parameters()))
     papers = set(re.findall(r"^- arxiv:(.*)$", text, re.MULTILINE))
     cited = set(re.findall(r"^  eprint = {(.*)},$", text.partition("## Citation")[2], re.MULTILINE))
     assert cited == papers != set()
