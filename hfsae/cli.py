@@ -67,7 +67,8 @@ examples:
   hfsae convert google/gemma-scope-2b-pt-res gs --to saelens --layer 12 --width 16k --l0 80
 
 A field is set in the recipe's YAML file, or by its dotted name on the command line, which wins;
-`hfsae train --help` explains all of them. Several processes: see scripts/train.py."""
+`hfsae train --help` explains all of them. Several processes, a GPU
+each: `torchrun --standalone --nproc_per_node N -m hfsae train recipe.yaml`."""
 
 
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
@@ -280,13 +281,15 @@ def _check_readable(path: Path, kind: type[Recipe]) -> None:
     """A recipe is a YAML mapping of known sections; whatever else gets its own sentence."""
     examples = "scripts/comparisons/" if kind is Comparison else "scripts/recipes/"
     if not path.is_file():
-        raise ValueError(f"there is no recipe {path}; {examples} holds examples")
+        raise ValueError(f"there is no recipe {path}; a clone of hfsae has examples in {examples}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the recipe {path}: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"the recipe {path} holds no sections; {examples} holds examples")
+        raise ValueError(
+            f"the recipe {path} holds no sections; a clone of hfsae has examples in {examples}"
+        )
     sections = {field.name: field.type for field in fields(kind)}
     for name, value in content.items():
         if name not in sections:

@@ -65,7 +65,7 @@ def space_verb(argv: list[str]) -> None:
     folder = write_space(args.pop("output"), args.pop("source"), **args)
     print(
         f"wrote {folder}. To put it on the Hub (add --private to keep it to yourself):\n"
-        "  hf repo create NAME/SPACE --repo-type space --space-sdk gradio\n"
+        "  hf repos create NAME/SPACE --repo-type space --space-sdk gradio\n"
         f"  hf upload NAME/SPACE {folder} . --repo-type space\n"
         "A private SAE, or a gated language model, needs a token that may read it as the Space's "
         "secret HF_TOKEN. Its requirements.txt asks PyPI for hfsae. Where it is not there, make a "

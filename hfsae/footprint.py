@@ -86,29 +86,32 @@ def memory(
     return Memory(max(main, key=_total), max(with_cuda, key=_total))
 
 
-def disk(recipe: Recipe, configs: dict[str, SAEConfig]) -> Parts:
+def disk(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> Parts:
     """While it runs; at the end checkpoints are removed."""
     t, n = recipe.training, sum(parameters(config)[0] for config in configs.values())
-    n_checkpoints = (t.save_total_limit or 10) + 1  # one more while the next is being written
+    every = in_steps(t.save_steps, t.total_steps) or t.total_steps
+    n_checkpoints = -(-t.total_steps // every)
+    if t.save_total_limit is not None:  # one more while the next is being written
+        n_checkpoints = min(n_checkpoints, t.save_total_limit + 1)
     parts: Parts = {"checkpoints": 3 * _FLOAT * n * n_checkpoints, "trained SAE": _FLOAT * n}
     if recipe.harvest.cache is not None:
-        harvested = t.n_tokens / recipe.shuffle.passes * token_bytes(recipe, configs)
+        harvested = t.n_tokens / recipe.shuffle.passes * token_bytes(recipe, lm, configs)
         parts["activation cache"] = min(harvested, 1e9 * recipe.harvest.cache_gb)
     return parts
 
 
-def lm_dtype(recipe: Recipe) -> torch.dtype:
-    return torch.float32 if recipe.lm.dtype == "auto" else getattr(torch, recipe.lm.dtype)
+def lm_dtype(recipe: Recipe, lm: PreTrainedModel) -> torch.dtype:
+    return lm.dtype if recipe.lm.dtype == "auto" else getattr(torch, recipe.lm.dtype)
 
 
-def token_bytes(recipe: Recipe, configs: dict[str, SAEConfig]) -> int:
+def token_bytes(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> int:
     """Of one token's activations at all sites."""
     widths = {}
     for config in configs.values():
         widths[config.site] = config.d_in
         if config.is_transcoder:
             widths[config.target_site] = config.d_out
-    return sum(widths.values()) * lm_dtype(recipe).itemsize
+    return sum(widths.values()) * lm_dtype(recipe, lm).itemsize
 
 
 def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
@@ -160,12 +163,12 @@ def _stages(
             check_spread(config, n)
     counts = [parameters(config, n if spread else 1) for config in configs.values()]
     sizes = _Sizes([all_ for all_, _ in counts], sum(here for _, here in counts))
-    lm_bytes = sum(p.numel() for p in lm.parameters()) * lm_dtype(recipe).itemsize
+    lm_bytes = sum(p.numel() for p in lm.parameters()) * lm_dtype(recipe, lm).itemsize
     always = _Stage({"language model": lm_bytes}, {"Python and libraries": _PYTHON})
     bucket: Parts = {
         "activation bucket": (1 + recipe.shuffle.prefetch)
         * recipe.shuffle.bucket_tokens
-        * token_bytes(recipe, configs)
+        * token_bytes(recipe, lm, configs)
     }
     in_main = not on_gpu or not recipe.shuffle.device.startswith("cuda")
     streaming = _and(always, _Stage({}, bucket) if in_main else _Stage(bucket))
@@ -181,7 +184,7 @@ def _stages(
         _and(loading, _Stage({}, always.main)),
         _and(always, _Stage({}, made)),
         _and(streaming, trained, _harvest(recipe, lm, configs)),
-        _and(streaming, weights, _look(recipe, configs, on_gpu)),
+        _and(streaming, weights, _look(recipe, lm, configs, on_gpu)),
         _and(streaming, trained, step),
         _and(streaming, trained, _checkpoint(sizes, spread)),
         _and(streaming, trained, _folding(sizes, spread)),
@@ -192,7 +195,11 @@ def _stages(
 
 def _harvest(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
     """A block's forward pass, or the exchange of what was harvested, whichever takes more."""
-    rows, context, item = recipe.harvest.rows, recipe.text.context_size, lm_dtype(recipe).itemsize
+    rows, context, item = (
+        recipe.harvest.rows,
+        recipe.text.context_size,
+        lm_dtype(recipe, lm).itemsize,
+    )
     tokens, n = rows * context, recipe.training.num_processes or 1
     config = lm.config.get_text_config()
     widest = max(max(p.shape) for p in blocks(lm)[0].parameters() if p.ndim > 1)
@@ -202,16 +209,18 @@ def _harvest(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig])
         scores = rows * config.num_attention_heads * context**2
         attention = scores * (3 * item + _FLOAT)
     forward = max(mlp, attention) + 4 * tokens * config.hidden_size * item
-    captured = tokens * token_bytes(recipe, configs)
+    captured = tokens * token_bytes(recipe, lm, configs)
     widest_site = max(max(c.d_in, c.d_out) for c in configs.values())
     gather = (2 * n + 1) * tokens * widest_site * item if n > 1 else 0
     return _Stage({"one batch of text": 2 * captured + max(forward, gather)})
 
 
-def _look(recipe: Recipe, configs: dict[str, SAEConfig], on_gpu: bool) -> _Stage:
+def _look(
+    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], on_gpu: bool
+) -> _Stage:
     """Scales and variances from a sample, then pre-activations of a part of it."""
     n = min(SAMPLE, recipe.shuffle.bucket_tokens)
-    sample = n * _FLOAT * token_bytes(recipe, configs) // lm_dtype(recipe).itemsize
+    sample = n * _FLOAT * token_bytes(recipe, lm, configs) // lm_dtype(recipe, lm).itemsize
     copies = 3 if on_gpu else 2
     largest = 0.0
     for config in configs.values():
@@ -277,13 +286,16 @@ def _folding(sizes: _Sizes, spread: bool) -> _Stage:
 
 
 def _evaluation(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
-    """Logits of two arms, in float32 a row at a time; before that, latents beside the first's."""
+    """Logits of two arms and five copies in float32 of a row of theirs, or, where they are capped,
+    a copy of the second's; before that, latents beside the first's."""
     if recipe.evaluation.n_tokens == 0:
         return _Stage({})
-    context, vocabulary = recipe.text.context_size, lm.config.get_text_config().vocab_size
+    config = lm.config.get_text_config()
+    context, vocabulary = recipe.text.context_size, config.vocab_size
     tokens = recipe.harvest.rows * context
-    logits = tokens * vocabulary * lm_dtype(recipe).itemsize
-    comparing = 2 * logits + 2 * _FLOAT * context * vocabulary
+    logits = tokens * vocabulary * lm_dtype(recipe, lm).itemsize
+    capped = logits if getattr(config, "final_logit_softcapping", None) else 0
+    comparing = 2 * logits + max(capped, 5 * _FLOAT * context * vocabulary)
     d_sae = max(config.d_sae for config in configs.values())
     latents = _FLOAT * min(tokens, recipe.evaluation.sae_batch_tokens) * d_sae
     return _Stage({"evaluation": max(comparing, logits + _LOOK_COPIES * latents)})

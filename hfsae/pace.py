@@ -43,10 +43,16 @@ class LMPace(NamedTuple):
 
 @torch.no_grad()
 def lm_pace(
-    lm: PreTrainedModel, dtype: torch.dtype, rows: int, context: int, device: str
+    lm: PreTrainedModel,
+    dtype: torch.dtype,
+    rows: int,
+    context: int,
+    device: str,
+    attention: str | None = None,
 ) -> LMPace:
-    """Of a language model (weights are not looked at) on batches of rows * context tokens."""
-    one, two = (_cut(lm, n, dtype, device) for n in (1, 2))
+    """Of a language model (weights are not looked at) on batches of rows * context tokens; with its
+    own attention, if None is named."""
+    one, two = (_cut(lm, n, dtype, device, attention) for n in (1, 2))
     ids = torch.randint(0, _VOCABULARY, (rows, context), device=device)
     first, second = (
         _seconds(lambda m=m: m.base_model(input_ids=ids, use_cache=False), device)
@@ -66,16 +72,22 @@ def blocks(lm: PreTrainedModel) -> nn.ModuleList:
 
 
 @torch.no_grad()
-def _cut(lm: PreTrainedModel, n_blocks: int, dtype: torch.dtype, device: str) -> PreTrainedModel:
+def _cut(
+    lm: PreTrainedModel,
+    n_blocks: int,
+    dtype: torch.dtype,
+    device: str,
+    attention: str | None = None,
+) -> PreTrainedModel:
     config = copy.deepcopy(lm.config.get_text_config())
     config.num_hidden_layers, config.vocab_size = n_blocks, _VOCABULARY
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(config, name, None)
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:n_blocks]
-    attention = {"attn_implementation": lm.config._attn_implementation}
+    named = {"attn_implementation": attention or lm.config._attn_implementation}
     with torch.device("meta"):
-        cut = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention).eval()
+        cut = AutoModelForCausalLM.from_config(config, dtype=dtype, **named).eval()
     cut.to_empty(device=device)
     for tensor in (*cut.parameters(), *cut.buffers()):
         tensor.fill_(0.01)  # random ones take longer to make than to multiply
@@ -105,6 +117,8 @@ def step_seconds(config: SAEConfig, args: TrainingArguments, batch: int, device:
 def _narrowed(config: SAEConfig, d_sae: int) -> SAEConfig:
     narrow = copy.deepcopy(config)
     narrow.d_sae = d_sae
+    if getattr(narrow, "selection", None) == "groupmax" and d_sae < config.d_sae:  # k groups
+        narrow.d_sae = max(narrow.k, d_sae // narrow.k * narrow.k)
     if getattr(narrow, "target_l0", 0) is None:
         narrow.target_l0 = min(_L0, d_sae / 8)
     return narrow

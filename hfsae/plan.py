@@ -79,12 +79,12 @@ def estimate(
     t.check_shares(n)
     on_gpu = card is not None or torch.cuda.is_available()
     main, gpu = memory(recipe, lm, configs, on_gpu=on_gpu)
-    on_disk = disk(recipe, configs)
+    on_disk = disk(recipe, lm, configs)
     if card is None:
         seconds, how = _seconds(recipe, lm, configs, _measured(recipe, lm, on_gpu)), ""
     else:
         seconds = _seconds(recipe, lm, configs, _by_formula(recipe, lm, card))
-        seconds["activations to and from buckets"] = _moving(recipe, configs, card)
+        seconds["activations to and from buckets"] = _moving(recipe, lm, configs, card)
         how = card.assumptions
     n_lm = sum(p.numel() for p in lm.parameters())
     lines = [
@@ -101,6 +101,8 @@ def estimate(
         _time_line(seconds)
         + (f"\n{'':<16}{how}" if how else "   if the machine does nothing else"),
     ]
+    if recipe.evaluation.n_tokens is None:
+        lines.append(f"{'':<16}and the evaluation of all held-out text, however much that is")
     totals = (sum(parts.values()) for parts in (main, gpu, on_disk, seconds))
     return Plan(lines, *totals)
 
@@ -108,9 +110,10 @@ def estimate(
 def _measured(recipe: Recipe, lm: PreTrainedModel, on_gpu: bool) -> _Paces:
     """Of this machine."""
     t, context, device = recipe.training, recipe.text.context_size, "cuda" if on_gpu else "cpu"
+    rows, attention = recipe.harvest.rows, attention_of(recipe, lm)
     batch = t.batch_size // (1 if is_spread(recipe) else t.num_processes or 1)
     return _Paces(
-        lm_pace(lm, lm_dtype(recipe), recipe.harvest.rows, context, device),
+        lm_pace(lm, lm_dtype(recipe, lm), rows, context, device, attention),
         lambda config: step_seconds(_here(recipe, config), t, batch, device),
         lambda config: sae_pace(config, recipe.collect, context, device),
     )
@@ -121,7 +124,7 @@ def _by_formula(recipe: Recipe, lm: PreTrainedModel, card: Card) -> _Paces:
     n_spread = (t.num_processes or 1) if is_spread(recipe) else 1
     attention = attention_of(recipe, lm)
     return _Paces(
-        formula.lm_pace(lm, lm_dtype(recipe), recipe.harvest.rows, context, attention, card),
+        formula.lm_pace(lm, lm_dtype(recipe, lm), recipe.harvest.rows, context, attention, card),
         lambda config: formula.step_seconds(config, parameters(config, n_spread)[1], t, card),
         lambda config: formula.sae_pace(config, recipe.collect, context, card),
     )
@@ -163,12 +166,14 @@ def _seconds(
     }
 
 
-def _moving(recipe: Recipe, configs: dict[str, SAEConfig], card: Card) -> float:
+def _moving(
+    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], card: Card
+) -> float:
     """Seconds in which activations go to all processes' buckets, and out of them in batches."""
     t, n = recipe.training, recipe.training.num_processes or 1
-    size, in_main = token_bytes(recipe, configs), not recipe.shuffle.device.startswith("cuda")
+    size, in_main = token_bytes(recipe, lm, configs), not recipe.shuffle.device.startswith("cuda")
     exchange = formula.exchange_seconds(size, n, in_main, card) / recipe.shuffle.passes
-    draw = formula.draw_seconds(size, lm_dtype(recipe).itemsize, n, in_main, card)
+    draw = formula.draw_seconds(size, lm_dtype(recipe, lm).itemsize, n, in_main, card)
     return t.n_tokens * (exchange + draw)
 
 

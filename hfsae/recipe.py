@@ -145,6 +145,9 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
         fields = {"model_type": "jumprelu_sae", "model_name": recipe.lm.name, **given}
         if fields.get("site") is None:
             raise ValueError("the recipe's sae section names no site; give one, as 'layers.12'")
+        for key in ("site", "target_site"):
+            if not isinstance(fields.get(key), str | None):
+                raise ValueError(f"sae.{key} must be text, as 'layers.12', got {fields[key]!r}")
         places = {"d_in": fields["site"]}
         if fields.get("target_site"):
             places["d_out"] = fields["target_site"]
@@ -177,6 +180,12 @@ def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
         ValueError: whatever of a recipe can be known to be wrong at this point: fields, model,
             sites, widths, text that cannot be read.
     """
+    if recipe.shuffle.bucket_tokens < recipe.training.batch_size:
+        raise ValueError(
+            f"shuffle.bucket_tokens ({recipe.shuffle.bucket_tokens}) is smaller than "
+            f"training.batch_size ({recipe.training.batch_size}); a bucket is best at least 50 "
+            "batches"
+        )
     lm = empty_lm(recipe.lm.name, revision=recipe.lm.revision, source=recipe.lm.source)
     configs = make_configs(recipe, lm)
     for side in _sides(recipe):

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ def write_space(
     """
     folder = Path(folder)
     ours = {"app.py", "requirements.txt", "README.md", "sae"}
-    if folder.is_file() or (folder.is_dir() and {p.name for p in folder.iterdir()} - ours):
+    others = {p.name for p in folder.iterdir()} - ours if folder.is_dir() else set()
+    if folder.is_file() or any(not name.endswith(".whl") for name in others):
         raise ValueError(f"{folder} holds something else; name another folder")
     if sae is not None and not Path(sae).is_dir() and not _REPOSITORY.fullmatch(sae):
         raise ValueError(f"there is no folder {sae}, and a repository is written name/repository")
@@ -72,12 +73,22 @@ def write_space(
     arguments += [f"{name}={value!r}" for name, value in options.items()] + ["mcp=True"]
     files = {
         "app.py": _APP.format(package=__package__, arguments=", ".join(arguments)),
-        "requirements.txt": f"hfsae[demo]>={version('hfsae')}\n",
+        "requirements.txt": _requirement() + "\n",
         "README.md": _readme(title, sae, base_model),
     }
+    wanted = folder / "requirements.txt"
+    if wanted.is_file() and ".whl" in wanted.read_text(encoding="utf-8"):  # as the command advises
+        del files[wanted.name]
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return folder
+
+
+def _requirement() -> str:
+    try:
+        return f"hfsae[demo]>={version('hfsae')}"
+    except PackageNotFoundError:  # a clone on the path
+        return "hfsae[demo]"
 
 
 def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
@@ -90,6 +101,10 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
             f"{sae} is not the folder of a trained SAE: it has no config.json with "
             "model.safetensors; `hfsae convert` makes one of another library's files"
         )
+    if target.resolve() == sae.resolve():  # this Space's own, again
+        return read_json(config).get("model_name")
+    if target.resolve() in sae.resolve().parents:
+        raise ValueError(f"{sae} lies in {target}, which would be replaced; name another output")
     shutil.rmtree(target, ignore_errors=True)
     for pattern in (*PUSHED, "presets.json"):
         for path in sae.glob(pattern):

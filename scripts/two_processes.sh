@@ -15,7 +15,7 @@ options=(scripts/recipes/quickstart.yaml --lm.source packaged --training.n_token
 "$venv/bin/hfsae" train "${options[@]}" --training.output_dir "$root/one" > "$root/one.log" 2>&1
 good=0
 for i in $(seq "$n"); do
-    "$venv/bin/torchrun" --standalone --nproc_per_node 2 scripts/train.py "${options[@]}" \
+    "$venv/bin/torchrun" --standalone --nproc_per_node 2 -m hfsae train "${options[@]}" \
         --training.num_processes 2 --training.output_dir "$root/two-$i" > "$root/two-$i.log" 2>&1 && rc=0 || rc=$?
     difference=$("$venv/bin/python" - "$root/one/log.jsonl" "$root/two-$i/log.jsonl" << 'PY'
 import json, sys

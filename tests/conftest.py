@@ -38,6 +38,7 @@ import pytest
 import torch
 import transformers
 import transformers.utils.hub
+from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -232,6 +233,19 @@ def packaged_lm() -> LoadedLM:
         pytest.skip(f"no packaged language model: {PACKAGED_LMS[name].install_command}")
     pytest.importorskip("gguf")
     return load_lm(name, source="packaged", dtype="bfloat16")
+
+
+@pytest.fixture(autouse=True)
+def _accelerate_where_the_test_is(request, monkeypatch):
+    """On a machine with a GPU, accelerate picks it, once for all of the process."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

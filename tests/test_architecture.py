@@ -9,6 +9,7 @@ import hfsae
 
 PACKAGE = Path(hfsae.__file__).parent
 HEAVY = {"accelerate", "datasets", "pyarrow", "matplotlib", "jsonargparse", "gradio", "triton"}
+HEAVY |= {"scipy", "docstring_parser", "markdown_it", "gguf"}
 
 
 def test_floors_are_kept():

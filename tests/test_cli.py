@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import hfsae
 from hfsae.card import misgivings
-from hfsae.cli import _parse_recipe, _recipe_parser, main
-from hfsae.recipe import run
+from hfsae.cli import _VERBS, _parse_recipe, _recipe_parser, main
+from hfsae.recipe import as_plain, run
 from hfsae.records import read_json
 
 from .tiny import tiny_recipe
@@ -31,7 +34,7 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture) -> str:
 def test_help_names_every_verb_with_what_it_does(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(verb in text for verb in ("train", "evaluate", "collect", "show", "card"))
+    assert all(re.search(rf"^  {verb} +\S", text, re.MULTILINE) for verb in _VERBS)
     assert "examples:" in text
 
 
@@ -74,7 +77,7 @@ def test_help_of_train_explains_fields_with_units_and_sources(capsys):
         (["train", RECIPE, "--dry_run", "--sae.d_sea", "5"], "did you mean 'd_sae'"),
         (["train", RECIPE, "--dry_run", "--gpu", "abacus"], "--gpu must be A100 or H100"),
         (["train", RECIPE, "--gpu", "H100"], "--gpu is for --dry_run"),
-        (["train", RECIPE, "--shuffle.device", "cuda"], "this machine has 'cpu'"),
+        (["train", RECIPE, "--shuffle.device", "cuda:99"], "is not here; this machine has 'cpu'"),
         (["train", RECIPE, "--dry_run", "--text.dataset", "no.txt"], "file is at 'no.txt'"),
         (["train", RECIPE, "--training.output_dir", str(ROOT)], "something else"),
     ],
@@ -107,7 +110,8 @@ def test_a_recipe_that_is_not_text_is_refused(tmp_path, capsys):
 
 def test_an_unreachable_model_says_what_to_do(tmp_path, capsys):
     argv = ["train", RECIPE, "--lm.name", "nobody/nothing", "--training.output_dir", str(tmp_path)]
-    assert "nobody/nothing" in refused(argv, capsys)
+    said = refused(argv, capsys)
+    assert said.startswith("model 'nobody/nothing' is ") and ": " in said
     assert not list(tmp_path.iterdir())
 
 
@@ -142,6 +146,37 @@ def test_numbers_may_be_written_with_an_exponent(tmp_path, capsys):
     assert (recipe.training.total_steps, recipe.shuffle.bucket_tokens) == (2000, 100_000)
     assert recipe.training.learning_rate == 1e-3
     assert "n_tokens" in refused(["train", str(path), "--training.n_tokens", "1.5"], capsys)
+
+
+def test_a_trained_folder_goes_through_the_verbs_that_look_at_it(tmp_path, loads, capsys):
+    (folder,) = run(tiny_recipe(tmp_path / "out"))
+    made = {name: folder / name for name in ("README.md", "evaluation.json", "features/meta.json")}
+    made["README.md"].unlink()
+    assert main(["card", str(folder)]) == 0 and "JumpReLU" in made["README.md"].read_text()
+    before = {name: path.stat().st_mtime_ns for name, path in made.items()}
+    assert main(["collect", str(folder), "--collect_tokens", "300"]) == 0
+    after = {name: path.stat().st_mtime_ns for name, path in made.items()}
+    assert after["evaluation.json"] == before["evaluation.json"]
+    assert after["features/meta.json"] > before["features/meta.json"]
+    assert read_json(made["features/meta.json"])["n_tokens"] < 400
+    capsys.readouterr()
+    assert main(["show", str(folder), "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "latent 3: " in shown and "promotes" in shown
+    assert "there is no latent 99999" in refused(["show", str(folder), "99999"], capsys)
+
+
+def test_a_comparison_is_made_from_its_file(tmp_path, loads, capsys):
+    plain = as_plain(tiny_recipe(tmp_path / "out", sae={"target_l0": 4}, collect_tokens=0))
+    del plain["saes"], plain["sae"]["target_l0"]
+    arms = {"jumprelu": {"sweep": {"target_l0": [3]}}}
+    path = tmp_path / "comparison.yaml"
+    path.write_text(yaml.safe_dump({**plain, "arms": arms, "seeds": [0], "at_l0": [3.0]}))
+    assert main(["compare", str(path)]) == 0
+    report = tmp_path / "out" / "report" / "report.md"
+    assert str(report) in capsys.readouterr().out
+    assert f"hfsae compare {path}" in report.read_text()
+    assert "'relu' is no arm" in refused(["compare", str(path), "--only", "[relu]"], capsys)
 
 
 def test_other_settings_for_one_sae_of_several_are_for_all(tmp_path, loads, capsys):
@@ -241,7 +276,11 @@ def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("hfsae.cli.run", interrupted)
-    assert main(["train", RECIPE]) == 130
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert main(["train", RECIPE]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # which main() leaves ignored, as it is to end
     assert "the same command goes on from here" in capsys.readouterr().err
 
 

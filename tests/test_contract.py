@@ -1,5 +1,6 @@
 """An SAE and a model that is not the one it was trained on."""
 
+import copy
 import warnings
 
 import pytest
@@ -75,8 +76,13 @@ def test_another_tokenizer_is_an_error(lm, sae, tiny_tokenizer):
         ValueError, match=r"not for this model: the tokenizer's hash is .* text has"
     ):
         collect(sae, lm, tiny_tokenizer, [])
-    assert tokenizer_hash(tiny_tokenizer) == tokenizer_hash(tiny_tokenizer)
-    assert len(tokenizer_hash(tiny_tokenizer)) == 16
+    sae.config.tokenizer_hash = tokenizer_hash(tiny_tokenizer)
+    other = copy.deepcopy(tiny_tokenizer)
+    other.add_tokens(["a-token-more"])
+    with pytest.raises(ValueError, match="the tokenizer's hash is"):
+        collect(sae, lm, other, [])
+    with pytest.raises(ValueError, match="nothing to collect from"):
+        collect(sae, lm, tiny_tokenizer, [])
 
 
 def test_text_without_bos_is_a_warning_and_generation_none(lm, sae):

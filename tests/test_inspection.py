@@ -70,6 +70,7 @@ def test_latents_on_a_token_come_strongest_first_without_hidden_ones(seen, laten
 
 def test_latents_that_only_fire_below_zero_have_a_peak_too(seen):
     below = seen._replace(activation=-seen.activation.abs())
+    assert {r.latent for r in below.ranking()} == {r.latent for r in seen.ranking()} != set()
     for row in below.ranking():
         trace = torch.tensor(below.trace(row.latent))
         assert row.max == trace[trace != 0].max() < 0

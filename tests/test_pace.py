@@ -27,6 +27,15 @@ def test_every_family_can_be_cut_and_timed(make_tiny_lm, family):
     assert times.rest >= 0 and times.head > 0
 
 
+def test_a_block_is_what_a_second_one_adds_and_all_is_by_token(make_tiny_lm, monkeypatch):
+    lm = make_tiny_lm("llama")
+    seconds = iter([5.0, 8.0, 0.5])  # one block, two, the head of a small vocabulary
+    monkeypatch.setattr(pace, "_seconds", lambda work, device: next(seconds))
+    times = lm_pace(lm.to("meta"), torch.float32, 4, 16, "cpu")
+    vocabulary = lm.config.vocab_size / pace._VOCABULARY
+    assert times == pytest.approx((3 / 64, 2 / 64, 0.5 * vocabulary / 64))
+
+
 def test_a_cut_model_has_the_blocks_of_the_whole(make_tiny_lm):
     lm = make_tiny_lm("llama", num_hidden_layers=8)
     cut = pace._cut(lm, 3, torch.bfloat16, "cpu")
@@ -50,6 +59,12 @@ def test_wide_dictionaries_are_extrapolated(monkeypatch, d_sae, timed):
     got = step_seconds(config, TrainingArguments(), 64, "cpu")
     assert got == pytest.approx(0.001 + 1e-6 * d_sae)
     assert seen == timed and config.d_sae == d_sae
+
+
+def test_a_cut_dictionary_divides_into_the_groups_of_groupmax():
+    config = AutoConfig.for_model("topk_sae", d_in=8, d_sae=20_000, k=50, selection="groupmax")
+    assert pace._narrowed(config, 4096).d_sae == 4050
+    assert pace._narrowed(config, 20_000).d_sae == 20_000
 
 
 @pytest.mark.parametrize("fields", [{}, {"target_site": "layers.2", "d_out": 12}])

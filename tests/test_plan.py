@@ -161,6 +161,45 @@ def test_disk_is_counted(no_weights):
     assert plan(gemma_recipe("google/gemma-2-2b", 16384)).disk_bytes == (3 * 12 + 4) * n_sae
 
 
+def test_checkpoints_are_those_that_there_will_be(no_weights):
+    n_sae = 2 * 2304 * 16384 + 2 * 16384 + 2304
+    recipe = gemma_recipe("google/gemma-2-2b", 16384)
+    steps = recipe.training.total_steps
+    for every, limit, n in ((steps // 4, None, 4), (0, None, 1), (0, 2, 1), (steps // 50, 5, 6)):
+        recipe.training.save_steps, recipe.training.save_total_limit = every, limit
+        assert plan(recipe).disk_bytes == pytest.approx((n * 12 + 4) * n_sae, rel=0.26 / n)
+
+
+def test_a_model_saved_in_bfloat16_is_planned_so(no_weights):
+    auto, named = (gemma_recipe("google/gemma-2-2b", 2**14) for _ in range(2))
+    auto.lm.dtype = "auto"
+    lm, configs = recipes.check(named)
+    in_float32, in_bfloat16 = (
+        memory(auto, lm.to(dtype), configs, on_gpu=True).gpu
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert in_bfloat16 == memory(named, lm, configs, on_gpu=True).gpu
+    assert in_float32["language model"] == 2 * in_bfloat16["language model"]
+    lm.to(torch.float32)
+
+
+def test_evaluation_holds_rows_in_float32_and_what_caps_logits(no_weights):
+    """Two arms' logits and five rows, or with a soft cap a third copy."""
+    recipe = gemma_recipe("google/gemma-2-2b", 2**14)
+    recipe.evaluation = EvaluationArguments(n_tokens=1000)
+    row = recipe.text.context_size * 256_000
+    for rows, comparing in ((1, 2 * 2 + 5 * 4), (16, 3 * 2 * 16)):
+        recipe.harvest = HarvestArguments(rows=rows)
+        assert stage(recipe, "evaluation").device["evaluation"] >= comparing * row
+    assert stage(recipe, "evaluation").device["evaluation"] == 3 * 2 * 16 * row
+
+
+def test_an_evaluation_of_all_text_is_told_not_counted(no_weights):
+    recipe = gemma_recipe("google/gemma-2-2b", 2**14)
+    recipe.evaluation = EvaluationArguments(n_tokens=None)
+    assert "evaluation of all held-out text" in "\n".join(plan(recipe, "H100").lines)
+
+
 def test_seconds_by_formula_are_operations_and_bytes_over_published_figures(no_weights):
     """Two processes, so that half of everything that is sent crosses between cards."""
     recipe = gemma_recipe("google/gemma-2-2b", 2**14, num_processes=2, bf16=True)

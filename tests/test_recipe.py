@@ -158,6 +158,8 @@ def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):
     [
         ({"sae": {"site": "layers.9"}}, "layers.9.*has 4 layers"),
         ({"sae": {"site": None}}, "names no site"),
+        ({"sae": {"site": 12}}, r"sae\.site must be text, as 'layers\.12', got 12"),
+        ({"shuffle": ShuffleArguments(bucket_tokens=20)}, r"\(20\) is smaller than .*\(32\)"),
         ({"saes": {"checkpoints": {}, "b": {}}}, "cannot be called 'checkpoints'"),
         ({"saes": {"../b": {}}}, r"cannot be called '\.\./b'"),
         ({"saes": {"/b": {}}}, "cannot be called '/b'.*leave out"),
@@ -165,7 +167,7 @@ def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):
         ({"sae": {"bandwith": 1}}, "no field 'bandwith'; did you mean 'bandwidth'"),
         ({"sae": {"model_type": "jumprelu"}}, "model_type 'jumprelu' is unknown.*jumprelu_sae"),
         ({"text": TextArguments(dataset="nowhere.jsonl")}, "nowhere.jsonl"),
-        ({"text": TextArguments(dataset=[])}, "empty|no documents|holds no"),
+        ({"text": TextArguments(dataset=[])}, "holds no text"),
         ({"text": TextArguments(dataset=[TEXTS[0] * 9])}, "a .txt file is one.*n_tokens 0"),
     ],
 )

@@ -89,6 +89,24 @@ def test_a_folder_is_copied_into_the_space_without_what_is_private(tmp_path):
     assert hfsae.load(space / "sae").config.d_sae == 8, "what was there is left"
 
 
+def test_a_space_written_again_from_its_own_sae_loses_nothing(tmp_path):
+    sae, space = tmp_path / "sae", tmp_path / "space"
+    config = hfsae.JumpReLUSAEConfig(d_in=4, d_sae=8, site="layers.1", model_name="me/lm")
+    hfsae.JumpReLUSAE(config).save_pretrained(sae)
+    write_space(space, str(sae))
+    (space / "hfsae-1.0-py3-none-any.whl").write_bytes(b"")
+    (space / "requirements.txt").write_text("./hfsae-1.0-py3-none-any.whl[demo]\n")
+    write_space(space, str(space / "sae"), title="Again")
+    assert hfsae.load(space / "sae").config.d_sae == 8
+    assert front_matter(space)["title"] == "Again"
+    assert "whl" in (space / "requirements.txt").read_text()
+    deep = space / "sae" / "deep"
+    hfsae.JumpReLUSAE(config).save_pretrained(deep)
+    with pytest.raises(ValueError, match="which would be replaced; name another output"):
+        write_space(space, str(deep))
+    assert hfsae.load(deep).config.d_sae == 8
+
+
 def test_another_folder_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="holds something else"):

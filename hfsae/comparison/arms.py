@@ -57,7 +57,8 @@ class Comparison(Recipe):
             raise ValueError("a comparison has arms in the place of saes; sweep a field in an arm")
         if not self.arms or not self.seeds:
             raise ValueError(
-                "a comparison needs arms and seeds; scripts/comparisons/ holds examples"
+                "a comparison needs arms and seeds; a clone of hfsae has examples in "
+                "scripts/comparisons/"
             )
         named = {"reference": [self.reference] if self.reference else [], "only": self.only or []}
         for field_name, arms in named.items():

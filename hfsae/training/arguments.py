@@ -77,6 +77,13 @@ class TrainingArguments:
         for name in ("n_tokens", "batch_size", "gradient_accumulation_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be 1 or more, got {getattr(self, name)}")
+        if self.num_processes is not None and self.num_processes < 1:
+            raise ValueError(
+                f"training.num_processes must be 1 or more, or null, got {self.num_processes}"
+            )
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.n_tokens < self.batch_size:
             raise ValueError(
                 f"training.n_tokens ({self.n_tokens}) is less than one batch ({self.batch_size})"

@@ -13,7 +13,6 @@ import gc
 import importlib.util
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -72,6 +71,7 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        cpu=torch.backends.mps.is_available(),  # which lacks float64, in which sums are taken
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
     )
@@ -88,7 +88,7 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             f"this run has {accelerator.num_processes} process(es), not the "
             f"{'several' if is_lone else wanted} asked for; `accelerate launch --cpu` starts only "
             "one: on CPUs use `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node N "
-            "scripts/train.py RECIPE`, or set training.num_processes=1 if one is meant"
+            "-m hfsae train RECIPE`, or set training.num_processes=1 if one is meant"
         )
     return accelerator
 
@@ -354,7 +354,11 @@ def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
 
 
 def _peak_memory_bytes() -> int:
-    """The most main memory this process has held so far."""
+    """The most main memory this process has held so far; 0 where the system does not say."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -55,7 +55,7 @@ def load(path: str) -> SAE:
 
 
 def test_every_fixture_is_recognised_as_what_it_is():
-    assert len(FOUND) > 90
+    assert {*EXPECTED.values()} == {*FIXTURES.rglob("expected.safetensors")}
     for path, name in FOUND.items():
         assert path.split("/")[0] == name
     assert {path for path in FOUND if path not in EXPECTED} <= set(REFUSED)

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def subject(sae_folder) -> Subject:
 
 @pytest.fixture(scope="session")
 def app_url(sae_folder, tmp_path_factory) -> Iterator[str]:
-    """The app with an endpoint more, /hooks; see serve.py."""
+    """The app with two endpoints more, /hooks and /writing; see serve.py."""
     port, log = free_port(), tmp_path_factory.mktemp("app") / "log"
     argv = [sys.executable, "-m", "tests.demo.serve", str(sae_folder), str(port)]
     with served(argv, port, log) as url:
@@ -115,6 +116,17 @@ def served(argv: list[str], port: int, log: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(20)
+
+
+def assert_ended_early(client: Any) -> None:
+    """What was to have 240 tokens has ended before, and left no hook."""
+    told: dict[str, int] = {}
+    for _ in range(1000):
+        told = client.predict(api_name="/writing")
+        if not told["under_way"]:
+            break
+    assert told["under_way"] == 0 and told["length"] < 240, told
+    assert client.predict(api_name="/hooks") == 0
 
 
 def _answers(url: str) -> bool:

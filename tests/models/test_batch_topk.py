@@ -168,8 +168,8 @@ def planted_sae(**fields) -> BatchTopKSAE:
     return make(**defaults | fields)
 
 
-@pytest.mark.parametrize("k", [2, 3, 6])
-def test_l0_in_use_is_k_and_the_planted_directions_are_found(k, tmp_path):
+@pytest.mark.parametrize(("k", "largest"), [(2, 0.45), (3, 0.35), (6, 0.2)])
+def test_l0_in_use_is_k_and_it_learns_towards_the_planted_directions(k, largest, tmp_path):
     sae, stream = trained(tmp_path, planted_sae(k=k), steps=800), PlantedStream()
     x = stream._make(123, 8192)["layers.1"]
     out = sae(x)
@@ -178,6 +178,7 @@ def test_l0_in_use_is_k_and_the_planted_directions_are_found(k, tmp_path):
     l0 = (out.latents != 0).sum(-1).float().mean().item()
     print(f"k {k}: L0 {l0:.3f}, FVU {fvu:.3f}, cosine {found:.3f}")
     assert l0 == pytest.approx(k, rel=0.05)
+    assert fvu < largest and found > 0.6, "untrained: 0.83 and 0.48"
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path):

@@ -44,6 +44,7 @@ def run_until(folder: Path, context, killed_after: float | None = None) -> bool:
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
         process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), "it ended otherwise: see what it printed"
     return process.exitcode == 0
 
 
@@ -56,7 +57,9 @@ def test_ten_kills_at_random_moments_change_no_bit(tmp_path):
     context = multiprocessing.get_context("forkserver")  # imports torch once, not in each process
     context.set_forkserver_preload(["hfsae.training.trainer", "tests.training.planted"])
     assert run_until(tmp_path / "whole", context)
-    randomly, kills = random.Random(time.time_ns()), 0
+    seed, kills = time.time_ns(), 0
+    print("seed", seed)  # shown if this fails
+    randomly = random.Random(seed)
     while kills < KILLS and not run_until(tmp_path / "killed", context, randomly.uniform(0, 0.15)):
         kills += 1
     assert kills == KILLS, "too fast to be killed: raise STEPS"

@@ -373,6 +373,8 @@ def test_too_few_processes_are_noticed(tmp_path, monkeypatch):
         {"warm_start_steps": 1000},
         {"warmup_steps": -1},
         {"max_grad_norm": 0.0},
+        {"num_processes": 0},
+        {"adam_beta2": 1.0},
         {"l0_gain": 0.0},
     ],
 )
