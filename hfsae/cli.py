@@ -46,10 +46,11 @@ from .recipe import (
     finish,
     load,
     load_trained,
+    note_remaking,
+    remaking,
     report,
     run,
     save_recipe,
-    without_sections,
 )
 from .records import damaged, read_json
 from .training.trainer import make_accelerator
@@ -67,8 +68,8 @@ examples:
   hfsae convert google/gemma-scope-2b-pt-res gs --to saelens --layer 12 --width 16k --l0 80
 
 A field is set in the recipe's YAML file, or by its dotted name on the command line, which wins;
-`hfsae train --help` explains all of them. Several processes, a GPU
-each: `torchrun --standalone --nproc_per_node N -m hfsae train recipe.yaml`."""
+`hfsae train --help` explains all of them. Several processes:
+`torchrun --standalone --nproc_per_node N -m hfsae train recipe.yaml`."""
 
 
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
@@ -365,19 +366,24 @@ def _report_again(verb: str, argv: list[str], result: str, sections: list[str]) 
     if n_tokens == 0:
         field = "evaluation.n_tokens" if verb == "evaluate" else "collect_tokens"
         raise ValueError(f"{field} is 0, which leaves out what `hfsae {verb}` does; give 1 or more")
-    folders = [folder]
-    if next(differences(old, new, sections), None):  # recipe.yaml says one thing of all its SAEs
-        others = (home / name for name in recipe.sae_fields())
-        folders += [f for f in others if (f / "config.json").is_file() and not f.samefile(folder)]
+    others: list[Path] = []
+    unfinished = remaking(home)
+    if result in unfinished or next(differences(old, new, sections), None):
+        siblings = (home / name for name in recipe.sae_fields())
+        others = [f for f in siblings if (f / "config.json").is_file() and not f.samefile(folder)]
     device = str(make_accelerator(recipe.training).device)
-    saes = list(map(load_trained, folders))  # first: a damaged file need not wait for the LM
+    sae = load_trained(folder)  # first: a damaged file need not wait for the language model
     loaded = load(recipe.lm, device)
-    if len(folders) > 1:
-        print(f"{verb}: all {len(folders)} SAEs of {home}, whose recipe.yaml speaks for them all")
-        save_recipe(home, without_sections(old, [result]))
-    for each, sae in zip(folders, saes, strict=True):
-        report(recipe, loaded, sae, each, again=[result])
+    if others:
+        print(
+            f"{verb}: all {1 + len(others)} SAEs of {home}, whose recipe.yaml speaks for them all"
+        )
+    note_remaking(home, {*unfinished, result})
+    report(recipe, loaded, sae, folder, again=[result])
+    for other in others:
+        report(recipe, loaded, load_trained(other), other, again=[result])
     save_recipe(home, new)
+    note_remaking(home, {*unfinished} - {result})
     _print_folder(folder, [])
 
 

@@ -609,7 +609,11 @@ def _why_not(name: str, revision: str | None, error: BaseException) -> str:
     for kind, reason in reasons.items():
         if any(isinstance(cause, kind) for cause in causes):
             return f"model {name!r} {reason}."
-    return f"model {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
+    return f"model {name!r} cannot be loaded: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _unreachable(name: str) -> str:

@@ -49,6 +49,7 @@ from .training.trainer import make_accelerator
 
 logger = logging.getLogger(__name__)
 REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens")
+_REMAKING = ".remaking"
 _MADE_WITH = {"evaluation.json": ("evaluation",), "features/meta.json": REPORT_SECTIONS[1:]}
 # Of these, what people change most often comes first: the first differences are named.
 _TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffle", "seed")
@@ -218,8 +219,8 @@ def run(recipe: Recipe, command: str = "", loaded: LoadedLM | None = None) -> li
     if all(done) and not stale and all(not _missing(f, recipe) for f in folders):
         logger.info("%s is complete: nothing to do", root)
         return folders
-    recipe.shuffle.check_device()
     accelerator = make_accelerator(recipe.training)
+    recipe.shuffle.check_device()  # by now a process has its GPU
     _, configs = check(recipe)
     loaded = loaded or load(recipe.lm, str(accelerator.device))
     _check_rows(recipe, loaded)
@@ -231,6 +232,7 @@ def run(recipe: Recipe, command: str = "", loaded: LoadedLM | None = None) -> li
         for folder in folders:
             report(recipe, loaded, load_trained(folder), folder, again=stale)
         save_recipe(root, as_plain(recipe))
+        note_remaking(root, ())
         shutil.rmtree(root / "checkpoints", ignore_errors=True)  # not for the Hub, nor needed
     return folders
 
@@ -268,10 +270,12 @@ def stale_stages(recipe: Recipe) -> list[str]:
         "evaluation.json": recipe.evaluation.n_tokens,
         "features/meta.json": recipe.collect_tokens,
     }
+    unfinished = remaking(root)
     return [
         result
         for result, keys in _MADE_WITH.items()
-        if n_tokens[result] and any(theirs.get(key) != ours[key] for key in keys)
+        if n_tokens[result]
+        and (result in unfinished or any(theirs.get(key) != ours[key] for key in keys))
     ]
 
 
@@ -311,8 +315,8 @@ def _without_free(value: Any) -> Any:
 
 
 def _claim(root: Path, recipe: Recipe, stale: Sequence[str]) -> None:
-    """Say whose folder this is, and what its finished stages were made with; nothing of those that
-    are to be made again, so that none of them counts as done before all are."""
+    """Say whose folder this is, what its finished stages were made with, and which of them are to
+    be made again, so that none of these counts as done before all are."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -323,13 +327,21 @@ def _claim(root: Path, recipe: Recipe, stale: Sequence[str]) -> None:
     if (root / "recipe.yaml").is_file() and next(root.rglob("config.json"), None):
         theirs = load_plain(root)
         plain |= {key: theirs[key] for key in REPORT_SECTIONS if key in theirs}
-    save_recipe(root, without_sections(plain, stale))
+    note_remaking(root, {*remaking(root), *stale})
+    save_recipe(root, plain)
 
 
-def without_sections(plain: dict[str, Any], stale: Iterable[str]) -> dict[str, Any]:
-    """A recipe less what these results were made with."""
-    gone = {key for result in stale for key in _MADE_WITH[result]}
-    return {key: part for key, part in plain.items() if key not in gone}
+def remaking(root: Path) -> list[str]:
+    """Results that were being made again when something stopped it: whose they are is not known."""
+    path = root / _REMAKING
+    return path.read_text(encoding="utf-8").split() if path.is_file() else []
+
+
+def note_remaking(root: Path, results: Iterable[str]) -> None:
+    if listed := sorted(results):
+        write_whole(root / _REMAKING, "\n".join(listed) + "\n")
+    else:
+        (root / _REMAKING).unlink(missing_ok=True)
 
 
 def load_plain(root: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import yaml
 import hfsae
 from hfsae.card import misgivings
 from hfsae.cli import _VERBS, _parse_recipe, _recipe_parser, main
-from hfsae.recipe import as_plain, run
+from hfsae.recipe import as_plain, load_trained, run
 from hfsae.records import read_json
 
 from .tiny import tiny_recipe
@@ -179,7 +179,14 @@ def test_a_comparison_is_made_from_its_file(tmp_path, loads, capsys):
     assert "'relu' is no arm" in refused(["compare", str(path), "--only", "[relu]"], capsys)
 
 
-def test_other_settings_for_one_sae_of_several_are_for_all(tmp_path, loads, capsys):
+def stopped_at(folder):
+    def load(path):
+        return 1 / 0 if path == folder else load_trained(path)
+
+    return load
+
+
+def test_other_settings_for_one_sae_of_several_are_for_all(tmp_path, loads, capsys, monkeypatch):
     """Else recipe.yaml, which is of them all, would be wrong of the others."""
     saes = {"a": {"target_l0": 3}, "b": {"target_l0": 5}}
     folders = run(tiny_recipe(tmp_path / "out", saes=saes, collect_tokens=0))
@@ -190,6 +197,17 @@ def test_other_settings_for_one_sae_of_several_are_for_all(tmp_path, loads, caps
     assert f"all 2 SAEs of {tmp_path / 'out'}" in capsys.readouterr().out
     more = [read_json(folder / "evaluation.json")["n_tokens"] for folder in folders]
     assert more[0] == more[1] > n_tokens[0] == n_tokens[1]
+    recipe = (tmp_path / "out" / "recipe.yaml").read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr("hfsae.cli.load_trained", stopped_at(folders[0]))
+        with pytest.raises(ZeroDivisionError):  # when one has its new result, and the other not
+            main(["evaluate", str(folders[1]), "--evaluation.n_tokens", "300"])
+    assert (tmp_path / "out" / "recipe.yaml").read_text() == recipe, "nobody's settings are lost"
+    assert main(["collect", str(folders[0]), "--collect_tokens", "200"]) == 0
+    assert main(["evaluate", str(folders[1])]) == 0
+    mended = [read_json(folder / "evaluation.json")["n_tokens"] for folder in folders]
+    assert mended == more, "the recipe's, of both"
+    assert not list((tmp_path / "out").glob(".remaking"))
 
 
 def test_showing_an_sae_alone_says_what_it_is_and_what_to_run(tmp_path, capsys):

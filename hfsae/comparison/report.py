@@ -292,9 +292,9 @@ class _Parts:
 
     def _harvests(self) -> str:
         """What the norm limits, all of the same rows, say of the harvests."""
-        counts = Counter(
-            tuple(m.record["harvested"]["norm_limits"].values()) for m in self.measured
-        )
+        found = [m.record["harvested"]["norm_limits"] for m in self.measured]
+        common = sorted(set.intersection(*map(set, found)))  # arms may read more than one site
+        counts = Counter(tuple(limits[site] for site in common) for limits in found)
         if len(counts) == 1:
             return ""
         limits = "; ".join(

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import deepcopy
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -117,6 +118,8 @@ def _norm_behind(lm: PreTrainedModel, module: nn.Module) -> nn.Module | None:
     names = {m: name for name, m in lm.base_model.named_modules()}
     block = re.match(r"(.*?\.\d+\.)", names[module] + ".")
     if block is None or names[module] + "." == block[1]:  # a block's output goes on beside its norm
+        return None
+    if "residual" in signature(module.forward).parameters:  # Bloom's: they add it themselves
         return None
     norms = [m for m in _norms(lm.base_model) if names[m].startswith(block[1])]
     written = None

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from gradio.events import api
 
 from hfsae.demo import Choice, act, build, looks, open_subject
@@ -24,16 +25,20 @@ def hooks() -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
 
 
-generate_pair, told = act.generate_pair, {"under_way": 0, "length": 0}
+generate_pair, told = act.generate_pair, {"begun": 0, "under_way": 0, "length": 0}
+MORE_WORK = torch.ones(1024, 1024)  # a token, as of a larger model: there is time to leave
 
 
 def counted(*args: Any) -> Iterator[Any]:
+    told["begun"] += 1
     told["under_way"] += 1
-    told["length"] = 0
+    told["length"], mine = 0, told["begun"]
     try:
         for pair in generate_pair(*args):
-            told["length"] = len(pair.steered_ids)
+            if mine == told["begun"]:
+                told["length"] = len(pair.steered_ids)
             yield pair
+            MORE_WORK @ MORE_WORK
     finally:
         told["under_way"] -= 1
 

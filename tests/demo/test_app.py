@@ -95,8 +95,8 @@ def test_who_leaves_in_the_middle_of_steering_leaves_nothing_behind(app_url, cli
     leaving = Client(app_url, verbose=False)
     job = leaving.submit(prompt="the cat", latents="3:4", max_new_tokens=240, api_name="/steer")
     next(iter(job))
-    leaving.close()
     job.cancel()
+    leaving.close()
     assert_ended_early(client)
     after = client.predict(prompt="the", latents="3:0", max_new_tokens=3, api_name="/steer")
     assert after["plain"] == after["steered"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -109,6 +110,12 @@ def test_directions_go_through_the_norm_of_a_sublayers_output(family, place, nor
     found = residual_directions(lm, W_dec, f"layers.1.{place}")
     expected = block.get_submodule(norm)(1e4 * written)  # the norm's own, of any length
     torch.testing.assert_close(torch.cosine_similarity(found, expected), torch.ones(5))
+
+
+def test_a_sublayer_that_adds_the_residual_itself_writes_to_the_stream():
+    lm = tiny(BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=50))
+    W_dec = torch.randn(5, 16)
+    assert torch.equal(residual_directions(lm, W_dec, "h.0.self_attention"), W_dec)
 
 
 def test_directions_of_gemmas_residual_stream_are_left_as_they_are():
