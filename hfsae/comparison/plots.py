@@ -63,10 +63,11 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
                 axes.fill_between(grid, low, high, alpha=0.12, linewidth=0, **style)
         axes.set(xscale="log", xlabel="L0 (latents/token)", ylabel=label)
         shown = [m.metrics[metric] for m in measured if m.metrics[metric] > 0]
-        if shown:  # and not bands, which go down to nothing where a loss may be none
+        has_logs = 2 * len(shown) > len(measured)  # else a logarithm would hide more than it shows
+        if has_logs:  # and not bands, which go down to nothing where a loss may be none
             axes.set_yscale("log")
             axes.set_ylim(min(shown) / _MARGIN, max(shown) * _MARGIN)
-        _plain_ticks(axes, y=bool(shown))
+        _plain_ticks(axes, y=has_logs)
     _legend(figure, panels[0])
     return figure
 

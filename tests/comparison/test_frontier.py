@@ -140,6 +140,18 @@ def test_one_seed_shows_no_difference():
     assert math.isnan(found.seeds[0]) and found.holds_0
 
 
+@pytest.mark.parametrize(("n_below_0", "scale"), [(0, "log"), (1, "log"), (3, "linear")])
+def test_losses_are_drawn_by_logarithm_where_most_have_one(n_below_0, scale):
+    saes = [sae("a", 0, l0, 1.0)._replace(value=l0) for l0 in L0S]
+    losses = [-0.01] * n_below_0 + [0.01] * (len(saes) - n_below_0)
+    saes = [
+        m._replace(metrics=m.metrics | {"delta_loss": loss})
+        for m, loss in zip(saes, losses, strict=True)
+    ]
+    figure = plots._frontier(Frontiers(saes, n_resamples=20), saes, {"a": "a"})
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", scale]
+
+
 def test_arms_at_other_l0s_than_the_references_have_no_line_of_differences(tmp_path):
     saes = [
         sae(arm, 0, l0, 1.0)
