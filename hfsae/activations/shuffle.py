@@ -174,8 +174,9 @@ class ShuffledActivations:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         state = copy.deepcopy(state)
         self._forget_coming()
-        self._after = state.pop("record")  # what a run that is over reports
-        self._position, self._bucket, self._batches = state, None, None
+        self._after = state["record"]  # what a run that is over reports
+        self._position = {name: state[name] for name in self._position}  # all of it is needed
+        self._bucket = self._batches = None
 
     def wait(self) -> None:
         """Until what is being prefetched is there."""

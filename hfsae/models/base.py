@@ -131,11 +131,11 @@ class SAEConfig(PreTrainedConfig):
         for key in sorted(set(kwargs) - _TRANSFORMERS_KEYS):
             close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see its fields:"
-            rest = "" if close else f" {', '.join(sorted(_own_fields(type(self))))}"
+            rest = "" if close else f" {', '.join(sorted(own_fields(type(self))))}"
             raise ValueError(f"{type(self).__name__} has no field {key!r}; {hint}{rest}")
 
     def _reject_wrong_types(self) -> None:
-        own = _own_fields(type(self))
+        own = own_fields(type(self))
         for name, hint in sorted((f.name, f.type) for f in fields(self) if f.name in own):
             value = getattr(self, name)
             is_bool_for_number = isinstance(value, bool) and hint is not bool
@@ -238,9 +238,14 @@ def variants(base: type[SAEConfig] = SAEConfig) -> list[type[SAEConfig]]:
     return [base] * is_variant + list(derived)
 
 
-def _own_fields(config_class: type[SAEConfig]) -> set[str]:
-    theirs = {field.name for field in fields(PreTrainedConfig)}
-    return {field.name for field in fields(config_class)} - theirs
+FIELDS_OF_TRANSFORMERS = {field.name for field in fields(PreTrainedConfig)} | {
+    key for key in _TRANSFORMERS_KEYS if key != "model_type"
+}
+
+
+def own_fields(config_class: type[SAEConfig]) -> set[str]:
+    """Fields of an SAE's config that are not any model's."""
+    return {field.name for field in fields(config_class)} - FIELDS_OF_TRANSFORMERS
 
 
 @dataclass

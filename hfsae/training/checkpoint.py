@@ -3,16 +3,24 @@
 A checkpoint is one file, `checkpoints/step-00001234.pt`: written under a temporary name, flushed to
 disk, then renamed, so a process killed at any moment leaves earlier checkpoints untouched and at
 worst a stray temporary file, which the next save removes. Read with `weights_only=True`: it holds
-tensors, numbers and strings, and nothing in it is executed.
+tensors, numbers and strings, and nothing in it is executed. It is a zip archive, in which torch
+writes a checksum of each tensor; torch does not compare it when it reads, so `load` does.
 """
 
+import logging
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..records import free_space
+
+logger = logging.getLogger(__name__)
+FORMAT = 1  # of what the trainer saves; a checkpoint without a number is of the first
+_SET_ASIDE = ".damaged"
+_SHOWN = 120  # characters of another library's error
 
 
 def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = None) -> Path:
@@ -37,7 +45,7 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = N
             "there or give another output_dir. Earlier checkpoints are untouched, and the same "
             "command resumes from them"
         ) from error
-    for stray in folder.glob("step-*.tmp-*"):
+    for stray in (*folder.glob("step-*.tmp-*"), *folder.glob(f"step-*{_SET_ASIDE}")):
         stray.unlink(missing_ok=True)
     if keep is not None:
         for old in _all(folder)[:-keep]:
@@ -45,20 +53,64 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = N
     return path
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder`, if there is any."""
-    return max(_all(folder), default=None)
+def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, and its file; None where the folder holds none.
+
+    Raises:
+        ValueError: all that it holds are damaged, or a later version of hfsae wrote the newest.
+    """
+    paths = sorted(_all(folder), reverse=True)
+    for i, path in enumerate(paths):
+        try:
+            state = load(path)
+        except _Damaged as error:
+            if i + 1 == len(paths):
+                raise ValueError(
+                    f"{error}, and there is no sound one before it to go on from; put back a copy "
+                    f"of it, or delete {folder} to train from the start"
+                ) from error
+            logger.warning("%s: going on from the one before, %s", error, paths[i + 1].name)
+        else:
+            return path, state
+    return None
+
+
+def set_aside_newer(path: Path) -> None:
+    """Rename the checkpoints after `path`, which are damaged, so that they no longer count among
+    those that are kept; the next save removes them."""
+    for damaged in _all(path.parent):
+        if damaged > path:
+            damaged.replace(damaged.with_suffix(_SET_ASIDE))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` was given, on the CPU."""
+    """What `save` was given, on the CPU.
+
+    Raises:
+        ValueError: the file is damaged, or a later version of hfsae wrote it.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (PermissionError, MemoryError):
+        raise
     except Exception as error:
+        why = " ".join(str(error).split())[:_SHOWN]
+        raise _Damaged(f"the checkpoint {path} is damaged ({why})") from error
+    version = state.get("format", FORMAT)
+    if version != FORMAT:
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}); delete it to resume "
-            "from the one before"
-        ) from error
+            f"a later version of hfsae wrote the checkpoint {path} (format {version}; this version "
+            f"reads {FORMAT}); go on with that version, or give another output_dir"
+        )
+    return state
+
+
+class _Damaged(ValueError):
+    """A checkpoint does not hold what was saved."""
 
 
 def _all(folder: Path) -> list[Path]:

@@ -34,6 +34,7 @@ from ..ops import Workspace
 from ..records import free_space, write_whole
 from . import checkpoint
 from .arguments import TrainingArguments
+from .identity import Identity
 from .interrupt import Interrupt
 from .run import Run
 from .schedules import in_steps
@@ -121,7 +122,7 @@ class Trainer:
         self.runs = {
             name: Run(sae, args, self.accelerator, workspace) for name, sae in named.items()
         }
-        self.identity = self._identity()
+        self.identity = Identity(args, {name: run.sae for name, run in self.runs.items()})
         self.interrupt = Interrupt()
         self.steps_done = 0
         self.seconds = {"harvest": 0.0, "train": 0.0}
@@ -237,12 +238,13 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         state = {
+            "format": checkpoint.FORMAT,
             "steps_done": self.steps_done,
             "runs": runs,
             "stream": self.stream.state_dict(),
             "rng": torch.get_rng_state(),
             "seconds": self.seconds,
-            "identity": self.identity,
+            "identity": self.identity.plain(),
         }
         folder = self.output_dir / "checkpoints"
         with self.interrupt.deferred():
@@ -258,36 +260,40 @@ class Trainer:
                 )
 
     def _resume(self) -> None:
-        path = checkpoint.latest(self.output_dir / "checkpoints")
-        if path is None:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            self._cut_logs()
-            return
-        state = checkpoint.load(path)
-        _refuse_another_run(state["identity"], self.identity, path)
-        for name, run in self.runs.items():
-            run.load_state_dict(state["runs"][name])
-        self.stream.load_state_dict(state["stream"])
-        torch.set_rng_state(state["rng"])
-        self.steps_done, self.seconds = state["steps_done"], state["seconds"]
+        """Go on from the newest sound checkpoint, if there is any.
+
+        Raises:
+            ValueError: it is of another run or version, or all are damaged.
+        """
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        found = checkpoint.load_newest(self.output_dir / "checkpoints")
+        if found is not None:
+            path, state = found
+            self._load(state, path)
+            self.accelerator.wait_for_everyone()  # all have read what is renamed
+            if self.accelerator.is_main_process:
+                checkpoint.set_aside_newer(path)
         self._cut_logs()
+
+    def _load(self, state: dict[str, Any], path: Path) -> None:
+        try:
+            self.identity.refuse_another_run(state["identity"], path)
+            for name, run in self.runs.items():
+                run.load_state_dict(state["runs"][name])
+            self.stream.load_state_dict(state["stream"])
+            torch.set_rng_state(state["rng"])
+            self.steps_done, self.seconds = state["steps_done"], state["seconds"]
+        except KeyError as error:
+            raise ValueError(
+                f"the checkpoint {path} lacks {error}, which this version of hfsae needs; go on "
+                f"with the version that wrote it, or delete {path.parent} to train from the start"
+            ) from error
 
     def _cut_logs(self) -> None:
         """Drop lines of steps that will be done again."""
         if self.accelerator.is_main_process:
             for name in self.runs:
                 _cut_log(self.output_dir / name / "log.jsonl", self.steps_done)
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be of this run."""
-        where = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to")
-        skipped = {*where, "num_processes", "shard_latents"}
-        identity = {k: v for k, v in asdict(self.args).items() if k not in skipped}
-        for name, run in self.runs.items():
-            config = run.sae.config.to_diff_dict()
-            config.pop("transformers_version", None)
-            identity |= {f"{name}.{k}".lstrip("."): v for k, v in config.items()}
-        return json.loads(json.dumps(identity, default=str))
 
     def _finish(self) -> dict[str, SAE]:
         folded = {name: run.whole_sae().eval().folded() for name, run in self.runs.items()}
@@ -374,14 +380,3 @@ def _cut_log(path: Path, steps_done: int) -> None:
     whole = [line for line in lines if line.endswith("}")]  # a kill may leave half a line
     kept = [line for line in whole if json.loads(line)["step"] < steps_done]
     write_whole(path, "".join(line + "\n" for line in kept))
-
-
-def _refuse_another_run(theirs: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
-    differing = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
-    if differing:
-        key = differing[0]
-        raise ValueError(
-            f"{path} belongs to another run: {key} is {theirs.get(key)!r} there and "
-            f"{ours.get(key)!r} here (differing: {', '.join(differing)}); give another output_dir "
-            "or delete that folder"
-        )

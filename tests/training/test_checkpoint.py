@@ -1,3 +1,5 @@
+"""Checkpoints are whole, or noticed not to be."""
+
 import errno
 
 import pytest
@@ -14,11 +16,11 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path):
 
 
 def test_only_the_newest_are_kept_and_the_newest_is_found(tmp_path):
-    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.load_newest(tmp_path) is None
     for step in (5, 10, 200, 1000):
         checkpoint.save(tmp_path, step, {"step": step}, keep=2)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000200.pt", "step-00001000.pt"]
-    assert checkpoint.load(checkpoint.latest(tmp_path)) == {"step": 1000}
+    assert checkpoint.load_newest(tmp_path) == (tmp_path / "step-00001000.pt", {"step": 1000})
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), RuntimeError("write")])
@@ -37,7 +39,8 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_no_half_file(tmp_path, monke
 
 def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
     (tmp_path / "step-00000007.tmp-123").write_bytes(b"half")
-    assert checkpoint.latest(tmp_path) is None
+    (tmp_path / "step-00000005.damaged").write_bytes(b"set aside")
+    assert checkpoint.load_newest(tmp_path) is None
     checkpoint.save(tmp_path, 8, {})
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000008.pt"]
 
@@ -49,6 +52,51 @@ def test_a_damaged_file_is_named_and_nothing_in_it_is_executed(tmp_path):
 
     torch.save({"x": Attack()}, tmp_path / "step-00000001.pt")
     (tmp_path / "step-00000002.pt").write_bytes(b"not a checkpoint")
-    for path in tmp_path.iterdir():
-        with pytest.raises(ValueError, match=f"{path.name} cannot be read as a checkpoint"):
+    for path in list(tmp_path.iterdir()):
+        with pytest.raises(ValueError, match=f"{path.name} is damaged"):
             checkpoint.load(path)
+
+
+def flip_a_bit(path, share: float) -> None:
+    """At this share of the file's bytes."""
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_taken(tmp_path, caplog, share):
+    for step in (10, 20):
+        checkpoint.save(tmp_path, step, {"step": step, "weights": torch.arange(5000) * step})
+    newest = tmp_path / "step-00000020.pt"
+    flip_a_bit(newest, share)
+    path, state = checkpoint.load_newest(tmp_path)
+    assert path.name == "step-00000010.pt" and torch.equal(
+        state["weights"], torch.arange(5000) * 10
+    )
+    assert f"{newest} is damaged" in caplog.text and "going on from the one before" in caplog.text
+    assert newest.exists(), "who only looks changes nothing"
+
+
+def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(tmp_path):
+    for step in (10, 20):
+        checkpoint.save(tmp_path, step, {"step": step})
+    (tmp_path / "step-00000020.pt").write_bytes(b"damaged")
+    checkpoint.set_aside_newer(tmp_path / "step-00000010.pt")
+    assert {p.name for p in tmp_path.iterdir()} == {"step-00000010.pt", "step-00000020.damaged"}
+    checkpoint.save(tmp_path, 30, {"step": 30}, keep=2)
+    assert {p.name for p in tmp_path.iterdir()} == {"step-00000010.pt", "step-00000030.pt"}
+
+
+def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
+    path = checkpoint.save(tmp_path, 10, {"weights": torch.arange(5000)})
+    flip_a_bit(path, 0.5)
+    with pytest.raises(ValueError, match=r"10\.pt is damaged \(.*no sound one before it.*delete"):
+        checkpoint.load_newest(tmp_path)
+
+
+def test_a_checkpoint_of_a_later_version_is_refused_and_none_before_it_taken(tmp_path):
+    checkpoint.save(tmp_path, 10, {"step": 10})
+    checkpoint.save(tmp_path, 20, {"format": checkpoint.FORMAT + 1})
+    with pytest.raises(ValueError, match=r"later version of hfsae wrote .*20\.pt \(format 2"):
+        checkpoint.load_newest(tmp_path)

@@ -248,9 +248,7 @@ def test_a_run_that_diverges_stops_with_its_checkpoints_from_before(tmp_path):
     with pytest.raises(ValueError, match=r"no longer finite .*; lower training\.learning_rate"):
         Trainer(sae, stream, arguments(tmp_path)).train()
     assert not (tmp_path / "model.safetensors").exists()
-    saved = checkpoint.latest(tmp_path / "checkpoints")
-    assert saved is not None
-    kept = checkpoint.load(saved)
+    _, kept = checkpoint.load_newest(tmp_path / "checkpoints")
     assert kept["steps_done"] <= 26
     assert all(bool(p.isfinite().all()) for p in kept["runs"][""]["sae"].values())
 
@@ -274,6 +272,57 @@ def test_another_run_in_the_same_folder_is_refused_by_name(tmp_path):
         with pytest.raises(ValueError, match=named):
             Trainer(sae, PlantedStream(), arguments(tmp_path, **fields)).train()
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def stopped_run(folder: Path, **fields) -> None:
+    stream = PlantedStream()
+    stream.next_batch = stop_at(stream, 15)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(make_sae(), stream, arguments(folder, **fields)).train()
+
+
+def test_a_field_that_a_checkpoint_is_older_than_was_as_by_default(tmp_path):
+    whole, resumed = make_sae(), make_sae()
+    Trainer(whole, PlantedStream(), arguments(tmp_path / "whole")).train()
+    stopped_run(tmp_path)
+    path, state = checkpoint.load_newest(tmp_path / "checkpoints")
+    for key in ("l0_gain", "bf16", "ste_to_inputs"):
+        del state["identity"][key]
+    state["identity"] |= {"dtype": "float32", "shard_latents": False}
+    del state["format"]
+    checkpoint.save(path.parent, 15, state)
+    with pytest.raises(ValueError, match=rf"{path} belongs .* bf16 is False there and True here"):
+        Trainer(make_sae(), PlantedStream(), arguments(tmp_path, bf16=True)).train()
+    with pytest.raises(ValueError, match="ste_to_inputs is False there and True here"):
+        Trainer(make_sae(ste_to_inputs=True), PlantedStream(), arguments(tmp_path)).train()
+    Trainer(resumed, PlantedStream(), arguments(tmp_path)).train()
+    assert_same_bits(weights(whole), weights(resumed))
+
+
+def test_what_a_checkpoint_lacks_is_named(tmp_path):
+    stopped_run(tmp_path)
+    _, whole = checkpoint.load_newest(tmp_path / "checkpoints")
+    for key in ("identity", "runs", "stream", "rng", "seconds", "moments", "scales"):
+        state = {**whole, "runs": {"": {**whole["runs"][""]}}}
+        del (state if key in state else state["runs"][""])[key]
+        checkpoint.save(tmp_path / "checkpoints", 15, state)
+        with pytest.raises(ValueError, match=rf"15\.pt lacks '{key}'.*delete .* to train from"):
+            Trainer(make_sae(), PlantedStream(), arguments(tmp_path)).train()
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(tmp_path, caplog):
+    whole, resumed = make_sae(), make_sae()
+    Trainer(whole, PlantedStream(), arguments(tmp_path / "whole")).train()
+    stopped_run(tmp_path)
+    newest = tmp_path / "checkpoints/step-00000015.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    Trainer(resumed, PlantedStream(), arguments(tmp_path)).train()
+    assert_same_bits(weights(whole), weights(resumed))
+    assert "going on from the one before, step-00000010.pt" in caplog.text
+    assert sorted(p.name for p in newest.parent.iterdir()) == [
+        "step-00000030.pt",
+        "step-00000040.pt",
+    ]
 
 
 @pytest.mark.parametrize("log_threshold", [False, True])

@@ -1,0 +1,77 @@
+"""Which run a checkpoint is of: what must be the same for training to go on from it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ..models import SAE
+from ..models.base import FIELDS_OF_TRANSFORMERS, own_fields
+from .arguments import TrainingArguments
+
+# Arguments that change nothing of the result.
+_FREE = {
+    "output_dir",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+    "num_processes",
+    "shard_latents",
+}
+
+
+class Identity:
+    """By key, all that the result of training depends on; `defaults`, what those keys were before
+    there was a choice. A field of an SAE's config has the key "name.field"."""
+
+    def __init__(self, args: TrainingArguments, saes: Mapping[str, SAE]) -> None:
+        self.values = {k: v for k, v in asdict(args).items() if k not in _FREE}
+        self.defaults = {f.name: f.default for f in fields(TrainingArguments)}
+        for name, sae in saes.items():
+            config, defaults = sae.config, {f.name: f.default for f in fields(sae.config)}
+            for key in ("model_type", *sorted(own_fields(type(config)))):
+                self.values[f"{name}.{key}".lstrip(".")] = getattr(config, key)
+                self.defaults[f"{name}.{key}".lstrip(".")] = defaults.get(key, MISSING)
+
+    def refuse_another_run(self, theirs: Mapping[str, Any], path: Path) -> None:
+        """
+        Args:
+            theirs: values of the checkpoint at `path`, as `plain()` gave them.
+
+        Raises:
+            ValueError: it belongs to another run.
+        """
+        if differing := list(self._differences(theirs)):
+            key, there, here = differing[0]
+            keys = ", ".join(key for key, _, _ in differing)
+            raise ValueError(
+                f"{path} belongs to another run: {key} is {there!r} there and {here!r} here "
+                f"(differing: {keys}); give another output_dir or delete that folder"
+            )
+
+    def _differences(self, theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        """(key, value there, value here), sorted.
+
+        A checkpoint that lacks a key is older than it: the value there was the default, or anything
+        where there is no default.
+        """
+        ours, defaults = self.plain(), _plain(self.defaults)
+        for key in sorted({*ours, *theirs}):
+            field = key.rpartition(".")[2]
+            if field in _FREE or field in FIELDS_OF_TRANSFORMERS:
+                continue  # as in checkpoints from before these were left out
+            here = ours.get(key)
+            there = theirs.get(key, defaults.get(key, here))
+            if there != here:
+                yield key, there, here
+
+    def plain(self) -> dict[str, Any]:
+        """The values as a checkpoint keeps them."""
+        return _plain(self.values)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    held = {key: value for key, value in values.items() if value is not MISSING}
+    return json.loads(json.dumps(held, default=str))
