@@ -1,7 +1,8 @@
 """Places in a causal language model: name them, read them, write to them; and load the model.
 
 A place is written `<module path>[:in|:out]`: a module as `named_modules()` of `lm.base_model`
-spells it, and its first input or its (first) output, which is the default. In a 26-layer Gemma 2:
+spells it, and its first input or its (first) output, which is the default. The longer path that
+`named_modules()` of `lm` itself gives ('model.layers.12') is accepted too. In a 26-layer Gemma 2:
 
     layers.12                              residual stream after block 12 = hidden_states[13]
     layers.25                              after the last block; hidden_states[-1] is *not* it, as
@@ -16,6 +17,10 @@ not. A context entered later sees what an earlier one has written at the same pl
 Threads may share a model: a context acts on the forward passes of the thread that entered it (and
 of what copies its `contextvars`, as `asyncio.to_thread` does; a plain `threading.Thread` does not),
 and on nobody else's. So enter it in the thread that runs the model.
+
+Compiled code calls the hooks that it was compiled with and no others. So while any context is open,
+what `torch.compile` made runs as the plain Python that it was made of, in every thread of the
+process, SAEs included; after that the compiled code runs again, without being compiled anew.
 """
 
 import difflib
@@ -23,11 +28,11 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import transformers
@@ -76,19 +81,29 @@ class Site(NamedTuple):
 _GRAMMAR = "'<module path>[:in|:out]', such as 'layers.12' or 'layers.12.self_attn.o_proj:in'"
 
 
-def find_module(lm: PreTrainedModel, site: str) -> nn.Module:
+def unwrapped(lm: nn.Module) -> PreTrainedModel:
+    """The transformers model inside what `torch.compile` and PEFT wrap around it."""
+    while not isinstance(lm, PreTrainedModel):
+        compiled = lm._modules.get("_orig_mod")
+        lm = cast(Any, lm).get_base_model() if compiled is None else compiled
+    return lm
+
+
+def find_module(lm: nn.Module, site: str) -> nn.Module:
     """The module that a site names, looked up under `lm.base_model` and, where a multimodal model
-    nests its language model deeper, under that.
+    nests its language model deeper, under that; with or without the base model's name in front.
 
     Raises:
         ValueError: no such module (with the nearest ones), or a layer number past the last layer.
     """
-    path = Site.parse(site).module
-    for root in (lm.base_model, lm.get_decoder()):
+    path, whole = Site.parse(site).module, unwrapped(lm)
+    paths = (path, path.removeprefix(f"{whole.base_model_prefix}."))
+    for root in (whole.base_model, whole.get_decoder()):
         modules = dict(root.named_modules())
-        if path in modules:
-            return modules[path]
-    raise ValueError(_not_found(path, type(lm).__name__, modules))
+        for spelling in paths:
+            if spelling in modules:
+                return modules[spelling]
+    raise ValueError(_not_found(paths[1], type(whole).__name__, modules))
 
 
 def _not_found(path: str, lm_name: str, modules: Mapping[str, nn.Module]) -> str:
@@ -105,34 +120,88 @@ def _not_found(path: str, lm_name: str, modules: Mapping[str, nn.Module]) -> str
     )
 
 
-_blocks: ContextVar[frozenset[object]] = ContextVar("blocks entered here", default=frozenset())
+class _Eager:
+    """Has torch.compile's code run as plain Python while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock, self._n_inside = threading.Lock(), 0
+        self._stance: Any = None  # torch's, which holds for the whole process
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._stance is None:
+                try:
+                    self._stance = torch.compiler.set_stance("force_eager")
+                except RuntimeError as error:
+                    raise ValueError(
+                        "this block is entered inside code that torch.compile compiled, where "
+                        "hooks are not called; enter it outside, or leave that code uncompiled"
+                    ) from error
+            self._n_inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if self._n_inside == 0:
+                self._stance.__exit__(None, None, None)
+                self._stance = None  # kept where torch refuses: the next to leave tries again
+
+
+_eager = _Eager()
+
+
+class Passes:
+    """The forward passes that a block is meant for: those of whoever entered it."""
+
+    def __init__(self) -> None:
+        self.n_reached = {True: 0, False: 0}  # hooks called, in these passes and in others
+
+    def here(self) -> bool:
+        """Whether this is one of them; for hooks without which the block has its effect too."""
+        return self in _blocks.get()
+
+    def reached(self) -> bool:
+        """Whether this is one of them; a block in which the answer was never yes has no effect."""
+        inside = self.here()
+        self.n_reached[inside] += 1
+        return inside
+
+
+_blocks: ContextVar[frozenset[Passes]] = ContextVar("blocks entered here", default=frozenset())
 
 
 @contextmanager
-def own_passes() -> Iterator[Callable[[], bool]]:
-    """A test for hooks: whether the forward pass is one of those that this block is meant for."""
-    key, calls = object(), {True: 0, False: 0}
+def own_passes(place: str, *, eager: bool = True) -> Iterator[Passes]:
+    """A block for hooks at `place`: has them called, and tells them which passes it is meant for.
 
-    def here() -> bool:
-        inside = key in _blocks.get()
-        calls[inside] += 1
-        return inside
-
-    _blocks.set(_blocks.get() | {key})
-    try:
-        yield here
-    finally:
-        # not reset(token): a generator may be closed in another context than it was begun in
-        _blocks.set(_blocks.get() - {key})
-    if calls[False] and not calls[True]:
+    Args:
+        eager: False: compiled code stays compiled. For callers who know that none holds a hook.
+    """
+    passes = Passes()
+    with _eager if eager else nullcontext():
+        _blocks.set(_blocks.get() | {passes})
+        try:
+            yield passes
+        finally:
+            # not reset(token): a generator may be closed in another context than it was begun in
+            _blocks.set(_blocks.get() - {passes})
+    if passes.n_reached[True]:
+        return
+    if passes.n_reached[False]:
         warnings.warn(
             "the model ran in other threads only, where this block does not act: enter it in the "
             "thread that runs the model",
             stacklevel=2,
         )
+    else:
+        warnings.warn(
+            f"no forward pass reached {place} inside this block, so it had no effect: run the "
+            "model inside it, and not as an exported program or CUDA graph, which call no hooks",
+            stacklevel=2,
+        )
 
 
-def blocks_below(lm: PreTrainedModel, site: str) -> list[nn.Module]:
+def blocks_below(lm: nn.Module, site: str) -> list[nn.Module]:
     """Decoder blocks that end before `site` begins; none if it is not inside a list of blocks."""
     path = Site.parse(site).module.split(".")
     for depth in range(1, len(path)):
@@ -143,17 +212,19 @@ def blocks_below(lm: PreTrainedModel, site: str) -> list[nn.Module]:
 
 
 @contextmanager
-def running_as(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def running_as(
+    forwards: Mapping[nn.Module, Callable[..., Any]], *, eager: bool = True
+) -> Iterator[None]:
     """Let modules run these functions in the place of their forward methods, hooks included; for
-    other threads they run as ever."""
+    other threads they run as ever. `eager`: as in `own_passes`."""
     if not forwards:
         yield
         return
-    with _replacing, own_passes() as here:
+    with _replacing, own_passes("the replaced modules", eager=eager) as passes:
         # A module may already have a forward of its own: accelerate's device hooks put one there.
         own = {module: vars(module).get("forward") for module in forwards}
         for module, forward in forwards.items():
-            module.forward = partial(_either, here, forward, module.forward)
+            module.forward = partial(_either, passes.reached, forward, module.forward)
         try:
             yield
         finally:
@@ -177,7 +248,7 @@ def _either(
 
 
 def _attach(
-    lm: PreTrainedModel,
+    lm: nn.Module,
     site: str,
     visit: Callable[[Tensor], Tensor | None],
     here: Callable[[], bool],
@@ -227,7 +298,7 @@ class _Stop(Exception):
 
 @contextmanager
 def capture(
-    lm: PreTrainedModel, sites: Sequence[str], *, stop_early: bool = False
+    lm: nn.Module, sites: Sequence[str], *, stop_early: bool = False, eager: bool = True
 ) -> Iterator[dict[str, Tensor]]:
     """{site: activation [rows, ctx, d]} of the block's last forward pass, keyed as given.
 
@@ -240,6 +311,7 @@ def capture(
     Args:
         stop_early: end the forward pass once every site was seen, so layers above cost nothing.
             This ends the *block*: the call of the model must be its last statement.
+        eager: as in `own_passes`.
     """
     wanted = {sites} if isinstance(sites, str) else set(sites)
     activations: dict[str, Tensor] = {}
@@ -252,9 +324,9 @@ def capture(
             raise _Stop(activations)
 
     with ExitStack() as hooks:
-        here = hooks.enter_context(own_passes())
+        passes = hooks.enter_context(own_passes(", ".join(sorted(wanted)), eager=eager))
         for site in wanted:
-            hooks.callback(_attach(lm, site, partial(visit, site), here).remove)
+            hooks.callback(_attach(lm, site, partial(visit, site), passes.reached).remove)
         try:
             yield activations
         except _Stop as stop:
@@ -263,9 +335,7 @@ def capture(
 
 
 @contextmanager
-def patch(
-    lm: PreTrainedModel, replacements: Mapping[str, Callable[[Tensor], Tensor]]
-) -> Iterator[None]:
+def patch(lm: nn.Module, replacements: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Inside the block `replacements[site](activation)` takes the activation's place.
 
     What it returns is cast to the activation's dtype and device.
@@ -273,21 +343,22 @@ def patch(
     Raises:
         ValueError: (in the forward pass) it has another shape.
     """
-
-    def visit(site: str, activation: Tensor) -> Tensor:
-        new = replacements[site](activation)
-        if new.shape != activation.shape:
-            raise ValueError(
-                f"the replacement at {site!r} has shape {tuple(new.shape)}, "
-                f"the activation there {tuple(activation.shape)}."
-            )
-        return new.to(activation)
-
     with ExitStack() as hooks:
-        here = hooks.enter_context(own_passes())
-        for site in replacements:
-            hooks.callback(_attach(lm, site, partial(visit, site), here).remove)
+        passes = hooks.enter_context(own_passes(", ".join(replacements)))
+        for site, replacement in replacements.items():
+            visit = partial(_replaced, site, replacement)
+            hooks.callback(_attach(lm, site, visit, passes.reached).remove)
         yield
+
+
+def _replaced(site: str, replacement: Callable[[Tensor], Tensor], activation: Tensor) -> Tensor:
+    new = replacement(activation)
+    if new.shape != activation.shape:
+        raise ValueError(
+            f"the replacement at {site!r} has shape {tuple(new.shape)}, "
+            f"the activation there {tuple(activation.shape)}."
+        )
+    return new.to(activation)
 
 
 class Moment(NamedTuple):
@@ -304,7 +375,7 @@ class Moment(NamedTuple):
 
 
 @contextmanager
-def intervene(lm: PreTrainedModel, sae: Any, write: Callable[[Moment], Tensor]) -> Iterator[None]:
+def intervene(lm: nn.Module, sae: Any, write: Callable[[Moment], Tensor]) -> Iterator[None]:
     """Inside the block `write(moment)` takes the place of what `sae` reconstructs.
 
     That is the activation at its `target_site` for a transcoder, else at its `site`.
@@ -315,7 +386,7 @@ def intervene(lm: PreTrainedModel, sae: Any, write: Callable[[Moment], Tensor]) 
     site = sae.config.site
     if site is None:
         raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
-    contract.check(sae.config, lm)
+    contract.check(sae.config, unwrapped(lm))
     target = getattr(sae.config, "target_site", None) or site
     under_way = threading.local()  # source, input_ids and n_cached of a thread's forward pass
 
@@ -329,16 +400,17 @@ def intervene(lm: PreTrainedModel, sae: Any, write: Callable[[Moment], Tensor]) 
         return write(Moment(source, x, under_way.input_ids, under_way.n_cached))
 
     with ExitStack() as hooks:
-        here = hooks.enter_context(own_passes())
-        hooks.callback(_note_tokens(lm, sae.config, under_way, here).remove)
-        hooks.callback(_attach(lm, site, read, here).remove)
-        hooks.enter_context(patch(lm, {target: replace}))
+        passes = hooks.enter_context(own_passes(target))
+        hooks.callback(_note_tokens(unwrapped(lm), sae.config, under_way, passes.here).remove)
+        hooks.callback(_attach(lm, site, read, passes.here).remove)
+        visit = partial(_replaced, target, replace)
+        hooks.callback(_attach(lm, target, visit, passes.reached).remove)
         yield
 
 
 @contextmanager
 def splice(
-    lm: PreTrainedModel,
+    lm: nn.Module,
     sae: Any,
     *,
     error_term: bool = False,
@@ -407,9 +479,9 @@ def _note_tokens(
     return lm.base_model.register_forward_pre_hook(note, with_kwargs=True)
 
 
-def special_ids(lm: PreTrainedModel) -> list[int]:
+def special_ids(lm: nn.Module) -> list[int]:
     """The ids of BOS, EOS and padding that the model's configs name."""
-    found: set[int] = set()
+    lm, found = unwrapped(lm), set[int]()
     for config in (lm.config, getattr(lm, "generation_config", None)):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             ids = getattr(config, name, None)
@@ -458,12 +530,12 @@ def _matching(mask: Tensor, activation: Tensor, site: str) -> Tensor:
     return mask.to(activation.device)[..., None]
 
 
-def site_width(lm: PreTrainedModel, site: str) -> int:
+def site_width(lm: nn.Module, site: str) -> int:
     """Width of the activation at a site, from a forward pass of one token that stops there.
 
     Works on the meta device too, for estimates without weights.
     """
-    token = torch.zeros(1, 1, dtype=torch.long, device=lm.device)
+    token = torch.zeros(1, 1, dtype=torch.long, device=unwrapped(lm).device)
     with torch.no_grad(), capture(lm, [site], stop_early=True) as activations:
         lm(input_ids=token)
     return activations[site].shape[-1]

@@ -30,8 +30,7 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from ..records import open_to_readers
 from .tokens import TokenBatch
@@ -62,7 +61,7 @@ class ActivationCache:
         ValueError: the folder cannot be made.
     """
 
-    def __init__(self, folder: str | Path, lm: PreTrainedModel, *, max_bytes: float) -> None:
+    def __init__(self, folder: str | Path, lm: nn.Module, *, max_bytes: float) -> None:
         self.folder = Path(folder).expanduser() / _name(lm)
         self.max_bytes, self.is_full = max_bytes, False
         self.hits = self.misses = 0
@@ -203,7 +202,7 @@ def batch_key(batch: TokenBatch, rows: int, way: str = "") -> str:
     return digest.hexdigest()
 
 
-def _name(lm: PreTrainedModel) -> str:
+def _name(lm: Any) -> str:
     """A folder for a language model: its name for people, its settings and weights for sure."""
     settings = lm.config.to_dict() | {"attention": lm.config._attn_implementation}
     unimportant = ("_name_or_path", "transformers_version", "_commit_hash", "use_cache")

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ..lm import Site, blocks_below, capture, find_module, running_as
 from .cache import ActivationCache, batch_key
@@ -70,13 +69,14 @@ class Harvester:
 
     def __init__(
         self,
-        lm: PreTrainedModel,
+        lm: nn.Module,
         sites: Sequence[str],
         args: HarvestArguments,
         *,
         norm_limits: Mapping[str, float] | None = None,
     ):
-        self.lm, self.sites, self.args = lm, list(sites), args
+        self.lm: Any = lm  # a transformers model, or what torch.compile or PEFT wrapped around one
+        self.sites, self.args = list(sites), args
         self.norm_limits: dict[str, float] = dict(norm_limits or {})
         self.cache: ActivationCache | None = None
         if args.cache is not None:
@@ -118,8 +118,12 @@ class Harvester:
     ) -> dict[str, Float[Tensor, "n _"]]:
         # Each number of rows would be compiled by itself, so a batch's remainder goes without.
         compiled = self._compiled if len(input_ids) == self.args.rows else {}
+        eager = not compiled  # the blocks' hooks are called around their compiled forwards
         try:
-            with capture(self.lm, self.sites, stop_early=True) as acts, running_as(compiled):
+            with (
+                capture(self.lm, self.sites, stop_early=True, eager=eager) as acts,
+                running_as(compiled, eager=eager),
+            ):
                 self.lm(input_ids=input_ids, use_cache=False)
         except RuntimeError as error:
             if not compiled:
@@ -171,14 +175,18 @@ class Harvester:
         self.dropped_outliers = state["dropped_outliers"]
 
 
-def _compiled_blocks(
-    lm: PreTrainedModel, sites: Sequence[str]
-) -> dict[nn.Module, Callable[..., Any]]:
+def _compiled_blocks(lm: nn.Module, sites: Sequence[str]) -> dict[nn.Module, Callable[..., Any]]:
     """Compiled forward methods of the blocks up to the last site.
 
     Raises:
-        ValueError: a site lies inside a block, whose hooks a compiled block would not call.
+        ValueError: a site lies inside a block, whose hooks a compiled block would not call, or the
+            model is compiled already, and would not call those of its blocks.
     """
+    if "_orig_mod" in lm._modules or any(m._compiled_call_impl for m in lm.modules()):
+        raise ValueError(
+            "harvest.compile: this model is compiled already, and what happens inside it cannot be "
+            "seen; leave harvest.compile out"
+        )
     blocks: list[nn.Module] = []
     for site in sites:
         parent = Site.parse(site).module.rpartition(".")[0]

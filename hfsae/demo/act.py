@@ -106,8 +106,6 @@ class Act(Look):
         def steering(phase: Phase) -> AbstractContextManager[object]:
             return block(1.0) if wanted.scope in ("all", phase) else nullcontext()
 
-        with block(1.0):  # raises what it has to say before the first token
-            pass
         subject = self.subject
         ids = wanted.tokens.ids
         for pair in generate_pair(subject.lm, subject.tokenizer, ids, steering, how, stopped):

@@ -442,10 +442,10 @@ class _SharedRuns:
         """Logits of a plain run."""
         if not self.blocks:
             return self.lm(input_ids=input_ids, use_cache=False).logits
-        with own_passes() as here:
+        with own_passes("the block below the site") as passes:
 
             def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-                if here():
+                if passes.reached():
                     self.output = output
 
             handle = self.blocks[-1].register_forward_hook(keep)

@@ -140,10 +140,10 @@ def _calls(
 ) -> list[tuple[nn.Module, Tensor | None, Tensor]]:
     """These modules as a pass over one token calls them, with what each reads and writes."""
     calls: list[tuple[nn.Module, Tensor | None, Tensor]] = []
-    with own_passes() as here, ExitStack() as hooks:
+    with own_passes("the norms") as passes, ExitStack() as hooks:
 
         def note(module: nn.Module, args: tuple, output: Any) -> None:
-            if here():
+            if passes.reached():
                 read = args[0] if args else None
                 calls.append((module, read, output[0] if isinstance(output, tuple) else output))
 

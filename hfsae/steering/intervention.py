@@ -27,8 +27,7 @@ from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from ..lm import Moment, intervene, special_ids, unspared
 from ..models import SAE
@@ -57,7 +56,7 @@ Maxima = Tensor | Sequence[int | float] | Mapping[int, int | float]
 
 @contextmanager
 def steer(
-    lm: PreTrainedModel,
+    lm: nn.Module,
     sae: SAE | Sequence[SAE],
     latents: Edits | Sequence[Edits],
     *,

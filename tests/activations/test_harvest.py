@@ -204,6 +204,14 @@ def test_what_happens_inside_a_compiled_block_is_not_asked_for(lm, site):
         Harvester(lm, [site], HarvestArguments(compile=True))
 
 
+def test_blocks_of_a_model_that_is_compiled_already_are_not_compiled(lm):
+    compiled = copy.deepcopy(lm)
+    compiled.base_model.layers[1].compile()
+    for model in (torch.compile(lm), compiled):
+        with pytest.raises(ValueError, match=r"harvest\.compile: this model is compiled already"):
+            Harvester(model, SITES, HarvestArguments(compile=True))
+
+
 def test_compiled_and_plain_activations_do_not_mix_in_a_cache(lm, batch, tmp_path, compiled_passes):
     plain = Harvester(lm, SITES, HarvestArguments(cache=str(tmp_path)))
     plain(batch)
