@@ -24,7 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import ChainableUndefined, Environment
 
 from . import models
-from .records import read_json, write_whole
+from .records import parse_yaml, printable, read_json, reading, write_whole
 
 Json = dict[str, Any]
 
@@ -207,17 +207,20 @@ def render_card(folder: str | Path) -> str:
     if "d_sae" not in config:
         raise ValueError(f"{str(folder)!r} holds no SAE: its config.json is missing, or another's")
     template = _environment().from_string(_template())
-    facts = _facts(config, record)
-    return template.render(
-        **facts,
-        front_matter=_front_matter(facts, evaluation).to_yaml(),
-        model_id=folder.resolve().name,
-        evaluation=evaluation,
-        has_probe=(folder / "probe.safetensors").is_file(),
-        misgivings=_misgivings(config, evaluation),
-        figures=_figures(folder / "figures"),
-        latents=list(shown_latents(folder / "features")),
-    )
+    with reading(folder / "features"):
+        latents = list(shown_latents(folder / "features"))
+    with reading(folder):
+        facts = _facts(config, record)
+        return template.render(
+            **facts,
+            front_matter=_front_matter(facts, evaluation).to_yaml(),
+            model_id=folder.resolve().name,
+            evaluation=evaluation,
+            has_probe=(folder / "probe.safetensors").is_file(),
+            misgivings=_misgivings(config, evaluation),
+            figures=_figures(folder / "figures"),
+            latents=latents,
+        )
 
 
 def _template(name: str = "model_card.md") -> str:
@@ -421,7 +424,7 @@ def _around(example: Json) -> Json:
     """The firing token, and as much of its window as fits into a line."""
     firing, tokens = example["firing"], example["tokens"]
     left, token, right = (
-        _printable("".join(part))
+        printable("".join(part))
         for part in (tokens[:firing], tokens[firing : firing + 1], tokens[firing + 1 :])
     )
     room = max(0, _EXAMPLE_WIDTH - len(token))
@@ -429,15 +432,9 @@ def _around(example: Json) -> Json:
     return {**example, "left": left, "token": token, "right": right[: room - len(left)]}
 
 
-def _printable(text: str) -> str:
-    """One line without characters that act on what displays them: controls, bidi marks."""
-    text = text.replace("\n", "↵")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _html(text: str) -> str:
     """Text that shows as it is inside <pre>; `$` would start a formula in some viewers."""
-    return html.escape(_printable(text), quote=False).replace("$", "&#36;")
+    return html.escape(printable(text), quote=False).replace("$", "&#36;")
 
 
 def _markdown(value: Any) -> str:
@@ -527,7 +524,7 @@ def _with_front_matter_of(old: str, new: str) -> str:
 def _front_of(card: str) -> Json:
     front = _FRONT.match(card)
     try:
-        found = yaml.safe_load(front[1]) if front else {}
-    except yaml.YAMLError:
+        found = parse_yaml(front[1]) if front else {}
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

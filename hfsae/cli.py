@@ -52,7 +52,7 @@ from .recipe import (
     run,
     save_recipe,
 )
-from .records import damaged, read_json
+from .records import check_yaml, parse_yaml, printable, printable_lines, read_json, reading
 from .training.trainer import make_accelerator
 
 _SHOWN_LATENTS, _SHOWN_TOKENS, _SHOWN_EXAMPLES = 5, 6, 3
@@ -79,6 +79,7 @@ _Recipe = TypeVar("_Recipe", bound=Recipe)
 
 def _load_yaml_with_whole_numbers(text: str) -> Any:
     """YAML in which 1e6 is a number of tokens, too."""
+    check_yaml(text)
     return _whole_as_int(_load_yaml(text))
 
 
@@ -90,6 +91,13 @@ def _whole_as_int(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Messages alone, as a terminal may have them: they name what files and listings say."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """jsonargparse's, with line ends of descriptions and epilogs kept."""
 
@@ -97,7 +105,9 @@ class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 def main(argv: list[str] | None = None) -> int:
     """Run one command: 0 when it is done, 2 for bad input, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log = logging.StreamHandler()
+    log.setFormatter(_PrintableFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[log])
     for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()  # a bar for every file read hides ours
@@ -212,7 +222,7 @@ def _what(verb: str) -> str:
 
 def _parser(verb: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    set_loader("yaml", _load_yaml_with_whole_numbers, exceptions=(yaml.YAMLError,))
+    set_loader("yaml", _load_yaml_with_whole_numbers, exceptions=(ValueError, yaml.YAMLError))
     return ArgumentParser(
         prog=f"hfsae {verb}",
         description=_what(verb),
@@ -284,8 +294,8 @@ def _check_readable(path: Path, kind: type[Recipe]) -> None:
     if not path.is_file():
         raise ValueError(f"there is no recipe {path}; a clone of hfsae has examples in {examples}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the recipe {path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(
@@ -414,7 +424,7 @@ def _trained(folder: str) -> Path:
 
 def _print_folder(folder: Path, latents: list[int]) -> None:
     if not latents:
-        print(f"\n{_summary(folder)}")
+        print(f"\n{printable(_summary(folder))}")
         if (folder / "evaluation.json").is_file():
             _print_metrics(folder)
         else:
@@ -429,7 +439,8 @@ def _print_folder(folder: Path, latents: list[int]) -> None:
     for index in latents or store.pick(_SHOWN_LATENTS):
         if not 0 <= index < len(store):
             raise ValueError(f"there is no latent {index}; this SAE has {len(store):,}, from 0")
-        latent = store[index]
+        with reading(folder / "features"):
+            latent = store[index]
         if not latents:
             latent = latent._replace(
                 promoted=latent.promoted[:_SHOWN_TOKENS],
@@ -442,13 +453,11 @@ def _print_folder(folder: Path, latents: list[int]) -> None:
 def _print_metrics(folder: Path) -> None:
     path = folder / "evaluation.json"
     data = read_json(path)
-    try:
+    with reading(path):
         result = EvaluationResult.from_dict(data)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(damaged(path, f"{type(error).__name__}: {error}")) from error
-    print(f"{result.n_tokens:,} held-out tokens of {result.n_documents} documents:\n")
-    print(result.table())
-    print("".join(f"\nnote: {sentence}" for sentence in misgivings(folder)))
+        print(f"{result.n_tokens:,} held-out tokens of {result.n_documents} documents:\n")
+        print(printable_lines(result.table()))
+        print("".join(f"\nnote: {sentence}" for sentence in misgivings(folder)))
 
 
 def _maker(verb: str, folder: Path) -> str:
@@ -464,15 +473,17 @@ def _summary(folder: Path) -> str:
     if not (folder / "training.json").is_file():
         place = f"{config.get('site')} of {config.get('model_name')}"
         return f"{folder}: {config.get('model_type')}, {config.get('d_sae'):,} latents, {place}"
-    record = read_json(folder / "training.json")
-    seconds, harvested = record["seconds"], record["harvested"].get("kept", 0)
-    rates = {"harvest": harvested, "train": record["n_tokens"]}
-    harvest, train = (f"{rates[k] / max(seconds[k], 0.1):,.0f} tok/s" for k in rates)
-    memory = record["peak_memory_bytes"] / 1e9
-    return (
-        f"{folder}: trained on {record['n_tokens']:,} activations in {sum(seconds.values()):.0f} s "
-        f"(harvest {harvest}, SAE {train}), peak memory {memory:.1f} GB"
-    )
+    with reading(folder / "training.json"):
+        record = read_json(folder / "training.json")
+        seconds, harvested = record["seconds"], record["harvested"].get("kept", 0)
+        rates = {"harvest": harvested, "train": record["n_tokens"]}
+        harvest, train = (f"{rates[k] / max(seconds[k], 0.1):,.0f} tok/s" for k in rates)
+        memory = record["peak_memory_bytes"] / 1e9
+        return (
+            f"{folder}: trained on {record['n_tokens']:,} activations in "
+            f"{sum(seconds.values()):.0f} s (harvest {harvest}, SAE {train}), peak memory "
+            f"{memory:.1f} GB"
+        )
 
 
 def _print_next(folders: list[Path]) -> None:
@@ -499,4 +510,4 @@ def _is_main_process() -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return printable(" ".join(str(error).split()))

@@ -7,6 +7,7 @@ from typing import Any
 from .convert import FORMATS, save_as
 from .hub import push
 from .models import SAE
+from .records import printable, printable_lines
 from .suite import list_saes, load
 
 
@@ -22,7 +23,8 @@ def list_verb(argv: list[str]) -> None:
         return
     rows: list[tuple[str, ...]] = [("path", "format", "layer", "width", "L0")]
     for e in entries:
-        rows.append((e.path or ".", e.format, *("" if v is None else f"{v}" for v in e[2:])))
+        cells = (e.path or ".", e.format, *("" if v is None else f"{v}" for v in e[2:]))
+        rows.append(tuple(map(printable, cells)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip())
@@ -55,7 +57,7 @@ def push_verb(argv: list[str]) -> None:
     parser.add_argument("--dry_run", action="store_true", help="say what would be sent, and stop")
     args = vars(parser.parse_args(argv))
     private = False if args.pop("public") else None
-    url = push(args.pop("folder"), args.pop("repo"), private=private, tell=print, **args)
+    url = push(args.pop("folder"), args.pop("repo"), private=private, tell=_tell, **args)
     if url:
         print(f"pushed: {url}")
 
@@ -69,7 +71,7 @@ def verify_verb(argv: list[str]) -> None:
     parser.add_argument("--dtype", help="to cast to first, as bfloat16")
     sae = load(**given_options(parser.parse_args(argv)))
     found = sae.verify()
-    print(found)
+    print(printable_lines(str(found)))
     if not found.ok:
         raise SystemExit(1)
 
@@ -85,9 +87,13 @@ def convert_verb(argv: list[str]) -> None:
     options = given_options(parser.parse_args(argv))
     destination, to = options.pop("destination"), options.pop("to")
     sae = load(**options)
-    print(f"wrote {save_as(sae, destination, to)}: {sae}")
+    print(printable_lines(f"wrote {save_as(sae, destination, to)}: {sae}"))
     if lost := _lost(sae, load(destination)):
         print(f"not kept, since {to} has no place for it: {', '.join(lost)}")
+
+
+def _tell(text: str) -> None:
+    print(printable_lines(text))
 
 
 def _lost(sae: SAE, converted: SAE) -> list[str]:

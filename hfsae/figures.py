@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from . import models as models  # its Auto classes, so that config.json can be read
-from .records import read_json, replacing
+from .records import read_json, reading, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,9 +43,10 @@ def _figures(folder: Path) -> Iterator[tuple[str, "Figure"]]:
     config, record = AutoConfig.from_pretrained(folder), _json(folder / "training.json")
     target_l0 = getattr(config, "target_l0", None)
     if evaluation := _json(folder / "evaluation.json"):
-        density = torch.tensor(evaluation["density"], dtype=torch.float64)
-        yield "density", density_figure(density, n_tokens=evaluation["n_tokens"])
-        yield "l0", l0_figure(torch.tensor(evaluation["l0_histogram"]), target_l0=target_l0)
+        with reading(folder / "evaluation.json"):
+            density = torch.tensor(evaluation["density"], dtype=torch.float64)
+            yield "density", density_figure(density, n_tokens=evaluation["n_tokens"])
+            yield "l0", l0_figure(torch.tensor(evaluation["l0_histogram"]), target_l0=target_l0)
     log, batch_size = _log(folder), record.get("training", {}).get("batch_size")
     if len(log) > 1 and batch_size:
         warm = record.get("warm_start_tokens", 0)
@@ -67,7 +68,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _log(folder: Path) -> list[dict[str, Any]]:
     path = folder / "log.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    with reading(path):
+        return [json.loads(line) for line in lines]
 
 
 def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None:

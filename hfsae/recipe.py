@@ -43,7 +43,7 @@ from .lm import LoadedLM, empty_lm, load_lm, site_width
 from .models import SAE, SAEConfig, variants
 from .models.probe import N_TOKENS, write_probe
 from .models.probe import NAME as PROBE
-from .records import damaged, read_json, write_whole
+from .records import damaged, parse_yaml, read_json, write_whole
 from .training import Trainer, TrainingArguments
 from .training.trainer import make_accelerator
 
@@ -347,8 +347,8 @@ def note_remaking(root: Path, results: Iterable[str]) -> None:
 def load_plain(root: Path) -> dict[str, Any]:
     path = root / "recipe.yaml"
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        plain = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(damaged(path, error)) from error
     if not isinstance(plain, dict):
         raise ValueError(damaged(path, "no sections"))

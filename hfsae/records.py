@@ -1,4 +1,8 @@
-"""The files beside an SAE's weights: read with a sentence for damage, written whole."""
+"""The files beside an SAE's weights: read with a sentence for damage, written whole.
+
+Files may come from anywhere, so reading is bounded: sizes, nesting, and what YAML's aliases expand
+to. Text from them goes through `printable` before it reaches a terminal.
+"""
 
 import json
 import os
@@ -7,12 +11,20 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+if TYPE_CHECKING:
+    import yaml
+
+_MAX_TEXT = 2**26  # bytes of a JSON file; an evaluation of many documents takes a few million
+_MAX_YAML = 2**20  # characters; a recipe has a few thousand
+_MAX_NODES = 100_000  # of a YAML text after its aliases are expanded
+_MAX_DEPTH = 50
+_MISFITS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 _MADE_BY = {
     "evaluation.json": "evaluate",
     "meta.json": "collect",
@@ -29,13 +41,116 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it holds none; the sentence names the file and what to do.
     """
+    if (size := path.stat().st_size) > _MAX_TEXT:
+        raise ValueError(damaged(path, f"{size:,} bytes, where {_MAX_TEXT:,} are the limit"))
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # bad UTF-8 is one too
         raise ValueError(damaged(path, error)) from error
+    except RecursionError as error:
+        raise ValueError(damaged(path, "nested too deeply")) from error
     if not isinstance(found, dict):
         raise ValueError(damaged(path, "no JSON object"))
     return found
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """For code that takes a file's content apart: what does not fit there is the file's damage.
+
+    Raises:
+        ValueError: an item is missing, of another type or out of range; the sentence names the file
+            and what to do.
+    """
+    try:
+        yield
+    except (ValueError, *_MISFITS) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise  # it says so already
+        raise ValueError(damaged(path, f"{type(error).__name__}: {error}")) from error
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds: plain values, each key once.
+
+    Raises:
+        ValueError: it is not YAML, has a key twice, or is too large, also by its aliases.
+    """
+    import yaml  # of an extra
+
+    check_yaml(text)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a date that does not exist
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def check_yaml(text: str) -> None:
+    """Refuse YAML that has a key twice, or is too large, also by its aliases.
+
+    Raises:
+        ValueError: it is so, or is not YAML.
+    """
+    import yaml
+
+    if len(text) > _MAX_YAML:
+        raise ValueError(f"{len(text):,} characters, where {_MAX_YAML:,} are the limit")
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if root is not None:
+        _count_nodes(root, {}, depth=0)
+
+
+def _count_nodes(node: "yaml.Node", counts: dict[int, int], depth: int) -> int:
+    """Nodes below a node, with those that aliases stand for; each node is visited once."""
+    if id(node) in counts:
+        if counts[id(node)] == 0:
+            raise ValueError(f"line {node.start_mark.line + 1} holds itself by an alias")
+        return counts[id(node)]
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"line {node.start_mark.line + 1} is nested too deeply")
+    counts[id(node)] = 0  # being counted
+    children = node.value if isinstance(node.value, list) else []
+    if any(isinstance(child, tuple) for child in children):
+        _refuse_twice([key for key, _ in children])
+        children = [part for pair in children for part in pair]
+    total = 1 + sum(_count_nodes(child, counts, depth + 1) for child in children)
+    if total > _MAX_NODES:
+        raise ValueError(f"line {node.start_mark.line + 1} expands to over {_MAX_NODES:,} values")
+    counts[id(node)] = total
+    return total
+
+
+def _refuse_twice(keys: "list[yaml.Node]") -> None:
+    lines: dict[str, int] = {}
+    for key in keys:
+        line = key.start_mark.line + 1
+        if isinstance(key.value, str) and lines.setdefault(key.value, line) != line:
+            first = lines[key.value]
+            raise ValueError(
+                f"{key.value!r} stands twice, on lines {first} and {line}; keep one of them"
+            )
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not act on: line ends as ↵; controls (escape, NUL) and
+    marks that turn or hide text are spelt out."""
+    text = text.replace("\n", "↵")
+    return "".join(
+        c if c.isprintable() or c in _JOINERS else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def printable_lines(text: str) -> str:
+    """`printable` of each line."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+_JOINERS = "\u200d\u200c"  # in emoji, and in Persian and Indian scripts
 
 
 def damaged(path: Path, why: object) -> str:

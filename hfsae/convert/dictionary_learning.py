@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..models import SAE, BatchTopKSAE, GatedSAE, MatryoshkaBatchTopKSAE, TopKSAE
+from ..records import read_json
 from .build import State, build, exported, fold_decoder_norms, refuse, to_jumprelu
 from .sites import to_hook, to_site
 
@@ -45,7 +46,7 @@ def load(folder: Path, source: str) -> SAE:
     Raises:
         ValueError: ae.pt is damaged, holds more than tensors, or is of an unknown class.
     """
-    config = json.loads((folder / FILES[1]).read_text(encoding="utf-8")).get("trainer", {})
+    config = read_json(folder / FILES[1]).get("trainer", {})
     state = _ours(read_tensors(folder / FILES[0], source))
     fields = _place(config)
     dict_class = config.get("dict_class", "AutoEncoder")

@@ -1,18 +1,19 @@
 """Which format a folder is in, and the way from one to another."""
 
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 from safetensors import SafetensorError
 from transformers import AutoModel
 
 from ..models import SAE, variants
-from ..records import open_to_readers
+from ..records import open_to_readers, read_json
 from . import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, sparsify
 
 
@@ -26,7 +27,7 @@ class Format(NamedTuple):
 
 
 def _load_own(folder: Path, source: str) -> SAE:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     known = [c.model_type for c in variants()]
     if config.get("model_type") not in known:
         raise ValueError(
@@ -86,6 +87,12 @@ def _above(path: str) -> list[str]:
     return ["" if str(p) == "." else str(p) for p in PurePosixPath(path).parents]
 
 
+# What a damaged or hostile file makes a reader raise; RuntimeError is torch's, zipfile's, and what
+# deep nesting gives.
+_OF_FILES = (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError)
+_OF_FILES += (RuntimeError, ArithmeticError, EOFError, MemoryError, BadZipFile, UnpicklingError)
+
+
 def load_folder(path: Path, format_name: str, source: str, **options: Any) -> SAE:
     """The SAE at a path that `find` returned.
 
@@ -94,8 +101,8 @@ def load_folder(path: Path, format_name: str, source: str, **options: Any) -> SA
     """
     try:
         return FORMATS[format_name].load(path, source, **options)
-    except (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError) as error:
-        said = " ".join(str(error).split())
+    except _OF_FILES as error:
+        said = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, KeyError):
             said = f"it lacks {said}"
         if type(error) is ValueError and source in said:

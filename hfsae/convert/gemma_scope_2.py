@@ -15,6 +15,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from ..models import SAE
+from ..records import read_json
 from .build import build, exported, refuse, to_jumprelu
 
 FILES = ("params.safetensors", "config.json")
@@ -27,7 +28,7 @@ def load(folder: Path, source: str) -> SAE:
     Raises:
         ValueError: the config is of another architecture, or tensors do not fit.
     """
-    config = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
+    config = read_json(folder / FILES[1])
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise ValueError(f"{source}: architecture {config['architecture']!r} is not jump_relu")
     state = {_NAMES.get(n, n): t for n, t in load_file(folder / FILES[0]).items()}

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
+from ..records import read_json
 from .build import State, build, exported, fold_decoder_norms, refuse, to_jumprelu
 from .sites import hub_id, to_hook, to_site
 
@@ -56,7 +57,7 @@ def load(folder: Path, source: str) -> SAE:
     Raises:
         ValueError: an architecture or normalisation that SAELens has and hfsae has not.
     """
-    config = _modern(json.loads((folder / FILES[1]).read_text(encoding="utf-8")))
+    config = _modern(read_json(folder / FILES[1]))
     architecture = config["architecture"]
     if architecture not in _VARIANTS:
         raise ValueError(
@@ -93,7 +94,7 @@ def load(folder: Path, source: str) -> SAE:
 
 def _fold_input_scale(state: State, path: Path, rescales: bool) -> None:
     """A checkpoint's weights are for x times its scale."""
-    scaler = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    scaler = read_json(path) if path.is_file() else {}
     scale = scaler.get("scaling_factor") or 1.0
     state["W_enc"] = state["W_enc"] * scale
     for name in ("W_dec", "b_dec"):

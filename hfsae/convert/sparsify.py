@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from ..models import SAE, TopKSAE
+from ..records import read_json
 from .build import build, exported, refuse
 
 FILES = ("sae.safetensors", "cfg.json")
@@ -25,7 +26,7 @@ def load(folder: Path, source: str) -> SAE:
     Raises:
         ValueError: tensors are missing or do not fit.
     """
-    config = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
+    config = read_json(folder / FILES[1])
     tensors = load_file(folder / FILES[0])
     if "encoder.weight" not in tensors or "W_dec" not in tensors:
         raise ValueError(f"{source}: no encoder.weight and W_dec; this is no sparsify SAE")

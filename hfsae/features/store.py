@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..records import damaged, read_json, write_whole
+from ..records import damaged, printable, read_json, write_whole
 
 if TYPE_CHECKING:
     import pyarrow
@@ -188,11 +188,18 @@ class FeatureStore:
         path = source / "latents.parquet"
         try:
             latents = pq.read_table(path)
+            _refuse_missing(path, "latents", latents.schema)
             path = source / "examples.parquet"
             examples = pyarrow.dataset.dataset(path, format="parquet")
+            _refuse_missing(path, "examples", examples.schema)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(damaged(path, error)) from error
         return cls(latents, examples, meta=read_json(source / "meta.json"))
+
+
+def _refuse_missing(path: Path, table: str, schema: "pyarrow.Schema") -> None:
+    if missing := [name for name in COLUMNS[table] if name not in schema.names]:
+        raise ValueError(damaged(path, f"it lacks the columns {', '.join(missing)}"))
 
 
 def _pairs(first: list, second: list) -> list[tuple]:
@@ -220,7 +227,7 @@ def show(latent: Latent, highlight: tuple[str, str] = PLAIN, *, width: int = 100
     for example in latent.examples:
         if example.kind != kind:
             kind = example.kind
-            lines.append(f"  {kind.replace('_', ' ')}")
+            lines.append(f"  {printable(kind.replace('_', ' '))}")
         lines.append(
             f"  {example.activation:>9.3g}  {_example_line(example, highlight, width - 13)}"
         )
@@ -228,19 +235,13 @@ def show(latent: Latent, highlight: tuple[str, str] = PLAIN, *, width: int = 100
 
 
 def _token_line(pairs: list[tuple[str, float]]) -> str:
-    return "  ".join(f"'{_printable(token)}' {logit:+.2f}" for token, logit in pairs) or "-"
+    return "  ".join(f"'{printable(token)}' {logit:+.2f}" for token, logit in pairs) or "-"
 
 
 def _example_line(example: Example, highlight: tuple[str, str], width: int) -> str:
-    left = _printable("".join(example.tokens[: example.firing]))
-    token = _printable(example.tokens[example.firing])
-    right = _printable("".join(example.tokens[example.firing + 1 :]))
+    left = printable("".join(example.tokens[: example.firing]))
+    token = printable(example.tokens[example.firing])
+    right = printable("".join(example.tokens[example.firing + 1 :]))
     room = max(0, width - len(token) - 2)
     left = left[max(0, len(left) - room // 2) :]
     return f"{left}{highlight[0]}{token}{highlight[1]}{right[: room - len(left)]}"
-
-
-def _printable(text: str) -> str:
-    """Line ends as ↵; other characters that a terminal acts on (escape, NUL, bidi) spelt out."""
-    text = text.replace("\n", "↵")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,71 @@
+"""Files from anywhere: bounded reading, one sentence for damage, lines that a terminal may show."""
+
+import json
+
+import pytest
+
+from hfsae.cli import main
+from hfsae.records import parse_yaml, printable, read_json, reading
+
+
+def test_yaml_with_a_key_twice_is_refused_with_both_lines():
+    with pytest.raises(ValueError, match="'learning_rate' stands twice, on lines 2 and 4"):
+        parse_yaml("training:\n  learning_rate: 1\n  batch_size: 2\n  learning_rate: 3\n")
+    assert parse_yaml("a: {x: 1}\nb: {x: 2}\n") == {"a": {"x": 1}, "b": {"x": 2}}
+
+
+def test_yaml_whose_aliases_explode_or_bite_their_tail_is_refused():
+    lines = ["a0: &a0 [x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    with pytest.raises(ValueError, match="expands to over"):
+        parse_yaml("\n".join(lines))
+    with pytest.raises(ValueError, match="holds itself"):
+        parse_yaml("a: &a [*a]")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_yaml("[" * 5000)
+    shared = parse_yaml("base: &base {x: 1}\none: *base\ntwo: {<<: *base, y: 2}")
+    assert shared["one"] == {"x": 1} and shared["two"] == {"x": 1, "y": 2}
+
+
+def test_a_recipe_with_a_field_twice_trains_nothing(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("sae: {d_sae: 32, site: layers.1}\nseed: 1\nsae: {d_sae: 64}\n")
+    assert main(["train", str(path)]) == 2
+    assert "'sae' stands twice, on lines 1 and 3; keep one of them" in capsys.readouterr().err
+
+
+def test_json_that_is_deep_or_huge_is_one_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "evaluation.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"damaged \(nested too deeply\); `hfsae evaluate"):
+        read_json(path)
+    monkeypatch.setattr("hfsae.records._MAX_TEXT", 10)
+    with pytest.raises(ValueError, match="100,000 bytes, where 10 are the limit"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), IndexError("x"), ValueError("x")])
+def test_content_that_does_not_fit_is_the_damage_of_its_file(tmp_path, error):
+    with pytest.raises(ValueError, match=rf"training.json is damaged \({type(error).__name__}"):  # noqa: SIM117
+        with reading(tmp_path / "training.json"):
+            raise error
+
+
+def test_a_line_for_a_terminal_has_nothing_that_it_acts_on():
+    assert printable("a\x1b[31m\u202eb\x07\u2066c\x9b") == r"a\x1b[31m\u202eb\x07\u2066c\x9b"
+    readable = "naïve 中文 👩\u200d🔬 می\u200cخواهم"  # noqa: RUF001
+    assert printable(readable) == readable
+
+
+@pytest.mark.parametrize(
+    "evaluation",
+    [{"metrics": []}, {"metrics": {"l0": 3}}, {"metrics": {}, "density_histogram": 1}],
+)
+def test_records_of_wrong_shapes_are_one_sentence(tmp_path, evaluation, capsys):
+    config = {"model_type": "jumprelu_sae", "d_in": 4, "d_sae": 8, "site": "layers.1\x1b[2J"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    assert main(["show", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert "evaluation.json is damaged" in printed.err and "\x1b" not in printed.out
+    assert r"layers.1\x1b[2J" in printed.out
