@@ -13,7 +13,7 @@
     training | evaluation | features | figures | card | convert | steering | attribution
     models | activations | metrics
     ops | lm                   torch and transformers only
-    packaged                   real inputs that come as Python packages
+    lock | packaged            one process at a time in a folder; inputs that come as packages
 
 **A datum's journey.** text -> `activations.tokens` (rows of token ids, a keep-mask) ->
 `activations.harvest` (raw activations at sites, through `lm.capture`) -> `activations.shuffle`

@@ -36,11 +36,13 @@ from .comparison import compare as run_comparison
 from .evaluation import EvaluationResult
 from .features import ANSI, PLAIN, FeatureStore, show
 from .formula import CARDS
+from .lock import is_first_process
 from .models import SAEConfig, variants
 from .plan import plan
 from .processor import keep_freed_memory
 from .recipe import (
     Recipe,
+    alone,
     as_plain,
     differences,
     finish,
@@ -138,7 +140,7 @@ def train(argv: list[str]) -> None:
     if options["gpu"] is not None:
         raise ValueError("--gpu is for --dry_run, which reckons for a card that is not here")
     folders = run(recipe, command=shlex.join(["hfsae", "train", *argv]))
-    if _is_main_process():
+    if is_first_process():
         for folder in folders:
             _print_folder(folder, [])
         _print_next(folders)
@@ -183,7 +185,8 @@ def card(argv: list[str]) -> None:
     if not argv:
         raise ValueError("name the folder of a trained SAE: hfsae card FOLDER")
     folder = _trained(parser.parse_args(argv).folder)
-    finish(folder)
+    with alone(_home(folder) or folder, [folder]):
+        finish(folder)
     print(f"wrote {folder / 'README.md'} and {folder / 'figures'}")
 
 
@@ -363,9 +366,17 @@ def _report_again(verb: str, argv: list[str], result: str, sections: list[str]) 
     home = _home(folder)
     if home is None:
         raise ValueError(f"{folder} has no recipe.yaml that says which model and text to use")
-    its_recipe = str(home / "recipe.yaml")
+    with alone(home, [folder]):
+        _make_again(verb, argv[1:], folder, home, result, sections)
+    _print_folder(folder, [])
+
+
+def _make_again(
+    verb: str, changes: list[str], folder: Path, home: Path, result: str, sections: list[str]
+) -> None:
+    parser, its_recipe = _recipe_parser(verb), str(home / "recipe.yaml")
     trained_with, _ = _parse_recipe(parser, [its_recipe])
-    recipe, _ = _parse_recipe(parser, [its_recipe, *argv[1:]])
+    recipe, _ = _parse_recipe(parser, [its_recipe, *changes])
     old, new = as_plain(trained_with), as_plain(recipe)
     for key, _, _ in differences(old, new, set(new) - set(sections)):
         raise ValueError(
@@ -394,7 +405,6 @@ def _report_again(verb: str, argv: list[str], result: str, sections: list[str]) 
         report(recipe, loaded, load_trained(other), other, again=[result])
     save_recipe(home, new)
     note_remaking(home, {*unfinished} - {result})
-    _print_folder(folder, [])
 
 
 def _home(folder: Path) -> Path | None:
@@ -503,10 +513,6 @@ def _print_next(folders: list[Path]) -> None:
         steps.insert(0, " ".join(["hfsae show", str(folder), *map(str, latents)]))
     print(f"\nSee {folder}/README.md. Next:")
     print("\n".join(f"  {home}{step}" for step in steps))
-
-
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _one_line(error: BaseException) -> str:

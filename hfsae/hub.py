@@ -43,7 +43,7 @@ from .convert.formats import load_folder
 from .features.labels import NAME as LABELS
 from .features.labels import read_labels
 from .models.probe import NAME as PROBE
-from .records import read_json, write_whole
+from .records import passes, read_json, write_whole
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -208,7 +208,8 @@ def _homes(folder: Path) -> list[Path]:
     """The folders of the SAEs in `folder`, none of them damaged."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} to push")
-    homes = sorted(p.parent for p in folder.rglob("config.json") if is_sae(p.parent))
+    found = sorted(p.parent for p in folder.rglob("config.json") if is_sae(p.parent))
+    homes = [home for home in found if not passes(home)]
     if not homes:
         raise ValueError(
             f"{folder} holds no SAE of hfsae's: no config.json with model.safetensors beside it; "
@@ -249,7 +250,7 @@ def _collect(
     sent = {path.resolve() for path in files.values() if isinstance(path, Path)}
     sent |= {(h / n).resolve() for h in homes for n in ("config.json", "training.json")}
     every = sorted(p for p in folder.rglob("*") if p.is_file() and p.resolve() not in sent)
-    return files, [p.relative_to(folder).as_posix() for p in every]
+    return files, [p.relative_to(folder).as_posix() for p in every if not passes(p)]
 
 
 def _is_cached(path: Path) -> bool:

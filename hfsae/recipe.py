@@ -40,10 +40,11 @@ from .activations import (
 from .evaluation import EvaluationArguments, EvaluationResult, evaluate_all
 from .features import CollectArguments, collect
 from .lm import LoadedLM, empty_lm, load_lm, site_width
+from .lock import is_first_process, locked
 from .models import SAE, SAEConfig, variants
 from .models.probe import N_TOKENS, write_probe
 from .models.probe import NAME as PROBE
-from .records import damaged, parse_yaml, read_json, write_whole
+from .records import damaged, parse_yaml, passes, read_json, sweep, write_whole
 from .training import Trainer, TrainingArguments
 from .training.trainer import make_accelerator
 
@@ -208,6 +209,42 @@ def run(recipe: Recipe, command: str = "", loaded: LoadedLM | None = None) -> li
     Raises:
         ValueError: anything in the recipe that cannot be.
     """
+    root = _output_dir(recipe)
+    with alone(root, [root / name for name in recipe.sae_fields()]):
+        return _run(recipe, command, loaded)
+
+
+@contextmanager
+def alone(root: Path, homes: Iterable[Path]) -> Iterator[None]:
+    """Have a run's folder for oneself, it and those of its SAEs without what killed processes left
+    half written.
+
+    Raises:
+        ValueError: another process works there, or it cannot be written to.
+    """
+    with locked(root):
+        if is_first_process():
+            for home in {root, *homes}:
+                for folder in (home, *(home / name for name in _TAKEN)):
+                    sweep(folder)
+        yield
+
+
+def _output_dir(recipe: Recipe) -> Path:
+    """
+    Raises:
+        ValueError: it is a file, or cannot be written to.
+    """
+    root = Path(recipe.training.output_dir)
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"training.output_dir {root} is a file; name a folder")
+    home = next(f for f in (root, *root.absolute().parents) if f.is_dir())
+    if not os.access(home, os.W_OK):
+        raise ValueError(f"training.output_dir {root} cannot be written to; give another")
+    return root
+
+
+def _run(recipe: Recipe, command: str, loaded: LoadedLM | None) -> list[Path]:
     root = Path(recipe.training.output_dir)
     try:
         stale = stale_stages(recipe)
@@ -217,6 +254,8 @@ def run(recipe: Recipe, command: str = "", loaded: LoadedLM | None = None) -> li
     folders = [root / name for name in recipe.sae_fields()]
     done = [all((f / file).exists() for f in folders) for file in ("training.json", "config.json")]
     if all(done) and not stale and all(not _missing(f, recipe) for f in folders):
+        if is_first_process():
+            _forget_checkpoints(root)  # of a run that was killed just before its end
         logger.info("%s is complete: nothing to do", root)
         return folders
     accelerator = make_accelerator(recipe.training)
@@ -233,8 +272,13 @@ def run(recipe: Recipe, command: str = "", loaded: LoadedLM | None = None) -> li
             report(recipe, loaded, load_trained(folder), folder, again=stale)
         save_recipe(root, as_plain(recipe))
         note_remaking(root, ())
-        shutil.rmtree(root / "checkpoints", ignore_errors=True)  # not for the Hub, nor needed
+        _forget_checkpoints(root)
     return folders
+
+
+def _forget_checkpoints(root: Path) -> None:
+    """A finished run needs none, and the Hub wants none."""
+    shutil.rmtree(root / "checkpoints", ignore_errors=True)
 
 
 def stale_stages(recipe: Recipe) -> list[str]:
@@ -243,18 +287,14 @@ def stale_stages(recipe: Recipe) -> list[str]:
     Raises:
         ValueError: the folder holds something else, or a run of another recipe.
     """
-    root = Path(recipe.training.output_dir)
-    if root.exists() and not root.is_dir():
-        raise ValueError(f"training.output_dir {root} is a file; name a folder")
-    home = next(f for f in (root, *root.absolute().parents) if f.is_dir())
-    if not os.access(home, os.W_OK):
-        raise ValueError(f"training.output_dir {root} cannot be written to; give another")
-    if not root.exists() or not any(root.iterdir()):
+    root = _output_dir(recipe)
+    held = sorted(p.name for p in root.iterdir() if not passes(p)) if root.exists() else []
+    if not held:
         return []
     if not (root / "recipe.yaml").is_file():
         raise ValueError(
-            f"the folder {root} holds something else ({min(p.name for p in root.iterdir())}, "
-            "and no recipe.yaml); give another training.output_dir"
+            f"the folder {root} holds something else ({held[0]}, and no recipe.yaml); give another "
+            "training.output_dir"
         )
     if not any(next(root.rglob(made), None) for made in ("step-*.pt", "config.json")):
         return []  # it was claimed, but nothing came of it: another recipe may have it
@@ -317,12 +357,6 @@ def _without_free(value: Any) -> Any:
 def _claim(root: Path, recipe: Recipe, stale: Sequence[str]) -> None:
     """Say whose folder this is, what its finished stages were made with, and which of them are to
     be made again, so that none of these counts as done before all are."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"training.output_dir {root} cannot be made ({error.strerror}); give another"
-        ) from error
     plain = as_plain(recipe)
     if (root / "recipe.yaml").is_file() and next(root.rglob("config.json"), None):
         theirs = load_plain(root)

@@ -6,6 +6,7 @@ to. Text from them goes through `printable` before it reaches a terminal.
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from . import lock
 
 if TYPE_CHECKING:
     import yaml
@@ -33,6 +36,10 @@ _MADE_BY = {
 }
 _MADE_BY_COMPARISON = ("documents.safetensors", "causes.safetensors")
 _KEPT_BY_COMPARISON = ("results.json", "results.safetensors")
+# Names under which files are written before they are renamed, here and by the trainer.
+_UNFINISHED = re.compile(
+    r"\..+\.[0-9a-f]{32}(\.tmp)?|\..+\.(parquet|png)\.tmp|\.tmp-\d+|step-\d+\.tmp-\d+"
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -183,6 +190,22 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OSError(f"{path} cannot be written ({why})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def passes(path: Path) -> bool:
+    """Whether a file or folder, by its name, is there only while hfsae works, or is what a process
+    that was killed has left of its work."""
+    return path.name == lock.NAME or bool(_UNFINISHED.fullmatch(path.name))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder. Lock it before."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name != lock.NAME and passes(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def free_space(folder: Path) -> str:

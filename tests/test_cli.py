@@ -17,6 +17,7 @@ from hfsae.cli import _VERBS, _parse_recipe, _recipe_parser, main
 from hfsae.recipe import as_plain, load_trained, run
 from hfsae.records import read_json
 
+from .test_lock import held_elsewhere
 from .tiny import tiny_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -245,6 +246,16 @@ def test_damaged_weights_are_told_before_the_language_model_is_loaded(tmp_path, 
     for verb, field in (("evaluate", "evaluation.n_tokens"), ("collect", "collect_tokens")):
         said = refused([verb, str(tmp_path), f"--{field}", "0"], capsys)
         assert f"{field} is 0, which leaves out what `hfsae {verb}` does" in said
+
+
+def test_verbs_that_write_leave_a_folder_alone_that_another_process_works_in(tmp_path, capsys):
+    hfsae.ReLUSAE(hfsae.ReLUSAEConfig(d_in=4, d_sae=8)).save_pretrained(tmp_path / "sae")
+    (tmp_path / "recipe.yaml").write_text("lm: {name: nobody/nothing}")
+    with held_elsewhere(tmp_path):
+        for verb in ("evaluate", "collect", "card"):
+            said = refused([verb, str(tmp_path / "sae")], capsys)
+            assert f"the folder {tmp_path} is in use by process" in said
+    assert not (tmp_path / "sae" / "README.md").exists()
 
 
 @pytest.mark.parametrize("text", ["{", "- a list"])

@@ -13,7 +13,10 @@ from hfsae.evaluation import EvaluationArguments
 from hfsae.features import FeatureStore
 from hfsae.recipe import make_configs, run
 
+from .test_lock import held_elsewhere
 from .tiny import TEXTS, tiny_recipe
+
+NO_EVALUATION = EvaluationArguments(n_tokens=0)
 
 
 def test_a_run_leaves_a_folder_that_could_be_pushed(tmp_path, loads):
@@ -192,8 +195,51 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, loads):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"] and not loads
 
 
+def test_a_folder_that_another_run_works_in_is_left_alone(tmp_path, loads):
+    recipe = tiny_recipe(tmp_path / "out")
+    with held_elsewhere(tmp_path / "out"):
+        with pytest.raises(ValueError, match=r"out is in use by process \d+ on host .*; wait"):
+            run(recipe)
+        assert [p.name for p in (tmp_path / "out").iterdir()] == [".in-use"] and not loads
+        run(tiny_recipe(tmp_path / "other", collect_tokens=0, evaluation=NO_EVALUATION))
+
+
+def half_written(folder: Path, name: str) -> Path:
+    """What a process leaves that is killed while it writes a file through `replacing`."""
+    path = folder / f".{name}.{'0123abcd' * 4}.tmp"
+    path.write_text("half of i")
+    return path
+
+
+def test_a_kill_before_there_is_a_recipe_leaves_a_folder_for_any_run(tmp_path, loads):
+    half_written(tmp_path, "recipe.yaml")
+    (tmp_path / ".in-use").write_text("")
+    assert recipes.stale_stages(tiny_recipe(tmp_path)) == []
+    assert len(list(tmp_path.iterdir())) == 2, "who only looks changes nothing"
+    run(tiny_recipe(tmp_path, collect_tokens=0, evaluation=NO_EVALUATION))
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_what_kills_left_in_a_complete_folder_is_removed_by_the_next_call(tmp_path, loads):
+    recipe = tiny_recipe(tmp_path, saes={"a": {}}, collect_tokens=0, evaluation=NO_EVALUATION)
+    run(recipe)
+    whole = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    half_written(tmp_path / "a", "README.md")
+    half_written(tmp_path / "a" / "figures", "l0.png")
+    (tmp_path / "a" / ".tmp-123").mkdir()
+    (tmp_path / "a" / ".tmp-123" / "config.json").write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000020.pt").write_bytes(b"whole")
+    (tmp_path / "checkpoints" / "step-00000021.tmp-123").write_bytes(b"ha")
+    run(recipe)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == whole
+    assert not (tmp_path / "checkpoints").exists() and len(loads) == 1
+
+
 def test_an_output_folder_that_cannot_be_made_is_refused(loads):
-    with pytest.raises(ValueError, match=r"output_dir /proc/x cannot be made .*; give another"):
+    with pytest.raises(
+        ValueError, match=r"folder /proc/x cannot be made or written to \(.*; give another"
+    ):
         run(tiny_recipe(Path("/proc/x")))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..evaluation.causal import COUNTS, ORDERS
+from ..records import replacing
 from .causes import ArmCauses
 from .frontier import METRICS, Frontiers
 from .results import Measured
@@ -225,7 +226,6 @@ def _plain_ticks(axes: "Axes", *, y: bool = True) -> None:
 
 def _save(figure: "Figure", path: Path) -> Path:
     """Whole or not at all, and the same bytes for the same data."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", metadata={"Software": None})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
     return path

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any, cast
 
 from ..card import write_card
 from ..lm import LoadedLM
+from ..lock import locked
 from ..models.probe import NAME as PROBE
 from ..recipe import (
+    alone,
     as_plain,
     check,
     evaluate_held_out,
@@ -24,7 +27,7 @@ from ..recipe import (
     save_recipe,
     stale_stages,
 )
-from ..records import read_json, write_whole
+from ..records import read_json, sweep, write_whole
 from ..training.trainer import make_accelerator
 from . import causes, results
 from .arms import ArmRun, Comparison, arm_runs
@@ -52,8 +55,11 @@ def compare(comparison: Comparison, command: str = "") -> Path:
     if comparison.causal.n_tokens:
         _intervene(comparison, runs[0], measured)
         measured = results.read(runs, kept)
-    report = write_report(comparison, measured, command)
-    _link(comparison, measured, report)
+    # Other parts of it may end at the same time: each adds to what the report's folder holds.
+    with locked(comparison.report_folder, wait=True):
+        sweep(comparison.report_folder)
+        report = write_report(comparison, measured, command)
+        _link(comparison, measured, report)
     return report
 
 
@@ -105,6 +111,16 @@ def _refuse_what_cannot_be(comparison: Comparison, runs: Sequence[ArmRun]) -> No
 
 
 def _train_and_evaluate(runs: Sequence[ArmRun], loaded: LoadedLM, title: str, command: str) -> None:
+    with ExitStack() as stack:
+        for each in runs:
+            root = Path(each.recipe.training.output_dir)
+            stack.enter_context(alone(root, each.folders.values()))
+        _train_and_evaluate_alone(runs, loaded, title, command)
+
+
+def _train_and_evaluate_alone(
+    runs: Sequence[ArmRun], loaded: LoadedLM, title: str, command: str
+) -> None:
     wanted: dict[str, tuple[ArmRun, str]] = {}
     for i, each in enumerate(runs, start=1):
         logger.info("%s, arm %s (%d of %d)", title, each.arm, i, len(runs))

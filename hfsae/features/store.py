@@ -5,8 +5,8 @@
 """
 
 import json
-import os
 import random
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..records import damaged, printable, read_json, write_whole
+from ..records import damaged, printable, read_json, replacing, write_whole
 
 if TYPE_CHECKING:
     import pyarrow
@@ -164,12 +164,11 @@ class FeatureStore:
         target = Path(folder) / "features"
         target.mkdir(parents=True, exist_ok=True)
         tables = {"latents": self.latents, "examples": self.examples.to_table()}
-        for name, table in tables.items():
-            written = target / f".{name}.parquet.tmp"
-            pq.write_table(table, written, compression="zstd", row_group_size=_ROWS_PER_GROUP)
-        (target / "meta.json").unlink(missing_ok=True)
-        for name in tables:
-            os.replace(target / f".{name}.parquet.tmp", target / f"{name}.parquet")
+        with ExitStack() as written:
+            for name, table in tables.items():
+                path = written.enter_context(replacing(target / f"{name}.parquet"))
+                pq.write_table(table, path, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+            (target / "meta.json").unlink(missing_ok=True)
         write_whole(target / "meta.json", json.dumps(self.meta, indent=2) + "\n")
 
     @classmethod

@@ -29,9 +29,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..lock import locked
 from ..models import SAE
 from ..ops import Workspace
-from ..records import free_space, write_whole
+from ..records import free_space, sweep, write_whole
 from . import checkpoint
 from .arguments import TrainingArguments
 from .identity import Identity
@@ -132,7 +133,17 @@ class Trainer:
         """Run to the end; the trained SAEs by name ("" for a single one), folded, as saved.
 
         On SIGINT or SIGTERM the step is finished, a checkpoint saved, KeyboardInterrupt raised.
+
+        Raises:
+            ValueError: another process works in output_dir, or it holds another run.
         """
+        with locked(self.output_dir):
+            return self._train()
+
+    def _train(self) -> dict[str, SAE]:
+        if self.accelerator.is_main_process:
+            for name in self.runs:
+                sweep(self.output_dir / name)
         self._resume()
         if self.args.report_to != "none":
             self.accelerator.init_trackers("hfsae", config=asdict(self.args))
@@ -338,8 +349,6 @@ class Trainer:
 
 def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
     """Save an SAE so that `folder` never holds half of one: each file renamed, config.json last."""
-    for stray in folder.glob(".tmp-*"):  # of a process that was killed
-        shutil.rmtree(stray)
     temporary = folder / f".tmp-{os.getpid()}"
     try:
         sae.save_pretrained(temporary)

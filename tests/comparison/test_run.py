@@ -12,6 +12,7 @@ from hfsae import figures, processor
 from hfsae.comparison import CausalArguments, Comparison, compare
 from hfsae.records import write_tensors
 
+from ..test_lock import held_elsewhere
 from ..tiny import tiny_fields
 
 
@@ -55,6 +56,13 @@ def test_a_comparison_leaves_trained_saes_and_a_report(tmp_path, loads):
     assert (home / link).resolve() == (report / "report.md").resolve()
     sae = AutoModel.from_pretrained(home)
     assert sae.config.k == 6 and sae.config.activation_scale == 1.0
+
+
+def test_arms_that_another_process_works_on_are_left_alone(tmp_path, loads):
+    is_in_use = pytest.raises(ValueError, match=r"topk/seed_0 is in use by process")
+    with held_elsewhere(tmp_path / "c" / "topk" / "seed_0"), is_in_use:
+        compare(tiny_comparison(tmp_path / "c"))
+    assert not list(tmp_path.rglob("*.*")), "the first arm has not begun"
 
 
 def test_what_is_there_is_not_done_again_and_an_arm_may_be_added(tmp_path, loads):

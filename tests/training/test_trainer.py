@@ -14,6 +14,7 @@ from hfsae import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 from hfsae.training import Trainer, TrainingArguments, checkpoint
 from hfsae.training.trainer import make_accelerator
 
+from ..test_lock import held_elsewhere
 from .planted import PlantedStream
 
 
@@ -272,6 +273,12 @@ def test_another_run_in_the_same_folder_is_refused_by_name(tmp_path):
         with pytest.raises(ValueError, match=named):
             Trainer(sae, PlantedStream(), arguments(tmp_path, **fields)).train()
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_folder_that_another_trainer_works_in_is_left_alone(tmp_path):
+    with held_elsewhere(tmp_path), pytest.raises(ValueError, match="is in use by process"):
+        Trainer(make_sae(), PlantedStream(), arguments(tmp_path)).train()
+    assert not list(tmp_path.iterdir())
 
 
 def stopped_run(folder: Path, **fields) -> None:
