@@ -90,15 +90,15 @@ def unwrapped(lm: nn.Module) -> PreTrainedModel:
 
 
 def find_module(lm: nn.Module, site: str) -> nn.Module:
-    """The module that a site names, looked up under `lm.base_model` and, where a multimodal model
-    nests its language model deeper, under that; with or without the base model's name in front.
+    """The module that a site names, looked up under `lm.base_model`, under `lm` itself and, where a
+    multimodal model nests its language model deeper, under that.
 
     Raises:
         ValueError: no such module (with the nearest ones), or a layer number past the last layer.
     """
     path, whole = Site.parse(site).module, unwrapped(lm)
     paths = (path, path.removeprefix(f"{whole.base_model_prefix}."))
-    for root in (whole.base_model, whole.get_decoder()):
+    for root in (whole.base_model, lm, whole.get_decoder()):
         modules = dict(root.named_modules())
         for spelling in paths:
             if spelling in modules:
@@ -498,7 +498,10 @@ def unspared(
         ValueError: there are no ids to look at.
     """
     if input_ids is None:
-        raise ValueError("spare_tokens needs input_ids; this forward pass got inputs_embeds.")
+        raise ValueError(
+            "spare_tokens needs input_ids, this forward pass got inputs_embeds; pass input_ids, or "
+            "spare_tokens=() to spare none"
+        )
     return ~torch.isin(input_ids, torch.tensor(list(spare_tokens), device=input_ids.device))
 
 
@@ -558,7 +561,7 @@ def load_lm(
     name: str,
     *,
     revision: str | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
     source: Literal["auto", "hub", "packaged"] = "auto",
@@ -567,14 +570,15 @@ def load_lm(
 
     Args:
         name: a Hub id, or a folder that `save_pretrained` wrote model and tokenizer to.
-        dtype: a torch dtype's name, or "auto": as saved (a packaged copy: float32).
+        dtype: a torch dtype or its name, or "auto": as saved (a packaged copy: float32).
         source: "auto" takes the Hub's copy, fresh or cached, and where neither can be had the
             packaged one, if there is one and no revision is asked for.
 
     Raises:
         ValueError: not found, gated, unreachable, a package missing; one sentence with the remedy.
     """
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+    known = dtype == "auto" or isinstance(dtype, torch.dtype)
+    if not known and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
         raise ValueError(f"dtype {dtype!r} does not exist; choose 'auto', 'float32' or 'bfloat16'.")
     copy = _locate(name, revision, source)
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}

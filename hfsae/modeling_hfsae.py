@@ -80,13 +80,13 @@ class HfsaeModel(PreTrainedModel):
         return self.activate(self.pre_activations(x))
 
     def decode(self, latents, x=None):
-        recon = latents @ self.W_dec + self.scale * self.b_dec
+        recon = latents.to(self.W_dec.dtype) @ self.W_dec + self.scale * self.b_dec
         if self.config.skip_connection:
             skip = self._normalised(x) @ self.W_skip  # pyright: ignore
             return recon + skip
         if self.config.token_norm == "none":
             return recon
-        mean, spread = self._token_statistics(x)
+        mean, spread = self._token_statistics(x.to(self.W_dec.dtype))  # pyright: ignore
         return recon * spread + mean
 
     def forward(self, x):
@@ -138,6 +138,7 @@ class HfsaeModel(PreTrainedModel):
         return latents.relu() if self.config.relu else latents
 
     def _normalised(self, x):
+        x = x.to(self.W_enc.dtype)
         if self.is_transcoder:
             return x * (self.scale / float(self.config.activation_scale or 1.0))
         if self.config.token_norm == "none":

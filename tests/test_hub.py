@@ -158,6 +158,7 @@ for name in names:
     with torch.no_grad():
         out = sae(x)
         assert torch.equal(sae.decode(sae.encode(x), x), out.recon)
+        assert torch.equal(sae(x.double()).recon, out.recon)
     save_file(dict(out), folder + "/" + name.replace("/", "-"))
 """
 

@@ -13,7 +13,17 @@ from transformers import CompileConfig, PreTrainedModel
 
 import hfsae.lm
 import hfsae.processor
-from hfsae.lm import Site, capture, find_module, load_lm, patch, site_width, splice
+from hfsae.lm import (
+    Site,
+    blocks_below,
+    capture,
+    find_module,
+    load_lm,
+    patch,
+    site_width,
+    special_ids,
+    splice,
+)
 from hfsae.processor import Float32Products
 
 from .loopback_hub import Fault, LoopbackHub
@@ -103,6 +113,46 @@ def test_find_module_looks_under_the_base_model(any_lm: PreTrainedModel):
     layer = f"{stack(any_lm)}.2"
     assert find_module(any_lm, layer) is any_lm.base_model.get_submodule(layer)
     assert find_module(any_lm.base_model, f"{layer}:in") is find_module(any_lm, layer)
+
+
+def test_the_path_under_the_whole_model_names_the_same_place(any_lm: PreTrainedModel):
+    prefix, layer = any_lm.base_model_prefix, f"{stack(any_lm)}.2"
+    assert f"{prefix}.{layer}" in dict(any_lm.named_modules())
+    site, ids = f"{prefix}.{layer}.mlp:in", tokens()["input_ids"]
+    with capture(any_lm, [site, f"{layer}.mlp:in"]) as activations:
+        any_lm(input_ids=ids)
+    assert torch.equal(activations[site], activations[f"{layer}.mlp:in"])
+    assert find_module(any_lm.base_model, f"{prefix}.{layer}") is find_module(any_lm, layer)
+    assert len(blocks_below(any_lm, f"{prefix}.{layer}")) == 2
+    with pytest.raises(ValueError, match="0 to 3"):
+        find_module(any_lm, f"{prefix}.{stack(any_lm)}.4")
+    with splice(any_lm, ToySAE(f"{prefix}.{layer}")):
+        spliced = any_lm(input_ids=ids).logits
+    with splice(any_lm, ToySAE(layer)):
+        assert torch.equal(any_lm(input_ids=ids).logits, spliced)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers")  # what peft calls there
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
+def test_a_model_with_a_peft_adapter_is_read_and_spliced(make_tiny_lm: Callable, task_type):
+    peft = pytest.importorskip("peft")
+    lm, sae = make_tiny_lm("llama", num_hidden_layers=2), ToySAE("model.layers.1")
+    config = peft.LoraConfig(
+        task_type=task_type, target_modules=["q_proj"], init_lora_weights=False
+    )
+    adapted = peft.get_peft_model(lm, config).eval()
+    with capture(adapted, ["layers.0", "base_model.model.model.layers.0"]) as activations:
+        hidden = adapted(**tokens(), output_hidden_states=True).hidden_states
+    assert all(torch.equal(acts, hidden[1]) for acts in activations.values())
+    assert site_width(adapted, "layers.0.self_attn.o_proj:in") == 24
+    options = {"max_new_tokens": 4, "eos_token_id": None, "do_sample": False}
+    clean = adapted.generate(**tokens("left"), **options)
+    with splice(adapted, sae, spare_tokens=special_ids(adapted)):
+        spliced = adapted.generate(**tokens("left"), **options)
+    merged = adapted.merge_and_unload()
+    with splice(merged, sae, spare_tokens=special_ids(merged)):
+        assert torch.equal(merged.generate(**tokens("left"), **options), spliced)
+    assert not torch.equal(spliced, clean)
 
 
 def test_an_unknown_site_lists_the_nearest_and_the_layers(make_tiny_lm: Callable):
@@ -726,7 +776,8 @@ def test_attention_that_is_not_installed_is_one_sentence(saved_lm: Path):
 
 def test_dtype_is_a_name_and_an_unknown_one_is_refused(saved_lm: Path):
     assert load_lm(str(saved_lm)).lm.dtype == torch.float32
-    assert load_lm(str(saved_lm), dtype="bfloat16").lm.dtype == torch.bfloat16
+    for dtype in ("bfloat16", torch.bfloat16):
+        assert load_lm(str(saved_lm), dtype=dtype).lm.dtype == torch.bfloat16
     for name in ("bf17", "nn"):
         with pytest.raises(ValueError, match=f"dtype '{name}' does not exist"):
             load_lm(str(saved_lm), dtype=name)

@@ -85,8 +85,11 @@ def to_site(hook: str | None, model_name: str | None) -> str | None:
 
 def to_hook(site: str | None, model_name: str | None) -> str | None:
     """The TransformerLens hook at a site; None if there is none, or the family is not known."""
-    layer = re.search(r"(?<=\.)\d+", site or "")
-    pattern = re.sub(r"(?<=\.)\d+", "{}", site or "", count=1)
+    site = re.sub(
+        r"^(model|transformer|gpt_neox)\.", "", site or ""
+    )  # as the whole model spells it
+    layer = re.search(r"(?<=\.)\d+", site)
+    pattern = re.sub(r"(?<=\.)\d+", "{}", site, count=1)
     hooks = {place: hook for hook, place in (family(model_name) or {}).items()}
     hook = hooks.get(pattern)
     return hook.format(layer[0]) if hook and layer else hook

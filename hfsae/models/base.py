@@ -380,10 +380,14 @@ class SAE(PreTrainedModel):
                 f"this SAE reads activations of width {self.config.d_in}, got {tuple(x.shape)}: "
                 f"is the site ({self.config.site}) of the model it was trained on?"
             )
-        x = self._normalised(x)
+        x = self._normalised(self._cast(x))
         if self.config.subtract_b_dec:
             x = x - self.scale * self.b_dec
         return x
+
+    def _cast(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """x in the weights' dtype: a model's bfloat16 activations go into a float32 SAE."""
+        return x.to(self.W_enc.dtype)
 
     def _normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """x in the unit of what is reconstructed, after the per-token normalisation."""
@@ -441,7 +445,7 @@ class SAE(PreTrainedModel):
         raise NotImplementedError(f"{type(self).__name__} does not define activate()")
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Latents of raw activations x."""
+        """Latents of raw activations x, which may have another dtype than the SAE: it is cast."""
         return self.activate(self.pre_activations(x))
 
     def decode(
@@ -449,7 +453,7 @@ class SAE(PreTrainedModel):
         latents: Float[Tensor, "*batch d_sae"],
         x: Float[Tensor, "*batch d_in"] | None = None,
     ) -> Float[Tensor, "*batch d_out"]:
-        """Raw activations from latents.
+        """Raw activations from latents, in the SAE's dtype.
 
         Args:
             x: what was encoded; needed, and used, only if `config.decodes_with_input`.
@@ -457,7 +461,7 @@ class SAE(PreTrainedModel):
         Raises:
             ValueError: x is needed and not given.
         """
-        return self._combine(latents, x, EVERYWHERE)
+        return self._combine(self._cast(latents), x, EVERYWHERE)
 
     def _combine(self, latents: Tensor, x: Tensor | None, at: Place) -> Tensor:
         return self._completed(at.combine(latents, self.W_dec), x)
@@ -470,6 +474,7 @@ class SAE(PreTrainedModel):
         if x is None:
             why = "a skip connection" if self.config.skip_connection else self.config.token_norm
             raise ValueError(f"this SAE has {why}: pass the input too, decode(latents, x)")
+        x = self._cast(x)
         if self.config.skip_connection:
             return recon + self._normalised(x) @ self.W_skip
         mean, spread = self._token_statistics(x)
@@ -483,7 +488,7 @@ class SAE(PreTrainedModel):
         """Latent i adds latents[..., i] * row_factor(x) * W_dec[i]: 1, but for `token_norm`."""
         if self.config.token_norm == "none":
             return torch.ones_like(x[..., :1])
-        return self._token_statistics(x)[1]
+        return self._token_statistics(self._cast(x))[1]
 
     def forward(
         self,

@@ -295,6 +295,11 @@ class Run:
     def _inputs(self, batch: dict[str, Tensor], is_slice: bool = True) -> tuple[Tensor, Tensor]:
         """This process's share of the batch; all of it, where the latents are what is shared."""
         device, places = self.accelerator.device, self.sae.config.places
+        if missing := [site for site in places if site not in batch]:
+            raise ValueError(
+                f"this SAE is of site {missing[0]!r}, the stream carries {', '.join(batch)}: spell "
+                "the SAE's config.site as the harvester's sites"
+            )
         x, target = (batch[site].to(device, non_blocking=True) for site in places)
         if self.mesh is not None:
             x, target = (everywhere(each, self.mesh, is_slice=is_slice) for each in (x, target))

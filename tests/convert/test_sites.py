@@ -41,7 +41,9 @@ def test_hooks_are_where_transformer_lens_has_them(name, make_tiny_lm):
 def test_every_hook_has_a_way_back(model_name):
     for pattern in family(model_name):
         hook = pattern.format(11)
-        assert to_hook(to_site(hook, model_name), model_name) == hook
+        site = to_site(hook, model_name)
+        assert to_hook(site, model_name) == hook
+        assert to_hook(f"model.{site}", model_name) == hook
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,24 @@ def test_bfloat16_keeps_thresholds_in_float32_and_stays_close(config_class, tmp_
     assert error < 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_activations_of_another_dtype_are_cast_to_the_saes(config_class, dtype):
+    x = activations(9).bfloat16()
+    for fields in ({}, {"token_norm": "layer_norm", "activation_scale": None}):
+        sae = make(config_class, **fields)
+        expected, out = sae(x.float()), sae(x.to(dtype))
+        assert torch.equal(out.recon, expected.recon) and out.recon.dtype == torch.float32
+        assert torch.equal(sae.encode(x.to(dtype)), expected.latents)
+        assert torch.equal(
+            sae.decode(out.latents.to(dtype), x.to(dtype)).float(),
+            sae.decode(out.latents.to(dtype).float(), x.float()),
+        )
+        assert torch.equal(sae.row_factor(x.to(dtype)), sae.row_factor(x.float()))
+    sae = make(config_class)
+    loss = sae(x.to(dtype), return_loss=True).loss
+    assert torch.equal(loss, sae(x.float(), return_loss=True).loss)
+
+
 def test_autocast_gives_float32_losses_close_to_the_exact_one(sae):
     exact = sae(activations(256), return_loss=True).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -123,6 +123,12 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path, stop_af
     assert logs[0] == logs[1]
 
 
+def test_a_stream_of_another_site_is_one_sentence(tmp_path):
+    trainer = Trainer(make_sae(site="model.layers.1"), PlantedStream(), arguments(tmp_path))
+    with pytest.raises(ValueError, match=r"of site 'model\.layers\.1', the stream .* layers\.1:"):
+        trainer.train()
+
+
 def stop_at(stream: PlantedStream, n_batches: int):
     """A `next_batch` that sends this process SIGINT, as Ctrl-C would, in its nth call."""
     original = stream.next_batch
