@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig
 
 from . import models as models  # its Auto classes, so that config.json can be read
-from .records import read_json, reading, replacing
+from .records import opened_tensors, read_json, reading, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +78,7 @@ def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened_tensors(path) as file:
             if "threshold" not in file.keys():  # noqa: SIM118 - not a dict
                 return None
             threshold = file.get_tensor("threshold")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from . import lock
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import yaml
 
 _MAX_TEXT = 2**26  # bytes of a JSON file; an evaluation of many documents takes a few million
+_MAX_HEADER = 2**22  # bytes of a safetensors header, some 100 a tensor
 _MAX_YAML = 2**20  # characters; a recipe has a few thousand
 _MAX_NODES = 100_000  # of a YAML text after its aliases are expanded
 _MAX_DEPTH = 50
@@ -173,6 +174,23 @@ def damaged(path: Path, why: object) -> str:
 
 
 @contextmanager
+def opened_tensors(path: str | Path) -> Iterator[Any]:
+    """An open safetensors file: `keys()`, `get_slice(name)`, `get_tensor(name)`, `metadata()`.
+
+    Raises:
+        ValueError: its header is longer than one of an SAE can be, which takes a gigabyte to parse.
+        SafetensorError, OSError: it is damaged or cannot be read.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+        why = f"a header of {length:,} bytes, where {_MAX_HEADER:,} are the limit"
+        raise ValueError(damaged(Path(path), why))
+    with safe_open(path, framework="pt") as tensors:
+        yield tensors
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name to write to, that becomes `path` where the block ends well: nobody sees half a file,
     and of several that write it at once one wins.
@@ -226,8 +244,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ValueError: it is none; the sentence names the file and what to do.
     """
     try:
-        with safe_open(path, "pt") as file:
-            return load_file(path), file.metadata() or {}
+        with opened_tensors(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ValueError(damaged(path, error)) from error
 

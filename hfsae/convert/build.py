@@ -11,6 +11,7 @@ from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE
 from ..models.base import fold_decoder_norms as fold_decoder_norms
 
 State = dict[str, Tensor]
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def build(model_type: str, state: State, where: str | Path, **fields: Any) -> SAE:
@@ -47,6 +48,11 @@ def _check(sae: SAE, state: State, where: str | Path) -> None:
             raise ValueError(
                 f"{where}: {name} has shape {list(state[name].shape)}, but the other tensors ask "
                 f"for {list(shape)}"
+            )
+        if state[name].dtype not in _DTYPES:
+            raise ValueError(
+                f"{where}: {name} is stored as {state[name].dtype}; weights of an SAE are float32, "
+                "bfloat16, float16 or float64"
             )
         if not state[name].isfinite().all():
             raise ValueError(f"{where}: {name} holds values that are NaN or infinite")

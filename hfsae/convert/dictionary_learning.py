@@ -16,6 +16,7 @@ and JumpReLU's W_enc and W_dec lie as ours do.
 import json
 import pickle
 import re
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,12 @@ def load(folder: Path, source: str) -> SAE:
 
 
 def read_tensors(path: Path, source: str) -> dict[str, Any]:
-    """A torch file's contents if they are tensors and plain values; nothing else is unpickled."""
+    """A torch file's contents if they are tensors and plain values; nothing else is unpickled.
+
+    Raises:
+        ValueError: it holds more, is damaged, or would unpack to more than its size.
+    """
+    _refuse_packed(path, source)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -89,7 +95,36 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
         raise ValueError(f"{source}: {path.name} cannot be read: {reason}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{source}: {path.name} holds a {type(found).__name__}, no state dict")
+    for name, value in found.items():
+        if isinstance(value, Tensor):
+            _refuse_stretched(value, f"{source}: {name} of {path.name}")
     return found
+
+
+def _refuse_packed(path: Path, source: str) -> None:
+    """torch.save stores tensors as they are, in a zip archive: what is packed is a bomb."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"{source}: {path.name} cannot be read: it is no archive as torch.save writes them; it "
+            "is damaged, or it holds more than tensors, and is not opened"
+        ) from error
+    is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if is_packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError(f"{source}: {path.name} would unpack to more than its size: refused")
+
+
+def _refuse_stretched(tensor: Tensor, what: str) -> None:
+    """A view may claim any shape over a few bytes, by strides of 0; a copy of it would be full."""
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise ValueError(f"{what} is {tensor.layout} or quantised, not a plain tensor")
+    n_bytes, n_stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if n_bytes > n_stored:
+        raise ValueError(
+            f"{what} claims shape {list(tensor.shape)}, {n_bytes:,} bytes, and holds {n_stored:,}"
+        )
 
 
 def _ours(tensors: dict[str, Any]) -> State:

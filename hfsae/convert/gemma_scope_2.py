@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ..models import SAE
-from ..records import read_json
+from ..records import read_json, read_tensors
 from .build import build, exported, refuse, to_jumprelu
 
 FILES = ("params.safetensors", "config.json")
@@ -31,7 +31,7 @@ def load(folder: Path, source: str) -> SAE:
     config = read_json(folder / FILES[1])
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise ValueError(f"{source}: architecture {config['architecture']!r} is not jump_relu")
-    state = {_NAMES.get(n, n): t for n, t in load_file(folder / FILES[0]).items()}
+    state = {_NAMES.get(n, n): t for n, t in read_tensors(folder / FILES[0])[0].items()}
     if "threshold" in state:
         state["threshold"] = state["threshold"].clamp(min=0)
     site, target = (_site(config.get(f"hf_hook_point_{end}")) for end in ("in", "out"))

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
-from ..records import read_json
+from ..records import read_json, read_tensors
 from .build import State, build, exported, fold_decoder_norms, refuse, to_jumprelu
 from .sites import hub_id, to_hook, to_site
 
@@ -63,7 +63,7 @@ def load(folder: Path, source: str) -> SAE:
         raise ValueError(
             f"{source}: hfsae has no {architecture!r} SAEs; it reads {', '.join(_VARIANTS)}"
         )
-    state = load_file(folder / FILES[0])
+    state = read_tensors(folder / FILES[0])[0]
     if (named := config.get("d_in")) != (width := state["W_enc"].shape[0]):
         raise ValueError(f"{source}: its config says d_in {named!r}, its W_enc is {width} wide")
     if (state.pop("scaling_factor", torch.ones(1)) != 1).any():  # ones in most files that have it

@@ -11,10 +11,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ..models import SAE, TopKSAE
-from ..records import read_json
+from ..records import read_json, read_tensors
 from .build import build, exported, refuse
 
 FILES = ("sae.safetensors", "cfg.json")
@@ -27,7 +27,7 @@ def load(folder: Path, source: str) -> SAE:
         ValueError: tensors are missing or do not fit.
     """
     config = read_json(folder / FILES[1])
-    tensors = load_file(folder / FILES[0])
+    tensors = read_tensors(folder / FILES[0])[0]
     if "encoder.weight" not in tensors or "W_dec" not in tensors:
         raise ValueError(f"{source}: no encoder.weight and W_dec; this is no sparsify SAE")
     state = {

@@ -52,6 +52,8 @@ COLUMNS = {
         "activations": "the latent at each token; 0 also where none was computed (special tokens)",
     },
 }
+_MAX_EXPANSION = 300  # by compression; real columns shrink to a tenth
+_MAX_VALUES = 2**29  # in all of a table; those of a million latents are a quarter of it
 _ROWS_PER_GROUP = 4096  # the unit that looking up one latent reads from disk
 
 
@@ -186,18 +188,43 @@ class FeatureStore:
                 )
         path = source / "latents.parquet"
         try:
-            latents = pq.read_table(path)
-            _refuse_missing(path, "latents", latents.schema)
+            _refuse_bomb(path)
+            strings = [f"{name}.list.element" for name in ("promoted_tokens", "suppressed_tokens")]
+            # a text that stands in every row is held once
+            columns = list(COLUMNS["latents"])
+            latents = pq.read_table(path, columns=columns, read_dictionary=strings)
             path = source / "examples.parquet"
+            _refuse_bomb(path)
             examples = pyarrow.dataset.dataset(path, format="parquet")
-            _refuse_missing(path, "examples", examples.schema)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(damaged(path, error)) from error
         return cls(latents, examples, meta=read_json(source / "meta.json"))
 
 
-def _refuse_missing(path: Path, table: str, schema: "pyarrow.Schema") -> None:
-    if missing := [name for name in COLUMNS[table] if name not in schema.names]:
+def _refuse_bomb(path: Path) -> None:
+    """Before any of it is read: what a table's own account of itself says.
+
+    Raises:
+        ValueError: it would unpack to far more than its size, or a column is missing.
+    """
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        about, names = file.metadata, file.schema_arrow.names
+    _refuse_missing(path, path.stem, names)
+    n_values = 0
+    for group in range(about.num_row_groups):
+        for column in range(about.num_columns):
+            chunk = about.row_group(group).column(column)
+            n_values += chunk.num_values
+            if chunk.total_uncompressed_size > _MAX_EXPANSION * chunk.total_compressed_size + 2**16:
+                raise ValueError(damaged(path, f"{chunk.path_in_schema} unpacks to far too much"))
+    if n_values > _MAX_VALUES:
+        raise ValueError(damaged(path, f"{n_values:,} values, where {_MAX_VALUES:,} are the limit"))
+
+
+def _refuse_missing(path: Path, table: str, names: list[str]) -> None:
+    if missing := [name for name in COLUMNS[table] if name not in names]:
         raise ValueError(damaged(path, f"it lacks the columns {', '.join(missing)}"))
 
 

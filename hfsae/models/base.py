@@ -29,25 +29,26 @@ is undone after decoding, which therefore needs x: `decode(latents, x)`, as with
 import copy
 import difflib
 import filecmp
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
 from ..loading import one_at_a_time
 from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, alone, blocks, screen
-from ..records import read_json
+from ..records import opened_tensors, read_json, reading
 from .probe import NAME as PROBE
 from .probe import Verification, verify
 
@@ -628,8 +629,9 @@ class SAE(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         where = f"{pretrained_model_name_or_path}"
         place = {k: v for k, v in kwargs.items() if k in _HUB_OPTIONS and v is not None}
-        if file := _weight_file(where, place, kwargs.get("config")):
-            _refuse_other_shapes(cls, file, where, place, kwargs.get("config"))
+        kwargs.setdefault("use_safetensors", True)  # no pickle, not even a restricted one
+        if files := _weight_files(where, place, kwargs.get("config")):
+            _refuse_other_weights(cls, files, where, place, kwargs.get("config"))
         kwargs["ignore_mismatched_sizes"] = True  # reported below, in one sentence
         kwargs["output_loading_info"] = True
         with one_at_a_time:
@@ -707,38 +709,96 @@ _HUB_OPTIONS = {
 }
 
 
-def _weight_file(name: str, place: dict[str, Any], config: Any) -> str | None:
-    """The file that is about to be loaded, if it is a single one and its config is known."""
+def _weight_files(name: str, place: dict[str, Any], config: Any) -> list[str]:
+    """The files that are about to be loaded, if they are known: of a repository, with its config.
+
+    Raises:
+        ValueError: an index of shards names files that are not beside it.
+    """
     if Path(name).is_dir():
-        path = Path(name, place.get("subfolder", ""), SAFE_WEIGHTS_NAME)
-        return str(path) if path.is_file() else None
-    if config is None:
-        return None
-    lenient = ("gated_repo", "missing_entries", "connection_errors")
-    quiet: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
-    return cast("str | None", cached_file(name, SAFE_WEIGHTS_NAME, **place, **quiet))
+        folder = Path(name, place.get("subfolder", ""))
+
+        def find(file: str) -> str | None:
+            return str(folder / file) if (folder / file).is_file() else None
+
+    elif config is not None:
+        lenient = ("gated_repo", "missing_entries", "connection_errors")
+        quiet: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
+
+        def find(file: str) -> str | None:
+            return cast("str | None", cached_file(name, file, **place, **quiet))
+
+    else:
+        return []
+    if file := find(SAFE_WEIGHTS_NAME):
+        return [file]
+    index = find(SAFE_WEIGHTS_INDEX_NAME)
+    return [] if index is None else list(filter(None, map(find, _shards(Path(index)))))
 
 
-def _refuse_other_shapes(
-    cls: type[SAE], file: str, where: str, place: dict[str, Any], config: Any
+def _shards(index: Path) -> list[str]:
+    """File names of the shards that an index lists.
+
+    Raises:
+        ValueError: the index is damaged, or a name leads to another folder.
+    """
+    with reading(index):
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if foreign := [name for name in names if not _SHARD.fullmatch(name)]:
+            raise ValueError(f"{index} lists {foreign[0]!r}, which is no file of a shard: refused")
+    return names
+
+
+def _refuse_other_weights(
+    cls: type[SAE], files: list[str], where: str, place: dict[str, Any], config: Any
 ) -> None:
-    """Before any memory is taken for shapes that only the config claims."""
+    """Before any memory is taken for shapes that only the config claims, and before a dtype that
+    an SAE cannot have is cast in silence."""
     if config is None:
         config_class: Any = cls.config_class
         config = config_class.from_pretrained(where, subfolder=place.get("subfolder", ""))
     with torch.device("meta"):
         wanted = {name: list(t.shape) for name, t in cls(config).state_dict().items()}
+    found, dtypes = {}, {}
     try:
-        with safe_open(file, framework="pt") as weights:
-            found = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+        for file in files:
+            with opened_tensors(file) as weights:
+                for name in weights.keys():  # noqa: SIM118 - not a dict
+                    piece = weights.get_slice(name)
+                    found[name], dtypes[name] = piece.get_shape(), piece.get_dtype()
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{where}: {SAFE_WEIGHTS_NAME} is damaged: {error}") from error
-    for name in sorted(set(wanted) & set(found)):
+        raise ValueError(f"{where}: {Path(file).name} is damaged: {error}") from error
+    _refuse_other_names(cls, set(wanted) - set(found), set(found) - set(wanted), wanted, where)
+    for name in sorted(wanted):
         if wanted[name] != found[name]:
             raise ValueError(
                 f"{where}: {name} has shape {found[name]} in the file, but the config asks for "
                 f"{wanted[name]}; config.json and weights are of different SAEs"
             )
+        if dtypes[name] not in _DTYPES:
+            raise ValueError(
+                f"{where}: {name} is stored as {dtypes[name]}; weights of an SAE are "
+                f"{', '.join(_DTYPES)}"
+            )
+
+
+_DTYPES = ("F32", "BF16", "F16", "F64")  # as safetensors names them
+_SHARD = re.compile(r"[\w-]+(\.[\w-]+)*\.safetensors")
+
+
+def _refuse_other_names(
+    cls: type[SAE], missing: set[str], extra: set[str], wanted: Iterable[str], where: str
+) -> None:
+    if missing or extra:
+        raise ValueError(
+            f"{where} is not a {cls.__name__}: missing weights {_listed(missing)}, unexpected "
+            f"weights {_listed(extra)}; a {cls.__name__} has {sorted(wanted)}"
+        )
+
+
+def _listed(names: set[str]) -> str:
+    shown = sorted(names)[:10]
+    return f"{shown}" + (f" and {len(names) - len(shown):,} more" if len(names) > 10 else "")
 
 
 def _is_same(home: Path, other: Path) -> bool:
@@ -755,19 +815,19 @@ def _is_same(home: Path, other: Path) -> bool:
 
 
 def _refuse_misfits(model: SAE, info: dict[str, Any], where: str) -> None:
-    name = type(model).__name__
     if mismatched := info["mismatched_keys"]:
         key, found, wanted = sorted(mismatched)[0]
         raise ValueError(
             f"{where}: {key} has shape {list(found)} in the file, but the config asks for "
             f"{list(wanted)}; config.json and weights are of different SAEs"
         )
-    if info["missing_keys"] or info["unexpected_keys"]:
-        missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-        raise ValueError(
-            f"{where} is not a {name}: missing weights {missing}, unexpected weights {extra}; "
-            f"a {name} has {sorted(model.state_dict())}"
-        )
+    _refuse_other_names(
+        type(model),
+        set(info["missing_keys"]),
+        set(info["unexpected_keys"]),
+        model.state_dict(),
+        where,
+    )
     for key, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())

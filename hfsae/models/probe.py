@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ..records import write_tensors
+from ..records import opened_tensors, write_tensors
 
 NAME = "probe.safetensors"
 N_TOKENS = 64
@@ -140,7 +140,7 @@ def _run(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened_tensors(path) as file:
             if set(file.keys()) != set(_TENSORS):
                 raise ValueError(f"it holds {sorted(file.keys())}")
             return {n: file.get_tensor(n) for n in _TENSORS}, json.loads(file.metadata()["sha256"])

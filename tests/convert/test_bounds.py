@@ -1,0 +1,152 @@
+"""Weights whose dtype or declared size is absurd are refused before memory is taken for them."""
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+import hfsae
+from hfsae.features import FeatureStore
+from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae.packaged import SHIPPED_SAE
+
+
+@pytest.fixture
+def saved(tmp_path):
+    JumpReLUSAE(JumpReLUSAEConfig(d_in=4, d_sae=8)).save_pretrained(tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+def change(folder, **tensors):
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), **tensors}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool", "complex64", "float8_e4m3fn", "uint8"])
+def test_weights_of_a_dtype_that_is_no_weights_are_refused(saved, dtype):
+    change(saved, b_enc=torch.ones(8).to(getattr(torch, dtype)))
+    for load in (AutoModel.from_pretrained, JumpReLUSAE.from_pretrained, hfsae.load):
+        with pytest.raises(ValueError, match=r"b_enc is stored as .*; weights of an SAE are F32"):
+            load(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_foreign_weights_of_such_a_dtype_are_refused_too(tmp_path, dtype):
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=4, d_sae=8))
+    state = {name: t.detach().contiguous() for name, t in sae.state_dict().items()}
+    state = {name.replace("W_", "w_"): tensor for name, tensor in state.items()}
+    state["b_dec"] = torch.ones(4).to(dtype)
+    save_file(state, tmp_path / "params.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="b_dec is stored as torch"):
+        hfsae.load(tmp_path)
+
+
+def test_a_config_may_claim_any_width_and_no_memory_is_taken(saved, monkeypatch):
+    (saved / "model.safetensors").unlink()
+    save_file({"b_dec": torch.zeros(4)}, saved / "model.safetensors", {"format": "pt"})
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "d_sae": 10**9}))
+    with pytest.raises(ValueError, match="missing weights"):  # 32 GB, were it to be made
+        AutoModel.from_pretrained(saved)
+
+
+def sharded(folder, names):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for name in set(names.values()):
+        if "/" not in name:
+            shard = {key: tensors[key] for key, file in names.items() if file == name}
+            save_file(shard, folder / name, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_shards_are_looked_at_before_they_are_loaded(saved):
+    weights = load_file(saved / "model.safetensors")
+    files = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    sharded(saved, {name: files[i % 2] for i, name in enumerate(sorted(weights))})
+    loaded = AutoModel.from_pretrained(saved)
+    assert torch.equal(loaded.W_dec, weights["W_dec"])
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "d_sae": 10**9}))
+    with pytest.raises(ValueError, match="but the config asks for"):
+        AutoModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", 3]
+)
+def test_an_index_names_files_beside_it_alone(saved, name):
+    names = dict.fromkeys(load_file(saved / "model.safetensors"), name)
+    index = {"metadata": {}, "weight_map": names}
+    shutil.copy(saved / "model.safetensors", saved.parent)
+    (saved / "model.safetensors").unlink()
+    (saved / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"refused|damaged"):
+        AutoModel.from_pretrained(saved)
+
+
+def test_a_header_too_long_for_an_sae_is_not_parsed(saved):
+    path = saved / "model.safetensors"
+    header = b"{" + b" " * 2**23 + b"}"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="a header of 8,388,610 bytes"):
+        AutoModel.from_pretrained(saved)
+
+
+def openai_file(path, **tensors):
+    state = {"pre_bias": torch.zeros(4), "latent_bias": torch.zeros(8)}
+    state |= {"encoder.weight": torch.ones(8, 4), "decoder.weight": torch.ones(4, 8)}
+    torch.save({**state, **tensors, "activation": "ReLU"}, path)
+
+
+def test_a_torch_file_whose_tensors_are_stretched_or_packed_is_refused(tmp_path):
+    path = tmp_path / "sae.pt"
+    openai_file(path)
+    hfsae.load(path)
+    openai_file(path, **{"encoder.weight": torch.ones(1).expand(2**20, 2**10)})
+    with pytest.raises(ValueError, match=r"claims shape .*4,294,967,296 bytes, and holds 4"):
+        hfsae.load(path)
+    openai_file(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match="unpack to more than its size"):
+        hfsae.load(path)
+
+
+def test_an_encrypted_npz_is_one_sentence(tmp_path):
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    np.savez(tmp_path / "params.npz", **{name: np.zeros(3, dtype="f4") for name in names})
+    content = bytearray((tmp_path / "params.npz").read_bytes())
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = -1
+        while (at := content.find(mark, at + 1)) >= 0:
+            content[at + offset] |= 1  # the flag that says so
+    (tmp_path / "params.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as gemma_scope"):
+        hfsae.load(tmp_path)
+
+
+def test_a_table_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):
+    shutil.copytree(SHIPPED_SAE / "features", tmp_path / "features")
+    path = tmp_path / "features" / "latents.parquet"
+    table = pq.read_table(path)
+    texts = pa.array([["x" * 200_000]] * len(table))
+    place = table.schema.get_field_index("promoted_tokens")
+    pq.write_table(table.set_column(place, "promoted_tokens", texts), path, compression="zstd")
+    with pytest.raises(ValueError, match=r"promoted_tokens\.list\.element unpacks to far too much"):
+        FeatureStore.load(tmp_path)
+    pq.write_table(table.drop_columns(["density"]), path)
+    with pytest.raises(ValueError, match="lacks the columns density"):
+        FeatureStore.load(tmp_path)
