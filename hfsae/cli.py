@@ -35,6 +35,7 @@ from .comparison import Comparison
 from .comparison import compare as run_comparison
 from .evaluation import EvaluationResult
 from .features import ANSI, PLAIN, FeatureStore, show
+from .footprint import check_memory
 from .formula import CARDS
 from .lock import is_first_process
 from .models import SAEConfig, variants
@@ -139,7 +140,8 @@ def train(argv: list[str]) -> None:
         return
     if options["gpu"] is not None:
         raise ValueError("--gpu is for --dry_run, which reckons for a card that is not here")
-    folders = run(recipe, command=shlex.join(["hfsae", "train", *argv]))
+    command = shlex.join(["hfsae", "train", *argv])
+    folders = run(recipe, command, check_cost=check_memory)
     if is_first_process():
         for folder in folders:
             _print_folder(folder, [])

@@ -9,21 +9,28 @@ What is counted is exact (parameters, buckets, batches); how many copies of it a
 measured on a CPU (`scripts/bench/plan.py`), where torch frees and takes as it does on a GPU.
 """
 
-from typing import NamedTuple
+import copy
+import logging
+import os
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import AutoModel, PreTrainedModel
 
-from .features.windows import HISTOGRAM_EDGES
+from .activations.cache import SHARD_BYTES
+from .features.windows import BLOCK_LATENTS, HISTOGRAM_EDGES
 from .models import JumpReLUSAEConfig, SAEConfig
 from .models.auxk import AuxKSAEConfig
 from .pace import blocks
+from .processor import Room, gpu_memory, main_memory
 from .recipe import Recipe
 from .training.run import SAMPLE_FOR_THRESHOLD, SPARSE_BELOW, SPARSE_FROM
 from .training.schedules import in_steps
 from .training.sharding import check_spread
 from .training.trainer import SAMPLE
 
+logger = logging.getLogger(__name__)
 Number = int | float
 Parts = dict[str, Number]
 
@@ -40,6 +47,19 @@ _BATCH_COPIES = 8  # [batch, d]: input, target, reconstruction, errors, gradient
 _SCORES = 2**23  # pairs that a sparse step scores at a time
 _ENTRY = 100  # bytes of an entry through a sparse step
 _ENTRIES_A_FIRING = 2.0  # the kernel's window and the screen let in more than fires
+_EXAMPLE_TOKEN = 55  # bytes of a token of an example, while tables of them are made
+_SHARD_COPIES = 2  # of the cache's shard, while its entries are put together
+_SURELY = 1.25  # times what there is: a plan is not exact, and what would run is not refused
+_REMEDIES = {  # by what the memory is for
+    "activation bucket": "lower shuffle.bucket_tokens",
+    "one step, dense": "make a step in parts (training.gradient_accumulation_steps)",
+    "one step, sparse": "make a step in parts (training.gradient_accumulation_steps)",
+    "evaluation": "lower evaluation.sae_batch_tokens or harvest.rows",
+    "one batch of text": "lower harvest.rows or text.context_size",
+    "examples": "lower collect.top, collect.reservoir or collect.window",
+    "language model": "take a smaller language model",
+    "loading the language model": "take a smaller language model",
+}
 
 
 class Memory(NamedTuple):
@@ -86,6 +106,87 @@ def memory(
     return Memory(max(main, key=_total), max(with_cuda, key=_total))
 
 
+class Shortage(NamedTuple):
+    """Memory of which a plan takes more than is free."""
+
+    kind: Literal["main memory", "GPU memory"]
+    needed: Number
+    room: Room
+    place: str = "this machine"
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it is more than there is in all, by more than a plan can be wrong."""
+        return self.needed > _SURELY * self.room.total
+
+    def __str__(self) -> str:
+        needed, total, free = (f"{n / 1e9:,.1f} GB" for n in (self.needed, *self.room[::-1]))
+        is_used = self.room.free < self.room.total
+        has = f"{total} ({free} free)" if is_used else total
+        return f"about {needed} of {self.kind} needed, but {self.place} has {has}"
+
+
+def shortages(memory: Memory, n_here: int) -> list[Shortage]:
+    """Of this machine, for `n_here` processes that share its main memory."""
+    every = [Shortage("main memory", n_here * _total(memory.main), main_memory())]
+    if memory.gpu:
+        every.append(Shortage("GPU memory", _total(memory.gpu), gpu_memory()))
+    return [shortage for shortage in every if shortage.needed > shortage.room.free]
+
+
+def check_memory(
+    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], device: torch.device
+) -> None:
+    """Before anything is allocated: log what is more than is free at present.
+
+    Raises:
+        ValueError: the recipe needs more memory than this machine has.
+    """
+    needed = memory(recipe, lm, configs, on_gpu=device.type == "cuda")
+    for shortage in shortages(needed, int(os.environ.get("LOCAL_WORLD_SIZE", 1))):
+        sentence = f"{shortage}; {remedy(recipe, lm, configs, needed, shortage)}"
+        if shortage.is_sure:
+            raise ValueError(sentence)
+        logger.warning("%s, or the system may end the run", sentence)
+
+
+def remedy(
+    recipe: Recipe,
+    lm: PreTrainedModel,
+    configs: dict[str, SAEConfig],
+    needed: Memory,
+    shortage: Shortage,
+) -> str:
+    """What would fit: less of what takes most, or a narrower SAE."""
+    is_gpu = shortage.kind == "GPU memory"
+    parts = needed.gpu if is_gpu else needed.main
+    largest = max(parts, key=lambda name: parts[name])
+    ways = [_REMEDIES[largest]] if largest in _REMEDIES else []
+    if is_gpu and (not ways or largest == "one step, dense"):
+        ways = ["spread latents over more cards (training.num_processes, training.shard_latents)"]
+    n_sharing = shortage.needed / _total(parts)
+    widest = max(config.d_sae for config in configs.values())
+    for narrow in _narrower(configs):
+        try:
+            then = memory(recipe, lm, narrow, on_gpu=bool(needed.gpu))
+        except ValueError:  # latents that do not divide among the processes
+            continue
+        if n_sharing * _total(then.gpu if is_gpu else then.main) <= shortage.room.free:
+            d_sae = max(config.d_sae for config in narrow.values())
+            ways.append(f"lower sae.d_sae: {d_sae:,} instead of {widest:,} would fit")
+            break
+    return ", or ".join(ways or ["train fewer SAEs at a time"])
+
+
+def _narrower(configs: dict[str, SAEConfig]) -> Iterator[dict[str, SAEConfig]]:
+    """Half as many latents, a quarter and so on, as long as there are more than dimensions."""
+    while all(config.d_sae >= 2 * config.d_in for config in configs.values()):
+        configs = copy.deepcopy(configs)
+        for config in configs.values():
+            config.d_sae //= 2
+        yield configs
+
+
 def disk(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> Parts:
     """While it runs; at the end checkpoints are removed."""
     t, n = recipe.training, sum(parameters(config)[0] for config in configs.values())
@@ -115,9 +216,19 @@ def token_bytes(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfi
 
 
 def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
-    """Of an SAE, all and those that one of the processes holds where latents are spread."""
-    with torch.device("meta"):
-        named = list(AutoModel.from_config(config).named_parameters())
+    """Of an SAE, all and those that one of the processes holds where latents are spread.
+
+    Raises:
+        ValueError: torch cannot count so many.
+    """
+    try:
+        with torch.device("meta"):
+            named = list(AutoModel.from_config(config).named_parameters())
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"sae.d_sae {config.d_sae} is more than any machine can hold; 8 to 32 times d_in is "
+            "usual"
+        ) from error
     spread = sum(p.numel() for _, p in named if config.d_sae in p.shape)
     whole = sum(p.numel() for _, p in named) - spread
     return whole + spread, whole + spread // n_processes
@@ -212,7 +323,12 @@ def _harvest(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig])
     captured = tokens * token_bytes(recipe, lm, configs)
     widest_site = max(max(c.d_in, c.d_out) for c in configs.values())
     gather = (2 * n + 1) * tokens * widest_site * item if n > 1 else 0
-    return _Stage({"one batch of text": 2 * captured + max(forward, gather)})
+    device: Parts = {"one batch of text": 2 * captured + max(forward, gather)}
+    if recipe.harvest.cache is None:
+        return _Stage(device)
+    in_bucket = recipe.shuffle.bucket_tokens * token_bytes(recipe, lm, configs)
+    shard = min(SHARD_BYTES, in_bucket // n) + captured  # the batch that makes it full
+    return _Stage(device, {"activation cache": _SHARD_COPIES * shard})
 
 
 def _look(
@@ -302,17 +418,31 @@ def _evaluation(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfi
 
 
 def _examples(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
-    """What is kept of each latent; at the end, what it promotes: the unembedding and W_dec anew."""
+    """What is kept of each latent, beside a block of latents while it grows. At the end, what each
+    promotes: the unembedding and W_dec anew; and tables of examples, in main memory."""
     if recipe.collect_tokens == 0:
         return _Stage({})
     a, largest = recipe.collect, max(configs.values(), key=lambda c: c.d_sae * c.d_out)
     a_window = 16 + _FLOAT * (2 * a.window + 1)  # key, peak, row, position, what is around it
-    kept = (a.top + a.reservoir) * a_window + _FLOAT * (len(HISTOGRAM_EDGES) - 1) + 8
+    a_latent = (a.top + a.reservoir) * a_window + _FLOAT * (len(HISTOGRAM_EDGES) - 1) + 8
+    kept = largest.d_sae * a_latent
+    block = _LOOK_COPIES * _FLOAT * max(BLOCK_LATENTS, recipe.text.context_size * largest.d_sae)
     config = lm.config.get_text_config()
     unembedding = _FLOAT * config.vocab_size * config.hidden_size
     copies = 2 if largest.places[1].endswith(":in") else 1  # brought to the residual stream first
     directions = copies * _FLOAT * largest.d_sae * largest.d_out
-    return _Stage({"examples": largest.d_sae * kept + directions + unembedding})
+    work = max(block, directions + unembedding)
+    return _Stage({"examples": kept + work}, {"tables of examples": _tables(recipe, largest)})
+
+
+def _tables(recipe: Recipe, config: SAEConfig) -> Number:
+    """Of the examples that there can be: a latent's by rows it can fire in, all by what fires."""
+    a, n_tokens, context = recipe.collect, recipe.collect_tokens, recipe.text.context_size
+    most = min(a.top + a.quantiles * min(a.per_quantile, a.reservoir), -(-n_tokens // context))
+    l0 = getattr(config, "k", None) or config.target_l0 or config.d_sae
+    n_examples = min(most * config.d_sae, n_tokens * l0)
+    ids = 2 * 8 * n_tokens  # of tokens and documents, as they came and put together
+    return ids + _EXAMPLE_TOKEN * n_examples * min(2 * a.window + 1, context)
 
 
 def attention_of(recipe: Recipe, lm: PreTrainedModel) -> str | None:

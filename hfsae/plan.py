@@ -14,30 +14,26 @@ from transformers import PreTrainedModel
 
 from . import formula
 from .footprint import (
-    Parts,
+    Memory,
+    Shortage,
     attention_of,
     disk,
     is_spread,
     lm_dtype,
     memory,
     parameters,
+    remedy,
+    shortages,
     token_bytes,
 )
 from .formula import CARDS, Card
 from .lm import capture
 from .models import SAEConfig
 from .pace import LMPace, SAEPace, blocks, lm_pace, sae_pace, step_seconds
+from .processor import Room
 from .recipe import Recipe, check, stale_stages
 
 Number = int | float
-
-
-_SPREAD = "spread latents over more cards (training.num_processes, training.shard_latents)"
-_REMEDIES = {  # by what the memory is for, where it is for that
-    "one step, dense": f"{_SPREAD}, or make a step in parts (training.gradient_accumulation_steps)",
-    "evaluation": "lower evaluation.sae_batch_tokens or harvest.rows",
-    "one batch of text": "lower harvest.rows or text.context_size",
-}
 
 
 class Plan(NamedTuple):
@@ -78,11 +74,13 @@ def estimate(
     t, n = recipe.training, recipe.training.num_processes or 1
     t.check_shares(n)
     on_gpu = card is not None or torch.cuda.is_available()
-    main, gpu = memory(recipe, lm, configs, on_gpu=on_gpu)
+    needed = memory(recipe, lm, configs, on_gpu=on_gpu)
+    short = shortages(needed, n) if card is None else _shortages_of(card, needed)
     on_disk = disk(recipe, lm, configs)
-    if card is None:
-        seconds, how = _seconds(recipe, lm, configs, _measured(recipe, lm, on_gpu)), ""
-    else:
+    how, seconds = "", dict[str, Number]()
+    if card is None and not any(shortage.is_sure for shortage in short):
+        seconds = _seconds(recipe, lm, configs, _measured(recipe, lm, on_gpu))
+    elif card is not None:
         seconds = _seconds(recipe, lm, configs, _by_formula(recipe, lm, card))
         seconds["activations to and from buckets"] = _moving(recipe, lm, configs, card)
         how = card.assumptions
@@ -96,14 +94,14 @@ def estimate(
         f"output          {t.output_dir}",
         *_clash(recipe),
         "",
-        *_memory_lines(main, gpu, n, card),
+        *_memory_lines(needed, n),
+        *(f"{'note':<15} {s}; {remedy(recipe, lm, configs, needed, s)}" for s in short),
         _sum_line("disk", on_disk, 1e9, "GB"),
-        _time_line(seconds)
-        + (f"\n{'':<16}{how}" if how else "   if the machine does nothing else"),
+        _time_line(seconds, how),
     ]
     if recipe.evaluation.n_tokens is None:
         lines.append(f"{'':<16}and the evaluation of all held-out text, however much that is")
-    totals = (sum(parts.values()) for parts in (main, gpu, on_disk, seconds))
+    totals = (sum(parts.values()) for parts in (*needed, on_disk, seconds))
     return Plan(lines, *totals)
 
 
@@ -233,26 +231,31 @@ def _short(dataset: str | list[str]) -> str:
     return dataset if isinstance(dataset, str) else f"{len(dataset)} documents"
 
 
-def _memory_lines(main: Parts, gpu: Parts, n: int, card: Card | None) -> list[str]:
+def _shortages_of(card: Card, needed: Memory) -> list[Shortage]:
+    """Of its memory only: which machine it is in is not known."""
+    bytes_ = int(card.memory)
+    each = Shortage("GPU memory", sum(needed.gpu.values()), Room(bytes_, bytes_), f"an {card.name}")
+    return [each] if each.needed > bytes_ else []
+
+
+def _memory_lines(needed: Memory, n: int) -> list[str]:
+    main, gpu = needed
     together = f"   {n} processes: {n * sum(main.values()) / 1e9:.1f} GB" if n > 1 else ""
     if not gpu:
         each = "memory" if n == 1 else "memory each"
         return [_sum_line(each, main, 1e9, "GB") + together]
-    name = torch.cuda.get_device_name() if card is None else card.name
-    size = torch.cuda.get_device_properties(0).total_memory if card is None else card.memory
-    lines = [
+    return [
         _sum_line("GPU memory" if n == 1 else "each GPU", gpu, 1e9, "GB"),
         _sum_line("main memory" if n == 1 else "memory each", main, 1e9, "GB") + together,
     ]
-    if sum(gpu.values()) > size:
-        remedy = next((_REMEDIES[part] for part in gpu if part in _REMEDIES), _SPREAD)
-        lines.append(f"note            more than the {size / 1e9:.0f} GB of an {name}: {remedy}")
-    return lines
 
 
-def _time_line(seconds: dict[str, Number]) -> str:
+def _time_line(seconds: dict[str, Number], how: str) -> str:
+    if not seconds:
+        return f"{'time':<15} not measured, since there is not enough memory"
     unit, word = (60, "min") if sum(seconds.values()) < 2 * 3600 else (3600, "h")
-    return _sum_line("time", seconds, unit, word)
+    after = f"\n{'':<16}{how}" if how else "   if the machine does nothing else"
+    return _sum_line("time", seconds, unit, word) + after
 
 
 def _sum_line(name: str, parts: dict[str, Number], unit: Number, word: str) -> str:

@@ -4,7 +4,9 @@ import ctypes
 import os
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +80,65 @@ def keep_freed_memory() -> bool:
     if mallopt is None or any(name in os.environ for name in _SETTINGS):
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _KEPT)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT_TOGETHER))
+
+
+class Room(NamedTuple):
+    """Bytes of memory that a process can have: at present, and with the machine to itself."""
+
+    free: int
+    total: int
+
+
+def main_memory(root: Path = Path("/")) -> Room:
+    """With swap, and within the limits of containers and batch systems.
+
+    Args:
+        root: where Linux's `proc` and `sys` are.
+    """
+    import psutil
+
+    memory, swap = psutil.virtual_memory(), psutil.swap_memory()
+    here = Room(memory.available + swap.free, memory.total + swap.total)
+    rooms = [here, *_control_groups(root)]
+    return Room(min(room.free for room in rooms), min(room.total for room in rooms))
+
+
+def gpu_memory() -> Room:
+    """Of the process's GPU."""
+    return Room(*torch.cuda.mem_get_info())
+
+
+# Files of a control group, version 2 and 1: limit, use, and the line of memory.stat that counts
+# pages of files, which the kernel gives back when memory runs short.
+_GROUP_FILES = ("memory.max", "memory.current", "inactive_file")
+_GROUP_FILES_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _control_groups(root: Path) -> Iterator[Room]:
+    """Of the groups that this process is in, those with a limit."""
+    listing = root / "proc/self/cgroup"
+    if not listing.is_file():
+        return
+    for line in listing.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        files = _GROUP_FILES_V1 if controllers else _GROUP_FILES
+        group = base / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(base):
+                yield from _group_room(folder, *files)
+
+
+def _group_room(folder: Path, limit: str, used: str, given_back: str) -> Iterator[Room]:
+    try:
+        total, use = ((folder / name).read_text().strip() for name in (limit, used))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except OSError:  # the group is not visible from inside a container, or has no such controller
+        return
+    if total != "max":
+        yield Room(max(0, int(total) - int(use) + int(stat.get(given_back, 0))), int(total))
 
 
 def refuse_absent(device: str | torch.device | None) -> None:

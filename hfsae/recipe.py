@@ -136,17 +136,19 @@ class Recipe:
         return list(dict.fromkeys(site for site in every if site))
 
 
+CheckCost = Callable[[Recipe, PreTrainedModel, dict[str, SAEConfig], torch.device], None]
+
+
 def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
     """Each SAE's config, with d_in (and a transcoder's d_out) read off the language model.
 
     Raises:
         ValueError: no site, an unknown field or model_type, or a width that is not the site's.
     """
+    _check_given(recipe)
     configs = {}
     for name, given in recipe.sae_fields().items():
         fields = {"model_type": "jumprelu_sae", "model_name": recipe.lm.name, **given}
-        if fields.get("site") is None:
-            raise ValueError("the recipe's sae section names no site; give one, as 'layers.12'")
         for key in ("site", "target_site"):
             if not isinstance(fields.get(key), str | None):
                 raise ValueError(f"sae.{key} must be text, as 'layers.12', got {fields[key]!r}")
@@ -161,8 +163,6 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
                     f"leave {key} out and it is read off the model"
                 )
         fields.setdefault("model_revision", getattr(lm.config, "_commit_hash", None))
-        if "d_sae" not in fields:
-            raise ValueError("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
         try:
             configs[name] = AutoConfig.for_model(**fields)
         except ValueError as error:
@@ -173,6 +173,18 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
                 f"{', '.join(sorted(c.model_type for c in variants()))}"
             ) from error
     return configs
+
+
+def _check_given(recipe: Recipe) -> None:
+    """What needs no language model, which may have to be fetched."""
+    for fields in recipe.sae_fields().values():
+        if fields.get("site") is None:
+            raise ValueError(
+                "the recipe's sae section names no site; name a recipe file, or give sae.site, as "
+                "'layers.12'"
+            )
+        if fields.get("d_sae") is None:
+            raise ValueError("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
 
 
 def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
@@ -188,6 +200,7 @@ def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
             f"training.batch_size ({recipe.training.batch_size}); a bucket is best at least 50 "
             "batches"
         )
+    _check_given(recipe)
     lm = empty_lm(recipe.lm.name, revision=recipe.lm.revision, source=recipe.lm.source)
     configs = make_configs(recipe, lm)
     for side in _sides(recipe):
@@ -200,11 +213,18 @@ def _sides(recipe: Recipe) -> list[Split]:
     return ["train"] if recipe.evaluation.n_tokens == 0 else ["train", "held_out"]
 
 
-def run(recipe: Recipe, command: str = "", loaded: LoadedLM | None = None) -> list[Path]:
+def run(
+    recipe: Recipe,
+    command: str = "",
+    loaded: LoadedLM | None = None,
+    check_cost: CheckCost | None = None,
+) -> list[Path]:
     """Do all that is not done yet; the folders of the trained SAEs.
 
     Args:
         loaded: the recipe's language model, if it is at hand.
+        check_cost: called before anything is loaded or written, with the recipe, its model without
+            weights, the SAEs' configs and the device; it may raise ValueError.
 
     Raises:
         ValueError: anything in the recipe that cannot be.
@@ -260,7 +280,9 @@ def _run(recipe: Recipe, command: str, loaded: LoadedLM | None) -> list[Path]:
         return folders
     accelerator = make_accelerator(recipe.training)
     recipe.shuffle.check_device()  # by now a process has its GPU
-    _, configs = check(recipe)
+    lm, configs = check(recipe)
+    if check_cost is not None and not all(done):
+        check_cost(recipe, lm, configs, accelerator.device)
     loaded = loaded or load(recipe.lm, str(accelerator.device))
     _check_rows(recipe, loaded)
     if accelerator.is_main_process:

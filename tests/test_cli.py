@@ -80,6 +80,7 @@ def test_help_of_train_explains_fields_with_units_and_sources(capsys):
         (["train", RECIPE, "--gpu", "H100"], "--gpu is for --dry_run"),
         (["train", RECIPE, "--shuffle.device", "cuda:99"], "is not here; this machine has 'cpu'"),
         (["train", RECIPE, "--dry_run", "--text.dataset", "no.txt"], "file is at 'no.txt'"),
+        (["train", RECIPE, "--sae.d_sae", "1e12"], "of main memory needed, but this machine has"),
         (["train", RECIPE, "--training.output_dir", str(ROOT)], "something else"),
     ],
 )

@@ -18,6 +18,7 @@ from hfsae.footprint import memory
 from hfsae.formula import CARDS
 from hfsae.pace import LMPace, SAEPace
 from hfsae.plan import estimate, parameters_used, plan
+from hfsae.processor import Room
 from hfsae.recipe import LMArguments, Recipe, make_configs
 from hfsae.training import TrainingArguments
 
@@ -225,7 +226,7 @@ def test_a_plan_for_a_named_gpu_says_so_and_measures_nothing(no_weights, monkeyp
     text = "\n".join(plan(recipe, "H100").lines)
     assert "by formula, not measured: H100 as published (989 TFLOP/s bfloat16" in text
     assert "each GPU" in text and "2 processes: " in text
-    assert "more than the 80 GB of an H100: spread latents over more cards" in text
+    assert "of GPU memory needed, but an H100 has 80.0 GB; spread latents over more cards" in text
 
 
 @pytest.mark.parametrize(
@@ -282,3 +283,106 @@ def test_parameters_used_are_those_below_the_site(make_tiny_lm):
     assert parameters_used(lm, ["layers.0"]) == block
     assert parameters_used(lm, ["layers.5", "layers.2"]) == 6 * block
     assert not any(m._forward_pre_hooks for m in lm.modules())
+
+
+GB = 10**9
+
+
+@pytest.fixture
+def small_machine(monkeypatch):
+    """10 GB of main memory, of which 4 are free; no GPU."""
+    monkeypatch.setattr(footprint, "main_memory", lambda: Room(4 * GB, 10 * GB))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def small_recipe(d_sae: int, **fields) -> Recipe:
+    recipe = gemma_recipe("tiny/llama", d_sae)
+    recipe.shuffle.bucket_tokens = 8192
+    for name, value in fields.items():
+        setattr(recipe, name, value)
+    return recipe
+
+
+CPU = torch.device("cpu")
+
+
+def test_a_recipe_beyond_the_machine_is_refused_with_what_would_fit(no_weights, small_machine):
+    recipe = small_recipe(2**27)  # 16 wide: 17.7 GB of weights alone
+    lm, configs = recipes.check(recipe)
+    needed = sum(memory(recipe, lm, configs, on_gpu=False).main.values())
+    with pytest.raises(ValueError, match="of main memory needed") as refused:
+        footprint.check_memory(recipe, lm, configs, CPU)
+    said = str(refused.value)
+    assert said.startswith(f"about {needed / 1e9:,.1f} GB of main memory needed")
+    assert "but this machine has 10.0 GB (4.0 GB free)" in said
+    assert said.endswith("lower sae.d_sae: 32,768 instead of 134,217,728 would fit")
+    for d_sae, fits in ((2**15, True), (2**16, False)):
+        narrow = small_recipe(d_sae)
+        parts = memory(narrow, *recipes.check(narrow), on_gpu=False).main
+        assert (sum(parts.values()) < 4 * GB) == fits
+
+
+def test_what_might_fit_is_warned_of_not_refused(no_weights, small_machine, caplog):
+    recipe = small_recipe(2**16)
+    footprint.check_memory(recipe, *recipes.check(recipe), CPU)
+    assert "would fit, or the system may end the run" in caplog.text
+    caplog.clear()
+    recipe = small_recipe(2**14)
+    footprint.check_memory(recipe, *recipes.check(recipe), CPU)
+    assert not caplog.text
+
+
+def test_processes_of_one_machine_share_its_memory(no_weights, small_machine, monkeypatch):
+    recipe = small_recipe(2**16)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="of main memory needed"):
+        footprint.check_memory(recipe, *recipes.check(recipe), CPU)
+
+
+def test_memory_that_something_else_takes_is_what_to_lower(no_weights, small_machine):
+    recipe = small_recipe(2**10, shuffle=ShuffleArguments(bucket_tokens=10**9))
+    with pytest.raises(ValueError, match=r"\(4.0 GB free\); lower shuffle.bucket_tokens$"):
+        footprint.check_memory(recipe, *recipes.check(recipe), CPU)
+
+
+def test_a_plan_of_what_cannot_fit_has_a_note_and_measures_nothing(
+    no_weights, small_machine, monkeypatch
+):
+    monkeypatch.setattr(plans, "step_seconds", lambda *args: pytest.fail("measured"))
+    text = "\n".join(plan(small_recipe(2**27)).lines)
+    assert "note            about " in text and "lower sae.d_sae: 32,768 instead of" in text
+    assert "time            not measured, since there is not enough memory" in text
+
+
+@pytest.mark.parametrize("d_sae", [10**18, 10**30])
+def test_latents_beyond_counting_are_one_sentence(no_weights, d_sae):
+    recipe = small_recipe(d_sae)
+    with pytest.raises(ValueError, match=f"d_sae {d_sae} is more than any machine can hold"):
+        plan(recipe)
+
+
+def test_what_a_recipe_lacks_is_found_before_its_model_is_looked_for(monkeypatch):
+    monkeypatch.setattr(recipes, "empty_lm", lambda *args, **kwargs: pytest.fail("looked for"))
+    with pytest.raises(ValueError, match=r"names no site; name a recipe file, or give sae\.site"):
+        plan(Recipe())
+    with pytest.raises(ValueError, match="gives no d_sae"):
+        plan(Recipe(sae={"site": "layers.0"}))
+
+
+def test_tables_of_examples_are_counted_up_to_what_fires(no_weights):
+    """25 examples a latent of 25 tokens, 55 bytes each: 34 kB; ids of 16 bytes a token."""
+    recipe = small_recipe(2**14, collect_tokens=10**6)
+    tables = stage(recipe, "examples").main["tables of examples"]
+    assert tables == 2**14 * 25 * 25 * 55 + 16 * 10**6
+    recipe.sae |= {"target_l0": 4.0}
+    recipe.collect_tokens = 1024
+    assert stage(recipe, "examples").main["tables of examples"] == 1024 * (4 * 25 * 55 + 16)
+
+
+@pytest.mark.parametrize(("bucket", "shard"), [(8192, 8192 * 32), (2**23, 2**27)])
+def test_the_pending_shard_of_the_cache_is_counted(no_weights, bucket, shard):
+    """Twice, as it is when it is put together: 16 wide in bfloat16, and 4 rows of 1024 more."""
+    recipe = small_recipe(2**10, shuffle=ShuffleArguments(bucket_tokens=bucket))
+    recipe.harvest = HarvestArguments(rows=4, cache="somewhere")
+    pending = stage(recipe, "one batch of text").main["activation cache"]
+    assert pending == 2 * (shard + 4 * 1024 * 32)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import hfsae.processor
-from hfsae.processor import Float32Products, spare_bfloat16_, told
+from hfsae.processor import Float32Products, main_memory, spare_bfloat16_, told
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -88,3 +88,26 @@ def test_a_freed_block_is_used_again_without_new_pages():
     assert int(faults("leave").stdout) > 20 * 4096 and int(kept.stdout) < 4096
     asked = faults("keep", MALLOC_MMAP_THRESHOLD_="65536")  # what the environment says holds
     assert asked.returncode == 3
+
+
+def test_memory_is_what_the_machine_and_its_control_groups_leave(tmp_path):
+    """Version 2: the group of a job within that of a user; pages of files can be given back."""
+    groups = tmp_path / "sys/fs/cgroup"
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/user/job\n")
+    assert main_memory(tmp_path).total >= main_memory(tmp_path).free > 2000
+    for name, limit, used in (("user", "3000", "1200"), ("user/job", "max", "900")):
+        (groups / name).mkdir(parents=True)
+        (groups / name / "memory.max").write_text(f"{limit}\n")
+        (groups / name / "memory.current").write_text(f"{used}\n")
+        (groups / name / "memory.stat").write_text("anon 100\ninactive_file 200\n")
+    assert main_memory(tmp_path) == (3000 - 1200 + 200, 3000)
+    (tmp_path / "proc/self/cgroup").write_text("4:cpu:/\n3:memory:/elsewhere\n")
+    (groups / "memory").mkdir()
+    for name, text in (
+        ("limit_in_bytes", "5000"),
+        ("usage_in_bytes", "4900"),
+        ("stat", "total_inactive_file 300"),
+    ):
+        (groups / "memory" / f"memory.{name}").write_text(text)
+    assert main_memory(tmp_path) == (400, 5000)

@@ -36,7 +36,7 @@ from ..records import open_to_readers
 from .tokens import TokenBatch
 
 logger = logging.getLogger(__name__)
-_SHARD_BYTES = 2**27
+SHARD_BYTES = 2**27
 _ABANDONED_SECONDS = 3600  # a file that is being written is younger
 _SAMPLED = 1024  # numbers of each weight that tell one language model from another
 
@@ -51,8 +51,8 @@ class _Place(NamedTuple):
 class ActivationCache:
     """Activations by batch and site, in the part of `folder` that belongs to `lm`.
 
-    Memory: one shard, 128 MiB, until it is written. Several processes may use a folder at once;
-    each finds what was there when it began, and what it wrote itself.
+    Memory: one shard, 128 MiB, until it is written, and twice that meanwhile. Several processes may
+    use a folder at once; each finds what was there when it began, and what it wrote itself.
 
     Args:
         max_bytes: of this language model's part; beyond it nothing more is kept.
@@ -97,7 +97,7 @@ class ActivationCache:
         for site, acts in activations.items():
             if (key, site) not in self._places:
                 self._pending.setdefault(site, []).append((key, acts.cpu()))
-        if self._pending_bytes() >= _SHARD_BYTES:
+        if self._pending_bytes() >= SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:

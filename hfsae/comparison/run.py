@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..card import write_card
+from ..footprint import check_memory
 from ..lm import LoadedLM
 from ..lock import locked
 from ..models.probe import NAME as PROBE
@@ -47,8 +48,11 @@ def compare(comparison: Comparison, command: str = "") -> Path:
     kept = results.kept(comparison.report_folder, runs)
     missing = [r for r in runs if not all(results.is_known(r, name, kept) for name in r.folders)]
     if missing:
-        device = str(make_accelerator(comparison.training).device)
-        loaded = load(comparison.lm, device)
+        device = make_accelerator(comparison.training).device
+        for each in missing:
+            if each.seed == missing[0].seed:  # other seeds cost the same
+                check_memory(each.recipe, *check(each.recipe), device)
+        loaded = load(comparison.lm, str(device))
         for seed, of_seed in groupby(missing, key=lambda r: r.seed):
             _train_and_evaluate(list(of_seed), loaded, f"seed {seed}", command)
     measured = results.read(runs, kept)

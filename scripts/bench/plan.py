@@ -44,6 +44,16 @@ RUNS = {  # name -> processes and what differs
     "sparse 16k, bucket of 131k": (1, {"sae.d_sae": 16384, "shuffle.bucket_tokens": 131072}),
     "dense 16k": (1, {"sae.d_sae": 16384, "training.sparse": "never"}),
     "dense 32k": (1, {"sae.d_sae": 32768, "training.sparse": "never"}),
+    "examples of 16k": (1, {"sae.d_sae": 16384, "collect_tokens": 65536}),
+    "cache, bucket of 131k": (
+        1,
+        {
+            "sae.d_sae": 2048,
+            "shuffle.bucket_tokens": 131072,
+            "training.n_tokens": 131072,
+            "harvest.cache": "cache",
+        },
+    ),
     "two processes, sparse 32k": (2, {"sae.d_sae": 32768}),
     "two processes, dense 32k": (2, {"sae.d_sae": 32768, "training.sparse": "never"}),
     "two processes, spread 32k": (2, {"sae.d_sae": 32768, "training.shard_latents": "true"}),
@@ -95,6 +105,8 @@ def compared(n: int, differing: dict[str, object]) -> list[tuple[float, float]]:
     with tempfile.TemporaryDirectory() as folder:
         fields = {**SHORT, **differing, "training.num_processes": n}
         fields["training.output_dir"] = f"{folder}/run"
+        if "harvest.cache" in fields:
+            fields["harvest.cache"] = f"{folder}/cache"
         argv = [str(RECIPE), *(str(x) for k, v in fields.items() for x in (f"--{k}", v))]
         recipe, _ = _parse_recipe(_recipe_parser("train"), argv)
         said = sum(memory(recipe, *check(recipe), on_gpu=False).main.values())

@@ -145,7 +145,7 @@ def test_it_takes_no_more_disk_than_it_may(tiny_lm, tmp_path, caplog):
 
 
 def test_shards_are_written_as_they_fill(tiny_lm, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "_SHARD_BYTES", 4000)
+    monkeypatch.setattr(cache_module, "SHARD_BYTES", 4000)
     assert len(fill(tiny_lm, tmp_path, seeds=range(8))) > 2
     reader = cached(idle(tiny_lm), tmp_path)
     for seed in range(8):
@@ -153,7 +153,7 @@ def test_shards_are_written_as_they_fill(tiny_lm, tmp_path, monkeypatch):
 
 
 def _fill_until_killed(lm, folder, ready):
-    cache_module._SHARD_BYTES = 4000
+    cache_module.SHARD_BYTES = 4000
     harvester = cached(lm, folder)
     for seed in range(10**6):
         harvester(batch(seed))
