@@ -231,7 +231,7 @@ def run(
     """
     root = _output_dir(recipe)
     with alone(root, [root / name for name in recipe.sae_fields()]):
-        return _run(recipe, command, loaded)
+        return _run(recipe, command, loaded, check_cost)
 
 
 @contextmanager
@@ -264,7 +264,9 @@ def _output_dir(recipe: Recipe) -> Path:
     return root
 
 
-def _run(recipe: Recipe, command: str, loaded: LoadedLM | None) -> list[Path]:
+def _run(
+    recipe: Recipe, command: str, loaded: LoadedLM | None, check_cost: CheckCost | None
+) -> list[Path]:
     root = Path(recipe.training.output_dir)
     try:
         stale = stale_stages(recipe)
