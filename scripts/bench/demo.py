@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 
+import children
 from gradio_client import Client
 from playwright.sync_api import Browser, sync_playwright
 
@@ -34,18 +35,16 @@ def main(argv: list[str]) -> None:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "hfsae", "demo", *argv, "--port", str(port)]
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children.end_on_signals()
     url = f"http://127.0.0.1:{port}/"
-    try:
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with children.child(command, **silent) as process:
         while not answers(url):
             if process.poll() is not None:
                 raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
             time.sleep(0.05)
         print(f"started in {time.perf_counter() - start:.1f} s")
         measure(url)
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def answers(url: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModel
 
 from hfsae.activations import (
@@ -102,12 +103,12 @@ def main() -> None:
     print(f"{told}, {args.d_sae} latents, {SITE} of SmolLM2-135M\n")
     print("| variant | loss | sparse - dense | dense - float64 | sparse - float64 |")
     print("| --- | --- | --- | --- | --- |")
-    for name in args.variants:
+    for name in tqdm(args.variants, unit="variant", leave=False):
         dense, sparse = (trained(name, data, args, which) for which in ("never", "always"))
         true = trained(name, data, args, "never", torch.float64)
         gaps = [((a - b) / b).abs() for a, b in ((sparse, dense), (dense, true), (sparse, true))]
         shown = [f"{float(gap[-1]):.1e}, {float(gap.max()):.1e}" for gap in gaps]
-        print(f"| {name} | {float(dense[-1]):.4f} | {' | '.join(shown)} |", flush=True)
+        tqdm.write(f"| {name} | {float(dense[-1]):.4f} | {' | '.join(shown)} |")
 
 
 if __name__ == "__main__":

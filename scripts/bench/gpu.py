@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 from sides import Problem, jumprelu
+from tqdm import tqdm
 
 from hfsae.ops import sparse
 
@@ -48,11 +49,11 @@ def main() -> None:
     triton = "" if sparse._has_triton() else ", without Triton: the first two sides are the same"
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}{triton}, {size}\n")
     print(f"| L0 | density | {' | '.join(SIDES)} |\n|{' --- |' * (2 + len(SIDES))}")
-    for l0 in args.l0:
+    for l0 in tqdm(args.l0, unit="L0", leave=False):
         problem = Problem(**size, l0=l0)
         problem.x = [x.cuda() for x in problem.x]
         cells = measure(problem, args.rounds)
-        print(f"| {l0} | {l0 / args.d_sae:.2g} | {' | '.join(cells)} |", flush=True)
+        tqdm.write(f"| {l0} | {l0 / args.d_sae:.2g} | {' | '.join(cells)} |")
 
 
 def measure(problem: Problem, rounds: int, warmup: int = 5) -> list[str]:

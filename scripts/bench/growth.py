@@ -14,12 +14,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import children
 import yaml
 from tqdm import tqdm
 from turns import markdown
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, by: str, times: int, folder: Path) -> dict[
         command += ["--training.shard_latents", "true"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     environment["OMP_NUM_THREADS"] = str(max(1, options.threads // n["processes"]))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = children.run(command, environment)
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if "rror" in line] or ["no reason given"]
         raise ValueError(f"a run with {times} {by} stopped: {last[-1]}")
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--spread", action="store_true", help="latents over processes")
     options = parser.parse_args()
+    children.end_on_signals()
     try:
         bar = tqdm(total=options.rounds * sum(len(TIMES[by]) for by in options.by), unit="run")
         for by in options.by:

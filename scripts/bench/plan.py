@@ -12,12 +12,13 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import children
 import torch
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
 from hfsae.cli import _parse_recipe, _recipe_parser
@@ -94,10 +95,11 @@ def main() -> None:
         return
     print("| run | said, GB | measured | ratio | beyond the model: said | measured | ratio |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name in args.names or RUNS:
+    children.end_on_signals()
+    for name in tqdm(args.names or RUNS, unit="run", leave=False):
         pairs = compared(*RUNS[name])
         cells = [f"{said / 1e9:.2f} | {m / 1e9:.2f} | {said / m:.2f}" for said, m in pairs]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        tqdm.write(f"| {name} | {' | '.join(cells)} |")
 
 
 def compared(n: int, differing: dict[str, object]) -> list[tuple[float, float]]:
@@ -121,7 +123,7 @@ def measured(folder: Path, n: int, argv: list[str]) -> tuple[float, float]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
     command = [sys.executable, *(launcher if n > 1 else []), str(script), *argv]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = children.run(command, env)
     if done.returncode:
         raise ValueError(f"the run failed: {done.stderr.strip().splitlines()[-1]}")
     peak, base = (re.findall(rf"{name}_kib=(\d+)", done.stdout) for name in ("peak", "base"))

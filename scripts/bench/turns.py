@@ -20,6 +20,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import children
+from tqdm import tqdm
+
 OURS = "hfsae"
 TUNED = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 Step = Callable[[int], Callable[[], dict[str, float]]]
@@ -34,7 +37,7 @@ class Side:
         self.label, self.seconds = label, []
         library, name = label.split(".", 1)
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe that nobody reads fills
-        self.process = subprocess.Popen(
+        self.process = children.start(
             [_python(library, args), str(script), library, name, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -63,8 +66,7 @@ class Side:
         return json.loads(self._read())
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        children.end(self.process)
 
 
 def _python(library: str, args: Any) -> str:
@@ -85,11 +87,12 @@ def measure(script: Path, labels: list[str], options: dict[str, Any], args: Any)
     """Rows of the table, in the order of the sides; ratios are to the first."""
     sides: list[Side] = []
     given = [f"--{key}={value}" for key, value in options.items()]
+    children.end_on_signals()
     try:
-        for label in labels:
+        for label in tqdm(labels, "starting", unit="side", leave=False):
             sides.append(Side(script, label, given, args))
             sides[-1].wait()
-        for turn in range(args.warmup + args.rounds):
+        for turn in tqdm(range(args.warmup + args.rounds), "measuring", unit="turn", leave=False):
             for side in sides:
                 seconds = side.ask("step")
                 if turn >= args.warmup:
