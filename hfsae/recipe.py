@@ -77,7 +77,7 @@ class LMArguments:
     """Which language model, and in which dtype."""
 
     name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    """Hub id or folder of a causal language model."""
+    """Hub id or folder of a causal language model, or a .gguf file."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"

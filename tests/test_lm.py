@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from hfsae.lm import (
     Site,
     blocks_below,
     capture,
+    empty_lm,
     find_module,
     load_lm,
     patch,
@@ -793,6 +795,138 @@ def test_products_are_in_float32_where_the_processor_has_no_bfloat16(
     assert layers and all(isinstance(layer, Float32Products) != has_bfloat16 for layer in layers)
     assert all(p.dtype == torch.bfloat16 for p in lm.parameters())
     assert lm(**tokens()).logits.dtype == torch.bfloat16
+
+
+_GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "model.layers.": "blk.",
+}
+
+
+def write_gguf(file: Path, lm: PreTrainedModel, tokens: list[str]) -> None:
+    """As llama.cpp converts a Llama whose heads are 2 wide: it would permute wider ones."""
+    gguf, config = pytest.importorskip("gguf"), lm.config
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_eos_token_id(1)
+    writer.add_bos_token_id(2)
+    for name, weight in lm.state_dict().items():
+        for long, short in _GGUF_NAMES.items():
+            name = name.replace(long, short)
+        writer.add_tensor(name, weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_loads_with_its_tokenizer_by_itself_or_by_its_folder(
+    tmp_path: Path, make_tiny_lm: Callable, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 2}
+    lm = make_tiny_lm("llama", num_hidden_layers=1, **heads)
+    vocabulary = tiny_tokenizer.get_vocab()
+    write_gguf(tmp_path / "tiny.gguf", lm, sorted(vocabulary, key=vocabulary.__getitem__))
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    for name in (tmp_path / "tiny.gguf", tmp_path, Path("~", tmp_path.name, "tiny.gguf")):
+        loaded = load_lm(str(name), dtype="float32")
+        assert torch.equal(loaded.lm(**tokens()).logits, lm(**tokens()).logits)
+        text_ids = tiny_tokenizer("né", add_special_tokens=False).input_ids
+        assert loaded.tokenizer("né", add_special_tokens=False).input_ids == text_ids
+        assert loaded.origin == f"folder {tmp_path}, tiny.gguf"
+        assert loaded.lm.name_or_path == str(name)
+        assert empty_lm(str(name)).config.hidden_size == 16
+
+
+def test_gguf_files_that_cannot_be_meant_or_read_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("a.gguf", "b.gguf", "c-00001-of-00002.gguf", "weights.bin"):
+        (tmp_path / name).write_bytes(b"GGUF no more")
+    with pytest.raises(ValueError, match=r"holds 3 \.gguf files \(a\.gguf, b\.gguf, .*a\.gguf'$"):
+        load_lm(str(tmp_path))
+    with pytest.raises(ValueError, match=r"one part of a model.*llama-gguf-split --merge"):
+        load_lm(str(tmp_path / "c-00001-of-00002.gguf"))
+    with pytest.raises(ValueError, match=r"weights\.bin' is a file; name its folder"):
+        load_lm(str(tmp_path / "weights.bin"))
+    for load in (load_lm, empty_lm):
+        with pytest.raises(ValueError, match=r"a\.gguf' cannot be loaded: ") as error:
+            load(str(tmp_path / "a.gguf"))
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"a\.gguf' is a GGUF file: `pip install gguf`"):
+        load_lm(str(tmp_path / "a.gguf"))
+
+
+def test_a_mistyped_path_is_not_looked_for_on_the_hub(
+    saved_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(hfsae.lm, "HfApi", None)  # calling it would be a TypeError
+    monkeypatch.setattr(hfsae.lm, "is_offline_mode", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, where in (
+        ("./lmm", "the working directory holds no 'lmm'; did you mean 'lm'"),
+        ("./lm/x", "the folder 'lm' holds no 'x'"),
+        ("no/such/model", "the working directory holds no 'no'"),
+        (f"{tmp_path}/lmm", f"the folder '{tmp_path}' holds no 'lmm'; did you mean '{saved_lm}'"),
+        ("~/none", f"the folder '{tmp_path}' holds no 'none'"),
+        ("../nowhere/", "the folder '..' holds no 'nowhere'"),
+        ("lm/model.gguf", "the folder 'lm' holds no 'model.gguf'"),
+    ):
+        for load in (load_lm, empty_lm):
+            with pytest.raises(ValueError) as error:
+                load(name)
+            assert str(error.value).startswith(f"model {name!r} is a local path, but {where}")
+
+
+def test_a_name_that_may_be_a_path_or_on_the_hub_is_said_to_be_neither(
+    saved_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"on the Hub.*is meant, the folder 'lm' holds no 'step-9'"
+    ):
+        load_lm("lm/step-9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"OFFLINE is set.*, the folder 'lm' holds no 'step-9'"):
+        load_lm("lm/step-9")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_a_model_without_a_tokenizer_is_refused(
+    tmp_path: Path, make_tiny_lm: Callable, family: str
+):
+    make_tiny_lm(family).save_pretrained(tmp_path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"comes without a tokenizer; save .*save_pretrained"):
+            load_lm(str(tmp_path))
+        (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="cannot be loaded: ") as error:
+        load_lm(str(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 def test_a_broken_folder_is_one_sentence(saved_lm: Path, tmp_path: Path):
