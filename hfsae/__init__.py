@@ -13,6 +13,8 @@
     training | evaluation | features | figures | card | convert | steering | attribution
     models | activations | metrics
     ops | lm                   torch and transformers only
+    weights                    which weights a folder's records were made with
+    contract | records | loading | processor
     lock | packaged            one process at a time in a folder; inputs that come as packages
 
 **A datum's journey.** text -> `activations.tokens` (rows of token ids, a keep-mask) ->

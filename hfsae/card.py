@@ -25,6 +25,7 @@ from jinja2 import ChainableUndefined, Environment
 
 from . import models
 from .records import parse_yaml, printable, read_json, reading, write_whole
+from .weights import refuse_mixture
 
 Json = dict[str, Any]
 
@@ -142,8 +143,10 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
             name stands there, for `set_model_id` to replace.
 
     Raises:
-        ValueError: no SAE in the folder, or a README.md there that has no block to keep.
+        ValueError: no SAE in the folder, records of other weights than its own, or a README.md
+            there that has no block to keep.
     """
+    refuse_mixture(Path(folder))
     path = Path(folder) / "README.md"
     card = render_card(folder)
     if repo_id is not None:

@@ -57,6 +57,7 @@ from .recipe import (
 )
 from .records import check_yaml, parse_yaml, printable, printable_lines, read_json, reading
 from .training.trainer import make_accelerator
+from .weights import refuse_mixture
 
 _SHOWN_LATENTS, _SHOWN_TOKENS, _SHOWN_EXAMPLES = 5, 6, 3
 _EXAMPLES = """\
@@ -435,6 +436,7 @@ def _trained(folder: str) -> Path:
 
 
 def _print_folder(folder: Path, latents: list[int]) -> None:
+    refuse_mixture(folder)
     if not latents:
         print(f"\n{printable(_summary(folder))}")
         if (folder / "evaluation.json").is_file():

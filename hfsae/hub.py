@@ -44,6 +44,7 @@ from .features.labels import NAME as LABELS
 from .features.labels import read_labels
 from .models.probe import NAME as PROBE
 from .records import passes, read_json, write_whole
+from .weights import refuse_mixture
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -205,7 +206,7 @@ def _commit(api: HfApi, plan: Plan, message: str) -> CommitInfo:
 
 
 def _homes(folder: Path) -> list[Path]:
-    """The folders of the SAEs in `folder`, none of them damaged."""
+    """The folders of the SAEs in `folder`, none of them damaged or mixed with another's results."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} to push")
     found = sorted(p.parent for p in folder.rglob("config.json") if is_sae(p.parent))
@@ -223,6 +224,7 @@ def _homes(folder: Path) -> list[Path]:
                 f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved, says {PROBE}; put "
                 f"back a sound copy, or delete {PROBE} if you changed the SAE yourself"
             )
+        refuse_mixture(home)
     return homes
 
 

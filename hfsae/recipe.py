@@ -47,6 +47,7 @@ from .models.probe import NAME as PROBE
 from .records import damaged, parse_yaml, passes, read_json, sweep, write_whole
 from .training import Trainer, TrainingArguments
 from .training.trainer import make_accelerator
+from .weights import of_others, refuse_mixture, stamp
 
 logger = logging.getLogger(__name__)
 REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens")
@@ -506,12 +507,13 @@ def report(
     recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path, again: Iterable[str] = ()
 ) -> None:
     """Evaluate, collect, draw and write the card: what of these the folder lacks, and `again`."""
+    refuse_mixture(folder, ["training.json"])  # which no later stage makes anew
     missing = [*_missing(folder, recipe), *again]
     sae.to(cast(Any, loaded.lm.device))
     limits = norm_limits(sae, folder)
     if "evaluation.json" in missing:
         result = evaluate_held_out(recipe, loaded, {"": sae}, limits)[""]
-        write_whole(folder / "evaluation.json", json.dumps(result.to_dict(), indent=1) + "\n")
+        write_whole(folder / "evaluation.json", evaluation_text(result, folder))
     if "features/meta.json" in missing:
         rows = read_rows(recipe, loaded, "train", recipe.collect_tokens)
         with _bar("collect", recipe.collect_tokens) as progress:
@@ -524,10 +526,16 @@ def report(
                 norm_limits=limits,
                 progress=progress,
             )
+        store.meta |= stamp(folder)
         store.save(folder)
     if PROBE in missing:
         write_probe(sae, _probe_activations(recipe, loaded, sae, limits), folder)
     finish(folder)
+
+
+def evaluation_text(result: EvaluationResult, folder: Path) -> str:
+    """Of evaluation.json, for the weights that lie in a folder."""
+    return json.dumps({**result.to_dict(), **stamp(folder)}, indent=1) + "\n"
 
 
 def _probe_activations(
@@ -572,7 +580,12 @@ def evaluate_held_out(
 
 
 def finish(folder: Path) -> None:
-    """Figures and card, from what lies in the folder."""
+    """Figures and card, from what lies in the folder.
+
+    Raises:
+        ValueError: the folder mixes results of different weights.
+    """
+    refuse_mixture(folder)
     figures.draw(folder)
     card.write_card(folder)
 
@@ -594,11 +607,13 @@ def _bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 def _missing(folder: Path, recipe: Recipe) -> list[str]:
-    """Results that the recipe asks for and the folder lacks; a card older than its data is one."""
+    """Results that the recipe asks for and the folder lacks, or has of other weights; a card older
+    than its data is one."""
     wanted = ["evaluation.json"] if recipe.evaluation.n_tokens != 0 else []
     wanted += ["features/meta.json"] if recipe.collect_tokens else []
     wanted += [PROBE]
-    missing = [name for name in wanted if not (folder / name).exists()]
+    others = list(of_others(folder, wanted))
+    missing = [name for name in wanted if name in others or not (folder / name).exists()]
     card = folder / "README.md"
     data = [folder / name for name in ("training.json", *wanted) if (folder / name).exists()]
     if not card.exists() or any(p.stat().st_mtime > card.stat().st_mtime for p in data):

@@ -1,5 +1,6 @@
 """A recipe from text to folder on a tiny language model: stages, reuse, refusals."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.evaluation import EvaluationArguments
 from hfsae.features import FeatureStore
 from hfsae.recipe import make_configs, run
+from hfsae.weights import RECORDS
 
 from .test_lock import held_elsewhere
 from .tiny import TEXTS, tiny_recipe
@@ -70,6 +72,21 @@ def test_a_changed_section_does_only_its_own_stage_again(tmp_path, loads):
     assert (tmp_path / "out" / "features" / "meta.json").stat().st_mtime_ns == store
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{evaluation['metrics']['l0']['n_tokens']:,}" in card
+
+
+def test_what_a_folder_has_of_other_weights_is_made_anew(tmp_path, loads):
+    (folder,) = run(tiny_recipe(tmp_path / "out"))
+    made = {name: (folder / name).read_bytes() for name in RECORDS}
+    hashed = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest().encode()
+    assert all(hashed in content for content in made.values())
+    for name in ("evaluation.json", "features/meta.json"):
+        (folder / name).write_bytes(made[name].replace(hashed, b"0" * 64))
+    run(tiny_recipe(tmp_path / "out"))
+    assert {name: (folder / name).read_bytes() for name in RECORDS} == made
+    (folder / "README.md").unlink()
+    (folder / "training.json").write_bytes(made["training.json"].replace(hashed, b"0" * 64))
+    with pytest.raises(ValueError, match=r"training\.json was made with other weights"):
+        run(tiny_recipe(tmp_path / "out"))
 
 
 def test_a_run_interrupted_while_it_reports_goes_on_with_what_is_missing(

@@ -17,6 +17,7 @@ from ..lm import LoadedLM
 from ..models import SAE
 from ..recipe import Recipe, load_trained, read_rows
 from ..records import write_tensors
+from ..weights import stamp
 from .arms import CausalArguments
 from .frontier import t_interval
 from .results import CAUSES, Measured
@@ -82,7 +83,7 @@ def measure_missing(
         sae.to(cast(Any, loaded.lm.device))
         found = measure(sae, recipe, loaded, args)
         tensors = {**found.control._asdict(), "uniformity": found.uniformity}
-        write_tensors(m.folder / CAUSES, tensors, {"args": told(args)})
+        write_tensors(m.folder / CAUSES, tensors, {"args": told(args), **stamp(m.folder)})
 
 
 def told(args: CausalArguments) -> str:

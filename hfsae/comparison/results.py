@@ -20,8 +20,15 @@ from torch.nn.functional import normalize
 from ..evaluation import EvaluationResult
 from ..hub import is_sae
 from ..models import SAE
-from ..recipe import RESULT_SECTIONS, differences, load_trained, what_matters
+from ..recipe import (
+    RESULT_SECTIONS,
+    differences,
+    evaluation_text,
+    load_trained,
+    what_matters,
+)
 from ..records import damaged, read_json, read_tensors, write_tensors, write_whole
+from ..weights import of_others
 from .arms import ArmRun
 
 logger = logging.getLogger(__name__)
@@ -75,7 +82,7 @@ class Measured(NamedTuple):
 def write(result: EvaluationResult, run: ArmRun, name: str) -> None:
     """Keep a result; evaluation.json comes last, so that where it lies all is there."""
     folder = run.folders[name]
-    text = json.dumps(result.to_dict(), indent=1) + "\n"
+    text = evaluation_text(result, folder)
     sums = {
         f"{table}.{name}": values
         for table, columns in result.of_documents.items()
@@ -90,9 +97,12 @@ def is_known(run: ArmRun, name: str, kept: Mapping[Key, Measured]) -> bool:
 
 
 def is_measured(run: ArmRun, name: str) -> bool:
-    """Whether both files of a result lie there, of one evaluation, and it was the recipe's."""
+    """Whether both files of a result lie there, of one evaluation of the weights there (if they
+    still are), and it was the recipe's."""
     evaluation, sums = (run.folders[name] / file for file in ("evaluation.json", _DOCUMENTS))
     if not (evaluation.is_file() and sums.is_file()):
+        return False
+    if any(of_others(run.folders[name], [evaluation.name])):
         return False
     _, made = read_tensors(sums)
     text = evaluation.read_text(encoding="utf-8", errors="replace")
@@ -162,7 +172,8 @@ def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kept_causes(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, str]]:
-    return read_tensors(folder / CAUSES) if (folder / CAUSES).is_file() else ({}, {})
+    is_there = (folder / CAUSES).is_file() and not any(of_others(folder, [CAUSES]))
+    return read_tensors(folder / CAUSES) if is_there else ({}, {})
 
 
 def _scale(record: dict[str, Any]) -> float:

@@ -134,7 +134,8 @@ class EvaluationResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EvaluationResult":
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`; what a file's record holds besides is left out."""
+        own = {key: value for key, value in data.items() if key in cls.__dataclass_fields__}
         metrics = {name: _metric(fields) for name, fields in data["metrics"].items()}
         edges, counts = data["density_histogram"]
         tensors = {
@@ -144,7 +145,7 @@ class EvaluationResult:
             ),
             "l0_histogram": torch.tensor(data["l0_histogram"]),
         }
-        return cls(**{**data, **tensors, "metrics": metrics})
+        return cls(**{**own, **tensors, "metrics": metrics})
 
     def table(self) -> str:
         """Name, value, 95 % interval and unit of each metric, aligned."""

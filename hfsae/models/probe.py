@@ -1,7 +1,8 @@
 """A probe: activations with the latents they must give, kept beside the weights.
 
 `probe.safetensors` holds raw activations x [n, d_in], the firing latents of each (indices and
-values), and reconstructions; its metadata the SHA-256 of every weight and of the config. So a
+values), and reconstructions; its metadata the SHA-256 of every weight and of the config, and of the
+file of weights. So a
 folder can tell two things about itself: whether its weights are, to the bit, those that were
 saved, and whether this machine, dtype and version make the same of them.
 """
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..records import opened_tensors, write_tensors
+from ..weights import stamp
 
 NAME = "probe.safetensors"
 N_TOKENS = 64
@@ -85,7 +87,7 @@ def write_probe(sae: Any, x: Float[Tensor, "n d_in"], folder: str | Path) -> Pat
     hashes = {name: _hash(t) for name, t in sae.state_dict().items()}
     hashes |= {"config": _hash_config(sae.config), "probe": _hash_all(tensors)}
     path = Path(folder) / NAME
-    write_tensors(path, tensors, {"sha256": json.dumps(hashes)})
+    write_tensors(path, tensors, {"sha256": json.dumps(hashes), **stamp(path.parent)})
     return path
 
 

@@ -33,6 +33,7 @@ from ..lock import locked
 from ..models import SAE
 from ..ops import Workspace
 from ..records import free_space, sweep, write_whole
+from ..weights import stamp
 from . import checkpoint
 from .arguments import TrainingArguments
 from .identity import Identity
@@ -352,7 +353,8 @@ def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
     temporary = folder / f".tmp-{os.getpid()}"
     try:
         sae.save_pretrained(temporary)
-        text = json.dumps(record, indent=1, default=str) + "\n"
+        stamped = {**record, **stamp(temporary)}
+        text = json.dumps(stamped, indent=1, default=str) + "\n"
         (temporary / "training.json").write_text(text, encoding="utf-8")
         mode = (temporary / "training.json").stat().st_mode
         for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):

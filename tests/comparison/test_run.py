@@ -11,6 +11,7 @@ from transformers import AutoModel
 from hfsae import figures, processor
 from hfsae.comparison import CausalArguments, Comparison, compare
 from hfsae.records import write_tensors
+from hfsae.weights import KEY
 
 from ..test_lock import held_elsewhere
 from ..tiny import tiny_fields
@@ -214,6 +215,8 @@ def test_another_evaluation_is_measured_anew(tmp_path, loads):
     assert len(counts) == 1 and 150 <= counts.pop() < 200
     before = [path.read_text() for path in evaluations]
     evaluations[0].write_text("{}")  # as `hfsae evaluate` leaves it, with other sums beside
+    hashed = json.loads(before[1])[KEY]
+    evaluations[1].write_text(before[1].replace(hashed, "0" * 64))  # of weights from elsewhere
     (tmp_path / "c/report/results.json").unlink()
     compare(comparison)
     assert [path.read_text() for path in evaluations] == before

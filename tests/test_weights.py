@@ -1,0 +1,85 @@
+"""Records belong to weights: a folder that mixes those of two runs is noticed."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import hfsae
+from hfsae.card import write_card
+from hfsae.cli import main
+from hfsae.weights import KEY, RECORDS, of_others, refuse_mixture, stamp, weights_hash
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An SAE with each record that names its weights."""
+    home = tmp_path / "sae"
+    sae = hfsae.ReLUSAE(hfsae.ReLUSAEConfig(d_in=4, d_sae=8, site="layers.1", model_name="m"))
+    sae.save_pretrained(home)
+    hfsae.write_probe(sae, torch.randn(3, 4), home)
+    (home / "features").mkdir()
+    for name in RECORDS[:3]:
+        (home / name).write_text(json.dumps(stamp(home)))
+    return home
+
+
+def exchange_weights(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    save_file(
+        {**state, "b_dec": state["b_dec"] + 1}, folder / "model.safetensors", {"format": "pt"}
+    )
+
+
+def test_the_hash_is_that_of_the_file_as_on_the_hub(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    assert stamp(folder) == {KEY: hashlib.sha256(content).hexdigest()}
+    assert list(of_others(folder)) == []
+    exchange_weights(folder)
+    assert list(of_others(folder)) == list(RECORDS)
+
+
+def test_weights_in_several_files_have_one_hash(tmp_path):
+    assert weights_hash(tmp_path) is None and stamp(tmp_path) == {}
+    for i in (1, 2):
+        (tmp_path / f"model-0000{i}-of-00002.safetensors").write_bytes(bytes([i]))
+    first = weights_hash(tmp_path)
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"three")
+    assert first is not None and weights_hash(tmp_path) not in (None, first)
+
+
+def test_records_without_a_hash_or_weights_are_taken_as_they_are(folder):
+    exchange_weights(folder)
+    (folder / "probe.safetensors").write_bytes(b"damaged: who reads it says so")
+    for name in RECORDS[:3]:
+        (folder / name).write_text("{}")
+    refuse_mixture(folder)
+    (folder / "evaluation.json").write_text(json.dumps({KEY: "0"}))
+    (folder / "model.safetensors").unlink()
+    refuse_mixture(folder)
+
+
+@pytest.mark.parametrize(
+    "name, remedy",
+    [
+        ("training.json", "put back the weights that it belongs to, or delete it"),
+        ("evaluation.json", "`hfsae evaluate {folder}` makes it anew"),
+        ("features/meta.json", "`hfsae collect {folder}` makes it anew"),
+    ],
+)
+def test_show_card_and_push_refuse_a_mixture(folder, name, remedy, capsys):
+    (folder / name).write_text(json.dumps({KEY: "0" * 64}))
+    sentence = f"{folder / name} was made with other weights than those that lie in {folder} now "
+    sentence = re.escape(sentence) + ".*" + re.escape(remedy.format(folder=folder))
+    for verb in (["show", str(folder)], ["card", str(folder)], ["push", str(folder), "me/sae"]):
+        assert main(verb) == 2
+        assert re.search(sentence, capsys.readouterr().err)
+    with pytest.raises(ValueError, match=sentence):
+        hfsae.push(folder.parent, "me/suite")
+    with pytest.raises(ValueError, match=sentence):
+        write_card(folder)
+    assert not (folder / "README.md").exists() and not (folder / "figures").exists()
