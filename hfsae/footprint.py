@@ -255,7 +255,7 @@ def takes_sparse_steps(recipe: Recipe, config: SAEConfig, *, on_gpu: bool) -> bo
 def _l0(config: SAEConfig, recipe: Recipe) -> float:
     """At the start of training, where L0 is highest: half of all, if nothing holds it down."""
     if isinstance(config, AuxKSAEConfig):
-        return config.k
+        return float(config.k)
     return float(config.target_l0 or 0) if _has_warm_start(config, recipe) else config.d_sae / 2
 
 
