@@ -1,6 +1,5 @@
 """The `hfsae` command: verbs over the library. Bad input is one sentence and exit code 2."""
 
-import difflib
 import importlib.util
 import logging
 import os
@@ -9,28 +8,22 @@ import shlex
 import shutil
 import signal
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from textwrap import wrap
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_origin
 
 import docstring_parser
 import yaml
-from jsonargparse import (
-    ArgumentError,
-    ArgumentParser,
-    DefaultHelpFormatter,
-    get_loader,
-    set_loader,
-    set_parsing_settings,
-)
+from jsonargparse import get_loader, set_loader, set_parsing_settings
+from transformers import MODEL_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from .card import misgivings
 from .cli_demo import VERBS as DEMO_VERBS
 from .cli_files import VERBS
+from .cli_parsing import VerbParser, did_you_mean, explained, sentence_of, verb_parser
 from .comparison import Comparison
 from .comparison import compare as run_comparison
 from .evaluation import EvaluationResult
@@ -60,20 +53,43 @@ from .training.trainer import make_accelerator
 from .weights import refuse_mixture
 
 _SHOWN_LATENTS, _SHOWN_TOKENS, _SHOWN_EXAMPLES = 5, 6, 3
-_EXAMPLES = """\
-examples:
-  hfsae train scripts/recipes/quickstart.yaml --training.output_dir runs/mine
-  hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run
-  hfsae evaluate runs/mine --evaluation.n_tokens 200000
-  hfsae show runs/mine 17 1234
-  hfsae push runs/mine me/my-sae
-  hfsae list google/gemma-scope-2b-pt-res
-  hfsae demo runs/mine
-  hfsae convert google/gemma-scope-2b-pt-res gs --to saelens --layer 12 --width 16k --l0 80
-
+_EXAMPLES = (
+    "hfsae train scripts/recipes/quickstart.yaml --training.output_dir runs/mine",
+    "hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run",
+    "hfsae compare scripts/comparisons/quickstart.yaml",
+    "hfsae evaluate runs/mine --evaluation.n_tokens 200000",
+    "hfsae collect runs/mine --collect_tokens 2000000",
+    "hfsae show runs/mine 17 1234",
+    "hfsae card runs/mine",
+    "hfsae push runs/mine me/my-sae",
+    "hfsae list google/gemma-scope-2b-pt-res",
+    "hfsae demo runs/mine",
+    "hfsae convert google/gemma-scope-2b-pt-res gs --to saelens --layer 12 --width 16k --l0 80",
+)
+_FIELDS = """\
 A field is set in the recipe's YAML file, or by its dotted name on the command line, which wins;
-`hfsae train --help` explains all of them. Several processes:
+`hfsae train --help_all` explains all of them. Several processes:
 `torchrun --standalone --nproc_per_node N -m hfsae train recipe.yaml`."""
+_USAGE = {
+    "train": "[RECIPE.yaml] [--FIELD VALUE ...]",
+    "compare": "[COMPARISON.yaml] [--FIELD VALUE ...]",
+    "evaluate": "FOLDER [--FIELD VALUE ...]",
+    "collect": "FOLDER [--FIELD VALUE ...]",
+}
+# Fields that `--help` explains; the others are for `--help_all`.
+_OFTEN_OF_TRAIN = ("lm.name", "text.dataset", "text.context_size", "training.output_dir")
+_OFTEN_OF_TRAIN += ("training.n_tokens", "training.learning_rate", "evaluation.n_tokens")
+_OFTEN = {
+    "train": (*_OFTEN_OF_TRAIN, "collect_tokens"),
+    "compare": (*_OFTEN_OF_TRAIN, "arms", "seeds", "at_l0", "only"),
+    "evaluate": ("evaluation.n_tokens",),
+    "collect": ("collect_tokens", "collect.top", "collect.window"),
+}
+_OFTEN_OF_SAE = ("site", "target_l0", "k")
+_SECTIONS = {
+    "evaluate": ("lm", "text", "harvest", "evaluation"),
+    "collect": ("lm", "text", "harvest", "collect", "collect_tokens"),
+}
 
 
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
@@ -102,10 +118,6 @@ class _PrintableFormatter(logging.Formatter):
         return printable_lines(super().format(record))
 
 
-class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """jsonargparse's, with line ends of descriptions and epilogs kept."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run one command: 0 when it is done, 2 for bad input, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -120,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         _dispatch(argv)
     except BrokenPipeError:  # `hfsae show FOLDER | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor a word at exit
-    except (ValueError, OSError, ArgumentError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("HFSAE_DEBUG"):
             raise
         print(f"hfsae: error: {_one_line(error)}", file=sys.stderr)
@@ -172,22 +184,18 @@ def collect(argv: list[str]) -> None:
 
 def show_folder(argv: list[str]) -> None:
     """Print a trained SAE's metrics and latents: those named, or some drawn at random."""
-    parser = _parser("show")
-    parser.add_argument("folder", type=str, help="a folder that `hfsae train` wrote")
-    parser.add_argument("latents", type=int, nargs="*", help="indices of latents to show")
-    if not argv:
-        raise ValueError("name the folder of a trained SAE: hfsae show FOLDER [LATENT ...]")
-    args = parser.parse_args(argv)
-    _print_folder(_trained(args.folder), args.latents)
+    parser = verb_parser("show", "FOLDER [LATENT ...]", show_folder)
+    parser.add("folder", type=str, help="a folder that `hfsae train` wrote")
+    parser.add("latents", type=int, nargs="*", default=[], help="indices of latents to show")
+    args = parser.parse(argv)
+    _print_folder(_trained(args["folder"]), args["latents"] or [])
 
 
 def card(argv: list[str]) -> None:
     """Draw the figures and write the model card again, from what lies in a folder."""
-    parser = _parser("card")
-    parser.add_argument("folder", type=str, help="a folder that `hfsae train` wrote")
-    if not argv:
-        raise ValueError("name the folder of a trained SAE: hfsae card FOLDER")
-    folder = _trained(parser.parse_args(argv).folder)
+    parser = verb_parser("card", "FOLDER", card)
+    parser.add("folder", type=str, help="a folder that `hfsae train` wrote")
+    folder = _trained(parser.parse(argv)["folder"])
     with alone(_home(folder) or folder, [folder]):
         finish(folder)
     print(f"wrote {folder / 'README.md'} and {folder / 'figures'}")
@@ -211,87 +219,82 @@ def _dispatch(argv: list[str]) -> None:
     elif argv[0] in _VERBS:
         _VERBS[argv[0]](argv[1:])
     else:
-        raise ValueError(_did_you_mean(f"{argv[0]!r} is no verb", argv[0], list(_VERBS)))
+        raise ValueError(did_you_mean(f"{argv[0]!r} is no verb", argv[0], list(_VERBS)))
 
 
 def _help() -> str:
     lines = ["usage: hfsae VERB ...", "", "Sparse autoencoders as Hugging Face models.", ""]
     for verb in _VERBS:
-        head, *rest = wrap(_what(verb), 86)
+        head, *rest = wrap(sentence_of(_VERBS[verb]), 86)
         lines += [f"  {verb:<10}{head}", *(" " * 12 + line for line in rest)]
-    return "\n".join([*lines, "", _EXAMPLES])
+    examples = [f"  {example}" for example in _EXAMPLES]
+    return "\n".join([*lines, "", "examples:", *examples, "", _FIELDS])
 
 
-def _what(verb: str) -> str:
-    return " ".join((_VERBS[verb].__doc__ or "").split())
-
-
-def _parser(verb: str) -> ArgumentParser:
+def _recipe_parser(verb: str, kind: type[Recipe] = Recipe) -> VerbParser:
+    """A parser of a recipe's fields."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_loader("yaml", _load_yaml_with_whole_numbers, exceptions=(ValueError, yaml.YAMLError))
-    return ArgumentParser(
-        prog=f"hfsae {verb}",
-        description=_what(verb),
-        exit_on_error=False,
-        allow_abbrev=False,  # --training.learning_rat 1 must not train at 1
-        formatter_class=_HelpFormatter,
+    every = tuple(section.name for section in fields(kind))
+    parser = VerbParser(
+        verb,
+        _USAGE[verb],
+        sentence_of(_VERBS[verb]),
+        recipe=every,
+        sections=_SECTIONS.get(verb, every),
+        often=_OFTEN[verb],
+        examples=tuple(e for e in _EXAMPLES if e.startswith(f"hfsae {verb} ")),
+        more=(lambda everything: iter(())) if verb in _SECTIONS else _sae_help,
     )
-
-
-def _recipe_parser(verb: str, kind: type[Recipe] = Recipe) -> ArgumentParser:
-    parser = _parser(verb)
-    parser.add_argument(
-        "--recipe", action="config", help="YAML file; may be given without its name, in first place"
-    )
-    parser.add_class_arguments(kind, as_group=False)
-    parser.epilog = "fields of sae:\n" + "\n".join(_sae_fields())
+    parser.parser.add_argument("--recipe", action="config")
+    parser.parser.add_class_arguments(kind, as_group=False)
     return parser
 
 
-def _train_parser() -> ArgumentParser:
+def _train_parser() -> VerbParser:
     parser = _recipe_parser("train")
-    parser.add_argument("--dry_run", action="store_true", help="print what would run, and its cost")
-    cards = ", ".join(CARDS)
-    parser.add_argument(
+    parser.add("--dry_run", action="store_true", help="print what would run, and its cost")
+    parser.add(
         "--gpu",
         type=str | None,
         default=None,
-        help=f"with --dry_run: its cost by formula on such cards ({cards}), one for each of "
-        "training.num_processes; else what this machine is measured to need",
+        help=f"with --dry_run: its cost by formula on such cards ({', '.join(CARDS)}), one for "
+        "each of training.num_processes; else what this machine is measured to need",
     )
     return parser
 
 
-def _sae_fields() -> Iterator[str]:
-    """`--sae.NAME` lines for every variant, from the docstrings of its config's fields."""
+def _sae_help(everything: bool) -> Iterator[str]:
+    """The variants; the fields of their configs that are set most, or all of them."""
     classes = dict.fromkeys(c for variant in variants() for c in reversed(variant.mro()))
+    yield from ("", "fields of sae:" if everything else "fields of sae that are set most:")
+    yield from explained("--sae.d_sae", "number of latents; 8 to 32 times the width is usual")
     for config_class in (c for c in classes if issubclass(c, SAEConfig)):
         for param in docstring_parser.parse_from_object(config_class).params:
-            default = getattr(config_class, param.arg_name, None)
-            text = " ".join((param.description or "").split())
-            kinds = ", ".join(v.model_type for v in variants(config_class))
-            kind = "" if config_class is SAEConfig else f" ({kinds})"
-            yield from wrap(
-                f"--sae.{param.arg_name}{kind}  {text} (default: {default})",
-                96,
-                initial_indent="  ",
-                subsequent_indent="      ",
-            )
+            if everything or param.arg_name in _OFTEN_OF_SAE:
+                default = getattr(config_class, param.arg_name, None)
+                kinds = ", ".join(v.model_type for v in variants(config_class))
+                kind = "" if config_class is SAEConfig else f" ({kinds})"
+                yield from explained(
+                    f"--sae.{param.arg_name}{kind}", param.description or "", default
+                )
+    yield from ("", "variants, by --sae.model_type:")
+    for variant in sorted(variants(), key=lambda v: v.model_type):
+        formula = (MODEL_MAPPING[variant].__doc__ or "").partition("\n")[0]
+        yield from explained(variant.model_type, formula)
 
 
 def _parse_recipe(
-    parser: ArgumentParser, argv: list[str], kind: type[_Recipe] = Recipe
+    parser: VerbParser, argv: list[str], kind: type[_Recipe] = Recipe
 ) -> tuple[_Recipe, dict]:
     if argv and not argv[0].startswith("-"):
         _check_readable(Path(argv[0]), kind)
         argv = ["--recipe", *argv]
     argv = [_EXPONENT.sub(lambda n: f"{float(n[0]):.0f}", part) for part in argv]
-    try:
-        given = parser.instantiate(parser.parse_args(argv)).as_dict()
-    except ArgumentError as error:
-        raise ValueError(_clear(error, kind)) from error
-    options = {name: given.pop(name, None) for name in ("recipe", "dry_run", "gpu")}
-    return kind(**given), options
+    given = parser.parse(argv)
+    own = {section.name for section in fields(kind)}
+    options = {name: value for name, value in given.items() if name not in own}
+    return kind(**{name: value for name, value in given.items() if name in own}), options
 
 
 def _check_readable(path: Path, kind: type[Recipe]) -> None:
@@ -310,53 +313,14 @@ def _check_readable(path: Path, kind: type[Recipe]) -> None:
     sections = {field.name: field.type for field in fields(kind)}
     for name, value in content.items():
         if name not in sections:
-            raise ValueError(_did_you_mean(f"a recipe has no section {name!r}", name, [*sections]))
+            raise ValueError(did_you_mean(f"a recipe has no section {name!r}", name, [*sections]))
         holds_fields = is_dataclass(sections[name]) or get_origin(sections[name]) is dict
         if holds_fields and not isinstance(value, dict):
             raise ValueError(f"section {name} of {path} must hold fields, not {value!r}")
         if is_dataclass(sections[name]):
             known = [field.name for field in fields(cast(Any, sections[name]))]
             for key in set(value) - set(known):
-                raise ValueError(_did_you_mean(f"section {name} has no field {key!r}", key, known))
-
-
-def _clear(error: Exception, kind: type[Recipe]) -> str:
-    """jsonargparse's sentence in the words of a recipe, with the nearest field that there is."""
-    text = _one_line(error)
-    known = dict(_recipe_fields(kind))
-    if unknown := re.search(r"(?:unrecognized arguments: --|[Kk]ey '|option ')([\w.]+)", text):
-        return _did_you_mean(f"a recipe has no field {unknown[1]!r}", unknown[1], [*known])
-    wrong = re.match(r'Parser key "([\w.]+)":.*(?:Got|Given) value: (.*)$', text)
-    if wrong and wrong[1] in known:
-        return f"{wrong[1]} must be {_in_words(known[wrong[1]])}, got {wrong[2]!r}"
-    return f"cannot use this recipe: {text}"
-
-
-def _recipe_fields(kind: type[Recipe]) -> Iterator[tuple[str, Any]]:
-    """(dotted name, type) of each field of a recipe, sections first."""
-    inner: list[tuple[str, Any]] = []
-    for section in fields(kind):
-        yield section.name, section.type
-        if is_dataclass(section.type):
-            inner += [(f"{section.name}.{f.name}", f.type) for f in fields(section.type)]
-    yield from inner
-
-
-def _in_words(type_: Any) -> str:
-    if get_origin(type_) is Literal:
-        return " or ".join(map(repr, get_args(type_)))
-    if parts := [part for part in get_args(type_) if part is not type(None)]:
-        words = " or ".join(map(_in_words, parts)) if get_origin(type_) is not list else "a list"
-        return f"{words}, or null" if type(None) in get_args(type_) else words
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return names.get(type_, "a section of fields")
-
-
-def _did_you_mean(problem: str, given: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=2, cutoff=0.6)
-    if close:
-        return f"{problem}; did you mean {' or '.join(map(repr, close))}?"
-    return f"{problem}; there are: {', '.join(k for k in known if '.' not in k)}"
+                raise ValueError(did_you_mean(f"section {name} has no field {key!r}", key, known))
 
 
 def _report_again(verb: str, argv: list[str], result: str, sections: list[str]) -> None:

@@ -2,23 +2,24 @@
 
 import socket
 
-from .cli_files import add_choice, given_options, verb_parser
+from .cli_files import add_choice, given_options
+from .cli_parsing import verb_parser
 from .space import write_space
 
 
 def demo_verb(argv: list[str]) -> None:
     """Open an SAE in the browser: what its latents fire on, what they do, and why a token came. The
     quickstart's SAE, or a small one that comes with hfsae, if none is named."""
-    given = verb_parser("demo", demo_verb)
-    given.add_argument("source", nargs="?", help="folder, or repository on the Hub")
-    given.add_argument("--revision", help="branch, tag or commit")
+    given = verb_parser("demo", "[SOURCE]", demo_verb)
+    given.add("source", type=str | None, nargs="?", help="folder, or repository on the Hub")
+    given.add("--revision", type=str | None, help="branch, tag or commit")
     add_choice(given)
-    given.add_argument("--model", help="language model to use in the place of the SAE's own")
-    given.add_argument("--no_model", action="store_true", help="only pages that need no model")
-    given.add_argument("--mcp", action="store_true", help="serve its actions as tools for agents")
-    given.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    given.add_argument("--port", type=int, help="the first free one from 7860, unless given")
-    args = given_options(given.parse_args(argv))
+    given.add("--model", type=str | None, help="language model in the place of the SAE's own")
+    given.add("--no_model", action="store_true", help="only pages that need no model")
+    given.add("--mcp", action="store_true", help="serve its actions as tools for agents")
+    given.add("--host", type=str, default="127.0.0.1", help="address to listen on")
+    given.add("--port", type=int | None, help="the first free one from 7860, unless given")
+    args = given_options(given.parse(argv))
     if args.get("model") and args["no_model"]:
         raise ValueError("--model and --no_model exclude each other; leave one of them out")
     _refuse_port(args["host"], args.get("port"))
@@ -54,14 +55,14 @@ def _refuse_port(host: str, port: int | None) -> None:
 def space_verb(argv: list[str]) -> None:
     """Write a folder that is a Space on the Hub with the app for an SAE: a repository there, or a
     folder here, whose files are copied. Pushing it is yours to do: the command is printed."""
-    given = verb_parser("space", space_verb)
-    given.add_argument("source", help="repository on the Hub, or folder of an SAE")
-    given.add_argument("--output", default="space", help="folder to write (%(default)s)")
-    given.add_argument("--title", default="Inspect and steer", help="of the Space")
-    given.add_argument("--revision", help="branch, tag or commit")
+    given = verb_parser("space", "SOURCE [--output FOLDER]", space_verb)
+    given.add("source", type=str, help="repository on the Hub, or folder of an SAE")
+    given.add("--output", type=str, default="space", help="folder to write")
+    given.add("--title", type=str, default="Inspect and steer", help="of the Space")
+    given.add("--revision", type=str | None, help="branch, tag or commit")
     add_choice(given)
-    given.add_argument("--model", help="language model to use in the place of the SAE's own")
-    args = given_options(given.parse_args(argv))
+    given.add("--model", type=str | None, help="language model in the place of the SAE's own")
+    args = given_options(given.parse(argv))
     folder = write_space(args.pop("output"), args.pop("source"), **args)
     print(
         f"wrote {folder}. To put it on the Hub (add --private to keep it to yourself):\n"

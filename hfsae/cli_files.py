@@ -1,9 +1,9 @@
 """Verbs of the `hfsae` command for SAEs in files and repositories: list, push, verify, convert."""
 
-import argparse
 import json
 from typing import Any
 
+from .cli_parsing import VerbParser, verb_parser
 from .convert import FORMATS, save_as
 from .hub import push
 from .models import SAE
@@ -13,12 +13,12 @@ from .suite import list_saes, load
 
 def list_verb(argv: list[str]) -> None:
     """List the SAEs in a folder or a repository on the Hub, from one listing."""
-    parser = verb_parser("list", list_verb)
+    parser = verb_parser("list", "SOURCE [--json]", list_verb)
     add_source(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    args = parser.parse_args(argv)
-    entries = list_saes(args.source, revision=args.revision)
-    if args.json:
+    parser.add("--json", action="store_true", help="one JSON object a line")
+    args = parser.parse(argv)
+    entries = list_saes(args["source"], revision=args["revision"])
+    if args["json"]:
         print("\n".join(json.dumps(entry._asdict()) for entry in entries))
         return
     rows: list[tuple[str, ...]] = [("path", "format", "layer", "width", "L0")]
@@ -35,27 +35,27 @@ def list_verb(argv: list[str]) -> None:
 def push_verb(argv: list[str]) -> None:
     """Send a trained SAE, or a folder of several, to the Hub in one commit. A repository that is
     made by this is private, unless --public. The token is that of `hf auth login`, or HF_TOKEN."""
-    parser = verb_parser("push", push_verb)
-    parser.add_argument("folder", help="what `hfsae train` wrote, or a folder of such folders")
-    parser.add_argument("repo", help="repository on the Hub, as name/repository")
-    parser.add_argument("--public", action="store_true", help="make a new repository public")
-    parser.add_argument("--revision", help="branch to commit to, made if it is not there")
-    parser.add_argument("--create_pr", action="store_true", help="propose it as a pull request")
-    parser.add_argument("--subfolder", default="", help="where in the repository")
-    parser.add_argument("--commit_message")
-    parser.add_argument(
+    parser = verb_parser("push", "FOLDER NAME/REPOSITORY", push_verb)
+    parser.add("folder", type=str, help="what `hfsae train` wrote, or a folder of such folders")
+    parser.add("repo", type=str, help="repository on the Hub, as name/repository")
+    parser.add("--public", action="store_true", help="make a new repository public")
+    parser.add("--revision", type=str | None, help="branch to commit to, made if it is not there")
+    parser.add("--create_pr", action="store_true", help="propose it as a pull request")
+    parser.add("--subfolder", type=str, default="", help="where in the repository")
+    parser.add("--commit_message", type=str | None, help="of the commit")
+    parser.add(
         "--include_code",
         action="store_true",
         help="send a file with which the SAE runs where hfsae is not installed "
         "(AutoModel.from_pretrained(repo, trust_remote_code=True))",
     )
-    parser.add_argument(
+    parser.add(
         "--replace_model_card",
         action="store_true",
         help="do not carry over what people wrote into the card that is there",
     )
-    parser.add_argument("--dry_run", action="store_true", help="say what would be sent, and stop")
-    args = vars(parser.parse_args(argv))
+    parser.add("--dry_run", action="store_true", help="say what would be sent, and stop")
+    args = parser.parse(argv)
     private = False if args.pop("public") else None
     url = push(args.pop("folder"), args.pop("repo"), private=private, tell=_tell, **args)
     if url:
@@ -65,11 +65,11 @@ def push_verb(argv: list[str]) -> None:
 def verify_verb(argv: list[str]) -> None:
     """Say whether an SAE's weights are those that were saved, to the bit, and whether this machine,
     dtype and version make of its probe what was made of it then. Exit code 1 if not."""
-    parser = verb_parser("verify", verify_verb)
+    parser = verb_parser("verify", "SOURCE", verify_verb)
     add_source(parser)
     add_choice(parser)
-    parser.add_argument("--dtype", help="to cast to first, as bfloat16")
-    sae = load(**given_options(parser.parse_args(argv)))
+    parser.add("--dtype", type=str | None, help="to cast to first, as bfloat16")
+    sae = load(**given_options(parser.parse(argv)))
     found = sae.verify()
     print(printable_lines(str(found)))
     if not found.ok:
@@ -79,12 +79,12 @@ def verify_verb(argv: list[str]) -> None:
 def convert_verb(argv: list[str]) -> None:
     """Write an SAE of any known format in another: the same latents and reconstructions, or a
     refusal where the format cannot hold it."""
-    parser = verb_parser("convert", convert_verb)
+    parser = verb_parser("convert", "SOURCE DESTINATION --to FORMAT", convert_verb)
     add_source(parser)
-    parser.add_argument("destination", help="folder to make; for openai a file")
-    parser.add_argument("--to", required=True, choices=list(FORMATS), help="format")
+    parser.add("destination", type=str, help="folder to make; for openai a file")
+    parser.add("--to", required=True, choices=list(FORMATS), help="format")
     add_choice(parser)
-    options = given_options(parser.parse_args(argv))
+    options = given_options(parser.parse(argv))
     destination, to = options.pop("destination"), options.pop("to")
     sae = load(**options)
     print(printable_lines(f"wrote {save_as(sae, destination, to)}: {sae}"))
@@ -104,29 +104,20 @@ def _lost(sae: SAE, converted: SAE) -> list[str]:
     return [n for n in said if getattr(ours, n) is not None and getattr(theirs, n) is None]
 
 
-def verb_parser(verb: str, function: Any) -> argparse.ArgumentParser:
-    what = " ".join(function.__doc__.split())
-    return argparse.ArgumentParser(prog=f"hfsae {verb}", description=what, allow_abbrev=False)
+def add_source(parser: VerbParser) -> None:
+    parser.add("source", type=str, help="folder, or repository on the Hub as name/repository")
+    parser.add("--revision", type=str | None, help="branch, tag or commit")
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="folder, or repository on the Hub as name/repository")
-    parser.add_argument("--revision", help="branch, tag or commit")
+def add_choice(parser: VerbParser) -> None:
+    parser.add("--subfolder", type=str, default="", help="of the SAE, or of those to choose from")
+    parser.add("--layer", type=int | None, help="block of the language model")
+    parser.add("--width", type=str | None, help="number of latents, as 16k or 16384")
+    parser.add("--l0", type=float | str | None, help="the nearest L0 is taken")
 
 
-def add_choice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--subfolder", default="", help="of the SAE, or of those to choose from")
-    parser.add_argument("--layer", type=int, help="block of the language model")
-    parser.add_argument("--width", help="number of latents, as 16k or 16384")
-    parser.add_argument("--l0", type=_number_or_word, help="the nearest L0 is taken")
-
-
-def _number_or_word(text: str) -> float | str:
-    return text if text.isalpha() else float(text)
-
-
-def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: value for name, value in vars(args).items() if value is not None}
+def given_options(args: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in args.items() if value is not None}
 
 
 VERBS = {"list": list_verb, "push": push_verb, "verify": verify_verb, "convert": convert_verb}

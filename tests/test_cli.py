@@ -14,6 +14,7 @@ import yaml
 import hfsae
 from hfsae.card import misgivings
 from hfsae.cli import _VERBS, _parse_recipe, _recipe_parser, main
+from hfsae.models import variants
 from hfsae.recipe import as_plain, load_trained, run
 from hfsae.records import read_json
 
@@ -39,11 +40,15 @@ def test_help_names_every_verb_with_what_it_does(capsys):
     assert "examples:" in text
 
 
-def test_help_of_train_explains_fields_with_units_and_sources(capsys):
+def help_of(argv: list[str], capsys: pytest.CaptureFixture) -> str:
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
+        main(argv)
     assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_all_of_train_explains_fields_with_units_and_sources(capsys):
+    text = " ".join(help_of(["train", "--help_all"], capsys).split())
     assert "--training.warm_start_steps" in text and "BatchTopK" in text
     assert (
         "--sae.l0_coefficient (jumprelu_sae, matryoshka_jumprelu_sae) lambda." in text
@@ -52,14 +57,58 @@ def test_help_of_train_explains_fields_with_units_and_sources(capsys):
     assert "--harvest.max_norm_ratio" in text and "Attention sinks" in text
 
 
+@pytest.mark.parametrize("verb", list(_VERBS))
+def test_help_of_each_verb_is_a_screen_with_what_it_does(verb, capsys):
+    text = help_of([verb, "--help"], capsys)
+    assert text.startswith(f"usage: hfsae {verb}") and text.count("\n") <= 62
+    assert max(map(len, text.splitlines())) <= 100
+    everything = help_of([verb, "--help_all"], capsys)
+    assert set(re.findall(r"^  (--[\w.]+)", text, re.MULTILINE)) <= {*everything.split()}
+    assert help_of([verb, "-h"], capsys) == text
+
+
+def test_help_of_train_lists_the_variants_with_their_formulas(capsys):
+    text = help_of(["train", "--help"], capsys)
+    for variant in variants():
+        assert re.search(rf"^  {variant.model_type} +\w+ = ", text, re.MULTILINE)
+    assert "--help_all" in text and "examples:" in text
+
+
+@pytest.mark.parametrize(
+    "verb, others",
+    [("evaluate", ["collect.top", "training.n_tokens", "sae.site"]), ("collect", ["shuffle.seed"])],
+)
+def test_a_verb_explains_only_the_fields_that_it_takes(verb, others, capsys):
+    text = help_of([verb, "--help_all"], capsys)
+    assert "--text.dataset" in text and not any(f"--{name}" in text for name in others)
+
+
+@pytest.mark.parametrize(
+    "argv, sentence",
+    [
+        (["push", "a"], "hfsae push needs REPO: hfsae push FOLDER NAME/REPOSITORY"),
+        (["convert"], "hfsae convert needs SOURCE and DESTINATION and --to: hfsae convert"),
+        (["convert", "a", "b", "--to", "c"], "--to must be one of 'hfsae', 'gemma_scope', "),
+        (["list", "a", "--jsn"], "hfsae list has no option '--jsn'; did you mean '--json'?"),
+        (["list", "a", "b"], "hfsae list has no place for 'b': hfsae list SOURCE"),
+        (["verify", "a", "--layer", "x"], "--layer must be a whole number, or null, got 'x'"),
+        (["space", "a", "--output"], "--output needs a value"),
+        (["demo", "--port", "x"], "--port must be a whole number, or null, got 'x'"),
+        (["show", "a", "b"], "latents must be a whole number, got 'b'"),
+    ],
+)
+def test_every_verb_refuses_a_mistake_in_one_sentence(argv, sentence, capsys):
+    assert sentence in refused(argv, capsys)
+
+
 @pytest.mark.parametrize(
     "argv, sentence",
     [
         (["trian"], "'trian' is no verb; did you mean 'train'?"),
         (["train", "nowhere.yaml"], "there is no recipe nowhere.yaml"),
-        (["train", RECIPE, "--training.bach_size", "5"], "did you mean 'training.batch_size'"),
-        (["train", RECIPE, "--training.learning_rat", "1"], "mean 'training.learning_rate'"),
-        (["train", RECIPE, "--trainning.seed", "5"], "no field 'trainning.seed'"),
+        (["train", RECIPE, "--training.bach_size", "5"], "did you mean '--training.batch_size'"),
+        (["train", RECIPE, "--training.learning_rat", "1"], "mean '--training.learning_rate'"),
+        (["train", RECIPE, "--trainning.seed", "5"], "no option '--trainning.seed'"),
         (["train", RECIPE, "--training.n_tokens", "many"], "must be a whole number, got 'many'"),
         (["train", RECIPE, "--training.save_total_limit", "x"], "a whole number, or null, got 'x'"),
         (["train", RECIPE, "--training.learning_rate", "-1"], "must be positive, got -1"),
@@ -71,8 +120,8 @@ def test_help_of_train_explains_fields_with_units_and_sources(capsys):
         (["evaluate"], "name the folder of a trained SAE"),
         (["evaluate", "/nowhere"], "/nowhere is not the folder of a trained SAE"),
         (["show", "/nowhere"], "not the folder of a trained SAE"),
-        (["show"], "name the folder of a trained SAE: hfsae show FOLDER"),
-        (["card"], "name the folder of a trained SAE: hfsae card FOLDER"),
+        (["show"], "hfsae show needs FOLDER: hfsae show FOLDER [LATENT ...]"),
+        (["card"], "hfsae card needs FOLDER: hfsae card FOLDER"),
         (["train", RECIPE, "--lm.name", str(ROOT / "tests")], "holds no model: it has no config"),
         (["train", RECIPE, "--sae.d_sea", "5"], "did you mean 'd_sae'"),
         (["train", RECIPE, "--dry_run", "--sae.d_sea", "5"], "did you mean 'd_sae'"),

@@ -133,13 +133,3 @@ def test_a_folder_without_an_sae_is_one_sentence(capsys, tmp_path):
     assert "holds no SAE in a known format" in capsys.readouterr().err
     assert main(["list", str(tmp_path)]) == 0
     assert "no SAE in a known format (hfsae, gemma_scope" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("verb", ["list", "push", "verify", "convert"])
-def test_help_teaches_and_a_typo_exits_with_2(verb, capsys):
-    with pytest.raises(SystemExit) as left:
-        main([verb, "--help"])
-    assert left.value.code == 0 and f"usage: hfsae {verb}" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as left:
-        main([verb, "a", "b", "--revison", "x"])
-    assert left.value.code == 2

@@ -1,0 +1,173 @@
+"""Parsers of the command's verbs, all of one kind: help of a screen, one sentence for a mistake.
+
+`--help` shows a verb's own options, the recipe's fields that people set most, and examples;
+`--help_all` explains every field that the verb takes.
+"""
+
+import difflib
+import re
+from argparse import SUPPRESS, Action
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from textwrap import wrap
+from typing import Any, Literal, get_args, get_origin
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+_WIDTH, _COLUMN = 96, 24
+_ALL = "--help_all"
+_HELP = {"-h", "--help", _ALL}
+
+
+@dataclass
+class VerbParser:
+    """The arguments of `hfsae VERB`."""
+
+    verb: str
+    usage: str
+    """what follows the verb, as "FOLDER [LATENT ...]" """
+    what: str
+    """what the verb does"""
+    recipe: tuple[str, ...] = ()
+    """sections of the recipe that is read, if one is"""
+    sections: tuple[str, ...] = ()
+    """those of them that the verb can set"""
+    often: tuple[str, ...] = ()
+    """fields of these that `--help` explains"""
+    examples: tuple[str, ...] = ()
+    more: Callable[[bool], Iterator[str]] = lambda everything: iter(())
+    """further lines of `--help_all`, or of `--help`"""
+    parser: ArgumentParser = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parser = ArgumentParser(
+            prog=f"hfsae {self.verb}",
+            exit_on_error=False,
+            allow_abbrev=False,  # --training.learning_rat 1 must not train at 1
+            add_help=False,
+        )
+        self.add = self.parser.add_argument
+
+    def parse(self, argv: list[str]) -> dict[str, Any]:
+        """What the arguments say, by name.
+
+        Raises:
+            ValueError: they are not this verb's; one sentence.
+            SystemExit: help was asked for, and is printed.
+        """
+        if _HELP.intersection(argv):
+            print(self.help(everything=_ALL in argv))
+            raise SystemExit(0)
+        try:
+            return self.parser.instantiate(self.parser.parse_args(argv)).as_dict()
+        except ArgumentError as error:
+            raise ValueError(self._sentence(" ".join(str(error).split()))) from error
+
+    def help(self, everything: bool = False) -> str:
+        """The text of `--help`, or of `--help_all`."""
+        lines = [f"usage: hfsae {self.verb} {self.usage}".rstrip(), "", *wrap(self.what, _WIDTH)]
+        own = [a for a in self._actions() if a.dest.partition(".")[0] not in self.recipe]
+        lines += ["", *(line for action in own for line in _explained(action))]
+        if everything and self.sections:
+            lines += self._fields()
+        elif self.often:
+            lines += ["", "fields that are set most:"]
+            named = {action.dest: action for action in self._actions()}
+            for name in self.often:
+                lines += _explained(named[name]) if name in named else []
+        lines += self.more(everything)
+        if self.examples:
+            lines += ["", "examples:", *(f"  {example}" for example in self.examples)]
+        if self.sections and not everything:
+            lines += ["", f"`hfsae {self.verb} {_ALL}` explains every field."]
+        return "\n".join(lines)
+
+    def _fields(self) -> Iterator[str]:
+        """Every field that the verb takes, under what its section is about."""
+        for section in self.sections:
+            actions = [a for a in self._actions() if a.dest.partition(".")[0] == section]
+            group = self.parser.groups.get(section) if self.parser.groups else None
+            yield ""
+            yield f"{section}: {group.title}" if group else f"{section}:"
+            for action in actions:
+                yield from _explained(action)
+
+    def _actions(self) -> list[Action]:
+        """Arguments with something to explain: no file for a section, which jsonargparse adds."""
+        return [
+            action
+            for action in self.parser._actions
+            if action.help not in (None, SUPPRESS)
+            and action.metavar != "CONFIG"
+            and action.dest not in ("print_config", "recipe")
+        ]
+
+    def _sentence(self, text: str) -> str:
+        """jsonargparse's sentence in our words, with the nearest name that there is."""
+        here = f"hfsae {self.verb}"
+        if lacks := re.match(r"the following arguments are required: (.*)", text):
+            dashed = {a.dest for a in self.parser._actions if a.option_strings}
+            names = [f"--{n}" if n in dashed else n.upper() for n in lacks[1].split(", ")]
+            return f"{here} needs {' and '.join(names)}: {here} {self.usage}"
+        if unknown := re.match(r"unrecognized arguments: (\S+)", text):
+            name = unknown[1].partition("=")[0]
+            if not name.startswith("-"):
+                return f"{here} has no place for {name!r}: {here} {self.usage}"
+            options = [o for a in self._actions() for o in a.option_strings]
+            return did_you_mean(f"{here} has no option {name!r}", name, options)
+        if unknown := re.search(r"(?:[Kk]ey '|option ')([\w.]+)", text):
+            known = [action.dest for action in self._actions()]
+            return did_you_mean(f"a recipe has no field {unknown[1]!r}", unknown[1], known)
+        if bare := re.match(r"argument (\S+): expected", text):
+            return f"{bare[1]} needs a value"
+        if wrong := re.match(r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", text):
+            return f"{wrong[1]} must be one of {wrong[3]}, got {wrong[2]}"
+        wrong = re.match(r'Parser key "([\w.]+)".*?:.*(?:Got|Given) value: (.*)$', text)
+        kinds = {a.dest: getattr(a, "_typehint", a.type) for a in self.parser._actions}
+        if wrong and wrong[1] in kinds:
+            dashes = "" if wrong[1].partition(".")[0] in self.recipe else "--"
+            return f"{dashes}{wrong[1]} must be {in_words(kinds[wrong[1]])}, got {wrong[2]!r}"
+        return f"{here} cannot use this: {text}"
+
+
+def verb_parser(verb: str, usage: str, function: Callable[..., None]) -> VerbParser:
+    """The parser of a verb without a recipe, which its function's docstring explains."""
+    return VerbParser(verb, usage, sentence_of(function))
+
+
+def sentence_of(function: Callable[..., None]) -> str:
+    """A docstring in one line."""
+    return " ".join((function.__doc__ or "").split())
+
+
+def in_words(type_: Any) -> str:
+    if get_origin(type_) is Literal:
+        return " or ".join(map(repr, get_args(type_)))
+    if parts := [part for part in get_args(type_) if part is not type(None)]:
+        words = " or ".join(map(in_words, parts)) if get_origin(type_) is not list else "a list"
+        return f"{words}, or null" if type(None) in get_args(type_) else words
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names.get(type_, "a section of fields")
+
+
+def did_you_mean(problem: str, given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=2, cutoff=0.6)
+    if close:
+        return f"{problem}; did you mean {' or '.join(map(repr, close))}?"
+    return f"{problem}; there are: {', '.join(k for k in known if '.' not in k)}"
+
+
+def explained(name: str, text: str, default: Any = None) -> list[str]:
+    """Lines that say what a name is for."""
+    shown = "" if default in (None, SUPPRESS, False, "") else f" (default: {default})"
+    text = f"{' '.join(text.split())}{shown}"
+    head, rest = f"  {name:<{_COLUMN}}  ", " " * (_COLUMN + 4)
+    lines = wrap(text, _WIDTH, initial_indent=head, subsequent_indent=rest, break_on_hyphens=False)
+    return lines or [head.rstrip()]
+
+
+def _explained(action: Action) -> list[str]:
+    names = [name for name in action.option_strings if not name.endswith("+")]
+    choices = f": {', '.join(action.choices)}" if action.choices else ""
+    name = ", ".join(names) or action.dest.upper()
+    return explained(name, f"{action.help}{choices}", action.default)
