@@ -129,7 +129,7 @@ def load(
 
 
 def beside(
-    source: str | Path,
+    source: str | Path | hub.Listing,
     names: Sequence[str],
     *,
     subfolder: str = "",
@@ -142,12 +142,16 @@ def beside(
 
     Of a repository, those of `names` that it has are fetched, and no others; None if it has none.
 
+    Args:
+        source: as for `load`, or what a repository was found to hold.
+
     Raises:
         ValueError: as `load`.
     """
-    listing = _list(source, revision, None, None, False)
+    is_listed = isinstance(source, hub.Listing)
+    listing = source if is_listed else _list(source, revision, None, None, False)
     entries = _entries([file.path for file in listing.files])
-    entry = _pick(entries, listing, str(source), subfolder, layer, width, l0)
+    entry = _pick(entries, listing, listing.repo_id, subfolder, layer, width, l0)
     return _folder_with(names, entry, listing, {})
 
 

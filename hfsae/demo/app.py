@@ -4,10 +4,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio.themes import Base
+from gradio.utils import colab_check
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .actions import Actions
@@ -36,7 +40,22 @@ _PAGES: dict[str, type[Page]] = {
     "about": AboutPage,
 }
 _HEAD = f"<script>{(Path(__file__).with_name('page.js')).read_text(encoding='utf-8')}</script>"
-_ONLY_OUR_PICTURES = (b"content-security-policy", b"img-src 'self' data: blob:")
+# Gradio compiles its templates in the browser, and has its script and style in the page: those
+# two need 'unsafe-'. Nothing is loaded from elsewhere, sent there, or framed.
+POLICY = {
+    "default-src": "'self'",
+    "script-src": "'self' 'unsafe-inline' 'unsafe-eval'",
+    "style-src": "'self' 'unsafe-inline'",
+    "img-src": "'self' data: blob:",
+    "media-src": "'self'",
+    "font-src": "'self'",
+    "connect-src": "'self'",
+    "worker-src": "'self' blob:",
+    "object-src": "'none'",
+    "form-action": "'none'",
+    "base-uri": "'none'",
+}
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 _TO_LINK = "(query) => { hfsae.link(query); }"
 
 
@@ -183,15 +202,19 @@ def launch(
     subject = open_subject(choice, model=model, with_lm=with_lm)
     blocks = build(subject)
     where = {"server_name": server_name, "server_port": server_port, "mcp_server": mcp}
-    blocks.launch(**looks(), **where, prevent_thread_lock=True, quiet=True)
+    blocks.launch(**looks(server_name), **where, prevent_thread_lock=True, quiet=True)
     print(f"{subject.name} is open at {blocks.local_url} (Ctrl-C ends it)", flush=True)
     if block:
         blocks.block_thread()
     return str(blocks.local_url)
 
 
-def looks() -> dict[str, Any]:
-    """How it is served: theme and style, and nothing that leaves the machine or stays in it."""
+def looks(server_name: str | None = None) -> dict[str, Any]:
+    """How it is served: theme and style, and nothing that leaves the machine or stays in it.
+
+    Args:
+        server_name: the address to listen on; None: Gradio's own choice.
+    """
     return {
         "theme": Base(
             primary_hue="indigo",
@@ -207,29 +230,64 @@ def looks() -> dict[str, Any]:
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
         "max_file_size": "1mb",
-        "app_kwargs": {"middleware": [Middleware(_OpensAnywhere)]},
+        "app_kwargs": {"middleware": [Middleware(_Guard, hosts=local_hosts(server_name))]},
     }
 
 
-class _OpensAnywhere:
-    """The page is served whatever its link says, and loads no picture from elsewhere.
+def local_hosts(server_name: str | None) -> frozenset[str]:
+    """Names that browsers on this machine use for the app; empty where others may reach it."""
+    name = (server_name or os.environ.get("GRADIO_SERVER_NAME") or _LOCAL[1]).strip("[]").lower()
+    is_shared = os.environ.get("GRADIO_SHARE", "").lower() == "true" or colab_check()
+    is_local = name in _LOCAL or name.startswith("127.")
+    return frozenset({*_LOCAL, name}) if is_local and not is_shared else frozenset()
+
+
+class _Guard:
+    """The page is served whatever its link says, under a policy, and to this machine's own pages.
 
     A `page` unknown to Gradio would be an error 500; what the link means is read when the page is
-    opened, see `_restore`. A picture in a card from the Hub would tell its server who looks.
+    opened, see `_restore`. A picture in a card from the Hub would tell its server who looks: the
+    policy keeps the browser from asking. And a page from elsewhere whose name points to 127.0.0.1
+    could use the app's endpoints as if it were the app's own: its Host and Origin give it away.
     """
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]):
+        self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        opens = scope["type"] == "http" and scope["path"] == "/"
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        if refusal := self._refusal(Headers(scope=scope)):
+            await PlainTextResponse(refusal, 403)(scope, receive, send)
+            return
 
         async def send_guarded(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), _ONLY_OUR_PICTURES]
+                message["headers"] = [*message.get("headers", []), _policy()]
             await send(message)
 
-        if opens:
-            await self.app({**scope, "query_string": b""}, receive, send_guarded)
-        else:
-            await self.app(scope, receive, send)
+        opens = scope["type"] == "http" and scope["path"] == "/"
+        await self.app({**scope, "query_string": b""} if opens else scope, receive, send_guarded)
+
+    def _refusal(self, headers: Headers) -> str:
+        """Why a request is not answered; empty where it is."""
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self.hosts and _host_name(f"//{host}") not in self.hosts:
+            return f"this app is for {', '.join(_LOCAL)}, not for {host!r}; --host opens it"
+        if self.hosts and origin is not None and _host_name(origin) not in self.hosts:
+            return f"a page of {origin!r} may not use this app"
+        return ""
+
+
+def _policy() -> tuple[bytes, bytes]:
+    rules = "; ".join(f"{name} {sources}" for name, sources in POLICY.items())
+    return b"content-security-policy", rules.encode()
+
+
+def _host_name(address: str) -> str | None:
+    """The host of an address, without its port; None where there is none."""
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None

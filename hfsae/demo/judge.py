@@ -1,12 +1,14 @@
 """Actions that judge an SAE: its health, beside another's, and what its card says."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..evaluation import EvaluationArguments, evaluate
+from ..hub import is_sae, list_files
 from ..suite import beside
 from . import validate
 from .act import Act
@@ -14,6 +16,7 @@ from .base import Json
 from .subject import read_json
 
 _BINS = 40
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _TEXT_METRICS = ("l0", "fvu", "ce_clean", "ce_spliced", "delta_loss", "kl")
 
 
@@ -36,13 +39,12 @@ class Judge(Act):
         """Held-out metrics of this SAE beside those of another.
 
         Args:
-            other: its repository on the Hub, or on your own machine its folder.
+            other: its repository on the Hub, or on your own machine its folder: one below the
+                folder that the app was started in, or the one that it shows.
         """
         other = self.other(other)
-        if self.subject.label_home is None and (Path(other).exists() or "/" not in other):
-            raise ValueError("here another SAE is named by its repository, as name/repository")
-        folder = beside(other, ["evaluation.json"])
-        found = {} if folder is None else read_json(folder / "evaluation.json", dict)
+        path = self._evaluation_of(other)
+        found = {} if path is None else read_json(path, dict)
         if not found:
             raise ValueError(
                 f"{other} has no evaluation.json to compare; `hfsae evaluate` makes it"
@@ -56,6 +58,25 @@ class Judge(Act):
             for name, m in (theirs | ours).items()
         ]
         return {"first": self.subject.name, "second": other, "rows": rows}
+
+    def _evaluation_of(self, other: str) -> Path | None:
+        """Its evaluation.json. Folders are those of SAEs alone, and no answer tells what others
+        hold: whoever reaches the app may ask."""
+        is_local = self.subject.label_home is not None
+        folder = Path(other).resolve()
+        homes = [Path.cwd(), *filter(None, [self.subject.folder])] if is_local else []
+        if any(folder.is_relative_to(home.resolve()) for home in homes) and is_sae(folder):
+            path = folder / "evaluation.json"
+            return path if path.resolve().parent == folder else None
+        if not _REPOSITORY.fullmatch(other):
+            where = "the folder of an SAE below the one that the app was started in, or "
+            raise ValueError(
+                f"{other!r} is no SAE that can be read from here; name "
+                f"{where if is_local else ''}a repository on the Hub as name/repository"
+            )
+        listing = list_files(other)
+        folder = beside(listing, ["evaluation.json"])
+        return None if folder is None else folder / "evaluation.json"
 
     def other(self, name: Any) -> str:
         return validate.text(name, "the other SAE", limit=300, empty="name another SAE").strip()

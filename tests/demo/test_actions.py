@@ -169,7 +169,8 @@ def test_health_tells_metrics_and_histograms(actions, subject):
     assert sum(b["count"] for b in view["l0"]) == subject.evaluation["n_tokens"]
 
 
-def test_two_saes_are_compared(actions, sae_folder, tmp_path):
+def test_two_saes_are_compared(actions, sae_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     other = shutil.copytree(sae_folder, tmp_path / "other")
     path = other / "evaluation.json"
     evaluation = json.loads(path.read_text())
@@ -181,6 +182,30 @@ def test_two_saes_are_compared(actions, sae_folder, tmp_path):
     assert all(r["first"]["value"] == own[name] for name, r in rows.items())
     same = [name for name, r in rows.items() if r["first"]["value"] == r["second"]["value"]]
     assert {*rows} - {*same} == {"fvu"}
+    assert actions.compare_saes("other")["rows"]
+
+
+def test_no_folder_but_that_of_an_sae_below_the_working_directory_is_read(
+    actions, sae_folder, tmp_path, monkeypatch
+):
+    """Whatever lies elsewhere, the answer is the same, and names nothing that it did not get."""
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    shutil.copytree(sae_folder, elsewhere / "sae")
+    (here / "deep" / "secret-name").mkdir(parents=True)
+    (here / "link").symlink_to(elsewhere / "sae")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("os.walk", lambda root: pytest.fail(f"{root} is walked"))
+    outside = [str(elsewhere / "sae"), "../elsewhere/sae", "link", "/", ".", "deep", "~", str(here)]
+    for asked in outside:
+        with pytest.raises(ValueError) as refused:
+            actions.compare_saes(asked)
+        assert str(refused.value) == (
+            f"{asked!r} is no SAE that can be read from here; name the folder of an SAE below the "
+            "one that the app was started in, or a repository on the Hub as name/repository"
+        )
+    with pytest.raises(ValueError, match=r"cannot read deep/secret-name"):  # a repository's name
+        actions.compare_saes("deep/secret-name")
+    assert actions.compare_saes(str(sae_folder))["rows"], "the one that the app shows"
 
 
 def test_a_vector_can_be_taken_away(actions, tmp_path):
@@ -273,7 +298,7 @@ def test_on_a_space_labels_are_not_kept_and_folders_not_read(sae_folder, monkeyp
     actions = Actions(open_subject(Choice(str(sae_folder)), with_lm=False))
     with pytest.raises(ValueError, match="not kept here"):
         actions.save_label(7, "rain")
-    with pytest.raises(ValueError, match="by its repository"):
+    with pytest.raises(ValueError, match="name a repository on the Hub as name/repository"):
         actions.compare_saes(str(sae_folder))
 
 

@@ -3,16 +3,18 @@
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from gradio_client import Client
 
 from hfsae.demo import address as at
-from hfsae.demo.app import build
+from hfsae.demo.app import build, local_hosts
 
 from .conftest import D_SAE, assert_ended_early
 
+_POLICY, _JSON = "content-security-policy", {"Content-Type": "application/json"}
 # each with arguments that make sense
 ENDPOINTS = {
     "about": {},
@@ -106,7 +108,50 @@ def test_who_leaves_in_the_middle_of_steering_leaves_nothing_behind(app_url, cli
 def test_the_app_opens_whatever_its_link_says(app_url, query):
     with urlopen(f"{app_url}?{query}") as answer:
         assert answer.status == 200 and "hfsae: tiny-sae" in answer.read().decode()
-        assert answer.headers["content-security-policy"] == "img-src 'self' data: blob:"
+        policy = dict(rule.split(" ", 1) for rule in answer.headers[_POLICY].split("; "))
+    assert (
+        policy.pop("form-action") == policy.pop("base-uri") == policy.pop("object-src") == "'none'"
+    )
+    assert all(
+        sources.startswith("'self'") and "http" not in sources for sources in policy.values()
+    )
+
+
+@pytest.mark.parametrize(
+    "host, origin, path",
+    [
+        ("evil.example", None, ""),
+        ("evil.example:7860", "http://evil.example:7860", "gradio_api/call/save_label"),
+        ("127.0.0.1.evil.example", None, "gradio_api/mcp/"),
+        ("localhost", "https://evil.example", "gradio_api/call/save_label"),
+        ("localhost", "null", "gradio_api/mcp/"),
+    ],
+)
+def test_pages_of_other_sites_do_not_reach_an_app_that_listens_on_loopback(
+    app_url, host, origin, path
+):
+    headers = {"Host": host} | ({"Origin": origin} if origin else {})
+    data = b'{"data": [3, "taken over"]}' if path else None
+    with pytest.raises(HTTPError) as refused:
+        urlopen(Request(f"{app_url}{path}", data, headers | _JSON)).close()
+    assert refused.value.code == 403
+
+
+@pytest.mark.parametrize("host", ["localhost:9", "127.0.0.1", "[::1]:7860", "LOCALHOST"])
+def test_this_machine_reaches_its_app_by_any_of_its_names_and_through_any_port(app_url, host):
+    headers = {"Host": host, "Origin": f"http://{host}"}
+    data = b'{"data": [3]}'
+    with urlopen(Request(f"{app_url}gradio_api/call/feature", data, headers | _JSON)) as answer:
+        assert answer.status == 200
+
+
+def test_an_app_that_others_may_reach_answers_under_any_name(monkeypatch):
+    assert local_hosts(None) == local_hosts("localhost") == {"localhost", "127.0.0.1", "::1"}
+    assert local_hosts("0.0.0.0") == local_hosts("192.168.0.7") == frozenset()
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")  # as on Spaces
+    assert local_hosts(None) == frozenset()
+    monkeypatch.setenv("GRADIO_SHARE", "True")
+    assert local_hosts("127.0.0.1") == frozenset()
 
 
 @pytest.mark.parametrize(
