@@ -458,6 +458,17 @@ def test_what_is_no_sae_is_refused_in_a_sentence(tiny_lm: PreTrainedModel, monke
         steer(tiny_lm, wrong, {3: 1.0}).__enter__()
 
 
+def test_a_compiled_sae_steers_as_the_plain_one(tiny_lm: PreTrainedModel, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it is of another class
+    sae, logits = make_sae(), []
+    compiled, edits = torch.compile(sae), {3: 6.0}
+    for one, its_edits in ((sae, edits), (compiled, edits), ([compiled], [edits])):
+        with steer(tiny_lm, one, its_edits):
+            logits.append(tiny_lm(**tokens()).logits)
+    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+    assert not torch.equal(logits[0], tiny_lm(**tokens()).logits)
+
+
 def test_lists_that_do_not_match_are_refused(tiny_lm: PreTrainedModel):
     saes = [make_sae(), make_sae("layers.2")]
     cases = [

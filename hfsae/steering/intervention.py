@@ -23,7 +23,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from numbers import Integral, Real
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -80,8 +80,9 @@ def steer(
     Strength 0 of "add" and 1 of "scale" leave the model bit-equal, with the error term.
 
     Args:
-        sae: of any variant. A transcoder's latents come from its site and write at its target site.
-            Several SAEs, at whatever sites, want as many `latents` and `max_activations`.
+        sae: of any variant, compiled or not. A transcoder's latents come from its site and write at
+            its target site. Several SAEs, at whatever sites, want as many `latents` and
+            `max_activations`.
         latents: what to change. Strengths may be negative.
         max_activations: for the unit "max": `FeatureStore.max_activations`, or {latent: maximum}.
         error_term: keep what the SAE does not explain; False: the model runs on reconstructions.
@@ -116,6 +117,8 @@ def _aligned(
     max_activations: Maxima | Sequence[Maxima | None] | None,
 ) -> tuple[Sequence[SAE], Sequence[Edits], Sequence[Maxima | None]]:
     """For each SAE its edits and maxima."""
+    is_several = isinstance(sae, list | tuple)
+    sae = [_uncompiled(one) for one in sae] if is_several else _uncompiled(sae)
     if isinstance(sae, SAE):
         if not isinstance(latents, Mapping):
             raise ValueError(
@@ -142,6 +145,11 @@ def _aligned(
             "for each SAE."
         )
     return sae, edits, maxima
+
+
+def _uncompiled(sae: Any) -> Any:
+    """What `torch.compile` wrapped: inside a block nothing runs compiled."""
+    return sae._modules.get("_orig_mod", sae) if isinstance(sae, nn.Module) else sae
 
 
 class Resolved(NamedTuple):
