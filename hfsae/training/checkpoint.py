@@ -38,6 +38,11 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = N
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except FileNotFoundError as error:
+        raise OSError(
+            f"could not write the checkpoint {path}: something removed {folder} while this run "
+            "wrote there. The same command goes on from the newest checkpoint that is left"
+        ) from error
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise OSError(

@@ -360,6 +360,11 @@ def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
         for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
             path.chmod(mode)  # safetensors writes files that only their owner may read
             os.replace(path, folder / path.name)
+    except FileNotFoundError as error:
+        raise OSError(
+            f"could not write the trained SAE to {folder}: something removed files there while "
+            "this run wrote them. The same command goes on from the newest checkpoint that is left"
+        ) from error
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"could not write the trained SAE to {folder} ({error}; "

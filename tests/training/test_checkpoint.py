@@ -1,6 +1,7 @@
 """Checkpoints are whole, or noticed not to be."""
 
 import errno
+import shutil
 
 import pytest
 import torch
@@ -35,6 +36,12 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_no_half_file(tmp_path, monke
     with pytest.raises(OSError, match=r"could not write the checkpoint .*step-00000002.*resumes"):
         checkpoint.save(tmp_path, 2, {"step": 2})
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.pt"]
+
+
+def test_a_folder_that_is_removed_meanwhile_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", lambda state, file: shutil.rmtree(tmp_path / "checkpoints"))
+    with pytest.raises(OSError, match=r"00000002\.pt: something removed .*checkpoints while"):
+        checkpoint.save(tmp_path / "checkpoints", 2, {"step": 2})
 
 
 def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):

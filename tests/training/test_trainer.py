@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel
 
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
 from hfsae.training import Trainer, TrainingArguments, checkpoint
-from hfsae.training.trainer import make_accelerator
+from hfsae.training.trainer import make_accelerator, save_whole
 
 from ..test_lock import held_elsewhere
 from .planted import PlantedStream
@@ -212,6 +212,13 @@ def test_ctrl_c_in_the_middle_of_a_save_waits_for_it(tmp_path, monkeypatch):
     monkeypatch.undo()
     newest = max((tmp_path / "checkpoints").iterdir())
     assert torch.load(newest, weights_only=True)["steps_done"] == 10
+
+
+def test_weights_that_are_removed_while_they_are_saved_are_not_taken_for_a_full_disk(tmp_path):
+    sae = make_sae()
+    sae.save_pretrained = lambda folder: None  # as if another process had removed what it wrote
+    with pytest.raises(OSError, match=f"trained SAE to {tmp_path}: something removed files there"):
+        save_whole(sae, tmp_path, {})
 
 
 def test_a_log_without_a_checkpoint_begins_anew(tmp_path):
