@@ -43,6 +43,7 @@ from .recipe import (
     load,
     load_trained,
     note_remaking,
+    refuse_fields_of_others,
     remaking,
     report,
     run,
@@ -294,7 +295,12 @@ def _parse_recipe(
     given = parser.parse(argv)
     own = {section.name for section in fields(kind)}
     options = {name: value for name, value in given.items() if name not in own}
-    return kind(**{name: value for name, value in given.items() if name in own}), options
+    recipe = kind(**{name: value for name, value in given.items() if name in own})
+    if not isinstance(recipe, Comparison):  # whose arms may be of any variant
+        named = (re.match(r"--sae\.(\w+)", part) for part in argv)
+        given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]
+        refuse_fields_of_others(recipe, given_now)
+    return recipe, options
 
 
 def _check_readable(path: Path, kind: type[Recipe]) -> None:

@@ -42,6 +42,7 @@ from .features import CollectArguments, collect
 from .lm import LoadedLM, empty_lm, load_lm, site_width
 from .lock import is_first_process, locked
 from .models import SAE, SAEConfig, variants
+from .models.base import own_fields
 from .models.probe import N_TOKENS, write_probe
 from .models.probe import NAME as PROBE
 from .records import damaged, parse_yaml, passes, read_json, sweep, write_whole
@@ -58,6 +59,7 @@ _TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuff
 RESULT_SECTIONS = (*_TRAINING_SECTIONS, "evaluation")
 _TAKEN = ("checkpoints", "features", "figures")  # folders of a run, beside its SAEs'
 _N_SHOWN = 3
+_DEFAULT_VARIANT = "jumprelu_sae"
 # Settings that change nothing of the result.
 _FREE = (
     "output_dir",
@@ -127,8 +129,12 @@ class Recipe:
                 )
 
     def sae_fields(self) -> dict[str, dict[str, Any]]:
-        """By name ("" for a single one), the config fields of each SAE."""
-        return {name: {**self.sae, **own} for name, own in (self.saes or {"": {}}).items()}
+        """By name ("" for a single one), the config fields of each SAE; null unsets a field."""
+        merged = {name: {**self.sae, **own} for name, own in (self.saes or {"": {}}).items()}
+        return {
+            name: {key: value for key, value in fields.items() if value is not None}
+            for name, fields in merged.items()
+        }
 
     @property
     def sites(self) -> list[str]:
@@ -149,7 +155,7 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
     _check_given(recipe)
     configs = {}
     for name, given in recipe.sae_fields().items():
-        fields = {"model_type": "jumprelu_sae", "model_name": recipe.lm.name, **given}
+        fields = {"model_name": recipe.lm.name, **_for_variant(name, given)}
         for key in ("site", "target_site"):
             if not isinstance(fields.get(key), str | None):
                 raise ValueError(f"sae.{key} must be text, as 'layers.12', got {fields[key]!r}")
@@ -174,6 +180,54 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
                 f"{', '.join(sorted(c.model_type for c in variants()))}"
             ) from error
     return configs
+
+
+def _for_variant(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The fields without those that only other variants have; what no variant has stays an error.
+
+    An SAE that chooses k latents takes target_l0 as its k.
+    """
+    fields = {"model_type": _DEFAULT_VARIANT, **given}
+    model_type = fields["model_type"]
+    own = _fields_of_variants().get(model_type)
+    if own is None:
+        return fields
+    subject = f"saes.{name}" if name else "sae"
+    others = set().union(*_fields_of_variants().values()) - own
+    target = fields.get("target_l0")
+    if "k" in fields and "k" in own:
+        others.add("target_l0")
+    elif "k" in own and isinstance(target, int | float) and target % 1 == 0:
+        fields["k"] = int(fields.pop("target_l0"))
+        logger.info("%s: a %s takes target_l0 as its k, %d", subject, model_type, fields["k"])
+    dropped = sorted(others & {*fields})
+    if dropped:
+        listed = ", ".join(f"{key} ({fields.pop(key)!r})" for key in dropped)
+        logger.info("%s: left out, since a %s has no use for it: %s", subject, model_type, listed)
+    return fields
+
+
+def _fields_of_variants() -> dict[str, set[str]]:
+    return {config.model_type: own_fields(config) | {"model_type"} for config in variants()}
+
+
+def refuse_fields_of_others(recipe: Recipe, names: Iterable[str]) -> None:
+    """
+    Args:
+        names: fields of sae that someone has just set, and so expects to matter.
+
+    Raises:
+        ValueError: no SAE of the recipe is of a variant that has such a field, but others do.
+    """
+    known = _fields_of_variants()
+    types = {f.get("model_type", _DEFAULT_VARIANT) for f in recipe.sae_fields().values()}
+    for name in names:
+        having = sorted(variant for variant, own in known.items() if name in own)
+        if having and types <= {*known} and not types & {*having}:
+            raise ValueError(
+                f"a {' or '.join(sorted(types))} has no field {name!r}; with sae.model_type "
+                f"{' or '.join(having)} there is one"
+            )
 
 
 def _check_given(recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ import hfsae
 from hfsae.card import misgivings
 from hfsae.cli import _VERBS, _parse_recipe, _recipe_parser, main
 from hfsae.models import variants
-from hfsae.recipe import as_plain, load_trained, run
+from hfsae.recipe import as_plain, load_trained, make_configs, run
 from hfsae.records import read_json
 
 from .test_lock import held_elsewhere
@@ -101,6 +101,22 @@ def test_every_verb_refuses_a_mistake_in_one_sentence(argv, sentence, capsys):
     assert sentence in refused(argv, capsys)
 
 
+@pytest.mark.parametrize("name", ["quickstart", "gemma2_2b_16k"])
+def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
+    path = ROOT / "scripts" / "recipes" / f"{name}.yaml"
+    parser, at = _recipe_parser("train"), ["--sae.site", "layers.1", "--sae.target_l0", "7"]
+    caplog.set_level("INFO")
+    for variant in (v.model_type for v in variants()):
+        recipe, _ = _parse_recipe(parser, [str(path), *at, "--sae.model_type", variant])
+        recipe.saes = {}  # at sites that the tiny language model lacks
+        caplog.clear()
+        (config,) = make_configs(recipe, tiny_lm).values()
+        assert config.model_type == variant
+        assert (config.k if hasattr(config, "k") else config.target_l0) == 7
+        dropped = {"bandwidth", "log_threshold"} & {*recipe.sae} - {*config.to_dict()}
+        assert all(name in caplog.text for name in dropped), "what is left out is named"
+
+
 @pytest.mark.parametrize(
     "argv, sentence",
     [
@@ -109,6 +125,7 @@ def test_every_verb_refuses_a_mistake_in_one_sentence(argv, sentence, capsys):
         (["train", RECIPE, "--training.bach_size", "5"], "did you mean '--training.batch_size'"),
         (["train", RECIPE, "--training.learning_rat", "1"], "mean '--training.learning_rate'"),
         (["train", RECIPE, "--trainning.seed", "5"], "no option '--trainning.seed'"),
+        (["train", RECIPE, "--sae.k", "5"], "a jumprelu_sae has no field 'k'; with sae.model_type"),
         (["train", RECIPE, "--training.n_tokens", "many"], "must be a whole number, got 'many'"),
         (["train", RECIPE, "--training.save_total_limit", "x"], "a whole number, or null, got 'x'"),
         (["train", RECIPE, "--training.learning_rate", "-1"], "must be positive, got -1"),

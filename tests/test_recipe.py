@@ -299,3 +299,20 @@ def test_configs_take_their_widths_from_the_model(tiny_lm, tmp_path):
     recipe = tiny_recipe(tmp_path, sae={"site": "layers.0.self_attn.o_proj:in"})
     (config,) = make_configs(recipe, tiny_lm).values()
     assert config.d_in == config.d_out == 24
+
+
+def test_saes_of_several_variants_share_a_section(tiny_lm, tmp_path, caplog):
+    caplog.set_level("INFO")
+    saes = {
+        "a": {"model_type": "topk_sae"},
+        "b": {"model_type": "batch_topk_sae", "k": 3},
+        "c": {"model_type": "relu_sae", "target_l0": None},
+        "d": {"bandwidth": None},
+    }
+    a, b, c, d = make_configs(tiny_recipe(tmp_path, saes=saes), tiny_lm).values()
+    assert (a.k, b.k, c.target_l0, d.target_l0) == (4, 3, None, 4)
+    assert d.bandwidth == 0.001, "null unsets"
+    assert "saes.a: a topk_sae takes target_l0 as its k, 4" in caplog.text
+    assert "saes.b: left out, since a batch_topk_sae has no use for it" in caplog.text
+    with pytest.raises(ValueError, match="TopKSAEConfig has no field 'bandwith'"):
+        make_configs(tiny_recipe(tmp_path, saes={"a": saes["a"] | {"bandwith": 1}}), tiny_lm)
