@@ -180,6 +180,8 @@ def _misgivings(config: Json, evaluation: Json) -> list[str]:
             f"L0 is {l0:.1f}, {l0 / target - 1:+.0%} off its target of {target}: the controller "
             "wants some 500 steps after the warm start; raise training.n_tokens"
         )
+    if undefined := [name for name, m in metrics.items() if m.get("value", 0) is None]:
+        found.append(f"{', '.join(undefined)} cannot be computed: each is a division by 0")
     if fvu >= 1:
         found.append(f"FVU is {fvu:.3g}, no better than predicting the mean: lower the rates")
     if dead > 0.5:

@@ -60,7 +60,8 @@ class Harvester:
     Positions outside `batch.keep` are dropped, then norm outliers: positions above `norm_limits`
     at any site. The limits are given, or fixed by the first batch (max_norm_ratio times the median
     norm of its kept positions); but for them a result does not depend on earlier batches.
-    With args.cache a batch that was seen before is read from disk, equal to the bit.
+    With args.cache a batch that was seen before is read from disk, equal to the bit. A NaN or an
+    infinity at a kept position is a ValueError, not an outlier.
     `kept`, `dropped_special` and `dropped_outliers` count positions.
 
     Memory of a call, beyond the LM: args.rows * ctx * sum of site widths in the LM's dtype for one
@@ -100,6 +101,8 @@ class Harvester:
         if found is None:
             found = self._activations(batch)
             self.cache.put(key, found)
+        else:
+            refuse_not_finite(found)
         return {site: acts.to(self.lm.device) for site, acts in found.items()}
 
     def flush(self) -> None:
@@ -111,7 +114,9 @@ class Harvester:
         input_ids, keep = (part.to(self.lm.device) for part in batch[:2])
         chunks = zip(input_ids.split(self.args.rows), keep.split(self.args.rows), strict=True)
         parts = [self._forward(*chunk) for chunk in chunks]
-        return {site: torch.cat([part[site] for part in parts]) for site in self.sites}
+        activations = {site: torch.cat([part[site] for part in parts]) for site in self.sites}
+        refuse_not_finite(activations)
+        return activations
 
     def _forward(
         self, input_ids: Int64[Tensor, "rows ctx"], keep: Bool[Tensor, "rows ctx"]
@@ -154,9 +159,10 @@ class Harvester:
     def _fix_norm_limits(self, activations: Mapping[str, Tensor], ratio: float) -> None:
         medians = {site: float(_norms(acts).median()) for site, acts in activations.items()}
         for site, median in medians.items():
-            if not 0 < median < float("inf"):  # NaN, too
+            if not 0 < median < float("inf"):
                 raise ValueError(
-                    f"the median norm at {site!r} is {median}; load the LM in bfloat16 or float32."
+                    f"the median norm at {site!r} is {median}, so max_norm_ratio has nothing to "
+                    "measure by; load the LM in bfloat16 or float32"
                 )
             self.norm_limits[site] = ratio * median
 
@@ -197,6 +203,21 @@ def _compiled_blocks(lm: nn.Module, sites: Sequence[str]) -> dict[nn.Module, Cal
             )
         blocks = max(blocks, [*blocks_below(lm, site), find_module(lm, site)], key=len)
     return {block: torch.compile(block.forward, dynamic=False) for block in blocks}
+
+
+def refuse_not_finite(activations: Mapping[str, Float[Tensor, "n _"]]) -> None:
+    """
+    Raises:
+        ValueError: a language model gave NaN or infinity at one of these sites.
+    """
+    for site, acts in activations.items():
+        if n := int((~acts.isfinite()).any(dim=-1).sum()):
+            raise ValueError(
+                f"{n} of {len(acts)} positions at {site!r} have NaN or infinite activations: the "
+                f"language model overflows in {str(acts.dtype).removeprefix('torch.')}, or its "
+                "weights are damaged; try another lm.dtype (bfloat16, float32) or "
+                "lm.attn_implementation (eager)"
+            )
 
 
 def _norms(activations: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:

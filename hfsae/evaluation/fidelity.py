@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .. import contract
-from ..activations.harvest import HarvestArguments, Harvester
+from ..activations.harvest import HarvestArguments, Harvester, refuse_not_finite
 from ..activations.tokens import TokenBatch
 from ..lm import blocks_below, capture, cast_for, own_passes, patch, running_as
 from ..metrics import (
@@ -201,7 +201,8 @@ def evaluate(
         progress: Called after each batch with the tokens (in `keep`) done so far.
 
     Raises:
-        ValueError: no site in the SAE's config, an LM in training mode, or no token kept.
+        ValueError: no site in the SAE's config, an LM in training mode, no token kept, or NaN or
+            infinity in activations, reconstructions or losses.
     """
     more = {"mean": mean, "norm_limits": norm_limits, "progress": progress}
     return evaluate_all({"": sae}, lm, batches, args, **more)[""]
@@ -351,6 +352,7 @@ class _Arms:
             keep = keep & (norms <= limit).to(keep.device)
         if not keep.any():
             return
+        refuse_not_finite({at: acts[at][keep.to(acts[at].device)] for at in self.sites})
         counted = keep[:, :-1] & (document[:, :-1] == document[:, 1:])
         labels = input_ids[:, 1:][counted]
         constants = {"zero": torch.zeros_like(self.mean), "mean": self.mean}
@@ -358,10 +360,12 @@ class _Arms:
             arm: _losses(self._replaced(input_ids, keep, constant), counted, labels)
             for arm, constant in constants.items()
         }
+        _refuse_not_finite(shared, "the language model gives")
         shared["tokens"] = torch.ones_like(shared["zero"])
         for name in self.saes:
             recon = self._reconstruct(name, acts, keep, document)
             losses = _compare(clean, self._replaced(input_ids, keep, recon), counted, labels)
+            _refuse_not_finite(losses, f"the language model with SAE {name!r} gives")
             self.losses[name].add(document[:, :-1][counted], {**losses, **shared})
 
     def _reconstruct(
@@ -377,6 +381,12 @@ class _Arms:
             recon = sae.decode(latents, x_part)
             self.fidelity[name].update(target_part.to(recon.device), recon, latents, document_part)
             recons.append(recon.to(target))
+            if not recons[-1].isfinite().all():
+                raise ValueError(
+                    f"SAE {name!r} reconstructs NaN or infinity from finite activations: its "
+                    f"weights are damaged, or {str(target.dtype).removeprefix('torch.')} is too "
+                    "narrow for what it gives; try lm.dtype float32"
+                )
         return torch.cat(recons)
 
     def _replaced(self, input_ids: Tensor, keep: Tensor, value: Tensor) -> Tensor:
@@ -415,6 +425,16 @@ def _compare(
         parts["spliced"].append(_nll(q, label))
         parts["kl"].append((p.exp() * (p - q)).sum(dim=-1))
     return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def _refuse_not_finite(losses: Mapping[str, Float[Tensor, " n"]], subject: str) -> None:
+    for arm, values in losses.items():
+        if n := int((~values.isfinite()).sum()):
+            raise ValueError(
+                f"{subject} NaN or infinite losses for {n} of {len(values)} predictions ({arm}): "
+                "activations overflow its dtype, or weights are damaged; try another lm.dtype "
+                "(bfloat16, float32) or lm.attn_implementation (eager)"
+            )
 
 
 def _log_probs(logits: Tensor, counted: Tensor) -> Iterator[Tensor]:

@@ -506,12 +506,15 @@ class SAE(PreTrainedModel):
             workspace: makes the step sparse, in these buffers; x is [n, d_in] then.
 
         Raises:
-            ValueError: the last dimension of x is not d_in, or a transcoder's loss lacks a target.
+            ValueError: the last dimension of x is not d_in, a transcoder's loss lacks a target, or
+                there is nothing to take the mean loss of.
         """
         if return_loss and target is None and self.config.is_transcoder:
             raise ValueError(f"a transcoder's loss needs target: x at {self.config.target_site}")
         if return_loss:
             self._check_trainable()
+            if x.numel() == 0:
+                raise ValueError(f"x {[*x.shape]} holds no tokens, but the loss is their mean")
         schedule = schedule._replace(training=return_loss and self.training)
         at = EVERYWHERE if workspace is None else self.entries(x, schedule, workspace)
         pre_acts = self._project(x, at)

@@ -245,7 +245,7 @@ def _candidates(
     """The pairs that `pick` marks in the scores W X^T, which are made some tokens at a time."""
     n_tokens, d_sae = len(bound.X), len(bound.W)
     n_rows, found = max(256, (_GPU_SCORES if on_gpu(bound.X) else _SCORES) // d_sae), []
-    for first in range(0, n_tokens, n_rows):
+    for first in range(0, max(n_tokens, 1), n_rows):  # of no tokens, one part without any
         X = bound.X[first : first + n_rows]
         scores = workspace.buffer("scores", d_sae, len(X), dtype=X.dtype, device=X.device)
         torch.mm(bound.W, X.T, out=scores)
@@ -276,7 +276,7 @@ def _kept(at: Entries, values: Tensor, keep: Tensor) -> Entries:
 def among_top_k(at: Entries, values: Tensor, k: int) -> Tensor:
     """[n], whether an entry is among its token's k largest."""
     n_each = at.token_offsets.diff()
-    width = max(k, int(n_each.max()))
+    width = max(k, int(n_each.max())) if at.n_tokens else k
     device = values.device
     place = torch.arange(len(at), device=device)
     place -= at.token_offsets[:-1].repeat_interleave(n_each)

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..activations.harvest import refuse_not_finite
 from ..lock import locked
 from ..models import SAE
 from ..ops import Workspace
@@ -166,6 +167,7 @@ class Trainer:
     def _initialise(self) -> None:
         start = time.perf_counter()
         sample = self.stream.sample(SAMPLE)
+        refuse_not_finite(sample)
         self.seconds["harvest"] += time.perf_counter() - start
         for run in self.runs.values():
             run.initialise(sample)
@@ -174,6 +176,7 @@ class Trainer:
         logs = self.steps_done % self.args.logging_steps == 0
         start = time.perf_counter()
         batch = self.stream.next_batch()
+        refuse_not_finite(batch)
         harvested = time.perf_counter()
         lines = {
             name: run.step(batch, self.steps_done, log=logs) for name, run in self.runs.items()

@@ -159,13 +159,15 @@ def test_a_batch_with_nothing_to_keep_gives_empty_tensors_and_fixes_no_limit(lm,
     assert (len(got.tokens), harvester.norm_limits) == (0, {})
 
 
-def test_an_lm_whose_activations_overflow_is_refused(lm, batch):
-    harvester = Harvester(lm, SITES, HarvestArguments(max_norm_ratio=5.0))
-    lm.get_input_embeddings().weight.data.fill_(float("nan"))
-    with pytest.raises(
-        ValueError, match=r"median norm at 'layers.0' is nan; load the LM in bfloat16"
-    ):
+@pytest.mark.parametrize("ratio", [None, 5.0], ids=["all kept", "without outliers"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_lm_whose_activations_overflow_is_refused(lm, batch, ratio, value, tmp_path):
+    args = HarvestArguments(max_norm_ratio=ratio, cache=str(tmp_path))
+    harvester, token = Harvester(lm, SITES, args), batch.input_ids[batch.keep][0]
+    lm.get_input_embeddings().weight.data[token] = value
+    with pytest.raises(ValueError, match=r"[1-9]\d* of \d+ positions at 'layers.*NaN"):
         harvester(batch)
+    assert harvester.kept == harvester.dropped_outliers == 0
 
 
 def test_arguments_out_of_range_are_refused():

@@ -1,5 +1,6 @@
 """Fidelity on tiny random language models, against slow versions with hooks set by hand."""
 
+import copy
 import json
 import math
 import threading
@@ -293,6 +294,20 @@ def test_intervals_hold_the_value_and_repeat_with_the_seed(tiny_lm, batches):
     assert a.metrics == b.metrics
     assert all(m.low <= m.value <= m.high for m in a.metrics.values())
     assert a.metrics["fvu"].low < a.metrics["fvu"].high
+
+
+def test_numbers_that_are_not_finite_are_refused_with_their_place(tiny_lm, batches):
+    lm = copy.deepcopy(tiny_lm)
+    lm.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match="the language model gives NaN or infinite losses"):
+        evaluate(rounding_sae(), lm, batches, ARGS)
+    lm.model.layers[2].mlp.down_proj.weight.data[0] = float("nan")
+    for mean in (None, torch.zeros(16)):
+        with pytest.raises(ValueError, match=r"positions at 'layers\.2' have NaN or infinite act"):
+            evaluate(rounding_sae(), lm, batches, ARGS, mean=mean)
+    broken = StubSAE(decode=lambda z: z / 0)
+    with pytest.raises(ValueError, match="SAE '' reconstructs NaN or infinity from finite"):
+        evaluate(broken, tiny_lm, batches, ARGS)
 
 
 def test_a_result_survives_strict_json_also_where_numbers_do_not_exist(tiny_lm, batches):

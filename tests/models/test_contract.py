@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel
 
 import hfsae
 from hfsae.models import SAE, SAEConfig
+from hfsae.ops import Workspace
 
 D_IN, D_SAE, SCALE = 12, 40, 7.0
 
@@ -120,6 +121,14 @@ def test_any_leading_shape(sae, shape):
     assert out.recon.shape == (*shape, D_IN) and out.latents.shape == (*shape, D_SAE)
     assert out.loss.shape == ()
     out.loss.backward()
+
+
+def test_a_batch_without_tokens_is_encoded_but_has_no_loss(sae):
+    x = torch.zeros(0, sae.config.d_in)
+    assert sae(x).recon.shape == (0, sae.config.d_out)
+    assert sae(x, workspace=Workspace() if sae.can_be_sparse else None).recon.numel() == 0
+    with pytest.raises(ValueError, match=r"x \[0, \d+\] holds no tokens, but the loss"):
+        sae(x, x, return_loss=True)
 
 
 def test_loss_is_the_sum_of_its_named_terms(sae):

@@ -179,6 +179,17 @@ def test_the_largest_of_the_batch_are_found(problem, k, margins, monkeypatch):
     assert pairs.sum() >= min(k * len(x), int((v > off).sum()))
 
 
+def test_a_batch_without_tokens_has_no_entries():
+    x, W, b = torch.zeros(0, 16), torch.randn(40, 16), torch.zeros(40)
+    space = Workspace()
+    found = [
+        screen(x, W, b, b, space),
+        screen_top_k(x, W, b, 4, space),
+        screen_batch_top_k(x, W, b, 4, space),
+    ]
+    assert [(len(at), at.n_tokens, at.d_sae) for at in found] == [(0, 0, 40)] * 3
+
+
 def test_a_guess_that_is_too_high_is_made_good(monkeypatch):
     x, W, b = HARD["ordinary"]
     lines = []

@@ -254,9 +254,7 @@ def test_a_run_that_diverges_stops_with_its_checkpoints_from_before(tmp_path):
 
     def next_batch():
         batch = original()
-        return {
-            site: x * (float("nan") if stream.position > 25 else 1) for site, x in batch.items()
-        }
+        return {site: x * (1e25 if stream.position > 25 else 1) for site, x in batch.items()}
 
     stream.next_batch = next_batch
     with pytest.raises(ValueError, match=r"no longer finite .*; lower training\.learning_rate"):
@@ -265,6 +263,20 @@ def test_a_run_that_diverges_stops_with_its_checkpoints_from_before(tmp_path):
     _, kept = checkpoint.load_newest(tmp_path / "checkpoints")
     assert kept["steps_done"] <= 26
     assert all(bool(p.isfinite().all()) for p in kept["runs"][""]["sae"].values())
+
+
+def test_activations_that_are_no_numbers_are_not_blamed_on_the_learning_rate(tmp_path):
+    stream = PlantedStream()
+    original = stream.next_batch
+
+    def next_batch():
+        (site, x), *_ = original().items()
+        x[3] = float("inf") if stream.position > 25 else x[3]
+        return {site: x}
+
+    stream.next_batch = next_batch
+    with pytest.raises(ValueError, match=r"1 of \d+ positions at 'layers.*NaN or infinite"):
+        Trainer(make_sae(), stream, arguments(tmp_path)).train()
 
 
 def test_a_finished_run_trains_no_further(tmp_path):
