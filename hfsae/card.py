@@ -13,6 +13,7 @@ import random
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,10 +22,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from huggingface_hub.utils import validate_repo_id
-from jinja2 import ChainableUndefined, Environment
+from jinja2 import ChainableUndefined, Environment, TemplateError
 
 from . import models
-from .records import parse_yaml, printable, read_json, reading, write_whole
+from .records import damaged, parse_yaml, printable, read_json, reading, write_whole
 from .weights import refuse_mixture
 
 Json = dict[str, Any]
@@ -33,6 +34,7 @@ _OPEN, _CLOSE = "<!-- hfsae:keep -->", "<!-- /hfsae:keep -->"
 _KEPT = re.compile(f"{_OPEN}.*?{_CLOSE}", re.DOTALL)
 _MODEL_ID = re.compile(r'(AutoModel\.from_pretrained|hfsae\.load)\("((?:[^"\\]|\\.)*)"([^)\n]*)')
 _FRONT = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
+_MAX_FRONT = 2**19  # characters of front matter
 _FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 # An absolute path, at the start of a setting or after `=` and the like; not `a/b` or `https://a`.
@@ -214,7 +216,7 @@ def render_card(folder: str | Path) -> str:
     template = _environment().from_string(_template())
     with reading(folder / "features"):
         latents = list(shown_latents(folder / "features"))
-    with reading(folder):
+    with reading(folder), _rendering(folder):
         facts = _facts(config, record)
         return template.render(
             **facts,
@@ -226,6 +228,14 @@ def render_card(folder: str | Path) -> str:
             figures=_figures(folder / "figures"),
             latents=latents,
         )
+
+
+@contextmanager
+def _rendering(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except TemplateError as error:  # of a value that is no table, where one belongs
+        raise ValueError(damaged(folder / "training.json", error)) from error
 
 
 def _template(name: str = "model_card.md") -> str:
@@ -528,8 +538,15 @@ def _with_front_matter_of(old: str, new: str) -> str:
 
 def _front_of(card: str) -> Json:
     front = _FRONT.match(card)
-    try:
-        found = parse_yaml(front[1]) if front else {}
-    except ValueError:
+    if front is None:
         return {}
+    try:
+        if len(front[1]) > _MAX_FRONT:
+            raise ValueError(f"{len(front[1]):,} characters, where {_MAX_FRONT:,} are the limit")
+        found = parse_yaml(front[1])
+    except ValueError as error:
+        raise ValueError(
+            f"the front matter of the card that is there cannot be read ({error}), and would be "
+            "lost; mend it, or move the card away"
+        ) from error
     return found if isinstance(found, dict) else {}

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from . import models as models  # its Auto classes, so that config.json can be read
-from .records import opened_tensors, read_json, reading, replacing
+from .records import damaged, opened_tensors, read_json, reading, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,6 +84,8 @@ def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None
             threshold = file.get_tensor("threshold")
             if threshold.ndim == 0:  # of a BatchTopK SAE: one for all
                 return None
+        if threshold.shape != (config.d_sae,):
+            raise ValueError(damaged(path, f"threshold has shape {list(threshold.shape)}"))
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); train or copy it anew") from error
     scale = config.target_scale if config.is_transcoder else None

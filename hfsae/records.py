@@ -8,11 +8,12 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,11 +24,13 @@ from . import lock
 if TYPE_CHECKING:
     import yaml
 
-_MAX_TEXT = 2**26  # bytes of a JSON file; an evaluation of many documents takes a few million
+T = TypeVar("T")
+
+_MAX_TEXT = 2**26  # of a JSON or YAML file; an evaluation of many documents takes a few million
 _MAX_HEADER = 2**22  # bytes of a safetensors header, some 100 a tensor
-_MAX_YAML = 2**20  # characters; a recipe has a few thousand
-_MAX_NODES = 100_000  # of a YAML text after its aliases are expanded
+_MAX_NODES = 100_000  # that aliases of a YAML text may add, beyond ten times what it holds
 _MAX_DEPTH = 50
+_MERGES = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # keys << and =
 _MISFITS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 _MADE_BY = {
     "evaluation.json": "evaluate",
@@ -49,8 +52,12 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it holds none; the sentence names the file and what to do.
     """
-    if (size := path.stat().st_size) > _MAX_TEXT:
-        raise ValueError(damaged(path, f"{size:,} bytes, where {_MAX_TEXT:,} are the limit"))
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
+        raise ValueError(damaged(path, "no file"))
+    if about.st_size > _MAX_TEXT:
+        why = f"{about.st_size:,} bytes, where {_MAX_TEXT:,} are the limit"
+        raise ValueError(damaged(path, why))
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # bad UTF-8 is one too
@@ -86,62 +93,77 @@ def parse_yaml(text: str) -> Any:
     """
     import yaml  # of an extra
 
-    check_yaml(text)
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a date that does not exist
-        raise ValueError(" ".join(str(error).split())) from error
+    return _in_a_sentence(lambda: _construct(yaml.SafeLoader(text), text))
 
 
 def check_yaml(text: str) -> None:
-    """Refuse YAML that has a key twice, or is too large, also by its aliases.
+    """Refuse what `parse_yaml` refuses, for those who parse it themselves.
 
     Raises:
-        ValueError: it is so, or is not YAML.
+        ValueError: as `parse_yaml`.
     """
+    parse_yaml(text)
+
+
+def _in_a_sentence(parse: Callable[[], T]) -> T:
     import yaml
 
-    if len(text) > _MAX_YAML:
-        raise ValueError(f"{len(text):,} characters, where {_MAX_YAML:,} are the limit")
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        return parse()
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if root is not None:
-        _count_nodes(root, {}, depth=0)
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a date that does not exist
+        raise ValueError(" ".join(str(error).split())) from error
+    except (AttributeError, KeyError, TypeError) as error:  # !!bool "maybe", !!timestamp "never"
+        raise ValueError(f"a value is not of the type that its tag says ({error})") from error
 
 
-def _count_nodes(node: "yaml.Node", counts: dict[int, int], depth: int) -> int:
+def _construct(loader: "yaml.SafeLoader", text: str) -> Any:
+    if len(text) > _MAX_TEXT:
+        raise ValueError(f"{len(text):,} characters, where {_MAX_TEXT:,} are the limit")
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        counts: dict[int, int] = {}
+        if _count_nodes(loader, root, counts, depth=0) > _MAX_NODES + 10 * len(counts):
+            raise ValueError(f"its aliases expand to over {_MAX_NODES:,} values")
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _count_nodes(
+    loader: "yaml.SafeLoader", node: "yaml.Node", counts: dict[int, int], depth: int
+) -> int:
     """Nodes below a node, with those that aliases stand for; each node is visited once."""
+    line = node.start_mark.line + 1
     if id(node) in counts:
         if counts[id(node)] == 0:
-            raise ValueError(f"line {node.start_mark.line + 1} holds itself by an alias")
+            raise ValueError(f"line {line} holds itself by an alias")
         return counts[id(node)]
     if depth > _MAX_DEPTH:
-        raise ValueError(f"line {node.start_mark.line + 1} is nested too deeply")
+        raise ValueError(f"line {line} is nested too deeply")
     counts[id(node)] = 0  # being counted
     children = node.value if isinstance(node.value, list) else []
     if any(isinstance(child, tuple) for child in children):
-        _refuse_twice([key for key, _ in children])
+        _refuse_twice(loader, [key for key, _ in children])
         children = [part for pair in children for part in pair]
-    total = 1 + sum(_count_nodes(child, counts, depth + 1) for child in children)
-    if total > _MAX_NODES:
-        raise ValueError(f"line {node.start_mark.line + 1} expands to over {_MAX_NODES:,} values")
+    total = 1 + sum(_count_nodes(loader, child, counts, depth + 1) for child in children)
     counts[id(node)] = total
     return total
 
 
-def _refuse_twice(keys: "list[yaml.Node]") -> None:
-    lines: dict[str, int] = {}
+def _refuse_twice(loader: "yaml.SafeLoader", keys: "list[yaml.Node]") -> None:
+    lines: dict[Any, int] = {}
     for key in keys:
-        line = key.start_mark.line + 1
-        if isinstance(key.value, str) and lines.setdefault(key.value, line) != line:
-            first = lines[key.value]
-            raise ValueError(
-                f"{key.value!r} stands twice, on lines {first} and {line}; keep one of them"
-            )
+        if not isinstance(key.value, str) or key.tag in _MERGES:
+            continue  # a list or a mapping is no key: the constructor says so
+        line, name = key.start_mark.line + 1, loader.construct_object(key)
+        if name in lines:
+            where = f"lines {lines[name]} and {line}" if lines[name] != line else f"line {line}"
+            raise ValueError(f"{key.value!r} stands twice, on {where}; keep one of them")
+        lines[name] = line
 
 
 def printable(text: str) -> str:

@@ -605,3 +605,18 @@ def test_an_old_card_of_a_kept_block_alone_is_carried_over():
     block = "<!-- hfsae:keep -->\nmine\n<!-- /hfsae:keep -->"
     new = "# New\n\n<!-- hfsae:keep -->\n<!-- /hfsae:keep -->\n"
     assert hfsae.card.carry_over(f"{block}\n", new) == f"# New\n\n{block}\n"
+
+
+def test_front_matter_that_cannot_be_read_is_not_lost(folder):
+    path = write_card(folder)
+    card = path.read_text(encoding="utf-8")
+    for line in ("thumbnail: a\nthumbnail: b\n", "x: &x [*x]\n"):
+        path.write_text(card.replace("tags:\n", f"{line}tags:\n"), encoding="utf-8")
+        with pytest.raises(ValueError, match="front matter .* cannot be read .*; mend it, or move"):
+            write_card(folder)
+
+
+def test_a_record_that_the_template_cannot_show_is_one_sentence(folder):
+    change(folder, final_coefficients=[[]])
+    with pytest.raises(ValueError, match=r"training.json is damaged .*; put back a sound copy"):
+        render_card(folder)

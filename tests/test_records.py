@@ -1,6 +1,7 @@
 """Files from anywhere: bounded reading, one sentence for damage, lines that a terminal may show."""
 
 import json
+import os
 
 import pytest
 
@@ -11,13 +12,32 @@ from hfsae.records import parse_yaml, printable, read_json, reading
 def test_yaml_with_a_key_twice_is_refused_with_both_lines():
     with pytest.raises(ValueError, match="'learning_rate' stands twice, on lines 2 and 4"):
         parse_yaml("training:\n  learning_rate: 1\n  batch_size: 2\n  learning_rate: 3\n")
-    assert parse_yaml("a: {x: 1}\nb: {x: 2}\n") == {"a": {"x": 1}, "b": {"x": 2}}
+    with pytest.raises(ValueError, match="'x' stands twice, on line 1; keep one"):
+        parse_yaml("{x: 1, x: 2}")
+    with pytest.raises(ValueError, match="'yes' stands twice, on lines 1 and 2"):
+        parse_yaml("true: 1\nyes: 2")
+    several = "a: {x: 1}\nb: {x: 2}\n1: 3\n'1': 4"
+    assert parse_yaml(several) == {"a": {"x": 1}, "b": {"x": 2}, 1: 3, "1": 4}
+
+
+def test_a_recipe_may_hold_a_long_list_of_texts(monkeypatch):
+    monkeypatch.setattr("hfsae.records._MAX_NODES", 50)
+    assert len(parse_yaml("- a\n" * 1000)) == 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x: !!bool maybe", "x: !!timestamp never", "x: 2024-99-99", "? [1]\n: 2", "x: " + "9" * 5000],
+)
+def test_values_that_yaml_cannot_make_are_one_sentence(text):
+    with pytest.raises(ValueError):
+        parse_yaml(text)
 
 
 def test_yaml_whose_aliases_explode_or_bite_their_tail_is_refused():
     lines = ["a0: &a0 [x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
-    with pytest.raises(ValueError, match="expands to over"):
+    with pytest.raises(ValueError, match="its aliases expand to over"):
         parse_yaml("\n".join(lines))
     with pytest.raises(ValueError, match="holds itself"):
         parse_yaml("a: &a [*a]")
@@ -42,6 +62,12 @@ def test_json_that_is_deep_or_huge_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("hfsae.records._MAX_TEXT", 10)
     with pytest.raises(ValueError, match="100,000 bytes, where 10 are the limit"):
         read_json(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"config.json is damaged \(no file\)"):
+        read_json(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), IndexError("x"), ValueError("x")])

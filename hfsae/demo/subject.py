@@ -235,7 +235,7 @@ def read_json(path: Path, kind: type) -> Any:
         if path.stat().st_size > _MAX_JSON:
             raise ValueError("too large")
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if path.exists():
             logger.warning("%s is left out: %s", path, error)
         return kind()

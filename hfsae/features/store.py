@@ -8,6 +8,7 @@ import json
 import random
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..records import damaged, printable, read_json, replacing, write_whole
+from ..records import damaged, printable, read_json, reading, replacing, write_whole
 
 if TYPE_CHECKING:
     import pyarrow
@@ -54,6 +55,16 @@ COLUMNS = {
 }
 _MAX_EXPANSION = 300  # by compression; real columns shrink to a tenth
 _MAX_VALUES = 2**29  # in all of a table; those of a million latents are a quarter of it
+_KINDS = dict.fromkeys(("latent", "n_firings", "histogram", "neighbours"), "whole")
+_KINDS |= dict.fromkeys(("rank", "document", "row", "position", "firing", "token_ids"), "whole")
+_KINDS |= dict.fromkeys(("kind", "promoted_tokens", "suppressed_tokens", "tokens"), "text")
+_KINDS |= {name: "number" for table in COLUMNS.values() for name in table if name not in _KINDS}
+_TOGETHER = (
+    ("promoted_tokens", "promoted_logits"),
+    ("suppressed_tokens", "suppressed_logits"),
+    ("neighbours", "neighbour_cosines"),
+)
+_LISTS = {"histogram", "tokens", "token_ids", "activations", *chain(*_TOGETHER)}
 _ROWS_PER_GROUP = 4096  # the unit that looking up one latent reads from disk
 
 
@@ -108,6 +119,10 @@ class FeatureStore:
         return self.latents.num_rows
 
     def __getitem__(self, index: int) -> Latent:
+        """
+        Raises:
+            ValueError: the examples on disk are damaged.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"latent {index} is not in this store: it has 0 to {len(self) - 1}.")
         row = self.latents.slice(index, 1).to_pylist()[0]
@@ -134,18 +149,36 @@ class FeatureStore:
         import pyarrow as pa
 
         columns = ["latent", "rank", "activation", "firing", "tokens"]
-        table = self.examples.to_table(columns=columns, filter=which).combine_chunks()
-        lists = table["tokens"].combine_chunks()
-        places = lists.offsets.to_numpy()[:-1] + table["firing"].to_numpy()
-        tokens = lists.values.take(pa.array(places)).to_pylist()
-        latents, ranks, activations = (table[name].to_pylist() for name in columns[:3])
-        return Firings(latents, ranks, activations, tokens)
+        with reading(self._examples_path):
+            table = self.examples.to_table(columns=columns, filter=which).combine_chunks()
+            _refuse_misfits(self._examples_path, table)
+            lists, latents = table["tokens"].combine_chunks(), table["latent"].to_numpy()
+            firing, lengths = table["firing"].to_numpy(), lists.value_lengths().to_numpy()
+            if ((firing < 0) | (firing >= lengths)).any():
+                raise ValueError("an example fires on a token that it has not")
+            if ((latents < 0) | (latents >= len(self))).any():
+                raise ValueError(f"an example of a latent that is not among the {len(self):,}")
+            tokens = lists.values.take(pa.array(lists.offsets.to_numpy()[:-1] + firing)).to_pylist()
+        ranks, activations = (table[name].to_pylist() for name in columns[1:3])
+        return Firings(latents.tolist(), ranks, activations, tokens)
+
+    @property
+    def _examples_path(self) -> Path:
+        """For what is said of them; those that were just collected lie in memory."""
+        return Path(*getattr(self.examples, "files", ())[:1])
 
     def _examples_of(self, index: int) -> list[Example]:
         import pyarrow.compute as pc
 
-        rows = self.examples.to_table(filter=pc.field("latent") == index).to_pylist()
-        return [Example(*(row[name] for name in Example._fields)) for row in rows]
+        with reading(self._examples_path):
+            table = self.examples.to_table(filter=pc.field("latent") == index)
+            _refuse_misfits(self._examples_path, table)
+            rows = table.to_pylist()
+            examples = [Example(*(row[name] for name in Example._fields)) for row in rows]
+            for example in examples:
+                if not 0 <= example.firing < len(example.tokens) == len(example.activations):
+                    raise ValueError(f"an example of latent {index} has lists that do not fit")
+        return examples
 
     def pick(
         self, n: int, seed: int = 0, *, min_density: float = 1e-4, max_density: float = 0.1
@@ -193,12 +226,19 @@ class FeatureStore:
             # a text that stands in every row is held once
             columns = list(COLUMNS["latents"])
             latents = pq.read_table(path, columns=columns, read_dictionary=strings)
+            _refuse_misfits(path, latents)
+            _refuse_other_rows(path, latents)
             path = source / "examples.parquet"
             _refuse_bomb(path)
             examples = pyarrow.dataset.dataset(path, format="parquet")
+            _refuse_misfits(path, examples.schema.empty_table())
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(damaged(path, error)) from error
-        return cls(latents, examples, meta=read_json(source / "meta.json"))
+        meta = read_json(source / "meta.json")
+        with reading(source / "meta.json"):  # what pages show of it
+            torch.tensor(meta["histogram_edges"], dtype=torch.float64)
+            int(meta["arguments"]["quantiles"])
+        return cls(latents, examples, meta=meta)
 
 
 def _refuse_bomb(path: Path) -> None:
@@ -226,6 +266,47 @@ def _refuse_bomb(path: Path) -> None:
 def _refuse_missing(path: Path, table: str, names: list[str]) -> None:
     if missing := [name for name in COLUMNS[table] if name not in names]:
         raise ValueError(damaged(path, f"it lacks the columns {', '.join(missing)}"))
+
+
+def _refuse_misfits(path: Path, table: "pyarrow.Table") -> None:
+    """Columns of other kinds than `FeatureStore.save` writes, and values that are missing."""
+    import pyarrow as pa
+
+    kinds = {"number": pa.types.is_floating, "whole": pa.types.is_integer, "text": _is_text}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind, is_list = _KINDS.get(name), name in _LISTS
+        if kind is None:
+            continue  # one of somebody else's
+        inner, n_missing = column.type, column.null_count
+        if is_list and pa.types.is_list(inner):
+            inner, flat = inner.value_type, [chunk.flatten() for chunk in column.chunks]
+            n_missing += sum(part.null_count for part in flat)
+        elif is_list:
+            raise ValueError(damaged(path, f"{name} holds {inner}, not lists"))
+        if not kinds[kind](inner):
+            raise ValueError(damaged(path, f"{name} holds {inner}"))
+        if n_missing:
+            raise ValueError(damaged(path, f"{n_missing:,} values of {name} are missing"))
+
+
+def _is_text(kind: "pyarrow.DataType") -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(getattr(kind, "value_type", kind))
+
+
+def _refuse_other_rows(path: Path, latents: "pyarrow.Table") -> None:
+    """A row is found by its place, and lists of a row belong together."""
+    if latents["latent"].to_pylist() != list(range(len(latents))):
+        raise ValueError(damaged(path, "its rows are not those of latents 0, 1, 2 and so on"))
+    lengths = {
+        name: [chunk.value_lengths().to_pylist() for chunk in latents[name].chunks]
+        for name in _LISTS
+        if name in latents.column_names
+    }
+    for one, other in _TOGETHER:
+        if lengths[one] != lengths[other]:
+            raise ValueError(damaged(path, f"{one} and {other} are of different lengths"))
 
 
 def _pairs(first: list, second: list) -> list[tuple]:

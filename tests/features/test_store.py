@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
@@ -173,3 +175,45 @@ def test_show_lets_no_control_character_reach_the_terminal():
     text = show(latent)
     assert all(c.isprintable() for line in text.split("\n") for c in line)
     assert "\\x1b[2J«\\x00»\\u202e\\r↵é🙂" in text
+
+
+@pytest.mark.parametrize(
+    "column, values",
+    [
+        ("density", lambda n: pa.array([None] * n, pa.float64())),
+        ("latent", lambda n: pa.array(["\x1b[2J"] * n)),
+        ("latent", lambda n: pa.array([5] * n)),
+        ("promoted_tokens", lambda n: pa.array([7] * n)),
+        ("neighbours", lambda n: pa.array([[1, 2, 3]] * n)),
+        ("n_firings", lambda n: pa.array([[[1]]] * n)),
+    ],
+)
+def test_latents_of_other_kinds_are_one_sentence(store, tmp_path, column, values):
+    store.save(tmp_path)
+    _recolumn(tmp_path / "features" / "latents.parquet", column, values(len(store)))
+    with pytest.raises(ValueError, match=r"latents.parquet is damaged .*; `hfsae collect"):
+        FeatureStore.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "column, values",
+    [
+        ("firing", lambda n: pa.array([99] * n)),
+        ("firing", lambda n: pa.array([None] * n, pa.int32())),
+        ("kind", lambda n: pa.array([[["top"]]] * n)),
+        ("latent", lambda n: pa.array([-1] * n)),
+        ("tokens", lambda n: pa.array([["a", None]] * n)),
+    ],
+)
+def test_examples_of_other_kinds_are_one_sentence(store, tmp_path, column, values):
+    store.save(tmp_path)
+    n = store.examples.count_rows()
+    _recolumn(tmp_path / "features" / "examples.parquet", column, values(n))
+    with pytest.raises(ValueError, match=r"examples.parquet is damaged"):
+        FeatureStore.load(tmp_path).firings()
+
+
+def _recolumn(path, column, values):
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, column, values), path)
