@@ -5,13 +5,24 @@ prompt would run. So the markup is made here, by Jinja2 with autoescape, and rea
 a finished string; what a person clicks comes back as the `data-do` and `data-at` of the element.
 """
 
+import re
 from functools import lru_cache
+from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import nh3
 from jinja2 import Environment, FileSystemLoader
+from markdown_it import MarkdownIt
 
+# Of Markdown that others wrote. Its parser is quadratic in brackets, and in rows times columns.
+_MOST = {"": 40_000, "\n": 1_000, "[": 1_000}  # characters, lines, brackets
+_MOST_COLUMNS = 32
+_TAGS = "h1 h2 h3 h4 h5 h6 p br hr a em strong b i del sub sup code pre blockquote ul ol li"
+_TAGS += " table thead tbody tr th td details summary"
+_CUT = "<p><em>The rest is too long to be shown here.</em></p>\n"
 _HERE = Path(__file__).parent
 
 # One listener on the root: what is inside is replaced at every update.
@@ -37,10 +48,17 @@ element.addEventListener('change', (event) => {
 """
 
 
-def panel(value: str = "", *, elem_id: str | None = None) -> gr.HTML:
+def panel(
+    value: str = "", *, elem_id: str | None = None, elem_classes: list[str] | None = None
+) -> gr.HTML:
     """A piece of a page; `.select` (or `.ablate`) fires with the EventData do, at and to."""
     return gr.HTML(
-        value, html_template="${value}", js_on_load=_JS, elem_id=elem_id, apply_default_css=False
+        value,
+        html_template="${value}",
+        js_on_load=_JS,
+        elem_id=elem_id,
+        elem_classes=elem_classes,
+        apply_default_css=False,
     )
 
 
@@ -56,6 +74,35 @@ def dial(
 def html(macro: str, *arguments: Any) -> str:
     """One macro of parts.html, filled in; whatever is in the arguments is text, not markup."""
     return str(getattr(_module(), macro)(*arguments)).strip()
+
+
+def markdown(text: str) -> str:
+    """Markdown from anybody as HTML that loads nothing, sends nothing, and stays in its place.
+
+    What is longer than cards are is cut, and says so.
+    """
+    shown = text[: min(_end(text, mark, most) for mark, most in _MOST.items())]
+    parser = MarkdownIt("commonmark").enable("table")
+    parser.add_render_rule("image", lambda self, tokens, i, *_: escape(tokens[i].content))
+    if any(line.count("|") > _MOST_COLUMNS for line in shown.splitlines()):
+        parser.disable("table")
+    cleaned = nh3.clean(
+        parser.render(shown),
+        tags=set(_TAGS.split()),
+        attributes={"a": {"href", "title"}, "td": {"style"}, "th": {"style"}},
+        filter_style_properties={"text-align"},
+        url_schemes={"http", "https", "mailto"},
+        set_tag_attribute_values={"a": {"target": "_blank"}},
+    )
+    return cleaned if len(shown) == len(text) else cleaned + _CUT
+
+
+def _end(text: str, mark: str, most: int) -> int:
+    """Where text has `most` of these marks."""
+    if not mark:
+        return most
+    found = next(islice(re.finditer(re.escape(mark), text), most, None), None)
+    return len(text) if found is None else found.start()
 
 
 def style() -> str:

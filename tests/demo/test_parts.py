@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from markdown_it import MarkdownIt
 
 from hfsae.demo.pages.about import shown_card
 from hfsae.demo.parts import html, number, percent, visible
@@ -68,5 +69,64 @@ def test_a_card_is_shown_without_front_matter_and_pictures():
     card = "---\nlicense: mit\n---\n# T\n![a](https://spy.example/a.png) <img src='//spy'> ok\n"
     card += "## Figures\n![b](figures/b.png)\n## Next\n![c][ref]\n"
     shown = shown_card(card)
-    assert re.sub(r"\s+", " ", shown).strip() == "# T a ok ## Next c"
-    assert shown_card("") == "This SAE comes without a card."
+    assert (
+        re.sub(r"\s+", " ", shown).strip()
+        == "<h1>T</h1> <p>a ok</p> <h2>Next</h2> <p>![c][ref]</p>"
+    )
+    assert shown_card("") == "<p>This SAE comes without a card.</p>\n"
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "<video src='https://spy.example/a'></video>",
+        "<audio src='//spy.example/a' autoplay></audio>",
+        "<form action='https://spy.example'><input name=token><button>Log in</button></form>",
+        "<div style='position:fixed;inset:0;z-index:9999' class='hf-panel' id='header'></div>",
+        "<td style='position:fixed;background:url(//spy.example)'></td>",
+        "<iframe srcdoc='<script>1</script>'></iframe><object data='//spy.example'></object>",
+        "<style>@import url(//spy.example)</style><link rel=stylesheet href='//spy.example'>",
+        "<base href='//spy.example'><meta http-equiv=refresh content='0;url=//spy.example'>",
+        "<svg><image href='//spy.example'/></svg><math></math>",
+        "<p data-do='target' data-at='3' onclick='alert(1)'></p>",
+        "[go](javascript:alert(1)) <a href='data:text/html,x' ping='//spy.example'></a>",
+        "<img src=x onerror=alert(1)> <picture><source srcset='//spy.example'></picture>",
+    ],
+)
+def test_a_hostile_card_fetches_sends_and_covers_nothing(hostile):
+    shown = shown_card(f"# T\n\n{hostile}\n\n<table><tr>{hostile}</tr></table>\n")
+    assert set(re.findall(r"<(\w+)", shown)) <= {"h1", "p", "a", "table", "tbody", "tr", "td"}
+    allowed = {"href", "style", "rel", "target"}
+    attributes = {name for tag in re.findall(r"<\w+([^>]*)", shown) for name in _names(tag)}
+    assert attributes <= allowed and "position" not in shown and "url(" not in shown
+    assert not re.findall(r'href="(?!https?:)', shown)
+
+
+_TABLES = ["|\n", "|a" * 40 + "\n" + "|-" * 40 + "\n|\n"]
+
+
+def _names(attributes: str) -> list[str]:
+    return re.findall(r'([\w-]+)="[^"]*"', attributes)
+
+
+def test_what_a_card_needs_is_kept():
+    card = (
+        "| a | b |\n| --- | ---: |\n| `x` | **1** |\n\n[hub](https://hf.co/me)\n\n```\n<b>\n```\n"
+    )
+    shown = shown_card(card + "<pre>\n<b>the</b> cat\n</pre>\n")
+    assert '<td style="text-align:right"><strong>1</strong></td>' in shown
+    assert 'href="https://hf.co/me"' in shown and "&lt;b&gt;" in shown and "<b>the</b>" in shown
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["[", "![", "![](", "[a](", "<img ", "`", "**a*", "- ", "&", "<!--", "## Figures\n", *_TABLES],
+)
+def test_a_card_of_300_kb_is_bounded_before_it_is_read(piece, monkeypatch):
+    given = []
+    render = MarkdownIt.render
+    monkeypatch.setattr(MarkdownIt, "render", lambda s, t: given.append(t) or render(s, t))
+    shown = shown_card(piece * (300_000 // len(piece)))
+    (read,) = given
+    assert len(read) <= 40_000 and read.count("[") <= 1_000 and read.count("\n") <= 1_000
+    assert "too long to be shown" in shown or not read

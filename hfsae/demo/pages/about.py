@@ -3,16 +3,12 @@
 import re
 from typing import Any
 
-import gradio as gr
-
 from .. import address as at
-from ..parts import html, panel
+from ..parts import html, markdown, panel
 from .page import Page, Updates
 
 _FRONT = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)
 _FIGURES = re.compile(r"^## Figures$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
-# a picture from elsewhere would be a request that leaves the machine
-_IMAGE = re.compile(r"!\[([^\]]*)\](\([^)]*\)|\[[^\]]*\])")
 
 
 class AboutPage(Page):
@@ -23,7 +19,7 @@ class AboutPage(Page):
         self.notice = panel()
         view = actions.about()
         panel(html("notes", view | {"facts": _facts(view)}))
-        gr.Markdown(shown_card(view["card"]), elem_id="about-card", elem_classes="hf-card")
+        panel(shown_card(view["card"]), elem_id="about-card", elem_classes=["hf-card", "prose"])
         self.inputs, self.outputs = (), ()
 
     def address(self, *values: Any) -> at.About:
@@ -38,10 +34,8 @@ class AboutPage(Page):
 
 def shown_card(card: str) -> str:
     """The card as the page shows it: without front matter and pictures (Health has the charts)."""
-    if not card:
-        return "This SAE comes without a card."
-    card = _FIGURES.sub("", _FRONT.sub("", card.replace("\r\n", "\n")))
-    return re.sub(r"<img\b[^>]*>", "", _IMAGE.sub(r"\1", card), flags=re.IGNORECASE)
+    card = card or "This SAE comes without a card."
+    return markdown(_FIGURES.sub("", _FRONT.sub("", card.replace("\r\n", "\n"))))
 
 
 def _facts(view: dict[str, Any]) -> list[dict[str, str]]:
