@@ -41,6 +41,7 @@ _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 _PATH = re.compile(r"(?<![\w.~/\\-])(?:file://)?(?:~[\w.-]*|[A-Za-z]:)?[/\\](?![/\s]).*", re.DOTALL)
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _QUANTISED = re.compile(r"\bI?Q\d|\d-bit", re.IGNORECASE)
+_FAR_FVU = 1.3  # times the FVU in training; held-out text of the same kind is within a tenth
 _INDEXED = {
     "l0": "L0 (latents/token)",
     "fvu": "fraction of variance unexplained",
@@ -167,11 +168,11 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
 
 def misgivings(folder: str | Path) -> list[str]:
     """What in the held-out metrics in `folder` speaks against using the SAE; sentences."""
-    config, evaluation = (_json(Path(folder) / f"{n}.json") for n in ("config", "evaluation"))
-    return _misgivings(config, evaluation)
+    config, record, evaluation = _records(Path(folder))
+    return _misgivings(config, record, evaluation)
 
 
-def _misgivings(config: Json, evaluation: Json) -> list[str]:
+def _misgivings(config: Json, record: Json, evaluation: Json) -> list[str]:
     metrics, target = evaluation.get("metrics", {}), config.get("target_l0")
     l0, fvu, dead = (
         metrics.get(name, {}).get("value") or 0.0 for name in ("l0", "fvu", "dead_share")
@@ -186,6 +187,12 @@ def _misgivings(config: Json, evaluation: Json) -> list[str]:
         found.append(f"{', '.join(undefined)} cannot be computed: each is a division by 0")
     if fvu >= 1:
         found.append(f"FVU is {fvu:.3g}, no better than predicting the mean: lower the rates")
+    trained = record.get("fvu_in_training")
+    if trained and fvu > _FAR_FVU * trained:
+        found.append(
+            f"FVU is {fvu:.3g}, {fvu / trained:.1f} times that at the end of training: this text "
+            "is unlike the training text, so the metrics say little of the SAE on its own"
+        )
     if dead > 0.5:
         found.append(f"{dead:.0%} of latents never fired on the evaluation's tokens")
     return found
@@ -224,7 +231,7 @@ def render_card(folder: str | Path) -> str:
             model_id=folder.resolve().name,
             evaluation=evaluation,
             has_probe=(folder / "probe.safetensors").is_file(),
-            misgivings=_misgivings(config, evaluation),
+            misgivings=_misgivings(config, record, evaluation),
             figures=_figures(folder / "figures"),
             latents=latents,
         )

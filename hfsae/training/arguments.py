@@ -35,11 +35,13 @@ class TrainingArguments:
     max_grad_norm: float | None = None
     """Clip each SAE's gradient to this norm; the paper does not."""
     warmup_steps: Duration = 1000
-    """Learning rates rise over these by half a cosine from a tenth. Below 1: a fraction of all."""
+    """Learning rates rise over these by half a cosine from a tenth. Below 1: a fraction of all. Of
+    what remains after the warm start at most half is used."""
     decay_steps: Duration = 0
     """Learning rates fall to 0 over the last of these, linearly. Below 1: a fraction of all."""
     sparsity_warmup_steps: Duration = 10_000
-    """Sparsity coefficients rise from 0 over these, linearly. Below 1: a fraction of all."""
+    """Sparsity coefficients rise from 0 over these, linearly. Below 1: a fraction of all. Of what
+    remains after the warm start at most half is used, so that short runs get there."""
     bandwidth_start: float = 1.0
     """Factor on the STE bandwidth at the start, brought to 1 geometrically..."""
     bandwidth_steps: Duration = 0

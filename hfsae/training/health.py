@@ -35,12 +35,15 @@ class Reading:
     """of x/c: 1 if activation_scale is right"""
     log_threshold: bool = True
     """whether thresholds are learned through their logarithms, in factors instead of steps"""
+    warming_up: bool = False
+    """whether sparsity coefficients are still rising from 0, while which the controller rests"""
     decaying: bool = False
     """whether learning rates are on their way to 0 at the end of the run"""
 
     @property
     def is_off_target(self) -> bool:
-        return self.target_l0 is not None and self.l0 > 1.2 * self.target_l0
+        is_above = self.target_l0 is not None and self.l0 > 1.2 * self.target_l0
+        return is_above and not self.warming_up
 
 
 def diagnose(reading: Reading) -> list[str]:

@@ -21,7 +21,15 @@ from ..models import SAE, JumpReLUSAE, Schedule
 from ..ops import Entries, Place, Workspace, alone
 from .arguments import TrainingArguments
 from .health import Reading, diagnose, diagnose_dead
-from .schedules import cosine_warmup, geometric, in_steps, linear_decay, linear_warmup, steer
+from .schedules import (
+    cosine_warmup,
+    fitted,
+    geometric,
+    in_steps,
+    linear_decay,
+    linear_warmup,
+    steer,
+)
 from .sharding import (
     check_spread,
     everywhere,
@@ -92,8 +100,10 @@ class Run:
             sae.config.d_sae, dtype=torch.int64, device=accelerator.device
         )
         self.is_sparse = args.sparse == "always"
+        self.last_fvu: float | None = None  # of the last batch that was logged
         self._previous: dict[str, Any] = {}
         self._refuse_what_cannot_be_sparse()
+        self._say_what_is_shortened()
 
     def _shard(self) -> DeviceMesh:
         """Spread the latents over the processes.
@@ -322,13 +332,29 @@ class Run:
         )
 
     def _sparsity_warmup(self, step: int) -> float:
-        warmup_steps = in_steps(self.args.sparsity_warmup_steps, self.args.total_steps)
+        warmup_steps = self._fitted("sparsity_warmup_steps")
         return linear_warmup(step - self.warm_start_steps, warmup_steps)
+
+    def _fitted(self, name: str) -> int:
+        total = self.args.total_steps
+        return fitted(getattr(self.args, name), total, total - self.warm_start_steps)
+
+    def _say_what_is_shortened(self) -> None:
+        for name in ("warmup_steps", "sparsity_warmup_steps"):
+            given = in_steps(getattr(self.args, name), self.args.total_steps)
+            if given > self._fitted(name):
+                logger.info(
+                    "training.%s (%d) does not fit into the %d steps after the warm start: half of "
+                    "them are used",
+                    name,
+                    given,
+                    self.args.total_steps - self.warm_start_steps,
+                )
 
     def _set_learning_rates(self, step: int) -> None:
         a, total, warm = self.args, self.args.total_steps, step < self.warm_start_steps
         since_start = step if warm else step - self.warm_start_steps
-        factor = cosine_warmup(since_start, in_steps(a.warmup_steps, total))
+        factor = cosine_warmup(since_start, self._fitted("warmup_steps"))
         factor *= linear_decay(step, total, in_steps(a.decay_steps, total))
         for group in self.optimizer.param_groups:
             rate = a.learning_rate
@@ -372,10 +398,11 @@ class Run:
     @torch.no_grad()
     def _log_line(self, seen: _Seen, l0: float, schedule: Schedule, step: int) -> dict[str, Any]:
         losses = {name: float(self._reduce(v, "mean")) for name, v in seen.losses.items()}
+        self.last_fvu = losses["mse"] / self.variance
         line: dict[str, Any] = {
             "loss": sum(losses.values()),
             **losses,
-            "fvu": losses["mse"] / self.variance,
+            "fvu": self.last_fvu,
             "l0": l0,
             "dead_share": self._dead_share(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
@@ -422,6 +449,7 @@ class Run:
             dead_share=self._dead_share(),
             mean_square_norm=(_root_mean_square_norm(whole(seen.x)) / c) ** 2,
             log_threshold=sae.config.log_threshold,
+            warming_up=self._sparsity_warmup(step) < 1,
             decaying=step >= total - in_steps(self.args.decay_steps, total) > 0,
         )
         travel = reading.threshold_travel

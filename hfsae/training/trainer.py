@@ -328,6 +328,7 @@ class Trainer:
             "training": asdict(self.args),
             "sae_as_trained": run.sae.config.to_diff_dict(),
             "n_tokens": n_tokens,
+            "fvu_in_training": run.last_fvu,
             "warm_start_tokens": run.warm_start_steps * self.args.batch_size,
             "harvested": harvested,
             "final_coefficients": {

@@ -1,6 +1,7 @@
 """Each way to be stuck, provoked in a real (small) training run, and named with its fix."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from transformers import AutoModel
 
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig, ReLUSAEConfig, SAEConfig
 from hfsae.training import Trainer, TrainingArguments
+from hfsae.training.health import Reading, diagnose
 
 from .planted import PlantedStream
 
@@ -115,3 +117,18 @@ def test_thresholds_stay_float32_in_a_bfloat16_run_and_move(tmp_path):
     Trainer(sae, PlantedStream(), args).train()
     assert sae.threshold.dtype == torch.float32
     assert 0 < (sae.threshold - before).abs().max() < 0.01
+
+
+def test_warm_ups_longer_than_a_run_end_in_its_middle(tmp_path, caplog):
+    caplog.set_level("INFO", logger="hfsae")
+    config = JumpReLUSAEConfig(d_in=16, d_sae=32, site="layers.1", target_l0=3)
+    args = TrainingArguments(output_dir=str(tmp_path), n_tokens=2560, batch_size=256, save_steps=0)
+    run = Trainer(JumpReLUSAE(config), PlantedStream(), args).runs[""]
+    assert [run._sparsity_warmup(step) for step in (4, 5, 9)] == [5 / 6, 1.0, 1.0]
+    assert any("sparsity_warmup_steps (10000) does not fit" in r.message for r in caplog.records)
+
+
+def test_while_lambda_rises_an_l0_above_its_target_has_no_other_cause():
+    stuck = Reading(10, 90, 0.1, 90.0, 90.0, 50.0, 1.0, 0.0, 2.0, 0.0, 1.0)
+    assert any("thresholds move" in sentence for sentence in diagnose(stuck))
+    assert diagnose(replace(stuck, warming_up=True)) == []
