@@ -10,6 +10,7 @@ import yaml
 
 from .hub import PUSHED, is_sae, published
 from .records import read_json
+from .weights import refuse_mixture
 
 GRADIO = "6.31.0"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -105,6 +106,7 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
         return read_json(config).get("model_name")
     if target.resolve() in sae.resolve().parents:
         raise ValueError(f"{sae} lies in {target}, which would be replaced; name another output")
+    refuse_mixture(sae)
     shutil.rmtree(target, ignore_errors=True)
     for pattern in (*PUSHED, "presets.json"):
         for path in sae.glob(pattern):

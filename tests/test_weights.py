@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import hfsae
 from hfsae.card import write_card
 from hfsae.cli import main
+from hfsae.space import write_space
 from hfsae.weights import KEY, RECORDS, of_others, refuse_mixture, stamp, weights_hash
 
 
@@ -71,7 +72,7 @@ def test_records_without_a_hash_or_weights_are_taken_as_they_are(folder):
         ("features/meta.json", "`hfsae collect {folder}` makes it anew"),
     ],
 )
-def test_show_card_and_push_refuse_a_mixture(folder, name, remedy, capsys):
+def test_show_card_push_and_space_refuse_a_mixture(folder, name, remedy, capsys):
     (folder / name).write_text(json.dumps({KEY: "0" * 64}))
     sentence = f"{folder / name} was made with other weights than those that lie in {folder} now "
     sentence = re.escape(sentence) + ".*" + re.escape(remedy.format(folder=folder))
@@ -82,4 +83,6 @@ def test_show_card_and_push_refuse_a_mixture(folder, name, remedy, capsys):
         hfsae.push(folder.parent, "me/suite")
     with pytest.raises(ValueError, match=sentence):
         write_card(folder)
+    with pytest.raises(ValueError, match=sentence):
+        write_space(folder.parent / "space", str(folder))
     assert not (folder / "README.md").exists() and not (folder / "figures").exists()
