@@ -42,6 +42,7 @@ from .recipe import (
     finish,
     load,
     load_trained,
+    norm_limits,
     note_remaking,
     refuse_fields_of_others,
     remaking,
@@ -319,7 +320,9 @@ def _check_readable(path: Path, kind: type[Recipe]) -> None:
     sections = {field.name: field.type for field in fields(kind)}
     for name, value in content.items():
         if name not in sections:
-            raise ValueError(did_you_mean(f"a recipe has no section {name!r}", name, [*sections]))
+            raise ValueError(
+                did_you_mean(f"a recipe has no section {name!r}", str(name), [*sections])
+            )
         holds_fields = is_dataclass(sections[name]) or get_origin(sections[name]) is dict
         if holds_fields and not isinstance(value, dict):
             raise ValueError(f"section {name} of {path} must hold fields, not {value!r}")
@@ -367,6 +370,7 @@ def _make_again(
         others = [f for f in siblings if (f / "config.json").is_file() and not f.samefile(folder)]
     device = str(make_accelerator(recipe.training).device)
     sae = load_trained(folder)  # first: a damaged file need not wait for the language model
+    norm_limits(sae, folder)
     loaded = load(recipe.lm, device)
     if others:
         print(

@@ -170,15 +170,7 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
                     f"leave {key} out and it is read off the model"
                 )
         fields.setdefault("model_revision", getattr(lm.config, "_commit_hash", None))
-        try:
-            configs[name] = AutoConfig.for_model(**fields)
-        except ValueError as error:
-            if "Unrecognized model identifier" not in str(error):
-                raise
-            raise ValueError(
-                f"sae.model_type {fields['model_type']!r} is unknown; hfsae has "
-                f"{', '.join(sorted(c.model_type for c in variants()))}"
-            ) from error
+        configs[name] = AutoConfig.for_model(**fields)
     return configs
 
 
@@ -240,6 +232,17 @@ def _check_given(recipe: Recipe) -> None:
             )
         if fields.get("d_sae") is None:
             raise ValueError("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
+        known = sorted(c.model_type for c in variants())
+        if (given := fields.get("model_type", known[0])) not in known:
+            raise ValueError(f"sae.model_type {given!r} is unknown; hfsae has {', '.join(known)}")
+
+
+def _check_cache(folder: Path) -> None:
+    home = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    if not home.is_dir() or not os.access(home, os.W_OK):
+        raise ValueError(
+            f"harvest.cache {folder} cannot be made or written to; give another folder"
+        )
 
 
 def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
@@ -256,6 +259,8 @@ def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
             "batches"
         )
     _check_given(recipe)
+    if recipe.harvest.cache is not None:
+        _check_cache(Path(recipe.harvest.cache).expanduser())
     lm = empty_lm(recipe.lm.name, revision=recipe.lm.revision, source=recipe.lm.source)
     configs = make_configs(recipe, lm)
     for side in _sides(recipe):
@@ -610,7 +615,11 @@ def _probe_activations(
 
 def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:
     """By site, the norm above which positions were dropped in the training of a folder's SAE."""
-    limits = read_json(folder / "training.json")["harvested"]["norm_limits"]
+    path = folder / "training.json"
+    harvested = read_json(path).get("harvested")
+    limits = harvested.get("norm_limits") if isinstance(harvested, dict) else None
+    if not isinstance(limits, dict):
+        raise ValueError(damaged(path, "it names no norm limits"))
     return {site: limit for site, limit in limits.items() if site in sae.config.places}
 
 

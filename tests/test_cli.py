@@ -128,7 +128,10 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["train", RECIPE, "--sae.k", "5"], "a jumprelu_sae has no field 'k'; with sae.model_type"),
         (["train", RECIPE, "--training.n_tokens", "many"], "must be a whole number, got 'many'"),
         (["train", RECIPE, "--training.save_total_limit", "x"], "a whole number, or null, got 'x'"),
-        (["train", RECIPE, "--training.learning_rate", "-1"], "must be positive, got -1"),
+        (
+            ["train", RECIPE, "--training.learning_rate", "-1"],
+            "must be positive and finite, got -1",
+        ),
         (["train", RECIPE, "--training.warm_start_steps", "2.5"], "fraction of them all"),
         (["train", RECIPE, "--evaluation.n_tokens", "-5"], "n_tokens must be 0 or more, got -5"),
         (["train", RECIPE, "--collect_tokens", "-5"], "collect_tokens must be 0 (to leave"),
@@ -146,6 +149,13 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["train", RECIPE, "--gpu", "H100"], "--gpu is for --dry_run"),
         (["train", RECIPE, "--shuffle.device", "cuda:99"], "is not here; this machine has 'cpu'"),
         (["train", RECIPE, "--dry_run", "--text.dataset", "no.txt"], "file is at 'no.txt'"),
+        (["train", RECIPE, "--training.learning_rate", ".inf"], "positive and finite, got inf"),
+        (["train", RECIPE, "--training.adam_epsilon", "-1"], "adam_epsilon must be positive and"),
+        (["train", RECIPE, "--training.dead_after_tokens", "0"], "dead_after_tokens must be 1"),
+        (["train", RECIPE, "--harvest.max_norm_ratio", ".nan"], "max_norm_ratio is nan"),
+        (["train", RECIPE, "--harvest.cache", f"{RECIPE}/below"], "cannot be made or written to"),
+        (["train", RECIPE, "--sae.l0_coefficient", ".nan"], "l0_coefficient must be a finite"),
+        (["train", RECIPE, "--sae.model_type", "llama"], "model_type 'llama' is unknown"),
         (["train", RECIPE, "--sae.d_sae", "1e12"], "of main memory needed, but this machine has"),
         (["train", RECIPE, "--training.output_dir", str(ROOT)], "something else"),
     ],
@@ -163,6 +173,7 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(argv, sentence, capsys, tmp
         ("{", "cannot read the recipe"),
         ("42", "holds no sections"),
         ("trainings: {}", "no section 'trainings'; did you mean 'training'"),
+        ("5: {}", "no section 5; there are: lm"),
     ],
 )
 def test_a_bad_recipe_file_is_named(tmp_path, text, sentence, capsys):

@@ -316,3 +316,10 @@ def test_saes_of_several_variants_share_a_section(tiny_lm, tmp_path, caplog):
     assert "saes.b: left out, since a batch_topk_sae has no use for it" in caplog.text
     with pytest.raises(ValueError, match="TopKSAEConfig has no field 'bandwith'"):
         make_configs(tiny_recipe(tmp_path, saes={"a": saes["a"] | {"bandwith": 1}}), tiny_lm)
+
+
+def test_a_record_of_training_without_norm_limits_is_damaged(tmp_path, loads):
+    (tmp_path / "training.json").write_text('{"seconds": "long"}')
+    sae = AutoModel.from_config(make_configs(tiny_recipe(tmp_path), recipes.empty_lm("tiny"))[""])
+    with pytest.raises(ValueError, match=r"training\.json is damaged \(it names no norm limits\)"):
+        recipes.norm_limits(sae, tmp_path)

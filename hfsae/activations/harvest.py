@@ -35,7 +35,7 @@ class HarvestArguments:
     def __post_init__(self):
         if self.rows < 1:
             raise ValueError(f"rows is {self.rows}; a forward pass needs 1 or more.")
-        if self.max_norm_ratio is not None and self.max_norm_ratio <= 1:
+        if self.max_norm_ratio is not None and not self.max_norm_ratio > 1:
             raise ValueError(
                 f"max_norm_ratio is {self.max_norm_ratio}: typical positions go; use about 5."
             )

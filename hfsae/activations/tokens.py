@@ -225,6 +225,8 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError as error:  # bad UTF-8 is one too
         raise ValueError(f"{where} is not JSON ({error}); put one object on each line.") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is nested too deeply; put one object on each line.") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where} holds a JSON {type(row).__name__}; put one object on each line.")
     return row

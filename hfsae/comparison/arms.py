@@ -68,6 +68,8 @@ class Comparison(Recipe):
                 )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds} holds one twice; each must be another")
+        if wrong := [l0 for l0 in self.at_l0 if not 0 < l0 < float("inf")]:
+            raise ValueError(f"at_l0 must hold positive numbers, got {wrong[0]}")
         for name, arm in self.arms.items():
             _check_arm(name, arm)
         if self.only:

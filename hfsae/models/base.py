@@ -29,6 +29,7 @@ is undone after decoding, which therefore needs x: `decode(latents, x)`, as with
 import copy
 import difflib
 import filecmp
+import math
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -150,6 +151,9 @@ class SAEConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
         if self.is_transcoder and self.subtract_b_dec:
             raise ValueError(
                 "subtract_b_dec=True: a transcoder's b_dec lies in another space than x"

@@ -76,7 +76,8 @@ class TrainingArguments:
     """Processes this run must have; None: as many as it was launched with."""
 
     def __post_init__(self) -> None:
-        for name in ("n_tokens", "batch_size", "gradient_accumulation_steps", "logging_steps"):
+        counts = ("n_tokens", "batch_size", "gradient_accumulation_steps", "logging_steps")
+        for name in (*counts, "dead_after_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be 1 or more, got {getattr(self, name)}")
         if self.num_processes is not None and self.num_processes < 1:
@@ -99,9 +100,10 @@ class TrainingArguments:
                     f"from 0 up to but not including 1, got {value}"
                 )
         positive = ("learning_rate", "threshold_learning_rate", "max_grad_norm", "l0_gain")
-        for name in (*positive, "bandwidth_start"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"training.{name} must be positive, got {getattr(self, name)}")
+        for name in (*positive, "bandwidth_start", "adam_epsilon"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"training.{name} must be positive and finite, got {value}")
         if self.save_total_limit is not None and self.save_total_limit < 1:
             raise ValueError(
                 f"training.save_total_limit is {self.save_total_limit}; keep 1 or more "
