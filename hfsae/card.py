@@ -25,7 +25,16 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import ChainableUndefined, Environment, TemplateError
 
 from . import models
-from .records import damaged, parse_yaml, printable, read_json, reading, write_whole
+from .records import (
+    damaged,
+    parse_yaml,
+    printable,
+    read_json,
+    read_table,
+    reading,
+    refuse_long_texts,
+    write_whole,
+)
 from .weights import refuse_mixture
 
 Json = dict[str, Any]
@@ -56,6 +65,8 @@ _CAPTIONS = {
     "thresholds": "Thresholds, in the raw units of the activations",
 }
 _SECTIONS = ("lm", "text", "harvest", "shuffle", "sae_as_trained", "training")
+_EXAMPLE = ("latent", "kind", "rank", "activation", "firing", "tokens")
+_MAX_TEXTS = 2**24  # bytes of the tokens that a card's latents show; real ones take some 10,000
 _N_LATENTS, _N_EXAMPLES, _N_PROMOTED, _EXAMPLE_WIDTH = 6, 3, 6, 96
 _BIBTEX = {
     "2404.16014": """\
@@ -428,14 +439,17 @@ def shown_latents(features: Path) -> Iterator[Json]:
     paths = [features / f"{name}.parquet" for name in ("latents", "examples")]
     if not all(path.is_file() for path in paths):
         return
-    import pyarrow.parquet as pq
-
     columns = ["latent", "density", "promoted_tokens"]
-    latents = {row["latent"]: row for row in pq.read_table(paths[0], columns=columns).to_pylist()}
-    fitting = sorted(i for i, row in latents.items() if 1e-4 <= row["density"] <= 0.1)
+    table = read_table(paths[0], columns)
+    ids, densities = (table[name].to_pylist() for name in columns[:2])
+    fitting = sorted(i for i, density in zip(ids, densities, strict=True) if 1e-4 <= density <= 0.1)
     chosen = sorted(random.Random(0).sample(fitting, min(_N_LATENTS, len(fitting))))
+    shown = table.take([row for row, latent in enumerate(ids) if latent in chosen])
     wanted = [("latent", "in", chosen), ("kind", "=", "top"), ("rank", "<", _N_EXAMPLES)]
-    examples = pq.read_table(paths[1], filters=wanted).to_pylist() if chosen else []
+    strongest = read_table(paths[1], _EXAMPLE, wanted) if chosen else table.slice(0, 0)
+    for each in (shown, strongest):
+        refuse_long_texts(each, _MAX_TEXTS)
+    latents, examples = {row["latent"]: row for row in shown.to_pylist()}, strongest.to_pylist()
     for i in chosen:
         own = sorted((e for e in examples if e["latent"] == i), key=lambda e: e["rank"])
         promoted = latents[i]["promoted_tokens"][:_N_PROMOTED]

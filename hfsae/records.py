@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +22,7 @@ from torch import Tensor
 from . import lock
 
 if TYPE_CHECKING:
+    import pyarrow
     import yaml
 
 T = TypeVar("T")
@@ -29,6 +30,11 @@ T = TypeVar("T")
 _MAX_TEXT = 2**26  # of a JSON or YAML file; an evaluation of many documents takes a few million
 _MAX_HEADER = 2**22  # bytes of a safetensors header, some 100 a tensor
 _MAX_NODES = 100_000  # that aliases of a YAML text may add, beyond ten times what it holds
+_MAX_EXPANSION = 300  # of a table's column by compression; real ones shrink to a tenth
+# In all of a table, for each byte of its file: real tables have about one. A value that is repeated
+# takes next to nothing in a file, and its full size in memory.
+_MAX_VALUES = 16
+_TEXTS = ("promoted_tokens", "suppressed_tokens", "tokens")  # columns with lists of texts
 _MAX_DEPTH = 50
 _MERGES = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # keys << and =
 _MISFITS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
@@ -270,6 +276,86 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ValueError(damaged(path, error)) from error
+
+
+def read_table(
+    path: Path, columns: Collection[str], filters: list[Any] | None = None
+) -> "pyarrow.Table":
+    """Columns of a feature store's table; a text that stands in many rows is held once.
+
+    Raises:
+        ValueError: the file is damaged, or would unpack to far more than its size.
+    """
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    refuse_bomb(path, columns)
+    try:
+        return pq.read_table(
+            path, columns=list(columns), filters=filters, read_dictionary=text_columns()
+        )
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(damaged(path, error)) from error
+
+
+def text_columns() -> list[str]:
+    """As pyarrow names them, whatever wrote the file named the elements of its lists."""
+    return [f"{name}.list.{element}" for name in _TEXTS for element in ("element", "item")]
+
+
+def refuse_bomb(path: Path, columns: Collection[str]) -> None:
+    """Before any of a parquet file is read: what its own account of itself says.
+
+    Raises:
+        ValueError: it is damaged, lacks one of these columns, or they would unpack to far more than
+            its size.
+    """
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            about, names = file.metadata, file.schema_arrow.names
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(damaged(path, error)) from error
+    if missing := [name for name in columns if name not in names]:
+        raise ValueError(damaged(path, f"it lacks the columns {', '.join(missing)}"))
+    n_values = 0
+    for group in range(about.num_row_groups):
+        for column in range(about.num_columns):
+            chunk = about.row_group(group).column(column)
+            n_values += chunk.num_values
+            if chunk.total_uncompressed_size > _MAX_EXPANSION * chunk.total_compressed_size + 2**16:
+                raise ValueError(damaged(path, f"{chunk.path_in_schema} unpacks to far too much"))
+    limit = _MAX_VALUES * path.stat().st_size + 2**16
+    if max(n_values, about.num_rows) > limit:
+        raise ValueError(
+            damaged(path, f"{n_values:,} values, where {limit:,} are the limit for its size")
+        )
+
+
+def refuse_long_texts(table: "pyarrow.Table", limit: int) -> None:
+    """Before texts that are held once are written out for every place where they stand.
+
+    Raises:
+        ValueError: they would take more bytes than the limit.
+    """
+    import pyarrow as pa
+    import pyarrow.compute
+
+    pc: Any = pyarrow.compute  # its functions are made when it is imported
+    for name in set(_TEXTS) & set(table.column_names):
+        for chunk in table[name].chunks:
+            texts = chunk.flatten() if pa.types.is_list(chunk.type) else chunk
+            if pa.types.is_dictionary(texts.type):
+                lengths = pc.binary_length(texts.dictionary).cast(pa.int64()).take(texts.indices)
+            else:
+                lengths = pc.binary_length(texts).cast(pa.int64())
+            if (n_bytes := pc.sum(lengths).as_py() or 0) > limit:
+                raise ValueError(
+                    f"{name} of the feature store would take {n_bytes:,} bytes, where {limit:,} "
+                    "are the limit; `hfsae collect` makes it anew"
+                )
 
 
 def write_tensors(

@@ -16,7 +16,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..records import damaged, printable, read_json, reading, replacing, write_whole
+from ..records import (
+    damaged,
+    printable,
+    read_json,
+    read_table,
+    reading,
+    refuse_bomb,
+    refuse_long_texts,
+    replacing,
+    text_columns,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -53,8 +64,8 @@ COLUMNS = {
         "activations": "the latent at each token; 0 also where none was computed (special tokens)",
     },
 }
-_MAX_EXPANSION = 300  # by compression; real columns shrink to a tenth
-_MAX_VALUES = 2**29  # in all of a table; those of a million latents are a quarter of it
+_MAX_TEXT = 2**24  # bytes that the tokens of one latent take; real ones take some 10,000
+_MAX_TEXTS = 2**30  # bytes of the tokens that all examples fire on
 _KINDS = dict.fromkeys(("latent", "n_firings", "histogram", "neighbours"), "whole")
 _KINDS |= dict.fromkeys(("rank", "document", "row", "position", "firing", "token_ids"), "whole")
 _KINDS |= dict.fromkeys(("kind", "promoted_tokens", "suppressed_tokens", "tokens"), "text")
@@ -125,7 +136,9 @@ class FeatureStore:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"latent {index} is not in this store: it has 0 to {len(self) - 1}.")
-        row = self.latents.slice(index, 1).to_pylist()[0]
+        table = self.latents.slice(index, 1)
+        refuse_long_texts(table, _MAX_TEXT)
+        row = table.to_pylist()[0]
         return Latent(
             *(row[name] for name in ("latent", *Latent._fields[1:6])),
             promoted=_pairs(row["promoted_tokens"], row["promoted_logits"]),
@@ -158,7 +171,9 @@ class FeatureStore:
                 raise ValueError("an example fires on a token that it has not")
             if ((latents < 0) | (latents >= len(self))).any():
                 raise ValueError(f"an example of a latent that is not among the {len(self):,}")
-            tokens = lists.values.take(pa.array(lists.offsets.to_numpy()[:-1] + firing)).to_pylist()
+            fired = lists.values.take(pa.array(lists.offsets.to_numpy()[:-1] + firing))
+            refuse_long_texts(pa.table({"tokens": fired}), _MAX_TEXTS)
+            tokens = fired.to_pylist()
         ranks, activations = (table[name].to_pylist() for name in columns[1:3])
         return Firings(latents.tolist(), ranks, activations, tokens)
 
@@ -171,8 +186,10 @@ class FeatureStore:
         import pyarrow.compute as pc
 
         with reading(self._examples_path):
-            table = self.examples.to_table(filter=pc.field("latent") == index)
+            which, columns = pc.field("latent") == index, list(Example._fields)
+            table = self.examples.to_table(columns=columns, filter=which)
             _refuse_misfits(self._examples_path, table)
+            refuse_long_texts(table, _MAX_TEXT)
             rows = table.to_pylist()
             examples = [Example(*(row[name] for name in Example._fields)) for row in rows]
             for example in examples:
@@ -210,7 +227,6 @@ class FeatureStore:
     def load(cls, folder: str | Path) -> "FeatureStore":
         """What `save(folder)` wrote. Examples stay on disk and are read latent by latent."""
         import pyarrow.dataset
-        import pyarrow.parquet as pq
 
         source = Path(folder) / "features"
         for name in ("meta.json", "latents.parquet", "examples.parquet"):
@@ -220,17 +236,15 @@ class FeatureStore:
                     f"`hfsae collect {folder}` writes one."
                 )
         path = source / "latents.parquet"
+        latents = read_table(path, COLUMNS["latents"])
+        _refuse_misfits(path, latents)
+        _refuse_other_rows(path, latents)
+        path = source / "examples.parquet"
+        refuse_bomb(path, COLUMNS["examples"])
+        options = pyarrow.dataset.ParquetReadOptions(dictionary_columns=text_columns())
+        layout = pyarrow.dataset.ParquetFileFormat(read_options=options)
         try:
-            _refuse_bomb(path)
-            strings = [f"{name}.list.element" for name in ("promoted_tokens", "suppressed_tokens")]
-            # a text that stands in every row is held once
-            columns = list(COLUMNS["latents"])
-            latents = pq.read_table(path, columns=columns, read_dictionary=strings)
-            _refuse_misfits(path, latents)
-            _refuse_other_rows(path, latents)
-            path = source / "examples.parquet"
-            _refuse_bomb(path)
-            examples = pyarrow.dataset.dataset(path, format="parquet")
+            examples = pyarrow.dataset.dataset(path, format=layout)
             _refuse_misfits(path, examples.schema.empty_table())
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(damaged(path, error)) from error
@@ -239,33 +253,6 @@ class FeatureStore:
             torch.tensor(meta["histogram_edges"], dtype=torch.float64)
             int(meta["arguments"]["quantiles"])
         return cls(latents, examples, meta=meta)
-
-
-def _refuse_bomb(path: Path) -> None:
-    """Before any of it is read: what a table's own account of itself says.
-
-    Raises:
-        ValueError: it would unpack to far more than its size, or a column is missing.
-    """
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        about, names = file.metadata, file.schema_arrow.names
-    _refuse_missing(path, path.stem, names)
-    n_values = 0
-    for group in range(about.num_row_groups):
-        for column in range(about.num_columns):
-            chunk = about.row_group(group).column(column)
-            n_values += chunk.num_values
-            if chunk.total_uncompressed_size > _MAX_EXPANSION * chunk.total_compressed_size + 2**16:
-                raise ValueError(damaged(path, f"{chunk.path_in_schema} unpacks to far too much"))
-    if n_values > _MAX_VALUES:
-        raise ValueError(damaged(path, f"{n_values:,} values, where {_MAX_VALUES:,} are the limit"))
-
-
-def _refuse_missing(path: Path, table: str, names: list[str]) -> None:
-    if missing := [name for name in COLUMNS[table] if name not in names]:
-        raise ValueError(damaged(path, f"it lacks the columns {', '.join(missing)}"))
 
 
 def _refuse_misfits(path: Path, table: "pyarrow.Table") -> None:

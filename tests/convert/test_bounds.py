@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 import hfsae
+from hfsae.card import shown_latents
 from hfsae.features import FeatureStore
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.packaged import SHIPPED_SAE
@@ -150,3 +151,35 @@ def test_a_table_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):
     pq.write_table(table.drop_columns(["density"]), path)
     with pytest.raises(ValueError, match="lacks the columns density"):
         FeatureStore.load(tmp_path)
+
+
+def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, values)
+
+
+def test_a_table_whose_values_repeat_without_end_is_refused_before_it_is_read(tmp_path):
+    shutil.copytree(SHIPPED_SAE / "features", tmp_path / "features")
+    path = tmp_path / "features" / "latents.parquet"
+    row = pq.read_table(path).slice(0, 1)
+    flat = pa.array(np.zeros(20_000_000, dtype=np.int32))
+    bomb = with_column(row, "histogram", pa.ListArray.from_arrays([0, len(flat)], flat))
+    pq.write_table(bomb, path)
+    assert path.stat().st_size < 20_000  # and 80 MB in memory
+    for read in (FeatureStore.load, lambda folder: list(shown_latents(folder / "features"))):
+        with pytest.raises(ValueError, match=r"20,0..,... values, where .* for its size"):
+            read(tmp_path)
+
+
+def test_a_long_text_that_stands_in_every_example_is_not_written_out(tmp_path):
+    shutil.copytree(SHIPPED_SAE / "features", tmp_path / "features")
+    path = tmp_path / "features" / "examples.parquet"
+    table = pq.read_table(path)
+    text = "".join(map(chr, np.random.default_rng(0).integers(33, 127, 200_000)))
+    texts = pa.DictionaryArray.from_arrays(np.zeros(19 * len(table), np.int32), [text])
+    offsets = np.arange(len(table) + 1, dtype=np.int32) * 19
+    pq.write_table(with_column(table, "tokens", pa.ListArray.from_arrays(offsets, texts)), path)
+    store = FeatureStore.load(tmp_path)
+    latent = next(i for i, n in enumerate(store.latents["n_firings"].to_pylist()) if n > 100)
+    for read in (lambda: store[latent], store.firings):
+        with pytest.raises(ValueError, match="tokens of the feature store would take"):
+            read()
