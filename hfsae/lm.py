@@ -589,9 +589,15 @@ def load_lm(
     try:
         tokenizer = _tokenizer(copy)
         with one_at_a_time:
-            lm = AutoModelForCausalLM.from_pretrained(
-                copy.path, dtype=dtype, **attention, **copy.options, **_dense(copy)
+            lm, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                copy.path,
+                dtype=dtype,
+                output_loading_info=True,
+                **attention,
+                **copy.options,
+                **_dense(copy),
             )
+        _refuse_random_weights(sorted(info["missing_keys"]))
     except Exception as error:  # readers of damaged files raise whatever they meet
         raise ValueError(_why_not(name, revision, error)) from error
     commit = getattr(lm.config, "_commit_hash", None)
@@ -621,6 +627,16 @@ def empty_lm(
         raise ValueError(_why_not(name, revision, error)) from error
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).eval()
+
+
+def _refuse_random_weights(missing: Sequence[str]) -> None:
+    """transformers makes up weights that a file lacks, and only logs which."""
+    if missing:
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise ValueError(
+            f"its files lack {missing[0]}{more}, which would be random; is the download whole, and "
+            "is it a causal language model?"
+        )
 
 
 def _tokenizer(copy: _Copy) -> PreTrainedTokenizerBase:

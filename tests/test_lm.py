@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CompileConfig, PreTrainedModel
 
@@ -941,6 +942,18 @@ def test_a_broken_folder_is_one_sentence(saved_lm: Path, tmp_path: Path):
         assert "\n" not in str(error.value)
 
 
+def test_a_folder_that_lacks_weights_is_refused(saved_lm: Path):
+    weights = load_file(saved_lm / "model.safetensors")
+    for lost, sentence in (
+        ("model.norm.weight", "lack model.norm.weight, which would be random"),
+        ("model.layers.3.mlp.up_proj.weight", r"lack model\.layers\.3\.mlp\S* and 1 more, which"),
+    ):
+        del weights[lost]
+        save_file(weights, saved_lm / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=sentence):
+            load_lm(str(saved_lm))
+
+
 def test_a_name_that_is_not_there_offline_is_one_sentence():
     with pytest.raises(ValueError) as error:
         load_lm("nobody/nothing")
@@ -990,9 +1003,10 @@ def loads(
     """(path, options) of what transformers is asked to load; a packaged copy seems installed."""
     asked: list[tuple[str, dict]] = []
 
-    def from_pretrained(path: str, **options: object) -> PreTrainedModel:
+    def from_pretrained(path: str, **options: object) -> tuple[PreTrainedModel, dict]:
         asked.append((path, options))
-        return copy.copy(tiny_lm)  # load_lm notes the name that was asked for
+        lm = copy.copy(tiny_lm)  # load_lm notes the name that was asked for
+        return lm, {"missing_keys": set()}
 
     installed_packages(monkeypatch, tmp_path, gguf=True)
     fake_lm = SimpleNamespace(from_pretrained=from_pretrained)
