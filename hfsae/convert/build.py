@@ -23,6 +23,7 @@ def build(model_type: str, state: State, where: str | Path, **fields: Any) -> SA
     for name in ("W_enc", "W_dec"):
         if name not in state or state[name].ndim != 2:
             raise ValueError(f"{where}: {name} is missing, or is not a matrix")
+    check_plain(state, where)
     d_in, d_sae = state["W_enc"].shape
     widths = {"d_in": d_in, "d_sae": d_sae, "d_out": state["W_dec"].shape[1]}
     if widths["d_out"] != d_in and not fields.get("target_site"):
@@ -38,6 +39,31 @@ def build(model_type: str, state: State, where: str | Path, **fields: Any) -> SA
     return sae.eval().requires_grad_(True)
 
 
+def check_plain(state: State, where: str | Path) -> None:
+    """Before any arithmetic, which would make weights of whole numbers, and spread tensors of odd
+    shapes over one another.
+
+    Raises:
+        ValueError: a tensor is not of floating-point numbers, or W_enc, W_dec and b_enc are of
+            different numbers of latents.
+    """
+    for name, tensor in state.items():
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(
+                f"{where}: {name} is stored as {tensor.dtype}; weights of an SAE are float32, "
+                "bfloat16, float16 or float64"
+            )
+        if tensor.ndim > (2 if name.startswith("W_") else 1):
+            raise ValueError(f"{where}: {name} has shape {list(tensor.shape)}, too many dimensions")
+    d_sae = state["W_enc"].shape[1:]
+    for name in ("W_dec", "b_enc"):
+        if name in state and state[name].shape[:1] != d_sae:
+            raise ValueError(
+                f"{where}: {name} has shape {list(state[name].shape)}, but W_enc asks for "
+                f"{list(d_sae)} latents"
+            )
+
+
 def _check(sae: SAE, state: State, where: str | Path) -> None:
     wanted = {name: tuple(t.shape) for name, t in sae.state_dict().items()}
     if set(wanted) != set(state):
@@ -48,11 +74,6 @@ def _check(sae: SAE, state: State, where: str | Path) -> None:
             raise ValueError(
                 f"{where}: {name} has shape {list(state[name].shape)}, but the other tensors ask "
                 f"for {list(shape)}"
-            )
-        if state[name].dtype not in _DTYPES:
-            raise ValueError(
-                f"{where}: {name} is stored as {state[name].dtype}; weights of an SAE are float32, "
-                "bfloat16, float16 or float64"
             )
         if not state[name].isfinite().all():
             raise ValueError(f"{where}: {name} holds values that are NaN or infinite")

@@ -15,6 +15,7 @@ and JumpReLU's W_enc and W_dec lie as ours do.
 
 import json
 import pickle
+import pickletools
 import re
 import zipfile
 from itertools import pairwise
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from ..models import SAE, BatchTopKSAE, GatedSAE, MatryoshkaBatchTopKSAE, TopKSAE
 from ..records import read_json
-from .build import State, build, exported, fold_decoder_norms, refuse, to_jumprelu
+from .build import State, build, check_plain, exported, fold_decoder_norms, refuse, to_jumprelu
 from .sites import to_hook, to_site
 
 FILES = ("ae.pt", "config.json")
@@ -53,6 +54,7 @@ def load(folder: Path, source: str) -> SAE:
     dict_class = config.get("dict_class", "AutoEncoder")
     match dict_class:
         case "AutoEncoder":
+            check_plain(state, source)
             state = fold_decoder_norms(state)
             return build("relu_sae", state, source, subtract_b_dec=True, **fields)
         case "AutoEncoderNew":
@@ -64,6 +66,7 @@ def load(folder: Path, source: str) -> SAE:
         case "BatchTopKSAE" | "MatryoshkaBatchTopKSAE":
             for name in ("k", "group_sizes"):
                 state.pop(name, None)
+            check_plain(state, source)
             threshold = state["threshold"].float().clamp(min=0)
             state["threshold"] = threshold.expand(state["b_enc"].shape).clone()
             return build("jumprelu_sae", state, source, subtract_b_dec=True, **fields)
@@ -87,7 +90,7 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
     """
     _refuse_packed(path, source)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = "it holds more than tensors, and is not opened"
         if not isinstance(error, pickle.UnpicklingError):
@@ -98,6 +101,7 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
     for name, value in found.items():
         if isinstance(value, Tensor):
             _refuse_stretched(value, f"{source}: {name} of {path.name}")
+            found[name] = value.clone()  # out of the file, which may be replaced
     return found
 
 
@@ -106,14 +110,36 @@ def _refuse_packed(path: Path, source: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if is_packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise ValueError(f"{source}: {path.name} would unpack to more than its size")
+            _refuse_calls(archive, f"{source}: {path.name} cannot be read:")
     except zipfile.BadZipFile as error:
         raise ValueError(
             f"{source}: {path.name} cannot be read: it is no archive as torch.save writes them; it "
             "is damaged, or it holds more than tensors, and is not opened"
         ) from error
-    is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if is_packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError(f"{source}: {path.name} would unpack to more than its size: refused")
+
+
+# What a file of tensors calls. torch allows more, and some of it fills the memory from a few bytes:
+# bytearray(10**11), a text that is encoded over and over.
+_CALLS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)"
+    r"|torch(\.storage)? (\w+Storage|b?float\w+|complex\w+|u?int\w+|bool)"
+)
+_MAX_PICKLE = 2**20  # bytes; names and shapes of an SAE's tensors take 2,000
+
+
+def _refuse_calls(archive: zipfile.ZipFile, what: str) -> None:
+    entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+    if len(entries) != 1 or entries[0].file_size > _MAX_PICKLE:
+        raise ValueError(f"{what} it has not the one small data.pkl that torch.save writes")
+    try:
+        steps = list(pickletools.genops(archive.read(entries[0])))
+    except ValueError as error:
+        raise ValueError(f"{what} it is damaged") from error
+    if any(step.name == "GLOBAL" and not _CALLS.fullmatch(str(name)) for step, name, _ in steps):
+        raise ValueError(f"{what} it holds more than tensors, and is not opened")
 
 
 def _refuse_stretched(tensor: Tensor, what: str) -> None:

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..models import SAE
-from .build import State, build, exported, refuse, to_jumprelu
+from .build import State, build, check_plain, exported, refuse, to_jumprelu
 
 FILES = ("params.npz",)
 _REPO = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)\b")
@@ -52,6 +52,7 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
         ValueError: the file is damaged, or holds something else.
     """
     state = _read(folder / FILES[0])
+    check_plain(state, source)
     if (state["threshold"] < 0).any():  # z > threshold alone would let negative z through
         state["threshold"] = state["threshold"].clamp(min=0)
     fields = _place(source)
@@ -115,8 +116,8 @@ def _array(archive: zipfile.ZipFile, name: str, size: int) -> Tensor:
         if read_header is None:
             raise ValueError(f"{name} is of an unknown version of numpy's format")
         shape, fortran, dtype = read_header(file)
-        if dtype.kind != "f":
-            raise ValueError(f"{name} holds {dtype}, not floating-point numbers")
+        if dtype.kind != "f" or dtype.itemsize > 8:
+            raise ValueError(f"{name} holds {dtype}, not floating-point numbers of at most 64 bits")
         n_bytes = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
         if n_bytes != size - file.tell():
             raise ValueError(f"{name} says that its shape is {shape}, and holds other data")

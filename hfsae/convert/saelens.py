@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from ..records import read_json, read_tensors
-from .build import State, build, exported, fold_decoder_norms, refuse, to_jumprelu
+from .build import State, build, check_plain, exported, fold_decoder_norms, refuse, to_jumprelu
 from .sites import hub_id, to_hook, to_site
 
 FILES = ("sae_weights.safetensors", "cfg.json")
@@ -68,11 +68,12 @@ def load(folder: Path, source: str) -> SAE:
         raise ValueError(f"{source}: its config says d_in {named!r}, its W_enc is {width} wide")
     if (state.pop("scaling_factor", torch.ones(1)) != 1).any():  # ones in most files that have it
         raise ValueError(f"{source}: it was fine-tuned with a scaling_factor, which hfsae has not")
+    fields, scaler = _fields(config, source), folder / "activation_scaler.json"
     if architecture == "gated":
         state = {_GATED.get(name, name): tensor for name, tensor in state.items()}
+    check_plain(state, source)
     if _VARIANTS[architecture] == "jumprelu_sae":
         state = _with_threshold(state)
-    fields, scaler = _fields(config, source), folder / "activation_scaler.json"
     if config["normalize_activations"] == "expected_average_only_in" and not scaler.is_file():
         warnings.warn(
             f"{source} was trained on activations times a scale that its files do not hold; it is "

@@ -124,6 +124,8 @@ class SAEConfig(PreTrainedConfig):
         self.d_out = self.d_out or self.d_in
         self._reject_unknown_keys(kwargs)
         self._reject_wrong_types()
+        for dtype in (self.dtype, kwargs.get("torch_dtype")):
+            self._reject_dtype(dtype)
         self.check()
         super().__post_init__(**kwargs)
 
@@ -144,6 +146,12 @@ class SAEConfig(PreTrainedConfig):
             if is_bool_for_number or not isinstance(value, cast(Any, hint)):
                 wanted = getattr(hint, "__name__", str(hint))
                 raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+    def _reject_dtype(self, dtype: Any) -> None:
+        """Weights would be cast to it in silence."""
+        name = str(dtype).removeprefix("torch.")
+        if dtype is not None and name not in _FLOATS:
+            raise ValueError(f"dtype must be one of {', '.join(_FLOATS)}, got {name!r}")
 
     def check(self) -> None:
         """Raise ValueError for values that cannot be; variants extend it."""
@@ -216,6 +224,7 @@ class SAEConfig(PreTrainedConfig):
         return self.site, self.target_site or self.site
 
 
+_FLOATS = ("float32", "bfloat16", "float16", "float64")
 _INITIAL_FREE_NORM = 0.1
 _EPSILON = {"layer_norm": 1e-5, "unit_rms": 0.0}  # added to the spread that x is divided by
 
@@ -728,15 +737,13 @@ def _weight_files(name: str, place: dict[str, Any], config: Any) -> list[str]:
         def find(file: str) -> str | None:
             return str(folder / file) if (folder / file).is_file() else None
 
-    elif config is not None:
+    else:
         lenient = ("gated_repo", "missing_entries", "connection_errors")
         quiet: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
 
         def find(file: str) -> str | None:
             return cast("str | None", cached_file(name, file, **place, **quiet))
 
-    else:
-        return []
     if file := find(SAFE_WEIGHTS_NAME):
         return [file]
     index = find(SAFE_WEIGHTS_INDEX_NAME)
@@ -763,9 +770,12 @@ def _refuse_other_weights(
     an SAE cannot have is cast in silence."""
     if config is None:
         config_class: Any = cls.config_class
-        config = config_class.from_pretrained(where, subfolder=place.get("subfolder", ""))
-    with torch.device("meta"):
-        wanted = {name: list(t.shape) for name, t in cls(config).state_dict().items()}
+        config = config_class.from_pretrained(where, **place)
+    try:
+        with torch.device("meta"):
+            wanted = {name: list(t.shape) for name, t in cls(config).state_dict().items()}
+    except (RuntimeError, OverflowError) as error:
+        raise ValueError(f"{where}: its config asks for widths beyond any memory") from error
     found, dtypes = {}, {}
     try:
         for file in files:

@@ -122,7 +122,7 @@ def test_a_torch_file_whose_tensors_are_stretched_or_packed_is_refused(tmp_path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    with pytest.raises(ValueError, match="unpack to more than its size"):
+    with pytest.raises(ValueError, match="would unpack to more than its size"):
         hfsae.load(path)
 
 
@@ -183,3 +183,40 @@ def test_a_long_text_that_stands_in_every_example_is_not_written_out(tmp_path):
     for read in (lambda: store[latent], store.firings):
         with pytest.raises(ValueError, match="tokens of the feature store would take"):
             read()
+
+
+def test_a_pickle_that_fills_the_memory_is_not_run(tmp_path, monkeypatch):
+    path = tmp_path / "sae.pt"
+    torch.save({"pre_bias": bytearray(8), "latent_bias": b"ab"}, path)  # torch's own list has both
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("it was opened"))
+    with pytest.raises(ValueError, match="it holds more than tensors, and is not opened"):
+        hfsae.load(path)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "complex64", "nonsense"])
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_config_names_a_dtype_of_weights_alone(saved, dtype, key):
+    config = json.loads((saved / "config.json").read_text())
+    config.pop("dtype")
+    (saved / "config.json").write_text(json.dumps({**config, key: dtype}))
+    with pytest.raises(ValueError, match=f"dtype must be one of float32, .*, got '{dtype}'"):
+        AutoModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"W_enc": torch.ones(4, 8, dtype=torch.int32)}, "W_enc is stored as torch.int32"),
+        ({"W_dec": torch.ones(100_000, 4)}, "W_dec has shape .*, but W_enc asks for"),
+        ({"b_enc": torch.ones(1)}, r"b_enc has shape \[1\], but W_enc asks for \[8\]"),
+        ({"b_dec": torch.ones(4, 1)}, "b_dec has shape .*, too many dimensions"),
+    ],
+)
+def test_tensors_are_looked_at_before_they_are_multiplied(tmp_path, change, sentence):
+    state = {"W_enc": torch.ones(4, 8), "W_dec": torch.ones(8, 4)}
+    state |= {"b_enc": torch.ones(8), "b_dec": torch.ones(4), **change}
+    save_file(state, tmp_path / "sae_weights.safetensors")
+    config = {"architecture": "standard", "d_in": 4, "rescale_acts_by_decoder_norm": True}
+    (tmp_path / "cfg.json").write_text(json.dumps({**config, "normalize_activations": "none"}))
+    with pytest.raises(ValueError, match=sentence):
+        hfsae.load(tmp_path)
