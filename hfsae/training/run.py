@@ -475,6 +475,7 @@ class Run:
             "is_sparse": self.is_sparse,
             "tokens_since_fired": self.tokens_since_fired,
             "previous": dict(self._previous),
+            "last_fvu": self.last_fvu,
         }
 
     def _kept(self, x: Tensor) -> Tensor:
@@ -502,6 +503,7 @@ class Run:
         self.is_sparse = state["is_sparse"]
         self.tokens_since_fired = state["tokens_since_fired"].to(self.accelerator.device)
         self._previous = state["previous"]
+        self.last_fvu = state.get("last_fvu")  # not in older checkpoints
         if self._previous:
             device = self.accelerator.device
             self._previous["threshold"] = self._previous["threshold"].to(device)

@@ -121,6 +121,9 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path, stop_af
     assert_same_bits(weights(whole), weights(resumed))
     logs = [(tmp_path / folder / "log.jsonl").read_text() for folder in ("whole", "parts")]
     assert logs[0] == logs[1]
+    folders = (tmp_path / "whole", tmp_path / "parts")
+    fvus = [json.loads((f / "training.json").read_text())["fvu_in_training"] for f in folders]
+    assert fvus[0] == fvus[1] > 0
 
 
 def test_a_stream_of_another_site_is_one_sentence(tmp_path):
