@@ -31,7 +31,7 @@ from .features import ANSI, PLAIN, FeatureStore, show
 from .footprint import check_memory
 from .formula import CARDS
 from .lock import is_first_process
-from .models import SAEConfig, variants
+from .models import SAEConfig, register_variants, variants
 from .plan import plan
 from .processor import keep_freed_memory
 from .recipe import (
@@ -216,12 +216,25 @@ _VERBS: dict[str, Callable[[list[str]], None]] = {
 
 
 def _dispatch(argv: list[str]) -> None:
+    _import_variants(argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
     elif argv[0] in _VERBS:
         _VERBS[argv[0]](argv[1:])
     else:
         raise ValueError(did_you_mean(f"{argv[0]!r} is no verb", argv[0], list(_VERBS)))
+
+
+def _import_variants(argv: list[str]) -> None:
+    """Import the modules of `--import MODULE`.
+
+    Only what is named on the command line is imported: a recipe or a folder may come from anybody.
+    """
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        if flag == "--import" and value and not value.startswith("-"):
+            register_variants(value)
+        elif flag.startswith("--import="):
+            register_variants(flag.partition("=")[2])
 
 
 def _help() -> str:

@@ -7,19 +7,23 @@ from .cli_parsing import VerbParser, verb_parser
 from .convert import FORMATS, save_as
 from .hub import push
 from .models import SAE
+from .models.probe import NAME as PROBE
+from .models.probe import state_hash
 from .records import printable, printable_lines
-from .suite import list_saes, load
+from .suite import beside, list_saes, load
 
 
 def list_verb(argv: list[str]) -> None:
-    """List the SAEs in a folder or a repository on the Hub, from one listing."""
+    """List the SAEs in a folder or a repository on the Hub, from one listing. Exit code 1 if there
+    is no SAE in a known format."""
     parser = verb_parser("list", "SOURCE [--json]", list_verb)
     add_source(parser)
     parser.add("--json", action="store_true", help="one JSON object a line")
     args = parser.parse(argv)
     entries = list_saes(args["source"], revision=args["revision"])
     if args["json"]:
-        print("\n".join(json.dumps(entry._asdict()) for entry in entries))
+        print("".join(json.dumps(entry._asdict()) + "\n" for entry in entries), end="")
+        _leave(1 if not entries else 0)
         return
     rows: list[tuple[str, ...]] = [("path", "format", "layer", "width", "L0")]
     for e in entries:
@@ -30,6 +34,7 @@ def list_verb(argv: list[str]) -> None:
         print("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip())
     if not entries:
         print(f"no SAE in a known format ({', '.join(FORMATS)})")
+        _leave(1)
 
 
 def push_verb(argv: list[str]) -> None:
@@ -64,16 +69,35 @@ def push_verb(argv: list[str]) -> None:
 
 def verify_verb(argv: list[str]) -> None:
     """Say whether an SAE's weights are those that were saved, to the bit, and whether this machine,
-    dtype and version make of its probe what was made of it then. Exit code 1 if not."""
+    dtype and version make of its probe what was made of it then. Exit code 1 if not, 3 if there is
+    no probe to compare with, as in files of other libraries: then its weights are read and hashed.
+    """
     parser = verb_parser("verify", "SOURCE", verify_verb)
     add_source(parser)
     add_choice(parser)
     parser.add("--dtype", type=str | None, help="to cast to first, as bfloat16")
-    sae = load(**given_options(parser.parse(argv)))
-    found = sae.verify()
+    options = given_options(parser.parse(argv))
+    sae = load(**options)
+    home = beside(names=[PROBE], **{k: v for k, v in options.items() if k != "dtype"})
+    if home is None or not (home / PROBE).is_file():
+        _tell(f"NOT COMPARED: {options['source']} has no {PROBE}; {_as_it_is(sae)}")
+        _leave(3)
+    found = sae.verify(home)
     print(printable_lines(str(found)))
-    if not found.ok:
-        raise SystemExit(1)
+    _leave(0 if found.ok else 1)
+
+
+def _as_it_is(sae: SAE) -> str:
+    """What can be said of weights that nothing is kept to compare with; `load` refuses NaN."""
+    weights = sae.state_dict()
+    n = sum(tensor.numel() for tensor in weights.values())
+    names = ", ".join(weights)
+    return f"its {n:,} weights ({names}) are finite; SHA-256 of all: {state_hash(weights)}"
+
+
+def _leave(code: int) -> None:
+    if code:
+        raise SystemExit(code)
 
 
 def convert_verb(argv: list[str]) -> None:

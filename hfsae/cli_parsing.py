@@ -47,6 +47,12 @@ class VerbParser:
             add_help=False,
         )
         self.add = self.parser.add_argument
+        self.add(
+            "--import",
+            type=str | None,
+            metavar="MODULE",
+            help="a module of your own, in this folder or installed, that defines variants of SAEs",
+        )
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
         """What the arguments say, by name.
@@ -59,9 +65,11 @@ class VerbParser:
             print(self.help(everything=_ALL in argv))
             raise SystemExit(0)
         try:
-            return self.parser.instantiate(self.parser.parse_args(argv)).as_dict()
+            given = self.parser.instantiate(self.parser.parse_args(argv)).as_dict()
         except ArgumentError as error:
             raise ValueError(self._sentence(" ".join(str(error).split()))) from error
+        given.pop("import")  # which is done by then
+        return given
 
     def help(self, everything: bool = False) -> str:
         """The text of `--help`, or of `--help_all`."""

@@ -101,15 +101,20 @@ class Plan(NamedTuple):
     left_out: list[str]
     revision: str | None = None
     is_pull_request: bool = False
+    was_looked_at: bool = True
+    """whether it is known what is there: of a plan that is made offline it is not"""
 
     def __str__(self) -> str:
         n_bytes = sum(_size(content) for content in self.files.values())
         who = "nobody but those you give access to" if self.private else "EVERYONE"
         where = f", branch {self.revision}" if self.revision else ""
         where += ", as a pull request" if self.is_pull_request else ""
+        what = f"{'new' if self.is_new else 'existing'} {'private' if self.private else 'public'} "
+        if not self.was_looked_at:
+            what, who = "", f"{who} if it is made by this"
+            where += " (which was not looked at, since HF_HUB_OFFLINE is set)"
         lines = [
-            f"{'new' if self.is_new else 'existing'} {'private' if self.private else 'public'} "
-            f"model repository {self.repo_id}{where}, {len(self.files)} files, "
+            f"{what}model repository {self.repo_id}{where}, {len(self.files)} files, "
             f"{n_bytes / 1e6:.1f} MB, visible to {who}:",
             *(f"  {path}  {_size(c) / 1e3:,.1f} kB" for path, c in sorted(self.files.items())),
         ]
@@ -150,7 +155,7 @@ def push(
         include_code: send a file with which the SAE runs where hfsae is not installed. A repository
             that has that file keeps it.
         replace_model_card: do not carry over what people wrote into the card that is there.
-        dry_run: only tell.
+        dry_run: only tell; offline, without a look at what is there.
         tell: is given what will be sent where, before it is sent.
 
     Raises:
@@ -162,13 +167,15 @@ def push(
     api = HfApi(token=token)
     homes = _homes(Path(folder))
     with _in_a_sentence(repo_id, f"push to {repo_id}"):
-        is_new, is_private, there = _look(api, repo_id, private, revision)
+        looks = not (dry_run and constants.HF_HUB_OFFLINE)
+        unknown: tuple[bool, bool, set[str]] = True, private is not False, set()
+        is_new, is_private, there = _look(api, repo_id, private, revision) if looks else unknown
         has_code = _CODE.name in there
         files, left_out = _collect(Path(folder), homes, subfolder, include_code or has_code)
         if (top := f"{_prefix(subfolder)}README.md") not in files:
             others = _others(api, repo_id, _prefix(subfolder), there, revision)
             files[top] = _suite_card(Path(folder), homes, others)
-        plan = Plan(repo_id, is_new, is_private, files, left_out, revision, create_pr)
+        plan = Plan(repo_id, is_new, is_private, files, left_out, revision, create_pr, looks)
         _write_cards(api, plan, revision, replace_model_card)
         tell(str(plan))
         if dry_run:

@@ -45,6 +45,7 @@ from .models import SAE, SAEConfig, variants
 from .models.base import own_fields
 from .models.probe import N_TOKENS, write_probe
 from .models.probe import NAME as PROBE
+from .models.registry import IMPORT_HINT
 from .records import damaged, parse_yaml, passes, read_json, sweep, write_whole
 from .training import Trainer, TrainingArguments
 from .training.trainer import make_accelerator
@@ -234,7 +235,9 @@ def _check_given(recipe: Recipe) -> None:
             raise ValueError("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
         known = sorted(c.model_type for c in variants())
         if (given := fields.get("model_type", known[0])) not in known:
-            raise ValueError(f"sae.model_type {given!r} is unknown; hfsae has {', '.join(known)}")
+            raise ValueError(
+                f"sae.model_type {given!r} is unknown; hfsae has {', '.join(known)}; {IMPORT_HINT}"
+            )
 
 
 def _check_cache(folder: Path) -> None:

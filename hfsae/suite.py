@@ -61,18 +61,23 @@ def list_saes(
 ) -> list[SAEEntry]:
     """All SAEs in a folder or a repository on the Hub, from one listing.
 
-    A single one whose path says nothing is told by its config.json and evaluation.json: two small
-    files more. Where they cannot be had, the log says why.
+    What the paths in a folder leave out, config.json and evaluation.json say. In a repository they
+    are fetched, two small files, of a single SAE whose path says nothing. Where they cannot be had,
+    the log says why.
 
     Raises:
         ValueError: not there, not allowed, unreachable; one sentence.
     """
     listing = _list(source, revision, token, cache_dir, local_files_only)
     entries = _entries([file.path for file in listing.files])
-    if len(entries) == 1 and _says_nothing(entries[0]) and entries[0].format == "hfsae":
-        how = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        return [_told_by_records(entries[0], listing, how)]
-    return entries
+    is_single = len(entries) == 1 and _says_nothing(entries[0])
+    if listing.commit is not None and not is_single:
+        return entries
+    how = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    return [
+        _told_by_records(e, listing, how) if e.format == "hfsae" and None in e[2:] else e
+        for e in entries
+    ]
 
 
 def load(
@@ -197,11 +202,12 @@ def _told(entry: SAEEntry, config: dict[str, Any], evaluation: dict[str, Any]) -
     measured = evaluation.get("metrics", {}).get("l0", {}).get("value")
     l0s = (measured, config.get("target_l0"), config.get("k"))
     l0 = next((value for value in l0s if value is not None), None)
-    return entry._replace(
-        layer=int(layer[1]) if layer else None,
-        width=None if width is None else int(width),
-        l0=None if l0 is None else round(float(l0), 1),
-    )
+    found = {
+        "layer": int(layer[1]) if layer else None,
+        "width": None if width is None else int(width),
+        "l0": None if l0 is None else round(float(l0), 1),
+    }
+    return entry._replace(**{k: v for k, v in found.items() if getattr(entry, k) is None})
 
 
 def _dtype(name: str) -> torch.dtype:

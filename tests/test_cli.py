@@ -1,5 +1,6 @@
 """The command as a person meets it: what it prints, and its one sentence for bad input."""
 
+import gc
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
 import hfsae
 from hfsae.card import misgivings
@@ -158,6 +160,9 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["train", RECIPE, "--sae.model_type", "llama"], "model_type 'llama' is unknown"),
         (["train", RECIPE, "--sae.d_sae", "1e12"], "of main memory needed, but this machine has"),
         (["train", RECIPE, "--training.output_dir", str(ROOT)], "something else"),
+        (["train", RECIPE, "--text.dataset", ""], "text.dataset is ''; name a file, a folder"),
+        (["train", RECIPE, "--sae.model_type", "mine"], "imported with --import MODULE"),
+        (["show", "a", "--import", "not_there"], "--import not_there: ModuleNotFoundError"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_exit_code_2(argv, sentence, capsys, tmp_path, monkeypatch):
@@ -435,3 +440,34 @@ def test_the_real_model_from_recipe_to_shown_latents(tmp_path, packaged_lm):
 def test_a_folder_of_another_kind_of_model_is_told_from_an_sae(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert "names no d_sae); `hfsae convert` reads" in refused(["show", str(tmp_path)], capsys)
+
+
+@pytest.fixture
+def forgets_variants():
+    """Leave no variant of a test's own behind: other tests go through all there are."""
+    yield
+    sys.modules.pop("my_variants", None)
+    CONFIG_MAPPING._extra_content.pop("shifted_sae", None)
+    for config_class in [c for c in MODEL_MAPPING._extra_content if "Shifted" in c.__name__]:
+        del MODEL_MAPPING._extra_content[config_class]
+    gc.collect()
+
+
+@pytest.mark.usefixtures("forgets_variants")
+def test_a_recipe_names_a_variant_in_a_module_of_ones_own(tmp_path, loads, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_variants.py").write_text(
+        "import hfsae\n"
+        "class ShiftedSAEConfig(hfsae.ReLUSAEConfig):\n"
+        "    model_type = 'shifted_sae'\n"
+        "class ShiftedSAE(hfsae.ReLUSAE):\n"
+        "    config_class = ShiftedSAEConfig\n"
+    )
+    plain = as_plain(tiny_recipe(tmp_path / "out", collect_tokens=0))
+    plain["sae"] = {"model_type": "shifted_sae", "site": "layers.1", "d_sae": 32}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain))
+    assert "imported with --import MODULE" in refused(["train", "recipe.yaml"], capsys)
+    assert main(["train", "recipe.yaml", "--import", "my_variants"]) == 0
+    assert type(load_trained(tmp_path / "out")).__name__ == "ShiftedSAE"
+    assert "--import my_variants" in read_json(tmp_path / "out" / "training.json")["command"]

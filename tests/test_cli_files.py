@@ -131,5 +131,36 @@ def test_a_folder_without_an_sae_is_one_sentence(capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("")
     assert main(["verify", str(tmp_path)]) == 2
     assert "holds no SAE in a known format" in capsys.readouterr().err
-    assert main(["list", str(tmp_path)]) == 0
+    with pytest.raises(SystemExit) as left:
+        main(["list", str(tmp_path)])
+    assert left.value.code == 1
     assert "no SAE in a known format (hfsae, gemma_scope" in capsys.readouterr().out
+
+
+def test_each_sae_of_a_folder_is_listed_by_what_its_config_says(tmp_path, capsys):
+    for name, site, k in (("a", "layers.3", 5), ("l0_7", "layers.4", 6)):
+        make(hfsae.TopKSAEConfig, site=site, k=k).save_pretrained(tmp_path / name)
+    assert main(["list", str(tmp_path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["a", "hfsae", "3", "40", "5.0"], ["l0_7", "hfsae", "4", "40", "7.0"]]
+
+
+def test_verify_without_a_probe_says_what_it_can_and_exits_with_3(folder, tmp_path, capsys):
+    assert main(["convert", str(folder), str(tmp_path / "other"), "--to", "gemma_scope"]) == 0
+    capsys.readouterr()
+    said = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as left:
+            main(["verify", str(tmp_path / "other")])
+        assert left.value.code == 3
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and said[0].startswith("NOT COMPARED: ")
+    assert "has no probe.safetensors; its " in said[0] and "are finite; SHA-256" in said[0]
+
+
+def test_a_push_is_planned_offline_without_a_look_at_the_repository(folder, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["push", str(folder), ID, "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert f"model repository {ID} (which was not looked at, since HF_HUB_OFFLINE is set)" in said
+    assert "model.safetensors" in said and "if it is made by this" in said

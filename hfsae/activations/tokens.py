@@ -8,9 +8,11 @@ tokenised, so no document, and no second copy of one, is ever on both sides, wha
 
 import copy
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from glob import glob
 from hashlib import blake2b
 from itertools import chain, islice
@@ -24,7 +26,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..packaged import packaged_text
 
+logger = logging.getLogger(__name__)
 Split = Literal["train", "held_out"]
+_SHOWN = 10  # names of files that are not read
 _DOCUMENTS_AT_ONCE = 64  # tokenised together: enough to keep a fast tokenizer's threads busy
 _SHUFFLE_BUFFER = 10_000  # documents held while a Hub data set is streamed
 
@@ -64,6 +68,11 @@ class TextArguments:
     """Leave special tokens (BOS, EOS, padding...) out of `TokenBatch.keep`."""
 
     def __post_init__(self):
+        if isinstance(self.dataset, str) and not self.dataset.strip():
+            raise ValueError(
+                f"text.dataset is {self.dataset!r}; name a file, a folder, a Hub data set, or "
+                "packaged texts as 'packaged:wiki'"
+            )
         if self.bos not in ("row", "document", "none"):
             raise ValueError(f"bos is {self.bos!r}; it can be 'row', 'document' or 'none'.")
         if self.context_size < 2:
@@ -191,7 +200,9 @@ def is_hub(dataset: str | list[str]) -> bool:
 def _local_files(dataset: str) -> list[Path]:
     path = Path(dataset).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix in _READERS)
+        every = sorted(file for file in path.rglob("*") if file.is_file())
+        found = [file for file in every if file.suffix in _READERS]
+        _tell_unread(path, len(found), tuple(f for f in every if f.suffix not in _READERS))
     else:
         found = sorted(map(Path, [path] if path.exists() else glob(str(path), recursive=True)))
     if not found:
@@ -202,6 +213,16 @@ def _local_files(dataset: str) -> list[Path]:
                 f"{file} cannot be read as text; convert it to .txt, .jsonl or .parquet."
             )
     return found
+
+
+@lru_cache  # once, however often the folder is read
+def _tell_unread(folder: Path, n_read: int, unread: tuple[Path, ...]) -> None:
+    """Name the files of a folder that hold no text in a known format."""
+    names = [str(file.relative_to(folder)) for file in unread]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    if names:
+        listed = ", ".join(names[:_SHOWN]) + more
+        logger.info("%s: %d files are read; not read: %s", folder, n_read, listed)
 
 
 def _read_txt(path: Path, column: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel
 
 from ..models import SAE, variants
+from ..models.registry import IMPORT_HINT
 from ..records import open_to_readers, read_json
 from . import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, sparsify
 
@@ -32,7 +33,7 @@ def _load_own(folder: Path, source: str) -> SAE:
     if config.get("model_type") not in known:
         raise ValueError(
             f"{source} is no SAE: its config.json is of a {config.get('model_type')!r} model, and "
-            f"SAEs are {', '.join(sorted(known))}"
+            f"SAEs are {', '.join(sorted(known))}; {IMPORT_HINT}"
         )
     return AutoModel.from_pretrained(folder).eval()
 

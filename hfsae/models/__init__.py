@@ -15,6 +15,7 @@ from .matryoshka import MatryoshkaBatchTopKSAE as MatryoshkaBatchTopKSAE
 from .matryoshka import MatryoshkaBatchTopKSAEConfig as MatryoshkaBatchTopKSAEConfig
 from .matryoshka import MatryoshkaJumpReLUSAE as MatryoshkaJumpReLUSAE
 from .matryoshka import MatryoshkaJumpReLUSAEConfig as MatryoshkaJumpReLUSAEConfig
+from .registry import register_variants as register_variants
 from .relu import ReLUSAE as ReLUSAE
 from .relu import ReLUSAEConfig as ReLUSAEConfig
 from .topk import TopKSAE as TopKSAE

@@ -166,6 +166,12 @@ def _hash(tensor: Tensor) -> str:
     return hashlib.sha256(head + plain.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
+def state_hash(weights: dict[str, Tensor]) -> str:
+    """SHA-256 of all weights, whatever format they were read from."""
+    each = "".join(f"{name} {_hash(tensor)} " for name, tensor in sorted(weights.items()))
+    return hashlib.sha256(each.encode()).hexdigest()
+
+
 def _hash_all(tensors: dict[str, Tensor]) -> str:
     return hashlib.sha256("".join(_hash(tensors[n]) for n in _TENSORS).encode()).hexdigest()
 

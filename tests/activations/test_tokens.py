@@ -461,3 +461,16 @@ def test_counts_below_one_are_refused():
     for counts in ({"rows": 0}, {"epochs": 0}, {"max_tokens": 0}):
         with pytest.raises(ValueError, match="each must be 1 or more"):
             pack(TWO, **counts)
+
+
+def test_files_of_a_folder_that_are_not_read_are_named_once(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("text")
+    for name in ("notes.docx", "b.csv"):
+        (tmp_path / name).write_text("other")
+    args = TextArguments(dataset=str(tmp_path), held_out_fraction=0.0)
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            assert [d.text for d in documents(args, "train")] == ["text"]
+    assert [r.message for r in caplog.records] == [
+        f"{tmp_path}: 1 files are read; not read: b.csv, notes.docx"
+    ]

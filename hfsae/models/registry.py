@@ -1,0 +1,47 @@
+"""Variants in modules of one's own: imported by name, and known to transformers from then on."""
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+
+from .base import SAE, variants
+
+IMPORT_HINT = "a module of your own is imported with --import MODULE"
+
+
+def register_variants(module: str) -> None:
+    """Import a module, and register each variant that it defines as its model_type says.
+
+    Raises:
+        ValueError: there is no such module, it fails, or a variant has no class; one sentence.
+    """
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)  # which the installed command does not search
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever a person's own code may raise
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"--import {module}: {why}; give a module's dotted name, without .py, that lies in "
+            "this folder or is installed"
+        ) from error
+    classes = {sae.config_class: sae for sae in _below(SAE)}
+    for config_class in variants():
+        if config_class.model_type in CONFIG_MAPPING:
+            continue
+        if config_class not in classes:
+            raise ValueError(
+                f"--import {module}: no SAE has config_class = {config_class.__name__}; define one"
+            )
+        AutoConfig.register(config_class.model_type, config_class)
+        AutoModel.register(config_class, classes[config_class])
+
+
+def _below(base: type[SAE]) -> Iterator[type[SAE]]:
+    for derived in base.__subclasses__():
+        yield derived
+        yield from _below(derived)
