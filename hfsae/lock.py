@@ -16,6 +16,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -66,7 +68,9 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def is_first_process() -> bool:
-    """Of those that a launcher started for one run; before they have met."""
+    """Of those that share a run: by their group, or before they have met by the launcher's word."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
     return all(os.environ.get(rank, "0") == "0" for rank in _RANKS)
 
 
