@@ -225,15 +225,19 @@ def set_model_id(
     return _MODEL_ID.sub(renamed, card, count=1)
 
 
-def render_card(folder: str | Path) -> str:
-    """The card's text, with nothing carried over from an older one."""
+def render_card(folder: str | Path, *, examples: bool = True) -> str:
+    """The card's text, with nothing carried over from an older one.
+
+    Args:
+        examples: show latents with excerpts of the text that they fire on.
+    """
     folder = Path(folder)
     config, record, evaluation = _records(folder)
     if "d_sae" not in config:
         raise ValueError(f"{str(folder)!r} holds no SAE: its config.json is missing, or another's")
     template = _environment().from_string(_template())
     with reading(folder / "features"):
-        latents = list(shown_latents(folder / "features"))
+        latents = list(shown_latents(folder / "features")) if examples else []
     with reading(folder), _rendering(folder):
         facts = _facts(config, record)
         return template.render(
@@ -522,8 +526,10 @@ def carry_over(old: str, new: str) -> str:
 
 def _kept_blocks(text: str) -> list[str]:
     """Blocks to keep; none where one of them does not end."""
+    if text.count(_OPEN) != text.count(_CLOSE):  # the pattern would look for each end in vain
+        return []
     blocks = _KEPT.findall(text)
-    return blocks if text.count(_OPEN) == text.count(_CLOSE) == len(blocks) else []
+    return blocks if text.count(_OPEN) == len(blocks) else []
 
 
 def _own_sections(text: str) -> Iterator[str]:

@@ -59,6 +59,11 @@ def push_verb(argv: list[str]) -> None:
         action="store_true",
         help="do not carry over what people wrote into the card that is there",
     )
+    parser.add(
+        "--no_examples",
+        action="store_true",
+        help="send no excerpts of your text: neither the features nor, in the card, examples",
+    )
     parser.add("--dry_run", action="store_true", help="say what would be sent, and stop")
     args = parser.parse(argv)
     private = False if args.pop("public") else None

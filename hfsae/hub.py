@@ -68,7 +68,10 @@ _RECORDS = ("config.json", "training.json", "evaluation.json")  # what cards are
 _CODE = Path(__file__).with_name("modeling_hfsae.py")
 _AUTO_MAP = {"AutoConfig": "modeling_hfsae.HfsaeConfig", "AutoModel": "modeling_hfsae.HfsaeModel"}
 _WAITS = (1.0, 2.0, 4.0, 8.0)
-_PASSING = (408, 412, 429, 500, 502, 503, 504)  # 412: somebody else's commit came in between
+_PASSING = (408, 429, 500, 502, 503, 504)
+_OVERTAKEN = (409, 412)  # somebody else's commit came in between
+_TEXT = "features/examples.parquet"
+_There = tuple[bool, bool, set[str], str | None]
 
 
 class HubFile(NamedTuple):
@@ -103,6 +106,10 @@ class Plan(NamedTuple):
     is_pull_request: bool = False
     was_looked_at: bool = True
     """whether it is known what is there: of a plan that is made offline it is not"""
+    head: str | None = None
+    """the commit that it was made for; None: of a repository that is yet to be made"""
+    has_examples: bool = False
+    """whether excerpts of the text that features were collected on are sent"""
 
     def __str__(self) -> str:
         n_bytes = sum(_size(content) for content in self.files.values())
@@ -120,6 +127,11 @@ class Plan(NamedTuple):
         ]
         if labels := [path for path in self.files if path.endswith(f"/{LABELS}")]:
             lines.append(f"with labels that people gave to latents: {', '.join(sorted(labels))}")
+        if self.has_examples:
+            lines.append(
+                f"with excerpts of your text around what latents fire on, in {_TEXT} and the card; "
+                "--no_examples leaves them out"
+            )
         if self.left_out:
             lines.append(f"not sent: {', '.join(self.left_out)}")
         return "\n".join(lines)
@@ -137,6 +149,7 @@ def push(
     subfolder: str = "",
     include_code: bool = False,
     replace_model_card: bool = False,
+    no_examples: bool = False,
     dry_run: bool = False,
     tell: Callable[[str], None] = print,
 ) -> str:
@@ -155,6 +168,8 @@ def push(
         include_code: send a file with which the SAE runs where hfsae is not installed. A repository
             that has that file keeps it.
         replace_model_card: do not carry over what people wrote into the card that is there.
+        no_examples: send no excerpts of the text that features were collected on: no feature store,
+            and a card that is made anew without them. What the repository holds already stays.
         dry_run: only tell; offline, without a look at what is there.
         tell: is given what will be sent where, before it is sent.
 
@@ -168,22 +183,47 @@ def push(
     homes = _homes(Path(folder))
     with _in_a_sentence(repo_id, f"push to {repo_id}"):
         looks = not (dry_run and constants.HF_HUB_OFFLINE)
-        unknown: tuple[bool, bool, set[str]] = True, private is not False, set()
-        is_new, is_private, there = _look(api, repo_id, private, revision) if looks else unknown
-        has_code = _CODE.name in there
-        files, left_out = _collect(Path(folder), homes, subfolder, include_code or has_code)
-        if (top := f"{_prefix(subfolder)}README.md") not in files:
-            others = _others(api, repo_id, _prefix(subfolder), there, revision)
-            files[top] = _suite_card(Path(folder), homes, others)
-        plan = Plan(repo_id, is_new, is_private, files, left_out, revision, create_pr, looks)
-        _write_cards(api, plan, revision, replace_model_card)
+
+        def make_plan() -> Plan:
+            unknown: _There = True, private is not False, set(), None
+            there = _look(api, repo_id, private, revision) if looks else unknown
+            is_new, is_private, paths, head = there
+            has_code = include_code or _CODE.name in paths
+            files, left_out = _collect(Path(folder), homes, subfolder, has_code, no_examples)
+            if (top := f"{_prefix(subfolder)}README.md") not in files:
+                others = _others(api, repo_id, _prefix(subfolder), paths, revision)
+                files[top] = _suite_card(Path(folder), homes, others)
+            has_text = any(path.endswith(_TEXT) for path in files)
+            where = (revision, create_pr, looks, head, has_text)
+            made = Plan(repo_id, is_new, is_private, files, left_out, *where)
+            _write_cards(api, made, revision, replace_model_card)
+            return made
+
+        plan = make_plan()
         tell(str(plan))
         if dry_run:
             return ""
-        done = _send(api, plan, commit_message or f"Upload {subfolder or 'SAE'} with hfsae")
+        message = commit_message or f"Upload {subfolder or 'SAE'} with hfsae"
+        done = _send_in_time(api, plan, make_plan, message)
     if create_pr and not done.pr_url:
         tell("nothing differs from what is there: no pull request was made")
     return done.pr_url or done.commit_url
+
+
+def _send_in_time(
+    api: HfApi, plan: Plan, make_plan: Callable[[], Plan], message: str
+) -> CommitInfo:
+    """The commit; planned again where somebody else's came in between, whose card it must keep."""
+    for wait in _WAITS * 2:
+        try:
+            return _send(api, plan, message)
+        except HfHubHTTPError as error:
+            if error.response.status_code not in _OVERTAKEN:
+                raise
+            logger.warning("%s was changed meanwhile; reading it again", plan.repo_id)
+            time.sleep(wait)
+            plan = make_plan()
+    return _send(api, plan, message)
 
 
 def _send(api: HfApi, plan: Plan, message: str) -> CommitInfo:
@@ -209,6 +249,7 @@ def _commit(api: HfApi, plan: Plan, message: str) -> CommitInfo:
             commit_message=message,
             revision=plan.revision,
             create_pr=plan.is_pull_request,
+            parent_commit=plan.head,
         )
 
 
@@ -236,7 +277,7 @@ def _homes(folder: Path) -> list[Path]:
 
 
 def _collect(
-    folder: Path, homes: list[Path], subfolder: str, include_code: bool
+    folder: Path, homes: list[Path], subfolder: str, include_code: bool, no_examples: bool
 ) -> tuple[dict[str, Path | bytes], list[str]]:
     """(what to send by its path in the repository, what is left out)."""
     if ".." in subfolder.split("/"):
@@ -245,21 +286,46 @@ def _collect(
     files: dict[str, Path | bytes] = {}
     for home in homes:
         at = prefix + "".join(f"{part}/" for part in home.relative_to(folder).parts)
-        for pattern in PUSHED:
-            for path in home.glob(pattern):
-                if path.is_file() and (not path.is_symlink() or _is_cached(path)):
-                    files[at + path.relative_to(home).as_posix()] = published(path, include_code)
-        if f"{at}README.md" not in files:
-            files[f"{at}README.md"] = card.render_card(home).encode()
+        for path in files_to_publish(home):
+            name = path.relative_to(home).as_posix()
+            if not (no_examples and name.startswith("features/") and path.name != LABELS):
+                files[at + name] = published(path, include_code)
+        own = home / "README.md"
+        if no_examples or f"{at}README.md" not in files:
+            made = card.render_card(home, examples=not no_examples)
+            old = own.read_text(encoding="utf-8") if own.is_file() else None
+            files[f"{at}README.md"] = (card.carry_over(old, made) if old else made).encode()
     if folder not in homes:
         own = folder / "README.md"
         files |= {f"{prefix}README.md": own} if own.is_file() else {}
     if include_code:
         files[_CODE.name] = _CODE
     sent = {path.resolve() for path in files.values() if isinstance(path, Path)}
-    sent |= {(h / n).resolve() for h in homes for n in ("config.json", "training.json")}
+    sent |= {(h / n).resolve() for h in homes for n in (*_RECORDS, "README.md")}
+    if not no_examples:
+        sent |= {(h / "features" / "meta.json").resolve() for h in homes}
     every = sorted(p for p in folder.rglob("*") if p.is_file() and p.resolve() not in sent)
     return files, [p.relative_to(folder).as_posix() for p in every if not passes(p)]
+
+
+def files_to_publish(home: Path, more: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The files of an SAE's folder that others may see.
+
+    Raises:
+        ValueError: one of them is a link, or lies in a linked folder: what it leads to was not put
+            there to be seen.
+    """
+    for pattern in (*PUSHED, *more):
+        for path in sorted(home.glob(pattern)):
+            on_the_way = [path, *list(path.parents)[: len(path.relative_to(home).parts) - 1]]
+            link = next((p for p in on_the_way if p.is_symlink()), None)
+            if link is not None and not _is_cached(path):
+                raise ValueError(
+                    f"{link.relative_to(home)} in {home} is a link to {link.resolve()}; put a copy "
+                    "in its place, or remove it: links are not sent"
+                )
+            if path.is_file():
+                yield path
 
 
 def _is_cached(path: Path) -> bool:
@@ -307,7 +373,7 @@ def is_sae(folder: Path) -> bool:
 
 def published(path: Path, include_code: bool = False) -> Path | bytes:
     """A file as it may be seen: records without where things lie on this machine."""
-    if path.name not in ("config.json", "training.json"):
+    if path.name not in ("config.json", "training.json", "evaluation.json", "meta.json"):
         return path
     content = card.public(read_json(path))
     if path.name == "config.json":
@@ -321,11 +387,9 @@ def _size(content: Path | bytes) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def _look(
-    api: HfApi, repo_id: str, private: bool | None, revision: str | None
-) -> tuple[bool, bool, set[str]]:
-    """Of the repository: whether it is new, is or will be private, and what files it holds, on a
-    branch that is yet to be made those of main."""
+def _look(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> _There:
+    """Of the repository: whether it is new, is or will be private, what files it holds, and at
+    which commit, on a branch that is yet to be made those of main."""
     look = partial(api.model_info, repo_id)
     try:
         found = _patiently(lambda: look(revision=revision), "model_info")
@@ -334,14 +398,15 @@ def _look(
     except RevisionNotFoundError:
         found = _patiently(look, "model_info")
     except RepositoryNotFoundError:
-        return True, private is not False, set()
+        return True, private is not False, set(), None
     if private is not None and bool(found.private) != private:
         is_now = "private" if found.private else "public"
         raise ValueError(
             f"{repo_id} is there already and {is_now}; change that in its settings on the Hub, or "
             f"leave `private` out"
         )
-    return False, bool(found.private), {file.rfilename for file in found.siblings or []}
+    there = {file.rfilename for file in found.siblings or []}
+    return False, bool(found.private), there, found.sha
 
 
 def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) -> None:
@@ -572,6 +637,7 @@ def _of_status(error: HfHubHTTPError) -> str:
     return {
         401: f"the Hub does not know your token ({said}); run `hf auth login`, or give `token`",
         403: f"your token may not do that ({said}); use one with write access to the repository",
+        412: "others' commits came in between, again and again; push once more",
         429: "the Hub asks for fewer requests (429); wait a few minutes and try again",
     }.get(code, f"the Hub answered {code} ({said}); try again later")
 

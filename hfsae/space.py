@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from .hub import PUSHED, is_sae, published
+from .hub import files_to_publish, is_sae, published
 from .records import read_json
 from .weights import refuse_mixture
 
@@ -107,16 +107,16 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
     if target.resolve() in sae.resolve().parents:
         raise ValueError(f"{sae} lies in {target}, which would be replaced; name another output")
     refuse_mixture(sae)
+    sources = list(files_to_publish(sae, ("presets.json",)))
     shutil.rmtree(target, ignore_errors=True)
-    for pattern in (*PUSHED, "presets.json"):
-        for path in sae.glob(pattern):
-            copy = target / path.relative_to(sae)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            content = published(path)
-            if isinstance(content, bytes):
-                copy.write_bytes(content)
-            else:
-                shutil.copyfile(content, copy)
+    for path in sources:
+        copy = target / path.relative_to(sae)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        content = published(path)
+        if isinstance(content, bytes):
+            copy.write_bytes(content)
+        else:
+            shutil.copyfile(content, copy)
     return read_json(config).get("model_name")
 
 

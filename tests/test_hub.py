@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -20,8 +22,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, PreTrainedModel
 
 import hfsae
+from hfsae import card
 from hfsae.features import write_label
 from hfsae.models import SAE, SAEConfig
+from hfsae.space import write_space
 from hfsae.suite import _width as width_of
 
 from .loopback_hub import DOWNLOADS, UPLOADS, Fault, LoopbackHub
@@ -114,8 +118,58 @@ def test_nothing_is_public_by_accident(hub, folder):
         hfsae.push(folder, ID, token=WRITE, private=False)
     (folder / "figures" / "l0.png").unlink()
     (folder / "figures" / "l0.png").symlink_to(folder / "secret.txt")
-    hfsae.push(folder, ID, token=WRITE, subfolder="again")
-    assert not any("again/figures" in path for path in hub.list_files(ID))
+    before = hub.list_files(ID)
+    refused(
+        lambda: hfsae.push(folder, ID, token=WRITE, subfolder="again"),
+        r"figures/l0\.png in .* is a link to .*secret\.txt; put a copy in its place",
+    )
+    shutil.rmtree(folder / "figures")
+    (folder.parent / "private").mkdir()
+    (folder.parent / "private" / "a.png").write_bytes(b"mine")
+    (folder / "figures").symlink_to(folder.parent / "private")
+    refused(lambda: hfsae.push(folder, ID, token=WRITE), r"figures in .* is a link to .*private;")
+    refused(lambda: write_space(folder.parent / "space", str(folder)), r"figures in .* is a link")
+    assert hub.list_files(ID) == before and not (folder.parent / "space" / "sae").exists()
+
+
+def test_a_card_that_is_edited_between_a_pushs_reading_and_its_commit_stays(
+    hub, pushed, monkeypatch
+):
+    text = hub.read_file(ID, "README.md").decode() + "\n## Meanwhile\n\nA note.\n"
+    send = hfsae.hub._send
+
+    def edit_first(*arguments):
+        monkeypatch.setattr(hfsae.hub, "_send", send)
+        hub.add_file(ID, "README.md", text.encode())
+        return send(*arguments)
+
+    monkeypatch.setattr(hfsae.hub, "_send", edit_first)
+    (pushed / "evaluation.json").unlink()
+    hfsae.push(pushed, ID, token=WRITE)
+    after = hub.read_file(ID, "README.md").decode()
+    assert "## Meanwhile\n\nA note." in after and after != text
+    assert [r.status for r in hub.seen("POST", "/commit/")] == [412, 200]
+
+
+def test_excerpts_of_text_are_said_to_go_up_and_can_stay_at_home(hub, folder):
+    for name in ("latents", "examples"):
+        table = {"latent": [0], "density": [0.01], "promoted_tokens": [["a"]], "kind": ["top"]}
+        table |= {"rank": [0], "activation": [1.0], "firing": [0], "tokens": [["mysecrettext"]]}
+        pq.write_table(pa.table(table), folder / "features" / f"{name}.parquet")
+    meta = {"model_name": "/home/me/lm", "n_tokens": 3}
+    (folder / "features" / "meta.json").write_text(json.dumps(meta))
+    card.write_card(folder)
+    assert "mysecrettext" in (folder / "README.md").read_text()
+    said: list[str] = []
+    hfsae.push(folder, ID, token=WRITE, no_examples=True, tell=said.append)
+    assert "excerpts" not in said[0] and "features/examples.parquet" in said[0].splitlines()[-1]
+    sent = {path: hub.read_file(ID, path) for path in hub.list_files(ID)}
+    assert not any(b"mysecrettext" in data for data in sent.values())
+    assert not any(path.startswith("features/") for path in sent)
+    hfsae.push(folder, ID, token=WRITE, tell=said.append)
+    assert "with excerpts of your text around what latents fire on" in said[1]
+    assert b"mysecrettext" in hub.read_file(ID, "README.md")
+    assert b"/home/me" not in hub.read_file(ID, "features/meta.json")
 
 
 @pytest.mark.parametrize("config_class", variants(), ids=lambda c: c.model_type)

@@ -48,16 +48,13 @@ element.addEventListener('change', (event) => {
 """
 
 
-def panel(
-    value: str = "", *, elem_id: str | None = None, elem_classes: list[str] | None = None
-) -> gr.HTML:
+def panel(value: str = "", *, elem_id: str | None = None) -> gr.HTML:
     """A piece of a page; `.select` (or `.ablate`) fires with the EventData do, at and to."""
     return gr.HTML(
         value,
         html_template="${value}",
         js_on_load=_JS,
         elem_id=elem_id,
-        elem_classes=elem_classes,
         apply_default_css=False,
     )
 

@@ -19,7 +19,8 @@ class AboutPage(Page):
         self.notice = panel()
         view = actions.about()
         panel(html("notes", view | {"facts": _facts(view)}))
-        panel(shown_card(view["card"]), elem_id="about-card", elem_classes=["hf-card", "prose"])
+        card = f'<div class="hf-card prose">{shown_card(view["card"])}</div>'
+        panel(card, elem_id="about-card")
         self.inputs, self.outputs = (), ()
 
     def address(self, *values: Any) -> at.About:
