@@ -1,5 +1,6 @@
 """The `hfsae` command: verbs over the library. Bad input is one sentence and exit code 2."""
 
+import errno
 import importlib.util
 import logging
 import os
@@ -8,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -96,6 +98,8 @@ _SECTIONS = {
 
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
 _load_yaml = get_loader("yaml")
+_plain_warning = warnings.formatwarning
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _Recipe = TypeVar("_Recipe", bound=Recipe)
 
 
@@ -120,12 +124,19 @@ class _PrintableFormatter(logging.Formatter):
         return printable_lines(super().format(record))
 
 
+def _format_warning(*args: Any, **kwargs: Any) -> str:
+    return printable_lines(_plain_warning(*args, **kwargs))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command: 0 when it is done, 2 for bad input, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     log = logging.StreamHandler()
     log.setFormatter(_PrintableFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[log])
+    for handler in logging.getLogger("transformers").handlers:  # which names what a config says
+        handler.setFormatter(_PrintableFormatter())
+    warnings.formatwarning = _format_warning
     for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()  # a bar for every file read hides ours
@@ -507,4 +518,7 @@ def _print_next(folders: list[Path]) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return printable(" ".join(str(error).split()))
+    said = str(error)
+    if isinstance(error, OSError) and error.errno in _FULL:  # as the system says it, bare
+        said = f"{error}; make room there, or give a folder that can be written to"
+    return printable(" ".join(said.split()))

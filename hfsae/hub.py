@@ -464,7 +464,18 @@ def list_files(
             HubFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id)
             for f in info.siblings or []
         ]
+        if junk := next((f for f in files if not _is_sound(f)), None):
+            raise ValueError(f"the Hub's listing of {repo_id} holds an entry that is none: {junk}")
         return Listing(repo_id, info.sha, files, revision)
+
+
+def _is_sound(file: HubFile) -> bool:
+    numbers, texts = (file.size,), (file.sha256, file.git_hash)
+    return isinstance(file.path, str) and all(
+        value is None or isinstance(value, kind)
+        for values, kind in ((numbers, int), (texts, str))
+        for value in values
+    )
 
 
 def _list_cached(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Listing:
@@ -561,6 +572,7 @@ def _is_intact(path: Path, file: HubFile) -> bool:
 
 def _patiently(call: Callable[[], T], what: str) -> T:
     """The call's result; repeated where it may go well the next time."""
+    call = partial(_understood, call, what)
     for wait in _WAITS:
         try:
             return call()
@@ -571,6 +583,17 @@ def _patiently(call: Callable[[], T], what: str) -> T:
             logger.warning("%s: %s; again in %.0f s", what, _brief(error), asked or wait)
             time.sleep(asked or wait)
     return call()
+
+
+def _understood(call: Callable[[], T], what: str) -> T:
+    """The client takes answers apart as it gets them, whatever their shape."""
+    try:
+        return call()
+    except (TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"the Hub's answer to {what} is of an unknown shape ({type(error).__name__}: {error}); "
+            "try again later, or another version of huggingface_hub"
+        ) from error
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -638,6 +661,7 @@ def _of_status(error: HfHubHTTPError) -> str:
         401: f"the Hub does not know your token ({said}); run `hf auth login`, or give `token`",
         403: f"your token may not do that ({said}); use one with write access to the repository",
         412: "others' commits came in between, again and again; push once more",
+        409: f"somebody changes the repository at the same time ({said}); run the command again",
         429: "the Hub asks for fewer requests (429); wait a few minutes and try again",
     }.get(code, f"the Hub answered {code} ({said}); try again later")
 

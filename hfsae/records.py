@@ -11,7 +11,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -231,11 +231,15 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         open_to_readers(temporary)
         os.replace(temporary, path)
-    except SafetensorError as error:
-        why = f"{error}; {free_space(path.parent)}"
-        raise OSError(f"{path} cannot be written ({why})") from error
+    except (SafetensorError, OSError) as error:
+        why = f"{getattr(error, 'strerror', None) or error}; {free_space(path.parent)}"
+        raise OSError(
+            f"{path} cannot be written ({why}); make room there, or give a folder that can be "
+            "written to"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # in a folder that is none; what failed is said above
+            temporary.unlink()
 
 
 def passes(path: Path) -> bool:
@@ -256,7 +260,8 @@ def sweep(folder: Path) -> None:
 
 def free_space(folder: Path) -> str:
     """What a sentence about a failed write needs: libraries hide a full disk behind other words."""
-    return f"the disk has {shutil.disk_usage(folder).free / 1e6:,.0f} MB free"
+    there = next((f for f in (folder, *folder.absolute().parents) if f.is_dir()), folder)
+    return f"the disk has {shutil.disk_usage(there).free / 1e6:,.0f} MB free"
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, ModelInfo
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, PreTrainedModel
@@ -749,6 +749,19 @@ def test_without_a_connection_the_cache_serves(hub, pushed, caplog):
 
 def test_without_a_connection_what_is_not_cached_is_one_sentence(hub, pushed, unreachable_hub):
     refused(lambda: hfsae.load(ID), rf"cannot read {ID} \(no folder here\): it is not in the cache")
+
+
+@pytest.mark.parametrize("answer", [{"siblings": [{}]}, {"siblings": 3}, {"siblings": [7]}])
+def test_a_listing_of_another_shape_is_one_sentence(hub, monkeypatch, answer):
+    monkeypatch.setattr(HfApi, "model_info", lambda *args, **kwargs: ModelInfo(id=ID, **answer))
+    for ask in (lambda: hfsae.list_saes(ID), lambda: hfsae.load(ID)):
+        refused(ask, "the Hub's answer to model_info is of an unknown shape")
+
+
+def test_an_entry_that_names_no_file_is_one_sentence(hub, monkeypatch):
+    answer = {"siblings": [{"rfilename": 5, "size": "x"}], "private": False}
+    monkeypatch.setattr(HfApi, "model_info", lambda *args, **kwargs: ModelInfo(id=ID, **answer))
+    refused(lambda: hfsae.list_saes(ID), "listing of .* holds an entry that is none")
 
 
 def test_a_disk_that_is_full_is_one_sentence(hub, pushed, monkeypatch):

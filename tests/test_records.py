@@ -1,12 +1,18 @@
 """Files from anywhere: bounded reading, one sentence for damage, lines that a terminal may show."""
 
+import errno
 import json
 import os
+import resource
+import signal
+import warnings
 
 import pytest
 
+from hfsae import cli
 from hfsae.cli import main
-from hfsae.records import parse_yaml, printable, read_json, reading
+from hfsae.records import parse_yaml, printable, read_json, reading, write_whole
+from hfsae.training.trainer import _append
 
 
 def test_yaml_with_a_key_twice_is_refused_with_both_lines():
@@ -95,3 +101,49 @@ def test_records_of_wrong_shapes_are_one_sentence(tmp_path, evaluation, capsys):
     printed = capsys.readouterr()
     assert "evaluation.json is damaged" in printed.err and "\x1b" not in printed.out
     assert r"layers.1\x1b[2J" in printed.out
+
+
+@pytest.fixture
+def full_disk():
+    """Files of this process end after 4 kB, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, old)
+
+
+def test_a_disk_that_fills_is_one_sentence_and_what_was_there_stays(tmp_path, full_disk):
+    path = tmp_path / "evaluation.json"
+    write_whole(path, "old")
+    for write in (write_whole, _append):
+        with pytest.raises(OSError, match=rf"{path} .*too large.*MB free.*make room there"):
+            write(path, "x" * 10_000)
+        assert path.read_text().startswith("old") and os.listdir(tmp_path) == [path.name]
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot be written .*give a folder that can be"):
+        write_whole(tmp_path / "file" / "a.json", "x")
+
+
+def test_a_bare_error_of_a_full_disk_is_told_with_what_helps(monkeypatch, capsys):
+    def full(argv):
+        raise OSError(errno.ENOSPC, "No space left on device", "/there")
+
+    monkeypatch.setitem(cli._VERBS, "card", full)
+    assert main(["card", "x"]) == 2
+    assert "No space left on device: '/there'; make room there" in capsys.readouterr().err
+
+
+def test_warnings_show_nothing_that_a_terminal_acts_on(monkeypatch, capsys):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back after
+
+    def warn(argv):
+        print(warnings.formatwarning("a\x1b[2J\u202e", UserWarning, "a.py", 1))
+
+    monkeypatch.setitem(cli._VERBS, "card", warn)
+    assert main(["card"]) == 0
+    assert r"UserWarning: a\x1b[2J\u202e" in capsys.readouterr().out

@@ -199,9 +199,7 @@ class Trainer:
             self.accelerator.log({f"{name}/{k}".lstrip("/"): v for k, v in _numbers(line)}, step)
             if self.accelerator.is_main_process:
                 path = self.output_dir / name / "log.jsonl"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": step, **line}) + "\n")
+                _append(path, json.dumps({"step": step, **line}) + "\n")
             for sentence in line.get("health", []):
                 bar.write(f"step {step} {name}: {sentence}", file=sys.stderr)
         line = next(iter(lines.values()))
@@ -391,6 +389,18 @@ def _peak_memory_bytes() -> int:
 
 def _numbers(line: dict[str, Any]) -> list[tuple[str, float]]:
     return [(key, value) for key, value in line.items() if isinstance(value, int | float)]
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:  # of a write, which does not name the file
+        raise OSError(
+            f"could not write {path} ({error.strerror}; {free_space(path.parent)}): make room "
+            "there and run the same command again; its last checkpoint is whole"
+        ) from error
 
 
 def _cut_log(path: Path, steps_done: int) -> None:
