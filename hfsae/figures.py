@@ -47,15 +47,17 @@ def _figures(folder: Path) -> Iterator[tuple[str, "Figure"]]:
             density = torch.tensor(evaluation["density"], dtype=torch.float64)
             yield "density", density_figure(density, n_tokens=evaluation["n_tokens"])
             yield "l0", l0_figure(torch.tensor(evaluation["l0_histogram"]), target_l0=target_l0)
-    log, batch_size = _log(folder), record.get("training", {}).get("batch_size")
-    if len(log) > 1 and batch_size:
-        warm = record.get("warm_start_tokens", 0)
-        yield (
-            "training",
-            training_figure(
-                log, batch_size=batch_size, target_l0=target_l0, warm_start_tokens=warm
-            ),
-        )
+    log = _log(folder)
+    with reading(folder / "training.json"):
+        batch_size = record.get("training", {}).get("batch_size")
+        if len(log) > 1 and batch_size:
+            warm = int(record.get("warm_start_tokens", 0))
+            yield (
+                "training",
+                training_figure(
+                    log, batch_size=batch_size, target_l0=target_l0, warm_start_tokens=warm
+                ),
+            )
     threshold = _raw_thresholds(folder, config)
     if threshold is not None:
         yield "thresholds", thresholds_figure(threshold)

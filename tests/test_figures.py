@@ -251,3 +251,11 @@ def test_one_threshold_for_all_latents_is_no_histogram(tmp_path):
     sae = BatchTopKSAE(BatchTopKSAEConfig(d_in=4, d_sae=8, k=2))
     sae.save_pretrained(tmp_path)
     assert figures.draw(tmp_path) == []
+
+
+@pytest.mark.parametrize("record", [{"warm_start_tokens": "x"}, {"training": "x"}])
+def test_a_training_record_of_other_kinds_is_one_sentence(folder, record):
+    path = folder / "training.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | record))
+    with pytest.raises(ValueError, match=r"training.json is damaged .*; put back a sound copy"):
+        figures.draw(folder)
