@@ -38,6 +38,7 @@ from .activations import (
     check_text,
 )
 from .evaluation import EvaluationArguments, EvaluationResult, evaluate_all
+from .evaluation.fidelity import NO_PREDICTION, counted_predictions
 from .features import CollectArguments, collect
 from .lm import LoadedLM, empty_lm, load_lm, site_width
 from .lock import is_first_process, locked
@@ -486,9 +487,19 @@ def as_plain(recipe: Recipe) -> dict[str, Any]:
 
 
 def _check_rows(recipe: Recipe, loaded: LoadedLM) -> None:
-    """Make one batch of each side, so that text which cannot do fails before the training."""
+    """Read each side up to what it is read for, so that text which cannot do fails before the
+    training.
+
+    Raises:
+        ValueError: a side keeps no token, or the held-out side no prediction to evaluate.
+    """
     for side in _sides(recipe):
-        next(iter(read_rows(recipe, loaded, side, None)))
+        for batch in read_rows(recipe, loaded, side, None):
+            wanted = batch.keep if side == "train" else counted_predictions(batch)
+            if wanted.any():
+                break
+        else:
+            raise ValueError(NO_PREDICTION)
 
 
 def load(args: LMArguments, device: str | None = None) -> LoadedLM:
@@ -605,15 +616,20 @@ def _probe_activations(
 ) -> Tensor:
     """Raw activations of some tokens, of held-out text if there is any."""
     site, _ = sae.config.places
-    batch = next(iter(read_rows(recipe, loaded, _sides(recipe)[-1], None)))
     harvester = Harvester(
         loaded.lm,
         [site],
         recipe.harvest,
         norm_limits={site: limits[site]} if site in limits else None,
     )
-    activations = harvester(batch).activations[site]
-    return activations[torch.linspace(0, len(activations) - 1, N_TOKENS).long()].float()
+    for batch in read_rows(recipe, loaded, _sides(recipe)[-1], None):
+        activations = harvester(batch).activations[site]
+        if n := len(activations):
+            return activations[torch.linspace(0, n - 1, N_TOKENS).long()].float()
+    raise ValueError(
+        f"no activation is left for {PROBE}: {harvester.dropped_outliers} positions are above the "
+        "norm limits of the training; give other text"
+    )
 
 
 def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:

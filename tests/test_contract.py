@@ -81,7 +81,7 @@ def test_another_tokenizer_is_an_error(lm, sae, tiny_tokenizer):
     other.add_tokens(["a-token-more"])
     with pytest.raises(ValueError, match="the tokenizer's hash is"):
         collect(sae, lm, other, [])
-    with pytest.raises(ValueError, match="nothing to collect from"):
+    with pytest.raises(ValueError, match="no token is left to collect from"):
         collect(sae, lm, tiny_tokenizer, [])
 
 

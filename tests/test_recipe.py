@@ -188,6 +188,11 @@ def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):
         ({"sae": {"model_type": "jumprelu"}}, "model_type 'jumprelu' is unknown.*jumprelu_sae"),
         ({"text": TextArguments(dataset="nowhere.jsonl")}, "nowhere.jsonl"),
         ({"text": TextArguments(dataset=[])}, "holds no text"),
+        (
+            {"text": TextArguments(dataset=["<eos>"] * 9, held_out_fraction=0.0)},
+            "special ones alone",
+        ),
+        ({"text": TextArguments(dataset=TEXTS, context_size=2)}, "no prediction is left to eval"),
         ({"text": TextArguments(dataset=[TEXTS[0] * 9])}, "a .txt file is one.*n_tokens 0"),
     ],
 )

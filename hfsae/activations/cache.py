@@ -20,7 +20,7 @@ import os
 import time
 import uuid
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -202,17 +202,29 @@ def batch_key(batch: TokenBatch, rows: int, way: str = "") -> str:
     return digest.hexdigest()
 
 
+def fingerprint(lm: nn.Module) -> str:
+    """Tells one language model's weights from another's by some numbers of each."""
+    digest = blake2b(digest_size=8)
+    for part in _weights(lm):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _weights(lm: nn.Module) -> Iterator[bytes | memoryview]:
+    for name, weight in lm.state_dict().items():
+        yield f"{name} {tuple(weight.shape)} {weight.dtype}".encode()
+        if not weight.is_meta:
+            yield _bytes(weight.flatten()[:: max(1, weight.numel() // _SAMPLED)].cpu())
+
+
 def _name(lm: Any) -> str:
     """A folder for a language model: its name for people, its settings and weights for sure."""
     settings = lm.config.to_dict() | {"attention": lm.config._attn_implementation}
     unimportant = ("_name_or_path", "transformers_version", "_commit_hash", "use_cache")
     told = {key: value for key, value in settings.items() if key not in unimportant}
     digest = blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
-    for name, weight in lm.state_dict().items():
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        if not weight.is_meta:
-            sample = weight.flatten()[:: max(1, weight.numel() // _SAMPLED)]
-            digest.update(_bytes(sample.cpu()))
+    for part in _weights(lm):
+        digest.update(part)
     return f"{Path(lm.config._name_or_path or type(lm).__name__).name}-{digest.hexdigest()}"
 
 

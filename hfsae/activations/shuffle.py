@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -31,6 +32,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..processor import refuse_absent
+from .cache import fingerprint
 from .harvest import Harvester
 from .tokens import PackedRows, TokenBatch
 
@@ -71,6 +73,8 @@ class ShuffleArguments:
 
 class _Bucket(NamedTuple):
     activations: dict[str, Float[Tensor, "_ _"]]
+    tokens: str
+    """hash of the token rows that it is made of"""
     source_after: dict[str, Any]
     """where in the text the next one begins, and all that was counted up to there"""
 
@@ -120,6 +124,9 @@ class ShuffledActivations:
         self._after = self._source()  # of the last bucket that was handed out
         self._position = {"bucket": 0, "offset": 0, "handed_out": 0, "source": self._after}
         self._bucket: _Bucket | None = None
+        self._lm = fingerprint(harvester.lm)
+        self._wanted_tokens: str | None = None
+        """hash of the tokens of the bucket in which a loaded position lies"""
         self._batches: Iterator[TokenBatch] | None = None
         self._batches_at: dict[str, Any] = {}
         self._thread = ThreadPoolExecutor(1, "harvest") if args.prefetch else None
@@ -169,11 +176,23 @@ class ShuffledActivations:
         return {site: x.pin_memory() for site, x in batches.items()} if self._pins else batches
 
     def state_dict(self) -> dict[str, Any]:
-        return copy.deepcopy({**self._position, "record": self._after})
+        tokens = self._bucket.tokens if self._bucket else self._wanted_tokens
+        state = {**self._position, "record": self._after, "tokens": tokens, "lm": self._lm}
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: the position is in activations of a language model with other weights.
+        """
         state = copy.deepcopy(state)
+        if state.get("lm", self._lm) != self._lm:
+            raise ValueError(
+                "the language model has other weights than the one that this training began with; "
+                "put that one back, or train in another output_dir"
+            )
         self._forget_coming()
+        self._wanted_tokens = state.get("tokens")
         self._after = state["record"]  # what a run that is over reports
         self._position = {name: state[name] for name in self._position}  # all of it is needed
         self._bucket = self._batches = None
@@ -218,12 +237,24 @@ class ShuffledActivations:
         if self._bucket is None:
             coming, self._coming = self._coming, None
             source = self._position["source"]
-            self._bucket = coming.result() if coming else self._made(source)
+            bucket = coming.result() if coming else self._made(source)
+            self._refuse_other_text(bucket)
+            self._bucket = bucket
             self._after = self._bucket.source_after
             for acts in self._bucket.activations.values():
                 if coming and acts.is_cuda:  # it was made on another of the GPU's streams
                     acts.record_stream(torch.cuda.current_stream(acts.device))
         return self._bucket.activations
+
+    def _refuse_other_text(self, bucket: _Bucket) -> None:
+        wanted, self._wanted_tokens = self._wanted_tokens, None
+        if wanted not in (None, bucket.tokens):
+            self._wanted_tokens = wanted
+            raise ValueError(
+                "the text, or its tokens, are others than those that this training began with "
+                f"(bucket {self._position['bucket'] + 1} differs); put back what text.dataset "
+                "held, or train in another output_dir"
+            )
 
     def _prefetch(self) -> None:
         """Begin the next bucket, if there will be a need for it."""
@@ -262,16 +293,16 @@ class ShuffledActivations:
             self._batches = iter(self.rows)
         batches, self._batches = self._batches, None  # lost if filling is interrupted
         try:
-            activations = self._fill(batches)
+            read = self._read(batches)
+            activations = self._fill(read)
         finally:
             self.harvester.flush()
         self._batches, self._batches_at = batches, self._source()
-        return _Bucket(activations, self._batches_at)
+        return _Bucket(activations, _hash_of(read), self._batches_at)
 
-    def _fill(self, source: Iterator[TokenBatch]) -> dict[str, Float[Tensor, "_ _"]]:
-        batches = self._read(source)
+    def _fill(self, batches: list[TokenBatch]) -> dict[str, Float[Tensor, "_ _"]]:
         capacity = sum(int(batch.keep.sum()) for batch in batches)
-        self._agree_on_norm_limits(batches[0])
+        self._agree_on_norm_limits(batches)
         bucket: dict[str, Tensor] = {}
         n = 0
         for first in range(0, len(batches), self.world):  # one batch of token rows a process
@@ -321,11 +352,23 @@ class ShuffledActivations:
             raise ValueError("the token rows are used up; give PackedRows(..., epochs=None)")
         return batches
 
-    def _agree_on_norm_limits(self, batch: TokenBatch) -> None:
-        """Let every process fix the limits on the run's first batch, as one alone would."""
-        wants_limits = self.harvester.args.max_norm_ratio is not None
-        if self.world > 1 and wants_limits and not self.harvester.norm_limits:
+    def _agree_on_norm_limits(self, batches: list[TokenBatch]) -> None:
+        """Let every process fix the limits on the run's first batch that keeps a token, as one
+        alone would."""
+        if self.world == 1 or self.harvester.args.max_norm_ratio is None:
+            return
+        for batch in batches:
+            if self.harvester.norm_limits:
+                return
             self.harvester(batch)
+
+
+def _hash_of(batches: list[TokenBatch]) -> str:
+    digest = blake2b(digest_size=8)
+    for batch in batches:
+        for part in (batch.input_ids, batch.keep):
+            digest.update(part.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -398,16 +398,21 @@ class PackedRows:
 
     def _read_documents(self, state: dict[str, Any]) -> Iterator[None]:
         """Add documents to the leftovers, one for each step, over all epochs."""
+        special = {*self._special.tolist()}
         while self.epochs is None or state["epoch"] < self.epochs:
-            n_skipped, n_tokens = state["documents"], 0
+            n_skipped, keeps_any = state["documents"], False
             for number, ids in self._tokenised(n_skipped):
                 state["leftover_ids"] += ids
                 state["leftover_document"] += [number] * len(ids)
                 state["documents"] += 1
-                n_tokens += len(ids)
+                keeps_any = keeps_any or not special.issuperset(ids)
                 yield
-            if not (n_skipped or n_tokens):
-                raise ValueError(f"the documents of data set {_name(self.args)} hold no tokens.")
+            if not (n_skipped or keeps_any):
+                raise ValueError(
+                    f"the documents on the {self.split} side of data set {_name(self.args)} hold "
+                    "no tokens, or special ones alone; give other text, or keep these with "
+                    "text.exclude_special_tokens false"
+                )
             state["epoch"] += 1
             state["documents"] = 0
 

@@ -44,6 +44,16 @@ MASK_POLICY = (
     "a token of the same document."
 )
 
+NO_PREDICTION = (
+    "no prediction is left to evaluate on: no kept token is followed by another of its document in "
+    "its row; give more text, longer rows (text.context_size) or higher norm limits"
+)
+
+
+def counted_predictions(batch: TokenBatch) -> Bool[Tensor, "rows ctx_minus_1"]:
+    """Where a kept position predicts a token of its own document."""
+    return batch.keep[:, :-1] & (batch.document[:, :-1] == batch.document[:, 1:])
+
 
 def _per_prediction(name: str, text: str, of: Callable[..., Tensor]) -> Definition:
     text += ", mean over counted predictions"
@@ -282,10 +292,7 @@ def _result(
     fidelity, losses = arms.fidelity[name], arms.losses[name].per_document()
     site, target_site = _sites(arms.saes[name])
     if not losses or not len(losses["tokens"]):
-        raise ValueError(
-            "no prediction is left to evaluate on: no kept token is followed by another of its "
-            "document in its row; give more text, longer rows or higher norm_limits"
-        )
+        raise ValueError(NO_PREDICTION)
     metrics = {**fidelity.compute(**bootstrap), **estimate(LOSSES, losses, **bootstrap)}
     return EvaluationResult(
         metrics=metrics,
@@ -377,7 +384,7 @@ class _Arms:
         if not keep.any():
             return
         refuse_not_finite({at: acts[at][keep.to(acts[at].device)] for at in self.sites})
-        counted = keep[:, :-1] & (document[:, :-1] == document[:, 1:])
+        counted = counted_predictions(TokenBatch(input_ids, keep, document))
         labels = input_ids[:, 1:][counted]
         constants = {"zero": torch.zeros_like(self.mean), "mean": self.mean}
         shared = {

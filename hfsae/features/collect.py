@@ -90,7 +90,10 @@ def collect(
         if progress is not None:
             progress(batch.input_ids.numel())
     if not seen.n_tokens:
-        raise ValueError("nothing to collect from: the batches hold no tokens; check the data set.")
+        raise ValueError(
+            f"no token is left to collect from: {harvester.dropped_special} are special or "
+            f"padding, {harvester.dropped_outliers} above norm_limits; give more or other text"
+        )
     directions = residual_directions(lm, sae.W_dec, sae.config.target_site or site)
     return _build_store(sae, lm, tokenizer, seen, args, directions)
 

@@ -1,5 +1,8 @@
 """Buckets: each activation once a pass, in an order that a saved position gives back."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -96,6 +99,34 @@ def test_a_loaded_position_gives_the_same_batches_from_there_on(make_stream, sto
     assert resumed.record == whole.record and whole.record["dropped_outliers"] > 0
 
 
+def test_other_text_at_a_loaded_position_is_refused(make_stream, monkeypatch):
+    stopped, resumed = make_stream(), make_stream()
+    for _ in range(15):
+        stopped.next_batch()
+    monkeypatch.setattr(
+        resumed.rows, "args", replace(resumed.rows.args, dataset=[t.upper() for t in TEXTS])
+    )
+    resumed.load_state_dict(stopped.state_dict())
+    before = resumed.state_dict()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the text, or its tokens, are others than"):
+            resumed.next_batch()
+        assert resumed.state_dict() == before, "nothing is lost"
+    stopped.load_state_dict({k: v for k, v in before.items() if k not in ("tokens", "lm")})
+    stopped.next_batch()  # a position from before these were kept
+
+
+def test_another_language_model_at_a_loaded_position_is_refused(make_stream):
+    stopped, resumed = make_stream(), make_stream()
+    stopped.next_batch()
+    lm = copy.deepcopy(stopped.harvester.lm)
+    lm.model.layers[1].mlp.down_proj.weight.data[0] += 1
+    rows, args = resumed.rows, resumed.args
+    other = ShuffledActivations(rows, Harvester(lm, SITES, HarvestArguments(rows=4)), args, 32)
+    with pytest.raises(ValueError, match="the language model has other weights than the one"):
+        other.load_state_dict(stopped.state_dict())
+
+
 def test_interrupted_filling_leaves_the_stream_before_the_bucket(make_stream):
     whole, stream = make_stream(), make_stream()
     per_bucket = len(whole.sample(10_000)["layers.1"]) // 32
@@ -137,6 +168,18 @@ def test_impossible_sizes_are_refused(make_stream):
     for device in ("cuda:99", "gpu"):
         with pytest.raises(ValueError, match=rf"shuffle\.device '{device}' is not here.*has 'cpu'"):
             ShuffleArguments(device=device).check_device()
+
+
+def test_norm_limits_are_agreed_on_where_the_first_batch_keeps_nothing(make_stream):
+    stream = make_stream(harvest=HarvestArguments(rows=4, max_norm_ratio=3.0))
+    rows = iter(stream.rows)
+    first, second = next(rows), next(rows)
+    stream.world = 2
+    stream._agree_on_norm_limits([first._replace(keep=torch.zeros_like(first.keep)), second])
+    limits = stream.harvester.norm_limits
+    alone = Harvester(stream.harvester.lm, SITES, stream.harvester.args)
+    alone(second)
+    assert limits == alone.norm_limits and limits
 
 
 def test_prefetched_batches_are_the_same(make_stream):

@@ -223,7 +223,7 @@ def test_meta_says_what_was_read(one_latent_a_token):
 
 
 def test_no_tokens_no_site_and_senseless_sizes_are_one_sentence(one_latent_a_token):
-    with pytest.raises(ValueError, match="the batches hold no tokens"):
+    with pytest.raises(ValueError, match="no token is left to collect from"):
         run(one_latent_a_token, batches=[])
     one_latent_a_token.sae.config.site = None
     with pytest.raises(ValueError, match="names no site"):
