@@ -189,7 +189,10 @@ def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):
         ({"text": TextArguments(dataset="nowhere.jsonl")}, "nowhere.jsonl"),
         ({"text": TextArguments(dataset=[])}, "holds no text"),
         (
-            {"text": TextArguments(dataset=["<eos>"] * 9, held_out_fraction=0.0)},
+            {
+                "text": TextArguments(dataset=["<eos>"] * 9, held_out_fraction=0.0),
+                "evaluation": NO_EVALUATION,
+            },
             "special ones alone",
         ),
         ({"text": TextArguments(dataset=TEXTS, context_size=2)}, "no prediction is left to eval"),
