@@ -200,7 +200,7 @@ def is_hub(dataset: str | list[str]) -> bool:
 def _local_files(dataset: str) -> list[Path]:
     path = Path(dataset).expanduser()
     if path.is_dir():
-        every = sorted(file for file in path.rglob("*") if file.is_file())
+        every = sorted(file for file in path.rglob("*") if not file.is_dir())
         found = [file for file in every if file.suffix in _READERS]
         _tell_unread(path, len(found), tuple(f for f in every if f.suffix not in _READERS))
     else:
