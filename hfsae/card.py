@@ -3,8 +3,8 @@
     config.json, training.json, evaluation.json, figures/, features/  -> write_card ->  README.md
 
 The wording is in model_card.md. The same folder gives the same bytes, and nothing of the machine
-gets in: of an absolute path that a setting or command names, the card shows `./name`. What a person
-writes between `<!-- hfsae:keep -->` and `<!-- /hfsae:keep -->` is carried over to the next card.
+gets in: of a path that a setting or command names, the card shows `./name`. What a person writes
+between `<!-- hfsae:keep -->` and `<!-- /hfsae:keep -->` is carried over to the next card.
 """
 
 import html
@@ -48,6 +48,9 @@ _FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 # An absolute path, at the start of a setting or after `=` and the like; not `a/b` or `https://a`.
 _PATH = re.compile(r"(?<![\w.~/\\-])(?:file://)?(?:~[\w.-]*|[A-Za-z]:)?[/\\](?![/\s]).*", re.DOTALL)
+# By key: `runs/mine` has the form of a repository's id, `models/my/gemma` has not.
+_OF_FOLDERS, _OF_HUB_IDS = ("output_dir", "cache"), ("dataset", "name", "model_name")
+_FILE = re.compile(r"\.(jsonl?|txt|parquet|csv|ya?ml|gguf)", re.IGNORECASE)
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _QUANTISED = re.compile(r"\bI?Q\d|\d-bit", re.IGNORECASE)
 _FAR_FVU = 1.3  # times the FVU in training; held-out text of the same kind is within a tenth
@@ -307,15 +310,38 @@ def _json(path: Path) -> Json:
     return public(read_json(path)) if path.is_file() else {}
 
 
-def public(value: Any) -> Any:
-    """The same without where things lie on the machine."""
+def public(value: Any, key: str = "") -> Any:
+    """The same without where things lie on the machine, and without documents given as a list.
+
+    Args:
+        key: of the setting that has this value; it decides what `a/b` is.
+    """
     if isinstance(value, dict):
-        return {k: _public_command(v) if k == "command" else public(v) for k, v in value.items()}
+        return {k: public(v, k) for k, v in value.items()}
     if isinstance(value, list):
-        return [public(item) for item in value]
+        return _dataset({key: value}) if key == "dataset" else [public(v, key) for v in value]
     if not isinstance(value, str):
         return value
-    return _PATH.sub(lambda m: "./" + re.split(r"[/\\]+", m[0].rstrip("/\\"))[-1], value)
+    if key == "command":
+        return _public_command(value)
+    start = "folder " if key == "origin" and value.startswith("folder ") else ""
+    if _is_relative_path(value.removeprefix(start), key):
+        return f"{start}./{_last_part(value)}"
+    return _PATH.sub(lambda m: "./" + _last_part(m[0]), value)
+
+
+def _is_relative_path(value: str, key: str) -> bool:
+    """Whether it is a path of this machine that begins at the working directory."""
+    parts = re.split(r"[/\\]+", value.rstrip("/\\"))
+    if len(parts) == 1 or "://" in value or not parts[0]:
+        return False
+    is_file = bool(_FILE.fullmatch(Path(parts[-1]).suffix)) and key != "origin"
+    is_deep = key in _OF_HUB_IDS and len(parts) > 2
+    return parts[0] in (".", "..") or key in _OF_FOLDERS or is_file or is_deep
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]+", path.rstrip("/\\"))[-1]
 
 
 def _public_command(command: str) -> str:
@@ -324,7 +350,13 @@ def _public_command(command: str) -> str:
         arguments = shlex.split(command)
     except ValueError:  # a quotation that does not end
         arguments = command.split()
-    return " ".join(shlex.join(public(arguments)).split())
+    shown, key = [], ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=") if argument[:1] == "-" else ("", "", argument)
+        key = name.rpartition(".")[2].lstrip("-") if name else key
+        shown.append(f"{name}{equals}{public(value, key)}")
+        key = "" if equals or not name else key
+    return " ".join(shlex.join(shown).split())
 
 
 def _facts(config: Json, record: Json) -> Json:

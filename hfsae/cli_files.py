@@ -62,7 +62,8 @@ def push_verb(argv: list[str]) -> None:
     parser.add(
         "--no_examples",
         action="store_true",
-        help="send no excerpts of your text: neither the features nor, in the card, examples",
+        help="send no excerpts of your text, neither the features nor, in the card, examples, "
+        "and delete those that the repository holds",
     )
     parser.add("--dry_run", action="store_true", help="say what would be sent, and stop")
     args = parser.parse(argv)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
+    CommitOperationDelete,
     HfApi,
     constants,
     hf_hub_download,
@@ -110,6 +111,8 @@ class Plan(NamedTuple):
     """the commit that it was made for; None: of a repository that is yet to be made"""
     has_examples: bool = False
     """whether excerpts of the text that features were collected on are sent"""
+    deleted: tuple[str, ...] = ()
+    """paths in the repository"""
 
     def __str__(self) -> str:
         n_bytes = sum(_size(content) for content in self.files.values())
@@ -132,6 +135,9 @@ class Plan(NamedTuple):
                 f"with excerpts of your text around what latents fire on, in {_TEXT} and the card; "
                 "--no_examples leaves them out"
             )
+        if self.deleted:
+            paths = ", ".join(self.deleted)
+            lines.append(f"deleted there, though earlier commits keep it: {paths}")
         if self.left_out:
             lines.append(f"not sent: {', '.join(self.left_out)}")
         return "\n".join(lines)
@@ -169,7 +175,7 @@ def push(
             that has that file keeps it.
         replace_model_card: do not carry over what people wrote into the card that is there.
         no_examples: send no excerpts of the text that features were collected on: no feature store,
-            and a card that is made anew without them. What the repository holds already stays.
+            which the same commit deletes where the repository has one, and a card without them.
         dry_run: only tell; offline, without a look at what is there.
         tell: is given what will be sent where, before it is sent.
 
@@ -180,25 +186,12 @@ def push(
     if repo_id.count("/") != 1:
         raise ValueError(f"{repo_id!r} is no repository; write 'name/repository'")
     api = HfApi(token=token)
+    looks = not (dry_run and constants.HF_HUB_OFFLINE)
+    where = (repo_id, private, revision, create_pr, subfolder)
+    order = _Order(*where, include_code, replace_model_card, no_examples, looks)
     homes = _homes(Path(folder))
     with _in_a_sentence(repo_id, f"push to {repo_id}"):
-        looks = not (dry_run and constants.HF_HUB_OFFLINE)
-
-        def make_plan() -> Plan:
-            unknown: _There = True, private is not False, set(), None
-            there = _look(api, repo_id, private, revision) if looks else unknown
-            is_new, is_private, paths, head = there
-            has_code = include_code or _CODE.name in paths
-            files, left_out = _collect(Path(folder), homes, subfolder, has_code, no_examples)
-            if (top := f"{_prefix(subfolder)}README.md") not in files:
-                others = _others(api, repo_id, _prefix(subfolder), paths, revision)
-                files[top] = _suite_card(Path(folder), homes, others)
-            has_text = any(path.endswith(_TEXT) for path in files)
-            where = (revision, create_pr, looks, head, has_text)
-            made = Plan(repo_id, is_new, is_private, files, left_out, *where)
-            _write_cards(api, made, revision, replace_model_card)
-            return made
-
+        make_plan = partial(_plan, api, Path(folder), homes, order)
         plan = make_plan()
         tell(str(plan))
         if dry_run:
@@ -208,6 +201,46 @@ def push(
     if create_pr and not done.pr_url:
         tell("nothing differs from what is there: no pull request was made")
     return done.pr_url or done.commit_url
+
+
+class _Order(NamedTuple):
+    """What `push` was called with, as far as plans are made by it."""
+
+    repo_id: str
+    private: bool | None
+    revision: str | None
+    create_pr: bool
+    subfolder: str
+    include_code: bool
+    replace_model_card: bool
+    no_examples: bool
+    looks: bool
+    """at what the repository holds"""
+
+
+def _plan(api: HfApi, folder: Path, homes: list[Path], order: _Order) -> Plan:
+    repo_id, private, revision = order[:3]
+    unknown: _There = True, private is not False, set(), None
+    there = _look(api, repo_id, private, revision) if order.looks else unknown
+    is_new, is_private, paths, head = there
+    has_code = order.include_code or _CODE.name in paths
+    files, left_out = _collect(folder, homes, order.subfolder, has_code, order.no_examples)
+    prefix = _prefix(order.subfolder)
+    if (top := f"{prefix}README.md") not in files:
+        others = _others(api, repo_id, prefix, paths, revision)
+        files[top] = _suite_card(folder, homes, others)
+    has_text = any(path.endswith(_TEXT) for path in files)
+    stores = [_at(folder, home, prefix) + "features/" for home in homes]
+    deleted = [path for path in sorted(paths) if order.no_examples and _is_of_store(path, stores)]
+    where = (revision, order.create_pr, order.looks, head, has_text, tuple(deleted))
+    plan = Plan(repo_id, is_new, is_private, files, left_out, *where)
+    _write_cards(api, plan, revision, order.replace_model_card)
+    return plan
+
+
+def _is_of_store(path: str, stores: list[str]) -> bool:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/" in stores and (name.endswith(".parquet") or name == "meta.json")
 
 
 def _send_in_time(
@@ -240,7 +273,9 @@ def _send(api: HfApi, plan: Plan, message: str) -> CommitInfo:
 
 
 def _commit(api: HfApi, plan: Plan, message: str) -> CommitInfo:
+    operations: list[CommitOperationAdd | CommitOperationDelete]
     operations = [CommitOperationAdd(path, data) for path, data in sorted(plan.files.items())]
+    operations += [CommitOperationDelete(path) for path in plan.deleted]
     with warnings.catch_warnings():  # parquet in a model's repository is meant: its features
         warnings.filterwarnings("ignore", message="It seems that you are about to commit a data")
         return api.create_commit(
@@ -259,6 +294,9 @@ def _homes(folder: Path) -> list[Path]:
         raise ValueError(f"there is no folder {folder} to push")
     found = sorted(p.parent for p in folder.rglob("config.json") if is_sae(p.parent))
     homes = [home for home in found if not passes(home)]
+    for link in (p for p in sorted(folder.rglob("*")) if p.is_symlink() and p.is_dir()):
+        if any(_is_of_hfsae(p) for p in (link, *link.iterdir())):  # `rglob` looks into no link
+            raise ValueError(_is_a_link(link, folder))
     if not homes:
         raise ValueError(
             f"{folder} holds no SAE of hfsae's: no config.json with model.safetensors beside it; "
@@ -285,7 +323,7 @@ def _collect(
     prefix = _prefix(subfolder)
     files: dict[str, Path | bytes] = {}
     for home in homes:
-        at = prefix + "".join(f"{part}/" for part in home.relative_to(folder).parts)
+        at = _at(folder, home, prefix)
         for path in files_to_publish(home):
             name = path.relative_to(home).as_posix()
             if not (no_examples and name.startswith("features/") and path.name != LABELS):
@@ -320,18 +358,27 @@ def files_to_publish(home: Path, more: tuple[str, ...] = ()) -> Iterator[Path]:
             on_the_way = [path, *list(path.parents)[: len(path.relative_to(home).parts) - 1]]
             link = next((p for p in on_the_way if p.is_symlink()), None)
             if link is not None and not _is_cached(path):
-                raise ValueError(
-                    f"{link.relative_to(home)} in {home} is a link to {link.resolve()}; put a copy "
-                    "in its place, or remove it: links are not sent"
-                )
+                raise ValueError(_is_a_link(link, home))
             if path.is_file():
                 yield path
+
+
+def _is_a_link(link: Path, folder: Path) -> str:
+    return (
+        f"{link.relative_to(folder)} in {folder} is a link to {link.resolve()}; put a copy in its "
+        "place, or remove it: links are not sent"
+    )
 
 
 def _is_cached(path: Path) -> bool:
     """Whether it is a link of the Hub's cache, from a snapshot to the blobs beside it."""
     snapshots = [p for p in path.absolute().parents if p.name == "snapshots"]
     return any(path.resolve().parent == (p.parent / "blobs").resolve() for p in snapshots)
+
+
+def _at(folder: Path, home: Path, prefix: str) -> str:
+    """Where in the repository an SAE of the folder lies: "", or with a slash at its end."""
+    return prefix + "".join(f"{part}/" for part in home.relative_to(folder).parts)
 
 
 def _prefix(subfolder: str) -> str:
@@ -369,6 +416,12 @@ def is_sae(folder: Path) -> bool:
     return any(
         (folder / n).is_file() for n in ("model.safetensors", "model.safetensors.index.json")
     )
+
+
+def _is_of_hfsae(folder: Path) -> bool:
+    """Whether an SAE lies there, and not a language model."""
+    config = folder / "config.json"
+    return is_sae(folder) and config.is_file() and "d_sae" in read_json(config)
 
 
 def published(path: Path, include_code: bool = False) -> Path | bytes:

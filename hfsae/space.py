@@ -102,6 +102,11 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
             f"{sae} is not the folder of a trained SAE: it has no config.json with "
             "model.safetensors; `hfsae convert` makes one of another library's files"
         )
+    if "d_sae" not in read_json(config):
+        raise ValueError(
+            f"{sae} is not the folder of a trained SAE: its config.json has no d_sae; give what "
+            "`hfsae train` wrote, and a language model's folder with --model"
+        )
     if target.resolve() == sae.resolve():  # this Space's own, again
         return read_json(config).get("model_name")
     if target.resolve() in sae.resolve().parents:

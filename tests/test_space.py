@@ -63,6 +63,16 @@ def test_the_front_matter_is_what_the_hub_knows(tmp_path):
     assert re.fullmatch(r"\d+\.\d+\.\d+", front["sdk_version"])
 
 
+def test_a_language_models_folder_is_refused(tmp_path):
+    lm = tmp_path / "lm"
+    lm.mkdir()
+    (lm / "config.json").write_text('{"model_type": "llama"}')
+    (lm / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"is not the folder of a trained SAE: its config\.json"):
+        write_space(tmp_path / "space", str(lm))
+    assert not (tmp_path / "space").exists()
+
+
 def test_a_folder_is_copied_into_the_space_without_what_is_private(tmp_path):
     sae, space = tmp_path / "sae", tmp_path / "space"
     config = hfsae.JumpReLUSAEConfig(d_in=4, d_sae=8, site="layers.1", model_name="me/lm")

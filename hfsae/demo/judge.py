@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..card import public
 from ..evaluation import EvaluationArguments, evaluate
 from ..hub import is_sae, list_files
 from ..suite import beside
@@ -97,15 +98,16 @@ class Judge(Act):
     def about(self) -> Json:
         """Which SAE and language model this is, and its model card."""
         config, loaded = self.subject.sae.config, self.subject.loaded
+        why_not = re.sub("'[^']*'", lambda m: repr(public(m[0][1:-1])), self.subject.why_no_lm)
         return {
             "name": self.subject.name,
             "kind": config.model_type,
             "site": config.site,
             "d_sae": config.d_sae,
             "d_in": config.d_in,
-            "model": self.subject.lm_name,
-            "model_origin": loaded.origin if loaded else None,
-            "model_missing": None if loaded else self.subject.why_no_lm,
+            "model": public(self.subject.lm_name, "model_name"),
+            "model_origin": public(loaded.origin, "origin") if loaded else None,
+            "model_missing": None if loaded else why_not,
             "notes": self.subject.notes,
             "card": self.subject.card,
         }

@@ -324,6 +324,17 @@ def test_a_model_that_cannot_be_had_is_told_and_the_rest_opens(sae_folder, tmp_p
     }
 
 
+def test_about_names_a_language_models_folder_without_its_place(actions, sae_folder, tmp_path):
+    about = actions.about()
+    assert (about["model"], about["model_origin"]) == ("./lm", "folder ./lm")
+    sae = hfsae.load(sae_folder)
+    sae.config.model_name = str(tmp_path / "gone" / "lm")
+    sae.save_pretrained(tmp_path / "sae")
+    about = Actions(open_subject(Choice(str(tmp_path / "sae")))).about()
+    assert about["model"] == "./lm" and "./lm" in about["model_missing"]
+    assert str(tmp_path) not in json.dumps(about)
+
+
 def test_a_store_of_another_sae_is_left_out_with_a_word(sae_folder, tmp_path):
     config = hfsae.JumpReLUSAEConfig(d_in=16, d_sae=8, site="layers.1")
     hfsae.JumpReLUSAE(config).save_pretrained(tmp_path / "sae")
