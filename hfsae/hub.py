@@ -185,22 +185,11 @@ def push(
     """
     if repo_id.count("/") != 1:
         raise ValueError(f"{repo_id!r} is no repository; write 'name/repository'")
-    api = HfApi(token=token)
     looks = not (dry_run and constants.HF_HUB_OFFLINE)
     where = (repo_id, private, revision, create_pr, subfolder)
     order = _Order(*where, include_code, replace_model_card, no_examples, looks)
-    homes = _homes(Path(folder))
-    with _in_a_sentence(repo_id, f"push to {repo_id}"):
-        make_plan = partial(_plan, api, Path(folder), homes, order)
-        plan = make_plan()
-        tell(str(plan))
-        if dry_run:
-            return ""
-        message = commit_message or f"Upload {subfolder or 'SAE'} with hfsae"
-        done = _send_in_time(api, plan, make_plan, message)
-    if create_pr and not done.pr_url:
-        tell("nothing differs from what is there: no pull request was made")
-    return done.pr_url or done.commit_url
+    message = None if dry_run else commit_message or f"Upload {subfolder or 'SAE'} with hfsae"
+    return _carried_out(HfApi(token=token), Path(folder), order, message, tell)
 
 
 class _Order(NamedTuple):
@@ -216,6 +205,23 @@ class _Order(NamedTuple):
     no_examples: bool
     looks: bool
     """at what the repository holds"""
+
+
+def _carried_out(
+    api: HfApi, folder: Path, order: _Order, message: str | None, tell: Callable[[str], None]
+) -> str:
+    """The commit's address; without a message there is none: the plan is told, and that is all."""
+    homes = _homes(folder)
+    with _in_a_sentence(order.repo_id, f"push to {order.repo_id}"):
+        make_plan = partial(_plan, api, folder, homes, order)
+        plan = make_plan()
+        tell(str(plan))
+        if message is None:
+            return ""
+        done = _send_in_time(api, plan, make_plan, message)
+    if order.create_pr and not done.pr_url:
+        tell("nothing differs from what is there: no pull request was made")
+    return done.pr_url or done.commit_url
 
 
 def _plan(api: HfApi, folder: Path, homes: list[Path], order: _Order) -> Plan:
