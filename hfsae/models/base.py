@@ -33,7 +33,7 @@ import math
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -128,6 +128,24 @@ class SAEConfig(PreTrainedConfig):
             self._reject_dtype(dtype)
         self.check()
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers does, but refuse the config of another kind of model.
+
+        Raises:
+            ValueError: it is that, or a field is missing, of the wrong type or out of range.
+        """
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type and cls is not SAEConfig:
+            raise ValueError(
+                f"its config.json is of a {kind!r} model, and a {cls.__name__} is of "
+                f"{cls.model_type!r}; transformers.AutoModel takes the right class by itself"
+            )
+        required = [f.name for f in fields(cls) if f.default is f.default_factory is MISSING]
+        if lacks := [name for name in required if name not in {**config_dict, **kwargs}]:
+            raise ValueError(f"its config.json lacks {' and '.join(lacks)}")
+        return super().from_dict(config_dict, **kwargs)
 
     def _reject_unknown_keys(self, kwargs: dict[str, Any]) -> None:
         """transformers would store an unknown key in silence; a typo must not train a default."""
@@ -640,13 +658,15 @@ class SAE(PreTrainedModel):
 
         Raises:
             ValueError: a weight is missing, left over, of another shape, or not finite, where
-                transformers would log a line and go on with fresh values.
+                transformers would log a line and go on with fresh values; or it would read other
+                files than model.safetensors and its shards.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         where = f"{pretrained_model_name_or_path}"
         place = {k: v for k, v in kwargs.items() if k in _HUB_OPTIONS and v is not None}
-        kwargs.setdefault("use_safetensors", True)  # no pickle, not even a restricted one
-        if files := _weight_files(where, place, kwargs.get("config")):
+        _refuse_other_files(kwargs)
+        kwargs["use_safetensors"] = True  # no pickle, not even a restricted one
+        if files := _weight_files(where, place):
             _refuse_other_weights(cls, files, where, place, kwargs.get("config"))
         kwargs["ignore_mismatched_sizes"] = True  # reported below, in one sentence
         kwargs["output_loading_info"] = True
@@ -725,11 +745,30 @@ _HUB_OPTIONS = {
 }
 
 
-def _weight_files(name: str, place: dict[str, Any], config: Any) -> list[str]:
+def _refuse_other_files(options: dict[str, Any]) -> None:
+    """Options of transformers that lead to weights which are not looked at before."""
+    for name in ("variant", "gguf_file"):
+        if options.get(name) is not None:
+            raise ValueError(
+                f"{name}={options[name]!r}: an SAE is read from {SAFE_WEIGHTS_NAME} alone; leave "
+                f"{name} out"
+            )
+    if options.get("use_safetensors") is False:
+        raise ValueError("use_safetensors=False: an SAE is read from safetensors files alone")
+    if path := (options.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # by AutoModel
+        raise ValueError(_IS_ADAPTER.format(path))
+
+
+_ADAPTER = "adapter_config.json"
+_IS_ADAPTER = f"{{}} holds {_ADAPTER}: a PEFT adapter is no SAE; remove that file if it is one"
+
+
+def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
     """The files that are about to be loaded, if they are known: of a repository, with its config.
 
     Raises:
-        ValueError: an index of shards names files that are not beside it.
+        ValueError: an index of shards names files that are not beside it, or transformers would
+            read others: those of an adapter or of a distributed checkpoint.
     """
     if Path(name).is_dir():
         folder = Path(name, place.get("subfolder", ""))
@@ -737,6 +776,11 @@ def _weight_files(name: str, place: dict[str, Any], config: Any) -> list[str]:
         def find(file: str) -> str | None:
             return str(folder / file) if (folder / file).is_file() else None
 
+        if shards := sorted(path.name for path in folder.glob("shard-*-model-*.safetensors")):
+            raise ValueError(
+                f"{folder} holds {shards[0]}, of a distributed checkpoint, which would be read in "
+                f"place of {SAFE_WEIGHTS_NAME}; move it elsewhere"
+            )
     else:
         lenient = ("gated_repo", "missing_entries", "connection_errors")
         quiet: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
@@ -744,6 +788,8 @@ def _weight_files(name: str, place: dict[str, Any], config: Any) -> list[str]:
         def find(file: str) -> str | None:
             return cast("str | None", cached_file(name, file, **place, **quiet))
 
+    if find(_ADAPTER):
+        raise ValueError(_IS_ADAPTER.format(name))
     if file := find(SAFE_WEIGHTS_NAME):
         return [file]
     index = find(SAFE_WEIGHTS_INDEX_NAME)
@@ -770,7 +816,10 @@ def _refuse_other_weights(
     an SAE cannot have is cast in silence."""
     if config is None:
         config_class: Any = cls.config_class
-        config = config_class.from_pretrained(where, **place)
+        try:
+            config = config_class.from_pretrained(where, **place)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
     try:
         with torch.device("meta"):
             wanted = {name: list(t.shape) for name, t in cls(config).state_dict().items()}
