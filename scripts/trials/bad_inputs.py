@@ -124,7 +124,7 @@ FIELDS: dict[str, list[str]] = {
     "sae.initial_threshold": ["-1", ".nan"],
     "sae.log_threshold": ["perhaps"],
     "sae.kernel": ["round"],
-    "sae.model_type": ["nope_sae", "llama", "5", "null"],
+    "sae.model_type": ["nope_sae", "llama", "5"],
     "evaluation.n_tokens": ["-5", "x", "1.5"],
     "evaluation.bootstrap_samples": ["-1", "x"],
     "evaluation.sae_batch_tokens": ["0", "-1", "x"],
