@@ -68,6 +68,8 @@ _CAPTIONS = {
     "thresholds": "Thresholds, in the raw units of the activations",
 }
 _SECTIONS = ("lm", "text", "harvest", "shuffle", "sae_as_trained", "training")
+_NUMBERS = ("n_tokens", "warm_start_tokens", "n_processes", "peak_memory_bytes")
+_TABLES_OF_NUMBERS = ("seconds", "final_coefficients")
 _EXAMPLE = ("latent", "kind", "rank", "activation", "firing", "tokens")
 _MAX_TEXTS = 2**24  # bytes of the tokens that a card's latents show; real ones take some 10,000
 _N_LATENTS, _N_EXAMPLES, _N_PROMOTED, _EXAMPLE_WIDTH = 6, 3, 6, 96
@@ -301,9 +303,26 @@ def _suite_row(home: Path, path: str) -> Json:
     return {"path": path, "config": config, "facts": facts, "index": index, **values}
 
 
-def _records(folder: Path) -> Iterator[Json]:
+def _records(folder: Path) -> tuple[Json, Json, Json]:
     """Config, training record and evaluation of an SAE; empty where there is none."""
-    return (_json(folder / f"{name}.json") for name in ("config", "training", "evaluation"))
+    config, evaluation = (_json(folder / f"{name}.json") for name in ("config", "evaluation"))
+    record = _json(folder / "training.json")
+    with reading(folder / "training.json"):
+        _refuse_text_for_numbers(record)
+    return config, record, evaluation
+
+
+def _refuse_text_for_numbers(record: Json) -> None:
+    """The template would leave out what it cannot show. A record may lack any of them."""
+    found = {name: record.get(name) for name in _NUMBERS}
+    for table in _TABLES_OF_NUMBERS:
+        inside = record.get(table) or {}
+        if not isinstance(inside, dict):
+            raise ValueError(f"{table} must be an object with numbers, got {inside!r}")
+        found |= {f"{table}.{name}": value for name, value in inside.items()}
+    for name, value in found.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{name} must be a number, got {value!r}")
 
 
 def _json(path: Path) -> Json:

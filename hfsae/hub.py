@@ -10,6 +10,7 @@ that a damaged one is fetched again and not kept.
 import hashlib
 import json
 import logging
+import re
 import shutil
 import tempfile
 import time
@@ -185,6 +186,7 @@ def push(
     """
     if repo_id.count("/") != 1:
         raise ValueError(f"{repo_id!r} is no repository; write 'name/repository'")
+    _refuse_subfolder(subfolder)
     looks = not (dry_run and constants.HF_HUB_OFFLINE)
     where = (repo_id, private, revision, create_pr, subfolder)
     order = _Order(*where, include_code, replace_model_card, no_examples, looks)
@@ -317,15 +319,19 @@ def _homes(folder: Path) -> list[Path]:
                 f"back a sound copy, or delete {PROBE} if you changed the SAE yourself"
             )
         refuse_mixture(home)
+        card.render_card(home, examples=False)  # refuses records that are damaged
     return homes
+
+
+def _refuse_subfolder(subfolder: str) -> None:
+    if ".." in re.split(r"[/\\]", subfolder) or subfolder.startswith(("/", "\\")):
+        raise ValueError(f"subfolder {subfolder!r} leaves the repository; name one inside it")
 
 
 def _collect(
     folder: Path, homes: list[Path], subfolder: str, include_code: bool, no_examples: bool
 ) -> tuple[dict[str, Path | bytes], list[str]]:
     """(what to send by its path in the repository, what is left out)."""
-    if ".." in subfolder.split("/"):
-        raise ValueError(f"subfolder {subfolder!r} leaves the repository; name one inside it")
     prefix = _prefix(subfolder)
     files: dict[str, Path | bytes] = {}
     for home in homes:

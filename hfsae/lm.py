@@ -58,7 +58,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from . import contract
 from .loading import one_at_a_time
 from .packaged import PACKAGED_LMS, packaged_lm, require_gguf_reader, require_packaged_lm
-from .processor import spare_bfloat16_
+from .processor import refuse_absent, spare_bfloat16_
 
 logger = logging.getLogger(__name__)
 
@@ -578,12 +578,13 @@ def load_lm(
             packaged one, if there is one and no revision is asked for.
 
     Raises:
-        ValueError: not found, gated, unreachable, a package or the tokenizer missing; one sentence
-            with the remedy.
+        ValueError: not found, gated, unreachable, no such device, a package or the tokenizer
+            missing; one sentence with the remedy.
     """
     known = dtype == "auto" or isinstance(dtype, torch.dtype)
     if not known and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
         raise ValueError(f"dtype {dtype!r} does not exist; choose 'auto', 'float32' or 'bfloat16'.")
+    refuse_absent(device)
     copy = _locate(name, revision, source)
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:

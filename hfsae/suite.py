@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 _LAYER = re.compile(r"(?:^|[/_.])(?:layers?|blocks|h)[._](\d+)")
 _WIDTH = re.compile(r"width_(\d+)([km]?)", re.IGNORECASE)
-_L0 = re.compile(r"l0_(\d+(?:\.\d+)?|small|medium|big)")
+_WORDS = ("small", "medium", "big")  # for an L0, in Gemma Scope 2
+_L0 = re.compile(rf"l0_(\d+(?:\.\d+)?|{'|'.join(_WORDS)})")
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 20
 _LEVELS = 4  # of folders below the one that is named: a suite's SAEs lie three deep
@@ -308,12 +309,15 @@ def _pick(
     width: str | int | None,
     l0: int | float | str | None,
 ) -> SAEEntry:
+    is_known = l0 in _WORDS if isinstance(l0, str) else l0 is None or 0 < l0 < math.inf
+    if not is_known:
+        raise ValueError(
+            f"l0 must be positive and finite, or one of {', '.join(_WORDS)}; got {l0!r}"
+        )
     if not entries:
         raise ValueError(_no_sae(listing, source))
     if (subfolder, layer, width, l0) == ("", None, None, None) and entries[0].path == "":
         return entries[0]  # the repository is an SAE, and holds others besides
-    if isinstance(l0, int | float) and not 0 < l0 < math.inf:
-        raise ValueError(f"l0 must be positive and finite, got {l0}")
     exact = [e for e in entries if subfolder and e.path == subfolder.rstrip("/")]
     if exact and (layer, width, l0) == (None, None, None):
         return exact[0]  # nor do others below the folder that is named matter

@@ -616,6 +616,21 @@ def test_front_matter_that_cannot_be_read_is_not_lost(folder):
             write_card(folder)
 
 
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"seconds": "long"}, "seconds must be an object with numbers, got 'long'"),
+        ({"seconds": {"train": "long"}}, "seconds.train must be a number, got 'long'"),
+        ({"n_tokens": "many"}, "n_tokens must be a number, got 'many'"),
+    ],
+)
+def test_text_where_a_number_belongs_is_the_damage_of_the_record(folder, fields, sentence):
+    change(folder, **fields)
+    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
+        render_card(folder)
+    assert str(caught.value).startswith(f"{folder / 'training.json'} is damaged")
+
+
 def test_a_record_that_the_template_cannot_show_is_one_sentence(folder):
     change(folder, final_coefficients=[[]])
     with pytest.raises(ValueError, match=r"training.json is damaged .*; put back a sound copy"):

@@ -164,3 +164,30 @@ def test_a_push_is_planned_offline_without_a_look_at_the_repository(folder, monk
     said = capsys.readouterr().out
     assert f"model repository {ID} (which was not looked at, since HF_HUB_OFFLINE is set)" in said
     assert "model.safetensors" in said and "if it is made by this" in said
+
+
+@pytest.mark.parametrize("subfolder", ["../up", "/up", "a/../../up"])
+def test_a_push_offline_refuses_a_subfolder_outside_first(folder, monkeypatch, capsys, subfolder):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["push", str(folder), ID, "--dry_run", "--subfolder", subfolder]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and f"subfolder '{subfolder}' leaves the repository" in said.err
+
+
+@pytest.mark.parametrize("has_card", [True, False])
+def test_a_push_refuses_damaged_metrics_before_it_looks(folder, hub, capsys, has_card):
+    (folder / "evaluation.json").write_text('{"metrics": ')
+    if has_card:
+        (folder / "README.md").write_text("# Mine")
+    assert main(["push", str(folder), ID, "--dry_run"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "evaluation.json is damaged" in said.err and hub.requests == []
+
+
+@pytest.mark.parametrize("l0", [".", "many"])
+def test_an_l0_is_a_number_or_a_word_that_suites_have(folder, tmp_path, capsys, l0):
+    for verb in (["verify", str(folder)], ["convert", str(folder), str(tmp_path / "x")]):
+        to = ["--to", "saelens"] if verb[0] == "convert" else []
+        assert main([*verb, *to, "--l0", l0]) == 2
+        error = capsys.readouterr().err
+        assert f"l0 must be positive and finite, or one of small, medium, big; got '{l0}'" in error

@@ -336,7 +336,7 @@ def test_a_suite_goes_up_in_one_commit_and_comes_down_by_meaning(hub, tmp_path, 
         ({"layer": 1, "l0": 40}, "has 2 SAEs with layer=1, l0=40; choose: "),  # 20 and 80: a tie
         ({"layer": 9}, "has no SAE with layer=9; it has layers.1/width_16k/l0_20"),
         ({"width": "wide"}, "'wide' is no width; write '16k' or 16384"),
-        ({"l0": 0}, "l0 must be positive and finite, got 0"),
+        ({"l0": 0}, "l0 must be positive and finite, or one of small, medium, big; got 0"),
         ({"dtype": "float99"}, "dtype 'float99' is none; write 'float32'"),
     ]:
         with pytest.raises(ValueError, match=sentence):

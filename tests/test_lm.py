@@ -777,6 +777,11 @@ def test_attention_that_is_not_installed_is_one_sentence(saved_lm: Path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_device_that_is_not_here_is_refused_before_anything_is_read():
+    with pytest.raises(ValueError, match="device 'cuda:99' is not here; this machine has 'cpu'"):
+        load_lm("no/such-model", device="cuda:99")
+
+
 def test_dtype_is_a_name_and_an_unknown_one_is_refused(saved_lm: Path):
     assert load_lm(str(saved_lm)).lm.dtype == torch.float32
     for dtype in ("bfloat16", torch.bfloat16):
