@@ -171,15 +171,23 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
     if repo_id is not None:
         card = set_model_id(card, repo_id)
     if path.exists():
-        old = path.read_text(encoding="utf-8")
-        if not _kept_blocks(old):
-            raise ValueError(
-                f"{path} holds no whole block between {_OPEN} and {_CLOSE}, so all of it would be "
-                "lost; put what is to stay between these lines, or move the file away"
-            )
-        card = carry_over(old, card)
+        refuse_card_of_others(Path(folder))
+        card = carry_over(path.read_text(encoding="utf-8"), card)
     write_whole(path, card)
     return path
+
+
+def refuse_card_of_others(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: the card in a folder has no block to keep.
+    """
+    path = folder / "README.md"
+    if path.exists() and not _kept_blocks(path.read_text(encoding="utf-8")):
+        raise ValueError(
+            f"{path} holds no whole block between {_OPEN} and {_CLOSE}, so all of it would be "
+            "lost; put what is to stay between these lines, or move the file away"
+        )
 
 
 def misgivings(folder: str | Path) -> list[str]:
@@ -244,12 +252,14 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
     with reading(folder / "features"):
         latents = list(shown_latents(folder / "features")) if examples else []
     with reading(folder), _rendering(folder):
-        facts = _facts(config, record)
+        facts, measured = _facts(config, record), evaluation.get("measured_with", {})
         return template.render(
             **facts,
             front_matter=_front_matter(facts, evaluation).to_yaml(),
             model_id=folder.resolve().name,
             evaluation=evaluation,
+            measured=measured,
+            measured_text=_measured_text(measured),
             has_probe=(folder / "probe.safetensors").is_file(),
             misgivings=_misgivings(config, record, evaluation),
             figures=_figures(folder / "figures"),
@@ -432,6 +442,15 @@ def _dataset(text: Json) -> str:
     )
 
 
+def _measured_text(measured: Json) -> str:
+    """The text of an evaluation that is not a training run's own, and what was left out of it."""
+    limits = measured.get("norm_limits", {}).items()
+    norms = ", ".join(f"{site} above {_number(limit)}" for site, limit in limits)
+    left_out = f"norms at {norms} left out" if norms else "no norm left out"
+    lm = measured.get("lm", {}).get("name")
+    return f"{_dataset(measured.get('text', {}))}, read by {lm}; {left_out}"
+
+
 def _settings(record: Json) -> Iterator[tuple[str, str]]:
     for section in _SECTIONS:
         for key, value in record.get(section, {}).items():
@@ -467,12 +486,14 @@ def _is_hub_dataset(dataset: Any) -> bool:
 
 
 def _eval_results(facts: Json, evaluation: Json) -> list[EvalResult]:
-    dataset, metrics = facts["text"].get("dataset"), evaluation.get("metrics", {})
+    measured, metrics = evaluation.get("measured_with", {}), evaluation.get("metrics", {})
+    text = measured.get("text", facts["text"])
+    dataset, kind = text.get("dataset"), "documents" if measured else "held-out documents"
     return [
         EvalResult(
             task_type="feature-extraction",
             dataset_type=dataset if _is_hub_dataset(dataset) else "text",
-            dataset_name=f"{facts['dataset'] or 'text'}, held-out documents",
+            dataset_name=f"{_dataset(text) or 'text'}, {kind}",
             metric_type=name,
             metric_name=label,
             metric_value=float(f"{metrics[name]['value']:.6g}"),

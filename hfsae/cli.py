@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from .card import misgivings
 from .cli_demo import VERBS as DEMO_VERBS
-from .cli_files import VERBS
+from .cli_files import VERBS, add_choice, add_source, given_options
 from .cli_parsing import VerbParser, did_you_mean, explained, sentence_of, verb_parser
 from .comparison import Comparison
 from .comparison import compare as run_comparison
@@ -33,6 +33,7 @@ from .features import ANSI, PLAIN, FeatureStore, show
 from .footprint import check_memory
 from .formula import CARDS
 from .lock import is_first_process
+from .measurement import default_folder, defaults, measure, origin_of, settle
 from .models import SAEConfig, register_variants, variants
 from .plan import plan
 from .processor import keep_freed_memory
@@ -53,15 +54,18 @@ from .recipe import (
     save_recipe,
 )
 from .records import check_yaml, parse_yaml, printable, printable_lines, read_json, reading
+from .suite import load as load_any
 from .training.trainer import make_accelerator
 from .weights import refuse_mixture
 
+_NO_EXAMPLES = "no examples of what latents fire on"
 _SHOWN_LATENTS, _SHOWN_TOKENS, _SHOWN_EXAMPLES = 5, 6, 3
 _EXAMPLES = (
     "hfsae train scripts/recipes/quickstart.yaml --training.output_dir runs/mine",
     "hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run",
     "hfsae compare scripts/comparisons/quickstart.yaml",
     "hfsae evaluate runs/mine --evaluation.n_tokens 200000",
+    "hfsae evaluate someone/sae --lm.name google/gemma-2-2b --text.dataset my.jsonl",
     "hfsae collect runs/mine --collect_tokens 2000000",
     "hfsae show runs/mine 17 1234",
     "hfsae card runs/mine",
@@ -77,8 +81,8 @@ A field is set in the recipe's YAML file, or by its dotted name on the command l
 _USAGE = {
     "train": "[RECIPE.yaml] [--FIELD VALUE ...]",
     "compare": "[COMPARISON.yaml] [--FIELD VALUE ...]",
-    "evaluate": "FOLDER [--FIELD VALUE ...]",
-    "collect": "FOLDER [--FIELD VALUE ...]",
+    "evaluate": "SOURCE [--FIELD VALUE ...]",
+    "collect": "SOURCE [--FIELD VALUE ...]",
 }
 # Fields that `--help` explains; the others are for `--help_all`.
 _OFTEN_OF_TRAIN = ("lm.name", "text.dataset", "text.context_size", "training.output_dir")
@@ -86,8 +90,8 @@ _OFTEN_OF_TRAIN += ("training.n_tokens", "training.learning_rate", "evaluation.n
 _OFTEN = {
     "train": (*_OFTEN_OF_TRAIN, "collect_tokens"),
     "compare": (*_OFTEN_OF_TRAIN, "arms", "seeds", "at_l0", "only"),
-    "evaluate": ("evaluation.n_tokens",),
-    "collect": ("collect_tokens", "collect.top", "collect.window"),
+    "evaluate": ("lm.name", "text.dataset", "evaluation.n_tokens"),
+    "collect": ("lm.name", "text.dataset", "collect_tokens", "collect.top", "collect.window"),
 }
 _OFTEN_OF_SAE = ("site", "target_l0", "k")
 _SECTIONS = {
@@ -184,33 +188,57 @@ def compare(argv: list[str]) -> None:
 
 
 def evaluate(argv: list[str]) -> None:
-    """Evaluate a trained SAE anew: `hfsae evaluate FOLDER`, with other fields of its recipe, which
-    are noted in its recipe.yaml."""
+    """Evaluate a trained SAE anew, with other fields of its recipe, which are noted in its
+    recipe.yaml. Or any SAE, in a folder or repository, in any format, on all of a text; what its
+    config does not tell of the language model has to be given."""
     _report_again("evaluate", argv, "evaluation.json", ["evaluation"])
 
 
 def collect(argv: list[str]) -> None:
-    """Collect what a trained SAE's latents fire on anew: `hfsae collect FOLDER`, with other fields
-    of its recipe, which are noted in its recipe.yaml."""
+    """Collect what a trained SAE's latents fire on anew, with other fields of its recipe, which are
+    noted in its recipe.yaml. Or those of any SAE, in a folder or repository, in any format; what
+    its config does not tell of the language model has to be given."""
     _report_again("collect", argv, "features/meta.json", ["collect", "collect_tokens"])
 
 
 def show_folder(argv: list[str]) -> None:
-    """Print a trained SAE's metrics and latents: those named, or some drawn at random."""
-    parser = verb_parser("show", "FOLDER [LATENT ...]", show_folder)
-    parser.add("folder", type=str, help="a folder that `hfsae train` wrote")
+    """Print an SAE's metrics and latents, as far as they lie beside it: those named, or some drawn
+    at random."""
+    parser = verb_parser("show", "SOURCE [LATENT ...]", show_folder)
+    add_source(parser)
     parser.add("latents", type=int, nargs="*", default=[], help="indices of latents to show")
-    args = parser.parse(argv)
-    _print_folder(_trained(args["folder"]), args["latents"] or [])
+    add_choice(parser)
+    choice = given_options(parser.parse(argv))
+    latents = choice.pop("latents") or []
+    source = choice["source"]
+    if _is_of_a_run(source):
+        _print_folder(_trained(source), latents)
+    elif folder := origin_of(choice):
+        _print_folder(folder, latents, source)
+    elif latents:
+        raise ValueError(f"{source} holds {_NO_EXAMPLES}: {_maker('collect', None, source)}")
+    else:
+        print(f"\n{printable(f'{source}: {load_any(**choice)}')}")
+        print(f"No evaluation.json: {_maker('evaluate', None, source)}")
 
 
 def card(argv: list[str]) -> None:
-    """Draw the figures and write the model card again, from what lies in a folder."""
-    parser = verb_parser("card", "FOLDER", card)
-    parser.add("folder", type=str, help="a folder that `hfsae train` wrote")
-    folder = _trained(parser.parse(argv)["folder"])
-    with alone(_home(folder) or folder, [folder]):
-        finish(folder)
+    """Draw the figures and write the model card again, from what lies in a folder; of an SAE from
+    elsewhere, or of another format, in a folder of its own."""
+    parser = verb_parser("card", "SOURCE", card)
+    add_source(parser)
+    _add_output(parser)
+    choice = given_options(parser.parse(argv))
+    output = choice.pop("output_dir", None)
+    if _is_of_a_run(choice["source"]) and output is None:
+        folder = _trained(choice["source"])
+        with alone(_home(folder) or folder, [folder]):
+            finish(folder)
+    else:
+        folder, origin = _place(choice, output)
+        with alone(folder, [folder]):
+            settle(load_any(**choice), origin, folder)
+            finish(folder)
     print(f"wrote {folder / 'README.md'} and {folder / 'figures'}")
 
 
@@ -272,9 +300,22 @@ def _recipe_parser(verb: str, kind: type[Recipe] = Recipe) -> VerbParser:
         examples=tuple(e for e in _EXAMPLES if e.startswith(f"hfsae {verb} ")),
         more=(lambda everything: iter(())) if verb in _SECTIONS else _sae_help,
     )
+    if verb in _SECTIONS:
+        parser.add("--revision", type=str | None, help="branch, tag or commit of a repository")
+        _add_output(parser)
+        parser.add("--site", type=str | None, help="as layers.12, of an SAE that names none")
     parser.parser.add_argument("--recipe", action="config")
     parser.parser.add_class_arguments(kind, as_group=False)
     return parser
+
+
+def _add_output(parser: VerbParser) -> None:
+    add_choice(parser)
+    parser.add(
+        "--output_dir",
+        type=str | None,
+        help="folder for an SAE from elsewhere, and its results (default: runs/NAME)",
+    )
 
 
 def _train_parser() -> VerbParser:
@@ -318,6 +359,7 @@ def _parse_recipe(
         argv = ["--recipe", *argv]
     argv = [_EXPONENT.sub(lambda n: f"{float(n[0]):.0f}", part) for part in argv]
     given = parser.parse(argv)
+    given.pop("recipe")  # which is read by then
     own = {section.name for section in fields(kind)}
     options = {name: value for name, value in given.items() if name not in own}
     recipe = kind(**{name: value for name, value in given.items() if name in own})
@@ -361,14 +403,67 @@ def _report_again(verb: str, argv: list[str], result: str, sections: list[str]) 
     parser = _recipe_parser(verb)
     if not argv or argv[0].startswith("-"):
         _parse_recipe(parser, argv)  # --help, or an unknown option
-        raise ValueError(f"name the folder of a trained SAE: hfsae {verb} FOLDER")
-    folder = _trained(argv[0])
-    home = _home(folder)
-    if home is None:
-        raise ValueError(f"{folder} has no recipe.yaml that says which model and text to use")
-    with alone(home, [folder]):
-        _make_again(verb, argv[1:], folder, home, result, sections)
+        raise ValueError(f"name the folder or repository of an SAE: hfsae {verb} SOURCE")
+    folder = _trained(argv[0]) if _is_of_a_run(argv[0]) else None
+    home = _home(folder) if folder else None
+    if folder is None or home is None:
+        folder = _measure(verb, argv[0], argv[1:], result)
+    else:
+        with alone(home, [folder]):
+            _make_again(verb, argv[1:], folder, home, result, sections)
     _print_folder(folder, [])
+
+
+def _is_of_a_run(source: str) -> bool:
+    """Whether a source is the folder of a run, or one with an SAE in hfsae's own format."""
+    folder = Path(source)
+    config = folder / "config.json"
+    is_own = config.is_file() and "d_sae" in read_json(config)
+    return is_own or (folder / "recipe.yaml").is_file()
+
+
+def _place(choice: dict[str, Any], output: str | None) -> tuple[Path, Path | None]:
+    """The folder for an SAE's results, and its own folder if it is in hfsae's own format."""
+    origin = origin_of(choice)
+    if origin is not None and output is None and Path(choice["source"]).exists():
+        return origin, origin
+    return Path(output) if output else default_folder(choice), origin
+
+
+def _measure(verb: str, source: str, changes: list[str], result: str) -> Path:
+    """Make one result of an SAE that no recipe tells of; the folder that it lies in."""
+    parser = _recipe_parser(verb)
+    _, options = _parse_recipe(parser, changes)
+    choice = {"source": source, **given_options(options)}
+    site, output = choice.pop("site", None), choice.pop("output_dir", None)
+    sae = load_any(**choice)
+    if sae.config.site is None:
+        sae.config.site = site
+    elif site not in (None, sae.config.site):
+        raise ValueError(f"{source} is of {sae.config.site}, not of {site}; leave out --site")
+    known = defaults(sae)
+    told = [f"--{key}={value}" for key, value in known.items()]
+    recipe, _ = _parse_recipe(parser, [*told, *changes])
+    if "lm.name" not in known and not any(re.match(r"--lm\.name\b", part) for part in changes):
+        raise ValueError(f"{source} does not tell its language model; give --lm.name")
+    old, new = as_plain(Recipe()), as_plain(recipe)
+    for key, _, _ in differences(old, new, {*new} - {*_SECTIONS[verb]}):
+        raise ValueError(f"{key} is not `hfsae {verb}`'s to change")
+    _refuse_no_tokens(verb, recipe)
+    folder, origin = _place(choice, output)
+    print(f"{verb}: {recipe.lm.name} reads {recipe.text.dataset}; results go to {folder}")
+    with alone(folder, [folder]):
+        settle(sae, origin, folder)
+        chosen = " ".join(f"{k}={v}" for k, v in choice.items() if k != "source" and v)
+        measure(recipe, sae, folder, result, f"{source} {chosen}".rstrip())
+    return folder
+
+
+def _refuse_no_tokens(verb: str, recipe: Recipe) -> None:
+    n_tokens = {"evaluate": recipe.evaluation.n_tokens, "collect": recipe.collect_tokens}[verb]
+    if n_tokens == 0:
+        field = "evaluation.n_tokens" if verb == "evaluate" else "collect_tokens"
+        raise ValueError(f"{field} is 0, which leaves out what `hfsae {verb}` does; give 1 or more")
 
 
 def _make_again(
@@ -376,17 +471,16 @@ def _make_again(
 ) -> None:
     parser, its_recipe = _recipe_parser(verb), str(home / "recipe.yaml")
     trained_with, _ = _parse_recipe(parser, [its_recipe])
-    recipe, _ = _parse_recipe(parser, [its_recipe, *changes])
+    recipe, options = _parse_recipe(parser, [its_recipe, *changes])
+    for name in {name for name, value in options.items() if value}:
+        raise ValueError(f"--{name} is for an SAE from elsewhere; {folder} is a run's own")
     old, new = as_plain(trained_with), as_plain(recipe)
     for key, _, _ in differences(old, new, set(new) - set(sections)):
         raise ValueError(
             f"{key} is not `hfsae {verb}`'s to change, which may set {' and '.join(sections)}: the "
             "rest says what this SAE was trained on"
         )
-    n_tokens = {"evaluate": recipe.evaluation.n_tokens, "collect": recipe.collect_tokens}[verb]
-    if n_tokens == 0:
-        field = "evaluation.n_tokens" if verb == "evaluate" else "collect_tokens"
-        raise ValueError(f"{field} is 0, which leaves out what `hfsae {verb}` does; give 1 or more")
+    _refuse_no_tokens(verb, recipe)
     others: list[Path] = []
     unfinished = remaking(home)
     if result in unfinished or next(differences(old, new, sections), None):
@@ -433,18 +527,23 @@ def _trained(folder: str) -> Path:
     return path
 
 
-def _print_folder(folder: Path, latents: list[int]) -> None:
+def _print_folder(folder: Path, latents: list[int], source: str | None = None) -> None:
+    """
+    Args:
+        source: of what is printed, where the folder is only a copy of it.
+    """
+    name = source or str(folder)
     refuse_mixture(folder)
     if not latents:
-        print(f"\n{printable(_summary(folder))}")
+        print(f"\n{printable(_summary(folder, name))}")
         if (folder / "evaluation.json").is_file():
             _print_metrics(folder)
         else:
-            print(f"No evaluation.json: {_maker('evaluate', folder)}")
+            print(f"No evaluation.json: {_maker('evaluate', folder, name)}")
     if not (folder / "features" / "meta.json").is_file():
-        missing = f"no examples of what latents fire on: {_maker('collect', folder)}"
+        missing = f"{_NO_EXAMPLES}: {_maker('collect', folder, name)}"
         if latents:
-            raise ValueError(f"{folder} holds {missing}")
+            raise ValueError(f"{name} holds {missing}")
         print(f"{missing[0].upper()}{missing[1:]}")
         return
     store = FeatureStore.load(folder)
@@ -467,24 +566,24 @@ def _print_metrics(folder: Path) -> None:
     data = read_json(path)
     with reading(path):
         result = EvaluationResult.from_dict(data)
-        print(f"{result.n_tokens:,} held-out tokens of {result.n_documents} documents:\n")
+        kind = "" if "measured_with" in data else "held-out "
+        print(f"{result.n_tokens:,} {kind}tokens of {result.n_documents} documents:\n")
         print(printable_lines(result.table()))
         print("".join(f"\nnote: {sentence}" for sentence in misgivings(folder)))
 
 
-def _maker(verb: str, folder: Path) -> str:
-    """How to make what is missing: the verbs need the recipe of a run."""
-    if _home(folder):
-        return f"`hfsae {verb} {folder}` makes it"
-    return f"call hfsae.{verb}(sae, lm, ...), since there is no recipe.yaml to tell model and text"
+def _maker(verb: str, folder: Path | None, name: str) -> str:
+    """How to make what is missing: without the recipe of a run, model and text have to be named."""
+    fields = "" if folder and _home(folder) else " --lm.name MODEL --text.dataset TEXT"
+    return f"`hfsae {verb} {name}{fields}` makes it"
 
 
-def _summary(folder: Path) -> str:
+def _summary(folder: Path, name: str) -> str:
     """What was trained, at which speed, in how much memory; or what the config says."""
     config = read_json(folder / "config.json")
     if not (folder / "training.json").is_file():
         place = f"{config.get('site')} of {config.get('model_name')}"
-        return f"{folder}: {config.get('model_type')}, {config.get('d_sae'):,} latents, {place}"
+        return f"{name}: {config.get('model_type')}, {config.get('d_sae'):,} latents, {place}"
     with reading(folder / "training.json"):
         record = read_json(folder / "training.json")
         seconds, harvested = record["seconds"], record["harvested"].get("kept", 0)
@@ -492,7 +591,7 @@ def _summary(folder: Path) -> str:
         harvest, train = (f"{rates[k] / max(seconds[k], 0.1):,.0f} tok/s" for k in rates)
         memory = record["peak_memory_bytes"] / 1e9
         return (
-            f"{folder}: trained on {record['n_tokens']:,} activations in "
+            f"{name}: trained on {record['n_tokens']:,} activations in "
             f"{sum(seconds.values()):.0f} s (harvest {harvest}, SAE {train}), peak memory "
             f"{memory:.1f} GB"
         )

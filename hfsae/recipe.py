@@ -585,30 +585,57 @@ def report(
     sae.to(cast(Any, loaded.lm.device))
     limits = norm_limits(sae, folder)
     if "evaluation.json" in missing:
-        result = evaluate_held_out(recipe, loaded, {"": sae}, limits)[""]
-        write_whole(folder / "evaluation.json", evaluation_text(result, folder))
+        write_result("evaluation.json", recipe, loaded, sae, folder, limits)
     if "features/meta.json" in missing:
-        rows = read_rows(recipe, loaded, "train", recipe.collect_tokens)
-        with _bar("collect", recipe.collect_tokens) as progress:
-            store = collect(
-                sae,
-                loaded.lm,
-                loaded.tokenizer,
-                rows,
-                recipe.collect,
-                norm_limits=limits,
-                progress=progress,
-            )
-        store.meta |= stamp(folder)
-        store.save(folder)
+        write_result("features/meta.json", recipe, loaded, sae, folder, limits)
     if PROBE in missing:
         write_probe(sae, _probe_activations(recipe, loaded, sae, limits), folder)
     finish(folder)
 
 
-def evaluation_text(result: EvaluationResult, folder: Path) -> str:
+def write_result(
+    name: str,
+    recipe: Recipe,
+    loaded: LoadedLM,
+    sae: SAE,
+    folder: Path,
+    limits: dict[str, float],
+    *,
+    side: Split = "train",
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Evaluate, or collect, and write what comes of it into a folder.
+
+    Args:
+        name: "evaluation.json" or "features/meta.json".
+        limits: by site, the largest norm of a kept activation.
+        side: of the text, in which to look for examples; evaluated is the held-out one.
+        more: what the record is to hold besides.
+    """
+    if name == "evaluation.json":
+        result = evaluate_held_out(recipe, loaded, {"": sae}, limits)[""]
+        write_whole(folder / name, evaluation_text(result, folder, more))
+        return
+    rows = read_rows(recipe, loaded, side, recipe.collect_tokens)
+    with _bar("collect", recipe.collect_tokens) as progress:
+        store = collect(
+            sae,
+            loaded.lm,
+            loaded.tokenizer,
+            rows,
+            recipe.collect,
+            norm_limits=limits,
+            progress=progress,
+        )
+    store.meta |= {**stamp(folder), **(more or {})}
+    store.save(folder)
+
+
+def evaluation_text(
+    result: EvaluationResult, folder: Path, more: Mapping[str, Any] | None = None
+) -> str:
     """Of evaluation.json, for the weights that lie in a folder."""
-    return json.dumps({**result.to_dict(), **stamp(folder)}, indent=1) + "\n"
+    return json.dumps({**result.to_dict(), **stamp(folder), **(more or {})}, indent=1) + "\n"
 
 
 def _probe_activations(

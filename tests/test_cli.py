@@ -139,11 +139,11 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["train", RECIPE, "--collect_tokens", "-5"], "collect_tokens must be 0 (to leave"),
         (["train", RECIPE, "--training.n_tokens", "5"], "less than one batch"),
         (["train", RECIPE, "--text.bos", "sometimes"], "text.bos must be 'row' or 'document' or"),
-        (["evaluate"], "name the folder of a trained SAE"),
-        (["evaluate", "/nowhere"], "/nowhere is not the folder of a trained SAE"),
-        (["show", "/nowhere"], "not the folder of a trained SAE"),
-        (["show"], "hfsae show needs FOLDER: hfsae show FOLDER [LATENT ...]"),
-        (["card"], "hfsae card needs FOLDER: hfsae card FOLDER"),
+        (["evaluate"], "name the folder or repository of an SAE"),
+        (["evaluate", "/nowhere"], "there is no folder /nowhere"),
+        (["show", "/nowhere"], "there is no folder /nowhere"),
+        (["show"], "hfsae show needs SOURCE: hfsae show SOURCE [LATENT ...]"),
+        (["card"], "hfsae card needs SOURCE: hfsae card SOURCE"),
         (["train", RECIPE, "--lm.name", str(ROOT / "tests")], "holds no model: it has no config"),
         (["train", RECIPE, "--sae.d_sea", "5"], "did you mean 'd_sae'"),
         (["train", RECIPE, "--dry_run", "--sae.d_sea", "5"], "did you mean 'd_sae'"),
@@ -300,7 +300,8 @@ def test_showing_an_sae_alone_says_what_it_is_and_what_to_run(tmp_path, capsys):
     assert main(["show", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "jumprelu_sae, 1,024 latents, layers.1 of m" in text
-    assert "hfsae.evaluate(sae, lm, ...)" in text and "hfsae.collect(sae, lm, ...)" in text
+    for verb in ("evaluate", "collect"):
+        assert f"`hfsae {verb} {tmp_path} --lm.name MODEL --text.dataset TEXT` makes it" in text
     assert "holds no examples" in refused(["show", str(tmp_path), "3"], capsys)
 
 
@@ -439,7 +440,7 @@ def test_the_real_model_from_recipe_to_shown_latents(tmp_path, packaged_lm):
 
 def test_a_folder_of_another_kind_of_model_is_told_from_an_sae(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert "names no d_sae); `hfsae convert` reads" in refused(["show", str(tmp_path)], capsys)
+    assert "holds no SAE in a known format" in refused(["show", str(tmp_path)], capsys)
 
 
 @pytest.fixture
