@@ -49,6 +49,7 @@ from .models.probe import NAME as PROBE
 from .models.registry import IMPORT_HINT
 from .records import damaged, parse_yaml, passes, read_json, sweep, write_whole
 from .training import Trainer, TrainingArguments
+from .training.identity import FREE
 from .training.trainer import make_accelerator
 from .weights import of_others, refuse_mixture, stamp
 
@@ -63,18 +64,7 @@ _TAKEN = ("checkpoints", "features", "figures")  # folders of a run, beside its 
 _N_SHOWN = 3
 _DEFAULT_VARIANT = "jumprelu_sae"
 # Settings that change nothing of the result.
-_FREE = (
-    "output_dir",
-    "logging_steps",
-    "save_steps",
-    "save_total_limit",
-    "report_to",
-    "num_processes",
-    "shard_latents",
-    "cache",
-    "cache_gb",
-    "prefetch",
-)
+_FREE = {*FREE, "cache", "cache_gb", "prefetch"}
 
 
 @dataclass
@@ -422,7 +412,7 @@ def differences(
 def _differences(key: str, old: Any, new: Any, default: Any) -> Iterator[tuple[str, str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
         default = default if isinstance(default, dict) else {}
-        for name in sorted({*old, *new} - set(_FREE)):
+        for name in sorted({*old, *new} - _FREE):
             known = default.get(name)
             yield from _differences(f"{key}.{name}", old.get(name, known), new.get(name), known)
     elif old != new:

@@ -11,7 +11,7 @@ from ..models.base import FIELDS_OF_TRANSFORMERS, own_fields
 from .arguments import TrainingArguments
 
 # Arguments that change nothing of the result.
-_FREE = {
+FREE = {
     "output_dir",
     "logging_steps",
     "save_steps",
@@ -27,7 +27,7 @@ class Identity:
     there was a choice. A field of an SAE's config has the key "name.field"."""
 
     def __init__(self, args: TrainingArguments, saes: Mapping[str, SAE]) -> None:
-        self.values = {k: v for k, v in asdict(args).items() if k not in _FREE}
+        self.values = {k: v for k, v in asdict(args).items() if k not in FREE}
         self.defaults = {f.name: f.default for f in fields(TrainingArguments)}
         for name, sae in saes.items():
             config, defaults = sae.config, {f.name: f.default for f in fields(sae.config)}
@@ -60,7 +60,7 @@ class Identity:
         ours, defaults = self.plain(), _plain(self.defaults)
         for key in sorted({*ours, *theirs}):
             field = key.rpartition(".")[2]
-            if field in _FREE or field in FIELDS_OF_TRANSFORMERS:
+            if field in FREE or field in FIELDS_OF_TRANSFORMERS:
                 continue  # as in checkpoints from before these were left out
             here = ours.get(key)
             there = theirs.get(key, defaults.get(key, here))

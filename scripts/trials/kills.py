@@ -16,7 +16,6 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -133,11 +132,7 @@ def main() -> int:
     parser.add_argument("--real", action="store_true", help="train on SmolLM2-135M")
     parser.add_argument("--keep", type=Path, help="work in this new folder, and leave it there")
     args = parser.parse_args()
-    tiny.torch.set_num_threads(1)  # a process with more threads cannot be forked
-    with tempfile.TemporaryDirectory() as temporary:
-        root = args.keep or Path(temporary)
-        root.mkdir(parents=True, exist_ok=not args.keep)
-        root = root.absolute()
+    with tiny.workplace(args.keep) as root:
         argv = ["train", str(tiny.write_subject(root / "subject"))]
         trial = Trial(root, ["train", *_REAL] if args.real else argv)
         n = args.kills // 2

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -194,11 +193,8 @@ def main() -> int:
     )
     parser.add_argument("--keep", type=Path, help="work in this new folder, and leave it there")
     args = parser.parse_args()
-    tiny.torch.set_num_threads(1)  # a process with more threads cannot be forked
-    with tempfile.TemporaryDirectory() as temporary:
-        root = args.keep or Path(temporary)
-        root.mkdir(parents=True, exist_ok=not args.keep)
-        bench = Bench(root.absolute())
+    with tiny.workplace(args.keep) as root:
+        bench = Bench(root)
         tries(bench)
     print(f"{bench.tried} tried, {bench.held} held")
     return int(bench.held < bench.tried)

@@ -5,8 +5,10 @@ command in a process of its own, forked from one that has imported everything.
 import json
 import os
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +19,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from hfsae import cli
 
 _SPECIAL = ["<pad>", "<eos>", "<bos>"]
+
+
+@contextmanager
+def workplace(keep: Path | None) -> Iterator[Path]:
+    """A folder to work in, for forks: `keep`, which must be new, or one that goes at the end."""
+    torch.set_num_threads(1)  # a process with more threads cannot be forked
+    with tempfile.TemporaryDirectory() as temporary:
+        root = (keep or Path(temporary)).absolute()
+        root.mkdir(parents=True, exist_ok=keep is None)
+        yield root
 
 
 def write_lm(folder: Path) -> None:
