@@ -319,6 +319,11 @@ def _records(folder: Path) -> tuple[Json, Json, Json]:
     record = _json(folder / "training.json")
     with reading(folder / "training.json"):
         _refuse_text_for_numbers(record)
+    for name, metric in evaluation.get("metrics", {}).items():
+        if not isinstance(metric, dict):
+            raise ValueError(
+                damaged(folder / "evaluation.json", f"{name} is no metric: {metric!r}")
+            )
     return config, record, evaluation
 
 

@@ -631,6 +631,14 @@ def test_text_where_a_number_belongs_is_the_damage_of_the_record(folder, fields,
     assert str(caught.value).startswith(f"{folder / 'training.json'} is damaged")
 
 
+def test_a_metric_that_is_none_is_the_damage_of_the_evaluation(folder):
+    (folder / "evaluation.json").write_text('{"metrics": {"l0": 5}}')
+    with pytest.raises(
+        ValueError, match=r"evaluation\.json is damaged \(l0 is no metric: 5\); `hf"
+    ):
+        render_card(folder)
+
+
 def test_a_record_that_the_template_cannot_show_is_one_sentence(folder):
     change(folder, final_coefficients=[[]])
     with pytest.raises(ValueError, match=r"training.json is damaged .*; put back a sound copy"):
