@@ -302,7 +302,7 @@ _DAMAGE: dict[str, tuple[dict[str, bytes], list[list[str]]]] = {
         [["show", "run"], ["card", "run"], ["push", "run", "me/it", "--dry_run"]],
     ),
     "training.json": (
-        {**_JSON, "nothing": b"{}", "text": b'{"seconds": "long"}'},
+        {**_JSON, "no counts": b'{"harvested": 5}', "text": b'{"seconds": "long"}'},
         [["show", "run"], ["card", "run"], ["evaluate", "run"], ["collect", "run"]],
     ),
     "features/meta.json": ({**_JSON, "nothing": b"{}"}, [["show", "run"], ["show", "run", "3"]]),
