@@ -319,16 +319,18 @@ def _records(folder: Path) -> tuple[Json, Json, Json]:
     record = _json(folder / "training.json")
     with reading(folder / "training.json"):
         _refuse_text_for_numbers(record)
-    for name, metric in evaluation.get("metrics", {}).items():
-        if not isinstance(metric, dict):
-            raise ValueError(
-                damaged(folder / "evaluation.json", f"{name} is no metric: {metric!r}")
-            )
+    with reading(folder / "evaluation.json"):
+        for name, metric in evaluation.get("metrics", {}).items():
+            if not isinstance(metric, dict):
+                raise ValueError(f"{name} is no metric: {metric!r}")
     return config, record, evaluation
 
 
 def _refuse_text_for_numbers(record: Json) -> None:
     """The template would leave out what it cannot show. A record may lack any of them."""
+    for section in (*_SECTIONS, "harvested"):
+        if not isinstance(record.get(section, {}), dict):
+            raise ValueError(f"{section} must be an object, got {record[section]!r}")
     found = {name: record.get(name) for name in _NUMBERS}
     for table in _TABLES_OF_NUMBERS:
         inside = record.get(table) or {}
@@ -358,6 +360,8 @@ def public(value: Any, key: str = "") -> Any:
         return value
     if key == "command":
         return _public_command(value)
+    if key == "report":  # a link from one file to another beside it
+        return value
     start = "folder " if key == "origin" and value.startswith("folder ") else ""
     if _is_relative_path(value.removeprefix(start), key):
         return f"{start}./{_last_part(value)}"

@@ -626,6 +626,8 @@ def empty_lm(
         config = AutoConfig.from_pretrained(copy.path, **copy.options)
     except Exception as error:  # as in load_lm
         raise ValueError(_why_not(name, revision, error)) from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ValueError(f"model {name!r} is a {config.model_type}, no causal language model")
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).eval()
 

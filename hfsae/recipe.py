@@ -310,8 +310,9 @@ def _output_dir(recipe: Recipe) -> Path:
         ValueError: it is a file, or cannot be written to.
     """
     root = Path(recipe.training.output_dir)
-    if root.exists() and not root.is_dir():
-        raise ValueError(f"training.output_dir {root} is a file; name a folder")
+    for path in (root, *root.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"training.output_dir {root}: {path} is a file; name a folder")
     home = next(f for f in (root, *root.absolute().parents) if f.is_dir())
     if not os.access(home, os.W_OK):
         raise ValueError(f"training.output_dir {root} cannot be written to; give another")

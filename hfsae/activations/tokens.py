@@ -202,7 +202,8 @@ def _local_files(dataset: str) -> list[Path]:
     if path.is_dir():
         every = sorted(file for file in path.rglob("*") if not file.is_dir())
         found = [file for file in every if file.suffix in _READERS]
-        _tell_unread(path, len(found), tuple(f for f in every if f.suffix not in _READERS))
+        if found:
+            _tell_unread(path, len(found), tuple(f for f in every if f.suffix not in _READERS))
     else:
         found = sorted(map(Path, [path] if path.exists() else glob(str(path), recursive=True)))
     if not found:

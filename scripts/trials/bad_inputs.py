@@ -165,7 +165,7 @@ def fields() -> Iterator[Try]:
             yield command(argv, says or named)
     for text in ("", "  "):
         yield command(["train", "recipe.yaml", f"--text.dataset={text}"], "text.dataset")
-        yield command(["train", "recipe.yaml", f"--lm.name={text}"], "lm")
+        yield command(["train", "recipe.yaml", f"--lm.name={text}"], "model")
         yield command(["train", "recipe.yaml", f"--sae.site={text}"], "site")
     for flag, says in (
         ("--training.learning_rat=1", "learning_rate"),

@@ -96,7 +96,7 @@ _ACTIONS: dict[str, Action] = {
     "list": Verb("list", "{}", may_be=(0, 1, 2)),
     "show": Verb("show", "{}"),
     "show 0 5": Verb("show", "{}", "0", "5"),
-    "verify": Verb("verify", "{}", may_be=(0, 1, 2)),
+    "verify": Verb("verify", "{}", may_be=(0, 1, 2, 3)),  # 3: there is no probe
     "convert": Verb("convert", "{}", "{}-converted", "--to", "hfsae"),
     "card": Verb("card", "{}"),
     "push": Verb("push", "{}", "nobody/nothing", "--dry_run"),
