@@ -366,9 +366,23 @@ def refuse_long_texts(table: "pyarrow.Table", limit: int) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file that is never seen half-written."""
+    """Write a safetensors file that is never seen half-written; equal content gives equal bytes."""
     with replacing(path) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata)
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes a file's metadata in an order that is another each time."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            assert len(text) <= length, "the header would run into the tensors"
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def open_to_readers(path: Path) -> None:

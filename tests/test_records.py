@@ -8,10 +8,19 @@ import signal
 import warnings
 
 import pytest
+import torch
 
 from hfsae import cli
 from hfsae.cli import main
-from hfsae.records import parse_yaml, printable, read_json, reading, write_whole
+from hfsae.records import (
+    parse_yaml,
+    printable,
+    read_json,
+    read_tensors,
+    reading,
+    write_tensors,
+    write_whole,
+)
 from hfsae.training.trainer import _append
 
 
@@ -147,3 +156,14 @@ def test_warnings_show_nothing_that_a_terminal_acts_on(monkeypatch, capsys):
     monkeypatch.setitem(cli._VERBS, "card", warn)
     assert main(["card"]) == 0
     assert r"UserWarning: a\x1b[2J\u202e" in capsys.readouterr().out
+
+
+def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path):
+    tensors = {"x": torch.arange(6.0), "é": torch.ones(2, 3)}
+    metadata = {name: f'"{name}" \\ \n é' for name in "badcfe"}
+    for i in range(6):
+        write_tensors(tmp_path / f"{i}", tensors, metadata)
+    contents = {(tmp_path / f"{i}").read_bytes() for i in range(6)}
+    assert len(contents) == 1
+    found, said = read_tensors(tmp_path / "0")
+    assert said == metadata and all(torch.equal(found[name], t) for name, t in tensors.items())
