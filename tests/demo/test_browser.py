@@ -363,25 +363,27 @@ def test_about_shows_the_card_and_nothing_in_it_acts(visit):
 def test_what_gets_into_the_page_all_the_same_fetches_and_sends_nothing(browser, app_url):
     """The policy alone, without the sanitiser before it."""
     context = browser.new_context()
-    page, asked, refused = context.new_page(), [], []
+    page, asked = context.new_page(), []
     page.on("requestfinished", lambda request: asked.append((request.url, None)))
     page.on("requestfailed", lambda request: asked.append((request.url, request.failure)))
     page.goto(app_url)
     page.wait_for_selector("#header .hf-top")
-    page.expose_function("refuse", lambda directive: refused.append(directive))
     page.evaluate(
         """spies => {
-            addEventListener("securitypolicyviolation", event => refuse(event.effectiveDirective));
+            window.refused = new Set();
+            addEventListener("securitypolicyviolation", e => refused.add(e.effectiveDirective));
             document.body.insertAdjacentHTML("beforeend", spies);
             document.forms[document.forms.length - 1].submit();
             return fetch("https://spy.example/f").catch(() => null);
         }""",
         SPIES,
     )
+    directives = ["media-src", "form-action", "connect-src", "style-src-elem"]
+    # each is reported when the browser comes to it, which may be after the next call
+    page.wait_for_function("names => names.every(name => refused.has(name))", arg=directives)
     page.evaluate(AFTER_ERRORS)
     context.close()
     assert {why for url, why in asked if "spy.example" in url} <= {"csp"}
-    assert {"media-src", "form-action", "connect-src", "style-src-elem"} <= set(refused)
 
 
 def test_hostile_text_stays_text(visit):
