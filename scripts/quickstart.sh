@@ -26,4 +26,4 @@ while [ $# -gt 0 ]; do
 done
 if [ "$source" = packaged ]; then export HF_HUB_OFFLINE=1; fi
 
-exec "$venv/bin/hfsae" train scripts/recipes/quickstart.yaml --lm.source "$source" ${options[@]+"${options[@]}"} "$@"
+exec "$bin/hfsae" train scripts/recipes/quickstart.yaml --lm.source "$source" ${options[@]+"${options[@]}"} "$@"

@@ -2,7 +2,7 @@
 # Install what tests need, then run them all: style, types, import floors, and pytest.
 # Arguments go to pytest:  bash scripts/test.sh -k jumprelu
 source "$(dirname "$0")/environment.sh" dev
-export PATH="$(cd "$venv/bin" && pwd):$PATH" HF_HUB_OFFLINE=1
+export PATH="$(cd "$bin" && pwd):$PATH" HF_HUB_OFFLINE=1
 
 # The app's tests drive a browser; where there is none and none can be installed, they skip.
 browsers="chromium-headless-shell chromium chromium-browser google-chrome"

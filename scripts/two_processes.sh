@@ -12,12 +12,12 @@ mkdir -p "$root"
 
 options=(scripts/recipes/quickstart.yaml --lm.source packaged --training.n_tokens 12288 --sae.d_sae 512
     --shuffle.bucket_tokens 6144 --training.logging_steps 4 --evaluation.n_tokens 0 --collect_tokens 0)
-"$venv/bin/hfsae" train "${options[@]}" --training.output_dir "$root/one" > "$root/one.log" 2>&1
+"$bin/hfsae" train "${options[@]}" --training.output_dir "$root/one" > "$root/one.log" 2>&1
 good=0
 for i in $(seq "$n"); do
-    "$venv/bin/torchrun" --standalone --nproc_per_node 2 -m hfsae train "${options[@]}" \
+    "$bin/torchrun" --standalone --nproc_per_node 2 -m hfsae train "${options[@]}" \
         --training.num_processes 2 --training.output_dir "$root/two-$i" > "$root/two-$i.log" 2>&1 && rc=0 || rc=$?
-    difference=$("$venv/bin/python" - "$root/one/log.jsonl" "$root/two-$i/log.jsonl" << 'PY'
+    difference=$("$bin/python" - "$root/one/log.jsonl" "$root/two-$i/log.jsonl" << 'PY'
 import json, sys
 one, two = ([json.loads(line)["loss"] for line in open(path)] for path in sys.argv[1:])
 assert len(one) == len(two) > 0
