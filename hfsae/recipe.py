@@ -36,6 +36,7 @@ from .activations import (
     Split,
     TextArguments,
     check_text,
+    text_fingerprint,
 )
 from .evaluation import EvaluationArguments, EvaluationResult, evaluate_all
 from .evaluation.fidelity import NO_PREDICTION, counted_predictions
@@ -528,8 +529,14 @@ def _train(
             setattr(config, term, value)
         torch.manual_seed(recipe.seed)  # each alone, so that company changes nothing
         saes[name] = AutoModel.from_config(config)
-    provenance = _provenance(recipe, loaded, command)
-    trainer = Trainer(saes, stream, recipe.training, accelerator=accelerator, provenance=provenance)
+    trainer = Trainer(
+        saes,
+        stream,
+        recipe.training,
+        accelerator=accelerator,
+        provenance=_provenance(recipe, loaded, command),
+        text=text_fingerprint(recipe.text),
+    )
     with closing(stream):
         trainer.train()
     trainer.close()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.evaluation import EvaluationArguments
 from hfsae.features import FeatureStore
 from hfsae.recipe import make_configs, run
+from hfsae.training import Trainer
 from hfsae.weights import RECORDS
 
 from .test_lock import held_elsewhere
@@ -123,6 +125,43 @@ def test_what_was_interrupted_half_way_to_other_settings_passes_for_neither(
     assert (tmp_path / "out" / "evaluation.json").read_bytes() != before
     run(tiny_recipe(**first))
     assert (tmp_path / "out" / "evaluation.json").read_bytes() == before
+
+
+def stopped_at_its_first_checkpoint(recipe) -> None:
+    save = Trainer.save_checkpoint
+
+    def save_and_stop(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "save_checkpoint", save_and_stop)
+        run(recipe)
+
+
+def test_a_text_that_changed_where_training_has_not_read_yet_is_noticed_at_the_resume(
+    tmp_path, loads
+):
+    path = tmp_path / "mine.jsonl"
+    lines = [json.dumps({"text": text}) + "\n" for text in TEXTS]
+
+    def recipe(folder: str):
+        text = {"dataset": str(path), "context_size": 16, "shuffle_documents": False}
+        fields = {"evaluation": NO_EVALUATION, "collect_tokens": 0, "training": {"save_steps": 5}}
+        return tiny_recipe(tmp_path / folder, text=TextArguments(**text), **fields)
+
+    path.write_text("".join(lines))
+    (whole,) = run(recipe("whole"))
+    stopped_at_its_first_checkpoint(recipe("parts"))
+    path.write_text("".join(lines).replace("document 198", "document 998"))
+    with pytest.raises(ValueError, match=r"step-0+5\.pt belongs to another run: the text in ") as e:
+        run(recipe("parts"))
+    assert re.search(r"text\.dataset is 'SHA-256 \w+' there and 'SHA-256 \w+' here", str(e.value))
+    assert "\n" not in str(e.value)
+    path.write_text("".join(lines))
+    (parts,) = run(recipe("parts"))
+    for name in ("model.safetensors", "log.jsonl"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
 
 
 def test_several_saes_share_a_stream_and_get_folders_of_their_own(tmp_path, loads):

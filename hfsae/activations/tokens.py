@@ -119,7 +119,7 @@ def check_text(args: TextArguments, split: Split) -> None:
 
 def _side(args: TextArguments, split: Split) -> Iterator[Document]:
     n_read, n_chosen = 0, 0
-    for number, text in enumerate(filter(str.strip, _texts(args))):
+    for number, text in enumerate(filter(str.strip, texts(args))):
         n_read += 1
         id_ = _hash(" ".join(text.split()))
         held_out = int(id_, 16) < args.held_out_fraction * 2**64
@@ -172,7 +172,7 @@ def _pieces(text: str, args: TextArguments) -> Iterator[str]:
 # Sources: each yields the texts of its documents, and turns what can go wrong into one sentence.
 
 
-def _texts(args: TextArguments) -> Iterator[str]:
+def texts(args: TextArguments) -> Iterator[str]:
     if not isinstance(args.dataset, str):
         yield from args.dataset
     elif args.dataset.startswith("packaged:"):
@@ -182,11 +182,15 @@ def _texts(args: TextArguments) -> Iterator[str]:
         for row in _hub_rows(args.dataset, args):
             yield _column(row, args.text_column, args.dataset)
     else:
-        for path in _local_files(args.dataset):
+        for path in local_files(args.dataset):
             try:
                 yield from _READERS[path.suffix](path, args.text_column)
             except OSError as error:
-                raise ValueError(f"{path} cannot be read ({error}); check it.") from error
+                raise ValueError(unreadable(path, error)) from error
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    return f"{path} cannot be read ({error}); check it."
 
 
 def is_hub(dataset: str | list[str]) -> bool:
@@ -197,7 +201,7 @@ def is_hub(dataset: str | list[str]) -> bool:
     return not (path.exists() or path.suffix in _READERS or "*" in dataset or len(path.parts) > 2)
 
 
-def _local_files(dataset: str) -> list[Path]:
+def local_files(dataset: str) -> list[Path]:
     path = Path(dataset).expanduser()
     if path.is_dir():
         every = sorted(file for file in path.rglob("*") if not file.is_dir())

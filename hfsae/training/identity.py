@@ -20,14 +20,23 @@ FREE = {
     "num_processes",
     "shard_latents",
 }
+_TEXT = "the text in text.dataset"  # as a sentence names it
 
 
 class Identity:
     """By key, all that the result of training depends on; `defaults`, what those keys were before
-    there was a choice. A field of an SAE's config has the key "name.field"."""
+    there was a choice. A field of an SAE's config has the key "name.field".
 
-    def __init__(self, args: TrainingArguments, saes: Mapping[str, SAE]) -> None:
+    Args:
+        text: what tells the text from any other; None, here or there, is taken for the same.
+    """
+
+    def __init__(
+        self, args: TrainingArguments, saes: Mapping[str, SAE], text: str | None = None
+    ) -> None:
         self.values = {k: v for k, v in asdict(args).items() if k not in FREE}
+        if text is not None:
+            self.values[_TEXT] = text
         self.defaults = {f.name: f.default for f in fields(TrainingArguments)}
         for name, sae in saes.items():
             config, defaults = sae.config, {f.name: f.default for f in fields(sae.config)}
@@ -62,6 +71,8 @@ class Identity:
             field = key.rpartition(".")[2]
             if field in FREE or field in FIELDS_OF_TRANSFORMERS:
                 continue  # as in checkpoints from before these were left out
+            if key == _TEXT and not (key in ours and key in theirs):
+                continue
             here = ours.get(key)
             there = theirs.get(key, defaults.get(key, here))
             if there != here:

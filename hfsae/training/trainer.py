@@ -106,6 +106,7 @@ class Trainer:
         stream: shuffled activations, `args.batch_size` of them a step over all processes.
         accelerator: made by `make_accelerator(args)` if not given.
         provenance: more for `training.json`: where activations came from, what ran.
+        text: what tells the stream's text from any other: a checkpoint of another is refused.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Trainer:
         *,
         accelerator: Accelerator | None = None,
         provenance: Mapping[str, Any] | None = None,
+        text: str | None = None,
     ) -> None:
         self.args, self.stream, self.provenance = args, stream, dict(provenance or {})
         self.accelerator = accelerator or make_accelerator(args)
@@ -125,7 +127,7 @@ class Trainer:
         self.runs = {
             name: Run(sae, args, self.accelerator, workspace) for name, sae in named.items()
         }
-        self.identity = Identity(args, {name: run.sae for name, run in self.runs.items()})
+        self.identity = Identity(args, {name: run.sae for name, run in self.runs.items()}, text)
         self.interrupt = Interrupt()
         self.steps_done = 0
         self.seconds = {"harvest": 0.0, "train": 0.0}

@@ -1,0 +1,62 @@
+"""What tells a text from any other, so that training goes on from a checkpoint with the same."""
+
+from hashlib import sha256
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
+)
+
+from .tokens import TextArguments, is_hub, local_files, texts, unreadable
+
+# Bytes of a file: the most that are hashed as a whole; of a larger one at each end; at a time.
+_WHOLE, _END, _BLOCK = 2**30, 2**26, 2**24
+
+
+def text_fingerprint(args: TextArguments) -> str | None:
+    """What tells the whole text, both sides, from any other; None where the Hub does not say.
+
+    Of listed and packaged documents it is the hash of their texts, of local files that of their
+    contents in the order of reading, of a Hub data set its commit, which needs one request. Of a
+    file over 1 GiB only the size and the first and last 64 MiB are hashed: a change between them
+    that keeps the size is not noticed.
+
+    Raises:
+        ValueError: a file or packaged text cannot be read.
+    """
+    if is_hub(args.dataset):
+        return _hub_fingerprint(str(args.dataset), args)
+    if isinstance(args.dataset, str) and not args.dataset.startswith("packaged:"):
+        parts = map(_file_hash, local_files(args.dataset))
+    else:
+        parts = (sha256(text.encode()).digest() for text in texts(args))
+    digest = sha256()
+    for part in parts:
+        digest.update(part)
+    return f"SHA-256 {digest.hexdigest()}"
+
+
+def _file_hash(path: Path) -> bytes:
+    """Of its kind, size and contents; its name and place may change."""
+    try:
+        size = path.stat().st_size
+        digest = sha256(f"{path.suffix} {size}".encode())
+        with path.open("rb") as file:
+            if size > _WHOLE:
+                digest.update(file.read(_END))
+                file.seek(-_END, 2)
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise ValueError(unreadable(path, error)) from error
+    return digest.digest()
+
+
+def _hub_fingerprint(name: str, args: TextArguments) -> str | None:
+    try:
+        info = HfApi().dataset_info(name, revision=args.dataset_revision, timeout=10)
+    except (HTTPError, OSError):  # what cannot be read at all is told where it is read
+        return None
+    config = f", {args.dataset_config}" if args.dataset_config else ""
+    return f"{name}{config} at commit {info.sha}"
