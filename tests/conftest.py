@@ -47,6 +47,8 @@ from hfsae.lm import LoadedLM, load_lm
 from hfsae.packaged import PACKAGED_LMS
 from hfsae.processor import multiplies_bfloat16
 
+pytest.register_assert_rewrite("tests.helpers", "tests.training.planted")
+
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>"]
 VOCAB_SIZE = len(SPECIAL_TOKENS) + 256
 N_LAYERS = 4

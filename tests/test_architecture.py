@@ -1,5 +1,6 @@
-"""The floors, the light import, the public names."""
+"""The package as a whole: light to import, pinned public names, short functions; tests alike."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -10,11 +11,6 @@ import hfsae
 PACKAGE = Path(hfsae.__file__).parent
 HEAVY = {"accelerate", "datasets", "pyarrow", "matplotlib", "jsonargparse", "gradio", "triton"}
 HEAVY |= {"scipy", "docstring_parser", "markdown_it", "gguf"}
-
-
-def test_floors_are_kept():
-    linted = subprocess.run(["lint-imports"], cwd=PACKAGE.parent, capture_output=True, text=True)
-    assert linted.returncode == 0, linted.stdout
 
 
 def test_nothing_in_the_package_imports_its_root():
@@ -83,10 +79,19 @@ def test_public_names():
 
 
 def test_no_function_is_longer_than_sixty_lines():
-    import ast
-
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 n = node.end_lineno - node.lineno + 1
                 assert n <= 60, f"{path.name}:{node.lineno} {node.name} has {n} lines"
+
+
+def test_each_test_file_opens_with_a_sentence_and_imports_no_other():
+    """What two of them need stands in tests/helpers.py, tiny.py or a conftest.py."""
+    for path in (PACKAGE.parent / "tests").rglob("test_*.py"):
+        tree = ast.parse(path.read_text())
+        assert (ast.get_docstring(tree) or "").rstrip().endswith("."), path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                assert not any(re.match("test_", name) for name in names), (path, node.lineno)

@@ -1,3 +1,5 @@
+"""Attributions against finite differences and closed forms."""
+
 from collections.abc import Callable
 
 import pytest
@@ -9,8 +11,7 @@ from hfsae import attribute, capture, splice, uniformity
 from hfsae.attribution import Agreement, _agreement, evenness, logit, loss
 from hfsae.models import SAE
 
-from .test_lm import n_hooks, tokens
-from .test_steering import make_sae
+from .tiny import make_sae, n_hooks, tokens
 
 TOKEN, CONTRAST = 100, 200
 LOGIT = logit(TOKEN, CONTRAST)

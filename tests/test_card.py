@@ -25,7 +25,7 @@ from hfsae.features import FeatureStore, collect
 from hfsae.lm import LoadedLM
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 
-from .models.test_contract import make, variants
+from .helpers import make, variants
 
 WORDS = [
     "king",

@@ -20,19 +20,11 @@ from hfsae.models import variants
 from hfsae.recipe import as_plain, load_trained, make_configs, run
 from hfsae.records import read_json
 
-from .test_lock import held_elsewhere
+from .helpers import held_elsewhere, refused
 from .tiny import tiny_recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPE = str(ROOT / "scripts" / "recipes" / "quickstart.yaml")
-
-
-def refused(argv: list[str], capsys: pytest.CaptureFixture) -> str:
-    """The sentence for bad input: exit code 2, one line, no traceback."""
-    assert main(argv) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("hfsae: error: ")
-    return lines[0].removeprefix("hfsae: error: ")
 
 
 def test_help_names_every_verb_with_what_it_does(capsys):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import hfsae
 from hfsae.cli import main
 
-from .models.test_contract import activations, make
+from .helpers import activations, make
 
 FIXTURES = Path(__file__).parent / "convert" / "fixtures"
 ID = "alice/sae"

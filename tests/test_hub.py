@@ -28,8 +28,8 @@ from hfsae.models import SAE, SAEConfig
 from hfsae.space import write_space
 from hfsae.suite import _width as width_of
 
+from .helpers import activations, make, variants
 from .loopback_hub import DOWNLOADS, UPLOADS, Fault, LoopbackHub
-from .models.test_contract import activations, make, variants
 
 ID = "alice/sae"
 WRITE = "hf_write"

@@ -1,3 +1,5 @@
+"""Sites read and written in every decoder family, and language models loaded from anywhere."""
+
 import copy
 import gc
 import threading
@@ -30,6 +32,7 @@ from hfsae.lm import (
 from hfsae.processor import Float32Products
 
 from .loopback_hub import Fault, LoopbackHub
+from .tiny import n_hooks, stack, tokens
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -68,22 +71,6 @@ def double_first(latents: Tensor) -> Tensor:
     return torch.cat([2 * latents[..., :1], latents[..., 1:]], dim=-1)
 
 
-def tokens(side: str = "right", rows: int = 3, ctx: int = 12, seed: int = 0) -> dict[str, Tensor]:
-    """Random rows behind a BOS; all but the first padded by three tokens on one side."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, 259, (rows, ctx), generator=generator)
-    mask = torch.ones_like(ids)
-    padding = slice(0, 3) if side == "left" else slice(ctx - 3, ctx)
-    ids[1:, padding] = mask[1:, padding] = 0
-    ids[0, 0] = 2
-    ids[1:, 3 if side == "left" else 0] = 2
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def stack(lm: PreTrainedModel) -> str:
-    return "h" if hasattr(lm.base_model, "h") else "layers"
-
-
 def parts(lm: PreTrainedModel) -> SimpleNamespace:
     """The family's names for what every decoder block has."""
     if lm.config.model_type == "gpt2":
@@ -93,10 +80,6 @@ def parts(lm: PreTrainedModel) -> SimpleNamespace:
         return SimpleNamespace(**names, norm="input_layernorm", final="final_layer_norm")
     names = {"attention": "self_attn", "out": "self_attn.o_proj"}
     return SimpleNamespace(**names, norm="input_layernorm", final="norm")
-
-
-def n_hooks(lm: PreTrainedModel) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.modules())
 
 
 def test_a_site_is_a_module_path_with_out_as_the_default_port():

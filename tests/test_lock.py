@@ -4,37 +4,13 @@ import errno
 import json
 import os
 import socket
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from hfsae import lock
 from hfsae.lock import NAME, locked
 
-
-@contextmanager
-def held_elsewhere(folder: Path) -> Iterator[threading.Event]:
-    """The folder's lock, held by another thread, to which it counts as another process; the event
-    ends it."""
-    is_held, is_over = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with locked(folder):
-            is_held.set()
-            is_over.wait(60)
-
-    with ThreadPoolExecutor(1) as other:
-        holding = other.submit(hold)
-        assert is_held.wait(60)
-        try:
-            yield is_over
-        finally:
-            is_over.set()
-            holding.result()
+from .helpers import held_elsewhere
 
 
 def test_a_second_one_is_refused_in_one_sentence_that_names_the_first(tmp_path):

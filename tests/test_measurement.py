@@ -11,8 +11,7 @@ from hfsae.evaluation import EvaluationArguments, evaluate
 from hfsae.recipe import Recipe, read_rows
 from hfsae.records import read_json
 
-from .models.test_contract import make
-from .test_cli import refused
+from .helpers import make, refused
 from .tiny import TEXTS
 
 ID = "alice/sae"

@@ -1,3 +1,5 @@
+"""Packaged models and texts: found where installed, else one sentence that names the command."""
+
 import json
 import sys
 from pathlib import Path

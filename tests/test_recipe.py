@@ -17,7 +17,7 @@ from hfsae.recipe import make_configs, run
 from hfsae.training import Trainer
 from hfsae.weights import RECORDS
 
-from .test_lock import held_elsewhere
+from .helpers import held_elsewhere
 from .tiny import TEXTS, tiny_recipe
 
 NO_EVALUATION = EvaluationArguments(n_tokens=0)

@@ -1,3 +1,5 @@
+"""Steering writes what its formula says, at its tokens alone, and leaves nothing behind."""
+
 import math
 import threading
 import warnings
@@ -24,39 +26,9 @@ from hfsae.steering import (
     save_steering_vector,
 )
 
-from .test_lm import n_hooks, stack, tokens
+from .tiny import D_SAE, VARIANTS, make_sae, n_hooks, stack, tokens
 
-D, D_SAE = 16, 40
 OPTIONS = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-VARIANTS = {
-    "relu": (hfsae.ReLUSAEConfig, {}),
-    "jumprelu": (hfsae.JumpReLUSAEConfig, {"initial_threshold": 0.1}),
-    "gated": (hfsae.GatedSAEConfig, {}),
-    "topk": (hfsae.TopKSAEConfig, {"k": 5}),
-    "layer_norm": (hfsae.ReLUSAEConfig, {"token_norm": "layer_norm"}),
-    "unit_rms": (hfsae.TopKSAEConfig, {"k": 5, "token_norm": "unit_rms"}),
-    "scaled": (hfsae.ReLUSAEConfig, {"activation_scale": 3.0, "subtract_b_dec": True}),
-}
-
-
-def make_sae(site: str = "layers.1", variant: str = "relu", seed: int = 1, **fields) -> SAE:
-    """A random SAE; its biases are not 0, and its decoder rows have norms of their own."""
-    config_class, defaults = VARIANTS[variant]
-    config = config_class(d_in=D, d_sae=D_SAE, site=site, **defaults | fields)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        sae = transformers_model(config)
-        with torch.no_grad():
-            for name, parameter in sae.named_parameters():
-                if name != "threshold":
-                    parameter.copy_(torch.randn_like(parameter) / 3)
-    return sae.eval().requires_grad_(False)
-
-
-def transformers_model(config) -> SAE:
-    from transformers import AutoModel
-
-    return AutoModel.from_config(config)
 
 
 def around(lm: PreTrainedModel, site: str, block, batch=None) -> tuple[Tensor, Tensor, Tensor]:

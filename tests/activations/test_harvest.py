@@ -1,3 +1,5 @@
+"""Activations are those of the language model's own forward pass, at kept positions alone."""
+
 import copy
 import json
 

@@ -1,3 +1,5 @@
+"""Token rows: documents of one side, packed without loss, resumed to the token."""
+
 import json
 import pickle
 

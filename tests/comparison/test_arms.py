@@ -1,3 +1,5 @@
+"""Arms of a comparison: what each is made of, and which cannot be."""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,5 @@
+"""Causes in an arm of a comparison: ratios of sums over tokens, with intervals over seeds."""
+
 import pytest
 import torch
 

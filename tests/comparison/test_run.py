@@ -13,7 +13,7 @@ from hfsae.comparison import CausalArguments, Comparison, compare
 from hfsae.records import write_tensors
 from hfsae.weights import KEY
 
-from ..test_lock import held_elsewhere
+from ..helpers import held_elsewhere
 from ..tiny import tiny_fields
 
 

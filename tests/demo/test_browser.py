@@ -11,6 +11,8 @@ from playwright.sync_api import expect
 
 from .conftest import D_SAE, HOSTILE, SPIES, assert_ended_early
 
+pytestmark = pytest.mark.browser
+
 # what a link opens, and what is there once it is drawn
 SCREENS = {
     "inspect&prompt=the+cat": "#inspect-text button.hf-token",

@@ -1,3 +1,5 @@
+"""Effects of latents on logits, against a forward pass of the whole text for each."""
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,8 +10,7 @@ from hfsae import splice
 from hfsae.evaluation.causal import causal_control
 from hfsae.models import SAE
 
-from ..test_lm import tokens
-from ..test_steering import make_sae
+from ..tiny import make_sae, tokens
 
 IDS = tokens(rows=2, ctx=7)["input_ids"]
 PLACES = (IDS > 2)[:, :-1].nonzero().tolist()

@@ -11,8 +11,7 @@ from hfsae.models import Schedule
 from hfsae.ops import Workspace
 from hfsae.training import Trainer
 
-from ..training.planted import PlantedStream
-from ..training.test_trainer import arguments, assert_same_bits, stop_at, weights
+from ..training.planted import PlantedStream, arguments, assert_same_bits, stop_at, weights
 
 C = 3.0
 

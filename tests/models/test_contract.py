@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -13,65 +12,7 @@ import hfsae
 from hfsae.models import SAE, SAEConfig
 from hfsae.ops import Workspace
 
-D_IN, D_SAE, SCALE = 12, 40, 7.0
-
-
-# Options that change what is learned, or how: each goes through the suite as a variant would.
-OPTIONS = [
-    ("relu_sae", {"penalty": "ri_l1"}),
-    ("gated_sae", {"penalty": "ri_l1"}),
-    ("jumprelu_sae", {"kernel": "gaussian", "bandwidth": 0.05}),
-    ("jumprelu_sae", {"ste_to_inputs": True, "bandwidth": 0.05}),
-    ("jumprelu_sae", {"ste": "l0"}),
-    ("jumprelu_sae", {"ste": "reconstruction"}),
-    ("jumprelu_sae", {"activation": "shifted"}),
-    ("jumprelu_sae", {"penalty": "l1"}),
-    ("jumprelu_sae", {"penalty": "tanh", "ste_to_inputs": True, "bandwidth": 0.05}),
-    ("jumprelu_sae", {"penalty": "tanh", "pre_act_coefficient": 0.01, "bandwidth": 0.05}),
-    ("jumprelu_sae", {"l0_loss": "quadratic", "target_l0": 5, "l0_coefficient": 0.1}),
-    ("jumprelu_sae", {"l0_loss": "frequency"}),
-]
-
-
-def variants() -> list[type[SAEConfig]]:
-    return [c for c in hfsae.models.variants() if c.__module__.startswith("hfsae.")]
-
-
-def cases() -> dict[str, Callable[..., SAEConfig]]:
-    """All variants, and those with options; by name."""
-    classes = {config.model_type: config for config in variants()}
-    named = {
-        f"{kind}-{'-'.join(map(str, fields.values()))}": partial(classes[kind], **fields)
-        for kind, fields in OPTIONS
-    }
-    return classes | named
-
-
-def smallest(config_class: Callable[..., SAEConfig]) -> dict[str, int]:
-    """The fields that have to be given at this size."""
-    sizes = {"d_in": D_IN, "d_sae": D_SAE, "k": 8}
-    known = getattr(config_class, "func", config_class).__dataclass_fields__
-    return {k: v for k, v in sizes.items() if k in known}
-
-
-def make(config_class: Callable[..., SAEConfig], **fields) -> SAE:
-    """A small SAE whose every parameter matters: no zero bias, some latents on, some off."""
-    defaults = {"activation_scale": SCALE, "site": "layers.1"}
-    config = config_class(**{**smallest(config_class), **defaults, **fields})
-    torch.manual_seed(0)
-    sae = AutoModel.from_config(config)
-    with torch.no_grad():
-        for name in ("b_enc", "b_dec", "b_mag", "r_mag", "W_skip"):
-            if hasattr(sae, name):
-                getattr(sae, name).uniform_(-0.1, 0.1)
-        if hasattr(sae, "threshold"):
-            sae.threshold.uniform_(0.05, 0.15)
-    return sae
-
-
-def activations(*shape: int) -> torch.Tensor:
-    x = torch.randn(*shape, D_IN, generator=torch.Generator().manual_seed(1))
-    return SCALE * x / D_IN**0.5
+from ..helpers import D_IN, D_SAE, SCALE, activations, cases, make, smallest, variants
 
 
 def norms(sae: SAE) -> torch.Tensor:

@@ -11,8 +11,7 @@ from hfsae.convert import to_jumprelu
 from hfsae.ops import Workspace
 from hfsae.training import Trainer
 
-from ..training.planted import PlantedStream
-from ..training.test_trainer import arguments
+from ..training.planted import PlantedStream, arguments
 
 C = 3.0
 BASES = {

@@ -9,7 +9,7 @@ import hfsae
 from hfsae.models import Schedule
 from hfsae.ops import Workspace, sparse
 
-from .test_contract import SCALE, activations, cases, make
+from ..helpers import SCALE, activations, cases, make
 
 SPARSE = {name: case for name, case in cases().items() if make(case).can_be_sparse}
 DEAD = torch.arange(40) % 5 == 0

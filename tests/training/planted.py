@@ -1,7 +1,14 @@
-"""An activation stream with a known answer: sparse sums of unit directions."""
+"""An activation stream with a known answer, sparse sums of unit directions, and runs on it."""
+
+import os
+import signal
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from hfsae import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae.training import TrainingArguments
 
 
 class PlantedStream:
@@ -40,3 +47,52 @@ class PlantedStream:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.position = state["position"]
+
+
+def make_sae(seed: int = 0, **fields) -> JumpReLUSAE:
+    torch.manual_seed(seed)
+    defaults = {
+        "d_in": 16,
+        "d_sae": 32,
+        "site": "layers.1",
+        "bandwidth": 0.1,
+        "initial_threshold": 0.05,
+        "log_threshold": False,
+        "l0_coefficient": 0.01,
+    }
+    return JumpReLUSAE(JumpReLUSAEConfig(**defaults | fields))
+
+
+def arguments(folder: Path, steps: int = 40, **fields) -> TrainingArguments:
+    defaults = {
+        "n_tokens": 256 * steps,
+        "batch_size": 256,
+        "learning_rate": 1e-3,
+        "threshold_learning_rate": 3e-3,
+        "warmup_steps": 5,
+        "sparsity_warmup_steps": 0,
+        "logging_steps": 10,
+        "save_steps": 10,
+    }
+    return TrainingArguments(output_dir=str(folder), **defaults | fields)
+
+
+def weights(sae: JumpReLUSAE) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in sae.named_parameters()}
+
+
+def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def stop_at(stream: PlantedStream, n_batches: int):
+    """A `next_batch` that sends this process SIGINT, as Ctrl-C would, in its nth call."""
+    original = stream.next_batch
+
+    def next_batch():
+        batch = original()
+        if stream.position == n_batches:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch
+
+    return next_batch

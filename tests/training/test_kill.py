@@ -19,8 +19,7 @@ def train(folder: str) -> None:
 
     from hfsae.training import Trainer
 
-    from .planted import PlantedStream
-    from .test_trainer import arguments, make_sae
+    from .planted import PlantedStream, arguments, make_sae
 
     torch.set_num_threads(1)
     fields = {"save_steps": 3, "warm_start_steps": 0.4, "decay_steps": 0.3, "max_grad_norm": 1.0}

@@ -15,9 +15,8 @@ from hfsae.models.auxk import AuxKSAE
 from hfsae.training import Trainer
 from hfsae.training.sharding import everywhere, placed_as, shard_, whole
 
-from ..models.test_contract import D_SAE, activations, cases, make
-from .planted import PlantedStream
-from .test_trainer import arguments
+from ..helpers import D_SAE, activations, cases, make
+from .planted import PlantedStream, arguments
 
 D = 16
 DEAD = torch.arange(48) % 2 == 0

@@ -1,3 +1,5 @@
+"""Learning rate, coefficient and bandwidth over the steps of a run, against their closed forms."""
+
 import pytest
 
 from hfsae.training.schedules import (

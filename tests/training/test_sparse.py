@@ -11,8 +11,14 @@ from hfsae.training import Trainer
 from hfsae.training.run import Run
 from hfsae.training.trainer import make_accelerator
 
-from .planted import PlantedStream
-from .test_trainer import arguments, assert_same_bits, make_sae, stop_at, weights
+from .planted import (
+    PlantedStream,
+    arguments,
+    assert_same_bits,
+    make_sae,
+    stop_at,
+    weights,
+)
 
 D_IN, D_SAE, L0 = 64, 512, 8
 KINDS = {

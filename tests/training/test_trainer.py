@@ -10,48 +10,19 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModel
 
-from hfsae import JumpReLUSAE, JumpReLUSAEConfig, TopKSAE, TopKSAEConfig
+from hfsae import TopKSAE, TopKSAEConfig
 from hfsae.training import Trainer, TrainingArguments, checkpoint
 from hfsae.training.trainer import make_accelerator, save_whole
 
-from ..test_lock import held_elsewhere
-from .planted import PlantedStream
-
-
-def make_sae(seed: int = 0, **fields) -> JumpReLUSAE:
-    torch.manual_seed(seed)
-    defaults = {
-        "d_in": 16,
-        "d_sae": 32,
-        "site": "layers.1",
-        "bandwidth": 0.1,
-        "initial_threshold": 0.05,
-        "log_threshold": False,
-        "l0_coefficient": 0.01,
-    }
-    return JumpReLUSAE(JumpReLUSAEConfig(**defaults | fields))
-
-
-def arguments(folder: Path, steps: int = 40, **fields) -> TrainingArguments:
-    defaults = {
-        "n_tokens": 256 * steps,
-        "batch_size": 256,
-        "learning_rate": 1e-3,
-        "threshold_learning_rate": 3e-3,
-        "warmup_steps": 5,
-        "sparsity_warmup_steps": 0,
-        "logging_steps": 10,
-        "save_steps": 10,
-    }
-    return TrainingArguments(output_dir=str(folder), **defaults | fields)
-
-
-def weights(sae: JumpReLUSAE) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in sae.named_parameters()}
-
-
-def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+from ..helpers import held_elsewhere
+from .planted import (
+    PlantedStream,
+    arguments,
+    assert_same_bits,
+    make_sae,
+    stop_at,
+    weights,
+)
 
 
 def test_training_finds_the_planted_directions_and_saves_a_folded_sae(tmp_path):
@@ -130,19 +101,6 @@ def test_a_stream_of_another_site_is_one_sentence(tmp_path):
     trainer = Trainer(make_sae(site="model.layers.1"), PlantedStream(), arguments(tmp_path))
     with pytest.raises(ValueError, match=r"of site 'model\.layers\.1', the stream .* layers\.1:"):
         trainer.train()
-
-
-def stop_at(stream: PlantedStream, n_batches: int):
-    """A `next_batch` that sends this process SIGINT, as Ctrl-C would, in its nth call."""
-    original = stream.next_batch
-
-    def next_batch():
-        batch = original()
-        if stream.position == n_batches:
-            os.kill(os.getpid(), signal.SIGINT)
-        return batch
-
-    return next_batch
 
 
 def test_ctrl_c_in_the_first_bucket_leaves_nothing_that_a_run_would_begin_from(tmp_path):

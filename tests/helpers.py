@@ -1,0 +1,105 @@
+"""For several test files: small SAEs of every variant, a folder in use, a command's refusal."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+import hfsae
+from hfsae.cli import main
+from hfsae.lock import locked
+from hfsae.models import SAE, SAEConfig
+
+D_IN, D_SAE, SCALE = 12, 40, 7.0
+
+# Options that change what is learned, or how: each goes through the suite as a variant would.
+OPTIONS = [
+    ("relu_sae", {"penalty": "ri_l1"}),
+    ("gated_sae", {"penalty": "ri_l1"}),
+    ("jumprelu_sae", {"kernel": "gaussian", "bandwidth": 0.05}),
+    ("jumprelu_sae", {"ste_to_inputs": True, "bandwidth": 0.05}),
+    ("jumprelu_sae", {"ste": "l0"}),
+    ("jumprelu_sae", {"ste": "reconstruction"}),
+    ("jumprelu_sae", {"activation": "shifted"}),
+    ("jumprelu_sae", {"penalty": "l1"}),
+    ("jumprelu_sae", {"penalty": "tanh", "ste_to_inputs": True, "bandwidth": 0.05}),
+    ("jumprelu_sae", {"penalty": "tanh", "pre_act_coefficient": 0.01, "bandwidth": 0.05}),
+    ("jumprelu_sae", {"l0_loss": "quadratic", "target_l0": 5, "l0_coefficient": 0.1}),
+    ("jumprelu_sae", {"l0_loss": "frequency"}),
+]
+
+
+def variants() -> list[type[SAEConfig]]:
+    return [c for c in hfsae.models.variants() if c.__module__.startswith("hfsae.")]
+
+
+def cases() -> dict[str, Callable[..., SAEConfig]]:
+    """All variants, and those with options; by name."""
+    classes = {config.model_type: config for config in variants()}
+    named = {
+        f"{kind}-{'-'.join(map(str, fields.values()))}": partial(classes[kind], **fields)
+        for kind, fields in OPTIONS
+    }
+    return classes | named
+
+
+def smallest(config_class: Callable[..., SAEConfig]) -> dict[str, int]:
+    """The fields that have to be given at this size."""
+    sizes = {"d_in": D_IN, "d_sae": D_SAE, "k": 8}
+    known = getattr(config_class, "func", config_class).__dataclass_fields__
+    return {k: v for k, v in sizes.items() if k in known}
+
+
+def make(config_class: Callable[..., SAEConfig], **fields) -> SAE:
+    """A small SAE whose every parameter matters: no zero bias, some latents on, some off."""
+    defaults = {"activation_scale": SCALE, "site": "layers.1"}
+    config = config_class(**{**smallest(config_class), **defaults, **fields})
+    torch.manual_seed(0)
+    sae = AutoModel.from_config(config)
+    with torch.no_grad():
+        for name in ("b_enc", "b_dec", "b_mag", "r_mag", "W_skip"):
+            if hasattr(sae, name):
+                getattr(sae, name).uniform_(-0.1, 0.1)
+        if hasattr(sae, "threshold"):
+            sae.threshold.uniform_(0.05, 0.15)
+    return sae
+
+
+def activations(*shape: int) -> torch.Tensor:
+    x = torch.randn(*shape, D_IN, generator=torch.Generator().manual_seed(1))
+    return SCALE * x / D_IN**0.5
+
+
+@contextmanager
+def held_elsewhere(folder: Path) -> Iterator[threading.Event]:
+    """The folder's lock, held by another thread, to which it counts as another process; the event
+    ends it."""
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(folder):
+            is_held.set()
+            is_over.wait(60)
+
+    with ThreadPoolExecutor(1) as other:
+        holding = other.submit(hold)
+        assert is_held.wait(60)
+        try:
+            yield is_over
+        finally:
+            is_over.set()
+            holding.result()
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture) -> str:
+    """The sentence for bad input: exit code 2, one line, no traceback."""
+    assert main(argv) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("hfsae: error: ")
+    return lines[0].removeprefix("hfsae: error: ")
