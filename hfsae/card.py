@@ -11,7 +11,6 @@ import html
 import json
 import random
 import re
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import ChainableUndefined, Environment, TemplateError
 
 from . import models
+from .public import is_folder, listed, public_record
 from .records import (
     damaged,
     parse_yaml,
@@ -46,11 +46,6 @@ _FRONT = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 _MAX_FRONT = 2**19  # characters of front matter
 _FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
-# An absolute path, at the start of a setting or after `=` and the like; not `a/b` or `https://a`.
-_PATH = re.compile(r"(?<![\w.~/\\-])(?:file://)?(?:~[\w.-]*|[A-Za-z]:)?[/\\](?![/\s]).*", re.DOTALL)
-# By key: `runs/mine` has the form of a repository's id, `models/my/gemma` has not.
-_OF_FOLDERS, _OF_HUB_IDS = ("output_dir", "cache"), ("dataset", "name", "model_name")
-_FILE = re.compile(r"\.(jsonl?|txt|parquet|csv|ya?ml|gguf)", re.IGNORECASE)
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _QUANTISED = re.compile(r"\bI?Q\d|\d-bit", re.IGNORECASE)
 _FAR_FVU = 1.3  # times the FVU in training; held-out text of the same kind is within a tenth
@@ -315,8 +310,10 @@ def _suite_row(home: Path, path: str) -> Json:
 
 def _records(folder: Path) -> tuple[Json, Json, Json]:
     """Config, training record and evaluation of an SAE; empty where there is none."""
-    config, evaluation = (_json(folder / f"{name}.json") for name in ("config", "evaluation"))
-    record = _json(folder / "training.json")
+    names = ("config", "training", "evaluation")
+    config, record, evaluation = (
+        public_record(_json(folder / f"{name}.json"), folder) for name in names
+    )
     with reading(folder / "training.json"):
         _refuse_text_for_numbers(record)
     with reading(folder / "evaluation.json"):
@@ -343,58 +340,7 @@ def _refuse_text_for_numbers(record: Json) -> None:
 
 
 def _json(path: Path) -> Json:
-    return public(read_json(path)) if path.is_file() else {}
-
-
-def public(value: Any, key: str = "") -> Any:
-    """The same without where things lie on the machine, and without documents given as a list.
-
-    Args:
-        key: of the setting that has this value; it decides what `a/b` is.
-    """
-    if isinstance(value, dict):
-        return {k: public(v, k) for k, v in value.items()}
-    if isinstance(value, list):
-        return _dataset({key: value}) if key == "dataset" else [public(v, key) for v in value]
-    if not isinstance(value, str):
-        return value
-    if key == "command":
-        return _public_command(value)
-    if key == "report":  # a link from one file to another beside it
-        return value
-    start = "folder " if key == "origin" and value.startswith("folder ") else ""
-    if _is_relative_path(value.removeprefix(start), key):
-        return f"{start}./{_last_part(value)}"
-    return _PATH.sub(lambda m: "./" + _last_part(m[0]), value)
-
-
-def _is_relative_path(value: str, key: str) -> bool:
-    """Whether it is a path of this machine that begins at the working directory."""
-    parts = re.split(r"[/\\]+", value.rstrip("/\\"))
-    if len(parts) == 1 or "://" in value or not parts[0]:
-        return False
-    is_file = bool(_FILE.fullmatch(Path(parts[-1]).suffix)) and key != "origin"
-    is_deep = key in _OF_HUB_IDS and len(parts) > 2
-    return parts[0] in (".", "..") or key in _OF_FOLDERS or is_file or is_deep
-
-
-def _last_part(path: str) -> str:
-    return re.split(r"[/\\]+", path.rstrip("/\\"))[-1]
-
-
-def _public_command(command: str) -> str:
-    """Argument by argument, since a path may hold spaces; in one line."""
-    try:
-        arguments = shlex.split(command)
-    except ValueError:  # a quotation that does not end
-        arguments = command.split()
-    shown, key = [], ""
-    for argument in arguments:
-        name, equals, value = argument.partition("=") if argument[:1] == "-" else ("", "", argument)
-        key = name.rpartition(".")[2].lstrip("-") if name else key
-        shown.append(f"{name}{equals}{public(value, key)}")
-        key = "" if equals or not name else key
-    return " ".join(shlex.join(shown).split())
+    return read_json(path) if path.is_file() else {}
 
 
 def _facts(config: Json, record: Json) -> Json:
@@ -445,7 +391,7 @@ def _title(config: Json, variant: str, kind: str, lm_name: str | None) -> str:
 def _dataset(text: Json) -> str:
     dataset = text.get("dataset", "")
     if not isinstance(dataset, str):
-        return f"{len(dataset):,} documents given as a list"
+        return listed(dataset)
     return ", ".join(
         filter(None, [dataset, text.get("dataset_config"), text.get("dataset_revision")])
     )
@@ -470,8 +416,7 @@ def _settings(record: Json) -> Iterator[tuple[str, str]]:
 
 def _front_matter(facts: Json, evaluation: Json) -> ModelCardData:
     name, dataset = facts["lm"]["name"], facts["text"].get("dataset")
-    is_folder = str(facts["lm"].get("origin")).startswith("folder ")
-    on_hub = bool(name and _HUB_ID.fullmatch(name)) and not is_folder
+    on_hub = bool(name and _HUB_ID.fullmatch(name)) and not is_folder(facts["lm"])
     tags = ["sae", "sparse-autoencoder", facts["variant"].lower() or None]
     tags += ["mechanistic-interpretability", "interpretability", "hfsae"]
     return ModelCardData(

@@ -454,8 +454,9 @@ def _measure(verb: str, source: str, changes: list[str], result: str) -> Path:
     print(f"{verb}: {recipe.lm.name} reads {recipe.text.dataset}; results go to {folder}")
     with alone(folder, [folder]):
         settle(sae, origin, folder)
-        chosen = " ".join(f"{k}={v}" for k, v in choice.items() if k != "source" and v)
-        measure(recipe, sae, folder, result, f"{source} {chosen}".rstrip())
+        chosen = [f"{k}={v}" for k, v in choice.items() if k != "source" and v]
+        named = Path(source).resolve().name if Path(source).exists() else source
+        measure(recipe, sae, folder, result, " ".join([named, *chosen]))
     return folder
 
 

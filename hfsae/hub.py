@@ -39,12 +39,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers import AutoConfig
 
 from . import card
 from .convert.formats import load_folder
 from .features.labels import NAME as LABELS
 from .features.labels import read_labels
 from .models.probe import NAME as PROBE
+from .models.probe import renamed
+from .public import public_record
 from .records import passes, read_json, write_whole
 from .weights import refuse_mixture
 
@@ -351,7 +354,7 @@ def _collect(
     if include_code:
         files[_CODE.name] = _CODE
     sent = {path.resolve() for path in files.values() if isinstance(path, Path)}
-    sent |= {(h / n).resolve() for h in homes for n in (*_RECORDS, "README.md")}
+    sent |= {(h / n).resolve() for h in homes for n in (*_RECORDS, PROBE, "README.md")}
     if not no_examples:
         sent |= {(h / "features" / "meta.json").resolve() for h in homes}
     every = sorted(p for p in folder.rglob("*") if p.is_file() and p.resolve() not in sent)
@@ -438,14 +441,25 @@ def _is_of_hfsae(folder: Path) -> bool:
 
 def published(path: Path, include_code: bool = False) -> Path | bytes:
     """A file as it may be seen: records without where things lie on this machine."""
+    if path.name == PROBE:
+        return _published_probe(path)
     if path.name not in ("config.json", "training.json", "evaluation.json", "meta.json"):
         return path
-    content = card.public(read_json(path))
+    home = path.parent.parent if path.name == "meta.json" else path.parent
+    content = public_record(read_json(path), home)
     if path.name == "config.json":
         content.pop("auto_map", None)
         content.pop("_name_or_path", None)
         content |= {"auto_map": _AUTO_MAP} if include_code else {}
     return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _published_probe(path: Path) -> Path | bytes:
+    """It holds a hash of the config, in which a language model's folder goes up as `./name`."""
+    config = path.with_name("config.json")
+    name = read_json(config).get("model_name") if config.is_file() else None
+    shown = public_record({"model_name": name}, path.parent)["model_name"]
+    return path if shown == name else renamed(path, AutoConfig.from_pretrained(path.parent), shown)
 
 
 def _size(content: Path | bytes) -> int:

@@ -14,12 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .activations import HarvestArguments, Harvester
-from .card import public, refuse_card_of_others
+from .activations import HarvestArguments, Harvester, text_origin
+from .card import refuse_card_of_others
 from .convert import save_as
 from .lm import LoadedLM
 from .models import SAE
 from .models.probe import NAME as PROBE
+from .public import public_record
 from .recipe import Recipe, finish, load, norm_limits, read_rows, write_result
 from .records import passes, read_json
 from .suite import beside
@@ -129,10 +130,10 @@ def measure(recipe: Recipe, sae: SAE, folder: Path, result: str, source: str) ->
     note = {
         "source": source,
         "lm": {**asdict(recipe.lm), "origin": loaded.origin, "revision": revision},
-        "text": asdict(recipe.text),
+        "text": {**asdict(recipe.text), "origin": text_origin(recipe.text)},
         "norm_limits": limits,
     }
-    more = {"measured_with": public(note)}
+    more = public_record({"measured_with": note})
     write_result(result, recipe, loaded, sae, folder, limits, side="held_out", more=more)
     finish(folder)
 

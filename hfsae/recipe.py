@@ -37,6 +37,7 @@ from .activations import (
     TextArguments,
     check_text,
     text_fingerprint,
+    text_origin,
 )
 from .evaluation import EvaluationArguments, EvaluationResult, evaluate_all
 from .evaluation.fidelity import NO_PREDICTION, counted_predictions
@@ -550,7 +551,8 @@ def _provenance(recipe: Recipe, loaded: LoadedLM, command: str) -> dict[str, Any
             "origin": loaded.origin,
             "revision": getattr(loaded.lm.config, "_commit_hash", None) or recipe.lm.revision,
         },
-        **{name: asdict(getattr(recipe, name)) for name in ("text", "harvest", "shuffle")},
+        "text": {**asdict(recipe.text), "origin": text_origin(recipe.text)},
+        **{name: asdict(getattr(recipe, name)) for name in ("harvest", "shuffle")},
         "seed": recipe.seed,
         "card": {"license": recipe.license},
         "command": command,

@@ -122,13 +122,15 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
             copy.write_bytes(content)
         else:
             shutil.copyfile(content, copy)
-    return read_json(config).get("model_name")
+    return read_json(target / "config.json").get("model_name")
 
 
 def _readme(title: str, sae: str | None, model: str | None) -> str:
     is_repo = sae is not None and not Path(sae).exists()
     named = [sae if is_repo else None, model]
-    models = [n for n in named if n and _REPOSITORY.fullmatch(n) and not Path(n).exists()]
+    models = [
+        n for n in named if n and _REPOSITORY.fullmatch(n) and n[0] != "." and not Path(n).exists()
+    ]
     front: dict[str, Any] = {
         "title": title,
         "emoji": "🔬",

@@ -18,6 +18,7 @@ import yaml
 from transformers import AutoConfig
 
 from hfsae import card
+from hfsae.public import public_record
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 RECIPES = Path(__file__).parent / "recipes"
@@ -43,7 +44,7 @@ def take_over(run: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(run / "figures", folder / "figures")
     for name in ("config", "training", "evaluation"):
-        record = card.public(json.loads((run / f"{name}.json").read_text(encoding="utf-8")))
+        record = public_record(json.loads((run / f"{name}.json").read_text(encoding="utf-8")), run)
         record.pop("density", None)
         write_json(folder / f"{name}.json", record)
     shutil.copy(run / "probe.safetensors", folder)

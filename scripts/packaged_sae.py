@@ -20,6 +20,7 @@ from hfsae import card, recipe
 from hfsae.cli import _parse_recipe, _recipe_parser
 from hfsae.cli import main as hfsae_command
 from hfsae.packaged import SHIPPED_SAE
+from hfsae.public import public_record
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "scripts" / "recipes" / "packaged.yaml"
@@ -70,7 +71,7 @@ def ship(folder: Path) -> None:
     shutil.rmtree(SHIPPED_SAE, ignore_errors=True)
     SHIPPED_SAE.mkdir()
     for name in RECORDS:
-        record = card.public(json.loads((folder / name).read_text(encoding="utf-8")))
+        record = public_record(json.loads((folder / name).read_text(encoding="utf-8")), folder)
         (folder / name).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     shutil.rmtree(folder / "figures")  # the app draws them
     (folder / "README.md").unlink()

@@ -24,6 +24,7 @@ from hfsae.evaluation import EvaluationArguments, evaluate
 from hfsae.features import FeatureStore, collect
 from hfsae.lm import LoadedLM
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae.public import public, public_record
 
 from .helpers import make, variants
 
@@ -431,6 +432,36 @@ def test_what_only_looks_like_a_path_stays(folder):
     rows = rows_of(render_card(folder))
     values = [rows[f"harvest.{key}"] for key in "abcd"]
     assert values == ["a / b", "nats/token", "https://x.org/y", "./x"]
+
+
+@pytest.mark.parametrize(
+    "given, shown",
+    [
+        (
+            """--text.dataset '["a secret", "and more"]' --seed 3""",
+            "'2 documents given as a list' --seed 3",
+        ),
+        ("--text.dataset='[a secret, and more]'", "'--text.dataset=2 documents given as a list'"),
+        ("--text.dataset '[a secret'", "'documents given as a list'"),
+        ("--text.dataset+ 'a secret'", "'1 documents given as a list'"),
+        ("--text.dataset+='a secret'", "'--text.dataset+=1 documents given as a list'"),
+        ("""--text '{"dataset": ["a secret"]}'""", "1 documents given as a list"),
+        ("--sae '{d_sae: 8, penalty: tanh}'", "'{d_sae: 8, penalty: tanh}'"),
+    ],
+)
+def test_documents_in_a_command_are_counted_not_shown(given, shown):
+    command = public(f"hfsae train a.yaml {given}", "command")
+    assert shown in command and "secret" not in command
+
+
+@pytest.mark.parametrize("name", ["gemma", "a/gemma", "a/gemma/"])
+def test_a_folder_of_any_form_is_shown_as_one_where_the_record_knows_it(name):
+    record = {"lm": {"name": name, "origin": f"folder {name}"}, "b": {"name": name, "kind": name}}
+    shown = {"lm": {"name": "./gemma", "origin": "folder ./gemma"}}
+    assert public_record(record) == shown | {"b": {"name": "./gemma", "kind": name}}
+    on_the_hub = {"lm": {"name": name, "origin": "Hugging Face Hub at 0123"}}
+    assert public_record(on_the_hub) == on_the_hub
+    assert public("folder a/b, x.gguf", "origin") == "folder ./b, x.gguf"
 
 
 def test_documents_given_as_a_list_are_counted_not_shown(folder):

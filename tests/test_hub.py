@@ -210,6 +210,42 @@ def test_relative_paths_and_listed_documents_stay_at_home_and_hub_ids_go_up(hub,
     assert "./a.yaml" in text and not any(word in text for word in ("../", "runs/", "my/"))
 
 
+def test_a_folder_that_has_the_form_of_a_hub_id_stays_at_home_where_a_record_knows_it(hub, folder):
+    about = {
+        "lm": {"name": "secret/gemma", "origin": "folder secret/gemma"},
+        "text": {"dataset": "hidden/mine", "origin": "local files", "text_column": "nats/token"},
+    }
+    command = "hfsae train a.yaml --lm.name secret/gemma --text.dataset=hidden/mine --x hidden/mine"
+    record = {**about, "sae_as_trained": {"model_name": "secret/gemma"}, "command": command}
+    shutil.rmtree(folder)
+    save(folder, model_name="secret/gemma")
+    evaluated = {"lm": {"name": "other/one", "origin": "folder other/one"}, "text": about["text"]}
+    files = {
+        "training.json": record,
+        "evaluation.json": {"metrics": {}, "n_tokens": 3, "measured_with": evaluated},
+        "features/meta.json": {"model_name": "secret/gemma", "n_tokens": 3},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    hfsae.push(folder, ID, token=WRITE)
+    assert hfsae.load(ID, token=WRITE).verify().ok, "the config's hash is that of what went up"
+    sent = {name: json.loads(hub.read_file(ID, name)) for name in ("config.json", *files)}
+    assert sent["training.json"] == {
+        "lm": {"name": "./gemma", "origin": "folder ./gemma"},
+        "text": {"dataset": "./mine", "origin": "local files", "text_column": "nats/token"},
+        "sae_as_trained": {"model_name": "./gemma"},
+        "command": "hfsae train a.yaml --lm.name ./gemma --text.dataset=./mine --x hidden/mine",
+    }
+    assert (
+        sent["config.json"]["model_name"] == sent["features/meta.json"]["model_name"] == "./gemma"
+    )
+    measured = sent["evaluation.json"]["measured_with"]
+    assert (measured["lm"]["name"], measured["text"]["dataset"]) == ("./one", "./mine")
+    card = hub.read_file(ID, "README.md").decode().replace("--x hidden/mine", "")
+    assert 'load_lm("./gemma"' in card and "base_model" not in card and "datasets:" not in card
+    assert not any(word in card for word in ("secret", "hidden", "other/"))
+
+
 def test_a_linked_sae_of_a_suite_is_refused_by_name(hub, folder):
     for name in ("one", "more/two"):
         (folder.parent / "suite" / name).parent.mkdir(parents=True, exist_ok=True)

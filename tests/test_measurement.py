@@ -53,6 +53,7 @@ def test_an_sae_of_another_format_is_evaluated_collected_shown_and_has_a_card(
     assert found["metrics"]["fvu"]["value"] == pytest.approx(expected.metrics["fvu"].value)
     assert found["metrics"]["l0"]["value"] == pytest.approx(expected.metrics["l0"].value)
     measured = found["measured_with"]
+    assert measured["text"]["origin"] == "local files"
     assert measured["source"] == "foreign" and measured["norm_limits"] == {}
     assert measured["text"]["dataset"] == "./my.jsonl" and measured["lm"]["name"] == "tiny/gemma"
     card = (out / "README.md").read_text()

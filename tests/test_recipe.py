@@ -3,16 +3,19 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from transformers import AutoModel
 
+from hfsae import card
 from hfsae import recipe as recipes
 from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.evaluation import EvaluationArguments
 from hfsae.features import FeatureStore
+from hfsae.hub import published
 from hfsae.recipe import make_configs, run
 from hfsae.training import Trainer
 from hfsae.weights import RECORDS
@@ -72,8 +75,8 @@ def test_a_changed_section_does_only_its_own_stage_again(tmp_path, loads):
     assert evaluation["n_tokens"] > 500
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == weights
     assert (tmp_path / "out" / "features" / "meta.json").stat().st_mtime_ns == store
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f"{evaluation['metrics']['l0']['n_tokens']:,}" in card
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert f"{evaluation['metrics']['l0']['n_tokens']:,}" in readme
 
 
 def test_what_a_folder_has_of_other_weights_is_made_anew(tmp_path, loads):
@@ -125,6 +128,23 @@ def test_what_was_interrupted_half_way_to_other_settings_passes_for_neither(
     assert (tmp_path / "out" / "evaluation.json").read_bytes() != before
     run(tiny_recipe(**first))
     assert (tmp_path / "out" / "evaluation.json").read_bytes() == before
+
+
+def test_a_record_tells_local_text_from_the_hubs(tmp_path, loads, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("hidden/mine").mkdir(parents=True)
+    for i, text in enumerate(TEXTS):
+        Path(f"hidden/mine/{i}.txt").write_text(text)
+    text = TextArguments(dataset="hidden/mine", context_size=16)
+    fields = {"evaluation": NO_EVALUATION, "collect_tokens": 0, "text": text}
+    (folder,) = run(
+        tiny_recipe(tmp_path / "out", **fields), "hfsae train --text.dataset hidden/mine"
+    )
+    assert json.loads((folder / "training.json").read_text())["text"]["origin"] == "local files"
+    shutil.rmtree("hidden")  # as on a machine that has it not
+    seen = folder.joinpath("README.md").read_text() + card.render_card(folder)
+    assert seen.count("--text.dataset ./mine") == 2 and "hidden" not in seen
+    assert b"hidden" not in published(folder / "training.json")
 
 
 def stopped_at_its_first_checkpoint(recipe) -> None:

@@ -89,6 +89,12 @@ def test_a_folder_is_copied_into_the_space_without_what_is_private(tmp_path):
     (sae / "training.json").write_text(json.dumps({"lm": origin, "command": "hfsae /home/me"}))
     write_space(space, str(tmp_path), subfolder="sae", model=str(tmp_path))
     assert "/home/me" not in (space / "sae" / "training.json").read_text()
+    origin |= {"name": "me/lm", "origin": "folder me/lm"}
+    (sae / "training.json").write_text(json.dumps({"lm": origin}))
+    write_space(space, str(sae))
+    assert "models" not in front_matter(space), "nor is one that has the form of a repository's id"
+    assert hfsae.load(space / "sae").config.model_name == "./lm"
+    write_space(space, str(tmp_path), subfolder="sae", model=str(tmp_path))
     assert "models" not in front_matter(space), "a folder of this machine is no model on the Hub"
     assert hfsae.load(space / "sae").config.d_sae == 8
     with pytest.raises(ValueError, match=r"layer chooses in a repository; of .* give the SAE's"):

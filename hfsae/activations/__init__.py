@@ -15,3 +15,4 @@ from .tokens import TokenBatch as TokenBatch
 from .tokens import check_text as check_text
 from .tokens import documents as documents
 from .tokens import is_hub as is_hub
+from .tokens import text_origin as text_origin

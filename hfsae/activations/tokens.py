@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..packaged import packaged_text
+from ..public import LOCAL_FILES
 
 logger = logging.getLogger(__name__)
 Split = Literal["train", "held_out"]
@@ -199,6 +200,15 @@ def is_hub(dataset: str | list[str]) -> bool:
         return False
     path = Path(dataset)
     return not (path.exists() or path.suffix in _READERS or "*" in dataset or len(path.parts) > 2)
+
+
+def text_origin(args: TextArguments) -> str:
+    """Where it lies, in words; for the record, which else could not tell a folder from the Hub."""
+    if not isinstance(args.dataset, str):
+        return "documents given as a list"
+    if args.dataset.startswith("packaged:"):
+        return "Python packages"
+    return "Hugging Face Hub" if is_hub(args.dataset) else LOCAL_FILES
 
 
 def local_files(dataset: str) -> list[Path]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..card import public
 from ..evaluation import EvaluationArguments, evaluate
 from ..hub import is_sae, list_files
+from ..public import public
 from ..suite import beside
 from . import validate
 from .act import Act
@@ -105,7 +105,7 @@ class Judge(Act):
             "site": config.site,
             "d_sae": config.d_sae,
             "d_in": config.d_in,
-            "model": public(self.subject.lm_name, "model_name"),
+            "model": self.subject.public_lm_name,
             "model_origin": public(loaded.origin, "origin") if loaded else None,
             "model_missing": None if loaded else why_not,
             "notes": self.subject.notes,

@@ -22,6 +22,7 @@ from ..features import FeatureStore, read_labels
 from ..lm import LoadedLM, load_lm
 from ..models import SAE
 from ..packaged import SHIPPED_SAE
+from ..public import public_record
 from ..suite import beside, load
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,18 @@ class Subject:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self._need_lm().tokenizer
+
+    @property
+    def public_lm_name(self) -> str | None:
+        """Its language model's, without where a folder lies."""
+        lm = {"name": self.lm_name, "origin": self.loaded.origin if self.loaded else None}
+        return public_record({"lm": lm})["lm"]["name"]
+
+    @property
+    def lm_in_python(self) -> str:
+        """The name of its language model, in code for those who see the page."""
+        name = self.public_lm_name if _is_shown_to_others() else self.lm_name
+        return repr(name or "NAME")
 
     def _need_lm(self) -> LoadedLM:
         if self.loaded is None:
@@ -169,15 +182,19 @@ def _in_python(choice: Choice) -> str:
         return "hfsae.load(hfsae.packaged.SHIPPED_SAE)"
     which = _without_source(choice)
     options = [f"{name}={value!r}" for name, value in which.items() if value]
-    shown = "SPACE_ID" in os.environ  # to others, who have not this machine's folders
-    here = Path(choice.source).exists() and not shown
+    here = Path(choice.source).exists() and not _is_shown_to_others()
     source = str(Path(choice.source).resolve()) if here else _shown_name(choice)
     return f"hfsae.load({', '.join([repr(source), *options])})"
 
 
+def _is_shown_to_others() -> bool:
+    """Whether this is a Space, whose visitors have not this machine's folders."""
+    return "SPACE_ID" in os.environ
+
+
 def _label_home(choice: Choice, subject: Subject) -> Path | None:
     """Where labels go: beside a user's own SAE, else under HFSAE_HOME; nowhere on a Space."""
-    if "SPACE_ID" in os.environ:
+    if _is_shown_to_others():
         return None
     if Path(choice.source).is_dir() and Path(choice.source) != SHIPPED_SAE:
         return subject.folder

@@ -11,6 +11,7 @@ import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -89,6 +90,24 @@ def write_probe(sae: Any, x: Float[Tensor, "n d_in"], folder: str | Path) -> Pat
     path = Path(folder) / NAME
     write_tensors(path, tensors, {"sha256": json.dumps(hashes), **stamp(path.parent)})
     return path
+
+
+def renamed(path: Path, config: Any, model_name: str) -> bytes:
+    """The probe at `path`, of the same SAE whose config is to call its language model so.
+
+    Args:
+        config: as it is now. A probe that does not fit to it stays as it is.
+    """
+    with opened_tensors(path) as file:
+        metadata = file.metadata() or {}
+    tensors, hashes = _read(path)
+    if hashes.get("config") == _hash_config(config):
+        other = config.from_dict({**config.to_dict(), "model_name": model_name})
+        metadata |= {"sha256": json.dumps({**hashes, "config": _hash_config(other)})}
+    with TemporaryDirectory() as scratch:
+        copy = Path(scratch) / NAME
+        write_tensors(copy, tensors, metadata)
+        return copy.read_bytes()
 
 
 @torch.no_grad()

@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+from copy import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import AutoConfig, AutoModel
 import hfsae
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
+from hfsae.demo.pages.feature import FeaturePage
 from hfsae.demo.subject import Subject, default_source
 
 from .conftest import D_SAE, HOSTILE
@@ -291,6 +294,22 @@ def test_the_code_that_loads_it_names_what_was_opened(sae_folder, monkeypatch):
     assert open_subject(Choice(sae_folder.name), with_lm=False).in_python == (
         f"hfsae.load({sae_folder.name!r})"
     )
+
+
+def test_the_code_on_a_latents_page_names_no_folder_of_a_space(sae_folder, actions, monkeypatch):
+    page = SimpleNamespace(actions=actions)
+    lm = sae_folder.parent / "lm"
+    assert f"hfsae.load_lm({str(lm)!r})" in FeaturePage._snippet(page, 3)
+    monkeypatch.setenv("SPACE_ID", "me/space")
+    assert "hfsae.load_lm('./lm')" in FeaturePage._snippet(page, 3)
+
+
+def test_a_models_folder_with_the_form_of_a_hub_id_is_shown_as_a_folder(actions, monkeypatch):
+    subject = copy(actions.subject)
+    subject.loaded = subject.loaded._replace(origin="folder secret/gemma")
+    subject.lm_name = "secret/gemma"
+    about = Actions(subject).about()
+    assert (about["model"], about["model_origin"]) == ("./gemma", "folder ./gemma")
 
 
 def test_on_a_space_labels_are_not_kept_and_folders_not_read(sae_folder, monkeypatch):

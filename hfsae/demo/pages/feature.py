@@ -110,7 +110,7 @@ class FeaturePage(Page):
         return (
             "import hfsae\n\n"
             f"sae = {subject.in_python}\n"
-            f"lm, tokenizer, _ = hfsae.load_lm({subject.lm_name or 'NAME'!r})\n"
+            f"lm, tokenizer, _ = hfsae.load_lm({subject.lm_in_python})\n"
             f"with hfsae.steer(lm, sae, {{{latent}: 20.0}}, unit='norm'):  # per cent of the norm\n"
             "    tokens = tokenizer('Once upon a time', return_tensors='pt')\n"
             "    print(tokenizer.decode(lm.generate(**tokens, max_new_tokens=30)[0]))\n"
