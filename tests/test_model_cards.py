@@ -41,10 +41,10 @@ def test_planned_cards_are_what_their_recipes_give(tmp_path):
             assert made == (module.CARDS / name / file).read_text(encoding="utf-8")
 
 
-def test_the_quickstarts_card_shows_what_the_readme_says():
+def test_the_quickstarts_card_shows_what_the_page_of_recipes_says():
     """One run's numbers, in both places."""
     evaluation = json.loads((ROOT / "model_cards/quickstart/evaluation.json").read_text())
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "scripts/recipes/README.md").read_text(encoding="utf-8")
     for name, metric in evaluation["metrics"].items():
         values = [f"{metric[key]:.4g}" for key in ("value", "low", "high")]
         line = rf"^{name}\s+{values[0]}\s+{values[1]} to {values[2]}\s"

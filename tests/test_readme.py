@@ -1,53 +1,75 @@
-"""The README's code runs, in order, on the real model; its commands are ones that exist."""
+"""Code in READMEs runs, in order, on the real model; commands, files and numbers are there.
 
+The pages: the root's README.md, and those beside what they describe, in scripts/.
+"""
+
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-import torch
 
 import hfsae
+import hfsae.recipe
+import hfsae.training
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.cli import _VERBS, _parse_recipe, _recipe_parser, _train_parser
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "scripts").glob("*/README.md"))]
+README, *OTHERS = (path.read_text(encoding="utf-8") for path in PAGES)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, *texts: str) -> list[str]:
+    return [
+        block
+        for text in texts
+        for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    ]
 
 
 @pytest.mark.lm
 @pytest.mark.slow
-def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm):
-    """`runs/quickstart` is an untrained SAE of the same shape, with what it fires on."""
+def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm, capsys):
+    """Those of the README, but for its training of billions of tokens, and those of the others.
+
+    `runs/quickstart` is an untrained SAE of the same shape.
+    """
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    config = JumpReLUSAEConfig(d_in=576, d_sae=4096, site="layers.12", initial_threshold=5.0)
-    sae = JumpReLUSAE(config)
-    sae.save_pretrained("runs/quickstart")
-    text = hfsae.TextArguments(
-        dataset=["The president addressed Congress. " * 9], context_size=32, held_out_fraction=0.0
-    )
-    rows = hfsae.PackedRows(packaged_lm.tokenizer, text, "train", rows=1)
-    hfsae.collect(sae, packaged_lm.lm, packaged_lm.tokenizer, rows).save("runs/quickstart")
+    ran: list = []
+    monkeypatch.setattr(hfsae.recipe, "run", ran.append)
     names: dict = {}
-    assert len(blocks("python")) >= 2
-    for block in blocks("python"):
+    of_readme = blocks("python", README)
+    assert len(of_readme) == 3
+    for block in of_readme:
         exec(block, names)
-    assert names["latents"].shape[-1] == 4096
-    assert (tmp_path / "runs/by-hand/model.safetensors").exists()
-    assert names["trained"].config.d_sae == 1024
+    assert names["latents"].shape == (1, 6, 1536)
+    printed = capsys.readouterr().out.splitlines()
+    shown = blocks("text", README)[0].splitlines()
+    near = pytest.approx(json.loads(shown[0]), abs=1)  # processors round differently
+    assert json.loads(printed[0]) == near
+    prompt = "<|im_start|>We decided to travel by"
+    assert printed[1].startswith(prompt) and shown[1].startswith(prompt)
+    assert ran[0].sae["target_l0"] == 50 and ran[0].training.n_tokens == 2_000_000_000
     assert len(names["suggestion"].trials) >= 3
-    assert names["search"].by_token("Congress", k=1)
+
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=576, d_sae=4096, site="layers.12"))
+    sae.save_pretrained("runs/quickstart")
+    for page in (*OTHERS, hfsae.training.__doc__ or ""):
+        own: dict = {}
+        for block in blocks("python", page):
+            exec(block, own)
+    assert own["trained"].config.d_sae == 1024
+    assert (tmp_path / "runs/by-hand/model.safetensors").exists()
+    assert (tmp_path / "runs/for-saelens").is_dir()
 
 
 def test_bash_blocks_name_verbs_fields_and_files_that_exist(monkeypatch):
     monkeypatch.chdir(ROOT)
-    lines = [line for block in blocks("bash") for line in block.strip().splitlines()]
-    assert len(lines) >= 6
+    joined = (block.replace("\\\n", " ") for block in blocks("bash", README, *OTHERS))
+    lines = [line for block in joined for line in block.strip().splitlines()]
+    assert len(lines) >= 20
     for line in lines:
         words = shlex.split(line)
         for word in words:
@@ -62,13 +84,37 @@ def test_bash_blocks_name_verbs_fields_and_files_that_exist(monkeypatch):
             _parse_recipe(_recipe_parser("evaluate"), words[3:])
 
 
-def test_no_placeholder_is_left():
-    assert "@@" not in README
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.parent.relative_to(ROOT)))
+def test_links_and_named_files_exist(path):
+    text = path.read_text(encoding="utf-8")
+    assert "@@" not in text
+    links = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    for link in links:
+        at, _, heading = link.partition("#")
+        target = path if not at else path.parent / at
+        assert "://" in link or target.exists(), link
+        if heading and "://" not in link:
+            assert heading in headings(target.read_text(encoding="utf-8")), link
+    named = re.findall(r"(?<![\w/.])((?:scripts|tests|hfsae)/[\w./]+\.(?:py|sh|yaml))\b", text)
+    for name in named:
+        assert (ROOT / name).exists(), name
 
 
-def test_links_and_named_files_exist():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    named = re.findall(r"`?((?:scripts|tests|hfsae)/[\w./]+\.(?:py|sh|yaml))`?", README)
-    assert len(links) >= 3 and len(named) >= 4
-    for path in {*links, *named}:
-        assert (ROOT / path).exists(), path
+def headings(text: str) -> set[str]:
+    """As GitHub names them in links."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_readme_is_short_and_wrapped():
+    assert len(README.encode()) <= 12_000
+    wide = [line for line in README.splitlines() if len(line) > 100 and line[0] not in "|!"]
+    assert not wide
+
+
+def test_numbers_of_the_quickstart_are_those_of_its_page():
+    """The README shows some lines of what the page of recipes shows whole."""
+    whole = (ROOT / "scripts/recipes/README.md").read_text(encoding="utf-8").splitlines()
+    shown = [line for block in blocks("text", README) for line in block.splitlines()]
+    metrics = [line for line in shown if re.match(r"[a-z_0-9]+ +[\d.]+ +[\d.]+ to [\d.]+", line)]
+    assert metrics and all(line in whole for line in metrics)
