@@ -58,7 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # sizes here are too small to share, and results do not vary
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where a test cannot run it is skipped once, with the reason, however many cases it has."""
     reasons = {}
     if not torch.cuda.is_available():
         reasons["gpu"] = "torch.cuda.is_available() is False here"
@@ -66,10 +67,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reasons["slow"] = (
             "takes minutes on a processor without bfloat16; HFSAE_SLOW=1 has it run all the same"
         )
+    seen: set[tuple[str, str]] = set()
+    further = []
     for item in items:
         for keyword, reason in reasons.items():
-            if keyword in item.keywords:
-                item.add_marker(pytest.mark.skip(reason=reason))
+            if keyword not in item.keywords:
+                continue
+            test = keyword, item.nodeid.partition("[")[0]
+            further += [item] if test in seen else []
+            seen.add(test)
+            item.add_marker(pytest.mark.skip(reason=reason))
+    config.hook.pytest_deselected(items=further)
+    items[:] = [item for item in items if item not in further]
 
 
 @pytest.fixture(scope="session", autouse=True)

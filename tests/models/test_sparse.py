@@ -1,6 +1,7 @@
 """A sparse step has the loss and the gradients of the dense one."""
 
 import os
+from itertools import product
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from ..helpers import SCALE, activations, cases, make
 
 SPARSE = {name: case for name, case in cases().items() if make(case).can_be_sparse}
 DEAD = torch.arange(40) % 5 == 0
+TRANSCODER = {"d_out": 7, "target_site": "layers.1.mlp", "target_scale": 3.0}
+SHAPES = [{}, {"subtract_b_dec": True}, TRANSCODER, TRANSCODER | {"skip_connection": True}]
 
 
 @pytest.fixture(params=SPARSE.values(), ids=SPARSE)
@@ -27,43 +30,29 @@ def gradients(sae, x, target=None, **options):
     return out, {name: p.grad.clone() for name, p in sae.named_parameters()}
 
 
-def assert_close(found, expected, tolerance=2e-6):
+def assert_close(found, expected, tolerance=2e-6, told=""):
     """Relative to the norm of each gradient."""
-    assert found.keys() == expected.keys()
+    assert found.keys() == expected.keys(), told
     for name, grad in expected.items():
-        assert (found[name] - grad).norm() <= tolerance * grad.norm() + 1e-9, name
+        assert (found[name] - grad).norm() <= tolerance * grad.norm() + 1e-9, (name, told)
 
 
 def test_there_are_variants_with_sparse_steps():
     assert [name for name in cases() if name not in SPARSE] == ["jumprelu_sae-tanh-0.01-0.05"]
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"subtract_b_dec": True},
-        {"d_out": 7, "target_site": "layers.1.mlp", "target_scale": 3.0},
-        {
-            "d_out": 7,
-            "target_site": "layers.1.mlp",
-            "target_scale": 3.0,
-            "skip_connection": True,
-        },
-    ],
-    ids=["plain", "subtract_b_dec", "transcoder", "skip"],
-)
-@pytest.mark.parametrize("schedule", [Schedule(), Schedule(0.3, 4.0, DEAD)])
-def test_a_sparse_step_has_the_loss_and_gradients_of_a_dense_one(config_class, fields, schedule):
-    sae, x = make(config_class, **fields), activations(300)
-    target = torch.randn(300, 7) if "d_out" in fields else None
-    dense, expected = gradients(sae, x, target, schedule=schedule)
-    out, found = gradients(sae, x, target, schedule=schedule, workspace=Workspace())
-    assert out.losses.keys() == dense.losses.keys()
-    for name, loss in dense.losses.items():
-        assert out.losses[name].item() == pytest.approx(loss.item(), rel=1e-6), name
-    assert torch.allclose(out.recon, dense.recon, atol=1e-5)
-    assert_close(found, expected)
+def test_a_sparse_step_has_the_loss_and_gradients_of_a_dense_one(config_class):
+    for fields, schedule in product(SHAPES, (Schedule(), Schedule(0.3, 4.0, DEAD))):
+        sae, x = make(config_class, **fields), activations(300)
+        target = torch.randn(300, 7) if "d_out" in fields else None
+        dense, expected = gradients(sae, x, target, schedule=schedule)
+        out, found = gradients(sae, x, target, schedule=schedule, workspace=Workspace())
+        told = f"{fields} {schedule}"
+        assert out.losses.keys() == dense.losses.keys(), told
+        for name, loss in dense.losses.items():
+            assert out.losses[name].item() == pytest.approx(loss.item(), rel=1e-6), (name, told)
+        assert torch.allclose(out.recon, dense.recon, atol=1e-5), told
+        assert_close(found, expected, told=told)
 
 
 def test_a_sparse_step_the_way_of_a_gpu_has_the_gradients_of_a_dense_one(config_class, monkeypatch):

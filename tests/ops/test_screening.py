@@ -1,5 +1,7 @@
 """The screen misses no entry, however the numbers are chosen against its bound."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -77,6 +79,11 @@ def problem(request, device):
     return tuple(t.to(device) for t in HARD[request.param])
 
 
+def problems(device):
+    """(name, x, W, b) of each."""
+    return [(name, *(t.to(device) for t in tensors)) for name, tensors in HARD.items()]
+
+
 def exact(x, W, b) -> torch.Tensor:
     """[d_sae, tokens] in float64."""
     return W.double() @ x.double().T + b.double()[:, None]
@@ -95,28 +102,27 @@ def rounding(x, W, b) -> torch.Tensor:
     return g * (W.abs().double() @ x.abs().double().T + b.abs().double()[:, None]) + 1e-37
 
 
-@pytest.mark.parametrize("quantile", [0.0, 0.5, 0.9, 0.99])
-def test_no_entry_is_missed_and_none_is_made_up(problem, quantile):
+def test_no_entry_is_missed_and_none_is_made_up(problem):
     x, W, b = problem
-    v = exact(x, W, b)
-    line = v.quantile(quantile, dim=1).float()  # of each latent: equal to one of its values
-    above, off = v - line.double()[:, None], rounding(x, W, b)
-    pairs = found_pairs(screen(x, W, b, line, Workspace()))
-    assert pairs[above > off].all(), "missed"
-    assert not pairs[above < -off].any(), "made up"
+    v, off = exact(x, W, b), rounding(x, W, b)
+    for quantile in (0.0, 0.5, 0.9, 0.99):
+        line = v.quantile(quantile, dim=1).float()  # of each latent: equal to one of its values
+        above = v - line.double()[:, None]
+        pairs = found_pairs(screen(x, W, b, line, Workspace()))
+        assert pairs[above > off].all(), f"missed above quantile {quantile}"
+        assert not pairs[above < -off].any(), f"made up above quantile {quantile}"
 
 
-def test_the_bound_bounds_every_value(problem, device):
+def test_the_bound_bounds_every_value(device):
     """Before anything is thrown away: X W^T >= x.w + b - line for all pairs, in float64."""
-    x, W, b = problem
-    line = b + normal(len(b), seed=9).to(device) * b.abs().mean()
-    bound = screening._bound(x, W, b, line, Workspace())
-    score = bound.W.double() @ bound.X.double().T
-    assert (score >= exact(x, W, b) - line.double()[:, None]).all()
-    product = bound.W @ bound.X.T  # as it is computed: what it calls negative is
-    assert (
-        exact(x, W, b - line)[product <= 0] <= rounding(x, W, b.abs() + line.abs())[product <= 0]
-    ).all()
+    for name, x, W, b in problems(device):
+        line = b + normal(len(b), seed=9).to(device) * b.abs().mean()
+        bound = screening._bound(x, W, b, line, Workspace())
+        score = bound.W.double() @ bound.X.double().T
+        assert (score >= exact(x, W, b) - line.double()[:, None]).all(), name
+        below = bound.W @ bound.X.T <= 0  # as it is computed: what it calls negative is
+        above, off = exact(x, W, b - line), rounding(x, W, b.abs() + line.abs())
+        assert (above <= off)[below].all(), name
 
 
 def tensor_core_product(W: torch.Tensor, X: torch.Tensor, n_at_once: int = 4) -> torch.Tensor:
@@ -137,46 +143,39 @@ def last_place(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("device", ["as_on_a_gpu"], indirect=True)
-def test_the_bound_holds_for_products_as_tensor_cores_sum_them(problem, device):
+def test_the_bound_holds_for_products_as_tensor_cores_sum_them(device):
+    for name, x, W, b in problems(device):
+        line = b + normal(len(b), seed=9) * b.abs().mean()
+        bound = screening._bound(x, W, b, line, Workspace())
+        below = tensor_core_product(bound.W, bound.X) <= 0
+        above, off = exact(x, W, b - line), rounding(x, W, b.abs() + line.abs())
+        assert (above <= off)[below].all(), name
+
+
+def test_the_k_largest_are_found(problem):
     x, W, b = problem
-    line = b + normal(len(b), seed=9) * b.abs().mean()
-    bound = screening._bound(x, W, b, line, Workspace())
-    below = tensor_core_product(bound.W, bound.X) <= 0
-    above, off = exact(x, W, b - line), rounding(x, W, b.abs() + line.abs())
-    assert (above <= off)[below].all()
+    v, off = exact(x, W, b), rounding(x, W, b)
+    for k in (1, 3, 20):
+        pairs = found_pairs(screen_top_k(x, W, b, k, Workspace()))
+        largest = v.topk(k, dim=0).values
+        is_near = ((v - largest[-1]).abs() <= 2 * off) | (v.abs() <= off)
+        wanted = (v >= largest[-1]) & (v > 0)
+        assert (pairs == wanted)[~is_near].all(), f"k = {k}"
+        assert (pairs.sum(0) <= k).all(), f"k = {k}"
 
 
-@pytest.mark.parametrize("k", [1, 3, 20])
-def test_the_k_largest_are_found(problem, k):
-    x, W, b = problem
-    pairs, v, off = (
-        found_pairs(screen_top_k(x, W, b, k, Workspace())),
-        exact(x, W, b),
-        rounding(x, W, b),
-    )
-    largest = v.topk(k, dim=0).values
-    is_near = ((v - largest[-1]).abs() <= 2 * off) | (v.abs() <= off)
-    wanted = (v >= largest[-1]) & (v > 0)
-    assert (pairs == wanted)[~is_near].all()
-    assert (pairs.sum(0) <= k).all()
-
-
-@pytest.mark.parametrize("k", [1, 3, 20])
-@pytest.mark.parametrize("margins", [(1.25, 2.0, 4.0), (0.01,)], ids=["good guess", "bad guess"])
-def test_the_largest_of_the_batch_are_found(problem, k, margins, monkeypatch):
+def test_the_largest_of_the_batch_are_found(problem, monkeypatch):
     """Also where the guessed line lies too high at first."""
-    monkeypatch.setattr(screening, "_MARGINS", margins)
     x, W, b = problem
-    pairs, v, off = (
-        found_pairs(screen_batch_top_k(x, W, b, k, Workspace())),
-        exact(x, W, b),
-        rounding(x, W, b),
-    )
-    least = v.flatten().topk(min(k * len(x), v.numel())).values[-1]
-    # A near one may be a few rounding errors off in value, and with it the place of the cut.
-    is_near = ((v - least).abs() <= 2 * (off + off[v >= least].max())) | (v.abs() <= off)
-    assert (pairs == (v >= least) & (v > 0))[~is_near].all()
-    assert pairs.sum() >= min(k * len(x), int((v > off).sum()))
+    v, off = exact(x, W, b), rounding(x, W, b)
+    for k, margins in product((1, 3, 20), [(1.25, 2.0, 4.0), (0.01,)]):
+        monkeypatch.setattr(screening, "_MARGINS", margins)
+        pairs = found_pairs(screen_batch_top_k(x, W, b, k, Workspace()))
+        least = v.flatten().topk(min(k * len(x), v.numel())).values[-1]
+        # A near one may be a few rounding errors off in value, and with it the place of the cut.
+        is_near = ((v - least).abs() <= 2 * (off + off[v >= least].max())) | (v.abs() <= off)
+        assert (pairs == (v >= least) & (v > 0))[~is_near].all(), (k, margins)
+        assert pairs.sum() >= min(k * len(x), int((v > off).sum())), (k, margins)
 
 
 def test_a_batch_without_tokens_has_no_entries():
@@ -208,13 +207,13 @@ def test_a_guess_that_is_too_high_is_made_good(monkeypatch):
     assert len(found) == 8 * len(x)
 
 
-def test_values_are_those_of_a_float32_sum(problem):
-    x, W, b = problem
-    entries = screen(x, W, b, torch.full_like(b, -1e37), Workspace())
-    assert len(entries) == len(x) * len(W)
-    v = exact(x, W, b)[entries.latents, entries.tokens]
-    off = rounding(x, W, b)[entries.latents, entries.tokens]
-    assert ((entries.values.double() - v).abs() <= off).all()
+def test_values_are_those_of_a_float32_sum(device):
+    for name, x, W, b in problems(device):
+        entries = screen(x, W, b, torch.full_like(b, -1e37), Workspace())
+        assert len(entries) == len(x) * len(W), name
+        v = exact(x, W, b)[entries.latents, entries.tokens]
+        off = rounding(x, W, b)[entries.latents, entries.tokens]
+        assert ((entries.values.double() - v).abs() <= off).all(), name
 
 
 def test_ordinary_data_has_few_candidates_that_fall_through():
