@@ -108,8 +108,14 @@ def headings(text: str) -> set[str]:
 
 def test_the_readme_is_short_and_wrapped():
     assert len(README.encode()) <= 12_000
-    wide = [line for line in README.splitlines() if len(line) > 100 and line[0] not in "|!"]
+    wide = [line for line in README.splitlines() if len(line) > 100 and line[0] != "|"]
     assert not wide
+
+
+def test_pictures_of_the_readme_are_light():
+    pictures = re.findall(r"^!\[[^]]+\]\(([^)]+\.png)\)$", README, re.MULTILINE)
+    assert len(pictures) == 3
+    assert all((ROOT / path).stat().st_size < 300_000 for path in pictures)
 
 
 def test_numbers_of_the_quickstart_are_those_of_its_page():
