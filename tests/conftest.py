@@ -262,14 +262,21 @@ def _accelerate_where_the_test_is(request, monkeypatch):
 @pytest.fixture
 def loads(monkeypatch, tiny_lm, tiny_tokenizer) -> list[str]:
     """Let every name be the tiny LM; the list grows by one for each time it is loaded."""
+    return every_lm_is(tiny_lm, tiny_tokenizer, monkeypatch)
+
+
+def every_lm_is(
+    lm: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """What `loads` does, for fixtures of other scopes."""
     seen: list[str] = []
 
     def load_lm(name: str, **kwargs) -> LoadedLM:
         seen.append(name)
-        return LoadedLM(tiny_lm, tiny_tokenizer, "a test")
+        return LoadedLM(lm, tokenizer, "a test")
 
     monkeypatch.setattr("hfsae.recipe.load_lm", load_lm)
-    monkeypatch.setattr("hfsae.recipe.empty_lm", lambda name, **kwargs: tiny_lm)
+    monkeypatch.setattr("hfsae.recipe.empty_lm", lambda name, **kwargs: lm)
     return seen
 
 

@@ -391,8 +391,11 @@ def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch, capsys):
 
 @pytest.mark.lm
 @pytest.mark.slow
-def test_the_real_model_from_recipe_to_shown_latents(tmp_path, packaged_lm):
-    """What scripts/quickstart.sh runs, smaller: the real language model, text and command line."""
+def test_the_real_model_from_recipe_to_shown_latents(tmp_path, packaged_lm, capsys):
+    """What scripts/quickstart.sh runs, smaller: the real language model, text and command line.
+
+    The first command runs in a process of its own, the others here, for their imports' time.
+    """
     folder = tmp_path / "run"
     small = {
         "training.output_dir": folder,
@@ -416,18 +419,15 @@ def test_the_real_model_from_recipe_to_shown_latents(tmp_path, packaged_lm):
     }
     assert float(values["fvu"]) < 0.6 and float(values["loss_recovered_mean"]) > 0.6
     assert 20 < float(values["l0"]) < 100
-    again = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert again.returncode == 0 and again.stdout == first.stdout
-    assert "nothing to do" in again.stderr
-    show = subprocess.run(
-        [sys.executable, "-m", "hfsae", "show", str(folder), "3"],
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert show.returncode == 0 and "latent 3: fires on" in show.stdout
-    planned = subprocess.run([*command, "--dry_run"], env=env, capture_output=True, text=True)
-    assert planned.returncode == 0 and "memory" in planned.stdout and "min" in planned.stdout
+    capsys.readouterr()
+    assert main(argv) == 0
+    again = capsys.readouterr()
+    assert again.out == first.stdout and "nothing to do" in again.err
+    assert main(["show", str(folder), "3"]) == 0
+    assert "latent 3: fires on" in capsys.readouterr().out
+    assert main([*argv, "--dry_run"]) == 0
+    planned = capsys.readouterr().out
+    assert "memory" in planned and "min" in planned
 
 
 def test_a_folder_of_another_kind_of_model_is_told_from_an_sae(tmp_path, capsys):

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
@@ -13,6 +16,7 @@ from hfsae.comparison import CausalArguments, Comparison, compare
 from hfsae.records import write_tensors
 from hfsae.weights import KEY
 
+from ..conftest import every_lm_is
 from ..helpers import held_elsewhere
 from ..tiny import tiny_fields
 
@@ -39,8 +43,26 @@ def tiny_comparison(folder, **fields) -> Comparison:
     return Comparison(**given, arms=ARMS, seeds=[0, 1], at_l0=[4.0, 5.0])
 
 
-def test_a_comparison_leaves_trained_saes_and_a_report(tmp_path, loads):
-    report = compare(tiny_comparison(tmp_path / "c"), command="hfsae compare x.yaml")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_lm, tiny_tokenizer) -> tuple[Path, list[str]]:
+    """A whole comparison's folder, and the names of the language models that it loaded."""
+    folder = tmp_path_factory.mktemp("trained") / "c"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(figures, "draw", lambda folder: None)
+        loads = every_lm_is(tiny_lm, tiny_tokenizer, monkeypatch)
+        compare(tiny_comparison(folder), command="hfsae compare x.yaml")
+    return folder, loads
+
+
+@pytest.fixture
+def copied(trained, tmp_path) -> Callable[[str], Path]:
+    """copied("c"): that comparison again, in a folder of the test's own."""
+    return lambda name: shutil.copytree(trained[0], tmp_path / name)
+
+
+def test_a_comparison_leaves_trained_saes_and_a_report(trained):
+    folder, loads = trained
+    report = folder / "report"
     text = (report / "report.md").read_text()
     for part in ("Against JumpReLU", "## Differences", "| topk |", "hfsae compare x.yaml", "kept"):
         assert part in text, part
@@ -50,7 +72,7 @@ def test_a_comparison_leaves_trained_saes_and_a_report(tmp_path, loads):
     results = json.loads((report / "results.json").read_text())
     assert len(results["saes"]) == 8
     assert len(loads) == 1, "the language model is loaded once"
-    home = tmp_path / "c" / "topk" / "seed_1" / "k_6"
+    home = folder / "topk" / "seed_1" / "k_6"
     card = (home / "README.md").read_text()
     assert "As *topk* it is one of 2 arms (JumpReLU, topk)" in card
     link = card.partition("intervals](")[2].partition(")")[0]
@@ -66,14 +88,13 @@ def test_arms_that_another_process_works_on_are_left_alone(tmp_path, loads):
     assert not list(tmp_path.rglob("*.*")), "the first arm has not begun"
 
 
-def test_what_is_there_is_not_done_again_and_an_arm_may_be_added(tmp_path, loads):
-    fields = {"folder": tmp_path / "c"}
-    compare(tiny_comparison(**fields))
-    weights = tmp_path / "c" / "topk" / "seed_0" / "k_3" / "model.safetensors"
+def test_what_is_there_is_not_done_again_and_an_arm_may_be_added(copied, loads):
+    folder = copied("c")
+    weights = folder / "topk" / "seed_0" / "k_3" / "model.safetensors"
     before = weights.stat().st_mtime_ns
-    again = tiny_comparison(**fields)
+    again = tiny_comparison(folder)
     compare(again)
-    assert len(loads) == 1, "nothing was missing"
+    assert not loads, "nothing was missing"
     again.arms = {**ARMS, "wide": {"sae": {"d_sae": 48}, "sweep": {"target_l0": [3, 6]}}}
     report = compare(again)
     assert weights.stat().st_mtime_ns == before
@@ -81,16 +102,16 @@ def test_what_is_there_is_not_done_again_and_an_arm_may_be_added(tmp_path, loads
 
 
 def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
-    tmp_path, loads, monkeypatch
+    tmp_path, copied, loads, monkeypatch
 ):
     fields = {"report": str(tmp_path / "report"), "causal": CausalArguments(n_tokens=6, l0=3.0)}
-    first = tiny_comparison(tmp_path / "here", **fields)
+    first = tiny_comparison(copied("here"), **fields)
     report = compare(first)
     before = {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()}
     (tmp_path / "here").rename(tmp_path / "lost")
     compare(first)
     assert {name: (report / name).read_bytes() for name in before} == before
-    assert len(loads) == 2, "nothing was trained or measured again"
+    assert len(loads) == 1, "nothing was trained or measured again"
     assert "was harvested" not in (report / "report.md").read_text()
 
     other = tiny_comparison(tmp_path / "there", **fields)
@@ -114,9 +135,9 @@ def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
     assert [row.split("|")[3].strip() for row in rows if "| topk" in row] == ["1", "1"], "of three"
 
 
-def test_what_was_kept_of_another_recipe_is_left_out(tmp_path, loads):
+def test_what_was_kept_of_another_recipe_is_left_out(tmp_path, copied, loads):
     report = str(tmp_path / "report")
-    compare(tiny_comparison(tmp_path / "a", report=report))
+    compare(tiny_comparison(copied("a"), report=report))
     other = tiny_comparison(tmp_path / "b", report=report)
     other.arms = {**ARMS, "topk": {**ARMS["topk"], "training": {"learning_rate": 1e-3}}}
     compare(other)
@@ -124,9 +145,9 @@ def test_what_was_kept_of_another_recipe_is_left_out(tmp_path, loads):
     assert len(saes_in(tmp_path / "report")) == 8
 
 
-def test_a_report_of_one_arm_keeps_what_is_known_of_the_others(tmp_path, loads):
+def test_a_report_of_one_arm_keeps_what_is_known_of_the_others(tmp_path, copied, loads):
     fields = {"report": str(tmp_path / "report")}
-    compare(tiny_comparison(tmp_path / "a", **fields))
+    compare(tiny_comparison(copied("a"), **fields))
     one = tiny_comparison(tmp_path / "b", only=["topk"], **fields)
     one.arms = {"topk": {**ARMS["topk"], "sweep": {"k": [5, 6]}}}
     compare(one)
@@ -154,10 +175,10 @@ def test_what_a_comparison_cannot_be_is_told_before_anything_is_trained(
     assert not (tmp_path / "a").exists() and not loads
 
 
-def test_causes_are_read_where_weights_were_evaluated_otherwise(tmp_path, loads):
+def test_causes_are_read_where_weights_were_evaluated_otherwise(tmp_path, copied, loads):
     """As those from the Hub are: their report keeps the evaluation that counts."""
     fields = {"report": str(tmp_path / "report")}
-    compare(tiny_comparison(tmp_path / "a", **fields))
+    compare(tiny_comparison(copied("a"), **fields))
     for path in (tmp_path / "a").rglob("documents.safetensors"):
         path.unlink()
     report = compare(
@@ -166,8 +187,8 @@ def test_causes_are_read_where_weights_were_evaluated_otherwise(tmp_path, loads)
     assert "causes" in (report / "report.md").read_text()
 
 
-def test_causes_want_weights(tmp_path, loads):
-    comparison = tiny_comparison(tmp_path / "c", report=str(tmp_path / "report"))
+def test_causes_want_weights(tmp_path, copied, loads):
+    comparison = tiny_comparison(copied("c"), report=str(tmp_path / "report"))
     compare(comparison)
     (tmp_path / "c").rename(tmp_path / "lost")
     comparison.causal = CausalArguments(n_tokens=6, l0=3.0)
@@ -179,34 +200,33 @@ def saes_in(report) -> list:
     return json.loads((report / "results.json").read_text())["saes"]
 
 
-def test_one_arm_alone_gives_the_same_numbers(tmp_path, loads):
+def test_one_arm_alone_gives_the_same_numbers(trained, tmp_path, loads):
     """Which the report says, with this command."""
-    report = compare(tiny_comparison(tmp_path / "c"), command="hfsae compare x.yaml")
+    whole, _ = trained
     command = "--only '[topk]' --seeds '[0]' --training.output_dir runs/again"
-    assert command in (report / "report.md").read_text()
+    assert command in (whole / "report" / "report.md").read_text()
     one = tiny_comparison(tmp_path / "again", only=["topk"])
     one.seeds = [0]
     compare(one)
     for name in ("k_3", "k_6"):
         here, there = (
-            json.loads((tmp_path / folder / "topk/seed_0" / name / "evaluation.json").read_text())
-            for folder in ("again", "c")
+            json.loads((folder / "topk/seed_0" / name / "evaluation.json").read_text())
+            for folder in (tmp_path / "again", whole)
         )
         assert here["metrics"] == there["metrics"]
 
 
-def test_saes_of_different_documents_are_not_compared(tmp_path, loads):
-    compare(tiny_comparison(tmp_path / "c"))
-    (tmp_path / "c/report/results.json").unlink()
-    path = tmp_path / "c/topk/seed_1/k_6/documents.safetensors"
+def test_saes_of_different_documents_are_not_compared(copied, loads):
+    folder = copied("c")
+    (folder / "report/results.json").unlink()
+    path = folder / "topk/seed_1/k_6/documents.safetensors"
     write_tensors(path, {name: sums[1:] for name, sums in load_file(path).items()})
     with pytest.raises(ValueError, match="evaluated on different documents"):
-        compare(tiny_comparison(tmp_path / "c"))
+        compare(tiny_comparison(folder))
 
 
-def test_another_evaluation_is_measured_anew(tmp_path, loads):
-    comparison = tiny_comparison(tmp_path / "c", only=["topk"])
-    compare(comparison)
+def test_another_evaluation_is_measured_anew(tmp_path, copied, loads):
+    comparison = tiny_comparison(copied("c"), only=["topk"])
     comparison.evaluation.n_tokens = 150
     compare(comparison)
     homes = [tmp_path / f"c/topk/seed_{seed}/k_{k}" for seed in (0, 1) for k in (3, 6)]
@@ -222,8 +242,8 @@ def test_another_evaluation_is_measured_anew(tmp_path, loads):
     assert [path.read_text() for path in evaluations] == before
 
 
-def test_weights_may_be_deleted_and_a_killed_run_is_completed(tmp_path, loads):
-    comparison = tiny_comparison(tmp_path / "c")
+def test_weights_may_be_deleted_and_a_killed_run_is_completed(tmp_path, copied, loads):
+    comparison = tiny_comparison(copied("c"))
     report = compare(comparison)
     before = (report / "report.md").read_text()
     run = tmp_path / "c/topk/seed_0"
@@ -247,16 +267,16 @@ def test_a_comparison_without_evaluation_is_refused_before_anything_is_trained(t
     assert not (tmp_path / "c").exists()
 
 
-def test_causes_are_measured_once_of_the_saes_nearest_in_l0(tmp_path, loads):
-    comparison = tiny_comparison(tmp_path / "c", causal=CausalArguments(n_tokens=6, l0=3.0))
+def test_causes_are_measured_once_of_the_saes_nearest_in_l0(tmp_path, copied, loads):
+    comparison = tiny_comparison(copied("c"), causal=CausalArguments(n_tokens=6, l0=3.0))
     report = compare(comparison)
     assert "## Are latents causes? At an L0 of 3" in (report / "report.md").read_text()
     assert (report / "report.html").read_text().count("data:image/png;base64,") == 4
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("causes.safetensors")}
     assert sorted(path.parent.name for path in files) == ["k_3"] * 2 + ["target_l0_3"] * 2
-    assert len(loads) == 2, "once more, in float32"
+    assert len(loads) == 1, "once, in float32"
     compare(comparison)
-    assert files == {path: path.stat().st_mtime_ns for path in files} and len(loads) == 2
+    assert files == {path: path.stat().st_mtime_ns for path in files} and len(loads) == 1
     comparison.causal.n_tokens = 5
     compare(comparison)
     assert all(path.stat().st_mtime_ns > before for path, before in files.items())

@@ -167,6 +167,7 @@ def planted_sae(**fields) -> BatchTopKSAE:
     return make(**defaults | fields)
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize(("k", "largest"), [(2, 0.45), (3, 0.35), (6, 0.2)])
 def test_l0_in_use_is_k_and_it_learns_towards_the_planted_directions(k, largest, tmp_path):
     sae, stream = trained(tmp_path, planted_sae(k=k), steps=800), PlantedStream()
@@ -194,6 +195,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.learns
 def test_dead_latents_come_back(tmp_path):
     """Half of the latents start too weak to fire; with the auxiliary loss they learn to."""
     x, alive = PlantedStream()._make(123, 8192)["layers.1"], {}

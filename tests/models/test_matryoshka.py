@@ -123,6 +123,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.learns
 @pytest.mark.slow
 def test_the_first_latents_learn_to_reconstruct_alone(config_class, tmp_path):
     """On planted data, against the same SAE without nesting: L0, FVU of all and of the first 8."""
