@@ -60,7 +60,8 @@ def test_any_leading_shape(sae):
     for shape in ((), (5,), (2, 3), (2, 3, 4)):
         out = sae(activations(*shape), return_loss=True)
         assert out.recon.shape == (*shape, D_IN) and out.latents.shape == (*shape, D_SAE), shape
-        assert out.loss.shape == (), shape
+        flat = sae(activations(*shape).reshape(-1, D_IN), return_loss=True)
+        assert out.loss.shape == () and torch.allclose(out.loss, flat.loss), shape
         out.loss.backward()
 
 

@@ -89,6 +89,15 @@ def test_sums_are_those_of_matrix_products(problem):
     assert_close(at.totals_by_latent(values), matrix.sum(0))
 
 
+def test_sums_by_latent_are_the_same_a_row_at_a_time(problem, monkeypatch):
+    """Matrices that fit in no cache are made in blocks of rows; here each is one row."""
+    at, _, x, _ = problem
+    values, matrix = values_of(at)
+    monkeypatch.setattr(sparse, "_BLOCK", 1)
+    monkeypatch.setattr(sparse, "_GPU_BLOCK", 1)
+    assert_close(at.sums_by_latent(values, x), matrix.T @ x.double())
+
+
 def test_sums_by_latent_fill_what_the_workspace_spares(problem):
     at, _, x, _ = problem
     values, matrix = values_of(at)
