@@ -1,28 +1,23 @@
 """hfsae: sparse autoencoders as Hugging Face models.
 
-**Floors.** Imports go down, never sideways; a test holds them to it.
+**Floors.** Imports go down, never sideways; import-linter holds them to it.
 
-    cli                        the command
-    demo | space               the app, and a Space with it
-    plan | comparison          what a run costs; several ways to train, at equal L0
-    footprint | formula        its bytes; its seconds on a GPU that is not here
-    recipe | pace              what a run is; how fast this machine is
-    suite                      load and list, by name and meaning
-    hub                        push and fetch
-    inspection | generation    what fires in a text; two continuations side by side
-    training | evaluation | features | figures | card | convert | steering | attribution
-    models | activations | metrics
-    ops | lm                   torch and transformers only
-    weights                    which weights a folder's records were made with
-    contract | records | loading | processor
-    lock | packaged            one process at a time in a folder; inputs that come as packages
+    cli                                  the command
+    demo | comparison | measurement      the app; several ways to train, at equal L0; results again
+    cost                                 seconds and bytes of a run, before it is begun
+    hub | recipe                         push, fetch, load by meaning; what a run is
+    training | evaluation | features | cards | convert | steering | attribution
+    models | activations                 one forward pass, a variant a file; text -> activations
+    ops | lm                             sparse algebra; places in a language model
+    packaged                             inputs that come as Python packages
+    machine                              files, locks, memory, the Hub's client
 
 **A datum's journey.** text -> `activations.tokens` (rows of token ids, a keep-mask) ->
 `activations.harvest` (raw activations at sites, through `lm.capture`) -> `activations.shuffle`
 (batches [n, d], float32) -> `models` (pre_acts -> latents -> recon, and the loss) ->
 `training.run` (one optimiser step) -> `training.checkpoint` -> `SAE.folded().save_pretrained` ->
 `evaluation` (spliced into the language model), `features` (what latents fire on), `steering` (what
-they do), `attribution` (why this token), `card`.
+they do), `attribution` (why this token), `cards`.
 
 **Words.** A *latent* is one unit of an SAE, its activation a number; a *feature* is what it means.
 `pre_acts` come before the non-linearity, `latents` after it; `recon` is the reconstruction. A
@@ -44,6 +39,9 @@ from .convert import save_as as save_as
 from .evaluation import evaluate as evaluate
 from .features import FeatureStore as FeatureStore
 from .features import collect as collect
+from .hub import SAEEntry as SAEEntry
+from .hub import list_saes as list_saes
+from .hub import load as load
 from .hub import push as push
 from .lm import LoadedLM as LoadedLM
 from .lm import capture as capture
@@ -72,6 +70,3 @@ from .steering import Edit as Edit
 from .steering import save_steering_vector as save_steering_vector
 from .steering import steer as steer
 from .steering import suggest_strength as suggest_strength
-from .suite import SAEEntry as SAEEntry
-from .suite import list_saes as list_saes
-from .suite import load as load

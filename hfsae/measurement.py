@@ -1,4 +1,6 @@
-"""Any SAE, of any format and from anywhere, measured on a language model and a text.
+"""Results made again: a run's own, or those of any SAE, of any format and from anywhere.
+
+    a finished run, and its recipe with other fields -> `again` -> evaluation.json or features/
 
     source -> `settle`: a folder in hfsae's own format -> `measure` -> evaluation.json or features/
 
@@ -9,24 +11,43 @@ model, the text and the norm limits that it was made with.
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .activations import HarvestArguments, Harvester, text_origin
-from .card import refuse_card_of_others
+from .cards import refuse_card_of_others
 from .convert import save_as
+from .hub import beside
+from .hub import load as load_sae
 from .lm import LoadedLM
+from .machine.files import passes, read_json
+from .machine.visible import public_record
+from .machine.weights import RECORDS, refuse_mixture, weights_hash
 from .models import SAE
 from .models.probe import NAME as PROBE
-from .public import public_record
-from .recipe import Recipe, finish, load, norm_limits, read_rows, write_result
-from .records import passes, read_json
-from .suite import beside
+from .recipe import (
+    MADE_WITH,
+    Recipe,
+    as_plain,
+    differences,
+    finish,
+    load,
+    load_plain,
+    load_trained,
+    norm_limits,
+    note_remaking,
+    read_rows,
+    remaking,
+    report,
+    save_recipe,
+    write_result,
+)
 from .training.trainer import make_accelerator
-from .weights import RECORDS, refuse_mixture, weights_hash
 
+EVALUATION, FEATURES = "evaluation.json", "features/meta.json"
+_VERBS = {EVALUATION: "evaluate", FEATURES: "collect"}
 _FEATURES = tuple(f"features/{name}" for name in ("latents.parquet", "examples.parquet"))
 _ABOUT = ("config.json", "log.jsonl", *RECORDS, *_FEATURES, "features/labels.json")
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -38,7 +59,7 @@ def origin_of(choice: Mapping[str, Any]) -> Path | None:
     it has of them is fetched, and no weights. None for SAEs of other formats.
 
     Args:
-        choice: arguments of `hfsae.suite.beside`.
+        choice: arguments of `hfsae.hub.beside`.
     """
     folder = beside(**choice, names=_ABOUT)
     config = None if folder is None else folder / "config.json"
@@ -52,6 +73,34 @@ def default_folder(choice: Mapping[str, Any]) -> Path:
     parts = [name, *str(choice.get("subfolder", "")).split("/")]
     parts += [f"{k}_{choice[k]}" for k in ("layer", "width", "l0") if k in choice]
     return Path("runs", "-".join(filter(None, parts)))
+
+
+def load_at(choice: Mapping[str, Any], site: str | None) -> SAE:
+    """The SAE of a choice, with its site.
+
+    Args:
+        choice: arguments of `hfsae.load`.
+        site: of an SAE whose config names none.
+
+    Raises:
+        ValueError: the config names another site.
+    """
+    sae = load_sae(**choice)
+    if sae.config.site is None:
+        sae.config.site = site
+    elif site not in (None, sae.config.site):
+        raise ValueError(
+            f"{choice['source']} is of {sae.config.site}, not of {site}; leave out --site"
+        )
+    return sae
+
+
+def place(choice: Mapping[str, Any], output: str | None) -> tuple[Path, Path | None]:
+    """The folder for an SAE's results, and its own folder if it is in hfsae's own format."""
+    origin = origin_of(choice)
+    if origin is not None and output is None and Path(choice["source"]).exists():
+        return origin, origin
+    return Path(output) if output else default_folder(choice), origin
 
 
 def settle(sae: SAE, origin: Path | None, folder: Path) -> None:
@@ -109,6 +158,63 @@ def defaults(sae: SAE) -> dict[str, Any]:
     }
     found |= {key: value for key, (value, allowed) in known.items() if value in allowed}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def refuse_no_tokens(recipe: Recipe, result: str) -> None:
+    """
+    Raises:
+        ValueError: the recipe asks for no tokens of this result.
+    """
+    if {EVALUATION: recipe.evaluation.n_tokens, FEATURES: recipe.collect_tokens}[result] == 0:
+        field = "evaluation.n_tokens" if result == EVALUATION else "collect_tokens"
+        raise ValueError(
+            f"{field} is 0, which leaves out what `hfsae {_VERBS[result]}` does; give 1 or more"
+        )
+
+
+def again(
+    recipe: Recipe, folder: Path, home: Path, result: str, tell: Callable[[str], None] = print
+) -> None:
+    """Make one result of a finished run again, with its figures and card. Lock the run's folder
+    before (`hfsae.recipe.alone`).
+
+    Where the recipe's sections for this result changed, or a remake was interrupted, the result is
+    made again for all SAEs of the run, since one recipe.yaml describes them all.
+
+    Args:
+        recipe: the run's, with other fields in the sections that this result is made with.
+        folder: of the SAE.
+        home: the run's folder, with its recipe.yaml.
+        result: "evaluation.json" or "features/meta.json".
+
+    Raises:
+        ValueError: another section than those differs from the run's recipe; 0 tokens.
+    """
+    sections, verb = MADE_WITH[result], _VERBS[result]
+    old, new = load_plain(home), as_plain(recipe)
+    for key, _, _ in differences(old, new, set(new) - set(sections)):
+        raise ValueError(
+            f"{key} is not `hfsae {verb}`'s to change, which may set {' and '.join(sections)}: the "
+            "rest says what this SAE was trained on"
+        )
+    refuse_no_tokens(recipe, result)
+    others: list[Path] = []
+    unfinished = remaking(home)
+    if result in unfinished or next(differences(old, new, sections), None):
+        siblings = (home / name for name in recipe.sae_fields())
+        others = [f for f in siblings if (f / "config.json").is_file() and not f.samefile(folder)]
+    device = str(make_accelerator(recipe.training).device)
+    sae = load_trained(folder)  # first: a damaged file need not wait for the language model
+    norm_limits(sae, folder)
+    loaded = load(recipe.lm, device)
+    if others:
+        tell(f"{verb}: all {1 + len(others)} SAEs of {home}, whose recipe.yaml speaks for them all")
+    note_remaking(home, {*unfinished, result})
+    report(recipe, loaded, sae, folder, again=[result])
+    for other in others:
+        report(recipe, loaded, load_trained(other), other, again=[result])
+    save_recipe(home, new)
+    note_remaking(home, {*unfinished} - {result})
 
 
 def measure(recipe: Recipe, sae: SAE, folder: Path, result: str, source: str) -> None:

@@ -11,7 +11,7 @@ import pdoc
 
 REPOSITORY = "https://github.com/hfsae/hfsae/blob/main/hfsae/"
 # What is sent to the Hub with an SAE, and what `python -m hfsae` runs: no part of the interface.
-MODULES = ("hfsae", "!hfsae.modeling_hfsae", "!hfsae.__main__")
+MODULES = ("hfsae", "!hfsae.hub.modeling_hfsae", "!hfsae.__main__")
 
 
 def build(folder: Path) -> None:

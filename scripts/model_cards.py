@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import yaml
 from transformers import AutoConfig
 
-from hfsae import card
-from hfsae.public import public_record
+from hfsae import cards
+from hfsae.machine.visible import public_record
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 RECIPES = Path(__file__).parent / "recipes"
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     for name, (recipe, sae, d_in) in PLANNED.items():
         plan(RECIPES / recipe, sae, d_in, CARDS / name)
     for folder in sorted(path.parent for path in CARDS.glob("*/config.json")):
-        text = card.render_card(folder)
+        text = cards.render_card(folder)
         (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
         print(folder / "README.md")
 
@@ -48,7 +48,7 @@ def take_over(run: Path, folder: Path) -> None:
         record.pop("density", None)
         write_json(folder / f"{name}.json", record)
     shutil.copy(run / "probe.safetensors", folder)
-    chosen = [latent["latent"] for latent in card.shown_latents(run / "features")]
+    chosen = [latent["latent"] for latent in cards.shown_latents(run / "features")]
     (folder / "features").mkdir()
     columns = ["latent", "density", "promoted_tokens"]
     rows = pq.read_table(run / "features" / "latents.parquet", columns=columns).to_pylist()

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 import hfsae
-from hfsae import card, recipe
-from hfsae.cli import _parse_recipe, _recipe_parser
+from hfsae import cards, recipe
 from hfsae.cli import main as hfsae_command
+from hfsae.cli.recipes import parse_recipe, recipe_parser
+from hfsae.machine.visible import public_record
 from hfsae.packaged import SHIPPED_SAE
-from hfsae.public import public_record
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "scripts" / "recipes" / "packaged.yaml"
@@ -60,7 +60,7 @@ def cast(trained: Path, folder: Path) -> None:
     sae.config.dtype = torch.bfloat16
     sae.save_pretrained(folder)
     shutil.copy(trained / "training.json", folder)
-    wanted, _ = _parse_recipe(_recipe_parser("train"), [str(RECIPE)])
+    wanted, _ = parse_recipe(recipe_parser("train"), [str(RECIPE)])
     loaded = recipe.load(wanted.lm, "cpu")
     recipe.report(wanted, loaded, recipe.load_trained(folder), folder)
 
@@ -75,7 +75,7 @@ def ship(folder: Path) -> None:
         (folder / name).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     shutil.rmtree(folder / "figures")  # the app draws them
     (folder / "README.md").unlink()
-    written = card.write_card(folder)
+    written = cards.write_card(folder)
     with_note = written.read_text(encoding="utf-8").replace(KEPT, f"{KEPT}{NOTE}", 1)
     written.write_text(with_note, encoding="utf-8")
     for name in (*SHIPPED, *RECORDS, *BY_HAND[:1]):

@@ -43,9 +43,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import hfsae.hub
+import hfsae.machine.client
 from hfsae.lm import LoadedLM, load_lm
+from hfsae.machine.processor import multiplies_bfloat16
 from hfsae.packaged import PACKAGED_LMS
-from hfsae.processor import multiplies_bfloat16
 
 pytest.register_assert_rewrite("tests.helpers", "tests.training.planted")
 
@@ -103,7 +104,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoopbackHub:
     clock = SimpleNamespace(**vars(time) | {"sleep": HUB.waits.append})
     monkeypatch.setattr(huggingface_hub.utils._http, "time", clock)
     monkeypatch.setattr(huggingface_hub.file_download, "time", clock)
-    monkeypatch.setattr(hfsae.hub, "time", clock)
+    monkeypatch.setattr(hfsae.hub.upload, "time", clock)
+    monkeypatch.setattr(hfsae.machine.client, "time", clock)
     huggingface_hub.HfFileSystem.clear_instance_cache()  # it remembers listings
     if importlib.util.find_spec("datasets"):
         import datasets.config
@@ -275,8 +277,8 @@ def every_lm_is(
         seen.append(name)
         return LoadedLM(lm, tokenizer, "a test")
 
-    monkeypatch.setattr("hfsae.recipe.load_lm", load_lm)
-    monkeypatch.setattr("hfsae.recipe.empty_lm", lambda name, **kwargs: lm)
+    monkeypatch.setattr("hfsae.recipe.stages.load_lm", load_lm)
+    monkeypatch.setattr("hfsae.recipe.fields.empty_lm", lambda name, **kwargs: lm)
     return seen
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 import hfsae
 from hfsae.cli import main
-from hfsae.lock import locked
+from hfsae.machine.lock import locked
 from hfsae.models import SAE, SAEConfig
 
 D_IN, D_SAE, SCALE = 12, 40, 7.0

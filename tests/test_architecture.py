@@ -13,6 +13,17 @@ HEAVY = {"accelerate", "datasets", "pyarrow", "matplotlib", "jsonargparse", "gra
 HEAVY |= {"scipy", "docstring_parser", "markdown_it", "gguf"}
 
 
+def test_the_page_of_floors_is_what_import_linter_checks():
+    pyproject = (PACKAGE.parent / "pyproject.toml").read_text()
+    layers = re.search(r"^layers = \[\n(.*?)^\]", pyproject, re.MULTILINE | re.DOTALL)[1]
+    checked = [re.findall(r"hfsae\.(\w+)", line) for line in layers.splitlines()]
+    page = hfsae.__doc__.partition("**Floors.**")[2].partition("**A datum")[0]
+    shown = [re.split(r"\s{2,}", line.strip())[0].split(" | ") for line in page.splitlines()[2:]]
+    assert [floor for floor in shown if floor != [""]] == checked
+    rooms = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert rooms - {"__init__", "__main__"} == {room for floor in checked for room in floor}
+
+
 def test_nothing_in_the_package_imports_its_root():
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

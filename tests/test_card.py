@@ -19,12 +19,12 @@ from markdown_it import MarkdownIt
 
 import hfsae
 from hfsae.activations import PackedRows, TextArguments
-from hfsae.card import render_card, set_model_id, write_card
+from hfsae.cards import render_card, set_model_id, write_card
 from hfsae.evaluation import EvaluationArguments, evaluate
 from hfsae.features import FeatureStore, collect
 from hfsae.lm import LoadedLM
+from hfsae.machine.visible import public, public_record
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
-from hfsae.public import public, public_record
 
 from .helpers import make, variants
 
@@ -635,7 +635,7 @@ def test_an_interrupted_write_leaves_the_old_card(folder, monkeypatch):
 def test_an_old_card_of_a_kept_block_alone_is_carried_over():
     block = "<!-- hfsae:keep -->\nmine\n<!-- /hfsae:keep -->"
     new = "# New\n\n<!-- hfsae:keep -->\n<!-- /hfsae:keep -->\n"
-    assert hfsae.card.carry_over(f"{block}\n", new) == f"# New\n\n{block}\n"
+    assert hfsae.cards.carry_over(f"{block}\n", new) == f"# New\n\n{block}\n"
 
 
 def test_front_matter_that_cannot_be_read_is_not_lost(folder):

@@ -14,11 +14,13 @@ import yaml
 from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
 import hfsae
-from hfsae.card import misgivings
-from hfsae.cli import _VERBS, _parse_recipe, _recipe_parser, main
+from hfsae.cards import misgivings
+from hfsae.cli import main
+from hfsae.cli.recipes import parse_recipe, recipe_parser
+from hfsae.cli.verbs import VERBS
+from hfsae.machine.files import read_json
 from hfsae.models import variants
 from hfsae.recipe import as_plain, load_trained, make_configs, run
-from hfsae.records import read_json
 
 from .helpers import held_elsewhere, refused
 from .tiny import tiny_recipe
@@ -30,7 +32,7 @@ RECIPE = str(ROOT / "scripts" / "recipes" / "quickstart.yaml")
 def test_help_names_every_verb_with_what_it_does(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(re.search(rf"^  {verb} +\S", text, re.MULTILINE) for verb in _VERBS)
+    assert all(re.search(rf"^  {verb} +\S", text, re.MULTILINE) for verb in VERBS)
     assert "examples:" in text
 
 
@@ -51,7 +53,7 @@ def test_help_all_of_train_explains_fields_with_units_and_sources(capsys):
     assert "--harvest.max_norm_ratio" in text and "Attention sinks" in text
 
 
-@pytest.mark.parametrize("verb", list(_VERBS))
+@pytest.mark.parametrize("verb", list(VERBS))
 def test_help_of_each_verb_is_a_screen_with_what_it_does(verb, capsys):
     text = help_of([verb, "--help"], capsys)
     assert text.startswith(f"usage: hfsae {verb}") and text.count("\n") <= 62
@@ -98,10 +100,10 @@ def test_every_verb_refuses_a_mistake_in_one_sentence(argv, sentence, capsys):
 @pytest.mark.parametrize("name", ["quickstart", "gemma2_2b_16k"])
 def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
     path = ROOT / "scripts" / "recipes" / f"{name}.yaml"
-    parser, at = _recipe_parser("train"), ["--sae.site", "layers.1", "--sae.target_l0", "7"]
+    parser, at = recipe_parser("train"), ["--sae.site", "layers.1", "--sae.target_l0", "7"]
     caplog.set_level("INFO")
     for variant in (v.model_type for v in variants()):
-        recipe, _ = _parse_recipe(parser, [str(path), *at, "--sae.model_type", variant])
+        recipe, _ = parse_recipe(parser, [str(path), *at, "--sae.model_type", variant])
         recipe.saes = {}  # at sites that the tiny language model lacks
         caplog.clear()
         (config,) = make_configs(recipe, tiny_lm).values()
@@ -218,7 +220,7 @@ def test_numbers_may_be_written_with_an_exponent(tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     path.write_text("training: {n_tokens: 2e6, batch_size: 1e3, learning_rate: 1e-3}")
     argv = [str(path), "--shuffle.bucket_tokens", "1e5"]
-    recipe, _ = _parse_recipe(_recipe_parser("train"), argv)
+    recipe, _ = parse_recipe(recipe_parser("train"), argv)
     assert (recipe.training.total_steps, recipe.shuffle.bucket_tokens) == (2000, 100_000)
     assert recipe.training.learning_rate == 1e-3
     assert "n_tokens" in refused(["train", str(path), "--training.n_tokens", "1.5"], capsys)
@@ -275,7 +277,7 @@ def test_other_settings_for_one_sae_of_several_are_for_all(tmp_path, loads, caps
     assert more[0] == more[1] > n_tokens[0] == n_tokens[1]
     recipe = (tmp_path / "out" / "recipe.yaml").read_text()
     with monkeypatch.context() as patched:
-        patched.setattr("hfsae.cli.load_trained", stopped_at(folders[0]))
+        patched.setattr("hfsae.measurement.load_trained", stopped_at(folders[0]))
         with pytest.raises(ZeroDivisionError):  # when one has its new result, and the other not
             main(["evaluate", str(folders[1]), "--evaluation.n_tokens", "300"])
     assert (tmp_path / "out" / "recipe.yaml").read_text() == recipe, "nobody's settings are lost"
@@ -372,7 +374,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hfsae.cli.run", full)
+    monkeypatch.setattr("hfsae.cli.verbs.run", full)
     assert "No space left on device" in refused(["train", RECIPE], capsys)
 
 
@@ -380,7 +382,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hfsae.cli.run", interrupted)
+    monkeypatch.setattr("hfsae.cli.verbs.run", interrupted)
     handler = signal.getsignal(signal.SIGINT)
     try:
         assert main(["train", RECIPE]) == 130

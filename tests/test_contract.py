@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig, collect, splice
-from hfsae.contract import check, differences, terms, tokenizer_hash
+from hfsae.lm.contract import check, differences, terms, tokenizer_hash
 
 
 @pytest.fixture

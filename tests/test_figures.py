@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hfsae import figures
+from hfsae.cards import figures
 from hfsae.models import BatchTopKSAE, BatchTopKSAEConfig, JumpReLUSAE, JumpReLUSAEConfig
 
 LOG = [

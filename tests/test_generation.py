@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hfsae
-from hfsae.generation import Sampling, generate_pair
+from hfsae.steering.pair import Sampling, generate_pair
 
 PROMPT = [2, 40, 50, 60]
 

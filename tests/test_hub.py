@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, PreTrainedModel
 
 import hfsae
-from hfsae import card
+from hfsae import cards
 from hfsae.features import write_label
+from hfsae.hub import write_space
+from hfsae.hub.suite import _width as width_of
 from hfsae.models import SAE, SAEConfig
-from hfsae.space import write_space
-from hfsae.suite import _width as width_of
 
 from .helpers import activations, make, variants
 from .loopback_hub import DOWNLOADS, UPLOADS, Fault, LoopbackHub
@@ -136,14 +136,14 @@ def test_a_card_that_is_edited_between_a_pushs_reading_and_its_commit_stays(
     hub, pushed, monkeypatch
 ):
     text = hub.read_file(ID, "README.md").decode() + "\n## Meanwhile\n\nA note.\n"
-    send = hfsae.hub._send
+    send = hfsae.hub.upload._send
 
     def edit_first(*arguments):
-        monkeypatch.setattr(hfsae.hub, "_send", send)
+        monkeypatch.setattr(hfsae.hub.upload, "_send", send)
         hub.add_file(ID, "README.md", text.encode())
         return send(*arguments)
 
-    monkeypatch.setattr(hfsae.hub, "_send", edit_first)
+    monkeypatch.setattr(hfsae.hub.upload, "_send", edit_first)
     (pushed / "evaluation.json").unlink()
     hfsae.push(pushed, ID, token=WRITE)
     after = hub.read_file(ID, "README.md").decode()
@@ -158,7 +158,7 @@ def test_excerpts_of_text_are_said_to_go_up_and_can_stay_at_home(hub, folder):
         pq.write_table(pa.table(table), folder / "features" / f"{name}.parquet")
     meta = {"model_name": "/home/me/lm", "n_tokens": 3}
     (folder / "features" / "meta.json").write_text(json.dumps(meta))
-    card.write_card(folder)
+    cards.write_card(folder)
     assert "mysecrettext" in (folder / "README.md").read_text()
     said: list[str] = []
     hfsae.push(folder, ID, token=WRITE, no_examples=True, tell=said.append)
@@ -542,13 +542,13 @@ def test_a_hub_that_cannot_say_what_a_card_holds_does_not_lose_it(hub, pushed, f
 
 def test_a_cache_that_can_only_be_read_serves_what_is_in_it(hub, pushed, monkeypatch):
     sae = hfsae.load(ID)
-    note = next(Path(hfsae.hub.constants.HF_HUB_CACHE).rglob("refs/main"))
+    note = next(Path(hfsae.hub.upload.constants.HF_HUB_CACHE).rglob("refs/main"))
     note.unlink()
 
     def refuse(path, text):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(hfsae.hub, "write_whole", refuse)
+    monkeypatch.setattr(hfsae.hub.download, "write_whole", refuse)
     assert same(hfsae.load(ID), sae) and not note.exists()
 
 
@@ -785,14 +785,14 @@ def test_a_download_that_is_cut_goes_on_and_for_good_leaves_no_half(hub, pushed,
     hub.faults.clear()
     assert hfsae.load(ID).verify().ok  # nothing of the half was kept
     hub.faults.append(Fault("GET", DOWNLOADS, "status", times=3, status=503))
-    shutil.rmtree(Path(hfsae.hub.constants.HF_HUB_CACHE))
+    shutil.rmtree(Path(hfsae.hub.upload.constants.HF_HUB_CACHE))
     assert hfsae.load(ID).verify().ok
 
 
 def test_a_file_that_arrives_damaged_is_fetched_again_and_never_kept(hub, pushed):
     hub.faults.append(Fault("GET", DOWNLOADS, "corrupt", times=1, at=-9))
     assert hfsae.load(ID).verify().ok
-    shutil.rmtree(Path(hfsae.hub.constants.HF_HUB_CACHE))
+    shutil.rmtree(Path(hfsae.hub.upload.constants.HF_HUB_CACHE))
     hub.faults.append(Fault("GET", DOWNLOADS, "corrupt", times=None, at=-9))
     refused(lambda: hfsae.load(ID), r"arrives damaged: its checksum is not the Hub's\. It was not")
     hub.faults.clear()
@@ -816,7 +816,7 @@ def test_offline_the_cache_serves_what_was_loaded_by_any_revision(hub, folder, m
     for revision in (None, "dev", "refs/heads/dev", commit):
         hfsae.load(ID, revision=revision)
     hub.requests.clear()
-    monkeypatch.setattr(hfsae.hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hfsae.hub.upload.constants, "HF_HUB_OFFLINE", True)
     for revision in (None, "dev", "refs/heads/dev", commit):
         assert same(hfsae.load(ID, revision=revision), sae)
         assert hfsae.load(ID, revision=revision).verify().ok
@@ -828,7 +828,7 @@ def test_a_list_leaves_offline_what_was_loaded_before(hub, pushed, monkeypatch):
     sae = hfsae.load(ID)
     hub.add_file(ID, "notes.txt", b"a commit more")
     assert hfsae.list_saes(ID)[0].width == sae.config.d_sae
-    monkeypatch.setattr(hfsae.hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hfsae.hub.upload.constants, "HF_HUB_OFFLINE", True)
     assert same(hfsae.load(ID), sae)
 
 
@@ -860,7 +860,7 @@ def test_a_disk_that_is_full_is_one_sentence(hub, pushed, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", "/cache")
 
-    monkeypatch.setattr(hfsae.hub, "hf_hub_download", full)
+    monkeypatch.setattr(hfsae.hub.download, "hf_hub_download", full)
     refused(lambda: hfsae.load(ID), r"cannot download .*: No space left on device")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hfsae
-from hfsae.inspection import compare, inspect, spell, tokenise
+from hfsae.features.inspection import compare, inspect, spell, tokenise
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_variance_unexplained_is_that_of_the_texts_own_tokens(tiny_lm, sae, seen
     with torch.no_grad(), hfsae.capture(tiny_lm, ["layers.1"]) as activations:
         tiny_lm(torch.tensor([seen.tokens.ids]))
     x = activations["layers.1"][0, 1:]
-    expected = hfsae.metrics.fvu(x, sae.decode(latents[1:]).detach())
+    expected = hfsae.evaluation.metrics.fvu(x, sae.decode(latents[1:]).detach())
     assert seen.fvu == pytest.approx(float(expected), rel=1e-4)
 
 

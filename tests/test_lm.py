@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CompileConfig, PreTrainedModel
 
 import hfsae.lm
-import hfsae.processor
+import hfsae.machine.processor
 from hfsae.lm import (
     Site,
     blocks_below,
@@ -29,7 +29,7 @@ from hfsae.lm import (
     special_ids,
     splice,
 )
-from hfsae.processor import Float32Products
+from hfsae.machine.processor import Float32Products
 
 from .loopback_hub import Fault, LoopbackHub
 from .tiny import n_hooks, stack, tokens
@@ -778,7 +778,7 @@ def test_dtype_is_a_name_and_an_unknown_one_is_refused(saved_lm: Path):
 def test_products_are_in_float32_where_the_processor_has_no_bfloat16(
     saved_lm: Path, monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool
 ):
-    monkeypatch.setattr(hfsae.processor, "multiplies_bfloat16", lambda device: has_bfloat16)
+    monkeypatch.setattr(hfsae.machine.processor, "multiplies_bfloat16", lambda device: has_bfloat16)
     lm = load_lm(str(saved_lm), dtype="bfloat16", device="cpu").lm
     layers = [module for module in lm.modules() if isinstance(module, nn.Linear)]
     assert layers and all(isinstance(layer, Float32Products) != has_bfloat16 for layer in layers)
@@ -871,8 +871,8 @@ def test_gguf_files_that_cannot_be_meant_or_read_are_one_sentence(
 def test_a_mistyped_path_is_not_looked_for_on_the_hub(
     saved_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(hfsae.lm, "HfApi", None)  # calling it would be a TypeError
-    monkeypatch.setattr(hfsae.lm, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(hfsae.lm.load, "HfApi", None)  # calling it would be a TypeError
+    monkeypatch.setattr(hfsae.lm.load, "is_offline_mode", lambda: False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, where in (
@@ -999,15 +999,15 @@ def loads(
     installed_packages(monkeypatch, tmp_path, gguf=True)
     fake_lm = SimpleNamespace(from_pretrained=from_pretrained)
     fake_tokenizer = SimpleNamespace(from_pretrained=lambda path, **options: tiny_tokenizer)
-    monkeypatch.setattr(hfsae.lm, "AutoModelForCausalLM", fake_lm)
-    monkeypatch.setattr(hfsae.lm, "AutoTokenizer", fake_tokenizer)
+    monkeypatch.setattr(hfsae.lm.load, "AutoModelForCausalLM", fake_lm)
+    monkeypatch.setattr(hfsae.lm.load, "AutoTokenizer", fake_tokenizer)
     return asked
 
 
 def test_offline_takes_the_packaged_copy_without_a_request(
     loads: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(hfsae.lm, "HfApi", None)  # calling it would be a TypeError
+    monkeypatch.setattr(hfsae.lm.load, "HfApi", None)  # calling it would be a TypeError
     loaded = load_lm(SMOLLM2)
     path, options = loads[0]
     assert path == str(tmp_path)
@@ -1019,7 +1019,9 @@ def test_offline_takes_the_packaged_copy_without_a_request(
 def test_the_hubs_copy_comes_before_the_packaged_one_if_it_is_cached(
     loads: list, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(hfsae.lm, "try_to_load_from_cache", lambda name, file: f"/cache/{file}")
+    monkeypatch.setattr(
+        hfsae.lm.load, "try_to_load_from_cache", lambda name, file: f"/cache/{file}"
+    )
     assert load_lm(SMOLLM2).origin == "Hugging Face Hub"
     assert loads[0][0] == SMOLLM2 and loads[0][1]["local_files_only"]
 

@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from hfsae import lock
-from hfsae.lock import NAME, locked
+from hfsae.machine import lock
+from hfsae.machine.lock import NAME, locked
 
 from .helpers import held_elsewhere
 

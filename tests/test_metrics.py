@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hfsae.metrics import (
+from hfsae.evaluation.metrics import (
     FIDELITY,
     Definition,
     DocumentSums,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from hfsae import card
+from hfsae import cards
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/README.md"))
@@ -27,7 +27,7 @@ def test_the_cards_that_are_published_are_there():
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_card_is_what_its_records_give(folder):
-    assert (folder / "README.md").read_text(encoding="utf-8") == card.render_card(folder)
+    assert (folder / "README.md").read_text(encoding="utf-8") == cards.render_card(folder)
     data = ModelCard.load(folder / "README.md").data
     assert data.library_name == "hfsae" and data.base_model and "jumprelu" in data.tags
 

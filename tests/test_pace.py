@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-import hfsae.pace as pace
+from hfsae.cost import pace
+from hfsae.cost.pace import lm_pace, sae_pace, step_seconds
 from hfsae.features import CollectArguments
 from hfsae.models import variants
-from hfsae.pace import lm_pace, sae_pace, step_seconds
 from hfsae.training import TrainingArguments
 
 

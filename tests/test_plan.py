@@ -8,17 +8,17 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from hfsae import footprint
-from hfsae import plan as plans
 from hfsae import recipe as recipes
 from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
-from hfsae.cli import _parse_recipe, _recipe_parser
+from hfsae.cli.recipes import parse_recipe, recipe_parser
+from hfsae.cost import footprint
+from hfsae.cost import plan as plans
+from hfsae.cost.footprint import memory
+from hfsae.cost.formula import CARDS
+from hfsae.cost.pace import LMPace, SAEPace
+from hfsae.cost.plan import estimate, parameters_used, plan
 from hfsae.evaluation import EvaluationArguments
-from hfsae.footprint import memory
-from hfsae.formula import CARDS
-from hfsae.pace import LMPace, SAEPace
-from hfsae.plan import estimate, parameters_used, plan
-from hfsae.processor import Room
+from hfsae.machine.processor import Room
 from hfsae.recipe import LMArguments, Recipe, make_configs
 from hfsae.training import TrainingArguments
 
@@ -59,7 +59,7 @@ def no_weights(monkeypatch, make_tiny_lm):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_parses_and_fits_its_model(path, no_weights, tmp_path):
-    recipe, _ = _parse_recipe(_recipe_parser("train"), [str(path)])
+    recipe, _ = parse_recipe(recipe_parser("train"), [str(path)])
     if not path.stem.startswith("gemma2"):
         return
     lm = gemma(recipe.lm.name)

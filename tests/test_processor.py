@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-import hfsae.processor
-from hfsae.processor import Float32Products, main_memory, spare_bfloat16_, told
+import hfsae.machine.processor
+from hfsae.machine.processor import Float32Products, main_memory, spare_bfloat16_, told
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("block", [2**24, 1000])
 def test_products_are_the_nearest_in_bfloat16_with_gradients_of_its_dtype(monkeypatch, bias, block):
-    monkeypatch.setattr(hfsae.processor, "_BLOCK", block)
-    monkeypatch.setattr(hfsae.processor, "multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(hfsae.machine.processor, "_BLOCK", block)
+    monkeypatch.setattr(hfsae.machine.processor, "multiplies_bfloat16", lambda device: False)
     torch.manual_seed(0)
     layer = nn.Linear(64, 48, bias=bias, dtype=torch.bfloat16)
     x = torch.randn(5, 64, dtype=torch.bfloat16, requires_grad=True)
@@ -37,7 +37,7 @@ def test_products_are_the_nearest_in_bfloat16_with_gradients_of_its_dtype(monkey
 
 
 def test_other_dtypes_and_special_layers_are_left_alone(monkeypatch):
-    monkeypatch.setattr(hfsae.processor, "multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(hfsae.machine.processor, "multiplies_bfloat16", lambda device: False)
     torch.manual_seed(0)
 
     class Special(nn.Linear):
@@ -56,7 +56,7 @@ def test_a_processor_is_told_by_name_and_instructions():
 
 _COUNT_FAULTS = """
 import ctypes, resource, sys, torch
-from hfsae.processor import keep_freed_memory
+from hfsae.machine.processor import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(3)
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of the usual size

@@ -14,7 +14,8 @@ import hfsae
 import hfsae.recipe
 import hfsae.training
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig
-from hfsae.cli import _VERBS, _parse_recipe, _recipe_parser, _train_parser
+from hfsae.cli.recipes import parse_recipe, recipe_parser, train_parser
+from hfsae.cli.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "scripts").glob("*/README.md"))]
@@ -77,11 +78,11 @@ def test_bash_blocks_name_verbs_fields_and_files_that_exist(monkeypatch):
                 assert (ROOT / word).is_file(), word
         if words[0] != "hfsae":
             continue
-        assert words[1] in _VERBS
+        assert words[1] in VERBS
         if words[1] == "train":
-            _parse_recipe(_train_parser(), words[2:])
+            parse_recipe(train_parser(), words[2:])
         if words[1] == "evaluate":
-            _parse_recipe(_recipe_parser("evaluate"), words[3:])
+            parse_recipe(recipe_parser("evaluate"), words[3:])
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.parent.relative_to(ROOT)))

@@ -10,15 +10,15 @@ import pytest
 import yaml
 from transformers import AutoModel
 
-from hfsae import card
+from hfsae import cards
 from hfsae import recipe as recipes
 from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.evaluation import EvaluationArguments
 from hfsae.features import FeatureStore
 from hfsae.hub import published
+from hfsae.machine.weights import RECORDS
 from hfsae.recipe import make_configs, run
 from hfsae.training import Trainer
-from hfsae.weights import RECORDS
 
 from .helpers import held_elsewhere
 from .tiny import TEXTS, tiny_recipe
@@ -142,7 +142,7 @@ def test_a_record_tells_local_text_from_the_hubs(tmp_path, loads, monkeypatch):
     )
     assert json.loads((folder / "training.json").read_text())["text"]["origin"] == "local files"
     shutil.rmtree("hidden")  # as on a machine that has it not
-    seen = folder.joinpath("README.md").read_text() + card.render_card(folder)
+    seen = folder.joinpath("README.md").read_text() + cards.render_card(folder)
     assert seen.count("--text.dataset ./mine") == 2 and "hidden" not in seen
     assert b"hidden" not in published(folder / "training.json")
 
@@ -387,6 +387,8 @@ def test_saes_of_several_variants_share_a_section(tiny_lm, tmp_path, caplog):
 
 def test_a_record_of_training_without_norm_limits_is_damaged(tmp_path, loads):
     (tmp_path / "training.json").write_text('{"seconds": "long"}')
-    sae = AutoModel.from_config(make_configs(tiny_recipe(tmp_path), recipes.empty_lm("tiny"))[""])
+    sae = AutoModel.from_config(
+        make_configs(tiny_recipe(tmp_path), recipes.fields.empty_lm("tiny"))[""]
+    )
     with pytest.raises(ValueError, match=r"training\.json is damaged \(it names no norm limits\)"):
         recipes.norm_limits(sae, tmp_path)

@@ -12,7 +12,7 @@ import torch
 
 from hfsae import cli
 from hfsae.cli import main
-from hfsae.records import (
+from hfsae.machine.files import (
     parse_yaml,
     printable,
     read_json,
@@ -36,7 +36,7 @@ def test_yaml_with_a_key_twice_is_refused_with_both_lines():
 
 
 def test_a_recipe_may_hold_a_long_list_of_texts(monkeypatch):
-    monkeypatch.setattr("hfsae.records._MAX_NODES", 50)
+    monkeypatch.setattr("hfsae.machine.files._MAX_NODES", 50)
     assert len(parse_yaml("- a\n" * 1000)) == 1000
 
 
@@ -74,7 +74,7 @@ def test_json_that_is_deep_or_huge_is_one_sentence(tmp_path, monkeypatch):
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"damaged \(nested too deeply\); `hfsae evaluate"):
         read_json(path)
-    monkeypatch.setattr("hfsae.records._MAX_TEXT", 10)
+    monkeypatch.setattr("hfsae.machine.files._MAX_TEXT", 10)
     with pytest.raises(ValueError, match="100,000 bytes, where 10 are the limit"):
         read_json(path)
 
@@ -142,7 +142,7 @@ def test_a_bare_error_of_a_full_disk_is_told_with_what_helps(monkeypatch, capsys
     def full(argv):
         raise OSError(errno.ENOSPC, "No space left on device", "/there")
 
-    monkeypatch.setitem(cli._VERBS, "card", full)
+    monkeypatch.setitem(cli.verbs.VERBS, "card", full)
     assert main(["card", "x"]) == 2
     assert "No space left on device: '/there'; make room there" in capsys.readouterr().err
 
@@ -153,7 +153,7 @@ def test_warnings_show_nothing_that_a_terminal_acts_on(monkeypatch, capsys):
     def warn(argv):
         print(warnings.formatwarning("a\x1b[2J\u202e", UserWarning, "a.py", 1))
 
-    monkeypatch.setitem(cli._VERBS, "card", warn)
+    monkeypatch.setitem(cli.verbs.VERBS, "card", warn)
     assert main(["card"]) == 0
     assert r"UserWarning: a\x1b[2J\u202e" in capsys.readouterr().out
 

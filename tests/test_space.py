@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import hfsae
-from hfsae.space import write_space
+from hfsae.hub import write_space
 
 ROOT = Path(__file__).parent.parent
 KNOWN = {

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hfsae
-from hfsae.card import write_card
+from hfsae.cards import write_card
 from hfsae.cli import main
-from hfsae.space import write_space
-from hfsae.weights import KEY, RECORDS, of_others, refuse_mixture, stamp, weights_hash
+from hfsae.hub import write_space
+from hfsae.machine.weights import KEY, RECORDS, of_others, refuse_mixture, stamp, weights_hash
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..records import open_to_readers
+from ..machine.files import open_to_readers
 from .tokens import TokenBatch
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..processor import refuse_absent
+from ..machine.processor import refuse_absent
 from .cache import fingerprint
 from .harvest import Harvester
 from .tokens import PackedRows, TokenBatch

@@ -24,8 +24,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..machine.visible import LOCAL_FILES
 from ..packaged import packaged_text
-from ..public import LOCAL_FILES
 
 logger = logging.getLogger(__name__)
 Split = Literal["train", "held_out"]

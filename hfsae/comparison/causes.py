@@ -14,10 +14,10 @@ from ..attribution import uniformity
 from ..evaluation.causal import ACTIONS, COUNTS, KINDS, ORDERS, CausalControl, causal_control
 from ..hub import is_sae
 from ..lm import LoadedLM
+from ..machine.files import write_tensors
+from ..machine.weights import stamp
 from ..models import SAE
 from ..recipe import Recipe, load_trained, read_rows
-from ..records import write_tensors
-from ..weights import stamp
 from .arms import CausalArguments
 from .frontier import t_interval
 from .results import CAUSES, Measured

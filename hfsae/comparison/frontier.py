@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 
-from ..metrics import bootstrap_weights
+from ..evaluation.metrics import bootstrap_weights
 from .results import Measured
 
 METRICS = {"fvu": "FVU", "delta_loss": "delta LM loss"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..evaluation.causal import COUNTS, ORDERS
-from ..records import replacing
+from ..machine.files import replacing
 from .causes import ArmCauses
 from .frontier import METRICS, Frontiers
 from .results import Measured

@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from ..activations import Split, TextArguments, documents, is_hub
+from ..machine.files import write_whole
 from ..recipe import as_plain
-from ..records import write_whole
 from . import causes, plots, results
 from .arms import Comparison
 from .frontier import METRICS, Estimate, Frontiers

@@ -19,6 +19,8 @@ from torch.nn.functional import normalize
 
 from ..evaluation import EvaluationResult
 from ..hub import is_sae
+from ..machine.files import damaged, read_json, read_tensors, write_tensors, write_whole
+from ..machine.weights import of_others
 from ..models import SAE
 from ..recipe import (
     RESULT_SECTIONS,
@@ -27,8 +29,6 @@ from ..recipe import (
     load_trained,
     what_matters,
 )
-from ..records import damaged, read_json, read_tensors, write_tensors, write_whole
-from ..weights import of_others
 from .arms import ArmRun
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
-from ..card import write_card
-from ..footprint import check_memory
+from ..cards import write_card
+from ..cost.footprint import check_memory
 from ..lm import LoadedLM
-from ..lock import locked
+from ..machine.files import read_json, sweep, write_whole
+from ..machine.lock import locked
 from ..models.probe import NAME as PROBE
 from ..recipe import (
     alone,
@@ -28,7 +29,6 @@ from ..recipe import (
     save_recipe,
     stale_stages,
 )
-from ..records import read_json, sweep, write_whole
 from ..training.trainer import make_accelerator
 from . import causes, results
 from .arms import ArmRun, Comparison, arm_runs

@@ -12,9 +12,9 @@ from zipfile import BadZipFile
 from safetensors import SafetensorError
 from transformers import AutoModel
 
+from ..machine.files import open_to_readers, read_json
 from ..models import SAE, variants
 from ..models.registry import IMPORT_HINT
-from ..records import open_to_readers, read_json
 from . import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, sparsify
 
 

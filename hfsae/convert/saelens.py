@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from ..machine.files import read_json, read_tensors
 from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
-from ..records import read_json, read_tensors
 from .build import State, build, check_plain, exported, fold_decoder_norms, refuse, to_jumprelu
 from .sites import hub_id, to_hook, to_site
 

@@ -17,8 +17,7 @@ import torch
 
 from ..activations.tokens import special_ids
 from ..attribution import Attribution, Objective, attribute, logit
-from ..generation import Pair, Phase, Sampling, generate_pair
-from ..inspection import Tokens
+from ..features.inspection import Tokens
 from ..steering import (
     MODES,
     SCOPES,
@@ -31,6 +30,7 @@ from ..steering import (
     steer,
     suggest_strength,
 )
+from ..steering.pair import Pair, Phase, Sampling, generate_pair
 from . import validate
 from .base import SHOWN, Json
 from .look import Look

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..features import blank_label, write_label
-from ..inspection import Inspection, Tokens, inspect, tokenise
+from ..features.inspection import Inspection, Tokens, inspect, tokenise
 from . import validate
 from .subject import Subject
 

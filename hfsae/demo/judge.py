@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from ..evaluation import EvaluationArguments, evaluate
-from ..hub import is_sae, list_files
-from ..public import public
-from ..suite import beside
+from ..hub import beside, is_sae, list_files
+from ..machine.visible import public
 from . import validate
 from .act import Act
 from .base import Json

@@ -13,7 +13,7 @@ from ..features import (
     search_labels,
     similar_latents,
 )
-from ..inspection import compare
+from ..features.inspection import compare
 from . import validate
 from .base import SHOWN, Base, Json, token_rows
 

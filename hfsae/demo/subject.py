@@ -17,13 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import contract
 from ..features import FeatureStore, read_labels
-from ..lm import LoadedLM, load_lm
+from ..hub import beside, load
+from ..lm import LoadedLM, contract, load_lm
+from ..machine.visible import public_record
 from ..models import SAE
 from ..packaged import SHIPPED_SAE
-from ..public import public_record
-from ..suite import beside, load
 
 logger = logging.getLogger(__name__)
 

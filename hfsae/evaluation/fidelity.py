@@ -12,9 +12,7 @@ and so flatters `loss_recovered_zero`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from logging import getLogger
-from math import isfinite
 from typing import Any
 
 import torch
@@ -22,32 +20,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .. import contract
 from ..activations.harvest import HarvestArguments, Harvester, refuse_not_finite
 from ..activations.tokens import TokenBatch
-from ..lm import blocks_below, capture, cast_for, own_passes, patch, running_as
-from ..metrics import (
-    Definition,
-    DocumentSums,
-    Histogram,
-    Metric,
-    RunningFidelity,
-    density_histogram,
-    estimate,
-)
+from ..lm import blocks_below, capture, cast_for, contract, own_passes, patch, running_as
+from .metrics import DocumentSums, RunningFidelity, density_histogram, estimate
+from .result import LOSSES, NO_PREDICTION, EvaluationArguments, EvaluationResult
 
 logger = getLogger(__name__)
-
-MASK_POLICY = (
-    "Kept positions are the same in every arm: special tokens (BOS among them), padding and norm "
-    "outliers are neither replaced nor counted; a prediction counts where a kept position predicts "
-    "a token of the same document."
-)
-
-NO_PREDICTION = (
-    "no prediction is left to evaluate on: no kept token is followed by another of its document in "
-    "its row; give more text, longer rows (text.context_size) or higher norm limits"
-)
 
 
 def counted_predictions(batch: TokenBatch) -> Bool[Tensor, "rows ctx_minus_1"]:
@@ -55,138 +34,8 @@ def counted_predictions(batch: TokenBatch) -> Bool[Tensor, "rows ctx_minus_1"]:
     return batch.keep[:, :-1] & (batch.document[:, :-1] == batch.document[:, 1:])
 
 
-def _per_prediction(name: str, text: str, of: Callable[..., Tensor]) -> Definition:
-    text += ", mean over counted predictions"
-    return Definition(f"{name}.v1", "nats/token", text, lambda s: of(s) / s["tokens"])
-
-
-def _cross_entropy(arm: str, text: str) -> Definition:
-    return _per_prediction(f"ce.{arm}", f"cross-entropy of the LM {text}", lambda s: s[arm])
-
-
-def _loss_recovered(arm: str) -> Definition:
-    text = f"(ce_{arm} - ce_spliced) / (ce_{arm} - ce_clean): 1 is lossless, 0 no better than {arm}"
-    return Definition(
-        f"loss_recovered.{arm}.v1",
-        "1",
-        f"{text} ablation of the target site at kept positions",
-        lambda s: (s[arm] - s["spliced"]) / (s[arm] - s["clean"]),
-    )
-
-
-LOSSES: dict[str, Definition] = {
-    "ce_clean": _cross_entropy("clean", "as it is"),
-    "ce_spliced": _cross_entropy("spliced", "on the reconstruction at kept positions"),
-    "ce_zero": _cross_entropy("zero", "with zero at the target site's kept positions"),
-    "ce_mean": _cross_entropy(
-        "mean", "with a mean activation (whose: `mean_source`) at the target site's kept positions"
-    ),
-    "delta_loss": _per_prediction(
-        "delta_loss", "ce_spliced - ce_clean", lambda s: s["spliced"] - s["clean"]
-    ),
-    "loss_recovered_zero": _loss_recovered("zero"),
-    "loss_recovered_mean": _loss_recovered("mean"),
-    "kl": _per_prediction(
-        "kl.clean_spliced", "KL(clean || spliced) of the next token", lambda s: s["kl"]
-    ),
-}
-
-
 _FAR = 0.12  # of L0, from its target
 _FEW = 1000  # tokens, on which L0 says little
-
-
-@dataclass
-class EvaluationArguments:
-    """How the trained SAE is measured on held-out documents."""
-
-    n_tokens: int | None = 100_000
-    """Tokens in `TokenBatch.keep` to use, rounded up to whole rows; None: all there are; 0: a
-    recipe's run leaves the evaluation out, and needs no held-out text."""
-    bootstrap_samples: int = 1000
-    """Resamples of the documents behind each 95 % interval."""
-    seed: int = 0
-    """Of the resampling; the values do not depend on it."""
-    sae_batch_tokens: int = 4096
-    """Tokens the SAE sees at once: bounds the [tokens, d_sae] latents."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("n_tokens", 0), ("bootstrap_samples", 1), ("sae_batch_tokens", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"evaluation.{name} must be {least} or more, got {value}")
-
-
-@dataclass
-class EvaluationResult:
-    metrics: dict[str, Metric]
-    density: Float[Tensor, " d_sae"]
-    """Fraction of kept tokens each latent fired on."""
-    density_histogram: Histogram
-    """Living latents by log10 density."""
-    l0_histogram: Int[Tensor, " k"]
-    """Entry k: kept tokens with exactly k non-zero latents."""
-    n_tokens: int
-    """Kept tokens."""
-    n_documents: int
-    """Documents they came from."""
-    seed: int
-    site: str
-    target_site: str
-    mean_source: str
-    """What the mean of mean ablation is the mean of."""
-    mask_policy: str = field(default=MASK_POLICY)
-    of_documents: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
-    """The sums behind the metrics, by document, for comparing SAEs on the same ones: "fidelity"
-    (over kept tokens) and "losses" (over predictions), each float64 [documents]. Not in `to_dict`.
-    """
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: NaN and infinity become None, tensors lists."""
-        own = {k: v for k, v in self.__dict__.items() if k != "of_documents"}
-        return _plain({**own, "metrics": {k: asdict(m) for k, m in self.metrics.items()}})
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "EvaluationResult":
-        """The inverse of `to_dict`; what a file's record holds besides is left out."""
-        own = {key: value for key, value in data.items() if key in cls.__dataclass_fields__}
-        metrics = {name: _metric(fields) for name, fields in data["metrics"].items()}
-        edges, counts = data["density_histogram"]
-        tensors = {
-            "density": torch.tensor(data["density"], dtype=torch.float64),
-            "density_histogram": Histogram(
-                torch.tensor(edges, dtype=torch.float64), torch.tensor(counts)
-            ),
-            "l0_histogram": torch.tensor(data["l0_histogram"]),
-        }
-        return cls(**{**own, **tensors, "metrics": metrics})
-
-    def table(self) -> str:
-        """Name, value, 95 % interval and unit of each metric, aligned."""
-        rows = [("metric", "value", "95 % interval", "unit")]
-        for name, m in self.metrics.items():
-            interval = f"{m.low:.4g} to {m.high:.4g}" if isfinite(m.low) else "-"
-            rows.append((name, f"{m.value:.4g}", interval, "" if m.unit == "1" else m.unit))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows)
-        return "\n".join("  ".join(cells).rstrip() for cells in padded)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def _metric(fields: Mapping[str, Any]) -> Metric:
-    numbers = {
-        k: float("nan") if fields[k] is None else fields[k] for k in ("value", "low", "high")
-    }
-    return Metric(**{**fields, **numbers})
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import contract
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
+from ..lm import contract
 from ..models import SAE
 from .logit_lens import FORMULA, LensTokens, lens_tokens, residual_directions
 from .store import COLUMNS, FeatureStore

@@ -8,7 +8,7 @@ import json
 import threading
 from pathlib import Path
 
-from ..records import write_whole
+from ..machine.files import write_whole
 
 NAME = "labels.json"
 MAX_LENGTH = 200

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..records import (
+from ..machine.files import (
     damaged,
     printable,
     read_json,

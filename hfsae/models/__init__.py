@@ -1,12 +1,12 @@
 """Sparse autoencoders as Hugging Face models: one file a variant, one line here."""
 
 from .base import SAE as SAE
-from .base import SAEConfig as SAEConfig
 from .base import SAEOutput as SAEOutput
 from .base import Schedule as Schedule
-from .base import variants as variants
 from .batch_topk import BatchTopKSAE as BatchTopKSAE
 from .batch_topk import BatchTopKSAEConfig as BatchTopKSAEConfig
+from .config import SAEConfig as SAEConfig
+from .config import variants as variants
 from .gated import GatedSAE as GatedSAE
 from .gated import GatedSAEConfig as GatedSAEConfig
 from .jumprelu import JumpReLUSAE as JumpReLUSAE

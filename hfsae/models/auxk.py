@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ..ops import EVERYWHERE, Summed, largest
-from .base import SAE, Number, Parts, SAEConfig, Schedule
+from .base import SAE, Parts, Schedule
+from .config import Number, SAEConfig
 
 
 class AuxKSAEConfig(SAEConfig):

@@ -27,36 +27,19 @@ is undone after decoding, which therefore needs x: `decode(latents, x)`, as with
 """
 
 import copy
-import difflib
-import filecmp
-import math
-import re
-import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.generic import ModelOutput
-from transformers.utils.hub import cached_file
 
-from ..loading import one_at_a_time
 from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, alone, blocks, screen
-from ..records import opened_tensors, read_json, reading
-from .probe import NAME as PROBE
-from .probe import Verification, verify
-
-Number = int | float
-
-
-TokenNorm = Literal["none", "layer_norm", "unit_rms"]
+from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
+from .strict import Strict
 
 
 class Schedule(NamedTuple):
@@ -72,212 +55,6 @@ class Schedule(NamedTuple):
     """sums a tensor over the processes that have a part of the batch each"""
     training: bool = False
     """whether latents are chosen as in training, with the batch in view; set by `forward`"""
-
-
-class SAEConfig(PreTrainedConfig):
-    """Architecture, loss coefficients, and the place in a language model where the SAE belongs.
-
-    Keyword arguments only; unknown ones are an error, with the nearest field named.
-    """
-
-    # jaxtyping's import hook would type-check the dataclass __init__, which transformers replaces.
-    __no_type_check__ = True
-    has_no_defaults_at_init = True
-    model_type = "sae"
-
-    d_in: int
-    d_sae: int
-    d_out: int = 0
-    """width of the reconstruction; 0: that of the input"""
-    activation_scale: Number | None = None
-    """c, raw units: root of the mean squared norm at `site`. None: not estimated, taken as 1"""
-    target_scale: Number | None = None
-    """the same at `target_site`; activation_scale unless this is a transcoder"""
-    subtract_b_dec: bool = False
-    """encode x - b_dec instead of x (Gemma Scope trains so); `folded()` moves it into b_enc"""
-    skip_connection: bool = False
-    """also predict linearly from the input: + x W_skip. For transcoders: an SAE could copy x"""
-    token_norm: str = "none"
-    """what each token goes through first: "layer_norm" ((x - mean) / std), "unit_rms" (to norm
-    sqrt(d_in)); undone after decoding. For SAEs from elsewhere; ours are trained without"""
-    target_l0: Number | None = None
-    """the trainer steers the sparsity coefficients so that L0 ends here, unless the loss does that
-    itself (JumpReLU's l0_loss="quadratic"); None: they are fixed"""
-    site: str | None = None
-    """place in the language model, as in `hfsae.capture`: 'layers.12', 'layers.12.mlp:in', ..."""
-    target_site: str | None = None
-    """place that is reconstructed; the same as `site` unless this is a transcoder"""
-    model_name: str | None = None
-    """Hub id of the language model"""
-    model_revision: str | None = None
-    """commit on the Hub"""
-    model_dtype: str | None = None
-    """of the language model in training, as 'bfloat16'"""
-    model_attention: str | None = None
-    """its attention implementation: 'eager', 'sdpa', ..."""
-    tokenizer_hash: str | None = None
-    """see `hfsae.contract`"""
-    bos: str | None = None
-    """where BOS stood in training: at the start of each "row" or "document", or "none" """
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.d_out = self.d_out or self.d_in
-        self._reject_unknown_keys(kwargs)
-        self._reject_wrong_types()
-        for dtype in (self.dtype, kwargs.get("torch_dtype")):
-            self._reject_dtype(dtype)
-        self.check()
-        super().__post_init__(**kwargs)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers does, but refuse the config of another kind of model.
-
-        Raises:
-            ValueError: it is that, or a field is missing, of the wrong type or out of range.
-        """
-        kind = config_dict.get("model_type", cls.model_type)
-        if kind != cls.model_type and cls is not SAEConfig:
-            raise ValueError(
-                f"its config.json is of a {kind!r} model, and a {cls.__name__} is of "
-                f"{cls.model_type!r}; transformers.AutoModel takes the right class by itself"
-            )
-        required = [f.name for f in fields(cls) if f.default is f.default_factory is MISSING]
-        if lacks := [name for name in required if name not in {**config_dict, **kwargs}]:
-            raise ValueError(f"its config.json lacks {' and '.join(lacks)}")
-        return super().from_dict(config_dict, **kwargs)
-
-    def _reject_unknown_keys(self, kwargs: dict[str, Any]) -> None:
-        """transformers would store an unknown key in silence; a typo must not train a default."""
-        known = {field.name for field in fields(self)}
-        for key in sorted(set(kwargs) - _TRANSFORMERS_KEYS):
-            close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see its fields:"
-            rest = "" if close else f" {', '.join(sorted(own_fields(type(self))))}"
-            raise ValueError(f"{type(self).__name__} has no field {key!r}; {hint}{rest}")
-
-    def _reject_wrong_types(self) -> None:
-        own = own_fields(type(self))
-        for name, hint in sorted((f.name, f.type) for f in fields(self) if f.name in own):
-            value = getattr(self, name)
-            is_bool_for_number = isinstance(value, bool) and hint is not bool
-            if is_bool_for_number or not isinstance(value, cast(Any, hint)):
-                wanted = getattr(hint, "__name__", str(hint))
-                raise ValueError(f"{name} must be {wanted}, got {value!r}")
-
-    def _reject_dtype(self, dtype: Any) -> None:
-        """Weights would be cast to it in silence."""
-        name = str(dtype).removeprefix("torch.")
-        if dtype is not None and name not in _FLOATS:
-            raise ValueError(f"dtype must be one of {', '.join(_FLOATS)}, got {name!r}")
-
-    def check(self) -> None:
-        """Raise ValueError for values that cannot be; variants extend it."""
-        for name in ("d_in", "d_sae", "d_out", "activation_scale", "target_scale"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, got {value}")
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value}")
-        if self.is_transcoder and self.subtract_b_dec:
-            raise ValueError(
-                "subtract_b_dec=True: a transcoder's b_dec lies in another space than x"
-            )
-        self._check_token_norm()
-        if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
-            raise ValueError(
-                f"target_l0 must lie between 0 and d_sae ({self.d_sae}), got {self.target_l0}"
-            )
-        if self.d_out != self.d_in and not self.is_transcoder:
-            raise ValueError(
-                f"d_out ({self.d_out}) differs from d_in ({self.d_in}), so this is a transcoder: "
-                "name the target_site that it reconstructs"
-            )
-
-    def _check_token_norm(self) -> None:
-        self._check_choice("token_norm", TokenNorm)
-        if self.token_norm == "none":
-            return
-        if self.is_transcoder or self.skip_connection or self.activation_scale not in (None, 1):
-            raise ValueError(
-                f"token_norm={self.token_norm!r} already sets each token's norm: it goes with no "
-                "activation_scale but 1, and neither with transcoders nor with skip_connection"
-            )
-
-    def _check_choice(self, name: str, choices: Any) -> None:
-        """Raise ValueError for a field whose value is none of a Literal's."""
-        if getattr(self, name) not in get_args(choices):
-            known = ", ".join(map(repr, get_args(choices)))
-            raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
-
-    @property
-    def unit_norm_decoder(self) -> bool:
-        """Whether training keeps W_dec's rows at norm 1."""
-        return True
-
-    @property
-    def steers_itself(self) -> bool:
-        """Whether the loss itself leads to target_l0, so that the trainer leaves it alone."""
-        return False
-
-    @property
-    def decodes_with_input(self) -> bool:
-        """Whether a reconstruction takes the input besides the latents."""
-        return self.skip_connection or self.token_norm != "none"
-
-    @property
-    def is_transcoder(self) -> bool:
-        return self.target_site is not None and self.target_site != self.site
-
-    @property
-    def places(self) -> tuple[str, str]:
-        """The site that is read, and the one that is reconstructed.
-
-        Raises:
-            ValueError: no site is named.
-        """
-        if self.site is None:
-            raise ValueError("this SAE names no site; set config.site, for example to 'layers.12'")
-        return self.site, self.target_site or self.site
-
-
-_FLOATS = ("float32", "bfloat16", "float16", "float64")
-_INITIAL_FREE_NORM = 0.1
-_EPSILON = {"layer_norm": 1e-5, "unit_rms": 0.0}  # added to the spread that x is divided by
-
-# Keys that transformers itself writes to a config.json or passes while loading one.
-_TRANSFORMERS_KEYS = {
-    "_attn_implementation_internal",
-    "_commit_hash",
-    "_experts_implementation_internal",
-    "_name_or_path",
-    "attn_implementation",
-    "auto_map",
-    "experts_implementation",
-    "model_type",
-    "name_or_path",
-    "output_attentions",
-    "tags",
-    "torch_dtype",
-}
-
-
-def variants(base: type[SAEConfig] = SAEConfig) -> list[type[SAEConfig]]:
-    """The config classes with a model_type of their own that are `base`, or derive from it."""
-    derived = {v: None for config in base.__subclasses__() for v in variants(config)}
-    is_variant = base is not SAEConfig and "model_type" in vars(base)
-    return [base] * is_variant + list(derived)
-
-
-FIELDS_OF_TRANSFORMERS = {field.name for field in fields(PreTrainedConfig)} | {
-    key for key in _TRANSFORMERS_KEYS if key != "model_type"
-}
-
-
-def own_fields(config_class: type[SAEConfig]) -> set[str]:
-    """Fields of an SAE's config that are not any model's."""
-    return {field.name for field in fields(config_class)} - FIELDS_OF_TRANSFORMERS
 
 
 @dataclass
@@ -321,7 +98,7 @@ class Parts(NamedTuple):
         return values.sum() / self.n_tokens
 
 
-class SAE(PreTrainedModel):
+class SAE(Strict):
     """Base of all variants. A variant defines `activate` and, if it has any, `sparsity_losses`.
 
     Parameters: W_enc [d_in, d_sae], b_enc [d_sae], W_dec [d_sae, d_out] with unit-norm rows, b_dec
@@ -336,6 +113,9 @@ class SAE(PreTrainedModel):
     main_input_name = "x"
     float32_parameters: tuple[str, ...] = ()
     """names of parameters that stay float32 whatever dtype the model is moved to"""
+
+    to_saelens: ClassVar[Callable[..., Any]]
+    """The same function as a `sae_lens.SAE`; `hfsae.convert` hands it down."""
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
@@ -356,7 +136,7 @@ class SAE(PreTrainedModel):
         if module is not self:
             return
         init.kaiming_uniform_(self.W_dec)  # transformers.initialization skips loaded tensors
-        norm = 1.0 if self.config.unit_norm_decoder else _INITIAL_FREE_NORM
+        norm = 1.0 if self.config.unit_norm_decoder else INITIAL_FREE_NORM
         init.copy_(self.W_dec, norm * nn.functional.normalize(self.W_dec, dim=-1))
         if self.config.is_transcoder or self.config.d_in != self.config.d_out:
             init.kaiming_uniform_(self.W_enc, mode="fan_out")  # of x @ W_enc, whose fan-in is d_in
@@ -428,7 +208,7 @@ class SAE(PreTrainedModel):
         if self.config.token_norm == "none":
             return x
         mean, spread = self._token_statistics(x)
-        return (x - mean) / (spread + _EPSILON[self.config.token_norm])
+        return (x - mean) / (spread + EPSILON[self.config.token_norm])
 
     def _token_statistics(
         self, x: Float[Tensor, "*batch d_in"]
@@ -609,18 +389,6 @@ class SAE(PreTrainedModel):
         folded.to(self.device, self.dtype)  # pyright: ignore - transformers' wrapper hides the types
         return folded.train(self.training)
 
-    def to_saelens(self) -> Any:
-        """The same function as a `sae_lens.SAE`, float32, for the tools that take one.
-
-        Raises:
-            ValueError: SAELens has no such SAE, as is said.
-            ImportError: the package sae-lens is not installed.
-        """
-        # Of a higher floor, which imports this file: a method that users look for on the SAE.
-        from ..convert.saelens import to_sae_lens_object
-
-        return to_sae_lens_object(self)
-
     def _fold_(self, state: dict[str, Tensor], config: SAEConfig) -> None:
         """Rewrite `state` and `config` in place; variants extend it for what they add."""
         if self.config.subtract_b_dec:
@@ -650,78 +418,6 @@ class SAE(PreTrainedModel):
 
         return super()._apply(cast, recurse)
 
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
-    ) -> "SAE":
-        """Load from a folder or the Hub, as transformers does, but refuse what does not fit.
-
-        Raises:
-            ValueError: a weight is missing, left over, of another shape, or not finite, where
-                transformers would log a line and go on with fresh values; or it would read other
-                files than model.safetensors and its shards.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        where = f"{pretrained_model_name_or_path}"
-        place = {k: v for k, v in kwargs.items() if k in _HUB_OPTIONS and v is not None}
-        _refuse_other_files(kwargs)
-        kwargs["use_safetensors"] = True  # no pickle, not even a restricted one
-        if files := _weight_files(where, place):
-            _refuse_other_weights(cls, files, where, place, kwargs.get("config"))
-        kwargs["ignore_mismatched_sizes"] = True  # reported below, in one sentence
-        kwargs["output_loading_info"] = True
-        with one_at_a_time:
-            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model, info = loaded
-        _refuse_misfits(model, info, where)
-        model.lay_out_by_latent()
-        model._source = {"name": where, **place}
-        return loaded if wants_info else model
-
-    def verify(self, probe: str | Path | None = None) -> Verification:
-        """Whether the weights are those that were saved, and give here what they gave there.
-
-        Args:
-            probe: a probe.safetensors, or the folder of one; by default that of where this SAE was
-                loaded from, folder or repository.
-
-        Raises:
-            ValueError: there is no probe, or it is damaged.
-        """
-        if probe is None:
-            probe = self._find_probe()
-        path = Path(probe)
-        path = path / PROBE if path.is_dir() else path
-        if not path.is_file():
-            raise ValueError(f"there is no {path}; `hfsae train` and `hfsae.write_probe` make it")
-        return verify(self, path)
-
-    def _find_probe(self) -> Path:
-        source = dict(getattr(self, "_source", {}))
-        name = source.pop("name", None)
-        if name is None:
-            raise ValueError("this SAE was not loaded from anywhere; name its probe's folder")
-        if Path(name).is_dir():
-            return Path(name, source.get("subfolder", ""))
-        try:
-            return Path(cast(str, cached_file(name, PROBE, **source)))
-        except OSError as error:
-            raise ValueError(f"{name} holds no {PROBE} to verify against") from error
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # pyright: ignore
-        """Send this SAE to the Hub in one commit; its address. Options are those of `hfsae.push`.
-
-        What lies in the folder that it was loaded from (metrics, figures, features, probe) goes
-        with it, as long as weights and config are the ones in that folder.
-        """
-        from ..hub import push  # above this floor: a method that every PreTrainedModel has
-
-        with tempfile.TemporaryDirectory() as temporary:
-            self.save_pretrained(temporary)
-            source = getattr(self, "_source", {})
-            home = Path(source.get("name", ""), source.get("subfolder", ""))
-            return push(home if _is_same(home, Path(temporary)) else temporary, repo_id, **kwargs)
-
 
 def fold_decoder_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Latents times their decoder rows' norms, rows of norm 1: the same reconstructions."""
@@ -731,170 +427,3 @@ def fold_decoder_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
     names = ("W_enc", "b_enc", "b_mag", "threshold")
     scaled = {name: state[name] * norms for name in names if name in state}
     return {**state, **scaled, "W_dec": state["W_dec"] / norms[:, None]}
-
-
-_OF_SAVING = ("transformers_version", "auto_map", "_name_or_path", "dtype", "architectures")
-_HUB_OPTIONS = {
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "revision",
-    "subfolder",
-    "token",
-    "_commit_hash",
-}
-
-
-def _refuse_other_files(options: dict[str, Any]) -> None:
-    """Options of transformers that lead to weights which are not looked at before."""
-    for name in ("variant", "gguf_file"):
-        if options.get(name) is not None:
-            raise ValueError(
-                f"{name}={options[name]!r}: an SAE is read from {SAFE_WEIGHTS_NAME} alone; leave "
-                f"{name} out"
-            )
-    if options.get("use_safetensors") is False:
-        raise ValueError("use_safetensors=False: an SAE is read from safetensors files alone")
-    if path := (options.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # by AutoModel
-        raise ValueError(_IS_ADAPTER.format(path))
-
-
-_ADAPTER = "adapter_config.json"
-_IS_ADAPTER = f"{{}} holds {_ADAPTER}: a PEFT adapter is no SAE; remove that file if it is one"
-
-
-def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
-    """The files that are about to be loaded, if they are known: of a repository, with its config.
-
-    Raises:
-        ValueError: an index of shards names files that are not beside it, or transformers would
-            read others: those of an adapter or of a distributed checkpoint.
-    """
-    if Path(name).is_dir():
-        folder = Path(name, place.get("subfolder", ""))
-
-        def find(file: str) -> str | None:
-            return str(folder / file) if (folder / file).is_file() else None
-
-        if shards := sorted(path.name for path in folder.glob("shard-*-model-*.safetensors")):
-            raise ValueError(
-                f"{folder} holds {shards[0]}, of a distributed checkpoint, which would be read in "
-                f"place of {SAFE_WEIGHTS_NAME}; move it elsewhere"
-            )
-    else:
-        lenient = ("gated_repo", "missing_entries", "connection_errors")
-        quiet: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
-
-        def find(file: str) -> str | None:
-            return cast("str | None", cached_file(name, file, **place, **quiet))
-
-    if find(_ADAPTER):
-        raise ValueError(_IS_ADAPTER.format(name))
-    if file := find(SAFE_WEIGHTS_NAME):
-        return [file]
-    index = find(SAFE_WEIGHTS_INDEX_NAME)
-    return [] if index is None else list(filter(None, map(find, _shards(Path(index)))))
-
-
-def _shards(index: Path) -> list[str]:
-    """File names of the shards that an index lists.
-
-    Raises:
-        ValueError: the index is damaged, or a name leads to another folder.
-    """
-    with reading(index):
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        if foreign := [name for name in names if not _SHARD.fullmatch(name)]:
-            raise ValueError(f"{index} lists {foreign[0]!r}, which is no file of a shard: refused")
-    return names
-
-
-def _refuse_other_weights(
-    cls: type[SAE], files: list[str], where: str, place: dict[str, Any], config: Any
-) -> None:
-    """Before any memory is taken for shapes that only the config claims, and before a dtype that
-    an SAE cannot have is cast in silence."""
-    if config is None:
-        config_class: Any = cls.config_class
-        try:
-            config = config_class.from_pretrained(where, **place)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-    try:
-        with torch.device("meta"):
-            wanted = {name: list(t.shape) for name, t in cls(config).state_dict().items()}
-    except (RuntimeError, OverflowError) as error:
-        raise ValueError(f"{where}: its config asks for widths beyond any memory") from error
-    found, dtypes = {}, {}
-    try:
-        for file in files:
-            with opened_tensors(file) as weights:
-                for name in weights.keys():  # noqa: SIM118 - not a dict
-                    piece = weights.get_slice(name)
-                    found[name], dtypes[name] = piece.get_shape(), piece.get_dtype()
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{where}: {Path(file).name} is damaged: {error}") from error
-    _refuse_other_names(cls, set(wanted) - set(found), set(found) - set(wanted), wanted, where)
-    for name in sorted(wanted):
-        if wanted[name] != found[name]:
-            raise ValueError(
-                f"{where}: {name} has shape {found[name]} in the file, but the config asks for "
-                f"{wanted[name]}; config.json and weights are of different SAEs"
-            )
-        if dtypes[name] not in _DTYPES:
-            raise ValueError(
-                f"{where}: {name} is stored as {dtypes[name]}; weights of an SAE are "
-                f"{', '.join(_DTYPES)}"
-            )
-
-
-_DTYPES = ("F32", "BF16", "F16", "F64")  # as safetensors names them
-_SHARD = re.compile(r"[\w-]+(\.[\w-]+)*\.safetensors")
-
-
-def _refuse_other_names(
-    cls: type[SAE], missing: set[str], extra: set[str], wanted: Iterable[str], where: str
-) -> None:
-    if missing or extra:
-        raise ValueError(
-            f"{where} is not a {cls.__name__}: missing weights {_listed(missing)}, unexpected "
-            f"weights {_listed(extra)}; a {cls.__name__} has {sorted(wanted)}"
-        )
-
-
-def _listed(names: set[str]) -> str:
-    shown = sorted(names)[:10]
-    return f"{shown}" + (f" and {len(names) - len(shown):,} more" if len(names) > 10 else "")
-
-
-def _is_same(home: Path, other: Path) -> bool:
-    """Whether two folders hold the same SAE: weights, and what the config says of it."""
-    names = (SAFE_WEIGHTS_NAME, "config.json")
-    if not all((home / name).is_file() and (other / name).is_file() for name in names):
-        return False
-    ours, theirs = (
-        {k: v for k, v in read_json(folder / "config.json").items() if k not in _OF_SAVING}
-        for folder in (home, other)
-    )
-    weights = (folder / SAFE_WEIGHTS_NAME for folder in (home, other))
-    return ours == theirs and filecmp.cmp(*weights, shallow=False)
-
-
-def _refuse_misfits(model: SAE, info: dict[str, Any], where: str) -> None:
-    if mismatched := info["mismatched_keys"]:
-        key, found, wanted = sorted(mismatched)[0]
-        raise ValueError(
-            f"{where}: {key} has shape {list(found)} in the file, but the config asks for "
-            f"{list(wanted)}; config.json and weights are of different SAEs"
-        )
-    _refuse_other_names(
-        type(model),
-        set(info["missing_keys"]),
-        set(info["unexpected_keys"]),
-        model.state_dict(),
-        where,
-    )
-    for key, tensor in model.state_dict().items():
-        if not tensor.isfinite().all():
-            bad = int((~tensor.isfinite()).sum())
-            raise ValueError(f"{where}: {key} holds {bad} values that are NaN or infinite")

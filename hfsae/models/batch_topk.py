@@ -10,7 +10,8 @@ from transformers import initialization as init
 
 from ..ops import EVERYWHERE, Entries, Place, Workspace, kth_positive, screen_batch_top_k
 from .auxk import AuxKSAE, AuxKSAEConfig
-from .base import Number, Parts, SAEConfig, Schedule
+from .base import Parts, Schedule
+from .config import Number, SAEConfig
 
 
 class BatchTopKSAEConfig(AuxKSAEConfig):

@@ -10,7 +10,8 @@ from transformers import initialization as init
 
 from ..ops import EVERYWHERE, Place
 from . import penalties
-from .base import SAE, Number, Parts, SAEConfig, Schedule
+from .base import SAE, Parts, Schedule
+from .config import Number, SAEConfig
 from .relu import Penalty
 
 

@@ -27,7 +27,8 @@ from transformers import initialization as init
 
 from ..ops import EVERYWHERE, Kernel, Place, heaviside, jumprelu
 from . import penalties
-from .base import SAE, Number, Parts, SAEConfig, Schedule
+from .base import SAE, Parts, Schedule
+from .config import Number, SAEConfig
 
 Activation = Literal["jump", "shifted"]
 Penalty = Literal["l0", "l1", "tanh"]

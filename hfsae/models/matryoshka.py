@@ -7,8 +7,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from ..ops import Place, nested_sums
-from .base import SAE, Number, Parts, SAEConfig, Schedule
+from .base import SAE, Parts, Schedule
 from .batch_topk import BatchTopKSAE, BatchTopKSAEConfig
+from .config import Number, SAEConfig
 from .jumprelu import JumpReLUSAE, JumpReLUSAEConfig
 
 

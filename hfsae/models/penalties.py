@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import SAE, Number, Parts
+from .base import SAE, Parts
+from .config import Number
 
 
 def l1(sae: SAE, parts: Parts, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..records import opened_tensors, write_tensors
-from ..weights import stamp
+from ..machine.files import opened_tensors, write_tensors
+from ..machine.weights import stamp
 
 NAME = "probe.safetensors"
 N_TOKENS = 64

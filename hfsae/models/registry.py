@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
-from .base import SAE, variants
+from .base import SAE
+from .config import variants
 
 IMPORT_HINT = "a module of your own is imported with --import MODULE"
 

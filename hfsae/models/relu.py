@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModel
 
 from ..ops import EVERYWHERE, Place
 from . import penalties
-from .base import SAE, Number, Parts, SAEConfig, Schedule
+from .base import SAE, Parts, Schedule
+from .config import Number, SAEConfig
 
 Penalty = Literal["l1", "ri_l1"]
 

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModel
 
 from ..ops import EVERYWHERE, Entries, Place, Workspace, among_top_k, largest, screen_top_k
 from .auxk import AuxKSAE, AuxKSAEConfig
-from .base import Number, Parts, Schedule
+from .base import Parts, Schedule
+from .config import Number
 
 Selection = Literal["topk", "groupmax", "approximate"]
 _MULTI = 4  # times k latents, in the second loss of Multi-TopK

@@ -49,7 +49,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..processor import multiplies_bfloat16
+from ..machine.processor import multiplies_bfloat16
 from .selection import Summed, alone, kth_positive
 from .sparse import Entries, Workspace, blocks, on_gpu, stable_order
 

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..lm import Site
+from ..machine.files import replacing
 from ..models import SAE
-from ..records import replacing
 from .intervention import Edits, Maxima, Unit, resolve
 
 FORMAT = "hfsae steering vector v1"

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..records import free_space
+from ..machine.files import free_space
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of what the trainer saves; a checkpoint without a number is of the first

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models import SAE
-from ..models.base import FIELDS_OF_TRANSFORMERS, own_fields
+from ..models.config import FIELDS_OF_TRANSFORMERS, own_fields
 from .arguments import TrainingArguments
 
 # Arguments that change nothing of the result.

@@ -30,11 +30,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..activations.harvest import refuse_not_finite
-from ..lock import locked
+from ..machine.files import free_space, sweep, write_whole
+from ..machine.lock import locked
+from ..machine.weights import stamp
 from ..models import SAE
 from ..ops import Workspace
-from ..records import free_space, sweep, write_whole
-from ..weights import stamp
 from . import checkpoint
 from .arguments import TrainingArguments
 from .identity import Identity

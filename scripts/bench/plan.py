@@ -21,10 +21,10 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
-from hfsae.cli import _parse_recipe, _recipe_parser
-from hfsae.footprint import memory
-from hfsae.formula import CARDS
-from hfsae.plan import Plan, estimate
+from hfsae.cli.recipes import parse_recipe, recipe_parser
+from hfsae.cost.footprint import memory
+from hfsae.cost.formula import CARDS
+from hfsae.cost.plan import Plan, estimate
 from hfsae.recipe import check, make_configs
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,7 @@ def compared(n: int, differing: dict[str, object]) -> list[tuple[float, float]]:
         if "harvest.cache" in fields:
             fields["harvest.cache"] = f"{folder}/cache"
         argv = [str(RECIPE), *(str(x) for k, v in fields.items() for x in (f"--{k}", v))]
-        recipe, _ = _parse_recipe(_recipe_parser("train"), argv)
+        recipe, _ = parse_recipe(recipe_parser("train"), argv)
         said = sum(memory(recipe, *check(recipe), on_gpu=False).main.values())
         peak, base = measured(Path(folder), n, argv)
         return [(said, peak), (said - base, peak - base)]
@@ -179,7 +179,7 @@ def _gemma_plan(
     }
     argv = [str(x) for k, v in fields.items() for x in (f"--{k}", v)]
     recipe_file = ROOT / "scripts" / "recipes" / f"gemma2_{size}_131k.yaml"
-    recipe, _ = _parse_recipe(_recipe_parser("train"), [str(recipe_file), *argv])
+    recipe, _ = parse_recipe(recipe_parser("train"), [str(recipe_file), *argv])
     return estimate(recipe, lm, make_configs(recipe, lm), CARDS[card])
 
 

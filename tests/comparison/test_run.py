@@ -11,10 +11,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from hfsae import figures, processor
+from hfsae.cards import figures
 from hfsae.comparison import CausalArguments, Comparison, compare
-from hfsae.records import write_tensors
-from hfsae.weights import KEY
+from hfsae.machine import processor
+from hfsae.machine.files import write_tensors
+from hfsae.machine.weights import KEY
 
 from ..conftest import every_lm_is
 from ..helpers import held_elsewhere

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 import hfsae
-from hfsae.card import shown_latents
+from hfsae.cards import shown_latents
 from hfsae.features import FeatureStore
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.packaged import SHIPPED_SAE

@@ -2,9 +2,9 @@
 
 import socket
 
-from .cli_files import add_choice, given_options
-from .cli_parsing import verb_parser
-from .space import write_space
+from ..hub import write_space
+from .files import add_choice, given_options
+from .parsing import verb_parser
 
 
 def demo_verb(argv: list[str]) -> None:
@@ -24,7 +24,7 @@ def demo_verb(argv: list[str]) -> None:
         raise ValueError("--model and --no_model exclude each other; leave one of them out")
     _refuse_port(args["host"], args.get("port"))
     try:
-        from .demo import launch  # takes seconds, and the demo extra
+        from ..demo import launch  # takes seconds, and the demo extra
     except ModuleNotFoundError as error:
         raise ValueError(f"the app needs {error.name}: pip install 'hfsae[demo]'") from error
     launch(
@@ -73,6 +73,3 @@ def space_verb(argv: list[str]) -> None:
         "wheel (pip wheel --no-deps, in a clone), put it beside, and write ./NAME.whl[demo] in its "
         "place"
     )
-
-
-VERBS = {"demo": demo_verb, "space": space_verb}

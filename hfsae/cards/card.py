@@ -8,7 +8,6 @@ between `<!-- hfsae:keep -->` and `<!-- /hfsae:keep -->` is carried over to the 
 """
 
 import html
-import json
 import random
 import re
 from collections.abc import Iterator
@@ -17,17 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
-from huggingface_hub.utils import validate_repo_id
 from jinja2 import ChainableUndefined, Environment, TemplateError
 
-from . import models
-from .public import is_folder, listed, public_record
-from .records import (
+from .. import models
+from ..machine.files import (
     damaged,
-    parse_yaml,
     printable,
     read_json,
     read_table,
@@ -35,17 +30,11 @@ from .records import (
     refuse_long_texts,
     write_whole,
 )
-from .weights import refuse_mixture
+from ..machine.visible import is_folder, listed, public_record
+from ..machine.weights import refuse_mixture
+from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 
 Json = dict[str, Any]
-
-_OPEN, _CLOSE = "<!-- hfsae:keep -->", "<!-- /hfsae:keep -->"
-_KEPT = re.compile(f"{_OPEN}.*?{_CLOSE}", re.DOTALL)
-_MODEL_ID = re.compile(r'(AutoModel\.from_pretrained|hfsae\.load)\("((?:[^"\\]|\\.)*)"([^)\n]*)')
-_FRONT = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
-_MAX_FRONT = 2**19  # characters of front matter
-_FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
-_HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _QUANTISED = re.compile(r"\bI?Q\d|\d-bit", re.IGNORECASE)
 _FAR_FVU = 1.3  # times the FVU in training; held-out text of the same kind is within a tenth
@@ -172,19 +161,6 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
     return path
 
 
-def refuse_card_of_others(folder: Path) -> None:
-    """
-    Raises:
-        ValueError: the card in a folder has no block to keep.
-    """
-    path = folder / "README.md"
-    if path.exists() and not _kept_blocks(path.read_text(encoding="utf-8")):
-        raise ValueError(
-            f"{path} holds no whole block between {_OPEN} and {_CLOSE}, so all of it would be "
-            "lost; put what is to stay between these lines, or move the file away"
-        )
-
-
 def misgivings(folder: str | Path) -> list[str]:
     """What in the held-out metrics in `folder` speaks against using the SAE; sentences."""
     config, record, evaluation = _records(Path(folder))
@@ -217,22 +193,6 @@ def _misgivings(config: Json, record: Json, evaluation: Json) -> list[str]:
     return found
 
 
-def set_model_id(
-    card: str, repo_id: str, *, subfolder: str = "", revision: str | None = None
-) -> str:
-    """The card with this as what its first snippet loads."""
-    validate_repo_id(repo_id)
-
-    def renamed(call: re.Match[str]) -> str:
-        options = {"subfolder": subfolder, "revision": revision}
-        if call[1] == "hfsae.load":
-            return f"{call[1]}({_python(repo_id)}{call[3]}"
-        given = "".join(f", {name}={_python(value)}" for name, value in options.items() if value)
-        return f"{call[1]}({_python(repo_id)}{given}"
-
-    return _MODEL_ID.sub(renamed, card, count=1)
-
-
 def render_card(folder: str | Path, *, examples: bool = True) -> str:
     """The card's text, with nothing carried over from an older one.
 
@@ -243,7 +203,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
     config, record, evaluation = _records(folder)
     if "d_sae" not in config:
         raise ValueError(f"{str(folder)!r} holds no SAE: its config.json is missing, or another's")
-    template = _environment().from_string(_template())
+    template = _environment().from_string(template_text())
     with reading(folder / "features"):
         latents = list(shown_latents(folder / "features")) if examples else []
     with reading(folder), _rendering(folder):
@@ -270,10 +230,6 @@ def _rendering(folder: Path) -> Iterator[None]:
         raise ValueError(damaged(folder / "training.json", error)) from error
 
 
-def _template(name: str = "model_card.md") -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
-
-
 def render_suite(folder: str | Path) -> str:
     """The card of a folder with several SAEs: what there is, with metrics, and how to load one."""
     folder = Path(folder)
@@ -286,7 +242,7 @@ def render_suite(folder: str | Path) -> str:
     front["model-index"] = [entry for row in rows for entry in row["index"]] or None
     return (
         _environment()
-        .from_string(_template("suite_card.md"))
+        .from_string(template_text("suite_card.md"))
         .render(
             rows=rows,
             model_id=folder.resolve().name,
@@ -508,11 +464,6 @@ def _markdown(value: Any) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|$~#&])", r"\\\1", " ".join(str(value).split()))
 
 
-def _python(value: str) -> str:
-    """A Python string literal in double quotes."""
-    return json.dumps(value, ensure_ascii=False)
-
-
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "-"
 
@@ -529,77 +480,6 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         undefined=ChainableUndefined,
     )
-    filters = {"md": _markdown, "html": _html, "python": _python, "number": _number}
+    filters = {"md": _markdown, "html": _html, "python": python_string, "number": _number}
     environment.filters |= {**filters, "count": _count}
     return environment
-
-
-def carry_over(old: str, new: str) -> str:
-    """`new` with what people wrote into the card that it replaces.
-
-    Kept blocks, sections under headings of their own, and keys of the front matter that `new`
-    leaves out. A card without kept blocks is none of ours, and stays as it is.
-    """
-    blocks = _kept_blocks(old)
-    if not blocks:
-        return old
-    merged = _KEPT.sub(lambda _: "\n\n".join(blocks), new, count=1)
-    sections = list(_own_sections(_KEPT.sub("", old)))
-    if sections:
-        merged = merged.rstrip("\n") + "\n\n" + "\n\n".join(sections) + "\n"
-    return _with_front_matter_of(old, merged)
-
-
-def _kept_blocks(text: str) -> list[str]:
-    """Blocks to keep; none where one of them does not end."""
-    if text.count(_OPEN) != text.count(_CLOSE):  # the pattern would look for each end in vain
-        return []
-    blocks = _KEPT.findall(text)
-    return blocks if text.count(_OPEN) == len(blocks) else []
-
-
-def _own_sections(text: str) -> Iterator[str]:
-    """Sections whose headings no template of ours has; headings in code are none."""
-    known = set(_HEADING.findall(_template())) | set(_HEADING.findall(_template("suite_card.md")))
-    fenced = _FENCED.sub(lambda m: re.sub("^#", "\0", m[0], flags=re.MULTILINE), text)
-    starts = [m for m in _HEADING.finditer(fenced)]
-    ends = [m.start() for m in starts[1:]] + [len(fenced)]
-    for start, end in zip(starts, ends[: len(starts)], strict=True):
-        if start[1].strip() not in known:
-            yield fenced[start.start() : end].replace("\0", "#").strip()
-
-
-def _with_front_matter_of(old: str, new: str) -> str:
-    theirs, ours = (_front_of(text) for text in (old, new))
-    extra = {key: value for key, value in theirs.items() if key not in ours}
-    tags = [tag for tag in theirs.get("tags") or [] if tag not in (ours.get("tags") or [])]
-    front = _FRONT.match(new)
-    if front is None:
-        return new
-    text = front[1]
-    # A run's licence never changes, so one that differs is a person's.
-    if theirs.get("license") not in (None, ours.get("license")) and "license" in ours:
-        chosen = yaml.safe_dump({"license": theirs["license"]}).strip()
-        text = re.sub(r"^license: .*$", lambda _: chosen, text, count=1, flags=re.MULTILINE)
-    if tags and "tags" in ours:
-        lines = "".join(f"- {json.dumps(tag, ensure_ascii=False)}\n" for tag in tags)
-        text = re.sub(r"(^tags:\n(?:- .*\n)*)", lambda m: m[1] + lines, text, flags=re.MULTILINE)
-    if extra:
-        text += yaml.safe_dump(extra, sort_keys=False, allow_unicode=True)
-    return f"---\n{text}---\n{new[front.end() :]}"
-
-
-def _front_of(card: str) -> Json:
-    front = _FRONT.match(card)
-    if front is None:
-        return {}
-    try:
-        if len(front[1]) > _MAX_FRONT:
-            raise ValueError(f"{len(front[1]):,} characters, where {_MAX_FRONT:,} are the limit")
-        found = parse_yaml(front[1])
-    except ValueError as error:
-        raise ValueError(
-            f"the front matter of the card that is there cannot be read ({error}), and would be "
-            "lost; mend it, or move the card away"
-        ) from error
-    return found if isinstance(found, dict) else {}

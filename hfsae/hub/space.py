@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from .hub import files_to_publish, is_sae, published
-from .records import read_json
-from .weights import refuse_mixture
+from ..machine.files import read_json
+from ..machine.weights import refuse_mixture
+from .outgoing import files_to_publish, is_sae, published
 
 GRADIO = "6.31.0"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from .features import CollectArguments
-from .models import SAEConfig
+from ..features import CollectArguments
+from ..models import SAEConfig
+from ..training import TrainingArguments
 from .pace import LMPace, SAEPace, blocks
-from .training import TrainingArguments
 
 _LM_SHARE = 0.35  # of published FLOP/s, in a language model's forward pass, not compiled
 _SAE_SHARE = 0.6  # in an SAE's large products

@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .records import opened_tensors, read_json
+from .files import opened_tensors, read_json
 
 KEY = "weights_sha256"
 RECORDS = ("training.json", "evaluation.json", "features/meta.json", "probe.safetensors")

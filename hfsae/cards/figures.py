@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig
 
-from . import models as models  # its Auto classes, so that config.json can be read
-from .records import damaged, opened_tensors, read_json, reading, replacing
+from .. import models as models  # its Auto classes, so that config.json can be read
+from ..machine.files import damaged, opened_tensors, read_json, reading, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .activations.tokens import TokenBatch, special_ids
-from .lm import capture, cast_for
+from ..activations.tokens import TokenBatch, special_ids
+from ..lm import capture, cast_for
 
 By = Literal["max", "mean", "relative"]
 _REPLACEMENT = "\ufffd"  # what decoders write for bytes that spell no character

@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import hub
-from .convert.formats import FORMATS, find, load_folder
-from .models import SAE
-from .models.probe import NAME as PROBE
-from .processor import refuse_absent
-from .records import read_json
+from ..convert.formats import FORMATS, find, load_folder
+from ..machine.files import read_json
+from ..machine.processor import refuse_absent
+from ..models import SAE
+from ..models.probe import NAME as PROBE
+from .download import HubFile, Listing, fetch, list_files, remember_revision
 
 logger = logging.getLogger(__name__)
 
@@ -123,10 +123,10 @@ def load(
     root = Path(source) if Path(source).is_dir() else Path(source).parent
     if listing.commit is not None:
         needed = _needed(entry, listing)
-        root = hub.fetch(
+        root = fetch(
             listing, needed, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
-        hub.remember_revision(listing, root)
+        remember_revision(listing, root)
     options = {} if norm_gain is None else {"norm_gain": norm_gain}
     sae = load_folder(root / entry.path, entry.format, where, **options)
     if _says_nothing(entry):
@@ -135,7 +135,7 @@ def load(
 
 
 def beside(
-    source: str | Path | hub.Listing,
+    source: str | Path | Listing,
     names: Sequence[str],
     *,
     subfolder: str = "",
@@ -154,7 +154,7 @@ def beside(
     Raises:
         ValueError: as `load`.
     """
-    is_listed = isinstance(source, hub.Listing)
+    is_listed = isinstance(source, Listing)
     listing = source if is_listed else _list(source, revision, None, None, False)
     entries = _entries([file.path for file in listing.files])
     entry = _pick(entries, listing, listing.repo_id, subfolder, layer, width, l0)
@@ -162,7 +162,7 @@ def beside(
 
 
 def _folder_with(
-    names: Sequence[str], entry: SAEEntry, listing: hub.Listing, how: dict[str, Any]
+    names: Sequence[str], entry: SAEEntry, listing: Listing, how: dict[str, Any]
 ) -> Path | None:
     """The folder of an SAE; of a repository, with those of `names` that it has, None without any.
 
@@ -176,7 +176,7 @@ def _folder_with(
         return (source if source.is_dir() else source.parent) / inside
     there = {file.path for file in listing.files}
     wanted = [path for path in (str(inside / name) for name in names) if path in there]
-    return hub.fetch(listing, wanted, **how) / inside if wanted else None
+    return fetch(listing, wanted, **how) / inside if wanted else None
 
 
 def _says_nothing(entry: SAEEntry) -> bool:
@@ -184,7 +184,7 @@ def _says_nothing(entry: SAEEntry) -> bool:
     return entry[2:] == (None, None, None)
 
 
-def _told_by_records(entry: SAEEntry, listing: hub.Listing, how: dict[str, Any]) -> SAEEntry:
+def _told_by_records(entry: SAEEntry, listing: Listing, how: dict[str, Any]) -> SAEEntry:
     """The entry with what the SAE's config and metrics say; as it is where they cannot be read."""
     prefix = f"{entry.path}/" if entry.path else ""
     sizes = {file.path: file.size or 0 for file in listing.files}
@@ -233,19 +233,19 @@ def _list(
     token: str | None,
     cache_dir: str | Path | None,
     local_files_only: bool,
-) -> hub.Listing:
+) -> Listing:
     if not isinstance(source, str | Path) or not str(source):
         raise ValueError(
             f"source is {source!r}; name a folder, a file, or a repository as 'name/repository'"
         )
     root = Path(source)
     if root.is_dir():
-        return hub.Listing(str(source), None, sorted(_local_files(root), key=lambda f: f.path))
+        return Listing(str(source), None, sorted(_local_files(root), key=lambda f: f.path))
     if root.exists():
-        return hub.Listing(str(source), None, [hub.HubFile(root.name, None, None, None)])
+        return Listing(str(source), None, [HubFile(root.name, None, None, None)])
     if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
         raise ValueError(f"there is no folder {source}")
-    return hub.list_files(
+    return list_files(
         str(source),
         revision=revision,
         token=token,
@@ -254,7 +254,7 @@ def _list(
     )
 
 
-def _local_files(root: Path) -> Iterator[hub.HubFile]:
+def _local_files(root: Path) -> Iterator[HubFile]:
     """Files a few levels deep, in no hidden folder; what vanishes meanwhile is left out."""
     for folder, inner, names in os.walk(root):
         inside = Path(folder).relative_to(root)
@@ -266,7 +266,7 @@ def _local_files(root: Path) -> Iterator[hub.HubFile]:
             except OSError:
                 continue
             if stat.S_ISREG(found.st_mode):
-                yield hub.HubFile((inside / name).as_posix(), found.st_size, None, None)
+                yield HubFile((inside / name).as_posix(), found.st_size, None, None)
 
 
 def _entries(paths: list[str]) -> list[SAEEntry]:
@@ -302,7 +302,7 @@ def _width(text: str | int) -> int:
 
 def _pick(
     entries: list[SAEEntry],
-    listing: hub.Listing,
+    listing: Listing,
     source: str,
     subfolder: str,
     layer: int | None,
@@ -354,7 +354,7 @@ def _options(entries: list[SAEEntry]) -> str:
     return ", ".join(shown) + more
 
 
-def _no_sae(listing: hub.Listing, source: str) -> str:
+def _no_sae(listing: Listing, source: str) -> str:
     names = {file.path for file in listing.files}
     kinds = {
         "adapter_config.json": "a PEFT adapter",
@@ -368,7 +368,7 @@ def _no_sae(listing: hub.Listing, source: str) -> str:
     return f"{source} holds no SAE in a known format ({known}): {looks or f'it holds {some}'}"
 
 
-def _needed(entry: SAEEntry, listing: hub.Listing) -> list[str]:
+def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
     """The files of one SAE, none of them absurd."""
     there = {file.path: file for file in listing.files}
     if FORMATS[entry.format].files[0].startswith("*"):

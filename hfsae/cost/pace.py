@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from .activations import TokenBatch
-from .features import CollectArguments
-from .features.windows import Seen
-from .models import SAEConfig
-from .processor import spare_bfloat16_
-from .training import TrainingArguments
-from .training.run import Run
+from ..activations import TokenBatch
+from ..features import CollectArguments
+from ..features.windows import Seen
+from ..machine.processor import spare_bfloat16_
+from ..models import SAEConfig
+from ..training import TrainingArguments
+from ..training.run import Run
 
 _VOCABULARY = 4096  # of a cut language model
 _LATENTS = (4096, 8192)  # of cut dictionaries

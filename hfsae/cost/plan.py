@@ -1,7 +1,7 @@
 """What a recipe will cost, before anything is loaded or written: memory, disk, time.
 
-Sizes are counted (`hfsae.footprint`). Times are counts over paces: of this machine, which
-`hfsae.pace` measures, or of a named GPU that is elsewhere, by formula (`hfsae.formula`).
+Sizes are counted (`hfsae.cost.footprint`). Times are counts over paces: of this machine, which
+`hfsae.cost.pace` measures, or of a named GPU that is elsewhere, by formula (`hfsae.cost.formula`).
 """
 
 import copy
@@ -12,6 +12,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..lm import capture
+from ..machine.processor import Room
+from ..models import SAEConfig
+from ..recipe import Recipe, check, stale_stages
 from . import formula
 from .footprint import (
     Memory,
@@ -27,11 +31,7 @@ from .footprint import (
     token_bytes,
 )
 from .formula import CARDS, Card
-from .lm import capture
-from .models import SAEConfig
 from .pace import LMPace, SAEPace, blocks, lm_pace, sae_pace, step_seconds
-from .processor import Room
-from .recipe import Recipe, check, stale_stages
 
 Number = int | float
 
@@ -57,7 +57,7 @@ def plan(recipe: Recipe, gpu: str | None = None) -> Plan:
     """Estimates for each of `training.num_processes` processes.
 
     Args:
-        gpu: a card of `hfsae.formula.CARDS` to reckon for, one a process; this machine if None.
+        gpu: a card of `hfsae.cost.formula.CARDS`, one for each process; None: this machine.
 
     Raises:
         ValueError: as `hfsae.recipe.check`; an unknown card; work that so many cannot share.

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from .records import parse_yaml, read_json
+from .files import parse_yaml, read_json
 
 Json = dict[str, Any]
 

@@ -3,14 +3,13 @@
 import json
 from typing import Any
 
-from .cli_parsing import VerbParser, verb_parser
-from .convert import FORMATS, save_as
-from .hub import push
-from .models import SAE
-from .models.probe import NAME as PROBE
-from .models.probe import state_hash
-from .records import printable, printable_lines
-from .suite import beside, list_saes, load
+from ..convert import FORMATS, save_as
+from ..hub import beside, list_saes, load, push
+from ..machine.files import printable, printable_lines
+from ..models import SAE
+from ..models.probe import NAME as PROBE
+from ..models.probe import state_hash
+from .parsing import VerbParser, verb_parser
 
 
 def list_verb(argv: list[str]) -> None:
@@ -148,6 +147,3 @@ def add_choice(parser: VerbParser) -> None:
 
 def given_options(args: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in args.items() if value is not None}
-
-
-VERBS = {"list": list_verb, "push": push_verb, "verify": verify_verb, "convert": convert_verb}

@@ -18,17 +18,17 @@ from typing import Literal, NamedTuple
 import torch
 from transformers import AutoModel, PreTrainedModel
 
-from .activations.cache import SHARD_BYTES
-from .features.windows import BLOCK_LATENTS, HISTOGRAM_EDGES
-from .models import JumpReLUSAEConfig, SAEConfig
-from .models.auxk import AuxKSAEConfig
+from ..activations.cache import SHARD_BYTES
+from ..features.windows import BLOCK_LATENTS, HISTOGRAM_EDGES
+from ..machine.processor import Room, gpu_memory, main_memory
+from ..models import JumpReLUSAEConfig, SAEConfig
+from ..models.auxk import AuxKSAEConfig
+from ..recipe import Recipe
+from ..training.run import SAMPLE_FOR_THRESHOLD, SPARSE_BELOW, SPARSE_FROM
+from ..training.schedules import in_steps
+from ..training.sharding import check_spread
+from ..training.trainer import SAMPLE
 from .pace import blocks
-from .processor import Room, gpu_memory, main_memory
-from .recipe import Recipe
-from .training.run import SAMPLE_FOR_THRESHOLD, SPARSE_BELOW, SPARSE_FROM
-from .training.schedules import in_steps
-from .training.sharding import check_spread
-from .training.trainer import SAMPLE
 
 logger = logging.getLogger(__name__)
 Number = int | float

@@ -1,0 +1,15 @@
+"""Model cards and figures, made from what lies in an SAE's folder.
+
+card      the card's facts, in the wording of model_card.md
+merge     what people wrote into a card stays
+figures   densities, L0, thresholds, training
+"""
+
+from .card import misgivings as misgivings
+from .card import render_card as render_card
+from .card import render_suite as render_suite
+from .card import shown_latents as shown_latents
+from .card import write_card as write_card
+from .merge import carry_over as carry_over
+from .merge import refuse_card_of_others as refuse_card_of_others
+from .merge import set_model_id as set_model_id

@@ -1,0 +1,137 @@
+"""What people wrote into a card, carried over to the next one; and the id that its snippet loads.
+
+Kept are blocks between `<!-- hfsae:keep -->` and `<!-- /hfsae:keep -->`, sections under headings of
+their own, and keys of the front matter.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub.utils import validate_repo_id
+
+from ..machine.files import parse_yaml
+
+_OPEN, _CLOSE = "<!-- hfsae:keep -->", "<!-- /hfsae:keep -->"
+_KEPT = re.compile(f"{_OPEN}.*?{_CLOSE}", re.DOTALL)
+_MODEL_ID = re.compile(r'(AutoModel\.from_pretrained|hfsae\.load)\("((?:[^"\\]|\\.)*)"([^)\n]*)')
+_FRONT = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
+_MAX_FRONT = 2**19  # characters of front matter
+_FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+_HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
+
+
+def refuse_card_of_others(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: the card in a folder has no block to keep.
+    """
+    path = folder / "README.md"
+    if path.exists() and not _kept_blocks(path.read_text(encoding="utf-8")):
+        raise ValueError(
+            f"{path} holds no whole block between {_OPEN} and {_CLOSE}, so all of it would be "
+            "lost; put what is to stay between these lines, or move the file away"
+        )
+
+
+def set_model_id(
+    card: str, repo_id: str, *, subfolder: str = "", revision: str | None = None
+) -> str:
+    """The card with this as what its first snippet loads."""
+    validate_repo_id(repo_id)
+
+    def renamed(call: re.Match[str]) -> str:
+        options = {"subfolder": subfolder, "revision": revision}
+        if call[1] == "hfsae.load":
+            return f"{call[1]}({python_string(repo_id)}{call[3]}"
+        given = "".join(
+            f", {name}={python_string(value)}" for name, value in options.items() if value
+        )
+        return f"{call[1]}({python_string(repo_id)}{given}"
+
+    return _MODEL_ID.sub(renamed, card, count=1)
+
+
+def template_text(name: str = "model_card.md") -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def python_string(value: str) -> str:
+    """A Python string literal in double quotes."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def carry_over(old: str, new: str) -> str:
+    """`new` with what people wrote into the card that it replaces.
+
+    Kept blocks, sections under headings of their own, and keys of the front matter that `new`
+    leaves out. A card without kept blocks is none of ours, and stays as it is.
+    """
+    blocks = _kept_blocks(old)
+    if not blocks:
+        return old
+    merged = _KEPT.sub(lambda _: "\n\n".join(blocks), new, count=1)
+    sections = list(_own_sections(_KEPT.sub("", old)))
+    if sections:
+        merged = merged.rstrip("\n") + "\n\n" + "\n\n".join(sections) + "\n"
+    return _with_front_matter_of(old, merged)
+
+
+def _kept_blocks(text: str) -> list[str]:
+    """Blocks to keep; none where one of them does not end."""
+    if text.count(_OPEN) != text.count(_CLOSE):  # the pattern would look for each end in vain
+        return []
+    blocks = _KEPT.findall(text)
+    return blocks if text.count(_OPEN) == len(blocks) else []
+
+
+def _own_sections(text: str) -> Iterator[str]:
+    """Sections whose headings no template of ours has; headings in code are none."""
+    known = set(_HEADING.findall(template_text())) | set(
+        _HEADING.findall(template_text("suite_card.md"))
+    )
+    fenced = _FENCED.sub(lambda m: re.sub("^#", "\0", m[0], flags=re.MULTILINE), text)
+    starts = [m for m in _HEADING.finditer(fenced)]
+    ends = [m.start() for m in starts[1:]] + [len(fenced)]
+    for start, end in zip(starts, ends[: len(starts)], strict=True):
+        if start[1].strip() not in known:
+            yield fenced[start.start() : end].replace("\0", "#").strip()
+
+
+def _with_front_matter_of(old: str, new: str) -> str:
+    theirs, ours = (_front_of(text) for text in (old, new))
+    extra = {key: value for key, value in theirs.items() if key not in ours}
+    tags = [tag for tag in theirs.get("tags") or [] if tag not in (ours.get("tags") or [])]
+    front = _FRONT.match(new)
+    if front is None:
+        return new
+    text = front[1]
+    # A run's licence never changes, so one that differs is a person's.
+    if theirs.get("license") not in (None, ours.get("license")) and "license" in ours:
+        chosen = yaml.safe_dump({"license": theirs["license"]}).strip()
+        text = re.sub(r"^license: .*$", lambda _: chosen, text, count=1, flags=re.MULTILINE)
+    if tags and "tags" in ours:
+        lines = "".join(f"- {json.dumps(tag, ensure_ascii=False)}\n" for tag in tags)
+        text = re.sub(r"(^tags:\n(?:- .*\n)*)", lambda m: m[1] + lines, text, flags=re.MULTILINE)
+    if extra:
+        text += yaml.safe_dump(extra, sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---\n{new[front.end() :]}"
+
+
+def _front_of(card: str) -> dict[str, Any]:
+    front = _FRONT.match(card)
+    if front is None:
+        return {}
+    try:
+        if len(front[1]) > _MAX_FRONT:
+            raise ValueError(f"{len(front[1]):,} characters, where {_MAX_FRONT:,} are the limit")
+        found = parse_yaml(front[1])
+    except ValueError as error:
+        raise ValueError(
+            f"the front matter of the card that is there cannot be read ({error}), and would be "
+            "lost; mend it, or move the card away"
+        ) from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,190 @@
+"""A recipe from a YAML file and the command line, whose fields win."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_origin
+
+import docstring_parser
+import yaml
+from jsonargparse import get_loader, set_loader, set_parsing_settings
+from transformers import MODEL_MAPPING
+
+from ..comparison import Comparison
+from ..cost.formula import CARDS
+from ..machine.files import check_yaml, parse_yaml
+from ..models import SAEConfig, variants
+from ..recipe import Recipe, refuse_fields_of_others
+from .files import add_choice
+from .parsing import VerbParser, did_you_mean, explained
+
+EXAMPLES = (
+    "hfsae train scripts/recipes/quickstart.yaml --training.output_dir runs/mine",
+    "hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run",
+    "hfsae compare scripts/comparisons/quickstart.yaml",
+    "hfsae evaluate runs/mine --evaluation.n_tokens 200000",
+    "hfsae evaluate someone/sae --lm.name google/gemma-2-2b --text.dataset my.jsonl",
+    "hfsae collect runs/mine --collect_tokens 2000000",
+    "hfsae show runs/mine 17 1234",
+    "hfsae card runs/mine",
+    "hfsae push runs/mine me/my-sae",
+    "hfsae list google/gemma-scope-2b-pt-res",
+    "hfsae demo runs/mine",
+    "hfsae convert google/gemma-scope-2b-pt-res gs --to saelens --layer 12 --width 16k --l0 80",
+)
+ABOUT_FIELDS = """\
+A field is set in the recipe's YAML file, or by its dotted name on the command line, which wins;
+`hfsae train --help_all` explains all of them. Several processes:
+`torchrun --standalone --nproc_per_node N -m hfsae train recipe.yaml`."""
+_USAGE = {
+    "train": "[RECIPE.yaml] [--FIELD VALUE ...]",
+    "compare": "[COMPARISON.yaml] [--FIELD VALUE ...]",
+    "evaluate": "SOURCE [--FIELD VALUE ...]",
+    "collect": "SOURCE [--FIELD VALUE ...]",
+}
+# Fields that `--help` explains; the others are for `--help_all`.
+_OFTEN_OF_TRAIN = ("lm.name", "text.dataset", "text.context_size", "training.output_dir")
+_OFTEN_OF_TRAIN += ("training.n_tokens", "training.learning_rate", "evaluation.n_tokens")
+_OFTEN = {
+    "train": (*_OFTEN_OF_TRAIN, "collect_tokens"),
+    "compare": (*_OFTEN_OF_TRAIN, "arms", "seeds", "at_l0", "only"),
+    "evaluate": ("lm.name", "text.dataset", "evaluation.n_tokens"),
+    "collect": ("lm.name", "text.dataset", "collect_tokens", "collect.top", "collect.window"),
+}
+_OFTEN_OF_SAE = ("site", "target_l0", "k")
+SECTIONS = {
+    "evaluate": ("lm", "text", "harvest", "evaluation"),
+    "collect": ("lm", "text", "harvest", "collect", "collect_tokens"),
+}
+_EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
+_load_yaml = get_loader("yaml")
+_Recipe = TypeVar("_Recipe", bound=Recipe)
+
+
+def _load_yaml_with_whole_numbers(text: str) -> Any:
+    """YAML in which 1e6 is a number of tokens, too."""
+    check_yaml(text)
+    return _whole_as_int(_load_yaml(text))
+
+
+def _whole_as_int(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _whole_as_int(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole_as_int(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def recipe_parser(verb: str, about: str = "", kind: type[Recipe] = Recipe) -> VerbParser:
+    """A parser of a recipe's fields; `about` is what its `--help` says of the verb."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader("yaml", _load_yaml_with_whole_numbers, exceptions=(ValueError, yaml.YAMLError))
+    every = tuple(section.name for section in fields(kind))
+    parser = VerbParser(
+        verb,
+        _USAGE[verb],
+        about,
+        recipe=every,
+        sections=SECTIONS.get(verb, every),
+        often=_OFTEN[verb],
+        examples=tuple(e for e in EXAMPLES if e.startswith(f"hfsae {verb} ")),
+        more=(lambda everything: iter(())) if verb in SECTIONS else _sae_help,
+    )
+    if verb in SECTIONS:
+        parser.add("--revision", type=str | None, help="branch, tag or commit of a repository")
+        add_output(parser)
+        parser.add("--site", type=str | None, help="as layers.12, of an SAE that names none")
+    parser.parser.add_argument("--recipe", action="config")
+    parser.parser.add_class_arguments(kind, as_group=False)
+    return parser
+
+
+def add_output(parser: VerbParser) -> None:
+    add_choice(parser)
+    parser.add(
+        "--output_dir",
+        type=str | None,
+        help="folder for an SAE from elsewhere, and its results (default: runs/NAME)",
+    )
+
+
+def train_parser(about: str = "") -> VerbParser:
+    """The parser of `hfsae train`."""
+    parser = recipe_parser("train", about)
+    parser.add("--dry_run", action="store_true", help="print what would run, and its cost")
+    parser.add(
+        "--gpu",
+        type=str | None,
+        default=None,
+        help=f"with --dry_run: its cost by formula on such cards ({', '.join(CARDS)}), one for "
+        "each of training.num_processes; else what this machine is measured to need",
+    )
+    return parser
+
+
+def _sae_help(everything: bool) -> Iterator[str]:
+    """The variants; the fields of their configs that are set most, or all of them."""
+    classes = dict.fromkeys(c for variant in variants() for c in reversed(variant.mro()))
+    yield from ("", "fields of sae:" if everything else "fields of sae that are set most:")
+    yield from explained("--sae.d_sae", "number of latents; 8 to 32 times the width is usual")
+    for config_class in (c for c in classes if issubclass(c, SAEConfig)):
+        for param in docstring_parser.parse_from_object(config_class).params:
+            if everything or param.arg_name in _OFTEN_OF_SAE:
+                default = getattr(config_class, param.arg_name, None)
+                kinds = ", ".join(v.model_type for v in variants(config_class))
+                kind = "" if config_class is SAEConfig else f" ({kinds})"
+                yield from explained(
+                    f"--sae.{param.arg_name}{kind}", param.description or "", default
+                )
+    yield from ("", "variants, by --sae.model_type:")
+    for variant in sorted(variants(), key=lambda v: v.model_type):
+        formula = (MODEL_MAPPING[variant].__doc__ or "").partition("\n")[0]
+        yield from explained(variant.model_type, formula)
+
+
+def parse_recipe(
+    parser: VerbParser, argv: list[str], kind: type[_Recipe] = Recipe
+) -> tuple[_Recipe, dict]:
+    if argv and not argv[0].startswith("-"):
+        _check_readable(Path(argv[0]), kind)
+        argv = ["--recipe", *argv]
+    argv = [_EXPONENT.sub(lambda n: f"{float(n[0]):.0f}", part) for part in argv]
+    given = parser.parse(argv)
+    given.pop("recipe")  # which is read by then
+    own = {section.name for section in fields(kind)}
+    options = {name: value for name, value in given.items() if name not in own}
+    recipe = kind(**{name: value for name, value in given.items() if name in own})
+    if not isinstance(recipe, Comparison):  # whose arms may be of any variant
+        named = (re.match(r"--sae\.(\w+)", part) for part in argv)
+        given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]
+        refuse_fields_of_others(recipe, given_now)
+    return recipe, options
+
+
+def _check_readable(path: Path, kind: type[Recipe]) -> None:
+    """A recipe is a YAML mapping of known sections; whatever else gets its own sentence."""
+    examples = "scripts/comparisons/" if kind is Comparison else "scripts/recipes/"
+    if not path.is_file():
+        raise ValueError(f"there is no recipe {path}; a clone of hfsae has examples in {examples}")
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the recipe {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"the recipe {path} holds no sections; a clone of hfsae has examples in {examples}"
+        )
+    sections = {field.name: field.type for field in fields(kind)}
+    for name, value in content.items():
+        if name not in sections:
+            raise ValueError(
+                did_you_mean(f"a recipe has no section {name!r}", str(name), [*sections])
+            )
+        holds_fields = is_dataclass(sections[name]) or get_origin(sections[name]) is dict
+        if holds_fields and not isinstance(value, dict):
+            raise ValueError(f"section {name} of {path} must hold fields, not {value!r}")
+        if is_dataclass(sections[name]):
+            known = [field.name for field in fields(cast(Any, sections[name]))]
+            for key in set(value) - set(known):
+                raise ValueError(did_you_mean(f"section {name} has no field {key!r}", key, known))

@@ -1,0 +1,106 @@
+"""What the command prints of a folder: its training, metrics and latents."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from ..cards import misgivings
+from ..evaluation import EvaluationResult
+from ..features import ANSI, PLAIN, FeatureStore, show
+from ..machine.files import printable, printable_lines, read_json, reading
+from ..machine.weights import refuse_mixture
+from ..recipe import home_of
+
+NO_EXAMPLES = "no examples of what latents fire on"
+_SHOWN_LATENTS, _SHOWN_TOKENS, _SHOWN_EXAMPLES = 5, 6, 3
+
+
+def print_folder(folder: Path, latents: list[int], source: str | None = None) -> None:
+    """
+    Args:
+        source: of what is printed, where the folder is only a copy of it.
+    """
+    name = source or str(folder)
+    refuse_mixture(folder)
+    if not latents:
+        print(f"\n{printable(_summary(folder, name))}")
+        if (folder / "evaluation.json").is_file():
+            _print_metrics(folder)
+        else:
+            print(f"No evaluation.json: {how_to_make('evaluate', folder, name)}")
+    if not (folder / "features" / "meta.json").is_file():
+        missing = f"{NO_EXAMPLES}: {how_to_make('collect', folder, name)}"
+        if latents:
+            raise ValueError(f"{name} holds {missing}")
+        print(f"{missing[0].upper()}{missing[1:]}")
+        return
+    store = FeatureStore.load(folder)
+    for index in latents or store.pick(_SHOWN_LATENTS):
+        if not 0 <= index < len(store):
+            raise ValueError(f"there is no latent {index}; this SAE has {len(store):,}, from 0")
+        with reading(folder / "features"):
+            latent = store[index]
+        if not latents:
+            latent = latent._replace(
+                promoted=latent.promoted[:_SHOWN_TOKENS],
+                suppressed=latent.suppressed[:_SHOWN_TOKENS],
+                examples=latent.examples[:_SHOWN_EXAMPLES],
+            )
+        print("\n" + show(latent, ANSI if sys.stdout.isatty() else PLAIN))
+
+
+def _print_metrics(folder: Path) -> None:
+    path = folder / "evaluation.json"
+    data = read_json(path)
+    with reading(path):
+        result = EvaluationResult.from_dict(data)
+        kind = "" if "measured_with" in data else "held-out "
+        print(f"{result.n_tokens:,} {kind}tokens of {result.n_documents} documents:\n")
+        print(printable_lines(result.table()))
+        print("".join(f"\nnote: {sentence}" for sentence in misgivings(folder)))
+
+
+def how_to_make(verb: str, folder: Path | None, name: str) -> str:
+    """How to make what is missing: without the recipe of a run, model and text have to be named."""
+    fields = "" if folder and home_of(folder) else " --lm.name MODEL --text.dataset TEXT"
+    return f"`hfsae {verb} {name}{fields}` makes it"
+
+
+def _summary(folder: Path, name: str) -> str:
+    """What was trained, at which speed, in how much memory; or what the config says."""
+    config = read_json(folder / "config.json")
+    if not (folder / "training.json").is_file():
+        place = f"{config.get('site')} of {config.get('model_name')}"
+        return f"{name}: {config.get('model_type')}, {config.get('d_sae'):,} latents, {place}"
+    with reading(folder / "training.json"):
+        record = read_json(folder / "training.json")
+        seconds, harvested = record["seconds"], record["harvested"].get("kept", 0)
+        rates = {"harvest": harvested, "train": record["n_tokens"]}
+        harvest, train = (f"{rates[k] / max(seconds[k], 0.1):,.0f} tok/s" for k in rates)
+        memory = record["peak_memory_bytes"] / 1e9
+        return (
+            f"{name}: trained on {record['n_tokens']:,} activations in "
+            f"{sum(seconds.values()):.0f} s (harvest {harvest}, SAE {train}), peak memory "
+            f"{memory:.1f} GB"
+        )
+
+
+def print_next(folders: list[Path]) -> None:
+    folder = folders[0]
+    # In a virtual environment that is not activated, the command has to be named by its path.
+    home = "" if shutil.which("hfsae") else f"{os.path.relpath(Path(sys.executable).parent)}/"
+    load_it = f"import hfsae, transformers; transformers.AutoModel.from_pretrained('{folder}')"
+    if (folder / "evaluation.json").is_file() and not misgivings(folder):
+        print(f"\nThe folder {folder} could be pushed to the Hub as it stands.")
+    steps = [
+        *([f"hfsae demo {folder}"] if importlib.util.find_spec("gradio") else []),
+        f"hfsae push {folder} NAME/REPOSITORY --dry_run",
+        f'python -c "{load_it}"',
+    ]
+    if (folder / "features" / "meta.json").is_file():
+        latents = FeatureStore.load(folder).pick(2, seed=1)
+        steps.insert(0, " ".join(["hfsae show", str(folder), *map(str, latents)]))
+    print(f"\nSee {folder}/README.md. Next:")
+    print("\n".join(f"  {home}{step}" for step in steps))

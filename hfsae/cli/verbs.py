@@ -1,0 +1,291 @@
+"""The `hfsae` command: verbs over the library. Bad input is one sentence and exit code 2."""
+
+import errno
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+from transformers.utils import logging as transformers_logging
+
+from ..comparison import Comparison
+from ..comparison import compare as run_comparison
+from ..cost.footprint import check_memory
+from ..cost.plan import plan
+from ..hub import load as load_any
+from ..machine.files import printable, printable_lines
+from ..machine.lock import is_first_process
+from ..machine.processor import keep_freed_memory
+from ..measurement import (
+    again,
+    defaults,
+    load_at,
+    measure,
+    origin_of,
+    place,
+    refuse_no_tokens,
+    settle,
+)
+from ..models import register_variants
+from ..recipe import (
+    Recipe,
+    alone,
+    as_plain,
+    differences,
+    finish,
+    home_of,
+    is_of_a_run,
+    run,
+    trained_folder,
+)
+from .app import demo_verb, space_verb
+from .files import (
+    add_choice,
+    add_source,
+    convert_verb,
+    given_options,
+    list_verb,
+    push_verb,
+    verify_verb,
+)
+from .parsing import VerbParser, did_you_mean, sentence_of, verb_parser
+from .recipes import (
+    ABOUT_FIELDS,
+    EXAMPLES,
+    SECTIONS,
+    add_output,
+    parse_recipe,
+    recipe_parser,
+    train_parser,
+)
+from .show import NO_EXAMPLES, how_to_make, print_folder, print_next
+
+_plain_warning = warnings.formatwarning
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Messages alone, as a terminal may have them: they name what files and listings say."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
+def _format_warning(*args: Any, **kwargs: Any) -> str:
+    return printable_lines(_plain_warning(*args, **kwargs))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command: 0 when it is done, 2 for bad input, 130 for Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    log = logging.StreamHandler()
+    log.setFormatter(_PrintableFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[log])
+    for handler in logging.getLogger("transformers").handlers:  # which names what a config says
+        handler.setFormatter(_PrintableFormatter())
+    warnings.formatwarning = _format_warning
+    for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()  # a bar for every file read hides ours
+    keep_freed_memory()
+    try:
+        _dispatch(argv)
+    except BrokenPipeError:  # `hfsae show FOLDER | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor a word at exit
+    except (ValueError, OSError) as error:
+        if os.environ.get("HFSAE_DEBUG"):
+            raise
+        print(f"hfsae: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more changes nothing
+        print("hfsae: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(argv: list[str]) -> None:
+    """Train what a recipe describes, evaluate it, collect what its latents fire on, and write a
+    folder with weights, card, metrics, figures and examples. Run again, it resumes."""
+    recipe, options = parse_recipe(train_parser(sentence_of(train)), argv)
+    if options["dry_run"]:
+        print("\n".join(plan(recipe, options["gpu"]).lines))
+        return
+    if options["gpu"] is not None:
+        raise ValueError("--gpu is for --dry_run, which reckons for a card that is not here")
+    command = shlex.join(["hfsae", "train", *argv])
+    folders = run(recipe, command, check_cost=check_memory)
+    if is_first_process():
+        for folder in folders:
+            print_folder(folder, [])
+        print_next(folders)
+
+
+def compare(argv: list[str]) -> None:
+    """Train the arms of a comparison on the same activations, evaluate them on the same held-out
+    text, and write a report: fidelity at equal L0, paired differences, intervals. It resumes."""
+    parser = recipe_parser("compare", sentence_of(compare), Comparison)
+    comparison, _ = parse_recipe(parser, argv, Comparison)
+    report = run_comparison(comparison, command=shlex.join(["hfsae", "compare", *argv]))
+    print(f"\nThe report is {report / 'report.md'}; beside it lie report.html and the numbers.")
+
+
+def evaluate(argv: list[str]) -> None:
+    """Evaluate a trained SAE anew, with other fields of its recipe, which are noted in its
+    recipe.yaml. Or any SAE, in a folder or repository, in any format, on all of a text; what its
+    config does not tell of the language model has to be given."""
+    _report_again("evaluate", argv, "evaluation.json")
+
+
+def collect(argv: list[str]) -> None:
+    """Collect what a trained SAE's latents fire on anew, with other fields of its recipe, which are
+    noted in its recipe.yaml. Or those of any SAE, in a folder or repository, in any format; what
+    its config does not tell of the language model has to be given."""
+    _report_again("collect", argv, "features/meta.json")
+
+
+def show_folder(argv: list[str]) -> None:
+    """Print an SAE's metrics and latents, as far as they lie beside it: those named, or some drawn
+    at random."""
+    parser = verb_parser("show", "SOURCE [LATENT ...]", show_folder)
+    add_source(parser)
+    parser.add("latents", type=int, nargs="*", default=[], help="indices of latents to show")
+    add_choice(parser)
+    choice = given_options(parser.parse(argv))
+    latents = choice.pop("latents") or []
+    source = choice["source"]
+    if is_of_a_run(source):
+        print_folder(trained_folder(source), latents)
+    elif folder := origin_of(choice):
+        print_folder(folder, latents, source)
+    elif latents:
+        raise ValueError(f"{source} holds {NO_EXAMPLES}: {how_to_make('collect', None, source)}")
+    else:
+        print(f"\n{printable(f'{source}: {load_any(**choice)}')}")
+        print(f"No evaluation.json: {how_to_make('evaluate', None, source)}")
+
+
+def card(argv: list[str]) -> None:
+    """Draw the figures and write the model card again, from what lies in a folder; of an SAE from
+    elsewhere, or of another format, in a folder of its own."""
+    parser = verb_parser("card", "SOURCE", card)
+    add_source(parser)
+    add_output(parser)
+    choice = given_options(parser.parse(argv))
+    output = choice.pop("output_dir", None)
+    if is_of_a_run(choice["source"]) and output is None:
+        folder = trained_folder(choice["source"])
+        with alone(home_of(folder) or folder, [folder]):
+            finish(folder)
+    else:
+        folder, origin = place(choice, output)
+        with alone(folder, [folder]):
+            settle(load_any(**choice), origin, folder)
+            finish(folder)
+    print(f"wrote {folder / 'README.md'} and {folder / 'figures'}")
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "compare": compare,
+    "evaluate": evaluate,
+    "collect": collect,
+    "show": show_folder,
+    "card": card,
+    "list": list_verb,
+    "push": push_verb,
+    "verify": verify_verb,
+    "convert": convert_verb,
+    "demo": demo_verb,
+    "space": space_verb,
+}
+
+
+def _dispatch(argv: list[str]) -> None:
+    _import_variants(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+    elif argv[0] in VERBS:
+        VERBS[argv[0]](argv[1:])
+    else:
+        raise ValueError(did_you_mean(f"{argv[0]!r} is no verb", argv[0], list(VERBS)))
+
+
+def _import_variants(argv: list[str]) -> None:
+    """Import the modules of `--import MODULE`.
+
+    Only what is named on the command line is imported: a recipe or a folder may come from anybody.
+    """
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        if flag == "--import" and value and not value.startswith("-"):
+            register_variants(value)
+        elif flag.startswith("--import="):
+            register_variants(flag.partition("=")[2])
+
+
+def _help() -> str:
+    lines = ["usage: hfsae VERB ...", "", "Sparse autoencoders as Hugging Face models.", ""]
+    for verb in VERBS:
+        head, *rest = wrap(sentence_of(VERBS[verb]), 86)
+        lines += [f"  {verb:<10}{head}", *(" " * 12 + line for line in rest)]
+    examples = [f"  {example}" for example in EXAMPLES]
+    return "\n".join([*lines, "", "examples:", *examples, "", ABOUT_FIELDS])
+
+
+def _report_again(verb: str, argv: list[str], result: str) -> None:
+    """Make one result of an SAE again: of a run, or of one from elsewhere."""
+    parser = recipe_parser(verb, sentence_of(VERBS[verb]))
+    if not argv or argv[0].startswith("-"):
+        parse_recipe(parser, argv)  # --help, or an unknown option
+        raise ValueError(f"name the folder or repository of an SAE: hfsae {verb} SOURCE")
+    source, *changes = argv
+    folder = trained_folder(source) if is_of_a_run(source) else None
+    home = home_of(folder) if folder else None
+    if folder is None or home is None:
+        folder = _measure(verb, parser, source, changes, result)
+    else:
+        with alone(home, [folder]):
+            recipe, options = parse_recipe(parser, [str(home / "recipe.yaml"), *changes])
+            for name in (name for name, value in options.items() if value):
+                raise ValueError(f"--{name} is for an SAE from elsewhere; {folder} is a run's own")
+            again(recipe, folder, home, result)
+    print_folder(folder, [])
+
+
+def _measure(verb: str, parser: VerbParser, source: str, changes: list[str], result: str) -> Path:
+    """Make one result of an SAE that no recipe tells of; the folder that it lies in."""
+    _, options = parse_recipe(parser, changes)
+    choice = {"source": source, **given_options(options)}
+    site, output = choice.pop("site", None), choice.pop("output_dir", None)
+    sae = load_at(choice, site)
+    known = defaults(sae)
+    told = [f"--{key}={value}" for key, value in known.items()]
+    recipe, _ = parse_recipe(parser, [*told, *changes])
+    if "lm.name" not in known and not any(re.match(r"--lm\.name\b", part) for part in changes):
+        raise ValueError(f"{source} does not tell its language model; give --lm.name")
+    old, new = as_plain(Recipe()), as_plain(recipe)
+    for key, _, _ in differences(old, new, {*new} - {*SECTIONS[verb]}):
+        raise ValueError(f"{key} is not `hfsae {verb}`'s to change")
+    refuse_no_tokens(recipe, result)
+    folder, origin = place(choice, output)
+    print(f"{verb}: {recipe.lm.name} reads {recipe.text.dataset}; results go to {folder}")
+    with alone(folder, [folder]):
+        settle(sae, origin, folder)
+        chosen = [f"{k}={v}" for k, v in choice.items() if k != "source" and v]
+        named = Path(source).resolve().name if Path(source).exists() else source
+        measure(recipe, sae, folder, result, " ".join([named, *chosen]))
+    return folder
+
+
+def _one_line(error: BaseException) -> str:
+    said = str(error)
+    if isinstance(error, OSError) and error.errno in _FULL:  # as the system says it, bare
+        said = f"{error}; make room there, or give a folder that can be written to"
+    return printable(" ".join(said.split()))

@@ -1,0 +1,181 @@
+"""From the Hub: whole files, held against its checksums; a damaged one is fetched again."""
+
+import hashlib
+import logging
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
+    RevisionNotFoundError,
+)
+
+from ..machine.client import in_a_sentence, patiently
+from ..machine.files import write_whole
+
+logger = logging.getLogger(__name__)
+
+
+class HubFile(NamedTuple):
+    path: str
+    size: int | None
+    sha256: str | None
+    """of a file in LFS"""
+    git_hash: str | None
+    """of any other. The client compares neither, only sizes"""
+
+
+class Listing(NamedTuple):
+    """What a repository holds at a commit."""
+
+    repo_id: str
+    commit: str | None
+    files: list[HubFile]
+    revision: str | None = None
+    """that was asked for; None: the main branch"""
+
+
+def download(api: HfApi, repo_id: str, path: str, revision: str | None) -> Path:
+    """A file as it is on a branch; on one that is yet to be made it is that of main."""
+    get = partial(api.hf_hub_download, repo_id, path)
+    try:
+        return Path(patiently(lambda: get(revision=revision), "download"))
+    except RevisionNotFoundError:
+        return Path(patiently(get, "download"))
+
+
+def list_files(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Listing:
+    """Everything a repository holds, from one call; offline, what of it is in the cache.
+
+    Raises:
+        ValueError: not there, not allowed, or unreachable; one sentence.
+    """
+    with in_a_sentence(repo_id, f"read {repo_id} (no folder here)", revision):
+        if local_files_only or constants.HF_HUB_OFFLINE:
+            return _list_cached(repo_id, revision, cache_dir)
+        ask = partial(HfApi(token=token).model_info, repo_id, revision=revision)
+        try:
+            info = patiently(lambda: ask(files_metadata=True), "model_info")
+        except HTTPError as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                raise
+            logger.warning("the Hub cannot be reached; looking for %s in the cache", repo_id)
+            return _list_cached(repo_id, revision, cache_dir)
+        files = [
+            HubFile(f.rfilename, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id)
+            for f in info.siblings or []
+        ]
+        if junk := next((f for f in files if not _is_sound(f)), None):
+            raise ValueError(f"the Hub's listing of {repo_id} holds an entry that is none: {junk}")
+        return Listing(repo_id, info.sha, files, revision)
+
+
+def _is_sound(file: HubFile) -> bool:
+    numbers, texts = (file.size,), (file.sha256, file.git_hash)
+    return isinstance(file.path, str) and all(
+        value is None or isinstance(value, kind)
+        for values, kind in ((numbers, int), (texts, str))
+        for value in values
+    )
+
+
+def _list_cached(repo_id: str, revision: str | None, cache_dir: str | Path | None) -> Listing:
+    where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": True}
+    root = Path(snapshot_download(repo_id, **where))
+    paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    files = [HubFile(path, None, None, None) for path in paths]
+    return Listing(repo_id, root.name, files, revision)
+
+
+def fetch(
+    listing: Listing,
+    paths: list[str],
+    *,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Have these files of a repository in the cache; the folder that holds them all.
+
+    Raises:
+        ValueError: not allowed, unreachable, or damaged on the way; one sentence. A file that
+            does not have the Hub's checksum is not kept.
+    """
+    files = {file.path: file for file in listing.files}
+    root = Path()
+    for path in paths:
+        refuse_path(listing.repo_id, path)
+        with in_a_sentence(listing.repo_id, f"download {path} of {listing.repo_id}"):
+
+            def get(path: str = path, force: bool = False) -> Path:
+                return Path(
+                    hf_hub_download(
+                        listing.repo_id,
+                        path,
+                        revision=listing.commit,
+                        token=token,
+                        cache_dir=cache_dir,
+                        local_files_only=local_files_only or constants.HF_HUB_OFFLINE,
+                        force_download=force,
+                    )
+                )
+
+            found = patiently(get, path)
+            if not _is_intact(found, files[path]):
+                found = patiently(lambda: get(force=True), path)
+                if not _is_intact(found, files[path]):
+                    found.resolve().unlink()
+                    raise ValueError(
+                        f"{path} of {listing.repo_id} arrives damaged: its checksum is not the "
+                        "Hub's. It was not kept; try again later, or over another connection"
+                    )
+            root = found.parents[path.count("/")]
+    return root
+
+
+def remember_revision(listing: Listing, root: Path) -> None:
+    """Note in the cache, once all of an SAE is in `root`, which commit its branch is at.
+
+    The client does so for files that it asks for by name. `fetch` asks by commit, and without the
+    note the SAE would not be found offline.
+    """
+    revision = listing.revision or constants.DEFAULT_REVISION
+    note = root.parents[1] / "refs" / revision
+    if revision == listing.commit or (note.is_file() and note.read_text() == listing.commit):
+        return
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(note, str(listing.commit))
+    except OSError as error:  # a cache that can only be read; all that is needed is in it
+        logger.info("the cache's note of %s is left as it is: %s", revision, error)
+
+
+def refuse_path(repo_id: str, path: str) -> None:
+    parts = path.replace("\\", "/").split("/")
+    if ".." in parts or path.startswith(("/", "\\")) or ":" in parts[0]:
+        raise ValueError(f"{repo_id} holds a file named {path!r}, which leaves its folder: refused")
+
+
+def _is_intact(path: Path, file: HubFile) -> bool:
+    if file.size is not None and path.stat().st_size != file.size:
+        return False
+    expected = file.sha256 or file.git_hash
+    if expected is None:
+        return True
+    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(usedforsecurity=False)
+    if not file.sha256:  # as git hashes a blob
+        digest.update(f"blob {path.stat().st_size}\0".encode())
+    with open(path, "rb") as handle:
+        while block := handle.read(2**24):
+            digest.update(block)
+    return digest.hexdigest() == expected

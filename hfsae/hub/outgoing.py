@@ -1,0 +1,97 @@
+"""What of an SAE's folder goes to the Hub, and as it may be seen."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from ..features.labels import NAME as LABELS
+from ..machine.files import read_json
+from ..machine.visible import public_record
+from ..models.probe import NAME as PROBE
+from ..models.probe import renamed
+
+PUSHED = (
+    "config.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    "README.md",
+    "training.json",
+    "evaluation.json",
+    "probe.safetensors",
+    "modeling_hfsae.py",
+    "figures/*.png",
+    "features/*.parquet",
+    "features/meta.json",
+    f"features/{LABELS}",
+)
+CODE = Path(__file__).with_name("modeling_hfsae.py")
+_AUTO_MAP = {"AutoConfig": "modeling_hfsae.HfsaeConfig", "AutoModel": "modeling_hfsae.HfsaeModel"}
+
+
+def files_to_publish(home: Path, more: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The files of an SAE's folder that others may see.
+
+    Raises:
+        ValueError: one of them is a link, or lies in a linked folder: what it leads to was not put
+            there to be seen.
+    """
+    for pattern in (*PUSHED, *more):
+        for path in sorted(home.glob(pattern)):
+            on_the_way = [path, *list(path.parents)[: len(path.relative_to(home).parts) - 1]]
+            link = next((p for p in on_the_way if p.is_symlink()), None)
+            if link is not None and not _is_cached(path):
+                raise ValueError(link_refusal(link, home))
+            if path.is_file():
+                yield path
+
+
+def link_refusal(link: Path, folder: Path) -> str:
+    return (
+        f"{link.relative_to(folder)} in {folder} is a link to {link.resolve()}; put a copy in its "
+        "place, or remove it: links are not sent"
+    )
+
+
+def _is_cached(path: Path) -> bool:
+    """Whether it is a link of the Hub's cache, from a snapshot to the blobs beside it."""
+    snapshots = [p for p in path.absolute().parents if p.name == "snapshots"]
+    return any(path.resolve().parent == (p.parent / "blobs").resolve() for p in snapshots)
+
+
+def is_sae(folder: Path) -> bool:
+    """Whether weights of hfsae's lie there."""
+    return any(
+        (folder / n).is_file() for n in ("model.safetensors", "model.safetensors.index.json")
+    )
+
+
+def is_of_hfsae(folder: Path) -> bool:
+    """Whether an SAE lies there, and not a language model."""
+    config = folder / "config.json"
+    return is_sae(folder) and config.is_file() and "d_sae" in read_json(config)
+
+
+def published(path: Path, include_code: bool = False) -> Path | bytes:
+    """A file as it may be seen: records without where things lie on this machine."""
+    if path.name == PROBE:
+        return _published_probe(path)
+    if path.name not in ("config.json", "training.json", "evaluation.json", "meta.json"):
+        return path
+    home = path.parent.parent if path.name == "meta.json" else path.parent
+    content = public_record(read_json(path), home)
+    if path.name == "config.json":
+        content.pop("auto_map", None)
+        content.pop("_name_or_path", None)
+        content |= {"auto_map": _AUTO_MAP} if include_code else {}
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _published_probe(path: Path) -> Path | bytes:
+    """It holds a hash of the config, in which a language model's folder goes up as `./name`."""
+    config = path.with_name("config.json")
+    name = read_json(config).get("model_name") if config.is_file() else None
+    shown = public_record({"model_name": name}, path.parent)["model_name"]
+    return path if shown == name else renamed(path, AutoConfig.from_pretrained(path.parent), shown)

@@ -1,0 +1,416 @@
+"""To the Hub: one atomic commit.
+
+`push` sends what is on a list of names and nothing else, says before it sends what will be seen by
+whom, and makes new repositories private unless told otherwise. What people wrote into a card stays.
+A commit whose answer was lost is found to be there.
+"""
+
+import filecmp
+import logging
+import re
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from .. import cards
+from ..convert.formats import load_folder
+from ..features.labels import NAME as LABELS
+from ..features.labels import read_labels
+from ..machine.client import WAITS, in_a_sentence, patiently
+from ..machine.files import passes, read_json
+from ..machine.weights import refuse_mixture
+from ..models import SAE
+from ..models.probe import NAME as PROBE
+from .download import download, refuse_path
+from .outgoing import CODE, files_to_publish, is_of_hfsae, is_sae, link_refusal, published
+
+logger = logging.getLogger(__name__)
+_RECORDS = ("config.json", "training.json", "evaluation.json")  # what cards are made from
+_OVERTAKEN = (409, 412)  # somebody else's commit came in between
+_TEXT = "features/examples.parquet"
+_OF_SAVING = ("transformers_version", "auto_map", "_name_or_path", "dtype", "architectures")
+_There = tuple[bool, bool, set[str], str | None]
+
+
+class Plan(NamedTuple):
+    """What a push would do."""
+
+    repo_id: str
+    is_new: bool
+    private: bool
+    files: dict[str, Path | bytes]
+    """path in the repository -> content"""
+    left_out: list[str]
+    revision: str | None = None
+    is_pull_request: bool = False
+    was_looked_at: bool = True
+    """whether it is known what is there: of a plan that is made offline it is not"""
+    head: str | None = None
+    """the commit that it was made for; None: of a repository that is yet to be made"""
+    has_examples: bool = False
+    """whether excerpts of the text that features were collected on are sent"""
+    deleted: tuple[str, ...] = ()
+    """paths in the repository"""
+
+    def __str__(self) -> str:
+        n_bytes = sum(_size(content) for content in self.files.values())
+        who = "nobody but those you give access to" if self.private else "EVERYONE"
+        where = f", branch {self.revision}" if self.revision else ""
+        where += ", as a pull request" if self.is_pull_request else ""
+        what = f"{'new' if self.is_new else 'existing'} {'private' if self.private else 'public'} "
+        if not self.was_looked_at:
+            what, who = "", f"{who} if it is made by this"
+            where += " (which was not looked at, since HF_HUB_OFFLINE is set)"
+        lines = [
+            f"{what}model repository {self.repo_id}{where}, {len(self.files)} files, "
+            f"{n_bytes / 1e6:.1f} MB, visible to {who}:",
+            *(f"  {path}  {_size(c) / 1e3:,.1f} kB" for path, c in sorted(self.files.items())),
+        ]
+        if labels := [path for path in self.files if path.endswith(f"/{LABELS}")]:
+            lines.append(f"with labels that people gave to latents: {', '.join(sorted(labels))}")
+        if self.has_examples:
+            lines.append(
+                f"with excerpts of your text around what latents fire on, in {_TEXT} and the card; "
+                "--no_examples leaves them out"
+            )
+        if self.deleted:
+            paths = ", ".join(self.deleted)
+            lines.append(f"deleted there, though earlier commits keep it: {paths}")
+        if self.left_out:
+            lines.append(f"not sent: {', '.join(self.left_out)}")
+        return "\n".join(lines)
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    subfolder: str = "",
+    include_code: bool = False,
+    replace_model_card: bool = False,
+    no_examples: bool = False,
+    dry_run: bool = False,
+    tell: Callable[[str], None] = print,
+) -> str:
+    """Send the SAE in `folder`, or the SAEs in its subfolders, in one commit; the commit's address.
+
+    Args:
+        folder: what `hfsae train` wrote, or a folder of such folders.
+        repo_id: "name/repository".
+        token: None: that of `hf auth login`, or the environment's HF_TOKEN.
+        private: of a repository that is made by this; None: private. An existing one stays as it
+            is, and the opposite is an error.
+        revision: branch to commit to, made if it is not there.
+        create_pr: propose the commit as a pull request.
+        subfolder: where in the repository.
+        commit_message: None: "Upload ... with hfsae".
+        include_code: send a file with which the SAE runs where hfsae is not installed. A repository
+            that has that file keeps it.
+        replace_model_card: do not carry over what people wrote into the card that is there.
+        no_examples: send no excerpts of the text that features were collected on: no feature store,
+            which the same commit deletes where the repository has one, and a card without them.
+        dry_run: only tell; offline, without a look at what is there.
+        tell: is given what will be sent where, before it is sent.
+
+    Raises:
+        ValueError: no SAE in the folder, or a damaged one; not allowed, no such thing, unreachable;
+            one sentence.
+    """
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{repo_id!r} is no repository; write 'name/repository'")
+    _refuse_subfolder(subfolder)
+    looks = not (dry_run and constants.HF_HUB_OFFLINE)
+    where = (repo_id, private, revision, create_pr, subfolder)
+    order = _Order(*where, include_code, replace_model_card, no_examples, looks)
+    message = None if dry_run else commit_message or f"Upload {subfolder or 'SAE'} with hfsae"
+    return _carried_out(HfApi(token=token), Path(folder), order, message, tell)
+
+
+class _Order(NamedTuple):
+    """What `push` was called with, as far as plans are made by it."""
+
+    repo_id: str
+    private: bool | None
+    revision: str | None
+    create_pr: bool
+    subfolder: str
+    include_code: bool
+    replace_model_card: bool
+    no_examples: bool
+    looks: bool
+    """at what the repository holds"""
+
+
+def _carried_out(
+    api: HfApi, folder: Path, order: _Order, message: str | None, tell: Callable[[str], None]
+) -> str:
+    """The commit's address; without a message there is none: the plan is told, and that is all."""
+    homes = _homes(folder)
+    with in_a_sentence(order.repo_id, f"push to {order.repo_id}"):
+        make_plan = partial(_plan, api, folder, homes, order)
+        plan = make_plan()
+        tell(str(plan))
+        if message is None:
+            return ""
+        done = _send_in_time(api, plan, make_plan, message)
+    if order.create_pr and not done.pr_url:
+        tell("nothing differs from what is there: no pull request was made")
+    return done.pr_url or done.commit_url
+
+
+def _plan(api: HfApi, folder: Path, homes: list[Path], order: _Order) -> Plan:
+    repo_id, private, revision = order[:3]
+    unknown: _There = True, private is not False, set(), None
+    there = _look(api, repo_id, private, revision) if order.looks else unknown
+    is_new, is_private, paths, head = there
+    has_code = order.include_code or CODE.name in paths
+    files, left_out = _collect(folder, homes, order.subfolder, has_code, order.no_examples)
+    prefix = _prefix(order.subfolder)
+    if (top := f"{prefix}README.md") not in files:
+        others = _others(api, repo_id, prefix, paths, revision)
+        files[top] = _suite_card(folder, homes, others)
+    has_text = any(path.endswith(_TEXT) for path in files)
+    stores = [_at(folder, home, prefix) + "features/" for home in homes]
+    deleted = [path for path in sorted(paths) if order.no_examples and _is_of_store(path, stores)]
+    where = (revision, order.create_pr, order.looks, head, has_text, tuple(deleted))
+    plan = Plan(repo_id, is_new, is_private, files, left_out, *where)
+    _write_cards(api, plan, revision, order.replace_model_card)
+    return plan
+
+
+def _is_of_store(path: str, stores: list[str]) -> bool:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/" in stores and (name.endswith(".parquet") or name == "meta.json")
+
+
+def _send_in_time(
+    api: HfApi, plan: Plan, make_plan: Callable[[], Plan], message: str
+) -> CommitInfo:
+    """The commit; planned again where somebody else's came in between, whose card it must keep."""
+    for wait in WAITS * 2:
+        try:
+            return _send(api, plan, message)
+        except HfHubHTTPError as error:
+            if error.response.status_code not in _OVERTAKEN:
+                raise
+            logger.warning("%s was changed meanwhile; reading it again", plan.repo_id)
+            time.sleep(wait)
+            plan = make_plan()
+    return _send(api, plan, message)
+
+
+def _send(api: HfApi, plan: Plan, message: str) -> CommitInfo:
+    """Make the repository and the branch, if they are not there, and the one commit."""
+    repo_id, revision = plan.repo_id, plan.revision
+    make_repo = partial(api.create_repo, repo_id, private=plan.private, exist_ok=True)
+    patiently(make_repo, "create_repo")
+    if revision and not plan.is_pull_request:
+        make_branch = partial(api.create_branch, repo_id, branch=revision, exist_ok=True)
+        patiently(make_branch, "branch")
+    commit = partial(_commit, api, plan, message)
+    # a commit whose answer was lost is found to be there, but a second pull request would be made
+    return commit() if plan.is_pull_request else patiently(commit, "commit")
+
+
+def _commit(api: HfApi, plan: Plan, message: str) -> CommitInfo:
+    operations: list[CommitOperationAdd | CommitOperationDelete]
+    operations = [CommitOperationAdd(path, data) for path, data in sorted(plan.files.items())]
+    operations += [CommitOperationDelete(path) for path in plan.deleted]
+    with warnings.catch_warnings():  # parquet in a model's repository is meant: its features
+        warnings.filterwarnings("ignore", message="It seems that you are about to commit a data")
+        return api.create_commit(
+            plan.repo_id,
+            operations,
+            commit_message=message,
+            revision=plan.revision,
+            create_pr=plan.is_pull_request,
+            parent_commit=plan.head,
+        )
+
+
+def _homes(folder: Path) -> list[Path]:
+    """The folders of the SAEs in `folder`, none of them damaged or mixed with another's results."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder} to push")
+    found = sorted(p.parent for p in folder.rglob("config.json") if is_sae(p.parent))
+    homes = [home for home in found if not passes(home)]
+    for link in (p for p in sorted(folder.rglob("*")) if p.is_symlink() and p.is_dir()):
+        if any(is_of_hfsae(p) for p in (link, *link.iterdir())):  # `rglob` looks into no link
+            raise ValueError(link_refusal(link, folder))
+    if not homes:
+        raise ValueError(
+            f"{folder} holds no SAE of hfsae's: no config.json with model.safetensors beside it; "
+            "`hfsae convert FOLDER NEW --to hfsae` makes one of another library's files"
+        )
+    for home in homes:
+        sae = load_folder(home, "hfsae", str(home))  # refuses what is damaged or does not fit
+        read_labels(home)  # as does this
+        if (home / PROBE).is_file() and (damaged := sae.verify(home).damaged):
+            raise ValueError(
+                f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved, says {PROBE}; put "
+                f"back a sound copy, or delete {PROBE} if you changed the SAE yourself"
+            )
+        refuse_mixture(home)
+        cards.render_card(home, examples=False)  # refuses records that are damaged
+    return homes
+
+
+def _refuse_subfolder(subfolder: str) -> None:
+    if ".." in re.split(r"[/\\]", subfolder) or subfolder.startswith(("/", "\\")):
+        raise ValueError(f"subfolder {subfolder!r} leaves the repository; name one inside it")
+
+
+def _collect(
+    folder: Path, homes: list[Path], subfolder: str, include_code: bool, no_examples: bool
+) -> tuple[dict[str, Path | bytes], list[str]]:
+    """(what to send by its path in the repository, what is left out)."""
+    prefix = _prefix(subfolder)
+    files: dict[str, Path | bytes] = {}
+    for home in homes:
+        at = _at(folder, home, prefix)
+        for path in files_to_publish(home):
+            name = path.relative_to(home).as_posix()
+            if not (no_examples and name.startswith("features/") and path.name != LABELS):
+                files[at + name] = published(path, include_code)
+        own = home / "README.md"
+        if no_examples or f"{at}README.md" not in files:
+            made = cards.render_card(home, examples=not no_examples)
+            old = own.read_text(encoding="utf-8") if own.is_file() else None
+            files[f"{at}README.md"] = (cards.carry_over(old, made) if old else made).encode()
+    if folder not in homes:
+        own = folder / "README.md"
+        files |= {f"{prefix}README.md": own} if own.is_file() else {}
+    if include_code:
+        files[CODE.name] = CODE
+    sent = {path.resolve() for path in files.values() if isinstance(path, Path)}
+    sent |= {(h / n).resolve() for h in homes for n in (*_RECORDS, PROBE, "README.md")}
+    if not no_examples:
+        sent |= {(h / "features" / "meta.json").resolve() for h in homes}
+    every = sorted(p for p in folder.rglob("*") if p.is_file() and p.resolve() not in sent)
+    return files, [p.relative_to(folder).as_posix() for p in every if not passes(p)]
+
+
+def _at(folder: Path, home: Path, prefix: str) -> str:
+    """Where in the repository an SAE of the folder lies: "", or with a slash at its end."""
+    return prefix + "".join(f"{part}/" for part in home.relative_to(folder).parts)
+
+
+def _prefix(subfolder: str) -> str:
+    return f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
+
+
+def _others(
+    api: HfApi, repo_id: str, prefix: str, there: set[str], revision: str | None
+) -> dict[str, Path]:
+    """Records of SAEs that the repository holds below a prefix: path below it -> copy of it."""
+    found = {}
+    for path in sorted(there):
+        folder, _, name = path.removeprefix(prefix).rpartition("/")
+        if path.startswith(prefix) and folder and name in _RECORDS:
+            refuse_path(repo_id, path)
+            found[f"{folder}/{name}"] = download(api, repo_id, path, revision)
+    return found
+
+
+def _suite_card(folder: Path, homes: list[Path], others: dict[str, Path]) -> bytes:
+    """The card of all SAEs that will be there: those that are sent, and those that stay."""
+    ours = {home.relative_to(folder).as_posix(): home for home in homes}
+    records = {path: copy for path, copy in others.items() if path.rpartition("/")[0] not in ours}
+    for path, home in ours.items():
+        records |= {f"{path}/{name}": home / name for name in _RECORDS if (home / name).is_file()}
+    with tempfile.TemporaryDirectory() as work:
+        for path, record in records.items():
+            Path(work, path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(record, Path(work, path))
+        return cards.render_suite(work).encode()
+
+
+def _size(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def _look(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> _There:
+    """Of the repository: whether it is new, is or will be private, what files it holds, and at
+    which commit, on a branch that is yet to be made those of main."""
+    look = partial(api.model_info, repo_id)
+    try:
+        found = patiently(lambda: look(revision=revision), "model_info")
+    except GatedRepoError:
+        raise
+    except RevisionNotFoundError:
+        found = patiently(look, "model_info")
+    except RepositoryNotFoundError:
+        return True, private is not False, set(), None
+    if private is not None and bool(found.private) != private:
+        is_now = "private" if found.private else "public"
+        raise ValueError(
+            f"{repo_id} is there already and {is_now}; change that in its settings on the Hub, or "
+            f"leave `private` out"
+        )
+    there = {file.rfilename for file in found.siblings or []}
+    return False, bool(found.private), there, found.sha
+
+
+def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) -> None:
+    """Put the repository's id into cards, and into them what people wrote into the older ones."""
+    for path in [p for p in plan.files if p.endswith("README.md")]:
+        content = plan.files[path]
+        text = (content.read_bytes() if isinstance(content, Path) else content).decode()
+        where = path.removesuffix("README.md").strip("/")
+        text = cards.set_model_id(text, plan.repo_id, subfolder=where, revision=revision)
+        if not replace and not plan.is_new:
+            try:
+                old = download(api, plan.repo_id, path, revision)
+                text = cards.carry_over(old.read_text(encoding="utf-8"), text)
+            except LocalEntryNotFoundError:  # it could not be asked: there may be one
+                raise
+            except EntryNotFoundError:
+                pass
+        plan.files[path] = text.encode()
+
+
+def push_sae(sae: SAE, repo_id: str, **kwargs: Any) -> str:
+    """Send this SAE to the Hub in one commit; its address. Options are those of `hfsae.push`.
+
+    What lies in the folder that it was loaded from (metrics, figures, features, probe) goes
+    with it, as long as weights and config are the ones in that folder.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        sae.save_pretrained(temporary)
+        source = getattr(sae, "_source", {})
+        home = Path(source.get("name", ""), source.get("subfolder", ""))
+        return push(home if _is_same(home, Path(temporary)) else temporary, repo_id, **kwargs)
+
+
+def _is_same(home: Path, other: Path) -> bool:
+    """Whether two folders hold the same SAE: weights, and what the config says of it."""
+    names = (SAFE_WEIGHTS_NAME, "config.json")
+    if not all((home / name).is_file() and (other / name).is_file() for name in names):
+        return False
+    ours, theirs = (
+        {k: v for k, v in read_json(folder / "config.json").items() if k not in _OF_SAVING}
+        for folder in (home, other)
+    )
+    weights = (folder / SAFE_WEIGHTS_NAME for folder in (home, other))
+    return ours == theirs and filecmp.cmp(*weights, shallow=False)

@@ -1,0 +1,29 @@
+"""Places in a causal language model: name them, read them, write to them; and load the model.
+
+sites      `layers.12`, `layers.12.self_attn.o_proj:in`: what a name means
+hooks      read and replace activations at sites
+splicing   let the model run on an SAE's reconstructions
+load       a model from the Hub, a folder, a .gguf file or a package
+contract   whether a model is the one that an SAE was trained on
+"""
+
+from .hooks import Passes as Passes
+from .hooks import capture as capture
+from .hooks import own_passes as own_passes
+from .hooks import patch as patch
+from .hooks import running_as as running_as
+from .hooks import site_width as site_width
+from .load import LoadedLM as LoadedLM
+from .load import empty_lm as empty_lm
+from .load import load_lm as load_lm
+from .sites import Site as Site
+from .sites import blocks_below as blocks_below
+from .sites import find_module as find_module
+from .sites import unwrapped as unwrapped
+from .splicing import Moment as Moment
+from .splicing import cast_for as cast_for
+from .splicing import intervene as intervene
+from .splicing import random_places as random_places
+from .splicing import special_ids as special_ids
+from .splicing import splice as splice
+from .splicing import unspared as unspared

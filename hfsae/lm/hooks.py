@@ -1,0 +1,269 @@
+"""Read and replace activations at sites, by forward hooks.
+
+Hooks are set on entry of a context and gone when it is left, by an exception or not. A context
+entered later sees what an earlier one has written at the same place.
+
+Threads may share a model: a context acts on the forward passes of the thread that entered it (and
+of what copies its `contextvars`, as `asyncio.to_thread` does; a plain `threading.Thread` does not),
+and on nobody else's. So enter it in the thread that runs the model.
+
+Compiled code calls the hooks that it was compiled with and no others. So while any context is open,
+what `torch.compile` made runs as the plain Python that it was made of, in every thread of the
+process, SAEs included; after that the compiled code runs again, without being compiled anew.
+"""
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .sites import Site, find_module, unwrapped
+
+
+class _Eager:
+    """Has torch.compile's code run as plain Python while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock, self._n_inside = threading.Lock(), 0
+        self._stance: Any = None  # torch's, which holds for the whole process
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._stance is None:
+                try:
+                    self._stance = torch.compiler.set_stance("force_eager")
+                except RuntimeError as error:
+                    raise ValueError(
+                        "this block is entered inside code that torch.compile compiled, where "
+                        "hooks are not called; enter it outside, or leave that code uncompiled"
+                    ) from error
+            self._n_inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if self._n_inside == 0:
+                self._stance.__exit__(None, None, None)
+                self._stance = None  # kept where torch refuses: the next to leave tries again
+
+
+_eager = _Eager()
+
+
+class Passes:
+    """The forward passes that a block is meant for: those of whoever entered it."""
+
+    def __init__(self) -> None:
+        self.n_reached = {True: 0, False: 0}  # hooks called, in these passes and in others
+
+    def here(self) -> bool:
+        """Whether this is one of them; for hooks without which the block has its effect too."""
+        return self in _blocks.get()
+
+    def reached(self) -> bool:
+        """Whether this is one of them; a block in which the answer was never yes has no effect."""
+        inside = self.here()
+        self.n_reached[inside] += 1
+        return inside
+
+
+_blocks: ContextVar[frozenset[Passes]] = ContextVar("blocks entered here", default=frozenset())
+
+
+@contextmanager
+def own_passes(place: str, *, eager: bool = True) -> Iterator[Passes]:
+    """A block for hooks at `place`: has them called, and tells them which passes it is meant for.
+
+    Args:
+        eager: False: compiled code stays compiled. For callers who know that none holds a hook.
+    """
+    passes = Passes()
+    with _eager if eager else nullcontext():
+        _blocks.set(_blocks.get() | {passes})
+        try:
+            yield passes
+        finally:
+            # not reset(token): a generator may be closed in another context than it was begun in
+            _blocks.set(_blocks.get() - {passes})
+    if passes.n_reached[True]:
+        return
+    if passes.n_reached[False]:
+        warnings.warn(
+            "the model ran in other threads only, where this block does not act: enter it in the "
+            "thread that runs the model",
+            stacklevel=2,
+        )
+    else:
+        warnings.warn(
+            f"no forward pass reached {place} inside this block, so it had no effect: run the "
+            "model inside it, and not as an exported program or CUDA graph, which call no hooks",
+            stacklevel=2,
+        )
+
+
+@contextmanager
+def running_as(
+    forwards: Mapping[nn.Module, Callable[..., Any]], *, eager: bool = True
+) -> Iterator[None]:
+    """Let modules run these functions in the place of their forward methods, hooks included; for
+    other threads they run as ever. `eager`: as in `own_passes`."""
+    if not forwards:
+        yield
+        return
+    with _replacing, own_passes("the replaced modules", eager=eager) as passes:
+        # A module may already have a forward of its own: accelerate's device hooks put one there.
+        own = {module: vars(module).get("forward") for module in forwards}
+        for module, forward in forwards.items():
+            module.forward = partial(_either, passes.reached, forward, module.forward)
+        try:
+            yield
+        finally:
+            for module, forward in own.items():
+                del module.forward
+                if forward is not None:
+                    module.forward = forward
+
+
+_replacing = threading.Lock()  # by one thread at a time: each puts back what it found
+
+
+def _either(
+    here: Callable[[], bool],
+    ours: Callable[..., Any],
+    theirs: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    return (ours if here() else theirs)(*args, **kwargs)
+
+
+def attach(
+    lm: nn.Module,
+    site: str,
+    visit: Callable[[Tensor], Tensor | None],
+    here: Callable[[], bool],
+) -> RemovableHandle:
+    """Shows `visit` the activation in forward passes from `here`; a tensor it returns replaces it.
+
+    Blocks return a tensor in some families and versions and a tuple in others: `output[0]` of a
+    tensor would silently be the first row of the batch. Inputs come by position or by keyword.
+    """
+
+    # kwargs has a default: torch leaves it out if another thread removes the hook at that moment
+    def visit_input(
+        module: nn.Module, args: tuple, kwargs: dict | None = None
+    ) -> tuple[tuple, dict] | None:
+        if kwargs is None or not here():
+            return None
+        if args:
+            new = visit(_tensor(args[0], site))
+            return None if new is None else ((new, *args[1:]), kwargs)
+        key = next((key for key, value in kwargs.items() if isinstance(value, Tensor)), "input")
+        new = visit(_tensor(kwargs.get(key), site))
+        return None if new is None else (args, {**kwargs, key: new})
+
+    def visit_output(module: nn.Module, args: tuple, output: Any) -> Any:
+        if not here():
+            return None
+        if not isinstance(output, tuple):
+            return visit(_tensor(output, site))
+        new = visit(_tensor(output[0], site))
+        return None if new is None else (new, *output[1:])
+
+    module = find_module(lm, site)
+    if Site.parse(site).port == "in":
+        return module.register_forward_pre_hook(visit_input, with_kwargs=True)
+    return module.register_forward_hook(visit_output)
+
+
+def _tensor(value: Any, site: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"site {site!r} carries a {type(value).__name__}, not a tensor.")
+    return value
+
+
+class _Stop(Exception):
+    """Ends a forward pass whose remaining layers nobody needs."""
+
+
+@contextmanager
+def capture(
+    lm: nn.Module, sites: Sequence[str], *, stop_early: bool = False, eager: bool = True
+) -> Iterator[dict[str, Tensor]]:
+    """{site: activation [rows, ctx, d]} of the block's last forward pass, keyed as given.
+
+        with capture(lm, ["layers.12"]) as activations:
+            lm(**tokens)
+
+    Tensors are the model's own: its dtype, in its autograd graph, not copied. Under `generate` with
+    a KV cache the last forward pass holds one token a row.
+
+    Args:
+        stop_early: end the forward pass once every site was seen, so layers above cost nothing.
+            This ends the *block*: the call of the model must be its last statement.
+        eager: as in `own_passes`.
+    """
+    wanted = {sites} if isinstance(sites, str) else set(sites)
+    activations: dict[str, Tensor] = {}
+
+    def visit(site: str, activation: Tensor) -> None:
+        activations[site] = activation
+        if stop_early and len(activations) == len(wanted):
+            # made here and kept nowhere: a stored one would hold the traceback's frames, and every
+            # activation in them, in a reference cycle
+            raise _Stop(activations)
+
+    with ExitStack() as hooks:
+        passes = hooks.enter_context(own_passes(", ".join(sorted(wanted)), eager=eager))
+        for site in wanted:
+            hooks.callback(attach(lm, site, partial(visit, site), passes.reached).remove)
+        try:
+            yield activations
+        except _Stop as stop:
+            if stop.args[0] is not activations:  # that of a capture around this one
+                raise
+
+
+@contextmanager
+def patch(lm: nn.Module, replacements: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Inside the block `replacements[site](activation)` takes the activation's place.
+
+    What it returns is cast to the activation's dtype and device.
+
+    Raises:
+        ValueError: (in the forward pass) it has another shape.
+    """
+    with ExitStack() as hooks:
+        passes = hooks.enter_context(own_passes(", ".join(replacements)))
+        for site, replacement in replacements.items():
+            visit = partial(replaced, site, replacement)
+            hooks.callback(attach(lm, site, visit, passes.reached).remove)
+        yield
+
+
+def replaced(site: str, replacement: Callable[[Tensor], Tensor], activation: Tensor) -> Tensor:
+    new = replacement(activation)
+    if new.shape != activation.shape:
+        raise ValueError(
+            f"the replacement at {site!r} has shape {tuple(new.shape)}, "
+            f"the activation there {tuple(activation.shape)}."
+        )
+    return new.to(activation)
+
+
+def site_width(lm: nn.Module, site: str) -> int:
+    """Width of the activation at a site, from a forward pass of one token that stops there.
+
+    Works on the meta device too, for estimates without weights.
+    """
+    token = torch.zeros(1, 1, dtype=torch.long, device=unwrapped(lm).device)
+    with torch.no_grad(), capture(lm, [site], stop_early=True) as activations:
+        lm(input_ids=token)
+    return activations[site].shape[-1]

@@ -1,0 +1,290 @@
+"""Load a causal language model: from the Hub, a folder, a .gguf file, or a Python package."""
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import transformers
+from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from ..machine.loading import one_at_a_time
+from ..machine.processor import refuse_absent, spare_bfloat16_
+from ..packaged import PACKAGED_LMS, packaged_lm, require_gguf_reader, require_packaged_lm
+
+logger = logging.getLogger(__name__)
+
+
+class LoadedLM(NamedTuple):
+    lm: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    origin: str
+    """Which copy it is, in words: Hub and commit, Python package and version, or folder."""
+
+
+class _Copy(NamedTuple):
+    path: str
+    options: dict[str, Any]
+    origin: str
+
+
+def load_lm(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
+    source: Literal["auto", "hub", "packaged"] = "auto",
+) -> LoadedLM:
+    """A causal language model, frozen and in eval mode, with its tokenizer.
+
+    Args:
+        name: a Hub id, a folder that `save_pretrained` wrote model and tokenizer to, or a .gguf
+            file or a folder with one.
+        dtype: a torch dtype or its name, or "auto": as saved (a .gguf file: float32).
+        source: "auto" takes the Hub's copy, fresh or cached, and where neither can be had the
+            packaged one, if there is one and no revision is asked for.
+
+    Raises:
+        ValueError: not found, gated, unreachable, no such device, a package or the tokenizer
+            missing; one sentence with the remedy.
+    """
+    known = dtype == "auto" or isinstance(dtype, torch.dtype)
+    if not known and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+        raise ValueError(f"dtype {dtype!r} does not exist; choose 'auto', 'float32' or 'bfloat16'.")
+    refuse_absent(device)
+    copy = _locate(name, revision, source)
+    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    try:
+        tokenizer = _tokenizer(copy)
+        with one_at_a_time:
+            lm, info = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                copy.path,
+                dtype=dtype,
+                output_loading_info=True,
+                **attention,
+                **copy.options,
+                **_dense(copy),
+            )
+        _refuse_random_weights(sorted(info["missing_keys"]))
+    except Exception as error:  # readers of damaged files raise whatever they meet
+        raise ValueError(_why_not(name, revision, error)) from error
+    commit = getattr(lm.config, "_commit_hash", None)
+    origin = f"{copy.origin} at {commit}" if commit else copy.origin
+    logger.info("%s: %s, %s", name, origin, lm.dtype)
+    lm.name_or_path = name  # a packaged copy is of this model, too
+    lm.to(device)  # pyright: ignore[reportArgumentType] - transformers' wrapper hides the types
+    spare_bfloat16_(lm)
+    return LoadedLM(lm.eval().requires_grad_(False), tokenizer, origin)
+
+
+def empty_lm(
+    name: str,
+    *,
+    revision: str | None = None,
+    source: Literal["auto", "hub", "packaged"] = "auto",
+) -> PreTrainedModel:
+    """The model without its weights, on the meta device: what an estimate needs.
+
+    Raises:
+        ValueError: as `load_lm`; only the config is read.
+    """
+    copy = _locate(name, revision, source)
+    try:
+        config = AutoConfig.from_pretrained(copy.path, **copy.options)
+    except Exception as error:  # as in load_lm
+        raise ValueError(_why_not(name, revision, error)) from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ValueError(f"model {name!r} is a {config.model_type}, no causal language model")
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+def _refuse_random_weights(missing: Sequence[str]) -> None:
+    """transformers makes up weights that a file lacks, and only logs which."""
+    if missing:
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise ValueError(
+            f"its files lack {missing[0]}{more}, which would be random; is the download whole, and "
+            "is it a causal language model?"
+        )
+
+
+def _tokenizer(copy: _Copy) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model. Where there is none, transformers fails in three lines or makes
+    one of special tokens alone, to which any text is empty."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(copy.path, **copy.options)
+    except ValueError as error:
+        files = ("tokenizer.*", "*vocab*", "*.model", "*.tiktoken", "tekken.json", "*.gguf", "*.py")
+        folder = Path(copy.path)
+        if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in files):
+            raise
+        raise ValueError(_NO_TOKENIZER) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ValueError(_NO_TOKENIZER)
+    return tokenizer
+
+
+_NO_TOKENIZER = (
+    "it comes without a tokenizer; save the one it was trained with to its folder, as with "
+    "tokenizer.save_pretrained(folder)"
+)
+
+
+def _dense(copy: _Copy) -> dict[str, Any]:
+    """Keeps GGUF weights from staying packed where a kernel is installed: not the same numbers."""
+    if "gguf_file" not in copy.options or not hasattr(transformers, "GgufConfig"):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def _locate(name: str, revision: str | None, source: str) -> _Copy:
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return _in_folder(name, Path(path))
+    if os.path.isfile(path):
+        if not name.endswith(".gguf"):
+            raise ValueError(f"model {name!r} is a file; name its folder, or a .gguf file")
+        return _gguf_copy(Path(path))
+    if _is_path(name):
+        raise ValueError(f"model {name!r} is a local path, but {_missing(name)}")
+    if source == "packaged":
+        return _packaged_copy(name, revision)
+    online = not is_offline_mode() and _hub_answers(name, revision)
+    fallback = source == "auto" and revision is None and packaged_lm(name) is not None
+    if fallback and not online and not _is_cached(name):
+        return _packaged_copy(name, revision)
+    # local_files_only: an unreachable Hub would be retried for half a minute
+    return _Copy(name, {"revision": revision, "local_files_only": not online}, "Hugging Face Hub")
+
+
+def _in_folder(name: str, folder: Path) -> _Copy:
+    if (folder / "config.json").is_file():
+        return _Copy(str(folder), {}, f"folder {name}")
+    files = sorted(folder.glob("*.gguf"))
+    if not files:
+        raise ValueError(
+            f"the folder {name!r} holds no model: it has no config.json and no .gguf file"
+        )
+    if len(files) > 1:
+        shown = ", ".join(file.name for file in files[:5]) + (", ..." if files[5:] else "")
+        raise ValueError(
+            f"the folder {name!r} holds {len(files)} .gguf files ({shown}); name one of them, such "
+            f"as {str(Path(name, files[0].name))!r}"
+        )
+    return _gguf_copy(files[0])
+
+
+def _gguf_copy(file: Path) -> _Copy:
+    if re.search(r"-\d+-of-\d+\.gguf$", file.name):
+        raise ValueError(
+            f"{str(file)!r} is one part of a model, whose other weights would be random; merge the "
+            "parts into one file: `llama-gguf-split --merge`"
+        )
+    require_gguf_reader(repr(str(file)))
+    return _Copy(str(file.parent), {"gguf_file": file.name}, f"folder {file.parent}, {file.name}")
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be meant as a path: a Hub id is 'owner/model' or 'model'."""
+    begins = name.startswith((".", "~", "/", os.sep))
+    return begins or name.count("/") > 1 or name.endswith(("/", ".gguf"))
+
+
+def _missing(name: str) -> str:
+    """Where along a path the file system ends, with the nearest names there."""
+    path = Path(os.path.expanduser(name))
+    there = next((parent for parent in path.parents if parent.is_dir()), Path("."))
+    absent = path.relative_to(there).parts[0]
+    try:
+        close = difflib.get_close_matches(absent, os.listdir(there), n=3, cutoff=0.6)
+    except OSError:  # a folder that may not be read
+        close = []
+    hint = f"; did you mean {' or '.join(repr(str(there / c)) for c in close)}?" if close else ""
+    where = "the working directory" if there == Path(".") else f"the folder {str(there)!r}"
+    return f"{where} holds no {absent!r}{hint}"
+
+
+def _packaged_copy(name: str, revision: str | None) -> _Copy:
+    if revision is not None:
+        raise ValueError(
+            f"the packaged copy of {name!r} has no revisions: leave out revision={revision!r}."
+        )
+    copy = require_packaged_lm(name)
+    return _Copy(str(copy.folder), {"gguf_file": copy.gguf_file}, copy.origin)
+
+
+def _hub_answers(name: str, revision: str | None) -> bool:
+    """One short request; a refusal is an answer too."""
+    try:
+        HfApi().model_info(name, revision=revision, timeout=5.0)
+    except HfHubHTTPError as error:
+        return error.response.status_code < 500
+    except HTTPError:
+        return False
+    except HFValidationError:
+        return True
+    return True
+
+
+def _is_cached(name: str) -> bool:
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in weights)
+
+
+def _why_not(name: str, revision: str | None, error: BaseException) -> str:
+    """One sentence for transformers' error, whose text has several lines and at times misleads."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    reasons = {  # in this order: a gated repository is a subclass of one not found
+        GatedRepoError: f"is gated: accept its terms at https://huggingface.co/{name} and run "
+        "`hf auth login`",
+        RepositoryNotFoundError: "is neither a local folder nor a model on the Hub that you may "
+        "read: check the name, or run `hf auth login` if it is private",
+        RevisionNotFoundError: f"has no revision {revision!r} on the Hub",
+        HFValidationError: "is neither a local folder nor a Hub id like 'google/gemma-2-2b'",
+        LocalEntryNotFoundError: _unreachable(name),
+    }
+    for kind, reason in reasons.items():
+        if any(isinstance(cause, kind) for cause in causes):
+            is_absent = kind in (RepositoryNotFoundError, LocalEntryNotFoundError)
+            if is_absent and name.count("/") == 1 and os.path.isdir(os.path.dirname(name)):
+                reason += f"; if a local path is meant, {_missing(name)}"
+            return f"model {name!r} {reason}."
+    return f"model {name!r} cannot be loaded: {_in_brief(error)}"
+
+
+def _in_brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # a first line that ends in a colon needs the list below it
+    whole = lines[0].rstrip().endswith(":")
+    text = " ".join(line.strip() for line in lines) if whole else lines[0]
+    speaks = isinstance(error, ImportError | OSError | ValueError | SafetensorError)
+    return text if speaks else f"{type(error).__name__}: {text}"
+
+
+def _unreachable(name: str) -> str:
+    hub = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the Hub cannot be reached"
+    remedy = "go online once, or name a local folder"
+    if name in PACKAGED_LMS:
+        remedy = f"a packaged copy comes with `{PACKAGED_LMS[name].install_command}`"
+    return f"is not in the local cache and {hub}: {remedy}"

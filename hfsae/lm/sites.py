@@ -1,0 +1,89 @@
+"""Names of places in a language model.
+
+A place is written `<module path>[:in|:out]`: a module as `named_modules()` of `lm.base_model`
+spells it, and its first input or its (first) output, which is the default. The longer path that
+`named_modules()` of `lm` itself gives ('model.layers.12') is accepted too. In a 26-layer Gemma 2:
+
+    layers.12                              residual stream after block 12 = hidden_states[13]
+    layers.25                              after the last block; hidden_states[-1] is *not* it, as
+                                           the final norm has been applied to that one
+    layers.12.self_attn.o_proj:in          the heads' outputs, concatenated, before W_O
+    layers.12.pre_feedforward_layernorm    what the MLP reads
+    layers.12.post_feedforward_layernorm   what the MLP adds to the residual stream
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, cast
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class Site(NamedTuple):
+    """A module path under the decoder, and which side of that module."""
+
+    module: str
+    port: Literal["in", "out"] = "out"
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        module, colon, port = text.partition(":")
+        if not module or (colon and port not in ("in", "out")):
+            raise ValueError(f"site {text!r} is not of the form {_GRAMMAR}.")
+        return cls(module, "in" if port == "in" else "out")
+
+    def __str__(self) -> str:
+        return self.module if self.port == "out" else f"{self.module}:in"
+
+
+_GRAMMAR = "'<module path>[:in|:out]', such as 'layers.12' or 'layers.12.self_attn.o_proj:in'"
+
+
+def unwrapped(lm: nn.Module) -> PreTrainedModel:
+    """The transformers model inside what `torch.compile` and PEFT wrap around it."""
+    while not isinstance(lm, PreTrainedModel):
+        compiled = lm._modules.get("_orig_mod")
+        lm = cast(Any, lm).get_base_model() if compiled is None else compiled
+    return lm
+
+
+def find_module(lm: nn.Module, site: str) -> nn.Module:
+    """The module that a site names, looked up under `lm.base_model`, under `lm` itself and, where a
+    multimodal model nests its language model deeper, under that.
+
+    Raises:
+        ValueError: no such module (with the nearest ones), or a layer number past the last layer.
+    """
+    path, whole = Site.parse(site).module, unwrapped(lm)
+    paths = (path, path.removeprefix(f"{whole.base_model_prefix}."))
+    for root in (whole.base_model, lm, whole.get_decoder()):
+        modules = dict(root.named_modules())
+        for spelling in paths:
+            if spelling in modules:
+                return modules[spelling]
+    raise ValueError(_not_found(paths[1], type(whole).__name__, modules))
+
+
+def _not_found(path: str, lm_name: str, modules: Mapping[str, nn.Module]) -> str:
+    stacks = {p: len(m) for p, m in modules.items() if isinstance(m, nn.ModuleList)}
+    for stack, n in stacks.items():
+        index = path.removeprefix(f"{stack}.").partition(".")[0]
+        if path.startswith(f"{stack}.") and index.isdigit() and int(index) >= n:
+            return f"site {path!r} is past the end: {lm_name} has {n} {stack}, 0 to {n - 1}."
+    layers = [f"{stack}.0 to {stack}.{n - 1}" for stack, n in stacks.items() if "." not in stack]
+    close = difflib.get_close_matches(path, modules, n=3, cutoff=0.0)
+    return (
+        f"site {path!r} is not in {lm_name}; closest: {', '.join(close)}; its layers: "
+        f"{', '.join(layers)}. A site is {_GRAMMAR}."
+    )
+
+
+def blocks_below(lm: nn.Module, site: str) -> list[nn.Module]:
+    """Decoder blocks that end before `site` begins; none if it is not inside a list of blocks."""
+    path = Site.parse(site).module.split(".")
+    for depth in range(1, len(path)):
+        parent = find_module(lm, ".".join(path[:depth]))
+        if isinstance(parent, nn.ModuleList):
+            return list(parent[: int(path[depth])])
+    return []

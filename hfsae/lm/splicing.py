@@ -1,0 +1,189 @@
+"""Let a language model run on an SAE's reconstructions, edited or not."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from . import contract
+from .hooks import attach, own_passes, replaced
+from .sites import unwrapped
+
+
+class Moment(NamedTuple):
+    """A forward pass at the moment when an intervention writes."""
+
+    source: Float[Tensor, "rows ctx d_in"]
+    """The activation at the SAE's site, cast for the SAE."""
+    target: Float[Tensor, "rows ctx d_out"]
+    """What is replaced: the activation at the target site, as the model has it."""
+    input_ids: Int[Tensor, "rows ctx"] | None
+    """None if the model was given embeddings."""
+    n_cached: int
+    """Tokens a row that the KV cache holds from earlier passes."""
+
+
+@contextmanager
+def intervene(lm: nn.Module, sae: Any, write: Callable[[Moment], Tensor]) -> Iterator[None]:
+    """Inside the block `write(moment)` takes the place of what `sae` reconstructs.
+
+    That is the activation at its `target_site` for a transcoder, else at its `site`.
+
+    Raises:
+        ValueError: the SAE names no site; or, in the forward pass, the target runs before it.
+    """
+    site = sae.config.site
+    if site is None:
+        raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
+    contract.check(sae.config, unwrapped(lm))
+    target = getattr(sae.config, "target_site", None) or site
+    under_way = threading.local()  # source, input_ids and n_cached of a thread's forward pass
+
+    def read(x: Tensor) -> None:
+        under_way.source = cast_for(sae, x)
+
+    def replace(x: Tensor) -> Tensor:
+        if getattr(under_way, "source", None) is None:
+            raise ValueError(f"target_site {target!r} runs before site {site!r}; swap them.")
+        source, under_way.source = under_way.source, None
+        return write(Moment(source, x, under_way.input_ids, under_way.n_cached))
+
+    with ExitStack() as hooks:
+        passes = hooks.enter_context(own_passes(target))
+        hooks.callback(_note_tokens(unwrapped(lm), sae.config, under_way, passes.here).remove)
+        hooks.callback(attach(lm, site, read, passes.here).remove)
+        visit = partial(replaced, target, replace)
+        hooks.callback(attach(lm, target, visit, passes.reached).remove)
+        yield
+
+
+@contextmanager
+def splice(
+    lm: nn.Module,
+    sae: Any,
+    *,
+    error_term: bool = False,
+    edit: Callable[[Tensor], Tensor] | None = None,
+    keep: Bool[Tensor, "rows ctx"] | None = None,
+    spare_tokens: Sequence[int] = (),
+) -> Iterator[None]:
+    """Inside the block the model runs on the SAE's reconstruction at `sae.config.site`.
+
+    A transcoder reads at `site` and writes at `target_site`. Works under `generate` as well.
+
+    Args:
+        sae: anything with `encode(x)`, `decode(latents, x)`, `config.site`; x is cast for it.
+        error_term: add what the SAE does not explain: x + decode(edit(latents)) - decode(latents);
+            without an edit this is x, bit for bit.
+        edit: latents [rows, ctx, d_sae] -> latents, before they are decoded.
+        keep: the positions to replace; others keep the model's own activation.
+        spare_tokens: ids never replaced (BOS, pad: SAEs are not trained on them), found in each
+            forward pass's own input_ids and so, unlike `keep`, right under `generate`.
+
+    Raises:
+        ValueError: the SAE names no site; or, in the forward pass, `keep` has another shape than
+            the activation, or the target runs before the site.
+    """
+
+    place = str(getattr(sae.config, "target_site", None) or sae.config.site)
+
+    def write(moment: Moment) -> Tensor:
+        x, source = moment.target, moment.source
+        if error_term and edit is None:
+            return x
+        latents = sae.encode(source)
+        new = sae.decode(latents if edit is None else edit(latents), source)
+        if error_term:
+            # the difference first: an edit that changes nothing then adds exactly zero
+            new = x + (new - sae.decode(latents, source)).to(x.device)
+        new = new.to(x)
+        if keep is not None:
+            new = torch.where(_matching(keep, x, place), new, x)
+        if len(spare_tokens) > 0:
+            edited = unspared(moment.input_ids, spare_tokens)
+            new = torch.where(_matching(edited, x, place), new, x)
+        return new
+
+    with intervene(lm, sae, write):
+        yield
+
+
+def _note_tokens(
+    lm: PreTrainedModel, config: Any, under_way: threading.local, here: Callable[[], bool]
+) -> RemovableHandle:
+    """Keep each forward pass's input_ids, and look for BOS in those that begin the text."""
+
+    def note(module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        if kwargs is None or not here():  # see attach
+            return
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        # "past_key_values" or, in later versions of transformers, "cache"
+        cache = next((v for v in kwargs.values() if hasattr(v, "get_seq_length")), None)
+        under_way.n_cached = 0 if cache is None else int(cache.get_seq_length())
+        if ids is not None and under_way.n_cached == 0 and not hasattr(under_way, "input_ids"):
+            contract.check_bos(config, lm, ids)
+        under_way.input_ids = ids
+        under_way.source = None  # a pass that broke off may have left one
+
+    return lm.base_model.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def special_ids(lm: nn.Module) -> list[int]:
+    """The ids of BOS, EOS and padding that the model's configs name."""
+    lm, found = unwrapped(lm), set[int]()
+    for config in (lm.config, getattr(lm, "generation_config", None)):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            ids = getattr(config, name, None)
+            found |= {ids} if isinstance(ids, int) else set(ids or ())
+    return sorted(found)
+
+
+def unspared(
+    input_ids: Int[Tensor, "rows ctx"] | None, spare_tokens: Sequence[int]
+) -> Bool[Tensor, "rows ctx"]:
+    """True where the token is none of `spare_tokens`.
+
+    Raises:
+        ValueError: there are no ids to look at.
+    """
+    if input_ids is None:
+        raise ValueError(
+            "spare_tokens needs input_ids, this forward pass got inputs_embeds; pass input_ids, or "
+            "spare_tokens=() to spare none"
+        )
+    return ~torch.isin(input_ids, torch.tensor(list(spare_tokens), device=input_ids.device))
+
+
+def random_places(
+    input_ids: Int[Tensor, "rows ctx"],
+    n: int,
+    *,
+    spare_tokens: Sequence[int],
+    seed: int,
+) -> Int[Tensor, "n 2"]:
+    """Rows and columns of n random tokens that are not spared and have a next one; fewer if there
+    are fewer."""
+    places = unspared(input_ids, spare_tokens)[:, :-1].nonzero()
+    generator = torch.Generator().manual_seed(seed)
+    return places[torch.randperm(len(places), generator=generator)[:n].to(places.device)]
+
+
+def cast_for(sae: Any, x: Tensor) -> Tensor:
+    """x in the dtype and on the device of `sae`, if that has any."""
+    return x.to(getattr(sae, "device", x.device), getattr(sae, "dtype", x.dtype))
+
+
+def _matching(mask: Tensor, activation: Tensor, site: str) -> Tensor:
+    if mask.shape != activation.shape[:-1]:
+        raise ValueError(
+            f"keep has shape {tuple(mask.shape)}, the activation at {site!r} "
+            f"{tuple(activation.shape)}; under generate, where shapes change, use spare_tokens."
+        )
+    return mask.to(activation.device)[..., None]

@@ -1,0 +1,133 @@
+"""Calls to the Hub: repeated where they may fail for a while, and one sentence for what fails.
+
+Calls that may fail for a while are those with 429, 5xx, or a connection that breaks.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeVar
+
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+WAITS = (1.0, 2.0, 4.0, 8.0)
+_PASSING = (408, 429, 500, 502, 503, 504)
+
+
+def patiently(call: Callable[[], T], what: str) -> T:
+    """The call's result; repeated where it may go well the next time."""
+    call = partial(_understood, call, what)
+    for wait in WAITS:
+        try:
+            return call()
+        except (HTTPError, RuntimeError) as error:
+            if not _may_pass(error):
+                raise
+            asked = _retry_after(error)
+            logger.warning("%s: %s; again in %.0f s", what, _brief(error), asked or wait)
+            time.sleep(asked or wait)
+    return call()
+
+
+def _understood(call: Callable[[], T], what: str) -> T:
+    """The client takes answers apart as it gets them, whatever their shape."""
+    try:
+        return call()
+    except (TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"the Hub's answer to {what} is of an unknown shape ({type(error).__name__}: {error}); "
+            "try again later, or another version of huggingface_hub"
+        ) from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in _PASSING
+    if isinstance(error, RuntimeError):  # the client's word for an upload that broke off
+        return isinstance(error.__cause__, HTTPError) and _may_pass(error.__cause__)
+    return isinstance(error, HTTPError)
+
+
+def _retry_after(error: BaseException) -> float | None:
+    response = getattr(error, "response", None)
+    asked = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(float(asked), 60.0) if asked.isdigit() else None
+
+
+class in_a_sentence:
+    """Turns what the client raises inside into ValueError: what failed, and what would help."""
+
+    def __init__(self, repo_id: str, doing: str, revision: str | None = None) -> None:
+        self.repo_id, self.doing, self.revision = repo_id, doing, revision
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, HTTPError | OSError | RuntimeError | HFValidationError):
+            reason = _reason(error, self.repo_id, self.revision)
+            raise ValueError(f"cannot {self.doing}: {reason}") from error
+
+
+def _reason(error: BaseException, repo_id: str, revision: str | None) -> str:
+    chain = list(_causes(error))
+    page = f"{constants.ENDPOINT}/{repo_id}"
+    reasons: dict[type[BaseException], str] = {  # a gated repository is a kind of one not found
+        GatedRepoError: f"it is gated; ask for access at {page}, then `hf auth login`",
+        RepositoryNotFoundError: "there is no such repository, or it is private and your token "
+        "may not read it; check the name, or run `hf auth login`",
+        RevisionNotFoundError: f"it has no revision {revision!r}",
+        LocalEntryNotFoundError: "it is not in the cache, and the Hub is not asked or not there; "
+        "go online once",
+        EntryNotFoundError: "it has no such file",
+        HFValidationError: "that is no repository id; write 'name/repository'",
+    }
+    answers = [cause for cause in chain if isinstance(cause, HfHubHTTPError)]
+    for kind, reason in reasons.items():
+        if any(isinstance(cause, kind) for cause in chain):
+            # what is not cached is asked for: the client hides what the Hub said to that
+            is_hidden = kind is LocalEntryNotFoundError and answers
+            return _of_status(answers[0]) if is_hidden else reason
+    for cause in chain:
+        if isinstance(cause, HfHubHTTPError):
+            return _of_status(cause)
+        if isinstance(cause, HTTPError):
+            return f"the connection to {constants.ENDPOINT} broke ({_brief(cause)}); try again"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename or constants.HF_HUB_CACHE})"
+    return _brief(error)
+
+
+def _of_status(error: HfHubHTTPError) -> str:
+    code = error.response.status_code
+    said = (error.server_message or _brief(error)).strip().rstrip(".")
+    return {
+        401: f"the Hub does not know your token ({said}); run `hf auth login`, or give `token`",
+        403: f"your token may not do that ({said}); use one with write access to the repository",
+        412: "others' commits came in between, again and again; push once more",
+        409: f"somebody changes the repository at the same time ({said}); run the command again",
+        429: "the Hub asks for fewer requests (429); wait a few minutes and try again",
+    }.get(code, f"the Hub answered {code} ({said}); try again later")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,216 @@
+"""The config that all sparse autoencoders share, and its checks."""
+
+import difflib
+import math
+from dataclasses import MISSING, fields
+from typing import Any, Literal, cast, get_args
+
+from transformers import PreTrainedConfig
+
+Number = int | float
+TokenNorm = Literal["none", "layer_norm", "unit_rms"]
+
+
+class SAEConfig(PreTrainedConfig):
+    """Architecture, loss coefficients, and the place in a language model where the SAE belongs.
+
+    Keyword arguments only; unknown ones are an error, with the nearest field named.
+    """
+
+    # jaxtyping's import hook would type-check the dataclass __init__, which transformers replaces.
+    __no_type_check__ = True
+    has_no_defaults_at_init = True
+    model_type = "sae"
+
+    d_in: int
+    d_sae: int
+    d_out: int = 0
+    """width of the reconstruction; 0: that of the input"""
+    activation_scale: Number | None = None
+    """c, raw units: root of the mean squared norm at `site`. None: not estimated, taken as 1"""
+    target_scale: Number | None = None
+    """the same at `target_site`; activation_scale unless this is a transcoder"""
+    subtract_b_dec: bool = False
+    """encode x - b_dec instead of x (Gemma Scope trains so); `folded()` moves it into b_enc"""
+    skip_connection: bool = False
+    """also predict linearly from the input: + x W_skip. For transcoders: an SAE could copy x"""
+    token_norm: str = "none"
+    """what each token goes through first: "layer_norm" ((x - mean) / std), "unit_rms" (to norm
+    sqrt(d_in)); undone after decoding. For SAEs from elsewhere; ours are trained without"""
+    target_l0: Number | None = None
+    """the trainer steers the sparsity coefficients so that L0 ends here, unless the loss does that
+    itself (JumpReLU's l0_loss="quadratic"); None: they are fixed"""
+    site: str | None = None
+    """place in the language model, as in `hfsae.capture`: 'layers.12', 'layers.12.mlp:in', ..."""
+    target_site: str | None = None
+    """place that is reconstructed; the same as `site` unless this is a transcoder"""
+    model_name: str | None = None
+    """Hub id of the language model"""
+    model_revision: str | None = None
+    """commit on the Hub"""
+    model_dtype: str | None = None
+    """of the language model in training, as 'bfloat16'"""
+    model_attention: str | None = None
+    """its attention implementation: 'eager', 'sdpa', ..."""
+    tokenizer_hash: str | None = None
+    """see `hfsae.lm.contract`"""
+    bos: str | None = None
+    """where BOS stood in training: at the start of each "row" or "document", or "none" """
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.d_out = self.d_out or self.d_in
+        self._reject_unknown_keys(kwargs)
+        self._reject_wrong_types()
+        for dtype in (self.dtype, kwargs.get("torch_dtype")):
+            self._reject_dtype(dtype)
+        self.check()
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers does, but refuse the config of another kind of model.
+
+        Raises:
+            ValueError: it is that, or a field is missing, of the wrong type or out of range.
+        """
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type and cls is not SAEConfig:
+            raise ValueError(
+                f"its config.json is of a {kind!r} model, and a {cls.__name__} is of "
+                f"{cls.model_type!r}; transformers.AutoModel takes the right class by itself"
+            )
+        required = [f.name for f in fields(cls) if f.default is f.default_factory is MISSING]
+        if lacks := [name for name in required if name not in {**config_dict, **kwargs}]:
+            raise ValueError(f"its config.json lacks {' and '.join(lacks)}")
+        return super().from_dict(config_dict, **kwargs)
+
+    def _reject_unknown_keys(self, kwargs: dict[str, Any]) -> None:
+        """transformers would store an unknown key in silence; a typo must not train a default."""
+        known = {field.name for field in fields(self)}
+        for key in sorted(set(kwargs) - _TRANSFORMERS_KEYS):
+            close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see its fields:"
+            rest = "" if close else f" {', '.join(sorted(own_fields(type(self))))}"
+            raise ValueError(f"{type(self).__name__} has no field {key!r}; {hint}{rest}")
+
+    def _reject_wrong_types(self) -> None:
+        own = own_fields(type(self))
+        for name, hint in sorted((f.name, f.type) for f in fields(self) if f.name in own):
+            value = getattr(self, name)
+            is_bool_for_number = isinstance(value, bool) and hint is not bool
+            if is_bool_for_number or not isinstance(value, cast(Any, hint)):
+                wanted = getattr(hint, "__name__", str(hint))
+                raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+    def _reject_dtype(self, dtype: Any) -> None:
+        """Weights would be cast to it in silence."""
+        name = str(dtype).removeprefix("torch.")
+        if dtype is not None and name not in _FLOATS:
+            raise ValueError(f"dtype must be one of {', '.join(_FLOATS)}, got {name!r}")
+
+    def check(self) -> None:
+        """Raise ValueError for values that cannot be; variants extend it."""
+        for name in ("d_in", "d_sae", "d_out", "activation_scale", "target_scale"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
+        if self.is_transcoder and self.subtract_b_dec:
+            raise ValueError(
+                "subtract_b_dec=True: a transcoder's b_dec lies in another space than x"
+            )
+        self._check_token_norm()
+        if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
+            raise ValueError(
+                f"target_l0 must lie between 0 and d_sae ({self.d_sae}), got {self.target_l0}"
+            )
+        if self.d_out != self.d_in and not self.is_transcoder:
+            raise ValueError(
+                f"d_out ({self.d_out}) differs from d_in ({self.d_in}), so this is a transcoder: "
+                "name the target_site that it reconstructs"
+            )
+
+    def _check_token_norm(self) -> None:
+        self._check_choice("token_norm", TokenNorm)
+        if self.token_norm == "none":
+            return
+        if self.is_transcoder or self.skip_connection or self.activation_scale not in (None, 1):
+            raise ValueError(
+                f"token_norm={self.token_norm!r} already sets each token's norm: it goes with no "
+                "activation_scale but 1, and neither with transcoders nor with skip_connection"
+            )
+
+    def _check_choice(self, name: str, choices: Any) -> None:
+        """Raise ValueError for a field whose value is none of a Literal's."""
+        if getattr(self, name) not in get_args(choices):
+            known = ", ".join(map(repr, get_args(choices)))
+            raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+
+    @property
+    def unit_norm_decoder(self) -> bool:
+        """Whether training keeps W_dec's rows at norm 1."""
+        return True
+
+    @property
+    def steers_itself(self) -> bool:
+        """Whether the loss itself leads to target_l0, so that the trainer leaves it alone."""
+        return False
+
+    @property
+    def decodes_with_input(self) -> bool:
+        """Whether a reconstruction takes the input besides the latents."""
+        return self.skip_connection or self.token_norm != "none"
+
+    @property
+    def is_transcoder(self) -> bool:
+        return self.target_site is not None and self.target_site != self.site
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """The site that is read, and the one that is reconstructed.
+
+        Raises:
+            ValueError: no site is named.
+        """
+        if self.site is None:
+            raise ValueError("this SAE names no site; set config.site, for example to 'layers.12'")
+        return self.site, self.target_site or self.site
+
+
+_FLOATS = ("float32", "bfloat16", "float16", "float64")
+INITIAL_FREE_NORM = 0.1
+EPSILON = {"layer_norm": 1e-5, "unit_rms": 0.0}  # added to the spread that x is divided by
+# Keys that transformers itself writes to a config.json or passes while loading one.
+_TRANSFORMERS_KEYS = {
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation_internal",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "output_attentions",
+    "tags",
+    "torch_dtype",
+}
+
+
+def variants(base: type[SAEConfig] = SAEConfig) -> list[type[SAEConfig]]:
+    """The config classes with a model_type of their own that are `base`, or derive from it."""
+    derived = {v: None for config in base.__subclasses__() for v in variants(config)}
+    is_variant = base is not SAEConfig and "model_type" in vars(base)
+    return [base] * is_variant + list(derived)
+
+
+FIELDS_OF_TRANSFORMERS = {field.name for field in fields(PreTrainedConfig)} | {
+    key for key in _TRANSFORMERS_KEYS if key != "model_type"
+}
+
+
+def own_fields(config_class: type[SAEConfig]) -> set[str]:
+    """Fields of an SAE's config that are not any model's."""
+    return {field.name for field in fields(config_class)} - FIELDS_OF_TRANSFORMERS

@@ -1,0 +1,236 @@
+"""Loading that refuses what does not fit, where transformers would log a line and go on."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
+
+from ..machine.files import opened_tensors, read_json, reading
+from ..machine.loading import one_at_a_time
+from .probe import NAME as PROBE
+from .probe import Verification, verify
+
+T = TypeVar("T", bound="Strict")
+_HUB_OPTIONS = {
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "revision",
+    "subfolder",
+    "token",
+    "_commit_hash",
+}
+
+
+class Strict(PreTrainedModel):
+    """A model that loads only what fits it, and can be held against a probe of itself."""
+
+    @classmethod
+    def from_pretrained(
+        cls: type[T], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> T:
+        """Load from a folder or the Hub, as transformers does, but refuse what does not fit.
+
+        Raises:
+            ValueError: a weight is missing, left over, of another shape, or not finite, where
+                transformers would log a line and go on with fresh values; or it would read other
+                files than model.safetensors and its shards.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        where = f"{pretrained_model_name_or_path}"
+        place = {k: v for k, v in kwargs.items() if k in _HUB_OPTIONS and v is not None}
+        _refuse_other_files(kwargs)
+        kwargs["use_safetensors"] = True  # no pickle, not even a restricted one
+        if files := _weight_files(where, place):
+            _refuse_other_weights(cls, files, where, place, kwargs.get("config"))
+        kwargs["ignore_mismatched_sizes"] = True  # reported below, in one sentence
+        kwargs["output_loading_info"] = True
+        with one_at_a_time:
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, info = loaded
+        _refuse_misfits(model, info, where)
+        model.lay_out_by_latent()
+        model._source = {"name": where, **place}
+        return loaded if wants_info else model
+
+    def verify(self, probe: str | Path | None = None) -> Verification:
+        """Whether the weights are those that were saved, and give here what they gave there.
+
+        Args:
+            probe: a probe.safetensors, or the folder of one; by default that of where this SAE was
+                loaded from, folder or repository.
+
+        Raises:
+            ValueError: there is no probe, or it is damaged.
+        """
+        if probe is None:
+            probe = self._find_probe()
+        path = Path(probe)
+        path = path / PROBE if path.is_dir() else path
+        if not path.is_file():
+            raise ValueError(f"there is no {path}; `hfsae train` and `hfsae.write_probe` make it")
+        return verify(self, path)
+
+    def _find_probe(self) -> Path:
+        source = dict(getattr(self, "_source", {}))
+        name = source.pop("name", None)
+        if name is None:
+            raise ValueError("this SAE was not loaded from anywhere; name its probe's folder")
+        if Path(name).is_dir():
+            return Path(name, source.get("subfolder", ""))
+        try:
+            return Path(cast(str, cached_file(name, PROBE, **source)))
+        except OSError as error:
+            raise ValueError(f"{name} holds no {PROBE} to verify against") from error
+
+
+def _refuse_other_files(options: dict[str, Any]) -> None:
+    """Options of transformers that lead to weights which are not looked at before."""
+    for name in ("variant", "gguf_file"):
+        if options.get(name) is not None:
+            raise ValueError(
+                f"{name}={options[name]!r}: an SAE is read from {SAFE_WEIGHTS_NAME} alone; leave "
+                f"{name} out"
+            )
+    if options.get("use_safetensors") is False:
+        raise ValueError("use_safetensors=False: an SAE is read from safetensors files alone")
+    if path := (options.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # by AutoModel
+        raise ValueError(_IS_ADAPTER.format(path))
+
+
+_ADAPTER = "adapter_config.json"
+_IS_ADAPTER = f"{{}} holds {_ADAPTER}: a PEFT adapter is no SAE; remove that file if it is one"
+
+
+def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
+    """The files that are about to be loaded, if they are known: of a repository, with its config.
+
+    Raises:
+        ValueError: an index of shards names files that are not beside it, or transformers would
+            read others: those of an adapter or of a distributed checkpoint.
+    """
+    if Path(name).is_dir():
+        folder = Path(name, place.get("subfolder", ""))
+
+        def find(file: str) -> str | None:
+            return str(folder / file) if (folder / file).is_file() else None
+
+        if shards := sorted(path.name for path in folder.glob("shard-*-model-*.safetensors")):
+            raise ValueError(
+                f"{folder} holds {shards[0]}, of a distributed checkpoint, which would be read in "
+                f"place of {SAFE_WEIGHTS_NAME}; move it elsewhere"
+            )
+    else:
+        lenient = ("gated_repo", "missing_entries", "connection_errors")
+        quiet: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in lenient}
+
+        def find(file: str) -> str | None:
+            return cast("str | None", cached_file(name, file, **place, **quiet))
+
+    if find(_ADAPTER):
+        raise ValueError(_IS_ADAPTER.format(name))
+    if file := find(SAFE_WEIGHTS_NAME):
+        return [file]
+    index = find(SAFE_WEIGHTS_INDEX_NAME)
+    return [] if index is None else list(filter(None, map(find, _shards(Path(index)))))
+
+
+def _shards(index: Path) -> list[str]:
+    """File names of the shards that an index lists.
+
+    Raises:
+        ValueError: the index is damaged, or a name leads to another folder.
+    """
+    with reading(index):
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if foreign := [name for name in names if not _SHARD.fullmatch(name)]:
+            raise ValueError(f"{index} lists {foreign[0]!r}, which is no file of a shard: refused")
+    return names
+
+
+def _refuse_other_weights(
+    cls: type[PreTrainedModel], files: list[str], where: str, place: dict[str, Any], config: Any
+) -> None:
+    """Before any memory is taken for shapes that only the config claims, and before a dtype that
+    an SAE cannot have is cast in silence."""
+    if config is None:
+        config_class: Any = cls.config_class
+        try:
+            config = config_class.from_pretrained(where, **place)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    try:
+        with torch.device("meta"):
+            wanted = {name: list(t.shape) for name, t in cls(config).state_dict().items()}
+    except (RuntimeError, OverflowError) as error:
+        raise ValueError(f"{where}: its config asks for widths beyond any memory") from error
+    found, dtypes = {}, {}
+    try:
+        for file in files:
+            with opened_tensors(file) as weights:
+                for name in weights.keys():  # noqa: SIM118 - not a dict
+                    piece = weights.get_slice(name)
+                    found[name], dtypes[name] = piece.get_shape(), piece.get_dtype()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{where}: {Path(file).name} is damaged: {error}") from error
+    _refuse_other_names(cls, set(wanted) - set(found), set(found) - set(wanted), wanted, where)
+    for name in sorted(wanted):
+        if wanted[name] != found[name]:
+            raise ValueError(
+                f"{where}: {name} has shape {found[name]} in the file, but the config asks for "
+                f"{wanted[name]}; config.json and weights are of different SAEs"
+            )
+        if dtypes[name] not in _DTYPES:
+            raise ValueError(
+                f"{where}: {name} is stored as {dtypes[name]}; weights of an SAE are "
+                f"{', '.join(_DTYPES)}"
+            )
+
+
+_DTYPES = ("F32", "BF16", "F16", "F64")  # as safetensors names them
+_SHARD = re.compile(r"[\w-]+(\.[\w-]+)*\.safetensors")
+
+
+def _refuse_other_names(
+    cls: type[PreTrainedModel],
+    missing: set[str],
+    extra: set[str],
+    wanted: Iterable[str],
+    where: str,
+) -> None:
+    if missing or extra:
+        raise ValueError(
+            f"{where} is not a {cls.__name__}: missing weights {_listed(missing)}, unexpected "
+            f"weights {_listed(extra)}; a {cls.__name__} has {sorted(wanted)}"
+        )
+
+
+def _listed(names: set[str]) -> str:
+    shown = sorted(names)[:10]
+    return f"{shown}" + (f" and {len(names) - len(shown):,} more" if len(names) > 10 else "")
+
+
+def _refuse_misfits(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
+    if mismatched := info["mismatched_keys"]:
+        key, found, wanted = sorted(mismatched)[0]
+        raise ValueError(
+            f"{where}: {key} has shape {list(found)} in the file, but the config asks for "
+            f"{list(wanted)}; config.json and weights are of different SAEs"
+        )
+    _refuse_other_names(
+        type(model),
+        set(info["missing_keys"]),
+        set(info["unexpected_keys"]),
+        model.state_dict(),
+        where,
+    )
+    for key, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise ValueError(f"{where}: {key} holds {bad} values that are NaN or infinite")

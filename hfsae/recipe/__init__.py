@@ -1,0 +1,38 @@
+"""A recipe: one section for each dataclass, and the run that it describes, from text to a folder.
+
+fields   the sections, and where two recipes differ
+folder   what a run's folder holds, and what of it is out of date
+stages   train, evaluate, collect, draw, write the card
+"""
+
+from .fields import REPORT_SECTIONS as REPORT_SECTIONS
+from .fields import RESULT_SECTIONS as RESULT_SECTIONS
+from .fields import CheckCost as CheckCost
+from .fields import LMArguments as LMArguments
+from .fields import Recipe as Recipe
+from .fields import as_plain as as_plain
+from .fields import check as check
+from .fields import differences as differences
+from .fields import make_configs as make_configs
+from .fields import refuse_fields_of_others as refuse_fields_of_others
+from .fields import what_matters as what_matters
+from .folder import MADE_WITH as MADE_WITH
+from .folder import alone as alone
+from .folder import home_of as home_of
+from .folder import is_of_a_run as is_of_a_run
+from .folder import load_plain as load_plain
+from .folder import load_trained as load_trained
+from .folder import norm_limits as norm_limits
+from .folder import note_remaking as note_remaking
+from .folder import remaking as remaking
+from .folder import save_recipe as save_recipe
+from .folder import stale_stages as stale_stages
+from .folder import trained_folder as trained_folder
+from .stages import evaluate_held_out as evaluate_held_out
+from .stages import evaluation_text as evaluation_text
+from .stages import finish as finish
+from .stages import load as load
+from .stages import read_rows as read_rows
+from .stages import report as report
+from .stages import run as run
+from .stages import write_result as write_result

@@ -1,0 +1,273 @@
+"""A recipe's sections, the SAE configs that they make, and where two recipes differ."""
+
+import json
+import logging
+import os
+import reprlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from ..activations import HarvestArguments, ShuffleArguments, Split, TextArguments, check_text
+from ..evaluation import EvaluationArguments
+from ..features import CollectArguments
+from ..lm import empty_lm, site_width
+from ..models import SAEConfig, variants
+from ..models.config import own_fields
+from ..models.registry import IMPORT_HINT
+from ..training import TrainingArguments
+from ..training.identity import FREE
+
+logger = logging.getLogger(__name__)
+REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens")
+# Of these, what people change most often comes first: the first differences are named.
+TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffle", "seed")
+RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
+TAKEN_FOLDERS = ("checkpoints", "features", "figures")  # folders of a run, beside its SAEs'
+_DEFAULT_VARIANT = "jumprelu_sae"
+# Settings that change nothing of the result.
+_FREE = {*FREE, "cache", "cache_gb", "prefetch"}
+
+
+@dataclass
+class LMArguments:
+    """Which language model, and in which dtype."""
+
+    name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """Hub id or folder of a causal language model, or a .gguf file."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    """Of the LM's weights and of harvested activations."""
+    source: Literal["auto", "hub", "packaged"] = "auto"
+    """"auto": the Hub, or where it cannot be reached the copy that a Python package carries."""
+    attn_implementation: str | None = None
+    """As in transformers; Gemma 2 wants "eager"."""
+
+
+@dataclass
+class Recipe:
+    """What to train on which activations of which language model, and what to report of it."""
+
+    lm: LMArguments = field(default_factory=LMArguments)
+    text: TextArguments = field(default_factory=TextArguments)
+    harvest: HarvestArguments = field(default_factory=HarvestArguments)
+    shuffle: ShuffleArguments = field(default_factory=ShuffleArguments)
+    sae: dict[str, Any] = field(default_factory=dict)
+    """Fields of the SAE's config: model_type (jumprelu_sae), site, d_sae, target_l0 and so on; d_in
+    is the site's width."""
+    saes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Several SAEs on the same stream: a name, and the fields of `sae` that differ."""
+    training: TrainingArguments = field(default_factory=TrainingArguments)
+    evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
+    collect: CollectArguments = field(default_factory=CollectArguments)
+    collect_tokens: int = 1_000_000
+    """Tokens of the training text in which to look for examples; 0 leaves the stage out."""
+    seed: int = 0
+    """Seed of the SAEs' initial weights."""
+    license: str | None = None
+    """Of the trained SAE, for its card: one of the Hub's identifiers, as 'apache-2.0'."""
+
+    def __post_init__(self) -> None:
+        if self.collect_tokens < 0:
+            raise ValueError(
+                f"collect_tokens must be 0 (to leave that stage out) or more, got "
+                f"{self.collect_tokens}"
+            )
+        for name in self.saes:
+            parts = PurePosixPath(name).parts
+            if not parts or parts[0] in TAKEN_FOLDERS or {"..", "/"} & {*parts}:
+                raise ValueError(
+                    f"an SAE cannot be called {name!r}, which is to be its folder in "
+                    f"training.output_dir; leave out '..', a '/' in front, and "
+                    f"{', '.join(TAKEN_FOLDERS)}"
+                )
+
+    def sae_fields(self) -> dict[str, dict[str, Any]]:
+        """By name ("" for a single one), the config fields of each SAE; null unsets a field."""
+        merged = {name: {**self.sae, **own} for name, own in (self.saes or {"": {}}).items()}
+        return {
+            name: {key: value for key, value in fields.items() if value is not None}
+            for name, fields in merged.items()
+        }
+
+    @property
+    def sites(self) -> list[str]:
+        """All sites and target sites, each once."""
+        every = [f.get(k) for f in self.sae_fields().values() for k in ("site", "target_site")]
+        return list(dict.fromkeys(site for site in every if site))
+
+
+CheckCost = Callable[[Recipe, PreTrainedModel, dict[str, SAEConfig], torch.device], None]
+
+
+def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
+    """Each SAE's config, with d_in (and a transcoder's d_out) read off the language model.
+
+    Raises:
+        ValueError: no site, an unknown field or model_type, or a width that is not the site's.
+    """
+    _check_given(recipe)
+    configs = {}
+    for name, given in recipe.sae_fields().items():
+        fields = {"model_name": recipe.lm.name, **_for_variant(name, given)}
+        for key in ("site", "target_site"):
+            if not isinstance(fields.get(key), str | None):
+                raise ValueError(f"sae.{key} must be text, as 'layers.12', got {fields[key]!r}")
+        places = {"d_in": fields["site"]}
+        if fields.get("target_site"):
+            places["d_out"] = fields["target_site"]
+        for key, site in places.items():
+            width = site_width(lm, site)
+            if fields.setdefault(key, width) != width:
+                raise ValueError(
+                    f"sae.{key} is {fields[key]}, but {site} of {recipe.lm.name} is {width} wide; "
+                    f"leave {key} out and it is read off the model"
+                )
+        fields.setdefault("model_revision", getattr(lm.config, "_commit_hash", None))
+        configs[name] = AutoConfig.for_model(**fields)
+    return configs
+
+
+def _for_variant(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The fields without those that only other variants have; what no variant has stays an error.
+
+    An SAE that chooses k latents takes target_l0 as its k.
+    """
+    fields = {"model_type": _DEFAULT_VARIANT, **given}
+    model_type = fields["model_type"]
+    own = _fields_of_variants().get(model_type)
+    if own is None:
+        return fields
+    subject = f"saes.{name}" if name else "sae"
+    others = set().union(*_fields_of_variants().values()) - own
+    target = fields.get("target_l0")
+    if "k" in fields and "k" in own:
+        others.add("target_l0")
+    elif "k" in own and isinstance(target, int | float) and target % 1 == 0:
+        fields["k"] = int(fields.pop("target_l0"))
+        logger.info("%s: a %s takes target_l0 as its k, %d", subject, model_type, fields["k"])
+    dropped = sorted(others & {*fields})
+    if dropped:
+        listed = ", ".join(f"{key} ({fields.pop(key)!r})" for key in dropped)
+        logger.info("%s: left out, since a %s has no use for it: %s", subject, model_type, listed)
+    return fields
+
+
+def _fields_of_variants() -> dict[str, set[str]]:
+    return {config.model_type: own_fields(config) | {"model_type"} for config in variants()}
+
+
+def refuse_fields_of_others(recipe: Recipe, names: Iterable[str]) -> None:
+    """
+    Args:
+        names: fields of sae that someone has just set, and so expects to matter.
+
+    Raises:
+        ValueError: no SAE of the recipe is of a variant that has such a field, but others do.
+    """
+    known = _fields_of_variants()
+    types = {f.get("model_type", _DEFAULT_VARIANT) for f in recipe.sae_fields().values()}
+    for name in names:
+        having = sorted(variant for variant, own in known.items() if name in own)
+        if having and types <= {*known} and not types & {*having}:
+            raise ValueError(
+                f"a {' or '.join(sorted(types))} has no field {name!r}; with sae.model_type "
+                f"{' or '.join(having)} there is one"
+            )
+
+
+def _check_given(recipe: Recipe) -> None:
+    """What needs no language model, which may have to be fetched."""
+    for fields in recipe.sae_fields().values():
+        if fields.get("site") is None:
+            raise ValueError(
+                "the recipe's sae section names no site; name a recipe file, or give sae.site, as "
+                "'layers.12'"
+            )
+        if fields.get("d_sae") is None:
+            raise ValueError("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
+        known = sorted(c.model_type for c in variants())
+        if (given := fields.get("model_type", known[0])) not in known:
+            raise ValueError(
+                f"sae.model_type {given!r} is unknown; hfsae has {', '.join(known)}; {IMPORT_HINT}"
+            )
+
+
+def _check_cache(folder: Path) -> None:
+    home = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    if not home.is_dir() or not os.access(home, os.W_OK):
+        raise ValueError(
+            f"harvest.cache {folder} cannot be made or written to; give another folder"
+        )
+
+
+def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
+    """The language model without its weights, and each SAE's config; nothing is written.
+
+    Raises:
+        ValueError: whatever of a recipe can be known to be wrong at this point: fields, model,
+            sites, widths, text that cannot be read.
+    """
+    if recipe.shuffle.bucket_tokens < recipe.training.batch_size:
+        raise ValueError(
+            f"shuffle.bucket_tokens ({recipe.shuffle.bucket_tokens}) is smaller than "
+            f"training.batch_size ({recipe.training.batch_size}); a bucket is best at least 50 "
+            "batches"
+        )
+    _check_given(recipe)
+    if recipe.harvest.cache is not None:
+        _check_cache(Path(recipe.harvest.cache).expanduser())
+    lm = empty_lm(recipe.lm.name, revision=recipe.lm.revision, source=recipe.lm.source)
+    configs = make_configs(recipe, lm)
+    for side in sides_of(recipe):
+        check_text(recipe.text, side)
+    return lm, configs
+
+
+def sides_of(recipe: Recipe) -> list[Split]:
+    """The sides of the text that a recipe reads."""
+    return ["train"] if recipe.evaluation.n_tokens == 0 else ["train", "held_out"]
+
+
+def differences(
+    old: dict[str, Any], new: dict[str, Any], sections: Iterable[str] = RESULT_SECTIONS
+) -> Iterator[tuple[str, str, str]]:
+    """(dotted key, old value, new value) where recipes differ in what matters to the result.
+
+    A field that `old` does not name, since it is older than the field, is as by default.
+    """
+    default = as_plain(Recipe())
+    for section in sections:
+        yield from _differences(section, *(r.get(section) for r in (old, new, default)))
+
+
+def _differences(key: str, old: Any, new: Any, default: Any) -> Iterator[tuple[str, str, str]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        default = default if isinstance(default, dict) else {}
+        for name in sorted({*old, *new} - _FREE):
+            known = default.get(name)
+            yield from _differences(f"{key}.{name}", old.get(name, known), new.get(name), known)
+    elif old != new:
+        yield key, reprlib.repr(old), reprlib.repr(new)
+
+
+def what_matters(recipe: Recipe, name: str) -> dict[str, Any]:
+    """All that the result of one of a recipe's SAEs follows from."""
+    plain = as_plain(recipe)
+    plain["saes"] = plain["saes"].get(name)
+    return _without_free({key: plain[key] for key in RESULT_SECTIONS})
+
+
+def _without_free(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_free(part) for name, part in value.items() if name not in _FREE}
+
+
+def as_plain(recipe: Recipe) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(recipe)))

@@ -1,0 +1,199 @@
+"""What a run's folder holds: its recipe, finished stages, and stages that a change makes stale."""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import AutoModel
+
+from ..machine.files import damaged, parse_yaml, passes, read_json, sweep, write_whole
+from ..machine.lock import is_first_process, locked
+from ..machine.weights import of_others
+from ..models import SAE
+from ..models.probe import NAME as PROBE
+from .fields import REPORT_SECTIONS, TAKEN_FOLDERS, TRAINING_SECTIONS, Recipe, as_plain, differences
+
+_REMAKING = ".remaking"
+MADE_WITH = {"evaluation.json": ("evaluation",), "features/meta.json": REPORT_SECTIONS[1:]}
+_N_SHOWN = 3
+
+
+@contextmanager
+def alone(root: Path, homes: Iterable[Path]) -> Iterator[None]:
+    """Have a run's folder for oneself, it and those of its SAEs without what killed processes left
+    half written.
+
+    Raises:
+        ValueError: another process works there, or it cannot be written to.
+    """
+    with locked(root):
+        if is_first_process():
+            for home in {root, *homes}:
+                for folder in (home, *(home / name for name in TAKEN_FOLDERS)):
+                    sweep(folder)
+        yield
+
+
+def own_output_dir(recipe: Recipe) -> Path:
+    """
+    Raises:
+        ValueError: it is a file, or cannot be written to.
+    """
+    root = Path(recipe.training.output_dir)
+    for path in (root, *root.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"training.output_dir {root}: {path} is a file; name a folder")
+    home = next(f for f in (root, *root.absolute().parents) if f.is_dir())
+    if not os.access(home, os.W_OK):
+        raise ValueError(f"training.output_dir {root} cannot be written to; give another")
+    return root
+
+
+def forget_checkpoints(root: Path) -> None:
+    """A finished run needs none, and the Hub wants none."""
+    shutil.rmtree(root / "checkpoints", ignore_errors=True)
+
+
+def stale_stages(recipe: Recipe) -> list[str]:
+    """Results in the output folder that a changed section of the recipe makes out of date.
+
+    Raises:
+        ValueError: the folder holds something else, or a run of another recipe.
+    """
+    root = own_output_dir(recipe)
+    held = sorted(p.name for p in root.iterdir() if not passes(p)) if root.exists() else []
+    if not held:
+        return []
+    if not (root / "recipe.yaml").is_file():
+        raise ValueError(
+            f"the folder {root} holds something else ({held[0]}, and no recipe.yaml); give another "
+            "training.output_dir"
+        )
+    if not any(next(root.rglob(made), None) for made in ("step-*.pt", "config.json")):
+        return []  # it was claimed, but nothing came of it: another recipe may have it
+    theirs, ours = load_plain(root), as_plain(recipe)
+    if found := list(differences(theirs, ours, TRAINING_SECTIONS)):
+        listed = [f"{key} is {old} there and {new} here" for key, old, new in found[:_N_SHOWN]]
+        more = f"; {len(found) - _N_SHOWN} more" if len(found) > _N_SHOWN else ""
+        raise ValueError(
+            f"the folder {root} holds a run of another recipe ({'; '.join(listed)}{more}); give "
+            "another training.output_dir or delete the folder"
+        )
+    n_tokens = {
+        "evaluation.json": recipe.evaluation.n_tokens,
+        "features/meta.json": recipe.collect_tokens,
+    }
+    unfinished = remaking(root)
+    return [
+        result
+        for result, keys in MADE_WITH.items()
+        if n_tokens[result]
+        and (result in unfinished or any(theirs.get(key) != ours[key] for key in keys))
+    ]
+
+
+def claim(root: Path, recipe: Recipe, stale: Sequence[str]) -> None:
+    """Say whose folder this is, what its finished stages were made with, and which of them are to
+    be made again, so that none of these counts as done before all are."""
+    plain = as_plain(recipe)
+    if (root / "recipe.yaml").is_file() and next(root.rglob("config.json"), None):
+        theirs = load_plain(root)
+        plain |= {key: theirs[key] for key in REPORT_SECTIONS if key in theirs}
+    note_remaking(root, {*remaking(root), *stale})
+    save_recipe(root, plain)
+
+
+def remaking(root: Path) -> list[str]:
+    """Results that were being made again when something stopped it: whose they are is not known."""
+    path = root / _REMAKING
+    return path.read_text(encoding="utf-8").split() if path.is_file() else []
+
+
+def note_remaking(root: Path, results: Iterable[str]) -> None:
+    if listed := sorted(results):
+        write_whole(root / _REMAKING, "\n".join(listed) + "\n")
+    else:
+        (root / _REMAKING).unlink(missing_ok=True)
+
+
+def load_plain(root: Path) -> dict[str, Any]:
+    path = root / "recipe.yaml"
+    try:
+        plain = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(damaged(path, error)) from error
+    if not isinstance(plain, dict):
+        raise ValueError(damaged(path, "no sections"))
+    return plain
+
+
+def save_recipe(root: Path, plain: dict[str, Any]) -> None:
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    write_whole(root / "recipe.yaml", text)
+
+
+def load_trained(folder: Path) -> SAE:
+    """The SAE in a folder that `hfsae train` wrote."""
+    return AutoModel.from_pretrained(folder).eval()
+
+
+def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:
+    """By site, the norm above which positions were dropped in the training of a folder's SAE."""
+    path = folder / "training.json"
+    harvested = read_json(path).get("harvested")
+    limits = harvested.get("norm_limits") if isinstance(harvested, dict) else None
+    if not isinstance(limits, dict):
+        raise ValueError(damaged(path, "it names no norm limits"))
+    return {site: limit for site, limit in limits.items() if site in sae.config.places}
+
+
+def missing_results(folder: Path, recipe: Recipe) -> list[str]:
+    """Results that the recipe asks for and the folder lacks, or has of other weights; a card older
+    than its data is one."""
+    wanted = ["evaluation.json"] if recipe.evaluation.n_tokens != 0 else []
+    wanted += ["features/meta.json"] if recipe.collect_tokens else []
+    wanted += [PROBE]
+    others = list(of_others(folder, wanted))
+    missing = [name for name in wanted if name in others or not (folder / name).exists()]
+    card = folder / "README.md"
+    data = [folder / name for name in ("training.json", *wanted) if (folder / name).exists()]
+    if not card.exists() or any(p.stat().st_mtime > card.stat().st_mtime for p in data):
+        missing.append("README.md")
+    return missing
+
+
+def is_of_a_run(source: str) -> bool:
+    """Whether a source is the folder of a run, or one with an SAE in hfsae's own format."""
+    folder = Path(source)
+    config = folder / "config.json"
+    is_own = config.is_file() and "d_sae" in read_json(config)
+    return is_own or (folder / "recipe.yaml").is_file()
+
+
+def home_of(folder: Path) -> Path | None:
+    """The folder of the run that an SAE is of: its own, or one above where there are several."""
+    homes = [f for f in (folder, *folder.parents[:3]) if (f / "recipe.yaml").is_file()]
+    return homes[0] if homes else None
+
+
+def trained_folder(folder: str) -> Path:
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        if next(path.glob("checkpoints/step-*.pt"), None) and (path / "recipe.yaml").is_file():
+            raise ValueError(
+                f"the training in {folder} is not finished; `hfsae train {path / 'recipe.yaml'}` "
+                "goes on from its last checkpoint"
+            )
+        inside = sorted(p.parent.name for p in path.glob("*/config.json"))
+        hint = f"; it holds {', '.join(inside)}" if inside else ""
+        raise ValueError(f"{folder} is not the folder of a trained SAE (no config.json){hint}")
+    if "d_sae" not in read_json(path / "config.json"):
+        raise ValueError(
+            f"{folder} holds a model that is no SAE of hfsae's (its config.json names no d_sae); "
+            "`hfsae convert` reads those of other libraries"
+        )
+    return path

@@ -1,0 +1,341 @@
+"""The run that a recipe describes, from text to a folder.
+
+    train -> evaluate on held-out documents -> collect what latents fire on -> figures and card
+
+Each stage's result lies in the run's folder, so a second run of the same recipe resumes what was
+interrupted and reuses what was finished; only what a changed section concerns is done again.
+"""
+
+import json
+import logging
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoModel
+
+from .. import cards
+from ..activations import (
+    Harvester,
+    PackedRows,
+    ShuffledActivations,
+    Split,
+    text_fingerprint,
+    text_origin,
+)
+from ..cards import figures
+from ..evaluation import EvaluationResult, evaluate_all
+from ..evaluation.fidelity import counted_predictions
+from ..evaluation.result import NO_PREDICTION
+from ..features import collect
+from ..lm import LoadedLM, contract, load_lm
+from ..machine import processor
+from ..machine.files import write_whole
+from ..machine.lock import is_first_process
+from ..machine.weights import refuse_mixture, stamp
+from ..models import SAE, SAEConfig
+from ..models.probe import N_TOKENS, write_probe
+from ..models.probe import NAME as PROBE
+from ..training import Trainer
+from ..training.trainer import make_accelerator
+from .fields import CheckCost, LMArguments, Recipe, as_plain, check, sides_of
+from .folder import (
+    alone,
+    claim,
+    forget_checkpoints,
+    load_trained,
+    missing_results,
+    norm_limits,
+    note_remaking,
+    own_output_dir,
+    save_recipe,
+    stale_stages,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    recipe: Recipe,
+    command: str = "",
+    loaded: LoadedLM | None = None,
+    check_cost: CheckCost | None = None,
+) -> list[Path]:
+    """Do all that is not done yet; the folders of the trained SAEs.
+
+    Args:
+        loaded: the recipe's language model, if it is at hand.
+        check_cost: called before anything is loaded or written, with the recipe, its model without
+            weights, the SAEs' configs and the device; it may raise ValueError.
+
+    Raises:
+        ValueError: anything in the recipe that cannot be.
+    """
+    root = own_output_dir(recipe)
+    with alone(root, [root / name for name in recipe.sae_fields()]):
+        return _run(recipe, command, loaded, check_cost)
+
+
+def _run(
+    recipe: Recipe, command: str, loaded: LoadedLM | None, check_cost: CheckCost | None
+) -> list[Path]:
+    root = Path(recipe.training.output_dir)
+    try:
+        stale = stale_stages(recipe)
+    except ValueError:
+        check(recipe)  # what can be nowhere is said before what clashes here
+        raise
+    folders = [root / name for name in recipe.sae_fields()]
+    done = [all((f / file).exists() for f in folders) for file in ("training.json", "config.json")]
+    if all(done) and not stale and all(not missing_results(f, recipe) for f in folders):
+        if is_first_process():
+            forget_checkpoints(root)  # of a run that was killed just before its end
+        logger.info("%s is complete: nothing to do", root)
+        return folders
+    accelerator = make_accelerator(recipe.training)
+    recipe.shuffle.check_device()  # by now a process has its GPU
+    lm, configs = check(recipe)
+    if check_cost is not None and not all(done):
+        check_cost(recipe, lm, configs, accelerator.device)
+    loaded = loaded or load(recipe.lm, str(accelerator.device))
+    _check_rows(recipe, loaded)
+    if accelerator.is_main_process:
+        claim(root, recipe, stale)
+    if not all(done):
+        _train(recipe, loaded, configs, accelerator, command)
+    if accelerator.is_main_process:
+        for folder in folders:
+            report(recipe, loaded, load_trained(folder), folder, again=stale)
+        save_recipe(root, as_plain(recipe))
+        note_remaking(root, ())
+        forget_checkpoints(root)
+    return folders
+
+
+def _check_rows(recipe: Recipe, loaded: LoadedLM) -> None:
+    """Read each side up to what it is read for, so that text which cannot do fails before the
+    training.
+
+    Raises:
+        ValueError: a side keeps no token, or the held-out side no prediction to evaluate.
+    """
+    for side in sides_of(recipe):
+        for batch in read_rows(recipe, loaded, side, None):
+            wanted = batch.keep if side == "train" else counted_predictions(batch)
+            if wanted.any():
+                break
+        else:
+            raise ValueError(NO_PREDICTION)
+
+
+def load(args: LMArguments, device: str | None = None) -> LoadedLM:
+    return load_lm(
+        args.name,
+        revision=args.revision,
+        dtype=args.dtype,
+        device=device,
+        attn_implementation=args.attn_implementation,
+        source=args.source,
+    )
+
+
+def _train(
+    recipe: Recipe,
+    loaded: LoadedLM,
+    configs: dict[str, SAEConfig],
+    accelerator: Any,
+    command: str,
+) -> None:
+    text = PackedRows(loaded.tokenizer, recipe.text, "train", rows=recipe.harvest.rows, epochs=None)
+    harvester = Harvester(loaded.lm, recipe.sites, recipe.harvest)
+    stream = ShuffledActivations(
+        text,
+        harvester,
+        recipe.shuffle,
+        recipe.training.batch_size,
+        n_batches=recipe.training.total_steps,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    saes = {}
+    for name, config in configs.items():
+        for term, value in contract.terms(loaded.lm, loaded.tokenizer, recipe.text.bos).items():
+            setattr(config, term, value)
+        torch.manual_seed(recipe.seed)  # each alone, so that company changes nothing
+        saes[name] = AutoModel.from_config(config)
+    trainer = Trainer(
+        saes,
+        stream,
+        recipe.training,
+        accelerator=accelerator,
+        provenance=_provenance(recipe, loaded, command),
+        text=text_fingerprint(recipe.text),
+    )
+    with closing(stream):
+        trainer.train()
+    trainer.close()
+
+
+def _provenance(recipe: Recipe, loaded: LoadedLM, command: str) -> dict[str, Any]:
+    names = ("hfsae", "torch", "transformers", "accelerate", "datasets", "huggingface_hub")
+    return {
+        "lm": {
+            **asdict(recipe.lm),
+            "origin": loaded.origin,
+            "revision": getattr(loaded.lm.config, "_commit_hash", None) or recipe.lm.revision,
+        },
+        "text": {**asdict(recipe.text), "origin": text_origin(recipe.text)},
+        **{name: asdict(getattr(recipe, name)) for name in ("harvest", "shuffle")},
+        "seed": recipe.seed,
+        "card": {"license": recipe.license},
+        "command": command,
+        "versions": {"python": platform.python_version(), **_versions(names)},
+        "machine": processor.told(loaded.lm.device),
+    }
+
+
+def _versions(names: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def report(
+    recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path, again: Iterable[str] = ()
+) -> None:
+    """Evaluate, collect, draw and write the card: what of these the folder lacks, and `again`."""
+    refuse_mixture(folder, ["training.json"])  # which no later stage makes anew
+    missing = [*missing_results(folder, recipe), *again]
+    sae.to(cast(Any, loaded.lm.device))
+    limits = norm_limits(sae, folder)
+    if "evaluation.json" in missing:
+        write_result("evaluation.json", recipe, loaded, sae, folder, limits)
+    if "features/meta.json" in missing:
+        write_result("features/meta.json", recipe, loaded, sae, folder, limits)
+    if PROBE in missing:
+        write_probe(sae, _probe_activations(recipe, loaded, sae, limits), folder)
+    finish(folder)
+
+
+def write_result(
+    name: str,
+    recipe: Recipe,
+    loaded: LoadedLM,
+    sae: SAE,
+    folder: Path,
+    limits: dict[str, float],
+    *,
+    side: Split = "train",
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Evaluate, or collect, and write what comes of it into a folder.
+
+    Args:
+        name: "evaluation.json" or "features/meta.json".
+        limits: by site, the largest norm of a kept activation.
+        side: of the text, in which to look for examples; evaluated is the held-out one.
+        more: what the record is to hold besides.
+    """
+    if name == "evaluation.json":
+        result = evaluate_held_out(recipe, loaded, {"": sae}, limits)[""]
+        write_whole(folder / name, evaluation_text(result, folder, more))
+        return
+    rows = read_rows(recipe, loaded, side, recipe.collect_tokens)
+    with _bar("collect", recipe.collect_tokens) as progress:
+        store = collect(
+            sae,
+            loaded.lm,
+            loaded.tokenizer,
+            rows,
+            recipe.collect,
+            norm_limits=limits,
+            progress=progress,
+        )
+    store.meta |= {**stamp(folder), **(more or {})}
+    store.save(folder)
+
+
+def evaluation_text(
+    result: EvaluationResult, folder: Path, more: Mapping[str, Any] | None = None
+) -> str:
+    """Of evaluation.json, for the weights that lie in a folder."""
+    return json.dumps({**result.to_dict(), **stamp(folder), **(more or {})}, indent=1) + "\n"
+
+
+def _probe_activations(
+    recipe: Recipe, loaded: LoadedLM, sae: SAE, limits: dict[str, float]
+) -> Tensor:
+    """Raw activations of some tokens, of held-out text if there is any."""
+    site, _ = sae.config.places
+    harvester = Harvester(
+        loaded.lm,
+        [site],
+        recipe.harvest,
+        norm_limits={site: limits[site]} if site in limits else None,
+    )
+    for batch in read_rows(recipe, loaded, sides_of(recipe)[-1], None):
+        activations = harvester(batch).activations[site]
+        if n := len(activations):
+            return activations[torch.linspace(0, n - 1, N_TOKENS).long()].float()
+    raise ValueError(
+        f"no activation is left for {PROBE}: {harvester.dropped_outliers} positions are above the "
+        "norm limits of the training; give other text"
+    )
+
+
+def evaluate_held_out(
+    recipe: Recipe, loaded: LoadedLM, saes: Mapping[str, SAE], limits: dict[str, float]
+) -> dict[str, EvaluationResult]:
+    """On held-out documents, as the recipe's evaluation section says."""
+    n_tokens = recipe.evaluation.n_tokens
+    rows = read_rows(recipe, loaded, "held_out", n_tokens)
+    done = 0
+    with _bar("evaluate", n_tokens) as progress:
+
+        def advance(n: int) -> None:
+            nonlocal done
+            progress(n - done)
+            done = n
+
+        return evaluate_all(
+            saes, loaded.lm, rows, recipe.evaluation, norm_limits=limits, progress=advance
+        )
+
+
+def finish(folder: Path) -> None:
+    """Figures and card, from what lies in the folder.
+
+    Raises:
+        ValueError: the folder mixes results of different weights.
+    """
+    refuse_mixture(folder)
+    figures.draw(folder)
+    cards.write_card(folder)
+
+
+def read_rows(recipe: Recipe, loaded: LoadedLM, split: Split, n: int | None) -> PackedRows:
+    """The token rows of one side of the text, once: all, or as many as hold n tokens."""
+    return PackedRows(loaded.tokenizer, recipe.text, split, rows=recipe.harvest.rows, max_tokens=n)
+
+
+@contextmanager
+def _bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    every = 0.2 if sys.stderr.isatty() else 15.0
+    with tqdm(total=total, desc=name, unit="tok", unit_scale=True, mininterval=every) as bar:
+
+        def advance(n: int) -> None:
+            bar.update(n)
+
+        yield advance
