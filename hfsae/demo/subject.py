@@ -21,6 +21,7 @@ from ..features import FeatureStore, read_labels
 from ..hub import beside, load
 from ..lm import LoadedLM, contract, load_lm
 from ..machine.visible import public_record
+from ..machine.weights import refuse_mixture
 from ..models import SAE
 from ..packaged import SHIPPED_SAE
 
@@ -150,13 +151,16 @@ def open_subject(
         device: "cuda" where there is one, else "cpu".
 
     Raises:
-        ValueError: there is no such SAE, or the named model cannot be had.
+        ValueError: there is no such SAE, records beside it were made with other weights, or the
+            named model cannot be had.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sae = load(**choice._asdict(), device=device).eval().requires_grad_(False)
     subject = Subject(sae, _shown_name(choice), in_python=_in_python(choice))
     subject.lm_name = sae.config.model_name
     subject.folder = beside(choice.source, _BESIDE, **_without_source(choice))
+    if subject.folder is not None:
+        refuse_mixture(subject.folder)
     subject.label_home = _label_home(choice, subject)
     for folder in (subject.folder, subject.label_home):
         if folder is not None:

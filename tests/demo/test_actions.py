@@ -354,6 +354,16 @@ def test_about_names_a_language_models_folder_without_its_place(actions, sae_fol
     assert str(tmp_path) not in json.dumps(about)
 
 
+def test_a_folder_with_results_of_other_weights_is_not_opened(sae_folder, tmp_path):
+    folder = shutil.copytree(sae_folder, tmp_path / "sae")
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights_sha256": "0" * 64}))
+    with pytest.raises(ValueError, match=r"evaluation\.json was made with other weights than"):
+        open_subject(Choice(str(folder)), with_lm=False)
+    path.unlink()
+    open_subject(Choice(str(folder)), with_lm=False)
+
+
 def test_a_store_of_another_sae_is_left_out_with_a_word(sae_folder, tmp_path):
     config = hfsae.JumpReLUSAEConfig(d_in=16, d_sae=8, site="layers.1")
     hfsae.JumpReLUSAE(config).save_pretrained(tmp_path / "sae")
