@@ -191,7 +191,7 @@ def again(
         ValueError: another section than those differs from the run's recipe; 0 tokens.
     """
     sections, verb = MADE_WITH[result], _VERBS[result]
-    old, new = load_plain(home), as_plain(recipe)
+    old, new = as_plain(Recipe()) | load_plain(home), as_plain(recipe)
     for key, _, _ in differences(old, new, set(new) - set(sections)):
         raise ValueError(
             f"{key} is not `hfsae {verb}`'s to change, which may set {' and '.join(sections)}: the "

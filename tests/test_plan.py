@@ -50,8 +50,8 @@ def no_weights(monkeypatch, make_tiny_lm):
     def empty_lm(name, **kwargs):
         return gemma(name) if name in SIZES else make_tiny_lm("llama", num_hidden_layers=16)
 
-    monkeypatch.setattr(recipes, "empty_lm", empty_lm)
-    monkeypatch.setattr(recipes, "check_text", lambda args, side: None)  # it lies on the Hub
+    monkeypatch.setattr(recipes.fields, "empty_lm", empty_lm)
+    monkeypatch.setattr(recipes.fields, "check_text", lambda args, side: None)  # it lies on the Hub
     monkeypatch.setattr(plans, "lm_pace", lambda *args: LMPace(block=1e-3, rest=2e-3, head=5e-3))
     monkeypatch.setattr(plans, "sae_pace", lambda *args: SAEPace(encode=1e-4, collect=3e-4))
     monkeypatch.setattr(plans, "step_seconds", lambda *args: 0.5)
@@ -362,7 +362,9 @@ def test_latents_beyond_counting_are_one_sentence(no_weights, d_sae):
 
 
 def test_what_a_recipe_lacks_is_found_before_its_model_is_looked_for(monkeypatch):
-    monkeypatch.setattr(recipes, "empty_lm", lambda *args, **kwargs: pytest.fail("looked for"))
+    monkeypatch.setattr(
+        recipes.fields, "empty_lm", lambda *args, **kwargs: pytest.fail("looked for")
+    )
     with pytest.raises(ValueError, match=r"names no site; name a recipe file, or give sae\.site"):
         plan(Recipe())
     with pytest.raises(ValueError, match="gives no d_sae"):

@@ -104,7 +104,7 @@ def test_a_run_interrupted_while_it_reports_goes_on_with_what_is_missing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(recipes, "collect", interrupt)
+        patched.setattr(recipes.stages, "collect", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(parts)
     assert not (tmp_path / "parts" / "README.md").exists()
@@ -122,7 +122,9 @@ def test_what_was_interrupted_half_way_to_other_settings_passes_for_neither(
     run(tiny_recipe(**first))
     before = (tmp_path / "out" / "evaluation.json").read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(recipes, "finish", lambda folder: 1 / 0)  # the evaluation is there by now
+        patched.setattr(
+            recipes.stages, "finish", lambda folder: 1 / 0
+        )  # the evaluation is there by now
         with pytest.raises(ZeroDivisionError):
             run(tiny_recipe(**first, evaluation=more))
     assert (tmp_path / "out" / "evaluation.json").read_bytes() != before
