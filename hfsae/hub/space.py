@@ -73,8 +73,7 @@ def write_space(
     arguments = [repr(source)] if source else []
     arguments += [f"{name}={value!r}" for name, value in options.items()] + ["mcp=True"]
     files = {
-        "app.py": _APP.format(package=__name__.partition(".")[0], arguments=", ".join(arguments)
-        ),
+        "app.py": _APP.format(package=__name__.partition(".")[0], arguments=", ".join(arguments)),
         "requirements.txt": _requirement() + "\n",
         "README.md": _readme(title, sae, base_model),
     }
