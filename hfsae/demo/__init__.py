@@ -1,7 +1,10 @@
 """`hfsae demo`: inspect a language model through an SAE, and steer it, in a browser.
 
-    base | look | act | judge     what can be done: plain values in, plain values out
-    actions                       the same as endpoints of an API, and tools for agents
+    subject                       what is shown: an SAE, its language model, what lies beside them
+    look | act | why | judge      what can be done: functions, plain values in, plain values out
+    reading, rows, validate       what they share: text to tokens, latents to rows, checked input
+    actions                       the table of endpoints of the API, and of tools for agents
+    settings                      how to steer, and how to draw tokens
     presets                       latents and words to begin with
     address                       what is shown, as a link
     parts, parts.html, style.css  pieces of pages: all markup is made here, and escapes text

@@ -1,83 +1,105 @@
-"""All that the app can do, in one object, and its endpoints for programs and agents."""
+"""All that the app can do for one subject, and its endpoints for programs and agents."""
 
 import functools
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import gradio as gr
 from gradio.events import api
 
-from .judge import Judge
+from . import act, judge, look, why
 from .subject import Subject
 
+QUEUES = {"look": 8, "run": 2}
+"""how many calls of a queue run at once"""
 
-class Actions(Judge):
-    """Look, act, judge: see the classes this one is made of."""
 
-    LOOKING = (
-        "inspect",
-        "compare_prompts",
-        "feature",
-        "try_text",
-        "random_latent",
-        "search",
-        "save_label",
-        "next_tokens",
-        "health",
-        "compare_saes",
-        "about",
-    )
-    RUNNING = ("steer", "suggest_strength", "why", "check_ablation", "measure")
-    # What runs a model. None of them calls another: on ZeroGPU each is a process with a GPU.
-    ON_GPU = (
-        "inspect",
-        "compare_prompts",
-        "try_text",
-        "search",
-        "next_tokens",
-        "write",
-        "sweep",
-        "why",
-        "check_ablation",
-        "measure",
-    )
+@dataclass(frozen=True)
+class Endpoint:
+    """An action: a function of the subject and of what a caller gives."""
+
+    function: Callable[..., Any]
+    """its docstring is shown to users of the API, and to agents"""
+    queue: str | None = None
+    """of the API; None: only pages call it"""
+    gpu: bool = False
+    """whether it runs a model: on ZeroGPU each call is a process with a GPU"""
+
+    @property
+    def name(self) -> str:
+        """Of the endpoint, and of the method of `Actions`."""
+        return self.function.__name__
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """What a caller gives: all but the subject."""
+        whole = inspect.signature(self.function)
+        return whole.replace(parameters=list(whole.parameters.values())[1:])
+
+
+ENDPOINTS = (
+    Endpoint(look.inspect, queue="look", gpu=True),
+    Endpoint(look.compare_prompts, queue="look", gpu=True),
+    Endpoint(look.feature, queue="look"),
+    Endpoint(look.try_text, queue="look", gpu=True),
+    Endpoint(look.random_latent, queue="look"),
+    Endpoint(look.search, queue="look", gpu=True),
+    Endpoint(look.save_label, queue="look"),
+    Endpoint(why.next_tokens, queue="look", gpu=True),
+    Endpoint(judge.health, queue="look"),
+    Endpoint(judge.compare_saes, queue="look"),
+    Endpoint(judge.about, queue="look"),
+    Endpoint(act.steer, queue="run", gpu=True),
+    Endpoint(act.suggest_strength, queue="run", gpu=True),
+    Endpoint(why.why, queue="run", gpu=True),
+    Endpoint(why.check_ablation, queue="run", gpu=True),
+    Endpoint(judge.measure, queue="run", gpu=True),
+    Endpoint(act.write, gpu=True),
+    Endpoint(act.sweep, gpu=True),
+)
+
+
+class Actions(SimpleNamespace):
+    """The functions of `ENDPOINTS` for one subject: `actions.feature(3)`.
+
+    None of them keeps anything of a session. What a caller may get wrong raises ValueError with one
+    sentence.
+    """
+
+    subject: Subject
 
     def __init__(self, subject: Subject):
-        super().__init__(subject)
-        for name in self.ON_GPU:
-            setattr(self, name, on_gpu(getattr(self, name)))  # bound: only arguments travel
+        super().__init__(subject=subject)
+        for endpoint in ENDPOINTS:
+            action = MethodType(endpoint.function, subject)  # so that only arguments travel
+            setattr(self, endpoint.name, on_gpu(action) if endpoint.gpu else action)
 
     def serve(self) -> None:
         """Make each action an endpoint of the Blocks under way, and a tool where MCP is on."""
-        for name in self.LOOKING:
-            _serve(getattr(self, name), concurrency_id="look")
-        for name in self.RUNNING:
-            _serve(getattr(self, name), concurrency_id="run")
+        for endpoint in ENDPOINTS:
+            if endpoint.queue is not None:
+                action = _in_a_sentence(getattr(self, endpoint.name), endpoint.signature)
+                api(action, api_name=endpoint.name, **in_queue(endpoint.queue))
 
 
-def _serve(action: Callable[..., Any], concurrency_id: str) -> None:
-    api(
-        _in_a_sentence(action),
-        api_name=action.__name__,
-        concurrency_id=concurrency_id,
-        concurrency_limit=8 if concurrency_id == "look" else 2,
-    )
+def in_queue(name: str) -> dict[str, Any]:
+    """Options of an event whose calls wait in this queue."""
+    return {"concurrency_id": name, "concurrency_limit": QUEUES[name]}
 
 
-def _in_a_sentence(action: Callable[..., Any]) -> Callable[..., Any]:
+def _in_a_sentence(action: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
     """The same, with what the caller got wrong told to the caller, and not in the server's log."""
-    if inspect.isgeneratorfunction(action):
 
-        @functools.wraps(action)
-        def streamed(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            try:
-                yield from action(*args, **kwargs)
-            except ValueError as error:
-                raise gr.Error(str(error), print_exception=False) from error
-
-        return streamed
+    @functools.wraps(action)
+    def streamed(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        try:
+            yield from action(*args, **kwargs)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
 
     @functools.wraps(action)
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -86,7 +108,9 @@ def _in_a_sentence(action: Callable[..., Any]) -> Callable[..., Any]:
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    return called
+    wrapper = streamed if inspect.isgeneratorfunction(action) else called
+    vars(wrapper)["__signature__"] = signature
+    return wrapper
 
 
 def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,4 +123,5 @@ def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def on_zero_gpu() -> bool:
+    """Whether this is a Space that lends a GPU to each call."""
     return importlib.util.find_spec("spaces") is not None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 from urllib.parse import urlencode
 
+from .settings import Settings
 from .validate import MAX_CHARACTERS
 
 PAGES = ("inspect", "feature", "search", "steer", "why", "health", "about")
@@ -15,6 +16,8 @@ PAGES = ("inspect", "feature", "search", "steer", "why", "health", "about")
 
 @dataclass(frozen=True)
 class Inspect:
+    """A text, with a latent to colour it by and a token whose latents are listed."""
+
     prompt: str = ""
     latent: int | None = None
     token: int | None = None
@@ -25,35 +28,38 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Feature:
+    """A latent, and a text to try it on."""
+
     latent: int | None = None
     text: str = ""
 
 
 @dataclass(frozen=True)
 class Search:
+    """A search for latents; see `look.search`."""
+
     query: str = ""
     by: str = "word"
 
 
 @dataclass(frozen=True)
-class Steer:
+class _Prompt:
     prompt: str = ""
     latents: dict[int, float] = field(default_factory=dict)
-    mode: str = "add"
-    unit: str = "max"
-    scope: str = "all"
-    error_term: bool = True
-    chat: bool = False
-    temperature: float = 0.7
-    max_new_tokens: int = 40
-    repetition_penalty: float = 1.1
-    seed: int = 16
+
+
+@dataclass(frozen=True)
+class Steer(Settings, _Prompt):  # so that in links the prompt comes first
+    """What to steer on which prompt, with all settings."""
+
     run: bool = False
     """whether the texts were asked for, and so should be there when the link is opened"""
 
 
 @dataclass(frozen=True)
 class Why:
+    """A text whose next token is explained, and a token to hold it against."""
+
     prompt: str = ""
     target: str = ""
     contrast: str = ""
@@ -61,13 +67,15 @@ class Why:
 
 @dataclass(frozen=True)
 class Health:
+    """Another SAE to compare with, and a text to measure."""
+
     versus: str = ""
     text: str = ""
 
 
 @dataclass(frozen=True)
 class About:
-    pass
+    """The card."""
 
 
 Address = Inspect | Feature | Search | Steer | Why | Health | About
@@ -77,6 +85,7 @@ _CLASSES: dict[str, type] = dict(
 
 
 def page_of(address: Address) -> str:
+    """The name of its page, as links have it."""
     return type(address).__name__.lower()
 
 

@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .actions import Actions
+from .actions import Actions, in_queue
 from .address import Address, Feature, Inspect, Steer, from_query, page_of, to_query
 from .pages import (
     AboutPage,
@@ -30,7 +30,7 @@ from .pages.page import App, Page, Updates
 from .parts import html, number, panel, style
 from .subject import Choice, Subject, default_source, open_subject
 
-_PAGES: dict[str, type[Page]] = {
+PAGES: dict[str, type[Page]] = {
     "inspect": InspectPage,
     "feature": FeaturePage,
     "search": SearchPage,
@@ -69,7 +69,7 @@ def build(subject: Subject) -> gr.Blocks:
         with gr.Tabs(selected="inspect") as tabs:
             app = App(tabs, link, asked)
             tab_of = {}
-            for name, page_class in _PAGES.items():
+            for name, page_class in PAGES.items():
                 with gr.Tab(page_class.title, id=name, elem_id=f"tab-{name}") as tab_of[name]:
                     app.pages[name] = page_class(actions)
         for name, page in app.pages.items():
@@ -132,15 +132,14 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
             yield {steer.notice: gr.skip()}
 
     options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    outputs = [app.asked, *app.outputs(*_PAGES)]
+    outputs = [app.asked, *app.outputs(*PAGES)]
     opened = blocks.load(prepare, None, outputs, **options)
     opened = opened.then(restore, app.asked, outputs, **options)
     opened.then(
         rerun,
         [app.asked, *steer.inputs],
         steer.generated,
-        concurrency_id="run",
-        concurrency_limit=2,
+        **in_queue("run"),
         **options,
     )
 

@@ -11,117 +11,122 @@ from ..evaluation import EvaluationArguments, evaluate
 from ..hub import beside, is_sae, list_files
 from ..machine.visible import public
 from . import validate
-from .act import Act
-from .base import Json
-from .subject import read_json
+from .reading import tokens_of
+from .rows import Json
+from .subject import Subject, read_json
 
 _BINS = 40
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _TEXT_METRICS = ("l0", "fvu", "ce_clean", "ce_spliced", "delta_loss", "kl")
 
 
-class Judge(Act):
-    def health(self) -> Json:
-        """How good this SAE is: held-out metrics, and histograms of L0, density and thresholds."""
-        return {
-            "name": self.subject.name,
-            "metrics": _metrics(self.subject.evaluation),
-            "n_tokens": self.subject.evaluation.get("n_tokens"),
-            "l0": _l0_bins(self.subject.evaluation.get("l0_histogram") or []),
-            "density": _log_bins(self.density),
-            "dead": int((self.density == 0).sum()) if self.subject.is_counted else None,
-            "counted_on": self._counted_on(),
-            "d_sae": self.subject.d_sae,
-            "thresholds": self._threshold_bins(),
-        }
+def health(subject: Subject) -> Json:
+    """How good this SAE is: held-out metrics, and histograms of L0, density and thresholds."""
+    density = subject.density()
+    return {
+        "name": subject.name,
+        "metrics": _metrics(subject.evaluation),
+        "n_tokens": subject.evaluation.get("n_tokens"),
+        "l0": _l0_bins(subject.evaluation.get("l0_histogram") or []),
+        "density": _log_bins(density),
+        "dead": int((density == 0).sum()) if subject.is_counted else None,
+        "counted_on": _counted_on(subject),
+        "d_sae": subject.d_sae,
+        "thresholds": _threshold_bins(subject),
+    }
 
-    def compare_saes(self, other: str) -> Json:
-        """Held-out metrics of this SAE beside those of another.
 
-        Args:
-            other: its repository on the Hub, or on your own machine its folder: one below the
-                folder that the app was started in, or the one that it shows.
-        """
-        other = self.other(other)
-        path = self._evaluation_of(other)
-        found = {} if path is None else read_json(path, dict)
-        if not found:
-            raise ValueError(
-                f"{other} has no evaluation.json to compare; `hfsae evaluate` makes it"
-            )
-        ours, theirs = (
-            {m["name"]: m for m in _metrics(evaluation)}
-            for evaluation in (self.subject.evaluation, found)
+def compare_saes(subject: Subject, other: str) -> Json:
+    """Held-out metrics of this SAE beside those of another.
+
+    Args:
+        other: its repository on the Hub, or on your own machine its folder: one below the
+            folder that the app was started in, or the one that it shows.
+    """
+    other = check_name(other)
+    path = _evaluation_of(subject, other)
+    found = {} if path is None else read_json(path, dict)
+    if not found:
+        raise ValueError(f"{other} has no evaluation.json to compare; `hfsae evaluate` makes it")
+    ours, theirs = (
+        {m["name"]: m for m in _metrics(evaluation)} for evaluation in (subject.evaluation, found)
+    )
+    rows = [
+        {"name": name, "unit": m["unit"], "first": ours.get(name), "second": theirs.get(name)}
+        for name, m in (theirs | ours).items()
+    ]
+    return {"first": subject.name, "second": other, "rows": rows}
+
+
+def _evaluation_of(subject: Subject, other: str) -> Path | None:
+    """Its evaluation.json. Folders are those of SAEs alone, and no answer tells what others
+    hold: whoever reaches the app may ask."""
+    is_local = subject.label_home is not None
+    folder = Path(other).resolve()
+    homes = [Path.cwd(), *filter(None, [subject.folder])] if is_local else []
+    if any(folder.is_relative_to(home.resolve()) for home in homes) and is_sae(folder):
+        path = folder / "evaluation.json"
+        return path if path.resolve().parent == folder else None
+    if not _REPOSITORY.fullmatch(other):
+        where = "the folder of an SAE below the one that the app was started in, or "
+        raise ValueError(
+            f"{other!r} is no SAE that can be read from here; name "
+            f"{where if is_local else ''}a repository on the Hub as name/repository"
         )
-        rows = [
-            {"name": name, "unit": m["unit"], "first": ours.get(name), "second": theirs.get(name)}
-            for name, m in (theirs | ours).items()
-        ]
-        return {"first": self.subject.name, "second": other, "rows": rows}
+    listing = list_files(other)
+    folder = beside(listing, ["evaluation.json"])
+    return None if folder is None else folder / "evaluation.json"
 
-    def _evaluation_of(self, other: str) -> Path | None:
-        """Its evaluation.json. Folders are those of SAEs alone, and no answer tells what others
-        hold: whoever reaches the app may ask."""
-        is_local = self.subject.label_home is not None
-        folder = Path(other).resolve()
-        homes = [Path.cwd(), *filter(None, [self.subject.folder])] if is_local else []
-        if any(folder.is_relative_to(home.resolve()) for home in homes) and is_sae(folder):
-            path = folder / "evaluation.json"
-            return path if path.resolve().parent == folder else None
-        if not _REPOSITORY.fullmatch(other):
-            where = "the folder of an SAE below the one that the app was started in, or "
-            raise ValueError(
-                f"{other!r} is no SAE that can be read from here; name "
-                f"{where if is_local else ''}a repository on the Hub as name/repository"
-            )
-        listing = list_files(other)
-        folder = beside(listing, ["evaluation.json"])
-        return None if folder is None else folder / "evaluation.json"
 
-    def other(self, name: Any) -> str:
-        return validate.text(name, "the other SAE", limit=300, empty="name another SAE").strip()
+def check_name(name: Any) -> str:
+    """The folder or repository of another SAE, which must not be blank."""
+    return validate.text(name, "the other SAE", limit=300, empty="name another SAE").strip()
 
-    def measure(self, text: str) -> Json:
-        """How well the SAE explains a text of your own, and what the model loses on it.
 
-        Args:
-            text: some sentences; the more, the less the numbers depend on chance.
-        """
-        batch = self.tokens(text).batch(self.subject.lm.device)
-        arguments = EvaluationArguments(n_tokens=None, bootstrap_samples=1)
-        result = evaluate(self.subject.sae, self.subject.lm, [batch], arguments)
-        return {"n_tokens": result.n_tokens} | {
-            name: _finite(result.metrics[name].value) for name in _TEXT_METRICS
-        }
+def measure(subject: Subject, text: str) -> Json:
+    """How well the SAE explains a text of your own, and what the model loses on it.
 
-    def about(self) -> Json:
-        """Which SAE and language model this is, and its model card."""
-        config, loaded = self.subject.sae.config, self.subject.loaded
-        why_not = re.sub("'[^']*'", lambda m: repr(public(m[0][1:-1])), self.subject.why_no_lm)
-        return {
-            "name": self.subject.name,
-            "kind": config.model_type,
-            "site": config.site,
-            "d_sae": config.d_sae,
-            "d_in": config.d_in,
-            "model": self.subject.public_lm_name,
-            "model_origin": public(loaded.origin, "origin") if loaded else None,
-            "model_missing": None if loaded else why_not,
-            "notes": self.subject.notes,
-            "card": self.subject.card,
-        }
+    Args:
+        text: some sentences; the more, the less the numbers depend on chance.
+    """
+    batch = tokens_of(subject, text).batch(subject.lm.device)
+    arguments = EvaluationArguments(n_tokens=None, bootstrap_samples=1)
+    result = evaluate(subject.sae, subject.lm, [batch], arguments)
+    return {"n_tokens": result.n_tokens} | {
+        name: _finite(result.metrics[name].value) for name in _TEXT_METRICS
+    }
 
-    def _counted_on(self) -> int | None:
-        """Tokens that densities were counted on."""
-        if self.subject.store is not None:
-            return self.subject.store.meta.get("n_tokens")
-        return self.subject.evaluation.get("n_tokens")
 
-    def _threshold_bins(self) -> list[Json]:
-        threshold = getattr(self.subject.sae, "threshold", None)
-        if not isinstance(threshold, torch.Tensor) or threshold.numel() != self.subject.d_sae:
-            return []
-        return _bins(threshold.detach().float().cpu() * self.subject.sae.scale)
+def about(subject: Subject) -> Json:
+    """Which SAE and language model this is, and its model card."""
+    config, loaded = subject.sae.config, subject.loaded
+    why_not = re.sub("'[^']*'", lambda m: repr(public(m[0][1:-1])), subject.why_no_lm)
+    return {
+        "name": subject.name,
+        "kind": config.model_type,
+        "site": config.site,
+        "d_sae": config.d_sae,
+        "d_in": config.d_in,
+        "model": subject.public_lm_name,
+        "model_origin": public(loaded.origin, "origin") if loaded else None,
+        "model_missing": None if loaded else why_not,
+        "notes": subject.notes,
+        "card": subject.card,
+    }
+
+
+def _counted_on(subject: Subject) -> int | None:
+    """Tokens that densities were counted on."""
+    if subject.store is not None:
+        return subject.store.meta.get("n_tokens")
+    return subject.evaluation.get("n_tokens")
+
+
+def _threshold_bins(subject: Subject) -> list[Json]:
+    threshold = getattr(subject.sae, "threshold", None)
+    if not isinstance(threshold, torch.Tensor) or threshold.numel() != subject.d_sae:
+        return []
+    return _bins(threshold.detach().float().cpu() * subject.sae.scale)
 
 
 def _metrics(evaluation: Json) -> list[Json]:

@@ -1,203 +1,216 @@
-"""Actions that look: at a text, at a latent, for latents."""
+"""Actions that look: at a text, at a latent, for latents. One of them names a latent."""
 
 import random
-from functools import cached_property
 from typing import Any
 
 from ..features import (
     Example,
-    FeatureSearch,
     Hit,
+    blank_label,
     firing_on,
     promoting,
     search_labels,
     similar_latents,
+    write_label,
 )
 from ..features.inspection import compare
 from . import validate
-from .base import SHOWN, Base, Json, token_rows
+from .reading import inspection_of, token_id, token_rows, tokens_of
+from .rows import SHOWN, Json, as_rows, check_latent, hidden, threshold_of
+from .subject import Subject
 
 BY = ("word", "fires on", "promotes", "label", "similar to")
 
 
-class Look(Base):
-    def inspect(
-        self,
-        prompt: str,
-        latent: int | None = None,
-        token: int | None = None,
-        chat: bool = False,
-        max_density: float = 1.0,
-    ) -> Json:
-        """Latents of the SAE that fire in a text: on the whole, on one token, and one along it.
+def inspect(
+    subject: Subject,
+    prompt: str,
+    latent: int | None = None,
+    token: int | None = None,
+    chat: bool = False,
+    max_density: float = 1.0,
+) -> Json:
+    """Latents of the SAE that fire in a text: on the whole, on one token, and one along it.
 
-        Args:
-            prompt: the text.
-            latent: whose activation to give for every token; by default the strongest.
-            token: position whose strongest latents to list.
-            chat: read the text as a user's message in the model's chat template.
-            max_density: leave out latents that fire on more than this share of all tokens.
-        """
-        seen, hide = self.seen(prompt, chat), self.hidden(max_density)
-        ranking = seen.ranking(SHOWN, hide=hide)
-        on_token = []
-        if token is not None:
-            token = validate.whole(token, "token", 0, len(seen.tokens.ids) - 1)
-            firing = seen.on(token, SHOWN, hide=hide)
-            on_token = self.rows({"latent": f.latent, "value": f.activation} for f in firing)
-        if latent is not None:
-            latent = self.latent(latent)
-        elif on_token or ranking:
-            latent = on_token[0]["latent"] if on_token else ranking[0].latent
-        trace = [0.0] * len(seen.tokens.ids) if latent is None else seen.trace(latent)
-        return {
-            "tokens": token_rows(seen, trace),
-            "latent": latent,
-            "label": "" if latent is None else self.label(latent),
-            "token": token,
-            "on_token": on_token,
-            "ranking": self.rows(
+    Args:
+        prompt: the text.
+        latent: whose activation to give for every token; by default the strongest.
+        token: position whose strongest latents to list.
+        chat: read the text as a user's message in the model's chat template.
+        max_density: leave out latents that fire on more than this share of all tokens.
+    """
+    seen, hide = inspection_of(subject, prompt, chat), hidden(subject, max_density)
+    ranking = seen.ranking(SHOWN, hide=hide)
+    on_token = []
+    if token is not None:
+        token = validate.whole(token, "token", 0, len(seen.tokens.ids) - 1)
+        firing = seen.on(token, SHOWN, hide=hide)
+        on_token = as_rows(subject, [{"latent": f.latent, "value": f.activation} for f in firing])
+    if latent is not None:
+        latent = check_latent(subject, latent)
+    elif on_token or ranking:
+        latent = on_token[0]["latent"] if on_token else ranking[0].latent
+    trace = [0.0] * len(seen.tokens.ids) if latent is None else seen.trace(latent)
+    return {
+        "tokens": token_rows(seen, trace),
+        "latent": latent,
+        "label": "" if latent is None else subject.label(latent),
+        "token": token,
+        "on_token": on_token,
+        "ranking": as_rows(
+            subject,
+            [
                 {"latent": r.latent, "value": r.max, "n_tokens": r.n_tokens, "peak": r.peak}
                 for r in ranking
-            ),
-            "l0": sum(seen.l0) / max(1, seen.n_kept),
-            "fvu": seen.fvu if seen.fvu == seen.fvu else None,
-        }
+            ],
+        ),
+        "l0": sum(seen.l0) / max(1, seen.n_kept),
+        "fvu": seen.fvu if seen.fvu == seen.fvu else None,
+    }
 
-    def compare_prompts(
-        self, first: str, second: str, chat: bool = False, max_density: float = 1.0
-    ) -> Json:
-        """Latents whose largest activations differ most between two texts.
 
-        Args:
-            first: a text.
-            second: another.
-            chat: read both as a user's message in the model's chat template.
-            max_density: leave out latents that fire on more than this share of all tokens.
-        """
-        pair = [self.seen(text, chat) for text in (first, second)]
-        found = compare(pair[0], pair[1], SHOWN, hide=self.hidden(max_density))
-        rows = self.rows({**d._asdict(), "value": max(d.first, d.second)} for d in found)
-        traces = [s.trace(found[0].latent) if found else [0.0] * len(s.tokens.ids) for s in pair]
-        return {
-            "differences": rows,
-            "latent": found[0].latent if found else None,
-            "first": token_rows(pair[0], traces[0]),
-            "second": token_rows(pair[1], traces[1]),
-        }
+def compare_prompts(
+    subject: Subject, first: str, second: str, chat: bool = False, max_density: float = 1.0
+) -> Json:
+    """Latents whose largest activations differ most between two texts.
 
-    def feature(self, latent: int) -> Json:
-        """All that is known of one latent: label, numbers, tokens it promotes, what it fires on.
+    Args:
+        first: a text.
+        second: another.
+        chat: read both as a user's message in the model's chat template.
+        max_density: leave out latents that fire on more than this share of all tokens.
+    """
+    pair = [inspection_of(subject, text, chat) for text in (first, second)]
+    found = compare(pair[0], pair[1], SHOWN, hide=hidden(subject, max_density))
+    rows = as_rows(subject, [{**d._asdict(), "value": max(d.first, d.second)} for d in found])
+    traces = [s.trace(found[0].latent) if found else [0.0] * len(s.tokens.ids) for s in pair]
+    return {
+        "differences": rows,
+        "latent": found[0].latent if found else None,
+        "first": token_rows(pair[0], traces[0]),
+        "second": token_rows(pair[1], traces[1]),
+    }
 
-        Args:
-            latent: its index.
-        """
-        index = self.latent(latent)
-        found = {"latent": index, "label": self.label(index), "threshold": self.threshold(index)}
-        store = self.subject.store
-        if store is None:
-            return {**found, "collected": False}
-        known = store[index]
-        return {
-            **found,
-            "collected": True,
-            "density": known.density,
-            "n_firings": known.n_firings,
-            "n_tokens": store.meta.get("n_tokens"),
-            "max_activation": known.max_activation,
-            "mean_activation": known.mean_activation,
-            "histogram": _filled(known.histogram, store.meta["histogram_edges"]),
-            "promoted": [{"token": t, "logit": v} for t, v in known.promoted],
-            "suppressed": [{"token": t, "logit": v} for t, v in known.suppressed],
-            "neighbours": self.rows({"latent": i, "value": c} for i, c in known.neighbours),
-            "n_groups": store.meta["arguments"]["quantiles"],
-            "groups": _groups(known.examples, known.max_activation),
-        }
 
-    def try_text(self, latent: int, text: str) -> Json:
-        """What one latent does on a text of your own, token by token.
+def feature(subject: Subject, latent: int) -> Json:
+    """All that is known of one latent: label, numbers, tokens it promotes, what it fires on.
 
-        Args:
-            latent: its index.
-            text: the text.
-        """
-        index, seen = self.latent(latent), self.seen(text)
-        trace = seen.trace(index)
-        usual = None if self.largest is None else float(self.largest[index])
-        rows = token_rows(seen, trace)
-        return {"latent": index, "tokens": rows, "max": max(trace), "usual_max": usual}
+    Args:
+        latent: its index.
+    """
+    index = check_latent(subject, latent)
+    found = {
+        "latent": index,
+        "label": subject.label(index),
+        "threshold": threshold_of(subject, index),
+    }
+    store = subject.store
+    if store is None:
+        return {**found, "collected": False}
+    known = store[index]
+    return {
+        **found,
+        "collected": True,
+        "density": known.density,
+        "n_firings": known.n_firings,
+        "n_tokens": store.meta.get("n_tokens"),
+        "max_activation": known.max_activation,
+        "mean_activation": known.mean_activation,
+        "histogram": _filled(known.histogram, store.meta["histogram_edges"]),
+        "promoted": [{"token": t, "logit": v} for t, v in known.promoted],
+        "suppressed": [{"token": t, "logit": v} for t, v in known.suppressed],
+        "neighbours": as_rows(subject, [{"latent": i, "value": c} for i, c in known.neighbours]),
+        "n_groups": store.meta["arguments"]["quantiles"],
+        "groups": _groups(known.examples, known.max_activation),
+    }
 
-    def random_latent(self, seed: int | None = None, other_than: int | None = None) -> Json:
-        """The index of a latent that is alive, drawn at random.
 
-        Args:
-            seed: the same seed gives the same latent; by default each call draws anew.
-            other_than: a latent that it should not be, if there is another.
-        """
-        if seed is not None:
-            seed = validate.whole(seed, "seed", 0, 2**31 - 1)
-        alive = self.density.nonzero()[:, 0].tolist() or list(range(self.subject.d_sae))
-        others = [latent for latent in alive if latent != other_than]
-        return {"latent": random.Random(seed).choice(others or alive)}
+def try_text(subject: Subject, latent: int, text: str) -> Json:
+    """What one latent does on a text of your own, token by token.
 
-    def search(self, query: str, by: str = "word") -> Json:
-        """Find latents; nothing leaves this machine.
+    Args:
+        latent: its index.
+        text: the text.
+    """
+    index, seen = check_latent(subject, latent), inspection_of(subject, text)
+    trace, largest = seen.trace(index), subject.largest()
+    usual = None if largest is None else float(largest[index])
+    rows = token_rows(seen, trace)
+    return {"latent": index, "tokens": rows, "max": max(trace), "usual_max": usual}
 
-        Args:
-            query: a word; a text; a token; words of a label; or the index of a latent.
-            by: "word" (that they fire on in the text that was collected), "fires on" (any text,
-                read here and now), "promotes" (a token that their direction makes likelier),
-                "label", or "similar to" (the index of another latent).
-        """
-        by = validate.choice(by, "by", BY)
-        query = self.query(query)
-        hits, score = self._hits(query, by)
-        found = self.rows({"latent": h.latent, "value": h.score, "why": h.why} for h in hits)
-        return {"score": score, "found": found}
 
-    def query(self, text: Any) -> str:
-        return validate.text(text, "the search", empty="there is nothing to search for")
+def random_latent(subject: Subject, seed: int | None = None, other_than: int | None = None) -> Json:
+    """The index of a latent that is alive, drawn at random.
 
-    def _hits(self, query: str, by: str) -> tuple[list[Hit], str]:
-        """What was found, and what its scores are."""
-        sae = self.subject.sae
-        if by == "word":
-            return self._collected.by_token(query, SHOWN), "share of their examples, by strength"
-        if by == "label":
-            return search_labels(self.subject.labels, query, SHOWN), "rank by words, BM25"
-        if by == "similar to":
-            wanted = int(query) if query.strip().isdecimal() else query
-            return similar_latents(sae, self.latent(wanted), SHOWN), "cosine of directions"
-        if by == "promotes":
-            ids = self.token_id(query)
-            hits = promoting(self.subject.lm, sae, ids, SHOWN)
-            return [hit for hit in hits if hit.score > 0], "logit for each unit of activation"
-        tokens = {"input_ids": self.tokens(query).batch(self.subject.lm.device).input_ids}
-        hits = firing_on(self.subject.lm, sae, tokens, SHOWN, max_activations=self.largest)
-        return hits, "largest activation, raw units" if self.largest is None else (
-            "largest activation, as a share of its usual largest"
-        )
+    Args:
+        seed: the same seed gives the same latent; by default each call draws anew.
+        other_than: a latent that it should not be, if there is another.
+    """
+    if seed is not None:
+        seed = validate.whole(seed, "seed", 0, 2**31 - 1)
+    alive = subject.density().nonzero()[:, 0].tolist() or list(range(subject.d_sae))
+    others = [latent for latent in alive if latent != other_than]
+    return {"latent": random.Random(seed).choice(others or alive)}
 
-    def token_id(self, text: str) -> int:
-        """Of a token by its text, or by `#` and its number.
 
-        Raises:
-            ValueError: the text is more than one token, with a space in front or without.
-        """
-        tokenizer = self.subject.tokenizer
-        if text.startswith("#") and text[1:].isdecimal():
-            return validate.whole(int(text[1:]), "the token", 0, len(tokenizer) - 1)
-        for spelling in dict.fromkeys((text, f" {text.strip()}", text.strip())):
-            ids = tokenizer(spelling, add_special_tokens=False)["input_ids"]
-            if len(ids) == 1:
-                return int(ids[0])
-        raise ValueError(f"{text[:40]!r} is not one token of this model; use one of its pieces")
+def search(subject: Subject, query: str, by: str = "word") -> Json:
+    """Find latents; nothing leaves this machine.
 
-    @cached_property
-    def _collected(self) -> FeatureSearch:
-        if self.subject.store is None:
-            raise ValueError("this SAE comes without a feature store; `hfsae collect` makes one")
-        return FeatureSearch(self.subject.store)
+    Args:
+        query: a word; a text; a token; words of a label; or the index of a latent.
+        by: "word" (that they fire on in the text that was collected), "fires on" (any text,
+            read here and now), "promotes" (a token that their direction makes likelier),
+            "label", or "similar to" (the index of another latent).
+    """
+    by = validate.choice(by, "by", BY)
+    query = check_query(query)
+    hits, score = _hits(subject, query, by)
+    found = as_rows(subject, [{"latent": h.latent, "value": h.score, "why": h.why} for h in hits])
+    return {"score": score, "found": found}
+
+
+def check_query(text: Any) -> str:
+    """What a caller searches for, which must not be blank."""
+    return validate.text(text, "the search", empty="there is nothing to search for")
+
+
+def save_label(subject: Subject, latent: int, label: str) -> Json:
+    """Name what a latent stands for; an empty label takes the name away.
+
+    Args:
+        latent: its index.
+        label: one line of text.
+    """
+    index, home = check_latent(subject, latent), subject.label_home
+    label = validate.text(label, "the label")
+    if home is None:
+        raise ValueError("labels are not kept here; run `hfsae demo` on your own machine")
+    hides = not label.strip() and home != subject.folder  # one that the SAE comes with
+    labels = blank_label(home, index) if hides else write_label(home, index, label)
+    subject.take_labels({index: "", **labels})
+    return {"latent": index, "label": subject.label(index)}
+
+
+def _hits(subject: Subject, query: str, by: str) -> tuple[list[Hit], str]:
+    """What was found, and what its scores are."""
+    sae = subject.sae
+    if by == "word":
+        return subject.feature_search.by_token(query, SHOWN), "share of their examples, by strength"
+    if by == "label":
+        return search_labels(subject.labels, query, SHOWN), "rank by words, BM25"
+    if by == "similar to":
+        wanted = int(query) if query.strip().isdecimal() else query
+        return similar_latents(sae, check_latent(subject, wanted), SHOWN), "cosine of directions"
+    if by == "promotes":
+        ids = token_id(subject, query)
+        hits = promoting(subject.lm, sae, ids, SHOWN)
+        return [hit for hit in hits if hit.score > 0], "logit for each unit of activation"
+    tokens = {"input_ids": tokens_of(subject, query).batch(subject.lm.device).input_ids}
+    largest = subject.largest()
+    hits = firing_on(subject.lm, sae, tokens, SHOWN, max_activations=largest)
+    return hits, "largest activation, raw units" if largest is None else (
+        "largest activation, as a share of its usual largest"
+    )
 
 
 def _filled(counts: list[int], edges: list[float]) -> list[Json]:

@@ -60,7 +60,7 @@ def panel(value: str = "", *, elem_id: str | None = None) -> gr.HTML:
 
 
 def dial(
-    low: float, high: float, value: int | float, *, step: int | float, label: str
+    low: float, high: float, *, value: int | float, step: int | float, label: str
 ) -> gr.Slider:
     """A slider whose number may be any: what is out of range, the actions tell."""
     slider = gr.Slider(low, high, value, step=step, label=label)
@@ -103,6 +103,7 @@ def _end(text: str, mark: str, most: int) -> int:
 
 
 def style() -> str:
+    """The app's style sheet."""
     return (_HERE / "style.css").read_text(encoding="utf-8")
 
 
@@ -130,6 +131,7 @@ def number(value: int | float) -> str:
 
 
 def percent(share: float) -> str:
+    """A share as people write it: two digits where it is small."""
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 @dataclass(eq=False)
 class Run:
+    """One run of one session."""
+
     values: Sequence[Any] = ()
     """of the page's inputs, when it was asked for"""
     over: bool = False
@@ -33,10 +35,12 @@ class Runs:
         return self._waiting.pop(session, None)
 
     def stop(self, session: str) -> None:
+        """Ends the run under way; one that waits never begins."""
         self._waiting.pop(session, None)
         if run := self._last.pop(session, None):
             run.over = run.stopped = True
 
     def end(self, session: str, run: Run) -> None:
+        """The run is over, whether or not another was asked for meanwhile."""
         if self._last.get(session) is run:
             del self._last[session]

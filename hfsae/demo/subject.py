@@ -1,14 +1,22 @@
 """What the app shows: an SAE, its language model, and what lies beside its weights.
 
-One `Subject` serves all sessions, and none changes it but for its labels. They may all run its
-language model at once: what one does to it acts in its own thread alone (see `hfsae.lm`).
+One `Subject` serves all sessions, and none changes it but for its labels and what it works out once
+for all. They may all run its language model at once: what one does to it acts in its own thread
+alone (see `hfsae.lm`).
 """
 
+import atexit
 import json
 import logging
 import os
 import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..features import FeatureStore, read_labels
+from ..features import FeatureSearch, FeatureStore, read_labels
+from ..features.inspection import Inspection, Tokens, inspect, tokenise
 from ..hub import beside, load
 from ..lm import LoadedLM, contract, load_lm
 from ..machine.visible import public_record
@@ -38,6 +47,10 @@ _BESIDE = (
     "features/examples.parquet",
     "features/meta.json",
 )
+MAX_TOKENS = 512  # of a text
+_REMEMBERED = 64  # texts
+_MOST_EXACT_BYTES = 4e9  # of a second copy of the model in float32
+_COPYING = threading.Lock()
 _MAX_JSON = 2**24  # bytes
 _NAME_ONE = "start the app with --model and a name or folder"
 
@@ -61,6 +74,8 @@ def default_source() -> str:
 
 @dataclass
 class Subject:
+    """An SAE with its language model, if there is one, and the records beside its weights."""
+
     sae: SAE
     name: str
     """what was asked for: a folder's name, or the id of a repository"""
@@ -85,14 +100,17 @@ class Subject:
 
     @property
     def d_sae(self) -> int:
+        """How many latents it has."""
         return self.sae.config.d_sae
 
     @property
     def lm(self) -> PreTrainedModel:
+        """Its language model. Raises ValueError with a sentence where there is none."""
         return self._need_lm().lm
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its language model's. Raises ValueError with a sentence where there is none."""
         return self._need_lm().tokenizer
 
     @property
@@ -117,6 +135,10 @@ class Subject:
         """Whether text wants a BOS token in front, as in training; yes where that is unknown."""
         return self.sae.config.bos != "none"
 
+    def label(self, latent: int) -> str:
+        """What people say a latent stands for; empty if nobody has."""
+        return self.labels.get(latent, "")
+
     def take_labels(self, found: dict[int, str]) -> None:
         """Labels over those there are; an empty one takes its latent's away."""
         self.labels = {latent: label for latent, label in {**self.labels, **found}.items() if label}
@@ -130,11 +152,62 @@ class Subject:
 
     @property
     def is_counted(self) -> bool:
+        """Whether `density` was measured."""
         return self.store is not None or bool(self.evaluation.get("density"))
 
     def largest(self) -> Float[Tensor, " d_sae"] | None:
         """Each latent's largest activation over the store's text, raw units."""
         return None if self.store is None else self.store.max_activations
+
+    def tokens(self, text: str, chat: bool = False) -> Tokens:
+        """A text as its language model reads it."""
+        return tokenise(self.tokenizer, text, bos=self.bos, chat=chat, max_tokens=MAX_TOKENS)
+
+    @cached_property
+    def inspection(self) -> Callable[[str, bool], Inspection]:
+        """`inspection(text, chat)`: what fires in a text. The last texts are remembered, since a
+        person looks at one token and latent after another."""
+
+        def run(text: str, chat: bool) -> Inspection:
+            return inspect(self.lm, self.sae, self.tokens(text, chat))
+
+        return lru_cache(maxsize=_REMEMBERED)(run)
+
+    @cached_property
+    def feature_search(self) -> FeatureSearch:
+        """Search in the words of its feature store."""
+        if self.store is None:
+            raise ValueError("this SAE comes without a feature store; `hfsae collect` makes one")
+        return FeatureSearch(self.store)
+
+    @property
+    def exact_lm(self) -> Any:
+        """The model in float32: in bfloat16 the effect of one latent drowns in rounding."""
+        with _COPYING:  # who comes second waits, instead of making another copy
+            return self._lm_in_float32
+
+    @cached_property
+    def _lm_in_float32(self) -> Any:
+        return _in_float32(self.lm)
+
+    @cached_property
+    def directions(self) -> Path:
+        """A folder for latents' directions, which goes when the app ends."""
+        folder = tempfile.mkdtemp(prefix="hfsae-directions-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
+
+
+def _in_float32(lm: Any) -> Any:
+    """A copy, unless it is in float32 already or the copy would be too large."""
+    if lm.dtype == torch.float32 or 4 * lm.num_parameters() > _MOST_EXACT_BYTES:
+        return lm
+    config = deepcopy(lm.config)  # of which it changes the dtype
+    copy = type(lm)._from_config(config, dtype=torch.float32)
+    copy.load_state_dict(lm.state_dict())
+    copy.name_or_path = lm.name_or_path
+    copy.generation_config = lm.generation_config
+    return copy.to(lm.device).eval().requires_grad_(False)
 
 
 def open_subject(

@@ -36,12 +36,14 @@ def whole(value: Any, name: str, low: int, high: int) -> int:
 
 
 def flag(value: Any, name: str) -> bool:
+    """True or false, and no number or word for it."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, got {_kind(value)}")
     return value
 
 
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
+    """One of the options."""
     if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name} is {_short(value)}; it can be {', '.join(options)}")
     return value

@@ -12,8 +12,10 @@ from transformers import AutoConfig, AutoModel
 
 import hfsae
 from hfsae.demo import Choice, open_subject
+from hfsae.demo.act import direction
 from hfsae.demo.actions import Actions
 from hfsae.demo.pages.feature import FeaturePage
+from hfsae.demo.settings import Steering
 from hfsae.demo.subject import Subject, default_source
 
 from .conftest import D_SAE, HOSTILE
@@ -71,7 +73,7 @@ def test_inspect_lists_the_latents_of_a_token_and_colours_by_the_strongest(actio
 
 
 def test_the_density_filter_hides_what_fires_often(actions):
-    often = set((actions.density > 0.2).nonzero()[:, 0].tolist())
+    often = set((actions.subject.density() > 0.2).nonzero()[:, 0].tolist())
     shown = {r["latent"] for r in actions.inspect("the cat", max_density=0.2)["ranking"]}
     assert often and shown and not shown & often
 
@@ -104,7 +106,7 @@ def test_searches_find_what_they_should(actions, subject):
 
 def test_a_random_latent_is_alive_and_repeatable(actions):
     drawn = {actions.random_latent(seed)["latent"] for seed in range(20)}
-    assert len(drawn) > 5 and all(actions.density[i] > 0 for i in drawn)
+    assert len(drawn) > 5 and all(actions.subject.density()[i] > 0 for i in drawn)
     assert actions.random_latent(4) == actions.random_latent(4)
 
 
@@ -148,8 +150,7 @@ def test_a_strength_is_looked_for_under_the_settings_it_is_for(actions):
 
 def test_a_sweep_tells_how_far_it_is(actions):
     told = []
-    how = ("add", "max", "all", True, False)
-    actions.sweep("the cat", "3:1", how, progress=lambda *far: told.append(far))
+    actions.sweep("the cat", "3:1", Steering(), progress=lambda *far: told.append(far))
     assert told[0] == (0, 7) and [done for done, _ in told] == list(range(len(told)))
 
 
@@ -214,7 +215,7 @@ def test_no_folder_but_that_of_an_sae_below_the_working_directory_is_read(
 def test_a_vector_can_be_taken_away(actions, tmp_path):
     from hfsae.steering import load_steering_vector
 
-    vector = load_steering_vector(actions.direction(3))
+    vector = load_steering_vector(direction(actions.subject, 3))
     assert torch.allclose(vector.vector, actions.subject.sae.W_dec[3].detach(), atol=1e-6)
 
 
@@ -258,7 +259,7 @@ def test_a_label_is_kept_beside_the_sae_and_can_be_taken_away(sae_folder, tmp_pa
     assert actions.save_label(7, " rain ") == {"latent": 7, "label": "rain"}
     assert hfsae.features.read_labels(copy)[7] == "rain"
     actions.save_label(7, "")
-    assert 7 not in hfsae.features.read_labels(copy) and actions.label(7) == ""
+    assert 7 not in hfsae.features.read_labels(copy) and actions.subject.label(7) == ""
 
 
 def test_labels_of_a_repository_are_shown_and_ones_own_go_before_them(
@@ -297,7 +298,7 @@ def test_the_code_that_loads_it_names_what_was_opened(sae_folder, monkeypatch):
 
 
 def test_the_code_on_a_latents_page_names_no_folder_of_a_space(sae_folder, actions, monkeypatch):
-    page = SimpleNamespace(actions=actions)
+    page = SimpleNamespace(subject=actions.subject)
     lm = sae_folder.parent / "lm"
     assert f"hfsae.load_lm({str(lm)!r})" in FeaturePage._snippet(page, 3)
     monkeypatch.setenv("SPACE_ID", "me/space")

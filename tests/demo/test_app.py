@@ -3,14 +3,19 @@
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields
+from inspect import signature
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import gradio as gr
 import pytest
 from gradio_client import Client
 
 from hfsae.demo import address as at
-from hfsae.demo.app import build, local_hosts
+from hfsae.demo.actions import Actions
+from hfsae.demo.app import PAGES, build, local_hosts
+from hfsae.demo.settings import Settings
 
 from .conftest import D_SAE, assert_ended_early
 
@@ -152,6 +157,45 @@ def test_an_app_that_others_may_reach_answers_under_any_name(monkeypatch):
     assert local_hosts(None) == frozenset()
     monkeypatch.setenv("GRADIO_SHARE", "True")
     assert local_hosts("127.0.0.1") == frozenset()
+
+
+def test_a_page_holds_each_field_of_its_address_once_and_begins_with_the_defaults(subject):
+    with gr.Blocks():
+        pages = [page(Actions(subject)) for page in PAGES.values()]
+    for page in pages:
+        names = [field.name for field in fields(page.state) if field.name != "run"]
+        assert page.names == names and len({*page.inputs}) == len(names)
+        assert page.address(*(component.value for component in page.inputs)) == page.state()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        at.Inspect("a", latent=3, token=1, chat=True, max_density=0.01, versus="b"),
+        at.Feature(3, "a"),
+        at.Search("a", "promotes"),
+        at.Steer("a", {3: 2.0}, "clamp", "raw", "prompt", False, True, 0.5, 30, 1.5, 7),
+        at.Why("a", "b", "c"),
+        at.Health("a", "b"),
+        at.About(),
+    ],
+)
+def test_an_address_fills_the_fields_that_give_it_back(subject, address):
+    with gr.Blocks():
+        page = PAGES[at.page_of(address)](Actions(subject))
+    filled = page.fill(address)
+    assert page.address(*(filled[component] for component in page.inputs)) == address
+
+
+def test_the_steer_endpoint_has_an_argument_for_each_setting_with_default_and_words(
+    subject,
+):
+    steer = Actions(subject).steer
+    prompt, latents, *settings = signature(steer).parameters.values()
+    assert (prompt.name, latents.name) == ("prompt", "latents")
+    assert [(p.name, p.default) for p in settings] == list(asdict(Settings()).items())
+    for name in asdict(Settings()):
+        assert f"\n    {name}: " in steer.__doc__
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,17 @@ from typing import Any
 
 from .. import address as at
 from ..parts import html, markdown, panel
-from .page import Page, Updates
+from .page import Page
 
 _FRONT = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)
 _FIGURES = re.compile(r"^## Figures$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
 class AboutPage(Page):
+    """The card, under the names of the SAE and its language model; it has no fields."""
+
     title = "About"
+    state = at.About
 
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
@@ -21,16 +24,6 @@ class AboutPage(Page):
         panel(html("notes", view | {"facts": _facts(view)}))
         card = f'<div class="hf-card prose">{shown_card(view["card"])}</div>'
         panel(card, elem_id="about-card")
-        self.inputs, self.outputs = (), ()
-
-    def address(self, *values: Any) -> at.About:
-        return at.About()
-
-    def fill(self, address: at.About) -> Updates:
-        return {}
-
-    def render(self, address: at.About) -> Updates:
-        return {}
 
 
 def shown_card(card: str) -> str:

@@ -6,20 +6,31 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
+from ..act import direction
 from ..parts import html, number, panel, percent
+from ..rows import check_latent
 from .page import App, Page, Updates, whole
 
 _EMPTY = html("empty", "Give a number, or take a random latent.")
 
 
 class FeaturePage(Page):
+    """A latent by its number: measurements, examples, neighbours, its label, a text to try."""
+
     title = "Feature"
+    state = at.Feature
 
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
         with gr.Row(elem_classes="hf-buttons"):
-            self.latent = gr.Textbox(
-                label="Latent", max_length=40, min_width=110, scale=0, max_lines=1
+            self.latent = self.field(
+                "latent",
+                gr.Textbox,
+                label="Latent",
+                max_length=40,
+                min_width=110,
+                scale=0,
+                max_lines=1,
             )
             self.previous = gr.Button("Previous", min_width=90, scale=0)
             self.next = gr.Button("Next", min_width=90, scale=0)
@@ -29,7 +40,9 @@ class FeaturePage(Page):
         with gr.Row(elem_id="feature-columns"):
             with gr.Column(scale=3, min_width=320):
                 with gr.Row(elem_classes="hf-buttons"):
-                    self.text = gr.Textbox(
+                    self.text = self.field(
+                        "text",
+                        gr.Textbox,
                         label="Try your own text",
                         placeholder="What does it do on this?",
                         scale=1,
@@ -54,18 +67,22 @@ class FeaturePage(Page):
                     self.vector = gr.DownloadButton("Its direction as .safetensors", size="sm")
         self.shown = gr.State(None)  # the latent; in its box a person may be typing another
         self.drafts = gr.State({})  # {latent: label} of labels that were edited and not saved
-        self.inputs = (self.latent, self.text)
         self.outputs = (self.main, self.tried, self.aside, self.code, self.vector, self.shown)
 
-    def address(self, *values: Any) -> at.Feature:
-        latent, text = values
-        return at.Feature(self.actions.latent(latent) if latent else None, text or "")
+    def to_component(self, name: str, value: Any) -> Any:
+        """A latent stands in a box of text."""
+        if name == "latent":
+            return "" if value is None else str(value)
+        return value
 
-    def fill(self, address: at.Feature) -> Updates:
-        latent = "" if address.latent is None else str(address.latent)
-        return {self.latent: latent, self.text: address.text}
+    def from_component(self, name: str, value: Any) -> Any:
+        """A latent that there is; None for an empty box."""
+        if name == "latent":
+            return check_latent(self.subject, value) if value else None
+        return super().from_component(name, value)
 
     def render(self, address: at.Feature) -> Updates:
+        """All of a latent's page; without a latent it is empty."""
         if address.latent is None:
             values = (_EMPTY, "", "", None, None, None)
             return dict(zip(self.outputs, values, strict=True))
@@ -101,12 +118,12 @@ class FeaturePage(Page):
 
     def _direction(self, latent: int) -> str | None:
         try:
-            return str(self.actions.direction(latent))
+            return str(direction(self.subject, latent))
         except ValueError:  # an SAE whose latents have no one direction
             return None
 
     def _snippet(self, latent: int) -> str:
-        subject = self.actions.subject
+        subject = self.subject
         return (
             "import hfsae\n\n"
             f"sae = {subject.in_python}\n"
@@ -117,11 +134,12 @@ class FeaturePage(Page):
         )
 
     def wire(self, app: App) -> None:
+        """Buttons lead to another latent, or to the steer page; edited labels are kept."""
+
         def step(by: int) -> Any:
             def to(*values: Any) -> at.Feature:
-                latent = self.address(*values).latent
-                n = self.actions.subject.d_sae
-                return at.Feature(0 if latent is None else (latent + by) % n, values[1] or "")
+                now, n = self.address(*values), self.subject.d_sae
+                return replace(now, latent=0 if now.latent is None else (now.latent + by) % n)
 
             return to
 
@@ -151,7 +169,7 @@ class FeaturePage(Page):
         return at.Feature(self.actions.random_latent(other_than=here)["latent"], text or "")
 
     def _to_steer(self, *values: Any) -> at.Steer:
-        latent = self.actions.latent(values[0])
+        latent = check_latent(self.subject, values[0])
         return at.Steer(latents={latent: 1.0})
 
     def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Address:
@@ -163,7 +181,7 @@ class FeaturePage(Page):
 
     def _draft(self, label: Any, latent: Any, drafts: dict[int, str]) -> dict[int, str]:
         kept = {i: draft for i, draft in drafts.items() if i != latent}
-        if latent is not None and (label or "") != self.actions.label(latent):
+        if latent is not None and (label or "") != self.subject.label(latent):
             kept[latent] = label or ""
         return kept
 
@@ -172,7 +190,7 @@ class FeaturePage(Page):
 
         A box that has it already is left alone: somebody may be typing there by now.
         """
-        label = "" if latent is None else drafts.get(latent, self.actions.label(latent))
+        label = "" if latent is None else drafts.get(latent, self.subject.label(latent))
         put = gr.skip() if label == (seen or "") else label
         if latent is None or not drafts:
             return {self.label: put}

@@ -6,7 +6,9 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
+from ..judge import check_name
 from ..parts import html, number, panel, percent
+from ..reading import check_text
 from .page import App, Page, Updates
 
 _TILES = {
@@ -26,7 +28,10 @@ _TEXT_TILES = {
 
 
 class HealthPage(Page):
+    """Metrics and histograms, a text to measure, and another SAE to compare with."""
+
     title = "Health"
+    state = at.Health
 
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
@@ -34,26 +39,24 @@ class HealthPage(Page):
         self.notice = panel()
         with gr.Row():
             with gr.Column(min_width=320):
-                self.text = gr.Textbox(label="Measure it on your own text", lines=3, max_lines=8)
+                self.text = self.field(
+                    "text", gr.Textbox, label="Measure it on your own text", lines=3, max_lines=8
+                )
                 self.run = gr.Button("Measure")
                 self.measured = panel(elem_id="health-measured")
             with gr.Column(min_width=320):
-                self.versus = gr.Textbox(
+                self.versus = self.field(
+                    "versus",
+                    gr.Textbox,
                     label="Compare with another SAE",
                     placeholder="name/repository" + (", or a folder" if _is_local(actions) else ""),
                 )
                 self.compare = gr.Button("Compare")
                 self.comparison = panel(elem_id="health-comparison")
-        self.inputs = (self.versus, self.text)
         self.outputs = (self.measured, self.comparison)
 
-    def address(self, *values: Any) -> at.Health:
-        return at.Health(*(value or "" for value in values))
-
-    def fill(self, address: at.Health) -> Updates:
-        return {self.versus: address.versus, self.text: address.text}
-
     def render(self, address: at.Health) -> Updates:
+        """What was measured on a text, and the other SAE's numbers."""
         return {
             self.measured: _shown(self._measured, address.text),
             self.comparison: _shown(self._compared, address.versus),
@@ -71,6 +74,7 @@ class HealthPage(Page):
         return html("versus", self.actions.compare_saes(versus))
 
     def wire(self, app: App) -> None:
+        """Each button fills its own panel."""
         app.on([self.run.click], self._measure, self, progress_on=[self.measured])
         app.on(
             [self.compare.click, self.versus.submit],
@@ -81,12 +85,12 @@ class HealthPage(Page):
 
     def _measure(self, *values: Any) -> at.Health:
         asked = self.address(*values)
-        self.actions.text(asked.text)  # there has to be one
+        check_text(asked.text)  # there has to be one
         return asked
 
     def _compare(self, *values: Any) -> at.Health:
         asked = self.address(*values)
-        self.actions.other(asked.versus)
+        check_name(asked.versus)
         return asked
 
 

@@ -28,25 +28,36 @@ def _nearest(density: float) -> float:
 
 
 class InspectPage(Page):
+    """A text, the latents that fire in it, and another text to compare it with."""
+
     title = "Inspect"
+    state = at.Inspect
 
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
-        self.prompt = gr.Textbox(
-            label="Text", lines=2, max_lines=8, placeholder="A sentence or a paragraph"
+        self.prompt = self.field(
+            "prompt",
+            gr.Textbox,
+            label="Text",
+            lines=2,
+            max_lines=8,
+            placeholder="A sentence or a paragraph",
         )
         with gr.Row(elem_classes="hf-buttons"):
             self.run = gr.Button("Inspect", variant="primary", min_width=120, scale=0)
             self.examples = panel(html("examples", EXAMPLES))
         with gr.Accordion("Options and comparison", open=False):
             with gr.Row():
-                self.density = gr.Dropdown(
-                    _DENSITIES, value=1.0, label="Density filter", min_width=240
+                self.density = self.field(
+                    "max_density", gr.Dropdown, _DENSITIES, label="Density filter", min_width=240
                 )
-                self.chat = gr.Checkbox(
-                    label="Read it as a user's message (chat template)", min_width=240
+                self.chat = self.field(
+                    "chat",
+                    gr.Checkbox,
+                    label="Read it as a user's message (chat template)",
+                    min_width=240,
                 )
-            self.versus = gr.Textbox(label="Compare with", lines=2, max_lines=8)
+            self.field("versus", gr.Textbox, label="Compare with", lines=2, max_lines=8)
         self.notice = panel()
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
@@ -55,32 +66,16 @@ class InspectPage(Page):
                 self.latents = panel(elem_id="inspect-latents")
         self.comparison = panel(elem_id="inspect-comparison")
         # clicks keep what was chosen: the latent and the token are part of the state
-        self.latent, self.token = gr.State(None), gr.State(None)
-        self.inputs = (
-            self.prompt,
-            self.latent,
-            self.token,
-            self.chat,
-            self.density,
-            self.versus,
-        )
+        self.field("latent", gr.State)
+        self.field("token", gr.State)
         self.outputs = (self.text, self.latents, self.comparison)
 
-    def address(self, *values: Any) -> at.Inspect:
-        prompt, latent, token, chat, max_density, versus = values
-        return at.Inspect(prompt or "", latent, token, chat, max_density, versus or "")
-
-    def fill(self, address: at.Inspect) -> Updates:
-        return {
-            self.prompt: address.prompt,
-            self.latent: address.latent,
-            self.token: address.token,
-            self.chat: address.chat,
-            self.density: _nearest(address.max_density),
-            self.versus: address.versus,
-        }
+    def to_component(self, name: str, value: Any) -> Any:
+        """A link may name any density; the nearest choice is shown."""
+        return _nearest(value) if name == "max_density" else value
 
     def render(self, address: at.Inspect) -> Updates:
+        """The coloured text, its latents, and what differs from the other text."""
         a = replace(address, max_density=_nearest(address.max_density))
         view = self.actions.inspect(a.prompt, a.latent, a.token, a.chat, a.max_density)
         compared = ""
@@ -94,6 +89,8 @@ class InspectPage(Page):
         }
 
     def wire(self, app: App) -> None:
+        """Another text starts afresh; clicks on tokens and latents keep the text."""
+
         def afresh(*values: Any) -> at.Inspect:
             return replace(self.address(*values), latent=None, token=None)
 

@@ -1,12 +1,14 @@
 """What a page is to the app, and how an event leads from one address to another."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import gradio as gr
+from gradio.components import Component
 
-from ..actions import Actions
+from ..actions import Actions, in_queue
 from ..address import Address, Steer, page_of, to_query
 from ..parts import html
 
@@ -14,30 +16,65 @@ Updates = dict[Any, Any]
 
 
 class Page:
-    """Widgets within a tab. `render` gives what they show at an address; it alone fills them."""
+    """Widgets within a tab, some of which hold the fields of the page's address.
+
+    `field` declares each of these once: its default, the link, and what fills it follow. `render`
+    gives what the others show at an address; it alone fills them.
+    """
 
     title: ClassVar[str]
+    state: ClassVar[type[Any]]
+    """the dataclass of its addresses"""
+    fields: dict[str, Component]
+    """components by the field of `state` that they hold"""
     notice: gr.HTML
     """where a sentence stands if something cannot be done"""
-    inputs: Sequence[Any]
-    """components whose values are the page's state"""
-    outputs: Sequence[Any]
+    outputs: Sequence[Any] = ()
     """components that `render` may update"""
 
     def __init__(self, actions: Actions) -> None:
-        self.actions = actions
+        self.actions, self.subject = actions, actions.subject
+        self.fields = {}
 
-    def address(self, *values: Any) -> Address:
+    def field(self, name: str, kind: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """A new component for a field of the address; it begins with the field's default."""
+        value = self.to_component(name, getattr(self.state(), name))
+        self.fields[name] = kind(*args, value=value, **options)
+        return self.fields[name]
+
+    @property
+    def names(self) -> list[str]:
+        """The fields of the address that components hold, in the address's order."""
+        return [f.name for f in dataclasses.fields(self.state) if f.name in self.fields]
+
+    @property
+    def inputs(self) -> list[Any]:
+        """Components whose values are the page's state."""
+        return [self.fields[name] for name in self.names]
+
+    def address(self, *values: Any) -> Any:
         """The state that the values of `inputs` are."""
-        raise NotImplementedError
+        given = zip(self.names, values, strict=True)
+        return self.state(**{name: self.from_component(name, value) for name, value in given})
 
     def fill(self, address: Any) -> Updates:
         """The values of the inputs at an address."""
-        raise NotImplementedError
+        return {
+            component: self.to_component(name, getattr(address, name))
+            for name, component in self.fields.items()
+        }
+
+    def to_component(self, name: str, value: Any) -> Any:
+        """What a field's component shows for a value of the address."""
+        return value
+
+    def from_component(self, name: str, value: Any) -> Any:
+        """The address's value for what a field's component holds: None, if a box was emptied."""
+        return "" if value is None and getattr(self.state(), name) == "" else value
 
     def render(self, address: Any) -> Updates:
         """What stands below the inputs. Raises ValueError with a sentence for the notice."""
-        raise NotImplementedError
+        return {}
 
     def joined(self, asked: Any, *values: Any) -> Address:
         """What the values of `inputs` are, with what another page asks for."""
@@ -177,8 +214,7 @@ class App:
             show_progress="minimal" if progress_on is not None else "hidden",
             show_progress_on=progress_on,
             api_visibility="private",
-            concurrency_id="look",
-            concurrency_limit=8,
+            **in_queue("look"),
         )
 
 

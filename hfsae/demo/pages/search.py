@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
-from ..look import BY
+from ..look import BY, check_query
 from ..parts import html, panel
 from ..presets import searches
 from .page import App, Page, Updates, one_of, whole
@@ -20,18 +20,24 @@ _NAMES = {
 
 
 class SearchPage(Page):
+    """A search, and the latents that it finds."""
+
     title = "Search"
+    state = at.Search
 
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
-        self.by = gr.Radio(
-            [(_NAMES[by], by) for by in _NAMES if by in BY],
-            value="word",
-            label="Find latents by",
-        )
+        names = [(_NAMES[by], by) for by in _NAMES if by in BY]
+        self.field("by", gr.Radio, names, label="Find latents by")
         with gr.Row(elem_classes="hf-buttons"):
-            self.query = gr.Textbox(
-                label="Search", placeholder="war", scale=4, min_width=200, max_lines=3
+            self.query = self.field(
+                "query",
+                gr.Textbox,
+                label="Search",
+                placeholder="war",
+                scale=4,
+                min_width=200,
+                max_lines=3,
             )
             self.run = gr.Button("Search", variant="primary", min_width=100, scale=0)
             self.random = gr.Button("Random latent", min_width=130, scale=0)
@@ -40,22 +46,21 @@ class SearchPage(Page):
         self.examples = panel(html("examples", queries), elem_id="search-examples")
         self.notice = panel()
         self.found = panel(elem_id="search-found")
-        self.inputs, self.outputs = (self.query, self.by), (self.found,)
+        self.outputs = (self.found,)
 
-    def address(self, *values: Any) -> at.Search:
-        query, by = values
-        return at.Search(query or "", by)
-
-    def fill(self, address: at.Search) -> Updates:
-        return {self.query: address.query, self.by: address.by if address.by in BY else "word"}
+    def to_component(self, name: str, value: Any) -> Any:
+        """A way to search that there is."""
+        return at.Search.by if name == "by" and value not in BY else value
 
     def render(self, address: at.Search) -> Updates:
+        """The latents that were found."""
         if not address.query:
             return {self.found: ""}
         view = self.actions.search(address.query, address.by)
         return {self.found: html("searched", view)}
 
     def wire(self, app: App) -> None:
+        """A latent that was found leads to its page, or is steered."""
         app.on([self.run.click, self.query.submit], self._search, self, progress_on=[self.found])
         app.on([self.random.click], self._random, self, leads_to=("feature",))
         app.on_select(self.examples, self._example, self, progress_on=[self.found])
@@ -63,7 +68,7 @@ class SearchPage(Page):
 
     def _search(self, *values: Any) -> at.Search:
         asked = self.address(*values)
-        self.actions.query(asked.query)  # there has to be one
+        check_query(asked.query)  # there has to be one
         return asked
 
     def _example(self, do: str, number: str, to: str, *values: Any) -> at.Search:

@@ -1,20 +1,22 @@
 """Baseline and steered text side by side."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import gradio as gr
 
-from ...steering import MODES, SCOPES
+from ...steering import MODES, SCOPES, UNITS
 from .. import address as at
 from .. import validate
-from ..act import LIMITS, sampling
-from ..actions import on_zero_gpu
+from ..act import LIMITS, check, sampling
+from ..actions import in_queue, on_zero_gpu
 from ..address import to_query
 from ..parts import dial, html, panel
 from ..presets import presets
+from ..rows import as_rows, check_latent
 from ..runs import Run, Runs
+from ..settings import NAMES, Steering
 from .page import App, Page, Updates, one_of, whole
 
 UNIT_NAMES = {"max": "x largest activation", "norm": "% of the norm", "raw": "raw"}
@@ -34,19 +36,23 @@ _MODES = {
     "cap": "cap it",
 }
 _SCOPES = {"all": "all tokens", "prompt": "the prompt", "generated": "generated tokens"}
+_CHOICES: dict[str, tuple[str, ...]] = {"mode": MODES, "scope": SCOPES, "unit": UNITS}
 
 
 class SteerPage(Page):
+    """Texts and sweeps that take their time: each session has one of each under way."""
+
     title = "Steer"
+    state = at.Steer
 
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
-        self.measured = actions.largest is not None
-        self.latents, self.found = gr.State({}), gr.State(None)
+        self.measured = self.subject.largest() is not None
+        self.latents, self.found = self.field("latents", gr.State), gr.State(None)
         self.texts, self.sweeps = Runs(), Runs()
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
-                self.prompt = gr.Textbox(label="Prompt", lines=3, max_lines=8)
+                self.prompt = self.field("prompt", gr.Textbox, label="Prompt", lines=3, max_lines=8)
                 self.choices = presets(actions.subject)
                 names = [choice["name"] for choice in self.choices]
                 self.presets = panel(html("examples", names), elem_id="steer-examples")
@@ -66,90 +72,65 @@ class SteerPage(Page):
         self.notice = panel()
         self.output = panel(elem_id="steer-output")
         self.suggestion = panel(elem_id="steer-suggestion")
-        self.inputs = (
-            self.prompt,
-            self.latents,
-            self.mode,
-            self.unit,
-            self.scope,
-            self.error_term,
-            self.chat,
-            self.temperature,
-            self.length,
-            self.penalty,
-            self.seed,
-        )
         self.outputs = (self.chips, self.output, self.suggestion)
         self.generated: list[Any] = []
         """what `generate` updates; known once the pages are wired"""
 
     def _settings(self) -> None:
+        modes = [(_MODES[mode], mode) for mode in MODES]
+        units = _UNITS if self.measured else _UNITS[1:]
+        scopes = [(_SCOPES[scope], scope) for scope in SCOPES]
+        kept = "Keep what the SAE does not explain"
         with gr.Accordion("How to steer, and how to draw tokens", open=False):
             with gr.Row():
-                modes = [(_MODES[mode], mode) for mode in MODES]
-                self.mode = gr.Dropdown(modes, value="add", label="Mode", min_width=200)
-                units = _UNITS if self.measured else _UNITS[1:]
-                unit = "max" if self.measured else "norm"
-                self.unit = gr.Dropdown(units, value=unit, label="Unit of strength", min_width=200)
-                scopes = [(_SCOPES[scope], scope) for scope in SCOPES]
-                self.scope = gr.Dropdown(scopes, value="all", label="Where", min_width=160)
+                wide = {"min_width": 200}
+                self.mode = self.field("mode", gr.Dropdown, modes, label="Mode", **wide)
+                self.unit = self.field("unit", gr.Dropdown, units, label="Unit of strength", **wide)
+                self.field("scope", gr.Dropdown, scopes, label="Where", min_width=160)
             with gr.Row():
-                self.error_term = gr.Checkbox(
-                    True, label="Keep what the SAE does not explain", min_width=240
-                )
-                self.chat = gr.Checkbox(False, label="Chat template", min_width=160)
+                self.field("error_term", gr.Checkbox, label=kept, min_width=240)
+                self.field("chat", gr.Checkbox, label="Chat template", min_width=160)
             with gr.Row():
-                self.temperature = dial(0.0, 2.0, 0.7, step=0.05, label="Temperature")
-                self.length = dial(1.0, 256.0, 40, step=1, label="New tokens")
+                self.field("temperature", dial, 0.0, 2.0, step=0.05, label="Temperature")
+                self.field("max_new_tokens", dial, 1.0, 256.0, step=1, label="New tokens")
             with gr.Row():
-                self.penalty = dial(1.0, 2.0, 1.1, step=0.05, label="Repetition penalty")
-                self.seed = gr.Number(16, label="Seed")
+                penalty = "Repetition penalty"
+                self.field("repetition_penalty", dial, 1.0, 2.0, step=0.05, label=penalty)
+                self.field("seed", gr.Number, label="Seed")
 
-    def address(self, *values: Any) -> at.Steer:
-        prompt, latents, *rest = values
-        names = ("mode", "unit", "scope", "error_term", "chat", "temperature")
-        names += ("max_new_tokens", "repetition_penalty", "seed")
-        settings = dict(zip(names, rest, strict=True))
-        for name, value in settings.items():
-            if value is None:
-                raise ValueError(f"{name} is empty; write a number")
-        return at.Steer(prompt or "", _chosen(latents), **settings)
+    def to_component(self, name: str, value: Any) -> Any:
+        """A choice that there is, and a unit that can be used."""
+        if name in _CHOICES:
+            validate.choice(value, name, _CHOICES[name])
+        return self._unit(value) if name == "unit" else value
 
-    def fill(self, address: at.Steer) -> Updates:
-        a = address
-        mode = validate.choice(a.mode, "mode", tuple(MODES))
-        scope = validate.choice(a.scope, "scope", tuple(SCOPES))
-        unit = validate.choice(a.unit, "unit", tuple(LIMITS))
-        if unit == "max" and not self.measured:
-            unit = "norm"
-        values = (
-            a.prompt,
-            a.latents,
-            mode,
-            unit,
-            scope,
-            a.error_term,
-            a.chat,
-            a.temperature,
-            a.max_new_tokens,
-            a.repetition_penalty,
-            a.seed,
-        )
-        return dict(zip(self.inputs, values, strict=True))
+    def from_component(self, name: str, value: Any) -> Any:
+        """None of the settings may be emptied."""
+        if name == "latents":
+            return _chosen(value)
+        if name != "prompt" and value is None:
+            raise ValueError(f"{name} is empty; write a number")
+        return super().from_component(name, value)
+
+    def _unit(self, unit: str) -> str:
+        """The unit, or the one in its place where no largest activations are known."""
+        return unit if unit != "max" or self.measured else "norm"
 
     def render(self, address: at.Steer) -> Updates:
+        """The latents with their strengths; texts are written when they are asked for."""
         for latent in address.latents:
-            self.actions.latent(latent)
+            check_latent(self.subject, latent)
         return {self.chips: self._chips(address), self.suggestion: ""}
 
     def _chips(self, address: at.Steer) -> str:
         a = address
-        unit = a.unit if a.unit != "max" or self.measured else "norm"
+        unit = self._unit(a.unit)
         reach, step = (4, 0.1) if a.mode == "scale" else _REACH[unit]
         chips = [
             {**row, "strength": f"{row['value']:g}"}
-            for row in self.actions.rows(
-                {"latent": latent, "value": strength} for latent, strength in a.latents.items()
+            for row in as_rows(
+                self.subject,
+                [{"latent": latent, "value": strength} for latent, strength in a.latents.items()],
             )
         ]
         return html(
@@ -165,17 +146,18 @@ class SteerPage(Page):
         )
 
     def wire(self, app: App) -> None:
+        """A setting changes the link, a button a latent; the runs are apart."""
         self.app = app
         self.generated = [self.notice, self.output, app.link]
-        settings = (self.mode, self.unit, self.scope, self.error_term, self.chat)
-        settings += (self.temperature, self.length, self.penalty, self.seed)
-        sliders = (self.temperature, self.length, self.penalty)  # they correct what was typed
-        changes = [field.input for field in settings] + [slider.release for slider in sliders]
+        settings: list[Any] = [self.fields[name] for name in NAMES]
+        sliders = [field for field in settings if isinstance(field, gr.Slider)]
+        changes = [field.input for field in settings]
+        changes += [slider.release for slider in sliders]  # they correct what was typed
         app.follow(changes, self)
         gr.on(
             [self.mode.input, self.unit.input],
             self._draw_chips,
-            list(self.inputs),
+            self.inputs,
             self.chips,
             show_progress="hidden",
             api_visibility="private",
@@ -197,8 +179,7 @@ class SteerPage(Page):
     def _wire_runs(self, app: App) -> None:
         """What takes its time, and can be stopped: the texts, and the search for a strength."""
         shared: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
-        queued = {"concurrency_id": "run", "concurrency_limit": 2, **shared}
-        inputs = list(self.inputs)
+        queued, inputs = {**in_queue("run"), **shared}, self.inputs
         asking = gr.on(
             [self.run.click, self.prompt.submit], self.ask, inputs, None, queue=False, **shared
         )
@@ -251,7 +232,9 @@ class SteerPage(Page):
 
     def _add(self, latent: Any, *values: Any) -> Updates:
         try:
-            return self.app.show(self._with(self.actions.latent(latent), self.address(*values)))
+            return self.app.show(
+                self._with(check_latent(self.subject, latent), self.address(*values))
+            )
         except ValueError as error:
             return {self.notice: html("error", str(error))}
 
@@ -282,7 +265,7 @@ class SteerPage(Page):
             return replace(now, latents=left)
         if do == "strength":
             changed = f"{latent}:{to}"
-            checked = validate.strengths(changed, self.actions.subject.d_sae, LIMITS[now.unit])
+            checked = validate.strengths(changed, self.subject.d_sae, LIMITS[now.unit])
             return replace(now, latents={**now.latents, **checked})
         return at.Feature(latent)
 
@@ -312,19 +295,17 @@ class SteerPage(Page):
 
     def _written(self, wanted: at.Steer, run: Run) -> Iterator[Updates]:
         yield {self.notice: "", self.app.link: to_query(replace(wanted, run=True))}
-        a = wanted
-        chosen = (a.prompt, a.latents, a.mode, a.unit, a.scope, a.error_term, a.chat)
-        how = sampling(a.temperature, a.max_new_tokens, a.repetition_penalty, a.seed)
+        job = check(self.subject, wanted.prompt, wanted.latents, wanted)
         apart = on_zero_gpu()  # the process with the GPU cannot ask, nor tell the KL once it ends
         heard = {} if apart else {"stopped": lambda: run.over}
         view: dict[str, Any] = {}
-        for view in self.actions.write(self.actions.settings(*chosen), how, **heard):
+        for view in self.actions.write(job, sampling(wanted), **heard):
             if run.over and (apart or not run.stopped):
                 break
-            yield {self.output: html("pair", {**view, "prompt": a.prompt})}
+            yield {self.output: html("pair", {**view, "prompt": wanted.prompt})}
         if run.stopped:
             said = html("said", f"Stopped after {view['n_steered']} tokens.")
-            ended = {**view, "done": True, "prompt": a.prompt}
+            ended = {**view, "done": True, "prompt": wanted.prompt}
             yield {self.notice: said, self.output: html("pair", ended)}
 
     def _suggest(self, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Updates:
@@ -351,8 +332,7 @@ class SteerPage(Page):
     def _found(self, now: at.Steer, tell: Callable[[int, int], None]) -> Updates:
         # the process with the GPU could not call back
         heard = {} if on_zero_gpu() else {"progress": tell}
-        how = (now.mode, now.unit, now.scope, now.error_term, now.chat)
-        found = self.actions.sweep(now.prompt, now.latents, how, **heard)
+        found = self.actions.sweep(now.prompt, now.latents, now, **heard)
         suggested = {int(latent): strength for latent, strength in found["latents"].items()}
         return {
             self.notice: "",
@@ -379,7 +359,7 @@ class SteerPage(Page):
 
 def _question(asked: at.Steer) -> dict[str, Any]:
     """What a strength was looked for."""
-    names = ("prompt", "latents", "mode", "unit", "scope", "error_term", "chat")
+    names = ("prompt", "latents", *(f.name for f in fields(Steering)))
     return {name: getattr(asked, name) for name in names}
 
 

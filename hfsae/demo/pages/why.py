@@ -7,6 +7,7 @@ import gradio as gr
 
 from .. import address as at
 from ..parts import html, panel
+from ..reading import check_text
 from .page import App, Page, Updates, one_of, whole
 
 EXAMPLES = (
@@ -17,19 +18,28 @@ EXAMPLES = (
 
 
 class WhyPage(Page):
+    """A text, its likeliest next tokens, and the latents that speak for one of them."""
+
     title = "Why this token"
+    state = at.Why
 
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
-        self.prompt = gr.Textbox(
-            label="Text", lines=2, max_lines=8, placeholder="The next token is what is explained"
+        self.prompt = self.field(
+            "prompt",
+            gr.Textbox,
+            label="Text",
+            lines=2,
+            max_lines=8,
+            placeholder="The next token is what is explained",
         )
         with gr.Row(elem_classes="hf-buttons"):
-            self.target = gr.Textbox(
-                label="Next token", placeholder="the likeliest", min_width=130, scale=1
+            narrow = {"min_width": 130, "scale": 1}
+            self.target = self.field(
+                "target", gr.Textbox, label="Next token", placeholder="the likeliest", **narrow
             )
-            self.contrast = gr.Textbox(
-                label="Rather than", placeholder="nothing", min_width=130, scale=1
+            self.contrast = self.field(
+                "contrast", gr.Textbox, label="Rather than", placeholder="nothing", **narrow
             )
             self.run = gr.Button("Explain", variant="primary", min_width=110, scale=0)
         self.examples = panel(html("examples", EXAMPLES), elem_id="why-examples")
@@ -41,18 +51,10 @@ class WhyPage(Page):
                 self.effects = panel(elem_id="why-effects")
         self.checked = gr.State({})  # the rows on show, and of which question
         self.ablated = gr.State(None)  # the last check: of which question and latent
-        self.inputs = (self.prompt, self.target, self.contrast)
         self.outputs = (self.next, self.effects, self.checked)
 
-    def address(self, *values: Any) -> at.Why:
-        return at.Why(*(value or "" for value in values))
-
-    def fill(self, address: at.Why) -> Updates:
-        return dict(
-            zip(self.inputs, (address.prompt, address.target, address.contrast), strict=True)
-        )
-
     def render(self, address: at.Why) -> Updates:
+        """The next tokens, and the latents' effects."""
         if not address.prompt:
             return {self.next: "", self.effects: "", self.checked: {}}
         view = self.actions.why(address.prompt, address.target, address.contrast)
@@ -63,6 +65,7 @@ class WhyPage(Page):
         }
 
     def wire(self, app: App) -> None:
+        """Tokens are chosen by a click; checks by ablation fill in one row at a time."""
         app.on(
             [self.run.click, self.prompt.submit, self.target.submit, self.contrast.submit],
             self._explain,
@@ -88,7 +91,7 @@ class WhyPage(Page):
 
     def _explain(self, *values: Any) -> at.Why:
         asked = self.address(*values)
-        self.actions.text(asked.prompt)  # there has to be one
+        check_text(asked.prompt)  # there has to be one
         return asked
 
     def _example(self, do: str, number: str, to: str, *values: Any) -> at.Why:

@@ -1,0 +1,49 @@
+"""From a caller's text to tokens, and to what fires on them."""
+
+from typing import Any
+
+from ..features.inspection import Inspection, Tokens
+from . import validate
+from .rows import Json
+from .subject import Subject
+
+
+def check_text(prompt: Any) -> str:
+    """A caller's text, which must not be blank."""
+    return validate.text(prompt, "the prompt", empty="there is no text; write a prompt")
+
+
+def tokens_of(subject: Subject, prompt: Any, chat: Any = False) -> Tokens:
+    """A caller's text as tokens; with `chat`, as a user's message in the chat template."""
+    return subject.tokens(check_text(prompt), validate.flag(chat, "chat"))
+
+
+def inspection_of(subject: Subject, prompt: Any, chat: Any = False) -> Inspection:
+    """What fires in a caller's text; with `chat`, in a user's message."""
+    return subject.inspection(check_text(prompt), validate.flag(chat, "chat"))
+
+
+def token_id(subject: Subject, text: str) -> int:
+    """Of a token by its text, or by `#` and its number.
+
+    Raises:
+        ValueError: the text is more than one token, with a space in front or without.
+    """
+    tokenizer = subject.tokenizer
+    if text.startswith("#") and text[1:].isdecimal():
+        return validate.whole(int(text[1:]), "the token", 0, len(tokenizer) - 1)
+    for spelling in dict.fromkeys((text, f" {text.strip()}", text.strip())):
+        ids = tokenizer(spelling, add_special_tokens=False)["input_ids"]
+        if len(ids) == 1:
+            return int(ids[0])
+    raise ValueError(f"{text[:40]!r} is not one token of this model; use one of its pieces")
+
+
+def token_rows(seen: Inspection, trace: list[float]) -> list[Json]:
+    """Each token with an activation, raw and as a share of the largest."""
+    largest = max([*trace, 0.0]) or 1.0
+    rows = zip(seen.tokens.texts, seen.tokens.special, seen.l0, trace, strict=True)
+    return [
+        {"text": text, "special": special, "l0": l0, "activation": a, "share": max(0, a) / largest}
+        for text, special, l0, a in rows
+    ]

@@ -1,0 +1,73 @@
+"""Latents as rows of a table: each with a value, and with what tells a reader what it is."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from . import validate
+from .subject import Subject
+
+SHOWN = 12  # rows of a table
+_HINTS = 4  # tokens that say what a latent is
+
+Json = dict[str, Any]
+
+
+def check_latent(subject: Subject, index: Any) -> int:
+    """The index of a latent that there is."""
+    return validate.latent(index, subject.d_sae)
+
+
+def hidden(subject: Subject, max_density: Any) -> list[int]:
+    """Latents that fire on more than this share of tokens."""
+    limit = validate.number(max_density, "max_density", 0.0, 1.0)
+    if limit >= 1:
+        return []
+    if not subject.is_counted:
+        raise ValueError(
+            "nobody has counted how often this SAE's latents fire, so none can be hidden for "
+            "it; `hfsae collect` does, with a folder"
+        )
+    return (subject.density() > limit).nonzero()[:, 0].tolist()
+
+
+def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
+    """Latents with their values, labels, and what a feature store knows of them."""
+    rows = [{**row, "label": subject.label(row["latent"])} for row in latents]
+    store = subject.store
+    if store is None:
+        return rows
+    firing, density = _firing(subject, [row["latent"] for row in rows]), subject.density()
+    for row in rows:
+        index = row["latent"]
+        row["fires_on"] = firing.get(index, [])
+        row["promotes"] = store.latents["promoted_tokens"][index].as_py()[:_HINTS]
+        row["density"] = float(density[index])
+    return rows
+
+
+def threshold_of(subject: Subject, latent: int) -> float | None:
+    """What its pre-activation must exceed, raw units; None where the SAE has no thresholds."""
+    threshold = getattr(subject.sae, "threshold", None)
+    if not isinstance(threshold, torch.Tensor):
+        return None
+    one = threshold if threshold.ndim == 0 else threshold[latent]  # BatchTopK has one for all
+    return float(one) * subject.sae.scale
+
+
+def _firing(subject: Subject, latents: list[int]) -> dict[int, list[str]]:
+    """The tokens on which each of these latents fires most, strongest first, each once."""
+    import pyarrow.compute as pc
+
+    store = subject.store
+    if store is None or not latents:
+        return {}
+    firings = store.firings(pc.field("latent").isin(latents) & (pc.field("kind") == "top"))
+    words: dict[int, list[str]] = {latent: [] for latent in latents}
+    by_rank = sorted(zip(firings.rank, firings.latent, firings.token, strict=True))
+    for _, latent, token in by_rank:
+        tokens, token = words[latent], token.strip()
+        if token and token.casefold() not in map(str.casefold, tokens):
+            tokens.append(token)
+    return {latent: tokens[:_HINTS] for latent, tokens in words.items()}

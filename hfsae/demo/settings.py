@@ -1,0 +1,81 @@
+"""How to steer and how to draw tokens: the settings of the steer page and of its endpoint."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, get_type_hints
+
+from ..steering.pair import Sampling
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How to steer, as a caller writes it; see `act.check` for what is allowed."""
+
+    mode: Annotated[
+        str,
+        "add, clamp, scale, ablate, orthogonal (set the component along the direction) or cap",
+    ] = "add"
+    unit: Annotated[
+        str,
+        "of the strengths: max (multiples of a latent's largest activation), norm (per cent of the "
+        "activation's norm) or raw",
+    ] = "max"
+    scope: Annotated[str, "which tokens to steer: all, prompt or generated"] = "all"
+    error_term: Annotated[bool, "keep what the SAE does not explain"] = True
+    chat: Annotated[bool, "the prompt is a user's message in the model's chat template"] = False
+
+
+@dataclass(frozen=True)
+class Settings(Steering):
+    """How to steer, and how to draw the tokens of both texts."""
+
+    temperature: Annotated[float, "0 takes the likeliest token"] = Sampling.temperature
+    max_new_tokens: Annotated[int, "length of the continuations"] = Sampling.max_new_tokens
+    repetition_penalty: Annotated[float, "above 1, tokens that were there become less likely"] = (
+        Sampling.repetition_penalty
+    )
+    seed: Annotated[int, "of the random numbers"] = Sampling.seed
+
+
+NAMES = tuple(f.name for f in fields(Settings))
+
+
+def flat(action: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """The action with an argument for each setting instead of its last one, `settings`.
+
+    Gradio reads signature, types and docstring for the API's page and for agents: all three follow
+    from the fields of `Settings`.
+    """
+    signature, hints = _signature(action), get_type_hints(Settings, include_extras=True)
+
+    @functools.wraps(action)
+    def called(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        settings = Settings(**{name: given.arguments.pop(name) for name in NAMES})
+        yield from action(**given.arguments, settings=settings)
+
+    words = "".join(f"\n    {name}: {hints[name].__metadata__[0]}." for name in NAMES)
+    called.__doc__ = f"{inspect.getdoc(action)}{words}\n"
+    called.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    called.__annotations__["return"] = signature.return_annotation
+    vars(called)["__signature__"] = signature
+    return called
+
+
+def _signature(action: Callable[..., Any]) -> inspect.Signature:
+    """The action's own parameters, then one for each setting."""
+    whole, kinds = inspect.signature(action), get_type_hints(Settings)
+    *own, _ = whole.parameters.values()
+    each = [
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=f.default,
+            annotation=kinds[f.name],
+        )
+        for f in fields(Settings)
+    ]
+    return whole.replace(parameters=[*own, *each])

@@ -1,0 +1,130 @@
+"""Actions that explain a next token: the likeliest, and the latents that speak for one."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from ..activations.tokens import special_ids
+from ..attribution import Attribution, Objective, attribute, logit
+from ..features.inspection import Tokens
+from . import validate
+from .reading import token_id, tokens_of
+from .rows import SHOWN, Json, as_rows, check_latent
+from .subject import Subject
+
+_ABLATED = 4  # in the first answer; the others one by one, when they are asked for
+_CANDIDATES = 8
+
+
+def next_tokens(subject: Subject, prompt: str) -> Json:
+    """The likeliest next tokens after a prompt.
+
+    Args:
+        prompt: the text.
+    """
+    return {"next": _next(subject, tokens_of(subject, prompt))}
+
+
+def _next(subject: Subject, tokens: Tokens) -> list[Json]:
+    ids = tokens.batch(subject.lm.device).input_ids
+    with torch.no_grad():
+        logits = subject.lm(input_ids=ids, use_cache=False).logits[0, -1].float()
+    top = logits.softmax(-1).topk(_CANDIDATES)
+    return [
+        {**_named(subject, i), "probability": p}
+        for p, i in zip(*(column.tolist() for column in top), strict=True)
+    ]
+
+
+def _named(subject: Subject, token_id: int) -> Json:
+    return {"token": str(subject.tokenizer.decode([token_id])), "id": token_id}
+
+
+def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> Json:
+    """Which latents speak for a next token: by gradient, and by leaving them out one by one.
+
+    Args:
+        prompt: the text.
+        target: the next token, or `#` and its number; by default the likeliest.
+        contrast: a token to hold it against; by default none.
+    """
+    question = _question(subject, prompt, target, contrast)
+    effects = _effects(subject, question, _ABLATED)
+    return {
+        "next": _next(subject, question.tokens),
+        "target": _named(subject, question.target),
+        "contrast": None if question.contrast is None else _named(subject, question.contrast),
+        "logit": effects.objective,
+        "rows": as_rows(
+            subject,
+            [_effect(effects, i, question.tokens) for i in range(min(SHOWN, len(effects.latents)))],
+        ),
+        "n_latents": len(effects.latents),
+    }
+
+
+def check_ablation(
+    subject: Subject, prompt: str, latent: int, target: str = "", contrast: str = ""
+) -> Json:
+    """What the model's logit really owes to a latent: with it, less without it.
+
+    Args:
+        prompt: the text.
+        latent: which one to leave out, on all tokens.
+        target: the next token, or `#` and its number; by default the likeliest.
+        contrast: a token to hold it against; by default none.
+    """
+    question, index = _question(subject, prompt, target, contrast), check_latent(subject, latent)
+    effects = _effects(subject, question, [index])
+    at = effects.latents.tolist().index(index)
+    return {
+        "latent": index,
+        "gradient": float(effects.gradient[at]),
+        "ablation": float(effects.ablation[at]),
+    }
+
+
+class _Question(NamedTuple):
+    tokens: Tokens
+    batch: dict[str, torch.Tensor]
+    objective: Objective
+    target: int
+    contrast: int | None
+
+
+def _question(subject: Subject, prompt: Any, target: Any, contrast: Any) -> _Question:
+    tokens = tokens_of(subject, prompt)
+    target = validate.text(target, "the target token", limit=100)
+    contrast = validate.text(contrast, "the contrast token", limit=100)
+    target_id = token_id(subject, target) if target else _next(subject, tokens)[0]["id"]
+    contrast_id = token_id(subject, contrast) if contrast else None
+    if contrast_id == target_id:
+        raise ValueError("target and contrast are the same token; choose two")
+    batch = {"input_ids": tokens.batch(subject.lm.device).input_ids}
+    return _Question(tokens, batch, logit(target_id, contrast_id), target_id, contrast_id)
+
+
+def _effects(subject: Subject, question: _Question, ablate: int | list[int]) -> Attribution:
+    return attribute(
+        subject.exact_lm,
+        subject.sae,
+        question.batch,
+        question.objective,
+        ablate=ablate,
+        integration_steps=0,
+        spare_tokens=special_ids(subject.tokenizer),
+    )
+
+
+def _effect(effects: Attribution, i: int, tokens: Tokens) -> Json:
+    """The i-th of the attributed latents."""
+    ablation, position = float(effects.ablation[i]), int(effects.position[i])
+    return {
+        "latent": int(effects.latents[i]),
+        "value": float(effects.gradient[i]),
+        "position": position,
+        "token": tokens.texts[position],
+        "activation": float(effects.activation[i]),
+        "ablation": None if math.isnan(ablation) else ablation,
+    }
