@@ -4,9 +4,11 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hfsae
+from hfsae.models.registry import class_of
 
 PACKAGE = Path(hfsae.__file__).parent
 HEAVY = {"accelerate", "datasets", "pyarrow", "matplotlib", "jsonargparse", "gradio", "triton"}
@@ -90,6 +92,44 @@ def test_public_names():
         "uniformity",
         "write_probe",
     }
+
+
+def test_what_stands_above_the_models_names_no_variant():
+    """So that a new one is one file: what others must know of it, its class says.
+
+    Apart from the package's public names, what reads and writes other libraries' formats, and the
+    one file that is pushed beside weights and must run without this package.
+    """
+    apart = {"__init__.py", "hub/modeling_hfsae.py"}
+    words = {word for config in own_variants() for word in names_of(config)}
+    assert {"TopKSAE", "TopKSAEConfig", "topk_sae"} <= words
+    named = re.compile(rf"\b({'|'.join(sorted(words))})\b")
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = path.relative_to(PACKAGE)
+        if place.parts[0] in ("models", "convert") or place.as_posix() in apart:
+            continue
+        for line, text in spelled(ast.parse(path.read_text())):
+            assert not named.search(text), f"{place}:{line} names a variant: {text}"
+
+
+def own_variants() -> list[type[hfsae.SAEConfig]]:
+    return [c for c in hfsae.models.variants() if c.__module__.startswith("hfsae.")]
+
+
+def names_of(config: type[hfsae.SAEConfig]) -> tuple[str, ...]:
+    return config.__name__, class_of(config.model_type).__name__, config.model_type
+
+
+def spelled(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and text of names, attributes, imports and strings, but for docstrings."""
+    nodes = list(ast.walk(tree))
+    told = {id(n.value) for n in nodes if isinstance(n, ast.Expr)}  # of modules, fields and so on
+    for node in nodes:
+        match node:
+            case ast.Name(id=text) | ast.Attribute(attr=text) | ast.alias(name=text):
+                yield node.lineno, text
+            case ast.Constant(value=str(text)) if id(node) not in told:
+                yield node.lineno, text
 
 
 def test_no_function_is_longer_than_sixty_lines():

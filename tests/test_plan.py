@@ -157,6 +157,17 @@ def test_a_sparse_step_holds_no_matrix_of_latents(no_weights):
     assert dense == inputs + 5.25 * 4 * 4096 * 2**16
 
 
+def test_a_nested_sae_takes_the_memory_of_the_sae_that_is_nested(no_weights):
+    sizes = {}
+    for kind in ("jumprelu_sae", "batch_topk_sae"):
+        for name in (kind, f"matryoshka_{kind}"):
+            recipe = gemma_recipe("google/gemma-2-2b", 2**16)
+            recipe.sae["model_type"] = name
+            sizes[name] = stage(recipe, "one step, dense").device["one step, dense"]
+        assert sizes[kind] == sizes[f"matryoshka_{kind}"]
+    assert sizes["jumprelu_sae"] > sizes["batch_topk_sae"]
+
+
 def test_disk_is_counted(no_weights):
     n_sae = 2 * 2304 * 16384 + 2 * 16384 + 2304
     assert plan(gemma_recipe("google/gemma-2-2b", 16384)).disk_bytes == (3 * 12 + 4) * n_sae

@@ -20,7 +20,6 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from jinja2 import ChainableUndefined, Environment, TemplateError
 
-from .. import models
 from ..machine.files import (
     damaged,
     printable,
@@ -32,6 +31,8 @@ from ..machine.files import (
 )
 from ..machine.visible import is_folder, listed, public_record
 from ..machine.weights import refuse_mixture
+from ..models import SAE
+from ..models.registry import class_of
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 
 Json = dict[str, Any]
@@ -57,85 +58,6 @@ _TABLES_OF_NUMBERS = ("seconds", "final_coefficients")
 _EXAMPLE = ("latent", "kind", "rank", "activation", "firing", "tokens")
 _MAX_TEXTS = 2**24  # bytes of the tokens that a card's latents show; real ones take some 10,000
 _N_LATENTS, _N_EXAMPLES, _N_PROMOTED, _EXAMPLE_WIDTH = 6, 3, 6, 96
-_BIBTEX = {
-    "2404.16014": """\
-@misc{rajamanoharan2024improving,
-  title = {Improving Dictionary Learning with Gated Sparse Autoencoders},
-  author = {Rajamanoharan, Senthooran and Conmy, Arthur and Smith, Lewis and Lieberum, Tom
-            and Varma, Vikrant and Kram{\\'a}r, J{\\'a}nos and Shah, Rohin and Nanda, Neel},
-  year = {2024},
-  eprint = {2404.16014},
-  archivePrefix = {arXiv},
-  primaryClass = {cs.LG}
-}""",
-    "2406.04093": """\
-@misc{gao2024scaling,
-  title = {Scaling and evaluating sparse autoencoders},
-  author = {Gao, Leo and Dupr{\\'e} la Tour, Tom and Tillman, Henk and Goh, Gabriel
-            and Troll, Rajan and Radford, Alec and Sutskever, Ilya and Leike, Jan and Wu, Jeffrey},
-  year = {2024},
-  eprint = {2406.04093},
-  archivePrefix = {arXiv},
-  primaryClass = {cs.LG}
-}""",
-    "2407.14435": """\
-@misc{rajamanoharan2024jumpingahead,
-  title = {Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders},
-  author = {Rajamanoharan, Senthooran and Lieberum, Tom and Sonnerat, Nicolas and Conmy, Arthur
-            and Varma, Vikrant and Kram{\\'a}r, J{\\'a}nos and Nanda, Neel},
-  year = {2024},
-  eprint = {2407.14435},
-  archivePrefix = {arXiv},
-  primaryClass = {cs.LG}
-}""",
-    "2412.06410": """\
-@misc{bussmann2024batchtopk,
-  title = {BatchTopK Sparse Autoencoders},
-  author = {Bussmann, Bart and Leask, Patrick and Nanda, Neel},
-  year = {2024},
-  eprint = {2412.06410},
-  archivePrefix = {arXiv},
-  primaryClass = {cs.LG}
-}""",
-    "2503.17547": """\
-@misc{bussmann2025matryoshka,
-  title = {Learning Multi-Level Features with Matryoshka Sparse Autoencoders},
-  author = {Bussmann, Bart and Nabeshima, Noa and Karvonen, Adam and Nanda, Neel},
-  year = {2025},
-  eprint = {2503.17547},
-  archivePrefix = {arXiv},
-  primaryClass = {cs.LG}
-}""",
-    "ri_l1": """\
-@misc{conerly2024update,
-  title = {Update on how we train SAEs},
-  author = {Conerly, Tom and others},
-  year = {2024},
-  note = {Transformer Circuits, April update},
-  url = {https://transformer-circuits.pub/2024/april-update/index.html}
-}""",
-    "tanh": """\
-@misc{conerly2025dictionary,
-  title = {Dictionary Learning Optimization Techniques},
-  author = {Conerly, Tom and Cunningham, Hoagy and Templeton, Adly and Lindsey, Jack
-            and Hosmer, Basil and Jermyn, Adam},
-  year = {2025},
-  note = {Transformer Circuits, January update},
-  url = {https://transformer-circuits.pub/2025/january-update/index.html}
-}""",
-    "frequency": """\
-@misc{smith2025negative,
-  title = {Negative Results for Sparse Autoencoders On Downstream Tasks
-           and Deprioritising SAE Research},
-  author = {Smith, Lewis and Rajamanoharan, Senthooran and Conmy, Arthur and McDougall, Callum
-            and Kram{\\'a}r, J{\\'a}nos and Lieberum, Tom and Shah, Rohin and Nanda, Neel},
-  year = {2025},
-  note = {Google DeepMind, mechanistic interpretability team progress update}
-}""",
-}
-# Fields of a variant's config that change what is learned, and so are told where not the default.
-_OPTIONS = ("penalty", "l0_loss", "activation", "kernel", "ste", "ste_to_inputs")
-_OPTIONS += ("pre_act_coefficient",)
 
 
 def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
@@ -302,13 +224,12 @@ def _json(path: Path) -> Json:
 def _facts(config: Json, record: Json) -> Json:
     """What the template and the front matter say of an SAE, as far as it is known."""
     variant = (config.get("architectures") or ["SAE"])[0].removesuffix("SAE")
-    kind = getattr(models, f"{variant}SAE", models.SAE)
-    doc = kind.__doc__ or ""  # formula, then source
-    papers = re.findall(r"arXiv:(\d{4}\.\d{4,5})", doc)
+    kind = class_of(config.get("model_type"))
+    papers = kind.papers() if kind else []
     lm = {key: config.get(f"model_{key}") for key in ("name", "revision")}
     lm |= {key: value for key, value in record.get("lm", {}).items() if value is not None}
     text = record.get("text", {})
-    options = _options(variant, {**config, **record.get("sae_as_trained", {})})
+    options = _options(kind, {**config, **record.get("sae_as_trained", {})}) if kind else {}
     is_transcoder = config.get("target_site") not in (None, config.get("site"))
     harvested = record.get("harvested", {})
     return {
@@ -318,11 +239,11 @@ def _facts(config: Json, record: Json) -> Json:
         "text": text,
         "dataset": _dataset(text),
         "variant": variant,
-        "float32_parameters": kind.float32_parameters,
-        "formula": doc.partition("\n")[0] if papers else "",
+        "float32_parameters": kind.float32_parameters if kind else (),
+        "formula": kind.formula() if kind else "",
         "papers": papers,
-        "options": ", ".join(f"{name} {value}" for name, value in options.items()),
-        "citations": [_BIBTEX[key] for key in (*papers, *options.values()) if key in _BIBTEX],
+        "options": ", ".join(f"{name} {value}" for name, (value, _) in options.items()),
+        "citations": _citations(*papers, *(source for _, source in options.values())),
         "is_transcoder": is_transcoder,
         "is_quantised": bool(_QUANTISED.search(lm.get("origin") or "")),
         "norm_limits": harvested.get("norm_limits") or record.get("norm_limits") or {},
@@ -331,11 +252,25 @@ def _facts(config: Json, record: Json) -> Json:
     }
 
 
-def _options(variant: str, config: Json) -> Json:
-    """What of the variant's options is not the default."""
-    known = getattr(models, f"{variant}SAEConfig", models.SAEConfig).__dataclass_fields__
-    names = [name for name in _OPTIONS if name in known and name in config]
-    return {name: config[name] for name in names if config[name] != known[name].default}
+def _options(kind: type[SAE], config: Json) -> dict[str, tuple[Any, str | None]]:
+    """What of the variant's options is not the default, and the key of its source if it has one."""
+    fields, options = kind.config_class.__dataclass_fields__, kind.config_class.options_on_card
+    given = {name: config[name] for name in options if name in config}
+    return {
+        name: (value, options[name].get(value))
+        for name, value in given.items()
+        if value != fields[name].default
+    }
+
+
+def _citations(*sources: str | None) -> list[str]:
+    """BibTeX of arXiv ids or keys, of those that citations.bib knows."""
+    text = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8")
+    known = {}
+    for entry in text.strip().split("\n\n"):
+        key, paper = re.search(r"{(.+),", entry), re.search(r"eprint = {(.+)}", entry)
+        known |= {found[1]: entry for found in (key, paper) if found}
+    return [known[source] for source in sources if source in known]
 
 
 def _title(config: Json, variant: str, kind: str, lm_name: str | None) -> str:

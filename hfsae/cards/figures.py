@@ -77,15 +77,11 @@ def _log(folder: Path) -> list[dict[str, Any]]:
 def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None:
     """Read by themselves: the matrices beside them may be gigabytes."""
     path = folder / "model.safetensors"
-    if not path.is_file():
+    if not config.has_thresholds or not path.is_file():
         return None
     try:
         with opened_tensors(path) as file:
-            if "threshold" not in file.keys():  # noqa: SIM118 - not a dict
-                return None
             threshold = file.get_tensor("threshold")
-            if threshold.ndim == 0:  # of a BatchTopK SAE: one for all
-                return None
         if threshold.shape != (config.d_sae,):
             raise ValueError(damaged(path, f"threshold has shape {list(threshold.shape)}"))
     except SafetensorError as error:

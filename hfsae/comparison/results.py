@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
+from transformers import AutoConfig
 
 from ..evaluation import EvaluationResult
 from ..hub import is_sae
@@ -39,7 +40,6 @@ _ROWS_AT_ONCE = 4096  # of a dictionary, whose cosines with all of another are i
 MATCHED = 0.7  # cosine above which two latents of different seeds count as the same
 _DOCUMENTS = "documents.safetensors"
 _TENSORS, _NUMBERS = "results.safetensors", "results.json"
-_LEARN_THRESHOLDS = ("jumprelu_sae", "matryoshka_jumprelu_sae")
 _RECORDED = ("sae_as_trained", "harvested", "n_tokens", "seconds")
 
 Key = tuple[str, int, str]
@@ -182,9 +182,7 @@ def _scale(record: dict[str, Any]) -> float:
 
 
 def _thresholds(folder: Path, scale: float) -> tuple[float, ...]:
-    if not is_sae(folder):
-        return ()
-    if read_json(folder / "config.json")["model_type"] not in _LEARN_THRESHOLDS:
+    if not is_sae(folder) or not AutoConfig.from_pretrained(folder).has_thresholds:
         return ()
     learned = load_trained(folder).get_parameter("threshold").detach() / scale
     return tuple(learned.quantile(torch.tensor(THRESHOLD_SHARES)).tolist())

@@ -21,8 +21,7 @@ from transformers import AutoModel, PreTrainedModel
 from ..activations.cache import SHARD_BYTES
 from ..features.windows import BLOCK_LATENTS, HISTOGRAM_EDGES
 from ..machine.processor import Room, gpu_memory, main_memory
-from ..models import JumpReLUSAEConfig, SAEConfig
-from ..models.auxk import AuxKSAEConfig
+from ..models import SAEConfig
 from ..recipe import Recipe
 from ..training.run import SAMPLE_FOR_THRESHOLD, SPARSE_BELOW, SPARSE_FROM
 from ..training.schedules import in_steps
@@ -37,10 +36,7 @@ Parts = dict[str, Number]
 _FLOAT, _BFLOAT = 4, 2  # bytes
 _PYTHON = 0.6e9
 _CUDA = 1.0e9  # context, cuBLAS, NCCL and what the allocator cannot use; an assumption
-# Copies of [batch, d_sae] at a step's peak; gates have two of everything.
-_DENSE_COPIES = {"jumprelu_sae": 5.25, "gated_sae": 8.4}
-_OTHER_COPIES = 4.3
-_COPIES_BESIDE_A_GRADIENT = 3  # of them, while a matrix's gradient is added to the last one
+_COPIES_BESIDE_A_GRADIENT = 3  # of [batch, d_sae], while a matrix's gradient is added to the last
 _AUTOCAST_COPIES = 1.0  # more, in bfloat16
 _LOOK_COPIES = 2.25  # of pre-activations, while their density is taken
 _BATCH_COPIES = 8  # [batch, d]: input, target, reconstruction, errors, gradients
@@ -254,14 +250,13 @@ def takes_sparse_steps(recipe: Recipe, config: SAEConfig, *, on_gpu: bool) -> bo
 
 def _l0(config: SAEConfig, recipe: Recipe) -> float:
     """At the start of training, where L0 is highest: half of all, if nothing holds it down."""
-    if isinstance(config, AuxKSAEConfig):
-        return float(config.k)
-    return float(config.target_l0 or 0) if _has_warm_start(config, recipe) else config.d_sae / 2
+    is_steered_there = config.target_l0 is not None and not _has_warm_start(config, recipe)
+    return config.d_sae / 2 if is_steered_there else float(config.l0_goal or config.d_sae / 2)
 
 
 def _has_warm_start(config: SAEConfig, recipe: Recipe) -> bool:
     steps = in_steps(recipe.training.warm_start_steps, recipe.training.total_steps)
-    return isinstance(config, JumpReLUSAEConfig) and bool(config.target_l0) and steps > 0
+    return config.has_thresholds and bool(config.target_l0) and steps > 0
 
 
 def _stages(
@@ -366,7 +361,7 @@ def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> _Stage:
         return _Stage({"one step, sparse": inputs + _sparse(recipe, config, batch, n)})
     latents = _FLOAT * batch * config.d_sae // (n if spread else 1)
     gradient = _FLOAT * max(config.d_in, config.d_out) * config.d_sae // (n if spread else 1)
-    copies = _DENSE_COPIES.get(config.model_type, _OTHER_COPIES)
+    copies = config.dense_copies
     if t.bf16:
         copies += _AUTOCAST_COPIES
         inputs += _BFLOAT * parameters(config, n if spread else 1)[1]  # of the weights
@@ -439,7 +434,7 @@ def _tables(recipe: Recipe, config: SAEConfig) -> Number:
     """Of the examples that there can be: a latent's by rows it can fire in, all by what fires."""
     a, n_tokens, context = recipe.collect, recipe.collect_tokens, recipe.text.context_size
     most = min(a.top + a.quantiles * min(a.per_quantile, a.reservoir), -(-n_tokens // context))
-    l0 = getattr(config, "k", None) or config.target_l0 or config.d_sae
+    l0 = config.l0_goal or config.d_sae
     n_examples = min(most * config.d_sae, n_tokens * l0)
     ids = 2 * 8 * n_tokens  # of tokens and documents, as they came and put together
     return ids + _EXAMPLE_TOKEN * n_examples * min(2 * a.window + 1, context)

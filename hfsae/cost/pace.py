@@ -119,7 +119,7 @@ def _narrowed(config: SAEConfig, d_sae: int) -> SAEConfig:
     narrow.d_sae = d_sae
     if getattr(narrow, "selection", None) == "groupmax" and d_sae < config.d_sae:  # k groups
         narrow.d_sae = max(narrow.k, d_sae // narrow.k * narrow.k)
-    if getattr(narrow, "target_l0", 0) is None:
+    if narrow.l0_goal is None:
         narrow.target_l0 = min(_L0, d_sae / 8)
     return narrow
 
@@ -149,7 +149,7 @@ class SAEPace(NamedTuple):
 def sae_pace(config: SAEConfig, args: CollectArguments, context: int, device: str) -> SAEPace:
     """Of looking at a trained SAE, on rows of `context` tokens."""
     d_sae, n = min(config.d_sae, _LATENTS[0]), _ROWS_A_BLOCK * context
-    l0 = getattr(config, "target_l0", None) or getattr(config, "k", None) or _L0
+    l0 = config.l0_goal or _L0
     sae = AutoModel.from_config(_narrowed(config, d_sae)).to(device)
     x = torch.randn(n, config.d_in, device=device)
     latents = torch.where(torch.rand(n, d_sae, device=device) < l0 / config.d_sae, 1.0, 0.0)

@@ -179,8 +179,7 @@ def _alike(configs: dict[str, SAEConfig]) -> list[tuple[SAEConfig, int]]:
     """One SAE of each kind and size, and how many there are."""
     kinds: dict[tuple, list[SAEConfig]] = {}
     for c in configs.values():
-        l0 = getattr(c, "target_l0", None) or getattr(c, "k", None)
-        kinds.setdefault((c.model_type, c.d_in, c.d_out, c.d_sae, l0), []).append(c)
+        kinds.setdefault((c.model_type, c.d_in, c.d_out, c.d_sae, c.l0_goal), []).append(c)
     return [(alike[0], len(alike)) for alike in kinds.values()]
 
 
@@ -219,8 +218,7 @@ def parameters_used(lm: PreTrainedModel, sites: list[str]) -> int:
 
 
 def _sae_line(name: str, config: SAEConfig) -> str:
-    l0 = getattr(config, "target_l0", None)
-    goal = f", target L0 {l0}" if l0 else ""
+    goal = f", target L0 {config.target_l0}" if config.target_l0 else ""
     place = f"{config.site} ({config.d_in} wide)"
     if config.is_transcoder:
         place += f" to {config.target_site} ({config.d_out} wide)"

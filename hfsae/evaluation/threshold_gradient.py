@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..models import JumpReLUSAE, Schedule
+from ..models import SAE, Schedule
 
 
 class Agreement(NamedTuple):
@@ -38,7 +38,7 @@ class Agreement(NamedTuple):
 
 @torch.no_grad()
 def finite_difference(
-    sae: JumpReLUSAE, batches: Iterable[Float[Tensor, "n d_in"]], half: float
+    sae: SAE, batches: Iterable[Float[Tensor, "n d_in"]], half: float
 ) -> Float[Tensor, " d_sae"]:
     """(loss at threshold + half - loss at threshold - half) / (2 half) by each threshold alone.
 
@@ -46,14 +46,14 @@ def finite_difference(
         batches: raw activations; the expectation is over all of them.
         half: in units of x/c, as thresholds are stored.
     """
-    c, W_dec = sae.scale, sae.W_dec.float()
+    c, W_dec, threshold = sae.scale, sae.W_dec.float(), _threshold(sae)
     square_norm = W_dec.square().sum(dim=-1)
     total, n = torch.zeros(sae.config.d_sae, dtype=torch.float64, device=W_dec.device), 0
     for x in batches:
         out = sae(x)
         z, on = out.pre_acts / c, out.latents != 0
         error = (x - out.recon) / c
-        window = (z - sae.threshold).abs() < half
+        window = (z - threshold).abs() < half
         along = error @ W_dec.T + torch.where(on, z * square_norm, 0)  # w_i.e without latent i
         change = 2 * z * along - z.square() * square_norm - sae.config.l0_coefficient
         total += torch.where(window, change, 0).sum(dim=0, dtype=torch.float64)
@@ -62,7 +62,7 @@ def finite_difference(
 
 
 def estimates(
-    sae: JumpReLUSAE, batches: Iterable[Float[Tensor, "n d_in"]], bandwidth: float
+    sae: SAE, batches: Iterable[Float[Tensor, "n d_in"]], bandwidth: float
 ) -> Float[Tensor, "batches d_sae"]:
     """Each batch's straight-through gradients of the thresholds, with another bandwidth.
 
@@ -70,11 +70,23 @@ def estimates(
         bandwidth: in units of x/c.
     """
     schedule = Schedule(bandwidth=bandwidth / float(sae.config.bandwidth))
-    rows = []
+    rows, threshold = [], _threshold(sae)
     for x in batches:
         loss = sae(x, return_loss=True, schedule=schedule).loss
-        rows.append(torch.autograd.grad(loss, sae.threshold)[0])
+        rows.append(torch.autograd.grad(loss, threshold)[0])
     return torch.stack(rows)
+
+
+def _threshold(sae: SAE) -> nn.Parameter:
+    """
+    Raises:
+        ValueError: the variant has no thresholds that straight-through gradients move.
+    """
+    if not sae.config.has_thresholds:
+        raise ValueError(
+            f"a {type(sae).__name__} has no trained thresholds; give an SAE whose latents have them"
+        )
+    return sae.get_parameter("threshold")
 
 
 def agreement(found: Float[Tensor, "batches d_sae"], true: Float[Tensor, " d_sae"]) -> Agreement:

@@ -22,6 +22,7 @@ from ..convert.formats import FORMATS, find, load_folder
 from ..machine.files import read_json
 from ..machine.processor import refuse_absent
 from ..models import SAE
+from ..models.config import l0_goal
 from ..models.probe import NAME as PROBE
 from .download import HubFile, Listing, fetch, list_files, remember_revision
 
@@ -201,8 +202,7 @@ def _told_by_records(entry: SAEEntry, listing: Listing, how: dict[str, Any]) -> 
 def _told(entry: SAEEntry, config: dict[str, Any], evaluation: dict[str, Any]) -> SAEEntry:
     layer, width = _LAYER.search(config.get("site") or ""), config.get("d_sae")
     measured = evaluation.get("metrics", {}).get("l0", {}).get("value")
-    l0s = (measured, config.get("target_l0"), config.get("k"))
-    l0 = next((value for value in l0s if value is not None), None)
+    l0 = l0_goal(config) if measured is None else measured
     found = {
         "layer": int(layer[1]) if layer else None,
         "width": None if width is None else int(width),

@@ -1,4 +1,26 @@
-"""Sparse autoencoders as Hugging Face models: one file a variant, one line here."""
+"""Sparse autoencoders as Hugging Face models: one file a variant, one line here.
+
+A new variant is a config and an SAE, in a file here or in a module of one's own (`--import`):
+
+    from hfsae import SAE, SAEConfig
+    from hfsae.models import Schedule
+    from hfsae.ops import EVERYWHERE
+
+    class SquaredSAEConfig(SAEConfig):
+        model_type = "squared_sae"
+
+    class SquaredSAE(SAE):
+        '''latents = relu(z)^2,  z = x W_enc + b_enc;  loss = |x - recon|^2  (arXiv:2406.04093).'''
+        config_class = SquaredSAEConfig
+
+        def activate(self, pre_acts, schedule=Schedule(), at=EVERYWHERE):
+            return pre_acts.relu().square()
+
+The class docstring's first line is the formula on a trained SAE's card, and the arXiv ids in it are
+its citations. `schedule` is what the trainer says of the step, `at` where pre_acts stand
+(`hfsae.ops.sparse`); parameters of latents are taken there, `at.of(parameter)`. Whatever else
+others must know of a variant is a class attribute or a property of its config, see `SAEConfig`.
+"""
 
 from .base import SAE as SAE
 from .base import SAEOutput as SAEOutput
@@ -20,3 +42,6 @@ from .relu import ReLUSAE as ReLUSAE
 from .relu import ReLUSAEConfig as ReLUSAEConfig
 from .topk import TopKSAE as TopKSAE
 from .topk import TopKSAEConfig as TopKSAEConfig
+
+DEFAULT_VARIANT = JumpReLUSAEConfig.model_type
+"""the model_type of a recipe that names none"""

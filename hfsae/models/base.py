@@ -27,6 +27,7 @@ is undone after decoding, which therefore needs x: `decode(latents, x)`, as with
 """
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -107,7 +108,7 @@ class SAE(Strict):
     for a transcoder, appendix C); biases zero.
     """
 
-    config_class = SAEConfig
+    config_class: type[SAEConfig] = SAEConfig
     config: SAEConfig
     base_model_prefix = ""
     main_input_name = "x"
@@ -116,6 +117,16 @@ class SAE(Strict):
 
     to_saelens: ClassVar[Callable[..., Any]]
     """The same function as a `sae_lens.SAE`; `hfsae.convert` hands it down."""
+
+    @classmethod
+    def formula(cls) -> str:
+        """The first line of the class's docstring; a card shows it."""
+        return (cls.__doc__ or "").partition("\n")[0]
+
+    @classmethod
+    def papers(cls) -> list[str]:
+        """arXiv ids in the class's docstring, in their order; a card cites them."""
+        return re.findall(r"arXiv:(\d{4}\.\d{4,5})", cls.__doc__ or "")
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__(config)
@@ -246,6 +257,15 @@ class SAE(Strict):
         """Share of all pairs of a token and a latent that would be entries."""
         line = self.line(schedule)
         return torch.ones(()) if line is None else EVERYWHERE.share(pre_acts > line)
+
+    def window_share(
+        self, pre_acts: Tensor, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
+    ) -> Tensor:
+        """Share of pre-activations inside the STE window: the only ones that move thresholds.
+
+        0 (the base): the variant has no thresholds that training moves.
+        """
+        return torch.zeros(())
 
     def activate(
         self,

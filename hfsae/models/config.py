@@ -2,8 +2,9 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 from transformers import PreTrainedConfig
 
@@ -21,6 +22,14 @@ class SAEConfig(PreTrainedConfig):
     __no_type_check__ = True
     has_no_defaults_at_init = True
     model_type = "sae"
+    has_thresholds: ClassVar[bool] = False
+    """Each latent has a threshold that training moves: the parameter `threshold` [d_sae], in units
+    of x/c, with the fields l0_coefficient, bandwidth and log_threshold. The warm start sets it."""
+    options_on_card: ClassVar[Mapping[str, Mapping[Any, str]]] = {}
+    """Fields that change what is learned: the card names those that are not the default, and cites
+    the source of a value that has one, by its key in cards/citations.bib."""
+    dense_copies: ClassVar[float] = 4.3
+    """[batch, d_sae] tensors alive at the peak of a dense training step (scripts/bench/plan.py)"""
 
     d_in: int
     d_sae: int
@@ -154,9 +163,21 @@ class SAEConfig(PreTrainedConfig):
         return True
 
     @property
+    def l0_goal(self) -> Number | None:
+        """The L0 that the config asks for, by a target or a number of latents to choose."""
+        return l0_goal(vars(self))
+
+    @property
     def steers_itself(self) -> bool:
         """Whether the loss itself leads to target_l0, so that the trainer leaves it alone."""
         return False
+
+    def sparsity_at(self, threshold: float) -> float | None:
+        """What the sparsity coefficient must be multiplied by for a common threshold to be right.
+
+        None (the base): unknown. The L0 controller begins with it where the warm start ends.
+        """
+        return None
 
     @property
     def decodes_with_input(self) -> bool:
@@ -177,6 +198,11 @@ class SAEConfig(PreTrainedConfig):
         if self.site is None:
             raise ValueError("this SAE names no site; set config.site, for example to 'layers.12'")
         return self.site, self.target_site or self.site
+
+
+def l0_goal(fields: Mapping[str, Any]) -> Number | None:
+    """The L0 that the fields of an SAE's config ask for; None where its coefficients decide."""
+    return fields.get("target_l0") or fields.get("k")
 
 
 _FLOATS = ("float32", "bfloat16", "float16", "float64")

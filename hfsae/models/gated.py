@@ -1,6 +1,6 @@
 """Gated SAE: one encoder says which latents fire, the same one rescaled says how much."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,8 @@ class GatedSAEConfig(SAEConfig):
     """For activations of unit mean squared norm (x/c)."""
 
     model_type = "gated_sae"
+    options_on_card: ClassVar = {"penalty": {"ri_l1": "conerly2024update"}}
+    dense_copies = 8.4  # gates have two of everything
 
     l1_coefficient: Number = 0.03
     """lambda, on positive gate pre-activations in units of x/c"""

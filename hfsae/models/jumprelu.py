@@ -17,7 +17,7 @@ by 1 / n):
                             H.3: kernel; and ste
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -40,6 +40,17 @@ class JumpReLUSAEConfig(SAEConfig):
     """Defaults are the paper's, for activations of unit mean squared norm (x/c)."""
 
     model_type = "jumprelu_sae"
+    has_thresholds = True
+    options_on_card: ClassVar = {
+        "penalty": {"tanh": "conerly2025dictionary"},
+        "l0_loss": {"frequency": "smith2025negative"},
+        "activation": {},
+        "kernel": {},
+        "ste": {},
+        "ste_to_inputs": {},
+        "pre_act_coefficient": {},
+    }
+    dense_copies = 5.25
 
     l0_coefficient: Number = 6e-4
     """lambda. Gemma Scope's 6e-4 gives an L0 near 50 after billions of tokens at 9B layer 20. With
@@ -105,6 +116,16 @@ class JumpReLUSAEConfig(SAEConfig):
     @property
     def steers_itself(self) -> bool:
         return self.l0_loss == "quadratic"
+
+    def sparsity_at(self, threshold: float) -> float | None:
+        """For penalties that count latents, by what makes a latent worth its price.
+
+        Without a latent of activation z (in x/c) the squared error is larger by z^2, if its decoder
+        row is orthogonal to the others'. So it is worth lambda where z^2 > lambda, and a threshold
+        of sqrt(lambda) parts the two.
+        """
+        counts = (self.activation, self.penalty, self.l0_loss) == ("jump", "l0", "linear")
+        return threshold**2 / self.l0_coefficient if counts and self.l0_coefficient else None
 
 
 class JumpReLUSAE(SAE):
@@ -194,7 +215,6 @@ class JumpReLUSAE(SAE):
     def window_share(
         self, pre_acts: Tensor, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
     ) -> Tensor:
-        """Share of pre-activations inside the STE window: the only ones that move thresholds."""
         distance = (pre_acts - at.of(self.scale * self.threshold)).abs()
         return at.share(distance < self._bandwidth(schedule) / 2)
 

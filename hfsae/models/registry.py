@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from .base import SAE
-from .config import variants
+from .config import SAEConfig, variants
 
 IMPORT_HINT = "a module of your own is imported with --import MODULE"
 
@@ -30,7 +30,7 @@ def register_variants(module: str) -> None:
             f"--import {module}: {why}; give a module's dotted name, without .py, that lies in "
             "this folder or is installed"
         ) from error
-    classes = {sae.config_class: sae for sae in _below(SAE)}
+    classes = _classes()
     for config_class in variants():
         if config_class.model_type in CONFIG_MAPPING:
             continue
@@ -40,6 +40,16 @@ def register_variants(module: str) -> None:
             )
         AutoConfig.register(config_class.model_type, config_class)
         AutoModel.register(config_class, classes[config_class])
+
+
+def class_of(model_type: str | None) -> type[SAE] | None:
+    """The variant of this model_type; None where no module that is imported defines it."""
+    configs = {config.model_type: config for config in variants()}
+    return _classes().get(configs[model_type]) if model_type in configs else None
+
+
+def _classes() -> dict[type[SAEConfig], type[SAE]]:
+    return {sae.config_class: sae for sae in _below(SAE)}
 
 
 def _below(base: type[SAE]) -> Iterator[type[SAE]]:

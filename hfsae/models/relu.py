@@ -1,6 +1,6 @@
 """ReLU SAE: the classic one, made sparse by an L1 penalty."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ class ReLUSAEConfig(SAEConfig):
     """For activations of unit mean squared norm (x/c)."""
 
     model_type = "relu_sae"
+    options_on_card: ClassVar = {"penalty": {"ri_l1": "conerly2024update"}}
 
     l1_coefficient: Number = 0.03
     """lambda, on latents in units of x/c. Conerly et al.'s 5 is for E|x|^2 = d_in, which makes it

@@ -16,7 +16,7 @@ from ..activations import HarvestArguments, ShuffleArguments, Split, TextArgumen
 from ..evaluation import EvaluationArguments
 from ..features import CollectArguments
 from ..lm import empty_lm, site_width
-from ..models import SAEConfig, variants
+from ..models import DEFAULT_VARIANT, SAEConfig, variants
 from ..models.config import own_fields
 from ..models.registry import IMPORT_HINT
 from ..training import TrainingArguments
@@ -28,7 +28,6 @@ REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens")
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffle", "seed")
 RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
 TAKEN_FOLDERS = ("checkpoints", "features", "figures")  # folders of a run, beside its SAEs'
-_DEFAULT_VARIANT = "jumprelu_sae"
 # Settings that change nothing of the result.
 _FREE = {*FREE, "cache", "cache_gb", "prefetch"}
 
@@ -138,7 +137,7 @@ def _for_variant(name: str, given: dict[str, Any]) -> dict[str, Any]:
 
     An SAE that chooses k latents takes target_l0 as its k.
     """
-    fields = {"model_type": _DEFAULT_VARIANT, **given}
+    fields = {"model_type": DEFAULT_VARIANT, **given}
     model_type = fields["model_type"]
     own = _fields_of_variants().get(model_type)
     if own is None:
@@ -171,7 +170,7 @@ def refuse_fields_of_others(recipe: Recipe, names: Iterable[str]) -> None:
         ValueError: no SAE of the recipe is of a variant that has such a field, but others do.
     """
     known = _fields_of_variants()
-    types = {f.get("model_type", _DEFAULT_VARIANT) for f in recipe.sae_fields().values()}
+    types = {f.get("model_type", DEFAULT_VARIANT) for f in recipe.sae_fields().values()}
     for name in names:
         having = sorted(variant for variant, own in known.items() if name in own)
         if having and types <= {*known} and not types & {*having}:
@@ -192,7 +191,7 @@ def _check_given(recipe: Recipe) -> None:
         if fields.get("d_sae") is None:
             raise ValueError("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
         known = sorted(c.model_type for c in variants())
-        if (given := fields.get("model_type", known[0])) not in known:
+        if (given := fields.get("model_type", DEFAULT_VARIANT)) not in known:
             raise ValueError(
                 f"sae.model_type {given!r} is unknown; hfsae has {', '.join(known)}; {IMPORT_HINT}"
             )

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ..models import SAE, JumpReLUSAE, Schedule
+from ..models import SAE, Schedule
 from ..ops import Entries, Place, Workspace, alone
 from .arguments import TrainingArguments
 from .health import Reading, diagnose, diagnose_dead
@@ -160,7 +160,7 @@ class Run:
 
     @property
     def warm_start_steps(self) -> int:
-        wanted = self.target_l0 is not None and isinstance(self.sae, JumpReLUSAE)
+        wanted = self.target_l0 is not None and self.sae.config.has_thresholds
         return in_steps(self.args.warm_start_steps, self.args.total_steps) if wanted else 0
 
     @torch.no_grad()
@@ -175,12 +175,13 @@ class Run:
         self.variance = float((target - mean).square().sum(-1).mean()) / self.sae.scale**2
         if self.args.init_b_dec == "mean":
             self.sae.b_dec.copy_(mean / self.sae.scale)
-        if self.warm_start_steps and isinstance(self.sae, JumpReLUSAE) and self.target_l0:
+        if self.warm_start_steps and self.target_l0:
             pre_acts = self.sae.pre_activations(x[:SAMPLE_FOR_THRESHOLD])
             n_kept = round(self.target_l0 * len(pre_acts))
             threshold = _nth_largest_(whole(pre_acts), n_kept) / self.sae.scale
             # A threshold of 0 could never be steered: it moves by factors.
-            self.sae.threshold.fill_(max(threshold, float(self.sae.config.initial_threshold)))
+            least = float(self.sae.config.initial_threshold)
+            self._threshold.fill_(max(threshold, least))
         if self._can_be_sparse:
             pre_acts = self.sae.pre_activations(x[:SAMPLE_FOR_THRESHOLD])
             self._choose(float(self.sae.density(pre_acts, self._schedule(0))))
@@ -219,18 +220,14 @@ class Run:
 
     @torch.no_grad()
     def _balance(self) -> None:
-        """Where the warm start ends, begin with the lambda that its threshold is right for.
+        """Where the warm start ends, begin with the lambda that its threshold is right for."""
+        sparsity = self.sae.config.sparsity_at(float(whole(self._threshold).median()))
+        if sparsity is not None:
+            self.sparsity = _within_reach(sparsity)
 
-        Without a latent of activation z (in x/c) the squared error is larger by z^2, if its decoder
-        row is orthogonal to the others'. So it is worth lambda where z^2 > lambda, and a threshold
-        of sqrt(lambda) parts the two. From there the controller goes on.
-        """
-        config = self.sae.config
-        if not isinstance(self.sae, JumpReLUSAE) or not config.l0_coefficient:
-            return
-        if (config.activation, config.penalty, config.l0_loss) == ("jump", "l0", "linear"):
-            threshold = float(whole(self.sae.threshold).median())
-            self.sparsity = _within_reach(threshold**2 / config.l0_coefficient)
+    @property
+    def _threshold(self) -> nn.Parameter:
+        return self.sae.get_parameter("threshold")
 
     def _place_gradients(self) -> None:
         for _, p in self._named():
@@ -385,8 +382,8 @@ class Run:
     def _steer(self, l0: float, step: int) -> None:
         if self.target_l0 is None:
             return
-        if step < self.warm_start_steps and isinstance(self.sae, JumpReLUSAE):
-            self.sae.threshold.mul_(steer(1.0, l0, self.target_l0, _WARM_START_GAIN))
+        if step < self.warm_start_steps:
+            self._threshold.mul_(steer(1.0, l0, self.target_l0, _WARM_START_GAIN))
         elif self.sae.config.steers_itself:
             return
         elif (
@@ -407,8 +404,8 @@ class Run:
             "dead_share": self._dead_share(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
-        is_frozen = getattr(self.sae.config, "ste", None) == "none"
-        if isinstance(self.sae, JumpReLUSAE) and step >= self.warm_start_steps and not is_frozen:
+        moves = self.sae.config.has_thresholds and self._threshold.requires_grad
+        if moves and step >= self.warm_start_steps:
             line |= self._health(self.sae, seen, l0, schedule, step)
         elif found := diagnose_dead(self._dead_share()):
             line["health"] = found
@@ -421,10 +418,10 @@ class Run:
         return float(self._dead().float().mean())
 
     def _health(
-        self, sae: JumpReLUSAE, seen: _Seen, l0: float, schedule: Schedule, step: int
+        self, sae: SAE, seen: _Seen, l0: float, schedule: Schedule, step: int
     ) -> dict[str, Any]:
         """Thresholds and window, and what `diagnose` makes of them against the line before."""
-        threshold = whole(sae.threshold.detach()).clone()
+        threshold = whole(self._threshold.detach()).clone()
         before, now = self._previous, {"step": step, "l0": l0, "sparsity": schedule.sparsity}
         self._previous = {**now, "threshold": threshold}
         share = float(whole(sae.window_share(seen.pre_acts, schedule, seen.at)))

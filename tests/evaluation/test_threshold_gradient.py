@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfsae import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae import JumpReLUSAE, JumpReLUSAEConfig, ReLUSAE, ReLUSAEConfig
 from hfsae.evaluation.threshold_gradient import agreement, estimates, finite_difference
 
 SCALE = 3.0
@@ -62,3 +62,9 @@ def test_small_batches_scatter_and_wide_kernels_are_biased(sae):
     assert few.scatter > 3 * many.scatter and few.cosine < many.cosine
     wide = agreement(estimates(sae, x.split(20_000), 0.6), true)
     assert wide.bias > 2 * many.bias
+
+
+def test_an_sae_without_trained_thresholds_is_refused():
+    sae = ReLUSAE(ReLUSAEConfig(d_in=6, d_sae=12))
+    with pytest.raises(ValueError, match="a ReLUSAE has no trained thresholds"):
+        finite_difference(sae, [activations(4)], 0.1)

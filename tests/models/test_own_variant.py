@@ -1,0 +1,53 @@
+"""The example of a new variant in the models' docstring, and what a class says of its variant."""
+
+import gc
+import textwrap
+
+import pytest
+import torch
+
+import hfsae
+from hfsae.models.registry import class_of
+
+from ..helpers import variants
+
+
+@pytest.fixture
+def example():
+    """The names that the docstring's code defines; gone after the test, as others look at all."""
+    code = "".join(
+        line
+        for line in hfsae.models.__doc__.splitlines(keepends=True)
+        if line.startswith("    ") or not line.strip()
+    )
+    names = {"__name__": "own_module"}
+    exec(textwrap.dedent(code), names)
+    yield names
+    names.clear()
+    gc.collect()
+
+
+def test_the_example_of_a_new_variant_is_one(example):
+    sae = example["SquaredSAE"](example["SquaredSAEConfig"](d_in=4, d_sae=8))
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    expected = (x @ sae.W_enc).relu().square()
+    assert torch.equal(sae.encode(x), expected) and (expected > 0).any()
+    assert torch.equal(sae(x).recon, expected @ sae.W_dec)
+    sae(x, return_loss=True).loss.backward()
+    assert sae.W_enc.grad.abs().sum() > 0
+
+
+def test_the_class_says_what_a_card_shows(example):
+    kind = class_of("squared_sae")
+    assert kind is example["SquaredSAE"]
+    assert kind.formula().startswith("latents = relu(z)^2,  z = x W_enc + b_enc;")
+    assert kind.papers() == ["2406.04093"]
+    assert class_of("another_sae") is class_of("sae") is class_of(None) is None
+
+
+def test_every_variant_has_a_formula_and_a_paper():
+    for config in variants():
+        kind = class_of(config.model_type)
+        assert kind.config_class is config
+        assert kind.formula().startswith("latents = ") and kind.papers()
+        assert set(config.options_on_card) <= set(config.__dataclass_fields__)
