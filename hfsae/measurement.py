@@ -44,7 +44,7 @@ from .recipe import (
     save_recipe,
     write_result,
 )
-from .training.trainer import make_accelerator
+from .training.trainer import make_accelerator, sum_products_in_float32
 
 EVALUATION, FEATURES = "evaluation.json", "features/meta.json"
 _VERBS = {EVALUATION: "evaluate", FEATURES: "collect"}
@@ -203,6 +203,7 @@ def again(
     if result in unfinished or next(differences(old, new, sections), None):
         siblings = (home / name for name in recipe.sae_fields())
         others = [f for f in siblings if (f / "config.json").is_file() and not f.samefile(folder)]
+    sum_products_in_float32()
     device = str(make_accelerator(recipe.training).device)
     sae = load_trained(folder)  # first: a damaged file need not wait for the language model
     norm_limits(sae, folder)
@@ -229,6 +230,7 @@ def measure(recipe: Recipe, sae: SAE, folder: Path, result: str, source: str) ->
     refuse_card_of_others(folder)
     refuse_mixture(folder, ["training.json", PROBE])  # which no measurement makes anew
     sae.config.places  # noqa: B018 - an SAE without a site need not wait for the language model
+    sum_products_in_float32()
     loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
     sae.to(loaded.lm.device)  # pyright: ignore
     limits = _limits(recipe, loaded, sae, folder)

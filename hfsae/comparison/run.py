@@ -29,7 +29,7 @@ from ..recipe import (
     save_recipe,
     stale_stages,
 )
-from ..training.trainer import make_accelerator
+from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import causes, results
 from .arms import ArmRun, Comparison, arm_runs
 from .report import write_report
@@ -43,6 +43,7 @@ def compare(comparison: Comparison, command: str = "") -> Path:
     Raises:
         ValueError: anything in the comparison that cannot be, before anything is trained.
     """
+    sum_products_in_float32()
     runs = list(arm_runs(comparison))
     _refuse_what_cannot_be(comparison, runs)
     kept = results.kept(comparison.report_folder, runs)

@@ -23,7 +23,8 @@ from ..features.windows import BLOCK_LATENTS, HISTOGRAM_EDGES
 from ..machine.processor import Room, gpu_memory, main_memory
 from ..models import SAEConfig
 from ..recipe import Recipe
-from ..training.run import SAMPLE_FOR_THRESHOLD, SPARSE_BELOW, SPARSE_FROM
+from ..training.kind import SPARSE_BELOW, SPARSE_FROM
+from ..training.run import FIRST_LOOK
 from ..training.schedules import in_steps
 from ..training.sharding import check_spread
 from ..training.trainer import SAMPLE
@@ -338,7 +339,7 @@ def _look(
         work = copies * _FLOAT * n * max(config.d_in, config.d_out)
         is_looked_at = _has_warm_start(config, recipe) or _may_be_sparse(recipe, config, on_gpu)
         if is_looked_at:
-            pre_acts = _FLOAT * min(n, SAMPLE_FOR_THRESHOLD) * config.d_sae
+            pre_acts = _FLOAT * min(n, FIRST_LOOK) * config.d_sae
             work = max(work, _LOOK_COPIES * pre_acts)
         largest = max(largest, work)
     return _Stage({"first look at activations": largest}, {"sample of activations": sample})

@@ -45,7 +45,7 @@ from ..models import SAE, SAEConfig
 from ..models.probe import N_TOKENS, write_probe
 from ..models.probe import NAME as PROBE
 from ..training import Trainer
-from ..training.trainer import make_accelerator
+from ..training.trainer import make_accelerator, sum_products_in_float32
 from .fields import CheckCost, LMArguments, Recipe, as_plain, check, sides_of
 from .folder import (
     alone,
@@ -100,6 +100,7 @@ def _run(
             forget_checkpoints(root)  # of a run that was killed just before its end
         logger.info("%s is complete: nothing to do", root)
         return folders
+    sum_products_in_float32()
     accelerator = make_accelerator(recipe.training)
     recipe.shuffle.check_device()  # by now a process has its GPU
     lm, configs = check(recipe)

@@ -1,9 +1,12 @@
 """How to train: budget, optimiser, schedules, checkpoints. Names follow transformers."""
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
 from .schedules import Duration, in_steps
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -123,6 +126,24 @@ class TrainingArguments:
     @property
     def total_steps(self) -> int:
         return self.n_tokens // self.batch_size
+
+    def fitted(self, name: str, warm_start_steps: int) -> int:
+        """A warm-up in steps: at most half of those after the warm start, so that it ends."""
+        given = in_steps(getattr(self, name), self.total_steps)
+        return min(given, (self.total_steps - warm_start_steps) // 2)
+
+    def say_what_is_shortened(self, warm_start_steps: int) -> None:
+        """Log the warm-ups that do not fit."""
+        for name in ("warmup_steps", "sparsity_warmup_steps"):
+            given = in_steps(getattr(self, name), self.total_steps)
+            if given > self.fitted(name, warm_start_steps):
+                logger.info(
+                    "training.%s (%d) does not fit into the %d steps after the warm start: half of "
+                    "them are used",
+                    name,
+                    given,
+                    self.total_steps - warm_start_steps,
+                )
 
     def check_shares(self, n_processes: int) -> None:
         """

@@ -10,11 +10,6 @@ def in_steps(duration: Duration, total_steps: int) -> int:
     return round(duration * total_steps) if duration < 1 else int(duration)
 
 
-def fitted(duration: Duration, total_steps: int, steps_left: int) -> int:
-    """A warm-up in steps: at most half of those that are left, so that it ends within the run."""
-    return min(in_steps(duration, total_steps), steps_left // 2)
-
-
 def linear_warmup(step: int, warmup_steps: int) -> float:
     """Linear from just above 0 at step 0 to 1 at step warmup_steps."""
     return min(1.0, (step + 1) / (warmup_steps + 1))

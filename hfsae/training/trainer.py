@@ -79,9 +79,6 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
     )
-    # What screening needs (hfsae.ops), which switches it off for a step where it is on: never while
-    # another thread prefetches with the language model, whose products it would change.
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     # `accelerate launch --cpu --num_processes 2` sets a meeting point, then starts one process.
     is_set = [name in os.environ for name in ("ACCELERATE_USE_CPU", "MASTER_PORT", "WORLD_SIZE")]
@@ -95,6 +92,16 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             "-m hfsae train RECIPE`, or set training.num_processes=1 if one is meant"
         )
     return accelerator
+
+
+def sum_products_in_float32() -> None:
+    """Have cuBLAS add up bfloat16 products in float32 only, from here on and in all of the process.
+
+    Screening needs it (`hfsae.ops`), and where it is not so makes it so for a step: then another
+    thread that prefetches with the language model would get other products at some moments than at
+    others. Call it before the language model first reads, so that all of a run's numbers are alike.
+    """
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 class Trainer:
@@ -120,6 +127,7 @@ class Trainer:
         text: str | None = None,
     ) -> None:
         self.args, self.stream, self.provenance = args, stream, dict(provenance or {})
+        sum_products_in_float32()
         self.accelerator = accelerator or make_accelerator(args)
         self.output_dir = Path(args.output_dir)
         named = {"": saes} if isinstance(saes, SAE) else dict(saes)
@@ -329,10 +337,10 @@ class Trainer:
             "sae_as_trained": run.sae.config.to_diff_dict(),
             "n_tokens": n_tokens,
             "fvu_in_training": run.last_fvu,
-            "warm_start_tokens": run.warm_start_steps * self.args.batch_size,
+            "warm_start_tokens": run.control.warm_start_steps * self.args.batch_size,
             "harvested": harvested,
             "final_coefficients": {
-                name: value * run.sparsity
+                name: value * run.control.factor
                 for name, value in run.sae.config.to_dict().items()
                 if name in ("l0_coefficient", "l1_coefficient")
             },

@@ -124,7 +124,7 @@ def test_warm_ups_longer_than_a_run_end_in_its_middle(tmp_path, caplog):
     config = JumpReLUSAEConfig(d_in=16, d_sae=32, site="layers.1", target_l0=3)
     args = TrainingArguments(output_dir=str(tmp_path), n_tokens=2560, batch_size=256, save_steps=0)
     run = Trainer(JumpReLUSAE(config), PlantedStream(), args).runs[""]
-    assert [run._sparsity_warmup(step) for step in (4, 5, 9)] == [5 / 6, 1.0, 1.0]
+    assert [run.control.warmup(step) for step in (4, 5, 9)] == [5 / 6, 1.0, 1.0]
     assert any("sparsity_warmup_steps (10000) does not fit" in r.message for r in caplog.records)
 
 

@@ -95,11 +95,11 @@ def test_the_quadratic_loss_leads_to_its_target_by_itself(tmp_path):
     fields = {"target_l0": 3.0, "l0_coefficient": 1.0}
     sae = sae_of("jumprelu_sae", **fields, l0_loss="quadratic")
     trainer, now = train(sae, tmp_path / "quadratic", warm_start_steps=0.4)
-    assert trainer.runs[""].sparsity == 1.0
+    assert trainer.runs[""].control.factor == 1.0
     assert 3.0 < now["l0"] < 3.5 and now["fvu"] < 0.4, now
     sae = sae_of("jumprelu_sae", target_l0=now["l0"])
     steered, _ = train(sae, tmp_path / "steered", warm_start_steps=0.4)
-    m = 0.01 * steered.runs[""].sparsity
+    m = 0.01 * steered.runs[""].control.factor
     assert now["l0"] == pytest.approx(3 + m * 9 / 2, rel=0.05), m
 
 

@@ -1,13 +1,13 @@
 """Sparse steps train to where dense ones do, repeat to the bit, give way where they are slow."""
 
 import logging
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
 from hfsae.training import Trainer
+from hfsae.training.kind import StepKind
 from hfsae.training.run import Run
 from hfsae.training.trainer import make_accelerator
 
@@ -86,7 +86,7 @@ def test_after_200_steps_the_loss_is_that_of_dense_steps(kind, tmp_path):
     # One pre-activation that rounds to the other side of its threshold moves a batch's loss by up
     # to 1e-3 here; so does summing the same dense batch in another order.
     assert torch.allclose(found, expected, rtol=2e-3)
-    assert dense.is_sparse is False and sparse.is_sparse is True
+    assert dense.kind.is_sparse is False and sparse.kind.is_sparse is True
     assert expected[-1] < 0.9 * expected[0]
 
 
@@ -132,14 +132,14 @@ def test_auto_is_dense_while_many_entries_matter_and_says_when_it_changes(tmp_pa
     config = AutoConfig.for_model("relu_sae", d_in=D_IN, d_sae=1024, site="layers.1")
     one, source = Run(AutoModel.from_config(config), args, make_accelerator(args)), stream()
     kinds = []
-    with caplog.at_level(logging.INFO, logger="hfsae.training.run"):
+    with caplog.at_level(logging.INFO, logger="hfsae.training"):
         one.initialise(source.sample(4096))
         for step in range(60):
             if step == 30:
                 with torch.no_grad():
                     one.sae.b_enc -= 1.0
             one.step(source.next_batch(), step)
-            kinds.append(one.is_sparse)
+            kinds.append(one.kind.is_sparse)
     assert not any(kinds[:30]) and all(kinds[30:])
     assert [r.message.split(":")[0] for r in caplog.records] == ["sparse steps"]
 
@@ -147,8 +147,9 @@ def test_auto_is_dense_while_many_entries_matter_and_says_when_it_changes(tmp_pa
 @pytest.mark.parametrize(("device", "can"), [("cpu", True), ("cuda", True), ("mps", False)])
 def test_sparse_steps_are_for_cpus_and_cuda(device, can, tmp_path):
     one, _ = run("jumprelu", tmp_path, "auto")
-    one.accelerator = SimpleNamespace(device=torch.device(device))
-    assert one._can_be_sparse is can
+    kind = StepKind(one.sae, one.args, torch.device(device), is_spread=False)
+    assert kind.can_be_sparse is can
+    assert not StepKind(one.sae, one.args, torch.device(device), is_spread=True).can_be_sparse
 
 
 @pytest.mark.gpu
@@ -168,7 +169,7 @@ def test_on_a_gpu_sparse_steps_follow_dense_ones_and_repeat_to_the_bit(kind, tmp
 def test_auto_leaves_small_dictionaries_dense(tmp_path):
     one, source = run("topk", tmp_path, "auto")
     one.step(source.next_batch(), 0)
-    assert not one.is_sparse
+    assert not one.kind.is_sparse
 
 
 def test_sparse_steps_that_cannot_be_are_refused(tmp_path):

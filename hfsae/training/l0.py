@@ -1,0 +1,85 @@
+"""How L0 gets to its target: a warm start under one common threshold, then a controller of lambda.
+
+In the warm start (training.warm_start_steps; variants with thresholds) there is no sparsity term,
+and the threshold that all latents share is steered. Where it ends, lambda begins at the value that
+this threshold is right for; then it rises over the sparsity warm-up, and is steered from there on.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..models import SAE
+from .arguments import TrainingArguments
+from .schedules import in_steps, linear_warmup, steer
+from .sharding import whole
+
+_REACH = 1e4  # the controller moves a coefficient at most this far from what was given
+_WARM_START_GAIN = 0.1  # a threshold acts on L0 at once; lambda only through many steps
+
+
+class L0Control:
+    """Multiplies the sparsity coefficients by `factor`; in the warm start, moves the threshold."""
+
+    def __init__(self, sae: SAE, args: TrainingArguments) -> None:
+        self.sae, self.args, self.factor = sae, args, 1.0
+        target = sae.config.target_l0
+        self.target = None if target is None else float(target)
+        warms = self.target is not None and sae.config.has_thresholds
+        self.warm_start_steps = in_steps(args.warm_start_steps, args.total_steps) if warms else 0
+        self.warmup_steps = args.fitted("sparsity_warmup_steps", self.warm_start_steps)
+
+    @property
+    def _threshold(self) -> nn.Parameter:
+        return self.sae.get_parameter("threshold")
+
+    @torch.no_grad()
+    def begin(self, pre_acts: Float[Tensor, "n d_sae"]) -> None:
+        """Set the threshold that `target` latents of a token pass; the order in pre_acts is lost.
+
+        Args:
+            pre_acts: of a sample, raw units.
+        """
+        assert self.target is not None
+        threshold = _nth_largest_(whole(pre_acts), round(self.target * len(pre_acts)))
+        # A threshold of 0 could never be steered: it moves by factors.
+        least = float(self.sae.config.initial_threshold)
+        self._threshold.fill_(max(threshold / self.sae.scale, least))
+
+    def sparsity(self, step: int) -> float:
+        """What the sparsity coefficients are multiplied by: 0 in the warm start."""
+        return 0.0 if step < self.warm_start_steps else self.factor * self.warmup(step)
+
+    def warmup(self, step: int) -> float:
+        """The sparsity warm-up's part of that: it rises to 1."""
+        return linear_warmup(step - self.warm_start_steps, self.warmup_steps)
+
+    @torch.no_grad()
+    def end_warm_start(self) -> None:
+        """Begin with the lambda that the warm start's threshold is right for."""
+        factor = self.sae.config.sparsity_at(float(whole(self._threshold).median()))
+        if factor is not None:
+            self.factor = _within_reach(factor)
+
+    @torch.no_grad()
+    def after_step(self, l0: float, step: int) -> None:
+        """Raise the threshold or lambda a little where L0 is above the target, else lower it."""
+        if self.target is None:
+            return
+        if step < self.warm_start_steps:
+            self._threshold.mul_(steer(1.0, l0, self.target, _WARM_START_GAIN))
+        elif self.sae.config.steers_itself:
+            return
+        elif self.warmup(step) == 1.0:  # else it would answer for the warm-up, and wind up
+            self.factor = _within_reach(steer(self.factor, l0, self.target, self.args.l0_gain))
+
+
+def _within_reach(factor: float) -> float:
+    return min(max(factor, 1 / _REACH), _REACH)
+
+
+def _nth_largest_(x: Tensor, n: int) -> float:
+    """Of x, whose order is lost: torch's `topk` takes 16 bytes a number to keep it on a CPU."""
+    values = x.flatten().cpu().numpy()
+    values.partition(len(values) - n)
+    return float(values[len(values) - n])

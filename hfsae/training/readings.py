@@ -1,0 +1,100 @@
+"""What a line of the log says of thresholds, and `diagnose` of the steps since the line before."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..models import SAE, Schedule
+from ..ops import Place
+from .arguments import TrainingArguments
+from .health import Reading, diagnose, diagnose_dead
+from .l0 import L0Control
+from .schedules import in_steps
+from .sharding import whole
+
+
+class StepOutput(NamedTuple):
+    """What a step's forward passes gave."""
+
+    x: Float[Tensor, "part d_in"]
+    """inputs of the last part"""
+    pre_acts: Float[Tensor, "..."]
+    """of the last part..."""
+    at: Place
+    """...and where they stand"""
+    losses: dict[str, Tensor]
+    """means over this process's share of the batch"""
+    fired: Tensor
+    """[d_sae], times that each latent fired in this process's share"""
+    n_entries: Tensor
+    """pairs of a token and a latent there that could have a value or a gradient"""
+
+
+class Readings:
+    """`previous` is what the line before was read from; empty before the first."""
+
+    def __init__(self, sae: SAE, args: TrainingArguments, control: L0Control) -> None:
+        self.sae, self.args, self.control = sae, args, control
+        self.previous: dict[str, Any] = {}
+
+    @torch.no_grad()
+    def line(
+        self, out: StepOutput, l0: float, dead_share: float, schedule: Schedule, step: int
+    ) -> dict[str, Any]:
+        """Of thresholds, where training moves them; else of dead latents, if they are many."""
+        if step >= self.control.warm_start_steps and self._learns_thresholds:
+            return self._of_thresholds(out, l0, dead_share, schedule, step)
+        found = diagnose_dead(dead_share)
+        return {"health": found} if found else {}
+
+    @property
+    def _learns_thresholds(self) -> bool:
+        has_thresholds = self.sae.config.has_thresholds
+        return has_thresholds and self.sae.get_parameter("threshold").requires_grad
+
+    def _of_thresholds(
+        self, out: StepOutput, l0: float, dead_share: float, schedule: Schedule, step: int
+    ) -> dict[str, Any]:
+        sae, total = self.sae, self.args.total_steps
+        threshold = whole(sae.get_parameter("threshold").detach()).clone()
+        before, now = self.previous, {"step": step, "l0": l0, "sparsity": schedule.sparsity}
+        self.previous = {**now, "threshold": threshold}
+        share = float(whole(sae.window_share(out.pre_acts, schedule, out.at)))
+        line = {
+            "l0_coefficient": sae.config.l0_coefficient * schedule.sparsity,
+            "threshold_median": float(threshold.median()),
+            "window_share": share,
+        }
+        if not before:
+            return line
+        c = float(sae.config.activation_scale or 1.0)
+        reading = Reading(
+            steps=step - before["step"],
+            steps_left=total - step,
+            share_done=step / total,
+            l0=l0,
+            previous_l0=before["l0"],
+            target_l0=self.control.target,
+            window_hits=share * self.args.batch_size,
+            threshold_travel=_median_travel(threshold, before["threshold"]),
+            sparsity_growth=schedule.sparsity / max(before["sparsity"], 1e-30),
+            dead_share=dead_share,
+            mean_square_norm=(root_mean_square_norm(whole(out.x)) / c) ** 2,
+            log_threshold=sae.config.log_threshold,
+            warming_up=self.control.warmup(step) < 1,
+            decaying=step >= total - in_steps(self.args.decay_steps, total) > 0,
+        )
+        travel = reading.threshold_travel
+        return {**line, "threshold_travel": travel, "health": diagnose(reading)}
+
+
+def root_mean_square_norm(x: Float[Tensor, "n d"]) -> float:
+    """The root of the mean over rows of their squared norms."""
+    return float(x.float().square().sum(dim=-1).mean().sqrt())
+
+
+def _median_travel(now: Float[Tensor, " d_sae"], before: Float[Tensor, " d_sae"]) -> float:
+    moved = torch.where(before > 0, now / before - 1, now)  # one that stays at 0 has not moved
+    return float(moved.abs().median())
