@@ -22,13 +22,10 @@ class AuxKSAEConfig(SAEConfig):
 
     def check(self) -> None:
         super().check()
-        for name in ("k", "aux_k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        self.require_positive("k", "aux_k")
+        self.require_not_negative("aux_coefficient")
         if self.k > self.d_sae:
             raise ValueError(f"k ({self.k}) is more than all latents (d_sae = {self.d_sae})")
-        if self.aux_coefficient < 0:
-            raise ValueError(f"aux_coefficient must not be negative, got {self.aux_coefficient}")
         if self.target_l0 is not None:
             raise ValueError(
                 f"this SAE's L0 is k ({self.k}): leave target_l0 out and set k instead"

@@ -4,12 +4,11 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
 Number = int | float
-TokenNorm = Literal["none", "layer_norm", "unit_rms"]
 
 
 class SAEConfig(PreTrainedConfig):
@@ -43,7 +42,7 @@ class SAEConfig(PreTrainedConfig):
     """encode x - b_dec instead of x (Gemma Scope trains so); `folded()` moves it into b_enc"""
     skip_connection: bool = False
     """also predict linearly from the input: + x W_skip. For transcoders: an SAE could copy x"""
-    token_norm: str = "none"
+    token_norm: Literal["none", "layer_norm", "unit_rms"] = "none"
     """what each token goes through first: "layer_norm" ((x - mean) / std), "unit_rms" (to norm
     sqrt(d_in)); undone after decoding. For SAEs from elsewhere; ours are trained without"""
     target_l0: Number | None = None
@@ -106,10 +105,19 @@ class SAEConfig(PreTrainedConfig):
         own = own_fields(type(self))
         for name, hint in sorted((f.name, f.type) for f in fields(self) if f.name in own):
             value = getattr(self, name)
+            if get_origin(hint) is Literal:
+                self._reject_what_is_no_choice(name, get_args(hint))
+                continue
             is_bool_for_number = isinstance(value, bool) and hint is not bool
             if is_bool_for_number or not isinstance(value, cast(Any, hint)):
                 wanted = getattr(hint, "__name__", str(hint))
                 raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+    def _reject_what_is_no_choice(self, name: str, choices: tuple[Any, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            known = ", ".join(map(repr, choices))
+            raise ValueError(f"{name} must be one of {known}, got {value!r}")
 
     def _reject_dtype(self, dtype: Any) -> None:
         """Weights would be cast to it in silence."""
@@ -119,13 +127,10 @@ class SAEConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raise ValueError for values that cannot be; variants extend it."""
-        for name in ("d_in", "d_sae", "d_out", "activation_scale", "target_scale"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, got {value}")
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value}")
+        self.require_positive("d_in", "d_sae", "d_out", "activation_scale", "target_scale")
         if self.is_transcoder and self.subtract_b_dec:
             raise ValueError(
                 "subtract_b_dec=True: a transcoder's b_dec lies in another space than x"
@@ -142,7 +147,6 @@ class SAEConfig(PreTrainedConfig):
             )
 
     def _check_token_norm(self) -> None:
-        self._check_choice("token_norm", TokenNorm)
         if self.token_norm == "none":
             return
         if self.is_transcoder or self.skip_connection or self.activation_scale not in (None, 1):
@@ -151,11 +155,18 @@ class SAEConfig(PreTrainedConfig):
                 "activation_scale but 1, and neither with transcoders nor with skip_connection"
             )
 
-    def _check_choice(self, name: str, choices: Any) -> None:
-        """Raise ValueError for a field whose value is none of a Literal's."""
-        if getattr(self, name) not in get_args(choices):
-            known = ", ".join(map(repr, get_args(choices)))
-            raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+    def require_positive(self, *names: str) -> None:
+        """Raise ValueError for a field that is 0 or less; None passes."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+    def require_not_negative(self, *names: str) -> None:
+        """Raise ValueError for a field below 0."""
+        for name in names:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     @property
     def unit_norm_decoder(self) -> bool:

@@ -1,6 +1,6 @@
 """Gated SAE: one encoder says which latents fire, the same one rescaled says how much."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,6 @@ from ..ops import EVERYWHERE, Place
 from . import penalties
 from .base import SAE, Parts, Schedule
 from .config import Number, SAEConfig
-from .relu import Penalty
 
 
 class GatedSAEConfig(SAEConfig):
@@ -24,15 +23,13 @@ class GatedSAEConfig(SAEConfig):
 
     l1_coefficient: Number = 0.03
     """lambda, on positive gate pre-activations in units of x/c"""
-    penalty: str = "l1"
+    penalty: Literal["l1", "ri_l1"] = "l1"
     """"l1", with W_dec's rows at unit norm; "ri_l1": gates weigh what they write, relu(z_i)
     |W_dec_i|, norms are free, and the auxiliary loss trains the decoder too"""
 
     def check(self) -> None:
         super().check()
-        self._check_choice("penalty", Penalty)
-        if self.l1_coefficient < 0:
-            raise ValueError(f"l1_coefficient must not be negative, got {self.l1_coefficient}")
+        self.require_not_negative("l1_coefficient")
 
     @property
     def unit_norm_decoder(self) -> bool:

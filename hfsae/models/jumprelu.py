@@ -30,11 +30,6 @@ from . import penalties
 from .base import SAE, Parts, Schedule
 from .config import Number, SAEConfig
 
-Activation = Literal["jump", "shifted"]
-Penalty = Literal["l0", "l1", "tanh"]
-L0Loss = Literal["linear", "quadratic", "frequency"]
-STE = Literal["both", "l0", "reconstruction", "none"]
-
 
 class JumpReLUSAEConfig(SAEConfig):
     """Defaults are the paper's, for activations of unit mean squared norm (x/c)."""
@@ -62,20 +57,20 @@ class JumpReLUSAEConfig(SAEConfig):
     """in units of x/c"""
     log_threshold: bool = True
     """the optimiser moves log(threshold), as in the paper; False: the threshold itself"""
-    activation: str = "jump"
+    activation: Literal["jump", "shifted"] = "jump"
     """"jump": z H(z - threshold); "shifted": (z - threshold) H(z - threshold), which is ReLU with
     a bias, its gradient exact: for ablation. `folded()` makes it a jump at 0"""
-    kernel: str = "rectangle"
+    kernel: Kernel = "rectangle"
     """of the STE: "rectangle", "triangle", "epanechnikov" or "gaussian" (`hfsae.ops.kernel`)"""
-    ste: str = "both"
+    ste: Literal["both", "l0", "reconstruction", "none"] = "both"
     """which terms move thresholds: "both"; for ablation "l0", by which they only rise, or
     "reconstruction", which leaves lambda without effect; "none" freezes them"""
     ste_to_inputs: bool = False
     """pseudo-derivatives by z too, so that penalties reach the encoder. The paper's H.1 finds dead
     latents and poor fidelity with it"""
-    penalty: str = "l0"
+    penalty: Literal["l0", "l1", "tanh"] = "l0"
     """"l0"; "l1", on latents; "tanh": sum_i tanh(tanh_slope f_i |W_dec_i|), with free norms"""
-    l0_loss: str = "linear"
+    l0_loss: Literal["linear", "quadratic", "frequency"] = "linear"
     """"linear": lambda L0; "quadratic": lambda (L0 / target_l0 - 1)^2, by which the loss itself
     leads to target_l0 (the trainer's controller rests); "frequency": lambda sum_i p_i (1 + p_i /
     frequency_limit), p_i the share of tokens that latent i fires on, against the densest latents"""
@@ -90,15 +85,8 @@ class JumpReLUSAEConfig(SAEConfig):
 
     def check(self) -> None:
         super().check()
-        names = {"activation": Activation, "kernel": Kernel, "ste": STE, "penalty": Penalty}
-        for name, choices in {**names, "l0_loss": L0Loss}.items():
-            self._check_choice(name, choices)
-        for name in ("bandwidth", "initial_threshold", "frequency_limit", "tanh_slope"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("l0_coefficient", "pre_act_coefficient"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        self.require_positive("bandwidth", "initial_threshold", "frequency_limit", "tanh_slope")
+        self.require_not_negative("l0_coefficient", "pre_act_coefficient")
         if self.l0_loss != "linear" and self.penalty != "l0":
             raise ValueError(f"l0_loss={self.l0_loss!r} goes with penalty='l0' alone")
         if self.l0_loss == "quadratic" and self.target_l0 is None:

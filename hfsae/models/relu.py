@@ -12,8 +12,6 @@ from . import penalties
 from .base import SAE, Parts, Schedule
 from .config import Number, SAEConfig
 
-Penalty = Literal["l1", "ri_l1"]
-
 
 class ReLUSAEConfig(SAEConfig):
     """For activations of unit mean squared norm (x/c)."""
@@ -24,15 +22,13 @@ class ReLUSAEConfig(SAEConfig):
     l1_coefficient: Number = 0.03
     """lambda, on latents in units of x/c. Conerly et al.'s 5 is for E|x|^2 = d_in, which makes it
     5 / sqrt(d_in) here"""
-    penalty: str = "l1"
+    penalty: Literal["l1", "ri_l1"] = "l1"
     """"l1", with W_dec's rows at unit norm; "ri_l1": latents weigh what they write, f_i |W_dec_i|,
     and norms are free"""
 
     def check(self) -> None:
         super().check()
-        self._check_choice("penalty", Penalty)
-        if self.l1_coefficient < 0:
-            raise ValueError(f"l1_coefficient must not be negative, got {self.l1_coefficient}")
+        self.require_not_negative("l1_coefficient")
 
     @property
     def unit_norm_decoder(self) -> bool:

@@ -1,7 +1,7 @@
 """TopK SAE: exactly k latents a token."""
 
 from bisect import bisect_left
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,6 @@ from .auxk import AuxKSAE, AuxKSAEConfig
 from .base import Parts, Schedule
 from .config import Number
 
-Selection = Literal["topk", "groupmax", "approximate"]
 _MULTI = 4  # times k latents, in the second loss of Multi-TopK
 
 
@@ -22,7 +21,7 @@ class TopKSAEConfig(AuxKSAEConfig):
 
     model_type = "topk_sae"
 
-    selection: str = "topk"
+    selection: Literal["topk", "groupmax", "approximate"] = "topk"
     """"topk": the k largest of all; "groupmax": the largest of each of k equal groups;
     "approximate": the k largest among the largest of each of many groups, see `recall`"""
     recall: Number = 0.95
@@ -34,19 +33,13 @@ class TopKSAEConfig(AuxKSAEConfig):
 
     def check(self) -> None:
         super().check()
-        if self.selection not in get_args(Selection):
-            known = ", ".join(map(repr, get_args(Selection)))
-            raise ValueError(f"selection must be one of {known}, got {self.selection!r}")
+        self.require_not_negative("multi_topk_coefficient")
         if self.selection == "groupmax" and self.d_sae % self.k:
             raise ValueError(
                 f"groupmax needs d_sae ({self.d_sae}) to be a multiple of k ({self.k})"
             )
         if not 0 < self.recall < 1:
             raise ValueError(f"recall must lie between 0 and 1, got {self.recall}")
-        if self.multi_topk_coefficient < 0:
-            raise ValueError(
-                f"multi_topk_coefficient must not be negative, got {self.multi_topk_coefficient}"
-            )
         if self.multi_topk_coefficient and self.selection == "groupmax":
             raise ValueError("multi_topk_coefficient: groupmax has no more latents than k to take")
 
