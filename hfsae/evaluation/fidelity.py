@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from ..activations.harvest import HarvestArguments, Harvester, refuse_not_finite
 from ..activations.tokens import TokenBatch
-from ..lm import blocks_below, capture, cast_for, contract, own_passes, patch, running_as
+from ..lm import blocks_below, capture, cast_for, contract, own_passes, patch, places_of, running_as
 from .metrics import DocumentSums, RunningFidelity, density_histogram, estimate
 from .result import LOSSES, NO_PREDICTION, EvaluationArguments, EvaluationResult
 
@@ -89,7 +89,7 @@ def evaluate_all(
         ValueError: as `evaluate`; the SAEs are of several target sites, or there is none.
     """
     args = args or EvaluationArguments()
-    target_sites = {_sites(sae)[1] for sae in saes.values()}
+    target_sites = {places_of(sae.config)[1] for sae in saes.values()}
     if len(target_sites) != 1:
         raise ValueError(
             f"these SAEs are of {len(target_sites)} target sites ({', '.join(sorted(target_sites))}"
@@ -125,7 +125,7 @@ def _far(sae: Any, result: EvaluationResult) -> str:
     the same kind stay within a few per cent.
     """
     config, l0 = sae.config, result.metrics["l0"].value
-    target = getattr(config, "target_l0", None) or getattr(config, "k", None)
+    target = getattr(config, "l0_goal", None)
     if not target or abs(l0 / target - 1) <= _FAR or result.n_tokens < _FEW:
         return ""
     return (
@@ -139,7 +139,7 @@ def _result(
 ) -> EvaluationResult:
     bootstrap = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
     fidelity, losses = arms.fidelity[name], arms.losses[name].per_document()
-    site, target_site = _sites(arms.saes[name])
+    site, target_site = places_of(arms.saes[name].config)
     if not losses or not len(losses["tokens"]):
         raise ValueError(NO_PREDICTION)
     metrics = {**fidelity.compute(**bootstrap), **estimate(LOSSES, losses, **bootstrap)}
@@ -182,13 +182,6 @@ def mean_activation(
     return torch.stack(sums).sum(dim=0) / harvest.kept
 
 
-def _sites(sae: Any) -> tuple[str, str]:
-    site = sae.config.site
-    if site is None:
-        raise ValueError("the SAE's config has no site; set config.site to its place in the LM")
-    return site, getattr(sae.config, "target_site", None) or site
-
-
 def _first_tokens(batches: Iterable[TokenBatch], n: int | None) -> Iterator[TokenBatch]:
     """The first rows that hold n kept tokens: the same set whatever the batch size."""
     seen = 0
@@ -216,8 +209,8 @@ class _Arms:
     ) -> None:
         self.saes, self.lm, self.mean, self.limits = saes, lm, mean, limits
         self.n_at_once = n_at_once
-        self.sites = {site for sae in saes.values() for site in _sites(sae)}
-        self.target_site = _sites(next(iter(saes.values())))[1]
+        self.sites = {site for sae in saes.values() for site in places_of(sae.config)}
+        self.target_site = places_of(next(iter(saes.values())).config)[1]
         self.runs = _SharedRuns(lm, self.target_site)
         self.fidelity = {name: RunningFidelity() for name in saes}
         self.losses = {name: DocumentSums() for name in saes}
@@ -253,7 +246,7 @@ class _Arms:
     ) -> Tensor:
         """Reconstructions [n, d_out] of kept tokens; adds to the fidelity sums."""
         recons, sae = [], self.saes[name]
-        x, target = (acts[site] for site in _sites(sae))
+        x, target = (acts[site] for site in places_of(sae.config))
         kept = (part[keep.to(part.device)].split(self.n_at_once) for part in (x, target, document))
         for x_part, target_part, document_part in zip(*kept, strict=True):
             x_part = cast_for(sae, x_part)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
-from ..lm import contract
+from ..lm import contract, places_of
 from ..models import SAE
 from .logit_lens import FORMULA, LensTokens, lens_tokens, residual_directions
 from .store import COLUMNS, FeatureStore
@@ -70,9 +70,7 @@ def collect(
             other sites, a transcoder's target for one, nothing is left out.)
         progress: called after each batch with its number of tokens.
     """
-    site = sae.config.site
-    if site is None:
-        raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
+    site, _ = places_of(sae.config)
     contract.check(sae.config, lm, tokenizer)
     args = args or CollectArguments()
     limits = {at: limit for at, limit in (norm_limits or {}).items() if at == site}

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.tokens import TokenBatch, special_ids
-from ..lm import capture, cast_for
+from ..lm import capture, cast_for, places_of
 
 By = Literal["max", "mean", "relative"]
 _REPLACEMENT = "\ufffd"  # what decoders write for bytes that spell no character
@@ -233,9 +233,7 @@ def inspect(lm: PreTrainedModel, sae: Any, tokens: Tokens) -> Inspection:
     Raises:
         ValueError: the SAE names no site.
     """
-    site, d_sae = sae.config.site, sae.config.d_sae
-    if site is None:
-        raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'")
+    (site, _), d_sae = places_of(sae.config), sae.config.d_sae
     batch = tokens.batch(lm.device)
     with capture(lm, [site], stop_early=True) as activations:
         lm(input_ids=batch.input_ids, use_cache=False)

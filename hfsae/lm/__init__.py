@@ -19,6 +19,7 @@ from .load import load_lm as load_lm
 from .sites import Site as Site
 from .sites import blocks_below as blocks_below
 from .sites import find_module as find_module
+from .sites import places_of as places_of
 from .sites import unwrapped as unwrapped
 from .splicing import Moment as Moment
 from .splicing import cast_for as cast_for

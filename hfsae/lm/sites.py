@@ -40,6 +40,20 @@ class Site(NamedTuple):
 _GRAMMAR = "'<module path>[:in|:out]', such as 'layers.12' or 'layers.12.self_attn.o_proj:in'"
 
 
+def places_of(config: Any) -> tuple[str, str]:
+    """The site that an SAE reads, and the one that it reconstructs.
+
+    Args:
+        config: anything with `site`; with a `target_site` of its own, it is a transcoder's.
+
+    Raises:
+        ValueError: no site is named.
+    """
+    if config.site is None:
+        raise ValueError("this SAE names no site; set config.site, for example to 'layers.12'")
+    return config.site, getattr(config, "target_site", None) or config.site
+
+
 def unwrapped(lm: nn.Module) -> PreTrainedModel:
     """The transformers model inside what `torch.compile` and PEFT wrap around it."""
     while not isinstance(lm, PreTrainedModel):

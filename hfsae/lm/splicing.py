@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from . import contract
 from .hooks import attach, own_passes, replaced
-from .sites import unwrapped
+from .sites import places_of, unwrapped
 
 
 class Moment(NamedTuple):
@@ -39,11 +39,8 @@ def intervene(lm: nn.Module, sae: Any, write: Callable[[Moment], Tensor]) -> Ite
     Raises:
         ValueError: the SAE names no site; or, in the forward pass, the target runs before it.
     """
-    site = sae.config.site
-    if site is None:
-        raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
+    site, target = places_of(sae.config)
     contract.check(sae.config, unwrapped(lm))
-    target = getattr(sae.config, "target_site", None) or site
     under_way = threading.local()  # source, input_ids and n_cached of a thread's forward pass
 
     def read(x: Tensor) -> None:
@@ -92,7 +89,7 @@ def splice(
             the activation, or the target runs before the site.
     """
 
-    place = str(getattr(sae.config, "target_site", None) or sae.config.site)
+    _, place = places_of(sae.config)
 
     def write(moment: Moment) -> Tensor:
         x, source = moment.target, moment.source

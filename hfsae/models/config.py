@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal, cast, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
+from ..lm.sites import places_of
+
 Number = int | float
 
 
@@ -206,9 +208,7 @@ class SAEConfig(PreTrainedConfig):
         Raises:
             ValueError: no site is named.
         """
-        if self.site is None:
-            raise ValueError("this SAE names no site; set config.site, for example to 'layers.12'")
-        return self.site, self.target_site or self.site
+        return places_of(self)
 
 
 def l0_goal(fields: Mapping[str, Any]) -> Number | None:

@@ -92,8 +92,7 @@ def load_steering_vector(path: str | Path) -> SteeringVector:
 
 def _vector(sae: SAE, latents: Edits, unit: Unit, max_activations: Maxima | None) -> SteeringVector:
     config, edits = sae.config, resolve(sae, latents, "add", unit, max_activations)
-    if config.site is None:
-        raise ValueError("the SAE names no site; set config.site, e.g. to 'layers.12'.")
+    _, target = config.places
     if config.token_norm != "none":
         raise ValueError(
             f"this SAE has token_norm {config.token_norm!r}: what a latent adds differs from token "
@@ -115,7 +114,7 @@ def _vector(sae: SAE, latents: Edits, unit: Unit, max_activations: Maxima | None
         "latents": json.dumps({str(edit.latent): edit.strength for edit in edits}),
         "use": "add to the activation at the site that names the tensor, at every token",
     }
-    return SteeringVector(config.target_site or config.site, strengths @ rows, metadata)
+    return SteeringVector(target, strengths @ rows, metadata)
 
 
 def _write_safetensors(path: Path, steering: SteeringVector) -> None:

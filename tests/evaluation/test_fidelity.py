@@ -454,7 +454,7 @@ def test_no_kept_token_a_training_lm_and_an_sae_without_a_site_are_refused(tiny_
             evaluate(StubSAE(), tiny_lm, unpredictable, ARGS, mean=torch.zeros(16))
     with pytest.raises(ValueError, match=r"\d+ above norm_limits"):
         evaluate(StubSAE(), tiny_lm, batches, ARGS, norm_limits={SITE: 0.0})
-    with pytest.raises(ValueError, match="config has no site"):
+    with pytest.raises(ValueError, match="names no site"):
         evaluate(StubSAE(site=None), tiny_lm, batches, ARGS)
     tiny_lm.train()
     try:
