@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ..ops import EVERYWHERE, Summed, largest
-from .base import SAE, Parts, Schedule
+from .base import SAE, ForwardParts, Schedule
 from .config import Number, SAEConfig
 
 
@@ -43,7 +43,7 @@ class AuxKSAE(SAE):
 
     config: AuxKSAEConfig
 
-    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+    def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         dead = schedule.dead
         n_dead = 0 if dead is None else int(dead.sum())
         if dead is None or n_dead == 0 or self.config.aux_coefficient == 0:
@@ -55,7 +55,7 @@ class AuxKSAE(SAE):
         share = left / _spread(wanted, schedule.summed).clamp(min=1e-12)
         return {"aux": self.config.aux_coefficient * share}
 
-    def _of_dead(self, parts: Parts, dead: Bool[Tensor, " d_sae"]) -> tuple[Tensor, Tensor]:
+    def _of_dead(self, parts: ForwardParts, dead: Bool[Tensor, " d_sae"]) -> tuple[Tensor, Tensor]:
         """Pre-activations of dead latents, which are no entries, and their decoder rows."""
         if isinstance(parts.pre_acts, DTensor):  # spread: to pick would move them about
             return torch.where(dead, parts.pre_acts, -torch.inf), self.W_dec

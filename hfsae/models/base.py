@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
-from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, alone, blocks, screen
+from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, blocks, one_process, screen
 from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
 from .strict import Strict
 
@@ -52,7 +52,7 @@ class Schedule(NamedTuple):
     """times the bandwidth of straight-through estimators"""
     dead: Bool[Tensor, " d_sae"] | None = None
     """latents that have not fired for long"""
-    summed: Summed = alone
+    summed: Summed = one_process
     """sums a tensor over the processes that have a part of the batch each"""
     training: bool = False
     """whether latents are chosen as in training, with the batch in view; set by `forward`"""
@@ -76,7 +76,7 @@ class SAEOutput(ModelOutput):
     """where latents and pre_acts stand; at `Entries` both are [n], one number an entry"""
 
 
-class Parts(NamedTuple):
+class ForwardParts(NamedTuple):
     """What a forward pass made, for a variant's penalties to look at."""
 
     x: Float[Tensor, "*batch d_in"]
@@ -230,7 +230,7 @@ class SAE(Strict):
         rms = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
         return torch.zeros_like(rms), rms
 
-    def line(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"] | None:
+    def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"] | None:
         """Pre-activations up to it, raw units, have neither a value nor a gradient.
 
         None (the base): they all may, so that there are no sparse steps.
@@ -239,24 +239,24 @@ class SAE(Strict):
 
     @property
     def can_be_sparse(self) -> bool:
-        """Whether `entries` can be found: the variant has a line, and weights are float32."""
-        return self.line() is not None and self.dtype == torch.float32
+        """Whether `entries` can be found: the variant has a floor, and weights are float32."""
+        return self.floor() is not None and self.dtype == torch.float32
 
     def entries(
         self, x: Float[Tensor, "n d_in"], schedule: Schedule, workspace: Workspace
     ) -> Entries:
         """Where a latent can have a value or a gradient."""
-        line, b = self.line(schedule), self.scale * self.b_enc
-        assert line is not None
-        return screen(self.encoder_input(x), self.W_enc.T.contiguous(), b, line, workspace)
+        floor, b = self.floor(schedule), self.scale * self.b_enc
+        assert floor is not None
+        return screen(self.encoder_input(x), self.W_enc.T.contiguous(), b, floor, workspace)
 
     @torch.no_grad()
     def density(
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
     ) -> Float[Tensor, ""]:
         """Share of all pairs of a token and a latent that would be entries."""
-        line = self.line(schedule)
-        return torch.ones(()) if line is None else EVERYWHERE.share(pre_acts > line)
+        floor = self.floor(schedule)
+        return torch.ones(()) if floor is None else EVERYWHERE.share(pre_acts > floor)
 
     def window_share(
         self, pre_acts: Tensor, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
@@ -313,7 +313,7 @@ class SAE(Strict):
         return recon * spread + mean
 
     def _reconstructions(self, latents: Tensor, x: Tensor, at: Place) -> Sequence[Tensor]:
-        """What a loss is taken of: the reconstruction, last, and before it any `Parts.nested`."""
+        """What a loss is taken of: `ForwardParts.nested`, if any, and last the reconstruction."""
         return [self._combine(latents, x, at)]
 
     def row_factor(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"]:
@@ -356,7 +356,7 @@ class SAE(Strict):
         *nested, recon = self._reconstructions(latents, x, at)
         error = ((x if target is None else target).float() - recon.float()) / self.scale
         mse = error.square().sum(dim=-1).mean()
-        parts = Parts(x, pre_acts, latents, recon, error, at, nested)
+        parts = ForwardParts(x, pre_acts, latents, recon, error, at, nested)
         losses = {"mse": mse, **self.sparsity_losses(parts, schedule)}
         loss = torch.stack(list(losses.values())).sum()
         return SAEOutput(loss, losses, recon, latents, pre_acts, at)
@@ -367,7 +367,7 @@ class SAE(Strict):
         if self.config.skip_connection and not self.config.is_transcoder:
             raise ValueError("an SAE with skip_connection could copy its input; train a transcoder")
 
-    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+    def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         """Penalties by name, means over the batch, times their coefficients. None in the base."""
         return {}
 

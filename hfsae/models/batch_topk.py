@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from ..ops import EVERYWHERE, Entries, Place, Workspace, kth_positive, screen_batch_top_k
 from .auxk import AuxKSAE, AuxKSAEConfig
-from .base import Parts, Schedule
+from .base import ForwardParts, Schedule
 from .config import Number, SAEConfig
 
 
@@ -73,12 +73,12 @@ class BatchTopKSAE(AuxKSAE):
         if at is not EVERYWHERE:
             return pre_acts  # entries are what fires
         if not schedule.training:
-            return pre_acts * (pre_acts > self.line())
+            return pre_acts * (pre_acts > self.floor())
         n_tokens = torch.tensor(pre_acts.numel() // self.config.d_sae, device=pre_acts.device)
         n_kept = self.config.k * int(schedule.summed(n_tokens))
         return pre_acts * (pre_acts >= kth_positive(pre_acts, n_kept, schedule.summed))
 
-    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+    def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         losses = super().sparsity_losses(parts, schedule)
         if schedule.training:
             smallest = kth_positive(parts.latents, 2**62, schedule.summed) / self.scale
@@ -97,7 +97,7 @@ class BatchTopKSAE(AuxKSAE):
             self.threshold.grad = None  # nothing is left for the optimiser
 
     @torch.no_grad()
-    def line(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
+    def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
         """The threshold, for every latent; what fires in training does not depend on it."""
         return (self.scale * self.threshold).expand(self.config.d_sae)
 
@@ -121,7 +121,7 @@ class BatchTopKSAE(AuxKSAE):
         """In training k of d_sae, whatever the pre-activations."""
         if schedule.training:
             return super().density(pre_acts, schedule)
-        return EVERYWHERE.share(pre_acts > self.line())
+        return EVERYWHERE.share(pre_acts > self.floor())
 
     def _fold_(self, state: dict[str, Any], config: SAEConfig) -> None:
         super()._fold_(state, config)

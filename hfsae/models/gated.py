@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from ..ops import EVERYWHERE, Place
 from . import penalties
-from .base import SAE, Parts, Schedule
+from .base import SAE, ForwardParts, Schedule
 from .config import Number, SAEConfig
 
 
@@ -77,7 +77,7 @@ class GatedSAE(SAE):
         magnitude = at.of(self.r_mag.exp()) * without_bias + at.of(self.scale * self.b_mag)
         return (pre_acts > 0) * magnitude.relu()
 
-    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+    def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         gate = parts.pre_acts.relu().float() / self.scale
         l1 = penalties.l1(self, parts, gate)
         # The target again, from what is left of it; the gate's own reconstruction.
@@ -92,7 +92,7 @@ class GatedSAE(SAE):
         aux = (target - by_gate).square().sum(dim=-1).mean()
         return {"l1": self.config.l1_coefficient * schedule.sparsity * l1, "aux": aux}
 
-    def line(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
+    def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
         return torch.zeros_like(self.b_enc)
 
     def _fold_(self, state: dict[str, Any], config: SAEConfig) -> None:

@@ -27,7 +27,7 @@ from transformers import initialization as init
 
 from ..ops import EVERYWHERE, Kernel, Place, heaviside, jumprelu
 from . import penalties
-from .base import SAE, Parts, Schedule
+from .base import SAE, ForwardParts, Schedule
 from .config import Number, SAEConfig
 
 
@@ -156,7 +156,7 @@ class JumpReLUSAE(SAE):
             return (pre_acts - threshold).relu().to(pre_acts.dtype)
         return jumprelu(pre_acts, threshold, *self._estimator(schedule))
 
-    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+    def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         c = self.config
         penalty = c.l0_coefficient * schedule.sparsity * self._penalty(parts, schedule)
         losses = {c.penalty: penalty}
@@ -165,7 +165,7 @@ class JumpReLUSAE(SAE):
             losses["pre_act"] = c.pre_act_coefficient * penalties.pre_act(self, parts, threshold)
         return losses
 
-    def _penalty(self, parts: Parts, schedule: Schedule) -> Float[Tensor, ""]:
+    def _penalty(self, parts: ForwardParts, schedule: Schedule) -> Float[Tensor, ""]:
         c = self.config
         if c.penalty == "l1":
             return penalties.l1(self, parts, parts.latents.float()) / self.scale
@@ -189,7 +189,7 @@ class JumpReLUSAE(SAE):
         return self._bandwidth(schedule), self.config.kernel, self.config.ste_to_inputs
 
     @torch.no_grad()
-    def line(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"] | None:
+    def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"] | None:
         """The lower end of the STE window; a little below it, where rounding could matter."""
         if self.config.pre_act_coefficient:
             return None

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from ..ops import Place, nested_sums
-from .base import SAE, Parts, Schedule
+from .base import SAE, ForwardParts, Schedule
 from .batch_topk import BatchTopKSAE, BatchTopKSAEConfig
 from .config import Number, SAEConfig
 from .jumprelu import JumpReLUSAE, JumpReLUSAEConfig
@@ -51,7 +51,7 @@ class Matryoshka(SAE):
         sums = nested_sums(latents, self.W_dec, at, self.config.ends)
         return [self._completed(each, x) for each in sums.unbind()]
 
-    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+    def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         losses = super().sparsity_losses(parts, schedule)
         for recon in parts.nested:
             error = parts.error + (parts.recon - recon).float() / self.scale

@@ -17,21 +17,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import SAE, Parts
+from .base import SAE, ForwardParts
 from .config import Number
 
 
-def l1(sae: SAE, parts: Parts, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
+def l1(sae: SAE, parts: ForwardParts, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
     """Of latents or gates, in their unit; RI-L1 where norms are free."""
     return parts.per_token(_as_written(sae, parts, f))
 
 
-def tanh(sae: SAE, parts: Parts, slope: Number) -> Float[Tensor, ""]:
+def tanh(sae: SAE, parts: ForwardParts, slope: Number) -> Float[Tensor, ""]:
     f = parts.latents.float() / sae.scale
     return parts.per_token((slope * _as_written(sae, parts, f)).tanh())
 
 
-def pre_act(sae: SAE, parts: Parts, threshold: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
+def pre_act(sae: SAE, parts: ForwardParts, threshold: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
     """Of thresholds in units of x/c; norms weigh, and are not trained by it.
 
     Were they, Adam would shrink a dead latent's row to nothing before its encoder could move, and
@@ -43,21 +43,21 @@ def pre_act(sae: SAE, parts: Parts, threshold: Float[Tensor, " d_sae"]) -> Float
 
 
 def quadratic(
-    parts: Parts, steps: Float[Tensor, "*batch d_sae"], target: Number
+    parts: ForwardParts, steps: Float[Tensor, "*batch d_sae"], target: Number
 ) -> Float[Tensor, ""]:
     """`steps` are 1 where a latent fires, with pseudo-derivatives; so below."""
     return (parts.per_token(steps) / target - 1).square()
 
 
 def frequency(
-    parts: Parts, steps: Float[Tensor, "*batch d_sae"], limit: Number
+    parts: ForwardParts, steps: Float[Tensor, "*batch d_sae"], limit: Number
 ) -> Float[Tensor, ""]:
     p = parts.at.totals_by_latent(steps) / parts.n_tokens
     return (p * (1 + p / limit)).sum()
 
 
 def _as_written(
-    sae: SAE, parts: Parts, values: Float[Tensor, "*batch d_sae"]
+    sae: SAE, parts: ForwardParts, values: Float[Tensor, "*batch d_sae"]
 ) -> Float[Tensor, "*batch d_sae"]:
     """Values of latents times the norms of the rows that they write."""
     if sae.config.unit_norm_decoder:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from ..ops import EVERYWHERE, Place
 from . import penalties
-from .base import SAE, Parts, Schedule
+from .base import SAE, ForwardParts, Schedule
 from .config import Number, SAEConfig
 
 
@@ -56,11 +56,11 @@ class ReLUSAE(SAE):
     ) -> Float[Tensor, "*batch d_sae"]:
         return pre_acts.relu()
 
-    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+    def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         l1 = penalties.l1(self, parts, parts.latents.float()) / self.scale
         return {"l1": self.config.l1_coefficient * schedule.sparsity * l1}
 
-    def line(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
+    def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
         return torch.zeros_like(self.b_enc)
 
 

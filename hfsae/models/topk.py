@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel
 
 from ..ops import EVERYWHERE, Entries, Place, Workspace, among_top_k, largest, screen_top_k
 from .auxk import AuxKSAE, AuxKSAEConfig
-from .base import Parts, Schedule
+from .base import ForwardParts, Schedule
 from .config import Number
 
 _MULTI = 4  # times k latents, in the second loss of Multi-TopK
@@ -85,7 +85,7 @@ class TopKSAE(AuxKSAE):
         factor = _MULTI if self.config.multi_topk_coefficient else 1
         return min(factor * self.config.k, self.config.d_sae)
 
-    def sparsity_losses(self, parts: Parts, schedule: Schedule) -> dict[str, Tensor]:
+    def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         losses = super().sparsity_losses(parts, schedule)
         if self.config.multi_topk_coefficient:
             more = self._activate(parts.pre_acts, parts.at, self._n_entries) - parts.latents

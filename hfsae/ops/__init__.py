@@ -6,9 +6,9 @@ from .screening import screen as screen
 from .screening import screen_batch_top_k as screen_batch_top_k
 from .screening import screen_top_k as screen_top_k
 from .selection import Summed as Summed
-from .selection import alone as alone
 from .selection import kth_positive as kth_positive
 from .selection import largest as largest
+from .selection import one_process as one_process
 from .sparse import EVERYWHERE as EVERYWHERE
 from .sparse import Entries as Entries
 from .sparse import Everywhere as Everywhere

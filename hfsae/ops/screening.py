@@ -1,20 +1,20 @@
 """Which entries matter, found by a low-precision product that provably misses none.
 
 Wanted are the pairs of a token x and a latent (w, b) whose float32 pre-activation v = x.w + b lies
-above the latent's `line`. Only a product over everything can tell, and it is what a sparse step
+above the latent's `floor`. Only a product over everything can tell, and it is what a sparse step
 mostly costs; but to *tell* needs less precision than to know. So: bound v from above by a bfloat16
-product, then take exact float32 values at the few pairs whose bound lies above their line.
+product, then take exact float32 values at the few pairs whose bound lies above their floor.
 
 **The bound.** Let x' and w' be x and w rounded to bfloat16, dx = x - x', dw = w - w'. By
 Cauchy-Schwarz
 
     x.w  =  x'.w' + dx.w + x'.dw  <=  x'.w' + |dx| |w| + |x'| |dw|
 
-which is of rank two beyond x'.w', and b - line is of rank one. So all goes into the same product,
+which is of rank two beyond x'.w', and b - floor is of rank one. So all goes into the same product,
 as four more columns; the test is whether the product is positive:
 
     X = [ x' | |dx| | |x'|             | 1  | 1  ]
-    W = [ w' | |w|  | |dw| + 3 g |w|   | hi | lo ],   hi + lo >= b - line + g (|b| + 4 |b - line|)
+    W = [ w' | |w|  | |dw| + 3 g |w|   | hi | lo ],   hi + lo >= b - floor + g (|b| + 4 |b - floor|)
 
 **Rounding.** The columns are rounded upwards to bfloat16. Products of two bfloat16 numbers are
 exact in float32. A sum of n <= d + 4 float32 terms, in any order, is off by at most g times the sum
@@ -33,11 +33,11 @@ itself, without tensor cores, needs g / 2 at most, and 1.5 * 1.03 + 0.5 < 3 for 
 1.5 * 1.02 < 4 for the bias. Partial sums of a product that is split over its columns must be
 float32 too, as `_full_precision` asks of cuBLAS: rounded to bfloat16 they would break the bound.
 
-It holds where |x|^2, |w|^2 and 4 (b - line) are finite; tests/ops/test_screening.py tries
+It holds where |x|^2, |w|^2 and 4 (b - floor) are finite; tests/ops/test_screening.py tries
 to break it.
 
-For TopK the line differs by token and is not known beforehand: see `screen_top_k`. For BatchTopK it
-is one number, guessed and then proven: see `screen_batch_top_k`.
+For TopK the floor differs by token and is not known beforehand: see `screen_top_k`. For BatchTopK
+it is one number, guessed and then proven: see `screen_batch_top_k`.
 """
 
 from collections.abc import Callable, Iterator
@@ -50,14 +50,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..machine.processor import multiplies_bfloat16
-from .selection import Summed, alone, kth_positive
+from .selection import Summed, kth_positive, one_process
 from .sparse import Entries, Workspace, blocks, on_gpu, stable_order
 
 _FLOOR, _TINY = 2.0**-62, 2.0**-80
 _GROUPS_PER_K = 4  # more groups: a tighter bound of the k-th value, dearer to take
 # Scores made at a time: they should stay in a CPU's cache; a GPU wants few and large products.
 _SCORES, _GPU_SCORES = 2**23, 2**26
-_SAMPLE = 64  # tokens that BatchTopK's line is guessed from
+_SAMPLE = 64  # tokens that BatchTopK's floor is guessed from
 _MARGINS = (1.25, 2.0, 4.0)  # times as many as wanted should lie above it; one after another
 
 _Mask = Tensor | np.ndarray
@@ -71,22 +71,22 @@ class _Bound(NamedTuple):
     d: int
     """columns that hold x and w; the bound's follow"""
     raised: Float[Tensor, " d_sae"]
-    """hi + lo - (b - line): what rounding may need"""
+    """hi + lo - (b - floor): what rounding may need"""
 
 
 def screen(
     x: Float[Tensor, "tokens d"],
     W: Float[Tensor, "d_sae d"],
     b: Float[Tensor, " d_sae"],
-    line: Float[Tensor, " d_sae"],
+    floor: Float[Tensor, " d_sae"],
     workspace: Workspace,
 ) -> Entries:
-    """The entries where x.w + b > line, in float32, with their values."""
+    """The entries where x.w + b > floor, in float32, with their values."""
     with _full_precision(x.device):
-        bound = _bound(x, W, b, line, workspace)
+        bound = _bound(x, W, b, floor, workspace)
         found = _candidates(bound, lambda scores, X: _ordered(scores) > 0, workspace)
         values = found.dots(x, W) + found.of(b)
-        return _kept(found, values, values > found.of(line))
+        return _kept(found, values, values > found.of(floor))
 
 
 def screen_top_k(
@@ -121,12 +121,12 @@ def screen_batch_top_k(
     b: Float[Tensor, " d_sae"],
     k: int,
     workspace: Workspace,
-    summed: Summed = alone,
+    summed: Summed = one_process,
 ) -> Entries:
     """The entries of the batch's tokens * k largest x.w + b that are positive, with their values.
 
-    If as many values as are wanted lie above a line, so does the least of those wanted, and they
-    are all among what `screen` finds above it. So any guess of the line will do, and how many are
+    If as many values as are wanted lie above a floor, so does the least of those wanted, and they
+    are all among what `screen` finds above it. So any guess of the floor will do, and how many are
     found proves it; where too few are, it is lowered, at last to 0. The guess is a quantile of some
     tokens' values. Of equal values at the edge all are kept.
 
@@ -134,11 +134,11 @@ def screen_batch_top_k(
         summed: sums over the processes that have a part of the batch each.
     """
     with _full_precision(x.device):
-        lines, n_wanted = _guesses(x, W, b, k, summed)
-        for line in lines:
-            found = screen(x, W, b, line.expand(len(b)), workspace)
+        floors, n_wanted = _guesses(x, W, b, k, summed)
+        for floor in floors:
+            found = screen(x, W, b, floor.expand(len(b)), workspace)
             n_found = summed(torch.tensor(len(found), device=x.device))
-            if line == 0 or n_found >= n_wanted:
+            if floor == 0 or n_found >= n_wanted:
                 break
         assert found.values is not None
         least = kth_positive(found.values, n_wanted, summed)
@@ -153,8 +153,8 @@ def _guesses(
     values = (some @ W.T + b).flatten()
     ranks = [min(round(margin * k * len(some)), len(values)) for margin in _MARGINS]
     largest = values.topk(ranks[-1]).values if ranks[-1] else values.new_zeros(1)
-    lines = torch.stack([largest[max(rank, 1) - 1] for rank in ranks]).clamp(min=0)
-    shared = summed(torch.cat([lines, lines.new_tensor([0, len(x), 1])]))
+    floors = torch.stack([largest[max(rank, 1) - 1] for rank in ranks]).clamp(min=0)
+    shared = summed(torch.cat([floors, floors.new_tensor([0, len(x), 1])]))
     return shared[:-2] / shared[-1], k * int(shared[-2])
 
 
@@ -194,13 +194,13 @@ class _Groups:
         best = self._grouped(scores).amax(0).T.float()  # [n, groups]
         norms = X[:, self.d : self.d + 2].float()
         added = norms @ self.added[:, :2].T + self.added[:, 2]
-        # Scores were rounded to bfloat16, by up to 2^-8 of them; 2.1 for this line's own rounding.
+        # Scores were rounded to bfloat16, by up to 2^-8 of them; 2.1 for this floor's own rounding.
         reached = best - 2.0**-7 * best.abs() - 2.1 * added
-        line = reached.topk(self.k, dim=1, sorted=False).values.amin(1).clamp(min=0)
-        return _rounded_down(line, scores.dtype)
+        floor = reached.topk(self.k, dim=1, sorted=False).values.amin(1).clamp(min=0)
+        return _rounded_down(floor, scores.dtype)
 
 
-def _bound(x: Tensor, W: Tensor, b: Tensor, line: Tensor, workspace: Workspace) -> _Bound:
+def _bound(x: Tensor, W: Tensor, b: Tensor, floor: Tensor, workspace: Workspace) -> _Bound:
     d, g, low = W.shape[1], (W.shape[1] + 8) * 2.0**-23, _low_dtype(x.device)
     # Tensor cores read rows of whole 16 bytes: the columns that fill them up are zero.
     width = -(-(d + 4) // 8) * 8 if on_gpu(x) else d + 4
@@ -214,7 +214,7 @@ def _bound(x: Tensor, W: Tensor, b: Tensor, line: Tensor, workspace: Workspace) 
     dw, norm = _rounded_rows(W, columns)
     columns[:, d] = _rounded_up(norm, low)
     columns[:, d + 1] = _rounded_up((dw + 3 * g * norm) * (1 + g), low)
-    gap = b - line
+    gap = b - floor
     wanted = gap + (g * (b.abs() + 4 * gap.abs()) + _TINY)
     columns[:, d + 2] = wanted
     columns[:, d + 3] = _rounded_up(wanted - columns[:, d + 2].float(), low)

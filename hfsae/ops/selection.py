@@ -15,13 +15,15 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 Summed = Callable[[Tensor], Tensor]
 
 
-def alone(x: Tensor) -> Tensor:
+def one_process(x: Tensor) -> Tensor:
     """The sum over processes where there is one."""
     return x
 
 
 @torch.no_grad()
-def kth_positive(values: Float[Tensor, "..."], k: int, summed: Summed = alone) -> Float[Tensor, ""]:
+def kth_positive(
+    values: Float[Tensor, "..."], k: int, summed: Summed = one_process
+) -> Float[Tensor, ""]:
     """The k-th largest positive value in all processes together; the least if there are fewer.
 
     Infinity where there is none, so that the k largest are always those `>=` what is returned.

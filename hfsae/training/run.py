@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ..models import SAE, Schedule
-from ..ops import Entries, Workspace, alone
+from ..ops import Entries, Workspace, one_process
 from .arguments import TrainingArguments
 from .kind import StepKind
 from .l0 import L0Control
@@ -116,7 +116,7 @@ class Run:
         bandwidth = 1.0 if since < 0 else geometric(since, bandwidth_steps, a.bandwidth_start)
         dead, summed = self._dead(), self._sum
         if self.mesh is not None:  # each process has the whole batch
-            dead, summed = everywhere(dead, self.mesh, is_slice=False), alone
+            dead, summed = everywhere(dead, self.mesh, is_slice=False), one_process
         return Schedule(self.control.sparsity(step), bandwidth, dead, summed, training=True)
 
     def _backward(self, batch: dict[str, Tensor], schedule: Schedule) -> StepOutput:

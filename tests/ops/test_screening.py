@@ -106,22 +106,22 @@ def test_no_entry_is_missed_and_none_is_made_up(problem):
     x, W, b = problem
     v, off = exact(x, W, b), rounding(x, W, b)
     for quantile in (0.0, 0.5, 0.9, 0.99):
-        line = v.quantile(quantile, dim=1).float()  # of each latent: equal to one of its values
-        above = v - line.double()[:, None]
-        pairs = found_pairs(screen(x, W, b, line, Workspace()))
+        floor = v.quantile(quantile, dim=1).float()  # of each latent: equal to one of its values
+        above = v - floor.double()[:, None]
+        pairs = found_pairs(screen(x, W, b, floor, Workspace()))
         assert pairs[above > off].all(), f"missed above quantile {quantile}"
         assert not pairs[above < -off].any(), f"made up above quantile {quantile}"
 
 
 def test_the_bound_bounds_every_value(device):
-    """Before anything is thrown away: X W^T >= x.w + b - line for all pairs, in float64."""
+    """Before anything is thrown away: X W^T >= x.w + b - floor for all pairs, in float64."""
     for name, x, W, b in problems(device):
-        line = b + normal(len(b), seed=9).to(device) * b.abs().mean()
-        bound = screening._bound(x, W, b, line, Workspace())
+        floor = b + normal(len(b), seed=9).to(device) * b.abs().mean()
+        bound = screening._bound(x, W, b, floor, Workspace())
         score = bound.W.double() @ bound.X.double().T
-        assert (score >= exact(x, W, b) - line.double()[:, None]).all(), name
+        assert (score >= exact(x, W, b) - floor.double()[:, None]).all(), name
         below = bound.W @ bound.X.T <= 0  # as it is computed: what it calls negative is
-        above, off = exact(x, W, b - line), rounding(x, W, b.abs() + line.abs())
+        above, off = exact(x, W, b - floor), rounding(x, W, b.abs() + floor.abs())
         assert (above <= off)[below].all(), name
 
 
@@ -145,10 +145,10 @@ def last_place(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("device", ["as_on_a_gpu"], indirect=True)
 def test_the_bound_holds_for_products_as_tensor_cores_sum_them(device):
     for name, x, W, b in problems(device):
-        line = b + normal(len(b), seed=9) * b.abs().mean()
-        bound = screening._bound(x, W, b, line, Workspace())
+        floor = b + normal(len(b), seed=9) * b.abs().mean()
+        bound = screening._bound(x, W, b, floor, Workspace())
         below = tensor_core_product(bound.W, bound.X) <= 0
-        above, off = exact(x, W, b - line), rounding(x, W, b.abs() + line.abs())
+        above, off = exact(x, W, b - floor), rounding(x, W, b.abs() + floor.abs())
         assert (above <= off)[below].all(), name
 
 
@@ -165,7 +165,7 @@ def test_the_k_largest_are_found(problem):
 
 
 def test_the_largest_of_the_batch_are_found(problem, monkeypatch):
-    """Also where the guessed line lies too high at first."""
+    """Also where the guessed floor lies too high at first."""
     x, W, b = problem
     v, off = exact(x, W, b), rounding(x, W, b)
     for k, margins in product((1, 3, 20), [(1.25, 2.0, 4.0), (0.01,)]):
@@ -191,16 +191,16 @@ def test_a_batch_without_tokens_has_no_entries():
 
 def test_a_guess_that_is_too_high_is_made_good(monkeypatch):
     x, W, b = HARD["ordinary"]
-    lines = []
+    floors = []
 
-    def noted(x, W, b, line, workspace):
-        lines.append(float(line[0]))
-        return screen(x, W, b, line, workspace)
+    def noted(x, W, b, floor, workspace):
+        floors.append(float(floor[0]))
+        return screen(x, W, b, floor, workspace)
 
     monkeypatch.setattr(screening, "screen", noted)
     monkeypatch.setattr(screening, "_MARGINS", (0.1, 0.5, 1.3))
     found = screen_batch_top_k(x, W, b, 8, Workspace())
-    assert len(lines) == 3 and lines[0] > lines[1] > lines[2] > 0
+    assert len(floors) == 3 and floors[0] > floors[1] > floors[2] > 0
     monkeypatch.undo()
     again = screen_batch_top_k(x, W, b, 8, Workspace())
     assert torch.equal(found.tokens, again.tokens) and torch.equal(found.values, again.values)
@@ -218,17 +218,17 @@ def test_values_are_those_of_a_float32_sum(device):
 
 def test_ordinary_data_has_few_candidates_that_fall_through():
     x, W = normal(256, 256), torch.nn.functional.normalize(normal(1024, 256, seed=1), dim=1)
-    line = torch.full((1024,), 2.5)
-    bound = screening._bound(x, W, torch.zeros(1024), line, Workspace())
+    floor = torch.full((1024,), 2.5)
+    bound = screening._bound(x, W, torch.zeros(1024), floor, Workspace())
     n_candidates = int((bound.W @ bound.X.T > 0).sum())
-    n_entries = len(screen(x, W, torch.zeros(1024), line, Workspace()))
+    n_entries = len(screen(x, W, torch.zeros(1024), floor, Workspace()))
     assert n_entries <= n_candidates < 1.25 * n_entries
 
 
 def test_more_latents_than_sixteen_bits_and_more_tokens_than_a_block():
     x, W = normal(600, 4), normal(70_000, 4, seed=1)
-    line = torch.full((70_000,), 9.0)
-    entries = screen(x, W, torch.zeros(70_000), line, Workspace())
+    floor = torch.full((70_000,), 9.0)
+    entries = screen(x, W, torch.zeros(70_000), floor, Workspace())
     expected = (W @ x.T > 9).nonzero()
     assert len(expected) > 1000
     assert torch.equal(torch.stack([entries.latents, entries.tokens], 1), expected)
