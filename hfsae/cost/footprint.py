@@ -84,6 +84,7 @@ class _Sizes(NamedTuple):
 
     @property
     def largest(self) -> int:
+        """Parameters of the largest SAE."""
         return max(self.of_all)
 
 
@@ -199,6 +200,7 @@ def disk(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> 
 
 
 def lm_dtype(recipe: Recipe, lm: PreTrainedModel) -> torch.dtype:
+    """The language model's in this run; "auto" is that of its weights."""
     return lm.dtype if recipe.lm.dtype == "auto" else getattr(torch, recipe.lm.dtype)
 
 
@@ -232,6 +234,7 @@ def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
 
 
 def is_spread(recipe: Recipe) -> bool:
+    """Whether latents are spread over processes."""
     return recipe.training.shard_latents and (recipe.training.num_processes or 1) > 1
 
 
@@ -442,6 +445,7 @@ def _tables(recipe: Recipe, config: SAEConfig) -> Number:
 
 
 def attention_of(recipe: Recipe, lm: PreTrainedModel) -> str | None:
+    """The attention implementation that the language model runs with."""
     return recipe.lm.attn_implementation or lm.config._attn_implementation
 
 

@@ -37,6 +37,8 @@ Number = int | float
 
 
 class Plan(NamedTuple):
+    """What a recipe costs: `lines` to print, and the sums that they show."""
+
     lines: list[str]
     memory_bytes: Number
     """main memory of each process"""

@@ -92,6 +92,7 @@ class ForwardParts(NamedTuple):
 
     @property
     def n_tokens(self) -> float:
+        """Of the batch: what means are taken over."""
         return self.error.numel() / self.error.shape[-1]
 
     def per_token(self, values: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
@@ -134,6 +135,7 @@ class SAE(Strict):
         self.post_init()
 
     def make_parameters(self) -> None:
+        """Set them, not yet initialised, as attributes; variants extend it by their own."""
         d_in, d_sae, d_out = self.config.d_in, self.config.d_sae, self.config.d_out
         self.W_enc = nn.Parameter(torch.empty(d_sae, d_in).T)  # by latent in memory, as W_dec
         self.b_enc = nn.Parameter(torch.empty(d_sae))

@@ -199,6 +199,7 @@ class SAEConfig(PreTrainedConfig):
 
     @property
     def is_transcoder(self) -> bool:
+        """Whether another place is reconstructed than the one that is read."""
         return self.target_site is not None and self.target_site != self.site
 
     @property

@@ -27,6 +27,7 @@ def l1(sae: SAE, parts: ForwardParts, f: Float[Tensor, "*batch d_sae"]) -> Float
 
 
 def tanh(sae: SAE, parts: ForwardParts, slope: Number) -> Float[Tensor, ""]:
+    """Of latents in units of x/c, as they are written."""
     f = parts.latents.float() / sae.scale
     return parts.per_token((slope * _as_written(sae, parts, f)).tanh())
 
@@ -52,6 +53,7 @@ def quadratic(
 def frequency(
     parts: ForwardParts, steps: Float[Tensor, "*batch d_sae"], limit: Number
 ) -> Float[Tensor, ""]:
+    """A latent that fires on the share `limit` of tokens pays twice for each."""
     p = parts.at.totals_by_latent(steps) / parts.n_tokens
     return (p * (1 + p / limit)).sum()
 

@@ -125,6 +125,7 @@ class TrainingArguments:
 
     @property
     def total_steps(self) -> int:
+        """Optimiser steps of the run."""
         return self.n_tokens // self.batch_size
 
     def fitted(self, name: str, warm_start_steps: int) -> int:

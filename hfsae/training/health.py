@@ -42,6 +42,7 @@ class Reading:
 
     @property
     def is_off_target(self) -> bool:
+        """Whether L0 is more than a fifth above its target, the warm-up past."""
         is_above = self.target_l0 is not None and self.l0 > 1.2 * self.target_l0
         return is_above and not self.warming_up
 

@@ -45,6 +45,7 @@ class StepKind:
 
     @property
     def can_be_sparse(self) -> bool:
+        """Whether the SAE has sparse steps as configured, on this device and in these processes."""
         return self._is_supported and self.sae.can_be_sparse
 
     @property
