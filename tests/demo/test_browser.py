@@ -33,6 +33,9 @@ AFTER_ERRORS = """new Promise(done => {
 })"""
 
 
+WIDTHS = "nodes => nodes.map(node => node.offsetWidth)"
+
+
 @pytest.fixture
 def visit(browser, app_url) -> Iterator[Callable]:
     """visit(query, width=...) -> a page in a browser context of its own.
@@ -420,14 +423,16 @@ def test_what_cannot_be_is_told_in_the_page(visit, query, notice):
     page.wait_for_selector(f'[role=alert]:has-text("{notice}")')
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-def test_every_screen_fits(visit, width):
+@pytest.mark.parametrize("width", [1280, 1024, 1000, 390])
+def test_every_screen_fits_and_says_in_words_what_each_latent_is(visit, width):
     page = visit("tab=feature&latent=3", width=width)
     page.wait_for_selector("#feature-main h2:has-text('Latent 3')")
     for query, drawn in SCREENS.items():
         page.goto(f"{page.url.partition('?')[0]}?tab={query}")
         page.wait_for_selector(drawn)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        words = page.locator("li:visible > .hf-what").evaluate_all(WIDTHS)
+        assert min(words, default=100) >= 100, query
 
 
 def test_the_theme_is_switched_and_remembered(visit):

@@ -45,9 +45,9 @@ class WhyPage(Page):
         self.examples = panel(html("examples", EXAMPLES), elem_id="why-examples")
         self.notice = panel()
         with gr.Row():
-            with gr.Column(scale=2, min_width=300):
+            with gr.Column(scale=2, min_width=380):
                 self.next = panel(elem_id="why-next")
-            with gr.Column(scale=4, min_width=340):
+            with gr.Column(scale=4, min_width=600):
                 self.effects = panel(elem_id="why-effects")
         self.checked = gr.State({})  # the rows on show, and of which question
         self.ablated = gr.State(None)  # the last check: of which question and latent
