@@ -27,18 +27,25 @@ the number of latents that fire on a token; a latent's `density` the share of to
 root of the mean squared norm. To *splice* is to let the language model run on a reconstruction, to
 *steer* to let it run on changed latents.
 
-`import hfsae` needs torch, transformers, safetensors and jaxtyping; training, evaluation and the
-command line need the `train` extra, the app `demo`.
+Loading, reading and steering need the core dependencies alone; training and the command line need
+the extra `train`, the app `demo`.
 """
+
+from typing import TYPE_CHECKING
 
 from .activations import PackedRows as PackedRows
 from .activations import TextArguments as TextArguments
 from .attribution import attribute as attribute
+from .attribution import logit as logit
+from .attribution import loss as loss
 from .attribution import uniformity as uniformity
 from .convert import save_as as save_as
+from .evaluation import EvaluationArguments as EvaluationArguments
 from .evaluation import evaluate as evaluate
 from .features import FeatureStore as FeatureStore
+from .features import Latents as Latents
 from .features import collect as collect
+from .features import latents as latents
 from .hub import SAEEntry as SAEEntry
 from .hub import list_saes as list_saes
 from .hub import load as load
@@ -70,3 +77,29 @@ from .steering import Edit as Edit
 from .steering import save_steering_vector as save_steering_vector
 from .steering import steer as steer
 from .steering import suggest_strength as suggest_strength
+
+if TYPE_CHECKING:
+    from .recipe import Recipe as Recipe
+    from .recipe import train as train
+    from .training import Trainer as Trainer
+    from .training import TrainingArguments as TrainingArguments
+
+__version__ = "0.1.0"
+_OF_TRAINING = {"Recipe": "recipe", "train": "recipe"}
+_OF_TRAINING |= {"Trainer": "training", "TrainingArguments": "training"}
+
+
+def __getattr__(name: str) -> object:
+    """What needs the extra `train` is imported when it is first used."""
+    if name not in _OF_TRAINING:
+        raise AttributeError(f"module 'hfsae' has no attribute {name!r}")
+    from importlib import import_module
+
+    try:
+        return getattr(import_module(f".{_OF_TRAINING[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"hfsae.{name} needs {error.name}: pip install 'hfsae[train]'") from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OF_TRAINING})

@@ -24,10 +24,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .lm import random_places, special_ids, splice, unspared
-from .models import SAE
+from .activations.spelling import tokenise
+from .lm import random_places, special_ids, splice, tokenizer_of, unspared
+from .models import SAE, refuse_sae_first
 
 Objective = Callable[[Tensor], Tensor]
 """Logits [rows, ctx, vocab] -> a number for each row, [rows]. The rows are copies of one text."""
@@ -111,29 +112,38 @@ def _agreement(estimate: Float[Tensor, " n"], truth: Float[Tensor, " n"]) -> Agr
 def attribute(
     lm: PreTrainedModel,
     sae: SAE,
-    tokens: Mapping[str, Tensor],
-    objective: Objective,
+    text: str | Mapping[str, Tensor],
+    objective: Objective | None = None,
     *,
+    target: int | str | None = None,
+    contrast: int | str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     ablate: int | Sequence[int] = 20,
     integration_steps: int = 10,
     spare_tokens: Sequence[int] | None = None,
 ) -> Attribution:
-    """What each firing latent does to `objective` on one text.
+    """What each firing latent does to the next token's logit, or to another objective, on one text.
 
-        hfsae.attribute(lm, sae, tokenizer(text, return_tensors="pt"), logit(paris, contrast=rome))
+        hfsae.attribute(lm, sae, "The Eiffel Tower stands in", target=" Paris", contrast=" Rome")
 
     Args:
-        tokens: one row, with or without an attention mask.
-        objective: `logit(...)`, `loss(...)` of this module, or a function of your own.
+        text: a text, or one row of tokens: {"input_ids": [1, ctx]}, with or without a mask.
+        objective: in place of a target, `hfsae.logit(...)`, `hfsae.loss(...)` or a function of
+            your own: logits [rows, ctx, vocab] -> [rows].
+        target: the token whose logit is explained, as text (spaces count) or id.
+        contrast: a token whose logit is taken off.
+        tokenizer: for text; None: that which `hfsae.load_lm` loaded with the model.
         ablate: how many latents to ablate, the largest by gradient; or which ones.
         integration_steps: backward passes for `integrated`; 0: none.
         spare_tokens: ids at which latents count for nothing and nothing is changed; None: the
             model's BOS, EOS and padding.
 
     Raises:
-        ValueError: more than one row, or a latent to ablate that does not fire.
+        ValueError: several rows, a target of several tokens, or an ablated latent never fires.
     """
-    run = _Run(lm, sae, tokens, objective, spare_tokens)
+    refuse_sae_first("attribute", lm)
+    objective = objective or _logit(lm, target, contrast, tokenizer)
+    run = _Run(lm, sae, _row(lm, sae, text, tokenizer), objective, spare_tokens)
     gradients, latents = run.gradients(torch.ones(1))
     effects = latents * gradients[0]  # [ctx, d_sae]
     firing = (latents != 0).any(dim=0).nonzero().squeeze(1)
@@ -159,6 +169,46 @@ def attribute(
         objective=float(run.value(torch.clone)),
         without_latents=without,
     )
+
+
+def _logit(
+    lm: PreTrainedModel,
+    target: int | str | None,
+    contrast: int | str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Objective:
+    if target is None:
+        raise ValueError(
+            'attribute explains a target or an objective; give one of them, such as target=" Paris"'
+        )
+    other = None if contrast is None else _token(lm, contrast, tokenizer)
+    return logit(_token(lm, target, tokenizer), other)
+
+
+def _token(lm: PreTrainedModel, token: int | str, known: PreTrainedTokenizerBase | None) -> int:
+    if isinstance(token, int):
+        return token
+    tokenizer = known or tokenizer_of(lm)
+    ids: Any = tokenizer(token, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        pieces = [str(tokenizer.decode([i])) for i in ids]
+        raise ValueError(
+            f"{token!r} is {len(ids)} tokens, {pieces}; give one of them, or a token's id (most "
+            "words have a space in front)"
+        )
+    return int(ids[0])
+
+
+def _row(
+    lm: PreTrainedModel,
+    sae: SAE,
+    text: str | Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Mapping[str, Tensor]:
+    if not isinstance(text, str):
+        return text
+    ids = tokenise(tokenizer or tokenizer_of(lm), text, bos=sae.config.bos != "none").ids
+    return {"input_ids": torch.tensor([ids])}
 
 
 def _firing(wanted: Sequence[int], firing: Int[Tensor, " n"]) -> Int[Tensor, " k"]:
@@ -285,7 +335,7 @@ def _token_uniformity(
         return kept[0]
 
     copies = torch.arange(len(places), device=ids.device)
-    with torch.enable_grad(), splice(lm, sae, error_term=True, edit=edit):
+    with torch.enable_grad(), splice(lm, sae, error_term=True, edit=edit, spare_tokens=()):
         logits = lm(input_ids=ids[row], use_cache=False).logits[copies, position].float()
         correct = logits[copies, ids[row, position + 1]] - logits.mean(dim=-1)
         gradient = torch.autograd.grad(correct.sum(), kept[0])[0]

@@ -48,18 +48,25 @@ def test_import_hfsae_needs_only_its_core_dependencies():
     assert done.returncode == 0, done.stderr
 
 
+def test_what_needs_the_extra_is_there_when_it_is_asked_for():
+    for name in ("Recipe", "Trainer", "TrainingArguments", "train"):
+        assert name in dir(hfsae) and getattr(hfsae, name).__name__ == name
+
+
 def test_public_names():
     public = {name for name in vars(hfsae) if not name.startswith("_")}
     modules = {"__main__"} | {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
-    assert public - modules - {"jaxtyping"} == {  # the checker's import hook adds its name
+    assert public - modules - {"jaxtyping", "TYPE_CHECKING"} == {  # the checker adds its name
         "BatchTopKSAE",
         "BatchTopKSAEConfig",
         "Edit",
+        "EvaluationArguments",
         "FeatureStore",
         "GatedSAE",
         "GatedSAEConfig",
         "JumpReLUSAE",
         "JumpReLUSAEConfig",
+        "Latents",
         "LoadedLM",
         "MatryoshkaBatchTopKSAE",
         "MatryoshkaBatchTopKSAEConfig",
@@ -79,9 +86,12 @@ def test_public_names():
         "capture",
         "collect",
         "evaluate",
+        "latents",
         "list_saes",
         "load",
         "load_lm",
+        "logit",
+        "loss",
         "patch",
         "push",
         "save_as",

@@ -89,9 +89,9 @@ def finished(tiny_lm, tiny_tokenizer, tmp_path_factory) -> Path:
     text = TextArguments(dataset=DOCUMENTS, context_size=32, held_out_fraction=0.25)
     rows = PackedRows(tiny_tokenizer, text, "held_out", rows=4)
     arguments = EvaluationArguments(bootstrap_samples=50)
-    result = evaluate(sae, tiny_lm, rows, arguments)
+    result = evaluate(tiny_lm, sae, rows, arguments)
     (folder / "evaluation.json").write_text(json.dumps(result.to_dict()))
-    collect(sae, tiny_lm, tiny_tokenizer, rows).save(folder)
+    collect(tiny_lm, sae, rows, tokenizer=tiny_tokenizer).save(folder)
     (folder / "training.json").write_text(json.dumps(RECORD))
     (folder / "figures").mkdir()
     for name in ("zebra crossing", "l0", "density"):

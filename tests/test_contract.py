@@ -75,14 +75,14 @@ def test_another_tokenizer_is_an_error(lm, sae, tiny_tokenizer):
     with pytest.raises(
         ValueError, match=r"not for this model: the tokenizer's hash is .* text has"
     ):
-        collect(sae, lm, tiny_tokenizer, [])
+        collect(lm, sae, [], tokenizer=tiny_tokenizer)
     sae.config.tokenizer_hash = tokenizer_hash(tiny_tokenizer)
     other = copy.deepcopy(tiny_tokenizer)
     other.add_tokens(["a-token-more"])
     with pytest.raises(ValueError, match="the tokenizer's hash is"):
-        collect(sae, lm, other, [])
+        collect(lm, sae, [], tokenizer=other)
     with pytest.raises(ValueError, match="no token is left to collect from"):
-        collect(sae, lm, tiny_tokenizer, [])
+        collect(lm, sae, [], tokenizer=tiny_tokenizer)
 
 
 def test_text_without_bos_is_a_warning_and_generation_none(lm, sae):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import hfsae
-from hfsae.features.inspection import compare, inspect, spell, tokenise
+from hfsae.activations.spelling import spell, tokenise
+from hfsae.features.inspection import compare, inspect
 
 
 @pytest.fixture(scope="module")

@@ -584,7 +584,7 @@ def test_splice_puts_the_reconstruction_in_place(any_lm: PreTrainedModel):
     sae = ToySAE(site)
     with (
         capture(any_lm, [site]) as before,
-        splice(any_lm, sae),
+        splice(any_lm, sae, spare_tokens=()),
         capture(any_lm, [site]) as after,
     ):
         spliced = any_lm(**tokens()).logits
@@ -612,7 +612,7 @@ def test_an_edit_moves_the_activation_by_its_decoded_difference(
     sae = ToySAE("layers.1")
     with (
         capture(tiny_lm, ["layers.1"]) as before,
-        splice(tiny_lm, sae, error_term=error_term, edit=double_first),
+        splice(tiny_lm, sae, error_term=error_term, edit=double_first, spare_tokens=()),
         capture(tiny_lm, ["layers.1"]) as after,
     ):
         tiny_lm(**tokens())
@@ -628,7 +628,7 @@ def test_an_sae_in_float32_is_spliced_into_a_bfloat16_model(make_tiny_lm: Callab
     lm, sae = make_tiny_lm("gemma2").to(torch.bfloat16), ToySAE("layers.1")
     with (
         capture(lm, ["layers.1"]) as before,
-        splice(lm, sae),
+        splice(lm, sae, spare_tokens=()),
         capture(lm, ["layers.1"]) as after,
     ):
         lm(**tokens())
@@ -650,7 +650,8 @@ def test_positions_outside_keep_and_spared_tokens_are_untouched(
         capture(tiny_lm, ["layers.1"]) as after,
     ):
         tiny_lm(**batch)
-    with splice(tiny_lm, sae, **options), capture(tiny_lm, ["layers.1"]) as everywhere:
+    whole = splice(tiny_lm, sae, spare_tokens=(), **options)
+    with whole, capture(tiny_lm, ["layers.1"]) as everywhere:
         tiny_lm(**batch)
     replaced = keep & (batch["input_ids"] != 2)
     assert 0 < replaced.sum() < keep.sum()
@@ -685,7 +686,7 @@ def test_a_transcoder_reads_at_its_site_and_writes_at_its_target(
     sae = ToySAE(site, target)
     with (
         capture(any_lm, [site, target]) as before,
-        splice(any_lm, sae, error_term=error_term, edit=double_first),
+        splice(any_lm, sae, error_term=error_term, edit=double_first, spare_tokens=()),
         capture(any_lm, [site, target]) as after,
     ):
         any_lm(**tokens())

@@ -49,7 +49,7 @@ def test_an_sae_of_another_format_is_evaluated_collected_shown_and_has_a_card(
     recipe.text.dataset, recipe.text.context_size = TEXTS, 16
     recipe.text.held_out_fraction, recipe.harvest.rows = 1.0, 8
     rows = read_rows(recipe, hfsae.LoadedLM(tiny_lm, tiny_tokenizer, ""), "held_out", 300)
-    expected = evaluate(hfsae.load("foreign"), tiny_lm, rows, recipe.evaluation)
+    expected = evaluate(tiny_lm, hfsae.load("foreign"), rows, recipe.evaluation)
     assert found["metrics"]["fvu"]["value"] == pytest.approx(expected.metrics["fvu"].value)
     assert found["metrics"]["l0"]["value"] == pytest.approx(expected.metrics["l0"].value)
     measured = found["measured_with"]

@@ -33,26 +33,32 @@ def blocks(language: str, *texts: str) -> list[str]:
 @pytest.mark.lm
 @pytest.mark.slow
 def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm, capsys):
-    """Those of the README, but for its training of billions of tokens, and those of the others.
+    """Those of the README, but for its training, and those of the others.
 
     `runs/quickstart` is an untrained SAE of the same shape.
     """
     monkeypatch.chdir(tmp_path)
     ran: list = []
-    monkeypatch.setattr(hfsae.recipe, "run", ran.append)
+
+    def run(recipe: hfsae.Recipe, command: str) -> list[Path]:
+        ran.append(recipe)
+        return [hfsae.packaged.SHIPPED_SAE]
+
+    monkeypatch.setattr(hfsae.recipe.call, "run", run)
     names: dict = {}
     of_readme = blocks("python", README)
     assert len(of_readme) == 3
     for block in of_readme:
         exec(block, names)
-    assert names["latents"].shape == (1, 6, 1536)
+    assert names["out"].values.shape == (1, 7, 1536)
     printed = capsys.readouterr().out.splitlines()
     shown = blocks("text", README)[0].splitlines()
     near = pytest.approx(json.loads(shown[0]), abs=1)  # processors round differently
     assert json.loads(printed[0]) == near
     prompt = "<|im_start|>We decided to travel by"
-    assert printed[1].startswith(prompt) and shown[1].startswith(prompt)
-    assert ran[0].sae["target_l0"] == 50 and ran[0].training.n_tokens == 2_000_000_000
+    assert printed[2].startswith(prompt) and shown[2].startswith(prompt)
+    assert re.sub(r"activation=[^,]*", "", printed[1]) == re.sub("activation=[^,]*", "", shown[1])
+    assert ran[0].sae["target_l0"] == 50 and ran[0].text.dataset == "my.jsonl"
     assert len(names["suggestion"].trials) >= 3
 
     sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=576, d_sae=4096, site="layers.12"))

@@ -15,12 +15,12 @@ from ..comparison import Comparison
 from ..cost.formula import CARDS
 from ..machine.files import check_yaml, parse_yaml
 from ..models import SAEConfig, variants
-from ..recipe import Recipe, refuse_fields_of_others
+from ..recipe import Recipe, find_recipe, refuse_fields_of_others
 from .files import add_choice
 from .parsing import VerbParser, did_you_mean, explained
 
 EXAMPLES = (
-    "hfsae train scripts/recipes/quickstart.yaml --training.output_dir runs/mine",
+    "hfsae train quickstart --training.output_dir runs/mine",
     "hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run",
     "hfsae compare scripts/comparisons/quickstart.yaml",
     "hfsae evaluate runs/mine --evaluation.n_tokens 200000",
@@ -147,8 +147,9 @@ def parse_recipe(
     parser: VerbParser, argv: list[str], kind: type[_Recipe] = Recipe
 ) -> tuple[_Recipe, dict]:
     if argv and not argv[0].startswith("-"):
-        _check_readable(Path(argv[0]), kind)
-        argv = ["--recipe", *argv]
+        path = Path(argv[0]) if kind is Comparison else find_recipe(argv[0])
+        _check_readable(path, kind)
+        argv = ["--recipe", str(path), *argv[1:]]
     argv = [_EXPONENT.sub(lambda n: f"{float(n[0]):.0f}", part) for part in argv]
     given = parser.parse(argv)
     given.pop("recipe")  # which is read by then
@@ -164,16 +165,18 @@ def parse_recipe(
 
 def _check_readable(path: Path, kind: type[Recipe]) -> None:
     """A recipe is a YAML mapping of known sections; whatever else gets its own sentence."""
-    examples = "scripts/comparisons/" if kind is Comparison else "scripts/recipes/"
     if not path.is_file():
-        raise ValueError(f"there is no recipe {path}; a clone of hfsae has examples in {examples}")
+        raise ValueError(
+            f"there is no comparison {path}; a clone of hfsae has examples in scripts/comparisons/"
+        )
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the recipe {path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(
-            f"the recipe {path} holds no sections; a clone of hfsae has examples in {examples}"
+            f"the recipe {path} holds no sections, such as lm: and training:; `hfsae recipes` "
+            "lists some that hfsae carries"
         )
     sections = {field.name: field.type for field in fields(kind)}
     for name, value in content.items():

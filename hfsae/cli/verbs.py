@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -38,6 +39,7 @@ from ..recipe import (
     Recipe,
     alone,
     as_plain,
+    carried_recipes,
     differences,
     finish,
     home_of,
@@ -192,8 +194,17 @@ def card(argv: list[str]) -> None:
     print(f"wrote {folder / 'README.md'} and {folder / 'figures'}")
 
 
+def recipes(argv: list[str]) -> None:
+    """List the recipes that hfsae carries, which `hfsae train NAME` takes by name."""
+    parser = verb_parser("recipes", "", recipes)
+    parser.parse(argv)
+    for name, text in carried_recipes().items():
+        print(f"{name:<18}{text}")
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
+    "recipes": recipes,
     "compare": compare,
     "evaluate": evaluate,
     "collect": collect,
@@ -212,6 +223,8 @@ def _dispatch(argv: list[str]) -> None:
     _import_variants(argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
+    elif argv[0] == "--version":
+        print(f"hfsae {version('hfsae')}")
     elif argv[0] in VERBS:
         VERBS[argv[0]](argv[1:])
     else:
@@ -231,7 +244,12 @@ def _import_variants(argv: list[str]) -> None:
 
 
 def _help() -> str:
-    lines = ["usage: hfsae VERB ...", "", "Sparse autoencoders as Hugging Face models.", ""]
+    lines = [
+        "usage: hfsae VERB ... | --version",
+        "",
+        "Sparse autoencoders as Hugging Face models.",
+        "",
+    ]
     for verb in VERBS:
         head, *rest = wrap(sentence_of(VERBS[verb]), 86)
         lines += [f"  {verb:<10}{head}", *(" " * 12 + line for line in rest)]

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from .. import steering
+from ..activations.spelling import Tokens
 from ..activations.tokens import special_ids
-from ..features.inspection import Tokens
 from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Suggestion, Unit
 from ..steering.pair import Pair, Phase, Sampling, generate_pair
 from . import validate

@@ -91,7 +91,7 @@ def measure(subject: Subject, text: str) -> Json:
     """
     batch = tokens_of(subject, text).batch(subject.lm.device)
     arguments = EvaluationArguments(n_tokens=None, bootstrap_samples=1)
-    result = evaluate(subject.sae, subject.lm, [batch], arguments)
+    result = evaluate(subject.lm, subject.sae, [batch], arguments)
     return {"n_tokens": result.n_tokens} | {
         name: _finite(result.metrics[name].value) for name in _TEXT_METRICS
     }

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ..features.inspection import Inspection, Tokens
+from ..activations.spelling import Tokens
+from ..features.inspection import Inspection
 from . import validate
 from .rows import Json
 from .subject import Subject

@@ -25,8 +25,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..activations.spelling import Tokens, tokenise
 from ..features import FeatureSearch, FeatureStore, read_labels
-from ..features.inspection import Inspection, Tokens, inspect, tokenise
+from ..features.inspection import Inspection, inspect
 from ..hub import beside, load
 from ..lm import LoadedLM, contract, load_lm
 from ..machine.visible import public_record

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..activations.spelling import Tokens
 from ..activations.tokens import special_ids
 from ..attribution import Attribution, Objective, attribute, logit
-from ..features.inspection import Tokens
 from . import validate
 from .reading import token_id, tokens_of
 from .rows import SHOWN, Json, as_rows, check_latent

@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..activations.given import Given, as_rows
 from ..activations.harvest import HarvestArguments, Harvester, refuse_not_finite
 from ..activations.tokens import TokenBatch
 from ..lm import blocks_below, capture, cast_for, contract, own_passes, patch, places_of, running_as
+from ..models import refuse_sae_first
 from .metrics import DocumentSums, RunningFidelity, density_histogram, estimate
 from .result import LOSSES, NO_PREDICTION, EvaluationArguments, EvaluationResult
 
@@ -40,16 +42,20 @@ _FEW = 1000  # tokens, on which L0 says little
 
 @torch.no_grad()
 def evaluate(
-    sae: Any,
     lm: PreTrainedModel,
-    batches: Iterable[TokenBatch],
+    sae: Any,
+    text: Given,
     args: EvaluationArguments | None = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     mean: Float[Tensor, " d_out"] | None = None,
     norm_limits: Mapping[str, float] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> EvaluationResult:
     """Fidelity of an SAE (of its reconstructions, and of the LM that runs on them) with intervals.
+
+        result = hfsae.evaluate(lm, sae, ["one document", "another", ...])
+        print(result.table())
 
     The token rows used are held in memory (17 bytes a token), since they are read twice: for the
     mean of the kept activations, by runs that stop at the site, and then for the arms. Logits
@@ -57,6 +63,10 @@ def evaluate(
     log-probabilities for one row at a time.
 
     Args:
+        lm: A causal language model in eval mode.
+        text: Documents as strings, a `TextArguments` with held-out documents, or rows of tokens
+            (`TokenBatch`), as `PackedRows` gives them.
+        tokenizer: For text; None: that which `hfsae.load_lm` loaded with the model.
         sae: Anything with `encode`, `decode` and `config.site`; with a `config.target_site` of its
             own it reads one place and is compared with, and replaces, the other.
         mean: For mean ablation, instead of the evaluation set's own; saves the first reading.
@@ -68,13 +78,15 @@ def evaluate(
             infinity in activations, reconstructions or losses.
     """
     more = {"mean": mean, "norm_limits": norm_limits, "progress": progress}
-    return evaluate_all({"": sae}, lm, batches, args, **more)[""]
+    refuse_sae_first("evaluate", lm)
+    rows = as_rows(text, lm, sae.config, tokenizer)
+    return evaluate_all(lm, {"": sae}, rows, args, **more)[""]
 
 
 @torch.no_grad()
 def evaluate_all(
-    saes: Mapping[str, Any],
     lm: PreTrainedModel,
+    saes: Mapping[str, Any],
     batches: Iterable[TokenBatch],
     args: EvaluationArguments | None = None,
     *,
@@ -88,6 +100,7 @@ def evaluate_all(
     Raises:
         ValueError: as `evaluate`; the SAEs are of several target sites, or there is none.
     """
+    refuse_sae_first("evaluation.evaluate_all", lm)
     args = args or EvaluationArguments()
     target_sites = {places_of(sae.config)[1] for sae in saes.values()}
     if len(target_sites) != 1:

@@ -3,12 +3,14 @@
 Found again by label, token, promoted token or likeness (`search`), and named (`labels`).
 """
 
+from ..activations.spelling import token_text as token_text
 from .collect import CollectArguments as CollectArguments
 from .collect import collect as collect
-from .collect import token_text as token_text
 from .labels import blank_label as blank_label
 from .labels import read_labels as read_labels
 from .labels import write_label as write_label
+from .latents import Latents as Latents
+from .latents import latents as latents
 from .search import FeatureSearch as FeatureSearch
 from .search import Hit as Hit
 from .search import firing_on as firing_on

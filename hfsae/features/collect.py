@@ -1,6 +1,6 @@
 """Fill a FeatureStore from one pass over token batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -12,16 +12,16 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
-from ..lm import contract, places_of
-from ..models import SAE
+from ..activations.given import Given, as_rows
+from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
+from ..lm import contract, places_of, tokenizer_of
+from ..models import SAE, refuse_sae_first
 from .logit_lens import FORMULA, LensTokens, lens_tokens, residual_directions
 from .store import COLUMNS, FeatureStore
 from .windows import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
 
 if TYPE_CHECKING:
     import pyarrow
-
-REPLACEMENT = "\ufffd"  # what decoders write for bytes that spell no character
 
 
 @dataclass
@@ -54,23 +54,31 @@ class CollectArguments:
 
 @torch.no_grad()
 def collect(
-    sae: SAE,
     lm: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    batches: Iterable[TokenBatch],
+    sae: SAE,
+    text: Given,
     args: CollectArguments | None = None,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     norm_limits: dict[str, float] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> FeatureStore:
-    """What every latent fires on in `batches`, the tokens it promotes, the latents most like it.
+    """What every latent fires on in a text, the tokens it promotes, the latents most like it.
+
+        store = hfsae.collect(lm, sae, ["one document", "another", ...])
+        print(hfsae.features.show(store[17]))
 
     Args:
+        text: documents as strings, a `TextArguments`, or rows of tokens, as `PackedRows` gives
+            them.
+        tokenizer: None: that which `hfsae.load_lm` loaded with the model.
         norm_limits: the training Harvester's, so that the same outliers are left out here. (Of its
             other sites, a transcoder's target for one, nothing is left out.)
         progress: called after each batch with its number of tokens.
     """
+    refuse_sae_first("collect", lm)
     site, _ = places_of(sae.config)
+    tokenizer = tokenizer or tokenizer_of(lm)
     contract.check(sae.config, lm, tokenizer)
     args = args or CollectArguments()
     limits = {at: limit for at, limit in (norm_limits or {}).items() if at == site}
@@ -83,7 +91,7 @@ def collect(
         seed=args.seed,
         device=sae.W_dec.device,
     )
-    for batch in batches:
+    for batch in as_rows(text, lm, sae.config, tokenizer):
         _encode_into(seen, sae, site, batch, harvester(batch))
         if progress is not None:
             progress(batch.input_ids.numel())
@@ -268,7 +276,7 @@ def _window_texts(
 
     known, inverse = np.unique(ids, return_inverse=True)
     texts = np.array([token_text(tokenizer, int(i)) for i in known], dtype=object)[inverse]
-    parts = np.array([_is_part(tokenizer, int(i)) for i in known])[inverse] & inside
+    parts = np.array([is_part(tokenizer, int(i)) for i in known])[inverse] & inside
     texts, parts = texts.reshape(ids.shape), parts.reshape(ids.shape)
     first = inside.argmax(1)  # firing tokens are counted from a window's first one
     for window in np.flatnonzero(parts.any(1)):
@@ -287,7 +295,7 @@ def _characters(
     start = 0
     while start < len(ids):
         run = range(start + 1, len(ids) + 1) if parts[start] else []
-        spelt = ((stop, _decoded(tokenizer, ids[start:stop])) for stop in run)
+        spelt = ((stop, decoded(tokenizer, ids[start:stop].tolist())) for stop in run)
         stop, text = next(
             ((stop, t) for stop, t in spelt if parts[start:stop].all() and REPLACEMENT not in t),
             (start + 1, REPLACEMENT),  # the window begins or ends within the character
@@ -295,24 +303,3 @@ def _characters(
         if parts[start]:
             yield start, stop, text
         start = stop
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -> str:
-    return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
-
-
-def _is_part(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:
-    return REPLACEMENT in _decoded(tokenizer, [token_id])
-
-
-def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """What a token adds to a text, with its leading space.
-
-    Part of a character has no text: it is given as the vocabulary spells it.
-    """
-    piece = str(tokenizer.convert_ids_to_tokens(token_id))
-    if _is_part(tokenizer, token_id):
-        return piece
-    text = _decoded(tokenizer, [token_id])
-    # SentencePiece decoders drop the space that opens a text.
-    return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text

@@ -16,97 +16,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from ..activations.tokens import TokenBatch, special_ids
+from ..activations.spelling import Tokens
 from ..lm import capture, cast_for, places_of
 
 By = Literal["max", "mean", "relative"]
-_REPLACEMENT = "\ufffd"  # what decoders write for bytes that spell no character
-_LONGEST_CHARACTER = 4  # bytes in UTF-8, and so at most as many tokens
-
-
-class Tokens(NamedTuple):
-    """One text as the language model reads it; three lists of equal length."""
-
-    ids: list[int]
-    texts: list[str]
-    """They join to the text. A character that several tokens spell stands at the first of them, the
-    others are empty; special tokens have their names."""
-    special: list[bool]
-
-    def batch(self, device: torch.device | str = "cpu") -> TokenBatch:
-        """One row; `keep` leaves out special tokens."""
-        ids = torch.tensor([self.ids], device=device)
-        keep = ~torch.tensor([self.special], device=device)
-        return TokenBatch(ids, keep, torch.zeros_like(ids))
-
-
-def tokenise(
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    *,
-    bos: bool = True,
-    chat: bool = False,
-    max_tokens: int | None = None,
-) -> Tokens:
-    """Ids and readable texts of the tokens of `text`.
-
-    Args:
-        bos: prepend the tokenizer's BOS token; what an SAE trained with BOS wants.
-        chat: as a user's message in the tokenizer's chat template, up to where the answer begins.
-
-    Raises:
-        ValueError: no text, more than max_tokens, no chat template.
-    """
-    if not text:
-        raise ValueError("there is no text; write a prompt")
-    ids = _chat_ids(tokenizer, text) if chat else _plain_ids(tokenizer, text, bos)
-    if max_tokens is not None and len(ids) > max_tokens:
-        raise ValueError(f"the text has {len(ids):,} tokens; at most {max_tokens:,} fit here")
-    special = set(special_ids(tokenizer))
-    return Tokens(ids, spell(tokenizer, ids), [i in special for i in ids])
-
-
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list[int]:
-    ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    bos_id: Any = tokenizer.bos_token_id
-    return [bos_id, *ids] if bos and bos_id is not None else list(ids)
-
-
-def _chat_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    if not tokenizer.chat_template:
-        raise ValueError("this model's tokenizer has no chat template; turn it off")
-    message = [{"role": "user", "content": text}]
-    written: Any = tokenizer.apply_chat_template(
-        message, add_generation_prompt=True, tokenize=False
-    )
-    return list(tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def spell(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """The text of each token, as in `Tokens.texts`."""
-    texts, special = [], set(special_ids(tokenizer))
-    while len(texts) < len(ids):
-        n, text = _next_character(tokenizer, ids[len(texts) :], special)
-        texts += [text, *[""] * (n - 1)]
-    return texts
-
-
-def _next_character(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], special: Collection[int]
-) -> tuple[int, str]:
-    """How many of the first tokens it takes to spell something whole, and what they spell."""
-    piece = str(tokenizer.convert_ids_to_tokens(ids[0]))
-    if ids[0] in special:
-        return 1, piece
-    for n in range(1, min(len(ids), _LONGEST_CHARACTER) + 1):
-        text = str(tokenizer.decode(ids[:n]))
-        if _REPLACEMENT not in text:
-            # SentencePiece decoders drop the space that opens a text.
-            opens = piece.startswith("▁") and not text.startswith(" ")
-            return n, f" {text}" if opens else text
-    return 1, piece
 
 
 class Firing(NamedTuple):

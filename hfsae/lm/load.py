@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import transformers
@@ -21,14 +22,17 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..machine.loading import one_at_a_time
 from ..machine.processor import refuse_absent, spare_bfloat16_
 from ..packaged import PACKAGED_LMS, packaged_lm, require_gguf_reader, require_packaged_lm
+from .sites import unwrapped
 
 logger = logging.getLogger(__name__)
+_tokenizers: WeakKeyDictionary[nn.Module, PreTrainedTokenizerBase] = WeakKeyDictionary()
 
 
 class LoadedLM(NamedTuple):
@@ -92,7 +96,23 @@ def load_lm(
     lm.name_or_path = name  # a packaged copy is of this model, too
     lm.to(device)  # pyright: ignore[reportArgumentType] - transformers' wrapper hides the types
     spare_bfloat16_(lm)
+    _tokenizers[lm] = tokenizer
     return LoadedLM(lm.eval().requires_grad_(False), tokenizer, origin)
+
+
+def tokenizer_of(lm: nn.Module) -> PreTrainedTokenizerBase:
+    """The tokenizer that `load_lm` loaded with a model.
+
+    Raises:
+        ValueError: the model was loaded by other means.
+    """
+    tokenizer = _tokenizers.get(unwrapped(lm))
+    if tokenizer is None:
+        raise ValueError(
+            "text needs a tokenizer, and this model was not loaded by hfsae.load_lm; give "
+            "tokenizer=, or token ids in place of text"
+        )
+    return tokenizer
 
 
 def empty_lm(

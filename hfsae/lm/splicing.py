@@ -69,7 +69,7 @@ def splice(
     error_term: bool = False,
     edit: Callable[[Tensor], Tensor] | None = None,
     keep: Bool[Tensor, "rows ctx"] | None = None,
-    spare_tokens: Sequence[int] = (),
+    spare_tokens: Sequence[int] | None = None,
 ) -> Iterator[None]:
     """Inside the block the model runs on the SAE's reconstruction at `sae.config.site`.
 
@@ -81,8 +81,9 @@ def splice(
             without an edit this is x, bit for bit.
         edit: latents [rows, ctx, d_sae] -> latents, before they are decoded.
         keep: the positions to replace; others keep the model's own activation.
-        spare_tokens: ids never replaced (BOS, pad: SAEs are not trained on them), found in each
-            forward pass's own input_ids and so, unlike `keep`, right under `generate`.
+        spare_tokens: ids never replaced, found in each forward pass's own input_ids and so, unlike
+            `keep`, right under `generate`. None: the model's BOS, EOS and padding, on which SAEs
+            are not trained; (): none is spared.
 
     Raises:
         ValueError: the SAE names no site; or, in the forward pass, `keep` has another shape than
@@ -90,6 +91,7 @@ def splice(
     """
 
     _, place = places_of(sae.config)
+    spared = special_ids(lm) if spare_tokens is None else list(spare_tokens)
 
     def write(moment: Moment) -> Tensor:
         x, source = moment.target, moment.source
@@ -103,8 +105,8 @@ def splice(
         new = new.to(x)
         if keep is not None:
             new = torch.where(_matching(keep, x, place), new, x)
-        if len(spare_tokens) > 0:
-            edited = unspared(moment.input_ids, spare_tokens)
+        if spared:
+            edited = unspared(moment.input_ids, spared)
             new = torch.where(_matching(edited, x, place), new, x)
         return new
 

@@ -25,6 +25,7 @@ others must know of a variant is a class attribute or a property of its config, 
 from .base import SAE as SAE
 from .base import SAEOutput as SAEOutput
 from .base import Schedule as Schedule
+from .base import refuse_sae_first as refuse_sae_first
 from .batch_topk import BatchTopKSAE as BatchTopKSAE
 from .batch_topk import BatchTopKSAEConfig as BatchTopKSAEConfig
 from .config import SAEConfig as SAEConfig

@@ -28,7 +28,7 @@ is undone after decoding, which therefore needs x: `decode(latents, x)`, as with
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -439,6 +439,19 @@ class SAE(Strict):
             return moved
 
         return super()._apply(cast, recurse)
+
+
+def refuse_sae_first(call: str, lm: Any) -> None:
+    """
+    Raises:
+        ValueError: the first of a call's arguments, which is to be the language model, is an SAE.
+    """
+    first = next(iter(lm.values()), None) if isinstance(lm, Mapping) else lm
+    if isinstance(first, SAE):
+        raise ValueError(
+            f"hfsae.{call} got an SAE as its first argument; the language model comes first: "
+            f"hfsae.{call}(lm, sae, ...)"
+        )
 
 
 def fold_decoder_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:

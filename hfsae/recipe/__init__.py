@@ -5,6 +5,10 @@ folder   what a run's folder holds, and what of it is out of date
 stages   train, evaluate, collect, draw, write the card
 """
 
+from .call import train as train
+from .carried import carried_recipes as carried_recipes
+from .carried import find_recipe as find_recipe
+from .carried import read_recipe as read_recipe
 from .fields import REPORT_SECTIONS as REPORT_SECTIONS
 from .fields import RESULT_SECTIONS as RESULT_SECTIONS
 from .fields import CheckCost as CheckCost

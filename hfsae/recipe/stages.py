@@ -256,11 +256,11 @@ def write_result(
     rows = read_rows(recipe, loaded, side, recipe.collect_tokens)
     with _bar("collect", recipe.collect_tokens) as progress:
         store = collect(
-            sae,
             loaded.lm,
-            loaded.tokenizer,
+            sae,
             rows,
             recipe.collect,
+            tokenizer=loaded.tokenizer,
             norm_limits=limits,
             progress=progress,
         )
@@ -311,7 +311,7 @@ def evaluate_held_out(
             done = n
 
         return evaluate_all(
-            saes, loaded.lm, rows, recipe.evaluation, norm_limits=limits, progress=advance
+            loaded.lm, saes, rows, recipe.evaluation, norm_limits=limits, progress=advance
         )
 
 

@@ -58,7 +58,7 @@ Maxima = Tensor | Sequence[int | float] | Mapping[int, int | float]
 def steer(
     lm: nn.Module,
     sae: SAE | Sequence[SAE],
-    latents: Edits | Sequence[Edits],
+    latents: Edits | Sequence[int] | Sequence[Edits | Sequence[int]],
     *,
     mode: Mode = "add",
     unit: Unit = "raw",
@@ -71,6 +71,8 @@ def steer(
 
         with hfsae.steer(lm, sae, {1234: 2.0}, unit="max", max_activations=store.max_activations):
             lm.generate(**tokens)
+        with hfsae.steer(lm, sae, [1234, 77], mode="ablate"):
+            lm(**tokens)
         with hfsae.steer(lm, [low, high], [{7: 3.0}, {21: hfsae.Edit(mode="ablate")}]):
             lm(**tokens)
 
@@ -83,7 +85,8 @@ def steer(
         sae: of any variant, compiled or not. A transcoder's latents come from its site and write at
             its target site. Several SAEs, at whatever sites, want as many `latents` and
             `max_activations`.
-        latents: what to change. Strengths may be negative.
+        latents: {latent: strength}, strengths may be negative; {latent: Edit(...)} for a mode or
+            unit of its own; or, with mode="ablate", a list of latents.
         max_activations: for the unit "max": `FeatureStore.max_activations`, or {latent: maximum}.
         error_term: keep what the SAE does not explain; False: the model runs on reconstructions.
         scope: which tokens are changed: all, those of the prompt, or generated ones. The prompt is
@@ -98,7 +101,7 @@ def steer(
     """
     _check_choice("scope", scope, SCOPES)
     spared = special_ids(lm) if spare_tokens is None else list(spare_tokens)
-    saes, edits, maxima = _aligned(sae, latents, max_activations)
+    saes, edits, maxima = _aligned(sae, latents, mode, max_activations)
     if not any(edits):
         raise ValueError("latents is empty; name one with a strength, such as {1234: 2.0}.")
     steerings = [
@@ -113,29 +116,26 @@ def steer(
 
 def _aligned(
     sae: SAE | Sequence[SAE],
-    latents: Edits | Sequence[Edits],
+    latents: Any,
+    mode: Mode,
     max_activations: Maxima | Sequence[Maxima | None] | None,
 ) -> tuple[Sequence[SAE], Sequence[Edits], Sequence[Maxima | None]]:
     """For each SAE its edits and maxima."""
     is_several = isinstance(sae, list | tuple)
     sae = [_uncompiled(one) for one in sae] if is_several else _uncompiled(sae)
     if isinstance(sae, SAE):
-        if not isinstance(latents, Mapping):
-            raise ValueError(
-                f"latents is a {type(latents).__name__}; one SAE wants a mapping "
-                "{latent: strength}, such as {1234: 2.0}."
-            )
-        return [sae], [latents], [cast("Maxima | None", max_activations)]
+        edits = _edits(latents, mode)
+        return [sae], [edits], [cast("Maxima | None", max_activations)]
     if not isinstance(sae, Sequence) or not all(isinstance(one, SAE) for one in sae):
         raise ValueError(
             f"sae is {repr(sae)[:40]}; pass an SAE, such as hfsae.load(folder), or a list of them."
         )
-    edits = cast(Sequence[Edits], latents)
-    if isinstance(latents, Mapping) or len(edits) != len(sae):
+    if isinstance(latents, Mapping) or len(latents) != len(sae):
         raise ValueError(
             f"latents has {len(latents)} entries for {len(sae)} SAEs; give a list with one mapping "
             "{latent: strength} for each SAE."
         )
+    edits = [_edits(each, mode) for each in latents]
     if max_activations is None:
         return sae, edits, [None] * len(sae)
     maxima = cast("Sequence[Maxima | None]", max_activations)
@@ -145,6 +145,19 @@ def _aligned(
             "for each SAE."
         )
     return sae, edits, maxima
+
+
+def _edits(latents: Any, mode: Mode) -> Edits:
+    """{latent: strength} of what one SAE is given; ablating needs no strength."""
+    if isinstance(latents, Mapping):
+        return latents
+    is_list = isinstance(latents, Sequence) and not isinstance(latents, str)
+    if mode == "ablate" and is_list:
+        return dict.fromkeys(cast(Sequence[int], latents), 0.0)
+    raise ValueError(
+        f"latents is a {type(latents).__name__}; one SAE wants a mapping {{latent: strength}}, "
+        'such as {1234: 2.0}, or with mode="ablate" a list of latents, such as [1234]'
+    )
 
 
 def _uncompiled(sae: Any) -> Any:

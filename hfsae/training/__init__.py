@@ -20,10 +20,10 @@ config = hfsae.JumpReLUSAEConfig(
 args = TrainingArguments(
     output_dir="runs/by-hand", n_tokens=512, batch_size=64, warm_start_steps=0.5
 )
-trained = Trainer(hfsae.JumpReLUSAE(config), stream, args).train()[""]
+trained = Trainer(hfsae.JumpReLUSAE(config), stream, args).train()
 ```
 
-`train` gives the SAEs by name; one that came alone has the name "".
+Given one SAE, `train` returns one; given {name: SAE}, it returns that.
 """
 
 from .trainer import Trainer as Trainer

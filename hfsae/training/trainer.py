@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -55,6 +55,9 @@ class ActivationStream(Protocol):  # checkable: shapes and types are checked in 
     def sample(self, n: int) -> dict[str, Tensor]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+Trained = TypeVar("Trained", bound=SAE | Mapping[str, SAE])
 
 
 class _Stop(Exception):
@@ -104,7 +107,7 @@ def sum_products_in_float32() -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
-class Trainer:
+class Trainer(Generic[Trained]):
     """Trains `saes` on `stream`; `train()` goes on from output_dir's newest checkpoint, if any.
 
     Args:
@@ -118,7 +121,7 @@ class Trainer:
 
     def __init__(
         self,
-        saes: SAE | Mapping[str, SAE],
+        saes: Trained,
         stream: ActivationStream,
         args: TrainingArguments,
         *,
@@ -130,6 +133,7 @@ class Trainer:
         sum_products_in_float32()
         self.accelerator = accelerator or make_accelerator(args)
         self.output_dir = Path(args.output_dir)
+        self._is_single = isinstance(saes, SAE)
         named = {"": saes} if isinstance(saes, SAE) else dict(saes)
         workspace = Workspace()
         self.runs = {
@@ -141,8 +145,8 @@ class Trainer:
         self.seconds = {"harvest": 0.0, "train": 0.0}
         args.check_shares(self.accelerator.num_processes)
 
-    def train(self) -> dict[str, SAE]:
-        """Run to the end; the trained SAEs by name ("" for a single one), folded, as saved.
+    def train(self) -> Trained:
+        """Run to the end; the trained SAE, or of several {name: SAE}, folded, as saved.
 
         On SIGINT or SIGTERM the step is finished, a checkpoint saved, KeyboardInterrupt raised.
 
@@ -150,7 +154,8 @@ class Trainer:
             ValueError: another process works in output_dir, or it holds another run.
         """
         with locked(self.output_dir):
-            return self._train()
+            trained = self._train()
+        return cast(Trained, trained[""] if self._is_single else trained)
 
     def _train(self) -> dict[str, SAE]:
         if self.accelerator.is_main_process:

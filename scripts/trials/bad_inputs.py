@@ -501,7 +501,7 @@ def calls() -> Iterator[Try]:
         subject, model = sae(), lm()
         subject.config.site = site
         rows = hfsae.PackedRows(model.tokenizer, hfsae.TextArguments("text.jsonl"), "train", rows=8)
-        hfsae.evaluate(subject, model.lm, rows)
+        hfsae.evaluate(model.lm, subject, rows)
 
     yield call("evaluate at no site", "site", lambda: evaluated(None))
     yield call("evaluate at an unknown site", "layers.99", lambda: evaluated("layers.99"))

@@ -66,7 +66,7 @@ def batches(tiny_lm):
 
 
 def test_splicing_an_identity_gives_delta_and_kl_of_exactly_0(tiny_lm, batches):
-    result = evaluate(StubSAE(), tiny_lm, batches, ARGS)
+    result = evaluate(tiny_lm, StubSAE(), batches, ARGS)
     for name in ("delta_loss", "kl", "fvu"):
         m = result.metrics[name]
         assert (m.value, m.low, m.high) == (0.0, 0.0, 0.0)
@@ -76,7 +76,7 @@ def test_splicing_an_identity_gives_delta_and_kl_of_exactly_0(tiny_lm, batches):
 
 
 def test_zero_as_the_reconstruction_recovers_no_loss_over_zero_ablation(tiny_lm, batches):
-    result = evaluate(StubSAE(decode=torch.zeros_like), tiny_lm, batches, ARGS)
+    result = evaluate(tiny_lm, StubSAE(decode=torch.zeros_like), batches, ARGS)
     assert result.metrics["loss_recovered_zero"].value == 0.0
     assert result.metrics["ce_spliced"].value == result.metrics["ce_zero"].value
 
@@ -85,7 +85,7 @@ def test_the_mean_as_the_reconstruction_has_fvu_1_and_recovers_nothing_over_mean
     tiny_lm, batches
 ):
     mean = mean_activation(tiny_lm, SITE, batches)
-    result = evaluate(StubSAE(decode=lambda z: mean.to(z).expand_as(z)), tiny_lm, batches, ARGS)
+    result = evaluate(tiny_lm, StubSAE(decode=lambda z: mean.to(z).expand_as(z)), batches, ARGS)
     assert result.metrics["fvu"].value == pytest.approx(1, rel=1e-6)
     assert result.metrics["loss_recovered_mean"].value == 0.0
 
@@ -145,14 +145,14 @@ def by_hand(sae, lm, batches, layer):
 
 @pytest.mark.parametrize("sae", [rounding_sae(), StubSAE(encode=torch.relu)], ids=["near", "far"])
 def test_every_number_agrees_with_hooks_and_loops_by_hand(tiny_lm, batches, sae):
-    result = evaluate(sae, tiny_lm, batches, ARGS)
+    result = evaluate(tiny_lm, sae, batches, ARGS)
     for name, value in by_hand(sae, tiny_lm, batches, layer=2).items():
         assert result.metrics[name].value == pytest.approx(value, rel=2e-3, abs=1e-6), name
     assert result.metrics["delta_loss"].value != 0
 
 
 def test_token_counts_are_of_kept_tokens_and_of_predictions_within_a_document(tiny_lm, batches):
-    result = evaluate(StubSAE(), tiny_lm, batches, ARGS)
+    result = evaluate(tiny_lm, StubSAE(), batches, ARGS)
     n_kept = sum(int(b.keep.sum()) for b in batches)
     assert result.n_tokens == result.metrics["fvu"].n_tokens == n_kept
     assert result.metrics["kl"].n_tokens == sum(
@@ -168,7 +168,7 @@ def test_no_arm_touches_a_position_that_is_not_kept(tiny_lm, batches):
         lambda module, args, kwargs: seen.append((args or (kwargs["hidden_states"],))[0].clone()),
         with_kwargs=True,
     )
-    evaluate(StubSAE(decode=lambda z: z + 1), tiny_lm, batches[:1], ARGS)
+    evaluate(tiny_lm, StubSAE(decode=lambda z: z + 1), batches[:1], ARGS)
     handle.remove()
     clean, *_, zero, mean, spliced = seen
     keep = batches[0].keep
@@ -182,9 +182,9 @@ def test_no_arm_touches_a_position_that_is_not_kept(tiny_lm, batches):
 
 def test_saes_evaluated_together_give_what_each_gives_alone(tiny_lm, batches):
     saes = {"rounding": rounding_sae(), "shifted": StubSAE(decode=lambda z: z + 0.1)}
-    together = evaluate_all(saes, tiny_lm, batches, ARGS)
+    together = evaluate_all(tiny_lm, saes, batches, ARGS)
     for name, sae in saes.items():
-        assert together[name].to_dict() == evaluate(sae, tiny_lm, batches, ARGS).to_dict()
+        assert together[name].to_dict() == evaluate(tiny_lm, sae, batches, ARGS).to_dict()
 
 
 def test_saes_evaluated_together_share_all_runs_but_their_own(tiny_lm, batches):
@@ -192,7 +192,7 @@ def test_saes_evaluated_together_share_all_runs_but_their_own(tiny_lm, batches):
     for n_saes in (1, 3):
         calls = []
         handle = tiny_lm.lm_head.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        evaluate_all({f"{i}": rounding_sae() for i in range(n_saes)}, tiny_lm, batches, ARGS)
+        evaluate_all(tiny_lm, {f"{i}": rounding_sae() for i in range(n_saes)}, batches, ARGS)
         handle.remove()
         n_runs.append(len(calls))
     assert n_runs[1] - n_runs[0] == 2 * len(batches)
@@ -201,11 +201,11 @@ def test_saes_evaluated_together_share_all_runs_but_their_own(tiny_lm, batches):
 def test_saes_of_several_target_sites_are_not_evaluated_together(tiny_lm, batches):
     saes = {"a": rounding_sae(), "b": StubSAE(site="layers.1")}
     with pytest.raises(ValueError, match=r"of 2 target sites \(layers.1, "):
-        evaluate_all(saes, tiny_lm, batches, ARGS)
+        evaluate_all(tiny_lm, saes, batches, ARGS)
 
 
 def test_sums_by_document_give_the_metrics(tiny_lm, batches):
-    result = evaluate(rounding_sae(), tiny_lm, batches, ARGS)
+    result = evaluate(tiny_lm, rounding_sae(), batches, ARGS)
     fidelity, losses = (result.of_documents[name] for name in ("fidelity", "losses"))
     fvu = fidelity["error"].sum() / fidelity["spread"].sum()
     assert float(fvu) == pytest.approx(result.metrics["fvu"].value, rel=1e-9)
@@ -218,12 +218,12 @@ def test_a_transcoder_reads_one_place_and_is_measured_at_another(tiny_lm, batche
     site, target_site = "layers.2.mlp:in", "layers.2.mlp"
     mlp = tiny_lm.model.layers[2].mlp
     perfect = StubSAE(decode=mlp.forward, site=site, target_site=target_site)
-    result = evaluate(perfect, tiny_lm, batches, ARGS)
+    result = evaluate(tiny_lm, perfect, batches, ARGS)
     assert (result.site, result.target_site) == (site, target_site)
     assert result.metrics["fvu"].value == pytest.approx(0, abs=1e-9)
     assert result.metrics["delta_loss"].value == pytest.approx(0, abs=1e-6)
     copies = StubSAE(site=site, target_site=target_site)  # of its input: no good as an output
-    assert evaluate(copies, tiny_lm, batches, ARGS).metrics["fvu"].value > 1
+    assert evaluate(tiny_lm, copies, batches, ARGS).metrics["fvu"].value > 1
 
 
 def test_the_spliced_arm_is_what_splice_does(tiny_lm, batches):
@@ -235,7 +235,7 @@ def test_the_spliced_arm_is_what_splice_does(tiny_lm, batches):
         at = counted(keep, document)
         total -= log_probs[at].gather(-1, ids[:, 1:][at][:, None]).sum().item()
         n += int(at.sum())
-    result = evaluate(sae, tiny_lm, batches, ARGS)
+    result = evaluate(tiny_lm, sae, batches, ARGS)
     assert result.metrics["ce_spliced"].value == pytest.approx(total / n, rel=1e-5)
 
 
@@ -248,16 +248,16 @@ def test_norm_outliers_are_left_out_of_every_arm_and_every_count(tiny_lm, batche
     norms = [part.norm(dim=-1) for part in x]
     limit = torch.cat([n[b.keep] for n, b in zip(norms, batches, strict=True)]).quantile(0.8).item()
     smaller = [b._replace(keep=b.keep & (n <= limit)) for n, b in zip(norms, batches, strict=True)]
-    limited = evaluate(rounding_sae(), tiny_lm, batches, ARGS, norm_limits={SITE: limit})
-    assert values(limited) == values(evaluate(rounding_sae(), tiny_lm, smaller, ARGS))
+    limited = evaluate(tiny_lm, rounding_sae(), batches, ARGS, norm_limits={SITE: limit})
+    assert values(limited) == values(evaluate(tiny_lm, rounding_sae(), smaller, ARGS))
     assert limited.n_tokens < sum(int(b.keep.sum()) for b in batches)
 
 
 def test_the_result_does_not_depend_on_how_rows_are_batched(tiny_lm, batches):
     args = EvaluationArguments(n_tokens=50, bootstrap_samples=50, sae_batch_tokens=7)
     one_by_one = [TokenBatch(*(p[i : i + 1] for p in b)) for b in batches for i in range(len(b[0]))]
-    a = evaluate(rounding_sae(), tiny_lm, batches, args)
-    b = evaluate(rounding_sae(), tiny_lm, iter(one_by_one), args)
+    a = evaluate(tiny_lm, rounding_sae(), batches, args)
+    b = evaluate(tiny_lm, rounding_sae(), iter(one_by_one), args)
     assert 50 <= a.n_tokens < 60
     assert values(a) == pytest.approx(values(b), rel=1e-4)
     assert torch.equal(a.density, b.density)
@@ -269,13 +269,13 @@ def test_no_more_batches_are_taken_than_are_needed(tiny_lm, batches):
         raise AssertionError("one batch was enough")
 
     args = EvaluationArguments(n_tokens=int(batches[0].keep.sum()), bootstrap_samples=5)
-    assert evaluate(StubSAE(), tiny_lm, stream(), args).n_tokens == args.n_tokens
+    assert evaluate(tiny_lm, StubSAE(), stream(), args).n_tokens == args.n_tokens
 
 
 def test_a_mean_given_by_the_caller_is_used_and_said(tiny_lm, batches):
-    own = evaluate(StubSAE(), tiny_lm, batches, ARGS)
+    own = evaluate(tiny_lm, StubSAE(), batches, ARGS)
     zero = torch.zeros(tiny_lm.config.hidden_size)
-    given = evaluate(StubSAE(), tiny_lm, batches, ARGS, mean=zero)
+    given = evaluate(tiny_lm, StubSAE(), batches, ARGS, mean=zero)
     assert given.metrics["ce_mean"].value == given.metrics["ce_zero"].value
     assert own.metrics["ce_mean"].value != own.metrics["ce_zero"].value
     assert given.mean_source == "given by the caller"
@@ -284,13 +284,13 @@ def test_a_mean_given_by_the_caller_is_used_and_said(tiny_lm, batches):
 
 def test_progress_counts_tokens_to_the_end(tiny_lm, batches):
     done = []
-    evaluate(StubSAE(), tiny_lm, batches, ARGS, progress=done.append)
+    evaluate(tiny_lm, StubSAE(), batches, ARGS, progress=done.append)
     assert done == torch.tensor([int(b.keep.sum()) for b in batches]).cumsum(0).tolist()
 
 
 def test_intervals_hold_the_value_and_repeat_with_the_seed(tiny_lm, batches):
-    a = evaluate(rounding_sae(), tiny_lm, batches, ARGS)
-    b = evaluate(rounding_sae(), tiny_lm, batches, ARGS)
+    a = evaluate(tiny_lm, rounding_sae(), batches, ARGS)
+    b = evaluate(tiny_lm, rounding_sae(), batches, ARGS)
     assert a.metrics == b.metrics
     assert all(m.low <= m.value <= m.high for m in a.metrics.values())
     assert a.metrics["fvu"].low < a.metrics["fvu"].high
@@ -300,20 +300,20 @@ def test_numbers_that_are_not_finite_are_refused_with_their_place(tiny_lm, batch
     lm = copy.deepcopy(tiny_lm)
     lm.model.norm.weight.data[0] = float("nan")
     with pytest.raises(ValueError, match="the language model gives NaN or infinite losses"):
-        evaluate(rounding_sae(), lm, batches, ARGS)
+        evaluate(lm, rounding_sae(), batches, ARGS)
     lm.model.layers[2].mlp.down_proj.weight.data[0] = float("nan")
     for mean in (None, torch.zeros(16)):
         with pytest.raises(ValueError, match=r"positions at 'layers\.2' have NaN or infinite act"):
-            evaluate(rounding_sae(), lm, batches, ARGS, mean=mean)
+            evaluate(lm, rounding_sae(), batches, ARGS, mean=mean)
     broken = StubSAE(decode=lambda z: z / 0)
     with pytest.raises(ValueError, match="SAE '' reconstructs NaN or infinity from finite"):
-        evaluate(broken, tiny_lm, batches, ARGS)
+        evaluate(tiny_lm, broken, batches, ARGS)
 
 
 def test_a_result_survives_strict_json_also_where_numbers_do_not_exist(tiny_lm, batches):
     one_document = [b._replace(document=torch.zeros_like(b.document)) for b in batches]
     for source in (batches, one_document):
-        result = evaluate(rounding_sae(), tiny_lm, source, ARGS)
+        result = evaluate(tiny_lm, rounding_sae(), source, ARGS)
         text = json.dumps(result.to_dict(), allow_nan=False)
         again = EvaluationResult.from_dict(json.loads(text))
         assert json.dumps(again.to_dict()) == text
@@ -323,7 +323,7 @@ def test_a_result_survives_strict_json_also_where_numbers_do_not_exist(tiny_lm, 
 
 
 def test_the_table_has_a_line_a_metric_with_interval_and_unit(tiny_lm, batches):
-    result = evaluate(rounding_sae(), tiny_lm, batches, ARGS)
+    result = evaluate(tiny_lm, rounding_sae(), batches, ARGS)
     head, *lines = result.table().splitlines()
     assert head.split() == ["metric", "value", "95", "%", "interval", "unit"]
     assert [line.split()[0] for line in lines] == list(result.metrics)
@@ -340,7 +340,7 @@ def test_the_table_has_a_line_a_metric_with_interval_and_unit(tiny_lm, batches):
 
 
 def test_histograms_account_for_every_token_and_every_living_latent(tiny_lm, batches):
-    result = evaluate(StubSAE(encode=lambda x: x.relu()), tiny_lm, batches, ARGS)
+    result = evaluate(tiny_lm, StubSAE(encode=lambda x: x.relu()), batches, ARGS)
     assert int(result.l0_histogram.sum()) == result.n_tokens
     assert int(result.density_histogram.counts.sum()) == int((result.density > 0).sum())
     l0 = (result.l0_histogram * torch.arange(len(result.l0_histogram))).sum() / result.n_tokens
@@ -363,7 +363,7 @@ def test_in_every_family_blocks_below_the_site_run_once_for_all_arms(any_lm, pla
     below, above = inside_runs(blocks[1], handles), inside_runs(blocks[-1], handles)
     batches = token_batches(any_lm.config.vocab_size, n_batches=2)
     zero = torch.zeros(any_lm.config.hidden_size)
-    result = evaluate(StubSAE(site=f"{stack}.2{place}"), any_lm, batches, ARGS, mean=zero)
+    result = evaluate(any_lm, StubSAE(site=f"{stack}.2{place}"), batches, ARGS, mean=zero)
     for handle in handles:
         handle.remove()
     assert len(below) == 2
@@ -374,7 +374,7 @@ def test_in_every_family_blocks_below_the_site_run_once_for_all_arms(any_lm, pla
 
 def test_a_site_in_a_nested_decoder_is_found(multimodal_lm):
     batches = token_batches(250)
-    result = evaluate(StubSAE(), multimodal_lm, batches, ARGS)
+    result = evaluate(multimodal_lm, StubSAE(), batches, ARGS)
     assert result.metrics["delta_loss"].value == 0.0
     assert result.metrics["ce_zero"].value != result.metrics["ce_clean"].value
 
@@ -389,7 +389,7 @@ def test_a_model_with_another_way_up_is_run_in_full(tiny_lm, batches):
         ),
     ]
     result = evaluate(
-        StubSAE(), tiny_lm, batches, ARGS, mean=torch.zeros(tiny_lm.config.hidden_size)
+        tiny_lm, StubSAE(), batches, ARGS, mean=torch.zeros(tiny_lm.config.hidden_size)
     )
     for handle in handles:
         handle.remove()
@@ -401,13 +401,13 @@ def hook_ids(lm):
 
 
 def test_threads_that_share_a_model_are_evaluated_and_run_as_if_alone(tiny_lm, batches):
-    expected = values(evaluate(rounding_sae(), tiny_lm, batches, ARGS))
+    expected = values(evaluate(tiny_lm, rounding_sae(), batches, ARGS))
     logits = [tiny_lm(batch.input_ids).logits for batch in batches]
     done, wrong = threading.Event(), []
 
     def evaluate_again():
         for _ in range(3):
-            if values(evaluate(rounding_sae(), tiny_lm, batches, ARGS)) != expected:
+            if values(evaluate(tiny_lm, rounding_sae(), batches, ARGS)) != expected:
                 wrong.append("evaluation")
 
     def run():
@@ -437,8 +437,8 @@ def test_the_lm_is_left_as_it_was_also_after_an_error(tiny_lm, batches):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        evaluate(StubSAE(decode=fails), tiny_lm, batches, ARGS)
-    evaluate(rounding_sae(), tiny_lm, batches, ARGS)
+        evaluate(tiny_lm, StubSAE(decode=fails), batches, ARGS)
+    evaluate(tiny_lm, rounding_sae(), batches, ARGS)
     assert torch.equal(tiny_lm(input_ids=ids).logits, before)
     assert not any("forward" in vars(module) for module in tiny_lm.modules())
     assert hook_ids(tiny_lm) == hooks
@@ -447,18 +447,18 @@ def test_the_lm_is_left_as_it_was_also_after_an_error(tiny_lm, batches):
 def test_no_kept_token_a_training_lm_and_an_sae_without_a_site_are_refused(tiny_lm, batches):
     nothing = [b._replace(keep=torch.zeros_like(b.keep)) for b in batches]
     with pytest.raises(ValueError, match="no token is left to evaluate on"):
-        evaluate(StubSAE(), tiny_lm, nothing, ARGS)
+        evaluate(tiny_lm, StubSAE(), nothing, ARGS)
     alone = [b._replace(document=torch.arange(40).view(4, 10)) for b in batches]
     for unpredictable in (nothing, alone):
         with pytest.raises(ValueError, match="no prediction is left to evaluate on"):
-            evaluate(StubSAE(), tiny_lm, unpredictable, ARGS, mean=torch.zeros(16))
+            evaluate(tiny_lm, StubSAE(), unpredictable, ARGS, mean=torch.zeros(16))
     with pytest.raises(ValueError, match=r"\d+ above norm_limits"):
-        evaluate(StubSAE(), tiny_lm, batches, ARGS, norm_limits={SITE: 0.0})
+        evaluate(tiny_lm, StubSAE(), batches, ARGS, norm_limits={SITE: 0.0})
     with pytest.raises(ValueError, match="names no site"):
-        evaluate(StubSAE(site=None), tiny_lm, batches, ARGS)
+        evaluate(tiny_lm, StubSAE(site=None), batches, ARGS)
     tiny_lm.train()
     try:
         with pytest.raises(ValueError, match="training mode"):
-            evaluate(StubSAE(), tiny_lm, batches, ARGS)
+            evaluate(tiny_lm, StubSAE(), batches, ARGS)
     finally:
         tiny_lm.eval()

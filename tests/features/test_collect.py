@@ -15,7 +15,7 @@ from hfsae.features.collect import _window_texts, nearest_rows
 def run(planted, batches=None, **arguments):
     args = CollectArguments(**arguments)
     batches = planted.batches() if batches is None else batches
-    return collect(planted.sae, planted.lm, planted.tokenizer, batches, args)
+    return collect(planted.lm, planted.sae, batches, args, tokenizer=planted.tokenizer)
 
 
 def test_a_latent_planted_on_a_token_is_found_with_its_counts(one_latent_a_token):
@@ -40,7 +40,11 @@ def test_limits_of_other_sites_than_the_saes_are_no_matter(one_latent_a_token):
     site = planted.sae.config.site
     limits = {site: 1e9, "layers.7": 1.0}
     store = collect(
-        planted.sae, planted.lm, planted.tokenizer, planted.batches(), norm_limits=limits
+        planted.lm,
+        planted.sae,
+        planted.batches(),
+        tokenizer=planted.tokenizer,
+        norm_limits=limits,
     )
     assert store[1].n_firings > 0
 
@@ -152,7 +156,11 @@ def test_encoding_in_small_blocks_changes_nothing(random_latents, monkeypatch):
 def test_norm_outliers_are_left_out_of_counts_and_windows(one_latent_a_token):
     planted = one_latent_a_token
     store = collect(
-        planted.sae, planted.lm, planted.tokenizer, planted.batches(), norm_limits={"drop": 15.0}
+        planted.lm,
+        planted.sae,
+        planted.batches(),
+        tokenizer=planted.tokenizer,
+        norm_limits={"drop": 15.0},
     )
     # the norm at token i is at least 1 + i
     assert store[20].n_firings == 0 < store[5].n_firings
@@ -211,7 +219,8 @@ def test_a_small_dictionary_has_fewer_neighbours():
 
 def test_progress_is_told_the_tokens_of_each_batch(one_latent_a_token):
     planted, told = one_latent_a_token, []
-    collect(planted.sae, planted.lm, planted.tokenizer, planted.batches(), progress=told.append)
+    rows, tokenizer = planted.batches(), planted.tokenizer
+    collect(planted.lm, planted.sae, rows, tokenizer=tokenizer, progress=told.append)
     assert told == [8 * 16, 8 * 16, 8 * 16, 6 * 16]
 
 

@@ -23,7 +23,7 @@ from hfsae.models import ReLUSAE, ReLUSAEConfig
 def store(one_latent_a_token) -> FeatureStore:
     planted = one_latent_a_token
     args = CollectArguments(top=3, window=4)
-    return collect(planted.sae, planted.lm, planted.tokenizer, planted.batches(), args)
+    return collect(planted.lm, planted.sae, planted.batches(), args, tokenizer=planted.tokenizer)
 
 
 def make_sae() -> ReLUSAE:

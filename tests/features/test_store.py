@@ -18,7 +18,7 @@ from hfsae.features.store import COLUMNS
 def store(one_latent_a_token) -> FeatureStore:
     planted = one_latent_a_token
     args = CollectArguments(top=3, window=4)
-    return collect(planted.sae, planted.lm, planted.tokenizer, planted.batches(), args)
+    return collect(planted.lm, planted.sae, planted.batches(), args, tokenizer=planted.tokenizer)
 
 
 def test_a_saved_store_loads_as_it_was(store, tmp_path):

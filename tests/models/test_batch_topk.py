@@ -159,7 +159,7 @@ def test_what_cannot_be_is_refused():
 
 def trained(folder, sae: BatchTopKSAE, steps: int = 400, **fields) -> BatchTopKSAE:
     args = arguments(folder, steps=steps, decay_steps=0.3, adam_beta1=0.9, **fields)
-    return Trainer(sae, PlantedStream(), args).train()[""]
+    return Trainer(sae, PlantedStream(), args).train()
 
 
 def planted_sae(**fields) -> BatchTopKSAE:

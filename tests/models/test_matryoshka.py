@@ -135,7 +135,7 @@ def test_the_first_latents_learn_to_reconstruct_alone(config_class, tmp_path):
         args = arguments(
             tmp_path / name, steps=1000, decay_steps=0.3, adam_beta1=0.9, warm_start_steps=0.5
         )
-        sae = Trainer(AutoModel.from_config(config), PlantedStream(), args).train()[""]
+        sae = Trainer(AutoModel.from_config(config), PlantedStream(), args).train()
         latents = sae.encode(x)
         first = latents * (torch.arange(32) < 8)
         fvus = [

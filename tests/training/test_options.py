@@ -36,7 +36,7 @@ def train(sae: SAE, folder, steps: int = 500, **fields) -> tuple[Trainer, dict[s
     settings = {"decay_steps": 0.3, "adam_beta1": 0.9, "save_steps": 0}
     args = arguments(folder, steps, **{**settings, "sparsity_warmup_steps": 0.2, **fields})
     trainer = Trainer(sae, stream := PlantedStream(), args)
-    trained = trainer.train()[""]
+    trained = trainer.train()
     return trainer, measured(trained, stream._make(123, 4096)["layers.1"])
 
 

@@ -28,7 +28,7 @@ from .planted import (
 def test_training_finds_the_planted_directions_and_saves_a_folded_sae(tmp_path):
     sae, stream = make_sae(target_l0=3.0, subtract_b_dec=True), PlantedStream()
     args = arguments(tmp_path, steps=1000, decay_steps=0.3, warm_start_steps=0.5, adam_beta1=0.9)
-    trained = Trainer(sae, stream, args).train()[""]
+    trained = Trainer(sae, stream, args).train()
     loaded = AutoModel.from_pretrained(tmp_path)
     x = stream._make(123, 4096)["layers.1"]
     out = loaded(x)
@@ -439,7 +439,7 @@ def test_other_variants_train_and_their_l0_obeys_too(fields, l0, tmp_path):
     config = AutoConfig.for_model(d_in=16, d_sae=32, site="layers.1", **fields)
     args = arguments(tmp_path, steps=1000, decay_steps=0.3, adam_beta1=0.9, l0_gain=0.02)
     stream = PlantedStream()
-    trained = Trainer(AutoModel.from_config(config), stream, args).train()[""]
+    trained = Trainer(AutoModel.from_config(config), stream, args).train()
     x = stream._make(123, 4096)["layers.1"]
     out = AutoModel.from_pretrained(tmp_path)(x)
     assert torch.allclose(out.recon, trained(x).recon)
@@ -463,7 +463,7 @@ def test_dead_latents_of_a_topk_sae_come_back(tmp_path):
         with torch.no_grad():
             sae.b_enc[32:] = -1.0
         args = arguments(tmp_path / str(coefficient), steps=800, dead_after_tokens=2560)
-        trained = Trainer(sae, PlantedStream(), args).train()[""]
+        trained = Trainer(sae, PlantedStream(), args).train()
         latents = trained.encode(PlantedStream()._make(123, 4096)["layers.1"])
         alive[coefficient] = int((latents[:, 32:] != 0).any(0).sum())
     assert alive[0] == 0 and alive[1 / 32] > 8

@@ -1,0 +1,71 @@
+"""Training in one call, for whoever writes no recipe."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..models import SAE
+from .carried import read_recipe
+from .fields import Recipe
+from .folder import load_trained
+from .stages import run
+
+
+def train(
+    model: str,
+    site: str,
+    dataset: str | list[str],
+    *,
+    d_sae: int,
+    output_dir: str | Path,
+    target_l0: int | float | None = None,
+    n_tokens: int | None = None,
+    recipe: Recipe | str | Path = "quickstart",
+    **sae: Any,
+) -> SAE:
+    """Train an SAE on a language model's activations; evaluate it, collect what its latents fire
+    on, write its card.
+
+        sae = hfsae.train(
+            model="HuggingFaceTB/SmolLM2-135M-Instruct", site="layers.12", dataset="my.jsonl",
+            d_sae=4096, target_l0=50, output_dir="runs/mine",
+        )
+
+    Called again, it resumes what was interrupted and reuses what is finished. All lies in
+    `output_dir`, which can be pushed to the Hub as it is. The same as `hfsae train RECIPE`.
+
+    Args:
+        model: Hub id or folder of a causal language model, or a .gguf file.
+        site: where activations are read: "layers.12" is the residual stream after block 12,
+            "layers.12.mlp" its MLP's output, "layers.12.self_attn.o_proj:in" its heads' outputs.
+        dataset: a .txt, .jsonl or .parquet file, a folder of them, a Hub data set, packaged texts
+            ("packaged:wiki"), or documents as a list.
+        d_sae: number of latents; 8 to 32 times the model's width is usual.
+        output_dir: a new folder, or that of the same run.
+        target_l0: latents that fire on a token, on average. None: as the recipe says.
+        n_tokens: activations to train on; None: as the recipe says (quickstart: 524,288).
+        recipe: all other settings (rates, batch, context, evaluation), over which the arguments
+            given here win: a `Recipe`, a YAML file, or one that hfsae carries. "quickstart" is for
+            up to some millions of tokens; `Recipe()` is the paper's, for billions.
+        sae: more fields of the SAE's config: model_type="topk_sae", k=32, bandwidth=0.01.
+
+    Raises:
+        ValueError: a setting that is unknown or does not fit, or a folder of another run.
+    """
+    base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    if base.saes:
+        raise ValueError(
+            "hfsae.train trains one SAE, but the recipe has several in its section saes; run it "
+            "with hfsae.recipe.run(recipe)"
+        )
+    fields = {"site": site, "d_sae": d_sae, "target_l0": target_l0, **sae}
+    given = {name: value for name, value in fields.items() if value is not None}
+    budget = {} if n_tokens is None else {"n_tokens": n_tokens}
+    whole = replace(
+        base,
+        lm=replace(base.lm, name=model),
+        text=replace(base.text, dataset=dataset),
+        sae={**base.sae, **given},
+        training=replace(base.training, output_dir=str(output_dir), **budget),
+    )
+    return load_trained(run(whole, command=f"hfsae.train(model={model!r}, ...)")[0])

@@ -1,0 +1,58 @@
+"""Recipes that come with hfsae, by name; and a recipe from a file, without a command line."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+from ..machine.files import parse_yaml
+from .fields import Recipe
+
+# The wheel has them inside the package, a clone beside its scripts.
+_INSIDE = Path(__file__).with_name("carried")
+_FOLDER = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[2] / "scripts" / "recipes"
+
+
+def carried_recipes() -> dict[str, str]:
+    """{name: what it trains}, in the order of names; the first line of each file says it."""
+    paths = sorted(_FOLDER.glob("*.yaml"))
+    first = (path.read_text(encoding="utf-8").partition("\n")[0] for path in paths)
+    return {path.stem: line.lstrip("# ") for path, line in zip(paths, first, strict=True)}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path, or else the name of one that hfsae carries.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    carried = _FOLDER / f"{name}.yaml"
+    if not Path(name).exists() and carried.is_file():
+        return carried
+    if not Path(name).is_file():
+        raise ValueError(
+            f"there is no recipe {name}; give the path of a YAML file, or one that hfsae carries: "
+            f"{', '.join(carried_recipes())}"
+        )
+    return Path(name)
+
+
+def read_recipe(name: str | Path) -> Recipe:
+    """A recipe from a file, or one that hfsae carries: "quickstart", "gemma2_2b_16k".
+
+    Raises:
+        ValueError: there is no such recipe, or it has a section or field that recipes have not.
+    """
+    path = find_recipe(name)
+    plain = parse_yaml(path.read_text(encoding="utf-8"))
+    if not isinstance(plain, dict):
+        raise ValueError(f"the recipe {path} holds no sections")
+    kinds: dict[str, Any] = get_type_hints(Recipe)
+    sections: dict[str, Any] = {}
+    for section, value in plain.items():
+        kind: Any = kinds.get(section)
+        known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
+        if kind is None or (known is not None and not known.issuperset(value)):
+            what = f"section {section}" if kind is None else f"a field of {section}"
+            raise ValueError(f"the recipe {path}: {what} is unknown; `hfsae train --help_all`")
+        sections[section] = value if known is None else cast(Any, kind)(**value)
+    return Recipe(**sections)
