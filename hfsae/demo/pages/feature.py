@@ -39,35 +39,41 @@ class FeaturePage(Page):
         self.notice = panel()
         with gr.Row(elem_id="feature-columns"):
             with gr.Column(scale=3, min_width=320):
-                with gr.Row(elem_classes="hf-buttons"):
-                    self.text = self.field(
-                        "text",
-                        gr.Textbox,
-                        label="Try your own text",
-                        placeholder="What does it do on this?",
-                        scale=1,
-                        min_width=180,
-                        max_lines=4,
-                    )
-                    self.try_it = gr.Button("Try it", min_width=80, scale=0)
-                self.tried = panel(elem_id="feature-tried")
-                self.main = panel(_EMPTY, elem_id="feature-main")
+                self._examples()
             with gr.Column(scale=2, min_width=300):
-                with gr.Row(elem_classes="hf-buttons"):
-                    self.label = gr.Textbox(
-                        label="Label",
-                        placeholder="What does it stand for?",
-                        scale=1,
-                        min_width=160,
-                    )
-                    self.save = gr.Button("Save", min_width=70, scale=0)
-                self.aside = panel(elem_id="feature-aside")
-                with gr.Accordion("Use it in Python, or elsewhere", open=False):
-                    self.code = gr.Code(language="python", interactive=False, show_label=False)
-                    self.vector = gr.DownloadButton("Its direction as .safetensors", size="sm")
+                self._label_and_code()
         self.shown = gr.State(None)  # the latent; in its box a person may be typing another
         self.drafts = gr.State({})  # {latent: label} of labels that were edited and not saved
         self.outputs = (self.main, self.tried, self.aside, self.code, self.vector, self.shown)
+
+    def _examples(self) -> None:
+        with gr.Row(elem_classes="hf-buttons"):
+            self.text = self.field(
+                "text",
+                gr.Textbox,
+                label="Try your own text",
+                placeholder="What does it do on this?",
+                scale=1,
+                min_width=180,
+                max_lines=4,
+            )
+            self.try_it = gr.Button("Try it", min_width=80, scale=0)
+        self.tried = panel(elem_id="feature-tried")
+        self.main = panel(_EMPTY, elem_id="feature-main")
+
+    def _label_and_code(self) -> None:
+        with gr.Row(elem_classes="hf-buttons"):
+            self.label = gr.Textbox(
+                label="Label",
+                placeholder="What does it stand for?",
+                scale=1,
+                min_width=160,
+            )
+            self.save = gr.Button("Save", min_width=70, scale=0)
+        self.aside = panel(elem_id="feature-aside")
+        with gr.Accordion("Use it in Python, or elsewhere", open=False):
+            self.code = gr.Code(language="python", interactive=False, show_label=False)
+            self.vector = gr.DownloadButton("Its direction as .safetensors", size="sm")
 
     def to_component(self, name: str, value: Any) -> Any:
         """A latent stands in a box of text."""
