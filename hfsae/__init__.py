@@ -55,6 +55,7 @@ from .lm import capture as capture
 from .lm import load_lm as load_lm
 from .lm import patch as patch
 from .lm import splice as splice
+from .machine.refused import Refused as Refused
 from .models import SAE as SAE
 from .models import BatchTopKSAE as BatchTopKSAE
 from .models import BatchTopKSAEConfig as BatchTopKSAEConfig

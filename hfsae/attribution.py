@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .activations.spelling import tokenise
 from .lm import random_places, special_ids, splice, tokenizer_of, unspared
+from .machine.refused import Refused
 from .models import SAE, refuse_sae_first
 
 Objective = Callable[[Tensor], Tensor]
@@ -43,9 +44,9 @@ def logit(token: int, contrast: int | None = None, *, position: int = -1) -> Obj
         for token_id in (token, contrast):
             if token_id is not None and not 0 <= token_id < logits.shape[-1]:
                 last = logits.shape[-1] - 1
-                raise ValueError(f"token {token_id} is not in the vocabulary: it has 0 to {last}.")
+                raise Refused(f"token {token_id} is not in the vocabulary: it has 0 to {last}.")
         if not -logits.shape[1] <= position < logits.shape[1]:
-            raise ValueError(f"position {position} is outside the text: {logits.shape[1]} tokens.")
+            raise Refused(f"position {position} is outside the text: {logits.shape[1]} tokens.")
         here = logits[:, position]
         return here[:, token] - (0 if contrast is None else here[:, contrast])
 
@@ -178,7 +179,7 @@ def _logit(
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Objective:
     if target is None:
-        raise ValueError(
+        raise Refused(
             'attribute explains a target or an objective; give one of them, such as target=" Paris"'
         )
     other = None if contrast is None else _token(lm, contrast, tokenizer)
@@ -192,7 +193,7 @@ def _token(lm: PreTrainedModel, token: int | str, known: PreTrainedTokenizerBase
     ids: Any = tokenizer(token, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         pieces = [str(tokenizer.decode([i])) for i in ids]
-        raise ValueError(
+        raise Refused(
             f"{token!r} is {len(ids)} tokens, {pieces}; give one of them, or a token's id (most "
             "words have a space in front)"
         )
@@ -214,7 +215,7 @@ def _row(
 def _firing(wanted: Sequence[int], firing: Int[Tensor, " n"]) -> Int[Tensor, " k"]:
     for latent in wanted:
         if latent not in firing:
-            raise ValueError(
+            raise Refused(
                 f"latent {latent} does not fire in this text, so there is nothing to ablate; "
                 f"{len(firing)} latents do."
             )
@@ -236,7 +237,7 @@ class _Run:
         self.tokens = {name: tokens[name].to(lm.device) for name in names if name in tokens}
         ids = self.tokens["input_ids"]
         if len(ids) != 1:
-            raise ValueError(f"tokens hold {len(ids)} rows; attribute one text at a time.")
+            raise Refused(f"tokens hold {len(ids)} rows; attribute one text at a time.")
         self.lm, self.sae, self.objective = lm, sae, objective
         self.spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
         self.counted = unspared(ids, self.spare)[0].to(sae.device)  # [ctx]

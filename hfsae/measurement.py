@@ -23,6 +23,7 @@ from .hub import beside
 from .hub import load as load_sae
 from .lm import LoadedLM
 from .machine.files import passes, read_json
+from .machine.refused import Refused
 from .machine.visible import public_record
 from .machine.weights import RECORDS, refuse_mixture, weights_hash
 from .models import SAE
@@ -89,7 +90,7 @@ def load_at(choice: Mapping[str, Any], site: str | None) -> SAE:
     if sae.config.site is None:
         sae.config.site = site
     elif site not in (None, sae.config.site):
-        raise ValueError(
+        raise Refused(
             f"{choice['source']} is of {sae.config.site}, not of {site}; leave out --site"
         )
     return sae
@@ -123,7 +124,7 @@ def settle(sae: SAE, origin: Path | None, folder: Path) -> None:
         held = sorted(p.name for p in folder.iterdir() if not passes(p))
         if held and weights_hash(folder) != weights_hash(staged):
             what = "another SAE" if "config.json" in held else f"something else ({held[0]})"
-            raise ValueError(f"the folder {folder} holds {what}; give another --output_dir")
+            raise Refused(f"the folder {folder} holds {what}; give another --output_dir")
         if "config.json" not in held:
             _move(staged, folder)
 
@@ -167,7 +168,7 @@ def refuse_no_tokens(recipe: Recipe, result: str) -> None:
     """
     if {EVALUATION: recipe.evaluation.n_tokens, FEATURES: recipe.collect_tokens}[result] == 0:
         field = "evaluation.n_tokens" if result == EVALUATION else "collect_tokens"
-        raise ValueError(
+        raise Refused(
             f"{field} is 0, which leaves out what `hfsae {_VERBS[result]}` does; give 1 or more"
         )
 
@@ -193,7 +194,7 @@ def again(
     sections, verb = MADE_WITH[result], _VERBS[result]
     old, new = as_plain(Recipe()) | load_plain(home), as_plain(recipe)
     for key, _, _ in differences(old, new, set(new) - set(sections)):
-        raise ValueError(
+        raise Refused(
             f"{key} is not `hfsae {verb}`'s to change, which may set {' and '.join(sections)}: the "
             "rest says what this SAE was trained on"
         )

@@ -5,6 +5,7 @@ import torch
 
 import hfsae
 from hfsae.activations import HarvestArguments, Harvester, ShuffleArguments, ShuffledActivations
+from hfsae.machine.refused import Damaged, HubRefused
 
 from .tiny import TEXTS, make_sae, tiny_recipe, tokens
 
@@ -135,3 +136,15 @@ def test_one_sae_in_gives_one_sae_back(tmp_path, tiny_lm, tiny_tokenizer):
         {"a": hfsae.ReLUSAE(hfsae.ReLUSAEConfig(**config))}, stream(), args("several")
     ).train()
     assert isinstance(one, hfsae.ReLUSAE) and list(several) == ["a"]
+
+
+def test_refusals_are_told_apart_by_class(tmp_path, unreachable_hub):
+    with pytest.raises(hfsae.Refused):
+        hfsae.JumpReLUSAEConfig(d_in=-1, d_sae=8)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(Damaged):
+        hfsae.load(tmp_path)
+    with pytest.raises(HubRefused):
+        hfsae.list_saes("someone/saes")
+    assert issubclass(Damaged, hfsae.Refused) and issubclass(HubRefused, hfsae.Refused)
+    assert issubclass(hfsae.Refused, ValueError)

@@ -75,6 +75,7 @@ def test_public_names():
         "PackedRows",
         "ReLUSAE",
         "ReLUSAEConfig",
+        "Refused",
         "SAE",
         "SAEConfig",
         "SAEEntry",

@@ -33,6 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..machine.files import open_to_readers
+from ..machine.refused import Refused
 from .tokens import TokenBatch
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class ActivationCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(
+            raise Refused(
                 f"harvest.cache {folder} cannot be made ({error.strerror}); give another folder"
             ) from error
         for stray in self.folder.glob("*.tmp-*"):  # of a process that was killed

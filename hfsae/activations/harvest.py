@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..lm import Site, blocks_below, capture, find_module, running_as
+from ..machine.refused import Refused
 from .cache import ActivationCache, batch_key
 from .tokens import TokenBatch
 
@@ -34,13 +35,13 @@ class HarvestArguments:
 
     def __post_init__(self):
         if self.rows < 1:
-            raise ValueError(f"rows is {self.rows}; a forward pass needs 1 or more.")
+            raise Refused(f"rows is {self.rows}; a forward pass needs 1 or more.")
         if self.max_norm_ratio is not None and not self.max_norm_ratio > 1:
-            raise ValueError(
+            raise Refused(
                 f"max_norm_ratio is {self.max_norm_ratio}: typical positions go; use about 5."
             )
         if not self.cache_gb > 0:
-            raise ValueError(f"cache_gb is {self.cache_gb}; give the gigabytes it may take.")
+            raise Refused(f"cache_gb is {self.cache_gb}; give the gigabytes it may take.")
 
 
 class Harvested(NamedTuple):
@@ -134,7 +135,7 @@ class Harvester:
             if not compiled:
                 raise
             reason = str(error).strip().partition("\n")[0]
-            raise ValueError(
+            raise Refused(
                 f"harvest.compile: a compiled block failed ({type(error).__name__}: {reason}); "
                 "torch.compile needs a C++ compiler, as g++, or leave harvest.compile out"
             ) from error
@@ -160,7 +161,7 @@ class Harvester:
         medians = {site: float(_norms(acts).median()) for site, acts in activations.items()}
         for site, median in medians.items():
             if not 0 < median < float("inf"):
-                raise ValueError(
+                raise Refused(
                     f"the median norm at {site!r} is {median}, so max_norm_ratio has nothing to "
                     "measure by; load the LM in bfloat16 or float32"
                 )
@@ -189,7 +190,7 @@ def _compiled_blocks(lm: nn.Module, sites: Sequence[str]) -> dict[nn.Module, Cal
             model is compiled already, and would not call those of its blocks.
     """
     if "_orig_mod" in lm._modules or any(m._compiled_call_impl for m in lm.modules()):
-        raise ValueError(
+        raise Refused(
             "harvest.compile: this model is compiled already, and what happens inside it cannot be "
             "seen; leave harvest.compile out"
         )
@@ -197,7 +198,7 @@ def _compiled_blocks(lm: nn.Module, sites: Sequence[str]) -> dict[nn.Module, Cal
     for site in sites:
         parent = Site.parse(site).module.rpartition(".")[0]
         if not parent or not isinstance(find_module(lm, parent), nn.ModuleList):
-            raise ValueError(
+            raise Refused(
                 f"harvest.compile: {site} is not a block, and what happens inside a compiled block "
                 "cannot be seen; leave harvest.compile out"
             )
@@ -212,7 +213,7 @@ def refuse_not_finite(activations: Mapping[str, Float[Tensor, "n _"]]) -> None:
     """
     for site, acts in activations.items():
         if n := int((~acts.isfinite()).any(dim=-1).sum()):
-            raise ValueError(
+            raise Refused(
                 f"{n} of {len(acts)} positions at {site!r} have NaN or infinite activations: the "
                 f"language model overflows in {str(acts.dtype).removeprefix('torch.')}, or its "
                 "weights are damaged; try another lm.dtype (bfloat16, float32) or "

@@ -32,6 +32,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..machine.processor import refuse_absent
+from ..machine.refused import Refused
 from .cache import fingerprint
 from .harvest import Harvester
 from .tokens import PackedRows, TokenBatch
@@ -55,7 +56,7 @@ class ShuffleArguments:
 
     def __post_init__(self):
         if self.bucket_tokens < 1 or self.passes < 1:
-            raise ValueError(
+            raise Refused(
                 f"bucket_tokens ({self.bucket_tokens}) and passes ({self.passes}) must be 1 or more"
             )
 
@@ -68,7 +69,7 @@ class ShuffleArguments:
         try:
             refuse_absent(self.device)
         except ValueError as error:
-            raise ValueError(f"shuffle.{error}") from error
+            raise Refused(f"shuffle.{error}") from error
 
 
 class _Bucket(NamedTuple):
@@ -105,14 +106,12 @@ class ShuffledActivations:
         num_processes: int = 1,
     ):
         if args.bucket_tokens < batch_size:
-            raise ValueError(
+            raise Refused(
                 f"bucket_tokens ({args.bucket_tokens}) is smaller than a batch ({batch_size}); "
                 "a bucket is best at least 50 batches"
             )
         if batch_size % num_processes:
-            raise ValueError(
-                f"batch_size {batch_size} does not divide by {num_processes} processes"
-            )
+            raise Refused(f"batch_size {batch_size} does not divide by {num_processes} processes")
         args.check_device()
         self.rows, self.harvester, self.args = rows, harvester, args
         self.batch_size, self.n_batches = batch_size, n_batches
@@ -187,7 +186,7 @@ class ShuffledActivations:
         """
         state = copy.deepcopy(state)
         if state.get("lm", self._lm) != self._lm:
-            raise ValueError(
+            raise Refused(
                 "the language model has other weights than the one that this training began with; "
                 "put that one back, or train in another output_dir"
             )
@@ -250,7 +249,7 @@ class ShuffledActivations:
         wanted, self._wanted_tokens = self._wanted_tokens, None
         if wanted not in (None, bucket.tokens):
             self._wanted_tokens = wanted
-            raise ValueError(
+            raise Refused(
                 "the text, or its tokens, are others than those that this training began with "
                 f"(bucket {self._position['bucket'] + 1} differs); put back what text.dataset "
                 "held, or train in another output_dir"
@@ -325,7 +324,7 @@ class ShuffledActivations:
         self._totals["dropped_outliers"] += capacity - n
         self._totals["dropped_special"] += sum(b.keep.numel() for b in batches) - capacity
         if n < self.batch_size:
-            raise ValueError(
+            raise Refused(
                 f"the text gave {n} activations, fewer than a batch ({self.batch_size}); give more "
                 "text or a smaller batch_size"
             )
@@ -349,7 +348,7 @@ class ShuffledActivations:
             if n >= self.args.bucket_tokens:
                 break
         if not batches:
-            raise ValueError("the token rows are used up; give PackedRows(..., epochs=None)")
+            raise Refused("the token rows are used up; give PackedRows(..., epochs=None)")
         return batches
 
     def _agree_on_norm_limits(self, batches: list[TokenBatch]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..machine.refused import Refused
 from .tokens import TokenBatch, special_ids
 
 REPLACEMENT = "\ufffd"  # what decoders write for bytes that spell no character
@@ -50,10 +51,10 @@ def tokenise(
         ValueError: no text, more than max_tokens, no chat template.
     """
     if not text:
-        raise ValueError("there is no text; write a prompt")
+        raise Refused("there is no text; write a prompt")
     ids = _chat_ids(tokenizer, text) if chat else _plain_ids(tokenizer, text, bos)
     if max_tokens is not None and len(ids) > max_tokens:
-        raise ValueError(f"the text has {len(ids):,} tokens; at most {max_tokens:,} fit here")
+        raise Refused(f"the text has {len(ids):,} tokens; at most {max_tokens:,} fit here")
     special = set(special_ids(tokenizer))
     return Tokens(ids, spell(tokenizer, ids), [i in special for i in ids])
 
@@ -66,7 +67,7 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list
 
 def _chat_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     if not tokenizer.chat_template:
-        raise ValueError("this model's tokenizer has no chat template; turn it off")
+        raise Refused("this model's tokenizer has no chat template; turn it off")
     message = [{"role": "user", "content": text}]
     written: Any = tokenizer.apply_chat_template(
         message, add_generation_prompt=True, tokenize=False

@@ -8,6 +8,7 @@ from huggingface_hub.errors import (
     HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
 )
 
+from ..machine.refused import Refused
 from .tokens import TextArguments, is_hub, local_files, texts, unreadable
 
 # Bytes of a file: the most that are hashed as a whole; of a larger one at each end; at a time.
@@ -49,7 +50,7 @@ def _file_hash(path: Path) -> bytes:
             while block := file.read(_BLOCK):
                 digest.update(block)
     except OSError as error:
-        raise ValueError(unreadable(path, error)) from error
+        raise Refused(unreadable(path, error)) from error
     return digest.digest()
 
 

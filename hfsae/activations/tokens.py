@@ -24,6 +24,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..machine.refused import Refused
 from ..machine.visible import LOCAL_FILES
 from ..packaged import packaged_text
 
@@ -70,20 +71,18 @@ class TextArguments:
 
     def __post_init__(self):
         if isinstance(self.dataset, str) and not self.dataset.strip():
-            raise ValueError(
+            raise Refused(
                 f"text.dataset is {self.dataset!r}; name a file, a folder, a Hub data set, or "
                 "packaged texts as 'packaged:wiki'"
             )
         if self.bos not in ("row", "document", "none"):
-            raise ValueError(f"bos is {self.bos!r}; it can be 'row', 'document' or 'none'.")
+            raise Refused(f"bos is {self.bos!r}; it can be 'row', 'document' or 'none'.")
         if self.context_size < 2:
-            raise ValueError(f"context_size is {self.context_size}; a row needs 2 tokens or more.")
+            raise Refused(f"context_size is {self.context_size}; a row needs 2 tokens or more.")
         if not 0 <= self.held_out_fraction <= 1:
-            raise ValueError(
-                f"held_out_fraction is {self.held_out_fraction}; it is a share, 0 to 1."
-            )
+            raise Refused(f"held_out_fraction is {self.held_out_fraction}; it is a share, 0 to 1.")
         if self.max_document_chars is not None and self.max_document_chars < 1:
-            raise ValueError(
+            raise Refused(
                 f"max_document_chars is {self.max_document_chars}; use 1 or more, or null."
             )
 
@@ -128,11 +127,9 @@ def _side(args: TextArguments, split: Split) -> Iterator[Document]:
             n_chosen += 1
             yield from (Document(id_, piece, number) for piece in _pieces(text, args))
     if not n_read:
-        raise ValueError(
-            f"data set {_name(args)} holds no text; give one with non-empty documents."
-        )
+        raise Refused(f"data set {_name(args)} holds no text; give one with non-empty documents.")
     if not n_chosen:
-        raise ValueError(_one_sided(args, split, n_read))
+        raise Refused(_one_sided(args, split, n_read))
 
 
 def _one_sided(args: TextArguments, split: Split, n_read: int) -> str:
@@ -187,7 +184,7 @@ def texts(args: TextArguments) -> Iterator[str]:
             try:
                 yield from _READERS[path.suffix](path, args.text_column)
             except OSError as error:
-                raise ValueError(unreadable(path, error)) from error
+                raise Refused(unreadable(path, error)) from error
 
 
 def unreadable(path: Path, error: OSError) -> str:
@@ -221,12 +218,10 @@ def local_files(dataset: str) -> list[Path]:
     else:
         found = sorted(map(Path, [path] if path.exists() else glob(str(path), recursive=True)))
     if not found:
-        raise ValueError(f"no .txt, .jsonl or .parquet file is at {dataset!r}; check the path.")
+        raise Refused(f"no .txt, .jsonl or .parquet file is at {dataset!r}; check the path.")
     for file in found:
         if file.suffix not in _READERS:  # pickles among them: loading one can run any code
-            raise ValueError(
-                f"{file} cannot be read as text; convert it to .txt, .jsonl or .parquet."
-            )
+            raise Refused(f"{file} cannot be read as text; convert it to .txt, .jsonl or .parquet.")
     return found
 
 
@@ -244,7 +239,7 @@ def _read_txt(path: Path, column: str) -> Iterator[str]:
     try:
         yield path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); convert it.") from error
+        raise Refused(f"{path} is not UTF-8 text ({error.reason}); convert it.") from error
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
@@ -260,11 +255,11 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:  # bad UTF-8 is one too
-        raise ValueError(f"{where} is not JSON ({error}); put one object on each line.") from error
+        raise Refused(f"{where} is not JSON ({error}); put one object on each line.") from error
     except RecursionError as error:
-        raise ValueError(f"{where} is nested too deeply; put one object on each line.") from error
+        raise Refused(f"{where} is nested too deeply; put one object on each line.") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{where} holds a JSON {type(row).__name__}; put one object on each line.")
+        raise Refused(f"{where} holds a JSON {type(row).__name__}; put one object on each line.")
     return row
 
 
@@ -274,12 +269,12 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     try:
         file = parquet.ParquetFile(path)
         if column not in file.schema_arrow.names:
-            raise ValueError(_no_column(column, file.schema_arrow.names, path))
+            raise Refused(_no_column(column, file.schema_arrow.names, path))
         for batch in file.iter_batches(batch_size=1024, columns=[column]):
             for row in batch.to_pylist():
                 yield _column(row, column, path)
     except ArrowException as error:
-        raise ValueError(f"{path} is not sound parquet ({error}); make it again.") from error
+        raise Refused(f"{path} is not sound parquet ({error}); make it again.") from error
 
 
 _READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
@@ -287,10 +282,10 @@ _READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 def _column(row: dict[str, Any], column: str, where: Path | str) -> str:
     if column not in row:
-        raise ValueError(_no_column(column, row, where))
+        raise Refused(_no_column(column, row, where))
     if not isinstance(row[column], str | None):
         kind = type(row[column]).__name__
-        raise ValueError(f"column {column!r} of {where} holds {kind}, not text; set text_column.")
+        raise Refused(f"column {column!r} of {where} holds {kind}, not text; set text_column.")
     # Lone surrogates, which JSON can spell, make tokenizers fail.
     return (row[column] or "").encode("utf-8", "replace").decode("utf-8")
 
@@ -310,7 +305,7 @@ def _hub_rows(name: str, args: TextArguments) -> Iterator[dict[str, Any]]:
             data = data.shuffle(seed=args.seed, **buffer)
         yield from data
     except Exception as error:  # datasets, the Hub client, HTTP and file formats: no common class
-        raise ValueError(_hub_failure(error, args)) from error
+        raise Refused(_hub_failure(error, args)) from error
 
 
 def _hub_failure(error: Exception, args: TextArguments) -> str:
@@ -365,11 +360,9 @@ class PackedRows:
         max_tokens: int | None = None,
     ):
         if args.bos != "none" and tokenizer.bos_token_id is None:
-            raise ValueError(
-                f"the tokenizer has no BOS token for bos={args.bos!r}; use bos='none'."
-            )
+            raise Refused(f"the tokenizer has no BOS token for bos={args.bos!r}; use bos='none'.")
         if any(n is not None and n < 1 for n in (rows, epochs, max_tokens)):
-            raise ValueError(
+            raise Refused(
                 f"rows={rows}, epochs={epochs}, max_tokens={max_tokens}: each must be 1 or more."
             )
         self.tokenizer, self.args, self.rows, self.epochs = tokenizer, args, rows, epochs
@@ -406,7 +399,7 @@ class PackedRows:
         if n_rows and state["tokens"] < self.max_tokens:
             yield self._take(state, n_rows, row_tokens)
         if not state["tokens"]:
-            raise ValueError(
+            raise Refused(
                 f"the {self.split} side of data set {_name(self.args)} fills no row of "
                 f"context_size={self.args.context_size}; use a smaller one or more text."
             )
@@ -423,7 +416,7 @@ class PackedRows:
                 keeps_any = keeps_any or not special.issuperset(ids)
                 yield
             if not (n_skipped or keeps_any):
-                raise ValueError(
+                raise Refused(
                     f"the documents on the {self.split} side of data set {_name(self.args)} hold "
                     "no tokens, or special ones alone; give other text, or keep these with "
                     "text.exclude_special_tokens false"

@@ -29,6 +29,7 @@ from ..machine.files import (
     refuse_long_texts,
     write_whole,
 )
+from ..machine.refused import Damaged, Refused
 from ..machine.visible import is_folder, listed, public_record
 from ..machine.weights import refuse_mixture
 from ..models import SAE
@@ -124,7 +125,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
     folder = Path(folder)
     config, record, evaluation = _records(folder)
     if "d_sae" not in config:
-        raise ValueError(f"{str(folder)!r} holds no SAE: its config.json is missing, or another's")
+        raise Refused(f"{str(folder)!r} holds no SAE: its config.json is missing, or another's")
     template = _environment().from_string(template_text())
     with reading(folder / "features"):
         latents = list(shown_latents(folder / "features")) if examples else []
@@ -149,7 +150,7 @@ def _rendering(folder: Path) -> Iterator[None]:
     try:
         yield
     except TemplateError as error:  # of a value that is no table, where one belongs
-        raise ValueError(damaged(folder / "training.json", error)) from error
+        raise Damaged(damaged(folder / "training.json", error)) from error
 
 
 def render_suite(folder: str | Path) -> str:
@@ -197,7 +198,7 @@ def _records(folder: Path) -> tuple[Json, Json, Json]:
     with reading(folder / "evaluation.json"):
         for name, metric in evaluation.get("metrics", {}).items():
             if not isinstance(metric, dict):
-                raise ValueError(f"{name} is no metric: {metric!r}")
+                raise Refused(f"{name} is no metric: {metric!r}")
     return config, record, evaluation
 
 
@@ -205,16 +206,16 @@ def _refuse_text_for_numbers(record: Json) -> None:
     """The template would leave out what it cannot show. A record may lack any of them."""
     for section in (*_SECTIONS, "harvested"):
         if not isinstance(record.get(section, {}), dict):
-            raise ValueError(f"{section} must be an object, got {record[section]!r}")
+            raise Refused(f"{section} must be an object, got {record[section]!r}")
     found = {name: record.get(name) for name in _NUMBERS}
     for table in _TABLES_OF_NUMBERS:
         inside = record.get(table) or {}
         if not isinstance(inside, dict):
-            raise ValueError(f"{table} must be an object with numbers, got {inside!r}")
+            raise Refused(f"{table} must be an object with numbers, got {inside!r}")
         found |= {f"{table}.{name}": value for name, value in inside.items()}
     for name, value in found.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{name} must be a number, got {value!r}")
+            raise Refused(f"{name} must be a number, got {value!r}")
 
 
 def _json(path: Path) -> Json:

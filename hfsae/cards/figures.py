@@ -16,6 +16,7 @@ from transformers import AutoConfig
 
 from .. import models as models  # its Auto classes, so that config.json can be read
 from ..machine.files import damaged, opened_tensors, read_json, reading, replacing
+from ..machine.refused import Damaged, Refused
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,9 +84,9 @@ def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None
         with opened_tensors(path) as file:
             threshold = file.get_tensor("threshold")
         if threshold.shape != (config.d_sae,):
-            raise ValueError(damaged(path, f"threshold has shape {list(threshold.shape)}"))
+            raise Damaged(damaged(path, f"threshold has shape {list(threshold.shape)}"))
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); train or copy it anew") from error
+        raise Refused(f"{path} is damaged ({error}); train or copy it anew") from error
     scale = config.target_scale if config.is_transcoder else None
     return threshold * float(scale or config.activation_scale or 1.0)
 

@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub.utils import validate_repo_id
 
 from ..machine.files import parse_yaml
+from ..machine.refused import Refused
 
 _OPEN, _CLOSE = "<!-- hfsae:keep -->", "<!-- /hfsae:keep -->"
 _KEPT = re.compile(f"{_OPEN}.*?{_CLOSE}", re.DOTALL)
@@ -31,7 +32,7 @@ def refuse_card_of_others(folder: Path) -> None:
     """
     path = folder / "README.md"
     if path.exists() and not _kept_blocks(path.read_text(encoding="utf-8")):
-        raise ValueError(
+        raise Refused(
             f"{path} holds no whole block between {_OPEN} and {_CLOSE}, so all of it would be "
             "lost; put what is to stay between these lines, or move the file away"
         )
@@ -127,10 +128,10 @@ def _front_of(card: str) -> dict[str, Any]:
         return {}
     try:
         if len(front[1]) > _MAX_FRONT:
-            raise ValueError(f"{len(front[1]):,} characters, where {_MAX_FRONT:,} are the limit")
+            raise Refused(f"{len(front[1]):,} characters, where {_MAX_FRONT:,} are the limit")
         found = parse_yaml(front[1])
     except ValueError as error:
-        raise ValueError(
+        raise Refused(
             f"the front matter of the card that is there cannot be read ({error}), and would be "
             "lost; mend it, or move the card away"
         ) from error

@@ -3,6 +3,7 @@
 import socket
 
 from ..hub import write_space
+from ..machine.refused import Refused
 from .files import add_choice, given_options
 from .parsing import verb_parser
 
@@ -21,12 +22,12 @@ def demo_verb(argv: list[str]) -> None:
     given.add("--port", type=int | None, help="the first free one from 7860, unless given")
     args = given_options(given.parse(argv))
     if args.get("model") and args["no_model"]:
-        raise ValueError("--model and --no_model exclude each other; leave one of them out")
+        raise Refused("--model and --no_model exclude each other; leave one of them out")
     _refuse_port(args["host"], args.get("port"))
     try:
         from ..demo import launch  # takes seconds, and the demo extra
     except ModuleNotFoundError as error:
-        raise ValueError(f"the app needs {error.name}: pip install 'hfsae[demo]'") from error
+        raise Refused(f"the app needs {error.name}: pip install 'hfsae[demo]'") from error
     launch(
         args.pop("source", None),
         with_lm=not args.pop("no_model"),
@@ -41,13 +42,13 @@ def _refuse_port(host: str, port: int | None) -> None:
     if port is None:
         return
     if not 1 <= port <= 65_535:
-        raise ValueError(f"--port is {port}; it can be 1 to 65535")
+        raise Refused(f"--port is {port}; it can be 1 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         why = (error.strerror or str(error)).partition(" (")[0].lower()
-        raise ValueError(
+        raise Refused(
             f"--port {port} of {host} cannot be had ({why}); give another, or none for a free one"
         ) from error
 

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from ..machine.refused import Refused
+
 _WIDTH, _COLUMN = 96, 24
 _ALL = "--help_all"
 _HELP = {"-h", "--help", _ALL}
@@ -67,7 +69,7 @@ class VerbParser:
         try:
             given = self.parser.instantiate(self.parser.parse_args(argv)).as_dict()
         except ArgumentError as error:
-            raise ValueError(self._sentence(" ".join(str(error).split()))) from error
+            raise Refused(self._sentence(" ".join(str(error).split()))) from error
         given.pop("import")  # which is done by then
         return given
 

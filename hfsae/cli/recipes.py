@@ -14,6 +14,7 @@ from transformers import MODEL_MAPPING
 from ..comparison import Comparison
 from ..cost.formula import CARDS
 from ..machine.files import check_yaml, parse_yaml
+from ..machine.refused import Refused
 from ..models import SAEConfig, variants
 from ..recipe import Recipe, find_recipe, refuse_fields_of_others
 from .files import add_choice
@@ -166,28 +167,26 @@ def parse_recipe(
 def _check_readable(path: Path, kind: type[Recipe]) -> None:
     """A recipe is a YAML mapping of known sections; whatever else gets its own sentence."""
     if not path.is_file():
-        raise ValueError(
+        raise Refused(
             f"there is no comparison {path}; a clone of hfsae has examples in scripts/comparisons/"
         )
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the recipe {path}: {error}") from error
+        raise Refused(f"cannot read the recipe {path}: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(
+        raise Refused(
             f"the recipe {path} holds no sections, such as lm: and training:; `hfsae recipes` "
             "lists some that hfsae carries"
         )
     sections = {field.name: field.type for field in fields(kind)}
     for name, value in content.items():
         if name not in sections:
-            raise ValueError(
-                did_you_mean(f"a recipe has no section {name!r}", str(name), [*sections])
-            )
+            raise Refused(did_you_mean(f"a recipe has no section {name!r}", str(name), [*sections]))
         holds_fields = is_dataclass(sections[name]) or get_origin(sections[name]) is dict
         if holds_fields and not isinstance(value, dict):
-            raise ValueError(f"section {name} of {path} must hold fields, not {value!r}")
+            raise Refused(f"section {name} of {path} must hold fields, not {value!r}")
         if is_dataclass(sections[name]):
             known = [field.name for field in fields(cast(Any, sections[name]))]
             for key in set(value) - set(known):
-                raise ValueError(did_you_mean(f"section {name} has no field {key!r}", key, known))
+                raise Refused(did_you_mean(f"section {name} has no field {key!r}", key, known))

@@ -10,6 +10,7 @@ from ..cards import misgivings
 from ..evaluation import EvaluationResult
 from ..features import ANSI, PLAIN, FeatureStore, show
 from ..machine.files import printable, printable_lines, read_json, reading
+from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture
 from ..recipe import home_of
 
@@ -33,13 +34,13 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
     if not (folder / "features" / "meta.json").is_file():
         missing = f"{NO_EXAMPLES}: {how_to_make('collect', folder, name)}"
         if latents:
-            raise ValueError(f"{name} holds {missing}")
+            raise Refused(f"{name} holds {missing}")
         print(f"{missing[0].upper()}{missing[1:]}")
         return
     store = FeatureStore.load(folder)
     for index in latents or store.pick(_SHOWN_LATENTS):
         if not 0 <= index < len(store):
-            raise ValueError(f"there is no latent {index}; this SAE has {len(store):,}, from 0")
+            raise Refused(f"there is no latent {index}; this SAE has {len(store):,}, from 0")
         with reading(folder / "features"):
             latent = store[index]
         if not latents:

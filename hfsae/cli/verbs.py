@@ -24,6 +24,7 @@ from ..hub import load as load_any
 from ..machine.files import printable, printable_lines
 from ..machine.lock import is_first_process
 from ..machine.processor import keep_freed_memory
+from ..machine.refused import Refused
 from ..measurement import (
     again,
     defaults,
@@ -121,7 +122,7 @@ def train(argv: list[str]) -> None:
         print("\n".join(plan(recipe, options["gpu"]).lines))
         return
     if options["gpu"] is not None:
-        raise ValueError("--gpu is for --dry_run, which reckons for a card that is not here")
+        raise Refused("--gpu is for --dry_run, which reckons for a card that is not here")
     command = shlex.join(["hfsae", "train", *argv])
     folders = run(recipe, command, check_cost=check_memory)
     if is_first_process():
@@ -168,7 +169,7 @@ def show_folder(argv: list[str]) -> None:
     elif folder := origin_of(choice):
         print_folder(folder, latents, source)
     elif latents:
-        raise ValueError(f"{source} holds {NO_EXAMPLES}: {how_to_make('collect', None, source)}")
+        raise Refused(f"{source} holds {NO_EXAMPLES}: {how_to_make('collect', None, source)}")
     else:
         print(f"\n{printable(f'{source}: {load_any(**choice)}')}")
         print(f"No evaluation.json: {how_to_make('evaluate', None, source)}")
@@ -228,7 +229,7 @@ def _dispatch(argv: list[str]) -> None:
     elif argv[0] in VERBS:
         VERBS[argv[0]](argv[1:])
     else:
-        raise ValueError(did_you_mean(f"{argv[0]!r} is no verb", argv[0], list(VERBS)))
+        raise Refused(did_you_mean(f"{argv[0]!r} is no verb", argv[0], list(VERBS)))
 
 
 def _import_variants(argv: list[str]) -> None:
@@ -262,7 +263,7 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
     parser = recipe_parser(verb, sentence_of(VERBS[verb]))
     if not argv or argv[0].startswith("-"):
         parse_recipe(parser, argv)  # --help, or an unknown option
-        raise ValueError(f"name the folder or repository of an SAE: hfsae {verb} SOURCE")
+        raise Refused(f"name the folder or repository of an SAE: hfsae {verb} SOURCE")
     source, *changes = argv
     folder = trained_folder(source) if is_of_a_run(source) else None
     home = home_of(folder) if folder else None
@@ -272,7 +273,7 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
         with alone(home, [folder]):
             recipe, options = parse_recipe(parser, [str(home / "recipe.yaml"), *changes])
             for name in (name for name, value in options.items() if value):
-                raise ValueError(f"--{name} is for an SAE from elsewhere; {folder} is a run's own")
+                raise Refused(f"--{name} is for an SAE from elsewhere; {folder} is a run's own")
             again(recipe, folder, home, result)
     print_folder(folder, [])
 
@@ -287,10 +288,10 @@ def _measure(verb: str, parser: VerbParser, source: str, changes: list[str], res
     told = [f"--{key}={value}" for key, value in known.items()]
     recipe, _ = parse_recipe(parser, [*told, *changes])
     if "lm.name" not in known and not any(re.match(r"--lm\.name\b", part) for part in changes):
-        raise ValueError(f"{source} does not tell its language model; give --lm.name")
+        raise Refused(f"{source} does not tell its language model; give --lm.name")
     old, new = as_plain(Recipe()), as_plain(recipe)
     for key, _, _ in differences(old, new, {*new} - {*SECTIONS[verb]}):
-        raise ValueError(f"{key} is not `hfsae {verb}`'s to change")
+        raise Refused(f"{key} is not `hfsae {verb}`'s to change")
     refuse_no_tokens(recipe, result)
     folder, origin = place(choice, output)
     print(f"{verb}: {recipe.lm.name} reads {recipe.text.dataset}; results go to {folder}")

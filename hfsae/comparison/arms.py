@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..machine.refused import Refused
 from ..recipe import Recipe
 from ..training import TrainingArguments
 
@@ -24,7 +25,7 @@ class CausalArguments:
 
     def __post_init__(self) -> None:
         if self.n_tokens < 0 or not self.l0 > 0:
-            raise ValueError(
+            raise Refused(
                 f"causal.n_tokens must be 0 or more and causal.l0 positive, got {self.n_tokens} "
                 f"and {self.l0:g}"
             )
@@ -54,22 +55,22 @@ class Comparison(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.saes:
-            raise ValueError("a comparison has arms in the place of saes; sweep a field in an arm")
+            raise Refused("a comparison has arms in the place of saes; sweep a field in an arm")
         if not self.arms or not self.seeds:
-            raise ValueError(
+            raise Refused(
                 "a comparison needs arms and seeds; a clone of hfsae has examples in "
                 "scripts/comparisons/"
             )
         named = {"reference": [self.reference] if self.reference else [], "only": self.only or []}
         for field_name, arms in named.items():
             if unknown := [arm for arm in arms if arm not in self.arms]:
-                raise ValueError(
+                raise Refused(
                     f"{field_name} {unknown[0]!r} is no arm; there are {', '.join(self.arms)}"
                 )
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} holds one twice; each must be another")
+            raise Refused(f"seeds {self.seeds} holds one twice; each must be another")
         if wrong := [l0 for l0 in self.at_l0 if not 0 < l0 < float("inf")]:
-            raise ValueError(f"at_l0 must hold positive numbers, got {wrong[0]}")
+            raise Refused(f"at_l0 must hold positive numbers, got {wrong[0]}")
         for name, arm in self.arms.items():
             _check_arm(name, arm)
         if self.only:
@@ -133,30 +134,28 @@ def _name(swept: str, value: int | float) -> str:
 
 def _check_arm(name: str, arm: dict[str, Any]) -> None:
     if unknown := sorted(set(arm) - _KEYS):
-        raise ValueError(
-            f"arm {name} has no {unknown[0]!r}; an arm holds {', '.join(sorted(_KEYS))}"
-        )
+        raise Refused(f"arm {name} has no {unknown[0]!r}; an arm holds {', '.join(sorted(_KEYS))}")
     sweep = arm.get("sweep")
     values = list(sweep.values()) if isinstance(sweep, dict) else []
     if len(values) != 1 or not isinstance(values[0], list) or not values[0]:
-        raise ValueError(
+        raise Refused(
             f"arm {name} needs `sweep`, one field of sae with a list of values, as "
             f"sweep: {{target_l0: [20, 50, 100]}}; got {sweep!r}"
         )
     swept, swept_values = next(iter(arm["sweep"])), values[0]
     for value in swept_values:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(
+            raise Refused(
                 f"arm {name} sweeps {swept} over {value!r}, which is no number; make an arm of each"
             )
     if len({_name(swept, value) for value in swept_values}) < len(swept_values):
-        raise ValueError(
+        raise Refused(
             f"arm {name} sweeps {swept} over {swept_values}, two of which have the same six digits"
         )
     known = {f.name for f in fields(TrainingArguments)} - {"output_dir", "n_tokens", "batch_size"}
     for key in arm.get("training", {}):
         if key not in known:
-            raise ValueError(
+            raise Refused(
                 f"arm {name} cannot set training.{key}; an arm may differ in "
                 f"{', '.join(sorted(known))}"
             )

@@ -15,6 +15,7 @@ from ..evaluation.causal import ACTIONS, COUNTS, KINDS, ORDERS, CausalControl, c
 from ..hub import is_sae
 from ..lm import LoadedLM
 from ..machine.files import write_tensors
+from ..machine.refused import Refused
 from ..machine.weights import stamp
 from ..models import SAE
 from ..recipe import Recipe, load_trained, read_rows
@@ -72,7 +73,7 @@ def measure_missing(
         return
     for m in missing:
         if not is_sae(m.folder):
-            raise ValueError(
+            raise Refused(
                 f"causal control was not measured of {m.folder}, whose weights are not here; "
                 "set causal.n_tokens to 0, or give another --report, for which all is trained anew"
             )

@@ -21,6 +21,7 @@ from transformers import AutoConfig
 from ..evaluation import EvaluationResult
 from ..hub import is_sae
 from ..machine.files import damaged, read_json, read_tensors, write_tensors, write_whole
+from ..machine.refused import Damaged, Refused
 from ..machine.weights import of_others
 from ..models import SAE
 from ..recipe import (
@@ -132,7 +133,7 @@ def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]
     for other in found[1:]:
         for key in ("fidelity.tokens", "losses.tokens"):
             if not torch.equal(first.sums[key], other.sums[key]):
-                raise ValueError(
+                raise Refused(
                     f"{first.folder} and {other.folder} were evaluated on different documents; "
                     "delete both files evaluation.json and run the comparison again"
                 )
@@ -278,7 +279,7 @@ def _kept(report: Path) -> dict[Key, Measured]:
     try:
         found = [_from_plain(plain, numbers["recipes"], tensors) for plain in numbers["saes"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(damaged(report / _NUMBERS, f"{type(error).__name__}: {error}")) from error
+        raise Damaged(damaged(report / _NUMBERS, f"{type(error).__name__}: {error}")) from error
     return {m.key: m for m in found if m.sums}
 
 

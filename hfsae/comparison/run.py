@@ -15,6 +15,7 @@ from ..cost.footprint import check_memory
 from ..lm import LoadedLM
 from ..machine.files import read_json, sweep, write_whole
 from ..machine.lock import locked
+from ..machine.refused import Refused
 from ..models.probe import NAME as PROBE
 from ..recipe import (
     alone,
@@ -94,9 +95,9 @@ def _intervene(comparison: Comparison, run: ArmRun, measured: Sequence[results.M
 
 def _refuse_what_cannot_be(comparison: Comparison, runs: Sequence[ArmRun]) -> None:
     if comparison.evaluation.n_tokens == 0:
-        raise ValueError("evaluation.n_tokens is 0, but a comparison is of evaluations")
+        raise Refused("evaluation.n_tokens is 0, but a comparison is of evaluations")
     if make_accelerator(comparison.training).num_processes > 1:
-        raise ValueError(
+        raise Refused(
             "a comparison runs in one process; start it without a launcher, and share it out with "
             "--only and --seeds"
         )
@@ -108,7 +109,7 @@ def _refuse_what_cannot_be(comparison: Comparison, runs: Sequence[ArmRun]) -> No
                 targets.setdefault(config.places[1], each.arm)
             if len(targets) > 1:
                 (one, arm), (another, other) = list(targets.items())[:2]
-                raise ValueError(
+                raise Refused(
                     f"arm {arm} is of {one}, arm {other} of {another}; compare at one site at a "
                     "time"
                 )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
+from ..machine.refused import Refused
 from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE
 from ..models.base import fold_decoder_norms as fold_decoder_norms
 
@@ -22,7 +23,7 @@ def build(model_type: str, state: State, where: str | Path, **fields: Any) -> SA
     """
     for name in ("W_enc", "W_dec"):
         if name not in state or state[name].ndim != 2:
-            raise ValueError(f"{where}: {name} is missing, or is not a matrix")
+            raise Refused(f"{where}: {name} is missing, or is not a matrix")
     check_plain(state, where)
     d_in, d_sae = state["W_enc"].shape
     widths = {"d_in": d_in, "d_sae": d_sae, "d_out": state["W_dec"].shape[1]}
@@ -49,16 +50,16 @@ def check_plain(state: State, where: str | Path) -> None:
     """
     for name, tensor in state.items():
         if tensor.dtype not in _DTYPES:
-            raise ValueError(
+            raise Refused(
                 f"{where}: {name} is stored as {tensor.dtype}; weights of an SAE are float32, "
                 "bfloat16, float16 or float64"
             )
         if tensor.ndim > (2 if name.startswith("W_") else 1):
-            raise ValueError(f"{where}: {name} has shape {list(tensor.shape)}, too many dimensions")
+            raise Refused(f"{where}: {name} has shape {list(tensor.shape)}, too many dimensions")
     d_sae = state["W_enc"].shape[1:]
     for name in ("W_dec", "b_enc"):
         if name in state and state[name].shape[:1] != d_sae:
-            raise ValueError(
+            raise Refused(
                 f"{where}: {name} has shape {list(state[name].shape)}, but W_enc asks for "
                 f"{list(d_sae)} latents"
             )
@@ -68,15 +69,15 @@ def _check(sae: SAE, state: State, where: str | Path) -> None:
     wanted = {name: tuple(t.shape) for name, t in sae.state_dict().items()}
     if set(wanted) != set(state):
         missing, extra = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
-        raise ValueError(f"{where}: missing tensors {missing}, unexpected tensors {extra}")
+        raise Refused(f"{where}: missing tensors {missing}, unexpected tensors {extra}")
     for name, shape in wanted.items():
         if tuple(state[name].shape) != shape:
-            raise ValueError(
+            raise Refused(
                 f"{where}: {name} has shape {list(state[name].shape)}, but the other tensors ask "
                 f"for {list(shape)}"
             )
         if not state[name].isfinite().all():
-            raise ValueError(f"{where}: {name} holds values that are NaN or infinite")
+            raise Refused(f"{where}: {name} holds values that are NaN or infinite")
 
 
 @torch.no_grad()
@@ -104,7 +105,7 @@ def to_jumprelu(sae: SAE) -> JumpReLUSAE:
     elif isinstance(sae, BatchTopKSAE):
         state["threshold"] = state["threshold"].expand(sae.config.d_sae).clone()
     elif not isinstance(sae, JumpReLUSAE):
-        raise ValueError(f"a {type(sae).__name__} is no JumpReLU SAE: which latents fire differs")
+        raise Refused(f"a {type(sae).__name__} is no JumpReLU SAE: which latents fire differs")
     jumprelu = build("jumprelu_sae", state, "converted", **place(sae))
     assert isinstance(jumprelu, JumpReLUSAE)
     return jumprelu
@@ -137,4 +138,4 @@ def refuse(sae: SAE, format_name: str, **unless: bool) -> None:
     }
     for name, problem in problems.items():
         if problem and not unless.get(name):
-            raise ValueError(f"{format_name} files cannot hold {problem}; hfsae's own format can")
+            raise Refused(f"{format_name} files cannot hold {problem}; hfsae's own format can")

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..machine.files import read_json
+from ..machine.refused import Refused
 from ..models import SAE, BatchTopKSAE, GatedSAE, MatryoshkaBatchTopKSAE, TopKSAE
 from .build import State, build, check_plain, exported, fold_decoder_norms, refuse, to_jumprelu
 from .sites import to_hook, to_site
@@ -75,7 +76,7 @@ def load(folder: Path, source: str) -> SAE:
         case "JumpReluAutoEncoder":
             state["threshold"] = state["threshold"].clamp(min=0)
             return build("jumprelu_sae", state, source, **fields)
-    raise ValueError(
+    raise Refused(
         f"{source}: dict_class {dict_class!r} is unknown; hfsae reads AutoEncoder, AutoEncoderNew, "
         "AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE, GatedAutoEncoder and "
         "JumpReluAutoEncoder"
@@ -95,9 +96,9 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
         reason = "it holds more than tensors, and is not opened"
         if not isinstance(error, pickle.UnpicklingError):
             reason = "it is damaged"
-        raise ValueError(f"{source}: {path.name} cannot be read: {reason}") from error
+        raise Refused(f"{source}: {path.name} cannot be read: {reason}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{source}: {path.name} holds a {type(found).__name__}, no state dict")
+        raise Refused(f"{source}: {path.name} holds a {type(found).__name__}, no state dict")
     for name, value in found.items():
         if isinstance(value, Tensor):
             _refuse_stretched(value, f"{source}: {name} of {path.name}")
@@ -112,10 +113,10 @@ def _refuse_packed(path: Path, source: str) -> None:
             entries = archive.infolist()
             is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             if is_packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise ValueError(f"{source}: {path.name} would unpack to more than its size")
+                raise Refused(f"{source}: {path.name} would unpack to more than its size")
             _refuse_calls(archive, f"{source}: {path.name} cannot be read:")
     except zipfile.BadZipFile as error:
-        raise ValueError(
+        raise Refused(
             f"{source}: {path.name} cannot be read: it is no archive as torch.save writes them; it "
             "is damaged, or it holds more than tensors, and is not opened"
         ) from error
@@ -133,22 +134,22 @@ _MAX_PICKLE = 2**20  # bytes; names and shapes of an SAE's tensors take 2,000
 def _refuse_calls(archive: zipfile.ZipFile, what: str) -> None:
     entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
     if len(entries) != 1 or entries[0].file_size > _MAX_PICKLE:
-        raise ValueError(f"{what} it has not the one small data.pkl that torch.save writes")
+        raise Refused(f"{what} it has not the one small data.pkl that torch.save writes")
     try:
         steps = list(pickletools.genops(archive.read(entries[0])))
     except ValueError as error:
-        raise ValueError(f"{what} it is damaged") from error
+        raise Refused(f"{what} it is damaged") from error
     if any(step.name == "GLOBAL" and not _CALLS.fullmatch(str(name)) for step, name, _ in steps):
-        raise ValueError(f"{what} it holds more than tensors, and is not opened")
+        raise Refused(f"{what} it holds more than tensors, and is not opened")
 
 
 def _refuse_stretched(tensor: Tensor, what: str) -> None:
     """A view may claim any shape over a few bytes, by strides of 0; a copy of it would be full."""
     if tensor.layout != torch.strided or tensor.is_quantized:
-        raise ValueError(f"{what} is {tensor.layout} or quantised, not a plain tensor")
+        raise Refused(f"{what} is {tensor.layout} or quantised, not a plain tensor")
     n_bytes, n_stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if n_bytes > n_stored:
-        raise ValueError(
+        raise Refused(
             f"{what} claims shape {list(tensor.shape)}, {n_bytes:,} bytes, and holds {n_stored:,}"
         )
 
@@ -223,7 +224,7 @@ def _theirs(sae: SAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
         names = {"dict_class": "BatchTopKSAE", "trainer_class": "BatchTopKTrainer"}
         return tensors, {**names, "k": sae.config.k}
     if sae.config.selection != "topk" or not sae.config.relu:
-        raise ValueError("dictionary_learning's TopK takes the k largest after relu, nothing else")
+        raise Refused("dictionary_learning's TopK takes the k largest after relu, nothing else")
     names = {"dict_class": "AutoEncoderTopK", "trainer_class": "TopKTrainer"}
     return tensors, {**names, "k": sae.config.k}
 

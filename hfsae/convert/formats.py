@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel
 
 from ..machine.files import open_to_readers, read_json
+from ..machine.refused import Refused
 from ..models import SAE, variants
 from ..models.registry import IMPORT_HINT
 from . import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, sparsify
@@ -31,7 +32,7 @@ def _load_own(folder: Path, source: str) -> SAE:
     config = read_json(folder / "config.json")
     known = [c.model_type for c in variants()]
     if config.get("model_type") not in known:
-        raise ValueError(
+        raise Refused(
             f"{source} is no SAE: its config.json is of a {config.get('model_type')!r} model, and "
             f"SAEs are {', '.join(sorted(known))}; {IMPORT_HINT}"
         )
@@ -107,8 +108,8 @@ def load_folder(path: Path, format_name: str, source: str, **options: Any) -> SA
         if isinstance(error, KeyError):
             said = f"it lacks {said}"
         if type(error) is ValueError and source in said:
-            raise ValueError(said) from error
-        raise ValueError(f"{source} cannot be read as {format_name}: {said}") from error
+            raise Refused(said) from error
+        raise Refused(f"{source} cannot be read as {format_name}: {said}") from error
 
 
 def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
@@ -123,15 +124,15 @@ def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
     """
     destination = Path(destination)
     if to not in FORMATS:
-        raise ValueError(f"format {to!r} is unknown; there are {', '.join(FORMATS)}")
+        raise Refused(f"format {to!r} is unknown; there are {', '.join(FORMATS)}")
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
-        raise ValueError(f"{destination} is there already; name another place, or remove it")
+        raise Refused(f"{destination} is there already; name another place, or remove it")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     except OSError as error:
         why = error.strerror or error
-        raise ValueError(f"{destination} cannot be made ({why}); name another place") from error
+        raise Refused(f"{destination} cannot be made ({why}); name another place") from error
     try:
         if FORMATS[to].files[0].startswith("*"):
             FORMATS[to].save(sae, temporary / "sae")
@@ -145,7 +146,7 @@ def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
             os.replace(temporary, destination)
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(destination.parent).free / 1e6
-        raise ValueError(
+        raise Refused(
             f"{destination} cannot be written ({error}; the disk has {free:,.0f} MB free); make "
             "room or name another place"
         ) from error

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..machine.refused import Refused
 from ..models import SAE
 from .build import State, build, check_plain, exported, refuse, to_jumprelu
 
@@ -66,7 +67,7 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
         else:
             gain = norm_gain.detach().to(state["W_enc"])
             if gain.shape != state["W_enc"].shape[:1]:
-                raise ValueError(
+                raise Refused(
                     f"norm_gain has shape {list(gain.shape)}, but {source} reads "
                     f"{len(state['W_enc'])} numbers; give `1 + weight` of the norm in front of it"
                 )
@@ -97,13 +98,13 @@ def _read(path: Path) -> State:
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
             if sum(sizes.values()) > _MAX_EXPANSION * path.stat().st_size + 2**16:
-                raise ValueError("it would unpack to far more than its size")
+                raise Refused("it would unpack to far more than its size")
             names = {n.removesuffix(".npy").replace("w_", "W_"): n for n in sizes}
             if missing := [name for name in _NAMES if name not in names]:
-                raise ValueError(f"it lacks {', '.join(missing)}")
+                raise Refused(f"it lacks {', '.join(missing)}")
             return {name: _array(archive, names[name], sizes[names[name]]) for name in _NAMES}
     except (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a Gemma Scope file: {error}") from error
+        raise Refused(f"{path} is not a Gemma Scope file: {error}") from error
 
 
 def _array(archive: zipfile.ZipFile, name: str, size: int) -> Tensor:
@@ -114,13 +115,13 @@ def _array(archive: zipfile.ZipFile, name: str, size: int) -> Tensor:
             (2, 0): np.lib.format.read_array_header_2_0,
         }.get(version)
         if read_header is None:
-            raise ValueError(f"{name} is of an unknown version of numpy's format")
+            raise Refused(f"{name} is of an unknown version of numpy's format")
         shape, fortran, dtype = read_header(file)
         if dtype.kind != "f" or dtype.itemsize > 8:
-            raise ValueError(f"{name} holds {dtype}, not floating-point numbers of at most 64 bits")
+            raise Refused(f"{name} holds {dtype}, not floating-point numbers of at most 64 bits")
         n_bytes = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
         if n_bytes != size - file.tell():
-            raise ValueError(f"{name} says that its shape is {shape}, and holds other data")
+            raise Refused(f"{name} says that its shape is {shape}, and holds other data")
         flat = np.frombuffer(file.read(), dtype=dtype)
     array = flat.reshape(shape, order="F" if fortran else "C")
     return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))

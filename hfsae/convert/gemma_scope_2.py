@@ -15,6 +15,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ..machine.files import read_json, read_tensors
+from ..machine.refused import Refused
 from ..models import SAE
 from .build import build, exported, refuse, to_jumprelu
 
@@ -30,7 +31,7 @@ def load(folder: Path, source: str) -> SAE:
     """
     config = read_json(folder / FILES[1])
     if config.get("architecture", "jump_relu") != "jump_relu":
-        raise ValueError(f"{source}: architecture {config['architecture']!r} is not jump_relu")
+        raise Refused(f"{source}: architecture {config['architecture']!r} is not jump_relu")
     state = {_NAMES.get(n, n): t for n, t in read_tensors(folder / FILES[0])[0].items()}
     if "threshold" in state:
         state["threshold"] = state["threshold"].clamp(min=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..machine.refused import Refused
 from ..models import SAE, ReLUSAE, TopKSAE
 from .build import build, exported, refuse
 from .dictionary_learning import read_tensors
@@ -31,7 +32,7 @@ def load(file: Path, source: str) -> SAE:
     """
     found = read_tensors(file, source)
     if missing := [name for name in _TENSORS if name not in found]:
-        raise ValueError(f"{source} is not one of OpenAI's files: it lacks {', '.join(missing)}")
+        raise Refused(f"{source} is not one of OpenAI's files: it lacks {', '.join(missing)}")
     state = {ours: found[theirs] for theirs, ours in _TENSORS.items()}
     state |= {"W_enc": state["W_enc"].T, "W_dec": state["W_dec"].T}
     activation, options = found.get("activation", "ReLU"), found.get("activation_state_dict") or {}
@@ -39,7 +40,7 @@ def load(file: Path, source: str) -> SAE:
         return build("relu_sae", state, source, subtract_b_dec=True)
     postact = options.get("postact_fn", "ReLU")
     if activation != "TopK" or postact not in ("ReLU", "Identity"):
-        raise ValueError(f"{source}: activation {activation} with {postact} is unknown")
+        raise Refused(f"{source}: activation {activation} with {postact} is unknown")
     return build(
         "topk_sae",
         state,
@@ -60,7 +61,7 @@ def save(sae: SAE, file: Path) -> None:
     refuse(sae, "OpenAI's", token_norm=sae.config.token_norm == "layer_norm")
     is_topk = isinstance(sae, TopKSAE) and sae.config.selection == "topk"
     if not (is_topk or isinstance(sae, ReLUSAE)) or is_topk != (sae.config.token_norm != "none"):
-        raise ValueError(
+        raise Refused(
             "OpenAI's files hold ReLU SAEs, and TopK SAEs with token_norm='layer_norm', not a "
             f"{type(sae).__name__} with token_norm={sae.config.token_norm!r}"
         )

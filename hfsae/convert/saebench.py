@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..machine.refused import Refused
 from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, TopKSAE
 from .build import to_jumprelu
 from .sites import to_hook
@@ -59,13 +60,13 @@ class SAEBenchSAE:
     ) -> None:
         config = sae.config
         if config.is_transcoder or config.decodes_with_input:
-            raise ValueError(
+            raise Refused(
                 "SAEBench puts decode(latents) where it read the input: it takes no transcoder, no "
                 "skip connection and no token_norm"
             )
         hook, layer = to_hook(config.site, config.model_name), re.search(r"\d+", config.site or "")
         if hook is None or layer is None:
-            raise ValueError(
+            raise Refused(
                 f"no TransformerLens hook is known for site {config.site!r} of "
                 f"{config.model_name!r}; SAEBench needs one in a layer"
             )

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..machine.files import read_json, read_tensors
+from ..machine.refused import Refused
 from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 from .build import State, build, check_plain, exported, fold_decoder_norms, refuse, to_jumprelu
 from .sites import hub_id, to_hook, to_site
@@ -60,14 +61,14 @@ def load(folder: Path, source: str) -> SAE:
     config = _modern(read_json(folder / FILES[1]))
     architecture = config["architecture"]
     if architecture not in _VARIANTS:
-        raise ValueError(
+        raise Refused(
             f"{source}: hfsae has no {architecture!r} SAEs; it reads {', '.join(_VARIANTS)}"
         )
     state = read_tensors(folder / FILES[0])[0]
     if (named := config.get("d_in")) != (width := state["W_enc"].shape[0]):
-        raise ValueError(f"{source}: its config says d_in {named!r}, its W_enc is {width} wide")
+        raise Refused(f"{source}: its config says d_in {named!r}, its W_enc is {width} wide")
     if (state.pop("scaling_factor", torch.ones(1)) != 1).any():  # ones in most files that have it
-        raise ValueError(f"{source}: it was fine-tuned with a scaling_factor, which hfsae has not")
+        raise Refused(f"{source}: it was fine-tuned with a scaling_factor, which hfsae has not")
     fields, scaler = _fields(config, source), folder / "activation_scaler.json"
     if architecture == "gated":
         state = {_GATED.get(name, name): tensor for name, tensor in state.items()}
@@ -111,7 +112,7 @@ def _modern(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("activation_fn") == "topk" and options.get("k") is not None:
         config |= {"architecture": "topk", "k": options["k"]}
     if config.get("activation_fn") not in (None, "relu", "topk"):  # SAELens 6 would take relu
-        raise ValueError(f"hfsae has no activation {config['activation_fn']!r}")
+        raise Refused(f"hfsae has no activation {config['activation_fn']!r}")
     normalised = config.get("normalize_activations")
     if not isinstance(normalised, str):
         config["normalize_activations"] = "expected_average_only_in" if normalised else "none"
@@ -130,9 +131,9 @@ def _fields(config: dict[str, Any], source: str) -> dict[str, Any]:
     normalised = config["normalize_activations"]
     is_transcoder = "transcoder" in config["architecture"]
     if normalised == "covariance_whitening":
-        raise ValueError(f"{source}: whitening is not folded in it; export it from SAELens first")
+        raise Refused(f"{source}: whitening is not folded in it; export it from SAELens first")
     if normalised not in _TOKEN_NORMS or (is_transcoder and _TOKEN_NORMS[normalised] != "none"):
-        raise ValueError(
+        raise Refused(
             f"{source}: hfsae has no {config['architecture']} with "
             f"normalize_activations={normalised!r}"
         )
@@ -234,9 +235,9 @@ def _architecture(sae: SAE) -> str:
         return f"jumprelu_{skip}transcoder" if _transcodes(sae) else "jumprelu"
     if _transcodes(sae):
         kind = "transcoders" if sae.config.is_transcoder else "with a skip connection"
-        raise ValueError(f"SAELens files hold no {type(sae).__name__} {kind}")
+        raise Refused(f"SAELens files hold no {type(sae).__name__} {kind}")
     if isinstance(sae, GatedSAE):
         return "gated"
     if isinstance(sae, TopKSAE) and sae.config.selection == "topk" and sae.config.relu:
         return "topk"
-    raise ValueError("SAELens' topk takes the k largest of all, after relu")
+    raise Refused("SAELens' topk takes the k largest of all, after relu")

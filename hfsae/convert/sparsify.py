@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ..machine.files import read_json, read_tensors
+from ..machine.refused import Refused
 from ..models import SAE, TopKSAE
 from .build import build, exported, refuse
 
@@ -29,7 +30,7 @@ def load(folder: Path, source: str) -> SAE:
     config = read_json(folder / FILES[1])
     tensors = read_tensors(folder / FILES[0])[0]
     if "encoder.weight" not in tensors or "W_dec" not in tensors:
-        raise ValueError(f"{source}: no encoder.weight and W_dec; this is no sparsify SAE")
+        raise Refused(f"{source}: no encoder.weight and W_dec; this is no sparsify SAE")
     state = {
         "W_enc": tensors.pop("encoder.weight").T,
         "b_enc": tensors.pop("encoder.bias"),
@@ -45,11 +46,9 @@ def load(folder: Path, source: str) -> SAE:
         state["W_skip"] = state["W_skip"].T
         fields["skip_connection"] = True
     if config.get("signed"):
-        raise ValueError(
-            f"{source}: signed=True keeps negative latents by size, which hfsae has not"
-        )
+        raise Refused(f"{source}: signed=True keeps negative latents by size, which hfsae has not")
     if config.get("activation", "topk") not in ("topk", "groupmax"):
-        raise ValueError(f"{source}: activation {config['activation']!r} is unknown")
+        raise Refused(f"{source}: activation {config['activation']!r} is unknown")
     fields |= {"k": config.get("k", 32), "selection": config.get("activation", "topk")}
     return build("topk_sae", state, source, **fields)
 
@@ -62,13 +61,13 @@ def save(sae: SAE, folder: Path) -> None:
             two widths.
     """
     if not isinstance(sae, TopKSAE) or not sae.config.relu:
-        raise ValueError(f"sparsify files hold TopK SAEs with relu, not a {type(sae).__name__}")
+        raise Refused(f"sparsify files hold TopK SAEs with relu, not a {type(sae).__name__}")
     if sae.config.selection == "approximate":
-        raise ValueError("sparsify files know 'topk' and 'groupmax', not selection='approximate'")
+        raise Refused("sparsify files know 'topk' and 'groupmax', not selection='approximate'")
     refuse(sae, "sparsify", transcoder=True, skip_connection=True)
     config, state = sae.config, exported(sae)
     if config.d_out != config.d_in:  # sparsify makes W_dec and b_dec of width d_in, always
-        raise ValueError(
+        raise Refused(
             f"sparsify's outputs are as wide as their input, {config.d_in}, not {config.d_out}"
         )
     tensors = {

@@ -21,6 +21,7 @@ from transformers import AutoModel, PreTrainedModel
 from ..activations.cache import SHARD_BYTES
 from ..features.windows import BLOCK_LATENTS, HISTOGRAM_EDGES
 from ..machine.processor import Room, gpu_memory, main_memory
+from ..machine.refused import Refused
 from ..models import SAEConfig
 from ..recipe import Recipe
 from ..training.kind import SPARSE_BELOW, SPARSE_FROM
@@ -144,7 +145,7 @@ def check_memory(
     for shortage in shortages(needed, int(os.environ.get("LOCAL_WORLD_SIZE", 1))):
         sentence = f"{shortage}; {remedy(recipe, lm, configs, needed, shortage)}"
         if shortage.is_sure:
-            raise ValueError(sentence)
+            raise Refused(sentence)
         logger.warning("%s, or the system may end the run", sentence)
 
 
@@ -224,7 +225,7 @@ def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
         with torch.device("meta"):
             named = list(AutoModel.from_config(config).named_parameters())
     except (RuntimeError, TypeError) as error:
-        raise ValueError(
+        raise Refused(
             f"sae.d_sae {config.d_sae} is more than any machine can hold; 8 to 32 times d_in is "
             "usual"
         ) from error

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..lm import capture
 from ..machine.processor import Room
+from ..machine.refused import Refused
 from ..models import SAEConfig
 from ..recipe import Recipe, check, stale_stages
 from . import formula
@@ -65,7 +66,7 @@ def plan(recipe: Recipe, gpu: str | None = None) -> Plan:
         ValueError: as `hfsae.recipe.check`; an unknown card; work that so many cannot share.
     """
     if gpu is not None and gpu not in CARDS:
-        raise ValueError(f"--gpu must be {' or '.join(CARDS)}, got {gpu!r}")
+        raise Refused(f"--gpu must be {' or '.join(CARDS)}, got {gpu!r}")
     return estimate(recipe, *check(recipe), None if gpu is None else CARDS[gpu])
 
 

@@ -11,6 +11,7 @@ import torch
 from .. import steering
 from ..activations.spelling import Tokens
 from ..activations.tokens import special_ids
+from ..machine.refused import Refused
 from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Suggestion, Unit
 from ..steering.pair import Pair, Phase, Sampling, generate_pair
 from . import validate
@@ -104,7 +105,7 @@ def sweep(
     job = check(subject, prompt, latents, settings)
     largest = max(map(abs, job.latents.values()))
     if not largest:
-        raise ValueError("all strengths are 0; give the latents some, for their proportions")
+        raise Refused("all strengths are 0; give the latents some, for their proportions")
     strengths = [strength / largest for strength in _SWEEP[settings.unit]]
     n, done = 1 + len(strengths) + _REFINED, count(1)
     progress(0, n)
@@ -154,13 +155,13 @@ def direction(subject: Subject, latent: int) -> Path:
 def _refuse_unmeasured(subject: Subject, latents: list[int]) -> None:
     largest = subject.largest()
     if largest is None:
-        raise ValueError(
+        raise Refused(
             "the largest activations are not known, as there is no feature store; use the "
             "unit norm, per cent of the activation's norm"
         )
     for latent in latents:
         if largest[latent] == 0:
-            raise ValueError(f"latent {latent} never fired, so it has no unit; use norm")
+            raise Refused(f"latent {latent} never fired, so it has no unit; use norm")
 
 
 def _block(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 from urllib.parse import urlencode
 
+from ..machine.refused import Refused
 from .settings import Settings
 from .validate import MAX_CHARACTERS
 
@@ -109,7 +110,7 @@ def from_query(query: dict[str, str]) -> Address:
     """
     tab = query.get("tab") or query.get("page") or PAGES[0]  # `page`: as people guess it
     if tab not in _CLASSES:
-        raise ValueError(f"there is no page {tab[:40]!r}; there are {', '.join(PAGES)}")
+        raise Refused(f"there is no page {tab[:40]!r}; there are {', '.join(PAGES)}")
     address_class = _CLASSES[tab]
     kinds = get_type_hints(address_class)
     found = {n: _read(n, query[n], kind) for n, kind in kinds.items() if n in query}
@@ -135,4 +136,4 @@ def _read(name: str, text: str, kind: Any) -> Any:
             return text
         return float(text) if kind is float else int(text)
     except (ValueError, KeyError):
-        raise ValueError(f"this link is damaged: {name} is {text[:40]!r}") from None
+        raise Refused(f"this link is damaged: {name} is {text[:40]!r}") from None

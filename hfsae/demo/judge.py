@@ -9,6 +9,7 @@ import torch
 
 from ..evaluation import EvaluationArguments, evaluate
 from ..hub import beside, is_sae, list_files
+from ..machine.refused import Refused
 from ..machine.visible import public
 from . import validate
 from .reading import tokens_of
@@ -47,7 +48,7 @@ def compare_saes(subject: Subject, other: str) -> Json:
     path = _evaluation_of(subject, other)
     found = {} if path is None else read_json(path, dict)
     if not found:
-        raise ValueError(f"{other} has no evaluation.json to compare; `hfsae evaluate` makes it")
+        raise Refused(f"{other} has no evaluation.json to compare; `hfsae evaluate` makes it")
     ours, theirs = (
         {m["name"]: m for m in _metrics(evaluation)} for evaluation in (subject.evaluation, found)
     )
@@ -69,7 +70,7 @@ def _evaluation_of(subject: Subject, other: str) -> Path | None:
         return path if path.resolve().parent == folder else None
     if not _REPOSITORY.fullmatch(other):
         where = "the folder of an SAE below the one that the app was started in, or "
-        raise ValueError(
+        raise Refused(
             f"{other!r} is no SAE that can be read from here; name "
             f"{where if is_local else ''}a repository on the Hub as name/repository"
         )

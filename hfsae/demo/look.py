@@ -14,6 +14,7 @@ from ..features import (
     write_label,
 )
 from ..features.inspection import compare
+from ..machine.refused import Refused
 from . import validate
 from .reading import inspection_of, token_id, token_rows, tokens_of
 from .rows import SHOWN, Json, as_rows, check_latent, hidden, threshold_of
@@ -184,7 +185,7 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
     index, home = check_latent(subject, latent), subject.label_home
     label = validate.text(label, "the label")
     if home is None:
-        raise ValueError("labels are not kept here; run `hfsae demo` on your own machine")
+        raise Refused("labels are not kept here; run `hfsae demo` on your own machine")
     hides = not label.strip() and home != subject.folder  # one that the SAE comes with
     labels = blank_label(home, index) if hides else write_label(home, index, label)
     subject.take_labels({index: "", **labels})

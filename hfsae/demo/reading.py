@@ -4,6 +4,7 @@ from typing import Any
 
 from ..activations.spelling import Tokens
 from ..features.inspection import Inspection
+from ..machine.refused import Refused
 from . import validate
 from .rows import Json
 from .subject import Subject
@@ -37,7 +38,7 @@ def token_id(subject: Subject, text: str) -> int:
         ids = tokenizer(spelling, add_special_tokens=False)["input_ids"]
         if len(ids) == 1:
             return int(ids[0])
-    raise ValueError(f"{text[:40]!r} is not one token of this model; use one of its pieces")
+    raise Refused(f"{text[:40]!r} is not one token of this model; use one of its pieces")
 
 
 def token_rows(seen: Inspection, trace: list[float]) -> list[Json]:

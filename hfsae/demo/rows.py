@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..machine.refused import Refused
 from . import validate
 from .subject import Subject
 
@@ -25,7 +26,7 @@ def hidden(subject: Subject, max_density: Any) -> list[int]:
     if limit >= 1:
         return []
     if not subject.is_counted:
-        raise ValueError(
+        raise Refused(
             "nobody has counted how often this SAE's latents fire, so none can be hidden for "
             "it; `hfsae collect` does, with a folder"
         )

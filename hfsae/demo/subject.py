@@ -30,6 +30,7 @@ from ..features import FeatureSearch, FeatureStore, read_labels
 from ..features.inspection import Inspection, inspect
 from ..hub import beside, load
 from ..lm import LoadedLM, contract, load_lm
+from ..machine.refused import Refused
 from ..machine.visible import public_record
 from ..machine.weights import refuse_mixture
 from ..models import SAE
@@ -128,7 +129,7 @@ class Subject:
 
     def _need_lm(self) -> LoadedLM:
         if self.loaded is None:
-            raise ValueError(f"this needs the language model, which is not there: {self.why_no_lm}")
+            raise Refused(f"this needs the language model, which is not there: {self.why_no_lm}")
         return self.loaded
 
     @property
@@ -178,7 +179,7 @@ class Subject:
     def feature_search(self) -> FeatureSearch:
         """Search in the words of its feature store."""
         if self.store is None:
-            raise ValueError("this SAE comes without a feature store; `hfsae collect` makes one")
+            raise Refused("this SAE comes without a feature store; `hfsae collect` makes one")
         return FeatureSearch(self.store)
 
     @property
@@ -327,7 +328,7 @@ def read_json(path: Path, kind: type) -> Any:
     """What a JSON file holds; an empty `kind` if it is not there, damaged, or something else."""
     try:
         if path.stat().st_size > _MAX_JSON:
-            raise ValueError("too large")
+            raise Refused("too large")
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if path.exists():
@@ -352,7 +353,7 @@ def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
         subject.loaded = load_lm(name, **options)
         differences = contract.differences(config, *subject.loaded[:2])
         if wrong := [d for d in differences if d.severity == "error"]:
-            raise ValueError(f"this SAE is not for {name}: {wrong[0]}")
+            raise Refused(f"this SAE is not for {name}: {wrong[0]}")
     except ValueError as error:
         subject.loaded = None
         if model is not None:

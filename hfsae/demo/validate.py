@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ..machine.refused import Refused
+
 MAX_CHARACTERS = 8_000
 MAX_LATENTS = 8  # steered at once
 
@@ -9,11 +11,11 @@ MAX_LATENTS = 8  # steered at once
 def text(value: Any, name: str, *, limit: int = MAX_CHARACTERS, empty: str | None = None) -> str:
     """A string that is neither too long nor, with a sentence for it in `empty`, blank."""
     if not isinstance(value, str):
-        raise ValueError(f"{name} must be text, got {_kind(value)}")
+        raise Refused(f"{name} must be text, got {_kind(value)}")
     if len(value) > limit:
-        raise ValueError(f"{name} has {len(value):,} characters; at most {limit:,} fit here")
+        raise Refused(f"{name} has {len(value):,} characters; at most {limit:,} fit here")
     if empty is not None and not value.strip():
-        raise ValueError(empty)
+        raise Refused(empty)
     # a lone surrogate is no text that a tokenizer could read
     return value.encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
 
@@ -21,9 +23,9 @@ def text(value: Any, name: str, *, limit: int = MAX_CHARACTERS, empty: str | Non
 def number(value: Any, name: str, low: int | float, high: int | float) -> float:
     """A finite number from low to high."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number, got {_kind(value)}")
+        raise Refused(f"{name} must be a number, got {_kind(value)}")
     if not low <= value <= high:  # nor is NaN
-        raise ValueError(f"{name} is {_typed(value)}; it can be {low:g} to {high:g}")
+        raise Refused(f"{name} is {_typed(value)}; it can be {low:g} to {high:g}")
     return float(value)
 
 
@@ -31,34 +33,34 @@ def whole(value: Any, name: str, low: int, high: int) -> int:
     """A whole number from low to high."""
     found = number(value, name, low, high)
     if found != int(found):
-        raise ValueError(f"{name} is {_typed(value)}; it must be a whole number")
+        raise Refused(f"{name} is {_typed(value)}; it must be a whole number")
     return int(found)
 
 
 def flag(value: Any, name: str) -> bool:
     """True or false, and no number or word for it."""
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, got {_kind(value)}")
+        raise Refused(f"{name} must be true or false, got {_kind(value)}")
     return value
 
 
 def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
     """One of the options."""
     if not isinstance(value, str) or value not in options:
-        raise ValueError(f"{name} is {_short(value)}; it can be {', '.join(options)}")
+        raise Refused(f"{name} is {_short(value)}; it can be {', '.join(options)}")
     return value
 
 
 def latent(value: Any, d_sae: int) -> int:
     """The index of a latent that there is."""
     if value is None or value == "":
-        raise ValueError("no latent is chosen; give a number, or take a random one")
+        raise Refused("no latent is chosen; give a number, or take a random one")
     value = _as_number(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-        raise ValueError(f"a latent is a whole number, got {_short(value)}")
+        raise Refused(f"a latent is a whole number, got {_short(value)}")
     if not 0 <= value < d_sae:
         last = f"{d_sae - 1:,}"
-        raise ValueError(f"there is no latent {_typed(value)}; this SAE has {d_sae:,}, 0 to {last}")
+        raise Refused(f"there is no latent {_typed(value)}; this SAE has {d_sae:,}, 0 to {last}")
     return int(value)
 
 
@@ -66,14 +68,14 @@ def strengths(value: Any, d_sae: int, limit: int | float) -> dict[int, float]:
     """{latent: strength} of a mapping, or of text such as "12:1.5, 7:-2"; at most +-limit."""
     pairs = _pairs(value)
     if not pairs:
-        raise ValueError("no latent is chosen to steer; add one, such as 12:1.5")
+        raise Refused("no latent is chosen to steer; add one, such as 12:1.5")
     if len(pairs) > MAX_LATENTS:
-        raise ValueError(f"{len(pairs)} latents are chosen; at most {MAX_LATENTS} fit here")
+        raise Refused(f"{len(pairs)} latents are chosen; at most {MAX_LATENTS} fit here")
     found = {}
     for key, strength in pairs:
         index = latent(key, d_sae)
         if index in found:
-            raise ValueError(f"latent {index} is given twice; give it one strength")
+            raise Refused(f"latent {index} is given twice; give it one strength")
         name = f"the strength of latent {index}"
         found[index] = number(_as_number(strength), name, -limit, limit)
     return found
@@ -83,11 +85,11 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, dict):
         return list(value.items())
     if not isinstance(value, str):
-        raise ValueError(f"latents must be text such as 12:1.5, got {_kind(value)}")
+        raise Refused(f"latents must be text such as 12:1.5, got {_kind(value)}")
     parts = [part.strip() for part in value.split(",") if part.strip()]
     for part in parts:
         if part.count(":") != 1:
-            raise ValueError(f"latents are written as 12:1.5, 7:-2; {_short(part)} is not")
+            raise Refused(f"latents are written as 12:1.5, 7:-2; {_short(part)} is not")
     return [(p.split(":")[0].strip(), p.split(":")[1].strip()) for p in parts]
 
 

@@ -8,6 +8,7 @@ import torch
 from ..activations.spelling import Tokens
 from ..activations.tokens import special_ids
 from ..attribution import Attribution, Objective, attribute, logit
+from ..machine.refused import Refused
 from . import validate
 from .reading import token_id, tokens_of
 from .rows import SHOWN, Json, as_rows, check_latent
@@ -100,7 +101,7 @@ def _question(subject: Subject, prompt: Any, target: Any, contrast: Any) -> _Que
     target_id = token_id(subject, target) if target else _next(subject, tokens)[0]["id"]
     contrast_id = token_id(subject, contrast) if contrast else None
     if contrast_id == target_id:
-        raise ValueError("target and contrast are the same token; choose two")
+        raise Refused("target and contrast are the same token; choose two")
     batch = {"input_ids": tokens.batch(subject.lm.device).input_ids}
     return _Question(tokens, batch, logit(target_id, contrast_id), target_id, contrast_id)
 

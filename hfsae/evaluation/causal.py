@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..lm import Moment, intervene, random_places, special_ids
+from ..machine.refused import Refused
 from ..models import SAE
 
 ACTIONS = ("ablate", "double")
@@ -74,7 +75,7 @@ def causal_control(
     spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
     drawn = random_places(ids, n_tokens, spare_tokens=spare, seed=seed)
     if not len(drawn):
-        raise ValueError(
+        raise Refused(
             f"no token to intervene at: of {ids.numel()} tokens none is unspared and followed by "
             "another; give more text"
         )

@@ -24,6 +24,7 @@ from ..activations.given import Given, as_rows
 from ..activations.harvest import HarvestArguments, Harvester, refuse_not_finite
 from ..activations.tokens import TokenBatch
 from ..lm import blocks_below, capture, cast_for, contract, own_passes, patch, places_of, running_as
+from ..machine.refused import Refused
 from ..models import refuse_sae_first
 from .metrics import DocumentSums, RunningFidelity, density_histogram, estimate
 from .result import LOSSES, NO_PREDICTION, EvaluationArguments, EvaluationResult
@@ -104,7 +105,7 @@ def evaluate_all(
     args = args or EvaluationArguments()
     target_sites = {places_of(sae.config)[1] for sae in saes.values()}
     if len(target_sites) != 1:
-        raise ValueError(
+        raise Refused(
             f"these SAEs are of {len(target_sites)} target sites ({', '.join(sorted(target_sites))}"
             "); evaluate those of one site at a time"
         )
@@ -112,7 +113,7 @@ def evaluate_all(
         contract.check(sae.config, lm)
     (target_site,) = target_sites
     if lm.training:
-        raise ValueError("the LM is in training mode, where dropout differs by arm; call lm.eval()")
+        raise Refused("the LM is in training mode, where dropout differs by arm; call lm.eval()")
     rows, limits = list(_first_tokens(batches, args.n_tokens)), dict(norm_limits or {})
     source = "given by the caller"
     if mean is None:
@@ -154,7 +155,7 @@ def _result(
     fidelity, losses = arms.fidelity[name], arms.losses[name].per_document()
     site, target_site = places_of(arms.saes[name].config)
     if not losses or not len(losses["tokens"]):
-        raise ValueError(NO_PREDICTION)
+        raise Refused(NO_PREDICTION)
     metrics = {**fidelity.compute(**bootstrap), **estimate(LOSSES, losses, **bootstrap)}
     return EvaluationResult(
         metrics=metrics,
@@ -188,7 +189,7 @@ def mean_activation(
     harvest = Harvester(lm, list({site, *limits}), HarvestArguments(), norm_limits=limits)
     sums = [harvest(batch).activations[site].double().sum(dim=0).cpu() for batch in batches]
     if not harvest.kept:
-        raise ValueError(
+        raise Refused(
             f"no token is left to evaluate on: {harvest.dropped_special} are special or padding, "
             f"{harvest.dropped_outliers} above norm_limits; give more text or higher limits"
         )
@@ -268,7 +269,7 @@ class _Arms:
             self.fidelity[name].update(target_part.to(recon.device), recon, latents, document_part)
             recons.append(recon.to(target))
             if not recons[-1].isfinite().all():
-                raise ValueError(
+                raise Refused(
                     f"SAE {name!r} reconstructs NaN or infinity from finite activations: its "
                     f"weights are damaged, or {str(target.dtype).removeprefix('torch.')} is too "
                     "narrow for what it gives; try lm.dtype float32"
@@ -316,7 +317,7 @@ def _compare(
 def _refuse_not_finite(losses: Mapping[str, Float[Tensor, " n"]], subject: str) -> None:
     for arm, values in losses.items():
         if n := int((~values.isfinite()).sum()):
-            raise ValueError(
+            raise Refused(
                 f"{subject} NaN or infinite losses for {n} of {len(values)} predictions ({arm}): "
                 "activations overflow its dtype, or weights are damaged; try another lm.dtype "
                 "(bfloat16, float32) or lm.attn_implementation (eager)"

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..machine.refused import Refused
 from .metrics import Definition, Histogram, Metric
 
 MASK_POLICY = (
@@ -77,7 +78,7 @@ class EvaluationArguments:
         for name, least in (("n_tokens", 0), ("bootstrap_samples", 1), ("sae_batch_tokens", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"evaluation.{name} must be {least} or more, got {value}")
+                raise Refused(f"evaluation.{name} must be {least} or more, got {value}")
 
 
 @dataclass

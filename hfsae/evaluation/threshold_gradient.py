@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..machine.refused import Refused
 from ..models import SAE, Schedule
 
 
@@ -83,7 +84,7 @@ def _threshold(sae: SAE) -> nn.Parameter:
         ValueError: the variant has no thresholds that straight-through gradients move.
     """
     if not sae.config.has_thresholds:
-        raise ValueError(
+        raise Refused(
             f"a {type(sae).__name__} has no trained thresholds; give an SAE whose latents have them"
         )
     return sae.get_parameter("threshold")

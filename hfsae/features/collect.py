@@ -15,6 +15,7 @@ from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
 from ..activations.given import Given, as_rows
 from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
 from ..lm import contract, places_of, tokenizer_of
+from ..machine.refused import Refused
 from ..models import SAE, refuse_sae_first
 from .logit_lens import FORMULA, LensTokens, lens_tokens, residual_directions
 from .store import COLUMNS, FeatureStore
@@ -49,7 +50,7 @@ class CollectArguments:
         for name, value in asdict(self).items():
             least = 1 if name in ("top", "quantiles", "reservoir") else 0
             if value < least:
-                raise ValueError(f"{name} is {value}; it must be {least} or more.")
+                raise Refused(f"{name} is {value}; it must be {least} or more.")
 
 
 @torch.no_grad()
@@ -96,7 +97,7 @@ def collect(
         if progress is not None:
             progress(batch.input_ids.numel())
     if not seen.n_tokens:
-        raise ValueError(
+        raise Refused(
             f"no token is left to collect from: {harvester.dropped_special} are special or "
             f"padding, {harvester.dropped_outliers} above norm_limits; give more or other text"
         )

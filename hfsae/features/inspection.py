@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from ..activations.spelling import Tokens
 from ..lm import capture, cast_for, places_of
+from ..machine.refused import Refused
 
 By = Literal["max", "mean", "relative"]
 
@@ -135,7 +136,7 @@ class Inspection(NamedTuple):
 def check_latent(latent: int, d_sae: int) -> None:
     """Raise ValueError unless there is such a latent."""
     if not 0 <= latent < d_sae:
-        raise ValueError(f"there is no latent {latent}; this SAE has {d_sae:,}, 0 to {d_sae - 1}")
+        raise Refused(f"there is no latent {latent}; this SAE has {d_sae:,}, 0 to {d_sae - 1}")
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 from ..machine.files import write_whole
+from ..machine.refused import Refused
 
 NAME = "labels.json"
 MAX_LENGTH = 200
@@ -29,15 +30,13 @@ def read_labels(folder: str | Path) -> dict[int, str]:
     if not path.is_file():
         return {}
     if path.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; labels take {_MAX_BYTES:,}.")
+        raise Refused(f"{path} has {path.stat().st_size:,} bytes; labels take {_MAX_BYTES:,}.")
     try:
         labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
         return {int(latent): _checked(label) for latent, label in labels.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         wanted = '{"labels": {"1234": "text"}}'
-        raise ValueError(
-            f"{path} holds no labels: it must look like {wanted} ({error})."
-        ) from error
+        raise Refused(f"{path} holds no labels: it must look like {wanted} ({error}).") from error
 
 
 def write_label(folder: str | Path, latent: int, label: str) -> dict[int, str]:
@@ -68,7 +67,7 @@ def blank_label(folder: str | Path, latent: int) -> dict[int, str]:
 
 def _change(folder: str | Path, latent: int, label: str | None) -> dict[int, str]:
     if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0:
-        raise ValueError(f"latent {latent!r} is not an index; use an int, such as 1234.")
+        raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234.")
     with _writing:
         labels = read_labels(folder)
         labels.pop(latent, None)
@@ -80,12 +79,12 @@ def _change(folder: str | Path, latent: int, label: str | None) -> dict[int, str
 
 def _checked(label: object) -> str:
     if not isinstance(label, str):
-        raise ValueError(f"a label is text, not {label!r}.")
+        raise Refused(f"a label is text, not {label!r}.")
     if len(label.strip()) > MAX_LENGTH:
-        raise ValueError(f"a label has at most {MAX_LENGTH} characters, this one {len(label)}.")
+        raise Refused(f"a label has at most {MAX_LENGTH} characters, this one {len(label)}.")
     for character in label.strip():
         if not character.isprintable():
-            raise ValueError(
+            raise Refused(
                 f"a label is one line of printable text; this one has {character!r} in it."
             )
     return label

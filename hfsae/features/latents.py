@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.spelling import spell, tokenise
 from ..lm import capture, cast_for, places_of, special_ids, tokenizer_of, unspared
+from ..machine.refused import Refused
 from ..models import refuse_sae_first
 
 Texts = str | Sequence[str] | Int[Tensor, "rows ctx"] | Mapping[str, Tensor]
@@ -113,7 +114,7 @@ def _read(
     rows = [tokenise(known, one, bos=bos) for one in text]
     length = max((len(row.ids) for row in rows), default=0)
     if not length:
-        raise ValueError("there is no text; give one or several")
+        raise Refused("there is no text; give one or several")
     input_ids = torch.zeros(len(rows), length, dtype=torch.long)
     mask = torch.zeros(len(rows), length, dtype=torch.bool)
     for i, row in enumerate(rows):

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..lm import Site, find_module, own_passes
+from ..machine.refused import Refused
 
 FORMULA = (
     "logits of latent i = W_U (gain * W_dec[i]): W_U is the output embedding, gain the final "
@@ -80,7 +81,7 @@ def output_embedding(lm: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
     """W_U: what the final norm's output is multiplied by, transposed."""
     head = lm.get_output_embeddings()
     if head is None:
-        raise ValueError(f"{type(lm).__name__} has no output embedding; load a causal LM.")
+        raise Refused(f"{type(lm).__name__} has no output embedding; load a causal LM.")
     return head.weight
 
 

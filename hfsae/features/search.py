@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..lm import capture, cast_for, special_ids, unspared
+from ..machine.refused import Refused
 from ..models import SAE
 from .logit_lens import output_embedding, residual_directions, through_final_norm
 from .store import FeatureStore
@@ -183,9 +184,9 @@ def promoting(lm: PreTrainedModel, sae: SAE, token_id: int, k: int = 20) -> list
     directions = residual_directions(lm, sae.W_dec, site)
     W_U = output_embedding(lm)
     if directions is None:
-        raise ValueError(f"site {site!r} does not write to the residual stream: no logit lens.")
+        raise Refused(f"site {site!r} does not write to the residual stream: no logit lens.")
     if not 0 <= token_id < len(W_U):
-        raise ValueError(f"token {token_id} is not in the vocabulary: it has 0 to {len(W_U) - 1}.")
+        raise Refused(f"token {token_id} is not in the vocabulary: it has 0 to {len(W_U) - 1}.")
     directions = through_final_norm(lm, directions.to(W_U.device))
     return _top((directions @ W_U[token_id].to(directions)).cpu(), k)
 
@@ -198,7 +199,7 @@ def similar_latents(sae: SAE, latent: int, k: int = 20) -> list[Hit]:
         ValueError: there is no such latent.
     """
     if not 0 <= latent < sae.config.d_sae:
-        raise ValueError(f"latent {latent} is not in this SAE: it has 0 to {sae.config.d_sae - 1}.")
+        raise Refused(f"latent {latent} is not in this SAE: it has 0 to {sae.config.d_sae - 1}.")
     rows = F.normalize(sae.W_dec.float(), dim=1)
     cosines = rows @ rows[latent]
     cosines[latent] = -torch.inf

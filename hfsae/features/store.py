@@ -28,6 +28,7 @@ from ..machine.files import (
     text_columns,
     write_whole,
 )
+from ..machine.refused import Damaged, Refused
 
 if TYPE_CHECKING:
     import pyarrow
@@ -168,9 +169,9 @@ class FeatureStore:
             lists, latents = table["tokens"].combine_chunks(), table["latent"].to_numpy()
             firing, lengths = table["firing"].to_numpy(), lists.value_lengths().to_numpy()
             if ((firing < 0) | (firing >= lengths)).any():
-                raise ValueError("an example fires on a token that it has not")
+                raise Refused("an example fires on a token that it has not")
             if ((latents < 0) | (latents >= len(self))).any():
-                raise ValueError(f"an example of a latent that is not among the {len(self):,}")
+                raise Refused(f"an example of a latent that is not among the {len(self):,}")
             fired = lists.values.take(pa.array(lists.offsets.to_numpy()[:-1] + firing))
             refuse_long_texts(pa.table({"tokens": fired}), _MAX_TEXTS)
             tokens = fired.to_pylist()
@@ -194,7 +195,7 @@ class FeatureStore:
             examples = [Example(*(row[name] for name in Example._fields)) for row in rows]
             for example in examples:
                 if not 0 <= example.firing < len(example.tokens) == len(example.activations):
-                    raise ValueError(f"an example of latent {index} has lists that do not fit")
+                    raise Refused(f"an example of latent {index} has lists that do not fit")
         return examples
 
     def pick(
@@ -231,7 +232,7 @@ class FeatureStore:
         source = Path(folder) / "features"
         for name in ("meta.json", "latents.parquet", "examples.parquet"):
             if not (source / name).is_file():
-                raise ValueError(
+                raise Refused(
                     f"no feature store in {str(folder)!r}: features/{name} is missing; "
                     f"`hfsae collect {folder}` writes one."
                 )
@@ -247,7 +248,7 @@ class FeatureStore:
             examples = pyarrow.dataset.dataset(path, format=layout)
             _refuse_misfits(path, examples.schema.empty_table())
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(damaged(path, error)) from error
+            raise Damaged(damaged(path, error)) from error
         meta = read_json(source / "meta.json")
         with reading(source / "meta.json"):  # what pages show of it
             torch.tensor(meta["histogram_edges"], dtype=torch.float64)
@@ -269,11 +270,11 @@ def _refuse_misfits(path: Path, table: "pyarrow.Table") -> None:
             inner, flat = inner.value_type, [chunk.flatten() for chunk in column.chunks]
             n_missing += sum(part.null_count for part in flat)
         elif is_list:
-            raise ValueError(damaged(path, f"{name} holds {inner}, not lists"))
+            raise Damaged(damaged(path, f"{name} holds {inner}, not lists"))
         if not kinds[kind](inner):
-            raise ValueError(damaged(path, f"{name} holds {inner}"))
+            raise Damaged(damaged(path, f"{name} holds {inner}"))
         if n_missing:
-            raise ValueError(damaged(path, f"{n_missing:,} values of {name} are missing"))
+            raise Damaged(damaged(path, f"{n_missing:,} values of {name} are missing"))
 
 
 def _is_text(kind: "pyarrow.DataType") -> bool:
@@ -285,7 +286,7 @@ def _is_text(kind: "pyarrow.DataType") -> bool:
 def _refuse_other_rows(path: Path, latents: "pyarrow.Table") -> None:
     """A row is found by its place, and lists of a row belong together."""
     if latents["latent"].to_pylist() != list(range(len(latents))):
-        raise ValueError(damaged(path, "its rows are not those of latents 0, 1, 2 and so on"))
+        raise Damaged(damaged(path, "its rows are not those of latents 0, 1, 2 and so on"))
     lengths = {
         name: [chunk.value_lengths().to_pylist() for chunk in latents[name].chunks]
         for name in _LISTS
@@ -293,7 +294,7 @@ def _refuse_other_rows(path: Path, latents: "pyarrow.Table") -> None:
     }
     for one, other in _TOGETHER:
         if lengths[one] != lengths[other]:
-            raise ValueError(damaged(path, f"{one} and {other} are of different lengths"))
+            raise Damaged(damaged(path, f"{one} and {other} are of different lengths"))
 
 
 def _pairs(first: list, second: list) -> list[tuple]:

@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
 
 from ..machine.client import in_a_sentence, patiently
 from ..machine.files import write_whole
+from ..machine.refused import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def list_files(
             for f in info.siblings or []
         ]
         if junk := next((f for f in files if not _is_sound(f)), None):
-            raise ValueError(f"the Hub's listing of {repo_id} holds an entry that is none: {junk}")
+            raise Refused(f"the Hub's listing of {repo_id} holds an entry that is none: {junk}")
         return Listing(repo_id, info.sha, files, revision)
 
 
@@ -135,7 +136,7 @@ def fetch(
                 found = patiently(lambda: get(force=True), path)
                 if not _is_intact(found, files[path]):
                     found.resolve().unlink()
-                    raise ValueError(
+                    raise Refused(
                         f"{path} of {listing.repo_id} arrives damaged: its checksum is not the "
                         "Hub's. It was not kept; try again later, or over another connection"
                     )
@@ -163,7 +164,7 @@ def remember_revision(listing: Listing, root: Path) -> None:
 def refuse_path(repo_id: str, path: str) -> None:
     parts = path.replace("\\", "/").split("/")
     if ".." in parts or path.startswith(("/", "\\")) or ":" in parts[0]:
-        raise ValueError(f"{repo_id} holds a file named {path!r}, which leaves its folder: refused")
+        raise Refused(f"{repo_id} holds a file named {path!r}, which leaves its folder: refused")
 
 
 def _is_intact(path: Path, file: HubFile) -> bool:

@@ -8,6 +8,7 @@ from transformers import AutoConfig
 
 from ..features.labels import NAME as LABELS
 from ..machine.files import read_json
+from ..machine.refused import Refused
 from ..machine.visible import public_record
 from ..models.probe import NAME as PROBE
 from ..models.probe import renamed
@@ -43,7 +44,7 @@ def files_to_publish(home: Path, more: tuple[str, ...] = ()) -> Iterator[Path]:
             on_the_way = [path, *list(path.parents)[: len(path.relative_to(home).parts) - 1]]
             link = next((p for p in on_the_way if p.is_symlink()), None)
             if link is not None and not _is_cached(path):
-                raise ValueError(link_refusal(link, home))
+                raise Refused(link_refusal(link, home))
             if path.is_file():
                 yield path
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ..machine.files import read_json
+from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture
 from .outgoing import files_to_publish, is_sae, published
 
@@ -60,9 +61,9 @@ def write_space(
     ours = {"app.py", "requirements.txt", "README.md", "sae"}
     others = {p.name for p in folder.iterdir()} - ours if folder.is_dir() else set()
     if folder.is_file() or any(not name.endswith(".whl") for name in others):
-        raise ValueError(f"{folder} holds something else; name another folder")
+        raise Refused(f"{folder} holds something else; name another folder")
     if sae is not None and not Path(sae).is_dir() and not _REPOSITORY.fullmatch(sae):
-        raise ValueError(f"there is no folder {sae}, and a repository is written name/repository")
+        raise Refused(f"there is no folder {sae}, and a repository is written name/repository")
     source, base_model = sae, model
     if sae is not None and Path(sae).is_dir():
         named = _copy_sae(Path(sae, which.pop("subfolder", None) or ""), folder / "sae", which)
@@ -95,22 +96,22 @@ def _requirement() -> str:
 def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
     """Copy what of an SAE is for others to see; the language model that it names."""
     if chosen := [name for name, value in which.items() if value]:
-        raise ValueError(f"{chosen[0]} chooses in a repository; of {sae} give the SAE's own folder")
+        raise Refused(f"{chosen[0]} chooses in a repository; of {sae} give the SAE's own folder")
     config = sae / "config.json"
     if not (config.is_file() and is_sae(sae)):
-        raise ValueError(
+        raise Refused(
             f"{sae} is not the folder of a trained SAE: it has no config.json with "
             "model.safetensors; `hfsae convert` makes one of another library's files"
         )
     if "d_sae" not in read_json(config):
-        raise ValueError(
+        raise Refused(
             f"{sae} is not the folder of a trained SAE: its config.json has no d_sae; give what "
             "`hfsae train` wrote, and a language model's folder with --model"
         )
     if target.resolve() == sae.resolve():  # this Space's own, again
         return read_json(config).get("model_name")
     if target.resolve() in sae.resolve().parents:
-        raise ValueError(f"{sae} lies in {target}, which would be replaced; name another output")
+        raise Refused(f"{sae} lies in {target}, which would be replaced; name another output")
     refuse_mixture(sae)
     sources = list(files_to_publish(sae, ("presets.json",)))
     shutil.rmtree(target, ignore_errors=True)

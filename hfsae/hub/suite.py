@@ -21,6 +21,7 @@ from torch import Tensor
 from ..convert.formats import FORMATS, find, load_folder
 from ..machine.files import read_json
 from ..machine.processor import refuse_absent
+from ..machine.refused import Refused
 from ..models import SAE
 from ..models.config import l0_goal
 from ..models.probe import NAME as PROBE
@@ -214,7 +215,7 @@ def _told(entry: SAEEntry, config: dict[str, Any], evaluation: dict[str, Any]) -
 def _dtype(name: str) -> torch.dtype:
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype {name!r} is none; write 'float32', 'bfloat16' or 'float16'")
+        raise Refused(f"dtype {name!r} is none; write 'float32', 'bfloat16' or 'float16'")
     return found
 
 
@@ -222,9 +223,9 @@ def _refuse_another(sae: SAE, where: str, layer: int | None, width: str | int | 
     """Where paths say nothing, a single SAE is taken: if it is what was asked for."""
     found = _LAYER.search(sae.config.site or "")
     if layer is not None and found and int(found[1]) != layer:
-        raise ValueError(f"{where} is of {sae.config.site}, not of layer {layer}")
+        raise Refused(f"{where} is of {sae.config.site}, not of layer {layer}")
     if width is not None and sae.config.d_sae != _width(width):
-        raise ValueError(f"{where} has {sae.config.d_sae:,} latents, not {_width(width):,}")
+        raise Refused(f"{where} has {sae.config.d_sae:,} latents, not {_width(width):,}")
 
 
 def _list(
@@ -235,7 +236,7 @@ def _list(
     local_files_only: bool,
 ) -> Listing:
     if not isinstance(source, str | Path) or not str(source):
-        raise ValueError(
+        raise Refused(
             f"source is {source!r}; name a folder, a file, or a repository as 'name/repository'"
         )
     root = Path(source)
@@ -244,7 +245,7 @@ def _list(
     if root.exists():
         return Listing(str(source), None, [HubFile(root.name, None, None, None)])
     if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
-        raise ValueError(f"there is no folder {source}")
+        raise Refused(f"there is no folder {source}")
     return list_files(
         str(source),
         revision=revision,
@@ -292,7 +293,7 @@ def _parts(path: str) -> list[str]:
 def _width(text: str | int) -> int:
     found = re.fullmatch(r"(\d+)([km]?)", str(text).lower())
     if found is None:
-        raise ValueError(f"{text!r} is no width; write '16k' or 16384")
+        raise Refused(f"{text!r} is no width; write '16k' or 16384")
     n, unit = int(found[1]), found[2]
     power = 2 ** (1000 * n).bit_length()  # the least above n thousand: 65k stands for 65,536
     if unit == "k" and power < 1000 * (n + 1):
@@ -311,11 +312,9 @@ def _pick(
 ) -> SAEEntry:
     is_known = l0 in _WORDS if isinstance(l0, str) else l0 is None or 0 < l0 < math.inf
     if not is_known:
-        raise ValueError(
-            f"l0 must be positive and finite, or one of {', '.join(_WORDS)}; got {l0!r}"
-        )
+        raise Refused(f"l0 must be positive and finite, or one of {', '.join(_WORDS)}; got {l0!r}")
     if not entries:
-        raise ValueError(_no_sae(listing, source))
+        raise Refused(_no_sae(listing, source))
     if (subfolder, layer, width, l0) == ("", None, None, None) and entries[0].path == "":
         return entries[0]  # the repository is an SAE, and holds others besides
     exact = [e for e in entries if subfolder and e.path == subfolder.rstrip("/")]
@@ -335,14 +334,14 @@ def _pick(
     asked = {"subfolder": subfolder or None, "layer": layer, "width": width, "l0": l0}
     asked = ", ".join(f"{k}={v!r}" for k, v in asked.items() if v is not None)
     if not fitting:
-        raise ValueError(f"{source} has no SAE with {asked}; it has {_options(inside or entries)}")
+        raise Refused(f"{source} has no SAE with {asked}; it has {_options(inside or entries)}")
     if isinstance(l0, int | float):
         known = [(abs(math.log(e.l0 / l0)), e) for e in fitting if isinstance(e.l0, float) and e.l0]
         nearest = min((distance for distance, _ in known), default=None)
         fitting = [e for distance, e in known if distance == nearest] or fitting
     if len(fitting) > 1:
         what = f"{len(fitting)} SAEs" + (f" with {asked}" if asked else "")
-        raise ValueError(f"{source} has {what}; choose: {_options(fitting)}")
+        raise Refused(f"{source} has {what}; choose: {_options(fitting)}")
     if isinstance(l0, int | float) and fitting[0].l0 != l0:
         logger.warning("%s: no L0 of %s; the nearest is %s", source, l0, fitting[0].path)
     return fitting[0]
@@ -385,5 +384,5 @@ def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
     for path in needed:
         size = there[path].size
         if path.endswith(".json") and size is not None and size > _MAX_JSON:
-            raise ValueError(f"{listing.repo_id}: {path} has {size:,} bytes, absurd for a config")
+            raise Refused(f"{listing.repo_id}: {path} has {size:,} bytes, absurd for a config")
     return needed

@@ -34,6 +34,7 @@ from ..features.labels import NAME as LABELS
 from ..features.labels import read_labels
 from ..machine.client import WAITS, in_a_sentence, patiently
 from ..machine.files import passes, read_json
+from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture
 from ..models import SAE
 from ..models.probe import NAME as PROBE
@@ -138,7 +139,7 @@ def push(
             one sentence.
     """
     if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} is no repository; write 'name/repository'")
+        raise Refused(f"{repo_id!r} is no repository; write 'name/repository'")
     _refuse_subfolder(subfolder)
     looks = not (dry_run and constants.HF_HUB_OFFLINE)
     where = (repo_id, private, revision, create_pr, subfolder)
@@ -252,14 +253,14 @@ def _commit(api: HfApi, plan: Plan, message: str) -> CommitInfo:
 def _homes(folder: Path) -> list[Path]:
     """The folders of the SAEs in `folder`, none of them damaged or mixed with another's results."""
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder} to push")
+        raise Refused(f"there is no folder {folder} to push")
     found = sorted(p.parent for p in folder.rglob("config.json") if is_sae(p.parent))
     homes = [home for home in found if not passes(home)]
     for link in (p for p in sorted(folder.rglob("*")) if p.is_symlink() and p.is_dir()):
         if any(is_of_hfsae(p) for p in (link, *link.iterdir())):  # `rglob` looks into no link
-            raise ValueError(link_refusal(link, folder))
+            raise Refused(link_refusal(link, folder))
     if not homes:
-        raise ValueError(
+        raise Refused(
             f"{folder} holds no SAE of hfsae's: no config.json with model.safetensors beside it; "
             "`hfsae convert FOLDER NEW --to hfsae` makes one of another library's files"
         )
@@ -267,7 +268,7 @@ def _homes(folder: Path) -> list[Path]:
         sae = load_folder(home, "hfsae", str(home))  # refuses what is damaged or does not fit
         read_labels(home)  # as does this
         if (home / PROBE).is_file() and (damaged := sae.verify(home).damaged):
-            raise ValueError(
+            raise Refused(
                 f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved, says {PROBE}; put "
                 f"back a sound copy, or delete {PROBE} if you changed the SAE yourself"
             )
@@ -278,7 +279,7 @@ def _homes(folder: Path) -> list[Path]:
 
 def _refuse_subfolder(subfolder: str) -> None:
     if ".." in re.split(r"[/\\]", subfolder) or subfolder.startswith(("/", "\\")):
-        raise ValueError(f"subfolder {subfolder!r} leaves the repository; name one inside it")
+        raise Refused(f"subfolder {subfolder!r} leaves the repository; name one inside it")
 
 
 def _collect(
@@ -364,7 +365,7 @@ def _look(api: HfApi, repo_id: str, private: bool | None, revision: str | None) 
         return True, private is not False, set(), None
     if private is not None and bool(found.private) != private:
         is_now = "private" if found.private else "public"
-        raise ValueError(
+        raise Refused(
             f"{repo_id} is there already and {is_now}; change that in its settings on the Hub, or "
             f"leave `private` out"
         )

@@ -17,6 +17,8 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..machine.refused import Refused
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -94,7 +96,7 @@ def check(config: Any, lm: PreTrainedModel, tokenizer: Any = None) -> None:
     """
     for difference in differences(config, lm, tokenizer):
         if difference.severity == "error":
-            raise ValueError(f"this SAE is not for this model: {difference}")
+            raise Refused(f"this SAE is not for this model: {difference}")
         warnings.warn(f"SAE at {config.site}: {difference}", stacklevel=3)
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..machine.refused import Refused
 from .sites import Site, find_module, unwrapped
 
 
@@ -40,7 +41,7 @@ class _Eager:
                 try:
                     self._stance = torch.compiler.set_stance("force_eager")
                 except RuntimeError as error:
-                    raise ValueError(
+                    raise Refused(
                         "this block is entered inside code that torch.compile compiled, where "
                         "hooks are not called; enter it outside, or leave that code uncompiled"
                     ) from error
@@ -185,7 +186,7 @@ def attach(
 
 def _tensor(value: Any, site: str) -> Tensor:
     if not isinstance(value, Tensor):
-        raise ValueError(f"site {site!r} carries a {type(value).__name__}, not a tensor.")
+        raise Refused(f"site {site!r} carries a {type(value).__name__}, not a tensor.")
     return value
 
 
@@ -251,7 +252,7 @@ def patch(lm: nn.Module, replacements: Mapping[str, Callable[[Tensor], Tensor]])
 def replaced(site: str, replacement: Callable[[Tensor], Tensor], activation: Tensor) -> Tensor:
     new = replacement(activation)
     if new.shape != activation.shape:
-        raise ValueError(
+        raise Refused(
             f"the replacement at {site!r} has shape {tuple(new.shape)}, "
             f"the activation there {tuple(activation.shape)}."
         )

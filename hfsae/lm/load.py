@@ -28,6 +28,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..machine.loading import one_at_a_time
 from ..machine.processor import refuse_absent, spare_bfloat16_
+from ..machine.refused import Refused
 from ..packaged import PACKAGED_LMS, packaged_lm, require_gguf_reader, require_packaged_lm
 from .sites import unwrapped
 
@@ -72,7 +73,7 @@ def load_lm(
     """
     known = dtype == "auto" or isinstance(dtype, torch.dtype)
     if not known and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
-        raise ValueError(f"dtype {dtype!r} does not exist; choose 'auto', 'float32' or 'bfloat16'.")
+        raise Refused(f"dtype {dtype!r} does not exist; choose 'auto', 'float32' or 'bfloat16'.")
     refuse_absent(device)
     copy = _locate(name, revision, source)
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
@@ -89,7 +90,7 @@ def load_lm(
             )
         _refuse_random_weights(sorted(info["missing_keys"]))
     except Exception as error:  # readers of damaged files raise whatever they meet
-        raise ValueError(_why_not(name, revision, error)) from error
+        raise Refused(_why_not(name, revision, error)) from error
     commit = getattr(lm.config, "_commit_hash", None)
     origin = f"{copy.origin} at {commit}" if commit else copy.origin
     logger.info("%s: %s, %s", name, origin, lm.dtype)
@@ -108,7 +109,7 @@ def tokenizer_of(lm: nn.Module) -> PreTrainedTokenizerBase:
     """
     tokenizer = _tokenizers.get(unwrapped(lm))
     if tokenizer is None:
-        raise ValueError(
+        raise Refused(
             "text needs a tokenizer, and this model was not loaded by hfsae.load_lm; give "
             "tokenizer=, or token ids in place of text"
         )
@@ -130,9 +131,9 @@ def empty_lm(
     try:
         config = AutoConfig.from_pretrained(copy.path, **copy.options)
     except Exception as error:  # as in load_lm
-        raise ValueError(_why_not(name, revision, error)) from error
+        raise Refused(_why_not(name, revision, error)) from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ValueError(f"model {name!r} is a {config.model_type}, no causal language model")
+        raise Refused(f"model {name!r} is a {config.model_type}, no causal language model")
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).eval()
 
@@ -141,7 +142,7 @@ def _refuse_random_weights(missing: Sequence[str]) -> None:
     """transformers makes up weights that a file lacks, and only logs which."""
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
-        raise ValueError(
+        raise Refused(
             f"its files lack {missing[0]}{more}, which would be random; is the download whole, and "
             "is it a causal language model?"
         )
@@ -157,9 +158,9 @@ def _tokenizer(copy: _Copy) -> PreTrainedTokenizerBase:
         folder = Path(copy.path)
         if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in files):
             raise
-        raise ValueError(_NO_TOKENIZER) from error
+        raise Refused(_NO_TOKENIZER) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise ValueError(_NO_TOKENIZER)
+        raise Refused(_NO_TOKENIZER)
     return tokenizer
 
 
@@ -182,10 +183,10 @@ def _locate(name: str, revision: str | None, source: str) -> _Copy:
         return _in_folder(name, Path(path))
     if os.path.isfile(path):
         if not name.endswith(".gguf"):
-            raise ValueError(f"model {name!r} is a file; name its folder, or a .gguf file")
+            raise Refused(f"model {name!r} is a file; name its folder, or a .gguf file")
         return _gguf_copy(Path(path))
     if _is_path(name):
-        raise ValueError(f"model {name!r} is a local path, but {_missing(name)}")
+        raise Refused(f"model {name!r} is a local path, but {_missing(name)}")
     if source == "packaged":
         return _packaged_copy(name, revision)
     online = not is_offline_mode() and _hub_answers(name, revision)
@@ -201,12 +202,12 @@ def _in_folder(name: str, folder: Path) -> _Copy:
         return _Copy(str(folder), {}, f"folder {name}")
     files = sorted(folder.glob("*.gguf"))
     if not files:
-        raise ValueError(
+        raise Refused(
             f"the folder {name!r} holds no model: it has no config.json and no .gguf file"
         )
     if len(files) > 1:
         shown = ", ".join(file.name for file in files[:5]) + (", ..." if files[5:] else "")
-        raise ValueError(
+        raise Refused(
             f"the folder {name!r} holds {len(files)} .gguf files ({shown}); name one of them, such "
             f"as {str(Path(name, files[0].name))!r}"
         )
@@ -215,7 +216,7 @@ def _in_folder(name: str, folder: Path) -> _Copy:
 
 def _gguf_copy(file: Path) -> _Copy:
     if re.search(r"-\d+-of-\d+\.gguf$", file.name):
-        raise ValueError(
+        raise Refused(
             f"{str(file)!r} is one part of a model, whose other weights would be random; merge the "
             "parts into one file: `llama-gguf-split --merge`"
         )
@@ -245,7 +246,7 @@ def _missing(name: str) -> str:
 
 def _packaged_copy(name: str, revision: str | None) -> _Copy:
     if revision is not None:
-        raise ValueError(
+        raise Refused(
             f"the packaged copy of {name!r} has no revisions: leave out revision={revision!r}."
         )
     copy = require_packaged_lm(name)

@@ -19,6 +19,8 @@ from typing import Any, Literal, NamedTuple, cast
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..machine.refused import Refused
+
 
 class Site(NamedTuple):
     """A module path under the decoder, and which side of that module."""
@@ -30,7 +32,7 @@ class Site(NamedTuple):
     def parse(cls, text: str) -> "Site":
         module, colon, port = text.partition(":")
         if not module or (colon and port not in ("in", "out")):
-            raise ValueError(f"site {text!r} is not of the form {_GRAMMAR}.")
+            raise Refused(f"site {text!r} is not of the form {_GRAMMAR}.")
         return cls(module, "in" if port == "in" else "out")
 
     def __str__(self) -> str:
@@ -50,7 +52,7 @@ def places_of(config: Any) -> tuple[str, str]:
         ValueError: no site is named.
     """
     if config.site is None:
-        raise ValueError("this SAE names no site; set config.site, for example to 'layers.12'")
+        raise Refused("this SAE names no site; set config.site, for example to 'layers.12'")
     return config.site, getattr(config, "target_site", None) or config.site
 
 
@@ -76,7 +78,7 @@ def find_module(lm: nn.Module, site: str) -> nn.Module:
         for spelling in paths:
             if spelling in modules:
                 return modules[spelling]
-    raise ValueError(_not_found(paths[1], type(whole).__name__, modules))
+    raise Refused(_not_found(paths[1], type(whole).__name__, modules))
 
 
 def _not_found(path: str, lm_name: str, modules: Mapping[str, nn.Module]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from ..machine.refused import Refused
 from . import contract
 from .hooks import attach, own_passes, replaced
 from .sites import places_of, unwrapped
@@ -48,7 +49,7 @@ def intervene(lm: nn.Module, sae: Any, write: Callable[[Moment], Tensor]) -> Ite
 
     def replace(x: Tensor) -> Tensor:
         if getattr(under_way, "source", None) is None:
-            raise ValueError(f"target_site {target!r} runs before site {site!r}; swap them.")
+            raise Refused(f"target_site {target!r} runs before site {site!r}; swap them.")
         source, under_way.source = under_way.source, None
         return write(Moment(source, x, under_way.input_ids, under_way.n_cached))
 
@@ -153,7 +154,7 @@ def unspared(
         ValueError: there are no ids to look at.
     """
     if input_ids is None:
-        raise ValueError(
+        raise Refused(
             "spare_tokens needs input_ids, this forward pass got inputs_embeds; pass input_ids, or "
             "spare_tokens=() to spare none"
         )
@@ -181,7 +182,7 @@ def cast_for(sae: Any, x: Tensor) -> Tensor:
 
 def _matching(mask: Tensor, activation: Tensor, site: str) -> Tensor:
     if mask.shape != activation.shape[:-1]:
-        raise ValueError(
+        raise Refused(
             f"keep has shape {tuple(mask.shape)}, the activation at {site!r} "
             f"{tuple(activation.shape)}; under generate, where shapes change, use spare_tokens."
         )

@@ -21,6 +21,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from .refused import HubRefused
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 WAITS = (1.0, 2.0, 4.0, 8.0)
@@ -47,7 +49,7 @@ def _understood(call: Callable[[], T], what: str) -> T:
     try:
         return call()
     except (TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ValueError(
+        raise HubRefused(
             f"the Hub's answer to {what} is of an unknown shape ({type(error).__name__}: {error}); "
             "try again later, or another version of huggingface_hub"
         ) from error
@@ -79,7 +81,7 @@ class in_a_sentence:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, HTTPError | OSError | RuntimeError | HFValidationError):
             reason = _reason(error, self.repo_id, self.revision)
-            raise ValueError(f"cannot {self.doing}: {reason}") from error
+            raise HubRefused(f"cannot {self.doing}: {reason}") from error
 
 
 def _reason(error: BaseException, repo_id: str, revision: str | None) -> str:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import lock
+from .refused import Damaged, Refused
 
 if TYPE_CHECKING:
     import pyarrow
@@ -60,18 +61,18 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
-        raise ValueError(damaged(path, "no file"))
+        raise Damaged(damaged(path, "no file"))
     if about.st_size > _MAX_TEXT:
         why = f"{about.st_size:,} bytes, where {_MAX_TEXT:,} are the limit"
-        raise ValueError(damaged(path, why))
+        raise Damaged(damaged(path, why))
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # bad UTF-8 is one too
-        raise ValueError(damaged(path, error)) from error
+        raise Damaged(damaged(path, error)) from error
     except RecursionError as error:
-        raise ValueError(damaged(path, "nested too deeply")) from error
+        raise Damaged(damaged(path, "nested too deeply")) from error
     if not isinstance(found, dict):
-        raise ValueError(damaged(path, "no JSON object"))
+        raise Damaged(damaged(path, "no JSON object"))
     return found
 
 
@@ -88,7 +89,7 @@ def reading(path: Path) -> Iterator[None]:
     except (ValueError, *_MISFITS) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise  # it says so already
-        raise ValueError(damaged(path, f"{type(error).__name__}: {error}")) from error
+        raise Damaged(damaged(path, f"{type(error).__name__}: {error}")) from error
 
 
 def parse_yaml(text: str) -> Any:
@@ -117,23 +118,23 @@ def _in_a_sentence(parse: Callable[[], T]) -> T:
     try:
         return parse()
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise Refused("nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a date that does not exist
-        raise ValueError(" ".join(str(error).split())) from error
+        raise Refused(" ".join(str(error).split())) from error
     except (AttributeError, KeyError, TypeError) as error:  # !!bool "maybe", !!timestamp "never"
-        raise ValueError(f"a value is not of the type that its tag says ({error})") from error
+        raise Refused(f"a value is not of the type that its tag says ({error})") from error
 
 
 def _construct(loader: "yaml.SafeLoader", text: str) -> Any:
     if len(text) > _MAX_TEXT:
-        raise ValueError(f"{len(text):,} characters, where {_MAX_TEXT:,} are the limit")
+        raise Refused(f"{len(text):,} characters, where {_MAX_TEXT:,} are the limit")
     try:
         root = loader.get_single_node()
         if root is None:
             return None
         counts: dict[int, int] = {}
         if _count_nodes(loader, root, counts, depth=0) > _MAX_NODES + 10 * len(counts):
-            raise ValueError(f"its aliases expand to over {_MAX_NODES:,} values")
+            raise Refused(f"its aliases expand to over {_MAX_NODES:,} values")
         return loader.construct_document(root)
     finally:
         loader.dispose()
@@ -146,10 +147,10 @@ def _count_nodes(
     line = node.start_mark.line + 1
     if id(node) in counts:
         if counts[id(node)] == 0:
-            raise ValueError(f"line {line} holds itself by an alias")
+            raise Refused(f"line {line} holds itself by an alias")
         return counts[id(node)]
     if depth > _MAX_DEPTH:
-        raise ValueError(f"line {line} is nested too deeply")
+        raise Refused(f"line {line} is nested too deeply")
     counts[id(node)] = 0  # being counted
     children = node.value if isinstance(node.value, list) else []
     if any(isinstance(child, tuple) for child in children):
@@ -168,7 +169,7 @@ def _refuse_twice(loader: "yaml.SafeLoader", keys: "list[yaml.Node]") -> None:
         line, name = key.start_mark.line + 1, loader.construct_object(key)
         if name in lines:
             where = f"lines {lines[name]} and {line}" if lines[name] != line else f"line {line}"
-            raise ValueError(f"{key.value!r} stands twice, on {where}; keep one of them")
+            raise Refused(f"{key.value!r} stands twice, on {where}; keep one of them")
         lines[name] = line
 
 
@@ -213,7 +214,7 @@ def opened_tensors(path: str | Path) -> Iterator[Any]:
         length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:
         why = f"a header of {length:,} bytes, where {_MAX_HEADER:,} are the limit"
-        raise ValueError(damaged(Path(path), why))
+        raise Damaged(damaged(Path(path), why))
     with safe_open(path, framework="pt") as tensors:
         yield tensors
 
@@ -280,7 +281,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with opened_tensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(damaged(path, error)) from error
+        raise Damaged(damaged(path, error)) from error
 
 
 def read_table(
@@ -300,7 +301,7 @@ def read_table(
             path, columns=list(columns), filters=filters, read_dictionary=text_columns()
         )
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(damaged(path, error)) from error
+        raise Damaged(damaged(path, error)) from error
 
 
 def text_columns() -> list[str]:
@@ -322,19 +323,19 @@ def refuse_bomb(path: Path, columns: Collection[str]) -> None:
         with pq.ParquetFile(path) as file:
             about, names = file.metadata, file.schema_arrow.names
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(damaged(path, error)) from error
+        raise Damaged(damaged(path, error)) from error
     if missing := [name for name in columns if name not in names]:
-        raise ValueError(damaged(path, f"it lacks the columns {', '.join(missing)}"))
+        raise Damaged(damaged(path, f"it lacks the columns {', '.join(missing)}"))
     n_values = 0
     for group in range(about.num_row_groups):
         for column in range(about.num_columns):
             chunk = about.row_group(group).column(column)
             n_values += chunk.num_values
             if chunk.total_uncompressed_size > _MAX_EXPANSION * chunk.total_compressed_size + 2**16:
-                raise ValueError(damaged(path, f"{chunk.path_in_schema} unpacks to far too much"))
+                raise Damaged(damaged(path, f"{chunk.path_in_schema} unpacks to far too much"))
     limit = _MAX_VALUES * path.stat().st_size + 2**16
     if max(n_values, about.num_rows) > limit:
-        raise ValueError(
+        raise Damaged(
             damaged(path, f"{n_values:,} values, where {limit:,} are the limit for its size")
         )
 
@@ -357,7 +358,7 @@ def refuse_long_texts(table: "pyarrow.Table", limit: int) -> None:
             else:
                 lengths = pc.binary_length(texts).cast(pa.int64())
             if (n_bytes := pc.sum(lengths).as_py() or 0) > limit:
-                raise ValueError(
+                raise Refused(
                     f"{name} of the feature store would take {n_bytes:,} bytes, where {limit:,} "
                     "are the limit; `hfsae collect` makes it anew"
                 )

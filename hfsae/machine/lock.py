@@ -18,6 +18,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from .refused import Refused
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -53,7 +55,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     try:
         file = _acquire(root, wait)
     except OSError as error:
-        raise ValueError(
+        raise Refused(
             f"the folder {folder} cannot be made or written to ({error.strerror}); give another"
         ) from error
     token = _mine.set(_mine.get() | {root})
@@ -89,7 +91,7 @@ def _acquire(root: Path, wait: bool) -> int:
                 _sign(file, root)
                 return file
             if not has_it and not wait:
-                raise ValueError(
+                raise Refused(
                     f"the folder {root} is in use by {_owner(file)}; wait until that is done, or "
                     "give another folder"
                 )

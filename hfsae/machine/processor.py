@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from .refused import Refused
+
 
 def told(device: torch.device) -> str:
     """As "NVIDIA H100 80GB HBM3" or "AMD EPYC 9R14 (AVX512)"."""
@@ -151,6 +153,6 @@ def refuse_absent(device: str | torch.device | None) -> None:
     except (RuntimeError, AssertionError, TypeError) as error:  # as builds of torch have it
         kind, n = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
         there = ["'cpu'", *(f"'{kind}:{i}'" for i in range(n))]
-        raise ValueError(
+        raise Refused(
             f"device {str(device)!r} is not here; this machine has {', '.join(there)}"
         ) from error

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .files import opened_tensors, read_json
+from .refused import Refused
 
 KEY = "weights_sha256"
 RECORDS = ("training.json", "evaluation.json", "features/meta.json", "probe.safetensors")
@@ -58,7 +59,7 @@ def refuse_mixture(folder: Path, records: Sequence[str] = RECORDS) -> None:
         remedy = "put back the weights that it belongs to, or delete it"
         if verb := _MADE_BY.get(name):
             remedy = f"`hfsae {verb} {folder}` makes it anew"
-        raise ValueError(
+        raise Refused(
             f"{folder / name} was made with other weights than those that lie in {folder} now (its "
             f"{KEY} is not theirs); {remedy}"
         )

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ..machine.refused import Refused
 from ..ops import EVERYWHERE, Summed, largest
 from .base import SAE, ForwardParts, Schedule
 from .config import Number, SAEConfig
@@ -25,11 +26,9 @@ class AuxKSAEConfig(SAEConfig):
         self.require_positive("k", "aux_k")
         self.require_not_negative("aux_coefficient")
         if self.k > self.d_sae:
-            raise ValueError(f"k ({self.k}) is more than all latents (d_sae = {self.d_sae})")
+            raise Refused(f"k ({self.k}) is more than all latents (d_sae = {self.d_sae})")
         if self.target_l0 is not None:
-            raise ValueError(
-                f"this SAE's L0 is k ({self.k}): leave target_l0 out and set k instead"
-            )
+            raise Refused(f"this SAE's L0 is k ({self.k}): leave target_l0 out and set k instead")
 
 
 class AuxKSAE(SAE):

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
+from ..machine.refused import Refused
 from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, blocks, one_process, screen
 from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
 from .strict import Strict
@@ -201,7 +202,7 @@ class SAE(Strict):
             ValueError: the last dimension of x is not d_in.
         """
         if x.shape[-1] != self.config.d_in:
-            raise ValueError(
+            raise Refused(
                 f"this SAE reads activations of width {self.config.d_in}, got {tuple(x.shape)}: "
                 f"is the site ({self.config.site}) of the model it was trained on?"
             )
@@ -307,7 +308,7 @@ class SAE(Strict):
             return recon
         if x is None:
             why = "a skip connection" if self.config.skip_connection else self.config.token_norm
-            raise ValueError(f"this SAE has {why}: pass the input too, decode(latents, x)")
+            raise Refused(f"this SAE has {why}: pass the input too, decode(latents, x)")
         x = self._cast(x)
         if self.config.skip_connection:
             return recon + self._normalised(x) @ self.W_skip
@@ -343,11 +344,11 @@ class SAE(Strict):
                 there is nothing to take the mean loss of.
         """
         if return_loss and target is None and self.config.is_transcoder:
-            raise ValueError(f"a transcoder's loss needs target: x at {self.config.target_site}")
+            raise Refused(f"a transcoder's loss needs target: x at {self.config.target_site}")
         if return_loss:
             self._check_trainable()
             if x.numel() == 0:
-                raise ValueError(f"x {[*x.shape]} holds no tokens, but the loss is their mean")
+                raise Refused(f"x {[*x.shape]} holds no tokens, but the loss is their mean")
         schedule = schedule._replace(training=return_loss and self.training)
         at = EVERYWHERE if workspace is None else self.entries(x, schedule, workspace)
         pre_acts = self._project(x, at)
@@ -365,9 +366,9 @@ class SAE(Strict):
 
     def _check_trainable(self) -> None:
         if self.config.token_norm != "none":
-            raise ValueError(f"token_norm={self.config.token_norm!r} is for use, not for training")
+            raise Refused(f"token_norm={self.config.token_norm!r} is for use, not for training")
         if self.config.skip_connection and not self.config.is_transcoder:
-            raise ValueError("an SAE with skip_connection could copy its input; train a transcoder")
+            raise Refused("an SAE with skip_connection could copy its input; train a transcoder")
 
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         """Penalties by name, means over the batch, times their coefficients. None in the base."""
@@ -448,7 +449,7 @@ def refuse_sae_first(call: str, lm: Any) -> None:
     """
     first = next(iter(lm.values()), None) if isinstance(lm, Mapping) else lm
     if isinstance(first, SAE):
-        raise ValueError(
+        raise Refused(
             f"hfsae.{call} got an SAE as its first argument; the language model comes first: "
             f"hfsae.{call}(lm, sae, ...)"
         )

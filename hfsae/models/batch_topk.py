@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
+from ..machine.refused import Refused
 from ..ops import EVERYWHERE, Entries, Place, Workspace, kth_positive, screen_batch_top_k
 from .auxk import AuxKSAE, AuxKSAEConfig
 from .base import ForwardParts, Schedule
@@ -25,7 +26,7 @@ class BatchTopKSAEConfig(AuxKSAEConfig):
     def check(self) -> None:
         super().check()
         if not 0 < self.threshold_rate <= 1:
-            raise ValueError(f"threshold_rate must lie in (0, 1], got {self.threshold_rate}")
+            raise Refused(f"threshold_rate must lie in (0, 1], got {self.threshold_rate}")
 
 
 class BatchTopKSAE(AuxKSAE):

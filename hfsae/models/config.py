@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, cast, get_args, get_origin
 from transformers import PreTrainedConfig
 
 from ..lm.sites import places_of
+from ..machine.refused import Refused
 
 Number = int | float
 
@@ -85,13 +86,13 @@ class SAEConfig(PreTrainedConfig):
         """
         kind = config_dict.get("model_type", cls.model_type)
         if kind != cls.model_type and cls is not SAEConfig:
-            raise ValueError(
+            raise Refused(
                 f"its config.json is of a {kind!r} model, and a {cls.__name__} is of "
                 f"{cls.model_type!r}; transformers.AutoModel takes the right class by itself"
             )
         required = [f.name for f in fields(cls) if f.default is f.default_factory is MISSING]
         if lacks := [name for name in required if name not in {**config_dict, **kwargs}]:
-            raise ValueError(f"its config.json lacks {' and '.join(lacks)}")
+            raise Refused(f"its config.json lacks {' and '.join(lacks)}")
         return super().from_dict(config_dict, **kwargs)
 
     def _reject_unknown_keys(self, kwargs: dict[str, Any]) -> None:
@@ -101,7 +102,7 @@ class SAEConfig(PreTrainedConfig):
             close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see its fields:"
             rest = "" if close else f" {', '.join(sorted(own_fields(type(self))))}"
-            raise ValueError(f"{type(self).__name__} has no field {key!r}; {hint}{rest}")
+            raise Refused(f"{type(self).__name__} has no field {key!r}; {hint}{rest}")
 
     def _reject_wrong_types(self) -> None:
         own = own_fields(type(self))
@@ -113,37 +114,35 @@ class SAEConfig(PreTrainedConfig):
             is_bool_for_number = isinstance(value, bool) and hint is not bool
             if is_bool_for_number or not isinstance(value, cast(Any, hint)):
                 wanted = getattr(hint, "__name__", str(hint))
-                raise ValueError(f"{name} must be {wanted}, got {value!r}")
+                raise Refused(f"{name} must be {wanted}, got {value!r}")
 
     def _reject_what_is_no_choice(self, name: str, choices: tuple[Any, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
             known = ", ".join(map(repr, choices))
-            raise ValueError(f"{name} must be one of {known}, got {value!r}")
+            raise Refused(f"{name} must be one of {known}, got {value!r}")
 
     def _reject_dtype(self, dtype: Any) -> None:
         """Weights would be cast to it in silence."""
         name = str(dtype).removeprefix("torch.")
         if dtype is not None and name not in _FLOATS:
-            raise ValueError(f"dtype must be one of {', '.join(_FLOATS)}, got {name!r}")
+            raise Refused(f"dtype must be one of {', '.join(_FLOATS)}, got {name!r}")
 
     def check(self) -> None:
         """Raise ValueError for values that cannot be; variants extend it."""
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name} must be a finite number, got {value}")
+                raise Refused(f"{name} must be a finite number, got {value}")
         self.require_positive("d_in", "d_sae", "d_out", "activation_scale", "target_scale")
         if self.is_transcoder and self.subtract_b_dec:
-            raise ValueError(
-                "subtract_b_dec=True: a transcoder's b_dec lies in another space than x"
-            )
+            raise Refused("subtract_b_dec=True: a transcoder's b_dec lies in another space than x")
         self._check_token_norm()
         if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
-            raise ValueError(
+            raise Refused(
                 f"target_l0 must lie between 0 and d_sae ({self.d_sae}), got {self.target_l0}"
             )
         if self.d_out != self.d_in and not self.is_transcoder:
-            raise ValueError(
+            raise Refused(
                 f"d_out ({self.d_out}) differs from d_in ({self.d_in}), so this is a transcoder: "
                 "name the target_site that it reconstructs"
             )
@@ -152,7 +151,7 @@ class SAEConfig(PreTrainedConfig):
         if self.token_norm == "none":
             return
         if self.is_transcoder or self.skip_connection or self.activation_scale not in (None, 1):
-            raise ValueError(
+            raise Refused(
                 f"token_norm={self.token_norm!r} already sets each token's norm: it goes with no "
                 "activation_scale but 1, and neither with transcoders nor with skip_connection"
             )
@@ -162,13 +161,13 @@ class SAEConfig(PreTrainedConfig):
         for name in names:
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
+                raise Refused(f"{name} must be positive, got {value}")
 
     def require_not_negative(self, *names: str) -> None:
         """Raise ValueError for a field below 0."""
         for name in names:
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise Refused(f"{name} must not be negative, got {getattr(self, name)}")
 
     @property
     def unit_norm_decoder(self) -> bool:

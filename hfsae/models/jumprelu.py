@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
+from ..machine.refused import Refused
 from ..ops import EVERYWHERE, Kernel, Place, heaviside, jumprelu
 from . import penalties
 from .base import SAE, ForwardParts, Schedule
@@ -88,11 +89,11 @@ class JumpReLUSAEConfig(SAEConfig):
         self.require_positive("bandwidth", "initial_threshold", "frequency_limit", "tanh_slope")
         self.require_not_negative("l0_coefficient", "pre_act_coefficient")
         if self.l0_loss != "linear" and self.penalty != "l0":
-            raise ValueError(f"l0_loss={self.l0_loss!r} goes with penalty='l0' alone")
+            raise Refused(f"l0_loss={self.l0_loss!r} goes with penalty='l0' alone")
         if self.l0_loss == "quadratic" and self.target_l0 is None:
-            raise ValueError("l0_loss='quadratic' needs target_l0, where its minimum lies")
+            raise Refused("l0_loss='quadratic' needs target_l0, where its minimum lies")
         if self.penalty != "l0" and self.ste not in ("both", "none"):
-            raise ValueError(
+            raise Refused(
                 f"ste={self.ste!r} goes with penalty='l0' alone: {self.penalty!r} is of latents, "
                 "which are what is decoded"
             )

@@ -6,6 +6,7 @@ from itertools import pairwise
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
+from ..machine.refused import Refused
 from ..ops import Place, nested_sums
 from .base import SAE, ForwardParts, Schedule
 from .batch_topk import BatchTopKSAE, BatchTopKSAEConfig
@@ -26,7 +27,7 @@ class MatryoshkaConfig(SAEConfig):
         are_numbers = all(isinstance(each, Number) and not isinstance(each, bool) for each in p)
         rises = are_numbers and all(a < b for a, b in pairwise((0, *p)))
         if not p or not rises or p[-1] not in (1, self.d_sae):
-            raise ValueError(
+            raise Refused(
                 f"prefixes must rise from above 0 to d_sae ({self.d_sae}) as numbers of latents, "
                 f"or to 1 as shares, got {list(p)}"
             )

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..machine.files import opened_tensors, write_tensors
+from ..machine.refused import Refused
 from ..machine.weights import stamp
 
 NAME = "probe.safetensors"
@@ -127,7 +128,7 @@ def verify(sae: Any, path: Path) -> Verification:
         damaged += [name for name, tensor in state.items() if _hash(tensor) != hashes.get(name)]
     x = tensors["x"]
     if x.shape[-1] != sae.config.d_in or tensors["recon"].shape[-1] != sae.config.d_out:
-        raise ValueError(f"{path} is of another SAE: its activations are {x.shape[-1]} wide")
+        raise Refused(f"{path} is of another SAE: its activations are {x.shape[-1]} wide")
     latents, recon = _run(sae, x.to(sae.device, sae.dtype))
     expected = _dense(tensors, sae.config.d_sae)
     flips = (latents != 0) != (expected != 0)
@@ -163,10 +164,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with opened_tensors(path) as file:
             if set(file.keys()) != set(_TENSORS):
-                raise ValueError(f"it holds {sorted(file.keys())}")
+                raise Refused(f"it holds {sorted(file.keys())}")
             return {n: file.get_tensor(n) for n in _TENSORS}, json.loads(file.metadata()["sha256"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, or no probe: {error}") from error
+        raise Refused(f"{path} is damaged, or no probe: {error}") from error
 
 
 def _dense(tensors: dict[str, Tensor], d_sae: int) -> Float[Tensor, "n d_sae"]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
+from ..machine.refused import Refused
 from .base import SAE
 from .config import SAEConfig, variants
 
@@ -26,7 +27,7 @@ def register_variants(module: str) -> None:
         importlib.import_module(module)
     except Exception as error:  # whatever a person's own code may raise
         why = f"{type(error).__name__}: {error}"
-        raise ValueError(
+        raise Refused(
             f"--import {module}: {why}; give a module's dotted name, without .py, that lies in "
             "this folder or is installed"
         ) from error
@@ -35,7 +36,7 @@ def register_variants(module: str) -> None:
         if config_class.model_type in CONFIG_MAPPING:
             continue
         if config_class not in classes:
-            raise ValueError(
+            raise Refused(
                 f"--import {module}: no SAE has config_class = {config_class.__name__}; define one"
             )
         AutoConfig.register(config_class.model_type, config_class)

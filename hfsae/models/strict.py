@@ -13,6 +13,7 @@ from transformers.utils.hub import cached_file
 
 from ..machine.files import opened_tensors, read_json, reading
 from ..machine.loading import one_at_a_time
+from ..machine.refused import Refused
 from .probe import NAME as PROBE
 from .probe import Verification, verify
 
@@ -74,34 +75,34 @@ class Strict(PreTrainedModel):
         path = Path(probe)
         path = path / PROBE if path.is_dir() else path
         if not path.is_file():
-            raise ValueError(f"there is no {path}; `hfsae train` and `hfsae.write_probe` make it")
+            raise Refused(f"there is no {path}; `hfsae train` and `hfsae.write_probe` make it")
         return verify(self, path)
 
     def _find_probe(self) -> Path:
         source = dict(getattr(self, "_source", {}))
         name = source.pop("name", None)
         if name is None:
-            raise ValueError("this SAE was not loaded from anywhere; name its probe's folder")
+            raise Refused("this SAE was not loaded from anywhere; name its probe's folder")
         if Path(name).is_dir():
             return Path(name, source.get("subfolder", ""))
         try:
             return Path(cast(str, cached_file(name, PROBE, **source)))
         except OSError as error:
-            raise ValueError(f"{name} holds no {PROBE} to verify against") from error
+            raise Refused(f"{name} holds no {PROBE} to verify against") from error
 
 
 def _refuse_other_files(options: dict[str, Any]) -> None:
     """Options of transformers that lead to weights which are not looked at before."""
     for name in ("variant", "gguf_file"):
         if options.get(name) is not None:
-            raise ValueError(
+            raise Refused(
                 f"{name}={options[name]!r}: an SAE is read from {SAFE_WEIGHTS_NAME} alone; leave "
                 f"{name} out"
             )
     if options.get("use_safetensors") is False:
-        raise ValueError("use_safetensors=False: an SAE is read from safetensors files alone")
+        raise Refused("use_safetensors=False: an SAE is read from safetensors files alone")
     if path := (options.get("adapter_kwargs") or {}).get("_adapter_model_path"):  # by AutoModel
-        raise ValueError(_IS_ADAPTER.format(path))
+        raise Refused(_IS_ADAPTER.format(path))
 
 
 _ADAPTER = "adapter_config.json"
@@ -122,7 +123,7 @@ def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
             return str(folder / file) if (folder / file).is_file() else None
 
         if shards := sorted(path.name for path in folder.glob("shard-*-model-*.safetensors")):
-            raise ValueError(
+            raise Refused(
                 f"{folder} holds {shards[0]}, of a distributed checkpoint, which would be read in "
                 f"place of {SAFE_WEIGHTS_NAME}; move it elsewhere"
             )
@@ -134,7 +135,7 @@ def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
             return cast("str | None", cached_file(name, file, **place, **quiet))
 
     if find(_ADAPTER):
-        raise ValueError(_IS_ADAPTER.format(name))
+        raise Refused(_IS_ADAPTER.format(name))
     if file := find(SAFE_WEIGHTS_NAME):
         return [file]
     index = find(SAFE_WEIGHTS_INDEX_NAME)
@@ -150,7 +151,7 @@ def _shards(index: Path) -> list[str]:
     with reading(index):
         names = sorted(set(read_json(index)["weight_map"].values()))
         if foreign := [name for name in names if not _SHARD.fullmatch(name)]:
-            raise ValueError(f"{index} lists {foreign[0]!r}, which is no file of a shard: refused")
+            raise Refused(f"{index} lists {foreign[0]!r}, which is no file of a shard: refused")
     return names
 
 
@@ -164,12 +165,12 @@ def _refuse_other_weights(
         try:
             config = config_class.from_pretrained(where, **place)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise Refused(f"{where}: {error}") from error
     try:
         with torch.device("meta"):
             wanted = {name: list(t.shape) for name, t in cls(config).state_dict().items()}
     except (RuntimeError, OverflowError) as error:
-        raise ValueError(f"{where}: its config asks for widths beyond any memory") from error
+        raise Refused(f"{where}: its config asks for widths beyond any memory") from error
     found, dtypes = {}, {}
     try:
         for file in files:
@@ -178,16 +179,16 @@ def _refuse_other_weights(
                     piece = weights.get_slice(name)
                     found[name], dtypes[name] = piece.get_shape(), piece.get_dtype()
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{where}: {Path(file).name} is damaged: {error}") from error
+        raise Refused(f"{where}: {Path(file).name} is damaged: {error}") from error
     _refuse_other_names(cls, set(wanted) - set(found), set(found) - set(wanted), wanted, where)
     for name in sorted(wanted):
         if wanted[name] != found[name]:
-            raise ValueError(
+            raise Refused(
                 f"{where}: {name} has shape {found[name]} in the file, but the config asks for "
                 f"{wanted[name]}; config.json and weights are of different SAEs"
             )
         if dtypes[name] not in _DTYPES:
-            raise ValueError(
+            raise Refused(
                 f"{where}: {name} is stored as {dtypes[name]}; weights of an SAE are "
                 f"{', '.join(_DTYPES)}"
             )
@@ -205,7 +206,7 @@ def _refuse_other_names(
     where: str,
 ) -> None:
     if missing or extra:
-        raise ValueError(
+        raise Refused(
             f"{where} is not a {cls.__name__}: missing weights {_listed(missing)}, unexpected "
             f"weights {_listed(extra)}; a {cls.__name__} has {sorted(wanted)}"
         )
@@ -219,7 +220,7 @@ def _listed(names: set[str]) -> str:
 def _refuse_misfits(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
     if mismatched := info["mismatched_keys"]:
         key, found, wanted = sorted(mismatched)[0]
-        raise ValueError(
+        raise Refused(
             f"{where}: {key} has shape {list(found)} in the file, but the config asks for "
             f"{list(wanted)}; config.json and weights are of different SAEs"
         )
@@ -233,4 +234,4 @@ def _refuse_misfits(model: PreTrainedModel, info: dict[str, Any], where: str) ->
     for key, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())
-            raise ValueError(f"{where}: {key} holds {bad} values that are NaN or infinite")
+            raise Refused(f"{where}: {key} holds {bad} values that are NaN or infinite")

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
+from ..machine.refused import Refused
 from ..ops import EVERYWHERE, Entries, Place, Workspace, among_top_k, largest, screen_top_k
 from .auxk import AuxKSAE, AuxKSAEConfig
 from .base import ForwardParts, Schedule
@@ -35,13 +36,11 @@ class TopKSAEConfig(AuxKSAEConfig):
         super().check()
         self.require_not_negative("multi_topk_coefficient")
         if self.selection == "groupmax" and self.d_sae % self.k:
-            raise ValueError(
-                f"groupmax needs d_sae ({self.d_sae}) to be a multiple of k ({self.k})"
-            )
+            raise Refused(f"groupmax needs d_sae ({self.d_sae}) to be a multiple of k ({self.k})")
         if not 0 < self.recall < 1:
-            raise ValueError(f"recall must lie between 0 and 1, got {self.recall}")
+            raise Refused(f"recall must lie between 0 and 1, got {self.recall}")
         if self.multi_topk_coefficient and self.selection == "groupmax":
-            raise ValueError("multi_topk_coefficient: groupmax has no more latents than k to take")
+            raise Refused("multi_topk_coefficient: groupmax has no more latents than k to take")
 
 
 class TopKSAE(AuxKSAE):

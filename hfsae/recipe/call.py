@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..machine.refused import Refused
 from ..models import SAE
 from .carried import read_recipe
 from .fields import Recipe
@@ -54,7 +55,7 @@ def train(
     """
     base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     if base.saes:
-        raise ValueError(
+        raise Refused(
             "hfsae.train trains one SAE, but the recipe has several in its section saes; run it "
             "with hfsae.recipe.run(recipe)"
         )

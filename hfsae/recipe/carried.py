@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from ..machine.files import parse_yaml
+from ..machine.refused import Refused
 from .fields import Recipe
 
 # The wheel has them inside the package, a clone beside its scripts.
@@ -29,7 +30,7 @@ def find_recipe(name: str | Path) -> Path:
     if not Path(name).exists() and carried.is_file():
         return carried
     if not Path(name).is_file():
-        raise ValueError(
+        raise Refused(
             f"there is no recipe {name}; give the path of a YAML file, or one that hfsae carries: "
             f"{', '.join(carried_recipes())}"
         )
@@ -45,7 +46,7 @@ def read_recipe(name: str | Path) -> Recipe:
     path = find_recipe(name)
     plain = parse_yaml(path.read_text(encoding="utf-8"))
     if not isinstance(plain, dict):
-        raise ValueError(f"the recipe {path} holds no sections")
+        raise Refused(f"the recipe {path} holds no sections")
     kinds: dict[str, Any] = get_type_hints(Recipe)
     sections: dict[str, Any] = {}
     for section, value in plain.items():
@@ -53,6 +54,6 @@ def read_recipe(name: str | Path) -> Recipe:
         known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
         if kind is None or (known is not None and not known.issuperset(value)):
             what = f"section {section}" if kind is None else f"a field of {section}"
-            raise ValueError(f"the recipe {path}: {what} is unknown; `hfsae train --help_all`")
+            raise Refused(f"the recipe {path}: {what} is unknown; `hfsae train --help_all`")
         sections[section] = value if known is None else cast(Any, kind)(**value)
     return Recipe(**sections)

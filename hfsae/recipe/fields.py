@@ -16,6 +16,7 @@ from ..activations import HarvestArguments, ShuffleArguments, Split, TextArgumen
 from ..evaluation import EvaluationArguments
 from ..features import CollectArguments
 from ..lm import empty_lm, site_width
+from ..machine.refused import Refused
 from ..models import DEFAULT_VARIANT, SAEConfig, variants
 from ..models.config import own_fields
 from ..models.registry import IMPORT_HINT
@@ -73,14 +74,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.collect_tokens < 0:
-            raise ValueError(
+            raise Refused(
                 f"collect_tokens must be 0 (to leave that stage out) or more, got "
                 f"{self.collect_tokens}"
             )
         for name in self.saes:
             parts = PurePosixPath(name).parts
             if not parts or parts[0] in TAKEN_FOLDERS or {"..", "/"} & {*parts}:
-                raise ValueError(
+                raise Refused(
                     f"an SAE cannot be called {name!r}, which is to be its folder in "
                     f"training.output_dir; leave out '..', a '/' in front, and "
                     f"{', '.join(TAKEN_FOLDERS)}"
@@ -116,14 +117,14 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
         fields = {"model_name": recipe.lm.name, **_for_variant(name, given)}
         for key in ("site", "target_site"):
             if not isinstance(fields.get(key), str | None):
-                raise ValueError(f"sae.{key} must be text, as 'layers.12', got {fields[key]!r}")
+                raise Refused(f"sae.{key} must be text, as 'layers.12', got {fields[key]!r}")
         places = {"d_in": fields["site"]}
         if fields.get("target_site"):
             places["d_out"] = fields["target_site"]
         for key, site in places.items():
             width = site_width(lm, site)
             if fields.setdefault(key, width) != width:
-                raise ValueError(
+                raise Refused(
                     f"sae.{key} is {fields[key]}, but {site} of {recipe.lm.name} is {width} wide; "
                     f"leave {key} out and it is read off the model"
                 )
@@ -174,7 +175,7 @@ def refuse_fields_of_others(recipe: Recipe, names: Iterable[str]) -> None:
     for name in names:
         having = sorted(variant for variant, own in known.items() if name in own)
         if having and types <= {*known} and not types & {*having}:
-            raise ValueError(
+            raise Refused(
                 f"a {' or '.join(sorted(types))} has no field {name!r}; with sae.model_type "
                 f"{' or '.join(having)} there is one"
             )
@@ -184,15 +185,15 @@ def _check_given(recipe: Recipe) -> None:
     """What needs no language model, which may have to be fetched."""
     for fields in recipe.sae_fields().values():
         if fields.get("site") is None:
-            raise ValueError(
+            raise Refused(
                 "the recipe's sae section names no site; name a recipe file, or give sae.site, as "
                 "'layers.12'"
             )
         if fields.get("d_sae") is None:
-            raise ValueError("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
+            raise Refused("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
         known = sorted(c.model_type for c in variants())
         if (given := fields.get("model_type", DEFAULT_VARIANT)) not in known:
-            raise ValueError(
+            raise Refused(
                 f"sae.model_type {given!r} is unknown; hfsae has {', '.join(known)}; {IMPORT_HINT}"
             )
 
@@ -200,9 +201,7 @@ def _check_given(recipe: Recipe) -> None:
 def _check_cache(folder: Path) -> None:
     home = next(f for f in (folder, *folder.absolute().parents) if f.exists())
     if not home.is_dir() or not os.access(home, os.W_OK):
-        raise ValueError(
-            f"harvest.cache {folder} cannot be made or written to; give another folder"
-        )
+        raise Refused(f"harvest.cache {folder} cannot be made or written to; give another folder")
 
 
 def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
@@ -213,7 +212,7 @@ def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
             sites, widths, text that cannot be read.
     """
     if recipe.shuffle.bucket_tokens < recipe.training.batch_size:
-        raise ValueError(
+        raise Refused(
             f"shuffle.bucket_tokens ({recipe.shuffle.bucket_tokens}) is smaller than "
             f"training.batch_size ({recipe.training.batch_size}); a bucket is best at least 50 "
             "batches"

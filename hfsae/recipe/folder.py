@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 from ..machine.files import damaged, parse_yaml, passes, read_json, sweep, write_whole
 from ..machine.lock import is_first_process, locked
+from ..machine.refused import Damaged, Refused
 from ..machine.weights import of_others
 from ..models import SAE
 from ..models.probe import NAME as PROBE
@@ -46,10 +47,10 @@ def own_output_dir(recipe: Recipe) -> Path:
     root = Path(recipe.training.output_dir)
     for path in (root, *root.parents):
         if path.exists() and not path.is_dir():
-            raise ValueError(f"training.output_dir {root}: {path} is a file; name a folder")
+            raise Refused(f"training.output_dir {root}: {path} is a file; name a folder")
     home = next(f for f in (root, *root.absolute().parents) if f.is_dir())
     if not os.access(home, os.W_OK):
-        raise ValueError(f"training.output_dir {root} cannot be written to; give another")
+        raise Refused(f"training.output_dir {root} cannot be written to; give another")
     return root
 
 
@@ -69,7 +70,7 @@ def stale_stages(recipe: Recipe) -> list[str]:
     if not held:
         return []
     if not (root / "recipe.yaml").is_file():
-        raise ValueError(
+        raise Refused(
             f"the folder {root} holds something else ({held[0]}, and no recipe.yaml); give another "
             "training.output_dir"
         )
@@ -79,7 +80,7 @@ def stale_stages(recipe: Recipe) -> list[str]:
     if found := list(differences(theirs, ours, TRAINING_SECTIONS)):
         listed = [f"{key} is {old} there and {new} here" for key, old, new in found[:_N_SHOWN]]
         more = f"; {len(found) - _N_SHOWN} more" if len(found) > _N_SHOWN else ""
-        raise ValueError(
+        raise Refused(
             f"the folder {root} holds a run of another recipe ({'; '.join(listed)}{more}); give "
             "another training.output_dir or delete the folder"
         )
@@ -125,9 +126,9 @@ def load_plain(root: Path) -> dict[str, Any]:
     try:
         plain = parse_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(damaged(path, error)) from error
+        raise Damaged(damaged(path, error)) from error
     if not isinstance(plain, dict):
-        raise ValueError(damaged(path, "no sections"))
+        raise Damaged(damaged(path, "no sections"))
     return plain
 
 
@@ -147,7 +148,7 @@ def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:
     harvested = read_json(path).get("harvested")
     limits = harvested.get("norm_limits") if isinstance(harvested, dict) else None
     if not isinstance(limits, dict):
-        raise ValueError(damaged(path, "it names no norm limits"))
+        raise Damaged(damaged(path, "it names no norm limits"))
     return {site: limit for site, limit in limits.items() if site in sae.config.places}
 
 
@@ -184,15 +185,15 @@ def trained_folder(folder: str) -> Path:
     path = Path(folder)
     if not (path / "config.json").is_file():
         if next(path.glob("checkpoints/step-*.pt"), None) and (path / "recipe.yaml").is_file():
-            raise ValueError(
+            raise Refused(
                 f"the training in {folder} is not finished; `hfsae train {path / 'recipe.yaml'}` "
                 "goes on from its last checkpoint"
             )
         inside = sorted(p.parent.name for p in path.glob("*/config.json"))
         hint = f"; it holds {', '.join(inside)}" if inside else ""
-        raise ValueError(f"{folder} is not the folder of a trained SAE (no config.json){hint}")
+        raise Refused(f"{folder} is not the folder of a trained SAE (no config.json){hint}")
     if "d_sae" not in read_json(path / "config.json"):
-        raise ValueError(
+        raise Refused(
             f"{folder} holds a model that is no SAE of hfsae's (its config.json names no d_sae); "
             "`hfsae convert` reads those of other libraries"
         )

@@ -40,6 +40,7 @@ from ..lm import LoadedLM, contract, load_lm
 from ..machine import processor
 from ..machine.files import write_whole
 from ..machine.lock import is_first_process
+from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture, stamp
 from ..models import SAE, SAEConfig
 from ..models.probe import N_TOKENS, write_probe
@@ -134,7 +135,7 @@ def _check_rows(recipe: Recipe, loaded: LoadedLM) -> None:
             if wanted.any():
                 break
         else:
-            raise ValueError(NO_PREDICTION)
+            raise Refused(NO_PREDICTION)
 
 
 def load(args: LMArguments, device: str | None = None) -> LoadedLM:
@@ -290,7 +291,7 @@ def _probe_activations(
         activations = harvester(batch).activations[site]
         if n := len(activations):
             return activations[torch.linspace(0, n - 1, N_TOKENS).long()].float()
-    raise ValueError(
+    raise Refused(
         f"no activation is left for {PROBE}: {harvester.dropped_outliers} positions are above the "
         "norm limits of the training; give other text"
     )

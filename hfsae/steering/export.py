@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..lm import Site
 from ..machine.files import replacing
+from ..machine.refused import Refused
 from ..models import SAE
 from .intervention import Edits, Maxima, Unit, resolve
 
@@ -60,7 +61,7 @@ def save_steering_vector(
     path = Path(path)
     writers = {".safetensors": _write_safetensors, ".gguf": _write_gguf}
     if path.suffix not in writers:
-        raise ValueError(f"{path.name!r} names no format; end it in {' or '.join(writers)}.")
+        raise Refused(f"{path.name!r} names no format; end it in {' or '.join(writers)}.")
     steering = _vector(sae, latents, unit, max_activations)
     with replacing(path) as written:
         writers[path.suffix](written, steering)
@@ -81,27 +82,27 @@ def load_steering_vector(path: str | Path) -> SteeringVector:
         with safe_open(str(path), framework="pt") as file:
             metadata, names = file.metadata() or {}, list(file.keys())
             if metadata.get("format") != FORMAT or len(names) != 1:
-                raise ValueError(
+                raise Refused(
                     f"{str(path)!r} is no steering vector: its format is "
                     f"{metadata.get('format')!r}, not {FORMAT!r}."
                 )
             return SteeringVector(names[0], file.get_tensor(names[0]), metadata)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+        raise Refused(f"{str(path)!r} cannot be read: {error}") from error
 
 
 def _vector(sae: SAE, latents: Edits, unit: Unit, max_activations: Maxima | None) -> SteeringVector:
     config, edits = sae.config, resolve(sae, latents, "add", unit, max_activations)
     _, target = config.places
     if config.token_norm != "none":
-        raise ValueError(
+        raise Refused(
             f"this SAE has token_norm {config.token_norm!r}: what a latent adds differs from token "
             "to token, so there is no vector; steer with the SAE instead."
         )
     for edit in edits:
         if edit.mode != "add" or edit.of_norm:
             what = "unit 'norm'" if edit.of_norm else f"mode {edit.mode!r}"
-            raise ValueError(
+            raise Refused(
                 f"{what} (latent {edit.latent}) depends on the token, so there is no vector; use "
                 "mode 'add' in the unit 'raw' or 'max'."
             )
@@ -143,7 +144,7 @@ def _block_of(site: str) -> int:
     found = re.fullmatch(r"(?:\w+\.)*(?:layers|h)\.(\d+)", module)
     block = int(found[1]) - (port == "in") if found else -1
     if block < 1:
-        raise ValueError(
+        raise Refused(
             f"llama.cpp adds control vectors to the residual stream after block 1 and later ones, "
             f"not at {site!r}; a .safetensors file can hold it."
         )

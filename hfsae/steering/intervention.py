@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..lm import Moment, intervene, special_ids, unspared
+from ..machine.refused import Refused
 from ..models import SAE
 
 Mode = Literal["add", "clamp", "scale", "ablate", "orthogonal", "cap"]
@@ -103,7 +104,7 @@ def steer(
     spared = special_ids(lm) if spare_tokens is None else list(spare_tokens)
     saes, edits, maxima = _aligned(sae, latents, mode, max_activations)
     if not any(edits):
-        raise ValueError("latents is empty; name one with a strength, such as {1234: 2.0}.")
+        raise Refused("latents is empty; name one with a strength, such as {1234: 2.0}.")
     steerings = [
         _Steering(one, resolve(one, todo, mode, unit, most), error_term, scope, spared)
         for one, todo, most in zip(saes, edits, maxima, strict=True)
@@ -127,11 +128,11 @@ def _aligned(
         edits = _edits(latents, mode)
         return [sae], [edits], [cast("Maxima | None", max_activations)]
     if not isinstance(sae, Sequence) or not all(isinstance(one, SAE) for one in sae):
-        raise ValueError(
+        raise Refused(
             f"sae is {repr(sae)[:40]}; pass an SAE, such as hfsae.load(folder), or a list of them."
         )
     if isinstance(latents, Mapping) or len(latents) != len(sae):
-        raise ValueError(
+        raise Refused(
             f"latents has {len(latents)} entries for {len(sae)} SAEs; give a list with one mapping "
             "{latent: strength} for each SAE."
         )
@@ -140,7 +141,7 @@ def _aligned(
         return sae, edits, [None] * len(sae)
     maxima = cast("Sequence[Maxima | None]", max_activations)
     if isinstance(max_activations, Mapping) or len(maxima) != len(sae):
-        raise ValueError(
+        raise Refused(
             f"max_activations has {len(maxima)} entries for {len(sae)} SAEs; give a list with one "
             "for each SAE."
         )
@@ -154,7 +155,7 @@ def _edits(latents: Any, mode: Mode) -> Edits:
     is_list = isinstance(latents, Sequence) and not isinstance(latents, str)
     if mode == "ablate" and is_list:
         return dict.fromkeys(cast(Sequence[int], latents), 0.0)
-    raise ValueError(
+    raise Refused(
         f"latents is a {type(latents).__name__}; one SAE wants a mapping {{latent: strength}}, "
         'such as {1234: 2.0}, or with mode="ablate" a list of latents, such as [1234]'
     )
@@ -179,7 +180,7 @@ def resolve(
 ) -> list[Resolved]:
     """The edits in the latents' own units; raises ValueError as `steer` does."""
     if not isinstance(maxima, Mapping | None) and len(maxima) != sae.config.d_sae:
-        raise ValueError(
+        raise Refused(
             f"max_activations has {len(maxima)} numbers, this SAE {sae.config.d_sae} latents; "
             "is it of this SAE? A mapping {latent: maximum} may have fewer."
         )
@@ -201,32 +202,32 @@ def resolve(
 
 def _check_latent(latent: int, sae: SAE) -> None:
     if isinstance(latent, bool) or not isinstance(latent, Integral):
-        raise ValueError(f"latent {latent!r} is not an index; use an int, such as 1234.")
+        raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234.")
     if not 0 <= latent < sae.config.d_sae:
-        raise ValueError(f"latent {latent} is not in this SAE: it has 0 to {sae.config.d_sae - 1}.")
+        raise Refused(f"latent {latent} is not in this SAE: it has 0 to {sae.config.d_sae - 1}.")
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}.")
+        raise Refused(f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}.")
 
 
 def _checked_strength(latent: int, strength: object) -> float:
     is_number = isinstance(strength, Real) and not isinstance(strength, bool)
     if not is_number or not math.isfinite(cast(float, strength)):
-        raise ValueError(f"the strength of latent {latent} is {strength!r}; use a finite number.")
+        raise Refused(f"the strength of latent {latent} is {strength!r}; use a finite number.")
     return float(cast(float, strength))
 
 
 def _maximum(latent: int, maxima: Maxima | None) -> float:
     if maxima is None or (isinstance(maxima, Mapping) and latent not in maxima):
-        raise ValueError(
+        raise Refused(
             f"unit 'max' needs the maximal activation of latent {latent}: pass max_activations, "
             "such as FeatureStore.load(folder).max_activations."
         )
     most = float(maxima[latent])
     if not 0 < most < math.inf:
-        raise ValueError(
+        raise Refused(
             f"latent {latent} has the maximal activation {most:g} (it never fired), so it has no "
             "multiples: use unit='norm' or 'raw'."
         )

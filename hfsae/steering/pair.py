@@ -18,6 +18,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
+from ..machine.refused import Refused
+
 Phase = Literal["prompt", "generated"]
 Steering = Callable[[Phase], AbstractContextManager[object]]
 
@@ -43,7 +45,7 @@ class Sampling:
         for field in fields(self):
             value, (low, high) = getattr(self, field.name), limits[field.name]
             if not (isfinite(value) and low <= value <= high):
-                raise ValueError(f"{field.name} is {value}; it can be {low} to {high}")
+                raise Refused(f"{field.name} is {value}; it can be {low} to {high}")
 
 
 class Pair(NamedTuple):
@@ -164,10 +166,10 @@ def _eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int
 
 def _check_room(lm: PreTrainedModel, n_prompt: int, n_new: int) -> None:
     if not n_prompt:
-        raise ValueError("there is no prompt to go on from; write one")
+        raise Refused("there is no prompt to go on from; write one")
     room = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     if room is not None and n_prompt + n_new > room:
-        raise ValueError(
+        raise Refused(
             f"the prompt's {n_prompt:,} tokens and {n_new:,} new ones exceed the model's {room:,}; "
             "shorten one of them"
         )

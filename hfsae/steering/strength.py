@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ..lm import special_ids
+from ..machine.refused import Refused
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Multiples of the maximal activation that are tried unless others are given."""
@@ -69,7 +70,7 @@ class SeededSampling(LogitsProcessor):
 
     def __init__(self, seed: int, temperature: float = 1.0):
         if not 0 <= temperature < float("inf"):
-            raise ValueError(f"temperature is {temperature}; it must be 0 or more, and finite.")
+            raise Refused(f"temperature is {temperature}; it must be 0 or more, and finite.")
         self._generator, self._temperature = torch.Generator().manual_seed(seed), temperature
 
     def __call__(
@@ -123,7 +124,7 @@ def suggest_strength(
     """
     order = _ordered(strengths)
     if max_kl is None and max_repetition is None:
-        raise ValueError("no budget: give max_kl (nats a token), max_repetition (0 to 1) or both.")
+        raise Refused("no budget: give max_kl (nats a token), max_repetition (0 to 1) or both.")
 
     def attempt(strength: float) -> Trial:
         block = steered(strength) if strength else nullcontext()
@@ -156,7 +157,7 @@ def _sweep(attempt: Callable[[float], Trial], order: list[float], refine: int) -
 def _ordered(strengths: Sequence[float]) -> list[float]:
     order = sorted(map(float, strengths), key=abs)
     if not order or not all(map(isfinite, order)) or min(order) * max(order) <= 0:
-        raise ValueError(
+        raise Refused(
             f"strengths are {list(strengths)}; use finite numbers of one sign, such as (0.5, 1, 2)."
         )
     return order

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
+from ..machine.refused import Refused
 from .schedules import Duration, in_steps
 
 logger = logging.getLogger(__name__)
@@ -82,23 +83,23 @@ class TrainingArguments:
         counts = ("n_tokens", "batch_size", "gradient_accumulation_steps", "logging_steps")
         for name in (*counts, "dead_after_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} must be 1 or more, got {getattr(self, name)}")
+                raise Refused(f"training.{name} must be 1 or more, got {getattr(self, name)}")
         if self.num_processes is not None and self.num_processes < 1:
-            raise ValueError(
+            raise Refused(
                 f"training.num_processes must be 1 or more, or null, got {self.num_processes}"
             )
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"training.{name} must lie in [0, 1), got {getattr(self, name)}")
+                raise Refused(f"training.{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.n_tokens < self.batch_size:
-            raise ValueError(
+            raise Refused(
                 f"training.n_tokens ({self.n_tokens}) is less than one batch ({self.batch_size})"
             )
         durations = ("warmup", "decay", "sparsity_warmup", "bandwidth", "warm_start", "save")
         for name in (f"{duration}_steps" for duration in durations):
             value = getattr(self, name)
             if not (0 <= value < 1 or (value > 0 and value % 1 == 0)):
-                raise ValueError(
+                raise Refused(
                     f"training.{name} must be a whole number of steps, or a fraction of them all "
                     f"from 0 up to but not including 1, got {value}"
                 )
@@ -106,19 +107,19 @@ class TrainingArguments:
         for name in (*positive, "bandwidth_start", "adam_epsilon"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"training.{name} must be positive and finite, got {value}")
+                raise Refused(f"training.{name} must be positive and finite, got {value}")
         if self.save_total_limit is not None and self.save_total_limit < 1:
-            raise ValueError(
+            raise Refused(
                 f"training.save_total_limit is {self.save_total_limit}; keep 1 or more "
                 "checkpoints, or null for all"
             )
         if in_steps(self.warm_start_steps, self.total_steps) >= self.total_steps:
-            raise ValueError(
+            raise Refused(
                 f"training.warm_start_steps ({self.warm_start_steps}) leaves none of the "
                 f"{self.total_steps} steps to learn thresholds in; 0.5 is half of them"
             )
         if self.batch_size % self.gradient_accumulation_steps:
-            raise ValueError(
+            raise Refused(
                 f"training.batch_size ({self.batch_size}) does not divide by "
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps})"
             )
@@ -153,7 +154,7 @@ class TrainingArguments:
         """
         parts = n_processes * self.gradient_accumulation_steps
         if self.batch_size % parts:
-            raise ValueError(
+            raise Refused(
                 f"training.batch_size ({self.batch_size}) does not divide by processes times "
                 f"gradient_accumulation_steps ({parts})"
             )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..machine.files import free_space
+from ..machine.refused import Refused
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of what the trainer saves; a checkpoint without a number is of the first
@@ -70,7 +71,7 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             state = load(path)
         except _Damaged as error:
             if i + 1 == len(paths):
-                raise ValueError(
+                raise Refused(
                     f"{error}, and there is no sound one before it to go on from; put back a copy "
                     f"of it, or delete {folder} to train from the start"
                 ) from error
@@ -107,7 +108,7 @@ def load(path: Path) -> dict[str, Any]:
         raise _Damaged(f"the checkpoint {path} is damaged ({why})") from error
     version = state.get("format", FORMAT)
     if version != FORMAT:
-        raise ValueError(
+        raise Refused(
             f"a later version of hfsae wrote the checkpoint {path} (format {version}; this version "
             f"reads {FORMAT}); go on with that version, or give another output_dir"
         )

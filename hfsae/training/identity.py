@@ -6,6 +6,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
+from ..machine.refused import Refused
 from ..models import SAE
 from ..models.config import FIELDS_OF_TRANSFORMERS, own_fields
 from .arguments import TrainingArguments
@@ -55,7 +56,7 @@ class Identity:
         if differing := list(self._differences(theirs)):
             key, there, here = differing[0]
             keys = ", ".join(key for key, _, _ in differing)
-            raise ValueError(
+            raise Refused(
                 f"{path} belongs to another run: {key} is {there!r} there and {here!r} here "
                 f"(differing: {keys}); give another output_dir or delete that folder"
             )

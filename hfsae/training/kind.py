@@ -9,6 +9,7 @@ import logging
 
 import torch
 
+from ..machine.refused import Refused
 from ..models import SAE
 from .arguments import TrainingArguments
 
@@ -35,7 +36,7 @@ class StepKind:
         self._is_supported = device.type in ("cpu", "cuda") and not is_spread
         self.is_sparse = args.sparse == "always"
         if self.is_sparse and not self.can_be_sparse:
-            raise ValueError(
+            raise Refused(
                 f"training.sparse='always': a {type(sae).__name__} as configured on {device} has "
                 "no sparse step; 'auto' takes dense ones there"
             )

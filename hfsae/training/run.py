@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from ..machine.refused import Refused
 from ..models import SAE, Schedule
 from ..ops import Entries, Workspace, one_process
 from .arguments import TrainingArguments
@@ -160,7 +161,7 @@ class Run:
         """This process's share of the batch; all of it, where the latents are what is shared."""
         device, places = self.accelerator.device, self.sae.config.places
         if missing := [site for site in places if site not in batch]:
-            raise ValueError(
+            raise Refused(
                 f"this SAE is of site {missing[0]!r}, the stream carries {', '.join(batch)}: spell "
                 "the SAE's config.site as the harvester's sites"
             )

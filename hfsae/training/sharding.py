@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from ..machine.refused import Refused
 from ..models import SAEConfig
 
 
@@ -22,16 +23,16 @@ def check_spread(config: SAEConfig, n: int) -> None:
     """
     selection = getattr(config, "selection", "topk")
     if selection != "topk":
-        raise ValueError(
+        raise Refused(
             f"training.shard_latents: selection={selection!r} takes latents in groups, which would "
             "be torn apart; selection='topk' can be spread"
         )
     if config.d_sae % n:
-        raise ValueError(
+        raise Refused(
             f"training.shard_latents: sae.d_sae ({config.d_sae}) does not divide by {n} processes"
         )
     if config.d_sae in (config.d_in, config.d_out):
-        raise ValueError(
+        raise Refused(
             f"training.shard_latents: sae.d_sae ({config.d_sae}) equals d_in or d_out, so sizes "
             "do not tell what to spread; a dictionary is wider than that"
         )

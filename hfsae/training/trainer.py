@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from ..activations.harvest import refuse_not_finite
 from ..machine.files import free_space, sweep, write_whole
 from ..machine.lock import locked
+from ..machine.refused import Refused
 from ..machine.weights import stamp
 from ..models import SAE
 from ..ops import Workspace
@@ -73,7 +74,7 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             one process where two were meant, without a word.
     """
     if args.report_to != "none" and importlib.util.find_spec(args.report_to) is None:
-        raise ValueError(f"report_to={args.report_to!r} needs `pip install {args.report_to}`")
+        raise Refused(f"report_to={args.report_to!r} needs `pip install {args.report_to}`")
     # Both said, since what `accelerate config` chose would change the numbers and stand nowhere.
     accelerator = Accelerator(
         mixed_precision="no",
@@ -88,7 +89,7 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     is_lone = is_set == [True, True, False]
     wanted = args.num_processes or (2 if is_lone else launched)
     if accelerator.num_processes != wanted:
-        raise ValueError(
+        raise Refused(
             f"this run has {accelerator.num_processes} process(es), not the "
             f"{'several' if is_lone else wanted} asked for; `accelerate launch --cpu` starts only "
             "one: on CPUs use `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node N "
@@ -281,7 +282,7 @@ class Trainer(Generic[Trained]):
     def _stop_if_not_finite(self) -> None:
         for name, run in self.runs.items():
             if self._anyone(not run.is_finite()):
-                raise ValueError(
+                raise Refused(
                     f"weights of SAE {name or '(the only one)'} are no longer finite numbers; "
                     "lower training.learning_rate or sae.l0_coefficient, and start in another "
                     "output_dir"
@@ -312,7 +313,7 @@ class Trainer(Generic[Trained]):
             torch.set_rng_state(state["rng"])
             self.steps_done, self.seconds = state["steps_done"], state["seconds"]
         except KeyError as error:
-            raise ValueError(
+            raise Refused(
                 f"the checkpoint {path} lacks {error}, which this version of hfsae needs; go on "
                 f"with the version that wrote it, or delete {path.parent} to train from the start"
             ) from error

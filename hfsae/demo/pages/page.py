@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import gradio as gr
 from gradio.components import Component
 
+from ...machine.refused import Refused
 from ..actions import Actions, in_queue
 from ..address import Address, Steer, page_of, to_query
 from ..parts import html
@@ -221,7 +222,7 @@ class App:
 def whole(text: str) -> int:
     """What an element's data-at says."""
     if not text.isdecimal() or len(text) > 9:
-        raise ValueError("that element names no number; reload the page")
+        raise Refused("that element names no number; reload the page")
     return int(text)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from ...machine.refused import Refused
 from ...steering import MODES, SCOPES, UNITS
 from .. import address as at
 from .. import validate
@@ -109,7 +110,7 @@ class SteerPage(Page):
         if name == "latents":
             return _chosen(value)
         if name != "prompt" and value is None:
-            raise ValueError(f"{name} is empty; write a number")
+            raise Refused(f"{name} is empty; write a number")
         return super().from_component(name, value)
 
     def _unit(self, unit: str) -> str:
@@ -251,10 +252,10 @@ class SteerPage(Page):
 
     def _with(self, latent: int, now: at.Steer) -> at.Steer:
         if len(now.latents) >= validate.MAX_LATENTS:
-            raise ValueError(f"{validate.MAX_LATENTS} latents are steered already; remove one")
+            raise Refused(f"{validate.MAX_LATENTS} latents are steered already; remove one")
         if latent in now.latents:
             strength = f"{now.latents[latent]:g}"
-            raise ValueError(f"latent {latent} is steered already, with strength {strength}")
+            raise Refused(f"latent {latent} is steered already, with strength {strength}")
         strength = 1.0 if now.mode == "scale" else _FIRST[now.unit]
         return replace(now, latents={**now.latents, latent: strength})
 
