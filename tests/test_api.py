@@ -5,6 +5,7 @@ import torch
 
 import hfsae
 from hfsae.activations import HarvestArguments, Harvester, ShuffleArguments, ShuffledActivations
+from hfsae.machine.files import read_json
 from hfsae.machine.refused import Damaged, HubRefused
 
 from .tiny import TEXTS, make_sae, tiny_recipe, tokens
@@ -143,7 +144,7 @@ def test_refusals_are_told_apart_by_class(tmp_path, unreachable_hub):
         hfsae.JumpReLUSAEConfig(d_in=-1, d_sae=8)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(Damaged):
-        hfsae.load(tmp_path)
+        read_json(tmp_path / "config.json")
     with pytest.raises(HubRefused):
         hfsae.list_saes("someone/saes")
     assert issubclass(Damaged, hfsae.Refused) and issubclass(HubRefused, hfsae.Refused)
