@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel
 
 from ..machine.files import open_to_readers, read_json
-from ..machine.refused import Refused
+from ..machine.refused import Damaged, Refused
 from ..models import SAE, variants
 from ..models.registry import IMPORT_HINT
 from . import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, sparsify
@@ -107,9 +107,9 @@ def load_folder(path: Path, format_name: str, source: str, **options: Any) -> SA
         said = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, KeyError):
             said = f"it lacks {said}"
-        if type(error) is ValueError and source in said:
-            raise Refused(said) from error
-        raise Refused(f"{source} cannot be read as {format_name}: {said}") from error
+        if isinstance(error, Refused) and source in said:
+            raise
+        raise Damaged(f"{source} cannot be read as {format_name}: {said}") from error
 
 
 def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
