@@ -86,7 +86,7 @@ def test_a_verb_explains_only_the_fields_that_it_takes(verb, others, capsys):
         (["convert"], "hfsae convert needs SOURCE and DESTINATION and --to: hfsae convert"),
         (["convert", "a", "b", "--to", "c"], "--to must be one of 'hfsae', 'gemma_scope', "),
         (["list", "a", "--jsn"], "hfsae list has no option '--jsn'; did you mean '--json'?"),
-        (["list", "a", "b"], "hfsae list has no place for 'b': hfsae list SOURCE"),
+        (["list", "a", "b"], "hfsae list takes no argument 'b'; usage: hfsae list SOURCE"),
         (["verify", "a", "--layer", "x"], "--layer must be a whole number, or null, got 'x'"),
         (["space", "a", "--output"], "--output needs a value"),
         (["demo", "--port", "x"], "--port must be a whole number, or null, got 'x'"),
@@ -116,7 +116,7 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        (["trian"], "'trian' is no verb; did you mean 'train'?"),
+        (["trian"], "unknown verb 'trian'; did you mean 'train'?"),
         (["train", "nowhere.yaml"], "there is no recipe nowhere.yaml"),
         (["train", RECIPE, "--training.bach_size", "5"], "did you mean '--training.batch_size'"),
         (["train", RECIPE, "--training.learning_rat", "1"], "mean '--training.learning_rate'"),
@@ -142,7 +142,7 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["train", RECIPE, "--sae.d_sea", "5"], "did you mean 'd_sae'"),
         (["train", RECIPE, "--dry_run", "--sae.d_sea", "5"], "did you mean 'd_sae'"),
         (["train", RECIPE, "--dry_run", "--gpu", "abacus"], "--gpu must be A100 or H100"),
-        (["train", RECIPE, "--gpu", "H100"], "--gpu is for --dry_run"),
+        (["train", RECIPE, "--gpu", "H100"], "--gpu needs --dry_run"),
         (["train", RECIPE, "--shuffle.device", "cuda:99"], "is not here; this machine has 'cpu'"),
         (["train", RECIPE, "--dry_run", "--text.dataset", "no.txt"], "file is at 'no.txt'"),
         (["train", RECIPE, "--training.learning_rate", ".inf"], "positive and finite, got inf"),
@@ -170,9 +170,9 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(argv, sentence, capsys, tmp
         ("training: {n_token: 5}", "section training has no field 'n_token'; did you mean 'n_tok"),
         ("training: [1, 2]", "section training of"),
         ("{", "cannot read the recipe"),
-        ("42", "holds no sections"),
+        ("42", "has no sections"),
         ("trainings: {}", "no section 'trainings'; did you mean 'training'"),
-        ("5: {}", "no section 5; there are: lm"),
+        ("5: {}", "no section 5; known: lm"),
     ],
 )
 def test_a_bad_recipe_file_is_named(tmp_path, text, sentence, capsys):
@@ -388,7 +388,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch, capsys):
         assert main(["train", RECIPE]) == 130
     finally:
         signal.signal(signal.SIGINT, handler)  # which main() leaves ignored, as it is to end
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
 
 
 @pytest.mark.lm

@@ -73,5 +73,5 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(monkeypatch, capsys):
         port = str(taken.getsockname()[1])
         assert main(["demo", "--port", port]) == 2
     said = capsys.readouterr().err
-    assert f"--port {port} of 127.0.0.1 cannot be had" in said and "in use" in said
+    assert f"cannot listen on port {port} of 127.0.0.1" in said and "in use" in said
     assert said.count("\n") == 1 and not calls

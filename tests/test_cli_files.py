@@ -74,7 +74,7 @@ def test_convert_writes_another_format_and_lists_the_options(capsys, tmp_path):
     back = str(tmp_path / "back")
     assert main(["convert", str(out), back, "--to", "gemma_scope"]) == 0
     said = capsys.readouterr().out
-    assert "not kept, since gemma_scope has no place for it: site, model_name" in said
+    assert "not kept, since gemma_scope files have no field for it: site, model_name" in said
 
 
 def test_list_shows_what_paths_tell(capsys):
@@ -123,7 +123,7 @@ def test_a_gated_sae_is_listed_and_the_log_says_why_no_more_is_known(hub, folder
         hub.add_file(ID, name, (folder / name).read_bytes())
     hub.repos["models", ID].gated = "manual"
     assert hfsae.list_saes(ID) == [("", "hfsae", None, None, None)]
-    assert f"layer, width and L0 of {ID} are not known: " in caplog.text
+    assert f"layer, width and L0 of {ID} are unknown: " in caplog.text
     assert "it is gated; ask for access at" in caplog.text
 
 
@@ -162,8 +162,8 @@ def test_a_push_is_planned_offline_without_a_look_at_the_repository(folder, monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert main(["push", str(folder), ID, "--dry_run"]) == 0
     said = capsys.readouterr().out
-    assert f"model repository {ID} (which was not looked at, since HF_HUB_OFFLINE is set)" in said
-    assert "model.safetensors" in said and "if it is made by this" in said
+    assert f"model repository {ID} (not looked at, since HF_HUB_OFFLINE is set)" in said
+    assert "model.safetensors" in said and "if this push creates it" in said
 
 
 @pytest.mark.parametrize("subfolder", ["../up", "/up", "a/../../up"])

@@ -98,10 +98,10 @@ def test_an_sae_in_a_repository_is_measured_with_what_lies_beside_it(
 @pytest.mark.parametrize(
     "more, sentence",
     [
-        (["--sae.site", "layers.2"], "sae.site is not `hfsae evaluate`'s to change"),
+        (["--sae.site", "layers.2"], "`hfsae evaluate` cannot change sae.site"),
         (["--site", "layers.2"], "is of layers.1, not of layers.2; leave out --site"),
         (["--evaluation.n_tokens", "0"], "evaluation.n_tokens is 0"),
-        (["--layer", "3"], "is of layers.1, not of layer 3"),
+        (["--layer", "3"], "was trained at layers.1, not at layer 3"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_a_model_is_loaded(
@@ -119,4 +119,4 @@ def test_a_model_that_a_config_names_is_not_taken_for_a_folder_here(
     Path("tiny/gemma").mkdir(parents=True)
     hfsae.save_as(sae, "foreign", "saelens")
     said = refused(["evaluate", "foreign", *text], capsys)
-    assert said == "foreign does not tell its language model; give --lm.name" and not loads
+    assert said == "foreign does not name its language model; give --lm.name" and not loads

@@ -382,7 +382,7 @@ def test_saes_of_several_variants_share_a_section(tiny_lm, tmp_path, caplog):
     assert (a.k, b.k, c.target_l0, d.target_l0) == (4, 3, None, 4)
     assert d.bandwidth == 0.001, "null unsets"
     assert "saes.a: a topk_sae takes target_l0 as its k, 4" in caplog.text
-    assert "saes.b: left out, since a batch_topk_sae has no use for it" in caplog.text
+    assert "saes.b: fields left out, since a batch_topk_sae does not use them" in caplog.text
     with pytest.raises(ValueError, match="TopKSAEConfig has no field 'bandwith'"):
         make_configs(tiny_recipe(tmp_path, saes={"a": saes["a"] | {"bandwith": 1}}), tiny_lm)
 
@@ -392,5 +392,5 @@ def test_a_record_of_training_without_norm_limits_is_damaged(tmp_path, loads):
     sae = AutoModel.from_config(
         make_configs(tiny_recipe(tmp_path), recipes.fields.empty_lm("tiny"))[""]
     )
-    with pytest.raises(ValueError, match=r"training\.json is damaged \(it names no norm limits\)"):
+    with pytest.raises(ValueError, match=r"training\.json is damaged \(it has no norm limits\)"):
         recipes.norm_limits(sae, tmp_path)

@@ -97,7 +97,9 @@ def test_a_folder_is_copied_into_the_space_without_what_is_private(tmp_path):
     write_space(space, str(tmp_path), subfolder="sae", model=str(tmp_path))
     assert "models" not in front_matter(space), "a folder of this machine is no model on the Hub"
     assert hfsae.load(space / "sae").config.d_sae == 8
-    with pytest.raises(ValueError, match=r"layer chooses in a repository; of .* give the SAE's"):
+    with pytest.raises(
+        ValueError, match=r"layer is only for repositories; give the SAE's own folder"
+    ):
         write_space(space, str(sae), layer=1)
     (sae / "model.safetensors").rename(sae / "ae.pt")
     with pytest.raises(ValueError, match=r"with model\.safetensors; `hfsae convert` makes one"):

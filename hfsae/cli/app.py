@@ -9,17 +9,20 @@ from .parsing import verb_parser
 
 
 def demo_verb(argv: list[str]) -> None:
-    """Open an SAE in the browser: what its latents fire on, what they do, and why a token came. The
-    quickstart's SAE, or a small one that comes with hfsae, if none is named."""
+    """Open an SAE in the browser: what its latents fire on, what they do, and why the model
+    produced a token. Without SOURCE: the quickstart's SAE, or else a small one that comes with
+    hfsae."""
     given = verb_parser("demo", "[SOURCE]", demo_verb)
     given.add("source", type=str | None, nargs="?", help="folder, or repository on the Hub")
     given.add("--revision", type=str | None, help="branch, tag or commit")
     add_choice(given)
-    given.add("--model", type=str | None, help="language model in the place of the SAE's own")
-    given.add("--no_model", action="store_true", help="only pages that need no model")
-    given.add("--mcp", action="store_true", help="serve its actions as tools for agents")
+    given.add("--model", type=str | None, help="language model to use instead of the SAE's own")
+    given.add("--no_model", action="store_true", help="only the pages that need no language model")
+    given.add(
+        "--mcp", action="store_true", help="serve the app's actions as tools for agents (MCP)"
+    )
     given.add("--host", type=str, default="127.0.0.1", help="address to listen on")
-    given.add("--port", type=int | None, help="the first free one from 7860, unless given")
+    given.add("--port", type=int | None, help="default: the first free port from 7860")
     args = given_options(given.parse(argv))
     if args.get("model") and args["no_model"]:
         raise Refused("--model and --no_model exclude each other; leave one of them out")
@@ -38,7 +41,7 @@ def demo_verb(argv: list[str]) -> None:
 
 
 def _refuse_port(host: str, port: int | None) -> None:
-    """Before a model is loaded for an address that cannot be listened on."""
+    """Refuse a port that cannot be used, before a model is loaded."""
     if port is None:
         return
     if not 1 <= port <= 65_535:
@@ -49,28 +52,29 @@ def _refuse_port(host: str, port: int | None) -> None:
     except OSError as error:
         why = (error.strerror or str(error)).partition(" (")[0].lower()
         raise Refused(
-            f"--port {port} of {host} cannot be had ({why}); give another, or none for a free one"
+            f"cannot listen on port {port} of {host} ({why}); give another --port, or leave it out "
+            "for a free one"
         ) from error
 
 
 def space_verb(argv: list[str]) -> None:
-    """Write a folder that is a Space on the Hub with the app for an SAE: a repository there, or a
-    folder here, whose files are copied. Pushing it is yours to do: the command is printed."""
+    """Write a folder for a Space on the Hub: the app for one SAE, which is a repository there, or a
+    folder here, whose files are copied. Nothing is pushed: the commands for that are printed."""
     given = verb_parser("space", "SOURCE [--output FOLDER]", space_verb)
     given.add("source", type=str, help="repository on the Hub, or folder of an SAE")
     given.add("--output", type=str, default="space", help="folder to write")
-    given.add("--title", type=str, default="Inspect and steer", help="of the Space")
+    given.add("--title", type=str, default="Inspect and steer", help="title of the Space")
     given.add("--revision", type=str | None, help="branch, tag or commit")
     add_choice(given)
-    given.add("--model", type=str | None, help="language model in the place of the SAE's own")
+    given.add("--model", type=str | None, help="language model to use instead of the SAE's own")
     args = given_options(given.parse(argv))
     folder = write_space(args.pop("output"), args.pop("source"), **args)
     print(
         f"wrote {folder}. To put it on the Hub (add --private to keep it to yourself):\n"
         "  hf repos create NAME/SPACE --repo-type space --space-sdk gradio\n"
         f"  hf upload NAME/SPACE {folder} . --repo-type space\n"
-        "A private SAE, or a gated language model, needs a token that may read it as the Space's "
-        "secret HF_TOKEN. Its requirements.txt asks PyPI for hfsae. Where it is not there, make a "
-        "wheel (pip wheel --no-deps, in a clone), put it beside, and write ./NAME.whl[demo] in its "
-        "place"
+        "A private SAE, or a gated language model, needs a token that may read it, as the Space's "
+        "secret HF_TOKEN. Its requirements.txt installs hfsae from PyPI. If this version is not on "
+        "PyPI, make a wheel (pip wheel --no-deps, in a clone), put it into the folder, and write "
+        "./NAME.whl[demo] into requirements.txt instead"
     )

@@ -13,11 +13,11 @@ from .parsing import VerbParser, verb_parser
 
 
 def list_verb(argv: list[str]) -> None:
-    """List the SAEs in a folder or a repository on the Hub, from one listing. Exit code 1 if there
-    is no SAE in a known format."""
+    """List the SAEs in a folder or a repository on the Hub, without fetching their weights. Exit
+    code 1 if there is no SAE in a known format."""
     parser = verb_parser("list", "SOURCE [--json]", list_verb)
     add_source(parser)
-    parser.add("--json", action="store_true", help="one JSON object a line")
+    parser.add("--json", action="store_true", help="print one JSON object per line")
     args = parser.parse(argv)
     entries = list_saes(args["source"], revision=args["revision"])
     if args["json"]:
@@ -37,34 +37,34 @@ def list_verb(argv: list[str]) -> None:
 
 
 def push_verb(argv: list[str]) -> None:
-    """Send a trained SAE, or a folder of several, to the Hub in one commit. A repository that is
-    made by this is private, unless --public. The token is that of `hf auth login`, or HF_TOKEN."""
+    """Send a trained SAE, or a folder of several, to the Hub in one commit. A new repository is
+    private, unless --public. The token is the one from `hf auth login`, or HF_TOKEN."""
     parser = verb_parser("push", "FOLDER NAME/REPOSITORY", push_verb)
     parser.add("folder", type=str, help="what `hfsae train` wrote, or a folder of such folders")
     parser.add("repo", type=str, help="repository on the Hub, as name/repository")
     parser.add("--public", action="store_true", help="make a new repository public")
-    parser.add("--revision", type=str | None, help="branch to commit to, made if it is not there")
+    parser.add("--revision", type=str | None, help="branch to commit to, created if missing")
     parser.add("--create_pr", action="store_true", help="propose it as a pull request")
-    parser.add("--subfolder", type=str, default="", help="where in the repository")
-    parser.add("--commit_message", type=str | None, help="of the commit")
+    parser.add("--subfolder", type=str, default="", help="folder in the repository")
+    parser.add("--commit_message", type=str | None, help="message of the commit")
     parser.add(
         "--include_code",
         action="store_true",
-        help="send a file with which the SAE runs where hfsae is not installed "
+        help="also send code that runs the SAE where hfsae is not installed "
         "(AutoModel.from_pretrained(repo, trust_remote_code=True))",
     )
     parser.add(
         "--replace_model_card",
         action="store_true",
-        help="do not carry over what people wrote into the card that is there",
+        help="do not keep what people wrote into the existing card",
     )
     parser.add(
         "--no_examples",
         action="store_true",
-        help="send no excerpts of your text, neither the features nor, in the card, examples, "
-        "and delete those that the repository holds",
+        help="send no excerpts of your text: no features folder, no examples in the card; and "
+        "delete those that the repository holds",
     )
-    parser.add("--dry_run", action="store_true", help="say what would be sent, and stop")
+    parser.add("--dry_run", action="store_true", help="print what would be sent, and stop")
     args = parser.parse(argv)
     private = False if args.pop("public") else None
     url = push(args.pop("folder"), args.pop("repo"), private=private, tell=_tell, **args)
@@ -73,14 +73,15 @@ def push_verb(argv: list[str]) -> None:
 
 
 def verify_verb(argv: list[str]) -> None:
-    """Say whether an SAE's weights are those that were saved, to the bit, and whether this machine,
-    dtype and version make of its probe what was made of it then. Exit code 1 if not, 3 if there is
-    no probe to compare with, as in files of other libraries: then its weights are read and hashed.
+    """Check whether an SAE's weights are the saved ones, to the bit, and whether this machine,
+    dtype and version compute the same from its probe as when it was saved. Exit code 1 if not, 3 if
+    there is no probe to compare with, as in other libraries' files: then the weights are only read
+    and hashed.
     """
     parser = verb_parser("verify", "SOURCE", verify_verb)
     add_source(parser)
     add_choice(parser)
-    parser.add("--dtype", type=str | None, help="to cast to first, as bfloat16")
+    parser.add("--dtype", type=str | None, help="cast to this dtype first, for example bfloat16")
     options = given_options(parser.parse(argv))
     sae = load(**options)
     home = beside(names=[PROBE], **{k: v for k, v in options.items() if k != "dtype"})
@@ -93,7 +94,7 @@ def verify_verb(argv: list[str]) -> None:
 
 
 def _as_it_is(sae: SAE) -> str:
-    """What can be said of weights that nothing is kept to compare with; `load` refuses NaN."""
+    """A description of weights without a probe; they are finite because `load` refuses NaN."""
     weights = sae.state_dict()
     n = sum(tensor.numel() for tensor in weights.values())
     names = ", ".join(weights)
@@ -106,19 +107,19 @@ def _leave(code: int) -> None:
 
 
 def convert_verb(argv: list[str]) -> None:
-    """Write an SAE of any known format in another: the same latents and reconstructions, or a
-    refusal where the format cannot hold it."""
+    """Write an SAE of any known format in another one, with the same latents and reconstructions.
+    Refused where the new format cannot represent the SAE."""
     parser = verb_parser("convert", "SOURCE DESTINATION --to FORMAT", convert_verb)
     add_source(parser)
-    parser.add("destination", type=str, help="folder to make; for openai a file")
-    parser.add("--to", required=True, choices=list(FORMATS), help="format")
+    parser.add("destination", type=str, help="folder to create; for openai a file")
+    parser.add("--to", required=True, choices=list(FORMATS), help="format to write")
     add_choice(parser)
     options = given_options(parser.parse(argv))
     destination, to = options.pop("destination"), options.pop("to")
     sae = load(**options)
     print(printable_lines(f"wrote {save_as(sae, destination, to)}: {sae}"))
     if lost := _lost(sae, load(destination)):
-        print(f"not kept, since {to} has no place for it: {', '.join(lost)}")
+        print(f"not kept, since {to} files have no field for it: {', '.join(lost)}")
 
 
 def _tell(text: str) -> None:
@@ -126,7 +127,7 @@ def _tell(text: str) -> None:
 
 
 def _lost(sae: SAE, converted: SAE) -> list[str]:
-    """Of what the config says of the language model, what a conversion did not keep."""
+    """Config fields about the language model that a conversion did not keep."""
     said = ("site", "target_site", "model_name", "model_revision", "model_dtype")
     said += ("model_attention", "tokenizer_hash", "bos", "target_l0")
     ours, theirs = sae.config, converted.config
@@ -134,16 +135,21 @@ def _lost(sae: SAE, converted: SAE) -> list[str]:
 
 
 def add_source(parser: VerbParser) -> None:
+    """Add SOURCE and --revision."""
     parser.add("source", type=str, help="folder, or repository on the Hub as name/repository")
     parser.add("--revision", type=str | None, help="branch, tag or commit")
 
 
 def add_choice(parser: VerbParser) -> None:
-    parser.add("--subfolder", type=str, default="", help="of the SAE, or of those to choose from")
+    """Add the options that choose one SAE of several."""
+    parser.add(
+        "--subfolder", type=str, default="", help="folder of the SAE, or of several to choose from"
+    )
     parser.add("--layer", type=int | None, help="block of the language model")
-    parser.add("--width", type=str | None, help="number of latents, as 16k or 16384")
-    parser.add("--l0", type=float | str | None, help="the nearest L0 is taken")
+    parser.add("--width", type=str | None, help="number of latents: 16k or 16384")
+    parser.add("--l0", type=float | str | None, help="take the SAE with the nearest L0")
 
 
 def given_options(args: dict[str, Any]) -> dict[str, Any]:
+    """The options that have a value."""
     return {name: value for name, value in args.items() if value is not None}

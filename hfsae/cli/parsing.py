@@ -1,4 +1,4 @@
-"""Parsers of the command's verbs, all of one kind: help of a screen, one sentence for a mistake.
+"""The parser of every verb: help on one screen, one sentence for a mistake.
 
 `--help` shows a verb's own options, the recipe's fields that people set most, and examples;
 `--help_all` explains every field that the verb takes.
@@ -27,11 +27,11 @@ class VerbParser:
 
     verb: str
     usage: str
-    """what follows the verb, as "FOLDER [LATENT ...]" """
+    """what follows the verb: "FOLDER [LATENT ...]" """
     what: str
     """what the verb does"""
     recipe: tuple[str, ...] = ()
-    """sections of the recipe that is read, if one is"""
+    """the recipe's sections, if the verb reads one"""
     sections: tuple[str, ...] = ()
     """those of them that the verb can set"""
     often: tuple[str, ...] = ()
@@ -57,11 +57,11 @@ class VerbParser:
         )
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
-        """What the arguments say, by name.
+        """The arguments' values by name.
 
         Raises:
-            ValueError: they are not this verb's; one sentence.
-            SystemExit: help was asked for, and is printed.
+            ValueError: unknown or invalid arguments; one sentence.
+            SystemExit: after printing help.
         """
         if _HELP.intersection(argv):
             print(self.help(everything=_ALL in argv))
@@ -70,7 +70,7 @@ class VerbParser:
             given = self.parser.instantiate(self.parser.parse_args(argv)).as_dict()
         except ArgumentError as error:
             raise Refused(self._sentence(" ".join(str(error).split()))) from error
-        given.pop("import")  # which is done by then
+        given.pop("import")  # already imported
         return given
 
     def help(self, everything: bool = False) -> str:
@@ -81,7 +81,7 @@ class VerbParser:
         if everything and self.sections:
             lines += self._fields()
         elif self.often:
-            lines += ["", "fields that are set most:"]
+            lines += ["", "most used fields:"]
             named = {action.dest: action for action in self._actions()}
             for name in self.often:
                 lines += _explained(named[name]) if name in named else []
@@ -93,7 +93,7 @@ class VerbParser:
         return "\n".join(lines)
 
     def _fields(self) -> Iterator[str]:
-        """Every field that the verb takes, under what its section is about."""
+        """Every field of the verb, under a heading for each section."""
         for section in self.sections:
             actions = [a for a in self._actions() if a.dest.partition(".")[0] == section]
             group = self.parser.groups.get(section) if self.parser.groups else None
@@ -113,16 +113,16 @@ class VerbParser:
         ]
 
     def _sentence(self, text: str) -> str:
-        """jsonargparse's sentence in our words, with the nearest name that there is."""
+        """jsonargparse's message reworded, with the nearest known name."""
         here = f"hfsae {self.verb}"
         if lacks := re.match(r"the following arguments are required: (.*)", text):
             dashed = {a.dest for a in self.parser._actions if a.option_strings}
             names = [f"--{n}" if n in dashed else n.upper() for n in lacks[1].split(", ")]
-            return f"{here} needs {' and '.join(names)}: {here} {self.usage}"
+            return f"{here} needs {' and '.join(names)}; usage: {here} {self.usage}"
         if unknown := re.match(r"unrecognized arguments: (\S+)", text):
             name = unknown[1].partition("=")[0]
             if not name.startswith("-"):
-                return f"{here} has no place for {name!r}: {here} {self.usage}"
+                return f"{here} takes no argument {name!r}; usage: {here} {self.usage}"
             options = [o for a in self._actions() for o in a.option_strings]
             return did_you_mean(f"{here} has no option {name!r}", name, options)
         if unknown := re.search(r"(?:[Kk]ey '|option ')([\w.]+)", text):
@@ -137,11 +137,11 @@ class VerbParser:
         if wrong and wrong[1] in kinds:
             dashes = "" if wrong[1].partition(".")[0] in self.recipe else "--"
             return f"{dashes}{wrong[1]} must be {in_words(kinds[wrong[1]])}, got {wrong[2]!r}"
-        return f"{here} cannot use this: {text}"
+        return f"{here}: invalid arguments: {text}"
 
 
 def verb_parser(verb: str, usage: str, function: Callable[..., None]) -> VerbParser:
-    """The parser of a verb without a recipe, which its function's docstring explains."""
+    """The parser of a verb without a recipe; the function's docstring is the help text."""
     return VerbParser(verb, usage, sentence_of(function))
 
 
@@ -151,6 +151,7 @@ def sentence_of(function: Callable[..., None]) -> str:
 
 
 def in_words(type_: Any) -> str:
+    """A type in words, for an error sentence."""
     if get_origin(type_) is Literal:
         return " or ".join(map(repr, get_args(type_)))
     if parts := [part for part in get_args(type_) if part is not type(None)]:
@@ -161,14 +162,15 @@ def in_words(type_: Any) -> str:
 
 
 def did_you_mean(problem: str, given: str, known: list[str]) -> str:
+    """The problem with the nearest known names, or else with all of them."""
     close = difflib.get_close_matches(given, known, n=2, cutoff=0.6)
     if close:
         return f"{problem}; did you mean {' or '.join(map(repr, close))}?"
-    return f"{problem}; there are: {', '.join(k for k in known if '.' not in k)}"
+    return f"{problem}; known: {', '.join(k for k in known if '.' not in k)}"
 
 
 def explained(name: str, text: str, default: Any = None) -> list[str]:
-    """Lines that say what a name is for."""
+    """A name and its explanation, as lines of help."""
     shown = "" if default in (None, SUPPRESS, False, "") else f" (default: {default})"
     text = f"{' '.join(text.split())}{shown}"
     head, rest = f"  {name:<{_COLUMN}}  ", " " * (_COLUMN + 4)

@@ -1,4 +1,4 @@
-"""A recipe from a YAML file and the command line, whose fields win."""
+"""Read a recipe from a YAML file and the command line; the command line wins."""
 
 import re
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ _Recipe = TypeVar("_Recipe", bound=Recipe)
 
 
 def _load_yaml_with_whole_numbers(text: str) -> Any:
-    """YAML in which 1e6 is a number of tokens, too."""
+    """YAML in which 1e6 is a number too."""
     check_yaml(text)
     return _whole_as_int(_load_yaml(text))
 
@@ -78,7 +78,7 @@ def _whole_as_int(value: Any) -> Any:
 
 
 def recipe_parser(verb: str, about: str = "", kind: type[Recipe] = Recipe) -> VerbParser:
-    """A parser of a recipe's fields; `about` is what its `--help` says of the verb."""
+    """A parser of a recipe's fields; `about` is the verb's description in `--help`."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_loader("yaml", _load_yaml_with_whole_numbers, exceptions=(ValueError, yaml.YAMLError))
     every = tuple(section.name for section in fields(kind))
@@ -95,13 +95,14 @@ def recipe_parser(verb: str, about: str = "", kind: type[Recipe] = Recipe) -> Ve
     if verb in SECTIONS:
         parser.add("--revision", type=str | None, help="branch, tag or commit of a repository")
         add_output(parser)
-        parser.add("--site", type=str | None, help="as layers.12, of an SAE that names none")
+        parser.add("--site", type=str | None, help="for an SAE that names no site: layers.12")
     parser.parser.add_argument("--recipe", action="config")
     parser.parser.add_class_arguments(kind, as_group=False)
     return parser
 
 
 def add_output(parser: VerbParser) -> None:
+    """Add --output_dir and the options that choose one SAE of several."""
     add_choice(parser)
     parser.add(
         "--output_dir",
@@ -118,17 +119,19 @@ def train_parser(about: str = "") -> VerbParser:
         "--gpu",
         type=str | None,
         default=None,
-        help=f"with --dry_run: its cost by formula on such cards ({', '.join(CARDS)}), one for "
-        "each of training.num_processes; else what this machine is measured to need",
+        help=f"with --dry_run: estimate the cost by formula for a card ({', '.join(CARDS)}), one "
+        "for each of training.num_processes; without it, this machine is measured",
     )
     return parser
 
 
 def _sae_help(everything: bool) -> Iterator[str]:
-    """The variants; the fields of their configs that are set most, or all of them."""
+    """Help for the variants and their most used config fields, or all of them."""
     classes = dict.fromkeys(c for variant in variants() for c in reversed(variant.mro()))
-    yield from ("", "fields of sae:" if everything else "fields of sae that are set most:")
-    yield from explained("--sae.d_sae", "number of latents; 8 to 32 times the width is usual")
+    yield from ("", "fields of sae:" if everything else "most used fields of sae:")
+    yield from explained(
+        "--sae.d_sae", "number of latents; usually 8 to 32 times the model's width"
+    )
     for config_class in (c for c in classes if issubclass(c, SAEConfig)):
         for param in docstring_parser.parse_from_object(config_class).params:
             if everything or param.arg_name in _OFTEN_OF_SAE:
@@ -147,13 +150,18 @@ def _sae_help(everything: bool) -> Iterator[str]:
 def parse_recipe(
     parser: VerbParser, argv: list[str], kind: type[_Recipe] = Recipe
 ) -> tuple[_Recipe, dict]:
+    """The recipe (a file or a name first, then fields), and the verb's own options.
+
+    Raises:
+        ValueError: no such recipe, or unknown or invalid arguments; one sentence.
+    """
     if argv and not argv[0].startswith("-"):
         path = Path(argv[0]) if kind is Comparison else find_recipe(argv[0])
         _check_readable(path, kind)
         argv = ["--recipe", str(path), *argv[1:]]
     argv = [_EXPONENT.sub(lambda n: f"{float(n[0]):.0f}", part) for part in argv]
     given = parser.parse(argv)
-    given.pop("recipe")  # which is read by then
+    given.pop("recipe")  # already read
     own = {section.name for section in fields(kind)}
     options = {name: value for name, value in given.items() if name not in own}
     recipe = kind(**{name: value for name, value in given.items() if name in own})
@@ -165,7 +173,7 @@ def parse_recipe(
 
 
 def _check_readable(path: Path, kind: type[Recipe]) -> None:
-    """A recipe is a YAML mapping of known sections; whatever else gets its own sentence."""
+    """Refuse what is not a YAML mapping of known sections, with a sentence for each mistake."""
     if not path.is_file():
         raise Refused(
             f"there is no comparison {path}; a clone of hfsae has examples in scripts/comparisons/"
@@ -176,8 +184,8 @@ def _check_readable(path: Path, kind: type[Recipe]) -> None:
         raise Refused(f"cannot read the recipe {path}: {error}") from error
     if not isinstance(content, dict):
         raise Refused(
-            f"the recipe {path} holds no sections, such as lm: and training:; `hfsae recipes` "
-            "lists some that hfsae carries"
+            f"the recipe {path} has no sections, such as lm: and training:; `hfsae recipes` "
+            "lists recipes that come with hfsae"
         )
     sections = {field.name: field.type for field in fields(kind)}
     for name, value in content.items():

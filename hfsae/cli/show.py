@@ -21,7 +21,7 @@ _SHOWN_LATENTS, _SHOWN_TOKENS, _SHOWN_EXAMPLES = 5, 6, 3
 def print_folder(folder: Path, latents: list[int], source: str | None = None) -> None:
     """
     Args:
-        source: of what is printed, where the folder is only a copy of it.
+        source: name to print, if the folder is only a copy of it.
     """
     name = source or str(folder)
     refuse_mixture(folder)
@@ -64,13 +64,13 @@ def _print_metrics(folder: Path) -> None:
 
 
 def how_to_make(verb: str, folder: Path | None, name: str) -> str:
-    """How to make what is missing: without the recipe of a run, model and text have to be named."""
+    """The command that makes a missing result; without a run's recipe it names model and text."""
     fields = "" if folder and home_of(folder) else " --lm.name MODEL --text.dataset TEXT"
     return f"`hfsae {verb} {name}{fields}` makes it"
 
 
 def _summary(folder: Path, name: str) -> str:
-    """What was trained, at which speed, in how much memory; or what the config says."""
+    """What was trained, its speed and memory; or, without that record, the config's facts."""
     config = read_json(folder / "config.json")
     if not (folder / "training.json").is_file():
         place = f"{config.get('site')} of {config.get('model_name')}"
@@ -89,12 +89,13 @@ def _summary(folder: Path, name: str) -> str:
 
 
 def print_next(folders: list[Path]) -> None:
+    """Print commands to try next on a trained SAE."""
     folder = folders[0]
-    # In a virtual environment that is not activated, the command has to be named by its path.
+    # In a virtual environment that is not activated, the command needs its path.
     home = "" if shutil.which("hfsae") else f"{os.path.relpath(Path(sys.executable).parent)}/"
     load_it = f"import hfsae, transformers; transformers.AutoModel.from_pretrained('{folder}')"
     if (folder / "evaluation.json").is_file() and not misgivings(folder):
-        print(f"\nThe folder {folder} could be pushed to the Hub as it stands.")
+        print(f"\nThe folder {folder} is ready to be pushed to the Hub.")
     steps = [
         *([f"hfsae demo {folder}"] if importlib.util.find_spec("gradio") else []),
         f"hfsae push {folder} NAME/REPOSITORY --dry_run",

@@ -75,7 +75,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Messages alone, as a terminal may have them: they name what files and listings say."""
+    """Plain messages without control characters: they quote files and listings of others."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))
@@ -91,38 +91,38 @@ def main(argv: list[str] | None = None) -> int:
     log = logging.StreamHandler()
     log.setFormatter(_PrintableFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[log])
-    for handler in logging.getLogger("transformers").handlers:  # which names what a config says
+    for handler in logging.getLogger("transformers").handlers:  # its messages quote configs
         handler.setFormatter(_PrintableFormatter())
     warnings.formatwarning = _format_warning
     for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()  # a bar for every file read hides ours
+    transformers_logging.disable_progress_bar()  # a bar for every file would hide hfsae's
     keep_freed_memory()
     try:
         _dispatch(argv)
     except BrokenPipeError:  # `hfsae show FOLDER | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor a word at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and stay silent at exit
     except (ValueError, OSError) as error:
         if os.environ.get("HFSAE_DEBUG"):
             raise
         print(f"hfsae: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more changes nothing
-        print("hfsae: stopped; the same command goes on from here", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore a second Ctrl-C
+        print("hfsae: stopped; run the same command to resume", file=sys.stderr)
         return 130
     return 0
 
 
 def train(argv: list[str]) -> None:
-    """Train what a recipe describes, evaluate it, collect what its latents fire on, and write a
-    folder with weights, card, metrics, figures and examples. Run again, it resumes."""
+    """Train the SAE of a recipe, evaluate it, collect what its latents fire on, and write a folder
+    with weights, card, metrics, figures and examples. Run again, it resumes."""
     recipe, options = parse_recipe(train_parser(sentence_of(train)), argv)
     if options["dry_run"]:
         print("\n".join(plan(recipe, options["gpu"]).lines))
         return
     if options["gpu"] is not None:
-        raise Refused("--gpu is for --dry_run, which reckons for a card that is not here")
+        raise Refused("--gpu needs --dry_run: it only estimates the cost on a card")
     command = shlex.join(["hfsae", "train", *argv])
     folders = run(recipe, command, check_cost=check_memory)
     if is_first_process():
@@ -137,26 +137,26 @@ def compare(argv: list[str]) -> None:
     parser = recipe_parser("compare", sentence_of(compare), Comparison)
     comparison, _ = parse_recipe(parser, argv, Comparison)
     report = run_comparison(comparison, command=shlex.join(["hfsae", "compare", *argv]))
-    print(f"\nThe report is {report / 'report.md'}; beside it lie report.html and the numbers.")
+    print(f"\nThe report is {report / 'report.md'}; report.html and the numbers are beside it.")
 
 
 def evaluate(argv: list[str]) -> None:
-    """Evaluate a trained SAE anew, with other fields of its recipe, which are noted in its
-    recipe.yaml. Or any SAE, in a folder or repository, in any format, on all of a text; what its
-    config does not tell of the language model has to be given."""
+    """Evaluate a trained SAE again; fields that you change are noted in its recipe.yaml. Or
+    evaluate any SAE, in a folder or repository, in any format, on a whole text; give what its
+    config lacks about the language model."""
     _report_again("evaluate", argv, "evaluation.json")
 
 
 def collect(argv: list[str]) -> None:
-    """Collect what a trained SAE's latents fire on anew, with other fields of its recipe, which are
-    noted in its recipe.yaml. Or those of any SAE, in a folder or repository, in any format; what
-    its config does not tell of the language model has to be given."""
+    """Collect again what a trained SAE's latents fire on; fields that you change are noted in its
+    recipe.yaml. Or do it for any SAE, in a folder or repository, in any format; give what its
+    config lacks about the language model."""
     _report_again("collect", argv, "features/meta.json")
 
 
 def show_folder(argv: list[str]) -> None:
-    """Print an SAE's metrics and latents, as far as they lie beside it: those named, or some drawn
-    at random."""
+    """Print an SAE's metrics, and what its latents fire on (those named, or a few at random), from
+    the results beside it."""
     parser = verb_parser("show", "SOURCE [LATENT ...]", show_folder)
     add_source(parser)
     parser.add("latents", type=int, nargs="*", default=[], help="indices of latents to show")
@@ -176,8 +176,8 @@ def show_folder(argv: list[str]) -> None:
 
 
 def card(argv: list[str]) -> None:
-    """Draw the figures and write the model card again, from what lies in a folder; of an SAE from
-    elsewhere, or of another format, in a folder of its own."""
+    """Draw the figures and write the model card again, from the results in a folder. For an SAE
+    from elsewhere, or in another format, a new folder is made."""
     parser = verb_parser("card", "SOURCE", card)
     add_source(parser)
     add_output(parser)
@@ -196,7 +196,7 @@ def card(argv: list[str]) -> None:
 
 
 def recipes(argv: list[str]) -> None:
-    """List the recipes that hfsae carries, which `hfsae train NAME` takes by name."""
+    """List the recipes that come with hfsae, for `hfsae train NAME`."""
     parser = verb_parser("recipes", "", recipes)
     parser.parse(argv)
     for name, text in carried_recipes().items():
@@ -229,13 +229,13 @@ def _dispatch(argv: list[str]) -> None:
     elif argv[0] in VERBS:
         VERBS[argv[0]](argv[1:])
     else:
-        raise Refused(did_you_mean(f"{argv[0]!r} is no verb", argv[0], list(VERBS)))
+        raise Refused(did_you_mean(f"unknown verb {argv[0]!r}", argv[0], list(VERBS)))
 
 
 def _import_variants(argv: list[str]) -> None:
     """Import the modules of `--import MODULE`.
 
-    Only what is named on the command line is imported: a recipe or a folder may come from anybody.
+    Recipes and folders cannot name modules to import: they may come from anybody.
     """
     for flag, value in zip(argv, [*argv[1:], ""], strict=True):
         if flag == "--import" and value and not value.startswith("-"):
@@ -259,7 +259,7 @@ def _help() -> str:
 
 
 def _report_again(verb: str, argv: list[str], result: str) -> None:
-    """Make one result of an SAE again: of a run, or of one from elsewhere."""
+    """Make one result again, for the SAE of a run or for one from elsewhere."""
     parser = recipe_parser(verb, sentence_of(VERBS[verb]))
     if not argv or argv[0].startswith("-"):
         parse_recipe(parser, argv)  # --help, or an unknown option
@@ -273,13 +273,15 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
         with alone(home, [folder]):
             recipe, options = parse_recipe(parser, [str(home / "recipe.yaml"), *changes])
             for name in (name for name, value in options.items() if value):
-                raise Refused(f"--{name} is for an SAE from elsewhere; {folder} is a run's own")
+                raise Refused(
+                    f"--{name} is only for an SAE from elsewhere; {folder} belongs to a run"
+                )
             again(recipe, folder, home, result)
     print_folder(folder, [])
 
 
 def _measure(verb: str, parser: VerbParser, source: str, changes: list[str], result: str) -> Path:
-    """Make one result of an SAE that no recipe tells of; the folder that it lies in."""
+    """Make one result for an SAE without a recipe; the result's folder."""
     _, options = parse_recipe(parser, changes)
     choice = {"source": source, **given_options(options)}
     site, output = choice.pop("site", None), choice.pop("output_dir", None)
@@ -288,10 +290,10 @@ def _measure(verb: str, parser: VerbParser, source: str, changes: list[str], res
     told = [f"--{key}={value}" for key, value in known.items()]
     recipe, _ = parse_recipe(parser, [*told, *changes])
     if "lm.name" not in known and not any(re.match(r"--lm\.name\b", part) for part in changes):
-        raise Refused(f"{source} does not tell its language model; give --lm.name")
+        raise Refused(f"{source} does not name its language model; give --lm.name")
     old, new = as_plain(Recipe()), as_plain(recipe)
     for key, _, _ in differences(old, new, {*new} - {*SECTIONS[verb]}):
-        raise Refused(f"{key} is not `hfsae {verb}`'s to change")
+        raise Refused(f"`hfsae {verb}` cannot change {key}")
     refuse_no_tokens(recipe, result)
     folder, origin = place(choice, output)
     print(f"{verb}: {recipe.lm.name} reads {recipe.text.dataset}; results go to {folder}")
@@ -305,6 +307,6 @@ def _measure(verb: str, parser: VerbParser, source: str, changes: list[str], res
 
 def _one_line(error: BaseException) -> str:
     said = str(error)
-    if isinstance(error, OSError) and error.errno in _FULL:  # as the system says it, bare
+    if isinstance(error, OSError) and error.errno in _FULL:  # the system's bare message
         said = f"{error}; make room there, or give a folder that can be written to"
     return printable(" ".join(said.split()))

@@ -1,4 +1,4 @@
-"""What a run costs before it is begun: seconds, bytes, on this machine or on a card elsewhere.
+"""What a run will cost: seconds and bytes, on this machine or on a named card.
 
 plan        seconds and memory by stage, for --dry_run
 footprint   bytes

@@ -1,12 +1,12 @@
 """Bytes that a recipe takes, in one process and on disk: counted, stage by stage.
 
-A run holds most at one of its stages: while the language model reads, while scales are estimated,
-in a training step, while a checkpoint or the trained SAE is put together, in evaluation, while
-examples are collected. So parts are listed by stage, and the stage that takes most is what a
-process needs. With a GPU its memory and the machine's are two counts, each with its own stage.
+Memory peaks at one of a run's stages: harvesting, estimating scales, a training step, writing a
+checkpoint or the trained SAE, evaluation, collecting examples. So memory is listed by stage, and
+the largest stage is what a process needs. With a GPU, its memory and main memory are counted apart,
+each with its own largest stage.
 
-What is counted is exact (parameters, buckets, batches); how many copies of it are alive at once was
-measured on a CPU (`scripts/bench/plan.py`), where torch frees and takes as it does on a GPU.
+Sizes are exact (parameters, buckets, batches); how many copies are alive at once was measured on a
+CPU (`scripts/bench/plan.py`), where torch allocates and frees as it does on a GPU.
 """
 
 import copy
@@ -37,18 +37,20 @@ Parts = dict[str, Number]
 
 _FLOAT, _BFLOAT = 4, 2  # bytes
 _PYTHON = 0.6e9
-_CUDA = 1.0e9  # context, cuBLAS, NCCL and what the allocator cannot use; an assumption
+_CUDA = 1.0e9  # context, cuBLAS, NCCL and the allocator's waste; an assumption
 _COPIES_BESIDE_A_GRADIENT = 3  # of [batch, d_sae], while a matrix's gradient is added to the last
 _AUTOCAST_COPIES = 1.0  # more, in bfloat16
 _LOOK_COPIES = 2.25  # of pre-activations, while their density is taken
 _BATCH_COPIES = 8  # [batch, d]: input, target, reconstruction, errors, gradients
 _SCORES = 2**23  # pairs that a sparse step scores at a time
-_ENTRY = 100  # bytes of an entry through a sparse step
-_ENTRIES_A_FIRING = 2.0  # the kernel's window and the screen let in more than fires
+_ENTRY = 100  # bytes that a sparse step needs for one entry
+_ENTRIES_A_FIRING = 2.0  # the kernel's window and the screen select more than fires
 _EXAMPLE_TOKEN = 55  # bytes of a token of an example, while tables of them are made
 _SHARD_COPIES = 2  # of the cache's shard, while its entries are put together
-_SURELY = 1.25  # times what there is: a plan is not exact, and what would run is not refused
-_REMEDIES = {  # by what the memory is for
+_SURELY = (
+    1.25  # times the memory there is: plans are inexact, and a run that would fit is not refused
+)
+_REMEDIES = {  # by the stage that needs the memory
     "activation bucket": "lower shuffle.bucket_tokens",
     "one step, dense": "make a step in parts (training.gradient_accumulation_steps)",
     "one step, sparse": "make a step in parts (training.gradient_accumulation_steps)",
@@ -61,27 +63,27 @@ _REMEDIES = {  # by what the memory is for
 
 
 class Memory(NamedTuple):
-    """Parts of one process's memory, each at the stage that takes most of it."""
+    """One process's memory by part, at the stage that needs most."""
 
     main: Parts
     gpu: Parts
-    """empty where there is none"""
+    """empty without a GPU"""
 
 
 class _Stage(NamedTuple):
-    """What is alive: where the SAE is computed, and what is in main memory in any case."""
+    """Memory in use: on the SAE's device, and always in main memory."""
 
     device: Parts
     main: Parts = {}  # noqa: RUF012 - never written
 
 
 class _Sizes(NamedTuple):
-    """Numbers of numbers."""
+    """Parameter counts."""
 
     of_all: list[int]
     """parameters of each SAE"""
     here: int
-    """of all SAEs together, those that one process holds"""
+    """parameters of all SAEs that one process holds"""
 
     @property
     def largest(self) -> int:
@@ -92,10 +94,10 @@ class _Sizes(NamedTuple):
 def memory(
     recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], *, on_gpu: bool
 ) -> Memory:
-    """Of each of the recipe's processes; process 0's, which does most.
+    """Memory of one process: of process 0, which needs most.
 
     Raises:
-        ValueError: latents that cannot be spread are to be.
+        ValueError: the recipe spreads latents that cannot be spread.
     """
     stages = _stages(recipe, lm, configs, on_gpu)
     if not on_gpu:
@@ -106,7 +108,7 @@ def memory(
 
 
 class Shortage(NamedTuple):
-    """Memory of which a plan takes more than is free."""
+    """A kind of memory that a plan needs more of than is free."""
 
     kind: Literal["main memory", "GPU memory"]
     needed: Number
@@ -115,7 +117,7 @@ class Shortage(NamedTuple):
 
     @property
     def is_sure(self) -> bool:
-        """Whether it is more than there is in all, by more than a plan can be wrong."""
+        """Whether it exceeds even the total, by more than a plan's error."""
         return self.needed > _SURELY * self.room.total
 
     def __str__(self) -> str:
@@ -126,7 +128,7 @@ class Shortage(NamedTuple):
 
 
 def shortages(memory: Memory, n_here: int) -> list[Shortage]:
-    """Of this machine, for `n_here` processes that share its main memory."""
+    """Shortages of this machine, for `n_here` processes that share its main memory."""
     every = [Shortage("main memory", n_here * _total(memory.main), main_memory())]
     if memory.gpu:
         every.append(Shortage("GPU memory", _total(memory.gpu), gpu_memory()))
@@ -136,7 +138,7 @@ def shortages(memory: Memory, n_here: int) -> list[Shortage]:
 def check_memory(
     recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], device: torch.device
 ) -> None:
-    """Before anything is allocated: log what is more than is free at present.
+    """Before anything is allocated, warn where the plan needs more than is free at present.
 
     Raises:
         ValueError: the recipe needs more memory than this machine has.
@@ -156,7 +158,7 @@ def remedy(
     needed: Memory,
     shortage: Shortage,
 ) -> str:
-    """What would fit: less of what takes most, or a narrower SAE."""
+    """What would fit: less of the largest part, or a narrower SAE."""
     is_gpu = shortage.kind == "GPU memory"
     parts = needed.gpu if is_gpu else needed.main
     largest = max(parts, key=lambda name: parts[name])
@@ -168,7 +170,7 @@ def remedy(
     for narrow in _narrower(configs):
         try:
             then = memory(recipe, lm, narrow, on_gpu=bool(needed.gpu))
-        except ValueError:  # latents that do not divide among the processes
+        except ValueError:  # latents that do not divide evenly among processes
             continue
         if n_sharing * _total(then.gpu if is_gpu else then.main) <= shortage.room.free:
             d_sae = max(config.d_sae for config in narrow.values())
@@ -178,7 +180,7 @@ def remedy(
 
 
 def _narrower(configs: dict[str, SAEConfig]) -> Iterator[dict[str, SAEConfig]]:
-    """Half as many latents, a quarter and so on, as long as there are more than dimensions."""
+    """A half, a quarter, and so on of the latents, while there are more of them than dimensions."""
     while all(config.d_sae >= 2 * config.d_in for config in configs.values()):
         configs = copy.deepcopy(configs)
         for config in configs.values():
@@ -187,11 +189,11 @@ def _narrower(configs: dict[str, SAEConfig]) -> Iterator[dict[str, SAEConfig]]:
 
 
 def disk(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> Parts:
-    """While it runs; at the end checkpoints are removed."""
+    """Disk space while it runs; at the end checkpoints are removed."""
     t, n = recipe.training, sum(parameters(config)[0] for config in configs.values())
     every = in_steps(t.save_steps, t.total_steps) or t.total_steps
     n_checkpoints = -(-t.total_steps // every)
-    if t.save_total_limit is not None:  # one more while the next is being written
+    if t.save_total_limit is not None:  # one more, while the next is written
         n_checkpoints = min(n_checkpoints, t.save_total_limit + 1)
     parts: Parts = {"checkpoints": 3 * _FLOAT * n * n_checkpoints, "trained SAE": _FLOAT * n}
     if recipe.harvest.cache is not None:
@@ -201,12 +203,12 @@ def disk(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> 
 
 
 def lm_dtype(recipe: Recipe, lm: PreTrainedModel) -> torch.dtype:
-    """The language model's in this run; "auto" is that of its weights."""
+    """The language model's dtype in this run; "auto" is that of its weights."""
     return lm.dtype if recipe.lm.dtype == "auto" else getattr(torch, recipe.lm.dtype)
 
 
 def token_bytes(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> int:
-    """Of one token's activations at all sites."""
+    """Bytes of one token's activations at all sites."""
     widths = {}
     for config in configs.values():
         widths[config.site] = config.d_in
@@ -216,7 +218,7 @@ def token_bytes(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfi
 
 
 def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
-    """Of an SAE, all and those that one of the processes holds where latents are spread.
+    """An SAE's parameters: all, and those that one process holds if latents are spread.
 
     Raises:
         ValueError: torch cannot count so many.
@@ -226,8 +228,8 @@ def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
             named = list(AutoModel.from_config(config).named_parameters())
     except (RuntimeError, TypeError) as error:
         raise Refused(
-            f"sae.d_sae {config.d_sae} is more than any machine can hold; 8 to 32 times d_in is "
-            "usual"
+            f"sae.d_sae {config.d_sae} is more than any machine can hold; usual are 8 to 32 times "
+            "d_in"
         ) from error
     spread = sum(p.numel() for _, p in named if config.d_sae in p.shape)
     whole = sum(p.numel() for _, p in named) - spread
@@ -240,8 +242,8 @@ def is_spread(recipe: Recipe) -> bool:
 
 
 def takes_sparse_steps(recipe: Recipe, config: SAEConfig, *, on_gpu: bool) -> bool:
-    """As far as can be known before any activation is seen. Steps on a GPU count as dense, which
-    take more memory: when sparse ones pay there has not been measured."""
+    """Whether steps are sparse, as far as is known before any activation is seen. Steps on a GPU
+    count as dense, which need more memory: there it has not been measured when sparse ones pay."""
     t = recipe.training
     with torch.device("meta"):
         can_be_sparse = AutoModel.from_config(config).can_be_sparse
@@ -254,7 +256,8 @@ def takes_sparse_steps(recipe: Recipe, config: SAEConfig, *, on_gpu: bool) -> bo
 
 
 def _l0(config: SAEConfig, recipe: Recipe) -> float:
-    """At the start of training, where L0 is highest: half of all, if nothing holds it down."""
+    """L0 at the start of training, where it is highest: half of all latents, unless something keeps
+    it low."""
     is_steered_there = config.target_l0 is not None and not _has_warm_start(config, recipe)
     return config.d_sae / 2 if is_steered_there else float(config.l0_goal or config.d_sae / 2)
 
@@ -289,7 +292,7 @@ def _stages(
     trained = _Stage({"SAE, gradients, Adam": 4 * _FLOAT * sizes.here})
     step = max((_step(recipe, c, on_gpu) for c in configs.values()), key=lambda s: _total(s.device))
     made = {"SAE as it is made": _FLOAT * (_all(sizes) + sizes.largest / 2)}
-    # A file's pages and the copy that is made of them, or, unpacked from GGUF, float32 first.
+    # A file's pages and a copy of them; GGUF is unpacked to float32 first.
     loading = _Stage({}, {"loading the language model": (1 if on_gpu else 2) * lm_bytes})
     return [
         _and(loading, _Stage({}, always.main)),
@@ -305,7 +308,7 @@ def _stages(
 
 
 def _harvest(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
-    """A block's forward pass, or the exchange of what was harvested, whichever takes more."""
+    """A block's forward pass, or the exchange of harvested activations, whichever needs more."""
     rows, context, item = (
         recipe.harvest.rows,
         recipe.text.context_size,
@@ -357,7 +360,7 @@ def _may_be_sparse(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> bool:
 
 
 def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> _Stage:
-    """What one SAE's step takes beyond parameters, gradients and moments."""
+    """What one SAE's step needs beyond parameters, gradients and moments."""
     t, n = recipe.training, recipe.training.num_processes or 1
     spread = is_spread(recipe)
     batch = t.batch_size // t.gradient_accumulation_steps // (1 if spread else n)
@@ -386,7 +389,7 @@ def _sparse(recipe: Recipe, config: SAEConfig, batch: int, n_processes: int) -> 
 
 
 def _checkpoint(sizes: _Sizes, spread: bool) -> _Stage:
-    """Weights and moments are written from where they lie, unless they lie spread."""
+    """Weights and moments are written from where they are, or gathered first if they are spread."""
     if not spread:
         return _Stage({})
     matrix = _FLOAT * sizes.largest / 2
@@ -394,7 +397,7 @@ def _checkpoint(sizes: _Sizes, spread: bool) -> _Stage:
 
 
 def _folding(sizes: _Sizes, spread: bool) -> _Stage:
-    """The trained SAEs, and of one the state that is folded and a copy of its encoder."""
+    """The trained SAEs, and for one of them the folded state and a copy of its encoder."""
     result = {"folding": _FLOAT * (_all(sizes) + 1.5 * sizes.largest)}
     if spread:
         return _Stage({}, {**result, "SAE put together": _FLOAT * sizes.largest})
@@ -402,8 +405,8 @@ def _folding(sizes: _Sizes, spread: bool) -> _Stage:
 
 
 def _evaluation(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
-    """Logits of two arms and five copies in float32 of a row of theirs, or, where they are capped,
-    a copy of the second's; before that, latents beside the first's."""
+    """Logits of two arms and five float32 copies of one row of them, or, if logits are capped, a
+    copy of the second arm's; before that, latents beside the first arm's."""
     if recipe.evaluation.n_tokens == 0:
         return _Stage({})
     config = lm.config.get_text_config()
@@ -436,12 +439,12 @@ def _examples(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]
 
 
 def _tables(recipe: Recipe, config: SAEConfig) -> Number:
-    """Of the examples that there can be: a latent's by rows it can fire in, all by what fires."""
+    """Bytes of the tables: limited per latent by rows, and in total by the number of firings."""
     a, n_tokens, context = recipe.collect, recipe.collect_tokens, recipe.text.context_size
     most = min(a.top + a.quantiles * min(a.per_quantile, a.reservoir), -(-n_tokens // context))
     l0 = config.l0_goal or config.d_sae
     n_examples = min(most * config.d_sae, n_tokens * l0)
-    ids = 2 * 8 * n_tokens  # of tokens and documents, as they came and put together
+    ids = 2 * 8 * n_tokens  # of tokens and documents, in batches and concatenated
     return ids + _EXAMPLE_TOKEN * n_examples * min(2 * a.window + 1, context)
 
 
@@ -460,7 +463,7 @@ def _and(*stages: _Stage) -> _Stage:
 
 
 def _joined(*each: Parts) -> Parts:
-    """Parts of one name are added up."""
+    """Add up parts of the same name."""
     total: Parts = {}
     for parts in each:
         for name, amount in parts.items():

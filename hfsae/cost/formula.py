@@ -1,9 +1,9 @@
-"""How fast a GPU that is not here would do a recipe's work: by formula, never measured.
+"""How fast a GPU elsewhere would do a recipe's work: by formula, never measured.
 
-What is to be done is counted: floating-point operations of matrix products, and bytes of whatever
-else moves through memory, between cards, or between a card and main memory. It is divided by the
-figures that a card is sold with, of which a share is taken for granted (`Card.assumptions` says
-them). Expect the right order, and ratios between recipes; not the right minute.
+The work is counted: floating-point operations of matrix products, and bytes that move through
+memory, between cards, or between a card and main memory. It is divided by an assumed share of a
+card's published figures (`Card.assumptions`). Expect the right order of magnitude, and ratios
+between recipes; not the right minute.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ _LINK_SHARE = 0.6
 _HOST = 10e9  # bytes a second, a process, into or out of a bucket in main memory
 _FLOAT = 4
 
-# Passes over numbers that are no matrix product, as the code makes them: reads and writes.
+# Reads and writes outside matrix products, counted from the code.
 _STEP_A_LATENT = 24  # of [batch, d_sae]: bias, comparisons, STE kernels and their gradients, counts
 _STEP_A_PARAMETER = 14  # gradient cleared and added to, projection, Adam 7, norms
 _LOOK_A_LATENT = 6  # of [tokens, d_sae] in encoding
@@ -33,7 +33,7 @@ _A_LOGIT = 24  # bytes: soft cap, float32 log-probabilities, their exponentials
 
 
 class Card(NamedTuple):
-    """A GPU's published figures, a second; products without the doubling for sparse matrices."""
+    """A GPU's published figures, per second; without the doubling for sparse matrices."""
 
     name: str
     bf16: float
@@ -45,7 +45,7 @@ class Card(NamedTuple):
 
     @property
     def assumptions(self) -> str:
-        """What a time by formula rests on."""
+        """The assumptions behind a time by formula."""
         return (
             f"by formula, not measured: {self.name} as published ({self.bf16 / 1e12:.0f} TFLOP/s "
             f"bfloat16, {self.float32 / 1e12:.0f} float32, {self.bandwidth / 1e12:.2g} TB/s, "
@@ -76,7 +76,8 @@ def lm_pace(
     attention: str | None,
     on: Card,
 ) -> LMPace:
-    """Two operations a parameter and token, attention's own products, and what eager ones move."""
+    """Two operations per parameter and token, attention's products, and memory moved by eager
+    attention."""
     config, block = lm.config.get_text_config(), blocks(lm)[0]
     peak = _LM_SHARE * (on.float32 if dtype == torch.float32 else on.bf16)
     bandwidth = _MEMORY_SHARE * on.bandwidth
@@ -97,7 +98,8 @@ def lm_pace(
 
 
 def step_seconds(config: SAEConfig, n_here: int, args: TrainingArguments, on: Card) -> float:
-    """Of one dense step: an upper bound, since no GPU has shown yet what sparse ones take there.
+    """Seconds of one dense step: an upper bound, since sparse steps have not been measured on a
+    GPU.
 
     Args:
         n_here: parameters of the SAE that one process holds.
@@ -105,7 +107,7 @@ def step_seconds(config: SAEConfig, n_here: int, args: TrainingArguments, on: Ca
     n = args.num_processes or 1
     spread = n if args.shard_latents else 1
     batch, d_sae = args.batch_size / (1 if args.shard_latents else n), config.d_sae / spread
-    # Forward one product a matrix; backward one for each matrix and one for what is between them,
+    # Forward, one product per matrix; backward, one for each matrix, one for what is between them,
     # and one more for b_dec where it is subtracted from the input.
     widths = 2 * config.d_in + 3 * config.d_out + (config.d_in if config.subtract_b_dec else 0)
     peak = _SAE_SHARE * (on.bf16 if args.bf16 else on.float32)
@@ -122,7 +124,8 @@ def step_seconds(config: SAEConfig, n_here: int, args: TrainingArguments, on: Ca
 
 
 def sae_pace(config: SAEConfig, args: CollectArguments, context: int, on: Card) -> SAEPace:
-    """Of looking at a trained SAE: float32, a product each way, passes over its latents."""
+    """Seconds per token of running a trained SAE: float32, a product each way, passes over its
+    latents."""
     products = 2 * config.d_sae * (config.d_in + config.d_out) / (_SAE_SHARE * on.float32)
     a_pass = _FLOAT * config.d_sae / (_MEMORY_SHARE * on.bandwidth)
     encode = products + _LOOK_A_LATENT * a_pass
@@ -130,12 +133,12 @@ def sae_pace(config: SAEConfig, args: CollectArguments, context: int, on: Card) 
 
 
 def exchange_seconds(token_bytes: int, n: int, in_main_memory: bool, on: Card) -> float:
-    """Of a harvested token: to all n processes, and in each into its bucket."""
+    """Seconds per harvested token: to all n processes, and there into the bucket."""
     crossing = token_bytes * (n - 1) / n / (_LINK_SHARE * on.link)
     return crossing + token_bytes / (_HOST if in_main_memory else _MEMORY_SHARE * on.bandwidth)
 
 
 def draw_seconds(token_bytes: int, itemsize: int, n: int, in_main_memory: bool, on: Card) -> float:
-    """Of an activation to train on, of which each process draws its share, in float32."""
+    """Seconds per activation to train on: each process draws its share, in float32."""
     moved = (token_bytes + 2 * _FLOAT * token_bytes / itemsize) / n
     return moved / (_HOST if in_main_memory else _MEMORY_SHARE * on.bandwidth)

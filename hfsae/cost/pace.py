@@ -1,8 +1,8 @@
 """How fast this machine does a recipe's work: pieces of the real code, timed on random input.
 
 Nothing is loaded: language models are cut to a block or two without their weights, dictionaries to
-a few thousand latents, and what grows in proportion is multiplied. It takes seconds, and what it
-gives is right on a machine that does nothing else.
+a few thousand latents, and times are scaled up in proportion. It takes seconds; the result holds
+for a machine that does nothing else.
 """
 
 import copy
@@ -28,7 +28,7 @@ from ..training.run import Run
 _VOCABULARY = 4096  # of a cut language model
 _LATENTS = (4096, 8192)  # of cut dictionaries
 _ROWS_A_BLOCK = 4
-_L0 = 100.0  # where a recipe sets none
+_L0 = 100.0  # for a recipe without a target
 
 
 class LMPace(NamedTuple):
@@ -90,7 +90,7 @@ def _cut(
         cut = AutoModelForCausalLM.from_config(config, dtype=dtype, **named).eval()
     cut.to_empty(device=device)
     for tensor in (*cut.parameters(), *cut.buffers()):
-        tensor.fill_(0.01)  # random ones take longer to make than to multiply
+        tensor.fill_(0.01)  # random numbers would take longer than the products
     spare_bfloat16_(cut)
     return cut
 
@@ -104,7 +104,7 @@ def _log_probs(lm: PreTrainedModel, hidden: torch.Tensor) -> None:
 
 
 def step_seconds(config: SAEConfig, args: TrainingArguments, batch: int, device: str) -> float:
-    """Of a training step on `batch` activations, at the L0 that the config asks for."""
+    """Seconds of a training step on `batch` activations, at the config's L0."""
     less, more = (min(d, config.d_sae) for d in _LATENTS)
     time_of_more = _step_seconds(_narrowed(config, more), args, batch, device)
     if more == config.d_sae:
@@ -147,7 +147,7 @@ class SAEPace(NamedTuple):
 
 @torch.no_grad()
 def sae_pace(config: SAEConfig, args: CollectArguments, context: int, device: str) -> SAEPace:
-    """Of looking at a trained SAE, on rows of `context` tokens."""
+    """Pace of evaluating and collecting with a trained SAE, on rows of `context` tokens."""
     d_sae, n = min(config.d_sae, _LATENTS[0]), _ROWS_A_BLOCK * context
     l0 = config.l0_goal or _L0
     sae = AutoModel.from_config(_narrowed(config, d_sae)).to(device)
@@ -165,7 +165,7 @@ def sae_pace(config: SAEConfig, args: CollectArguments, context: int, device: st
 
 
 def _seconds(work: Callable[[], object], device: str, *, at_least: float = 0.5) -> float:
-    """The median of as many times as fit into `at_least`, after one that warms up."""
+    """The median of as many runs as fit into `at_least`, after a warm-up run."""
     times: list[float] = []
     while len(times) < 2 or sum(times) < at_least:
         start = time.perf_counter()

@@ -1,7 +1,7 @@
 """What a recipe will cost, before anything is loaded or written: memory, disk, time.
 
-Sizes are counted (`hfsae.cost.footprint`). Times are counts over paces: of this machine, which
-`hfsae.cost.pace` measures, or of a named GPU that is elsewhere, by formula (`hfsae.cost.formula`).
+Sizes are counted (`hfsae.cost.footprint`). Times are counts times paces: measured on this machine
+(`hfsae.cost.pace`), or by formula for a named GPU (`hfsae.cost.formula`).
 """
 
 import copy
@@ -63,7 +63,8 @@ def plan(recipe: Recipe, gpu: str | None = None) -> Plan:
         gpu: a card of `hfsae.cost.formula.CARDS`, one for each process; None: this machine.
 
     Raises:
-        ValueError: as `hfsae.recipe.check`; an unknown card; work that so many cannot share.
+        ValueError: as `hfsae.recipe.check`; an unknown card; work that so many processes cannot
+        share.
     """
     if gpu is not None and gpu not in CARDS:
         raise Refused(f"--gpu must be {' or '.join(CARDS)}, got {gpu!r}")
@@ -103,7 +104,7 @@ def estimate(
         _time_line(seconds, how),
     ]
     if recipe.evaluation.n_tokens is None:
-        lines.append(f"{'':<16}and the evaluation of all held-out text, however much that is")
+        lines.append(f"{'':<16}plus the evaluation of all held-out text, of unknown length")
     totals = (sum(parts.values()) for parts in (*needed, on_disk, seconds))
     return Plan(lines, *totals)
 
@@ -132,7 +133,7 @@ def _by_formula(recipe: Recipe, lm: PreTrainedModel, card: Card) -> _Paces:
 
 
 def _here(recipe: Recipe, config: SAEConfig) -> SAEConfig:
-    """The SAE as one process has it: of latents that are spread, its share."""
+    """The part of the SAE that one process holds: its share, if latents are spread."""
     if not is_spread(recipe):
         return config
     share = copy.deepcopy(config)
@@ -170,7 +171,7 @@ def _seconds(
 def _moving(
     recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], card: Card
 ) -> float:
-    """Seconds in which activations go to all processes' buckets, and out of them in batches."""
+    """Seconds to move activations into all processes' buckets, and out of them in batches."""
     t, n = recipe.training, recipe.training.num_processes or 1
     size, in_main = token_bytes(recipe, lm, configs), not recipe.shuffle.device.startswith("cuda")
     exchange = formula.exchange_seconds(size, n, in_main, card) / recipe.shuffle.passes
@@ -187,7 +188,7 @@ def _alike(configs: dict[str, SAEConfig]) -> list[tuple[SAEConfig, int]]:
 
 
 def _clash(recipe: Recipe) -> list[str]:
-    """What would keep this recipe from running in its output folder, as a note."""
+    """A note on what would keep this recipe from running in its output folder."""
     try:
         stale_stages(recipe)
     except ValueError as error:
@@ -233,7 +234,7 @@ def _short(dataset: str | list[str]) -> str:
 
 
 def _shortages_of(card: Card, needed: Memory) -> list[Shortage]:
-    """Of its memory only: which machine it is in is not known."""
+    """Shortage of GPU memory only: the card's machine is unknown."""
     bytes_ = int(card.memory)
     each = Shortage("GPU memory", sum(needed.gpu.values()), Room(bytes_, bytes_), f"an {card.name}")
     return [each] if each.needed > bytes_ else []
@@ -253,7 +254,7 @@ def _memory_lines(needed: Memory, n: int) -> list[str]:
 
 def _time_line(seconds: dict[str, Number], how: str) -> str:
     if not seconds:
-        return f"{'time':<15} not measured, since there is not enough memory"
+        return f"{'time':<15} not measured: not enough memory"
     unit, word = (60, "min") if sum(seconds.values()) < 2 * 3600 else (3600, "h")
     after = f"\n{'':<16}{how}" if how else "   if the machine does nothing else"
     return _sum_line("time", seconds, unit, word) + after

@@ -1,4 +1,4 @@
-"""To the Hub and from it, and SAEs by name.
+"""Push to the Hub, fetch from it, and load SAEs by name.
 
 upload     one atomic commit, whose files are on a list
 download   whole files, held against the Hub's checksums

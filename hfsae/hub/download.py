@@ -1,4 +1,4 @@
-"""From the Hub: whole files, held against its checksums; a damaged one is fetched again."""
+"""Download whole files from the Hub and compare checksums; a damaged file is fetched again."""
 
 import hashlib
 import logging
@@ -24,9 +24,9 @@ class HubFile(NamedTuple):
     path: str
     size: int | None
     sha256: str | None
-    """of a file in LFS"""
+    """of a file in LFS; None for others"""
     git_hash: str | None
-    """of any other. The client compares neither, only sizes"""
+    """git's hash of any other file. The Hub's client compares neither, only sizes"""
 
 
 class Listing(NamedTuple):
@@ -36,11 +36,11 @@ class Listing(NamedTuple):
     commit: str | None
     files: list[HubFile]
     revision: str | None = None
-    """that was asked for; None: the main branch"""
+    """the requested one; None: the main branch"""
 
 
 def download(api: HfApi, repo_id: str, path: str, revision: str | None) -> Path:
-    """A file as it is on a branch; on one that is yet to be made it is that of main."""
+    """A file on a branch; for a branch that does not exist yet, main's."""
     get = partial(api.hf_hub_download, repo_id, path)
     try:
         return Path(patiently(lambda: get(revision=revision), "download"))
@@ -56,12 +56,12 @@ def list_files(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Listing:
-    """Everything a repository holds, from one call; offline, what of it is in the cache.
+    """The listing of a repository, from one call; offline, of the files in the cache.
 
     Raises:
         ValueError: not there, not allowed, or unreachable; one sentence.
     """
-    with in_a_sentence(repo_id, f"read {repo_id} (no folder here)", revision):
+    with in_a_sentence(repo_id, f"read {repo_id} (not a local folder)", revision):
         if local_files_only or constants.HF_HUB_OFFLINE:
             return _list_cached(repo_id, revision, cache_dir)
         ask = partial(HfApi(token=token).model_info, repo_id, revision=revision)
@@ -77,7 +77,9 @@ def list_files(
             for f in info.siblings or []
         ]
         if junk := next((f for f in files if not _is_sound(f)), None):
-            raise Refused(f"the Hub's listing of {repo_id} holds an entry that is none: {junk}")
+            raise Refused(
+                f"the Hub's listing of {repo_id} has an invalid entry: {junk}; try again later"
+            )
         return Listing(repo_id, info.sha, files, revision)
 
 
@@ -106,11 +108,11 @@ def fetch(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Have these files of a repository in the cache; the folder that holds them all.
+    """Download these files of a repository into the cache; the folder that holds them all.
 
     Raises:
-        ValueError: not allowed, unreachable, or damaged on the way; one sentence. A file that
-            does not have the Hub's checksum is not kept.
+        ValueError: not allowed, unreachable, or damaged on the way; one sentence. A file whose
+            checksum differs from the Hub's is not kept.
     """
     files = {file.path: file for file in listing.files}
     root = Path()
@@ -138,16 +140,16 @@ def fetch(
                     found.resolve().unlink()
                     raise Refused(
                         f"{path} of {listing.repo_id} arrives damaged: its checksum is not the "
-                        "Hub's. It was not kept; try again later, or over another connection"
+                        "Hub's; try again later, or over another connection"
                     )
             root = found.parents[path.count("/")]
     return root
 
 
 def remember_revision(listing: Listing, root: Path) -> None:
-    """Note in the cache, once all of an SAE is in `root`, which commit its branch is at.
+    """Note in the cache which commit a branch is at, once all of an SAE's files are in `root`.
 
-    The client does so for files that it asks for by name. `fetch` asks by commit, and without the
+    The Hub's client does so for files fetched by branch. `fetch` names the commit, and without the
     note the SAE would not be found offline.
     """
     revision = listing.revision or constants.DEFAULT_REVISION
@@ -157,14 +159,15 @@ def remember_revision(listing: Listing, root: Path) -> None:
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         write_whole(note, str(listing.commit))
-    except OSError as error:  # a cache that can only be read; all that is needed is in it
+    except OSError as error:  # a read-only cache; the files themselves are there
         logger.info("the cache's note of %s is left as it is: %s", revision, error)
 
 
 def refuse_path(repo_id: str, path: str) -> None:
+    """Refuse a file whose path leads out of the download's folder."""
     parts = path.replace("\\", "/").split("/")
     if ".." in parts or path.startswith(("/", "\\")) or ":" in parts[0]:
-        raise Refused(f"{repo_id} holds a file named {path!r}, which leaves its folder: refused")
+        raise Refused(f"{repo_id} holds a file named {path!r}, a path outside its folder: refused")
 
 
 def _is_intact(path: Path, file: HubFile) -> bool:

@@ -1,4 +1,4 @@
-"""What of an SAE's folder goes to the Hub, and as it may be seen."""
+"""Which files of an SAE's folder go to the Hub, without local paths."""
 
 import json
 from collections.abc import Iterator
@@ -36,8 +36,7 @@ def files_to_publish(home: Path, more: tuple[str, ...] = ()) -> Iterator[Path]:
     """The files of an SAE's folder that others may see.
 
     Raises:
-        ValueError: one of them is a link, or lies in a linked folder: what it leads to was not put
-            there to be seen.
+        ValueError: one of them is a link, or lies in a linked folder: its target may be private.
     """
     for pattern in (*PUSHED, *more):
         for path in sorted(home.glob(pattern)):
@@ -50,6 +49,7 @@ def files_to_publish(home: Path, more: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def link_refusal(link: Path, folder: Path) -> str:
+    """Why a link is not sent, and what to do."""
     return (
         f"{link.relative_to(folder)} in {folder} is a link to {link.resolve()}; put a copy in its "
         "place, or remove it: links are not sent"
@@ -57,26 +57,26 @@ def link_refusal(link: Path, folder: Path) -> str:
 
 
 def _is_cached(path: Path) -> bool:
-    """Whether it is a link of the Hub's cache, from a snapshot to the blobs beside it."""
+    """Whether the path is a link in the Hub's cache, from a snapshot to a blob."""
     snapshots = [p for p in path.absolute().parents if p.name == "snapshots"]
     return any(path.resolve().parent == (p.parent / "blobs").resolve() for p in snapshots)
 
 
 def is_sae(folder: Path) -> bool:
-    """Whether weights of hfsae's lie there."""
+    """Whether the folder holds hfsae weights."""
     return any(
         (folder / n).is_file() for n in ("model.safetensors", "model.safetensors.index.json")
     )
 
 
 def is_of_hfsae(folder: Path) -> bool:
-    """Whether an SAE lies there, and not a language model."""
+    """Whether the folder holds an SAE, not a language model."""
     config = folder / "config.json"
     return is_sae(folder) and config.is_file() and "d_sae" in read_json(config)
 
 
 def published(path: Path, include_code: bool = False) -> Path | bytes:
-    """A file as it may be seen: records without where things lie on this machine."""
+    """A file's public version: records lose the paths of this machine."""
     if path.name == PROBE:
         return _published_probe(path)
     if path.name not in ("config.json", "training.json", "evaluation.json", "meta.json"):
@@ -91,7 +91,7 @@ def published(path: Path, include_code: bool = False) -> Path | bytes:
 
 
 def _published_probe(path: Path) -> Path | bytes:
-    """It holds a hash of the config, in which a language model's folder goes up as `./name`."""
+    """The probe with the public config's hash: there a language model's folder is `./name`."""
     config = path.with_name("config.json")
     name = read_json(config).get("model_name") if config.is_file() else None
     shown = public_record({"model_name": name}, path.parent)["model_name"]

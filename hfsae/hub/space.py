@@ -17,8 +17,8 @@ GRADIO = "6.31.0"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _APP = '''"""The Space: a language model, looked at and steered through a sparse autoencoder.
 
-`hfsae space` wrote this file. On ZeroGPU hardware the package `spaces` is there, and hfsae.demo
-uses it: it has to be imported before torch is.
+`hfsae space` wrote this file. On ZeroGPU hardware hfsae.demo uses the package `spaces`, which has
+to be imported before torch.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ import {package}.demo
 '''
 _BODY = """# {title}
 
-Look at which latents of {what} fire in a text, what each of them stands for, and what the language
-model says when one is turned up. Made with `hfsae`; on your own machine: `{command}`.
+See which latents of {what} fire in a text, what each of them stands for, and what the language
+model writes when you turn one up. Made with `hfsae`; on your own machine: `{command}`.
 """
 
 
@@ -49,13 +49,13 @@ def write_space(
 
     Args:
         sae: repository on the Hub, or folder of an SAE; by default the small one in the package.
-        model: a language model to use in the place of the one that the SAE's config names.
-        which: subfolder, layer, width, l0, revision, as for `hfsae.load`; of a folder only the
-            subfolder, which alone is copied.
+        model: a language model to use instead of the one in the SAE's config.
+        which: subfolder, layer, width, l0, revision, as for `hfsae.load`; for a local folder only
+            the subfolder, and only that is copied.
 
     Raises:
-        ValueError: the folder holds something else, the SAE's folder no SAE of hfsae's, or there is
-            no such folder, nor can it be a repository.
+        ValueError: the folder to write holds something else; the SAE's folder holds no hfsae SAE;
+            or `sae` is neither a folder nor a repository's name.
     """
     folder = Path(folder)
     ours = {"app.py", "requirements.txt", "README.md", "sae"}
@@ -63,7 +63,7 @@ def write_space(
     if folder.is_file() or any(not name.endswith(".whl") for name in others):
         raise Refused(f"{folder} holds something else; name another folder")
     if sae is not None and not Path(sae).is_dir() and not _REPOSITORY.fullmatch(sae):
-        raise Refused(f"there is no folder {sae}, and a repository is written name/repository")
+        raise Refused(f"there is no folder {sae}; write a repository as name/repository")
     source, base_model = sae, model
     if sae is not None and Path(sae).is_dir():
         named = _copy_sae(Path(sae, which.pop("subfolder", None) or ""), folder / "sae", which)
@@ -79,7 +79,7 @@ def write_space(
         "README.md": _readme(title, sae, base_model),
     }
     wanted = folder / "requirements.txt"
-    if wanted.is_file() and ".whl" in wanted.read_text(encoding="utf-8"):  # as the command advises
+    if wanted.is_file() and ".whl" in wanted.read_text(encoding="utf-8"):  # the printed advice
         del files[wanted.name]
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
@@ -94,21 +94,21 @@ def _requirement() -> str:
 
 
 def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
-    """Copy what of an SAE is for others to see; the language model that it names."""
+    """Copy the public files of an SAE; the language model that it names."""
     if chosen := [name for name, value in which.items() if value]:
-        raise Refused(f"{chosen[0]} chooses in a repository; of {sae} give the SAE's own folder")
+        raise Refused(f"{chosen[0]} is only for repositories; give the SAE's own folder in {sae}")
     config = sae / "config.json"
     if not (config.is_file() and is_sae(sae)):
         raise Refused(
             f"{sae} is not the folder of a trained SAE: it has no config.json with "
-            "model.safetensors; `hfsae convert` makes one of another library's files"
+            "model.safetensors; for another library's files, run `hfsae convert` first"
         )
     if "d_sae" not in read_json(config):
         raise Refused(
-            f"{sae} is not the folder of a trained SAE: its config.json has no d_sae; give what "
-            "`hfsae train` wrote, and a language model's folder with --model"
+            f"{sae} is not the folder of a trained SAE: its config.json has no d_sae; give the "
+            "folder that `hfsae train` wrote, and a language model's folder with --model"
         )
-    if target.resolve() == sae.resolve():  # this Space's own, again
+    if target.resolve() == sae.resolve():  # the Space's own copy
         return read_json(config).get("model_name")
     if target.resolve() in sae.resolve().parents:
         raise Refused(f"{sae} lies in {target}, which would be replaced; name another output")

@@ -1,8 +1,8 @@
 """SAEs by name: in a folder or a repository, one or many, in any format of `hfsae.convert`.
 
-A suite is a folder with many, whose paths say what they are: `layers.12/width_8k/l0_50`, or as
-Gemma Scope has it `layer_12/width_16k/average_l0_82`. One listing tells all of them; of a single
-SAE whose path says nothing, its config and metrics do.
+A suite is a folder of many SAEs, whose paths name layer, width and L0: `layers.12/width_8k/l0_50`,
+or in Gemma Scope `layer_12/width_16k/average_l0_82`. So one listing is enough; where the path of a
+single SAE names nothing, its config and metrics are read.
 """
 
 import logging
@@ -35,14 +35,14 @@ _WORDS = ("small", "medium", "big")  # for an L0, in Gemma Scope 2
 _L0 = re.compile(rf"l0_(\d+(?:\.\d+)?|{'|'.join(_WORDS)})")
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 20
-_LEVELS = 4  # of folders below the one that is named: a suite's SAEs lie three deep
+_LEVELS = 4  # of folders below the given one: a suite's SAEs lie three deep
 _MAX_JSON = 2**24  # bytes; a config is a few thousand
 _RECORDS = ("config.json", "evaluation.json")
 _BESIDE = {"hfsae": (PROBE,), "saelens": ("activation_scaler.json",)}
 
 
 class SAEEntry(NamedTuple):
-    """One SAE, as far as its path tells; None where it does not."""
+    """One SAE, as its path describes it; None for what the path does not name."""
 
     path: str
     """subfolder, or for single-file formats the file; "" if the whole folder is the SAE"""
@@ -50,8 +50,8 @@ class SAEEntry(NamedTuple):
     layer: int | None
     width: int | None
     l0: int | float | str | None
-    """a number, or Gemma Scope 2's "small", "medium", "big". Of a single SAE whose path says
-    nothing, the measured one, else the target, to a tenth"""
+    """a number, or Gemma Scope 2's "small", "medium", "big". For a single SAE whose path names
+    nothing: the measured L0, else the target, to a tenth"""
 
 
 def list_saes(
@@ -64,9 +64,9 @@ def list_saes(
 ) -> list[SAEEntry]:
     """All SAEs in a folder or a repository on the Hub, from one listing.
 
-    What the paths in a folder leave out, config.json and evaluation.json say. In a repository they
-    are fetched, two small files, of a single SAE whose path says nothing. Where they cannot be had,
-    the log says why.
+    In a folder, config.json and evaluation.json supply what the paths leave out. In a repository
+    these two small files are fetched only for a single SAE whose path names nothing; if that fails,
+    the reason is logged.
 
     Raises:
         ValueError: not there, not allowed, unreachable; one sentence.
@@ -98,16 +98,16 @@ def load(
     device: str | torch.device | None = None,
     norm_gain: Float[Tensor, " d_in"] | None = None,
 ) -> SAE:
-    """The SAE in a folder or a repository, in whatever format; of a suite the one that is meant.
+    """The SAE in a folder or a repository, in any known format; of a suite, the chosen one.
 
     Args:
         source: a folder, a file, or a repository's id.
-        subfolder: of one SAE; or of several, among which the following choose.
+        subfolder: of one SAE; or of several, among which the next arguments choose.
         layer: block of the language model.
-        width: number of latents as the path has it, "16k" or 16384.
-        l0: of several, the one whose L0 is nearest (by ratio) is taken, and named in the log.
+        width: number of latents, written as in the path ("16k") or as a number (16384).
+        l0: of several, the SAE with the nearest L0 (by ratio) is taken; the log names it.
         revision, token, cache_dir, local_files_only: as in `huggingface_hub`.
-        dtype: to cast to, as "bfloat16"; thresholds stay float32.
+        dtype: to cast to, for example "bfloat16"; thresholds stay float32.
         device: to move it to.
         norm_gain: for transcoders of Gemma Scope, see `hfsae.convert.gemma_scope`.
 
@@ -146,12 +146,12 @@ def beside(
     l0: int | float | str | None = None,
     revision: str | None = None,
 ) -> Path | None:
-    """The folder of the SAE that `load` would take, for files beside its weights.
+    """The folder of the SAE that `load` would load, for files beside its weights.
 
-    Of a repository, those of `names` that it has are fetched, and no others; None if it has none.
+    From a repository only the files in `names` are fetched; None if it has no such file.
 
     Args:
-        source: as for `load`, or what a repository was found to hold.
+        source: as for `load`, or a repository's listing.
 
     Raises:
         ValueError: as `load`.
@@ -166,7 +166,7 @@ def beside(
 def _folder_with(
     names: Sequence[str], entry: SAEEntry, listing: Listing, how: dict[str, Any]
 ) -> Path | None:
-    """The folder of an SAE; of a repository, with those of `names` that it has, None without any.
+    """The folder of an SAE; for a repository, with its files in `names`, or None without any.
 
     Args:
         how: options of `hub.fetch`.
@@ -182,12 +182,13 @@ def _folder_with(
 
 
 def _says_nothing(entry: SAEEntry) -> bool:
-    """Whether the path tells neither layer nor width nor L0."""
+    """Whether the path names no layer, width or L0."""
     return entry[2:] == (None, None, None)
 
 
 def _told_by_records(entry: SAEEntry, listing: Listing, how: dict[str, Any]) -> SAEEntry:
-    """The entry with what the SAE's config and metrics say; as it is where they cannot be read."""
+    """The entry completed from the SAE's config and metrics; unchanged where they cannot be
+    read."""
     prefix = f"{entry.path}/" if entry.path else ""
     sizes = {file.path: file.size or 0 for file in listing.files}
     names = [n for n in _RECORDS if sizes.get(prefix + n, _MAX_JSON) < _MAX_JSON]
@@ -196,7 +197,7 @@ def _told_by_records(entry: SAEEntry, listing: Listing, how: dict[str, Any]) -> 
         found = {n: read_json(folder / n) for n in names if folder is not None}
         return _told(entry, *(found.get(name, {}) for name in _RECORDS))
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        logger.warning("layer, width and L0 of %s are not known: %s", listing.repo_id, error)
+        logger.warning("layer, width and L0 of %s are unknown: %s", listing.repo_id, error)
         return entry
 
 
@@ -215,15 +216,15 @@ def _told(entry: SAEEntry, config: dict[str, Any], evaluation: dict[str, Any]) -
 def _dtype(name: str) -> torch.dtype:
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise Refused(f"dtype {name!r} is none; write 'float32', 'bfloat16' or 'float16'")
+        raise Refused(f"dtype must be 'float32', 'bfloat16' or 'float16', got {name!r}")
     return found
 
 
 def _refuse_another(sae: SAE, where: str, layer: int | None, width: str | int | None) -> None:
-    """Where paths say nothing, a single SAE is taken: if it is what was asked for."""
+    """Refuse an SAE, chosen because it is the only one, that is not the requested one."""
     found = _LAYER.search(sae.config.site or "")
     if layer is not None and found and int(found[1]) != layer:
-        raise Refused(f"{where} is of {sae.config.site}, not of layer {layer}")
+        raise Refused(f"{where} was trained at {sae.config.site}, not at layer {layer}")
     if width is not None and sae.config.d_sae != _width(width):
         raise Refused(f"{where} has {sae.config.d_sae:,} latents, not {_width(width):,}")
 
@@ -237,7 +238,7 @@ def _list(
 ) -> Listing:
     if not isinstance(source, str | Path) or not str(source):
         raise Refused(
-            f"source is {source!r}; name a folder, a file, or a repository as 'name/repository'"
+            f"source must be a folder, a file, or a repository as 'name/repository', got {source!r}"
         )
     root = Path(source)
     if root.is_dir():
@@ -256,7 +257,7 @@ def _list(
 
 
 def _local_files(root: Path) -> Iterator[HubFile]:
-    """Files a few levels deep, in no hidden folder; what vanishes meanwhile is left out."""
+    """Files a few levels deep, hidden folders left out, as well as files that vanish meanwhile."""
     for folder, inner, names in os.walk(root):
         inside = Path(folder).relative_to(root)
         deepest = len(inside.parts) == _LEVELS
@@ -293,7 +294,7 @@ def _parts(path: str) -> list[str]:
 def _width(text: str | int) -> int:
     found = re.fullmatch(r"(\d+)([km]?)", str(text).lower())
     if found is None:
-        raise Refused(f"{text!r} is no width; write '16k' or 16384")
+        raise Refused(f"width must be written as '16k' or 16384, got {text!r}")
     n, unit = int(found[1]), found[2]
     power = 2 ** (1000 * n).bit_length()  # the least above n thousand: 65k stands for 65,536
     if unit == "k" and power < 1000 * (n + 1):
@@ -316,14 +317,14 @@ def _pick(
     if not entries:
         raise Refused(_no_sae(listing, source))
     if (subfolder, layer, width, l0) == ("", None, None, None) and entries[0].path == "":
-        return entries[0]  # the repository is an SAE, and holds others besides
+        return entries[0]  # the repository itself is an SAE; others lie below it
     exact = [e for e in entries if subfolder and e.path == subfolder.rstrip("/")]
     if exact and (layer, width, l0) == (None, None, None):
-        return exact[0]  # nor do others below the folder that is named matter
+        return exact[0]  # an exact path wins over SAEs below it
     prefix = f"{subfolder.rstrip('/')}/" if subfolder else ""
     inside = [e for e in entries if f"{e.path}/".startswith(prefix)]
     if len(inside) == 1 and _says_nothing(inside[0]):
-        return inside[0]  # its path says nothing of it; once loaded, its config does
+        return inside[0]  # its path names nothing; its config is checked once loaded
     fitting = [
         e
         for e in inside
@@ -343,7 +344,9 @@ def _pick(
         what = f"{len(fitting)} SAEs" + (f" with {asked}" if asked else "")
         raise Refused(f"{source} has {what}; choose: {_options(fitting)}")
     if isinstance(l0, int | float) and fitting[0].l0 != l0:
-        logger.warning("%s: no L0 of %s; the nearest is %s", source, l0, fitting[0].path)
+        logger.warning(
+            "%s: no SAE with an L0 of %s; taking the nearest, %s", source, l0, fitting[0].path
+        )
     return fitting[0]
 
 
@@ -368,7 +371,7 @@ def _no_sae(listing: Listing, source: str) -> str:
 
 
 def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
-    """The files of one SAE, none of them absurd."""
+    """The files of one SAE, their sizes checked."""
     there = {file.path: file for file in listing.files}
     if FORMATS[entry.format].files[0].startswith("*"):
         return [entry.path]
@@ -384,5 +387,5 @@ def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
     for path in needed:
         size = there[path].size
         if path.endswith(".json") and size is not None and size > _MAX_JSON:
-            raise Refused(f"{listing.repo_id}: {path} has {size:,} bytes, absurd for a config")
+            raise Refused(f"{listing.repo_id}: {path} has {size:,} bytes, too many for a config")
     return needed

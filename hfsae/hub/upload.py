@@ -1,8 +1,8 @@
 """To the Hub: one atomic commit.
 
-`push` sends what is on a list of names and nothing else, says before it sends what will be seen by
-whom, and makes new repositories private unless told otherwise. What people wrote into a card stays.
-A commit whose answer was lost is found to be there.
+`push` sends only files on a list of names, prints beforehand what will be visible to whom, and
+makes new repositories private by default. What people wrote into a card stays. If the Hub's answer
+is lost, the commit is looked up rather than repeated.
 """
 
 import filecmp
@@ -43,7 +43,7 @@ from .outgoing import CODE, files_to_publish, is_of_hfsae, is_sae, link_refusal,
 
 logger = logging.getLogger(__name__)
 _RECORDS = ("config.json", "training.json", "evaluation.json")  # what cards are made from
-_OVERTAKEN = (409, 412)  # somebody else's commit came in between
+_OVERTAKEN = (409, 412)  # another commit came in between
 _TEXT = "features/examples.parquet"
 _OF_SAVING = ("transformers_version", "auto_map", "_name_or_path", "dtype", "architectures")
 _There = tuple[bool, bool, set[str], str | None]
@@ -61,11 +61,11 @@ class Plan(NamedTuple):
     revision: str | None = None
     is_pull_request: bool = False
     was_looked_at: bool = True
-    """whether it is known what is there: of a plan that is made offline it is not"""
+    """whether the repository's content is known; it is not in a plan made offline"""
     head: str | None = None
-    """the commit that it was made for; None: of a repository that is yet to be made"""
+    """the commit that the plan is based on; None: the repository does not exist yet"""
     has_examples: bool = False
-    """whether excerpts of the text that features were collected on are sent"""
+    """whether excerpts of the text behind the features are sent"""
     deleted: tuple[str, ...] = ()
     """paths in the repository"""
 
@@ -76,15 +76,15 @@ class Plan(NamedTuple):
         where += ", as a pull request" if self.is_pull_request else ""
         what = f"{'new' if self.is_new else 'existing'} {'private' if self.private else 'public'} "
         if not self.was_looked_at:
-            what, who = "", f"{who} if it is made by this"
-            where += " (which was not looked at, since HF_HUB_OFFLINE is set)"
+            what, who = "", f"{who} if this push creates it"
+            where += " (not looked at, since HF_HUB_OFFLINE is set)"
         lines = [
             f"{what}model repository {self.repo_id}{where}, {len(self.files)} files, "
             f"{n_bytes / 1e6:.1f} MB, visible to {who}:",
             *(f"  {path}  {_size(c) / 1e3:,.1f} kB" for path, c in sorted(self.files.items())),
         ]
         if labels := [path for path in self.files if path.endswith(f"/{LABELS}")]:
-            lines.append(f"with labels that people gave to latents: {', '.join(sorted(labels))}")
+            lines.append(f"with labels that people gave latents: {', '.join(sorted(labels))}")
         if self.has_examples:
             lines.append(
                 f"with excerpts of your text around what latents fire on, in {_TEXT} and the card; "
@@ -92,7 +92,7 @@ class Plan(NamedTuple):
             )
         if self.deleted:
             paths = ", ".join(self.deleted)
-            lines.append(f"deleted there, though earlier commits keep it: {paths}")
+            lines.append(f"deleted from the branch, though earlier commits keep it: {paths}")
         if self.left_out:
             lines.append(f"not sent: {', '.join(self.left_out)}")
         return "\n".join(lines)
@@ -119,27 +119,27 @@ def push(
     Args:
         folder: what `hfsae train` wrote, or a folder of such folders.
         repo_id: "name/repository".
-        token: None: that of `hf auth login`, or the environment's HF_TOKEN.
-        private: of a repository that is made by this; None: private. An existing one stays as it
-            is, and the opposite is an error.
-        revision: branch to commit to, made if it is not there.
+        token: None: the one from `hf auth login`, or the environment's HF_TOKEN.
+        private: whether a new repository is private; None: private. An existing repository stays as
+            it is, and asking for the opposite is an error.
+        revision: branch to commit to, created if missing.
         create_pr: propose the commit as a pull request.
-        subfolder: where in the repository.
+        subfolder: folder in the repository.
         commit_message: None: "Upload ... with hfsae".
-        include_code: send a file with which the SAE runs where hfsae is not installed. A repository
+        include_code: also send code that runs the SAE where hfsae is not installed. A repository
             that has that file keeps it.
-        replace_model_card: do not carry over what people wrote into the card that is there.
-        no_examples: send no excerpts of the text that features were collected on: no feature store,
-            which the same commit deletes where the repository has one, and a card without them.
-        dry_run: only tell; offline, without a look at what is there.
-        tell: is given what will be sent where, before it is sent.
+        replace_model_card: do not keep what people wrote into the existing card.
+        no_examples: send no excerpts of the text behind the features: no feature store (the same
+            commit deletes an existing one), and a card without examples.
+        dry_run: only print the plan; offline, without looking at the repository.
+        tell: called with the plan's text before anything is sent.
 
     Raises:
-        ValueError: no SAE in the folder, or a damaged one; not allowed, no such thing, unreachable;
-            one sentence.
+        ValueError: no SAE in the folder, or a damaged one; not allowed, not found, unreachable; one
+            sentence.
     """
     if repo_id.count("/") != 1:
-        raise Refused(f"{repo_id!r} is no repository; write 'name/repository'")
+        raise Refused(f"repository must be written as 'name/repository', got {repo_id!r}")
     _refuse_subfolder(subfolder)
     looks = not (dry_run and constants.HF_HUB_OFFLINE)
     where = (repo_id, private, revision, create_pr, subfolder)
@@ -149,7 +149,7 @@ def push(
 
 
 class _Order(NamedTuple):
-    """What `push` was called with, as far as plans are made by it."""
+    """The arguments of `push` that a plan depends on."""
 
     repo_id: str
     private: bool | None
@@ -160,13 +160,13 @@ class _Order(NamedTuple):
     replace_model_card: bool
     no_examples: bool
     looks: bool
-    """at what the repository holds"""
+    """at the repository's content"""
 
 
 def _carried_out(
     api: HfApi, folder: Path, order: _Order, message: str | None, tell: Callable[[str], None]
 ) -> str:
-    """The commit's address; without a message there is none: the plan is told, and that is all."""
+    """The commit's address; None without a message, when only the plan is printed."""
     homes = _homes(folder)
     with in_a_sentence(order.repo_id, f"push to {order.repo_id}"):
         make_plan = partial(_plan, api, folder, homes, order)
@@ -176,7 +176,7 @@ def _carried_out(
             return ""
         done = _send_in_time(api, plan, make_plan, message)
     if order.create_pr and not done.pr_url:
-        tell("nothing differs from what is there: no pull request was made")
+        tell("the repository already has all of this: no pull request was made")
     return done.pr_url or done.commit_url
 
 
@@ -208,7 +208,7 @@ def _is_of_store(path: str, stores: list[str]) -> bool:
 def _send_in_time(
     api: HfApi, plan: Plan, make_plan: Callable[[], Plan], message: str
 ) -> CommitInfo:
-    """The commit; planned again where somebody else's came in between, whose card it must keep."""
+    """Commit; if another commit came in between, plan again, so that its card is kept."""
     for wait in WAITS * 2:
         try:
             return _send(api, plan, message)
@@ -222,7 +222,7 @@ def _send_in_time(
 
 
 def _send(api: HfApi, plan: Plan, message: str) -> CommitInfo:
-    """Make the repository and the branch, if they are not there, and the one commit."""
+    """Create the repository and the branch if they are missing, and make the one commit."""
     repo_id, revision = plan.repo_id, plan.revision
     make_repo = partial(api.create_repo, repo_id, private=plan.private, exist_ok=True)
     patiently(make_repo, "create_repo")
@@ -230,7 +230,7 @@ def _send(api: HfApi, plan: Plan, message: str) -> CommitInfo:
         make_branch = partial(api.create_branch, repo_id, branch=revision, exist_ok=True)
         patiently(make_branch, "branch")
     commit = partial(_commit, api, plan, message)
-    # a commit whose answer was lost is found to be there, but a second pull request would be made
+    # if an answer is lost, a repeated commit is recognised; a pull request would be made twice
     return commit() if plan.is_pull_request else patiently(commit, "commit")
 
 
@@ -238,7 +238,7 @@ def _commit(api: HfApi, plan: Plan, message: str) -> CommitInfo:
     operations: list[CommitOperationAdd | CommitOperationDelete]
     operations = [CommitOperationAdd(path, data) for path, data in sorted(plan.files.items())]
     operations += [CommitOperationDelete(path) for path in plan.deleted]
-    with warnings.catch_warnings():  # parquet in a model's repository is meant: its features
+    with warnings.catch_warnings():  # parquet here is intended: the features
         warnings.filterwarnings("ignore", message="It seems that you are about to commit a data")
         return api.create_commit(
             plan.repo_id,
@@ -251,26 +251,26 @@ def _commit(api: HfApi, plan: Plan, message: str) -> CommitInfo:
 
 
 def _homes(folder: Path) -> list[Path]:
-    """The folders of the SAEs in `folder`, none of them damaged or mixed with another's results."""
+    """The folders of the SAEs in `folder`, checked for damage and for results of other weights."""
     if not folder.is_dir():
         raise Refused(f"there is no folder {folder} to push")
     found = sorted(p.parent for p in folder.rglob("config.json") if is_sae(p.parent))
     homes = [home for home in found if not passes(home)]
     for link in (p for p in sorted(folder.rglob("*")) if p.is_symlink() and p.is_dir()):
-        if any(is_of_hfsae(p) for p in (link, *link.iterdir())):  # `rglob` looks into no link
+        if any(is_of_hfsae(p) for p in (link, *link.iterdir())):  # `rglob` does not follow links
             raise Refused(link_refusal(link, folder))
     if not homes:
         raise Refused(
-            f"{folder} holds no SAE of hfsae's: no config.json with model.safetensors beside it; "
-            "`hfsae convert FOLDER NEW --to hfsae` makes one of another library's files"
+            f"{folder} holds no hfsae SAE: no config.json with model.safetensors beside it; for "
+            "another library's files, run `hfsae convert FOLDER NEW --to hfsae` first"
         )
     for home in homes:
-        sae = load_folder(home, "hfsae", str(home))  # refuses what is damaged or does not fit
-        read_labels(home)  # as does this
+        sae = load_folder(home, "hfsae", str(home))  # refuses damaged or inconsistent files
+        read_labels(home)  # so does this
         if (home / PROBE).is_file() and (damaged := sae.verify(home).damaged):
             raise Refused(
-                f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved, says {PROBE}; put "
-                f"back a sound copy, or delete {PROBE} if you changed the SAE yourself"
+                f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved ({PROBE}); "
+                f"put back a sound copy, or delete {PROBE} if you changed the SAE yourself"
             )
         refuse_mixture(home)
         cards.render_card(home, examples=False)  # refuses records that are damaged
@@ -279,7 +279,7 @@ def _homes(folder: Path) -> list[Path]:
 
 def _refuse_subfolder(subfolder: str) -> None:
     if ".." in re.split(r"[/\\]", subfolder) or subfolder.startswith(("/", "\\")):
-        raise Refused(f"subfolder {subfolder!r} leaves the repository; name one inside it")
+        raise Refused(f"subfolder {subfolder!r} lies outside the repository; name one inside it")
 
 
 def _collect(
@@ -313,7 +313,7 @@ def _collect(
 
 
 def _at(folder: Path, home: Path, prefix: str) -> str:
-    """Where in the repository an SAE of the folder lies: "", or with a slash at its end."""
+    """The path in the repository of an SAE in the folder: "", or with a final slash."""
     return prefix + "".join(f"{part}/" for part in home.relative_to(folder).parts)
 
 
@@ -324,7 +324,7 @@ def _prefix(subfolder: str) -> str:
 def _others(
     api: HfApi, repo_id: str, prefix: str, there: set[str], revision: str | None
 ) -> dict[str, Path]:
-    """Records of SAEs that the repository holds below a prefix: path below it -> copy of it."""
+    """Records of the repository's SAEs below a prefix: path below it -> local copy."""
     found = {}
     for path in sorted(there):
         folder, _, name = path.removeprefix(prefix).rpartition("/")
@@ -335,7 +335,7 @@ def _others(
 
 
 def _suite_card(folder: Path, homes: list[Path], others: dict[str, Path]) -> bytes:
-    """The card of all SAEs that will be there: those that are sent, and those that stay."""
+    """The card of all SAEs in the repository after the push: those sent and those that stay."""
     ours = {home.relative_to(folder).as_posix(): home for home in homes}
     records = {path: copy for path, copy in others.items() if path.rpartition("/")[0] not in ours}
     for path, home in ours.items():
@@ -352,8 +352,8 @@ def _size(content: Path | bytes) -> int:
 
 
 def _look(api: HfApi, repo_id: str, private: bool | None, revision: str | None) -> _There:
-    """Of the repository: whether it is new, is or will be private, what files it holds, and at
-    which commit, on a branch that is yet to be made those of main."""
+    """The repository's state: whether it is new, whether it is or will be private, its files, and
+    its commit; a new branch starts with main's."""
     look = partial(api.model_info, repo_id)
     try:
         found = patiently(lambda: look(revision=revision), "model_info")
@@ -366,7 +366,7 @@ def _look(api: HfApi, repo_id: str, private: bool | None, revision: str | None) 
     if private is not None and bool(found.private) != private:
         is_now = "private" if found.private else "public"
         raise Refused(
-            f"{repo_id} is there already and {is_now}; change that in its settings on the Hub, or "
+            f"{repo_id} already exists and is {is_now}; change that in its settings on the Hub, or "
             f"leave `private` out"
         )
     there = {file.rfilename for file in found.siblings or []}
@@ -374,7 +374,7 @@ def _look(api: HfApi, repo_id: str, private: bool | None, revision: str | None) 
 
 
 def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) -> None:
-    """Put the repository's id into cards, and into them what people wrote into the older ones."""
+    """Put the repository's id into cards, and keep what people wrote into the older ones."""
     for path in [p for p in plan.files if p.endswith("README.md")]:
         content = plan.files[path]
         text = (content.read_bytes() if isinstance(content, Path) else content).decode()
@@ -384,7 +384,7 @@ def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) ->
             try:
                 old = download(api, plan.repo_id, path, revision)
                 text = cards.carry_over(old.read_text(encoding="utf-8"), text)
-            except LocalEntryNotFoundError:  # it could not be asked: there may be one
+            except LocalEntryNotFoundError:  # offline: there may be one
                 raise
             except EntryNotFoundError:
                 pass
@@ -392,10 +392,10 @@ def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) ->
 
 
 def push_sae(sae: SAE, repo_id: str, **kwargs: Any) -> str:
-    """Send this SAE to the Hub in one commit; its address. Options are those of `hfsae.push`.
+    """Send this SAE to the Hub in one commit; the commit's address. Options as for `hfsae.push`.
 
-    What lies in the folder that it was loaded from (metrics, figures, features, probe) goes
-    with it, as long as weights and config are the ones in that folder.
+    The metrics, figures, features and probe in the folder that it was loaded from go with it, as
+    long as weights and config equal those in that folder.
     """
     with tempfile.TemporaryDirectory() as temporary:
         sae.save_pretrained(temporary)
@@ -405,7 +405,7 @@ def push_sae(sae: SAE, repo_id: str, **kwargs: Any) -> str:
 
 
 def _is_same(home: Path, other: Path) -> bool:
-    """Whether two folders hold the same SAE: weights, and what the config says of it."""
+    """Whether two folders hold the same SAE: the same weights and config."""
     names = (SAFE_WEIGHTS_NAME, "config.json")
     if not all((home / name).is_file() and (other / name).is_file() for name in names):
         return False

@@ -1,4 +1,4 @@
-"""A recipe: one section for each dataclass, and the run that it describes, from text to a folder.
+"""A recipe (a section for each dataclass) and the run that it describes, from text to a folder.
 
 fields   the sections, and where two recipes differ
 folder   what a run's folder holds, and what of it is out of date

@@ -1,4 +1,4 @@
-"""Training in one call, for whoever writes no recipe."""
+"""Train in one call, without writing a recipe."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ def train(
             d_sae=4096, target_l0=50, output_dir="runs/mine",
         )
 
-    Called again, it resumes what was interrupted and reuses what is finished. All lies in
+    Called again, it resumes what was interrupted and reuses what is finished. All results are in
     `output_dir`, which can be pushed to the Hub as it is. The same as `hfsae train RECIPE`.
 
     Args:
@@ -42,12 +42,13 @@ def train(
         dataset: a .txt, .jsonl or .parquet file, a folder of them, a Hub data set, packaged texts
             ("packaged:wiki"), or documents as a list.
         d_sae: number of latents; 8 to 32 times the model's width is usual.
-        output_dir: a new folder, or that of the same run.
-        target_l0: latents that fire on a token, on average. None: as the recipe says.
-        n_tokens: activations to train on; None: as the recipe says (quickstart: 524,288).
-        recipe: all other settings (rates, batch, context, evaluation), over which the arguments
-            given here win: a `Recipe`, a YAML file, or one that hfsae carries. "quickstart" is for
-            up to some millions of tokens; `Recipe()` is the paper's, for billions.
+        output_dir: a new folder, or the folder of the same run.
+        target_l0: latents that fire on a token, on average. None: the recipe's.
+        n_tokens: activations to train on; None: the recipe's (quickstart: 524,288).
+        recipe: all other settings (rates, batch, context, evaluation), which the other arguments
+            override: a `Recipe`, a YAML file, or the name of one that comes with hfsae.
+            "quickstart" is for up to some millions of tokens; `Recipe()` is the paper's, for
+            billions.
         sae: more fields of the SAE's config: model_type="topk_sae", k=32, bandwidth=0.01.
 
     Raises:

@@ -14,14 +14,14 @@ _FOLDER = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[2] / "scripts"
 
 
 def carried_recipes() -> dict[str, str]:
-    """{name: what it trains}, in the order of names; the first line of each file says it."""
+    """{name: what it trains}, sorted by name; the description is the first line of each file."""
     paths = sorted(_FOLDER.glob("*.yaml"))
     first = (path.read_text(encoding="utf-8").partition("\n")[0] for path in paths)
     return {path.stem: line.lstrip("# ") for path, line in zip(paths, first, strict=True)}
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe: a path, or else the name of one that hfsae carries.
+    """The file of a recipe: a path, or else the name of a recipe that comes with hfsae.
 
     Raises:
         ValueError: there is neither.
@@ -31,22 +31,22 @@ def find_recipe(name: str | Path) -> Path:
         return carried
     if not Path(name).is_file():
         raise Refused(
-            f"there is no recipe {name}; give the path of a YAML file, or one that hfsae carries: "
+            f"there is no recipe {name}; give a YAML file's path, or one that comes with hfsae: "
             f"{', '.join(carried_recipes())}"
         )
     return Path(name)
 
 
 def read_recipe(name: str | Path) -> Recipe:
-    """A recipe from a file, or one that hfsae carries: "quickstart", "gemma2_2b_16k".
+    """A recipe from a file, or one that comes with hfsae: "quickstart", "gemma2_2b_16k".
 
     Raises:
-        ValueError: there is no such recipe, or it has a section or field that recipes have not.
+        ValueError: there is no such recipe, or it has an unknown section or field.
     """
     path = find_recipe(name)
     plain = parse_yaml(path.read_text(encoding="utf-8"))
     if not isinstance(plain, dict):
-        raise Refused(f"the recipe {path} holds no sections")
+        raise Refused(f"the recipe {path} has no sections")
     kinds: dict[str, Any] = get_type_hints(Recipe)
     sections: dict[str, Any] = {}
     for section, value in plain.items():
@@ -54,6 +54,8 @@ def read_recipe(name: str | Path) -> Recipe:
         known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
         if kind is None or (known is not None and not known.issuperset(value)):
             what = f"section {section}" if kind is None else f"a field of {section}"
-            raise Refused(f"the recipe {path}: {what} is unknown; `hfsae train --help_all`")
+            raise Refused(
+                f"the recipe {path}: {what} is unknown; `hfsae train --help_all` lists all"
+            )
         sections[section] = value if known is None else cast(Any, kind)(**value)
     return Recipe(**sections)

@@ -25,11 +25,11 @@ from ..training.identity import FREE
 
 logger = logging.getLogger(__name__)
 REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens")
-# Of these, what people change most often comes first: the first differences are named.
+# The sections that people change most come first: error messages name the first differences.
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffle", "seed")
 RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
 TAKEN_FOLDERS = ("checkpoints", "features", "figures")  # folders of a run, beside its SAEs'
-# Settings that change nothing of the result.
+# Settings that do not change the result.
 _FREE = {*FREE, "cache", "cache_gb", "prefetch"}
 
 
@@ -42,16 +42,16 @@ class LMArguments:
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
-    """Of the LM's weights and of harvested activations."""
+    """dtype of the LM's weights and of harvested activations."""
     source: Literal["auto", "hub", "packaged"] = "auto"
-    """"auto": the Hub, or where it cannot be reached the copy that a Python package carries."""
+    """"auto": the Hub, or if it cannot be reached, the copy in a Python package."""
     attn_implementation: str | None = None
     """As in transformers; Gemma 2 wants "eager"."""
 
 
 @dataclass
 class Recipe:
-    """What to train on which activations of which language model, and what to report of it."""
+    """What to train, on which activations of which language model, and what to report."""
 
     lm: LMArguments = field(default_factory=LMArguments)
     text: TextArguments = field(default_factory=TextArguments)
@@ -66,11 +66,11 @@ class Recipe:
     evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
     collect: CollectArguments = field(default_factory=CollectArguments)
     collect_tokens: int = 1_000_000
-    """Tokens of the training text in which to look for examples; 0 leaves the stage out."""
+    """Tokens of the training text to search for examples; 0 leaves this stage out."""
     seed: int = 0
     """Seed of the SAEs' initial weights."""
     license: str | None = None
-    """Of the trained SAE, for its card: one of the Hub's identifiers, as 'apache-2.0'."""
+    """Licence of the trained SAE, for its card: a Hub identifier such as 'apache-2.0'."""
 
     def __post_init__(self) -> None:
         if self.collect_tokens < 0:
@@ -82,13 +82,13 @@ class Recipe:
             parts = PurePosixPath(name).parts
             if not parts or parts[0] in TAKEN_FOLDERS or {"..", "/"} & {*parts}:
                 raise Refused(
-                    f"an SAE cannot be called {name!r}, which is to be its folder in "
-                    f"training.output_dir; leave out '..', a '/' in front, and "
+                    f"an SAE cannot be called {name!r}: the name is its folder in "
+                    f"training.output_dir; leave out '..', a leading '/', and "
                     f"{', '.join(TAKEN_FOLDERS)}"
                 )
 
     def sae_fields(self) -> dict[str, dict[str, Any]]:
-        """By name ("" for a single one), the config fields of each SAE; null unsets a field."""
+        """The config fields of each SAE by name ("" for a single one); null unsets a field."""
         merged = {name: {**self.sae, **own} for name, own in (self.saes or {"": {}}).items()}
         return {
             name: {key: value for key, value in fields.items() if value is not None}
@@ -106,7 +106,7 @@ CheckCost = Callable[[Recipe, PreTrainedModel, dict[str, SAEConfig], torch.devic
 
 
 def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
-    """Each SAE's config, with d_in (and a transcoder's d_out) read off the language model.
+    """Each SAE's config, with d_in (and a transcoder's d_out) taken from the language model.
 
     Raises:
         ValueError: no site, an unknown field or model_type, or a width that is not the site's.
@@ -126,7 +126,7 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
             if fields.setdefault(key, width) != width:
                 raise Refused(
                     f"sae.{key} is {fields[key]}, but {site} of {recipe.lm.name} is {width} wide; "
-                    f"leave {key} out and it is read off the model"
+                    f"leave {key} out: it is taken from the model"
                 )
         fields.setdefault("model_revision", getattr(lm.config, "_commit_hash", None))
         configs[name] = AutoConfig.for_model(**fields)
@@ -134,7 +134,7 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
 
 
 def _for_variant(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The fields without those that only other variants have; what no variant has stays an error.
+    """The fields without those of other variants; a field that no variant has stays an error.
 
     An SAE that chooses k latents takes target_l0 as its k.
     """
@@ -154,7 +154,9 @@ def _for_variant(name: str, given: dict[str, Any]) -> dict[str, Any]:
     dropped = sorted(others & {*fields})
     if dropped:
         listed = ", ".join(f"{key} ({fields.pop(key)!r})" for key in dropped)
-        logger.info("%s: left out, since a %s has no use for it: %s", subject, model_type, listed)
+        logger.info(
+            "%s: fields left out, since a %s does not use them: %s", subject, model_type, listed
+        )
     return fields
 
 
@@ -165,10 +167,10 @@ def _fields_of_variants() -> dict[str, set[str]]:
 def refuse_fields_of_others(recipe: Recipe, names: Iterable[str]) -> None:
     """
     Args:
-        names: fields of sae that someone has just set, and so expects to matter.
+        names: fields of sae that the user set explicitly, expecting an effect.
 
     Raises:
-        ValueError: no SAE of the recipe is of a variant that has such a field, but others do.
+        ValueError: other variants have such a field, but none in the recipe does.
     """
     known = _fields_of_variants()
     types = {f.get("model_type", DEFAULT_VARIANT) for f in recipe.sae_fields().values()}
@@ -182,7 +184,7 @@ def refuse_fields_of_others(recipe: Recipe, names: Iterable[str]) -> None:
 
 
 def _check_given(recipe: Recipe) -> None:
-    """What needs no language model, which may have to be fetched."""
+    """Checks that need no language model, which may have to be downloaded."""
     for fields in recipe.sae_fields().values():
         if fields.get("site") is None:
             raise Refused(
@@ -190,7 +192,7 @@ def _check_given(recipe: Recipe) -> None:
                 "'layers.12'"
             )
         if fields.get("d_sae") is None:
-            raise Refused("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
+            raise Refused("the recipe's sae section gives no d_sae; usual are 8 to 32 times d_in")
         known = sorted(c.model_type for c in variants())
         if (given := fields.get("model_type", DEFAULT_VARIANT)) not in known:
             raise Refused(
@@ -208,8 +210,8 @@ def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
     """The language model without its weights, and each SAE's config; nothing is written.
 
     Raises:
-        ValueError: whatever of a recipe can be known to be wrong at this point: fields, model,
-            sites, widths, text that cannot be read.
+        ValueError: anything wrong that can be found without running: fields, model, sites, widths,
+            unreadable text.
     """
     if recipe.shuffle.bucket_tokens < recipe.training.batch_size:
         raise Refused(
@@ -235,9 +237,9 @@ def sides_of(recipe: Recipe) -> list[Split]:
 def differences(
     old: dict[str, Any], new: dict[str, Any], sections: Iterable[str] = RESULT_SECTIONS
 ) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, old value, new value) where recipes differ in what matters to the result.
+    """(dotted key, old value, new value) where recipes differ in ways that change the result.
 
-    A field that `old` does not name, since it is older than the field, is as by default.
+    Fields that `old` predates count as their defaults.
     """
     default = as_plain(Recipe())
     for section in sections:
@@ -255,7 +257,7 @@ def _differences(key: str, old: Any, new: Any, default: Any) -> Iterator[tuple[s
 
 
 def what_matters(recipe: Recipe, name: str) -> dict[str, Any]:
-    """All that the result of one of a recipe's SAEs follows from."""
+    """Everything that determines the result of one of a recipe's SAEs."""
     plain = as_plain(recipe)
     plain["saes"] = plain["saes"].get(name)
     return _without_free({key: plain[key] for key in RESULT_SECTIONS})
@@ -268,4 +270,5 @@ def _without_free(value: Any) -> Any:
 
 
 def as_plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON types, as in recipe.yaml."""
     return json.loads(json.dumps(asdict(recipe)))

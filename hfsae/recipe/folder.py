@@ -1,4 +1,4 @@
-"""What a run's folder holds: its recipe, finished stages, and stages that a change makes stale."""
+"""What a run's folder holds: its recipe, finished stages, and stages made stale by a change."""
 
 import os
 import shutil
@@ -25,8 +25,8 @@ _N_SHOWN = 3
 
 @contextmanager
 def alone(root: Path, homes: Iterable[Path]) -> Iterator[None]:
-    """Have a run's folder for oneself, it and those of its SAEs without what killed processes left
-    half written.
+    """Lock a run's folder, and remove files that killed processes left half written, there and in
+    its SAEs' folders.
 
     Raises:
         ValueError: another process works there, or it cannot be written to.
@@ -60,7 +60,7 @@ def forget_checkpoints(root: Path) -> None:
 
 
 def stale_stages(recipe: Recipe) -> list[str]:
-    """Results in the output folder that a changed section of the recipe makes out of date.
+    """Results in the output folder that are out of date, since a section of the recipe changed.
 
     Raises:
         ValueError: the folder holds something else, or a run of another recipe.
@@ -75,7 +75,7 @@ def stale_stages(recipe: Recipe) -> list[str]:
             "training.output_dir"
         )
     if not any(next(root.rglob(made), None) for made in ("step-*.pt", "config.json")):
-        return []  # it was claimed, but nothing came of it: another recipe may have it
+        return []  # claimed, but no result yet: another recipe may take it
     theirs, ours = load_plain(root), as_plain(recipe)
     if found := list(differences(theirs, ours, TRAINING_SECTIONS)):
         listed = [f"{key} is {old} there and {new} here" for key, old, new in found[:_N_SHOWN]]
@@ -98,8 +98,8 @@ def stale_stages(recipe: Recipe) -> list[str]:
 
 
 def claim(root: Path, recipe: Recipe, stale: Sequence[str]) -> None:
-    """Say whose folder this is, what its finished stages were made with, and which of them are to
-    be made again, so that none of these counts as done before all are."""
+    """Write recipe.yaml, and list the stages to be remade, so that an interrupted remake is not
+    mistaken for a finished one."""
     plain = as_plain(recipe)
     if (root / "recipe.yaml").is_file() and next(root.rglob("config.json"), None):
         theirs = load_plain(root)
@@ -109,12 +109,13 @@ def claim(root: Path, recipe: Recipe, stale: Sequence[str]) -> None:
 
 
 def remaking(root: Path) -> list[str]:
-    """Results that were being made again when something stopped it: whose they are is not known."""
+    """Results whose remake was interrupted: they may belong to the old recipe or the new."""
     path = root / _REMAKING
     return path.read_text(encoding="utf-8").split() if path.is_file() else []
 
 
 def note_remaking(root: Path, results: Iterable[str]) -> None:
+    """List in a file the results being remade; without any, remove the file."""
     if listed := sorted(results):
         write_whole(root / _REMAKING, "\n".join(listed) + "\n")
     else:
@@ -122,6 +123,11 @@ def note_remaking(root: Path, results: Iterable[str]) -> None:
 
 
 def load_plain(root: Path) -> dict[str, Any]:
+    """The folder's recipe.yaml, by section.
+
+    Raises:
+        Damaged: it is no YAML mapping.
+    """
     path = root / "recipe.yaml"
     try:
         plain = parse_yaml(path.read_text(encoding="utf-8"))
@@ -133,6 +139,7 @@ def load_plain(root: Path) -> dict[str, Any]:
 
 
 def save_recipe(root: Path, plain: dict[str, Any]) -> None:
+    """Write the folder's recipe.yaml."""
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     write_whole(root / "recipe.yaml", text)
 
@@ -143,18 +150,18 @@ def load_trained(folder: Path) -> SAE:
 
 
 def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:
-    """By site, the norm above which positions were dropped in the training of a folder's SAE."""
+    """By site, the norm above which training of the folder's SAE dropped positions."""
     path = folder / "training.json"
     harvested = read_json(path).get("harvested")
     limits = harvested.get("norm_limits") if isinstance(harvested, dict) else None
     if not isinstance(limits, dict):
-        raise Damaged(damaged(path, "it names no norm limits"))
+        raise Damaged(damaged(path, "it has no norm limits"))
     return {site: limit for site, limit in limits.items() if site in sae.config.places}
 
 
 def missing_results(folder: Path, recipe: Recipe) -> list[str]:
-    """Results that the recipe asks for and the folder lacks, or has of other weights; a card older
-    than its data is one."""
+    """Results of the recipe that the folder lacks, or has of other weights; a card older than its
+    data counts as missing."""
     wanted = ["evaluation.json"] if recipe.evaluation.n_tokens != 0 else []
     wanted += ["features/meta.json"] if recipe.collect_tokens else []
     wanted += [PROBE]
@@ -176,25 +183,30 @@ def is_of_a_run(source: str) -> bool:
 
 
 def home_of(folder: Path) -> Path | None:
-    """The folder of the run that an SAE is of: its own, or one above where there are several."""
+    """The folder of an SAE's run: the SAE's own, or a parent if the run has several SAEs."""
     homes = [f for f in (folder, *folder.parents[:3]) if (f / "recipe.yaml").is_file()]
     return homes[0] if homes else None
 
 
 def trained_folder(folder: str) -> Path:
+    """The folder, if `hfsae train` finished an SAE there.
+
+    Raises:
+        ValueError: training is unfinished, or the folder holds no hfsae SAE; one sentence.
+    """
     path = Path(folder)
     if not (path / "config.json").is_file():
         if next(path.glob("checkpoints/step-*.pt"), None) and (path / "recipe.yaml").is_file():
             raise Refused(
                 f"the training in {folder} is not finished; `hfsae train {path / 'recipe.yaml'}` "
-                "goes on from its last checkpoint"
+                "resumes it"
             )
         inside = sorted(p.parent.name for p in path.glob("*/config.json"))
         hint = f"; it holds {', '.join(inside)}" if inside else ""
         raise Refused(f"{folder} is not the folder of a trained SAE (no config.json){hint}")
     if "d_sae" not in read_json(path / "config.json"):
         raise Refused(
-            f"{folder} holds a model that is no SAE of hfsae's (its config.json names no d_sae); "
-            "`hfsae convert` reads those of other libraries"
+            f"{folder} holds a model that is not an hfsae SAE (its config.json has no d_sae); "
+            "`hfsae convert` reads other libraries' SAEs"
         )
     return path

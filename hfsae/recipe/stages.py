@@ -3,7 +3,7 @@
     train -> evaluate on held-out documents -> collect what latents fire on -> figures and card
 
 Each stage's result lies in the run's folder, so a second run of the same recipe resumes what was
-interrupted and reuses what was finished; only what a changed section concerns is done again.
+interrupted and reuses what was finished; a changed section repeats only the stages that it affects.
 """
 
 import json
@@ -70,7 +70,7 @@ def run(
     loaded: LoadedLM | None = None,
     check_cost: CheckCost | None = None,
 ) -> list[Path]:
-    """Do all that is not done yet; the folders of the trained SAEs.
+    """Do every stage that is not done yet; the folders of the trained SAEs.
 
     Args:
         loaded: the recipe's language model, if it is at hand.
@@ -78,7 +78,7 @@ def run(
             weights, the SAEs' configs and the device; it may raise ValueError.
 
     Raises:
-        ValueError: anything in the recipe that cannot be.
+        ValueError: anything in the recipe that is invalid or impossible.
     """
     root = own_output_dir(recipe)
     with alone(root, [root / name for name in recipe.sae_fields()]):
@@ -92,7 +92,7 @@ def _run(
     try:
         stale = stale_stages(recipe)
     except ValueError:
-        check(recipe)  # what can be nowhere is said before what clashes here
+        check(recipe)  # what is invalid anywhere, before what clashes with this folder
         raise
     folders = [root / name for name in recipe.sae_fields()]
     done = [all((f / file).exists() for f in folders) for file in ("training.json", "config.json")]
@@ -123,7 +123,7 @@ def _run(
 
 
 def _check_rows(recipe: Recipe, loaded: LoadedLM) -> None:
-    """Read each side up to what it is read for, so that text which cannot do fails before the
+    """Read as much of each side of the text as is needed, so that unusable text fails before
     training.
 
     Raises:
@@ -139,6 +139,7 @@ def _check_rows(recipe: Recipe, loaded: LoadedLM) -> None:
 
 
 def load(args: LMArguments, device: str | None = None) -> LoadedLM:
+    """The recipe's language model."""
     return load_lm(
         args.name,
         revision=args.revision,
@@ -171,7 +172,7 @@ def _train(
     for name, config in configs.items():
         for term, value in contract.terms(loaded.lm, loaded.tokenizer, recipe.text.bos).items():
             setattr(config, term, value)
-        torch.manual_seed(recipe.seed)  # each alone, so that company changes nothing
+        torch.manual_seed(recipe.seed)  # for each SAE: others beside it change nothing
         saes[name] = AutoModel.from_config(config)
     trainer = Trainer(
         saes,
@@ -217,8 +218,9 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
 def report(
     recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path, again: Iterable[str] = ()
 ) -> None:
-    """Evaluate, collect, draw and write the card: what of these the folder lacks, and `again`."""
-    refuse_mixture(folder, ["training.json"])  # which no later stage makes anew
+    """Evaluate, collect, draw and write the card: the results that the folder lacks, and
+    `again`."""
+    refuse_mixture(folder, ["training.json"])  # no later stage remakes it
     missing = [*missing_results(folder, recipe), *again]
     sae.to(cast(Any, loaded.lm.device))
     limits = norm_limits(sae, folder)
@@ -242,13 +244,13 @@ def write_result(
     side: Split = "train",
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Evaluate, or collect, and write what comes of it into a folder.
+    """Evaluate, or collect, and write the result into a folder.
 
     Args:
         name: "evaluation.json" or "features/meta.json".
         limits: by site, the largest norm of a kept activation.
-        side: of the text, in which to look for examples; evaluated is the held-out one.
-        more: what the record is to hold besides.
+        side: of the text, to search for examples; evaluation uses the held-out one.
+        more: further fields of the record.
     """
     if name == "evaluation.json":
         result = evaluate_held_out(recipe, loaded, {"": sae}, limits)[""]
@@ -279,7 +281,7 @@ def evaluation_text(
 def _probe_activations(
     recipe: Recipe, loaded: LoadedLM, sae: SAE, limits: dict[str, float]
 ) -> Tensor:
-    """Raw activations of some tokens, of held-out text if there is any."""
+    """Raw activations of some tokens, from held-out text if there is any."""
     site, _ = sae.config.places
     harvester = Harvester(
         loaded.lm,
@@ -300,7 +302,7 @@ def _probe_activations(
 def evaluate_held_out(
     recipe: Recipe, loaded: LoadedLM, saes: Mapping[str, SAE], limits: dict[str, float]
 ) -> dict[str, EvaluationResult]:
-    """On held-out documents, as the recipe's evaluation section says."""
+    """Evaluation on held-out documents, with the recipe's evaluation section."""
     n_tokens = recipe.evaluation.n_tokens
     rows = read_rows(recipe, loaded, "held_out", n_tokens)
     done = 0
@@ -317,7 +319,7 @@ def evaluate_held_out(
 
 
 def finish(folder: Path) -> None:
-    """Figures and card, from what lies in the folder.
+    """Draw the figures and write the card, from the results in the folder.
 
     Raises:
         ValueError: the folder mixes results of different weights.
@@ -328,7 +330,7 @@ def finish(folder: Path) -> None:
 
 
 def read_rows(recipe: Recipe, loaded: LoadedLM, split: Split, n: int | None) -> PackedRows:
-    """The token rows of one side of the text, once: all, or as many as hold n tokens."""
+    """The token rows of one side of the text, once: all of them, or enough for n tokens."""
     return PackedRows(loaded.tokenizer, recipe.text, split, rows=recipe.harvest.rows, max_tokens=n)
 
 
