@@ -1,8 +1,8 @@
-"""Why this token: what each latent of an SAE does to a logit, a logit difference or the loss.
+"""Why this token: the effect of each latent of an SAE on a logit, a logit difference or the loss.
 
-The model runs as it is, x = decode(latents) + error, the error held fixed, and m(latents) is the
-objective. A latent's effect is what m owes to its firing, at all positions together: positive if m
-would be smaller without it. Three estimates, from cheap to true:
+The model runs unchanged, x = decode(latents) + error, the error held fixed, and m(latents) is the
+objective. A latent's effect is the part of m due to its firing, at all positions together: positive
+if m would be smaller without it. Three estimates, from cheap to exact:
 
     gradient     sum over positions of f * dm/df                          one backward pass for all
     integrated   the same with dm/df averaged over latents a * f, 0 < a < 1 (Sundararajan et al.
@@ -10,10 +10,11 @@ would be smaller without it. Three estimates, from cheap to true:
                  m(f) - m(0)                                              a backward pass for each a
     ablation     m(f) - m(f with the latent at 0)                         a forward pass for each
 
-How far to trust the estimates is `Attribution.agreement`. For SmolLM2-135M and the quickstart's
-SAE, five texts and the 40 largest latents of each, the gradient correlates with ablation at 0.92 to
-0.98, the integrated estimate at 0.75 to 0.85: its path leads where the model is not itself. In
-bfloat16, where a logit near 20 has steps of 0.125, it is 0.87 to 0.97 and 0.68 to 0.84.
+`Attribution.agreement` measures how far to trust the estimates. For SmolLM2-135M and the
+quickstart's SAE, five texts and the 40 largest latents of each, the gradient correlates with
+ablation at 0.92 to 0.98, the integrated estimate at 0.75 to 0.85: its path leaves the activations
+that the model knows. In bfloat16, where a logit near 20 has steps of 0.125, it is 0.87 to 0.97 and
+0.68 to 0.84.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,15 +39,15 @@ _ROWS = 8  # run at a time
 
 
 def logit(token: int, contrast: int | None = None, *, position: int = -1) -> Objective:
-    """The logit of a token as the next one after `position`, less that of a contrast token."""
+    """The logit of a token after `position`, less that of a contrast token."""
 
     def of(logits: Float[Tensor, "rows ctx vocab"]) -> Float[Tensor, " rows"]:
         for token_id in (token, contrast):
             if token_id is not None and not 0 <= token_id < logits.shape[-1]:
                 last = logits.shape[-1] - 1
-                raise Refused(f"token {token_id} is not in the vocabulary: it has 0 to {last}.")
+                raise Refused(f"token {token_id} is not in the vocabulary: it has 0 to {last}")
         if not -logits.shape[1] <= position < logits.shape[1]:
-            raise Refused(f"position {position} is outside the text: {logits.shape[1]} tokens.")
+            raise Refused(f"position {position} is outside the text: {logits.shape[1]} tokens")
         here = logits[:, position]
         return here[:, token] - (0 if contrast is None else here[:, contrast])
 
@@ -65,7 +66,7 @@ def loss(input_ids: Int[Tensor, "1 ctx"]) -> Objective:
 
 
 class Agreement(NamedTuple):
-    """How well an estimate foretells ablation, over the latents that were ablated."""
+    """How well an estimate predicts ablation, over the latents that were ablated."""
 
     pearson: float
     """Correlation of the effects; NaN for fewer than two latents."""
@@ -88,13 +89,13 @@ class Attribution(NamedTuple):
     ablation: Float[Tensor, " n"]
     """NaN where it was not ablated."""
     objective: float
-    """m(f), of the model as it is."""
+    """m(f), of the unchanged model."""
     without_latents: float
-    """m(0): all latents at 0, error and decoder bias as they are. NaN without integration."""
+    """m(0): all latents at 0, error and decoder bias unchanged. NaN without integration."""
 
     @property
     def agreement(self) -> dict[str, Agreement]:
-        """Of the estimates "gradient" and "integrated" with ablation."""
+        """Agreement of the estimates "gradient" and "integrated" with ablation."""
         true = self.ablation.isfinite()
         return {
             name: _agreement(getattr(self, name)[true], self.ablation[true])
@@ -123,7 +124,7 @@ def attribute(
     integration_steps: int = 10,
     spare_tokens: Sequence[int] | None = None,
 ) -> Attribution:
-    """What each firing latent does to the next token's logit, or to another objective, on one text.
+    """Effects of the latents that fire in one text on the next token's logit or another objective.
 
         hfsae.attribute(lm, sae, "The Eiffel Tower stands in", target=" Paris", contrast=" Rome")
 
@@ -132,12 +133,12 @@ def attribute(
         objective: in place of a target, `hfsae.logit(...)`, `hfsae.loss(...)` or a function of
             your own: logits [rows, ctx, vocab] -> [rows].
         target: the token whose logit is explained, as text (spaces count) or id.
-        contrast: a token whose logit is taken off.
-        tokenizer: for text; None: that which `hfsae.load_lm` loaded with the model.
+        contrast: a token whose logit is subtracted.
+        tokenizer: for text; None: the one that `hfsae.load_lm` loaded with the model.
         ablate: how many latents to ablate, the largest by gradient; or which ones.
         integration_steps: backward passes for `integrated`; 0: none.
-        spare_tokens: ids at which latents count for nothing and nothing is changed; None: the
-            model's BOS, EOS and padding.
+        spare_tokens: ids whose latents are ignored and unchanged; None: the model's BOS, EOS and
+            padding.
 
     Raises:
         ValueError: several rows, a target of several tokens, or an ablated latent never fires.
@@ -217,7 +218,7 @@ def _firing(wanted: Sequence[int], firing: Int[Tensor, " n"]) -> Int[Tensor, " k
         if latent not in firing:
             raise Refused(
                 f"latent {latent} does not fire in this text, so there is nothing to ablate; "
-                f"{len(firing)} latents do."
+                f"{len(firing)} latents do"
             )
     return torch.tensor(list(wanted), dtype=torch.long, device=firing.device)
 
@@ -237,7 +238,7 @@ class _Run:
         self.tokens = {name: tokens[name].to(lm.device) for name in names if name in tokens}
         ids = self.tokens["input_ids"]
         if len(ids) != 1:
-            raise Refused(f"tokens hold {len(ids)} rows; attribute one text at a time.")
+            raise Refused(f"tokens hold {len(ids)} rows; attribute one text at a time")
         self.lm, self.sae, self.objective = lm, sae, objective
         self.spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
         self.counted = unspared(ids, self.spare)[0].to(sae.device)  # [ctx]
@@ -289,7 +290,7 @@ class Uniformity(NamedTuple):
     """How evenly the latents of a token share the effect on its prediction."""
 
     value: float
-    """Mean over tokens: 1 if all firing latents matter alike, near 1 / L0 if one does it all."""
+    """Mean over tokens: 1 if all firing latents matter alike, near 1 / L0 if only one matters."""
     per_token: Float[Tensor, " n"]
 
 
@@ -307,11 +308,11 @@ def uniformity(
         y = latents * W_dec dL/dx,  p = |y| / sum |y|,  r = exp(entropy of p) / |y|_0
 
     L is the logit of the correct next token less the mean of all logits, x the activation at the
-    token itself: what the token does to predictions further on does not count.
+    token itself: effects on later predictions do not count.
 
     Args:
-        n_tokens: drawn without replacement from those that are not spared and do not come last in
-            their row; of these, those that fire no latent are left out.
+        n_tokens: drawn without replacement from tokens that are not spared or last in their row;
+            drawn tokens that fire no latent are left out.
     """
     ids = input_ids.to(lm.device)
     spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)

@@ -1,11 +1,11 @@
-"""Results made again: a run's own, or those of any SAE, of any format and from anywhere.
+"""Make results again: for a run, or for any SAE, in any format and from anywhere.
 
     a finished run, and its recipe with other fields -> `again` -> evaluation.json or features/
 
     source -> `settle`: a folder in hfsae's own format -> `measure` -> evaluation.json or features/
 
-What a trained SAE's recipe tells has to be given here. Each result notes under `measured_with` the
-model, the text and the norm limits that it was made with.
+For an SAE without a recipe, the caller gives its settings. Each result records under
+`measured_with` the model, the text and the norm limits.
 """
 
 import os
@@ -56,8 +56,8 @@ _ATTENTIONS = ("eager", "sdpa")  # others may not be installed here
 
 
 def origin_of(choice: Mapping[str, Any]) -> Path | None:
-    """The folder of an SAE in hfsae's own format, with the records beside it; of a repository, what
-    it has of them is fetched, and no weights. None for SAEs of other formats.
+    """The folder of an SAE in hfsae's own format, with the records beside it; from a repository,
+    only these records are fetched, not the weights. None for SAEs of other formats.
 
     Args:
         choice: arguments of `hfsae.hub.beside`.
@@ -68,7 +68,7 @@ def origin_of(choice: Mapping[str, Any]) -> Path | None:
 
 
 def default_folder(choice: Mapping[str, Any]) -> Path:
-    """Where results go if nobody says where: runs/NAME, after the source and what was chosen."""
+    """The default folder of results: runs/NAME, named after the source and the choice."""
     source = str(choice["source"])
     name = Path(source).resolve().name if Path(source).exists() else source.rpartition("/")[2]
     parts = [name, *str(choice.get("subfolder", "")).split("/")]
@@ -81,7 +81,7 @@ def load_at(choice: Mapping[str, Any], site: str | None) -> SAE:
 
     Args:
         choice: arguments of `hfsae.load`.
-        site: of an SAE whose config names none.
+        site: for an SAE whose config names none.
 
     Raises:
         ValueError: the config names another site.
@@ -91,7 +91,7 @@ def load_at(choice: Mapping[str, Any], site: str | None) -> SAE:
         sae.config.site = site
     elif site not in (None, sae.config.site):
         raise Refused(
-            f"{choice['source']} is of {sae.config.site}, not of {site}; leave out --site"
+            f"{choice['source']} was trained at {sae.config.site}, not at {site}; leave out --site"
         )
     return sae
 
@@ -105,10 +105,10 @@ def place(choice: Mapping[str, Any], output: str | None) -> tuple[Path, Path | N
 
 
 def settle(sae: SAE, origin: Path | None, folder: Path) -> None:
-    """Have a folder hold the SAE in hfsae's own format. Lock it before.
+    """Put the SAE into a folder in hfsae's own format. Lock the folder first.
 
     Args:
-        origin: of an SAE in that format, from where its files are copied.
+        origin: folder of an SAE in that format, whose files are copied.
 
     Raises:
         ValueError: the folder holds another SAE, or something else.
@@ -130,7 +130,7 @@ def settle(sae: SAE, origin: Path | None, folder: Path) -> None:
 
 
 def _move(staged: Path, folder: Path) -> None:
-    """Weights first, the config last: so a folder with a config holds all of it."""
+    """Copy weights first, the config last: so a folder with a config is complete."""
     files = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
     for name in sorted(files, key=lambda n: (n.name == "config.json", n.suffix != ".safetensors")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -146,10 +146,10 @@ def _copy(origin: Path, staged: Path) -> None:
 
 
 def defaults(sae: SAE) -> dict[str, Any]:
-    """Fields of a recipe that an SAE's config tells; what it names is never taken as a path."""
+    """Recipe fields from an SAE's config; its names are never taken as paths."""
     config = sae.config
     name = config.model_name
-    found: dict[str, Any] = {"text.held_out_fraction": 1.0}  # nobody trained on it: all of it
+    found: dict[str, Any] = {"text.held_out_fraction": 1.0}  # no training on it, so all of it
     if isinstance(name, str) and not name.startswith(("/", ".", "~")) and not Path(name).exists():
         found |= {"lm.name": name, "lm.revision": config.model_revision}
     known = {
@@ -164,7 +164,7 @@ def defaults(sae: SAE) -> dict[str, Any]:
 def refuse_no_tokens(recipe: Recipe, result: str) -> None:
     """
     Raises:
-        ValueError: the recipe asks for no tokens of this result.
+        ValueError: the recipe gives this result 0 tokens.
     """
     if {EVALUATION: recipe.evaluation.n_tokens, FEATURES: recipe.collect_tokens}[result] == 0:
         field = "evaluation.n_tokens" if result == EVALUATION else "collect_tokens"
@@ -177,26 +177,26 @@ def again(
     recipe: Recipe, folder: Path, home: Path, result: str, tell: Callable[[str], None] = print
 ) -> None:
     """Make one result of a finished run again, with its figures and card. Lock the run's folder
-    before (`hfsae.recipe.alone`).
+    first (`hfsae.recipe.alone`).
 
     Where the recipe's sections for this result changed, or a remake was interrupted, the result is
     made again for all SAEs of the run, since one recipe.yaml describes them all.
 
     Args:
-        recipe: the run's, with other fields in the sections that this result is made with.
+        recipe: the run's, with changed fields in the sections that affect this result.
         folder: of the SAE.
         home: the run's folder, with its recipe.yaml.
         result: "evaluation.json" or "features/meta.json".
 
     Raises:
-        ValueError: another section than those differs from the run's recipe; 0 tokens.
+        ValueError: another section differs from the run's recipe; 0 tokens.
     """
     sections, verb = MADE_WITH[result], _VERBS[result]
     old, new = as_plain(Recipe()) | load_plain(home), as_plain(recipe)
     for key, _, _ in differences(old, new, set(new) - set(sections)):
         raise Refused(
-            f"{key} is not `hfsae {verb}`'s to change, which may set {' and '.join(sections)}: the "
-            "rest says what this SAE was trained on"
+            f"`hfsae {verb}` cannot change {key}, only {' and '.join(sections)}: the rest "
+            "describes how this SAE was trained"
         )
     refuse_no_tokens(recipe, result)
     others: list[Path] = []
@@ -206,11 +206,11 @@ def again(
         others = [f for f in siblings if (f / "config.json").is_file() and not f.samefile(folder)]
     sum_products_in_float32()
     device = str(make_accelerator(recipe.training).device)
-    sae = load_trained(folder)  # first: a damaged file need not wait for the language model
+    sae = load_trained(folder)  # first: a damaged file fails before the language model loads
     norm_limits(sae, folder)
     loaded = load(recipe.lm, device)
     if others:
-        tell(f"{verb}: all {1 + len(others)} SAEs of {home}, whose recipe.yaml speaks for them all")
+        tell(f"{verb}: all {1 + len(others)} SAEs of {home}, since they share one recipe.yaml")
     note_remaking(home, {*unfinished, result})
     report(recipe, loaded, sae, folder, again=[result])
     for other in others:
@@ -220,17 +220,17 @@ def again(
 
 
 def measure(recipe: Recipe, sae: SAE, folder: Path, result: str, source: str) -> None:
-    """Make one result in a folder that holds an SAE, and its figures and card anew.
+    """Make one result in a folder that holds an SAE, and its figures and card again.
 
-    All that is asked for is read from the held-out side of the text.
+    Only the held-out side of the text is read.
 
     Args:
         result: "evaluation.json" or "features/meta.json".
         source: where the SAE came from, for the record.
     """
     refuse_card_of_others(folder)
-    refuse_mixture(folder, ["training.json", PROBE])  # which no measurement makes anew
-    sae.config.places  # noqa: B018 - an SAE without a site need not wait for the language model
+    refuse_mixture(folder, ["training.json", PROBE])  # no measurement remakes these
+    sae.config.places  # noqa: B018 - an SAE without a site fails before the language model loads
     sum_products_in_float32()
     loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
     sae.to(loaded.lm.device)  # pyright: ignore
@@ -248,8 +248,8 @@ def measure(recipe: Recipe, sae: SAE, folder: Path, result: str, source: str) ->
 
 
 def _limits(recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path) -> dict[str, float]:
-    """Norm limits: from the first rows if a ratio is given, else those of the SAE's training, if
-    that is on record; else none."""
+    """Norm limits: from the first rows if a ratio is given, else those of the SAE's training if
+    recorded, else no limits."""
     if recipe.harvest.max_norm_ratio is not None:
         rows = next(iter(read_rows(recipe, loaded, "held_out", None)))
         args = HarvestArguments(recipe.harvest.rows, recipe.harvest.max_norm_ratio)

@@ -643,7 +643,7 @@ def test_front_matter_that_cannot_be_read_is_not_lost(folder):
     card = path.read_text(encoding="utf-8")
     for line in ("thumbnail: a\nthumbnail: b\n", "x: &x [*x]\n"):
         path.write_text(card.replace("tags:\n", f"{line}tags:\n"), encoding="utf-8")
-        with pytest.raises(ValueError, match=r"front matter .* cannot be read .*; mend it"):
+        with pytest.raises(ValueError, match=r"front matter .* cannot be read .*; repair it"):
             write_card(folder)
 
 
@@ -665,7 +665,7 @@ def test_text_where_a_number_belongs_is_the_damage_of_the_record(folder, fields,
 def test_a_metric_that_is_none_is_the_damage_of_the_evaluation(folder):
     (folder / "evaluation.json").write_text('{"metrics": {"l0": 5}}')
     with pytest.raises(
-        ValueError, match=r"evaluation\.json is damaged \(.*l0 is no metric: 5\); `hf"
+        ValueError, match=r"evaluation\.json is damaged \(.*l0 must be a metric, got 5\); `hf"
     ):
         render_card(folder)
 

@@ -82,8 +82,8 @@ def test_a_verb_explains_only_the_fields_that_it_takes(verb, others, capsys):
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        (["push", "a"], "hfsae push needs REPO: hfsae push FOLDER NAME/REPOSITORY"),
-        (["convert"], "hfsae convert needs SOURCE and DESTINATION and --to: hfsae convert"),
+        (["push", "a"], "hfsae push needs REPO; usage: hfsae push FOLDER NAME/REPOSITORY"),
+        (["convert"], "hfsae convert needs SOURCE and DESTINATION and --to; usage: hfsae convert"),
         (["convert", "a", "b", "--to", "c"], "--to must be one of 'hfsae', 'gemma_scope', "),
         (["list", "a", "--jsn"], "hfsae list has no option '--jsn'; did you mean '--json'?"),
         (["list", "a", "b"], "hfsae list takes no argument 'b'; usage: hfsae list SOURCE"),
@@ -136,8 +136,8 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["evaluate"], "name the folder or repository of an SAE"),
         (["evaluate", "/nowhere"], "there is no folder /nowhere"),
         (["show", "/nowhere"], "there is no folder /nowhere"),
-        (["show"], "hfsae show needs SOURCE: hfsae show SOURCE [LATENT ...]"),
-        (["card"], "hfsae card needs SOURCE: hfsae card SOURCE"),
+        (["show"], "hfsae show needs SOURCE; usage: hfsae show SOURCE [LATENT ...]"),
+        (["card"], "hfsae card needs SOURCE; usage: hfsae card SOURCE"),
         (["train", RECIPE, "--lm.name", str(ROOT / "tests")], "holds no model: it has no config"),
         (["train", RECIPE, "--sae.d_sea", "5"], "did you mean 'd_sae'"),
         (["train", RECIPE, "--dry_run", "--sae.d_sea", "5"], "did you mean 'd_sae'"),
@@ -254,7 +254,7 @@ def test_a_comparison_is_made_from_its_file(tmp_path, loads, capsys):
     report = tmp_path / "out" / "report" / "report.md"
     assert str(report) in capsys.readouterr().out
     assert f"hfsae compare {path}" in report.read_text()
-    assert "'relu' is no arm" in refused(["compare", str(path), "--only", "[relu]"], capsys)
+    assert "'relu' is not an arm" in refused(["compare", str(path), "--only", "[relu]"], capsys)
 
 
 def stopped_at(folder):

@@ -67,7 +67,7 @@ def test_convert_writes_another_format_and_lists_the_options(capsys, tmp_path):
     assert main(["convert", suite, str(tmp_path / "b"), "--to", "saelens"]) == 2
     assert "has 5 SAEs; choose: gemma-scope-2b-pt-att/" in capsys.readouterr().err
     assert main(["convert", suite, str(out), *given]) == 2
-    assert "is there already; name another place" in capsys.readouterr().err
+    assert "already exists; give another path" in capsys.readouterr().err
     assert main(["convert", suite, str(tmp_path / "c"), "--to", "sparsify", *given[2:]]) == 2
     assert "sparsify files hold TopK SAEs" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -420,7 +420,9 @@ def test_a_damaged_sae_is_not_pushed(hub, folder):
         "must be written as 'name/repository', got 'noname'",
     )
     weights.write_bytes(whole)
-    refused(lambda: hfsae.push(folder, ID, token=WRITE, subfolder="../x"), "leaves the repository")
+    refused(
+        lambda: hfsae.push(folder, ID, token=WRITE, subfolder="../x"), "lies outside the repository"
+    )
     assert not hub.repos
 
 

@@ -99,7 +99,7 @@ def test_an_sae_in_a_repository_is_measured_with_what_lies_beside_it(
     "more, sentence",
     [
         (["--sae.site", "layers.2"], "`hfsae evaluate` cannot change sae.site"),
-        (["--site", "layers.2"], "is of layers.1, not of layers.2; leave out --site"),
+        (["--site", "layers.2"], "was trained at layers.1, not at layers.2; leave out --site"),
         (["--evaluation.n_tokens", "0"], "evaluation.n_tokens is 0"),
         (["--layer", "3"], "was trained at layers.1, not at layer 3"),
     ],

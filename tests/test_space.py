@@ -102,7 +102,7 @@ def test_a_folder_is_copied_into_the_space_without_what_is_private(tmp_path):
     ):
         write_space(space, str(sae), layer=1)
     (sae / "model.safetensors").rename(sae / "ae.pt")
-    with pytest.raises(ValueError, match=r"with model\.safetensors; `hfsae convert` makes one"):
+    with pytest.raises(ValueError, match=r"with model\.safetensors; for another library"):
         write_space(space, str(sae))
     assert hfsae.load(space / "sae").config.d_sae == 8, "what was there is left"
 

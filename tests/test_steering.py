@@ -446,7 +446,7 @@ def test_lists_that_do_not_match_are_refused(tiny_lm: PreTrainedModel):
     cases = [
         (saes, {3: 1.0}, None, "has 1 entries for 2 SAEs"),
         (saes, [{3: 1.0}], None, "has 1 entries for 2 SAEs"),
-        (saes[0], [{3: 1.0}], None, "latents is a list; one SAE wants a mapping"),
+        (saes[0], [{3: 1.0}], None, "latents is a list; one SAE needs a mapping"),
         (saes, [{3: 1.0}, {3: 1.0}], [[1.0] * 40], "max_activations has 1 entries for 2 SAEs"),
     ]
     for sae, latents, maxima, sentence in cases:
@@ -656,7 +656,13 @@ def test_several_threads_may_write_one_vector(tmp_path):
 
 def test_what_is_no_vector_is_refused_and_nothing_is_written(tmp_path):
     cases = [
-        ("v.bin", make_sae(), {3: 1.0}, {}, "'v.bin' names no format; end it in .safetensors or"),
+        (
+            "v.bin",
+            make_sae(),
+            {3: 1.0},
+            {},
+            "'v.bin' has no known suffix; end it in .safetensors or",
+        ),
         ("v.safetensors", make_sae(variant="unit_rms"), {3: 1.0}, {}, "has token_norm 'unit_rms'"),
         ("v.safetensors", make_sae(), {3: 1.0}, {"unit": "norm"}, "depends on the token"),
         ("v.safetensors", make_sae(), {3: Edit(1.0, "clamp")}, {}, "mode 'clamp' .latent 3. dep"),
@@ -672,7 +678,7 @@ def test_what_is_no_vector_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         load_steering_vector(tmp_path / "v.safetensors")
     make_sae().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is no steering vector"):
+    with pytest.raises(ValueError, match="is not a steering vector"):
         load_steering_vector(tmp_path / "model.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Model cards and figures, made from what lies in an SAE's folder.
+"""Model cards and figures, made from the files in an SAE's folder.
 
 card      the card's facts, in the wording of model_card.md
 merge     what people wrote into a card stays

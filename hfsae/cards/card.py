@@ -1,10 +1,10 @@
-"""The model card of a trained SAE, generated from what lies in its folder.
+"""The model card of a trained SAE, generated from the files in its folder.
 
     config.json, training.json, evaluation.json, figures/, features/  -> write_card ->  README.md
 
-The wording is in model_card.md. The same folder gives the same bytes, and nothing of the machine
-gets in: of a path that a setting or command names, the card shows `./name`. What a person writes
-between `<!-- hfsae:keep -->` and `<!-- /hfsae:keep -->` is carried over to the next card.
+The wording is in model_card.md. The same folder gives the same bytes, and nothing about the
+machine: paths in settings or commands are shown as `./name`. Text that a person writes between
+`<!-- hfsae:keep -->` and `<!-- /hfsae:keep -->` is carried over to the next card.
 """
 
 import html
@@ -62,11 +62,11 @@ _N_LATENTS, _N_EXAMPLES, _N_PROMOTED, _EXAMPLE_WIDTH = 6, 3, 6, 96
 
 
 def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
-    """Write `folder/README.md` from the other files there; a section whose file is missing is not.
+    """Write `folder/README.md` from the other files there; sections without a file are left out.
 
     Args:
-        repo_id: the Hub id that the card's snippet loads. As long as there is none, the folder's
-            name stands there, for `set_model_id` to replace.
+        repo_id: the Hub id that the card's snippet loads. Without one, the snippet has the folder's
+            name, which `set_model_id` replaces.
 
     Raises:
         ValueError: no SAE in the folder, records of other weights than its own, or a README.md
@@ -85,7 +85,7 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
 
 
 def misgivings(folder: str | Path) -> list[str]:
-    """What in the held-out metrics in `folder` speaks against using the SAE; sentences."""
+    """Reasons against using the SAE, from the held-out metrics in `folder`; sentences."""
     config, record, evaluation = _records(Path(folder))
     return _misgivings(config, record, evaluation)
 
@@ -125,7 +125,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
     folder = Path(folder)
     config, record, evaluation = _records(folder)
     if "d_sae" not in config:
-        raise Refused(f"{str(folder)!r} holds no SAE: its config.json is missing, or another's")
+        raise Refused(f"{str(folder)!r} holds no SAE: its config.json is missing, or not an SAE's")
     template = _environment().from_string(template_text())
     with reading(folder / "features"):
         latents = list(shown_latents(folder / "features")) if examples else []
@@ -149,12 +149,12 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
 def _rendering(folder: Path) -> Iterator[None]:
     try:
         yield
-    except TemplateError as error:  # of a value that is no table, where one belongs
+    except TemplateError as error:  # a value where a table is needed
         raise Damaged(damaged(folder / "training.json", error)) from error
 
 
 def render_suite(folder: str | Path) -> str:
-    """The card of a folder with several SAEs: what there is, with metrics, and how to load one."""
+    """The card of a folder with several SAEs: a list with metrics, and how to load one."""
     folder = Path(folder)
     homes = [p.parent for p in sorted(folder.rglob("config.json")) if "d_sae" in _json(p)]
     rows = [_suite_row(home, home.relative_to(folder).as_posix()) for home in homes]
@@ -176,7 +176,7 @@ def render_suite(folder: str | Path) -> str:
 
 
 def _suite_row(home: Path, path: str) -> Json:
-    """What a suite's card says of one SAE, and its entry in the model-index: none or one."""
+    """The facts of one SAE for a suite's card, and its entries in the model-index: none or one."""
     config, record, evaluation = _records(home)
     facts, metrics = _facts(config, record), evaluation.get("metrics", {})
     values = {name: metrics.get(name, {}).get("value") for name in _INDEXED}
@@ -198,12 +198,12 @@ def _records(folder: Path) -> tuple[Json, Json, Json]:
     with reading(folder / "evaluation.json"):
         for name, metric in evaluation.get("metrics", {}).items():
             if not isinstance(metric, dict):
-                raise Refused(f"{name} is no metric: {metric!r}")
+                raise Refused(f"{name} must be a metric, got {metric!r}")
     return config, record, evaluation
 
 
 def _refuse_text_for_numbers(record: Json) -> None:
-    """The template would leave out what it cannot show. A record may lack any of them."""
+    """Refuse values that the template would leave out silently. A record may lack any of them."""
     for section in (*_SECTIONS, "harvested"):
         if not isinstance(record.get(section, {}), dict):
             raise Refused(f"{section} must be an object, got {record[section]!r}")
@@ -223,7 +223,7 @@ def _json(path: Path) -> Json:
 
 
 def _facts(config: Json, record: Json) -> Json:
-    """What the template and the front matter say of an SAE, as far as it is known."""
+    """The known facts of an SAE for the template and the front matter."""
     variant = (config.get("architectures") or ["SAE"])[0].removesuffix("SAE")
     kind = class_of(config.get("model_type"))
     papers = kind.papers() if kind else []
@@ -254,7 +254,8 @@ def _facts(config: Json, record: Json) -> Json:
 
 
 def _options(kind: type[SAE], config: Json) -> dict[str, tuple[Any, str | None]]:
-    """What of the variant's options is not the default, and the key of its source if it has one."""
+    """The variant's options that differ from the default, each with the key of its source, if
+    any."""
     fields, options = kind.config_class.__dataclass_fields__, kind.config_class.options_on_card
     given = {name: config[name] for name in options if name in config}
     return {
@@ -265,7 +266,7 @@ def _options(kind: type[SAE], config: Json) -> dict[str, tuple[Any, str | None]]
 
 
 def _citations(*sources: str | None) -> list[str]:
-    """BibTeX of arXiv ids or keys, of those that citations.bib knows."""
+    """BibTeX of arXiv ids or keys, of those in citations.bib."""
     text = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8")
     known = {}
     for entry in text.strip().split("\n\n"):
@@ -290,7 +291,7 @@ def _dataset(text: Json) -> str:
 
 
 def _measured_text(measured: Json) -> str:
-    """The text of an evaluation that is not a training run's own, and what was left out of it."""
+    """The text of an evaluation outside a training run, and the positions left out of it."""
     limits = measured.get("norm_limits", {}).items()
     norms = ", ".join(f"{site} above {_number(limit)}" for site, limit in limits)
     left_out = f"norms at {norms} left out" if norms else "no norm left out"
@@ -350,14 +351,14 @@ def _eval_results(facts: Json, evaluation: Json) -> list[EvalResult]:
 
 
 def _figures(folder: Path) -> list[tuple[str, str]]:
-    """(file, caption), those that are known first."""
+    """(file, caption), known ones first."""
     known, files = list(_CAPTIONS), {path.stem: path.name for path in folder.glob("[!.]*.png")}
     order = sorted(files, key=lambda s: (known.index(s) if s in known else len(known), s))
     return [(quote(files[stem]), _CAPTIONS.get(stem, stem)) for stem in order]
 
 
 def shown_latents(features: Path) -> Iterator[Json]:
-    """The few latents that a card shows, each with its strongest examples."""
+    """The few latents on a card, each with its strongest examples."""
     paths = [features / f"{name}.parquet" for name in ("latents", "examples")]
     if not all(path.is_file() for path in paths):
         return
@@ -379,7 +380,7 @@ def shown_latents(features: Path) -> Iterator[Json]:
 
 
 def _around(example: Json) -> Json:
-    """The firing token, and as much of its window as fits into a line."""
+    """The firing token, and as much of its window as fits on a line."""
     firing, tokens = example["firing"], example["tokens"]
     left, token, right = (
         printable("".join(part))
@@ -409,7 +410,7 @@ def _count(value: Any) -> str:
 
 
 def _environment() -> Environment:
-    """Where a line holds nothing but a tag it leaves no line; what is not known is false."""
+    """Lines with only a tag vanish; unknown values are false."""
     environment = Environment(
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,6 +1,6 @@
-"""Figures of a trained SAE, drawn from what lies in its folder and sized for a model card.
+"""Figures of a trained SAE, drawn from the files in its folder and sized for a model card.
 
-matplotlib is imported where a figure is made, and used without pyplot: no global state, no display.
+matplotlib is imported only when drawing, and used without pyplot: no global state, no display.
 """
 
 import json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart in every kind of colour vision, and in grey.
+# Okabe and Ito's palette: distinct in every kind of colour vision, and in grey.
 _BLUE, _ORANGE, _INK = "#0072B2", "#D55E00", "#222222"
 _LABEL: dict[str, Any] = {"color": _INK, "va": "top"}
 _LABEL |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # over grid lines
@@ -76,7 +76,7 @@ def _log(folder: Path) -> list[dict[str, Any]]:
 
 
 def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None:
-    """Read by themselves: the matrices beside them may be gigabytes."""
+    """Thresholds, read alone: the matrices beside them may be gigabytes."""
     path = folder / "model.safetensors"
     if not config.has_thresholds or not path.is_file():
         return None
@@ -86,23 +86,24 @@ def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None
         if threshold.shape != (config.d_sae,):
             raise Damaged(damaged(path, f"threshold has shape {list(threshold.shape)}"))
     except SafetensorError as error:
-        raise Refused(f"{path} is damaged ({error}); train or copy it anew") from error
+        raise Refused(f"{path} is damaged ({error}); train or copy it again") from error
     scale = config.target_scale if config.is_transcoder else None
     return threshold * float(scale or config.activation_scale or 1.0)
 
 
 def _save(figure: "Figure", path: Path) -> Path:
-    """Whole or not at all, and the same bytes for the same data."""
+    """Save a figure, whole or not at all, with the same bytes for the same data."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
     return path
 
 
 def density_figure(density: Float[Tensor, " d_sae"], *, n_tokens: int) -> "Figure":
-    """Latents by the share of tokens they fire on; dead ones have no bar, but their share is told.
+    """Latents by the share of tokens they fire on; dead ones have no bar, but the title has their
+    share.
 
     Args:
-        n_tokens: tokens that the shares are of; 1 / n_tokens is the smallest that can be told.
+        n_tokens: number of tokens behind the shares; the smallest share is 1 / n_tokens.
     """
     dead, above_1, above_10 = (
         _percent(chosen.double().mean()) for chosen in (density == 0, density > 0.01, density > 0.1)
@@ -155,7 +156,7 @@ def training_figure(
 
     figure, (fvu, l0) = _blank("Training: single batches", n_rows=2)
     tokens = [(line["step"] + 1) * batch_size for line in log]
-    marker = "o" if len(log) < 20 else ""  # a line of two points is hardly seen
+    marker = "o" if len(log) < 20 else ""  # a line of two points is hard to see
     fvu.plot(tokens, [line["fvu"] for line in log], color=_BLUE, marker=marker)
     fvu.set(yscale="log", ylabel="FVU (log scale)")
     _plain_ticks(fvu.yaxis)
@@ -210,7 +211,7 @@ def _blank(title: str, n_rows: int = 1) -> tuple["Figure", list["Axes"]]:
 
 
 def _mark(axes: "Axes", x: int | float, text: str = "") -> None:
-    """A dashed line across, with its text at the upper end, on the side that has room."""
+    """A dashed line across, labelled at the upper end, on the side that has room."""
     axes.axvline(x, color=_INK, linestyle="--", linewidth=1.2)
     place = axes.transAxes.inverted().transform(axes.transData.transform((x, 1.0)))[0]
     side, offset = ("left", 4) if place < 0.85 else ("right", -4)
@@ -226,7 +227,7 @@ def _mark(axes: "Axes", x: int | float, text: str = "") -> None:
 
 
 def _plain_ticks(axis: "Axis") -> None:
-    """0.2, 0.3 and so on instead of powers of ten, of which a short log axis shows none."""
+    """Ticks at 0.2, 0.3 and so on: a short log axis may hold no power of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = axis.get_view_interval()

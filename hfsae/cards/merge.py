@@ -1,4 +1,4 @@
-"""What people wrote into a card, carried over to the next one; and the id that its snippet loads.
+"""Carry what people wrote into a card over to the next one, and set the id that its snippet loads.
 
 Kept are blocks between `<!-- hfsae:keep -->` and `<!-- /hfsae:keep -->`, sections under headings of
 their own, and keys of the front matter.
@@ -33,15 +33,15 @@ def refuse_card_of_others(folder: Path) -> None:
     path = folder / "README.md"
     if path.exists() and not _kept_blocks(path.read_text(encoding="utf-8")):
         raise Refused(
-            f"{path} holds no whole block between {_OPEN} and {_CLOSE}, so all of it would be "
-            "lost; put what is to stay between these lines, or move the file away"
+            f"{path} has no complete block between {_OPEN} and {_CLOSE}, so all of it would be "
+            "lost; put the text to keep between these lines, or move the file away"
         )
 
 
 def set_model_id(
     card: str, repo_id: str, *, subfolder: str = "", revision: str | None = None
 ) -> str:
-    """The card with this as what its first snippet loads."""
+    """The card with this id in its first snippet."""
     validate_repo_id(repo_id)
 
     def renamed(call: re.Match[str]) -> str:
@@ -57,6 +57,7 @@ def set_model_id(
 
 
 def template_text(name: str = "model_card.md") -> str:
+    """The text of a template in this folder."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
@@ -66,10 +67,10 @@ def python_string(value: str) -> str:
 
 
 def carry_over(old: str, new: str) -> str:
-    """`new` with what people wrote into the card that it replaces.
+    """`new` with the parts that people wrote into the card that it replaces.
 
     Kept blocks, sections under headings of their own, and keys of the front matter that `new`
-    leaves out. A card without kept blocks is none of ours, and stays as it is.
+    leaves out. A card without kept blocks is not hfsae's, and stays as it is.
     """
     blocks = _kept_blocks(old)
     if not blocks:
@@ -82,7 +83,7 @@ def carry_over(old: str, new: str) -> str:
 
 
 def _kept_blocks(text: str) -> list[str]:
-    """Blocks to keep; none where one of them does not end."""
+    """Blocks to keep; none if a block has no end."""
     if text.count(_OPEN) != text.count(_CLOSE):  # the pattern would look for each end in vain
         return []
     blocks = _KEPT.findall(text)
@@ -90,7 +91,7 @@ def _kept_blocks(text: str) -> list[str]:
 
 
 def _own_sections(text: str) -> Iterator[str]:
-    """Sections whose headings no template of ours has; headings in code are none."""
+    """Sections with headings that hfsae's templates do not have; headings in code do not count."""
     known = set(_HEADING.findall(template_text())) | set(
         _HEADING.findall(template_text("suite_card.md"))
     )
@@ -128,11 +129,11 @@ def _front_of(card: str) -> dict[str, Any]:
         return {}
     try:
         if len(front[1]) > _MAX_FRONT:
-            raise Refused(f"{len(front[1]):,} characters, where {_MAX_FRONT:,} are the limit")
+            raise Refused(f"{len(front[1]):,} characters, over the limit of {_MAX_FRONT:,}")
         found = parse_yaml(front[1])
     except ValueError as error:
         raise Refused(
-            f"the front matter of the card that is there cannot be read ({error}), and would be "
-            "lost; mend it, or move the card away"
+            f"the front matter of the existing card cannot be read ({error}), and would be "
+            "lost; repair it, or move the card away"
         ) from error
     return found if isinstance(found, dict) else {}

@@ -10,8 +10,7 @@ from .parsing import verb_parser
 
 def demo_verb(argv: list[str]) -> None:
     """Open an SAE in the browser: what its latents fire on, what they do, and why the model
-    produced a token. Without SOURCE: the quickstart's SAE, or else a small one that comes with
-    hfsae."""
+    produced a token. Without SOURCE: the quickstart's SAE, or else a small packaged one."""
     given = verb_parser("demo", "[SOURCE]", demo_verb)
     given.add("source", type=str | None, nargs="?", help="folder, or repository on the Hub")
     given.add("--revision", type=str | None, help="branch, tag or commit")

@@ -1,4 +1,4 @@
-"""A comparison's recipe: a training recipe with arms, and the recipes that it stands for."""
+"""A comparison's recipe: a training recipe with arms, and the recipes that it expands to."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -19,7 +19,7 @@ class CausalArguments:
     n_tokens: int = 0
     """Held-out tokens to intervene at, the same for every SAE; 0: none."""
     l0: float = 64.0
-    """Of each arm and seed the SAE whose own L0 is nearest."""
+    """L0: of each arm and seed, the SAE with the nearest measured L0 is used."""
     seed: int = 0
     """Which tokens."""
 
@@ -36,14 +36,14 @@ class Comparison(Recipe):
     """Arms that are trained on the same activations and compared at equal L0."""
 
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By name: `sweep`, a field of sae with one value for each SAE; `sae` and `training`, what
-    differs from the sections of these names; `title`, for people."""
+    """By name: `sweep`, a field of sae with one value for each SAE; `sae` and `training`, changes
+    to the sections of these names; `title`, for people."""
     only: list[str] | None = None
-    """Of these arms, the ones to train and report; by default all."""
+    """The arms to train and report; by default all."""
     reference: str | None = None
     """The arm that the others are compared with; by default the first."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    """Each seeds the initial weights and the order of activations, the same for every arm."""
+    """Seeds of the initial weights and the order of activations, the same for every arm."""
     at_l0: list[float] = field(default_factory=lambda: [20.0, 40.0, 80.0, 160.0])
     """Where fidelity is interpolated, in log L0, between an arm's SAEs; never beyond them."""
     causal: CausalArguments = field(default_factory=CausalArguments)
@@ -55,7 +55,7 @@ class Comparison(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.saes:
-            raise Refused("a comparison has arms in the place of saes; sweep a field in an arm")
+            raise Refused("a comparison has arms instead of saes; sweep a field in an arm")
         if not self.arms or not self.seeds:
             raise Refused(
                 "a comparison needs arms and seeds; a clone of hfsae has examples in "
@@ -65,10 +65,10 @@ class Comparison(Recipe):
         for field_name, arms in named.items():
             if unknown := [arm for arm in arms if arm not in self.arms]:
                 raise Refused(
-                    f"{field_name} {unknown[0]!r} is no arm; there are {', '.join(self.arms)}"
+                    f"{field_name} {unknown[0]!r} is not an arm; known: {', '.join(self.arms)}"
                 )
         if len(set(self.seeds)) < len(self.seeds):
-            raise Refused(f"seeds {self.seeds} holds one twice; each must be another")
+            raise Refused(f"seeds {self.seeds} has a repeated seed; give each once")
         if wrong := [l0 for l0 in self.at_l0 if not 0 < l0 < float("inf")]:
             raise Refused(f"at_l0 must hold positive numbers, got {wrong[0]}")
         for name, arm in self.arms.items():
@@ -79,13 +79,16 @@ class Comparison(Recipe):
 
     @property
     def reference_arm(self) -> str:
+        """Name of the arm that the others are compared with."""
         return self.reference or next(iter(self.arms))
 
     @property
     def report_folder(self) -> Path:
+        """Where the report goes."""
         return Path(self.report or Path(self.training.output_dir, "report"))
 
     def title(self, arm: str) -> str:
+        """The arm's title for people, or its name."""
         return self.arms[arm].get("title", arm)
 
 
@@ -105,10 +108,10 @@ class ArmRun(NamedTuple):
 
 
 def arm_runs(comparison: Comparison) -> Iterator[ArmRun]:
-    """The training runs that a comparison stands for, seed by seed.
+    """The training runs of a comparison, seed by seed.
 
     Raises:
-        ValueError: a field of an arm's training section cannot be.
+        ValueError: an arm's training section has an invalid field.
     """
     inherited = {f.name: getattr(comparison, f.name) for f in fields(Recipe)}
     for seed in comparison.seeds:
@@ -134,7 +137,9 @@ def _name(swept: str, value: int | float) -> str:
 
 def _check_arm(name: str, arm: dict[str, Any]) -> None:
     if unknown := sorted(set(arm) - _KEYS):
-        raise Refused(f"arm {name} has no {unknown[0]!r}; an arm holds {', '.join(sorted(_KEYS))}")
+        raise Refused(
+            f"arm {name} has no {unknown[0]!r}; an arm can have {', '.join(sorted(_KEYS))}"
+        )
     sweep = arm.get("sweep")
     values = list(sweep.values()) if isinstance(sweep, dict) else []
     if len(values) != 1 or not isinstance(values[0], list) or not values[0]:
@@ -146,11 +151,11 @@ def _check_arm(name: str, arm: dict[str, Any]) -> None:
     for value in swept_values:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise Refused(
-                f"arm {name} sweeps {swept} over {value!r}, which is no number; make an arm of each"
+                f"arm {name} sweeps {swept} over {value!r}, not a number; make an arm for each"
             )
     if len({_name(swept, value) for value in swept_values}) < len(swept_values):
         raise Refused(
-            f"arm {name} sweeps {swept} over {swept_values}, two of which have the same six digits"
+            f"arm {name} sweeps {swept} over {swept_values}, two of which are equal to six digits"
         )
     known = {f.name for f in fields(TrainingArguments)} - {"output_dir", "n_tokens", "batch_size"}
     for key in arm.get("training", {}):

@@ -1,4 +1,4 @@
-"""Causal control and uniformity of a comparison's SAEs at equal L0: measured, kept and told."""
+"""Causal control and uniformity of a comparison's SAEs at equal L0: measure, keep and report."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Causes(NamedTuple):
-    """What was measured of one SAE."""
+    """The measurements of one SAE."""
 
     control: CausalControl
     uniformity: Tensor
@@ -35,7 +35,7 @@ class Causes(NamedTuple):
 
 
 def nearest(measured: Sequence[Measured], l0: float) -> list[Measured]:
-    """Of each arm and seed the SAE whose L0 is nearest, by ratio."""
+    """For each arm and seed, the SAE with the nearest L0, by ratio."""
     best: dict[tuple[str, int], Measured] = {}
     for m in measured:
         key = m.arm, m.seed
@@ -66,7 +66,7 @@ def measure_missing(
     """Write a file into the folder of each SAE that lacks one of these arguments.
 
     Raises:
-        ValueError: the weights of one are not here.
+        ValueError: the weights of one SAE are missing.
     """
     missing = [m for m in measured if m.causes_args != told(args)]
     if not missing:
@@ -88,6 +88,7 @@ def measure_missing(
 
 
 def told(args: CausalArguments) -> str:
+    """The arguments as JSON text."""
     return json.dumps(asdict(args))
 
 
@@ -98,7 +99,7 @@ def read(m: Measured) -> Causes:
 
 
 class Spread(NamedTuple):
-    """A number, and how far it may lie from that."""
+    """A number with its interval."""
 
     value: float
     low: float
@@ -110,10 +111,10 @@ class Spread(NamedTuple):
 
 
 class ArmCauses:
-    """What an arm's SAEs of several seeds say together; the tokens are the same for all.
+    """The results of an arm's SAEs over seeds; the tokens are the same for all.
 
-    Intervals hold 95 % of what is found when seeds and tokens are drawn anew; of as few as three
-    seeds, as good as all that any of them gives.
+    Intervals hold 95 % of the results when seeds and tokens are resampled; with as few as three
+    seeds, they span nearly all that any seed gives.
     """
 
     def __init__(self, causes: Sequence[Causes], *, n_resamples: int = 1000, seed: int = 0) -> None:
@@ -123,7 +124,7 @@ class ArmCauses:
         self._seeds, self._tokens = (
             np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), n_resamples)])
             for n in (len(causes), self._controls[0].whole.shape[-1])
-        )  # [1 + resamples, n]: how often each is drawn; in front, all as they are
+        )  # [1 + resamples, n]: how often each is drawn; the first is the original sample
 
     def per_norm(self, action: str, kind: str) -> Spread:
         """|change of m| for each unit of norm."""
@@ -153,7 +154,7 @@ class ArmCauses:
         for of in (above, below):
             table = torch.stack([of(c) for c in self._controls]).double().nan_to_num(0).numpy()
             sums.append(np.einsum("rs,st,rt->r", self._seeds, table, self._tokens))
-        with np.errstate(invalid="ignore"):  # of a few tokens all drawn may be without latents
+        with np.errstate(invalid="ignore"):  # few tokens: all drawn may be without latents
             return _spread(sums[0] / sums[1])
 
 

@@ -1,15 +1,14 @@
 """Fidelity at equal L0: curves through an arm's SAEs, paired differences, and their intervals.
 
-Between two SAEs of an arm log(metric) is taken to be linear in log(L0); beyond the sparsest and
-the densest there is nothing (NaN), but one SAE alone stands for all L0s within 5 % of its own. Nor
-is there a line between SAEs that are not neighbours in the sweep: one that collapsed leaves a gap,
-across which a line would be better than what lies there. A splice that costs no loss, or less than
-none, has no logarithm, and leaves a gap as well. On documents drawn anew L0s lie a little
-elsewhere, so that there the outermost lines go on as far as needed. Differences are paired: by seed
-(the same initial weights and order of activations) and by document (the same held-out text). Two
-intervals of 95 %:
+Between two SAEs of an arm log(metric) is interpolated linearly in log(L0). Beyond the sparsest and
+the densest SAE the value is NaN, but an arm with one SAE counts for all L0s within 5 % of its own.
+No line joins SAEs that are not neighbours in the sweep: bridging a collapsed one would flatter the
+arm. A splice that costs no loss, or lowers it, has no logarithm, and leaves a gap as well. On
+resampled documents L0s move a little, so there the outermost lines are extended as far as needed.
+Differences are paired: by seed (the same initial weights and order of activations) and by document
+(the same held-out text). Two intervals of 95 %:
 
-    seeds                Student's t over the seeds' differences: would other seeds say so, too?
+    seeds                Student's t over the seeds' differences: would other seeds agree?
     seeds and documents  percentiles of a bootstrap that draws both: and other text?
 """
 
@@ -25,7 +24,7 @@ from ..evaluation.metrics import bootstrap_weights
 from .results import Measured
 
 METRICS = {"fvu": "FVU", "delta_loss": "delta LM loss"}
-_LEAST = 1e-9  # of what a logarithm is taken
+_LEAST = 1e-9  # smallest value with a logarithm
 _LEAST_L0 = 1e-3
 _AREA_POINTS = 65
 _SLACK = 1.05
@@ -40,7 +39,7 @@ class Estimate(NamedTuple):
 
     @property
     def holds_0(self) -> bool:
-        """Whether either interval does: no difference is shown then."""
+        """Whether either interval holds 0: then no difference is shown."""
         return any(not (low > 0 or high < 0) for low, high in (self.seeds, self.documents))
 
 
@@ -48,7 +47,7 @@ class Frontiers:
     """The curves of a comparison: [arm][seed] -> metric as a function of L0.
 
     Args:
-        n_resamples: of seeds and documents; every SAE sees the same draws of documents.
+        n_resamples: of seeds and documents; every SAE gets the same draws of documents.
     """
 
     def __init__(
@@ -95,14 +94,14 @@ class Frontiers:
     def _log_ratios(
         self, arm: str, reference: str, metric: str, l0s: Sequence[float]
     ) -> np.ndarray:
-        """[seeds, 1 + resamples, l0s]; in front, on all documents as they are."""
+        """[seeds, 1 + resamples, l0s]; the first is on all documents, not resampled."""
         ours, theirs = (
             np.stack([self._curve(a, s, metric, l0s) for s in self.seeds]) for a in (arm, reference)
         )
         return np.log(np.maximum(ours, _LEAST)) - np.log(np.maximum(theirs, _LEAST))
 
     def _estimate(self, values: np.ndarray) -> Estimate:
-        """From [seeds, 1 + resamples], to which seeds are drawn here."""
+        """An estimate from [seeds, 1 + resamples]; seeds are resampled here."""
         own, n = values[:, 0], len(values)
         drawn = np.random.default_rng(self._seed).integers(n, size=(self.n_resamples, n))
         means = values[drawn, 1 + np.arange(self.n_resamples)[:, None]].mean(axis=1)
@@ -127,7 +126,7 @@ class Frontiers:
 
     @cached_property
     def _resampled(self) -> Mapping[int, dict[str, np.ndarray]]:
-        """By SAE: l0 and metrics, [1 + resamples], the first of all documents."""
+        """L0 and metrics of each SAE, [1 + resamples], the first on all documents."""
         saes = [m for those in self._saes.values() for m in those]
         return {id(m): _values(m, self.n_resamples, self._seed) for m in saes}
 
@@ -146,7 +145,7 @@ def _values(m: Measured, n_resamples: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def _drawn(m: Measured, names: list[str], n_resamples: int, seed: int) -> np.ndarray:
-    """[names, 1 + resamples]: sums over all documents, then over those drawn."""
+    """[names, 1 + resamples]: sums over all documents, then over resampled ones."""
     table = torch.stack([m.sums[name] for name in names], dim=-1)  # [documents, names]
     blocks = bootstrap_weights(len(table), n_resamples, seed)
     sums = [table.sum(dim=0, keepdim=True), *(weights @ table for weights in blocks)]
@@ -156,8 +155,8 @@ def _drawn(m: Measured, names: list[str], n_resamples: int, seed: int) -> np.nda
 def _lies_between_neighbours(
     at: np.ndarray, x: np.ndarray, values: np.ndarray, has_log: np.ndarray
 ) -> np.ndarray:
-    """Whether the points on both sides of `at` follow each other in the swept `values`, too, and
-    have logarithms."""
+    """Whether the points around `at` are neighbours in the swept `values` too, and have
+    logarithms."""
     if len(x) == 1:
         return np.repeat(has_log, len(at))
     order = np.argsort(x)
@@ -167,12 +166,12 @@ def _lies_between_neighbours(
 
 
 def _left(at: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Which of the sorted x lies left of each; at the ends, the first and the last but one."""
+    """Index of the x to the left of each value; at the ends, the first and the last but one."""
     return np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2)
 
 
 def _on_lines(at: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """y at some x, on the lines between neighbouring points, the first and the last prolonged."""
+    """y at some x, on the lines between neighbouring points; the outermost lines are extended."""
     if len(x) == 1:
         return np.full_like(at, y[0])
     order = np.argsort(x)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette and grey: told apart in every kind of colour vision.
+# Okabe and Ito's palette and grey: distinct in every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = "osD^vPX*"
 _LINES = ("-", "--", ":", "-.")
@@ -64,7 +64,7 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
                 axes.fill_between(grid, low, high, alpha=0.12, linewidth=0, **style)
         axes.set(xscale="log", xlabel="L0 (latents/token)", ylabel=label)
         shown = [m.metrics[metric] for m in measured if m.metrics[metric] > 0]
-        has_logs = 2 * len(shown) > len(measured)  # else a logarithm would hide more than it shows
+        has_logs = 2 * len(shown) > len(measured)  # otherwise a log axis would hide most points
         if has_logs:  # and not bands, which go down to nothing where a loss may be none
             axes.set_yscale("log")
             axes.set_ylim(min(shown) / _MARGIN, max(shown) * _MARGIN)
@@ -74,7 +74,7 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
 
 
 def _meet(frontiers: Frontiers, arm: str, reference: str) -> bool:
-    """Whether both have a curve, and at some L0s in common."""
+    """Whether both arms have curves with some L0s in common."""
     low, high = frontiers.reach([arm, reference])
     return arm != reference and low < high and min(map(frontiers.n_saes, (arm, reference))) > 1
 
@@ -82,7 +82,7 @@ def _meet(frontiers: Frontiers, arm: str, reference: str) -> bool:
 def _difference(
     frontiers: Frontiers, met: Sequence[str], titles: Titles, reference: str
 ) -> "Figure":
-    """Of each arm from the reference, with the interval over seeds and documents."""
+    """Difference of each arm from the reference, with the interval over seeds and documents."""
     figure, panels = _panels(len(METRICS))
     for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
         shown, reached, l0s = [0.0], [], []
@@ -144,7 +144,7 @@ def _health(measured: Sequence[Measured], titles: Titles) -> "Figure":
 
 
 def draw_causes(path: Path, arms: Mapping[str, ArmCauses]) -> Path:
-    """What n latents give alone, and what is lost without them; dashed: n at random."""
+    """The effect of n latents alone, and the loss without them; dashed: n random ones."""
     figure, panels = _panels(2)
     labels = {"alone": "with n latents only", "without": "lost without n latents"}
     for (curve, label), axes in zip(labels.items(), panels, strict=True):
@@ -202,7 +202,7 @@ def _panels(n: int) -> tuple["Figure", list["Axes"]]:
 
 
 def _legend(figure: "Figure", axes: "Axes") -> None:
-    """Beside the panels, where it covers nothing, however many arms there are."""
+    """A legend beside the panels, where it covers nothing, however many arms there are."""
     handles, labels = axes.get_legend_handles_labels()
     columns = 1 + (len(labels) - 1) // _LEGEND_ROWS
     figure.set_figwidth(figure.get_figwidth() + columns * (0.5 + 0.07 * max(map(len, labels))))
@@ -225,7 +225,7 @@ def _plain_ticks(axes: "Axes", *, y: bool = True) -> None:
 
 
 def _save(figure: "Figure", path: Path) -> Path:
-    """Whole or not at all, and the same bytes for the same data."""
+    """Save a figure, whole or not at all, with the same bytes for the same data."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
     return path

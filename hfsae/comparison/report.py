@@ -29,7 +29,7 @@ pre{background:#f6f6f6;padding:.7rem;overflow-x:auto}"""
 
 
 def write_report(comparison: Comparison, measured: Sequence[Measured], command: str) -> Path:
-    """Write report.md, report.html, figures/, and the numbers themselves; their folder."""
+    """Write report.md, report.html, figures/, and the numbers; the report's folder."""
     folder = comparison.report_folder
     folder.mkdir(parents=True, exist_ok=True)
     results.keep(folder, measured, command, as_plain(comparison))
@@ -291,7 +291,7 @@ class _Parts:
         )
 
     def _harvests(self) -> str:
-        """What the norm limits, all of the same rows, say of the harvests."""
+        """How many harvests there were, by their norm limits, which come from the same rows."""
         found = [m.record["harvested"]["norm_limits"] for m in self.measured]
         common = sorted(set.intersection(*map(set, found)))  # arms may read more than one site
         counts = Counter(tuple(limits[site] for site in common) for limits in found)
@@ -337,7 +337,7 @@ def _from_to(counts: Iterable[int]) -> str:
 
 
 def _verdicts(found: dict[float, Estimate]) -> str:
-    """One clause for each run of levels that say the same."""
+    """One clause for each run of L0s with the same verdict."""
     by_kind: dict[str, list[float]] = {}
     for l0, e in found.items():
         if math.isnan(e.value):
@@ -387,7 +387,8 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _documents(text: TextArguments) -> str:
-    """Which documents are on each side; of a data set on the Hub only its name, not to read all."""
+    """The documents on each side; for a data set on the Hub only its name, since reading it is
+    slow."""
     split = f"`{text.dataset}`, split by document before anything is tokenised"
     if is_hub(text.dataset):
         return (

@@ -1,6 +1,6 @@
-"""What was measured of each SAE of a comparison: kept in its folder, and in the report's.
+"""The measurements of each SAE of a comparison: kept in its folder, and in the report's.
 
-The report's copy is small and outlives the weights. What is in it need not be trained again, so a
+The report's copy is small and outlives the weights. SAEs in it need not be trained again, so a
 comparison may be done in parts: by several machines, or with an arm or a seed added later. (The
 sparsities of an arm and a seed are one training run: another one needs an output_dir of its own.)
 """
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 CAUSES = "causes.safetensors"
 THRESHOLD_SHARES = (0.01, 0.25, 0.5, 0.75, 0.99)
-_ROWS_AT_ONCE = 4096  # of a dictionary, whose cosines with all of another are in memory
+_ROWS_AT_ONCE = 4096  # of a dictionary, compared at a time with all rows of another
 MATCHED = 0.7  # cosine above which two latents of different seeds count as the same
 _DOCUMENTS = "documents.safetensors"
 _TENSORS, _NUMBERS = "results.safetensors", "results.json"
@@ -53,9 +53,9 @@ class Measured(NamedTuple):
     seed: int
     name: str
     value: float
-    """of the field that its arm sweeps"""
+    """value of the field that its arm sweeps"""
     folder: Path
-    """where its weights lie, if they are here"""
+    """folder of its weights, if they are here"""
     metrics: dict[str, float]
     sums: dict[str, Float[Tensor, " documents"]]
     """by document, as "fidelity.error" """
@@ -72,16 +72,17 @@ class Measured(NamedTuple):
 
     @property
     def key(self) -> Key:
+        """Arm, seed and name, which identify it."""
         return self.arm, self.seed, self.name
 
     @property
     def scale(self) -> float:
-        """c of what it reconstructs, which was folded into its weights."""
+        """c of its target, folded into its weights."""
         return _scale(self.record)
 
 
 def write(result: EvaluationResult, run: ArmRun, name: str) -> None:
-    """Keep a result; evaluation.json comes last, so that where it lies all is there."""
+    """Save a result; evaluation.json comes last, so that its presence means that all is there."""
     folder = run.folders[name]
     text = evaluation_text(result, folder)
     sums = {
@@ -94,12 +95,13 @@ def write(result: EvaluationResult, run: ArmRun, name: str) -> None:
 
 
 def is_known(run: ArmRun, name: str, kept: Mapping[Key, Measured]) -> bool:
+    """Whether the result of one SAE is kept by a report, or in its folder."""
     return (run.arm, run.seed, name) in kept or is_measured(run, name)
 
 
 def is_measured(run: ArmRun, name: str) -> bool:
-    """Whether both files of a result lie there, of one evaluation of the weights there (if they
-    still are), and it was the recipe's."""
+    """Whether both files of a result are there, from one evaluation of the weights there (if they
+    still are) with this recipe."""
     evaluation, sums = (run.folders[name] / file for file in ("evaluation.json", _DOCUMENTS))
     if not (evaluation.is_file() and sums.is_file()):
         return False
@@ -120,7 +122,7 @@ def _digest(text: str) -> str:
 
 
 def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]:
-    """All SAEs of these runs, from their folders or else from what a report kept.
+    """All SAEs of these runs, from their folders or else from a report's copy.
 
     Raises:
         ValueError: a file is damaged, or they were not evaluated on the same documents.
@@ -173,6 +175,7 @@ def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kept_causes(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, str]]:
+    """Causal measurements of the weights in a folder, and their arguments; empty without any."""
     is_there = (folder / CAUSES).is_file() and not any(of_others(folder, [CAUSES]))
     return read_tensors(folder / CAUSES) if is_there else ({}, {})
 
@@ -190,7 +193,7 @@ def _thresholds(folder: Path, scale: float) -> tuple[float, ...]:
 
 
 def _with_agreement(measured: Sequence[Measured]) -> list[Measured]:
-    """Between all whose weights are here; else what was known of them."""
+    """Matches between all SAEs whose weights are here; for others, the known ones."""
     groups: dict[tuple[str, str], list[Measured]] = {}
     for m in measured:
         groups.setdefault((m.arm, m.name), []).append(m)
@@ -215,8 +218,8 @@ def _matched(rows: Tensor, others: Tensor) -> tuple[float, float]:
 
 
 def keep(report: Path, measured: Sequence[Measured], command: str, recipe: dict[str, Any]) -> None:
-    """Write results.json and results.safetensors; what else they hold stays, but for SAEs of the
-    same arm and seed that were trained with another recipe."""
+    """Write results.json and results.safetensors; other contents stay, except SAEs of the same arm
+    and seed that were trained with another recipe."""
     everything = [*measured, *_staying(_kept(report), measured)]
     tensors = {
         f"{_prefix(m.key)}{part}/{name}": tensor
@@ -248,7 +251,7 @@ def _staying(kept: Mapping[Key, Measured], measured: Sequence[Measured]) -> Iter
 
 
 def kept(report: Path, runs: Iterable[ArmRun]) -> dict[Key, Measured]:
-    """What a report's folder holds of these runs, if it was measured with the same recipes.
+    """The results of these runs in a report's folder, if measured with the same recipes.
 
     Raises:
         ValueError: a file is damaged.

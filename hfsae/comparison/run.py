@@ -1,4 +1,4 @@
-"""Train and evaluate what a comparison lacks; what is there is left as it is."""
+"""Train and evaluate what a comparison lacks; existing results stay."""
 
 import json
 import logging
@@ -39,10 +39,10 @@ logger = logging.getLogger(__name__)
 
 
 def compare(comparison: Comparison, command: str = "") -> Path:
-    """Do all that is not done yet, seed by seed, and write the report; its folder.
+    """Do everything that is not done yet, seed by seed, and write the report; the report's folder.
 
     Raises:
-        ValueError: anything in the comparison that cannot be, before anything is trained.
+        ValueError: anything invalid in the comparison, before anything is trained.
     """
     sum_products_in_float32()
     runs = list(arm_runs(comparison))
@@ -61,7 +61,7 @@ def compare(comparison: Comparison, command: str = "") -> Path:
     if comparison.causal.n_tokens:
         _intervene(comparison, runs[0], measured)
         measured = results.read(runs, kept)
-    # Other parts of it may end at the same time: each adds to what the report's folder holds.
+    # Other parts of the comparison may end at the same time: each adds to the report's folder.
     with locked(comparison.report_folder, wait=True):
         sweep(comparison.report_folder)
         report = write_report(comparison, measured, command)
@@ -70,11 +70,11 @@ def compare(comparison: Comparison, command: str = "") -> Path:
 
 
 def _link(comparison: Comparison, measured: Sequence[results.Measured], report: Path) -> None:
-    """Have the cards say with what their SAEs were compared, and where that can be read."""
+    """Write into the cards what their SAEs were compared with, and where the report is."""
     arms = [comparison.title(arm) for arm in comparison.arms]
     for m in measured:
         path = m.folder / "training.json"
-        if not path.is_file():  # kept by the report alone
+        if not path.is_file():  # only in the report
             continue
         href = comparison.report_url or os.path.relpath(report / "report.md", m.folder)
         compared = {"arm": comparison.title(m.arm), "arms": arms, "report": href}
@@ -95,7 +95,9 @@ def _intervene(comparison: Comparison, run: ArmRun, measured: Sequence[results.M
 
 def _refuse_what_cannot_be(comparison: Comparison, runs: Sequence[ArmRun]) -> None:
     if comparison.evaluation.n_tokens == 0:
-        raise Refused("evaluation.n_tokens is 0, but a comparison is of evaluations")
+        raise Refused(
+            "evaluation.n_tokens is 0, but a comparison needs evaluations; give 1 or more"
+        )
     if make_accelerator(comparison.training).num_processes > 1:
         raise Refused(
             "a comparison runs in one process; start it without a launcher, and share it out with "
@@ -103,14 +105,14 @@ def _refuse_what_cannot_be(comparison: Comparison, runs: Sequence[ArmRun]) -> No
         )
     targets: dict[str, str] = {}  # site: the first arm that writes there
     for each in runs:
-        if each.seed == comparison.seeds[0]:  # what can be nowhere, before what clashes here
+        if each.seed == comparison.seeds[0]:  # invalid anywhere, before clashes here
             _, configs = check(each.recipe)
             for config in configs.values():
                 targets.setdefault(config.places[1], each.arm)
             if len(targets) > 1:
                 (one, arm), (another, other) = list(targets.items())[:2]
                 raise Refused(
-                    f"arm {arm} is of {one}, arm {other} of {another}; compare at one site at a "
+                    f"arm {arm} is at {one}, arm {other} at {another}; compare at one site at a "
                     "time"
                 )
         stale_stages(each.recipe)

@@ -1,8 +1,8 @@
 """The field's file formats, one a file: `load(folder, source) -> SAE`, `save(sae, folder)`.
 
-`hfsae.load` finds out which it is from the names of files; `hfsae convert` writes another. Latents
-and reconstructions are those of the format's own code (scripts/interop/parity.sh compares them,
-both ways); what a format cannot hold is refused.
+`hfsae.load` recognises a format by the names of files; `hfsae convert` writes another one. Latents
+and reconstructions equal those of the format's own code (scripts/interop/parity.sh compares them,
+both ways); an SAE that a format cannot represent is refused.
 """
 
 from ..models import SAE

@@ -1,4 +1,4 @@
-"""An SAE from tensors, and what every writer asks of one."""
+"""Build an SAE from tensors, and the checks that every writer shares."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def build(model_type: str, state: State, where: str | Path, **fields: Any) -> SAE:
-    """The SAE of these tensors, named and laid out as ours; widths are read off them.
+    """The SAE of these tensors, in hfsae's names and layout; the tensors give the widths.
 
     Raises:
-        ValueError: a tensor is missing, too many, of a shape that does not fit, or not finite.
+        ValueError: a tensor is missing, unexpected, of a wrong shape, or not finite.
     """
     for name in ("W_enc", "W_dec"):
         if name not in state or state[name].ndim != 2:
@@ -41,12 +41,12 @@ def build(model_type: str, state: State, where: str | Path, **fields: Any) -> SA
 
 
 def check_plain(state: State, where: str | Path) -> None:
-    """Before any arithmetic, which would make weights of whole numbers, and spread tensors of odd
-    shapes over one another.
+    """Check before any arithmetic, which would turn integers into weights, and broadcast tensors of
+    wrong shapes.
 
     Raises:
-        ValueError: a tensor is not of floating-point numbers, or W_enc, W_dec and b_enc are of
-            different numbers of latents.
+        ValueError: a tensor is not floating-point, or W_enc, W_dec and b_enc differ in the number
+            of latents.
     """
     for name, tensor in state.items():
         if tensor.dtype not in _DTYPES:
@@ -60,7 +60,7 @@ def check_plain(state: State, where: str | Path) -> None:
     for name in ("W_dec", "b_enc"):
         if name in state and state[name].shape[:1] != d_sae:
             raise Refused(
-                f"{where}: {name} has shape {list(state[name].shape)}, but W_enc asks for "
+                f"{where}: {name} has shape {list(state[name].shape)}, but W_enc has "
                 f"{list(d_sae)} latents"
             )
 
@@ -89,7 +89,7 @@ def to_jumprelu(sae: SAE) -> JumpReLUSAE:
     is where the gate opens (arXiv:2404.16014, appendix E): max(0, b_mag - exp(r_mag) b_gate).
 
     Raises:
-        ValueError: a TopK SAE, whose threshold is another for each token.
+        ValueError: a TopK SAE, whose threshold differs from token to token.
     """
     folded = sae.folded()
     state = {name: tensor.clone() for name, tensor in folded.state_dict().items()}
@@ -105,30 +105,32 @@ def to_jumprelu(sae: SAE) -> JumpReLUSAE:
     elif isinstance(sae, BatchTopKSAE):
         state["threshold"] = state["threshold"].expand(sae.config.d_sae).clone()
     elif not isinstance(sae, JumpReLUSAE):
-        raise Refused(f"a {type(sae).__name__} is no JumpReLU SAE: which latents fire differs")
+        raise Refused(
+            f"a {type(sae).__name__} cannot be written as a JumpReLU SAE: other latents would fire"
+        )
     jumprelu = build("jumprelu_sae", state, "converted", **place(sae))
     assert isinstance(jumprelu, JumpReLUSAE)
     return jumprelu
 
 
 def place(sae: SAE) -> dict[str, Any]:
-    """Config fields that any variant has: where the SAE belongs, and how it decodes."""
+    """Config fields of every variant: the SAE's place, and how it decodes."""
     names = ("site", "target_site", "model_name", "model_revision", "skip_connection", "token_norm")
     names += ("model_dtype", "model_attention", "tokenizer_hash", "bos")
     return {name: getattr(sae.config, name) for name in names}
 
 
 def exported(sae: SAE) -> State:
-    """The folded SAE's tensors in float32: no scale, no decoder bias taken off before encoding."""
+    """The folded SAE's tensors in float32: no scale, no decoder bias subtracted before encoding."""
     folded = sae.folded()
     return {n: t.detach().float().cpu().contiguous() for n, t in folded.state_dict().items()}
 
 
 def refuse(sae: SAE, format_name: str, **unless: bool) -> None:
-    """Raise for what a format cannot hold.
+    """Raise ValueError for an SAE that a format cannot represent.
 
     Args:
-        unless: skip_connection=True and so on, for what the format can.
+        unless: skip_connection=True and so on, for what the format can represent.
     """
     config = sae.config
     problems = {
@@ -138,4 +140,4 @@ def refuse(sae: SAE, format_name: str, **unless: bool) -> None:
     }
     for name, problem in problems.items():
         if problem and not unless.get(name):
-            raise Refused(f"{format_name} files cannot hold {problem}; hfsae's own format can")
+            raise Refused(f"{format_name} files cannot represent {problem}; hfsae's own format can")

@@ -10,7 +10,7 @@
 | JumpReluAutoEncoder | ours, x as it is |
 
 Encoders are [d_sae, d_in] and decoders [d_out, d_sae] where they are called `.weight`; Matryoshka's
-and JumpReLU's W_enc and W_dec lie as ours do.
+and JumpReLU's W_enc and W_dec have hfsae's layout.
 """
 
 import json
@@ -98,7 +98,7 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
             reason = "it is damaged"
         raise Refused(f"{source}: {path.name} cannot be read: {reason}") from error
     if not isinstance(found, dict):
-        raise Refused(f"{source}: {path.name} holds a {type(found).__name__}, no state dict")
+        raise Refused(f"{source}: {path.name} holds a {type(found).__name__}, not a state dict")
     for name, value in found.items():
         if isinstance(value, Tensor):
             _refuse_stretched(value, f"{source}: {name} of {path.name}")
@@ -107,7 +107,7 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
 
 
 def _refuse_packed(path: Path, source: str) -> None:
-    """torch.save stores tensors as they are, in a zip archive: what is packed is a bomb."""
+    """torch.save does not compress its zip archives: a compressed one may be a zip bomb."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -117,7 +117,7 @@ def _refuse_packed(path: Path, source: str) -> None:
             _refuse_calls(archive, f"{source}: {path.name} cannot be read:")
     except zipfile.BadZipFile as error:
         raise Refused(
-            f"{source}: {path.name} cannot be read: it is no archive as torch.save writes them; it "
+            f"{source}: {path.name} cannot be read: it is not an archive of torch.save; it "
             "is damaged, or it holds more than tensors, and is not opened"
         ) from error
 
@@ -134,7 +134,7 @@ _MAX_PICKLE = 2**20  # bytes; names and shapes of an SAE's tensors take 2,000
 def _refuse_calls(archive: zipfile.ZipFile, what: str) -> None:
     entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
     if len(entries) != 1 or entries[0].file_size > _MAX_PICKLE:
-        raise Refused(f"{what} it has not the one small data.pkl that torch.save writes")
+        raise Refused(f"{what} it lacks the one small data.pkl that torch.save writes")
     try:
         steps = list(pickletools.genops(archive.read(entries[0])))
     except ValueError as error:
@@ -144,7 +144,7 @@ def _refuse_calls(archive: zipfile.ZipFile, what: str) -> None:
 
 
 def _refuse_stretched(tensor: Tensor, what: str) -> None:
-    """A view may claim any shape over a few bytes, by strides of 0; a copy of it would be full."""
+    """With strides of 0, a few bytes may claim any shape; a copy would fill memory."""
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise Refused(f"{what} is {tensor.layout} or quantised, not a plain tensor")
     n_bytes, n_stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
@@ -200,7 +200,7 @@ def _theirs(sae: SAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state = exported(to_jumprelu(sae))
         return state, {"dict_class": "JumpReluAutoEncoder", "trainer_class": "JumpReluTrainer"}
     state = exported(sae)
-    shift = state["b_dec"] @ state["W_enc"]  # these classes take b_dec off the input
+    shift = state["b_dec"] @ state["W_enc"]  # these classes subtract b_dec from the input
     if isinstance(sae, MatryoshkaBatchTopKSAE):
         return _nested(sae, {**state, "b_enc": state["b_enc"] + shift})
     shared = {"encoder.weight": state["W_enc"].T.contiguous()}
@@ -224,7 +224,7 @@ def _theirs(sae: SAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
         names = {"dict_class": "BatchTopKSAE", "trainer_class": "BatchTopKTrainer"}
         return tensors, {**names, "k": sae.config.k}
     if sae.config.selection != "topk" or not sae.config.relu:
-        raise Refused("dictionary_learning's TopK takes the k largest after relu, nothing else")
+        raise Refused("dictionary_learning's TopK can only take the k largest after relu")
     names = {"dict_class": "AutoEncoderTopK", "trainer_class": "TopKTrainer"}
     return tensors, {**names, "k": sae.config.k}
 

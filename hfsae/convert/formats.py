@@ -1,4 +1,4 @@
-"""Which format a folder is in, and the way from one to another."""
+"""Recognise a folder's format, and convert from one to another."""
 
 import os
 import shutil
@@ -20,10 +20,10 @@ from . import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, 
 
 
 class Format(NamedTuple):
-    """How SAEs lie on a disk."""
+    """A file format of SAEs."""
 
     files: tuple[str, ...]
-    """what marks a folder, or with a star a single file, as one of this format; a|b: either"""
+    """the file names that mark a folder (with a star: a single file) as this format; a|b: either"""
     load: Callable[..., SAE]
     save: Callable[[SAE, Path], None]
 
@@ -43,7 +43,7 @@ def _save_own(sae: SAE, folder: Path) -> None:
     sae.folded().save_pretrained(folder)
 
 
-# The first whose files are all there is it.
+# The first format whose files are all there is taken.
 FORMATS = {
     "hfsae": Format(
         ("config.json", "model.safetensors|model.safetensors.index.json"), _load_own, _save_own
@@ -62,7 +62,7 @@ FORMATS = {
 def find(paths: Iterable[str]) -> dict[str, str]:
     """From the paths of all files, {path of an SAE: name of its format}.
 
-    The path is that of a folder ("" for the top), or for a single-file format of the file.
+    The path is a folder's ("" for the top), or for a single-file format, the file's.
     """
     names: dict[str, set[str]] = {}
     for path in paths:
@@ -89,8 +89,8 @@ def _above(path: str) -> list[str]:
     return ["" if str(p) == "." else str(p) for p in PurePosixPath(path).parents]
 
 
-# What a damaged or hostile file makes a reader raise; RuntimeError is torch's, zipfile's, and what
-# deep nesting gives.
+# Exceptions of readers on damaged or hostile files; RuntimeError comes from torch, zipfile, and
+# deep nesting.
 _OF_FILES = (OSError, SafetensorError, LookupError, TypeError, AttributeError, ValueError)
 _OF_FILES += (RuntimeError, ArithmeticError, EOFError, MemoryError, BadZipFile, UnpicklingError)
 
@@ -99,7 +99,7 @@ def load_folder(path: Path, format_name: str, source: str, **options: Any) -> SA
     """The SAE at a path that `find` returned.
 
     Raises:
-        ValueError: what is there is damaged or hostile; one sentence.
+        ValueError: its files are damaged or hostile; one sentence.
     """
     try:
         return FORMATS[format_name].load(path, source, **options)
@@ -113,7 +113,7 @@ def load_folder(path: Path, format_name: str, source: str, **options: Any) -> SA
 
 
 def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
-    """Write `sae` in another format; nothing is left behind if it cannot be.
+    """Write `sae` in another format; a failure leaves nothing behind.
 
     Args:
         destination: a folder that does not hold anything yet, or for "openai" a file.
@@ -124,15 +124,15 @@ def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
     """
     destination = Path(destination)
     if to not in FORMATS:
-        raise Refused(f"format {to!r} is unknown; there are {', '.join(FORMATS)}")
+        raise Refused(f"format {to!r} is unknown; known: {', '.join(FORMATS)}")
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
-        raise Refused(f"{destination} is there already; name another place, or remove it")
+        raise Refused(f"{destination} already exists; give another path, or remove it")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     except OSError as error:
         why = error.strerror or error
-        raise Refused(f"{destination} cannot be made ({why}); name another place") from error
+        raise Refused(f"{destination} cannot be created ({why}); give another path") from error
     try:
         if FORMATS[to].files[0].startswith("*"):
             FORMATS[to].save(sae, temporary / "sae")
@@ -148,7 +148,7 @@ def save_as(sae: SAE, destination: str | Path, to: str) -> Path:
         free = shutil.disk_usage(destination.parent).free / 1e6
         raise Refused(
             f"{destination} cannot be written ({error}; the disk has {free:,.0f} MB free); make "
-            "room or name another place"
+            "room or give another path"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Gemma Scope (arXiv:2408.05147): `params.npz`, JumpReLU SAEs of Gemma 2.
 
-W_enc [d_in, d_sae], W_dec [d_sae, d_out], b_enc, b_dec, threshold: our names and orientation, and
-the same formula; b_dec is not subtracted before encoding, all scales are folded. There is no config
-file: model and site are told by the published paths, `gemma-scope-2b-pt-res/layer_12/width_16k/`.
+W_enc [d_in, d_sae], W_dec [d_sae, d_out], b_enc, b_dec, threshold: hfsae's names, orientation and
+formula; b_dec is not subtracted before encoding, all scales are folded. There is no config file:
+model and site follow from the published paths, `gemma-scope-2b-pt-res/layer_12/width_16k/`.
 
 | published folder | site |
 | --- | --- |
@@ -43,8 +43,8 @@ def load(folder: Path, source: str, norm_gain: Float[Tensor, " d_in"] | None = N
     """The SAE in `folder`.
 
     Args:
-        source: repo id and path, from which model and site are told.
-        norm_gain: of a transcoder, the gain of the norm that it reads behind: `1 + weight` of the
+        source: repo id and path, which give model and site.
+        norm_gain: for a transcoder, the gain of the norm before it: `1 + weight` of the
             model's `layers.L.pre_feedforward_layernorm`. Published transcoders read activations
             from before that gain, where no module ends. With it they are rewritten to read the
             norm's output; without it the SAE has no site.
@@ -121,7 +121,7 @@ def _array(archive: zipfile.ZipFile, name: str, size: int) -> Tensor:
             raise Refused(f"{name} holds {dtype}, not floating-point numbers of at most 64 bits")
         n_bytes = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
         if n_bytes != size - file.tell():
-            raise Refused(f"{name} says that its shape is {shape}, and holds other data")
+            raise Refused(f"{name} claims shape {shape}, but its data has another size")
         flat = np.frombuffer(file.read(), dtype=dtype)
     array = flat.reshape(shape, order="F" if fortran else "C")
     return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
@@ -131,7 +131,7 @@ def save(sae: SAE, folder: Path) -> None:
     """Write `params.npz`.
 
     Raises:
-        ValueError: the SAE is none that the format can hold: TopK, token_norm, a skip connection.
+        ValueError: an SAE that the format cannot represent: TopK, token_norm, a skip connection.
     """
     refuse(sae, "Gemma Scope", transcoder=True)
     state = exported(to_jumprelu(sae))

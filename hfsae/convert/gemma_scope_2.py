@@ -27,7 +27,7 @@ def load(folder: Path, source: str) -> SAE:
     """The SAE in `folder`.
 
     Raises:
-        ValueError: the config is of another architecture, or tensors do not fit.
+        ValueError: the config names another architecture, or tensors do not fit.
     """
     config = read_json(folder / FILES[1])
     if config.get("architecture", "jump_relu") != "jump_relu":
@@ -71,7 +71,7 @@ def save(sae: SAE, folder: Path) -> None:
     """Write `params.safetensors` and `config.json`.
 
     Raises:
-        ValueError: the SAE is none that the format can hold: TopK, token_norm.
+        ValueError: an SAE that the format cannot represent: TopK, token_norm.
     """
     refuse(sae, "Gemma Scope 2", transcoder=True, skip_connection=True)
     state = exported(to_jumprelu(sae))

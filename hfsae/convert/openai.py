@@ -32,7 +32,7 @@ def load(file: Path, source: str) -> SAE:
     """
     found = read_tensors(file, source)
     if missing := [name for name in _TENSORS if name not in found]:
-        raise Refused(f"{source} is not one of OpenAI's files: it lacks {', '.join(missing)}")
+        raise Refused(f"{source} is not an OpenAI file: it lacks {', '.join(missing)}")
     state = {ours: found[theirs] for theirs, ours in _TENSORS.items()}
     state |= {"W_enc": state["W_enc"].T, "W_dec": state["W_dec"].T}
     activation, options = found.get("activation", "ReLU"), found.get("activation_state_dict") or {}

@@ -1,10 +1,10 @@
-"""SAEBench: not files but an object, with the attributes that its evaluations read.
+"""SAEBench: an object instead of files, with the attributes that its evaluations read.
 
     SAEBenchSAE(sae), passed as ("name", object) to `sae_bench.evals.core.main.multiple_evals`
 
-Weights lie as ours do, all scales folded. A Gated or BatchTopK SAE is passed as the
-JumpReLU SAE that it equals. scripts/interop/run_saebench.py runs the core evaluation. sae_bench
-itself is not imported.
+Weights have hfsae's layout, all scales folded. A Gated or BatchTopK SAE is passed as the equal
+JumpReLU SAE. scripts/interop/run_saebench.py runs the core evaluation. sae_bench itself is not
+imported.
 """
 
 import re
@@ -23,7 +23,7 @@ from .sites import to_hook
 
 @dataclass
 class SAEBenchConfig:
-    """What SAEBench reads of an SAE's `cfg`; it also writes fields of its own to it."""
+    """The fields of `cfg` that SAEBench reads; it also writes fields of its own to it."""
 
     model_name: str
     """of a model that TransformerLens loads"""
@@ -39,7 +39,7 @@ class SAEBenchConfig:
     """whether rows of text start with the tokenizer's BOS"""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields above, for the file of results."""
+        """The fields above, for SAEBench's results file."""
         return asdict(self)
 
 
@@ -47,12 +47,12 @@ class SAEBenchSAE:
     """An SAE with the names that SAEBench uses: `sae`'s latents and reconstructions, unchanged.
 
     Args:
-        model_name: another name of the model, or a folder, for TransformerLens; `sae.config`'s if
-            none is given.
+        model_name: another name of the model, or a folder, for TransformerLens; default:
+            `sae.config`'s.
         prepend_bos: whether rows of text start with BOS; None: as they did in training.
 
     Raises:
-        ValueError: decoding takes more than latents, or SAEBench could not find the site.
+        ValueError: decoding needs more than latents, or SAEBench could not find the site.
     """
 
     def __init__(
@@ -103,26 +103,32 @@ class SAEBenchSAE:
 
     @property
     def device(self) -> torch.device:
+        """Of the SAE's weights."""
         return self.sae.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the SAE's weights, thresholds apart."""
         return self.sae.W_dec.dtype
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        """Encoder, scales folded."""
         return self.sae.W_enc
 
     @property
     def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
+        """Decoder, scales folded."""
         return self.sae.W_dec
 
     @property
     def b_enc(self) -> Float[Tensor, " d_sae"]:
+        """Encoder bias, scales folded."""
         return self.sae.b_enc
 
     @property
     def b_dec(self) -> Float[Tensor, " d_in"]:
+        """Decoder bias, scales folded."""
         return self.sae.b_dec
 
 

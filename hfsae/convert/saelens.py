@@ -1,17 +1,18 @@
 """SAELens: `sae_weights.safetensors` and `cfg.json`.
 
-W_enc [d_in, d_sae] and W_dec [d_sae, d_out] lie as ours do; W_skip [d_out, d_in] does not. Traps:
+W_enc [d_in, d_sae] and W_dec [d_sae, d_out] have hfsae's layout; W_skip [d_out, d_in] is
+transposed. Traps:
 
-- `apply_b_dec_to_input` is True where it is not said.
+- `apply_b_dec_to_input` is True by default.
 - With `rescale_acts_by_decoder_norm`, pre-activations are multiplied by the decoder rows' norms,
   and latents divided by them before decoding: folded here, the same function.
-- `normalize_activations`: "layer_norm" and "constant_norm_rescale" act on each token and are our
+- `normalize_activations`: "layer_norm" and "constant_norm_rescale" act on each token: hfsae's
   `token_norm`; "expected_average_only_in" is folded when SAELens saves, and then does nothing.
 - A checkpoint's input scale lies beside it in activation_scaler.json, and is folded here. Batchtopk
   checkpoints have one `topk_threshold`, in their own units.
 - Only transcoders have a skip connection: an SAE with one is written as a transcoder whose
   hook_name_out is its hook_name.
-- Files of before SAELens 6 have a flat cfg.json with other names.
+- Files from before SAELens 6 have a flat cfg.json with other names.
 """
 
 import importlib
@@ -56,7 +57,7 @@ def load(folder: Path, source: str) -> SAE:
     """The SAE in `folder`.
 
     Raises:
-        ValueError: an architecture or normalisation that SAELens has and hfsae has not.
+        ValueError: an architecture or normalisation that SAELens has and hfsae lacks.
     """
     config = _modern(read_json(folder / FILES[1]))
     architecture = config["architecture"]
@@ -66,9 +67,11 @@ def load(folder: Path, source: str) -> SAE:
         )
     state = read_tensors(folder / FILES[0])[0]
     if (named := config.get("d_in")) != (width := state["W_enc"].shape[0]):
-        raise Refused(f"{source}: its config says d_in {named!r}, its W_enc is {width} wide")
+        raise Refused(f"{source}: its config has d_in {named!r}, but its W_enc is {width} wide")
     if (state.pop("scaling_factor", torch.ones(1)) != 1).any():  # ones in most files that have it
-        raise Refused(f"{source}: it was fine-tuned with a scaling_factor, which hfsae has not")
+        raise Refused(
+            f"{source}: it was fine-tuned with a scaling_factor, which hfsae does not support"
+        )
     fields, scaler = _fields(config, source), folder / "activation_scaler.json"
     if architecture == "gated":
         state = {_GATED.get(name, name): tensor for name, tensor in state.items()}
@@ -78,7 +81,7 @@ def load(folder: Path, source: str) -> SAE:
     if config["normalize_activations"] == "expected_average_only_in" and not scaler.is_file():
         warnings.warn(
             f"{source} was trained on activations times a scale that its files do not hold; it is "
-            "loaded as SAELens does, without",
+            "loaded without it, as in SAELens",
             stacklevel=2,
         )
     rescales = config.get("rescale_acts_by_decoder_norm", False)
@@ -106,7 +109,7 @@ def _fold_input_scale(state: State, path: Path, rescales: bool) -> None:
 
 
 def _modern(config: dict[str, Any]) -> dict[str, Any]:
-    """cfg.json with the names of SAELens 6, metadata merged in."""
+    """cfg.json with SAELens 6's names, metadata merged in."""
     config = {_OLD_NAMES.get(key, key): value for key, value in config.items()}
     options = config.get("activation_fn_kwargs") or {}
     if config.get("activation_fn") == "topk" and options.get("k") is not None:
@@ -165,7 +168,7 @@ def save(sae: SAE, folder: Path) -> None:
 
 
 def to_saelens(sae: SAE) -> tuple[dict[str, Any], State]:
-    """cfg.json and tensors, as SAELens 6 has them; BatchTopK, as there, as JumpReLU."""
+    """cfg.json and tensors in SAELens 6's form; BatchTopK becomes JumpReLU, as in SAELens."""
     if isinstance(sae, BatchTopKSAE):
         sae = to_jumprelu(sae)
     refuse(sae, "SAELens", transcoder=True, skip_connection=True, token_norm=True)
@@ -206,7 +209,7 @@ def to_sae_lens_object(sae: SAE) -> Any:
     """The same function as a `sae_lens.SAE`, in float32 on the SAE's device.
 
     Raises:
-        ValueError: SAELens has no such SAE: see `save`.
+        ValueError: SAELens cannot represent the SAE: see `save`.
         ImportError: the package sae-lens is not installed.
     """
     config, state = to_saelens(sae)
@@ -240,4 +243,4 @@ def _architecture(sae: SAE) -> str:
         return "gated"
     if isinstance(sae, TopKSAE) and sae.config.selection == "topk" and sae.config.relu:
         return "topk"
-    raise Refused("SAELens' topk takes the k largest of all, after relu")
+    raise Refused("SAELens' topk can only take the k largest of all, after relu")

@@ -1,7 +1,7 @@
 """TransformerLens hook names <-> sites (module paths of transformers), for the families in use.
 
-Where a hook lies inside a module (after `hook_q`'s rotation, between a norm's division and its
-gain) there is no site, and the answer is None.
+A hook inside a module (after `hook_q`'s rotation, between a norm's division and its gain) has no
+site: None.
 """
 
 import re
@@ -60,13 +60,13 @@ _MODELS = [
 
 
 def family(model_name: str | None) -> dict[str, str] | None:
-    """Hook -> site, with {} for the layer, of the family that a model's name tells; or None."""
+    """Hook -> site, with {} for the layer, for the family in a model's name; or None."""
     name = (model_name or "").lower()
     return next((hooks for pattern, hooks in _FAMILIES if re.search(pattern, name)), None)
 
 
 def hub_id(model_name: str | None) -> str | None:
-    """The Hub id of a model that TransformerLens has a short name for."""
+    """The Hub id of a model with a short name in TransformerLens."""
     if not model_name or "/" in model_name:
         return model_name
     for pattern, replacement in _MODELS:
@@ -76,7 +76,7 @@ def hub_id(model_name: str | None) -> str | None:
 
 
 def to_site(hook: str | None, model_name: str | None) -> str | None:
-    """The site of a TransformerLens hook; None if there is none, or the family is not known."""
+    """The site of a TransformerLens hook; None if it has none, or the family is unknown."""
     layer = re.search(r"(?<=\.)\d+(?=\.)", hook or "")
     pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", hook or "", count=1)
     site = (family(model_name) or {}).get(pattern)
@@ -84,10 +84,8 @@ def to_site(hook: str | None, model_name: str | None) -> str | None:
 
 
 def to_hook(site: str | None, model_name: str | None) -> str | None:
-    """The TransformerLens hook at a site; None if there is none, or the family is not known."""
-    site = re.sub(
-        r"^(model|transformer|gpt_neox)\.", "", site or ""
-    )  # as the whole model spells it
+    """The TransformerLens hook at a site; None if it has none, or the family is unknown."""
+    site = re.sub(r"^(model|transformer|gpt_neox)\.", "", site or "")  # from the whole model's root
     layer = re.search(r"(?<=\.)\d+", site)
     pattern = re.sub(r"(?<=\.)\d+", "{}", site, count=1)
     hooks = {place: hook for hook, place in (family(model_name) or {}).items()}

@@ -30,7 +30,7 @@ def load(folder: Path, source: str) -> SAE:
     config = read_json(folder / FILES[1])
     tensors = read_tensors(folder / FILES[0])[0]
     if "encoder.weight" not in tensors or "W_dec" not in tensors:
-        raise Refused(f"{source}: no encoder.weight and W_dec; this is no sparsify SAE")
+        raise Refused(f"{source}: no encoder.weight and W_dec; this is not a sparsify SAE")
     state = {
         "W_enc": tensors.pop("encoder.weight").T,
         "b_enc": tensors.pop("encoder.bias"),
@@ -46,7 +46,9 @@ def load(folder: Path, source: str) -> SAE:
         state["W_skip"] = state["W_skip"].T
         fields["skip_connection"] = True
     if config.get("signed"):
-        raise Refused(f"{source}: signed=True keeps negative latents by size, which hfsae has not")
+        raise Refused(
+            f"{source}: signed=True keeps negative latents by size, which hfsae does not support"
+        )
     if config.get("activation", "topk") not in ("topk", "groupmax"):
         raise Refused(f"{source}: activation {config['activation']!r} is unknown")
     fields |= {"k": config.get("k", 32), "selection": config.get("activation", "topk")}
@@ -63,7 +65,7 @@ def save(sae: SAE, folder: Path) -> None:
     if not isinstance(sae, TopKSAE) or not sae.config.relu:
         raise Refused(f"sparsify files hold TopK SAEs with relu, not a {type(sae).__name__}")
     if sae.config.selection == "approximate":
-        raise Refused("sparsify files know 'topk' and 'groupmax', not selection='approximate'")
+        raise Refused("sparsify files support 'topk' and 'groupmax', not selection='approximate'")
     refuse(sae, "sparsify", transcoder=True, skip_connection=True)
     config, state = sae.config, exported(sae)
     if config.d_out != config.d_in:  # sparsify makes W_dec and b_dec of width d_in, always
@@ -78,7 +80,7 @@ def save(sae: SAE, folder: Path) -> None:
     }
     if config.skip_connection:
         tensors["W_skip"] = state["W_skip"].T.contiguous()
-    if not config.is_transcoder:  # sparsify takes b_dec off the input, so it has to be put back
+    if not config.is_transcoder:  # sparsify subtracts b_dec from the input, so b_enc adds it back
         tensors["encoder.bias"] = state["b_enc"] + state["b_dec"] @ state["W_enc"]
     written = {
         "activation": config.selection,

@@ -47,9 +47,7 @@ _ENTRY = 100  # bytes that a sparse step needs for one entry
 _ENTRIES_A_FIRING = 2.0  # the kernel's window and the screen select more than fires
 _EXAMPLE_TOKEN = 55  # bytes of a token of an example, while tables of them are made
 _SHARD_COPIES = 2  # of the cache's shard, while its entries are put together
-_SURELY = (
-    1.25  # times the memory there is: plans are inexact, and a run that would fit is not refused
-)
+_SURELY = 1.25  # times the memory there is: plans are inexact, a run that fits is not refused
 _REMEDIES = {  # by the stage that needs the memory
     "activation bucket": "lower shuffle.bucket_tokens",
     "one step, dense": "make a step in parts (training.gradient_accumulation_steps)",
@@ -228,8 +226,8 @@ def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
             named = list(AutoModel.from_config(config).named_parameters())
     except (RuntimeError, TypeError) as error:
         raise Refused(
-            f"sae.d_sae {config.d_sae} is more than any machine can hold; usual are 8 to 32 times "
-            "d_in"
+            f"sae.d_sae {config.d_sae} is more than any machine can hold; 8 to 32 times d_in is "
+            "usual"
         ) from error
     spread = sum(p.numel() for _, p in named if config.d_sae in p.shape)
     whole = sum(p.numel() for _, p in named) - spread
@@ -256,8 +254,7 @@ def takes_sparse_steps(recipe: Recipe, config: SAEConfig, *, on_gpu: bool) -> bo
 
 
 def _l0(config: SAEConfig, recipe: Recipe) -> float:
-    """L0 at the start of training, where it is highest: half of all latents, unless something keeps
-    it low."""
+    """L0 at the start of training, where it is highest: half of all latents, unless kept low."""
     is_steered_there = config.target_l0 is not None and not _has_warm_start(config, recipe)
     return config.d_sae / 2 if is_steered_there else float(config.l0_goal or config.d_sae / 2)
 

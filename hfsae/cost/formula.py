@@ -76,8 +76,8 @@ def lm_pace(
     attention: str | None,
     on: Card,
 ) -> LMPace:
-    """Two operations per parameter and token, attention's products, and memory moved by eager
-    attention."""
+    """Two operations per parameter and token, attention's products, and eager attention's
+    traffic."""
     config, block = lm.config.get_text_config(), blocks(lm)[0]
     peak = _LM_SHARE * (on.float32 if dtype == torch.float32 else on.bf16)
     bandwidth = _MEMORY_SHARE * on.bandwidth
@@ -98,8 +98,7 @@ def lm_pace(
 
 
 def step_seconds(config: SAEConfig, n_here: int, args: TrainingArguments, on: Card) -> float:
-    """Seconds of one dense step: an upper bound, since sparse steps have not been measured on a
-    GPU.
+    """Seconds of one dense step: an upper bound, since sparse steps are unmeasured on GPUs.
 
     Args:
         n_here: parameters of the SAE that one process holds.
@@ -124,8 +123,7 @@ def step_seconds(config: SAEConfig, n_here: int, args: TrainingArguments, on: Ca
 
 
 def sae_pace(config: SAEConfig, args: CollectArguments, context: int, on: Card) -> SAEPace:
-    """Seconds per token of running a trained SAE: float32, a product each way, passes over its
-    latents."""
+    """Seconds per token to run a trained SAE: float32, a product each way, passes over latents."""
     products = 2 * config.d_sae * (config.d_in + config.d_out) / (_SAE_SHARE * on.float32)
     a_pass = _FLOAT * config.d_sae / (_MEMORY_SHARE * on.bandwidth)
     encode = products + _LOOK_A_LATENT * a_pass

@@ -64,7 +64,7 @@ def plan(recipe: Recipe, gpu: str | None = None) -> Plan:
 
     Raises:
         ValueError: as `hfsae.recipe.check`; an unknown card; work that so many processes cannot
-        share.
+            share.
     """
     if gpu is not None and gpu not in CARDS:
         raise Refused(f"--gpu must be {' or '.join(CARDS)}, got {gpu!r}")

@@ -1,6 +1,6 @@
 """`hfsae demo`: inspect a language model through an SAE, and steer it, in a browser.
 
-    subject                       what is shown: an SAE, its language model, what lies beside them
+    subject                       what is shown: an SAE, its language model, the files beside them
     look | act | why | judge      what can be done: functions, plain values in, plain values out
     reading, rows, validate       what they share: text to tokens, latents to rows, checked input
     actions                       the table of endpoints of the API, and of tools for agents

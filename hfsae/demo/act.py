@@ -1,4 +1,4 @@
-"""Actions that change what the language model does: steering, and the strength for it."""
+"""Actions that change the language model's behaviour: steering, and the strength for it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -37,7 +37,7 @@ class Job(NamedTuple):
 
 @flat
 def steer(subject: Subject, prompt: str, latents: str, settings: Settings) -> Iterator[Json]:
-    """Continue a prompt twice with the same random numbers: as the model is, and steered.
+    """Continue a prompt twice with the same random numbers: unsteered, and steered.
 
     Args:
         prompt: the text to go on from.
@@ -99,13 +99,15 @@ def sweep(
     max_repetition: Any = 0.3,
     progress: Callable[[int, int], object] = lambda done, n: None,
 ) -> Json:
-    """`suggest_strength`, telling how many of how many trials are done, before each."""
+    """`suggest_strength`, with progress (trials done, trials in all) before each trial."""
     validate.choice(settings.mode, "mode", _SWEPT_MODES)
     validate.choice(settings.unit, "unit", tuple(_SWEEP))
     job = check(subject, prompt, latents, settings)
     largest = max(map(abs, job.latents.values()))
     if not largest:
-        raise Refused("all strengths are 0; give the latents some, for their proportions")
+        raise Refused(
+            "all strengths are 0; give at least one another value: their proportions are kept"
+        )
     strengths = [strength / largest for strength in _SWEEP[settings.unit]]
     n, done = 1 + len(strengths) + _REFINED, count(1)
     progress(0, n)
@@ -137,7 +139,7 @@ def check(subject: Subject, prompt: Any, latents: Any, settings: Steering) -> Jo
 
 
 def sampling(settings: Settings) -> Sampling:
-    """A caller's settings, as far as they say how tokens are drawn."""
+    """The part of a caller's settings about drawing tokens."""
     return Sampling(
         max_new_tokens=validate.whole(settings.max_new_tokens, "max_new_tokens", 1, 256),
         temperature=validate.number(settings.temperature, "temperature", 0, 5),

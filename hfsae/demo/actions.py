@@ -1,4 +1,4 @@
-"""All that the app can do for one subject, and its endpoints for programs and agents."""
+"""Everything that the app can do for one subject, and its endpoints for programs and agents."""
 
 import functools
 import importlib.util
@@ -20,14 +20,14 @@ QUEUES = {"look": 8, "run": 2}
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An action: a function of the subject and of what a caller gives."""
+    """An action: a function of the subject and of a caller's arguments."""
 
     function: Callable[..., Any]
     """its docstring is shown to users of the API, and to agents"""
     queue: str | None = None
     """of the API; None: only pages call it"""
     gpu: bool = False
-    """whether it runs a model: on ZeroGPU each call is a process with a GPU"""
+    """whether it runs a model: on ZeroGPU each such call is a process with a GPU"""
 
     @property
     def name(self) -> str:
@@ -36,7 +36,7 @@ class Endpoint:
 
     @property
     def signature(self) -> inspect.Signature:
-        """What a caller gives: all but the subject."""
+        """A caller's parameters: all but the subject."""
         whole = inspect.signature(self.function)
         return whole.replace(parameters=list(whole.parameters.values())[1:])
 
@@ -66,8 +66,7 @@ ENDPOINTS = (
 class Actions(SimpleNamespace):
     """The functions of `ENDPOINTS` for one subject: `actions.feature(3)`.
 
-    None of them keeps anything of a session. What a caller may get wrong raises ValueError with one
-    sentence.
+    They keep no state of a session. A caller's mistake raises ValueError with one sentence.
     """
 
     subject: Subject
@@ -79,7 +78,7 @@ class Actions(SimpleNamespace):
             setattr(self, endpoint.name, on_gpu(action) if endpoint.gpu else action)
 
     def serve(self) -> None:
-        """Make each action an endpoint of the Blocks under way, and a tool where MCP is on."""
+        """Make each action an endpoint of the current Blocks, and a tool where MCP is on."""
         for endpoint in ENDPOINTS:
             if endpoint.queue is not None:
                 action = _in_a_sentence(getattr(self, endpoint.name), endpoint.signature)
@@ -92,7 +91,7 @@ def in_queue(name: str) -> dict[str, Any]:
 
 
 def _in_a_sentence(action: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
-    """The same, with what the caller got wrong told to the caller, and not in the server's log."""
+    """The same function, whose ValueErrors become gr.Error: shown to the caller, not logged."""
 
     @functools.wraps(action)
     def streamed(*args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -114,7 +113,7 @@ def _in_a_sentence(action: Callable[..., Any], signature: inspect.Signature) -> 
 
 
 def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    """On ZeroGPU Spaces, where the package `spaces` is, with a GPU for its time; else as it is."""
+    """The function decorated with spaces.GPU on ZeroGPU Spaces, unchanged elsewhere."""
     if not on_zero_gpu():
         return function
     import spaces  # pyright: ignore[reportMissingImports]

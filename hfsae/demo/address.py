@@ -1,7 +1,7 @@
-"""The state of the app as a link: which page, and what stands on it.
+"""The state of the app as a link: which page, and its fields.
 
-A page's state is one frozen dataclass; a link is its fields that are not at their defaults. So what
-a browser shows can be sent to somebody else, and opened again.
+A page's state is one frozen dataclass; a link has the fields that differ from their defaults. So a
+page can be sent to somebody else, and opened again.
 """
 
 from dataclasses import dataclass, field, fields
@@ -54,12 +54,12 @@ class Steer(Settings, _Prompt):  # so that in links the prompt comes first
     """What to steer on which prompt, with all settings."""
 
     run: bool = False
-    """whether the texts were asked for, and so should be there when the link is opened"""
+    """whether the texts were requested, and so are generated when the link is opened"""
 
 
 @dataclass(frozen=True)
 class Why:
-    """A text whose next token is explained, and a token to hold it against."""
+    """A text whose next token is explained, and a token to contrast it with."""
 
     prompt: str = ""
     target: str = ""
@@ -91,7 +91,7 @@ def page_of(address: Address) -> str:
 
 
 def to_query(address: Address) -> str:
-    """`tab=...&field=...`, without what is at its default, or longer than any page takes."""
+    """`tab=...&field=...`, without fields at their defaults or longer than any page allows."""
     pairs = [("tab", page_of(address))]
     default = type(address)()
     for f in fields(address):
@@ -103,14 +103,14 @@ def to_query(address: Address) -> str:
 
 
 def from_query(query: dict[str, str]) -> Address:
-    """The state that a link names, the first page where it names none; other keys are ignored.
+    """The state in a link; without a page, the first one; other keys are ignored.
 
     Raises:
-        ValueError: a page that there is not, or a value that cannot be read.
+        ValueError: an unknown page, or a value that cannot be read.
     """
-    tab = query.get("tab") or query.get("page") or PAGES[0]  # `page`: as people guess it
+    tab = query.get("tab") or query.get("page") or PAGES[0]  # people guess `page`
     if tab not in _CLASSES:
-        raise Refused(f"there is no page {tab[:40]!r}; there are {', '.join(PAGES)}")
+        raise Refused(f"there is no page {tab[:40]!r}; known: {', '.join(PAGES)}")
     address_class = _CLASSES[tab]
     kinds = get_type_hints(address_class)
     found = {n: _read(n, query[n], kind) for n, kind in kinds.items() if n in query}

@@ -40,8 +40,8 @@ PAGES: dict[str, type[Page]] = {
     "about": AboutPage,
 }
 _HEAD = f"<script>{(Path(__file__).with_name('page.js')).read_text(encoding='utf-8')}</script>"
-# Gradio compiles its templates in the browser, and has its script and style in the page: those
-# two need 'unsafe-'. Nothing is loaded from elsewhere, sent there, or framed.
+# Gradio compiles its templates in the browser, and has inline script and style: both need
+# 'unsafe-'. Nothing is loaded from elsewhere, sent there, or framed.
 POLICY = {
     "default-src": "'self'",
     "script-src": "'self' 'unsafe-inline' 'unsafe-eval'",
@@ -60,7 +60,7 @@ _TO_LINK = "(query) => { hfsae.link(query); }"
 
 
 def build(subject: Subject) -> gr.Blocks:
-    """The app for one SAE. `launch` is what starts it with its looks."""
+    """The app for one SAE. `launch` starts it with its theme."""
     actions = Actions(subject)
     with gr.Blocks(title=f"hfsae: {subject.name}", analytics_enabled=False) as blocks:
         panel(html("header", _facts(actions)), elem_id="header")
@@ -82,7 +82,7 @@ def build(subject: Subject) -> gr.Blocks:
 
 
 def _follow(app: App, tab: gr.Tab, page: Page) -> None:
-    """A click on a tab changes the link, and leaves the page as it stands."""
+    """A click on a tab changes the link, and leaves the page unchanged."""
 
     def to(asked: Any, *values: Any) -> Any:
         if asked is None:  # the first tab is selected before the page has been restored
@@ -102,7 +102,7 @@ def _follow(app: App, tab: gr.Tab, page: Page) -> None:
 
 
 def _restore(blocks: gr.Blocks, app: App) -> None:
-    """What the link names is there when the page opens, a generated text included."""
+    """When the page opens, show the link's state, a generated text included."""
     steer = cast(SteerPage, app.pages["steer"])
 
     def prepare(request: gr.Request) -> Updates:
@@ -116,7 +116,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
             return {app.asked: first, **app.fill(first), app.pages[page_of(first)].notice: said}
 
     def restore(address: Any) -> Updates:
-        """What is as it was built stays: somebody may have pressed a button there by now."""
+        """Unchanged parts are not updated: somebody may have pressed a button there by now."""
         page = app.pages[page_of(address)]
         try:
             drawn = page.render(address).items()
@@ -145,7 +145,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
 
 
 def _asked(request: gr.Request) -> Address | None:
-    """The address in a request; None where it says nothing."""
+    """The address in a request; None without one."""
     address = from_query({key: str(value) for key, value in request.query_params.items()})
     return None if address == Inspect() else address
 
@@ -187,7 +187,7 @@ def launch(
 
     Args:
         source: folder or repository; by default the quickstart's SAE, or the one in the package.
-        model: a language model to use in the place of the one that the SAE's config names.
+        model: a language model to use instead of the one in the SAE's config.
         with_lm: False: only the pages that need no language model.
         mcp: serve the actions as tools for agents too.
         which: subfolder, layer, width, l0, revision, as for `hfsae.load`.
@@ -209,7 +209,7 @@ def launch(
 
 
 def looks(server_name: str | None = None) -> dict[str, Any]:
-    """How it is served: theme and style, and nothing that leaves the machine or stays in it.
+    """Options of serving: theme and style, and no data sent away or kept.
 
     Args:
         server_name: the address to listen on; None: Gradio's own choice.
@@ -234,7 +234,7 @@ def looks(server_name: str | None = None) -> dict[str, Any]:
 
 
 def local_hosts(server_name: str | None) -> frozenset[str]:
-    """Names that browsers on this machine use for the app; empty where others may reach it."""
+    """Host names that browsers on this machine use for the app; empty if others may reach it."""
     name = (server_name or os.environ.get("GRADIO_SERVER_NAME") or _LOCAL[1]).strip("[]").lower()
     is_shared = os.environ.get("GRADIO_SHARE", "").lower() == "true" or colab_check()
     is_local = name in _LOCAL or name.startswith("127.")
@@ -242,12 +242,13 @@ def local_hosts(server_name: str | None) -> frozenset[str]:
 
 
 class _Guard:
-    """The page is served whatever its link says, under a policy, and to this machine's own pages.
+    """Middleware: serve the page for any link, under a policy, and only to this machine's own
+    pages.
 
-    A `page` unknown to Gradio would be an error 500; what the link means is read when the page is
-    opened, see `_restore`. A picture in a card from the Hub would tell its server who looks: the
-    policy keeps the browser from asking. And a page from elsewhere whose name points to 127.0.0.1
-    could use the app's endpoints as if it were the app's own: its Host and Origin give it away.
+    A `page` unknown to Gradio would be an error 500; the link is read when the page opens, see
+    `_restore`. A picture in a card from the Hub would reveal the reader to its server: the policy
+    keeps the browser from loading it. And a page from elsewhere whose name resolves to 127.0.0.1
+    could use the app's endpoints as if it were the app's own: its Host and Origin reveal it.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str]):
@@ -270,7 +271,7 @@ class _Guard:
         await self.app({**scope, "query_string": b""} if opens else scope, receive, send_guarded)
 
     def _refusal(self, headers: Headers) -> str:
-        """Why a request is not answered; empty where it is."""
+        """Why a request is refused; empty if it is answered."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.hosts and _host_name(f"//{host}") not in self.hosts:
             return f"this app is for {', '.join(_LOCAL)}, not for {host!r}; --host opens it"
@@ -285,7 +286,7 @@ def _policy() -> tuple[bytes, bytes]:
 
 
 def _host_name(address: str) -> str | None:
-    """The host of an address, without its port; None where there is none."""
+    """The host of an address, without its port; None if it has none."""
     try:
         return urlsplit(address).hostname
     except ValueError:

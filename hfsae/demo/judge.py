@@ -1,4 +1,4 @@
-"""Actions that judge an SAE: its health, beside another's, and what its card says."""
+"""Actions that judge an SAE: its health, alone and beside another's, and its card."""
 
 import math
 import re
@@ -48,7 +48,7 @@ def compare_saes(subject: Subject, other: str) -> Json:
     path = _evaluation_of(subject, other)
     found = {} if path is None else read_json(path, dict)
     if not found:
-        raise Refused(f"{other} has no evaluation.json to compare; `hfsae evaluate` makes it")
+        raise Refused(f"{other} has no evaluation.json to compare; run `hfsae evaluate` first")
     ours, theirs = (
         {m["name"]: m for m in _metrics(evaluation)} for evaluation in (subject.evaluation, found)
     )
@@ -60,8 +60,8 @@ def compare_saes(subject: Subject, other: str) -> Json:
 
 
 def _evaluation_of(subject: Subject, other: str) -> Path | None:
-    """Its evaluation.json. Folders are those of SAEs alone, and no answer tells what others
-    hold: whoever reaches the app may ask."""
+    """Its evaluation.json. Only folders of SAEs are read, and no answer reveals other folders:
+    anybody who reaches the app may ask."""
     is_local = subject.label_home is not None
     folder = Path(other).resolve()
     homes = [Path.cwd(), *filter(None, [subject.folder])] if is_local else []

@@ -94,7 +94,7 @@ def compare_prompts(
 
 
 def feature(subject: Subject, latent: int) -> Json:
-    """All that is known of one latent: label, numbers, tokens it promotes, what it fires on.
+    """Everything known about one latent: label, numbers, tokens it promotes, what it fires on.
 
     Args:
         latent: its index.
@@ -145,7 +145,7 @@ def random_latent(subject: Subject, seed: int | None = None, other_than: int | N
 
     Args:
         seed: the same seed gives the same latent; by default each call draws anew.
-        other_than: a latent that it should not be, if there is another.
+        other_than: a latent to avoid, if there is another.
     """
     if seed is not None:
         seed = validate.whole(seed, "seed", 0, 2**31 - 1)
@@ -176,7 +176,7 @@ def check_query(text: Any) -> str:
 
 
 def save_label(subject: Subject, latent: int, label: str) -> Json:
-    """Name what a latent stands for; an empty label takes the name away.
+    """Name what a latent stands for; an empty label removes the name.
 
     Args:
         latent: its index.
@@ -186,14 +186,14 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
     label = validate.text(label, "the label")
     if home is None:
         raise Refused("labels are not kept here; run `hfsae demo` on your own machine")
-    hides = not label.strip() and home != subject.folder  # one that the SAE comes with
+    hides = not label.strip() and home != subject.folder  # a label that the SAE comes with
     labels = blank_label(home, index) if hides else write_label(home, index, label)
     subject.take_labels({index: "", **labels})
     return {"latent": index, "label": subject.label(index)}
 
 
 def _hits(subject: Subject, query: str, by: str) -> tuple[list[Hit], str]:
-    """What was found, and what its scores are."""
+    """The latents found, and the meaning of their scores."""
     sae = subject.sae
     if by == "word":
         return subject.feature_search.by_token(query, SHOWN), "share of their examples, by strength"

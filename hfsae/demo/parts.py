@@ -62,21 +62,21 @@ def panel(value: str = "", *, elem_id: str | None = None) -> gr.HTML:
 def dial(
     low: float, high: float, *, value: int | float, step: int | float, label: str
 ) -> gr.Slider:
-    """A slider whose number may be any: what is out of range, the actions tell."""
+    """A slider that allows any number: the actions refuse one that is out of range."""
     slider = gr.Slider(low, high, value, step=step, label=label)
     slider.preprocess = lambda payload: payload
     return slider
 
 
 def html(macro: str, *arguments: Any) -> str:
-    """One macro of parts.html, filled in; whatever is in the arguments is text, not markup."""
+    """One macro of parts.html, filled in; arguments are text, never markup."""
     return str(getattr(_module(), macro)(*arguments)).strip()
 
 
 def markdown(text: str) -> str:
     """Markdown from anybody as HTML that loads nothing, sends nothing, and stays in its place.
 
-    What is longer than cards are is cut, and says so.
+    A text longer than any card is cut, with a note.
     """
     shown = text[: min(_end(text, mark, most) for mark, most in _MOST.items())]
     parser = MarkdownIt("commonmark").enable("table")
@@ -120,7 +120,7 @@ def _module() -> Any:
 
 
 def number(value: int | float) -> str:
-    """Three digits or so, as people write them."""
+    """A number with about three digits, as people write it."""
     if value == 0:
         return "0"
     if abs(value) >= 1000:

@@ -1,6 +1,6 @@
-"""What there is to click on where nobody wrote presets: latents that the feature store shows clear.
+"""Default presets, where nobody wrote any: latents whose examples are clear.
 
-None of them is given a name: a latent is described by its label, else by what it fires on.
+Latents get no names here: each is described by its label, or by what it fires on.
 """
 
 import random
@@ -12,14 +12,14 @@ from .subject import Subject
 
 N = 4
 PROMPT = "The story is about"
-STRENGTH = 1.5  # of the largest activation: seen in the text, which mostly stays one
+STRENGTH = 1.5  # of the largest activation: visible in the text, which mostly stays fluent
 _DENSITIES = (2e-4, 3e-3)  # often enough to have examples, and not on every page
 _LOOKED_AT = 512  # latents: reading their examples takes some 20 ms, however many there are
-_SHORTEST = 4  # letters of a word that says something
+_SHORTEST = 4  # letters of a meaningful word
 
 
 def presets(subject: Subject) -> list[dict[str, Any]]:
-    """The SAE's own, else made of a few of its latents: name, prompt, {latent: strength}."""
+    """The SAE's own presets, else some from its latents: name, prompt, {latent: strength}."""
     return subject.presets or [
         {"name": name, "prompt": PROMPT, "latents": {str(latent): STRENGTH}}
         for latent, name in _described(subject).items()

@@ -1,4 +1,4 @@
-"""From a caller's text to tokens, and to what fires on them."""
+"""From a caller's text to tokens, and to the latents that fire on them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Latents as rows of a table: each with a value, and with what tells a reader what it is."""
+"""Latents as rows of a table: each with a value, and a description for the reader."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,13 +10,13 @@ from . import validate
 from .subject import Subject
 
 SHOWN = 12  # rows of a table
-_HINTS = 4  # tokens that say what a latent is
+_HINTS = 4  # tokens that describe a latent
 
 Json = dict[str, Any]
 
 
 def check_latent(subject: Subject, index: Any) -> int:
-    """The index of a latent that there is."""
+    """A valid latent index."""
     return validate.latent(index, subject.d_sae)
 
 
@@ -27,14 +27,14 @@ def hidden(subject: Subject, max_density: Any) -> list[int]:
         return []
     if not subject.is_counted:
         raise Refused(
-            "nobody has counted how often this SAE's latents fire, so none can be hidden for "
-            "it; `hfsae collect` does, with a folder"
+            "this SAE's densities are unknown, so the density filter cannot be used; "
+            "`hfsae collect` measures them"
         )
     return (subject.density() > limit).nonzero()[:, 0].tolist()
 
 
 def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
-    """Latents with their values, labels, and what a feature store knows of them."""
+    """Latents with their values, labels, and facts from the feature store."""
     rows = [{**row, "label": subject.label(row["latent"])} for row in latents]
     store = subject.store
     if store is None:
@@ -49,7 +49,7 @@ def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
 
 
 def threshold_of(subject: Subject, latent: int) -> float | None:
-    """What its pre-activation must exceed, raw units; None where the SAE has no thresholds."""
+    """The threshold of its pre-activation, raw units; None if the SAE has no thresholds."""
     threshold = getattr(subject.sae, "threshold", None)
     if not isinstance(threshold, torch.Tensor):
         return None

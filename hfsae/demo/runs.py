@@ -1,4 +1,4 @@
-"""Runs that take their time: each session has one under way, and may stop it."""
+"""Long runs: each session has one at a time, and may stop it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ class Run:
     """One run of one session."""
 
     values: Sequence[Any] = ()
-    """of the page's inputs, when it was asked for"""
+    """the page's inputs when it was requested"""
     over: bool = False
-    """it has to end: it was stopped, or another was asked for"""
+    """whether it must end: it was stopped, or another was requested"""
     stopped: bool = False
 
 
 class Runs:
-    """What each session asked for last. A run is asked for at once, and begins when its turn comes:
-    what was stopped while it waited never begins."""
+    """Each session's last request. A run is requested at once, and begins when its turn comes: one
+    that is stopped while it waits never begins."""
 
     def __init__(self) -> None:
         self._last: dict[str, Run] = {}
@@ -31,7 +31,7 @@ class Runs:
         self._last[session] = self._waiting[session] = Run(values)
 
     def begin(self, session: str) -> Run | None:
-        """The run that was asked for last, once, whoever's turn it is; None if none is."""
+        """The last requested run, once, whoever's turn it is; None if there is none."""
         return self._waiting.pop(session, None)
 
     def stop(self, session: str) -> None:
@@ -41,6 +41,6 @@ class Runs:
             run.over = run.stopped = True
 
     def end(self, session: str, run: Run) -> None:
-        """The run is over, whether or not another was asked for meanwhile."""
+        """The run is over, whether or not another was requested meanwhile."""
         if self._last.get(session) is run:
             del self._last[session]

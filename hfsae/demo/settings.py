@@ -11,7 +11,7 @@ from ..steering.pair import Sampling
 
 @dataclass(frozen=True)
 class Steering:
-    """How to steer, as a caller writes it; see `act.check` for what is allowed."""
+    """How to steer, in a caller's words; `act.check` refuses what is invalid."""
 
     mode: Annotated[
         str,

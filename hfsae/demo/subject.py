@@ -1,8 +1,7 @@
-"""What the app shows: an SAE, its language model, and what lies beside its weights.
+"""The app's subject: an SAE, its language model, and the files beside its weights.
 
-One `Subject` serves all sessions, and none changes it but for its labels and what it works out once
-for all. They may all run its language model at once: what one does to it acts in its own thread
-alone (see `hfsae.lm`).
+One `Subject` serves all sessions. They change only its labels and its caches. They may all run its
+language model at once: changes to the model act only in their own thread (see `hfsae.lm`).
 """
 
 import atexit
@@ -58,7 +57,7 @@ _NAME_ONE = "start the app with --model and a name or folder"
 
 
 class Choice(NamedTuple):
-    """Which SAE: what `hfsae.load` takes."""
+    """Which SAE: arguments of `hfsae.load`."""
 
     source: str
     subfolder: str = ""
@@ -69,7 +68,7 @@ class Choice(NamedTuple):
 
 
 def default_source() -> str:
-    """The SAE to open where none is named: the quickstart's, or the small one in this package."""
+    """The default SAE: the quickstart's, or else the small one in this package."""
     trained = (QUICKSTART / "config.json").is_file()
     return str(QUICKSTART if trained else SHIPPED_SAE)
 
@@ -80,12 +79,12 @@ class Subject:
 
     sae: SAE
     name: str
-    """what was asked for: a folder's name, or the id of a repository"""
+    """the requested SAE: a folder's name, or the id of a repository"""
     folder: Path | None = None
-    """where the files beside its weights lie"""
+    """folder of the files beside its weights"""
     loaded: LoadedLM | None = None
     lm_name: str | None = None
-    """of the one that runs, or else of the one that the SAE's config names"""
+    """name of the language model that runs, or else of the one in the SAE's config"""
     why_no_lm: str = "the app was started without one; leave out --no_model"
     store: FeatureStore | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -107,12 +106,12 @@ class Subject:
 
     @property
     def lm(self) -> PreTrainedModel:
-        """Its language model. Raises ValueError with a sentence where there is none."""
+        """Its language model. Raises ValueError with a sentence if it has none."""
         return self._need_lm().lm
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its language model's. Raises ValueError with a sentence where there is none."""
+        """Its language model's tokenizer. Raises ValueError with a sentence if it has none."""
         return self._need_lm().tokenizer
 
     @property
@@ -129,24 +128,24 @@ class Subject:
 
     def _need_lm(self) -> LoadedLM:
         if self.loaded is None:
-            raise Refused(f"this needs the language model, which is not there: {self.why_no_lm}")
+            raise Refused(f"this needs the language model, which is not loaded: {self.why_no_lm}")
         return self.loaded
 
     @property
     def bos(self) -> bool:
-        """Whether text wants a BOS token in front, as in training; yes where that is unknown."""
+        """Whether prompts get a BOS token, as in training; True if that is unknown."""
         return self.sae.config.bos != "none"
 
     def label(self, latent: int) -> str:
-        """What people say a latent stands for; empty if nobody has."""
+        """A latent's label; empty if it has none."""
         return self.labels.get(latent, "")
 
     def take_labels(self, found: dict[int, str]) -> None:
-        """Labels over those there are; an empty one takes its latent's away."""
+        """Add labels to the existing ones; an empty one removes its latent's."""
         self.labels = {latent: label for latent, label in {**self.labels, **found}.items() if label}
 
     def density(self) -> Float[Tensor, " d_sae"]:
-        """Share of tokens each latent fires on; 0 everywhere if nobody has counted."""
+        """Share of tokens each latent fires on; 0 everywhere if it was not measured."""
         if self.store is not None:
             return self.store.densities
         counted = self.evaluation.get("density")
@@ -162,7 +161,7 @@ class Subject:
         return None if self.store is None else self.store.max_activations
 
     def tokens(self, text: str, chat: bool = False) -> Tokens:
-        """A text as its language model reads it."""
+        """A text as tokens of its language model."""
         return tokenise(self.tokenizer, text, bos=self.bos, chat=chat, max_tokens=MAX_TOKENS)
 
     @cached_property
@@ -177,7 +176,7 @@ class Subject:
 
     @cached_property
     def feature_search(self) -> FeatureSearch:
-        """Search in the words of its feature store."""
+        """Search in its feature store."""
         if self.store is None:
             raise Refused("this SAE comes without a feature store; `hfsae collect` makes one")
         return FeatureSearch(self.store)
@@ -185,7 +184,7 @@ class Subject:
     @property
     def exact_lm(self) -> Any:
         """The model in float32: in bfloat16 the effect of one latent drowns in rounding."""
-        with _COPYING:  # who comes second waits, instead of making another copy
+        with _COPYING:  # a second caller waits instead of making another copy
             return self._lm_in_float32
 
     @cached_property
@@ -194,14 +193,14 @@ class Subject:
 
     @cached_property
     def directions(self) -> Path:
-        """A folder for latents' directions, which goes when the app ends."""
+        """A folder for latents' directions, deleted when the app ends."""
         folder = tempfile.mkdtemp(prefix="hfsae-directions-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return Path(folder)
 
 
 def _in_float32(lm: Any) -> Any:
-    """A copy, unless it is in float32 already or the copy would be too large."""
+    """A float32 copy; the model itself if it is in float32 or the copy would be too large."""
     if lm.dtype == torch.float32 or 4 * lm.num_parameters() > _MOST_EXACT_BYTES:
         return lm
     config = deepcopy(lm.config)  # of which it changes the dtype
@@ -219,15 +218,15 @@ def open_subject(
     with_lm: bool = True,
     device: str | None = None,
 ) -> Subject:
-    """Load an SAE, its language model, and what lies beside; say in `notes` what is not there.
+    """Load an SAE, its language model, and the files beside it; `notes` lists what is missing.
 
     Args:
-        model: a language model to use in the place of the one that the SAE's config names.
+        model: a language model to use instead of the one in the SAE's config.
         device: "cuda" where there is one, else "cpu".
 
     Raises:
         ValueError: there is no such SAE, records beside it were made with other weights, or the
-            named model cannot be had.
+            named model cannot be loaded.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sae = load(**choice._asdict(), device=device).eval().requires_grad_(False)
@@ -266,7 +265,7 @@ def _in_python(choice: Choice) -> str:
 
 
 def _is_shown_to_others() -> bool:
-    """Whether this is a Space, whose visitors have not this machine's folders."""
+    """Whether this is a Space, whose visitors have no access to this machine's folders."""
     return "SPACE_ID" in os.environ
 
 
@@ -314,7 +313,7 @@ def _read_beside(subject: Subject, folder: Path) -> None:
 
 
 def _is_preset(preset: Any, d_sae: int) -> bool:
-    """Whether it is a name, a prompt and {latent: strength}, all that a preset must have."""
+    """Whether it is a valid preset: a name, a prompt and {latent: strength}."""
     if not isinstance(preset, dict) or not isinstance(preset.get("latents"), dict):
         return False
     texts = [preset.get(key) for key in ("name", "prompt")]
@@ -325,7 +324,7 @@ def _is_preset(preset: Any, d_sae: int) -> bool:
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """What a JSON file holds; an empty `kind` if it is not there, damaged, or something else."""
+    """The content of a JSON file; an empty `kind` if it is missing, damaged, or of another kind."""
     try:
         if path.stat().st_size > _MAX_JSON:
             raise Refused("too large")
@@ -367,7 +366,7 @@ def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
 
 
 def _note_another_copy(subject: Subject, theirs: Any, ours: str) -> None:
-    """Weights of one name need not be the same: a package's may be quantised."""
+    """A note if the weights differ, which the same name may have: a package's may be quantised."""
     is_told = isinstance(theirs, str) and not theirs.startswith("folder")
     if is_told and not ours.startswith("folder") and theirs != ours:
         subject.notes.append(

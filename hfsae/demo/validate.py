@@ -1,4 +1,4 @@
-"""What comes in from a browser, a link or a program, checked: the value, or one sentence."""
+"""Checks of input from a browser, a link or a program: the value, or an error in one sentence."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ MAX_LATENTS = 8  # steered at once
 
 
 def text(value: Any, name: str, *, limit: int = MAX_CHARACTERS, empty: str | None = None) -> str:
-    """A string that is neither too long nor, with a sentence for it in `empty`, blank."""
+    """A string that is not too long and, if `empty` gives a sentence for it, not blank."""
     if not isinstance(value, str):
         raise Refused(f"{name} must be text, got {_kind(value)}")
     if len(value) > limit:
@@ -24,7 +24,7 @@ def number(value: Any, name: str, low: int | float, high: int | float) -> float:
     """A finite number from low to high."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Refused(f"{name} must be a number, got {_kind(value)}")
-    if not low <= value <= high:  # nor is NaN
+    if not low <= value <= high:  # NaN fails too
         raise Refused(f"{name} is {_typed(value)}; it can be {low:g} to {high:g}")
     return float(value)
 
@@ -38,7 +38,7 @@ def whole(value: Any, name: str, low: int, high: int) -> int:
 
 
 def flag(value: Any, name: str) -> bool:
-    """True or false, and no number or word for it."""
+    """True or False; numbers and words are refused."""
     if not isinstance(value, bool):
         raise Refused(f"{name} must be true or false, got {_kind(value)}")
     return value
@@ -52,7 +52,7 @@ def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
 
 
 def latent(value: Any, d_sae: int) -> int:
-    """The index of a latent that there is."""
+    """A valid latent index."""
     if value is None or value == "":
         raise Refused("no latent is chosen; give a number, or take a random one")
     value = _as_number(value)
@@ -94,7 +94,7 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _as_number(value: Any) -> Any:
-    """The number that a string spells; what spells none is left for the next check to refuse."""
+    """The number that a string spells; other strings are left for the next check to refuse."""
     if not isinstance(value, str):
         return value
     for kind in (int, float):

@@ -14,7 +14,7 @@ from .reading import token_id, tokens_of
 from .rows import SHOWN, Json, as_rows, check_latent
 from .subject import Subject
 
-_ABLATED = 4  # in the first answer; the others one by one, when they are asked for
+_ABLATED = 4  # in the first answer; others one by one, on request
 _CANDIDATES = 8
 
 
@@ -68,7 +68,7 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
 def check_ablation(
     subject: Subject, prompt: str, latent: int, target: str = "", contrast: str = ""
 ) -> Json:
-    """What the model's logit really owes to a latent: with it, less without it.
+    """The measured effect of a latent on the logit: with the latent, less without it.
 
     Args:
         prompt: the text.
@@ -101,7 +101,7 @@ def _question(subject: Subject, prompt: Any, target: Any, contrast: Any) -> _Que
     target_id = token_id(subject, target) if target else _next(subject, tokens)[0]["id"]
     contrast_id = token_id(subject, contrast) if contrast else None
     if contrast_id == target_id:
-        raise Refused("target and contrast are the same token; choose two")
+        raise Refused("target and contrast are the same token; choose two different ones")
     batch = {"input_ids": tokens.batch(subject.lm.device).input_ids}
     return _Question(tokens, batch, logit(target_id, contrast_id), target_id, contrast_id)
 

@@ -1,4 +1,4 @@
-"""What the latents of an SAE fire on, for people to look at: collected in one pass over text.
+"""What an SAE's latents fire on, for people to look at: collected in one pass over text.
 
 Found again by label, token, promoted token or likeness (`search`), and named (`labels`).
 """

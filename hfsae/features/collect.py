@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class CollectArguments:
-    """What is kept of each latent's firings."""
+    """What to keep of each latent's firings."""
 
     top: int = 10
     """Examples with the largest activations, per latent."""
@@ -44,13 +44,13 @@ class CollectArguments:
     neighbours: int = 5
     """Latents with the most similar decoder rows."""
     seed: int = 0
-    """Of the random sample."""
+    """Seed of the random sample."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             least = 1 if name in ("top", "quantiles", "reservoir") else 0
             if value < least:
-                raise Refused(f"{name} is {value}; it must be {least} or more.")
+                raise Refused(f"{name} is {value}; it must be {least} or more")
 
 
 @torch.no_grad()
@@ -70,11 +70,10 @@ def collect(
         print(hfsae.features.show(store[17]))
 
     Args:
-        text: documents as strings, a `TextArguments`, or rows of tokens, as `PackedRows` gives
-            them.
-        tokenizer: None: that which `hfsae.load_lm` loaded with the model.
-        norm_limits: the training Harvester's, so that the same outliers are left out here. (Of its
-            other sites, a transcoder's target for one, nothing is left out.)
+        text: documents as strings, a `TextArguments`, or rows of tokens from `PackedRows`.
+        tokenizer: None: the one that `hfsae.load_lm` loaded with the model.
+        norm_limits: the training Harvester's, so that the same outliers are left out here. (Limits
+            of other sites, such as a transcoder's target, are ignored.)
         progress: called after each batch with its number of tokens.
     """
     refuse_sae_first("collect", lm)
@@ -219,7 +218,7 @@ def _examples_table(
 
 
 def _chosen_examples(seen: Seen, args: CollectArguments) -> list[np.ndarray]:
-    """Latent, kind and the fields of Windows for each example; kind 0: top, 1: strongest group."""
+    """Latent, kind and the fields of Windows of each example; kind 0: top, 1: strongest group."""
     groups = quantile_groups(seen.sample, seen.top, args.quantiles)
     chosen = [(seen.top.key > -torch.inf, seen.top)]
     for quantile in reversed(range(args.quantiles)):
@@ -252,7 +251,7 @@ def _lists(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> "pyarrow.ListArray":
-    """A list for each row of a matrix; given a tokenizer, values are token ids and become texts."""
+    """A list for each row of a matrix; with a tokenizer, values are token ids and become texts."""
     import pyarrow as pa
 
     keep = np.ones(values.shape, dtype=bool) if keep is None else keep

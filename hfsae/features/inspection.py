@@ -1,4 +1,4 @@
-"""What an SAE sees in one text, token by token, for people and programs to look at.
+"""An SAE's latents on one text, token by token, for people and programs.
 
     seen = inspect(lm, sae, tokenise(tokenizer, "The cat sat", bos=True))
     seen.on(3)             the latents that fire on token 3, strongest first
@@ -6,8 +6,8 @@
     seen.ranking()         the latents of the whole text
     compare(seen, other)   what differs between two texts
 
-Special tokens (BOS, chat roles) are shown, but nothing is computed on them: SAEs have not seen them
-in training, and their activations are outliers.
+Special tokens (BOS, chat roles) are shown, but nothing is computed on them: SAEs are not trained on
+them, and their activations are outliers.
 """
 
 from collections.abc import Collection
@@ -109,7 +109,7 @@ class Inspection(NamedTuple):
 
         Args:
             by: their "max" or "mean" activation, or "relative", the max as a share of `usual`.
-            usual: each latent's largest activation over much text, as a FeatureStore has it.
+            usual: each latent's largest activation over much text, from a FeatureStore.
         """
         shown = self._shown(hide)
         activation, position = self.activation[shown], self.position[shown]
@@ -141,7 +141,7 @@ def check_latent(latent: int, d_sae: int) -> None:
 
 @torch.no_grad()
 def inspect(lm: PreTrainedModel, sae: Any, tokens: Tokens) -> Inspection:
-    """Latents on every token of a text but the special ones; the layers above are not run.
+    """Latents on every token of a text except special ones; the layers above are not run.
 
     Args:
         sae: anything with `encode(x)`, `decode(latents, x)`, `config.site` and `config.d_sae`.

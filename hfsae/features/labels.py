@@ -1,7 +1,7 @@
 """Names that people give to latents: `features/labels.json`, {"labels": {"1234": "the sea"}}.
 
-A label is plain text by whoever wrote it: it is stored and handed out as it is, and whoever shows
-it has to escape it for where it is shown.
+A label is plain text by anybody: it is stored and returned as it is, and code that shows it has to
+escape it.
 """
 
 import json
@@ -21,26 +21,28 @@ _writing = threading.Lock()
 def read_labels(folder: str | Path) -> dict[int, str]:
     """{latent: label} of the feature store in `folder`; empty if nobody has written any.
 
-    A label is empty where somebody took away one that the SAE comes with: see `blank_label`.
+    A label is empty if somebody removed one that the SAE comes with: see `blank_label`.
 
     Raises:
-        ValueError: the file is not such a one.
+        ValueError: the file is damaged, or something else.
     """
     path = Path(folder) / "features" / NAME
     if not path.is_file():
         return {}
     if path.stat().st_size > _MAX_BYTES:
-        raise Refused(f"{path} has {path.stat().st_size:,} bytes; labels take {_MAX_BYTES:,}.")
+        raise Refused(
+            f"{path} has {path.stat().st_size:,} bytes; labels take at most {_MAX_BYTES:,}"
+        )
     try:
         labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
         return {int(latent): _checked(label) for latent, label in labels.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         wanted = '{"labels": {"1234": "text"}}'
-        raise Refused(f"{path} holds no labels: it must look like {wanted} ({error}).") from error
+        raise Refused(f"{path} holds no labels: it must look like {wanted} ({error})") from error
 
 
 def write_label(folder: str | Path, latent: int, label: str) -> dict[int, str]:
-    """Give a latent a label, or with an empty one take it away; all labels after that.
+    """Give a latent a label, or remove it with an empty one; all labels after that.
 
     The file appears whole or not at all, and threads of one process wait for one another.
 
@@ -55,9 +57,9 @@ def write_label(folder: str | Path, latent: int, label: str) -> dict[int, str]:
 
 
 def blank_label(folder: str | Path, latent: int) -> dict[int, str]:
-    """Keep that a latent has no label, whatever the SAE comes with; all labels after that.
+    """Record that a latent has no label, whatever the SAE comes with; all labels after that.
 
-    For a `folder` of one's own labels, which go before the SAE's.
+    For a `folder` of a user's own labels, which override the SAE's.
 
     Raises:
         ValueError: as `write_label`.
@@ -67,7 +69,7 @@ def blank_label(folder: str | Path, latent: int) -> dict[int, str]:
 
 def _change(folder: str | Path, latent: int, label: str | None) -> dict[int, str]:
     if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0:
-        raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234.")
+        raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234")
     with _writing:
         labels = read_labels(folder)
         labels.pop(latent, None)
@@ -79,13 +81,13 @@ def _change(folder: str | Path, latent: int, label: str | None) -> dict[int, str
 
 def _checked(label: object) -> str:
     if not isinstance(label, str):
-        raise Refused(f"a label is text, not {label!r}.")
+        raise Refused(f"a label is text, not {label!r}")
     if len(label.strip()) > MAX_LENGTH:
-        raise Refused(f"a label has at most {MAX_LENGTH} characters, this one {len(label)}.")
+        raise Refused(f"a label has at most {MAX_LENGTH} characters, this one {len(label)}")
     for character in label.strip():
         if not character.isprintable():
             raise Refused(
-                f"a label is one line of printable text; this one has {character!r} in it."
+                f"a label is one line of printable text; this one has {character!r} in it"
             )
     return label
 

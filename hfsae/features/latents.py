@@ -1,4 +1,4 @@
-"""The latents of a text, as one tensor: the shortest way from words to an SAE's activations."""
+"""The latents of a text, as one tensor: the shortest way from text to an SAE's activations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from ..machine.refused import Refused
 from ..models import refuse_sae_first
 
 Texts = str | Sequence[str] | Int[Tensor, "rows ctx"] | Mapping[str, Tensor]
-"""A text, several, token ids, or what a tokenizer gives: input_ids and attention_mask."""
+"""A text, several texts, token ids, or a tokenizer's output: input_ids and attention_mask."""
 
 
 class TopLatent(NamedTuple):
-    """A latent where it is strongest."""
+    """A latent at its strongest token."""
 
     latent: int
     activation: float
@@ -32,8 +32,7 @@ class Latents(NamedTuple):
     """Activations of all latents on all tokens; 0 on special tokens and padding."""
 
     tokens: list[list[str]]
-    """Of each row the texts of its tokens, special ones included; where no tokenizer is known,
-    their ids."""
+    """The texts of each row's tokens, special ones included; without a tokenizer, their ids."""
     input_ids: Int[Tensor, "rows ctx"]
     keep: Bool[Tensor, "rows ctx"]
     """False on special tokens (BOS among them) and padding: SAEs are not trained on them."""
@@ -73,12 +72,12 @@ def latents(
     Args:
         lm: a causal language model.
         sae: anything with `encode(x)` and `config.site`.
-        text: a text, several texts (padded on the right), token ids [rows, ctx], or what a
-            tokenizer gives: {"input_ids": ..., "attention_mask": ...}.
-        tokenizer: for text; None: that which `hfsae.load_lm` loaded with the model.
+        text: a text, several texts (padded on the right), token ids [rows, ctx], or a tokenizer's
+            output: {"input_ids": ..., "attention_mask": ...}.
+        tokenizer: for text; None: the one that `hfsae.load_lm` loaded with the model.
 
     Raises:
-        ValueError: no text, the SAE names no site, or a tokenizer is needed and not known.
+        ValueError: no text, the SAE names no site, or a tokenizer is needed and unknown.
     """
     refuse_sae_first("latents", lm)
     site, _ = places_of(sae.config)

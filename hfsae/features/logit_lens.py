@@ -1,8 +1,8 @@
-"""The tokens that a latent's direction makes likelier or unlikelier: the logit lens.
+"""The tokens that a latent's direction makes more or less likely: the logit lens.
 
-What one unit of activation would add to the logits if it were written to the last residual stream,
-up to the final norm's factor for each token. That is positive: the order of the tokens is exact.
-What the layers in between do with the direction is left out.
+The change of the logits per unit of activation, if it were written to the last residual stream, up
+to the final norm's factor for each token. That factor is positive, so the order of the tokens is
+exact. The effect of the layers in between is left out.
 """
 
 import re
@@ -39,6 +39,7 @@ class LensTokens(NamedTuple):
 
     @classmethod
     def none(cls, d_sae: int) -> "LensTokens":
+        """No tokens, for latents that do not write to the residual stream."""
         ids, logits = torch.zeros(d_sae, 0, dtype=torch.long), torch.zeros(d_sae, 0)
         return cls(ids, logits, ids, logits)
 
@@ -60,10 +61,10 @@ def lens_tokens(
 def residual_directions(
     lm: PreTrainedModel, W_dec: Float[Tensor, "d_sae d_out"], site: str
 ) -> Float[Tensor, "d_sae d_model"] | None:
-    """W_dec, written at a site, as it reaches the residual stream; None if its width is another.
+    """W_dec as it reaches the residual stream from a site; None if its width differs.
 
-    From the input of a linear map (`layers.12.self_attn.o_proj:in`) it gets there by that map, and
-    from a sublayer whose output is normed before it is added (Gemma 2) by that norm.
+    From the input of a linear map (`layers.12.self_attn.o_proj:in`) it passes through that map, and
+    from a sublayer whose output is normed before it is added (Gemma 2), through that norm.
     """
     directions, module = W_dec.detach().float(), find_module(lm, site)
     is_input = Site.parse(site).port == "in"
@@ -81,14 +82,14 @@ def output_embedding(lm: PreTrainedModel) -> Float[Tensor, "vocab d_model"]:
     """W_U: what the final norm's output is multiplied by, transposed."""
     head = lm.get_output_embeddings()
     if head is None:
-        raise Refused(f"{type(lm).__name__} has no output embedding; load a causal LM.")
+        raise Refused(f"{type(lm).__name__} has no output embedding; load a causal LM")
     return head.weight
 
 
 def through_final_norm(
     lm: PreTrainedModel, directions: Float[Tensor, "n d_model"]
 ) -> Float[Tensor, "n d_model"]:
-    """The directions times the final norm's gain, less their means if that norm takes them off.
+    """The directions times the final norm's gain, less their means if that norm subtracts them.
 
     The norm is probed instead of read: that covers LayerNorm, RMSNorm and Gemma's `1 + weight`.
     """
@@ -99,7 +100,7 @@ def through_final_norm(
 def _through(norm: nn.Module, directions: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     norm = deepcopy(norm).to(directions)
     d_model = directions.shape[1]
-    # Of mean 0 and mean square 1e6: what the norm adds to the variance does not show.
+    # Of mean 0 and mean square 1e6: the norm's epsilon is negligible beside it.
     probe = torch.tensor([1e3, -1e3]).repeat((d_model + 1) // 2)[:d_model].to(directions)
     gain = (norm(probe) - norm(-probe)) / 2 * probe.sign()
     shift = (norm(probe.abs()) - norm(-probe.abs())) / 2
@@ -118,7 +119,7 @@ def _norm_behind(lm: PreTrainedModel, module: nn.Module) -> nn.Module | None:
     """The norm that reads just what a module within a block writes, if its block has one."""
     names = {m: name for name, m in lm.base_model.named_modules()}
     block = re.match(r"(.*?\.\d+\.)", names[module] + ".")
-    if block is None or names[module] + "." == block[1]:  # a block's output goes on beside its norm
+    if block is None or names[module] + "." == block[1]:  # a block's output also bypasses the norm
         return None
     if "residual" in signature(module.forward).parameters:  # Bloom's: they add it themselves
         return None
@@ -139,7 +140,7 @@ def _norms(module: nn.Module) -> list[nn.Module]:
 def _calls(
     lm: PreTrainedModel, modules: Sequence[nn.Module]
 ) -> list[tuple[nn.Module, Tensor | None, Tensor]]:
-    """These modules as a pass over one token calls them, with what each reads and writes."""
+    """These modules in the order that a pass over one token calls them, with input and output."""
     calls: list[tuple[nn.Module, Tensor | None, Tensor]] = []
     with own_passes("the norms") as passes, ExitStack() as hooks:
 

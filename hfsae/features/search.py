@@ -1,7 +1,7 @@
-"""Find latents: by label, by the token or text that fires them, by what they promote, by likeness.
+"""Find latents: by label, by the token or text that fires them, by promoted token, by similarity.
 
-All of it is local. What a store knows is searched by `FeatureSearch`; `firing_on`, `promoting` and
-`similar_latents` ask the SAE and its model themselves, and need no store.
+Everything runs locally. `FeatureSearch` searches a feature store; `firing_on`, `promoting` and
+`similar_latents` use the SAE and its model, and need no store.
 """
 
 import math
@@ -29,7 +29,7 @@ PREFIX_WEIGHT = 0.5  # of a word that only begins with the word asked for
 
 
 class Hit(NamedTuple):
-    """A latent that was found; larger scores come first. What a score is, each search says."""
+    """A latent that was found; larger scores come first. Each search defines its score."""
 
     latent: int
     score: float
@@ -41,7 +41,7 @@ class FeatureSearch:
     """Searches of a feature store. The index of its examples is built at the first search by token.
 
     Args:
-        labels: {latent: label}, as `read_labels` gives them.
+        labels: {latent: label}, from `read_labels`.
     """
 
     def __init__(self, store: FeatureStore, labels: Mapping[int, str] | None = None):
@@ -52,7 +52,7 @@ class FeatureSearch:
         return search_labels(self.labels, query, k)
 
     def by_token(self, text: str, k: int = 20) -> list[Hit]:
-        """Latents that a token fires; upper and lower case and blanks around it do not count.
+        """Latents that a token fires; case and surrounding blanks are ignored.
 
         The score is the share of a latent's examples (top and sampled ones) that fire on the token,
         times the largest of these activations over the latent's maximal one.
@@ -150,11 +150,11 @@ def firing_on(
     """Latents that a text fires most: the score is the largest activation, raw units.
 
     Args:
-        tokens: one or more rows, as the model takes them.
-        max_activations: of each latent over much text; the score is then a share of it, so that
+        tokens: one or more rows, as the model's arguments.
+        max_activations: each latent's over much text; the score is then a share of it, so that
             latents with a small range count as much as others.
         densities: of each latent; those above `max_density` are left out.
-        spare_tokens: ids that do not count; None: the model's BOS, EOS and padding.
+        spare_tokens: ids to ignore; None: the model's BOS, EOS and padding.
     """
     site = sae.config.places[0]
     ids = tokens["input_ids"].to(lm.device)
@@ -184,9 +184,9 @@ def promoting(lm: PreTrainedModel, sae: SAE, token_id: int, k: int = 20) -> list
     directions = residual_directions(lm, sae.W_dec, site)
     W_U = output_embedding(lm)
     if directions is None:
-        raise Refused(f"site {site!r} does not write to the residual stream: no logit lens.")
+        raise Refused(f"site {site!r} does not write to the residual stream: no logit lens")
     if not 0 <= token_id < len(W_U):
-        raise Refused(f"token {token_id} is not in the vocabulary: it has 0 to {len(W_U) - 1}.")
+        raise Refused(f"token {token_id} is not in the vocabulary: it has 0 to {len(W_U) - 1}")
     directions = through_final_norm(lm, directions.to(W_U.device))
     return _top((directions @ W_U[token_id].to(directions)).cpu(), k)
 
@@ -199,7 +199,7 @@ def similar_latents(sae: SAE, latent: int, k: int = 20) -> list[Hit]:
         ValueError: there is no such latent.
     """
     if not 0 <= latent < sae.config.d_sae:
-        raise Refused(f"latent {latent} is not in this SAE: it has 0 to {sae.config.d_sae - 1}.")
+        raise Refused(f"latent {latent} is not in this SAE: it has 0 to {sae.config.d_sae - 1}")
     rows = F.normalize(sae.W_dec.float(), dim=1)
     cosines = rows @ rows[latent]
     cosines[latent] = -torch.inf

@@ -1,7 +1,7 @@
 """FeatureStore: what each latent of an SAE fires on, in memory and as two parquet files.
 
 `features/latents.parquet` has a row per latent, `features/examples.parquet` a row per example, and
-`features/meta.json` says where they come from and what each column means (COLUMNS).
+`features/meta.json` records their origin and the meaning of each column (COLUMNS).
 """
 
 import json
@@ -96,7 +96,7 @@ class Example(NamedTuple):
 
 
 class Latent(NamedTuple):
-    """Everything that is known of one latent; pairs are (token, logit) and (latent, cosine)."""
+    """Everything known about one latent; pairs are (token, logit) and (latent, cosine)."""
 
     index: int
     density: float
@@ -111,7 +111,7 @@ class Latent(NamedTuple):
 
 
 class Firings(NamedTuple):
-    """Of examples, in the order of latents: which latent, its rank, how strongly, on what token."""
+    """Examples in the order of latents: the latent, its rank, the activation, the token."""
 
     latent: list[int]
     rank: list[int]
@@ -136,7 +136,7 @@ class FeatureStore:
             ValueError: the examples on disk are damaged.
         """
         if not 0 <= index < len(self):
-            raise IndexError(f"latent {index} is not in this store: it has 0 to {len(self) - 1}.")
+            raise IndexError(f"latent {index} is not in this store: it has 0 to {len(self) - 1}")
         table = self.latents.slice(index, 1)
         refuse_long_texts(table, _MAX_TEXT)
         row = table.to_pylist()[0]
@@ -169,7 +169,7 @@ class FeatureStore:
             lists, latents = table["tokens"].combine_chunks(), table["latent"].to_numpy()
             firing, lengths = table["firing"].to_numpy(), lists.value_lengths().to_numpy()
             if ((firing < 0) | (firing >= lengths)).any():
-                raise Refused("an example fires on a token that it has not")
+                raise Refused("the firing token of an example lies outside its window")
             if ((latents < 0) | (latents >= len(self))).any():
                 raise Refused(f"an example of a latent that is not among the {len(self):,}")
             fired = lists.values.take(pa.array(lists.offsets.to_numpy()[:-1] + firing))
@@ -180,7 +180,7 @@ class FeatureStore:
 
     @property
     def _examples_path(self) -> Path:
-        """For what is said of them; those that were just collected lie in memory."""
+        """For messages about the examples; those just collected are in memory."""
         return Path(*getattr(self.examples, "files", ())[:1])
 
     def _examples_of(self, index: int) -> list[Example]:
@@ -203,15 +203,16 @@ class FeatureStore:
     ) -> list[int]:
         """n latents, uniformly at random among the alive ones within these densities.
 
-        So they are not picked for their looks. All that fit, shuffled, if fewer than n do.
+        So nobody picked them. If fewer than n fit, all that do, shuffled.
         """
         densities = self.latents["density"].to_pylist()
         fitting = [i for i, d in enumerate(densities) if d > 0 and min_density <= d <= max_density]
         return random.Random(seed).sample(fitting, min(n, len(fitting)))
 
     def save(self, folder: str | Path) -> None:
-        """Write `features/` under folder: all is there before anything of an older store goes, and
-        its meta.json goes first, the new one comes last, so that no mixture passes for a store."""
+        """Write `features/` under folder. Everything is written before an older store is touched;
+        its meta.json is removed first and the new one comes last, so that a mixture is never
+        mistaken for a store."""
         import pyarrow.parquet as pq
 
         target = Path(folder) / "features"
@@ -234,7 +235,7 @@ class FeatureStore:
             if not (source / name).is_file():
                 raise Refused(
                     f"no feature store in {str(folder)!r}: features/{name} is missing; "
-                    f"`hfsae collect {folder}` writes one."
+                    f"`hfsae collect {folder}` writes one"
                 )
         path = source / "latents.parquet"
         latents = read_table(path, COLUMNS["latents"])
@@ -250,21 +251,21 @@ class FeatureStore:
         except (pyarrow.ArrowException, OSError) as error:
             raise Damaged(damaged(path, error)) from error
         meta = read_json(source / "meta.json")
-        with reading(source / "meta.json"):  # what pages show of it
+        with reading(source / "meta.json"):  # shown on pages
             torch.tensor(meta["histogram_edges"], dtype=torch.float64)
             int(meta["arguments"]["quantiles"])
         return cls(latents, examples, meta=meta)
 
 
 def _refuse_misfits(path: Path, table: "pyarrow.Table") -> None:
-    """Columns of other kinds than `FeatureStore.save` writes, and values that are missing."""
+    """Refuse columns of other types than `FeatureStore.save` writes, and missing values."""
     import pyarrow as pa
 
     kinds = {"number": pa.types.is_floating, "whole": pa.types.is_integer, "text": _is_text}
     for name, column in zip(table.column_names, table.columns, strict=True):
         kind, is_list = _KINDS.get(name), name in _LISTS
         if kind is None:
-            continue  # one of somebody else's
+            continue  # a column that others added
         inner, n_missing = column.type, column.null_count
         if is_list and pa.types.is_list(inner):
             inner, flat = inner.value_type, [chunk.flatten() for chunk in column.chunks]
@@ -284,7 +285,7 @@ def _is_text(kind: "pyarrow.DataType") -> bool:
 
 
 def _refuse_other_rows(path: Path, latents: "pyarrow.Table") -> None:
-    """A row is found by its place, and lists of a row belong together."""
+    """Check that rows are in order (a row is found by its place), and its lists equally long."""
     if latents["latent"].to_pylist() != list(range(len(latents))):
         raise Damaged(damaged(path, "its rows are not those of latents 0, 1, 2 and so on"))
     lengths = {

@@ -1,7 +1,7 @@
-"""What is kept of a stream of latents: for each, windows around its peaks, a histogram and a sum.
+"""The summary of a stream of latents: for each, windows around its peaks, a histogram and a sum.
 
-None of it grows with the tokens but their ids and document numbers, 8 bytes a token. A latent takes
-5.4 KB with the default arguments: 44 MB for 8192.
+Only token ids and document numbers grow with the text, 8 bytes a token. A latent takes 5.4 KB with
+the default arguments: 44 MB for 8192.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..activations import TokenBatch
 
 BLOCK_LATENTS = 2**24
-"""Latents encoded at a time: 64 MiB of float32. At least those of one row, whatever that takes."""
+"""Latents encoded at a time: 64 MiB of float32, but at least one row."""
 
 # The same bins for every latent and run, four an octave: counts of parts can be added up, and the
 # bin of a value is found by comparing floats, never from a rounded logarithm.
@@ -34,13 +34,14 @@ class Windows(NamedTuple):
 
     @classmethod
     def empty(cls, d_sae: int, k: int, window: int, device: torch.device) -> "Windows":
+        """No rows yet: every key is -inf."""
         keys = torch.full((d_sae, k), -torch.inf, device=device)
         rows = torch.full((d_sae, k), -1, dtype=torch.int32, device=device)
         around = torch.zeros(d_sae, k, 2 * window + 1, device=device)
         return cls(keys, torch.zeros_like(keys), rows, torch.zeros_like(rows), around)
 
     def merge_(self, keys: Float[Tensor, "rows d_sae"], block: "Block") -> None:
-        """Let in the block's rows where their keys are larger; of equal keys the earlier stays."""
+        """Take the block's rows where their keys are larger; of equal keys the earlier stays."""
         k = self.key.shape[1]
         latents = (keys.amax(0) > self.key[:, -1]).nonzero().squeeze(1)
         pool = torch.cat([self.key[latents], keys.T[latents]], 1)  # [c, k + rows]
@@ -57,7 +58,7 @@ class Windows(NamedTuple):
 class Block:
     """The latents of a few whole rows: the firings, and each latent's peak in each row.
 
-    n counts the tokens that were harvested; `row` and `position` say where they stand.
+    n counts the tokens that were harvested; `row` and `position` are their places.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Block:
         self.latents, self.first_row, self.width = latents, first_row, 2 * window + 1
         token, self.fired = (latents > 0).nonzero(as_tuple=True)
         self.values = latents[token, self.fired].float()
-        # Which of the n stands where, -1 for none; padded, since windows overhang the ends of rows.
+        # The index among the n at each place, or -1; padded, since windows overhang ends of rows.
         self.index = torch.full((shape[0], shape[1] + 2 * window), -1, device=latents.device)
         self.index[row, position + window] = torch.arange(len(latents), device=latents.device)
 
@@ -100,7 +101,7 @@ class Block:
 
 
 class Seen:
-    """All that is kept: for each latent its strongest rows, `top`, and random ones, `sample`."""
+    """The whole summary: for each latent its strongest rows, `top`, and random ones, `sample`."""
 
     def __init__(
         self, d_sae: int, *, top: int, reservoir: int, window: int, seed: int, device: torch.device

@@ -69,17 +69,21 @@ class HfsaeModel(PreTrainedModel):
 
     @property
     def is_transcoder(self):
+        """Whether it predicts the activations of another site."""
         return self.config.target_site not in (None, self.config.site)
 
     @property
     def scale(self):
+        """Raw units of one stored unit of biases and thresholds."""
         target = self.config.target_scale if self.is_transcoder else None
         return float(target or self.config.activation_scale or 1.0)
 
     def encode(self, x):
+        """Latents of raw activations."""
         return self.activate(self.pre_activations(x))
 
     def decode(self, latents, x=None):
+        """Raw reconstructions; a skip connection and token_norm need the input x as well."""
         recon = latents.to(self.W_dec.dtype) @ self.W_dec + self.scale * self.b_dec
         if self.config.skip_connection:
             skip = self._normalised(x) @ self.W_skip  # pyright: ignore
@@ -95,12 +99,14 @@ class HfsaeModel(PreTrainedModel):
         return HfsaeOutput(recon=self.decode(latents, x), latents=latents, pre_acts=pre_acts)
 
     def pre_activations(self, x):
+        """Values before the non-linearity."""
         x = self._normalised(x)
         if self.config.subtract_b_dec:
             x = x - self.scale * self.b_dec
         return x @ self.W_enc + self.scale * self.b_enc
 
     def activate(self, pre_acts):
+        """Latents: the variant's non-linearity."""
         variant = self.config.model_type.removeprefix("matryoshka_")
         if variant == "relu_sae":
             return pre_acts.relu()

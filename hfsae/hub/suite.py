@@ -187,8 +187,7 @@ def _says_nothing(entry: SAEEntry) -> bool:
 
 
 def _told_by_records(entry: SAEEntry, listing: Listing, how: dict[str, Any]) -> SAEEntry:
-    """The entry completed from the SAE's config and metrics; unchanged where they cannot be
-    read."""
+    """The entry completed from the SAE's config and metrics; unchanged if these are unreadable."""
     prefix = f"{entry.path}/" if entry.path else ""
     sizes = {file.path: file.size or 0 for file in listing.files}
     names = [n for n in _RECORDS if sizes.get(prefix + n, _MAX_JSON) < _MAX_JSON]
@@ -221,7 +220,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _refuse_another(sae: SAE, where: str, layer: int | None, width: str | int | None) -> None:
-    """Refuse an SAE, chosen because it is the only one, that is not the requested one."""
+    """Refuse the only SAE, whose path names nothing, if it is not the requested one."""
     found = _LAYER.search(sae.config.site or "")
     if layer is not None and found and int(found[1]) != layer:
         raise Refused(f"{where} was trained at {sae.config.site}, not at layer {layer}")

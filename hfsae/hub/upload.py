@@ -2,7 +2,7 @@
 
 `push` sends only files on a list of names, prints beforehand what will be visible to whom, and
 makes new repositories private by default. What people wrote into a card stays. If the Hub's answer
-is lost, the commit is looked up rather than repeated.
+to a commit is lost, the retry finds that commit.
 """
 
 import filecmp

@@ -192,7 +192,7 @@ def _check_given(recipe: Recipe) -> None:
                 "'layers.12'"
             )
         if fields.get("d_sae") is None:
-            raise Refused("the recipe's sae section gives no d_sae; usual are 8 to 32 times d_in")
+            raise Refused("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
         known = sorted(c.model_type for c in variants())
         if (given := fields.get("model_type", DEFAULT_VARIANT)) not in known:
             raise Refused(

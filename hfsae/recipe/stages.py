@@ -218,8 +218,7 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
 def report(
     recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path, again: Iterable[str] = ()
 ) -> None:
-    """Evaluate, collect, draw and write the card: the results that the folder lacks, and
-    `again`."""
+    """Evaluate, collect, draw and write the card: results that the folder lacks, and `again`."""
     refuse_mixture(folder, ["training.json"])  # no later stage remakes it
     missing = [*missing_results(folder, recipe), *again]
     sae.to(cast(Any, loaded.lm.device))

@@ -1,4 +1,4 @@
-"""Change what a language model does by way of latents; find a strength; export a vector."""
+"""Steer a language model through latents; find a strength; export a vector."""
 
 from .export import load_steering_vector as load_steering_vector
 from .export import save_steering_vector as save_steering_vector

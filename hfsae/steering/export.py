@@ -1,7 +1,7 @@
 """A steering vector as a file that other programs can add to the residual stream.
 
-The vector of a set of latents is the sum of strength * W_dec[latent]: what mode "add" adds at every
-token, and the one kind of steering that needs no SAE at the time of use.
+The vector of a set of latents is the sum of strength * W_dec[latent]. Mode "add" adds it at every
+token; it is the only mode that needs no SAE at the time of use.
 
 `.safetensors`: one tensor [d_model], named by the site where it is added, and metadata. `.gguf`: a
 control vector for llama.cpp (`--control-vector`), tensor `direction.N`: what llama.cpp adds to the
@@ -29,7 +29,7 @@ FORMAT = "hfsae steering vector v1"
 
 
 class SteeringVector(NamedTuple):
-    """What to add, where, and of what it is made."""
+    """What to add, where, and from which latents."""
 
     site: str
     vector: Float[Tensor, " d_model"]
@@ -45,7 +45,7 @@ def save_steering_vector(
     unit: Unit = "raw",
     max_activations: Maxima | None = None,
 ) -> Path:
-    """Write the sum of strength * W_dec[latent] to a file; where it lies.
+    """Write the sum of strength * W_dec[latent] to a file; the file's path.
 
         hfsae.save_steering_vector("calm.gguf", sae, {1234: 40.0})
 
@@ -61,7 +61,7 @@ def save_steering_vector(
     path = Path(path)
     writers = {".safetensors": _write_safetensors, ".gguf": _write_gguf}
     if path.suffix not in writers:
-        raise Refused(f"{path.name!r} names no format; end it in {' or '.join(writers)}.")
+        raise Refused(f"{path.name!r} has no known suffix; end it in {' or '.join(writers)}")
     steering = _vector(sae, latents, unit, max_activations)
     with replacing(path) as written:
         writers[path.suffix](written, steering)
@@ -76,15 +76,15 @@ def load_steering_vector(path: str | Path) -> SteeringVector:
             lm.generate(**tokens)
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: it is not such a file.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata, names = file.metadata() or {}, list(file.keys())
             if metadata.get("format") != FORMAT or len(names) != 1:
                 raise Refused(
-                    f"{str(path)!r} is no steering vector: its format is "
-                    f"{metadata.get('format')!r}, not {FORMAT!r}."
+                    f"{str(path)!r} is not a steering vector: its format is "
+                    f"{metadata.get('format')!r}, not {FORMAT!r}"
                 )
             return SteeringVector(names[0], file.get_tensor(names[0]), metadata)
     except (SafetensorError, OSError) as error:
@@ -97,14 +97,14 @@ def _vector(sae: SAE, latents: Edits, unit: Unit, max_activations: Maxima | None
     if config.token_norm != "none":
         raise Refused(
             f"this SAE has token_norm {config.token_norm!r}: what a latent adds differs from token "
-            "to token, so there is no vector; steer with the SAE instead."
+            "to token, so there is no vector; steer with the SAE instead"
         )
     for edit in edits:
         if edit.mode != "add" or edit.of_norm:
             what = "unit 'norm'" if edit.of_norm else f"mode {edit.mode!r}"
             raise Refused(
                 f"{what} (latent {edit.latent}) depends on the token, so there is no vector; use "
-                "mode 'add' in the unit 'raw' or 'max'."
+                "mode 'add' in the unit 'raw' or 'max'"
             )
     strengths = torch.tensor([edit.strength for edit in edits])
     rows = sae.W_dec.detach().float().cpu()[[edit.latent for edit in edits]]
@@ -146,6 +146,6 @@ def _block_of(site: str) -> int:
     if block < 1:
         raise Refused(
             f"llama.cpp adds control vectors to the residual stream after block 1 and later ones, "
-            f"not at {site!r}; a .safetensors file can hold it."
+            f"not at {site!r}; a .safetensors file can hold it"
         )
     return block

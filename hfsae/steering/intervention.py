@@ -1,4 +1,4 @@
-"""Steering: let a language model run on latents that were changed.
+"""Steering: run a language model on changed latents.
 
     mode        latent i becomes         strength s
     add         latent + s               amount to add: the direction W_dec[i] times s is added
@@ -42,7 +42,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 class Edit(NamedTuple):
-    """What is done to one latent; where mode or unit is None, those of the block hold."""
+    """The change of one latent; a mode or unit of None means the block's."""
 
     strength: int | float = 0.0
     mode: Mode | None = None
@@ -79,12 +79,12 @@ def steer(
 
     Works in plain forward passes and under `generate`: sampling, batches, beams, with a KV cache or
     without, padded on either side. Blocks may be nested; SAEs at one site act in the order given.
-    It acts in the thread that entered it and in no other, and leaves nothing behind (`hfsae.lm`).
+    Only the thread that entered the block is affected, and nothing remains after it (`hfsae.lm`).
     Strength 0 of "add" and 1 of "scale" leave the model bit-equal, with the error term.
 
     Args:
         sae: of any variant, compiled or not. A transcoder's latents come from its site and write at
-            its target site. Several SAEs, at whatever sites, want as many `latents` and
+            its target site. Several SAEs, at any sites, need as many `latents` and
             `max_activations`.
         latents: {latent: strength}, strengths may be negative; {latent: Edit(...)} for a mode or
             unit of its own; or, with mode="ablate", a list of latents.
@@ -97,14 +97,14 @@ def steer(
         spare_tokens: ids at which nothing is changed; None: the model's BOS, EOS and padding.
 
     Raises:
-        ValueError: no latent, or a latent, strength, mode, unit or scope that cannot be; a maximal
-            activation is wanted and not known; or what `hfsae.splice` raises.
+        ValueError: no latent, or an invalid latent, strength, mode, unit or scope; a maximal
+            activation that is needed and unknown; or what `hfsae.splice` raises.
     """
     _check_choice("scope", scope, SCOPES)
     spared = special_ids(lm) if spare_tokens is None else list(spare_tokens)
     saes, edits, maxima = _aligned(sae, latents, mode, max_activations)
     if not any(edits):
-        raise Refused("latents is empty; name one with a strength, such as {1234: 2.0}.")
+        raise Refused("latents is empty; name one with a strength, such as {1234: 2.0}")
     steerings = [
         _Steering(one, resolve(one, todo, mode, unit, most), error_term, scope, spared)
         for one, todo, most in zip(saes, edits, maxima, strict=True)
@@ -129,12 +129,12 @@ def _aligned(
         return [sae], [edits], [cast("Maxima | None", max_activations)]
     if not isinstance(sae, Sequence) or not all(isinstance(one, SAE) for one in sae):
         raise Refused(
-            f"sae is {repr(sae)[:40]}; pass an SAE, such as hfsae.load(folder), or a list of them."
+            f"sae is {repr(sae)[:40]}; pass an SAE, such as hfsae.load(folder), or a list of them"
         )
     if isinstance(latents, Mapping) or len(latents) != len(sae):
         raise Refused(
             f"latents has {len(latents)} entries for {len(sae)} SAEs; give a list with one mapping "
-            "{latent: strength} for each SAE."
+            "{latent: strength} for each SAE"
         )
     edits = [_edits(each, mode) for each in latents]
     if max_activations is None:
@@ -143,26 +143,26 @@ def _aligned(
     if isinstance(max_activations, Mapping) or len(maxima) != len(sae):
         raise Refused(
             f"max_activations has {len(maxima)} entries for {len(sae)} SAEs; give a list with one "
-            "for each SAE."
+            "for each SAE"
         )
     return sae, edits, maxima
 
 
 def _edits(latents: Any, mode: Mode) -> Edits:
-    """{latent: strength} of what one SAE is given; ablating needs no strength."""
+    """{latent: strength} from the argument for one SAE; ablating needs no strength."""
     if isinstance(latents, Mapping):
         return latents
     is_list = isinstance(latents, Sequence) and not isinstance(latents, str)
     if mode == "ablate" and is_list:
         return dict.fromkeys(cast(Sequence[int], latents), 0.0)
     raise Refused(
-        f"latents is a {type(latents).__name__}; one SAE wants a mapping {{latent: strength}}, "
+        f"latents is a {type(latents).__name__}; one SAE needs a mapping {{latent: strength}}, "
         'such as {1234: 2.0}, or with mode="ablate" a list of latents, such as [1234]'
     )
 
 
 def _uncompiled(sae: Any) -> Any:
-    """What `torch.compile` wrapped: inside a block nothing runs compiled."""
+    """The module under `torch.compile`: inside a block nothing runs compiled."""
     return sae._modules.get("_orig_mod", sae) if isinstance(sae, nn.Module) else sae
 
 
@@ -182,7 +182,7 @@ def resolve(
     if not isinstance(maxima, Mapping | None) and len(maxima) != sae.config.d_sae:
         raise Refused(
             f"max_activations has {len(maxima)} numbers, this SAE {sae.config.d_sae} latents; "
-            "is it of this SAE? A mapping {latent: maximum} may have fewer."
+            "take this SAE's, or a mapping {latent: maximum}, which may have fewer"
         )
     resolved = []
     for latent, edit in edits.items():
@@ -202,20 +202,20 @@ def resolve(
 
 def _check_latent(latent: int, sae: SAE) -> None:
     if isinstance(latent, bool) or not isinstance(latent, Integral):
-        raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234.")
+        raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234")
     if not 0 <= latent < sae.config.d_sae:
-        raise Refused(f"latent {latent} is not in this SAE: it has 0 to {sae.config.d_sae - 1}.")
+        raise Refused(f"latent {latent} is not in this SAE: it has 0 to {sae.config.d_sae - 1}")
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise Refused(f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}.")
+        raise Refused(f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}")
 
 
 def _checked_strength(latent: int, strength: object) -> float:
     is_number = isinstance(strength, Real) and not isinstance(strength, bool)
     if not is_number or not math.isfinite(cast(float, strength)):
-        raise Refused(f"the strength of latent {latent} is {strength!r}; use a finite number.")
+        raise Refused(f"the strength of latent {latent} is {strength!r}; use a finite number")
     return float(cast(float, strength))
 
 
@@ -223,19 +223,19 @@ def _maximum(latent: int, maxima: Maxima | None) -> float:
     if maxima is None or (isinstance(maxima, Mapping) and latent not in maxima):
         raise Refused(
             f"unit 'max' needs the maximal activation of latent {latent}: pass max_activations, "
-            "such as FeatureStore.load(folder).max_activations."
+            "such as FeatureStore.load(folder).max_activations"
         )
     most = float(maxima[latent])
     if not 0 < most < math.inf:
         raise Refused(
             f"latent {latent} has the maximal activation {most:g} (it never fired), so it has no "
-            "multiples: use unit='norm' or 'raw'."
+            "multiples: use unit='norm' or 'raw'"
         )
     return most
 
 
 class _Steering:
-    """The edits of one SAE, and what they make of a forward pass."""
+    """The edits of one SAE, and their effect on a forward pass."""
 
     def __init__(
         self, sae: SAE, edits: list[Resolved], error_term: bool, scope: Scope, spared: list[int]
@@ -246,7 +246,7 @@ class _Steering:
         rows = sae.W_dec.detach()[[edit.latent for edit in self.replaced]].float()
         self.row_norms = rows.norm(dim=1)  # [n], n replaced latents
         self.directions = rows / self.row_norms[:, None].clamp(min=1e-12)  # [n, d_out]
-        # several at once: each component becomes what is asked for, the rest of space stays
+        # several at once: each component is set as requested, the rest of space stays
         self.inverse = torch.linalg.pinv(self.directions) if self.replaced else rows.T  # [d_out, n]
         self.prompt = _Prompt()
 
@@ -331,6 +331,6 @@ class _Prompt:
 
 
 def _extends(ids: Tensor, last: Tensor, n_prompt: int) -> bool:
-    """Whether ids are the last pass's, one longer; only prompts are compared, as beams change."""
+    """Whether ids are the last pass's and one more; only prompts are compared: beams change."""
     one_longer = ids.shape == (len(last), last.shape[1] + 1)
     return one_longer and torch.equal(ids[:, :n_prompt], last[:, :n_prompt])

@@ -1,8 +1,8 @@
-"""Two continuations of one prompt side by side: the language model as it is, and steered.
+"""Two continuations of one prompt side by side: the unsteered language model, and the steered one.
 
-Both draw the same random numbers, token for token, so what differs between them is the steering.
-Whatever steers is entered for a single forward pass at a time and left before a token is handed
-out: while a caller holds a token, or drops the iterator, the language model is as it was.
+Both draw the same random numbers, token for token, so they differ only by the steering. The
+steering context is entered for a single forward pass at a time and left before a token is yielded:
+while a caller holds a token, or drops the iterator, the language model is unchanged.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +49,7 @@ class Sampling:
 
 
 class Pair(NamedTuple):
-    """What was written so far."""
+    """The texts so far."""
 
     plain: str
     steered: str
@@ -90,7 +90,7 @@ class _Stream:
         return full or bool(self.new and self.new[-1] in self.eos)
 
     def step(self, noise: Float[Tensor, " vocab"]) -> None:
-        """Feed what was not fed yet, and draw one token; noise: independent Gumbel numbers."""
+        """Run the model on its unread tokens, and draw one; noise: independent Gumbel numbers."""
         fresh = torch.tensor([self.ids[self.fed :]], device=self.lm.device)
         out = self.lm(input_ids=fresh, **self.options)
         logits = out.logits[0, -1].float().cpu()
@@ -108,7 +108,7 @@ class _Stream:
 
 
 def _cache_argument(lm: PreTrainedModel) -> str:
-    """What forward() calls its KV cache: transformers 5.24 has renamed it."""
+    """forward()'s name for the KV cache, which transformers 5.24 renamed."""
     return "cache" if "cache" in signature(lm.forward).parameters else "past_key_values"
 
 
@@ -126,7 +126,7 @@ def generate_pair(
     Args:
         steering: a context in which one forward pass of the steered stream runs, for the phase that
             this pass belongs to: the prompt, or a token that was generated.
-        stopped: asked after every token; when it says so, that is the end.
+        stopped: called after every token; True ends the texts.
 
     Raises:
         ValueError: no prompt, or one that leaves no room.
@@ -166,7 +166,7 @@ def _eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int
 
 def _check_room(lm: PreTrainedModel, n_prompt: int, n_new: int) -> None:
     if not n_prompt:
-        raise Refused("there is no prompt to go on from; write one")
+        raise Refused("the prompt is empty; write one")
     room = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     if room is not None and n_prompt + n_new > room:
         raise Refused(

@@ -1,13 +1,13 @@
 """How strongly to steer: the largest strength that leaves the text within a budget.
 
-Two measures of the same sampled, steered texts say what a strength does to them:
+Two measures of the same sampled, steered texts show the effect of a strength:
 
     kl          KL(steered || unsteered) of the next-token distributions, nats a generated token:
                 the mean over the tokens of the steered texts, the unsteered model reading them
     repetition  1 - distinct / all n-grams of n = 3 tokens, mean over texts (seq-rep-n of Welleck et
                 al. 2020, arXiv:1908.04319): 0 if no three tokens recur, near 1 in a loop
 
-Two, because a loop soon is what the unsteered model expects as well: its KL falls again.
+Both, because the unsteered model soon predicts a loop too, and the KL falls again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +25,12 @@ from ..lm import special_ids
 from ..machine.refused import Refused
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Multiples of the maximal activation that are tried unless others are given."""
+"""Multiples of the maximal activation to try by default."""
 NGRAM = 3
 
 
 class Trial(NamedTuple):
-    """What one strength does."""
+    """The effect of one strength."""
 
     strength: float
     kl: float
@@ -38,13 +38,13 @@ class Trial(NamedTuple):
     repetition: float
     """0 to 1"""
     within: bool
-    """whether it keeps to the budget"""
+    """whether it is within the budget"""
     generated: Int[Tensor, "rows n_tokens"]
     """The texts it was measured on."""
 
 
 class Suggestion(NamedTuple):
-    """The largest strength within the budget, 0 if none is, and all that were tried."""
+    """The largest strength within the budget (0 if there is none), and all that were tried."""
 
     strength: float
     trials: list[Trial]
@@ -64,13 +64,13 @@ class SeededSampling(LogitsProcessor):
     """Sampling for `generate(do_sample=False, logits_processor=[SeededSampling(seed)])`.
 
     Adds Gumbel noise to logits / temperature, whose argmax is a sample of their softmax. The noise
-    is its own: no other thread can disturb it, and equal seeds meet steered and unsteered logits
-    with equal noise. Temperature 0 is greedy. One object for one call of generate.
+    has its own generator: no other thread can disturb it, and equal seeds give steered and
+    unsteered logits equal noise. Temperature 0 is greedy. One object for one call of generate.
     """
 
     def __init__(self, seed: int, temperature: float = 1.0):
         if not 0 <= temperature < float("inf"):
-            raise Refused(f"temperature is {temperature}; it must be 0 or more, and finite.")
+            raise Refused(f"temperature is {temperature}; it must be 0 or more, and finite")
         self._generator, self._temperature = torch.Generator().manual_seed(seed), temperature
 
     def __call__(
@@ -98,7 +98,7 @@ def suggest_strength(
     temperature: float = 1.0,
     progress: Callable[[Trial], object] | None = None,
 ) -> Suggestion:
-    """The largest strength up to which steered texts keep to a KL and a repetition budget.
+    """The largest strength up to which steered texts stay within a KL and a repetition budget.
 
         hfsae.suggest_strength(
             lm, tokenizer(prompts, return_tensors="pt", padding=True),
@@ -115,7 +115,7 @@ def suggest_strength(
         max_kl: nats a token; None: no such budget. 2 is about where the texts of small models
             stop being sentences.
         max_repetition: 0 to 1; None: no such budget. Repetition of the unsteered model counts too.
-        n_tokens: generated for each prompt; EOS is not let through.
+        n_tokens: generated for each prompt; EOS is suppressed.
         temperature: of the sampling; both distributions in the KL are those at temperature 1.
         progress: called after each trial; an exception ends the sweep.
 
@@ -124,7 +124,7 @@ def suggest_strength(
     """
     order = _ordered(strengths)
     if max_kl is None and max_repetition is None:
-        raise Refused("no budget: give max_kl (nats a token), max_repetition (0 to 1) or both.")
+        raise Refused("no budget: give max_kl (nats a token), max_repetition (0 to 1) or both")
 
     def attempt(strength: float) -> Trial:
         block = steered(strength) if strength else nullcontext()
@@ -158,7 +158,7 @@ def _ordered(strengths: Sequence[float]) -> list[float]:
     order = sorted(map(float, strengths), key=abs)
     if not order or not all(map(isfinite, order)) or min(order) * max(order) <= 0:
         raise Refused(
-            f"strengths are {list(strengths)}; use finite numbers of one sign, such as (0.5, 1, 2)."
+            f"strengths are {list(strengths)}; use finite numbers of one sign, such as (0.5, 1, 2)"
         )
     return order
 

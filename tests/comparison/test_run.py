@@ -167,7 +167,7 @@ def test_what_a_comparison_cannot_be_is_told_before_anything_is_trained(
 ):
     elsewhere = tiny_comparison(tmp_path / "a")
     elsewhere.arms = {**ARMS, "late": {"sae": {"site": "layers.2"}, "sweep": {"target_l0": [3]}}}
-    with pytest.raises(ValueError, match=r"arm jumprelu is of layers\.1, arm late of layers\.2"):
+    with pytest.raises(ValueError, match=r"arm jumprelu is at layers\.1, arm late at layers\.2"):
         compare(elsewhere)
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -207,8 +207,8 @@ def test_a_config_names_a_dtype_of_weights_alone(saved, dtype, key):
     "change, sentence",
     [
         ({"W_enc": torch.ones(4, 8, dtype=torch.int32)}, "W_enc is stored as torch.int32"),
-        ({"W_dec": torch.ones(100_000, 4)}, "W_dec has shape .*, but W_enc asks for"),
-        ({"b_enc": torch.ones(1)}, r"b_enc has shape \[1\], but W_enc asks for \[8\]"),
+        ({"W_dec": torch.ones(100_000, 4)}, "W_dec has shape .*, but W_enc has"),
+        ({"b_enc": torch.ones(1)}, r"b_enc has shape \[1\], but W_enc has \[8\]"),
         ({"b_dec": torch.ones(4, 1)}, "b_dec has shape .*, too many dimensions"),
     ],
 )

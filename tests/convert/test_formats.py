@@ -311,9 +311,9 @@ def test_sites_survive_the_round_trip(tmp_path):
 def test_a_destination_that_is_taken_is_left_alone(tmp_path):
     sae = load("saelens/standard")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is there already; name another place"):
+    with pytest.raises(ValueError, match="already exists; give another path"):
         save_as(sae, tmp_path, "saelens")
-    with pytest.raises(ValueError, match="format 'gguf' is unknown; there are hfsae, gemma_scope"):
+    with pytest.raises(ValueError, match="format 'gguf' is unknown; known: hfsae, gemma_scope"):
         save_as(sae, tmp_path / "new", "gguf")
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -368,7 +368,7 @@ def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing(tmp_path, monkey
         save_as(sae, tmp_path / "out", "saelens")
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(ValueError, match=r"file/x cannot be made \(.*\); name another place"):
+    with pytest.raises(ValueError, match=r"file/x cannot be created \(.*\); give another path"):
         save_as(sae, tmp_path / "file" / "x", "saelens")
 
 

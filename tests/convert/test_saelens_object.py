@@ -35,7 +35,7 @@ def test_without_saelens_the_sentence_says_what_to_install(monkeypatch):
 def test_what_saelens_has_not_is_refused_before_it_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "sae_lens", None)
     sae = TopKSAE(TopKSAEConfig(d_in=4, d_sae=8, k=2, selection="groupmax"))
-    with pytest.raises(ValueError, match="SAELens' topk takes the k largest of all"):
+    with pytest.raises(ValueError, match="SAELens' topk can only take the k largest of all"):
         sae.to_saelens()
 
 

@@ -411,7 +411,7 @@ def test_hostile_text_stays_text(visit):
     "query, notice",
     [
         (f"tab=feature&latent={D_SAE}", f"there is no latent {D_SAE}; this SAE has {D_SAE}"),
-        ("page=nonsense", "there is no page 'nonsense'; there are inspect"),
+        ("page=nonsense", "there is no page 'nonsense'; known: inspect"),
         ("tab=feature&latent=x", "this link is damaged: latent is 'x'"),
         ("tab=inspect&prompt=+", "there is no text; write a prompt"),
         ("tab=steer&prompt=the&latents=3:nan&run=1", "the strength of latent 3 is nan"),
@@ -473,7 +473,7 @@ def test_a_strength_is_found_and_set(visit):
     page = visit("tab=steer&prompt=the&latents=3:0.5")
     page.wait_for_selector("#steer-chips [data-chip='3']")
     suggest = page.get_by_role("button", name="Find a strength")
-    suggested = "#steer-suggestion :text('keeps to the budget')"
+    suggested = "#steer-suggestion :text('within the budget')"
     insist(suggest.click, lambda: page.wait_for_selector(suggested, timeout=20_000))
     page.wait_for_url(re.compile(r"latents=3%3A(?!0\.5)"))
     expect(page.get_by_label("strength of latent 3", exact=True)).not_to_have_value("0.5")

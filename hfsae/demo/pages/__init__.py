@@ -1,4 +1,4 @@
-"""The pages of the app, one a file: widgets, and how they stand for an address. No computing."""
+"""The pages of the app, one per file: widgets, and how they show an address. No computing."""
 
 from .about import AboutPage as AboutPage
 from .feature import FeaturePage as FeaturePage

@@ -42,7 +42,7 @@ class FeaturePage(Page):
                 self._examples()
             with gr.Column(scale=2, min_width=300):
                 self._label_and_code()
-        self.shown = gr.State(None)  # the latent; in its box a person may be typing another
+        self.shown = gr.State(None)  # the latent shown; somebody may be typing another into its box
         self.drafts = gr.State({})  # {latent: label} of labels that were edited and not saved
         self.outputs = (self.main, self.tried, self.aside, self.code, self.vector, self.shown)
 
@@ -76,13 +76,13 @@ class FeaturePage(Page):
             self.vector = gr.DownloadButton("Its direction as .safetensors", size="sm")
 
     def to_component(self, name: str, value: Any) -> Any:
-        """A latent stands in a box of text."""
+        """A latent is shown in a text box."""
         if name == "latent":
             return "" if value is None else str(value)
         return value
 
     def from_component(self, name: str, value: Any) -> Any:
-        """A latent that there is; None for an empty box."""
+        """A valid latent index; None for an empty box."""
         if name == "latent":
             return check_latent(self.subject, value) if value else None
         return super().from_component(name, value)
@@ -192,9 +192,9 @@ class FeaturePage(Page):
         return kept
 
     def _show_label(self, seen: Any, latent: Any, drafts: dict[int, str]) -> Updates:
-        """Of the latent that is shown: the one that was edited, if it was, or the one it has.
+        """The label of the latent shown: the edited one, or else the saved one.
 
-        A box that has it already is left alone: somebody may be typing there by now.
+        A box that already has it is not updated: somebody may be typing there by now.
         """
         label = "" if latent is None else drafts.get(latent, self.subject.label(latent))
         put = gr.skip() if label == (seen or "") else label

@@ -95,7 +95,7 @@ class HealthPage(Page):
 
 
 def _shown(part: Callable[[str], str], asked: str) -> str:
-    """A part of the page, or why it cannot be; the other part is there all the same."""
+    """A part of the page, or the reason why it failed; the other part is shown anyway."""
     try:
         return part(asked) if asked else ""
     except ValueError as error:

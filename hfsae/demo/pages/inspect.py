@@ -23,7 +23,7 @@ EXAMPLES = (
 
 
 def _nearest(density: float) -> float:
-    """The choice that comes nearest to what a link asks for."""
+    """The choice nearest to the link's."""
     return min((choice for _, choice in _DENSITIES), key=lambda choice: abs(choice - density))
 
 

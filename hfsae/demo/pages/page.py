@@ -1,4 +1,4 @@
-"""What a page is to the app, and how an event leads from one address to another."""
+"""The interface of a page, and how an event leads from one address to another."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,8 +19,8 @@ Updates = dict[Any, Any]
 class Page:
     """Widgets within a tab, some of which hold the fields of the page's address.
 
-    `field` declares each of these once: its default, the link, and what fills it follow. `render`
-    gives what the others show at an address; it alone fills them.
+    `field` declares each of these once; default, link and updates follow from it. The other widgets
+    are filled by `render` only, for an address.
     """
 
     title: ClassVar[str]
@@ -29,7 +29,7 @@ class Page:
     fields: dict[str, Component]
     """components by the field of `state` that they hold"""
     notice: gr.HTML
-    """where a sentence stands if something cannot be done"""
+    """where an error sentence is shown"""
     outputs: Sequence[Any] = ()
     """components that `render` may update"""
 
@@ -54,7 +54,7 @@ class Page:
         return [self.fields[name] for name in self.names]
 
     def address(self, *values: Any) -> Any:
-        """The state that the values of `inputs` are."""
+        """The state from the values of `inputs`."""
         given = zip(self.names, values, strict=True)
         return self.state(**{name: self.from_component(name, value) for name, value in given})
 
@@ -74,11 +74,11 @@ class Page:
         return "" if value is None and getattr(self.state(), name) == "" else value
 
     def render(self, address: Any) -> Updates:
-        """What stands below the inputs. Raises ValueError with a sentence for the notice."""
+        """Updates of all below the inputs. Raises ValueError with a sentence for the notice."""
         return {}
 
     def joined(self, asked: Any, *values: Any) -> Address:
-        """What the values of `inputs` are, with what another page asks for."""
+        """The state from the values of `inputs`, with another page's request."""
         raise NotImplementedError
 
     def wire(self, app: "App") -> None:
@@ -156,8 +156,8 @@ class App:
         return self._bind(panel.select, handler, page, leads_to, progress_on)
 
     def follow(self, triggers: Sequence[Callable[..., Any]], page: Page) -> None:
-        """When one of the page's fields has changed, the link says so: one answer at a time, so
-        that the last change has the last word."""
+        """When one of the page's fields changes, update the link: one answer at a time, so that the
+        last change wins."""
 
         def handler(*values: Any) -> Updates:
             try:
@@ -182,8 +182,8 @@ class App:
         asked: Sequence[str],
         values: Sequence[Any],
     ) -> Updates:
-        """Fields that stay as they are are left out: somebody may be typing there by now. A latent
-        that is to be steered joins those that are."""
+        """Unchanged fields are not sent: somebody may be typing there. A latent to steer is added
+        to those already steered."""
         n = len(page.inputs)
         own, of_steer = values[:n], values[n:]
         try:
@@ -220,9 +220,9 @@ class App:
 
 
 def whole(text: str) -> int:
-    """What an element's data-at says."""
+    """The number in an element's data-at."""
     if not text.isdecimal() or len(text) > 9:
-        raise Refused("that element names no number; reload the page")
+        raise Refused("that element has no number; reload the page")
     return int(text)
 
 

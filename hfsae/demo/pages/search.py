@@ -12,10 +12,10 @@ from .page import App, Page, Updates, one_of, whole
 
 _NAMES = {
     "word": "a word they fire on",
-    "promotes": "a token they make likelier",
-    "fires on": "a text of yours they fire on",
+    "promotes": "a token they make more likely",
+    "fires on": "your own text they fire on",
     "label": "their label",
-    "similar to": "the number of one like them",
+    "similar to": "the number of a similar latent",
 }
 
 
@@ -49,7 +49,7 @@ class SearchPage(Page):
         self.outputs = (self.found,)
 
     def to_component(self, name: str, value: Any) -> Any:
-        """A way to search that there is."""
+        """A valid way to search."""
         return at.Search.by if name == "by" and value not in BY else value
 
     def render(self, address: at.Search) -> Updates:

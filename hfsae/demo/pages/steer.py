@@ -41,7 +41,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {"mode": MODES, "scope": SCOPES, "unit": 
 
 
 class SteerPage(Page):
-    """Texts and sweeps that take their time: each session has one of each under way."""
+    """Long texts and sweeps: each session has one of each at a time."""
 
     title = "Steer"
     state = at.Steer
@@ -100,7 +100,7 @@ class SteerPage(Page):
                 self.field("seed", gr.Number, label="Seed")
 
     def to_component(self, name: str, value: Any) -> Any:
-        """A choice that there is, and a unit that can be used."""
+        """A valid choice, and a usable unit."""
         if name in _CHOICES:
             validate.choice(value, name, _CHOICES[name])
         return self._unit(value) if name == "unit" else value
@@ -114,11 +114,11 @@ class SteerPage(Page):
         return super().from_component(name, value)
 
     def _unit(self, unit: str) -> str:
-        """The unit, or the one in its place where no largest activations are known."""
+        """The unit, or a replacement if the largest activations are unknown."""
         return unit if unit != "max" or self.measured else "norm"
 
     def render(self, address: at.Steer) -> Updates:
-        """The latents with their strengths; texts are written when they are asked for."""
+        """The latents with their strengths; texts are generated on request."""
         for latent in address.latents:
             check_latent(self.subject, latent)
         return {self.chips: self._chips(address), self.suggestion: ""}
@@ -147,13 +147,13 @@ class SteerPage(Page):
         )
 
     def wire(self, app: App) -> None:
-        """A setting changes the link, a button a latent; the runs are apart."""
+        """A setting changes the link, a button changes a latent; runs are handled elsewhere."""
         self.app = app
         self.generated = [self.notice, self.output, app.link]
         settings: list[Any] = [self.fields[name] for name in NAMES]
         sliders = [field for field in settings if isinstance(field, gr.Slider)]
         changes = [field.input for field in settings]
-        changes += [slider.release for slider in sliders]  # they correct what was typed
+        changes += [slider.release for slider in sliders]  # the sliders correct typed values
         app.follow(changes, self)
         gr.on(
             [self.mode.input, self.unit.input],
@@ -178,7 +178,7 @@ class SteerPage(Page):
         self._wire_runs(app)
 
     def _wire_runs(self, app: App) -> None:
-        """What takes its time, and can be stopped: the texts, and the search for a strength."""
+        """The long runs, which can be stopped: the texts, and the search for a strength."""
         shared: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
         queued, inputs = {**in_queue("run"), **shared}, self.inputs
         asking = gr.on(
@@ -215,7 +215,7 @@ class SteerPage(Page):
         )
 
     def ask(self, request: gr.Request, *values: Any) -> None:
-        """For the texts of the inputs' values: those under way end."""
+        """Request texts for the inputs' values; those under way end."""
         self.texts.ask(_session(request), values)
 
     def _ask_sweep(self, request: gr.Request, *values: Any) -> None:
@@ -228,7 +228,7 @@ class SteerPage(Page):
     def _draw_chips(self, *values: Any) -> Any:
         try:
             return self._chips(self.address(*values))
-        except ValueError:  # the page's notice tells, see `follow`
+        except ValueError:  # shown in the page's notice, see `follow`
             return gr.skip()
 
     def _add(self, latent: Any, *values: Any) -> Updates:
@@ -243,7 +243,7 @@ class SteerPage(Page):
         return self._with(self.actions.random_latent()["latent"], self.address(*values))
 
     def joined(self, asked: at.Steer, *values: Any) -> at.Steer:
-        """What stands here and the latent that another page names, on its text if it has one."""
+        """This page's state plus the latent that another page asked for, and its text, if any."""
         now = self.address(*values)
         if asked.prompt:
             now = replace(now, prompt=asked.prompt, chat=asked.chat)
@@ -281,7 +281,7 @@ class SteerPage(Page):
         return replace(now, prompt=str(preset["prompt"]), latents=strengths, mode=mode, unit=unit)
 
     def generate(self, request: gr.Request) -> Iterator[Updates]:
-        """Both texts, token by token, as they were asked for last, if they are still wanted."""
+        """Both texts, token by token, for the last request, if it was not stopped."""
         session = _session(request)
         run = self.texts.begin(session)
         if run is None:
@@ -342,10 +342,10 @@ class SteerPage(Page):
         }
 
     def _take(self, found: Any, *values: Any) -> Updates:
-        """The strengths that were found, unless others were set meanwhile."""
+        """The strengths found, unless others were set meanwhile."""
         try:
             now = self.address(*values)
-        except ValueError:  # what is wrong is being typed
+        except ValueError:  # somebody is still typing
             return {self.chips: gr.skip()}
         asked, suggested = found or (None, None)
         if asked is None or replace(now, **_question(asked)) != now:

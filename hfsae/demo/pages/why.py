@@ -49,8 +49,8 @@ class WhyPage(Page):
                 self.next = panel(elem_id="why-next")
             with gr.Column(scale=4, min_width=600):
                 self.effects = panel(elem_id="why-effects")
-        self.checked = gr.State({})  # the rows on show, and of which question
-        self.ablated = gr.State(None)  # the last check: of which question and latent
+        self.checked = gr.State({})  # the rows shown, and their question
+        self.ablated = gr.State(None)  # the last check, its question and latent
         self.outputs = (self.next, self.effects, self.checked)
 
     def render(self, address: at.Why) -> Updates:
@@ -117,7 +117,7 @@ class WhyPage(Page):
         return {self.notice: "", self.ablated: (asked, latent, found["ablation"])}
 
     def _noted(self, ablated: Any, view: Any) -> Updates:
-        """A check in its row, unless another question is on show by now."""
+        """A check in its row, unless another question is shown by now."""
         asked, latent, ablation = ablated or (None, None, None)
         if asked is None or view.get("asked") != asked:
             return {self.effects: gr.skip()}
