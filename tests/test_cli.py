@@ -128,7 +128,7 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
             ["train", RECIPE, "--training.learning_rate", "-1"],
             "must be positive and finite, got -1",
         ),
-        (["train", RECIPE, "--training.warm_start_steps", "2.5"], "fraction of them all"),
+        (["train", RECIPE, "--training.warm_start_steps", "2.5"], "fraction of all steps"),
         (["train", RECIPE, "--evaluation.n_tokens", "-5"], "n_tokens must be 0 or more, got -5"),
         (["train", RECIPE, "--collect_tokens", "-5"], "collect_tokens must be 0 (to leave"),
         (["train", RECIPE, "--training.n_tokens", "5"], "less than one batch"),

@@ -712,7 +712,7 @@ def test_a_repository_without_an_sae_says_what_it_is(hub, file, sentence):
 
 def test_an_adapter_beside_an_sae_does_not_lead_to_another_repository(hub, pushed):
     hub.add_file(ID, "adapter_config.json", b'{"base_model_name_or_path": "alice/other"}')
-    refused(lambda: hfsae.JumpReLUSAE.from_pretrained(ID), "a PEFT adapter is no SAE")
+    refused(lambda: hfsae.JumpReLUSAE.from_pretrained(ID), "a PEFT adapter.s file")
     assert hub.seen("GET", "alice/other") == hub.seen("HEAD", "alice/other") == []
 
 

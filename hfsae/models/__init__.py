@@ -17,9 +17,9 @@ A new variant is a config and an SAE, in a file here or in a module of one's own
             return pre_acts.relu().square()
 
 The class docstring's first line is the formula on a trained SAE's card, and the arXiv ids in it are
-its citations. `schedule` is what the trainer says of the step, `at` where pre_acts stand
-(`hfsae.ops.sparse`); parameters of latents are taken there, `at.of(parameter)`. Whatever else
-others must know of a variant is a class attribute or a property of its config, see `SAEConfig`.
+its citations. `schedule` holds the trainer's settings for the step, `at` the positions of pre_acts
+(`hfsae.ops.sparse`); read per-latent parameters there with `at.of(parameter)`. Other facts about a
+variant are class attributes or properties of its config, see `SAEConfig`.
 """
 
 from .base import SAE as SAE

@@ -1,4 +1,4 @@
-"""What TopK and BatchTopK share: k latents a token, and a loss that brings dead latents back."""
+"""The base of TopK and BatchTopK: k latents a token, and a loss that revives dead latents."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,29 +15,29 @@ class AuxKSAEConfig(SAEConfig):
     """For activations of unit mean squared norm (x/c)."""
 
     k: int = 64
-    """latents a token may fire; of a BatchTopK SAE, on average"""
+    """latents that may fire on a token; for BatchTopK, on average"""
     aux_coefficient: Number = 1 / 32
-    """weight of the auxiliary loss by which dead latents come back; 0: without"""
+    """weight of the auxiliary loss that revives dead latents; 0: no such loss"""
     aux_k: int = 512
-    """how many dead latents a token may use there; about d_in / 2"""
+    """dead latents that a token may use in the auxiliary loss; about d_in / 2"""
 
     def check(self) -> None:
         super().check()
         self.require_positive("k", "aux_k")
         self.require_not_negative("aux_coefficient")
         if self.k > self.d_sae:
-            raise Refused(f"k ({self.k}) is more than all latents (d_sae = {self.d_sae})")
+            raise Refused(f"k ({self.k}) is larger than the dictionary: use at most {self.d_sae}")
         if self.target_l0 is not None:
             raise Refused(f"this SAE's L0 is k ({self.k}): leave target_l0 out and set k instead")
 
 
 class AuxKSAE(SAE):
-    """An SAE whose latents are chosen by rank, so that a loss of its own is left to dead ones.
+    """Base of SAEs that pick latents by rank; dead ones get gradient from an auxiliary loss only.
 
     aux = |error - recon from the aux_k largest dead latents|^2 / |error - mean error|^2
 
-    Gao et al. 2024 (arXiv:2406.04093), appendix A.2: the share of the error's variance that dead
-    latents leave. Its gradients reach nothing but them.
+    Gao et al. 2024 (arXiv:2406.04093), appendix A.2: the fraction of the error's variance that dead
+    latents do not explain. Its gradients reach dead latents only.
     """
 
     config: AuxKSAEConfig
@@ -55,7 +55,7 @@ class AuxKSAE(SAE):
         return {"aux": self.config.aux_coefficient * share}
 
     def _of_dead(self, parts: ForwardParts, dead: Bool[Tensor, " d_sae"]) -> tuple[Tensor, Tensor]:
-        """Pre-activations of dead latents, which are no entries, and their decoder rows."""
+        """Pre-activations of dead latents, which are not among the entries; their decoder rows."""
         if isinstance(parts.pre_acts, DTensor):  # spread: to pick would move them about
             return torch.where(dead, parts.pre_acts, -torch.inf), self.W_dec
         if parts.at is EVERYWHERE:
@@ -70,9 +70,9 @@ class AuxKSAE(SAE):
 
 
 def _spread(x: Float[Tensor, "*batch d"], summed: Summed) -> Float[Tensor, ""]:
-    """Sum of |x - mean|^2 over the batch: in several processes, the mean of theirs.
+    """Sum of |x - mean|^2 over the batch; with several processes, the mean of their sums.
 
-    The mean over processes of what they divide by it is what one process would have.
+    Ratios to it then average over processes to the ratio that one process would compute.
     """
     tokens = x.reshape(-1, x.shape[-1])
     n = int(summed(torch.tensor(len(tokens), device=x.device)))

@@ -45,18 +45,18 @@ from .strict import Strict
 
 
 class Schedule(NamedTuple):
-    """What a trainer tells the loss: multipliers (1 is what the config says), and who is dead."""
+    """One training step's settings: multipliers (1 leaves the config's value), and dead latents."""
 
     sparsity: float = 1.0
-    """times every sparsity coefficient: warm-up, and the hand of the L0 controller"""
+    """factor on every sparsity coefficient: warm-up times the L0 controller"""
     bandwidth: float = 1.0
-    """times the bandwidth of straight-through estimators"""
+    """factor on the bandwidth of straight-through estimators"""
     dead: Bool[Tensor, " d_sae"] | None = None
     """latents that have not fired for long"""
     summed: Summed = one_process
-    """sums a tensor over the processes that have a part of the batch each"""
+    """sums a tensor over the processes that share the batch"""
     training: bool = False
-    """whether latents are chosen as in training, with the batch in view; set by `forward`"""
+    """whether latents are chosen as in training, which may use the whole batch; set by `forward`"""
 
 
 @dataclass
@@ -74,26 +74,26 @@ class SAEOutput(ModelOutput):
     pre_acts: Tensor | None = None
     """[*batch, d_sae], before the non-linearity"""
     at: Place | None = None
-    """where latents and pre_acts stand; at `Entries` both are [n], one number an entry"""
+    """positions of latents and pre_acts; for `Entries` both are [n], one number per entry"""
 
 
 class ForwardParts(NamedTuple):
-    """What a forward pass made, for a variant's penalties to look at."""
+    """Results of a forward pass, from which a variant computes its penalties."""
 
     x: Float[Tensor, "*batch d_in"]
     pre_acts: Float[Tensor, "*batch d_sae"]
     latents: Float[Tensor, "*batch d_sae"]
     recon: Float[Tensor, "*batch d_out"]
     error: Float[Tensor, "*batch d_out"]
-    """target - recon in units of x/c, float32; the others in raw units"""
+    """target - recon in units of x/c, float32; the other tensors are in raw units"""
     at: Place
-    """where pre_acts and latents stand"""
+    """positions of pre_acts and latents"""
     nested: Sequence[Float[Tensor, "*batch d_out"]] = ()
-    """reconstructions from the first few latents, then from more; where a variant makes any"""
+    """reconstructions from the first few latents, then from more; empty for most variants"""
 
     @property
     def n_tokens(self) -> float:
-        """Of the batch: what means are taken over."""
+        """Number of tokens in the batch, over which means are taken."""
         return self.error.numel() / self.error.shape[-1]
 
     def per_token(self, values: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
@@ -118,7 +118,7 @@ class SAE(Strict):
     """names of parameters that stay float32 whatever dtype the model is moved to"""
 
     to_saelens: ClassVar[Callable[..., Any]]
-    """The same function as a `sae_lens.SAE`; `hfsae.convert` hands it down."""
+    """The same function as a `sae_lens.SAE`; `hfsae.convert` sets this method."""
 
     @classmethod
     def formula(cls) -> str:
@@ -136,7 +136,7 @@ class SAE(Strict):
         self.post_init()
 
     def make_parameters(self) -> None:
-        """Set them, not yet initialised, as attributes; variants extend it by their own."""
+        """Create the parameters, not yet initialised; variants extend this with their own."""
         d_in, d_sae, d_out = self.config.d_in, self.config.d_sae, self.config.d_out
         self.W_enc = nn.Parameter(torch.empty(d_sae, d_in).T)  # by latent in memory, as W_dec
         self.b_enc = nn.Parameter(torch.empty(d_sae))
@@ -169,10 +169,10 @@ class SAE(Strict):
 
     @torch.no_grad()
     def lay_out_by_latent(self) -> None:
-        """Put W_enc in memory latent by latent, as W_dec is, where loading left it otherwise.
+        """Store W_enc in memory latent by latent, as W_dec is; loading may leave another order.
 
-        Sparse steps read the weights of single latents. It is a new Parameter: call this before
-        there is an optimiser.
+        Sparse steps read the weights of single latents. W_enc becomes a new Parameter: call this
+        before creating an optimiser.
         """
         if not self.W_enc.T.is_contiguous():
             by_latent = self.W_enc.T.contiguous().T
@@ -180,7 +180,7 @@ class SAE(Strict):
 
     @property
     def scale(self) -> float:
-        """c of what the SAE reconstructs, raw units: what stored biases are multiplied by."""
+        """The scale c of the reconstructed site, raw units; stored biases are multiplied by it."""
         target = self.config.target_scale if self.config.is_transcoder else None
         return float(target or self.config.activation_scale or 1.0)
 
@@ -196,7 +196,7 @@ class SAE(Strict):
         return at.project(self.encoder_input(x), self.W_enc, self.scale * self.b_enc)
 
     def encoder_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """What W_enc multiplies: x, or x - b_dec, in raw units (of the target).
+        """The encoder's input: x, or x - b_dec, in raw units (of the target).
 
         Raises:
             ValueError: the last dimension of x is not d_in.
@@ -204,7 +204,7 @@ class SAE(Strict):
         if x.shape[-1] != self.config.d_in:
             raise Refused(
                 f"this SAE reads activations of width {self.config.d_in}, got {tuple(x.shape)}: "
-                f"is the site ({self.config.site}) of the model it was trained on?"
+                f"check that they come from {self.config.site} of the model it was trained on"
             )
         x = self._normalised(self._cast(x))
         if self.config.subtract_b_dec:
@@ -216,7 +216,7 @@ class SAE(Strict):
         return x.to(self.W_enc.dtype)
 
     def _normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """x in the unit of what is reconstructed, after the per-token normalisation."""
+        """x in the unit of the reconstruction, after the per-token normalisation."""
         if self.config.is_transcoder:
             return x * (self.scale / float(self.config.activation_scale or 1.0))
         if self.config.token_norm == "none":
@@ -227,16 +227,16 @@ class SAE(Strict):
     def _token_statistics(
         self, x: Float[Tensor, "*batch d_in"]
     ) -> tuple[Float[Tensor, "*batch _"], Float[Tensor, "*batch _"]]:
-        """Each token's mean and spread, which `token_norm` takes out and puts back."""
+        """Each token's mean and spread, which `token_norm` removes and later restores."""
         if self.config.token_norm == "layer_norm":
             return x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True)
         rms = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
         return torch.zeros_like(rms), rms
 
     def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"] | None:
-        """Pre-activations up to it, raw units, have neither a value nor a gradient.
+        """The level, raw units, up to which pre-activations have no value and no gradient.
 
-        None (the base): they all may, so that there are no sparse steps.
+        None (the base): any pre-activation may have one, so sparse steps are not possible.
         """
         return None
 
@@ -257,16 +257,16 @@ class SAE(Strict):
     def density(
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
     ) -> Float[Tensor, ""]:
-        """Share of all pairs of a token and a latent that would be entries."""
+        """Fraction of all (token, latent) pairs that would be entries."""
         floor = self.floor(schedule)
         return torch.ones(()) if floor is None else EVERYWHERE.share(pre_acts > floor)
 
     def window_share(
         self, pre_acts: Tensor, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
     ) -> Tensor:
-        """Share of pre-activations inside the STE window: the only ones that move thresholds.
+        """Fraction of pre-activations inside the STE window: only these move thresholds.
 
-        0 (the base): the variant has no thresholds that training moves.
+        0 (the base): the variant has no trained thresholds.
         """
         return torch.zeros(())
 
@@ -276,11 +276,11 @@ class SAE(Strict):
         schedule: Schedule = Schedule(),
         at: Place = EVERYWHERE,
     ) -> Float[Tensor, "*batch d_sae"]:
-        """The variant's non-linearity; parameters of a latent are taken `at.of(...)`."""
+        """Latents from pre-activations; read per-latent parameters with `at.of(...)`."""
         raise NotImplementedError(f"{type(self).__name__} does not define activate()")
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """Latents of raw activations x, which may have another dtype than the SAE: it is cast."""
+        """Latents of raw activations x, which are cast to the SAE's dtype."""
         return self.activate(self.pre_activations(x))
 
     def decode(
@@ -291,7 +291,7 @@ class SAE(Strict):
         """Raw activations from latents, in the SAE's dtype.
 
         Args:
-            x: what was encoded; needed, and used, only if `config.decodes_with_input`.
+            x: the encoder's input; needed, and used, only if `config.decodes_with_input`.
 
         Raises:
             ValueError: x is needed and not given.
@@ -302,7 +302,7 @@ class SAE(Strict):
         return self._completed(at.combine(latents, self.W_dec), x)
 
     def _completed(self, recon: Tensor, x: Tensor | None) -> Tensor:
-        """With what does not come from latents: the bias, a skip connection, the token's norm."""
+        """Add what does not come from latents: the bias, a skip connection, the token's norm."""
         recon = recon + self.scale * self.b_dec
         if not self.config.decodes_with_input:
             return recon
@@ -316,11 +316,14 @@ class SAE(Strict):
         return recon * spread + mean
 
     def _reconstructions(self, latents: Tensor, x: Tensor, at: Place) -> Sequence[Tensor]:
-        """What a loss is taken of: `ForwardParts.nested`, if any, and last the reconstruction."""
+        """Reconstructions that enter the loss: `ForwardParts.nested`, if any, then the full one."""
         return [self._combine(latents, x, at)]
 
     def row_factor(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch 1"]:
-        """Latent i adds latents[..., i] * row_factor(x) * W_dec[i]: 1, but for `token_norm`."""
+        """Factor on decoder rows: latent i adds latents[..., i] * row_factor(x) * W_dec[i].
+
+        It is 1 unless the SAE has a `token_norm`.
+        """
         if self.config.token_norm == "none":
             return torch.ones_like(x[..., :1])
         return self._token_statistics(self._cast(x))[1]
@@ -337,11 +340,11 @@ class SAE(Strict):
         """Reconstruct x, or predict `target` from it (transcoders); one pass for training and use.
 
         Args:
-            workspace: makes the step sparse, in these buffers; x is [n, d_in] then.
+            workspace: buffers of a sparse step; x must then be [n, d_in]. None: a dense step.
 
         Raises:
             ValueError: the last dimension of x is not d_in, a transcoder's loss lacks a target, or
-                there is nothing to take the mean loss of.
+                x holds no tokens to average the loss over.
         """
         if return_loss and target is None and self.config.is_transcoder:
             raise Refused(f"a transcoder's loss needs target: x at {self.config.target_site}")
@@ -366,27 +369,30 @@ class SAE(Strict):
 
     def _check_trainable(self) -> None:
         if self.config.token_norm != "none":
-            raise Refused(f"token_norm={self.config.token_norm!r} is for use, not for training")
+            raise Refused(
+                f"an SAE with token_norm={self.config.token_norm!r} can be used but not trained; "
+                "train one with token_norm='none'"
+            )
         if self.config.skip_connection and not self.config.is_transcoder:
             raise Refused("an SAE with skip_connection could copy its input; train a transcoder")
 
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
-        """Penalties by name, means over the batch, times their coefficients. None in the base."""
+        """Penalties by name: means over the batch, times their coefficients. Empty in the base."""
         return {}
 
     @torch.no_grad()
     def before_step_(self) -> None:
         """Call between backward and the optimiser's step: remove the decoder gradient's component
         along each row, which the renormalisation would undo but Adam's moments would remember.
-        Free norms are left free."""
+        Does nothing if norms are free."""
         if self.W_dec.grad is not None and self.config.unit_norm_decoder:
             for grad, rows in blocks(self.W_dec.grad, self.W_dec):
                 grad.addcmul_((grad * rows).sum(dim=-1, keepdim=True), rows, value=-1)
 
     @torch.no_grad()
     def after_step_(self) -> None:
-        """Call after the optimiser's step, and only with `before_step_` before it: bring the
-        decoder's rows back to unit norm, unless norms are free."""
+        """Call after the optimiser's step, always paired with `before_step_`: rescale the
+        decoder's rows to unit norm, unless norms are free."""
         if self.config.unit_norm_decoder:
             for (rows,) in blocks(self.W_dec):
                 rows /= rows.norm(dim=-1, keepdim=True)
@@ -395,9 +401,9 @@ class SAE(Strict):
     def folded(self) -> "SAE":
         """The same function with activation_scale 1 and no b_dec subtraction (GS appendix B).
 
-        Latents, pre-activations and reconstructions are unchanged, but for free norms: rows become
-        unit, latents and pre-activations are multiplied by what they were. Training may not go on
-        from it, since coefficients and learning rates are meant for x/c.
+        Latents, pre-activations and reconstructions are unchanged, except for SAEs with free norms:
+        their rows get unit norm, and latents and pre-activations are multiplied by the old norms.
+        Do not train a folded SAE further: coefficients and learning rates are meant for x/c.
         """
         config = copy.deepcopy(self.config)
         config.activation_scale = 1.0
@@ -443,9 +449,10 @@ class SAE(Strict):
 
 
 def refuse_sae_first(call: str, lm: Any) -> None:
-    """
+    """Refuse a call whose first argument is an SAE instead of the language model.
+
     Raises:
-        ValueError: the first of a call's arguments, which is to be the language model, is an SAE.
+        ValueError: `lm` is an SAE, or holds SAEs by name.
     """
     first = next(iter(lm.values()), None) if isinstance(lm, Mapping) else lm
     if isinstance(first, SAE):
@@ -456,9 +463,9 @@ def refuse_sae_first(call: str, lm: Any) -> None:
 
 
 def fold_decoder_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Latents times their decoder rows' norms, rows of norm 1: the same reconstructions."""
+    """Weights with decoder rows of norm 1, latents scaled up: the same reconstructions."""
     norms = state["W_dec"].norm(dim=-1)
-    # Rows that have been folded are off by rounding: left alone, so that folding twice is folding.
+    # Folded rows differ from norm 1 by rounding: left alone, so folding twice changes nothing.
     norms = torch.where((norms - 1).abs() < 1e-6, 1.0, norms).clamp(min=1e-12)
     names = ("W_enc", "b_enc", "b_mag", "threshold")
     scaled = {name: state[name] * norms for name in names if name in state}

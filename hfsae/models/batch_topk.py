@@ -21,7 +21,8 @@ class BatchTopKSAEConfig(AuxKSAEConfig):
     model_type = "batch_topk_sae"
 
     threshold_rate: Number = 0.01
-    """share of the way to the batch's smallest kept activation that the threshold goes in a step"""
+    """fraction of its distance to the batch's smallest kept activation that the threshold moves in
+    each step"""
 
     def check(self) -> None:
         super().check()
@@ -90,7 +91,7 @@ class BatchTopKSAE(AuxKSAE):
 
     @torch.no_grad()
     def before_step_(self) -> None:
-        """Also move the threshold towards the smallest kept activation; the first time, to it."""
+        """Also move the threshold towards the smallest kept activation; the first step sets it."""
         super().before_step_()
         if self.threshold.grad is not None:
             slow = self.config.threshold_rate * self.threshold.grad
@@ -99,7 +100,7 @@ class BatchTopKSAE(AuxKSAE):
 
     @torch.no_grad()
     def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
-        """The threshold, for every latent; what fires in training does not depend on it."""
+        """The threshold, for every latent; in training, firing does not depend on it."""
         return (self.scale * self.threshold).expand(self.config.d_sae)
 
     @property
@@ -109,7 +110,7 @@ class BatchTopKSAE(AuxKSAE):
     def entries(
         self, x: Float[Tensor, "n d_in"], schedule: Schedule, workspace: Workspace
     ) -> Entries:
-        """What fires: in training the n * k largest pre-activations of the batch, if positive."""
+        """The latents that fire: in training, the n * k largest pre-activations above 0."""
         if not schedule.training:
             return super().entries(x, schedule, workspace)
         rows, b = self.W_enc.T.contiguous(), self.scale * self.b_enc
@@ -119,7 +120,7 @@ class BatchTopKSAE(AuxKSAE):
     def density(
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
     ) -> Float[Tensor, ""]:
-        """In training k of d_sae, whatever the pre-activations."""
+        """In training k / d_sae, whatever the pre-activations."""
         if schedule.training:
             return super().density(pre_acts, schedule)
         return EVERYWHERE.share(pre_acts > self.floor())

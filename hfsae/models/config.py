@@ -28,15 +28,15 @@ class SAEConfig(PreTrainedConfig):
     """Each latent has a threshold that training moves: the parameter `threshold` [d_sae], in units
     of x/c, with the fields l0_coefficient, bandwidth and log_threshold. The warm start sets it."""
     options_on_card: ClassVar[Mapping[str, Mapping[Any, str]]] = {}
-    """Fields that change what is learned: the card names those that are not the default, and cites
-    the source of a value that has one, by its key in cards/citations.bib."""
+    """Fields that change what is learned. The card lists those that differ from the default, and
+    cites a value's source, if it has one, by its key in cards/citations.bib."""
     dense_copies: ClassVar[float] = 4.3
     """[batch, d_sae] tensors alive at the peak of a dense training step (scripts/bench/plan.py)"""
 
     d_in: int
     d_sae: int
     d_out: int = 0
-    """width of the reconstruction; 0: that of the input"""
+    """width of the reconstruction; 0: the same as d_in"""
     activation_scale: Number | None = None
     """c, raw units: root of the mean squared norm at `site`. None: not estimated, taken as 1"""
     target_scale: Number | None = None
@@ -46,11 +46,11 @@ class SAEConfig(PreTrainedConfig):
     skip_connection: bool = False
     """also predict linearly from the input: + x W_skip. For transcoders: an SAE could copy x"""
     token_norm: Literal["none", "layer_norm", "unit_rms"] = "none"
-    """what each token goes through first: "layer_norm" ((x - mean) / std), "unit_rms" (to norm
-    sqrt(d_in)); undone after decoding. For SAEs from elsewhere; ours are trained without"""
+    """normalises each token first: "layer_norm" ((x - mean) / std), "unit_rms" (to norm
+    sqrt(d_in)); undone after decoding. For SAEs from other libraries; hfsae trains without it"""
     target_l0: Number | None = None
-    """the trainer steers the sparsity coefficients so that L0 ends here, unless the loss does that
-    itself (JumpReLU's l0_loss="quadratic"); None: they are fixed"""
+    """the trainer adjusts the sparsity coefficients so that L0 ends here, unless the loss does that
+    itself (JumpReLU's l0_loss="quadratic"); None: coefficients are fixed"""
     site: str | None = None
     """place in the language model, as in `hfsae.capture`: 'layers.12', 'layers.12.mlp:in', ..."""
     target_site: str | None = None
@@ -60,7 +60,7 @@ class SAEConfig(PreTrainedConfig):
     model_revision: str | None = None
     """commit on the Hub"""
     model_dtype: str | None = None
-    """of the language model in training, as 'bfloat16'"""
+    """dtype of the language model in training, such as 'bfloat16'"""
     model_attention: str | None = None
     """its attention implementation: 'eager', 'sdpa', ..."""
     tokenizer_hash: str | None = None
@@ -82,13 +82,13 @@ class SAEConfig(PreTrainedConfig):
         """As transformers does, but refuse the config of another kind of model.
 
         Raises:
-            ValueError: it is that, or a field is missing, of the wrong type or out of range.
+            ValueError: the model_type is another, or a field is missing, mistyped or out of range.
         """
         kind = config_dict.get("model_type", cls.model_type)
         if kind != cls.model_type and cls is not SAEConfig:
             raise Refused(
-                f"its config.json is of a {kind!r} model, and a {cls.__name__} is of "
-                f"{cls.model_type!r}; transformers.AutoModel takes the right class by itself"
+                f"its config.json describes a {kind!r} model, but {cls.__name__} loads "
+                f"{cls.model_type!r}; transformers.AutoModel chooses the right class"
             )
         required = [f.name for f in fields(cls) if f.default is f.default_factory is MISSING]
         if lacks := [name for name in required if name not in {**config_dict, **kwargs}]:
@@ -96,7 +96,7 @@ class SAEConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def _reject_unknown_keys(self, kwargs: dict[str, Any]) -> None:
-        """transformers would store an unknown key in silence; a typo must not train a default."""
+        """Refuse typos: transformers would store an unknown key silently and train the default."""
         known = {field.name for field in fields(self)}
         for key in sorted(set(kwargs) - _TRANSFORMERS_KEYS):
             close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
@@ -123,13 +123,13 @@ class SAEConfig(PreTrainedConfig):
             raise Refused(f"{name} must be one of {known}, got {value!r}")
 
     def _reject_dtype(self, dtype: Any) -> None:
-        """Weights would be cast to it in silence."""
+        """Refuse a dtype that is not a float: transformers would cast weights to it silently."""
         name = str(dtype).removeprefix("torch.")
         if dtype is not None and name not in _FLOATS:
             raise Refused(f"dtype must be one of {', '.join(_FLOATS)}, got {name!r}")
 
     def check(self) -> None:
-        """Raise ValueError for values that cannot be; variants extend it."""
+        """Raise ValueError for invalid values; variants extend it."""
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise Refused(f"{name} must be a finite number, got {value}")
@@ -152,8 +152,8 @@ class SAEConfig(PreTrainedConfig):
             return
         if self.is_transcoder or self.skip_connection or self.activation_scale not in (None, 1):
             raise Refused(
-                f"token_norm={self.token_norm!r} already sets each token's norm: it goes with no "
-                "activation_scale but 1, and neither with transcoders nor with skip_connection"
+                f"token_norm={self.token_norm!r} already sets each token's norm: it needs an "
+                "activation_scale of 1 or none, no target_site and no skip_connection"
             )
 
     def require_positive(self, *names: str) -> None:
@@ -181,38 +181,38 @@ class SAEConfig(PreTrainedConfig):
 
     @property
     def steers_itself(self) -> bool:
-        """Whether the loss itself leads to target_l0, so that the trainer leaves it alone."""
+        """Whether the loss itself leads to target_l0, so that the trainer's controller rests."""
         return False
 
     def sparsity_at(self, threshold: float) -> float | None:
-        """What the sparsity coefficient must be multiplied by for a common threshold to be right.
+        """Factor on the sparsity coefficient for which this common threshold is the right one.
 
-        None (the base): unknown. The L0 controller begins with it where the warm start ends.
+        None (the base): unknown. The L0 controller starts from it when the warm start ends.
         """
         return None
 
     @property
     def decodes_with_input(self) -> bool:
-        """Whether a reconstruction takes the input besides the latents."""
+        """Whether decoding needs the input as well as the latents."""
         return self.skip_connection or self.token_norm != "none"
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether another place is reconstructed than the one that is read."""
+        """Whether the SAE reconstructs another site than it reads."""
         return self.target_site is not None and self.target_site != self.site
 
     @property
     def places(self) -> tuple[str, str]:
-        """The site that is read, and the one that is reconstructed.
+        """The site that the SAE reads, and the site that it reconstructs.
 
         Raises:
-            ValueError: no site is named.
+            ValueError: the config names no site.
         """
         return places_of(self)
 
 
 def l0_goal(fields: Mapping[str, Any]) -> Number | None:
-    """The L0 that the fields of an SAE's config ask for; None where its coefficients decide."""
+    """The L0 that the fields of an SAE's config set; None where sparsity coefficients decide it."""
     return fields.get("target_l0") or fields.get("k")
 
 
@@ -237,7 +237,7 @@ _TRANSFORMERS_KEYS = {
 
 
 def variants(base: type[SAEConfig] = SAEConfig) -> list[type[SAEConfig]]:
-    """The config classes with a model_type of their own that are `base`, or derive from it."""
+    """Config classes with a model_type of their own: `base`, if it is one, and its subclasses."""
     derived = {v: None for config in base.__subclasses__() for v in variants(config)}
     is_variant = base is not SAEConfig and "model_type" in vars(base)
     return [base] * is_variant + list(derived)
@@ -249,5 +249,5 @@ FIELDS_OF_TRANSFORMERS = {field.name for field in fields(PreTrainedConfig)} | {
 
 
 def own_fields(config_class: type[SAEConfig]) -> set[str]:
-    """Fields of an SAE's config that are not any model's."""
+    """Fields that SAE configs add to those of transformers."""
     return {field.name for field in fields(config_class)} - FIELDS_OF_TRANSFORMERS

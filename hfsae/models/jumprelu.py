@@ -1,18 +1,18 @@
 """JumpReLU SAE: a threshold for every latent, trained by straight-through estimators.
 
-Defaults are the paper's. Recipes by name, in fields of the config, n = d_in; what is theirs in
-units of E|x|^2 = n is converted to x/c (bandwidth, thresholds and latents by 1 / sqrt(n), the loss
-by 1 / n):
+Defaults are the paper's. Named recipes, as fields of the config, n = d_in; values that they give
+for E|x|^2 = n are converted to x/c (bandwidth, thresholds and latents by 1 / sqrt(n), the loss by
+1 / n):
 
     Gemma Scope (2024)      the defaults; l0_coefficient 6e-4 and others
     paper, appendix F       l0_loss "quadratic", target_l0, l0_coefficient 1
     DeepMind, March 2025    l0_loss "frequency", frequency_limit 0.1
     Anthropic, Jan. 2025    penalty "tanh", ste_to_inputs, bandwidth 2 / sqrt(n), initial_threshold
                             0.1 / sqrt(n), l0_coefficient 10 / n to 20 / n, pre_act_coefficient
-                            3e-6 / sqrt(n); rising all through the run (training's
+                            3e-6 / sqrt(n); sparsity rising through the whole run (training's
                             sparsity_warmup_steps), Adam (0.9, 0.999), decay_steps 0.2,
-                            max_grad_norm 1. Theirs start with other weights, and encoder biases
-                            by which some 10,000 latents fire
+                            max_grad_norm 1. Anthropic's SAEs start from other weights, and from
+                            encoder biases with which some 10,000 latents fire
     ablations of the paper  H.1: ste_to_inputs; H.2: activation "shifted", penalty "l1";
                             H.3: kernel; and ste
 """
@@ -50,10 +50,10 @@ class JumpReLUSAEConfig(SAEConfig):
 
     l0_coefficient: Number = 6e-4
     """lambda. Gemma Scope's 6e-4 gives an L0 near 50 after billions of tokens at 9B layer 20. With
-    l0_loss="quadratic" L0 ends near target * (1 + m target / 2 lambda), m being the lambda that the
-    linear loss would want, so 1 keeps it close"""
+    l0_loss="quadratic" L0 settles at target * (1 + m target / 2 lambda), where m is the lambda that
+    a linear loss would need; lambda = 1 keeps it close"""
     bandwidth: Number = 0.001
-    """width of the STE kernel, in units of x/c; a run of under 1e8 tokens wants about 0.03"""
+    """width of the STE kernel, in units of x/c; use about 0.03 for runs under 1e8 tokens"""
     initial_threshold: Number = 0.001
     """in units of x/c"""
     log_threshold: bool = True
@@ -64,25 +64,25 @@ class JumpReLUSAEConfig(SAEConfig):
     kernel: Kernel = "rectangle"
     """of the STE: "rectangle", "triangle", "epanechnikov" or "gaussian" (`hfsae.ops.kernel`)"""
     ste: Literal["both", "l0", "reconstruction", "none"] = "both"
-    """which terms move thresholds: "both"; for ablation "l0", by which they only rise, or
-    "reconstruction", which leaves lambda without effect; "none" freezes them"""
+    """which loss terms move thresholds: "both"; for ablation "l0" (thresholds only rise) or
+    "reconstruction" (lambda has no effect); "none" freezes them"""
     ste_to_inputs: bool = False
-    """pseudo-derivatives by z too, so that penalties reach the encoder. The paper's H.1 finds dead
-    latents and poor fidelity with it"""
+    """pseudo-derivatives with respect to z too, so that penalties reach the encoder. The paper's
+    H.1 finds dead latents and poor fidelity with it"""
     penalty: Literal["l0", "l1", "tanh"] = "l0"
     """"l0"; "l1", on latents; "tanh": sum_i tanh(tanh_slope f_i |W_dec_i|), with free norms"""
     l0_loss: Literal["linear", "quadratic", "frequency"] = "linear"
-    """"linear": lambda L0; "quadratic": lambda (L0 / target_l0 - 1)^2, by which the loss itself
+    """"linear": lambda L0; "quadratic": lambda (L0 / target_l0 - 1)^2, so that the loss itself
     leads to target_l0 (the trainer's controller rests); "frequency": lambda sum_i p_i (1 + p_i /
-    frequency_limit), p_i the share of tokens that latent i fires on, against the densest latents"""
+    frequency_limit), p_i the fraction of tokens that latent i fires on, against dense latents"""
     frequency_limit: Number = 0.1
-    """omega_0: a latent that fires on this share of tokens pays twice for each"""
+    """omega_0: for a latent that fires on this fraction of tokens, each firing costs double"""
     tanh_slope: Number = 4
-    """c, on latents times sqrt(d_out), which is the unit of E|x|^2 = d that it is from"""
+    """c, applied to latents times sqrt(d_out): the paper's unit, E|x|^2 = d"""
     pre_act_coefficient: Number = 0.0
-    """of sum_i relu(threshold_i - z_i) |W_dec_i|, which brings dead latents back; not warmed up.
-    Every latent of every token then has a gradient, so there are no sparse steps. Under 1e-7, it
-    wants an adam_epsilon below 1e-8"""
+    """weight of sum_i relu(threshold_i - z_i) |W_dec_i|, which revives dead latents; no warm-up.
+    Every latent of every token then has a gradient, so sparse steps are not possible. A weight
+    under 1e-7 needs an adam_epsilon below 1e-8"""
 
     def check(self) -> None:
         super().check()
@@ -94,8 +94,8 @@ class JumpReLUSAEConfig(SAEConfig):
             raise Refused("l0_loss='quadratic' needs target_l0, where its minimum lies")
         if self.penalty != "l0" and self.ste not in ("both", "none"):
             raise Refused(
-                f"ste={self.ste!r} goes with penalty='l0' alone: {self.penalty!r} is of latents, "
-                "which are what is decoded"
+                f"ste={self.ste!r} goes with penalty='l0' alone: {self.penalty!r} penalises the "
+                "latents that are also decoded, so the two terms cannot be separated"
             )
 
     @property
@@ -107,11 +107,11 @@ class JumpReLUSAEConfig(SAEConfig):
         return self.l0_loss == "quadratic"
 
     def sparsity_at(self, threshold: float) -> float | None:
-        """For penalties that count latents, by what makes a latent worth its price.
+        """Factor on lambda for which this threshold is optimal, for penalties that count latents.
 
-        Without a latent of activation z (in x/c) the squared error is larger by z^2, if its decoder
-        row is orthogonal to the others'. So it is worth lambda where z^2 > lambda, and a threshold
-        of sqrt(lambda) parts the two.
+        Removing a latent of activation z (in x/c) adds z^2 to the squared error, if its decoder
+        row is orthogonal to the others'. So it is worth its price lambda where z^2 > lambda, that
+        is above a threshold of sqrt(lambda).
         """
         counts = (self.activation, self.penalty, self.l0_loss) == ("jump", "l0", "linear")
         return threshold**2 / self.l0_coefficient if counts and self.l0_coefficient else None
@@ -122,9 +122,9 @@ class JumpReLUSAE(SAE):
 
     Rajamanoharan et al. 2024 (arXiv:2407.14435), eqs. 3, 8 and 9; Gemma Scope's architecture. H is
     the step function, L0 the number of z above their threshold. Gradients reach the thresholds by
-    the pseudo-derivatives in `hfsae.ops.straight_through`, and the L0 term reaches nothing else.
+    the pseudo-derivatives in `hfsae.ops.straight_through`; the L0 term moves only thresholds.
 
-    Prefer it to TopK where tokens should differ in how many latents they need. It wants either a
+    Prefer it to TopK where tokens should differ in how many latents they need. It needs either a
     tuned `l0_coefficient` or a `target_l0`. The parameter `threshold` [d_sae] is stored in units of
     x/c like the biases, and stays float32 in every dtype. This module's docstring names recipes.
     """
@@ -182,7 +182,7 @@ class JumpReLUSAE(SAE):
         return parts.per_token(steps)
 
     def _threshold(self, term: str) -> Float[Tensor, " d_sae"]:
-        """In raw units; for a term that does not move it, a constant."""
+        """The threshold in raw units; detached for a term that must not move it."""
         threshold = self.scale * self.threshold
         return threshold if self.config.ste in ("both", term) else threshold.detach()
 
@@ -191,7 +191,7 @@ class JumpReLUSAE(SAE):
 
     @torch.no_grad()
     def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"] | None:
-        """The lower end of the STE window; a little below it, where rounding could matter."""
+        """The lower end of the STE window, less a margin where rounding could matter."""
         if self.config.pre_act_coefficient:
             return None
         threshold, half = self.scale * self.threshold, self._bandwidth(schedule) / 2
@@ -209,7 +209,7 @@ class JumpReLUSAE(SAE):
 
     @torch.no_grad()
     def before_step_(self) -> None:
-        """With `log_threshold`, also hand the optimiser log(threshold) and its gradient..."""
+        """With `log_threshold`, also give the optimiser log(threshold) and its gradient..."""
         super().before_step_()
         if self._learns_log:
             if self.threshold.grad is not None:
@@ -218,7 +218,7 @@ class JumpReLUSAE(SAE):
 
     @torch.no_grad()
     def after_step_(self) -> None:
-        """...and take the threshold back from it; else keep it from falling below zero."""
+        """...and return to the threshold after the step; without it, clamp thresholds at zero."""
         super().after_step_()
         if self._learns_log:
             self.threshold.exp_()

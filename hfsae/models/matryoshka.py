@@ -15,7 +15,7 @@ from .jumprelu import JumpReLUSAE, JumpReLUSAEConfig
 
 
 class MatryoshkaConfig(SAEConfig):
-    """What nested SAEs have besides the fields of the SAE that is nested."""
+    """The fields that nesting adds to those of the nested SAE."""
 
     prefixes: list | tuple = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1)
     """where the nested dictionaries end, rising: numbers of latents, the last d_sae, or shares of

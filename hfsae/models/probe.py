@@ -1,10 +1,9 @@
 """A probe: activations with the latents they must give, kept beside the weights.
 
 `probe.safetensors` holds raw activations x [n, d_in], the firing latents of each (indices and
-values), and reconstructions; its metadata the SHA-256 of every weight and of the config, and of the
-file of weights. So a
-folder can tell two things about itself: whether its weights are, to the bit, those that were
-saved, and whether this machine, dtype and version make the same of them.
+values), and reconstructions; its metadata holds the SHA-256 of every weight, of the config and of
+the file of weights. With it two questions can be answered: are the weights, to the bit, those that
+were saved, and does this machine, dtype and version compute the same latents from them?
 """
 
 import hashlib
@@ -27,27 +26,27 @@ NAME = "probe.safetensors"
 N_TOKENS = 64
 _TENSORS = ("x", "counts", "indices", "values", "recon")
 _FULL = (torch.float32, torch.float64)
-# What another order of summation, or a lower precision, may change: values, as a share of the
-# largest; and latents that lie so near their threshold that they fall to its other side, as a
-# share of those that fire.
+# Tolerances for another order of summation and for lower precision: differences of values, as a
+# fraction of the largest; latents so near their threshold that they cross it, as a fraction of
+# those that fire.
 _TOLERANCE, _TOLERANCE_LOW = 1e-4, 0.05
 _FLIPS, _FLIPS_LOW = 0.01, 0.1
-# Says nothing of the function, or is written anew with each version.
+# Config keys that do not affect the function, or change with every version.
 _NOT_THE_FUNCTION = {"_name_or_path", "auto_map", "architectures", "dtype", "transformers_version"}
 
 
 class Verification(NamedTuple):
-    """What a probe shows."""
+    """The result of `verify`: the SAE on this machine compared with its probe."""
 
     weights_are_intact: bool | None
     """None where weights were cast, so that their bits cannot be compared"""
     damaged: list[str]
-    """what differs from what was saved: names of weights, "config", "probe" """
+    """parts that differ from the saved ones: names of weights, "config", "probe" """
     latents_difference: float
-    """largest absolute difference, as a share of the largest latent"""
+    """largest absolute difference, as a fraction of the largest latent"""
     recon_difference: float
     flipped: float
-    """latents that fire on one side only, as a share of those that fire"""
+    """latents that fire only here or only in the probe, as a fraction of those that fire"""
     tolerance: float
     flips_tolerance: float
     dtype: torch.dtype
@@ -55,6 +54,7 @@ class Verification(NamedTuple):
 
     @property
     def ok(self) -> bool:
+        """Whether nothing is damaged and all differences are within tolerance."""
         close = max(self.latents_difference, self.recon_difference) <= self.tolerance
         return not self.damaged and close and self.flipped <= self.flips_tolerance
 
@@ -75,7 +75,7 @@ class Verification(NamedTuple):
 
 @torch.no_grad()
 def write_probe(sae: Any, x: Float[Tensor, "n d_in"], folder: str | Path) -> Path:
-    """Write `probe.safetensors` of an SAE as it was saved in `folder`, for raw activations x."""
+    """Write `probe.safetensors` for the SAE saved in `folder`, from raw activations x."""
     x = x.to(sae.device, sae.dtype)
     latents, recon = _run(sae, x)
     where = latents != 0
@@ -94,10 +94,10 @@ def write_probe(sae: Any, x: Float[Tensor, "n d_in"], folder: str | Path) -> Pat
 
 
 def renamed(path: Path, config: Any, model_name: str) -> bytes:
-    """The probe at `path`, of the same SAE whose config is to call its language model so.
+    """The content of the probe at `path`, adapted to a config with this `model_name`.
 
     Args:
-        config: as it is now. A probe that does not fit to it stays as it is.
+        config: the SAE's present config; the hash of a probe made with another is left unchanged.
     """
     with opened_tensors(path) as file:
         metadata = file.metadata() or {}
@@ -113,10 +113,10 @@ def renamed(path: Path, config: Any, model_name: str) -> bytes:
 
 @torch.no_grad()
 def verify(sae: Any, path: Path) -> Verification:
-    """Hold `sae`, as it is here, against a probe.
+    """Compare `sae`, on this machine and in its present dtype, with a probe.
 
     Raises:
-        ValueError: the probe is damaged, or of an SAE of other widths.
+        ValueError: the probe is damaged, or belongs to an SAE with other widths.
     """
     tensors, hashes = _read(path)
     damaged = [] if _hash_all(tensors) == hashes.get("probe") else ["probe"]
@@ -128,7 +128,7 @@ def verify(sae: Any, path: Path) -> Verification:
         damaged += [name for name, tensor in state.items() if _hash(tensor) != hashes.get(name)]
     x = tensors["x"]
     if x.shape[-1] != sae.config.d_in or tensors["recon"].shape[-1] != sae.config.d_out:
-        raise Refused(f"{path} is of another SAE: its activations are {x.shape[-1]} wide")
+        raise Refused(f"{path} belongs to another SAE: its activations are {x.shape[-1]} wide")
     latents, recon = _run(sae, x.to(sae.device, sae.dtype))
     expected = _dense(tensors, sae.config.d_sae)
     flips = (latents != 0) != (expected != 0)
@@ -148,7 +148,7 @@ def verify(sae: Any, path: Path) -> Verification:
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference, as a share of the largest value; infinite for a NaN."""
+    """The largest absolute difference, as a fraction of the largest value; infinite for a NaN."""
     if not expected.numel():
         return 0.0
     largest = expected.abs().max().clamp(min=1e-12)
@@ -174,7 +174,7 @@ def _dense(tensors: dict[str, Tensor], d_sae: int) -> Float[Tensor, "n d_sae"]:
     counts, indices = tensors["counts"], tensors["indices"]
     dense = torch.zeros(len(counts), d_sae)
     if int(counts.sum()) != len(indices) or (len(indices) and int(indices.max()) >= d_sae):
-        return dense  # a damaged probe, which its hash has told
+        return dense  # damaged; the hash check has already reported it
     rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
     dense[rows, indices] = tensors["values"].float()
     return dense
@@ -197,7 +197,7 @@ def _hash_all(tensors: dict[str, Tensor]) -> str:
 
 
 def _hash_config(config: Any) -> str:
-    """Of what is not a default, so that a field which a later version adds changes nothing."""
+    """Hash of the fields that differ from their defaults: new fields do not change it."""
     values = config.to_dict()
     plain = {
         field.name: values[field.name]

@@ -1,4 +1,4 @@
-"""Variants in modules of one's own: imported by name, and known to transformers from then on."""
+"""Variants in users' own modules: imported by name, and registered with transformers."""
 
 import importlib
 import os
@@ -15,17 +15,17 @@ IMPORT_HINT = "a module of your own is imported with --import MODULE"
 
 
 def register_variants(module: str) -> None:
-    """Import a module, and register each variant that it defines as its model_type says.
+    """Import a module, and register each variant that it defines under its model_type.
 
     Raises:
-        ValueError: there is no such module, it fails, or a variant has no class; one sentence.
+        ValueError: there is no such module, it fails, or a config has no SAE class; one sentence.
     """
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)  # which the installed command does not search
     try:
         importlib.import_module(module)
-    except Exception as error:  # whatever a person's own code may raise
+    except Exception as error:  # a user's code may raise anything
         why = f"{type(error).__name__}: {error}"
         raise Refused(
             f"--import {module}: {why}; give a module's dotted name, without .py, that lies in "
@@ -44,7 +44,7 @@ def register_variants(module: str) -> None:
 
 
 def class_of(model_type: str | None) -> type[SAE] | None:
-    """The variant of this model_type; None where no module that is imported defines it."""
+    """The variant of this model_type; None where no imported module defines it."""
     configs = {config.model_type: config for config in variants()}
     return _classes().get(configs[model_type]) if model_type in configs else None
 

@@ -40,9 +40,9 @@ class ReLUSAE(SAE):
 
     Bricken et al. 2023; the baseline of Rajamanoharan et al. 2024 (arXiv:2404.16014, section 2).
     With `penalty="ri_l1"` that of Conerly et al. 2024 (Transformer Circuits, April update): lambda
-    * sum_i latents_i |W_dec_i|, which no rescaling of a latent changes, so that rows need no rule
-    and latents die less. The penalty shrinks what fires and so costs fidelity. Prefer another
-    variant for training; this one is the baseline, and what many published SAEs are.
+    * sum_i latents_i |W_dec_i|, which does not change when a latent is rescaled, so that rows need
+    no unit norm and fewer latents die. The penalty shrinks latents that fire and so costs fidelity.
+    Prefer another variant for training; this one is the baseline, and many published SAEs use it.
     """
 
     config_class = ReLUSAEConfig

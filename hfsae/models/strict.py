@@ -30,7 +30,7 @@ _HUB_OPTIONS = {
 
 
 class Strict(PreTrainedModel):
-    """A model that loads only what fits it, and can be held against a probe of itself."""
+    """A model that loads only weights that fit it, and can be verified against its probe."""
 
     @classmethod
     def from_pretrained(
@@ -39,9 +39,9 @@ class Strict(PreTrainedModel):
         """Load from a folder or the Hub, as transformers does, but refuse what does not fit.
 
         Raises:
-            ValueError: a weight is missing, left over, of another shape, or not finite, where
-                transformers would log a line and go on with fresh values; or it would read other
-                files than model.safetensors and its shards.
+            ValueError: a weight is missing, unexpected, of another shape, or not finite, where
+                transformers would log a line and continue with fresh values; or other files than
+                model.safetensors and its shards would be read.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         where = f"{pretrained_model_name_or_path}"
@@ -61,11 +61,11 @@ class Strict(PreTrainedModel):
         return loaded if wants_info else model
 
     def verify(self, probe: str | Path | None = None) -> Verification:
-        """Whether the weights are those that were saved, and give here what they gave there.
+        """Whether the weights are those that were saved, and compute the same latents here.
 
         Args:
-            probe: a probe.safetensors, or the folder of one; by default that of where this SAE was
-                loaded from, folder or repository.
+            probe: a probe.safetensors, or the folder of one; by default the probe in the folder or
+                repository that this SAE was loaded from.
 
         Raises:
             ValueError: there is no probe, or it is damaged.
@@ -82,7 +82,7 @@ class Strict(PreTrainedModel):
         source = dict(getattr(self, "_source", {}))
         name = source.pop("name", None)
         if name is None:
-            raise Refused("this SAE was not loaded from anywhere; name its probe's folder")
+            raise Refused("this SAE was not loaded from a folder; name its probe's folder")
         if Path(name).is_dir():
             return Path(name, source.get("subfolder", ""))
         try:
@@ -92,7 +92,7 @@ class Strict(PreTrainedModel):
 
 
 def _refuse_other_files(options: dict[str, Any]) -> None:
-    """Options of transformers that lead to weights which are not looked at before."""
+    """Refuse options that make transformers read weights which were not checked before."""
     for name in ("variant", "gguf_file"):
         if options.get(name) is not None:
             raise Refused(
@@ -106,11 +106,11 @@ def _refuse_other_files(options: dict[str, Any]) -> None:
 
 
 _ADAPTER = "adapter_config.json"
-_IS_ADAPTER = f"{{}} holds {_ADAPTER}: a PEFT adapter is no SAE; remove that file if it is one"
+_IS_ADAPTER = f"{{}} holds {_ADAPTER}, a PEFT adapter's file; remove it if this is an SAE"
 
 
 def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
-    """The files that are about to be loaded, if they are known: of a repository, with its config.
+    """The files that will be loaded; empty if unknown. Downloads those of a repository.
 
     Raises:
         ValueError: an index of shards names files that are not beside it, or transformers would
@@ -151,15 +151,17 @@ def _shards(index: Path) -> list[str]:
     with reading(index):
         names = sorted(set(read_json(index)["weight_map"].values()))
         if foreign := [name for name in names if not _SHARD.fullmatch(name)]:
-            raise Refused(f"{index} lists {foreign[0]!r}, which is no file of a shard: refused")
+            raise Refused(
+                f"{index} lists {foreign[0]!r}, which is not a shard beside it; use a sound copy"
+            )
     return names
 
 
 def _refuse_other_weights(
     cls: type[PreTrainedModel], files: list[str], where: str, place: dict[str, Any], config: Any
 ) -> None:
-    """Before any memory is taken for shapes that only the config claims, and before a dtype that
-    an SAE cannot have is cast in silence."""
+    """Refuse weights that do not fit the config, before memory is allocated for the config's
+    shapes and before an unsupported dtype is silently cast."""
     if config is None:
         config_class: Any = cls.config_class
         try:

@@ -26,11 +26,11 @@ class TopKSAEConfig(AuxKSAEConfig):
     """"topk": the k largest of all; "groupmax": the largest of each of k equal groups;
     "approximate": the k largest among the largest of each of many groups, see `recall`"""
     recall: Number = 0.95
-    """of "approximate": share of the k largest that is found, on average over where they lie"""
+    """for "approximate": expected fraction of the k largest that is found, their places random"""
     relu: bool = True
     """whether selected pre-activations below 0 become 0; some of OpenAI's SAEs keep them"""
     multi_topk_coefficient: Number = 0
-    """weight of a second mse, of the reconstruction from the 4k largest; 1/8 in Multi-TopK"""
+    """weight of a second mse, for the reconstruction from the 4k largest; 1/8 in Multi-TopK"""
 
     def check(self) -> None:
         super().check()
@@ -40,7 +40,10 @@ class TopKSAEConfig(AuxKSAEConfig):
         if not 0 < self.recall < 1:
             raise Refused(f"recall must lie between 0 and 1, got {self.recall}")
         if self.multi_topk_coefficient and self.selection == "groupmax":
-            raise Refused("multi_topk_coefficient: groupmax has no more latents than k to take")
+            raise Refused(
+                "multi_topk_coefficient needs 4k latents, and groupmax can select only k; use "
+                "another selection, or leave the coefficient at 0"
+            )
 
 
 class TopKSAE(AuxKSAE):
@@ -80,7 +83,7 @@ class TopKSAE(AuxKSAE):
 
     @property
     def _n_entries(self) -> int:
-        """Of a token: Multi-TopK's second loss wants more of them than fire."""
+        """Entries of a token: Multi-TopK's second loss needs more than those that fire."""
         factor = _MULTI if self.config.multi_topk_coefficient else 1
         return min(factor * self.config.k, self.config.d_sae)
 
@@ -101,7 +104,7 @@ class TopKSAE(AuxKSAE):
     def entries(
         self, x: Float[Tensor, "n d_in"], schedule: Schedule, workspace: Workspace
     ) -> Entries:
-        """The k largest pre-activations of each token, as far as they are positive."""
+        """The k largest pre-activations of each token, those above 0."""
         rows, b = self.W_enc.T.contiguous(), self.scale * self.b_enc
         return screen_top_k(self.encoder_input(x), rows, b, self._n_entries, workspace)
 

@@ -24,14 +24,15 @@ class TrainingArguments:
     batch_size: int = 4096
     """Activations in an optimiser step, over all processes and accumulated parts."""
     gradient_accumulation_steps: int = 1
-    """Parts in which a batch goes through the SAE, for less memory. The step is the same, but for
-    what is of a batch and then of each part: BatchTopK's cut, quadratic and frequency penalties."""
+    """Parts in which a batch goes through the SAE, to save memory. The same step as one large
+    batch, except for batch-wise terms (BatchTopK's cut, quadratic and frequency penalties), which
+    are taken per part."""
     learning_rate: float = 7e-5
-    """Adam's, after warm-up."""
+    """Adam's learning rate after warm-up."""
     threshold_learning_rate: float | None = None
     """For JumpReLU thresholds (or their logarithms); None: the same as learning_rate."""
     adam_beta1: float = 0.0
-    """0 in the paper; runs of under 1e8 tokens do better with 0.9."""
+    """Decay of Adam's first moment: 0 in the paper; runs under 1e8 tokens do better with 0.9."""
     adam_beta2: float = 0.999
     """Decay of Adam's second moment."""
     adam_epsilon: float = 1e-8
@@ -39,45 +40,46 @@ class TrainingArguments:
     max_grad_norm: float | None = None
     """Clip each SAE's gradient to this norm; the paper does not."""
     warmup_steps: Duration = 1000
-    """Learning rates rise over these by half a cosine from a tenth. Below 1: a fraction of all. Of
-    what remains after the warm start at most half is used."""
+    """Learning rates rise over these steps along half a cosine from a tenth. Below 1: a fraction of
+    all. At most half of the steps after the warm start are used."""
     decay_steps: Duration = 0
-    """Learning rates fall to 0 over the last of these, linearly. Below 1: a fraction of all."""
+    """Learning rates fall linearly to 0 over the last steps. Below 1: a fraction of all."""
     sparsity_warmup_steps: Duration = 10_000
-    """Sparsity coefficients rise from 0 over these, linearly. Below 1: a fraction of all. Of what
-    remains after the warm start at most half is used, so that short runs get there."""
+    """Sparsity coefficients rise linearly from 0 over these steps. Below 1: a fraction of all. At
+    most half of the steps after the warm start are used, so that short runs reach the full value.
+    """
     bandwidth_start: float = 1.0
     """Factor on the STE bandwidth at the start, brought to 1 geometrically..."""
     bandwidth_steps: Duration = 0
     """...over these. Below 1: a fraction of all."""
     warm_start_steps: Duration = 0
-    """SAEs with a target_l0 first train these steps under one common threshold that is steered to
-    the target (in effect a BatchTopK SAE), then with Adam and warm-ups begun anew and lambda at
-    that threshold's square. Short runs gain. Below 1: a fraction of all."""
+    """SAEs with a target_l0 first train these steps with one common threshold that is adjusted to
+    the target (in effect a BatchTopK SAE); then Adam and warm-ups restart, and lambda starts at
+    that threshold's square. It helps short runs. Below 1: a fraction of all."""
     l0_gain: float = 0.05
-    """How fast the L0 controller acts: at most a factor exp(l0_gain) on lambda each step."""
+    """Speed of the L0 controller: it changes lambda by at most a factor exp(l0_gain) each step."""
     init_b_dec: Literal["zeros", "mean"] = "zeros"
     """Start the decoder's bias at zero (the paper) or at the mean activation."""
     dead_after_tokens: int = 10_000_000
-    """A latent that has not fired for so many tokens counts as dead."""
+    """A latent that has not fired for this many tokens counts as dead."""
     bf16: bool = False
     """Matrix products in bfloat16; parameters, thresholds and losses stay float32."""
     sparse: Literal["auto", "always", "never"] = "auto"
     """Steps over the few entries that matter (same loss and gradients, several times faster on a
     CPU) instead of dense ones. auto: while fewer than about a tenth of all entries matter."""
     shard_latents: bool = False
-    """With several processes, spread each SAE's latents over them, and not the batch: for
+    """With several processes, spread each SAE's latents over them instead of the batch: for
     dictionaries too wide for one device."""
     logging_steps: int = 50
     """Steps between lines of log.jsonl."""
     save_steps: Duration = 0.1
-    """Steps between checkpoints. Below 1: a fraction of all; 0: none but the last."""
+    """Steps between checkpoints. Below 1: a fraction of all; 0: only the last."""
     save_total_limit: int | None = 2
     """Checkpoints that are kept, newest first; None: all."""
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     """Experiment tracker, through accelerate."""
     num_processes: int | None = None
-    """Processes this run must have; None: as many as it was launched with."""
+    """Number of processes that this run must have; None: as many as were launched."""
 
     def __post_init__(self) -> None:
         counts = ("n_tokens", "batch_size", "gradient_accumulation_steps", "logging_steps")
@@ -100,7 +102,7 @@ class TrainingArguments:
             value = getattr(self, name)
             if not (0 <= value < 1 or (value > 0 and value % 1 == 0)):
                 raise Refused(
-                    f"training.{name} must be a whole number of steps, or a fraction of them all "
+                    f"training.{name} must be a whole number of steps, or a fraction of all steps "
                     f"from 0 up to but not including 1, got {value}"
                 )
         positive = ("learning_rate", "threshold_learning_rate", "max_grad_norm", "l0_gain")
@@ -115,8 +117,8 @@ class TrainingArguments:
             )
         if in_steps(self.warm_start_steps, self.total_steps) >= self.total_steps:
             raise Refused(
-                f"training.warm_start_steps ({self.warm_start_steps}) leaves none of the "
-                f"{self.total_steps} steps to learn thresholds in; 0.5 is half of them"
+                f"training.warm_start_steps ({self.warm_start_steps}) uses all "
+                f"{self.total_steps} steps, so thresholds would not be learned; 0.5 is half of them"
             )
         if self.batch_size % self.gradient_accumulation_steps:
             raise Refused(
@@ -130,7 +132,7 @@ class TrainingArguments:
         return self.n_tokens // self.batch_size
 
     def fitted(self, name: str, warm_start_steps: int) -> int:
-        """A warm-up in steps: at most half of those after the warm start, so that it ends."""
+        """A warm-up's length in steps: at most half of those after the warm start."""
         given = in_steps(getattr(self, name), self.total_steps)
         return min(given, (self.total_steps - warm_start_steps) // 2)
 
@@ -148,9 +150,10 @@ class TrainingArguments:
                 )
 
     def check_shares(self, n_processes: int) -> None:
-        """
+        """Refuse a batch that this number of processes cannot share equally.
+
         Raises:
-            ValueError: so many processes and parts cannot share a batch out.
+            ValueError: batch_size is not divisible by processes times accumulated parts.
         """
         parts = n_processes * self.gradient_accumulation_steps
         if self.batch_size % parts:

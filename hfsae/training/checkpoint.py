@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and give back every bit.
+"""Checkpoints that are either whole or absent, and restore every bit.
 
 A checkpoint is one file, `checkpoints/step-00001234.pt`: written under a temporary name, flushed to
 disk, then renamed, so a process killed at any moment leaves earlier checkpoints untouched and at
@@ -19,7 +19,7 @@ from ..machine.files import free_space
 from ..machine.refused import Refused
 
 logger = logging.getLogger(__name__)
-FORMAT = 1  # of what the trainer saves; a checkpoint without a number is of the first
+FORMAT = 1  # format of the trainer's state; a checkpoint without a number has the first
 _SET_ASIDE = ".damaged"
 _SHOWN = 120  # characters of another library's error
 
@@ -41,15 +41,15 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = N
         os.replace(temporary, path)
     except FileNotFoundError as error:
         raise OSError(
-            f"could not write the checkpoint {path}: something removed {folder} while this run "
-            "wrote there. The same command goes on from the newest checkpoint that is left"
+            f"could not write the checkpoint {path}: another program removed {folder}; run the "
+            "same command to resume from the newest remaining checkpoint"
         ) from error
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise OSError(
-            f"could not write the checkpoint {path} ({error}; {free_space(folder)}): make room "
-            "there or give another output_dir. Earlier checkpoints are untouched, and the same "
-            "command resumes from them"
+            f"could not write the checkpoint {path} ({error}; {free_space(folder)}): free space "
+            "there and run the same command to resume from the last checkpoint, which is "
+            "untouched, or give another output_dir"
         ) from error
     for stray in (*folder.glob("step-*.tmp-*"), *folder.glob(f"step-*{_SET_ASIDE}")):
         stray.unlink(missing_ok=True)
@@ -60,10 +60,10 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int | None = N
 
 
 def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, and its file; None where the folder holds none.
+    """The newest whole checkpoint and its file; None where the folder has no checkpoint.
 
     Raises:
-        ValueError: all that it holds are damaged, or a later version of hfsae wrote the newest.
+        ValueError: all checkpoints are damaged, or a later version of hfsae wrote the newest.
     """
     paths = sorted(_all(folder), reverse=True)
     for i, path in enumerate(paths):
@@ -72,25 +72,25 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except _Damaged as error:
             if i + 1 == len(paths):
                 raise Refused(
-                    f"{error}, and there is no sound one before it to go on from; put back a copy "
+                    f"{error}, and there is no sound earlier one to resume from; restore a copy "
                     f"of it, or delete {folder} to train from the start"
                 ) from error
-            logger.warning("%s: going on from the one before, %s", error, paths[i + 1].name)
+            logger.warning("%s: resuming from the one before, %s", error, paths[i + 1].name)
         else:
             return path, state
     return None
 
 
 def set_aside_newer(path: Path) -> None:
-    """Rename the checkpoints after `path`, which are damaged, so that they no longer count among
-    those that are kept; the next save removes them."""
+    """Rename the damaged checkpoints after `path`, so that they do not count towards the number
+    kept; the next save removes them."""
     for damaged in _all(path.parent):
         if damaged > path:
             damaged.replace(damaged.with_suffix(_SET_ASIDE))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` was given, on the CPU.
+    """The state that `save` was given, on the CPU.
 
     Raises:
         ValueError: the file is damaged, or a later version of hfsae wrote it.
@@ -110,13 +110,13 @@ def load(path: Path) -> dict[str, Any]:
     if version != FORMAT:
         raise Refused(
             f"a later version of hfsae wrote the checkpoint {path} (format {version}; this version "
-            f"reads {FORMAT}); go on with that version, or give another output_dir"
+            f"reads {FORMAT}); resume with that version, or give another output_dir"
         )
     return state
 
 
 class _Damaged(ValueError):
-    """A checkpoint does not hold what was saved."""
+    """A checkpoint differs from what was saved."""
 
 
 def _all(folder: Path) -> list[Path]:

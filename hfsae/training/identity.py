@@ -1,4 +1,4 @@
-"""Which run a checkpoint is of: what must be the same for training to go on from it."""
+"""The identity of a run: settings that a checkpoint must share for training to resume from it."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from ..models import SAE
 from ..models.config import FIELDS_OF_TRANSFORMERS, own_fields
 from .arguments import TrainingArguments
 
-# Arguments that change nothing of the result.
+# Arguments that do not change the result.
 FREE = {
     "output_dir",
     "logging_steps",
@@ -25,11 +25,11 @@ _TEXT = "the text in text.dataset"  # as a sentence names it
 
 
 class Identity:
-    """By key, all that the result of training depends on; `defaults`, what those keys were before
-    there was a choice. A field of an SAE's config has the key "name.field".
+    """By key, all settings that the result of training depends on; `defaults` holds the values that
+    applied before a setting existed. A field of an SAE's config has the key "name.field".
 
     Args:
-        text: what tells the text from any other; None, here or there, is taken for the same.
+        text: fingerprint of the text; None, here or in the checkpoint, counts as the same text.
     """
 
     def __init__(
@@ -46,9 +46,10 @@ class Identity:
                 self.defaults[f"{name}.{key}".lstrip(".")] = defaults.get(key, MISSING)
 
     def refuse_another_run(self, theirs: Mapping[str, Any], path: Path) -> None:
-        """
+        """Refuse a checkpoint whose settings differ.
+
         Args:
-            theirs: values of the checkpoint at `path`, as `plain()` gave them.
+            theirs: values of the checkpoint at `path`, as `plain()` returned them.
 
         Raises:
             ValueError: it belongs to another run.
@@ -64,8 +65,8 @@ class Identity:
     def _differences(self, theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         """(key, value there, value here), sorted.
 
-        A checkpoint that lacks a key is older than it: the value there was the default, or anything
-        where there is no default.
+        A checkpoint that lacks a key predates it: its value was the default; without a default,
+        any value counts as equal.
         """
         ours, defaults = self.plain(), _plain(self.defaults)
         for key in sorted({*ours, *theirs}):

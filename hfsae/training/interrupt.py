@@ -1,4 +1,4 @@
-"""Stop at the end of a step when asked to, instead of in its middle."""
+"""Delay a request to stop until the current step is finished."""
 
 import signal
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class Interrupt:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """For work that an exception would spoil: torch.save makes another error of it."""
+        """Protect work that an exception would spoil: torch.save would raise another error."""
         self._deferring = True
         try:
             yield

@@ -1,8 +1,7 @@
 """Whether a run's steps are sparse (`hfsae.ops.sparse`) or dense.
 
-It depends on nothing but the step before and the settings, so that runs repeat to the bit on any
-machine. No run times the two for itself: the clock would choose differently from one run to the
-next, and the bits with it.
+The choice depends only on the settings and the density at the step before, so that runs repeat to
+the bit on any machine. It is not timed: timings vary between runs, and results would too.
 """
 
 import logging
@@ -13,9 +12,9 @@ from ..machine.refused import Refused
 from ..models import SAE
 from .arguments import TrainingArguments
 
-# Sparse steps gain where under a seventh of all entries matter, as measured at d_in 576 and 2304 on
-# CPUs (scripts/bench/gpu.py tells it of a GPU); two limits, so that a run which lies between them
-# does not go to and fro.
+# Sparse steps are faster where under a seventh of all entries matter, as measured at d_in 576 and
+# 2304 on CPUs (scripts/bench/gpu.py measures it on a GPU). Two limits, since hysteresis keeps a run
+# from switching back and forth.
 SPARSE_BELOW, _DENSE_ABOVE = 0.10, 0.14
 SPARSE_FROM = 1024  # latents; with fewer, a dense step takes milliseconds anyway
 
@@ -23,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class StepKind:
-    """`is_sparse` at present; `choose` says of the next step.
+    """Whether the present step `is_sparse`; `choose` decides on the next.
 
     Raises:
-        ValueError: training.sparse="always", and the SAE as configured has no sparse step there.
+        ValueError: training.sparse="always", but the SAE as configured has no sparse step here.
     """
 
     def __init__(
@@ -51,11 +50,11 @@ class StepKind:
 
     @property
     def is_open(self) -> bool:
-        """Whether densities are asked for: they decide."""
+        """Whether densities decide, so that they must be measured."""
         return self.args.sparse == "auto" and self.can_be_sparse
 
     def choose(self, density: float) -> None:
-        """Take sparse or dense steps from here on, by the share of all entries that matter."""
+        """Take sparse or dense steps from here on, by the fraction of entries that matter."""
         if not self.is_open:
             return
         before, limit = self.is_sparse, _DENSE_ABOVE if self.is_sparse else SPARSE_BELOW

@@ -1,8 +1,8 @@
-"""How L0 gets to its target: a warm start under one common threshold, then a controller of lambda.
+"""L0 control: a warm start with one common threshold, then a controller of lambda.
 
-In the warm start (training.warm_start_steps; variants with thresholds) there is no sparsity term,
-and the threshold that all latents share is steered. Where it ends, lambda begins at the value that
-this threshold is right for; then it rises over the sparsity warm-up, and is steered from there on.
+In the warm start (training.warm_start_steps; variants with thresholds) there is no sparsity term:
+the controller adjusts one threshold that all latents share. Then lambda starts at the value for
+which this threshold is right, rises over the sparsity warm-up, and is controlled from there on.
 """
 
 import torch
@@ -14,7 +14,7 @@ from .arguments import TrainingArguments
 from .schedules import in_steps, linear_warmup, steer
 from .sharding import whole
 
-_REACH = 1e4  # the controller moves a coefficient at most this far from what was given
+_REACH = 1e4  # largest factor by which the controller changes a coefficient, up or down
 _WARM_START_GAIN = 0.1  # a threshold acts on L0 at once; lambda only through many steps
 
 
@@ -35,28 +35,28 @@ class L0Control:
 
     @torch.no_grad()
     def begin(self, pre_acts: Float[Tensor, "n d_sae"]) -> None:
-        """Set the threshold that `target` latents of a token pass; the order in pre_acts is lost.
+        """Set the threshold so that `target` latents a token pass it; reorders pre_acts in place.
 
         Args:
-            pre_acts: of a sample, raw units.
+            pre_acts: pre-activations of a sample, raw units.
         """
         assert self.target is not None
         threshold = _nth_largest_(whole(pre_acts), round(self.target * len(pre_acts)))
-        # A threshold of 0 could never be steered: it moves by factors.
+        # The controller multiplies the threshold, so it could never move one of 0.
         least = float(self.sae.config.initial_threshold)
         self._threshold.fill_(max(threshold / self.sae.scale, least))
 
     def sparsity(self, step: int) -> float:
-        """What the sparsity coefficients are multiplied by: 0 in the warm start."""
+        """Factor on the sparsity coefficients; 0 in the warm start."""
         return 0.0 if step < self.warm_start_steps else self.factor * self.warmup(step)
 
     def warmup(self, step: int) -> float:
-        """The sparsity warm-up's part of that: it rises to 1."""
+        """The sparsity warm-up's part of that factor: it rises to 1."""
         return linear_warmup(step - self.warm_start_steps, self.warmup_steps)
 
     @torch.no_grad()
     def end_warm_start(self) -> None:
-        """Begin with the lambda that the warm start's threshold is right for."""
+        """Set the lambda for which the warm start's threshold is right."""
         factor = self.sae.config.sparsity_at(float(whole(self._threshold).median()))
         if factor is not None:
             self.factor = _within_reach(factor)
@@ -70,7 +70,7 @@ class L0Control:
             self._threshold.mul_(steer(1.0, l0, self.target, _WARM_START_GAIN))
         elif self.sae.config.steers_itself:
             return
-        elif self.warmup(step) == 1.0:  # else it would answer for the warm-up, and wind up
+        elif self.warmup(step) == 1.0:  # during the warm-up it would correct for it and wind up
             self.factor = _within_reach(steer(self.factor, l0, self.target, self.args.l0_gain))
 
 
@@ -79,7 +79,7 @@ def _within_reach(factor: float) -> float:
 
 
 def _nth_largest_(x: Tensor, n: int) -> float:
-    """Of x, whose order is lost: torch's `topk` takes 16 bytes a number to keep it on a CPU."""
+    """The n-th largest of x, which is reordered: torch's `topk` needs 16 bytes a number on CPUs."""
     values = x.flatten().cpu().numpy()
     values.partition(len(values) - n)
     return float(values[len(values) - n])

@@ -1,7 +1,7 @@
-"""Adam for one SAE: the fused one, on views of the parameters, with rates that follow the step.
+"""Adam for one SAE: torch's fused one, on views of the parameters, with scheduled learning rates.
 
-Torch's fused optimiser copies what does not lie in memory as it is indexed, and knows no DTensors.
-So it is given views, of W_enc by its rows per latent, with views of gradients.
+Torch's fused optimiser copies tensors that are not contiguous, and does not support DTensors. So
+it gets contiguous views of parameters and gradients: of W_enc, one row per latent.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Optimiser:
         self.begin()
 
     def begin(self) -> None:
-        """Adam without memory; to be called again where it is to begin anew."""
+        """Create Adam with empty moments; call it again to restart."""
         self._views = {name: _view(name, p.detach()) for name, p in self._named()}
         named = self._views.items()
         groups = [
@@ -37,7 +37,7 @@ class Optimiser:
             lr=self.args.learning_rate,
             betas=(self.args.adam_beta1, self.args.adam_beta2),
             eps=self.args.adam_epsilon,
-            fused=True,  # several times the default on a CPU
+            fused=True,  # several times as fast as the default on a CPU
         )
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
@@ -45,11 +45,11 @@ class Optimiser:
 
     @property
     def learning_rate(self) -> float:
-        """Of all but thresholds, at present."""
+        """The present learning rate of all parameters except thresholds."""
         return self._adam.param_groups[0]["lr"]
 
     def set_rates(self, step: int, warm_start_steps: int) -> None:
-        """Warm-up, which begins anew after the warm start, and decay."""
+        """Set learning rates: warm-up, which restarts after the warm start, and decay."""
         a, total, warm = self.args, self.args.total_steps, step < warm_start_steps
         since_start = step if warm else step - warm_start_steps
         factor = cosine_warmup(since_start, a.fitted("warmup_steps", warm_start_steps))
@@ -62,21 +62,21 @@ class Optimiser:
             group["lr"] = rate * factor
 
     def place_gradients(self) -> None:
-        """Bring gradients of spread latents to where their parameters are."""
+        """Place gradients of spread latents as their parameters are placed."""
         for _, p in self._named():
             if p.grad is not None:
                 p.grad = placed_as(p.grad, p)
 
     @torch.no_grad()
     def clip(self) -> None:
-        """Have Adam divide gradients by what exceeds max_grad_norm, as it reads them."""
+        """Have Adam scale gradients down to max_grad_norm as it reads them."""
         if self.args.max_grad_norm is None:
             return
         grads = [p.grad for p in self.sae.parameters() if p.grad is not None]
         norms = [whole(torch.linalg.vector_norm(g)) for g in grads]
         norm = torch.linalg.vector_norm(torch.stack(norms))
-        excess = ((norm + 1e-6) / self.args.max_grad_norm).float()  # whatever gradients are
-        # Fused optimisers take these two from an AMP scaler; clip_grad_norm_ would write them all.
+        excess = ((norm + 1e-6) / self.args.max_grad_norm).float()  # whatever the gradients' dtype
+        # Fused optimisers read these two fields for AMP; clip_grad_norm_ would rewrite gradients.
         fused = cast(Any, self._adam)
         fused.grad_scale = excess if excess > 1 else None
         fused.found_inf = torch.zeros_like(excess) if excess > 1 else None
@@ -90,7 +90,7 @@ class Optimiser:
             view.grad = None
 
     def moments(self, kept: Callable[[Tensor], Tensor]) -> dict[str, dict[str, Tensor]]:
-        """By parameter, in its orientation: Adam's moments, through `kept`; its number of steps."""
+        """By parameter: Adam's moments in its orientation, passed through `kept`, and steps."""
         return {name: self._moments_of(name, p, kept) for name, p in self._named()}
 
     def _moments_of(
@@ -101,7 +101,7 @@ class Optimiser:
         return {**state, **{key: kept(joined(x, like=p)) for key, x in matrices.items()}}
 
     def load_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
-        """Go on from what `moments` gave."""
+        """Continue with moments that `moments` returned."""
         for name, p in self._named():
             for key, value in moments[name].items():
                 mine = _view(name, part(value, like=p)) if value.ndim else value.to(p.device)

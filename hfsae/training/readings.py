@@ -1,4 +1,4 @@
-"""What a line of the log says of thresholds, and `diagnose` of the steps since the line before."""
+"""The log line's entries on thresholds, and the findings of `diagnose` since the last line."""
 
 from typing import Any, NamedTuple
 
@@ -16,24 +16,24 @@ from .sharding import whole
 
 
 class StepOutput(NamedTuple):
-    """What a step's forward passes gave."""
+    """Results of a step's forward passes."""
 
     x: Float[Tensor, "part d_in"]
     """inputs of the last part"""
     pre_acts: Float[Tensor, "..."]
-    """of the last part..."""
+    """pre-activations of the last part..."""
     at: Place
-    """...and where they stand"""
+    """...and their positions"""
     losses: dict[str, Tensor]
     """means over this process's share of the batch"""
     fired: Tensor
-    """[d_sae], times that each latent fired in this process's share"""
+    """[d_sae], how often each latent fired in this process's share"""
     n_entries: Tensor
-    """pairs of a token and a latent there that could have a value or a gradient"""
+    """(token, latent) pairs in that share that could have a value or a gradient"""
 
 
 class Readings:
-    """`previous` is what the line before was read from; empty before the first."""
+    """Readings for the log; `previous` holds those of the line before, empty at first."""
 
     def __init__(self, sae: SAE, args: TrainingArguments, control: L0Control) -> None:
         self.sae, self.args, self.control = sae, args, control
@@ -43,7 +43,7 @@ class Readings:
     def line(
         self, out: StepOutput, l0: float, dead_share: float, schedule: Schedule, step: int
     ) -> dict[str, Any]:
-        """Of thresholds, where training moves them; else of dead latents, if they are many."""
+        """Entries on thresholds, where training moves them; else on dead latents, if many."""
         if step >= self.control.warm_start_steps and self._learns_thresholds:
             return self._of_thresholds(out, l0, dead_share, schedule, step)
         found = diagnose_dead(dead_share)
@@ -96,5 +96,5 @@ def root_mean_square_norm(x: Float[Tensor, "n d"]) -> float:
 
 
 def _median_travel(now: Float[Tensor, " d_sae"], before: Float[Tensor, " d_sae"]) -> float:
-    moved = torch.where(before > 0, now / before - 1, now)  # one that stays at 0 has not moved
+    moved = torch.where(before > 0, now / before - 1, now)  # a threshold that stays 0: no travel
     return float(moved.abs().median())

@@ -1,7 +1,7 @@
 """One SAE in training: its step.
 
 The step is schedule -> forward and backward (in parts, if accumulating) -> before_step_ (projected
-decoder gradient) -> clip -> Adam -> after_step_ (unit norms) -> count what fired -> steer L0.
+decoder gradient) -> clip -> Adam -> after_step_ (unit norms) -> count firings -> L0 controller.
 """
 
 import logging
@@ -25,14 +25,14 @@ from .readings import Readings, StepOutput, root_mean_square_norm
 from .schedules import geometric, in_steps
 from .sharding import check_spread, everywhere, local, part, shard_, unshard_, whole
 
-FIRST_LOOK = 2048  # activations that a first threshold and density are taken from
+FIRST_LOOK = 2048  # activations from which the first threshold and density are estimated
 
 
 logger = logging.getLogger(__name__)
 
 
 class Run:
-    """An SAE with everything that belongs to its training alone.
+    """An SAE with the state of its training.
 
     `tokens_since_fired` [d_sae] counts over all processes; `variance` is the mean of |target - its
     mean|^2 / c^2, so that the mse over it is the FVU of a batch.
@@ -65,7 +65,7 @@ class Run:
         """Spread the latents over the processes.
 
         Raises:
-            ValueError: as `check_spread`.
+            ValueError: see `check_spread`.
         """
         n, config = self.accelerator.num_processes, self.sae.config
         check_spread(config, n)
@@ -92,7 +92,7 @@ class Run:
             self.kind.choose(float(self.sae.density(pre_acts, self._schedule(0))))
 
     def step(self, batch: dict[str, Tensor], step: int, *, log: bool = False) -> dict[str, Any]:
-        """One optimiser step; what to log of it, where asked."""
+        """Take one optimiser step; with `log`, its log line, else empty."""
         if step == self.control.warm_start_steps > 0:
             self.optimiser.begin()
             self.control.end_warm_start()
@@ -121,7 +121,7 @@ class Run:
         return Schedule(self.control.sparsity(step), bandwidth, dead, summed, training=True)
 
     def _backward(self, batch: dict[str, Tensor], schedule: Schedule) -> StepOutput:
-        """Gradients of the batch's mean loss, in parts of it."""
+        """Accumulate gradients of the batch's mean loss, part by part."""
         x, target = self._inputs(batch)
         n_parts = self.args.gradient_accumulation_steps
         losses: dict[str, Tensor] = {}
@@ -158,12 +158,12 @@ class Run:
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self.args.bf16)
 
     def _inputs(self, batch: dict[str, Tensor], is_slice: bool = True) -> tuple[Tensor, Tensor]:
-        """This process's share of the batch; all of it, where the latents are what is shared."""
+        """This process's share of the batch; the whole batch, where latents are spread instead."""
         device, places = self.accelerator.device, self.sae.config.places
         if missing := [site for site in places if site not in batch]:
             raise Refused(
-                f"this SAE is of site {missing[0]!r}, the stream carries {', '.join(batch)}: spell "
-                "the SAE's config.site as the harvester's sites"
+                f"this SAE needs site {missing[0]!r}, but the stream carries {', '.join(batch)}; "
+                "spell config.site as in the harvester's sites"
             )
         x, target = (batch[site].to(device, non_blocking=True) for site in places)
         if self.mesh is not None:
@@ -171,7 +171,7 @@ class Run:
         return x, target
 
     def _clear_gradients(self) -> None:
-        if self.kind.is_sparse:  # the next step computes into their memory
+        if self.kind.is_sparse:  # the next step reuses their memory
             self.workspace.recycle_(self.sae.W_enc)
             self.workspace.recycle_(self.sae.W_dec)
         self.sae.zero_grad(set_to_none=False)
@@ -189,7 +189,7 @@ class Run:
         return self._reduce(x, "sum")
 
     def _reduce(self, x: Tensor, how: str) -> Tensor:
-        """Over processes, unless each has seen the whole batch."""
+        """x reduced over processes, unless each has seen the whole batch."""
         if self.mesh is not None:
             return whole(x)
         return cast(Tensor, self.accelerator.reduce(x, how))
@@ -213,14 +213,14 @@ class Run:
         return self.tokens_since_fired > self.args.dead_after_tokens
 
     def is_finite(self) -> bool:
-        """Whether all weights that this process holds are."""
+        """Whether all weights that this process holds are finite."""
         return all(bool(local(p).isfinite().all()) for p in self.sae.parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        """The same whatever the number of processes, all of which must take part.
+        """The training state, independent of the number of processes; all must call this.
 
-        Where latents are spread, process 0 alone gets their whole tensors, in main memory: one
-        device has no room for what was spread because it does not fit.
+        Where latents are spread, only process 0 gets the whole tensors, in main memory: they may
+        not fit on one device.
         """
         config = self.sae.config
         return {
@@ -241,7 +241,7 @@ class Run:
         return x.cpu() if self.accelerator.is_main_process else x.new_empty(0)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, also in an earlier version."""
+        """Continue from a state that `state_dict` returned, in this or an earlier version."""
         device = self.accelerator.device
         for name, p in self.sae.named_parameters():
             local(p.detach()).copy_(part(state["sae"][name], like=p))
@@ -256,7 +256,7 @@ class Run:
             state["previous"]["threshold"] = state["previous"]["threshold"].to(device)
 
     def whole_sae(self) -> SAE:
-        """The SAE with plain parameters, however it was trained; in main memory, if spread."""
+        """The SAE with plain parameters; in main memory, if latents were spread."""
         if self.mesh is not None:
             unshard_(self.sae)
         return self.sae

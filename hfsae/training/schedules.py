@@ -1,4 +1,4 @@
-"""Pure functions of the step: warm-up, decay, and the hand that steers L0."""
+"""Pure functions of the step: warm-up, decay, and the L0 controller."""
 
 import math
 
@@ -33,9 +33,9 @@ def geometric(step: int, steps: int, start: float) -> float:
 
 
 def steer(value: float, l0: float, target_l0: float, gain: float) -> float:
-    """`value` grown while l0 is above its target, shrunk while below: by at most exp(gain) a step.
+    """`value`, larger if l0 is above its target, smaller if below: by at most exp(gain) a step.
 
-    Works for whatever lowers L0 when it grows: the sparsity coefficient, or a common threshold.
+    Works for any value that lowers L0 as it grows: the sparsity coefficient, a common threshold.
     """
     error = math.log(max(l0, 1e-9) / target_l0)
     return value * math.exp(gain * max(-1.0, min(1.0, error)))

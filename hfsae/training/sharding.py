@@ -2,9 +2,9 @@
 
 Each process holds d_sae / n latents: their part of W_enc, W_dec and every vector of length d_sae,
 and of gradients and moments. The parameters are torch's DTensors, so that an SAE's code stays as it
-is: torch splits its products and sums by latent and joins them where a sum runs over latents, which
-is in the reconstruction (batch * d_out numbers, most of what crosses between devices) and in
-penalties. What chooses latents by rank sends each process's largest, or counts of them
+is: torch splits products and sums by latent and joins them where a sum runs over latents, which
+happens in the reconstruction (batch * d_out numbers, most of the traffic between devices) and in
+penalties. Selection by rank exchanges each process's largest values, or counts of them
 (`hfsae.ops.selection`).
 """
 
@@ -17,15 +17,16 @@ from ..models import SAEConfig
 
 
 def check_spread(config: SAEConfig, n: int) -> None:
-    """
+    """Refuse an SAE whose latents cannot be spread over n processes.
+
     Raises:
-        ValueError: the variant takes latents in groups, or n processes cannot share them out.
+        ValueError: the variant takes latents in groups, or d_sae cannot be split into n parts.
     """
     selection = getattr(config, "selection", "topk")
     if selection != "topk":
         raise Refused(
-            f"training.shard_latents: selection={selection!r} takes latents in groups, which would "
-            "be torn apart; selection='topk' can be spread"
+            f"training.shard_latents: selection={selection!r} takes latents in groups, which must "
+            "stay on one device; selection='topk' can be spread"
         )
     if config.d_sae % n:
         raise Refused(
@@ -33,16 +34,16 @@ def check_spread(config: SAEConfig, n: int) -> None:
         )
     if config.d_sae in (config.d_in, config.d_out):
         raise Refused(
-            f"training.shard_latents: sae.d_sae ({config.d_sae}) equals d_in or d_out, so sizes "
-            "do not tell what to spread; a dictionary is wider than that"
+            f"training.shard_latents: sae.d_sae ({config.d_sae}) equals d_in or d_out, so the "
+            "dimension of latents cannot be recognised by its size; choose a wider dictionary"
         )
 
 
 def shard_(module: nn.Module, size: int, mesh: DeviceMesh) -> None:
     """Make each parameter a DTensor, split along its dimension of `size`, whole if it has none.
 
-    All processes must hold the same values, of which each keeps its part; in memory it lies by
-    what is split, as `SAE.lay_out_by_latent` has it.
+    All processes must hold the same values; each keeps its part, stored with the split dimension
+    outermost, as in `SAE.lay_out_by_latent`.
     """
     for name, p in list(module.named_parameters()):
         dim = p.shape.index(size) if size in p.shape else None
@@ -64,7 +65,7 @@ def unshard_(module: nn.Module) -> None:
 
 
 def local(x: Tensor) -> Tensor:
-    """This process's part; a plain tensor is all of it."""
+    """This process's part of x; a plain tensor is returned whole."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
@@ -94,7 +95,7 @@ def everywhere(x: Tensor, mesh: DeviceMesh, *, is_slice: bool) -> DTensor:
 
 
 def placed_as(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """A gradient in the places of its parameter; what is a sum over processes is summed."""
+    """A gradient placed as its parameter; partial sums over processes are added up."""
     if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
         return gradient.redistribute(parameter.device_mesh, parameter.placements)
     return gradient

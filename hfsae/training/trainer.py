@@ -1,8 +1,8 @@
-"""Train SAEs on a stream of activations: the loop around `Run.step`, and what it writes down.
+"""Train SAEs on a stream of activations: the loop around `Run.step`, and the files it writes.
 
-SAEs share the stream and nothing else, so one trained beside others ends bit-equal to one trained
-alone. With several processes each takes its slice of the global batch; gradients (means over the
-slices), firing counts and L0 are the same on all of them, and process 0 writes.
+SAEs share only the stream, so one trained beside others ends bit-equal to one trained alone. With
+several processes each takes its slice of the global batch; gradients (means over the slices),
+firing counts and L0 are the same on all of them, and process 0 writes.
 
 In `output_dir`: `checkpoints/`; for each SAE (in a folder of its name, if there are several)
 `log.jsonl`, a line each `logging_steps`, and at the end `config.json` and `model.safetensors` of
@@ -48,7 +48,7 @@ SAMPLE = 2**15  # activations that scales, variances and biases are estimated fr
 
 @runtime_checkable
 class ActivationStream(Protocol):  # checkable: shapes and types are checked in tests
-    """What the trainer needs of a stream; `hfsae.activations.ShuffledActivations` is one."""
+    """The methods that the trainer calls; `hfsae.activations.ShuffledActivations` is a stream."""
 
     progress: Callable[[int, int], None]
 
@@ -62,24 +62,24 @@ Trained = TypeVar("Trained", bound=SAE | Mapping[str, SAE])
 
 
 class _Stop(Exception):
-    """Asked to stop, between two steps: what is in memory is whole and may be saved."""
+    """A request to stop, between two steps: the state in memory is whole and may be saved."""
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
     """The accelerator that `args` ask for.
 
     Raises:
-        ValueError: this process is not one of as many as were launched or asked for. A launcher
-            whose processes do not find each other otherwise gives several runs in one folder, or
-            one process where two were meant, without a word.
+        ValueError: the number of processes is not the one launched or asked for. Without this
+            check, a launcher whose processes do not find each other would silently start several
+            runs in one folder, or one process where two were meant.
     """
     if args.report_to != "none" and importlib.util.find_spec(args.report_to) is None:
         raise Refused(f"report_to={args.report_to!r} needs `pip install {args.report_to}`")
-    # Both said, since what `accelerate config` chose would change the numbers and stand nowhere.
+    # Explicit, so that a user's `accelerate config` cannot change results unrecorded.
     accelerator = Accelerator(
         mixed_precision="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        cpu=torch.backends.mps.is_available(),  # which lacks float64, in which sums are taken
+        cpu=torch.backends.mps.is_available(),  # mps lacks float64, which sums need
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
     )
@@ -99,25 +99,24 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
 
 
 def sum_products_in_float32() -> None:
-    """Have cuBLAS add up bfloat16 products in float32 only, from here on and in all of the process.
+    """Make cuBLAS sum bfloat16 products in float32, from here on and in the whole process.
 
-    Screening needs it (`hfsae.ops`), and where it is not so makes it so for a step: then another
-    thread that prefetches with the language model would get other products at some moments than at
-    others. Call it before the language model first reads, so that all of a run's numbers are alike.
+    Screening needs full-precision sums (`hfsae.ops`). Set this once, before the language model's
+    first forward pass: toggling it per step would change the results of a thread that prefetches.
     """
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 class Trainer(Generic[Trained]):
-    """Trains `saes` on `stream`; `train()` goes on from output_dir's newest checkpoint, if any.
+    """Trains `saes` on `stream`; `train()` resumes from output_dir's newest checkpoint, if any.
 
     Args:
         saes: one SAE, or several by name. Their `site` (and `target_site`) are keys of the
             stream's batches. An `activation_scale` of None is estimated from the stream.
         stream: shuffled activations, `args.batch_size` of them a step over all processes.
         accelerator: made by `make_accelerator(args)` if not given.
-        provenance: more for `training.json`: where activations came from, what ran.
-        text: what tells the stream's text from any other: a checkpoint of another is refused.
+        provenance: further entries for `training.json`: source of the activations, command run.
+        text: fingerprint of the stream's text; a checkpoint with another one is refused.
     """
 
     def __init__(
@@ -147,12 +146,12 @@ class Trainer(Generic[Trained]):
         args.check_shares(self.accelerator.num_processes)
 
     def train(self) -> Trained:
-        """Run to the end; the trained SAE, or of several {name: SAE}, folded, as saved.
+        """The trained SAE, or {name: SAE} for several: folded, as saved.
 
         On SIGINT or SIGTERM the step is finished, a checkpoint saved, KeyboardInterrupt raised.
 
         Raises:
-            ValueError: another process works in output_dir, or it holds another run.
+            ValueError: another process uses output_dir, or it holds another run.
         """
         with locked(self.output_dir):
             trained = self._train()
@@ -174,9 +173,9 @@ class Trainer(Generic[Trained]):
                     if self._anyone(self.interrupt.requested):
                         raise _Stop
             except _Stop:
-                if self.steps_done:  # else nothing is lost, and perhaps nothing initialised
+                if self.steps_done:  # before the first step there is nothing to save
                     self.save_checkpoint()
-                    self.accelerator.wait_for_everyone()  # one that leaves ends the others
+                    self.accelerator.wait_for_everyone()  # an early exit would kill the others
                 raise KeyboardInterrupt from None
         return self._finish()
 
@@ -223,7 +222,7 @@ class Trainer(Generic[Trained]):
 
     @contextmanager
     def _bars(self) -> Iterator[tqdm]:
-        """A bar of the whole run; below it, one of the bucket that is being harvested."""
+        """A progress bar for the run; below it, one for the bucket that is being harvested."""
         quiet = {"disable": not self.accelerator.is_main_process, "unit": "tok", "unit_scale": True}
         quiet["mininterval"] = 0.2 if sys.stderr.isatty() else 15.0
         done = self.steps_done * self.args.batch_size
@@ -236,7 +235,7 @@ class Trainer(Generic[Trained]):
             harvest[0].update(n - harvest[0].n)
             if n >= n_total:
                 harvest.pop().close()
-            # Alone, stop in the middle of a bucket: the stream stands where it stood before it.
+            # A single process may stop within a bucket: the stream's position is still before it.
             if self.interrupt.requested and self.accelerator.num_processes == 1:
                 raise _Stop
 
@@ -257,10 +256,10 @@ class Trainer(Generic[Trained]):
         return bool(self.accelerator.reduce(flag, "sum"))
 
     def save_checkpoint(self) -> None:
-        """Write everything the rest of the run depends on: process 0, with all that others hold.
+        """Write everything the rest of the run depends on: process 0 writes for all processes.
 
         Raises:
-            ValueError: a weight is no finite number; the last checkpoint is from before.
+            ValueError: a weight is not finite; earlier checkpoints remain.
         """
         self._stop_if_not_finite()
         runs = {name: run.state_dict() for name, run in self.runs.items()}
@@ -289,17 +288,17 @@ class Trainer(Generic[Trained]):
                 )
 
     def _resume(self) -> None:
-        """Go on from the newest sound checkpoint, if there is any.
+        """Resume from the newest sound checkpoint, if there is one.
 
         Raises:
-            ValueError: it is of another run or version, or all are damaged.
+            ValueError: it belongs to another run or version, or all checkpoints are damaged.
         """
         self.output_dir.mkdir(parents=True, exist_ok=True)
         found = checkpoint.load_newest(self.output_dir / "checkpoints")
         if found is not None:
             path, state = found
             self._load(state, path)
-            self.accelerator.wait_for_everyone()  # all have read what is renamed
+            self.accelerator.wait_for_everyone()  # all must have read before files are renamed
             if self.accelerator.is_main_process:
                 checkpoint.set_aside_newer(path)
         self._cut_logs()
@@ -314,7 +313,7 @@ class Trainer(Generic[Trained]):
             self.steps_done, self.seconds = state["steps_done"], state["seconds"]
         except KeyError as error:
             raise Refused(
-                f"the checkpoint {path} lacks {error}, which this version of hfsae needs; go on "
+                f"the checkpoint {path} lacks {error}, which this version of hfsae needs; resume "
                 f"with the version that wrote it, or delete {path.parent} to train from the start"
             ) from error
 
@@ -335,7 +334,7 @@ class Trainer(Generic[Trained]):
         return folded
 
     def record(self, name: str) -> dict[str, Any]:
-        """What was done, for the card: arguments, counts, seconds, versions."""
+        """The record of the run, for the card: arguments, counts, seconds, versions."""
         run, harvested = self.runs[name], getattr(self.stream, "record", {})
         n_tokens = self.steps_done * self.args.batch_size
         return {
@@ -358,7 +357,7 @@ class Trainer(Generic[Trained]):
         }
 
     def close(self) -> None:
-        """Let go of everything distributed. Processes that end with DDP models alive may abort."""
+        """Release all distributed objects: a process that ends with DDP models alive may abort."""
         self.accelerator.wait_for_everyone()
         self.runs.clear()
         self.accelerator.free_memory()
@@ -376,12 +375,12 @@ def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
         (temporary / "training.json").write_text(text, encoding="utf-8")
         mode = (temporary / "training.json").stat().st_mode
         for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
-            path.chmod(mode)  # safetensors writes files that only their owner may read
+            path.chmod(mode)  # safetensors makes files readable by their owner only
             os.replace(path, folder / path.name)
     except FileNotFoundError as error:
         raise OSError(
-            f"could not write the trained SAE to {folder}: something removed files there while "
-            "this run wrote them. The same command goes on from the newest checkpoint that is left"
+            f"could not write the trained SAE to {folder}: another program removed files there; "
+            "run the same command to resume from the newest remaining checkpoint"
         ) from error
     except (OSError, SafetensorError) as error:
         raise OSError(
@@ -394,7 +393,7 @@ def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
 
 
 def _peak_memory_bytes() -> int:
-    """The most main memory this process has held so far; 0 where the system does not say."""
+    """Peak main memory of this process so far; 0 where the system does not report it."""
     if sys.platform == "win32":
         return 0
     import resource
@@ -412,7 +411,7 @@ def _append(path: Path, line: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
             file.write(line)
-    except OSError as error:  # of a write, which does not name the file
+    except OSError as error:  # an error while writing does not name the file
         raise OSError(
             f"could not write {path} ({error.strerror}; {free_space(path.parent)}): make room "
             "there and run the same command again; its last checkpoint is whole"

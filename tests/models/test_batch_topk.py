@@ -149,7 +149,7 @@ def test_as_jumprelu_it_is_the_same_function():
 
 def test_what_cannot_be_is_refused():
     for fields, sentence in [
-        ({"k": 25}, r"k \(25\) is more than all latents \(d_sae = 24\)"),
+        ({"k": 25}, r"k \(25\) is larger than the dictionary: use at most 24"),
         ({"threshold_rate": 0}, r"threshold_rate must lie in \(0, 1\], got 0"),
         ({"target_l0": 3}, r"L0 is k \(4\): leave target_l0 out"),
     ]:

@@ -305,7 +305,7 @@ def test_files_that_transformers_would_read_in_place_of_the_weights_are_refused(
             load(tmp_path, use_safetensors=False)
         for name, sentence in [
             ("shard-00000-model-00001-of-00001.safetensors", "of a distributed checkpoint, which"),
-            ("adapter_config.json", "a PEFT adapter is no SAE"),
+            ("adapter_config.json", "a PEFT adapter.s file"),
         ]:
             (tmp_path / name).write_text('{"base_model_name_or_path": "alice/other"}')
             with pytest.raises(ValueError, match=f"holds {name}.*{sentence}"):

@@ -260,7 +260,7 @@ def test_norms_are_free_with_tanh_alone_and_folded_rows_have_norm_one():
         ({"ste": "inputs"}, "ste must be one of"),
         ({"l0_loss": "quadratic"}, "needs target_l0, where its minimum lies"),
         ({"l0_loss": "frequency", "penalty": "l1"}, "goes with penalty='l0' alone"),
-        ({"ste": "l0", "penalty": "tanh"}, "'tanh' is of latents, which are what is decoded"),
+        ({"ste": "l0", "penalty": "tanh"}, "'tanh' penalises the latents that are also decoded"),
     ],
 )
 def test_impossible_settings_are_refused(fields, sentence):

@@ -62,7 +62,7 @@ def test_there_is_no_auxiliary_loss_without_dead_latents():
 @pytest.mark.parametrize(
     "fields, sentence",
     [
-        ({"k": 25}, r"k \(25\) is more than all latents \(d_sae = 24\)"),
+        ({"k": 25}, r"k \(25\) is larger than the dictionary: use at most 24"),
         ({"k": 0}, "k must be positive, got 0"),
         (
             {"selection": "max"},
@@ -71,7 +71,7 @@ def test_there_is_no_auxiliary_loss_without_dead_latents():
         ({"selection": "groupmax", "k": 5}, r"d_sae \(24\) to be a multiple of k \(5\)"),
         ({"selection": "approximate", "recall": 1}, "recall must lie between 0 and 1, got 1"),
         ({"multi_topk_coefficient": -1}, "multi_topk_coefficient must not be negative, got -1"),
-        ({"multi_topk_coefficient": 1, "selection": "groupmax"}, "no more latents than k to take"),
+        ({"multi_topk_coefficient": 1, "selection": "groupmax"}, "groupmax can select only k"),
         ({"target_l0": 3}, r"L0 is k \(4\): leave target_l0 out"),
     ],
 )

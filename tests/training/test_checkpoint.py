@@ -33,14 +33,14 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_no_half_file(tmp_path, monke
         raise failure
 
     monkeypatch.setattr(torch, "save", half_save)
-    with pytest.raises(OSError, match=r"could not write the checkpoint .*step-00000002.*resumes"):
+    with pytest.raises(OSError, match=r"could not write the checkpoint .*step-00000002.*to resume"):
         checkpoint.save(tmp_path, 2, {"step": 2})
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.pt"]
 
 
 def test_a_folder_that_is_removed_meanwhile_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", lambda state, file: shutil.rmtree(tmp_path / "checkpoints"))
-    with pytest.raises(OSError, match=r"00000002\.pt: something removed .*checkpoints while"):
+    with pytest.raises(OSError, match=r"00000002\.pt: another program removed .*checkpoints"):
         checkpoint.save(tmp_path / "checkpoints", 2, {"step": 2})
 
 
@@ -81,7 +81,7 @@ def test_a_flipped_bit_is_noticed_and_the_checkpoint_before_is_taken(tmp_path, c
     assert path.name == "step-00000010.pt" and torch.equal(
         state["weights"], torch.arange(5000) * 10
     )
-    assert f"{newest} is damaged" in caplog.text and "going on from the one before" in caplog.text
+    assert f"{newest} is damaged" in caplog.text and "resuming from the one before" in caplog.text
     assert newest.exists(), "who only looks changes nothing"
 
 
@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(tmp_path)
 def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
     path = checkpoint.save(tmp_path, 10, {"weights": torch.arange(5000)})
     flip_a_bit(path, 0.5)
-    with pytest.raises(ValueError, match=r"10\.pt is damaged \(.*no sound one before it.*delete"):
+    with pytest.raises(ValueError, match=r"10\.pt is damaged \(.*no sound earlier one.*delete"):
         checkpoint.load_newest(tmp_path)
 
 

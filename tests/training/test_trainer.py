@@ -99,7 +99,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path, stop_af
 
 def test_a_stream_of_another_site_is_one_sentence(tmp_path):
     trainer = Trainer(make_sae(site="model.layers.1"), PlantedStream(), arguments(tmp_path))
-    with pytest.raises(ValueError, match=r"of site 'model\.layers\.1', the stream .* layers\.1:"):
+    with pytest.raises(ValueError, match=r"needs site .model\.layers\.1., but .* layers\.1;"):
         trainer.train()
 
 
@@ -178,7 +178,9 @@ def test_ctrl_c_in_the_middle_of_a_save_waits_for_it(tmp_path, monkeypatch):
 def test_weights_that_are_removed_while_they_are_saved_are_not_taken_for_a_full_disk(tmp_path):
     sae = make_sae()
     sae.save_pretrained = lambda folder: None  # as if another process had removed what it wrote
-    with pytest.raises(OSError, match=f"trained SAE to {tmp_path}: something removed files there"):
+    with pytest.raises(
+        OSError, match=f"trained SAE to {tmp_path}: another program removed files there"
+    ):
         save_whole(sae, tmp_path, {})
 
 
@@ -311,7 +313,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(tm
     newest.write_bytes(newest.read_bytes()[:-100])
     Trainer(resumed, PlantedStream(), arguments(tmp_path)).train()
     assert_same_bits(weights(whole), weights(resumed))
-    assert "going on from the one before, step-00000010.pt" in caplog.text
+    assert "resuming from the one before, step-00000010.pt" in caplog.text
     assert sorted(p.name for p in newest.parent.iterdir()) == [
         "step-00000030.pt",
         "step-00000040.pt",
