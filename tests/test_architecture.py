@@ -35,6 +35,28 @@ def test_nothing_in_the_package_imports_its_root():
             assert "hfsae" not in {name.partition(".")[0] for name in names}, (path, node.lineno)
 
 
+def _last_words(message: ast.expr | None) -> str:
+    """The constant text at a message's end; empty where it ends in a value."""
+    if isinstance(message, ast.BinOp):
+        return _last_words(message.right)
+    if isinstance(message, ast.JoinedStr):
+        return _last_words(message.values[-1])
+    value = message.value if isinstance(message, ast.Constant) else ""
+    return value if isinstance(value, str) else ""
+
+
+def test_no_message_of_a_refusal_ends_with_a_full_stop():
+    plain = {"ops", "models", "training", "activations", "lm", "machine", "evaluation"}
+    folders = [path for name in plain for path in (PACKAGE / name).glob("*.py")]
+    for path in [PACKAGE / "packaged.py", *folders]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Raise) or not isinstance(node.exc, ast.Call):
+                continue
+            if getattr(node.exc.func, "id", "") in ("Refused", "Damaged", "HubRefused"):
+                message = node.exc.args[0] if node.exc.args else None
+                assert not _last_words(message).endswith("."), (path, node.lineno)
+
+
 def test_import_hfsae_needs_only_its_core_dependencies():
     """With what the extras bring made unimportable, the import still works."""
     block = (

@@ -204,7 +204,7 @@ def batch_key(batch: TokenBatch, rows: int, way: str = "") -> str:
 
 
 def fingerprint(lm: nn.Module) -> str:
-    """Tells one language model's weights from another's by some numbers of each."""
+    """A hash of some numbers of each weight, which identifies a language model's weights."""
     digest = blake2b(digest_size=8)
     for part in _weights(lm):
         digest.update(part)

@@ -1,4 +1,4 @@
-"""What a caller gives as text, as rows of tokens."""
+"""Rows of tokens from the texts, data set or rows that a caller gives."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -18,12 +18,12 @@ Given = str | Sequence[str] | TextArguments | Iterable[TokenBatch]
 def as_rows(
     given: Given, lm: nn.Module, config: Any, tokenizer: PreTrainedTokenizerBase | None
 ) -> Iterable[TokenBatch]:
-    """Rows of tokens: those that were given, or those that texts fill.
+    """Rows of tokens: the given ones, or rows packed from texts.
 
     Args:
         given: texts are packed into rows of 128 tokens; of a data set the held-out side is read.
-        config: the SAE's; it says where BOS tokens go.
-        tokenizer: None: that which `hfsae.load_lm` loaded with the model.
+        config: the SAE's config; its `bos` decides where BOS tokens go.
+        tokenizer: None: the one that `hfsae.load_lm` loaded with the model.
 
     Raises:
         ValueError: a tokenizer is needed and not known.

@@ -24,24 +24,25 @@ class HarvestArguments:
     """Drop positions whose norm at any site is more than this many times the site's median norm.
     Attention sinks can have 100 times the median, and then decide scale, loss and FVU alone."""
     compile: bool = False
-    """Run the LM's blocks through torch.compile: on a CPU some 1.2 times as fast, after half a
-    minute. Activations then differ in their rounding, by about as much as bfloat16 differs from
-    float32. Sites must be blocks; evaluation and steering use the LM as it is."""
+    """Run the LM's blocks through torch.compile: on a CPU about 1.2 times as fast, after half a
+    minute. Activations then differ by rounding, about as much as bfloat16 differs from float32.
+    Sites must be blocks; evaluation and steering use the uncompiled LM."""
     cache: str | None = None
-    """Folder to keep activations in and take them from. Runs that read the same text with the same
-    LM, `rows` and context size then skip the LM, whatever else of them differs."""
+    """Folder in which activations are kept for later runs. Runs that read the same text with the
+    same LM, `rows` and context size then skip the LM, whatever their other settings."""
     cache_gb: float = 100.0
-    """Disk that the cache may take for one LM; what does not fit is harvested each time."""
+    """Disk space that the cache may use for one LM; activations beyond it are harvested again."""
 
     def __post_init__(self):
         if self.rows < 1:
-            raise Refused(f"rows is {self.rows}; a forward pass needs 1 or more.")
+            raise Refused(f"rows is {self.rows}; a forward pass needs 1 or more")
         if self.max_norm_ratio is not None and not self.max_norm_ratio > 1:
             raise Refused(
-                f"max_norm_ratio is {self.max_norm_ratio}: typical positions go; use about 5."
+                f"max_norm_ratio is {self.max_norm_ratio}, which would drop typical positions; "
+                "use about 5"
             )
         if not self.cache_gb > 0:
-            raise Refused(f"cache_gb is {self.cache_gb}; give the gigabytes it may take.")
+            raise Refused(f"cache_gb is {self.cache_gb}; give a positive number of gigabytes")
 
 
 class Harvested(NamedTuple):
@@ -60,9 +61,9 @@ class Harvester:
 
     Positions outside `batch.keep` are dropped, then norm outliers: positions above `norm_limits`
     at any site. The limits are given, or fixed by the first batch (max_norm_ratio times the median
-    norm of its kept positions); but for them a result does not depend on earlier batches.
-    With args.cache a batch that was seen before is read from disk, equal to the bit. A NaN or an
-    infinity at a kept position is a ValueError, not an outlier.
+    norm of its kept positions); apart from them, results do not depend on earlier batches.
+    With args.cache a known batch is read from disk, equal to the bit. A NaN or an infinity at a
+    kept position is a ValueError, not an outlier.
     `kept`, `dropped_special` and `dropped_outliers` count positions.
 
     Memory of a call, beyond the LM: args.rows * ctx * sum of site widths in the LM's dtype for one
@@ -107,7 +108,7 @@ class Harvester:
         return {site: acts.to(self.lm.device) for site, acts in found.items()}
 
     def flush(self) -> None:
-        """Have what was harvested on disk, if there is a cache."""
+        """Write harvested activations to disk, if there is a cache."""
         if self.cache:
             self.cache.flush()
 
@@ -122,7 +123,7 @@ class Harvester:
     def _forward(
         self, input_ids: Int64[Tensor, "rows ctx"], keep: Bool[Tensor, "rows ctx"]
     ) -> dict[str, Float[Tensor, "n _"]]:
-        # Each number of rows would be compiled by itself, so a batch's remainder goes without.
+        # Each number of rows would be compiled separately, so a batch's remainder runs uncompiled.
         compiled = self._compiled if len(input_ids) == self.args.rows else {}
         eager = not compiled  # the blocks' hooks are called around their compiled forwards
         try:
@@ -137,7 +138,7 @@ class Harvester:
             reason = str(error).strip().partition("\n")[0]
             raise Refused(
                 f"harvest.compile: a compiled block failed ({type(error).__name__}: {reason}); "
-                "torch.compile needs a C++ compiler, as g++, or leave harvest.compile out"
+                "install a C++ compiler, such as g++, or leave harvest.compile out"
             ) from error
         # Indexing copies, so the full tensors are freed; sites of a spread LM may be elsewhere.
         return {site: acts[site][keep.to(acts[site].device)].to(keep.device) for site in self.sites}
@@ -168,6 +169,7 @@ class Harvester:
             self.norm_limits[site] = ratio * median
 
     def state_dict(self) -> dict[str, Any]:
+        """Norm limits and counters, from which `load_state_dict` continues."""
         return {
             "norm_limits": dict(self.norm_limits),
             "kept": self.kept,
@@ -176,6 +178,7 @@ class Harvester:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with the norm limits and counters that `state_dict` returned."""
         self.norm_limits = dict(state["norm_limits"])
         self.kept = state["kept"]
         self.dropped_special = state["dropped_special"]
@@ -191,23 +194,24 @@ def _compiled_blocks(lm: nn.Module, sites: Sequence[str]) -> dict[nn.Module, Cal
     """
     if "_orig_mod" in lm._modules or any(m._compiled_call_impl for m in lm.modules()):
         raise Refused(
-            "harvest.compile: this model is compiled already, and what happens inside it cannot be "
-            "seen; leave harvest.compile out"
+            "harvest.compile: this model is compiled already, so hooks inside it are not called; "
+            "leave harvest.compile out"
         )
     blocks: list[nn.Module] = []
     for site in sites:
         parent = Site.parse(site).module.rpartition(".")[0]
         if not parent or not isinstance(find_module(lm, parent), nn.ModuleList):
             raise Refused(
-                f"harvest.compile: {site} is not a block, and what happens inside a compiled block "
-                "cannot be seen; leave harvest.compile out"
+                f"harvest.compile: {site} is not a block, and hooks inside a compiled block are "
+                "not called; leave harvest.compile out"
             )
         blocks = max(blocks, [*blocks_below(lm, site), find_module(lm, site)], key=len)
     return {block: torch.compile(block.forward, dynamic=False) for block in blocks}
 
 
 def refuse_not_finite(activations: Mapping[str, Float[Tensor, "n _"]]) -> None:
-    """
+    """Refuse activations with NaN or infinity.
+
     Raises:
         ValueError: a language model gave NaN or infinity at one of these sites.
     """

@@ -61,10 +61,10 @@ class ShuffleArguments:
             )
 
     def check_device(self) -> None:
-        """Not at once: a plan may be of another machine.
+        """Check that the device exists. Called late: a dry run may describe another machine.
 
         Raises:
-            ValueError: there is no such device here.
+            ValueError: this machine has no such device.
         """
         try:
             refuse_absent(self.device)
@@ -75,9 +75,9 @@ class ShuffleArguments:
 class _Bucket(NamedTuple):
     activations: dict[str, Float[Tensor, "_ _"]]
     tokens: str
-    """hash of the token rows that it is made of"""
+    """hash of the token rows from which it was filled"""
     source_after: dict[str, Any]
-    """where in the text the next one begins, and all that was counted up to there"""
+    """where in the text the next bucket begins, and the counts up to there"""
 
 
 class _Closed(Exception):
@@ -91,7 +91,7 @@ class ShuffledActivations:
         rows: endless token rows (`PackedRows(..., epochs=None)`), the same on every process.
         harvester: turns them into activations; its sites are the batches' keys.
         batch_size: activations in a global batch, divisible by the number of processes.
-        n_batches: how many will be asked for, so that no bucket is prefetched for nothing.
+        n_batches: batches that will be used, so that no bucket is prefetched in vain.
     """
 
     def __init__(
@@ -139,6 +139,7 @@ class ShuffledActivations:
 
     @property
     def sites(self) -> list[str]:
+        """The harvester's sites, which are the keys of the batches."""
         return self.harvester.sites
 
     @property
@@ -148,7 +149,7 @@ class ShuffledActivations:
         return {**self._after["totals"], "norm_limits": dict(self._after["norm_limits"])}
 
     def sample(self, n: int) -> dict[str, Float[Tensor, "_ _"]]:
-        """The first n activations of the current bucket's order, float32; takes nothing away."""
+        """The first n activations of the current bucket's order, float32; consumes nothing."""
         bucket = self._filled()
         chosen = self._order(0)[:n]
         return {site: acts[chosen].float() for site, acts in bucket.items()}
@@ -175,20 +176,22 @@ class ShuffledActivations:
         return {site: x.pin_memory() for site, x in batches.items()} if self._pins else batches
 
     def state_dict(self) -> dict[str, Any]:
+        """The position in the stream, from which `load_state_dict` continues."""
         tokens = self._bucket.tokens if self._bucket else self._wanted_tokens
         state = {**self._position, "record": self._after, "tokens": tokens, "lm": self._lm}
         return copy.deepcopy(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """
+        """Continue from the position that `state_dict` returned.
+
         Raises:
-            ValueError: the position is in activations of a language model with other weights.
+            ValueError: the position was saved with another language model's weights.
         """
         state = copy.deepcopy(state)
         if state.get("lm", self._lm) != self._lm:
             raise Refused(
-                "the language model has other weights than the one that this training began with; "
-                "put that one back, or train in another output_dir"
+                "the language model's weights differ from those at the start of this training; use "
+                "the original model, or train in another output_dir"
             )
         self._forget_coming()
         self._wanted_tokens = state.get("tokens")
@@ -197,12 +200,12 @@ class ShuffledActivations:
         self._bucket = self._batches = None
 
     def wait(self) -> None:
-        """Until what is being prefetched is there."""
+        """Wait until the bucket that is being prefetched is full."""
         if self._coming is not None:
             wait([self._coming])
 
     def close(self) -> None:
-        """Stop what is being prefetched, and wait until it has stopped."""
+        """Stop prefetching, and wait until it has stopped."""
         self._forget_coming()
         if self._thread is not None:
             self._thread.shutdown()
@@ -250,13 +253,13 @@ class ShuffledActivations:
         if wanted not in (None, bucket.tokens):
             self._wanted_tokens = wanted
             raise Refused(
-                "the text, or its tokens, are others than those that this training began with "
-                f"(bucket {self._position['bucket'] + 1} differs); put back what text.dataset "
-                "held, or train in another output_dir"
+                "the text, or its tokens, differ from those at the start of this training "
+                f"(bucket {self._position['bucket'] + 1} differs); restore the content of "
+                "text.dataset, or train in another output_dir"
             )
 
     def _prefetch(self) -> None:
-        """Begin the next bucket, if there will be a need for it."""
+        """Start filling the next bucket, if it will be needed."""
         if self._thread is None or self._coming is not None:
             return
         left_here = self._batches_a_pass() * self.args.passes - self._position["offset"]
@@ -331,8 +334,8 @@ class ShuffledActivations:
         return {site: acts[:n] for site, acts in bucket.items()}
 
     def _is_unwanted(self) -> bool:
-        """Whether the bucket is for nobody; on all processes at once, since they wait for each
-        other."""
+        """Whether to abandon the bucket; agreed by all processes, which would otherwise wait for
+        each other."""
         if self._group is None:
             return self._is_closed.is_set()
         closed = torch.tensor(int(self._is_closed.is_set()))
@@ -352,8 +355,8 @@ class ShuffledActivations:
         return batches
 
     def _agree_on_norm_limits(self, batches: list[TokenBatch]) -> None:
-        """Let every process fix the limits on the run's first batch that keeps a token, as one
-        alone would."""
+        """Fix the limits, on every process, from the run's first batch that keeps a token, as a
+        single process would."""
         if self.world == 1 or self.harvester.args.max_norm_ratio is None:
             return
         for batch in batches:
@@ -379,8 +382,8 @@ def _permutation(seed: int, bucket: int, passes_done: int, n: int) -> Int64[Tens
 def _gather(
     rows: Float[Tensor, "n d"], world: int, group: dist.ProcessGroup | None
 ) -> Float[Tensor, "_ d"]:
-    """All processes' rows, in the order of their ranks; counts may differ. A group of its own is
-    one of CPUs."""
+    """All processes' rows, in the order of their ranks; counts may differ. A separate group uses
+    gloo, so rows move to the CPU."""
     if world == 1:
         return rows
     rows = rows if group is None else rows.cpu()

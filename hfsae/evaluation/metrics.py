@@ -253,6 +253,7 @@ class RunningFidelity:
 
     @property
     def n_documents(self) -> int:
+        """Number of documents added so far."""
         return len(self._sums.per_document()["tokens"])
 
     @property

@@ -23,7 +23,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Difference(NamedTuple):
-    """One term that a model does not keep."""
+    """One term on which a model differs from training."""
 
     term: str
     wanted: str
@@ -46,13 +46,13 @@ def terms(lm: PreTrainedModel, tokenizer: Any, bos: str) -> dict[str, str | None
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Of what makes ids of text: the vocabulary with its ids, special tokens included."""
+    """Hash of the vocabulary with its ids, special tokens included."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
     return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
 
 
 def differences(config: Any, lm: PreTrainedModel, tokenizer: Any = None) -> list[Difference]:
-    """Terms in an SAE's config that `lm` and `tokenizer` do not keep; what is unknown is kept."""
+    """Terms on which `lm` and `tokenizer` differ from training; unknown terms count as equal."""
     found = []
 
     def compare(term: str, field: str, here: Any, severity: Any, consequence: str) -> None:
@@ -62,7 +62,7 @@ def differences(config: Any, lm: PreTrainedModel, tokenizer: Any = None) -> list
 
     name = getattr(lm, "name_or_path", "") or None
     if name is not None and (Path(name).expanduser().exists() or "/" not in name):
-        name = None  # a folder's name tells nothing
+        name = None  # a folder's name does not identify a model
     commit = getattr(lm.config, "_commit_hash", None)
     if not _COMMIT.fullmatch(str(getattr(config, "model_revision", ""))) or not commit:
         commit = None

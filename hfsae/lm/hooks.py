@@ -29,7 +29,7 @@ from .sites import Site, find_module, unwrapped
 
 
 class _Eager:
-    """Has torch.compile's code run as plain Python while any thread is inside."""
+    """Runs torch.compile's code as plain Python while any thread is inside."""
 
     def __init__(self) -> None:
         self._lock, self._n_inside = threading.Lock(), 0
@@ -59,7 +59,7 @@ _eager = _Eager()
 
 
 class Passes:
-    """The forward passes that a block is meant for: those of whoever entered it."""
+    """The forward passes on which a block acts: those in the context that entered it."""
 
     def __init__(self) -> None:
         self.n_reached = {True: 0, False: 0}  # hooks called, in these passes and in others
@@ -80,7 +80,7 @@ _blocks: ContextVar[frozenset[Passes]] = ContextVar("blocks entered here", defau
 
 @contextmanager
 def own_passes(place: str, *, eager: bool = True) -> Iterator[Passes]:
-    """A block for hooks at `place`: has them called, and tells them which passes it is meant for.
+    """Yields a predicate for hooks at `place`: is this pass in the context that entered the block?
 
     Args:
         eager: False: compiled code stays compiled. For callers who know that none holds a hook.
@@ -113,8 +113,8 @@ def own_passes(place: str, *, eager: bool = True) -> Iterator[Passes]:
 def running_as(
     forwards: Mapping[nn.Module, Callable[..., Any]], *, eager: bool = True
 ) -> Iterator[None]:
-    """Let modules run these functions in the place of their forward methods, hooks included; for
-    other threads they run as ever. `eager`: as in `own_passes`."""
+    """Replace modules' forward methods in this thread; hooks still run, other threads are
+    unaffected. `eager`: as in `own_passes`."""
     if not forwards:
         yield
         return
@@ -186,12 +186,14 @@ def attach(
 
 def _tensor(value: Any, site: str) -> Tensor:
     if not isinstance(value, Tensor):
-        raise Refused(f"site {site!r} carries a {type(value).__name__}, not a tensor.")
+        raise Refused(
+            f"site {site!r} carries a {type(value).__name__}, not a tensor; name another site"
+        )
     return value
 
 
 class _Stop(Exception):
-    """Ends a forward pass whose remaining layers nobody needs."""
+    """Ends a forward pass whose remaining layers are not needed."""
 
 
 @contextmanager
@@ -254,7 +256,7 @@ def replaced(site: str, replacement: Callable[[Tensor], Tensor], activation: Ten
     if new.shape != activation.shape:
         raise Refused(
             f"the replacement at {site!r} has shape {tuple(new.shape)}, "
-            f"the activation there {tuple(activation.shape)}."
+            f"the activation there {tuple(activation.shape)}; they must be equal"
         )
     return new.to(activation)
 

@@ -64,8 +64,8 @@ def load_lm(
         name: a Hub id, a folder that `save_pretrained` wrote model and tokenizer to, or a .gguf
             file or a folder with one.
         dtype: a torch dtype or its name, or "auto": as saved (a .gguf file: float32).
-        source: "auto" takes the Hub's copy, fresh or cached, and where neither can be had the
-            packaged one, if there is one and no revision is asked for.
+        source: "auto" takes the Hub's copy, fresh or cached; if neither is available and no
+            revision is given, the packaged one, if it exists.
 
     Raises:
         ValueError: not found, gated, unreachable, no such device, a package or the tokenizer
@@ -73,7 +73,7 @@ def load_lm(
     """
     known = dtype == "auto" or isinstance(dtype, torch.dtype)
     if not known and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
-        raise Refused(f"dtype {dtype!r} does not exist; choose 'auto', 'float32' or 'bfloat16'.")
+        raise Refused(f"dtype {dtype!r} does not exist; choose 'auto', 'float32' or 'bfloat16'")
     refuse_absent(device)
     copy = _locate(name, revision, source)
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
@@ -139,7 +139,7 @@ def empty_lm(
 
 
 def _refuse_random_weights(missing: Sequence[str]) -> None:
-    """transformers makes up weights that a file lacks, and only logs which."""
+    """Refuse missing weights: transformers would initialise them at random, and only log it."""
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise Refused(
@@ -171,7 +171,7 @@ _NO_TOKENIZER = (
 
 
 def _dense(copy: _Copy) -> dict[str, Any]:
-    """Keeps GGUF weights from staying packed where a kernel is installed: not the same numbers."""
+    """Options that always dequantise GGUF weights: packed kernels give other numbers."""
     if "gguf_file" not in copy.options or not hasattr(transformers, "GgufConfig"):
         return {}
     return {"quantization_config": transformers.GgufConfig(dequantize=True)}
@@ -247,7 +247,7 @@ def _missing(name: str) -> str:
 def _packaged_copy(name: str, revision: str | None) -> _Copy:
     if revision is not None:
         raise Refused(
-            f"the packaged copy of {name!r} has no revisions: leave out revision={revision!r}."
+            f"the packaged copy of {name!r} has no revisions: leave out revision={revision!r}"
         )
     copy = require_packaged_lm(name)
     return _Copy(str(copy.folder), {"gguf_file": copy.gguf_file}, copy.origin)
@@ -290,7 +290,7 @@ def _why_not(name: str, revision: str | None, error: BaseException) -> str:
             is_absent = kind in (RepositoryNotFoundError, LocalEntryNotFoundError)
             if is_absent and name.count("/") == 1 and os.path.isdir(os.path.dirname(name)):
                 reason += f"; if a local path is meant, {_missing(name)}"
-            return f"model {name!r} {reason}."
+            return f"model {name!r} {reason}"
     return f"model {name!r} cannot be loaded: {_in_brief(error)}"
 
 

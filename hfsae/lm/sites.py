@@ -30,9 +30,14 @@ class Site(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Site":
+        """The site that a name describes.
+
+        Raises:
+            ValueError: the name has another form.
+        """
         module, colon, port = text.partition(":")
         if not module or (colon and port not in ("in", "out")):
-            raise Refused(f"site {text!r} is not of the form {_GRAMMAR}.")
+            raise Refused(f"site {text!r} is not of the form {_GRAMMAR}")
         return cls(module, "in" if port == "in" else "out")
 
     def __str__(self) -> str:
@@ -86,12 +91,12 @@ def _not_found(path: str, lm_name: str, modules: Mapping[str, nn.Module]) -> str
     for stack, n in stacks.items():
         index = path.removeprefix(f"{stack}.").partition(".")[0]
         if path.startswith(f"{stack}.") and index.isdigit() and int(index) >= n:
-            return f"site {path!r} is past the end: {lm_name} has {n} {stack}, 0 to {n - 1}."
+            return f"site {path!r} is past the end: {lm_name} has {n} {stack}, 0 to {n - 1}"
     layers = [f"{stack}.0 to {stack}.{n - 1}" for stack, n in stacks.items() if "." not in stack]
     close = difflib.get_close_matches(path, modules, n=3, cutoff=0.0)
     return (
         f"site {path!r} is not in {lm_name}; closest: {', '.join(close)}; its layers: "
-        f"{', '.join(layers)}. A site is {_GRAMMAR}."
+        f"{', '.join(layers)}; a site is {_GRAMMAR}"
     )
 
 

@@ -49,7 +49,7 @@ def intervene(lm: nn.Module, sae: Any, write: Callable[[Moment], Tensor]) -> Ite
 
     def replace(x: Tensor) -> Tensor:
         if getattr(under_way, "source", None) is None:
-            raise Refused(f"target_site {target!r} runs before site {site!r}; swap them.")
+            raise Refused(f"target_site {target!r} runs before site {site!r}; swap them")
         source, under_way.source = under_way.source, None
         return write(Moment(source, x, under_way.input_ids, under_way.n_cached))
 
@@ -84,7 +84,7 @@ def splice(
         keep: the positions to replace; others keep the model's own activation.
         spare_tokens: ids never replaced, found in each forward pass's own input_ids and so, unlike
             `keep`, right under `generate`. None: the model's BOS, EOS and padding, on which SAEs
-            are not trained; (): none is spared.
+            are not trained; (): all tokens may be replaced.
 
     Raises:
         ValueError: the SAE names no site; or, in the forward pass, `keep` has another shape than
@@ -148,7 +148,7 @@ def special_ids(lm: nn.Module) -> list[int]:
 def unspared(
     input_ids: Int[Tensor, "rows ctx"] | None, spare_tokens: Sequence[int]
 ) -> Bool[Tensor, "rows ctx"]:
-    """True where the token is none of `spare_tokens`.
+    """True where the token is not one of `spare_tokens`.
 
     Raises:
         ValueError: there are no ids to look at.
@@ -184,6 +184,6 @@ def _matching(mask: Tensor, activation: Tensor, site: str) -> Tensor:
     if mask.shape != activation.shape[:-1]:
         raise Refused(
             f"keep has shape {tuple(mask.shape)}, the activation at {site!r} "
-            f"{tuple(activation.shape)}; under generate, where shapes change, use spare_tokens."
+            f"{tuple(activation.shape)}; under generate, where shapes change, use spare_tokens"
         )
     return mask.to(activation.device)[..., None]

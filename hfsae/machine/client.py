@@ -1,6 +1,6 @@
-"""Calls to the Hub: repeated where they may fail for a while, and one sentence for what fails.
+"""Calls to the Hub: temporary failures are retried, and each failure is one sentence.
 
-Calls that may fail for a while are those with 429, 5xx, or a connection that breaks.
+Temporary failures are answers 429 and 5xx, and broken connections.
 """
 
 import logging
@@ -30,7 +30,7 @@ _PASSING = (408, 429, 500, 502, 503, 504)
 
 
 def patiently(call: Callable[[], T], what: str) -> T:
-    """The call's result; repeated where it may go well the next time."""
+    """The call's result; temporary failures are retried."""
     call = partial(_understood, call, what)
     for wait in WAITS:
         try:

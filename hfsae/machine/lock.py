@@ -38,10 +38,10 @@ _mine: ContextVar[frozenset[Path]] = ContextVar("_mine", default=frozenset())
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Have a folder for oneself, made if it is not there. A block inside may lock it again.
+    """Lock a folder for this process, creating it if needed. A block inside may lock it again.
 
     Args:
-        wait: until whoever holds it is done, instead of raising.
+        wait: wait until the lock is released, instead of raising.
 
     Raises:
         ValueError: another process holds it, or another thread; or it cannot be made or written

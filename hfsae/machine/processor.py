@@ -144,7 +144,8 @@ def _group_room(folder: Path, limit: str, used: str, given_back: str) -> Iterato
 
 
 def refuse_absent(device: str | torch.device | None) -> None:
-    """
+    """Refuse a device that this machine lacks.
+
     Raises:
         ValueError: this machine has no such device; the sentence names those that it has.
     """

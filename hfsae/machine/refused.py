@@ -1,4 +1,4 @@
-"""What hfsae refuses, and why: one sentence each, told apart by class.
+"""Errors that users can cause: one sentence each, distinguished by class.
 
 Refused (a ValueError)     a setting, an argument, a folder that does not fit
   Damaged                  a file that cannot be what its name says

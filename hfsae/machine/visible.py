@@ -76,6 +76,7 @@ def public(value: Any, key: str = "", local: Collection[str] = ()) -> Any:
 
 
 def listed(documents: Collection[Any]) -> str:
+    """The words that stand for documents given as a list."""
     return f"{len(documents):,} documents given as a list"
 
 

@@ -50,10 +50,11 @@ def of_others(folder: Path, records: Sequence[str] = RECORDS) -> Iterator[str]:
 
 
 def refuse_mixture(folder: Path, records: Sequence[str] = RECORDS) -> None:
-    """
+    """Refuse a folder with records of other weights.
+
     Raises:
         ValueError: a record in the folder was made with other weights than lie there; the sentence
-            names it and what makes it anew.
+            names the record and the command that makes it again.
     """
     for name in of_others(folder, records):
         remedy = "put back the weights that it belongs to, or delete it"

@@ -53,7 +53,7 @@ def kth_positive(
 def largest(z: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batch d_sae"]:
     """z at the k largest of each row, 0 elsewhere; k is at most d_sae.
 
-    Of a DTensor, all that equal the k-th are kept; else the first ones are.
+    Ties at the k-th value: a DTensor keeps all of them, a plain tensor the first.
     """
     if isinstance(z, DTensor):
         z = _by_latent(z)

@@ -163,6 +163,7 @@ class Entries:
 
     @cached_property
     def latents_by_token(self) -> Int[Tensor, " n"]:
+        """The latent of each entry, in the order of `by_token`."""
         return self.latents.index_select(0, self.by_token)
 
     @cached_property
@@ -326,6 +327,7 @@ def _bags(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tens
 
 
 def on_gpu(x: Tensor) -> bool:
+    """Whether x takes the way of CUDA tensors; tests can send CPU tensors there too."""
     return x.is_cuda or as_if_on_gpu
 
 
@@ -354,7 +356,7 @@ def _offsets(keys: Int[Tensor, " n"], n_keys: int) -> Int[Tensor, " _"]:
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Some rows of each at a time, so few that those of the first, a matrix, fit in the cache.
 
-    Of tensors that are spread over processes, this one's rows.
+    For DTensors, this process's rows.
     """
     n_numbers = _GPU_BLOCK if on_gpu(tensors[0]) else _BLOCK
     n_rows = max(1, n_numbers // tensors[0].shape[1])

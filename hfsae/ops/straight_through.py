@@ -9,8 +9,8 @@ kernel estimate of the derivative of the *expected* value, K being a kernel of w
     d jumprelu(z, threshold) / d z          =  1 where z > threshold, else 0
     d heaviside(z, threshold) / d z         =  0               u = (z - threshold) / bandwidth
 
-So the sparsity penalty moves thresholds only, and weights hear of it through what the thresholds
-let pass. With `ste_to_z` (the paper's ablation in appendix H.1, and Anthropic's recipe of January
+So the sparsity penalty moves thresholds only, and weights feel it only through which latents
+pass. With `ste_to_z` (the paper's ablation in appendix H.1, and Anthropic's recipe of January
 2025) the jump's share, with the sign turned, is added to the two derivatives by z.
 
 Averaged over a batch, the estimate tends to -p(threshold) and -threshold p(threshold), p being the
