@@ -127,8 +127,8 @@ def test_what_no_transcoder_can_be_is_refused(config_class):
     for fields, sentence in [
         ({"target_site": "layers.1.mlp", "subtract_b_dec": True}, "b_dec lies in another space"),
         ({"d_out": 7}, "name the target_site"),
-        ({"token_norm": "layer_norm"}, "no activation_scale but 1"),
-        (normed | {"skip_connection": True}, "neither with transcoders nor with skip_connection"),
+        ({"token_norm": "layer_norm"}, "needs an activation_scale of 1 or none"),
+        (normed | {"skip_connection": True}, "no target_site and no skip_connection"),
         (normed | {"token_norm": "batch"}, "must be one of 'none', 'layer_norm'"),
     ]:
         with pytest.raises(ValueError, match=sentence):
@@ -164,7 +164,7 @@ def test_token_norm_takes_out_each_tokens_size_and_puts_it_back(config_class, to
     assert torch.equal(sae.decode(out.latents, x), out.recon)
     with pytest.raises(ValueError, match=f"{token_norm}: pass the input too"):
         sae.decode(out.latents)
-    with pytest.raises(ValueError, match="not for training"):
+    with pytest.raises(ValueError, match="can be used but not trained"):
         sae(x, return_loss=True)
 
 
@@ -317,12 +317,12 @@ def test_files_that_transformers_would_read_in_place_of_the_weights_are_refused(
 def test_another_models_config_and_one_without_widths_are_refused(tmp_path, tiny_lm):
     tiny_lm.save_pretrained(tmp_path / "lm")
     with pytest.raises(
-        ValueError, match=r"lm: its config\.json is of a 'gemma2' model, and a Jump"
+        ValueError, match=r"lm: its config\.json describes a 'gemma2' model, but Jump"
     ):
         hfsae.JumpReLUSAE.from_pretrained(tmp_path / "lm")
     make(hfsae.TopKSAEConfig).save_pretrained(tmp_path)
     with pytest.raises(
-        ValueError, match=r"is of a 'topk_sae' model, and a ReLUSAEConfig is of 're"
+        ValueError, match=r"describes a 'topk_sae' model, but ReLUSAEConfig loads 're"
     ):
         hfsae.ReLUSAE.from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
