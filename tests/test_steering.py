@@ -396,8 +396,8 @@ def test_a_task_is_not_steered_by_another_that_waits_in_its_block(tiny_lm: PreTr
 @pytest.mark.parametrize(
     ("edits", "options", "sentence"),
     [
-        ({40: 1.0}, {}, r"latent 40 is not in this SAE: it has 0 to 39\."),
-        ({-1: 1.0}, {}, r"latent -1 is not in this SAE"),
+        ({40: 1.0}, {}, r"there is no latent 40; this SAE has 40, 0 to 39"),
+        ({-1: 1.0}, {}, r"there is no latent -1"),
         ({True: 1.0}, {}, "latent True is not an index"),
         ({3: math.nan}, {}, "the strength of latent 3 is nan; use a finite number"),
         ({3: math.inf}, {"mode": "clamp"}, "is inf; use a finite number"),

@@ -12,6 +12,7 @@ from ..features import ANSI, PLAIN, FeatureStore, show
 from ..machine.files import printable, printable_lines, read_json, reading
 from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture
+from ..models.config import check_latent
 from ..recipe import home_of
 
 NO_EXAMPLES = "no examples of what latents fire on"
@@ -39,8 +40,7 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
         return
     store = FeatureStore.load(folder)
     for index in latents or store.pick(_SHOWN_LATENTS):
-        if not 0 <= index < len(store):
-            raise Refused(f"there is no latent {index}; this SAE has {len(store):,}, from 0")
+        check_latent(index, len(store))
         with reading(folder / "features"):
             latent = store[index]
         if not latents:

@@ -16,7 +16,6 @@ them, both as shares of m(f) - m(0); the controls are n latents in random order.
 """
 
 import copy
-import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..lm import Moment, intervene, random_places, special_ids
+from ..lm import Moment, cache_name, intervene, random_places, special_ids
 from ..machine.refused import Refused
 from ..models import SAE
 
@@ -132,8 +131,7 @@ class _LastToken:
     def __init__(self, lm: PreTrainedModel, sae: SAE, ids: Int[Tensor, " n"]) -> None:
         self.lm, self.sae, self.answer = lm, sae, int(ids[-1])
         self.here = ids[None, -2:-1]
-        takes = inspect.signature(lm.forward).parameters  # in later versions it is called so
-        self._cache_name = "cache" if "cache" in takes else "past_key_values"
+        self._cache_name = cache_name(lm)
         self._cache = None
         if len(ids) > 2:
             with torch.no_grad():

@@ -26,6 +26,7 @@ from ..activations.tokens import TokenBatch
 from ..lm import blocks_below, capture, cast_for, contract, own_passes, patch, places_of, running_as
 from ..machine.refused import Refused
 from ..models import refuse_sae_first
+from ..ops import kl_of_logs
 from .metrics import DocumentSums, RunningFidelity, density_histogram, estimate
 from .result import LOSSES, NO_PREDICTION, EvaluationArguments, EvaluationResult
 
@@ -310,7 +311,7 @@ def _compare(
     for p, q, label in rows:
         parts["clean"].append(_nll(p, label))
         parts["spliced"].append(_nll(q, label))
-        parts["kl"].append((p.exp() * (p - q)).sum(dim=-1))
+        parts["kl"].append(kl_of_logs(p, q))
     return {name: torch.cat(values) for name, values in parts.items()}
 
 

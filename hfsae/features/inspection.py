@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from ..activations.spelling import Tokens
 from ..lm import capture, cast_for, places_of
-from ..machine.refused import Refused
+from ..models.config import check_latent
 
 By = Literal["max", "mean", "relative"]
 
@@ -131,12 +131,6 @@ class Inspection(NamedTuple):
 
     def _shown(self, hide: Collection[int]) -> Tensor:
         return ~torch.isin(self.latent, torch.tensor(sorted(hide), dtype=self.latent.dtype))
-
-
-def check_latent(latent: int, d_sae: int) -> None:
-    """Raise ValueError unless there is such a latent."""
-    if not 0 <= latent < d_sae:
-        raise Refused(f"there is no latent {latent}; this SAE has {d_sae:,}, 0 to {d_sae - 1}")
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from ..lm import capture, cast_for, special_ids, unspared
 from ..machine.refused import Refused
 from ..models import SAE
+from ..models.config import check_latent
 from .logit_lens import output_embedding, residual_directions, through_final_norm
 from .store import FeatureStore
 
@@ -198,8 +199,7 @@ def similar_latents(sae: SAE, latent: int, k: int = 20) -> list[Hit]:
     Raises:
         ValueError: there is no such latent.
     """
-    if not 0 <= latent < sae.config.d_sae:
-        raise Refused(f"latent {latent} is not in this SAE: it has 0 to {sae.config.d_sae - 1}")
+    check_latent(latent, sae.config.d_sae)
     rows = F.normalize(sae.W_dec.float(), dim=1)
     cosines = rows @ rows[latent]
     cosines[latent] = -torch.inf

@@ -23,6 +23,7 @@ from .sites import find_module as find_module
 from .sites import places_of as places_of
 from .sites import unwrapped as unwrapped
 from .splicing import Moment as Moment
+from .splicing import cache_name as cache_name
 from .splicing import cast_for as cast_for
 from .splicing import intervene as intervene
 from .splicing import random_places as random_places

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -124,7 +125,6 @@ def _note_tokens(
         if kwargs is None or not here():  # see attach
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
-        # "past_key_values" or, in later versions of transformers, "cache"
         cache = next((v for v in kwargs.values() if hasattr(v, "get_seq_length")), None)
         under_way.n_cached = 0 if cache is None else int(cache.get_seq_length())
         if ids is not None and under_way.n_cached == 0 and not hasattr(under_way, "input_ids"):
@@ -133,6 +133,11 @@ def _note_tokens(
         under_way.source = None  # a pass that broke off may have left one
 
     return lm.base_model.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def cache_name(lm: PreTrainedModel) -> str:
+    """The name of forward()'s argument for the KV cache: transformers 5.24 renamed it."""
+    return "cache" if "cache" in signature(lm.forward).parameters else "past_key_values"
 
 
 def special_ids(lm: nn.Module) -> list[int]:

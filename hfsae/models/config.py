@@ -236,6 +236,15 @@ _TRANSFORMERS_KEYS = {
 }
 
 
+def check_latent(latent: int, d_sae: int) -> None:
+    """
+    Raises:
+        ValueError: there is no such latent.
+    """
+    if not 0 <= latent < d_sae:
+        raise Refused(f"there is no latent {latent}; this SAE has {d_sae:,}, 0 to {d_sae - 1:,}")
+
+
 def variants(base: type[SAEConfig] = SAEConfig) -> list[type[SAEConfig]]:
     """Config classes with a model_type of their own: `base`, if it is one, and its subclasses."""
     derived = {v: None for config in base.__subclasses__() for v in variants(config)}

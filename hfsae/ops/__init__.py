@@ -1,6 +1,8 @@
 """Functions on tensors: no config, no module, no input or output."""
 
 from .nested import nested_sums as nested_sums
+from .sampling import gumbel as gumbel
+from .sampling import kl_of_logs as kl_of_logs
 from .screening import among_top_k as among_top_k
 from .screening import screen as screen
 from .screening import screen_batch_top_k as screen_batch_top_k

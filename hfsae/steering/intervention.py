@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ..lm import Moment, intervene, special_ids, unspared
 from ..machine.refused import Refused
 from ..models import SAE
+from ..models.config import check_latent
 
 Mode = Literal["add", "clamp", "scale", "ablate", "orthogonal", "cap"]
 Unit = Literal["raw", "max", "norm"]
@@ -203,8 +204,7 @@ def resolve(
 def _check_latent(latent: int, sae: SAE) -> None:
     if isinstance(latent, bool) or not isinstance(latent, Integral):
         raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234")
-    if not 0 <= latent < sae.config.d_sae:
-        raise Refused(f"latent {latent} is not in this SAE: it has 0 to {sae.config.d_sae - 1}")
+    check_latent(int(latent), sae.config.d_sae)
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:

@@ -18,7 +18,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
+from ..lm import cache_name
 from ..machine.refused import Refused
+from ..ops import gumbel, kl_of_logs
 
 Phase = Literal["prompt", "generated"]
 Steering = Callable[[Phase], AbstractContextManager[object]]
@@ -77,7 +79,7 @@ class _Stream:
         self.cache: Any = DynamicCache(config=lm.config)
         self.fed, self.ids, self.new = 0, list(ids), []
         self.logits: list[Tensor] | None = [] if keeps_logits else None
-        self.options: dict[str, Any] = {_cache_argument(lm): self.cache, "use_cache": True}
+        self.options: dict[str, Any] = {cache_name(lm): self.cache, "use_cache": True}
         self.penalise = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
 
     @property
@@ -105,11 +107,6 @@ class _Stream:
         token = int(logits.argmax())
         self.ids.append(token)
         self.new.append(token)
-
-
-def _cache_argument(lm: PreTrainedModel) -> str:
-    """forward()'s name for the KV cache, which transformers 5.24 renamed."""
-    return "cache" if "cache" in signature(lm.forward).parameters else "past_key_values"
 
 
 @torch.no_grad()
@@ -140,7 +137,7 @@ def generate_pair(
     generator = torch.Generator().manual_seed(sampling.seed)
     while not (plain.finished and steered.finished):
         uniform = torch.rand(_vocabulary(lm), generator=generator, dtype=torch.float64)
-        noise = -(-uniform.clamp(min=1e-300).log()).clamp(min=1e-300).log()
+        noise = gumbel(uniform)
         if not steered.finished:
             with steering(steered.phase):
                 steered.step(noise.float())
@@ -195,5 +192,5 @@ def _divergence(lm: PreTrainedModel, steered: _Stream) -> float:
     kl = 0.0
     for drawn_from, unsteered in zip(steered.logits, plain, strict=True):
         p, q = drawn_from.log_softmax(-1), unsteered.float().cpu().log_softmax(-1)
-        kl += float((p.exp() * (p - q)).sum())
+        kl += float(kl_of_logs(p, q))
     return max(0.0, kl / len(steered.new))

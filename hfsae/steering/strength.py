@@ -23,6 +23,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from ..lm import special_ids
 from ..machine.refused import Refused
+from ..ops import gumbel, kl_of_logs
 
 STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Multiples of the maximal activation to try by default."""
@@ -78,9 +79,8 @@ class SeededSampling(LogitsProcessor):
     ) -> Float[Tensor, "rows vocab"]:
         if self._temperature == 0:
             return scores
-        uniform = torch.rand(scores.shape, generator=self._generator).clamp(min=1e-30)
-        gumbel = -(-uniform.log()).clamp(min=1e-30).log()
-        return scores.float() / self._temperature + gumbel.to(scores.device)
+        noise = gumbel(torch.rand(scores.shape, generator=self._generator))
+        return scores.float() / self._temperature + noise.to(scores.device)
 
 
 @torch.no_grad()
@@ -201,7 +201,7 @@ def _sampled_kl(
 def _mean_kl(first: Float[Tensor, "rows n vocab"], second: Float[Tensor, "rows n vocab"]) -> float:
     """KL(first || second) of the softmaxes, nats, mean over rows and tokens."""
     p, q = F.log_softmax(first.float(), dim=-1), F.log_softmax(second.float(), dim=-1)
-    return max(0.0, float((p.exp() * (p - q)).sum(dim=-1).mean()))  # rounding may take it below
+    return max(0.0, float(kl_of_logs(p, q).mean()))  # rounding may take it below
 
 
 def repetition(ids: Int[Tensor, "rows n"], n: int = NGRAM) -> float:

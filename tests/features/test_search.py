@@ -136,5 +136,5 @@ def test_similar_latents_have_the_largest_cosines():
     assert best[3].score == pytest.approx(float(cosine), rel=1e-4)
     assert 4 not in [hit.latent for hit in similar_latents(sae, 4, k=100)]
     assert len(similar_latents(sae, 4, k=100)) == 39
-    with pytest.raises(ValueError, match="latent 40 is not in this SAE: it has 0 to 39"):
+    with pytest.raises(ValueError, match="there is no latent 40; this SAE has 40, 0 to 39"):
         similar_latents(sae, 40)
