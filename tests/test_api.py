@@ -60,6 +60,27 @@ def test_texts_are_evaluated_as_the_rows_that_they_fill(tiny_lm, tiny_tokenizer)
     assert store.meta["n_tokens"] == sum(int(batch.keep.sum()) for batch in rows)
 
 
+def test_a_short_list_is_read_whole(tiny_lm, tiny_tokenizer):
+    result = hfsae.evaluate(
+        tiny_lm, make_sae("layers.1"), ["one", "two words"], ARGS, tokenizer=tiny_tokenizer
+    )
+    assert result.n_tokens == len("onetwo words")  # a byte each
+
+
+def test_a_variant_that_was_defined_needs_no_registration(tmp_path, loads):
+    class HalfSAEConfig(hfsae.ReLUSAEConfig):
+        model_type = "half_sae"
+
+    class HalfSAE(hfsae.ReLUSAE):
+        """latents = relu(z) / 2"""
+
+        config_class = HalfSAEConfig
+
+    recipe = tiny_recipe(tmp_path / "half")
+    recipe.sae = {"model_type": "half_sae", "site": "layers.1", "d_sae": 32}
+    assert isinstance(hfsae.load(hfsae.recipe.run(recipe)[0]), HalfSAE)
+
+
 def test_a_list_of_latents_is_ablated(tiny_lm):
     sae, batch = make_sae("layers.1", "jumprelu"), tokens()
     with torch.no_grad(), hfsae.steer(tiny_lm, sae, {1: 0.0, 2: 0.0}, mode="ablate"):

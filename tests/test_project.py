@@ -83,3 +83,10 @@ def test_the_reference_is_made_of_the_docstrings_without_a_warning(tmp_path):
     assert done.returncode == 0 and "Warn" not in done.stderr, done.stderr
     page = (tmp_path / "hfsae/models/jumprelu.html").read_text(encoding="utf-8")
     assert "JumpReLUSAE" in page and "2407.14435" in page
+
+
+def test_the_package_keeps_its_shape():
+    ran = subprocess.run(
+        [sys.executable, ROOT / "scripts/shape.py"], capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -21,7 +21,8 @@ def as_rows(
     """Rows of tokens: the given ones, or rows packed from texts.
 
     Args:
-        given: texts are packed into rows of 128 tokens; of a data set the held-out side is read.
+        given: a list is read whole, in rows of 128 tokens, or of fewer where it is shorter; of a
+            `TextArguments` the held-out side is read.
         config: the SAE's config; its `bos` decides where BOS tokens go.
         tokenizer: None: the one that `hfsae.load_lm` loaded with the model.
 
@@ -30,14 +31,23 @@ def as_rows(
     """
     if isinstance(given, str):
         given = [given]
-    if isinstance(given, Sequence) and given and all(isinstance(text, str) for text in given):
-        given = TextArguments(
-            dataset=[str(text) for text in given], shuffle_documents=False, held_out_fraction=1.0
-        )
-    if not isinstance(given, TextArguments):
+    is_list = isinstance(given, Sequence) and given and all(isinstance(t, str) for t in given)
+    if not is_list and not isinstance(given, TextArguments):
         return given  # pyright: ignore[reportReturnType] - rows, by elimination
     tokenizer = tokenizer or tokenizer_of(lm)
+    if not isinstance(given, TextArguments):
+        given = _of_list([str(text) for text in cast(Sequence[str], given)], tokenizer)
     bos = getattr(config, "bos", None) or given.bos
     if tokenizer.bos_token_id is None:
         bos = "none"
     return PackedRows(tokenizer, replace(given, bos=bos), "held_out", rows=HarvestArguments().rows)
+
+
+def _of_list(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> TextArguments:
+    """All of the texts, in rows that they fill."""
+    encoded: Any = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    n_tokens = 1 + sum(len(ids) + 1 for ids in encoded)  # a BOS, and an EOS after each
+    context_size = min(TextArguments.context_size, n_tokens)
+    return TextArguments(
+        dataset=texts, context_size=context_size, shuffle_documents=False, held_out_fraction=1.0
+    )

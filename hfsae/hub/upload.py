@@ -259,6 +259,10 @@ def _homes(folder: Path) -> list[Path]:
     for link in (p for p in sorted(folder.rglob("*")) if p.is_symlink() and p.is_dir()):
         if any(is_of_hfsae(p) for p in (link, *link.iterdir())):  # `rglob` does not follow links
             raise Refused(link_refusal(link, folder))
+    if not homes and next(folder.rglob("step-*.pt"), None):
+        raise Refused(
+            f"the training in {folder} is not finished; run its command again, which resumes it"
+        )
     if not homes:
         raise Refused(
             f"{folder} holds no hfsae SAE: no config.json with model.safetensors beside it; for "

@@ -31,14 +31,21 @@ def register_variants(module: str) -> None:
             f"--import {module}: {why}; give a module's dotted name, without .py, that lies in "
             "this folder or is installed"
         ) from error
+    register_defined()
+
+
+def register_defined() -> None:
+    """Register with transformers the variants of modules that are imported by now.
+
+    Raises:
+        ValueError: a config has no SAE class.
+    """
     classes = _classes()
     for config_class in variants():
         if config_class.model_type in CONFIG_MAPPING:
             continue
         if config_class not in classes:
-            raise Refused(
-                f"--import {module}: no SAE has config_class = {config_class.__name__}; define one"
-            )
+            raise Refused(f"no SAE has config_class = {config_class.__name__}; define one")
         AutoConfig.register(config_class.model_type, config_class)
         AutoModel.register(config_class, classes[config_class])
 
