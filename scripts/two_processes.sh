@@ -5,7 +5,7 @@ source "$(dirname "$0")/environment.sh" train
 export HF_HUB_OFFLINE=1 ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1
 n="${1:-20}" root="${2:-runs/two_processes}"
 if [ -e "$root" ]; then
-    echo "$root is there already; name another folder, or remove it" >&2
+    echo "$root already exists; name another folder, or remove it" >&2
     exit 2
 fi
 mkdir -p "$root"

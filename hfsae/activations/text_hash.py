@@ -16,12 +16,12 @@ _WHOLE, _END, _BLOCK = 2**30, 2**26, 2**24
 
 
 def text_fingerprint(args: TextArguments) -> str | None:
-    """Fingerprint of the whole text, both sides; None where the Hub gives no commit.
+    """Fingerprint of the whole text, both sides; None where the Hub does not answer.
 
     Of listed and packaged documents it is the hash of their texts, of local files that of their
-    contents in the order of reading, of a Hub data set its commit, which needs one request. Of a
-    file over 1 GiB only the size and the first and last 64 MiB are hashed: a change between them
-    that keeps the size is not noticed.
+    contents in the order of reading, of a Hub data set that of its files' names and hashes, in one
+    request; its card may change. Of a file over 1 GiB only the size and the first and last 64 MiB
+    are hashed: a change between them that keeps the size is not noticed.
 
     Raises:
         ValueError: a file or packaged text cannot be read.
@@ -56,8 +56,16 @@ def _file_hash(path: Path) -> bytes:
 
 def _hub_fingerprint(name: str, args: TextArguments) -> str | None:
     try:
-        info = HfApi().dataset_info(name, revision=args.dataset_revision, timeout=10)
-    except (HTTPError, OSError):  # what cannot be read at all is told where it is read
+        info = HfApi().dataset_info(
+            name, revision=args.dataset_revision, timeout=30, files_metadata=True
+        )
+    except (HTTPError, OSError):  # what cannot be read at all is reported where it is read
         return None
     config = f", {args.dataset_config}" if args.dataset_config else ""
-    return f"{name}{config} at commit {info.sha}"
+    files = sorted(
+        f"{file.rfilename} {file.blob_id}"
+        for file in info.siblings or ()
+        if not file.rfilename.endswith((".md", ".gitattributes"))
+    )
+    digest = sha256("\n".join(files).encode()).hexdigest()
+    return f"{name}{config}, SHA-256 of its files {digest}"

@@ -55,15 +55,22 @@ def test_of_a_large_file_its_size_and_its_ends_count(tmp_path, monkeypatch):
     assert of(str(path)) != before
 
 
-def test_a_hub_data_set_differs_by_its_commit_where_the_hub_says_it(monkeypatch):
-    asked = []
+def test_a_hub_data_set_differs_by_its_files_and_not_by_its_card(monkeypatch):
+    files, asked = {"data/0.parquet": "aa", "README.md": "bb"}, []
 
-    def dataset_info(self, name, revision, timeout):
-        asked.append((name, revision))
-        return SimpleNamespace(sha="0123abcd")
+    def dataset_info(self, name, revision, timeout, files_metadata):
+        asked.append((name, revision, files_metadata))
+        siblings = [SimpleNamespace(rfilename=n, blob_id=b) for n, b in files.items()]
+        return SimpleNamespace(siblings=siblings)
 
     monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
-    found = of("owner/name", dataset_config="en", dataset_revision="v1")
-    assert (found, asked) == ("owner/name, en at commit 0123abcd", [("owner/name", "v1")])
+    given = {"dataset_config": "en", "dataset_revision": "v1"}
+    before = of("owner/name", **given)
+    assert before.startswith("owner/name, en, SHA-256 of its files ")
+    assert asked == [("owner/name", "v1", True)]
+    files["README.md"] = "cc"
+    assert of("owner/name", **given) == before
+    files["data/0.parquet"] = "dd"
+    assert of("owner/name", **given) != before
     monkeypatch.undo()
     assert of("owner/name") is None, "the tests are offline"
