@@ -350,7 +350,7 @@ def test_an_unfinished_training_says_how_to_go_on(tmp_path, capsys):
     (tmp_path / "checkpoints" / "step-00000005.pt").write_bytes(b"")
     (tmp_path / "recipe.yaml").write_text("{}")
     said = refused(["show", str(tmp_path)], capsys)
-    assert f"is not finished; `hfsae train {tmp_path / 'recipe.yaml'}` goes on" in said
+    assert f"is not finished; `hfsae train {tmp_path / 'recipe.yaml'}` resumes it" in said
 
 
 @pytest.mark.parametrize(

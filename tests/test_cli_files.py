@@ -171,7 +171,7 @@ def test_a_push_offline_refuses_a_subfolder_outside_first(folder, monkeypatch, c
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert main(["push", str(folder), ID, "--dry_run", "--subfolder", subfolder]) == 2
     said = capsys.readouterr()
-    assert said.out == "" and f"subfolder '{subfolder}' leaves the repository" in said.err
+    assert said.out == "" and f"subfolder '{subfolder}' lies outside the repository" in said.err
 
 
 @pytest.mark.parametrize("has_card", [True, False])
