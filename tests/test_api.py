@@ -1,5 +1,8 @@
 """The calls that a new user types: their order, what they take, and what they give back."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -67,18 +70,25 @@ def test_a_short_list_is_read_whole(tiny_lm, tiny_tokenizer):
     assert result.n_tokens == len("onetwo words")  # a byte each
 
 
-def test_a_variant_that_was_defined_needs_no_registration(tmp_path, loads):
-    class HalfSAEConfig(hfsae.ReLUSAEConfig):
-        model_type = "half_sae"
+def test_a_variant_that_was_defined_needs_no_registration():
+    """In a process of its own: a variant stays registered for as long as its process runs."""
+    code = """
+import hfsae, transformers
+from hfsae.recipe import Recipe, make_configs
 
-    class HalfSAE(hfsae.ReLUSAE):
-        """latents = relu(z) / 2"""
+class HalfSAEConfig(hfsae.ReLUSAEConfig):
+    model_type = "half_sae"
 
-        config_class = HalfSAEConfig
+class HalfSAE(hfsae.ReLUSAE):
+    config_class = HalfSAEConfig
 
-    recipe = tiny_recipe(tmp_path / "half")
-    recipe.sae = {"model_type": "half_sae", "site": "layers.1", "d_sae": 32}
-    assert isinstance(hfsae.load(hfsae.recipe.run(recipe)[0]), HalfSAE)
+sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 32}
+lm = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_attention_heads=2))
+recipe = Recipe(sae={"model_type": "half_sae", "site": "layers.1", "d_sae": 32})
+print(type(transformers.AutoModel.from_config(make_configs(recipe, lm)[""])).__name__)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stdout == "HalfSAE\n", ran.stderr
 
 
 def test_a_list_of_latents_is_ablated(tiny_lm):

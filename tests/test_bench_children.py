@@ -36,5 +36,5 @@ def test_children_of_a_benchmark_end_with_it(ended_by):
     with benchmark:
         assert benchmark.stdout and benchmark.stdout.readline() == "ready\n"
         benchmark.send_signal(getattr(signal, ended_by))
-        rest, _ = benchmark.communicate(timeout=30)  # ends when nobody holds the other end
+        rest, _ = benchmark.communicate(timeout=120)  # ends when nobody holds the other end
         assert rest == ""
