@@ -1,7 +1,7 @@
 """The Space: a language model, looked at and steered through a sparse autoencoder.
 
-`hfsae space` wrote this file. On ZeroGPU hardware the package `spaces` is there, and hfsae.demo
-uses it: it has to be imported before torch is.
+`hfsae space` wrote this file. On ZeroGPU hardware hfsae.demo uses the package `spaces`, which has
+to be imported before torch.
 """
 
 import contextlib
