@@ -23,6 +23,8 @@ def end_on_signals() -> None:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
+    # a shell has its background jobs ignore Ctrl-C, and so would a benchmark that it starts there
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def start(command: list[str], **options: Any) -> subprocess.Popen:
