@@ -1,8 +1,10 @@
 """A recipe (a section for each dataclass) and the run that it describes, from text to a folder.
 
-fields   the sections, and where two recipes differ
-folder   what a run's folder holds, and what of it is out of date
-stages   train, evaluate, collect, draw, write the card
+call      training in one call
+carried   recipes that come with hfsae, by name
+fields    the sections, and where two recipes differ
+folder    what a run's folder holds, and what of it is out of date
+stages    train, evaluate, collect, draw, write the card
 """
 
 from .call import train as train
