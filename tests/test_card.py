@@ -244,12 +244,12 @@ def test_a_folder_with_an_awkward_name_gives_a_snippet_that_parses(folder):
 def test_the_contract_says_where_the_sae_belongs(folder):
     assert {
         "Language model": "tiny/gemma",
-        "Its weights came from": "Python package llm-tiny 0.1.2, Tiny.Q4\\_1.gguf",
+        "Source of its weights": "Python package llm-tiny 0.1.2, Tiny.Q4\\_1.gguf",
         "Its dtype": "float32",
         "Reads": "output of layers.1, 16 wide",
         "BOS token": "at the start of each row",
         "Context": "32 tokens",
-        "Positions never seen": "special tokens (BOS, EOS, padding); norms above 1234 at layers.1",
+        "Positions left out": "special tokens (BOS, EOS, padding); norms above 1234 at layers.1",
         "Activation scale": "144.2 (root of the mean squared norm), "
         "folded into biases and thresholds",
         "Harvested": "40,533 kept; left out: 414 special tokens, 13 outliers",

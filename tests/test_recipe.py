@@ -256,7 +256,7 @@ def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):
             },
             "only special ones",
         ),
-        ({"text": TextArguments(dataset=TEXTS, context_size=2)}, "no prediction is left to eval"),
+        ({"text": TextArguments(dataset=TEXTS, context_size=2)}, "no prediction to eval"),
         ({"text": TextArguments(dataset=[TEXTS[0] * 9])}, "a .txt file is one.*n_tokens 0"),
     ],
 )

@@ -1,7 +1,7 @@
 """Model cards and figures, made from the files in an SAE's folder.
 
-card      the card's facts, in the wording of model_card.md
-merge     what people wrote into a card stays
+card      the card's facts, with the wording of model_card.md
+merge     keeps people's text when a card is written again
 figures   densities, L0, thresholds, training
 """
 

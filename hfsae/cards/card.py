@@ -2,8 +2,8 @@
 
     config.json, training.json, evaluation.json, figures/, features/  -> write_card ->  README.md
 
-The wording is in model_card.md. The same folder gives the same bytes, and nothing about the
-machine: paths in settings or commands are shown as `./name`. Text that a person writes between
+The wording is in model_card.md. The same folder gives the same bytes. A card shows nothing about
+the machine: paths in settings or commands become `./name`. A person's text between
 `<!-- hfsae:keep -->` and `<!-- /hfsae:keep -->` is carried over to the next card.
 """
 
@@ -39,7 +39,7 @@ from .merge import carry_over, python_string, refuse_card_of_others, set_model_i
 Json = dict[str, Any]
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _QUANTISED = re.compile(r"\bI?Q\d|\d-bit", re.IGNORECASE)
-_FAR_FVU = 1.3  # times the FVU in training; held-out text of the same kind is within a tenth
+_FAR_FVU = 1.3  # times the FVU in training; on similar held-out text it is within a tenth
 _INDEXED = {
     "l0": "L0 (latents/token)",
     "fvu": "fraction of variance unexplained",
@@ -57,20 +57,20 @@ _SECTIONS = ("lm", "text", "harvest", "shuffle", "sae_as_trained", "training")
 _NUMBERS = ("n_tokens", "warm_start_tokens", "n_processes", "peak_memory_bytes")
 _TABLES_OF_NUMBERS = ("seconds", "final_coefficients")
 _EXAMPLE = ("latent", "kind", "rank", "activation", "firing", "tokens")
-_MAX_TEXTS = 2**24  # bytes of the tokens that a card's latents show; real ones take some 10,000
+_MAX_TEXTS = 2**24  # bytes of the tokens in a card's latents; real cards have about 10,000
 _N_LATENTS, _N_EXAMPLES, _N_PROMOTED, _EXAMPLE_WIDTH = 6, 3, 6, 96
 
 
 def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
-    """Write `folder/README.md` from the other files there; sections without a file are left out.
+    """Write `folder/README.md` from the folder's other files; sections without a file are left out.
 
     Args:
-        repo_id: the Hub id that the card's snippet loads. Without one, the snippet has the folder's
-            name, which `set_model_id` replaces.
+        repo_id: the Hub id in the card's snippet. Default: the folder's name, which `set_model_id`
+            can replace.
 
     Raises:
-        ValueError: no SAE in the folder, records of other weights than its own, or a README.md
-            there that has no block to keep.
+        ValueError: the folder holds no SAE, its records belong to other weights, or its README.md
+            has no block to keep.
     """
     refuse_mixture(Path(folder))
     path = Path(folder) / "README.md"
@@ -85,7 +85,7 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
 
 
 def misgivings(folder: str | Path) -> list[str]:
-    """Reasons against using the SAE, from the held-out metrics in `folder`; sentences."""
+    """Sentences: reasons against using the SAE, from the held-out metrics in `folder`."""
     config, record, evaluation = _records(Path(folder))
     return _misgivings(config, record, evaluation)
 
@@ -95,25 +95,25 @@ def _misgivings(config: Json, record: Json, evaluation: Json) -> list[str]:
     l0, fvu, dead = (
         metrics.get(name, {}).get("value") or 0.0 for name in ("l0", "fvu", "dead_share")
     )
-    found = []
+    reasons = []
     if metrics and target and abs(l0 / target - 1) > 0.05:
-        found.append(
+        reasons.append(
             f"L0 is {l0:.1f}, {l0 / target - 1:+.0%} off its target of {target}: the controller "
-            "wants some 500 steps after the warm start; raise training.n_tokens"
+            "needs about 500 steps after the warm start; raise training.n_tokens"
         )
     if undefined := [name for name, m in metrics.items() if m.get("value", 0) is None]:
-        found.append(f"{', '.join(undefined)} cannot be computed: each is a division by 0")
+        reasons.append(f"{', '.join(undefined)} cannot be computed: each is a division by 0")
     if fvu >= 1:
-        found.append(f"FVU is {fvu:.3g}, no better than predicting the mean: lower the rates")
+        reasons.append(f"FVU is {fvu:.3g}, no better than the mean alone: lower the learning rates")
     trained = record.get("fvu_in_training")
     if trained and fvu > _FAR_FVU * trained:
-        found.append(
+        reasons.append(
             f"FVU is {fvu:.3g}, {fvu / trained:.1f} times that at the end of training: this text "
-            "is unlike the training text, so the metrics say little of the SAE on its own"
+            "is unlike the training text, so the metrics are not those of the SAE on such text"
         )
     if dead > 0.5:
-        found.append(f"{dead:.0%} of latents never fired on the evaluation's tokens")
-    return found
+        reasons.append(f"{dead:.0%} of latents never fired on the evaluation's tokens")
+    return reasons
 
 
 def render_card(folder: str | Path, *, examples: bool = True) -> str:
@@ -125,7 +125,9 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
     folder = Path(folder)
     config, record, evaluation = _records(folder)
     if "d_sae" not in config:
-        raise Refused(f"{str(folder)!r} holds no SAE: its config.json is missing, or not an SAE's")
+        raise Refused(
+            f"{str(folder)!r} holds no SAE: its config.json is missing, or describes another model"
+        )
     template = _environment().from_string(template_text())
     with reading(folder / "features"):
         latents = list(shown_latents(folder / "features")) if examples else []
@@ -149,7 +151,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
 def _rendering(folder: Path) -> Iterator[None]:
     try:
         yield
-    except TemplateError as error:  # a value where a table is needed
+    except TemplateError as error:  # a value in the place of a table
         raise Damaged(damaged(folder / "training.json", error)) from error
 
 
@@ -181,14 +183,14 @@ def _suite_row(home: Path, path: str) -> Json:
     facts, metrics = _facts(config, record), evaluation.get("metrics", {})
     values = {name: metrics.get(name, {}).get("value") for name in _INDEXED}
     results = _eval_results(facts, evaluation)
-    for result in results:  # huggingface_hub's reader puts all entries' results into one list
+    for result in results:  # huggingface_hub's reader joins the results of all entries
         result.metric_name = f"{result.metric_name}, {path}"
     index = eval_results_to_model_index(path, results) if results else []
     return {"path": path, "config": config, "facts": facts, "index": index, **values}
 
 
 def _records(folder: Path) -> tuple[Json, Json, Json]:
-    """Config, training record and evaluation of an SAE; empty where there is none."""
+    """Config, training record and evaluation of an SAE; empty where a file is missing."""
     names = ("config", "training", "evaluation")
     config, record, evaluation = (
         public_record(_json(folder / f"{name}.json"), folder) for name in names
@@ -203,17 +205,17 @@ def _records(folder: Path) -> tuple[Json, Json, Json]:
 
 
 def _refuse_text_for_numbers(record: Json) -> None:
-    """Refuse values that the template would leave out silently. A record may lack any of them."""
+    """Refuse values that the template would silently leave out. Any of them may be missing."""
     for section in (*_SECTIONS, "harvested"):
         if not isinstance(record.get(section, {}), dict):
             raise Refused(f"{section} must be an object, got {record[section]!r}")
-    found = {name: record.get(name) for name in _NUMBERS}
+    numbers = {name: record.get(name) for name in _NUMBERS}
     for table in _TABLES_OF_NUMBERS:
         inside = record.get(table) or {}
         if not isinstance(inside, dict):
             raise Refused(f"{table} must be an object with numbers, got {inside!r}")
-        found |= {f"{table}.{name}": value for name, value in inside.items()}
-    for name, value in found.items():
+        numbers |= {f"{table}.{name}": value for name, value in inside.items()}
+    for name, value in numbers.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise Refused(f"{name} must be a number, got {value!r}")
 
@@ -254,25 +256,24 @@ def _facts(config: Json, record: Json) -> Json:
 
 
 def _options(kind: type[SAE], config: Json) -> dict[str, tuple[Any, str | None]]:
-    """The variant's options that differ from the default, each with the key of its source, if
-    any."""
+    """The variant's options that differ from the default, and the citation key of each or None."""
     fields, options = kind.config_class.__dataclass_fields__, kind.config_class.options_on_card
-    given = {name: config[name] for name in options if name in config}
+    values = {name: config[name] for name in options if name in config}
     return {
         name: (value, options[name].get(value))
-        for name, value in given.items()
+        for name, value in values.items()
         if value != fields[name].default
     }
 
 
 def _citations(*sources: str | None) -> list[str]:
-    """BibTeX of arXiv ids or keys, of those in citations.bib."""
+    """The BibTeX entries of these arXiv ids or keys that are in citations.bib."""
     text = Path(__file__).with_name("citations.bib").read_text(encoding="utf-8")
-    known = {}
+    entries = {}
     for entry in text.strip().split("\n\n"):
         key, paper = re.search(r"{(.+),", entry), re.search(r"eprint = {(.+)}", entry)
-        known |= {found[1]: entry for found in (key, paper) if found}
-    return [known[source] for source in sources if source in known]
+        entries |= {match[1]: entry for match in (key, paper) if match}
+    return [entries[source] for source in sources if source in entries]
 
 
 def _title(config: Json, variant: str, kind: str, lm_name: str | None) -> str:
@@ -291,7 +292,7 @@ def _dataset(text: Json) -> str:
 
 
 def _measured_text(measured: Json) -> str:
-    """The text of an evaluation outside a training run, and the positions left out of it."""
+    """The text of an evaluation outside a training run, and the positions that it leaves out."""
     limits = measured.get("norm_limits", {}).items()
     norms = ", ".join(f"{site} above {_number(limit)}" for site, limit in limits)
     left_out = f"norms at {norms} left out" if norms else "no norm left out"
@@ -317,7 +318,7 @@ def _front_matter(facts: Json, evaluation: Json) -> ModelCardData:
         pipeline_tag="feature-extraction",
         license=facts["record"].get("card", {}).get("license"),
         base_model=name if on_hub else None,
-        # Of the Hub's relations the nearest; without one it would list the SAE as a fine-tune.
+        # The nearest of the Hub's relations; without one the Hub lists the SAE as a fine-tune.
         base_model_relation="adapter" if on_hub else None,
         datasets=[dataset] if _is_hub_dataset(dataset) else None,
         tags=[*filter(None, tags), *(f"arxiv:{paper}" for paper in facts["papers"])],
@@ -351,14 +352,14 @@ def _eval_results(facts: Json, evaluation: Json) -> list[EvalResult]:
 
 
 def _figures(folder: Path) -> list[tuple[str, str]]:
-    """(file, caption), known ones first."""
-    known, files = list(_CAPTIONS), {path.stem: path.name for path in folder.glob("[!.]*.png")}
-    order = sorted(files, key=lambda s: (known.index(s) if s in known else len(known), s))
+    """(file, caption); files with a caption come first."""
+    names, files = list(_CAPTIONS), {path.stem: path.name for path in folder.glob("[!.]*.png")}
+    order = sorted(files, key=lambda s: (names.index(s) if s in names else len(names), s))
     return [(quote(files[stem]), _CAPTIONS.get(stem, stem)) for stem in order]
 
 
 def shown_latents(features: Path) -> Iterator[Json]:
-    """The few latents on a card, each with its strongest examples."""
+    """The latents on a card, each with its strongest examples."""
     paths = [features / f"{name}.parquet" for name in ("latents", "examples")]
     if not all(path.is_file() for path in paths):
         return
@@ -368,8 +369,8 @@ def shown_latents(features: Path) -> Iterator[Json]:
     fitting = sorted(i for i, density in zip(ids, densities, strict=True) if 1e-4 <= density <= 0.1)
     chosen = sorted(random.Random(0).sample(fitting, min(_N_LATENTS, len(fitting))))
     shown = table.take([row for row, latent in enumerate(ids) if latent in chosen])
-    wanted = [("latent", "in", chosen), ("kind", "=", "top"), ("rank", "<", _N_EXAMPLES)]
-    strongest = read_table(paths[1], _EXAMPLE, wanted) if chosen else table.slice(0, 0)
+    top = [("latent", "in", chosen), ("kind", "=", "top"), ("rank", "<", _N_EXAMPLES)]
+    strongest = read_table(paths[1], _EXAMPLE, top) if chosen else table.slice(0, 0)
     for each in (shown, strongest):
         refuse_long_texts(each, _MAX_TEXTS)
     latents, examples = {row["latent"]: row for row in shown.to_pylist()}, strongest.to_pylist()
@@ -380,7 +381,7 @@ def shown_latents(features: Path) -> Iterator[Json]:
 
 
 def _around(example: Json) -> Json:
-    """The firing token, and as much of its window as fits on a line."""
+    """The firing token, and the part of its window that fits on a line."""
     firing, tokens = example["firing"], example["tokens"]
     left, token, right = (
         printable("".join(part))
@@ -392,12 +393,12 @@ def _around(example: Json) -> Json:
 
 
 def _html(text: str) -> str:
-    """Text that shows as it is inside <pre>; `$` would start a formula in some viewers."""
+    """Text escaped for <pre>; `$` too, which starts a formula in some viewers."""
     return html.escape(printable(text), quote=False).replace("$", "&#36;")
 
 
 def _markdown(value: Any) -> str:
-    """Text that shows as it is in Markdown, also in a table's cell."""
+    """Text escaped for Markdown, table cells included."""
     return re.sub(r"([\\`*_{}\[\]<>|$~#&])", r"\\\1", " ".join(str(value).split()))
 
 

@@ -1,7 +1,7 @@
-"""Carry what people wrote into a card over to the next one, and set the id that its snippet loads.
+"""Carry people's text from a card over to the next one, and set the Hub id in a card's snippet.
 
-Kept are blocks between `<!-- hfsae:keep -->` and `<!-- /hfsae:keep -->`, sections under headings of
-their own, and keys of the front matter.
+People's text is: blocks between `<!-- hfsae:keep -->` and `<!-- /hfsae:keep -->`, sections under
+headings that no template has, and extra keys of the front matter.
 """
 
 import json
@@ -28,30 +28,30 @@ _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 def refuse_card_of_others(folder: Path) -> None:
     """
     Raises:
-        ValueError: the card in a folder has no block to keep.
+        ValueError: the folder's card has no block to keep.
     """
     path = folder / "README.md"
     if path.exists() and not _kept_blocks(path.read_text(encoding="utf-8")):
         raise Refused(
-            f"{path} has no complete block between {_OPEN} and {_CLOSE}, so all of it would be "
-            "lost; put the text to keep between these lines, or move the file away"
+            f"{path} has no complete block between {_OPEN} and {_CLOSE}, so its whole text would "
+            "be lost; put the text to keep between these lines, or move the file away"
         )
 
 
 def set_model_id(
     card: str, repo_id: str, *, subfolder: str = "", revision: str | None = None
 ) -> str:
-    """The card with this id in its first snippet."""
+    """The card with this Hub id in its first snippet."""
     validate_repo_id(repo_id)
 
     def renamed(call: re.Match[str]) -> str:
         options = {"subfolder": subfolder, "revision": revision}
         if call[1] == "hfsae.load":
             return f"{call[1]}({python_string(repo_id)}{call[3]}"
-        given = "".join(
+        arguments = "".join(
             f", {name}={python_string(value)}" for name, value in options.items() if value
         )
-        return f"{call[1]}({python_string(repo_id)}{given}"
+        return f"{call[1]}({python_string(repo_id)}{arguments}"
 
     return _MODEL_ID.sub(renamed, card, count=1)
 
@@ -67,10 +67,10 @@ def python_string(value: str) -> str:
 
 
 def carry_over(old: str, new: str) -> str:
-    """`new` with the parts that people wrote into the card that it replaces.
+    """The card `new` with people's text from the card `old`, which it replaces.
 
-    Kept blocks, sections under headings of their own, and keys of the front matter that `new`
-    leaves out. A card without kept blocks is not hfsae's, and stays as it is.
+    That is: kept blocks, sections under headings that no template has, and keys of the front matter
+    that `new` lacks. A card without kept blocks is not from hfsae: it is returned unchanged.
     """
     blocks = _kept_blocks(old)
     if not blocks:
@@ -83,23 +83,23 @@ def carry_over(old: str, new: str) -> str:
 
 
 def _kept_blocks(text: str) -> list[str]:
-    """Blocks to keep; none if a block has no end."""
-    if text.count(_OPEN) != text.count(_CLOSE):  # the pattern would look for each end in vain
+    """Blocks to keep; an empty list if a block has no end."""
+    if text.count(_OPEN) != text.count(_CLOSE):  # searching for a missing end is slow
         return []
     blocks = _KEPT.findall(text)
     return blocks if text.count(_OPEN) == len(blocks) else []
 
 
 def _own_sections(text: str) -> Iterator[str]:
-    """Sections with headings that hfsae's templates do not have; headings in code do not count."""
-    known = set(_HEADING.findall(template_text())) | set(
+    """Sections under headings that no template has; headings inside code do not count."""
+    ours = set(_HEADING.findall(template_text())) | set(
         _HEADING.findall(template_text("suite_card.md"))
     )
     fenced = _FENCED.sub(lambda m: re.sub("^#", "\0", m[0], flags=re.MULTILINE), text)
     starts = [m for m in _HEADING.finditer(fenced)]
     ends = [m.start() for m in starts[1:]] + [len(fenced)]
     for start, end in zip(starts, ends[: len(starts)], strict=True):
-        if start[1].strip() not in known:
+        if start[1].strip() not in ours:
             yield fenced[start.start() : end].replace("\0", "#").strip()
 
 
@@ -111,7 +111,7 @@ def _with_front_matter_of(old: str, new: str) -> str:
     if front is None:
         return new
     text = front[1]
-    # A run's licence never changes, so one that differs is a person's.
+    # A run's licence never changes, so a different one was set by a person.
     if theirs.get("license") not in (None, ours.get("license")) and "license" in ours:
         chosen = yaml.safe_dump({"license": theirs["license"]}).strip()
         text = re.sub(r"^license: .*$", lambda _: chosen, text, count=1, flags=re.MULTILINE)
@@ -130,10 +130,10 @@ def _front_of(card: str) -> dict[str, Any]:
     try:
         if len(front[1]) > _MAX_FRONT:
             raise Refused(f"{len(front[1]):,} characters, over the limit of {_MAX_FRONT:,}")
-        found = parse_yaml(front[1])
+        fields = parse_yaml(front[1])
     except ValueError as error:
         raise Refused(
-            f"the front matter of the existing card cannot be read ({error}), and would be "
+            f"the front matter of the existing card cannot be read ({error}), so it would be "
             "lost; repair it, or move the card away"
         ) from error
-    return found if isinstance(found, dict) else {}
+    return fields if isinstance(fields, dict) else {}

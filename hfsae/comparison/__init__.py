@@ -1,8 +1,8 @@
-"""Compare ways to train an SAE: arms on the same activations, at equal L0, with their uncertainty.
+"""Compare ways to train an SAE: arms on the same activations, at equal L0, with intervals.
 
-arms.py       a comparison's recipe, and the training recipes that it expands to
-run.py        train and evaluate what is missing
-results.py    each SAE's measurements; a report's copy, which outlives the weights
+arms.py       a comparison's recipe, expanded to training recipes
+run.py        train and evaluate missing SAEs
+results.py    each SAE's measurements; the report's copy outlives the weights
 frontier.py   fidelity at equal L0, paired differences, intervals
 report.py     Markdown, HTML and figures
 """

@@ -1,4 +1,4 @@
-"""A comparison's recipe: a training recipe with arms, and the recipes that it expands to."""
+"""A comparison's recipe: a training recipe with arms, expanded to one recipe per arm and seed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -19,9 +19,9 @@ class CausalArguments:
     n_tokens: int = 0
     """Held-out tokens to intervene at, the same for every SAE; 0: none."""
     l0: float = 64.0
-    """L0: of each arm and seed, the SAE with the nearest measured L0 is used."""
+    """Target: of each arm and seed, the SAE whose measured L0 is nearest is used."""
     seed: int = 0
-    """Which tokens."""
+    """Seed of the choice of tokens."""
 
     def __post_init__(self) -> None:
         if self.n_tokens < 0 or not self.l0 > 0:
@@ -33,24 +33,24 @@ class CausalArguments:
 
 @dataclass
 class Comparison(Recipe):
-    """Arms that are trained on the same activations and compared at equal L0."""
+    """Arms, trained on the same activations and compared at equal L0."""
 
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name: `sweep`, a field of sae with one value for each SAE; `sae` and `training`, changes
-    to the sections of these names; `title`, for people."""
+    to these two sections; `title`, the arm's name in the report."""
     only: list[str] | None = None
     """The arms to train and report; by default all."""
     reference: str | None = None
-    """The arm that the others are compared with; by default the first."""
+    """The arm to compare the others with; by default the first."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of the initial weights and the order of activations, the same for every arm."""
     at_l0: list[float] = field(default_factory=lambda: [20.0, 40.0, 80.0, 160.0])
-    """Where fidelity is interpolated, in log L0, between an arm's SAEs; never beyond them."""
+    """L0s at which fidelity is interpolated, in log L0, between an arm's SAEs; never beyond."""
     causal: CausalArguments = field(default_factory=CausalArguments)
     report: str | None = None
     """Folder for the report; by default training.output_dir/report."""
     report_url: str | None = None
-    """Where the report can be read on the web, for the SAEs' cards; by default the folder."""
+    """Web address of the report, for the SAEs' cards; by default its folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,10 +65,10 @@ class Comparison(Recipe):
         for field_name, arms in named.items():
             if unknown := [arm for arm in arms if arm not in self.arms]:
                 raise Refused(
-                    f"{field_name} {unknown[0]!r} is not an arm; known: {', '.join(self.arms)}"
+                    f"{field_name} {unknown[0]!r} is not an arm; arms: {', '.join(self.arms)}"
                 )
         if len(set(self.seeds)) < len(self.seeds):
-            raise Refused(f"seeds {self.seeds} has a repeated seed; give each once")
+            raise Refused(f"seeds {self.seeds} repeats a seed; give each seed once")
         if wrong := [l0 for l0 in self.at_l0 if not 0 < l0 < float("inf")]:
             raise Refused(f"at_l0 must hold positive numbers, got {wrong[0]}")
         for name, arm in self.arms.items():
@@ -79,16 +79,16 @@ class Comparison(Recipe):
 
     @property
     def reference_arm(self) -> str:
-        """Name of the arm that the others are compared with."""
+        """Name of the arm to compare the others with."""
         return self.reference or next(iter(self.arms))
 
     @property
     def report_folder(self) -> Path:
-        """Where the report goes."""
+        """The report's folder."""
         return Path(self.report or Path(self.training.output_dir, "report"))
 
     def title(self, arm: str) -> str:
-        """The arm's title for people, or its name."""
+        """The arm's title, or its name if it has none."""
         return self.arms[arm].get("title", arm)
 
 
@@ -96,13 +96,13 @@ class ArmRun(NamedTuple):
     arm: str
     seed: int
     recipe: Recipe
-    """of a training run with an SAE for each value of the sweep"""
+    """a training run with one SAE for each value of the sweep"""
     values: dict[str, Any]
-    """of the swept field, by SAE"""
+    """values of the swept field, by SAE"""
 
     @property
     def folders(self) -> dict[str, Path]:
-        """Of its SAEs, by name."""
+        """The folders of its SAEs, by name."""
         root = Path(self.recipe.training.output_dir)
         return {name: root / name for name in self.recipe.saes}
 
@@ -157,10 +157,10 @@ def _check_arm(name: str, arm: dict[str, Any]) -> None:
         raise Refused(
             f"arm {name} sweeps {swept} over {swept_values}, two of which are equal to six digits"
         )
-    known = {f.name for f in fields(TrainingArguments)} - {"output_dir", "n_tokens", "batch_size"}
+    free = {f.name for f in fields(TrainingArguments)} - {"output_dir", "n_tokens", "batch_size"}
     for key in arm.get("training", {}):
-        if key not in known:
+        if key not in free:
             raise Refused(
-                f"arm {name} cannot set training.{key}; an arm may differ in "
-                f"{', '.join(sorted(known))}"
+                f"arm {name} cannot set training.{key}; arms can differ in "
+                f"{', '.join(sorted(free))}"
             )

@@ -1,4 +1,4 @@
-"""Causal control and uniformity of a comparison's SAEs at equal L0: measure, keep and report."""
+"""Causal control and uniformity of a comparison's SAEs at equal L0: measurement, files, tables."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ class Causes(NamedTuple):
 
 
 def nearest(measured: Sequence[Measured], l0: float) -> list[Measured]:
-    """For each arm and seed, the SAE with the nearest L0, by ratio."""
+    """For each arm and seed, the SAE whose L0 is nearest to `l0` by ratio."""
     best: dict[tuple[str, int], Measured] = {}
     for m in measured:
         key = m.arm, m.seed
@@ -49,7 +49,7 @@ def _distance(m: Measured, l0: float) -> float:
 
 
 def measure(sae: SAE, recipe: Recipe, loaded: LoadedLM, args: CausalArguments) -> Causes:
-    """On held-out text; the language model is best in float32."""
+    """Measure one SAE on held-out text. Load the language model in float32 for precise effects."""
     rows = read_rows(recipe, loaded, "held_out", recipe.evaluation.n_tokens)
     ids = torch.cat([batch.input_ids for batch in rows])
     control = causal_control(loaded.lm, sae, ids, n_tokens=args.n_tokens, seed=args.seed)
@@ -63,43 +63,43 @@ def measure_missing(
     load: Callable[[], LoadedLM],
     args: CausalArguments,
 ) -> None:
-    """Write a file into the folder of each SAE that lacks one of these arguments.
+    """Measure each SAE that has no results with these arguments, and write them into its folder.
 
     Raises:
-        ValueError: the weights of one SAE are missing.
+        ValueError: the weights of an SAE are missing.
     """
-    missing = [m for m in measured if m.causes_args != told(args)]
+    missing = [m for m in measured if m.causes_args != as_text(args)]
     if not missing:
         return
     for m in missing:
         if not is_sae(m.folder):
             raise Refused(
-                f"causal control was not measured of {m.folder}, whose weights are not here; "
-                "set causal.n_tokens to 0, or give another --report, for which all is trained anew"
+                f"{m.folder} has no results of causal control and no weights to measure; set "
+                "causal.n_tokens to 0, or give another --report, for which every SAE is trained"
             )
     loaded = load()
     for i, m in enumerate(missing, start=1):
         logger.info("causes: arm %s, seed %d (%d of %d)", m.arm, m.seed, i, len(missing))
         sae = load_trained(m.folder)
         sae.to(cast(Any, loaded.lm.device))
-        found = measure(sae, recipe, loaded, args)
-        tensors = {**found.control._asdict(), "uniformity": found.uniformity}
-        write_tensors(m.folder / CAUSES, tensors, {"args": told(args), **stamp(m.folder)})
+        causes = measure(sae, recipe, loaded, args)
+        tensors = {**causes.control._asdict(), "uniformity": causes.uniformity}
+        write_tensors(m.folder / CAUSES, tensors, {"args": as_text(args), **stamp(m.folder)})
 
 
-def told(args: CausalArguments) -> str:
+def as_text(args: CausalArguments) -> str:
     """The arguments as JSON text."""
     return json.dumps(asdict(args))
 
 
 def read(m: Measured) -> Causes:
-    """With norms in units of x/c."""
+    """The results of one SAE, with norms in units of x/c."""
     tensors = {**m.causes, "norm": m.causes["norm"] / m.scale}
     return Causes(uniformity=tensors.pop("uniformity"), control=CausalControl(**tensors))
 
 
 class Spread(NamedTuple):
-    """A number with its interval."""
+    """A number and its interval."""
 
     value: float
     low: float
@@ -111,10 +111,10 @@ class Spread(NamedTuple):
 
 
 class ArmCauses:
-    """The results of an arm's SAEs over seeds; the tokens are the same for all.
+    """The results of an arm's SAEs, one for each seed, on the same tokens.
 
-    Intervals hold 95 % of the results when seeds and tokens are resampled; with as few as three
-    seeds, they span nearly all that any seed gives.
+    Intervals hold 95 % of the results when seeds and tokens are resampled; with only three seeds
+    they span nearly the whole range of the seeds.
     """
 
     def __init__(self, causes: Sequence[Causes], *, n_resamples: int = 1000, seed: int = 0) -> None:
@@ -124,37 +124,37 @@ class ArmCauses:
         self._seeds, self._tokens = (
             np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), n_resamples)])
             for n in (len(causes), self._controls[0].whole.shape[-1])
-        )  # [1 + resamples, n]: how often each is drawn; the first is the original sample
+        )  # [1 + resamples, n]: number of draws of each; the first is the original sample
 
     def per_norm(self, action: str, kind: str) -> Spread:
-        """|change of m| for each unit of norm."""
+        """|change of m| per unit of norm."""
         return self._ratio(
             lambda c: c.change[_at(action, kind)].abs(), lambda c: c.norm[KINDS.index(kind)]
         )
 
     def off_target(self, action: str, kind: str) -> Spread:
-        """Off-target KL for each logit of |change|."""
+        """Off-target KL per logit of |change of m|."""
         at = _at(action, kind)
         return self._ratio(lambda c: c.off_target[at], lambda c: c.change[at].abs())
 
     def share(self, curve: str, order: str, count: int) -> Spread:
-        """`alone` or `without` the first latents, of m(f) - m(0)."""
+        """`alone` or `without` for the first `count` latents, as a share of m(f) - m(0)."""
         at = ORDERS.index(order), COUNTS.index(count)
         return self._ratio(lambda c: getattr(c, curve)[at], lambda c: c.whole)
 
     def evenness(self) -> Spread:
-        """r_L0; its interval is Student's t over the seeds."""
+        """r_L0, with Student's t interval over the seeds."""
         return Spread(float(self._uniformity.mean()), *t_interval(self._uniformity))
 
     def _ratio(
         self, above: Callable[[CausalControl], Tensor], below: Callable[[CausalControl], Tensor]
     ) -> Spread:
-        """Of sums over seeds and tokens."""
+        """The ratio of two sums over seeds and tokens."""
         sums = []
         for of in (above, below):
             table = torch.stack([of(c) for c in self._controls]).double().nan_to_num(0).numpy()
             sums.append(np.einsum("rs,st,rt->r", self._seeds, table, self._tokens))
-        with np.errstate(invalid="ignore"):  # few tokens: all drawn may be without latents
+        with np.errstate(invalid="ignore"):  # with few tokens, a draw may hold no latents
             return _spread(sums[0] / sums[1])
 
 
@@ -170,19 +170,19 @@ def _at(action: str, kind: str) -> tuple[int, int]:
 def tables(
     arms: Mapping[str, ArmCauses], l0s: Mapping[str, str]
 ) -> Iterator[tuple[str, list[list[str]]]]:
-    """Captions and rows; arms by title, their L0s as text."""
+    """Captions and rows. Keys of `arms` and `l0s` are the arms' titles; L0s are text."""
     for action in ACTIONS:
         rows = [["arm", "L0", *KINDS, *(f"{kind}, off target" for kind in KINDS)]]
         for title, arm in arms.items():
             changes = [arm.per_norm(action, kind) for kind in KINDS]
             off_target = [arm.off_target(action, kind) for kind in KINDS]
             rows.append([title, l0s[title], *map(str, [*changes, *off_target])])
-        yield f"To {action}: logits for each unit of x/c; off-target nats for each logit.", rows
-    for curve, said in {"alone": "Sufficiency", "without": "Necessity"}.items():
+        yield f"To {action}: logits per unit of x/c; off-target nats per logit.", rows
+    for curve, name in {"alone": "Sufficiency", "without": "Necessity"}.items():
         rows = [["arm", *(f"{order}: {n}" for order in ORDERS for n in COUNTS)]]
         for title, arm in arms.items():
             shares = [arm.share(curve, order, n).value for order in ORDERS for n in COUNTS]
             rows.append([title, *(f"{share:.2f}" for share in shares)])
-        yield f"{said}, by number of latents: share of m(f) - m(0).", rows
+        yield f"{name}, by number of latents: share of m(f) - m(0).", rows
     rows = [["arm", "r_L0"], *([title, str(arm.evenness())] for title, arm in arms.items())]
-    yield "Uniformity: 1 where all latents that fire matter alike, 1 / L0 where one does all.", rows
+    yield "Uniformity: 1 if all firing latents matter equally, 1 / L0 if only one matters.", rows

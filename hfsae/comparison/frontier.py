@@ -1,15 +1,15 @@
 """Fidelity at equal L0: curves through an arm's SAEs, paired differences, and their intervals.
 
-Between two SAEs of an arm log(metric) is interpolated linearly in log(L0). Beyond the sparsest and
-the densest SAE the value is NaN, but an arm with one SAE counts for all L0s within 5 % of its own.
-No line joins SAEs that are not neighbours in the sweep: bridging a collapsed one would flatter the
-arm. A splice that costs no loss, or lowers it, has no logarithm, and leaves a gap as well. On
-resampled documents L0s move a little, so there the outermost lines are extended as far as needed.
-Differences are paired: by seed (the same initial weights and order of activations) and by document
-(the same held-out text). Two intervals of 95 %:
+Between two SAEs of an arm, log(metric) is interpolated linearly in log(L0). Beyond the sparsest and
+the densest SAE the value is NaN; an arm with one SAE counts for all L0s within 5 % of its own. No
+line joins SAEs that are not neighbours in the sweep: bridging a collapsed one would flatter the
+arm. A delta loss of 0 or below has no logarithm, and leaves a gap as well. L0s change a little on
+resampled documents, so the outermost lines are extended there as far as needed. Differences are
+paired: by seed (the same initial weights and order of activations) and by document (the same
+held-out text). Two 95 % intervals:
 
     seeds                Student's t over the seeds' differences: would other seeds agree?
-    seeds and documents  percentiles of a bootstrap that draws both: and other text?
+    seeds and documents  percentiles of a bootstrap over both: would other text agree, too?
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ class Estimate(NamedTuple):
 
     @property
     def holds_0(self) -> bool:
-        """Whether either interval holds 0: then no difference is shown."""
+        """Whether at least one interval holds 0: then no difference is shown."""
         return any(not (low > 0 or high < 0) for low, high in (self.seeds, self.documents))
 
 
@@ -47,7 +47,7 @@ class Frontiers:
     """The curves of a comparison: [arm][seed] -> metric as a function of L0.
 
     Args:
-        n_resamples: of seeds and documents; every SAE gets the same draws of documents.
+        n_resamples: resamples of seeds and documents; all SAEs share the draws of documents.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class Frontiers:
         }
 
     def n_saes(self, arm: str) -> int:
-        """Of each seed."""
+        """Number of SAEs per seed."""
         return len(self._saes[arm, self.seeds[0]])
 
     def at(self, arm: str, metric: str, l0: float) -> Estimate:
-        """An arm's metric at an L0; the intervals are of the mean over seeds."""
+        """An arm's metric at an L0: the mean over seeds, with its intervals."""
         curves = [self._curve(arm, s, metric, [l0]) for s in self.seeds]  # each [1 + resamples, 1]
         return self._estimate(np.stack(curves)[:, :, 0])
 
@@ -94,14 +94,14 @@ class Frontiers:
     def _log_ratios(
         self, arm: str, reference: str, metric: str, l0s: Sequence[float]
     ) -> np.ndarray:
-        """[seeds, 1 + resamples, l0s]; the first is on all documents, not resampled."""
+        """[seeds, 1 + resamples, l0s]; entry 0 of the resamples is the original documents."""
         ours, theirs = (
             np.stack([self._curve(a, s, metric, l0s) for s in self.seeds]) for a in (arm, reference)
         )
         return np.log(np.maximum(ours, _LEAST)) - np.log(np.maximum(theirs, _LEAST))
 
     def _estimate(self, values: np.ndarray) -> Estimate:
-        """An estimate from [seeds, 1 + resamples]; seeds are resampled here."""
+        """An estimate from values [seeds, 1 + resamples]; this function resamples the seeds."""
         own, n = values[:, 0], len(values)
         drawn = np.random.default_rng(self._seed).integers(n, size=(self.n_resamples, n))
         means = values[drawn, 1 + np.arange(self.n_resamples)[:, None]].mean(axis=1)
@@ -109,24 +109,24 @@ class Frontiers:
         return Estimate(float(own.mean()), t_interval(own), (float(low), float(high)))
 
     def _curve(self, arm: str, seed: int, metric: str, l0s: Sequence[float]) -> np.ndarray:
-        """[1 + resamples, l0s]: the metric, interpolated."""
+        """The interpolated metric, [1 + resamples, l0s]."""
         saes = self._saes[arm, seed]
         points = [self._resampled[id(m)] for m in saes]
         l0 = np.stack([p["l0"] for p in points], axis=1)  # [1 + resamples, saes]
         x = np.log(np.maximum(l0, _LEAST_L0))
-        found = np.stack([p[metric] for p in points], axis=1)
-        y = np.log(np.maximum(found, _LEAST))
+        measured = np.stack([p[metric] for p in points], axis=1)
+        y = np.log(np.maximum(measured, _LEAST))
         at = np.log(np.asarray(l0s))
         curves = np.exp(np.stack([_on_lines(at, *row) for row in zip(x, y, strict=True)]))
         low, high = np.log(self._sides(arm, seed))
         is_between = (at >= low) & (at <= high)
         values = np.array([m.value for m in saes])
-        has_line = _lies_between_neighbours(at, x[0], values, found[0] > 0)
+        has_line = _lies_between_neighbours(at, x[0], values, measured[0] > 0)
         return np.where(is_between & has_line, curves, np.nan)
 
     @cached_property
     def _resampled(self) -> Mapping[int, dict[str, np.ndarray]]:
-        """L0 and metrics of each SAE, [1 + resamples], the first on all documents."""
+        """L0 and metrics of each SAE, [1 + resamples]; entry 0 is the original documents."""
         saes = [m for those in self._saes.values() for m in those]
         return {id(m): _values(m, self.n_resamples, self._seed) for m in saes}
 
@@ -145,7 +145,7 @@ def _values(m: Measured, n_resamples: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def _drawn(m: Measured, names: list[str], n_resamples: int, seed: int) -> np.ndarray:
-    """[names, 1 + resamples]: sums over all documents, then over resampled ones."""
+    """Sums [names, 1 + resamples]: over the original documents, then over resampled ones."""
     table = torch.stack([m.sums[name] for name in names], dim=-1)  # [documents, names]
     blocks = bootstrap_weights(len(table), n_resamples, seed)
     sums = [table.sum(dim=0, keepdim=True), *(weights @ table for weights in blocks)]
@@ -155,8 +155,8 @@ def _drawn(m: Measured, names: list[str], n_resamples: int, seed: int) -> np.nda
 def _lies_between_neighbours(
     at: np.ndarray, x: np.ndarray, values: np.ndarray, has_log: np.ndarray
 ) -> np.ndarray:
-    """Whether the points around `at` are neighbours in the swept `values` too, and have
-    logarithms."""
+    """Whether the points on both sides of `at` have logarithms, and are neighbours in the swept
+    `values`, too."""
     if len(x) == 1:
         return np.repeat(has_log, len(at))
     order = np.argsort(x)
@@ -166,12 +166,12 @@ def _lies_between_neighbours(
 
 
 def _left(at: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Index of the x to the left of each value; at the ends, the first and the last but one."""
+    """Index of the x to the left of each value, at most the last but one; 0 left of all."""
     return np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2)
 
 
 def _on_lines(at: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """y at some x, on the lines between neighbouring points; the outermost lines are extended."""
+    """y at the values `at`, on the lines between neighbouring points; outermost lines extend."""
     if len(x) == 1:
         return np.full_like(at, y[0])
     order = np.argsort(x)
@@ -182,7 +182,7 @@ def _on_lines(at: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """NaN, if there is one seed."""
+    """Student's 95 % interval of the mean; NaN for one value."""
     n = len(values)
     if n < 2:
         return float("nan"), float("nan")

@@ -1,4 +1,4 @@
-"""The report of a comparison: Markdown, the same as one HTML file, and figures."""
+"""The report of a comparison: figures and text, as Markdown and as one HTML file."""
 
 import base64
 import math
@@ -29,7 +29,7 @@ pre{background:#f6f6f6;padding:.7rem;overflow-x:auto}"""
 
 
 def write_report(comparison: Comparison, measured: Sequence[Measured], command: str) -> Path:
-    """Write report.md, report.html, figures/, and the numbers; the report's folder."""
+    """Write report.md, report.html, figures/ and the numbers; returns the report's folder."""
     folder = comparison.report_folder
     folder.mkdir(parents=True, exist_ok=True)
     results.keep(folder, measured, command, as_plain(comparison))
@@ -50,7 +50,7 @@ def _resampling(comparison: Comparison) -> dict[str, int]:
 
 
 class _Parts:
-    """Paragraphs, tables and figures, one after the other."""
+    """The report's paragraphs, tables and figures, in order."""
 
     def __init__(
         self,
@@ -73,17 +73,20 @@ class _Parts:
 
     def all(self, command: str) -> Iterator[str]:
         arms = list(map(self.c.title, self.c.arms))
-        told = ", ".join(arms) if len(arms) <= _ARMS_IN_TITLE else f"{len(arms)} arms"
-        yield f"# {told}: fidelity at equal L0"
-        yield self._what_was_done()
+        title = ", ".join(arms) if len(arms) <= _ARMS_IN_TITLE else f"{len(arms)} arms"
+        yield f"# {title}: fidelity at equal L0"
+        yield self._setup()
         yield "![FVU and delta LM loss against L0](figures/frontier.png)"
         if not self.l0s:
-            yield f"No L0 of {self.c.at_l0} lies where {self.c.title(self.reference)} has SAEs."
+            yield (
+                f"{self.c.title(self.reference)}, the reference, has no SAEs near any L0 of "
+                f"{self.c.at_l0}."
+            )
         elif self.others:
-            yield "## What it says"
-            yield self._says()
+            yield "## Summary"
+            yield self._summary()
             yield "## Differences"
-            yield self._how_differences_are_taken()
+            yield self._method_of_differences()
             if "difference" in self.drawn:
                 yield "![Differences from the reference](figures/difference.png)"
             yield from (self._differences(metric) for metric in METRICS)
@@ -105,21 +108,21 @@ class _Parts:
         yield self._data()
         yield "## Every SAE"
         yield self._every_sae()
-        yield "## Again"
-        yield self._again(command)
+        yield "## Reproduce"
+        yield self._reproduce(command)
 
-    def _what_was_done(self) -> str:
+    def _setup(self) -> str:
         c, first = self.c, self.measured[0]
         hours = sum(m.record["seconds"]["train"] for m in self._one_of_each_run()) / 3600
         return (
             f"{len(self.measured)} SAEs of {self._widths()} latents at "
             f"`{c.sae.get('site')}` of {c.lm.name} ({c.lm.dtype}), each trained on "
-            f"{first.record['n_tokens']:,} activations. Arms: {len(c.arms)}; SAEs of an arm and a "
+            f"{first.record['n_tokens']:,} activations. Arms: {len(c.arms)}; SAEs per arm and "
             f"seed: {_from_to(map(self.frontiers.n_saes, c.arms))}; seeds: "
             f"{', '.join(map(str, c.seeds))}. A seed sets the initial weights and the order of "
-            "activations, for all arms alike; the tokens are the same for all seeds. Evaluated on "
-            f"{c.evaluation.n_tokens:,} held-out tokens. Training took {hours:.2f} h by the clock, "
-            f"all runs added up; machines: {self._machines()}. This report was drawn with torch "
+            "activations, the same for all arms; all seeds use the same tokens. Evaluated on "
+            f"{c.evaluation.n_tokens:,} held-out tokens. Training took {hours:.2f} h of wall-clock "
+            f"time, summed over all runs; machines: {self._machines()}. Report made with torch "
             f"{torch.__version__}."
         )
 
@@ -135,29 +138,29 @@ class _Parts:
     def _one_of_each_run(self) -> list[Measured]:
         return list({(m.arm, m.seed): m for m in self.measured}.values())
 
-    def _says(self) -> str:
+    def _summary(self) -> str:
         if len(self.c.seeds) == 1:
             return (
-                "One seed cannot tell what an arm does from what its seed does: no difference "
-                "counts as shown. Below they are listed with intervals over documents."
+                "One seed cannot separate the effect of an arm from the effect of its seed: no "
+                "difference counts as shown. The differences below have intervals over documents."
             )
         lines = []
         for arm in self.others:
             for metric, label in METRICS.items():
-                found = {
+                estimates = {
                     l0: self.frontiers.difference(arm, self.reference, metric, l0)
                     for l0 in self.l0s
                 }
-                lines.append(f"- **{self.c.title(arm)}, {label}**: {_verdicts(found)}.")
+                lines.append(f"- **{self.c.title(arm)}, {label}**: {_verdicts(estimates)}.")
         ours = self.c.title(self.reference)
-        return "\n".join([f"Against {ours}, at equal L0:", "", *lines])
+        return "\n".join([f"Compared with {ours}, at equal L0:", "", *lines])
 
-    def _how_differences_are_taken(self) -> str:
+    def _method_of_differences(self) -> str:
         n = len(self.c.seeds)
         intervals = (
             f"two 95 % intervals, both paired: Student's t over the {n} seeds, and a bootstrap of "
-            "seeds and held-out documents. A difference counts as shown (**bold**) where neither "
-            "holds 0."
+            "seeds and held-out documents. A difference counts as shown (**bold**) if both exclude "
+            "0."
             if n > 1
             else "a 95 % interval, paired: a bootstrap of held-out documents."
         )
@@ -168,29 +171,29 @@ class _Parts:
             else ""
         )
         has_logs = all(m.metrics[metric] > 0 for m in self.measured for metric in METRICS)
-        nor = "" if has_logs else " above 0 (`Every SAE` has them as they are)"
+        positive = "" if has_logs else " with a value above 0 (`Every SAE` lists all values)"
         return (
             f"Relative differences from {self.c.title(self.reference)}; negative is better. "
-            "Metrics are interpolated in log-log between an arm's SAEs; a dash is where an arm has "
-            f"none{nor}. In brackets {intervals}{area}"
+            "Metrics are interpolated in log-log between an arm's SAEs; a dash: the arm has no "
+            f"SAEs around that L0{positive}. In brackets: {intervals}{area}"
         )
 
     def _differences(self, metric: str) -> str:
         head = [f"L0 {l0:g}" for l0 in self.l0s] + ["area"] * (len(self.l0s) > 1)
         rows = [[METRICS[metric], *head]]
         for arm in self.others:
-            found = [self.frontiers.difference(arm, self.reference, metric, l0) for l0 in self.l0s]
+            cells = [self.frontiers.difference(arm, self.reference, metric, l0) for l0 in self.l0s]
             if len(self.l0s) > 1:
                 ends = self.l0s[0], self.l0s[-1]
-                found.append(self.frontiers.area(arm, self.reference, metric, *ends))
-            rows.append([self.c.title(arm), *map(_difference_cell, found)])
+                cells.append(self.frontiers.area(arm, self.reference, metric, *ends))
+            rows.append([self.c.title(arm), *map(_difference_cell, cells)])
         return _table(rows)
 
     def _values(self, metric: str) -> str:
         rows = [[METRICS[metric], *(f"L0 {l0:g}" for l0 in self.l0s)]]
         for arm in self.c.arms:
-            found = [self.frontiers.at(arm, metric, l0) for l0 in self.l0s]
-            rows.append([self.c.title(arm), *map(_value_cell, found)])
+            cells = [self.frontiers.at(arm, metric, l0) for l0 in self.l0s]
+            rows.append([self.c.title(arm), *map(_value_cell, cells)])
         return _table(rows)
 
     def _health(self) -> str:
@@ -207,8 +210,8 @@ class _Parts:
                 same = [m.metrics for m in mine if m.name == name]
                 cells = [_spread([x[key] * by for x in same]) for key, (_, by) in names.items()]
                 rows.append([self.c.title(arm), _spread([x["l0"] for x in same]), *cells])
-        said = "Means over seeds; the range in brackets. gamma below 1 is shrinkage."
-        return f"{said}\n\n{_table(rows)}"
+        legend = "Means over seeds; the range in brackets. gamma below 1 is shrinkage."
+        return f"{legend}\n\n{_table(rows)}"
 
     def _thresholds(self) -> Iterator[str]:
         rows = [["arm", "L0", *(f"{100 * share:g} %" for share in results.THRESHOLD_SHARES)]]
@@ -218,8 +221,8 @@ class _Parts:
                 same = [m for m in mine if m.name == name]
                 if not all(m.thresholds for m in same):
                     continue
-                found = map(_spread, zip(*(m.thresholds for m in same), strict=True))
-                rows.append([self.c.title(arm), _spread([m.metrics["l0"] for m in same]), *found])
+                cells = map(_spread, zip(*(m.thresholds for m in same), strict=True))
+                rows.append([self.c.title(arm), _spread([m.metrics["l0"] for m in same]), *cells])
         if len(rows) > 1:
             yield "## Learned thresholds"
             yield (
@@ -232,19 +235,19 @@ class _Parts:
         arms, l0s = {}, {}
         for arm in self.c.arms:
             mine, title = [m for m in chosen if m.arm == arm], self.c.title(arm)
-            found = [causes.read(m) for m in mine]
-            arms[title] = causes.ArmCauses(found, **_resampling(self.c))
+            of_seeds = [causes.read(m) for m in mine]
+            arms[title] = causes.ArmCauses(of_seeds, **_resampling(self.c))
             l0s[title] = _spread([m.metrics["l0"] for m in mine])
         yield f"## Are latents causes? At an L0 of {self.c.causal.l0:g}"
         yield (
             f"At {self.c.causal.n_tokens} held-out tokens, the same for every SAE, latents are "
-            "edited at the token alone, and the prediction there is looked at: m is the logit of "
-            "the correct next token less the mean of all, in a float32 model. The latent tried has "
-            "the largest effect by gradient; the matched latent fires at the same token and writes "
-            "a vector of about the same norm; the random direction has that norm. In brackets what "
-            "95 % of draws of seeds and tokens give; with as few seeds as here these hold all "
-            "seeds, and are no intervals of confidence. Off target is the KL of the next token, "
-            "the correct one left out."
+            "edited at that token only, and the prediction made there is measured: m is the logit "
+            "of the correct next token minus the mean of all logits, in a float32 model. The "
+            "edited latent has the largest effect by gradient; the matched latent fires at the "
+            "same token and writes a vector of about the same norm; the random direction has that "
+            "norm. In brackets: the range of 95 % of the draws of seeds and tokens; with so few "
+            "seeds it covers nearly all seeds, so it is not a confidence interval. Off target: the "
+            "KL of the next token, without the correct one."
         )
         yield "![Sufficiency and necessity](figures/causes.png)"
         plots.draw_causes(self.c.report_folder / "figures" / "causes.png", arms)
@@ -261,13 +264,13 @@ class _Parts:
                 l0 = _spread([m.metrics["l0"] for m in same])
                 pairs = [p for m in same for s, p in m.agreement.items() if s in self.c.seeds]
                 means = [f"{sum(values) / len(pairs):.3f}" for values in zip(*pairs, strict=True)]
-                told = [str(len(pairs) // 2), *(means or ["-", "-"])]
-                rows.append([self.c.title(arm), l0, *told])
-        said = (
-            "For each decoder row of a seed's SAE, the largest cosine with a row of another "
-            "seed's, both ways."
+                cells = [str(len(pairs) // 2), *(means or ["-", "-"])]
+                rows.append([self.c.title(arm), l0, *cells])
+        legend = (
+            "For each decoder row of one seed's SAE: the largest cosine with a row of another "
+            "seed's SAE, in both directions."
         )
-        return f"{said}\n\n{_table(rows)}"
+        return f"{legend}\n\n{_table(rows)}"
 
     def _arms(self) -> str:
         settings = {
@@ -283,18 +286,18 @@ class _Parts:
         limits = self.measured[0].record["harvested"]
         return (
             f"{_documents(self.c.text)}; rows of {self.c.text.context_size} "
-            f"tokens; BOS at the start of each {self.c.text.bos}. Of the training text "
-            f"{limits['kept']:,} positions were kept, {limits['dropped_special']:,} special ones "
-            f"and {limits['dropped_outliers']:,} norm outliers dropped; the same rules hold in the "
-            f"evaluation. Shuffled in buckets of {self.c.shuffle.bucket_tokens:,}."
+            f"tokens; BOS at the start of each {self.c.text.bos}. Positions of the training text: "
+            f"{limits['kept']:,} kept, {limits['dropped_special']:,} special tokens and "
+            f"{limits['dropped_outliers']:,} norm outliers dropped; the evaluation follows the "
+            f"same rules. Shuffled in buckets of {self.c.shuffle.bucket_tokens:,}."
             f"{self._harvests()}"
         )
 
     def _harvests(self) -> str:
-        """How many harvests there were, by their norm limits, which come from the same rows."""
-        found = [m.record["harvested"]["norm_limits"] for m in self.measured]
-        common = sorted(set.intersection(*map(set, found)))  # arms may read more than one site
-        counts = Counter(tuple(limits[site] for site in common) for limits in found)
+        """The number of harvests; their norm limits tell them apart, as all use the same rows."""
+        of_saes = [m.record["harvested"]["norm_limits"] for m in self.measured]
+        common = sorted(set.intersection(*map(set, of_saes)))  # arms may read more than one site
+        counts = Counter(tuple(limits[site] for site in common) for limits in of_saes)
         if len(counts) == 1:
             return ""
         limits = "; ".join(
@@ -302,9 +305,9 @@ class _Parts:
             for limits, n in counts.most_common()
         )
         return (
-            f" It was harvested {len(counts)} times, and rounded otherwise (norms from which "
-            f"outliers were dropped: {limits}), so that activations are the same up to rounding "
-            "only."
+            f" The text was harvested {len(counts)} times with different rounding (norm limits "
+            f"above which outliers were dropped: {limits}), so activations are equal only up to "
+            "rounding."
         )
 
     def _every_sae(self) -> str:
@@ -315,7 +318,7 @@ class _Parts:
             rows.append([m.arm, m.name, str(m.seed), *cells])
         return _table(rows)
 
-    def _again(self, command: str) -> str:
+    def _reproduce(self, command: str) -> str:
         arm = self.others[0] if self.others else self.reference
         one = (
             f"{command} --only '[{arm}]' --seeds '[{self.c.seeds[0]}]' "
@@ -323,11 +326,11 @@ class _Parts:
         )
         return (
             f"The command:\n\n```\n{command}\n```\n\n`results.json` and `results.safetensors`, "
-            "beside this report, keep what was measured of every SAE. What they hold the command "
-            "does not train again: it does what is missing, and draws the report. With another "
-            "`--training.output_dir` and `--report` everything is done anew, as here one arm with "
-            "one seed, which gives the same numbers on a machine of the same kind, however many "
-            f"threads it has:\n\n```\n{one}\n```"
+            "beside this report, hold the measurements of every SAE. The command trains only SAEs "
+            "that they lack, and writes the report. Another `--training.output_dir` and `--report` "
+            "start from nothing: the next command trains one arm with one seed, and gives the same "
+            "numbers on a machine of the same kind with any number of threads:\n\n"
+            f"```\n{one}\n```"
         )
 
 
@@ -336,23 +339,23 @@ def _from_to(counts: Iterable[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _verdicts(found: dict[float, Estimate]) -> str:
-    """One clause for each run of L0s with the same verdict."""
+def _verdicts(estimates: dict[float, Estimate]) -> str:
+    """One clause for each verdict, with the L0s that share it."""
     by_kind: dict[str, list[float]] = {}
-    for l0, e in found.items():
+    for l0, e in estimates.items():
         if math.isnan(e.value):
             continue
         kind = "no difference shown" if e.holds_0 else "better" if e.value < 0 else "worse"
         by_kind.setdefault(kind, []).append(l0)
     clauses = []
     for kind, l0s in by_kind.items():
-        by = "" if kind == "no difference shown" else f" by {_range(found, l0s)}"
+        by = "" if kind == "no difference shown" else f" by {_range(estimates, l0s)}"
         clauses.append(f"{kind}{by} at L0 {', '.join(f'{l0:g}' for l0 in l0s)}")
     return "; ".join(clauses) or "no SAEs at these L0s"
 
 
-def _range(found: dict[float, Estimate], l0s: Sequence[float]) -> str:
-    percents = sorted(abs(100 * math.expm1(found[l0].value)) for l0 in l0s)
+def _range(estimates: dict[float, Estimate], l0s: Sequence[float]) -> str:
+    percents = sorted(abs(100 * math.expm1(estimates[l0].value)) for l0 in l0s)
     low, high = f"{percents[0]:.1f}", f"{percents[-1]:.1f}"
     return f"{low} %" if low == high else f"{low} to {high} %"
 
@@ -360,9 +363,9 @@ def _range(found: dict[float, Estimate], l0s: Sequence[float]) -> str:
 def _difference_cell(e: Estimate) -> str:
     if math.isnan(e.value):
         return "-"
-    told = [f"{_percent(low)} to {_percent(high)}" for low, high in e[1:] if not math.isnan(low)]
+    sides = [f"{_percent(low)} to {_percent(high)}" for low, high in e[1:] if not math.isnan(low)]
     value = f"{_percent(e.value)} %"
-    return f"{value if e.holds_0 else f'**{value}**'} ({'; '.join(told)})"
+    return f"{value if e.holds_0 else f'**{value}**'} ({'; '.join(sides)})"
 
 
 def _percent(log_ratio: float) -> str:
@@ -387,12 +390,11 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _documents(text: TextArguments) -> str:
-    """The documents on each side; for a data set on the Hub only its name, since reading it is
-    slow."""
-    split = f"`{text.dataset}`, split by document before anything is tokenised"
+    """The documents on each side. Of a Hub data set only the name: reading it is slow."""
+    split = f"`{text.dataset}`, split by document before tokenisation"
     if is_hub(text.dataset):
         return (
-            f"{split} (configuration {text.dataset_config or 'of its own'}, split "
+            f"{split} (configuration {text.dataset_config or 'by default'}, split "
             f"{text.dataset_split}, revision {text.dataset_revision or 'main'}; by a hash of their "
             f"text, {100 * text.held_out_fraction:g} % held out)"
         )
@@ -413,7 +415,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _html(text: str, folder: Path) -> str:
-    """The Markdown as one file, its figures inside."""
+    """The report as one HTML file with its figures inside."""
     from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark").enable("table").render(text)

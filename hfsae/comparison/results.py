@@ -1,8 +1,8 @@
-"""The measurements of each SAE of a comparison: kept in its folder, and in the report's.
+"""The measurements of each SAE of a comparison, in its own folder and in the report's folder.
 
-The report's copy is small and outlives the weights. SAEs in it need not be trained again, so a
-comparison may be done in parts: by several machines, or with an arm or a seed added later. (The
-sparsities of an arm and a seed are one training run: another one needs an output_dir of its own.)
+The report's copy is small and outlives the weights. Its SAEs are not trained again, so a comparison
+can grow in parts: on several machines, or by an arm or a seed added later. (All sparsities of one
+arm and seed are one training run: to add a sparsity, set another output_dir.)
 """
 
 import json
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 CAUSES = "causes.safetensors"
 THRESHOLD_SHARES = (0.01, 0.25, 0.5, 0.75, 0.99)
 _ROWS_AT_ONCE = 4096  # of a dictionary, compared at a time with all rows of another
-MATCHED = 0.7  # cosine above which two latents of different seeds count as the same
+MATCHED = 0.7  # cosine above which latents of two seeds count as the same
 _DOCUMENTS = "documents.safetensors"
 _TENSORS, _NUMBERS = "results.safetensors", "results.json"
 _RECORDED = ("sae_as_trained", "harvested", "n_tokens", "seconds")
@@ -53,26 +53,26 @@ class Measured(NamedTuple):
     seed: int
     name: str
     value: float
-    """value of the field that its arm sweeps"""
+    """value of the swept field"""
     folder: Path
-    """folder of its weights, if they are here"""
+    """folder of its weights, which may be missing"""
     metrics: dict[str, float]
     sums: dict[str, Float[Tensor, " documents"]]
-    """by document, as "fidelity.error" """
+    """sums by document, with names such as "fidelity.error" """
     record: dict[str, Any]
-    """of its training run"""
+    """record of its training run"""
     recipe: Mapping[str, Any] = {}
-    """what it was trained and evaluated with"""
+    """settings of its training and evaluation"""
     thresholds: tuple[float, ...] = ()
-    """at THRESHOLD_SHARES of the latents, in units of x/c, where they are learned"""
+    """quantiles of learned thresholds at THRESHOLD_SHARES, in units of x/c; else empty"""
     agreement: Mapping[int, tuple[float, float]] = {}
-    """by another seed: mean of the decoder rows' best cosines with its rows, share > MATCHED"""
+    """for each other seed: mean of the decoder rows' best cosines with its rows, share > MATCHED"""
     causes: Mapping[str, Tensor] = {}
     causes_args: str = ""
 
     @property
     def key(self) -> Key:
-        """Arm, seed and name, which identify it."""
+        """Arm, seed and name: they identify the SAE."""
         return self.arm, self.seed, self.name
 
     @property
@@ -82,7 +82,7 @@ class Measured(NamedTuple):
 
 
 def write(result: EvaluationResult, run: ArmRun, name: str) -> None:
-    """Save a result; evaluation.json comes last, so that its presence means that all is there."""
+    """Save a result. evaluation.json is written last: if it exists, the result is complete."""
     folder = run.folders[name]
     text = evaluation_text(result, folder)
     sums = {
@@ -90,18 +90,20 @@ def write(result: EvaluationResult, run: ArmRun, name: str) -> None:
         for table, columns in result.of_documents.items()
         for name, values in columns.items()
     }
-    write_tensors(folder / _DOCUMENTS, sums, {"with": _told(run, name), "of": _digest(text)})
+    write_tensors(
+        folder / _DOCUMENTS, sums, {"with": _evaluation_settings(run, name), "of": _digest(text)}
+    )
     write_whole(folder / "evaluation.json", text)
 
 
 def is_known(run: ArmRun, name: str, kept: Mapping[Key, Measured]) -> bool:
-    """Whether the result of one SAE is kept by a report, or in its folder."""
+    """Whether the report or the SAE's folder holds its result."""
     return (run.arm, run.seed, name) in kept or is_measured(run, name)
 
 
 def is_measured(run: ArmRun, name: str) -> bool:
-    """Whether both files of a result are there, from one evaluation of the weights there (if they
-    still are) with this recipe."""
+    """Whether the SAE's folder holds both files of a result, from one evaluation with this recipe
+    of the folder's weights (which may be gone)."""
     evaluation, sums = (run.folders[name] / file for file in ("evaluation.json", _DOCUMENTS))
     if not (evaluation.is_file() and sums.is_file()):
         return False
@@ -109,11 +111,11 @@ def is_measured(run: ArmRun, name: str) -> bool:
         return False
     _, made = read_tensors(sums)
     text = evaluation.read_text(encoding="utf-8", errors="replace")
-    same = {"with": _told(run, name), "of": _digest(text)}
+    same = {"with": _evaluation_settings(run, name), "of": _digest(text)}
     return all(made.get(key, value) == value for key, value in same.items())
 
 
-def _told(run: ArmRun, name: str) -> str:
+def _evaluation_settings(run: ArmRun, name: str) -> str:
     return json.dumps(what_matters(run.recipe, name)["evaluation"], sort_keys=True)
 
 
@@ -125,21 +127,21 @@ def read(runs: Iterable[ArmRun], kept: Mapping[Key, Measured]) -> list[Measured]
     """All SAEs of these runs, from their folders or else from a report's copy.
 
     Raises:
-        ValueError: a file is damaged, or they were not evaluated on the same documents.
+        ValueError: a file is damaged, or two SAEs were evaluated on different documents.
     """
-    known = (
+    saes = (
         (run, name, kept.get((run.arm, run.seed, name))) for run in runs for name in run.folders
     )
-    found = _with_agreement([_read(*each) for each in known])
-    first = found[0]
-    for other in found[1:]:
+    measured = _with_agreement([_read(*each) for each in saes])
+    first = measured[0]
+    for other in measured[1:]:
         for key in ("fidelity.tokens", "losses.tokens"):
             if not torch.equal(first.sums[key], other.sums[key]):
                 raise Refused(
                     f"{first.folder} and {other.folder} were evaluated on different documents; "
-                    "delete both files evaluation.json and run the comparison again"
+                    "delete evaluation.json in both folders and run the comparison again"
                 )
-    return found
+    return measured
 
 
 def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
@@ -175,7 +177,7 @@ def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kept_causes(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, str]]:
-    """Causal measurements of the weights in a folder, and their arguments; empty without any."""
+    """Causal measurements of the weights in a folder, and their arguments; empty if not made."""
     is_there = (folder / CAUSES).is_file() and not any(of_others(folder, [CAUSES]))
     return read_tensors(folder / CAUSES) if is_there else ({}, {})
 
@@ -193,18 +195,18 @@ def _thresholds(folder: Path, scale: float) -> tuple[float, ...]:
 
 
 def _with_agreement(measured: Sequence[Measured]) -> list[Measured]:
-    """Matches between all SAEs whose weights are here; for others, the known ones."""
+    """The SAEs with matches between all whose weights exist; others keep the recorded matches."""
     groups: dict[tuple[str, str], list[Measured]] = {}
     for m in measured:
         groups.setdefault((m.arm, m.name), []).append(m)
-    found = {}
+    agreement = {}
     for same in groups.values():
-        here = [m for m in same if is_sae(m.folder)] if len(same) > 1 else []
-        rows = {m.seed: _decoder_rows(m.folder) for m in here}
-        for m in here:
+        with_weights = [m for m in same if is_sae(m.folder)] if len(same) > 1 else []
+        rows = {m.seed: _decoder_rows(m.folder) for m in with_weights}
+        for m in with_weights:
             new = {s: _matched(rows[m.seed], other) for s, other in rows.items() if s != m.seed}
-            found[m.key] = {**m.agreement, **new}
-    return [m._replace(agreement=found.get(m.key, m.agreement)) for m in measured]
+            agreement[m.key] = {**m.agreement, **new}
+    return [m._replace(agreement=agreement.get(m.key, m.agreement)) for m in measured]
 
 
 def _decoder_rows(folder: Path) -> Float[Tensor, "d_sae d_out"]:
@@ -218,8 +220,8 @@ def _matched(rows: Tensor, others: Tensor) -> tuple[float, float]:
 
 
 def keep(report: Path, measured: Sequence[Measured], command: str, recipe: dict[str, Any]) -> None:
-    """Write results.json and results.safetensors; other contents stay, except SAEs of the same arm
-    and seed that were trained with another recipe."""
+    """Write results.json and results.safetensors. Other SAEs in them stay, except those of the same
+    arm and seed with another recipe."""
     everything = [*measured, *_staying(_kept(report), measured)]
     tensors = {
         f"{_prefix(m.key)}{part}/{name}": tensor
@@ -251,27 +253,28 @@ def _staying(kept: Mapping[Key, Measured], measured: Sequence[Measured]) -> Iter
 
 
 def kept(report: Path, runs: Iterable[ArmRun]) -> dict[Key, Measured]:
-    """The results of these runs in a report's folder, if measured with the same recipes.
+    """The results of these runs in a report's folder that have the same recipes.
 
     Raises:
         ValueError: a file is damaged.
     """
-    found = _kept(report)
+    everything = _kept(report)
     same = {}
     for run in runs:
         for name in run.folders:
-            m = found.get((run.arm, run.seed, name))
-            if m and not _says_differs(m, run, report):
+            m = everything.get((run.arm, run.seed, name))
+            if m and not _differs(m, run, report):
                 same[m.key] = m
     return same
 
 
-def _says_differs(m: Measured, run: ArmRun, report: Path) -> bool:
-    found = next(differences({**m.recipe}, what_matters(run.recipe, m.name)), None)
-    if found:
-        told = "%s: %s of another recipe, left out (%s was %s, is %s)"
-        logger.info(told, report, "/".join(map(str, m.key)), *found)
-    return found is not None
+def _differs(m: Measured, run: ArmRun, report: Path) -> bool:
+    """Whether a result has another recipe than the run; logs the first difference."""
+    difference = next(differences({**m.recipe}, what_matters(run.recipe, m.name)), None)
+    if difference:
+        sentence = "%s: %s has another recipe and is left out (%s was %s, is %s)"
+        logger.info(sentence, report, "/".join(map(str, m.key)), *difference)
+    return difference is not None
 
 
 def _kept(report: Path) -> dict[Key, Measured]:
@@ -280,10 +283,10 @@ def _kept(report: Path) -> dict[Key, Measured]:
     tensors, _ = read_tensors(report / _TENSORS)
     numbers = read_json(report / _NUMBERS)
     try:
-        found = [_from_plain(plain, numbers["recipes"], tensors) for plain in numbers["saes"]]
+        saes = [_from_plain(plain, numbers["recipes"], tensors) for plain in numbers["saes"]]
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(damaged(report / _NUMBERS, f"{type(error).__name__}: {error}")) from error
-    return {m.key: m for m in found if m.sums}
+    return {m.key: m for m in saes if m.sums}
 
 
 def _plain(m: Measured) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Train and evaluate what a comparison lacks; existing results stay."""
+"""Train and evaluate the missing SAEs of a comparison; existing results stay."""
 
 import json
 import logging
@@ -39,14 +39,14 @@ logger = logging.getLogger(__name__)
 
 
 def compare(comparison: Comparison, command: str = "") -> Path:
-    """Do everything that is not done yet, seed by seed, and write the report; the report's folder.
+    """Train and evaluate missing SAEs, seed by seed, and write the report; returns its folder.
 
     Raises:
-        ValueError: anything invalid in the comparison, before anything is trained.
+        ValueError: the comparison has an invalid setting; checked before any training.
     """
     sum_products_in_float32()
     runs = list(arm_runs(comparison))
-    _refuse_what_cannot_be(comparison, runs)
+    _refuse_invalid(comparison, runs)
     kept = results.kept(comparison.report_folder, runs)
     missing = [r for r in runs if not all(results.is_known(r, name, kept) for name in r.folders)]
     if missing:
@@ -61,7 +61,7 @@ def compare(comparison: Comparison, command: str = "") -> Path:
     if comparison.causal.n_tokens:
         _intervene(comparison, runs[0], measured)
         measured = results.read(runs, kept)
-    # Other parts of the comparison may end at the same time: each adds to the report's folder.
+    # Other parts of the comparison may end at the same time and write to the same report.
     with locked(comparison.report_folder, wait=True):
         sweep(comparison.report_folder)
         report = write_report(comparison, measured, command)
@@ -70,11 +70,11 @@ def compare(comparison: Comparison, command: str = "") -> Path:
 
 
 def _link(comparison: Comparison, measured: Sequence[results.Measured], report: Path) -> None:
-    """Write into the cards what their SAEs were compared with, and where the report is."""
+    """Write the comparison's arms and the link to the report into the SAEs' cards."""
     arms = [comparison.title(arm) for arm in comparison.arms]
     for m in measured:
         path = m.folder / "training.json"
-        if not path.is_file():  # only in the report
+        if not path.is_file():  # the SAE is in the report only
             continue
         href = comparison.report_url or os.path.relpath(report / "report.md", m.folder)
         compared = {"arm": comparison.title(m.arm), "arms": arms, "report": href}
@@ -93,19 +93,19 @@ def _intervene(comparison: Comparison, run: ArmRun, measured: Sequence[results.M
     causes.measure_missing(chosen, run.recipe, load_precisely, comparison.causal)
 
 
-def _refuse_what_cannot_be(comparison: Comparison, runs: Sequence[ArmRun]) -> None:
+def _refuse_invalid(comparison: Comparison, runs: Sequence[ArmRun]) -> None:
     if comparison.evaluation.n_tokens == 0:
         raise Refused(
-            "evaluation.n_tokens is 0, but a comparison needs evaluations; give 1 or more"
+            "evaluation.n_tokens is 0, but a comparison evaluates its SAEs; give 1 or more"
         )
     if make_accelerator(comparison.training).num_processes > 1:
         raise Refused(
-            "a comparison runs in one process; start it without a launcher, and share it out with "
+            "a comparison runs in one process; start it without a launcher, and divide it with "
             "--only and --seeds"
         )
     targets: dict[str, str] = {}  # site: the first arm that writes there
     for each in runs:
-        if each.seed == comparison.seeds[0]:  # invalid anywhere, before clashes here
+        if each.seed == comparison.seeds[0]:  # invalid settings, before clashes with a folder
             _, configs = check(each.recipe)
             for config in configs.values():
                 targets.setdefault(config.places[1], each.arm)
@@ -129,14 +129,14 @@ def _train_and_evaluate(runs: Sequence[ArmRun], loaded: LoadedLM, title: str, co
 def _train_and_evaluate_alone(
     runs: Sequence[ArmRun], loaded: LoadedLM, title: str, command: str
 ) -> None:
-    wanted: dict[str, tuple[ArmRun, str]] = {}
+    saes_of_runs: dict[str, tuple[ArmRun, str]] = {}
     for i, each in enumerate(runs, start=1):
         logger.info("%s, arm %s (%d of %d)", title, each.arm, i, len(runs))
         _train(each, loaded, command)
-        wanted |= {f"{each.arm}/{name}": (each, name) for name in each.folders}
-        # so that `hfsae train` of this file gives the same numbers
+        saes_of_runs |= {f"{each.arm}/{name}": (each, name) for name in each.folders}
+        # With this file, `hfsae train` gives the same numbers.
         save_recipe(Path(each.recipe.training.output_dir), as_plain(each.recipe))
-    missing = {key: of for key, of in wanted.items() if not results.is_measured(*of)}
+    missing = {key: of for key, of in saes_of_runs.items() if not results.is_measured(*of)}
     folders = {key: each.folders[name] for key, (each, name) in missing.items()}
     device = cast(Any, loaded.lm.device)
     saes = {key: load_trained(folder).to(device) for key, folder in folders.items()}
@@ -150,7 +150,7 @@ def _train_and_evaluate_alone(
 
 
 def _train(each: ArmRun, loaded: LoadedLM, command: str) -> None:
-    """All SAEs of a run; without evaluation, which those of all arms share."""
+    """Train all SAEs of a run. Evaluation comes later, for all arms together."""
     is_left = Path(each.recipe.training.output_dir, "checkpoints").exists()
     made = (f / file for f in each.folders.values() for file in ("config.json", PROBE))
     if all(path.is_file() for path in made) and not is_left:

@@ -1,4 +1,4 @@
-"""What an SAE is worth, measured on a language model."""
+"""The fidelity and causal effects of an SAE, measured on a language model."""
 
 from .fidelity import evaluate as evaluate
 from .fidelity import evaluate_all as evaluate_all

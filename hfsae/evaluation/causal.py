@@ -1,18 +1,17 @@
-"""Whether latents are causes: they are ablated, doubled, kept and removed beside matched controls.
+"""Tests whether latents are causes: ablates, doubles, keeps and removes them beside controls.
 
-At one token of a text, all before it as it is, the activation's latents f are edited and the error
-is held fixed. Measured is the prediction made there:
+The latents f of one token's activation are edited; earlier tokens are unchanged, and the SAE's
+error is held fixed. Measures of the prediction made at that token:
 
-    m            logit of the correct next token less the mean of all logits
-    off-target   KL(as it is || edited) of the next token, the correct one left out of both
+    m            logit of the correct next token minus the mean of all logits
+    off-target   KL(clean || edited) of the next token, the correct one left out of both
 
-The latent that is tried has the largest |effect| by gradient, |f_i W_dec_i . dm/dx|. Two controls
-say what a push of its size does in any case: another latent that fires at this token, the one whose
-vector f_j W_dec_j is nearest in norm, and a random direction of its norm. As norms differ a little,
-effects are best quoted by norm.
+The edited latent has the largest |effect| by gradient, |f_i W_dec_i . dm/dx|. Two controls show the
+effect of any push of its size: another latent that fires at this token, with f_j W_dec_j nearest in
+norm, and a random direction of the same norm. Norms differ a little, so quote effects per norm.
 
-Sufficiency is what the n latents largest by |effect| give alone, necessity what is lost without
-them, both as shares of m(f) - m(0); the controls are n latents in random order.
+Sufficiency is the part of m that the n latents largest by |effect| give alone, necessity the part
+lost without them, both as shares of m(f) - m(0). The controls are n latents in random order.
 """
 
 import copy
@@ -39,15 +38,15 @@ class CausalControl(NamedTuple):
     """One number for each token; NaN where fewer than two latents fire."""
 
     change: Float[Tensor, "actions kinds tokens"]
-    """of m, in logits: edited less as it is"""
+    """m edited - m clean, logits"""
     off_target: Float[Tensor, "actions kinds tokens"]
     """nats"""
     norm: Float[Tensor, "kinds tokens"]
-    """of what was taken away or added, raw units"""
+    """norm of the vector that was removed or added, raw units"""
     alone: Float[Tensor, "orders counts tokens"]
-    """m with n latents only, less m(0)"""
+    """m with n latents only - m(0)"""
     without: Float[Tensor, "orders counts tokens"]
-    """m(f) less m without the n latents"""
+    """m(f) - m without the n latents"""
     whole: Float[Tensor, " tokens"]
     """m(f) - m(0)"""
 
@@ -62,28 +61,28 @@ def causal_control(
     seed: int = 0,
     spare_tokens: Sequence[int] | None = None,
 ) -> CausalControl:
-    """Interventions at random tokens; the same ones for every SAE.
+    """Interventions at random tokens, the same tokens for every SAE.
 
     Args:
-        lm: in float32, if effects of a hundredth of a logit matter.
-        n_tokens: drawn without replacement from those that are not spared and have a next one.
-        counts: n of the two curves.
-        spare_tokens: ids that are not drawn; None: the model's BOS, EOS and padding.
+        lm: use float32 if effects of a hundredth of a logit matter.
+        n_tokens: number of tokens, drawn without replacement; each has a next token.
+        counts: values of n for the curves `alone` and `without`.
+        spare_tokens: ids that are never drawn; None: the model's BOS, EOS and padding.
     """
     ids = input_ids.to(lm.device)
     spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
     drawn = random_places(ids, n_tokens, spare_tokens=spare, seed=seed)
     if not len(drawn):
         raise Refused(
-            f"no token to intervene at: of {ids.numel()} tokens none is unspared and followed by "
-            "another; give more text"
+            f"no token to intervene at: all {ids.numel()} tokens are spared or have no next token; "
+            "give more text"
         )
     generator = torch.Generator().manual_seed(seed)
-    found = [
+    by_token = [
         _at(lm, sae, ids[row, : position + 2], counts, generator)
         for row, position in drawn.tolist()
     ]
-    return CausalControl(*(torch.stack(each, dim=-1) for each in zip(*found, strict=True)))
+    return CausalControl(*(torch.stack(each, dim=-1) for each in zip(*by_token, strict=True)))
 
 
 def _at(
@@ -93,7 +92,7 @@ def _at(
     counts: Sequence[int],
     generator: torch.Generator,
 ) -> CausalControl:
-    """Of one token, the last but one of `ids`; the last is the correct next one."""
+    """Interventions at the last but one of `ids`; the last is the correct next token."""
     run = _LastToken(lm, sae, ids)
     vectors = run.vectors()
     if len(vectors) < 2:
@@ -126,11 +125,11 @@ def _nothing(n_counts: int) -> CausalControl:
 
 
 class _LastToken:
-    """A text up to a token, the passes before it kept, and what changes of x there do to m."""
+    """The last token of a text, with a KV cache of the tokens before it, and edits of x there."""
 
     def __init__(self, lm: PreTrainedModel, sae: SAE, ids: Int[Tensor, " n"]) -> None:
         self.lm, self.sae, self.answer = lm, sae, int(ids[-1])
-        self.here = ids[None, -2:-1]
+        self.token = ids[None, -2:-1]
         self._cache_name = cache_name(lm)
         self._cache = None
         if len(ids) > 2:
@@ -138,17 +137,17 @@ class _LastToken:
                 self._cache = lm(ids[None, :-2], use_cache=True)[self._cache_name]
 
     def _logits(self, rows: int) -> Float[Tensor, "rows vocab"]:
-        cache = copy.deepcopy(self._cache)  # a pass writes to it
+        cache = copy.deepcopy(self._cache)  # a forward pass writes to its cache
         if cache is not None and rows > 1:
             cache.batch_repeat_interleave(rows)
-        given = {self._cache_name: cache, "use_cache": True}
-        return self.lm(self.here.expand(rows, -1), **given).logits[:, -1].float()
+        options = {self._cache_name: cache, "use_cache": True}
+        return self.lm(self.token.expand(rows, -1), **options).logits[:, -1].float()
 
     def _m(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
         return logits[:, self.answer] - logits.mean(dim=-1)
 
     def vectors(self) -> Float[Tensor, "n d_out"]:
-        """What each latent that fires writes; by |effect| in the gradient's estimate."""
+        """The vector that each firing latent writes, sorted by |effect| (estimated by gradient)."""
         kept: list[Tensor] = []
 
         def write(moment: Moment) -> Tensor:
@@ -173,7 +172,7 @@ class _LastToken:
     def edited(
         self, changes: Float[Tensor, "rows d_out"]
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """m, and the off-target KL from the first row, with x + change."""
+        """m and the off-target KL of x + change, for each row; the KL compares with row 0."""
 
         def write(moment: Moment) -> Tensor:
             return moment.target + changes[:, None].to(moment.target)

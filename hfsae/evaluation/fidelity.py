@@ -1,14 +1,14 @@
-"""Splice an SAE into its language model and measure what is lost.
+"""Splice an SAE into its language model and measure the loss of fidelity.
 
-Four runs ("arms") on the same rows: *clean*; *spliced*, the reconstruction in the place of the
-activation at the target site; *zero* and *mean*, a constant there. Kept positions are those of
-`TokenBatch.keep` whose clean activations lie within `norm_limits`. The same mask governs every arm,
+Four runs ("arms") on the same rows: *clean*; *spliced*, with the reconstruction in the place of the
+activation at the target site; *zero* and *mean*, with a constant there. Kept positions are those of
+`TokenBatch.keep` whose clean activations lie within `norm_limits`. Every arm uses the same mask,
 twice: other positions (BOS, other special tokens, outliers) keep the LM's own activation, and do
-not count. A prediction counts where a kept position predicts a next token of its own document in
-its row; the number of those is smaller than that of kept tokens.
+not count. A prediction counts if a kept position predicts the next token, of the same document and
+row; there are fewer counted predictions than kept tokens.
 
-The zero arm is therefore not one that zeroes BOS too, which breaks attention sinks, raises its loss
-and so flatters `loss_recovered_zero`.
+So the zero arm does not zero BOS: that would break attention sinks, raise the arm's loss and
+flatter `loss_recovered_zero`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,12 +34,12 @@ logger = getLogger(__name__)
 
 
 def counted_predictions(batch: TokenBatch) -> Bool[Tensor, "rows ctx_minus_1"]:
-    """Where a kept position predicts a token of its own document."""
+    """True where a kept position predicts a token of its own document."""
     return batch.keep[:, :-1] & (batch.document[:, :-1] == batch.document[:, 1:])
 
 
-_FAR = 0.12  # of L0, from its target
-_FEW = 1000  # tokens, on which L0 says little
+_FAR = 0.12  # relative distance of L0 from its target
+_FEW = 1000  # tokens: too few for a reliable L0
 
 
 @torch.no_grad()
@@ -54,26 +54,26 @@ def evaluate(
     norm_limits: Mapping[str, float] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> EvaluationResult:
-    """Fidelity of an SAE (of its reconstructions, and of the LM that runs on them) with intervals.
+    """Fidelity of an SAE's reconstructions, and of the LM running on them, with intervals.
 
         result = hfsae.evaluate(lm, sae, ["one document", "another", ...])
         print(result.table())
 
-    The token rows used are held in memory (17 bytes a token), since they are read twice: for the
-    mean of the kept activations, by runs that stop at the site, and then for the arms. Logits
-    [rows, ctx, vocab] exist for the clean arm and one other at a time, in the LM's dtype; float32
+    Token rows stay in memory (17 bytes a token), since they are read twice: for the mean of the
+    kept activations, by runs that stop at the site, and then for the arms. Logits [rows, ctx,
+    vocab] exist for the clean arm and one other arm at a time, in the LM's dtype; float32
     log-probabilities for one row at a time.
 
     Args:
         lm: A causal language model in eval mode.
         text: Documents as strings, a `TextArguments` with held-out documents, or rows of tokens
-            (`TokenBatch`), as `PackedRows` gives them.
-        tokenizer: For text; None: that which `hfsae.load_lm` loaded with the model.
-        sae: Anything with `encode`, `decode` and `config.site`; with a `config.target_site` of its
-            own it reads one place and is compared with, and replaces, the other.
-        mean: For mean ablation, instead of the evaluation set's own; saves the first reading.
+            (`TokenBatch`), for example from `PackedRows`.
+        tokenizer: For text; None: the tokenizer that `hfsae.load_lm` loaded with the model.
+        sae: Anything with `encode`, `decode` and `config.site`; if its `config.target_site`
+            differs, it reads `site`, and its reconstructions replace `target_site`.
+        mean: For mean ablation, instead of the evaluation set's mean; saves the first reading.
         norm_limits: Largest norm of a kept activation, by site, as in `Harvester.norm_limits`.
-        progress: Called after each batch with the tokens (in `keep`) done so far.
+        progress: Called after each batch with the number of tokens (in `keep`) so far.
 
     Raises:
         ValueError: no site in the SAE's config, an LM in training mode, no token kept, or NaN or
@@ -96,25 +96,25 @@ def evaluate_all(
     norm_limits: Mapping[str, float] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, EvaluationResult]:
-    """`evaluate` for several SAEs of one target site, by name: the same results, but the clean arm
-    and both ablations run once for all.
+    """`evaluate` for several SAEs of one target site, by name: same results, but all SAEs share
+    one run of the clean arm and of both ablations.
 
     Raises:
-        ValueError: as `evaluate`; the SAEs are of several target sites, or there is none.
+        ValueError: as in `evaluate`; or the SAEs have several target sites, or there is no SAE.
     """
     refuse_sae_first("evaluation.evaluate_all", lm)
     args = args or EvaluationArguments()
     target_sites = {places_of(sae.config)[1] for sae in saes.values()}
     if len(target_sites) != 1:
         raise Refused(
-            f"these SAEs are of {len(target_sites)} target sites ({', '.join(sorted(target_sites))}"
-            "); evaluate those of one site at a time"
+            f"these SAEs have {len(target_sites)} target sites ({', '.join(sorted(target_sites))}"
+            "); evaluate the SAEs of one site at a time"
         )
     for sae in saes.values():
         contract.check(sae.config, lm)
     (target_site,) = target_sites
     if lm.training:
-        raise Refused("the LM is in training mode, where dropout differs by arm; call lm.eval()")
+        raise Refused("the LM is in training mode: dropout differs between arms; call lm.eval()")
     rows, limits = list(_first_tokens(batches, args.n_tokens)), dict(norm_limits or {})
     source = "given by the caller"
     if mean is None:
@@ -134,18 +134,18 @@ def evaluate_all(
 
 
 def _far(sae: Any, result: EvaluationResult) -> str:
-    """A sentence where the text is far from what the SAE was trained on; "" where it is not.
+    """A warning if L0 suggests that the text is unlike the SAE's training text; else "".
 
-    Texts of other kinds were seen to give an L0 13 to 45 % above the target, where held-out ones of
-    the same kind stay within a few per cent.
+    In measurements, texts of other kinds gave an L0 13 to 45 % above the target; held-out texts of
+    the same kind stay within a few per cent of it.
     """
     config, l0 = sae.config, result.metrics["l0"].value
     target = getattr(config, "l0_goal", None)
     if not target or abs(l0 / target - 1) <= _FAR or result.n_tokens < _FEW:
         return ""
     return (
-        f"L0 is {l0:.1f} on this text, {l0 / target - 1:+.0%} off the {target} that the SAE was "
-        "trained for: the text is unlike its training text, or the SAE was not trained to the end"
+        f"L0 is {l0:.1f} on this text, {l0 / target - 1:+.0%} off the SAE's target of {target}: "
+        "the text is unlike its training text, or its training ended too early"
     )
 
 
@@ -181,7 +181,7 @@ def mean_activation(
     *,
     norm_limits: Mapping[str, float] | None = None,
 ) -> Float[Tensor, " d"]:
-    """Mean of the kept activations at a site, float64 on the CPU; stops each run at the site.
+    """Mean of the kept activations at a site, float64 on the CPU; each run stops at the site.
 
     Raises:
         ValueError: no token is kept.
@@ -198,7 +198,7 @@ def mean_activation(
 
 
 def _first_tokens(batches: Iterable[TokenBatch], n: int | None) -> Iterator[TokenBatch]:
-    """The first rows that hold n kept tokens: the same set whatever the batch size."""
+    """The first rows that hold n kept tokens: the same rows for every batch size."""
     seen = 0
     for batch in batches:
         kept = batch.keep.sum(dim=1)
@@ -212,7 +212,7 @@ def _first_tokens(batches: Iterable[TokenBatch], n: int | None) -> Iterator[Toke
 
 
 class _Arms:
-    """Runs the arms on batch after batch and sums what they give, for each SAE."""
+    """Runs the arms batch by batch, and sums their fidelity and losses for each SAE."""
 
     def __init__(
         self,
@@ -272,8 +272,8 @@ class _Arms:
             if not recons[-1].isfinite().all():
                 raise Refused(
                     f"SAE {name!r} reconstructs NaN or infinity from finite activations: its "
-                    f"weights are damaged, or {str(target.dtype).removeprefix('torch.')} is too "
-                    "narrow for what it gives; try lm.dtype float32"
+                    "weights are damaged, or its values overflow "
+                    f"{str(target.dtype).removeprefix('torch.')}; try lm.dtype float32"
                 )
         return torch.cat(recons)
 
@@ -326,7 +326,7 @@ def _refuse_not_finite(losses: Mapping[str, Float[Tensor, " n"]], subject: str) 
 
 
 def _log_probs(logits: Tensor, counted: Tensor) -> Iterator[Tensor]:
-    """Float32 [counted in the row, vocab], row by row: never of all rows at once."""
+    """Float32 [counted in the row, vocab], one row at a time to save memory."""
     for row, at in zip(logits, counted.to(logits.device), strict=True):
         yield row[:-1][at].float().log_softmax(dim=-1)
 
@@ -336,11 +336,11 @@ def _nll(log_probs: Tensor, labels: Tensor) -> Tensor:
 
 
 class _SharedRuns:
-    """Runs an LM again on the rows it has just seen; the blocks below a site then do not run.
+    """Runs an LM again on the same rows, but without the blocks below a site.
 
-    In a stack of decoder blocks without a KV cache, all that comes up from below is the output of
-    the block beneath, so giving that again is enough. Where some model has another way up, the
-    check on the first batch (the same logits, to the bit) finds it, and every run is a full one.
+    In a stack of decoder blocks without a KV cache, the output of the block beneath is the only
+    input from below, so a stored copy of it replaces the lower blocks. If a model passes anything
+    else upwards, the check on the first batch (logits equal to the bit) fails: then all blocks run.
     """
 
     def __init__(self, lm: PreTrainedModel, site: str) -> None:
@@ -364,15 +364,15 @@ class _SharedRuns:
                 handle.remove()
 
     def check(self, input_ids: Tensor, logits: Tensor) -> None:
-        """Once: whether `again` gives the logits that `first` gave; if not, share no more."""
+        """On the first batch: compare the logits of `again` and `first`; share only if equal."""
         if self.blocks and not self.checked:
             self.checked = True
             if not torch.equal(self.again(input_ids), logits):
                 self.blocks = []
-                logger.info("this LM's lower blocks cannot be skipped; each arm runs all of it")
+                logger.info("this LM's lower blocks cannot be skipped; each arm runs all blocks")
 
     def again(self, input_ids: Tensor) -> Tensor:
-        """Logits of a run on the same rows, which may be patched at the site or above."""
+        """Logits of a run on the same rows; patches at the site or above take effect."""
         returning = dict.fromkeys(self.blocks, lambda *args, **kwargs: self.output)
         with running_as(returning):
             return self.lm(input_ids=input_ids, use_cache=False).logits

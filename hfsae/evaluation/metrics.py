@@ -1,10 +1,10 @@
-"""Numbers about reconstructions and latents, each with its definition and its uncertainty.
+"""Metrics of reconstructions and latents, each with its definition and a 95 % interval.
 
-Every mean-like metric is a *ratio of sums over tokens* (of sums over the whole set: never a mean of
-batch ratios, which is a different number when norms are heavy-tailed). `DocumentSums` keeps the
-sums apart by document, and a `Definition` says how to get the metric from them. The same expression
-gives the value, from the sums over all documents, and its 95 % interval, from the sums over
-documents drawn with replacement: tokens of one document are not independent, documents are.
+Every mean-like metric is a *ratio of sums over tokens*, over the whole set: a mean of batch ratios
+would be another number, because norms are heavy-tailed. `DocumentSums` holds the sums of each
+document; a `Definition` is the expression that makes a metric from sums. It gives the value from
+the sums over all documents, and the 95 % interval from the sums over documents drawn with
+replacement: tokens of one document are not independent, documents are.
 
 Sums are float64 whatever the dtype of the activations.
 """
@@ -17,14 +17,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Firing counts are [groups, d_sae]: kept per document they would outgrow memory.
+# Firing counts are [groups, d_sae]: [documents, d_sae] would not fit into memory.
 _N_GROUPS = 64
 _RESAMPLES_AT_ONCE = 2**22  # numbers in one block of bootstrap weights or resampled densities
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A measured number and its 95 % interval, `low` to `high`: NaN if all is of one document."""
+    """A measured number and its 95 % interval, `low` to `high`: NaN if there is one document."""
 
     value: float
     low: float
@@ -36,7 +36,7 @@ class Metric:
 
 
 class Definition(NamedTuple):
-    """What a metric is, in words and as a function `of` sums (or of densities)."""
+    """The definition of a metric, in words and as a function `of` sums (or of densities)."""
 
     id: str
     unit: str
@@ -106,7 +106,7 @@ def l0(latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
 
 
 def l0_histogram(latents: Float[Tensor, "*batch d_sae"]) -> Int[Tensor, " d_sae_plus_1"]:
-    """Entry k: how many tokens have exactly k non-zero latents."""
+    """Entry k: number of tokens with exactly k non-zero latents."""
     return torch.bincount(active_latents(latents).flatten(), minlength=latents.shape[-1] + 1)
 
 
@@ -116,7 +116,7 @@ def density(latents: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, " d_sae"]:
 
 
 def fvu(x: Float[Tensor, "n d"], recon: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Fraction of variance unexplained of one set of tokens, minus that set's mean."""
+    """Fraction of variance unexplained on one set of tokens; variance about that set's mean."""
     x, recon = x.double(), recon.double()
     return (x - recon).square().sum() / (x - x.mean(dim=0)).square().sum()
 
@@ -131,9 +131,9 @@ class Histogram(NamedTuple):
 def density_histogram(
     density: Float[Tensor, " d_sae"], *, lowest: int = -8, bins_per_decade: int = 4
 ) -> Histogram:
-    """Latents by log10 density, from `lowest` (and all below it) to 0. Dead latents are in no bin.
+    """Latents by log10 density, from `lowest` (and everything below) to 0, without dead latents.
 
-    The edges are the same for every SAE and token count, so that histograms can be compared.
+    The edges are the same for every SAE and token count: histograms are comparable.
     """
     n_bins = -lowest * bins_per_decade
     edges = torch.linspace(lowest, 0, n_bins + 1, dtype=torch.float64)
@@ -143,7 +143,7 @@ def density_histogram(
 
 
 class DocumentSums:
-    """Sums of per-token quantities, kept apart by document."""
+    """Sums of per-token quantities for each document."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[Tensor, dict[str, Tensor]]] = []
@@ -151,7 +151,7 @@ class DocumentSums:
     def add(
         self, document: Int[Tensor, " n"], values: Mapping[str, Float[Tensor, "n ..."]]
     ) -> None:
-        """Add tokens; `document` says which document each came from, in any order."""
+        """Add tokens; `document` is the document's index for each token, in any order."""
         ids, row = document.unique(return_inverse=True)
         sums = {name: _sum_rows(value, row, len(ids)).cpu() for name, value in values.items()}
         self._parts.append((ids.cpu(), sums))
@@ -176,9 +176,9 @@ def _sum_rows(values: Tensor, row: Tensor, n_rows: int) -> Tensor:
 def bootstrap_weights(
     n: int, n_resamples: int, seed: int, *, width: int = 1
 ) -> Iterator[Float[Tensor, "block n"]]:
-    """How often each of n things is drawn in each resample, in blocks that bound the memory.
+    """Number of draws of each of n items in each resample, in blocks that bound the memory.
 
-    `width`: numbers per resample that the caller will make of a block, if more than n.
+    `width`: numbers per resample that the caller computes from a block, if more than n.
     """
     generator = torch.Generator().manual_seed(seed)
     for block in torch.arange(n_resamples).split(max(1, _RESAMPLES_AT_ONCE // max(n, width))):
@@ -194,7 +194,7 @@ def estimate(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Metric]:
-    """Metrics from per-document sums, `sums["tokens"]` among them. All share the same resamples."""
+    """Metrics from per-document sums, which include "tokens". All share the same resamples."""
     table = torch.stack(list(sums.values()), dim=-1)  # [documents, quantities]
     weights = bootstrap_weights(len(table), n_resamples, seed)
     resampled = torch.cat([block @ table for block in weights])  # [n_resamples, quantities]
@@ -211,14 +211,14 @@ def _metric(d: Definition, value: Tensor, draws: Tensor | None, n_tokens: int) -
     low, high = value.new_full((2,), float("nan"))
     if draws is not None:
         low, high = torch.quantile(draws, draws.new_tensor([0.025, 0.975]))
-        # By rounding, where all draws are equal, the value could lie a hair outside.
+        # If all draws are equal, rounding can put the value just outside the interval.
         low, high = torch.minimum(low, value), torch.maximum(high, value)
     text = d.text.format(n=f"{n_tokens:,}")
     return Metric(value.item(), low.item(), high.item(), d.unit, n_tokens, text, d.id)
 
 
 class RunningFidelity:
-    """How well reconstructions match and how latents fire, over any number of `update` calls.
+    """Fidelity of reconstructions and densities of latents, over any number of `update` calls.
 
     Memory: one [d] float64 vector and a few numbers per document, and [64, d_sae] firing counts.
     """
@@ -236,8 +236,8 @@ class RunningFidelity:
         latents: Float[Tensor, "n d_sae"],
         document: Int[Tensor, " n"],
     ) -> None:
-        """Add kept tokens: what the SAE was to reconstruct, what it gave, and its latents."""
-        # Float32 counts exactly below 2^24, and sums several times as fast as bool on a CPU.
+        """Add kept tokens: targets x, their reconstructions and their latents."""
+        # Float32 counts exactly below 2^24; on a CPU it sums several times as fast as bool.
         fired = (latents != 0).float()
         active = fired.sum(dim=-1)
         self._sums.add(
@@ -258,7 +258,7 @@ class RunningFidelity:
 
     @property
     def density(self) -> Float[Tensor, " d_sae"]:
-        """Fraction of the tokens seen that each latent fired on."""
+        """Fraction of the tokens so far on which each latent fired."""
         assert self._fired is not None, "no tokens yet"
         return self._fired.sum(dim=0).cpu() / self._group_tokens.sum()
 
@@ -269,11 +269,11 @@ class RunningFidelity:
         return self._l0_counts.cpu()[: int(self._l0_counts.nonzero().max()) + 1]
 
     def of_documents(self) -> dict[str, Float[Tensor, " documents"]]:
-        """The sums that `FIDELITY` is made of, by document."""
+        """The sums behind `FIDELITY`, by document."""
         sums = dict(self._sums.per_document())
         x, square, tokens = sums.pop("x"), sums.pop("square"), sums["tokens"]
         mean = x.sum(dim=0) / tokens.sum()
-        # Per document; summed over all of them it is sum |x|^2 - |sum x|^2 / n.
+        # Per document; summed over all documents it is sum |x|^2 - |sum x|^2 / n.
         sums["spread"] = square - 2 * (x @ mean) + tokens * mean.square().sum()
         return sums
 
@@ -285,10 +285,10 @@ class RunningFidelity:
         }
 
     def _density_metrics(self, n_resamples: int, seed: int) -> dict[str, Metric]:
-        """Documents are dealt into 64 groups, and groups are resampled.
+        """Resamples 64 groups of documents.
 
-        Resampled densities scatter more than the set's own (a latent can lose all its firings,
-        never win its first), which biases shares; so draws are centred on the set's own share.
+        Resampled densities scatter more than the original ones (a latent can lose all its firings,
+        but never gain a first one). This biases shares, so draws are centred on the original share.
         """
         assert self._fired is not None, "no tokens yet"
         seen = self._group_tokens > 0
@@ -312,7 +312,7 @@ class RunningFidelity:
 
 
 def _token_quantities(x: Tensor, recon: Tensor) -> dict[str, Tensor]:
-    """What `FIDELITY` sums over tokens, but for the number of active latents."""
+    """The quantities that `FIDELITY` sums over tokens, except the number of active latents."""
     square, recon_square, dot = x.square().sum(-1), recon.square().sum(-1), (recon * x).sum(-1)
     return {
         "tokens": torch.ones_like(square),

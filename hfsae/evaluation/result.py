@@ -1,4 +1,4 @@
-"""What an evaluation is asked for and what it gives: metrics with words, units and intervals."""
+"""The arguments and the result of an evaluation: metrics with definitions, units and intervals."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,8 +18,8 @@ MASK_POLICY = (
     "a token of the same document."
 )
 NO_PREDICTION = (
-    "no prediction is left to evaluate on: no kept token is followed by another of its document in "
-    "its row; give more text, longer rows (text.context_size) or higher norm limits"
+    "no prediction to evaluate on: no kept token has a next token of the same document in its row; "
+    "give more text, longer rows (text.context_size) or higher norm limits"
 )
 
 
@@ -62,17 +62,17 @@ LOSSES: dict[str, Definition] = {
 
 @dataclass
 class EvaluationArguments:
-    """How the trained SAE is measured on held-out documents."""
+    """Settings for measuring the trained SAE on held-out documents."""
 
     n_tokens: int | None = 100_000
-    """Tokens in `TokenBatch.keep` to use, rounded up to whole rows; None: all there are; 0: a
-    recipe's run leaves the evaluation out, and needs no held-out text."""
+    """Number of tokens in `TokenBatch.keep`, rounded up to whole rows; None: all; 0: a recipe's run
+    skips the evaluation, and needs no held-out text."""
     bootstrap_samples: int = 1000
     """Resamples of the documents behind each 95 % interval."""
     seed: int = 0
-    """Of the resampling; the values do not depend on it."""
+    """Seed of the resampling; values do not depend on it."""
     sae_batch_tokens: int = 4096
-    """Tokens the SAE sees at once: bounds the [tokens, d_sae] latents."""
+    """Tokens that the SAE reads at once; bounds the memory of the [tokens, d_sae] latents."""
 
     def __post_init__(self) -> None:
         for name, least in (("n_tokens", 0), ("bootstrap_samples", 1), ("sae_batch_tokens", 1)):
@@ -85,34 +85,34 @@ class EvaluationArguments:
 class EvaluationResult:
     metrics: dict[str, Metric]
     density: Float[Tensor, " d_sae"]
-    """Fraction of kept tokens each latent fired on."""
+    """Fraction of kept tokens on which each latent fired."""
     density_histogram: Histogram
-    """Living latents by log10 density."""
+    """Latents that fired, by log10 density."""
     l0_histogram: Int[Tensor, " k"]
     """Entry k: kept tokens with exactly k non-zero latents."""
     n_tokens: int
     """Kept tokens."""
     n_documents: int
-    """Documents they came from."""
+    """Documents of these tokens."""
     seed: int
     site: str
     target_site: str
     mean_source: str
-    """What the mean of mean ablation is the mean of."""
+    """Source of the mean in mean ablation, in words."""
     mask_policy: str = field(default=MASK_POLICY)
     of_documents: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
-    """The sums behind the metrics, by document, for comparing SAEs on the same ones: "fidelity"
+    """The sums behind the metrics by document, for comparing SAEs on the same documents: "fidelity"
     (over kept tokens) and "losses" (over predictions), each float64 [documents]. Not in `to_dict`.
     """
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: NaN and infinity become None, tensors lists."""
+        """A dict for JSON: NaN and infinity become None, tensors become lists."""
         own = {k: v for k, v in self.__dict__.items() if k != "of_documents"}
         return _plain({**own, "metrics": {k: asdict(m) for k, m in self.metrics.items()}})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EvaluationResult":
-        """The inverse of `to_dict`; what a file's record holds besides is left out."""
+        """The inverse of `to_dict`; other keys of the record are left out."""
         own = {key: value for key, value in data.items() if key in cls.__dataclass_fields__}
         metrics = {name: _metric(fields) for name, fields in data["metrics"].items()}
         edges, counts = data["density_histogram"]

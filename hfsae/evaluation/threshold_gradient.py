@@ -1,14 +1,14 @@
-"""How good the straight-through estimate of a JumpReLU SAE's threshold gradients is.
+"""The quality of straight-through estimates of a JumpReLU SAE's threshold gradients.
 
-Raising threshold i from t - h to t + h switches latent i off on the tokens whose z_i lies between.
-What that does to a token's loss is known exactly, all other latents staying as they are:
+Raising threshold i from t - h to t + h switches latent i off on the tokens with z_i in between. If
+all other latents stay the same, the change of a token's loss is known exactly:
 
     loss without - loss with  =  2 z_i w_i.e - z_i^2 |w_i|^2 - lambda,
 
-e being the error without latent i, in units of x/c. Its sum over many tokens, divided by 2 h and
-their number, is the central finite difference of the expected loss: what the estimator estimates
-(arXiv:2407.14435, eqs. 10 to 12), here without a kernel and without its two approximations (z_i
-taken as t, and e taken with the latent half on).
+where e is the error without latent i, in units of x/c. The sum over many tokens, divided by 2 h and
+the number of tokens, is the central finite difference of the expected loss. The estimator
+(arXiv:2407.14435, eqs. 10 to 12) estimates the same number with a kernel and two approximations
+(t for z_i, and e with the latent half on); neither is used here.
 """
 
 from collections.abc import Iterable
@@ -23,29 +23,29 @@ from ..models import SAE, Schedule
 
 
 class Agreement(NamedTuple):
-    """Of estimated with true gradients, over latents; per batch where not said otherwise."""
+    """Agreement of estimated and true gradients over latents; per batch, except `mean_cosine`."""
 
     bias: float
     """|mean over batches - true| / |true|"""
     scatter: float
     """root of the mean squared |estimate - its mean over batches|, / |true|"""
     cosine: float
-    """of a batch's estimate with the true gradient, on average"""
+    """cosine of a batch's estimate with the true gradient, averaged over batches"""
     mean_cosine: float
-    """of the mean over batches with the true gradient"""
+    """cosine of the mean over batches with the true gradient"""
     sign: float
-    """share of latents with a gradient in the batch whose sign is right"""
+    """of the latents with a gradient in the batch, the share with the right sign"""
 
 
 @torch.no_grad()
 def finite_difference(
     sae: SAE, batches: Iterable[Float[Tensor, "n d_in"]], half: float
 ) -> Float[Tensor, " d_sae"]:
-    """(loss at threshold + half - loss at threshold - half) / (2 half) by each threshold alone.
+    """(loss at threshold + half - loss at threshold - half) / (2 half), one threshold at a time.
 
     Args:
-        batches: raw activations; the expectation is over all of them.
-        half: in units of x/c, as thresholds are stored.
+        batches: raw activations; the loss is their mean.
+        half: in units of x/c, like stored thresholds.
     """
     c, W_dec, threshold = sae.scale, sae.W_dec.float(), _threshold(sae)
     square_norm = W_dec.square().sum(dim=-1)
@@ -65,7 +65,7 @@ def finite_difference(
 def estimates(
     sae: SAE, batches: Iterable[Float[Tensor, "n d_in"]], bandwidth: float
 ) -> Float[Tensor, "batches d_sae"]:
-    """Each batch's straight-through gradients of the thresholds, with another bandwidth.
+    """Each batch's straight-through gradients of the thresholds, at this bandwidth.
 
     Args:
         bandwidth: in units of x/c.
@@ -81,25 +81,27 @@ def estimates(
 def _threshold(sae: SAE) -> nn.Parameter:
     """
     Raises:
-        ValueError: the variant has no thresholds that straight-through gradients move.
+        ValueError: the variant has no thresholds that are trained by straight-through gradients.
     """
     if not sae.config.has_thresholds:
         raise Refused(
-            f"a {type(sae).__name__} has no trained thresholds; give an SAE whose latents have them"
+            f"a {type(sae).__name__} has no trained thresholds; give an SAE with trained thresholds"
         )
     return sae.get_parameter("threshold")
 
 
-def agreement(found: Float[Tensor, "batches d_sae"], true: Float[Tensor, " d_sae"]) -> Agreement:
-    """How far estimates are from the truth, on average and one by one."""
-    mean, norm = found.mean(dim=0), true.norm()
+def agreement(
+    estimated: Float[Tensor, "batches d_sae"], true: Float[Tensor, " d_sae"]
+) -> Agreement:
+    """The distance of estimates from the true gradient, per batch and of their mean."""
+    mean, norm = estimated.mean(dim=0), true.norm()
     cosine = torch.nn.functional.cosine_similarity
-    moved = found != 0
-    right = (found.sign() == true.sign()) & moved
+    moved = estimated != 0
+    right = (estimated.sign() == true.sign()) & moved
     return Agreement(
         bias=float((mean - true).norm() / norm),
-        scatter=float((found - mean).square().sum(dim=1).mean().sqrt() / norm),
-        cosine=float(cosine(found, true.expand_as(found), dim=1).mean()),
+        scatter=float((estimated - mean).square().sum(dim=1).mean().sqrt() / norm),
+        cosine=float(cosine(estimated, true.expand_as(estimated), dim=1).mean()),
         mean_cosine=float(cosine(mean, true, dim=0)),
         sign=float(right.sum() / moved.sum().clamp(min=1)),
     )

@@ -46,7 +46,7 @@ def test_each_arm_and_seed_is_a_training_recipe():
     [
         ({"arms": {}}, "needs arms and seeds"),
         ({"seeds": []}, "needs arms and seeds"),
-        ({"seeds": [1, 1]}, "has a repeated seed"),
+        ({"seeds": [1, 1]}, "repeats a seed"),
         ({"reference": "relu"}, "'relu' is not an arm; known: jumprelu, topk"),
         ({"only": ["topk", "relu"]}, "only 'relu' is not an arm; known: jumprelu, topk"),
         ({"saes": {"a": {}}}, "arms instead of saes"),

@@ -65,7 +65,7 @@ def test_a_comparison_leaves_trained_saes_and_a_report(trained):
     folder, loads = trained
     report = folder / "report"
     text = (report / "report.md").read_text()
-    for part in ("Against JumpReLU", "## Differences", "| topk |", "hfsae compare x.yaml", "kept"):
+    for part in ("Compared with JumpReLU", "## Differences", "| topk |", "hfsae compare x.yaml", "kept"):
         assert part in text, part
     html = (report / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 3 and "<table>" in html
@@ -75,7 +75,7 @@ def test_a_comparison_leaves_trained_saes_and_a_report(trained):
     assert len(loads) == 1, "the language model is loaded once"
     home = folder / "topk" / "seed_1" / "k_6"
     card = (home / "README.md").read_text()
-    assert "As *topk* it is one of 2 arms (JumpReLU, topk)" in card
+    assert "This SAE is *topk*, one of 2 arms (JumpReLU, topk)" in card
     link = card.partition("intervals](")[2].partition(")")[0]
     assert (home / link).resolve() == (report / "report.md").resolve()
     sae = AutoModel.from_pretrained(home)
@@ -193,7 +193,7 @@ def test_causes_want_weights(tmp_path, copied, loads):
     compare(comparison)
     (tmp_path / "c").rename(tmp_path / "lost")
     comparison.causal = CausalArguments(n_tokens=6, l0=3.0)
-    with pytest.raises(ValueError, match=r"weights are not here; set causal\.n_tokens to 0"):
+    with pytest.raises(ValueError, match=r"no weights to measure; set causal\.n_tokens to 0"):
         compare(comparison)
 
 

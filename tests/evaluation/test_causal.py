@@ -102,5 +102,5 @@ def test_tokens_are_the_same_for_every_sae_and_those_of_few_latents_count_for_no
 
 
 def test_a_text_without_a_token_to_intervene_at_is_told(lm: PreTrainedModel):
-    with pytest.raises(ValueError, match="no token to intervene at: of 2 tokens none"):
+    with pytest.raises(ValueError, match="no token to intervene at: all 2 tokens"):
         causal_control(lm, sae_for(lm, "relu"), IDS[:1, :2], spare_tokens=IDS[0, :2].tolist())

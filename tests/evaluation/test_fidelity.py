@@ -200,7 +200,7 @@ def test_saes_evaluated_together_share_all_runs_but_their_own(tiny_lm, batches):
 
 def test_saes_of_several_target_sites_are_not_evaluated_together(tiny_lm, batches):
     saes = {"a": rounding_sae(), "b": StubSAE(site="layers.1")}
-    with pytest.raises(ValueError, match=r"of 2 target sites \(layers.1, "):
+    with pytest.raises(ValueError, match=r"have 2 target sites \(layers.1, "):
         evaluate_all(tiny_lm, saes, batches, ARGS)
 
 
@@ -450,7 +450,7 @@ def test_no_kept_token_a_training_lm_and_an_sae_without_a_site_are_refused(tiny_
         evaluate(tiny_lm, StubSAE(), nothing, ARGS)
     alone = [b._replace(document=torch.arange(40).view(4, 10)) for b in batches]
     for unpredictable in (nothing, alone):
-        with pytest.raises(ValueError, match="no prediction is left to evaluate on"):
+        with pytest.raises(ValueError, match="no prediction to evaluate on"):
             evaluate(tiny_lm, StubSAE(), unpredictable, ARGS, mean=torch.zeros(16))
     with pytest.raises(ValueError, match=r"\d+ above norm_limits"):
         evaluate(tiny_lm, StubSAE(), batches, ARGS, norm_limits={SITE: 0.0})
