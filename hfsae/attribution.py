@@ -1,20 +1,20 @@
 """Why this token: the effect of each latent of an SAE on a logit, a logit difference or the loss.
 
-The model runs unchanged, x = decode(latents) + error, the error held fixed, and m(latents) is the
+The model runs unchanged: x = decode(latents) + error, with the error held fixed. m(latents) is the
 objective. A latent's effect is the part of m due to its firing, at all positions together: positive
 if m would be smaller without it. Three estimates, from cheap to exact:
 
-    gradient     sum over positions of f * dm/df                          one backward pass for all
+    gradient     sum over positions of f * dm/df                       one backward pass for all
     integrated   the same with dm/df averaged over latents a * f, 0 < a < 1 (Sundararajan et al.
                  2017, arXiv:1703.01365, from all latents at 0; midpoint rule): effects add up to
-                 m(f) - m(0)                                              a backward pass for each a
-    ablation     m(f) - m(f with the latent at 0)                         a forward pass for each
+                 m(f) - m(0)                                           one backward pass per a
+    ablation     m(f) - m(f with the latent at 0)                      one forward pass per latent
 
-`Attribution.agreement` measures how far to trust the estimates. For SmolLM2-135M and the
-quickstart's SAE, five texts and the 40 largest latents of each, the gradient correlates with
-ablation at 0.92 to 0.98, the integrated estimate at 0.75 to 0.85: its path leaves the activations
-that the model knows. In bfloat16, where a logit near 20 has steps of 0.125, it is 0.87 to 0.97 and
-0.68 to 0.84.
+`Attribution.agreement` compares the first two with ablation. For SmolLM2-135M and the quickstart's
+SAE, on five texts with the 40 largest latents of each, the gradient correlates with ablation at
+0.92 to 0.98, the integrated estimate at 0.75 to 0.85: its path leaves the model's usual
+activations. In bfloat16, where a logit near 20 has steps of 0.125, the correlations are 0.87 to
+0.97 and 0.68 to 0.84.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,11 +35,11 @@ from .models import SAE, refuse_sae_first
 Objective = Callable[[Tensor], Tensor]
 """Logits [rows, ctx, vocab] -> a number for each row, [rows]. The rows are copies of one text."""
 
-_ROWS = 8  # run at a time
+_ROWS = 8  # rows in one forward pass
 
 
 def logit(token: int, contrast: int | None = None, *, position: int = -1) -> Objective:
-    """The logit of a token after `position`, less that of a contrast token."""
+    """The logit of a token after `position`, minus the logit of a contrast token."""
 
     def of(logits: Float[Tensor, "rows ctx vocab"]) -> Float[Tensor, " rows"]:
         for token_id in (token, contrast):
@@ -48,8 +48,8 @@ def logit(token: int, contrast: int | None = None, *, position: int = -1) -> Obj
                 raise Refused(f"token {token_id} is not in the vocabulary: it has 0 to {last}")
         if not -logits.shape[1] <= position < logits.shape[1]:
             raise Refused(f"position {position} is outside the text: {logits.shape[1]} tokens")
-        here = logits[:, position]
-        return here[:, token] - (0 if contrast is None else here[:, contrast])
+        at_position = logits[:, position]
+        return at_position[:, token] - (0 if contrast is None else at_position[:, contrast])
 
     return of
 
@@ -66,7 +66,7 @@ def loss(input_ids: Int[Tensor, "1 ctx"]) -> Objective:
 
 
 class Agreement(NamedTuple):
-    """How well an estimate predicts ablation, over the latents that were ablated."""
+    """Agreement of an estimate with ablation, over the ablated latents."""
 
     pearson: float
     """Correlation of the effects; NaN for fewer than two latents."""
@@ -76,20 +76,20 @@ class Agreement(NamedTuple):
 
 
 class Attribution(NamedTuple):
-    """Effects of the n latents that fire, by size of the gradient estimate, largest first."""
+    """Effects of the n latents that fire, sorted by size of the gradient estimate."""
 
     latents: Int[Tensor, " n"]
     activation: Float[Tensor, " n"]
-    """Largest over positions."""
+    """Largest activation over positions."""
     position: Int[Tensor, " n"]
-    """Where the gradient estimate is largest in size."""
+    """Position of the largest gradient estimate."""
     gradient: Float[Tensor, " n"]
     integrated: Float[Tensor, " n"]
     """NaN without integration."""
     ablation: Float[Tensor, " n"]
-    """NaN where it was not ablated."""
+    """NaN for latents that were not ablated."""
     objective: float
-    """m(f), of the unchanged model."""
+    """m(f) of the unchanged model."""
     without_latents: float
     """m(0): all latents at 0, error and decoder bias unchanged. NaN without integration."""
 
@@ -106,8 +106,8 @@ class Attribution(NamedTuple):
 def _agreement(estimate: Float[Tensor, " n"], truth: Float[Tensor, " n"]) -> Agreement:
     n = len(truth)
     pearson = float(torch.corrcoef(torch.stack([estimate, truth]))[0, 1]) if n > 1 else nan
-    known = bool(n) and bool(estimate.isfinite().all())
-    same = float((estimate.sign() == truth.sign()).float().mean()) if known else nan
+    is_defined = bool(n) and bool(estimate.isfinite().all())
+    same = float((estimate.sign() == truth.sign()).float().mean()) if is_defined else nan
     return Agreement(pearson, same, n)
 
 
@@ -130,13 +130,13 @@ def attribute(
 
     Args:
         text: a text, or one row of tokens: {"input_ids": [1, ctx]}, with or without a mask.
-        objective: in place of a target, `hfsae.logit(...)`, `hfsae.loss(...)` or a function of
-            your own: logits [rows, ctx, vocab] -> [rows].
-        target: the token whose logit is explained, as text (spaces count) or id.
+        objective: in place of a target: `hfsae.logit(...)`, `hfsae.loss(...)` or your own function,
+            logits [rows, ctx, vocab] -> [rows].
+        target: the token to explain, as text (spaces count) or id: its logit is the objective.
         contrast: a token whose logit is subtracted.
-        tokenizer: for text; None: the one that `hfsae.load_lm` loaded with the model.
-        ablate: how many latents to ablate, the largest by gradient; or which ones.
-        integration_steps: backward passes for `integrated`; 0: none.
+        tokenizer: for text; None: the tokenizer that `hfsae.load_lm` loaded with the model.
+        ablate: number of latents to ablate, the largest by gradient; or a list of latents.
+        integration_steps: backward passes for `integrated`; 0: leave it out.
         spare_tokens: ids whose latents are ignored and unchanged; None: the model's BOS, EOS and
             padding.
 
@@ -181,22 +181,22 @@ def _logit(
 ) -> Objective:
     if target is None:
         raise Refused(
-            'attribute explains a target or an objective; give one of them, such as target=" Paris"'
+            'attribute needs a target or an objective; give one of them, such as target=" Paris"'
         )
     other = None if contrast is None else _token(lm, contrast, tokenizer)
     return logit(_token(lm, target, tokenizer), other)
 
 
-def _token(lm: PreTrainedModel, token: int | str, known: PreTrainedTokenizerBase | None) -> int:
+def _token(lm: PreTrainedModel, token: int | str, given: PreTrainedTokenizerBase | None) -> int:
     if isinstance(token, int):
         return token
-    tokenizer = known or tokenizer_of(lm)
+    tokenizer = given or tokenizer_of(lm)
     ids: Any = tokenizer(token, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         pieces = [str(tokenizer.decode([i])) for i in ids]
         raise Refused(
             f"{token!r} is {len(ids)} tokens, {pieces}; give one of them, or a token's id (most "
-            "words have a space in front)"
+            "words begin with a space)"
         )
     return int(ids[0])
 
@@ -213,18 +213,18 @@ def _row(
     return {"input_ids": torch.tensor([ids])}
 
 
-def _firing(wanted: Sequence[int], firing: Int[Tensor, " n"]) -> Int[Tensor, " k"]:
-    for latent in wanted:
+def _firing(latents: Sequence[int], firing: Int[Tensor, " n"]) -> Int[Tensor, " k"]:
+    for latent in latents:
         if latent not in firing:
             raise Refused(
-                f"latent {latent} does not fire in this text, so there is nothing to ablate; "
-                f"{len(firing)} latents do"
+                f"latent {latent} does not fire in this text, so its ablation has no effect; "
+                f"choose from the {len(firing)} latents that fire"
             )
-    return torch.tensor(list(wanted), dtype=torch.long, device=firing.device)
+    return torch.tensor(list(latents), dtype=torch.long, device=firing.device)
 
 
 class _Run:
-    """One text and one objective, run on edited latents; the error term is held fixed."""
+    """Runs of one text on edited latents, with one objective; the error term is held fixed."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ class _Run:
     def gradients(
         self, scales: Float[Tensor, " rows"]
     ) -> tuple[Float[Tensor, "rows ctx d_sae"], Float[Tensor, "ctx d_sae"]]:
-        """d objective / d latents at scale * latents for each scale; and the latents."""
+        """d objective / d latents at scale * latents, for each scale; and the latents."""
         kept: list[Tensor] = []
 
         def edit(latents: Tensor) -> Tensor:
@@ -270,7 +270,7 @@ class _Run:
 
     @torch.no_grad()
     def ablate(self, chosen: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
-        """objective - objective without the latent, for each."""
+        """For each latent: objective - objective without it."""
         effects = []
         for part in chosen.split(_ROWS):
 
@@ -280,17 +280,17 @@ class _Run:
                     new[row, :, latent] = 0
                 return new
 
-            # row 0 is the reference: rows of other batch sizes may differ in the last bits
+            # row 0 is the reference: with another batch size, the last bits may differ
             values = self._run(edit, len(part) + 1)
             effects.append(values[0] - values[1:])
         return torch.cat(effects) if effects else torch.zeros(0)
 
 
 class Uniformity(NamedTuple):
-    """How evenly the latents of a token share the effect on its prediction."""
+    """The evenness of the effects of a token's latents on its prediction."""
 
     value: float
-    """Mean over tokens: 1 if all firing latents matter alike, near 1 / L0 if only one matters."""
+    """Mean over tokens: 1 if all firing latents matter equally, near 1 / L0 if only one matters."""
     per_token: Float[Tensor, " n"]
 
 
@@ -307,12 +307,12 @@ def uniformity(
 
         y = latents * W_dec dL/dx,  p = |y| / sum |y|,  r = exp(entropy of p) / |y|_0
 
-    L is the logit of the correct next token less the mean of all logits, x the activation at the
-    token itself: effects on later predictions do not count.
+    L is the logit of the correct next token minus the mean of all logits, x the activation at the
+    same token: effects on later predictions do not count.
 
     Args:
-        n_tokens: drawn without replacement from tokens that are not spared or last in their row;
-            drawn tokens that fire no latent are left out.
+        n_tokens: number of tokens, drawn without replacement from those that are neither spared nor
+            last in their row; tokens without a firing latent are left out of the result.
     """
     ids = input_ids.to(lm.device)
     spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
@@ -347,7 +347,7 @@ def _token_uniformity(
 
 
 def evenness(effects: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch"]:
-    """exp(entropy of |y| / sum |y|) / |y|_0, from 1 / |y|_0 to 1; NaN where all are 0."""
+    """exp(entropy of |y| / sum |y|) / |y|_0, from 1 / |y|_0 to 1; NaN if all are 0."""
     shares = effects.abs() / effects.abs().sum(dim=-1, keepdim=True)
     entropy = -torch.xlogy(shares, shares).sum(dim=-1)
     return entropy.exp() / (effects != 0).sum(dim=-1)

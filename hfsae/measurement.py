@@ -52,7 +52,7 @@ _VERBS = {EVALUATION: "evaluate", FEATURES: "collect"}
 _FEATURES = tuple(f"features/{name}" for name in ("latents.parquet", "examples.parquet"))
 _ABOUT = ("config.json", "log.jsonl", *RECORDS, *_FEATURES, "features/labels.json")
 _DTYPES = ("bfloat16", "float16", "float32")
-_ATTENTIONS = ("eager", "sdpa")  # others may not be installed here
+_ATTENTIONS = ("eager", "sdpa")  # others may not be installed
 
 
 def origin_of(choice: Mapping[str, Any]) -> Path | None:
@@ -81,7 +81,7 @@ def load_at(choice: Mapping[str, Any], site: str | None) -> SAE:
 
     Args:
         choice: arguments of `hfsae.load`.
-        site: for an SAE whose config names none.
+        site: for an SAE without a site in its config.
 
     Raises:
         ValueError: the config names another site.
@@ -146,19 +146,19 @@ def _copy(origin: Path, staged: Path) -> None:
 
 
 def defaults(sae: SAE) -> dict[str, Any]:
-    """Recipe fields from an SAE's config; its names are never taken as paths."""
+    """Recipe fields from an SAE's config; its names are never used as paths."""
     config = sae.config
     name = config.model_name
-    found: dict[str, Any] = {"text.held_out_fraction": 1.0}  # no training on it, so all of it
+    values: dict[str, Any] = {"text.held_out_fraction": 1.0}  # none of it is for training
     if isinstance(name, str) and not name.startswith(("/", ".", "~")) and not Path(name).exists():
-        found |= {"lm.name": name, "lm.revision": config.model_revision}
-    known = {
+        values |= {"lm.name": name, "lm.revision": config.model_revision}
+    choices = {
         "lm.dtype": (config.model_dtype, _DTYPES),
         "lm.attn_implementation": (config.model_attention, _ATTENTIONS),
         "text.bos": (config.bos, ("row", "document", "none")),
     }
-    found |= {key: value for key, (value, allowed) in known.items() if value in allowed}
-    return {key: value for key, value in found.items() if value is not None}
+    values |= {key: value for key, (value, allowed) in choices.items() if value in allowed}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def refuse_no_tokens(recipe: Recipe, result: str) -> None:
@@ -168,9 +168,7 @@ def refuse_no_tokens(recipe: Recipe, result: str) -> None:
     """
     if {EVALUATION: recipe.evaluation.n_tokens, FEATURES: recipe.collect_tokens}[result] == 0:
         field = "evaluation.n_tokens" if result == EVALUATION else "collect_tokens"
-        raise Refused(
-            f"{field} is 0, which leaves out what `hfsae {_VERBS[result]}` does; give 1 or more"
-        )
+        raise Refused(f"{field} is 0, so `hfsae {_VERBS[result]}` would do nothing; give 1 or more")
 
 
 def again(
@@ -179,17 +177,17 @@ def again(
     """Make one result of a finished run again, with its figures and card. Lock the run's folder
     first (`hfsae.recipe.alone`).
 
-    Where the recipe's sections for this result changed, or a remake was interrupted, the result is
-    made again for all SAEs of the run, since one recipe.yaml describes them all.
+    If the recipe's sections for this result changed, or a remake was interrupted, the result is
+    made again for all SAEs of the run: one recipe.yaml describes them all.
 
     Args:
-        recipe: the run's, with changed fields in the sections that affect this result.
-        folder: of the SAE.
+        recipe: the run's recipe, with changed fields in the sections that affect this result.
+        folder: the SAE's folder.
         home: the run's folder, with its recipe.yaml.
         result: "evaluation.json" or "features/meta.json".
 
     Raises:
-        ValueError: another section differs from the run's recipe; 0 tokens.
+        ValueError: another section differs from the run's recipe; or 0 tokens.
     """
     sections, verb = MADE_WITH[result], _VERBS[result]
     old, new = as_plain(Recipe()) | load_plain(home), as_plain(recipe)
@@ -226,7 +224,7 @@ def measure(recipe: Recipe, sae: SAE, folder: Path, result: str, source: str) ->
 
     Args:
         result: "evaluation.json" or "features/meta.json".
-        source: where the SAE came from, for the record.
+        source: the SAE's origin, for the record.
     """
     refuse_card_of_others(folder)
     refuse_mixture(folder, ["training.json", PROBE])  # no measurement remakes these
@@ -248,8 +246,8 @@ def measure(recipe: Recipe, sae: SAE, folder: Path, result: str, source: str) ->
 
 
 def _limits(recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path) -> dict[str, float]:
-    """Norm limits: from the first rows if a ratio is given, else those of the SAE's training if
-    recorded, else no limits."""
+    """Norm limits: from the first rows if a ratio is given, else from the record of the SAE's
+    training, else no limits."""
     if recipe.harvest.max_norm_ratio is not None:
         rows = next(iter(read_rows(recipe, loaded, "held_out", None)))
         args = HarvestArguments(recipe.harvest.rows, recipe.harvest.max_norm_ratio)

@@ -304,7 +304,7 @@ def test_a_damaged_file_is_named_with_what_makes_it_anew(tmp_path, capsys):
     hfsae.JumpReLUSAE(config).save_pretrained(tmp_path)
     (tmp_path / "recipe.yaml").write_text("lm: {name: m}")
     for name, remedy in (
-        ("evaluation.json", f"`hfsae evaluate {tmp_path}` makes it anew"),
+        ("evaluation.json", f"`hfsae evaluate {tmp_path}` makes it again"),
         ("training.json", "put back a sound copy"),
         ("config.json", "put back a sound copy"),
     ):
@@ -323,7 +323,7 @@ def test_damaged_weights_are_told_before_the_language_model_is_loaded(tmp_path, 
         assert "model.safetensors is damaged" in refused([verb, str(tmp_path)], capsys)
     for verb, field in (("evaluate", "evaluation.n_tokens"), ("collect", "collect_tokens")):
         said = refused([verb, str(tmp_path), f"--{field}", "0"], capsys)
-        assert f"{field} is 0, which leaves out what `hfsae {verb}` does" in said
+        assert f"{field} is 0, so `hfsae {verb}` would do nothing" in said
 
 
 def test_verbs_that_write_leave_a_folder_alone_that_another_process_works_in(tmp_path, capsys):

@@ -97,7 +97,7 @@ def test_settings_that_cannot_be(options, sentence):
 def test_a_prompt_that_is_none_or_leaves_no_room(lm, tiny_tokenizer):
     with pytest.raises(ValueError, match="the prompt is empty"):
         next(generate_pair(lm, tiny_tokenizer, [], unsteered))
-    with pytest.raises(ValueError, match="exceed the model's 256"):
+    with pytest.raises(ValueError, match="exceed the model's limit of 256"):
         next(generate_pair(lm, tiny_tokenizer, [5] * 250, unsteered, Sampling(20)))
 
 

@@ -550,7 +550,7 @@ def test_a_block_that_compiled_code_enters_is_refused(
 
     with monkeypatch.context() as patched:
         patched.setattr(torch.compiler, "set_stance", refuse)
-        with pytest.raises(ValueError, match=r"inside code that torch\.compile compiled.*outside"):
+        with pytest.raises(ValueError, match=r"inside code from torch\.compile.*outside"):
             capture(tiny_lm, ["layers.0"]).__enter__()
     with capture(tiny_lm, ["layers.0"]):
         tiny_lm(**tokens())

@@ -73,7 +73,7 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
     monkeypatch.setattr(lock.fcntl, "flock", refuse)
     with locked(tmp_path):
         (tmp_path / "file").touch()
-    assert "cannot be locked (No locks available): start no second run there" in caplog.text
+    assert "cannot be locked (No locks available): do not start a second run there" in caplog.text
 
 
 def test_the_processes_of_one_run_share_their_folder(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import hfsae.machine.processor
-from hfsae.machine.processor import Float32Products, main_memory, spare_bfloat16_, told
+from hfsae.machine.processor import Float32Products, main_memory, name_of, spare_bfloat16_
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -51,7 +51,7 @@ def test_other_dtypes_and_special_layers_are_left_alone(monkeypatch):
 
 
 def test_a_processor_is_told_by_name_and_instructions():
-    assert re.fullmatch(r".*\w.* \(\w+\)", told(torch.device("cpu")))
+    assert re.fullmatch(r".*\w.* \(\w+\)", name_of(torch.device("cpu")))
 
 
 _COUNT_FAULTS = """

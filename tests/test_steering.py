@@ -408,8 +408,8 @@ def test_a_task_is_not_steered_by_another_that_waits_in_its_block(tiny_lm: PreTr
         ({3: 1.0}, {"unit": "max"}, "needs the maximal activation of latent 3: pass max_activ"),
         ({3: 1.0}, {"unit": "max", "max_activations": {4: 1.0}}, "maximal activation of latent 3"),
         ({3: 1.0}, {"unit": "max", "max_activations": [0.0] * 40}, "never fired"),
-        ({}, {}, "latents is empty; name one with a strength"),
-        ({3: 1.0}, {"max_activations": [1.0] * 3}, "has 3 numbers, this SAE 40 latents"),
+        ({}, {}, "latents is empty; give a latent and a strength"),
+        ({3: 1.0}, {"max_activations": [1.0] * 3}, "has 3 numbers, this SAE has 40 latents"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence_before_any_hook(

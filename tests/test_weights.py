@@ -67,14 +67,14 @@ def test_records_without_a_hash_or_weights_are_taken_as_they_are(folder):
 @pytest.mark.parametrize(
     "name, remedy",
     [
-        ("training.json", "put back the weights that it belongs to, or delete it"),
-        ("evaluation.json", "`hfsae evaluate {folder}` makes it anew"),
-        ("features/meta.json", "`hfsae collect {folder}` makes it anew"),
+        ("training.json", "put back its weights, or delete it"),
+        ("evaluation.json", "`hfsae evaluate {folder}` makes it again"),
+        ("features/meta.json", "`hfsae collect {folder}` makes it again"),
     ],
 )
 def test_show_card_push_and_space_refuse_a_mixture(folder, name, remedy, capsys):
     (folder / name).write_text(json.dumps({KEY: "0" * 64}))
-    sentence = f"{folder / name} was made with other weights than those that lie in {folder} now "
+    sentence = f"{folder / name} was made with other weights than those in {folder} now "
     sentence = re.escape(sentence) + ".*" + re.escape(remedy.format(folder=folder))
     for verb in (["show", str(folder)], ["card", str(folder)], ["push", str(folder), "me/sae"]):
         assert main(verb) == 2

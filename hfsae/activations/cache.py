@@ -1,17 +1,17 @@
-"""Harvested activations on disk, so that a language model need not read the same text twice.
+"""Harvested activations on disk: a language model reads each text only once.
 
-An entry is what one batch of token rows gave at one site: the kept positions' activations, in the
-dtype they came in. It is found by what was read (language model, tokens, mask), not by when, so it
-serves every run that packs the same rows: another dictionary, seed or bucket size, more processes,
-the same run resumed. What is found equals what would be harvested, to the bit.
+An entry holds the activations of one batch of token rows at one site: kept positions, in the
+model's dtype. Its key is the input (language model, tokens, mask), so it serves every run with the
+same rows: another dictionary, seed or bucket size, more processes, or the same run resumed. Cached
+activations equal harvested ones to the bit.
 
     FOLDER/<language model>/<name>.safetensors
 
-A shard holds a tensor for each site and in its header where entries begin and their checksums. It
-is written under another name, flushed and renamed, so a killed process leaves whole shards and
-loses at most the last one's worth of work. A damaged shard is deleted and its part harvested again.
-Anything but the language model's weights, settings and input that could change a forward pass, such
-as a hook, is not seen: give it another folder.
+A shard holds a tensor for each site; its header holds the entries' places and checksums. It is
+written under another name, flushed and renamed: a killed process leaves whole shards and loses at
+most one shard of work. A damaged shard is deleted, and its part harvested again. The key covers the
+language model's weights, settings and input. Use another folder for anything else that changes a
+forward pass, such as a hook.
 """
 
 import json
@@ -38,8 +38,8 @@ from .tokens import TokenBatch
 
 logger = logging.getLogger(__name__)
 SHARD_BYTES = 2**27
-_ABANDONED_SECONDS = 3600  # a file that is being written is younger
-_SAMPLED = 1024  # numbers of each weight that tell one language model from another
+_ABANDONED_SECONDS = 3600  # no process still writes a temporary file older than this
+_SAMPLED = 1024  # numbers of each weight in a language model's fingerprint
 
 
 class _Place(NamedTuple):
@@ -50,13 +50,13 @@ class _Place(NamedTuple):
 
 
 class ActivationCache:
-    """Activations by batch and site, in the part of `folder` that belongs to `lm`.
+    """Activations by batch and site, in the language model's own subfolder of `folder`.
 
-    Memory: one shard, 128 MiB, until it is written, and twice that meanwhile. Several processes may
-    use a folder at once; each finds what was there when it began, and what it wrote itself.
+    Memory: one shard, 128 MiB, and twice that while it is written. Several processes may use a
+    folder at once; each reads the shards from before its start, and its own.
 
     Args:
-        max_bytes: of this language model's part; beyond it nothing more is kept.
+        max_bytes: limit for this subfolder; at the limit, nothing more is stored.
 
     Raises:
         ValueError: the folder cannot be made.
@@ -74,7 +74,7 @@ class ActivationCache:
             raise Refused(
                 f"harvest.cache {folder} cannot be made ({error.strerror}); give another folder"
             ) from error
-        for stray in self.folder.glob("*.tmp-*"):  # of a process that was killed
+        for stray in self.folder.glob("*.tmp-*"):  # from a killed process
             with suppress(FileNotFoundError):  # renamed or deleted meanwhile
                 if time.time() - stray.stat().st_mtime > _ABANDONED_SECONDS:
                     stray.unlink()
@@ -82,9 +82,9 @@ class ActivationCache:
             self._read_header(shard)
 
     def get(self, key: str, sites: Sequence[str]) -> dict[str, Float[Tensor, "n _"]] | None:
-        """All sites' activations of a batch, on the CPU; None unless all are there and whole."""
-        found = {site: self._load(self._places.get((key, site)), site) for site in sites}
-        whole = {site: acts for site, acts in found.items() if acts is not None}
+        """A batch's activations at all sites, on the CPU; None if one is missing or damaged."""
+        loaded = {site: self._load(self._places.get((key, site)), site) for site in sites}
+        whole = {site: acts for site, acts in loaded.items() if acts is not None}
         if len(whole) < len(sites):
             self.misses += 1
             return None
@@ -92,7 +92,7 @@ class ActivationCache:
         return whole
 
     def put(self, key: str, activations: Mapping[str, Float[Tensor, "n _"]]) -> None:
-        """Keep a batch's activations; they are on disk after `flush`, or when a shard is full."""
+        """Store a batch's activations; they reach the disk at `flush`, or when a shard is full."""
         if self.is_full:
             return
         for site, acts in activations.items():
@@ -102,7 +102,7 @@ class ActivationCache:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending. A disk that is full ends the caching, not the run."""
+        """Write pending activations. A full disk ends the caching, not the run."""
         pending, size = self._pending, self._pending_bytes()
         self._pending = {}
         if not size:
@@ -116,7 +116,7 @@ class ActivationCache:
             self._stop(f"it cannot be written to ({error})")
 
     def _bytes_on_disk(self) -> int:
-        """Of all processes that write here."""
+        """Bytes from all processes that write to this folder."""
         n = 0
         for shard in self.folder.glob("*.safetensors"):
             with suppress(FileNotFoundError):
@@ -185,7 +185,7 @@ class ActivationCache:
         self._forget(shard)
 
     def _leave_out(self, shard: Path, why: OSError) -> None:
-        """It may be sound: another user's, or on a disk that does not answer."""
+        """The file may be undamaged: another user's, or on a disk that does not answer."""
         logger.warning("%s cannot be read (%s); it is left out, and harvested again", shard, why)
         self._forget(shard)
 
@@ -194,17 +194,17 @@ class ActivationCache:
 
 
 def batch_key(batch: TokenBatch, rows: int, way: str = "") -> str:
-    """What was read: the tokens, which of them were kept, and how many rows at a time; and in which
-    way, if it rounds differently."""
-    told = f"{tuple(batch.input_ids.shape)} {rows}{way}"
-    digest = blake2b(told.encode(), digest_size=16)
+    """Hash of the input: tokens, mask, and rows per forward pass; `way` names a computation that
+    rounds differently."""
+    about = f"{tuple(batch.input_ids.shape)} {rows}{way}"
+    digest = blake2b(about.encode(), digest_size=16)
     digest.update(batch.input_ids.cpu().numpy().tobytes())
     digest.update(batch.keep.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def fingerprint(lm: nn.Module) -> str:
-    """A hash of some numbers of each weight, which identifies a language model's weights."""
+    """A hash of some numbers of each weight; it identifies a language model's weights."""
     digest = blake2b(digest_size=8)
     for part in _weights(lm):
         digest.update(part)
@@ -219,11 +219,11 @@ def _weights(lm: nn.Module) -> Iterator[bytes | memoryview]:
 
 
 def _name(lm: Any) -> str:
-    """A folder for a language model: its name for people, its settings and weights for sure."""
+    """The folder of a language model: its name, and a hash of its settings and weights."""
     settings = lm.config.to_dict() | {"attention": lm.config._attn_implementation}
     unimportant = ("_name_or_path", "transformers_version", "_commit_hash", "use_cache")
-    told = {key: value for key, value in settings.items() if key not in unimportant}
-    digest = blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=8)
+    relevant = {key: value for key, value in settings.items() if key not in unimportant}
+    digest = blake2b(json.dumps(relevant, sort_keys=True, default=str).encode(), digest_size=8)
     for part in _weights(lm):
         digest.update(part)
     return f"{Path(lm.config._name_or_path or type(lm).__name__).name}-{digest.hexdigest()}"

@@ -21,13 +21,13 @@ def as_rows(
     """Rows of tokens: the given ones, or rows packed from texts.
 
     Args:
-        given: a list is read whole, in rows of 128 tokens, or of fewer where it is shorter; of a
+        given: a list is read whole, in rows of 128 tokens (fewer for a shorter list); of a
             `TextArguments` the held-out side is read.
-        config: the SAE's config; its `bos` decides where BOS tokens go.
-        tokenizer: None: the one that `hfsae.load_lm` loaded with the model.
+        config: the SAE's config; its `bos` sets the places of BOS tokens.
+        tokenizer: None: the tokenizer that `hfsae.load_lm` loaded with the model.
 
     Raises:
-        ValueError: a tokenizer is needed and not known.
+        ValueError: text without a tokenizer.
     """
     if isinstance(given, str):
         given = [given]
@@ -44,7 +44,7 @@ def as_rows(
 
 
 def _of_list(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> TextArguments:
-    """All of the texts, in rows that they fill."""
+    """Arguments that read all these texts, in rows no longer than the texts together."""
     encoded: Any = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     n_tokens = 1 + sum(len(ids) + 1 for ids in encoded)  # a BOS, and an EOS after each
     context_size = min(TextArguments.context_size, n_tokens)

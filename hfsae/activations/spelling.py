@@ -1,7 +1,7 @@
-"""Texts of tokens, as people read them.
+"""Readable texts of tokens.
 
 Tokens of a byte-level vocabulary may be parts of a character, and SentencePiece decoders drop the
-space that opens a text: both are mended here.
+space at the beginning of a text: this module corrects both.
 """
 
 from collections.abc import Collection, Iterable
@@ -13,21 +13,21 @@ from transformers import PreTrainedTokenizerBase
 from ..machine.refused import Refused
 from .tokens import TokenBatch, special_ids
 
-REPLACEMENT = "\ufffd"  # what decoders write for bytes that spell no character
-_LONGEST_CHARACTER = 4  # bytes in UTF-8, and so at most as many tokens
+REPLACEMENT = "\ufffd"  # decoders write it for bytes that are not a whole character
+_LONGEST_CHARACTER = 4  # bytes in UTF-8; so a character has at most 4 tokens
 
 
 class Tokens(NamedTuple):
-    """One text as the language model reads it; three lists of equal length."""
+    """The tokens of one text; three lists of equal length."""
 
     ids: list[int]
     texts: list[str]
-    """They join to the text. A character that several tokens spell stands at the first of them, the
-    others are empty; special tokens have their names."""
+    """Joined, they are the text. A character of several tokens is at the first of them, the others
+    are empty; special tokens have their names."""
     special: list[bool]
 
     def batch(self, device: torch.device | str = "cpu") -> TokenBatch:
-        """One row; `keep` leaves out special tokens."""
+        """The text as a batch of one row; `keep` is False at special tokens."""
         ids = torch.tensor([self.ids], device=device)
         keep = ~torch.tensor([self.special], device=device)
         return TokenBatch(ids, keep, torch.zeros_like(ids))
@@ -44,11 +44,11 @@ def tokenise(
     """Ids and readable texts of the tokens of `text`.
 
     Args:
-        bos: prepend the tokenizer's BOS token; what an SAE trained with BOS wants.
-        chat: as a user's message in the tokenizer's chat template, up to where the answer begins.
+        bos: prepend the tokenizer's BOS token, for an SAE that was trained with BOS.
+        chat: make the text a user's message in the tokenizer's chat template, up to the answer.
 
     Raises:
-        ValueError: no text, more than max_tokens, no chat template.
+        ValueError: no text, more than max_tokens tokens, or no chat template.
     """
     if not text:
         raise Refused("there is no text; write a prompt")
@@ -87,7 +87,7 @@ def spell(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
 def _next_character(
     tokenizer: PreTrainedTokenizerBase, ids: list[int], special: Collection[int]
 ) -> tuple[int, str]:
-    """How many of the first tokens it takes to spell something whole, and what they spell."""
+    """Number of first tokens that together spell whole characters, and their text."""
     piece = str(tokenizer.convert_ids_to_tokens(ids[0]))
     if ids[0] in special:
         return 1, piece
@@ -99,7 +99,7 @@ def _next_character(
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
-    """What token ids spell, special tokens included."""
+    """The text of token ids, special tokens included."""
     return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
 
 
@@ -109,9 +109,9 @@ def is_part(tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """What a token adds to a text, with its leading space.
+    """The text of one token, with its leading space.
 
-    Part of a character has no text: it is given as the vocabulary spells it.
+    For a part of a character it is the vocabulary's spelling.
     """
     piece = str(tokenizer.convert_ids_to_tokens(token_id))
     if is_part(tokenizer, token_id):
@@ -120,5 +120,5 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
 
 
 def _with_space(piece: str, text: str) -> str:
-    """SentencePiece decoders drop the space that opens a text."""
+    """The text with its leading space, which SentencePiece decoders drop."""
     return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text

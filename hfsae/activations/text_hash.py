@@ -11,17 +11,17 @@ from huggingface_hub.errors import (
 from ..machine.refused import Refused
 from .tokens import TextArguments, is_hub, local_files, texts, unreadable
 
-# Bytes of a file: the most that are hashed as a whole; of a larger one at each end; at a time.
+# Bytes: largest file that is hashed as a whole; part of a larger one at each end; block read.
 _WHOLE, _END, _BLOCK = 2**30, 2**26, 2**24
 
 
 def text_fingerprint(args: TextArguments) -> str | None:
-    """Fingerprint of the whole text, both sides; None where the Hub does not answer.
+    """Fingerprint of the whole text, both sides; None if the Hub does not answer.
 
-    Of listed and packaged documents it is the hash of their texts, of local files that of their
-    contents in the order of reading, of a Hub data set that of its files' names and hashes, in one
-    request; its card may change. Of a file over 1 GiB only the size and the first and last 64 MiB
-    are hashed: a change between them that keeps the size is not noticed.
+    A hash of: the texts of listed or packaged documents; the contents of local files, in reading
+    order; the names and hashes of a Hub data set's files, from one request (its card may change).
+    Of a file over 1 GiB it covers only the size and the first and last 64 MiB: a change in between
+    that keeps the size is not noticed.
 
     Raises:
         ValueError: a file or packaged text cannot be read.
@@ -39,7 +39,7 @@ def text_fingerprint(args: TextArguments) -> str | None:
 
 
 def _file_hash(path: Path) -> bytes:
-    """Of its kind, size and contents; its name and place may change."""
+    """Hash of a file's suffix, size and contents; its name and folder may change."""
     try:
         size = path.stat().st_size
         digest = sha256(f"{path.suffix} {size}".encode())
@@ -59,7 +59,7 @@ def _hub_fingerprint(name: str, args: TextArguments) -> str | None:
         info = HfApi().dataset_info(
             name, revision=args.dataset_revision, timeout=30, files_metadata=True
         )
-    except (HTTPError, OSError):  # what cannot be read at all is reported where it is read
+    except (HTTPError, OSError):  # the code that reads the text reports it
         return None
     config = f", {args.dataset_config}" if args.dataset_config else ""
     files = sorted(

@@ -1,9 +1,9 @@
-"""The activation contract: what an SAE's activations came from, and whether a model gives the same.
+"""The activation contract: the origin of an SAE's activations, compared with a model.
 
-An SAE is right for activations of one model at one site, made the way it was trained on: with that
-tokenizer, a BOS token, a dtype, an attention implementation. `terms` are what a training run writes
-into the SAE's config; `check` holds a model against them. Activations are always raw, so there is
-no normalisation to agree on. Sites and widths are checked where they are used.
+An SAE is valid for activations of one model at one site, made as in training: same tokenizer, BOS
+token, dtype, and attention implementation. A training run writes these `terms` into the SAE's
+config; `check` compares a model with them. Activations are always raw, so there is no normalisation
+to agree on. Other code checks sites and widths where it uses them.
 """
 
 import hashlib
@@ -26,17 +26,19 @@ class Difference(NamedTuple):
     """One term on which a model differs from training."""
 
     term: str
-    wanted: str
-    found: str
+    in_training: str
+    now: str
     severity: Literal["error", "warning"]
     consequence: str
 
     def __str__(self) -> str:
-        return f"{self.term} is {self.found}, and was {self.wanted} in training: {self.consequence}"
+        return (
+            f"{self.term} is {self.now}, and was {self.in_training} in training: {self.consequence}"
+        )
 
 
 def terms(lm: PreTrainedModel, tokenizer: Any, bos: str) -> dict[str, str | None]:
-    """Config fields of an SAE that is trained on this model's activations."""
+    """Config fields for an SAE trained on this model's activations."""
     return {
         "model_dtype": str(lm.dtype).removeprefix("torch."),
         "model_attention": getattr(lm.config, "_attn_implementation", None),
@@ -53,12 +55,12 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 def differences(config: Any, lm: PreTrainedModel, tokenizer: Any = None) -> list[Difference]:
     """Terms on which `lm` and `tokenizer` differ from training; unknown terms count as equal."""
-    found = []
+    unequal = []
 
-    def compare(term: str, field: str, here: Any, severity: Any, consequence: str) -> None:
-        wanted = getattr(config, field, None)
-        if wanted is not None and here is not None and str(wanted) != str(here):
-            found.append(Difference(term, str(wanted), str(here), severity, consequence))
+    def compare(term: str, field: str, now: Any, severity: Any, consequence: str) -> None:
+        in_training = getattr(config, field, None)
+        if in_training is not None and now is not None and str(in_training) != str(now):
+            unequal.append(Difference(term, str(in_training), str(now), severity, consequence))
 
     name = getattr(lm, "name_or_path", "") or None
     if name is not None and (Path(name).expanduser().exists() or "/" not in name):
@@ -73,26 +75,26 @@ def differences(config: Any, lm: PreTrainedModel, tokenizer: Any = None) -> list
         "model_dtype",
         str(lm.dtype).removeprefix("torch."),
         "warning",
-        "activations differ a little, and latents near their thresholds with them",
+        "activations differ a little, so latents near their thresholds may switch",
     )
     compare(
         "its attention implementation",
         "model_attention",
         getattr(lm.config, "_attn_implementation", None),
         "warning",
-        "some leave out what the model has (Gemma 2: logit soft-capping)",
+        "some omit a part of the model (Gemma 2: logit soft-capping)",
     )
     if tokenizer is not None:
-        here = tokenizer_hash(tokenizer)
-        compare("the tokenizer's hash", "tokenizer_hash", here, "error", "text has other ids")
-    return found
+        now = tokenizer_hash(tokenizer)
+        compare("the tokenizer's hash", "tokenizer_hash", now, "error", "text has other ids")
+    return unequal
 
 
 def check(config: Any, lm: PreTrainedModel, tokenizer: Any = None) -> None:
     """Warn of each difference that may matter.
 
     Raises:
-        ValueError: one that makes all latents meaningless.
+        ValueError: a difference makes all latents meaningless.
     """
     for difference in differences(config, lm, tokenizer):
         if difference.severity == "error":
@@ -107,7 +109,7 @@ def check_bos(config: Any, lm: PreTrainedModel, input_ids: Int64[Tensor, "rows c
         return
     if input_ids.shape[1] > 1 and not (input_ids == bos_id).any(dim=1).all():
         warnings.warn(
-            f"SAE at {config.site}: the text does not begin with BOS (id {bos_id}), and always did "
-            "in training: prepend tokenizer.bos_token",
+            f"SAE at {config.site}: the text does not begin with BOS (id {bos_id}), unlike all "
+            "training text: prepend tokenizer.bos_token",
             stacklevel=3,
         )

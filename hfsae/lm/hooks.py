@@ -1,15 +1,15 @@
 """Read and replace activations at sites, by forward hooks.
 
-Hooks are set on entry of a context and gone when it is left, by an exception or not. A context
-entered later sees what an earlier one has written at the same place.
+Entering a context sets its hooks; leaving it, by an exception too, removes them. At one place, a
+context that was entered later reads the output of an earlier one.
 
-Threads may share a model: a context acts on the forward passes of the thread that entered it (and
-of what copies its `contextvars`, as `asyncio.to_thread` does; a plain `threading.Thread` does not),
-and on nobody else's. So enter it in the thread that runs the model.
+Threads may share a model: a context acts only on forward passes of the thread that entered it (and
+of copies of its `contextvars`: `asyncio.to_thread` makes one, a plain `threading.Thread` does not).
+So enter it in the thread that runs the model.
 
-Compiled code calls the hooks that it was compiled with and no others. So while any context is open,
-what `torch.compile` made runs as the plain Python that it was made of, in every thread of the
-process, SAEs included; after that the compiled code runs again, without being compiled anew.
+Code from `torch.compile` calls only the hooks of the time of compilation. So while any context is
+open, it runs as plain Python in every thread of the process, SAEs included; afterwards the compiled
+code runs again, without a new compilation.
 """
 
 import threading
@@ -29,11 +29,11 @@ from .sites import Site, find_module, unwrapped
 
 
 class _Eager:
-    """Runs torch.compile's code as plain Python while any thread is inside."""
+    """Runs torch.compile's code as plain Python while any thread is inside the context."""
 
     def __init__(self) -> None:
         self._lock, self._n_inside = threading.Lock(), 0
-        self._stance: Any = None  # torch's, which holds for the whole process
+        self._stance: Any = None  # torch's stance holds for the whole process
 
     def __enter__(self) -> None:
         with self._lock:
@@ -42,8 +42,8 @@ class _Eager:
                     self._stance = torch.compiler.set_stance("force_eager")
                 except RuntimeError as error:
                     raise Refused(
-                        "this block is entered inside code that torch.compile compiled, where "
-                        "hooks are not called; enter it outside, or leave that code uncompiled"
+                        "this block is entered inside code from torch.compile, which does not call "
+                        "hooks; enter it outside, or do not compile that code"
                     ) from error
             self._n_inside += 1
 
@@ -52,7 +52,7 @@ class _Eager:
             self._n_inside -= 1
             if self._n_inside == 0:
                 self._stance.__exit__(None, None, None)
-                self._stance = None  # kept where torch refuses: the next to leave tries again
+                self._stance = None  # if torch refuses, it stays: the next exit tries again
 
 
 _eager = _Eager()
@@ -62,20 +62,20 @@ class Passes:
     """The forward passes on which a block acts: those in the context that entered it."""
 
     def __init__(self) -> None:
-        self.n_reached = {True: 0, False: 0}  # hooks called, in these passes and in others
+        self.n_reached = {True: 0, False: 0}  # calls of hooks, in these passes and in others
 
-    def here(self) -> bool:
-        """Whether this is one of them; for hooks without which the block has its effect too."""
+    def own(self) -> bool:
+        """Whether the block acts on this forward pass; for hooks that do not make its effect."""
         return self in _blocks.get()
 
     def reached(self) -> bool:
-        """Whether this is one of them; a block in which the answer was never yes has no effect."""
-        inside = self.here()
+        """Whether the block acts on this forward pass; if never, the block warns at its end."""
+        inside = self.own()
         self.n_reached[inside] += 1
         return inside
 
 
-_blocks: ContextVar[frozenset[Passes]] = ContextVar("blocks entered here", default=frozenset())
+_blocks: ContextVar[frozenset[Passes]] = ContextVar("blocks of this context", default=frozenset())
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def own_passes(place: str, *, eager: bool = True) -> Iterator[Passes]:
     """Yields a predicate for hooks at `place`: is this pass in the context that entered the block?
 
     Args:
-        eager: False: compiled code stays compiled. For callers who know that none holds a hook.
+        eager: False: compiled code stays compiled. For callers whose hooks are not inside it.
     """
     passes = Passes()
     with _eager if eager else nullcontext():
@@ -91,20 +91,20 @@ def own_passes(place: str, *, eager: bool = True) -> Iterator[Passes]:
         try:
             yield passes
         finally:
-            # not reset(token): a generator may be closed in another context than it was begun in
+            # not reset(token): a generator may end in another context than it began in
             _blocks.set(_blocks.get() - {passes})
     if passes.n_reached[True]:
         return
     if passes.n_reached[False]:
         warnings.warn(
-            "the model ran in other threads only, where this block does not act: enter it in the "
+            "the model ran only in other threads, so this block had no effect: enter it in the "
             "thread that runs the model",
             stacklevel=2,
         )
     else:
         warnings.warn(
             f"no forward pass reached {place} inside this block, so it had no effect: run the "
-            "model inside it, and not as an exported program or CUDA graph, which call no hooks",
+            "model inside it, and not as an exported program or CUDA graph: those call no hooks",
             stacklevel=2,
         )
 
@@ -119,7 +119,7 @@ def running_as(
         yield
         return
     with _replacing, own_passes("the replaced modules", eager=eager) as passes:
-        # A module may already have a forward of its own: accelerate's device hooks put one there.
+        # A module may already have its own forward: accelerate's device hooks set one.
         own = {module: vars(module).get("forward") for module in forwards}
         for module, forward in forwards.items():
             module.forward = partial(_either, passes.reached, forward, module.forward)
@@ -132,36 +132,36 @@ def running_as(
                     module.forward = forward
 
 
-_replacing = threading.Lock()  # by one thread at a time: each puts back what it found
+_replacing = threading.Lock()  # one thread at a time: each restores the state before it
 
 
 def _either(
-    here: Callable[[], bool],
+    is_own: Callable[[], bool],
     ours: Callable[..., Any],
     theirs: Callable[..., Any],
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    return (ours if here() else theirs)(*args, **kwargs)
+    return (ours if is_own() else theirs)(*args, **kwargs)
 
 
 def attach(
     lm: nn.Module,
     site: str,
     visit: Callable[[Tensor], Tensor | None],
-    here: Callable[[], bool],
+    is_own: Callable[[], bool],
 ) -> RemovableHandle:
-    """Shows `visit` the activation in forward passes from `here`; a tensor it returns replaces it.
+    """Calls `visit(activation)` in forward passes with `is_own()`; a returned tensor replaces it.
 
-    Blocks return a tensor in some families and versions and a tuple in others: `output[0]` of a
+    Blocks return a tensor in some model families and versions, a tuple in others: `output[0]` of a
     tensor would silently be the first row of the batch. Inputs come by position or by keyword.
     """
 
-    # kwargs has a default: torch leaves it out if another thread removes the hook at that moment
+    # kwargs has a default: torch omits it if another thread removes the hook at that moment
     def visit_input(
         module: nn.Module, args: tuple, kwargs: dict | None = None
     ) -> tuple[tuple, dict] | None:
-        if kwargs is None or not here():
+        if kwargs is None or not is_own():
             return None
         if args:
             new = visit(_tensor(args[0], site))
@@ -171,7 +171,7 @@ def attach(
         return None if new is None else (args, {**kwargs, key: new})
 
     def visit_output(module: nn.Module, args: tuple, output: Any) -> Any:
-        if not here():
+        if not is_own():
             return None
         if not isinstance(output, tuple):
             return visit(_tensor(output, site))
@@ -209,39 +209,38 @@ def capture(
     a KV cache the last forward pass holds one token a row.
 
     Args:
-        stop_early: end the forward pass once every site was seen, so layers above cost nothing.
+        stop_early: end the forward pass after the last site, so the layers above cost nothing.
             This ends the *block*: the call of the model must be its last statement.
         eager: as in `own_passes`.
     """
-    wanted = {sites} if isinstance(sites, str) else set(sites)
+    places = {sites} if isinstance(sites, str) else set(sites)
     activations: dict[str, Tensor] = {}
 
     def visit(site: str, activation: Tensor) -> None:
         activations[site] = activation
-        if stop_early and len(activations) == len(wanted):
-            # made here and kept nowhere: a stored one would hold the traceback's frames, and every
-            # activation in them, in a reference cycle
+        if stop_early and len(activations) == len(places):
+            # not stored: its traceback holds frames with activations, in a reference cycle
             raise _Stop(activations)
 
     with ExitStack() as hooks:
-        passes = hooks.enter_context(own_passes(", ".join(sorted(wanted)), eager=eager))
-        for site in wanted:
+        passes = hooks.enter_context(own_passes(", ".join(sorted(places)), eager=eager))
+        for site in places:
             hooks.callback(attach(lm, site, partial(visit, site), passes.reached).remove)
         try:
             yield activations
         except _Stop as stop:
-            if stop.args[0] is not activations:  # that of a capture around this one
+            if stop.args[0] is not activations:  # it belongs to a capture around this one
                 raise
 
 
 @contextmanager
 def patch(lm: nn.Module, replacements: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Inside the block `replacements[site](activation)` takes the activation's place.
+    """Inside the block `replacements[site](activation)` replaces the activation at the site.
 
-    What it returns is cast to the activation's dtype and device.
+    The new tensor is cast to the activation's dtype and device.
 
     Raises:
-        ValueError: (in the forward pass) it has another shape.
+        ValueError: (in the forward pass) the new tensor has another shape.
     """
     with ExitStack() as hooks:
         passes = hooks.enter_context(own_passes(", ".join(replacements)))

@@ -1,4 +1,4 @@
-"""Let a language model run on an SAE's reconstructions, edited or not."""
+"""Run a language model on an SAE's reconstructions, edited or not."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,39 +25,39 @@ class Moment(NamedTuple):
     source: Float[Tensor, "rows ctx d_in"]
     """The activation at the SAE's site, cast for the SAE."""
     target: Float[Tensor, "rows ctx d_out"]
-    """What is replaced: the activation at the target site, as the model has it."""
+    """The model's activation at the target site, before the intervention."""
     input_ids: Int[Tensor, "rows ctx"] | None
-    """None if the model was given embeddings."""
+    """None if the model's input is embeddings."""
     n_cached: int
-    """Tokens a row that the KV cache holds from earlier passes."""
+    """Tokens per row in the KV cache, from earlier passes."""
 
 
 @contextmanager
 def intervene(lm: nn.Module, sae: Any, write: Callable[[Moment], Tensor]) -> Iterator[None]:
-    """Inside the block `write(moment)` takes the place of what `sae` reconstructs.
+    """Inside the block `write(moment)` replaces the activation that `sae` reconstructs.
 
-    That is the activation at its `target_site` for a transcoder, else at its `site`.
+    For a transcoder this is the activation at its `target_site`, else at its `site`.
 
     Raises:
         ValueError: the SAE names no site; or, in the forward pass, the target runs before it.
     """
     site, target = places_of(sae.config)
     contract.check(sae.config, unwrapped(lm))
-    under_way = threading.local()  # source, input_ids and n_cached of a thread's forward pass
+    current = threading.local()  # source, input_ids and n_cached of a thread's forward pass
 
     def read(x: Tensor) -> None:
-        under_way.source = cast_for(sae, x)
+        current.source = cast_for(sae, x)
 
     def replace(x: Tensor) -> Tensor:
-        if getattr(under_way, "source", None) is None:
+        if getattr(current, "source", None) is None:
             raise Refused(f"target_site {target!r} runs before site {site!r}; swap them")
-        source, under_way.source = under_way.source, None
-        return write(Moment(source, x, under_way.input_ids, under_way.n_cached))
+        source, current.source = current.source, None
+        return write(Moment(source, x, current.input_ids, current.n_cached))
 
     with ExitStack() as hooks:
         passes = hooks.enter_context(own_passes(target))
-        hooks.callback(_note_tokens(unwrapped(lm), sae.config, under_way, passes.here).remove)
-        hooks.callback(attach(lm, site, read, passes.here).remove)
+        hooks.callback(_note_tokens(unwrapped(lm), sae.config, current, passes.own).remove)
+        hooks.callback(attach(lm, site, read, passes.own).remove)
         visit = partial(replaced, target, replace)
         hooks.callback(attach(lm, target, visit, passes.reached).remove)
         yield
@@ -79,13 +79,13 @@ def splice(
 
     Args:
         sae: anything with `encode(x)`, `decode(latents, x)`, `config.site`; x is cast for it.
-        error_term: add what the SAE does not explain: x + decode(edit(latents)) - decode(latents);
-            without an edit this is x, bit for bit.
+        error_term: add the SAE's error: x + decode(edit(latents)) - decode(latents); without an
+            edit this is x, bit for bit.
         edit: latents [rows, ctx, d_sae] -> latents, before they are decoded.
         keep: the positions to replace; others keep the model's own activation.
-        spare_tokens: ids never replaced, found in each forward pass's own input_ids and so, unlike
-            `keep`, right under `generate`. None: the model's BOS, EOS and padding, on which SAEs
-            are not trained; (): all tokens may be replaced.
+        spare_tokens: ids that are never replaced; they also work under `generate`, unlike `keep`,
+            because each forward pass's own input_ids are compared. None: the model's BOS, EOS and
+            padding, on which SAEs are not trained; (): replace all tokens.
 
     Raises:
         ValueError: the SAE names no site; or, in the forward pass, `keep` has another shape than
@@ -102,7 +102,7 @@ def splice(
         latents = sae.encode(source)
         new = sae.decode(latents if edit is None else edit(latents), source)
         if error_term:
-            # the difference first: an edit that changes nothing then adds exactly zero
+            # difference first: an edit without effect then adds exactly zero
             new = x + (new - sae.decode(latents, source)).to(x.device)
         new = new.to(x)
         if keep is not None:
@@ -117,20 +117,20 @@ def splice(
 
 
 def _note_tokens(
-    lm: PreTrainedModel, config: Any, under_way: threading.local, here: Callable[[], bool]
+    lm: PreTrainedModel, config: Any, current: threading.local, is_own: Callable[[], bool]
 ) -> RemovableHandle:
-    """Keep each forward pass's input_ids, and look for BOS in those that begin the text."""
+    """Keep each forward pass's input_ids, and check for BOS at the beginning of a text."""
 
     def note(module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
-        if kwargs is None or not here():  # see attach
+        if kwargs is None or not is_own():  # see attach
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
         cache = next((v for v in kwargs.values() if hasattr(v, "get_seq_length")), None)
-        under_way.n_cached = 0 if cache is None else int(cache.get_seq_length())
-        if ids is not None and under_way.n_cached == 0 and not hasattr(under_way, "input_ids"):
+        current.n_cached = 0 if cache is None else int(cache.get_seq_length())
+        if ids is not None and current.n_cached == 0 and not hasattr(current, "input_ids"):
             contract.check_bos(config, lm, ids)
-        under_way.input_ids = ids
-        under_way.source = None  # a pass that broke off may have left one
+        current.input_ids = ids
+        current.source = None  # an interrupted pass may have left one
 
     return lm.base_model.register_forward_pre_hook(note, with_kwargs=True)
 
@@ -141,13 +141,13 @@ def cache_name(lm: PreTrainedModel) -> str:
 
 
 def special_ids(lm: nn.Module) -> list[int]:
-    """The ids of BOS, EOS and padding that the model's configs name."""
-    lm, found = unwrapped(lm), set[int]()
+    """The ids of BOS, EOS and padding in the model's configs."""
+    lm, special = unwrapped(lm), set[int]()
     for config in (lm.config, getattr(lm, "generation_config", None)):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             ids = getattr(config, name, None)
-            found |= {ids} if isinstance(ids, int) else set(ids or ())
-    return sorted(found)
+            special |= {ids} if isinstance(ids, int) else set(ids or ())
+    return sorted(special)
 
 
 def unspared(
@@ -156,12 +156,12 @@ def unspared(
     """True where the token is not one of `spare_tokens`.
 
     Raises:
-        ValueError: there are no ids to look at.
+        ValueError: there are no ids.
     """
     if input_ids is None:
         raise Refused(
             "spare_tokens needs input_ids, this forward pass got inputs_embeds; pass input_ids, or "
-            "spare_tokens=() to spare none"
+            "spare_tokens=() to replace all tokens"
         )
     return ~torch.isin(input_ids, torch.tensor(list(spare_tokens), device=input_ids.device))
 
@@ -173,15 +173,15 @@ def random_places(
     spare_tokens: Sequence[int],
     seed: int,
 ) -> Int[Tensor, "n 2"]:
-    """Rows and columns of n random tokens that are not spared and have a next one; fewer if there
-    are fewer."""
+    """Rows and columns of n random tokens that are not spared and have a next token, or of all
+    such tokens if there are fewer."""
     places = unspared(input_ids, spare_tokens)[:, :-1].nonzero()
     generator = torch.Generator().manual_seed(seed)
     return places[torch.randperm(len(places), generator=generator)[:n].to(places.device)]
 
 
 def cast_for(sae: Any, x: Tensor) -> Tensor:
-    """x in the dtype and on the device of `sae`, if that has any."""
+    """x in the dtype and on the device of `sae`, if `sae` has them."""
     return x.to(getattr(sae, "device", x.device), getattr(sae, "dtype", x.dtype))
 
 
@@ -189,6 +189,6 @@ def _matching(mask: Tensor, activation: Tensor, site: str) -> Tensor:
     if mask.shape != activation.shape[:-1]:
         raise Refused(
             f"keep has shape {tuple(mask.shape)}, the activation at {site!r} "
-            f"{tuple(activation.shape)}; under generate, where shapes change, use spare_tokens"
+            f"{tuple(activation.shape)}; under generate shapes change: use spare_tokens"
         )
     return mask.to(activation.device)[..., None]

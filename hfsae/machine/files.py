@@ -1,7 +1,7 @@
 """The files beside an SAE's weights: read with a sentence for damage, written whole.
 
-Files may come from anywhere, so reading is bounded: sizes, nesting, and what YAML's aliases expand
-to. Text from them goes through `printable` before it reaches a terminal.
+Files may come from anywhere, so there are limits for sizes, nesting, and the expansion of YAML's
+aliases. Text from files goes through `printable` before it reaches a terminal.
 """
 
 import json
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MAX_TEXT = 2**26  # of a JSON or YAML file; an evaluation of many documents takes a few million
-_MAX_HEADER = 2**22  # bytes of a safetensors header, some 100 a tensor
-_MAX_NODES = 100_000  # that aliases of a YAML text may add, beyond ten times what it holds
-_MAX_EXPANSION = 300  # of a table's column by compression; real ones shrink to a tenth
-# In all of a table, for each byte of its file: real tables have about one. A value that is repeated
-# takes next to nothing in a file, and its full size in memory.
+_MAX_TEXT = 2**26  # bytes of a JSON or YAML file; a large evaluation takes a few million
+_MAX_HEADER = 2**22  # bytes of a safetensors header; it takes about 100 a tensor
+_MAX_NODES = 100_000  # extra nodes from a YAML text's aliases, beyond ten times its own nodes
+_MAX_EXPANSION = 300  # unpacked size of a table's column over its size; real ones: about 10
+# Values of a whole table per byte of its file: real tables have about one. A repeated value takes
+# almost no space in a file, and its full size in memory.
 _MAX_VALUES = 16
 _TEXTS = ("promoted_tokens", "suppressed_tokens", "tokens")  # columns with lists of texts
 _MAX_DEPTH = 50
@@ -47,7 +47,7 @@ _MADE_BY = {
 }
 _MADE_BY_COMPARISON = ("documents.safetensors", "causes.safetensors")
 _KEPT_BY_COMPARISON = ("results.json", "results.safetensors")
-# Names under which files are written before they are renamed, here and by the trainer.
+# Temporary names of files, in this file and in the trainer: renamed when they are complete.
 _UNFINISHED = re.compile(
     r"\..+\.[0-9a-f]{32}(\.tmp)?|\..+\.(parquet|png)\.tmp|\.tmp-\d+|step-\d+\.tmp-\d+"
 )
@@ -57,54 +57,54 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ValueError: it holds none; the sentence names the file and what to do.
+        ValueError: the file is damaged or holds no object; the sentence names it and the remedy.
     """
     about = path.stat()
-    if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
-        raise Damaged(damaged(path, "no file"))
+    if not stat.S_ISREG(about.st_mode):  # reading a pipe would wait
+        raise Damaged(damaged(path, "not a regular file"))
     if about.st_size > _MAX_TEXT:
-        why = f"{about.st_size:,} bytes, where {_MAX_TEXT:,} are the limit"
+        why = f"{about.st_size:,} bytes, over the limit of {_MAX_TEXT:,}"
         raise Damaged(damaged(path, why))
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad UTF-8 is one too
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # invalid UTF-8 too
         raise Damaged(damaged(path, error)) from error
     except RecursionError as error:
         raise Damaged(damaged(path, "nested too deeply")) from error
-    if not isinstance(found, dict):
-        raise Damaged(damaged(path, "no JSON object"))
-    return found
+    if not isinstance(value, dict):
+        raise Damaged(damaged(path, "not a JSON object"))
+    return value
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """For code that takes a file's content apart: what does not fit there is the file's damage.
+    """Around code that interprets a file's content: errors there are reported as damage.
 
     Raises:
         ValueError: an item is missing, of another type or out of range; the sentence names the file
-            and what to do.
+            and the remedy.
     """
     try:
         yield
     except (ValueError, *_MISFITS) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
-            raise  # it says so already
+            raise  # the sentence already names the file
         raise Damaged(damaged(path, f"{type(error).__name__}: {error}")) from error
 
 
 def parse_yaml(text: str) -> Any:
-    """What a YAML text holds: plain values, each key once.
+    """The value of a YAML text: plain values, each key once.
 
     Raises:
-        ValueError: it is not YAML, has a key twice, or is too large, also by its aliases.
+        ValueError: the text is not YAML, has a key twice, or is too large, aliases included.
     """
-    import yaml  # of an extra
+    import yaml  # a dependency of an extra
 
     return _in_a_sentence(lambda: _construct(yaml.SafeLoader(text), text))
 
 
 def check_yaml(text: str) -> None:
-    """Refuse what `parse_yaml` refuses, for those who parse it themselves.
+    """Refuse the same texts as `parse_yaml`, for callers with their own parser.
 
     Raises:
         ValueError: as `parse_yaml`.
@@ -119,22 +119,22 @@ def _in_a_sentence(parse: Callable[[], T]) -> T:
         return parse()
     except RecursionError:
         raise Refused("nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a date that does not exist
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: for example February 30
         raise Refused(" ".join(str(error).split())) from error
     except (AttributeError, KeyError, TypeError) as error:  # !!bool "maybe", !!timestamp "never"
-        raise Refused(f"a value is not of the type that its tag says ({error})") from error
+        raise Refused(f"a value does not match its tag's type ({error})") from error
 
 
 def _construct(loader: "yaml.SafeLoader", text: str) -> Any:
     if len(text) > _MAX_TEXT:
-        raise Refused(f"{len(text):,} characters, where {_MAX_TEXT:,} are the limit")
+        raise Refused(f"{len(text):,} characters, over the limit of {_MAX_TEXT:,}")
     try:
         root = loader.get_single_node()
         if root is None:
             return None
         counts: dict[int, int] = {}
         if _count_nodes(loader, root, counts, depth=0) > _MAX_NODES + 10 * len(counts):
-            raise Refused(f"its aliases expand to over {_MAX_NODES:,} values")
+            raise Refused(f"its aliases expand to more than {_MAX_NODES:,} values")
         return loader.construct_document(root)
     finally:
         loader.dispose()
@@ -143,11 +143,11 @@ def _construct(loader: "yaml.SafeLoader", text: str) -> Any:
 def _count_nodes(
     loader: "yaml.SafeLoader", node: "yaml.Node", counts: dict[int, int], depth: int
 ) -> int:
-    """Nodes below a node, with those that aliases stand for; each node is visited once."""
+    """Number of nodes below a node, with aliases expanded; visits each node once."""
     line = node.start_mark.line + 1
     if id(node) in counts:
         if counts[id(node)] == 0:
-            raise Refused(f"line {line} holds itself by an alias")
+            raise Refused(f"line {line} contains itself by an alias")
         return counts[id(node)]
     if depth > _MAX_DEPTH:
         raise Refused(f"line {line} is nested too deeply")
@@ -165,17 +165,17 @@ def _refuse_twice(loader: "yaml.SafeLoader", keys: "list[yaml.Node]") -> None:
     lines: dict[Any, int] = {}
     for key in keys:
         if not isinstance(key.value, str) or key.tag in _MERGES:
-            continue  # a list or a mapping is no key: the constructor says so
+            continue  # a list or mapping cannot be a key: the constructor refuses it
         line, name = key.start_mark.line + 1, loader.construct_object(key)
         if name in lines:
             where = f"lines {lines[name]} and {line}" if lines[name] != line else f"line {line}"
-            raise Refused(f"{key.value!r} stands twice, on {where}; keep one of them")
+            raise Refused(f"the key {key.value!r} appears twice, on {where}; keep one of them")
         lines[name] = line
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows and does not act on: line ends as ↵; controls (escape, NUL) and
-    marks that turn or hide text are spelt out."""
+    """Text that is safe to print: line ends become ↵; control characters (escape, NUL) and marks
+    that reverse or hide text become escape sequences."""
     text = text.replace("\n", "↵")
     return "".join(
         c if c.isprintable() or c in _JOINERS else c.encode("unicode_escape").decode() for c in text
@@ -183,7 +183,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """`printable` of each line."""
+    """`printable` applied to each line."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -191,14 +191,16 @@ _JOINERS = "\u200d\u200c"  # in emoji, and in Persian and Indian scripts
 
 
 def damaged(path: Path, why: object) -> str:
-    """The sentence for a file that cannot be read: why, and what puts it right."""
+    """The sentence for a file that cannot be read: the reason and the remedy."""
     verb = _MADE_BY.get(path.name)
     home = path.parent.parent if path.parent.name == "features" else path.parent
-    remedy = f"`hfsae {verb} {home}` makes it anew" if verb else "put back a sound copy"
+    remedy = f"`hfsae {verb} {home}` makes it again" if verb else "put back a sound copy"
     if path.name in _MADE_BY_COMPARISON:
-        remedy = "delete it, and the comparison's command makes it anew"
+        remedy = "delete it, and the comparison's command makes it again"
     if path.name in _KEPT_BY_COMPARISON:
-        remedy = "put back a sound copy; without one, delete it: what has no weights is made anew"
+        remedy = (
+            "put back a sound copy; without one, delete it: SAEs without weights are trained again"
+        )
     return f"{path} is damaged ({why}); {remedy}"
 
 
@@ -207,13 +209,13 @@ def opened_tensors(path: str | Path) -> Iterator[Any]:
     """An open safetensors file: `keys()`, `get_slice(name)`, `get_tensor(name)`, `metadata()`.
 
     Raises:
-        ValueError: its header is longer than one of an SAE can be, which takes a gigabyte to parse.
-        SafetensorError, OSError: it is damaged or cannot be read.
+        ValueError: its header is longer than an SAE's can be; parsing could take a gigabyte.
+        SafetensorError, OSError: the file is damaged or cannot be read.
     """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:
-        why = f"a header of {length:,} bytes, where {_MAX_HEADER:,} are the limit"
+        why = f"a header of {length:,} bytes, over the limit of {_MAX_HEADER:,}"
         raise Damaged(damaged(Path(path), why))
     with safe_open(path, framework="pt") as tensors:
         yield tensors
@@ -221,11 +223,11 @@ def opened_tensors(path: str | Path) -> Iterator[Any]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to, that becomes `path` where the block ends well: nobody sees half a file,
-    and of several that write it at once one wins.
+    """A temporary file, renamed to `path` at the end of the block unless it failed: no reader gets
+    half a file, and of several writers at once one wins.
 
     Raises:
-        OSError: it cannot be written (disk full, for one); what was there is untouched.
+        OSError: the file cannot be written, for example on a full disk; the old file stays.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -235,22 +237,21 @@ def replacing(path: Path) -> Iterator[Path]:
     except (SafetensorError, OSError) as error:
         why = f"{getattr(error, 'strerror', None) or error}; {free_space(path.parent)}"
         raise OSError(
-            f"{path} cannot be written ({why}); make room there, or give a folder that can be "
-            "written to"
+            f"{path} cannot be written ({why}); make room there, or give a writable folder"
         ) from error
     finally:
-        with suppress(OSError):  # in a folder that is none; what failed is said above
+        with suppress(OSError):  # there may be no folder; the error above reports it
             temporary.unlink()
 
 
 def passes(path: Path) -> bool:
-    """Whether a file or folder, by its name, is there only while hfsae works, or is what a process
-    that was killed has left of its work."""
+    """Whether a file or folder has the name of a lock or temporary file, which exists only while
+    hfsae works there, or after it was killed."""
     return path.name == lock.NAME or bool(_UNFINISHED.fullmatch(path.name))
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half written in a folder. Lock it before."""
+    """Remove temporary files of killed processes from a folder. Lock it first."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name != lock.NAME and passes(path):
             if path.is_dir() and not path.is_symlink():
@@ -260,22 +261,22 @@ def sweep(folder: Path) -> None:
 
 
 def free_space(folder: Path) -> str:
-    """What a sentence about a failed write needs: libraries hide a full disk behind other words."""
-    there = next((f for f in (folder, *folder.absolute().parents) if f.is_dir()), folder)
-    return f"the disk has {shutil.disk_usage(there).free / 1e6:,.0f} MB free"
+    """The disk's free space, for errors of writing: libraries report a full disk in other words."""
+    existing = next((f for f in (folder, *folder.absolute().parents) if f.is_dir()), folder)
+    return f"the disk has {shutil.disk_usage(existing).free / 1e6:,.0f} MB free"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half-written."""
+    """Write a text file; no reader gets half of it."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What a safetensors file holds, and its metadata.
+    """The tensors and the metadata of a safetensors file.
 
     Raises:
-        ValueError: it is none; the sentence names the file and what to do.
+        ValueError: the file is damaged; the sentence names it and the remedy.
     """
     try:
         with opened_tensors(path) as file:
@@ -287,7 +288,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def read_table(
     path: Path, columns: Collection[str], filters: list[Any] | None = None
 ) -> "pyarrow.Table":
-    """Columns of a feature store's table; a text that stands in many rows is held once.
+    """Columns of a feature store's table; equal texts share their memory.
 
     Raises:
         ValueError: the file is damaged, or would unpack to far more than its size.
@@ -305,16 +306,16 @@ def read_table(
 
 
 def text_columns() -> list[str]:
-    """As pyarrow names them, whatever wrote the file named the elements of its lists."""
+    """pyarrow's names of the columns with texts; the writer may name list elements either way."""
     return [f"{name}.list.{element}" for name in _TEXTS for element in ("element", "item")]
 
 
 def refuse_bomb(path: Path, columns: Collection[str]) -> None:
-    """Before any of a parquet file is read: what its own account of itself says.
+    """Check a parquet file's metadata before reading its columns.
 
     Raises:
-        ValueError: it is damaged, lacks one of these columns, or they would unpack to far more than
-            its size.
+        ValueError: the file is damaged, lacks one of these columns, or would unpack to far more
+            than its size.
     """
     import pyarrow
     import pyarrow.parquet as pq
@@ -336,20 +337,20 @@ def refuse_bomb(path: Path, columns: Collection[str]) -> None:
     limit = _MAX_VALUES * path.stat().st_size + 2**16
     if max(n_values, about.num_rows) > limit:
         raise Damaged(
-            damaged(path, f"{n_values:,} values, where {limit:,} are the limit for its size")
+            damaged(path, f"{n_values:,} values, over the limit of {limit:,} for its size")
         )
 
 
 def refuse_long_texts(table: "pyarrow.Table", limit: int) -> None:
-    """Before texts that are held once are written out for every place where they stand.
+    """Check the size of shared texts before copies of them are made.
 
     Raises:
-        ValueError: they would take more bytes than the limit.
+        ValueError: the copies would take more bytes than the limit.
     """
     import pyarrow as pa
     import pyarrow.compute
 
-    pc: Any = pyarrow.compute  # its functions are made when it is imported
+    pc: Any = pyarrow.compute  # its functions are created at import, unknown to type checkers
     for name in set(_TEXTS) & set(table.column_names):
         for chunk in table[name].chunks:
             texts = chunk.flatten() if pa.types.is_list(chunk.type) else chunk
@@ -359,22 +360,22 @@ def refuse_long_texts(table: "pyarrow.Table", limit: int) -> None:
                 lengths = pc.binary_length(texts).cast(pa.int64())
             if (n_bytes := pc.sum(lengths).as_py() or 0) > limit:
                 raise Refused(
-                    f"{name} of the feature store would take {n_bytes:,} bytes, where {limit:,} "
-                    "are the limit; `hfsae collect` makes it anew"
+                    f"{name} of the feature store would take {n_bytes:,} bytes, over the limit of "
+                    f"{limit:,}; `hfsae collect` makes it again"
                 )
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file that is never seen half-written; equal content gives equal bytes."""
+    """Write a safetensors file; no reader gets half of it; equal content gives equal bytes."""
     with replacing(path) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata)
         _sort_metadata(temporary)
 
 
 def _sort_metadata(path: Path) -> None:
-    """safetensors writes a file's metadata in an order that is another each time."""
+    """Sort a safetensors file's metadata: the library writes it in random order."""
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -387,8 +388,8 @@ def _sort_metadata(path: Path) -> None:
 
 
 def open_to_readers(path: Path) -> None:
-    """Give a file the rights that files of this user have: safetensors and mkstemp let nobody else
-    read what they write."""
+    """Give a file the usual permissions of this user's files: those from safetensors and mkstemp
+    are readable by their owner only."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     beside.touch()
     try:

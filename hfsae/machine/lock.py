@@ -1,7 +1,7 @@
 """One process at a time writes into a folder.
 
-The lock is the kernel's, on a file in the folder: it goes with the process, however that ends. In
-the file stands who holds it. Whoever holds it deletes it, so that a finished folder has none.
+The kernel locks a file in the folder, and releases the lock at the end of the process, even of a
+killed one. The file names the owner, who deletes it at the end: a finished folder has no lock file.
 """
 
 import json
@@ -27,11 +27,11 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 NAME = ".in-use"
-# Processes of one run share its folder, and the first of them locks it. Launchers name it so.
+# Launchers' variables for a process's rank: rank 0 locks the folder, other ranks share it.
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _POLL_SECONDS = 0.2
-_BEYOND = 2**30  # on Windows a locked byte cannot be read: so it is one that no file has
+_BEYOND = 2**30  # Windows cannot read a locked byte, so the lock is on one beyond the file's end
 
 _mine: ContextVar[frozenset[Path]] = ContextVar("_mine", default=frozenset())
 
@@ -41,11 +41,11 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Lock a folder for this process, creating it if needed. A block inside may lock it again.
 
     Args:
-        wait: wait until the lock is released, instead of raising.
+        wait: wait for the release of the lock, instead of raising.
 
     Raises:
-        ValueError: another process holds it, or another thread; or it cannot be made or written
-            to. One sentence.
+        ValueError: another process or thread holds the lock; or the folder cannot be made or
+            written to.
     """
     root = folder.resolve()
     if root in _mine.get() or not is_first_process():
@@ -56,7 +56,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         file = _acquire(root, wait)
     except OSError as error:
         raise Refused(
-            f"the folder {folder} cannot be made or written to ({error.strerror}); give another"
+            f"the folder {folder} cannot be made or written to ({error.strerror}); give another "
+            "folder"
         ) from error
     token = _mine.set(_mine.get() | {root})
     try:
@@ -64,40 +65,41 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     finally:
         _mine.reset(token)
         _release(file, root / NAME)
-        with suppress(OSError):  # they hold something: what this was for
+        with suppress(OSError):  # not empty: the block has written there
             for empty in made:
                 empty.rmdir()
 
 
 def is_first_process() -> bool:
-    """Of those that share a run: by their group, or before they have met by the launcher's word."""
+    """Whether this process is the first of its run: by its group, or else by the launcher's
+    variables."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank() == 0
     return all(os.environ.get(rank, "0") == "0" for rank in _RANKS)
 
 
 def _acquire(root: Path, wait: bool) -> int:
-    """The open file of a lock that this process holds."""
-    told = False
+    """Get the lock; returns its open file."""
+    has_logged = False
     while True:
         root.mkdir(parents=True, exist_ok=True)
         try:
             file = os.open(root / NAME, _FLAGS, 0o666)
-        except FileNotFoundError:  # whoever made the folder has just removed it
+        except FileNotFoundError:  # another process has just removed the folder
             continue
         try:
             has_it = _try(file, root)
-            if has_it and _is_still(file, root / NAME):  # else whoever held it has deleted it
+            if has_it and _is_still(file, root / NAME):  # else the last owner has deleted it
                 _sign(file, root)
                 return file
             if not has_it and not wait:
                 raise Refused(
-                    f"the folder {root} is in use by {_owner(file)}; wait until that is done, or "
-                    "give another folder"
+                    f"the folder {root} is in use by {_owner(file)}; wait for its end, or give "
+                    "another folder"
                 )
-            if not has_it and not told:
-                logger.info("waiting for %s, which is in use by %s", root, _owner(file))
-                told = True
+            if not has_it and not has_logged:
+                logger.info("waiting for %s, in use by %s", root, _owner(file))
+                has_logged = True
         except BaseException:
             os.close(file)
             raise
@@ -106,7 +108,7 @@ def _acquire(root: Path, wait: bool) -> int:
 
 
 def _try(file: int, root: Path) -> bool:
-    """Lock the file, if nobody has; on a file system without locks, say so and go on."""
+    """Lock the file if it is free. On a file system without locks: a warning, then True."""
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,7 +118,7 @@ def _try(file: int, root: Path) -> bool:
         return False
     except OSError as error:
         logger.warning(
-            "%s cannot be locked (%s): start no second run there while this one lasts",
+            "%s cannot be locked (%s): do not start a second run there before this one ends",
             root,
             error.strerror,
         )
@@ -140,10 +142,10 @@ def _is_still(file: int, path: Path) -> bool:
 
 def _sign(file: int, root: Path) -> None:
     before, host = _read(file), socket.gethostname()
-    if before.get("host", host) != host:  # not every network file system locks between hosts
+    if before.get("host", host) != host:  # some network file systems do not lock between hosts
         logger.warning(
-            "%s was in use by %s, which did not end in order: if that is still running, stop one "
-            "of the two",
+            "%s was in use by %s, which did not end normally: if it is still running, stop one of "
+            "the two",
             root,
             _owner(file),
         )
@@ -162,19 +164,19 @@ def _owner(file: int) -> str:
 
 
 def _read(file: int) -> dict[str, str]:
-    """What stands in a lock's file; nothing, if that is not what `_sign` writes."""
+    """The content of a lock file; empty if it is not from `_sign`."""
     os.lseek(file, 0, os.SEEK_SET)
     try:
-        found = json.loads(os.read(file, 1000))
-        signed = {key: str(found[key]) for key in ("process", "host", "since")}
+        content = json.loads(os.read(file, 1000))
+        signed = {key: str(content[key]) for key in ("process", "host", "since")}
     except (ValueError, TypeError, KeyError, OSError, RecursionError):
         return {}
     return signed if all(value.isprintable() for value in signed.values()) else {}
 
 
 def _release(file: int, path: Path) -> None:
-    """Delete the file while no other can have it. Windows deletes no open file, so it is last."""
-    is_ours = _is_still(file, path)  # not where somebody has deleted and made the folder again
+    """Delete the file, then unlock it. On Windows the order is reversed: open files stay there."""
+    is_ours = _is_still(file, path)  # False if somebody has deleted the folder and made a new one
     if fcntl is None:
         os.close(file)
     if is_ours:

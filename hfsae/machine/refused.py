@@ -1,18 +1,18 @@
 """Errors that users can cause: one sentence each, distinguished by class.
 
-Refused (a ValueError)     a setting, an argument, a folder that does not fit
-  Damaged                  a file that cannot be what its name says
+Refused (a ValueError)     a setting, argument or folder is wrong
+  Damaged                  a file is damaged, or of another kind than its name
   HubRefused               the Hub: not found, not allowed, not reachable
 """
 
 
 class Refused(ValueError):
-    """Bad input. The message says what, got, and what would work."""
+    """Bad input. The message names the problem, the value, and what would work."""
 
 
 class Damaged(Refused):
-    """A file is damaged, or made by something else than its name says."""
+    """A file is damaged, or of another kind than its name."""
 
 
 class HubRefused(Refused):
-    """The Hub has no such thing, does not allow it, or cannot be reached."""
+    """The Hub does not have it, does not allow it, or cannot be reached."""

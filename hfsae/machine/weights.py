@@ -1,8 +1,8 @@
-"""Which weights lie in a folder, and which records beside them were made with others.
+"""The hash of a folder's weights, and the records there that belong to other weights.
 
-Each record carries the SHA-256 of the weights that it belongs to: training.json, evaluation.json,
-features/meta.json and the probe. It is that of the file model.safetensors, as the Hub shows it. A
-record without one is older than these hashes, and taken as it is.
+Each record holds the SHA-256 of its weights: training.json, evaluation.json, features/meta.json and
+the probe. It is the hash of the file model.safetensors, as shown on the Hub. A record without one
+is older than these hashes, and accepted.
 """
 
 import hashlib
@@ -23,8 +23,7 @@ _BLOCK = 2**24
 
 
 def weights_hash(folder: Path) -> str | None:
-    """Of the weights in a folder; None where there are none. Of several files it is the hash of
-    their hashes."""
+    """Hash of the weights in a folder, or of the hashes of several files; None without weights."""
     files = [folder / "model.safetensors"]
     if not files[0].is_file():
         files = sorted(folder.glob("model-*.safetensors"))
@@ -33,19 +32,19 @@ def weights_hash(folder: Path) -> str | None:
 
 
 def stamp(folder: Path) -> dict[str, str]:
-    """What a record of the weights in a folder is to hold besides its own."""
-    found = weights_hash(folder)
-    return {} if found is None else {KEY: found}
+    """The entry with the weights' hash for a record in a folder; empty without weights."""
+    value = weights_hash(folder)
+    return {} if value is None else {KEY: value}
 
 
 def of_others(folder: Path, records: Sequence[str] = RECORDS) -> Iterator[str]:
-    """Those of a folder's records that were made with other weights than lie there."""
-    kept = {name: _kept(folder / name) for name in records if (folder / name).is_file()}
-    if not any(kept.values()):
+    """Names of the records in a folder that belong to other weights than the folder's."""
+    recorded = {name: _recorded(folder / name) for name in records if (folder / name).is_file()}
+    if not any(recorded.values()):
         return
-    here = weights_hash(folder)
-    for name, there in kept.items():
-        if here is not None and there is not None and there != here:
+    ours = weights_hash(folder)
+    for name, theirs in recorded.items():
+        if ours is not None and theirs is not None and theirs != ours:
             yield name
 
 
@@ -53,27 +52,27 @@ def refuse_mixture(folder: Path, records: Sequence[str] = RECORDS) -> None:
     """Refuse a folder with records of other weights.
 
     Raises:
-        ValueError: a record in the folder was made with other weights than lie there; the sentence
-            names the record and the command that makes it again.
+        ValueError: a record belongs to other weights than the folder's; the sentence names the
+            record and the command that makes it again.
     """
     for name in of_others(folder, records):
-        remedy = "put back the weights that it belongs to, or delete it"
+        remedy = "put back its weights, or delete it"
         if verb := _MADE_BY.get(name):
-            remedy = f"`hfsae {verb} {folder}` makes it anew"
+            remedy = f"`hfsae {verb} {folder}` makes it again"
         raise Refused(
-            f"{folder / name} was made with other weights than those that lie in {folder} now (its "
-            f"{KEY} is not theirs); {remedy}"
+            f"{folder / name} was made with other weights than those in {folder} now (its {KEY} "
+            f"differs); {remedy}"
         )
 
 
-def _kept(record: Path) -> Any:
+def _recorded(record: Path) -> Any:
     try:
         if record.suffix == ".json":
             return read_json(record).get(KEY)
         with opened_tensors(record) as file:
             return (file.metadata() or {}).get(KEY)
     except (ValueError, SafetensorError, OSError):
-        return None  # whoever uses it says that it is damaged
+        return None  # damaged: code that uses it reports that
 
 
 def _hash_of(path: Path) -> str:
@@ -83,7 +82,7 @@ def _hash_of(path: Path) -> str:
 
 @lru_cache(maxsize=1024)
 def _hash_of_file(path: Path, *_about: int) -> str:
-    """Once for each state of a file, which may hold a hundred gigabytes."""
+    """Computed once for each state of a file: it may hold a hundred gigabytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):

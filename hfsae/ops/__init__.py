@@ -1,4 +1,4 @@
-"""Functions on tensors: no config, no module, no input or output."""
+"""Functions on tensors, without configs, modules or files."""
 
 from .nested import nested_sums as nested_sums
 from .sampling import gumbel as gumbel

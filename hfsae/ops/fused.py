@@ -3,16 +3,16 @@
     dots(x, W, tokens, latents)            x[token] . W[latent] at each entry
     sums(rows, table, offsets, weights)    for each bag of entries, the sum of weight * table[row]
 
-A bag is a token's entries or a latent's, so the two make the three loops of `hfsae.ops.sparse`,
-which chooses between them and torch's own.
+A bag is the entries of a token or of a latent, so these two make the three loops of
+`hfsae.ops.sparse`, which chooses between them and torch's own.
 
-Each number has one program that sums it, in an order which sizes alone decide: nothing is added
-atomically, and results repeat to the bit. float32 or bfloat16 comes in; products and sums are
-float32, without tensor cores and so without TF32. Places in memory are counted in 64 bits, since a
-million rows of 4,096 numbers are more than 32 reach.
+One program sums each number, in an order that depends only on sizes: there are no atomic additions,
+and results repeat to the bit. Inputs are float32 or bfloat16; products and sums are float32,
+without tensor cores and so without TF32. Memory offsets have 64 bits: a million rows of 4,096
+numbers are too many for 32.
 
-Of all files only this one needs Triton, so it is imported at first use. With TRITON_INTERPRET=1 in
-the environment the kernels run on CPU tensors, slowly: so they are tested.
+Only this file needs Triton, so it is imported at first use. With TRITON_INTERPRET=1 in the
+environment the kernels run on CPU tensors, slowly; tests use this.
 """
 
 from typing import Any, no_type_check
@@ -23,8 +23,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Entries and numbers of a row that a program holds at a time; several entries, so that the memory
-# is asked for many rows before the first arrives. Not yet tuned on a card.
+# Entries, and numbers of a row, that a program holds at a time; several entries, so that many rows
+# are requested from memory before the first arrives. Not yet tuned on a card.
 _DOTS_TILE, _SUMS_TILE = (32, 64), (16, 128)
 
 
@@ -49,10 +49,10 @@ def sums(
     weights: Float[Tensor, " n"],
     out: Float[Tensor, "n_bags d"] | None = None,
 ) -> Float[Tensor, "n_bags d"]:
-    """For each bag, the weighted sum of the table's rows that it lists; zero if it lists none.
+    """For each bag, the weighted sum of the table's rows in it; zero for an empty bag.
 
     Args:
-        offsets: where each bag begins in `rows`, and the last one's end.
+        offsets: the start of each bag in `rows`, and the end of the last bag.
         out: contiguous float32 memory for the result.
     """
     table, weights = table.contiguous(), weights.contiguous()
@@ -65,14 +65,14 @@ def sums(
 
 
 def _launch(kernel: Any, programs: tuple[int, ...], first: Tensor, *others: Any) -> None:
-    # Triton launches where torch is, not where tensors are; and never nothing.
+    # Triton launches on torch's current device, not on the tensors'; it cannot launch 0 programs.
     with torch.cuda.device_of(first):
         if all(programs):
-            # Triton is about to change whether it multiplies and adds in one rounding.
+            # explicit: Triton plans another default for multiplying and adding in one rounding
             kernel[programs](first, *others, enable_fp_fusion=True)
 
 
-# no_type_check: the tests' shape checker would wrap what Triton compiles from its source.
+# no_type_check: Triton compiles from source, and the tests' shape checker would wrap it.
 @triton.jit
 @no_type_check
 def _dots(

@@ -1,4 +1,4 @@
-"""values W over nested prefixes of the latents, for hardly more than over all of them."""
+"""values W over nested prefixes of the latents, at hardly more cost than over all latents."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,8 +16,8 @@ def nested_sums(
 ) -> Float[Tensor, "levels *batch d_out"]:
     """values W over the first `end` latents, for each of the rising `ends`; the last is d_sae.
 
-    Each latent is multiplied once, in the segment between two ends that it lies in; the prefixes
-    are running sums of segments.
+    Each latent is multiplied once, in its segment between two ends; prefixes are running sums of
+    segments.
     """
     if isinstance(at, Entries):
         segments = _of_entries(values, W, at, ends)
@@ -34,15 +34,15 @@ def _of_all(values: Tensor, W: Tensor, ends: Sequence[int]) -> Tensor:
 
 
 def _of_spread(values: DTensor, W: DTensor, ends: Sequence[int]) -> DTensor:
-    """Each process sums its own latents, which may lie in one segment or in several."""
+    """Each process sums its own latents, which may be in several segments."""
     mesh, rows = W.device_mesh, W.to_local()
     first = mesh.get_local_rank() * len(rows)
-    ends_here = [min(max(end - first, 0), len(rows)) for end in ends]
-    return DTensor.from_local(_of_all(values.to_local(), rows, ends_here), mesh, [Partial()])
+    own_ends = [min(max(end - first, 0), len(rows)) for end in ends]
+    return DTensor.from_local(_of_all(values.to_local(), rows, own_ends), mesh, [Partial()])
 
 
 def _of_entries(values: Tensor, W: Tensor, at: Entries, ends: Sequence[int]) -> Tensor:
-    """One product, with a row of the result for every pair of a segment and a token."""
+    """One product; its result has a row for every pair of a segment and a token."""
     last = torch.tensor(ends, device=at.latents.device)
     segment = torch.bucketize(at.latents, last, right=True)
     rows, n_rows = segment * at.n_tokens + at.tokens, len(ends) * at.n_tokens

@@ -1,43 +1,43 @@
-"""Which entries matter, found by a low-precision product that provably misses none.
+"""Finds the entries that matter by a low-precision product that provably misses none.
 
-Wanted are the pairs of a token x and a latent (w, b) whose float32 pre-activation v = x.w + b lies
-above the latent's `floor`. Only a product over everything can tell, and it is what a sparse step
-mostly costs; but to *tell* needs less precision than to know. So: bound v from above by a bfloat16
-product, then take exact float32 values at the few pairs whose bound lies above their floor.
+Entries are the pairs of a token x and a latent (w, b) whose float32 pre-activation v = x.w + b lies
+above the latent's `floor`. Finding them needs a product over all pairs, the largest cost of a
+sparse step, but not its full precision. So: bound v from above by a bfloat16 product, then compute
+exact float32 values at the few pairs whose bound lies above their floor.
 
 **The bound.** Let x' and w' be x and w rounded to bfloat16, dx = x - x', dw = w - w'. By
 Cauchy-Schwarz
 
     x.w  =  x'.w' + dx.w + x'.dw  <=  x'.w' + |dx| |w| + |x'| |dw|
 
-which is of rank two beyond x'.w', and b - floor is of rank one. So all goes into the same product,
-as four more columns; the test is whether the product is positive:
+The terms beyond x'.w' have rank two, and b - floor has rank one. So they all fit into the same
+product, as four more columns; a pair is a candidate if the product is positive:
 
     X = [ x' | |dx| | |x'|             | 1  | 1  ]
     W = [ w' | |w|  | |dw| + 3 g |w|   | hi | lo ],   hi + lo >= b - floor + g (|b| + 4 |b - floor|)
 
 **Rounding.** The columns are rounded upwards to bfloat16. Products of two bfloat16 numbers are
-exact in float32. A sum of n <= d + 4 float32 terms, in any order, is off by at most g times the sum
-of their magnitudes, g = (d + 8) 2^-23 (twice the usual n u / (1 - n u)). Three such sums count:
-v itself, off by at most g (|x| |w| + |b|); the product, by at most g (1.03 |x'| |w| + |hi| + |lo|);
-and norms, scaled by 1 + g where they are taken. The terms in g above cover them, |x'| being taken
-1 + 2^-7 times too large so that it bounds |x| too. Processors may flush numbers below 2^-126 to
-zero, squares of those below 2^-63 with them: norms are raised by sqrt(d) 2^-62 and the bias by
-2^-80, more than all that can be lost. The product's own rounding to bfloat16 keeps its sign.
+exact in float32. The error of a sum of n <= d + 4 float32 terms, in any order, is at most g times
+the sum of their magnitudes, g = (d + 8) 2^-23 (twice the usual n u / (1 - n u)). Three sums count:
+v itself, with an error of at most g (|x| |w| + |b|); the product, with at most
+g (1.03 |x'| |w| + |hi| + |lo|); and norms, which are scaled by 1 + g. The terms in g above cover
+them; |x'| is 1 + 2^-7 times too large, so it bounds |x| too. Processors may flush numbers below
+2^-126 to zero, and so the squares of numbers below 2^-63: norms are raised by sqrt(d) 2^-62 and the
+bias by 2^-80, more than this loss. The product's own rounding to bfloat16 keeps its sign.
 
-**Tensor cores** add k >= 4 products to a float32 sum at once. They align them with the largest,
-cut off what hangs over, and cut the result to float32 (Fasi et al. 2021, PeerJ CS 7:e330): each of
-k + 2 numbers loses at most 2^-23 of the largest. So a product is off by at most (n / k) (k + 2)
-2^-23 <= 1.5 g times the sum of magnitudes, where the paragraph above grants it 1. There is room: v
-itself, without tensor cores, needs g / 2 at most, and 1.5 * 1.03 + 0.5 < 3 for |x| |w|, as
-1.5 * 1.02 < 4 for the bias. Partial sums of a product that is split over its columns must be
-float32 too, as `_full_precision` asks of cuBLAS: rounded to bfloat16 they would break the bound.
+**Tensor cores** add k >= 4 products to a float32 sum at once. They align the products with the
+largest, cut off lower bits, and cut the result to float32 (Fasi et al. 2021, PeerJ CS 7:e330): each
+of k + 2 numbers loses at most 2^-23 of the largest. So the error of a product is at most
+(n / k) (k + 2) 2^-23 <= 1.5 g times the sum of magnitudes, and the paragraph above allows 1 g. The
+difference fits: v itself, without tensor cores, needs at most g / 2, and 1.5 * 1.03 + 0.5 < 3 for
+|x| |w|, as 1.5 * 1.02 < 4 for the bias. Partial sums of a product that is split over its columns
+must be float32 too, as `_full_precision` sets for cuBLAS: in bfloat16 they would break the bound.
 
-It holds where |x|^2, |w|^2 and 4 (b - floor) are finite; tests/ops/test_screening.py tries
+The bound holds where |x|^2, |w|^2 and 4 (b - floor) are finite; tests/ops/test_screening.py tries
 to break it.
 
-For TopK the floor differs by token and is not known beforehand: see `screen_top_k`. For BatchTopK
-it is one number, guessed and then proven: see `screen_batch_top_k`.
+For TopK the floor differs by token and is unknown at first: see `screen_top_k`. For BatchTopK it is
+one number, first guessed and then proven: see `screen_batch_top_k`.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,24 +54,24 @@ from .selection import Summed, kth_positive, one_process
 from .sparse import Entries, Workspace, blocks, on_gpu, stable_order
 
 _FLOOR, _TINY = 2.0**-62, 2.0**-80
-_GROUPS_PER_K = 4  # more groups: a tighter bound of the k-th value, dearer to take
-# Scores made at a time: they should stay in a CPU's cache; a GPU wants few and large products.
+_GROUPS_PER_K = 4  # more groups: a tighter bound of the k-th value, at a higher cost
+# Scores computed at a time: they should stay in a CPU's cache; a GPU needs few and large products.
 _SCORES, _GPU_SCORES = 2**23, 2**26
-_SAMPLE = 64  # tokens that BatchTopK's floor is guessed from
-_MARGINS = (1.25, 2.0, 4.0)  # times as many as wanted should lie above it; one after another
+_SAMPLE = 64  # tokens for the guess of BatchTopK's floor
+_MARGINS = (1.25, 2.0, 4.0)  # successive guesses: this many times the needed values lie above
 
 _Mask = Tensor | np.ndarray
 
 
 class _Bound(NamedTuple):
-    """The bound's two factors: X W^T >= what is wanted, for every pair."""
+    """The bound's two factors: X W^T >= v - floor, for every pair."""
 
     X: Float[Tensor, "tokens _"]
     W: Float[Tensor, "d_sae _"]
     d: int
-    """columns that hold x and w; the bound's follow"""
+    """number of columns of x and w; the columns of the bound follow"""
     raised: Float[Tensor, " d_sae"]
-    """hi + lo - (b - floor): what rounding may need"""
+    """hi + lo - (b - floor): the allowance for rounding"""
 
 
 def screen(
@@ -84,9 +84,9 @@ def screen(
     """The entries where x.w + b > floor, in float32, with their values."""
     with _full_precision(x.device):
         bound = _bound(x, W, b, floor, workspace)
-        found = _candidates(bound, lambda scores, X: _ordered(scores) > 0, workspace)
-        values = found.dots(x, W) + found.of(b)
-        return _kept(found, values, values > found.of(floor))
+        candidates = _candidates(bound, lambda scores, X: _ordered(scores) > 0, workspace)
+        values = candidates.dots(x, W) + candidates.of(b)
+        return _kept(candidates, values, values > candidates.of(floor))
 
 
 def screen_top_k(
@@ -98,10 +98,11 @@ def screen_top_k(
 ) -> Entries:
     """The entries of each token's k largest x.w + b that are positive, with their values.
 
-    A score S bounds its v from above, and by the same inequalities v >= S - 2 A with A the sum of
-    all that was added. Split the latents into groups: in each, the latent of the largest score has
-    a value of at least max S - 2 max A. The k-th largest of these is a lower bound of the k-th
-    largest v, since k different latents reach it; what scores below it is not among the k largest.
+    A score S bounds its v from above, and by the same inequalities v >= S - 2 A, where A is the sum
+    of all additions. Split the latents into groups: in each, the latent with the largest score has
+    a value of at least max S - 2 max A. The k-th largest of these numbers is a lower bound of the
+    k-th largest v, since k different latents reach it. Latents with a lower score are not among the
+    k largest.
     """
     with _full_precision(x.device):
         bound = _bound(x, W, b, torch.zeros_like(b), workspace)
@@ -110,9 +111,9 @@ def screen_top_k(
         def pick(scores: Tensor, X: Tensor) -> _Mask:
             return _ordered(scores) >= _ordered(groups.lower_bound(scores, X))
 
-        found = _candidates(bound, pick, workspace)
-        values = found.dots(x, W) + found.of(b)
-        return _kept(found, values, among_top_k(found, values, k) & (values > 0))
+        candidates = _candidates(bound, pick, workspace)
+        values = candidates.dots(x, W) + candidates.of(b)
+        return _kept(candidates, values, among_top_k(candidates, values, k) & (values > 0))
 
 
 def screen_batch_top_k(
@@ -125,30 +126,30 @@ def screen_batch_top_k(
 ) -> Entries:
     """The entries of the batch's tokens * k largest x.w + b that are positive, with their values.
 
-    If as many values as are wanted lie above a floor, so does the least of those wanted, and they
-    are all among what `screen` finds above it. So any guess of the floor will do, and how many are
-    found proves it; where too few are, it is lowered, at last to 0. The guess is a quantile of some
-    tokens' values. Of equal values at the edge all are kept.
+    If at least tokens * k values lie above a floor, then so do the tokens * k largest, and `screen`
+    with this floor finds them all. So any guess of the floor works if enough values lie above it;
+    else the floor is lowered, in the end to 0. The guess is a quantile of some tokens' values. All
+    values equal to the smallest are kept.
 
     Args:
-        summed: sums over the processes that have a part of the batch each.
+        summed: sums over the processes that each hold a part of the batch.
     """
     with _full_precision(x.device):
-        floors, n_wanted = _guesses(x, W, b, k, summed)
+        floors, n_needed = _guesses(x, W, b, k, summed)
         for floor in floors:
-            found = screen(x, W, b, floor.expand(len(b)), workspace)
-            n_found = summed(torch.tensor(len(found), device=x.device))
-            if floor == 0 or n_found >= n_wanted:
+            entries = screen(x, W, b, floor.expand(len(b)), workspace)
+            n_above = summed(torch.tensor(len(entries), device=x.device))
+            if floor == 0 or n_above >= n_needed:
                 break
-        assert found.values is not None
-        least = kth_positive(found.values, n_wanted, summed)
-        return _kept(found, found.values, found.values >= least)
+        assert entries.values is not None
+        least = kth_positive(entries.values, n_needed, summed)
+        return _kept(entries, entries.values, entries.values >= least)
 
 
 def _guesses(
     x: Tensor, W: Tensor, b: Tensor, k: int, summed: Summed
 ) -> tuple[Float[Tensor, " n"], int]:
-    """Lines to try, falling to 0, the same in all processes; and how many values are wanted."""
+    """Floors to try, falling to 0, the same in all processes; and the needed number of values."""
     some = x[:: max(1, -(-len(x) // _SAMPLE))]
     values = (some @ W.T + b).flatten()
     ranks = [min(round(margin * k * len(some)), len(values)) for margin in _MARGINS]
@@ -160,8 +161,8 @@ def _guesses(
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Without gradients, without autocast, and with products that are summed in float32."""
-    matmul = torch.backends.cuda.matmul  # for all threads: so let it be where it has no effect
+    """Without gradients, without autocast, and with products summed in float32."""
+    matmul = torch.backends.cuda.matmul  # affects all threads: set it only if it has an effect
     if is_rounded := device.type == "cuda" and matmul.allow_bf16_reduced_precision_reduction:
         matmul.allow_bf16_reduced_precision_reduction = False
     try:
@@ -173,7 +174,7 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 
 
 class _Groups:
-    """Latents in groups, each with the largest of its additions to the score."""
+    """Groups of latents, with each group's largest additions to the score."""
 
     def __init__(self, bound: _Bound, k: int) -> None:
         self.k, self.d = k, bound.d
@@ -190,11 +191,11 @@ class _Groups:
     def lower_bound(
         self, scores: Float[Tensor, "d_sae n"], X: Float[Tensor, "n _"]
     ) -> Float[Tensor, " n"]:
-        """Of the k-th largest v of each token, or 0 if that is more; in the scores' dtype."""
+        """A lower bound of each token's k-th largest v, at least 0; in the scores' dtype."""
         best = self._grouped(scores).amax(0).T.float()  # [n, groups]
         norms = X[:, self.d : self.d + 2].float()
         added = norms @ self.added[:, :2].T + self.added[:, 2]
-        # Scores were rounded to bfloat16, by up to 2^-8 of them; 2.1 for this floor's own rounding.
+        # Rounding to bfloat16 changed scores by up to 2^-8; 2.1 covers this floor's own rounding.
         reached = best - 2.0**-7 * best.abs() - 2.1 * added
         floor = reached.topk(self.k, dim=1, sorted=False).values.amin(1).clamp(min=0)
         return _rounded_down(floor, scores.dtype)
@@ -202,7 +203,7 @@ class _Groups:
 
 def _bound(x: Tensor, W: Tensor, b: Tensor, floor: Tensor, workspace: Workspace) -> _Bound:
     d, g, low = W.shape[1], (W.shape[1] + 8) * 2.0**-23, _low_dtype(x.device)
-    # Tensor cores read rows of whole 16 bytes: the columns that fill them up are zero.
+    # Tensor cores read rows in units of 16 bytes: extra columns are zero.
     width = -(-(d + 4) // 8) * 8 if on_gpu(x) else d + 4
     X = workspace.buffer("X", len(x), width, dtype=low, device=x.device)
     dx, _ = _rounded_rows(x, X)
@@ -215,16 +216,16 @@ def _bound(x: Tensor, W: Tensor, b: Tensor, floor: Tensor, workspace: Workspace)
     columns[:, d] = _rounded_up(norm, low)
     columns[:, d + 1] = _rounded_up((dw + 3 * g * norm) * (1 + g), low)
     gap = b - floor
-    wanted = gap + (g * (b.abs() + 4 * gap.abs()) + _TINY)
-    columns[:, d + 2] = wanted
-    columns[:, d + 3] = _rounded_up(wanted - columns[:, d + 2].float(), low)
+    upper = gap + (g * (b.abs() + 4 * gap.abs()) + _TINY)
+    columns[:, d + 2] = upper
+    columns[:, d + 3] = _rounded_up(upper - columns[:, d + 2].float(), low)
     columns[:, d + 4 :] = 0
     raised = (columns[:, d + 2].float() + columns[:, d + 3].float() - gap).clamp(min=0)
     return _Bound(X, columns, d, raised)
 
 
 def _rounded_rows(rows: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Round rows into the first columns of `out`; upper bounds of |row - rounded| and |row|."""
+    """Round rows into the first columns of `out`; returns bounds of |row - rounded| and |row|."""
     lost, whole = rows.new_empty(len(rows)), rows.new_empty(len(rows))
     for part, low, dw, w in blocks(rows, out, lost, whole):
         low[:, : rows.shape[1]] = part
@@ -242,23 +243,23 @@ def _norms(rows: Tensor) -> Tensor:
 def _candidates(
     bound: _Bound, pick: Callable[[Tensor, Tensor], _Mask], workspace: Workspace
 ) -> Entries:
-    """The pairs that `pick` marks in the scores W X^T, which are made some tokens at a time."""
+    """The pairs that `pick` marks in the scores W X^T, computed for some tokens at a time."""
     n_tokens, d_sae = len(bound.X), len(bound.W)
-    n_rows, found = max(256, (_GPU_SCORES if on_gpu(bound.X) else _SCORES) // d_sae), []
-    for first in range(0, max(n_tokens, 1), n_rows):  # of no tokens, one part without any
+    n_rows, parts = max(256, (_GPU_SCORES if on_gpu(bound.X) else _SCORES) // d_sae), []
+    for first in range(0, max(n_tokens, 1), n_rows):  # without tokens: one empty part
         X = bound.X[first : first + n_rows]
         scores = workspace.buffer("scores", d_sae, len(X), dtype=X.dtype, device=X.device)
         torch.mm(bound.W, X.T, out=scores)
         latents, tokens = _places(pick(scores, X))
-        found.append((tokens + first, latents))
-    tokens, latents = (torch.cat(each) for each in zip(*found, strict=True))
+        parts.append((tokens + first, latents))
+    tokens, latents = (torch.cat(each) for each in zip(*parts, strict=True))
     order = stable_order(latents, d_sae)
     tokens, latents = tokens.index_select(0, order), latents.index_select(0, order)
     return Entries(tokens, latents, n_tokens, d_sae, workspace=workspace)
 
 
 def _places(mask: _Mask) -> tuple[Tensor, Tensor]:
-    """Rows and columns of what is marked, row by row."""
+    """Rows and columns of the marked places, row by row."""
     if isinstance(mask, Tensor):
         rows, columns = mask.nonzero(as_tuple=True)
         return rows, columns
@@ -274,7 +275,7 @@ def _kept(at: Entries, values: Tensor, keep: Tensor) -> Entries:
 
 
 def among_top_k(at: Entries, values: Tensor, k: int) -> Tensor:
-    """[n], whether an entry is among its token's k largest."""
+    """[n], True for an entry among its token's k largest values."""
     n_each = at.token_offsets.diff()
     width = max(k, int(n_each.max())) if at.n_tokens else k
     device = values.device
@@ -291,10 +292,10 @@ def among_top_k(at: Entries, values: Tensor, k: int) -> Tensor:
 
 
 def _ordered(scores: Tensor) -> Tensor | np.ndarray:
-    """Numbers that compare as scores do, where the other side is not negative.
+    """Numbers with the same order as the scores, for comparison with numbers >= 0.
 
-    On a CPU they are for numpy, which knows no bfloat16; but floats of one sign are ordered as
-    their bits are.
+    On a CPU the comparison runs in numpy, which has no bfloat16; but floats of one sign have the
+    same order as their bits.
     """
     if on_gpu(scores):
         return scores
@@ -311,6 +312,6 @@ def _rounded_down(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _low_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor multiplies it; else float32, which the bound holds for too."""
-    # A card without bfloat16 has no TF32 either.
+    """bfloat16 if the processor multiplies it; else float32: the bound holds for it too."""
+    # A GPU without bfloat16 has no TF32 either.
     return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32

@@ -1,8 +1,8 @@
-"""The k-th largest number of a batch or of a row: exact, wherever its parts lie.
+"""The exact k-th largest number of a batch or of a row, also if processes hold parts of it.
 
-Of a batch it is found by counting. Counts are summed over processes, a few hundred kilobytes
-whatever the batch, so that a batch which is spread over them is cut where a whole one would be. Of
-a row whose latents are spread over processes (DTensors), each sends its k largest.
+For a batch, by counting. Counts are summed over processes (a few hundred kilobytes for any batch),
+so a batch in parts has the same cut as a whole one. For a row with its latents spread over
+processes (DTensors), each process sends its k largest.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Summed = Callable[[Tensor], Tensor]
 
 
 def one_process(x: Tensor) -> Tensor:
-    """The sum over processes where there is one."""
+    """The sum over processes, if there is only one: x itself."""
     return x
 
 
@@ -24,13 +24,13 @@ def one_process(x: Tensor) -> Tensor:
 def kth_positive(
     values: Float[Tensor, "..."], k: int, summed: Summed = one_process
 ) -> Float[Tensor, ""]:
-    """The k-th largest positive value in all processes together; the least if there are fewer.
+    """The k-th largest positive value in all processes together; the smallest if there are fewer.
 
-    Infinity where there is none, so that the k largest are always those `>=` what is returned.
+    Infinity without positive values: so values `>=` the result are always the k largest.
 
     Args:
-        summed: sums a tensor over the processes that hold parts of the values; not of a DTensor,
-            which knows where its parts are.
+        summed: sums a tensor over the processes that hold parts of the values; a DTensor does not
+            need it.
     """
     if isinstance(values, DTensor):
         mesh, mine = values.device_mesh, _by_latent(values).to_local()
@@ -39,7 +39,7 @@ def kth_positive(
             return DTensor.from_local(x, mesh, [Partial()]).full_tensor()
 
         return DTensor.from_local(kth_positive(mine, k, over_latents), mesh, [Replicate()])
-    bits = values[values > 0].float().view(torch.int32)  # ordered as floats above 0 are
+    bits = values[values > 0].float().view(torch.int32)  # same order as the floats above 0
     high = summed(torch.bincount(bits >> 16, minlength=2**15))
     rank = high.sum().clamp(max=k)
     if rank == 0:
@@ -64,7 +64,7 @@ def largest(z: Float[Tensor, "*batch d_sae"], k: int) -> Float[Tensor, "*batch d
 
 @torch.no_grad()
 def _kth_of_rows(z: DTensor, k: int) -> DTensor:
-    """[*batch, 1], in all processes. The k largest of all are among each part's k largest."""
+    """[*batch, 1], in all processes. The k largest of all are among the parts' k largest."""
     mine, mesh = z.to_local(), z.device_mesh
     best = mine.topk(min(k, mine.shape[-1]), dim=-1, sorted=False).values
     every = DTensor.from_local(best, mesh, [Shard(best.ndim - 1)]).full_tensor()
@@ -79,7 +79,7 @@ def _by_latent(x: DTensor) -> DTensor:
 def _digit(
     counts: Int[Tensor, " n"], rank: Int[Tensor, ""]
 ) -> tuple[Int[Tensor, ""], Int[Tensor, ""]]:
-    """The digit of the rank-th largest number, and its rank among those of the same digit."""
-    at_least = counts.flip(0).cumsum(0).flip(0)  # how many have this digit or a larger one
+    """The digit of the rank-th largest number, and its rank among numbers with that digit."""
+    at_least = counts.flip(0).cumsum(0).flip(0)  # numbers with this digit or a larger one
     digit = (at_least >= rank).sum() - 1
     return digit, rank - (at_least - counts)[digit]

@@ -1,26 +1,26 @@
 """The algebra of an SAE over the entries that matter, instead of over all of [tokens, d_sae].
 
-Of a token's many thousand latents some fifty fire. Everything after the encoder's product (the
-non-linearity, the decoder, every gradient) is zero elsewhere, so it is enough to have it at the
-*entries*: the (token, latent) pairs where a latent can have a value or a gradient. Formulas stay as
-they are written for matrices; the place they are computed at is a parameter, `at`:
+Of a token's many thousand latents about fifty fire. Everything after the encoder's product (the
+non-linearity, the decoder, every gradient) is zero elsewhere, so it is computed only at the
+*entries*: the (token, latent) pairs where a latent can have a value or a gradient. Formulas are the
+same as for matrices; the place of the computation is a parameter, `at`:
 
     EVERYWHERE       values are matrices [*batch, d_sae]; plain dense algebra, the reference
-    Entries(...)     values are vectors [n], one number an entry
+    Entries(...)     values are vectors [n], one number per entry
 
-and four linear maps, which are all that differs:
+Only four linear maps differ:
 
     at.project(x, W, b)   x W + b                  -> values
     at.combine(z, W)      z W                      values -> [tokens, d]
     at.of(p)              a parameter per latent   [d_sae] -> values
     at.count(mask)        sums over tokens         values -> [d_sae]
 
-`project` and `combine` are adjoint to each other, so three loops make both and their gradients:
+`project` and `combine` are adjoint to each other, so three loops compute both and their gradients:
 dot products at the entries, and sums of rows by token and by latent. The order of entries is fixed
-and each sum has one owner, so that results do not depend on the number of threads. The loops are
-torch's own; on CUDA they are those of `hfsae.ops.fused`, if Triton is installed.
+and one thread makes each sum, so results do not depend on the number of threads. The loops are
+torch's own; on CUDA with Triton they are those of `hfsae.ops.fused`.
 
-Which pairs are entries is for `hfsae.ops.screening` to find.
+`hfsae.ops.screening` finds the entries.
 """
 
 import importlib.util
@@ -36,14 +36,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-_BLOCK = 2**19  # numbers, 2 MiB of float32, that stay in cache from one operation to the next
-_WORTH_LEAVING_OUT = 0.5  # share of entries with a value, above which the others stay
-_GPU_BLOCK = 2**24  # there a launch costs more than memory does
+_BLOCK = 2**19  # numbers, 2 MiB of float32: they stay in cache from one operation to the next
+_WORTH_LEAVING_OUT = 0.5  # share of entries with a value; above it, zero entries are kept
+_GPU_BLOCK = 2**24  # on a GPU a launch costs more than memory
 
 as_if_on_gpu = False
-"""For tests: CPU tensors go the way of CUDA's too, Triton's kernels in its interpreter."""
+"""For tests: CPU tensors take the code path of CUDA tensors, with Triton's interpreter."""
 use_triton = True
-"""For comparisons: False takes torch's loops on CUDA, as where Triton is not installed."""
+"""For comparisons: False uses torch's loops on CUDA, as without Triton."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +64,11 @@ class Everywhere:
         return values @ W
 
     def of(self, parameter: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
-        """A parameter of each latent, where values are."""
+        """A parameter of each latent, in the shape of values."""
         return parameter
 
     def count(self, mask: Bool[Tensor, "*batch d_sae"]) -> Int[Tensor, " d_sae"]:
-        """How many tokens each latent is marked at."""
+        """Number of tokens at which each latent is marked."""
         return mask.reshape(-1, mask.shape[-1]).sum(dim=0)
 
     def totals_by_latent(self, values: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, " d_sae"]:
@@ -76,7 +76,7 @@ class Everywhere:
         return values.reshape(-1, values.shape[-1]).sum(dim=0)
 
     def share(self, mask: Bool[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
-        """Share of all pairs of a token and a latent that are marked."""
+        """Share of marked pairs among all pairs of a token and a latent."""
         return mask.float().mean()
 
 
@@ -84,10 +84,10 @@ EVERYWHERE = Everywhere()
 
 
 class Workspace:
-    """Large buffers that one step leaves for the next.
+    """Large buffers that the next step uses again.
 
-    The allocator returns anything over 32 MiB to the system and faults it in anew, page by page; a
-    gradient of that size then costs more to allocate than to compute.
+    The allocator returns blocks over 32 MiB to the system, and the next allocation faults in every
+    page again: a gradient of that size then costs more to allocate than to compute.
     """
 
     def __init__(self) -> None:
@@ -95,15 +95,15 @@ class Workspace:
         self._spare: list[Tensor] = []
 
     def buffer(self, name: str, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Uninitialised memory under a name; what it held is lost."""
+        """Uninitialised memory under a name; its old content is lost."""
         size = int(np.prod(shape))
-        held = self._named.get(name)
-        if held is None or held.numel() < size or (held.dtype, held.device) != (dtype, device):
-            held = self._named[name] = torch.empty(size, dtype=dtype, device=device)
-        return held[:size].view(shape)
+        old = self._named.get(name)
+        if old is None or old.numel() < size or (old.dtype, old.device) != (dtype, device):
+            old = self._named[name] = torch.empty(size, dtype=dtype, device=device)
+        return old[:size].view(shape)
 
     def take(self, *shape: int, device: torch.device) -> Tensor:
-        """Uninitialised float32 memory to give away: a spare gradient of this shape, if any."""
+        """Uninitialised float32 memory for the caller: a spare gradient of this shape, or new."""
         for i, spare in enumerate(self._spare):
             if spare.shape == shape and spare.device == device:
                 return self._spare.pop(i)
@@ -122,12 +122,12 @@ class Workspace:
 class Entries:
     """Pairs (token, latent), sorted by latent and then by token: values are vectors [n].
 
-    Sorted so because both of a step's products of x's width then walk through the large matrices
-    row by row and look up rows of the small one: three times faster than the other way round.
+    In this order both of a step's products of x's width read the large matrices row by row, and
+    look up rows of the small one: three times faster than the other order.
 
     Args:
         tokens, latents: [n] indices.
-        values: [n] pre-activations there, if they are known already.
+        values: [n] pre-activations of the entries, if already computed.
     """
 
     def __init__(
@@ -148,12 +148,12 @@ class Entries:
 
     @property
     def density(self) -> float:
-        """Share of all pairs of a token and a latent that are entries."""
+        """Share of entries among all pairs of a token and a latent."""
         return len(self) / (self.n_tokens * self.d_sae)
 
     @cached_property
     def latent_offsets(self) -> Int[Tensor, " _"]:
-        """Where each latent's entries begin, and the last's end."""
+        """The start of each latent's entries, and the end of the last latent's."""
         return _offsets(self.latents, self.d_sae)
 
     @cached_property
@@ -168,7 +168,7 @@ class Entries:
 
     @cached_property
     def token_offsets(self) -> Int[Tensor, " _"]:
-        """Where each token's entries begin in `by_token`, and the last's end."""
+        """The start of each token's entries in `by_token`, and the end of the last token's."""
         return _offsets(self.tokens.index_select(0, self.by_token), self.n_tokens)
 
     def project(
@@ -180,7 +180,7 @@ class Entries:
     def combine(
         self, values: Float[Tensor, " n"], W: Float[Tensor, "d_sae d_out"]
     ) -> Float[Tensor, "tokens d_out"]:
-        """values W, values being zero where there is no entry."""
+        """values W, with values 0 at pairs that are not entries."""
         return _Combine.apply(values, W.contiguous(), self)
 
     def of(self, parameter: Float[Tensor, " d_sae"]) -> Float[Tensor, " n"]:
@@ -188,12 +188,12 @@ class Entries:
         return _Of.apply(parameter, self)
 
     def count(self, mask: Bool[Tensor, " n"]) -> Int[Tensor, " d_sae"]:
-        """How many tokens each latent is marked at."""
+        """Number of tokens at which each latent is marked."""
         zeros = torch.zeros(self.d_sae, dtype=torch.int64, device=self.latents.device)
         return zeros.index_add_(0, self.latents, mask.long())
 
     def share(self, mask: Bool[Tensor, " n"]) -> Float[Tensor, ""]:
-        """Share of all pairs of a token and a latent that are marked."""
+        """Share of marked pairs among all pairs of a token and a latent."""
         return mask.sum() / (self.n_tokens * self.d_sae)
 
     def dots(
@@ -205,7 +205,7 @@ class Entries:
         if not len(self):
             return x.new_zeros(0)
         size, zeros = (self.d_sae, self.n_tokens), x.new_zeros(len(self))
-        with warnings.catch_warnings():  # torch says once that its CSR tensors are in beta
+        with warnings.catch_warnings():  # torch warns once that its CSR tensors are in beta
             warnings.filterwarnings("ignore", "Sparse CSR")
             pattern = torch.sparse_csr_tensor(
                 self.latent_offsets, self.tokens, zeros, size, check_invariants=False
@@ -233,16 +233,17 @@ class Entries:
         return sums
 
     def support(self, values: Float[Tensor, " n"]) -> tuple["Entries", Float[Tensor, " m"]]:
-        """Entries with values that are not zero, which are all that sums need, and these values.
+        """Entries with non-zero values, and these values: enough for sums.
 
-        JumpReLU's other entries, between the window's lower end and the threshold, may be most.
+        Most of JumpReLU's entries may be zero: those between the window's lower end and the
+        threshold.
         """
         kept = values.nonzero().squeeze(1)
         if len(kept) > _WORTH_LEAVING_OUT * len(self):
             return self, values
         tokens, latents = self.tokens.index_select(0, kept), self.latents.index_select(0, kept)
-        found = Entries(tokens, latents, self.n_tokens, self.d_sae, workspace=self.workspace)
-        return found, values.index_select(0, kept)
+        support = Entries(tokens, latents, self.n_tokens, self.d_sae, workspace=self.workspace)
+        return support, values.index_select(0, kept)
 
     def totals_by_latent(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
         """For each latent, the sum of its entries' values."""
@@ -253,7 +254,7 @@ Place = Everywhere | Entries
 
 
 class _Of(torch.autograd.Function):
-    """p[latent] at the entries. dp = sum of each latent's."""
+    """p[latent] at the entries. dp = the sum over each latent's entries."""
 
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, at: Entries) -> Tensor:
@@ -266,12 +267,12 @@ class _Of(torch.autograd.Function):
 
 
 class _Totals(torch.autograd.Function):
-    """The sum of each latent's values. dvalues = that of the sum, at the entries."""
+    """The sum of each latent's values. dvalues = the sum's gradient, at the entries."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, at: Entries) -> Tensor:
         ctx.at = at
-        if on_gpu(values):  # there index_add_ adds in any order, and results would not repeat
+        if on_gpu(values):  # on CUDA index_add_ adds in any order: results would not repeat
             ones = values.new_ones(at.n_tokens, 1)
             return _bags(at.tokens, ones, at.latent_offsets, values)[:, 0]
         return values.new_zeros(at.d_sae).index_add_(0, at.latents, values)
@@ -317,55 +318,57 @@ class _Combine(torch.autograd.Function):
 
 
 def _bags(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """For each bag, the weighted sum of the table's rows that it lists."""
+    """For each bag, the weighted sum of the table's rows in it."""
     if kernels := _kernels(table):
         return kernels.sums(rows, table, offsets, weights)
-    table, weights = table.detach(), weights.detach()  # else torch prepares for a backward pass
+    table, weights = table.detach(), weights.detach()  # else torch prepares a backward pass
     return nn.functional.embedding_bag(
         rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
     )
 
 
 def on_gpu(x: Tensor) -> bool:
-    """Whether x takes the way of CUDA tensors; tests can send CPU tensors there too."""
+    """Whether x takes the code path of CUDA tensors; in tests CPU tensors can take it too."""
     return x.is_cuda or as_if_on_gpu
 
 
 def _kernels(x: Tensor) -> ModuleType | None:
-    """`hfsae.ops.fused`, if it is to compute with x."""
+    """`hfsae.ops.fused`, if it computes with x; else None."""
     if not (on_gpu(x) and use_triton and _has_triton()):
         return None
-    from . import fused  # needs Triton, which `import hfsae` must not
+    from . import fused  # needs Triton; `import hfsae` must work without it
 
     return fused
 
 
 @cache
 def _has_triton() -> bool:
-    found = importlib.util.find_spec("triton") is not None
-    if not found:
-        logger.info("no Triton here: sparse steps on CUDA take torch's loops (hfsae[gpu] has it)")
-    return found
+    is_installed = importlib.util.find_spec("triton") is not None
+    if not is_installed:
+        logger.info(
+            "Triton is not installed: sparse steps on CUDA use torch's loops (hfsae[gpu] has it)"
+        )
+    return is_installed
 
 
 def _offsets(keys: Int[Tensor, " n"], n_keys: int) -> Int[Tensor, " _"]:
-    """Where each of the keys 0, 1, ... begins in what is sorted by them, and the last one's end."""
+    """The start of each key 0, 1, ... among sorted keys, and the end of the last key."""
     return torch.searchsorted(keys, torch.arange(n_keys + 1, device=keys.device))
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Some rows of each at a time, so few that those of the first, a matrix, fit in the cache.
+    """The tensors in blocks of rows; a block of the first, a matrix, fits in the cache.
 
     For DTensors, this process's rows.
     """
     n_numbers = _GPU_BLOCK if on_gpu(tensors[0]) else _BLOCK
     n_rows = max(1, n_numbers // tensors[0].shape[1])
-    here = (getattr(t, "to_local", lambda t=t: t)() for t in tensors)  # of DTensors
-    return zip(*(t.split(n_rows) for t in here), strict=True)
+    local = (getattr(t, "to_local", lambda t=t: t)() for t in tensors)  # DTensors have to_local
+    return zip(*(t.split(n_rows) for t in local), strict=True)
 
 
 def stable_order(keys: Int[Tensor, " n"], n_keys: int) -> Int[Tensor, " n"]:
-    """What sorts keys in [0, n_keys), equal ones in the order they came in.
+    """Indices that sort keys in [0, n_keys); equal keys keep their order.
 
     On a CPU numpy sorts 16-bit keys by radix, fifty times faster than torch sorts these; wider keys
     take two such passes, low half first.

@@ -1,22 +1,22 @@
 """JumpReLU and the Heaviside step, with the pseudo-derivatives that make thresholds trainable.
 
 Both jump at the threshold, so their true derivative with respect to it is zero almost everywhere.
-Rajamanoharan et al. 2024 (arXiv:2407.14435, eqs. 10-12 and appendices B, J) put in its place a
-kernel estimate of the derivative of the *expected* value, K being a kernel of width `bandwidth`:
+Rajamanoharan et al. 2024 (arXiv:2407.14435, eqs. 10-12 and appendices B, J) replace it by a kernel
+estimate of the derivative of the *expected* value, where K is a kernel of width `bandwidth`:
 
     d jumprelu(z, threshold) / d threshold  =  -(threshold / bandwidth) K(u)
     d heaviside(z, threshold) / d threshold =  -(1 / bandwidth) K(u)
     d jumprelu(z, threshold) / d z          =  1 where z > threshold, else 0
     d heaviside(z, threshold) / d z         =  0               u = (z - threshold) / bandwidth
 
-So the sparsity penalty moves thresholds only, and weights feel it only through which latents
-pass. With `ste_to_z` (the paper's ablation in appendix H.1, and Anthropic's recipe of January
-2025) the jump's share, with the sign turned, is added to the two derivatives by z.
+So the sparsity penalty moves thresholds only; weights feel it only through which latents pass. With
+`ste_to_z` (the paper's ablation in appendix H.1, and Anthropic's recipe of January 2025) the jump's
+term, with the opposite sign, is added to the two derivatives with respect to z.
 
-Averaged over a batch, the estimate tends to -p(threshold) and -threshold p(threshold), p being the
-density of z: tests/ops/test_straight_through.py holds both to that, for every `kernel`.
+Averaged over a batch, the estimates tend to -threshold p(threshold) and -p(threshold), where p is
+the density of z; tests/ops/test_straight_through.py checks this for every `kernel`.
 
-Each function keeps z and the threshold for its backward pass, nothing else.
+Each function keeps only z and the threshold for its backward pass.
 """
 
 import math
@@ -32,7 +32,7 @@ _GAUSSIAN_HEIGHT = 1 / (_GAUSSIAN_STD * math.sqrt(2 * math.pi) * math.erf(3 / ma
 
 
 def kernel(u: Float[Tensor, "*shape"], name: str = "rectangle") -> Shaped[Tensor, "*shape"]:
-    """K(u), of integral 1 and zero where |u| >= 1/2.
+    """K(u), with integral 1, and zero where |u| >= 1/2.
 
         name           K(u) where |u| < 1/2           standard deviation
         rectangle      1 (the paper's), as a mask     0.289
@@ -40,9 +40,9 @@ def kernel(u: Float[Tensor, "*shape"], name: str = "rectangle") -> Shaped[Tensor
         epanechnikov   3/2 (1 - 4 u^2)                0.224
         gaussian       exp(-18 u^2) / 0.4166          0.164
 
-    The Gaussian is cut at three of its standard deviations and normalised again, for a window that
-    ends: sparse steps rely on that. To compare kernels at equal smoothing, divide bandwidths by
-    the standard deviations: 1.41, 1.29 and 1.76 times the rectangle's.
+    The Gaussian is cut at three standard deviations and normalised again: sparse steps need a
+    finite window. For equal smoothing, scale bandwidths by the inverse standard deviations: 1.41,
+    1.29 and 1.76 times the rectangle's.
     """
     inside = u.abs() < 0.5
     if name == "rectangle":
@@ -64,7 +64,7 @@ def jumprelu(
     kernel: str = "rectangle",
     ste_to_z: bool = False,
 ) -> Float[Tensor, "*batch d_sae"]:
-    """z where z > threshold, else 0; in z's dtype, compared in the wider of the two."""
+    """z where z > threshold, else 0; in z's dtype, compared in the wider dtype of the two."""
     return _JumpReLU.apply(z, threshold, _Window(bandwidth, kernel, ste_to_z))
 
 
@@ -75,10 +75,10 @@ def heaviside(
     kernel: str = "rectangle",
     ste_to_z: bool = False,
 ) -> Float[Tensor, "*batch d_sae"]:
-    """1 where z > threshold, else 0; in the threshold's dtype, so that sums over it are exact.
+    """1 where z > threshold, else 0; in the threshold's dtype, so sums over it are exact.
 
-    Give it pre-activations. Given activations after the jump, the lower half of the kernel window
-    is empty and the threshold gets half its gradient.
+    z must be pre-activations: with activations after the jump, the lower half of the kernel window
+    is empty, and the threshold gets half its gradient.
     """
     return _Heaviside.apply(z, threshold, _Window(bandwidth, kernel, ste_to_z))
 
@@ -128,6 +128,6 @@ class _Heaviside(torch.autograd.Function):
 
 
 def _batch_sum(x: Tensor, threshold: Tensor) -> Tensor:
-    """Sum over all but the last dimension, in the threshold's dtype."""
+    """Sum over all dimensions except the last, in the threshold's dtype."""
     batch = tuple(range(x.ndim - 1))
     return x.sum(batch, dtype=threshold.dtype) if batch else x.to(threshold.dtype)

@@ -201,7 +201,7 @@ def _provenance(recipe: Recipe, loaded: LoadedLM, command: str) -> dict[str, Any
         "card": {"license": recipe.license},
         "command": command,
         "versions": {"python": platform.python_version(), **_versions(names)},
-        "machine": processor.told(loaded.lm.device),
+        "machine": processor.name_of(loaded.lm.device),
     }
 
 

@@ -1,11 +1,11 @@
-"""A steering vector as a file that other programs can add to the residual stream.
+"""A steering vector as a file, for other programs to add to the residual stream.
 
 The vector of a set of latents is the sum of strength * W_dec[latent]. Mode "add" adds it at every
-token; it is the only mode that needs no SAE at the time of use.
+token; only this mode needs no SAE at the time of use.
 
-`.safetensors`: one tensor [d_model], named by the site where it is added, and metadata. `.gguf`: a
-control vector for llama.cpp (`--control-vector`), tensor `direction.N`: what llama.cpp adds to the
-output of block N, blocks counted from 0, as we do; it never adds anything after block 0.
+`.safetensors`: one tensor [d_model], named by its site, and metadata. `.gguf`: a control vector for
+llama.cpp (`--control-vector`). llama.cpp adds the tensor `direction.N` to the output of block N,
+blocks counted from 0, as here, but never to that of block 0.
 """
 
 import json
@@ -29,11 +29,11 @@ FORMAT = "hfsae steering vector v1"
 
 
 class SteeringVector(NamedTuple):
-    """What to add, where, and from which latents."""
+    """A vector, its site and its origin."""
 
     site: str
     vector: Float[Tensor, " d_model"]
-    """raw units, the strengths included"""
+    """raw units, multiplied by the strengths"""
     metadata: dict[str, str]
 
 
@@ -45,12 +45,12 @@ def save_steering_vector(
     unit: Unit = "raw",
     max_activations: Maxima | None = None,
 ) -> Path:
-    """Write the sum of strength * W_dec[latent] to a file; the file's path.
+    """Write the sum of strength * W_dec[latent] to a file; returns its path.
 
         hfsae.save_steering_vector("calm.gguf", sae, {1234: 40.0})
 
     Args:
-        path: ends in .safetensors or .gguf, which is the format (gguf needs the package gguf).
+        path: its suffix sets the format: .safetensors or .gguf (needs the package gguf).
         latents: {latent: strength}, for mode "add".
         unit: "raw" or "max", as in `hfsae.steer`.
 
@@ -69,14 +69,14 @@ def save_steering_vector(
 
 
 def load_steering_vector(path: str | Path) -> SteeringVector:
-    """What `save_steering_vector` wrote to a .safetensors file.
+    """The vector in a .safetensors file from `save_steering_vector`.
 
         site, vector, _ = load_steering_vector("calm.safetensors")
         with hfsae.patch(lm, {site: lambda x: x + vector.to(x)}):
             lm.generate(**tokens)
 
     Raises:
-        ValueError: it is not such a file.
+        ValueError: the file is not from `save_steering_vector`.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -96,15 +96,15 @@ def _vector(sae: SAE, latents: Edits, unit: Unit, max_activations: Maxima | None
     _, target = config.places
     if config.token_norm != "none":
         raise Refused(
-            f"this SAE has token_norm {config.token_norm!r}: what a latent adds differs from token "
-            "to token, so there is no vector; steer with the SAE instead"
+            f"this SAE has token_norm {config.token_norm!r}: each token needs another vector; "
+            "steer with the SAE instead"
         )
     for edit in edits:
         if edit.mode != "add" or edit.of_norm:
             what = "unit 'norm'" if edit.of_norm else f"mode {edit.mode!r}"
             raise Refused(
-                f"{what} (latent {edit.latent}) depends on the token, so there is no vector; use "
-                "mode 'add' in the unit 'raw' or 'max'"
+                f"{what} (latent {edit.latent}) depends on the token, so one vector cannot hold "
+                "it; use mode 'add' in the unit 'raw' or 'max'"
             )
     strengths = torch.tensor([edit.strength for edit in edits])
     rows = sae.W_dec.detach().float().cpu()[[edit.latent for edit in edits]]
@@ -139,13 +139,13 @@ def _write_gguf(path: Path, steering: SteeringVector) -> None:
 
 
 def _block_of(site: str) -> int:
-    """N of the block whose output the site is."""
+    """The number N of the block with this site as its output."""
     module, port = Site.parse(site)
-    found = re.fullmatch(r"(?:\w+\.)*(?:layers|h)\.(\d+)", module)
-    block = int(found[1]) - (port == "in") if found else -1
+    match = re.fullmatch(r"(?:\w+\.)*(?:layers|h)\.(\d+)", module)
+    block = int(match[1]) - (port == "in") if match else -1
     if block < 1:
         raise Refused(
-            f"llama.cpp adds control vectors to the residual stream after block 1 and later ones, "
-            f"not at {site!r}; a .safetensors file can hold it"
+            f"llama.cpp adds control vectors to the residual stream after block 1 or later, not at "
+            f"{site!r}; use a .safetensors file"
         )
     return block

@@ -5,17 +5,17 @@
     clamp       s                        the value, whether the latent fires or not
     scale       latent * s               a factor, whatever the unit
     ablate      0                        not used
-    cap         min(latent, s)           the most it may be
-    orthogonal  (as it is)               the activation's component along W_dec[i] becomes that of
-                                         a latent at s: what was there, error and bias included,
-                                         makes way, and all that is orthogonal to it stays
+    cap         min(latent, s)           the upper limit
+    orthogonal  (unchanged)              the activation's component along W_dec[i] (error and bias
+                                         included) is replaced by that of a latent at s; components
+                                         orthogonal to it stay
 
-The activation at the SAE's site becomes x + decode(changed latents) - decode(latents): what the SAE
-does not explain stays as it is. Without the error term it becomes decode(changed latents).
+The activation at the SAE's site becomes x + decode(changed latents) - decode(latents): the SAE's
+error stays unchanged. Without the error term it becomes decode(changed latents).
 
 Strengths are in one of three units: "raw", the latent's own; "max", multiples of the latent's
 maximal activation over some text; "norm", per cent of the activation's norm at each token: at 100
-the latent writes as much as all that is there.
+the latent's vector has the norm of the whole activation.
 """
 
 import math
@@ -43,7 +43,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 class Edit(NamedTuple):
-    """The change of one latent; a mode or unit of None means the block's."""
+    """The change of one latent; None: the mode or unit of the block."""
 
     strength: int | float = 0.0
     mode: Mode | None = None
@@ -69,7 +69,7 @@ def steer(
     scope: Scope = "all",
     spare_tokens: Sequence[int] | None = None,
 ) -> Iterator[None]:
-    """Inside the block the model runs with latents changed; modes and units: see the module.
+    """Inside the block the model runs on changed latents; modes and units: see the module.
 
         with hfsae.steer(lm, sae, {1234: 2.0}, unit="max", max_activations=store.max_activations):
             lm.generate(**tokens)
@@ -87,28 +87,28 @@ def steer(
         sae: of any variant, compiled or not. A transcoder's latents come from its site and write at
             its target site. Several SAEs, at any sites, need as many `latents` and
             `max_activations`.
-        latents: {latent: strength}, strengths may be negative; {latent: Edit(...)} for a mode or
-            unit of its own; or, with mode="ablate", a list of latents.
+        latents: {latent: strength}, strengths may be negative; {latent: Edit(...)} to set a
+            latent's mode or unit; or, with mode="ablate", a list of latents.
         max_activations: for the unit "max": `FeatureStore.max_activations`, or {latent: maximum}.
-        error_term: keep what the SAE does not explain; False: the model runs on reconstructions.
-        scope: which tokens are changed: all, those of the prompt, or generated ones. The prompt is
-            what `generate` is given, padding included, or all of a plain forward pass; generated
-            tokens come singly to a KV cache or, without one, extend the last pass by one. Under
-            assisted or prompt-lookup decoding several come at once, which counts as a prompt.
+        error_term: keep the SAE's error; False: the model runs on reconstructions.
+        scope: the tokens to change: all, the prompt's, or generated ones. The prompt is the input
+            of `generate`, padding included, or all tokens of a plain forward pass. Generated tokens
+            come one at a time with a KV cache; without one, they extend the last pass by one. Under
+            assisted or prompt-lookup decoding several come at once: these count as a prompt.
         spare_tokens: ids at which nothing is changed; None: the model's BOS, EOS and padding.
 
     Raises:
-        ValueError: no latent, or an invalid latent, strength, mode, unit or scope; a maximal
-            activation that is needed and unknown; or what `hfsae.splice` raises.
+        ValueError: no latent, or an invalid latent, strength, mode, unit or scope; the unit "max"
+            without a maximal activation; or any reason of `hfsae.splice`.
     """
     _check_choice("scope", scope, SCOPES)
     spared = special_ids(lm) if spare_tokens is None else list(spare_tokens)
     saes, edits, maxima = _aligned(sae, latents, mode, max_activations)
     if not any(edits):
-        raise Refused("latents is empty; name one with a strength, such as {1234: 2.0}")
+        raise Refused("latents is empty; give a latent and a strength, such as {1234: 2.0}")
     steerings = [
-        _Steering(one, resolve(one, todo, mode, unit, most), error_term, scope, spared)
-        for one, todo, most in zip(saes, edits, maxima, strict=True)
+        _Steering(one, resolve(one, its_edits, mode, unit, its_maxima), error_term, scope, spared)
+        for one, its_edits, its_maxima in zip(saes, edits, maxima, strict=True)
     ]
     with ExitStack() as blocks:
         for steering in steerings:
@@ -122,7 +122,7 @@ def _aligned(
     mode: Mode,
     max_activations: Maxima | Sequence[Maxima | None] | None,
 ) -> tuple[Sequence[SAE], Sequence[Edits], Sequence[Maxima | None]]:
-    """For each SAE its edits and maxima."""
+    """The SAEs, and the edits and maxima of each."""
     is_several = isinstance(sae, list | tuple)
     sae = [_uncompiled(one) for one in sae] if is_several else _uncompiled(sae)
     if isinstance(sae, SAE):
@@ -150,7 +150,7 @@ def _aligned(
 
 
 def _edits(latents: Any, mode: Mode) -> Edits:
-    """{latent: strength} from the argument for one SAE; ablating needs no strength."""
+    """{latent: strength} from the argument for one SAE; ablation needs no strength."""
     if isinstance(latents, Mapping):
         return latents
     is_list = isinstance(latents, Sequence) and not isinstance(latents, str)
@@ -163,12 +163,12 @@ def _edits(latents: Any, mode: Mode) -> Edits:
 
 
 def _uncompiled(sae: Any) -> Any:
-    """The module under `torch.compile`: inside a block nothing runs compiled."""
+    """The SAE without `torch.compile`: inside a block nothing runs compiled."""
     return sae._modules.get("_orig_mod", sae) if isinstance(sae, nn.Module) else sae
 
 
 class Resolved(NamedTuple):
-    """A checked edit: strength in the latent's unit, or per cent of the norm if `of_norm`."""
+    """A valid edit: strength in the latent's unit, or per cent of the norm if `of_norm`."""
 
     latent: int
     mode: Mode
@@ -182,8 +182,8 @@ def resolve(
     """The edits in the latents' own units; raises ValueError as `steer` does."""
     if not isinstance(maxima, Mapping | None) and len(maxima) != sae.config.d_sae:
         raise Refused(
-            f"max_activations has {len(maxima)} numbers, this SAE {sae.config.d_sae} latents; "
-            "take this SAE's, or a mapping {latent: maximum}, which may have fewer"
+            f"max_activations has {len(maxima)} numbers, this SAE has {sae.config.d_sae} latents; "
+            "give this SAE's maxima, or a mapping {latent: maximum} for the edited latents"
         )
     resolved = []
     for latent, edit in edits.items():
@@ -207,9 +207,9 @@ def _check_latent(latent: int, sae: SAE) -> None:
     check_latent(int(latent), sae.config.d_sae)
 
 
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise Refused(f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}")
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise Refused(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
 
 
 def _checked_strength(latent: int, strength: object) -> float:
@@ -228,8 +228,8 @@ def _maximum(latent: int, maxima: Maxima | None) -> float:
     most = float(maxima[latent])
     if not 0 < most < math.inf:
         raise Refused(
-            f"latent {latent} has the maximal activation {most:g} (it never fired), so it has no "
-            "multiples: use unit='norm' or 'raw'"
+            f"latent {latent} has the maximal activation {most:g} (it never fired), so unit='max' "
+            "cannot scale it; use unit='norm' or 'raw'"
         )
     return most
 
@@ -246,7 +246,7 @@ class _Steering:
         rows = sae.W_dec.detach()[[edit.latent for edit in self.replaced]].float()
         self.row_norms = rows.norm(dim=1)  # [n], n replaced latents
         self.directions = rows / self.row_norms[:, None].clamp(min=1e-12)  # [n, d_out]
-        # several at once: each component is set as requested, the rest of space stays
+        # pseudo-inverse: sets all these components at once; the rest of the space stays
         self.inverse = torch.linalg.pinv(self.directions) if self.replaced else rows.T  # [d_out, n]
         self.prompt = _Prompt()
 
@@ -273,7 +273,7 @@ class _Steering:
             latents = sae.encode(moment.source)
             written = sae.decode(self._change(latents, moment), moment.source)
             if self.error_term:
-                # the difference first: an edit that changes nothing then adds exactly zero
+                # difference first: an edit without effect then adds exactly zero
                 written = x + (written - sae.decode(latents, moment.source)).to(x.device)
         return self._replace(written, moment) if self.replaced else written
 
@@ -298,12 +298,12 @@ class _Steering:
     ) -> Float[Tensor, "rows ctx d_out"]:
         along = [self._amount(edit, moment).expand(written.shape[:2]) for edit in self.replaced]
         factor = self.sae.row_factor(moment.source).to(self.directions)
-        wanted = torch.stack(along, dim=-1).to(self.directions) * self.row_norms * factor
-        found = written.to(self.directions) @ self.directions.T  # [rows, ctx, n]
-        return written + ((wanted - found) @ self.inverse.T).to(written.device)
+        goal = torch.stack(along, dim=-1).to(self.directions) * self.row_norms * factor
+        present = written.to(self.directions) @ self.directions.T  # [rows, ctx, n]
+        return written + ((goal - present) @ self.inverse.T).to(written.device)
 
     def _amount(self, edit: Resolved, moment: Moment) -> Float[Tensor, "*rows_ctx"]:
-        """The strength in the latent's unit: one number, or one for each token."""
+        """The strength in the latent's unit: one number, or one number for each token."""
         if not edit.of_norm:
             return torch.tensor(edit.strength, device=self.sae.device)
         row_norm = self.sae.W_dec[edit.latent].detach().float().norm()
@@ -313,16 +313,16 @@ class _Steering:
 
 
 class _Prompt:
-    """Where the prompt ends, in one thread's successive forward passes."""
+    """The end of the prompt, in one thread's successive forward passes."""
 
     def __init__(self) -> None:
-        self._last = threading.local()  # n, ids: of the last pass without a cache
+        self._last = threading.local()  # n, ids: the prompt's length and the last uncached pass
 
     def columns(self, moment: Moment) -> int:
-        """How many of this pass's columns are of the prompt; the others were generated."""
+        """Number of this pass's columns that belong to the prompt; the others were generated."""
         ctx, ids = moment.target.shape[1], moment.input_ids
         if moment.n_cached > 0:
-            return ctx if ctx > 1 else 0  # more than one: a prompt in pieces, or a chat's next turn
+            return ctx if ctx > 1 else 0  # several: a prompt in pieces, or a chat's next turn
         last: Tensor | None = getattr(self._last, "ids", None)
         if last is None or ids is None or not _extends(ids, last, self._last.n):
             self._last.n = ctx
@@ -331,6 +331,6 @@ class _Prompt:
 
 
 def _extends(ids: Tensor, last: Tensor, n_prompt: int) -> bool:
-    """Whether ids are the last pass's and one more; only prompts are compared: beams change."""
+    """Whether ids are the last pass's ids and one more. Compares prompts only: beams change."""
     one_longer = ids.shape == (len(last), last.shape[1] + 1)
     return one_longer and torch.equal(ids[:, :n_prompt], last[:, :n_prompt])

@@ -1,8 +1,8 @@
 """Two continuations of one prompt side by side: the unsteered language model, and the steered one.
 
-Both draw the same random numbers, token for token, so they differ only by the steering. The
-steering context is entered for a single forward pass at a time and left before a token is yielded:
-while a caller holds a token, or drops the iterator, the language model is unchanged.
+Both use the same random numbers, token for token, so only the steering differs. The steering
+context is entered for one forward pass at a time, and left before a token is yielded: while a
+caller holds a token, or drops the iterator, the language model is unchanged.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +28,13 @@ Steering = Callable[[Phase], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn."""
+    """Settings for sampling tokens."""
 
     max_new_tokens: int = 40
     temperature: float = 0.7
-    """0: always the likeliest token"""
+    """0: always the most likely token"""
     repetition_penalty: float = 1.1
-    """as in transformers: above 1, tokens that were there already become less likely"""
+    """as in transformers: above 1, earlier tokens become less likely"""
     seed: int = 16
 
     def __post_init__(self) -> None:
@@ -58,13 +58,13 @@ class Pair(NamedTuple):
     plain_ids: list[int]
     steered_ids: list[int]
     kl: float | None
-    """KL(steered || plain) of the next token along the steered text, nats a generated token, at
-    temperature 1: how far the steering bends the model. None until the end."""
+    """KL(steered || plain) of the next token along the steered text, nats per generated token, at
+    temperature 1: the size of the steering's effect. None until the end."""
     done: bool
 
 
 class _Stream:
-    """One continuation: its cache, its ids, and what was generated."""
+    """One continuation: its cache, all its ids, and the generated ones."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class _Stream:
         return full or bool(self.new and self.new[-1] in self.eos)
 
     def step(self, noise: Float[Tensor, " vocab"]) -> None:
-        """Run the model on its unread tokens, and draw one; noise: independent Gumbel numbers."""
+        """Run the model on the unread tokens and sample one; noise: independent Gumbel numbers."""
         fresh = torch.tensor([self.ids[self.fed :]], device=self.lm.device)
         out = self.lm(input_ids=fresh, **self.options)
         logits = out.logits[0, -1].float().cpu()
@@ -118,15 +118,15 @@ def generate_pair(
     sampling: Sampling | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Pair]:
-    """Yields after every token, and with `done` once more at the end.
+    """Yields a pair after every token, and once more with `done` at the end.
 
     Args:
-        steering: a context in which one forward pass of the steered stream runs, for the phase that
-            this pass belongs to: the prompt, or a token that was generated.
+        steering: phase -> a context for one forward pass of the steered text; the phase is "prompt"
+            or "generated".
         stopped: called after every token; True ends the texts.
 
     Raises:
-        ValueError: no prompt, or one that leaves no room.
+        ValueError: an empty prompt, or one too long for the model.
     """
     sampling = sampling or Sampling()
     _check_room(lm, len(prompt_ids), sampling.max_new_tokens)
@@ -163,12 +163,12 @@ def _eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int
 
 def _check_room(lm: PreTrainedModel, n_prompt: int, n_new: int) -> None:
     if not n_prompt:
-        raise Refused("the prompt is empty; write one")
+        raise Refused("the prompt is empty; write a prompt")
     room = getattr(lm.config.get_text_config(), "max_position_embeddings", None)
     if room is not None and n_prompt + n_new > room:
         raise Refused(
-            f"the prompt's {n_prompt:,} tokens and {n_new:,} new ones exceed the model's {room:,}; "
-            "shorten one of them"
+            f"the prompt's {n_prompt:,} tokens and {n_new:,} new ones exceed the model's limit of "
+            f"{room:,}; shorten one of them"
         )
 
 
@@ -182,15 +182,15 @@ def _pair(
 
 
 def _divergence(lm: PreTrainedModel, steered: _Stream) -> float:
-    """Mean KL(steered || plain) over the places at which the steered stream drew a token."""
+    """Mean KL(steered || plain) over the generated tokens of the steered text."""
     assert steered.logits is not None
     ids = torch.tensor([steered.ids[:-1]], device=lm.device)
     kept: dict[str, Any] = {}
     if "logits_to_keep" in signature(lm.forward).parameters:
-        kept = {"logits_to_keep": len(steered.new)}  # with a large vocabulary a prompt's are many
+        kept = {"logits_to_keep": len(steered.new)}  # a prompt's logits may be large
     plain = lm(input_ids=ids, use_cache=False, **kept).logits[0, -len(steered.new) :]
     kl = 0.0
-    for drawn_from, unsteered in zip(steered.logits, plain, strict=True):
-        p, q = drawn_from.log_softmax(-1), unsteered.float().cpu().log_softmax(-1)
+    for with_steering, without in zip(steered.logits, plain, strict=True):
+        p, q = with_steering.log_softmax(-1), without.float().cpu().log_softmax(-1)
         kl += float(kl_of_logs(p, q))
     return max(0.0, kl / len(steered.new))

@@ -1,9 +1,9 @@
-"""How strongly to steer: the largest strength that leaves the text within a budget.
+"""Suggests a steering strength: the largest one with texts within a budget.
 
 Two measures of the same sampled, steered texts show the effect of a strength:
 
     kl          KL(steered || unsteered) of the next-token distributions, nats a generated token:
-                the mean over the tokens of the steered texts, the unsteered model reading them
+                the mean over the tokens of the steered texts, which the unsteered model reads too
     repetition  1 - distinct / all n-grams of n = 3 tokens, mean over texts (seq-rep-n of Welleck et
                 al. 2020, arXiv:1908.04319): 0 if no three tokens recur, near 1 in a loop
 
@@ -39,20 +39,20 @@ class Trial(NamedTuple):
     repetition: float
     """0 to 1"""
     within: bool
-    """whether it is within the budget"""
+    """whether both measures are within the budget"""
     generated: Int[Tensor, "rows n_tokens"]
-    """The texts it was measured on."""
+    """the sampled texts"""
 
 
 class Suggestion(NamedTuple):
-    """The largest strength within the budget (0 if there is none), and all that were tried."""
+    """The largest strength within the budget (0 if none is), and all trials."""
 
     strength: float
     trials: list[Trial]
-    """By size of strength; the first is strength 0, the model as it is."""
+    """By size of strength; the first is strength 0, the unsteered model."""
 
     def table(self) -> str:
-        """A line for each strength tried."""
+        """One line for each trial."""
         lines = ["strength  KL nats/token  repetition"]
         for trial in self.trials:
             mark = "" if trial.within else "  over budget"
@@ -64,9 +64,9 @@ class Suggestion(NamedTuple):
 class SeededSampling(LogitsProcessor):
     """Sampling for `generate(do_sample=False, logits_processor=[SeededSampling(seed)])`.
 
-    Adds Gumbel noise to logits / temperature, whose argmax is a sample of their softmax. The noise
-    has its own generator: no other thread can disturb it, and equal seeds give steered and
-    unsteered logits equal noise. Temperature 0 is greedy. One object for one call of generate.
+    Adds Gumbel noise to logits / temperature: the argmax of the sum is a sample of their softmax.
+    The noise has its own generator: other threads cannot change it, and equal seeds give steered
+    and unsteered logits equal noise. Temperature 0 is greedy. Use one object per call of generate.
     """
 
     def __init__(self, seed: int, temperature: float = 1.0):
@@ -98,29 +98,29 @@ def suggest_strength(
     temperature: float = 1.0,
     progress: Callable[[Trial], object] | None = None,
 ) -> Suggestion:
-    """The largest strength up to which steered texts stay within a KL and a repetition budget.
+    """The largest strength with steered texts within a KL budget and a repetition budget.
 
         hfsae.suggest_strength(
             lm, tokenizer(prompts, return_tensors="pt", padding=True),
             lambda strength: hfsae.steer(lm, sae, {1234: strength}, mode="clamp"),
         ).strength
 
-    Every strength is tried, in order of size, with the same seed; then the gap between the last one
-    within the budget and the next is halved `refine` times. Definitions: see the module.
+    Tries every strength, in order of size, with the same seed. Then it halves the gap between the
+    last strength within the budget and the next one, `refine` times. Definitions: see the module.
 
     Args:
         tokens: prompts, as for `generate`: several rows are padded on the left.
-        steered: the block in which to generate at a strength; any unit, mode and number of latents.
-        strengths: of one sign; larger is tried later.
-        max_kl: nats a token; None: no such budget. 2 is about where the texts of small models
-            stop being sentences.
-        max_repetition: 0 to 1; None: no such budget. Repetition of the unsteered model counts too.
-        n_tokens: generated for each prompt; EOS is suppressed.
-        temperature: of the sampling; both distributions in the KL are those at temperature 1.
+        steered: strength -> a context for generation; any unit, mode and number of latents.
+        strengths: numbers of one sign.
+        max_kl: nats a token; None: no KL budget. Above about 2, texts of small models are no longer
+            sentences.
+        max_repetition: 0 to 1; None: no repetition budget. The unsteered model's repetition counts.
+        n_tokens: number of tokens to generate for each prompt; EOS is suppressed.
+        temperature: of the sampling; the KL compares distributions at temperature 1.
         progress: called after each trial; an exception ends the sweep.
 
     Raises:
-        ValueError: no budget, or strengths that are none, mixed in sign, or not finite.
+        ValueError: no budget, or strengths that are empty, of both signs, or not finite.
     """
     order = _ordered(strengths)
     if max_kl is None and max_repetition is None:
@@ -170,7 +170,7 @@ def _sampled_kl(
     n_tokens: int,
     sampling: SeededSampling,
 ) -> tuple[float, Int[Tensor, "rows n_tokens"]]:
-    """KL(steered || unsteered) along the texts that the steered model samples, and the texts."""
+    """KL(steered || unsteered) along texts sampled from the steered model, and these texts."""
     ids = tokens["input_ids"].to(lm.device)
     mask = tokens.get("attention_mask", torch.ones_like(ids)).to(lm.device)
     config = GenerationConfig(

@@ -65,7 +65,13 @@ def test_a_comparison_leaves_trained_saes_and_a_report(trained):
     folder, loads = trained
     report = folder / "report"
     text = (report / "report.md").read_text()
-    for part in ("Compared with JumpReLU", "## Differences", "| topk |", "hfsae compare x.yaml", "kept"):
+    for part in (
+        "Compared with JumpReLU",
+        "## Differences",
+        "| topk |",
+        "hfsae compare x.yaml",
+        "kept",
+    ):
         assert part in text, part
     html = (report / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 3 and "<table>" in html
@@ -124,7 +130,7 @@ def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
     numbers = re.sub(r'"machine": "[^"]+"', '"machine": ""', numbers)
     limit = r'("norm_limits": {\s*"[^"]+": )[\d.]+'
     (report / "results.json").write_text(re.sub(limit, r"\g<1>1.5", numbers))
-    monkeypatch.setattr(processor, "told", lambda device: "another machine")
+    monkeypatch.setattr(processor, "name_of", lambda device: "another machine")
     compare(other)
     other.seeds = [0, 1, 2]
     text = (compare(other) / "report.md").read_text()
