@@ -175,7 +175,7 @@ class _Parts:
         return (
             f"Relative differences from {self.c.title(self.reference)}; negative is better. "
             "Metrics are interpolated in log-log between an arm's SAEs; a dash: the arm has no "
-            f"SAEs around that L0{positive}. In brackets: {intervals}{area}"
+            f"SAEs around that L0{positive}. In brackets {intervals}{area}"
         )
 
     def _differences(self, metric: str) -> str:
@@ -240,9 +240,9 @@ class _Parts:
             l0s[title] = _spread([m.metrics["l0"] for m in mine])
         yield f"## Are latents causes? At an L0 of {self.c.causal.l0:g}"
         yield (
-            f"At {self.c.causal.n_tokens} held-out tokens, the same for every SAE, latents are "
-            "edited at that token only, and the prediction made there is measured: m is the logit "
-            "of the correct next token minus the mean of all logits, in a float32 model. The "
+            f"At each of {self.c.causal.n_tokens} held-out tokens, the same for every SAE, latents "
+            "are edited at that token only, and the prediction made there is measured: m is the "
+            "logit of the correct next token minus the mean of all logits, in a float32 model. The "
             "edited latent has the largest effect by gradient; the matched latent fires at the "
             "same token and writes a vector of about the same norm; the random direction has that "
             "norm. In brackets: the range of 95 % of the draws of seeds and tokens; with so few "
