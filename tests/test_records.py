@@ -134,7 +134,7 @@ def test_a_disk_that_fills_is_one_sentence_and_what_was_there_stays(tmp_path, fu
 
 def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot be written .*give a folder that can be"):
+    with pytest.raises(OSError, match=r"cannot be written .*give a writable folder"):
         write_whole(tmp_path / "file" / "a.json", "x")
 
 
