@@ -28,9 +28,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .activations.spelling import tokenise
-from .lm import random_places, special_ids, splice, tokenizer_of, unspared
+from .lm import check_arguments, random_places, special_ids, splice, tokenizer_of, unspared
 from .machine.refused import Refused
-from .models import SAE, refuse_sae_first
+from .models import SAE
 
 Objective = Callable[[Tensor], Tensor]
 """Logits [rows, ctx, vocab] -> a number for each row, [rows]. The rows are copies of one text."""
@@ -143,7 +143,7 @@ def attribute(
     Raises:
         ValueError: several rows, a target of several tokens, or an ablated latent never fires.
     """
-    refuse_sae_first("attribute", lm)
+    check_arguments("attribute", lm, sae)
     objective = objective or _logit(lm, target, contrast, tokenizer)
     run = _Run(lm, sae, _row(lm, sae, text, tokenizer), objective, spare_tokens)
     gradients, latents = run.gradients(torch.ones(1))
@@ -314,6 +314,7 @@ def uniformity(
         n_tokens: number of tokens, drawn without replacement from those that are neither spared nor
             last in their row; tokens without a firing latent are left out of the result.
     """
+    check_arguments("uniformity", lm, sae)
     ids = input_ids.to(lm.device)
     spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
     drawn = random_places(ids, n_tokens, spare_tokens=spare, seed=seed)

@@ -23,11 +23,22 @@ from .hub import beside
 from .hub import load as load_sae
 from .lm import LoadedLM
 from .machine.files import passes, read_json
+from .machine.names import (
+    CONFIG,
+    EVALUATION,
+    EXAMPLES,
+    LABELS,
+    LATENTS,
+    LOG,
+    MADE_BY,
+    META,
+    PROBE,
+    TRAINING,
+)
 from .machine.refused import Refused
 from .machine.visible import public_record
-from .machine.weights import RECORDS, refuse_mixture, weights_hash
+from .machine.weights import STAMPED, refuse_mixture, weights_hash
 from .models import SAE
-from .models.probe import NAME as PROBE
 from .recipe import (
     MADE_WITH,
     Recipe,
@@ -47,10 +58,7 @@ from .recipe import (
 )
 from .training.trainer import make_accelerator, sum_products_in_float32
 
-EVALUATION, FEATURES = "evaluation.json", "features/meta.json"
-_VERBS = {EVALUATION: "evaluate", FEATURES: "collect"}
-_FEATURES = tuple(f"features/{name}" for name in ("latents.parquet", "examples.parquet"))
-_ABOUT = ("config.json", "log.jsonl", *RECORDS, *_FEATURES, "features/labels.json")
+_ABOUT = (CONFIG, LOG, *STAMPED, LATENTS, EXAMPLES, LABELS)
 _DTYPES = ("bfloat16", "float16", "float32")
 _ATTENTIONS = ("eager", "sdpa")  # others may not be installed
 
@@ -63,7 +71,7 @@ def origin_of(choice: Mapping[str, Any]) -> Path | None:
         choice: arguments of `hfsae.hub.beside`.
     """
     folder = beside(**choice, names=_ABOUT)
-    config = None if folder is None else folder / "config.json"
+    config = None if folder is None else folder / CONFIG
     return folder if config and config.is_file() and "d_sae" in read_json(config) else None
 
 
@@ -123,16 +131,16 @@ def settle(sae: SAE, origin: Path | None, folder: Path) -> None:
             _copy(origin, staged)
         held = sorted(p.name for p in folder.iterdir() if not passes(p))
         if held and weights_hash(folder) != weights_hash(staged):
-            what = "another SAE" if "config.json" in held else f"something else ({held[0]})"
+            what = "another SAE" if CONFIG in held else f"something else ({held[0]})"
             raise Refused(f"the folder {folder} holds {what}; give another --output_dir")
-        if "config.json" not in held:
+        if CONFIG not in held:
             _move(staged, folder)
 
 
 def _move(staged: Path, folder: Path) -> None:
     """Copy weights first, the config last: so a folder with a config is complete."""
     files = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
-    for name in sorted(files, key=lambda n: (n.name == "config.json", n.suffix != ".safetensors")):
+    for name in sorted(files, key=lambda n: (n.name == CONFIG, n.suffix != ".safetensors")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(staged / name, folder / name)
 
@@ -166,9 +174,11 @@ def refuse_no_tokens(recipe: Recipe, result: str) -> None:
     Raises:
         ValueError: the recipe gives this result 0 tokens.
     """
-    if {EVALUATION: recipe.evaluation.n_tokens, FEATURES: recipe.collect_tokens}[result] == 0:
+    if {EVALUATION: recipe.evaluation.n_tokens, META: recipe.collect_tokens}[result] == 0:
         field = "evaluation.n_tokens" if result == EVALUATION else "collect_tokens"
-        raise Refused(f"{field} is 0, so `hfsae {_VERBS[result]}` would do nothing; give 1 or more")
+        raise Refused(
+            f"{field} is 0, so `hfsae {MADE_BY[result]}` would do nothing; give 1 or more"
+        )
 
 
 def again(
@@ -189,7 +199,7 @@ def again(
     Raises:
         ValueError: another section differs from the run's recipe; or 0 tokens.
     """
-    sections, verb = MADE_WITH[result], _VERBS[result]
+    sections, verb = MADE_WITH[result], MADE_BY[result]
     old, new = as_plain(Recipe()) | load_plain(home), as_plain(recipe)
     for key, _, _ in differences(old, new, set(new) - set(sections)):
         raise Refused(
@@ -201,7 +211,7 @@ def again(
     unfinished = remaking(home)
     if result in unfinished or next(differences(old, new, sections), None):
         siblings = (home / name for name in recipe.sae_fields())
-        others = [f for f in siblings if (f / "config.json").is_file() and not f.samefile(folder)]
+        others = [f for f in siblings if (f / CONFIG).is_file() and not f.samefile(folder)]
     sum_products_in_float32()
     device = str(make_accelerator(recipe.training).device)
     sae = load_trained(folder)  # first: a damaged file fails before the language model loads
@@ -227,7 +237,7 @@ def measure(recipe: Recipe, sae: SAE, folder: Path, result: str, source: str) ->
         source: the SAE's origin, for the record.
     """
     refuse_card_of_others(folder)
-    refuse_mixture(folder, ["training.json", PROBE])  # no measurement remakes these
+    refuse_mixture(folder, [TRAINING, PROBE])  # no measurement remakes these
     sae.config.places  # noqa: B018 - an SAE without a site fails before the language model loads
     sum_products_in_float32()
     loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
@@ -254,4 +264,4 @@ def _limits(recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path) -> dict[st
         harvester = Harvester(loaded.lm, list(dict.fromkeys(sae.config.places)), args)
         harvester(rows)
         return harvester.norm_limits
-    return norm_limits(sae, folder) if (folder / "training.json").is_file() else {}
+    return norm_limits(sae, folder) if (folder / TRAINING).is_file() else {}

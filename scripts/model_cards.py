@@ -48,7 +48,7 @@ def take_over(run: Path, folder: Path) -> None:
         record.pop("density", None)
         write_json(folder / f"{name}.json", record)
     shutil.copy(run / "probe.safetensors", folder)
-    chosen = [latent["latent"] for latent in cards.shown_latents(run / "features")]
+    chosen = [latent["latent"] for latent in cards.shown_latents(run)]
     (folder / "features").mkdir()
     columns = ["latent", "density", "promoted_tokens"]
     rows = pq.read_table(run / "features" / "latents.parquet", columns=columns).to_pylist()

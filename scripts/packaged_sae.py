@@ -19,14 +19,15 @@ import hfsae
 from hfsae import cards, recipe
 from hfsae.cli import main as hfsae_command
 from hfsae.cli.recipes import parse_recipe, recipe_parser
+from hfsae.machine import names
 from hfsae.machine.visible import public_record
 from hfsae.packaged import SHIPPED_SAE
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "scripts" / "recipes" / "packaged.yaml"
-SHIPPED = ("config.json", "model.safetensors", "probe.safetensors", "README.md", "features")
-RECORDS = ("training.json", "evaluation.json")
-BY_HAND = ("presets.json", "features/labels.json")
+SHIPPED = (names.CONFIG, names.WEIGHTS, names.PROBE, names.CARD, names.FEATURES)
+RECORDS = (names.TRAINING, names.EVALUATION)
+BY_HAND = (names.PRESETS, names.LABELS)
 LIMIT = 6_000_000  # bytes
 KEPT = "<!-- hfsae:keep -->\n"
 NOTE = """\
@@ -59,7 +60,7 @@ def cast(trained: Path, folder: Path) -> None:
     sae = hfsae.load(trained, dtype="bfloat16")
     sae.config.dtype = torch.bfloat16
     sae.save_pretrained(folder)
-    shutil.copy(trained / "training.json", folder)
+    shutil.copy(trained / names.TRAINING, folder)
     wanted, _ = parse_recipe(recipe_parser("train"), [str(RECIPE)])
     loaded = recipe.load(wanted.lm, "cpu")
     recipe.report(wanted, loaded, recipe.load_trained(folder), folder)
@@ -73,8 +74,8 @@ def ship(folder: Path) -> None:
     for name in RECORDS:
         record = public_record(json.loads((folder / name).read_text(encoding="utf-8")), folder)
         (folder / name).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    shutil.rmtree(folder / "figures")  # the app draws them
-    (folder / "README.md").unlink()
+    shutil.rmtree(folder / names.FIGURES)  # the app draws them
+    (folder / names.CARD).unlink()
     written = cards.write_card(folder)
     with_note = written.read_text(encoding="utf-8").replace(KEPT, f"{KEPT}{NOTE}", 1)
     written.write_text(with_note, encoding="utf-8")
@@ -86,7 +87,7 @@ def ship(folder: Path) -> None:
 
 def written_by_hand(folder: Path) -> list[str]:
     """Presets and labels, which are true of the very weights that they were written for."""
-    weights = [place / "model.safetensors" for place in (folder, SHIPPED_SAE)]
+    weights = [place / names.WEIGHTS for place in (folder, SHIPPED_SAE)]
     if not weights[1].exists() or weights[0].read_bytes() != weights[1].read_bytes():
         print(f"other weights than before: look at the latents, and write {' and '.join(BY_HAND)}")
         return []

@@ -1,8 +1,11 @@
 """The calls that a new user types: their order, what they take, and what they give back."""
 
+import os
+import signal
 import subprocess
 import sys
 
+import jaxtyping
 import pytest
 import torch
 
@@ -14,6 +17,7 @@ from hfsae.machine.refused import Damaged, HubRefused
 from .tiny import TEXTS, make_sae, tiny_recipe, tokens
 
 ARGS = hfsae.EvaluationArguments(n_tokens=300, bootstrap_samples=10)
+NO_EVALUATION = hfsae.EvaluationArguments(n_tokens=0)
 
 
 @pytest.mark.parametrize("call", ["evaluate", "collect", "latents", "attribute"])
@@ -21,6 +25,22 @@ def test_the_language_model_comes_first(call):
     sae = make_sae("layers.1")
     with pytest.raises(ValueError, match=rf"hfsae\.{call}\(lm, sae, \.\.\.\)"):
         getattr(hfsae, call)(sae, sae, "text")
+
+
+@pytest.mark.parametrize("call", ["evaluate", "collect", "latents", "attribute", "splice", "steer"])
+def test_what_is_no_model_or_no_sae_is_one_sentence(call, tiny_lm, monkeypatch):
+    # as for users: without the type checks of the tests, which would come first
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    more = {"splice": [], "steer": [{1: 2.0}]}.get(call, ["text"])
+
+    def run(lm, sae):
+        block = getattr(hfsae, call)(lm, sae, *more)
+        block.__enter__()  # of a context: the others raise before
+
+    with pytest.raises(hfsae.Refused, match=r"^lm is None; pass .*hfsae\.load_lm\(name\)\.lm$"):
+        run(None, make_sae("layers.1"))
+    with pytest.raises(hfsae.Refused, match=r"^sae is None; pass an SAE.*hfsae\.load\(folder\)"):
+        run(tiny_lm, None)
 
 
 def test_latents_of_a_text_are_those_of_the_captured_activations(tiny_lm, tiny_tokenizer):
@@ -148,6 +168,30 @@ def test_one_call_trains_what_the_recipe_would(tmp_path, loads):
     pairs = zip(sae.parameters(), expected.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert (tmp_path / "call" / "README.md").is_file()
+
+
+def test_a_training_that_is_stopped_is_saved_and_the_same_call_resumes_it(
+    tmp_path, loads, monkeypatch
+):
+    def train(name):
+        recipe = tiny_recipe(tmp_path, evaluation=NO_EVALUATION, collect_tokens=0)
+        given = {"model": "tiny/gemma", "site": "layers.1", "dataset": TEXTS, "d_sae": 32}
+        return hfsae.train(**given, output_dir=tmp_path / name, recipe=recipe)
+
+    step = hfsae.Trainer._step
+    for n_steps, number in ((7, signal.SIGINT), (12, signal.SIGTERM)):
+
+        def stop(trainer, bar, n_steps=n_steps, number=number):
+            step(trainer, bar)
+            if trainer.steps_done == n_steps:
+                os.kill(os.getpid(), number)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(hfsae.Trainer, "_step", stop)
+            train("stopped")
+        assert (tmp_path / f"stopped/checkpoints/step-{n_steps:08d}.pt").is_file()
+    pairs = zip(train("stopped").parameters(), train("whole").parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_one_sae_in_gives_one_sae_back(tmp_path, tiny_lm, tiny_tokenizer):

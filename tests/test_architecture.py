@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hfsae
+from hfsae.machine import names
 from hfsae.models.registry import class_of
 
 PACKAGE = Path(hfsae.__file__).parent
@@ -161,6 +162,20 @@ def spelled(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, text
             case ast.Constant(value=str(text)) if id(node) not in told:
                 yield node.lineno, text
+
+
+def test_the_name_of_a_file_stands_once():
+    """Sentences may have them, and so may what reads other libraries' files."""
+    files = [value for key, value in vars(names).items() if key.isupper() and "." in value]
+    assert {"config.json", "features/meta.json", "recipe.yaml"} <= {*files}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = path.relative_to(PACKAGE)
+        is_of_others = place.parts[0] == "convert" and place.name != "formats.py"
+        if place.as_posix() == "machine/names.py" or is_of_others:
+            continue
+        for line, text in spelled(ast.parse(path.read_text())):
+            is_name = any(text == file or text.endswith(f"/{file}") for file in files)
+            assert not is_name, f"{place}:{line} has {text!r}, whose name is in machine/names.py"
 
 
 def test_no_function_is_longer_than_sixty_lines():

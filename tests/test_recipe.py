@@ -16,7 +16,7 @@ from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.evaluation import EvaluationArguments
 from hfsae.features import FeatureStore
 from hfsae.hub import published
-from hfsae.machine.weights import RECORDS
+from hfsae.machine.weights import STAMPED
 from hfsae.recipe import make_configs, run
 from hfsae.training import Trainer
 
@@ -81,13 +81,13 @@ def test_a_changed_section_does_only_its_own_stage_again(tmp_path, loads):
 
 def test_what_a_folder_has_of_other_weights_is_made_anew(tmp_path, loads):
     (folder,) = run(tiny_recipe(tmp_path / "out"))
-    made = {name: (folder / name).read_bytes() for name in RECORDS}
+    made = {name: (folder / name).read_bytes() for name in STAMPED}
     hashed = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest().encode()
     assert all(hashed in content for content in made.values())
     for name in ("evaluation.json", "features/meta.json"):
         (folder / name).write_bytes(made[name].replace(hashed, b"0" * 64))
     run(tiny_recipe(tmp_path / "out"))
-    assert {name: (folder / name).read_bytes() for name in RECORDS} == made
+    assert {name: (folder / name).read_bytes() for name in STAMPED} == made
     (folder / "README.md").unlink()
     (folder / "training.json").write_bytes(made["training.json"].replace(hashed, b"0" * 64))
     with pytest.raises(ValueError, match=r"training\.json was made with other weights"):
@@ -245,7 +245,7 @@ def test_a_transcoder_reads_one_place_and_predicts_another(tmp_path, loads):
         ({"saes": {"../b": {}}}, r"cannot be called '\.\./b'"),
         ({"saes": {"/b": {}}}, "cannot be called '/b'.*leave out"),
         ({"sae": {"d_in": 17}}, "sae.d_in is 17, but layers.1 of tiny/gemma is 16 wide"),
-        ({"sae": {"bandwith": 1}}, "no field 'bandwith'; did you mean 'bandwidth'"),
+        ({"sae": {"bandwith": 1}}, "no field 'bandwith'; closest: 'bandwidth'"),
         ({"sae": {"model_type": "jumprelu"}}, "model_type 'jumprelu' is unknown.*jumprelu_sae"),
         ({"text": TextArguments(dataset="nowhere.jsonl")}, "nowhere.jsonl"),
         ({"text": TextArguments(dataset=[])}, "holds no text"),
@@ -336,7 +336,7 @@ def test_a_folder_of_another_recipe_is_refused_with_the_difference(tmp_path, loa
         run(tiny_recipe(tmp_path / "out", sae={"d_sae": 64}))
     with pytest.raises(ValueError, match=r"training.learning_rate is 0.001 there and 0.5 here"):
         run(tiny_recipe(tmp_path / "out", training={"learning_rate": 0.5}))
-    with pytest.raises(ValueError, match="no field 'd_saee'; did you mean 'd_sae'"):
+    with pytest.raises(ValueError, match="no field 'd_saee'; closest: 'd_sae'"):
         run(tiny_recipe(tmp_path / "out", sae={"d_saee": 64}))
     several = {"learning_rate": 0.5, "batch_size": 64, "init_b_dec": "mean"}
     with pytest.raises(ValueError, match=r"\(sae\.d_sae is .*; training\.batch_size .*; 1 more\)"):

@@ -36,7 +36,7 @@ def front_matter(folder: Path) -> dict:
 
 
 def test_demo_is_what_is_written_for_the_shipped_sae(tmp_path):
-    """So there is one app, and demo/ alone is a Space; `write_space("demo")` makes it anew."""
+    """So there is one app, and demo/ alone is a Space; `write_space("demo")` makes it again."""
     written = write_space(tmp_path / "space")
     names = {path.name for path in written.iterdir()}
     assert names == {path.name for path in (ROOT / "demo").iterdir() if path.is_file()}

@@ -13,7 +13,7 @@ import hfsae
 from hfsae.cards import write_card
 from hfsae.cli import main
 from hfsae.hub import write_space
-from hfsae.machine.weights import KEY, RECORDS, of_others, refuse_mixture, stamp, weights_hash
+from hfsae.machine.weights import KEY, STAMPED, of_others, refuse_mixture, stamp, weights_hash
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     sae.save_pretrained(home)
     hfsae.write_probe(sae, torch.randn(3, 4), home)
     (home / "features").mkdir()
-    for name in RECORDS[:3]:
+    for name in STAMPED[:3]:
         (home / name).write_text(json.dumps(stamp(home)))
     return home
 
@@ -41,7 +41,7 @@ def test_the_hash_is_that_of_the_file_as_on_the_hub(folder):
     assert stamp(folder) == {KEY: hashlib.sha256(content).hexdigest()}
     assert list(of_others(folder)) == []
     exchange_weights(folder)
-    assert list(of_others(folder)) == list(RECORDS)
+    assert list(of_others(folder)) == list(STAMPED)
 
 
 def test_weights_in_several_files_have_one_hash(tmp_path):
@@ -56,7 +56,7 @@ def test_weights_in_several_files_have_one_hash(tmp_path):
 def test_records_without_a_hash_or_weights_are_taken_as_they_are(folder):
     exchange_weights(folder)
     (folder / "probe.safetensors").write_bytes(b"damaged: who reads it says so")
-    for name in RECORDS[:3]:
+    for name in STAMPED[:3]:
         (folder / name).write_text("{}")
     refuse_mixture(folder)
     (folder / "evaluation.json").write_text(json.dumps({KEY: "0"}))

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..machine.refused import Refused
+from ..machine.refused import Refused, one_line
 from ..machine.visible import LOCAL_FILES
 from ..packaged import packaged_text
 
@@ -318,7 +318,7 @@ def _hub_rows(name: str, args: TextArguments) -> Iterator[dict[str, Any]]:
 def _hub_failure(error: Exception, args: TextArguments) -> str:
     from datasets.exceptions import DatasetNotFoundError
 
-    what, said = f"data set {args.dataset!r}", " ".join(str(error).split())
+    what, said = f"data set {args.dataset!r}", one_line(error)
     if isinstance(error, DatasetNotFoundError):
         return (
             f"{what} cannot be found ({said}); check its name, and `hf auth login` if it is gated"

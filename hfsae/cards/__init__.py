@@ -5,6 +5,7 @@ merge     keeps people's text when a card is written again
 figures   densities, L0, thresholds, training
 """
 
+from .card import RECORDS as RECORDS
 from .card import misgivings as misgivings
 from .card import render_card as render_card
 from .card import render_suite as render_suite

@@ -29,6 +29,17 @@ from ..machine.files import (
     refuse_long_texts,
     write_whole,
 )
+from ..machine.names import (
+    CARD,
+    CONFIG,
+    EVALUATION,
+    EXAMPLES,
+    FEATURES,
+    FIGURES,
+    LATENTS,
+    PROBE,
+    TRAINING,
+)
 from ..machine.refused import Damaged, Refused
 from ..machine.visible import is_folder, listed, public_record
 from ..machine.weights import refuse_mixture
@@ -37,6 +48,8 @@ from ..models.registry import class_of
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 
 Json = dict[str, Any]
+RECORDS = (CONFIG, TRAINING, EVALUATION)
+"""What a card is made from, besides figures and features."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _QUANTISED = re.compile(r"\bI?Q\d|\d-bit", re.IGNORECASE)
 _FAR_FVU = 1.3  # times the FVU in training; on similar held-out text it is within a tenth
@@ -73,7 +86,7 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
             has no block to keep.
     """
     refuse_mixture(Path(folder))
-    path = Path(folder) / "README.md"
+    path = Path(folder) / CARD
     card = render_card(folder)
     if repo_id is not None:
         card = set_model_id(card, repo_id)
@@ -129,8 +142,8 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
             f"{str(folder)!r} holds no SAE: its config.json is missing, or describes another model"
         )
     template = _environment().from_string(template_text())
-    with reading(folder / "features"):
-        latents = list(shown_latents(folder / "features")) if examples else []
+    with reading(folder / FEATURES):
+        latents = list(shown_latents(folder)) if examples else []
     with reading(folder), _rendering(folder):
         facts, measured = _facts(config, record), evaluation.get("measured_with", {})
         return template.render(
@@ -140,9 +153,9 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
             evaluation=evaluation,
             measured=measured,
             measured_text=_measured_text(measured),
-            has_probe=(folder / "probe.safetensors").is_file(),
+            has_probe=(folder / PROBE).is_file(),
             misgivings=_misgivings(config, record, evaluation),
-            figures=_figures(folder / "figures"),
+            figures=_figures(folder / FIGURES),
             latents=latents,
         )
 
@@ -152,13 +165,13 @@ def _rendering(folder: Path) -> Iterator[None]:
     try:
         yield
     except TemplateError as error:  # a value in the place of a table
-        raise Damaged(damaged(folder / "training.json", error)) from error
+        raise Damaged(damaged(folder / TRAINING, error)) from error
 
 
 def render_suite(folder: str | Path) -> str:
     """The card of a folder with several SAEs: a list with metrics, and how to load one."""
     folder = Path(folder)
-    homes = [p.parent for p in sorted(folder.rglob("config.json")) if "d_sae" in _json(p)]
+    homes = [p.parent for p in sorted(folder.rglob(CONFIG)) if "d_sae" in _json(p)]
     rows = [_suite_row(home, home.relative_to(folder).as_posix()) for home in homes]
     fronts = [_front_matter(row["facts"], {}) for row in rows]
     front = fronts[0]
@@ -191,13 +204,10 @@ def _suite_row(home: Path, path: str) -> Json:
 
 def _records(folder: Path) -> tuple[Json, Json, Json]:
     """Config, training record and evaluation of an SAE; empty where a file is missing."""
-    names = ("config", "training", "evaluation")
-    config, record, evaluation = (
-        public_record(_json(folder / f"{name}.json"), folder) for name in names
-    )
-    with reading(folder / "training.json"):
+    config, record, evaluation = (public_record(_json(folder / name), folder) for name in RECORDS)
+    with reading(folder / TRAINING):
         _refuse_text_for_numbers(record)
-    with reading(folder / "evaluation.json"):
+    with reading(folder / EVALUATION):
         for name, metric in evaluation.get("metrics", {}).items():
             if not isinstance(metric, dict):
                 raise Refused(f"{name} must be a metric, got {metric!r}")
@@ -358,9 +368,9 @@ def _figures(folder: Path) -> list[tuple[str, str]]:
     return [(quote(files[stem]), _CAPTIONS.get(stem, stem)) for stem in order]
 
 
-def shown_latents(features: Path) -> Iterator[Json]:
+def shown_latents(folder: Path) -> Iterator[Json]:
     """The latents on a card, each with its strongest examples."""
-    paths = [features / f"{name}.parquet" for name in ("latents", "examples")]
+    paths = [folder / LATENTS, folder / EXAMPLES]
     if not all(path.is_file() for path in paths):
         return
     columns = ["latent", "density", "promoted_tokens"]

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 
 from .. import models as models  # its Auto classes, so that config.json can be read
 from ..machine.files import damaged, opened_tensors, read_json, reading, replacing
+from ..machine.names import EVALUATION, FIGURES, LOG, TRAINING, WEIGHTS
 from ..machine.refused import Damaged, Refused
 
 if TYPE_CHECKING:
@@ -35,21 +36,21 @@ def draw(folder: str | Path) -> list[Path]:
 
     density and l0 need evaluation.json, training needs log.jsonl, thresholds a JumpReLU SAE.
     """
-    target = Path(folder) / "figures"
+    target = Path(folder) / FIGURES
     target.mkdir(parents=True, exist_ok=True)
-    return [_save(figure, target / f"{name}.png") for name, figure in _figures(Path(folder))]
+    return [save(figure, target / f"{name}.png") for name, figure in _figures(Path(folder))]
 
 
 def _figures(folder: Path) -> Iterator[tuple[str, "Figure"]]:
-    config, record = AutoConfig.from_pretrained(folder), _json(folder / "training.json")
+    config, record = AutoConfig.from_pretrained(folder), _json(folder / TRAINING)
     target_l0 = getattr(config, "target_l0", None)
-    if evaluation := _json(folder / "evaluation.json"):
-        with reading(folder / "evaluation.json"):
+    if evaluation := _json(folder / EVALUATION):
+        with reading(folder / EVALUATION):
             density = torch.tensor(evaluation["density"], dtype=torch.float64)
             yield "density", density_figure(density, n_tokens=evaluation["n_tokens"])
             yield "l0", l0_figure(torch.tensor(evaluation["l0_histogram"]), target_l0=target_l0)
     log = _log(folder)
-    with reading(folder / "training.json"):
+    with reading(folder / TRAINING):
         batch_size = record.get("training", {}).get("batch_size")
         if len(log) > 1 and batch_size:
             warm = int(record.get("warm_start_tokens", 0))
@@ -69,7 +70,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _log(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "log.jsonl"
+    path = folder / LOG
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     with reading(path):
         return [json.loads(line) for line in lines]
@@ -77,7 +78,7 @@ def _log(folder: Path) -> list[dict[str, Any]]:
 
 def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None:
     """Thresholds, read alone: the matrices beside them may be gigabytes."""
-    path = folder / "model.safetensors"
+    path = folder / WEIGHTS
     if not config.has_thresholds or not path.is_file():
         return None
     try:
@@ -91,7 +92,7 @@ def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None
     return threshold * float(scale or config.activation_scale or 1.0)
 
 
-def _save(figure: "Figure", path: Path) -> Path:
+def save(figure: "Figure", path: Path) -> Path:
     """Save a figure, whole or not at all, with the same bytes for the same data."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -159,14 +160,14 @@ def training_figure(
     marker = "o" if len(log) < 20 else ""  # a line of two points is hard to see
     fvu.plot(tokens, [line["fvu"] for line in log], color=_BLUE, marker=marker)
     fvu.set(yscale="log", ylabel="FVU (log scale)")
-    _plain_ticks(fvu.yaxis)
+    plain_ticks(fvu.yaxis)
     l0.plot(tokens, [line["l0"] for line in log], color=_BLUE, marker=marker)
     l0.set(ylabel="L0 (latents/token)", xlabel="tokens trained on")
     l0.margins(y=0.15)
     l0.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 4G
     if max(line["l0"] for line in log) > 5 * log[-1]["l0"] > 0:
         l0.set(yscale="log", ylabel="L0 (latents/token, log)")
-        _plain_ticks(l0.yaxis)
+        plain_ticks(l0.yaxis)
     if target_l0 is not None:
         l0.axhline(target_l0, color=_ORANGE, linestyle="--", label=f"target {target_l0:g}")
         l0.legend(frameon=False, loc="best")
@@ -226,12 +227,13 @@ def _mark(axes: "Axes", x: int | float, text: str = "") -> None:
     )
 
 
-def _plain_ticks(axis: "Axis") -> None:
+def plain_ticks(axis: "Axis") -> None:
     """Ticks at 0.2, 0.3 and so on: a short log axis may hold no power of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=range(1, 10) if high < 6 * low else (1, 2, 5)))
+    whole = LogLocator(subs=range(1, 10) if high < 6 * low else (1, 2, 5))
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if high < 3 * low else whole)
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub.utils import validate_repo_id
 
 from ..machine.files import parse_yaml
+from ..machine.names import CARD
 from ..machine.refused import Refused
 
 _OPEN, _CLOSE = "<!-- hfsae:keep -->", "<!-- /hfsae:keep -->"
@@ -30,7 +31,7 @@ def refuse_card_of_others(folder: Path) -> None:
     Raises:
         ValueError: the folder's card has no block to keep.
     """
-    path = folder / "README.md"
+    path = folder / CARD
     if path.exists() and not _kept_blocks(path.read_text(encoding="utf-8")):
         raise Refused(
             f"{path} has no complete block between {_OPEN} and {_CLOSE}, so its whole text would "

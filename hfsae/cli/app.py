@@ -11,18 +11,18 @@ from .parsing import verb_parser
 def demo_verb(argv: list[str]) -> None:
     """Open an SAE in the browser: what its latents fire on, what they do, and why the model
     produced a token. Without SOURCE: the quickstart's SAE, or else a small packaged one."""
-    given = verb_parser("demo", "[SOURCE]", demo_verb)
-    given.add("source", type=str | None, nargs="?", help="folder, or repository on the Hub")
-    given.add("--revision", type=str | None, help="branch, tag or commit")
-    add_choice(given)
-    given.add("--model", type=str | None, help="language model to use instead of the SAE's own")
-    given.add("--no_model", action="store_true", help="only the pages that need no language model")
-    given.add(
+    parser = verb_parser("demo", "[SOURCE]", demo_verb)
+    parser.add("source", type=str | None, nargs="?", help="folder, or repository on the Hub")
+    parser.add("--revision", type=str | None, help="branch, tag or commit")
+    add_choice(parser)
+    parser.add("--model", type=str | None, help="language model to use instead of the SAE's own")
+    parser.add("--no_model", action="store_true", help="only the pages that need no language model")
+    parser.add(
         "--mcp", action="store_true", help="serve the app's actions as tools for agents (MCP)"
     )
-    given.add("--host", type=str, default="127.0.0.1", help="address to listen on")
-    given.add("--port", type=int | None, help="default: the first free port from 7860")
-    args = given_options(given.parse(argv))
+    parser.add("--host", type=str, default="127.0.0.1", help="address to listen on")
+    parser.add("--port", type=int | None, help="default: the first free port from 7860")
+    args = given_options(parser.parse(argv))
     if args.get("model") and args["no_model"]:
         raise Refused("--model and --no_model exclude each other; leave one of them out")
     _refuse_port(args["host"], args.get("port"))
@@ -59,14 +59,14 @@ def _refuse_port(host: str, port: int | None) -> None:
 def space_verb(argv: list[str]) -> None:
     """Write a folder for a Space on the Hub: the app for one SAE, which is a repository there, or a
     folder here, whose files are copied. Nothing is pushed: the commands for that are printed."""
-    given = verb_parser("space", "SOURCE [--output FOLDER]", space_verb)
-    given.add("source", type=str, help="repository on the Hub, or folder of an SAE")
-    given.add("--output", type=str, default="space", help="folder to write")
-    given.add("--title", type=str, default="Inspect and steer", help="title of the Space")
-    given.add("--revision", type=str | None, help="branch, tag or commit")
-    add_choice(given)
-    given.add("--model", type=str | None, help="language model to use instead of the SAE's own")
-    args = given_options(given.parse(argv))
+    parser = verb_parser("space", "SOURCE [--output FOLDER]", space_verb)
+    parser.add("source", type=str, help="repository on the Hub, or folder of an SAE")
+    parser.add("--output", type=str, default="space", help="folder to write")
+    parser.add("--title", type=str, default="Inspect and steer", help="title of the Space")
+    parser.add("--revision", type=str | None, help="branch, tag or commit")
+    add_choice(parser)
+    parser.add("--model", type=str | None, help="language model to use instead of the SAE's own")
+    args = given_options(parser.parse(argv))
     folder = write_space(args.pop("output"), args.pop("source"), **args)
     print(
         f"wrote {folder}. To put it on the Hub (add --private to keep it to yourself):\n"

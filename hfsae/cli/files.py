@@ -6,8 +6,8 @@ from typing import Any
 from ..convert import FORMATS, save_as
 from ..hub import beside, list_saes, load, push
 from ..machine.files import printable, printable_lines
+from ..machine.names import PROBE
 from ..models import SAE
-from ..models.probe import NAME as PROBE
 from ..models.probe import state_hash
 from .parsing import VerbParser, verb_parser
 
@@ -88,9 +88,9 @@ def verify_verb(argv: list[str]) -> None:
     if home is None or not (home / PROBE).is_file():
         _tell(f"NOT COMPARED: {options['source']} has no {PROBE}; {_as_it_is(sae)}")
         _leave(3)
-    found = sae.verify(home)
-    print(printable_lines(str(found)))
-    _leave(0 if found.ok else 1)
+    verification = sae.verify(home)
+    print(printable_lines(str(verification)))
+    _leave(0 if verification.ok else 1)
 
 
 def _as_it_is(sae: SAE) -> str:
@@ -128,10 +128,10 @@ def _tell(text: str) -> None:
 
 def _lost(sae: SAE, converted: SAE) -> list[str]:
     """Config fields about the language model that a conversion did not keep."""
-    said = ("site", "target_site", "model_name", "model_revision", "model_dtype")
-    said += ("model_attention", "tokenizer_hash", "bos", "target_l0")
+    fields = ("site", "target_site", "model_name", "model_revision", "model_dtype")
+    fields += ("model_attention", "tokenizer_hash", "bos", "target_l0")
     ours, theirs = sae.config, converted.config
-    return [n for n in said if getattr(ours, n) is not None and getattr(theirs, n) is None]
+    return [n for n in fields if getattr(ours, n) is not None and getattr(theirs, n) is None]
 
 
 def add_source(parser: VerbParser) -> None:

@@ -4,7 +4,6 @@
 `--help_all` explains every field that the verb takes.
 """
 
-import difflib
 import re
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ..machine.refused import Refused
+from ..machine.refused import Refused, closest, one_line
 
 _WIDTH, _COLUMN = 96, 24
 _ALL = "--help_all"
@@ -67,11 +66,11 @@ class VerbParser:
             print(self.help(everything=_ALL in argv))
             raise SystemExit(0)
         try:
-            given = self.parser.instantiate(self.parser.parse_args(argv)).as_dict()
+            args = self.parser.instantiate(self.parser.parse_args(argv)).as_dict()
         except ArgumentError as error:
-            raise Refused(self._sentence(" ".join(str(error).split()))) from error
-        given.pop("import")  # already imported
-        return given
+            raise Refused(self._sentence(one_line(error))) from error
+        args.pop("import")  # already imported
+        return args
 
     def help(self, everything: bool = False) -> str:
         """The text of `--help`, or of `--help_all`."""
@@ -124,10 +123,10 @@ class VerbParser:
             if not name.startswith("-"):
                 return f"{here} takes no argument {name!r}; usage: {here} {self.usage}"
             options = [o for a in self._actions() for o in a.option_strings]
-            return did_you_mean(f"{here} has no option {name!r}", name, options)
+            return with_names(f"{here} has no option {name!r}", name, options)
         if unknown := re.search(r"(?:[Kk]ey '|option ')([\w.]+)", text):
-            known = [action.dest for action in self._actions()]
-            return did_you_mean(f"a recipe has no field {unknown[1]!r}", unknown[1], known)
+            names = [action.dest for action in self._actions()]
+            return with_names(f"a recipe has no field {unknown[1]!r}", unknown[1], names)
         if bare := re.match(r"argument (\S+): expected", text):
             return f"{bare[1]} needs a value"
         if wrong := re.match(r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", text):
@@ -161,12 +160,10 @@ def in_words(type_: Any) -> str:
     return names.get(type_, "a section of fields")
 
 
-def did_you_mean(problem: str, given: str, known: list[str]) -> str:
-    """The problem with the nearest known names, or else with all of them."""
-    close = difflib.get_close_matches(given, known, n=2, cutoff=0.6)
-    if close:
-        return f"{problem}; did you mean {' or '.join(map(repr, close))}?"
-    return f"{problem}; known: {', '.join(k for k in known if '.' not in k)}"
+def with_names(problem: str, name: str, names: list[str]) -> str:
+    """The problem of an unknown name, with the nearest names or else all of them."""
+    every = f"; known: {', '.join(n for n in names if '.' not in n)}"
+    return f"{problem}{closest(name, names) or every}"
 
 
 def explained(name: str, text: str, default: Any = None) -> list[str]:

@@ -18,7 +18,7 @@ from ..machine.refused import Refused
 from ..models import SAEConfig, variants
 from ..recipe import Recipe, find_recipe, refuse_fields_of_others
 from .files import add_choice
-from .parsing import VerbParser, did_you_mean, explained
+from .parsing import VerbParser, explained, with_names
 
 EXAMPLES = (
     "hfsae train quickstart --training.output_dir runs/mine",
@@ -160,11 +160,11 @@ def parse_recipe(
         _check_readable(path, kind)
         argv = ["--recipe", str(path), *argv[1:]]
     argv = [_EXPONENT.sub(lambda n: f"{float(n[0]):.0f}", part) for part in argv]
-    given = parser.parse(argv)
-    given.pop("recipe")  # already read
+    args = parser.parse(argv)
+    args.pop("recipe")  # already read
     own = {section.name for section in fields(kind)}
-    options = {name: value for name, value in given.items() if name not in own}
-    recipe = kind(**{name: value for name, value in given.items() if name in own})
+    options = {name: value for name, value in args.items() if name not in own}
+    recipe = kind(**{name: value for name, value in args.items() if name in own})
     if not isinstance(recipe, Comparison):  # whose arms may be of any variant
         named = (re.match(r"--sae\.(\w+)", part) for part in argv)
         given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]
@@ -190,11 +190,11 @@ def _check_readable(path: Path, kind: type[Recipe]) -> None:
     sections = {field.name: field.type for field in fields(kind)}
     for name, value in content.items():
         if name not in sections:
-            raise Refused(did_you_mean(f"a recipe has no section {name!r}", str(name), [*sections]))
+            raise Refused(with_names(f"a recipe has no section {name!r}", str(name), [*sections]))
         holds_fields = is_dataclass(sections[name]) or get_origin(sections[name]) is dict
         if holds_fields and not isinstance(value, dict):
             raise Refused(f"section {name} of {path} must hold fields, not {value!r}")
         if is_dataclass(sections[name]):
-            known = [field.name for field in fields(cast(Any, sections[name]))]
-            for key in set(value) - set(known):
-                raise Refused(did_you_mean(f"section {name} has no field {key!r}", key, known))
+            names = [field.name for field in fields(cast(Any, sections[name]))]
+            for key in set(value) - set(names):
+                raise Refused(with_names(f"section {name} has no field {key!r}", key, names))

@@ -10,6 +10,7 @@ from ..cards import misgivings
 from ..evaluation import EvaluationResult
 from ..features import ANSI, PLAIN, FeatureStore, show
 from ..machine.files import printable, printable_lines, read_json, reading
+from ..machine.names import CONFIG, EVALUATION, FEATURES, META, TRAINING
 from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture
 from ..models.config import check_latent
@@ -28,11 +29,11 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
     refuse_mixture(folder)
     if not latents:
         print(f"\n{printable(_summary(folder, name))}")
-        if (folder / "evaluation.json").is_file():
+        if (folder / EVALUATION).is_file():
             _print_metrics(folder)
         else:
             print(f"No evaluation.json: {how_to_make('evaluate', folder, name)}")
-    if not (folder / "features" / "meta.json").is_file():
+    if not (folder / META).is_file():
         missing = f"{NO_EXAMPLES}: {how_to_make('collect', folder, name)}"
         if latents:
             raise Refused(f"{name} holds {missing}")
@@ -41,7 +42,7 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
     store = FeatureStore.load(folder)
     for index in latents or store.pick(_SHOWN_LATENTS):
         check_latent(index, len(store))
-        with reading(folder / "features"):
+        with reading(folder / FEATURES):
             latent = store[index]
         if not latents:
             latent = latent._replace(
@@ -53,7 +54,7 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
 
 
 def _print_metrics(folder: Path) -> None:
-    path = folder / "evaluation.json"
+    path = folder / EVALUATION
     data = read_json(path)
     with reading(path):
         result = EvaluationResult.from_dict(data)
@@ -71,12 +72,12 @@ def how_to_make(verb: str, folder: Path | None, name: str) -> str:
 
 def _summary(folder: Path, name: str) -> str:
     """What was trained, its speed and memory; or, without that record, the config's facts."""
-    config = read_json(folder / "config.json")
-    if not (folder / "training.json").is_file():
+    config = read_json(folder / CONFIG)
+    if not (folder / TRAINING).is_file():
         place = f"{config.get('site')} of {config.get('model_name')}"
         return f"{name}: {config.get('model_type')}, {config.get('d_sae'):,} latents, {place}"
-    with reading(folder / "training.json"):
-        record = read_json(folder / "training.json")
+    with reading(folder / TRAINING):
+        record = read_json(folder / TRAINING)
         seconds, harvested = record["seconds"], record["harvested"].get("kept", 0)
         rates = {"harvest": harvested, "train": record["n_tokens"]}
         harvest, train = (f"{rates[k] / max(seconds[k], 0.1):,.0f} tok/s" for k in rates)
@@ -94,14 +95,14 @@ def print_next(folders: list[Path]) -> None:
     # In a virtual environment that is not activated, the command needs its path.
     home = "" if shutil.which("hfsae") else f"{os.path.relpath(Path(sys.executable).parent)}/"
     load_it = f"import hfsae, transformers; transformers.AutoModel.from_pretrained('{folder}')"
-    if (folder / "evaluation.json").is_file() and not misgivings(folder):
+    if (folder / EVALUATION).is_file() and not misgivings(folder):
         print(f"\nThe folder {folder} is ready to be pushed to the Hub.")
     steps = [
         *([f"hfsae demo {folder}"] if importlib.util.find_spec("gradio") else []),
         f"hfsae push {folder} NAME/REPOSITORY --dry_run",
         f'python -c "{load_it}"',
     ]
-    if (folder / "features" / "meta.json").is_file():
+    if (folder / META).is_file():
         latents = FeatureStore.load(folder).pick(2, seed=1)
         steps.insert(0, " ".join(["hfsae show", str(folder), *map(str, latents)]))
     print(f"\nSee {folder}/README.md. Next:")

@@ -23,8 +23,9 @@ from ..cost.plan import plan
 from ..hub import load as load_any
 from ..machine.files import printable, printable_lines
 from ..machine.lock import is_first_process
+from ..machine.names import CARD, EVALUATION, FIGURES, META, RECIPE, REPORT
 from ..machine.processor import keep_freed_memory
-from ..machine.refused import Refused
+from ..machine.refused import Refused, one_line
 from ..measurement import (
     again,
     defaults,
@@ -58,7 +59,7 @@ from .files import (
     push_verb,
     verify_verb,
 )
-from .parsing import VerbParser, did_you_mean, sentence_of, verb_parser
+from .parsing import VerbParser, sentence_of, verb_parser, with_names
 from .recipes import (
     ABOUT_FIELDS,
     EXAMPLES,
@@ -137,21 +138,21 @@ def compare(argv: list[str]) -> None:
     parser = recipe_parser("compare", sentence_of(compare), Comparison)
     comparison, _ = parse_recipe(parser, argv, Comparison)
     report = run_comparison(comparison, command=shlex.join(["hfsae", "compare", *argv]))
-    print(f"\nThe report is {report / 'report.md'}; report.html and the numbers are beside it.")
+    print(f"\nThe report is {report / REPORT}; report.html and the numbers are beside it.")
 
 
 def evaluate(argv: list[str]) -> None:
     """Evaluate a trained SAE again; fields that you change are noted in its recipe.yaml. Or
     evaluate any SAE, in a folder or repository, in any format, on a whole text; give what its
     config lacks about the language model."""
-    _report_again("evaluate", argv, "evaluation.json")
+    _report_again("evaluate", argv, EVALUATION)
 
 
 def collect(argv: list[str]) -> None:
     """Collect again what a trained SAE's latents fire on; fields that you change are noted in its
     recipe.yaml. Or do it for any SAE, in a folder or repository, in any format; give what its
     config lacks about the language model."""
-    _report_again("collect", argv, "features/meta.json")
+    _report_again("collect", argv, META)
 
 
 def show_folder(argv: list[str]) -> None:
@@ -192,7 +193,7 @@ def card(argv: list[str]) -> None:
         with alone(folder, [folder]):
             settle(load_any(**choice), origin, folder)
             finish(folder)
-    print(f"wrote {folder / 'README.md'} and {folder / 'figures'}")
+    print(f"wrote {folder / CARD} and {folder / FIGURES}")
 
 
 def recipes(argv: list[str]) -> None:
@@ -229,7 +230,7 @@ def _dispatch(argv: list[str]) -> None:
     elif argv[0] in VERBS:
         VERBS[argv[0]](argv[1:])
     else:
-        raise Refused(did_you_mean(f"unknown verb {argv[0]!r}", argv[0], list(VERBS)))
+        raise Refused(with_names(f"unknown verb {argv[0]!r}", argv[0], list(VERBS)))
 
 
 def _import_variants(argv: list[str]) -> None:
@@ -271,7 +272,7 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
         folder = _measure(verb, parser, source, changes, result)
     else:
         with alone(home, [folder]):
-            recipe, options = parse_recipe(parser, [str(home / "recipe.yaml"), *changes])
+            recipe, options = parse_recipe(parser, [str(home / RECIPE), *changes])
             for name in (name for name, value in options.items() if value):
                 raise Refused(
                     f"--{name} is only for an SAE from elsewhere; {folder} belongs to a run"
@@ -286,10 +287,10 @@ def _measure(verb: str, parser: VerbParser, source: str, changes: list[str], res
     choice = {"source": source, **given_options(options)}
     site, output = choice.pop("site", None), choice.pop("output_dir", None)
     sae = load_at(choice, site)
-    known = defaults(sae)
-    told = [f"--{key}={value}" for key, value in known.items()]
-    recipe, _ = parse_recipe(parser, [*told, *changes])
-    if "lm.name" not in known and not any(re.match(r"--lm\.name\b", part) for part in changes):
+    fields = defaults(sae)
+    flags = [f"--{key}={value}" for key, value in fields.items()]
+    recipe, _ = parse_recipe(parser, [*flags, *changes])
+    if "lm.name" not in fields and not any(re.match(r"--lm\.name\b", part) for part in changes):
         raise Refused(f"{source} does not name its language model; give --lm.name")
     old, new = as_plain(Recipe()), as_plain(recipe)
     for key, _, _ in differences(old, new, {*new} - {*SECTIONS[verb]}):
@@ -306,7 +307,6 @@ def _measure(verb: str, parser: VerbParser, source: str, changes: list[str], res
 
 
 def _one_line(error: BaseException) -> str:
-    said = str(error)
-    if isinstance(error, OSError) and error.errno in _FULL:  # the system's bare message
-        said = f"{error}; make room there, or give a folder that can be written to"
-    return printable(" ".join(said.split()))
+    is_full = isinstance(error, OSError) and error.errno in _FULL  # with the system's bare message
+    remedy = "; make room there, or give a folder that can be written to" if is_full else ""
+    return printable(f"{one_line(error)}{remedy}")

@@ -15,13 +15,14 @@ from ..evaluation.causal import ACTIONS, COUNTS, KINDS, ORDERS, CausalControl, c
 from ..hub import is_sae
 from ..lm import LoadedLM
 from ..machine.files import write_tensors
+from ..machine.names import CAUSES
 from ..machine.refused import Refused
 from ..machine.weights import stamp
 from ..models import SAE
 from ..recipe import Recipe, load_trained, read_rows
 from .arms import CausalArguments
 from .frontier import t_interval
-from .results import CAUSES, Measured
+from .results import Measured
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def measure_missing(
     Raises:
         ValueError: the weights of an SAE are missing.
     """
-    missing = [m for m in measured if m.causes_args != as_text(args)]
+    missing = [m for m in measured if m.causes_args != as_json(args)]
     if not missing:
         return
     for m in missing:
@@ -84,10 +85,10 @@ def measure_missing(
         sae.to(cast(Any, loaded.lm.device))
         causes = measure(sae, recipe, loaded, args)
         tensors = {**causes.control._asdict(), "uniformity": causes.uniformity}
-        write_tensors(m.folder / CAUSES, tensors, {"args": as_text(args), **stamp(m.folder)})
+        write_tensors(m.folder / CAUSES, tensors, {"args": as_json(args), **stamp(m.folder)})
 
 
-def as_text(args: CausalArguments) -> str:
+def as_json(args: CausalArguments) -> str:
     """The arguments as JSON text."""
     return json.dumps(asdict(args))
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cards.figures import plain_ticks, save
 from ..evaluation.causal import COUNTS, ORDERS
-from ..machine.files import replacing
 from .causes import ArmCauses
 from .frontier import METRICS, Frontiers
 from .results import Measured
@@ -42,7 +42,7 @@ def draw(
     if met:
         figures["difference"] = _difference(frontiers, met, titles, reference)
     figures["health"] = _health(measured, titles)
-    return {name: _save(figure, folder / f"{name}.png") for name, figure in figures.items()}
+    return {name: save(figure, folder / f"{name}.png") for name, figure in figures.items()}
 
 
 def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles) -> "Figure":
@@ -57,10 +57,10 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
             axes.scatter(l0s, [m.metrics[metric] for m in mine], s=14, alpha=0.7, **style, **dots)
             if frontiers.n_saes(arm) > 1:
                 grid = _grid(*frontiers.reach([arm]))
-                found = [frontiers.at(arm, metric, l0) for l0 in grid]
-                values = [e.value for e in found]
+                estimates = [frontiers.at(arm, metric, l0) for l0 in grid]
+                values = [e.value for e in estimates]
                 axes.plot(grid, values, linewidth=1.4, linestyle=_line(i), **style)
-                low, high = ([e.documents[side] for e in found] for side in (0, 1))
+                low, high = ([e.documents[side] for e in estimates] for side in (0, 1))
                 axes.fill_between(grid, low, high, alpha=0.12, linewidth=0, **style)
         axes.set(xscale="log", xlabel="L0 (latents/token)", ylabel=label)
         shown = [m.metrics[metric] for m in measured if m.metrics[metric] > 0]
@@ -68,7 +68,7 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
         if has_logs:  # and not bands, which go down to nothing where a loss may be none
             axes.set_yscale("log")
             axes.set_ylim(min(shown) / _MARGIN, max(shown) * _MARGIN)
-        _plain_ticks(axes, y=has_logs)
+        _plain_axes(axes, y=has_logs)
     _legend(figure, panels[0])
     return figure
 
@@ -91,14 +91,14 @@ def _difference(
             if arm not in met:
                 continue
             grid = _grid(*frontiers.reach([arm, reference]))
-            found = [frontiers.difference(arm, reference, metric, l0) for l0 in grid]
+            estimates = [frontiers.difference(arm, reference, metric, l0) for l0 in grid]
             style: dict[str, Any] = {"color": _colour(i)}
-            values = [_percent(e.value) for e in found]
+            values = [_percent(e.value) for e in estimates]
             axes.plot(grid, values, label=titles[arm], linestyle=_line(i), **style)
             shown.extend(values)
             l0s.extend(grid)
             reached.append(float(np.nanmax(np.abs(values), initial=0.0)))
-            low, high = ([_percent(e.documents[side]) for e in found] for side in (0, 1))
+            low, high = ([_percent(e.documents[side]) for e in estimates] for side in (0, 1))
             axes.fill_between(grid, low, high, alpha=0.15, linewidth=0, **style)
         axes.set(xscale="log", xlabel="L0 (latents/token)")
         axes.set_xlim(min(l0s) / _SIDE, max(l0s) * _SIDE)  # though nothing may be to be seen
@@ -111,7 +111,7 @@ def _difference(
             axes.set_yscale("symlog", linthresh=1.0)
             axes.yaxis.set_major_formatter("{x:g}")
         axes.set_ylabel(textwrap.fill(f"{label}, % from {titles[reference]}", _LABEL))
-        _plain_ticks(axes, y=False)
+        _plain_axes(axes, y=False)
     _legend(figure, panels[0])
     return figure
 
@@ -138,7 +138,7 @@ def _health(measured: Sequence[Measured], titles: Titles) -> "Figure":
                 **dots,
             )
         axes.set(xscale="log", xlabel="L0 (latents/token)", ylabel=label)
-        _plain_ticks(axes, y=False)
+        _plain_axes(axes, y=False)
     _legend(figure, panels[0])
     return figure
 
@@ -161,7 +161,7 @@ def draw_causes(path: Path, arms: Mapping[str, ArmCauses]) -> Path:
         axes.set_xticks(COUNTS, map(str, COUNTS), minor=False)
         axes.minorticks_off()
     _legend(figure, panels[0])
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _colour(arm: int) -> str:
@@ -211,21 +211,10 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
     )
 
 
-def _plain_ticks(axes: "Axes", *, y: bool = True) -> None:
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-
-    if not y and axes.get_yscale() == "linear":
+def _plain_axes(axes: "Axes", *, y: bool) -> None:
+    """Plain numbers on x, and on y where asked; elsewhere y has at least no offset."""
+    plain_ticks(axes.xaxis)
+    if y:
+        plain_ticks(axes.yaxis)
+    elif axes.get_yscale() == "linear":
         axes.ticklabel_format(axis="y", useOffset=False)
-    for axis in (axes.xaxis, axes.yaxis) if y else (axes.xaxis,):
-        low, high = axis.get_view_interval()
-        whole = LogLocator(subs=range(1, 10) if high < 6 * low else (1, 2, 5))
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if high < 3 * low else whole)
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(NullFormatter())
-
-
-def _save(figure: "Figure", path: Path) -> Path:
-    """Save a figure, whole or not at all, with the same bytes for the same data."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-    return path

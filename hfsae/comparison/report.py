@@ -13,6 +13,7 @@ import yaml
 
 from ..activations import Split, TextArguments, documents, is_hub
 from ..machine.files import write_whole
+from ..machine.names import FIGURES, REPORT, REPORT_PAGE
 from ..recipe import as_plain
 from . import causes, plots, results
 from .arms import Comparison
@@ -35,12 +36,12 @@ def write_report(comparison: Comparison, measured: Sequence[Measured], command: 
     results.keep(folder, measured, command, as_plain(comparison))
     frontiers = Frontiers(measured, **_resampling(comparison))
     titles = {arm: comparison.title(arm) for arm in comparison.arms}
-    figures = folder / "figures"
+    figures = folder / FIGURES
     drawn = plots.draw(figures, frontiers, measured, titles, comparison.reference_arm)
     parts = _Parts(comparison, measured, frontiers, drawn)
     text = "\n\n".join(parts.all(command)) + "\n"
-    write_whole(folder / "report.md", text)
-    write_whole(folder / "report.html", _html(text, folder))
+    write_whole(folder / REPORT, text)
+    write_whole(folder / REPORT_PAGE, _html(text, folder))
     return folder
 
 
@@ -250,7 +251,7 @@ class _Parts:
             "KL of the next token, without the correct one."
         )
         yield "![Sufficiency and necessity](figures/causes.png)"
-        plots.draw_causes(self.c.report_folder / "figures" / "causes.png", arms)
+        plots.draw_causes(self.c.report_folder / FIGURES / "causes.png", arms)
         for caption, rows in causes.tables(arms, l0s):
             yield f"{caption}\n\n{_table(rows)}"
 

@@ -21,6 +21,7 @@ from transformers import AutoConfig
 from ..evaluation import EvaluationResult
 from ..hub import is_sae
 from ..machine.files import damaged, read_json, read_tensors, write_tensors, write_whole
+from ..machine.names import CAUSES, DOCUMENTS, EVALUATION, RESULT_TENSORS, RESULTS, TRAINING
 from ..machine.refused import Damaged, Refused
 from ..machine.weights import of_others
 from ..models import SAE
@@ -35,12 +36,9 @@ from .arms import ArmRun
 
 logger = logging.getLogger(__name__)
 
-CAUSES = "causes.safetensors"
 THRESHOLD_SHARES = (0.01, 0.25, 0.5, 0.75, 0.99)
 _ROWS_AT_ONCE = 4096  # of a dictionary, compared at a time with all rows of another
 MATCHED = 0.7  # cosine above which latents of two seeds count as the same
-_DOCUMENTS = "documents.safetensors"
-_TENSORS, _NUMBERS = "results.safetensors", "results.json"
 _RECORDED = ("sae_as_trained", "harvested", "n_tokens", "seconds")
 
 Key = tuple[str, int, str]
@@ -91,9 +89,9 @@ def write(result: EvaluationResult, run: ArmRun, name: str) -> None:
         for name, values in columns.items()
     }
     write_tensors(
-        folder / _DOCUMENTS, sums, {"with": _evaluation_settings(run, name), "of": _digest(text)}
+        folder / DOCUMENTS, sums, {"with": _evaluation_settings(run, name), "of": _digest(text)}
     )
-    write_whole(folder / "evaluation.json", text)
+    write_whole(folder / EVALUATION, text)
 
 
 def is_known(run: ArmRun, name: str, kept: Mapping[Key, Measured]) -> bool:
@@ -104,7 +102,7 @@ def is_known(run: ArmRun, name: str, kept: Mapping[Key, Measured]) -> bool:
 def is_measured(run: ArmRun, name: str) -> bool:
     """Whether the SAE's folder holds both files of a result, from one evaluation with this recipe
     of the folder's weights (which may be gone)."""
-    evaluation, sums = (run.folders[name] / file for file in ("evaluation.json", _DOCUMENTS))
+    evaluation, sums = (run.folders[name] / file for file in (EVALUATION, DOCUMENTS))
     if not (evaluation.is_file() and sums.is_file()):
         return False
     if any(of_others(run.folders[name], [evaluation.name])):
@@ -116,6 +114,7 @@ def is_measured(run: ArmRun, name: str) -> bool:
 
 
 def _evaluation_settings(run: ArmRun, name: str) -> str:
+    """What an evaluation depends on, as JSON text."""
     return json.dumps(what_matters(run.recipe, name)["evaluation"], sort_keys=True)
 
 
@@ -152,9 +151,9 @@ def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
     causes_args = made_with.get("args", "")
     if kept and not is_measured(run, name):
         return kept._replace(folder=folder, causes=causes, causes_args=causes_args)
-    evaluation = EvaluationResult.from_dict(read_json(folder / "evaluation.json"))
-    sums, _ = read_tensors(folder / _DOCUMENTS)
-    record = read_json(folder / "training.json")
+    evaluation = EvaluationResult.from_dict(read_json(folder / EVALUATION))
+    sums, _ = read_tensors(folder / DOCUMENTS)
+    record = read_json(folder / TRAINING)
     return Measured(
         run.arm,
         run.seed,
@@ -229,7 +228,7 @@ def keep(report: Path, measured: Sequence[Measured], command: str, recipe: dict[
         for part, table in (("sums", m.sums), ("causes", m.causes))
         for name, tensor in table.items()
     }
-    write_tensors(report / _TENSORS, tensors)
+    write_tensors(report / RESULT_TENSORS, tensors)
     recipes = {
         f"{m.arm}/{m.seed}": {key: part for key, part in m.recipe.items() if key != "saes"}
         for m in everything
@@ -240,7 +239,7 @@ def keep(report: Path, measured: Sequence[Measured], command: str, recipe: dict[
         "saes": list(map(_plain, everything)),
         "recipes": recipes,
     }
-    write_whole(report / _NUMBERS, json.dumps(results, indent=1) + "\n")
+    write_whole(report / RESULTS, json.dumps(results, indent=1) + "\n")
 
 
 def _staying(kept: Mapping[Key, Measured], measured: Sequence[Measured]) -> Iterator[Measured]:
@@ -278,14 +277,14 @@ def _differs(m: Measured, run: ArmRun, report: Path) -> bool:
 
 
 def _kept(report: Path) -> dict[Key, Measured]:
-    if not all((report / name).is_file() for name in (_TENSORS, _NUMBERS)):
+    if not all((report / name).is_file() for name in (RESULT_TENSORS, RESULTS)):
         return {}
-    tensors, _ = read_tensors(report / _TENSORS)
-    numbers = read_json(report / _NUMBERS)
+    tensors, _ = read_tensors(report / RESULT_TENSORS)
+    numbers = read_json(report / RESULTS)
     try:
         saes = [_from_plain(plain, numbers["recipes"], tensors) for plain in numbers["saes"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(damaged(report / _NUMBERS, f"{type(error).__name__}: {error}")) from error
+        raise Damaged(damaged(report / RESULTS, f"{type(error).__name__}: {error}")) from error
     return {m.key: m for m in saes if m.sums}
 
 

@@ -15,8 +15,8 @@ from ..cost.footprint import check_memory
 from ..lm import LoadedLM
 from ..machine.files import read_json, sweep, write_whole
 from ..machine.lock import locked
+from ..machine.names import CHECKPOINTS, CONFIG, PROBE, REPORT, TRAINING
 from ..machine.refused import Refused
-from ..models.probe import NAME as PROBE
 from ..recipe import (
     alone,
     as_plain,
@@ -73,10 +73,10 @@ def _link(comparison: Comparison, measured: Sequence[results.Measured], report: 
     """Write the comparison's arms and the link to the report into the SAEs' cards."""
     arms = [comparison.title(arm) for arm in comparison.arms]
     for m in measured:
-        path = m.folder / "training.json"
+        path = m.folder / TRAINING
         if not path.is_file():  # the SAE is in the report only
             continue
-        href = comparison.report_url or os.path.relpath(report / "report.md", m.folder)
+        href = comparison.report_url or os.path.relpath(report / REPORT, m.folder)
         compared = {"arm": comparison.title(m.arm), "arms": arms, "report": href}
         record = read_json(path)
         if record.get("compared") != compared:
@@ -151,8 +151,8 @@ def _train_and_evaluate_alone(
 
 def _train(each: ArmRun, loaded: LoadedLM, command: str) -> None:
     """Train all SAEs of a run. Evaluation comes later, for all arms together."""
-    is_left = Path(each.recipe.training.output_dir, "checkpoints").exists()
-    made = (f / file for f in each.folders.values() for file in ("config.json", PROBE))
+    is_left = Path(each.recipe.training.output_dir, CHECKPOINTS).exists()
+    made = (f / file for f in each.folders.values() for file in (CONFIG, PROBE))
     if all(path.is_file() for path in made) and not is_left:
         return
     evaluation = replace(each.recipe.evaluation, n_tokens=0)

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from transformers import AutoModel
 
 from ..machine.files import open_to_readers, read_json
-from ..machine.refused import Damaged, Refused
+from ..machine.names import CONFIG, WEIGHTS, WEIGHTS_INDEX
+from ..machine.refused import Damaged, Refused, one_line
 from ..models import SAE, variants
 from ..models.registry import IMPORT_HINT
 from . import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, sparsify
@@ -29,7 +30,7 @@ class Format(NamedTuple):
 
 
 def _load_own(folder: Path, source: str) -> SAE:
-    config = read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
     known = [c.model_type for c in variants()]
     if config.get("model_type") not in known:
         raise Refused(
@@ -45,9 +46,7 @@ def _save_own(sae: SAE, folder: Path) -> None:
 
 # The first format whose files are all there is taken.
 FORMATS = {
-    "hfsae": Format(
-        ("config.json", "model.safetensors|model.safetensors.index.json"), _load_own, _save_own
-    ),
+    "hfsae": Format((CONFIG, f"{WEIGHTS}|{WEIGHTS_INDEX}"), _load_own, _save_own),
     "gemma_scope": Format(gemma_scope.FILES, gemma_scope.load, gemma_scope.save),
     "gemma_scope_2": Format(gemma_scope_2.FILES, gemma_scope_2.load, gemma_scope_2.save),
     "saelens": Format(saelens.FILES, saelens.load, saelens.save),
@@ -104,7 +103,7 @@ def load_folder(path: Path, format_name: str, source: str, **options: Any) -> SA
     try:
         return FORMATS[format_name].load(path, source, **options)
     except _OF_FILES as error:
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = one_line(error)
         if isinstance(error, KeyError):
             said = f"it lacks {said}"
         if isinstance(error, Refused) and source in said:

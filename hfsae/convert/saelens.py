@@ -31,6 +31,7 @@ from .build import State, build, check_plain, exported, fold_decoder_norms, refu
 from .sites import hub_id, to_hook, to_site
 
 FILES = ("sae_weights.safetensors", "cfg.json")
+SCALER = "activation_scaler.json"  # beside them, where there is one
 _OLD_NAMES = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 _TOKEN_NORMS = {
     "none": "none",
@@ -72,7 +73,7 @@ def load(folder: Path, source: str) -> SAE:
         raise Refused(
             f"{source}: it was fine-tuned with a scaling_factor, which hfsae does not support"
         )
-    fields, scaler = _fields(config, source), folder / "activation_scaler.json"
+    fields, scaler = _fields(config, source), folder / SCALER
     if architecture == "gated":
         state = {_GATED.get(name, name): tensor for name, tensor in state.items()}
     check_plain(state, source)

@@ -109,7 +109,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
         """At once: the tab, and the fields."""
         first = _first(steer.actions)
         try:
-            address = _asked(request) or first
+            address = _address_in(request) or first
             return {app.asked: address, **app.fill(address)}
         except ValueError as error:
             said = html("error", str(error))
@@ -144,7 +144,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
     )
 
 
-def _asked(request: gr.Request) -> Address | None:
+def _address_in(request: gr.Request) -> Address | None:
     """The address in a request; None without one."""
     address = from_query({key: str(value) for key, value in request.query_params.items()})
     return None if address == Inspect() else address

@@ -9,6 +9,7 @@ import torch
 
 from ..evaluation import EvaluationArguments, evaluate
 from ..hub import beside, is_sae, list_files
+from ..machine.names import EVALUATION
 from ..machine.refused import Refused
 from ..machine.visible import public
 from . import validate
@@ -66,7 +67,7 @@ def _evaluation_of(subject: Subject, other: str) -> Path | None:
     folder = Path(other).resolve()
     homes = [Path.cwd(), *filter(None, [subject.folder])] if is_local else []
     if any(folder.is_relative_to(home.resolve()) for home in homes) and is_sae(folder):
-        path = folder / "evaluation.json"
+        path = folder / EVALUATION
         return path if path.resolve().parent == folder else None
     if not _REPOSITORY.fullmatch(other):
         where = "the folder of an SAE below the one that the app was started in, or "
@@ -75,8 +76,8 @@ def _evaluation_of(subject: Subject, other: str) -> Path | None:
             f"{where if is_local else ''}a repository on the Hub as name/repository"
         )
     listing = list_files(other)
-    folder = beside(listing, ["evaluation.json"])
-    return None if folder is None else folder / "evaluation.json"
+    folder = beside(listing, [EVALUATION])
+    return None if folder is None else folder / EVALUATION
 
 
 def check_name(name: Any) -> str:

@@ -5,7 +5,6 @@ language model at once: changes to the model act only in their own thread (see `
 """
 
 import atexit
-import json
 import logging
 import os
 import re
@@ -29,6 +28,18 @@ from ..features import FeatureSearch, FeatureStore, read_labels
 from ..features.inspection import Inspection, inspect
 from ..hub import beside, load
 from ..lm import LoadedLM, contract, load_lm
+from ..machine.files import MAX_TEXT, parse_json
+from ..machine.names import (
+    CARD,
+    CONFIG,
+    EVALUATION,
+    EXAMPLES,
+    LABELS,
+    LATENTS,
+    META,
+    PRESETS,
+    TRAINING,
+)
 from ..machine.refused import Refused
 from ..machine.visible import public_record
 from ..machine.weights import refuse_mixture
@@ -39,20 +50,19 @@ logger = logging.getLogger(__name__)
 
 QUICKSTART = Path("runs", "quickstart")
 _BESIDE = (
-    "README.md",
-    "evaluation.json",
-    "training.json",
-    "presets.json",
-    "features/labels.json",
-    "features/latents.parquet",
-    "features/examples.parquet",
-    "features/meta.json",
+    CARD,
+    EVALUATION,
+    TRAINING,
+    PRESETS,
+    LABELS,
+    LATENTS,
+    EXAMPLES,
+    META,
 )
 MAX_TOKENS = 512  # of a text
 _REMEMBERED = 64  # texts
 _MOST_EXACT_BYTES = 4e9  # of a second copy of the model in float32
 _COPYING = threading.Lock()
-_MAX_JSON = 2**24  # bytes
 _NAME_ONE = "start the app with --model and a name or folder"
 
 
@@ -69,7 +79,7 @@ class Choice(NamedTuple):
 
 def default_source() -> str:
     """The default SAE: the quickstart's, or else the small one in this package."""
-    trained = (QUICKSTART / "config.json").is_file()
+    trained = (QUICKSTART / CONFIG).is_file()
     return str(QUICKSTART if trained else SHIPPED_SAE)
 
 
@@ -140,9 +150,11 @@ class Subject:
         """A latent's label; empty if it has none."""
         return self.labels.get(latent, "")
 
-    def take_labels(self, found: dict[int, str]) -> None:
+    def take_labels(self, labels: dict[int, str]) -> None:
         """Add labels to the existing ones; an empty one removes its latent's."""
-        self.labels = {latent: label for latent, label in {**self.labels, **found}.items() if label}
+        self.labels = {
+            latent: label for latent, label in {**self.labels, **labels}.items() if label
+        }
 
     def density(self) -> Float[Tensor, " d_sae"]:
         """Share of tokens each latent fires on; 0 everywhere if it was not measured."""
@@ -295,13 +307,13 @@ def _without_source(choice: Choice) -> dict[str, Any]:
 
 
 def _read_beside(subject: Subject, folder: Path) -> None:
-    card = folder / "README.md"
-    if card.is_file() and card.stat().st_size < _MAX_JSON:
+    card = folder / CARD
+    if card.is_file() and card.stat().st_size < MAX_TEXT:
         subject.card = card.read_text(encoding="utf-8", errors="replace")
-    subject.evaluation = read_json(folder / "evaluation.json", dict)
-    presets = read_json(folder / "presets.json", list)
+    subject.evaluation = read_json(folder / EVALUATION, dict)
+    presets = read_json(folder / PRESETS, list)
     subject.presets = [preset for preset in presets if _is_preset(preset, subject.d_sae)]
-    if (folder / "features" / "meta.json").is_file():
+    if (folder / META).is_file():
         store = FeatureStore.load(folder)
         if len(store) == subject.d_sae:
             subject.store = store
@@ -326,14 +338,12 @@ def _is_preset(preset: Any, d_sae: int) -> bool:
 def read_json(path: Path, kind: type) -> Any:
     """The content of a JSON file; an empty `kind` if it is missing, damaged, or of another kind."""
     try:
-        if path.stat().st_size > _MAX_JSON:
-            raise Refused("too large")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path)
+    except (OSError, ValueError) as error:
         if path.exists():
             logger.warning("%s is left out: %s", path, error)
         return kind()
-    return found if isinstance(found, kind) else kind()
+    return content if isinstance(content, kind) else kind()
 
 
 def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
@@ -361,7 +371,7 @@ def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
         return
     subject.notes += [str(difference) for difference in differences]
     if subject.folder is not None:
-        record = read_json(subject.folder / "training.json", dict).get("lm", {})
+        record = read_json(subject.folder / TRAINING, dict).get("lm", {})
         _note_another_copy(subject, record.get("origin"), subject.loaded.origin)
 
 

@@ -23,9 +23,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..activations.given import Given, as_rows
 from ..activations.harvest import HarvestArguments, Harvester, refuse_not_finite
 from ..activations.tokens import TokenBatch
-from ..lm import blocks_below, capture, cast_for, contract, own_passes, patch, places_of, running_as
+from ..lm import (
+    blocks_below,
+    capture,
+    cast_for,
+    check_arguments,
+    contract,
+    own_passes,
+    patch,
+    places_of,
+    running_as,
+)
 from ..machine.refused import Refused
-from ..models import refuse_sae_first
 from ..ops import kl_of_logs
 from .metrics import DocumentSums, RunningFidelity, density_histogram, estimate
 from .result import LOSSES, NO_PREDICTION, EvaluationArguments, EvaluationResult
@@ -80,7 +89,7 @@ def evaluate(
             infinity in activations, reconstructions or losses.
     """
     more = {"mean": mean, "norm_limits": norm_limits, "progress": progress}
-    refuse_sae_first("evaluate", lm)
+    check_arguments("evaluate", lm, sae)
     rows = as_rows(text, lm, sae.config, tokenizer)
     return evaluate_all(lm, {"": sae}, rows, args, **more)[""]
 
@@ -102,7 +111,7 @@ def evaluate_all(
     Raises:
         ValueError: as in `evaluate`; or the SAEs have several target sites, or there is no SAE.
     """
-    refuse_sae_first("evaluation.evaluate_all", lm)
+    check_arguments("evaluation.evaluate_all", lm)
     args = args or EvaluationArguments()
     target_sites = {places_of(sae.config)[1] for sae in saes.values()}
     if len(target_sites) != 1:

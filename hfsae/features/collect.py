@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
 from ..activations.given import Given, as_rows
 from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
-from ..lm import contract, places_of, tokenizer_of
+from ..lm import check_arguments, contract, places_of, tokenizer_of
 from ..machine.refused import Refused
-from ..models import SAE, refuse_sae_first
+from ..models import SAE
 from .logit_lens import FORMULA, LensTokens, lens_tokens, residual_directions
 from .store import COLUMNS, FeatureStore
 from .windows import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
@@ -76,7 +76,7 @@ def collect(
             of other sites, such as a transcoder's target, are ignored.)
         progress: called after each batch with its number of tokens.
     """
-    refuse_sae_first("collect", lm)
+    check_arguments("collect", lm, sae)
     site, _ = places_of(sae.config)
     tokenizer = tokenizer or tokenizer_of(lm)
     contract.check(sae.config, lm, tokenizer)

@@ -8,13 +8,12 @@ import json
 import threading
 from pathlib import Path
 
-from ..machine.files import write_whole
+from ..machine.files import parse_json, write_whole
+from ..machine.names import LABELS
 from ..machine.refused import Refused
 
-NAME = "labels.json"
 MAX_LENGTH = 200
 """Characters of a label."""
-_MAX_BYTES = 64 * 2**20  # of the file: it may come from anywhere
 _writing = threading.Lock()
 
 
@@ -26,19 +25,15 @@ def read_labels(folder: str | Path) -> dict[int, str]:
     Raises:
         ValueError: the file is damaged, or something else.
     """
-    path = Path(folder) / "features" / NAME
+    path = Path(folder) / LABELS
     if not path.is_file():
         return {}
-    if path.stat().st_size > _MAX_BYTES:
-        raise Refused(
-            f"{path} has {path.stat().st_size:,} bytes; labels take at most {_MAX_BYTES:,}"
-        )
     try:
-        labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        labels = parse_json(path)["labels"]
         return {int(latent): _checked(label) for latent, label in labels.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        wanted = '{"labels": {"1234": "text"}}'
-        raise Refused(f"{path} holds no labels: it must look like {wanted} ({error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        form = '{"labels": {"1234": "text"}}'
+        raise Refused(f"{path} holds no labels: it must look like {form} ({error})") from error
 
 
 def write_label(folder: str | Path, latent: int, label: str) -> dict[int, str]:
@@ -75,7 +70,7 @@ def _change(folder: str | Path, latent: int, label: str | None) -> dict[int, str
         labels.pop(latent, None)
         if label is not None:
             labels[latent] = label
-        _save(Path(folder) / "features", labels)
+        _save(Path(folder) / LABELS, labels)
     return labels
 
 
@@ -92,7 +87,7 @@ def _checked(label: object) -> str:
     return label
 
 
-def _save(folder: Path, labels: dict[int, str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _save(path: Path, labels: dict[int, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"labels": {str(i): labels[i] for i in sorted(labels)}}, indent=2)
-    write_whole(folder / NAME, text + "\n")
+    write_whole(path, text + "\n")

@@ -9,9 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.spelling import spell, tokenise
-from ..lm import capture, cast_for, places_of, special_ids, tokenizer_of, unspared
+from ..lm import capture, cast_for, check_arguments, places_of, special_ids, tokenizer_of, unspared
 from ..machine.refused import Refused
-from ..models import refuse_sae_first
 
 Texts = str | Sequence[str] | Int[Tensor, "rows ctx"] | Mapping[str, Tensor]
 """A text, several texts, token ids, or a tokenizer's output: input_ids and attention_mask."""
@@ -79,7 +78,7 @@ def latents(
     Raises:
         ValueError: no text, the SAE names no site, or a tokenizer is needed and unknown.
     """
-    refuse_sae_first("latents", lm)
+    check_arguments("latents", lm, sae)
     site, _ = places_of(sae.config)
     input_ids, mask, tokens = _read(lm, sae.config, text, tokenizer)
     keep = mask & unspared(input_ids, special_ids(lm))

@@ -28,6 +28,7 @@ from ..machine.files import (
     text_columns,
     write_whole,
 )
+from ..machine.names import EXAMPLES, FEATURES, LATENTS, META
 from ..machine.refused import Damaged, Refused
 
 if TYPE_CHECKING:
@@ -215,33 +216,33 @@ class FeatureStore:
         mistaken for a store."""
         import pyarrow.parquet as pq
 
-        target = Path(folder) / "features"
-        target.mkdir(parents=True, exist_ok=True)
-        tables = {"latents": self.latents, "examples": self.examples.to_table()}
+        home = Path(folder)
+        (home / FEATURES).mkdir(parents=True, exist_ok=True)
+        tables = {LATENTS: self.latents, EXAMPLES: self.examples.to_table()}
         with ExitStack() as written:
             for name, table in tables.items():
-                path = written.enter_context(replacing(target / f"{name}.parquet"))
+                path = written.enter_context(replacing(home / name))
                 pq.write_table(table, path, compression="zstd", row_group_size=_ROWS_PER_GROUP)
-            (target / "meta.json").unlink(missing_ok=True)
-        write_whole(target / "meta.json", json.dumps(self.meta, indent=2) + "\n")
+            (home / META).unlink(missing_ok=True)
+        write_whole(home / META, json.dumps(self.meta, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "FeatureStore":
         """What `save(folder)` wrote. Examples stay on disk and are read latent by latent."""
         import pyarrow.dataset
 
-        source = Path(folder) / "features"
-        for name in ("meta.json", "latents.parquet", "examples.parquet"):
-            if not (source / name).is_file():
+        home = Path(folder)
+        for name in (META, LATENTS, EXAMPLES):
+            if not (home / name).is_file():
                 raise Refused(
-                    f"no feature store in {str(folder)!r}: features/{name} is missing; "
+                    f"no feature store in {str(folder)!r}: {name} is missing; "
                     f"`hfsae collect {folder}` writes one"
                 )
-        path = source / "latents.parquet"
+        path = home / LATENTS
         latents = read_table(path, COLUMNS["latents"])
         _refuse_misfits(path, latents)
         _refuse_other_rows(path, latents)
-        path = source / "examples.parquet"
+        path = home / EXAMPLES
         refuse_bomb(path, COLUMNS["examples"])
         options = pyarrow.dataset.ParquetReadOptions(dictionary_columns=text_columns())
         layout = pyarrow.dataset.ParquetFileFormat(read_options=options)
@@ -250,8 +251,8 @@ class FeatureStore:
             _refuse_misfits(path, examples.schema.empty_table())
         except (pyarrow.ArrowException, OSError) as error:
             raise Damaged(damaged(path, error)) from error
-        meta = read_json(source / "meta.json")
-        with reading(source / "meta.json"):  # shown on pages
+        meta = read_json(home / META)
+        with reading(home / META):  # shown on pages
             torch.tensor(meta["histogram_edges"], dtype=torch.float64)
             int(meta["arguments"]["quantiles"])
         return cls(latents, examples, meta=meta)

@@ -133,16 +133,16 @@ def fetch(
                     )
                 )
 
-            found = patiently(get, path)
-            if not _is_intact(found, files[path]):
-                found = patiently(lambda: get(force=True), path)
-                if not _is_intact(found, files[path]):
-                    found.resolve().unlink()
+            copy = patiently(get, path)
+            if not _is_intact(copy, files[path]):
+                copy = patiently(lambda: get(force=True), path)
+                if not _is_intact(copy, files[path]):
+                    copy.resolve().unlink()
                     raise Refused(
                         f"{path} of {listing.repo_id} arrives damaged: its checksum is not the "
                         "Hub's; try again later, or over another connection"
                     )
-            root = found.parents[path.count("/")]
+            root = copy.parents[path.count("/")]
     return root
 
 

@@ -6,30 +6,43 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from ..features.labels import NAME as LABELS
 from ..machine.files import read_json
+from ..machine.names import (
+    CARD,
+    CONFIG,
+    EVALUATION,
+    FEATURES,
+    FIGURES,
+    LABELS,
+    META,
+    PROBE,
+    SHARDS,
+    TRAINING,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    in_folder,
+)
 from ..machine.refused import Refused
 from ..machine.visible import public_record
-from ..models.probe import NAME as PROBE
 from ..models.probe import renamed
 
-PUSHED = (
-    "config.json",
-    "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
-    "README.md",
-    "training.json",
-    "evaluation.json",
-    "probe.safetensors",
-    "modeling_hfsae.py",
-    "figures/*.png",
-    "features/*.parquet",
-    "features/meta.json",
-    f"features/{LABELS}",
-)
 CODE = Path(__file__).with_name("modeling_hfsae.py")
-_AUTO_MAP = {"AutoConfig": "modeling_hfsae.HfsaeConfig", "AutoModel": "modeling_hfsae.HfsaeModel"}
+PUSHED = (
+    CONFIG,
+    WEIGHTS,
+    SHARDS,
+    WEIGHTS_INDEX,
+    CARD,
+    TRAINING,
+    EVALUATION,
+    PROBE,
+    CODE.name,
+    f"{FIGURES}/*.png",
+    f"{FEATURES}/*.parquet",
+    META,
+    LABELS,
+)
+_AUTO_MAP = {"AutoConfig": f"{CODE.stem}.HfsaeConfig", "AutoModel": f"{CODE.stem}.HfsaeModel"}
 
 
 def files_to_publish(home: Path, more: tuple[str, ...] = ()) -> Iterator[Path]:
@@ -64,26 +77,24 @@ def _is_cached(path: Path) -> bool:
 
 def is_sae(folder: Path) -> bool:
     """Whether the folder holds hfsae weights."""
-    return any(
-        (folder / n).is_file() for n in ("model.safetensors", "model.safetensors.index.json")
-    )
+    return any((folder / n).is_file() for n in (WEIGHTS, WEIGHTS_INDEX))
 
 
 def is_of_hfsae(folder: Path) -> bool:
     """Whether the folder holds an SAE, not a language model."""
-    config = folder / "config.json"
+    config = folder / CONFIG
     return is_sae(folder) and config.is_file() and "d_sae" in read_json(config)
 
 
 def published(path: Path, include_code: bool = False) -> Path | bytes:
     """A file's public version: records lose the paths of this machine."""
-    if path.name == PROBE:
+    home, name = in_folder(path)
+    if name == PROBE:
         return _published_probe(path)
-    if path.name not in ("config.json", "training.json", "evaluation.json", "meta.json"):
+    if name not in (CONFIG, TRAINING, EVALUATION, META):
         return path
-    home = path.parent.parent if path.name == "meta.json" else path.parent
     content = public_record(read_json(path), home)
-    if path.name == "config.json":
+    if name == CONFIG:
         content.pop("auto_map", None)
         content.pop("_name_or_path", None)
         content |= {"auto_map": _AUTO_MAP} if include_code else {}
@@ -92,7 +103,7 @@ def published(path: Path, include_code: bool = False) -> Path | bytes:
 
 def _published_probe(path: Path) -> Path | bytes:
     """The probe with the public config's hash: there a language model's folder is `./name`."""
-    config = path.with_name("config.json")
+    config = path.with_name(CONFIG)
     name = read_json(config).get("model_name") if config.is_file() else None
     shown = public_record({"model_name": name}, path.parent)["model_name"]
     return path if shown == name else renamed(path, AutoConfig.from_pretrained(path.parent), shown)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ..machine.files import read_json
+from ..machine.names import CARD, CONFIG, PRESETS
 from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture
 from .outgoing import files_to_publish, is_sae, published
@@ -58,7 +59,7 @@ def write_space(
             or `sae` is neither a folder nor a repository's name.
     """
     folder = Path(folder)
-    ours = {"app.py", "requirements.txt", "README.md", "sae"}
+    ours = {"app.py", "requirements.txt", CARD, "sae"}
     others = {p.name for p in folder.iterdir()} - ours if folder.is_dir() else set()
     if folder.is_file() or any(not name.endswith(".whl") for name in others):
         raise Refused(f"{folder} holds something else; name another folder")
@@ -76,11 +77,12 @@ def write_space(
     files = {
         "app.py": _APP.format(package=__name__.partition(".")[0], arguments=", ".join(arguments)),
         "requirements.txt": _requirement() + "\n",
-        "README.md": _readme(title, sae, base_model),
+        CARD: _readme(title, sae, base_model),
     }
-    wanted = folder / "requirements.txt"
-    if wanted.is_file() and ".whl" in wanted.read_text(encoding="utf-8"):  # the printed advice
-        del files[wanted.name]
+    requirements = folder / "requirements.txt"
+    own = requirements.read_text(encoding="utf-8") if requirements.is_file() else ""
+    if ".whl" in own:  # the printed advice
+        del files[requirements.name]
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return folder
@@ -97,7 +99,7 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
     """Copy the public files of an SAE; the language model that it names."""
     if chosen := [name for name, value in which.items() if value]:
         raise Refused(f"{chosen[0]} is only for repositories; give the SAE's own folder in {sae}")
-    config = sae / "config.json"
+    config = sae / CONFIG
     if not (config.is_file() and is_sae(sae)):
         raise Refused(
             f"{sae} is not the folder of a trained SAE: it has no config.json with "
@@ -113,7 +115,7 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
     if target.resolve() in sae.resolve().parents:
         raise Refused(f"{sae} lies in {target}, which would be replaced; name another output")
     refuse_mixture(sae)
-    sources = list(files_to_publish(sae, ("presets.json",)))
+    sources = list(files_to_publish(sae, (PRESETS,)))
     shutil.rmtree(target, ignore_errors=True)
     for path in sources:
         copy = target / path.relative_to(sae)
@@ -123,7 +125,7 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
             copy.write_bytes(content)
         else:
             shutil.copyfile(content, copy)
-    return read_json(target / "config.json").get("model_name")
+    return read_json(target / CONFIG).get("model_name")
 
 
 def _readme(title: str, sae: str | None, model: str | None) -> str:

@@ -17,14 +17,16 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..convert.formats import FORMATS, find, load_folder
+from ..convert.saelens import SCALER
 from ..machine.files import read_json
+from ..machine.names import CONFIG, EVALUATION, PROBE, WEIGHTS_INDEX
 from ..machine.processor import refuse_absent
 from ..machine.refused import Refused
 from ..models import SAE
 from ..models.config import l0_goal
-from ..models.probe import NAME as PROBE
 from .download import HubFile, Listing, fetch, list_files, remember_revision
 
 logger = logging.getLogger(__name__)
@@ -36,9 +38,9 @@ _L0 = re.compile(rf"l0_(\d+(?:\.\d+)?|{'|'.join(_WORDS)})")
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 20
 _LEVELS = 4  # of folders below the given one: a suite's SAEs lie three deep
-_MAX_JSON = 2**24  # bytes; a config is a few thousand
-_RECORDS = ("config.json", "evaluation.json")
-_BESIDE = {"hfsae": (PROBE,), "saelens": ("activation_scaler.json",)}
+_MAX_FETCHED = 2**24  # bytes of a JSON file, to load or list an SAE; a config is a few thousand
+_LISTED = (CONFIG, EVALUATION)  # which have what a path leaves out
+_OPTIONAL = {"hfsae": (PROBE,), "saelens": (SCALER,)}
 
 
 class SAEEntry(NamedTuple):
@@ -73,12 +75,12 @@ def list_saes(
     """
     listing = _list(source, revision, token, cache_dir, local_files_only)
     entries = _entries([file.path for file in listing.files])
-    is_single = len(entries) == 1 and _says_nothing(entries[0])
+    is_single = len(entries) == 1 and _names_nothing(entries[0])
     if listing.commit is not None and not is_single:
         return entries
     how = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     return [
-        _told_by_records(e, listing, how) if e.format == "hfsae" and None in e[2:] else e
+        _from_records(e, listing, how) if e.format == "hfsae" and None in e[2:] else e
         for e in entries
     ]
 
@@ -131,7 +133,7 @@ def load(
         remember_revision(listing, root)
     options = {} if norm_gain is None else {"norm_gain": norm_gain}
     sae = load_folder(root / entry.path, entry.format, where, **options)
-    if _says_nothing(entry):
+    if _names_nothing(entry):
         _refuse_another(sae, where, layer, width)
     return sae.to(device=device, dtype=dtype)  # pyright: ignore
 
@@ -177,52 +179,52 @@ def _folder_with(
         source = Path(listing.repo_id)
         return (source if source.is_dir() else source.parent) / inside
     there = {file.path for file in listing.files}
-    wanted = [path for path in (str(inside / name) for name in names) if path in there]
-    return fetch(listing, wanted, **how) / inside if wanted else None
+    paths = [path for path in (str(inside / name) for name in names) if path in there]
+    return fetch(listing, paths, **how) / inside if paths else None
 
 
-def _says_nothing(entry: SAEEntry) -> bool:
+def _names_nothing(entry: SAEEntry) -> bool:
     """Whether the path names no layer, width or L0."""
     return entry[2:] == (None, None, None)
 
 
-def _told_by_records(entry: SAEEntry, listing: Listing, how: dict[str, Any]) -> SAEEntry:
+def _from_records(entry: SAEEntry, listing: Listing, how: dict[str, Any]) -> SAEEntry:
     """The entry completed from the SAE's config and metrics; unchanged if these are unreadable."""
     prefix = f"{entry.path}/" if entry.path else ""
     sizes = {file.path: file.size or 0 for file in listing.files}
-    names = [n for n in _RECORDS if sizes.get(prefix + n, _MAX_JSON) < _MAX_JSON]
+    names = [n for n in _LISTED if sizes.get(prefix + n, _MAX_FETCHED) < _MAX_FETCHED]
     try:
         folder = _folder_with(names, entry, listing, how)
-        found = {n: read_json(folder / n) for n in names if folder is not None}
-        return _told(entry, *(found.get(name, {}) for name in _RECORDS))
+        records = {n: read_json(folder / n) for n in names if folder is not None}
+        return _completed(entry, *(records.get(name, {}) for name in _LISTED))
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         logger.warning("layer, width and L0 of %s are unknown: %s", listing.repo_id, error)
         return entry
 
 
-def _told(entry: SAEEntry, config: dict[str, Any], evaluation: dict[str, Any]) -> SAEEntry:
+def _completed(entry: SAEEntry, config: dict[str, Any], evaluation: dict[str, Any]) -> SAEEntry:
     layer, width = _LAYER.search(config.get("site") or ""), config.get("d_sae")
     measured = evaluation.get("metrics", {}).get("l0", {}).get("value")
     l0 = l0_goal(config) if measured is None else measured
-    found = {
+    facts = {
         "layer": int(layer[1]) if layer else None,
         "width": None if width is None else int(width),
         "l0": None if l0 is None else round(float(l0), 1),
     }
-    return entry._replace(**{k: v for k, v in found.items() if getattr(entry, k) is None})
+    return entry._replace(**{k: v for k, v in facts.items() if getattr(entry, k) is None})
 
 
 def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise Refused(f"dtype must be 'float32', 'bfloat16' or 'float16', got {name!r}")
-    return found
+    return dtype
 
 
 def _refuse_another(sae: SAE, where: str, layer: int | None, width: str | int | None) -> None:
     """Refuse the only SAE, whose path names nothing, if it is not the requested one."""
-    found = _LAYER.search(sae.config.site or "")
-    if layer is not None and found and int(found[1]) != layer:
+    trained_at = _LAYER.search(sae.config.site or "")
+    if layer is not None and trained_at and int(trained_at[1]) != layer:
         raise Refused(f"{where} was trained at {sae.config.site}, not at layer {layer}")
     if width is not None and sae.config.d_sae != _width(width):
         raise Refused(f"{where} has {sae.config.d_sae:,} latents, not {_width(width):,}")
@@ -263,11 +265,11 @@ def _local_files(root: Path) -> Iterator[HubFile]:
         inner[:] = [] if deepest else [name for name in inner if not name.startswith(".")]
         for name in names:
             try:
-                found = os.stat(os.path.join(folder, name))
+                about = os.stat(os.path.join(folder, name))
             except OSError:
                 continue
-            if stat.S_ISREG(found.st_mode):
-                yield HubFile((inside / name).as_posix(), found.st_size, None, None)
+            if stat.S_ISREG(about.st_mode):
+                yield HubFile((inside / name).as_posix(), about.st_size, None, None)
 
 
 def _entries(paths: list[str]) -> list[SAEEntry]:
@@ -291,10 +293,10 @@ def _parts(path: str) -> list[str]:
 
 
 def _width(text: str | int) -> int:
-    found = re.fullmatch(r"(\d+)([km]?)", str(text).lower())
-    if found is None:
+    parts = re.fullmatch(r"(\d+)([km]?)", str(text).lower())
+    if parts is None:
         raise Refused(f"width must be written as '16k' or 16384, got {text!r}")
-    n, unit = int(found[1]), found[2]
+    n, unit = int(parts[1]), parts[2]
     power = 2 ** (1000 * n).bit_length()  # the least above n thousand: 65k stands for 65,536
     if unit == "k" and power < 1000 * (n + 1):
         return power
@@ -322,7 +324,7 @@ def _pick(
         return exact[0]  # an exact path wins over SAEs below it
     prefix = f"{subfolder.rstrip('/')}/" if subfolder else ""
     inside = [e for e in entries if f"{e.path}/".startswith(prefix)]
-    if len(inside) == 1 and _says_nothing(inside[0]):
+    if len(inside) == 1 and _names_nothing(inside[0]):
         return inside[0]  # its path names nothing; its config is checked once loaded
     fitting = [
         e
@@ -331,16 +333,18 @@ def _pick(
         and (width is None or e.width == _width(width))
         and (not isinstance(l0, str) or e.l0 == l0)
     ]
-    asked = {"subfolder": subfolder or None, "layer": layer, "width": width, "l0": l0}
-    asked = ", ".join(f"{k}={v!r}" for k, v in asked.items() if v is not None)
+    choice = {"subfolder": subfolder or None, "layer": layer, "width": width, "l0": l0}
+    choice = ", ".join(f"{k}={v!r}" for k, v in choice.items() if v is not None)
     if not fitting:
-        raise Refused(f"{source} has no SAE with {asked}; it has {_options(inside or entries)}")
+        raise Refused(f"{source} has no SAE with {choice}; it has {_options(inside or entries)}")
     if isinstance(l0, int | float):
-        known = [(abs(math.log(e.l0 / l0)), e) for e in fitting if isinstance(e.l0, float) and e.l0]
-        nearest = min((distance for distance, _ in known), default=None)
-        fitting = [e for distance, e in known if distance == nearest] or fitting
+        distances = [
+            (abs(math.log(e.l0 / l0)), e) for e in fitting if isinstance(e.l0, float) and e.l0
+        ]
+        nearest = min((distance for distance, _ in distances), default=None)
+        fitting = [e for distance, e in distances if distance == nearest] or fitting
     if len(fitting) > 1:
-        what = f"{len(fitting)} SAEs" + (f" with {asked}" if asked else "")
+        what = f"{len(fitting)} SAEs" + (f" with {choice}" if choice else "")
         raise Refused(f"{source} has {what}; choose: {_options(fitting)}")
     if isinstance(l0, int | float) and fitting[0].l0 != l0:
         logger.warning(
@@ -358,15 +362,15 @@ def _options(entries: list[SAEEntry]) -> str:
 def _no_sae(listing: Listing, source: str) -> str:
     names = {file.path for file in listing.files}
     kinds = {
-        "adapter_config.json": "a PEFT adapter",
+        ADAPTER_CONFIG_NAME: "a PEFT adapter",
         "tokenizer.json": "a language model or a tokenizer",
-        "config.json": "a model without model.safetensors",
+        CONFIG: "a model without model.safetensors",
         "app.py": "a Space",
     }
     looks = next((f"it looks like {kind}" for name, kind in kinds.items() if name in names), "")
     some = ", ".join(sorted(names - {".gitattributes"})[:5]) or "nothing"
-    known = ", ".join(FORMATS)
-    return f"{source} holds no SAE in a known format ({known}): {looks or f'it holds {some}'}"
+    formats = ", ".join(FORMATS)
+    return f"{source} holds no SAE in a known format ({formats}): {looks or f'it holds {some}'}"
 
 
 def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
@@ -378,13 +382,13 @@ def _needed(entry: SAEEntry, listing: Listing) -> list[str]:
     names = [
         name for alternatives in FORMATS[entry.format].files for name in alternatives.split("|")
     ]
-    names += _BESIDE.get(entry.format, ())
+    names += _OPTIONAL.get(entry.format, ())
     needed = [prefix + name for name in names if prefix + name in there]
-    if f"{prefix}model.safetensors.index.json" in needed:
+    if f"{prefix}{WEIGHTS_INDEX}" in needed:
         shard = re.compile(re.escape(prefix) + r"model-\d+-of-\d+\.safetensors")
         needed += [path for path in there if shard.fullmatch(path)]
     for path in needed:
         size = there[path].size
-        if path.endswith(".json") and size is not None and size > _MAX_JSON:
+        if path.endswith(".json") and size is not None and size > _MAX_FETCHED:
             raise Refused(f"{listing.repo_id}: {path} has {size:,} bytes, too many for a config")
     return needed

@@ -26,25 +26,31 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .. import cards
 from ..convert.formats import load_folder
-from ..features.labels import NAME as LABELS
 from ..features.labels import read_labels
 from ..machine.client import WAITS, in_a_sentence, patiently
 from ..machine.files import passes, read_json
+from ..machine.names import (
+    CARD,
+    CONFIG,
+    EXAMPLES,
+    FEATURES,
+    LABELS,
+    META,
+    PROBE,
+    STEPS,
+    WEIGHTS,
+)
 from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture
 from ..models import SAE
-from ..models.probe import NAME as PROBE
 from .download import download, refuse_path
 from .outgoing import CODE, files_to_publish, is_of_hfsae, is_sae, link_refusal, published
 
 logger = logging.getLogger(__name__)
-_RECORDS = ("config.json", "training.json", "evaluation.json")  # what cards are made from
 _OVERTAKEN = (409, 412)  # another commit came in between
-_TEXT = "features/examples.parquet"
 _OF_SAVING = ("transformers_version", "auto_map", "_name_or_path", "dtype", "architectures")
 _There = tuple[bool, bool, set[str], str | None]
 
@@ -83,12 +89,12 @@ class Plan(NamedTuple):
             f"{n_bytes / 1e6:.1f} MB, visible to {who}:",
             *(f"  {path}  {_size(c) / 1e3:,.1f} kB" for path, c in sorted(self.files.items())),
         ]
-        if labels := [path for path in self.files if path.endswith(f"/{LABELS}")]:
+        if labels := [path for path in self.files if path.endswith(LABELS)]:
             lines.append(f"with labels that people gave latents: {', '.join(sorted(labels))}")
         if self.has_examples:
             lines.append(
-                f"with excerpts of your text around what latents fire on, in {_TEXT} and the card; "
-                "--no_examples leaves them out"
+                f"with excerpts of your text around what latents fire on, in {EXAMPLES} and the "
+                "card; --no_examples leaves them out"
             )
         if self.deleted:
             paths = ", ".join(self.deleted)
@@ -188,11 +194,11 @@ def _plan(api: HfApi, folder: Path, homes: list[Path], order: _Order) -> Plan:
     has_code = order.include_code or CODE.name in paths
     files, left_out = _collect(folder, homes, order.subfolder, has_code, order.no_examples)
     prefix = _prefix(order.subfolder)
-    if (top := f"{prefix}README.md") not in files:
+    if (top := f"{prefix}{CARD}") not in files:
         others = _others(api, repo_id, prefix, paths, revision)
         files[top] = _suite_card(folder, homes, others)
-    has_text = any(path.endswith(_TEXT) for path in files)
-    stores = [_at(folder, home, prefix) + "features/" for home in homes]
+    has_text = any(path.endswith(EXAMPLES) for path in files)
+    stores = [_at(folder, home, prefix) + f"{FEATURES}/" for home in homes]
     deleted = [path for path in sorted(paths) if order.no_examples and _is_of_store(path, stores)]
     where = (revision, order.create_pr, order.looks, head, has_text, tuple(deleted))
     plan = Plan(repo_id, is_new, is_private, files, left_out, *where)
@@ -201,8 +207,8 @@ def _plan(api: HfApi, folder: Path, homes: list[Path], order: _Order) -> Plan:
 
 
 def _is_of_store(path: str, stores: list[str]) -> bool:
-    folder, _, name = path.rpartition("/")
-    return f"{folder}/" in stores and (name.endswith(".parquet") or name == "meta.json")
+    folder = path.rpartition("/")[0]
+    return f"{folder}/" in stores and path.endswith((".parquet", META))
 
 
 def _send_in_time(
@@ -254,12 +260,12 @@ def _homes(folder: Path) -> list[Path]:
     """The folders of the SAEs in `folder`, checked for damage and for results of other weights."""
     if not folder.is_dir():
         raise Refused(f"there is no folder {folder} to push")
-    found = sorted(p.parent for p in folder.rglob("config.json") if is_sae(p.parent))
-    homes = [home for home in found if not passes(home)]
+    folders = sorted(p.parent for p in folder.rglob(CONFIG) if is_sae(p.parent))
+    homes = [home for home in folders if not passes(home)]
     for link in (p for p in sorted(folder.rglob("*")) if p.is_symlink() and p.is_dir()):
         if any(is_of_hfsae(p) for p in (link, *link.iterdir())):  # `rglob` does not follow links
             raise Refused(link_refusal(link, folder))
-    if not homes and next(folder.rglob("step-*.pt"), None):
+    if not homes and next(folder.rglob(STEPS), None):
         raise Refused(
             f"the training in {folder} is not finished; run its command again, which resumes it"
         )
@@ -296,22 +302,22 @@ def _collect(
         at = _at(folder, home, prefix)
         for path in files_to_publish(home):
             name = path.relative_to(home).as_posix()
-            if not (no_examples and name.startswith("features/") and path.name != LABELS):
+            if not (no_examples and name.startswith(f"{FEATURES}/") and name != LABELS):
                 files[at + name] = published(path, include_code)
-        own = home / "README.md"
-        if no_examples or f"{at}README.md" not in files:
+        own = home / CARD
+        if no_examples or f"{at}{CARD}" not in files:
             made = cards.render_card(home, examples=not no_examples)
             old = own.read_text(encoding="utf-8") if own.is_file() else None
-            files[f"{at}README.md"] = (cards.carry_over(old, made) if old else made).encode()
+            files[f"{at}{CARD}"] = (cards.carry_over(old, made) if old else made).encode()
     if folder not in homes:
-        own = folder / "README.md"
-        files |= {f"{prefix}README.md": own} if own.is_file() else {}
+        own = folder / CARD
+        files |= {f"{prefix}{CARD}": own} if own.is_file() else {}
     if include_code:
         files[CODE.name] = CODE
     sent = {path.resolve() for path in files.values() if isinstance(path, Path)}
-    sent |= {(h / n).resolve() for h in homes for n in (*_RECORDS, PROBE, "README.md")}
+    sent |= {(h / n).resolve() for h in homes for n in (*cards.RECORDS, PROBE, CARD)}
     if not no_examples:
-        sent |= {(h / "features" / "meta.json").resolve() for h in homes}
+        sent |= {(h / META).resolve() for h in homes}
     every = sorted(p for p in folder.rglob("*") if p.is_file() and p.resolve() not in sent)
     return files, [p.relative_to(folder).as_posix() for p in every if not passes(p)]
 
@@ -329,13 +335,13 @@ def _others(
     api: HfApi, repo_id: str, prefix: str, there: set[str], revision: str | None
 ) -> dict[str, Path]:
     """Records of the repository's SAEs below a prefix: path below it -> local copy."""
-    found = {}
+    copies = {}
     for path in sorted(there):
         folder, _, name = path.removeprefix(prefix).rpartition("/")
-        if path.startswith(prefix) and folder and name in _RECORDS:
+        if path.startswith(prefix) and folder and name in cards.RECORDS:
             refuse_path(repo_id, path)
-            found[f"{folder}/{name}"] = download(api, repo_id, path, revision)
-    return found
+            copies[f"{folder}/{name}"] = download(api, repo_id, path, revision)
+    return copies
 
 
 def _suite_card(folder: Path, homes: list[Path], others: dict[str, Path]) -> bytes:
@@ -343,7 +349,9 @@ def _suite_card(folder: Path, homes: list[Path], others: dict[str, Path]) -> byt
     ours = {home.relative_to(folder).as_posix(): home for home in homes}
     records = {path: copy for path, copy in others.items() if path.rpartition("/")[0] not in ours}
     for path, home in ours.items():
-        records |= {f"{path}/{name}": home / name for name in _RECORDS if (home / name).is_file()}
+        records |= {
+            f"{path}/{name}": home / name for name in cards.RECORDS if (home / name).is_file()
+        }
     with tempfile.TemporaryDirectory() as work:
         for path, record in records.items():
             Path(work, path).parent.mkdir(parents=True, exist_ok=True)
@@ -360,29 +368,29 @@ def _look(api: HfApi, repo_id: str, private: bool | None, revision: str | None) 
     its commit; a new branch starts with main's."""
     look = partial(api.model_info, repo_id)
     try:
-        found = patiently(lambda: look(revision=revision), "model_info")
+        info = patiently(lambda: look(revision=revision), "model_info")
     except GatedRepoError:
         raise
     except RevisionNotFoundError:
-        found = patiently(look, "model_info")
+        info = patiently(look, "model_info")
     except RepositoryNotFoundError:
         return True, private is not False, set(), None
-    if private is not None and bool(found.private) != private:
-        is_now = "private" if found.private else "public"
+    if private is not None and bool(info.private) != private:
+        is_now = "private" if info.private else "public"
         raise Refused(
             f"{repo_id} already exists and is {is_now}; change that in its settings on the Hub, or "
             f"leave `private` out"
         )
-    there = {file.rfilename for file in found.siblings or []}
-    return False, bool(found.private), there, found.sha
+    there = {file.rfilename for file in info.siblings or []}
+    return False, bool(info.private), there, info.sha
 
 
 def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) -> None:
     """Put the repository's id into cards, and keep what people wrote into the older ones."""
-    for path in [p for p in plan.files if p.endswith("README.md")]:
+    for path in [p for p in plan.files if p.endswith(CARD)]:
         content = plan.files[path]
         text = (content.read_bytes() if isinstance(content, Path) else content).decode()
-        where = path.removesuffix("README.md").strip("/")
+        where = path.removesuffix(CARD).strip("/")
         text = cards.set_model_id(text, plan.repo_id, subfolder=where, revision=revision)
         if not replace and not plan.is_new:
             try:
@@ -410,12 +418,12 @@ def push_sae(sae: SAE, repo_id: str, **kwargs: Any) -> str:
 
 def _is_same(home: Path, other: Path) -> bool:
     """Whether two folders hold the same SAE: the same weights and config."""
-    names = (SAFE_WEIGHTS_NAME, "config.json")
+    names = (WEIGHTS, CONFIG)
     if not all((home / name).is_file() and (other / name).is_file() for name in names):
         return False
     ours, theirs = (
-        {k: v for k, v in read_json(folder / "config.json").items() if k not in _OF_SAVING}
+        {k: v for k, v in read_json(folder / CONFIG).items() if k not in _OF_SAVING}
         for folder in (home, other)
     )
-    weights = (folder / SAFE_WEIGHTS_NAME for folder in (home, other))
+    weights = (folder / WEIGHTS for folder in (home, other))
     return ours == theirs and filecmp.cmp(*weights, shallow=False)

@@ -19,6 +19,7 @@ from .load import load_lm as load_lm
 from .load import tokenizer_of as tokenizer_of
 from .sites import Site as Site
 from .sites import blocks_below as blocks_below
+from .sites import check_arguments as check_arguments
 from .sites import find_module as find_module
 from .sites import places_of as places_of
 from .sites import unwrapped as unwrapped

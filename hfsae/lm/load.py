@@ -1,6 +1,5 @@
 """Load a causal language model: from the Hub, a folder, a .gguf file, or a Python package."""
 
-import difflib
 import logging
 import os
 import re
@@ -13,22 +12,20 @@ import torch
 import transformers
 from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import (
-    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from ..machine.client import hub_reason
 from ..machine.loading import one_at_a_time
+from ..machine.names import CONFIG, WEIGHTS, WEIGHTS_INDEX
 from ..machine.processor import refuse_absent, spare_bfloat16_
-from ..machine.refused import Refused
+from ..machine.refused import HubRefused, Refused, closest, one_line
 from ..packaged import PACKAGED_LMS, packaged_lm, require_gguf_reader, require_packaged_lm
 from .sites import unwrapped
 
@@ -71,8 +68,8 @@ def load_lm(
         ValueError: not found, gated, unreachable, no such device, a package or the tokenizer
             missing; one sentence with the remedy.
     """
-    known = dtype == "auto" or isinstance(dtype, torch.dtype)
-    if not known and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+    is_dtype = dtype == "auto" or isinstance(dtype, torch.dtype)
+    if not is_dtype and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
         raise Refused(f"dtype {dtype!r} does not exist; choose 'auto', 'float32' or 'bfloat16'")
     refuse_absent(device)
     copy = _locate(name, revision, source)
@@ -90,7 +87,7 @@ def load_lm(
             )
         _refuse_random_weights(sorted(info["missing_keys"]))
     except Exception as error:  # readers of damaged files raise whatever they meet
-        raise Refused(_why_not(name, revision, error)) from error
+        raise _refusal(name, revision, copy, error) from error
     commit = getattr(lm.config, "_commit_hash", None)
     origin = f"{copy.origin} at {commit}" if commit else copy.origin
     logger.info("%s: %s, %s", name, origin, lm.dtype)
@@ -131,7 +128,7 @@ def empty_lm(
     try:
         config = AutoConfig.from_pretrained(copy.path, **copy.options)
     except Exception as error:  # as in load_lm
-        raise Refused(_why_not(name, revision, error)) from error
+        raise _refusal(name, revision, copy, error) from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise Refused(f"model {name!r} is a {config.model_type}, no causal language model")
     with torch.device("meta"):
@@ -198,7 +195,7 @@ def _locate(name: str, revision: str | None, source: str) -> _Copy:
 
 
 def _in_folder(name: str, folder: Path) -> _Copy:
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file():
         return _Copy(str(folder), {}, f"folder {name}")
     files = sorted(folder.glob("*.gguf"))
     if not files:
@@ -236,12 +233,11 @@ def _missing(name: str) -> str:
     there = next((parent for parent in path.parents if parent.is_dir()), Path("."))
     absent = path.relative_to(there).parts[0]
     try:
-        close = difflib.get_close_matches(absent, os.listdir(there), n=3, cutoff=0.6)
+        near = closest(absent, os.listdir(there))
     except OSError:  # a folder that may not be read
-        close = []
-    hint = f"; did you mean {' or '.join(repr(str(there / c)) for c in close)}?" if close else ""
+        near = ""
     where = "the working directory" if there == Path(".") else f"the folder {str(there)!r}"
-    return f"{where} holds no {absent!r}{hint}"
+    return f"{where} holds no {absent!r}{near}"
 
 
 def _packaged_copy(name: str, revision: str | None) -> _Copy:
@@ -267,45 +263,26 @@ def _hub_answers(name: str, revision: str | None) -> bool:
 
 
 def _is_cached(name: str) -> bool:
-    weights = ("model.safetensors", "model.safetensors.index.json")
+    weights = (WEIGHTS, WEIGHTS_INDEX)
     return any(isinstance(try_to_load_from_cache(name, file), str) for file in weights)
 
 
-def _why_not(name: str, revision: str | None, error: BaseException) -> str:
+def _refusal(name: str, revision: str | None, copy: _Copy, error: Exception) -> Refused:
     """One sentence for transformers' error, whose text has several lines and at times misleads."""
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    reasons = {  # in this order: a gated repository is a subclass of one not found
-        GatedRepoError: f"is gated: accept its terms at https://huggingface.co/{name} and run "
-        "`hf auth login`",
-        RepositoryNotFoundError: "is neither a local folder nor a model on the Hub that you may "
-        "read: check the name, or run `hf auth login` if it is private",
-        RevisionNotFoundError: f"has no revision {revision!r} on the Hub",
-        HFValidationError: "is neither a local folder nor a Hub id like 'google/gemma-2-2b'",
-        LocalEntryNotFoundError: _unreachable(name),
-    }
-    for kind, reason in reasons.items():
-        if any(isinstance(cause, kind) for cause in causes):
-            is_absent = kind in (RepositoryNotFoundError, LocalEntryNotFoundError)
-            if is_absent and name.count("/") == 1 and os.path.isdir(os.path.dirname(name)):
-                reason += f"; if a local path is meant, {_missing(name)}"
-            return f"model {name!r} {reason}"
-    return f"model {name!r} cannot be loaded: {_in_brief(error)}"
+    is_local = os.path.exists(copy.path)
+    reason = None if is_local else hub_reason(error, name, revision)
+    if reason is None:
+        return Refused(f"model {name!r} cannot be loaded: {_in_brief(error)}")
+    if name in PACKAGED_LMS:
+        reason += f"; a packaged copy comes with `{PACKAGED_LMS[name].install_command}`"
+    if name.count("/") == 1 and os.path.isdir(os.path.dirname(name)):
+        reason += f"; if a local path is meant, {_missing(name)}"
+    return HubRefused(f"model {name!r} (not a local folder) cannot be loaded: {reason}")
 
 
-def _in_brief(error: BaseException) -> str:
+def _in_brief(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # a first line that ends in a colon needs the list below it
-    whole = lines[0].rstrip().endswith(":")
-    text = " ".join(line.strip() for line in lines) if whole else lines[0]
-    speaks = isinstance(error, ImportError | OSError | ValueError | SafetensorError)
-    return text if speaks else f"{type(error).__name__}: {text}"
-
-
-def _unreachable(name: str) -> str:
-    hub = "HF_HUB_OFFLINE is set" if is_offline_mode() else "the Hub cannot be reached"
-    remedy = "go online once, or name a local folder"
-    if name in PACKAGED_LMS:
-        remedy = f"a packaged copy comes with `{PACKAGED_LMS[name].install_command}`"
-    return f"is not in the local cache and {hub}: {remedy}"
+    text = one_line(error) if lines[0].rstrip().endswith(":") else lines[0]
+    is_clear = isinstance(error, ImportError | OSError | ValueError | SafetensorError)
+    return text if is_clear else f"{type(error).__name__}: {text}"

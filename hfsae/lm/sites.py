@@ -12,14 +12,13 @@ spells it, and its first input or its (first) output, which is the default. The 
     layers.12.post_feedforward_layernorm   what the MLP adds to the residual stream
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, cast
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..machine.refused import Refused
+from ..machine.refused import Refused, closest
 
 
 class Site(NamedTuple):
@@ -62,11 +61,47 @@ def places_of(config: Any) -> tuple[str, str]:
 
 
 def unwrapped(lm: nn.Module) -> PreTrainedModel:
-    """The transformers model inside what `torch.compile` and PEFT wrap around it."""
+    """The transformers model inside what `torch.compile` and PEFT wrap around it.
+
+    Raises:
+        ValueError: it is something else.
+    """
     while not isinstance(lm, PreTrainedModel):
-        compiled = lm._modules.get("_orig_mod")
-        lm = cast(Any, lm).get_base_model() if compiled is None else compiled
+        if isinstance(lm, nn.Module) and "_orig_mod" in lm._modules:
+            lm = cast(nn.Module, lm._modules["_orig_mod"])
+        elif hasattr(lm, "get_base_model"):
+            lm = cast(Any, lm).get_base_model()
+        else:
+            raise Refused(
+                f"lm is {_shown(lm)}; pass a language model of transformers, such as "
+                "hfsae.load_lm(name).lm"
+            )
     return lm
+
+
+def check_arguments(call: str, lm: Any, *saes: Any) -> None:
+    """Refuse what is no language model or no SAE, and a call with the SAE first.
+
+    Args:
+        call: name of the function under `hfsae`.
+
+    Raises:
+        ValueError: one sentence that shows the right call.
+    """
+    first = next(iter(lm.values()), None) if isinstance(lm, Mapping) else lm
+    if hasattr(first, "encode") and hasattr(first, "decode") and hasattr(first, "config"):
+        raise Refused(
+            f"hfsae.{call} got an SAE as its first argument; the language model comes first: "
+            f"hfsae.{call}(lm, sae, ...)"
+        )
+    unwrapped(cast(Any, lm))
+    for sae in saes:
+        if not (hasattr(sae, "encode") and hasattr(sae, "config")):
+            raise Refused(f"sae is {_shown(sae)}; pass an SAE, such as hfsae.load(folder)")
+
+
+def _shown(value: Any) -> str:
+    return " ".join(repr(value).split())[:40]
 
 
 def find_module(lm: nn.Module, site: str) -> nn.Module:
@@ -93,10 +128,10 @@ def _not_found(path: str, lm_name: str, modules: Mapping[str, nn.Module]) -> str
         if path.startswith(f"{stack}.") and index.isdigit() and int(index) >= n:
             return f"site {path!r} is past the end: {lm_name} has {n} {stack}, 0 to {n - 1}"
     layers = [f"{stack}.0 to {stack}.{n - 1}" for stack, n in stacks.items() if "." not in stack]
-    close = difflib.get_close_matches(path, modules, n=3, cutoff=0.0)
+    near = closest(path, [*modules], cutoff=0.0)  # however far: no list of all would be read
     return (
-        f"site {path!r} is not in {lm_name}; closest: {', '.join(close)}; its layers: "
-        f"{', '.join(layers)}; a site is {_GRAMMAR}"
+        f"site {path!r} is not in {lm_name}{near}; its layers: {', '.join(layers)}; a site is "
+        f"{_GRAMMAR}"
     )
 
 

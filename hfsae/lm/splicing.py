@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..machine.refused import Refused
 from . import contract
 from .hooks import attach, own_passes, replaced
-from .sites import places_of, unwrapped
+from .sites import check_arguments, places_of, unwrapped
 
 
 class Moment(NamedTuple):
@@ -91,7 +91,7 @@ def splice(
         ValueError: the SAE names no site; or, in the forward pass, `keep` has another shape than
             the activation, or the target runs before the site.
     """
-
+    check_arguments("splice", lm, sae)
     _, place = places_of(sae.config)
     spared = special_ids(lm) if spare_tokens is None else list(spare_tokens)
 

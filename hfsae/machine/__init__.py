@@ -1,1 +1,1 @@
-"""Files, memory, processors, locks and the Hub's client: what the rest stands on."""
+"""Files, their names, memory, locks, processors, the Hub's client: what the rest stands on."""

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .refused import HubRefused
+from .refused import HubRefused, one_line
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,21 +31,21 @@ _PASSING = (408, 429, 500, 502, 503, 504)
 
 def patiently(call: Callable[[], T], what: str) -> T:
     """The call's result; temporary failures are retried."""
-    call = partial(_understood, call, what)
+    call = partial(_answer, call, what)
     for wait in WAITS:
         try:
             return call()
         except (HTTPError, RuntimeError) as error:
             if not _may_pass(error):
                 raise
-            asked = _retry_after(error)
-            logger.warning("%s: %s; again in %.0f s", what, _brief(error), asked or wait)
-            time.sleep(asked or wait)
+            pause = _retry_after(error) or wait
+            logger.warning("%s: %s; again in %.0f s", what, _brief(error), pause)
+            time.sleep(pause)
     return call()
 
 
-def _understood(call: Callable[[], T], what: str) -> T:
-    """The client takes answers apart as it gets them, whatever their shape."""
+def _answer(call: Callable[[], T], what: str) -> T:
+    """The call's result. The client takes answers apart as it gets them, whatever their shape."""
     try:
         return call()
     except (TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -65,12 +65,12 @@ def _may_pass(error: BaseException) -> bool:
 
 def _retry_after(error: BaseException) -> float | None:
     response = getattr(error, "response", None)
-    asked = response.headers.get("Retry-After", "") if response is not None else ""
-    return min(float(asked), 60.0) if asked.isdigit() else None
+    seconds = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(float(seconds), 60.0) if seconds.isdigit() else None
 
 
 class in_a_sentence:
-    """Turns what the client raises inside into ValueError: what failed, and what would help."""
+    """Turns what the client raises inside into HubRefused: what failed, and what would help."""
 
     def __init__(self, repo_id: str, doing: str, revision: str | None = None) -> None:
         self.repo_id, self.doing, self.revision = repo_id, doing, revision
@@ -80,34 +80,51 @@ class in_a_sentence:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, HTTPError | OSError | RuntimeError | HFValidationError):
-            reason = _reason(error, self.repo_id, self.revision)
+            reason = hub_reason(error, self.repo_id, self.revision) or _other_reason(error)
             raise HubRefused(f"cannot {self.doing}: {reason}") from error
 
 
-def _reason(error: BaseException, repo_id: str, revision: str | None) -> str:
+def hub_reason(error: BaseException, repo_id: str, revision: str | None = None) -> str | None:
+    """Why the Hub's client failed, with the remedy; None where an error is none of the Hub's.
+
+    Args:
+        error: the client's, or of a library that used it, as transformers does.
+    """
     chain = list(_causes(error))
     page = f"{constants.ENDPOINT}/{repo_id}"
+    offline = "the Hub cannot be reached or is left out (local_files_only)"
+    offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else offline
     reasons: dict[type[BaseException], str] = {  # a gated repository is a kind of one not found
         GatedRepoError: f"it is gated; ask for access at {page}, then `hf auth login`",
         RepositoryNotFoundError: "there is no such repository, or it is private and your token "
         "may not read it; check the name, or run `hf auth login`",
         RevisionNotFoundError: f"it has no revision {revision!r}",
-        LocalEntryNotFoundError: "it is not in the cache, and the Hub is not asked or not there; "
-        "go online once",
-        EntryNotFoundError: "it has no such file",
         HFValidationError: "that is no repository id; write 'name/repository'",
+        LocalEntryNotFoundError: f"it is not in the cache, and {offline}; go online once, or "
+        "name a local folder",
     }
-    answers = [cause for cause in chain if isinstance(cause, HfHubHTTPError)]
+    statuses = [c for c in chain if isinstance(c, HfHubHTTPError) and not _is_of_a_file(c)]
     for kind, reason in reasons.items():
         if any(isinstance(cause, kind) for cause in chain):
-            # what is not cached is asked for: the client hides what the Hub said to that
-            is_hidden = kind is LocalEntryNotFoundError and answers
-            return _of_status(answers[0]) if is_hidden else reason
-    for cause in chain:
-        if isinstance(cause, HfHubHTTPError):
-            return _of_status(cause)
-        if isinstance(cause, HTTPError):
-            return f"the connection to {constants.ENDPOINT} broke ({_brief(cause)}); try again"
+            # the client looks in the cache after an answer that it does not show
+            is_hidden = kind is LocalEntryNotFoundError and statuses
+            return _of_status(statuses[0]) if is_hidden else reason
+    if _is_of_a_file(error):
+        return "it has no such file"
+    if statuses:
+        return _of_status(statuses[0])
+    broken = [c for c in chain if isinstance(c, HTTPError) and not isinstance(c, HfHubHTTPError)]
+    if broken:
+        return f"the connection to {constants.ENDPOINT} broke ({_brief(broken[0])}); try again"
+    return None
+
+
+def _is_of_a_file(error: BaseException) -> bool:
+    """A cause of this kind explains nothing: libraries try files that a repository may lack."""
+    return isinstance(error, EntryNotFoundError)
+
+
+def _other_reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename or constants.HF_HUB_CACHE})"
     return _brief(error)
@@ -115,14 +132,14 @@ def _reason(error: BaseException, repo_id: str, revision: str | None) -> str:
 
 def _of_status(error: HfHubHTTPError) -> str:
     code = error.response.status_code
-    said = (error.server_message or _brief(error)).strip().rstrip(".")
+    message = (error.server_message or _brief(error)).strip().rstrip(".")
     return {
-        401: f"the Hub does not know your token ({said}); run `hf auth login`, or give `token`",
-        403: f"your token may not do that ({said}); use one with write access to the repository",
+        401: f"the Hub does not know your token ({message}); run `hf auth login`, or give `token`",
+        403: f"your token may not do that ({message}); use one with write access to the repository",
         412: "others' commits came in between, again and again; push once more",
-        409: f"somebody changes the repository at the same time ({said}); run the command again",
+        409: f"somebody changes the repository at the same time ({message}); run the command again",
         429: "the Hub asks for fewer requests (429); wait a few minutes and try again",
-    }.get(code, f"the Hub answered {code} ({said}); try again later")
+    }.get(code, f"the Hub answered {code} ({message}); try again later")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -132,4 +149,4 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error)[:200]

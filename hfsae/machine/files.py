@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import lock
-from .refused import Damaged, Refused
+from .names import CAUSES, DOCUMENTS, MADE_BY, RESULT_TENSORS, RESULTS, in_folder
+from .refused import Damaged, Refused, one_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MAX_TEXT = 2**26  # bytes of a JSON or YAML file; a large evaluation takes a few million
+MAX_TEXT = 2**26  # bytes of a JSON or YAML file; a large evaluation takes a few million
 _MAX_HEADER = 2**22  # bytes of a safetensors header; it takes about 100 a tensor
 _MAX_NODES = 100_000  # extra nodes from a YAML text's aliases, beyond ten times its own nodes
 _MAX_EXPANSION = 300  # unpacked size of a table's column over its size; real ones: about 10
@@ -39,14 +40,8 @@ _TEXTS = ("promoted_tokens", "suppressed_tokens", "tokens")  # columns with list
 _MAX_DEPTH = 50
 _MERGES = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # keys << and =
 _MISFITS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
-_MADE_BY = {
-    "evaluation.json": "evaluate",
-    "meta.json": "collect",
-    "latents.parquet": "collect",
-    "examples.parquet": "collect",
-}
-_MADE_BY_COMPARISON = ("documents.safetensors", "causes.safetensors")
-_KEPT_BY_COMPARISON = ("results.json", "results.safetensors")
+_MADE_BY_COMPARISON = (DOCUMENTS, CAUSES)
+_KEPT_BY_COMPARISON = (RESULTS, RESULT_TENSORS)
 # Temporary names of files, in this file and in the trainer: renamed when they are complete.
 _UNFINISHED = re.compile(
     r"\..+\.[0-9a-f]{32}(\.tmp)?|\..+\.(parquet|png)\.tmp|\.tmp-\d+|step-\d+\.tmp-\d+"
@@ -59,21 +54,30 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is damaged or holds no object; the sentence names it and the remedy.
     """
+    content = parse_json(path)
+    if not isinstance(content, dict):
+        raise Damaged(damaged(path, "not a JSON object"))
+    return content
+
+
+def parse_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it is no JSON file, or too large.
+    """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):  # reading a pipe would wait
         raise Damaged(damaged(path, "not a regular file"))
-    if about.st_size > _MAX_TEXT:
-        why = f"{about.st_size:,} bytes, over the limit of {_MAX_TEXT:,}"
+    if about.st_size > MAX_TEXT:
+        why = f"{about.st_size:,} bytes, over the limit of {MAX_TEXT:,}"
         raise Damaged(damaged(path, why))
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # invalid UTF-8 too
         raise Damaged(damaged(path, error)) from error
     except RecursionError as error:
         raise Damaged(damaged(path, "nested too deeply")) from error
-    if not isinstance(value, dict):
-        raise Damaged(damaged(path, "not a JSON object"))
-    return value
 
 
 @contextmanager
@@ -120,14 +124,14 @@ def _in_a_sentence(parse: Callable[[], T]) -> T:
     except RecursionError:
         raise Refused("nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: for example February 30
-        raise Refused(" ".join(str(error).split())) from error
+        raise Refused(one_line(error)) from error
     except (AttributeError, KeyError, TypeError) as error:  # !!bool "maybe", !!timestamp "never"
         raise Refused(f"a value does not match its tag's type ({error})") from error
 
 
 def _construct(loader: "yaml.SafeLoader", text: str) -> Any:
-    if len(text) > _MAX_TEXT:
-        raise Refused(f"{len(text):,} characters, over the limit of {_MAX_TEXT:,}")
+    if len(text) > MAX_TEXT:
+        raise Refused(f"{len(text):,} characters, over the limit of {MAX_TEXT:,}")
     try:
         root = loader.get_single_node()
         if root is None:
@@ -192,12 +196,12 @@ _JOINERS = "\u200d\u200c"  # in emoji, and in Persian and Indian scripts
 
 def damaged(path: Path, why: object) -> str:
     """The sentence for a file that cannot be read: the reason and the remedy."""
-    verb = _MADE_BY.get(path.name)
-    home = path.parent.parent if path.parent.name == "features" else path.parent
+    home, name = in_folder(path)
+    verb = MADE_BY.get(name)
     remedy = f"`hfsae {verb} {home}` makes it again" if verb else "put back a sound copy"
-    if path.name in _MADE_BY_COMPARISON:
+    if name in _MADE_BY_COMPARISON:
         remedy = "delete it, and the comparison's command makes it again"
-    if path.name in _KEPT_BY_COMPARISON:
+    if name in _KEPT_BY_COMPARISON:
         remedy = (
             "put back a sound copy; without one, delete it: SAEs without weights are trained again"
         )

@@ -5,6 +5,9 @@ Refused (a ValueError)     a setting, argument or folder is wrong
   HubRefused               the Hub: not found, not allowed, not reachable
 """
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
 
 class Refused(ValueError):
     """Bad input. The message names the problem, the value, and what would work."""
@@ -16,3 +19,14 @@ class Damaged(Refused):
 
 class HubRefused(Refused):
     """The Hub does not have it, does not allow it, or cannot be reached."""
+
+
+def closest(name: str, names: Sequence[str], *, cutoff: float = 0.6) -> str:
+    """What an error about an unknown name adds: "; closest: 'a', 'b'", or nothing."""
+    close = get_close_matches(name, names, n=3, cutoff=cutoff)
+    return f"; closest: {', '.join(map(repr, close))}" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text in one line; its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from .files import parse_yaml, read_json
+from .names import EVALUATION, TRAINING
 
 Json = dict[str, Any]
 
 LOCAL_FILES = "local files"  # the origin of a text
 _FOLDER = "folder "  # how the origin of a language model begins that is none of the Hub's
-_RECORDS = ("training.json", "evaluation.json")  # which tell of a model or a text
+_WITH_ORIGINS = (TRAINING, EVALUATION)  # of a language model or a text
 # An absolute path, at the start of a setting or after `=` and the like; not `a/b` or `https://a`.
 _PATH = re.compile(r"(?<![\w.~/\\-])(?:file://)?(?:~[\w.-]*|[A-Za-z]:)?[/\\](?![/\s]).*", re.DOTALL)
 # By key: `runs/mine` has the form of a repository's id, `models/my/gemma` has not.
@@ -31,9 +32,9 @@ def public_record(record: Json, folder: Path | None = None) -> Json:
     Args:
         folder: of an SAE, whose records tell which names in this one are paths, too.
     """
-    others = [folder / name for name in _RECORDS] if folder else []
-    known = [record, *(read_json(path) for path in others if path.is_file())]
-    return public(record, local={name for each in known for name in _local_names(each)})
+    others = [folder / name for name in _WITH_ORIGINS] if folder else []
+    records = [record, *(read_json(path) for path in others if path.is_file())]
+    return public(record, local={name for each in records for name in _local_names(each)})
 
 
 def _local_names(record: Json) -> Iterator[str]:

@@ -14,19 +14,19 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .files import opened_tensors, read_json
+from .names import EVALUATION, MADE_BY, META, PROBE, SHARDS, TRAINING, WEIGHTS
 from .refused import Refused
 
 KEY = "weights_sha256"
-RECORDS = ("training.json", "evaluation.json", "features/meta.json", "probe.safetensors")
-_MADE_BY = {"evaluation.json": "evaluate", "features/meta.json": "collect"}
+STAMPED = (TRAINING, EVALUATION, META, PROBE)
 _BLOCK = 2**24
 
 
 def weights_hash(folder: Path) -> str | None:
     """Hash of the weights in a folder, or of the hashes of several files; None without weights."""
-    files = [folder / "model.safetensors"]
+    files = [folder / WEIGHTS]
     if not files[0].is_file():
-        files = sorted(folder.glob("model-*.safetensors"))
+        files = sorted(folder.glob(SHARDS))
     hashes = [_hash_of(path) for path in files]
     return hashes[0] if len(hashes) == 1 else _hash("\n".join(hashes).encode()) if hashes else None
 
@@ -37,7 +37,7 @@ def stamp(folder: Path) -> dict[str, str]:
     return {} if value is None else {KEY: value}
 
 
-def of_others(folder: Path, records: Sequence[str] = RECORDS) -> Iterator[str]:
+def of_others(folder: Path, records: Sequence[str] = STAMPED) -> Iterator[str]:
     """Names of the records in a folder that belong to other weights than the folder's."""
     recorded = {name: _recorded(folder / name) for name in records if (folder / name).is_file()}
     if not any(recorded.values()):
@@ -48,7 +48,7 @@ def of_others(folder: Path, records: Sequence[str] = RECORDS) -> Iterator[str]:
             yield name
 
 
-def refuse_mixture(folder: Path, records: Sequence[str] = RECORDS) -> None:
+def refuse_mixture(folder: Path, records: Sequence[str] = STAMPED) -> None:
     """Refuse a folder with records of other weights.
 
     Raises:
@@ -57,7 +57,7 @@ def refuse_mixture(folder: Path, records: Sequence[str] = RECORDS) -> None:
     """
     for name in of_others(folder, records):
         remedy = "put back its weights, or delete it"
-        if verb := _MADE_BY.get(name):
+        if verb := MADE_BY.get(name):
             remedy = f"`hfsae {verb} {folder}` makes it again"
         raise Refused(
             f"{folder / name} was made with other weights than those in {folder} now (its {KEY} "

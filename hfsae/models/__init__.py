@@ -25,7 +25,6 @@ variant are class attributes or properties of its config, see `SAEConfig`.
 from .base import SAE as SAE
 from .base import SAEOutput as SAEOutput
 from .base import Schedule as Schedule
-from .base import refuse_sae_first as refuse_sae_first
 from .batch_topk import BatchTopKSAE as BatchTopKSAE
 from .batch_topk import BatchTopKSAEConfig as BatchTopKSAEConfig
 from .config import SAEConfig as SAEConfig

@@ -28,7 +28,7 @@ is undone after decoding, which therefore needs x: `decode(latents, x)`, as with
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -446,20 +446,6 @@ class SAE(Strict):
             return moved
 
         return super()._apply(cast, recurse)
-
-
-def refuse_sae_first(call: str, lm: Any) -> None:
-    """Refuse a call whose first argument is an SAE instead of the language model.
-
-    Raises:
-        ValueError: `lm` is an SAE, or holds SAEs by name.
-    """
-    first = next(iter(lm.values()), None) if isinstance(lm, Mapping) else lm
-    if isinstance(first, SAE):
-        raise Refused(
-            f"hfsae.{call} got an SAE as its first argument; the language model comes first: "
-            f"hfsae.{call}(lm, sae, ...)"
-        )
 
 
 def fold_decoder_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """The config that all sparse autoencoders share, and its checks."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -9,7 +8,7 @@ from typing import Any, ClassVar, Literal, cast, get_args, get_origin
 from transformers import PreTrainedConfig
 
 from ..lm.sites import places_of
-from ..machine.refused import Refused
+from ..machine.refused import Refused, closest
 
 Number = int | float
 
@@ -97,12 +96,10 @@ class SAEConfig(PreTrainedConfig):
 
     def _reject_unknown_keys(self, kwargs: dict[str, Any]) -> None:
         """Refuse typos: transformers would store an unknown key silently and train the default."""
-        known = {field.name for field in fields(self)}
         for key in sorted(set(kwargs) - _TRANSFORMERS_KEYS):
-            close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see its fields:"
-            rest = "" if close else f" {', '.join(sorted(own_fields(type(self))))}"
-            raise Refused(f"{type(self).__name__} has no field {key!r}; {hint}{rest}")
+            near = closest(key, [field.name for field in fields(self)])
+            every = f"; its fields: {', '.join(sorted(own_fields(type(self))))}"
+            raise Refused(f"{type(self).__name__} has no field {key!r}{near or every}")
 
     def _reject_wrong_types(self) -> None:
         own = own_fields(type(self))
@@ -113,14 +110,14 @@ class SAEConfig(PreTrainedConfig):
                 continue
             is_bool_for_number = isinstance(value, bool) and hint is not bool
             if is_bool_for_number or not isinstance(value, cast(Any, hint)):
-                wanted = getattr(hint, "__name__", str(hint))
-                raise Refused(f"{name} must be {wanted}, got {value!r}")
+                kind = getattr(hint, "__name__", str(hint))
+                raise Refused(f"{name} must be {kind}, got {value!r}")
 
     def _reject_what_is_no_choice(self, name: str, choices: tuple[Any, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
-            known = ", ".join(map(repr, choices))
-            raise Refused(f"{name} must be one of {known}, got {value!r}")
+            listed = ", ".join(map(repr, choices))
+            raise Refused(f"{name} must be one of {listed}, got {value!r}")
 
     def _reject_dtype(self, dtype: Any) -> None:
         """Refuse a dtype that is not a float: transformers would cast weights to it silently."""

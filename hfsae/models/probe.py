@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..machine.files import opened_tensors, write_tensors
+from ..machine.names import PROBE
 from ..machine.refused import Refused
 from ..machine.weights import stamp
 
-NAME = "probe.safetensors"
 N_TOKENS = 64
 _TENSORS = ("x", "counts", "indices", "values", "recon")
 _FULL = (torch.float32, torch.float64)
@@ -88,7 +88,7 @@ def write_probe(sae: Any, x: Float[Tensor, "n d_in"], folder: str | Path) -> Pat
     }
     hashes = {name: _hash(t) for name, t in sae.state_dict().items()}
     hashes |= {"config": _hash_config(sae.config), "probe": _hash_all(tensors)}
-    path = Path(folder) / NAME
+    path = Path(folder) / PROBE
     write_tensors(path, tensors, {"sha256": json.dumps(hashes), **stamp(path.parent)})
     return path
 
@@ -106,7 +106,7 @@ def renamed(path: Path, config: Any, model_name: str) -> bytes:
         other = config.from_dict({**config.to_dict(), "model_name": model_name})
         metadata |= {"sha256": json.dumps({**hashes, "config": _hash_config(other)})}
     with TemporaryDirectory() as scratch:
-        copy = Path(scratch) / NAME
+        copy = Path(scratch) / PROBE
         write_tensors(copy, tensors, metadata)
         return copy.read_bytes()
 

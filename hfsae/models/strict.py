@@ -8,13 +8,13 @@ from typing import Any, TypeVar, cast
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..machine.files import opened_tensors, read_json, reading
 from ..machine.loading import one_at_a_time
+from ..machine.names import PROBE, WEIGHTS, WEIGHTS_INDEX
 from ..machine.refused import Refused
-from .probe import NAME as PROBE
 from .probe import Verification, verify
 
 T = TypeVar("T", bound="Strict")
@@ -96,8 +96,7 @@ def _refuse_other_files(options: dict[str, Any]) -> None:
     for name in ("variant", "gguf_file"):
         if options.get(name) is not None:
             raise Refused(
-                f"{name}={options[name]!r}: an SAE is read from {SAFE_WEIGHTS_NAME} alone; leave "
-                f"{name} out"
+                f"{name}={options[name]!r}: an SAE is read from {WEIGHTS} alone; leave {name} out"
             )
     if options.get("use_safetensors") is False:
         raise Refused("use_safetensors=False: an SAE is read from safetensors files alone")
@@ -105,8 +104,9 @@ def _refuse_other_files(options: dict[str, Any]) -> None:
         raise Refused(_IS_ADAPTER.format(path))
 
 
-_ADAPTER = "adapter_config.json"
-_IS_ADAPTER = f"{{}} holds {_ADAPTER}, a PEFT adapter's file; remove it if this is an SAE"
+_IS_ADAPTER = (
+    f"{{}} holds {ADAPTER_CONFIG_NAME}, a PEFT adapter's file; remove it if this is an SAE"
+)
 
 
 def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
@@ -125,7 +125,7 @@ def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
         if shards := sorted(path.name for path in folder.glob("shard-*-model-*.safetensors")):
             raise Refused(
                 f"{folder} holds {shards[0]}, of a distributed checkpoint, which would be read in "
-                f"place of {SAFE_WEIGHTS_NAME}; move it elsewhere"
+                f"place of {WEIGHTS}; move it elsewhere"
             )
     else:
         lenient = ("gated_repo", "missing_entries", "connection_errors")
@@ -134,11 +134,11 @@ def _weight_files(name: str, place: dict[str, Any]) -> list[str]:
         def find(file: str) -> str | None:
             return cast("str | None", cached_file(name, file, **place, **quiet))
 
-    if find(_ADAPTER):
+    if find(ADAPTER_CONFIG_NAME):
         raise Refused(_IS_ADAPTER.format(name))
-    if file := find(SAFE_WEIGHTS_NAME):
+    if file := find(WEIGHTS):
         return [file]
-    index = find(SAFE_WEIGHTS_INDEX_NAME)
+    index = find(WEIGHTS_INDEX)
     return [] if index is None else list(filter(None, map(find, _shards(Path(index)))))
 
 

@@ -53,6 +53,7 @@ def train(
 
     Raises:
         ValueError: a setting that is unknown or does not fit, or a folder of another run.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; training saves a checkpoint first, and resumes there.
     """
     base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     if base.saes:

@@ -16,6 +16,7 @@ from ..activations import HarvestArguments, ShuffleArguments, Split, TextArgumen
 from ..evaluation import EvaluationArguments
 from ..features import CollectArguments
 from ..lm import empty_lm, site_width
+from ..machine.names import CHECKPOINTS, FEATURES, FIGURES
 from ..machine.refused import Refused
 from ..models import DEFAULT_VARIANT, SAEConfig, variants
 from ..models.config import own_fields
@@ -28,7 +29,7 @@ REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens")
 # The sections that people change most come first: error messages name the first differences.
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffle", "seed")
 RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
-TAKEN_FOLDERS = ("checkpoints", "features", "figures")  # folders of a run, beside its SAEs'
+TAKEN_FOLDERS = (CHECKPOINTS, FEATURES, FIGURES)  # folders of a run, beside its SAEs'
 # Settings that do not change the result.
 _FREE = {*FREE, "cache", "cache_gb", "prefetch"}
 

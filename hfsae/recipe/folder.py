@@ -12,14 +12,24 @@ from transformers import AutoModel
 
 from ..machine.files import damaged, parse_yaml, passes, read_json, sweep, write_whole
 from ..machine.lock import is_first_process, locked
+from ..machine.names import (
+    CARD,
+    CHECKPOINTS,
+    CONFIG,
+    EVALUATION,
+    META,
+    PROBE,
+    RECIPE,
+    STEPS,
+    TRAINING,
+)
 from ..machine.refused import Damaged, Refused
 from ..machine.weights import of_others
 from ..models import SAE
-from ..models.probe import NAME as PROBE
 from .fields import REPORT_SECTIONS, TAKEN_FOLDERS, TRAINING_SECTIONS, Recipe, as_plain, differences
 
 _REMAKING = ".remaking"
-MADE_WITH = {"evaluation.json": ("evaluation",), "features/meta.json": REPORT_SECTIONS[1:]}
+MADE_WITH = {EVALUATION: ("evaluation",), META: REPORT_SECTIONS[1:]}
 _N_SHOWN = 3
 
 
@@ -56,7 +66,7 @@ def own_output_dir(recipe: Recipe) -> Path:
 
 def forget_checkpoints(root: Path) -> None:
     """A finished run needs none, and the Hub wants none."""
-    shutil.rmtree(root / "checkpoints", ignore_errors=True)
+    shutil.rmtree(root / CHECKPOINTS, ignore_errors=True)
 
 
 def stale_stages(recipe: Recipe) -> list[str]:
@@ -69,12 +79,12 @@ def stale_stages(recipe: Recipe) -> list[str]:
     held = sorted(p.name for p in root.iterdir() if not passes(p)) if root.exists() else []
     if not held:
         return []
-    if not (root / "recipe.yaml").is_file():
+    if not (root / RECIPE).is_file():
         raise Refused(
             f"the folder {root} holds something else ({held[0]}, and no recipe.yaml); give another "
             "training.output_dir"
         )
-    if not any(next(root.rglob(made), None) for made in ("step-*.pt", "config.json")):
+    if not any(next(root.rglob(made), None) for made in (STEPS, CONFIG)):
         return []  # claimed, but no result yet: another recipe may take it
     theirs, ours = load_plain(root), as_plain(recipe)
     if found := list(differences(theirs, ours, TRAINING_SECTIONS)):
@@ -85,8 +95,8 @@ def stale_stages(recipe: Recipe) -> list[str]:
             "another training.output_dir or delete the folder"
         )
     n_tokens = {
-        "evaluation.json": recipe.evaluation.n_tokens,
-        "features/meta.json": recipe.collect_tokens,
+        EVALUATION: recipe.evaluation.n_tokens,
+        META: recipe.collect_tokens,
     }
     unfinished = remaking(root)
     return [
@@ -101,7 +111,7 @@ def claim(root: Path, recipe: Recipe, stale: Sequence[str]) -> None:
     """Write recipe.yaml, and list the stages to be remade, so that an interrupted remake is not
     mistaken for a finished one."""
     plain = as_plain(recipe)
-    if (root / "recipe.yaml").is_file() and next(root.rglob("config.json"), None):
+    if (root / RECIPE).is_file() and next(root.rglob(CONFIG), None):
         theirs = load_plain(root)
         plain |= {key: theirs[key] for key in REPORT_SECTIONS if key in theirs}
     note_remaking(root, {*remaking(root), *stale})
@@ -128,7 +138,7 @@ def load_plain(root: Path) -> dict[str, Any]:
     Raises:
         Damaged: it is no YAML mapping.
     """
-    path = root / "recipe.yaml"
+    path = root / RECIPE
     try:
         plain = parse_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -141,7 +151,7 @@ def load_plain(root: Path) -> dict[str, Any]:
 def save_recipe(root: Path, plain: dict[str, Any]) -> None:
     """Write the folder's recipe.yaml."""
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-    write_whole(root / "recipe.yaml", text)
+    write_whole(root / RECIPE, text)
 
 
 def load_trained(folder: Path) -> SAE:
@@ -151,7 +161,7 @@ def load_trained(folder: Path) -> SAE:
 
 def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:
     """By site, the norm above which training of the folder's SAE dropped positions."""
-    path = folder / "training.json"
+    path = folder / TRAINING
     harvested = read_json(path).get("harvested")
     limits = harvested.get("norm_limits") if isinstance(harvested, dict) else None
     if not isinstance(limits, dict):
@@ -162,29 +172,29 @@ def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:
 def missing_results(folder: Path, recipe: Recipe) -> list[str]:
     """Results of the recipe that the folder lacks, or has of other weights; a card older than its
     data counts as missing."""
-    wanted = ["evaluation.json"] if recipe.evaluation.n_tokens != 0 else []
-    wanted += ["features/meta.json"] if recipe.collect_tokens else []
+    wanted = [EVALUATION] if recipe.evaluation.n_tokens != 0 else []
+    wanted += [META] if recipe.collect_tokens else []
     wanted += [PROBE]
     others = list(of_others(folder, wanted))
     missing = [name for name in wanted if name in others or not (folder / name).exists()]
-    card = folder / "README.md"
-    data = [folder / name for name in ("training.json", *wanted) if (folder / name).exists()]
+    card = folder / CARD
+    data = [folder / name for name in (TRAINING, *wanted) if (folder / name).exists()]
     if not card.exists() or any(p.stat().st_mtime > card.stat().st_mtime for p in data):
-        missing.append("README.md")
+        missing.append(CARD)
     return missing
 
 
 def is_of_a_run(source: str) -> bool:
     """Whether a source is the folder of a run, or one with an SAE in hfsae's own format."""
     folder = Path(source)
-    config = folder / "config.json"
+    config = folder / CONFIG
     is_own = config.is_file() and "d_sae" in read_json(config)
-    return is_own or (folder / "recipe.yaml").is_file()
+    return is_own or (folder / RECIPE).is_file()
 
 
 def home_of(folder: Path) -> Path | None:
     """The folder of an SAE's run: the SAE's own, or a parent if the run has several SAEs."""
-    homes = [f for f in (folder, *folder.parents[:3]) if (f / "recipe.yaml").is_file()]
+    homes = [f for f in (folder, *folder.parents[:3]) if (f / RECIPE).is_file()]
     return homes[0] if homes else None
 
 
@@ -195,16 +205,16 @@ def trained_folder(folder: str) -> Path:
         ValueError: training is unfinished, or the folder holds no hfsae SAE; one sentence.
     """
     path = Path(folder)
-    if not (path / "config.json").is_file():
-        if next(path.glob("checkpoints/step-*.pt"), None) and (path / "recipe.yaml").is_file():
+    if not (path / CONFIG).is_file():
+        if next(path.glob(f"{CHECKPOINTS}/{STEPS}"), None) and (path / RECIPE).is_file():
             raise Refused(
-                f"the training in {folder} is not finished; `hfsae train {path / 'recipe.yaml'}` "
+                f"the training in {folder} is not finished; `hfsae train {path / RECIPE}` "
                 "resumes it"
             )
-        inside = sorted(p.parent.name for p in path.glob("*/config.json"))
+        inside = sorted(p.parent.name for p in path.glob(f"*/{CONFIG}"))
         hint = f"; it holds {', '.join(inside)}" if inside else ""
         raise Refused(f"{folder} is not the folder of a trained SAE (no config.json){hint}")
-    if "d_sae" not in read_json(path / "config.json"):
+    if "d_sae" not in read_json(path / CONFIG):
         raise Refused(
             f"{folder} holds a model that is not an hfsae SAE (its config.json has no d_sae); "
             "`hfsae convert` reads other libraries' SAEs"

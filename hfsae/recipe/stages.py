@@ -40,11 +40,11 @@ from ..lm import LoadedLM, contract, load_lm
 from ..machine import processor
 from ..machine.files import write_whole
 from ..machine.lock import is_first_process
+from ..machine.names import CONFIG, EVALUATION, META, PROBE, TRAINING
 from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture, stamp
 from ..models import SAE, SAEConfig
 from ..models.probe import N_TOKENS, write_probe
-from ..models.probe import NAME as PROBE
 from ..training import Trainer
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .fields import CheckCost, LMArguments, Recipe, as_plain, check, sides_of
@@ -95,7 +95,7 @@ def _run(
         check(recipe)  # what is invalid anywhere, before what clashes with this folder
         raise
     folders = [root / name for name in recipe.sae_fields()]
-    done = [all((f / file).exists() for f in folders) for file in ("training.json", "config.json")]
+    done = [all((f / file).exists() for f in folders) for file in (TRAINING, CONFIG)]
     if all(done) and not stale and all(not missing_results(f, recipe) for f in folders):
         if is_first_process():
             forget_checkpoints(root)  # of a run that was killed just before its end
@@ -219,14 +219,14 @@ def report(
     recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path, again: Iterable[str] = ()
 ) -> None:
     """Evaluate, collect, draw and write the card: results that the folder lacks, and `again`."""
-    refuse_mixture(folder, ["training.json"])  # no later stage remakes it
+    refuse_mixture(folder, [TRAINING])  # no later stage remakes it
     missing = [*missing_results(folder, recipe), *again]
     sae.to(cast(Any, loaded.lm.device))
     limits = norm_limits(sae, folder)
-    if "evaluation.json" in missing:
-        write_result("evaluation.json", recipe, loaded, sae, folder, limits)
-    if "features/meta.json" in missing:
-        write_result("features/meta.json", recipe, loaded, sae, folder, limits)
+    if EVALUATION in missing:
+        write_result(EVALUATION, recipe, loaded, sae, folder, limits)
+    if META in missing:
+        write_result(META, recipe, loaded, sae, folder, limits)
     if PROBE in missing:
         write_probe(sae, _probe_activations(recipe, loaded, sae, limits), folder)
     finish(folder)
@@ -251,7 +251,7 @@ def write_result(
         side: of the text, to search for examples; evaluation uses the held-out one.
         more: further fields of the record.
     """
-    if name == "evaluation.json":
+    if name == EVALUATION:
         result = evaluate_held_out(recipe, loaded, {"": sae}, limits)[""]
         write_whole(folder / name, evaluation_text(result, folder, more))
         return

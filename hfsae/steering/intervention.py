@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..lm import Moment, intervene, special_ids, unspared
+from ..lm import Moment, check_arguments, intervene, special_ids, unspared
 from ..machine.refused import Refused
 from ..models import SAE
 from ..models.config import check_latent
@@ -101,6 +101,7 @@ def steer(
         ValueError: no latent, or an invalid latent, strength, mode, unit or scope; the unit "max"
             without a maximal activation; or any reason of `hfsae.splice`.
     """
+    check_arguments("steer", lm)
     _check_choice("scope", scope, SCOPES)
     spared = special_ids(lm) if spare_tokens is None else list(spare_tokens)
     saes, edits, maxima = _aligned(sae, latents, mode, max_activations)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from ..machine.files import free_space
-from ..machine.refused import Refused
+from ..machine.names import STEPS
+from ..machine.refused import Refused, one_line
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # format of the trainer's state; a checkpoint without a number has the first
@@ -104,7 +105,7 @@ def load(path: Path) -> dict[str, Any]:
     except (PermissionError, MemoryError):
         raise
     except Exception as error:
-        why = " ".join(str(error).split())[:_SHOWN]
+        why = one_line(error)[:_SHOWN]
         raise _Damaged(f"the checkpoint {path} is damaged ({why})") from error
     version = state.get("format", FORMAT)
     if version != FORMAT:
@@ -120,4 +121,4 @@ class _Damaged(ValueError):
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.pt"))
+    return sorted(folder.glob(STEPS))

@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from ..activations.harvest import refuse_not_finite
 from ..machine.files import free_space, sweep, write_whole
 from ..machine.lock import locked
+from ..machine.names import CHECKPOINTS, CONFIG, LOG, TRAINING
 from ..machine.refused import Refused
 from ..machine.weights import stamp
 from ..models import SAE
@@ -224,7 +225,7 @@ class Trainer(Generic[Trained]):
         for name, line in lines.items():
             self.accelerator.log({f"{name}/{k}".lstrip("/"): v for k, v in _numbers(line)}, step)
             if self.accelerator.is_main_process:
-                path = self.output_dir / name / "log.jsonl"
+                path = self.output_dir / name / LOG
                 _append(path, json.dumps({"step": step, **line}) + "\n")
             for sentence in line.get("health", []):
                 bar.write(f"step {step} {name}: {sentence}", file=sys.stderr)
@@ -285,7 +286,7 @@ class Trainer(Generic[Trained]):
             "seconds": self.seconds,
             "identity": self.identity.plain(),
         }
-        folder = self.output_dir / "checkpoints"
+        folder = self.output_dir / CHECKPOINTS
         with self.interrupt.deferred():
             checkpoint.save(folder, self.steps_done, state, keep=self.args.save_total_limit)
 
@@ -305,7 +306,7 @@ class Trainer(Generic[Trained]):
             ValueError: it belongs to another run or version, or all checkpoints are damaged.
         """
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        found = checkpoint.load_newest(self.output_dir / "checkpoints")
+        found = checkpoint.load_newest(self.output_dir / CHECKPOINTS)
         if found is not None:
             path, state = found
             self._load(state, path)
@@ -332,7 +333,7 @@ class Trainer(Generic[Trained]):
         """Drop lines of steps that will be done again."""
         if self.accelerator.is_main_process:
             for name in self.runs:
-                _cut_log(self.output_dir / name / "log.jsonl", self.steps_done)
+                _cut_log(self.output_dir / name / LOG, self.steps_done)
 
     def _finish(self) -> dict[str, SAE]:
         folded = {name: run.whole_sae().eval().folded() for name, run in self.runs.items()}
@@ -383,9 +384,9 @@ def save_whole(sae: SAE, folder: Path, record: dict[str, Any]) -> None:
         sae.save_pretrained(temporary)
         stamped = {**record, **stamp(temporary)}
         text = json.dumps(stamped, indent=1, default=str) + "\n"
-        (temporary / "training.json").write_text(text, encoding="utf-8")
-        mode = (temporary / "training.json").stat().st_mode
-        for path in sorted(temporary.iterdir(), key=lambda p: p.name == "config.json"):
+        (temporary / TRAINING).write_text(text, encoding="utf-8")
+        mode = (temporary / TRAINING).stat().st_mode
+        for path in sorted(temporary.iterdir(), key=lambda p: p.name == CONFIG):
             path.chmod(mode)  # safetensors makes files readable by their owner only
             os.replace(path, folder / path.name)
     except FileNotFoundError as error:

@@ -298,9 +298,9 @@ class SteerPage(Page):
         yield {self.notice: "", self.app.link: to_query(replace(wanted, run=True))}
         job = check(self.subject, wanted.prompt, wanted.latents, wanted)
         apart = on_zero_gpu()  # the process with the GPU cannot ask, nor tell the KL once it ends
-        heard = {} if apart else {"stopped": lambda: run.over}
+        options = {} if apart else {"stopped": lambda: run.over}
         view: dict[str, Any] = {}
-        for view in self.actions.write(job, sampling(wanted), **heard):
+        for view in self.actions.write(job, sampling(wanted), **options):
             if run.over and (apart or not run.stopped):
                 break
             yield {self.output: html("pair", {**view, "prompt": wanted.prompt})}
@@ -321,7 +321,7 @@ class SteerPage(Page):
             progress((done, n), desc=f"trial {min(done + 1, n)} of {n}", unit="trials")
 
         try:
-            return self._found(self.address(*run.values), tell)
+            return self._sweep(self.address(*run.values), tell)
         except ValueError as error:
             return {self.notice: html("error", str(error)), self.found: None}
         except _StoppedError:
@@ -330,10 +330,10 @@ class SteerPage(Page):
         finally:
             self.sweeps.end(session, run)
 
-    def _found(self, now: at.Steer, tell: Callable[[int, int], None]) -> Updates:
+    def _sweep(self, now: at.Steer, tell: Callable[[int, int], None]) -> Updates:
         # the process with the GPU could not call back
-        heard = {} if on_zero_gpu() else {"progress": tell}
-        found = self.actions.sweep(now.prompt, now.latents, now, **heard)
+        progress = {} if on_zero_gpu() else {"progress": tell}
+        found = self.actions.sweep(now.prompt, now.latents, now, **progress)
         suggested = {int(latent): strength for latent, strength in found["latents"].items()}
         return {
             self.notice: "",

@@ -1,0 +1,42 @@
+"""Names of the files that hfsae writes: of a trained SAE, of its run, and of a comparison.
+
+    runs/mine/  recipe.yaml  checkpoints/step-00001234.pt          of a run
+                config.json  model.safetensors  training.json      of each of its SAEs, which lies
+                log.jsonl  probe.safetensors  evaluation.json      there or, of several, in a folder
+                features/{meta.json, latents.parquet,              of its own
+                examples.parquet, labels.json}  figures/*.png
+                README.md  presets.json
+
+Those of an SAE are paths below its folder.
+"""
+
+from pathlib import Path
+
+CONFIG = "config.json"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARDS = "model-*.safetensors"
+TRAINING, LOG = "training.json", "log.jsonl"
+EVALUATION = "evaluation.json"
+PROBE = "probe.safetensors"
+CARD = "README.md"
+PRESETS = "presets.json"
+FEATURES, FIGURES = "features", "figures"
+META = f"{FEATURES}/meta.json"
+LATENTS, EXAMPLES = f"{FEATURES}/latents.parquet", f"{FEATURES}/examples.parquet"
+LABELS = f"{FEATURES}/labels.json"
+
+RECIPE = "recipe.yaml"
+CHECKPOINTS, STEPS = "checkpoints", "step-*.pt"
+
+DOCUMENTS, CAUSES = "documents.safetensors", "causes.safetensors"
+RESULTS, RESULT_TENSORS = "results.json", "results.safetensors"
+REPORT, REPORT_PAGE = "report.md", "report.html"
+
+MADE_BY = {EVALUATION: "evaluate", META: "collect", LATENTS: "collect", EXAMPLES: "collect"}
+"""The verb that makes a file again."""
+
+
+def in_folder(path: Path) -> tuple[Path, str]:
+    """The folder of the SAE that a file belongs to, and the file's name there."""
+    home = path.parent.parent if path.parent.name == FEATURES else path.parent
+    return home, path.relative_to(home).as_posix()
