@@ -23,6 +23,7 @@ for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", 
 os.environ |= hub_variables(HUB.url, _HF_HOME)
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
+import gc
 import importlib.util
 import threading
 import time
@@ -59,7 +60,27 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # sizes here are too small to share, and results do not vary
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort tests into groups that share fixtures, and skip those that cannot run here."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: _group(item) not in _LONG_GROUPS)
+    _skip(config, items)
+
+
+_LONG_GROUPS = ("real model", "app", "tests/training/test_ranks.py")  # begun first, to end in time
+
+
+def _group(item: pytest.Item) -> str:
+    """Tests of a group run in one process, one after another: its costly fixtures exist once."""
+    if item.get_closest_marker("lm"):
+        return "real model"
+    file = item.nodeid.partition("::")[0]
+    return "app" if file.startswith("tests/demo/") else file
+
+
+def _skip(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where a test cannot run it is skipped once, with the reason, however many cases it has."""
     reasons = {}
     if not torch.cuda.is_available():
@@ -80,6 +101,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=reason))
     config.hook.pytest_deselected(items=further)
     items[:] = [item for item in items if item not in further]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: searching it for garbage takes 0.3 s each time."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let libraries in C++ release their objects."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
