@@ -17,7 +17,7 @@ if [ "${1:-}" = quick ]; then
     lint-imports
     pyright & # beside the tests: it takes one processor, for half of the time
     tests=(tests/ops tests/models tests/training/test_{checkpoint,health,schedules}.py)
-    python -m pytest -n 2 --dist loadgroup -m "not slow and not browser and not learns" "${tests[@]}" "$@"
+    python -m pytest -n 2 -m "not slow and not browser and not learns" "${tests[@]}" "$@"
     wait $!
     exit
 fi
@@ -35,5 +35,5 @@ ruff check .
 ruff format --check .
 pyright
 lint-imports
-# Two processes: many tests wait for a model, a server or a browser. A group shares fixtures.
-python -m pytest -n 2 --dist loadgroup "$@"
+# Two processes: many tests wait for a model, a server or a browser. A file's tests share fixtures.
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -60,24 +60,13 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # sizes here are too small to share, and results do not vary
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+_LONG_FILES = ("tests/training/test_ranks.py", "tests/test_cli.py", "tests/test_readme.py")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort tests into groups that share fixtures, and skip those that cannot run here."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: _group(item) not in _LONG_GROUPS)
+    """Begin with the long files, to end in time, and skip the tests that cannot run here."""
+    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in _LONG_FILES)
     _skip(config, items)
-
-
-_LONG_GROUPS = ("real model", "app", "tests/training/test_ranks.py")  # begun first, to end in time
-
-
-def _group(item: pytest.Item) -> str:
-    """Tests of a group run in one process, one after another: its costly fixtures exist once."""
-    if item.get_closest_marker("lm"):
-        return "real model"
-    file = item.nodeid.partition("::")[0]
-    return "app" if file.startswith("tests/demo/") else file
 
 
 def _skip(config: pytest.Config, items: list[pytest.Item]) -> None:

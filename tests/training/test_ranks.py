@@ -27,7 +27,6 @@ from hfsae.training.run import Run
 
 ROOT = Path(__file__).parents[2]
 N_TOKENS, BATCH = 32 * 60, 32
-SAES = ("thresholds", "batch", "nested", "rows")
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +38,13 @@ def recipe(tmp_path_factory, tiny_lm, tiny_tokenizer) -> Path:
     # Documents of unequal length: no process gets as much text as another.
     lines = [json.dumps({"text": f"{i}: " + "abcdefghij " * (1 + i * i % 17)}) for i in range(150)]
     text.write_text("\n".join(lines))
+    sae = {"site": "layers.1", "d_sae": 32, "target_l0": 4, "bandwidth": 0.3}
     training = {"n_tokens": N_TOKENS, "batch_size": BATCH, "learning_rate": 1e-3}
     training |= {
         "max_grad_norm": 0.1,
         "adam_epsilon": 1e-4,
         "warmup_steps": 0,
         "sparsity_warmup_steps": 0,
-        "dead_after_tokens": 64,
     }
     training |= {"warm_start_steps": 10, "logging_steps": 5, "save_steps": 10}
     plain = {
@@ -53,13 +52,7 @@ def recipe(tmp_path_factory, tiny_lm, tiny_tokenizer) -> Path:
         "text": {"dataset": str(text), "context_size": 16, "held_out_fraction": 0.0},
         "harvest": {"rows": 3, "max_norm_ratio": 3.0},
         "shuffle": {"bucket_tokens": 400},
-        "sae": {"site": "layers.1", "d_sae": 32},
-        "saes": {
-            "thresholds": {"target_l0": 4, "bandwidth": 0.3, "log_threshold": False},
-            "batch": {"model_type": "batch_topk_sae", "k": 4},
-            "nested": {"model_type": "matryoshka_batch_topk_sae", "k": 4},
-            "rows": {"model_type": "topk_sae", "k": 4},
-        },
+        "sae": {**sae, "log_threshold": False},
         "training": training,
         "evaluation": {"n_tokens": 0},
         "collect_tokens": 0,
@@ -113,26 +106,42 @@ def wait_for_checkpoint(process: subprocess.Popen, folder: Path) -> None:
 
 
 def assert_alike(folder: Path, other: Path) -> None:
-    """Equal logs and weights of every SAE, but for rounding."""
-    for name in SAES:
-        ours, theirs = log_of(folder / name), log_of(other / name)
-        assert len(ours) == len(theirs) == N_TOKENS // BATCH // 5
-        for a, b in zip(ours, theirs, strict=True):
-            assert a.keys() == b.keys()
-            for key in a.keys() & {"loss", "mse", "l0", "fvu", "dead_share", "threshold_median"}:
-                assert a[key] == pytest.approx(b[key], rel=2e-3), (name, key, a["step"])
-        weights, wanted = (load_file(f / name / "model.safetensors") for f in (folder, other))
-        for key, value in wanted.items():
-            torch.testing.assert_close(weights[key], value, atol=2e-4, rtol=2e-3)
+    ours, theirs = log_of(folder), log_of(other)
+    assert len(ours) == len(theirs) == N_TOKENS // BATCH // 5
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() & {"loss", "mse", "l0", "fvu", "dead_share", "threshold_median"}:
+            assert a[key] == pytest.approx(b[key], rel=2e-3), (key, a["step"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 4])
-def test_several_processes_train_as_one_does(finished, n):
-    """Thresholds, and latents by rank in a row or a batch, of all and of the dead."""
+def test_several_processes_have_the_losses_of_one(finished, n):
     assert_alike(finished(n), finished(1))
-    for name in SAES[1:]:
-        assert any(line["dead_share"] > 0 for line in log_of(finished(1) / name))
+
+
+@pytest.mark.slow
+def test_several_processes_choose_latents_as_one_does(recipe, tmp_path):
+    """By rank in a row or a batch, of all and of the dead; tokens or latents are shared out."""
+    by_rank = yaml.safe_load(recipe.read_text())
+    by_rank["sae"] = {"model_type": "batch_topk_sae", "site": "layers.1", "d_sae": 32, "k": 4}
+    by_rank["training"] |= {"warm_start_steps": 0, "dead_after_tokens": 64}
+    nested, rows = ({"model_type": f"{name}_sae"} for name in ("matryoshka_batch_topk", "topk"))
+    by_rank["saes"] = {"batch": {}, "nested": nested, "rows": rows}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(by_rank))
+    one, two, spread = (tmp_path / name for name in ("one", "two", "spread"))
+    option = ("--training.shard_latents", "true")
+    for folder, n, options in ((one, 1, ()), (two, 2, ()), (spread, 2, option)):
+        assert launch(path, folder, n, *options).wait(300) == 0, said(folder)
+    for name in by_rank["saes"]:
+        assert any(line["dead_share"] > 0 for line in log_of(one / name))
+        wanted = load_file(one / name / "model.safetensors")
+        for folder in (two, spread):
+            assert_alike(folder / name, one / name)
+            found = load_file(folder / name / "model.safetensors")
+            for key, value in wanted.items():
+                torch.testing.assert_close(found[key], value, atol=2e-4, rtol=2e-3)
 
 
 @pytest.mark.slow
@@ -144,12 +153,11 @@ def test_a_rank_that_dies_ends_the_run_and_it_resumes_to_the_same_bits(recipe, f
     os.kill(children(process.pid)[1], signal.SIGKILL)
     assert process.wait(120) != 0
     assert "SIGKILL" in said(broken)
-    assert not list(broken.glob("*/config.json")) and list(broken.glob("checkpoints/step-*.pt"))
+    assert not (broken / "config.json").exists() and list(broken.glob("checkpoints/step-*.pt"))
     assert launch(recipe, broken, 2, "--training.save_steps", "5").wait(300) == 0, said(broken)
-    for name in SAES:
-        weights = [folder / name / "model.safetensors" for folder in (finished(2), broken)]
-        assert weights[0].read_bytes() == weights[1].read_bytes()
-        assert log_of(finished(2) / name) == log_of(broken / name)
+    weights = [folder / "model.safetensors" for folder in (finished(2), broken)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert log_of(finished(2)) == log_of(broken)
 
 
 @pytest.mark.slow
@@ -164,6 +172,9 @@ def test_latents_spread_over_processes_train_as_one_process_does(recipe, finishe
     assert process.wait(120) != 0
     assert launch(recipe, spread, 4, *option).wait(300) == 0, said(spread)
     assert_alike(spread, finished(1))
+    weights = [load_file(folder / "model.safetensors") for folder in (finished(1), spread)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=2e-4, rtol=2e-3)
 
 
 @pytest.mark.parametrize(
