@@ -265,7 +265,8 @@ def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, loads, fields, sent
         run(tiny_recipe(tmp_path / "out", **fields))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert not (tmp_path / "out" / "model.safetensors").exists()
-    run(tiny_recipe(tmp_path / "out", collect_tokens=0))  # and the folder is not lost to it
+    again = tiny_recipe(tmp_path / "out", evaluation=NO_EVALUATION, collect_tokens=0)
+    assert run(again) == [tmp_path / "out"], "and the folder is not lost to it"
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path, loads):

@@ -57,7 +57,7 @@ def test_a_sparse_step_has_the_loss_and_gradients_of_a_dense_one(config_class):
 
 def test_a_sparse_step_the_way_of_a_gpu_has_the_gradients_of_a_dense_one(config_class, monkeypatch):
     """On the CPU; with Triton's kernels too where tests/ops/test_sparse.py asks for it."""
-    sae, x = make(config_class), activations(40)
+    sae, x = make(config_class), activations(16)
     _, expected = gradients(sae, x, schedule=Schedule(0.3, 4.0, DEAD))
     monkeypatch.setattr(sparse, "as_if_on_gpu", True)
     monkeypatch.setattr(sparse, "use_triton", os.environ.get("TRITON_INTERPRET") == "1")
