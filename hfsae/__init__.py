@@ -91,7 +91,7 @@ _OF_TRAINING |= {"Trainer": "training", "TrainingArguments": "training"}
 
 
 def __getattr__(name: str) -> object:
-    """What needs the extra `train` is imported when it is first used."""
+    """Import a name that needs the extra `train` at its first use."""
     if name not in _OF_TRAINING:
         raise AttributeError(f"module 'hfsae' has no attribute {name!r}")
     from importlib import import_module

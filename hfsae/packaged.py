@@ -50,7 +50,7 @@ PACKAGED_LMS = {
 
 
 SHIPPED_SAE = Path(__file__).with_name("shipped_sae")
-"""A small SAE of SmolLM2-135M, in this package itself: its README.md says what it is worth."""
+"""A small SAE of SmolLM2-135M, in this package itself: its README.md has its metrics."""
 
 
 def packaged_lm(name: str) -> tuple[Path, str] | None:

@@ -99,13 +99,13 @@ class Harvester:
     def _cached(self, batch: TokenBatch) -> dict[str, Float[Tensor, "n _"]]:
         assert self.cache
         key = batch_key(batch, self.args.rows, " compiled" if self.args.compile else "")
-        found = self.cache.get(key, self.sites)
-        if found is None:
-            found = self._activations(batch)
-            self.cache.put(key, found)
+        activations = self.cache.get(key, self.sites)
+        if activations is None:
+            activations = self._activations(batch)
+            self.cache.put(key, activations)
         else:
-            refuse_not_finite(found)
-        return {site: acts.to(self.lm.device) for site, acts in found.items()}
+            refuse_not_finite(activations)
+        return {site: acts.to(self.lm.device) for site, acts in activations.items()}
 
     def flush(self) -> None:
         """Write harvested activations to disk, if there is a cache."""

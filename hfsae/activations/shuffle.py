@@ -124,7 +124,7 @@ class ShuffledActivations:
         self._position = {"bucket": 0, "offset": 0, "handed_out": 0, "source": self._after}
         self._bucket: _Bucket | None = None
         self._lm = fingerprint(harvester.lm)
-        self._wanted_tokens: str | None = None
+        self._expected_tokens: str | None = None
         """hash of the tokens of the bucket in which a loaded position lies"""
         self._batches: Iterator[TokenBatch] | None = None
         self._batches_at: dict[str, Any] = {}
@@ -151,8 +151,8 @@ class ShuffledActivations:
     def sample(self, n: int) -> dict[str, Float[Tensor, "_ _"]]:
         """The first n activations of the current bucket's order, float32; consumes nothing."""
         bucket = self._filled()
-        chosen = self._order(0)[:n]
-        return {site: acts[chosen].float() for site, acts in bucket.items()}
+        order = self._order(0)[:n]
+        return {site: acts[order].float() for site, acts in bucket.items()}
 
     def next_batch(self) -> dict[str, Float[Tensor, "_ _"]]:
         """This process's slice of the next global batch, {site: [batch_size / processes, d]}."""
@@ -169,15 +169,15 @@ class ShuffledActivations:
         passes_done, batch = divmod(self._position["offset"], self._batches_a_pass())
         share = self.batch_size // self.world
         start = batch * self.batch_size + self.rank * share
-        chosen = self._order(passes_done)[start : start + share]
+        order = self._order(passes_done)[start : start + share]
         self._position["offset"] += 1
         self._position["handed_out"] += 1
-        batches = {site: acts[chosen].float() for site, acts in bucket.items()}
+        batches = {site: acts[order].float() for site, acts in bucket.items()}
         return {site: x.pin_memory() for site, x in batches.items()} if self._pins else batches
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the stream, from which `load_state_dict` continues."""
-        tokens = self._bucket.tokens if self._bucket else self._wanted_tokens
+        tokens = self._bucket.tokens if self._bucket else self._expected_tokens
         state = {**self._position, "record": self._after, "tokens": tokens, "lm": self._lm}
         return copy.deepcopy(state)
 
@@ -194,7 +194,7 @@ class ShuffledActivations:
                 "the original model, or train in another output_dir"
             )
         self._forget_coming()
-        self._wanted_tokens = state.get("tokens")
+        self._expected_tokens = state.get("tokens")
         self._after = state["record"]  # what a run that is over reports
         self._position = {name: state[name] for name in self._position}  # all of it is needed
         self._bucket = self._batches = None
@@ -249,9 +249,9 @@ class ShuffledActivations:
         return self._bucket.activations
 
     def _refuse_other_text(self, bucket: _Bucket) -> None:
-        wanted, self._wanted_tokens = self._wanted_tokens, None
-        if wanted not in (None, bucket.tokens):
-            self._wanted_tokens = wanted
+        expected, self._expected_tokens = self._expected_tokens, None
+        if expected not in (None, bucket.tokens):
+            self._expected_tokens = expected
             raise Refused(
                 "the text, or its tokens, differ from those at the start of this training "
                 f"(bucket {self._position['bucket'] + 1} differs); restore the content of "
@@ -319,7 +319,7 @@ class ShuffledActivations:
                 n = n_before + len(acts)
                 bucket[site][n_before:n] = acts
             self.progress(n, capacity)
-            if self._is_unwanted():
+            if self._is_abandoned():
                 raise _Closed
         if n < capacity:  # outliers were dropped: that was all
             self.progress(n, n)
@@ -333,7 +333,7 @@ class ShuffledActivations:
             )
         return {site: acts[:n] for site, acts in bucket.items()}
 
-    def _is_unwanted(self) -> bool:
+    def _is_abandoned(self) -> bool:
         """Whether to abandon the bucket; agreed by all processes, which would otherwise wait for
         each other."""
         if self._group is None:

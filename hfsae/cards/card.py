@@ -49,7 +49,7 @@ from .merge import carry_over, python_string, refuse_card_of_others, set_model_i
 
 Json = dict[str, Any]
 RECORDS = (CONFIG, TRAINING, EVALUATION)
-"""What a card is made from, besides figures and features."""
+"""The files and facts of a card, besides figures and features."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _QUANTISED = re.compile(r"\bI?Q\d|\d-bit", re.IGNORECASE)
 _FAR_FVU = 1.3  # times the FVU in training; on similar held-out text it is within a tenth

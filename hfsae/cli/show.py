@@ -1,4 +1,4 @@
-"""What the command prints of a folder: its training, metrics and latents."""
+"""The pages that the command prints of a folder: its training, metrics and latents."""
 
 import importlib.util
 import os
@@ -71,7 +71,7 @@ def how_to_make(verb: str, folder: Path | None, name: str) -> str:
 
 
 def _summary(folder: Path, name: str) -> str:
-    """What was trained, its speed and memory; or, without that record, the config's facts."""
+    """Settings, speed and memory of the training; without that record, the config's facts."""
     config = read_json(folder / CONFIG)
     if not (folder / TRAINING).is_file():
         place = f"{config.get('site')} of {config.get('model_name')}"

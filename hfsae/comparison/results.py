@@ -114,7 +114,7 @@ def is_measured(run: ArmRun, name: str) -> bool:
 
 
 def _evaluation_settings(run: ArmRun, name: str) -> str:
-    """What an evaluation depends on, as JSON text."""
+    """The settings that an evaluation depends on, as JSON text."""
     return json.dumps(what_matters(run.recipe, name)["evaluation"], sort_keys=True)
 
 

@@ -66,11 +66,11 @@ def check_plain(state: State, where: str | Path) -> None:
 
 
 def _check(sae: SAE, state: State, where: str | Path) -> None:
-    wanted = {name: tuple(t.shape) for name, t in sae.state_dict().items()}
-    if set(wanted) != set(state):
-        missing, extra = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    shapes = {name: tuple(t.shape) for name, t in sae.state_dict().items()}
+    if set(shapes) != set(state):
+        missing, extra = sorted(set(shapes) - set(state)), sorted(set(state) - set(shapes))
         raise Refused(f"{where}: missing tensors {missing}, unexpected tensors {extra}")
-    for name, shape in wanted.items():
+    for name, shape in shapes.items():
         if tuple(state[name].shape) != shape:
             raise Refused(
                 f"{where}: {name} has shape {list(state[name].shape)}, but the other tensors ask "

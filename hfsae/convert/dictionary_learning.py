@@ -91,19 +91,19 @@ def read_tensors(path: Path, source: str) -> dict[str, Any]:
     """
     _refuse_packed(path, source)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = "it holds more than tensors, and is not opened"
         if not isinstance(error, pickle.UnpicklingError):
             reason = "it is damaged"
         raise Refused(f"{source}: {path.name} cannot be read: {reason}") from error
-    if not isinstance(found, dict):
-        raise Refused(f"{source}: {path.name} holds a {type(found).__name__}, not a state dict")
-    for name, value in found.items():
+    if not isinstance(content, dict):
+        raise Refused(f"{source}: {path.name} holds a {type(content).__name__}, not a state dict")
+    for name, value in content.items():
         if isinstance(value, Tensor):
             _refuse_stretched(value, f"{source}: {name} of {path.name}")
-            found[name] = value.clone()  # out of the file, which may be replaced
-    return found
+            content[name] = value.clone()  # out of the file, which may be replaced
+    return content
 
 
 def _refuse_packed(path: Path, source: str) -> None:
@@ -122,7 +122,7 @@ def _refuse_packed(path: Path, source: str) -> None:
         ) from error
 
 
-# What a file of tensors calls. torch allows more, and some of it fills the memory from a few bytes:
+# The calls of a file of tensors. torch allows more; some of them fill the memory from a few bytes:
 # bytearray(10**11), a text that is encoded over and over.
 _CALLS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|tensor_v3|parameter)"

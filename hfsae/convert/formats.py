@@ -68,20 +68,22 @@ def find(paths: Iterable[str]) -> dict[str, str]:
         pure = PurePosixPath(path)
         parent = "" if str(pure.parent) == "." else str(pure.parent)
         names.setdefault(parent, set()).add(pure.name)
-    found: dict[str, str] = {}
+    formats: dict[str, str] = {}
     for folder, files in names.items():
         for name, form in FORMATS.items():
             single = form.files[0].startswith("*")
             if not single and all(files.intersection(n.split("|")) for n in form.files):
-                found[folder] = name
+                formats[folder] = name
                 break
             if single:
                 suffix = form.files[0].removeprefix("*")
                 matching = [f for f in files if f.endswith(suffix)]
-                found |= {f"{folder}/{f}".lstrip("/"): name for f in matching}
-    folders = {path for path, name in found.items() if not FORMATS[name].files[0].startswith("*")}
-    is_inside = {p for p in found if p not in folders and folders.intersection(_above(p))}
-    return {p: found[p] for p in sorted(found) if p not in is_inside}  # not an SAE's checkpoints
+                formats |= {f"{folder}/{f}".lstrip("/"): name for f in matching}
+    folders = {path for path, name in formats.items() if not FORMATS[name].files[0].startswith("*")}
+    is_inside = {p for p in formats if p not in folders and folders.intersection(_above(p))}
+    return {
+        p: formats[p] for p in sorted(formats) if p not in is_inside
+    }  # not an SAE's checkpoints
 
 
 def _above(path: str) -> list[str]:
@@ -103,12 +105,12 @@ def load_folder(path: Path, format_name: str, source: str, **options: Any) -> SA
     try:
         return FORMATS[format_name].load(path, source, **options)
     except _OF_FILES as error:
-        said = one_line(error)
+        reason = one_line(error)
         if isinstance(error, KeyError):
-            said = f"it lacks {said}"
-        if isinstance(error, Refused) and source in said:
+            reason = f"it lacks {reason}"
+        if isinstance(error, Refused) and source in reason:
             raise
-        raise Damaged(f"{source} cannot be read as {format_name}: {said}") from error
+        raise Damaged(f"{source} cannot be read as {format_name}: {reason}") from error
 
 
 def save_as(sae: SAE, destination: str | Path, to: str) -> Path:

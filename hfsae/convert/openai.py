@@ -30,12 +30,15 @@ def load(file: Path, source: str) -> SAE:
     Raises:
         ValueError: the file is damaged, holds more than tensors, or another activation.
     """
-    found = read_tensors(file, source)
-    if missing := [name for name in _TENSORS if name not in found]:
+    content = read_tensors(file, source)
+    if missing := [name for name in _TENSORS if name not in content]:
         raise Refused(f"{source} is not an OpenAI file: it lacks {', '.join(missing)}")
-    state = {ours: found[theirs] for theirs, ours in _TENSORS.items()}
+    state = {ours: content[theirs] for theirs, ours in _TENSORS.items()}
     state |= {"W_enc": state["W_enc"].T, "W_dec": state["W_dec"].T}
-    activation, options = found.get("activation", "ReLU"), found.get("activation_state_dict") or {}
+    activation, options = (
+        content.get("activation", "ReLU"),
+        content.get("activation_state_dict") or {},
+    )
     if activation == "ReLU":
         return build("relu_sae", state, source, subtract_b_dec=True)
     postact = options.get("postact_fn", "ReLU")

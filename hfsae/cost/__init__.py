@@ -1,4 +1,4 @@
-"""What a run will cost: seconds and bytes, on this machine or on a named card.
+"""The cost of a run in seconds and bytes, on this machine or on a named card.
 
 plan        seconds and memory by stage, for --dry_run
 footprint   bytes

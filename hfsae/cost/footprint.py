@@ -156,7 +156,7 @@ def remedy(
     needed: Memory,
     shortage: Shortage,
 ) -> str:
-    """What would fit: less of the largest part, or a narrower SAE."""
+    """The remedy: less of the largest part, or a narrower SAE."""
     is_gpu = shortage.kind == "GPU memory"
     parts = needed.gpu if is_gpu else needed.main
     largest = max(parts, key=lambda name: parts[name])
@@ -357,7 +357,7 @@ def _may_be_sparse(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> bool:
 
 
 def _step(recipe: Recipe, config: SAEConfig, on_gpu: bool) -> _Stage:
-    """What one SAE's step needs beyond parameters, gradients and moments."""
+    """Memory of one SAE's step beyond parameters, gradients and moments."""
     t, n = recipe.training, recipe.training.num_processes or 1
     spread = is_spread(recipe)
     batch = t.batch_size // t.gradient_accumulation_steps // (1 if spread else n)
@@ -418,8 +418,8 @@ def _evaluation(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfi
 
 
 def _examples(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
-    """What is kept of each latent, beside a block of latents while it grows. At the end, what each
-    promotes: the unembedding and W_dec anew; and tables of examples, in main memory."""
+    """Memory of each latent's record, beside a block of latents while it grows. At the end,
+    promoted tokens: the unembedding and W_dec anew; and tables of examples, in main memory."""
     if recipe.collect_tokens == 0:
         return _Stage({})
     a, largest = recipe.collect, max(configs.values(), key=lambda c: c.d_sae * c.d_out)

@@ -1,4 +1,4 @@
-"""What a recipe will cost, before anything is loaded or written: memory, disk, time.
+"""The cost of a recipe, before anything is loaded or written: memory, disk, time.
 
 Sizes are counted (`hfsae.cost.footprint`). Times are counts times paces: measured on this machine
 (`hfsae.cost.pace`), or by formula for a named GPU (`hfsae.cost.formula`).
@@ -38,7 +38,7 @@ Number = int | float
 
 
 class Plan(NamedTuple):
-    """What a recipe costs: `lines` to print, and the sums that they show."""
+    """The cost of a recipe: `lines` to print, and the sums that they show."""
 
     lines: list[str]
     memory_bytes: Number

@@ -28,7 +28,7 @@ _REFINED = 1  # times that the gap between within and over budget is halved
 
 
 class Job(NamedTuple):
-    """What to steer, and how: checked."""
+    """Latents to steer and their strengths, checked."""
 
     tokens: Tokens
     latents: dict[int, float]
@@ -111,7 +111,7 @@ def sweep(
     strengths = [strength / largest for strength in _SWEEP[settings.unit]]
     n, done = 1 + len(strengths) + _REFINED, count(1)
     progress(0, n)
-    found = steering.suggest_strength(
+    suggestion = steering.suggest_strength(
         subject.lm,
         {"input_ids": torch.tensor([job.tokens.ids])},
         _block(subject, job, cast(Scope, settings.scope)),
@@ -122,7 +122,7 @@ def sweep(
         refine=_REFINED,
         progress=lambda trial: progress(next(done), n),
     )
-    return _strength_json(found, job.latents, largest)
+    return _strength_json(suggestion, job.latents, largest)
 
 
 def check(subject: Subject, prompt: Any, latents: Any, settings: Steering) -> Job:

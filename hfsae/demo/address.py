@@ -51,7 +51,7 @@ class _Prompt:
 
 @dataclass(frozen=True)
 class Steer(Settings, _Prompt):  # so that in links the prompt comes first
-    """What to steer on which prompt, with all settings."""
+    """A prompt, the latents to steer, and all settings."""
 
     run: bool = False
     """whether the texts were requested, and so are generated when the link is opened"""
@@ -113,8 +113,8 @@ def from_query(query: dict[str, str]) -> Address:
         raise Refused(f"there is no page {tab[:40]!r}; known: {', '.join(PAGES)}")
     address_class = _CLASSES[tab]
     kinds = get_type_hints(address_class)
-    found = {n: _read(n, query[n], kind) for n, kind in kinds.items() if n in query}
-    return address_class(**found)
+    values = {n: _read(n, query[n], kind) for n, kind in kinds.items() if n in query}
+    return address_class(**values)
 
 
 def _written(value: Any) -> str:

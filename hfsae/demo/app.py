@@ -151,7 +151,7 @@ def _address_in(request: gr.Request) -> Address | None:
 
 
 def _first(actions: Actions) -> Address:
-    """What there is to see before anything is asked for."""
+    """The first page's content, before any request."""
     if actions.subject.loaded is None:
         return Feature(actions.random_latent(0)["latent"])
     return Inspect(prompt=EXAMPLES[0])

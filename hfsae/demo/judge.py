@@ -47,11 +47,11 @@ def compare_saes(subject: Subject, other: str) -> Json:
     """
     other = check_name(other)
     path = _evaluation_of(subject, other)
-    found = {} if path is None else read_json(path, dict)
-    if not found:
+    results = {} if path is None else read_json(path, dict)
+    if not results:
         raise Refused(f"{other} has no evaluation.json to compare; run `hfsae evaluate` first")
     ours, theirs = (
-        {m["name"]: m for m in _metrics(evaluation)} for evaluation in (subject.evaluation, found)
+        {m["name"]: m for m in _metrics(evaluation)} for evaluation in (subject.evaluation, results)
     )
     rows = [
         {"name": name, "unit": m["unit"], "first": ours.get(name), "second": theirs.get(name)}
@@ -133,9 +133,9 @@ def _threshold_bins(subject: Subject) -> list[Json]:
 
 def _metrics(evaluation: Json) -> list[Json]:
     """Name, value, interval and unit; what is not a number is left out."""
-    found = evaluation.get("metrics")
+    metrics = evaluation.get("metrics")
     rows = []
-    for name, m in (found if isinstance(found, dict) else {}).items():
+    for name, m in (metrics if isinstance(metrics, dict) else {}).items():
         if isinstance(m, dict) and _finite(m.get("value")) is not None:
             numbers = {key: _finite(m.get(key)) for key in ("value", "low", "high")}
             unit = "" if m.get("unit") == "1" else str(m.get("unit", ""))

@@ -82,12 +82,12 @@ def compare_prompts(
         max_density: leave out latents that fire on more than this share of all tokens.
     """
     pair = [inspection_of(subject, text, chat) for text in (first, second)]
-    found = compare(pair[0], pair[1], SHOWN, hide=hidden(subject, max_density))
-    rows = as_rows(subject, [{**d._asdict(), "value": max(d.first, d.second)} for d in found])
-    traces = [s.trace(found[0].latent) if found else [0.0] * len(s.tokens.ids) for s in pair]
+    ranking = compare(pair[0], pair[1], SHOWN, hide=hidden(subject, max_density))
+    rows = as_rows(subject, [{**d._asdict(), "value": max(d.first, d.second)} for d in ranking])
+    traces = [s.trace(ranking[0].latent) if ranking else [0.0] * len(s.tokens.ids) for s in pair]
     return {
         "differences": rows,
-        "latent": found[0].latent if found else None,
+        "latent": ranking[0].latent if ranking else None,
         "first": token_rows(pair[0], traces[0]),
         "second": token_rows(pair[1], traces[1]),
     }
@@ -127,7 +127,7 @@ def feature(subject: Subject, latent: int) -> Json:
 
 
 def try_text(subject: Subject, latent: int, text: str) -> Json:
-    """What one latent does on a text of your own, token by token.
+    """One latent's activations on a text of your own, token by token.
 
     Args:
         latent: its index.
@@ -166,12 +166,12 @@ def search(subject: Subject, query: str, by: str = "word") -> Json:
     by = validate.choice(by, "by", BY)
     query = check_query(query)
     hits, score = _hits(subject, query, by)
-    found = as_rows(subject, [{"latent": h.latent, "value": h.score, "why": h.why} for h in hits])
-    return {"score": score, "found": found}
+    rows = as_rows(subject, [{"latent": h.latent, "value": h.score, "why": h.why} for h in hits])
+    return {"score": score, "found": rows}
 
 
 def check_query(text: Any) -> str:
-    """What a caller searches for, which must not be blank."""
+    """The text of a search, which must not be blank."""
     return validate.text(text, "the search", empty="there is nothing to search for")
 
 
@@ -200,8 +200,8 @@ def _hits(subject: Subject, query: str, by: str) -> tuple[list[Hit], str]:
     if by == "label":
         return search_labels(subject.labels, query, SHOWN), "rank by words, BM25"
     if by == "similar to":
-        wanted = int(query) if query.strip().isdecimal() else query
-        return similar_latents(sae, check_latent(subject, wanted), SHOWN), "cosine of directions"
+        index = int(query) if query.strip().isdecimal() else query
+        return similar_latents(sae, check_latent(subject, index), SHOWN), "cosine of directions"
     if by == "promotes":
         ids = token_id(subject, query)
         hits = promoting(subject.lm, sae, ids, SHOWN)

@@ -98,8 +98,8 @@ def _end(text: str, mark: str, most: int) -> int:
     """Where text has `most` of these marks."""
     if not mark:
         return most
-    found = next(islice(re.finditer(re.escape(mark), text), most, None), None)
-    return len(text) if found is None else found.start()
+    match = next(islice(re.finditer(re.escape(mark), text), most, None), None)
+    return len(text) if match is None else match.start()
 
 
 def style() -> str:

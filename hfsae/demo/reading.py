@@ -21,7 +21,7 @@ def tokens_of(subject: Subject, prompt: Any, chat: Any = False) -> Tokens:
 
 
 def inspection_of(subject: Subject, prompt: Any, chat: Any = False) -> Inspection:
-    """What fires in a caller's text; with `chat`, in a user's message."""
+    """The latents that fire in a caller's text; with `chat`, in a user's message."""
     return subject.inspection(check_text(prompt), validate.flag(chat, "chat"))
 
 

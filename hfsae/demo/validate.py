@@ -31,10 +31,10 @@ def number(value: Any, name: str, low: int | float, high: int | float) -> float:
 
 def whole(value: Any, name: str, low: int, high: int) -> int:
     """A whole number from low to high."""
-    found = number(value, name, low, high)
-    if found != int(found):
+    parsed = number(value, name, low, high)
+    if parsed != int(parsed):
         raise Refused(f"{name} is {_typed(value)}; it must be a whole number")
-    return int(found)
+    return int(parsed)
 
 
 def flag(value: Any, name: str) -> bool:
@@ -71,14 +71,14 @@ def strengths(value: Any, d_sae: int, limit: int | float) -> dict[int, float]:
         raise Refused("no latent is chosen to steer; add one, such as 12:1.5")
     if len(pairs) > MAX_LATENTS:
         raise Refused(f"{len(pairs)} latents are chosen; at most {MAX_LATENTS} fit here")
-    found = {}
+    by_latent = {}
     for key, strength in pairs:
         index = latent(key, d_sae)
-        if index in found:
+        if index in by_latent:
             raise Refused(f"latent {index} is given twice; give it one strength")
         name = f"the strength of latent {index}"
-        found[index] = number(_as_number(strength), name, -limit, limit)
-    return found
+        by_latent[index] = number(_as_number(strength), name, -limit, limit)
+    return by_latent
 
 
 def _pairs(value: Any) -> list[tuple[Any, Any]]:
@@ -116,5 +116,5 @@ def _typed(value: int | float) -> str:
 
 
 def _short(value: Any) -> str:
-    found = repr(value)
-    return found if len(found) <= 40 else f"{found[:37]}..."
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

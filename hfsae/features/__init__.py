@@ -1,6 +1,6 @@
-"""What an SAE's latents fire on, for people to look at: collected in one pass over text.
+"""The tokens that an SAE's latents fire on, for people to look at: collected in one pass over text.
 
-Found again by label, token, promoted token or likeness (`search`), and named (`labels`).
+`search` finds latents by label, token, promoted token or similarity; `labels` holds their names.
 """
 
 from ..activations.spelling import token_text as token_text

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class CollectArguments:
-    """What to keep of each latent's firings."""
+    """The sizes of a latent's record: examples, windows, tokens, neighbours."""
 
     top: int = 10
     """Examples with the largest activations, per latent."""
@@ -64,7 +64,7 @@ def collect(
     norm_limits: dict[str, float] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> FeatureStore:
-    """What every latent fires on in a text, the tokens it promotes, the latents most like it.
+    """Every latent's firings in a text, the tokens it promotes, the latents most similar to it.
 
         store = hfsae.collect(lm, sae, ["one document", "another", ...])
         print(hfsae.features.show(store[17]))
@@ -180,12 +180,12 @@ def nearest_rows(
 ) -> tuple[Int[Tensor, "n _"], Float[Tensor, "n _"]]:
     """For each row the k other rows with the largest cosines (or all others), and the cosines."""
     unit = F.normalize(rows, dim=1)
-    found = []
+    nearest = []
     for first in range(0, len(unit), block):
         cosines = unit[first : first + block] @ unit.T
         cosines.diagonal(first).fill_(-torch.inf)
-        found.append(cosines.topk(min(k, len(unit) - 1)))
-    return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
+        nearest.append(cosines.topk(min(k, len(unit) - 1)))
+    return torch.cat([f.indices for f in nearest]), torch.cat([f.values for f in nearest])
 
 
 def _examples_table(
@@ -193,7 +193,7 @@ def _examples_table(
 ) -> "pyarrow.Table":
     import pyarrow as pa
 
-    latent, kind, _, peak, row, position, around = _chosen_examples(seen, args)
+    latent, kind, _, peak, row, position, around = _examples(seen, args)
     kinds = np.array(["top", *(f"quantile_{q}" for q in range(args.quantiles, 0, -1))])
     _, first, size = np.unique(latent * len(kinds) + kind, return_index=True, return_counts=True)
     tokens, documents = torch.cat(seen.tokens).numpy(), torch.cat(seen.documents).numpy()
@@ -217,16 +217,16 @@ def _examples_table(
     return pa.table(columns)
 
 
-def _chosen_examples(seen: Seen, args: CollectArguments) -> list[np.ndarray]:
+def _examples(seen: Seen, args: CollectArguments) -> list[np.ndarray]:
     """Latent, kind and the fields of Windows of each example; kind 0: top, 1: strongest group."""
     groups = quantile_groups(seen.sample, seen.top, args.quantiles)
-    chosen = [(seen.top.key > -torch.inf, seen.top)]
+    selections = [(seen.top.key > -torch.inf, seen.top)]
     for quantile in reversed(range(args.quantiles)):
         members = groups == quantile
         # The sample stands in the order of its random keys: its first members are random ones.
-        chosen.append((members & (members.cumsum(1) <= args.per_quantile), seen.sample))
+        selections.append((members & (members.cumsum(1) <= args.per_quantile), seen.sample))
     parts = []
-    for kind, (mask, windows) in enumerate(chosen):
+    for kind, (mask, windows) in enumerate(selections):
         latent, slot = mask.nonzero(as_tuple=True)
         fields = [field[latent, slot] for field in windows]
         parts.append([latent, torch.full_like(latent, kind), *fields])
@@ -274,9 +274,9 @@ def _window_texts(
     """
     import pyarrow as pa
 
-    known, inverse = np.unique(ids, return_inverse=True)
-    texts = np.array([token_text(tokenizer, int(i)) for i in known], dtype=object)[inverse]
-    parts = np.array([is_part(tokenizer, int(i)) for i in known])[inverse] & inside
+    distinct, inverse = np.unique(ids, return_inverse=True)
+    texts = np.array([token_text(tokenizer, int(i)) for i in distinct], dtype=object)[inverse]
+    parts = np.array([is_part(tokenizer, int(i)) for i in distinct])[inverse] & inside
     texts, parts = texts.reshape(ids.shape), parts.reshape(ids.shape)
     first = inside.argmax(1)  # firing tokens are counted from a window's first one
     for window in np.flatnonzero(parts.any(1)):

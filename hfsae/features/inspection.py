@@ -155,8 +155,8 @@ def inspect(lm: PreTrainedModel, sae: Any, tokens: Tokens) -> Inspection:
     if not getattr(sae.config, "is_transcoder", False) and len(x) > 1:
         error = (x - sae.decode(latents, x)).float().square().sum()
         fvu = float(error / (x - x.mean(0)).float().square().sum())
-    found = (position.cpu(), latent.cpu(), latents[row, latent].float().cpu())
-    return Inspection(tokens, *found, d_sae, fvu)
+    firings = (position.cpu(), latent.cpu(), latents[row, latent].float().cpu())
+    return Inspection(tokens, *firings, d_sae, fvu)
 
 
 def compare(

@@ -44,14 +44,14 @@ class Latents(NamedTuple):
         largest, place = flat.max(dim=0)
         activations, order = largest.sort(descending=True, stable=True)
         n_context = self.values.shape[1]
-        found = []
+        strongest = []
         for latent, activation in zip(order[:k].tolist(), activations[:k].tolist(), strict=True):
             if activation <= 0:
                 break
             row, position = divmod(int(place[latent]), n_context)
             token = self.tokens[row][position]
-            found.append(TopLatent(latent, activation, token, row, position))
-        return found
+            strongest.append(TopLatent(latent, activation, token, row, position))
+        return strongest
 
 
 @torch.no_grad()
@@ -103,13 +103,13 @@ def _read(
         mask = text.get("attention_mask", torch.ones_like(input_ids))
         mask = torch.atleast_2d(mask).to(lm.device).bool()
         try:
-            known = tokenizer or tokenizer_of(lm)
+            speller = tokenizer or tokenizer_of(lm)
         except ValueError:
             return input_ids, mask, [[str(i) for i in row] for row in input_ids.tolist()]
-        return input_ids, mask, [spell(known, row) for row in input_ids.tolist()]
-    known = tokenizer or tokenizer_of(lm)
+        return input_ids, mask, [spell(speller, row) for row in input_ids.tolist()]
+    speller = tokenizer or tokenizer_of(lm)
     bos = getattr(config, "bos", None) != "none"
-    rows = [tokenise(known, one, bos=bos) for one in text]
+    rows = [tokenise(speller, one, bos=bos) for one in text]
     length = max((len(row.ids) for row in rows), default=0)
     if not length:
         raise Refused("there is no text; give one or several")

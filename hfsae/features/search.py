@@ -26,11 +26,11 @@ from .logit_lens import output_embedding, residual_directions, through_final_nor
 from .store import FeatureStore
 
 K1, B = 1.2, 0.75  # BM25's usual constants (Robertson and Zaragoza 2009, section 3.2)
-PREFIX_WEIGHT = 0.5  # of a word that only begins with the word asked for
+PREFIX_WEIGHT = 0.5  # weight of a word that only begins with the query's word
 
 
 class Hit(NamedTuple):
-    """A latent that was found; larger scores come first. Each search defines its score."""
+    """A result of a search: a latent; larger scores come first. Each search defines its score."""
 
     latent: int
     score: float
@@ -58,13 +58,13 @@ class FeatureSearch:
         The score is the share of a latent's examples (top and sampled ones) that fire on the token,
         times the largest of these activations over the latent's maximal one.
         """
-        wanted = _normal(text)
-        found, n_examples = self._firings
+        token = _normal(text)
+        shares, n_examples = self._firings
         relative: dict[int, list[float]] = {}
-        for latent, size in found.get(wanted, ()):
-            relative.setdefault(latent, []).append(size)
+        for latent, share in shares.get(token, ()):
+            relative.setdefault(latent, []).append(share)
         scores = {i: len(r) / n_examples[i] * max(r) for i, r in relative.items()}
-        return _best(scores, {i: wanted for i in scores}, k)
+        return _best(scores, {i: token for i in scores}, k)
 
     def by_promoted(self, text: str, k: int = 20) -> list[Hit]:
         """Latents among whose promoted tokens this one is; the score is its logit (logit lens)."""
@@ -79,21 +79,21 @@ class FeatureSearch:
     def _firings(self) -> tuple[dict[str, list[tuple[int, float]]], list[int]]:
         """{firing token: (latent, activation / maximum) of its examples}; examples of a latent."""
         firings, most = self.store.firings(), self.store.max_activations.clamp(min=1e-30).tolist()
-        found: dict[str, list[tuple[int, float]]] = {}
+        shares: dict[str, list[tuple[int, float]]] = {}
         rows = zip(firings.latent, firings.token, firings.activation, strict=True)
         for latent, token, activation in rows:
-            found.setdefault(_normal(token), []).append((latent, activation / most[latent]))
-        return found, np.bincount(firings.latent, minlength=len(self.store)).tolist()
+            shares.setdefault(_normal(token), []).append((latent, activation / most[latent]))
+        return shares, np.bincount(firings.latent, minlength=len(self.store)).tolist()
 
     @cached_property
     def _promoted(self) -> dict[str, list[tuple[int, str, float]]]:
         """{token: (latent, token as it is, logit)} of the latents that promote it."""
-        table, found = self.store.latents, {}
+        table, latents = self.store.latents, {}
         columns = (table["promoted_tokens"].to_pylist(), table["promoted_logits"].to_pylist())
         for latent, (tokens, logits) in enumerate(zip(*columns, strict=True)):
             for token, logit in zip(tokens, logits, strict=True):
-                found.setdefault(_normal(token), []).append((latent, token, logit))
-        return found
+                latents.setdefault(_normal(token), []).append((latent, token, logit))
+        return latents
 
 
 def _normal(text: str) -> str:
@@ -110,13 +110,13 @@ def search_labels(labels: Mapping[int, str], query: str, k: int = 20) -> list[Hi
 
     Words of two letters or fewer match whole words only.
     """
-    wanted = set(_words(query))
+    words = set(_words(query))
     texts = {latent: Counter(_words(label)) for latent, label in labels.items()}
-    if not wanted or not texts:
+    if not words or not texts:
         return []
     mean_length = sum(map(Counter.total, texts.values())) / len(texts)
     scores: Counter[int] = Counter()
-    for word in wanted:
+    for word in words:
         frequency = {i: _frequency(word, text) for i, text in texts.items()}
         containing = sum(f > 0 for f in frequency.values())
         rarity = math.log(1 + (len(texts) - containing + 0.5) / (containing + 0.5))
@@ -132,8 +132,8 @@ def _words(text: str) -> list[str]:
 
 
 def _frequency(word: str, text: Counter[str]) -> float:
-    begun = sum(n for w, n in text.items() if w.startswith(word)) if len(word) > 2 else 0
-    return text[word] + PREFIX_WEIGHT * max(0, begun - text[word])
+    n_beginning = sum(n for w, n in text.items() if w.startswith(word)) if len(word) > 2 else 0
+    return text[word] + PREFIX_WEIGHT * max(0, n_beginning - text[word])
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""FeatureStore: what each latent of an SAE fires on, in memory and as two parquet files.
+"""FeatureStore: the firings of each latent of an SAE, in memory and as two parquet files.
 
 `features/latents.parquet` has a row per latent, `features/examples.parquet` a row per example, and
 `features/meta.json` records their origin and the meaning of each column (COLUMNS).
@@ -228,7 +228,7 @@ class FeatureStore:
 
     @classmethod
     def load(cls, folder: str | Path) -> "FeatureStore":
-        """What `save(folder)` wrote. Examples stay on disk and are read latent by latent."""
+        """The store that `save` wrote to a folder. Examples stay on disk, read latent by latent."""
         import pyarrow.dataset
 
         home = Path(folder)

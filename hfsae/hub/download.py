@@ -30,7 +30,7 @@ class HubFile(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What a repository holds at a commit."""
+    """The files of a repository at a commit."""
 
     repo_id: str
     commit: str | None

@@ -56,7 +56,7 @@ _There = tuple[bool, bool, set[str], str | None]
 
 
 class Plan(NamedTuple):
-    """What a push would do."""
+    """The plan of a push."""
 
     repo_id: str
     is_new: bool

@@ -22,7 +22,7 @@ class HubRefused(Refused):
 
 
 def closest(name: str, names: Sequence[str], *, cutoff: float = 0.6) -> str:
-    """What an error about an unknown name adds: "; closest: 'a', 'b'", or nothing."""
+    """The end of an error about an unknown name: "; closest: 'a', 'b'", or nothing."""
     close = get_close_matches(name, names, n=3, cutoff=cutoff)
     return f"; closest: {', '.join(map(repr, close))}" if close else ""
 

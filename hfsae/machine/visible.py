@@ -1,4 +1,4 @@
-"""What of a record others may see: all but where things lie on the machine that wrote it.
+"""The public part of a record: all but the paths of the machine that wrote it.
 
 Some paths show by their form: `/a/b`, `../a`, `a/b.jsonl`. `a/b` alone may be a folder or the id of
 a repository; which of them it is was known when the record was written, and stands in it.
@@ -17,7 +17,7 @@ from .names import EVALUATION, TRAINING
 Json = dict[str, Any]
 
 LOCAL_FILES = "local files"  # the origin of a text
-_FOLDER = "folder "  # how the origin of a language model begins that is none of the Hub's
+_FOLDER = "folder "  # start of the origin of a language model that is not from the Hub
 _WITH_ORIGINS = (TRAINING, EVALUATION)  # of a language model or a text
 # An absolute path, at the start of a setting or after `=` and the like; not `a/b` or `https://a`.
 _PATH = re.compile(r"(?<![\w.~/\\-])(?:file://)?(?:~[\w.-]*|[A-Za-z]:)?[/\\](?![/\s]).*", re.DOTALL)
@@ -38,7 +38,7 @@ def public_record(record: Json, folder: Path | None = None) -> Json:
 
 
 def _local_names(record: Json) -> Iterator[str]:
-    """What a record says to be a path: a language model's folder, or a text's."""
+    """The paths in a record: a language model's folder, or a text's."""
     for about in (record, record.get("measured_with")):
         lm, text = (about.get(k) if isinstance(about, dict) else None for k in ("lm", "text"))
         if isinstance(lm, dict) and is_folder(lm) and isinstance(lm.get("name"), str):

@@ -49,9 +49,9 @@ class AuxKSAE(SAE):
             return {}
         pre_acts, rows = self._of_dead(parts, dead)
         latents = largest(pre_acts.float() / self.scale, min(self.config.aux_k, n_dead)).relu()
-        wanted = parts.error.detach()  # the bias would cancel: it stands on both sides
-        left = (wanted - latents @ rows.float()).square().sum()
-        share = left / _spread(wanted, schedule.summed).clamp(min=1e-12)
+        goal = parts.error.detach()  # the bias would cancel: it stands on both sides
+        left = (goal - latents @ rows.float()).square().sum()
+        share = left / _spread(goal, schedule.summed).clamp(min=1e-12)
         return {"aux": self.config.aux_coefficient * share}
 
     def _of_dead(self, parts: ForwardParts, dead: Bool[Tensor, " d_sae"]) -> tuple[Tensor, Tensor]:

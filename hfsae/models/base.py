@@ -1,4 +1,4 @@
-"""What every sparse autoencoder has in common: a config, four parameters, one forward pass.
+"""The base of every sparse autoencoder: a config, four parameters, one forward pass.
 
     pre_acts = x W_enc + b_enc          [*batch, d_sae]
     latents  = activate(pre_acts)       [*batch, d_sae], sparse; the variant's non-linearity
@@ -61,7 +61,7 @@ class Schedule(NamedTuple):
 
 @dataclass
 class SAEOutput(ModelOutput):
-    """What a forward pass returns; raw units. `loss` and `losses` only with `return_loss=True`."""
+    """Result of a forward pass, raw units. `loss` and `losses` only with `return_loss=True`."""
 
     loss: Tensor | None = None
     """sum of `losses`"""

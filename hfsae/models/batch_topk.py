@@ -85,8 +85,8 @@ class BatchTopKSAE(AuxKSAE):
         if schedule.training:
             smallest = kth_positive(parts.latents, 2**62, schedule.summed) / self.scale
             is_any = smallest < torch.inf
-            wanted = torch.where(is_any, smallest, self.threshold.detach())
-            losses["threshold"] = (self.threshold - wanted).square() / 2
+            goal = torch.where(is_any, smallest, self.threshold.detach())
+            losses["threshold"] = (self.threshold - goal).square() / 2
         return losses
 
     @torch.no_grad()

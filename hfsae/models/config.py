@@ -173,7 +173,7 @@ class SAEConfig(PreTrainedConfig):
 
     @property
     def l0_goal(self) -> Number | None:
-        """The L0 that the config asks for, by a target or a number of latents to choose."""
+        """The L0 that the config sets, by a target or a number of latents to choose."""
         return l0_goal(vars(self))
 
     @property

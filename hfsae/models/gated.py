@@ -1,4 +1,4 @@
-"""Gated SAE: one encoder says which latents fire, the same one rescaled says how much."""
+"""Gated SAE: one encoder decides which latents fire, the same one rescaled gives their size."""
 
 from typing import Any, ClassVar, Literal
 

@@ -40,7 +40,7 @@ class MatryoshkaConfig(SAEConfig):
 
 
 class Matryoshka(SAE):
-    """An SAE whose loss also asks for |x - recon from the first m latents|^2, for some m < d_sae.
+    """An SAE whose loss adds |x - recon from the first m latents|^2, for some m < d_sae.
 
     Their sum is the term `nested`; `mse` stays the error of all latents together. The encoder, what
     fires, and all of inference are those of the SAE that is nested: another class before this one.

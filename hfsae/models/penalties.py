@@ -1,4 +1,4 @@
-"""What variants add to the squared error: means over tokens of latents in units of x/c.
+"""Terms that variants add to the squared error: means over tokens of latents in units of x/c.
 
     l1          sum_i f_i                                Bricken et al. 2023
     ri_l1       sum_i f_i |W_dec_i|                      Conerly et al. 2024: norms are free

@@ -170,24 +170,26 @@ def _refuse_other_weights(
             raise Refused(f"{where}: {error}") from error
     try:
         with torch.device("meta"):
-            wanted = {name: list(t.shape) for name, t in cls(config).state_dict().items()}
+            expected = {name: list(t.shape) for name, t in cls(config).state_dict().items()}
     except (RuntimeError, OverflowError) as error:
         raise Refused(f"{where}: its config asks for widths beyond any memory") from error
-    found, dtypes = {}, {}
+    shapes, dtypes = {}, {}
     try:
         for file in files:
             with opened_tensors(file) as weights:
                 for name in weights.keys():  # noqa: SIM118 - not a dict
                     piece = weights.get_slice(name)
-                    found[name], dtypes[name] = piece.get_shape(), piece.get_dtype()
+                    shapes[name], dtypes[name] = piece.get_shape(), piece.get_dtype()
     except (SafetensorError, OSError) as error:
         raise Refused(f"{where}: {Path(file).name} is damaged: {error}") from error
-    _refuse_other_names(cls, set(wanted) - set(found), set(found) - set(wanted), wanted, where)
-    for name in sorted(wanted):
-        if wanted[name] != found[name]:
+    _refuse_other_names(
+        cls, set(expected) - set(shapes), set(shapes) - set(expected), expected, where
+    )
+    for name in sorted(expected):
+        if expected[name] != shapes[name]:
             raise Refused(
-                f"{where}: {name} has shape {found[name]} in the file, but the config asks for "
-                f"{wanted[name]}; config.json and weights are of different SAEs"
+                f"{where}: {name} has shape {shapes[name]} in the file, but the config asks for "
+                f"{expected[name]}; config.json and weights are of different SAEs"
             )
         if dtypes[name] not in _DTYPES:
             raise Refused(

@@ -52,7 +52,7 @@ class LMArguments:
 
 @dataclass
 class Recipe:
-    """What to train, on which activations of which language model, and what to report."""
+    """SAEs to train, activations of a language model to train on, measures to report."""
 
     lm: LMArguments = field(default_factory=LMArguments)
     text: TextArguments = field(default_factory=TextArguments)

@@ -1,4 +1,4 @@
-"""What a run's folder holds: its recipe, finished stages, and stages made stale by a change."""
+"""The contents of a run's folder: its recipe, finished stages, stages that a change made stale."""
 
 import os
 import shutil
@@ -172,13 +172,13 @@ def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:
 def missing_results(folder: Path, recipe: Recipe) -> list[str]:
     """Results of the recipe that the folder lacks, or has of other weights; a card older than its
     data counts as missing."""
-    wanted = [EVALUATION] if recipe.evaluation.n_tokens != 0 else []
-    wanted += [META] if recipe.collect_tokens else []
-    wanted += [PROBE]
-    others = list(of_others(folder, wanted))
-    missing = [name for name in wanted if name in others or not (folder / name).exists()]
+    names = [EVALUATION] if recipe.evaluation.n_tokens != 0 else []
+    names += [META] if recipe.collect_tokens else []
+    names += [PROBE]
+    others = list(of_others(folder, names))
+    missing = [name for name in names if name in others or not (folder / name).exists()]
     card = folder / CARD
-    data = [folder / name for name in (TRAINING, *wanted) if (folder / name).exists()]
+    data = [folder / name for name in (TRAINING, *names) if (folder / name).exists()]
     if not card.exists() or any(p.stat().st_mtime > card.stat().st_mtime for p in data):
         missing.append(CARD)
     return missing

@@ -131,8 +131,8 @@ def _check_rows(recipe: Recipe, loaded: LoadedLM) -> None:
     """
     for side in sides_of(recipe):
         for batch in read_rows(recipe, loaded, side, None):
-            wanted = batch.keep if side == "train" else counted_predictions(batch)
-            if wanted.any():
+            counted = batch.keep if side == "train" else counted_predictions(batch)
+            if counted.any():
                 break
         else:
             raise Refused(NO_PREDICTION)
@@ -206,13 +206,13 @@ def _provenance(recipe: Recipe, loaded: LoadedLM, command: str) -> dict[str, Any
 
 
 def _versions(names: tuple[str, ...]) -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in names:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def report(

@@ -13,7 +13,7 @@ _MOST = 0.5  # of all latents
 
 @dataclass
 class Reading:
-    """What the trainer saw over the steps since the reading before."""
+    """The trainer's readings over the steps since the previous record."""
 
     steps: int
     """steps since the reading before"""

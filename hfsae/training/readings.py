@@ -46,8 +46,8 @@ class Readings:
         """Entries on thresholds, where training moves them; else on dead latents, if many."""
         if step >= self.control.warm_start_steps and self._learns_thresholds:
             return self._of_thresholds(out, l0, dead_share, schedule, step)
-        found = diagnose_dead(dead_share)
-        return {"health": found} if found else {}
+        warning = diagnose_dead(dead_share)
+        return {"health": warning} if warning else {}
 
     @property
     def _learns_thresholds(self) -> bool:

@@ -99,13 +99,13 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     # `accelerate launch --cpu --num_processes 2` sets a meeting point, then starts one process.
     is_set = [name in os.environ for name in ("ACCELERATE_USE_CPU", "MASTER_PORT", "WORLD_SIZE")]
     is_lone = is_set == [True, True, False]
-    wanted = args.num_processes or (2 if is_lone else launched)
-    if accelerator.num_processes != wanted:
+    n_processes = args.num_processes or (2 if is_lone else launched)
+    if accelerator.num_processes != n_processes:
         raise Refused(
             f"this run has {accelerator.num_processes} process(es), not the "
-            f"{'several' if is_lone else wanted} asked for; `accelerate launch --cpu` starts only "
-            "one: on CPUs use `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node N "
-            "-m hfsae train RECIPE`, or set training.num_processes=1 if one is meant"
+            f"{'several' if is_lone else n_processes} asked for; `accelerate launch --cpu` starts "
+            "only one: on CPUs use `ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node "
+            "N -m hfsae train RECIPE`, or set training.num_processes=1 if one is meant"
         )
     return accelerator
 
@@ -306,9 +306,9 @@ class Trainer(Generic[Trained]):
             ValueError: it belongs to another run or version, or all checkpoints are damaged.
         """
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        found = checkpoint.load_newest(self.output_dir / CHECKPOINTS)
-        if found is not None:
-            path, state = found
+        newest = checkpoint.load_newest(self.output_dir / CHECKPOINTS)
+        if newest is not None:
+            path, state = newest
             self._load(state, path)
             self.accelerator.wait_for_everyone()  # all must have read before files are renamed
             if self.accelerator.is_main_process:

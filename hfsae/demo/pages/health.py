@@ -56,7 +56,7 @@ class HealthPage(Page):
         self.outputs = (self.measured, self.comparison)
 
     def render(self, address: at.Health) -> Updates:
-        """What was measured on a text, and the other SAE's numbers."""
+        """The metrics on a text, and the other SAE's numbers."""
         return {
             self.measured: _shown(self._measured, address.text),
             self.comparison: _shown(self._compared, address.versus),

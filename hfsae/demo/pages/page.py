@@ -66,7 +66,7 @@ class Page:
         }
 
     def to_component(self, name: str, value: Any) -> Any:
-        """What a field's component shows for a value of the address."""
+        """A field's component for a value of the address."""
         return value
 
     def from_component(self, name: str, value: Any) -> Any:
@@ -227,5 +227,5 @@ def whole(text: str) -> int:
 
 
 def one_of(choices: Sequence[Any], index: str) -> Any:
-    """The one that an element's data-at says."""
+    """The number in an element's data-at."""
     return choices[min(whole(index), len(choices) - 1)]

@@ -359,7 +359,7 @@ class SteerPage(Page):
 
 
 def _question(asked: at.Steer) -> dict[str, Any]:
-    """What a strength was looked for."""
+    """The inputs of a search for a strength."""
     names = ("prompt", "latents", *(f.name for f in fields(Steering)))
     return {name: getattr(asked, name) for name in names}
 
