@@ -31,11 +31,11 @@ class Format(NamedTuple):
 
 def _load_own(folder: Path, source: str) -> SAE:
     config = read_json(folder / CONFIG)
-    known = [c.model_type for c in variants()]
-    if config.get("model_type") not in known:
+    types = [c.model_type for c in variants()]
+    if config.get("model_type") not in types:
         raise Refused(
             f"{source} is no SAE: its config.json is of a {config.get('model_type')!r} model, and "
-            f"SAEs are {', '.join(sorted(known))}; {IMPORT_HINT}"
+            f"SAEs are {', '.join(sorted(types))}; {IMPORT_HINT}"
         )
     return AutoModel.from_pretrained(folder).eval()
 

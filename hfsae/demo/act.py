@@ -203,7 +203,7 @@ def _pair_json(pair: Pair) -> Json:
     }
 
 
-def _strength_json(found: Suggestion, latents: dict[int, float], largest: float) -> Json:
+def _strength_json(suggestion: Suggestion, latents: dict[int, float], largest: float) -> Json:
     trials = [
         {
             "strength": trial.strength * largest,
@@ -211,10 +211,10 @@ def _strength_json(found: Suggestion, latents: dict[int, float], largest: float)
             "repetition": trial.repetition,
             "within": trial.within,
         }
-        for trial in found.trials
+        for trial in suggestion.trials
     ]
     return {
-        "latents": {str(i): round(found.strength * s, 3) for i, s in latents.items()},
-        "strength": found.strength * largest,
+        "latents": {str(i): round(suggestion.strength * s, 3) for i, s in latents.items()},
+        "strength": suggestion.strength * largest,
         "trials": trials,
     }

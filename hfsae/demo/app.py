@@ -65,9 +65,9 @@ def build(subject: Subject) -> gr.Blocks:
     with gr.Blocks(title=f"hfsae: {subject.name}", analytics_enabled=False) as blocks:
         panel(html("header", _facts(actions)), elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
-        asked = gr.State(None)
+        address = gr.State(None)
         with gr.Tabs(selected="inspect") as tabs:
-            app = App(tabs, link, asked)
+            app = App(tabs, link, address)
             tab_of = {}
             for name, page_class in PAGES.items():
                 with gr.Tab(page_class.title, id=name, elem_id=f"tab-{name}") as tab_of[name]:
@@ -84,8 +84,8 @@ def build(subject: Subject) -> gr.Blocks:
 def _follow(app: App, tab: gr.Tab, page: Page) -> None:
     """A click on a tab changes the link, and leaves the page unchanged."""
 
-    def to(asked: Any, *values: Any) -> Any:
-        if asked is None:  # the first tab is selected before the page has been restored
+    def to(address: Any, *values: Any) -> Any:
+        if address is None:  # the first tab is selected before the page has been restored
             return gr.skip()
         try:
             return to_query(page.address(*values))
@@ -94,7 +94,7 @@ def _follow(app: App, tab: gr.Tab, page: Page) -> None:
 
     tab.select(
         to,
-        [app.asked, *page.inputs],
+        [app.address, *page.inputs],
         app.link,
         show_progress="hidden",
         api_visibility="private",
@@ -110,17 +110,17 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
         first = _first(steer.actions)
         try:
             address = _address_in(request) or first
-            return {app.asked: address, **app.fill(address)}
+            return {app.address: address, **app.fill(address)}
         except ValueError as error:
-            said = html("error", str(error))
-            return {app.asked: first, **app.fill(first), app.pages[page_of(first)].notice: said}
+            notice = html("error", str(error))
+            return {app.address: first, **app.fill(first), app.pages[page_of(first)].notice: notice}
 
     def restore(address: Any) -> Updates:
         """Unchanged parts are not updated: somebody may have pressed a button there by now."""
         page = app.pages[page_of(address)]
         try:
             drawn = page.render(address).items()
-            return {app.asked: address, **{part: new for part, new in drawn if new != part.value}}
+            return {app.address: address, **{part: new for part, new in drawn if new != part.value}}
         except ValueError as error:
             return {page.notice: html("error", str(error))}
 
@@ -132,12 +132,12 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
             yield {steer.notice: gr.skip()}
 
     options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    outputs = [app.asked, *app.outputs(*PAGES)]
+    outputs = [app.address, *app.outputs(*PAGES)]
     opened = blocks.load(prepare, None, outputs, **options)
-    opened = opened.then(restore, app.asked, outputs, **options)
+    opened = opened.then(restore, app.address, outputs, **options)
     opened.then(
         rerun,
-        [app.asked, *steer.inputs],
+        [app.address, *steer.inputs],
         steer.generated,
         **in_queue("run"),
         **options,
@@ -159,7 +159,7 @@ def _first(actions: Actions) -> Address:
 
 def _facts(actions: Actions) -> list[dict[str, str]]:
     about, health = actions.about(), actions.health()
-    known = {m["name"]: m["value"] for m in health["metrics"]}
+    values = {m["name"]: m["value"] for m in health["metrics"]}
     facts = [
         {"name": "SAE", "value": about["name"]},
         {"name": "model", "value": (about["model"] or "unknown").rpartition("/")[2]},
@@ -168,7 +168,7 @@ def _facts(actions: Actions) -> list[dict[str, str]]:
     ]
     named = {"l0": "L0", "fvu": "FVU"}
     return facts + [
-        {"name": name, "value": number(known[key])} for key, name in named.items() if key in known
+        {"name": name, "value": number(values[key])} for key, name in named.items() if key in values
     ]
 
 

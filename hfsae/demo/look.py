@@ -100,29 +100,29 @@ def feature(subject: Subject, latent: int) -> Json:
         latent: its index.
     """
     index = check_latent(subject, latent)
-    found = {
+    facts = {
         "latent": index,
         "label": subject.label(index),
         "threshold": threshold_of(subject, index),
     }
     store = subject.store
     if store is None:
-        return {**found, "collected": False}
-    known = store[index]
+        return {**facts, "collected": False}
+    record = store[index]
     return {
-        **found,
+        **facts,
         "collected": True,
-        "density": known.density,
-        "n_firings": known.n_firings,
+        "density": record.density,
+        "n_firings": record.n_firings,
         "n_tokens": store.meta.get("n_tokens"),
-        "max_activation": known.max_activation,
-        "mean_activation": known.mean_activation,
-        "histogram": _filled(known.histogram, store.meta["histogram_edges"]),
-        "promoted": [{"token": t, "logit": v} for t, v in known.promoted],
-        "suppressed": [{"token": t, "logit": v} for t, v in known.suppressed],
-        "neighbours": as_rows(subject, [{"latent": i, "value": c} for i, c in known.neighbours]),
+        "max_activation": record.max_activation,
+        "mean_activation": record.mean_activation,
+        "histogram": _filled(record.histogram, store.meta["histogram_edges"]),
+        "promoted": [{"token": t, "logit": v} for t, v in record.promoted],
+        "suppressed": [{"token": t, "logit": v} for t, v in record.suppressed],
+        "neighbours": as_rows(subject, [{"latent": i, "value": c} for i, c in record.neighbours]),
         "n_groups": store.meta["arguments"]["quantiles"],
-        "groups": _groups(known.examples, known.max_activation),
+        "groups": _groups(record.examples, record.max_activation),
     }
 
 
@@ -228,7 +228,7 @@ def _groups(examples: list[Example], largest: float) -> list[Json]:
     groups: dict[str, list[Json]] = {}
     for example in examples:
         groups.setdefault(example.kind, []).append(_example(example, largest or 1.0))
-    return [{"kind": kind, "examples": found} for kind, found in groups.items()]
+    return [{"kind": kind, "examples": members} for kind, members in groups.items()]
 
 
 def _example(example: Example, largest: float) -> Json:

@@ -29,22 +29,22 @@ def presets(subject: Subject) -> list[dict[str, Any]]:
 def searches(subject: Subject) -> list[tuple[str, str]]:
     """(query, by) that find something."""
     words = [] if subject.store is None else list(clear_words(subject.store).values())[:N]
-    found = [(word, "word") for word in words]
-    found += [(label, "label") for label in list(subject.labels.values())[:1]]
-    return found or [("The river flows into the sea", "fires on")]
+    examples = [(word, "word") for word in words]
+    examples += [(label, "label") for label in list(subject.labels.values())[:1]]
+    return examples or [("The river flows into the sea", "fires on")]
 
 
 def _described(subject: Subject) -> dict[int, str]:
     """{latent: what it is}, the labelled ones first."""
     density = subject.density()
-    found = {i: label for i, label in subject.labels.items() if i < len(density) and density[i] > 0}
+    texts = {i: label for i, label in subject.labels.items() if i < len(density) and density[i] > 0}
     if subject.store is not None:
         words = clear_words(subject.store)
-        found |= {i: f"fires on “{word}”" for i, word in words.items() if i not in found}
-    if not found:
+        texts |= {i: f"fires on “{word}”" for i, word in words.items() if i not in texts}
+    if not texts:
         drawn = random.Random(0).sample(range(subject.d_sae), min(N, subject.d_sae))
-        found = {i: f"latent {i}" for i in drawn}
-    return dict(list(found.items())[:N])
+        texts = {i: f"latent {i}" for i in drawn}
+    return dict(list(texts.items())[:N])
 
 
 def clear_words(store: FeatureStore) -> dict[int, str]:
@@ -63,10 +63,10 @@ def clear_words(store: FeatureStore) -> dict[int, str]:
         examples.setdefault(latent, []).append((activation, token.strip().casefold()))
     low, high = _DENSITIES
     density, clarity, words = store.densities.tolist(), {}, {}
-    for latent, found in examples.items():
-        ((word, n),) = Counter(word for _, word in found).most_common(1)
+    for latent, tokens in examples.items():
+        ((word, n),) = Counter(word for _, word in tokens).most_common(1)
         if low <= density[latent] <= high and len(word) >= _SHORTEST and word.isalpha():
-            activations = [activation for activation, _ in found]
-            clarity[latent] = n / len(found) * min(activations) / max(activations)
+            activations = [activation for activation, _ in tokens]
+            clarity[latent] = n / len(tokens) * min(activations) / max(activations)
             words[latent] = word
     return {i: words[i] for i in sorted(words, key=lambda i: -clarity[i])}

@@ -147,12 +147,12 @@ def verify(sae: Any, path: Path) -> Verification:
     )
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def _difference(actual: Tensor, expected: Tensor) -> float:
     """The largest absolute difference, as a fraction of the largest value; infinite for a NaN."""
     if not expected.numel():
         return 0.0
     largest = expected.abs().max().clamp(min=1e-12)
-    return float(((found - expected).abs() / largest).nan_to_num(float("inf")).max())
+    return float(((actual - expected).abs() / largest).nan_to_num(float("inf")).max())
 
 
 def _run(sae: Any, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -206,13 +206,13 @@ def _refuse_other_names(
     cls: type[PreTrainedModel],
     missing: set[str],
     extra: set[str],
-    wanted: Iterable[str],
+    expected: Iterable[str],
     where: str,
 ) -> None:
     if missing or extra:
         raise Refused(
             f"{where} is not a {cls.__name__}: missing weights {_listed(missing)}, unexpected "
-            f"weights {_listed(extra)}; a {cls.__name__} has {sorted(wanted)}"
+            f"weights {_listed(extra)}; a {cls.__name__} has {sorted(expected)}"
         )
 
 
@@ -223,10 +223,10 @@ def _listed(names: set[str]) -> str:
 
 def _refuse_misfits(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
     if mismatched := info["mismatched_keys"]:
-        key, found, wanted = sorted(mismatched)[0]
+        key, shape, expected = sorted(mismatched)[0]
         raise Refused(
-            f"{where}: {key} has shape {list(found)} in the file, but the config asks for "
-            f"{list(wanted)}; config.json and weights are of different SAEs"
+            f"{where}: {key} has shape {list(shape)} in the file, but the config asks for "
+            f"{list(expected)}; config.json and weights are of different SAEs"
         )
     _refuse_other_names(
         type(model),

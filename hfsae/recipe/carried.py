@@ -51,11 +51,11 @@ def read_recipe(name: str | Path) -> Recipe:
     sections: dict[str, Any] = {}
     for section, value in plain.items():
         kind: Any = kinds.get(section)
-        known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
-        if kind is None or (known is not None and not known.issuperset(value)):
+        names = {field.name for field in fields(kind)} if is_dataclass(kind) else None
+        if kind is None or (names is not None and not names.issuperset(value)):
             what = f"section {section}" if kind is None else f"a field of {section}"
             raise Refused(
                 f"the recipe {path}: {what} is unknown; `hfsae train --help_all` lists all"
             )
-        sections[section] = value if known is None else cast(Any, kind)(**value)
+        sections[section] = value if names is None else cast(Any, kind)(**value)
     return Recipe(**sections)

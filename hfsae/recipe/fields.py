@@ -174,11 +174,11 @@ def refuse_fields_of_others(recipe: Recipe, names: Iterable[str]) -> None:
     Raises:
         ValueError: other variants have such a field, but none in the recipe does.
     """
-    known = _fields_of_variants()
+    by_variant = _fields_of_variants()
     types = {f.get("model_type", DEFAULT_VARIANT) for f in recipe.sae_fields().values()}
     for name in names:
-        having = sorted(variant for variant, own in known.items() if name in own)
-        if having and types <= {*known} and not types & {*having}:
+        having = sorted(variant for variant, own in by_variant.items() if name in own)
+        if having and types <= {*by_variant} and not types & {*having}:
             raise Refused(
                 f"a {' or '.join(sorted(types))} has no field {name!r}; with sae.model_type "
                 f"{' or '.join(having)} there is one"
@@ -195,10 +195,10 @@ def _check_given(recipe: Recipe) -> None:
             )
         if fields.get("d_sae") is None:
             raise Refused("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
-        known = sorted(c.model_type for c in variants())
-        if (given := fields.get("model_type", DEFAULT_VARIANT)) not in known:
+        types = sorted(c.model_type for c in variants())
+        if (given := fields.get("model_type", DEFAULT_VARIANT)) not in types:
             raise Refused(
-                f"sae.model_type {given!r} is unknown; hfsae has {', '.join(known)}; {IMPORT_HINT}"
+                f"sae.model_type {given!r} is unknown; hfsae has {', '.join(types)}; {IMPORT_HINT}"
             )
 
 
@@ -252,8 +252,10 @@ def _differences(key: str, old: Any, new: Any, default: Any) -> Iterator[tuple[s
     if isinstance(old, dict) and isinstance(new, dict):
         default = default if isinstance(default, dict) else {}
         for name in sorted({*old, *new} - _FREE):
-            known = default.get(name)
-            yield from _differences(f"{key}.{name}", old.get(name, known), new.get(name), known)
+            fallback = default.get(name)
+            yield from _differences(
+                f"{key}.{name}", old.get(name, fallback), new.get(name), fallback
+            )
     elif old != new:
         yield key, reprlib.repr(old), reprlib.repr(new)
 

@@ -87,9 +87,9 @@ def stale_stages(recipe: Recipe) -> list[str]:
     if not any(next(root.rglob(made), None) for made in (STEPS, CONFIG)):
         return []  # claimed, but no result yet: another recipe may take it
     theirs, ours = load_plain(root), as_plain(recipe)
-    if found := list(differences(theirs, ours, TRAINING_SECTIONS)):
-        listed = [f"{key} is {old} there and {new} here" for key, old, new in found[:_N_SHOWN]]
-        more = f"; {len(found) - _N_SHOWN} more" if len(found) > _N_SHOWN else ""
+    if changes := list(differences(theirs, ours, TRAINING_SECTIONS)):
+        listed = [f"{key} is {old} there and {new} here" for key, old, new in changes[:_N_SHOWN]]
+        more = f"; {len(changes) - _N_SHOWN} more" if len(changes) > _N_SHOWN else ""
         raise Refused(
             f"the folder {root} holds a run of another recipe ({'; '.join(listed)}{more}); give "
             "another training.output_dir or delete the folder"

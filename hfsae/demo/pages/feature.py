@@ -210,9 +210,9 @@ class FeaturePage(Page):
             return {self.notice: html("error", str(error))}
         view = self.actions.feature(saved["latent"])
         main = self.render(at.Feature(view["latent"]))[self.main]
-        said = html("said", f"The label of latent {saved['latent']} is saved.")
+        notice = html("said", f"The label of latent {saved['latent']} is saved.")
         others = {i: draft for i, draft in drafts.items() if i != saved["latent"]}
-        return {self.notice: said, self.main: main, self.drafts: others}
+        return {self.notice: notice, self.main: main, self.drafts: others}
 
 
 _ENDS = ((0, "low"), (-1, "high"))

@@ -63,9 +63,9 @@ class HealthPage(Page):
         }
 
     def _measured(self, text: str) -> str:
-        found = self.actions.measure(text)
+        metrics = self.actions.measure(text)
         facts = [
-            {"name": name, "value": _value(found[key]), "note": note}
+            {"name": name, "value": _value(metrics[key]), "note": note}
             for key, (name, note) in _TEXT_TILES.items()
         ]
         return html("measured", {"facts": facts})
@@ -84,20 +84,20 @@ class HealthPage(Page):
         )
 
     def _measure(self, *values: Any) -> at.Health:
-        asked = self.address(*values)
-        check_text(asked.text)  # there has to be one
-        return asked
+        address = self.address(*values)
+        check_text(address.text)  # there has to be one
+        return address
 
     def _compare(self, *values: Any) -> at.Health:
-        asked = self.address(*values)
-        check_name(asked.versus)
-        return asked
+        address = self.address(*values)
+        check_name(address.versus)
+        return address
 
 
-def _shown(part: Callable[[str], str], asked: str) -> str:
+def _shown(part: Callable[[str], str], text: str) -> str:
     """A part of the page, or the reason why it failed; the other part is shown anyway."""
     try:
-        return part(asked) if asked else ""
+        return part(text) if text else ""
     except ValueError as error:
         return html("error", str(error))
 
@@ -111,11 +111,11 @@ def _value(value: int | float | None) -> str:
 
 
 def _overview(view: dict[str, Any]) -> str:
-    known = {m["name"]: m for m in view["metrics"]}
+    metrics = {m["name"]: m for m in view["metrics"]}
     facts = [
-        {"name": name, "value": number(known[key]["value"]), "note": known[key]["unit"]}
+        {"name": name, "value": number(metrics[key]["value"]), "note": metrics[key]["unit"]}
         for key, name in _TILES.items()
-        if key in known
+        if key in metrics
     ]
     if view["dead"] is not None and view["counted_on"]:
         note = f"of {view['d_sae']:,}, on {view['counted_on']:,} tokens"

@@ -80,8 +80,8 @@ class InspectPage(Page):
         view = self.actions.inspect(a.prompt, a.latent, a.token, a.chat, a.max_density)
         compared = ""
         if a.versus:
-            found = self.actions.compare_prompts(a.prompt, a.versus, a.chat, a.max_density)
-            compared = html("compared", found)
+            differences = self.actions.compare_prompts(a.prompt, a.versus, a.chat, a.max_density)
+            compared = html("compared", differences)
         return {
             self.text: html("inspected", view),
             self.latents: html("firing", view),

@@ -77,7 +77,7 @@ class Page:
         """Updates of all below the inputs. Raises ValueError with a sentence for the notice."""
         return {}
 
-    def joined(self, asked: Any, *values: Any) -> Address:
+    def joined(self, other: Any, *values: Any) -> Address:
         """The state from the values of `inputs`, with another page's request."""
         raise NotImplementedError
 
@@ -91,7 +91,7 @@ class App:
 
     tabs: gr.Tabs
     link: gr.Textbox
-    asked: gr.State
+    address: gr.State
     """the address that the page was opened at; None until that is known"""
     pages: dict[str, Page] = field(default_factory=dict)
 
@@ -115,11 +115,11 @@ class App:
 
     def outputs(self, *names: str) -> list[Any]:
         """Components that showing any of these pages may update."""
-        found = [self.tabs, self.link]
+        components = [self.tabs, self.link]
         for name in names:
             page = self.pages[name]
-            found += [page.notice, *page.inputs, *page.outputs]
-        return list(dict.fromkeys(found))
+            components += [page.notice, *page.inputs, *page.outputs]
+        return list(dict.fromkeys(components))
 
     def on(
         self,
@@ -150,8 +150,8 @@ class App:
 
         def handler(event: gr.EventData, *values: Any) -> Updates:
             data = event._data if isinstance(event._data, dict) else {}
-            asked = [str(data.get(name) or "") for name in ("do", "at", "to")]
-            return self._guarded(page, to, asked, values)
+            request = [str(data.get(name) or "") for name in ("do", "at", "to")]
+            return self._guarded(page, to, request, values)
 
         return self._bind(panel.select, handler, page, leads_to, progress_on)
 
@@ -179,7 +179,7 @@ class App:
         self,
         page: Page,
         to: Callable[..., Address],
-        asked: Sequence[str],
+        request: Sequence[str],
         values: Sequence[Any],
     ) -> Updates:
         """Unchanged fields are not sent: somebody may be typing there. A latent to steer is added
@@ -187,7 +187,7 @@ class App:
         n = len(page.inputs)
         own, of_steer = values[:n], values[n:]
         try:
-            address = to(*asked, *own)
+            address = to(*request, *own)
             if of_steer and isinstance(address, Steer):
                 address = self.pages["steer"].joined(address, *of_steer)
             updates = self.show(address)

@@ -67,9 +67,9 @@ class SearchPage(Page):
         app.on_select(self.found, self._clicked, self, leads_to=("feature", "steer"))
 
     def _search(self, *values: Any) -> at.Search:
-        asked = self.address(*values)
-        check_query(asked.query)  # there has to be one
-        return asked
+        address = self.address(*values)
+        check_query(address.query)  # there has to be one
+        return address
 
     def _example(self, do: str, number: str, to: str, *values: Any) -> at.Search:
         return at.Search(*one_of(self.choices, number))

@@ -242,12 +242,12 @@ class SteerPage(Page):
     def _add_random(self, *values: Any) -> at.Steer:
         return self._with(self.actions.random_latent()["latent"], self.address(*values))
 
-    def joined(self, asked: at.Steer, *values: Any) -> at.Steer:
+    def joined(self, other: at.Steer, *values: Any) -> at.Steer:
         """This page's state plus the latent that another page asked for, and its text, if any."""
         now = self.address(*values)
-        if asked.prompt:
-            now = replace(now, prompt=asked.prompt, chat=asked.chat)
-        new = [latent for latent in asked.latents if latent not in now.latents]
+        if other.prompt:
+            now = replace(now, prompt=other.prompt, chat=other.chat)
+        new = [latent for latent in other.latents if latent not in now.latents]
         return self._with(new[0], now) if new else now
 
     def _with(self, latent: int, now: at.Steer) -> at.Steer:
@@ -294,20 +294,20 @@ class SteerPage(Page):
         finally:
             self.texts.end(session, run)
 
-    def _written(self, wanted: at.Steer, run: Run) -> Iterator[Updates]:
-        yield {self.notice: "", self.app.link: to_query(replace(wanted, run=True))}
-        job = check(self.subject, wanted.prompt, wanted.latents, wanted)
+    def _written(self, address: at.Steer, run: Run) -> Iterator[Updates]:
+        yield {self.notice: "", self.app.link: to_query(replace(address, run=True))}
+        job = check(self.subject, address.prompt, address.latents, address)
         apart = on_zero_gpu()  # the process with the GPU cannot ask, nor tell the KL once it ends
         options = {} if apart else {"stopped": lambda: run.over}
         view: dict[str, Any] = {}
-        for view in self.actions.write(job, sampling(wanted), **options):
+        for view in self.actions.write(job, sampling(address), **options):
             if run.over and (apart or not run.stopped):
                 break
-            yield {self.output: html("pair", {**view, "prompt": wanted.prompt})}
+            yield {self.output: html("pair", {**view, "prompt": address.prompt})}
         if run.stopped:
-            said = html("said", f"Stopped after {view['n_steered']} tokens.")
-            ended = {**view, "done": True, "prompt": wanted.prompt}
-            yield {self.notice: said, self.output: html("pair", ended)}
+            notice = html("said", f"Stopped after {view['n_steered']} tokens.")
+            ended = {**view, "done": True, "prompt": address.prompt}
+            yield {self.notice: notice, self.output: html("pair", ended)}
 
     def _suggest(self, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Updates:
         session = _session(request)
@@ -325,30 +325,30 @@ class SteerPage(Page):
         except ValueError as error:
             return {self.notice: html("error", str(error)), self.found: None}
         except _StoppedError:
-            said = html("said", "Stopped; the strengths are as they were.")
-            return {self.notice: said, self.found: None}
+            notice = html("said", "Stopped; the strengths are as they were.")
+            return {self.notice: notice, self.found: None}
         finally:
             self.sweeps.end(session, run)
 
     def _sweep(self, now: at.Steer, tell: Callable[[int, int], None]) -> Updates:
         # the process with the GPU could not call back
         progress = {} if on_zero_gpu() else {"progress": tell}
-        found = self.actions.sweep(now.prompt, now.latents, now, **progress)
-        suggested = {int(latent): strength for latent, strength in found["latents"].items()}
+        result = self.actions.sweep(now.prompt, now.latents, now, **progress)
+        suggested = {int(latent): strength for latent, strength in result["latents"].items()}
         return {
             self.notice: "",
-            self.suggestion: html("suggestion", {**found, "unit_name": UNIT_NAMES[now.unit]}),
-            self.found: (now, suggested) if found["strength"] else None,
+            self.suggestion: html("suggestion", {**result, "unit_name": UNIT_NAMES[now.unit]}),
+            self.found: (now, suggested) if result["strength"] else None,
         }
 
-    def _take(self, found: Any, *values: Any) -> Updates:
+    def _take(self, suggestion: Any, *values: Any) -> Updates:
         """The strengths found, unless others were set meanwhile."""
         try:
             now = self.address(*values)
         except ValueError:  # somebody is still typing
             return {self.chips: gr.skip()}
-        asked, suggested = found or (None, None)
-        if asked is None or replace(now, **_question(asked)) != now:
+        address, suggested = suggestion or (None, None)
+        if address is None or replace(now, **_question(address)) != now:
             return {self.chips: gr.skip()}
         new = replace(now, latents=suggested)
         return {
@@ -358,16 +358,16 @@ class SteerPage(Page):
         }
 
 
-def _question(asked: at.Steer) -> dict[str, Any]:
+def _question(address: at.Steer) -> dict[str, Any]:
     """The inputs of a search for a strength."""
     names = ("prompt", "latents", *(f.name for f in fields(Steering)))
-    return {name: getattr(asked, name) for name in names}
+    return {name: getattr(address, name) for name in names}
 
 
 def _chosen(latents: Any) -> dict[int, float]:
     """The page's latents and strengths: JSON has text for keys."""
-    known = latents if isinstance(latents, dict) else {}
-    return {int(latent): float(strength) for latent, strength in known.items()}
+    mapping = latents if isinstance(latents, dict) else {}
+    return {int(latent): float(strength) for latent, strength in mapping.items()}
 
 
 class _StoppedError(Exception):

@@ -61,7 +61,7 @@ class WhyPage(Page):
         return {
             self.next: html("next_tokens", view),
             self.effects: _effects(view),
-            self.checked: {**view, "asked": address},
+            self.checked: {**view, "address": address},
         }
 
     def wire(self, app: App) -> None:
@@ -90,9 +90,9 @@ class WhyPage(Page):
         )
 
     def _explain(self, *values: Any) -> at.Why:
-        asked = self.address(*values)
-        check_text(asked.prompt)  # there has to be one
-        return asked
+        address = self.address(*values)
+        check_text(address.prompt)  # there has to be one
+        return address
 
     def _example(self, do: str, number: str, to: str, *values: Any) -> at.Why:
         return at.Why(one_of(EXAMPLES, number))
@@ -110,16 +110,18 @@ class WhyPage(Page):
         data = event._data if isinstance(event._data, dict) else {}
         try:
             latent = whole(str(data.get("at") or ""))
-            asked: at.Why = view["asked"]
-            found = self.actions.check_ablation(asked.prompt, latent, asked.target, asked.contrast)
+            address: at.Why = view["address"]
+            result = self.actions.check_ablation(
+                address.prompt, latent, address.target, address.contrast
+            )
         except ValueError as error:
             return {self.notice: html("error", str(error))}
-        return {self.notice: "", self.ablated: (asked, latent, found["ablation"])}
+        return {self.notice: "", self.ablated: (address, latent, result["ablation"])}
 
     def _noted(self, ablated: Any, view: Any) -> Updates:
         """A check in its row, unless another question is shown by now."""
-        asked, latent, ablation = ablated or (None, None, None)
-        if asked is None or view.get("asked") != asked:
+        address, latent, ablation = ablated or (None, None, None)
+        if address is None or view.get("address") != address:
             return {self.effects: gr.skip()}
         rows = [
             {**row, "ablation": ablation} if row["latent"] == latent else row
