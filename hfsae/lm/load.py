@@ -4,6 +4,8 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -18,7 +20,13 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..machine.client import hub_reason
@@ -126,13 +134,25 @@ def empty_lm(
     """
     copy = _locate(name, revision, source)
     try:
-        config = AutoConfig.from_pretrained(copy.path, **copy.options)
+        config = _config(copy)
     except Exception as error:  # as in load_lm
         raise _refusal(name, revision, copy, error) from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise Refused(f"model {name!r} is a {config.model_type}, no causal language model")
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).eval()
+
+
+def _config(copy: _Copy) -> PreTrainedConfig:
+    if "gguf_file" not in copy.options:
+        return AutoConfig.from_pretrained(copy.path, **copy.options)
+    file = Path(copy.path) / copy.options["gguf_file"]
+    return deepcopy(_gguf_config(file, file.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=4)  # a read takes seconds: the file's head holds the whole vocabulary
+def _gguf_config(file: Path, changed: int) -> PreTrainedConfig:
+    return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
 
 
 def _refuse_random_weights(missing: Sequence[str]) -> None:
