@@ -5,6 +5,8 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +27,7 @@ from hfsae.lm import (
     find_module,
     load_lm,
     patch,
+    running_as,
     site_width,
     special_ids,
     splice,
@@ -396,6 +399,32 @@ def test_hooks_are_gone_after_use_and_after_an_exception(tiny_lm: PreTrainedMode
     with pytest.raises(RuntimeError, match="boom"), patch(tiny_lm, {"layers.1": boom}):
         tiny_lm(**tokens())
     assert n_hooks(tiny_lm) == before
+
+
+def test_a_block_that_broke_off_leaves_the_threads_context_as_it_was(tiny_lm: PreTrainedModel):
+    with capture(tiny_lm, ["layers.1"]):
+        tiny_lm(**tokens())
+    before = dict(copy_context())
+    with pytest.raises(RuntimeError, match="boom"), patch(tiny_lm, {"layers.1": boom}):
+        tiny_lm(**tokens())
+    assert dict(copy_context()) == before
+
+
+def test_a_forward_method_that_a_module_had_of_its_own_is_back_after_a_replacement(
+    make_tiny_lm: Callable,
+):
+    def breaks(*args: object, **kwargs: object) -> Tensor:
+        raise RuntimeError("boom")
+
+    lm = make_tiny_lm("gemma2")
+    block = lm.base_model.layers[1]
+    own = block.forward = partial(type(block).forward, block)  # as accelerate's hooks set one
+    with running_as({block: own}):
+        lm(**tokens())
+    assert vars(block)["forward"] is own
+    with pytest.raises(RuntimeError, match="boom"), running_as({block: breaks}):
+        lm(**tokens())
+    assert vars(block)["forward"] is own
 
 
 def test_hooks_are_gone_when_a_second_site_is_unknown(tiny_lm: PreTrainedModel):
@@ -1077,6 +1106,18 @@ def test_a_hub_that_is_down_is_asked_once(hub: LoopbackHub, loads: list, status:
     load_lm("a/broken")
     assert loads[0][1]["local_files_only"]
     assert len(hub.requests) == 1 and hub.waits == []
+
+
+@pytest.mark.parametrize("status, sentence", [(429, "asks for fewer"), (500, "answered 500")])
+def test_a_hub_that_knows_the_model_but_sends_no_file_is_one_sentence(
+    hub: LoopbackHub, status: int, sentence: str
+):
+    hub.add_repo("a/model")
+    hub.faults.append(Fault("*", "/resolve/", "status", times=None, status=status))
+    for load in (load_lm, empty_lm):
+        with pytest.raises(HubRefused, match=f"cannot be loaded: the Hub {sentence}") as error:
+            load("a/model")
+        assert "\n" not in str(error.value)
 
 
 def test_without_a_hub_the_packaged_copy_serves_unless_the_hubs_is_asked_for(

@@ -116,6 +116,16 @@ def test_other_text_at_a_loaded_position_is_refused(make_stream, monkeypatch):
     stopped.next_batch()  # a position from before these were kept
 
 
+def test_other_kept_tokens_at_a_loaded_position_are_refused(make_stream):
+    stopped, resumed = make_stream(), make_stream()
+    stopped.next_batch()
+    text = replace(resumed.rows.args, exclude_special_tokens=False)
+    resumed.rows = PackedRows(resumed.rows.tokenizer, text, "train", rows=4, epochs=None)
+    resumed.load_state_dict(stopped.state_dict())
+    with pytest.raises(ValueError, match="the text, or its tokens, differ from"):
+        resumed.next_batch()
+
+
 def test_another_language_model_at_a_loaded_position_is_refused(make_stream):
     stopped, resumed = make_stream(), make_stream()
     stopped.next_batch()
@@ -212,6 +222,17 @@ def test_nothing_is_prefetched_that_nobody_will_ask_for(make_stream):
         stream.next_batch()
     stream.close()
     assert harvested and harvested == sorted(harvested), "the third bucket was begun"
+
+
+def test_nothing_is_prefetched_after_a_bucket_that_the_last_batch_uses_up(make_stream):
+    stream = make_stream(prefetch=True)
+    stream.n_batches = len(stream.sample(10_000)["layers.1"]) // 32
+    harvested = []
+    stream.progress = lambda n, total: harvested.append(n)
+    for _ in range(stream.n_batches):
+        stream.next_batch()
+    stream.close()
+    assert not harvested, "the second bucket was begun"
 
 
 def test_closing_stops_a_bucket_on_its_way(make_stream):

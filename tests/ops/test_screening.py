@@ -125,6 +125,18 @@ def test_the_bound_bounds_every_value(device):
         assert (above <= off)[below].all(), name
 
 
+def test_the_bound_leaves_room_for_the_errors_of_all_sums(device):
+    """Where bfloat16 loses nothing: those of a float32 sum, and of a product by tensor cores."""
+    x, W = (normal(n, 48, seed=n).bfloat16().float().to(device) for n in (70, 90))
+    b, gap = (normal(90, seed=seed).to(device) for seed in (2, 3))
+    bound = screening._bound(x, W, b, b - gap, Workspace())
+    room = bound.W.double() @ bound.X.double().T - exact(x, W, b - (b - gap))
+    norms = W.double().norm(dim=1)[:, None] * x.double().norm(dim=1)
+    biases = 1.5 * 1.02 * gap.abs() + 0.5 * b.abs()
+    g = (48 + 8) * 2.0**-23
+    assert (room >= g * ((1.5 * 1.03 + 0.5) * norms + biases.double()[:, None])).all()
+
+
 def tensor_core_product(W: torch.Tensor, X: torch.Tensor, n_at_once: int = 4) -> torch.Tensor:
     """W X^T as tensor cores sum it: numbers are cut where they hang over the largest's 24 bits."""
     total = torch.zeros(len(W), len(X), dtype=torch.float64)
@@ -162,6 +174,18 @@ def test_the_k_largest_are_found(problem):
         wanted = (v >= largest[-1]) & (v > 0)
         assert (pairs == wanted)[~is_near].all(), f"k = {k}"
         assert (pairs.sum(0) <= k).all(), f"k = {k}"
+
+
+def test_the_largest_is_found_where_the_score_of_the_next_is_rounded_up(device):
+    """To above 1, where the steps of bfloat16 are twice as wide as below, where both values are."""
+    second = (torch.tensor([147.0] * 3 + [146.0] * 4) - 0.45) / 1024  # rounded up, all of them
+    rest = second.sum() + 2.0**-18 - 0.75
+    high = rest.bfloat16().float()
+    first = torch.stack([*torch.full((3,), 0.25), *torch.zeros(2), high, rest - high])
+    W = torch.stack([second, first]).to(device)
+    x, b = torch.ones(1, 7, device=device), torch.zeros(2, device=device)
+    assert second.sum() < first.sum() < 1
+    assert screen_top_k(x, W, b, 1, Workspace()).latents.tolist() == [1]
 
 
 def test_the_largest_of_the_batch_are_found(problem, monkeypatch):
