@@ -86,6 +86,7 @@ class Row(NamedTuple):
         return not (self.latents < TOLERANCE and self.recon < TOLERANCE)  # also for NaN
 
 
+@torch.no_grad()
 def architectures() -> Iterator[tuple[str, hfsae.SAE]]:
     """Every variant with every option, filled with distinctive numbers that its name tells."""
     place = {"d_in": D_IN, "d_sae": D_SAE, "site": "layers.1", "model_name": "google/gemma-3-1b-pt"}
@@ -94,6 +95,8 @@ def architectures() -> Iterator[tuple[str, hfsae.SAE]]:
             name = f"{variant}_{option}".rstrip("_")
             sae = AutoModel.from_config(AutoConfig.for_model(**(place | fields | more)))
             fill(name, sae)
+            if isinstance(sae, hfsae.BatchTopKSAE):  # a high draw would turn nearly all latents off
+                sae.threshold.mul_(0.5)
             yield name, sae.eval()
 
 
