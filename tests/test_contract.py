@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig, collect, splice
+from hfsae.lm import cache_name
 from hfsae.lm.contract import check, differences, terms, tokenizer_hash
 
 
@@ -93,6 +94,14 @@ def test_text_without_bos_is_a_warning_and_generation_none(lm, sae):
         lm.generate(torch.tensor([[2, 70, 71]]), max_new_tokens=3, do_sample=False)
     sae.config.bos = "none"
     run(lm, sae, ((70, 71, 72),))
+
+
+def test_text_that_goes_on_from_a_cache_needs_no_bos_of_its_own(lm, sae):
+    with torch.no_grad():
+        cache = lm(torch.tensor([[2, 70]]), use_cache=True)[cache_name(lm)]
+        with warnings.catch_warnings(), splice(lm, sae):
+            warnings.simplefilter("error")
+            lm(input_ids=torch.tensor([[71, 72]]), **{cache_name(lm): cache})
 
 
 def test_a_site_or_width_of_another_model_is_an_error(lm, sae, make_tiny_lm):

@@ -700,6 +700,13 @@ def test_sparing_works_for_input_ids_by_position_and_needs_them(tiny_lm: PreTrai
             tiny_lm(inputs_embeds=embedded)
 
 
+def test_bos_eos_and_padding_of_both_configs_are_spared_by_default(make_tiny_lm: Callable):
+    lm = make_tiny_lm("gemma2")
+    lm.config.bos_token_id, lm.config.eos_token_id, lm.config.pad_token_id = 2, [1, 107], 0
+    lm.generation_config.eos_token_id = [1, 106]
+    assert special_ids(lm) == [0, 1, 2, 106, 107]
+
+
 def test_a_keep_mask_of_another_shape_is_refused(tiny_lm: PreTrainedModel):
     keep = torch.ones(3, 12, dtype=torch.bool)
     with splice(tiny_lm, ToySAE("layers.1"), keep=keep):
