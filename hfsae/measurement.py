@@ -230,7 +230,7 @@ def again(
 def measure(recipe: Recipe, sae: SAE, folder: Path, result: str, source: str) -> None:
     """Make one result in a folder that holds an SAE, and its figures and card again.
 
-    Only the held-out side of the text is read.
+    Only the test side of the text is read; evaluation may be set to another.
 
     Args:
         result: "evaluation.json" or "features/meta.json".
@@ -251,7 +251,7 @@ def measure(recipe: Recipe, sae: SAE, folder: Path, result: str, source: str) ->
         "norm_limits": limits,
     }
     more = public_record({"measured_with": note})
-    write_result(result, recipe, loaded, sae, folder, limits, side="held_out", more=more)
+    write_result(result, recipe, loaded, sae, folder, limits, side="test", more=more)
     finish(folder)
 
 
@@ -259,7 +259,7 @@ def _limits(recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path) -> dict[st
     """Norm limits: from the first rows if a ratio is given, else from the record of the SAE's
     training, else no limits."""
     if recipe.harvest.max_norm_ratio is not None:
-        rows = next(iter(read_rows(recipe, loaded, "held_out", None)))
+        rows = next(iter(read_rows(recipe, loaded, recipe.evaluation.side, None)))
         args = HarvestArguments(recipe.harvest.rows, recipe.harvest.max_norm_ratio)
         harvester = Harvester(loaded.lm, list(dict.fromkeys(sae.config.places)), args)
         harvester(rows)

@@ -11,6 +11,7 @@ import torch
 
 import hfsae
 from hfsae.activations import HarvestArguments, Harvester, ShuffleArguments, ShuffledActivations
+from hfsae.activations.tokens import documents
 from hfsae.machine.files import read_json
 from hfsae.machine.refused import Damaged, HubRefused
 
@@ -74,13 +75,28 @@ def test_texts_are_evaluated_as_the_rows_that_they_fill(tiny_lm, tiny_tokenizer)
     sae = make_sae("layers.1")
     given = {"dataset": TEXTS, "held_out_fraction": 1.0, "shuffle_documents": False}
     rows = hfsae.PackedRows(
-        tiny_tokenizer, hfsae.TextArguments(**given), "held_out", rows=HarvestArguments().rows
+        tiny_tokenizer, hfsae.TextArguments(**given), "test", rows=HarvestArguments().rows
     )
     of_rows = hfsae.evaluate(tiny_lm, sae, rows, ARGS)
     of_texts = hfsae.evaluate(tiny_lm, sae, TEXTS, ARGS, tokenizer=tiny_tokenizer)
     assert of_texts.to_dict() == of_rows.to_dict()
     store = hfsae.collect(tiny_lm, sae, TEXTS, tokenizer=tiny_tokenizer)
     assert store.meta["n_tokens"] == sum(int(batch.keep.sum()) for batch in rows)
+
+
+def test_evaluation_reads_the_side_that_its_arguments_name(tiny_lm, tiny_tokenizer, monkeypatch):
+    stories = [f"story number {i}" for i in range(60)]
+    text = hfsae.TextArguments(
+        stories, context_size=16, held_out_fraction=0.2, validation_fraction=0.3
+    )
+    for side in ("test", "validation"):
+        args = hfsae.EvaluationArguments(bootstrap_samples=9, side=side)
+        result = hfsae.evaluate(tiny_lm, make_sae("layers.1"), text, args, tokenizer=tiny_tokenizer)
+        assert result.side == side
+        assert result.n_documents == sum(1 for _ in documents(text, side))
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
+    with pytest.raises(ValueError, match=r"evaluation\.side is 'train'; it can be 'test' or"):
+        hfsae.EvaluationArguments(side="train")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_short_list_is_read_whole(tiny_lm, tiny_tokenizer):

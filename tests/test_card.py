@@ -87,7 +87,7 @@ def finished(tiny_lm, tiny_tokenizer, tmp_path_factory) -> Path:
     sae = JumpReLUSAE(config).eval()
     sae.save_pretrained(folder)
     text = TextArguments(dataset=DOCUMENTS, context_size=32, held_out_fraction=0.25)
-    rows = PackedRows(tiny_tokenizer, text, "held_out", rows=4)
+    rows = PackedRows(tiny_tokenizer, text, "test", rows=4)
     arguments = EvaluationArguments(bootstrap_samples=50)
     result = evaluate(tiny_lm, sae, rows, arguments)
     (folder / "evaluation.json").write_text(json.dumps(result.to_dict()))
@@ -206,6 +206,16 @@ def test_the_snippet_loads_the_folder_and_encodes(
         states = tiny_lm(**scope["tokens"], output_hidden_states=True).hidden_states[2]
         assert torch.equal(scope["latents"], scope["sae"].encode(states))
     assert "indices" in capsys.readouterr().out
+
+
+def test_a_card_without_a_latent_to_show_is_written(folder):
+    """As of a small SAE, each of whose latents fires on more than a tenth of the tokens."""
+    path = folder / "features" / "latents.parquet"
+    table = pq.read_table(path)
+    dense = pa.array([0.5] * len(table), table.schema.field("density").type)
+    at = table.schema.get_field_index("density")
+    pq.write_table(table.set_column(at, "density", dense), path)
+    assert "## Metrics" in write_card(folder).read_text(encoding="utf-8")
 
 
 def test_without_a_language_model_the_snippet_still_runs(folder, monkeypatch):

@@ -120,6 +120,8 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["train", "nowhere.yaml"], "there is no recipe nowhere.yaml"),
         (["train", RECIPE, "--training.bach_size", "5"], "closest: '--training.batch_size'"),
         (["train", RECIPE, "--training.learning_rat", "1"], "closest: '--training.learning_rate'"),
+        (["train", RECIPE, "--training.lr", "1"], "closest: '--training.learning_rate'"),
+        (["train", RECIPE, "--training.qqq", "1"], "--training.qqq'; `hfsae train --help_all`"),
         (["train", RECIPE, "--trainning.seed", "5"], "no option '--trainning.seed'"),
         (["train", RECIPE, "--sae.k", "5"], "a jumprelu_sae has no field 'k'; with sae.model_type"),
         (["train", RECIPE, "--training.n_tokens", "many"], "must be a whole number, got 'many'"),
@@ -155,7 +157,7 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["train", RECIPE, "--sae.d_sae", "1e12"], "of main memory needed, but this machine has"),
         (["train", RECIPE, "--training.output_dir", str(ROOT)], "something else"),
         (["train", RECIPE, "--text.dataset", ""], "text.dataset is ''; name a file, a folder"),
-        (["train", RECIPE, "--sae.model_type", "mine"], "imported with --import MODULE"),
+        (["train", RECIPE, "--sae.model_type", "mine"], "import the module of a variant of your own first"),
         (["show", "a", "--import", "not_there"], "--import not_there: ModuleNotFoundError"),
     ],
 )
@@ -359,13 +361,15 @@ def test_an_unfinished_training_says_how_to_go_on(tmp_path, capsys):
     "values, sentences",
     [
         ({"l0": 51.0, "fvu": 0.2, "dead_share": 0.1}, []),
+        ({"l0": 51.0, "side": "validation"}, ["settings may have been chosen"]),
         ({"l0": 57.0, "fvu": 0.2, "dead_share": 0.1}, ["L0 is 57.0, +14% off its target of 50"]),
         ({"l0": 7.0, "fvu": 112.4, "dead_share": 0.986}, ["-86%", "FVU is 112", "99% of latents"]),
     ],
 )
 def test_what_speaks_against_an_sae_is_said(tmp_path, values, sentences):
+    side = values.pop("side", "test")
     metrics = {name: {"value": value} for name, value in values.items()}
-    (tmp_path / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
+    (tmp_path / "evaluation.json").write_text(json.dumps({"metrics": metrics, "side": side}))
     (tmp_path / "config.json").write_text(json.dumps({"target_l0": 50}))
     found = misgivings(tmp_path)
     assert len(found) == len(sentences)
@@ -465,7 +469,7 @@ def test_a_recipe_names_a_variant_in_a_module_of_ones_own(tmp_path, loads, capsy
     plain = as_plain(tiny_recipe(tmp_path / "out", collect_tokens=0))
     plain["sae"] = {"model_type": "shifted_sae", "site": "layers.1", "d_sae": 32}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain))
-    assert "imported with --import MODULE" in refused(["train", "recipe.yaml"], capsys)
+    assert "import the module of a variant of your own first" in refused(["train", "recipe.yaml"], capsys)
     assert main(["train", "recipe.yaml", "--import", "my_variants"]) == 0
     assert type(load_trained(tmp_path / "out")).__name__ == "ShiftedSAE"
     assert "--import my_variants" in read_json(tmp_path / "out" / "training.json")["command"]

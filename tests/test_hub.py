@@ -112,6 +112,7 @@ def test_nothing_is_public_by_accident(hub, folder):
     said: list[str] = []
     hfsae.push(folder, ID, token=WRITE, private=False, dry_run=True, tell=said.append)
     assert "public model repository" in said[0] and "visible to EVERYONE" in said[0]
+    assert said[1:] == ["dry run: nothing was sent"]
     assert hub.repos == {} and hub.seen("POST") == []
     hfsae.push(folder, ID, token=WRITE)
     with pytest.raises(

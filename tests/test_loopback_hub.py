@@ -270,7 +270,7 @@ def test_a_recipes_text_is_read_from_a_data_set_on_the_hub(hub):
     datasets.Dataset.from_dict(texts).push_to_hub("alice/texts", token=WRITE)
     for streaming in (True, False):
         args = TextArguments(dataset="alice/texts", held_out_fraction=0.3, streaming=streaming)
-        train, held_out = ([d.text for d in documents(args, s)] for s in ("train", "held_out"))
+        train, held_out = ([d.text for d in documents(args, s)] for s in ("train", "test"))
         assert sorted(train + held_out) == sorted(texts["text"]) and train and held_out
     with pytest.raises(ValueError, match="text_column to one of"):
         list(documents(TextArguments(dataset="alice/texts", text_column="body"), "train"))

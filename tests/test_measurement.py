@@ -48,7 +48,7 @@ def test_an_sae_of_another_format_is_evaluated_collected_shown_and_has_a_card(
     recipe = Recipe(evaluation=EvaluationArguments(n_tokens=300, bootstrap_samples=20))
     recipe.text.dataset, recipe.text.context_size = TEXTS, 16
     recipe.text.held_out_fraction, recipe.harvest.rows = 1.0, 8
-    rows = read_rows(recipe, hfsae.LoadedLM(tiny_lm, tiny_tokenizer, ""), "held_out", 300)
+    rows = read_rows(recipe, hfsae.LoadedLM(tiny_lm, tiny_tokenizer, ""), "test", 300)
     expected = evaluate(tiny_lm, hfsae.load("foreign"), rows, recipe.evaluation)
     assert found["metrics"]["fvu"]["value"] == pytest.approx(expected.metrics["fvu"].value)
     assert found["metrics"]["l0"]["value"] == pytest.approx(expected.metrics["l0"].value)

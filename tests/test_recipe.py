@@ -65,6 +65,13 @@ def test_a_second_run_reuses_everything_without_loading_the_language_model(tmp_p
     assert len(loads) == 1 and before == after
 
 
+def test_a_run_shorter_than_a_bucket_harvests_no_more_than_it_uses(tmp_path, loads):
+    run(tiny_recipe(tmp_path / "out", training={"n_tokens": 96, "warm_start_steps": 1}))
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    one_batch = 8 * 16  # rows of tokens: harvested whole
+    assert 96 <= record["harvested"]["kept"] < 96 + one_batch
+
+
 def test_a_changed_section_does_only_its_own_stage_again(tmp_path, loads):
     run(tiny_recipe(tmp_path / "out"))
     weights = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns

@@ -9,22 +9,28 @@ from transformers import PreTrainedTokenizerBase
 
 from ..lm import tokenizer_of
 from .harvest import HarvestArguments
-from .tokens import PackedRows, TextArguments, TokenBatch
+from .tokens import PackedRows, Split, TextArguments, TokenBatch
 
 Given = str | Sequence[str] | TextArguments | Iterable[TokenBatch]
 """A text, several texts, a data set, or rows of tokens."""
 
 
 def as_rows(
-    given: Given, lm: nn.Module, config: Any, tokenizer: PreTrainedTokenizerBase | None
+    given: Given,
+    lm: nn.Module,
+    config: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    side: Split = "test",
 ) -> Iterable[TokenBatch]:
     """Rows of tokens: the given ones, or rows packed from texts.
 
     Args:
         given: a list is read whole, in rows of 128 tokens (fewer for a shorter list); of a
-            `TextArguments` the held-out side is read.
+            `TextArguments` one side is read.
         config: the SAE's config; its `bos` sets the places of BOS tokens.
         tokenizer: None: the tokenizer that `hfsae.load_lm` loaded with the model.
+        side: of a `TextArguments`.
 
     Raises:
         ValueError: text without a tokenizer.
@@ -37,10 +43,11 @@ def as_rows(
     tokenizer = tokenizer or tokenizer_of(lm)
     if not isinstance(given, TextArguments):
         given = _of_list([str(text) for text in cast(Sequence[str], given)], tokenizer)
+        side = "test"  # holds all of a list
     bos = getattr(config, "bos", None) or given.bos
     if tokenizer.bos_token_id is None:
         bos = "none"
-    return PackedRows(tokenizer, replace(given, bos=bos), "held_out", rows=HarvestArguments().rows)
+    return PackedRows(tokenizer, replace(given, bos=bos), side, rows=HarvestArguments().rows)
 
 
 def _of_list(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> TextArguments:

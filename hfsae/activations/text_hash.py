@@ -16,7 +16,7 @@ _WHOLE, _END, _BLOCK = 2**30, 2**26, 2**24
 
 
 def text_fingerprint(args: TextArguments) -> str | None:
-    """Fingerprint of the whole text, both sides; None if the Hub does not answer.
+    """Fingerprint of the whole text, all sides; None if the Hub does not answer.
 
     A hash of: the texts of listed or packaged documents; the contents of local files, in reading
     order; the names and hashes of a Hub data set's files, from one request (its card may change).

@@ -2,8 +2,9 @@
 
     text --documents()--> Document --PackedRows--> TokenBatch
 
-A document's side (train or held out) is decided by a hash of its text before anything is
-tokenised, so no document, and no second copy of one, is ever on both sides, whatever the seed.
+A document's side (train, validation or test) is decided by a hash of its text before anything is
+tokenised, so no document, and no second copy of one, is ever on two sides, whatever the seed.
+Settings are chosen on validation, results are reported of test.
 """
 
 import copy
@@ -29,7 +30,7 @@ from ..machine.visible import LOCAL_FILES
 from ..packaged import packaged_text
 
 logger = logging.getLogger(__name__)
-Split = Literal["train", "held_out"]
+Split = Literal["train", "validation", "test"]
 _SHOWN = 10  # names of files that are not read
 _DOCUMENTS_AT_ONCE = 64  # tokenised together: enough to keep a fast tokenizer's threads busy
 _SHUFFLE_BUFFER = 10_000  # documents held while a Hub data set is streamed
@@ -47,7 +48,7 @@ class TextArguments:
     dataset_revision: str | None = None
     """The Hub data set's branch, tag or commit."""
     dataset_split: str = "train"
-    """The Hub data set's split; held-out documents are taken out of it by hash."""
+    """The Hub data set's split; all sides are taken out of it by hash."""
     text_column: str = "text"
     """The column of a jsonl, parquet or Hub data set that holds a document."""
     streaming: bool = True
@@ -60,7 +61,11 @@ class TextArguments:
     bos: Literal["row", "document", "none"] = "row"
     """Where BOS tokens go: at the start of each row, of each document, or nowhere."""
     held_out_fraction: float = 0.05
-    """Expected share of documents on the held-out side; documents are never cut in two for it."""
+    """Expected share of documents on the test side, which evaluation reads; documents are never
+    cut in two for it."""
+    validation_fraction: float = 0.0
+    """Expected share of documents on the validation side, for choosing settings. It is taken from
+    the training side: the test side stays the same."""
     max_document_chars: int | None = None
     """Cut longer documents at whitespace into pieces of at most this many characters. Pieces are
     ordered one by one but keep their document's id, number and side."""
@@ -79,8 +84,9 @@ class TextArguments:
             raise Refused(f"bos is {self.bos!r}; it can be 'row', 'document' or 'none'")
         if self.context_size < 2:
             raise Refused(f"context_size is {self.context_size}; a row needs 2 tokens or more")
-        if not 0 <= self.held_out_fraction <= 1:
-            raise Refused(f"held_out_fraction is {self.held_out_fraction}; use a fraction, 0 to 1")
+        for name in ("held_out_fraction", "validation_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise Refused(f"{name} is {getattr(self, name)}; use a fraction, 0 to 1")
         if self.max_document_chars is not None and self.max_document_chars < 1:
             raise Refused(
                 f"max_document_chars is {self.max_document_chars}; use 1 or more, or null"
@@ -93,7 +99,7 @@ class Document(NamedTuple):
     text: str
     """The document, or one piece of it."""
     number: int
-    """The document's place among all documents of the source, both sides counted."""
+    """The document's place among all documents of the source, all sides counted."""
 
 
 class TokenBatch(NamedTuple):
@@ -122,29 +128,39 @@ def _side(args: TextArguments, split: Split) -> Iterator[Document]:
     for number, text in enumerate(filter(str.strip, texts(args))):
         n_read += 1
         id_ = _hash(" ".join(text.split()))
-        held_out = int(id_, 16) < args.held_out_fraction * 2**64
-        if held_out == (split == "held_out"):
+        if side_of(id_, args) == split:
             n_chosen += 1
             yield from (Document(id_, piece, number) for piece in _pieces(text, args))
     if not n_read:
-        raise Refused(f"data set {_name(args)} holds no text; give one with non-empty documents")
+        raise Refused(f"{_name(args)} holds no text; give one with non-empty documents")
     if not n_chosen:
         raise Refused(_one_sided(args, split, n_read))
 
 
+def side_of(document_id: str, args: TextArguments) -> Split:
+    """The side of a document, by its hash."""
+    place, test = int(document_id, 16), args.held_out_fraction
+    if place < test * 2**64:
+        return "test"
+    return "validation" if place < (test + args.validation_fraction) * 2**64 else "train"
+
+
 def _one_sided(args: TextArguments, split: Split, n_read: int) -> str:
-    fraction, hint = args.held_out_fraction, "change it or give more documents"
-    if n_read == 1 and 0 < fraction < 1:
+    name = "validation_fraction" if split == "validation" else "held_out_fraction"
+    fraction, hint = getattr(args, name), "change it or give more documents"
+    if split == "validation" and fraction == 0:
+        hint = "raise it: settings are chosen on these documents"
+    elif n_read == 1 and 0 < fraction < 1:
         hint = (
             "documents are split whole, and a .txt file is one: give several files or a .jsonl "
             "with a document on each line, or evaluate on nothing with "
             "--text.held_out_fraction 0 --evaluation.n_tokens 0"
         )
-    elif split == "held_out" and fraction == 0:
+    elif split == "test" and fraction == 0:
         hint = "raise it, or evaluate on nothing with --evaluation.n_tokens 0"
     return (
         f"none of the {n_read} documents of {_name(args)} is on the {split} side at "
-        f"text.held_out_fraction={fraction}; {hint}"
+        f"text.{name}={fraction}; {hint}"
     )
 
 
@@ -153,7 +169,7 @@ def _hash(text: str) -> str:
 
 
 def _name(args: TextArguments) -> str:
-    return repr(args.dataset) if isinstance(args.dataset, str) else "given as a list"
+    return f"data set {args.dataset!r}" if isinstance(args.dataset, str) else "the given list"
 
 
 def _pieces(text: str, args: TextArguments) -> Iterator[str]:
@@ -171,7 +187,7 @@ def _pieces(text: str, args: TextArguments) -> Iterator[str]:
 
 
 def texts(args: TextArguments) -> Iterator[str]:
-    """The text of each document of the data set, both sides, in the source's order."""
+    """The text of each document of the data set, all sides, in the source's order."""
     if not isinstance(args.dataset, str):
         yield from args.dataset
     elif args.dataset.startswith("packaged:"):
@@ -411,7 +427,7 @@ class PackedRows:
             yield self._take(state, n_rows, row_tokens)
         if not state["tokens"]:
             raise Refused(
-                f"the {self.split} side of data set {_name(self.args)} fills no row of "
+                f"the {self.split} side of {_name(self.args)} fills no row of "
                 f"context_size={self.args.context_size}; use a smaller one or more text"
             )
 
@@ -428,7 +444,7 @@ class PackedRows:
                 yield
             if not (n_skipped or keeps_any):
                 raise Refused(
-                    f"the documents on the {self.split} side of data set {_name(self.args)} hold "
+                    f"the documents on the {self.split} side of {_name(self.args)} hold "
                     "no tokens, or only special ones; give other text, or keep these with "
                     "text.exclude_special_tokens false"
                 )

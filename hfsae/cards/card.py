@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from jinja2 import ChainableUndefined, Environment, TemplateError
@@ -124,6 +125,11 @@ def _misgivings(config: Json, record: Json, evaluation: Json) -> list[str]:
             f"FVU is {fvu:.3g}, {fvu / trained:.1f} times that at the end of training: this text "
             "is unlike the training text, so the metrics are not those of the SAE on such text"
         )
+    if evaluation.get("side") == "validation":
+        reasons.append(
+            "the metrics are of validation documents, on which settings may have been chosen: "
+            "measure results with --evaluation.side test"
+        )
     if dead > 0.5:
         reasons.append(f"{dead:.0%} of latents never fired on the evaluation's tokens")
     return reasons
@@ -153,6 +159,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
             evaluation=evaluation,
             measured=measured,
             measured_text=_measured_text(measured),
+            kind_of_documents=_kind_of_documents(evaluation),
             has_probe=(folder / PROBE).is_file(),
             misgivings=_misgivings(config, record, evaluation),
             figures=_figures(folder / FIGURES),
@@ -346,7 +353,8 @@ def _is_hub_dataset(dataset: Any) -> bool:
 def _eval_results(facts: Json, evaluation: Json) -> list[EvalResult]:
     measured, metrics = evaluation.get("measured_with", {}), evaluation.get("metrics", {})
     text = measured.get("text", facts["text"])
-    dataset, kind = text.get("dataset"), "documents" if measured else "held-out documents"
+    dataset = text.get("dataset")
+    kind = "documents" if measured else f"{_kind_of_documents(evaluation)} documents"
     return [
         EvalResult(
             task_type="feature-extraction",
@@ -359,6 +367,10 @@ def _eval_results(facts: Json, evaluation: Json) -> list[EvalResult]:
         for name, label in _INDEXED.items()
         if metrics.get(name, {}).get("value") is not None
     ]
+
+
+def _kind_of_documents(evaluation: Json) -> str:
+    return "validation" if evaluation.get("side") == "validation" else "held-out"
 
 
 def _figures(folder: Path) -> list[tuple[str, str]]:
@@ -378,7 +390,8 @@ def shown_latents(folder: Path) -> Iterator[Json]:
     ids, densities = (table[name].to_pylist() for name in columns[:2])
     fitting = sorted(i for i, density in zip(ids, densities, strict=True) if 1e-4 <= density <= 0.1)
     chosen = sorted(random.Random(0).sample(fitting, min(_N_LATENTS, len(fitting))))
-    shown = table.take([row for row, latent in enumerate(ids) if latent in chosen])
+    rows = [row for row, latent in enumerate(ids) if latent in chosen]
+    shown = table.take(np.array(rows, dtype=np.int64))  # an empty list would have no type
     top = [("latent", "in", chosen), ("kind", "=", "top"), ("rank", "<", _N_EXAMPLES)]
     strongest = read_table(paths[1], _EXAMPLE, top) if chosen else table.slice(0, 0)
     for each in (shown, strongest):

@@ -8,6 +8,7 @@ import re
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from textwrap import wrap
 from typing import Any, Literal, get_args, get_origin
 
@@ -162,8 +163,19 @@ def in_words(type_: Any) -> str:
 
 def with_names(problem: str, name: str, names: list[str]) -> str:
     """The problem of an unknown name, with the nearest names or else all of them."""
+    section, dot, field = name.rpartition(".")
+    own = {n: n.removeprefix(section + dot) for n in names if n.startswith(section + dot)}
+    if short := [n for n, own_field in own.items() if _initials(own_field) == field]:
+        return f"{problem}; closest: {', '.join(map(repr, short))}"
+    if dot and own and not get_close_matches(field, [*own.values()]):
+        return f"{problem}; `hfsae train {_ALL}` lists all"  # the section alone is alike
     every = f"; known: {', '.join(n for n in names if '.' not in n)}"
     return f"{problem}{closest(name, names) or every}"
+
+
+def _initials(field: str) -> str:
+    """As people shorten it: "lr" of "learning_rate"."""
+    return "".join(part[:1] for part in field.split("_"))
 
 
 def explained(name: str, text: str, default: Any = None) -> list[str]:

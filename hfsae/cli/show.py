@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..cards import misgivings
 from ..evaluation import EvaluationResult
+from ..evaluation.result import KINDS_OF_DOCUMENTS
 from ..features import ANSI, PLAIN, FeatureStore, show
 from ..machine.files import printable, printable_lines, read_json, reading
 from ..machine.names import CONFIG, EVALUATION, FEATURES, META, TRAINING
@@ -58,7 +59,7 @@ def _print_metrics(folder: Path) -> None:
     data = read_json(path)
     with reading(path):
         result = EvaluationResult.from_dict(data)
-        kind = "" if "measured_with" in data else "held-out "
+        kind = "" if "measured_with" in data else f"{KINDS_OF_DOCUMENTS[result.side or 'test']} "
         print(f"{result.n_tokens:,} {kind}tokens of {result.n_documents} documents:\n")
         print(printable_lines(result.table()))
         print("".join(f"\nnote: {sentence}" for sentence in misgivings(folder)))

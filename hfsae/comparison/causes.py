@@ -50,8 +50,11 @@ def _distance(m: Measured, l0: float) -> float:
 
 
 def measure(sae: SAE, recipe: Recipe, loaded: LoadedLM, args: CausalArguments) -> Causes:
-    """Measure one SAE on held-out text. Load the language model in float32 for precise effects."""
-    rows = read_rows(recipe, loaded, "held_out", recipe.evaluation.n_tokens)
+    """Measure one SAE on the evaluation's side of the text.
+
+    Load the language model in float32 for precise effects.
+    """
+    rows = read_rows(recipe, loaded, recipe.evaluation.side, recipe.evaluation.n_tokens)
     ids = torch.cat([batch.input_ids for batch in rows])
     control = causal_control(loaded.lm, sae, ids, n_tokens=args.n_tokens, seed=args.seed)
     shares = uniformity(loaded.lm, sae, ids, n_tokens=args.n_tokens, seed=args.seed)

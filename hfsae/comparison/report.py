@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from ..activations import Split, TextArguments, documents, is_hub
+from ..evaluation.result import KINDS_OF_DOCUMENTS
 from ..machine.files import write_whole
 from ..machine.names import FIGURES, REPORT, REPORT_PAGE
 from ..recipe import as_plain
@@ -122,9 +123,9 @@ class _Parts:
             f"seed: {_from_to(map(self.frontiers.n_saes, c.arms))}; seeds: "
             f"{', '.join(map(str, c.seeds))}. A seed sets the initial weights and the order of "
             "activations, the same for all arms; all seeds use the same tokens. Evaluated on "
-            f"{c.evaluation.n_tokens:,} held-out tokens. Training took {hours:.2f} h of wall-clock "
-            f"time, summed over all runs; machines: {self._machines()}. Report made with torch "
-            f"{torch.__version__}."
+            f"{c.evaluation.n_tokens:,} {KINDS_OF_DOCUMENTS[c.evaluation.side]} tokens. Training "
+            f"took {hours:.2f} h of wall-clock time, summed over all runs; machines: "
+            f"{self._machines()}. Report made with torch {torch.__version__}."
         )
 
     def _widths(self) -> str:
@@ -397,15 +398,19 @@ def _documents(text: TextArguments) -> str:
         return (
             f"{split} (configuration {text.dataset_config or 'by default'}, split "
             f"{text.dataset_split}, revision {text.dataset_revision or 'main'}; by a hash of their "
-            f"text, {100 * text.held_out_fraction:g} % held out)"
+            f"text, {100 * text.held_out_fraction:g} % held out, "
+            f"{100 * text.validation_fraction:g} % for validation)"
         )
     rows = [["side", "documents", "digest of their hashes"]]
-    sides: dict[Split, set[str]] = {"train": set(), "held_out": set()}
-    for side, ids in sides.items():
-        ids |= {document.id for document in documents(text, side)}
-        digest = blake2b("".join(sorted(ids)).encode(), digest_size=8).hexdigest()
-        rows.append([side.replace("_", "-"), f"{len(ids):,}", f"`{digest}`"])
-    shared = len(sides["train"] & sides["held_out"])
+    names: dict[Split, str] = {"train": "train", "test": "held-out"}
+    if text.validation_fraction:
+        names["validation"] = "validation"
+    sides: list[set[str]] = []
+    for side, name in names.items():
+        sides.append({document.id for document in documents(text, side)})
+        digest = blake2b("".join(sorted(sides[-1])).encode(), digest_size=8).hexdigest()
+        rows.append([name, f"{len(sides[-1]):,}", f"`{digest}`"])
+    shared = sum(map(len, sides)) - len(set().union(*sides))
     return f"{_table(rows)}\n\n{split} (documents on both sides: {shared})"
 
 

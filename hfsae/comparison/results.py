@@ -109,8 +109,11 @@ def is_measured(run: ArmRun, name: str) -> bool:
         return False
     _, made = read_tensors(sums)
     text = evaluation.read_text(encoding="utf-8", errors="replace")
-    same = {"with": _evaluation_settings(run, name), "of": _digest(text)}
-    return all(made.get(key, value) == value for key, value in same.items())
+    settings = _evaluation_settings(run, name)
+    if made.get("of", _digest(text)) != _digest(text):
+        return False
+    old, new = ({"evaluation": json.loads(each)} for each in (made.get("with", settings), settings))
+    return not any(differences(old, new, ["evaluation"]))
 
 
 def _evaluation_settings(run: ArmRun, name: str) -> str:

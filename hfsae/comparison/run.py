@@ -21,7 +21,7 @@ from ..recipe import (
     alone,
     as_plain,
     check,
-    evaluate_held_out,
+    evaluate_saes,
     finish,
     load,
     load_trained,
@@ -144,7 +144,7 @@ def _train_and_evaluate_alone(
     for key, sae in saes.items():
         limits |= norm_limits(sae, folders[key])
     logger.info("%s: evaluating %d SAEs", title, len(saes))
-    for key, result in evaluate_held_out(runs[0].recipe, loaded, saes, limits).items():
+    for key, result in evaluate_saes(runs[0].recipe, loaded, saes, limits).items():
         results.write(result, *missing[key])
         finish(folders[key])
 

@@ -15,8 +15,8 @@ from transformers import AutoModel
 from ..machine.files import open_to_readers, read_json
 from ..machine.names import CONFIG, WEIGHTS, WEIGHTS_INDEX
 from ..machine.refused import Damaged, Refused, one_line
-from ..models import SAE, variants
-from ..models.registry import IMPORT_HINT
+from ..models import SAE
+from ..models.registry import refuse_unknown_variant
 from . import dictionary_learning, gemma_scope, gemma_scope_2, openai, saelens, sparsify
 
 
@@ -30,13 +30,7 @@ class Format(NamedTuple):
 
 
 def _load_own(folder: Path, source: str) -> SAE:
-    config = read_json(folder / CONFIG)
-    types = [c.model_type for c in variants()]
-    if config.get("model_type") not in types:
-        raise Refused(
-            f"{source} is no SAE: its config.json is of a {config.get('model_type')!r} model, and "
-            f"SAEs are {', '.join(sorted(types))}; {IMPORT_HINT}"
-        )
+    refuse_unknown_variant(read_json(folder / CONFIG).get("model_type"), source)
     return AutoModel.from_pretrained(folder).eval()
 
 

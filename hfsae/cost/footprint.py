@@ -23,7 +23,7 @@ from ..features.windows import BLOCK_LATENTS, HISTOGRAM_EDGES
 from ..machine.processor import Room, gpu_memory, main_memory
 from ..machine.refused import Refused
 from ..models import SAEConfig
-from ..recipe import Recipe
+from ..recipe import Recipe, bucket_tokens
 from ..training.kind import SPARSE_BELOW, SPARSE_FROM
 from ..training.run import FIRST_LOOK
 from ..training.schedules import in_steps
@@ -278,7 +278,7 @@ def _stages(
     always = _Stage({"language model": lm_bytes}, {"Python and libraries": _PYTHON})
     bucket: Parts = {
         "activation bucket": (1 + recipe.shuffle.prefetch)
-        * recipe.shuffle.bucket_tokens
+        * bucket_tokens(recipe)
         * token_bytes(recipe, lm, configs)
     }
     in_main = not on_gpu or not recipe.shuffle.device.startswith("cuda")
@@ -326,7 +326,7 @@ def _harvest(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig])
     device: Parts = {"one batch of text": 2 * captured + max(forward, gather)}
     if recipe.harvest.cache is None:
         return _Stage(device)
-    in_bucket = recipe.shuffle.bucket_tokens * token_bytes(recipe, lm, configs)
+    in_bucket = bucket_tokens(recipe) * token_bytes(recipe, lm, configs)
     shard = min(SHARD_BYTES, in_bucket // n) + captured  # the batch that makes it full
     return _Stage(device, {"activation cache": _SHARD_COPIES * shard})
 
@@ -335,7 +335,7 @@ def _look(
     recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], on_gpu: bool
 ) -> _Stage:
     """Scales and variances from a sample, then pre-activations of a part of it."""
-    n = min(SAMPLE, recipe.shuffle.bucket_tokens)
+    n = min(SAMPLE, bucket_tokens(recipe))
     sample = n * _FLOAT * token_bytes(recipe, lm, configs) // lm_dtype(recipe, lm).itemsize
     copies = 3 if on_gpu else 2
     largest = 0.0

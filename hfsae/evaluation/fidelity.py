@@ -75,7 +75,7 @@ def evaluate(
 
     Args:
         lm: A causal language model in eval mode.
-        text: Documents as strings, a `TextArguments` with held-out documents, or rows of tokens
+        text: Documents as strings, a `TextArguments` (its side `args.side`), or rows of tokens
             (`TokenBatch`), for example from `PackedRows`.
         tokenizer: For text; None: the tokenizer that `hfsae.load_lm` loaded with the model.
         sae: Anything with `encode`, `decode` and `config.site`; if its `config.target_site`
@@ -90,7 +90,8 @@ def evaluate(
     """
     more = {"mean": mean, "norm_limits": norm_limits, "progress": progress}
     check_arguments("evaluate", lm, sae)
-    rows = as_rows(text, lm, sae.config, tokenizer)
+    args = args or EvaluationArguments()
+    rows = as_rows(text, lm, sae.config, tokenizer, side=args.side)
     return evaluate_all(lm, {"": sae}, rows, args, **more)[""]
 
 
@@ -135,7 +136,8 @@ def evaluate_all(
         done += int(batch.keep.sum())
         if progress is not None:
             progress(done)
-    results = {name: _result(arms, name, args, source) for name in saes}
+    side = getattr(batches, "split", None)
+    results = {name: _result(arms, name, args, source, side) for name in saes}
     for name, result in results.items():
         if far := _far(saes[name], result):
             logger.warning("%s", f"{name}: {far}" if name else far)
@@ -159,7 +161,7 @@ def _far(sae: Any, result: EvaluationResult) -> str:
 
 
 def _result(
-    arms: "_Arms", name: str, args: EvaluationArguments, mean_source: str
+    arms: "_Arms", name: str, args: EvaluationArguments, mean_source: str, side: str | None
 ) -> EvaluationResult:
     bootstrap = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
     fidelity, losses = arms.fidelity[name], arms.losses[name].per_document()
@@ -178,6 +180,7 @@ def _result(
         site=site,
         target_site=target_site,
         mean_source=mean_source,
+        side=side,
         of_documents={"fidelity": fidelity.of_documents(), "losses": losses},
     )
 

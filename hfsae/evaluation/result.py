@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,8 @@ from torch import Tensor
 from ..machine.refused import Refused
 from .metrics import Definition, Histogram, Metric
 
+Side = Literal["test", "validation"]
+KINDS_OF_DOCUMENTS = {"test": "held-out", "validation": "validation"}
 MASK_POLICY = (
     "Kept positions are the same in every arm: special tokens (BOS among them), padding and norm "
     "outliers are neither replaced nor counted; a prediction counts where a kept position predicts "
@@ -62,11 +64,13 @@ LOSSES: dict[str, Definition] = {
 
 @dataclass
 class EvaluationArguments:
-    """Settings for measuring the trained SAE on held-out documents."""
+    """Settings for measuring the trained SAE on documents that it was not trained on."""
 
     n_tokens: int | None = 100_000
     """Number of tokens in `TokenBatch.keep`, rounded up to whole rows; None: all; 0: a recipe's run
     skips the evaluation, and needs no held-out text."""
+    side: Side = "test"
+    """Documents to measure on: "test" for results, "validation" for choosing settings."""
     bootstrap_samples: int = 1000
     """Resamples of the documents behind each 95 % interval."""
     seed: int = 0
@@ -79,6 +83,8 @@ class EvaluationArguments:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise Refused(f"evaluation.{name} must be {least} or more, got {value}")
+        if self.side not in get_args(Side):
+            raise Refused(f"evaluation.side is {self.side!r}; it can be 'test' or 'validation'")
 
 
 @dataclass
@@ -99,6 +105,9 @@ class EvaluationResult:
     target_site: str
     mean_source: str
     """Source of the mean in mean ablation, in words."""
+    side: str | None = "test"
+    """Side of the data set that the documents are on (a list is a test side); None: the caller's
+    rows."""
     mask_policy: str = field(default=MASK_POLICY)
     of_documents: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     """The sums behind the metrics by document, for comparing SAEs on the same documents: "fidelity"

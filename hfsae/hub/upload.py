@@ -179,6 +179,7 @@ def _carried_out(
         plan = make_plan()
         tell(str(plan))
         if message is None:
+            tell("dry run: nothing was sent")
             return ""
         done = _send_in_time(api, plan, make_plan, message)
     if order.create_pr and not done.pr_url:

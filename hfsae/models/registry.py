@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
@@ -11,7 +12,7 @@ from ..machine.refused import Refused
 from .base import SAE
 from .config import SAEConfig, variants
 
-IMPORT_HINT = "a module of your own is imported with --import MODULE"
+IMPORT_HINT = "import the module of a variant of your own first (a command: --import MODULE)"
 
 
 def register_variants(module: str) -> None:
@@ -48,6 +49,19 @@ def register_defined() -> None:
             raise Refused(f"no SAE has config_class = {config_class.__name__}; define one")
         AutoConfig.register(config_class.model_type, config_class)
         AutoModel.register(config_class, classes[config_class])
+
+
+def refuse_unknown_variant(model_type: str | None, where: str | Path) -> None:
+    """
+    Raises:
+        ValueError: no imported module defines this model_type.
+    """
+    types = sorted(config.model_type for config in variants())
+    if model_type not in types:
+        raise Refused(
+            f"{where} is no SAE: its config.json is of a {model_type!r} model, and SAEs are "
+            f"{', '.join(types)}; {IMPORT_HINT}"
+        )
 
 
 def class_of(model_type: str | None) -> type[SAE] | None:

@@ -17,6 +17,7 @@ from .fields import CheckCost as CheckCost
 from .fields import LMArguments as LMArguments
 from .fields import Recipe as Recipe
 from .fields import as_plain as as_plain
+from .fields import bucket_tokens as bucket_tokens
 from .fields import check as check
 from .fields import differences as differences
 from .fields import make_configs as make_configs
@@ -34,7 +35,7 @@ from .folder import remaking as remaking
 from .folder import save_recipe as save_recipe
 from .folder import stale_stages as stale_stages
 from .folder import trained_folder as trained_folder
-from .stages import evaluate_held_out as evaluate_held_out
+from .stages import evaluate_saes as evaluate_saes
 from .stages import evaluation_text as evaluation_text
 from .stages import finish as finish
 from .stages import load as load

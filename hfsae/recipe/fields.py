@@ -233,7 +233,14 @@ def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
 
 def sides_of(recipe: Recipe) -> list[Split]:
     """The sides of the text that a recipe reads."""
-    return ["train"] if recipe.evaluation.n_tokens == 0 else ["train", "held_out"]
+    return ["train"] if recipe.evaluation.n_tokens == 0 else ["train", recipe.evaluation.side]
+
+
+def bucket_tokens(recipe: Recipe) -> int:
+    """Tokens of a bucket: the recipe's, or as many as a shorter run uses."""
+    training = recipe.training
+    used = -(-training.total_steps * training.batch_size // recipe.shuffle.passes)
+    return min(recipe.shuffle.bucket_tokens, max(used, training.batch_size))
 
 
 def differences(

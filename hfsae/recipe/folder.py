@@ -26,6 +26,7 @@ from ..machine.names import (
 from ..machine.refused import Damaged, Refused
 from ..machine.weights import of_others
 from ..models import SAE
+from ..models.registry import refuse_unknown_variant
 from .fields import REPORT_SECTIONS, TAKEN_FOLDERS, TRAINING_SECTIONS, Recipe, as_plain, differences
 
 _REMAKING = ".remaking"
@@ -214,9 +215,11 @@ def trained_folder(folder: str) -> Path:
         inside = sorted(p.parent.name for p in path.glob(f"*/{CONFIG}"))
         hint = f"; it holds {', '.join(inside)}" if inside else ""
         raise Refused(f"{folder} is not the folder of a trained SAE (no config.json){hint}")
-    if "d_sae" not in read_json(path / CONFIG):
+    config = read_json(path / CONFIG)
+    if "d_sae" not in config:
         raise Refused(
             f"{folder} holds a model that is not an hfsae SAE (its config.json has no d_sae); "
             "`hfsae convert` reads other libraries' SAEs"
         )
+    refuse_unknown_variant(config.get("model_type"), folder)
     return path

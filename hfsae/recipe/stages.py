@@ -1,6 +1,6 @@
 """The run that a recipe describes, from text to a folder.
 
-    train -> evaluate on held-out documents -> collect what latents fire on -> figures and card
+    train -> evaluate on other documents -> collect what latents fire on -> figures and card
 
 Each stage's result lies in the run's folder, so a second run of the same recipe resumes what was
 interrupted and reuses what was finished; a changed section repeats only the stages that it affects.
@@ -12,7 +12,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -47,7 +47,7 @@ from ..models import SAE, SAEConfig
 from ..models.probe import N_TOKENS, write_probe
 from ..training import Trainer
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .fields import CheckCost, LMArguments, Recipe, as_plain, check, sides_of
+from .fields import CheckCost, LMArguments, Recipe, as_plain, bucket_tokens, check, sides_of
 from .folder import (
     alone,
     claim,
@@ -127,7 +127,7 @@ def _check_rows(recipe: Recipe, loaded: LoadedLM) -> None:
     training.
 
     Raises:
-        ValueError: a side keeps no token, or the held-out side no prediction to evaluate.
+        ValueError: a side keeps no token, or the evaluation's side no prediction.
     """
     for side in sides_of(recipe):
         for batch in read_rows(recipe, loaded, side, None):
@@ -162,7 +162,7 @@ def _train(
     stream = ShuffledActivations(
         text,
         harvester,
-        recipe.shuffle,
+        replace(recipe.shuffle, bucket_tokens=bucket_tokens(recipe)),
         recipe.training.batch_size,
         n_batches=recipe.training.total_steps,
         process_index=accelerator.process_index,
@@ -248,11 +248,11 @@ def write_result(
     Args:
         name: "evaluation.json" or "features/meta.json".
         limits: by site, the largest norm of a kept activation.
-        side: of the text, to search for examples; evaluation uses the held-out one.
+        side: of the text, to search for examples; evaluation has its own setting.
         more: further fields of the record.
     """
     if name == EVALUATION:
-        result = evaluate_held_out(recipe, loaded, {"": sae}, limits)[""]
+        result = evaluate_saes(recipe, loaded, {"": sae}, limits)[""]
         write_whole(folder / name, evaluation_text(result, folder, more))
         return
     rows = read_rows(recipe, loaded, side, recipe.collect_tokens)
@@ -298,12 +298,12 @@ def _probe_activations(
     )
 
 
-def evaluate_held_out(
+def evaluate_saes(
     recipe: Recipe, loaded: LoadedLM, saes: Mapping[str, SAE], limits: dict[str, float]
 ) -> dict[str, EvaluationResult]:
-    """Evaluation on held-out documents, with the recipe's evaluation section."""
+    """Evaluation by the recipe's evaluation section, on its side of the text."""
     n_tokens = recipe.evaluation.n_tokens
-    rows = read_rows(recipe, loaded, "held_out", n_tokens)
+    rows = read_rows(recipe, loaded, recipe.evaluation.side, n_tokens)
     done = 0
     with _bar("evaluate", n_tokens) as progress:
 

@@ -88,7 +88,8 @@ def steer(
             its target site. Several SAEs, at any sites, need as many `latents` and
             `max_activations`.
         latents: {latent: strength}, strengths may be negative; {latent: Edit(...)} to set a
-            latent's mode or unit; or, with mode="ablate", a list of latents.
+            latent's mode or unit; or, with mode="ablate", which needs no strengths, a list of
+            latents.
         max_activations: for the unit "max": `FeatureStore.max_activations`, or {latent: maximum}.
         error_term: keep the SAE's error; False: the model runs on reconstructions.
         scope: the tokens to change: all, the prompt's, or generated ones. The prompt is the input

@@ -30,7 +30,7 @@ def held_out(folder: Path, plain: dict, n_tokens: int) -> torch.Tensor:
     site, limits = plain["sae"]["site"], norm_limits(load_trained(folder), folder)
     text = TextArguments(**plain["text"])
     rows = PackedRows(
-        loaded.tokenizer, text, "held_out", rows=plain["harvest"]["rows"], max_tokens=n_tokens
+        loaded.tokenizer, text, "test", rows=plain["harvest"]["rows"], max_tokens=n_tokens
     )
     harvester = Harvester(
         loaded.lm, [site], HarvestArguments(**plain["harvest"]), norm_limits=limits

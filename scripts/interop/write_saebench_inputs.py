@@ -36,7 +36,7 @@ def write_text(folder: Path) -> None:
     """One document a line."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "train.jsonl").open("w", encoding="utf-8") as lines:
-        for document in documents(TEXT, "held_out"):
+        for document in documents(TEXT, "test"):
             lines.write(json.dumps({"text": document.text}) + "\n")
 
 

@@ -214,26 +214,37 @@ def test_a_state_does_not_change_while_the_run_goes_on():
 def test_the_two_sides_share_no_document_and_together_hold_all():
     stories = [f"story number {i}" for i in range(2000)]
     args = text_arguments(stories, held_out_fraction=0.1)
-    train, held_out = texts(args), texts(args, "held_out")
+    train, held_out = texts(args), texts(args, "test")
     assert not set(train) & set(held_out)
     assert sorted(train + held_out) == sorted(stories)
     assert 150 < len(held_out) < 250  # binomial: 200 +- 13
 
 
+def test_the_validation_side_is_taken_from_the_training_side_alone():
+    stories = [f"story number {i}" for i in range(2000)]
+    two = text_arguments(stories, held_out_fraction=0.1)
+    three = text_arguments(stories, held_out_fraction=0.1, validation_fraction=0.2)
+    train, validation, test = (texts(three, side) for side in ("train", "validation", "test"))
+    assert test == texts(two, "test")
+    assert sorted(train + validation) == sorted(texts(two))
+    assert not set(train) & set(validation)
+    assert 330 < len(validation) < 470  # binomial: 400 +- 18
+
+
 def test_a_documents_side_depends_on_nothing_but_its_text():
     stories = [f"story number {i}" for i in range(300)]
-    held_out = set(texts(text_arguments(stories, held_out_fraction=0.3), "held_out"))
+    held_out = set(texts(text_arguments(stories, held_out_fraction=0.3), "test"))
     other = text_arguments(
         ["first", *reversed(stories)], held_out_fraction=0.3, seed=7, shuffle_documents=True
     )
-    assert set(texts(other, "held_out")) - {"first"} == held_out
+    assert set(texts(other, "test")) - {"first"} == held_out
 
 
 def test_copies_of_a_document_land_on_one_side_even_if_laid_out_differently():
     stories = [f"story number {i}" for i in range(50)]
     copies = [f"\n story  number {i}\n" for i in range(50)]
     args = text_arguments(stories + copies, held_out_fraction=0.5)
-    for split in ("train", "held_out"):
+    for split in ("train", "test"):
         side = texts(args, split)
         assert {t for t in side if t in stories} == {" ".join(t.split()) for t in side}
         assert len(side) == 2 * len(set(side) & set(stories))
@@ -243,7 +254,7 @@ def test_pieces_join_to_their_document_and_keep_its_id_number_and_side():
     stories = [" ".join(f"word{i}.{j}" for j in range(40)) for i in range(40)] + ["x" * 130]
     whole = text_arguments(stories, held_out_fraction=0.5)
     cut = text_arguments(stories, held_out_fraction=0.5, max_document_chars=50)
-    for split in ("train", "held_out"):
+    for split in ("train", "test"):
         joined = {}
         for piece in documents(cut, split):
             assert 0 < len(piece.text) <= 50
@@ -413,15 +424,19 @@ def test_local_files_that_cannot_be_read_say_why(tmp_path):
 
 
 def test_a_data_set_without_text_is_refused_also_when_endless():
-    with pytest.raises(ValueError, match="data set given as a list holds no text"):
+    with pytest.raises(ValueError, match="the given list holds no text"):
         texts(text_arguments([]))
     with pytest.raises(ValueError, match="holds no text"):
         next(iter(pack(["", "  "], epochs=None)))
 
 
 def test_a_side_without_documents_is_refused():
-    with pytest.raises(ValueError, match=r"none of the 2 documents .* is on the held_out side"):
-        texts(text_arguments(TWO), "held_out")
+    with pytest.raises(ValueError, match=r"none of the 2 documents .* is on the test side"):
+        texts(text_arguments(TWO), "test")
+    with pytest.raises(ValueError, match=r"on the validation side at text.validation_fraction=0"):
+        texts(text_arguments(TWO), "validation")
+    with pytest.raises(ValueError, match=r"validation_fraction is 2\.0; use a fraction"):
+        text_arguments(TWO, validation_fraction=2.0)
 
 
 def test_text_without_tokens_is_refused_also_when_endless():

@@ -14,7 +14,7 @@ from transformers import AutoModel
 from hfsae.cards import figures
 from hfsae.comparison import CausalArguments, Comparison, compare
 from hfsae.machine import processor
-from hfsae.machine.files import write_tensors
+from hfsae.machine.files import read_tensors, write_tensors
 from hfsae.machine.weights import KEY
 
 from ..conftest import every_lm_is
@@ -247,6 +247,20 @@ def test_another_evaluation_is_measured_anew(tmp_path, copied, loads):
     (tmp_path / "c/report/results.json").unlink()
     compare(comparison)
     assert [path.read_text() for path in evaluations] == before
+
+
+def test_settings_made_before_a_field_existed_count_as_its_default(tmp_path, copied, loads):
+    comparison = tiny_comparison(copied("c"), only=["topk"])
+    paths = sorted((tmp_path / "c/topk").rglob("documents.safetensors"))
+    for path in paths:
+        sums, made = read_tensors(path)
+        older = json.loads(made["with"])
+        assert older.pop("side") == "test"
+        write_tensors(path, sums, {**made, "with": json.dumps(older)})
+    (tmp_path / "c/report/results.json").unlink()
+    before = [path.stat().st_mtime_ns for path in paths]
+    compare(comparison)
+    assert [path.stat().st_mtime_ns for path in paths] == before and not loads
 
 
 def test_weights_may_be_deleted_and_a_killed_run_is_completed(tmp_path, copied, loads):
