@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 import torch
 from pyarrow import parquet
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hfsae.activations import tokens as tokens_module
@@ -114,6 +114,13 @@ def test_special_tokens_in_the_text_are_not_kept_unless_asked_for():
     text = ["<user> w4 w5 <eos> w6"]
     assert only_batch(pack(text)).keep.int().tolist() == [[0, 0, 1, 1], [0, 0, 1, 0]]
     assert only_batch(pack(text, exclude_special_tokens=False)).keep.all()
+
+
+def test_tokens_that_were_added_as_special_without_a_role_are_not_kept():
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens([AddedToken("<turn>", special=True), AddedToken("w99", special=False)])
+    batch = only_batch(pack(["w4 <turn> w99"], tokenizer=tokenizer))
+    assert batch.keep.int().tolist() == [[0, 1, 0, 1]]
 
 
 def test_the_batch_size_does_not_change_the_rows():
