@@ -157,7 +157,10 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["train", RECIPE, "--sae.d_sae", "1e12"], "of main memory needed, but this machine has"),
         (["train", RECIPE, "--training.output_dir", str(ROOT)], "something else"),
         (["train", RECIPE, "--text.dataset", ""], "text.dataset is ''; name a file, a folder"),
-        (["train", RECIPE, "--sae.model_type", "mine"], "import the module of a variant of your own first"),
+        (
+            ["train", RECIPE, "--sae.model_type", "mine"],
+            "import the module of a variant of your own first",
+        ),
         (["show", "a", "--import", "not_there"], "--import not_there: ModuleNotFoundError"),
     ],
 )
@@ -469,7 +472,9 @@ def test_a_recipe_names_a_variant_in_a_module_of_ones_own(tmp_path, loads, capsy
     plain = as_plain(tiny_recipe(tmp_path / "out", collect_tokens=0))
     plain["sae"] = {"model_type": "shifted_sae", "site": "layers.1", "d_sae": 32}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(plain))
-    assert "import the module of a variant of your own first" in refused(["train", "recipe.yaml"], capsys)
+    assert "import the module of a variant of your own first" in refused(
+        ["train", "recipe.yaml"], capsys
+    )
     assert main(["train", "recipe.yaml", "--import", "my_variants"]) == 0
     assert type(load_trained(tmp_path / "out")).__name__ == "ShiftedSAE"
     assert "--import my_variants" in read_json(tmp_path / "out" / "training.json")["command"]
