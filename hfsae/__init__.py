@@ -3,7 +3,7 @@
 **Floors.** Imports go down, never sideways; import-linter holds them to it.
 
     cli                                  the command
-    demo | comparison | measurement      the app; several ways to train, at equal L0; results again
+    demo | comparison | tuning | measurement      the app; arms at equal L0; settings; results again
     cost                                 seconds and bytes of a run, before it is begun
     hub | recipe                         push, fetch, load by meaning; what a run is
     training | evaluation | features | cards | convert | steering | attribution
@@ -24,8 +24,8 @@ they do), `attribution` (why this token), `cards`.
 *site* is a place in a language model: a module's path, and whether its input or its output. `L0` is
 the number of latents that fire on a token; a latent's `density` the share of tokens it fires on.
 `FVU` is the fraction of variance unexplained, pooled over all tokens. `activation_scale` is the
-root of the mean squared norm. To *splice* is to let the language model run on a reconstruction, to
-*steer* to let it run on changed latents.
+root of the mean squared norm, or distance from the mean. To *splice* is to let the language model
+run on a reconstruction, to *steer* to let it run on changed latents.
 
 Loading, reading and steering need the core dependencies alone; training and the command line need
 the extra `train`, the app `demo`.

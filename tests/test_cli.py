@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import re
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.cli.verbs import VERBS
 from hfsae.machine.files import read_json
 from hfsae.models import variants
-from hfsae.recipe import as_plain, load_trained, make_configs, run
+from hfsae.recipe import as_plain, load_trained, make_configs, run, stages
 
 from .helpers import held_elsewhere, refused
 from .tiny import tiny_recipe
@@ -402,11 +401,15 @@ def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch, capsys):
 
 @pytest.mark.lm
 @pytest.mark.slow
-def test_the_real_model_from_recipe_to_shown_latents(tmp_path, packaged_lm, capsys, caplog):
+def test_the_real_model_from_recipe_to_shown_latents(
+    tmp_path, packaged_lm, capsys, caplog, monkeypatch
+):
     """What scripts/quickstart.sh runs, smaller: the real language model, text and command line.
 
-    Training is in a process of its own; what looks at its folder saves the time of imports.
+    In this process, where the language model is at hand: reading it takes seconds.
     """
+    monkeypatch.setattr(stages, "load", lambda args, device=None: packaged_lm)
+    caplog.set_level("INFO")
     folder = tmp_path / "run"
     small = {
         "training.output_dir": folder,
@@ -418,22 +421,18 @@ def test_the_real_model_from_recipe_to_shown_latents(tmp_path, packaged_lm, caps
         "lm.source": "packaged",
     }
     argv = ["train", RECIPE, *(str(x) for k, v in small.items() for x in (f"--{k}", v))]
-    command = [sys.executable, "-m", "hfsae", *argv]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    first = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
+    assert main(argv) == 0
+    first = capsys.readouterr()
     for part in ("loss_recovered_mean", "95 % interval", "promotes", "«", "Next:", "hfsae show"):
-        assert part in first.stdout, part
-    assert "tok/s" in first.stderr
+        assert part in first.out, part
+    assert "tok/s" in first.err
     values = {
-        line.split()[0]: line.split()[1] for line in first.stdout.splitlines() if line.split()[1:]
+        line.split()[0]: line.split()[1] for line in first.out.splitlines() if line.split()[1:]
     }
     assert float(values["fvu"]) < 0.6 and float(values["loss_recovered_mean"]) > 0.6
     assert 20 < float(values["l0"]) < 100
-    capsys.readouterr()
-    caplog.set_level("INFO")
     assert main(argv) == 0
-    assert capsys.readouterr().out == first.stdout
+    assert capsys.readouterr().out == first.out
     assert "nothing to do" in caplog.text
     assert main(["show", str(folder), "3"]) == 0
     assert "latent 3: fires on" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from hfsae.cli.recipes import parse_recipe, recipe_parser, train_parser
 from hfsae.cli.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "scripts").glob("*/README.md"))]
 README, *OTHERS = (path.read_text(encoding="utf-8") for path in PAGES)
 
@@ -44,7 +45,12 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm, capsys):
         ran.append(recipe)
         return [hfsae.packaged.SHIPPED_SAE]
 
+    def load_lm(name: str, **options) -> hfsae.LoadedLM:  # reading it takes seconds
+        assert (name, options) == (NAME, {"dtype": "bfloat16"})
+        return packaged_lm
+
     monkeypatch.setattr(hfsae.recipe.call, "run", run)
+    monkeypatch.setattr(hfsae, "load_lm", load_lm)
     names: dict = {}
     of_readme = blocks("python", README)
     assert len(of_readme) == 3

@@ -17,6 +17,7 @@ from ..machine.files import check_yaml, parse_yaml
 from ..machine.refused import Refused
 from ..models import SAEConfig, variants
 from ..recipe import Recipe, find_recipe, refuse_fields_of_others
+from ..tuning import Tuning
 from .files import add_choice
 from .parsing import VerbParser, explained, with_names
 
@@ -24,6 +25,7 @@ EXAMPLES = (
     "hfsae train quickstart --training.output_dir runs/mine",
     "hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run",
     "hfsae compare scripts/comparisons/quickstart.yaml",
+    "hfsae tune quickstart --trials 8 --training.output_dir runs/tuned",
     "hfsae evaluate runs/mine --evaluation.n_tokens 200000",
     "hfsae evaluate someone/sae --lm.name google/gemma-2-2b --text.dataset my.jsonl",
     "hfsae collect runs/mine --collect_tokens 2000000",
@@ -41,6 +43,7 @@ A field is set in the recipe's YAML file, or by its dotted name on the command l
 _USAGE = {
     "train": "[RECIPE.yaml] [--FIELD VALUE ...]",
     "compare": "[COMPARISON.yaml] [--FIELD VALUE ...]",
+    "tune": "[RECIPE.yaml] [--FIELD VALUE ...]",
     "evaluate": "SOURCE [--FIELD VALUE ...]",
     "collect": "SOURCE [--FIELD VALUE ...]",
 }
@@ -50,6 +53,7 @@ _OFTEN_OF_TRAIN += ("training.n_tokens", "training.learning_rate", "evaluation.n
 _OFTEN = {
     "train": (*_OFTEN_OF_TRAIN, "collect_tokens"),
     "compare": (*_OFTEN_OF_TRAIN, "arms", "seeds", "at_l0", "only"),
+    "tune": ("training.output_dir", "training.n_tokens", "ranges", "arms", "trials", "rungs"),
     "evaluate": ("lm.name", "text.dataset", "evaluation.n_tokens"),
     "collect": ("lm.name", "text.dataset", "collect_tokens", "collect.top", "collect.window"),
 }
@@ -165,7 +169,7 @@ def parse_recipe(
     own = {section.name for section in fields(kind)}
     options = {name: value for name, value in args.items() if name not in own}
     recipe = kind(**{name: value for name, value in args.items() if name in own})
-    if not isinstance(recipe, Comparison):  # whose arms may be of any variant
+    if not isinstance(recipe, Comparison | Tuning):  # whose arms may be of any variant
         named = (re.match(r"--sae\.(\w+)", part) for part in argv)
         given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]
         refuse_fields_of_others(recipe, given_now)

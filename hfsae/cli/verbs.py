@@ -49,6 +49,8 @@ from ..recipe import (
     run,
     trained_folder,
 )
+from ..tuning import Tuning
+from ..tuning import tune as run_tuning
 from .app import demo_verb, space_verb
 from .files import (
     add_choice,
@@ -141,6 +143,16 @@ def compare(argv: list[str]) -> None:
     print(f"\nThe report is {report / REPORT}; report.html and the numbers are beside it.")
 
 
+def tune(argv: list[str]) -> None:
+    """Search the settings of a recipe: random draws from ranges, the better half of them on twice
+    the tokens, scored on validation documents. It writes a report and the best recipe; it resumes.
+    """
+    tuning, _ = parse_recipe(recipe_parser("tune", sentence_of(tune), Tuning), argv, Tuning)
+    folder = run_tuning(tuning, command=shlex.join(["hfsae", "tune", *argv]))
+    print((folder / REPORT).read_text(encoding="utf-8"))
+    print(f"The report is {folder / REPORT}; the best recipe of each arm is beside it.")
+
+
 def evaluate(argv: list[str]) -> None:
     """Evaluate a trained SAE again; fields that you change are noted in its recipe.yaml. Or
     evaluate any SAE, in a folder or repository, in any format, on a whole text; give what its
@@ -208,6 +220,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "recipes": recipes,
     "compare": compare,
+    "tune": tune,
     "evaluate": evaluate,
     "collect": collect,
     "show": show_folder,

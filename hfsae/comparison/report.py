@@ -14,6 +14,7 @@ import yaml
 from ..activations import Split, TextArguments, documents, is_hub
 from ..evaluation.result import KINDS_OF_DOCUMENTS
 from ..machine.files import write_whole
+from ..machine.markdown import table
 from ..machine.names import FIGURES, REPORT, REPORT_PAGE
 from ..recipe import as_plain
 from . import causes, plots, results
@@ -189,14 +190,14 @@ class _Parts:
                 ends = self.l0s[0], self.l0s[-1]
                 cells.append(self.frontiers.area(arm, self.reference, metric, *ends))
             rows.append([self.c.title(arm), *map(_difference_cell, cells)])
-        return _table(rows)
+        return table(rows)
 
     def _values(self, metric: str) -> str:
         rows = [[METRICS[metric], *(f"L0 {l0:g}" for l0 in self.l0s)]]
         for arm in self.c.arms:
             cells = [self.frontiers.at(arm, metric, l0) for l0 in self.l0s]
             rows.append([self.c.title(arm), *map(_value_cell, cells)])
-        return _table(rows)
+        return table(rows)
 
     def _health(self) -> str:
         names = {
@@ -213,7 +214,7 @@ class _Parts:
                 cells = [_spread([x[key] * by for x in same]) for key, (_, by) in names.items()]
                 rows.append([self.c.title(arm), _spread([x["l0"] for x in same]), *cells])
         legend = "Means over seeds; the range in brackets. gamma below 1 is shrinkage."
-        return f"{legend}\n\n{_table(rows)}"
+        return f"{legend}\n\n{table(rows)}"
 
     def _thresholds(self) -> Iterator[str]:
         rows = [["arm", "L0", *(f"{100 * share:g} %" for share in results.THRESHOLD_SHARES)]]
@@ -229,7 +230,7 @@ class _Parts:
             yield "## Learned thresholds"
             yield (
                 "Quantiles over latents, in units of x/c; means over seeds, the range in brackets."
-                f"\n\n{_table(rows)}"
+                f"\n\n{table(rows)}"
             )
 
     def _causes(self) -> Iterator[str]:
@@ -254,7 +255,7 @@ class _Parts:
         yield "![Sufficiency and necessity](figures/causes.png)"
         plots.draw_causes(self.c.report_folder / FIGURES / "causes.png", arms)
         for caption, rows in causes.tables(arms, l0s):
-            yield f"{caption}\n\n{_table(rows)}"
+            yield f"{caption}\n\n{table(rows)}"
 
     def _agreement(self) -> str:
         head = ["arm", "L0", "pairs of seeds", "mean of best cosines"]
@@ -272,7 +273,7 @@ class _Parts:
             "For each decoder row of one seed's SAE: the largest cosine with a row of another "
             "seed's SAE, in both directions."
         )
-        return f"{legend}\n\n{_table(rows)}"
+        return f"{legend}\n\n{table(rows)}"
 
     def _arms(self) -> str:
         settings = {
@@ -318,7 +319,7 @@ class _Parts:
         for m in self.measured:
             cells = [f"{m.metrics[name]:.4g}" for name in names]
             rows.append([m.arm, m.name, str(m.seed), *cells])
-        return _table(rows)
+        return table(rows)
 
     def _reproduce(self, command: str) -> str:
         arm = self.others[0] if self.others else self.reference
@@ -411,13 +412,7 @@ def _documents(text: TextArguments) -> str:
         digest = blake2b("".join(sorted(sides[-1])).encode(), digest_size=8).hexdigest()
         rows.append([name, f"{len(sides[-1]):,}", f"`{digest}`"])
     shared = sum(map(len, sides)) - len(set().union(*sides))
-    return f"{_table(rows)}\n\n{split} (documents on both sides: {shared})"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+    return f"{table(rows)}\n\n{split} (documents on both sides: {shared})"
 
 
 def _html(text: str, folder: Path) -> str:

@@ -91,7 +91,7 @@ def load_lm(
                 output_loading_info=True,
                 **attention,
                 **copy.options,
-                **_dense(copy),
+                **_of_gguf(copy),
             )
         _refuse_random_weights(sorted(info["missing_keys"]))
     except Exception as error:  # readers of damaged files raise whatever they meet
@@ -187,11 +187,15 @@ _NO_TOKENIZER = (
 )
 
 
-def _dense(copy: _Copy) -> dict[str, Any]:
-    """Options that always dequantise GGUF weights: packed kernels give other numbers."""
-    if "gguf_file" not in copy.options or not hasattr(transformers, "GgufConfig"):
+def _of_gguf(copy: _Copy) -> dict[str, Any]:
+    """Further options for a GGUF file: its config, which is not read a second time, and always
+    dequantised weights, since packed kernels give other numbers."""
+    if "gguf_file" not in copy.options:
         return {}
-    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+    if not hasattr(transformers, "GgufConfig"):
+        return {"config": _config(copy)}
+    dense = transformers.GgufConfig(dequantize=True)
+    return {"config": _config(copy), "quantization_config": dense}
 
 
 def _locate(name: str, revision: str | None, source: str) -> _Copy:

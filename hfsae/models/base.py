@@ -11,8 +11,9 @@ have a value or a gradient. Loss and gradients are the same to float32 rounding;
 mostly the encoder's product in bfloat16, by which `entries` finds them.
 
 **Units.** An SAE takes and returns raw activations, always. Training wants activations of unit
-mean squared norm (so that one learning rate, bandwidth and coefficient serve every layer), hence
-`config.activation_scale`, c: the root of the mean squared norm. Biases and thresholds are *stored*
+mean square (so that one learning rate, bandwidth and coefficient serve every layer), hence
+`config.activation_scale`, c: the root of the mean squared norm, or of the mean squared distance
+from the mean (`training.unit`). Biases and thresholds are *stored*
 in units of x/c and multiplied by c where they are used; weights have no unit. So scale is a number
 in the config, not a mode, and there is nothing to remember after loading. `folded()` multiplies it
 into the stored biases and thresholds for good: same pre-activations, latents and reconstruction.

@@ -37,7 +37,8 @@ class SAEConfig(PreTrainedConfig):
     d_out: int = 0
     """width of the reconstruction; 0: the same as d_in"""
     activation_scale: Number | None = None
-    """c, raw units: root of the mean squared norm at `site`. None: not estimated, taken as 1"""
+    """c, raw units: root of the mean squared norm at `site`, or of the mean squared distance from
+    the mean (training.unit). None: not estimated, taken as 1"""
     target_scale: Number | None = None
     """the same at `target_site`; activation_scale unless this is a transcoder"""
     subtract_b_dec: bool = False

@@ -58,8 +58,17 @@ class TrainingArguments:
     that threshold's square. It helps short runs. Below 1: a fraction of all."""
     l0_gain: float = 0.05
     """Speed of the L0 controller: it changes lambda by at most a factor exp(l0_gain) each step."""
+    unit: Literal["norm", "spread"] = "norm"
+    """c, the unit of activations that bandwidth, thresholds and coefficients count in: the root of
+    the mean squared norm (the paper) or of the mean squared distance from the mean. They differ
+    where the mean carries most of the norm, and there only "spread" keeps a recipe's meaning."""
     init_b_dec: Literal["zeros", "mean"] = "zeros"
     """Start the decoder's bias at zero (the paper) or at the mean activation."""
+    init_decoder: Literal["random", "data"] = "random"
+    """Start decoder rows and encoder columns in random directions (the paper), or in those of
+    activations less their mean."""
+    init_encoder_scale: float = 1.0
+    """Norm of encoder columns at the start, as a factor on that of decoder rows (the paper: 1)."""
     dead_after_tokens: int = 10_000_000
     """A latent that has not fired for this many tokens counts as dead."""
     bf16: bool = False
@@ -106,6 +115,7 @@ class TrainingArguments:
                     f"from 0 up to but not including 1, got {value}"
                 )
         positive = ("learning_rate", "threshold_learning_rate", "max_grad_norm", "l0_gain")
+        positive += ("init_encoder_scale",)
         for name in (*positive, "bandwidth_start", "adam_epsilon"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

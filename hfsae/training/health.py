@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _MOST = 0.5  # of all latents
+_LEAST_VARIANCE = 0.2  # of x/c; 0.5 at a middle block of SmolLM2, 0.05 where a recipe failed
+_WIDE, _WIDE_FACTOR = 0.05, 4  # in runs that work: 0.016 of pre-activations, 2 median thresholds
 
 
 @dataclass
@@ -31,14 +33,22 @@ class Reading:
     """factor by which the L0 controller changed the sparsity coefficient since then; 1 if fixed"""
     dead_share: float
     """share of latents that have not fired for the trainer's dead_after_tokens"""
-    mean_square_norm: float
-    """of x/c: 1 if activation_scale is right"""
+    mean_square: float
+    """of x/c, or of its distance from the mean, by training.unit: 1 if activation_scale is right"""
     log_threshold: bool = True
     """whether thresholds are learned through their logarithms, in factors instead of steps"""
     warming_up: bool = False
     """whether sparsity coefficients are still rising from 0, while which the controller rests"""
     decaying: bool = False
     """whether learning rates are on their way to 0 at the end of the run"""
+    variance: float = 1.0
+    """mean squared distance of x/c from its mean"""
+    window_share: float = 0.0
+    """share of pre-activations inside the STE window"""
+    bandwidth: float = 0.0
+    """width of that window, in x/c"""
+    threshold: float = 1.0
+    """median over latents, in x/c"""
 
     @property
     def is_off_target(self) -> bool:
@@ -63,11 +73,24 @@ def diagnose_dead(dead_share: float) -> list[str]:
 
 
 def _causes(reading: Reading) -> Iterator[str]:
-    if not 0.2 < reading.mean_square_norm < 5:
+    if not 0.2 < reading.mean_square < 5:
         yield (
-            f"activations reach the SAE with mean squared norm {reading.mean_square_norm:.3g} "
-            "instead of 1, so bandwidth, thresholds and coefficients mean something else: leave "
-            "activation_scale unset and the trainer estimates it"
+            f"activations reach the SAE with mean square {reading.mean_square:.3g} instead of 1, "
+            "so bandwidth, thresholds and coefficients mean something else: leave activation_scale "
+            "unset and the trainer estimates it"
+        )
+    elif reading.variance < _LEAST_VARIANCE:
+        yield (
+            f"activations vary by only {reading.variance:.0%} of their mean square, since their "
+            "mean carries the rest, so bandwidth, thresholds and coefficients are too large for "
+            "what varies: set training.unit=spread"
+        )
+    if reading.window_share > _WIDE and reading.bandwidth > _WIDE_FACTOR * reading.threshold:
+        yield (
+            f"{reading.window_share:.0%} of all pre-activations fall inside the STE window "
+            f"(bandwidth {reading.bandwidth:.2g}, median threshold {reading.threshold:.2g}), so "
+            "most gradients of thresholds come from latents far below them: lower sae.bandwidth "
+            f"to about {2 * reading.threshold:.1g}"
         )
     if reading.window_hits < 0.02:
         yield (

@@ -69,7 +69,9 @@ class Readings:
         }
         if not before:
             return line
-        c = float(sae.config.activation_scale or 1.0)
+        x = whole(out.x).float() / float(sae.config.activation_scale or 1.0)
+        variance = root_mean_square_norm(x - x.mean(dim=0)) ** 2
+        is_spread = self.args.unit == "spread"
         reading = Reading(
             steps=step - before["step"],
             steps_left=total - step,
@@ -81,10 +83,14 @@ class Readings:
             threshold_travel=_median_travel(threshold, before["threshold"]),
             sparsity_growth=schedule.sparsity / max(before["sparsity"], 1e-30),
             dead_share=dead_share,
-            mean_square_norm=(root_mean_square_norm(whole(out.x)) / c) ** 2,
+            mean_square=variance if is_spread else root_mean_square_norm(x) ** 2,
             log_threshold=sae.config.log_threshold,
             warming_up=self.control.warmup(step) < 1,
             decaying=step >= total - in_steps(self.args.decay_steps, total) > 0,
+            variance=variance,
+            window_share=share,
+            bandwidth=sae.config.bandwidth * schedule.bandwidth,
+            threshold=line["threshold_median"],
         )
         travel = reading.threshold_travel
         return {**line, "threshold_travel": travel, "health": diagnose(reading)}

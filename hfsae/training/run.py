@@ -21,9 +21,10 @@ from .arguments import TrainingArguments
 from .kind import StepKind
 from .l0 import L0Control
 from .optimiser import Optimiser
-from .readings import Readings, StepOutput, root_mean_square_norm
+from .readings import Readings, StepOutput
 from .schedules import geometric, in_steps
 from .sharding import check_spread, everywhere, local, part, shard_, unshard_, whole
+from .start import start_
 
 FIRST_LOOK = 2048  # activations from which the first threshold and density are estimated
 
@@ -75,16 +76,9 @@ class Run:
 
     @torch.no_grad()
     def initialise(self, sample: dict[str, Float[Tensor, "n _"]]) -> None:
-        """Set what is estimated from activations: scale, bias, and the warm start's threshold."""
-        config, (x, target) = self.sae.config, self._inputs(sample, is_slice=False)
-        if config.activation_scale is None:
-            config.activation_scale = root_mean_square_norm(x)
-        if config.is_transcoder and config.target_scale is None:
-            config.target_scale = root_mean_square_norm(target)
-        mean = target.mean(dim=0)
-        self.variance = float((target - mean).square().sum(-1).mean()) / self.sae.scale**2
-        if self.args.init_b_dec == "mean":
-            self.sae.b_dec.copy_(mean / self.sae.scale)
+        """Set what is estimated from activations: the start, and the warm start's threshold."""
+        x, target = self._inputs(sample, is_slice=False)
+        self.variance = start_(self.sae, self.args, x, target)
         if self.control.warm_start_steps:
             self.control.begin(self.sae.pre_activations(x[:FIRST_LOOK]))
         if self.kind.can_be_sparse:

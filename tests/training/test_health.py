@@ -91,6 +91,33 @@ def test_a_wrong_scale(tmp_path):
     assert any("leave activation_scale unset" in s for s in found)
 
 
+def test_a_mean_that_carries_most_of_the_norm(tmp_path, monkeypatch):
+    """And nothing is said with the unit that fits, or of a mean as in a language model's middle."""
+    make = PlantedStream._make
+    found = {}
+    for shift in (4.0, 80.0):
+        monkeypatch.setattr(
+            PlantedStream, "_make", lambda *a, s=shift: {at: x + s for at, x in make(*a).items()}
+        )
+        for unit in ("norm", "spread"):
+            sae = {"log_threshold": False, "target_l0": 3, "subtract_b_dec": True}
+            how = {"unit": unit, "init_b_dec": "mean", "threshold_learning_rate": 3e-3}
+            said = sentences(tmp_path / f"{shift}{unit}", sae=sae, **how)
+            found[shift, unit] = any("set training.unit=spread" in s for s in said)
+    assert found == {
+        (4.0, "norm"): False,
+        (4.0, "spread"): False,
+        (80.0, "norm"): True,
+        (80.0, "spread"): False,
+    }
+
+
+def test_a_window_that_is_much_wider_than_the_thresholds(tmp_path):
+    wide = {"log_threshold": False, "bandwidth": 0.5, "initial_threshold": 0.02}
+    found = sentences(tmp_path, sae=wide, learning_rate=1e-5)
+    assert any("lower sae.bandwidth to about 0.04" in s for s in found)
+
+
 def test_most_latents_dead(tmp_path):
     dead = {"log_threshold": False, "l0_coefficient": 1.0}
     training = {"learning_rate": 1.0, "dead_after_tokens": 1000}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from hfsae import (
     TopKSAE,
     TopKSAEConfig,
 )
+from hfsae.recipe import read_recipe, run
 from hfsae.training import TrainingArguments
 from hfsae.training.run import Run
 
@@ -67,12 +69,21 @@ def finished(recipe, tmp_path_factory) -> Callable[[int], Path]:
     """The folder of a run of so many processes, run once."""
 
     @cache
-    def run(n: int) -> Path:
+    def finish(n: int) -> Path:
         folder = tmp_path_factory.mktemp("finished") / f"of-{n}"
-        assert launch(recipe, folder, n).wait(300) == 0, said(folder)
+        if n == 1:
+            alone(recipe, folder)
+        else:
+            assert launch(recipe, folder, n).wait(300) == 0, said(folder)
         return folder
 
-    return run
+    return finish
+
+
+def alone(recipe: Path, folder: Path) -> None:
+    """The run in this process."""
+    plain = read_recipe(recipe)
+    run(replace(plain, training=replace(plain.training, output_dir=str(folder))))
 
 
 def launch(recipe: Path, folder: Path, n: int, *options: str) -> subprocess.Popen:
@@ -132,8 +143,9 @@ def test_several_processes_choose_latents_as_one_does(recipe, tmp_path):
     path.write_text(yaml.safe_dump(by_rank))
     one, two, spread = (tmp_path / name for name in ("one", "two", "spread"))
     option = ("--training.shard_latents", "true")
-    for folder, n, options in ((one, 1, ()), (two, 2, ()), (spread, 2, option)):
-        assert launch(path, folder, n, *options).wait(300) == 0, said(folder)
+    alone(path, one)
+    for folder, options in ((two, ()), (spread, option)):
+        assert launch(path, folder, 2, *options).wait(300) == 0, said(folder)
     for name in by_rank["saes"]:
         assert any(line["dead_share"] > 0 for line in log_of(one / name))
         wanted = load_file(one / name / "model.safetensors")

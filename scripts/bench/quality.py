@@ -1,0 +1,135 @@
+"""How good the SAEs are that each library trains from the same tokens.
+
+    python scripts/bench/quality.py FOLDER --peers PEERS [--tokens 131072] [--seeds 3]
+
+Every library trains SAEs of the same width and L0 on the same activations of SmolLM2 in the same
+order, in batches of the same size, each with its own start, loss, optimiser and schedule, at five
+rates. The rate with the lowest FVU on validation documents is taken, and FVU is reported on test
+documents, at the L0 asked for (thresholds times one factor, found on validation), over the seeds.
+PEERS is what `scripts/interop/environments.sh PEERS saelens dictionary_learning sparsify` made.
+Results lie in FOLDER, one file a run, and are not made again.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from quality_sides import SIDES
+
+from hfsae.activations import Harvester, PackedRows, ShuffledActivations
+from hfsae.comparison.frontier import t_interval
+from hfsae.machine.files import write_tensors
+from hfsae.machine.markdown import table
+from hfsae.recipe import Recipe, load, read_recipe
+
+BATCH, N_MEASURED = 256, 30_000
+RATES = {
+    "hfsae": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+    "saelens": (3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3),
+    "dictionary_learning": (3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3),
+    "sparsify": (6e-4, 1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3),
+}
+"""Around the best of each; a best at an end is said."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--peers", type=Path, help="folder of the peers' environments")
+    parser.add_argument("--tokens", type=int, default=131_072)
+    parser.add_argument("--d_sae", type=int, default=2048)
+    parser.add_argument("--l0", type=int, default=50)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--recipe", default="quickstart", help="model, text, site")
+    parser.add_argument("--only", nargs="*", default=[], metavar="LIBRARY.NAME")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    activations = args.folder / f"activations-{args.tokens}.safetensors"
+    if not activations.exists():
+        harvest(read_recipe(args.recipe), args.tokens, activations)
+    sides = [(library, name) for library, names in SIDES.items() for name in names]
+    rows = []
+    for library, name in sides:
+        if args.only and f"{library}.{name}" not in args.only:
+            continue
+        if library != "hfsae" and args.peers is None:
+            continue
+        rows.append(_measured(args, activations, library, name))
+    rows.sort(key=lambda row: row[0])
+    print(f"\n{args.tokens:,} tokens, {args.d_sae:,} latents, L0 {args.l0}, batch {BATCH}\n")
+    head = ["library, variant", "rate", "FVU on test", "L0", "dead", "seconds"]
+    print(table([head, *(row[1] for row in rows)]))
+
+
+def harvest(recipe: Recipe, n_tokens: int, path: Path) -> None:
+    """Write the activations: `train` in the order of training, `validation` and `test`."""
+    recipe = replace(recipe, text=replace(recipe.text, validation_fraction=0.05))
+    loaded, (site,) = load(recipe.lm), recipe.sites
+    rows = PackedRows(loaded.tokenizer, recipe.text, "train", rows=recipe.harvest.rows, epochs=None)
+    harvester = Harvester(loaded.lm, [site], recipe.harvest)
+    stream = ShuffledActivations(rows, harvester, recipe.shuffle, BATCH)
+    train = [stream.next_batch()[site].bfloat16() for _ in range(n_tokens // BATCH)]
+    tensors = {"train": torch.cat(train)}
+    for side in ("validation", "test"):
+        rows = PackedRows(
+            loaded.tokenizer, recipe.text, side, rows=recipe.harvest.rows, max_tokens=N_MEASURED
+        )
+        own = Harvester(loaded.lm, [site], recipe.harvest, norm_limits=harvester.norm_limits)
+        tensors[side] = torch.cat([own(batch).activations[site].bfloat16() for batch in rows])
+    write_tensors(path, tensors, {"site": site})
+
+
+def _measured(
+    args: argparse.Namespace, activations: Path, library: str, name: str
+) -> tuple[float, list[str]]:
+    """The mean FVU, and the row of the table."""
+    rates = RATES[library]
+    tried = {rate: _run(args, activations, library, name, rate, 0) for rate in rates}
+    best = min(tried, key=lambda rate: tried[rate]["validation"]["fvu"])
+    runs = [_run(args, activations, library, name, best, seed) for seed in range(args.seeds)]
+    tests = [run["test"] for run in runs]
+    fvu = [test["fvu"] for test in tests]
+    edge = " (the last tried)" if best in (rates[0], rates[-1]) else ""
+    mean, half = statistics.mean(fvu), t_interval(np.array(fvu))[1] - statistics.mean(fvu)
+    return mean, [
+        f"{library}, {name}",
+        f"{best:g}{edge}",
+        f"{mean:.4f} ± {half:.4f}",
+        f"{statistics.mean(test['l0'] for test in tests):.1f}",
+        f"{statistics.mean(test['dead'] for test in tests):.1%}",
+        f"{statistics.mean(run['seconds'] for run in runs):.0f}",
+    ]
+
+
+def _run(
+    args: argparse.Namespace, activations: Path, library: str, name: str, rate: float, seed: int
+) -> dict:
+    """One SAE: from its file, or trained now by the library's own Python."""
+    path = (
+        args.folder / f"{args.tokens}-{args.d_sae}-{args.l0}-{library}-{name}-{rate:g}-{seed}.json"
+    )
+    if not path.exists():
+        python = sys.executable
+        if library != "hfsae":
+            python = str(args.peers / library / "bin" / "python")
+        command = [python, str(Path(__file__).with_name("quality_sides.py")), library, name]
+        command += ["--activations", str(activations), "--rate", str(rate), "--seed", str(seed)]
+        command += ["--d_sae", str(args.d_sae), "--l0", str(args.l0), "--batch", str(BATCH)]
+        ran = subprocess.run([*command, "--output", str(path)], capture_output=True, text=True)
+        if ran.returncode:
+            sys.exit(f"{library}, {name}, rate {rate:g}: {ran.stderr.strip().splitlines()[-1]}")
+    result = json.loads(path.read_text())
+    print(f"{path.stem}: {result['validation']}", file=sys.stderr, flush=True)
+    return result
+
+
+if __name__ == "__main__":
+    main()

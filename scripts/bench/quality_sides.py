@@ -1,0 +1,294 @@
+"""The sides of `quality.py`: an SAE of one library, trained and measured by its own Python.
+
+Each trains as its library does in its own loop: start, loss, clipping, schedule. Activations come
+in the unit that the library asks for. Schedules that a library leaves to its user are the usual
+ones: a short warm-up, rates that fall at the end.
+"""
+
+import argparse
+import json
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+WARMUP, DECAY = 30, 0.25  # steps; share of all steps
+_AT_ONCE = 2048
+
+
+class Problem(NamedTuple):
+    train: Tensor
+    """[n, d], raw activations in the order of training"""
+    batch: int
+    d_sae: int
+    l0: int
+    rate: float
+    seed: int
+
+    @property
+    def n_steps(self) -> int:
+        return len(self.train) // self.batch
+
+    def batches(self, scale: float):
+        for x in self.train.split(self.batch)[: self.n_steps]:
+            yield x.float() / scale
+
+    @property
+    def scale(self) -> float:
+        """Root of the mean squared norm, of a sample."""
+        return float(self.train[:32768].float().square().sum(-1).mean().sqrt())
+
+
+class Trained(NamedTuple):
+    scale: float
+    """activations are divided by it"""
+    latents: Callable[[Tensor, float], Tensor]
+    """(x, factor) -> latents, thresholds times the factor; with exactly k, it does not count"""
+    decode: Callable[[Tensor], Tensor]
+    has_threshold: bool
+
+
+def hfsae(problem: Problem, model_type: str, **fields) -> Trained:
+    from transformers import AutoConfig, AutoModel
+
+    from hfsae.recipe import read_recipe
+    from hfsae.training import Trainer
+
+    class Stream:
+        sites, progress = ["x"], staticmethod(lambda done, total: None)
+
+        def __init__(self) -> None:
+            self.batches = problem.batches(1.0)
+
+        def next_batch(self) -> dict[str, Tensor]:
+            return {"x": next(self.batches)}
+
+        def sample(self, n: int) -> dict[str, Tensor]:
+            return {"x": problem.train[:n].float()}
+
+        def state_dict(self) -> dict:
+            return {}
+
+    recipe = read_recipe("quickstart")
+    own = {"d_in": problem.train.shape[1], "d_sae": problem.d_sae, "site": "x"}
+    torch.manual_seed(problem.seed)
+    sae = AutoModel.from_config(
+        AutoConfig.for_model(model_type=model_type, subtract_b_dec=True, **own, **fields)
+    )
+    args = recipe.training
+    args.n_tokens, args.batch_size = len(problem.train), problem.batch
+    args.learning_rate, args.save_steps = problem.rate, 0
+    with tempfile.TemporaryDirectory() as folder:
+        args.output_dir = folder
+        Trainer(sae, Stream(), args).train()
+        sae = AutoModel.from_pretrained(folder).eval()
+    has_threshold = hasattr(sae, "threshold")
+    first = sae.threshold.detach().clone() if has_threshold else None
+
+    def latents(x: Tensor, factor: float) -> Tensor:
+        if first is not None:
+            sae.threshold.data.copy_(first * factor)
+        return sae.encode(x)
+
+    return Trained(1.0, latents, sae.decode, has_threshold)
+
+
+def saelens(problem: Problem, kind: str) -> Trained:
+    import sae_lens
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    d_in = problem.train.shape[1]
+    scale = problem.scale / d_in**0.5  # as normalize_activations="expected_average_only_in"
+    torch.manual_seed(problem.seed)
+    config = getattr(sae_lens, f"{kind}TrainingSAEConfig")(
+        d_in=d_in, d_sae=problem.d_sae, k=problem.l0
+    )
+    sae = getattr(sae_lens, f"{kind}TrainingSAE")(config)
+    trainer = SAETrainer(
+        cfg=SAETrainerConfig(
+            total_training_samples=problem.n_steps * problem.batch,
+            train_batch_size_samples=problem.batch,
+            lr=problem.rate,
+            lr_warm_up_steps=WARMUP,
+            lr_decay_steps=int(DECAY * problem.n_steps),
+        ),
+        sae=sae,
+        data_provider=iter(()),
+    )
+    for x in problem.batches(scale):
+        trainer.step(x)
+        trainer.n_training_samples += len(x)
+
+    def pre(x: Tensor) -> Tensor:
+        hidden = sae.process_sae_in(x) @ sae.W_enc + sae.b_enc
+        return hidden * sae.W_dec.norm(dim=-1)
+
+    return _selected(
+        scale, pre, sae.decode, problem.l0, kind, float(getattr(sae, "topk_threshold", 0))
+    )
+
+
+def _selected(
+    scale: float,
+    pre: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor], Tensor],
+    k: int,
+    kind: str,
+    threshold: float,
+) -> Trained:
+    """Exactly k of each token's pre-activations, or those above one threshold."""
+
+    def latents(x: Tensor, factor: float) -> Tensor:
+        z = pre(x).relu()
+        if kind == "TopK":
+            top = z.topk(k, dim=-1)
+            return torch.zeros_like(z).scatter_(-1, top.indices, top.values)
+        return z * (z > threshold * factor)
+
+    return Trained(scale, latents, decode, kind != "TopK")
+
+
+def dictionary_learning(problem: Problem, kind: str) -> Trained:
+    from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+
+    trainer = BatchTopKTrainer(
+        steps=problem.n_steps,
+        activation_dim=problem.train.shape[1],
+        dict_size=problem.d_sae,
+        k=problem.l0,
+        layer=0,
+        lm_name="none",
+        lr=problem.rate,
+        warmup_steps=WARMUP,
+        decay_start=int((1 - DECAY) * problem.n_steps),
+        threshold_start_step=problem.n_steps // 2,
+        threshold_beta=0.99,
+        seed=problem.seed,
+        device="cpu",
+    )
+    for step, x in enumerate(problem.batches(problem.scale)):
+        trainer.update(step, x)
+    ae = trainer.ae
+
+    def pre(x: Tensor) -> Tensor:
+        return ae.encoder(x - ae.b_dec)
+
+    return _selected(problem.scale, pre, ae.decode, problem.l0, kind, float(ae.threshold))
+
+
+def sparsify(problem: Problem, kind: str) -> Trained:
+    """As `sparsify.Trainer.fit` does for one hookpoint and "adam"."""
+    from sparsify import SparseCoder, SparseCoderConfig
+    from transformers import get_linear_schedule_with_warmup
+
+    d_in = problem.train.shape[1]
+    scale = problem.scale / d_in**0.5
+    torch.manual_seed(problem.seed)
+    config = SparseCoderConfig(num_latents=problem.d_sae, k=problem.l0)
+    coder = SparseCoder(d_in, config, device="cpu")
+    coder.b_dec.data.copy_(problem.train[:32768].float().mean(dim=0) / scale)
+    adam = torch.optim.Adam(coder.parameters(), lr=problem.rate)
+    schedule = get_linear_schedule_with_warmup(adam, WARMUP, problem.n_steps)
+    for x in problem.batches(scale):
+        coder.set_decoder_norm_to_unit_norm()
+        out = coder(x=x, y=x)
+        out.fvu.backward()
+        coder.remove_gradient_parallel_to_decoder_directions()
+        adam.step()
+        adam.zero_grad()
+        schedule.step()
+    coder.set_decoder_norm_to_unit_norm()
+
+    def pre(x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x - coder.b_dec, coder.encoder.weight, coder.encoder.bias)
+
+    def decode(latents: Tensor) -> Tensor:
+        return latents @ coder.W_dec + coder.b_dec
+
+    return _selected(scale, pre, decode, problem.l0, kind, 0.0)
+
+
+def _jumprelu(problem: Problem) -> Trained:
+    fields = {"target_l0": problem.l0, "bandwidth": 0.03, "log_threshold": False}
+    return hfsae(problem, "jumprelu_sae", **fields)
+
+
+SIDES: dict[str, dict[str, Callable[[Problem], Trained]]] = {
+    "hfsae": {
+        "JumpReLU": _jumprelu,
+        "BatchTopK": lambda p: hfsae(p, "batch_topk_sae", k=p.l0),
+        "TopK": lambda p: hfsae(p, "topk_sae", k=p.l0),
+    },
+    "saelens": {
+        "BatchTopK": lambda p: saelens(p, "BatchTopK"),
+        "TopK": lambda p: saelens(p, "TopK"),
+    },
+    "dictionary_learning": {"BatchTopK": lambda p: dictionary_learning(p, "BatchTopK")},
+    "sparsify": {"TopK": lambda p: sparsify(p, "TopK")},
+}
+
+
+@torch.no_grad()
+def measure(trained: Trained, x: Tensor, factor: float) -> dict[str, float]:
+    """FVU, pooled; mean L0; share of latents that never fired."""
+    error, l0, fired = 0.0, 0, torch.tensor(False)
+    for part in x.split(_AT_ONCE):
+        part = part.float() / trained.scale
+        latents = trained.latents(part, factor)
+        error += float((part - trained.decode(latents)).square().sum())
+        l0 += int((latents != 0).sum())
+        fired = fired | (latents != 0).any(dim=0)
+    whole = x.float() / trained.scale
+    variance = float((whole - whole.mean(dim=0)).square().sum())
+    dead = float((~fired).float().mean())
+    return {"fvu": error / variance, "l0": l0 / len(x), "dead": dead, "factor": factor}
+
+
+def at_l0(trained: Trained, x: Tensor, l0: int) -> float:
+    """The factor on thresholds for which L0 is `l0`, by bisection."""
+    if not trained.has_threshold:
+        return 1.0
+    low, high = 0.1, 10.0
+    for _ in range(24):
+        factor = (low * high) ** 0.5
+        low, high = (factor, high) if measure(trained, x, factor)["l0"] > l0 else (low, factor)
+    return factor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("library", choices=SIDES)
+    parser.add_argument("name")
+    parser.add_argument("--activations", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--rate", type=float, required=True)
+    for name in ("d_sae", "l0", "batch", "seed"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    tensors = load_file(args.activations)
+    problem = Problem(tensors["train"], args.batch, args.d_sae, args.l0, args.rate, args.seed)
+    start = time.perf_counter()
+    trained = SIDES[args.library][args.name](problem)
+    seconds = time.perf_counter() - start
+    validation = tensors["validation"]
+    factor = at_l0(trained, validation[:8192], args.l0)
+    result = {
+        "validation": measure(trained, validation, factor),
+        "test": measure(trained, tensors["test"], factor),
+        "seconds": seconds,
+    }
+    args.output.write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Where training starts, and what it does not depend on: a constant added to all activations, their
+unit."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from hfsae import BatchTopKSAE, BatchTopKSAEConfig
+from hfsae.models import variants
+from hfsae.training import Trainer
+
+from ..tiny import D
+from .planted import PlantedStream, arguments, make_sae, weights
+
+SHORT_RUN = {"unit": "spread", "init_b_dec": "mean", "warm_start_steps": 0.5, "adam_beta1": 0.9}
+FIELDS = {"d_in": D, "d_sae": 32, "site": "layers.1", "subtract_b_dec": True}
+
+
+class Moved(PlantedStream):
+    """The same activations times a factor, plus a vector of four times their spread."""
+
+    factor = 8.0
+
+    @property
+    def shift(self) -> torch.Tensor:
+        x = super()._make(0, 4096)["layers.1"]
+        spread = (x - x.mean(dim=0)).square().sum(dim=-1).mean().sqrt()
+        return self.factor * 4 * spread * torch.nn.functional.normalize(torch.ones(D), dim=0)
+
+    def _make(self, seed: int, n: int) -> dict[str, torch.Tensor]:
+        return {at: self.factor * x + self.shift for at, x in super()._make(seed, n).items()}
+
+
+def configs():
+    for config_class in variants():
+        fields = {**FIELDS, "target_l0": 3}
+        if "k" in config_class.__dataclass_fields__:
+            fields = {**FIELDS, "k": 3}
+        if "bandwidth" in config_class.__dataclass_fields__:
+            fields |= {"bandwidth": 0.1, "log_threshold": False, "l0_coefficient": 0.01}
+        yield pytest.param(config_class(**fields), id=config_class.model_type)
+
+
+@pytest.mark.parametrize("config", list(configs()))
+@pytest.mark.parametrize("init_decoder", ["random", "data"])
+def test_a_constant_vector_and_a_factor_change_only_the_bias_and_c(config, init_decoder, tmp_path):
+    saes = []
+    for stream in (PlantedStream(), Moved()):
+        torch.manual_seed(0)
+        sae = AutoModel.from_config(deepcopy(config))  # training writes c into it
+        args = arguments(tmp_path / str(len(saes)), steps=20, init_decoder=init_decoder)
+        for name, value in SHORT_RUN.items():
+            setattr(args, name, value)
+        Trainer(sae, stream, args).train()
+        saes.append(sae)
+    here, there = map(weights, saes)
+    c_here, c_there = (sae.config.activation_scale for sae in saes)
+    assert c_there == pytest.approx(Moved.factor * c_here, rel=1e-5)
+    shift = Moved().shift
+    biases = here.pop("b_dec") * c_here, (there.pop("b_dec") * c_there - shift) / Moved.factor
+    torch.testing.assert_close(*biases, rtol=0, atol=1e-3 * c_here)
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-3)
+
+
+def test_in_units_of_the_norm_a_constant_vector_changes_training(tmp_path):
+    """Which is why the unit is a choice: the test above would fail with the paper's."""
+    saes = []
+    for stream in (PlantedStream(), Moved()):
+        saes.append(make_sae(subtract_b_dec=True))
+        args = arguments(tmp_path / str(len(saes)), steps=1, init_b_dec="mean")
+        Trainer(saes[-1], stream, args).train()
+    here, there = (sae.config.activation_scale for sae in saes)
+    assert there > 3 * Moved.factor * here
+
+
+def test_the_decoder_starts_at_data_and_the_encoder_small(tmp_path):
+    stream = PlantedStream()
+    torch.manual_seed(0)
+    sae = BatchTopKSAE(BatchTopKSAEConfig(**FIELDS, k=3))
+    args = arguments(tmp_path, steps=1, learning_rate=1e-9, warmup_steps=0)
+    args.init_decoder, args.init_encoder_scale = "data", 0.25
+    Trainer(sae, stream, args).train()
+    x = stream.sample(4096)["layers.1"]
+    rows = torch.nn.functional.normalize((x - x.mean(dim=0))[:32], dim=1)
+    torch.testing.assert_close(sae.W_dec.detach(), rows, rtol=0, atol=1e-5)
+    torch.testing.assert_close(sae.W_enc.detach(), 0.25 * rows.T, rtol=0, atol=1e-5)
+
+
+def test_more_latents_than_the_sample_has_tokens_cannot_start_at_data(tmp_path):
+    sae = BatchTopKSAE(BatchTopKSAEConfig(**FIELDS | {"d_sae": 5000}, k=3))
+    args = arguments(tmp_path, steps=1, init_decoder="data")
+    with pytest.raises(ValueError, match="takes 5000 rows from a sample of 4096"):
+        Trainer(sae, PlantedStream(), args).train()

@@ -1,0 +1,192 @@
+"""A search of settings: draws, halving, edges and growth, on a tiny language model."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+import hfsae.tuning.search as search
+from hfsae.cards import figures
+from hfsae.evaluation import EvaluationResult
+from hfsae.machine.files import read_json
+from hfsae.recipe import read_recipe
+from hfsae.tuning import Tuning, tune
+from hfsae.tuning.search import score_of
+from hfsae.tuning.space import Choice, Range, draw, read_space
+
+from ..helpers import refused
+from ..tiny import tiny_fields
+
+RATES = {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda folder: None)
+
+
+def tiny_tuning(folder, **fields) -> Tuning:
+    own = {"ranges": RATES, "trials": 3, "rungs": 2, "growth": 0}
+    return Tuning(**{**tiny_fields(folder), **own, **fields})
+
+
+def trials_in(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+
+
+def test_draws_are_uniform_in_logarithms_and_seeded():
+    space = read_space({"a": {"low": 1e-4, "high": 1.0}, "b": [1, 2, 3]})
+    drawn = [draw(space, 0, n) for n in range(400)]
+    places = [space["a"].place(values["a"]) for values in drawn]
+    assert all(-0.01 <= place <= 1.01 for place in places)
+    assert abs(sum(places) / len(places) - 0.5) < 0.06
+    assert {values["b"] for values in drawn} == {1, 2, 3}
+    assert draw(space, 0, 7) == drawn[7] != draw(space, 1, 7)
+    assert draw({"b": space["b"]}, 0, 7) == {"b": drawn[7]["b"]}, "whatever else is drawn"
+
+
+def test_a_range_knows_its_edges_and_grows_beyond_them():
+    own = Range(1e-3, 1e-1)
+    assert [own.edge(v) for v in (1.1e-3, 1e-2, 9e-2)] == ["low", "", "high"]
+    high = own.grown("high")
+    assert (high.low, high.high) == (1e-3, pytest.approx(1.0))
+    assert own.grown("low").low == pytest.approx(1e-4)
+    assert Choice((1, 2)).edge(2) == ""
+
+
+@pytest.mark.parametrize(
+    "ranges", [{"training.learning_rate": 3}, {"training.learning_rate": {"low": 2, "high": 1}}]
+)
+def test_a_range_that_is_none_is_one_sentence(ranges):
+    with pytest.raises(ValueError, match=r"ranges\.training\.learning_rate is .* or a list of"):
+        read_space(ranges)
+
+
+def test_the_better_half_goes_on_and_a_second_call_trains_nothing(tmp_path, loads, monkeypatch):
+    folder = tmp_path / "tuned"
+    report = tune(tiny_tuning(folder), "hfsae tune x.yaml") / "report.md"
+    lines = trials_in(folder)
+    assert [(line["rung"], line["n_tokens"]) for line in lines] == [(0, 320)] * 3 + [(1, 640)] * 2
+    first = sorted((line for line in lines if line["rung"] == 0), key=lambda line: line["score"])
+    assert {line["name"] for line in lines[3:]} == {line["name"] for line in first[:2]}
+    best = min(lines[3:], key=lambda line: line["score"])
+    recipe = read_recipe(folder / "best-all.yaml")
+    assert recipe.training.learning_rate == best["values"]["training.learning_rate"]
+    assert (recipe.training.n_tokens, recipe.evaluation.side) == (640, "test")
+    assert [path.name for path in (folder / "trials").iterdir()] == [f"{best['name']}-640"]
+    assert f"**{recipe.training.learning_rate}**" in report.read_text()
+    assert len(loads) == 1
+    before = report.read_text()
+    monkeypatch.setattr(search, "run", None)
+    assert tune(tiny_tuning(folder), "hfsae tune x.yaml").exists()
+    assert report.read_text() == before and len(loads) == 1
+
+
+def test_a_stopped_search_goes_on_where_it_was(tmp_path, loads, monkeypatch):
+    run, n_calls = search.run, 0
+
+    def stops(*args):
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 3:
+            raise KeyboardInterrupt
+        return run(*args)
+
+    monkeypatch.setattr(search, "run", stops)
+    with pytest.raises(KeyboardInterrupt):
+        tune(tiny_tuning(tmp_path / "a"))
+    assert len(trials_in(tmp_path / "a")) == 2
+    tune(tiny_tuning(tmp_path / "a"))
+    assert n_calls == 6, "the third again, and two on the last rung"
+
+
+def test_trials_are_scored_on_validation_documents_alone(tmp_path, loads):
+    tune(tiny_tuning(tmp_path / "a", trials=2, rungs=1))
+    (folder,) = (tmp_path / "a" / "trials").iterdir()
+    evaluation = read_json(folder / "evaluation.json")
+    assert evaluation["side"] == "validation"
+    result = EvaluationResult.from_dict(evaluation)
+    assert score_of(result, 4) == pytest.approx(
+        result.metrics["fvu"].value * (result.metrics["l0"].value / 4) ** 0.3
+    )
+    with pytest.raises(ValueError, match="chosen on validation documents, not on test ones"):
+        score_of(replace(result, side="test"), 4)
+
+
+def test_a_trial_that_fails_is_the_last_and_all_that_fail_are_an_error(
+    tmp_path, loads, monkeypatch
+):
+    run = search.run
+
+    def fails(recipe, *args):
+        if recipe.training.learning_rate < limit:
+            raise ValueError("weights are not finite")
+        return run(recipe, *args)
+
+    monkeypatch.setattr(search, "run", fails)
+    rates = sorted(draw(read_space(RATES), 0, n)["training.learning_rate"] for n in range(3))
+    limit = rates[1]
+    report = tune(tiny_tuning(tmp_path / "a")) / "report.md"
+    failed = [line for line in trials_in(tmp_path / "a") if line["score"] is None]
+    assert [line["failure"] for line in failed] == ["weights are not finite"]
+    assert "none" in report.read_text()
+    limit = math.inf
+    with pytest.raises(ValueError, match="all 3 trials failed; the first: weights are not finite"):
+        tune(tiny_tuning(tmp_path / "b"))
+
+
+def test_a_range_grows_where_the_best_lies_at_its_edge_and_arms_draw_alike(
+    tmp_path, loads, monkeypatch
+):
+    """The score is the distance to a rate beyond the range of one arm."""
+    rates = []
+
+    def train(self, trial, rung, recipe):
+        rates.append(recipe.training.learning_rate)
+        score = abs(math.log(rates[-1] / 1.0))
+        measured = {"fvu": score, "l0": 4.0, "dead_share": 0.0, "seconds": 1.0}
+        names = {"name": trial.name, "rung": rung, "values": trial.values}
+        return {**names, "score": score, "measured": measured, "failure": "", "settings": ""}
+
+    monkeypatch.setattr(search._Scorer, "_train", train)
+    arms = {
+        "wide": {"ranges": {"training.learning_rate": {"low": 0.1, "high": 8.0}}},
+        "narrow": {"ranges": {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}},
+    }
+    tuning = tiny_tuning(tmp_path / "a", ranges={}, arms=arms, rungs=1, growth=1, trials=20)
+    report = (tune(tuning) / "report.md").read_text()
+    arm_of = [line["name"].partition("-")[0] for line in trials_in(tmp_path / "a")]
+    assert arm_of == ["wide"] * 20 + ["narrow"] * 20 + ["wide"] * 20 + ["narrow"] * 20
+    assert max(rates[20:40]) <= 1e-2 < max(rates[60:]) <= 1e-1
+    wide, narrow = re.split(r"## narrow", report)
+    assert "0.0001 to 0.1" in narrow and "at the high edge" in narrow
+    assert "0.1 to 8" in wide and "edge" not in wide
+
+
+@pytest.mark.parametrize(
+    "fields, sentence",
+    [
+        ({"ranges": {"training.nothing": [1]}}, "ranges.training.nothing is no field of"),
+        ({"ranges": {"lm.name": ["a"]}}, "ranges.lm.name is no field of sae, training, shuffle"),
+        ({"trials": 1}, "trials must be 2 or more, got 1"),
+        ({"rungs": 9}, "rungs=9 leaves the first one less than a batch"),
+        ({"arms": {"a": {"sweep": {}}}}, "arm a has no 'sweep'"),
+        ({"saes": {"a": {}}}, "a tuning has arms instead of saes"),
+    ],
+)
+def test_what_cannot_be_tuned_is_one_sentence(tmp_path, fields, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        tiny_tuning(tmp_path, **fields)
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tmp_path, loads):
+    tune(tiny_tuning(tmp_path / "a", rungs=1, trials=2))
+    with pytest.raises(ValueError, match="holds trials of another recipe"):
+        tune(tiny_tuning(tmp_path / "a", rungs=1, trials=2, seed=1))
+
+
+def test_the_command_takes_the_name_of_a_recipe(capsys):
+    argv = ["tune", "quickstart", "--ranges", "{training.learning_rat: [1, 2]}"]
+    assert "ranges.training.learning_rat is no field of" in refused(argv, capsys)
