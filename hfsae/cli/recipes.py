@@ -24,7 +24,7 @@ from .parsing import VerbParser, explained, with_names
 EXAMPLES = (
     "hfsae train quickstart --training.output_dir runs/mine",
     "hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run",
-    "hfsae compare scripts/comparisons/quickstart.yaml",
+    "hfsae compare scripts/comparisons/small_budget.yaml",
     "hfsae tune quickstart --trials 8 --training.output_dir runs/tuned",
     "hfsae evaluate runs/mine --evaluation.n_tokens 200000",
     "hfsae evaluate someone/sae --lm.name google/gemma-2-2b --text.dataset my.jsonl",

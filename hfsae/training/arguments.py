@@ -56,6 +56,9 @@ class TrainingArguments:
     """SAEs with a target_l0 first train these steps with one common threshold that is adjusted to
     the target (in effect a BatchTopK SAE); then Adam and warm-ups restart, and lambda starts at
     that threshold's square. It helps short runs. Below 1: a fraction of all."""
+    warm_start_l0: float = 1.0
+    """L0 at the start of the warm start, as a factor on the target; it falls to the target by the
+    warm start's middle. More latents then learn before few may fire, and fewer end silent."""
     l0_gain: float = 0.05
     """Speed of the L0 controller: it changes lambda by at most a factor exp(l0_gain) each step."""
     unit: Literal["norm", "spread"] = "norm"
@@ -115,7 +118,7 @@ class TrainingArguments:
                     f"from 0 up to but not including 1, got {value}"
                 )
         positive = ("learning_rate", "threshold_learning_rate", "max_grad_norm", "l0_gain")
-        positive += ("init_encoder_scale",)
+        positive += ("init_encoder_scale", "warm_start_l0")
         for name in (*positive, "bandwidth_start", "adam_epsilon"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..models import SAE
 from .arguments import TrainingArguments
-from .schedules import in_steps, linear_warmup, steer
+from .schedules import geometric, in_steps, linear_warmup, steer
 from .sharding import whole
 
 _REACH = 1e4  # largest factor by which the controller changes a coefficient, up or down
@@ -28,6 +28,7 @@ class L0Control:
         warms = self.target is not None and sae.config.has_thresholds
         self.warm_start_steps = in_steps(args.warm_start_steps, args.total_steps) if warms else 0
         self.warmup_steps = args.fitted("sparsity_warmup_steps", self.warm_start_steps)
+        self.first_l0 = min(args.warm_start_l0 * (self.target or 0.0), sae.config.d_sae / 2)
 
     @property
     def _threshold(self) -> nn.Parameter:
@@ -41,10 +42,16 @@ class L0Control:
             pre_acts: pre-activations of a sample, raw units.
         """
         assert self.target is not None
-        threshold = _nth_largest_(whole(pre_acts), round(self.target * len(pre_acts)))
+        threshold = _nth_largest_(whole(pre_acts), round(self.goal(0) * len(pre_acts)))
         # The controller multiplies the threshold, so it could never move one of 0.
         least = float(self.sae.config.initial_threshold)
         self._threshold.fill_(max(threshold / self.sae.scale, least))
+
+    def goal(self, step: int) -> float:
+        """L0 to steer to at a step of the warm start: it falls to the target by its middle."""
+        assert self.target is not None
+        factor = geometric(step, self.warm_start_steps // 2, self.first_l0 / self.target)
+        return self.target * factor
 
     def sparsity(self, step: int) -> float:
         """Factor on the sparsity coefficients; 0 in the warm start."""
@@ -67,7 +74,7 @@ class L0Control:
         if self.target is None:
             return
         if step < self.warm_start_steps:
-            self._threshold.mul_(steer(1.0, l0, self.target, _WARM_START_GAIN))
+            self._threshold.mul_(steer(1.0, l0, self.goal(step), _WARM_START_GAIN))
         elif self.sae.config.steers_itself:
             return
         elif self.warmup(step) == 1.0:  # during the warm-up it would correct for it and wind up

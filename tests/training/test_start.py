@@ -1,6 +1,7 @@
 """Where training starts, and what it does not depend on: a constant added to all activations, their
 unit."""
 
+import json
 from copy import deepcopy
 
 import pytest
@@ -93,3 +94,14 @@ def test_more_latents_than_the_sample_has_tokens_cannot_start_at_data(tmp_path):
     args = arguments(tmp_path, steps=1, init_decoder="data")
     with pytest.raises(ValueError, match="takes 5000 rows from a sample of 4096"):
         Trainer(sae, PlantedStream(), args).train()
+
+
+def test_a_warm_start_may_begin_with_more_latents_and_ends_at_its_target(tmp_path):
+    sae = make_sae(target_l0=2.0, subtract_b_dec=True)
+    args = arguments(tmp_path, steps=200, warm_start_steps=160, warm_start_l0=4.0)
+    Trainer(sae, PlantedStream(), args).train()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    l0 = {line["step"]: line["l0"] for line in lines}
+    assert l0[10] == pytest.approx(2 * 4 ** (1 - 10 / 80), rel=0.2)
+    assert l0[40] == pytest.approx(2 * 4 ** (1 - 40 / 80), rel=0.2)
+    assert l0[100] == pytest.approx(2, rel=0.15)
