@@ -1,5 +1,6 @@
 """A tuning's recipe, the training recipe of each of its trials, and their scores."""
 
+import re
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,11 @@ class Tuning(Recipe):
                 f"training.n_tokens={self.training.n_tokens}; use fewer rungs"
             )
         for name, arm in self.arms.items():
+            if not re.fullmatch(r"[\w.-]*\w", name):
+                raise Refused(
+                    f"an arm cannot be called {name!r}: its name is part of folders and files; use "
+                    "letters, digits, '-' and '_'"
+                )
             if unknown := sorted(set(arm) - _ARM):
                 raise Refused(
                     f"arm {name} has no {unknown[0]!r}; an arm can have {', '.join(sorted(_ARM))}"

@@ -117,6 +117,8 @@ def saelens(problem: Problem, kind: str) -> Trained:
             total_training_samples=problem.n_steps * problem.batch,
             train_batch_size_samples=problem.batch,
             lr=problem.rate,
+            dead_feature_window=100,  # its 1,000 steps are more than a short run has
+            lr_end=problem.rate / 10,  # as its own config sets it
             lr_warm_up_steps=WARMUP,
             lr_decay_steps=int(DECAY * problem.n_steps),
         ),
