@@ -1052,6 +1052,7 @@ def loads(
     fake_tokenizer = SimpleNamespace(from_pretrained=lambda path, **options: tiny_tokenizer)
     monkeypatch.setattr(hfsae.lm.load, "AutoModelForCausalLM", fake_lm)
     monkeypatch.setattr(hfsae.lm.load, "AutoTokenizer", fake_tokenizer)
+    monkeypatch.setattr(hfsae.lm.load, "_gguf_config", lambda file, changed: tiny_lm.config)
     return asked
 
 
