@@ -4,9 +4,9 @@
 #
 #   bash scripts/test.sh quick
 #
-# runs what a change to a variant of SAE needs, in less than a minute on two cores: the same style,
-# types and floors, and the tests of operations, of every variant, and of what goes wrong in short
-# runs. Left out is what starts a process, a browser or a real model, or trains for seconds.
+# runs what a change to a variant of SAE needs, in less than a minute on two cores: style, floors,
+# types where variants live, and the tests of operations, of every variant, and of what goes wrong in
+# short runs. Left out is what starts a process, a browser or a real model, or trains for seconds.
 source "$(dirname "$0")/environment.sh" dev
 export PATH="$(cd "$bin" && pwd):$PATH" HF_HUB_OFFLINE=1
 
@@ -15,7 +15,7 @@ if [ "${1:-}" = quick ]; then
     ruff check .
     ruff format --check .
     lint-imports
-    pyright & # beside the tests: it takes one processor, for half of the time
+    pyright hfsae/{models,ops,training} & # beside the tests: it takes one processor
     tests=(tests/ops tests/models tests/training/test_{checkpoint,health,schedules}.py)
     python -m pytest -n 2 -m "not slow and not browser and not learns" "${tests[@]}" "$@"
     wait $!
