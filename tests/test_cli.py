@@ -120,7 +120,7 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["train", RECIPE, "--training.bach_size", "5"], "closest: '--training.batch_size'"),
         (["train", RECIPE, "--training.learning_rat", "1"], "closest: '--training.learning_rate'"),
         (["train", RECIPE, "--training.lr", "1"], "closest: '--training.learning_rate'"),
-        (["train", RECIPE, "--training.qqq", "1"], "--training.qqq'; `hfsae train --help_all`"),
+        (["train", RECIPE, "--training.qqq", "1"], "--training.qqq'; `--help_all` lists all"),
         (["train", RECIPE, "--trainning.seed", "5"], "no option '--trainning.seed'"),
         (["train", RECIPE, "--sae.k", "5"], "a jumprelu_sae has no field 'k'; with sae.model_type"),
         (["train", RECIPE, "--training.n_tokens", "many"], "must be a whole number, got 'many'"),

@@ -168,7 +168,7 @@ def with_names(problem: str, name: str, names: list[str]) -> str:
     if short := [n for n, own_field in own.items() if _initials(own_field) == field]:
         return f"{problem}; closest: {', '.join(map(repr, short))}"
     if dot and own and not get_close_matches(field, [*own.values()]):
-        return f"{problem}; `hfsae train {_ALL}` lists all"  # the section alone is alike
+        return f"{problem}; `{_ALL}` lists all"  # the section alone is alike
     every = f"; known: {', '.join(n for n in names if '.' not in n)}"
     return f"{problem}{closest(name, names) or every}"
 

@@ -3,6 +3,7 @@
 Refused (a ValueError)     a setting, argument or folder is wrong
   Damaged                  a file is damaged, or of another kind than its name
   HubRefused               the Hub: not found, not allowed, not reachable
+  Diverged                 training left the finite numbers
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ class Damaged(Refused):
 
 class HubRefused(Refused):
     """The Hub does not have it, does not allow it, or cannot be reached."""
+
+
+class Diverged(Refused):
+    """Weights in training are no longer finite."""
 
 
 def closest(name: str, names: Sequence[str], *, cutoff: float = 0.6) -> str:

@@ -64,7 +64,8 @@ class TrainingArguments:
     unit: Literal["norm", "spread"] = "norm"
     """c, the unit of activations that bandwidth, thresholds and coefficients count in: the root of
     the mean squared norm (the paper) or of the mean squared distance from the mean. They differ
-    where the mean carries most of the norm, and there only "spread" keeps a recipe's meaning."""
+    where the mean carries most of the norm, and there only "spread" keeps a recipe's meaning. It
+    wants init_b_dec="mean" and sae.subtract_b_dec, which take the mean out of what is encoded."""
     init_b_dec: Literal["zeros", "mean"] = "zeros"
     """Start the decoder's bias at zero (the paper) or at the mean activation."""
     init_decoder: Literal["random", "data"] = "random"

@@ -45,8 +45,8 @@ def _take_rows_(sae: SAE, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d
     d_sae = sae.config.d_sae
     if len(x) < d_sae:
         raise Refused(
-            f"training.init_decoder='data' takes {d_sae} rows from a sample of {len(x)} "
-            "activations; raise shuffle.bucket_tokens, or leave it 'random'"
+            f"training.init_decoder='data' takes {d_sae} rows from a sample, which has {len(x)} "
+            "activations; leave it 'random'"
         )
     for weight, rows in ((sae.W_dec, target), (sae.W_enc.T, x)):
         weight = weight.detach()

@@ -33,7 +33,7 @@ from ..activations.harvest import refuse_not_finite
 from ..machine.files import free_space, sweep, write_whole
 from ..machine.lock import locked
 from ..machine.names import CHECKPOINTS, CONFIG, LOG, TRAINING
-from ..machine.refused import Refused
+from ..machine.refused import Diverged, Refused
 from ..machine.weights import stamp
 from ..models import SAE
 from ..ops import Workspace
@@ -293,7 +293,7 @@ class Trainer(Generic[Trained]):
     def _stop_if_not_finite(self) -> None:
         for name, run in self.runs.items():
             if self._anyone(not run.is_finite()):
-                raise Refused(
+                raise Diverged(
                     f"weights of SAE {name or '(the only one)'} are no longer finite numbers; "
                     "lower training.learning_rate or sae.l0_coefficient, and start in another "
                     "output_dir"

@@ -25,14 +25,15 @@ def write_report(tuning: Tuning, outcome: Outcome, command: str) -> Path:
     ]
     write_whole(tuning.folder / REPORT, "\n\n".join(parts) + "\n")
     for arm in tuning.arm_names:
-        best = as_plain(with_values(tuning, outcome.finals(arm)[0].trial))
-        text = yaml.safe_dump(best, sort_keys=False, allow_unicode=True)
-        write_whole(tuning.folder / _recipe_name(arm), text)
+        best = with_values(tuning, outcome.finals(arm)[0].trial)
+        best.training.output_dir = str(tuning.folder / _best(arm))
+        text = yaml.safe_dump(as_plain(best), sort_keys=False, allow_unicode=True)
+        write_whole(tuning.folder / f"{_best(arm)}.yaml", text)
     return tuning.folder
 
 
-def _recipe_name(arm: str) -> str:
-    return f"best-{arm}.yaml"
+def _best(arm: str) -> str:
+    return f"best-{arm}"
 
 
 def _about(tuning: Tuning, outcome: Outcome) -> str:
@@ -51,7 +52,7 @@ def _about(tuning: Tuning, outcome: Outcome) -> str:
 def _of_arm(tuning: Tuning, outcome: Outcome, arm: str) -> Iterator[str]:
     finals, space = outcome.finals(arm), outcome.spaces[arm]
     names = sorted(space)
-    yield f"## {arm}\n\nThe best settings, as a recipe: `{_recipe_name(arm)}`."
+    yield f"## {arm}\n\nThe best settings, as a recipe: `{_best(arm)}.yaml`."
     rows = [["setting", "range", "best", "next below", "next above", ""]]
     best = finals[0].trial.values
     for name in names:

@@ -18,16 +18,16 @@ from typing import Any
 
 from ..evaluation import EvaluationResult
 from ..lm import LoadedLM
-from ..machine.files import read_json, write_whole
+from ..machine.files import passes, read_json, write_whole
 from ..machine.lock import locked
 from ..machine.names import EVALUATION, TRAINING
-from ..machine.refused import Refused
+from ..machine.refused import Diverged, Refused
 from ..models.config import l0_goal
 from ..recipe import Recipe, check, load, run, what_matters
 from ..training.trainer import make_accelerator
 from .report import write_report
 from .space import Range, Space, draw, read_space
-from .trials import LOG, Outcome, Score, Trial, Tuning, n_tokens, recipe_of
+from .trials import LOG, TRIALS, Outcome, Score, Trial, Tuning, n_tokens, recipe_of
 
 logger = logging.getLogger(__name__)
 ELASTICITY = 0.3
@@ -56,12 +56,22 @@ def tune(tuning: Tuning, command: str = "") -> Path:
     """Search, and write the report; returns its folder. Called again, it resumes.
 
     Raises:
-        ValueError: an invalid setting, checked before anything is trained; or all trials failed.
+        ValueError: an invalid setting, checked before anything is trained; a folder that holds
+            something else; or all trials diverged.
     """
-    tuning.folder.mkdir(parents=True, exist_ok=True)
     with locked(tuning.folder):
+        _refuse_other_folder(tuning.folder)
         outcome = _search(tuning, command)
         return write_report(tuning, outcome, command)
+
+
+def _refuse_other_folder(folder: Path) -> None:
+    held = sorted(path.name for path in folder.iterdir() if not passes(path))
+    if held and not (folder / LOG).is_file() and not (folder / TRIALS).is_dir():
+        raise Refused(
+            f"the folder {folder} holds something else ({held[0]}, and no {LOG}); give another "
+            "training.output_dir, such as runs/tuned"
+        )
 
 
 def _search(tuning: Tuning, command: str) -> Outcome:
@@ -87,8 +97,9 @@ def _search(tuning: Tuning, command: str) -> Outcome:
 
 
 def _halve(tuning: Tuning, trials: Sequence[Trial], scorer: "_Scorer") -> Iterator[Score]:
-    for first in {trial.arm: trial for trial in trials}.values():
-        check(recipe_of(tuning, first, 0))
+    recipes = {trial.arm: recipe_of(tuning, trial, 0) for trial in trials}  # makes, so checks, all
+    for recipe in recipes.values():
+        check(recipe)
     scorer.expect(trials)
     for rung in range(tuning.rungs):
         scores = [scorer.score(trial, rung) for trial in trials]
@@ -116,7 +127,7 @@ def _grown(outcome: Outcome, arm: str) -> Space:
 def _forget_all_but_the_best(tuning: Tuning, outcome: Outcome) -> None:
     best = [outcome.finals(arm)[0] for arm in tuning.arm_names]
     kept = {Path(recipe_of(tuning, s.trial, s.rung).training.output_dir) for s in best}
-    for folder in (tuning.folder / "trials").glob("*"):
+    for folder in (tuning.folder / TRIALS).glob("*"):
         if folder not in kept:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -164,13 +175,14 @@ class _Scorer:
 
     def _train(self, trial: Trial, rung: int, recipe: Recipe) -> dict[str, Any]:
         folder, failure, measured, score = Path(recipe.training.output_dir), "", {}, None
+        loaded = self._loaded()
         try:
-            run(recipe, self.command, self._loaded())
+            run(recipe, self.command, loaded)
             result = EvaluationResult.from_dict(read_json(folder / EVALUATION))
             score = score_of(result, l0_goal(recipe.sae))
             measured = {n: result.metrics[n].value for n in ("l0", "fvu", "dead_share")}
             measured["seconds"] = read_json(folder / TRAINING)["seconds"]["train"]
-        except ValueError as error:  # rates that diverge are part of a search
+        except Diverged as error:  # which is part of a search
             failure = str(error)
         self._tell(trial, rung, measured, failure)
         return {

@@ -10,7 +10,7 @@ from ..recipe import Recipe
 from .space import Space, read_space
 
 VALIDATION = 0.05  # share of documents, where the recipe has none for it
-LOG = "trials.jsonl"
+LOG, TRIALS = "trials.jsonl", "trials"
 _SECTIONS = ("sae", "training", "shuffle")
 _ARM = {"sae", "training", "ranges"}
 
@@ -140,7 +140,7 @@ def n_tokens(tuning: Tuning, rung: int) -> int:
 def recipe_of(tuning: Tuning, trial: Trial, rung: int) -> Recipe:
     """The training recipe of a trial: scored on validation, on cached activations."""
     recipe = with_values(tuning, trial)
-    folder = tuning.folder / "trials" / f"{trial.name}-{n_tokens(tuning, rung)}"
+    folder = tuning.folder / TRIALS / f"{trial.name}-{n_tokens(tuning, rung)}"
     cache = tuning.harvest.cache or str(tuning.folder / "activations")
     return replace(
         recipe,

@@ -11,6 +11,7 @@ from transformers import AutoModel
 from hfsae import BatchTopKSAE, BatchTopKSAEConfig
 from hfsae.models import variants
 from hfsae.training import Trainer
+from hfsae.training.l0 import L0Control
 
 from ..tiny import D
 from .planted import PlantedStream, arguments, make_sae, weights
@@ -92,7 +93,7 @@ def test_the_decoder_starts_at_data_and_the_encoder_small(tmp_path):
 def test_more_latents_than_the_sample_has_tokens_cannot_start_at_data(tmp_path):
     sae = BatchTopKSAE(BatchTopKSAEConfig(**FIELDS | {"d_sae": 5000}, k=3))
     args = arguments(tmp_path, steps=1, init_decoder="data")
-    with pytest.raises(ValueError, match="takes 5000 rows from a sample of 4096"):
+    with pytest.raises(ValueError, match="takes 5000 rows from a sample, which has 4096"):
         Trainer(sae, PlantedStream(), args).train()
 
 
@@ -105,3 +106,9 @@ def test_a_warm_start_may_begin_with_more_latents_and_ends_at_its_target(tmp_pat
     assert l0[10] == pytest.approx(2 * 4 ** (1 - 10 / 80), rel=0.2)
     assert l0[40] == pytest.approx(2 * 4 ** (1 - 40 / 80), rel=0.2)
     assert l0[100] == pytest.approx(2, rel=0.15)
+
+
+def test_a_target_of_most_latents_is_steered_to_from_the_start(tmp_path):
+    args = arguments(tmp_path, steps=20, warm_start_steps=10)
+    control = L0Control(make_sae(target_l0=20.0), args)  # of 32
+    assert [control.goal(step) for step in (0, 4, 9)] == [20.0] * 3

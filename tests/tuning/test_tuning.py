@@ -11,6 +11,7 @@ import hfsae.tuning.search as search
 from hfsae.cards import figures
 from hfsae.evaluation import EvaluationResult
 from hfsae.machine.files import read_json
+from hfsae.machine.refused import Diverged
 from hfsae.recipe import read_recipe
 from hfsae.tuning import Tuning, tune
 from hfsae.tuning.search import score_of
@@ -75,6 +76,7 @@ def test_the_better_half_goes_on_and_a_second_call_trains_nothing(tmp_path, load
     recipe = read_recipe(folder / "best-all.yaml")
     assert recipe.training.learning_rate == best["values"]["training.learning_rate"]
     assert (recipe.training.n_tokens, recipe.evaluation.side) == (640, "test")
+    assert recipe.training.output_dir == str(folder / "best-all"), "free for `hfsae train`"
     assert [path.name for path in (folder / "trials").iterdir()] == [f"{best['name']}-640"]
     assert f"**{recipe.training.learning_rate}**" in report.read_text()
     assert len(loads) == 1
@@ -122,7 +124,7 @@ def test_a_trial_that_fails_is_the_last_and_all_that_fail_are_an_error(
 
     def fails(recipe, *args):
         if recipe.training.learning_rate < limit:
-            raise ValueError("weights are not finite")
+            raise Diverged("weights are not finite")
         return run(recipe, *args)
 
     monkeypatch.setattr(search, "run", fails)
@@ -135,6 +137,28 @@ def test_a_trial_that_fails_is_the_last_and_all_that_fail_are_an_error(
     limit = math.inf
     with pytest.raises(ValueError, match="all 3 trials failed; the first: weights are not finite"):
         tune(tiny_tuning(tmp_path / "b"))
+
+
+def test_a_failure_that_is_no_divergence_ends_the_search_and_is_not_kept(
+    tmp_path, loads, monkeypatch
+):
+    def unreachable(*args):
+        raise ValueError("the Hub cannot be reached")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(search, "load", unreachable)
+        with pytest.raises(ValueError, match="the Hub cannot be reached"):
+            tune(tiny_tuning(tmp_path / "a", trials=2, rungs=1))
+    assert tune(tiny_tuning(tmp_path / "a", trials=2, rungs=1)).exists()
+    assert all(line["failure"] == "" for line in trials_in(tmp_path / "a"))
+
+
+def test_a_folder_of_something_else_stays_as_it_is(tmp_path, loads):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds something else \(config\.json, and no trials"):
+        tune(tiny_tuning(tmp_path / "a"))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["config.json"]
 
 
 def test_a_range_grows_where_the_best_lies_at_its_edge_and_arms_draw_alike(
