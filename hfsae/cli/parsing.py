@@ -154,6 +154,8 @@ def in_words(type_: Any) -> str:
     """A type in words, for an error sentence."""
     if get_origin(type_) is Literal:
         return " or ".join(map(repr, get_args(type_)))
+    if get_origin(type_) is dict:
+        return "a section of fields"
     if parts := [part for part in get_args(type_) if part is not type(None)]:
         words = " or ".join(map(in_words, parts)) if get_origin(type_) is not list else "a list"
         return f"{words}, or null" if type(None) in get_args(type_) else words

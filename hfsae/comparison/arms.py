@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..machine.refused import Refused
-from ..recipe import Recipe
+from ..recipe import Recipe, check_arm
 from ..training import TrainingArguments
 
 _KEYS = {"sae", "sweep", "training", "title"}
@@ -136,10 +136,7 @@ def _name(swept: str, value: int | float) -> str:
 
 
 def _check_arm(name: str, arm: dict[str, Any]) -> None:
-    if unknown := sorted(set(arm) - _KEYS):
-        raise Refused(
-            f"arm {name} has no {unknown[0]!r}; an arm can have {', '.join(sorted(_KEYS))}"
-        )
+    check_arm(name, arm, _KEYS)
     sweep = arm.get("sweep")
     values = list(sweep.values()) if isinstance(sweep, dict) else []
     if len(values) != 1 or not isinstance(values[0], list) or not values[0]:

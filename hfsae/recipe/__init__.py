@@ -19,6 +19,7 @@ from .fields import Recipe as Recipe
 from .fields import as_plain as as_plain
 from .fields import bucket_tokens as bucket_tokens
 from .fields import check as check
+from .fields import check_arm as check_arm
 from .fields import differences as differences
 from .fields import make_configs as make_configs
 from .fields import refuse_fields_of_others as refuse_fields_of_others

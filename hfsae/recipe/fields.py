@@ -231,6 +231,20 @@ def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
     return lm, configs
 
 
+def check_arm(name: str, arm: dict[str, Any], keys: set[str]) -> None:
+    """
+    Raises:
+        ValueError: an arm of a comparison or a search has another key, or a section without fields.
+    """
+    if unknown := sorted(set(arm) - keys):
+        raise Refused(
+            f"arm {name} has no {unknown[0]!r}; an arm can have {', '.join(sorted(keys))}"
+        )
+    for section in sorted(arm.keys() & {"sae", "training", "ranges"}):
+        if not isinstance(arm[section], dict):
+            raise Refused(f"{section} of arm {name} must hold fields, got {arm[section]!r}")
+
+
 def sides_of(recipe: Recipe) -> list[Split]:
     """The sides of the text that a recipe reads."""
     return ["train"] if recipe.evaluation.n_tokens == 0 else ["train", recipe.evaluation.side]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..machine.refused import Refused
-from ..recipe import Recipe
+from ..recipe import Recipe, check_arm
 from .space import Space, read_space
 
 VALIDATION = 0.05  # share of documents, where the recipe has none for it
@@ -55,10 +55,7 @@ class Tuning(Recipe):
                     f"an arm cannot be called {name!r}: its name is part of folders and files; use "
                     "letters, digits, '-' and '_'"
                 )
-            if unknown := sorted(set(arm) - _ARM):
-                raise Refused(
-                    f"arm {name} has no {unknown[0]!r}; an arm can have {', '.join(sorted(_ARM))}"
-                )
+            check_arm(name, arm, _ARM)
         for name in self.arm_names:
             self._check_ranges(name)
 

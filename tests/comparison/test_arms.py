@@ -54,6 +54,7 @@ def test_each_arm_and_seed_is_a_training_recipe():
         ({"arms": {"a": {"sweep": {"k": [1], "d_sae": [2]}}}}, "arm a needs `sweep`"),
         ({"arms": {"a": {"sae": {}}}}, "arm a needs `sweep`"),
         ({"arms": {"a": {"sweeps": {"k": [1]}}}}, "arm a has no 'sweeps'"),
+        ({"arms": {"a": {"sae": 5, "sweep": {"k": [1]}}}}, "sae of arm a must hold fields, got 5"),
         ({"arms": {"a": {"sweep": {"penalty": ["l1"]}}}}, "penalty over 'l1', not a number"),
         ({"arms": {"a": {"sweep": {"k": [None, 4]}}}}, "k over None, not a number"),
         ({"arms": {"a": {"sweep": {"k": [4, 8, 4]}}}}, "two of which are equal to six digits"),

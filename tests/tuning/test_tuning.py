@@ -197,6 +197,7 @@ def test_a_range_grows_where_the_best_lies_at_its_edge_and_arms_draw_alike(
         ({"trials": 1}, "trials must be 2 or more, got 1"),
         ({"rungs": 9}, "rungs=9 leaves the first one less than a batch"),
         ({"arms": {"a": {"sweep": {}}}}, "arm a has no 'sweep'"),
+        ({"arms": {"a": {"sae": 5}}}, "sae of arm a must hold fields, got 5"),
         ({"arms": {"../a": {}}}, "an arm cannot be called '../a'"),
         ({"saes": {"a": {}}}, "a tuning has arms instead of saes"),
     ],
