@@ -41,7 +41,8 @@ def _about(tuning: Tuning, outcome: Outcome) -> str:
     n_trials = len({score.trial.name for score in outcome.scores})
     tokens = sum(n_tokens(tuning, score.rung) for score in outcome.scores)
     return (
-        f"{n_trials} settings of {len(tuning.arm_names)} arm(s), drawn with seed {tuning.tune_seed}, "
+        f"{n_trials} settings of {len(tuning.arm_names)} arm(s), "
+        f"drawn with seed {tuning.tune_seed}, "
         f"each trained at `{tuning.sae.get('site')}` of {tuning.lm.name} on {budgets} activations, "
         "the better half of an arm going on to the next; "
         f"{tokens:,} in all, as many for each arm. Scored by FVU at the target L0 on validation "
