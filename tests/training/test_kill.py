@@ -1,6 +1,5 @@
 """A training process killed at random moments, and resumed, ends as if nothing had happened."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
+from ..forked import CONTEXT
 
 STEPS, KILLS = 400, 10
 
@@ -27,9 +28,9 @@ def train(folder: str) -> None:
     Trainer(sae, PlantedStream(), arguments(Path(folder), steps=STEPS, **fields)).train()
 
 
-def run_until(folder: Path, context, killed_after: float | None = None) -> bool:
+def run_until(folder: Path, killed_after: float | None = None) -> bool:
     """Whether the run ended by itself."""
-    process = context.Process(target=train, args=(str(folder),))
+    process = CONTEXT.Process(target=train, args=(str(folder),))
     process.start()
     newest, logged = newest_step(folder), (folder / "log.jsonl").exists()
     # Let it get somewhere, else ten kills could all hit the imports; the first time only to its
@@ -53,16 +54,14 @@ def newest_step(folder: Path) -> str:
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_no_bit(tmp_path):
-    context = multiprocessing.get_context("forkserver")  # imports torch once, not in each process
-    context.set_forkserver_preload(["hfsae.training.trainer", "tests.training.planted"])
-    assert run_until(tmp_path / "whole", context)
+    assert run_until(tmp_path / "whole")
     seed, kills = time.time_ns(), 0
     print("seed", seed)  # shown if this fails
     randomly = random.Random(seed)
-    while kills < KILLS and not run_until(tmp_path / "killed", context, randomly.uniform(0, 0.15)):
+    while kills < KILLS and not run_until(tmp_path / "killed", randomly.uniform(0, 0.15)):
         kills += 1
     assert kills == KILLS, "too fast to be killed: raise STEPS"
-    assert run_until(tmp_path / "killed", context)
+    assert run_until(tmp_path / "killed")
     whole, killed = (load_file(tmp_path / f / "model.safetensors") for f in ("whole", "killed"))
     assert all((whole[name] == killed[name]).all() for name in whole)
     logs = [(tmp_path / f / "log.jsonl").read_text() for f in ("whole", "killed")]

@@ -1,12 +1,8 @@
 """Where each option of a variant leads on planted data; its gradients with latents spread."""
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoConfig, AutoModel
 
@@ -15,6 +11,7 @@ from hfsae.models.auxk import AuxKSAE
 from hfsae.training import Trainer
 from hfsae.training.sharding import everywhere, placed_as, shard_, whole
 
+from .. import forked
 from ..helpers import D_SAE, activations, cases, make
 from .planted import PlantedStream, arguments
 
@@ -128,18 +125,14 @@ def test_the_pre_activation_loss_brings_dead_latents_back(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_latents_spread_over_processes_have_every_options_loss_and_gradients():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_compare_spread, args=(port,), nprocs=2)  # raises what a process raises
+    ranks = forked.start_ranks(2, _compare_spread)
+    assert forked.exit_codes(ranks) == [0, 0], "see what they printed"
 
 
-def _compare_spread(rank: int, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _compare_spread() -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo")
     mesh, x = init_device_mesh("cpu", (2,)), activations(64)
     for name, case in cases().items():
         alone, spread = make(case), make(case)
