@@ -1,4 +1,4 @@
-"""Processes that begin with hfsae imported: a server imports it once, in seconds, and forks them."""
+"""Processes that have hfsae at once: they are forked from a server that has imported it."""
 
 import multiprocessing
 import os

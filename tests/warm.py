@@ -1,20 +1,25 @@
 """What the server of `tests.forked` imports and does once, to spare each process that it forks."""
 
+# ruff: noqa: F401
+
 import atexit
 import gc
 import tempfile
 
 import matplotlib.backends.backend_agg
-import matplotlib.pyplot  # noqa: F401
-import pytest  # noqa: F401
+import matplotlib.pyplot
+import pytest
 import torch
 import transformers
 from transformers import AutoModel
 
+import hfsae.cli
+import hfsae.recipe.stages
+import hfsae.training.trainer
 from hfsae import TopKSAE, TopKSAEConfig
 
-from . import forked  # noqa: F401
-from .training import planted  # noqa: F401
+from . import forked
+from .training import planted
 
 torch.set_num_threads(1)
 with tempfile.TemporaryDirectory() as folder:
