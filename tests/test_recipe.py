@@ -205,11 +205,42 @@ def test_several_saes_share_a_stream_and_get_folders_of_their_own(tmp_path, load
 
 
 def test_an_sae_trained_beside_others_equals_one_trained_alone(tmp_path, loads):
-    saes = {"a": {}, "b": {"d_sae": 24}}
+    own = {"learning_rate": 3e-3, "unit": "spread", "warm_start_steps": 0.5}
+    saes = {"a": {}, "b": {"d_sae": 24, "training": own}}
     together = run(tiny_recipe(tmp_path / "together", saes=saes, collect_tokens=0))[1]
-    (alone,) = run(tiny_recipe(tmp_path / "alone", sae={"d_sae": 24}, collect_tokens=0))
+    (alone,) = run(
+        tiny_recipe(tmp_path / "alone", sae={"d_sae": 24}, training=own, collect_tokens=0)
+    )
     name = "model.safetensors"
     assert (together / name).read_bytes() == (alone / name).read_bytes()
+    records = [json.loads((folder / "training.json").read_text()) for folder in (together, alone)]
+    assert [record["training"]["learning_rate"] for record in records] == [3e-3, 3e-3]
+    assert 0 < records[0]["seconds"]["sae"] <= records[0]["seconds"]["train"]
+
+
+@pytest.mark.parametrize(
+    "own, sentence",
+    [
+        ({"batch_size": 8}, "saes.a.training.batch_size cannot differ between SAEs on one stream"),
+        ({"learning_rat": 1}, "saes.a.training has no field 'learning_rat'"),
+        ({"learning_rate": -1.0}, "training.learning_rate must be positive"),
+        (3, "saes.a.training must hold fields of training, got 3"),
+    ],
+)
+def test_what_an_sae_cannot_have_of_its_own_is_one_sentence(tmp_path, own, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny_recipe(tmp_path, saes={"a": {"training": own}})
+
+
+def test_a_run_whose_saes_have_other_settings_of_their_own_is_another_run(tmp_path, loads):
+    def recipe(rate):
+        saes = {"a": {"training": {"learning_rate": rate}}, "b": {}}
+        fields = {"saes": saes, "collect_tokens": 0, "evaluation": NO_EVALUATION}
+        return tiny_recipe(tmp_path / "out", **fields)
+
+    run(recipe(1e-3))
+    with pytest.raises(ValueError, match=r"saes\.a\.training\.learning_rate"):
+        run(recipe(2e-3))
 
 
 def test_activations_come_from_the_cache_where_another_run_left_them(tmp_path, loads, tiny_lm):

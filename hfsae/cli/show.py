@@ -85,8 +85,8 @@ def _summary(folder: Path, name: str) -> str:
         memory = record["peak_memory_bytes"] / 1e9
         return (
             f"{name}: trained on {record['n_tokens']:,} activations in "
-            f"{sum(seconds.values()):.0f} s (harvest {harvest}, SAE {train}), peak memory "
-            f"{memory:.1f} GB"
+            f"{sum(seconds[key] for key in rates):.0f} s (harvest {harvest}, SAE {train}), "
+            f"peak memory {memory:.1f} GB"
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..machine.refused import Refused
-from ..recipe import Recipe, check_arm
+from ..recipe import Recipe, changed_training, check_arm
 from ..training import TrainingArguments
 
 _KEYS = {"sae", "sweep", "training", "title"}
@@ -123,7 +123,7 @@ def arm_runs(comparison: Comparison) -> Iterator[ArmRun]:
             parts = {
                 "sae": {**comparison.sae, **arm.get("sae", {})},
                 "saes": {sae: {swept: value} for sae, value in named.items()},
-                "training": replace(comparison.training, **training),
+                "training": changed_training(comparison.training, training, f"training of {name}"),
                 "shuffle": replace(comparison.shuffle, seed=seed),
                 "seed": seed,
                 "collect_tokens": 0,

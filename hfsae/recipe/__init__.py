@@ -18,6 +18,7 @@ from .fields import LMArguments as LMArguments
 from .fields import Recipe as Recipe
 from .fields import as_plain as as_plain
 from .fields import bucket_tokens as bucket_tokens
+from .fields import changed_training as changed_training
 from .fields import check as check
 from .fields import check_arm as check_arm
 from .fields import differences as differences

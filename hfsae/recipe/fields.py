@@ -5,7 +5,7 @@ import logging
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from ..models import DEFAULT_VARIANT, SAEConfig, variants
 from ..models.config import own_fields
 from ..models.registry import IMPORT_HINT, register_defined
 from ..training import TrainingArguments
-from ..training.identity import FREE
+from ..training.identity import FREE, SHARED
 
 logger = logging.getLogger(__name__)
 REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens")
@@ -62,7 +62,8 @@ class Recipe:
     """Fields of the SAE's config: model_type (jumprelu_sae), site, d_sae, target_l0 and so on; d_in
     is the site's width."""
     saes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Several SAEs on the same stream: a name, and the fields of `sae` that differ."""
+    """Several SAEs on the same stream: a name, and the fields of `sae` that differ; under
+    `training`, the settings of `training` that differ, such as its learning_rate."""
     training: TrainingArguments = field(default_factory=TrainingArguments)
     evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
     collect: CollectArguments = field(default_factory=CollectArguments)
@@ -87,12 +88,29 @@ class Recipe:
                     f"training.output_dir; leave out '..', a leading '/', and "
                     f"{', '.join(TAKEN_FOLDERS)}"
                 )
+            self.training_of(name)
+
+    def training_of(self, name: str) -> TrainingArguments:
+        """How the SAE of this name is trained ("" for a single one).
+
+        Raises:
+            ValueError: its own settings have no such field, or one that the stream depends on.
+        """
+        given = self.saes.get(name, {}).get("training", {})
+        subject = f"saes.{name}.training"
+        args = changed_training(self.training, given, subject)
+        if shared := sorted(SHARED & {*given}):
+            raise Refused(
+                f"{subject}.{shared[0]} cannot differ between SAEs on one stream; set "
+                f"training.{shared[0]}"
+            )
+        return args
 
     def sae_fields(self) -> dict[str, dict[str, Any]]:
         """The config fields of each SAE by name ("" for a single one); null unsets a field."""
         merged = {name: {**self.sae, **own} for name, own in (self.saes or {"": {}}).items()}
         return {
-            name: {key: value for key, value in fields.items() if value is not None}
+            name: {k: v for k, v in fields.items() if v is not None and k != "training"}
             for name, fields in merged.items()
         }
 
@@ -101,6 +119,24 @@ class Recipe:
         """All sites and target sites, each once."""
         every = [f.get(k) for f in self.sae_fields().values() for k in ("site", "target_site")]
         return list(dict.fromkeys(site for site in every if site))
+
+
+def changed_training(args: TrainingArguments, given: Any, subject: str) -> TrainingArguments:
+    """The arguments with those fields that are given, as in a recipe's file.
+
+    Raises:
+        ValueError: an unknown field, or a value that it cannot have; starts with `subject`.
+    """
+    if not isinstance(given, dict):
+        raise Refused(f"{subject} must hold fields of training, got {given!r}")
+    if unknown := sorted({*given} - {*TrainingArguments.__dataclass_fields__}):
+        raise Refused(
+            f"{subject} has no field {unknown[0]!r}; `hfsae train --help_all` lists them all"
+        )
+    try:
+        return replace(args, **given)
+    except TypeError as error:  # text where there must be a number
+        raise Refused(f"{subject}: {error}; got {given}") from error
 
 
 CheckCost = Callable[[Recipe, PreTrainedModel, dict[str, SAEConfig], torch.device], None]

@@ -181,6 +181,7 @@ def _train(
         accelerator=accelerator,
         provenance=_provenance(recipe, loaded, command),
         text=text_fingerprint(recipe.text),
+        own={name: recipe.training_of(name) for name in recipe.saes},
     )
     with closing(stream):
         trainer.train()

@@ -1,8 +1,8 @@
 """How to train: budget, optimiser, schedules, checkpoints. Names follow transformers."""
 
 import logging
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Literal, get_args, get_origin
 
 from ..machine.refused import Refused
 from .schedules import Duration, in_steps
@@ -103,6 +103,11 @@ class TrainingArguments:
             raise Refused(
                 f"training.num_processes must be 1 or more, or null, got {self.num_processes}"
             )
+        for field in fields(self):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if get_origin(field.type) is Literal and value not in choices:
+                listed = ", ".join(map(repr, choices))
+                raise Refused(f"training.{field.name} must be one of {listed}, got {value!r}")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise Refused(f"training.{name} must lie in [0, 1), got {getattr(self, name)}")

@@ -21,6 +21,8 @@ FREE = {
     "num_processes",
     "shard_latents",
 }
+# What SAEs on one stream have in common; they may differ in the others.
+SHARED = FREE | {"n_tokens", "batch_size", "gradient_accumulation_steps"}
 _TEXT = "the text in text.dataset"  # as a sentence names it
 
 
@@ -30,15 +32,26 @@ class Identity:
 
     Args:
         text: fingerprint of the text; None, here or in the checkpoint, counts as the same text.
+        own: by name, the arguments of SAEs that are not trained by `args`. Where these differ, they
+            have the key "name.training.field".
     """
 
     def __init__(
-        self, args: TrainingArguments, saes: Mapping[str, SAE], text: str | None = None
+        self,
+        args: TrainingArguments,
+        saes: Mapping[str, SAE],
+        text: str | None = None,
+        own: Mapping[str, TrainingArguments] | None = None,
     ) -> None:
         self.values = {k: v for k, v in asdict(args).items() if k not in FREE}
         if text is not None:
             self.values[_TEXT] = text
         self.defaults = {f.name: f.default for f in fields(TrainingArguments)}
+        for name, other in (own or {}).items():
+            for key, value in asdict(other).items():
+                if value != getattr(args, key):
+                    self.values[f"{name}.training.{key}"] = value
+                    self.defaults[f"{name}.training.{key}"] = getattr(args, key)
         for name, sae in saes.items():
             config, defaults = sae.config, {f.name: f.default for f in fields(sae.config)}
             for key in ("model_type", *sorted(own_fields(type(config)))):

@@ -129,6 +129,8 @@ class Trainer(Generic[Trained]):
         accelerator: made by `make_accelerator(args)` if not given.
         provenance: further entries for `training.json`: source of the activations, command run.
         text: fingerprint of the stream's text; a checkpoint with another one is refused.
+        own: by name, the arguments of SAEs that are trained otherwise than by `args`, except in
+            what the stream and the files depend on (`identity.SHARED`).
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class Trainer(Generic[Trained]):
         accelerator: Accelerator | None = None,
         provenance: Mapping[str, Any] | None = None,
         text: str | None = None,
+        own: Mapping[str, TrainingArguments] | None = None,
     ) -> None:
         self.args, self.stream, self.provenance = args, stream, dict(provenance or {})
         sum_products_in_float32()
@@ -147,14 +150,15 @@ class Trainer(Generic[Trained]):
         self.output_dir = Path(args.output_dir)
         self._is_single = isinstance(saes, SAE)
         named = {"": saes} if isinstance(saes, SAE) else dict(saes)
-        workspace = Workspace()
+        workspace, own = Workspace(), own or {}
         self.runs = {
-            name: Run(sae, args, self.accelerator, workspace) for name, sae in named.items()
+            name: Run(sae, own.get(name, args), self.accelerator, workspace)
+            for name, sae in named.items()
         }
-        self.identity = Identity(args, {name: run.sae for name, run in self.runs.items()}, text)
+        self.identity = Identity(args, named, text, own)
         self.interrupt = Interrupt()
         self.steps_done = 0
-        self.seconds = {"harvest": 0.0, "train": 0.0}
+        self.harvest_seconds, self.sae_seconds = 0.0, dict.fromkeys(named, 0.0)
         args.check_shares(self.accelerator.num_processes)
 
     def train(self) -> Trained:
@@ -195,7 +199,7 @@ class Trainer(Generic[Trained]):
         start = time.perf_counter()
         sample = self.stream.sample(SAMPLE)
         refuse_not_finite(sample)
-        self.seconds["harvest"] += time.perf_counter() - start
+        self.harvest_seconds += time.perf_counter() - start
         for run in self.runs.values():
             run.initialise(sample)
 
@@ -204,13 +208,9 @@ class Trainer(Generic[Trained]):
         start = time.perf_counter()
         batch = self.stream.next_batch()
         refuse_not_finite(batch)
-        harvested = time.perf_counter()
-        lines = {
-            name: run.step(batch, self.steps_done, log=logs) for name, run in self.runs.items()
-        }
+        self.harvest_seconds += time.perf_counter() - start
+        lines = {name: self._timed_step(name, batch, logs) for name in self.runs}
         self.steps_done += 1
-        self.seconds["harvest"] += harvested - start
-        self.seconds["train"] += time.perf_counter() - harvested
         bar.update(self.args.batch_size)
         if logs:
             self._log(lines, bar)
@@ -219,6 +219,12 @@ class Trainer(Generic[Trained]):
         is_last = self.steps_done == self.args.total_steps
         if is_last or (every and self.steps_done % every == 0):
             self.save_checkpoint()
+
+    def _timed_step(self, name: str, batch: dict[str, Tensor], logs: bool) -> dict[str, Any]:
+        start = time.perf_counter()
+        line = self.runs[name].step(batch, self.steps_done, log=logs)
+        self.sae_seconds[name] += time.perf_counter() - start
+        return line
 
     def _log(self, lines: dict[str, dict[str, Any]], bar: tqdm) -> None:
         step = self.steps_done - 1
@@ -283,7 +289,7 @@ class Trainer(Generic[Trained]):
             "runs": runs,
             "stream": self.stream.state_dict(),
             "rng": torch.get_rng_state(),
-            "seconds": self.seconds,
+            "seconds": {"harvest": self.harvest_seconds, "saes": self.sae_seconds},
             "identity": self.identity.plain(),
         }
         folder = self.output_dir / CHECKPOINTS
@@ -322,7 +328,11 @@ class Trainer(Generic[Trained]):
                 run.load_state_dict(state["runs"][name])
             self.stream.load_state_dict(state["stream"])
             torch.set_rng_state(state["rng"])
-            self.steps_done, self.seconds = state["steps_done"], state["seconds"]
+            self.steps_done, seconds = state["steps_done"], state["seconds"]
+            self.harvest_seconds = seconds["harvest"]
+            # Checkpoints that are older than the seconds of each SAE have the sum.
+            alike = dict.fromkeys(self.runs, seconds.get("train", 0.0) / len(self.runs))
+            self.sae_seconds = dict(seconds.get("saes", alike))
         except KeyError as error:
             raise Refused(
                 f"the checkpoint {path} lacks {error}, which this version of hfsae needs; resume "
@@ -350,7 +360,7 @@ class Trainer(Generic[Trained]):
         run, harvested = self.runs[name], getattr(self.stream, "record", {})
         n_tokens = self.steps_done * self.args.batch_size
         return {
-            "training": asdict(self.args),
+            "training": asdict(run.args),
             "sae_as_trained": run.sae.config.to_diff_dict(),
             "n_tokens": n_tokens,
             "fvu_in_training": run.last_fvu,
@@ -361,12 +371,17 @@ class Trainer(Generic[Trained]):
                 for name, value in run.sae.config.to_dict().items()
                 if name in ("l0_coefficient", "l1_coefficient")
             },
-            "seconds": {k: round(v, 1) for k, v in self.seconds.items()},
+            "seconds": self._seconds_of(name),
             "n_processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
             "peak_memory_bytes": _peak_memory_bytes(),
             **self.provenance,
         }
+
+    def _seconds_of(self, name: str) -> dict[str, float]:
+        train = sum(self.sae_seconds.values())
+        every = {"harvest": self.harvest_seconds, "train": train, "sae": self.sae_seconds[name]}
+        return {key: round(value, 1) for key, value in every.items()}
 
     def close(self) -> None:
         """Release all distributed objects: a process that ends with DDP models alive may abort."""

@@ -11,23 +11,44 @@ import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..evaluation import EvaluationResult
 from ..lm import LoadedLM
 from ..machine.files import passes, read_json, write_whole
 from ..machine.lock import locked
-from ..machine.names import EVALUATION, TRAINING
+from ..machine.names import TRAINING
 from ..machine.refused import Diverged, Refused
 from ..models.config import l0_goal
-from ..recipe import Recipe, check, load, run, what_matters
+from ..recipe import (
+    Recipe,
+    check,
+    evaluate_saes,
+    load,
+    load_trained,
+    norm_limits,
+    run,
+    what_matters,
+)
 from ..training.trainer import make_accelerator
 from .report import write_report
 from .space import Range, Space, draw, read_space
-from .trials import LOG, TRIALS, Outcome, Score, Trial, Tuning, n_tokens, recipe_of
+from .trials import (
+    LOG,
+    TRIALS,
+    Outcome,
+    Score,
+    Trial,
+    Tuning,
+    groups,
+    n_tokens,
+    on_one_stream,
+    recipe_of,
+)
 
 logger = logging.getLogger(__name__)
 ELASTICITY = 0.3
@@ -92,7 +113,7 @@ def _search(tuning: Tuning, command: str) -> Outcome:
         if grown == spaces or growth == tuning.growth:
             break
         spaces = grown
-    _forget_all_but_the_best(tuning, outcome)
+    shutil.rmtree(tuning.folder / TRIALS, ignore_errors=True)  # the log has all that counts
     return outcome
 
 
@@ -102,7 +123,7 @@ def _halve(tuning: Tuning, trials: Sequence[Trial], scorer: "_Scorer") -> Iterat
         check(recipe)
     scorer.expect(trials)
     for rung in range(tuning.rungs):
-        scores = [scorer.score(trial, rung) for trial in trials]
+        scores = scorer.scores(trials, rung)
         yield from scores
         if all(math.isinf(score.value) for score in scores):
             raise Refused(f"all {len(scores)} trials failed; the first: {scores[0].failure}")
@@ -122,14 +143,6 @@ def _grown(outcome: Outcome, arm: str) -> Space:
             space[name] = own.grown(edge)
             logger.info("%s: the best %s lies at an edge: it grows to %s", arm, name, space[name])
     return space
-
-
-def _forget_all_but_the_best(tuning: Tuning, outcome: Outcome) -> None:
-    best = [outcome.finals(arm)[0] for arm in tuning.arm_names]
-    kept = {Path(recipe_of(tuning, s.trial, s.rung).training.output_dir) for s in best}
-    for folder in (tuning.folder / TRIALS).glob("*"):
-        if folder not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Scorer:
@@ -153,64 +166,89 @@ class _Scorer:
             self.tokens_left += n_arms * of_arm * n_tokens(self.tuning, rung)
             of_arm = max(1, math.ceil(of_arm / 2))
 
-    def score(self, trial: Trial, rung: int) -> Score:
-        """The trial's score on a rung: from the log, or trained now.
+    def scores(self, trials: Sequence[Trial], rung: int) -> list[Score]:
+        """Scores on a rung: from the log, or of SAEs that are trained now.
 
         Raises:
-            ValueError: the log holds this trial with other settings.
+            ValueError: the log holds a trial with other settings.
         """
-        recipe, line = recipe_of(self.tuning, trial, rung), self.done.get((trial.name, rung))
-        if line is None:
-            line = self.done[trial.name, rung] = self._train(trial, rung, recipe)
-            write_whole(self.path, "".join(f"{json.dumps(each)}\n" for each in self.done.values()))
-        elif line["settings"] != _settings(recipe):
+        for trial in trials:
+            self._refuse_another_recipe(trial, rung)
+        for group in groups(self.tuning, trials, rung):
+            if missing := [trial for trial in group if (trial.name, rung) not in self.done]:
+                self._measure(missing, rung)
+            self.tokens_left -= len(group) * n_tokens(self.tuning, rung)
+        return [self._known(trial, rung) for trial in trials]
+
+    def _refuse_another_recipe(self, trial: Trial, rung: int) -> None:
+        line = self.done.get((trial.name, rung))
+        if line is not None and line["settings"] != _settings(self.tuning, trial, rung):
             raise Refused(
                 f"{self.path} holds trials of another recipe; give another training.output_dir, "
                 "or delete the folder"
             )
-        self.tokens_left -= n_tokens(self.tuning, rung)
-        score = line["score"]
-        value = math.inf if score is None else score
+
+    def _known(self, trial: Trial, rung: int) -> Score:
+        line = self.done[trial.name, rung]
+        value = math.inf if line["score"] is None else line["score"]
         return Score(trial, rung, value, line["measured"], line["failure"])
 
-    def _train(self, trial: Trial, rung: int, recipe: Recipe) -> dict[str, Any]:
-        folder, failure, measured, score = Path(recipe.training.output_dir), "", {}, None
+    def _measure(self, trials: Sequence[Trial], rung: int) -> None:
+        """Train and evaluate these, together unless one of them diverges, and log the scores."""
         loaded = self._loaded()
         try:
-            run(recipe, self.command, loaded)
-            result = EvaluationResult.from_dict(read_json(folder / EVALUATION))
-            score = score_of(result, l0_goal(recipe.sae))
-            measured = {n: result.metrics[n].value for n in ("l0", "fvu", "dead_share")}
-            measured["seconds"] = read_json(folder / TRAINING)["seconds"]["train"]
+            recipe = on_one_stream(self.tuning, trials, rung)
+            lines = _trained(recipe, self.command, loaded)
         except Diverged as error:  # which is part of a search
-            failure = str(error)
-        self._tell(trial, rung, measured, failure)
-        return {
-            "name": trial.name,
-            "rung": rung,
-            "n_tokens": recipe.training.n_tokens,
-            "values": trial.values,
-            "score": score if score is not None and math.isfinite(score) else None,
-            "measured": measured,
-            "failure": failure,
-            "settings": _settings(recipe),
-        }
+            if len(trials) > 1:
+                for trial in trials:
+                    self._measure([trial], rung)
+                return
+            lines = {trials[0].name: {"score": None, "measured": {}, "failure": str(error)}}
+        for trial in trials:
+            self.done[trial.name, rung] = {
+                "name": trial.name,
+                "rung": rung,
+                "n_tokens": n_tokens(self.tuning, rung),
+                "values": trial.values,
+                **lines[trial.name],
+                "settings": _settings(self.tuning, trial, rung),
+            }
+        write_whole(self.path, "".join(f"{json.dumps(each)}\n" for each in self.done.values()))
+        self._tell(lines, rung)
 
-    def _tell(self, trial: Trial, rung: int, measured: dict[str, float], failure: str) -> None:
-        self.tokens_done += n_tokens(self.tuning, rung)
-        left = (time.monotonic() - self.start) / self.tokens_done * self.tokens_left
-        shown = failure or ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
-        logger.info(
-            "%s, rung %d of %d: %s (about %.0f min left)",
-            trial.name,
-            rung + 1,
-            self.tuning.rungs,
-            shown,
-            left / 60,
-        )
+    def _tell(self, lines: dict[str, dict[str, Any]], rung: int) -> None:
+        of_each, n_rungs = n_tokens(self.tuning, rung), self.tuning.rungs
+        self.tokens_done += len(lines) * of_each
+        left = self.tokens_left - len(lines) * of_each
+        minutes = (time.monotonic() - self.start) / self.tokens_done * left / 60
+        for name, line in lines.items():
+            measured = ", ".join(f"{key} {value:.4g}" for key, value in line["measured"].items())
+            shown = line["failure"] or measured
+            logger.info("%s, rung %d of %d: %s", name, rung + 1, n_rungs, shown)
+        logger.info("about %.0f min left", minutes)
 
 
-def _settings(recipe: Recipe) -> str:
+def _trained(recipe: Recipe, command: str, loaded: LoadedLM) -> dict[str, dict[str, Any]]:
+    """Train a recipe's SAEs and evaluate them side by side; by name, lines of the log."""
+    run(replace(recipe, evaluation=replace(recipe.evaluation, n_tokens=0)), command, loaded)
+    folders = {name: Path(recipe.training.output_dir, name) for name in recipe.saes}
+    device = cast(Any, loaded.lm.device)
+    saes = {name: load_trained(folder).to(device) for name, folder in folders.items()}
+    limits: dict[str, float] = {}
+    for name, sae in saes.items():
+        limits |= norm_limits(sae, folders[name])
+    lines = {}
+    for name, result in evaluate_saes(recipe, loaded, saes, limits).items():
+        score = score_of(result, l0_goal(recipe.saes[name]))
+        measured = {key: result.metrics[key].value for key in ("l0", "fvu", "dead_share")}
+        measured["seconds"] = read_json(folders[name] / TRAINING)["seconds"]["sae"]
+        shown = score if math.isfinite(score) else None
+        lines[name] = {"score": shown, "measured": measured, "failure": ""}
+    return lines
+
+
+def _settings(tuning: Tuning, trial: Trial, rung: int) -> str:
     """A digest of everything that determines a trial's score."""
-    text = json.dumps(what_matters(recipe, ""), sort_keys=True)
+    text = json.dumps(what_matters(recipe_of(tuning, trial, rung), ""), sort_keys=True)
     return blake2b(text.encode(), digest_size=8).hexdigest()

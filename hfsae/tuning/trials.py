@@ -1,12 +1,14 @@
 """A tuning's recipe, the training recipe of each of its trials, and their scores."""
 
 import re
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..machine.refused import Refused
-from ..recipe import Recipe, check_arm
+from ..recipe import Recipe, changed_training, check_arm
+from ..training.identity import SHARED
 from .space import Space, read_space
 
 VALIDATION = 0.05  # share of documents, where the recipe has none for it
@@ -34,6 +36,9 @@ class Tuning(Recipe):
     growth: int = 1
     """Times that ranges grow where the best value lies at an edge; each arm then draws as many
     settings again."""
+    together: int = 4
+    """Trials that are trained and evaluated at once, on one stream of activations, where their
+    batches are equal; more of them need more memory."""
     tune_seed: int = 0
     """Seed of the draws."""
 
@@ -41,7 +46,7 @@ class Tuning(Recipe):
         super().__post_init__()
         if self.saes:
             raise Refused("a tuning has arms instead of saes; give each arm its fields of sae")
-        for name, least in {"trials": 2, "rungs": 1, "growth": 0}.items():
+        for name, least in {"trials": 2, "rungs": 1, "growth": 0, "together": 1}.items():
             if getattr(self, name) < least:
                 raise Refused(f"{name} must be {least} or more, got {getattr(self, name)}")
         if self.training.n_tokens < self.training.batch_size * 2 ** (self.rungs - 1):
@@ -137,7 +142,8 @@ def n_tokens(tuning: Tuning, rung: int) -> int:
 def recipe_of(tuning: Tuning, trial: Trial, rung: int) -> Recipe:
     """The training recipe of a trial: scored on validation, on cached activations."""
     recipe = with_values(tuning, trial)
-    folder = tuning.folder / TRIALS / f"{trial.name}-{n_tokens(tuning, rung)}"
+    tokens = n_tokens(tuning, rung)
+    folder = tuning.folder / TRIALS / f"{trial.name}-{tokens}"
     cache = tuning.harvest.cache or str(tuning.folder / "activations")
     return replace(
         recipe,
@@ -145,10 +151,35 @@ def recipe_of(tuning: Tuning, trial: Trial, rung: int) -> Recipe:
             recipe.text, validation_fraction=recipe.text.validation_fraction or VALIDATION
         ),
         harvest=replace(recipe.harvest, cache=cache),
-        training=replace(recipe.training, output_dir=str(folder), n_tokens=n_tokens(tuning, rung)),
+        training=replace(recipe.training, output_dir=str(folder), n_tokens=tokens),
         evaluation=replace(recipe.evaluation, side="validation"),
         collect_tokens=0,
     )
+
+
+def groups(tuning: Tuning, trials: Sequence[Trial], rung: int) -> Iterator[list[Trial]]:
+    """Trials that can be trained together: with the same sites, batches and order of tokens."""
+    by_stream: dict[str, list[Trial]] = {}
+    for trial in trials:
+        recipe = recipe_of(tuning, trial, rung)
+        shared = [asdict(recipe.training)[name] for name in sorted(SHARED - {"output_dir"})]
+        key = repr((recipe.sites, asdict(recipe.shuffle), shared))
+        by_stream.setdefault(key, []).append(trial)
+    for alike in by_stream.values():
+        for i in range(0, len(alike), tuning.together):
+            yield alike[i : i + tuning.together]
+
+
+def on_one_stream(tuning: Tuning, trials: Sequence[Trial], rung: int) -> Recipe:
+    """One recipe that trains the SAEs of several trials, by name, in the first one's folder."""
+    first, saes = recipe_of(tuning, trials[0], rung), {}
+    shared = asdict(first.training)
+    for trial in trials:
+        recipe = recipe_of(tuning, trial, rung)
+        own = asdict(recipe.training).items()
+        differing = {key: x for key, x in own if key not in SHARED and x != shared[key]}
+        saes[trial.name] = {**recipe.sae, "training": differing}
+    return replace(first, sae={}, saes=saes)
 
 
 def with_values(tuning: Tuning, trial: Trial) -> Recipe:
@@ -165,5 +196,6 @@ def with_values(tuning: Tuning, trial: Trial) -> Recipe:
     plain = {f.name: getattr(tuning, f.name) for f in fields(Recipe)}
     plain["sae"] = {**tuning.sae, **arm.get("sae", {}), **drawn["sae"]}
     plain["shuffle"] = replace(tuning.shuffle, **drawn["shuffle"])
-    plain["training"] = replace(tuning.training, **arm.get("training", {}), **drawn["training"])
+    changes = {**arm.get("training", {}), **drawn["training"]}
+    plain["training"] = changed_training(tuning.training, changes, f"training of {trial.arm}")
     return Recipe(**plain)

@@ -9,8 +9,6 @@ import pytest
 
 import hfsae.tuning.search as search
 from hfsae.cards import figures
-from hfsae.evaluation import EvaluationResult
-from hfsae.machine.files import read_json
 from hfsae.machine.refused import Diverged
 from hfsae.recipe import read_recipe
 from hfsae.tuning import Tuning, tune
@@ -77,7 +75,7 @@ def test_the_better_half_goes_on_and_a_second_call_trains_nothing(tmp_path, load
     assert recipe.training.learning_rate == best["values"]["training.learning_rate"]
     assert (recipe.training.n_tokens, recipe.evaluation.side) == (640, "test")
     assert recipe.training.output_dir == str(folder / "best-all"), "free for `hfsae train`"
-    assert [path.name for path in (folder / "trials").iterdir()] == [f"{best['name']}-640"]
+    assert not (folder / "trials").exists(), "the log has all that counts"
     assert f"**{recipe.training.learning_rate}**" in report.read_text()
     assert len(loads) == 1
     before = report.read_text()
@@ -88,6 +86,7 @@ def test_the_better_half_goes_on_and_a_second_call_trains_nothing(tmp_path, load
 
 def test_a_stopped_search_goes_on_where_it_was(tmp_path, loads, monkeypatch):
     run, n_calls = search.run, 0
+    alone = {"together": 1}
 
     def stops(*args):
         nonlocal n_calls
@@ -98,23 +97,40 @@ def test_a_stopped_search_goes_on_where_it_was(tmp_path, loads, monkeypatch):
 
     monkeypatch.setattr(search, "run", stops)
     with pytest.raises(KeyboardInterrupt):
-        tune(tiny_tuning(tmp_path / "a"))
+        tune(tiny_tuning(tmp_path / "a", **alone))
     assert len(trials_in(tmp_path / "a")) == 2
-    tune(tiny_tuning(tmp_path / "a"))
+    tune(tiny_tuning(tmp_path / "a", **alone))
     assert n_calls == 6, "the third again, and two on the last rung"
 
 
-def test_trials_are_scored_on_validation_documents_alone(tmp_path, loads):
+def test_trials_on_one_stream_score_as_alone(tmp_path, loads):
+    ranges = {**RATES, "training.batch_size": [16, 32], "sae.target_l0": [3, 4]}
+    fields = {"ranges": ranges, "trials": 4, "rungs": 1, "tune_seed": 1}
+    lines = []
+    for together in (1, 4):
+        tune(tiny_tuning(tmp_path / str(together), together=together, **fields))
+        lines.append({line["name"]: line for line in trials_in(tmp_path / str(together))})
+        for line in lines[-1].values():
+            assert line["measured"].pop("seconds") >= 0
+    assert {line["values"]["training.batch_size"] for line in lines[0].values()} == {16, 32}
+    assert lines[0] == lines[1]
+
+
+def test_trials_are_scored_on_validation_documents_alone(tmp_path, loads, monkeypatch):
+    results = []
+
+    def keeps(result, target):
+        results.append(result)
+        return score_of(result, target)
+
+    monkeypatch.setattr(search, "score_of", keeps)
     tune(tiny_tuning(tmp_path / "a", trials=2, rungs=1))
-    (folder,) = (tmp_path / "a" / "trials").iterdir()
-    evaluation = read_json(folder / "evaluation.json")
-    assert evaluation["side"] == "validation"
-    result = EvaluationResult.from_dict(evaluation)
-    assert score_of(result, 4) == pytest.approx(
-        result.metrics["fvu"].value * (result.metrics["l0"].value / 4) ** 0.3
-    )
+    assert [result.side for result in results] == ["validation"] * 2
+    fvu, l0 = (results[0].metrics[name].value for name in ("fvu", "l0"))
+    score = trials_in(tmp_path / "a")[0]["score"]
+    assert score == score_of(results[0], 4) == pytest.approx(fvu * (l0 / 4) ** 0.3)
     with pytest.raises(ValueError, match="chosen on validation documents, not on test ones"):
-        score_of(replace(result, side="test"), 4)
+        score_of(replace(results[0], side="test"), 4)
 
 
 def test_a_trial_that_fails_is_the_last_and_all_that_fail_are_an_error(
@@ -123,7 +139,8 @@ def test_a_trial_that_fails_is_the_last_and_all_that_fail_are_an_error(
     run = search.run
 
     def fails(recipe, *args):
-        if recipe.training.learning_rate < limit:
+        rates = [recipe.training_of(name).learning_rate for name in recipe.saes]
+        if min(rates) < limit:
             raise Diverged("weights are not finite")
         return run(recipe, *args)
 
@@ -167,14 +184,16 @@ def test_a_range_grows_where_the_best_lies_at_its_edge_and_arms_draw_alike(
     """The score is the distance to a rate beyond the range of one arm."""
     rates = []
 
-    def train(self, trial, rung, recipe):
-        rates.append(recipe.training.learning_rate)
-        score = abs(math.log(rates[-1] / 1.0))
-        measured = {"fvu": score, "l0": 4.0, "dead_share": 0.0, "seconds": 1.0}
-        names = {"name": trial.name, "rung": rung, "values": trial.values}
-        return {**names, "score": score, "measured": measured, "failure": "", "settings": ""}
+    def train(recipe, command, loaded):
+        lines = {}
+        for name in recipe.saes:
+            rates.append(recipe.training_of(name).learning_rate)
+            score = abs(math.log(rates[-1] / 1.0))
+            measured = {"fvu": score, "l0": 4.0, "dead_share": 0.0, "seconds": 1.0}
+            lines[name] = {"score": score, "measured": measured, "failure": ""}
+        return lines
 
-    monkeypatch.setattr(search._Scorer, "_train", train)
+    monkeypatch.setattr(search, "_trained", train)
     arms = {
         "wide": {"ranges": {"training.learning_rate": {"low": 0.1, "high": 8.0}}},
         "narrow": {"ranges": {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}},
