@@ -35,6 +35,7 @@ import huggingface_hub.constants
 import huggingface_hub.file_download
 import huggingface_hub.hf_api
 import huggingface_hub.utils._http
+import jaxtyping
 import pytest
 import torch
 import transformers
@@ -45,6 +46,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import hfsae.hub
 import hfsae.machine.client
+from hfsae.cards import figures
+from hfsae.comparison import plots
 from hfsae.lm import LoadedLM, load_lm
 from hfsae.machine.processor import multiplies_bfloat16
 from hfsae.packaged import PACKAGED_LMS
@@ -266,6 +269,27 @@ def packaged_lm() -> LoadedLM:
         pytest.skip(f"no packaged language model: {PACKAGED_LMS[name].install_command}")
     pytest.importorskip("gguf")
     return load_lm(name, source="packaged", dtype="bfloat16")
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_made_but_not_rendered(request, monkeypatch):
+    """Rendering takes half of the time of a tiny run: tests that look at files are `renders`."""
+    if request.node.get_closest_marker("renders"):
+        return
+
+    def save(figure, path: Path) -> Path:
+        path.write_bytes(b"a figure")
+        return path
+
+    monkeypatch.setattr(figures, "save", save)
+    monkeypatch.setattr(plots, "save", save)
+
+
+@pytest.fixture(autouse=True)
+def _shapes_are_checked():
+    """Long runs of `PlantedStream` check those of some steps only."""
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

@@ -401,6 +401,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch, capsys):
 
 @pytest.mark.lm
 @pytest.mark.slow
+@pytest.mark.renders
 def test_the_real_model_from_recipe_to_shown_latents(
     tmp_path, packaged_lm, capsys, caplog, monkeypatch
 ):

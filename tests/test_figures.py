@@ -10,6 +10,8 @@ from PIL import Image
 from hfsae.cards import figures
 from hfsae.models import BatchTopKSAE, BatchTopKSAEConfig, JumpReLUSAE, JumpReLUSAEConfig
 
+pytestmark = pytest.mark.renders
+
 LOG = [
     {"step": 0, "sae": "", "fvu": 0.9, "l0": 80.0},
     {"step": 10, "sae": "", "fvu": 0.5, "l0": 60.0},

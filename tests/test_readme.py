@@ -33,6 +33,7 @@ def blocks(language: str, *texts: str) -> list[str]:
 
 @pytest.mark.lm
 @pytest.mark.slow
+@pytest.mark.renders
 def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm, capsys):
     """Those of the README, but for its training, and those of the others.
 

@@ -26,6 +26,7 @@ from .tiny import TEXTS, tiny_recipe
 NO_EVALUATION = EvaluationArguments(n_tokens=0)
 
 
+@pytest.mark.renders
 def test_a_run_leaves_a_folder_that_could_be_pushed(tmp_path, loads):
     (folder,) = run(tiny_recipe(tmp_path / "out"), command="hfsae train x.yaml")
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}

@@ -288,6 +288,7 @@ def test_a_comparison_without_evaluation_is_refused_before_anything_is_trained(t
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.renders
 def test_causes_are_measured_once_of_the_saes_nearest_in_l0(tmp_path, copied, loads):
     comparison = tiny_comparison(copied("c"), causal=CausalArguments(n_tokens=6, l0=3.0))
     report = compare(comparison)
