@@ -68,9 +68,10 @@ class TrainingArguments:
     wants init_b_dec="mean" and sae.subtract_b_dec, which take the mean out of what is encoded."""
     init_b_dec: Literal["zeros", "mean"] = "zeros"
     """Start the decoder's bias at zero (the paper) or at the mean activation."""
-    init_decoder: Literal["random", "data"] = "random"
-    """Start decoder rows and encoder columns in random directions (the paper), or in those of
-    activations less their mean."""
+    init_decoder_data: float = 0.0
+    """Share of data in the directions in which decoder rows and encoder columns start: row = share
+    * token + (1 - share) * random, both of length 1, the token an activation less the mean. The
+    paper: 0. At 131k tokens 0.7 lowers FVU by 4 %, and leaves more latents silent."""
     init_encoder_scale: float = 1.0
     """Norm of encoder columns at the start, as a factor on that of decoder rows (the paper: 1)."""
     dead_after_tokens: int = 10_000_000
@@ -102,6 +103,10 @@ class TrainingArguments:
         if self.num_processes is not None and self.num_processes < 1:
             raise Refused(
                 f"training.num_processes must be 1 or more, or null, got {self.num_processes}"
+            )
+        if not 0 <= self.init_decoder_data <= 1:
+            raise Refused(
+                f"training.init_decoder_data must lie in [0, 1], got {self.init_decoder_data}"
             )
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)

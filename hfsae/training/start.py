@@ -32,24 +32,31 @@ def start_(
         config.target_scale = root_mean_square_norm(sized[1])
     if args.init_b_dec == "mean":
         sae.b_dec.copy_(means[1] / sae.scale)
-    if args.init_decoder == "data":
-        _take_rows_(sae, *map(whole, centred))
+    if args.init_decoder_data:
+        _turn_to_data_(sae, args.init_decoder_data, *map(whole, centred))
     if args.init_encoder_scale != 1:
         sae.W_enc.mul_(args.init_encoder_scale)
     return float(centred[1].square().sum(-1).mean()) / sae.scale**2
 
 
-def _take_rows_(sae: SAE, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]) -> None:
-    """Let each latent point to a token of the sample: its decoder row to the target less its mean,
-    its encoder column to the input less its mean. Norms stay as they were."""
+def _turn_to_data_(
+    sae: SAE, share: float, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]
+) -> None:
+    """Turn each latent to a token of the sample: its decoder row to the target less its mean, its
+    encoder column to the input less its mean. Norms stay as they were."""
     d_sae = sae.config.d_sae
     if len(x) < d_sae:
         raise Refused(
-            f"training.init_decoder='data' takes {d_sae} rows from a sample, which has {len(x)} "
-            "activations; leave it 'random'"
+            f"training.init_decoder_data={share:g} takes {d_sae} tokens from a sample, which has "
+            f"{len(x)}; leave it 0"
         )
     for weight, rows in ((sae.W_dec, target), (sae.W_enc.T, x)):
         weight = weight.detach()
-        norms = whole(weight).norm(dim=1, keepdim=True)
-        rows = rows[:d_sae] / rows[:d_sae].norm(dim=1, keepdim=True).clamp(min=1e-12)
-        local(weight).copy_(part(norms * rows, like=weight))
+        start = whole(weight)
+        turned = torch.lerp(_directions(start), _directions(rows[:d_sae]), share)
+        norms = start.norm(dim=1, keepdim=True)
+        local(weight).copy_(part(norms * _directions(turned), like=weight))
+
+
+def _directions(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)

@@ -96,7 +96,7 @@ FIELDS: dict[str, list[str]] = {
     "training.bf16": ["perhaps", "2"],
     "training.num_processes": ["0", "2", "x"],
     "training.init_b_dec": ["median"],
-    "training.init_decoder": ["zeros", "5"],
+    "training.init_decoder_data": ["zeros", "1.5", "-1"],
     "training.init_encoder_scale": ["0", "-1", ".nan", "x"],
     "training.unit": ["metre"],
     "training.shard_latents": ["7"],

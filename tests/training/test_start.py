@@ -46,13 +46,13 @@ def configs():
 
 
 @pytest.mark.parametrize("config", list(configs()))
-@pytest.mark.parametrize("init_decoder", ["random", "data"])
-def test_a_constant_vector_and_a_factor_change_only_the_bias_and_c(config, init_decoder, tmp_path):
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_a_constant_vector_and_a_factor_change_only_the_bias_and_c(config, share, tmp_path):
     saes = []
     for stream in (PlantedStream(), Moved()):
         torch.manual_seed(0)
         sae = AutoModel.from_config(deepcopy(config))  # training writes c into it
-        args = arguments(tmp_path / str(len(saes)), steps=20, init_decoder=init_decoder)
+        args = arguments(tmp_path / str(len(saes)), steps=20, init_decoder_data=share)
         for name, value in SHORT_RUN.items():
             setattr(args, name, value)
         Trainer(sae, stream, args).train()
@@ -77,23 +77,26 @@ def test_in_units_of_the_norm_a_constant_vector_changes_training(tmp_path):
     assert there > 3 * Moved.factor * here
 
 
-def test_the_decoder_starts_at_data_and_the_encoder_small(tmp_path):
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_the_decoder_starts_at_a_share_of_data_and_the_encoder_small(share, tmp_path):
     stream = PlantedStream()
     torch.manual_seed(0)
     sae = BatchTopKSAE(BatchTopKSAEConfig(**FIELDS, k=3))
+    random = sae.W_dec.detach().clone()
     args = arguments(tmp_path, steps=1, learning_rate=1e-9, warmup_steps=0)
-    args.init_decoder, args.init_encoder_scale = "data", 0.25
+    args.init_decoder_data, args.init_encoder_scale = share, 0.25
     Trainer(sae, stream, args).train()
     x = stream.sample(4096)["layers.1"]
-    rows = torch.nn.functional.normalize((x - x.mean(dim=0))[:32], dim=1)
+    tokens = torch.nn.functional.normalize((x - x.mean(dim=0))[:32], dim=1)
+    rows = torch.nn.functional.normalize(share * tokens + (1 - share) * random, dim=1)
     torch.testing.assert_close(sae.W_dec.detach(), rows, rtol=0, atol=1e-5)
     torch.testing.assert_close(sae.W_enc.detach(), 0.25 * rows.T, rtol=0, atol=1e-5)
 
 
 def test_more_latents_than_the_sample_has_tokens_cannot_start_at_data(tmp_path):
     sae = BatchTopKSAE(BatchTopKSAEConfig(**FIELDS | {"d_sae": 5000}, k=3))
-    args = arguments(tmp_path, steps=1, init_decoder="data")
-    with pytest.raises(ValueError, match="takes 5000 rows from a sample, which has 4096"):
+    args = arguments(tmp_path, steps=1, init_decoder_data=0.5)
+    with pytest.raises(ValueError, match="takes 5000 tokens from a sample, which has 4096"):
         Trainer(sae, PlantedStream(), args).train()
 
 
