@@ -9,6 +9,7 @@
 # short runs. Left out is what starts a process, a browser or a real model, or trains for seconds.
 source "$(dirname "$0")/environment.sh" dev
 export PATH="$(cd "$bin" && pwd):$PATH" HF_HUB_OFFLINE=1
+unset PYTHONDONTWRITEBYTECODE # each process would compile hfsae anew
 
 if [ "${1:-}" = quick ]; then
     shift

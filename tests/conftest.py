@@ -63,7 +63,23 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # sizes here are too small to share, and results do not vary
 
 
-_LONG_FILES = ("tests/training/test_ranks.py", "tests/test_cli.py", "tests/test_readme.py")
+# Those of the packaged model, which takes seconds to read: one process has them all.
+_OF_PACKAGED_LM = ("cli", "readme", "steering", "shipped_sae", "packaged", "lm")
+_OF_PACKAGED_LM = tuple(f"tests/test_{name}.py" for name in _OF_PACKAGED_LM)
+_LONG_FILES = (*_OF_PACKAGED_LM, "tests/demo/test_browser.py", "tests/training/test_ranks.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """That of `--dist loadfile`, but for the files of the packaged model."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "the packaged model" if file in _OF_PACKAGED_LM else file
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -24,26 +24,26 @@ def folder(tmp_path) -> Path:
     return tmp_path / "sae"
 
 
-def test_push_list_and_verify_over_http_with_the_token_of_the_environment(hub, folder, tmp_path):
-    def run(*argv: str, token: str | None = None):
-        return hub.run_python("-m", "hfsae", *argv, home=tmp_path, token=token)
-
-    pushed = run("push", str(folder), ID, "--public", "--subfolder", "l0_50", token="hf_write")
+def test_push_list_and_verify_over_http_with_the_token_of_the_environment(
+    hub, folder, tmp_path, monkeypatch, capsys
+):
+    """The first in a process of its own; the others in this one, which has imported hfsae."""
+    argv = ["push", str(folder), ID, "--public", "--subfolder", "l0_50"]
+    pushed = hub.run_python("-m", "hfsae", *argv, home=tmp_path, token="hf_write")
     assert pushed.returncode == 0, pushed.stderr
     assert pushed.stdout.startswith(f"new public model repository {ID}, 4 files")
     assert "visible to EVERYONE" in pushed.stdout and "\npushed: http://127" in pushed.stdout
-    listed = run("list", ID)
-    assert [line.split() for line in listed.stdout.splitlines()] == [
+    assert main(["list", ID]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["path", "format", "layer", "width", "L0"],
         ["l0_50", "hfsae", "50.0"],
     ]
-    verified = run("verify", ID, "--l0", "50")
-    assert verified.returncode == 0 and verified.stdout.startswith("reproduced; weights are intact")
-    refused = run("push", str(folder), ID, token="hf_read")
-    assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1].startswith(
-        f"hfsae: error: cannot push to {ID}: your tok"
-    )
+    assert main(["verify", ID, "--l0", "50"]) == 0
+    assert capsys.readouterr().out.startswith("reproduced; weights are intact")
+    monkeypatch.setenv("HF_TOKEN", "hf_read")
+    assert main(["push", str(folder), ID]) == 2
+    *_, sentence = capsys.readouterr().err.splitlines()
+    assert sentence.startswith(f"hfsae: error: cannot push to {ID}: your tok")
 
 
 def test_a_damaged_sae_fails_its_verification_with_exit_code_1(folder, capsys):
