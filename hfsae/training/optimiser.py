@@ -27,13 +27,12 @@ class Optimiser:
     def begin(self) -> None:
         """Create Adam with empty moments; call it again to restart."""
         self._views = {name: _view(name, p.detach()) for name, p in self._named()}
-        named = self._views.items()
-        groups = [
-            {"params": [p for name, p in named if name != "threshold"]},
-            {"params": [p for name, p in named if name == "threshold"], "is_threshold": True},
-        ]
+        own = [name for name in ("W_dec", "threshold") if name in self._views]
+        others = [p for name, p in self._views.items() if name not in own]
+        groups = [{"params": others, "of": "others"}]
+        groups += [{"params": [self._views[name]], "of": name} for name in own]
         self._adam = torch.optim.Adam(
-            [group for group in groups if group["params"]],
+            groups,
             lr=self.args.learning_rate,
             betas=(self.args.adam_beta1, self.args.adam_beta2),
             eps=self.args.adam_epsilon,
@@ -45,7 +44,7 @@ class Optimiser:
 
     @property
     def learning_rate(self) -> float:
-        """The present learning rate of all parameters except thresholds."""
+        """The present learning rate, except where decoder or thresholds have one of their own."""
         return self._adam.param_groups[0]["lr"]
 
     def set_rates(self, step: int, warm_start_steps: int) -> None:
@@ -55,11 +54,10 @@ class Optimiser:
         factor = cosine_warmup(since_start, a.fitted("warmup_steps", warm_start_steps))
         factor *= linear_decay(step, total, in_steps(a.decay_steps, total))
         for group in self._adam.param_groups:
-            rate = a.learning_rate
-            if group.get("is_threshold"):
-                # In the warm start the controller moves the common threshold, not Adam.
-                rate = 0.0 if warm else a.threshold_learning_rate or a.learning_rate
-            group["lr"] = rate * factor
+            own = {"W_dec": a.decoder_learning_rate, "threshold": a.threshold_learning_rate}
+            rate = own.get(group["of"]) or a.learning_rate
+            # In the warm start the controller moves the common threshold, not Adam.
+            group["lr"] = 0.0 if warm and group["of"] == "threshold" else rate * factor
 
     def place_gradients(self) -> None:
         """Place gradients of spread latents as their parameters are placed."""

@@ -1,7 +1,9 @@
-"""Learning rate, coefficient and bandwidth over the steps of a run, against their closed forms."""
+"""Rates, coefficient and bandwidth over the steps of a run, against their closed forms."""
 
 import pytest
+import torch
 
+from hfsae.training.optimiser import Optimiser
 from hfsae.training.schedules import (
     cosine_warmup,
     geometric,
@@ -10,6 +12,8 @@ from hfsae.training.schedules import (
     linear_warmup,
     steer,
 )
+
+from .planted import arguments, make_sae
 
 
 @pytest.mark.parametrize(
@@ -46,3 +50,20 @@ def test_steering_is_bounded_and_knows_its_direction():
     assert steer(2.0, 1e9, 50.0, 0.1) == pytest.approx(2.0 * 1.10517, rel=1e-5)
     assert steer(2.0, 0.0, 50.0, 0.1) == pytest.approx(2.0 / 1.10517, rel=1e-5)
     assert steer(2.0, 55.0, 50.0, 0.1) > 2.0 > steer(2.0, 45.0, 50.0, 0.1)
+
+
+def test_decoder_and_thresholds_have_rates_of_their_own(tmp_path):
+    sae = make_sae(target_l0=2.0)
+    args = arguments(tmp_path, steps=10, warmup_steps=0, decay_steps=0)
+    args.learning_rate, args.decoder_learning_rate, args.threshold_learning_rate = 1e-3, 3e-3, 5e-4
+    optimiser = Optimiser(sae, args)
+    before = {name: p.detach().clone() for name, p in sae.named_parameters()}
+    for p in sae.parameters():
+        p.grad = torch.ones_like(p)
+    optimiser.set_rates(0, 0)
+    optimiser.step()
+    moved = {
+        name: float((before[name] - p.detach()).abs().max()) for name, p in sae.named_parameters()
+    }
+    expected = {"W_enc": 1e-3, "b_enc": 1e-3, "b_dec": 1e-3, "W_dec": 3e-3, "threshold": 5e-4}
+    assert moved == pytest.approx(expected, rel=1e-3)
