@@ -54,10 +54,13 @@ class Optimiser:
         factor = cosine_warmup(since_start, a.fitted("warmup_steps", warm_start_steps))
         factor *= linear_decay(step, total, in_steps(a.decay_steps, total))
         for group in self._adam.param_groups:
-            own = {"W_dec": a.decoder_learning_rate, "threshold": a.threshold_learning_rate}
-            rate = own.get(group["of"]) or a.learning_rate
-            # In the warm start the controller moves the common threshold, not Adam.
-            group["lr"] = 0.0 if warm and group["of"] == "threshold" else rate * factor
+            rate = a.learning_rate
+            if group["of"] == "W_dec":
+                rate *= a.decoder_rate_factor
+            if group["of"] == "threshold":
+                # In the warm start the controller moves the common threshold, not Adam.
+                rate = 0.0 if warm else a.threshold_learning_rate or a.learning_rate
+            group["lr"] = rate * factor
 
     def place_gradients(self) -> None:
         """Place gradients of spread latents as their parameters are placed."""

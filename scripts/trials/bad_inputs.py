@@ -77,7 +77,7 @@ FIELDS: dict[str, list[str]] = {
     "training.batch_size": ["0", "-1", "x", "1e9", "2.5"],
     "training.learning_rate": ["-1", "0", ".nan", ".inf", "fast", "1e400"],
     "training.threshold_learning_rate": ["-1", ".nan"],
-    "training.decoder_learning_rate": ["0", "fast"],
+    "training.decoder_rate_factor": ["0", "fast"],
     "training.adam_beta1": ["1.5", "-0.1", ".nan", "one"],
     "training.adam_beta2": ["1", "-1"],
     "training.adam_epsilon": ["-1", ".nan"],

@@ -55,7 +55,7 @@ def test_steering_is_bounded_and_knows_its_direction():
 def test_decoder_and_thresholds_have_rates_of_their_own(tmp_path):
     sae = make_sae(target_l0=2.0)
     args = arguments(tmp_path, steps=10, warmup_steps=0, decay_steps=0)
-    args.learning_rate, args.decoder_learning_rate, args.threshold_learning_rate = 1e-3, 3e-3, 5e-4
+    args.learning_rate, args.decoder_rate_factor, args.threshold_learning_rate = 1e-3, 3.0, 5e-4
     optimiser = Optimiser(sae, args)
     before = {name: p.detach().clone() for name, p in sae.named_parameters()}
     for p in sae.parameters():
