@@ -34,7 +34,7 @@ def test_loss_is_squared_error_plus_lambda_times_the_count_of_active_latents():
 @pytest.mark.parametrize("kernel, bandwidth", [("rectangle", 0.03), ("gaussian", 0.053)])
 def test_threshold_gradient_is_that_of_the_expected_loss(kernel, bandwidth):
     """STE over many samples against central differences of the mean loss, latent by latent."""
-    sae, x = planted(2_000_000, kernel=kernel, bandwidth=bandwidth)
+    sae, x = planted(500_000, kernel=kernel, bandwidth=bandwidth)
     sae(x, return_loss=True).loss.backward()
     step, slopes = 0.015, []
     for i in range(sae.config.d_sae):
