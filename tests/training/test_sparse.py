@@ -73,11 +73,11 @@ def run(kind: str, folder, sparse: str, **fields) -> tuple[Run, PlantedStream]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_after_200_steps_the_loss_is_that_of_dense_steps(kind, tmp_path):
+def test_after_a_hundred_steps_the_loss_is_that_of_dense_steps(kind, tmp_path):
     """Clipped by gradient norm, Adam, dead latents and all; three steps agree much closer."""
     (dense, source), (sparse, _) = run(kind, tmp_path, "never"), run(kind, tmp_path, "always")
     losses = []
-    for step in range(200):
+    for step in range(100):
         batch = source.next_batch()
         losses.append([r.step(batch, step, log=True)["loss"] for r in (dense, sparse)])
     expected, found = torch.tensor(losses, dtype=torch.float64).T
@@ -87,7 +87,7 @@ def test_after_200_steps_the_loss_is_that_of_dense_steps(kind, tmp_path):
     # to 1e-3 here; so does summing the same dense batch in another order.
     assert torch.allclose(found, expected, rtol=2e-3)
     assert dense.kind.is_sparse is False and sparse.kind.is_sparse is True
-    assert expected[-1] < 0.9 * expected[0]
+    assert expected[-1] < 0.95 * expected[0]
 
 
 @pytest.mark.parametrize("kind", ["jumprelu", "topk", "batch_topk"])
