@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 import hfsae.machine.processor
-from hfsae.machine.processor import Float32Products, main_memory, name_of, spare_bfloat16_
+from hfsae.machine.processor import (
+    Float32Products,
+    main_memory,
+    name_of,
+    spare_bfloat16_,
+    without_denormals,
+)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -114,3 +120,16 @@ def test_memory_is_what_the_machine_and_its_control_groups_leave(tmp_path):
     ):
         (groups / "memory" / f"memory.{name}").write_text(text)
     assert main_memory(tmp_path) == (400, 5000)
+
+
+def test_denormals_are_zero_in_the_block_and_after_it_as_before():
+    def smallest() -> float:
+        return float(torch.tensor(1e-38) * 1e-2)
+
+    assert smallest() > 0
+    with without_denormals():
+        assert smallest() == 0
+        with without_denormals():
+            pass
+        assert smallest() == 0, "an inner block leaves the outer one as it is"
+    assert smallest() > 0

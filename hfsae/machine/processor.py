@@ -5,6 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,22 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     has = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in has)
+
+
+@contextmanager
+def without_denormals() -> Iterator[None]:
+    """Round numbers below 1e-38 to 0 inside the block: processors are ten times slower with them,
+    and Adam's moments of a silent latent fall to them and stay there."""
+    before = _flushes()
+    torch.set_flush_denormal(True)  # has no effect on a processor that cannot
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def _flushes() -> bool:
+    return float(torch.tensor(1e-38) * 1e-2) == 0.0
 
 
 _BLOCK = 2**24  # weights in float32 at a time: 64 MiB

@@ -33,6 +33,7 @@ from ..activations.harvest import refuse_not_finite
 from ..machine.files import free_space, sweep, write_whole
 from ..machine.lock import locked
 from ..machine.names import CHECKPOINTS, CONFIG, LOG, TRAINING
+from ..machine.processor import without_denormals
 from ..machine.refused import Diverged, Refused
 from ..machine.weights import stamp
 from ..models import SAE
@@ -180,7 +181,7 @@ class Trainer(Generic[Trained]):
         self._resume()
         if self.args.report_to != "none":
             self.accelerator.init_trackers("hfsae", config=asdict(self.args))
-        with self.interrupt, self._bars() as bar:
+        with self.interrupt, without_denormals(), self._bars() as bar:
             try:
                 if self.steps_done == 0:
                     self._initialise()

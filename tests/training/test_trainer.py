@@ -469,3 +469,21 @@ def test_dead_latents_of_a_topk_sae_come_back(tmp_path):
         latents = trained.encode(PlantedStream()._make(123, 4096)["layers.1"])
         alive[coefficient] = int((latents[:, 32:] != 0).any(0).sum())
     assert alive[0] == 0 and alive[1 / 32] > 8
+
+
+def test_moments_of_latents_that_fell_silent_end_at_zero(tmp_path):
+    """Below 1e-38 they would stay for ever, and slow Adam down by ten."""
+    sae = make_sae()
+
+    class Silencing(PlantedStream):
+        def next_batch(self):
+            if self.position == 20:
+                with torch.no_grad():
+                    sae.b_enc[:8] = -1e6
+            return super().next_batch()
+
+    how = {"adam_beta1": 0.7, "warmup_steps": 0, "warm_start_steps": 0}
+    trainer = Trainer(sae, Silencing(), arguments(tmp_path, steps=330, **how))
+    trainer.train()
+    first = trainer.runs[""].optimiser.moments(lambda x: x)["W_dec"]["exp_avg"].abs()
+    assert (first[:8] == 0).all() and (first[8:] > 1e-30).any()
