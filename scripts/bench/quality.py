@@ -30,7 +30,7 @@ from hfsae.recipe import Recipe, load, read_recipe
 
 BATCH, N_MEASURED = 256, 30_000
 RATES = {
-    "hfsae": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+    "hfsae": (7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2),
     "saelens": (3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3),
     "dictionary_learning": (6e-4, 1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3),
     "sparsify": (6e-4, 1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3),
