@@ -55,7 +55,7 @@ class Trained(NamedTuple):
     has_threshold: bool
 
 
-def hfsae(problem: Problem, model_type: str, unit: str | None = None, **fields) -> Trained:
+def hfsae(problem: Problem, model_type: str, changes: dict | None = None, **fields) -> Trained:
     from transformers import AutoConfig, AutoModel
 
     from hfsae.recipe import read_recipe
@@ -85,7 +85,8 @@ def hfsae(problem: Problem, model_type: str, unit: str | None = None, **fields) 
     args = recipe.training
     args.n_tokens, args.batch_size = len(problem.train), problem.batch
     args.learning_rate, args.save_steps = problem.rate, 0
-    args.unit = unit or args.unit
+    for name, value in (changes or {}).items():  # of the quickstart's settings
+        setattr(args, name, value)
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir = folder
         Trainer(sae, Stream(), args).train()
