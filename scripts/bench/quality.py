@@ -93,7 +93,7 @@ def _measured(
     """The mean FVU, and the row of the table."""
     rates = RATES[library]
     tried = {rate: _run(args, activations, library, name, rate, 0) for rate in rates}
-    best = min(tried, key=lambda rate: tried[rate]["validation"]["fvu"])
+    best = min(tried, key=lambda rate: _fvu_at(args.l0, tried[rate]["validation"]))
     runs = [_run(args, activations, library, name, best, seed) for seed in range(args.seeds)]
     tests = [run["test"] for run in runs]
     fvu = [test["fvu"] for test in tests]
@@ -107,6 +107,11 @@ def _measured(
         f"{statistics.mean(test['dead'] for test in tests):.1%}",
         f"{statistics.mean(run['seconds'] for run in runs):.0f}",
     ]
+
+
+def _fvu_at(l0: int, measured: dict[str, float]) -> float:
+    """FVU; inf where no factor on the thresholds gives the L0, as after a collapse."""
+    return measured["fvu"] if abs(measured["l0"] / l0 - 1) < 0.05 else float("inf")
 
 
 def _run(
