@@ -52,6 +52,7 @@ from ..recipe import (
 from ..tuning import Tuning
 from ..tuning import tune as run_tuning
 from .app import demo_verb, space_verb
+from .explain import explain_verb
 from .files import (
     add_choice,
     add_source,
@@ -223,6 +224,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "tune": tune,
     "evaluate": evaluate,
     "collect": collect,
+    "explain": explain_verb,
     "show": show_folder,
     "card": card,
     "list": list_verb,

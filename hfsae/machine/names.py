@@ -4,7 +4,8 @@
                 config.json  model.safetensors  training.json      of each of its SAEs, which lies
                 log.jsonl  probe.safetensors  evaluation.json      there or, of several, in a folder
                 features/{meta.json, latents.parquet,              of its own
-                examples.parquet, labels.json}  figures/*.png
+                examples.parquet, labels.json,
+                explanations.{parquet, json, md}}  figures/*.png
                 README.md  presets.json
 
 Those of an SAE are paths below its folder.
@@ -24,6 +25,9 @@ FEATURES, FIGURES = "features", "figures"
 META = f"{FEATURES}/meta.json"
 LATENTS, EXAMPLES = f"{FEATURES}/latents.parquet", f"{FEATURES}/examples.parquet"
 LABELS = f"{FEATURES}/labels.json"
+EXPLANATIONS = f"{FEATURES}/explanations.parquet"
+EXPLANATIONS_RECORD = f"{FEATURES}/explanations.json"
+EXPLANATIONS_REPORT = f"{FEATURES}/explanations.md"
 
 RECIPE = "recipe.yaml"
 CHECKPOINTS, STEPS = "checkpoints", "step-*.pt"
@@ -33,6 +37,7 @@ RESULTS, RESULT_TENSORS = "results.json", "results.safetensors"
 REPORT, REPORT_PAGE = "report.md", "report.html"
 
 MADE_BY = {EVALUATION: "evaluate", META: "collect", LATENTS: "collect", EXAMPLES: "collect"}
+MADE_BY |= {EXPLANATIONS: "explain", EXPLANATIONS_RECORD: "explain"}
 """The verb that makes a file again."""
 
 

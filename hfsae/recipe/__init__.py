@@ -1,16 +1,19 @@
 """A recipe (a section for each dataclass) and the run that it describes, from text to a folder.
 
-call      training in one call
-carried   recipes that come with hfsae, by name
-fields    the sections, and where two recipes differ
-folder    what a run's folder holds, and what of it is out of date
-stages    train, evaluate, collect, draw, write the card
+call        training in one call
+carried     recipes that come with hfsae, by name
+explaining  explanations of a run's latents
+fields      the sections, and where two recipes differ
+folder      what a run's folder holds, and what of it is out of date
+stages      train, evaluate, collect, draw, write the card
 """
 
 from .call import train as train
 from .carried import carried_recipes as carried_recipes
 from .carried import find_recipe as find_recipe
 from .carried import read_recipe as read_recipe
+from .explaining import EXPLAINERS as EXPLAINERS
+from .explaining import explain_folder as explain_folder
 from .fields import REPORT_SECTIONS as REPORT_SECTIONS
 from .fields import RESULT_SECTIONS as RESULT_SECTIONS
 from .fields import CheckCost as CheckCost

@@ -257,7 +257,7 @@ def write_result(
         write_whole(folder / name, evaluation_text(result, folder, more))
         return
     rows = read_rows(recipe, loaded, side, recipe.collect_tokens)
-    with _bar("collect", recipe.collect_tokens) as progress:
+    with token_bar("collect", recipe.collect_tokens) as progress:
         store = collect(
             loaded.lm,
             sae,
@@ -306,7 +306,7 @@ def evaluate_saes(
     n_tokens = recipe.evaluation.n_tokens
     rows = read_rows(recipe, loaded, recipe.evaluation.side, n_tokens)
     done = 0
-    with _bar("evaluate", n_tokens) as progress:
+    with token_bar("evaluate", n_tokens) as progress:
 
         def advance(n: int) -> None:
             nonlocal done
@@ -335,7 +335,8 @@ def read_rows(recipe: Recipe, loaded: LoadedLM, split: Split, n: int | None) -> 
 
 
 @contextmanager
-def _bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def token_bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar of tokens; gives a function that takes the number of further ones."""
     every = 0.2 if sys.stderr.isatty() else 15.0
     with tqdm(total=total, desc=name, unit="tok", unit_scale=True, mininterval=every) as bar:
 

@@ -1,0 +1,19 @@
+"""What does a latent mean, and how sure is that: explanations, scores, controls.
+
+reading.py      one pass over held-out text: two halves, the activations of some latents
+windows.py      windows that explain a latent, windows that test it; which latents
+explainers.py   text from windows: a template, people's labels, a file
+scores.py       how well activations are foretold; controls; intervals over latents
+study.py        all of it in order: read, choose, plan, explain, score
+report.py       Markdown: scores beside controls, the best, the worst, random latents
+
+Another explainer is a function of `explainers.Material`s; another score one of `windows.Evidence`.
+"""
+
+from .explainers import Explainer as Explainer
+from .explainers import from_labels as from_labels
+from .explainers import read_file as read_file
+from .explainers import template as template
+from .study import Explanations as Explanations
+from .study import explain as explain
+from .windows import ExplainArguments as ExplainArguments

@@ -1,0 +1,203 @@
+"""Scores of how well a latent's activations are foretold, with controls and intervals.
+
+`lexical` needs no language model: a token's predicted activation is its mean activation in the
+windows that explain the latent, shrunk by count, sum / (n + 1). It says how much of a latent its
+tokens' identities explain; it does not judge an explanation's words.
+
+    pearson     over all tokens of the tested half
+    auprc       average precision: whether the latent fires there
+    auc         of the windows' largest prediction: active against inactive windows, half of which
+                hold one of the latent's own peak tokens
+    auc_random  the same, against random inactive windows alone
+
+Beside each score stand the same of controls: `shuffled`, the windows of another latent, never its
+own; `direction`, random unit directions at the same densities; `anything`, one prediction for
+all tokens. `token_ceiling` is fitted on all tokens of the shown half.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..evaluation.metrics import bootstrap_weights
+from .reading import SHOWN, TESTED, Reading
+from .windows import Evidence, Window
+
+LEXICAL = ("pearson", "auprc", "auc", "auc_random")
+
+
+class Interval(NamedTuple):
+    """A mean over latents, and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Share of pairs of a positive and a negative in which the positive's score is larger; ties are
+    half. NaN without one of both."""
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if not n_positive or not n_negative:
+        return float("nan")
+    _, group, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = counts.cumsum() - (counts - 1) / 2  # the mean rank of each group of ties, from 1
+    above = ranks[group][positive].sum() - n_positive * (n_positive + 1) / 2
+    return float(above / (n_positive * n_negative))
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """The sum over thresholds of precision times the gain in recall; equal scores share a
+    threshold. NaN without a positive."""
+    if not positive.any():
+        return float("nan")
+    levels, group = np.unique(-scores, return_inverse=True)
+    hits = np.bincount(group, weights=positive, minlength=len(levels)).cumsum()
+    calls = np.bincount(group, minlength=len(levels)).cumsum()
+    gained = np.diff(hits, prepend=0.0)
+    return float((hits / calls * gained).sum() / hits[-1])
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's correlation; 0 where one of both is constant: it foretells nothing."""
+    a, b = a - a.mean(dtype=np.float64), b - b.mean(dtype=np.float64)
+    norms = np.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / norms) if norms > 0 else 0.0
+
+
+def derangement(n: int, seed: int) -> np.ndarray:
+    """A random permutation of one cycle (Sattolo's), in which nothing stays in its place."""
+    rng, items = np.random.default_rng(seed), np.arange(n)
+    for last in range(n - 1, 0, -1):
+        other = int(rng.integers(last))
+        items[[last, other]] = items[[other, last]]
+    return items
+
+
+class Lexicon:
+    """Predictions by token, and their scores on the tested half."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        kinds, self.kind = np.unique(reading.ids, return_inverse=True)
+        self.n_kinds = len(kinds)
+        self.shown = np.flatnonzero((reading.half == SHOWN) & reading.computed)
+        self.tested = np.flatnonzero((reading.half == TESTED) & reading.computed)
+
+    def of_windows(self, evidence: Evidence) -> np.ndarray:
+        """Predicted activation of each kind of token, from the shown windows."""
+        inside = np.zeros(len(self.kind), dtype=bool)
+        for window in evidence.shown:
+            inside[window.start : window.stop] = True
+        return self._fitted(np.flatnonzero(inside & self.reading.computed), evidence)
+
+    def of_half(self, evidence: Evidence) -> np.ndarray:
+        """The same, from all tokens of the shown half."""
+        return self._fitted(self.shown, evidence)
+
+    def _fitted(self, tokens: np.ndarray, evidence: Evidence) -> np.ndarray:
+        values, kinds = self._activations(evidence)[tokens], self.kind[tokens]
+        sums = np.bincount(kinds, weights=values, minlength=self.n_kinds)
+        return sums / (np.bincount(kinds, minlength=self.n_kinds) + 1)
+
+    def _activations(self, evidence: Evidence) -> np.ndarray:
+        activations = np.zeros(len(self.kind), dtype=np.float64)
+        activations[evidence.trace.token] = evidence.trace.value
+        return activations
+
+    def score(self, prediction: np.ndarray, evidence: Evidence) -> dict[str, float]:
+        """How well predictions by token foretell a latent; by name of the score."""
+        predicted = prediction[self.kind]
+        activations = self._activations(evidence)[self.tested]
+        windows = [*evidence.active, *evidence.inactive]
+        largest = np.array([self._largest(predicted, window) for window in windows])
+        is_active = np.arange(len(windows)) < len(evidence.active)
+        is_easy = is_active | np.array([window.kind == "random" for window in windows])
+        return {
+            "pearson": pearson(predicted[self.tested], activations),
+            "auprc": average_precision(predicted[self.tested], activations > 0),
+            "auc": auc(largest, is_active),
+            "auc_random": auc(largest[is_easy], is_active[is_easy]),
+        }
+
+    def _largest(self, predicted: np.ndarray, window: Window) -> float:
+        return float(predicted[window.start : window.stop].max())
+
+
+def lexical(
+    reading: Reading, latents: Sequence[Evidence], directions: Sequence[Evidence], seed: int
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Scores of each latent, with those of its controls; and of each random direction.
+
+    Names are those of LEXICAL, with the control before them: "shuffled_auc", "anything_auc",
+    "token_ceiling_auc". `shuffled_latent` is the other latent.
+    """
+    lexicon = Lexicon(reading)
+    tables = [lexicon.of_windows(evidence) for evidence in latents]
+    others = derangement(len(latents), seed).tolist()
+    anything = np.ones(lexicon.n_kinds)
+    scores = []
+    for evidence, table, other in zip(latents, tables, others, strict=True):
+        row = {**lexicon.score(table, evidence), "shuffled_latent": latents[other].latent}
+        controls = {"shuffled": tables[other], "anything": anything}
+        controls["token_ceiling"] = lexicon.of_half(evidence)
+        for control, prediction in controls.items():
+            for name, value in lexicon.score(prediction, evidence).items():
+                row[f"{control}_{name}"] = value
+        scores.append(row)
+    return scores, [lexicon.score(lexicon.of_windows(d), d) for d in directions]
+
+
+def aggregate(
+    scores: Sequence[Mapping[str, float]],
+    of_directions: Sequence[Mapping[str, float]],
+    densities: Sequence[float],
+    directions_densities: Sequence[float],
+    *,
+    n_resamples: int,
+    seed: int,
+) -> dict[str, dict[str, dict[str, Interval]]]:
+    """Means over latents with 95 % intervals: [weighting][score][own, shuffled, difference, ...].
+
+    The weightings are `uniform` and `by_frequency`; `difference` is own minus shuffled, latent by
+    latent.
+    """
+    resampled = {"n_resamples": n_resamples, "seed": seed}
+    weightings = {
+        "uniform": ([1.0] * len(densities), [1.0] * len(directions_densities)),
+        "by_frequency": (densities, directions_densities),
+    }
+    means: dict[str, dict[str, dict[str, Interval]]] = {}
+    for weighting, (weights, weights_of_directions) in weightings.items():
+        by_score = means[weighting] = {}
+        for name in LEXICAL:
+            columns = {"own": [row[name] for row in scores]}
+            for control in ("shuffled", "anything", "token_ceiling"):
+                columns[control] = [row[f"{control}_{name}"] for row in scores]
+            pairs = zip(columns["own"], columns["shuffled"], strict=True)
+            columns["difference"] = [own - other for own, other in pairs]
+            by_score[name] = {
+                key: interval(values, weights, **resampled) for key, values in columns.items()
+            }
+            ofd = [row[name] for row in of_directions]
+            by_score[name]["direction"] = interval(ofd, weights_of_directions, **resampled)
+    return means
+
+
+def interval(
+    values: Sequence[float], weights: Sequence[float], *, n_resamples: int, seed: int
+) -> Interval:
+    """A weighted mean, with the percentile bootstrap over latents; NaNs are left out."""
+    value, weight = torch.tensor(values, dtype=torch.float64), torch.tensor(weights).double()
+    known = ~value.isnan()
+    value, weight = value[known], weight[known]
+    if not len(value):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    table = torch.stack([value * weight, weight], dim=1)
+    sums = torch.cat([block @ table for block in bootstrap_weights(len(value), n_resamples, seed)])
+    mean = float(table[:, 0].sum() / table[:, 1].sum())
+    low, high = torch.quantile(sums[:, 0] / sums[:, 1], torch.tensor([0.025, 0.975]).double())
+    return Interval(mean, min(float(low), mean), max(float(high), mean))

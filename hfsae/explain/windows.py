@@ -1,0 +1,296 @@
+"""Windows of text around a latent's peaks: those an explanation is made from, those that test it.
+
+shown     10 with the largest peaks, 10 over quantiles of the peak, of the shown half
+active    20 over five quantiles of the peak, of the tested half
+inactive  10 at random, and 10 hard ones: at one of the latent's commonest peak tokens, where it
+          is silent; that it is silent there is checked on each token of the window
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ..machine.refused import Refused
+from ..models.config import check_latent
+from .reading import SHOWN, TESTED, Reading, Trace
+
+N_QUANTILES = 5
+LEAST_FIT = 20
+"""Drawn latents that have to fit: fewer give no mean."""
+
+
+@dataclass
+class ExplainArguments:
+    """Which latents are explained, and from how much text."""
+
+    n_latents: int | Literal["all"] = 100
+    """Latents, drawn uniformly among those of fitting density; or "all" of these."""
+    latents: Sequence[int] | None = None
+    """These latents instead, whatever their densities."""
+    n_tokens: int = 100_000
+    """Held-out tokens to read."""
+    min_density: float = 1e-4
+    """Least share of tokens that a drawn latent fires on."""
+    max_density: float = 0.1
+    """Largest share."""
+    window: int = 10
+    """Tokens on either side of a peak."""
+    shown: int = 20
+    """Windows to explain from: half of them the top ones, half over quantiles."""
+    tested: int = 20
+    """Windows to test on that activate, and as many that do not."""
+    least: int = 5
+    """Windows that a latent needs on each half; with fewer it is left out."""
+    bootstrap_samples: int = 2000
+    """Resamples of latents, for intervals."""
+    seed: int = 0
+    """Seed of all that is drawn."""
+
+    def __post_init__(self) -> None:
+        if self.latents is not None and len({*self.latents}) < 2:
+            raise Refused(
+                f"latents is {list(self.latents)}; name two or more, since each is compared with "
+                "another one's"
+            )
+        least = {"n_latents": LEAST_FIT, "window": 1, "shown": 2, "tested": 2, "least": 1}
+        least |= {"n_tokens": 1, "bootstrap_samples": 1, "seed": 0}
+        for name, limit in least.items():
+            value = getattr(self, name)
+            if value != "all" and value < limit:
+                raise Refused(f"{name} is {value}; it must be {limit} or more")
+        if not 0 <= self.min_density <= self.max_density <= 1:
+            raise Refused(
+                f"min_density is {self.min_density} and max_density {self.max_density}; give "
+                "shares of tokens, the smaller first"
+            )
+
+    def as_plain(self) -> dict[str, Any]:
+        """The values, for a record."""
+        latents = None if self.latents is None else sorted({*self.latents})
+        return asdict(self) | {"latents": latents}
+
+
+class Window(NamedTuple):
+    """A stretch of tokens; the indices are those of a `Reading`."""
+
+    start: int
+    stop: int
+    peak: int
+    """the token with the largest activation, or a window's centre"""
+    activation: float
+    """there; 0 in an inactive window"""
+    kind: str
+    """top, quantile_1 (the weakest) to quantile_5, random or hard"""
+
+
+class Evidence(NamedTuple):
+    """The windows of a latent, or of a random direction."""
+
+    latent: int
+    """-1 for a direction"""
+    density: float
+    trace: Trace
+    shown: list[Window]
+    active: list[Window]
+    inactive: list[Window]
+
+
+class Selection(NamedTuple):
+    """Chosen latents, the controls, and how many latents were left out for which reason."""
+
+    latents: list[Evidence]
+    directions: list[Evidence]
+    left_out: dict[str, int]
+
+
+def order_of(
+    args: ExplainArguments, d_sae: int, explained: Collection[int] | None = None
+) -> np.ndarray:
+    """All latents in a random order, or the named ones; with `explained`, only those of them.
+
+    Raises:
+        ValueError: a named latent is out of range.
+    """
+    if args.latents is None:
+        order = np.random.default_rng(args.seed).permutation(d_sae)
+    else:
+        order = np.array(sorted({*args.latents}))
+        for latent in order.tolist():
+            check_latent(latent, d_sae)
+    return order if explained is None else order[np.isin(order, [*explained])]
+
+
+def select(
+    reading: Reading, args: ExplainArguments, explained: Collection[int] | None = None
+) -> Selection:
+    """The first latents of the order that fit, and a random direction for each.
+
+    Args:
+        explained: latents that there are explanations of; None: all.
+
+    Raises:
+        ValueError: fewer than 20 drawn latents fit, or fewer than two named ones.
+    """
+    chosen: list[Evidence] = []
+    n_of = len(reading.n_firings) if args.latents is None else len({*args.latents})
+    reasons: Counter[str] = Counter()
+    if explained is not None:
+        reasons["without an explanation"] = n_of - len(
+            order_of(args, len(reading.n_firings), explained)
+        )
+    for latent in reading.order.tolist():
+        if args.n_latents != "all" and args.latents is None and len(chosen) == args.n_latents:
+            break
+        density = reading.density(latent)
+        reason = _misfit(density, args)
+        trace = reading.trace(latent)
+        evidence = None if reason else gather(reading, args, latent, density, trace)
+        if evidence is not None:
+            chosen.append(evidence)
+        else:
+            reasons[reason or f"fewer than {args.least} windows on a half"] += 1
+    n_least = LEAST_FIT if args.latents is None else 2
+    if len(chosen) < n_least:
+        raise Refused(_too_few(len(chosen), n_least, reasons, reading))
+    if not_drawn := n_of - len(chosen) - reasons.total():
+        reasons["not drawn"] = not_drawn
+    chosen.sort(key=lambda evidence: evidence.latent)
+    return Selection(chosen, list(_directions(reading, args, chosen)), dict(+reasons))
+
+
+def _misfit(density: float, args: ExplainArguments) -> str:
+    """Why a latent is not among those to draw from; empty if it is."""
+    if density == 0:
+        return "silent on all tokens read"
+    if args.latents is None and density < args.min_density:
+        return f"rarer than {args.min_density:g}"
+    if args.latents is None and density > args.max_density:
+        return f"denser than {args.max_density:g}"
+    return ""
+
+
+def _too_few(n: int, n_least: int, reasons: Counter[str], reading: Reading) -> str:
+    listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    return (
+        f"{n} latents fit, and scores need {n_least} ({listed}, of {reading.n_computed:,} tokens); "
+        "read more tokens, or other latents"
+    )
+
+
+def _directions(
+    reading: Reading, args: ExplainArguments, chosen: Sequence[Evidence]
+) -> Iterator[Evidence]:
+    """Random directions, thresholded at the densities of the chosen latents."""
+    densities = [evidence.density for evidence in chosen]
+    np.random.default_rng(args.seed).shuffle(densities)
+    for direction, density in zip(range(reading.projections.shape[1]), densities, strict=False):
+        trace = reading.densest(direction, density)
+        evidence = gather(reading, args, -1 - direction, density, trace)
+        if evidence is not None:
+            yield evidence
+
+
+def gather(
+    reading: Reading, args: ExplainArguments, latent: int, density: float, trace: Trace
+) -> Evidence | None:
+    """A latent's windows; None if it has too few.
+
+    Args:
+        latent: its index, on which what is drawn depends; negative for a random direction.
+    """
+    rng = np.random.default_rng([args.seed, latent + 2**32])
+    activations = np.zeros(len(reading.ids), dtype=np.float32)
+    activations[trace.token] = trace.value
+    shown, active = (
+        list(peaks(reading, activations, trace, half, args.window)) for half in (SHOWN, TESTED)
+    )
+    if min(len(shown), len(active)) < args.least:
+        return None
+    commonest = _commonest(reading, shown)
+    top, rest = shown[: args.shown // 2], shown[args.shown // 2 :]
+    top = [window._replace(kind="top") for window in top]
+    inactive = _inactive(reading, args, activations, commonest, rng)
+    return Evidence(
+        latent,
+        density,
+        trace,
+        top + over_quantiles(rest, args.shown - len(top), rng),
+        over_quantiles(active, args.tested, rng),
+        inactive,
+    )
+
+
+def peaks(
+    reading: Reading, activations: np.ndarray, trace: Trace, half: int, reach: int
+) -> Iterator[Window]:
+    """Windows around the tokens with a window's largest activation, strongest first; no two
+    overlap."""
+    inside = reading.half[trace.token] == half
+    token, value = trace.token[inside], trace.value[inside]
+    taken = np.zeros(len(reading.ids), dtype=bool)
+    for at in token[np.argsort(-value, kind="stable")].tolist():
+        start, stop = _bounds(reading, at, reach)
+        if not taken[start:stop].any() and activations[start:stop].max() <= activations[at]:
+            taken[start:stop] = True
+            yield Window(start, stop, at, float(activations[at]), "")
+
+
+def _bounds(reading: Reading, at: int, reach: int) -> tuple[int, int]:
+    return max(int(reading.start[at]), at - reach), min(int(reading.stop[at]), at + reach + 1)
+
+
+def over_quantiles(windows: Sequence[Window], n: int, rng: np.random.Generator) -> list[Window]:
+    """n windows, as many at random from each of five groups of equal size by peak; weak groups lack
+    the remainder. Strongest first."""
+    if not windows:
+        return []
+    group = N_QUANTILES - 1 - np.arange(len(windows)) * N_QUANTILES // len(windows)
+    keys = rng.random(len(windows))
+    drawn = []
+    for quantile in reversed(range(N_QUANTILES)):
+        members = np.flatnonzero(group == quantile)
+        share = n // N_QUANTILES + (N_QUANTILES - 1 - quantile < n % N_QUANTILES)
+        for member in sorted(members[np.argsort(keys[members])][:share].tolist()):
+            drawn.append(windows[member]._replace(kind=f"quantile_{quantile + 1}"))
+    return drawn
+
+
+def _commonest(reading: Reading, shown: Sequence[Window], n: int = 10) -> np.ndarray:
+    """Ids of the tokens that are the peaks of most windows of the shown half."""
+    counts = Counter(int(reading.ids[window.peak]) for window in shown)
+    return np.array([token for token, _ in counts.most_common(n)])
+
+
+def _inactive(
+    reading: Reading,
+    args: ExplainArguments,
+    activations: np.ndarray,
+    commonest: np.ndarray,
+    rng: np.random.Generator,
+) -> list[Window]:
+    """Windows in which each token is computed and silent: hard ones, and random ones."""
+    at = np.arange(len(reading.ids))
+    start = np.maximum(reading.start, at - args.window)
+    stop = np.minimum(reading.stop, at + args.window + 1)
+    blocked = np.concatenate([[0], ((activations > 0) | ~reading.computed).cumsum()])
+    silent = np.flatnonzero((reading.half == TESTED) & (blocked[stop] == blocked[start]))
+    is_hard = np.isin(reading.ids[silent], commonest)
+    taken = np.zeros(len(at), dtype=bool)
+    windows: list[Window] = []
+    for kind, centres in (("hard", silent[is_hard]), ("random", silent)):
+        n = args.tested // 2 if kind == "hard" else args.tested
+        for centre in _shuffled(centres, rng):
+            if len(windows) == n:
+                break
+            first, last = int(start[centre]), int(stop[centre])
+            if not taken[first:last].any():
+                taken[first:last] = True
+                windows.append(Window(first, last, centre, 0.0, kind))
+    return windows
+
+
+def _shuffled(centres: np.ndarray, rng: np.random.Generator) -> list[int]:
+    return rng.permutation(centres).tolist()

@@ -1,0 +1,181 @@
+"""Explanations of a run's latents: the order of things, files, the verb, and its refusals."""
+
+import json
+import random
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from hfsae.activations import TextArguments
+from hfsae.cli import main
+from hfsae.explain import ExplainArguments, explain
+from hfsae.features import write_label
+from hfsae.machine.weights import weights_hash
+from hfsae.recipe import run
+
+from ..conftest import every_lm_is
+from ..helpers import refused
+from ..tiny import tiny_recipe
+from .conftest import N_TOKENS
+
+D_SAE = 48
+LATENTS = [str(i) for i in range(D_SAE)]
+FILES = ("explanations.parquet", "explanations.json", "explanations.md")
+
+
+def texts() -> list[str]:
+    rng = random.Random(0)
+    return [" ".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=60)) for _ in range(60)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_lm, tiny_tokenizer):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("run") / "sae"
+    text = TextArguments(dataset=texts(), context_size=64, held_out_fraction=0.6)
+    recipe = tiny_recipe(folder, text=text, sae={"d_sae": D_SAE}, collect_tokens=0)
+    with pytest.MonkeyPatch.context() as patch:
+        every_lm_is(tiny_lm, tiny_tokenizer, patch)
+        patch.setattr("hfsae.cards.figures.draw", lambda folder: None)
+        run(recipe)
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+def verb(folder, *options: str) -> list[str]:
+    return ["explain", str(folder), "--n_tokens", "2500", *options]
+
+
+def named(folder, *options: str) -> list[str]:
+    return verb(folder, "--latents", *LATENTS, *options)
+
+
+def test_the_plan_is_noted_before_anything_is_explained_or_scored(planted):
+    events = []
+
+    def explainer(materials):
+        events.append("explained")
+        return {materials[0].latent: "a name"}
+
+    result = explain(
+        planted.lm,
+        planted.sae,
+        planted.batches(),
+        ExplainArguments(n_latents=20, bootstrap_samples=50),
+        explainer=explainer,
+        source="mine",
+        tokenizer=planted.tokenizer,
+        note_plan=lambda plan: events.append(plan),
+    )
+    plan, then = events
+    assert then == "explained" and "scores" not in plan
+    assert plan["latents"] == [row["latent"] for row in result.rows]
+    assert len(plan["latents"]) + sum(plan["left_out"].values()) == N_TOKENS
+    assert result.record["plan_sha256"] == plan["plan_sha256"]
+    assert [row["explanation"] for row in result.rows[:2]] == ["a name", None]
+    again = explain(
+        planted.lm,
+        planted.sae,
+        planted.batches(7),
+        ExplainArguments(n_latents=20, bootstrap_samples=50, seed=1),
+        tokenizer=planted.tokenizer,
+    )
+    assert again.record["plan_sha256"] != plan["plan_sha256"]
+    assert again.record["scores"]["lexical"]["uniform"]["pearson"]["own"][0] == pytest.approx(1)
+
+
+def test_the_verb_writes_files_that_name_the_weights_and_prints_the_report(folder, loads, capsys):
+    assert main(named(folder)) == 0
+    text = capsys.readouterr().out
+    report = (folder / "features/explanations.md").read_text()
+    assert report.splitlines()[0] == "# Names for latents" and "| pearson |" in text
+    record = json.loads((folder / "features/explanations.json").read_text())
+    table = pq.read_table(folder / "features/explanations.parquet")
+    assert record["weights_sha256"] == weights_hash(folder)
+    assert table.schema.metadata[b"weights_sha256"].decode() == weights_hash(folder)
+    assert table["latent"].to_pylist() == record["latents"]
+    assert len(table) + sum(record["left_out"].values()) == D_SAE
+    assert all(table["explanation"].to_pylist()) and {*table["source"].to_pylist()} == {"template"}
+    scores = record["scores"]["lexical"]["uniform"]["pearson"]
+    assert scores["own"][1] <= scores["own"][0] <= scores["own"][2]
+    assert str(folder) not in json.dumps(record), "no path of this machine"
+
+
+def test_the_same_command_again_reads_nothing_and_other_settings_do(folder, loads, capsys):
+    assert main(named(folder)) == 0
+    made = {name: (folder / "features" / name).read_bytes() for name in FILES}
+    first = capsys.readouterr().out
+    assert main(named(folder)) == 0
+    assert capsys.readouterr().out == first and len(loads) == 1
+    assert main(named(folder, "--seed", "1")) == 0 and len(loads) == 2
+    assert main(named(folder)) == 0 and len(loads) == 3
+    assert made == {name: (folder / "features" / name).read_bytes() for name in FILES}, "to the bit"
+    record = json.loads(made["explanations.json"])
+    plan = {k: v for k, v in record.items() if k not in ("scores", "about", "controls")}
+    (folder / "features/explanations.json").write_text(json.dumps(plan))
+    assert main(named(folder)) == 0 and len(loads) == 4, "only planned when it was stopped"
+
+
+def test_labels_of_people_and_files_of_others_are_explanations(folder, loads, tmp_path):
+    assert main(named(folder)) == 0
+    latents = pq.read_table(folder / "features/explanations.parquet")["latent"].to_pylist()
+    for latent in latents[:3]:
+        write_label(folder, latent, f"label {latent}")
+    assert main(named(folder, "--explainer", "human")) == 0
+    rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()
+    assert {r["latent"]: r["explanation"] for r in rows} == {i: f"label {i}" for i in latents[:3]}
+    record = json.loads((folder / "features/explanations.json").read_text())
+    assert record["left_out"]["without an explanation"] == D_SAE - 3
+    file = tmp_path / "theirs.jsonl"
+    file.write_text("".join(json.dumps({"index": i, "description": "x"}) + "\n" for i in latents))
+    assert main(named(folder, "--explainer", "file", "--file", str(file))) == 0
+    rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()
+    assert {r["source"] for r in rows} == {"file"} and {r["explanation"] for r in rows} == {"x"}
+
+
+def test_explanations_of_other_weights_are_refused_as_a_file(folder, loads, capsys, tmp_path):
+    assert main(named(folder)) == 0
+    path = tmp_path / "theirs.parquet"
+    table = pq.read_table(folder / "features/explanations.parquet")
+    pq.write_table(table.replace_schema_metadata({"weights_sha256": "0" * 64}), path)
+    capsys.readouterr()
+    sentence = refused(verb(folder, "--explainer", "file", "--file", str(path)), capsys)
+    assert "holds explanations of another SAE: its weights_sha256 differs" in sentence
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--latents", "1", "48"], "there is no latent 48; this SAE has 48, 0 to 47"),
+        (["--latents", "1"], "latents is [1]; name two or more"),
+        (["--n_latents", "3"], "n_latents is 3; it must be 20 or more"),
+        (["--explainer", "human"], "nobody has labelled latents of"),
+        (["--explainer", "file"], "a file goes with one explainer: --explainer file --file PATH"),
+        (["--file", "a.jsonl"], "a file goes with one explainer: --explainer file --file PATH"),
+        (["--explainer", "file", "--file", "a.jsonl"], "there is no file a.jsonl"),
+        (["--explainer", "lm"], "--explainer must be one of 'template', 'human', 'file'"),
+        (["--n_token", "3"], "has no option '--n_token'; closest: '--n_tokens'"),
+    ],
+)
+def test_bad_input_is_one_sentence(options, sentence, folder, loads, capsys):
+    assert sentence in refused(["explain", str(folder), *options], capsys)
+    assert not (folder / "features/explanations.parquet").exists()
+
+
+def test_a_folder_without_held_out_documents_is_refused(folder, loads, capsys):
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["text"]["held_out_fraction"] = 0.0
+    recipe["evaluation"]["n_tokens"] = 0
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    sentence = refused(verb(folder), capsys)
+    assert "holds out no documents (text.held_out_fraction is 0)" in sentence
+    (folder / "recipe.yaml").unlink()
+    assert "is not of a run: without a recipe.yaml" in refused(verb(folder), capsys)
+    assert not loads, "before the language model is loaded"
