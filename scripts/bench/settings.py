@@ -30,14 +30,15 @@ def main() -> None:
     parser.add_argument("--d_sae", type=int, default=2048)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--variants", nargs="*", choices=FIELDS, default=["batch_topk_sae"])
     args = parser.parse_args()
     tensors = load_file(args.activations)
-    rows = [["settings", *(f"{name}: FVU, silent" for name in FIELDS)]]
+    rows = [["settings", *(f"{name}: FVU, silent" for name in args.variants)]]
     for name, changes in CASES.items():
         rows.append([name])
-        for model_type, fields in FIELDS.items():
+        for model_type in args.variants:
             problem = Problem(tensors["train"], 256, args.d_sae, 50, args.rate, args.seed)
-            trained = hfsae(problem, model_type, changes, **fields)
+            trained = hfsae(problem, model_type, changes, **FIELDS[model_type])
             factor = at_l0(trained, tensors["validation"][:8192], 50)
             of = measure(trained, tensors["validation"], factor)
             rows[-1].append(f"{of['fvu']:.4f}, {of['dead']:.1%}")
