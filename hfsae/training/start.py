@@ -43,17 +43,19 @@ def _turn_to_data_(
     sae: SAE, share: float, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]
 ) -> None:
     """Turn each latent to a token of the sample: its decoder row to the target less its mean, its
-    encoder column to the input less its mean. Norms stay as they were."""
+    encoder column to the input less its mean. Norms stay as they were. A token serves several
+    latents where there are fewer tokens than latents."""
     d_sae = sae.config.d_sae
-    if len(x) < d_sae:
+    if len(x) < d_sae and share == 1:
         raise Refused(
-            f"training.init_decoder_data={share:g} takes {d_sae} tokens from a sample, which has "
-            f"{len(x)}; leave it 0"
+            f"training.init_decoder_data=1 takes {d_sae} tokens from a sample, which has {len(x)}, "
+            "and equal latents would stay equal; give less than 1"
         )
+    order = torch.arange(d_sae, device=x.device) % len(x)
     for weight, rows in ((sae.W_dec, target), (sae.W_enc.T, x)):
         weight = weight.detach()
         start = whole(weight)
-        turned = torch.lerp(_directions(start), _directions(rows[:d_sae]), share)
+        turned = torch.lerp(_directions(start), _directions(rows[order]), share)
         norms = start.norm(dim=1, keepdim=True)
         local(weight).copy_(part(norms * _directions(turned), like=weight))
 

@@ -93,11 +93,19 @@ def test_the_decoder_starts_at_a_share_of_data_and_the_encoder_small(share, tmp_
     torch.testing.assert_close(sae.W_enc.detach(), 0.25 * rows.T, rtol=0, atol=1e-5)
 
 
-def test_more_latents_than_the_sample_has_tokens_cannot_start_at_data(tmp_path):
+def test_more_latents_than_the_sample_has_tokens_cannot_start_at_data_alone(tmp_path):
     sae = BatchTopKSAE(BatchTopKSAEConfig(**FIELDS | {"d_sae": 5000}, k=3))
-    args = arguments(tmp_path, steps=1, init_decoder_data=0.5)
+    args = arguments(tmp_path, steps=1, init_decoder_data=1.0)
     with pytest.raises(ValueError, match="takes 5000 tokens from a sample, which has 4096"):
         Trainer(sae, PlantedStream(), args).train()
+
+
+def test_a_token_serves_several_latents_where_there_are_too_few(tmp_path):
+    sae = BatchTopKSAE(BatchTopKSAEConfig(**FIELDS | {"d_sae": 5000}, k=3))
+    args = arguments(tmp_path, steps=1, learning_rate=1e-9, init_decoder_data=0.5)
+    Trainer(sae, PlantedStream(), args).train()
+    first, again = sae.W_dec.detach()[:900], sae.W_dec.detach()[4096:4996]
+    assert 0.1 < float((first * again).sum(-1).mean()) < 0.9, "near each other, and not equal"
 
 
 def test_a_warm_start_may_begin_with_more_latents_and_ends_at_its_target(tmp_path):
