@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,15 +172,18 @@ def groups(tuning: Tuning, trials: Sequence[Trial], rung: int) -> Iterator[list[
 
 
 def on_one_stream(tuning: Tuning, trials: Sequence[Trial], rung: int) -> Recipe:
-    """One recipe that trains the SAEs of several trials, by name, in the first one's folder."""
+    """One recipe that trains the SAEs of several trials, by name, in a folder that is theirs: some
+    of them may be trained again without the others."""
     first, saes = recipe_of(tuning, trials[0], rung), {}
+    names = blake2b(" ".join(t.name for t in trials).encode(), digest_size=4).hexdigest()
+    folder = f"{first.training.output_dir}-{names}"
     shared = asdict(first.training)
     for trial in trials:
         recipe = recipe_of(tuning, trial, rung)
         own = asdict(recipe.training).items()
         differing = {key: x for key, x in own if key not in SHARED and x != shared[key]}
         saes[trial.name] = {**recipe.sae, "training": differing}
-    return replace(first, sae={}, saes=saes)
+    return replace(first, sae={}, saes=saes, training=replace(first.training, output_dir=folder))
 
 
 def with_values(tuning: Tuning, trial: Trial) -> Recipe:

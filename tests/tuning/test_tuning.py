@@ -28,7 +28,8 @@ def _no_figures(monkeypatch):
 
 def tiny_tuning(folder, **fields) -> Tuning:
     own = {"ranges": RATES, "trials": 3, "rungs": 2, "growth": 0}
-    return Tuning(**{**tiny_fields(folder), **own, **fields})
+    training = fields.pop("training", {})
+    return Tuning(**{**tiny_fields(folder, training=training), **own, **fields})
 
 
 def trials_in(folder) -> list[dict]:
@@ -154,6 +155,17 @@ def test_a_trial_that_fails_is_the_last_and_all_that_fail_are_an_error(
     limit = math.inf
     with pytest.raises(ValueError, match="all 3 trials failed; the first: weights are not finite"):
         tune(tiny_tuning(tmp_path / "b"))
+
+
+def test_a_trial_that_diverges_in_training_leaves_those_beside_it_their_scores(tmp_path, loads):
+    """After a checkpoint of all of them: those that train again need a folder of their own."""
+    rates, saves = {"training.learning_rate": [1e-3, 1e18]}, {"save_steps": 1}
+    fields = {"trials": 4, "rungs": 1, "tune_seed": 3, "training": saves}
+    tune(tiny_tuning(tmp_path / "a", ranges=rates, **fields))
+    lines = trials_in(tmp_path / "a")
+    failed = {line["values"]["training.learning_rate"]: line["failure"] for line in lines}
+    assert failed[1e-3] == "" and "no longer finite" in failed[1e18]
+    assert all((line["score"] is None) == bool(line["failure"]) for line in lines)
 
 
 def test_a_failure_that_is_no_divergence_ends_the_search_and_is_not_kept(
