@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +56,21 @@ class Trained(NamedTuple):
     has_threshold: bool
 
 
-def hfsae(problem: Problem, model_type: str, changes: dict | None = None, **fields) -> Trained:
+OF_HFSAE: dict[str, Callable[[int], dict]] = {
+    "JumpReLU": lambda l0: {
+        "model_type": "jumprelu_sae",
+        "target_l0": l0,
+        "bandwidth": 0.03,
+        "log_threshold": False,
+    },
+    "BatchTopK": lambda l0: {"model_type": "batch_topk_sae", "k": l0},
+    "TopK": lambda l0: {"model_type": "topk_sae", "k": l0},
+}
+"""The fields of each variant's config, for an L0."""
+
+
+def hfsae(problem: Problem, name: str, changes: dict | None = None) -> Trained:
+    """By the quickstart's settings of training, with changes."""
     from transformers import AutoConfig, AutoModel
 
     from hfsae.recipe import read_recipe
@@ -80,13 +95,13 @@ def hfsae(problem: Problem, model_type: str, changes: dict | None = None, **fiel
     own = {"d_in": problem.train.shape[1], "d_sae": problem.d_sae, "site": "x"}
     torch.manual_seed(problem.seed)
     sae = AutoModel.from_config(
-        AutoConfig.for_model(model_type=model_type, subtract_b_dec=True, **own, **fields)
+        AutoConfig.for_model(subtract_b_dec=True, **own, **OF_HFSAE[name](problem.l0))
     )
     args = recipe.training
     args.n_tokens, args.batch_size = len(problem.train), problem.batch
     args.learning_rate, args.save_steps = problem.rate, 0
-    for name, value in (changes or {}).items():  # of the quickstart's settings
-        setattr(args, name, value)
+    for field, value in (changes or {}).items():
+        setattr(args, field, value)
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir = folder
         Trainer(sae, Stream(), args).train()
@@ -220,17 +235,8 @@ def sparsify(problem: Problem, kind: str) -> Trained:
     return _selected(scale, pre, decode, problem.l0, kind, 0.0)
 
 
-def _jumprelu(problem: Problem) -> Trained:
-    fields = {"target_l0": problem.l0, "bandwidth": 0.03, "log_threshold": False}
-    return hfsae(problem, "jumprelu_sae", **fields)
-
-
 SIDES: dict[str, dict[str, Callable[[Problem], Trained]]] = {
-    "hfsae": {
-        "JumpReLU": _jumprelu,
-        "BatchTopK": lambda p: hfsae(p, "batch_topk_sae", k=p.l0),
-        "TopK": lambda p: hfsae(p, "topk_sae", k=p.l0),
-    },
+    "hfsae": {name: partial(hfsae, name=name) for name in OF_HFSAE},
     "saelens": {
         "BatchTopK": lambda p: saelens(p, "BatchTopK"),
         "TopK": lambda p: saelens(p, "TopK"),
@@ -265,6 +271,19 @@ def at_l0(trained: Trained, x: Tensor, l0: int) -> float:
         factor = (low * high) ** 0.5
         low, high = (factor, high) if measure(trained, x, factor)["l0"] > l0 else (low, factor)
     return factor
+
+
+def parse(doc: str | None) -> argparse.Namespace:
+    """The arguments of scripts that train hfsae's SAEs on activations that quality.py harvested."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("activations", type=Path)
+    parser.add_argument("--variants", nargs="*", choices=OF_HFSAE, default=["BatchTopK"])
+    parser.add_argument("--d_sae", type=int, default=2048)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
 
 
 def main() -> None:

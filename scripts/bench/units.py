@@ -1,6 +1,6 @@
 """Whether training depends on the unit and the mean of activations: it should not.
 
-    python scripts/bench/units.py ACTIVATIONS
+    python scripts/bench/units.py ACTIVATIONS [--variants JumpReLU BatchTopK TopK]
 
 ACTIVATIONS is what `quality.py` harvested, FOLDER/activations-131072.safetensors. SAEs train on
 them as they are, with a constant vector added to all (four times their spread), and times ten, with
@@ -8,42 +8,31 @@ the quickstart's settings, in units of the spread and of the norm; FVU, L0 and s
 test documents. bfloat16 activations are made float32 first, since a shift would round them anew.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from quality_sides import Problem, hfsae, measure
+from quality_sides import Problem, hfsae, measure, parse
 from safetensors.torch import load_file
 from torch import Tensor
 
 from hfsae.machine.markdown import table
 
-FIELDS = {
-    "jumprelu_sae": {"target_l0": 50, "bandwidth": 0.03, "log_threshold": False},
-    "batch_topk_sae": {"k": 50},
-    "topk_sae": {"k": 50},
-}
+BATCH, L0 = 256, 50
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("activations", type=Path)
-    parser.add_argument("--d_sae", type=int, default=2048)
-    parser.add_argument("--rate", type=float, default=3e-3)
-    args = parser.parse_args()
+    args = parse(__doc__)
     tensors = {name: x.float() for name, x in load_file(args.activations).items()}
     rows = [["variant", "unit", "activations", "FVU", "L0", "silent"]]
-    for model_type, fields in FIELDS.items():
+    for variant in args.variants:
         for unit in ("spread", "norm"):
             for name, move in moves(tensors["train"]).items():
-                problem = Problem(move(tensors["train"]), 256, args.d_sae, 50, args.rate, seed=0)
-                trained = hfsae(problem, model_type, {"unit": unit}, **fields)
+                train = move(tensors["train"])
+                problem = Problem(train, BATCH, args.d_sae, L0, args.rate, args.seed)
+                trained = hfsae(problem, variant, {"unit": unit})
                 of = measure(trained, move(tensors["test"]), 1.0)
                 numbers = [f"{of['fvu']:.5f}", f"{of['l0']:.2f}", f"{of['dead']:.2%}"]
-                rows.append([model_type, unit, name, *numbers])
+                rows.append([variant, unit, name, *numbers])
                 print(*rows[-1], flush=True)
     print(f"\n{table(rows)}")
 
