@@ -27,6 +27,8 @@ from .machine.names import (
     CONFIG,
     EVALUATION,
     EXAMPLES,
+    EXPLANATIONS,
+    EXPLANATIONS_RECORD,
     LABELS,
     LATENTS,
     LOG,
@@ -58,7 +60,7 @@ from .recipe import (
 )
 from .training.trainer import make_accelerator, sum_products_in_float32
 
-_ABOUT = (CONFIG, LOG, *STAMPED, LATENTS, EXAMPLES, LABELS)
+_ABOUT = (CONFIG, LOG, *STAMPED, LATENTS, EXAMPLES, LABELS, EXPLANATIONS, EXPLANATIONS_RECORD)
 _DTYPES = ("bfloat16", "float16", "float32")
 _ATTENTIONS = ("eager", "sdpa")  # others may not be installed
 

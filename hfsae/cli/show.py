@@ -9,7 +9,7 @@ from pathlib import Path
 from ..cards import misgivings
 from ..evaluation import EvaluationResult
 from ..evaluation.result import KINDS_OF_DOCUMENTS
-from ..features import ANSI, PLAIN, FeatureStore, show
+from ..features import ANSI, PLAIN, FeatureStore, read_names, show
 from ..machine.files import printable, printable_lines, read_json, reading
 from ..machine.names import CONFIG, EVALUATION, FEATURES, META, TRAINING
 from ..machine.refused import Refused
@@ -40,7 +40,7 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
             raise Refused(f"{name} holds {missing}")
         print(f"{missing[0].upper()}{missing[1:]}")
         return
-    store = FeatureStore.load(folder)
+    store, names = FeatureStore.load(folder), read_names(folder)
     for index in latents or store.pick(_SHOWN_LATENTS):
         check_latent(index, len(store))
         with reading(folder / FEATURES):
@@ -52,6 +52,8 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
                 examples=latent.examples[:_SHOWN_EXAMPLES],
             )
         print("\n" + show(latent, ANSI if sys.stdout.isatty() else PLAIN))
+        if index in names:
+            print(f"  name        {printable(names[index])}")
 
 
 def _print_metrics(folder: Path) -> None:

@@ -198,7 +198,7 @@ def _hits(subject: Subject, query: str, by: str) -> tuple[list[Hit], str]:
     if by == "word":
         return subject.feature_search.by_token(query, SHOWN), "share of their examples, by strength"
     if by == "label":
-        return search_labels(subject.labels, query, SHOWN), "rank by words, BM25"
+        return search_labels(subject.names, query, SHOWN), "rank by words, BM25"
     if by == "similar to":
         index = int(query) if query.strip().isdecimal() else query
         return similar_latents(sae, check_latent(subject, index), SHOWN), "cosine of directions"

@@ -35,7 +35,7 @@ def hidden(subject: Subject, max_density: Any) -> list[int]:
 
 def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
     """Latents with their values, labels, and facts from the feature store."""
-    rows = [{**row, "label": subject.label(row["latent"])} for row in latents]
+    rows = [{**row, "label": subject.name_of(row["latent"])} for row in latents]
     store = subject.store
     if store is None:
         return rows

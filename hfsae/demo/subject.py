@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.spelling import Tokens, tokenise
-from ..features import FeatureSearch, FeatureStore, read_labels
+from ..features import FeatureSearch, FeatureStore, read_automatic, read_labels
 from ..features.inspection import Inspection, inspect
 from ..hub import beside, load
 from ..lm import LoadedLM, contract, load_lm
@@ -34,6 +34,8 @@ from ..machine.names import (
     CONFIG,
     EVALUATION,
     EXAMPLES,
+    EXPLANATIONS,
+    EXPLANATIONS_RECORD,
     LABELS,
     LATENTS,
     META,
@@ -55,6 +57,8 @@ _BESIDE = (
     TRAINING,
     PRESETS,
     LABELS,
+    EXPLANATIONS,
+    EXPLANATIONS_RECORD,
     LATENTS,
     EXAMPLES,
     META,
@@ -100,6 +104,8 @@ class Subject:
     evaluation: dict[str, Any] = field(default_factory=dict)
     card: str = ""
     labels: dict[int, str] = field(default_factory=dict)
+    automatic: dict[int, str] = field(default_factory=dict)
+    """explanations that `hfsae explain` gave, for latents without a label"""
     label_home: Path | None = None
     """folder whose features/labels.json takes new labels; None: they are not kept"""
     presets: list[dict[str, Any]] = field(default_factory=list)
@@ -149,6 +155,16 @@ class Subject:
     def label(self, latent: int) -> str:
         """A latent's label; empty if it has none."""
         return self.labels.get(latent, "")
+
+    def name_of(self, latent: int) -> str:
+        """A latent's label, or its automatic explanation marked as such; empty without both."""
+        automatic = self.automatic.get(latent)
+        return self.label(latent) or (f"auto: {automatic}" if automatic else "")
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Those of all latents that have one."""
+        return {i: self.name_of(i) for i in {**self.automatic, **self.labels}}
 
     def take_labels(self, labels: dict[int, str]) -> None:
         """Add labels to the existing ones; an empty one removes its latent's."""
@@ -298,6 +314,7 @@ def _label_home(choice: Choice, subject: Subject) -> Path | None:
 def _read_labels(subject: Subject, folder: Path) -> None:
     try:
         subject.take_labels(read_labels(folder))
+        subject.automatic |= read_automatic(folder)
     except ValueError as error:
         subject.notes.append(f"its labels are left out: {error}")
 

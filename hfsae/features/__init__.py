@@ -7,7 +7,9 @@ from ..activations.spelling import token_text as token_text
 from .collect import CollectArguments as CollectArguments
 from .collect import collect as collect
 from .labels import blank_label as blank_label
+from .labels import read_automatic as read_automatic
 from .labels import read_labels as read_labels
+from .labels import read_names as read_names
 from .labels import write_label as write_label
 from .latents import Latents as Latents
 from .latents import latents as latents

@@ -8,9 +8,10 @@ import json
 import threading
 from pathlib import Path
 
-from ..machine.files import parse_json, write_whole
-from ..machine.names import LABELS
-from ..machine.refused import Refused
+from ..machine.files import damaged, parse_json, read_table, write_whole
+from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
+from ..machine.refused import Damaged, Refused
+from ..machine.weights import refuse_mixture
 
 MAX_LENGTH = 200
 """Characters of a label."""
@@ -34,6 +35,37 @@ def read_labels(folder: str | Path) -> dict[int, str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         form = '{"labels": {"1234": "text"}}'
         raise Refused(f"{path} holds no labels: it must look like {form} ({error})") from error
+
+
+def read_automatic(folder: str | Path) -> dict[int, str]:
+    """{latent: explanation} that `hfsae explain` gave latents of the SAE in `folder`; empty without
+    any. Labels of people come before them.
+
+    Raises:
+        ValueError: the file is damaged, or of other weights than the folder's.
+    """
+    path = Path(folder) / EXPLANATIONS
+    if not path.is_file():
+        return {}
+    refuse_mixture(Path(folder), [EXPLANATIONS_RECORD])
+    table = read_table(path, ["latent", "explanation"])
+    pairs = zip(table["latent"].to_pylist(), table["explanation"].to_pylist(), strict=True)
+    try:
+        return {int(latent): _checked(text) for latent, text in pairs if text}
+    except (ValueError, TypeError) as error:
+        raise Damaged(damaged(path, error)) from error
+
+
+def read_names(folder: str | Path) -> dict[int, str]:
+    """{latent: name}, for display: people's labels, and where there is none, "auto: ..." with the
+    explanation that `hfsae explain` gave.
+
+    Raises:
+        ValueError: as `read_labels` and `read_automatic`.
+    """
+    labels = {latent: label for latent, label in read_labels(folder).items() if label}
+    automatic = {latent: f"auto: {text}" for latent, text in read_automatic(folder).items()}
+    return {**automatic, **labels}
 
 
 def write_label(folder: str | Path, latent: int, label: str) -> dict[int, str]:

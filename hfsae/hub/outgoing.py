@@ -11,6 +11,8 @@ from ..machine.names import (
     CARD,
     CONFIG,
     EVALUATION,
+    EXPLANATIONS_RECORD,
+    EXPLANATIONS_REPORT,
     FEATURES,
     FIGURES,
     LABELS,
@@ -41,6 +43,8 @@ PUSHED = (
     f"{FEATURES}/*.parquet",
     META,
     LABELS,
+    EXPLANATIONS_RECORD,
+    EXPLANATIONS_REPORT,
 )
 _AUTO_MAP = {"AutoConfig": f"{CODE.stem}.HfsaeConfig", "AutoModel": f"{CODE.stem}.HfsaeModel"}
 
@@ -91,7 +95,7 @@ def published(path: Path, include_code: bool = False) -> Path | bytes:
     home, name = in_folder(path)
     if name == PROBE:
         return _published_probe(path)
-    if name not in (CONFIG, TRAINING, EVALUATION, META):
+    if name not in (CONFIG, TRAINING, EVALUATION, META, EXPLANATIONS_RECORD):
         return path
     content = public_record(read_json(path), home)
     if name == CONFIG:

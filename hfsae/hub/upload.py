@@ -29,13 +29,14 @@ from huggingface_hub.errors import (
 
 from .. import cards
 from ..convert.formats import load_folder
-from ..features.labels import read_labels
+from ..features.labels import read_names
 from ..machine.client import WAITS, in_a_sentence, patiently
 from ..machine.files import passes, read_json
 from ..machine.names import (
     CARD,
     CONFIG,
     EXAMPLES,
+    EXPLANATIONS_RECORD,
     FEATURES,
     LABELS,
     META,
@@ -277,7 +278,7 @@ def _homes(folder: Path) -> list[Path]:
         )
     for home in homes:
         sae = load_folder(home, "hfsae", str(home))  # refuses damaged or inconsistent files
-        read_labels(home)  # so does this
+        read_names(home)  # so does this
         if (home / PROBE).is_file() and (damaged := sae.verify(home).damaged):
             raise Refused(
                 f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved ({PROBE}); "
@@ -318,7 +319,7 @@ def _collect(
     sent = {path.resolve() for path in files.values() if isinstance(path, Path)}
     sent |= {(h / n).resolve() for h in homes for n in (*cards.RECORDS, PROBE, CARD)}
     if not no_examples:
-        sent |= {(h / META).resolve() for h in homes}
+        sent |= {(h / n).resolve() for h in homes for n in (META, EXPLANATIONS_RECORD)}
     every = sorted(p for p in folder.rglob("*") if p.is_file() and p.resolve() not in sent)
     return files, [p.relative_to(folder).as_posix() for p in every if not passes(p)]
 

@@ -10,8 +10,10 @@ import yaml
 
 from hfsae.activations import TextArguments
 from hfsae.cli import main
+from hfsae.demo.subject import Choice, open_subject
 from hfsae.explain import ExplainArguments, explain
-from hfsae.features import write_label
+from hfsae.features import read_names, write_label
+from hfsae.hub.outgoing import files_to_publish, published
 from hfsae.machine.weights import weights_hash
 from hfsae.recipe import run
 
@@ -148,6 +150,38 @@ def test_explanations_of_other_weights_are_refused_as_a_file(folder, loads, caps
     capsys.readouterr()
     sentence = refused(verb(folder, "--explainer", "file", "--file", str(path)), capsys)
     assert "holds explanations of another SAE: its weights_sha256 differs" in sentence
+
+
+def test_people_s_labels_come_before_automatic_names_which_are_marked(folder, loads):
+    assert main(named(folder)) == 0
+    rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()
+    first, second = rows[0]["latent"], rows[1]["latent"]
+    write_label(folder, first, "the sea")
+    names = read_names(folder)
+    assert names[first] == "the sea" and names[second] == f"auto: {rows[1]['explanation']}"
+    subject = open_subject(Choice(str(folder)), with_lm=False)
+    assert subject.name_of(first) == "the sea" and subject.label(second) == ""
+    assert subject.names == names
+    subject.take_labels({first: ""})
+    assert subject.name_of(first) == f"auto: {rows[0]['explanation']}"
+
+
+def test_names_of_other_weights_are_refused(folder, loads):
+    assert main(named(folder)) == 0
+    record = json.loads((folder / "features/explanations.json").read_text())
+    (folder / "features/explanations.json").write_text(
+        json.dumps(record | {"weights_sha256": "0" * 64})
+    )
+    with pytest.raises(ValueError, match=r"made with other weights .* `hfsae explain "):
+        read_names(folder)
+
+
+def test_what_is_pushed_has_no_path_of_this_machine(folder, loads):
+    assert main(named(folder)) == 0
+    sent = {path.name: published(path) for path in files_to_publish(folder)}
+    assert {*FILES} <= {*sent}
+    assert b"plan_sha256" in sent["explanations.json"]
+    assert str(folder).encode() not in sent["explanations.json"]
 
 
 @pytest.mark.parametrize(
