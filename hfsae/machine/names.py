@@ -5,7 +5,8 @@
                 log.jsonl  probe.safetensors  evaluation.json      there or, of several, in a folder
                 features/{meta.json, latents.parquet,              of its own
                 examples.parquet, labels.json,
-                explanations.{parquet, json, md}}  figures/*.png
+                explanations.{parquet, json, md},                  calls.jsonl: prompts and
+                calls.jsonl}  figures/*.png                        answers of language models
                 README.md  presets.json
 
 Those of an SAE are paths below its folder.
@@ -28,6 +29,7 @@ LABELS = f"{FEATURES}/labels.json"
 EXPLANATIONS = f"{FEATURES}/explanations.parquet"
 EXPLANATIONS_RECORD = f"{FEATURES}/explanations.json"
 EXPLANATIONS_REPORT = f"{FEATURES}/explanations.md"
+CALLS = f"{FEATURES}/calls.jsonl"
 
 RECIPE = "recipe.yaml"
 CHECKPOINTS, STEPS = "checkpoints", "step-*.pt"

@@ -1,0 +1,224 @@
+"""What a question and an answer are, and what every judge does, whoever answers."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import parse_qsl, urlsplit
+
+from ...machine.refused import Refused
+
+PACKAGED = "packaged"
+HF_TOKEN, OPENAI_API_KEY = "HF_TOKEN", "OPENAI_API_KEY"
+_HUGGING_FACE = (".huggingface.co", ".huggingface.cloud", ".hf.space")
+
+
+class Question(NamedTuple):
+    """One conversation, whose last message is to be answered."""
+
+    messages: tuple[tuple[str, str], ...]
+    """(role, text); roles are "system", "user", "assistant" """
+    max_tokens: int = 200
+    """of the answer, what a model thinks before it included"""
+    schema: dict[str, Any] | None = None
+    """JSON schema of the answer; None: free text"""
+    choices: tuple[str, ...] = ()
+    """answers whose log-probabilities are of interest ("yes", "no"); (): none"""
+    seed: int = 0
+
+
+class Answer(NamedTuple):
+    """What a judge answered, or why it did not."""
+
+    text: str | None
+    """without <think> blocks; None: failed"""
+    failure: str | None = None
+    """why there is no answer, in one line"""
+    log_probabilities: dict[str, float] | None = None
+    """of the question's `choices`, in nats, where the judge has them"""
+    n_tokens_in: int = 0
+    n_tokens_out: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Usage:
+    """What was asked so far; answers from calls.jsonl count in `n_repeated` alone."""
+
+    n_calls: int = 0
+    """questions sent, or put to a local model"""
+    n_repeated: int = 0
+    """questions answered by an earlier run"""
+    n_failed: int = 0
+    n_tokens_in: int = 0
+    n_tokens_out: int = 0
+    seconds: float = 0.0
+    """sum over calls; above wall-clock time where calls run side by side"""
+
+    def add(self, answer: Answer, n_calls: int = 1) -> None:
+        """Count a new answer."""
+        self.n_calls += n_calls
+        self.n_failed += answer.text is None
+        self.n_tokens_in += answer.n_tokens_in
+        self.n_tokens_out += answer.n_tokens_out
+        self.seconds += answer.seconds
+
+    def price(self, args: "JudgeArguments") -> float | None:
+        """Money for the tokens so far, in the currency of `price_in` and `price_out`; None where
+        no price is given."""
+        if args.price_in is None and args.price_out is None:
+            return None
+        prices = self.n_tokens_in * (args.price_in or 0), self.n_tokens_out * (args.price_out or 0)
+        return sum(prices) / 1e6
+
+
+Progress = Callable[[int, Usage], object]
+"""Called with the number of answered questions, and the usage so far."""
+
+
+class Judge(Protocol):
+    """Answers questions: a local language model, a server's, or `Counted`, which only counts."""
+
+    name: str
+    """for the record: "packaged", a Hub id, or the model's name at the server"""
+    has_log_likelihood: bool
+    usage: Usage
+
+    def answer(
+        self, questions: Sequence[Question], progress: Progress | None = None
+    ) -> list[Answer]:
+        """The answers, in the order of the questions; what calls.jsonl answers is not asked again.
+
+        Raises:
+            ValueError: the server refuses the key or the account, cannot be reached, or does not
+                chat; one sentence.
+        """
+        ...
+
+    def log_likelihood(
+        self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
+    ) -> list[float]:
+        """log p(text | context) of pairs (context, text), in nats, summed over the text's tokens.
+
+        Raises:
+            ValueError: the judge is a server.
+        """
+        ...
+
+
+@dataclass
+class JudgeArguments:
+    """Who answers, and how."""
+
+    model: str = PACKAGED
+    """"packaged": SmolLM2-135M-Instruct; a Hub id or a folder; with `base_url` or `provider` the
+    model's name there"""
+    base_url: str | None = None
+    """address of an OpenAI-compatible server, such as http://localhost:8000/v1"""
+    provider: str | None = None
+    """one of Hugging Face's Inference Providers, or "auto" """
+    key_env: str | None = None
+    """name of the environment variable with the key; None: HF_TOKEN for Hugging Face,
+    OPENAI_API_KEY, where it is set, for other addresses"""
+    concurrency: int = 8
+    """calls at a time"""
+    retries: int = 6
+    """after 429, 5xx, a timeout or a broken connection"""
+    timeout: float = 120.0
+    """seconds for a call"""
+    price_in: float | None = None
+    """money for a million tokens of questions"""
+    price_out: float | None = None
+    """money for a million tokens of answers"""
+    batch_size: int = 16
+    """questions at a time, for a local model"""
+
+    def __post_init__(self) -> None:
+        if self.base_url is not None and self.provider is not None:
+            raise Refused(
+                f"base_url {without_credentials(self.base_url)} and provider {self.provider!r} are "
+                "both given; give one of them"
+            )
+        if self.base_url is not None:
+            _check_address(self.base_url)
+        if self.is_remote and self.model == PACKAGED:
+            where = "base_url" if self.base_url is not None else "provider"
+            raise Refused(f"{where} is given without a model; name the model to ask there")
+        if not self.model.strip():
+            raise Refused("model is empty; give 'packaged', a Hub id or a folder")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name, least in {"concurrency": 1, "retries": 0, "batch_size": 1}.items():
+            if getattr(self, name) < least:
+                raise Refused(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        if not 0 < self.timeout < float("inf"):
+            raise Refused(f"timeout is {self.timeout}; give a number of seconds above 0")
+        for name in ("price_in", "price_out"):
+            price = getattr(self, name)
+            if price is not None and not 0 <= price < float("inf"):
+                raise Refused(f"{name} is {price}; give money for a million tokens, 0 or more")
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a server answers."""
+        return self.base_url is not None or self.provider is not None
+
+    @property
+    def address(self) -> str:
+        """Where it is asked, for a record: without credentials."""
+        if self.base_url is not None:
+            return without_credentials(self.base_url)
+        return f"provider {self.provider}" if self.provider is not None else "local"
+
+    @property
+    def key_variable(self) -> str:
+        """Name of the environment variable with the key."""
+        if self.key_env is not None:
+            return self.key_env
+        if self.base_url is None:
+            return HF_TOKEN
+        address = urlsplit(self.base_url)
+        is_theirs = f".{address.hostname}".endswith(_HUGGING_FACE) and address.scheme == "https"
+        return HF_TOKEN if is_theirs else OPENAI_API_KEY
+
+    def key(self) -> str | None:
+        """The key, from the environment alone; None where a server may need none.
+
+        Raises:
+            ValueError: the variable is not set, and was named or is needed.
+        """
+        value = os.environ.get(self.key_variable, "").strip()
+        if value or not self.is_remote:
+            return value or None
+        if self.key_env is None and self.key_variable == OPENAI_API_KEY:
+            return None
+        raise Refused(
+            f"the environment variable {self.key_variable} is not set; put the key for "
+            f"{self.address} there, or name another variable as key_env"
+        )
+
+    def secrets(self) -> set[str]:
+        """Texts that no file may hold: keys of the environment, and an address's credentials."""
+        names = {self.key_variable, HF_TOKEN, OPENAI_API_KEY}
+        keys = {os.environ.get(name, "").strip() for name in names}
+        parts = urlsplit(self.base_url or "")
+        values = {value for _, value in parse_qsl(parts.query)}
+        return {text for text in {*keys, *values, parts.password or ""} if text}
+
+
+def without_credentials(address: str) -> str:
+    """An address without user, password, query and fragment, any of which may hold a key."""
+    parts = urlsplit(address)
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=host, query="", fragment="").geturl().rstrip("/")
+
+
+def _check_address(address: str) -> None:
+    try:
+        parts = urlsplit(address)
+        is_sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, a bracket that does not close
+        is_sound = False
+    if not is_sound:
+        raise Refused("base_url is no address; write http://HOST:PORT/v1, or https://HOST/v1")

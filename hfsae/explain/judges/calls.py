@@ -1,0 +1,217 @@
+"""features/calls.jsonl: every question with its answer, a line each, written as answers come.
+
+    {"call": hash, "model": ..., "address": ..., "messages": [[role, text], ...],
+     "parameters": {...}, "answer": {"text": ..., "failure": ..., ...}}
+    {"call": hash, "model": ..., "address": ..., "pair": [context, text], "log_likelihood": nats}
+
+A call is known by the hash of model, address, messages and parameters: one that was answered is
+never asked again, one that failed is. No key is written, not even one that a server echoes.
+"""
+
+import hashlib
+import json
+import math
+import os
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .base import Answer, JudgeArguments, Question
+
+_HIDDEN = "[key]"
+_MIN_SECRET = 4  # characters; shorter ones occur in any text
+_END = 2**20  # bytes
+
+
+class Calls:
+    """The answers of earlier runs and of this one; threads may share it.
+
+    Args:
+        path: None: nothing is kept on disk.
+        model: what answers, as others may see it.
+        identity: what answers, as the hash has it: of a folder, a fingerprint of its files.
+        address: without credentials.
+        secrets: texts that are replaced wherever they occur.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        model: str,
+        identity: str,
+        address: str,
+        secrets: Collection[str] = (),
+    ) -> None:
+        self._path, self._who = path, {"model": model, "address": address}
+        self._identity = [identity, address]
+        self._secrets = sorted({s for s in secrets if len(s) >= _MIN_SECRET}, key=len, reverse=True)
+        self._lock, self._file = threading.Lock(), -1
+        self._answers: dict[str, Answer] = {}
+        self._log_likelihoods: dict[str, float] = {}
+        for line in _lines(path):
+            self._learn(line)
+
+    def key(self, question: Question) -> str:
+        """Hash of a question to this model."""
+        return self._hash([list(map(list, question.messages)), parameters(question)])
+
+    def key_of_pair(self, context: str, text: str) -> str:
+        """Hash of a question for log p(text | context) to this model."""
+        return self._hash(["log_likelihood", context, text])
+
+    def answer(self, key: str) -> Answer | None:
+        """The answer of an earlier call; None where there is none, or it failed."""
+        return self._answers.get(key)
+
+    def log_likelihood(self, key: str) -> float | None:
+        """log p(text | context) in nats of an earlier call; None where there is none."""
+        return self._log_likelihoods.get(key)
+
+    def note(self, answered: Sequence[tuple[Question, Answer]], **about: Any) -> None:
+        """Write answers to disk before returning.
+
+        Args:
+            about: further facts for each line.
+        """
+        lines = [
+            {
+                "call": self.key(question),
+                **self._who,
+                "messages": list(map(list, question.messages)),
+                "parameters": parameters(question),
+                **about,
+                "answer": answer._asdict(),
+            }
+            for question, answer in answered
+        ]
+        self._append(lines)
+
+    def note_pairs(self, scored: Sequence[tuple[tuple[str, str], float]]) -> None:
+        """Write log p(text | context) of pairs to disk before returning."""
+        lines = [
+            {
+                "call": self.key_of_pair(*pair),
+                **self._who,
+                "pair": list(pair),
+                "log_likelihood": value,
+            }
+            for pair, value in scored
+        ]
+        self._append(lines)
+
+    def redacted(self, content: Any) -> Any:
+        """The same content without the secrets."""
+        if isinstance(content, dict):
+            return {key: self.redacted(value) for key, value in content.items()}
+        if isinstance(content, list | tuple):
+            return [self.redacted(value) for value in content]
+        if isinstance(content, str):
+            for secret in self._secrets:
+                content = content.replace(secret, _HIDDEN)
+        return content
+
+    def close(self) -> None:
+        """Close the file; a later answer opens it again."""
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+            self._file = -1
+
+    def _hash(self, content: list[Any]) -> str:
+        text = json.dumps([*self._identity, *content], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _learn(self, line: dict[str, Any]) -> None:
+        key = str(line.get("call"))
+        value, answer = line.get("log_likelihood"), line.get("answer")
+        if isinstance(value, float) and math.isfinite(value):
+            self._log_likelihoods[key] = value
+        if isinstance(answer, dict) and isinstance(answer.get("text"), str):
+            try:
+                self._answers[key] = Answer(**answer)
+            except TypeError:  # of another version
+                return
+
+    def _append(self, lines: list[dict[str, Any]]) -> None:
+        with self._lock:
+            for line in lines:
+                self._learn(line)
+            if self._path is None:
+                return
+            if self._file < 0:
+                self._file = _opened(self._path)
+            texts = (json.dumps(self.redacted(line), ensure_ascii=False) for line in lines)
+            data = "".join(f"{text}\n" for text in texts).encode("utf-8", "backslashreplace")
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+
+
+def calls_of(args: JudgeArguments, path: Path | None) -> Calls:
+    """The calls to the model that the arguments name."""
+    folder = None if args.is_remote else _folder_of(args.model)
+    return Calls(
+        path,
+        model=args.model if folder is None else f"./{folder.name}",
+        identity=args.model if folder is None else _fingerprint(folder),
+        address=args.address,
+        secrets=args.secrets(),
+    )
+
+
+def _folder_of(model: str) -> Path | None:
+    path = Path(model).expanduser()
+    return path.resolve() if path.exists() else None
+
+
+def _fingerprint(path: Path) -> str:
+    """Hash of names, sizes and both ends of a model's files, which training changes."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with open(file, "rb") as content:
+            digest.update(content.read(_END))
+            content.seek(max(size - _END, 0))
+            digest.update(content.read(_END))
+    return digest.hexdigest()
+
+
+def parameters(question: Question) -> dict[str, Any]:
+    """What decides an answer besides the messages."""
+    return {
+        "temperature": 0,
+        "max_tokens": question.max_tokens,
+        "schema": question.schema,
+        "choices": list(question.choices),
+        "seed": question.seed,
+    }
+
+
+def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
+    """The sound lines of a file; one that a killed run left unfinished is skipped."""
+    if path is None or not path.is_file():
+        return
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                content = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(content, dict):
+                yield content
+
+
+def _opened(path: Path) -> int:
+    """The file open for appending, behind the end of a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    size = os.fstat(file).st_size
+    if size:
+        os.lseek(file, size - 1, os.SEEK_SET)
+        if os.read(file, 1) != b"\n":
+            os.write(file, b"\n")
+    return file

@@ -1,0 +1,138 @@
+"""The judge of a dry run: it asks nothing, and counts what would be asked."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .base import Answer, JudgeArguments, Progress, Question, Usage
+from .calls import calls_of
+from .tokens import TokenCounter, by_length
+
+_TEXT = "words about ships and harbours, mostly after the name of a place"
+# Seconds for a thousand tokens in and out: of a server a usual rate for one call at a time; of the
+# packaged model, on two cores.
+_RATES = {"server": (0.2, 20.0), "local": (2.0, 20.0)}
+
+
+class Counted:
+    """Answers every question with words that parse, so that the questions after it are counted too.
+
+        judge = Counted(args, folder / CALLS)
+        ...                     # whatever would be asked
+        judge.plan()
+
+    What calls.jsonl answers is answered from there, and counts as no call.
+    """
+
+    def __init__(
+        self, args: JudgeArguments, calls: Path | None = None, counter: TokenCounter | None = None
+    ) -> None:
+        self.name, self.has_log_likelihood = args.model, not args.is_remote
+        self.usage = Usage()
+        self.most_tokens_out = 0
+        """if each answer is as long as it may be"""
+        self._args, self._calls = args, calls_of(args, calls)
+        self._counter = counter or by_length()
+        self._asked: set[str] = set()
+
+    def answer(
+        self, questions: Sequence[Question], progress: Progress | None = None
+    ) -> list[Answer]:
+        """An answer of the right form for each question; an earlier run's where there is one."""
+        answers = []
+        for question in questions:
+            answers.append(self._one(question))
+            if progress is not None:
+                progress(len(answers), self.usage)
+        return answers
+
+    def log_likelihood(
+        self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
+    ) -> list[float]:
+        """An earlier run's value for each pair, else 0."""
+        values = []
+        for context, text in pairs:
+            key = self._calls.key_of_pair(context, text)
+            value = self._calls.log_likelihood(key)
+            if value is not None:
+                self.usage.n_repeated += 1
+            elif key not in self._asked:
+                self._asked.add(key)
+                n_tokens = self._counter.text(context) + self._counter.text(text)
+                self.usage.add(Answer("", n_tokens_in=n_tokens))
+            values.append(value or 0.0)
+            if progress is not None:
+                progress(len(values), self.usage)
+        return values
+
+    def _one(self, question: Question) -> Answer:
+        key = self._calls.key(question)
+        earlier = self._calls.answer(key)
+        if earlier is not None:
+            self.usage.n_repeated += 1
+            return earlier
+        answer = _answer_to(question, self._counter)
+        if key not in self._asked:
+            self._asked.add(key)
+            self.usage.add(answer)
+            self.most_tokens_out += question.max_tokens
+        return answer
+
+    def plan(self) -> dict[str, Any]:
+        """What would be asked: numbers of calls and tokens, seconds, and money where prices are
+        given; with the rates and the count's method in words."""
+        usage, kind = self.usage, "server" if self._args.is_remote else "local"
+        per_thousand = _RATES[kind]
+        at_once = self._args.concurrency if self._args.is_remote else 1
+        work = usage.n_tokens_in * per_thousand[0] + usage.n_tokens_out * per_thousand[1]
+        return {
+            "model": self.name,
+            "n_calls": usage.n_calls,
+            "n_answered_before": usage.n_repeated,
+            "n_tokens_in": usage.n_tokens_in,
+            "n_tokens_out": usage.n_tokens_out,
+            "most_tokens_out": self.most_tokens_out,
+            "tokens_counted_by": self._counter.how,
+            "seconds": work / 1000 / at_once,
+            "rate": (
+                f"{per_thousand[0]:g} s for a thousand tokens of questions and {per_thousand[1]:g} "
+                f"s of answers, {at_once} at a time"
+            ),
+            "price": usage.price(self._args),
+        }
+
+
+def _answer_to(question: Question, counter: TokenCounter) -> Answer:
+    if question.choices:
+        text = question.choices[0]
+    elif question.schema is not None:
+        text = json.dumps(example(question.schema))
+    else:
+        text = _TEXT
+    n = len(question.choices)
+    even = {choice: -math.log(n) for choice in question.choices} or None
+    n_out = min(counter.text(text), question.max_tokens)
+    return Answer(text, None, even, counter.question(question), n_out)
+
+
+def example(schema: dict[str, Any]) -> Any:
+    """A value that a JSON schema accepts: required entries, first choices, shortest lists of a
+    length that is given, else of three."""
+    if "const" in schema or "enum" in schema:
+        return schema["const"] if "const" in schema else schema["enum"][0]
+    for union in ("anyOf", "oneOf"):
+        if schema.get(union):
+            return example(schema[union][0])
+    kind = schema.get("type", "string")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object":
+        return {name: example(part) for name, part in schema.get("properties", {}).items()}
+    if kind == "array":
+        n = schema.get("minItems") or min(schema.get("maxItems", 3), 3)
+        return [example(schema.get("items", {})) for _ in range(n)]
+    if kind in ("integer", "number"):
+        return max(schema.get("minimum", 0), 0)
+    plain = {"boolean": True, "null": None}
+    return plain[kind] if kind in plain else _TEXT[: schema.get("maxLength", len(_TEXT))]
