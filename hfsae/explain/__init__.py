@@ -2,14 +2,23 @@
 
 reading.py      one pass over held-out text: two halves, the activations of some latents
 windows.py      windows that explain a latent, windows that test it; which latents
+protocols.py    windows that are shown and judged: ours, and those of others
 explainers.py   text from windows: a template, people's labels, a file
+judges/         who answers questions
+prompts.py      what is asked, and what answers mean
+scorers/        scores that a judge is asked for, each in a file
+asking.py       cases with their controls put to a judge; explanations by a judge
 scores.py       how well activations are foretold; controls; intervals over latents
+verdicts.py     a judge's scores together: means, failures, can it tell real from shuffled
 study.py        all of it in order: read, choose, plan, explain, score
 report.py       Markdown: scores beside controls, the best, the worst, random latents
 
-Another explainer is a function of `explainers.Material`s; another score one of `windows.Evidence`.
+Another explainer is a function of `explainers.Material`s, another score a `scorers.Scorer`.
 """
 
+from .asking import Inquiry as Inquiry
+from .asking import ScoreArguments as ScoreArguments
+from .asking import lm_explainer as lm_explainer
 from .explainers import Explainer as Explainer
 from .explainers import from_labels as from_labels
 from .explainers import read_file as read_file

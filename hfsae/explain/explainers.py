@@ -4,6 +4,7 @@ An explainer takes the `Material` of latents and gives {latent: text}; a latent 
 for is absent. It sees windows of the shown half alone.
 
     template    the tokens of the peaks, and the neighbour that stands there in most windows
+    lm          one line by a judge, from tokens and activations: see `asking.lm_explainer`
     human       the labels that people wrote, features/labels.json
     file        a table of explanations: parquet, jsonl (also .gz) or json; Neuronpedia's export
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..activations.spelling import spell
@@ -38,6 +40,8 @@ class Spelt(NamedTuple):
     peak: int
     """index of the peak's token"""
     window: Window
+    activations: tuple[float, ...] = ()
+    """one a token"""
 
 
 class Material(NamedTuple):
@@ -54,13 +58,26 @@ def material_of(
     reading: Reading, evidence: Evidence, tokenizer: PreTrainedTokenizerBase
 ) -> Material:
     """The shown windows of a latent, as text."""
-    return Material(evidence.latent, [spelt(reading, w, tokenizer) for w in evidence.shown])
+    activations = evidence.activations(len(reading.ids))
+    shown = [spelt(reading, w, tokenizer, activations) for w in evidence.shown]
+    return Material(evidence.latent, shown)
 
 
-def spelt(reading: Reading, window: Window, tokenizer: PreTrainedTokenizerBase) -> Spelt:
-    """A window's text, token by token."""
-    ids = reading.ids[window.start : window.stop].tolist()
-    return Spelt(spell(tokenizer, ids), window.peak - window.start, window)
+def spelt(
+    reading: Reading,
+    window: Window,
+    tokenizer: PreTrainedTokenizerBase,
+    activations: np.ndarray | None = None,
+) -> Spelt:
+    """A window's text, token by token.
+
+    Args:
+        activations: of the latent on each token that was read.
+    """
+    inside = slice(window.start, window.stop)
+    values = () if activations is None else tuple(activations[inside].tolist())
+    tokens = spell(tokenizer, reading.ids[inside].tolist())
+    return Spelt(tokens, window.peak - window.start, window, values)
 
 
 def template(materials: Sequence[Material]) -> dict[int, str]:
@@ -129,7 +146,7 @@ def _quoted(word: str) -> str:
 def _neighbours(shown: Sequence[Spelt]) -> Iterator[tuple[str, str]]:
     """("after" or "before", the word that stands there in over half of the windows)."""
     before, after = Counter[str](), Counter[str]()
-    for tokens, peak, _ in shown:
+    for tokens, peak, *_ in shown:
         _, first, last = _word(tokens, peak)
         if first > 0:
             before[_neighbour(tokens, first - 1)] += 1

@@ -12,12 +12,14 @@ from ..machine.markdown import table
 from .explainers import spelt
 from .reading import Reading
 from .scores import LEXICAL, Interval
+from .verdicts import Judged
 from .windows import Evidence, Window
 
 N_BEST, N_RANDOM = 5, 10
 _SHOWN = {"shown": 3, "active": 2, "inactive": 2}  # windows of a latent
 _WIDTH = 40  # characters of text on either side
 _COLUMNS = ("own", "shuffled", "difference", "direction", "anything", "token_ceiling")
+_JUDGED_COLUMNS = ("own", "shuffled", "difference", "direction", "anything")
 _TITLES = {
     "uniform": "Each latent counts the same",
     "by_frequency": "Latents count by how often they fire",
@@ -33,17 +35,71 @@ def report_of(
     record: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
+    judged: Sequence[Judged] = (),
 ) -> str:
     """The report, as Markdown."""
     parts = ["# Names for latents", _about(record), _headline(means)]
+    if judged:
+        parts.append(_judge(record))
+        parts += [f"**{result.name}**: {_verdict(result)}." for result in judged]
     for weighting, title in _TITLES.items():
         parts += [f"## {title}", _table(means[weighting])]
-    parts.append(_legend(record))
+        if judged:
+            parts.append(_judged_table(judged, weighting))
+    parts.append(_legend(record, judged))
     evidence = {e.latent: e for e in latents}
-    for title, chosen in _choices(rows, means, seed):
+    for title, chosen in _choices(rows, means, seed, judged):
         parts.append(f"## {title}")
-        parts += [_latent(reading, evidence[row["latent"]], row, tokenizer) for row in chosen]
+        parts += [
+            _latent(reading, evidence[row["latent"]], row, tokenizer, judged) for row in chosen
+        ]
     return "\n\n".join(parts) + "\n"
+
+
+def _judge(record: Mapping[str, Any]) -> str:
+    """Who answered, and by which protocol."""
+    judge, asked = record.get("judge") or {}, record["asked"]
+    parts = [f"The judge is `{judge.get('model', 'none')}`"]
+    if asked["protocol"] != "ours":
+        parts.append(f"windows and score are those of the protocol `{asked['protocol']}`")
+    if n := record["n_unexplained"]:
+        parts.append(f"{n} latents have no explanation: what was answered for them is none")
+    return f"{'; '.join(parts)}."
+
+
+def _verdict(result: Judged) -> str:
+    """What a score shows: the headline, or why there is none."""
+    difference = result.means["uniform"][result.metric]["difference"]
+    other = "another latent's" if result.control == "shuffled" else "random directions'"
+    failed = f"{result.n_failed:,} of {result.n_items:,} items have no answer"
+    if not result.has_headline:
+        low, high = result.bounds["own"]
+        return (
+            f"no headline, since {failed}: {result.metric} is between {low:.3f}, all of these "
+            f"wrong, and {high:.3f}, all right"
+        )
+    text = f"{result.metric} {_shown(difference)} above {other}"
+    if difference.low > 0:
+        verdict = "this judge tells them apart"
+    elif difference.high < 0:
+        verdict = "it is below, so that nothing is ranked by it"
+    else:
+        verdict = "this judge cannot tell them apart, so that nothing is ranked by it"
+    if result.n_failed:
+        low, high = result.bounds["difference"]
+        verdict += (
+            f"; {failed}: with all of them against it {low:+.3f}, with all for it {high:+.3f}"
+        )
+    return f"{text}: {verdict}"
+
+
+def _judged_table(judged: Sequence[Judged], weighting: str) -> str:
+    rows = [["score", *(column.replace("_", " ") for column in _JUDGED_COLUMNS), "failed"]]
+    for result in judged:
+        for metric, columns in result.means[weighting].items():
+            numbers = [_shown(columns[c]) if c in columns else "-" for c in _JUDGED_COLUMNS]
+            rows.append([f"{result.name} {metric}", *numbers, f"{result.failed_share:.1%}"])
+    return table(rows)
 
 
 def is_told_apart(means: Means, score: str = "pearson") -> bool:
@@ -85,20 +141,29 @@ def _shown(interval: Interval) -> str:
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def _legend(record: Mapping[str, Any]) -> str:
+def _legend(record: Mapping[str, Any], judged: Sequence[Judged]) -> str:
     controls = "; ".join(
         f"{name.replace('_', ' ')}: {text}" for name, text in record["controls"].items()
     )
-    return f"{record['about']}. {controls}."
+    scores = "".join(f" {result.name}: {result.about}." for result in judged)
+    return f"{record['about']}.{scores} {controls}."
 
 
 def _choices(
-    rows: Sequence[dict[str, Any]], means: Means, seed: int
+    rows: Sequence[dict[str, Any]], means: Means, seed: int, judged: Sequence[Judged]
 ) -> Iterator[tuple[str, Sequence[dict[str, Any]]]]:
-    """Which latents are shown: none are ranked where scores do not tell them from shuffled ones."""
-    ranked = sorted(rows, key=lambda row: row["pearson"], reverse=True)
-    if is_told_apart(means):
-        yield "The best, by Pearson", ranked[:N_BEST]
+    """Which latents are shown: none are ranked by a score that does not tell them from its control.
+    The first of the judge's scores that does ranks them, else Pearson."""
+    columns = [(f"{r.name}_{r.metric}", f"{r.name}, {r.metric}") for r in judged if r.tells_apart]
+    columns += [("pearson", "Pearson")] if is_told_apart(means) else []
+    if columns:
+        column, title = columns[0]
+        ranked = sorted(
+            (row for row in rows if row[column] is not None),
+            key=lambda row: row[column],
+            reverse=True,
+        )
+        yield f"The best, by {title}", ranked[:N_BEST]
         yield "The worst", ranked[-N_BEST:]
     yield "Random ones", random.Random(seed).sample(list(rows), min(N_RANDOM, len(rows)))
 
@@ -108,6 +173,7 @@ def _latent(
     evidence: Evidence,
     row: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
+    judged: Sequence[Judged],
 ) -> str:
     scores = ", ".join(f"{name} {_number(row[name])}" for name in LEXICAL)
     shuffled = ", ".join(_number(row[f"shuffled_{name}"]) for name in LEXICAL)
@@ -115,6 +181,8 @@ def _latent(
         f"latent {row['latent']}: {row['explanation'] or 'no explanation'}",
         f"  {scores} (shuffled {shuffled}); fires on {row['density']:.3%} of tokens",
     ]
+    if judged:
+        lines.append("  " + "; ".join(_judged_number(row, result) for result in judged))
     for kind, n in _SHOWN.items():
         windows: Sequence[Window] = getattr(evidence, kind)
         for window in windows[:n]:
@@ -125,11 +193,18 @@ def _latent(
     return "\n".join(f"    {line}" for line in lines)
 
 
+def _judged_number(row: Mapping[str, Any], result: Judged) -> str:
+    column = f"{result.name}_{result.metric}"
+    text = f"{result.name} {result.metric} {_number(row[column])}"
+    shuffled = f"shuffled_{column}"
+    return f"{text} (shuffled {_number(row[shuffled])})" if shuffled in row else text
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
 def _line(reading: Reading, window: Window, tokenizer: PreTrainedTokenizerBase) -> str:
-    tokens, peak, _ = spelt(reading, window, tokenizer)
+    tokens, peak, *_ = spelt(reading, window, tokenizer)
     left, right = printable("".join(tokens[:peak])), printable("".join(tokens[peak + 1 :]))
     return f"{left[-_WIDTH:]}«{printable(tokens[peak])}»{right[:_WIDTH]}"

@@ -68,6 +68,59 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / norms) if norms > 0 else 0.0
 
 
+def decided(
+    is_yes: np.ndarray, truth: np.ndarray, is_drawn: np.ndarray, share: float
+) -> dict[str, float]:
+    """balanced_accuracy of yes and no; precision and F1 where a `share` of all windows are active.
+
+    There, yeses to active and to inactive windows are weighted as each kind's share of all windows
+    demands (Horvitz-Thompson). Only the inactive windows of `is_drawn` stand for all inactive ones.
+    NaN where a kind has no window; precision and F1 are 0 without a yes.
+    """
+    hits, alarms = _share(is_yes[truth]), _share(is_yes[~truth])
+    drawn_alarms = _share(is_yes[~truth & is_drawn])
+    true, false = share * hits, (1 - share) * drawn_alarms
+    precision = true / (true + false) if true + false > 0 else true + false
+    harmonic = precision + hits
+    f1 = 2 * precision * hits / harmonic if harmonic > 0 else harmonic
+    return {"balanced_accuracy": (hits + 1 - alarms) / 2, "precision": precision, "f1": f1}
+
+
+def _share(flags: np.ndarray) -> float:
+    return float(flags.mean()) if len(flags) else float("nan")
+
+
+FIRING, NEAR, FAR = 0, 1, 2
+
+
+def strata_of(fires: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """FIRING, NEAR (silent, and a firing token is near) or FAR, of each token."""
+    return np.where(fires, FIRING, np.where(near, NEAR, FAR))
+
+
+def stratum_weights(strata: np.ndarray, population: np.ndarray) -> np.ndarray:
+    """What each token of a sample stands for: its stratum's tokens over those that were sampled.
+
+    Args:
+        strata: of the sampled tokens; -1: left out, with weight 0.
+        population: tokens by stratum.
+    """
+    sampled = np.bincount(strata[strata >= 0], minlength=len(population))
+    each = population / np.maximum(sampled, 1)
+    return np.where(strata >= 0, each[strata], 0.0)
+
+
+def weighted_pearson(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> float:
+    """Pearson's correlation with weights; 0 where one of both is constant, NaN without a weight."""
+    total = weights.sum()
+    if not total > 0:
+        return float("nan")
+    a, b = a - (a * weights).sum() / total, b - (b * weights).sum() / total
+    norms = np.sqrt((weights * a * a).sum() * (weights * b * b).sum())
+    # what rounding leaves of a constant is no variation
+    return float((weights * a * b).sum() / norms) if norms > 1e-12 * total else 0.0
+
+
 def derangement(n: int, seed: int) -> np.ndarray:
     """A random permutation of one cycle (Sattolo's), in which nothing stays in its place."""
     rng, items = np.random.default_rng(seed), np.arange(n)
@@ -165,25 +218,68 @@ def aggregate(
     The weightings are `uniform` and `by_frequency`; `difference` is own minus shuffled, latent by
     latent.
     """
-    resampled = {"n_resamples": n_resamples, "seed": seed}
+    columns: dict[str, dict[str, list[float]]] = {}
+    for name in LEXICAL:
+        columns[name] = {"own": [row[name] for row in scores]}
+        for control in ("shuffled", "anything", "token_ceiling"):
+            columns[name][control] = [row[f"{control}_{name}"] for row in scores]
+        columns[name]["direction"] = [row[name] for row in of_directions]
+    return weighted_means(
+        columns, densities, directions_densities, n_resamples=n_resamples, seed=seed
+    )
+
+
+def weighted_means(
+    columns: Mapping[str, Mapping[str, Sequence[float]]],
+    densities: Sequence[float],
+    directions_densities: Sequence[float],
+    *,
+    n_resamples: int,
+    seed: int,
+) -> dict[str, dict[str, dict[str, Interval]]]:
+    """Means with intervals by weighting, of columns by score.
+
+    Args:
+        columns: by score: own and controls, one an entry of `densities`; `direction`, one an entry
+            of `directions_densities`.
+    """
     weightings = {
         "uniform": ([1.0] * len(densities), [1.0] * len(directions_densities)),
         "by_frequency": (densities, directions_densities),
     }
-    means: dict[str, dict[str, dict[str, Interval]]] = {}
-    for weighting, (weights, weights_of_directions) in weightings.items():
-        by_score = means[weighting] = {}
-        for name in LEXICAL:
-            columns = {"own": [row[name] for row in scores]}
-            for control in ("shuffled", "anything", "token_ceiling"):
-                columns[control] = [row[f"{control}_{name}"] for row in scores]
-            pairs = zip(columns["own"], columns["shuffled"], strict=True)
-            columns["difference"] = [own - other for own, other in pairs]
-            by_score[name] = {
-                key: interval(values, weights, **resampled) for key, values in columns.items()
-            }
-            ofd = [row[name] for row in of_directions]
-            by_score[name]["direction"] = interval(ofd, weights_of_directions, **resampled)
+    return {
+        weighting: {
+            name: _means(of_score, weights, of_directions, n_resamples, seed)
+            for name, of_score in columns.items()
+        }
+        for weighting, (weights, of_directions) in weightings.items()
+    }
+
+
+def _means(
+    columns: Mapping[str, Sequence[float]],
+    weights: Sequence[float],
+    weights_of_directions: Sequence[float],
+    n_resamples: int,
+    seed: int,
+) -> dict[str, Interval]:
+    """Means of own and its controls, and their difference: from shuffled, latent by latent; without
+    it from random directions, which are resampled on their own."""
+    how = {"n_resamples": n_resamples, "seed": seed}
+    means = {
+        key: interval(values, weights_of_directions if key == "direction" else weights, **how)
+        for key, values in columns.items()
+    }
+    if "shuffled" in columns:
+        pairs = zip(columns["own"], columns["shuffled"], strict=True)
+        means["difference"] = interval([own - other for own, other in pairs], weights, **how)
+    else:
+        own = resampled_means(columns["own"], weights, **how)
+        of_directions = resampled_means(
+            columns["direction"], weights_of_directions, n_resamples=n_resamples, seed=seed + 1
+        )
+        value = means["own"].value - means["direction"].value
+        means["difference"] = _around(value, own - of_directions)
     return means
 
 
@@ -191,13 +287,28 @@ def interval(
     values: Sequence[float], weights: Sequence[float], *, n_resamples: int, seed: int
 ) -> Interval:
     """A weighted mean, with the percentile bootstrap over latents; NaNs are left out."""
-    value, weight = torch.tensor(values, dtype=torch.float64), torch.tensor(weights).double()
+    value, weight = (torch.tensor(each, dtype=torch.float64) for each in (values, weights))
+    known = ~value.isnan()
+    if not known.any():
+        return Interval(float("nan"), float("nan"), float("nan"))
+    mean = float((value * weight)[known].sum() / weight[known].sum())
+    return _around(mean, resampled_means(values, weights, n_resamples=n_resamples, seed=seed))
+
+
+def resampled_means(
+    values: Sequence[float], weights: Sequence[float], *, n_resamples: int, seed: int
+) -> torch.Tensor:
+    """[n_resamples] the weighted mean in each resample of latents; NaNs are left out."""
+    value, weight = (torch.tensor(each, dtype=torch.float64) for each in (values, weights))
     known = ~value.isnan()
     value, weight = value[known], weight[known]
     if not len(value):
-        return Interval(float("nan"), float("nan"), float("nan"))
+        return torch.full((n_resamples,), torch.nan, dtype=torch.float64)
     table = torch.stack([value * weight, weight], dim=1)
     sums = torch.cat([block @ table for block in bootstrap_weights(len(value), n_resamples, seed)])
-    mean = float(table[:, 0].sum() / table[:, 1].sum())
-    low, high = torch.quantile(sums[:, 0] / sums[:, 1], torch.tensor([0.025, 0.975]).double())
-    return Interval(mean, min(float(low), mean), max(float(high), mean))
+    return sums[:, 0] / sums[:, 1]
+
+
+def _around(value: float, draws: torch.Tensor) -> Interval:
+    low, high = torch.quantile(draws, torch.tensor([0.025, 0.975]).double()).tolist()
+    return Interval(value, min(low, value), max(high, value))

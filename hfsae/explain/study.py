@@ -17,19 +17,30 @@ from ..lm import check_arguments, contract, tokenizer_of
 from ..machine.files import replacing, write_whole
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, FEATURES
 from ..models import SAE
+from .asking import ANY_TEXT, Inquiry, ScoreArguments, cases_of, judged, prompts_hash
 from .explainers import Explainer, material_of, one_label, template
+from .protocols import by_protocol, sample_of
 from .reading import CUT, MAX_DIRECTIONS, RUN, Reading, read
 from .report import report_of
+from .scorers import Sample, Scorer
 from .scores import LEXICAL, aggregate, lexical
+from .verdicts import Judged, together
 from .windows import Evidence, ExplainArguments, Selection, order_of, select
 
 CONTROLS = {
-    "shuffled": "the windows of another latent explained, never its own",
-    "direction": "a random unit direction that fires as often; its own windows",
-    "anything": "one prediction for all tokens",
+    "shuffled": "another latent's windows or explanation, never its own",
+    "direction": "random unit directions that fire as often; their own windows",
+    "anything": f"one prediction for all tokens, or the explanation {ANY_TEXT!r}",
     "token_ceiling": "predictions from all tokens of the shown half, not from windows alone",
-    "difference": "own minus shuffled, latent by latent",
+    "difference": "own minus shuffled, latent by latent; of intruder, own minus direction",
 }
+_ABOUT = (
+    f"lexical: predicted activation of a token = sum / (n + 1) over the shown windows; "
+    f"{', '.join(LEXICAL)} on the other half of the documents, which shares no run of "
+    f"{RUN} tokens with it (auc: half of the inactive windows hold one of the latent's own "
+    f"peak tokens); means over latents with 95 % percentile bootstrap intervals "
+    f"over latents; explanations are at most {MAX_LENGTH} characters"
+)
 
 
 @dataclass
@@ -77,6 +88,7 @@ def explain(
     norm_limits: dict[str, float] | None = None,
     progress: Callable[[int], object] | None = None,
     note_plan: Callable[[dict[str, Any]], object] = lambda plan: None,
+    inquiry: Inquiry = Inquiry(),
 ) -> Explanations:
     """Explanations of latents, scored on text that they were not made from, beside controls.
 
@@ -94,57 +106,98 @@ def explain(
         norm_limits: the training Harvester's.
         progress: called after each batch with its number of tokens.
         note_plan: called with the plan, before anything is explained or scored.
+        inquiry: scores that ask a judge.
 
     Raises:
-        ValueError: too few latents fit, one is out of range, or the text is too short.
+        ValueError: too few latents fit, one is out of range, the text is short, or the judge fails.
     """
     check_arguments("explain.explain", lm, sae)
     args = args or ExplainArguments()
+    scorers = inquiry.args.scorers(inquiry.judge)
     tokenizer = tokenizer or tokenizer_of(lm)
     contract.check(sae.config, lm, tokenizer)
     order = order_of(args, sae.config.d_sae, explained)
-    keep_all = args.latents is not None or args.n_latents == "all"
-    n_directions = min(MAX_DIRECTIONS, len(order), _number(args, len(order)))
-    reading = read(
-        lm,
-        sae,
-        rows,
-        order,
-        n_directions=n_directions,
-        keep_all=keep_all,
-        seed=args.seed,
-        norm_limits=norm_limits,
-        progress=progress,
-    )
+    settled = {"seed": args.seed, "norm_limits": norm_limits, "progress": progress}
+    reading = read(lm, sae, rows, order, **_extent(args, len(order)), **settled)
     selection = select(reading, args, explained)
-    record = plan_of(reading, selection, args, source, settings or {})
+    study = _Study(reading, selection, args, inquiry.args, tokenizer)
+    record = plan_of(study, source, settings or {}, prompts_hash(scorers))
     note_plan(record)
-    materials = [material_of(reading, e, tokenizer) for e in selection.latents]
-    texts = {i: one_label(text) for i, text in explainer(materials).items()}
-    return _scored(reading, selection, args, texts, record, tokenizer)
+    study.explain(explainer)
+    return _scored(study, record, [study.judged(scorer, inquiry) for scorer in scorers])
 
 
-def _number(args: ExplainArguments, n: int) -> int:
-    return n if args.latents is not None or args.n_latents == "all" else args.n_latents
+class _Study:
+    """What was read, the windows that are shown and judged, and the explanations."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        selection: Selection,
+        args: ExplainArguments,
+        asked: ScoreArguments,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self.reading, self.selection, self.args = reading, selection, args
+        self.asked, self.tokenizer = asked, tokenizer
+        self.texts: dict[int, str] = {}
+        self.latents, self.directions = (
+            [by_protocol(reading, evidence, args, asked.protocol) for evidence in part]
+            for part in selection[:2]
+        )
+
+    def explain(self, explainer: Explainer) -> None:
+        """Explain the latents, and the directions that explanations are judged on."""
+        n_directions = self.asked.directions if self.asked.scores else 0
+        explained = self.latents + self.directions[:n_directions]
+        materials = [material_of(self.reading, e, self.tokenizer) for e in explained]
+        self.texts = {i: one_label(text) for i, text in explainer(materials).items()}
+
+    def judged(self, scorer: Scorer, inquiry: Inquiry) -> Judged:
+        """A score of all latents, with its controls."""
+        n = self.asked.directions
+        directions = self.directions[:n] if scorer.needs_explanation else self.directions
+        samples = self._samples(self.latents, scorer), self._samples(directions, scorer)
+        cases = list(cases_of(scorer, *samples, self.texts, self.args.seed))
+        return together(
+            scorer,
+            judged(scorer, cases, inquiry.judge, inquiry.told),
+            {e.latent: e.density for e in self.latents + self.directions},
+            n_resamples=self.args.bootstrap_samples,
+            seed=self.args.seed,
+        )
+
+    def _samples(self, evidences: Sequence[Evidence], scorer: Scorer) -> list[Sample]:
+        reading, tokenizer = self.reading, self.tokenizer
+        return [
+            sample_of(reading, e, self.args, self.asked, tokenizer, scorer.takes_all_windows)
+            for e in evidences
+        ]
+
+
+def _extent(args: ExplainArguments, n: int) -> dict[str, Any]:
+    """How many of n latents are kept, and how many random directions."""
+    keep_all = args.latents is not None or args.n_latents == "all"
+    wanted = n if args.latents is not None or args.n_latents == "all" else args.n_latents
+    return {"n_directions": min(MAX_DIRECTIONS, n, wanted), "keep_all": keep_all}
 
 
 def plan_of(
-    reading: Reading,
-    selection: Selection,
-    args: ExplainArguments,
-    source: str,
-    settings: dict[str, Any],
+    study: _Study, source: str, settings: dict[str, Any], prompts_sha256: str
 ) -> dict[str, Any]:
     """All that is settled before anything is scored, with its hash."""
+    reading, selection = study.reading, study.selection
     plan = {
         **settings,
         "explainer": source,
-        "arguments": args.as_plain(),
+        "arguments": study.args.as_plain(),
+        "asked": study.asked.as_plain(),
+        "prompts_sha256": prompts_sha256,
         "n_tokens": reading.n_computed,
         "n_documents": {"shown": reading.n_documents[0], "tested": reading.n_documents[1]},
         "n_tokens_cut": int((reading.half == CUT).sum()),
         "latents": [evidence.latent for evidence in selection.latents],
-        "windows_sha256": _hash(_places(reading, selection.latents + selection.directions)),
+        "windows_sha256": _hash(_places(reading, study.latents + study.directions)),
         "left_out": selection.left_out,
     }
     return {**plan, "plan_sha256": _hash(plan)}
@@ -162,17 +215,14 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _scored(
-    reading: Reading,
-    selection: Selection,
-    args: ExplainArguments,
-    texts: dict[int, str],
-    record: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-) -> Explanations:
-    latents, directions = selection.latents, selection.directions
-    scores, of_directions = lexical(reading, latents, directions, args.seed)
-    rows = [_row(e, texts.get(e.latent), record["explainer"], s) for e, s in _both(latents, scores)]
+def _scored(study: _Study, record: dict[str, Any], results: Sequence[Judged]) -> Explanations:
+    args, (latents, directions, _) = study.args, study.selection
+    scores, of_directions = lexical(study.reading, latents, directions, args.seed)
+    for result in results:
+        for row, columns in zip(scores, result.rows, strict=True):
+            row |= columns
+    source, texts = record["explainer"], study.texts
+    rows = [_row(e, texts.get(e.latent), source, s) for e, s in _both(latents, scores)]
     means = aggregate(
         scores,
         of_directions,
@@ -185,16 +235,20 @@ def _scored(
         "controls": CONTROLS,
         "n_latents": len(latents),
         "n_directions": len(directions),
-        "scores": _finite({"lexical": means}),
-        "about": (
-            f"lexical: predicted activation of a token = sum / (n + 1) over the shown windows; "
-            f"{', '.join(LEXICAL)} on the other half of the documents, which shares no run of "
-            f"{RUN} tokens with it (auc: half of the inactive windows hold one of the latent's own "
-            f"peak tokens); means over latents with 95 % percentile bootstrap intervals "
-            f"over latents; explanations are at most {MAX_LENGTH} characters"
-        ),
+        "n_unexplained": sum(row["explanation"] is None for row in rows),
+        "scores": _finite({"lexical": means} | {r.name: r.as_plain() for r in results}),
+        "about": _ABOUT,
     }
-    report = report_of(reading, latents, rows, means, record, tokenizer, args.seed)
+    report = report_of(
+        study.reading,
+        study.selection.latents,
+        rows,
+        means,
+        record,
+        study.tokenizer,
+        args.seed,
+        results,
+    )
     return Explanations(rows, record, report)
 
 

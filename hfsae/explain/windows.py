@@ -97,6 +97,12 @@ class Evidence(NamedTuple):
     active: list[Window]
     inactive: list[Window]
 
+    def activations(self, n_tokens: int) -> np.ndarray:
+        """[n_tokens] the activation on each token that was read."""
+        activations = np.zeros(n_tokens, dtype=np.float32)
+        activations[self.trace.token] = self.trace.value
+        return activations
+
 
 class Selection(NamedTuple):
     """Chosen latents, the controls, and how many latents were left out for which reason."""

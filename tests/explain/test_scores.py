@@ -10,10 +10,15 @@ from hfsae.explain.scores import (
     aggregate,
     auc,
     average_precision,
+    decided,
     derangement,
     interval,
     lexical,
     pearson,
+    strata_of,
+    stratum_weights,
+    weighted_means,
+    weighted_pearson,
 )
 from hfsae.explain.windows import ExplainArguments, select
 
@@ -61,6 +66,72 @@ def test_pearson_is_numpys_and_0_for_a_constant():
 def test_scores_without_both_classes_are_nan():
     assert np.isnan(auc(np.ones(3), np.ones(3, dtype=bool)))
     assert np.isnan(average_precision(np.ones(3), np.zeros(3, dtype=bool)))
+
+
+def test_accuracy_precision_and_f1_are_those_of_a_sample_at_the_density():
+    """The same by writing the sample out: each kind repeated until the shares are right."""
+    rng = np.random.default_rng(5)
+    truth = np.arange(20) < 10
+    is_hard = (np.arange(20) >= 10) & (np.arange(20) < 15)
+    is_yes = np.where(truth, rng.random(20) < 0.7, rng.random(20) < 0.4)
+    share = 0.02  # 10 active ones and 5 random ones: of 5000 windows, 100 and 4900
+    n_true = 10 * is_yes[truth].sum()
+    n_false = 980 * is_yes[~truth & ~is_hard].sum()
+    precision, recall = n_true / (n_true + n_false), n_true / 100
+    scores = decided(is_yes, truth, ~is_hard, share)
+    assert scores["precision"] == pytest.approx(precision)
+    assert scores["f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+    sides = is_yes[truth].mean(), 1 - is_yes[~truth].mean()
+    assert scores["balanced_accuracy"] == pytest.approx(np.mean(sides))
+    never = decided(np.zeros(20, dtype=bool), truth, ~is_hard, share)
+    assert (never["precision"], never["f1"], never["balanced_accuracy"]) == (0, 0, 0.5)
+    lacking = decided(is_yes[:10], truth[:10], truth[:10], share)
+    assert all(np.isnan(value) for value in lacking.values())
+
+
+def test_weights_give_the_sums_of_all_tokens_from_a_sample():
+    """Horvitz-Thompson: exactly from all tokens, and on average from samples of each stratum."""
+    rng = np.random.default_rng(6)
+    fires, near = rng.random(2000) < 0.05, rng.random(2000) < 0.3
+    strata = strata_of(fires, near)
+    population = np.bincount(strata, minlength=3)
+    assert population.tolist() == [
+        fires.sum(),
+        (~fires & near).sum(),
+        (~fires & ~near).sum(),
+    ]
+    value = rng.random(2000) + 3 * fires - near
+    assert (stratum_weights(strata, population) == 1).all()
+    sums = []
+    for _ in range(400):
+        parts = [rng.permutation(np.flatnonzero(strata == s))[:n] for s, n in ((0, 30), (1, 60))]
+        parts.append(rng.permutation(np.flatnonzero(strata == 2))[:20])
+        sample = np.concatenate(parts)
+        sums.append(float((value[sample] * stratum_weights(strata[sample], population)).sum()))
+    error = np.std(sums) / len(sums) ** 0.5
+    assert abs(np.mean(sums) - value.sum()) < 4 * error < 0.05 * np.abs(value).sum()
+    left_out = stratum_weights(np.array([0, -1, 0]), np.array([10, 5, 5]))
+    assert left_out.tolist() == [5, 0, 5]
+
+
+def test_a_weighted_correlation_is_that_of_repeated_tokens():
+    rng = np.random.default_rng(7)
+    a, b, times = rng.random(40), rng.random(40), rng.integers(0, 5, size=40)
+    expected = np.corrcoef(np.repeat(a, times), np.repeat(b, times))[0, 1]
+    assert weighted_pearson(a, b, times.astype(float)) == pytest.approx(expected)
+    assert weighted_pearson(a, np.full(40, 0.1), times.astype(float)) == 0
+    assert np.isnan(weighted_pearson(a, b, np.zeros(40)))
+
+
+def test_a_difference_from_directions_is_of_two_samples():
+    rng = np.random.default_rng(8)
+    own, others = rng.normal(0.5, 0.1, 80).tolist(), rng.normal(0.2, 0.1, 50).tolist()
+    columns = {"accuracy": {"own": own, "direction": others}}
+    means = weighted_means(columns, [1.0] * 80, [1.0] * 50, n_resamples=2000, seed=0)
+    value, low, high = means["uniform"]["accuracy"]["difference"]
+    assert value == pytest.approx(np.mean(own) - np.mean(others))
+    half = 1.96 * (np.var(own) / 80 + np.var(others) / 50) ** 0.5
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
 
 
 @pytest.mark.parametrize("n", [2, 3, 20, 101])

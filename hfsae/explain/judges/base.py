@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, urlsplit
 
 from ...machine.refused import Refused
@@ -76,6 +76,7 @@ Progress = Callable[[int, Usage], object]
 """Called with the number of answered questions, and the usage so far."""
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Answers questions: a local language model, a server's, or `Counted`, which only counts."""
 

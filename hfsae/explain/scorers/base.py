@@ -1,0 +1,123 @@
+"""What a score of explanations is: questions about a latent's windows, and numbers from answers.
+
+A scorer turns a `Case` into requests, each reply into values, one an item (a window, a question or
+a token), and values into metrics. A failed item is NaN: it is neither right nor wrong, metrics are
+of the others, and bounds take all failed ones as right, or as wrong.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ..explainers import Spelt
+from ..judges import Answer, Question
+from ..scores import auc, decided
+
+Request = Question | tuple[str, str]
+"""A question, or a pair (context, text) whose log-likelihood is of interest."""
+
+
+class Sample(NamedTuple):
+    """The windows of a latent that a score is of; those of its controls, too."""
+
+    latent: int
+    """negative: a random direction"""
+    seed: int
+    active: list[Spelt]
+    inactive: list[Spelt]
+    share: float
+    """of the tested half's windows, those in which the latent fires"""
+    strata: list[np.ndarray]
+    """of each window, active ones first, what its tokens are: see `scores.strata_of`"""
+    population: np.ndarray
+    """tokens of the tested half by stratum"""
+
+    @property
+    def windows(self) -> list[Spelt]:
+        """Active ones, then inactive ones."""
+        return [*self.active, *self.inactive]
+
+    @property
+    def truth(self) -> np.ndarray:
+        """Which of `windows` are active."""
+        return np.arange(len(self.windows)) < len(self.active)
+
+    def rng(self) -> np.random.Generator:
+        """What is drawn for a latent, the same for its controls."""
+        return np.random.default_rng([self.seed, self.latent + 2**32])
+
+
+class Case(NamedTuple):
+    """Windows, and the explanation that is judged on them."""
+
+    sample: Sample
+    control: str
+    """own, shuffled, anything or direction"""
+    explanation: str | None
+    """None: there is none, and all items fail"""
+
+
+class Scorer:
+    """A score; the defaults are for one value a window, larger where it seems active."""
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]] = ("auc", "balanced_accuracy", "precision", "f1")
+    """the first is the headline"""
+    about: ClassVar[str]
+    """one line for reports"""
+    needs_explanation: ClassVar[bool] = True
+    needs_likelihood: ClassVar[bool] = False
+    """whether the judge has to be a local model"""
+    takes_all_windows: ClassVar[bool] = False
+    """whether it takes all that test, not those that `ScoreArguments.windows` allows"""
+    asks_again: ClassVar[bool] = True
+    """whether an answer that does not parse is asked for once more"""
+    chance: ClassVar[float | None] = 0.5
+    """of the headline"""
+    threshold: ClassVar[float] = 0.5
+    """values above it are a yes"""
+
+    def __init__(self, has_probabilities: bool = False) -> None:
+        self.has_probabilities = has_probabilities
+        """whether the judge gives log-probabilities of answers"""
+
+    def truth(self, sample: Sample) -> np.ndarray:
+        """What the values should be; here which items are active."""
+        return sample.truth
+
+    def is_drawn(self, sample: Sample) -> np.ndarray:
+        """Which items stand for all of their kind; hard windows do not."""
+        return np.array([window.window.kind != "hard" for window in sample.windows], dtype=bool)
+
+    def requests(self, case: Case) -> list[Request]:
+        """What is asked about a case that has an explanation, or needs none."""
+        raise NotImplementedError
+
+    def parse(self, request: Question, answer: Answer) -> Any:
+        """A question's reply; None: the answer is none, and is asked for once more."""
+        raise NotImplementedError
+
+    def values(self, case: Case, replies: Sequence[Any]) -> np.ndarray:
+        """One an item; NaN: failed. Replies are those of `parse`, or log-likelihoods in nats."""
+        raise NotImplementedError
+
+    def filled(self, sample: Sample, values: np.ndarray, right: bool) -> np.ndarray:
+        """The values with the failed ones all right, or all wrong."""
+        best = np.where(self.truth(sample) == right, np.inf, -np.inf)
+        return np.where(np.isnan(values), best, values)
+
+    def score(self, sample: Sample, values: np.ndarray) -> dict[str, float]:
+        """The metrics; NaN where too few items have a value."""
+        known = ~np.isnan(values)
+        truth, value = self.truth(sample)[known], values[known]
+        scores = {"auc": auc(value, truth)}
+        if "balanced_accuracy" in self.metrics:
+            drawn = self.is_drawn(sample)[known]
+            scores |= decided(value > self.threshold, truth, drawn, sample.share)
+        return {name: scores[name] for name in self.metrics}
+
+
+def nothing(scorer: Scorer, sample: Sample) -> np.ndarray:
+    """The values where all items failed."""
+    return np.full(len(scorer.truth(sample)), np.nan)

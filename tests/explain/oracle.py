@@ -1,0 +1,80 @@
+"""A judge that knows what planted names mean: it reads prompts alone, and answers by the words in
+them."""
+
+import json
+import math
+import re
+
+from hfsae.explain.judges import Answer, Question, Usage
+
+WORD = re.compile(r"(?<!\w)w\d+(?!\d)")
+
+
+class Oracle:
+    """It finds the words of a description in a text, by `knows(names, words, at)`."""
+
+    name = "oracle"
+
+    def __init__(self, has_log_likelihood: bool = True, knows=None) -> None:
+        self.has_log_likelihood, self.usage = has_log_likelihood, Usage()
+        self.knows = knows or (lambda names, words, at: words[at] in names)
+        self.questions: list[Question] = []
+        self.n_pairs = 0
+
+    def answer(self, questions, progress=None):
+        self.questions += questions
+        answers = [self.one(question) for question in questions]
+        if progress is not None:
+            progress(len(answers), self.usage)
+        return answers
+
+    def log_likelihood(self, pairs, progress=None):
+        self.n_pairs += len(pairs)
+        return [-5.0 + bool(self.hits(context, text)) for context, text in pairs]
+
+    def hits(self, description: str, text: str) -> list[int]:
+        names, words = {*WORD.findall(description)}, WORD.findall(text)
+        return [at for at in range(len(words)) if self.knows(names, words, at)]
+
+    def marked(self, description: str, text: str) -> bool:
+        if "<<" not in text:
+            return bool(self.hits(description, text))
+        spans = re.findall("<<(.*?)>>", text)
+        inside = [WORD.findall(span) for span in spans]
+        names = {*WORD.findall(description)}
+        return any(
+            self.knows(names, WORD.findall(text), WORD.findall(text).index(word))
+            for part in inside
+            for word in part
+        )
+
+    def one(self, question: Question) -> Answer:
+        system, text = question.messages[0][1], question.messages[-1][1]
+        first, *texts = text.split("\n")
+        if "intruder" in system:
+            answer = self.odd([first, *texts])
+            return Answer(answer, None, {n: -float(n != answer) for n in "12345"})
+        if question.choices:
+            p = 0.9 if self.marked(first, texts[0]) else 0.2
+            return Answer("yes", None, {"yes": math.log(p), "no": math.log(1 - p)})
+        if texts and texts[0].startswith("Tokens"):
+            tokens = json.loads(texts[0].partition(": ")[2])
+            at = {*self.hits(first, texts[0])}
+            places = [i for i, token in enumerate(tokens) if WORD.search(token)]
+            hits = {places[i] for i in at}
+            return Answer(
+                json.dumps({"activations": [10 * (i in hits) for i in range(len(tokens))]})
+            )
+        if texts and texts[0].startswith("1. "):
+            numbers = [str(n) for n, t in enumerate(texts, 1) if self.marked(first, t)]
+            return Answer(", ".join(numbers) or "None")
+        return Answer(json.dumps({"matches": [int(self.marked(first, t)) for t in texts]}))
+
+    def odd(self, texts: list[str]) -> str:
+        """The number of the text that lacks a word that all the others have."""
+        words = [{*WORD.findall(text)} for text in texts]
+        for i in range(len(words)):
+            others = [w for j, w in enumerate(words) if j != i]
+            if set.intersection(*others) - words[i]:
+                return str(i + 1)
+        return "1"
