@@ -5,8 +5,8 @@
                 log.jsonl  probe.safetensors  evaluation.json      there or, of several, in a folder
                 features/{meta.json, latents.parquet,              of its own
                 examples.parquet, labels.json,
-                explanations.{parquet, json, md},                  calls.jsonl: prompts and
-                calls.jsonl}  figures/*.png                        answers of language models
+                explanations.{parquet, json, md},
+                calls.jsonl}  figures/*.png
                 README.md  presets.json
 
 Those of an SAE are paths below its folder.

@@ -125,11 +125,11 @@ class JudgeArguments:
     """calls at a time"""
     retries: int = 6
     """after 429, 5xx, a timeout or a broken connection"""
-    timeout: float = 120.0
+    timeout: int | float = 120.0
     """seconds for a call"""
-    price_in: float | None = None
+    price_in: int | float | None = None
     """money for a million tokens of questions"""
-    price_out: float | None = None
+    price_out: int | float | None = None
     """money for a million tokens of answers"""
     batch_size: int = 16
     """questions at a time, for a local model"""

@@ -69,19 +69,14 @@ class Calls:
         """log p(text | context) in nats of an earlier call; None where there is none."""
         return self._log_likelihoods.get(key)
 
-    def note(self, answered: Sequence[tuple[Question, Answer]], **about: Any) -> None:
-        """Write answers to disk before returning.
-
-        Args:
-            about: further facts for each line.
-        """
+    def note(self, answered: Sequence[tuple[Question, Answer]]) -> None:
+        """Write answers to disk before returning."""
         lines = [
             {
                 "call": self.key(question),
                 **self._who,
                 "messages": list(map(list, question.messages)),
                 "parameters": parameters(question),
-                **about,
                 "answer": answer._asdict(),
             }
             for question, answer in answered

@@ -1,0 +1,180 @@
+"""One request to a server that chats, and what went wrong with it in one word.
+
+An address is asked by the HTTP client that huggingface_hub brings, a provider through its
+InferenceClient. For an address that client would not do: it writes a JSON schema in a form that
+OpenAI-compatible servers do not know, sends the Hub's token where no key is given, and under
+HF_HUB_OFFLINE asks no server at all, not even one on this machine.
+"""
+
+import importlib
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import (
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from ...machine.refused import Refused, one_line
+from .base import JudgeArguments
+
+Body = dict[str, Any]
+Send = Callable[[Body], dict[str, Any]]
+"""The reply to a body in the form of OpenAI's chat completions.
+
+Raises:
+    Trouble: there is none.
+"""
+MAX_WAIT = 120.0  # seconds, whatever a server wants
+
+
+class Trouble(Exception):
+    """A request without a reply.
+
+    Args:
+        kind: "status": the server answered with an error; "unreachable": no connection; "broken":
+            the connection broke, or took too long; "no chat": a reply of another shape.
+        status: of HTTP, 0 for other kinds.
+        wait: seconds that the server wants to be left alone.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["status", "unreachable", "broken", "no chat"],
+        reason: str,
+        status: int = 0,
+        wait: float | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.kind, self.reason, self.status, self.wait = kind, reason, status, wait
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may succeed later."""
+        return (
+            self.kind in ("unreachable", "broken")
+            or self.status in (408, 429)
+            or (self.status >= 500 and self.status != 501)
+        )
+
+
+def sender_of(args: JudgeArguments) -> Send:
+    """What sends requests to the server that the arguments name.
+
+    Raises:
+        ValueError: the key is missing.
+    """
+    key = args.key()
+    if args.base_url is not None:
+        return _to_address(args.base_url, key, args.timeout)
+    return _to_provider(args, key)
+
+
+def _to_address(base_url: str, key: str | None, timeout: int | float) -> Send:
+    http: Any = importlib.import_module(HTTPError.__module__.partition(".")[0])
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    client, url = http.Client(timeout=timeout, headers=headers), chat_url(base_url)
+
+    def send(body: Body) -> dict[str, Any]:
+        try:
+            response = client.post(url, json=body)
+        except HTTPError as error:
+            raise _of_error(error) from error
+        if not response.is_success:
+            raise _of_response(response)
+        try:
+            return _checked(response.json())
+        except (ValueError, RecursionError) as error:
+            raise Trouble("no chat", "the reply is not JSON") from error
+
+    return send
+
+
+def _to_provider(args: JudgeArguments, key: str | None) -> Send:
+    provider: Any = args.provider
+    client = InferenceClient(provider=provider, token=key, timeout=args.timeout)
+
+    def send(body: Body) -> dict[str, Any]:
+        known = dict(body)
+        more = {k: known.pop(k) for k in ("max_completion_tokens",) if k in known}
+        try:
+            return _checked(client.chat_completion(**known, extra_body=more or None))
+        except HTTPError as error:
+            raise _of_error(error) from error
+        except OfflineModeIsEnabled as error:
+            raise Refused(
+                "HF_HUB_OFFLINE is set, and Inference Providers are online; unset it, or name a "
+                "local model"
+            ) from error
+        except (LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise Trouble("no chat", one_line(error)[:200]) from error
+        except ValueError as error:  # no such provider, or not with this model
+            raise Refused(
+                f"{args.address} cannot answer for {args.model!r}: {one_line(error).rstrip('.')}"
+            ) from error
+
+    return send
+
+
+def chat_url(base_url: str) -> str:
+    """Where an address takes chat completions; one without a path is meant as HOST/v1."""
+    parts = urlsplit(base_url)
+    path = parts.path.rstrip("/") or "/v1"
+    if not path.endswith("/chat/completions"):
+        path += "/chat/completions"
+    return parts._replace(path=path, fragment="").geturl()
+
+
+def _checked(reply: Any) -> dict[str, Any]:
+    """A reply that has answers in it; some servers put errors into a reply with status 200."""
+    if isinstance(reply, dict) and reply.get("choices"):
+        return reply
+    error = reply.get("error") if isinstance(reply, dict) else None
+    if isinstance(error, dict) and str(error.get("code")).isdigit():
+        text = one_line(Exception(str(error.get("message"))))[:200]
+        raise Trouble("status", text, int(error["code"]))
+    raise Trouble("no chat", "the reply has no choices")
+
+
+def _of_error(error: Any) -> Trouble:
+    """What an error of the HTTP client is about."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        trouble = _of_response(response)
+        if isinstance(error, RepositoryNotFoundError):
+            trouble.status = 404
+        return trouble
+    names = {kind.__name__ for kind in type(error).__mro__}
+    text = one_line(error)[:200]
+    if names & {"ConnectError", "ConnectTimeout", "UnsupportedProtocol", "ProxyError"}:
+        return Trouble("unreachable", text)
+    return Trouble("broken", "it took too long" if "Time" in type(error).__name__ else text)
+
+
+def _of_response(response: Any) -> Trouble:
+    if 300 <= response.status_code < 400:
+        return Trouble("no chat", f"it redirects, with status {response.status_code}")
+    try:
+        text = response.text
+    except Exception:  # a stream that was not read, or broke
+        text = ""
+    reason = " ".join(text.split())[:200] or f"status {response.status_code}"
+    return Trouble("status", reason, response.status_code, retry_after(response.headers))
+
+
+def retry_after(headers: Any, now: Callable[[], float] = time.time) -> float | None:
+    """Seconds to wait by the header Retry-After, which has seconds or a date; at most 120."""
+    value = str(headers.get("Retry-After") or "").strip()
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - now()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return min(max(seconds, 0.0), MAX_WAIT) if seconds == seconds else None

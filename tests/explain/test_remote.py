@@ -1,0 +1,386 @@
+"""Answers from servers, sound and faulty ones, over real HTTP on the loopback interface."""
+
+import json
+import math
+import os
+import signal
+import socket
+import threading
+from email.utils import formatdate
+
+import pytest
+
+from hfsae.explain.judges import Counted, JudgeArguments, Question
+from hfsae.explain.judges.remote import Remote
+from hfsae.explain.judges.replies import without_thoughts
+from hfsae.explain.judges.tokens import by_tokenizer
+from hfsae.explain.judges.transport import chat_url, retry_after
+from hfsae.machine.refused import Refused
+
+from ..forked import CONTEXT
+from .loopback_judge import (
+    LoopbackJudge,
+    content,
+    cut_off,
+    hang,
+    raw,
+    sound,
+    sound_logprobs,
+    sound_text,
+    status,
+    unless,
+)
+
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}}
+KEY = "sk-loopback-0123456789"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with LoopbackJudge() as server:
+        yield server
+
+
+def judge_of(server, calls=None, *, waits=None, **changes) -> Remote:
+    args = JudgeArguments(**{"model": "m", "base_url": server.url} | changes)
+    return Remote(args, calls, sleep=[].append if waits is None else waits.append)
+
+
+def asked(n: int = 12, **changes) -> list[Question]:
+    return [prompt(f"prompt {i}", **changes) for i in range(n)]
+
+
+def prompt(text: str, **changes) -> Question:
+    messages = (("system", "Answer in JSON."), ("user", text))
+    return Question(messages, **{"schema": SCHEMA} | changes)
+
+
+def texts(answers) -> list[str | None]:
+    return [answer.text for answer in answers]
+
+
+SOUND = [sound_text(f"prompt {i}") for i in range(12)]
+
+
+def test_answers_come_in_the_order_of_the_questions_with_their_usage(server):
+    judge, progress = judge_of(server), []
+    answers = judge.answer(asked(), lambda n, usage: progress.append((n, usage.n_calls)))
+    assert texts(answers) == SOUND
+    assert progress == [(i, i) for i in range(1, 13)]
+    assert judge.usage.n_tokens_in == server.usage["prompt_tokens"] == 12 * 19
+    assert judge.usage.n_tokens_out == server.usage["completion_tokens"] > 0
+
+
+def test_the_request_has_temperature_0_the_seed_the_schema_and_the_key(server):
+    judge_of(server).answer([prompt("prompt 0", seed=7, max_tokens=50)])
+    body = server.bodies[0]
+    form = {"name": "answer", "strict": True, "schema": SCHEMA}
+    assert body == {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": "Answer in JSON."},
+            {"role": "user", "content": "prompt 0"},
+        ],
+        "max_tokens": 50,
+        "temperature": 0,
+        "seed": 7,
+        "response_format": {"type": "json_schema", "json_schema": form},
+    }
+    headers = {name.lower(): value for name, value in server.headers[0].items()}
+    assert headers["authorization"] == f"Bearer {KEY}"
+    assert server.paths == ["/v1/chat/completions"]
+
+
+def test_the_token_of_the_hub_does_not_go_to_other_servers(server, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    judge_of(server).answer(asked(1))
+    assert "hf_secret" not in json.dumps(server.headers)
+
+
+def test_no_more_than_eight_calls_run_at_once(server):
+    all_eight = threading.Barrier(8)
+
+    def held(handler, body):
+        all_eight.wait(60)  # each call waits until eight are there: fewer would break the barrier
+        sound(handler, body)
+
+    server.always = held
+    questions = [prompt(f"prompt {i}") for i in range(24)]
+    assert None not in texts(judge_of(server, timeout=60).answer(questions))
+    assert server.most_at_once == 8
+
+
+CUT = content('{"answer": "4', "length")
+PASSING = {
+    "status 429": [status(429)] * 6,
+    "status 500": [status(500), status(503)],
+    "a hang": [hang],
+    "a broken connection": [cut_off, cut_off],
+    "an error inside a reply": [raw('{"error": {"code": 502, "message": "upstream"}}')],
+    "a page in place of a reply": [raw("<html>please log in</html>")],
+    "an empty answer": [content("")],
+    "no content": [content(None)],
+    "a refusal in words": [content("I'm sorry, but I can't help with that.")],
+    "a refusal in its field": [content(None, refusal="I cannot do that")],
+    "a filter": [content("par", "content_filter")],
+    "a thought without an end": [content("<think>well, let me see")],
+    "JSON that is cut": [CUT],
+}
+
+
+@pytest.mark.parametrize("faults", PASSING.values(), ids=PASSING)
+def test_after_faults_that_pass_the_answers_are_those_of_a_sound_server(server, faults):
+    server.faults["prompt 3"] = [*faults]
+    judge = judge_of(server, timeout=2.0 if hang in faults else 60)
+    assert texts(judge.answer(asked(6))) == SOUND[:6]
+    assert server.asked["prompt 3"] == len(faults) + 1 and judge.usage.n_failed == 0
+
+
+LASTING = {
+    "status 500": ([status(500)] * 7, "500: "),
+    "empty answers": ([content(""), content("  ")], "an empty answer"),
+    "refusals": ([content("As an AI, I won't")] * 2, "the model refused to answer"),
+    "thoughts": ([content("<think>hm")] * 2, "a thought without an end within 200 tokens"),
+    "cut JSON": ([CUT] * 2, "the answer was cut at 200 tokens"),
+    "too long": ([status(400, "context length exceeded")] * 9, "400: "),
+    "no completions": ([raw("<html>")] * 2, "the reply is not JSON"),
+}
+
+
+@pytest.mark.parametrize(("faults", "reason"), LASTING.values(), ids=LASTING)
+def test_a_question_whose_faults_last_is_marked_failed_and_no_other(server, faults, reason):
+    judge = judge_of(server, concurrency=1)
+    server.faults["prompt 3"] = [*faults]
+    answers = judge.answer(asked(6))
+    assert texts(answers) == [*SOUND[:3], None, *SOUND[4:6]]
+    assert answers[3].failure.startswith(reason) and judge.usage.n_failed == 1
+
+
+def test_a_server_names_the_seconds_to_wait(server):
+    waits = []
+    server.faults["prompt 0"] = [status(429, Retry_After="7"), status(503)]
+    judge_of(server, waits=waits).answer(asked(1))
+    assert 7 <= waits[0] <= 7.5 and 1 <= waits[1] <= 2
+
+
+def test_waits_double_and_end_after_six_retries(server):
+    waits = []
+    server.always = status(502)
+    judge = judge_of(server, waits=waits)
+    assert judge.answer(asked(1))[0].text is None and server.asked["prompt 0"] == 7
+    assert all(2**i / 2 <= wait <= 2**i for i, wait in enumerate(waits)) and len(waits) == 6
+
+
+def test_retry_after_has_seconds_or_a_date_and_a_limit():
+    def wait(value):
+        return retry_after({"Retry-After": value}, now=lambda: 1_000_000.0)
+
+    assert wait("3") == 3 and wait("0.5") == 0.5 and wait("99999") == 120
+    assert wait(formatdate(1_000_030, usegmt=True)) == 30
+    assert wait(formatdate(999_000, usegmt=True)) == 0
+    assert wait("soon") is None and wait("") is None and wait("nan") is None
+
+
+def test_thoughts_are_no_part_of_an_answer(server):
+    server.always = content("<think>yes or no?\nno</think>\n\nyes")
+    assert texts(judge_of(server).answer([prompt("prompt 0", schema=None)])) == ["yes"]
+    assert without_thoughts("opened by the template</think> yes") == "yes"
+    assert without_thoughts("<think>a</think>yes<think>b</think>, no") == "yes, no"
+    assert without_thoughts("yes <think>and") is None
+
+
+@pytest.mark.parametrize("code", [400, 422])
+def test_a_schema_that_is_refused_is_not_sent_again(server, code):
+    server.always = unless("response_format", status(code, "unknown parameter"))
+    assert texts(judge_of(server, concurrency=1).answer(asked())) == SOUND
+    assert ["response_format" in body for body in server.bodies] == [True] + [False] * 12
+
+
+@pytest.mark.parametrize("name", ["seed", "temperature", "max_tokens"])
+def test_a_parameter_that_the_server_names_is_left_out(server, name):
+    server.always = unless(name, status(400, f"unsupported parameter: '{name}'"))
+    assert texts(judge_of(server, concurrency=1).answer(asked(3))) == SOUND[:3]
+    assert [name in body for body in server.bodies] == [True, False, False, False]
+    assert all("response_format" in body for body in server.bodies)
+    assert ("max_completion_tokens" in server.bodies[-1]) == (name == "max_tokens")
+
+
+def test_log_probabilities_of_choices_sum_over_spellings(server):
+    server.always = content("yes")
+    question = prompt("prompt 0", schema=None, choices=("yes", "no"), max_tokens=1)
+    (answer,) = judge_of(server).answer([question])
+    p = {top["token"]: math.exp(top["logprob"]) for top in sound_logprobs("prompt 0")}
+    expected = {"yes": math.log(p["yes"] + 0.15), "no": math.log(p["no"])}
+    assert answer.log_probabilities == pytest.approx(expected) and answer.text == "yes"
+    assert server.bodies[0]["top_logprobs"] == 20
+
+
+def test_a_server_without_log_probabilities_answers_in_words(server):
+    server.always = unless("logprobs", status(400, "logprobs are not supported"))
+    questions = asked(3, choices=("yes", "no"), schema=None)
+    answers = judge_of(server, concurrency=1).answer(questions)
+    assert texts(answers) == SOUND[:3] and {a.log_probabilities for a in answers} == {None}
+    assert sum("logprobs" in body for body in server.bodies) == 1
+
+
+ENDING = {
+    401: "does not accept the key in OPENAI_API_KEY",
+    402: "the account of the key in OPENAI_API_KEY has no credit",
+    403: "does not let the key in OPENAI_API_KEY use 'm'",
+    404: "has no model 'm'",
+}
+
+
+@pytest.mark.parametrize("code", ENDING)
+def test_what_no_other_call_can_change_ends_the_run_in_a_sentence(server, code, tmp_path):
+    server.faults["prompt 5"] = [status(code, f"{KEY} is bad")]
+    judge = judge_of(server, tmp_path / "calls.jsonl", concurrency=1)
+    with pytest.raises(Refused, match=ENDING[code]) as error:
+        judge.answer(asked())
+    assert KEY not in str(error.value) and "\n" not in str(error.value)
+    server.faults.clear()
+    assert texts(judge_of(server, tmp_path / "calls.jsonl").answer(asked())) == SOUND
+    assert {server.asked[f"prompt {i}"] for i in range(5)} == {1}
+
+
+def test_a_server_that_is_not_there_is_named():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
+    judge = Remote(JudgeArguments(model="m", base_url=url), sleep=[].append)
+    with pytest.raises(Refused, match=f"{url} cannot be reached"):
+        judge.answer(asked(1))
+
+
+def test_a_server_that_does_not_chat_is_named(server):
+    for always in (raw("<html>hello</html>"), raw("[1, 2]"), raw('{"choices": [{}]}')):
+        server.always = always
+        with pytest.raises(Refused, match=f"{server.url} does not answer with chat completions"):
+            judge_of(server).answer(asked())
+
+
+def test_a_server_that_answers_nothing_any_more_ends_the_run(server):
+    server.always = status(500)
+    with pytest.raises(Refused, match=r"9 calls in a row to .* failed"):
+        judge_of(server, retries=0, concurrency=1).answer(asked())
+
+
+def test_a_call_that_was_answered_is_not_sent_again_and_one_that_failed_is(server, tmp_path):
+    calls = tmp_path / "features" / "calls.jsonl"
+    server.faults["prompt 3"] = [content("")] * 2
+    assert texts(judge_of(server, calls).answer(asked()))[3] is None
+    judge = judge_of(server, calls)
+    assert texts(judge.answer(asked())) == SOUND
+    assert server.asked["prompt 3"] == 3 and server.asked.total() == 14
+    assert (judge.usage.n_calls, judge.usage.n_repeated) == (1, 11)
+    judge_of(server, calls).answer([prompt("prompt 0", seed=1)])
+    judge_of(server, calls, model="other").answer([prompt("prompt 0")])
+    assert server.asked["prompt 0"] == 3
+
+
+def test_one_question_twice_is_one_call(server):
+    answers = judge_of(server).answer([*asked(2), *asked(2)])
+    assert texts(answers) == SOUND[:2] * 2 and server.asked.total() == 2
+
+
+def test_a_line_that_a_killed_run_left_unfinished_is_ignored(server, tmp_path):
+    calls = tmp_path / "calls.jsonl"
+    judge_of(server, calls, concurrency=1).answer(asked(3))
+    calls.write_bytes(calls.read_bytes()[:-20])
+    assert texts(judge_of(server, calls, concurrency=1).answer(asked(3))) == SOUND[:3]
+    assert server.asked == {"prompt 0": 1, "prompt 1": 1, "prompt 2": 2}
+    judge_of(server, calls).answer(asked(3))
+    assert server.asked.total() == 4
+
+
+def test_an_interrupt_keeps_what_was_answered(server, tmp_path):
+    def interrupt(n, usage):
+        if n == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        judge_of(server, tmp_path / "calls.jsonl", concurrency=1).answer(asked(), interrupt)
+    assert server.asked.total() < 12
+    assert texts(judge_of(server, tmp_path / "calls.jsonl").answer(asked())) == SOUND
+    assert server.asked.total() == 12
+
+
+def _child(url: str, calls) -> None:
+    judge = Remote(JudgeArguments(model="m", base_url=url, concurrency=4), calls)
+    judge.answer([prompt(f"prompt {i}") for i in range(30)])
+
+
+def test_after_kill_9_no_answered_call_goes_out_twice(server, tmp_path):
+    """Ten calls are answered; when four others are on their way, the process is killed."""
+    n_answered, n_held, lock = 0, 0, threading.Lock()
+    in_flight = threading.Event()
+
+    def ten(handler, body):
+        nonlocal n_answered, n_held
+        with lock:
+            is_answered = n_answered < 10
+            n_answered, n_held = n_answered + is_answered, n_held + (not is_answered)
+            if n_held == 4:  # so each worker has kept its earlier answers
+                in_flight.set()
+        (sound if is_answered else hang)(handler, body)
+
+    server.always = ten
+    child = CONTEXT.Process(target=_child, args=(server.url, tmp_path / "calls.jsonl"))
+    child.start()
+    assert in_flight.wait(300)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    server.always = sound
+    judge = judge_of(server, tmp_path / "calls.jsonl")
+    questions = [prompt(f"prompt {i}") for i in range(30)]
+    assert texts(judge.answer(questions)) == [sound_text(f"prompt {i}") for i in range(30)]
+    assert judge.usage.n_repeated == 10
+    assert sorted(server.asked.values()) == [1] * 26 + [2] * 4
+
+
+def test_no_file_holds_a_key(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdef")
+    port = server.server_address[1]
+    url = f"http://user:pass-word-1@127.0.0.1:{port}/v1?api_key=query-key-1&api_key_2=query-key-2"
+    secrets = [KEY, "hf_0123456789abcdef", "pass-word-1", "query-key-1", "query-key-2"]
+    server.faults["prompt 1"] = [status(429, f"{secrets}")]
+    server.faults["prompt 2"] = [status(400, f"{secrets}")] * 9
+    server.faults["prompt 3"] = [content(f"the key is {secrets}")]
+    judge = judge_of(server, tmp_path / "calls.jsonl", base_url=url, concurrency=1)
+    assert judge.answer(asked(4))[2].text is None
+    assert "api_key=query-key-1" in server.paths[0]
+    kept = (tmp_path / "calls.jsonl").read_text() + caplog.text
+    assert "[key]" in kept and f"http://127.0.0.1:{port}/v1" in kept
+    assert not [secret for secret in secrets if secret in kept]
+
+
+def test_the_plan_counts_what_the_server_counts(server, tiny_tokenizer):
+    args = JudgeArguments(model="m", base_url=server.url, price_in=1.5, price_out=6.0)
+    server.n_tokens = lambda text: len(tiny_tokenizer(text)["input_ids"])
+    questions = [prompt(f"Which of these {i} windows " + "fit it? " * i) for i in range(100)]
+    counted = Counted(args, counter=by_tokenizer(tiny_tokenizer, "m"))
+    expected = [answer.text for answer in counted.answer(questions)]
+    assert len(expected) == 100 and server.asked.total() == 0
+    server.always = content(expected[0])
+    judge = Remote(args)
+    judge.answer(questions)
+    plan = counted.plan()
+    assert plan["n_calls"] == server.asked.total() == 100
+    assert plan["n_tokens_in"] == pytest.approx(server.usage["prompt_tokens"], rel=0.1)
+    assert plan["n_tokens_out"] == pytest.approx(server.usage["completion_tokens"], rel=0.1)
+    assert plan["price"] == pytest.approx(judge.usage.price(args), rel=0.1)
+
+
+def test_an_address_may_end_where_users_end_it():
+    assert chat_url("http://a:1") == chat_url("http://a:1/") == "http://a:1/v1/chat/completions"
+    assert chat_url("http://a/v1/") == "http://a/v1/chat/completions"
+    assert chat_url("http://a/v1beta/openai?x=1") == "http://a/v1beta/openai/chat/completions?x=1"
+    assert chat_url("http://a/v1/chat/completions") == "http://a/v1/chat/completions"
+
+
+def test_servers_give_no_probabilities_of_texts(server):
+    with pytest.raises(Refused, match="use a local model"):
+        judge_of(server).log_likelihood([("a", "b")])
