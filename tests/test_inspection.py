@@ -67,6 +67,8 @@ def test_latents_on_a_token_come_strongest_first_without_hidden_ones(seen, laten
     assert [f.latent for f in seen.on(2)] == order
     assert [f.latent for f in seen.on(2, 1, hide=order[:1])] == order[1:2]
     assert seen.on(0) == []
+    ranking = seen.at(2).ranking()
+    assert [r.latent for r in ranking] == order and {r.peak for r in ranking} == {2}
 
 
 def test_latents_that_only_fire_below_zero_have_a_peak_too(seen):

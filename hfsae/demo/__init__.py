@@ -5,6 +5,7 @@
     reading, rows, validate       what they share: text to tokens, latents to rows, checked input
     actions                       the table of endpoints of the API, and of tools for agents
     settings                      how to steer, and how to draw tokens
+    telling                       which latents of a text come first
     presets                       latents and words to begin with
     address                       what is shown, as a link
     parts, parts.html, style.css  pieces of pages: all markup is made here, and escapes text

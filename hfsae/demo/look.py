@@ -17,7 +17,16 @@ from ..features.inspection import compare
 from ..machine.refused import Refused
 from . import validate
 from .reading import inspection_of, token_id, token_rows, tokens_of
-from .rows import SHOWN, Json, as_rows, check_latent, hidden, threshold_of
+from .rows import (
+    SHOWN,
+    Json,
+    as_rows,
+    check_latent,
+    firing_rows,
+    hidden,
+    largest_of,
+    threshold_of,
+)
 from .subject import Subject
 
 BY = ("word", "fires on", "promotes", "label", "similar to")
@@ -33,38 +42,37 @@ def inspect(
 ) -> Json:
     """Latents of the SAE that fire in a text: on the whole, on one token, and one along it.
 
+    The most telling come first: those near their largest activation that fire on few tokens. Those
+    that fire on most text are apart, under "dense".
+
     Args:
         prompt: the text.
-        latent: whose activation to give for every token; by default the strongest.
-        token: position whose strongest latents to list.
+        latent: whose activation to give for every token; by default the first.
+        token: position whose latents to list.
         chat: read the text as a user's message in the model's chat template.
         max_density: leave out latents that fire on more than this share of all tokens.
     """
     seen, hide = inspection_of(subject, prompt, chat), hidden(subject, max_density)
-    ranking = seen.ranking(SHOWN, hide=hide)
+    ranking, dense = firing_rows(subject, seen, hide)
     on_token = []
     if token is not None:
         token = validate.whole(token, "token", 0, len(seen.tokens.ids) - 1)
-        firing = seen.on(token, SHOWN, hide=hide)
-        on_token = as_rows(subject, [{"latent": f.latent, "value": f.activation} for f in firing])
+        on_token, dense = firing_rows(subject, seen.at(token), hide)
     if latent is not None:
         latent = check_latent(subject, latent)
     elif on_token or ranking:
-        latent = on_token[0]["latent"] if on_token else ranking[0].latent
+        latent = (on_token or ranking)[0]["latent"]
     trace = [0.0] * len(seen.tokens.ids) if latent is None else seen.trace(latent)
+    usual = largest_of(subject, latent)
     return {
-        "tokens": token_rows(seen, trace),
+        "tokens": token_rows(seen, trace, usual),
         "latent": latent,
-        "label": "" if latent is None else subject.label(latent),
+        "label": "" if latent is None else subject.name_of(latent),
         "token": token,
         "on_token": on_token,
-        "ranking": as_rows(
-            subject,
-            [
-                {"latent": r.latent, "value": r.max, "n_tokens": r.n_tokens, "peak": r.peak}
-                for r in ranking
-            ],
-        ),
+        "ranking": ranking,
+        "dense": dense,
+        "usual_max": usual,
         "l0": sum(seen.l0) / max(1, seen.n_kept),
         "fvu": seen.fvu if seen.fvu == seen.fvu else None,
     }
@@ -85,11 +93,12 @@ def compare_prompts(
     ranking = compare(pair[0], pair[1], SHOWN, hide=hidden(subject, max_density))
     rows = as_rows(subject, [{**d._asdict(), "value": max(d.first, d.second)} for d in ranking])
     traces = [s.trace(ranking[0].latent) if ranking else [0.0] * len(s.tokens.ids) for s in pair]
+    usual = largest_of(subject, ranking[0].latent if ranking else None)
     return {
         "differences": rows,
         "latent": ranking[0].latent if ranking else None,
-        "first": token_rows(pair[0], traces[0]),
-        "second": token_rows(pair[1], traces[1]),
+        "first": token_rows(pair[0], traces[0], usual),
+        "second": token_rows(pair[1], traces[1], usual),
     }
 
 
@@ -134,9 +143,8 @@ def try_text(subject: Subject, latent: int, text: str) -> Json:
         text: the text.
     """
     index, seen = check_latent(subject, latent), inspection_of(subject, text)
-    trace, largest = seen.trace(index), subject.largest()
-    usual = None if largest is None else float(largest[index])
-    rows = token_rows(seen, trace)
+    trace, usual = seen.trace(index), largest_of(subject, index)
+    rows = token_rows(seen, trace, usual)
     return {"latent": index, "tokens": rows, "max": max(trace), "usual_max": usual}
 
 

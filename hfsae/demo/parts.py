@@ -115,7 +115,8 @@ def _module() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "visible": visible, "quoted": quoted}
+    environment.filters |= {"number": number, "percent": percent}
+    environment.filters |= {"visible": visible, "quoted": quoted}
     return environment.get_template("parts.html").module
 
 

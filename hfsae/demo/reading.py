@@ -41,11 +41,13 @@ def token_id(subject: Subject, text: str) -> int:
     raise Refused(f"{text[:40]!r} is not one token of this model; use one of its pieces")
 
 
-def token_rows(seen: Inspection, trace: list[float]) -> list[Json]:
-    """Each token with an activation, raw and as a share of the largest."""
-    largest = max([*trace, 0.0]) or 1.0
+def token_rows(seen: Inspection, trace: list[float], largest: float | None = None) -> list[Json]:
+    """Each token with an activation, raw and as a share (at most 1) of the latent's largest in the
+    feature store; without one, of the largest here."""
+    most = largest or max([*trace, 0.0]) or 1.0
     rows = zip(seen.tokens.texts, seen.tokens.special, seen.l0, trace, strict=True)
     return [
-        {"text": text, "special": special, "l0": l0, "activation": a, "share": max(0, a) / largest}
+        {"text": text, "special": special, "l0": l0, "activation": a}
+        | {"share": min(1.0, max(0.0, a / most))}
         for text, special, l0, a in rows
     ]

@@ -1,16 +1,20 @@
 """Latents as rows of a table: each with a value, and a description for the reader."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
+from ..features.inspection import Inspection, Ranked
 from ..machine.refused import Refused
 from . import validate
 from .subject import Subject
 
 SHOWN = 12  # rows of a table
 _HINTS = 4  # tokens that describe a latent
+_MEANT = 0.2  # of a latent's largest activation: below, its label is no news
+DENSE = 0.05
+"""Latents on more than this share of tokens are in most texts of 14 tokens: they come last."""
 
 Json = dict[str, Any]
 
@@ -46,6 +50,42 @@ def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
         row["promotes"] = store.latents["promoted_tokens"][index].as_py()[:_HINTS]
         row["density"] = float(density[index])
     return rows
+
+
+def firing_rows(subject: Subject, seen: Inspection, hide: list[int]) -> tuple[list[Json], Json]:
+    """The latents of a text or of a token, the most telling first (see `telling`), and apart those
+    that fire on most text: {"n", "rows"}. Those that people labelled come before the others."""
+    ranking = subject.ranking(seen, hide)
+    density = subject.density()  # 0 where it is unknown
+    dense = [r for r in ranking if density[r.latent] > DENSE]
+    if len(dense) == len(ranking):
+        dense = []
+    apart = {r.latent for r in dense}
+    rest = [r for r in ranking if r.latent not in apart]
+    rest.sort(key=lambda r: not _is_labelled(subject, r))  # stable
+    rows = [as_rows(subject, _measured(subject, part[:SHOWN])) for part in (rest, dense)]
+    return rows[0], {"n": len(dense), "rows": rows[1]}
+
+
+def _is_labelled(subject: Subject, r: Ranked) -> bool:
+    """Whether it has a label, and fires as if it meant it."""
+    return bool(subject.label(r.latent)) and r.max >= _MEANT * (largest_of(subject, r.latent) or 0)
+
+
+def largest_of(subject: Subject, latent: int | None) -> float | None:
+    """A latent's largest activation in the feature store, raw units; None where it is unknown."""
+    largest = subject.largest()
+    if largest is None or latent is None:
+        return None
+    return float(largest[latent]) or None
+
+
+def _measured(subject: Subject, ranking: list[Ranked]) -> Iterator[Json]:
+    """Each latent's largest activation here, raw and as a share of its largest anywhere."""
+    for r in ranking:
+        most = largest_of(subject, r.latent)
+        row = {"latent": r.latent, "value": r.max, "share": r.max / most if most else None}
+        yield row | {"n_tokens": r.n_tokens, "peak": r.peak}
 
 
 def threshold_of(subject: Subject, latent: int) -> float | None:

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.spelling import Tokens, tokenise
 from ..features import FeatureSearch, FeatureStore, read_automatic, read_labels
-from ..features.inspection import Inspection, inspect
+from ..features.inspection import Inspection, Ranked, inspect
 from ..hub import beside, load
 from ..lm import LoadedLM, contract, load_lm
 from ..machine.files import MAX_TEXT, parse_json
@@ -47,6 +47,7 @@ from ..machine.visible import public_record
 from ..machine.weights import refuse_mixture
 from ..models import SAE
 from ..packaged import SHIPPED_SAE
+from .telling import Numbers, numbers, telling
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +202,15 @@ class Subject:
             return inspect(self.lm, self.sae, self.tokens(text, chat))
 
         return lru_cache(maxsize=_REMEMBERED)(run)
+
+    def ranking(self, seen: Inspection, hide: Collection[int] = ()) -> list[Ranked]:
+        """The latents of a text, the most telling first; without a feature store, by activation."""
+        numbers = self._numbers
+        return seen.ranking(hide=hide) if numbers is None else telling(numbers, seen, hide)
+
+    @cached_property
+    def _numbers(self) -> Numbers | None:
+        return None if self.store is None else numbers(self.store)
 
     @cached_property
     def feature_search(self) -> FeatureSearch:

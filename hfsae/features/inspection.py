@@ -86,6 +86,15 @@ class Inspection(NamedTuple):
         latents = self.latent[here][order]
         return [Firing(*f) for f in zip(latents[:k].tolist(), values[:k].tolist(), strict=True)]
 
+    def at(self, position: int) -> "Inspection":
+        """The firings on one token alone: its `ranking` is that token's."""
+        here = self.position == position
+        return self._replace(
+            position=self.position[here],
+            latent=self.latent[here],
+            activation=self.activation[here],
+        )
+
     def trace(self, latent: int) -> list[float]:
         """Activation of one latent on each token, raw units; 0 where it does not fire.
 

@@ -4,8 +4,10 @@ import json
 import math
 import shutil
 from copy import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
@@ -63,13 +65,30 @@ def test_every_variant_opens_and_is_inspected_and_steered(sae_folder, tmp_path, 
     assert opened.why("the cat")["rows"]
 
 
-def test_inspect_lists_the_latents_of_a_token_and_colours_by_the_strongest(actions):
+def test_inspect_lists_the_latents_of_a_token_and_colours_by_the_first(actions, subject):
     view = actions.inspect("the cat", token=2)
-    strongest = view["on_token"][0]
-    assert view["latent"] == strongest["latent"]
-    assert view["tokens"][2]["activation"] == pytest.approx(strongest["value"])
-    assert max(t["share"] for t in view["tokens"]) == 1.0
+    first = view["on_token"][0]
+    assert view["latent"] == first["latent"]
+    assert view["tokens"][2]["activation"] == pytest.approx(first["value"])
+    largest = float(subject.largest()[first["latent"]])
+    assert view["usual_max"] == largest
+    assert view["tokens"][2]["share"] == pytest.approx(min(1, first["value"] / largest))
     assert view["tokens"][0]["special"] and view["tokens"][0]["activation"] == 0
+
+
+def test_what_fires_on_most_text_is_apart_and_labelled_latents_come_first(actions, subject):
+    rare = replace(subject, store=copy(subject.store), labels={})
+    shown = [r.latent for r in subject.ranking(subject.inspection("the cat", False))]
+    table, density = subject.store.latents, [0.01] * D_SAE
+    density[shown[0]] = 0.5
+    at = table.column_names.index("density")
+    rare.store.latents = table.set_column(at, "density", pa.array(density))
+    labelled = max(shown[1:], key=lambda i: max(subject.inspection("the cat", False).trace(i)))
+    rare.labels = {labelled: "it fires"}
+    view = Actions(rare).inspect("the cat")
+    assert view["dense"]["n"] == 1 and [r["latent"] for r in view["dense"]["rows"]] == shown[:1]
+    ranking = [row["latent"] for row in view["ranking"]]
+    assert ranking[0] == labelled and shown[0] not in ranking
 
 
 def test_the_density_filter_hides_what_fires_often(actions):
