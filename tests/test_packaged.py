@@ -6,7 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from hfsae.explain.judges import JudgeArguments, Local
 from hfsae.packaged import PACKAGED_LMS, packaged_lm, packaged_text, require_packaged_lm
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -108,3 +110,18 @@ def test_the_real_packages_hold_what_they_are_said_to_and_are_not_imported(
     assert sum(map(len, documents)) == pytest.approx(n_characters, rel=0.02)
     assert not any("\ufffd" in document for document in documents)
     assert module not in sys.modules
+
+
+@pytest.mark.lm
+def test_the_packaged_model_as_a_judge_finds_announced_text_likelier(packaged_lm):
+    """Beside one plain forward pass in the same precision."""
+    judge = Local(JudgeArguments(), loaded=packaged_lm)
+    text = " The ship left the harbour and sailed out to sea."
+    contexts = ("A text about ships:", "A text about prime numbers:")
+    near, far = judge.log_likelihood([(context, text) for context in contexts])
+    assert near > far + 1
+    context, ids = (packaged_lm.tokenizer(t)["input_ids"] for t in (contexts[0], text))
+    with torch.no_grad():
+        logits = packaged_lm.lm(torch.tensor([context + ids])).logits[0, len(context) - 1 : -1]
+    expected = logits.float().log_softmax(-1)[range(len(ids)), ids].sum()
+    assert near == pytest.approx(float(expected), abs=0.5)  # bfloat16 rounds a logit by up to 0.06

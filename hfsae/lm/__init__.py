@@ -16,6 +16,7 @@ from .hooks import site_width as site_width
 from .load import LoadedLM as LoadedLM
 from .load import empty_lm as empty_lm
 from .load import load_lm as load_lm
+from .load import load_tokenizer as load_tokenizer
 from .load import tokenizer_of as tokenizer_of
 from .sites import Site as Site
 from .sites import blocks_below as blocks_below

@@ -121,6 +121,21 @@ def tokenizer_of(lm: nn.Module) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_tokenizer(
+    name: str, *, source: Literal["auto", "hub", "packaged"] = "auto"
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without the model.
+
+    Raises:
+        ValueError: as `load_lm`.
+    """
+    copy = _locate(name, None, source)
+    try:
+        return _tokenizer(copy)
+    except Exception as error:  # as in load_lm
+        raise _refusal(name, None, copy, error) from error
+
+
 def empty_lm(
     name: str,
     *,

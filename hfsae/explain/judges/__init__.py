@@ -3,11 +3,16 @@
 base        a question, an answer, what every judge does; the settings
 calls       calls.jsonl: every answer, so that none is asked for twice
 counted     the judge of a dry run, which only counts
+local       a language model on this machine
+scoring     its log-probabilities, batch by batch
+wording     its tokens of a question
 remote      a server's language model
 transport   one request, and what went wrong with it
 replies     a server's reply, read
 tokens      how many tokens a question has
 """
+
+from pathlib import Path
 
 from .base import Answer as Answer
 from .base import Judge as Judge
@@ -15,4 +20,17 @@ from .base import JudgeArguments as JudgeArguments
 from .base import Question as Question
 from .base import Usage as Usage
 from .counted import Counted as Counted
+from .local import Local as Local
 from .remote import Remote as Remote
+
+
+def judge_of(args: JudgeArguments, calls: Path | None = None) -> Judge:
+    """The judge that the arguments name.
+
+    Args:
+        calls: features/calls.jsonl, with the answers of earlier runs; None: they are not kept.
+
+    Raises:
+        ValueError: a key is missing.
+    """
+    return Remote(args, calls) if args.is_remote else Local(args, calls)

@@ -8,7 +8,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ...machine.refused import Refused
 
-PACKAGED = "packaged"
+PACKAGED, PACKAGED_MODEL = "packaged", "HuggingFaceTB/SmolLM2-135M-Instruct"
+LOCAL = "local"
 HF_TOKEN, OPENAI_API_KEY = "HF_TOKEN", "OPENAI_API_KEY"
 _HUGGING_FACE = (".huggingface.co", ".huggingface.cloud", ".hf.space")
 
@@ -170,7 +171,7 @@ class JudgeArguments:
         """Where it is asked, for a record: without credentials."""
         if self.base_url is not None:
             return without_credentials(self.base_url)
-        return f"provider {self.provider}" if self.provider is not None else "local"
+        return f"provider {self.provider}" if self.provider is not None else LOCAL
 
     @property
     def key_variable(self) -> str:

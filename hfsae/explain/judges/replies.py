@@ -20,6 +20,8 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 
+_REFUSED = "the model refused to answer"
+
 
 def without_thoughts(text: str) -> str | None:
     """A text without what is between <think> and </think>; None if a thought does not end.
@@ -44,7 +46,8 @@ def read(reply: dict[str, Any], question: Question) -> Answer:
         n_in = _whole(usage.get("prompt_tokens"), by_length().question(question))
         n_out = _whole(usage.get("completion_tokens"), by_length().text(content))
         text = without_thoughts(content)
-        failure = _failure(text, message.get("refusal"), stop, question)
+        is_refused = message.get("refusal") or stop == "content_filter"
+        failure = _REFUSED if is_refused else failure_of(text, stop, question)
     except (LookupError, TypeError, AttributeError) as error:
         raise Trouble("no chat", "the reply has no message") from error
     if failure:
@@ -66,9 +69,15 @@ def _whole(value: Any, estimate: int) -> int:
     return value if isinstance(value, int) and value >= 0 else estimate
 
 
-def _failure(text: str | None, refusal: Any, stop: Any, question: Question) -> str | None:
-    if refusal or stop == "content_filter" or _REFUSAL.match(_plain(text or "")):
-        return "the model refused to answer"
+def failure_of(text: str | None, stop: Any, question: Question) -> str | None:
+    """Why a text is no answer; None if it is one.
+
+    Args:
+        text: without thoughts; None: a thought does not end.
+        stop: "length" if the answer was cut.
+    """
+    if _REFUSAL.match(_plain(text or "")):
+        return _REFUSED
     if text is None:
         return f"a thought without an end within {question.max_tokens} tokens"
     if not text:
