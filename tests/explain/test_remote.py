@@ -8,7 +8,10 @@ import socket
 import threading
 from email.utils import formatdate
 
+import huggingface_hub
 import pytest
+from huggingface_hub.inference._providers import _common as common
+from huggingface_hub.inference._providers import get_provider_helper
 
 from hfsae.explain.judges import Counted, JudgeArguments, Question
 from hfsae.explain.judges.remote import Remote
@@ -384,3 +387,54 @@ def test_an_address_may_end_where_users_end_it():
 def test_servers_give_no_probabilities_of_texts(server):
     with pytest.raises(Refused, match="use a local model"):
         judge_of(server).log_likelihood([("a", "b")])
+
+
+@pytest.fixture
+def provider(server, monkeypatch):
+    """One of Hugging Face's Inference Providers, at the loopback server."""
+    mapping = common.InferenceProviderMapping(
+        provider="together",
+        hf_model_id="org/m",
+        providerId="m-turbo",
+        status="live",
+        task="conversational",
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setitem(common.HARDCODED_MODEL_INFERENCE_MAPPING, "together", {"org/m": mapping})
+    helper = get_provider_helper("together", task="conversational", model="org/m")
+    monkeypatch.setattr(helper, "base_url", server.url.removesuffix("/v1"))
+    monkeypatch.setenv("HF_TOKEN", KEY)
+    return {"base_url": None, "provider": "together", "model": "org/m"}
+
+
+def test_a_provider_is_asked_through_the_hubs_client(server, provider, tmp_path):
+    server.faults["prompt 1"] = [status(500), content("")]
+    judge = judge_of(server, tmp_path / "calls.jsonl", **provider)
+    assert texts(judge.answer(asked(3))) == SOUND[:3]
+    assert judge.usage.n_tokens_in == server.usage["prompt_tokens"]
+    body = server.bodies[0]
+    assert (body["model"], body["temperature"]) == ("m-turbo", 0)
+    assert body["response_format"]["schema"] == SCHEMA  # the form of this provider
+    (question,) = asked(1, choices=("yes", "no"), schema=None)
+    server.always = content("yes")
+    assert set(judge.answer([question])[0].log_probabilities) == {"yes", "no"}
+    assert KEY not in (tmp_path / "calls.jsonl").read_text()
+
+
+@pytest.mark.parametrize("code", ENDING)
+def test_a_provider_ends_the_run_in_a_sentence(server, provider, code):
+    server.always = status(code)
+    sentence = ENDING[code].replace("OPENAI_API_KEY", "HF_TOKEN").replace("'m'", "'org/m'")
+    with pytest.raises(Refused, match=sentence):
+        judge_of(server, **provider).answer(asked())
+
+
+def test_what_is_wrong_with_a_provider_is_a_sentence(server, provider, monkeypatch):
+    with pytest.raises(Refused, match="provider nobody cannot answer for 'org/m'"):
+        judge_of(server, **provider | {"provider": "nobody"}).answer(asked())
+    server.always = raw('{"choices": 3}', "application/json")
+    with pytest.raises(Refused, match="provider together does not answer with chat completions"):
+        judge_of(server, **provider).answer(asked())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(Refused, match="HF_HUB_OFFLINE is set"):
+        judge_of(server, **provider).answer(asked())

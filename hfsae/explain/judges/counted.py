@@ -10,7 +10,7 @@ from .base import Answer, JudgeArguments, Progress, Question, Usage
 from .calls import calls_of
 from .tokens import TokenCounter, counter_of
 
-_TEXT = "words about ships and harbours, mostly after the name of a place"
+_TEXT = "words about ships and harbours, after the name of a place"
 # Seconds for a thousand tokens in and out: of a server, a usual rate of one call at a time; of the
 # packaged model, measured on one core with bfloat16 products.
 _RATES = {"server": (0.2, 20.0), "local": (0.3, 20.0)}
@@ -35,7 +35,8 @@ class Counted:
         """if each answer is as long as it may be"""
         self._args, self._calls = args, calls_of(args, calls)
         self._counter = counter or counter_of(args)
-        self._asked: set[str] = set()
+        self._answers: dict[str, Answer] = {}
+        self._pairs: set[str] = set()
 
     def answer(
         self, questions: Sequence[Question], progress: Progress | None = None
@@ -58,8 +59,8 @@ class Counted:
             value = self._calls.log_likelihood(key)
             if value is not None:
                 self.usage.n_repeated += 1
-            elif key not in self._asked:
-                self._asked.add(key)
+            elif key not in self._pairs:
+                self._pairs.add(key)
                 n_tokens = self._counter.context(context) + self._counter.text(text)
                 self.usage.add(Answer("", n_tokens_in=n_tokens))
             values.append(value or 0.0)
@@ -73,12 +74,13 @@ class Counted:
         if earlier is not None:
             self.usage.n_repeated += 1
             return earlier
-        answer = _answer_to(question, self._counter)
-        if key not in self._asked:
-            self._asked.add(key)
+        if key not in self._answers:
+            # Each text is another, since questions about two equal ones would count as one call.
+            answer = _answer_to(question, self._counter, f"{_TEXT} {len(self._answers)}")
+            self._answers[key] = answer
             self.usage.add(answer)
             self.most_tokens_out += question.max_tokens
-        return answer
+        return self._answers[key]
 
     def plan(self) -> dict[str, Any]:
         """What would be asked: numbers of calls and tokens, seconds, and money where prices are
@@ -104,35 +106,39 @@ class Counted:
         }
 
 
-def _answer_to(question: Question, counter: TokenCounter) -> Answer:
+def _answer_to(question: Question, counter: TokenCounter, words: str) -> Answer:
     if question.choices:
         text = question.choices[0]
     elif question.schema is not None:
-        text = json.dumps(example(question.schema))
+        text = json.dumps(example(question.schema, words))
     else:
-        text = _TEXT
+        text = words
     n = len(question.choices)
     even = {choice: -math.log(n) for choice in question.choices} or None
     n_out = min(counter.text(text), question.max_tokens)
     return Answer(text, None, even, counter.question(question), n_out)
 
 
-def example(schema: dict[str, Any]) -> Any:
-    """A value that a JSON schema accepts: required entries, first choices, shortest lists of a
-    length that is given, else of three."""
+def example(schema: dict[str, Any], words: str = _TEXT) -> Any:
+    """A value that a JSON schema accepts: all entries, first choices, shortest lists of a length
+    that is given, else of three.
+
+    Args:
+        words: any text in it.
+    """
     if "const" in schema or "enum" in schema:
         return schema["const"] if "const" in schema else schema["enum"][0]
     for union in ("anyOf", "oneOf"):
         if schema.get(union):
-            return example(schema[union][0])
+            return example(schema[union][0], words)
     kind = schema.get("type", "string")
     kind = kind[0] if isinstance(kind, list) else kind
     if kind == "object":
-        return {name: example(part) for name, part in schema.get("properties", {}).items()}
+        return {name: example(part, words) for name, part in schema.get("properties", {}).items()}
     if kind == "array":
         n = schema.get("minItems") or min(schema.get("maxItems", 3), 3)
-        return [example(schema.get("items", {})) for _ in range(n)]
+        return [example(schema.get("items", {}), words) for _ in range(n)]
     if kind in ("integer", "number"):
         return max(schema.get("minimum", 0), 0)
     plain = {"boolean": True, "null": None}
-    return plain[kind] if kind in plain else _TEXT[: schema.get("maxLength", len(_TEXT))]
+    return plain[kind] if kind in plain else words[: schema.get("maxLength", len(words))]

@@ -1,0 +1,128 @@
+"""Scores by a server: from a faulty one they are those from a sound one, or marked failed."""
+
+import json
+from zlib import crc32
+
+import pytest
+
+from hfsae.explain.asking import ScoreArguments, cases_of, judged, lm_explainer
+from hfsae.explain.explainers import Material
+from hfsae.explain.judges import Counted, JudgeArguments, Question, Remote
+from hfsae.explain.judges.tokens import by_length
+from hfsae.explain.protocols import sample_of
+from hfsae.explain.scorers import SCORERS
+from hfsae.explain.windows import ExplainArguments, select
+
+from .conftest import read_planted
+from .loopback_judge import LoopbackJudge, content, cut_off, raw, status
+from .oracle import Oracle
+
+LATENTS = [*range(14, 20)]
+NAMES = {latent: f'"w{latent - 12}" 100%' for latent in LATENTS}
+ARGS = ExplainArguments(latents=LATENTS)
+SCORES = ("detection", "fuzzing", "simulation", "intruder")
+FAULTS = [
+    status(429, Retry_After="1"),
+    status(500),
+    cut_off,
+    raw("<html>busy</html>"),
+    content(""),
+    content("I'm sorry, I can't help with that."),
+    content('{"matches": [1, 1', "length"),
+    content('{"matches": [1, 0, 1]}'),  # three answers to five or more questions
+    content("1 0 1 0 or so"),
+    content("<think>the first one"),
+]
+
+
+@pytest.fixture(scope="module")
+def samples(planted):
+    reading = read_planted(planted, LATENTS, n_directions=2)
+    asked = ScoreArguments()
+    return [
+        sample_of(reading, evidence, ARGS, asked, planted.tokenizer, False)
+        for evidence in select(reading, ARGS).latents
+    ]
+
+
+@pytest.fixture
+def server():
+    with LoopbackJudge() as server:
+        server.always = by_oracle
+        yield server
+
+
+def by_oracle(handler, body) -> None:
+    messages = tuple((m["role"], m["content"]) for m in body["messages"])
+    if "Describe in one line" in messages[0][1]:
+        number = crc32(messages[-1][1].encode())
+        text = json.dumps({"explanation": f"words such as w{number % 60} in lists, {number}"})
+    else:
+        text = Oracle(False).one(Question(messages)).text
+    handler.complete(body, text)
+
+
+def faulty_at_first(server):
+    """Each question's first answer is a fault, which of them its hash decides."""
+
+    def answer(handler, body):
+        prompt = body["messages"][-1]["content"]
+        is_first = server.asked[prompt] == 1
+        (FAULTS[crc32(prompt.encode()) % len(FAULTS)] if is_first else by_oracle)(handler, body)
+
+    return answer
+
+
+def results(samples, judge, name):
+    scorer = SCORERS[name](False)
+    cases = list(cases_of(scorer, samples, [], NAMES, seed=0))
+    return judged(scorer, cases, judge)
+
+
+def remote(server, calls=None) -> Remote:
+    return Remote(JudgeArguments(model="m", base_url=server.url), calls, sleep=[].append)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_from_a_faulty_server_are_those_from_a_sound_one(server, samples, name):
+    sound = results(samples, remote(server), name)
+    assert {result.n_failed for result in sound} == {0}
+    server.asked.clear()
+    server.always = faulty_at_first(server)
+    assert str(results(samples, remote(server), name)) == str(sound)
+    assert min(server.asked.values()) == 2
+
+
+def test_what_a_server_never_answers_rightly_is_marked_failed(server, samples):
+    sound = results(samples, remote(server), "detection")
+    prompt = next(iter(server.asked))
+    server.faults[prompt] = [content('{"matches": [1]}')] * 9
+    faulty = results(samples, remote(server), "detection")
+    differ = [i for i in range(len(sound)) if str(sound[i]) != str(faulty[i])]
+    assert len(differ) == 1
+    assert (faulty[differ[0]].n_failed, faulty[differ[0]].n_items) == (5, sound[0].n_items)
+    assert faulty[differ[0]].low < faulty[differ[0]].high
+
+
+def test_scores_of_a_second_run_ask_nothing(server, samples, tmp_path):
+    first = results(samples, remote(server, tmp_path / "calls.jsonl"), "detection")
+    n = server.asked.total()
+    again = results(samples, remote(server, tmp_path / "calls.jsonl"), "detection")
+    assert str(again) == str(first) and server.asked.total() == n
+
+
+def test_the_plan_of_all_scores_is_what_the_server_counts(server, samples):
+    server.n_tokens = lambda text: -(-len(text.encode()) // 4) + 1
+    args = JudgeArguments(model="m", base_url=server.url)
+    counted, judge = Counted(args, counter=by_length()), remote(server)
+    for each in (counted, judge):
+        materials = [Material(sample.latent, sample.active) for sample in samples]
+        texts = lm_explainer(each)(materials)
+        assert len({*texts.values()}) == len(samples)
+        for name in SCORES:
+            scorer = SCORERS[name](False)
+            judged(scorer, list(cases_of(scorer, samples, [], texts, seed=0)), each)
+    plan = counted.plan()
+    assert plan["n_calls"] == pytest.approx(server.asked.total(), rel=0.1)
+    assert plan["n_tokens_in"] == pytest.approx(server.usage["prompt_tokens"], rel=0.1)
+    assert plan["n_tokens_out"] == pytest.approx(server.usage["completion_tokens"], rel=0.1)
