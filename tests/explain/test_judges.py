@@ -203,6 +203,9 @@ def test_the_hash_is_of_the_folder_s_files_and_no_path_is_written(tmp_path):
     assert keys[0] == keys[2] != keys[1]
     judges[0]._calls.note_pairs([(("a", "b"), -1.0)])
     assert str(tmp_path) not in (tmp_path / "c.jsonl").read_text()
+    assert judges[0].name == "./one"
+    args = JudgeArguments(model=str(tmp_path / "one"))
+    assert args.as_plain() == {"model": "./one", "address": "local"}
 
 
 REFUSED = {
@@ -235,6 +238,9 @@ def test_a_missing_key_is_named(monkeypatch):
     ):
         with pytest.raises(Refused, match=f"environment variable {name} is not set"):
             judge_of(args)
+    monkeypatch.setenv("MY_KEY", "two words")
+    with pytest.raises(Refused, match="MY_KEY holds no key"):
+        judge_of(JudgeArguments(**at, key_env="MY_KEY"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert isinstance(judge_of(JudgeArguments(**at)), Remote)
     assert isinstance(judge_of(JudgeArguments()), Local)

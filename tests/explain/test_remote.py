@@ -228,6 +228,15 @@ def test_a_server_without_log_probabilities_answers_in_words(server):
     assert sum("logprobs" in body for body in server.bodies) == 1
 
 
+def test_an_account_without_credit_and_an_unknown_model_are_known_by_their_words(server):
+    server.always = status(429, "insufficient_quota")
+    with pytest.raises(Refused, match="has no credit left"):
+        judge_of(server).answer(asked(1))
+    server.always = status(400, "model_not_found")
+    with pytest.raises(Refused, match="has no model 'm'"):
+        judge_of(server).answer(asked(1))
+
+
 ENDING = {
     401: "does not accept the key in OPENAI_API_KEY",
     402: "the account of the key in OPENAI_API_KEY has no credit",

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, urlsplit
 
@@ -162,6 +163,16 @@ class JudgeArguments:
                 raise Refused(f"{name} is {price}; give money for a million tokens, 0 or more")
 
     @property
+    def shown_model(self) -> str:
+        """The model's name for a record: of a folder or file its last part alone."""
+        path = Path(self.model).expanduser()
+        return f"./{path.resolve().name}" if not self.is_remote and path.exists() else self.model
+
+    def as_plain(self) -> dict[str, str]:
+        """Who answers, for a record: no credentials, no paths."""
+        return {"model": self.shown_model, "address": self.address}
+
+    @property
     def is_remote(self) -> bool:
         """Whether a server answers."""
         return self.base_url is not None or self.provider is not None
@@ -188,9 +199,14 @@ class JudgeArguments:
         """The key, from the environment alone; None where a server may need none.
 
         Raises:
-            ValueError: the variable is not set, and was named or is needed.
+            ValueError: the variable is not set, and was named or is needed; or it holds no key.
         """
         value = os.environ.get(self.key_variable, "").strip()
+        if not value.isascii() or len(value.split()) > 1:
+            raise Refused(
+                f"the environment variable {self.key_variable} holds no key: a key has no spaces "
+                "and no letters beyond ASCII; copy it again"
+            )
         if value or not self.is_remote:
             return value or None
         if self.key_env is None and self.key_variable == OPENAI_API_KEY:

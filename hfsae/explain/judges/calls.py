@@ -151,7 +151,7 @@ def calls_of(args: JudgeArguments, path: Path | None) -> Calls:
     folder = None if args.is_remote else _folder_of(args.model)
     return Calls(
         path,
-        model=args.model if folder is None else f"./{folder.name}",
+        model=args.shown_model,
         identity=args.model if folder is None else _fingerprint(folder),
         address=args.address,
         secrets=args.secrets(),

@@ -29,7 +29,7 @@ class Counted:
     def __init__(
         self, args: JudgeArguments, calls: Path | None = None, counter: TokenCounter | None = None
     ) -> None:
-        self.name, self.has_log_likelihood = args.model, not args.is_remote
+        self.name, self.has_log_likelihood = args.shown_model, not args.is_remote
         self.usage = Usage()
         self.most_tokens_out = 0
         """if each answer is as long as it may be"""

@@ -36,7 +36,7 @@ class Local:
     def __init__(
         self, args: JudgeArguments, calls: Path | None = None, *, loaded: LoadedLM | None = None
     ) -> None:
-        self.name, self.usage = args.model, Usage()
+        self.name, self.usage = args.shown_model, Usage()
         self._args, self._calls, self._loaded = args, calls_of(args, calls), loaded
 
     def answer(

@@ -57,7 +57,7 @@ class Remote:
         send: Send | None = None,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
-        self.name, self.usage = args.model, Usage()
+        self.name, self.usage = args.shown_model, Usage()
         self._args, self._calls = args, calls_of(args, calls)
         self._send = send or sender_of(args)
         self._ended = threading.Event()

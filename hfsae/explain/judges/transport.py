@@ -30,6 +30,8 @@ Send = Callable[[Body], dict[str, Any]]
 Raises:
     Trouble: there is none.
 """
+# Of what some servers answer with other statuses, 429 and 400.
+_WORDS = {"insufficient_quota": 402, "model_not_found": 404, "model_not_supported": 404}
 MAX_WAIT = 120.0  # seconds, whatever a server wants
 
 
@@ -83,7 +85,7 @@ def _to_address(base_url: str, key: str | None, timeout: int | float) -> Send:
     def send(body: Body) -> dict[str, Any]:
         try:
             response = client.post(url, json=body)
-        except HTTPError as error:
+        except (HTTPError, http.InvalidURL) as error:
             raise _of_error(error) from error
         if not response.is_success:
             raise _of_response(response)
@@ -151,7 +153,13 @@ def _of_error(error: Any) -> Trouble:
         return trouble
     names = {kind.__name__ for kind in type(error).__mro__}
     text = one_line(error)[:200]
-    if names & {"ConnectError", "ConnectTimeout", "UnsupportedProtocol", "ProxyError"}:
+    if names & {
+        "ConnectError",
+        "ConnectTimeout",
+        "UnsupportedProtocol",
+        "ProxyError",
+        "InvalidURL",
+    }:
         return Trouble("unreachable", text)
     return Trouble("broken", "it took too long" if "Time" in type(error).__name__ else text)
 
@@ -164,7 +172,8 @@ def _of_response(response: Any) -> Trouble:
     except Exception:  # a stream that was not read, or broke
         text = ""
     reason = " ".join(text.split())[:200] or f"status {response.status_code}"
-    return Trouble("status", reason, response.status_code, retry_after(response.headers))
+    status = next((s for word, s in _WORDS.items() if word in text), response.status_code)
+    return Trouble("status", reason, status, retry_after(response.headers))
 
 
 def retry_after(headers: Any, now: Callable[[], float] = time.time) -> float | None:
