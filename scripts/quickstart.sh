@@ -13,7 +13,8 @@ while [ $# -gt 0 ]; do
     case "$1" in
         --quick)
             options+=(--training.output_dir runs/quick --training.n_tokens 65536 --sae.d_sae 2048
-                --shuffle.bucket_tokens 32768 --evaluation.n_tokens 5000 --collect_tokens 30000)
+                --shuffle.bucket_tokens 32768 --evaluation.n_tokens 5000 --collect_tokens 30000
+                --explain_tokens 20000)
             ;;
         --hub)
             source=hub

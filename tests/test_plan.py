@@ -274,6 +274,9 @@ def test_seconds_are_counts_times_paces(no_weights):
     examples = 20_000 * (2 * to_site + 2 * 3e-4)
     expected = harvest + 1000 * 2 * 0.5 + evaluation + examples
     assert plan(recipe).seconds == pytest.approx(expected, rel=1e-6)
+    recipe.explain_tokens = 10_000
+    named = expected + 10_000 * (2 * to_site + 2 * 1e-4)
+    assert plan(recipe).seconds == pytest.approx(named, rel=1e-6)
 
 
 @pytest.mark.parametrize(("gigabytes", "expected"), [(10_000.0, 2 * 2304e9), (50.0, 50e9)])

@@ -127,6 +127,7 @@ def arm_runs(comparison: Comparison) -> Iterator[ArmRun]:
                 "shuffle": replace(comparison.shuffle, seed=seed),
                 "seed": seed,
                 "collect_tokens": 0,
+                "explain_tokens": 0,
             }
             yield ArmRun(name, seed, Recipe(**{**inherited, **parts}), named)
 

@@ -160,12 +160,15 @@ def _seconds(
         encode, keep = encode + n * look.encode, keep + n * look.collect
         steps += n * paces.step(config)
     n_saes, n_evaluated = len(configs), recipe.evaluation.n_tokens or 0
-    return {
+    seconds = {
         "harvest": n_rows_tokens * to_site / (t.num_processes or 1),
         "training": t.total_steps * steps,
         "evaluation": n_evaluated * (n_saes * (whole + 3 * again + to_site) + encode),
         "examples": recipe.collect_tokens * (n_saes * to_site + keep),
     }
+    if recipe.explain_tokens:
+        seconds["names"] = recipe.explain_tokens * (n_saes * to_site + encode)
+    return seconds
 
 
 def _moving(

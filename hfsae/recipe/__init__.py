@@ -5,7 +5,9 @@ carried     recipes that come with hfsae, by name
 explaining  explanations of a run's latents
 fields      the sections, and where two recipes differ
 folder      what a run's folder holds, and what of it is out of date
-stages      train, evaluate, collect, draw, write the card
+naming      names for latents at the end of a run
+stages      train, evaluate, collect, name, draw, write the card
+text        the rows of tokens that a stage reads
 """
 
 from .call import train as train

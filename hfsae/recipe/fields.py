@@ -25,7 +25,7 @@ from ..training import TrainingArguments
 from ..training.identity import FREE, SHARED
 
 logger = logging.getLogger(__name__)
-REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens")
+REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens", "explain_tokens")
 # The sections that people change most come first: error messages name the first differences.
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffle", "seed")
 RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
@@ -69,17 +69,18 @@ class Recipe:
     collect: CollectArguments = field(default_factory=CollectArguments)
     collect_tokens: int = 1_000_000
     """Tokens of the training text to search for examples; 0 leaves this stage out."""
+    explain_tokens: int = 0
+    """Held-out tokens on which the names of 100 latents are tested, as by `hfsae explain`; all
+    others with examples get names without scores. 0 leaves this stage out."""
     seed: int = 0
     """Seed of the SAEs' initial weights."""
     license: str | None = None
     """Licence of the trained SAE, for its card: a Hub identifier such as 'apache-2.0'."""
 
     def __post_init__(self) -> None:
-        if self.collect_tokens < 0:
-            raise Refused(
-                f"collect_tokens must be 0 (to leave that stage out) or more, got "
-                f"{self.collect_tokens}"
-            )
+        for name in ("collect_tokens", "explain_tokens"):
+            if (n_tokens := getattr(self, name)) < 0:
+                raise Refused(f"{name} must be 0 (to leave that stage out) or more, got {n_tokens}")
         for name in self.saes:
             parts = PurePosixPath(name).parts
             if not parts or parts[0] in TAKEN_FOLDERS or {"..", "/"} & {*parts}:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from transformers import AutoModel
 
+from ..explain.stored import UNSCORED
 from ..machine.files import damaged, parse_yaml, passes, read_json, sweep, write_whole
 from ..machine.lock import is_first_process, locked
 from ..machine.names import (
@@ -17,6 +18,7 @@ from ..machine.names import (
     CHECKPOINTS,
     CONFIG,
     EVALUATION,
+    EXPLANATIONS_RECORD,
     META,
     PROBE,
     RECIPE,
@@ -30,7 +32,11 @@ from ..models.registry import refuse_unknown_variant
 from .fields import REPORT_SECTIONS, TAKEN_FOLDERS, TRAINING_SECTIONS, Recipe, as_plain, differences
 
 _REMAKING = ".remaking"
-MADE_WITH = {EVALUATION: ("evaluation",), META: REPORT_SECTIONS[1:]}
+MADE_WITH = {
+    EVALUATION: ("evaluation",),
+    META: ("collect", "collect_tokens"),
+    EXPLANATIONS_RECORD: ("explain_tokens",),
+}
 _N_SHOWN = 3
 
 
@@ -98,6 +104,7 @@ def stale_stages(recipe: Recipe) -> list[str]:
     n_tokens = {
         EVALUATION: recipe.evaluation.n_tokens,
         META: recipe.collect_tokens,
+        EXPLANATIONS_RECORD: recipe.explain_tokens,
     }
     unfinished = remaking(root)
     return [
@@ -175,14 +182,22 @@ def missing_results(folder: Path, recipe: Recipe) -> list[str]:
     data counts as missing."""
     names = [EVALUATION] if recipe.evaluation.n_tokens != 0 else []
     names += [META] if recipe.collect_tokens else []
+    names += [EXPLANATIONS_RECORD] if recipe.explain_tokens else []
     names += [PROBE]
     others = list(of_others(folder, names))
-    missing = [name for name in names if name in others or not (folder / name).exists()]
+    missing = [name for name in names if name in others or not _is_finished(folder / name)]
     card = folder / CARD
     data = [folder / name for name in (TRAINING, *names) if (folder / name).exists()]
     if not card.exists() or any(p.stat().st_mtime > card.stat().st_mtime for p in data):
         missing.append(CARD)
     return missing
+
+
+def _is_finished(result: Path) -> bool:
+    """Whether a result exists; a plan of explanations is none."""
+    if not result.exists() or result.name != Path(EXPLANATIONS_RECORD).name:
+        return result.exists()
+    return bool({"scores", UNSCORED} & {*read_json(result)})
 
 
 def is_of_a_run(source: str) -> bool:

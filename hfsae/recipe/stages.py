@@ -1,6 +1,7 @@
 """The run that a recipe describes, from text to a folder.
 
-    train -> evaluate on other documents -> collect what latents fire on -> figures and card
+    train -> evaluate on other documents -> collect what latents fire on -> name them -> figures
+    and card
 
 Each stage's result lies in the run's folder, so a second run of the same recipe resumes what was
 interrupted and reuses what was finished; a changed section repeats only the stages that it affects.
@@ -9,9 +10,8 @@ interrupted and reuses what was finished; a changed section repeats only the sta
 import json
 import logging
 import platform
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoModel
 
 from .. import cards
@@ -40,7 +39,7 @@ from ..lm import LoadedLM, contract, load_lm
 from ..machine import processor
 from ..machine.files import write_whole
 from ..machine.lock import is_first_process
-from ..machine.names import CONFIG, EVALUATION, META, PROBE, TRAINING
+from ..machine.names import CONFIG, EVALUATION, EXPLANATIONS_RECORD, META, PROBE, TRAINING
 from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture, stamp
 from ..models import SAE, SAEConfig
@@ -60,6 +59,9 @@ from .folder import (
     save_recipe,
     stale_stages,
 )
+from .naming import name_latents
+from .text import read_rows as read_rows
+from .text import token_bar as token_bar
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +221,7 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
 def report(
     recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path, again: Iterable[str] = ()
 ) -> None:
-    """Evaluate, collect, draw and write the card: results that the folder lacks, and `again`."""
+    """Make the results that the folder lacks, and `again`; draw, and write the card."""
     refuse_mixture(folder, [TRAINING])  # no later stage remakes it
     missing = [*missing_results(folder, recipe), *again]
     sae.to(cast(Any, loaded.lm.device))
@@ -228,6 +230,8 @@ def report(
         write_result(EVALUATION, recipe, loaded, sae, folder, limits)
     if META in missing:
         write_result(META, recipe, loaded, sae, folder, limits)
+    if EXPLANATIONS_RECORD in missing:
+        name_latents(recipe, loaded, sae, folder, limits)
     if PROBE in missing:
         write_probe(sae, _probe_activations(recipe, loaded, sae, limits), folder)
     finish(folder)
@@ -327,20 +331,3 @@ def finish(folder: Path) -> None:
     refuse_mixture(folder)
     figures.draw(folder)
     cards.write_card(folder)
-
-
-def read_rows(recipe: Recipe, loaded: LoadedLM, split: Split, n: int | None) -> PackedRows:
-    """The token rows of one side of the text, once: all of them, or enough for n tokens."""
-    return PackedRows(loaded.tokenizer, recipe.text, split, rows=recipe.harvest.rows, max_tokens=n)
-
-
-@contextmanager
-def token_bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar of tokens; gives a function that takes the number of further ones."""
-    every = 0.2 if sys.stderr.isatty() else 15.0
-    with tqdm(total=total, desc=name, unit="tok", unit_scale=True, mininterval=every) as bar:
-
-        def advance(n: int) -> None:
-            bar.update(n)
-
-        yield advance

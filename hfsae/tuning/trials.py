@@ -155,6 +155,7 @@ def recipe_of(tuning: Tuning, trial: Trial, rung: int) -> Recipe:
         training=replace(recipe.training, output_dir=str(folder), n_tokens=tokens),
         evaluation=replace(recipe.evaluation, side="validation"),
         collect_tokens=0,
+        explain_tokens=0,
     )
 
 

@@ -1,0 +1,70 @@
+"""Names of all latents from the examples that `hfsae collect` stored: by template, no score.
+
+Scores need windows that explain and others that test; a latent without them has a name all the
+same, as long as one example of it is stored.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..features import FeatureStore
+from ..machine.files import refuse_long_texts
+from .explainers import Material, Spelt, one_label, template
+from .windows import Window
+
+if TYPE_CHECKING:
+    import pyarrow
+
+STORED = "template, stored examples"
+"""Source of such a name in explanations.parquet."""
+UNSCORED = "unscored"
+"""Key in explanations.json of the reason why no name has a score."""
+_MAX_TEXTS = 2**31  # bytes of the tokens of all examples
+
+
+def stored_names(store: FeatureStore, but: Collection[int] = ()) -> list[dict[str, Any]]:
+    """Rows for explanations.parquet of the latents that have examples, in their order.
+
+    Args:
+        but: latents to leave out: they have an explanation.
+
+    Raises:
+        ValueError: the examples on disk are damaged.
+    """
+    left_out, densities = {*but}, store.latents["density"].to_pylist()
+    materials = [m for m in _materials(store) if m.latent not in left_out]
+    names = template(materials)
+    return [
+        {
+            "latent": m.latent,
+            "explanation": one_label(names[m.latent]),
+            "source": STORED,
+            "density": densities[m.latent],
+            "n_shown": len(m.shown),
+        }
+        for m in sorted(materials, key=lambda m: m.latent)
+    ]
+
+
+def _materials(store: FeatureStore) -> Iterator[Material]:
+    """All examples of each latent, as its windows."""
+    shown: dict[int, list[Spelt]] = {}
+    for batch in store.examples.to_batches(columns=["latent", "activation", "firing", "tokens"]):
+        for latent, spelt in _spelt(batch):
+            shown.setdefault(latent, []).append(spelt)
+    for latent, windows in shown.items():
+        yield Material(latent, windows)
+
+
+def _spelt(batch: "pyarrow.RecordBatch") -> Iterator[tuple[int, Spelt]]:
+    """(latent, example) of some rows."""
+    import pyarrow as pa
+
+    refuse_long_texts(pa.Table.from_batches([batch.select(["tokens"])]), _MAX_TEXTS)
+    lists, offsets = batch.column("tokens"), batch.column("tokens").offsets.to_pylist()
+    texts = lists.values.to_pylist()
+    facts = (batch.column(name).to_pylist() for name in ("latent", "activation", "firing"))
+    for i, (latent, activation, firing) in enumerate(zip(*facts, strict=True)):
+        tokens = texts[offsets[i] : offsets[i + 1]]
+        if 0 <= firing < len(tokens):
+            yield latent, Spelt(tokens, firing, Window(0, len(tokens), firing, activation, ""))

@@ -1,0 +1,100 @@
+"""The stage of a run that names latents: by template, a hundred of them with scores."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ..activations import text_fingerprint
+from ..explain import ExplainArguments, Explanations, explain
+from ..explain.stored import UNSCORED, stored_names
+from ..explain.study import write_record
+from ..features import FeatureStore
+from ..lm import LoadedLM
+from ..machine.files import write_whole
+from ..machine.names import EXPLANATIONS, EXPLANATIONS_REPORT, FEATURES, META
+from ..machine.refused import Refused
+from ..machine.visible import public_record
+from ..machine.weights import stamp
+from ..models import SAE
+from .fields import Recipe
+from .text import read_rows, token_bar
+
+logger = logging.getLogger(__name__)
+TEMPLATE = "template"
+
+
+def name_latents(
+    recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path, limits: dict[str, float]
+) -> None:
+    """Names by template for all latents that there are examples of, and scores of a hundred, as
+    `hfsae explain` gives them. Where held-out text is too little for scores there are names alone.
+
+    Args:
+        limits: by site, the largest norm of a kept activation.
+    """
+    args = ExplainArguments(n_tokens=recipe.explain_tokens)
+    try:
+        result = _scored(recipe, loaded, sae, folder, limits, args)
+    except Refused as error:
+        logger.warning("names of latents have no scores: %s", error)
+        result = _unscored(recipe, folder, args, str(error))
+    with_stored_names(result, folder)
+    if result.rows:
+        result.save(folder)
+    else:
+        _save_without_names(result, folder)
+
+
+def _scored(
+    recipe: Recipe,
+    loaded: LoadedLM,
+    sae: SAE,
+    folder: Path,
+    limits: dict[str, float],
+    args: ExplainArguments,
+) -> Explanations:
+    if recipe.text.held_out_fraction == 0:
+        raise Refused("the recipe holds out no documents (text.held_out_fraction is 0)")
+    rows = read_rows(recipe, loaded, "test", args.n_tokens)
+    with token_bar("name", args.n_tokens) as progress:
+        return explain(
+            loaded.lm,
+            sae,
+            rows,
+            args,
+            source=TEMPLATE,
+            settings={**settings_of(recipe), **stamp(folder)},
+            tokenizer=loaded.tokenizer,
+            norm_limits=limits,
+            progress=progress,
+            note_plan=lambda plan: write_record(folder, plan),
+        )
+
+
+def _unscored(recipe: Recipe, folder: Path, args: ExplainArguments, reason: str) -> Explanations:
+    record = {**settings_of(recipe), **stamp(folder), "explainer": TEMPLATE}
+    record |= {"arguments": args.as_plain(), "latents": [], UNSCORED: reason}
+    return Explanations([], record, f"# Names for latents\n\nThey have no scores: {reason}.\n")
+
+
+def with_stored_names(result: Explanations, folder: Path) -> None:
+    """Add the names of latents that have examples in the folder and no explanation in `result`."""
+    if not (folder / META).is_file():
+        return
+    names = stored_names(FeatureStore.load(folder), {row["latent"] for row in result.rows})
+    result.rows += names
+    result.record["n_stored_names"] = len(names)
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe contributes to explanations: the model and the text, without paths of this
+    machine."""
+    text = {"fingerprint": text_fingerprint(recipe.text), "side": "test"}
+    return public_record({"lm": vars(recipe.lm), "text": {**vars(recipe.text), **text}})
+
+
+def _save_without_names(result: Explanations, folder: Path) -> None:
+    (folder / FEATURES).mkdir(exist_ok=True)
+    (folder / EXPLANATIONS).unlink(missing_ok=True)
+    write_whole(folder / EXPLANATIONS_REPORT, result.report)
+    write_record(folder, result.record)

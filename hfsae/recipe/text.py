@@ -1,0 +1,28 @@
+"""The token rows that a stage reads, and its progress bar."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm.auto import tqdm
+
+from ..activations import PackedRows, Split
+from ..lm import LoadedLM
+from .fields import Recipe
+
+
+def read_rows(recipe: Recipe, loaded: LoadedLM, split: Split, n: int | None) -> PackedRows:
+    """The token rows of one side of the text, once: all of them, or enough for n tokens."""
+    return PackedRows(loaded.tokenizer, recipe.text, split, rows=recipe.harvest.rows, max_tokens=n)
+
+
+@contextmanager
+def token_bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar of tokens; gives a function that takes the number of further ones."""
+    every = 0.2 if sys.stderr.isatty() else 15.0
+    with tqdm(total=total, desc=name, unit="tok", unit_scale=True, mininterval=every) as bar:
+
+        def advance(n: int) -> None:
+            bar.update(n)
+
+        yield advance
