@@ -1,4 +1,4 @@
-"""Names at the end of a run: all latents with examples have one, some have scores, and it resumes."""
+"""Names at the end of a run: each latent with examples has one, some have scores; it resumes."""
 
 import json
 import random
