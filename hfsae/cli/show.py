@@ -51,9 +51,10 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
                 suppressed=latent.suppressed[:_SHOWN_TOKENS],
                 examples=latent.examples[:_SHOWN_EXAMPLES],
             )
-        print("\n" + show(latent, ANSI if sys.stdout.isatty() else PLAIN))
+        lines = show(latent, ANSI if sys.stdout.isatty() else PLAIN).split("\n")
         if index in names:
-            print(f"  name        {printable(names[index])}")
+            lines.insert(1, f"  name        {printable(names[index])}")
+        print("\n" + "\n".join(lines))
 
 
 def _print_metrics(folder: Path) -> None:
