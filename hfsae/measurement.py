@@ -26,6 +26,7 @@ from .machine.files import passes, read_json
 from .machine.names import (
     CONFIG,
     EVALUATION,
+    EVIDENCE,
     EXAMPLES,
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
@@ -60,7 +61,8 @@ from .recipe import (
 )
 from .training.trainer import make_accelerator, sum_products_in_float32
 
-_ABOUT = (CONFIG, LOG, *STAMPED, LATENTS, EXAMPLES, LABELS, EXPLANATIONS, EXPLANATIONS_RECORD)
+_ABOUT = (CONFIG, LOG, *STAMPED, LATENTS, EXAMPLES, LABELS)
+_ABOUT += (EXPLANATIONS, EXPLANATIONS_RECORD, EVIDENCE)
 _DTYPES = ("bfloat16", "float16", "float32")
 _ATTENTIONS = ("eager", "sdpa")  # others may not be installed
 

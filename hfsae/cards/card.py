@@ -47,6 +47,7 @@ from ..machine.weights import refuse_mixture
 from ..models import SAE
 from ..models.registry import class_of
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
+from .names import names_of, names_section
 
 Json = dict[str, Any]
 RECORDS = (CONFIG, TRAINING, EVALUATION)
@@ -150,6 +151,8 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
     template = _environment().from_string(template_text())
     with reading(folder / FEATURES):
         latents = list(shown_latents(folder)) if examples else []
+        names = names_of(folder, [row["latent"] for row in latents]) if latents else {}
+        about_names = names_section(folder)
     with reading(folder), _rendering(folder):
         facts, measured = _facts(config, record), evaluation.get("measured_with", {})
         return template.render(
@@ -163,7 +166,9 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
             has_probe=(folder / PROBE).is_file(),
             misgivings=_misgivings(config, record, evaluation),
             figures=_figures(folder / FIGURES),
-            latents=latents,
+            latents=[{**row, "name": names.get(row["latent"])} for row in latents],
+            names=about_names,
+            has_examples=examples,
         )
 
 

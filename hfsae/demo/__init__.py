@@ -3,6 +3,7 @@
     subject                       what is shown: an SAE, its language model, the files beside them
     look | act | why | judge      what can be done: functions, plain values in, plain values out
     reading, rows, validate       what they share: text to tokens, latents to rows, checked input
+    automatic                     names that `hfsae explain` gave, with their tests
     actions                       the table of endpoints of the API, and of tools for agents
     settings                      how to steer, and how to draw tokens
     telling                       which latents of a text come first

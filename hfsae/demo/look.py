@@ -16,6 +16,7 @@ from ..features import (
 from ..features.inspection import compare
 from ..machine.refused import Refused
 from . import validate
+from .automatic import automatic_name
 from .reading import inspection_of, token_id, token_rows, tokens_of
 from .rows import (
     SHOWN,
@@ -103,7 +104,8 @@ def compare_prompts(
 
 
 def feature(subject: Subject, latent: int) -> Json:
-    """Everything known about one latent: label, numbers, tokens it promotes, what it fires on.
+    """Everything known about one latent: label, automatic name with its test, numbers, tokens it
+    promotes, what it fires on.
 
     Args:
         latent: its index.
@@ -112,6 +114,7 @@ def feature(subject: Subject, latent: int) -> Json:
     facts = {
         "latent": index,
         "label": subject.label(index),
+        "auto": automatic_name(subject, index),
         "threshold": threshold_of(subject, index),
     }
     store = subject.store

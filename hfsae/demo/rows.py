@@ -38,8 +38,15 @@ def hidden(subject: Subject, max_density: Any) -> list[int]:
 
 
 def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
-    """Latents with their values, labels, and facts from the feature store."""
-    rows = [{**row, "label": subject.name_of(row["latent"])} for row in latents]
+    """Latents with their values, labels, automatic names, and facts from the feature store."""
+    rows = [
+        {
+            **row,
+            "label": subject.label(row["latent"]),
+            "auto": subject.automatic.get(row["latent"], ""),
+        }
+        for row in latents
+    ]
     store = subject.store
     if store is None:
         return rows

@@ -11,6 +11,7 @@ asking.py       cases with their controls put to a judge; explanations by a judg
 scores.py       how well activations are foretold; controls; intervals over latents
 verdicts.py     a judge's scores together: means, failures, can it tell real from shuffled
 study.py        all of it in order: read, choose, plan, explain, score
+evidence.py     the windows that test a latent, as text
 stored.py       names of all other latents, from the examples that `hfsae collect` stored
 report.py       Markdown: scores beside controls, the best, the worst, random latents
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..machine.files import replacing, write_whole
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, FEATURES
 from ..models import SAE
 from .asking import ANY_TEXT, Inquiry, ScoreArguments, cases_of, judged, prompts_hash
+from .evidence import save_windows, tested_windows
 from .explainers import Explainer, material_of, one_label, template
 from .protocols import by_protocol, sample_of
 from .reading import CUT, MAX_DIRECTIONS, RUN, Reading, read
@@ -52,10 +53,12 @@ class Explanations:
     record: dict[str, Any]
     report: str
     """Markdown"""
+    windows: list[dict[str, Any]] = field(default_factory=list)
+    """that tested the latents: see `evidence.tested_windows`"""
 
     def save(self, folder: Path) -> None:
-        """Write features/explanations.parquet, .md and .json below a folder; the record, which says
-        that they are complete, comes last."""
+        """Write features/explanations.parquet, .md and .json, and evidence.parquet, below a folder;
+        the record, which says that they are complete, comes last."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -64,6 +67,7 @@ class Explanations:
         stamps = {k: self.record[k] for k in ("weights_sha256", "plan_sha256") if k in self.record}
         with replacing(folder / EXPLANATIONS) as path:
             pq.write_table(table.replace_schema_metadata(stamps), path, compression="zstd")
+        save_windows(self.windows, folder, stamps)
         write_whole(folder / EXPLANATIONS_REPORT, self.report)
         write_record(folder, self.record)
 
@@ -249,7 +253,8 @@ def _scored(study: _Study, record: dict[str, Any], results: Sequence[Judged]) ->
         args.seed,
         results,
     )
-    return Explanations(rows, record, report)
+    windows = tested_windows(study.reading, study.selection.latents, study.tokenizer)
+    return Explanations(rows, record, report, list(windows))
 
 
 def _both(latents: Sequence[Evidence], scores: Sequence[dict[str, float]]) -> Iterable[Any]:

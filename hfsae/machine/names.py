@@ -29,6 +29,7 @@ LABELS = f"{FEATURES}/labels.json"
 EXPLANATIONS = f"{FEATURES}/explanations.parquet"
 EXPLANATIONS_RECORD = f"{FEATURES}/explanations.json"
 EXPLANATIONS_REPORT = f"{FEATURES}/explanations.md"
+EVIDENCE = f"{FEATURES}/evidence.parquet"
 CALLS = f"{FEATURES}/calls.jsonl"
 
 RECIPE = "recipe.yaml"
@@ -39,7 +40,7 @@ RESULTS, RESULT_TENSORS = "results.json", "results.safetensors"
 REPORT, REPORT_PAGE = "report.md", "report.html"
 
 MADE_BY = {EVALUATION: "evaluate", META: "collect", LATENTS: "collect", EXAMPLES: "collect"}
-MADE_BY |= {EXPLANATIONS: "explain", EXPLANATIONS_RECORD: "explain"}
+MADE_BY |= dict.fromkeys((EXPLANATIONS, EXPLANATIONS_RECORD, EVIDENCE), "explain")
 """The verb that makes a file again."""
 
 

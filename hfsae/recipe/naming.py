@@ -11,7 +11,7 @@ from ..explain.study import write_record
 from ..features import FeatureStore
 from ..lm import LoadedLM
 from ..machine.files import write_whole
-from ..machine.names import EXPLANATIONS, EXPLANATIONS_REPORT, FEATURES, META
+from ..machine.names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_REPORT, FEATURES, META
 from ..machine.refused import Refused
 from ..machine.visible import public_record
 from ..machine.weights import stamp
@@ -95,6 +95,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 
 def _save_without_names(result: Explanations, folder: Path) -> None:
     (folder / FEATURES).mkdir(exist_ok=True)
-    (folder / EXPLANATIONS).unlink(missing_ok=True)
+    for name in (EXPLANATIONS, EVIDENCE):
+        (folder / name).unlink(missing_ok=True)
     write_whole(folder / EXPLANATIONS_REPORT, result.report)
     write_record(folder, result.record)

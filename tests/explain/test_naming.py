@@ -1,5 +1,6 @@
 """Names at the end of a run: each latent with examples has one, some have scores; it resumes."""
 
+import html
 import json
 import random
 import shutil
@@ -8,8 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from hfsae.activations import TextArguments
+from hfsae.cards import render_card, shown_latents
+from hfsae.demo.look import feature
+from hfsae.demo.subject import Choice, open_subject
 from hfsae.explain.stored import STORED
-from hfsae.features import FeatureStore, read_names
+from hfsae.features import FeatureStore, read_names, write_label
 from hfsae.recipe import load_plain, run
 
 from ..conftest import every_lm_is
@@ -17,6 +21,7 @@ from ..tiny import tiny_recipe
 
 D_SAE = 48
 RECORD, TABLE = "features/explanations.json", "features/explanations.parquet"
+EVIDENCE = "features/evidence.parquet"
 
 
 def recipe_of(folder, **fields):
@@ -98,3 +103,48 @@ def test_too_little_text_for_scores_gives_names_without_them(folder, loads, capl
     assert all(name.startswith("auto: ") for name in names.values())
     run(recipe_of(folder, explain_tokens=100))
     assert len(loads) == 1, "the reason is a result: it is not tried again"
+
+
+def test_windows_that_test_a_latent_fire_at_their_peak_or_not_at_all(named):
+    windows = pq.read_table(named / EVIDENCE).to_pylist()
+    assert {w["latent"] for w in windows} == {*record_of(named)["latents"]}
+    for window in windows:
+        tokens, activations = window["tokens"], window["activations"]
+        assert len(tokens) == len(activations) and tokens[window["firing"]]
+        assert window["activation"] == activations[window["firing"]] == max(activations)
+        assert (window["activation"] > 0) == window["kind"].startswith("quantile")
+
+
+def test_the_card_has_scores_with_controls_and_the_names_of_its_latents(folder):
+    card = render_card(folder)
+    n_scored, n_stored = (record_of(folder)[key] for key in ("n_latents", "n_stored_names"))
+    assert f"{n_scored + n_stored} latents have names" in card
+    pearson = record_of(folder)["scores"]["lexical"]["uniform"]["pearson"]
+    difference = "{:.3f}, {:.3f} to {:.3f}".format(*pearson["difference"])
+    assert f"| {difference} | {'yes' if pearson['difference'][1] > 0 else 'no'} |" in card
+    latent = next(shown_latents(folder))["latent"]
+    assert f"named  {html.escape(read_names(folder)[latent], quote=False)}" in card
+    write_label(folder, latent, "the sea")
+    assert "named  the sea" in render_card(folder)
+
+
+def test_a_card_has_no_names_of_other_weights(folder):
+    record = record_of(folder) | {"weights_sha256": "0" * 64}
+    (folder / RECORD).write_text(json.dumps(record))
+    assert "## Names" not in render_card(folder) and "named  " not in render_card(folder)
+
+
+def test_the_app_shows_the_name_its_score_and_its_windows(folder):
+    subject = open_subject(Choice(str(folder)), with_lm=False)
+    rows = pq.read_table(folder / TABLE).to_pylist()
+    view = feature(subject, rows[0]["latent"])
+    assert view["auto"]["explanation"] == rows[0]["explanation"] and view["label"] == ""
+    assert f"Pearson {rows[0]['pearson']:.2f}" in view["auto"]["note"]
+    windows = sum(len(group["examples"]) for group in view["auto"]["groups"])
+    assert windows == rows[0]["n_active"] + rows[0]["n_hard"] + rows[0]["n_random"]
+    subject.take_labels({rows[0]["latent"]: "the sea"})
+    view = feature(subject, rows[0]["latent"])
+    assert view["label"] == "the sea" and view["auto"]["explanation"] == rows[0]["explanation"]
+    if untested := [row for row in rows if row["pearson"] is None]:
+        view = feature(subject, untested[0]["latent"])["auto"]
+        assert view["note"].endswith("not tested") and view["groups"] == []

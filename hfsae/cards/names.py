@@ -1,0 +1,82 @@
+"""What a card tells of names for latents: how many there are, and how their scores came out."""
+
+from pathlib import Path
+from typing import Any
+
+from ..machine.files import parse_json, printable, read_json, read_table
+from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
+from ..machine.weights import of_others
+
+Json = dict[str, Any]
+_LEXICAL = ("pearson", "auprc", "auc")
+_CONTROLS = {"shuffled": "another latent's", "direction": "random directions"}
+
+
+def names_section(folder: Path) -> Json:
+    """The facts of a card's section on names; empty without names for the folder's weights.
+
+    `n_names` latents have a name, `n_scored` of them scores: `scores` has a row for each, with its
+    mean, that of its control, their difference with a 95 % interval, and whether it lies above 0.
+    """
+    path = folder / EXPLANATIONS_RECORD
+    if not path.is_file() or any(of_others(folder, [EXPLANATIONS_RECORD])):
+        return {}
+    record = read_json(path)
+    if not {"scores", "unscored"} & {*record}:
+        return {}  # a plan alone
+    n_scored = record.get("n_latents", 0)
+    n_stored = record.get("n_stored_names", 0)
+    return {
+        "n_names": n_scored - record.get("n_unexplained", 0) + n_stored,
+        "n_scored": n_scored,
+        "n_stored": n_stored,
+        "explainer": record["explainer"],
+        "unscored": record.get("unscored"),
+        "documents": record.get("n_documents", {}),
+        "scores": _scores(record.get("scores", {})),
+        "are_drawn": record["arguments"]["latents"] is None,
+    }
+
+
+def _scores(scores: Json) -> list[Json]:
+    lexical = scores.get("lexical", {}).get("uniform", {})
+    rows = [_row(name, lexical[name], "shuffled") for name in _LEXICAL if name in lexical]
+    for name, judged in scores.items():
+        if name != "lexical" and judged["headline"]:
+            means = judged["uniform"][judged["headline"]]
+            title = f"{name}, {judged['headline'].replace('_', ' ')}"
+            rows.append(_row(title, means, judged["difference_from"]))
+    return rows
+
+
+def _row(title: str, means: Json, control: str) -> Json:
+    low = means["difference"][1]
+    return {
+        "title": title,
+        "own": _interval(means["own"]),
+        "control": f"{_interval(means[control])} ({_CONTROLS.get(control, control)})",
+        "difference": _interval(means["difference"]),
+        "is_told_apart": low is not None and low > 0,
+    }
+
+
+def _interval(values: list[float | None]) -> str:
+    value, low, high = values
+    if value is None or low is None or high is None:
+        return "-"
+    return f"{value:.3f}, {low:.3f} to {high:.3f}"
+
+
+def names_of(folder: Path, latents: list[int]) -> dict[int, str]:
+    """Names of some latents: labels of people first, then "auto: ..." of explanations."""
+    names: dict[int, str] = {}
+    if (folder / EXPLANATIONS).is_file() and names_section(folder):
+        columns = ["latent", "explanation"]
+        table = read_table(folder / EXPLANATIONS, columns, [("latent", "in", latents)])
+        for row in table.to_pylist():
+            if row["explanation"]:
+                names[row["latent"]] = printable(f"auto: {row['explanation']}")
+    if (folder / LABELS).is_file():
+        labels = parse_json(folder / LABELS)["labels"].items()
+        names |= {int(i): printable(label) for i, label in labels if label and int(i) in latents}
+    return names

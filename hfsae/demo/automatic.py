@@ -1,0 +1,87 @@
+"""A latent's automatic name: its score beside the control's, and the windows that tested it."""
+
+from pathlib import Path
+from typing import Any
+
+from ..machine.files import read_json, read_table, reading, refuse_long_texts
+from ..machine.names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD
+from .rows import Json
+from .subject import Subject
+
+_MAX_TEXTS = 2**22  # bytes of a latent's windows; real ones take some thousands
+_SCORE = "pearson"
+_KINDS = {
+    "hard": "it is silent, at a token that it often fires on",
+    "random": "it is silent, at random",
+}
+_FIRES = "it fires"
+
+
+def automatic_name(subject: Subject, latent: int) -> Json | None:
+    """What `hfsae explain` says of a latent: the explanation, a note on how it was tested, and
+    groups of windows; None without an explanation.
+
+    Raises:
+        ValueError: the files are damaged.
+    """
+    folder, explanation = subject.folder, subject.automatic.get(latent)
+    if folder is None or not explanation:
+        return None
+    row = _row(folder, latent)
+    return {
+        "explanation": explanation,
+        "source": row["source"],
+        "note": _note(row),
+        "groups": _groups(folder, latent),
+    }
+
+
+def _row(folder: Path, latent: int) -> Json:
+    """The latent's row of explanations.parquet; scores where there are any."""
+    path, record = folder / EXPLANATIONS, read_json(folder / EXPLANATIONS_RECORD)
+    columns = ["latent", "source", "n_shown"]
+    if "scores" in record:
+        columns += [f"{control}{_SCORE}" for control in ("", "shuffled_", "token_ceiling_")]
+    with reading(path):
+        rows = read_table(path, columns, [("latent", "=", latent)]).to_pylist()
+        return {_SCORE: None, "n_shown": None, **rows[0]}
+
+
+def _note(row: Json) -> str:
+    """One sentence."""
+    source = f"By {row['source']}, from {row['n_shown']} windows"
+    if row[_SCORE] is None:
+        return f"{source}; not tested"
+    own, other, most = (row[f"{c}{_SCORE}"] for c in ("", "shuffled_", "token_ceiling_"))
+    return (
+        f"{source}. On other documents these windows' tokens foretell it with Pearson {own:.2f}; "
+        f"another latent's with {other:.2f}; all tokens at most with {most:.2f}"
+    )
+
+
+def _groups(folder: Path, latent: int) -> list[Json]:
+    """Windows of documents that the explanation does not come from, under headings."""
+    if not (path := folder / EVIDENCE).is_file():
+        return []
+    columns = ["latent", "kind", "activation", "firing", "tokens", "activations"]
+    with reading(path):
+        table = read_table(path, columns, [("latent", "=", latent)])
+        refuse_long_texts(table, _MAX_TEXTS)
+        rows = table.to_pylist()
+        largest = max((max(row["activations"], default=0.0) for row in rows), default=0.0) or 1.0
+        groups: dict[str, list[Json]] = {}
+        for row in rows:
+            title = _KINDS.get(row["kind"], _FIRES)
+            groups.setdefault(title, []).append(_window(row, largest))
+    return [{"title": title, "examples": windows} for title, windows in groups.items()]
+
+
+def _window(row: dict[str, Any], largest: float) -> Json:
+    tokens = zip(row["tokens"], row["activations"], strict=True)
+    return {
+        "activation": row["activation"],
+        "tokens": [
+            {"text": text, "activation": a, "share": a / largest, "firing": i == row["firing"]}
+            for i, (text, a) in enumerate(tokens)
+        ],
+    }
