@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ..activations import text_fingerprint
 from ..explain import ExplainArguments, Explainer, explain, from_labels, read_file, template
 from ..explain.study import write_record
 from ..explain.windows import order_of
@@ -12,12 +13,13 @@ from ..features.labels import read_labels
 from ..machine.files import read_json
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, RECIPE, TRAINING
 from ..machine.refused import Refused
+from ..machine.visible import public_record
 from ..machine.weights import refuse_mixture, stamp
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .carried import read_recipe
 from .fields import Recipe
 from .folder import alone, home_of, load_trained, norm_limits
-from .naming import settings_of, with_stored_names
+from .naming import save_named
 from .stages import load, read_rows, token_bar
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ def _explain(
     sae = load_trained(folder)
     explainer, explained, more = _explainer(kind, file, folder, sae.config.d_sae)
     order_of(args, sae.config.d_sae)  # a latent out of range fails before the model is loaded
-    settings = {**settings_of(recipe), **more, **stamp(folder)}
+    settings = {**_settings(recipe), **more, **stamp(folder)}
     if report := _finished(folder, settings, args, kind):
         logger.info("%s is complete: nothing to do", folder / EXPLANATIONS)
         return report
@@ -83,9 +85,7 @@ def _explain(
             progress=progress,
             note_plan=lambda plan: write_record(folder, plan),
         )
-    if kind == "template":
-        with_stored_names(result, folder)
-    result.save(folder)
+    save_named(result, folder)
     return result.report
 
 
@@ -106,6 +106,12 @@ def _explainer(
                 f"nobody has labelled latents of {folder}; `hfsae demo {folder}` takes labels"
             )
     return from_labels(texts), texts, {"given": {str(k): texts[k] for k in sorted(texts)}}
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe contributes: the model and the text, without paths of this machine."""
+    text = {"fingerprint": text_fingerprint(recipe.text), "side": "test"}
+    return public_record({"lm": vars(recipe.lm), "text": {**vars(recipe.text), **text}})
 
 
 def _finished(

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from .. import cards
 from ..activations import text_fingerprint
 from ..explain import ExplainArguments, Explanations, explain
 from ..explain.stored import UNSCORED, stored_names
@@ -38,7 +39,7 @@ def name_latents(
     except Refused as error:
         logger.warning("names of latents have no scores: %s", error)
         result = _unscored(recipe, folder, args, str(error))
-    with_stored_names(result, folder)
+    _add_stored_names(result, folder)
     if result.rows:
         result.save(folder)
     else:
@@ -77,7 +78,16 @@ def _unscored(recipe: Recipe, folder: Path, args: ExplainArguments, reason: str)
     return Explanations([], record, f"# Names for latents\n\nThey have no scores: {reason}.\n")
 
 
-def with_stored_names(result: Explanations, folder: Path) -> None:
+def save_named(result: Explanations, folder: Path) -> None:
+    """Save explanations, and the card with them. Beside those by template, latents that have
+    examples in the folder get a name too."""
+    if result.record["explainer"] == TEMPLATE:
+        _add_stored_names(result, folder)
+    result.save(folder)
+    cards.write_card(folder)
+
+
+def _add_stored_names(result: Explanations, folder: Path) -> None:
     """Add the names of latents that have examples in the folder and no explanation in `result`."""
     if not (folder / META).is_file():
         return

@@ -358,6 +358,7 @@ def test_a_model_that_cannot_be_had_is_told_and_the_rest_opens(sae_folder, tmp_p
     assert Actions(subject).feature(3) == {
         "latent": 3,
         "label": "",
+        "auto": None,
         "threshold": pytest.approx(0.5),
         "collected": False,
     }
