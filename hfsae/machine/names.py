@@ -3,7 +3,8 @@
     runs/mine/  recipe.yaml  checkpoints/step-00001234.pt          of a run
                 config.json  model.safetensors  training.json      of each of its SAEs, which lies
                 log.jsonl  probe.safetensors  evaluation.json      there or, of several, in a folder
-                features/{meta.json, latents.parquet,              of its own
+                probing.{json, md}                                 of its own
+                features/{meta.json, latents.parquet,
                 examples.parquet, labels.json,
                 explanations.{parquet, json, md},
                 calls.jsonl}  figures/*.png
@@ -19,6 +20,7 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARDS = "model-*.safetensors"
 TRAINING, LOG = "training.json", "log.jsonl"
 EVALUATION = "evaluation.json"
+PROBING, PROBING_REPORT = "probing.json", "probing.md"
 PROBE = "probe.safetensors"
 CARD = "README.md"
 PRESETS = "presets.json"
@@ -41,6 +43,7 @@ REPORT, REPORT_PAGE = "report.md", "report.html"
 
 MADE_BY = {EVALUATION: "evaluate", META: "collect", LATENTS: "collect", EXAMPLES: "collect"}
 MADE_BY |= dict.fromkeys((EXPLANATIONS, EXPLANATIONS_RECORD, EVIDENCE), "explain")
+MADE_BY[PROBING] = "probe"
 """The verb that makes a file again."""
 
 

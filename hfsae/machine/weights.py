@@ -1,8 +1,8 @@
 """The hash of a folder's weights, and the records there that belong to other weights.
 
-Each record holds the SHA-256 of its weights: training.json, evaluation.json, features/meta.json and
-the probe. It is the hash of the file model.safetensors, as shown on the Hub. A record without one
-is older than these hashes, and accepted.
+Each record holds the SHA-256 of its weights: training.json, evaluation.json, probing.json,
+features/meta.json and the probe. It is the hash of the file model.safetensors, as shown on the Hub.
+A record without one is older than these hashes, and accepted.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .files import opened_tensors, read_json
-from .names import EVALUATION, MADE_BY, META, PROBE, SHARDS, TRAINING, WEIGHTS
+from .names import EVALUATION, MADE_BY, META, PROBE, PROBING, SHARDS, TRAINING, WEIGHTS
 from .refused import Refused
 
 KEY = "weights_sha256"
-STAMPED = (TRAINING, EVALUATION, META, PROBE)
+STAMPED = (TRAINING, EVALUATION, META, PROBE, PROBING)
 _BLOCK = 2**24
 
 

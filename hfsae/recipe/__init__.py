@@ -6,6 +6,7 @@ explaining  explanations of a run's latents
 fields      the sections, and where two recipes differ
 folder      what a run's folder holds, and what of it is out of date
 naming      names for latents at the end of a run
+probing     what latents tell of texts, for the SAEs in folders
 stages      train, evaluate, collect, name, draw, write the card
 text        the rows of tokens that a stage reads
 """
@@ -42,6 +43,7 @@ from .folder import remaking as remaking
 from .folder import save_recipe as save_recipe
 from .folder import stale_stages as stale_stages
 from .folder import trained_folder as trained_folder
+from .probing import probe_folders as probe_folders
 from .stages import evaluate_saes as evaluate_saes
 from .stages import evaluation_text as evaluation_text
 from .stages import finish as finish

@@ -1,0 +1,54 @@
+"""The verb `hfsae probe`: what a few latents tell of texts, beside controls."""
+
+from typing import Literal
+
+from ..evaluation.probing import ProbeArguments
+from ..machine.files import printable_lines
+from ..machine.names import PROBING, PROBING_REPORT
+from ..recipe import probe_folders, trained_folder
+from .parsing import verb_parser
+
+_DEFAULT = ProbeArguments()
+
+
+def probe_verb(argv: list[str]) -> None:
+    """Probe SAEs: how well 1, 2, 5, 16 or all latents tell two classes of texts apart, beside
+    untrained latents that fire as often, the model's own dimensions, and a bag of tokens. SAEs of
+    one model are probed side by side; results are probing.json and probing.md in each folder.
+    """
+    parser = verb_parser("probe", "FOLDER ... [--OPTION VALUE ...]", probe_verb)
+    parser.examples = (
+        "hfsae probe runs/mine",
+        "hfsae probe runs/mine runs/other --n_tasks all --n_texts 1500",
+        "hfsae probe runs/mine --tasks reviews.jsonl --text_column text --label_column stars",
+    )
+    parser.add("folders", type=str, nargs="+", help="what `hfsae train` wrote")
+    parser.add(
+        "--tasks",
+        type=str,
+        default="packaged",
+        help="packaged: binary sets of the Python package sae-probes; a jsonl file with a text and "
+        "a label a line; or a Hub data set",
+    )
+    parser.add("--text_column", type=str, default="text", help="of a file or data set")
+    parser.add("--label_column", type=str, default="label", help="of a file or data set")
+    parser.add("--split", type=str, default="train", help="of a Hub data set")
+    parser.add(
+        "--n_tasks",
+        type=int | Literal["all"],
+        default=_DEFAULT.n_tasks,
+        help="packaged sets, drawn at random; or all",
+    )
+    parser.add("--n_texts", type=int, default=_DEFAULT.n_texts, help="texts of a task")
+    parser.add("--k", type=int, nargs="+", default=list(_DEFAULT.k), help="numbers of latents")
+    parser.add(
+        "--max_tokens", type=int, default=_DEFAULT.max_tokens, help="of a text: its end is read"
+    )
+    parser.add("--seed", type=int, default=_DEFAULT.seed, help="seed of all that is drawn")
+    options = parser.parse(argv)
+    folders = [trained_folder(folder) for folder in options.pop("folders")]
+    columns = {name: options.pop(name) for name in ("text_column", "label_column", "split")}
+    tasks = options.pop("tasks")
+    result = probe_folders(folders, ProbeArguments(**options), tasks, **columns)
+    print(printable_lines(result.report))
+    print(f"Results: {PROBING} and {PROBING_REPORT} in {', '.join(map(str, folders))}.")

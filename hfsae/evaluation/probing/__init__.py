@@ -1,0 +1,21 @@
+"""Sparse probing: can a few latents tell what a text is about, and what else could?
+
+tasks.py       texts with two classes: packaged sets, files, Hub data sets
+places.py      activations at the last token of each text, harvested once for all SAEs
+regression.py  ranking of features, logistic regression, scores on texts it has not seen
+untrained.py   latents of random directions that fire as often: the control
+study.py       all of it in order; means over tasks with intervals
+report.py      Markdown
+
+The protocol is that of sae-probes (Kantamneni et al. 2025, arXiv 2502.16681), with duplicates
+dropped before the split. SCR and TPP are left out: an audit (arXiv 2605.18229) found that they rank
+SAEs wrongly.
+"""
+
+from .study import ProbeArguments as ProbeArguments
+from .study import Probing as Probing
+from .study import probe as probe
+from .tasks import Task as Task
+from .tasks import binary_tasks as binary_tasks
+from .tasks import packaged_tasks as packaged_tasks
+from .tasks import read_tasks as read_tasks

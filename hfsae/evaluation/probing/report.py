@@ -1,0 +1,60 @@
+"""The report of probing: means over tasks, and every task."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...machine.files import printable
+from ...machine.markdown import table
+
+
+def report_of(
+    rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], saes: Sequence[str]
+) -> str:
+    """The report, as Markdown."""
+    n, about = len({row["task"] for row in rows}), record["about"]
+    parts = ["# Sparse probing", f"{n} tasks, {sum(record['tasks'].values()):,} texts. {about}."]
+    parts += ["## AUC by number of features", _means(record["means"])]
+    parts += ["## Above untrained latents, AUC paired over tasks", _gains(record["means"], saes)]
+    for name in saes:
+        parts += [f"## Tasks: {printable(name)}", _tasks(rows, name)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(entry: Mapping[str, Any]) -> str:
+    of = f" ({entry['of']})" if entry["of"] else ""
+    return printable(f"{entry['features']}{of}")
+
+
+def _means(means: Sequence[Mapping[str, Any]]) -> str:
+    ks = list(dict.fromkeys(entry["k"] for entry in means))
+    cells: dict[str, dict[Any, str]] = {}
+    for entry in means:
+        cells.setdefault(_title(entry), {})[entry["k"]] = _shown(entry["auc"])
+    body = [[title, *(by_k.get(k, "") for k in ks)] for title, by_k in cells.items()]
+    return table([["features", *(f"k = {k}" for k in ks)], *body])
+
+
+def _gains(means: Sequence[Mapping[str, Any]], saes: Sequence[str]) -> str:
+    own = [entry for entry in means if entry["features"] in saes]
+    ks = list(dict.fromkeys(entry["k"] for entry in own))
+    body = []
+    for name in saes:
+        by_k = {e["k"]: e["auc_above_untrained"] for e in own if e["features"] == name}
+        body.append([printable(name), *(_shown(by_k[k]) for k in ks)])
+    return table([["SAE", *(f"k = {k}" for k in ks)], *body])
+
+
+def _shown(interval: Sequence[float]) -> str:
+    value, low, high = interval
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _tasks(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    own = [row for row in rows if row["features"] == name]
+    ks = list(dict.fromkeys(row["k"] for row in own))
+    body = []
+    for task in dict.fromkeys(row["task"] for row in own):
+        by_k = {row["k"]: row for row in own if row["task"] == task}
+        first = ", ".join(map(str, by_k[ks[0]]["latents"][:3]))
+        body.append([printable(task), *(f"{by_k[k]['auc']:.3f}" for k in ks), first])
+    return table([["task", *(f"k = {k}" for k in ks), "latents"], *body])

@@ -1,0 +1,264 @@
+"""Probe SAEs: read texts, rank features on training texts, score on others, beside controls."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...lm import tokenizer_of
+from ...machine.refused import Refused
+from ...models import SAE
+from ..metrics import bootstrap_weights
+from .places import Places, last_tokens
+from .regression import Scores, rank, rank_dense, regress
+from .report import report_of
+from .tasks import LEAST, Task
+from .untrained import Untrained
+
+logger = logging.getLogger(__name__)
+ALL = "all"
+UNTRAINED, DIMENSIONS, TOKENS = "untrained", "model's dimensions", "bag of tokens"
+_POOLED = 8192  # activations on which densities are measured
+_N_NAMED = 5  # latents that a result names
+TEST_SHARE = 0.4
+
+
+@dataclass
+class ProbeArguments:
+    """Which tasks, and how many texts and features."""
+
+    n_tasks: int | Literal["all"] = 20
+    """Packaged sets, drawn at random; of a file all tasks are taken."""
+    n_texts: int = 500
+    """Texts of a task, half of them of the class; two fifths are for the test."""
+    k: Sequence[int] = (1, 2, 5, 16)
+    """Numbers of features; all of them come in addition."""
+    max_tokens: int = 128
+    """Tokens of a text, its BOS included: of longer ones the end is read."""
+    bootstrap_samples: int = 2000
+    """Resamples of tasks, for intervals."""
+    seed: int = 0
+    """Seed of all that is drawn."""
+
+    def __post_init__(self) -> None:
+        self.k = sorted({*self.k})
+        if not self.k or self.k[0] < 1:
+            raise Refused(f"k is {list(self.k)}; give numbers of features, 1 or more")
+        least = {"n_tasks": 1, "n_texts": 2 * LEAST, "max_tokens": 2}
+        least |= {"bootstrap_samples": 1, "seed": 0}
+        for name, limit in least.items():
+            value = getattr(self, name)
+            if value != "all" and value < limit:
+                raise Refused(f"{name} is {value}; it must be {limit} or more")
+
+
+class Interval(NamedTuple):
+    """A mean over tasks, and its 95 % percentile bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass
+class Probing:
+    """Scores of all tasks, features and numbers of features."""
+
+    rows: list[dict[str, Any]]
+    """one for each task, features and k: auc, f1, accuracy, and the first latents"""
+    record: dict[str, Any]
+    report: str
+    """Markdown"""
+
+
+def probe(
+    lm: PreTrainedModel,
+    saes: Mapping[str, SAE],
+    tasks: Iterable[Task],
+    args: ProbeArguments | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    norm_limits: Mapping[str, float] | None = None,
+    progress: Callable[[int], object] = lambda n: None,
+) -> Probing:
+    """How well k latents tell two classes of texts apart, beside what else could.
+
+        tasks = hfsae.evaluation.probing.read_tasks("mine.jsonl")
+        print(probe(lm, {"mine": sae}, tasks).report)
+
+    Beside the latents of each SAE stand those of random directions that fire as often, the model's
+    own dimensions at the SAE's site, and the tokens of the text. Activations are those of a text's
+    last token, harvested once for all SAEs.
+
+    Args:
+        saes: by name; all of this model.
+        norm_limits: by site, the largest norm of a kept activation.
+        progress: called with the number of further texts.
+
+    Raises:
+        ValueError: no SAE, no task, or scikit-learn is missing.
+    """
+    args, tokenizer = args or ProbeArguments(), tokenizer or tokenizer_of(lm)
+    if not saes:
+        raise Refused("there is no SAE to probe; give one or more")
+    sites = {name: sae.config.places[0] for name, sae in saes.items()}
+    bos = {name: getattr(sae.config, "bos", None) != "none" for name, sae in saes.items()}
+    if len({*bos.values()}) > 1:
+        raise Refused(
+            f"these SAEs differ in whether texts begin with BOS ({bos}); probe each alone"
+        )
+    read = []
+    for task in tasks:
+        drawn = draw(task, args.n_texts, args.seed)
+        places = last_tokens(
+            lm,
+            tokenizer,
+            drawn.texts,
+            [*dict.fromkeys(sites.values())],
+            bos=next(iter(bos.values())),
+            max_tokens=args.max_tokens,
+            norm_limits=norm_limits,
+            progress=progress,
+        )
+        read.append((drawn, places))
+    if not read:
+        raise Refused("there is no task; give texts with two classes")
+    controls = {name: _untrained(sae, sites[name], read, args.seed) for name, sae in saes.items()}
+    rows = [row for task in read for row in _rows(task, saes, sites, controls, args)]
+    return _probing(rows, [task for task, _ in read], [*saes], args)
+
+
+def draw(task: Task, n_texts: int, seed: int) -> Task:
+    """As many texts of the class as without it, in random order."""
+    rng = np.random.default_rng(seed)
+    n = min(n_texts // 2, int(task.labels.sum()), int((~task.labels).sum()))
+    sides = [rng.permutation(np.flatnonzero(task.labels == side))[:n] for side in (True, False)]
+    chosen = rng.permutation(np.concatenate(sides))
+    return Task(task.name, [task.texts[index] for index in chosen], task.labels[chosen])
+
+
+@torch.no_grad()
+def _untrained(sae: SAE, site: str, read: Sequence[tuple[Task, Places]], seed: int) -> Untrained:
+    """Random directions with the densities of an SAE on these texts."""
+    x = torch.cat([places.activations[site][places.is_read] for _, places in read])
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:_POOLED]
+    fires = sum((_encode(sae, part) > 0).sum(dim=0) for part in x[chosen].split(512))
+    return Untrained(x[chosen], fires / len(chosen), seed)  # pyright: ignore
+
+
+@torch.no_grad()
+def _encode(sae: SAE, x: torch.Tensor) -> torch.Tensor:
+    return sae.encode(x.to(sae.W_dec)).float().cpu()
+
+
+def _rows(
+    read: tuple[Task, Places],
+    saes: Mapping[str, SAE],
+    sites: Mapping[str, str],
+    controls: Mapping[str, Untrained],
+    args: ProbeArguments,
+) -> Iterator[dict[str, Any]]:
+    task, places = read
+    is_read = np.array(places.is_read)
+    labels = task.labels[is_read]
+    n_train = len(labels) - round(TEST_SHARE * len(labels))
+    if min(labels[:n_train].sum(), (~labels[n_train:]).sum(), labels[n_train:].sum()) < 2:
+        logger.info("%s is left out: too few of its texts could be read", task.name)
+        return
+    dense = {site: places.activations[site][places.is_read] for site in {*sites.values()}}
+    features: dict[tuple[str, str], tuple[np.ndarray, bool]] = {}
+    for name, sae in saes.items():
+        x = dense[sites[name]]
+        features[name, ""] = _encode(sae, x).numpy(), True
+        features[UNTRAINED, name] = controls[name].encode(x).numpy(), True
+    for site, x in dense.items():
+        features[DIMENSIONS, site] = x.numpy(), False
+    tokens = [ids for ids, kept in zip(places.tokens, is_read, strict=True) if kept]
+    features[TOKENS, ""] = _bag(tokens), True
+    for (kind, of), (values, is_sparse) in features.items():
+        ks = [ALL] if kind == TOKENS else [*args.k, ALL]
+        for k, scores, best in _scored(values, labels, n_train, is_sparse, ks):
+            named = {"latents": best} if kind in saes else {}
+            yield {"task": task.name, "features": kind, "of": of, "k": k} | scores._asdict() | named
+
+
+def _bag(tokens: Sequence[Sequence[int]]) -> np.ndarray:
+    """[n, tokens that occur] whether a text has a token."""
+    kinds = {kind: column for column, kind in enumerate(sorted({i for ids in tokens for i in ids}))}
+    bag = np.zeros((len(tokens), len(kinds)), dtype=np.float32)
+    for row, ids in enumerate(tokens):
+        bag[row, [kinds[kind] for kind in ids]] = 1
+    return bag
+
+
+def _scored(
+    values: np.ndarray, labels: np.ndarray, n_train: int, is_sparse: bool, ks: Sequence[Any]
+) -> Iterator[tuple[Any, Scores, list[int]]]:
+    """(k, scores, the first features) of each number of features."""
+    varies = np.flatnonzero((values[:n_train] != values[0]).any(axis=0))
+    if not len(varies):
+        varies = np.arange(1)  # nothing fires: a constant feature, at chance
+    kept = values[:, varies]
+    order = (rank if is_sparse else rank_dense)(kept[:n_train], labels[:n_train])
+    for k in ks:
+        chosen = kept[:, order[: None if k == ALL else k]]
+        scores = regress(chosen[:n_train], labels[:n_train], chosen[n_train:], labels[n_train:])
+        yield k, scores, varies[order[:_N_NAMED]].tolist()
+
+
+def _probing(
+    rows: list[dict[str, Any]], tasks: Sequence[Task], saes: Sequence[str], args: ProbeArguments
+) -> Probing:
+    if not rows:
+        raise Refused("no task has enough texts that could be read; give longer or other texts")
+    keys = dict.fromkeys((row["features"], row["of"], row["k"]) for row in rows)
+    values = {
+        key: {r["task"]: r for r in rows if (r["features"], r["of"], r["k"]) == key} for key in keys
+    }
+    means = []
+    for (kind, of, k), by_task in values.items():
+        entry: dict[str, Any] = {"features": kind, "of": of, "k": k, "n_tasks": len(by_task)}
+        for name in Scores._fields:
+            entry[name] = mean_interval([r[name] for r in by_task.values()], args)
+        if kind in saes:
+            control = values[UNTRAINED, kind, k]
+            gains = [by_task[task]["auc"] - control[task]["auc"] for task in by_task]
+            entry["auc_above_untrained"] = mean_interval(gains, args)
+        means.append(entry)
+    record = {
+        "arguments": asdict(args) | {"k": list(args.k)},
+        "tasks": {task.name: len(task.texts) for task in tasks},
+        "means": means,
+        "about": ABOUT,
+    }
+    return Probing(rows, record, report_of(rows, record, saes))
+
+
+ABOUT = (
+    "Features at the last token of a text; ranked by the difference of the classes' means on "
+    "training texts, in units of a latent's mean when active (of a dimension's standard "
+    "deviation); logistic regression, C chosen within training texts; scores on two fifths of the "
+    "texts; means over tasks with 95 % bootstrap intervals over tasks. untrained: random "
+    "directions that fire as often as the SAE's latents"
+)
+
+
+def mean_interval(values: Sequence[float], args: ProbeArguments) -> Interval:
+    """The mean over tasks with its percentile interval."""
+    table = torch.tensor(values, dtype=torch.float64)
+    weights = bootstrap_weights(len(table), args.bootstrap_samples, args.seed)
+    draws = torch.cat([block @ table for block in weights]) / len(table)
+    low, high = torch.quantile(draws, torch.tensor([0.025, 0.975]).double()).tolist()
+    return Interval(float(table.mean()), low, high)
+
+
+def chosen_names(names: Sequence[str], args: ProbeArguments) -> list[str]:
+    """Names of as many packaged sets as are asked for, drawn at random, in their order."""
+    if args.n_tasks == "all" or args.n_tasks >= len(names):
+        return list(names)
+    order = np.random.default_rng(args.seed).permutation(len(names))
+    return [names[int(index)] for index in sorted(order[: args.n_tasks])]

@@ -1,0 +1,190 @@
+"""Texts with two classes.
+
+    packaged            113 binary sets of the Python package sae-probes (MIT), faulty ones left out
+    FILE.jsonl          an object with a text and a label on each line
+    owner/name          a Hub data set with such columns
+
+Several classes give a task each: one against the rest.
+"""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...machine.refused import Refused, one_line
+from ...packaged import package_folder
+
+LEAST = 50
+"""Texts of each class that a task needs."""
+MOST_CLASSES = 10
+REQUIREMENT = "sae-probes==0.4.2"
+_LONGEST_LINE = 2**20
+FAULTY = {
+    "161": "its negatives are source code",
+    "162": "its negatives are source code",
+    "163": "its negatives are source code",
+}
+"""Packaged sets that are left out, by number."""
+
+
+class Task(NamedTuple):
+    """Texts, each with a class or without it."""
+
+    name: str
+    texts: list[str]
+    labels: np.ndarray
+    """[n] bool: whether a text has the class"""
+
+
+def binary_tasks(name: str, texts: Sequence[str], labels: Sequence[Any]) -> list[Task]:
+    """A task, or of several classes one for each of the largest ten; without duplicate texts, which
+    would lie on both sides of a split, and without texts that have two labels.
+
+    Raises:
+        ValueError: one class, or fewer than 50 texts of a class.
+    """
+    by_text: dict[str, set[str]] = {}
+    for text, label in zip(texts, labels, strict=True):
+        by_text.setdefault(" ".join(text.split()), set()).add(str(label))
+    kept = [(text, *found) for text, found in by_text.items() if text and len(found) == 1]
+    counts = Counter(label for _, label in kept)
+    if len(counts) < 2:
+        raise Refused(
+            f"{name} has the one class {next(iter(counts), None)!r} among {len(kept)} different "
+            "texts; probing needs two"
+        )
+    classes = sorted(counts)[1:] if len(counts) == 2 else _largest(counts)
+    different = [text for text, _ in kept]
+    tasks = []
+    for each in classes:
+        has = np.array([label == each for _, label in kept])
+        if min(has.sum(), (~has).sum()) >= LEAST:
+            tasks.append(Task(name if len(counts) == 2 else f"{name}: {each}", different, has))
+    if not tasks:
+        smallest = ", ".join(f"{n} of {label!r}" for label, n in counts.most_common()[:3])
+        raise Refused(
+            f"{name} has {smallest} after duplicates are dropped; a task needs {LEAST} texts of "
+            "each class"
+        )
+    return tasks
+
+
+def _largest(counts: Counter[str]) -> list[str]:
+    return [label for label, _ in counts.most_common(MOST_CLASSES)]
+
+
+def read_tasks(
+    source: str, *, text_column: str = "text", label_column: str = "label", split: str = "train"
+) -> list[Task]:
+    """Tasks of a jsonl file or a Hub data set.
+
+    Raises:
+        ValueError: it cannot be read, lacks a column, or its classes do not fit.
+    """
+    path = Path(source)
+    if path.suffix == ".jsonl":
+        rows, name = list(_jsonl_rows(path)), path.stem
+    elif path.exists() or path.suffix or len(path.parts) != 2:
+        raise Refused(
+            f"{source} is no jsonl file and no Hub data set; give packaged, FILE.jsonl or "
+            "owner/name"
+        )
+    else:
+        rows, name = list(_hub_rows(source, split)), source
+    texts, labels = [], []
+    for number, row in enumerate(rows, 1):
+        for column in (text_column, label_column):
+            if row.get(column) is None:
+                raise Refused(
+                    f"row {number} of {source} has no {column!r}; it has {sorted(row)}: set "
+                    "--text_column and --label_column"
+                )
+        texts.append(str(row[text_column]))
+        labels.append(row[label_column])
+    return binary_tasks(name, texts, labels)
+
+
+def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(_LONGEST_LINE):
+                number += 1
+                if line.strip():
+                    yield _object(line, f"line {number} of {path}")
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({one_line(error)}); check the path") from error
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{where} is not JSON ({one_line(error)}); put one object there") from error
+    if not isinstance(row, dict):
+        raise Refused(f"{where} is no object; give a text and its label")
+    return row
+
+
+def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        yield from load_dataset(name, split=split)  # pyright: ignore
+    except Exception as error:  # of many kinds, by what the Hub or a network does
+        raise Refused(
+            f"the data set {name} cannot be loaded ({one_line(error)}); check its name and split"
+        ) from error
+
+
+def packaged_names() -> list[str]:
+    """Names of the packaged sets, in their order, without faulty ones.
+
+    Raises:
+        ValueError: the package is not installed; the sentence has the command.
+    """
+    with _opened(_folder() / "data" / "probing_datasets_MASTER.csv.zst") as file:
+        rows = list(csv.DictReader(file))
+    files = [row["Dataset save name"] for row in rows if row["Data type"] == _BINARY]
+    names = [Path(file).name.partition(".")[0] for file in files]
+    return [name for name in names if name.partition("_")[0] not in FAULTY]
+
+
+_BINARY = "Binary Classification"
+
+
+def packaged_tasks(names: Sequence[str]) -> Iterator[Task]:
+    """The packaged sets of these names; those with too few texts once duplicates are dropped are
+    left out."""
+    csv.field_size_limit(2**24)
+    for name in names:
+        with _opened(_folder() / "data" / "cleaned_data" / f"{name}.csv.zst") as file:
+            rows = list(csv.DictReader(file))
+        try:
+            tasks = binary_tasks(name, [r["prompt"] for r in rows], [r["target"] for r in rows])
+        except Refused:
+            continue
+        yield from tasks
+
+
+def _folder() -> Path:
+    folder = package_folder("sae_probes")
+    if folder is None:
+        raise Refused(
+            f"the packaged sets are not installed: `pip install --no-deps {REQUIREMENT}`; or give "
+            "--tasks FILE.jsonl"
+        )
+    return folder
+
+
+def _opened(path: Path) -> io.TextIOWrapper:
+    import pyarrow
+
+    compressed = pyarrow.input_stream(str(path), compression="zstd")
+    return io.TextIOWrapper(io.BytesIO(compressed.read()), encoding="utf-8", newline="")

@@ -1,0 +1,119 @@
+"""Probing of the SAEs in folders, on the language model that they name."""
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..evaluation.probing import ProbeArguments, Probing, Task, packaged_tasks, probe, read_tasks
+from ..evaluation.probing.study import chosen_names
+from ..evaluation.probing.tasks import FAULTY, REQUIREMENT, packaged_names
+from ..machine.files import write_whole
+from ..machine.names import PROBING, PROBING_REPORT, TRAINING
+from ..machine.refused import Refused
+from ..machine.weights import refuse_mixture, stamp
+from ..models import SAE
+from ..training.trainer import sum_products_in_float32
+from .fields import LMArguments
+from .folder import alone, load_trained, norm_limits
+from .stages import load
+
+PACKAGED = "packaged"
+_FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}
+_FIELDS |= {"model_attention": "attn_implementation"}
+"""Of a config, and their names in a recipe."""
+
+
+def probe_folders(
+    folders: Sequence[Path],
+    args: ProbeArguments,
+    tasks: str = PACKAGED,
+    **columns: str,
+) -> Probing:
+    """Probe the SAEs in folders side by side, and write probing.json and probing.md into each.
+
+    Args:
+        tasks: "packaged", a jsonl file, or a Hub data set.
+        columns: `text_column`, `label_column` and `split` of these.
+
+    Raises:
+        ValueError: SAEs of different language models, unusable tasks, or a package that is missing.
+    """
+    saes = {_name(folder, folders): load_trained(folder) for folder in folders}
+    lm_of = _common_lm(saes)
+    for folder in folders:
+        refuse_mixture(folder, [TRAINING])
+    read, total = _tasks(tasks, args, columns)
+    limits: dict[str, float] = {}
+    for sae, folder in zip(saes.values(), folders, strict=True):
+        if (folder / TRAINING).is_file():
+            limits |= norm_limits(sae, folder)
+    sum_products_in_float32()
+    loaded = load(LMArguments(**{_FIELDS[key]: value for key, value in lm_of.items() if value}))
+    for sae in saes.values():
+        sae.to(loaded.lm.device)  # pyright: ignore
+    with tqdm(total=total, desc="probe", unit="text") as bar:
+        result = probe(
+            loaded.lm,
+            saes,
+            read,
+            args,
+            tokenizer=loaded.tokenizer,
+            norm_limits=limits,
+            progress=lambda n: bar.update(n),
+        )
+    for folder in folders:
+        _save(result, folder, {"tasks_of": _source(tasks), "saes": [*saes], "lm": lm_of})
+    return result
+
+
+def _name(folder: Path, folders: Sequence[Path]) -> str:
+    """A folder's own name where that tells it from the others."""
+    names = [other.resolve().name for other in folders]
+    name = folder.resolve().name
+    return name if names.count(name) == 1 else str(folder)
+
+
+def _common_lm(saes: dict[str, SAE]) -> dict[str, Any]:
+    """What the SAEs say of their language model."""
+    of = {name: {k: getattr(sae.config, k, None) for k in _FIELDS} for name, sae in saes.items()}
+    (first, lm), *others = of.items()
+    if lm["model_name"] is None:
+        raise Refused(f"{first} does not name its language model; `hfsae train` notes it")
+    for name, theirs in others:
+        if theirs != lm:
+            raise Refused(
+                f"{name} is of {theirs['model_name']} and {first} of {lm['model_name']}, or in "
+                "another precision; probe SAEs of one model together"
+            )
+    return lm
+
+
+def _tasks(
+    tasks: str, args: ProbeArguments, columns: dict[str, str]
+) -> tuple[Iterable[Task], int | None]:
+    """The tasks, and how many texts will be read."""
+    if tasks == PACKAGED:
+        names = chosen_names(packaged_names(), args)
+        read = packaged_tasks(names)
+        first = next(read, None)  # a missing file fails before the model is loaded
+        return chain([first] if first else [], read), len(names) * args.n_texts
+    own = read_tasks(tasks, **columns)
+    return own, sum(min(args.n_texts, len(task.texts)) for task in own)
+
+
+def _source(tasks: str) -> str:
+    if tasks == PACKAGED:
+        left_out = ", ".join(f"{number} ({why})" for number, why in FAULTY.items())
+        return f"{REQUIREMENT}, binary sets without {left_out}"
+    return Path(tasks).name if Path(tasks).exists() else tasks
+
+
+def _save(result: Probing, folder: Path, more: dict[str, Any]) -> None:
+    record = {**more, **result.record, "rows": result.rows, **stamp(folder)}
+    with alone(folder, [folder]):
+        write_whole(folder / PROBING_REPORT, result.report)
+        write_whole(folder / PROBING, json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,281 @@
+"""Sparse probing against regressions written out here, a planted task, and unusable texts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from hfsae.cli import main
+from hfsae.evaluation.probing import ProbeArguments, Task, binary_tasks, probe, read_tasks
+from hfsae.evaluation.probing import tasks as packaged
+from hfsae.evaluation.probing.places import last_tokens
+from hfsae.evaluation.probing.regression import rank, regress
+from hfsae.evaluation.probing.study import chosen_names, draw
+from hfsae.evaluation.probing.untrained import Untrained
+from hfsae.machine.refused import Refused
+from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae.packaged import package_folder
+from hfsae.recipe import run
+from hfsae.recipe.probing import probe_folders
+
+from ..helpers import refused
+from ..planted_tokens import plant
+from ..tiny import tiny_recipe
+
+N_TOKENS = 40
+
+
+def texts_of(n, name="t"):
+    return [f"{name} number {i}" for i in range(n)]
+
+
+def test_duplicates_go_before_a_split_can_part_them_and_two_labels_of_a_text_drop_it():
+    texts = [*texts_of(60, "a"), *texts_of(60, "b"), "a  number 3", "b number 4", "both", "both"]
+    labels = [*["x"] * 60, *["y"] * 60, "x", "y", "x", "y"]
+    (task,) = binary_tasks("mine", texts, labels)
+    assert sorted(task.texts) == sorted([*texts_of(60, "a"), *texts_of(60, "b")])
+    assert dict(zip(task.texts, task.labels, strict=True))["b number 4"]  # y: the last in order
+    assert task.labels.sum() == 60
+
+
+def test_several_classes_are_a_task_each_against_the_rest():
+    texts = [*texts_of(60, "a"), *texts_of(70, "b"), *texts_of(80, "c"), *texts_of(9, "rare")]
+    labels = [*["a"] * 60, *["b"] * 70, *["c"] * 80, *["rare"] * 9]
+    tasks = binary_tasks("mine", texts, labels)
+    assert [(task.name, int(task.labels.sum())) for task in tasks] == [
+        ("mine: c", 80),
+        ("mine: b", 70),
+        ("mine: a", 60),
+    ]
+
+
+def test_as_many_texts_are_drawn_of_the_class_as_without_it():
+    task = Task("mine", texts_of(300), np.arange(300) < 90)
+    drawn = draw(task, 400, seed=1)
+    assert len({*drawn.texts}) == 180
+    assert drawn.labels.sum() == 90
+    own = dict(zip(task.texts, task.labels, strict=True))
+    assert all(own[t] == has for t, has in zip(drawn.texts, drawn.labels, strict=True))
+
+
+def ranked_plainly(features, labels):
+    tells = []
+    for column in features.T:
+        active = column[column != 0]
+        unit = active.mean() if len(active) else 1.0
+        tells.append(-abs((column[labels].mean() - column[~labels].mean()) / unit))
+    return np.argsort(tells, kind="stable")
+
+
+@pytest.fixture(scope="module")
+def sparse():
+    rng = np.random.default_rng(0)
+    features = rng.exponential(size=(200, 30)) * (rng.random((200, 30)) < 0.3)
+    features *= rng.exponential(size=30) * 10
+    labels = features[:, 4] + rng.normal(size=200) > features[:, 4].mean()
+    return features, labels
+
+
+def test_ranks_are_differences_of_means_in_units_of_the_mean_when_active(sparse):
+    features, labels = sparse
+    np.testing.assert_array_equal(rank(features, labels), ranked_plainly(features, labels))
+
+
+def test_the_regression_is_that_of_scikit_learn_with_c_by_the_last_training_rows(sparse):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+
+    features, labels = sparse
+    x, y = features[:140, :5], labels[:140]
+    aucs = {}
+    for c in np.logspace(5, -5, 10):
+        model = linear_model.LogisticRegression(C=c, max_iter=1000).fit(x[:112], y[:112])
+        aucs[c] = roc_auc_score(y[112:], model.predict_proba(x[112:])[:, 1])
+    best = max(aucs, key=lambda c: aucs[c])
+    model = linear_model.LogisticRegression(C=best, max_iter=1000).fit(x, y)
+    test, truth = features[140:, :5], labels[140:]
+    predicted = model.predict(test)
+    expected = (
+        roc_auc_score(truth, model.predict_proba(test)[:, 1]),
+        f1_score(truth, predicted, average="weighted"),
+        accuracy_score(truth, predicted),
+    )
+    np.testing.assert_allclose(regress(x, y, test, truth), expected, atol=1e-6)
+
+
+def test_more_features_than_rows_are_turned_without_changing_the_fit():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    from hfsae.evaluation.probing.regression import _within_rows
+
+    rng = np.random.default_rng(1)
+    x, test, y = rng.normal(size=(40, 300)), rng.normal(size=(20, 300)), rng.random(40) < 0.5
+    options = {"C": 0.1, "max_iter": 5000, "tol": 1e-10}
+    plain = linear_model.LogisticRegression(**options).fit(x, y).predict_proba(test)
+    turned, turned_test = _within_rows(x, test)
+    assert turned.shape[1] <= 40
+    ours = linear_model.LogisticRegression(**options).fit(turned, y).predict_proba(turned_test)
+    np.testing.assert_allclose(ours, plain, atol=1e-5)
+
+
+def test_untrained_latents_fire_as_often_as_those_of_the_sae():
+    x = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)) + 3
+    densities = torch.tensor([0.0, 0.002, 0.1, 0.5, 0.9, 1.0])
+    latents = Untrained(x, densities, seed=0).encode(x)
+    torch.testing.assert_close((latents > 0).float().mean(dim=0), densities, atol=1e-3, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Latent i fires on token i alone; texts are words, "w12 w13", and token 0 is BOS."""
+    embedding = torch.diag(1.0 + torch.arange(N_TOKENS))
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    planted = plant(embedding, torch.zeros(64, N_TOKENS), 0.5, ids)
+    words = Tokenizer(WordLevel({"<s>": 0} | {f"w{i}": i for i in range(1, N_TOKENS)}, "<s>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    planted.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>")
+    return planted
+
+
+def text_of(ids):
+    return " ".join(f"w{i}" for i in ids)
+
+
+def spoken(rng, last):
+    words = rng.integers(12, 30, size=int(rng.integers(2, 9)))
+    return [*words.tolist(), last]
+
+
+@pytest.fixture(scope="module")
+def task(planted):
+    """Texts that end in word 31, and texts that end in others; 31 may stand before, too."""
+    rng = np.random.default_rng(0)
+    ids = [spoken(rng, 31) for _ in range(100)] + [spoken(rng, 32 + i % 8) for i in range(100)]
+    texts = [text_of(row) for row in ids]
+    assert planted.tokenizer(texts[0], add_special_tokens=False)["input_ids"] == ids[0]
+    return binary_tasks("ends in 31", texts, [*[1] * 100, *[0] * 100])[0]
+
+
+def test_the_last_tokens_of_texts_are_those_of_each_text_alone(planted):
+    texts = [text_of([15] * n + [20 + n]) for n in (1, 6, 3, 12)]
+    read = last_tokens(planted.lm, planted.tokenizer, texts, ["drop"], bos=True, max_tokens=8)
+    assert [ids[-1] for ids in read.tokens] == [21, 26, 23, 32]
+    assert len(read.tokens[3]) == 7  # its end, behind a BOS
+    firing = read.activations["drop"].argmax(dim=1).tolist()
+    assert firing == [21, 26, 23, 32]
+    assert read.is_read == [True] * 4
+
+
+def test_one_latent_that_is_the_label_is_found_and_chance_is_chance(planted, task):
+    pytest.importorskip("sklearn")
+    args = ProbeArguments(n_texts=200, k=[1, 5], bootstrap_samples=100)
+    result = probe(planted.lm, {"own": planted.sae}, [task], args, tokenizer=planted.tokenizer)
+    of = {(row["features"], row["k"]): row for row in result.rows}
+    assert of["own", 1]["latents"][0] == 31
+    assert of["own", 1]["auc"] == of["own", 1]["accuracy"] == 1.0
+    assert of["untrained", 1]["auc"] < 0.95
+    assert of["model's dimensions", 1]["auc"] == 1.0
+    assert "| own | 1.000 [1.000, 1.000] |" in result.report
+    (gain,) = (
+        mean["auc_above_untrained"]
+        for mean in result.record["means"]
+        if (mean["features"], mean["k"]) == ("own", 1)
+    )
+    assert gain[0] == pytest.approx(1 - of["untrained", 1]["auc"])
+
+
+def test_labels_that_say_nothing_are_at_chance(planted, task):
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(5)
+    tasks = [Task(f"shuffled {i}", task.texts, rng.permutation(task.labels)) for i in range(8)]
+    args = ProbeArguments(n_texts=200, k=[1], bootstrap_samples=100)
+    result = probe(planted.lm, {"own": planted.sae}, tasks, args, tokenizer=planted.tokenizer)
+    for mean in result.record["means"]:
+        assert abs(mean["auc"][0] - 0.5) < 0.1, mean
+
+
+@pytest.mark.skipif(package_folder("sae_probes") is None, reason="sae-probes is not installed")
+def test_packaged_sets_leave_out_what_is_faulty():
+    names = packaged.packaged_names()
+    assert len(names) == 113 - len(packaged.FAULTY)
+    assert not {name.partition("_")[0] for name in names} & {*packaged.FAULTY}
+    few = chosen_names(names, ProbeArguments(n_tasks=2))
+    assert [*few] == chosen_names(names, ProbeArguments(n_tasks=2))
+    for task in packaged.packaged_tasks(few[:1]):
+        assert len({*task.texts}) == len(task.texts) >= 100
+
+
+GOOD = [{"text": t, "label": i % 2} for i, t in enumerate(texts_of(120))]
+BAD = {
+    "no_labels": ([{"text": "a"}], "row 1 of .* has no 'label'.*--label_column"),
+    "one_class": ([row | {"label": "x"} for row in GOOD], "one class 'x'.*needs two"),
+    "few": (GOOD[:60], "30 of '0'.* needs 50 texts of each class"),
+    "not_an_object": ([3], "line 1 of .* is no object"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_unusable_tasks_are_one_sentence(tmp_path, name):
+    rows, sentence = BAD[name]
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(Refused, match=sentence):
+        read_tasks(str(path))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "sentence"),
+    [("missing.jsonl", "cannot be read"), ("texts.csv", "no jsonl file and no Hub data set")],
+)
+def test_what_is_not_there_is_one_sentence(tasks, sentence):
+    with pytest.raises(Refused, match=sentence):
+        read_tasks(tasks)
+
+
+def test_sets_that_are_not_installed_name_their_command(monkeypatch):
+    monkeypatch.setattr(packaged, "package_folder", lambda name: None)
+    with pytest.raises(Refused, match=r"pip install --no-deps sae-probes==0\.4\.2"):
+        packaged.packaged_names()
+
+
+@pytest.mark.parametrize("options", [{"k": []}, {"k": [0, 2]}, {"n_texts": 60}, {"n_tasks": 0}])
+def test_arguments_are_checked(options):
+    with pytest.raises(Refused):
+        ProbeArguments(**options)
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    texts = [f"text {i} " + ("abc " if i % 3 else "ghij ") * (1 + i % 4) for i in range(200)]
+    rows = [{"said": t, "kind": "many" if i % 3 else "few"} for i, t in enumerate(texts)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_saes_in_folders_are_probed_side_by_side(tmp_path, loads, jsonl, capsys):
+    pytest.importorskip("sklearn")
+    a, b = run(tiny_recipe(tmp_path / "out", saes={"a": {"target_l0": 3}, "b": {"target_l0": 5}}))
+    argv = ["probe", str(a), str(b), "--tasks", str(jsonl), "--n_texts", "100", "--k", "1", "3"]
+    assert main([*argv, "--text_column", "said", "--label_column", "kind"]) == 0
+    shown = capsys.readouterr().out
+    records = [json.loads((folder / "probing.json").read_text()) for folder in (a, b)]
+    assert records[0]["means"] == records[1]["means"]
+    assert records[0]["weights_sha256"] != records[1]["weights_sha256"]
+    assert {row["features"] for row in records[0]["rows"]} >= {"a", "b", "untrained"}
+    assert (a / "probing.md").read_text() in shown
+    assert "row 1 of" in refused(argv, capsys)
+
+
+def test_saes_of_two_models_are_not_probed_together(tmp_path, jsonl):
+    folders = []
+    for name in ("one", "two"):
+        config = JumpReLUSAEConfig(d_in=4, d_sae=8, site="layers.1", model_name=name)
+        JumpReLUSAE(config).save_pretrained(tmp_path / name)
+        folders.append(tmp_path / name)
+    with pytest.raises(Refused, match="two is of two and one of one"):
+        probe_folders(folders, ProbeArguments(), str(jsonl))
