@@ -475,6 +475,6 @@ def test_a_recipe_names_a_variant_in_a_module_of_ones_own(tmp_path, loads, capsy
     assert "import the module of a variant of your own first" in refused(
         ["train", "recipe.yaml"], capsys
     )
-    assert main(["train", "recipe.yaml", "--import", "my_variants"]) == 0
+    assert main(["train", "recipe.yaml", "--import", "my_variants.py"]) == 0
     assert type(load_trained(tmp_path / "out")).__name__ == "ShiftedSAE"
-    assert "--import my_variants" in read_json(tmp_path / "out" / "training.json")["command"]
+    assert "--import my_variants.py" in read_json(tmp_path / "out" / "training.json")["command"]

@@ -1,6 +1,6 @@
 """Sparse autoencoders as Hugging Face models: one file a variant, one line here.
 
-A new variant is a config and an SAE, in a file here or in a module of one's own (`--import`):
+A new variant is a config and an SAE, in a file here or in a file of one's own (`--import FILE.py`):
 
     from hfsae import SAE, SAEConfig
     from hfsae.models import Schedule
@@ -15,6 +15,10 @@ A new variant is a config and an SAE, in a file here or in a module of one's own
 
         def activate(self, pre_acts, schedule=Schedule(), at=EVERYWHERE):
             return pre_acts.relu().square()
+
+Once it is imported, `AutoModel`, `hfsae.load` and recipes know it. Parameters of its own are made
+in `__init__`, after super().__init__(config), and `sparsity_losses` gives terms of its loss that
+make latents sparse, as in `hfsae/models/relu.py`; without them nothing moves L0.
 
 The class docstring's first line is the formula on a trained SAE's card, and the arXiv ids in it are
 its citations. `schedule` holds the trainer's settings for the step, `at` the positions of pre_acts

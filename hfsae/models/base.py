@@ -36,6 +36,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
@@ -120,6 +121,18 @@ class SAE(Strict):
 
     to_saelens: ClassVar[Callable[..., Any]]
     """The same function as a `sae_lens.SAE`; `hfsae.convert` sets this method."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A class with a config of its own is known to `AutoModel` from here on; one that a
+        notebook's cell defines again takes the place of the former."""
+        is_own = "config_class" in vars(cls)  # transformers sets it on every class
+        super().__init_subclass__(**kwargs)
+        if is_own:
+            config = cls.config_class
+            is_held = config.model_type in CONFIG_MAPPING
+            if not is_held or str(CONFIG_MAPPING[config.model_type]) == str(config):
+                AutoConfig.register(config.model_type, config, exist_ok=True)
+                AutoModel.register(config, cls, exist_ok=True)
 
     @classmethod
     def formula(cls) -> str:

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
 from ..machine.refused import Refused
@@ -128,7 +127,3 @@ class BatchTopKSAE(AuxKSAE):
     def _fold_(self, state: dict[str, Any], config: SAEConfig) -> None:
         super()._fold_(state, config)
         state["threshold"] *= self.scale
-
-
-AutoConfig.register(BatchTopKSAEConfig.model_type, BatchTopKSAEConfig)
-AutoModel.register(BatchTopKSAEConfig, BatchTopKSAE)

@@ -5,7 +5,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
 from ..ops import EVERYWHERE, Place
@@ -100,7 +99,3 @@ class GatedSAE(SAE):
             state["b_mag"] -= state["r_mag"].exp() * (state["b_dec"] @ state["W_enc"])
         super()._fold_(state, config)
         state["b_mag"] *= self.scale
-
-
-AutoConfig.register(GatedSAEConfig.model_type, GatedSAEConfig)
-AutoModel.register(GatedSAEConfig, GatedSAE)

@@ -22,7 +22,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
 from ..machine.refused import Refused
@@ -238,7 +237,3 @@ class JumpReLUSAE(SAE):
             config.activation = "jump"
         config.bandwidth = float(self.config.bandwidth) * self.scale
         config.initial_threshold = float(self.config.initial_threshold) * self.scale
-
-
-AutoConfig.register(JumpReLUSAEConfig.model_type, JumpReLUSAEConfig)
-AutoModel.register(JumpReLUSAEConfig, JumpReLUSAE)

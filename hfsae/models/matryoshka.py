@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
 
 from ..machine.refused import Refused
 from ..ops import Place, nested_sums
@@ -101,9 +100,3 @@ class MatryoshkaJumpReLUSAE(Matryoshka, JumpReLUSAE):
 
     config_class = MatryoshkaJumpReLUSAEConfig
     config: MatryoshkaJumpReLUSAEConfig
-
-
-AutoConfig.register(MatryoshkaBatchTopKSAEConfig.model_type, MatryoshkaBatchTopKSAEConfig)
-AutoModel.register(MatryoshkaBatchTopKSAEConfig, MatryoshkaBatchTopKSAE)
-AutoConfig.register(MatryoshkaJumpReLUSAEConfig.model_type, MatryoshkaJumpReLUSAEConfig)
-AutoModel.register(MatryoshkaJumpReLUSAEConfig, MatryoshkaJumpReLUSAE)

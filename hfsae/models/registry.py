@@ -1,12 +1,10 @@
-"""Variants in users' own modules: imported by name, and registered with transformers."""
+"""Variants in users' own modules, imported by name or as a file."""
 
 import importlib
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from ..machine.refused import Refused
 from .base import SAE
@@ -16,39 +14,39 @@ IMPORT_HINT = "import the module of a variant of your own first (a command: --im
 
 
 def register_variants(module: str) -> None:
-    """Import a module, and register each variant that it defines under its model_type.
+    """Import a module, whose variants `AutoModel` then knows.
+
+    Args:
+        module: its dotted name, in this folder or installed; or its file, with .py.
 
     Raises:
         ValueError: there is no such module, it fails, or a config has no SAE class; one sentence.
     """
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)  # which the installed command does not search
+    folder, name = os.getcwd(), module
+    if module.endswith(".py"):
+        folder, name = str(Path(module).resolve().parent), Path(module).stem
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # which the installed command does not search
     try:
-        importlib.import_module(module)
+        importlib.import_module(name)
     except Exception as error:  # a user's code may raise anything
         why = f"{type(error).__name__}: {error}"
         raise Refused(
-            f"--import {module}: {why}; give a module's dotted name, without .py, that lies in "
-            "this folder or is installed"
+            f"--import {module}: {why}; give a file with .py, or the dotted name of a module that "
+            "lies in this folder or is installed"
         ) from error
-    register_defined()
+    refuse_configs_alone()
 
 
-def register_defined() -> None:
-    """Register with transformers the variants of modules that are imported by now.
-
+def refuse_configs_alone() -> None:
+    """
     Raises:
         ValueError: a config has no SAE class.
     """
-    classes = _classes()
+    types = {config.model_type for config in _classes()}
     for config_class in variants():
-        if config_class.model_type in CONFIG_MAPPING:
-            continue
-        if config_class not in classes:
+        if config_class.model_type not in types:
             raise Refused(f"no SAE has config_class = {config_class.__name__}; define one")
-        AutoConfig.register(config_class.model_type, config_class)
-        AutoModel.register(config_class, classes[config_class])
 
 
 def refuse_unknown_variant(model_type: str | None, where: str | Path) -> None:
@@ -71,7 +69,10 @@ def class_of(model_type: str | None) -> type[SAE] | None:
 
 
 def _classes() -> dict[type[SAEConfig], type[SAE]]:
-    return {sae.config_class: sae for sae in _below(SAE)}
+    classes: dict[type[SAEConfig], type[SAE]] = {}
+    for sae in _below(SAE):
+        classes.setdefault(sae.config_class, sae)  # a class before those derived from it
+    return classes
 
 
 def _below(base: type[SAE]) -> Iterator[type[SAE]]:

@@ -5,7 +5,6 @@ from typing import ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
 
 from ..ops import EVERYWHERE, Place
 from . import penalties
@@ -62,7 +61,3 @@ class ReLUSAE(SAE):
 
     def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
         return torch.zeros_like(self.b_enc)
-
-
-AutoConfig.register(ReLUSAEConfig.model_type, ReLUSAEConfig)
-AutoModel.register(ReLUSAEConfig, ReLUSAE)

@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 
 from ..machine.refused import Refused
 from ..ops import EVERYWHERE, Entries, Place, Workspace, among_top_k, largest, screen_top_k
@@ -140,7 +139,3 @@ def nearly_largest(
     values, groups = best.values.topk(k, dim=-1, sorted=False)
     indices = groups * size + best.indices.gather(-1, groups)
     return torch.zeros_like(z).scatter(-1, indices, values)
-
-
-AutoConfig.register(TopKSAEConfig.model_type, TopKSAEConfig)
-AutoModel.register(TopKSAEConfig, TopKSAE)

@@ -20,7 +20,7 @@ from ..machine.names import CHECKPOINTS, FEATURES, FIGURES
 from ..machine.refused import Refused
 from ..models import DEFAULT_VARIANT, SAEConfig, variants
 from ..models.config import own_fields
-from ..models.registry import IMPORT_HINT, register_defined
+from ..models.registry import IMPORT_HINT, refuse_configs_alone
 from ..training import TrainingArguments
 from ..training.identity import FREE, SHARED
 
@@ -150,7 +150,7 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
         ValueError: no site, an unknown field or model_type, or a width that is not the site's.
     """
     _check_given(recipe)
-    register_defined()  # a variant of the caller's own may be defined by now
+    refuse_configs_alone()
     configs = {}
     for name, given in recipe.sae_fields().items():
         fields = {"model_name": recipe.lm.name, **_for_variant(name, given)}

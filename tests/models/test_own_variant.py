@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel
 
 import hfsae
 from hfsae.models.registry import class_of
@@ -23,6 +24,8 @@ def example():
     names = {"__name__": "own_module"}
     exec(textwrap.dedent(code), names)
     yield names
+    MODEL_MAPPING._extra_content.pop(names["SquaredSAEConfig"])
+    CONFIG_MAPPING._extra_content.pop("squared_sae")
     names.clear()
     gc.collect()
 
@@ -35,6 +38,31 @@ def test_the_example_of_a_new_variant_is_one(example):
     assert torch.equal(sae(x).recon, expected @ sae.W_dec)
     sae(x, return_loss=True).loss.backward()
     assert sae.W_enc.grad.abs().sum() > 0
+
+
+def test_a_variant_that_is_defined_loads_as_any_other(example, tmp_path):
+    sae = example["SquaredSAE"](example["SquaredSAEConfig"](d_in=4, d_sae=8))
+    sae.save_pretrained(tmp_path)
+    for again in (AutoModel.from_pretrained(tmp_path), hfsae.load(tmp_path)):
+        assert type(again) is example["SquaredSAE"]
+        assert torch.equal(again.W_enc, sae.W_enc)
+
+
+def test_a_cell_that_runs_again_replaces_its_variant(example):
+    first = example["SquaredSAE"]
+    exec("class SquaredSAEConfig(SAEConfig):\n    model_type = 'squared_sae'", example)
+    exec("class SquaredSAE(SAE):\n    config_class = SquaredSAEConfig", example)
+    again = AutoModel.from_config(example["SquaredSAEConfig"](d_in=4, d_sae=8))
+    assert type(again) is example["SquaredSAE"] is not first
+    MODEL_MAPPING._extra_content.pop(first.config_class)
+
+
+def test_a_class_below_a_variant_does_not_take_its_place():
+    class Mine(hfsae.JumpReLUSAE):
+        pass
+
+    config = hfsae.JumpReLUSAEConfig(d_in=4, d_sae=8)
+    assert type(AutoModel.from_config(config)) is hfsae.JumpReLUSAE
 
 
 def test_the_class_says_what_a_card_shows(example):
