@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .actions import Actions, in_queue
-from .address import Address, Feature, Inspect, Steer, from_query, page_of, to_query
+from .address import Address, Inspect, Steer, from_query, page_of, to_query
 from .pages import (
     AboutPage,
     FeaturePage,
@@ -23,9 +23,9 @@ from .pages import (
     InspectPage,
     SearchPage,
     SteerPage,
+    Tour,
     WhyPage,
 )
-from .pages.inspect import EXAMPLES
 from .pages.page import App, Page, Updates
 from .parts import html, number, panel, style
 from .subject import Choice, Subject, default_source, open_subject
@@ -65,7 +65,7 @@ def build(subject: Subject) -> gr.Blocks:
     with gr.Blocks(title=f"hfsae: {subject.name}", analytics_enabled=False) as blocks:
         panel(html("header", _facts(actions)), elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
-        address = gr.State(None)
+        address, tour = gr.State(None), Tour(actions)
         with gr.Tabs(selected="inspect") as tabs:
             app = App(tabs, link, address)
             tab_of = {}
@@ -74,31 +74,45 @@ def build(subject: Subject) -> gr.Blocks:
                     app.pages[name] = page_class(actions)
         for name, page in app.pages.items():
             page.wire(app)
-            _follow(app, tab_of[name], page)
+            _follow(app, tab_of[name], name)
+        tour.wire(app)
         link.change(None, link, None, js=_TO_LINK, api_visibility="private")
         _restore(blocks, app)
         actions.serve()
     return blocks.queue(default_concurrency_limit=8, max_size=128)
 
 
-def _follow(app: App, tab: gr.Tab, page: Page) -> None:
-    """A click on a tab changes the link, and leaves the page unchanged."""
+def _follow(app: App, tab: gr.Tab, name: str) -> None:
+    """A click on a tab changes the link; an empty page shows what it shows first."""
+    page = app.pages[name]
 
-    def to(address: Any, *values: Any) -> Any:
-        if address is None:  # the first tab is selected before the page has been restored
-            return gr.skip()
+    def to(opened: Any, *values: Any) -> Any:
+        if opened is None:  # the first tab is selected before the page has been restored
+            return {app.link: gr.skip()}
         try:
-            return to_query(page.address(*values))
+            address = page.address(*values)
         except ValueError:
-            return gr.skip()
+            return {app.link: gr.skip()}
+        first = app.opening(name, address)
+        if first == address or page_of(opened) == name:
+            return {app.link: to_query(address)}
+        return {part: new for part, new in app.show(first).items() if part is not app.tabs}
 
     tab.select(
         to,
         [app.address, *page.inputs],
-        app.link,
-        show_progress="hidden",
+        [part for part in app.outputs(name) if part is not app.tabs],
+        **_progress(page),
         api_visibility="private",
+        **in_queue("look"),
     )
+
+
+def _progress(*pages: Page) -> dict[str, Any]:
+    """Options of an event that draws pages: it is seen to work on each of their largest panels."""
+    panels = [[part for part in page.outputs if isinstance(part, gr.HTML)] for page in pages]
+    on = [parts[0] for parts in panels if parts]
+    return {"show_progress": "minimal" if on else "hidden", "show_progress_on": on or None}
 
 
 def _restore(blocks: gr.Blocks, app: App) -> None:
@@ -107,12 +121,11 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
 
     def prepare(request: gr.Request) -> Updates:
         """At once: the tab, and the fields."""
-        first = _first(steer.actions)
         try:
-            address = _address_in(request) or first
+            address = _address_in(request, app)
             return {app.address: address, **app.fill(address)}
         except ValueError as error:
-            notice = html("error", str(error))
+            notice, first = html("error", str(error)), _first(app)
             return {app.address: first, **app.fill(first), app.pages[page_of(first)].notice: notice}
 
     def restore(address: Any) -> Updates:
@@ -134,7 +147,8 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
     options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     outputs = [app.address, *app.outputs(*PAGES)]
     opened = blocks.load(prepare, None, outputs, **options)
-    opened = opened.then(restore, app.address, outputs, **options)
+    seen = {**options, **_progress(*app.pages.values())}
+    opened = opened.then(restore, app.address, outputs, **seen)
     opened.then(
         rerun,
         [app.address, *steer.inputs],
@@ -144,17 +158,19 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
     )
 
 
-def _address_in(request: gr.Request) -> Address | None:
-    """The address in a request; None without one."""
-    address = from_query({key: str(value) for key, value in request.query_params.items()})
-    return None if address == Inspect() else address
+def _address_in(request: gr.Request, app: App) -> Address:
+    """The address in a request; what its page shows first, where that is empty."""
+    query = {key: str(value) for key, value in request.query_params.items()}
+    address = from_query(query)
+    if address == Inspect() and "tab" not in query:
+        return _first(app)
+    return app.opening(page_of(address), address)
 
 
-def _first(actions: Actions) -> Address:
+def _first(app: App) -> Address:
     """The first page's content, before any request."""
-    if actions.subject.loaded is None:
-        return Feature(actions.random_latent(0)["latent"])
-    return Inspect(prompt=EXAMPLES[0])
+    has_lm = app.pages["inspect"].subject.loaded is not None
+    return app.pages["inspect" if has_lm else "feature"].first()
 
 
 def _facts(actions: Actions) -> list[dict[str, str]]:

@@ -10,6 +10,17 @@ window.hfsae = {
     const step = this.opened && this.content(next) !== this.content(location.search);
     if (next !== location.search) history[step ? "pushState" : "replaceState"](null, "", next);
     this.opened = true;
+    this.step(new URLSearchParams(query));
+  },
+  // A step of the tour is done when its page is shown: a token chosen, a latent, a steered text.
+  step(shown) {
+    const done = {inspect: shown.has("token"), feature: true, steer: shown.has("run")};
+    const tab = shown.get("tab");
+    if (done[tab]) document.querySelector(`#tour [data-step=${tab}]`)?.classList.add("hf-done");
+  },
+  tour() {
+    const hidden = document.documentElement.classList.toggle("hf-toured");
+    try { localStorage.setItem("hfsae-tour", hidden ? "hidden" : "shown"); } catch (error) { /* private mode */ }
   },
   // A link without what is set beside the text: to move a slider is no step to go back over.
   content(query) {
@@ -29,5 +40,8 @@ window.hfsae = {
     try { localStorage.setItem("hfsae-theme", dark ? "dark" : "light"); } catch (error) { /* private mode */ }
   },
 };
+try {
+  if (localStorage.getItem("hfsae-tour") === "hidden") document.documentElement.classList.add("hf-toured");
+} catch (error) { /* private mode */ }
 window.addEventListener("popstate", () => location.reload());
 window.addEventListener("DOMContentLoaded", () => hfsae.remembered());

@@ -33,6 +33,7 @@ element.addEventListener('click', (event) => {
     const node = event.target.closest('[data-do]');
     if (node && !node.disabled) send(node.dataset.do, node, null);
     if (event.target.closest('[data-local=theme]')) hfsae.theme();
+    if (event.target.closest('[data-local=tour]')) hfsae.tour();
 });
 element.addEventListener('input', (event) => {
     const node = event.target, chip = node.closest('[data-chip]');
@@ -115,7 +116,7 @@ def _module() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent}
+    environment.filters |= {"number": number, "percent": percent, "place": place}
     environment.filters |= {"visible": visible, "quoted": quoted}
     return environment.get_template("parts.html").module
 
@@ -134,6 +135,12 @@ def number(value: int | float) -> str:
 def percent(share: float) -> str:
     """A share as people write it: two digits where it is small."""
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def place(site: str) -> str:
+    """A site in words, where it is a block's output; else its name."""
+    block = re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)", site)
+    return f"the output of block {block[1]}, counted from 0" if block else site
 
 
 def visible(text: str) -> str:

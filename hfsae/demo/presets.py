@@ -34,6 +34,11 @@ def searches(subject: Subject) -> list[tuple[str, str]]:
     return examples or [("The river flows into the sea", "fires on")]
 
 
+def clearest(subject: Subject) -> int:
+    """A latent that people can make sense of; without labels and a feature store, any."""
+    return next(iter(_described(subject)))
+
+
 def _described(subject: Subject) -> dict[int, str]:
     """{latent: what it is}, the labelled ones first."""
     density = subject.density()

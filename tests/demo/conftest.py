@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ from hfsae.demo import Choice, Subject, open_subject
 
 ROOT = Path(__file__).parent.parent.parent
 D_SAE = 48
+# What the address says has been put into the fields: from here on nothing typed is lost to it.
+FILLED = "() => document.querySelector('#link textarea, #link input')?.value"
+WAIT = 60_000  # ms, the most that a loaded machine is given
 HOSTILE = "<img src=x onerror=\"document.title='hit'\"> ${document.title='hit'} {{7*7}} `\\"
 SPIES = """\
 <video src="https://spy.example/v" autoplay></video><audio src="https://spy.example/a"></audio>
@@ -164,3 +167,46 @@ def browser() -> Iterator:
         browser = playwright.chromium.launch(executable_path=executable, args=options)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def visit(browser, app_url) -> Iterator[Callable]:
+    """visit(query, width=...) -> a page in a browser context of its own.
+
+    At the end: no script failed, no request went anywhere but to the app, and the page's policy
+    refused nothing.
+    """
+    contexts, wrong = [], []
+
+    def ours(request) -> None:
+        if not request.url.startswith((app_url, "data:", "blob:")):
+            wrong.append(request.url)
+
+    def policy(message) -> None:
+        own_base = f"base URI to '{app_url}'"  # Gradio sets it to what it is without
+        if "Content Security Policy" in message.text and own_base not in message.text:
+            wrong.append(message.text)
+
+    def visit(query: str = "", width: int = 1280):
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", ours)
+        page.on("console", policy)
+        page.goto(f"{app_url}?{query}")
+        page.wait_for_selector("#header .hf-top")
+        page.wait_for_function(FILLED)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def texts(page) -> list[str]:
+    """The two continuations, once they are done."""
+    page.wait_for_selector("text=KL from the model as it is")
+    return page.locator("#steer-output .hf-text").all_inner_texts()

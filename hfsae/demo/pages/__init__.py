@@ -6,4 +6,5 @@ from .health import HealthPage as HealthPage
 from .inspect import InspectPage as InspectPage
 from .search import SearchPage as SearchPage
 from .steer import SteerPage as SteerPage
+from .tour import Tour as Tour
 from .why import WhyPage as WhyPage

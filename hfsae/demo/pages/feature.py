@@ -8,6 +8,7 @@ import gradio as gr
 from .. import address as at
 from ..act import direction
 from ..parts import html, number, panel, percent
+from ..presets import clearest
 from ..rows import check_latent
 from .page import App, Page, Updates, whole
 
@@ -86,6 +87,10 @@ class FeaturePage(Page):
         if name == "latent":
             return check_latent(self.subject, value) if value else None
         return super().from_component(name, value)
+
+    def first(self) -> at.Feature:
+        """A latent that people can make sense of: a labelled one, or one that fires on one word."""
+        return at.Feature(clearest(self.subject))
 
     def render(self, address: at.Feature) -> Updates:
         """All of a latent's page; without a latent it is empty."""

@@ -9,7 +9,7 @@ from .. import address as at
 from ..judge import check_name
 from ..parts import html, number, panel, percent
 from ..reading import check_text
-from .page import App, Page, Updates
+from .page import App, Page, Updates, box
 
 _TILES = {
     "l0": "L0",
@@ -40,7 +40,7 @@ class HealthPage(Page):
         with gr.Row():
             with gr.Column(min_width=320):
                 self.text = self.field(
-                    "text", gr.Textbox, label="Measure it on your own text", lines=3, max_lines=8
+                    "text", gr.Textbox, label="Measure it on your own text", **box(3)
                 )
                 self.run = gr.Button("Measure")
                 self.measured = panel(elem_id="health-measured")

@@ -7,7 +7,7 @@ import gradio as gr
 
 from .. import address as at
 from ..parts import html, panel
-from .page import App, Page, Updates, one_of, whole
+from .page import App, Page, Updates, box, one_of, whole
 
 _DENSITIES = [
     ("show all latents", 1.0),
@@ -39,13 +39,13 @@ class InspectPage(Page):
             "prompt",
             gr.Textbox,
             label="Text",
-            lines=2,
-            max_lines=8,
+            **box(2),
             placeholder="A sentence or a paragraph",
         )
         with gr.Row(elem_classes="hf-buttons"):
             self.run = gr.Button("Inspect", variant="primary", min_width=120, scale=0)
-            self.examples = panel(html("examples", EXAMPLES))
+            panel(html("keys"))
+        self.examples = panel(html("examples", EXAMPLES))
         with gr.Accordion("Options and comparison", open=False):
             with gr.Row():
                 self.density = self.field(
@@ -57,7 +57,7 @@ class InspectPage(Page):
                     label="Read it as a user's message (chat template)",
                     min_width=240,
                 )
-            self.field("versus", gr.Textbox, label="Compare with", lines=2, max_lines=8)
+            self.field("versus", gr.Textbox, label="Compare with", **box(2))
         self.notice = panel()
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
@@ -73,6 +73,10 @@ class InspectPage(Page):
     def to_component(self, name: str, value: Any) -> Any:
         """A link may name any density; the nearest choice is shown."""
         return _nearest(value) if name == "max_density" else value
+
+    def first(self) -> at.Inspect:
+        """The first example."""
+        return at.Inspect(prompt=EXAMPLES[0])
 
     def render(self, address: at.Inspect) -> Updates:
         """The coloured text, its latents, and what differs from the other text."""

@@ -73,6 +73,10 @@ class Page:
         """The address's value for what a field's component holds: None, if a box was emptied."""
         return "" if value is None and getattr(self.state(), name) == "" else value
 
+    def first(self) -> Any:
+        """What the page shows before anything is asked of it; by default, what it shows empty."""
+        return self.state()
+
     def render(self, address: Any) -> Updates:
         """Updates of all below the inputs. Raises ValueError with a sentence for the notice."""
         return {}
@@ -112,6 +116,11 @@ class App:
             return updates | page.render(address)
         except ValueError as error:
             return updates | {page.notice: html("error", str(error))}
+
+    def opening(self, name: str, address: Any) -> Address:
+        """The address of a page, or what the page shows first where that is empty."""
+        page = self.pages[name]
+        return page.first() if address == page.state() else address
 
     def outputs(self, *names: str) -> list[Any]:
         """Components that showing any of these pages may update."""
@@ -217,6 +226,12 @@ class App:
             api_visibility="private",
             **in_queue("look"),
         )
+
+
+def box(lines: int, most: int = 8) -> dict[str, Any]:
+    """Options of a text box where Enter runs and Shift+Enter breaks the line, this high: Gradio
+    does so in a box of one line that may grow."""
+    return {"lines": 1, "max_lines": most, "elem_classes": f"hf-box-{lines}"}
 
 
 def whole(text: str) -> int:

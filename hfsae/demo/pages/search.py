@@ -52,6 +52,10 @@ class SearchPage(Page):
         """A valid way to search."""
         return at.Search.by if name == "by" and value not in BY else value
 
+    def first(self) -> at.Search:
+        """The first example."""
+        return at.Search(*self.choices[0])
+
     def render(self, address: at.Search) -> Updates:
         """The latents that were found."""
         if not address.query:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
+from urllib.parse import parse_qsl
 
 import gradio as gr
 
@@ -12,13 +13,13 @@ from .. import address as at
 from .. import validate
 from ..act import LIMITS, check, sampling
 from ..actions import in_queue, on_zero_gpu
-from ..address import to_query
+from ..address import from_query, to_query
 from ..parts import dial, html, panel
 from ..presets import presets
 from ..rows import as_rows, check_latent
 from ..runs import Run, Runs
 from ..settings import NAMES, Steering
-from .page import App, Page, Updates, one_of, whole
+from .page import App, Page, Updates, box, whole
 
 UNIT_NAMES = {"max": "x largest activation", "norm": "% of the norm", "raw": "raw"}
 _UNITS = [
@@ -53,7 +54,7 @@ class SteerPage(Page):
         self.texts, self.sweeps = Runs(), Runs()
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
-                self.prompt = self.field("prompt", gr.Textbox, label="Prompt", lines=3, max_lines=8)
+                self.prompt = self.field("prompt", gr.Textbox, label="Prompt", **box(3))
                 self.choices = presets(actions.subject)
                 names = [choice["name"] for choice in self.choices]
                 self.presets = panel(html("examples", names), elem_id="steer-examples")
@@ -61,6 +62,7 @@ class SteerPage(Page):
                     self.run = gr.Button("Generate", variant="primary", min_width=120, scale=0)
                     self.stop = gr.Button("Stop", variant="stop", min_width=80, scale=0)
                     self.suggest = gr.Button("Find a strength", min_width=140, scale=0)
+                    panel(html("keys"))
             with gr.Column(scale=3, min_width=320):
                 self.chips = panel(self._chips(at.Steer()), elem_id="steer-chips")
                 with gr.Row(elem_classes="hf-buttons"):
@@ -117,6 +119,10 @@ class SteerPage(Page):
         """The unit, or a replacement if the largest activations are unknown."""
         return unit if unit != "max" or self.measured else "norm"
 
+    def first(self) -> at.Steer:
+        """The first preset, ready to run."""
+        return self.preset(0)
+
     def render(self, address: at.Steer) -> Updates:
         """The latents with their strengths; texts are generated on request."""
         for latent in address.latents:
@@ -166,7 +172,7 @@ class SteerPage(Page):
         )
         app.on([self.random.click], self._add_random, self)
         app.on_select(self.chips, self._changed, self, leads_to=("feature",))
-        app.on_select(self.presets, self._preset, self)
+        self.then_run(app.on_select(self.presets, self._preset, self))
         for trigger in (self.add.click, self.new.submit):
             trigger(
                 self._add,
@@ -270,15 +276,35 @@ class SteerPage(Page):
             return replace(now, latents={**now.latents, **checked})
         return at.Feature(latent)
 
-    def _preset(self, do: str, index: str, to: str, *values: Any) -> at.Steer:
-        preset = one_of(self.choices, index)
+    def preset(self, number: int, now: at.Steer | None = None) -> at.Steer:
+        """A preset's prompt, latents, mode and unit; the other settings are those of `now`."""
+        preset, now = self.choices[number], now or at.Steer()
         strengths = {int(i): float(s) for i, s in preset["latents"].items()}
-        mode = str(preset.get("mode", "add"))
-        now = self.address(*values)
-        unit = "max"
+        mode, unit = str(preset.get("mode", "add")), "max"
         if not self.measured:
             strengths, unit = dict.fromkeys(strengths, _FIRST["norm"]), "norm"
         return replace(now, prompt=str(preset["prompt"]), latents=strengths, mode=mode, unit=unit)
+
+    def striking(self) -> at.Steer:
+        """The first preset, running."""
+        return replace(self.preset(0), run=True)
+
+    def _preset(self, do: str, index: str, to: str, *values: Any) -> at.Steer:
+        number = min(whole(index), len(self.choices) - 1)
+        return replace(self.preset(number, self.address(*values)), run=True)
+
+    def then_run(self, shown: Any) -> None:
+        """After an event that led to an address: generate its texts, if it requests them."""
+        options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        asked = shown.then(
+            self._ask_linked, [self.app.link, *self.inputs], None, queue=False, **options
+        )
+        asked.then(self.generate, None, self.generated, **in_queue("run"), **options)
+
+    def _ask_linked(self, request: gr.Request, link: str, *values: Any) -> None:
+        address = from_query(dict(parse_qsl(link)))
+        if isinstance(address, at.Steer) and address.run:
+            self.ask(request, *values)
 
     def generate(self, request: gr.Request) -> Iterator[Updates]:
         """Both texts, token by token, for the last request, if it was not stopped."""

@@ -8,7 +8,7 @@ import gradio as gr
 from .. import address as at
 from ..parts import html, panel
 from ..reading import check_text
-from .page import App, Page, Updates, one_of, whole
+from .page import App, Page, Updates, box, one_of, whole
 
 EXAMPLES = (
     "The river flows from the mountains into the",
@@ -29,8 +29,7 @@ class WhyPage(Page):
             "prompt",
             gr.Textbox,
             label="Text",
-            lines=2,
-            max_lines=8,
+            **box(2),
             placeholder="The next token is what is explained",
         )
         with gr.Row(elem_classes="hf-buttons"):
@@ -42,6 +41,7 @@ class WhyPage(Page):
                 "contrast", gr.Textbox, label="Rather than", placeholder="nothing", **narrow
             )
             self.run = gr.Button("Explain", variant="primary", min_width=110, scale=0)
+            panel(html("keys"))
         self.examples = panel(html("examples", EXAMPLES), elem_id="why-examples")
         self.notice = panel()
         with gr.Row():
@@ -52,6 +52,10 @@ class WhyPage(Page):
         self.checked = gr.State({})  # the rows shown, and their question
         self.ablated = gr.State(None)  # the last check, its question and latent
         self.outputs = (self.next, self.effects, self.checked)
+
+    def first(self) -> at.Why:
+        """The first example."""
+        return at.Why(EXAMPLES[0])
 
     def render(self, address: at.Why) -> Updates:
         """The next tokens, and the latents' effects."""

@@ -1,0 +1,47 @@
+"""The first minute: what a latent is, and three steps to a steered text."""
+
+from typing import Any, cast
+
+from .. import address as at
+from ..parts import html, panel
+from ..subject import Subject
+from .inspect import EXAMPLES
+from .page import App, whole
+from .steer import SteerPage
+
+
+class Tour:
+    """A panel above the pages. A click on a step shows it; the visitor hides the panel, or goes the
+    steps on the pages themselves: page.js marks those done, and remembers a hidden tour."""
+
+    def __init__(self, actions: Any) -> None:
+        self.actions, self.subject = actions, actions.subject
+        self.panel = panel(html("tour", _view(self.subject)), elem_id="tour")
+
+    def wire(self, app: App) -> None:
+        """The last step generates its texts."""
+        steer = cast(SteerPage, app.pages["steer"])
+
+        def step(do: str, number: str, to: str, *values: Any) -> at.Address:
+            return (self._word, self._latent, steer.striking)[min(whole(number), 2)]()
+
+        shown = app.on_select(self.panel, step, steer, leads_to=("inspect", "feature"))
+        steer.then_run(shown)
+
+    def _word(self) -> at.Inspect:
+        """The first example, with the word that its most telling latent fires on."""
+        token = self.actions.inspect(EXAMPLES[0])["ranking"][0]["peak"]
+        return at.Inspect(EXAMPLES[0], token=token)
+
+    def _latent(self) -> at.Feature:
+        """The page of that latent."""
+        return at.Feature(self.actions.inspect(EXAMPLES[0])["ranking"][0]["latent"])
+
+
+def _view(subject: Subject) -> dict[str, Any]:
+    name = subject.public_lm_name
+    return {
+        "n": f"{subject.d_sae:,}",
+        "model": name.rpartition("/")[2] if name else "a language model",
+        "site": subject.sae.config.site,
+    }
