@@ -6,7 +6,7 @@
     demo | comparison | tuning | measurement      the app; arms at equal L0; settings; results again
     cost                                 seconds and bytes of a run, before it is begun
     hub | recipe                         push, fetch, load by meaning; what a run is
-    explain                              names for latents, and how sure they are
+    explain | presets                    names for latents, and how sure they are; what steers well
     training | evaluation | features | cards | convert | steering | attribution
     models | activations                 one forward pass, a variant a file; text -> activations
     ops | lm                             sparse algebra; places in a language model

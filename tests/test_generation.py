@@ -70,6 +70,23 @@ def test_only_the_steered_text_changes_and_no_hook_stays_between_tokens(lm, tiny
     assert [len(p.steered_ids) for p in pairs[:3]] == [1, 2, 3]
 
 
+def test_each_steered_token_says_how_much_likelier_steering_made_it(lm, tiny_tokenizer):
+    def steering(phase):
+        return hfsae.patch(lm, {"layers.2": lambda x: x + 5.0 * torch.arange(16)})
+
+    pair = last(generate_pair(lm, tiny_tokenizer, PROMPT, steering, Sampling(6)))
+    ids = torch.tensor([[*PROMPT, *pair.steered_ids]])
+
+    def logs():
+        rows = lm(ids).logits[0, len(PROMPT) - 1 : -1].log_softmax(-1)
+        return rows.gather(1, ids[0, len(PROMPT) :, None])[:, 0]
+
+    plain = logs()
+    with steering("prompt"):
+        raised = logs() - plain
+    assert pair.raised == pytest.approx(raised.tolist(), abs=1e-4) and max(pair.raised) > 1
+
+
 def test_the_repetition_penalty_makes_what_was_there_less_likely(lm, tiny_tokenizer):
     greedy = [
         last(

@@ -1,11 +1,19 @@
-"""Verbs of the `hfsae` command for the app: demo, space."""
+"""Verbs of the `hfsae` command for the app: demo, presets, space."""
 
 import socket
+from pathlib import Path
 
-from ..hub import write_space
+from ..features import FeatureStore, read_labels
+from ..hub import load, write_space
+from ..lm import load_lm
+from ..machine.files import printable_lines
+from ..machine.names import PRESETS
 from ..machine.refused import Refused
+from ..presets import Model, PresetArguments, find_presets, save_presets, table
 from .files import add_choice, given_options
 from .parsing import verb_parser
+
+_DEFAULT = PresetArguments()
 
 
 def demo_verb(argv: list[str]) -> None:
@@ -54,6 +62,75 @@ def _refuse_port(host: str, port: int | None) -> None:
             f"cannot listen on port {port} of {host} ({why}); give another --port, or leave it out "
             "for a free one"
         ) from error
+
+
+def presets_verb(argv: list[str]) -> None:
+    """Find latents, strengths and prompts at which steering is seen in the text, with each of three
+    seeds, and write them to FOLDER/presets.json: the app offers them. It needs the examples that
+    `hfsae collect` writes, and takes minutes."""
+    parser = verb_parser("presets", "FOLDER [--OPTION VALUE ...]", presets_verb)
+    parser.examples = (
+        "hfsae presets runs/mine",
+        "hfsae presets runs/mine --n_candidates 100 --max_kl 2",
+    )
+    parser.add("folder", type=str, help="folder of an SAE with features/")
+    parser.add(
+        "--n_candidates",
+        type=int,
+        default=_DEFAULT.n_candidates,
+        help="latents whose texts are tried: those whose direction promotes their own words most",
+    )
+    parser.add(
+        "--n_presets", type=int, default=_DEFAULT.n_presets, help="presets to write, at most"
+    )
+    parser.add(
+        "--max_kl",
+        type=float,
+        default=_DEFAULT.max_kl,
+        help="from the model as it is, nats a token",
+    )
+    parser.add(
+        "--max_repetition",
+        type=float,
+        default=_DEFAULT.max_repetition,
+        help="share of three-token sequences that may recur",
+    )
+    parser.add("--model", type=str | None, help="language model to use instead of the SAE's own")
+    options = parser.parse(argv)
+    folder, name = Path(options.pop("folder")), options.pop("model")
+    model = _opened(folder, name)
+    found = find_presets(model, read_labels(folder), _DEFAULT._replace(**options), _say)
+    print(f"\n{printable_lines(table(found))}\n")
+    if not found.presets:
+        print("None works with three of three seeds; nothing is written. Try --n_candidates 100.")
+        return
+    save_presets(folder, found.presets)
+    print(
+        f"{len(found.presets)} presets are in {folder / PRESETS}; `hfsae demo {folder}` has them."
+    )
+
+
+def _say(line: str) -> None:
+    print(printable_lines(line), flush=True)
+
+
+def _opened(folder: Path, name: str | None) -> Model:
+    if not folder.is_dir():
+        raise Refused(
+            f"{folder} is no folder; give one that `hfsae train` or `hfsae convert` wrote"
+        )
+    store = FeatureStore.load(folder)
+    sae = load(str(folder)).eval().requires_grad_(False)
+    config = sae.config
+    if not (name or config.model_name):
+        raise Refused("the SAE's config names no language model; give --model")
+    lm, tokenizer, _ = load_lm(name or str(config.model_name), dtype=config.model_dtype or "auto")
+    if len(store) != config.d_sae:
+        raise Refused(
+            f"{folder}: features/ are of {len(store)} latents, the SAE has {config.d_sae}"
+        )
+    sae.to(lm.device)  # pyright: ignore
+    return Model(lm, tokenizer, sae, store)
 
 
 def space_verb(argv: list[str]) -> None:

@@ -51,7 +51,7 @@ from ..recipe import (
 )
 from ..tuning import Tuning
 from ..tuning import tune as run_tuning
-from .app import demo_verb, space_verb
+from .app import demo_verb, presets_verb, space_verb
 from .explain import explain_verb
 from .files import (
     add_choice,
@@ -234,6 +234,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "verify": verify_verb,
     "convert": convert_verb,
     "demo": demo_verb,
+    "presets": presets_verb,
     "space": space_verb,
 }
 

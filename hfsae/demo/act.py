@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from .. import steering
-from ..activations.spelling import Tokens
+from ..activations.spelling import Tokens, spell
 from ..activations.tokens import special_ids
 from ..machine.refused import Refused
 from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Suggestion, Unit
@@ -58,7 +58,7 @@ def write(
 
     ids = job.tokens.ids
     for pair in generate_pair(subject.lm, subject.tokenizer, ids, steered, how, stopped):
-        yield _pair_json(pair)
+        yield _pair_json(subject, pair)
 
 
 def suggest_strength(
@@ -120,9 +120,10 @@ def sweep(
         max_repetition=validate.number(max_repetition, "max_repetition", 0, 1),
         n_tokens=24,
         refine=_REFINED,
+        temperature=Sampling.temperature,
         progress=lambda trial: progress(next(done), n),
     )
-    return _strength_json(suggestion, job.latents, largest)
+    return _strength_json(subject, suggestion, job.latents, largest)
 
 
 def check(subject: Subject, prompt: Any, latents: Any, settings: Steering) -> Job:
@@ -188,7 +189,7 @@ def _block(
     return block
 
 
-def _pair_json(pair: Pair) -> Json:
+def _pair_json(subject: Subject, pair: Pair) -> Json:
     ids = (pair.plain_ids, pair.steered_ids)
     again = [steering.repetition(torch.tensor([new])) for new in ids]
     return {
@@ -197,19 +198,33 @@ def _pair_json(pair: Pair) -> Json:
         "n_plain": len(pair.plain_ids),
         "n_steered": len(pair.steered_ids),
         "kl": pair.kl,
+        "steered_tokens": _raised(subject, pair),
         "plain_repetition": again[0],
         "steered_repetition": again[1],
         "done": pair.done,
     }
 
 
-def _strength_json(suggestion: Suggestion, latents: dict[int, float], largest: float) -> Json:
+def _raised(subject: Subject, pair: Pair) -> list[Json] | None:
+    """The steered text's tokens at the end, with the nats that steering added to each."""
+    if pair.raised is None:
+        return None
+    spare = set(special_ids(subject.tokenizer))
+    texts = spell(subject.tokenizer, pair.steered_ids)
+    rows = zip(pair.steered_ids, texts, pair.raised, strict=True)
+    return [{"text": text, "raised": round(r, 3)} for i, text, r in rows if i not in spare]
+
+
+def _strength_json(
+    subject: Subject, suggestion: Suggestion, latents: dict[int, float], largest: float
+) -> Json:
     trials = [
         {
             "strength": trial.strength * largest,
             "kl": trial.kl,
             "repetition": trial.repetition,
             "within": trial.within,
+            "text": str(subject.tokenizer.decode(trial.generated[0], skip_special_tokens=True)),
         }
         for trial in suggestion.trials
     ]

@@ -5,6 +5,7 @@ prompt would run. So the markup is made here, by Jinja2 with autoescape, and rea
 a finished string; what a person clicks comes back as the `data-do` and `data-at` of the element.
 """
 
+import math
 import re
 from functools import lru_cache
 from html import escape
@@ -116,7 +117,7 @@ def _module() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "place": place}
+    environment.filters |= {"number": number, "percent": percent, "place": place, "times": times}
     environment.filters |= {"visible": visible, "quoted": quoted}
     return environment.get_template("parts.html").module
 
@@ -135,6 +136,12 @@ def number(value: int | float) -> str:
 def percent(share: float) -> str:
     """A share as people write it: two digits where it is small."""
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def times(nats: float) -> str:
+    """A difference of log-probabilities as a factor, in two digits."""
+    factor = math.exp(min(nats, 20))
+    return f"{factor:.1f}" if factor < 10 else f"{float(f'{factor:.2g}'):,.0f}"
 
 
 def place(site: str) -> str:

@@ -357,7 +357,8 @@ def _is_preset(preset: Any, d_sae: int) -> bool:
     """Whether it is a valid preset: a name, a prompt and {latent: strength}."""
     if not isinstance(preset, dict) or not isinstance(preset.get("latents"), dict):
         return False
-    texts = [preset.get(key) for key in ("name", "prompt")]
+    texts = [preset.get(key, "") for key in ("plain", "steered")]
+    texts += [preset.get(key) for key in ("name", "prompt")]
     return all(isinstance(text, str) for text in texts) and all(
         index.isdecimal() and int(index) < d_sae and isinstance(strength, int | float)
         for index, strength in preset["latents"].items()

@@ -61,6 +61,9 @@ class Pair(NamedTuple):
     """KL(steered || plain) of the next token along the steered text, nats per generated token, at
     temperature 1: the size of the steering's effect. None until the end."""
     done: bool
+    raised: list[float] | None = None
+    """nats that the steering added to the log-probability of each token of the steered text, at
+    temperature 1. None until the end."""
 
 
 class _Stream:
@@ -146,8 +149,8 @@ def generate_pair(
         yield _pair(tokenizer, plain, steered, None)
         if stopped():
             break
-    kl = _divergence(lm, steered)
-    yield _pair(tokenizer, plain, steered, kl)
+    kl, raised = _divergence(lm, steered)
+    yield _pair(tokenizer, plain, steered, kl)._replace(raised=raised)
 
 
 def _vocabulary(lm: PreTrainedModel) -> int:
@@ -181,16 +184,18 @@ def _pair(
     return Pair(first, second, list(plain.new), list(steered.new), kl, kl is not None)
 
 
-def _divergence(lm: PreTrainedModel, steered: _Stream) -> float:
-    """Mean KL(steered || plain) over the generated tokens of the steered text."""
+def _divergence(lm: PreTrainedModel, steered: _Stream) -> tuple[float, list[float]]:
+    """Mean KL(steered || plain) over the generated tokens of the steered text, and how much more
+    likely each of them is under steering, nats."""
     assert steered.logits is not None
     ids = torch.tensor([steered.ids[:-1]], device=lm.device)
     kept: dict[str, Any] = {}
     if "logits_to_keep" in signature(lm.forward).parameters:
         kept = {"logits_to_keep": len(steered.new)}  # a prompt's logits may be large
     plain = lm(input_ids=ids, use_cache=False, **kept).logits[0, -len(steered.new) :]
-    kl = 0.0
-    for with_steering, without in zip(steered.logits, plain, strict=True):
+    kl, raised = 0.0, []
+    for token, with_steering, without in zip(steered.new, steered.logits, plain, strict=True):
         p, q = with_steering.log_softmax(-1), without.float().cpu().log_softmax(-1)
         kl += float(kl_of_logs(p, q))
-    return max(0.0, kl / len(steered.new))
+        raised.append(float(p[token] - q[token]))
+    return max(0.0, kl / len(steered.new)), raised

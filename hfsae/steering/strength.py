@@ -128,7 +128,7 @@ def suggest_strength(
 
     def attempt(strength: float) -> Trial:
         block = steered(strength) if strength else nullcontext()
-        kl, generated = _sampled_kl(lm, tokens, block, n_tokens, SeededSampling(seed, temperature))
+        kl, generated = sampled_kl(lm, tokens, block, n_tokens, SeededSampling(seed, temperature))
         again = repetition(generated)
         within = (max_kl is None or kl <= max_kl) and (
             max_repetition is None or again <= max_repetition
@@ -163,7 +163,7 @@ def _ordered(strengths: Sequence[float]) -> list[float]:
     return order
 
 
-def _sampled_kl(
+def sampled_kl(
     lm: PreTrainedModel,
     tokens: Mapping[str, Tensor],
     block: AbstractContextManager[None],

@@ -127,7 +127,17 @@ class SteerPage(Page):
         """The latents with their strengths; texts are generated on request."""
         for latent in address.latents:
             check_latent(self.subject, latent)
-        return {self.chips: self._chips(address), self.suggestion: ""}
+        updates = {self.chips: self._chips(address), self.suggestion: ""}
+        kept = self._kept(address)
+        return {**updates, self.output: html("kept", kept)} if kept else updates
+
+    def _kept(self, address: at.Steer) -> dict[str, Any] | None:
+        """The texts that came with a preset which is shown and not running."""
+        shown = replace(address, run=False)
+        for i, preset in enumerate(self.choices):
+            if "steered" in preset and not address.run and self.preset(i) == shown:
+                return preset
+        return None
 
     def _chips(self, address: at.Steer) -> str:
         a = address
@@ -360,10 +370,11 @@ class SteerPage(Page):
         # the process with the GPU could not call back
         progress = {} if on_zero_gpu() else {"progress": tell}
         result = self.actions.sweep(now.prompt, now.latents, now, **progress)
+        shown = {"unit_name": UNIT_NAMES[now.unit], "prompt": now.prompt}
         suggested = {int(latent): strength for latent, strength in result["latents"].items()}
         return {
             self.notice: "",
-            self.suggestion: html("suggestion", {**result, "unit_name": UNIT_NAMES[now.unit]}),
+            self.suggestion: html("suggestion", {**result, **shown}),
             self.found: (now, suggested) if result["strength"] else None,
         }
 

@@ -1,0 +1,98 @@
+"""The search for presets: which latents are tried, what counts as seen, what is written."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+import torch
+
+import hfsae
+from hfsae.cli import main
+from hfsae.features import CollectArguments, FeatureStore
+from hfsae.presets import (
+    PROMPTS,
+    Attempt,
+    Candidate,
+    Model,
+    PresetArguments,
+    candidates,
+    find_presets,
+    save_presets,
+    table,
+    works,
+)
+
+ARGS = PresetArguments(n_candidates=2, strengths=(1.0, 4.0), n_tokens=4)
+
+
+def store(latents: list[tuple[float, list[str]]]) -> FeatureStore:
+    """Of a density and the tokens of the strongest examples."""
+    rows = [
+        {"latent": i, "kind": "top", "rank": r, "activation": 1.0, "firing": 0, "tokens": [token]}
+        for i, (_, tokens) in enumerate(latents)
+        for r, token in enumerate(tokens)
+    ]
+    columns = {"density": [density for density, _ in latents]}
+    return FeatureStore(pa.table(columns), pyarrow.dataset.dataset(pa.Table.from_pylist(rows)), {})
+
+
+def test_candidates_fire_on_few_words_of_content_or_have_a_label():
+    latents = [
+        (1e-3, [" war", " War", "s", " battle"]),
+        (1e-3, [" a", " of", ".", " sea"]),
+        (0.2, [" ship", " ship"]),
+        (0.2, [" kings", "kings"]),
+    ]
+    rows = candidates(store(latents), {3: "Kings and queens"})
+    assert [(c.latent, c.words) for c in rows] == [
+        (0, ("war", "battle")),
+        (3, ("kings", "queens")),
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [({}, True), ({"n_seeds": 2}, False), ({"kl": 3.1}, False), ({"repetition": 0.4}, False)],
+)
+def test_a_preset_works_with_every_seed_and_within_bounds(changes, expected):
+    attempt = Attempt(Candidate(3, ("sea",)), PROMPTS[0], 2.0, 1.0, 0.1, 2.0, 3)
+    assert works(attempt._replace(**changes), ARGS) is expected
+
+
+def test_what_people_wrote_is_kept_and_what_was_found_before_is_replaced(tmp_path):
+    own = {"name": "mine", "prompt": "the", "latents": {"1": 2.0}}
+    save_presets(tmp_path, [{"name": "old", "seeds": 3}])
+    (tmp_path / "presets.json").write_text(json.dumps([{"name": "old", "seeds": 3}, own]))
+    save_presets(tmp_path, [{"name": "new", "seeds": 3}])
+    assert [p["name"] for p in json.loads((tmp_path / "presets.json").read_text())] == [
+        "new",
+        "mine",
+    ]
+
+
+def test_a_search_tries_each_candidate_at_each_prompt_and_strength(make_tiny_lm, tiny_tokenizer):
+    lm = make_tiny_lm("llama")
+    config = hfsae.JumpReLUSAEConfig(d_in=16, d_sae=24, site="layers.1", initial_threshold=0.5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        sae = hfsae.JumpReLUSAE(config).requires_grad_(False)
+    text = hfsae.TextArguments(dataset=["the sea " * 40], context_size=32, held_out_fraction=0.0)
+    rows = hfsae.PackedRows(tiny_tokenizer, text, "train", rows=4)
+    collected = CollectArguments(top=2, quantiles=1, per_quantile=1, reservoir=4, window=4)
+    features = hfsae.collect(lm, sae, rows, collected, tokenizer=tiny_tokenizer)
+    firing, lines = features.pick(1, max_density=1.0)[0], []
+    model = Model(lm, tiny_tokenizer, sae, features)
+    found = find_presets(model, {firing: "seas"}, ARGS, lines.append)
+    tried = [(a.prompt, a.strength) for a in found.attempts if a.candidate.latent == firing]
+    assert sorted(tried) == sorted((p, s) for p in PROMPTS for s in ARGS.strengths)
+    assert all(a.kl > 0 and 0 <= a.n_seeds <= 3 for a in found.attempts)
+    assert f"| {firing} | seas |" in table(found) and lines
+    kept = ARGS._replace(max_kl=1e9, max_repetition=1.0)
+    for preset in find_presets(model, {firing: "seas"}, kept, lines.append).presets:
+        assert preset["name"] == "seas" and preset["plain"] != preset["steered"]
+
+
+def test_a_folder_without_examples_says_what_to_run(tmp_path, capsys):
+    assert main(["presets", str(tmp_path)]) == 2
+    assert "hfsae collect" in capsys.readouterr().err
