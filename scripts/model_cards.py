@@ -58,6 +58,20 @@ def take_over(run: Path, folder: Path) -> None:
     wanted = [("latent", "in", chosen), ("kind", "=", "top"), ("rank", "<", 3)]
     examples = pq.read_table(run / "features" / "examples.parquet", filters=wanted)
     pq.write_table(examples, folder / "features" / "examples.parquet")
+    take_over_names(run / "features", folder / "features", chosen)
+
+
+def take_over_names(run: Path, folder: Path, chosen: list[int]) -> None:
+    """Copy the record of names and the report; of the names those of the latents that are shown."""
+    if not (run / "explanations.json").is_file():
+        return
+    record = json.loads((run / "explanations.json").read_text(encoding="utf-8"))
+    write_json(folder / "explanations.json", public_record(record, run.parent))
+    shutil.copy(run / "explanations.md", folder)
+    wanted = [("latent", "in", chosen)]
+    columns = ["latent", "explanation", "source"]
+    names = pq.read_table(run / "explanations.parquet", columns=columns, filters=wanted)
+    pq.write_table(names, folder / "explanations.parquet")
 
 
 def plan(recipe: Path, name: str, d_in: int, folder: Path) -> None:
