@@ -13,6 +13,7 @@ verdicts.py     a judge's scores together: means, failures, can it tell real fro
 study.py        all of it in order: read, choose, plan, explain, score
 evidence.py     the windows that test a latent, as text
 stored.py       names of all other latents, from the examples that `hfsae collect` stored
+untrained.py    the same of an SAE of re-drawn weights that fire as often
 report.py       Markdown: scores beside controls, the best, the worst, random latents
 
 Another explainer is a function of `explainers.Material`s, another score a `scorers.Scorer`.

@@ -1,0 +1,150 @@
+"""The control of an SAE that has not learned anything: weights drawn anew, densities as before.
+
+Each input's weights are shuffled over latents: an encoder with the same scales in each dimension,
+and no direction that training chose. The bias of each latent lets it fire on as many tokens as the
+trained latent of its index. All else of a study is repeated on it: windows, explanations, scores.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..activations import HarvestArguments, Harvester, TokenBatch
+from ..machine.markdown import table
+from ..machine.refused import Refused
+from ..models import SAE, ReLUSAE, ReLUSAEConfig, SAEConfig
+from ..models.config import own_fields
+from .scores import LEXICAL
+from .study import Explanations
+
+SAMPLE_TOKENS = 2**14
+"""Tokens on which densities are matched."""
+_BLOCK = 2**26  # pre-activations at a time
+
+
+@torch.no_grad()
+def untrained_like(
+    lm: PreTrainedModel,
+    sae: SAE,
+    rows: Iterable[TokenBatch],
+    *,
+    seed: int = 0,
+    norm_limits: dict[str, float] | None = None,
+) -> ReLUSAE:
+    """An SAE of re-drawn weights whose latents fire as often as those of `sae`.
+
+    Its latents are relu((x - b_dec) W + b), W the encoder with each row shuffled over latents.
+
+    Args:
+        rows: text on which densities are matched; SAMPLE_TOKENS of it are read.
+        norm_limits: the training Harvester's; those of other sites are ignored.
+
+    Raises:
+        ValueError: no token is left.
+    """
+    x = _sample(lm, sae, rows, norm_limits).to(sae.W_dec)
+    untrained = ReLUSAE(_config(sae.config)).to(sae.W_dec).eval()
+    state = sae.state_dict()
+    for name in ("W_dec", "b_dec", "W_skip"):
+        if name in state:
+            getattr(untrained, name).copy_(state[name])
+    untrained.W_enc.copy_(_shuffled(sae.W_enc, seed))
+    untrained.b_enc.copy_(-_limits(sae, untrained, x) / untrained.scale)
+    return untrained
+
+
+def _config(config: SAEConfig) -> ReLUSAEConfig:
+    shared = own_fields(SAEConfig) & own_fields(ReLUSAEConfig)
+    return ReLUSAEConfig(**{name: getattr(config, name) for name in sorted(shared)})
+
+
+def _sample(
+    lm: PreTrainedModel,
+    sae: SAE,
+    rows: Iterable[TokenBatch],
+    norm_limits: dict[str, float] | None,
+) -> Float[Tensor, "n d_in"]:
+    site, _ = sae.config.places
+    limits = {at: limit for at, limit in (norm_limits or {}).items() if at == site}
+    harvester = Harvester(lm, [site], HarvestArguments(), norm_limits=limits or None)
+    parts, n_tokens = [], 0
+    for batch in rows:
+        parts.append(harvester(batch).activations[site])
+        n_tokens += len(parts[-1])
+        if n_tokens >= SAMPLE_TOKENS:
+            break
+    if not n_tokens:
+        raise Refused("no token is left to match densities on; give more or other text")
+    return torch.cat(parts)[:SAMPLE_TOKENS]
+
+
+def _shuffled(W_enc: Float[Tensor, "d_in d_sae"], seed: int) -> Float[Tensor, "d_in d_sae"]:
+    """Each row in an order of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(W_enc.shape, generator=generator).argsort(dim=1)
+    return W_enc.gather(1, order.to(W_enc.device))
+
+
+def _limits(sae: SAE, untrained: SAE, x: Float[Tensor, "n d_in"]) -> Float[Tensor, " d_sae"]:
+    """Pre-activations that as many tokens exceed as fire the trained latent."""
+    d_sae = sae.config.d_sae
+    step = max(1, _BLOCK // d_sae)
+    n_firings = sum((sae.encode(part) > 0).sum(0) for part in x.split(step))
+    inputs, limits = untrained.encoder_input(x), []
+    for columns in range(0, d_sae, width := max(1, _BLOCK // len(x))):
+        of_block = inputs @ untrained.W_enc[:, columns : columns + width]
+        descending = of_block.sort(dim=0, descending=True).values
+        at = torch.as_tensor(n_firings)[columns : columns + width].clamp(max=len(x) - 1)
+        limits.append(descending.gather(0, at[None])[0])
+    return torch.cat(limits)
+
+
+def compared(trained: Explanations, untrained: Explanations) -> dict[str, dict[str, Any]]:
+    """By lexical score [value, low, high]: the means over latents of both SAEs, their difference,
+    and what the untrained one's latents score above each other's.
+
+    The two means are over different latents: the interval of the difference adds the squares of
+    theirs.
+    """
+    both = (trained.record["scores"]["lexical"]["uniform"][name] for name in LEXICAL)
+    others = (untrained.record["scores"]["lexical"]["uniform"][name] for name in LEXICAL)
+    return {
+        name: {
+            "trained": ours["own"],
+            "untrained": theirs["own"],
+            "trained_minus_untrained": _difference(ours["own"], theirs["own"]),
+            "untrained_minus_shuffled": theirs["difference"],
+        }
+        for name, ours, theirs in zip(LEXICAL, both, others, strict=True)
+    }
+
+
+def _difference(ours: Sequence[float | None], theirs: Sequence[float | None]) -> list[float | None]:
+    if None in ours or None in theirs:
+        return [None, None, None]
+    (a, a_low, a_high), (b, b_low, b_high) = cast(Any, (ours, theirs))
+    value = a - b
+    low = value - math.hypot(a - a_low, b_high - b)
+    return [value, low, value + math.hypot(a_high - a, b - b_low)]
+
+
+def section_of(means: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """The report's section on this control, as Markdown."""
+    keys = ("trained", "untrained", "trained_minus_untrained", "untrained_minus_shuffled")
+    titles = ["score", *(key.replace("_", " ") for key in keys)]
+    rows = [[name, *(_shown(of_score[key]) for key in keys)] for name, of_score in means.items()]
+    return (
+        "## Beside an SAE of re-drawn weights\n\n"
+        "The encoder with each input's weights shuffled over latents, and biases with which each "
+        "latent fires as often as the trained one of its index; the same windows, explainer and "
+        f"scores, on its own latents.\n\n{table([titles, *rows])}\n"
+    )
+
+
+def _shown(values: Sequence[float | None]) -> str:
+    return "-" if None in values else "{:.3f} [{:.3f}, {:.3f}]".format(*values)
