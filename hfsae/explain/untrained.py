@@ -48,7 +48,8 @@ def untrained_like(
         ValueError: no token is left.
     """
     x = _sample(lm, sae, rows, norm_limits).to(sae.W_dec)
-    untrained = ReLUSAE(_config(sae.config)).to(sae.W_dec).eval()
+    untrained = ReLUSAE(_config(sae.config)).eval()
+    cast(Any, untrained).to(sae.W_dec)
     state = sae.state_dict()
     for name in ("W_dec", "b_dec", "W_skip"):
         if name in state:
