@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from ..activations import HarvestArguments, Harvester, TokenBatch
 from ..machine.markdown import table
 from ..machine.refused import Refused
-from ..models import SAE, ReLUSAE, ReLUSAEConfig, SAEConfig
-from ..models.config import own_fields
+from ..models import SAE
+from ..models.relu import rectified
 from .scores import LEXICAL
 from .study import Explanations
 
@@ -35,7 +35,7 @@ def untrained_like(
     *,
     seed: int = 0,
     norm_limits: dict[str, float] | None = None,
-) -> ReLUSAE:
+) -> SAE:
     """An SAE of re-drawn weights whose latents fire as often as those of `sae`.
 
     Its latents are relu((x - b_dec) W + b), W the encoder with each row shuffled over latents.
@@ -48,20 +48,10 @@ def untrained_like(
         ValueError: no token is left.
     """
     x = _sample(lm, sae, rows, norm_limits).to(sae.W_dec)
-    untrained = ReLUSAE(_config(sae.config)).eval()
-    cast(Any, untrained).to(sae.W_dec)
-    state = sae.state_dict()
-    for name in ("W_dec", "b_dec", "W_skip"):
-        if name in state:
-            getattr(untrained, name).copy_(state[name])
+    untrained = rectified(sae)
     untrained.W_enc.copy_(_shuffled(sae.W_enc, seed))
     untrained.b_enc.copy_(-_limits(sae, untrained, x) / untrained.scale)
     return untrained
-
-
-def _config(config: SAEConfig) -> ReLUSAEConfig:
-    shared = own_fields(SAEConfig) & own_fields(ReLUSAEConfig)
-    return ReLUSAEConfig(**{name: getattr(config, name) for name in sorted(shared)})
 
 
 def _sample(

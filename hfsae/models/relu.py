@@ -1,6 +1,6 @@
 """ReLU SAE: the classic one, made sparse by an L1 penalty."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch import Tensor
 from ..ops import EVERYWHERE, Place
 from . import penalties
 from .base import SAE, ForwardParts, Schedule
-from .config import Number, SAEConfig
+from .config import Number, SAEConfig, own_fields
 
 
 class ReLUSAEConfig(SAEConfig):
@@ -61,3 +61,15 @@ class ReLUSAE(SAE):
 
     def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
         return torch.zeros_like(self.b_enc)
+
+
+@torch.no_grad()
+def rectified(sae: SAE) -> ReLUSAE:
+    """A ReLU SAE with the weights of another SAE at the same site, and no encoder biases."""
+    shared = own_fields(SAEConfig) & own_fields(ReLUSAEConfig)
+    config = ReLUSAEConfig(**{name: getattr(sae.config, name) for name in sorted(shared)})
+    other = cast(Any, ReLUSAE(config).eval()).to(sae.W_dec)
+    for name, parameter in other.named_parameters():
+        if name != "b_enc":
+            parameter.copy_(getattr(sae, name))
+    return other
