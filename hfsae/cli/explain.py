@@ -1,29 +1,66 @@
 """The verb `hfsae explain`: names for latents, with scores and controls."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ..explain import ExplainArguments
+from ..explain import ExplainArguments, ScoreArguments
+from ..explain.judges import JudgeArguments
+from ..explain.scorers import SCORERS
 from ..machine.files import printable_lines
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT
-from ..recipe import EXPLAINERS, explain_folder, trained_folder
-from .parsing import verb_parser
+from ..recipe import EXPLAINERS, ExplainRequest, explain_folder, trained_folder
+from .parsing import VerbParser, verb_parser
 
-_DEFAULT = ExplainArguments()
+_DEFAULT, _SCORED = ExplainArguments(), ScoreArguments()
+_OF_JUDGE = ("judge", "base_url", "provider", "key_env", "price_in", "price_out")
 
 
 def explain_verb(argv: list[str]) -> None:
     """Explain what latents of a trained SAE mean, and score that: on held-out documents, half of
     which explain while the other half tests, beside another latent's explanation and random
     directions. It reads the text once, and writes explanations and a report below features/; the
-    same command again prints the report.
+    same command again prints the report. With --scores or --explainer lm a language model is asked,
+    whose answers are kept in features/calls.jsonl.
     """
     parser = verb_parser("explain", "FOLDER [--OPTION VALUE ...]", explain_verb)
     parser.examples = (
         "hfsae explain runs/mine",
         "hfsae explain runs/mine --latents 17 99 1234 --n_tokens 500000",
         "hfsae explain runs/mine --explainer file --file neuronpedia.jsonl",
+        "hfsae explain runs/mine --scores detection likelihood intruder",
+        "hfsae explain runs/mine --scores detection --judge ID --base_url http://host/v1 --dry_run",
     )
+    _add_latents(parser)
+    _add_judge(parser)
+    options = parser.parse(argv)
+    folder = trained_folder(options.pop("folder"))
+    request = _request(options)
+    report = explain_folder(folder, ExplainArguments(**options), request)
+    print(printable_lines(report))
+    if not request.dry_run:
+        written = ", ".join(Path(name).name for name in (EXPLANATIONS_RECORD, EXPLANATIONS_REPORT))
+        print(f"The explanations are {folder / EXPLANATIONS}; {written} are beside it.")
+
+
+def _request(options: dict[str, Any]) -> ExplainRequest:
+    """The options that are not of `ExplainArguments`, taken out of all."""
+    of_judge = {name: options.pop(name) for name in _OF_JUDGE}
+    of_judge["model"] = of_judge.pop("judge")
+    given = {name: value for name, value in of_judge.items() if value is not None}
+    judge = JudgeArguments(**given) if given else None
+    protocol, windows = options.pop("protocol"), options.pop("judged_windows")
+    scores = ScoreArguments(options.pop("scores") or (), protocol, windows)
+    file = options.pop("file")
+    return ExplainRequest(
+        options.pop("explainer"),
+        None if file is None else Path(file),
+        scores,
+        judge,
+        options.pop("dry_run"),
+    )
+
+
+def _add_latents(parser: VerbParser) -> None:
     parser.add("folder", type=str, help="what `hfsae train` wrote")
     parser.add(
         "--n_latents",
@@ -37,8 +74,8 @@ def explain_verb(argv: list[str]) -> None:
         "--explainer",
         choices=list(EXPLAINERS),
         default="template",
-        help="template: peak tokens and their shares, without a language model; human: "
-        "features/labels.json; file: --file",
+        help="template: peak tokens and their shares, without a language model; lm: one line by "
+        "the judge; human: features/labels.json; file: --file",
     )
     parser.add(
         "--file",
@@ -47,10 +84,38 @@ def explain_verb(argv: list[str]) -> None:
         "export",
     )
     parser.add("--seed", type=int, default=_DEFAULT.seed, help="seed of all that is drawn")
-    options = parser.parse(argv)
-    folder = trained_folder(options.pop("folder"))
-    kind, file = options.pop("explainer"), options.pop("file")
-    args = ExplainArguments(**options)
-    print(printable_lines(explain_folder(folder, args, kind, None if file is None else Path(file))))
-    written = ", ".join(Path(name).name for name in (EXPLANATIONS_RECORD, EXPLANATIONS_REPORT))
-    print(f"The explanations are {folder / EXPLANATIONS}; {written} are beside it.")
+
+
+def _add_judge(parser: VerbParser) -> None:
+    parser.add(
+        "--scores",
+        nargs="+",
+        choices=["lexical", *(name for name in SCORERS if name != "saebench")],
+        help="scores beside lexical, which needs no judge",
+    )
+    parser.add(
+        "--protocol",
+        choices=["ours", "saebench", "paper"],
+        default=_SCORED.protocol,
+        help="saebench, paper: windows and score as theirs, for numbers beside theirs",
+    )
+    parser.add(
+        "--judged_windows",
+        type=int,
+        default=_SCORED.windows,
+        help="windows of a latent that are judged, half of them active",
+    )
+    parser.add(
+        "--judge",
+        type=str | None,
+        help="who answers: packaged (SmolLM2, the default), a Hub id, a folder, or a server's "
+        "model",
+    )
+    parser.add("--base_url", type=str | None, help="an OpenAI-compatible server's address")
+    parser.add("--provider", type=str | None, help="a Hugging Face Inference Provider, or auto")
+    parser.add("--key_env", type=str | None, help="the environment variable with the key")
+    parser.add("--price_in", type=float | None, help="money for a million tokens of questions")
+    parser.add("--price_out", type=float | None, help="money for a million tokens of answers")
+    parser.add(
+        "--dry_run", action="store_true", help="count calls, tokens, time and money; ask nothing"
+    )

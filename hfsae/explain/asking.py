@@ -42,7 +42,7 @@ class ScoreArguments:
     protocol: Literal["ours", "saebench", "paper"] = OURS
     """"saebench": its windows, its question, its accuracy; "paper": simulation on the windows that
     explain, as in the JumpReLU paper; both for numbers beside theirs, with our controls."""
-    windows: int = 20
+    windows: int = 12
     """Windows of a latent that are judged, half of them active; at most those that test."""
     directions: int = 25
     """Random directions that are explained and judged; scores without explanations take all."""

@@ -16,6 +16,7 @@ from .carried import carried_recipes as carried_recipes
 from .carried import find_recipe as find_recipe
 from .carried import read_recipe as read_recipe
 from .explaining import EXPLAINERS as EXPLAINERS
+from .explaining import ExplainRequest as ExplainRequest
 from .explaining import explain_folder as explain_folder
 from .fields import REPORT_SECTIONS as REPORT_SECTIONS
 from .fields import RESULT_SECTIONS as RESULT_SECTIONS

@@ -1,43 +1,91 @@
 """Explanations of the latents of a run's SAE, by the run's own recipe and held-out text."""
 
 import logging
-from collections.abc import Collection
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..activations import text_fingerprint
-from ..explain import ExplainArguments, Explainer, explain, from_labels, read_file, template
+from tqdm.auto import tqdm
+
+from ..explain import (
+    ExplainArguments,
+    Explainer,
+    Explanations,
+    Inquiry,
+    ScoreArguments,
+    explain,
+    from_labels,
+    lm_explainer,
+    read_file,
+    template,
+)
+from ..explain.asking import Told
+from ..explain.judges import Counted, Judge, JudgeArguments, judge_of
 from ..explain.study import write_record
 from ..explain.windows import order_of
 from ..features.labels import read_labels
 from ..machine.files import read_json
-from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, RECIPE, TRAINING
+from ..machine.names import (
+    CALLS,
+    EXPLANATIONS,
+    EXPLANATIONS_RECORD,
+    EXPLANATIONS_REPORT,
+    RECIPE,
+    TRAINING,
+)
 from ..machine.refused import Refused
-from ..machine.visible import public_record
 from ..machine.weights import refuse_mixture, stamp
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .carried import read_recipe
 from .fields import Recipe
 from .folder import alone, home_of, load_trained, norm_limits
-from .naming import save_named
+from .naming import save_named, settings_of
 from .stages import load, read_rows, token_bar
 
 logger = logging.getLogger(__name__)
-EXPLAINERS = ("template", "human", "file")
+EXPLAINERS = ("template", "lm", "human", "file")
+
+
+@dataclass
+class ExplainRequest:
+    """What `explain_folder` does, beside which latents."""
+
+    explainer: str = "template"
+    """"template"; "lm": the judge; "human": people's labels; "file": those of `file`"""
+    file: Path | None = None
+    scores: ScoreArguments = field(default_factory=ScoreArguments)
+    judge: JudgeArguments | None = None
+    """None: the packaged model, where something is asked"""
+    dry_run: bool = False
+    """count what would be asked, and ask nothing"""
+
+    def __post_init__(self) -> None:
+        if (self.explainer == "file") != (self.file is not None):
+            raise Refused("a file goes with one explainer: --explainer file --file PATH")
+        asks = self.scores.asks_judge or self.explainer == "lm"
+        if asks and self.judge is None:
+            self.judge = JudgeArguments()
+        if not asks and self.judge is not None:
+            raise Refused(
+                f"the judge {self.judge.model!r} is asked for nothing; add --explainer lm, or "
+                "--scores detection"
+            )
 
 
 def explain_folder(
-    folder: Path, args: ExplainArguments, kind: str = "template", file: Path | None = None
+    folder: Path, args: ExplainArguments, request: ExplainRequest | None = None
 ) -> str:
-    """Explain latents of the SAE in a run's folder; the report.
+    """Explain latents of the SAE in a run's folder; the report, or the plan of a dry run.
 
-    Results are files below its features/. What is finished by the same plan is not done again.
-
-    Args:
-        kind: "template"; "human": people's labels; "file": those of `file`.
+    Results are files below its features/. What is finished by the same plan is not done again, and
+    a question that was answered once is not asked again.
 
     Raises:
-        ValueError: the folder is of no run, has no held-out text, or an argument does not fit.
+        ValueError: the folder is of no run, has no held-out text, an argument does not fit, or the
+            judge cannot answer.
     """
     home = home_of(folder)
     if home is None:
@@ -53,75 +101,163 @@ def explain_folder(
         )
     with alone(home, [folder]):
         refuse_mixture(folder, [TRAINING])
-        return _explain(recipe, folder, args, kind, file)
+        return _explain(recipe, folder, args, request or ExplainRequest())
 
 
-def _explain(
-    recipe: Recipe, folder: Path, args: ExplainArguments, kind: str, file: Path | None
-) -> str:
+def _explain(recipe: Recipe, folder: Path, args: ExplainArguments, request: ExplainRequest) -> str:
     sae = load_trained(folder)
-    explainer, explained, more = _explainer(kind, file, folder, sae.config.d_sae)
-    order_of(args, sae.config.d_sae)  # a latent out of range fails before the model is loaded
-    settings = {**_settings(recipe), **more, **stamp(folder)}
-    if report := _finished(folder, settings, args, kind):
+    order_of(args, sae.config.d_sae)  # a latent out of range fails before a model is loaded
+    texts = _texts(request, folder, sae.config.d_sae)
+    settings = {**settings_of(recipe), **_given(texts), **_who(request.judge), **stamp(folder)}
+    if not request.dry_run and (report := _finished(folder, settings, args, request)):
         logger.info("%s is complete: nothing to do", folder / EXPLANATIONS)
         return report
+    judge = _judge(request, folder)
+    request.scores.scorers(judge)  # so does a judge that cannot answer
     sum_products_in_float32()
     loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
     sae.to(loaded.lm.device)  # pyright: ignore
-    rows = read_rows(recipe, loaded, "test", args.n_tokens)
-    with token_bar("explain", args.n_tokens) as progress:
+    with (
+        token_bar("explain", args.n_tokens) as progress,
+        _answer_bar(request.dry_run) as told,
+    ):
         result = explain(
             loaded.lm,
             sae,
-            rows,
+            read_rows(recipe, loaded, "test", args.n_tokens),
             args,
-            explainer=explainer,
-            source=kind,
-            explained=explained,
+            explainer=_explainer(request, texts, judge, told),
+            source=request.explainer,
+            explained=texts,
             settings=settings,
             tokenizer=loaded.tokenizer,
             norm_limits=norm_limits(sae, folder),
             progress=progress,
-            note_plan=lambda plan: write_record(folder, plan),
+            note_plan=lambda plan: None if request.dry_run else write_record(folder, plan),
+            inquiry=Inquiry(request.scores, judge, told),
+        )
+    if request.dry_run:
+        return _plan(judge)
+    return _saved(folder, result, judge, request.judge)
+
+
+def _saved(
+    folder: Path, result: Explanations, judge: Judge | None, args: JudgeArguments | None
+) -> str:
+    """Write the results, with what was asked for them; the report."""
+    if judge is not None and args is not None:
+        usage = {**vars(judge.usage), "price": judge.usage.price(args)}
+        result.record["usage"] = usage
+        result.report += (
+            f"\nThe judge had {usage['n_calls']:,} calls, {usage['n_repeated']:,} answers of "
+            f"earlier runs, {usage['n_failed']:,} failures, {usage['n_tokens_in']:,} tokens in and "
+            f"{usage['n_tokens_out']:,} out, in {usage['seconds']:,.0f} s"
+            f"{_money(usage['price'])}.\n"
         )
     save_named(result, folder)
     return result.report
 
 
+def _money(price: float | None) -> str:
+    return "" if price is None else f", for {price:,.2f} of the currency of the prices"
+
+
+def _judge(request: ExplainRequest, folder: Path) -> Judge | None:
+    if request.judge is None:
+        return None
+    make = Counted if request.dry_run else judge_of
+    return make(request.judge, folder / CALLS)
+
+
+def _who(judge: JudgeArguments | None) -> dict[str, Any]:
+    """Who answers, for the plan."""
+    return {} if judge is None else {"judge": judge.as_plain()}
+
+
+def _plan(judge: Judge | None) -> str:
+    """What a dry run counted, in lines."""
+    if not isinstance(judge, Counted):
+        return "A dry run: no judge is asked for anything."
+    plan = judge.plan()
+    lines = [
+        f"A dry run: {judge.name} was asked for nothing.",
+        f"calls       {plan['n_calls']:,}, and {plan['n_answered_before']:,} answered earlier",
+        f"tokens in   {plan['n_tokens_in']:,}, by {plan['tokens_counted_by']}",
+        f"tokens out  {plan['n_tokens_out']:,}; {plan['most_tokens_out']:,} at most",
+        f"time        {plan['seconds']:,.0f} s at {plan['rate']}",
+    ]
+    price = plan["price"]
+    lines.append(
+        "money       give --price_in and --price_out, for a million tokens each"
+        if price is None
+        else f"money       {price:,.2f}"
+    )
+    return "\n".join(lines)
+
+
+@contextmanager
+def _answer_bar(dry_run: bool) -> Iterator[Told]:
+    """A progress bar of answers for each score, with the running mean of its headline."""
+    bars: dict[str, tqdm] = {}
+    every = 0.2 if sys.stderr.isatty() else 15.0
+
+    def told(name: str, n_done: int, n_in_all: int, mean: float) -> None:
+        if dry_run:
+            return
+        if name not in bars:
+            _close(bars)
+            bars[name] = tqdm(total=n_in_all, desc=name, unit="answer", mininterval=every)
+        if mean == mean:
+            bars[name].set_postfix(mean=f"{mean:.3f}", refresh=False)
+        bars[name].update(n_done - bars[name].n)
+
+    yield told
+    _close(bars)
+
+
+def _close(bars: dict[str, tqdm]) -> None:
+    for bar in bars.values():
+        bar.close()
+
+
 def _explainer(
-    kind: str, file: Path | None, folder: Path, d_sae: int
-) -> tuple[Explainer, Collection[int] | None, dict[str, Any]]:
-    """The explainer, latents that it has words for (None: any), and its part of the settings."""
-    if (kind == "file") != (file is not None):
-        raise Refused("a file goes with one explainer: --explainer file --file PATH")
-    if kind == "template":
-        return template, None, {}
-    if file is not None:
-        texts = read_file(file, d_sae, stamp(folder).get("weights_sha256"))
-    else:
-        texts = {latent: text for latent, text in read_labels(folder).items() if text}
-        if not texts:
-            raise Refused(
-                f"nobody has labelled latents of {folder}; `hfsae demo {folder}` takes labels"
-            )
-    return from_labels(texts), texts, {"given": {str(k): texts[k] for k in sorted(texts)}}
+    request: ExplainRequest, texts: dict[int, str] | None, judge: Judge | None, told: Told
+) -> Explainer:
+    if texts is not None:
+        return from_labels(texts)
+    if request.explainer == "template" or judge is None:
+        return template
+    return lm_explainer(judge, lambda n, n_in_all: told("explanations", n, n_in_all, float("nan")))
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe contributes: the model and the text, without paths of this machine."""
-    text = {"fingerprint": text_fingerprint(recipe.text), "side": "test"}
-    return public_record({"lm": vars(recipe.lm), "text": {**vars(recipe.text), **text}})
+def _texts(request: ExplainRequest, folder: Path, d_sae: int) -> dict[int, str] | None:
+    """Explanations that are given; None: they are to be made."""
+    if request.explainer in ("template", "lm"):
+        return None
+    if request.file is not None:
+        return read_file(request.file, d_sae, stamp(folder).get("weights_sha256"))
+    texts = {latent: text for latent, text in read_labels(folder).items() if text}
+    if not texts:
+        raise Refused(
+            f"nobody has labelled latents of {folder}; `hfsae demo {folder}` takes labels"
+        )
+    return texts
+
+
+def _given(texts: dict[int, str] | None) -> dict[str, Any]:
+    """The explanations' part of the settings."""
+    return {} if texts is None else {"given": {str(k): texts[k] for k in sorted(texts)}}
 
 
 def _finished(
-    folder: Path, settings: dict[str, Any], args: ExplainArguments, kind: str
+    folder: Path, settings: dict[str, Any], args: ExplainArguments, request: ExplainRequest
 ) -> str | None:
     """The report, if the same was done with the same weights."""
     paths = [folder / name for name in (EXPLANATIONS_RECORD, EXPLANATIONS, EXPLANATIONS_REPORT)]
     if not all(path.is_file() for path in paths):
         return None
     record = read_json(paths[0])
-    same = {**settings, "explainer": kind, "arguments": args.as_plain()}
+    same = {**settings, "explainer": request.explainer, "arguments": args.as_plain()}
+    same |= {"asked": request.scores.as_plain(), "judge": settings.get("judge")}
     is_same = all(record.get(key) == value for key, value in same.items())
     return paths[2].read_text(encoding="utf-8") if is_same and "scores" in record else None

@@ -256,7 +256,7 @@ def test_an_answer_that_does_not_parse_is_asked_for_once_more_with_another_seed(
 def test_a_latent_without_a_name_has_failed_and_one_without_names_for_others_too(sampled):
     texts = {latent: name for latent, name in NAMES.items() if latent != LATENTS[0]}
     result = scored(sampled, "detection", Oracle(), texts)
-    n = 20
+    n = 12
     assert result.n_failed == 2 * n and result.n_unscored == 1
     assert np.isnan(result.rows[0]["detection_auc"])
 
@@ -273,9 +273,9 @@ def test_pairs_are_asked_for_once_and_progress_has_the_running_mean(sampled):
     scorer = SCORERS["likelihood"](True)
     cases = list(cases_of(scorer, *sampled(), NAMES, seed=0))
     judged(scorer, cases, judge, lambda *news: told.append(news))
-    assert 3.8 < judge.n_pairs / 20 / len(LATENTS) <= 4, "own, shuffled, anything, without"
+    assert 3.8 < judge.n_pairs / 12 / len(LATENTS) <= 4, "own, shuffled, anything, without"
     name, done, total, mean = told[-1]
-    assert name == "likelihood" and done == total == 6 * 20 * len(LATENTS) and mean == 1
+    assert name == "likelihood" and done == total == 6 * 12 * len(LATENTS) and mean == 1
     counts = [news[1] for news in told]
     assert counts == sorted(counts)
 

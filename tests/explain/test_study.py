@@ -1,58 +1,23 @@
 """Explanations of a run's latents: the order of things, files, the verb, and its refusals."""
 
 import json
-import random
-import shutil
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from hfsae.activations import TextArguments
 from hfsae.cli import main
 from hfsae.demo.subject import Choice, open_subject
 from hfsae.explain import ExplainArguments, explain
 from hfsae.features import read_names, write_label
 from hfsae.hub.outgoing import files_to_publish, published
 from hfsae.machine.weights import weights_hash
-from hfsae.recipe import run
 
-from ..conftest import every_lm_is
 from ..helpers import refused
-from ..tiny import tiny_recipe
-from .conftest import N_TOKENS
+from .conftest import D_SAE, N_TOKENS, verb
 
-D_SAE = 48
 LATENTS = [str(i) for i in range(D_SAE)]
 FILES = ("explanations.parquet", "explanations.json", "explanations.md")
-
-
-def texts() -> list[str]:
-    rng = random.Random(0)
-    return [" ".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=60)) for _ in range(60)]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_lm, tiny_tokenizer):
-    """The folder of a finished run."""
-    folder = tmp_path_factory.mktemp("run") / "sae"
-    text = TextArguments(dataset=texts(), context_size=64, held_out_fraction=0.6)
-    recipe = tiny_recipe(folder, text=text, sae={"d_sae": D_SAE}, collect_tokens=0)
-    with pytest.MonkeyPatch.context() as patch:
-        every_lm_is(tiny_lm, tiny_tokenizer, patch)
-        patch.setattr("hfsae.cards.figures.draw", lambda folder: None)
-        run(recipe)
-    return folder
-
-
-@pytest.fixture
-def folder(trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "sae")
-    return tmp_path / "sae"
-
-
-def verb(folder, *options: str) -> list[str]:
-    return ["explain", str(folder), "--n_tokens", "2500", *options]
 
 
 def named(folder, *options: str) -> list[str]:
@@ -194,7 +159,7 @@ def test_what_is_pushed_has_no_path_of_this_machine(folder, loads):
         (["--explainer", "file"], "a file goes with one explainer: --explainer file --file PATH"),
         (["--file", "a.jsonl"], "a file goes with one explainer: --explainer file --file PATH"),
         (["--explainer", "file", "--file", "a.jsonl"], "there is no file a.jsonl"),
-        (["--explainer", "lm"], "--explainer must be one of 'template', 'human', 'file'"),
+        (["--explainer", "llm"], "--explainer must be one of 'template', 'lm', 'human', 'file'"),
         (["--n_token", "3"], "has no option '--n_token'; closest: '--n_tokens'"),
     ],
 )

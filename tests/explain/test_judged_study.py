@@ -1,0 +1,156 @@
+"""A run's latents explained and judged by a language model: files, report, dry run, refusals."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from hfsae.cli import main
+from hfsae.explain.judges import Answer, Usage
+from hfsae.explain.judges.counted import example
+
+from ..helpers import refused
+from .conftest import verb
+
+LATENTS = [str(i) for i in range(16)]
+CALLS = ["--judge", "packaged", "--judged_windows", "4"]
+
+
+class Guesser:
+    """Explains latents by numbers, but not the first `n_silent`, and guesses at windows."""
+
+    name = "guesser"
+
+    def __init__(self, has_log_likelihood: bool, n_silent: int = 0) -> None:
+        self.has_log_likelihood, self.n_silent = has_log_likelihood, n_silent
+        self.usage, self.questions = Usage(), []
+
+    def answer(self, questions, progress=None):
+        answers = [self.one(question) for question in questions]
+        for n, answer in enumerate(answers, 1):
+            self.usage.add(answer)
+            if progress is not None:
+                progress(n, self.usage)
+        return answers
+
+    def one(self, question):
+        self.questions.append(question)
+        luck = sum(map(ord, question.messages[-1][1])) % 97 / 97
+        if question.choices:
+            even = -float(len(question.choices))
+            chances = {c: even - abs(luck - i / 5) for i, c in enumerate(question.choices)}
+            return Answer(question.choices[0], None, chances, 50, 1)
+        if len(self.questions) <= self.n_silent:
+            return Answer(None, "timed out")
+        answer = example(question.schema or {})
+        if "explanation" in answer:
+            answer = {"explanation": f"texts like those of question {len(self.questions)}"}
+        return Answer(json.dumps(answer), None, None, 50, 10)
+
+    def log_likelihood(self, pairs, progress=None):
+        return [-float(sum(map(ord, context + text)) % 89) for context, text in pairs]
+
+
+@pytest.fixture
+def judges(monkeypatch):
+    """The judges that were made; `make` makes one."""
+    made = []
+
+    def judge_of(args, calls):
+        made.append(Guesser(not args.is_remote))
+        return made[-1]
+
+    monkeypatch.setattr("hfsae.recipe.explaining.judge_of", judge_of)
+    return made
+
+
+def named(folder, *options: str) -> list[str]:
+    return verb(folder, "--latents", *LATENTS, *options)
+
+
+def record_of(folder):
+    return json.loads((folder / "features/explanations.json").read_text())
+
+
+def test_scores_of_a_judge_stand_in_all_files_with_its_usage(folder, loads, judges, capsys):
+    asked = ["--scores", "detection", "likelihood", "intruder", "--explainer", "lm", *CALLS]
+    assert main(named(folder, *asked)) == 0
+    report, record = capsys.readouterr().out, record_of(folder)
+    assert record["judge"] == {"model": "packaged", "address": "local"}
+    assert record["asked"]["scores"] == ["detection", "likelihood", "intruder"]
+    assert record["usage"]["n_calls"] == len(judges[0].questions) > 0
+    detection = record["scores"]["detection"]
+    assert detection["tells_apart"] is False and detection["headline"] == "auc"
+    difference = detection["uniform"]["auc"]["difference"]
+    assert difference[1] <= difference[0] <= difference[2]
+    assert "**detection**: auc" in report and "this judge cannot tell them apart" in report
+    assert "| detection f1 |" in report and "| intruder accuracy |" in report
+    rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()
+    assert {row["source"] for row in rows} == {"lm"}
+    assert len({row["explanation"] for row in rows}) == len(rows) > 9
+    names = {"detection_auc", "shuffled_detection_auc", "anything_likelihood_f1", "pearson"}
+    assert names | {"intruder_accuracy", "detection_n_failed"} <= {*rows[0]}
+    assert main(named(folder, *asked)) == 0
+    assert capsys.readouterr().out == report and len(judges) == 1, "nothing is asked again"
+
+
+def test_latents_that_the_judge_did_not_explain_are_counted(folder, loads, judges, monkeypatch):
+    silent = Guesser(False, n_silent=3)
+    monkeypatch.setattr("hfsae.recipe.explaining.judge_of", lambda *_: silent)
+    assert main(named(folder, "--scores", "detection", "--explainer", "lm", *CALLS)) == 0
+    record = record_of(folder)
+    assert record["n_unexplained"] == 3 and record["usage"]["n_failed"] == 3
+    rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()
+    assert [row["detection_auc"] is None for row in rows[:4]] == [True, True, True, False]
+    assert "3 latents have no explanation" in (folder / "features/explanations.md").read_text()
+
+
+def test_the_plan_says_what_is_asked(folder, loads, judges):
+    hashes = set()
+    for options in (
+        ["--scores", "detection"],
+        ["--scores", "intruder"],
+        ["--scores", "detection", "--judge", "other", "--base_url", "http://localhost:9/v1"],
+        ["--protocol", "saebench", *CALLS[:2]],
+    ):
+        assert main(named(folder, "--judged_windows", "4", *options)) == 0
+        hashes.add(record_of(folder)["plan_sha256"])
+    assert len(hashes) == 4
+    text = (folder / "features/explanations.md").read_text()
+    assert "those of the protocol `saebench`" in text
+
+
+def test_a_dry_run_counts_the_calls_and_leaves_no_file(folder, loads, judges, capsys):
+    where = ["--judge", "m", "--base_url", "http://localhost:9/v1"]
+    options = ["--scores", "detection", "fuzzing", "--explainer", "lm", *where]
+    options = named(folder, "--judged_windows", "4", *options)
+    assert main([*options, "--dry_run", "--price_in", "2"]) == 0
+    text = capsys.readouterr().out
+    assert not judges and not (folder / "features/explanations.json").exists()
+    assert not (folder / "features/calls.jsonl").exists() and "money" in text
+    n_calls = int(text.partition("calls ")[2].partition(",")[0].strip().replace(",", ""))
+    assert main(options) == 0
+    distinct = {question.messages for question in judges[0].questions}
+    assert n_calls == len(distinct) > 50
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (
+            ["--base_url", "http://h/v1", "--provider", "auto", "--scores", "detection"],
+            "base_url http://h/v1 and provider 'auto' are both given",
+        ),
+        (["--judge", "packaged"], "the judge 'packaged' is asked for nothing; add --explainer lm"),
+        (
+            ["--scores", "likelihood", "--judge", "m", "--base_url", "http://h/v1"],
+            "the score 'likelihood' needs a model on this machine",
+        ),
+        (["--scores", "detect"], "--scores must be one of 'lexical', 'detection'"),
+        (["--protocol", "paper", "--scores", "intruder"], "'paper' has a score of its own"),
+        (["--scores", "detection", "--judged_windows", "1"], "windows is 1; it must be 2 or more"),
+    ],
+)
+def test_bad_input_is_one_sentence(options, sentence, folder, loads, judges, capsys):
+    assert sentence in refused(["explain", str(folder), *options], capsys)
+    assert not loads and not (folder / "features/explanations.json").exists()
