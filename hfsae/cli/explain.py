@@ -8,7 +8,7 @@ from ..explain.judges import JudgeArguments
 from ..explain.scorers import SCORERS
 from ..machine.files import printable_lines
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT
-from ..recipe import EXPLAINERS, ExplainRequest, explain_folder, trained_folder
+from ..recipe import CONTROLS, EXPLAINERS, ExplainRequest, explain_folder, trained_folder
 from .parsing import VerbParser, verb_parser
 
 _DEFAULT, _SCORED = ExplainArguments(), ScoreArguments()
@@ -57,6 +57,7 @@ def _request(options: dict[str, Any]) -> ExplainRequest:
         scores,
         judge,
         options.pop("dry_run"),
+        options.pop("controls") or (),
     )
 
 
@@ -82,6 +83,13 @@ def _add_latents(parser: VerbParser) -> None:
         type=str | None,
         help="explanations: parquet, jsonl or json with latent and explanation, or Neuronpedia's "
         "export",
+    )
+    parser.add(
+        "--controls",
+        nargs="+",
+        choices=list(CONTROLS),
+        help="further controls: untrained, an SAE of re-drawn weights that fire as often; the text "
+        "is read again",
     )
     parser.add("--seed", type=int, default=_DEFAULT.seed, help="seed of all that is drawn")
 

@@ -2,6 +2,7 @@
 
 call        training in one call
 carried     recipes that come with hfsae, by name
+controls    names beside those of an SAE of re-drawn weights
 explaining  explanations of a run's latents
 fields      the sections, and where two recipes differ
 folder      what a run's folder holds, and what of it is out of date
@@ -15,6 +16,7 @@ from .call import train as train
 from .carried import carried_recipes as carried_recipes
 from .carried import find_recipe as find_recipe
 from .carried import read_recipe as read_recipe
+from .controls import CONTROLS as CONTROLS
 from .explaining import EXPLAINERS as EXPLAINERS
 from .explaining import ExplainRequest as ExplainRequest
 from .explaining import explain_folder as explain_folder

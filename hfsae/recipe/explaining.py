@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture, stamp
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .carried import read_recipe
+from .controls import UNTRAINED, add_untrained
 from .fields import Recipe
 from .folder import alone, home_of, load_trained, norm_limits
 from .naming import save_named, settings_of
@@ -61,6 +62,8 @@ class ExplainRequest:
     """None: the packaged model, where something is asked"""
     dry_run: bool = False
     """count what would be asked, and ask nothing"""
+    controls: Sequence[str] = ()
+    """beside those of every study: "untrained", an SAE of re-drawn weights"""
 
     def __post_init__(self) -> None:
         if (self.explainer == "file") != (self.file is not None):
@@ -138,6 +141,8 @@ def _explain(recipe: Recipe, folder: Path, args: ExplainArguments, request: Expl
         )
     if request.dry_run:
         return _plan(judge)
+    if UNTRAINED in request.controls:
+        add_untrained(result, recipe, loaded, sae, args, norm_limits(sae, folder))
     return _saved(folder, result, judge, request.judge)
 
 
@@ -260,4 +265,5 @@ def _finished(
     same = {**settings, "explainer": request.explainer, "arguments": args.as_plain()}
     same |= {"asked": request.scores.as_plain(), "judge": settings.get("judge")}
     is_same = all(record.get(key) == value for key, value in same.items())
+    is_same &= {*request.controls} <= {*record}
     return paths[2].read_text(encoding="utf-8") if is_same and "scores" in record else None

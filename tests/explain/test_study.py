@@ -178,3 +178,16 @@ def test_a_folder_without_held_out_documents_is_refused(folder, loads, capsys):
     (folder / "recipe.yaml").unlink()
     assert "is not of a run: without a recipe.yaml" in refused(verb(folder), capsys)
     assert not loads, "before the language model is loaded"
+
+
+def test_an_untrained_sae_stands_in_the_report_where_it_is_asked_for(folder, loads, capsys):
+    assert main(named(folder)) == 0 and len(loads) == 1
+    assert "re-drawn weights" not in capsys.readouterr().out
+    assert main(named(folder, "--controls", "untrained")) == 0 and len(loads) == 2
+    text = capsys.readouterr().out
+    record = json.loads((folder / "features/explanations.json").read_text())
+    assert "## Beside an SAE of re-drawn weights" in text
+    own = record["scores"]["lexical"]["uniform"]["pearson"]["own"]
+    assert record["untrained"]["lexical"]["pearson"]["trained"] == own
+    assert main(named(folder, "--controls", "untrained")) == 0 and len(loads) == 2
+    assert capsys.readouterr().out == text
