@@ -99,6 +99,10 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
     return path
 
 
+_SLOW = "the controller needs about 500 steps after the warm start; raise training.n_tokens"
+_NOTHING_MOVES = "its variant has no `sparsity_losses`, so nothing moves L0; leave target_l0 out"
+
+
 def misgivings(folder: str | Path) -> list[str]:
     """Sentences: reasons against using the SAE, from the held-out metrics in `folder`."""
     config, record, evaluation = _records(Path(folder))
@@ -112,9 +116,10 @@ def _misgivings(config: Json, record: Json, evaluation: Json) -> list[str]:
     )
     reasons = []
     if metrics and target and abs(l0 / target - 1) > 0.05:
+        kind = class_of(config.get("model_type"))
         reasons.append(
-            f"L0 is {l0:.1f}, {l0 / target - 1:+.0%} off its target of {target}: the controller "
-            "needs about 500 steps after the warm start; raise training.n_tokens"
+            f"L0 is {l0:.1f}, {l0 / target - 1:+.0%} off its target of {target}: "
+            + (_NOTHING_MOVES if kind and kind.sparsity_losses is SAE.sparsity_losses else _SLOW)
         )
     if undefined := [name for name, m in metrics.items() if m.get("value", 0) is None]:
         reasons.append(f"{', '.join(undefined)} cannot be computed: each is a division by 0")

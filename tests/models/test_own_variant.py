@@ -8,6 +8,7 @@ import torch
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel
 
 import hfsae
+from hfsae.cards.card import misgivings
 from hfsae.models.registry import class_of
 
 from ..helpers import variants
@@ -63,6 +64,13 @@ def test_a_class_below_a_variant_does_not_take_its_place():
 
     config = hfsae.JumpReLUSAEConfig(d_in=4, d_sae=8)
     assert type(AutoModel.from_config(config)) is hfsae.JumpReLUSAE
+
+
+def test_a_card_says_that_nothing_moves_the_l0_of_a_variant(example, tmp_path):
+    (tmp_path / "evaluation.json").write_text('{"metrics": {"l0": {"value": 90.0}}}')
+    (tmp_path / "config.json").write_text('{"model_type": "squared_sae", "target_l0": 50}')
+    (sentence,) = misgivings(tmp_path)
+    assert "has no `sparsity_losses`, so nothing moves L0" in sentence
 
 
 def test_the_class_says_what_a_card_shows(example):
