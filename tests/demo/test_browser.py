@@ -183,6 +183,7 @@ def test_steer_elsewhere_adds_to_what_is_set_up(visit):
     page = visit("tab=steer&prompt=the+dog&latents=3:2&mode=clamp&seed=7")
     page.wait_for_selector("#steer-chips [data-chip='3']")
     page.get_by_role("tab", name="Feature").click()
+    page.wait_for_selector("#feature-main h2")  # a page opens with a latent
     box = page.get_by_label("Latent", exact=True).first
     box.fill("5")
     box.press("Enter")
