@@ -419,6 +419,7 @@ def test_the_real_model_from_recipe_to_shown_latents(
         "shuffle.bucket_tokens": 5120,
         "evaluation.n_tokens": 800,
         "collect_tokens": 2000,
+        "explain_tokens": 4000,
         "lm.source": "packaged",
     }
     argv = ["train", RECIPE, *(str(x) for k, v in small.items() for x in (f"--{k}", v))]
