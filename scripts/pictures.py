@@ -1,7 +1,8 @@
 """The README's pictures of the app, made anew:  python scripts/pictures.py [FOLDER]
 
 Starts `hfsae demo` with the SAE that the package carries, offline, opens two of its addresses in a
-headless Chromium at twice the usual resolution, and writes demo/pictures/*.png (or FOLDER/*.png).
+headless Chromium at 1.6 times the usual resolution, and writes demo/pictures/*.png (or
+FOLDER/*.png).
 """
 
 import os
@@ -115,7 +116,7 @@ def main(folder: Path) -> None:
     with app() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=options)
         context = browser.new_context(
-            viewport={"width": 1280, "height": 900}, device_scale_factor=2, color_scheme="light"
+            viewport={"width": 1280, "height": 900}, device_scale_factor=1.6, color_scheme="light"
         )
         context.set_default_timeout(WAIT)
         for picture in PICTURES:
