@@ -7,11 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..evaluation.intervals import Interval
 from ..machine.files import printable
 from ..machine.markdown import table
 from .explainers import spelt
 from .reading import Reading
-from .scores import LEXICAL, Interval
+from .scores import LEXICAL
 from .verdicts import Judged
 from .windows import Evidence, Window
 

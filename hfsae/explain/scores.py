@@ -16,24 +16,14 @@ all tokens. `token_ceiling` is fitted on all tokens of the shown half.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from ..evaluation.metrics import bootstrap_weights
+from ..evaluation.intervals import Interval, around, interval, resampled_means
 from .reading import SHOWN, TESTED, Reading
 from .windows import Evidence, Window
 
 LEXICAL = ("pearson", "auprc", "auc", "auc_random")
-
-
-class Interval(NamedTuple):
-    """A mean over latents, and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -279,36 +269,5 @@ def _means(
             columns["direction"], weights_of_directions, n_resamples=n_resamples, seed=seed + 1
         )
         value = means["own"].value - means["direction"].value
-        means["difference"] = _around(value, own - of_directions)
+        means["difference"] = around(value, own - of_directions)
     return means
-
-
-def interval(
-    values: Sequence[float], weights: Sequence[float], *, n_resamples: int, seed: int
-) -> Interval:
-    """A weighted mean, with the percentile bootstrap over latents; NaNs are left out."""
-    value, weight = (torch.tensor(each, dtype=torch.float64) for each in (values, weights))
-    known = ~value.isnan()
-    if not known.any():
-        return Interval(float("nan"), float("nan"), float("nan"))
-    mean = float((value * weight)[known].sum() / weight[known].sum())
-    return _around(mean, resampled_means(values, weights, n_resamples=n_resamples, seed=seed))
-
-
-def resampled_means(
-    values: Sequence[float], weights: Sequence[float], *, n_resamples: int, seed: int
-) -> torch.Tensor:
-    """[n_resamples] the weighted mean in each resample of latents; NaNs are left out."""
-    value, weight = (torch.tensor(each, dtype=torch.float64) for each in (values, weights))
-    known = ~value.isnan()
-    value, weight = value[known], weight[known]
-    if not len(value):
-        return torch.full((n_resamples,), torch.nan, dtype=torch.float64)
-    table = torch.stack([value * weight, weight], dim=1)
-    sums = torch.cat([block @ table for block in bootstrap_weights(len(value), n_resamples, seed)])
-    return sums[:, 0] / sums[:, 1]
-
-
-def _around(value: float, draws: torch.Tensor) -> Interval:
-    low, high = torch.quantile(draws, torch.tensor([0.025, 0.975]).double()).tolist()
-    return Interval(value, min(low, value), max(high, value))

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..evaluation.intervals import Interval
 from .asking import ANYTHING, DIRECTION, OWN, SHUFFLED, Result
 from .scorers import Scorer
-from .scores import Interval, weighted_means
+from .scores import weighted_means
 
 MOST_FAILED = 0.05
 """A larger share of failed items leaves no headline."""

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from hfsae.evaluation.intervals import interval
 from hfsae.explain.scores import (
     Lexicon,
     aggregate,
@@ -12,7 +13,6 @@ from hfsae.explain.scores import (
     average_precision,
     decided,
     derangement,
-    interval,
     lexical,
     pearson,
     strata_of,

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ...lm import tokenizer_of
 from ...machine.refused import Refused
 from ...models import SAE
-from ..metrics import bootstrap_weights
+from ..intervals import Interval, interval
 from .places import Places, last_tokens
 from .regression import Scores, rank, rank_dense, regress
 from .report import report_of
@@ -54,14 +54,6 @@ class ProbeArguments:
             value = getattr(self, name)
             if value != "all" and value < limit:
                 raise Refused(f"{name} is {value}; it must be {limit} or more")
-
-
-class Interval(NamedTuple):
-    """A mean over tasks, and its 95 % percentile bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass
@@ -249,11 +241,8 @@ ABOUT = (
 
 def mean_interval(values: Sequence[float], args: ProbeArguments) -> Interval:
     """The mean over tasks with its percentile interval."""
-    table = torch.tensor(values, dtype=torch.float64)
-    weights = bootstrap_weights(len(table), args.bootstrap_samples, args.seed)
-    draws = torch.cat([block @ table for block in weights]) / len(table)
-    low, high = torch.quantile(draws, torch.tensor([0.025, 0.975]).double()).tolist()
-    return Interval(float(table.mean()), low, high)
+    how = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
+    return interval(values, [1.0] * len(values), **how)
 
 
 def chosen_names(names: Sequence[str], args: ProbeArguments) -> list[str]:
