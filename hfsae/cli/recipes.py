@@ -13,6 +13,7 @@ from transformers import MODEL_MAPPING
 
 from ..comparison import Comparison
 from ..cost.formula import CARDS
+from ..explain import ExplainArguments
 from ..machine.files import check_yaml, parse_yaml
 from ..machine.refused import Refused
 from ..models import SAEConfig, variants
@@ -24,7 +25,7 @@ from .parsing import VerbParser, explained, with_names
 EXAMPLES = (
     "hfsae train quickstart --training.output_dir runs/mine",
     "hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run",
-    "hfsae compare scripts/comparisons/small_budget.yaml",
+    "hfsae compare scripts/comparisons/small_budget.yaml --explain",
     "hfsae tune quickstart --trials 8 --training.output_dir runs/tuned",
     "hfsae evaluate runs/mine --evaluation.n_tokens 200000",
     "hfsae evaluate someone/sae --lm.name google/gemma-2-2b --text.dataset my.jsonl",
@@ -64,6 +65,7 @@ SECTIONS = {
     "evaluate": ("lm", "text", "harvest", "evaluation"),
     "collect": ("lm", "text", "harvest", "collect", "collect_tokens"),
 }
+_EXPLAIN = "--explain"
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
 _load_yaml = get_loader("yaml")
 _Recipe = TypeVar("_Recipe", bound=Recipe)
@@ -176,6 +178,14 @@ def parse_recipe(
         given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]
         refuse_fields_of_others(recipe, given_now)
     return recipe, options
+
+
+def with_explanations(argv: list[str]) -> list[str]:
+    """The arguments of `hfsae compare` with `--explain` alone spelt out: its default latents."""
+    count = f"{_EXPLAIN}.n_latents"
+    is_counted = any(part.partition("=")[0] == count for part in argv)
+    spelt_out = [] if is_counted else [count, str(ExplainArguments().n_latents)]
+    return [new for part in argv for new in (spelt_out if part == _EXPLAIN else [part])]
 
 
 def _check_readable(path: Path, kind: type[Recipe]) -> None:

@@ -72,6 +72,7 @@ from .recipes import (
     parse_recipe,
     recipe_parser,
     train_parser,
+    with_explanations,
 )
 from .show import NO_EXAMPLES, how_to_make, print_folder, print_next
 
@@ -138,9 +139,10 @@ def train(argv: list[str]) -> None:
 
 def compare(argv: list[str]) -> None:
     """Train the arms of a comparison on the same activations, evaluate them on the same held-out
-    text, and write a report: fidelity at equal L0, paired differences, intervals. It resumes."""
+    text, report fidelity (--explain: and scores of latents) at equal L0 with intervals. Resumes.
+    """
     parser = recipe_parser("compare", sentence_of(compare), Comparison)
-    comparison, _ = parse_recipe(parser, argv, Comparison)
+    comparison, _ = parse_recipe(parser, with_explanations(argv), Comparison)
     report = run_comparison(comparison, command=shlex.join(["hfsae", "compare", *argv]))
     print(f"\nThe report is {report / REPORT}; report.html and the numbers are beside it.")
 

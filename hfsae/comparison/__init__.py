@@ -4,10 +4,14 @@ arms.py       a comparison's recipe, expanded to training recipes
 run.py        train and evaluate missing SAEs
 results.py    each SAE's measurements; the report's copy outlives the weights
 frontier.py   fidelity at equal L0, paired differences, intervals
+causes.py     whether latents are causes
+explaining.py, explained.py             explain latents of each SAE; scores one by one, in files
+interpretability.py, latents.py         scores at equal L0, by stratum; the section, the latents
 report.py     Markdown, HTML and figures
 """
 
 from .arms import CausalArguments as CausalArguments
 from .arms import Comparison as Comparison
+from .arms import InterpretArguments as InterpretArguments
 from .frontier import Frontiers as Frontiers
 from .run import compare as compare

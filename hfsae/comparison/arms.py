@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..explain import ExplainArguments, ScoreArguments
 from ..machine.refused import Refused
 from ..recipe import Recipe, changed_training, check_arm
 from ..training import TrainingArguments
@@ -32,6 +33,55 @@ class CausalArguments:
 
 
 @dataclass
+class InterpretArguments:
+    """Explanations of latents of each SAE by template, scored beside controls as `hfsae explain`
+    does, all on the same held-out tokens."""
+
+    n_latents: int = 0
+    """Latents of each SAE, drawn among those of fitting density; 0: none. `--explain`: 100."""
+    n_tokens: int = 100_000
+    """Held-out tokens to read."""
+    scores: list[str] = field(default_factory=list)
+    """Scores beside `lexical` by the packaged judge: detection, intruder and so on."""
+    judged_latents: int = 40
+    """Of these latents, how many are judged."""
+    judged_seeds: int = 1
+    """Seeds, from the first, whose SAEs are judged: each SAE takes minutes."""
+    max_density: float = 0.1
+    """Largest share of tokens that an explained latent fires on."""
+    seed: int = 0
+    """Seed of all that is drawn."""
+
+    def __post_init__(self) -> None:
+        if self.n_latents:
+            self.lexical_arguments()
+            self.judged_arguments()
+        if self.scores and not self.n_latents:
+            raise Refused(
+                f"explain.scores is {self.scores}, but no latents are explained; add --explain"
+            )
+        if self.judged_seeds < 1:
+            raise Refused(f"explain.judged_seeds is {self.judged_seeds}; it must be 1 or more")
+        self.asked()
+
+    def lexical_arguments(self) -> ExplainArguments:
+        """What is explained of each SAE."""
+        return self._of(self.n_latents)
+
+    def asked(self) -> ScoreArguments:
+        """What the judge is asked."""
+        return ScoreArguments(self.scores)
+
+    def judged_arguments(self) -> ExplainArguments:
+        """What is judged of an SAE: the first of the same latents."""
+        return self._of(min(self.judged_latents, self.n_latents))
+
+    def _of(self, n: int) -> ExplainArguments:
+        limits = {"n_tokens": self.n_tokens, "max_density": self.max_density}
+        return ExplainArguments(n_latents=n, seed=self.seed, **limits)
+
+
+@dataclass
 class Comparison(Recipe):
     """Arms, trained on the same activations and compared at equal L0."""
 
@@ -47,6 +97,7 @@ class Comparison(Recipe):
     at_l0: list[float] = field(default_factory=lambda: [20.0, 40.0, 80.0, 160.0])
     """L0s at which fidelity is interpolated, in log L0, between an arm's SAEs; never beyond."""
     causal: CausalArguments = field(default_factory=CausalArguments)
+    explain: InterpretArguments = field(default_factory=InterpretArguments)
     report: str | None = None
     """Folder for the report; by default training.output_dir/report."""
     report_url: str | None = None

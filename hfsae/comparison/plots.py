@@ -11,6 +11,8 @@ from ..cards.figures import plain_ticks, save
 from ..evaluation.causal import COUNTS, ORDERS
 from .causes import ArmCauses
 from .frontier import METRICS, Frontiers
+from .interpretability import N_STRATA, Score
+from .latents import SCORES, LatentsSection
 from .results import Measured
 
 if TYPE_CHECKING:
@@ -160,6 +162,27 @@ def draw_causes(path: Path, arms: Mapping[str, ArmCauses]) -> Path:
         axes.set(xscale="log", xlabel="n latents", ylabel=f"share of m(f) - m(0) {label}")
         axes.set_xticks(COUNTS, map(str, COUNTS), minor=False)
         axes.minorticks_off()
+    _legend(figure, panels[0])
+    return save(figure, path)
+
+
+def draw_interpretability(path: Path, section: LatentsSection) -> Path:
+    """Scores by tenth of density, an arm a line; dotted: the reference's controls."""
+    figure, panels = _panels(2)
+    values, x = section.middle, np.arange(1, N_STRATA + 1)
+    for (name, score), axes in zip(SCORES.items(), panels, strict=False):
+        for i, (title, arm, part) in enumerate(section.rows()):
+            is_control = i >= len(values.arms)
+            style: dict[str, Any] = {"color": "#777777" if is_control else _colour(i)}
+            style |= {"linestyle": ":" if is_control else _line(i), "marker": _marker(i)}
+            of_part: Score = score._replace(part=part)
+            spreads = [values.stratum(arm, of_part, stratum) for stratum in range(N_STRATA)]
+            axes.plot(x, [s.value for s in spreads], label=title, markersize=4, **style)
+            if not is_control:
+                low, high = ([s.latents[side] for s in spreads] for side in (0, 1))
+                axes.fill_between(x, low, high, alpha=0.1, lw=0, color=style["color"])
+        axes.set(xlabel="tenth of density, rare to frequent", ylabel=name)
+        axes.set_xticks(x)
     _legend(figure, panels[0])
     return save(figure, path)
 

@@ -15,11 +15,12 @@ from ..activations import Split, TextArguments, documents, is_hub
 from ..evaluation.result import KINDS_OF_DOCUMENTS
 from ..machine.files import write_whole
 from ..machine.markdown import table
-from ..machine.names import FIGURES, REPORT, REPORT_PAGE
+from ..machine.names import FIGURES, LATENTS_PAGE, REPORT, REPORT_PAGE
 from ..recipe import as_plain
 from . import causes, plots, results
 from .arms import Comparison
 from .frontier import METRICS, Estimate, Frontiers
+from .latents import LatentsSection
 from .results import Measured
 
 _ARMS_IN_TITLE = 6
@@ -102,6 +103,8 @@ class _Parts:
         yield from self._thresholds()
         if self.c.causal.n_tokens:
             yield from self._causes()
+        if self.c.explain.n_latents:
+            yield from self._explained()
         if len(self.c.seeds) > 1:
             yield "## Do seeds agree on a dictionary?"
             yield self._agreement()
@@ -256,6 +259,13 @@ class _Parts:
         plots.draw_causes(self.c.report_folder / FIGURES / "causes.png", arms)
         for caption, rows in causes.tables(arms, l0s):
             yield f"{caption}\n\n{table(rows)}"
+
+    def _explained(self) -> Iterator[str]:
+        section = LatentsSection(self.c, self.measured, **_resampling(self.c))
+        folder = self.c.report_folder
+        plots.draw_interpretability(folder / FIGURES / "interpretability.png", section)
+        write_whole(folder / LATENTS_PAGE, section.page())
+        yield from section.all()
 
     def _agreement(self) -> str:
         head = ["arm", "L0", "pairs of seeds", "mean of best cosines"]

@@ -33,6 +33,7 @@ from ..recipe import (
     what_matters,
 )
 from .arms import ArmRun
+from .explained import Explained, from_plain, read_explained
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class Measured(NamedTuple):
     """for each other seed: mean of the decoder rows' best cosines with its rows, share > MATCHED"""
     causes: Mapping[str, Tensor] = {}
     causes_args: str = ""
+    explained: Explained = Explained()
+    """scores of its latents' explanations"""
 
     @property
     def key(self) -> Key:
@@ -152,8 +155,10 @@ def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
     if kept and not causes:
         causes, made_with = kept.causes, {"args": kept.causes_args}
     causes_args = made_with.get("args", "")
+    explained = read_explained(folder, kept.explained if kept else Explained())
     if kept and not is_measured(run, name):
-        return kept._replace(folder=folder, causes=causes, causes_args=causes_args)
+        there = {"causes": causes, "causes_args": causes_args, "explained": explained}
+        return kept._replace(folder=folder, **there)
     evaluation = EvaluationResult.from_dict(read_json(folder / EVALUATION))
     sums, _ = read_tensors(folder / DOCUMENTS)
     record = read_json(folder / TRAINING)
@@ -171,6 +176,7 @@ def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
         kept.agreement if kept else {},
         causes,
         causes_args,
+        explained,
     )
 
 
@@ -228,7 +234,7 @@ def keep(report: Path, measured: Sequence[Measured], command: str, recipe: dict[
     tensors = {
         f"{_prefix(m.key)}{part}/{name}": tensor
         for m in everything
-        for part, table in (("sums", m.sums), ("causes", m.causes))
+        for part, table in _tables(m).items()
         for name, tensor in table.items()
     }
     write_tensors(report / RESULT_TENSORS, tensors)
@@ -243,6 +249,10 @@ def keep(report: Path, measured: Sequence[Measured], command: str, recipe: dict[
         "recipes": recipes,
     }
     write_whole(report / RESULTS, json.dumps(results, indent=1) + "\n")
+
+
+def _tables(m: Measured) -> dict[str, Mapping[str, Tensor]]:
+    return {"sums": m.sums, "causes": m.causes, "explained": m.explained.as_tensors()}
 
 
 def _staying(kept: Mapping[Key, Measured], measured: Sequence[Measured]) -> Iterator[Measured]:
@@ -302,6 +312,7 @@ def _plain(m: Measured) -> dict[str, Any]:
         "thresholds": m.thresholds,
         "agreement": m.agreement,
         "causal": m.causes_args,
+        **({"explained": m.explained.as_plain()} if m.explained.lexical_args else {}),
         **m.record,
     }
 
@@ -310,7 +321,9 @@ def _from_plain(
     plain: dict[str, Any], recipes: dict[str, Any], tensors: Mapping[str, Tensor]
 ) -> Measured:
     key = plain["arm"], plain["seed"], plain["sae"]
-    sums, causes = (_part(tensors, f"{_prefix(key)}{part}/") for part in ("sums", "causes"))
+    sums, causes, explained = (
+        _part(tensors, f"{_prefix(key)}{part}/") for part in ("sums", "causes", "explained")
+    )
     return Measured(
         *key,
         plain["value"],
@@ -323,6 +336,7 @@ def _from_plain(
         {int(seed): (mean, share) for seed, (mean, share) in plain["agreement"].items()},
         causes,
         plain["causal"],
+        from_plain(plain.get("explained", {}), explained),
     )
 
 

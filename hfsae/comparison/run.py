@@ -31,7 +31,7 @@ from ..recipe import (
     stale_stages,
 )
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from . import causes, results
+from . import causes, explaining, results
 from .arms import ArmRun, Comparison, arm_runs
 from .report import write_report
 
@@ -60,6 +60,9 @@ def compare(comparison: Comparison, command: str = "") -> Path:
     measured = results.read(runs, kept)
     if comparison.causal.n_tokens:
         _intervene(comparison, runs[0], measured)
+        measured = results.read(runs, kept)
+    if comparison.explain.n_latents:
+        _explain(comparison, runs[0], measured)
         measured = results.read(runs, kept)
     # Other parts of the comparison may end at the same time and write to the same report.
     with locked(comparison.report_folder, wait=True):
@@ -91,6 +94,13 @@ def _intervene(comparison: Comparison, run: ArmRun, measured: Sequence[results.M
 
     chosen = causes.nearest(measured, comparison.causal.l0)
     causes.measure_missing(chosen, run.recipe, load_precisely, comparison.causal)
+
+
+def _explain(comparison: Comparison, run: ArmRun, measured: Sequence[results.Measured]) -> None:
+    def load_lm() -> LoadedLM:
+        return load(comparison.lm, str(make_accelerator(comparison.training).device))
+
+    explaining.measure_missing(measured, run.recipe, load_lm, comparison.explain)
 
 
 def _refuse_invalid(comparison: Comparison, runs: Sequence[ArmRun]) -> None:

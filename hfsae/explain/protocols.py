@@ -2,8 +2,8 @@
 
 ours      as selected: those that test are of other documents, and are checked to be silent
 saebench  15 that explain (10 of the 12 strongest, 5 drawn in proportion to the activation squared),
-          and 14 that test (the other 2, 2 drawn so, 10 anywhere, unchecked), all of all documents,
-          as in SAEBench's code
+          and 14 that test (the other 2, 2 drawn so, 10 anywhere, unchecked), all of all documents;
+          a window below 1 % of the strongest is inactive; as in SAEBench's code
 paper     the windows that explain test, too, as in the JumpReLU paper
 """
 
@@ -21,6 +21,7 @@ from .scores import FAR, strata_of
 from .windows import Evidence, ExplainArguments, Window, peaks
 
 _TOP, _TOP_TESTED, _WEIGHTED, _WEIGHTED_TESTED, _RANDOM = 12, 2, 7, 2, 10
+_ACTIVE_SHARE = 0.01  # of the strongest activation: a window that stays below it is inactive
 
 
 def by_protocol(
@@ -47,9 +48,12 @@ def _saebench(reading: Reading, evidence: Evidence, args: ExplainArguments) -> E
     top = [top[i] for i in rng.permutation(len(top))]
     n_top, n_weighted = min(_TOP_TESTED, len(top) - 1), min(_WEIGHTED_TESTED, len(weighted))
     shown = sorted(top[n_top:], key=lambda w: -w.activation) + weighted[n_weighted:]
-    return evidence._replace(
-        shown=shown, active=top[:n_top] + weighted[:n_weighted], inactive=random
-    )
+    limit = _ACTIVE_SHARE * max(window.activation for window in top)
+    active, weak = [], []
+    for window in top[:n_top] + weighted[:n_weighted]:
+        is_active = activations[window.start : window.stop].max() > limit
+        (active if is_active else weak).append(window)
+    return evidence._replace(shown=shown, active=active, inactive=weak + random)
 
 
 def _weighted(

@@ -101,6 +101,7 @@ def read(
     keep_all: bool,
     seed: int,
     norm_limits: dict[str, float] | None = None,
+    harvest: HarvestArguments | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Reading:
     """Read rows of tokens once.
@@ -110,6 +111,8 @@ def read(
         n_directions: random directions, on which the same is measured.
         keep_all: keep each latent of the order; else, where memory is short, its beginning.
         norm_limits: the training Harvester's; those of other sites are ignored.
+        harvest: how activations are taken; with a cache, the language model reads the text once for
+            all SAEs of a site.
         progress: called after each batch with its number of tokens.
 
     Raises:
@@ -117,12 +120,13 @@ def read(
     """
     site, _ = sae.config.places
     limits = {at: limit for at, limit in (norm_limits or {}).items() if at == site}
-    harvester = Harvester(lm, [site], HarvestArguments(), norm_limits=limits or None)
+    harvester = Harvester(lm, [site], harvest or HarvestArguments(), norm_limits=limits or None)
     parts = _Parts(sae, order, n_directions, keep_all, seed)
     for batch in rows:
         parts.add(batch, harvester(batch), site)
         if progress is not None:
             progress(int(batch.keep.sum()))
+    harvester.flush()
     if not parts.n_computed:
         raise Refused(
             f"no token is left to explain latents on: {harvester.dropped_special} are special or "

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -26,17 +26,24 @@ _TITLES = {
     "by_frequency": "Latents count by how often they fire",
 }
 Means = Mapping[str, Mapping[str, Mapping[str, Interval]]]
+BEST, WORST, RANDOM = "best", "worst", "random"
+
+
+class Example(NamedTuple):
+    """A latent that the report shows."""
+
+    group: str
+    """best, worst or random"""
+    latent: int
+    text: str
+    """its explanation, scores and windows, in lines"""
 
 
 def report_of(
-    reading: Reading,
-    latents: Sequence[Evidence],
-    rows: Sequence[dict[str, Any]],
     means: Means,
     record: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int,
-    judged: Sequence[Judged] = (),
+    judged: Sequence[Judged],
+    examples: Sequence[Example],
 ) -> str:
     """The report, as Markdown."""
     parts = ["# Names for latents", _about(record), _headline(means)]
@@ -48,13 +55,38 @@ def report_of(
         if judged:
             parts.append(_judged_table(judged, weighting))
     parts.append(_legend(record, judged))
-    evidence = {e.latent: e for e in latents}
-    for title, chosen in _choices(rows, means, seed, judged):
+    for group, title in _titles(means, judged).items():
         parts.append(f"## {title}")
-        parts += [
-            _latent(reading, evidence[row["latent"]], row, tokenizer, judged) for row in chosen
-        ]
+        parts += [indented(example.text) for example in examples if example.group == group]
     return "\n\n".join(parts) + "\n"
+
+
+def examples_of(
+    reading: Reading,
+    latents: Sequence[Evidence],
+    rows: Sequence[dict[str, Any]],
+    means: Means,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    judged: Sequence[Judged] = (),
+) -> list[Example]:
+    """The best, the worst and random latents with their evidence, ranked by a score that tells
+    latents from its control; without one, random ones alone."""
+    evidence = {e.latent: e for e in latents}
+    return [
+        Example(
+            group,
+            row["latent"],
+            _latent(reading, evidence[row["latent"]], row, tokenizer, judged),
+        )
+        for group, chosen in _choices(rows, means, seed, judged)
+        for row in chosen
+    ]
+
+
+def indented(text: str) -> str:
+    """Lines as they are, in Markdown."""
+    return "\n".join(f"    {line}" for line in text.split("\n"))
 
 
 def _judge(record: Mapping[str, Any]) -> str:
@@ -150,23 +182,35 @@ def _legend(record: Mapping[str, Any], judged: Sequence[Judged]) -> str:
     return f"{record['about']}.{scores} {controls}."
 
 
+def _ranking(means: Means, judged: Sequence[Judged]) -> tuple[str, str] | None:
+    """The column that ranks latents, and its title: the first of the judge's scores that tells them
+    from its control, else Pearson; None: neither does."""
+    columns = [(f"{r.name}_{r.metric}", f"{r.name}, {r.metric}") for r in judged if r.tells_apart]
+    columns += [("pearson", "Pearson")] if is_told_apart(means) else []
+    return columns[0] if columns else None
+
+
+def _titles(means: Means, judged: Sequence[Judged]) -> dict[str, str]:
+    """The groups of examples, in order."""
+    ranking = _ranking(means, judged)
+    ranked = {BEST: f"The best, by {ranking[1]}", WORST: "The worst"} if ranking else {}
+    return {**ranked, RANDOM: "Random ones"}
+
+
 def _choices(
     rows: Sequence[dict[str, Any]], means: Means, seed: int, judged: Sequence[Judged]
 ) -> Iterator[tuple[str, Sequence[dict[str, Any]]]]:
-    """Which latents are shown: none are ranked by a score that does not tell them from its control.
-    The first of the judge's scores that does ranks them, else Pearson."""
-    columns = [(f"{r.name}_{r.metric}", f"{r.name}, {r.metric}") for r in judged if r.tells_apart]
-    columns += [("pearson", "Pearson")] if is_told_apart(means) else []
-    if columns:
-        column, title = columns[0]
+    """Groups of latents that are shown."""
+    if ranking := _ranking(means, judged):
+        column, _ = ranking
         ranked = sorted(
             (row for row in rows if row[column] is not None),
             key=lambda row: row[column],
             reverse=True,
         )
-        yield f"The best, by {title}", ranked[:N_BEST]
-        yield "The worst", ranked[-N_BEST:]
-    yield "Random ones", random.Random(seed).sample(list(rows), min(N_RANDOM, len(rows)))
+        yield BEST, ranked[:N_BEST]
+        yield WORST, ranked[-N_BEST:]
+    yield RANDOM, random.Random(seed).sample(list(rows), min(N_RANDOM, len(rows)))
 
 
 def _latent(
@@ -191,7 +235,7 @@ def _latent(
             lines.append(
                 f"  {label:<7}{window.activation:>8.3g}  {_line(reading, window, tokenizer)}"
             )
-    return "\n".join(f"    {line}" for line in lines)
+    return "\n".join(lines)
 
 
 def _judged_number(row: Mapping[str, Any], result: Judged) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..activations import TokenBatch
+from ..activations import HarvestArguments, TokenBatch
 from ..features.labels import MAX_LENGTH
 from ..lm import check_arguments, contract, tokenizer_of
 from ..machine.files import replacing, write_whole
@@ -22,7 +22,7 @@ from .evidence import save_windows, tested_windows
 from .explainers import Explainer, material_of, one_label, template
 from .protocols import by_protocol, sample_of
 from .reading import CUT, MAX_DIRECTIONS, RUN, Reading, read
-from .report import report_of
+from .report import Example, examples_of, report_of
 from .scorers import Sample, Scorer
 from .scores import LEXICAL, aggregate, lexical
 from .verdicts import Judged, together
@@ -53,8 +53,12 @@ class Explanations:
     record: dict[str, Any]
     report: str
     """Markdown"""
-    windows: list[dict[str, Any]] = field(default_factory=list)
-    """that tested the latents: see `evidence.tested_windows`"""
+    windows: Iterable[dict[str, Any]] = ()
+    """that tested the latents, spelt when they are read, once: see `evidence.tested_windows`"""
+    directions: list[dict[str, Any]] = field(default_factory=list)
+    """one a random direction: density and scores, with those of a judge where it was asked"""
+    examples: list[Example] = field(default_factory=list)
+    """latents with their evidence, as the report shows them"""
 
     def save(self, folder: Path) -> None:
         """Write features/explanations.parquet, .md and .json, and evidence.parquet, below a folder;
@@ -67,7 +71,7 @@ class Explanations:
         stamps = {k: self.record[k] for k in ("weights_sha256", "plan_sha256") if k in self.record}
         with replacing(folder / EXPLANATIONS) as path:
             pq.write_table(table.replace_schema_metadata(stamps), path, compression="zstd")
-        save_windows(self.windows, folder, stamps)
+        save_windows(list(self.windows), folder, stamps)
         write_whole(folder / EXPLANATIONS_REPORT, self.report)
         write_record(folder, self.record)
 
@@ -90,6 +94,7 @@ def explain(
     settings: dict[str, Any] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     norm_limits: dict[str, float] | None = None,
+    harvest: HarvestArguments | None = None,
     progress: Callable[[int], object] | None = None,
     note_plan: Callable[[dict[str, Any]], object] = lambda plan: None,
     inquiry: Inquiry = Inquiry(),
@@ -108,6 +113,7 @@ def explain(
         settings: further facts for the record, part of the plan.
         tokenizer: None: the one that `hfsae.load_lm` loaded with the model.
         norm_limits: the training Harvester's.
+        harvest: how activations are taken; with a cache they are kept for other SAEs.
         progress: called after each batch with its number of tokens.
         note_plan: called with the plan, before anything is explained or scored.
         inquiry: scores that ask a judge.
@@ -122,6 +128,7 @@ def explain(
     contract.check(sae.config, lm, tokenizer)
     order = order_of(args, sae.config.d_sae, explained)
     settled = {"seed": args.seed, "norm_limits": norm_limits, "progress": progress}
+    settled["harvest"] = harvest
     reading = read(lm, sae, rows, order, **_extent(args, len(order)), **settled)
     selection = select(reading, args, explained)
     study = _Study(reading, selection, args, inquiry.args, tokenizer)
@@ -243,18 +250,22 @@ def _scored(study: _Study, record: dict[str, Any], results: Sequence[Judged]) ->
         "scores": _finite({"lexical": means} | {r.name: r.as_plain() for r in results}),
         "about": _ABOUT,
     }
-    report = report_of(
-        study.reading,
-        study.selection.latents,
-        rows,
-        means,
-        record,
-        study.tokenizer,
-        args.seed,
-        results,
-    )
-    windows = tested_windows(study.reading, study.selection.latents, study.tokenizer)
-    return Explanations(rows, record, report, list(windows))
+    shown = rows, means, study.tokenizer, args.seed, results
+    examples = examples_of(study.reading, latents, *shown)
+    windows = tested_windows(study.reading, latents, study.tokenizer)
+    controls = _direction_rows(directions, of_directions, results)
+    report = report_of(means, record, results, examples)
+    return Explanations(rows, record, report, windows, controls, examples)
+
+
+def _direction_rows(
+    directions: Sequence[Evidence], scores: Sequence[dict[str, float]], judged: Sequence[Judged]
+) -> list[dict[str, Any]]:
+    rows = [{"density": e.density, **s} for e, s in _both(directions, scores)]
+    for result in judged:
+        for evidence, row in zip(directions, rows, strict=True):
+            row |= result.of_directions.get(evidence.latent, {})
+    return rows
 
 
 def _both(latents: Sequence[Evidence], scores: Sequence[dict[str, float]]) -> Iterable[Any]:

@@ -35,6 +35,7 @@ def untrained_like(
     *,
     seed: int = 0,
     norm_limits: dict[str, float] | None = None,
+    harvest: HarvestArguments | None = None,
 ) -> SAE:
     """An SAE of re-drawn weights whose latents fire as often as those of `sae`.
 
@@ -43,11 +44,12 @@ def untrained_like(
     Args:
         rows: text on which densities are matched; SAMPLE_TOKENS of it are read.
         norm_limits: the training Harvester's; those of other sites are ignored.
+        harvest: how activations are taken; with a cache they are kept for other SAEs.
 
     Raises:
         ValueError: no token is left.
     """
-    x = _sample(lm, sae, rows, norm_limits).to(sae.W_dec)
+    x = _sample(lm, sae, rows, norm_limits, harvest or HarvestArguments()).to(sae.W_dec)
     untrained = rectified(sae)
     untrained.W_enc.copy_(_shuffled(sae.W_enc, seed))
     untrained.b_enc.copy_(-_limits(sae, untrained, x) / untrained.scale)
@@ -59,10 +61,11 @@ def _sample(
     sae: SAE,
     rows: Iterable[TokenBatch],
     norm_limits: dict[str, float] | None,
+    harvest: HarvestArguments,
 ) -> Float[Tensor, "n d_in"]:
     site, _ = sae.config.places
     limits = {at: limit for at, limit in (norm_limits or {}).items() if at == site}
-    harvester = Harvester(lm, [site], HarvestArguments(), norm_limits=limits or None)
+    harvester = Harvester(lm, [site], harvest, norm_limits=limits or None)
     parts, n_tokens = [], 0
     for batch in rows:
         parts.append(harvester(batch).activations[site])

@@ -28,6 +28,8 @@ class Judged:
     """[weighting][metric][own, shuffled, anything, direction, difference]"""
     rows: list[dict[str, Any]]
     """columns for the table, one entry a latent"""
+    of_directions: dict[int, dict[str, Any]]
+    """the same of random directions, by their negative numbers"""
     n_items: int
     n_failed: int
     bounds: dict[str, tuple[float, float]]
@@ -108,6 +110,7 @@ def together(
         scorer.chance,
         means,
         _rows(scorer.name, by_control),
+        {r.latent: _columns(scorer.name, r) for r in directions},
         sum(r.n_items for r in (*own, *by_control.get(SHUFFLED, []))),
         sum(r.n_failed for r in (*own, *by_control.get(SHUFFLED, []))),
         _bounds(own, by_control.get(SHUFFLED) or directions),
@@ -128,9 +131,14 @@ def _mean(values: Sequence[float]) -> float:
 
 def _rows(name: str, by_control: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{} for _ in by_control[OWN]]
-    for control, prefix in ((OWN, ""), (SHUFFLED, "shuffled_"), (ANYTHING, "anything_")):
+    for row, result in zip(rows, by_control[OWN], strict=True):
+        row |= _columns(name, result)
+    for control in (SHUFFLED, ANYTHING):
         for row, result in zip(rows, by_control.get(control, []), strict=False):
-            row |= {f"{prefix}{name}_{metric}": v for metric, v in result.metrics.items()}
-            if control == OWN:
-                row |= {f"{name}_n_items": result.n_items, f"{name}_n_failed": result.n_failed}
+            row |= {f"{control}_{name}_{metric}": v for metric, v in result.metrics.items()}
     return rows
+
+
+def _columns(name: str, result: Result) -> dict[str, Any]:
+    columns: dict[str, Any] = {f"{name}_{metric}": v for metric, v in result.metrics.items()}
+    return columns | {f"{name}_n_items": result.n_items, f"{name}_n_failed": result.n_failed}

@@ -38,8 +38,10 @@ RECIPE = "recipe.yaml"
 CHECKPOINTS, STEPS = "checkpoints", "step-*.pt"
 
 DOCUMENTS, CAUSES = "documents.safetensors", "causes.safetensors"
+EXPLAINED, JUDGED = "explained.safetensors", "judged.safetensors"
 RESULTS, RESULT_TENSORS = "results.json", "results.safetensors"
 REPORT, REPORT_PAGE = "report.md", "report.html"
+LATENTS_PAGE = "latents.md"
 
 MADE_BY = {EVALUATION: "evaluate", META: "collect", LATENTS: "collect", EXAMPLES: "collect"}
 MADE_BY |= dict.fromkeys((EXPLANATIONS, EXPLANATIONS_RECORD, EVIDENCE), "explain")

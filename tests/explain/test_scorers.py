@@ -174,6 +174,18 @@ def test_saebenchs_windows_are_as_in_its_code(selection):
     assert max(below) < min(top) and max(top) == value.max()
 
 
+def test_saebenchs_windows_below_a_hundredth_of_the_strongest_are_inactive(selection):
+    reading, (latents, *_) = selection
+    trace = latents[0].trace
+    _, first = np.unique(reading.start[trace.token], return_index=True)  # of each row
+    value = np.full(len(trace.value), 0.005, dtype=np.float32)
+    value[first[:12]] = 1.0
+    evidence = latents[0]._replace(trace=trace._replace(value=value))
+    theirs = by_protocol(reading, evidence, ARGS, "saebench")
+    assert [w.kind for w in theirs.active] == ["top"] * 2
+    assert [w.kind for w in theirs.inactive] == ["weighted"] * 2 + ["random"] * 10
+
+
 def test_text_that_asks_for_something_changes_no_other_latents_answers(sampled):
     """A judge that does what any text in its prompt asks for."""
 

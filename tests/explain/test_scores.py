@@ -56,6 +56,23 @@ def test_average_precision_is_the_sum_over_thresholds(scores, positive):
     assert average_precision(scores, positive) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("scores, positive", cases())
+def test_auc_average_precision_and_f1_are_those_of_scikit_learn(scores, positive):
+    metrics = pytest.importorskip("sklearn.metrics")
+    assert auc(scores, positive) == pytest.approx(metrics.roc_auc_score(positive, scores))
+    expected = metrics.average_precision_score(positive, scores)
+    assert average_precision(scores, positive) == pytest.approx(expected)
+    is_yes, share = scores > np.median(scores), 0.03
+    weights = np.where(positive, share / positive.mean(), (1 - share) / (1 - positive.mean()))
+    ours = decided(is_yes, positive, ~positive, share)
+    at_density = {"sample_weight": weights, "zero_division": 0.0}
+    assert ours["f1"] == pytest.approx(metrics.f1_score(positive, is_yes, **at_density))
+    precision = metrics.precision_score(positive, is_yes, **at_density)
+    assert ours["precision"] == pytest.approx(precision)
+    balanced = metrics.balanced_accuracy_score(positive, is_yes)
+    assert ours["balanced_accuracy"] == pytest.approx(balanced)
+
+
 def test_pearson_is_numpys_and_0_for_a_constant():
     rng = np.random.default_rng(1)
     a, b = rng.random(50), rng.random(50)

@@ -1,0 +1,222 @@
+"""Scores of latents at equal L0: means over an arm's latents, differences by stratum, intervals.
+
+An arm's value is the mean over its seeds of the mean over latents. Differences are paired by
+stratum, since latents of two SAEs do not correspond: site, seed and tenth of density, tenths being
+those of all latents of the comparison. Two 95 % intervals, as for fidelity: Student's t over the
+seeds, and percentiles of a bootstrap of seeds and, in each, of latents (for differences within
+strata). Where an arm has several sparsities, values are interpolated linearly in log L0 between
+neighbours in the sweep; an arm with one SAE, or without neighbours around the L0, has those of its
+SAE of the nearest L0.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from .frontier import t_interval
+from .results import Measured
+
+N_STRATA = 10
+_PARTS = LATENTS, DIRECTIONS, UNTRAINED = "latents", "directions", "untrained"
+_LEAST_L0 = 1e-3
+
+
+class Spread(NamedTuple):
+    """A number, and its 95 % intervals: over seeds, and over seeds and latents."""
+
+    value: float
+    seeds: tuple[float, float]
+    latents: tuple[float, float]
+
+    @property
+    def holds_0(self) -> bool:
+        """Whether at least one interval holds 0, or is unknown: then no difference is shown."""
+        return any(not (low > 0 or high < 0) for low, high in (self.seeds, self.latents))
+
+
+class Score(NamedTuple):
+    """A column of scores, or what its values are above another column's, latent by latent."""
+
+    column: str
+    above: str | None = None
+    by_frequency: bool = False
+    """whether latents count by how often they fire"""
+    part: str = LATENTS
+    """whose: `latents`, `directions` or `untrained`"""
+    is_judged: bool = False
+
+    def of(self, m: Measured) -> tuple[np.ndarray, np.ndarray]:
+        """Values and densities of the latents that have a value; empty without the column."""
+        columns = m.explained.judged if self.is_judged else m.explained.lexical
+        names = [name for name in (self.column, self.above, "density") if name]
+        if any(f"{self.part}/{name}" not in columns for name in names):
+            return np.zeros(0), np.zeros(0)
+        arrays = {n: columns[f"{self.part}/{n}"].double().numpy() for n in names}
+        values = arrays[self.column] - (arrays[self.above] if self.above else 0.0)
+        is_known = np.isfinite(values)
+        return values[is_known], arrays["density"][is_known]
+
+
+class Interpretability:
+    """Scores of a comparison's SAEs, arm by arm and seed by seed.
+
+    Args:
+        l0: at which arms of several sparsities are compared.
+        n_resamples: resamples of seeds and latents.
+    """
+
+    def __init__(
+        self, measured: Sequence[Measured], l0: float, *, n_resamples: int = 1000, seed: int = 0
+    ) -> None:
+        self.arms = list(dict.fromkeys(m.arm for m in measured))
+        self.seeds = sorted({m.seed for m in measured})
+        self.l0, self.n_resamples, self._seed = l0, n_resamples, seed
+        self._measured = measured
+        self._places = {
+            (arm, s): place([m for m in measured if (m.arm, m.seed) == (arm, s)], l0)
+            for arm in self.arms
+            for s in self.seeds
+        }
+
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """[9] densities between the tenths."""
+        densities = np.concatenate([Score("density").of(m)[1] for m in self._measured])
+        inner = np.arange(1, N_STRATA) / N_STRATA
+        return np.quantile(densities, inner) if len(densities) else np.zeros(N_STRATA - 1)
+
+    def l0s(self, arm: str) -> list[float]:
+        """The L0s that its values are at, one a seed."""
+        return [self._places[arm, s].l0 for s in self.seeds]
+
+    def saes(self, arm: str) -> list[Measured]:
+        """Its SAEs that count most at this L0, one a seed."""
+        places = (self._places[arm, s] for s in self.seeds)
+        return [max(place.shares, key=lambda of: of[1])[0] for place in places]
+
+    def n_latents(self, arm: str, score: Score) -> int:
+        """Latents with a value, over seeds."""
+        return sum(len(score.of(m)[0]) for m in self.saes(arm))
+
+    def mean(self, arm: str, score: Score) -> Spread:
+        """An arm's mean; NaN without values."""
+        return self._spread([self._means(arm, s, score) for s in self.seeds])
+
+    def stratum(self, arm: str, score: Score, stratum: int) -> Spread:
+        """An arm's mean in one tenth of density, over the seeds that have latents there."""
+        of_seeds = [self._by_stratum(arm, s, score).means[:, stratum] for s in self.seeds]
+        return self._spread([means for means in of_seeds if np.isfinite(means[0])])
+
+    def n_in_stratum(self, arm: str, score: Score, stratum: int) -> int:
+        """Latents of an arm in a tenth of density, over seeds."""
+        tenths = (np.searchsorted(self.edges, score.of(m)[1]) for m in self.saes(arm))
+        return sum(int((tenth == stratum).sum()) for tenth in tenths)
+
+    def difference(
+        self, arm: str, score: Score, reference: str, other: Score | None = None
+    ) -> Spread:
+        """An arm's values minus the reference's, stratum by stratum; strata count by their numbers
+        of latents n m / (n + m), and those that one of both lacks are left out.
+
+        Args:
+            other: the reference's score, if it is not the same.
+        """
+        differences = []
+        for s in self.seeds:
+            ours = self._by_stratum(arm, s, score)
+            theirs = self._by_stratum(reference, s, other or score)
+            weights = ours.n * theirs.n / np.maximum(ours.n + theirs.n, 1)
+            both = weights > 0
+            gaps = (ours.means - theirs.means)[:, both] @ weights[both]
+            differences.append(gaps / weights.sum() if both.any() else gaps + np.nan)
+        return self._spread(differences)
+
+    def _means(self, arm: str, seed: int, score: Score) -> np.ndarray:
+        """[1 + resamples] means over latents; entry 0 is of the original ones."""
+        total = np.zeros(1 + self.n_resamples)
+        for m, share in self._places[arm, seed].shares:
+            values, densities = score.of(m)
+            weights = densities if score.by_frequency else np.ones(len(values))
+            total += share * self._resampled(values, weights, m, score)
+        return total
+
+    def _by_stratum(self, arm: str, seed: int, score: Score) -> "_Strata":
+        means, n = np.zeros((1 + self.n_resamples, N_STRATA)), np.zeros(N_STRATA)
+        for m, share in self._places[arm, seed].shares:
+            values, densities = score.of(m)
+            stratum = np.searchsorted(self.edges, densities)
+            for i in range(N_STRATA):
+                own = values[stratum == i]
+                means[:, i] += share * self._resampled(own, np.ones(len(own)), m, score, i)
+                n[i] += share * len(own)
+        return _Strata(means, np.where(np.isfinite(means[0]), n, 0.0))
+
+    def _resampled(
+        self,
+        values: np.ndarray,
+        weights: np.ndarray,
+        m: Measured,
+        score: Score,
+        stratum: int = N_STRATA,
+    ) -> np.ndarray:
+        """[1 + resamples] weighted means: of the values, then of values drawn with replacement, the
+        same draws for all scores of the same latents."""
+        n = len(values)
+        if not n:
+            return np.full(1 + self.n_resamples, np.nan)
+        whose = [self.arms.index(m.arm), _PARTS.index(score.part), stratum, round(1000 * m.value)]
+        rng = np.random.default_rng([self._seed, m.seed, *whose])
+        drawn = rng.multinomial(n, np.full(n, 1 / n), self.n_resamples)
+        counts = np.concatenate([np.ones((1, n)), drawn])
+        return counts @ (values * weights) / (counts @ weights)
+
+    def _spread(self, of_seeds: Sequence[np.ndarray]) -> Spread:
+        """From the values [1 + resamples] of each seed; this function resamples the seeds."""
+        nothing = float("nan"), float("nan")
+        if not of_seeds or not all(np.isfinite(values).all() for values in of_seeds):
+            return Spread(float("nan"), nothing, nothing)
+        values, n = np.stack(of_seeds), len(of_seeds)
+        rng = np.random.default_rng(self._seed)
+        drawn = rng.integers(n, size=(self.n_resamples, n))
+        means = values[drawn, 1 + np.arange(self.n_resamples)[:, None]].mean(axis=1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        own = values[:, 0]
+        return Spread(float(own.mean()), t_interval(own), (float(low), float(high)))
+
+
+class _Strata(NamedTuple):
+    means: np.ndarray
+    """[1 + resamples, strata]; NaN: no latents"""
+    n: np.ndarray
+    """[strata] latents"""
+
+
+class Place(NamedTuple):
+    """Where an L0 lies among the SAEs of an arm and seed."""
+
+    shares: list[tuple[Measured, float]]
+    """SAEs whose scored latents stand for it, with their shares"""
+    l0: float
+    """the L0 that they stand for"""
+
+
+def place(saes: Sequence[Measured], l0: float) -> Place:
+    """The two neighbours in the sweep around an L0, or the SAE whose L0 is nearest by ratio.
+
+    SAEs without scores are left out, unless none has them.
+    """
+    known = [m for m in saes if m.explained.lexical] or list(saes)
+    logs = {id(m): float(np.log(max(m.metrics["l0"], _LEAST_L0) / l0)) for m in known}
+    order = sorted(known, key=lambda m: logs[id(m)])
+    values = sorted(m.value for m in saes)
+    for left, right in pairwise(order):
+        low, high = logs[id(left)], logs[id(right)]
+        are_neighbours = abs(values.index(left.value) - values.index(right.value)) == 1
+        if low <= 0 <= high and low < high and are_neighbours:
+            share = -low / (high - low)
+            return Place([(left, 1 - share), (right, share)], l0)
+    nearest = min(known, key=lambda m: abs(logs[id(m)]))
+    return Place([(nearest, 1.0)], nearest.metrics["l0"])

@@ -1,0 +1,114 @@
+"""`hfsae compare --explain`, on a tiny language model."""
+
+import json
+import shutil
+
+import pytest
+
+from hfsae.activations import TextArguments
+from hfsae.cards import figures
+from hfsae.cli.recipes import with_explanations
+from hfsae.comparison import Comparison, InterpretArguments, compare
+from hfsae.comparison.explained import Explained, read_explained
+from hfsae.explain import ExplainArguments
+from hfsae.recipe import explain_folder
+
+from ..conftest import every_lm_is
+from ..explain.conftest import texts
+from ..tiny import tiny_fields
+
+ARMS = {
+    "jumprelu": {"title": "JumpReLU", "sweep": {"target_l0": [4]}},
+    "topk": {
+        "sae": {"model_type": "topk_sae", "target_l0": None},
+        "sweep": {"k": [4]},
+        "training": {"warm_start_steps": 0},
+    },
+}
+EXPLAIN = InterpretArguments(n_latents=20, n_tokens=2500, max_density=1.0, judged_latents=20)
+
+
+def tiny_comparison(folder, explain=EXPLAIN) -> Comparison:
+    text = TextArguments(dataset=texts(), context_size=64, held_out_fraction=0.6)
+    given = tiny_fields(folder / "saes", collect_tokens=0, text=text)
+    given["sae"] = {"site": "layers.1", "d_sae": 48}
+    report = str(folder / "report")
+    return Comparison(**given, arms=ARMS, seeds=[0, 1], at_l0=[4.0], explain=explain, report=report)
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory, tiny_lm, tiny_tokenizer):
+    """The folder of a comparison with explanations, and how often a language model was loaded."""
+    folder = tmp_path_factory.mktemp("explained")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(figures, "draw", lambda folder: None)
+        loads = every_lm_is(tiny_lm, tiny_tokenizer, monkeypatch)
+        compare(tiny_comparison(folder), command="hfsae compare x.yaml --explain")
+    return folder, len(loads)
+
+
+def test_a_report_has_scores_beside_controls_and_latents_with_evidence(explained):
+    folder, _ = explained
+    text = (folder / "report/report.md").read_text()
+    section = text.partition("## Interpretability")[2].partition("\n## ")[0]
+    for part in (
+        "| JumpReLU |",
+        "| topk |",
+        "| random directions (JumpReLU) |",
+        "tenth of density",
+    ):
+        assert part in section, part
+    assert "re-drawn weights (JumpReLU)" in section and "judge" not in section.partition("![")[2]
+    page = (folder / "report/latents.md").read_text()
+    assert page.count("### Random ones") == 2 and page.count("    seed ") >= 20
+    assert (folder / "report/figures/interpretability.png").is_file()
+    for home in (folder / "saes").glob("*/seed_*/*_4"):
+        record = json.loads((home / "features/explanations.json").read_text())
+        assert record["n_latents"] == 20 and (home / "explained.safetensors").is_file()
+
+
+def test_the_report_is_made_again_from_its_numbers_alone(explained, tmp_path, loads):
+    shutil.copytree(explained[0] / "report", tmp_path / "report")
+    names = ("report.md", "latents.md", "results.safetensors")
+    before = {name: (tmp_path / "report" / name).read_bytes() for name in names}
+    saes = saes_in(tmp_path / "report")
+    compare(tiny_comparison(tmp_path), command="hfsae compare x.yaml --explain")
+    assert {name: (tmp_path / "report" / name).read_bytes() for name in names} == before
+    assert saes_in(tmp_path / "report") == saes and saes[0]["explained"]["examples"]
+    assert not loads
+    other = InterpretArguments(n_latents=21, n_tokens=2500, max_density=1.0)
+    with pytest.raises(ValueError, match="no weights to explain; leave --explain out"):
+        compare(tiny_comparison(tmp_path, other))
+    compare(tiny_comparison(tmp_path, InterpretArguments()))
+    assert "## Interpretability" not in (tmp_path / "report/report.md").read_text()
+    compare(tiny_comparison(tmp_path), command="hfsae compare x.yaml --explain")
+    assert (tmp_path / "report/report.md").read_bytes() == before["report.md"], "none forgotten"
+
+
+def saes_in(report) -> list:
+    return json.loads((report / "results.json").read_text())["saes"]
+
+
+def test_scores_of_the_folder_are_those_of_hfsae_explain(explained, tmp_path, loads, capsys):
+    shutil.copytree(explained[0] / "saes", tmp_path / "saes")
+    home = tmp_path / "saes/topk/seed_1/k_4"
+    before = (home / "features/explanations.parquet").read_bytes()
+    for path in (home / "features").iterdir():
+        path.unlink()
+    explain_folder(home, ExplainArguments(n_latents=20, n_tokens=2500, max_density=1.0))
+    assert (home / "features/explanations.parquet").read_bytes() == before
+    scores = read_explained(home, Explained()).lexical
+    assert len(scores["latents/pearson"]) == len(scores["untrained/pearson"]) == 20
+
+
+def test_explain_alone_stands_for_its_default_and_a_number_wins():
+    assert with_explanations(["x.yaml", "--explain"]) == ["x.yaml", "--explain.n_latents", "100"]
+    given = ["x.yaml", "--explain", "--explain.n_latents=30"]
+    assert with_explanations(given) == ["x.yaml", "--explain.n_latents=30"]
+
+
+def test_scores_without_latents_are_refused():
+    with pytest.raises(ValueError, match=r"no latents are explained; add --explain$"):
+        InterpretArguments(scores=["detection"])
+    with pytest.raises(ValueError, match="there is no score 'x'"):
+        InterpretArguments(n_latents=20, scores=["x"])
