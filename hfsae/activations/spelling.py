@@ -4,7 +4,7 @@ Tokens of a byte-level vocabulary may be parts of a character, and SentencePiece
 space at the beginning of a text: this module corrects both.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,9 +52,34 @@ def tokenise(
     """
     if not text:
         raise Refused("there is no text; write a prompt")
-    ids = _chat_ids(tokenizer, text) if chat else _plain_ids(tokenizer, text, bos)
+    if chat:
+        return tokenise_chat(tokenizer, [("user", text)], max_tokens=max_tokens)
+    return _tokens(tokenizer, _plain_ids(tokenizer, text, bos), "text", max_tokens)
+
+
+def tokenise_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[tuple[str, str]],
+    *,
+    max_tokens: int | None = None,
+) -> Tokens:
+    """Ids and readable texts of a conversation in the chat template, up to the next answer.
+
+    Args:
+        messages: pairs of a role, "user" or "assistant", and a text.
+
+    Raises:
+        ValueError: more than max_tokens tokens, or no chat template.
+    """
+    what = "conversation" if len(messages) > 1 else "text"
+    return _tokens(tokenizer, _chat_ids(tokenizer, messages), what, max_tokens)
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], what: str, max_tokens: int | None
+) -> Tokens:
     if max_tokens is not None and len(ids) > max_tokens:
-        raise Refused(f"the text has {len(ids):,} tokens; at most {max_tokens:,} fit here")
+        raise Refused(f"the {what} has {len(ids):,} tokens; at most {max_tokens:,} fit here")
     special = set(special_ids(tokenizer))
     return Tokens(ids, spell(tokenizer, ids), [i in special for i in ids])
 
@@ -65,12 +90,13 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list
     return [bos_id, *ids] if bos and bos_id is not None else list(ids)
 
 
-def _chat_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> list[int]:
     if not tokenizer.chat_template:
         raise Refused("this model's tokenizer has no chat template; turn it off")
-    message = [{"role": "user", "content": text}]
     written: Any = tokenizer.apply_chat_template(
-        message, add_generation_prompt=True, tokenize=False
+        [{"role": role, "content": text} for role, text in messages],
+        add_generation_prompt=True,
+        tokenize=False,
     )
     return list(tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"])
 

@@ -1,7 +1,9 @@
 """`hfsae demo`: inspect a language model through an SAE, and steer it, in a browser.
 
     subject                       what is shown: an SAE, its language model, the files beside them
-    look | act | why | judge      what can be done: functions, plain values in, plain values out
+    look | act | why | judge
+    | latent_map | together
+    | beside                      what can be done: functions, plain values in, plain values out
     reading, rows, validate       what they share: text to tokens, latents to rows, checked input
     automatic                     names that `hfsae explain` gave, with their tests
     actions                       the table of endpoints of the API, and of tools for agents
@@ -9,6 +11,8 @@
     telling                       which latents of a text come first
     presets                       latents and words to begin with
     address                       what is shown, as a link
+    picture, picture.html         a steered text to share
+    export                        a latent to take away
     parts, parts.html, style.css  pieces of pages: all markup is made here, and escapes text
     pages/                        widgets, a page each
     app                           the pages together

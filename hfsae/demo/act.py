@@ -1,6 +1,6 @@
 """Actions that change the language model's behaviour: steering, and the strength for it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..machine.refused import Refused
 from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Suggestion, Unit
 from ..steering.pair import Pair, Phase, Sampling, generate_pair
 from . import validate
-from .reading import tokens_of
+from .reading import Exchange, conversations, tokens_of
 from .rows import Json
 from .settings import Settings, Steering, flat
 from .subject import Subject
@@ -23,7 +23,7 @@ from .subject import Subject
 LIMITS = {"max": 20.0, "norm": 500.0, "raw": 1e6}
 """Of strengths, by unit: multiples of the largest activation, per cent of the norm, raw."""
 _SWEEP = {"max": (0.25, 0.5, 1.0, 2.0, 4.0), "norm": (5.0, 10.0, 20.0, 40.0, 80.0)}
-_SWEPT_MODES = ("add", "clamp", "orthogonal")
+SWEPT_MODES, SWEPT_UNITS = ("add", "clamp", "orthogonal"), tuple(_SWEEP)
 _REFINED = 1  # times that the gap between within and over budget is halved
 
 
@@ -33,6 +33,8 @@ class Job(NamedTuple):
     tokens: Tokens
     latents: dict[int, float]
     steering: Steering
+    plain: Tokens | None = None
+    """of the unsteered text, where its conversation had other answers; None: the same"""
 
 
 @flat
@@ -57,7 +59,10 @@ def write(
         return block(1.0) if scope in ("all", phase) else nullcontext()
 
     ids = job.tokens.ids
-    for pair in generate_pair(subject.lm, subject.tokenizer, ids, steered, how, stopped):
+    plain_ids = None if job.plain is None else job.plain.ids
+    for pair in generate_pair(
+        subject.lm, subject.tokenizer, ids, steered, how, stopped, plain_ids=plain_ids
+    ):
         yield _pair_json(subject, pair)
 
 
@@ -98,12 +103,18 @@ def sweep(
     max_kl: Any = 2.0,
     max_repetition: Any = 0.3,
     progress: Callable[[int, int], object] = lambda done, n: None,
+    only: int | None = None,
 ) -> Json:
-    """`suggest_strength`, with progress (trials done, trials in all) before each trial."""
-    validate.choice(settings.mode, "mode", _SWEPT_MODES)
-    validate.choice(settings.unit, "unit", tuple(_SWEEP))
+    """`suggest_strength`, with progress (trials done, trials in all) before each trial.
+
+    Args:
+        only: the latent to find a strength for, while the others keep theirs; None: for all.
+    """
+    validate.choice(settings.mode, "mode", SWEPT_MODES)
+    validate.choice(settings.unit, "unit", SWEPT_UNITS)
     job = check(subject, prompt, latents, settings)
-    largest = max(map(abs, job.latents.values()))
+    scaled = {i: s for i, s in job.latents.items() if only in (None, i)}
+    largest = max(map(abs, scaled.values()))
     if not largest:
         raise Refused(
             "all strengths are 0; give at least one another value: their proportions are kept"
@@ -114,7 +125,7 @@ def sweep(
     suggestion = steering.suggest_strength(
         subject.lm,
         {"input_ids": torch.tensor([job.tokens.ids])},
-        _block(subject, job, cast(Scope, settings.scope)),
+        _block(subject, job, cast(Scope, settings.scope), scaled),
         strengths=strengths,
         max_kl=validate.number(max_kl, "max_kl", 0.01, 20),
         max_repetition=validate.number(max_repetition, "max_repetition", 0, 1),
@@ -123,20 +134,34 @@ def sweep(
         temperature=Sampling.temperature,
         progress=lambda trial: progress(next(done), n),
     )
-    return _strength_json(subject, suggestion, job.latents, largest)
+    result = _strength_json(subject, suggestion, scaled, largest)
+    kept = {str(i): s for i, s in job.latents.items() if i not in scaled}
+    return {**result, "latents": {**kept, **result["latents"]}}
 
 
-def check(subject: Subject, prompt: Any, latents: Any, settings: Steering) -> Job:
-    """A caller's prompt, latents (a mapping, or text such as `12:1.5, 7:-2`) and settings."""
+def check(
+    subject: Subject,
+    prompt: Any,
+    latents: Any,
+    settings: Steering,
+    earlier: Sequence[Exchange] = (),
+) -> Job:
+    """A caller's prompt, latents (a mapping, or text such as `12:1.5, 7:-2`) and settings.
+
+    Args:
+        earlier: the conversation before the prompt, which is then a message in it.
+    """
     mode = validate.choice(settings.mode, "mode", MODES)
     unit = validate.choice(settings.unit, "unit", UNITS)
     strengths = validate.strengths(latents, subject.d_sae, LIMITS[unit])
     if unit == "max" and mode not in ("scale", "ablate"):
         _refuse_unmeasured(subject, list(strengths))
-    tokens = tokens_of(subject, prompt, settings.chat)
     validate.choice(settings.scope, "scope", SCOPES)
     validate.flag(settings.error_term, "error_term")
-    return Job(tokens, strengths, settings)
+    if earlier:
+        plain, steered = conversations(subject, earlier, prompt)
+        return Job(steered, strengths, settings, plain)
+    return Job(tokens_of(subject, prompt, settings.chat), strengths, settings)
 
 
 def sampling(settings: Settings) -> Sampling:
@@ -168,16 +193,21 @@ def _refuse_unmeasured(subject: Subject, latents: list[int]) -> None:
 
 
 def _block(
-    subject: Subject, job: Job, scope: Scope = "all"
+    subject: Subject,
+    job: Job,
+    scope: Scope = "all",
+    scaled: Collection[int] | None = None,
 ) -> Callable[[float], AbstractContextManager[None]]:
-    """The block in which the model is steered, with all strengths times a factor."""
+    """The block in which the model is steered, with the strengths of `scaled` (None: of all) times
+    a factor."""
     largest, spare = subject.largest(), special_ids(subject.tokenizer)
+    scaled = job.latents if scaled is None else scaled
 
     def block(factor: float) -> AbstractContextManager[None]:
         return steering.steer(
             subject.lm,
             subject.sae,
-            {latent: factor * strength for latent, strength in job.latents.items()},
+            {i: factor * s if i in scaled else s for i, s in job.latents.items()},
             mode=cast(Mode, job.steering.mode),
             unit=cast(Unit, job.steering.unit),
             max_activations=largest,

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import api
 
-from . import act, judge, look, why
+from . import act, beside, judge, latent_map, look, why
 from .subject import Subject
 
 QUEUES = {"look": 8, "run": 2}
@@ -52,12 +52,14 @@ ENDPOINTS = (
     Endpoint(why.next_tokens, queue="look", gpu=True),
     Endpoint(judge.health, queue="look"),
     Endpoint(judge.compare_saes, queue="look"),
+    Endpoint(beside.side_by_side, queue="run", gpu=True),
     Endpoint(judge.about, queue="look"),
     Endpoint(act.steer, queue="run", gpu=True),
     Endpoint(act.suggest_strength, queue="run", gpu=True),
     Endpoint(why.why, queue="run", gpu=True),
     Endpoint(why.check_ablation, queue="run", gpu=True),
     Endpoint(judge.measure, queue="run", gpu=True),
+    Endpoint(latent_map.find_on_map, queue="look"),
     Endpoint(act.write, gpu=True),
     Endpoint(act.sweep, gpu=True),
 )

@@ -4,6 +4,7 @@ A page's state is one frozen dataclass; a link has the fields that differ from t
 page can be sent to somebody else, and opened again.
 """
 
+import json
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 from urllib.parse import urlencode
@@ -12,7 +13,7 @@ from ..machine.refused import Refused
 from .settings import Settings
 from .validate import MAX_CHARACTERS
 
-PAGES = ("inspect", "feature", "search", "steer", "why", "health", "about")
+PAGES = ("inspect", "feature", "search", "map", "steer", "why", "health", "compare", "about")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,13 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Map:
+    """What is highlighted on the map of latents."""
+
+    query: str = ""
+
+
+@dataclass(frozen=True)
 class _Prompt:
     prompt: str = ""
     latents: dict[int, float] = field(default_factory=dict)
@@ -53,6 +61,8 @@ class _Prompt:
 class Steer(Settings, _Prompt):  # so that in links the prompt comes first
     """A prompt, the latents to steer, and all settings."""
 
+    turns: tuple[str, ...] = ()
+    """a conversation's earlier messages; their answers are written again from the settings"""
     run: bool = False
     """whether the texts were requested, and so are generated when the link is opened"""
 
@@ -75,13 +85,21 @@ class Health:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Another SAE, and a text that both read."""
+
+    other: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
 class About:
     """The card."""
 
 
-Address = Inspect | Feature | Search | Steer | Why | Health | About
+Address = Inspect | Feature | Search | Map | Steer | Why | Health | Compare | About
 _CLASSES: dict[str, type] = dict(
-    zip(PAGES, (Inspect, Feature, Search, Steer, Why, Health, About), strict=True)
+    zip(PAGES, (Inspect, Feature, Search, Map, Steer, Why, Health, Compare, About), strict=True)
 )
 
 
@@ -96,9 +114,10 @@ def to_query(address: Address) -> str:
     default = type(address)()
     for f in fields(address):
         value = getattr(address, f.name)
-        refused = isinstance(value, str) and len(value) > MAX_CHARACTERS
+        text = _written(value)
+        refused = isinstance(value, str | tuple) and len(text) > MAX_CHARACTERS
         if value != getattr(default, f.name) and not refused:
-            pairs.append((f.name, _written(value)))
+            pairs.append((f.name, text))
     return urlencode(pairs)
 
 
@@ -120,6 +139,8 @@ def from_query(query: dict[str, str]) -> Address:
 def _written(value: Any) -> str:
     if isinstance(value, dict):
         return ",".join(f"{latent}:{strength:g}" for latent, strength in value.items())
+    if isinstance(value, tuple):
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if isinstance(value, bool):
         return str(int(value))
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -132,8 +153,16 @@ def _read(name: str, text: str, kind: Any) -> Any:
             return {int(latent): float(strength) for latent, strength in pairs}
         if kind is bool:
             return {"0": False, "1": True}[text]
+        if kind == tuple[str, ...]:
+            return tuple(_texts(json.loads(text)))
         if kind is str:
             return text
         return float(text) if kind is float else int(text)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         raise Refused(f"this link is damaged: {name} is {text[:40]!r}") from None
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError("not a list of texts")
+    return value

@@ -18,9 +18,11 @@ from .actions import Actions, in_queue
 from .address import Address, Inspect, Steer, from_query, page_of, to_query
 from .pages import (
     AboutPage,
+    ComparePage,
     FeaturePage,
     HealthPage,
     InspectPage,
+    MapPage,
     SearchPage,
     SteerPage,
     Tour,
@@ -34,12 +36,15 @@ PAGES: dict[str, type[Page]] = {
     "inspect": InspectPage,
     "feature": FeaturePage,
     "search": SearchPage,
+    "map": MapPage,
     "steer": SteerPage,
     "why": WhyPage,
     "health": HealthPage,
+    "compare": ComparePage,
     "about": AboutPage,
 }
-_HEAD = f"<script>{(Path(__file__).with_name('page.js')).read_text(encoding='utf-8')}</script>"
+_SCRIPTS = [Path(__file__).with_name(name) for name in ("page.js", "map.js", "lists.js")]
+_HEAD = "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in _SCRIPTS)
 # Gradio compiles its templates in the browser, and has inline script and style: both need
 # 'unsafe-'. Nothing is loaded from elsewhere, sent there, or framed.
 POLICY = {
@@ -140,7 +145,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
     def rerun(request: gr.Request, address: Any, *values: Any) -> Iterator[Updates]:
         if isinstance(address, Steer) and address.run:
             steer.ask(request, *values)
-            yield from steer.generate(request)
+            yield from steer.generate(request)  # nothing was written before
         else:
             yield {steer.notice: gr.skip()}
 

@@ -32,6 +32,7 @@ def automatic_name(subject: Subject, latent: int) -> Json | None:
         "explanation": explanation,
         "source": row["source"],
         "note": _note(row),
+        "score": "" if row[_SCORE] is None else f"Pearson {row[_SCORE]:.2f}",
         "groups": _groups(folder, latent),
     }
 

@@ -19,6 +19,8 @@ from .subject import Subject, read_json
 
 _BINS = 40
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_LESS_IS_BETTER = {"fvu", "delta_loss", "ce_spliced", "kl", "dead_share"}
+_MORE_IS_BETTER = {"cosine", "loss_recovered_mean", "loss_recovered_zero"}
 _TEXT_METRICS = ("l0", "fvu", "ce_clean", "ce_spliced", "delta_loss", "kl")
 
 
@@ -57,27 +59,49 @@ def compare_saes(subject: Subject, other: str) -> Json:
         {"name": name, "unit": m["unit"], "first": ours.get(name), "second": theirs.get(name)}
         for name, m in (theirs | ours).items()
     ]
+    for row in rows:
+        row["winner"] = _winner(row)
     return {"first": subject.name, "second": other, "rows": rows}
 
 
+def _winner(row: Json) -> str | None:
+    """Which of the two is better by a metric that has a better side, if they differ."""
+    sign = -1 if row["name"] in _LESS_IS_BETTER else int(row["name"] in _MORE_IS_BETTER)
+    if not sign or not row["first"] or not row["second"]:
+        return None
+    gain = sign * (row["first"]["value"] - row["second"]["value"])
+    return None if not gain else "first" if gain > 0 else "second"
+
+
 def _evaluation_of(subject: Subject, other: str) -> Path | None:
-    """Its evaluation.json. Only folders of SAEs are read, and no answer reveals other folders:
-    anybody who reaches the app may ask."""
+    """Its evaluation.json."""
+    place = place_of(subject, other)
+    if isinstance(place, Path):
+        path = place / EVALUATION
+        return path if path.resolve().parent == place else None
+    folder = beside(list_files(place), [EVALUATION])
+    return None if folder is None else folder / EVALUATION
+
+
+def place_of(subject: Subject, other: str) -> Path | str:
+    """The folder of another SAE, or the name of a repository. Only folders of SAEs are read, and no
+    answer reveals other folders: anybody who reaches the app may ask.
+
+    Raises:
+        ValueError: it is neither.
+    """
     is_local = subject.label_home is not None
     folder = Path(other).resolve()
     homes = [Path.cwd(), *filter(None, [subject.folder])] if is_local else []
     if any(folder.is_relative_to(home.resolve()) for home in homes) and is_sae(folder):
-        path = folder / EVALUATION
-        return path if path.resolve().parent == folder else None
+        return folder
     if not _REPOSITORY.fullmatch(other):
         where = "the folder of an SAE below the one that the app was started in, or "
         raise Refused(
             f"{other!r} is no SAE that can be read from here; name "
             f"{where if is_local else ''}a repository on the Hub as name/repository"
         )
-    listing = list_files(other)
-    folder = beside(listing, [EVALUATION])
-    return None if folder is None else folder / EVALUATION
+    return other
 
 
 def check_name(name: Any) -> str:

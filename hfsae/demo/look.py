@@ -29,6 +29,7 @@ from .rows import (
     threshold_of,
 )
 from .subject import Subject
+from .together import together
 
 BY = ("word", "fires on", "promotes", "label", "similar to")
 
@@ -119,8 +120,9 @@ def feature(subject: Subject, latent: int) -> Json:
     }
     store = subject.store
     if store is None:
-        return {**facts, "collected": False}
+        return {**facts, "names": _names(subject, facts), "collected": False}
     record = store[index]
+    facts["names"] = _names(subject, facts)
     return {
         **facts,
         "collected": True,
@@ -133,6 +135,7 @@ def feature(subject: Subject, latent: int) -> Json:
         "promoted": [{"token": t, "logit": v} for t, v in record.promoted],
         "suppressed": [{"token": t, "logit": v} for t, v in record.suppressed],
         "neighbours": as_rows(subject, [{"latent": i, "value": c} for i, c in record.neighbours]),
+        "together": together(subject, index),
         "n_groups": store.meta["arguments"]["quantiles"],
         "groups": _groups(record.examples, record.max_activation),
     }
@@ -225,6 +228,18 @@ def _hits(subject: Subject, query: str, by: str) -> tuple[list[Hit], str]:
     )
 
 
+def _names(subject: Subject, facts: Json) -> list[Json]:
+    """All names of a latent: the text, who or what gave it, and how it did when it was tested."""
+    (row,), auto = as_rows(subject, [{"latent": facts["latent"]}]), facts["auto"]
+    rows = [(facts["label"], "a person's label", "")]
+    if auto is not None:
+        rows.append((auto["explanation"], auto["source"], auto["score"]))
+    rows.append((", ".join(row.get("fires_on", [])), "tokens of its strongest examples", ""))
+    promoted = ", ".join(token.strip() for token in row.get("promotes", []))
+    rows.append((promoted, "tokens that it makes likelier", ""))
+    return [{"text": t, "origin": o, "score": s} for t, o, s in rows if t.strip(" ,")]
+
+
 def _filled(counts: list[int], edges: list[float]) -> list[Json]:
     """The bins of a histogram from the first to the last that is not empty."""
     filled = [i for i, n in enumerate(counts) if n]
@@ -248,4 +263,5 @@ def _example(example: Example, largest: float) -> Json:
         {"text": text, "activation": a, "share": a / largest, "firing": i == example.firing}
         for i, (text, a) in enumerate(rows)
     ]
-    return {"activation": example.activation, "document": example.document, "tokens": tokens}
+    place = {"document": example.document, "position": example.position}
+    return {"activation": example.activation, **place, "tokens": tokens}

@@ -22,6 +22,11 @@ window.hfsae = {
     const hidden = document.documentElement.classList.toggle("hf-toured");
     try { localStorage.setItem("hfsae-tour", hidden ? "hidden" : "shown"); } catch (error) { /* private mode */ }
   },
+  // Called with a panel when something new was put into it; `onDrawn` has what to do then.
+  onDrawn: [],
+  drawn(panel) {
+    for (const then of this.onDrawn) then(panel);
+  },
   // A link without what is set beside the text: to move a slider is no step to go back over.
   content(query) {
     const kept = new URLSearchParams(query);
@@ -37,11 +42,19 @@ window.hfsae = {
   },
   theme() {
     const dark = document.body.classList.toggle("dark");
+    window.dispatchEvent(new Event("hfsae-theme"));
     try { localStorage.setItem("hfsae-theme", dark ? "dark" : "light"); } catch (error) { /* private mode */ }
   },
 };
 try {
   if (localStorage.getItem("hfsae-tour") === "hidden") document.documentElement.classList.add("hf-toured");
 } catch (error) { /* private mode */ }
+// On a phone all examples at once would be a dozen screens: they begin folded.
+hfsae.onDrawn.push((panel) => {
+  for (const part of panel.querySelectorAll("details[data-fold='']:not(.hf-folded)")) {
+    part.classList.add("hf-folded");
+    if (window.innerWidth <= 700) part.open = false;
+  }
+});
 window.addEventListener("popstate", () => location.reload());
 window.addEventListener("DOMContentLoaded", () => hfsae.remembered());

@@ -36,6 +36,8 @@ element.addEventListener('click', (event) => {
     if (event.target.closest('[data-local=theme]')) hfsae.theme();
     if (event.target.closest('[data-local=tour]')) hfsae.tour();
 });
+new MutationObserver(() => hfsae.drawn(element)).observe(element, {childList: true, subtree: true});
+hfsae.drawn(element);
 element.addEventListener('input', (event) => {
     const node = event.target, chip = node.closest('[data-chip]');
     if (chip && node.type === 'range') chip.querySelector('input[type=number]').value = node.value;
@@ -109,8 +111,18 @@ def style() -> str:
     return (_HERE / "style.css").read_text(encoding="utf-8")
 
 
+def document(name: str, **values: Any) -> str:
+    """A whole web page from a template beside this file; values are text, never markup."""
+    return str(_environment().get_template(name).render(values))
+
+
 @lru_cache(maxsize=1)
 def _module() -> Any:
+    return _environment().get_template("parts.html").module
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -119,7 +131,7 @@ def _module() -> Any:
     )
     environment.filters |= {"number": number, "percent": percent, "place": place, "times": times}
     environment.filters |= {"visible": visible, "quoted": quoted}
-    return environment.get_template("parts.html").module
+    return environment
 
 
 def number(value: int | float) -> str:

@@ -1,6 +1,7 @@
 """From a caller's text to tokens, and to the latents that fire on them."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from ..activations.spelling import Tokens
 from ..features.inspection import Inspection
@@ -18,6 +19,35 @@ def check_text(prompt: Any) -> str:
 def tokens_of(subject: Subject, prompt: Any, chat: Any = False) -> Tokens:
     """A caller's text as tokens; with `chat`, as a user's message in the chat template."""
     return subject.tokens(check_text(prompt), validate.flag(chat, "chat"))
+
+
+MAX_TURNS = 12  # of a conversation
+
+
+class Exchange(NamedTuple):
+    """A message in a conversation, with both answers to it."""
+
+    message: str
+    plain: str
+    steered: str
+
+
+def conversations(
+    subject: Subject, earlier: Sequence[Exchange], message: Any
+) -> tuple[Tokens, Tokens]:
+    """A conversation up to the answer to a message, as tokens: unsteered so far, and steered.
+
+    Raises:
+        ValueError: the message is blank, or the conversation is too long.
+    """
+    if len(earlier) >= MAX_TURNS:
+        raise Refused(f"the conversation has {len(earlier)} turns already; begin another one")
+    last = ("user", check_text(message))
+    plain, steered = (
+        [turn for e in earlier for turn in (("user", e.message), ("assistant", answer(e)))]
+        for answer in (lambda e: e.plain, lambda e: e.steered)
+    )
+    return subject.conversation([*plain, last]), subject.conversation([*steered, last])
 
 
 def inspection_of(subject: Subject, prompt: Any, chat: Any = False) -> Inspection:

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..activations.spelling import Tokens, tokenise
+from ..activations.spelling import Tokens, tokenise, tokenise_chat
 from ..features import FeatureSearch, FeatureStore, read_automatic, read_labels
 from ..features.inspection import Inspection, Ranked, inspect
 from ..hub import beside, load
@@ -67,6 +67,8 @@ _BESIDE = (
     META,
 )
 MAX_TOKENS = 512  # of a text
+_MAX_CONVERSATION = 2048  # tokens
+_INSTRUCT = re.compile(r"instruct|chat|(?<![a-z])it(?![a-z])", re.IGNORECASE)
 _REMEMBERED = 64  # texts
 _MOST_EXACT_BYTES = 4e9  # of a second copy of the model in float32
 _COPYING = threading.Lock()
@@ -195,6 +197,25 @@ class Subject:
         """A text as tokens of its language model."""
         return tokenise(self.tokenizer, text, bos=self.bos, chat=chat, max_tokens=MAX_TOKENS)
 
+    def conversation(self, messages: Sequence[tuple[str, str]]) -> Tokens:
+        """Pairs of a role, "user" or "assistant", and a text, as tokens up to the next answer.
+
+        Raises:
+            ValueError: over 2,048 tokens, or its language model has no chat template.
+        """
+        return tokenise_chat(self.tokenizer, messages, max_tokens=_MAX_CONVERSATION)
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether its language model's tokenizer has a chat template."""
+        return self.loaded is not None and bool(self.tokenizer.chat_template)
+
+    @property
+    def is_instruct(self) -> bool:
+        """Whether its language model is one for conversations: by its name, and a template."""
+        name = (self.lm_name or "").rpartition("/")[2]
+        return self.has_chat and _INSTRUCT.search(name) is not None
+
     @cached_property
     def inspection(self) -> Callable[[str, bool], Inspection]:
         """`inspection(text, chat)`: what fires in a text. The last texts are remembered, since a
@@ -230,6 +251,17 @@ class Subject:
     @cached_property
     def _lm_in_float32(self) -> Any:
         return _in_float32(self.lm)
+
+    def remembered(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once, at its first use; a second caller waits for it."""
+        with _COPYING:
+            if name not in self._memory:
+                self._memory[name] = make()
+            return self._memory[name]
+
+    @cached_property
+    def _memory(self) -> dict[str, Any]:
+        return {}
 
     @cached_property
     def directions(self) -> Path:

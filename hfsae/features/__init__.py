@@ -13,6 +13,9 @@ from .labels import read_names as read_names
 from .labels import write_label as write_label
 from .latents import Latents as Latents
 from .latents import latents as latents
+from .layout import NEAR as NEAR
+from .layout import nearest_rows as nearest_rows
+from .layout import plane as plane
 from .search import FeatureSearch as FeatureSearch
 from .search import Hit as Hit
 from .search import firing_on as firing_on

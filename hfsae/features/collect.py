@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
@@ -17,6 +16,7 @@ from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
 from ..lm import check_arguments, contract, places_of, tokenizer_of
 from ..machine.refused import Refused
 from ..models import SAE
+from .layout import NEAR, nearest_rows, plane
 from .logit_lens import FORMULA, LensTokens, lens_tokens, residual_directions
 from .store import COLUMNS, FeatureStore
 from .windows import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
@@ -141,7 +141,7 @@ def _build_store(
         "logit_lens": FORMULA if lens else "none: the site does not write to the residual stream",
         "columns": COLUMNS,
     }
-    latents = _latents_table(sae, tokenizer, seen, lens, args.neighbours)
+    latents = _latents_table(sae, tokenizer, seen, lens, args)
     examples = pyarrow.dataset.dataset(_examples_table(tokenizer, seen, args))
     return FeatureStore(latents=latents, examples=examples, meta=meta)
 
@@ -151,12 +151,14 @@ def _latents_table(
     tokenizer: PreTrainedTokenizerBase,
     seen: Seen,
     lens: LensTokens | None,
-    n_neighbours: int,
+    args: CollectArguments,
 ) -> "pyarrow.Table":
     import pyarrow as pa
 
     n_firings = seen.histogram.sum(1)  # [d_sae]
-    neighbours, cosines = nearest_rows(sae.W_dec.detach().float(), n_neighbours)
+    rows, n_near = sae.W_dec.detach().float(), args.neighbours
+    neighbours, cosines = nearest_rows(rows, max(n_near, NEAR))
+    places = plane(rows, neighbours[:, :NEAR], cosines[:, :NEAR], seed=args.seed)
     lens = lens or LensTokens.none(len(n_firings))
     columns = {
         "latent": torch.arange(len(n_firings), dtype=torch.int32).numpy(),
@@ -169,23 +171,12 @@ def _latents_table(
         "promoted_logits": _lists(lens.promoted_logits.numpy()),
         "suppressed_tokens": _lists(lens.suppressed.numpy(), tokenizer=tokenizer),
         "suppressed_logits": _lists(lens.suppressed_logits.numpy()),
-        "neighbours": _lists(neighbours.int().cpu().numpy()),
-        "neighbour_cosines": _lists(cosines.cpu().numpy()),
+        "neighbours": _lists(neighbours[:, :n_near].int().cpu().numpy()),
+        "neighbour_cosines": _lists(cosines[:, :n_near].cpu().numpy()),
+        "map_x": places[:, 0].numpy(),
+        "map_y": places[:, 1].numpy(),
     }
     return pa.table(columns)
-
-
-def nearest_rows(
-    rows: Float[Tensor, "n d"], k: int, *, block: int = 1024
-) -> tuple[Int[Tensor, "n _"], Float[Tensor, "n _"]]:
-    """For each row the k other rows with the largest cosines (or all others), and the cosines."""
-    unit = F.normalize(rows, dim=1)
-    nearest = []
-    for first in range(0, len(unit), block):
-        cosines = unit[first : first + block] @ unit.T
-        cosines.diagonal(first).fill_(-torch.inf)
-        nearest.append(cosines.topk(min(k, len(unit) - 1)))
-    return torch.cat([f.indices for f in nearest]), torch.cat([f.values for f in nearest])
 
 
 def _examples_table(

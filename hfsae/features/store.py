@@ -49,6 +49,8 @@ COLUMNS = {
         "suppressed_logits": "their logits",
         "neighbours": "latents with the most similar decoder rows, most similar first",
         "neighbour_cosines": "their cosines",
+        "map_x": "place on a map where latents with similar decoder rows are near each other",
+        "map_y": "its other coordinate",
     },
     "examples": {
         "latent": "index of the latent",
@@ -66,6 +68,7 @@ COLUMNS = {
         "activations": "the latent at each token; 0 also where none was computed (special tokens)",
     },
 }
+_ADDED = {"map_x", "map_y"}  # columns that stores of earlier versions lack
 _MAX_TEXT = 2**24  # bytes that the tokens of one latent take; real ones take some 10,000
 _MAX_TEXTS = 2**30  # bytes of the tokens that all examples fire on
 _KINDS = dict.fromkeys(("latent", "n_firings", "histogram", "neighbours"), "whole")
@@ -159,6 +162,14 @@ class FeatureStore:
         """Share of tokens on which each latent fires."""
         return torch.from_numpy(self.latents["density"].to_numpy().astype("float32"))
 
+    @property
+    def places(self) -> Float[Tensor, "d_sae 2"] | None:
+        """Each latent's place on the map, mostly -1 to 1; None if it was not made."""
+        if not {*self.latents.column_names} >= _ADDED:
+            return None
+        columns = [self.latents[name].to_numpy().astype("float32") for name in ("map_x", "map_y")]
+        return torch.nan_to_num(torch.stack([torch.from_numpy(c) for c in columns], dim=1))
+
     def firings(self, which: "pyarrow.dataset.Expression | None" = None) -> "Firings":
         """The token that each example fires on; `which`: only those examples."""
         import pyarrow as pa
@@ -239,7 +250,7 @@ class FeatureStore:
                     f"`hfsae collect {folder}` writes one"
                 )
         path = home / LATENTS
-        latents = read_table(path, COLUMNS["latents"])
+        latents = read_table(path, _columns_of(path))
         _refuse_misfits(path, latents)
         _refuse_other_rows(path, latents)
         path = home / EXAMPLES
@@ -256,6 +267,15 @@ class FeatureStore:
             torch.tensor(meta["histogram_edges"], dtype=torch.float64)
             int(meta["arguments"]["quantiles"])
         return cls(latents, examples, meta=meta)
+
+
+def _columns_of(path: Path) -> list[str]:
+    """The columns of the latents' table that a store has to have, and those that it has besides."""
+    import pyarrow.parquet as pq
+
+    with reading(path):
+        there = pq.read_schema(path).names
+    return [name for name in COLUMNS["latents"] if name in there or name not in _ADDED]
 
 
 def _refuse_misfits(path: Path, table: "pyarrow.Table") -> None:

@@ -120,6 +120,8 @@ def generate_pair(
     steering: Steering,
     sampling: Sampling | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    *,
+    plain_ids: Sequence[int] | None = None,
 ) -> Iterator[Pair]:
     """Yields a pair after every token, and once more with `done` at the end.
 
@@ -127,16 +129,19 @@ def generate_pair(
         steering: phase -> a context for one forward pass of the steered text; the phase is "prompt"
             or "generated".
         stopped: called after every token; True ends the texts.
+        plain_ids: the unsteered text's own prompt, such as a conversation with other answers;
+            None: the same.
 
     Raises:
         ValueError: an empty prompt, or one too long for the model.
     """
     sampling = sampling or Sampling()
-    _check_room(lm, len(prompt_ids), sampling.max_new_tokens)
+    plain_ids = prompt_ids if plain_ids is None else plain_ids
+    for ids in (prompt_ids, plain_ids):
+        _check_room(lm, len(ids), sampling.max_new_tokens)
     eos = _eos_ids(lm, tokenizer)
-    plain, steered = (
-        _Stream(lm, prompt_ids, sampling, eos, keeps_logits=keeps) for keeps in (False, True)
-    )
+    plain = _Stream(lm, plain_ids, sampling, eos, keeps_logits=False)
+    steered = _Stream(lm, prompt_ids, sampling, eos, keeps_logits=True)
     generator = torch.Generator().manual_seed(sampling.seed)
     while not (plain.finished and steered.finished):
         uniform = torch.rand(_vocabulary(lm), generator=generator, dtype=torch.float64)

@@ -29,12 +29,12 @@ generate_pair, told = act.generate_pair, {"begun": 0, "under_way": 0, "length": 
 MORE_WORK = torch.ones(1024, 1024)  # a token, as of a larger model: there is time to leave
 
 
-def counted(*args: Any) -> Iterator[Any]:
+def counted(*args: Any, **options: Any) -> Iterator[Any]:
     told["begun"] += 1
     told["under_way"] += 1
     told["length"], mine = 0, told["begun"]
     try:
-        for pair in generate_pair(*args):
+        for pair in generate_pair(*args, **options):
             if mine == told["begun"]:
                 told["length"] = len(pair.steered_ids)
             yield pair

@@ -15,6 +15,10 @@ from hfsae.demo import address as at
             at.Steer("p", {12: 1.5, 7: -2.0}, temperature=0.0, error_term=False, run=True),
             "tab=steer&prompt=p&latents=12%3A1.5%2C7%3A-2&error_term=0&temperature=0&run=1",
         ),
+        (
+            at.Steer("how?", chat=True, turns=("é, [1]", "so")),
+            "tab=steer&prompt=how%3F&chat=1&turns=%5B%22%C3%A9%2C+%5B1%5D%22%2C%22so%22%5D",
+        ),
         (at.Why("p", " Paris", "#12"), "tab=why&prompt=p&target=+Paris&contrast=%2312"),
         (at.Health("me/sae"), "tab=health&versus=me%2Fsae"),
         (at.About(), "tab=about"),
@@ -45,6 +49,8 @@ def test_a_page_that_there_is_not_is_told(key):
         {"tab": "steer", "latents": "3"},
         {"tab": "inspect", "chat": "maybe"},
         {"tab": "steer", "temperature": "hot"},
+        {"tab": "steer", "turns": "[1]"},
+        {"tab": "steer", "turns": "[" * 5000},
     ],
 )
 def test_a_damaged_link_says_so(query):

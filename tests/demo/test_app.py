@@ -27,6 +27,7 @@ ENDPOINTS = {
     "compare_prompts": {"first": "the cat", "second": "a dog"},
     "compare_saes": {},
     "feature": {"latent": 3},
+    "find_on_map": {"query": "e"},
     "health": {},
     "inspect": {"prompt": "the cat"},
     "measure": {"text": "the cat sat"},
@@ -34,6 +35,7 @@ ENDPOINTS = {
     "random_latent": {"seed": 1},
     "save_label": {"latent": 11, "label": ""},
     "search": {"query": "e"},
+    "side_by_side": {"text": "the cat sat"},
     "steer": {"prompt": "the", "latents": "3:1", "max_new_tokens": 3},
     "suggest_strength": {"prompt": "the", "latents": "3:1,4:1"},
     "try_text": {"latent": 3, "text": "the cat"},
@@ -54,7 +56,7 @@ def test_every_action_is_an_endpoint_and_nothing_else_is(client):
 @pytest.mark.parametrize("name", ENDPOINTS)
 def test_every_endpoint_answers(client, sae_folder, name):
     given = dict(ENDPOINTS[name])
-    if name == "compare_saes":
+    if name in ("compare_saes", "side_by_side"):
         given["other"] = str(sae_folder)
     if name == "check_ablation":
         given["latent"] = client.predict("the c", api_name="/inspect")["ranking"][0]["latent"]
@@ -174,9 +176,11 @@ def test_a_page_holds_each_field_of_its_address_once_and_begins_with_the_default
         at.Inspect("a", latent=3, token=1, chat=True, max_density=0.01, versus="b"),
         at.Feature(3, "a"),
         at.Search("a", "promotes"),
-        at.Steer("a", {3: 2.0}, "clamp", "raw", "prompt", False, True, 0.5, 30, 1.5, 7),
+        at.Steer("a", {3: 2.0}, "clamp", "raw", "prompt", False, True, 0.5, 30, 1.5, 7, ("b",)),
         at.Why("a", "b", "c"),
         at.Health("a", "b"),
+        at.Map("a"),
+        at.Compare("a", "b"),
         at.About(),
     ],
 )
@@ -213,7 +217,7 @@ def test_opening_a_page_leaves_alone_what_its_link_does_not_name(subject, addres
 
 def test_a_strength_that_is_found_late_takes_nothing_back(subject):
     take = next(f.fn for f in build(subject).fns.values() if f.name == "_take")
-    settings = ("add", "max", "all", True, False, 0.7, 40, 1.1, 16)
+    settings = ("add", "max", "all", True, False, 0.7, 40, 1.1, 16, ())
     found = (at.Steer("the", {3: 1.0}), {3: 2.5})
     taken, *_ = take(found, "the", {3: 1.0}, *settings).values()
     assert taken == {3: 2.5}

@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from hfsae.features import CollectArguments, collect, token_text
-from hfsae.features.collect import _window_texts, nearest_rows
+from hfsae.features import CollectArguments, collect, nearest_rows, token_text
+from hfsae.features.collect import _window_texts
 
 
 def run(planted, batches=None, **arguments):

@@ -1,9 +1,11 @@
 """The pages of the app, one per file: widgets, and how they show an address. No computing."""
 
 from .about import AboutPage as AboutPage
+from .compare import ComparePage as ComparePage
 from .feature import FeaturePage as FeaturePage
 from .health import HealthPage as HealthPage
 from .inspect import InspectPage as InspectPage
+from .map import MapPage as MapPage
 from .search import SearchPage as SearchPage
 from .steer import SteerPage as SteerPage
 from .tour import Tour as Tour

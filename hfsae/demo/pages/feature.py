@@ -7,6 +7,7 @@ import gradio as gr
 
 from .. import address as at
 from ..act import direction
+from ..export import files_of
 from ..parts import html, number, panel, percent
 from ..presets import clearest
 from ..rows import check_latent
@@ -45,7 +46,8 @@ class FeaturePage(Page):
                 self._label_and_code()
         self.shown = gr.State(None)  # the latent shown; somebody may be typing another into its box
         self.drafts = gr.State({})  # {latent: label} of labels that were edited and not saved
-        self.outputs = (self.main, self.tried, self.aside, self.code, self.vector, self.shown)
+        self.outputs = (self.main, self.tried, self.aside, self.own, self.code, self.vector)
+        self.outputs += (self.as_json, self.as_csv, self.shown)
 
     def _examples(self) -> None:
         with gr.Row(elem_classes="hf-buttons"):
@@ -75,6 +77,9 @@ class FeaturePage(Page):
         with gr.Accordion("Use it in Python, or elsewhere", open=False):
             self.code = gr.Code(language="python", interactive=False, show_label=False)
             self.vector = gr.DownloadButton("Its direction as .safetensors", size="sm")
+            self.as_json = gr.DownloadButton("This page as .json", size="sm")
+            self.as_csv = gr.DownloadButton("Its examples as .csv", size="sm")
+        self.own = panel(elem_id="feature-list")
 
     def to_component(self, name: str, value: Any) -> Any:
         """A latent is shown in a text box."""
@@ -95,9 +100,10 @@ class FeaturePage(Page):
     def render(self, address: at.Feature) -> Updates:
         """All of a latent's page; without a latent it is empty."""
         if address.latent is None:
-            values = (_EMPTY, "", "", None, None, None)
+            values = (_EMPTY, *[""] * 3, *[None] * 5)
             return dict(zip(self.outputs, values, strict=True))
         view = self.actions.feature(address.latent)
+        as_json, as_csv = files_of(self.subject, view)
         view |= {"facts": _facts(view)}
         if view["collected"]:
             bars = view["histogram"]
@@ -109,6 +115,7 @@ class FeaturePage(Page):
                 }
                 for b in bars
             ]
+            view["most"] = f"{most:,} tokens"
             view["low"], view["high"] = (number(bars[i][k]) if bars else "" for i, k in _ENDS)
             for group in view["groups"]:
                 group["title"] = _title(group["kind"], view["n_groups"])
@@ -116,7 +123,10 @@ class FeaturePage(Page):
             self.main: html("feature", view),
             self.aside: html("aside", view),
             self.tried: self._tried(address.latent, address.text),
+            self.own: html("own_list", self.subject.name, view),
             self.code: self._snippet(address.latent),
+            self.as_json: str(as_json),
+            self.as_csv: str(as_csv),
             self.vector: self._direction(address.latent),
             self.shown: address.latent,
         }
@@ -160,7 +170,7 @@ class FeaturePage(Page):
         app.on([self.random.click], self._random, self)
         app.on([self.try_it.click, self.text.submit], self.address, self)
         app.on([self.steer.click], self._to_steer, self, leads_to=("steer",))
-        for part in (self.main, self.aside, self.tried):
+        for part in (self.main, self.aside, self.tried, self.own):
             app.on_select(part, self._clicked, self, leads_to=("steer",))
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for trigger in (self.save.click, self.label.submit):
@@ -229,7 +239,7 @@ def _title(kind: str, n_groups: int) -> str:
         return "Strongest"
     part = int(kind.removeprefix("quantile_"))
     low, high = (round(100 * p / n_groups) for p in (part - 1, part))
-    return f"Drawn at random, between {low} % and {high} % by strength"
+    return f"Bin {part} of {n_groups}: drawn at random between {low} % and {high} % by strength"
 
 
 def _facts(view: dict[str, Any]) -> list[dict[str, str]]:

@@ -1,7 +1,7 @@
 """The interface of a page, and how an event leads from one address to another."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -32,6 +32,8 @@ class Page:
     """where an error sentence is shown"""
     outputs: Sequence[Any] = ()
     """components that `render` may update"""
+    noted: Sequence[Any] = ()
+    """components that `added` may update"""
 
     def __init__(self, actions: Actions) -> None:
         self.actions, self.subject = actions, actions.subject
@@ -84,6 +86,10 @@ class Page:
     def joined(self, other: Any, *values: Any) -> Address:
         """The state from the values of `inputs`, with another page's request."""
         raise NotImplementedError
+
+    def added(self, latents: Mapping[int, float], *values: Any) -> Updates:
+        """Further updates when another page adds latents to the values of `inputs`."""
+        return {}
 
     def wire(self, app: "App") -> None:
         """Connect this page's events."""
@@ -197,9 +203,12 @@ class App:
         own, of_steer = values[:n], values[n:]
         try:
             address = to(*request, *own)
+            added: Updates = {}
             if of_steer and isinstance(address, Steer):
-                address = self.pages["steer"].joined(address, *of_steer)
-            updates = self.show(address)
+                latents, steer = address.latents, self.pages["steer"]
+                address = steer.joined(address, *of_steer)
+                added = steer.added(latents, *of_steer)
+            updates = self.show(address) | added
         except ValueError as error:
             return {page.notice: html("error", str(error))}
         seen = dict(zip(self._inputs(page, bool(of_steer)), values, strict=True))
@@ -207,6 +216,10 @@ class App:
 
     def _inputs(self, page: Page, with_steer: bool) -> list[Any]:
         return [*page.inputs, *(self.pages["steer"].inputs if with_steer else ())]
+
+    def _noted(self, leads_to: Sequence[str]) -> list[Any]:
+        """What an event that may add a latent to those steered tells the steer page besides."""
+        return list(self.pages["steer"].noted) if "steer" in leads_to else []
 
     def _bind(
         self,
@@ -220,7 +233,7 @@ class App:
         return trigger(
             handler,
             self._inputs(page, "steer" in leads_to),
-            self.outputs(name, *leads_to),
+            [*self.outputs(name, *leads_to), *self._noted(leads_to)],
             show_progress="minimal" if progress_on is not None else "hidden",
             show_progress_on=progress_on,
             api_visibility="private",

@@ -1,8 +1,8 @@
 """Baseline and steered text side by side."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import gradio as gr
@@ -16,10 +16,13 @@ from ..actions import in_queue, on_zero_gpu
 from ..address import from_query, to_query
 from ..parts import dial, html, panel
 from ..presets import presets
+from ..reading import Exchange, check_text
 from ..rows import as_rows, check_latent
 from ..runs import Run, Runs
-from ..settings import NAMES, Steering
+from ..settings import NAMES
 from .page import App, Page, Updates, box, whole
+from .share import Share
+from .strength import StrengthSearch
 
 UNIT_NAMES = {"max": "x largest activation", "norm": "% of the norm", "raw": "raw"}
 _UNITS = [
@@ -38,7 +41,25 @@ _MODES = {
     "cap": "cap it",
 }
 _SCOPES = {"all": "all tokens", "prompt": "the prompt", "generated": "generated tokens"}
+MESSAGE = "How was your day?"
+"""what a conversation begins with, where nobody wrote anything"""
 _CHOICES: dict[str, tuple[str, ...]] = {"mode": MODES, "scope": SCOPES, "unit": UNITS}
+
+
+class Written(NamedTuple):
+    """What a session's last run wrote: texts of an address, and of a conversation's turns."""
+
+    address: at.Steer
+    exchanges: tuple[Exchange, ...]
+    view: dict[str, Any]
+
+    def before(self, address: at.Steer) -> tuple[Exchange, ...]:
+        """The turns before an address's message that are the same, with the same settings."""
+        settings = replace(address, prompt=self.address.prompt, turns=self.address.turns)
+        shared = self.exchanges[: len(address.turns)]
+        messages = tuple(exchange.message for exchange in shared)
+        same = settings == self.address and messages == address.turns[: len(shared)]
+        return shared if same else ()
 
 
 class SteerPage(Page):
@@ -50,8 +71,8 @@ class SteerPage(Page):
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
         self.measured = self.subject.largest() is not None
-        self.latents, self.found = self.field("latents", gr.State), gr.State(None)
-        self.texts, self.sweeps = Runs(), Runs()
+        self.latents, self.turns = self.field("latents", gr.State), self.field("turns", gr.State)
+        self.texts, self.strength, self.written = Runs(), StrengthSearch(self), gr.State(None)
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 self.prompt = self.field("prompt", gr.Textbox, label="Prompt", **box(3))
@@ -63,8 +84,11 @@ class SteerPage(Page):
                     self.stop = gr.Button("Stop", variant="stop", min_width=80, scale=0)
                     self.suggest = gr.Button("Find a strength", min_width=140, scale=0)
                     panel(html("keys"))
+                chat = "Chat: the prompt is a message, answers go on turn by turn"
+                options: dict[str, Any] = {"visible": self.subject.has_chat, "container": False}
+                self.field("chat", gr.Checkbox, label=chat, **options)
             with gr.Column(scale=3, min_width=320):
-                self.chips = panel(self._chips(at.Steer()), elem_id="steer-chips")
+                self.chips = panel(self.draw_chips(at.Steer()), elem_id="steer-chips")
                 with gr.Row(elem_classes="hf-buttons"):
                     self.new = gr.Textbox(
                         label="Latent", max_length=40, min_width=110, scale=0, max_lines=1
@@ -74,8 +98,14 @@ class SteerPage(Page):
         self._settings()
         self.notice = panel()
         self.output = panel(elem_id="steer-output")
+        self.share = Share(self)
+        with gr.Row(elem_classes="hf-buttons hf-reply"):
+            self.reply = gr.Textbox(label="Your next message", scale=1, min_width=200, max_lines=6)
+            self.send = gr.Button("Send", variant="primary", min_width=90, scale=0)
+            self.anew = gr.Button("Begin anew", min_width=120, scale=0)
         self.suggestion = panel(elem_id="steer-suggestion")
         self.outputs = (self.chips, self.output, self.suggestion)
+        self.noted = (self.strength.added,)
         self.generated: list[Any] = []
         """what `generate` updates; known once the pages are wired"""
 
@@ -92,7 +122,6 @@ class SteerPage(Page):
                 self.field("scope", gr.Dropdown, scopes, label="Where", min_width=160)
             with gr.Row():
                 self.field("error_term", gr.Checkbox, label=kept, min_width=240)
-                self.field("chat", gr.Checkbox, label="Chat template", min_width=160)
             with gr.Row():
                 self.field("temperature", dial, 0.0, 2.0, step=0.05, label="Temperature")
                 self.field("max_new_tokens", dial, 1.0, 256.0, step=1, label="New tokens")
@@ -111,6 +140,8 @@ class SteerPage(Page):
         """None of the settings may be emptied."""
         if name == "latents":
             return _chosen(value)
+        if name == "turns":
+            return tuple(value or ())
         if name != "prompt" and value is None:
             raise Refused(f"{name} is empty; write a number")
         return super().from_component(name, value)
@@ -120,14 +151,16 @@ class SteerPage(Page):
         return unit if unit != "max" or self.measured else "norm"
 
     def first(self) -> at.Steer:
-        """The first preset, ready to run."""
-        return self.preset(0)
+        """The first preset, ready to run; a message, where the model is one for conversations and
+        the preset's texts were not measured as they are."""
+        is_message = self.subject.is_instruct and "steered" not in self.choices[0]
+        return replace(self.preset(0), chat=is_message)
 
     def render(self, address: at.Steer) -> Updates:
         """The latents with their strengths; texts are generated on request."""
         for latent in address.latents:
             check_latent(self.subject, latent)
-        updates = {self.chips: self._chips(address), self.suggestion: ""}
+        updates = {self.chips: self.draw_chips(address), self.suggestion: ""}
         kept = self._kept(address)
         return {**updates, self.output: html("kept", kept)} if kept else updates
 
@@ -139,7 +172,8 @@ class SteerPage(Page):
                 return preset
         return None
 
-    def _chips(self, address: at.Steer) -> str:
+    def draw_chips(self, address: at.Steer) -> str:
+        """The chosen latents with their strengths, as HTML."""
         a = address
         unit = self._unit(a.unit)
         reach, step = (4, 0.1) if a.mode == "scale" else _REACH[unit]
@@ -158,14 +192,18 @@ class SteerPage(Page):
                 "step": step,
                 "limit": LIMITS[unit],
                 "measured": a.mode != "ablate",
-                "unit_name": "x" if a.mode == "scale" else UNIT_NAMES[unit],
+                "unit_name": self.unit_name(a),
             },
         )
+
+    def unit_name(self, address: at.Steer) -> str:
+        """Of its strengths, after a number."""
+        return "x" if address.mode == "scale" else UNIT_NAMES[self._unit(address.unit)]
 
     def wire(self, app: App) -> None:
         """A setting changes the link, a button changes a latent; runs are handled elsewhere."""
         self.app = app
-        self.generated = [self.notice, self.output, app.link]
+        self.generated = [self.notice, self.output, self.share.panel, app.link, self.written]
         settings: list[Any] = [self.fields[name] for name in NAMES]
         sliders = [field for field in settings if isinstance(field, gr.Slider)]
         changes = [field.input for field in settings]
@@ -173,27 +211,33 @@ class SteerPage(Page):
         app.follow(changes, self)
         gr.on(
             [self.mode.input, self.unit.input],
-            self._draw_chips,
+            self._redraw_chips,
             self.inputs,
             self.chips,
             show_progress="hidden",
             api_visibility="private",
             trigger_mode="always_last",
         )
-        app.on([self.random.click], self._add_random, self)
         app.on_select(self.chips, self._changed, self, leads_to=("feature",))
         self.then_run(app.on_select(self.presets, self._preset, self))
+        quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        outputs = [self.strength.added, *app.outputs("steer")]
         for trigger in (self.add.click, self.new.submit):
-            trigger(
-                self._add,
-                [self.new, *self.inputs],
-                app.outputs("steer"),
-                api_visibility="private",
-                show_progress="hidden",
+            trigger(self._add, [self.new, *self.inputs], outputs, **quietly)
+        self.random.click(self._add_random, self.inputs, outputs, **quietly)
+        for trigger in (self.reply.submit, self.send.click):
+            self.then_run(
+                trigger(
+                    self._go_on,
+                    [self.reply, *self.inputs],
+                    [self.reply, *app.outputs("steer")],
+                    **quietly,
+                )
             )
-        self._wire_runs(app)
+        app.on([self.anew.click], self._anew, self)
+        self._wire_runs()
 
-    def _wire_runs(self, app: App) -> None:
+    def _wire_runs(self) -> None:
         """The long runs, which can be stopped: the texts, and the search for a strength."""
         shared: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
         queued, inputs = {**in_queue("run"), **shared}, self.inputs
@@ -202,25 +246,14 @@ class SteerPage(Page):
         )
         asking.then(
             self.generate,
-            None,
+            self.written,
             self.generated,
             show_progress="minimal",
             show_progress_on=[self.output],
             **queued,
         )
-        self.suggest.click(self._ask_sweep, inputs, None, queue=False, **shared).then(
-            self._suggest,
-            None,
-            [self.notice, self.suggestion, self.found],
-            show_progress_on=[self.suggestion],
-            **queued,
-        ).then(
-            self._take,
-            [self.found, *inputs],
-            [self.latents, self.chips, app.link],
-            show_progress="hidden",
-            **shared,
-        )
+        self.strength.wire()
+        self.share.wire()
         self.stop.click(
             self._stop,
             None,
@@ -234,37 +267,43 @@ class SteerPage(Page):
         """Request texts for the inputs' values; those under way end."""
         self.texts.ask(_session(request), values)
 
-    def _ask_sweep(self, request: gr.Request, *values: Any) -> None:
-        self.sweeps.ask(_session(request), values)
-
     def _stop(self, request: gr.Request) -> None:
-        for runs in (self.texts, self.sweeps):
+        for runs in (self.texts, self.strength.runs):
             runs.stop(_session(request))
 
-    def _draw_chips(self, *values: Any) -> Any:
+    def _redraw_chips(self, *values: Any) -> Any:
         try:
-            return self._chips(self.address(*values))
+            return self.draw_chips(self.address(*values))
         except ValueError:  # shown in the page's notice, see `follow`
             return gr.skip()
 
     def _add(self, latent: Any, *values: Any) -> Updates:
         try:
-            return self.app.show(
-                self._with(check_latent(self.subject, latent), self.address(*values))
-            )
+            latent = check_latent(self.subject, latent)
+            shown = self.app.show(self._with(latent, self.address(*values)))
+            return shown | self.strength.note(latent)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
 
-    def _add_random(self, *values: Any) -> at.Steer:
-        return self._with(self.actions.random_latent()["latent"], self.address(*values))
+    def _add_random(self, *values: Any) -> Updates:
+        return self._add(self.actions.random_latent()["latent"], *values)
 
     def joined(self, other: at.Steer, *values: Any) -> at.Steer:
         """This page's state plus the latent that another page asked for, and its text, if any."""
         now = self.address(*values)
         if other.prompt:
-            now = replace(now, prompt=other.prompt, chat=other.chat)
+            now = replace(now, prompt=other.prompt, chat=other.chat, turns=())
+        elif not now.prompt.strip():
+            is_instruct = self.subject.is_instruct
+            prompt = MESSAGE if is_instruct else str(self.choices[0]["prompt"])
+            now = replace(now, prompt=prompt, chat=is_instruct, turns=())
         new = [latent for latent in other.latents if latent not in now.latents]
         return self._with(new[0], now) if new else now
+
+    def added(self, latents: Mapping[int, float], *values: Any) -> Updates:
+        """The first of them that is not steered yet gets a strength that suits it."""
+        now = self.address(*values).latents
+        return next((self.strength.note(latent) for latent in latents if latent not in now), {})
 
     def _with(self, latent: int, now: at.Steer) -> at.Steer:
         if len(now.latents) >= validate.MAX_LATENTS:
@@ -293,7 +332,9 @@ class SteerPage(Page):
         mode, unit = str(preset.get("mode", "add")), "max"
         if not self.measured:
             strengths, unit = dict.fromkeys(strengths, _FIRST["norm"]), "norm"
-        return replace(now, prompt=str(preset["prompt"]), latents=strengths, mode=mode, unit=unit)
+        prompt, chat = str(preset["prompt"]), now.chat and "steered" not in preset
+        shown = replace(now, prompt=prompt, chat=chat, turns=())
+        return replace(shown, latents=strengths, mode=mode, unit=unit)
 
     def striking(self) -> at.Steer:
         """The first preset, running."""
@@ -309,96 +350,79 @@ class SteerPage(Page):
         asked = shown.then(
             self._ask_linked, [self.app.link, *self.inputs], None, queue=False, **options
         )
-        asked.then(self.generate, None, self.generated, **in_queue("run"), **options)
+        asked.then(self.generate, self.written, self.generated, **in_queue("run"), **options)
 
     def _ask_linked(self, request: gr.Request, link: str, *values: Any) -> None:
         address = from_query(dict(parse_qsl(link)))
         if isinstance(address, at.Steer) and address.run:
             self.ask(request, *values)
 
-    def generate(self, request: gr.Request) -> Iterator[Updates]:
-        """Both texts, token by token, for the last request, if it was not stopped."""
+    def _go_on(self, reply: Any, *values: Any) -> Updates:
+        """The next message of the conversation, which is then answered."""
+        try:
+            now, reply = self.address(*values), check_text(reply)
+        except ValueError as error:
+            return {self.notice: html("error", str(error))}
+        turns = (*now.turns, now.prompt)
+        return {self.reply: "", **self.app.show(replace(now, turns=turns, prompt=reply, run=True))}
+
+    def _anew(self, *values: Any) -> at.Steer:
+        return replace(self.address(*values), turns=(), prompt="")
+
+    def generate(self, request: gr.Request, written: Written | None = None) -> Iterator[Updates]:
+        """Both texts, token by token, for the last request, if it was not stopped.
+
+        Args:
+            written: by the session's last run; turns of the same conversation are not written
+                again.
+        """
         session = _session(request)
         run = self.texts.begin(session)
         if run is None:
             yield {self.notice: gr.skip()}
             return
         try:
-            yield from self._written(self.address(*run.values), run)
+            yield from self._write(self.address(*run.values), run, written)
         except ValueError as error:
             yield {self.notice: html("error", str(error))}
         finally:
             self.texts.end(session, run)
 
-    def _written(self, address: at.Steer, run: Run) -> Iterator[Updates]:
-        yield {self.notice: "", self.app.link: to_query(replace(address, run=True))}
-        job = check(self.subject, address.prompt, address.latents, address)
+    def _write(self, address: at.Steer, run: Run, written: Written | None) -> Iterator[Updates]:
+        asked = replace(address, run=True)
+        yield {self.notice: "", self.share.panel: "", self.app.link: to_query(asked)}
+        turns = address.turns if address.chat else ()
+        exchanges = written.before(address) if written and turns else ()
+        view: dict[str, Any] = {}
+        for message in [*turns, address.prompt][len(exchanges) :]:
+            for view in self._texts(replace(address, prompt=message), exchanges, run):
+                yield {self.output: html("pair", view)}
+            if run.over:
+                break
+            exchanges = (*exchanges, Exchange(message, view["plain"], view["steered"]))
+        if not run.over:
+            yield {self.written: Written(address, exchanges if address.chat else (), view)}
+        elif run.stopped and view:
+            notice = html("said", f"Stopped after {view['n_steered']} tokens.")
+            view |= {"done": True}
+            yield {
+                self.notice: notice,
+                self.output: html("pair", view),
+                self.written: Written(address, (), view),
+            }
+
+    def _texts(
+        self, address: at.Steer, earlier: Sequence[Exchange], run: Run
+    ) -> Iterator[dict[str, Any]]:
+        """Both texts of one prompt, as they grow."""
+        job = check(self.subject, address.prompt, address.latents, address, earlier)
         apart = on_zero_gpu()  # the process with the GPU cannot ask, nor tell the KL once it ends
         options = {} if apart else {"stopped": lambda: run.over}
-        view: dict[str, Any] = {}
+        shown = {"prompt": address.prompt, "chat": address.chat, "earlier": list(earlier)}
         for view in self.actions.write(job, sampling(address), **options):
             if run.over and (apart or not run.stopped):
                 break
-            yield {self.output: html("pair", {**view, "prompt": address.prompt})}
-        if run.stopped:
-            notice = html("said", f"Stopped after {view['n_steered']} tokens.")
-            ended = {**view, "done": True, "prompt": address.prompt}
-            yield {self.notice: notice, self.output: html("pair", ended)}
-
-    def _suggest(self, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Updates:
-        session = _session(request)
-        run = self.sweeps.begin(session)
-        if run is None:
-            return {self.notice: gr.skip()}
-
-        def tell(done: int, n: int) -> None:
-            if run.over:
-                raise _StoppedError
-            progress((done, n), desc=f"trial {min(done + 1, n)} of {n}", unit="trials")
-
-        try:
-            return self._sweep(self.address(*run.values), tell)
-        except ValueError as error:
-            return {self.notice: html("error", str(error)), self.found: None}
-        except _StoppedError:
-            notice = html("said", "Stopped; the strengths are as they were.")
-            return {self.notice: notice, self.found: None}
-        finally:
-            self.sweeps.end(session, run)
-
-    def _sweep(self, now: at.Steer, tell: Callable[[int, int], None]) -> Updates:
-        # the process with the GPU could not call back
-        progress = {} if on_zero_gpu() else {"progress": tell}
-        result = self.actions.sweep(now.prompt, now.latents, now, **progress)
-        shown = {"unit_name": UNIT_NAMES[now.unit], "prompt": now.prompt}
-        suggested = {int(latent): strength for latent, strength in result["latents"].items()}
-        return {
-            self.notice: "",
-            self.suggestion: html("suggestion", {**result, **shown}),
-            self.found: (now, suggested) if result["strength"] else None,
-        }
-
-    def _take(self, suggestion: Any, *values: Any) -> Updates:
-        """The strengths found, unless others were set meanwhile."""
-        try:
-            now = self.address(*values)
-        except ValueError:  # somebody is still typing
-            return {self.chips: gr.skip()}
-        address, suggested = suggestion or (None, None)
-        if address is None or replace(now, **_question(address)) != now:
-            return {self.chips: gr.skip()}
-        new = replace(now, latents=suggested)
-        return {
-            self.latents: suggested,
-            self.chips: self._chips(new),
-            self.app.link: to_query(new),
-        }
-
-
-def _question(address: at.Steer) -> dict[str, Any]:
-    """The inputs of a search for a strength."""
-    names = ("prompt", "latents", *(f.name for f in fields(Steering)))
-    return {name: getattr(address, name) for name in names}
+            yield {**view, **shown}
 
 
 def _chosen(latents: Any) -> dict[int, float]:

@@ -1,0 +1,105 @@
+"""All latents as points on a map, with how often each fires, and what it is."""
+
+import math
+
+import torch
+
+from ..features import NEAR, nearest_rows, plane
+from .reading import check_text
+from .rows import SHOWN, Json, as_rows
+from .subject import Subject
+
+MOST_HITS = 400
+_ENDS = (0.02, 0.98)
+"""Quantiles of the densities of living latents: the ends of the scale of colours."""
+_NAME = 60  # characters
+
+
+def latent_map(subject: Subject) -> Json:
+    """Places (whole numbers, mostly 0 to 1000), shades (0 rare to 100 frequent; -1 never fired or
+    unknown) and names of all latents, and what the ends of the scale are."""
+    places = (500 + 480 * places_of(subject).clamp(-1.6, 1.6)).round().int().tolist()
+    density = subject.density()
+    rare, frequent = _scale(density)
+    shades = [_shade(d, rare, frequent) for d in density.tolist()]
+    return {
+        "points": " ".join(f"{x} {y} {s}" for (x, y), s in zip(places, shades, strict=True)),
+        "names": "\n".join(_one_line(name) for name in names_of(subject)),
+        "n": subject.d_sae,
+        "counted": subject.is_counted,
+        "rare": rare,
+        "frequent": frequent,
+    }
+
+
+def find_on_map(subject: Subject, query: str) -> Json:
+    """Latents with these words in their name or tokens, and those whose examples fire on them.
+
+    Args:
+        query: a word, or part of a name.
+    """
+    word = check_text(query).strip().casefold()
+    hits: dict[int, float] = {}
+    if subject.store is not None:
+        hits = {h.latent: h.score for h in subject.feature_search.by_token(word, MOST_HITS)}
+    for latent, name in enumerate(names_of(subject)):
+        if word in name.casefold():
+            hits.setdefault(latent, 0.0)
+    found = list(hits)[:MOST_HITS]
+    rows = [{"latent": i, "value": hits[i]} for i in found[:SHOWN]]
+    return {"query": query, "hits": found, "rows": as_rows(subject, rows)}
+
+
+def places_of(subject: Subject) -> torch.Tensor:
+    """The feature store's map, else one that is made here; [d_sae, 2], mostly -1 to 1."""
+    stored = None if subject.store is None else subject.store.places
+    return subject.remembered("map", lambda: _made(subject)) if stored is None else stored
+
+
+def names_of(subject: Subject) -> list[str]:
+    """Of each latent its label, or automatic name, or else the tokens that it fires on most."""
+    names = list(subject.remembered("tokens", lambda: _tokens(subject)))
+    for latent, name in subject.names.items():
+        if latent < len(names):
+            names[latent] = name
+    return names
+
+
+def _made(subject: Subject) -> torch.Tensor:
+    rows = subject.sae.W_dec.detach().float()
+    return plane(rows, *nearest_rows(rows, NEAR))
+
+
+def _tokens(subject: Subject) -> list[str]:
+    import pyarrow.compute as pc
+
+    names: list[list[str]] = [[] for _ in range(subject.d_sae)]
+    if subject.store is not None:
+        strongest = (pc.field("kind") == "top") & (pc.field("rank") < 4)
+        firings = subject.store.firings(strongest)
+        for latent, token in zip(firings.latent, firings.token, strict=True):
+            token = token.strip()
+            if token and token.casefold() not in map(str.casefold, names[latent]):
+                names[latent].append(token)
+    return [", ".join(tokens) for tokens in names]
+
+
+def _scale(density: torch.Tensor) -> tuple[float, float]:
+    """Densities at the ends of the scale of colours."""
+    fires = density[density > 0].sort().values
+    if not len(fires):
+        return 1e-5, 1e-1
+    low, high = (float(fires[round(share * (len(fires) - 1))]) for share in _ENDS)
+    return low, max(high, 1.01 * low)
+
+
+def _shade(density: float, rare: float, frequent: float) -> int:
+    if density <= 0:
+        return -1
+    share = math.log(density / rare) / math.log(frequent / rare)
+    return round(100 * min(1.0, max(0.0, share)))
+
+
+def _one_line(name: str) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"

@@ -1,0 +1,70 @@
+"""Two SAEs side by side."""
+
+from typing import Any
+
+import gradio as gr
+
+from .. import address as at
+from ..judge import check_name
+from ..parts import html, panel
+from ..reading import check_text
+from .inspect import EXAMPLES
+from .page import App, Page, Updates, box, whole
+
+
+class ComparePage(Page):
+    """Another SAE, a text, and what fires where in each of the two."""
+
+    title = "Compare"
+    state = at.Compare
+
+    def __init__(self, actions: Any) -> None:
+        super().__init__(actions)
+        local = ", or a folder below this one" if self.subject.label_home is not None else ""
+        self.other = self.field(
+            "other",
+            gr.Textbox,
+            label="The other SAE",
+            placeholder=f"name/repository{local}",
+            max_lines=1,
+        )
+        self.text = self.field("text", gr.Textbox, label="Text", **box(2))
+        with gr.Row(elem_classes="hf-buttons"):
+            self.run = gr.Button("Compare", variant="primary", min_width=120, scale=0)
+            panel(html("keys"))
+        self.notice = panel()
+        self.metrics = panel(elem_id="compare-metrics")
+        self.result = panel(html("empty", "Name another SAE."), elem_id="compare-result")
+        self.outputs = (self.metrics, self.result)
+
+    def first(self) -> at.Compare:
+        """A text to begin with."""
+        return at.Compare(text=EXAMPLES[0])
+
+    def render(self, address: at.Compare) -> Updates:
+        """Held-out metrics with their winners, and both on the text."""
+        if not address.other:
+            return {self.metrics: "", self.result: html("empty", "Name another SAE.")}
+        try:
+            metrics = html("versus", self.actions.compare_saes(address.other))
+        except ValueError as error:  # the text can be read without
+            metrics = html("said", f"{error}.")
+        if not address.text.strip():
+            return {self.metrics: metrics, self.result: ""}
+        view = self.actions.side_by_side(address.other, address.text)
+        return {self.metrics: metrics, self.result: html("beside", view)}
+
+    def wire(self, app: App) -> None:
+        """A latent of the SAE that the app shows leads to its page."""
+        triggers = [self.run.click, self.other.submit, self.text.submit]
+        app.on(triggers, self._compare, self, progress_on=[self.result])
+        app.on_select(self.result, self._clicked, self, leads_to=("feature",))
+
+    def _compare(self, *values: Any) -> at.Compare:
+        address = self.address(*values)
+        check_name(address.other)
+        check_text(address.text)
+        return address
+
+    def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Address:
+        return at.Feature(whole(index))

@@ -1,0 +1,89 @@
+"""Chat over several turns, unsteered and steered; strengths found for latents that are added."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from hfsae.demo import address as at
+from hfsae.demo.act import check, write
+from hfsae.demo.actions import Actions
+from hfsae.demo.pages.steer import Written
+from hfsae.demo.reading import MAX_TURNS, Exchange, conversations
+from hfsae.demo.settings import Settings, Steering
+from hfsae.steering.pair import Sampling
+
+from .conftest import texts
+
+CHAT = "tab=steer&prompt=hi&latents=3:6&chat=1&max_new_tokens=6&run=1"
+
+
+def test_each_column_of_a_conversation_goes_on_from_its_own_answers(subject):
+    earlier = [Exchange("hi", "one", "two")]
+    plain, steered = ("".join(t.texts) for t in conversations(subject, earlier, "so"))
+    assert plain == "<bos>user: hi<bos>user: one<bos>user: so"  # the template of these tests
+    assert steered == "<bos>user: hi<bos>user: two<bos>user: so"
+
+
+def test_the_unsteered_answer_is_that_of_the_unsteered_conversation(subject):
+    def answers(earlier, latents):
+        job = check(subject, "so", latents, Settings(chat=True), earlier)
+        *_, pair = write(subject, job, Sampling(max_new_tokens=8))
+        return pair["plain"], pair["steered"]
+
+    plain, _ = answers([Exchange("hi", "one", "two")], "3:8")
+    assert plain == answers([Exchange("hi", "one", "one")], "3:0")[1]
+
+
+def test_a_conversation_that_is_too_long_is_refused(subject):
+    with pytest.raises(ValueError, match=f"has {MAX_TURNS} turns already; begin another"):
+        conversations(subject, [Exchange("a", "b", "c")] * MAX_TURNS, "so")
+    with pytest.raises(ValueError, match=r"the conversation has [\d,]+ tokens; at most 2,048"):
+        conversations(subject, [Exchange("a" * 3000, "b", "c")], "so")
+
+
+def test_turns_are_written_again_only_under_other_settings_or_after_other_messages():
+    exchanges = (Exchange("a", "1", "2"), Exchange("b", "3", "4"))
+    written = Written(at.Steer("b", {3: 1.0}, chat=True, turns=("a",)), exchanges, {})
+    ask = {"latents": {3: 1.0}, "chat": True}
+    assert written.before(at.Steer("c", turns=("a", "b"), **ask)) == exchanges
+    assert written.before(at.Steer("x", turns=("a",), **ask)) == exchanges[:1]
+    assert written.before(at.Steer("c", turns=("a", "x"), **ask)) == ()
+    assert written.before(at.Steer("c", turns=("a", "b"), seed=7, **ask)) == ()
+
+
+def test_a_strength_for_one_latent_leaves_the_others(subject):
+    found = Actions(subject).sweep("the cat", {3: 1.5, 5: 1.0}, Steering(), only=5)
+    assert found["latents"]["3"] == 1.5
+    assert found["latents"]["5"] == pytest.approx(found["strength"], abs=1e-3)
+
+
+@pytest.mark.browser
+def test_a_conversation_goes_on_and_its_link_writes_it_again(visit):
+    page = visit(CHAT)
+    texts(page)
+    for reply in ("so", "why"):
+        page.get_by_label("Your next message").fill(reply)
+        page.get_by_role("button", name="Send").click()
+        page.wait_for_selector(f"#steer-output .hf-message:has-text('{reply}')")
+        answers = texts(page)
+    messages = page.locator("#steer-output .hf-message").all_inner_texts()
+    assert messages == ["hi", "so", "why"] * 2 and len(answers) == 6
+    page.wait_for_url(re.compile(r"prompt=why.*turns=%5B%22hi%22%2C%22so%22%5D&run=1"))
+
+    other = visit(page.url.partition("?")[2])
+    other.wait_for_selector("#steer-output .hf-message:has-text('why')")
+    assert texts(other) == answers
+    other.get_by_role("button", name="Begin anew").click()
+    other.wait_for_url(re.compile("^(?!.*turns)"))
+    expect(other.get_by_label("Prompt", exact=True)).to_have_value("")
+
+
+@pytest.mark.browser
+def test_a_latent_that_is_added_gets_a_strength_and_the_others_keep_theirs(visit):
+    page = visit("tab=steer&prompt=the&latents=3:1.5")
+    page.wait_for_selector("#steer-chips [data-chip='3']")
+    page.get_by_label("Latent", exact=True).last.fill("5")
+    page.get_by_role("button", name="Add", exact=True).click()
+    page.wait_for_selector("#steer-suggestion h2:has-text('latent 5')")
+    page.wait_for_url(re.compile(r"latents=3%3A1\.5%2C5%3A(?!1&|1$)"))

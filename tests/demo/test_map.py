@@ -1,0 +1,180 @@
+"""All latents on a map, two SAEs side by side, and a latent's page as people know it."""
+
+import csv
+import io
+import json
+import re
+import shutil
+from copy import copy
+
+import pytest
+import torch
+from playwright.sync_api import expect
+
+import hfsae
+from hfsae.demo import export
+from hfsae.demo.actions import Actions
+from hfsae.demo.beside import other_of
+from hfsae.demo.latent_map import find_on_map, latent_map, names_of, places_of
+from hfsae.demo.together import together
+
+from .conftest import D_SAE, HOSTILE
+
+
+def test_the_map_has_a_place_a_shade_and_a_name_for_each_latent(subject):
+    view = latent_map(subject)
+    numbers = [int(number) for number in view["points"].split(" ")]
+    assert len(numbers) == 3 * D_SAE and len(view["names"].split("\n")) == D_SAE
+    fires = subject.density() > 0
+    assert [shade >= 0 for shade in numbers[2::3]] == fires.tolist()
+
+
+def test_a_store_without_a_map_gets_the_one_that_collecting_makes(subject):
+    stored = subject.store.places
+    older = copy(subject)
+    kept = [n for n in subject.store.latents.column_names if not n.startswith("map_")]
+    older.store = copy(subject.store)
+    older.store.latents = subject.store.latents.select(kept)
+    vars(older).pop("_memory", None)
+    assert older.store.places is None
+    assert torch.allclose(places_of(older), stored, atol=1e-4)
+
+
+def test_a_store_of_an_earlier_version_is_read(sae_folder, tmp_path):
+    import pyarrow.parquet as pq
+
+    path = shutil.copytree(sae_folder / "features", tmp_path / "features") / "latents.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["map_x", "map_y"]), path)
+    store = hfsae.FeatureStore.load(tmp_path)
+    assert store.places is None and store[3] == hfsae.FeatureStore.load(sae_folder)[3]
+
+
+def test_what_is_found_on_the_map_has_the_word_in_its_name_or_fires_on_it(subject):
+    labelled = find_on_map(subject, "ONERROR")
+    assert labelled["hits"] == [0] and labelled["rows"][0]["latent"] == 0
+    view = find_on_map(subject, "e")
+    by_token = {h["latent"] for h in Actions(subject).search("e")["found"]}
+    assert by_token <= {*view["hits"]}
+    assert all("e" in names_of(subject)[i] or i in by_token for i in view["hits"][:12])
+
+
+def test_latents_that_fire_together_are_counted_on_the_same_tokens(subject):
+    table = subject.store.examples.to_table(columns=["latent", "row", "position"]).to_pylist()
+    places = {}
+    for row in table:
+        places.setdefault(row["latent"], set()).add((row["row"], row["position"]))
+    shared = {i: {j: len(a & b) for j, b in places.items() if j != i} for i, a in places.items()}
+    latent = max(shared, key=lambda i: max(shared[i].values()))
+    view = together(subject, latent)
+    assert view["rows"] and view["n"] == len(places[latent])
+    for row in view["rows"]:
+        assert row["value"] == shared[latent][row["latent"]] / view["n"]
+    assert view["rows"][0]["value"] == max(shared[latent].values()) / view["n"]
+
+
+def test_a_latent_can_be_taken_away(subject):
+    view = Actions(subject).feature(3)
+    as_json, as_csv = export.files_of(subject, view)
+    assert json.loads(as_json.read_text()) == view
+    rows = list(csv.DictReader(io.StringIO(as_csv.read_text())))
+    assert len(rows) == sum(len(group["examples"]) for group in view["groups"])
+    assert float(rows[0]["activation"]) == pytest.approx(view["max_activation"], rel=1e-5)
+    assert rows[0]["token"] in rows[0]["text"] and rows[0]["latent"] == "3"
+
+
+def test_a_latent_has_all_its_names_with_their_origins(subject):
+    names = Actions(subject).feature(0)["names"]
+    assert names[0] == {"text": HOSTILE, "origin": "a person's label", "score": ""}
+    assert [n["origin"] for n in names[1:]] == [
+        "tokens of its strongest examples",
+        "tokens that it makes likelier",
+    ]
+
+
+@pytest.fixture
+def other(sae_folder, tmp_path, monkeypatch):
+    """A folder of the same SAE with other evaluation results, below the working directory."""
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(sae_folder, tmp_path / "other")
+    path = folder / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    for name, change in {"fvu": 0.5, "cosine": 0.5, "l0": 0.5}.items():
+        evaluation["metrics"][name]["value"] *= change
+    path.write_text(json.dumps(evaluation))
+    return folder
+
+
+def test_winners_are_of_metrics_that_have_a_better_side(subject, other):
+    rows = {r["name"]: r["winner"] for r in Actions(subject).compare_saes("other")["rows"]}
+    assert (rows["fvu"], rows["cosine"], rows["l0"]) == ("second", "first", None)
+    assert rows["kl"] is None  # equal
+
+
+def test_an_sae_beside_itself_fires_on_the_same_tokens(subject, other):
+    view = Actions(subject).side_by_side("other", "the cat sat")
+    assert view["first"]["fvu"] == pytest.approx(view["second"]["fvu"]) and view["equal_l0"]
+    assert len(view["tokens"]) == len("the cat sat")
+    for row in view["tokens"]:
+        assert row["latents"][0] == row["latents"][1]
+        assert row["cosine"] is None or row["cosine"] == pytest.approx(1)
+
+
+def test_a_second_sae_is_of_the_same_model_and_not_loaded_on_a_space(subject, other):
+    config = hfsae.JumpReLUSAEConfig(d_in=8, d_sae=8, site="layers.1", model_name="someone/else")
+    hfsae.JumpReLUSAE(config).save_pretrained(other.parent / "narrow")
+    with pytest.raises(ValueError, match="narrow reads vectors of 8 numbers, this SAE of 16"):
+        other_of(subject, "narrow")
+    shown = copy(subject)
+    shown.label_home = None
+    with pytest.raises(ValueError, match="on your own machine"):
+        other_of(shown, "other")
+
+
+@pytest.mark.browser
+def test_a_point_of_the_map_opens_its_latent_and_a_word_highlights_some(visit):
+    page = visit("tab=map")
+    page.wait_for_selector("#map-all .hf-ready")
+    page.get_by_label("Highlight", exact=True).fill("onerror")
+    page.get_by_role("button", name="Highlight").click()
+    page.wait_for_selector("#map-found [data-hits='0'] .hf-id")
+    page.wait_for_url(re.compile("tab=map&query=onerror"))
+    place = page.locator("#map-all .hf-map").evaluate(
+        "node => node.dataset.points.split(' ').slice(0, 2).map(Number)"
+    )
+    box = page.locator("#map-all canvas").bounding_box()
+    size = min(box["width"], box["height"]) / 1000
+    x = box["width"] / 2 + (place[0] - 500) * size * min(1.5, box["width"] / box["height"])
+    page.locator("#map-all canvas").hover(
+        position={"x": x, "y": box["height"] / 2 + (place[1] - 500) * size}
+    )
+    expect(page.locator("#map-all .hf-map-name button")).to_have_text(re.compile("^0: <img"))
+    page.locator("#map-all .hf-map-name button").click()
+    page.wait_for_selector("#feature-main h2:has-text('Latent 0')")
+    assert page.title() != "hit"
+
+
+@pytest.mark.browser
+def test_on_a_phone_examples_are_folded_and_lists_of_ones_own_stay(visit):
+    page = visit("tab=feature&latent=3", width=390)
+    page.wait_for_selector("#feature-main h2:has-text('Latent 3')")
+    examples = page.locator("#feature-main .hf-example > summary")
+    shown = sum(examples.nth(i).is_visible() for i in range(examples.count()))
+    assert 0 < shown <= 3
+    page.get_by_role("button", name="Keep latent 3").click()
+    note = page.get_by_label("note on latent 3")
+    note.fill(HOSTILE)
+    note.press("Tab")
+    page.reload()
+    page.wait_for_selector("#feature-list .hf-id")
+    expect(page.get_by_label("note on latent 3")).to_have_value(HOSTILE)
+    page.get_by_role("button", name="remove latent 3 from the list").click()
+    expect(page.locator("#feature-list .hf-id")).to_have_count(0)
+
+
+@pytest.mark.browser
+def test_two_saes_are_read_side_by_side(visit, sae_folder):
+    page = visit(f"tab=compare&other={sae_folder}&text=the+cat")
+    page.wait_for_selector("#compare-result table")
+    page.locator("#compare-result button.hf-id").first.click()
+    page.wait_for_selector("#feature-main h2:has-text('Latent')")
