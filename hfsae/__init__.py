@@ -3,7 +3,7 @@
 **Floors.** Imports go down, never sideways; import-linter holds them to it.
 
     cli                                  the command
-    demo | comparison | tuning | measurement      the app; arms at equal L0; settings; results again
+    demo | comparison | tuning | measurement | study   the app; arms at equal L0; people's ratings
     cost                                 seconds and bytes of a run, before it is begun
     hub | recipe                         push, fetch, load by meaning; what a run is
     explain | presets                    names for latents, and how sure they are; what steers well

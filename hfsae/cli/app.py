@@ -33,7 +33,7 @@ def demo_verb(argv: list[str]) -> None:
     args = given_options(parser.parse(argv))
     if args.get("model") and args["no_model"]:
         raise Refused("--model and --no_model exclude each other; leave one of them out")
-    _refuse_port(args["host"], args.get("port"))
+    refuse_port(args["host"], args.get("port"))
     try:
         from ..demo import launch  # takes seconds, and the demo extra
     except ModuleNotFoundError as error:
@@ -47,7 +47,7 @@ def demo_verb(argv: list[str]) -> None:
     )
 
 
-def _refuse_port(host: str, port: int | None) -> None:
+def refuse_port(host: str, port: int | None) -> None:
     """Refuse a port that cannot be used, before a model is loaded."""
     if port is None:
         return

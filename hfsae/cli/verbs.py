@@ -75,6 +75,7 @@ from .recipes import (
     with_explanations,
 )
 from .show import NO_EXAMPLES, how_to_make, print_folder, print_next
+from .study import study_verb
 
 _plain_warning = warnings.formatwarning
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -229,6 +230,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "collect": collect,
     "explain": explain_verb,
     "probe": probe_verb,
+    "study": study_verb,
     "show": show_folder,
     "card": card,
     "list": list_verb,

@@ -1,4 +1,4 @@
-"""Names of the files that hfsae writes: of a trained SAE, of its run, and of a comparison.
+"""Names of the files that hfsae writes: of a trained SAE, its run, a comparison, and a study.
 
     runs/mine/  recipe.yaml  checkpoints/step-00001234.pt          of a run
                 config.json  model.safetensors  training.json      of each of its SAEs, which lies
@@ -42,6 +42,9 @@ EXPLAINED, JUDGED = "explained.safetensors", "judged.safetensors"
 RESULTS, RESULT_TENSORS = "results.json", "results.safetensors"
 REPORT, REPORT_PAGE = "report.md", "report.html"
 LATENTS_PAGE = "latents.md"
+
+STUDY_PLAN, STUDY_CLOSED, STUDY_FOLDERS = "plan.json", "closed.json", "folders.json"
+STUDY_ROWS, STUDY_TABLE, STUDY_ANSWERS = "report.csv", "report.parquet", "answers"
 
 MADE_BY = {EVALUATION: "evaluate", META: "collect", LATENTS: "collect", EXAMPLES: "collect"}
 MADE_BY |= dict.fromkeys((EXPLANATIONS, EXPLANATIONS_RECORD, EVIDENCE), "explain")

@@ -1,0 +1,149 @@
+"""The verb `hfsae study`: blind ratings of latents by people."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from ..machine.files import printable_lines
+from ..machine.names import REPORT, REPORT_PAGE, STUDY_PLAN
+from ..machine.refused import Refused
+from ..recipe import trained_folder
+from ..study import StudyArguments
+from .app import refuse_port
+from .parsing import VerbParser, verb_parser
+
+_DEFAULT = StudyArguments()
+_DOES = "make, rate, close, report"
+_FIRST_PORT = 7870
+
+
+def study_verb(argv: list[str]) -> None:
+    """Let people rate latents, blind to which SAE and latent they see: `make FOLDER ...` draws
+    latents, random directions, repeats and intruders, and writes a plan with its hash; `rate STUDY`
+    serves a page for several raters; `close STUDY` ends it; `report STUDY` writes means and
+    differences with intervals, agreement, controls, and correlations with automated scores.
+    """
+    does = {"make": _make, "rate": _rate, "close": _close, "report": _report}
+    if argv and argv[0] in does:
+        does[argv[0]](argv[1:])
+        return
+    parser = verb_parser(
+        "study", "make FOLDER ... | rate STUDY | close STUDY | report STUDY", study_verb
+    )
+    parser.examples = (
+        "hfsae study make runs/jumprelu runs/topk --output_dir studies/mine",
+        "hfsae study rate studies/mine --host 0.0.0.0 --code WORD",
+        "hfsae study close studies/mine",
+        "hfsae study report studies/mine",
+    )
+    parser.add("do", type=str, help=f"{_DOES}; `hfsae study make --help` lists the options of one")
+    raise Refused(f"hfsae study does {_DOES}; got {parser.parse(argv)['do']!r}")
+
+
+def _parser(name: str, usage: str, about: str) -> VerbParser:
+    return VerbParser(f"study {name}", usage, about)
+
+
+def _make(argv: list[str]) -> None:
+    parser = _parser(
+        "make",
+        "FOLDER ... [--OPTION VALUE ...]",
+        "Draw what is rated of the SAEs in folders that `hfsae train` wrote, on held-out text, and "
+        "write the plan.",
+    )
+    parser.add("folders", type=str, nargs="+", help="SAEs on one language model, at one L0")
+    parser.add("--output_dir", type=str, default="study", help="folder of the study")
+    for name, text in _ABOUT.items():
+        kind = type(getattr(_DEFAULT, name))
+        if kind is bool:
+            parser.add(f"--{name}", action="store_true", help=text)
+        else:
+            parser.add(f"--{name}", type=kind, default=getattr(_DEFAULT, name), help=text)
+    options = parser.parse(argv)
+    folders = [trained_folder(folder) for folder in options.pop("folders")]
+    study = Path(options.pop("output_dir"))
+    from ..study.make import make  # what takes time to import, after the arguments are checked
+
+    plan = make(folders, study, StudyArguments(**options))
+    print(
+        f"{len(plan.items)} items of {len(plan.saes)} SAEs: {study / STUDY_PLAN}, plan {plan.hash}"
+    )
+    print(f"next: hfsae study rate {study}")
+
+
+_ABOUT = {
+    "n_latents": "latents of each SAE",
+    "controls": "random directions, as a share of these",
+    "repeats": "latents that are asked about twice, as a share",
+    "intruders": "items with an intruder, as a share",
+    "windows": "windows of text in an item",
+    "window": "tokens on either side of a peak",
+    "n_tokens": "held-out tokens to read",
+    "min_density": "least share of tokens that a latent fires on",
+    "max_density": "largest share",
+    "explained": "draw among latents that `hfsae explain` scored",
+    "seed": "seed of all that is drawn",
+}
+
+
+def _rate(argv: list[str]) -> None:
+    parser = _parser(
+        "rate",
+        "STUDY",
+        "Serve the page on which people rate; each answer is on the disk before the next item "
+        "stands. ?rater=NAME in the address resumes, and several people rate at once.",
+    )
+    parser.add("study", type=str, help="what `hfsae study make` wrote")
+    parser.add("--host", type=str, default="127.0.0.1", help="address to listen on")
+    parser.add("--port", type=int | None, help="default: the first free port from 7870")
+    parser.add("--code", type=str | None, help="a word that the page asks raters for")
+    options = parser.parse(argv)
+    options["port"] = options["port"] or _free_port(options["host"])
+    refuse_port(options["host"], options["port"])
+    try:
+        from ..study.server import rate
+    except ModuleNotFoundError as error:
+        raise Refused(f"the page needs {error.name}: pip install 'hfsae[study]'") from error
+    print(
+        f"http://{options['host']}:{options['port']}/?rater=NAME  (Ctrl-C ends; nothing is lost)",
+        flush=True,
+    )
+    rate(Path(options.pop("study")), **options)
+
+
+def _free_port(host: str) -> int:
+    """The first free port; the first of all where none is, for the sentence about it."""
+    for port in range(_FIRST_PORT, _FIRST_PORT + 20):
+        with suppress(Refused):
+            refuse_port(host, port)
+            return port
+    return _FIRST_PORT
+
+
+def _close(argv: list[str]) -> None:
+    parser = _parser("close", "STUDY", "End a study: from here on no answer is taken.")
+    parser.add("study", type=str, help="what `hfsae study make` wrote")
+    study = parser.parse(argv)["study"]
+    from ..study.report import close
+
+    close(Path(study))
+    print(f"{study} is closed; next: hfsae study report {study}")
+
+
+def _report(argv: list[str]) -> None:
+    parser = _parser(
+        "report",
+        "STUDY",
+        "Write the report of a closed study; of an open one print how far each rater is.",
+    )
+    parser.add("study", type=str, help="what `hfsae study make` wrote")
+    parser.add("--about", type=str, default="", help="who or what rated, for the report's top")
+    options = parser.parse(argv)
+    from ..study.answers import is_closed
+    from ..study.report import progress, write_report
+
+    study = Path(options["study"])
+    if not is_closed(study):
+        print(printable_lines(progress(study)))
+        return
+    print(printable_lines(write_report(study, options["about"])))
+    print(f"The report is {study / REPORT}; {REPORT_PAGE} and the answers are beside it.")

@@ -1,0 +1,14 @@
+"""Blind ratings of latents by people: a plan, a page to rate on, and a report with controls.
+
+make        items of SAEs in folders, settled and hashed before the first answer
+plan        the items, their blocks, and each rater's order
+answers     a file a rater, to which each answer is appended
+server      the page, which shows an item's windows and nothing of what it is
+agreement   how far raters agree
+estimates   means, differences and correlations, with intervals
+results     the figures of a study
+report      closing it, and writing them down
+"""
+
+from .plan import Plan as Plan
+from .plan import StudyArguments as StudyArguments

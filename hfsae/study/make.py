@@ -1,0 +1,258 @@
+"""A study of SAEs in folders: their latents and the controls, on held-out text that is read once
+for each SAE."""
+
+import json
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from ..explain import ExplainArguments
+from ..explain.explainers import spelt
+from ..explain.reading import MAX_DIRECTIONS, Reading, read
+from ..explain.windows import LEAST_FIT, Evidence, Window, order_of, select
+from ..machine.files import printable, read_json, read_table, write_whole
+from ..machine.names import (
+    EVALUATION,
+    EXPLANATIONS,
+    EXPLANATIONS_RECORD,
+    RECIPE,
+    STUDY_FOLDERS,
+    STUDY_PLAN,
+    TRAINING,
+)
+from ..machine.refused import Refused
+from ..machine.weights import refuse_mixture, stamp
+from ..models import SAE
+from ..recipe import Recipe, home_of, load, load_trained, norm_limits, read_rows
+from ..recipe.carried import read_recipe
+from ..recipe.text import token_bar
+from ..training.trainer import make_accelerator, sum_products_in_float32
+from .plan import N_ODD, Item, Plan, Shown, StudyArguments, arranged
+
+logger = logging.getLogger(__name__)
+_LONGEST = 40  # characters of a token that is shown
+_APART = 0.1  # difference of L0 that is worth a warning
+
+
+def make(folders: Sequence[Path], study: Path, args: StudyArguments) -> Plan:
+    """Write the plan of a study of SAEs into a folder.
+
+    Args:
+        folders: of SAEs that `hfsae train` wrote, all on one language model.
+
+    Raises:
+        ValueError: the folder has a plan already; an SAE is of no run or of another language model,
+            or has too few latents that fit.
+    """
+    if (study / STUDY_PLAN).exists():
+        raise Refused(f"{study} holds a study already; give another folder")
+    recipes = [_recipe(folder) for folder in folders]
+    _refuse_other_lms(folders, recipes)
+    saes = [load_trained(folder) for folder in folders]
+    sum_products_in_float32()
+    loaded = load(recipes[0].lm, str(make_accelerator(recipes[0].training).device))
+    items = []
+    for number, (folder, recipe, sae) in enumerate(zip(folders, recipes, saes, strict=True)):
+        sae.to(loaded.lm.device)  # pyright: ignore
+        rows = read_rows(recipe, loaded, "test", args.n_tokens)
+        settings = _settings(args, sae, folder, len(folders))
+        with token_bar(folder.name, args.n_tokens) as progress:
+            reading = read(loaded.lm, sae, rows, progress=progress, **settings)
+        items.append(items_of(reading, args, loaded.tokenizer, number, len(folders), folder))
+    plan = Plan(vars(args), recipes[0].lm.name, _described(folders), arranged(items, args))
+    plan.save(study)
+    paths = {sae["name"]: str(f.resolve()) for sae, f in zip(plan.saes, folders, strict=True)}
+    write_whole(study / STUDY_FOLDERS, json.dumps(paths, indent=1) + "\n")
+    return plan
+
+
+def _recipe(folder: Path) -> Recipe:
+    home = home_of(folder)
+    if home is None:
+        raise Refused(
+            f"{folder} is not of a run: without a recipe.yaml its language model and held-out text "
+            "are unknown; `hfsae train` writes one"
+        )
+    refuse_mixture(folder, [TRAINING])
+    recipe = read_recipe(home / RECIPE)
+    if recipe.text.held_out_fraction == 0:
+        raise Refused(
+            f"{home / RECIPE} holds out no documents (text.held_out_fraction is 0), and people "
+            "rate text that training has not read; train with 0.05"
+        )
+    return recipe
+
+
+def _refuse_other_lms(folders: Sequence[Path], recipes: Sequence[Recipe]) -> None:
+    for folder, recipe in zip(folders, recipes, strict=True):
+        if recipe.lm.name != recipes[0].lm.name:
+            raise Refused(
+                f"{folder} is of {recipe.lm.name} and {folders[0]} of {recipes[0].lm.name}; a "
+                "study compares SAEs of one language model"
+            )
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise Refused("a folder is named twice; name each SAE once")
+
+
+def _settings(args: StudyArguments, sae: SAE, folder: Path, n_saes: int) -> dict[str, Any]:
+    n_directions = min(MAX_DIRECTIONS, args.n_of("controls") * n_saes)
+    order = order_of(_drawing(args), sae.config.d_sae, _explained(args, folder))
+    return {
+        "order": order,
+        "n_directions": n_directions,
+        "keep_all": False,
+        "seed": args.seed,
+        "norm_limits": norm_limits(sae, folder),
+    }
+
+
+def _drawing(args: StudyArguments) -> ExplainArguments:
+    """As `hfsae explain` draws latents: the same order for the same seed."""
+    return ExplainArguments(
+        n_latents=max(LEAST_FIT, args.n_latents),
+        n_tokens=args.n_tokens,
+        min_density=args.min_density,
+        max_density=args.max_density,
+        window=args.window,
+        shown=args.windows,
+        least=args.windows,
+        seed=args.seed,
+    )
+
+
+def _explained(args: StudyArguments, folder: Path) -> list[int] | None:
+    """Latents that have scores; None: all."""
+    if not args.explained:
+        return None
+    path = folder / EXPLANATIONS
+    if not path.is_file():
+        raise Refused(f"{path} is missing, and --explained draws from it; `hfsae explain {folder}`")
+    refuse_mixture(folder, [EXPLANATIONS_RECORD])
+    columns = read_table(path, ["latent", "pearson"]).to_pydict()
+    pairs = zip(columns["latent"], columns["pearson"], strict=True)
+    return [latent for latent, score in pairs if score is not None]
+
+
+def items_of(
+    reading: Reading,
+    args: StudyArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    sae: int,
+    n_saes: int,
+    folder: Path | None = None,
+) -> list[Item]:
+    """The items of one SAE, without the repeats.
+
+    Args:
+        sae: its number; the controls of each SAE are other directions.
+
+    Raises:
+        ValueError: too few latents or directions fit.
+    """
+    explained = None if folder is None else _explained(args, folder)
+    chosen = select(reading, _drawing(args), explained)
+    rng = random.Random(f"{args.seed} {sae}")
+    latents = rng.sample(chosen.latents, min(args.n_latents, len(chosen.latents)))
+    directions = chosen.directions[sae::n_saes][: args.n_of("controls")]
+    _refuse_few(len(latents), len(directions), args)
+    pages = _Pages(reading, tokenizer, sae)
+    intruders = rng.sample(latents, args.n_of("intruders"))
+    return [
+        *(pages.meaning("latent", evidence) for evidence in latents),
+        *(pages.meaning("direction", evidence) for evidence in directions),
+        *(pages.intruder(evidence, latents, rng) for evidence in intruders),
+    ]
+
+
+def _refuse_few(n_latents: int, n_directions: int, args: StudyArguments) -> None:
+    if n_latents < args.n_latents or n_directions < args.n_of("controls"):
+        raise Refused(
+            f"{n_latents} latents and {n_directions} random directions have {args.windows} windows "
+            f"on each half of the text, and a study needs {args.n_latents} and "
+            f"{args.n_of('controls')}; give more --n_tokens, or fewer --windows or --n_latents"
+        )
+
+
+class _Pages:
+    """What is shown of the latents of one SAE."""
+
+    def __init__(self, reading: Reading, tokenizer: PreTrainedTokenizerBase, sae: int) -> None:
+        self.reading, self.tokenizer, self.sae = reading, tokenizer, sae
+
+    def meaning(self, kind: Any, evidence: Evidence) -> Item:
+        """A latent or a direction, strongest window first."""
+        highest = max(window.activation for window in evidence.shown)
+        windows = [self._shown(window, evidence, highest) for window in evidence.shown]
+        return Item(kind, self.sae, evidence.latent, evidence.density, windows)
+
+    def intruder(self, own: Evidence, latents: Sequence[Evidence], rng: random.Random) -> Item:
+        """Strong windows of the half that is not shown elsewhere, and one of another latent on
+        which this one is silent; each marked by its own strongest token."""
+        activations = own.activations(len(self.reading.ids))
+        other, window = next(_silent(own, activations, latents, rng))
+        windows = [self._shown(w, own, w.activation) for w in own.active[: N_ODD - 1]]
+        odd = rng.randrange(N_ODD)
+        windows.insert(odd, self._shown(window, other, window.activation))
+        item = Item("intruder", self.sae, own.latent, own.density, windows)
+        item.odd, item.other = odd, other.latent
+        return item
+
+    def _shown(self, window: Window, evidence: Evidence, highest: float) -> Shown:
+        activations = evidence.activations(len(self.reading.ids))
+        tokens, _, _, values = spelt(self.reading, window, self.tokenizer, activations)
+        shares = np.array(values) / highest
+        marks = "".join(str(int(mark)) for mark in np.ceil(np.clip(shares, 0, 1) * 3))
+        return Shown([printable(token)[:_LONGEST] for token in tokens], marks)
+
+
+def _silent(
+    own: Evidence, activations: np.ndarray, latents: Sequence[Evidence], rng: random.Random
+) -> Iterator[tuple[Evidence, Window]]:
+    """Strong windows of other latents without any firing of this one."""
+    for other in rng.sample(latents, len(latents)):
+        for window in other.active[: N_ODD - 1]:
+            if other.latent != own.latent and not activations[window.start : window.stop].any():
+                yield other, window
+    raise Refused(
+        f"latent {own.latent} fires in all strong windows of the others; give a lower --max_density"
+    )
+
+
+def _described(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Name, L0 and weights of each SAE; L0s far apart are worth a warning."""
+    saes = []
+    for folder, name in zip(folders, names_of(folders), strict=True):
+        path = folder / EVALUATION
+        l0 = _l0(read_json(path)) if path.is_file() else None
+        saes.append({"name": name, "l0": l0, **stamp(folder)})
+    l0s = [sae["l0"] for sae in saes if sae["l0"]]
+    if l0s and max(l0s) > (1 + _APART) * min(l0s):
+        logger.warning(
+            "these SAEs have an L0 of %s: differences may come from that",
+            ", ".join(f"{l0:.1f}" for l0 in l0s),
+        )
+    return saes
+
+
+def _l0(evaluation: dict[str, Any]) -> float | None:
+    try:
+        return round(float(evaluation["metrics"]["l0"]["value"]), 2)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """Each folder's path without the parts that all of them share."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(parts) == 1:
+        return [parts[0][-1]]
+    columns = [{*column} for column in zip(*parts, strict=False)]
+    shared = {i for i, names in enumerate(columns) if len(names) == 1}
+    return [
+        "/".join(p for i, p in enumerate(path) if i not in shared) or path[-1] for path in parts
+    ]

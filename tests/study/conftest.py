@@ -1,0 +1,83 @@
+"""A study without a language model, answers to it, and its page in a browser."""
+
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hfsae.study.answers import Answer, open_ledger
+from hfsae.study.plan import Item, Plan, Shown, StudyArguments, arranged
+
+NAMES = ["jumping", "topping"]  # of SAEs; no page may hold them
+HOSTILE = "<img src=x onerror=\"document.title='hit'\">"
+
+
+def a_window(*of: object) -> Shown:
+    """Text of its own, without a digit, so that a number on the page is a leak."""
+    digest = hashlib.sha256(repr(of).encode()).hexdigest()[:8]
+    word = digest.translate(str.maketrans("0123456789", "ghijklmnop"))
+    return Shown([" a", f" {word}", " here", "↵", HOSTILE], "03100")
+
+
+def a_plan(n_latents: int = 10, names: list[str] = NAMES, **changes) -> Plan:
+    args = StudyArguments(n_latents=n_latents, windows=4, **changes)
+    return Plan(
+        vars(args),
+        "some/model",
+        [
+            {"name": name, "l0": 50.0 + i, "weights_sha256": "0" * 64}
+            for i, name in enumerate(names)
+        ],
+        arranged([_items(sae, args) for sae in range(len(names))], args),
+    )
+
+
+def _items(sae: int, args: StudyArguments) -> list[Item]:
+    def item(kind: str, latent: int, n: int) -> Item:
+        words = [a_window(kind, sae, latent, i) for i in range(n)]
+        return Item(kind, sae, latent, 0.0123, words)
+
+    intruders = [item("intruder", 7000 + i, 5) for i in range(args.n_of("intruders"))]
+    for number, intruder in enumerate(intruders):
+        intruder.odd, intruder.other = number % 5, 7500
+    directions = [item("direction", -1 - i, 4) for i in range(args.n_of("controls"))]
+    return [*(item("latent", 7000 + i, 4) for i in range(args.n_latents)), *directions, *intruders]
+
+
+def answer_all(study: Path, plan: Plan, rater: str, rating: Callable[[Item], str | int]) -> None:
+    """Answers of a rater to all items, without a server."""
+    ledger = open_ledger(study, plan, rater)
+    for item in plan.order(rater):
+        ledger.add(Answer(item.id, rating(item), seconds=10.0))
+
+
+@pytest.fixture
+def study(tmp_path) -> Path:
+    """A folder with a plan."""
+    a_plan().save(tmp_path / "study")
+    return tmp_path / "study"
+
+
+@contextmanager
+def serving(study: Path, code: str | None = None) -> Iterator[str]:
+    """The page's address, while a thread serves it."""
+    uvicorn = pytest.importorskip("uvicorn")
+    from hfsae.study.server import app_of
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        config = uvicorn.Config(app_of(study, Plan.load(study), code), log_level="error")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join(20)

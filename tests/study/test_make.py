@@ -1,0 +1,147 @@
+"""What a study shows of latents: windows where they fire, marks by strength, true intruders."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from hfsae import Refused
+from hfsae.activations import TextArguments
+from hfsae.cli import main
+from hfsae.explain.reading import Reading, read
+from hfsae.recipe import run
+from hfsae.study.make import items_of, names_of
+from hfsae.study.plan import Plan, StudyArguments
+
+from ..conftest import every_lm_is
+from ..planted_tokens import Planted, plant
+from ..tiny import tiny_recipe
+
+N_TOKENS, CTX, N_ROWS = 64, 33, 300
+ARGS = StudyArguments(n_latents=20, windows=6, window=5, max_density=0.2)
+
+
+@pytest.fixture(scope="module")
+def planted() -> Planted:
+    """Latent i fires on token i alone, always as much."""
+    rows = torch.randint(1, N_TOKENS - 2, (N_ROWS, CTX), generator=torch.Generator().manual_seed(3))
+    rows[:, 0] = 0
+    return plant(torch.diag(1.0 + torch.arange(N_TOKENS)), torch.zeros(CTX, N_TOKENS), 0.5, rows)
+
+
+@pytest.fixture(scope="module")
+def reading(planted) -> Reading:
+    order = np.arange(N_TOKENS)
+    settings = {"n_directions": 6, "keep_all": False, "seed": 0}
+    return read(planted.lm, planted.sae, planted.batches(32), order, **settings)
+
+
+@pytest.fixture(scope="module")
+def items(planted, reading):
+    return items_of(reading, ARGS, planted.tokenizer, 0, 2)
+
+
+def marked(window) -> set[str]:
+    return {t for t, m in zip(window.tokens, window.marks, strict=True) if m != "0"}
+
+
+def test_the_marked_tokens_of_a_latent_are_those_it_fires_on(planted, items):
+    latents = [item for item in items if item.kind == "latent"]
+    assert len(latents) == len({item.latent for item in latents}) == 20
+    for item in latents:
+        assert len(item.windows) == 6
+        token = planted.tokenizer.decode([item.latent])
+        for window in item.windows:
+            if item.latent >= len(planted.hostile):  # those are shown in escape sequences
+                assert {t.strip() for t in marked(window)} == {token.strip()}
+            assert {*window.marks} == {"0", "3"}  # always as much
+
+
+def test_controls_are_as_many_windows_of_directions_and_others_for_each_sae(
+    planted, reading, items
+):
+    directions = [item for item in items if item.kind == "direction"]
+    assert len(directions) == ARGS.n_of("controls") == 2
+    assert all(item.latent < 0 and len(item.windows) == 6 for item in directions)
+    other = items_of(reading, ARGS, planted.tokenizer, 1, 2)
+    theirs = {item.latent for item in other if item.kind == "direction"}
+    assert theirs.isdisjoint(item.latent for item in directions)
+
+
+def test_an_intruder_is_a_window_of_another_latent_where_this_one_is_silent(items):
+    intruders = [item for item in items if item.kind == "intruder"]
+    assert len(intruders) == 6
+    for item in intruders:
+        sets = [marked(window) for window in item.windows]
+        odd = sets.pop(item.odd)
+        assert len(sets) == 4 and all(s == sets[0] for s in sets) and odd != sets[0]
+        assert item.other != item.latent
+        assert not sets[0] & {*item.windows[item.odd].tokens}
+
+
+def test_too_little_text_is_refused_with_what_would_help(planted, reading):
+    with pytest.raises(Refused, match=r"more --n_tokens, or fewer --windows|read more tokens"):
+        items_of(reading, StudyArguments(n_latents=60, windows=6), planted.tokenizer, 0, 1)
+
+
+def test_names_are_the_parts_of_paths_that_differ(tmp_path):
+    folders = [tmp_path / arm / "seed_0" / "sae" for arm in ("jumprelu", "topk")]
+    assert names_of(folders) == ["jumprelu", "topk"]
+    assert names_of(folders[:1]) == ["sae"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_lm, tiny_tokenizer):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("run") / "sae"
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=60)) for _ in range(60)]
+    text = TextArguments(dataset=texts, context_size=64, held_out_fraction=0.6)
+    recipe = tiny_recipe(folder, text=text, sae={"d_sae": 48}, collect_tokens=0, explain_tokens=0)
+    with pytest.MonkeyPatch.context() as patch:
+        every_lm_is(tiny_lm, tiny_tokenizer, patch)
+        patch.setattr("hfsae.cards.figures.draw", lambda folder: None)
+        run(recipe)
+    return folder
+
+
+def test_the_verb_makes_a_study_of_a_run_and_tells_how_it_goes_on(
+    trained, tmp_path, tiny_lm, tiny_tokenizer, monkeypatch, capsys
+):
+    every_lm_is(tiny_lm, tiny_tokenizer, monkeypatch)
+    study = tmp_path / "study"
+    options = ["--n_latents", "8", "--windows", "4", "--n_tokens", "2500", "--max_density", "0.5"]
+    command = ["study", "make", str(trained), "--output_dir", str(study), *options]
+    assert main(command) == 0
+    plan = Plan.load(study)
+    out = capsys.readouterr().out
+    assert plan.hash in out and "next: hfsae study rate" in out
+    assert [s["name"] for s in plan.saes] == ["sae"] and len(plan.saes[0]["weights_sha256"]) == 64
+    assert json.loads((study / "folders.json").read_text()) == {"sae": str(trained)}
+    assert main(command) == 2
+    assert "holds a study already" in capsys.readouterr().err
+    again = ["study", "make", str(trained), "--output_dir", str(tmp_path / "again"), *options]
+    assert main(again) == 0 and Plan.load(tmp_path / "again").hash == plan.hash
+    assert main(["study", "report", str(study)]) == 0
+    assert "is open" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["make", "FOLDER", "FOLDER"], "a folder is named twice"),
+        (["make", "FOLDER", "--explained"], "explanations.parquet is missing"),
+        (["make", "nowhere"], "nowhere"),
+        (["rate", "nowhere"], "no study in 'nowhere': `hfsae study make` makes one"),
+        (["vote"], "hfsae study does make, rate, close, report; got 'vote'"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    argv, sentence, trained, tmp_path, tiny_lm, tiny_tokenizer, monkeypatch, capsys
+):
+    every_lm_is(tiny_lm, tiny_tokenizer, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", *(str(trained) if a == "FOLDER" else a for a in argv)]) == 2
+    assert sentence in capsys.readouterr().err

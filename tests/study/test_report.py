@@ -1,0 +1,161 @@
+"""A study's report: what answers planted in it must give."""
+
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hfsae import Refused
+from hfsae.study.answers import Answer, ledgers, open_ledger
+from hfsae.study.plan import Item, Plan
+from hfsae.study.report import close, progress, write_report
+from hfsae.study.results import Answers, rater_of, results_of, scores_of
+
+from .conftest import a_plan, answer_all
+
+
+def careful(item: Item) -> str | int:
+    """Latents of the first SAE yes, of the second maybe or no; never fooled by a control."""
+    if item.question == "intruder":
+        return item.odd if item.sae == 0 else (item.odd + 1) % 5
+    if item.kind == "direction":
+        return "no"
+    return "yes" if item.sae == 0 else ("maybe", "no")[item.latent % 2]
+
+
+def careless(item: Item) -> str | int:
+    return 0 if item.question == "intruder" else "yes"
+
+
+@pytest.fixture
+def rated(study):
+    plan = Plan.load(study)
+    for name in ("ada", "bob"):
+        answer_all(study, plan, name, careful)
+    answer_all(study, plan, "cy", careless)
+    return study, plan
+
+
+def test_planted_answers_come_back_as_means_differences_and_accuracies(rated):
+    study, plan = rated
+    answers = Answers(plan, ledgers(study, plan)).only(["ada", "bob"])
+    results = results_of(answers, study)
+    first, second, directions = results.saes
+    assert (first.mean.value, second.mean.value, directions.mean.value) == (2, 0.5, 0)
+    assert (first.n_latents, first.n_ratings, first.yes.value, second.yes.value) == (10, 20, 1, 0)
+    assert (first.intruders.value, second.intruders.value) == (1, 0)
+    ((difference, p),) = results.differences.values()
+    assert difference.value.value == 1.5 and p == difference.p < 0.01
+    assert results.agreement["Krippendorff's alpha, ordinal"].value == 1
+
+
+def test_a_rater_is_described_by_controls_intruders_and_repeats(rated):
+    study, plan = rated
+    answers = Answers(plan, ledgers(study, plan))
+    ada, cy = rater_of(answers, "ada"), rater_of(answers, "cy")
+    assert ada.passes and (ada.controls.value, ada.control_mean, ada.repeats.value) == (1, 0, 1)
+    assert ada.intruders.value == 0.5 and ada.seconds == 10
+    assert not cy.passes and (cy.controls.value, cy.control_mean, cy.mean) == (0, 2, 2)
+
+
+def test_a_rater_who_fails_controls_is_shown_with_and_without(rated):
+    study, _ = rated
+    close(study)
+    text = write_report(study, about="Rated by a script")
+    assert "## All raters, by sae" in text and "## Without cy, by sae" in text
+    assert "**cy** rated most random directions yes." in text and "cy (fails)" in text
+    assert text.startswith("# Ratings of latents\n\nRated by a script. 3 raters (ada, bob, cy)")
+    assert (study / "report.html").read_text().count("<table>") == text.count("| --- |")
+
+
+def test_the_answers_are_rows_with_what_raters_could_not_see(rated):
+    study, plan = rated
+    close(study)
+    write_report(study)
+    rows = pq.read_table(study / "report.parquet").to_pylist()
+    assert len(rows) == 3 * len(plan.items)
+    own = [r for r in rows if r["rater"] == "ada" and r["kind"] == "latent"]
+    assert {(r["sae"], r["rating"]) for r in own} == {
+        ("jumping", 2),
+        ("topping", 1),
+        ("topping", 0),
+    }
+    with (study / "report.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+
+
+def test_an_open_study_tells_how_far_raters_are_and_nothing_else(rated):
+    study, plan = rated
+    text = progress(study)
+    assert f"{len(plan.items)} answered" in text and "jumping" not in text
+    with pytest.raises(Refused, match="is open; `hfsae study close"):
+        write_report(study)
+
+
+def test_closing_needs_an_answer_and_happens_once(study):
+    with pytest.raises(Refused, match="nobody has answered"):
+        close(study)
+    plan = Plan.load(study)
+    open_ledger(study, plan, "ada").add(Answer(plan.items[0].id, "yes"))
+    close(study)
+    assert json.loads((study / "closed.json").read_text())["answers"] == {"ada": 1}
+    with pytest.raises(Refused, match="closed already"):
+        close(study)
+
+
+def test_one_answer_of_one_rater_makes_a_report(study):
+    plan = Plan.load(study)
+    open_ledger(study, plan, "ada").add(Answer(plan.items[0].id, "yes", "<b>loud</b> | *words*"))
+    close(study)
+    text = write_report(study)
+    assert "No two raters have rated the same items." in text and "<b>" not in text
+    assert "<b>" not in (study / "report.html").read_text()
+
+
+def explained(study, tmp_path, monkeypatch, scores):
+    """Folders of the study's SAEs, with a score for each latent."""
+    monkeypatch.setattr("hfsae.study.results.weights_hash", lambda folder: "0" * 64)
+    folders = {}
+    for number, sae in enumerate(Plan.load(study).saes):
+        folder = tmp_path / sae["name"]
+        (folder / "features").mkdir(parents=True)
+        rows = [
+            {"latent": 7000 + i, "pearson": scores(number, i), "density": 0.1} for i in range(10)
+        ]
+        table = pa.Table.from_pylist([row | {"shuffled_pearson": 0.0} for row in rows])
+        pq.write_table(table, folder / "features/explanations.parquet")
+        folders[sae["name"]] = str(folder)
+    (study / "folders.json").write_text(json.dumps(folders))
+
+
+def test_scores_of_explanations_stand_beside_ratings_without_their_controls(
+    rated, tmp_path, monkeypatch
+):
+    study, plan = rated
+    explained(study, tmp_path, monkeypatch, lambda sae, i: 0.9 if sae == 0 else 0.4 - 0.4 * (i % 2))
+    answers = Answers(plan, ledgers(study, plan)).only(["ada", "bob"])
+    scores = results_of(answers, study).scores
+    assert [(s.name, s.sae) for s in scores] == [
+        ("pearson", name) for name in ("all", "jumping", "topping")
+    ]
+    assert scores[0].correlation.n == 20
+    assert scores[0].correlation.spearman.value == pytest.approx(1)
+    assert scores[2].correlation.pearson.value == pytest.approx(1)
+
+
+def test_scores_that_are_missing_are_named(rated):
+    study, plan = rated
+    assert [why for _, table, why in scores_of(plan, study)] == ["its folder is not here"] * 2
+    close(study)
+    assert "No scores: jumping: its folder is not here; topping" in write_report(study)
+
+
+def test_one_sae_and_no_controls_make_a_report(tmp_path):
+    plan = a_plan(6, ["alone"], controls=0.0, repeats=0.0, intruders=0.0)
+    plan.save(tmp_path)
+    answer_all(tmp_path, plan, "ada", careful)
+    close(tmp_path)
+    text = write_report(tmp_path)
+    assert "differences" not in text.lower().partition("## raters")[0] and "| alone |" in text
