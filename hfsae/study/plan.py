@@ -1,6 +1,6 @@
 """The plan of a study: its items, which are settled, written and hashed before the first answer.
 
-    latent      windows of a latent: have they one meaning? yes, maybe, no
+    latent      windows of a latent: do the marked tokens share one meaning? yes, maybe, no
     direction   the same of a random direction that fires as often: a control
     repeat      a latent's item once more
     intruder    four windows of a latent and one of another: which is the odd one?

@@ -4,15 +4,15 @@
 
 const at = (id) => document.getElementById(id);
 const MEANING = {
-  question: "Have the marked tokens one meaning?",
-  hint: "Marks: underlined weak, double middle, bold with a box strong. Above: the strongest; " +
-    "below: a sample down to the weakest.",
+  question: "Do the marked tokens share one meaning?",
+  hint: "Underlined once: weak; twice: middle; bold in a box: strong. The strongest windows come " +
+    "first, then a sample down to the weakest.",
   choices: [["yes", "Yes"], ["maybe", "Maybe"], ["no", "No"]],
 };
 const INTRUDER = {
   question: "Which window does not belong to the others?",
-  hint: "Four of them are marked by the same thing, one by another. The box is the strongest token.",
-  choices: [0, 1, 2, 3, 4].map((i) => [i, `Window ${i + 1}`]),
+  hint: "The same thing marks four of them, and another thing one. The box is the strongest token.",
+  choices: [0, 1, 2, 3, 4].map((i) => [i, "Window"]),
 };
 const STRENGTH = ["", "weak", "middle", "strong"];
 const state = { rater: "", code: sessionStorage.getItem("code") || "", page: null, since: 0, looked: 0 };
@@ -20,6 +20,7 @@ let busy = false;
 
 function show(id) {
   for (const part of ["start", "rate", "done"]) at(part).hidden = part !== id;
+  document.querySelector("header").hidden = id === "start";
 }
 
 async function ask(path, body) {
@@ -95,7 +96,8 @@ function finished(page) {
 
 function drawn(window) {
   const line = document.createElement("li");
-  window.tokens.forEach((token, i) => {
+  const texts = window.tokens.map((token, i) => (i ? token : token.trimStart()));
+  texts.forEach((token, i) => {
     const strength = Number(window.marks[i]);
     if (!strength || !token) return line.append(token);
     const blank = token.length - token.trimStart().length; // marks begin at the word
@@ -116,7 +118,10 @@ function button([value, text], i, page) {
   made.type = "button";
   const key = document.createElement("kbd");
   key.textContent = i + 1;
-  made.append(key, ` ${text}`);
+  const label = document.createElement("span");
+  label.textContent = ` ${text}`;
+  made.append(key, label);
+  if (page.question === "intruder") made.setAttribute("aria-label", `Window ${i + 1}`);
   const chosen = page.answer === value;
   made.setAttribute("aria-pressed", chosen);
   if (chosen) made.append(" ✓");

@@ -123,7 +123,7 @@ def _results(answers: Answers, study: Path, who: str) -> Iterator[str]:
     yield f"## {(who + 'by SAE').capitalize()}"
     yield _saes(results.saes)
     yield (
-        "Have the marked tokens one meaning: no 0, maybe 1, yes 2. Intervals are 95 % bootstraps "
+        "Do the marked tokens share one meaning: no 0, maybe 1, yes 2. Intervals: 95 % bootstraps "
         "over latents, for these raters; in the column before the last over latents and raters, "
         "both drawn anew."
     )
