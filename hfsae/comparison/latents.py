@@ -28,6 +28,7 @@ SCORES = {
     "AUC above another's": Score("auc", "shuffled_auc"),
     "token ceiling, Pearson": Score("token_ceiling_pearson"),
 }
+SCORES_BY_DENSITY = ("Pearson", "token ceiling, Pearson")
 _MEANS = {**SCORES, "Pearson above, by frequency": ABOVE._replace(by_frequency=True)}
 _CONTROLS = {DIRECTIONS: "random directions", UNTRAINED: "re-drawn weights"}
 _GROUPS = {BEST: "The best, by Pearson", WORST: "The worst, by Pearson", RANDOM: "Random ones"}
@@ -56,7 +57,7 @@ class LatentsSection:
         """The section, as Markdown."""
         yield "## Interpretability"
         yield self._method()
-        yield "![Pearson by density](figures/interpretability.png)"
+        yield "![Pearson and token ceiling by density](figures/interpretability.png)"
         for l0, values in self.lexical.items():
             if len(self.lexical) > 1:
                 yield f"### At an L0 of {l0:g}"
@@ -113,6 +114,8 @@ class LatentsSection:
         return table(rows)
 
     def _summary(self, values: Interpretability) -> str:
+        if len(self.c.seeds) == 1:
+            return "Of one seed, no difference between arms counts as shown."
         lines = [f"Compared with {self.c.title(self.reference)}, at equal density:", ""]
         for arm in self.others:
             spreads = {
@@ -134,13 +137,19 @@ class LatentsSection:
                 for score in SCORES.values()
             ]
             rows.append([title, *cells])
-        legend = (
-            "Differences, paired by seed and tenth of density. In round brackets two 95 % "
-            "intervals: Student's t over the seeds, and a bootstrap of seeds and latents; **bold** "
-            "where both exclude 0, elsewhere no difference is shown. No interval is "
-            "widened for the number of comparisons."
+        return f"{self._legend()}\n\n{table(rows)}"
+
+    def _legend(self) -> str:
+        intervals = (
+            "two 95 % intervals: Student's t over the seeds, and a bootstrap of seeds and latents; "
+            "**bold** where both exclude 0, elsewhere no difference is shown"
+            if len(self.c.seeds) > 1
+            else "a 95 % bootstrap of latents"
         )
-        return f"{legend}\n\n{table(rows)}"
+        return (
+            f"Differences, paired by seed and tenth of density; in round brackets {intervals}. No "
+            "interval is widened for the number of comparisons."
+        )
 
     def _strata(self, values: Interpretability) -> str:
         edges = [f"{edge:.2%}" for edge in values.edges]

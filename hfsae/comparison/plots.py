@@ -11,8 +11,8 @@ from ..cards.figures import plain_ticks, save
 from ..evaluation.causal import COUNTS, ORDERS
 from .causes import ArmCauses
 from .frontier import METRICS, Frontiers
-from .interpretability import N_STRATA, Score
-from .latents import SCORES, LatentsSection
+from .interpretability import N_STRATA
+from .latents import SCORES, SCORES_BY_DENSITY, LatentsSection
 from .results import Measured
 
 if TYPE_CHECKING:
@@ -168,14 +168,14 @@ def draw_causes(path: Path, arms: Mapping[str, ArmCauses]) -> Path:
 
 def draw_interpretability(path: Path, section: LatentsSection) -> Path:
     """Scores by tenth of density, an arm a line; dotted: the reference's controls."""
-    figure, panels = _panels(2)
+    figure, panels = _panels(len(SCORES_BY_DENSITY))
     values, x = section.middle, np.arange(1, N_STRATA + 1)
-    for (name, score), axes in zip(SCORES.items(), panels, strict=False):
+    for name, axes in zip(SCORES_BY_DENSITY, panels, strict=True):
         for i, (title, arm, part) in enumerate(section.rows()):
             is_control = i >= len(values.arms)
             style: dict[str, Any] = {"color": "#777777" if is_control else _colour(i)}
             style |= {"linestyle": ":" if is_control else _line(i), "marker": _marker(i)}
-            of_part: Score = score._replace(part=part)
+            of_part = SCORES[name]._replace(part=part)
             spreads = [values.stratum(arm, of_part, stratum) for stratum in range(N_STRATA)]
             axes.plot(x, [s.value for s in spreads], label=title, markersize=4, **style)
             if not is_control:
