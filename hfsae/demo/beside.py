@@ -11,11 +11,12 @@ from ..lm import contract
 from ..machine.refused import Refused
 from . import judge
 from .reading import inspection_of
-from .rows import SHOWN, Json, as_rows, firing_rows
+from .rows import Json, firing_rows
 from .subject import Choice, Subject, open_subject
 
 _MOST_TOKENS = 80  # in the table of tokens
 _CLOSE = 1.1  # times the other's L0: up to here the two are compared at equal L0
+_BETTER = 0.99  # times the other's FVU: from here on one wins
 
 
 def side_by_side(subject: Subject, other: str, text: str) -> Json:
@@ -31,7 +32,7 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
     facts = [_facts(s, i) for s, i in zip((subject, second), seen, strict=True)]
     return {
         "first": {**facts[0], "rows": firing_rows(subject, seen[0], [])[0]},
-        "second": {**facts[1], "rows": _rows(second, seen[1])},
+        "second": {**facts[1], "rows": firing_rows(second, seen[1], [])[0]},
         "winner": _winner(*facts),
         "equal_l0": _equal(facts[0]["l0"], facts[1]["l0"]),
         "tokens": _tokens(subject, second, seen),
@@ -83,20 +84,18 @@ def _facts(subject: Subject, seen: Inspection) -> Json:
     }
 
 
-def _rows(subject: Subject, seen: Inspection) -> list[Json]:
-    ranking = subject.ranking(seen)[:SHOWN]
-    return as_rows(subject, [{"latent": r.latent, "value": r.max, "peak": r.peak} for r in ranking])
-
-
 def _equal(first: float, second: float) -> bool:
     return max(first, second) <= _CLOSE * min(first, second)
 
 
 def _winner(first: Json, second: Json) -> str | None:
     """Whose reconstructions leave less of the text's variance unexplained, at the same site."""
-    if None in (first["fvu"], second["fvu"]) or first["site"] != second["site"]:
+    ours, theirs = first["fvu"], second["fvu"]
+    if ours is None or theirs is None or first["site"] != second["site"]:
         return None
-    return "first" if first["fvu"] < second["fvu"] else "second"
+    if max(ours, theirs) * _BETTER < min(ours, theirs):
+        return None
+    return "first" if ours < theirs else "second"
 
 
 def _tokens(first: Subject, second: Subject, seen: tuple[Inspection, Inspection]) -> list[Json]:

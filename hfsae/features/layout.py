@@ -10,7 +10,7 @@ NEAR = 15
 _A, _B = 1.577, 0.8951  # UMAP's curve 1 / (1 + a d^2b) for a least distance of 0.1
 _REPELLED = 5  # points drawn for each edge, as in UMAP
 _LARGEST = 4.0  # of a step along one edge
-_EPOCHS = {8_192: 240, 32_768: 120, 10**9: 60}  # by number of points, at most this many
+_EPOCHS = {256: 60, 8_192: 240, 32_768: 120, 10**9: 60}  # by number of points, at most this many
 
 
 def nearest_rows(

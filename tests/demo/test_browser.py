@@ -17,6 +17,8 @@ pytestmark = pytest.mark.browser
 SCREENS = {
     "inspect&prompt=the+cat": "#inspect-text button.hf-token",
     "search&query=e": "#search-found .hf-id",
+    "map&query=e": "#map-found .hf-id",
+    "compare": "#compare-result .hf-empty",
     "why&prompt=the": "#why-next button[data-do=target]",
     "steer&latents=3:1": "#steer-chips [data-chip='3']",
     "health": "#health-main .hf-bars i",

@@ -114,6 +114,10 @@ def test_winners_are_of_metrics_that_have_a_better_side(subject, other):
 def test_an_sae_beside_itself_fires_on_the_same_tokens(subject, other):
     view = Actions(subject).side_by_side("other", "the cat sat")
     assert view["first"]["fvu"] == pytest.approx(view["second"]["fvu"]) and view["equal_l0"]
+    assert view["winner"] is None
+    assert [r["latent"] for r in view["first"]["rows"]] == [
+        r["latent"] for r in view["second"]["rows"]
+    ]
     assert len(view["tokens"]) == len("the cat sat")
     for row in view["tokens"]:
         assert row["latents"][0] == row["latents"][1]

@@ -131,9 +131,11 @@ class SteerPage(Page):
                 self.field("seed", gr.Number, label="Seed")
 
     def to_component(self, name: str, value: Any) -> Any:
-        """A valid choice, and a usable unit."""
+        """A valid choice, a usable unit, and no chat without a template."""
         if name in _CHOICES:
             validate.choice(value, name, _CHOICES[name])
+        if name == "chat":  # without a template nobody could turn it off
+            return value and self.subject.has_chat
         return self._unit(value) if name == "unit" else value
 
     def from_component(self, name: str, value: Any) -> Any:
@@ -363,7 +365,7 @@ class SteerPage(Page):
             now, reply = self.address(*values), check_text(reply)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
-        turns = (*now.turns, now.prompt)
+        turns = (*now.turns, now.prompt) if now.prompt.strip() else now.turns
         return {self.reply: "", **self.app.show(replace(now, turns=turns, prompt=reply, run=True))}
 
     def _anew(self, *values: Any) -> at.Steer:
