@@ -92,6 +92,10 @@ def _format_warning(*args: Any, **kwargs: Any) -> str:
     return printable_lines(_plain_warning(*args, **kwargs))
 
 
+_RESUMES = "run the same command to resume"
+_AFTER_STOP = {"probe": "nothing was written; the same command starts over"}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command: 0 when it is done, 2 for bad input, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -116,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore a second Ctrl-C
-        print("hfsae: stopped; run the same command to resume", file=sys.stderr)
+        print(f"hfsae: stopped; {_AFTER_STOP.get(argv[0], _RESUMES)}", file=sys.stderr)
         return 130
     return 0
 

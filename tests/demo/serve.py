@@ -1,16 +1,16 @@
 """The app as a process of its own, with two endpoints more: how many hooks the model carries, and
-how many texts it writes at the moment, with the length of the one that began last.
+how many texts it writes at the moment. A text of ENDLESS tokens ends only where somebody ends it.
 
 A process, since the type checks that these tests put on every function hide from Gradio which of
 them are generators.
 """
 
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from gradio.events import api
 
 from hfsae.demo import Choice, act, build, looks, open_subject
@@ -25,27 +25,28 @@ def hooks() -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
 
 
-generate_pair, told = act.generate_pair, {"begun": 0, "under_way": 0, "length": 0}
-MORE_WORK = torch.ones(1024, 1024)  # a token, as of a larger model: there is time to leave
+generate_pair, told = act.generate_pair, {"under_way": 0}
+ENDLESS, SHOWN = 240, 3  # tokens
+PAUSE = threading.Event()
 
 
 def counted(*args: Any, **options: Any) -> Iterator[Any]:
-    told["begun"] += 1
+    *_, how, stopped = args
     told["under_way"] += 1
-    told["length"], mine = 0, told["begun"]
     try:
         for pair in generate_pair(*args, **options):
-            if mine == told["begun"]:
-                told["length"] = len(pair.steered_ids)
             yield pair
-            MORE_WORK @ MORE_WORK
+            while how.max_new_tokens == ENDLESS and len(pair.steered_ids) == SHOWN:
+                if stopped() or PAUSE.wait(0.5):  # seconds: the browser draws each pair
+                    break
+                yield pair  # where a closed tab ends it
     finally:
         told["under_way"] -= 1
 
 
-def writing() -> dict[str, int]:
-    """Texts under way, and tokens of the last."""
-    return dict(told)
+def writing() -> int:
+    """Texts under way."""
+    return told["under_way"]
 
 
 act.generate_pair = counted

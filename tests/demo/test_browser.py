@@ -51,11 +51,16 @@ def insist(act: Callable, seen: Callable) -> None:
     raise AssertionError("it was never seen")
 
 
+def see(page, selector: str, text: str = "") -> None:
+    """Wait for what each token draws anew: a selector finds it and loses it, again and again."""
+    there = "([s, t]) => [...document.querySelectorAll(s)].some(n => n.textContent.includes(t))"
+    page.wait_for_function(there, arg=[selector, text])
+
+
 def begin(page) -> None:
-    """Generate, and see that it has begun."""
-    caret = "#steer-output .hf-caret"
-    generate = page.get_by_role("button", name="Generate")
-    insist(generate.click, lambda: page.wait_for_selector(caret, timeout=3000))
+    """Generate a text that does not end by itself (see serve.py), and see that it has begun."""
+    page.get_by_role("button", name="Generate").click()
+    see(page, "#steer-output .hf-caret")
 
 
 def test_from_a_token_to_its_latent_to_a_steered_text_to_a_link(visit):
@@ -405,20 +410,17 @@ def test_what_is_stopped_says_so_and_another_text_takes_the_place_of_one_under_w
     page = visit("tab=steer&prompt=the&latents=3:2&max_new_tokens=240")
     page.wait_for_selector("#steer-chips [data-chip='3']")
 
-    def stop() -> None:
-        begin(page)
-        page.get_by_role("button", name="Stop").click()
-
-    told = "[role=status]:has-text('Stopped after')"
-    insist(stop, lambda: page.wait_for_selector(told, timeout=3000))
+    begin(page)
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_selector("[role=status]:has-text('Stopped after')")
     page.wait_for_selector("text=KL from the model as it is")
     assert page.locator("#steer-output .hf-caret").count() == 0
 
     begin(page)
     page.get_by_label("Prompt", exact=True).fill("a dog")
-    other = "#steer-output .hf-prompt:has-text('a dog')"
-    generate = page.get_by_role("button", name="Generate")
-    insist(generate.click, lambda: page.wait_for_selector(other, timeout=3000))
+    page.get_by_role("button", name="Generate").click()
+    see(page, "#steer-output .hf-prompt", "a dog")
+    page.get_by_role("button", name="Stop").click()
     assert all(text.startswith("a dog") for text in texts(page))
 
 
