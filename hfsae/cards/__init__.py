@@ -2,6 +2,8 @@
 
 card      the card's facts, with the wording of model_card.md
 merge     keeps people's text when a card is written again
+names     names for latents, and their scores
+probing   what a few latents tell of texts
 figures   densities, L0, thresholds, training
 """
 
@@ -14,3 +16,4 @@ from .card import write_card as write_card
 from .merge import carry_over as carry_over
 from .merge import refuse_card_of_others as refuse_card_of_others
 from .merge import set_model_id as set_model_id
+from .probing import probing_section as probing_section

@@ -48,6 +48,7 @@ from ..models import SAE
 from ..models.registry import class_of
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 from .names import names_of, names_section
+from .probing import probing_section
 
 Json = dict[str, Any]
 RECORDS = (CONFIG, TRAINING, EVALUATION)
@@ -173,6 +174,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
             figures=_figures(folder / FIGURES),
             latents=[{**row, "name": names.get(row["latent"])} for row in latents],
             names=about_names,
+            probing=probing_section(folder),
             has_examples=examples,
         )
 

@@ -53,14 +53,15 @@ def _row(title: str, means: Json, control: str) -> Json:
     low = means["difference"][1]
     return {
         "title": title,
-        "own": _interval(means["own"]),
-        "control": f"{_interval(means[control])} ({_CONTROLS.get(control, control)})",
-        "difference": _interval(means["difference"]),
+        "own": interval_text(means["own"]),
+        "control": f"{interval_text(means[control])} ({_CONTROLS.get(control, control)})",
+        "difference": interval_text(means["difference"]),
         "is_told_apart": low is not None and low > 0,
     }
 
 
-def _interval(values: list[float | None]) -> str:
+def interval_text(values: list[float | None]) -> str:
+    """A mean with its interval; a dash where there is none."""
     value, low, high = values
     if value is None or low is None or high is None:
         return "-"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .. import cards
 from ..evaluation import EvaluationArguments, evaluate
 from ..hub import beside, is_sae, list_files
 from ..machine.names import EVALUATION
@@ -25,7 +26,8 @@ _TEXT_METRICS = ("l0", "fvu", "ce_clean", "ce_spliced", "delta_loss", "kl")
 
 
 def health(subject: Subject) -> Json:
-    """How good this SAE is: held-out metrics, and histograms of L0, density and thresholds."""
+    """How good this SAE is: held-out metrics, and histograms of L0, density and thresholds, and
+    what its latents tell of texts, where that was probed."""
     density = subject.density()
     return {
         "name": subject.name,
@@ -37,6 +39,7 @@ def health(subject: Subject) -> Json:
         "counted_on": _counted_on(subject),
         "d_sae": subject.d_sae,
         "thresholds": _threshold_bins(subject),
+        "probing": cards.probing_section(subject.folder) if subject.folder else {},
     }
 
 

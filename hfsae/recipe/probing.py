@@ -8,11 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .. import cards
 from ..evaluation.probing import ProbeArguments, Probing, Task, packaged_tasks, probe, read_tasks
 from ..evaluation.probing.study import chosen_names
 from ..evaluation.probing.tasks import FAULTY, REQUIREMENT, packaged_names
 from ..machine.files import write_whole
-from ..machine.names import PROBING, PROBING_REPORT, TRAINING
+from ..machine.names import CARD, PROBING, PROBING_REPORT, TRAINING
 from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture, stamp
 from ..models import SAE
@@ -33,7 +34,8 @@ def probe_folders(
     tasks: str = PACKAGED,
     **columns: str,
 ) -> Probing:
-    """Probe the SAEs in folders side by side, and write probing.json and probing.md into each.
+    """Probe the SAEs in folders side by side; write probing.json and probing.md into each, and a
+    section of its card.
 
     Args:
         tasks: "packaged", a jsonl file, or a Hub data set.
@@ -65,8 +67,9 @@ def probe_folders(
             norm_limits=limits,
             progress=lambda n: bar.update(n),
         )
-    for folder in folders:
-        _save(result, folder, {"tasks_of": _source(tasks), "saes": [*saes], "lm": lm_of})
+    about = {"tasks_of": _source(tasks), "saes": [*saes], "lm": lm_of}
+    for (name, sae), folder in zip(saes.items(), folders, strict=True):
+        _save(result, folder, {**about, "sae": name, "site": sae.config.places[0]})
     return result
 
 
@@ -117,3 +120,5 @@ def _save(result: Probing, folder: Path, more: dict[str, Any]) -> None:
     with alone(folder, [folder]):
         write_whole(folder / PROBING_REPORT, result.report)
         write_whole(folder / PROBING, json.dumps(record, indent=1) + "\n")
+        if (folder / CARD).is_file():
+            cards.write_card(folder)

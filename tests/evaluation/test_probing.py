@@ -10,6 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
+from hfsae.cards import probing_section
 from hfsae.cli import main
 from hfsae.evaluation.probing import ProbeArguments, Task, binary_tasks, probe, read_tasks
 from hfsae.evaluation.probing import tasks as packaged
@@ -265,6 +266,12 @@ def test_saes_in_folders_are_probed_side_by_side(tmp_path, loads, jsonl, capsys)
     shown = capsys.readouterr().out
     records = [json.loads((folder / "probing.json").read_text()) for folder in (a, b)]
     assert records[0]["means"] == records[1]["means"]
+    assert [record["sae"] for record in records] == ["a", "b"]
+    (one, *_) = probing_section(b)["rows"]
+    own = next(m for m in records[1]["means"] if (m["features"], m["k"]) == ("b", 1))
+    assert one["own"].split(",")[0] == f"{own['auc'][0]:.3f}"
+    card = (b / "README.md").read_text()
+    assert "## Sparse probing" in card and f"| 1 | {one['own']} |" in card
     assert records[0]["weights_sha256"] != records[1]["weights_sha256"]
     assert {row["features"] for row in records[0]["rows"]} >= {"a", "b", "untrained"}
     assert (a / "probing.md").read_text() in shown
