@@ -21,6 +21,7 @@ from hfsae.cli import main as hfsae_command
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.machine import names
 from hfsae.machine.visible import public_record
+from hfsae.machine.weights import stamp
 from hfsae.packaged import SHIPPED_SAE
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +61,8 @@ def cast(trained: Path, folder: Path) -> None:
     sae = hfsae.load(trained, dtype="bfloat16")
     sae.config.dtype = torch.bfloat16
     sae.save_pretrained(folder)
-    shutil.copy(trained / names.TRAINING, folder)
+    record = json.loads((trained / names.TRAINING).read_text(encoding="utf-8"))
+    (folder / names.TRAINING).write_text(json.dumps({**record, **stamp(folder)}), encoding="utf-8")
     wanted, _ = parse_recipe(recipe_parser("train"), [str(RECIPE)])
     loaded = recipe.load(wanted.lm, "cpu")
     recipe.report(wanted, loaded, recipe.load_trained(folder), folder)
