@@ -42,7 +42,8 @@ class Correlation(NamedTuple):
 
 def over_latents(ratings: np.ndarray, seed: int, highest: float = 2.0) -> Interval:
     """The mean over ratings [raters, latents], with a 95 % bootstrap interval over latents: for
-    these raters, and other latents. Percentiles are expanded as a t-interval is (Hesterberg 2015),
+    these raters, and other latents. Where all latents are alike it is Wilson's for a share (highest
+    1), else NaN. Percentiles are expanded as a t-interval is (Hesterberg 2015),
     since those of 30 latents alone cover less than 95 %."""
     means, counts = _of_latents(ratings)
     if not len(means):
@@ -79,8 +80,9 @@ def _of_latents(ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _expanded(value: float, draws: torch.Tensor, n: int, highest: float) -> Interval:
-    if n < 2:
-        return Interval(value, math.nan, math.nan)
+    if n < 2 or float(draws.max() - draws.min()) < 1e-12:  # all alike: nothing to draw from
+        share = NO_INTERVAL if highest != 1 else share_interval(round(value * n), n)
+        return Interval(value, share.low, share.high)
     factor = float(stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975)) * math.sqrt(n / (n - 1))
     _, low, high = around(value, value + (draws.double() - value) * factor)
     return Interval(value, max(0.0, low), min(highest, high))

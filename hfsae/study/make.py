@@ -206,8 +206,25 @@ class _Pages:
         activations = evidence.activations(len(self.reading.ids))
         tokens, _, _, values = spelt(self.reading, window, self.tokenizer, activations)
         shares = np.array(values) / highest
-        marks = "".join(str(int(mark)) for mark in np.ceil(np.clip(shares, 0, 1) * 3))
-        return Shown([printable(token)[:_LONGEST] for token in tokens], marks)
+        strengths = np.ceil(np.clip(shares, 0, 1) * 3).astype(int).tolist()
+        marks = "".join(map(str, _visible(tokens, strengths)))
+        return Shown([_plain(token) for token in tokens], marks)
+
+
+def _visible(tokens: Sequence[str], strengths: Sequence[int]) -> list[int]:
+    """Strengths of marks, with those of tokens without text (later parts of a character that
+    several tokens spell) at the token before that has it."""
+    marks, at = [0] * len(tokens), 0
+    for i, (token, strength) in enumerate(zip(tokens, strengths, strict=True)):
+        at = i if token else at
+        marks[at] = max(marks[at], strength)
+    return marks
+
+
+def _plain(token: str) -> str:
+    """A token as it is shown: any blank but a line end is a space."""
+    blanks = "".join(" " if c.isspace() and c != "\n" else c for c in token)
+    return printable(blanks)[:_LONGEST]
 
 
 def _silent(

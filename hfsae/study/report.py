@@ -16,7 +16,17 @@ from ..machine.names import REPORT, REPORT_PAGE, STUDY_CLOSED, STUDY_ROWS, STUDY
 from ..machine.refused import Refused
 from .answers import Ledger, is_closed, ledgers
 from .plan import Plan
-from .results import LEAST_PASSED, Answers, OfSAE, Rater, Results, rater_of, results_of, scores_of
+from .results import (
+    LEAST_OWN,
+    LEAST_PASSED,
+    Answers,
+    OfSAE,
+    Rater,
+    Results,
+    rater_of,
+    results_of,
+    scores_of,
+)
 
 _STYLE = """:root{color-scheme:light dark}
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
@@ -120,7 +130,7 @@ def _about(plan: Plan, raters: Sequence[Rater], closed: Mapping[str, Any], about
 
 def _results(answers: Answers, study: Path, who: str) -> Iterator[str]:
     results = results_of(answers, study)
-    yield f"## {(who + 'by SAE').capitalize()}"
+    yield f"## {_title(who + 'by SAE')}"
     yield _saes(results.saes)
     yield (
         "Do the marked tokens share one meaning: no 0, maybe 1, yes 2. Intervals: 95 % bootstraps "
@@ -128,7 +138,7 @@ def _results(answers: Answers, study: Path, who: str) -> Iterator[str]:
         "both drawn anew."
     )
     if results.differences:
-        yield f"## {(who + 'differences').capitalize()}"
+        yield f"## {_title(who + 'differences')}"
         yield _differences(results)
         yield (
             "Mean rating of the first minus that of the second. p: two-sided, labels of latents "
@@ -137,6 +147,10 @@ def _results(answers: Answers, study: Path, who: str) -> Iterator[str]:
         )
     yield from _agreement(results, who)
     yield from _scores(results, answers.plan, study, who)
+
+
+def _title(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _saes(saes: Sequence[OfSAE]) -> str:
@@ -166,7 +180,7 @@ def _differences(results: Results) -> str:
 
 
 def _agreement(results: Results, who: str) -> Iterator[str]:
-    yield f"## {(who + 'agreement').capitalize()}"
+    yield f"## {_title(who + 'agreement')}"
     if not results.agreement:
         yield "No two raters have rated the same items."
         return
@@ -180,17 +194,18 @@ def _agreement(results: Results, who: str) -> Iterator[str]:
 
 def _scores(results: Results, plan: Plan, study: Path, who: str) -> Iterator[str]:
     missing = [f"{name}: {why}" for name, table, why in scores_of(plan, study) if table is None]
-    yield f"## {(who + 'beside automated scores').capitalize()}"
+    yield f"## {_title(who + 'beside automated scores')}"
     if results.scores:
         rows = [["score", "SAE", "latents", "Spearman", "Pearson", "Spearman, corrected"]]
         for score in results.scores:
-            _, n = score.name, score.correlation
+            n = score.correlation
             numbers = [shown(n.spearman), shown(n.pearson), _number(n.corrected)]
             rows.append([f"`{score.name}`", score.sae, str(n.n), *numbers])
         yield table(rows)
         yield (
             "Mean rating of latents (no random directions: pooled with them any score would "
-            "correlate) with the scores of `hfsae explain`; 95 % bootstraps over latents; "
+            "correlate) with the scores of `hfsae explain`; 95 % bootstraps over latents; an SAE "
+            f"of its own from {LEAST_OWN} latents on; "
             "corrected for the raters' reliability (Cronbach's alpha), not for the score's."
         )
     if missing:
@@ -212,7 +227,7 @@ def _raters(raters: Sequence[Rater]) -> str:
                 _number(r.control_mean),
                 shown(r.intruders),
                 shown(r.repeats),
-                _number(r.seconds, 1),
+                _number(r.seconds, 1) if r.seconds else "-",
             ]
         )
     return table(rows)

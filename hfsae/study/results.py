@@ -33,6 +33,8 @@ from .plan import WORDS, Item, Plan
 
 LEAST_PASSED = 0.5
 """Share of the random directions that a rater has to give something else than yes."""
+LEAST_OWN = 20
+"""Scored latents of one SAE among several that its own correlations need."""
 _NOT_SCORES = ("latent", "density", "n_shown", "n_active", "n_hard", "n_random")
 _CONTROL_COLUMNS = ("shuffled_", "direction_", "anything_")
 
@@ -272,6 +274,8 @@ def _scores(answers: Answers, study: Path, seed: int) -> Iterator[Score]:
     for column in columns:
         for name in (["all"] if len(tables) > 1 else []) + list(tables):
             own = [i for i in latents if name in ("all", answers.plan.saes[i.sae]["name"])]
+            if name != "all" and len(tables) > 1 and len(own) < LEAST_OWN:
+                continue
             values = [_score(tables[answers.plan.saes[i.sae]["name"]], i, column) for i in own]
             yield Score(
                 column, name, correlate(answers.ratings(own), np.array(values, float), seed)

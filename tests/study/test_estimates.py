@@ -49,6 +49,12 @@ def test_raters_who_differ_widen_the_interval_over_both():
     assert math.isnan(over_both(ratings[:1], 0).low)
 
 
+def test_latents_that_are_all_alike_have_wilsons_interval_or_none():
+    all_right = np.ones((2, 8))
+    assert over_latents(all_right, 0, 1.0) == pytest.approx(share_interval(8, 8))
+    assert math.isnan(over_latents(2 * all_right, 0).low)
+
+
 def test_the_permutation_test_agrees_with_full_enumeration():
     rng = np.random.default_rng(2)
     blocks = np.array([0] * 6 + [1] * 6)

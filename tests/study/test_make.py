@@ -12,7 +12,7 @@ from hfsae.activations import TextArguments
 from hfsae.cli import main
 from hfsae.explain.reading import Reading, read
 from hfsae.recipe import run
-from hfsae.study.make import items_of, names_of
+from hfsae.study.make import _plain, _visible, items_of, names_of
 from hfsae.study.plan import Plan, StudyArguments
 
 from ..conftest import every_lm_is
@@ -79,6 +79,11 @@ def test_an_intruder_is_a_window_of_another_latent_where_this_one_is_silent(item
         assert len(sets) == 4 and all(s == sets[0] for s in sets) and odd != sets[0]
         assert item.other != item.latent
         assert not sets[0] & {*item.windows[item.odd].tokens}
+
+
+def test_a_mark_stands_where_a_character_of_several_tokens_does():
+    assert _visible(["a", "é", "", "b", ""], [0, 1, 3, 2, 0]) == [0, 3, 0, 2, 0]
+    assert _plain(" a\xa0b\n\u2009") == " a b↵ "
 
 
 def test_too_little_text_is_refused_with_what_would_help(planted, reading):

@@ -64,7 +64,7 @@ def test_a_rater_who_fails_controls_is_shown_with_and_without(rated):
     study, _ = rated
     close(study)
     text = write_report(study, about="Rated by a script")
-    assert "## All raters, by sae" in text and "## Without cy, by sae" in text
+    assert "## All raters, by SAE" in text and "## Without cy, by SAE" in text
     assert "**cy** rated most random directions yes." in text and "cy (fails)" in text
     assert text.startswith("# Ratings of latents\n\nRated by a script. 3 raters (ada, bob, cy)")
     assert (study / "report.html").read_text().count("<table>") == text.count("| --- |")
@@ -138,11 +138,10 @@ def test_scores_of_explanations_stand_beside_ratings_without_their_controls(
     answers = Answers(plan, ledgers(study, plan)).only(["ada", "bob"])
     scores = results_of(answers, study).scores
     assert [(s.name, s.sae) for s in scores] == [
-        ("pearson", name) for name in ("all", "jumping", "topping")
+        ("pearson", "all")  # 10 latents of an SAE are too few for rows of their own
     ]
     assert scores[0].correlation.n == 20
     assert scores[0].correlation.spearman.value == pytest.approx(1)
-    assert scores[2].correlation.pearson.value == pytest.approx(1)
 
 
 def test_scores_that_are_missing_are_named(rated):
