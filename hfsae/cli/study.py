@@ -103,11 +103,9 @@ def _rate(argv: list[str]) -> None:
         from ..study.server import rate
     except ModuleNotFoundError as error:
         raise Refused(f"the page needs {error.name}: pip install 'hfsae[study]'") from error
-    print(
-        f"http://{options['host']}:{options['port']}/?rater=NAME  (Ctrl-C ends; nothing is lost)",
-        flush=True,
-    )
-    rate(Path(options.pop("study")), **options)
+    address = f"http://{options['host']}:{options['port']}/?rater=NAME"
+    told = f"{address}  (Ctrl-C ends; nothing is lost)"
+    rate(Path(options.pop("study")), **options, ready=lambda: print(told, flush=True))
 
 
 def _free_port(host: str) -> int:

@@ -202,8 +202,13 @@ async def _answered(
         return JSONResponse({"error": sentence}, 507, headers=_HEADERS)
 
 
-def rate(study: Path, *, host: str, port: int, code: str | None) -> None:
+def rate(
+    study: Path, *, host: str, port: int, code: str | None, ready: Callable[[], object] = str
+) -> None:
     """Serve a study until it is interrupted.
+
+    Args:
+        ready: called once nothing more is refused, before the page answers.
 
     Raises:
         ValueError: there is no plan, it is closed, another process serves it, or an answer's file
@@ -219,4 +224,5 @@ def rate(study: Path, *, host: str, port: int, code: str | None) -> None:
         raise Refused(f"{study} is closed: it takes no more answers; `hfsae study report {study}`")
     ledgers(study, plan)
     with locked(study):
+        ready()
         uvicorn.run(app_of(study, plan, code), host=host, port=port, log_level="warning")
