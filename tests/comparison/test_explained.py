@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from hfsae.recipe import explain_folder
 
 from ..conftest import every_lm_is
 from ..explain.conftest import texts
+from ..explain.oracle import Oracle
 from ..tiny import tiny_fields
 
 ARMS = {
@@ -112,3 +114,21 @@ def test_scores_without_latents_are_refused():
         InterpretArguments(scores=["detection"])
     with pytest.raises(ValueError, match="there is no score 'x'"):
         InterpretArguments(n_latents=20, scores=["x"])
+
+
+def test_a_judge_is_asked_about_the_first_seeds_saes_alone(explained, tmp_path, loads, monkeypatch):
+    shutil.copytree(explained[0], tmp_path, dirs_exist_ok=True)
+    judge = Oracle()  # which knows no word of these texts
+    monkeypatch.setattr("hfsae.comparison.explaining.judge_of", lambda args, calls: judge)
+    asked = replace(EXPLAIN, scores=["detection"])
+    report = compare(tiny_comparison(tmp_path, asked))
+    made = {path.parent.parent.name for path in (tmp_path / "saes").rglob("judged.safetensors")}
+    assert made == {"seed_0"}
+    section = (report / "report.md").read_text().partition("### A judge's scores (seeds: 0)")[2]
+    assert section.count("| detection |") == 2 and section.count("| cannot tell |") == 2
+    assert "auc 0.500 [0.500, 0.500]" in section and "| 0.0% |" in section
+    n = len(judge.questions)
+    shutil.rmtree(tmp_path / "saes")
+    before = (report / "report.md").read_bytes()
+    compare(tiny_comparison(tmp_path, asked))
+    assert (report / "report.md").read_bytes() == before and len(judge.questions) == n
