@@ -9,8 +9,8 @@ from hfsae.features import FeatureStore, read_labels
 from hfsae.packaged import SHIPPED_SAE
 
 
-def test_it_is_smaller_than_six_megabytes():
-    assert sum(p.stat().st_size for p in SHIPPED_SAE.rglob("*") if p.is_file()) < 6_000_000
+def test_it_is_smaller_than_twelve_megabytes():
+    assert sum(p.stat().st_size for p in SHIPPED_SAE.rglob("*") if p.is_file()) < 12_000_000
 
 
 def test_its_weights_are_those_that_were_saved():
@@ -18,14 +18,15 @@ def test_its_weights_are_those_that_were_saved():
     assert sae.verify().ok
     assert sae.threshold.dtype.is_floating_point and str(sae.W_dec.dtype) == "torch.bfloat16"
     store = FeatureStore.load(SHIPPED_SAE)
-    assert len(store) == sae.config.d_sae == 1536
+    assert len(store) == sae.config.d_sae == 3072
 
 
 def test_its_labels_and_presets_are_of_latents_that_fire_on_what_they_say():
     store, labels = FeatureStore.load(SHIPPED_SAE), read_labels(SHIPPED_SAE)
-    words = {"ships and the sea": "ship", "kings": "king", "films": "film"}
+    words = {"the sea": "sea", "mathematics": "mathem", "disease": "disease", "God": "god"}
+    words |= {"cities": "city", "taxes": "tax", "treaties": "treaty"}
     for latent, label in labels.items():
-        word = words.get(label, label)
+        word = words.get(label, label.removesuffix("s"))
         top = [e for e in store[latent].examples if e.kind == "top"]
         said = sum(word in e.tokens[e.firing].casefold() for e in top)
         assert said >= len(top) / 2, label
@@ -36,7 +37,7 @@ def test_its_labels_and_presets_are_of_latents_that_fire_on_what_they_say():
 
 def test_its_card_is_honest_about_its_size():
     card = (SHIPPED_SAE / "README.md").read_text()
-    assert "1,536 sparse latents" in card and "For work, train a larger one" in card
+    assert "3,072 sparse latents" in card and "For work, train a larger one" in card
     metrics = json.loads((SHIPPED_SAE / "evaluation.json").read_text())["metrics"]
     assert f"{metrics['l0']['value']:.4f}".rstrip("0") in card
 
@@ -52,4 +53,4 @@ def test_a_preset_changes_what_the_model_says(packaged_lm):
     preset = json.loads((SHIPPED_SAE / "presets.json").read_text())[0]
     latents = ", ".join(f"{i}:{strength}" for i, strength in preset["latents"].items())
     *_, done = Actions(subject).steer(preset["prompt"], latents, preset["mode"], max_new_tokens=24)
-    assert "exponent" in done["steered"] and "exponent" not in done["plain"]
+    assert preset["name"] in done["steered"] and preset["name"] not in done["plain"]
