@@ -364,3 +364,26 @@ def in_processes():
             return list(pool.map(one, range(len(parts)), parts))
 
     return run
+
+
+def chromium() -> str:
+    """Path of a browser; skips the test where there is none."""
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("no Chromium: apt-get install chromium-headless-shell")
+    pytest.importorskip("playwright")
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """One browser for all tests of a process: Playwright allows no second one beside it."""
+    executable = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=executable, args=options)
+        yield browser
+        browser.close()

@@ -7,7 +7,6 @@ os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": 
 
 import importlib.util
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -145,28 +144,6 @@ def _answers(url: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def chromium() -> str:
-    """Path of a browser; skips the test where there is none."""
-    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        pytest.skip("no Chromium: apt-get install chromium-headless-shell")
-    pytest.importorskip("playwright")
-    return found
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator:
-    executable = chromium()
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=executable, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from hfsae.study.answers import open_ledger
 from hfsae.study.plan import Plan
 from hfsae.study.report import close
 
-from ..demo.conftest import WAIT, browser  # noqa: F401
+from ..demo.conftest import WAIT
 from .conftest import HOSTILE, NAMES, serving
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def visit(browser, study):  # noqa: F811
+def visit(browser, study):
     """visit(query, width) -> a page in a context of its own, and all that it got from the server.
 
     At the end: no script failed, and nothing was refused by the page's policy."""
