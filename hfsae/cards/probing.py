@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from ..machine.files import read_json
+from ..machine.files import read_json, reading
 from ..machine.names import PROBING
 from ..machine.weights import of_others
 from .names import interval_text
 
 Json = dict[str, Any]
+_FEW = 10  # tasks
 _CONTROLS = {"untrained": "untrained", "dimensions": "model's dimensions"}
 
 
@@ -16,20 +17,25 @@ def probing_section(folder: Path) -> Json:
     """The facts of a section on probing; empty without a probing of the folder's weights.
 
     `rows` has one for each k: mean AUC over tasks of the latents, of untrained latents and of the
-    model's own dimensions, the paired gain over untrained latents with a 95 % interval, and whether
-    it lies above 0.
+    model's own dimensions, the paired gain over untrained latents with a 95 % interval, and in
+    words what it shows: nothing where it holds 0, nor from few tasks, as their bootstrap is too
+    narrow.
+
+    Raises:
+        ValueError: the file is damaged, or of an older version; the sentence names it.
     """
     path = folder / PROBING
     if not path.is_file() or any(of_others(folder, [PROBING])):
         return {}
     record = read_json(path)
-    own = [entry for entry in record["means"] if entry["features"] == record["sae"]]
-    return {
-        "n_tasks": len(record["tasks"]),
-        "n_texts": sum(record["tasks"].values()),
-        "tasks_of": record["tasks_of"],
-        "rows": [_row(record, entry) for entry in own],
-    }
+    with reading(path):
+        own = [entry for entry in record["means"] if entry["features"] == record["sae"]]
+        return {
+            "n_tasks": len(record["tasks"]),
+            "n_texts": sum(record["tasks"].values()),
+            "tasks_of": record["tasks_of"],
+            "rows": [_row(record, entry) for entry in own],
+        }
 
 
 def _row(record: Json, own: Json) -> Json:
@@ -39,9 +45,18 @@ def _row(record: Json, own: Json) -> Json:
         "k": own["k"],
         "own": interval_text(own["auc"]),
         "gain": interval_text(gain),
-        "is_above": gain[1] is not None and gain[1] > 0,
+        "shown": _shown(gain, own["n_tasks"]),
         **auc,
     }
+
+
+def _shown(gain: list[float | None], n_tasks: int) -> str:
+    _, low, high = gain
+    if n_tasks < _FEW:
+        return "too few tasks to tell"
+    if low is not None and low > 0:
+        return "above"
+    return "below" if high is not None and high < 0 else "no difference shown"
 
 
 def _auc(record: Json, kind: str, k: Any) -> str:

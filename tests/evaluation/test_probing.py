@@ -270,12 +270,16 @@ def test_saes_in_folders_are_probed_side_by_side(tmp_path, loads, jsonl, capsys)
     (one, *_) = probing_section(b)["rows"]
     own = next(m for m in records[1]["means"] if (m["features"], m["k"]) == ("b", 1))
     assert one["own"].split(",")[0] == f"{own['auc'][0]:.3f}"
+    assert one["shown"] == "too few tasks to tell"
     card = (b / "README.md").read_text()
     assert "## Sparse probing" in card and f"| 1 | {one['own']} |" in card
     assert records[0]["weights_sha256"] != records[1]["weights_sha256"]
     assert {row["features"] for row in records[0]["rows"]} >= {"a", "b", "untrained"}
     assert (a / "probing.md").read_text() in shown
     assert "row 1 of" in refused(argv, capsys)
+    (b / "probing.json").write_text(json.dumps({**records[1], "sae": None, "tasks": 3}))
+    with pytest.raises(Refused, match=r"probing\.json"):
+        probing_section(b)
 
 
 def test_saes_of_two_models_are_not_probed_together(tmp_path, jsonl):
