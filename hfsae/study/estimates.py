@@ -16,8 +16,8 @@ from ..evaluation.metrics import bootstrap_weights
 
 N_RESAMPLES = 2000
 N_PERMUTATIONS = 10_000
-_LEAST = 5
-"""Latents that a correlation needs."""
+LEAST = 5
+"""Latents that a correlation needs, and of each class an AUC's interval."""
 NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 
 
@@ -27,6 +27,8 @@ class Difference(NamedTuple):
     value: Interval
     p: float
     """two-sided, by permutation"""
+    signed_rank: float = math.nan
+    """two-sided p of Wilcoxon's signed-rank test over pairs of latents, zeros by Pratt"""
 
 
 class Correlation(NamedTuple):
@@ -38,6 +40,12 @@ class Correlation(NamedTuple):
     pearson: Interval
     corrected: float
     """Spearman's over the root of the raters' reliability"""
+    n_yes: int = 0
+    """latents whose mean rating is nearest to yes"""
+    n_no: int = 0
+    """and nearest to no"""
+    auc: Interval = NO_INTERVAL
+    """of the score for these against those"""
 
 
 def over_latents(ratings: np.ndarray, seed: int, highest: float = 2.0) -> Interval:
@@ -141,6 +149,30 @@ def permuted(is_first: np.ndarray, blocks: np.ndarray, n: int, seed: int) -> np.
     return drawn
 
 
+def signed_rank(differences: np.ndarray) -> float:
+    """Two-sided exact p of Wilcoxon's signed-rank test, zeros by Pratt (1959).
+
+    Zeros are ranked with the others, then left out; ties have mean ranks. The null distribution is
+    that of all signs of the differences that are not 0.
+
+    Args:
+        differences: [pairs]; NaN: left out. NaN comes out where none is left, 1 where all are 0.
+    """
+    differences = differences[~np.isnan(differences)]
+    if not len(differences):
+        return math.nan
+    is_zero = np.abs(differences) < 1e-12
+    ranks = stats.rankdata(np.where(is_zero, 0.0, np.abs(differences).round(12)))
+    doubled = np.rint(2 * ranks[~is_zero]).astype(int)  # whole numbers, mean ranks too
+    chances = np.ones(1)  # of each sum of the ranks of positive differences
+    for rank in doubled:
+        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
+    total = doubled.sum()
+    positive = doubled[differences[~is_zero] > 0].sum()
+    as_far = np.abs(2 * np.arange(total + 1) - total) >= abs(2 * positive - total)
+    return min(1.0, float(chances[as_far].sum()))
+
+
 def holm(ps: Sequence[float]) -> list[float]:
     """P-values corrected for their number (Holm 1979)."""
     corrected, highest = [math.nan] * len(ps), 0.0
@@ -156,7 +188,7 @@ def reliability(ratings: np.ndarray) -> float:
     all raters rated; NaN for one rater."""
     full = ratings[:, ~np.isnan(ratings).any(0)]
     n = len(full)
-    if n < 2 or full.shape[1] < _LEAST or full.sum(0).var() == 0:
+    if n < 2 or full.shape[1] < LEAST or full.sum(0).var() == 0:
         return math.nan
     return float(n / (n - 1) * (1 - full.var(1).sum() / full.sum(0).var()))
 
@@ -172,7 +204,7 @@ def correlate(ratings: np.ndarray, scores: np.ndarray, seed: int) -> Correlation
         scores: [latents]; NaN: not scored.
     """
     known = ~np.isnan(scores) & ~np.isnan(ratings).all(0)
-    if known.sum() < _LEAST:
+    if known.sum() < LEAST:
         return Correlation(int(known.sum()), NO_INTERVAL, NO_INTERVAL, math.nan)
     ratings, scores = ratings[:, known], scores[known]
     means = np.nanmean(ratings, axis=0)
@@ -181,7 +213,39 @@ def correlate(ratings: np.ndarray, scores: np.ndarray, seed: int) -> Correlation
     pearson = _resampled(means, scores, drawn, lambda x: x)
     share = reliability(ratings)
     corrected = spearman.value / math.sqrt(share) if share > 0 else math.nan
-    return Correlation(len(means), spearman, pearson, float(np.clip(corrected, -1, 1)))
+    corrected = float(np.clip(corrected, -1, 1))
+    is_yes, is_no = means >= 1.5, means <= 0.5
+    auc = yes_against_no(scores, is_yes, is_no, drawn)
+    n_yes, n_no = int(is_yes.sum()), int(is_no.sum())
+    return Correlation(len(means), spearman, pearson, corrected, n_yes, n_no, auc)
+
+
+def yes_against_no(
+    scores: np.ndarray, is_yes: np.ndarray, is_no: np.ndarray, drawn: np.ndarray
+) -> Interval:
+    """How often a latent rated yes has the larger score than one rated no; equal scores are half.
+
+    Args:
+        scores: [latents]
+        is_yes: [latents]
+        is_no: [latents]; those of neither are left out.
+        drawn: [draws, latents] indices of a bootstrap over latents; with fewer than 5 of a class
+            there is no interval.
+    """
+    value = float(_auc(scores[None], is_yes[None], is_no[None])[0])
+    if min(is_yes.sum(), is_no.sum()) < LEAST:
+        return Interval(value, math.nan, math.nan)
+    draws = _auc(scores[drawn], is_yes[drawn], is_no[drawn])
+    return around(value, torch.from_numpy(draws[~np.isnan(draws)]))
+
+
+def _auc(scores: np.ndarray, is_yes: np.ndarray, is_no: np.ndarray) -> np.ndarray:
+    """[draws] of rows; NaN without one of the classes."""
+    ranks = stats.rankdata(np.where(is_yes | is_no, scores, math.inf), axis=-1)  # others behind
+    n_yes, n_no = is_yes.sum(-1), is_no.sum(-1)
+    above = (ranks * is_yes).sum(-1) - n_yes * (n_yes + 1) / 2
+    n_pairs = n_yes * n_no
+    return np.divide(above, n_pairs, out=np.full(len(scores), math.nan), where=n_pairs > 0)
 
 
 def _resampled(

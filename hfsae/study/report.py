@@ -15,6 +15,7 @@ from ..machine.markdown import table
 from ..machine.names import REPORT, REPORT_PAGE, STUDY_CLOSED, STUDY_ROWS, STUDY_TABLE
 from ..machine.refused import Refused
 from .answers import Ledger, is_closed, ledgers
+from .estimates import LEAST
 from .plan import Plan
 from .results import (
     LEAST_OWN,
@@ -23,6 +24,7 @@ from .results import (
     OfSAE,
     Rater,
     Results,
+    Score,
     rater_of,
     results_of,
     scores_of,
@@ -143,7 +145,11 @@ def _results(answers: Answers, study: Path, who: str) -> Iterator[str]:
         yield (
             "Mean rating of the first minus that of the second. p: two-sided, labels of latents "
             "permuted within blocks and raters, for all raters at once; then corrected for the "
-            "number of pairs (Holm). An interval that holds 0 shows no difference."
+            "number of pairs (Holm). An interval that holds 0 shows no difference. Wilcoxon-Pratt: "
+            "two-sided exact p of the signed-rank test with Pratt's zeros, which the Gated SAE "
+            "paper (Rajamanoharan et al. 2024) has for its ratings; pairs are latents of one "
+            "block, each with its mean over raters, as several ratings of one latent are not "
+            "independent. It is not corrected for the number of pairs of SAEs."
         )
     yield from _agreement(results, who)
     yield from _scores(results, answers.plan, study, who)
@@ -172,10 +178,11 @@ def _saes(saes: Sequence[OfSAE]) -> str:
 
 
 def _differences(results: Results) -> str:
-    rows = [["pair", "difference", "p", "p, Holm"]]
+    rows = [["pair", "difference", "p", "p, Holm", "p, Wilcoxon-Pratt"]]
     for (one, other), (difference, p) in results.differences.items():
-        numbers = [shown(difference.value, signed=True), _number(difference.p), _number(p)]
-        rows.append([f"{one} - {other}", *numbers])
+        numbers = [shown(difference.value, signed=True)]
+        ps = [_number(value) for value in (difference.p, p, difference.signed_rank)]
+        rows.append([f"{one} - {other}", *numbers, *ps])
     return table(rows)
 
 
@@ -196,20 +203,28 @@ def _scores(results: Results, plan: Plan, study: Path, who: str) -> Iterator[str
     missing = [f"{name}: {why}" for name, table, why in scores_of(plan, study) if table is None]
     yield f"## {_title(who + 'beside automated scores')}"
     if results.scores:
-        rows = [["score", "SAE", "latents", "Spearman", "Pearson", "Spearman, corrected"]]
-        for score in results.scores:
-            n = score.correlation
-            numbers = [shown(n.spearman), shown(n.pearson), _number(n.corrected)]
-            rows.append([f"`{score.name}`", score.sae, str(n.n), *numbers])
-        yield table(rows)
+        yield _score_table(results.scores)
         yield (
             "Mean rating of latents (no random directions: pooled with them any score would "
             "correlate) with the scores of `hfsae explain`; 95 % bootstraps over latents; an SAE "
             f"of its own from {LEAST_OWN} latents on; "
-            "corrected for the raters' reliability (Cronbach's alpha), not for the score's."
+            "corrected for the raters' reliability (Cronbach's alpha), not for the score's. AUC: "
+            "how often a latent rated yes (mean 1.5 or more) has the larger score than one rated "
+            f"no (0.5 or less); its interval needs {LEAST} of each."
         )
     if missing:
         yield f"No scores: {'; '.join(missing)}."
+
+
+def _score_table(scores: Sequence[Score]) -> str:
+    head = ["score", "SAE", "latents", "Spearman", "Pearson", "Spearman, corrected"]
+    rows = [[*head, "yes / no", "AUC, yes against no"]]
+    for score in scores:
+        n = score.correlation
+        numbers = [shown(n.spearman), shown(n.pearson), _number(n.corrected)]
+        classes = [f"{n.n_yes} / {n.n_no}", shown(n.auc)]
+        rows.append([f"`{score.name}`", score.sae, str(n.n), *numbers, *classes])
+    return table(rows)
 
 
 def _raters(raters: Sequence[Rater]) -> str:

@@ -28,6 +28,7 @@ from .estimates import (
     over_both,
     over_latents,
     share_interval,
+    signed_rank,
 )
 from .plan import WORDS, Item, Plan
 
@@ -249,7 +250,23 @@ def _between(answers: Answers, a: int, b: int, seed: int) -> Difference:
     items = [item for item in answers.items("latent") if item.sae in (a, b)]
     is_first = np.array([item.sae == a for item in items])
     blocks = np.array([item.block for item in items])
-    return compare(answers.ratings(items), is_first, blocks, seed)
+    compared = compare(answers.ratings(items), is_first, blocks, seed)
+    return compared._replace(signed_rank=signed_rank(_paired(answers, a, b)))
+
+
+def _paired(answers: Answers, a: int, b: int) -> np.ndarray:
+    """[pairs] ratings of one SAE's latents minus those of another's, means over the raters who
+    rated both. The plan makes the pairs: the first latents drawn of each, the second, and so on,
+    which lie in one block."""
+    ratings = [
+        answers.ratings([item for item in answers.items("latent") if item.sae == sae])
+        for sae in (a, b)
+    ]
+    n = min(each.shape[1] for each in ratings)
+    differences = ratings[0][:, :n] - ratings[1][:, :n]
+    counts = (~np.isnan(differences)).sum(0)
+    sums = np.nansum(differences, axis=0)
+    return np.divide(sums, counts, out=np.full(n, math.nan), where=counts > 0)
 
 
 def agreement(answers: Answers) -> dict[str, Interval]:

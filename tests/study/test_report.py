@@ -49,6 +49,8 @@ def test_planted_answers_come_back_as_means_differences_and_accuracies(rated):
     ((difference, p),) = results.differences.values()
     assert difference.value.value == 1.5 and p == difference.p < 0.01
     assert results.agreement["Krippendorff's alpha, ordinal"].value == 1
+    # ten pairs, in each of which the first SAE's latent is rated higher
+    assert difference.signed_rank == pytest.approx(2 / 2**10)
 
 
 def test_a_rater_is_described_by_controls_intruders_and_repeats(rated):
@@ -141,7 +143,18 @@ def test_scores_of_explanations_stand_beside_ratings_without_their_controls(
         ("pearson", "all")  # 10 latents of an SAE are too few for rows of their own
     ]
     assert scores[0].correlation.n == 20
-    assert scores[0].correlation.spearman.value == pytest.approx(1)
+    correlation = scores[0].correlation
+    assert correlation.spearman.value == pytest.approx(1)
+    assert (correlation.n_yes, correlation.n_no, correlation.auc.value) == (10, 5, 1)
+    close(study)
+    assert "| 10 / 5 | 1.00 [1.00, 1.00] |" in write_report(study)
+
+
+def test_pairs_of_the_signed_rank_test_lie_in_one_block(study):
+    latents = [
+        [i for i in Plan.load(study).items if i.kind == "latent" and i.sae == s] for s in (0, 1)
+    ]
+    assert [a.block for a in latents[0]] == [b.block for b in latents[1]]
 
 
 def test_scores_that_are_missing_are_named(rated):
