@@ -23,6 +23,8 @@ from .subject import Subject
 LIMITS = {"max": 20.0, "norm": 500.0, "raw": 1e6}
 """Of strengths, by unit: multiples of the largest activation, per cent of the norm, raw."""
 _SWEEP = {"max": (0.25, 0.5, 1.0, 2.0, 4.0), "norm": (5.0, 10.0, 20.0, 40.0, 80.0)}
+_AROUND = {"max": (0.5, 1.0, 2.0), "norm": (10.0, 20.0, 40.0)}
+"""Fewer, for one latent: somebody waits for its text."""
 SWEPT_MODES, SWEPT_UNITS = ("add", "clamp", "orthogonal"), tuple(_SWEEP)
 _REFINED = 1  # times that the gap between within and over budget is halved
 
@@ -119,7 +121,8 @@ def sweep(
         raise Refused(
             "all strengths are 0; give at least one another value: their proportions are kept"
         )
-    strengths = [strength / largest for strength in _SWEEP[settings.unit]]
+    tried = (_SWEEP if only is None else _AROUND)[settings.unit]
+    strengths = [strength / largest for strength in tried]
     n, done = 1 + len(strengths) + _REFINED, count(1)
     progress(0, n)
     suggestion = steering.suggest_strength(

@@ -14,7 +14,7 @@ from gradio.events import api
 from . import act, beside, judge, latent_map, look, why
 from .subject import Subject
 
-QUEUES = {"look": 8, "run": 2}
+QUEUES = {"look": 8, "run": 2, "search": 1}
 """how many calls of a queue run at once"""
 
 

@@ -71,7 +71,7 @@ def build(subject: Subject) -> gr.Blocks:
         panel(html("header", _facts(actions)), elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
         address, tour = gr.State(None), Tour(actions)
-        with gr.Tabs(selected="inspect") as tabs:
+        with gr.Tabs(selected="inspect", overflow_behavior="wrap") as tabs:
             app = App(tabs, link, address)
             tab_of = {}
             for name, page_class in PAGES.items():

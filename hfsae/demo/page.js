@@ -8,9 +8,32 @@ window.hfsae = {
     if (!query) return;
     if (!this.opened) this.remembered(); // Gradio has set its own theme by now
     const step = this.opened && this.content(next) !== this.content(location.search);
+    const to = new URLSearchParams(query).get("tab");
+    if (this.opened) this.follow(to, to !== now.get("tab"));
     if (next !== location.search) history[step ? "pushState" : "replaceState"](null, "", next);
     this.opened = true;
     this.step(new URLSearchParams(query));
+  },
+  // On a phone, and at the end of a long list, what a click leads to may be out of sight.
+  asked: "", // what the last click in a panel asked for
+  results: {inspect: "#inspect-text", feature: "#feature-main", search: "#search-found",
+            why: "#why-next", compare: "#compare-result"},
+  follow(tab, isAnother) {
+    const asked = this.asked;
+    this.asked = "";
+    if (isAnother) this.show("[role=tablist]", 0.6);
+    if (asked === "steer" && tab === "steer") this.show("#steer-chips", 0.6);
+    else if (asked === "token") this.show("#inspect-latents", 0.8);
+    else if (!isAnother || asked === "tour") this.show(this.results[tab], 0.7);
+  },
+  // Scrolls if a part begins above the screen, or further down than this share of it.
+  show(selector, share) {
+    if (!selector) return;
+    setTimeout(() => {
+      const part = document.querySelector(selector);
+      const {top, height} = part?.getBoundingClientRect() ?? {height: 0};
+      if (height && (top < 0 || top > share * innerHeight)) part.scrollIntoView({block: "start"});
+    }, 100); // once the panels are drawn
   },
   // A step of the tour is done when its page is shown: a token chosen, a latent, a steered text.
   step(shown) {
@@ -55,6 +78,15 @@ hfsae.onDrawn.push((panel) => {
     part.classList.add("hf-folded");
     if (window.innerWidth <= 700) part.open = false;
   }
+});
+// A text that begins is brought into sight, once, and so is a picture of one.
+hfsae.onDrawn.push((panel) => {
+  const id = panel.closest(".block")?.id, writes = panel.querySelector(".hf-caret") !== null;
+  const {top, bottom} = panel.getBoundingClientRect();
+  const isHidden = top > 0.7 * innerHeight || bottom < 0;
+  if (id === "steer-output" && writes && !hfsae.writes && isHidden) hfsae.show("#steer-output", 0);
+  if (id === "steer-output") hfsae.writes = writes;
+  if (id === "steer-share" && panel.querySelector("img")) hfsae.show("#steer-share", 0.5);
 });
 window.addEventListener("popstate", () => location.reload());
 window.addEventListener("DOMContentLoaded", () => hfsae.remembered());

@@ -29,10 +29,15 @@ _HERE = Path(__file__).parent
 # One listener on the root: what is inside is replaced at every update.
 _JS = """
 const send = (what, node, to) => trigger(
-    what === 'ablate' ? 'ablate' : 'select', {do: what, at: node.dataset.at ?? '', to: to});
+    ['ablate', 'find'].includes(what) ? what : 'select',
+    {do: what, at: node.dataset.at ?? '', to: to},
+);
 element.addEventListener('click', (event) => {
     const node = event.target.closest('[data-do]');
-    if (node && !node.disabled) send(node.dataset.do, node, null);
+    if (node && !node.disabled) {
+        hfsae.asked = node.dataset.do;
+        send(node.dataset.do, node, null);
+    }
     if (event.target.closest('[data-local=theme]')) hfsae.theme();
     if (event.target.closest('[data-local=tour]')) hfsae.tour();
 });
@@ -53,7 +58,7 @@ element.addEventListener('change', (event) => {
 
 
 def panel(value: str = "", *, elem_id: str | None = None) -> gr.HTML:
-    """A piece of a page; `.select` (or `.ablate`) fires with the EventData do, at and to."""
+    """A piece of a page; `.select` (or `.ablate`, `.find`) fires with the EventData do, at, to."""
     return gr.HTML(
         value,
         html_template="${value}",

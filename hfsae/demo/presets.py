@@ -1,13 +1,17 @@
-"""Default presets, where nobody wrote any: latents whose examples are clear.
+"""Default presets, where nobody wrote any: latents whose examples are clear; and the search for
+better ones.
 
 Latents get no names here: each is described by its label, or by what it fires on.
 """
 
+import os
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from ..features import FeatureStore
+from ..presets import Model, find_presets, save_presets
 from .subject import Subject
 
 N = 4
@@ -26,10 +30,41 @@ def presets(subject: Subject) -> list[dict[str, Any]]:
     ]
 
 
+def can_search(subject: Subject) -> bool:
+    """Whether presets can be searched for: this is a user's own SAE, in a folder that takes them,
+    with examples and a language model, and comes without presets."""
+    home = subject.label_home
+    if home is None or home != subject.folder or subject.presets:
+        return False
+    return bool(subject.store and subject.loaded) and os.access(home, os.W_OK)
+
+
+def search_presets(subject: Subject, tick: Callable[[str, int, int], object]) -> int:
+    """Do what `hfsae presets FOLDER` does, for a subject that `can_search`; how many were found.
+
+    Args:
+        tick: see `find_presets`.
+
+    Raises:
+        ValueError: presets.json holds something else.
+    """
+    assert subject.store is not None and subject.folder is not None
+    model = Model(subject.lm, subject.tokenizer, subject.sae, subject.store)
+    found = find_presets(model, subject.labels, tick=tick).presets
+    if found:
+        save_presets(subject.folder, found)
+        subject.presets = found
+    return len(found)
+
+
 def searches(subject: Subject) -> list[tuple[str, str]]:
     """(query, by) that find something."""
-    words = [] if subject.store is None else list(clear_words(subject.store).values())[:N]
-    examples = [(word, "word") for word in words]
+    words: list[str] = []
+    if subject.store is not None:
+        names = [preset["name"] for preset in subject.presets]
+        words = [name for name in names if subject.feature_search.by_token(name, 1)]
+        words = [*dict.fromkeys([*words, *clear_words(subject.store).values()])]
+    examples = [(word, "word") for word in words[:N]]
     examples += [(label, "label") for label in list(subject.labels.values())[:1]]
     return examples or [("The river flows into the sea", "fires on")]
 

@@ -121,6 +121,7 @@ def find_presets(
     labels: Mapping[int, str],
     args: PresetArguments = PresetArguments(),
     progress: Callable[[str], object] = logger.info,
+    tick: Callable[[str, int, int], object] = lambda *_: None,
 ) -> Found:
     """Presets of an SAE that work with all of three seeds each: those of labelled latents first,
     then the most striking.
@@ -129,14 +130,17 @@ def find_presets(
         labels: {latent: label}: these latents are candidates whatever they promote, and their
             labels are the presets' names.
         progress: called with a line for each candidate.
+        tick: called before each candidate with the part of the search, how many it is done with,
+            and of how many; an error that it raises ends the search.
     """
-    pool = _screened(model, candidates(model.store, labels))
+    pool = _screened(model, candidates(model.store, labels), tick)
     chosen = [c for c in pool if c.latent in labels]
     chosen += [c for c in pool if c.latent not in labels and c.raised > 0][: args.n_candidates]
     progress(f"{len(pool)} candidates screened; {len(chosen)} are tried")
     attempts: list[Attempt] = []
     texts = _unsteered(model, args.n_tokens)
     for i, candidate in enumerate(chosen):
+        tick("latents tried", i, len(chosen))
         attempts += _attempts(model, candidate, texts, args)
         best = max(attempts[-len(PROMPTS) * len(args.strengths) :], key=_striking)
         progress(f"{i + 1} of {len(chosen)}: {_line(best)}")
@@ -148,6 +152,7 @@ def find_presets(
             break
         if any(str(attempt.candidate.latent) in preset["latents"] for preset in presets):
             continue
+        tick("presets confirmed", len(presets), args.n_presets)
         if preset := _confirmed(model, attempt, labels, args):
             progress(f"works with {len(SEEDS)} of {len(SEEDS)} seeds: {_line(attempt)}")
             presets.append(preset)
@@ -179,7 +184,9 @@ def candidates(store: FeatureStore, labels: Mapping[int, str]) -> list[Candidate
 
 
 @torch.no_grad()
-def _screened(model: Model, pool: Sequence[Candidate]) -> list[Candidate]:
+def _screened(
+    model: Model, pool: Sequence[Candidate], tick: Callable[[str, int, int], object]
+) -> list[Candidate]:
     """Candidates by how much likelier their words become, after a prompt, at twice the largest
     activation."""
     ids = torch.tensor([model.ids(PROMPTS[0])], device=model.lm.device)
@@ -188,7 +195,8 @@ def _screened(model: Model, pool: Sequence[Candidate]) -> list[Candidate]:
         return model.lm(input_ids=ids, use_cache=False).logits[0, -1].float().log_softmax(-1)
 
     plain, rows = logs(), []
-    for candidate in pool:
+    for i, candidate in enumerate(pool):
+        tick("latents screened", i, len(pool))
         tokens = _first_tokens(model.tokenizer, candidate.words)
         with model.steered(candidate.latent, 2.0):
             raised = logs()[tokens].logsumexp(0) - plain[tokens].logsumexp(0)

@@ -4,7 +4,8 @@
 
 Starts `hfsae demo` on the default SAE (or SAE) and drives it in a headless Chromium and through its
 API. Medians of five, on an otherwise idle machine; the first call of each, which warms caches, is
-left out and printed beside.
+left out and printed beside. Then twenty users at once, each of whom must get their own answer, and
+the app's resident memory over 500 requests, every fourth of which steers.
 """
 
 import shutil
@@ -15,12 +16,15 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import children
 from gradio_client import Client
 from playwright.sync_api import Browser, sync_playwright
 
 REPEATS = 5
+USERS = 20
+REQUESTS = (100, 500)  # after which the memory is read
 PARAGRAPH = (
     "The president told Congress that the war was over and that the country would now turn to the "
     "work of peace. Ships came home from the sea, schools opened their doors again, and the price "
@@ -45,6 +49,8 @@ def main(argv: list[str]) -> None:
             time.sleep(0.05)
         print(f"started in {time.perf_counter() - start:.1f} s")
         measure(url)
+        users(url)
+        memory(url, process.pid)
 
 
 def answers(url: str) -> bool:
@@ -110,6 +116,42 @@ def first_token(client: Client, seed: int) -> float:
     waited = time.perf_counter() - start
     job.result()
     return waited
+
+
+def users(url: str) -> None:
+    """Twenty clients at once, each with a text of its own."""
+    texts = [f"User {i} has seen {i + 1} ships come home from the sea." for i in range(USERS)]
+    clients = [Client(url, verbose=False) for _ in texts]
+
+    def ask(i: int) -> bool:
+        tokens = clients[i].predict(prompt=texts[i], api_name="/inspect")["tokens"]
+        return "".join(token["text"] for token in tokens if not token["special"]) == texts[i]
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(USERS) as pool:
+        own = sum(pool.map(ask, range(USERS)))
+    seconds = time.perf_counter() - start
+    print(f"{USERS} users at once: {own} have their own answers, all after {seconds:.2f} s")
+
+
+def memory(url: str, pid: int) -> None:
+    """Resident memory at the start and after some requests; no text is read twice."""
+    client = Client(url, verbose=False)
+    print(f"resident memory: {resident(pid):,.0f} MiB", flush=True)
+    for i in range(max(REQUESTS)):
+        prompt = f"{i}. {PARAGRAPH[: 40 + i % 200]}"
+        if i % 4:
+            client.predict(prompt=prompt, api_name="/inspect")
+        else:
+            client.predict(prompt, "876:20", unit="norm", max_new_tokens=4, api_name="/steer")
+        if i + 1 in REQUESTS:
+            print(f"after {i + 1} requests: {resident(pid):,.0f} MiB", flush=True)
+
+
+def resident(pid: int) -> float:
+    """MiB of a process that are in memory."""
+    listed = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, check=True)
+    return int(listed.stdout) / 1024
 
 
 class browser:

@@ -16,6 +16,7 @@ import hfsae
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.act import direction
 from hfsae.demo.actions import Actions
+from hfsae.demo.look import latent_of
 from hfsae.demo.pages.feature import FeaturePage
 from hfsae.demo.settings import Steering
 from hfsae.demo.subject import Subject, default_source
@@ -182,6 +183,17 @@ def test_why_measures_by_ablation_what_the_gradient_estimates(actions):
     found = actions.check_ablation("the c", row["latent"], "a", "o")
     assert found["gradient"] == pytest.approx(row["value"], rel=1e-4)
     assert math.isfinite(found["ablation"])
+
+
+def test_a_latent_is_named_by_its_number_or_by_a_word(sae_folder):
+    subject = open_subject(Choice(str(sae_folder)), with_lm=False)
+    subject.presets = [{"name": "gold", "prompt": "the", "latents": {"7": 2.0}}]
+    subject.labels, subject.automatic = {3: "the sea"}, {4: "sailing ships", 5: "the sea"}
+    typed = {"12": 12, "Gold": 7, "sea": 3, "ships": 4}
+    assert {word: latent_of(subject, word) for word in typed} == typed
+    assert latent_of(subject, "e") == subject.feature_search.by_token("e", 1)[0].latent
+    with pytest.raises(ValueError, match="no latent is found for 'quartz'; write another word"):
+        latent_of(subject, "quartz")
 
 
 def test_health_tells_metrics_and_histograms(actions, subject):

@@ -148,7 +148,7 @@ def test_two_prompts_are_compared_and_frequent_latents_hidden(visit):
     page = visit("tab=inspect&prompt=the+cat&versus=a+dog")
     page.wait_for_selector("#inspect-comparison .hf-versus li")
     every = page.locator("#inspect-latents li").count()
-    page.get_by_text("Options and comparison").click()
+    page.get_by_text("Compare with another text, or set options").click()
     page.get_by_label("Density filter").click()
     page.get_by_role("option", name="hide those on over 0.1 % of tokens").click()
     page.wait_for_url(re.compile("max_density=0.001"))

@@ -1,15 +1,27 @@
 """What there is to click on where an SAE comes without presets."""
 
+import json
 import shutil
 
 import pyarrow as pa
 import pyarrow.dataset
+import pytest
 
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
-from hfsae.demo.presets import PROMPT, clear_words, presets, searches
+from hfsae.demo.presets import (
+    PROMPT,
+    can_search,
+    clear_words,
+    presets,
+    search_presets,
+    searches,
+)
 from hfsae.features import FeatureStore
 from hfsae.packaged import SHIPPED_SAE
+from hfsae.presets import Found
+
+GOLD = {"name": "gold", "prompt": "the", "latents": {"3": 2.0}, "mode": "add", "seeds": 3}
 
 # latent: density, and of each of its strongest examples the token and the activation
 LATENTS = {
@@ -62,3 +74,35 @@ def test_what_the_shipped_sae_would_show_is_found_and_works():
     assert first["name"] == subject.labels[int(next(iter(first["latents"])))]
     actions = Actions(subject)
     assert all(actions.search(*query)["found"] for query in found)
+
+
+def test_a_search_writes_the_file_of_the_command_and_what_it_found_is_offered(
+    sae_folder, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(sae_folder, tmp_path / "sae")
+    subject, ticks = open_subject(Choice(str(folder))), []
+
+    def found(model, labels, *, tick):
+        tick("latents tried", 1, 2)
+        assert labels == subject.labels and model.store is subject.store
+        return Found([GOLD], [])
+
+    monkeypatch.setattr("hfsae.demo.presets.find_presets", found)
+    assert can_search(subject)
+    assert search_presets(subject, lambda *tick: ticks.append(tick)) == 1
+    assert json.loads((folder / "presets.json").read_text()) == [GOLD] == presets(subject)
+    assert ticks == [("latents tried", 1, 2)] and not can_search(subject)
+
+
+@pytest.mark.parametrize("source", ["shipped", "space", "no lm", "no store"])
+def test_no_search_is_offered_where_it_could_not_be_made_or_kept(
+    sae_folder, tmp_path, monkeypatch, source
+):
+    if source == "space":
+        monkeypatch.setenv("SPACE_ID", "me/space")
+    folder = str(SHIPPED_SAE) if source == "shipped" else str(sae_folder)
+    subject = open_subject(Choice(folder), with_lm=source in ("space", "no store"))
+    subject.presets = []
+    if source == "no store":
+        subject.store = None
+    assert not can_search(subject)

@@ -15,7 +15,7 @@ from .page import App, Page, Updates, box, whole
 class ComparePage(Page):
     """Another SAE, a text, and what fires where in each of the two."""
 
-    title = "Compare"
+    title = "Compare SAEs"
     state = at.Compare
 
     def __init__(self, actions: Any) -> None:

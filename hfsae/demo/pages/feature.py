@@ -8,9 +8,9 @@ import gradio as gr
 from .. import address as at
 from ..act import direction
 from ..export import files_of
+from ..look import latent_of
 from ..parts import html, number, panel, percent
 from ..presets import clearest
-from ..rows import check_latent
 from .page import App, Page, Updates, whole
 
 _EMPTY = html("empty", "Give a number, or take a random latent.")
@@ -29,8 +29,9 @@ class FeaturePage(Page):
                 "latent",
                 gr.Textbox,
                 label="Latent",
+                placeholder="number or word",
                 max_length=40,
-                min_width=110,
+                min_width=150,
                 scale=0,
                 max_lines=1,
             )
@@ -88,9 +89,9 @@ class FeaturePage(Page):
         return value
 
     def from_component(self, name: str, value: Any) -> Any:
-        """A valid latent index; None for an empty box."""
+        """A valid latent index, also for a word; None for an empty box."""
         if name == "latent":
-            return check_latent(self.subject, value) if value else None
+            return latent_of(self.subject, value) if value else None
         return super().from_component(name, value)
 
     def first(self) -> at.Feature:
@@ -190,8 +191,7 @@ class FeaturePage(Page):
         return at.Feature(self.actions.random_latent(other_than=here)["latent"], text or "")
 
     def _to_steer(self, *values: Any) -> at.Steer:
-        latent = check_latent(self.subject, values[0])
-        return at.Steer(latents={latent: 1.0})
+        return at.Steer(latents={latent_of(self.subject, values[0]): 1.0})
 
     def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Address:
         if do == "token":

@@ -46,7 +46,8 @@ class InspectPage(Page):
             self.run = gr.Button("Inspect", variant="primary", min_width=120, scale=0)
             panel(html("keys"))
         self.examples = panel(html("examples", EXAMPLES))
-        with gr.Accordion("Options and comparison", open=False):
+        with gr.Accordion("Compare with another text, or set options", open=False):
+            self.versus = self.field("versus", gr.Textbox, label="Compare with", **box(2))
             with gr.Row():
                 self.density = self.field(
                     "max_density", gr.Dropdown, _DENSITIES, label="Density filter", min_width=240
@@ -57,14 +58,13 @@ class InspectPage(Page):
                     label="Read it as a user's message (chat template)",
                     min_width=240,
                 )
-            self.field("versus", gr.Textbox, label="Compare with", **box(2))
         self.notice = panel()
+        self.comparison = panel(elem_id="inspect-comparison")
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 self.text = panel(elem_id="inspect-text")
             with gr.Column(scale=1, min_width=320):
                 self.latents = panel(elem_id="inspect-latents")
-        self.comparison = panel(elem_id="inspect-comparison")
         # clicks keep what was chosen: the latent and the token are part of the state
         self.field("latent", gr.State)
         self.field("token", gr.State)
@@ -104,6 +104,7 @@ class InspectPage(Page):
             self,
             progress_on=[self.text],
         )
+        app.on([self.versus.submit], afresh, self, progress_on=[self.comparison])
         app.on_select(self.examples, self._example, self, progress_on=[self.text])
         for part in (self.text, self.latents, self.comparison):
             app.on_select(part, self._clicked, self, leads_to=("feature", "steer"))

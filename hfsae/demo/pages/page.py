@@ -60,6 +60,10 @@ class Page:
         given = zip(self.names, values, strict=True)
         return self.state(**{name: self.from_component(name, value) for name, value in given})
 
+    def values(self, address: Any) -> list[Any]:
+        """Of the inputs at an address, in their order."""
+        return [self.to_component(name, getattr(address, name)) for name in self.names]
+
     def fill(self, address: Any) -> Updates:
         """The values of the inputs at an address."""
         return {

@@ -14,12 +14,14 @@ from .. import validate
 from ..act import LIMITS, check, sampling
 from ..actions import in_queue, on_zero_gpu
 from ..address import from_query, to_query
+from ..look import latent_of
 from ..parts import dial, html, panel
 from ..presets import presets
 from ..reading import Exchange, check_text
 from ..rows import as_rows, check_latent
 from ..runs import Run, Runs
 from ..settings import NAMES
+from .found import PresetSearch
 from .page import App, Page, Updates, box, whole
 from .share import Share
 from .strength import StrengthSearch
@@ -76,9 +78,9 @@ class SteerPage(Page):
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 self.prompt = self.field("prompt", gr.Textbox, label="Prompt", **box(3))
-                self.choices = presets(actions.subject)
-                names = [choice["name"] for choice in self.choices]
-                self.presets = panel(html("examples", names), elem_id="steer-examples")
+                self.choices, self.search = presets(self.subject), PresetSearch(self)
+                self.presets = panel(self.search.drawn(), elem_id="steer-examples")
+                self.searching = panel(elem_id="steer-searching")
                 with gr.Row(elem_classes="hf-buttons"):
                     self.run = gr.Button("Generate", variant="primary", min_width=120, scale=0)
                     self.stop = gr.Button("Stop", variant="stop", min_width=80, scale=0)
@@ -91,7 +93,12 @@ class SteerPage(Page):
                 self.chips = panel(self.draw_chips(at.Steer()), elem_id="steer-chips")
                 with gr.Row(elem_classes="hf-buttons"):
                     self.new = gr.Textbox(
-                        label="Latent", max_length=40, min_width=110, scale=0, max_lines=1
+                        label="Latent",
+                        placeholder="number or word",
+                        max_length=40,
+                        min_width=150,
+                        scale=0,
+                        max_lines=1,
                     )
                     self.add = gr.Button("Add", min_width=80, scale=0)
                     self.random = gr.Button("Add random", min_width=130, scale=0)
@@ -104,7 +111,7 @@ class SteerPage(Page):
             self.send = gr.Button("Send", variant="primary", min_width=90, scale=0)
             self.anew = gr.Button("Begin anew", min_width=120, scale=0)
         self.suggestion = panel(elem_id="steer-suggestion")
-        self.outputs = (self.chips, self.output, self.suggestion)
+        self.outputs = (self.chips, self.output, self.suggestion, self.presets)
         self.noted = (self.strength.added,)
         self.generated: list[Any] = []
         """what `generate` updates; known once the pages are wired"""
@@ -155,14 +162,19 @@ class SteerPage(Page):
     def first(self) -> at.Steer:
         """The first preset, ready to run; a message, where the model is one for conversations and
         the preset's texts were not measured as they are."""
-        is_message = self.subject.is_instruct and "steered" not in self.choices[0]
-        return replace(self.preset(0), chat=is_message)
+        return replace(self.preset(0), chat=self._begins_with_message)
+
+    @property
+    def _begins_with_message(self) -> bool:
+        return self.subject.is_instruct and "steered" not in self.choices[0]
 
     def render(self, address: at.Steer) -> Updates:
         """The latents with their strengths; texts are generated on request."""
         for latent in address.latents:
             check_latent(self.subject, latent)
-        updates = {self.chips: self.draw_chips(address), self.suggestion: ""}
+        updates: Updates = {self.chips: self.draw_chips(address), self.suggestion: ""}
+        if (offered := self.search.drawn()) != self.presets.value:  # they were found meanwhile
+            updates[self.presets] = offered
         kept = self._kept(address)
         return {**updates, self.output: html("kept", kept)} if kept else updates
 
@@ -255,6 +267,7 @@ class SteerPage(Page):
             **queued,
         )
         self.strength.wire()
+        self.search.wire()
         self.share.wire()
         self.stop.click(
             self._stop,
@@ -270,7 +283,7 @@ class SteerPage(Page):
         self.texts.ask(_session(request), values)
 
     def _stop(self, request: gr.Request) -> None:
-        for runs in (self.texts, self.strength.runs):
+        for runs in (self.texts, self.strength.runs, self.search.runs):
             runs.stop(_session(request))
 
     def _redraw_chips(self, *values: Any) -> Any:
@@ -281,9 +294,9 @@ class SteerPage(Page):
 
     def _add(self, latent: Any, *values: Any) -> Updates:
         try:
-            latent = check_latent(self.subject, latent)
+            latent = latent_of(self.subject, latent)
             shown = self.app.show(self._with(latent, self.address(*values)))
-            return shown | self.strength.note(latent)
+            return shown | {self.output: ""} | self.strength.note(latent)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
 
@@ -291,21 +304,31 @@ class SteerPage(Page):
         return self._add(self.actions.random_latent()["latent"], *values)
 
     def joined(self, other: at.Steer, *values: Any) -> at.Steer:
-        """This page's state plus the latent that another page asked for, and its text, if any."""
+        """This page's state plus the latent that another page asked for, and its text, if any. It
+        takes the place of a preset's."""
         now = self.address(*values)
+        if self._is_preset(now):
+            now = replace(now, latents={})
         if other.prompt:
             now = replace(now, prompt=other.prompt, chat=other.chat, turns=())
         elif not now.prompt.strip():
-            is_instruct = self.subject.is_instruct
-            prompt = MESSAGE if is_instruct else str(self.choices[0]["prompt"])
-            now = replace(now, prompt=prompt, chat=is_instruct, turns=())
+            is_message = self._begins_with_message
+            prompt = MESSAGE if is_message else str(self.choices[0]["prompt"])
+            now = replace(now, prompt=prompt, chat=is_message, turns=())
         new = [latent for latent in other.latents if latent not in now.latents]
         return self._with(new[0], now) if new else now
 
     def added(self, latents: Mapping[int, float], *values: Any) -> Updates:
         """The first of them that is not steered yet gets a strength that suits it."""
-        now = self.address(*values).latents
-        return next((self.strength.note(latent) for latent in latents if latent not in now), {})
+        now = self.address(*values)
+        steered = () if self._is_preset(now) else now.latents
+        new = [latent for latent in latents if latent not in steered]
+        return {self.output: "", **self.strength.note(new[0])} if new else {}
+
+    def _is_preset(self, now: at.Steer) -> bool:
+        """Whether nobody has changed a preset that is shown."""
+        presets = (self.preset(i, now) for i in range(len(self.choices)))
+        return any(p == replace(now, unit=p.unit, chat=p.chat, turns=()) for p in presets)
 
     def _with(self, latent: int, now: at.Steer) -> at.Steer:
         if len(now.latents) >= validate.MAX_LATENTS:

@@ -1,4 +1,5 @@
-"""The search for a strength on the steer page: on request, and when a latent is added."""
+"""The search for a strength on the steer page: on request; and when a latent is added, whose texts
+are then written."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -49,8 +50,15 @@ class StrengthSearch:
             ).then(
                 self._take,
                 [self.found, *inputs],
-                [page.latents, page.chips, page.app.link],
+                [self.found, page.latents, page.chips, page.app.link],
                 show_progress="hidden",
+                **quietly,
+            ).then(
+                page.generate,
+                page.written,
+                page.generated,
+                show_progress="hidden",
+                **in_queue("run"),
                 **quietly,
             )
 
@@ -99,21 +107,24 @@ class StrengthSearch:
         return {
             page.notice: "",
             page.suggestion: html("suggestion", {**result, **shown}),
-            self.found: (now, suggested) if result["strength"] else None,
+            self.found: (now, suggested, only) if result["strength"] else None,
         }
 
-    def _take(self, suggestion: Any, *values: Any) -> Updates:
-        """The strengths found, unless others were set meanwhile."""
+    def _take(self, request: gr.Request, suggestion: Any, *values: Any) -> Updates:
+        """The strengths found, unless others were set meanwhile; those of an added latent run."""
         page = self.page
         try:
             now = page.address(*values)
         except ValueError:  # somebody is still typing
             return {page.chips: gr.skip()}
-        address, suggested = suggestion or (None, None)
+        address, suggested, only = suggestion or (None, None, None)
         if address is None or replace(now, **_question(address)) != now:
             return {page.chips: gr.skip()}
         new = replace(now, latents=suggested)
+        if only is not None:
+            page.ask(request, *page.values(new))
         return {
+            self.found: None,
             page.latents: suggested,
             page.chips: page.draw_chips(new),
             page.app.link: to_query(new),
