@@ -1,5 +1,6 @@
 """What a card and the app tell of probing: how well a few latents tell two classes apart."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def probing_section(folder: Path) -> Json:
     `rows` has one for each k: mean AUC over tasks of the latents, of untrained latents and of the
     model's own dimensions, the paired gain over untrained latents with a 95 % interval, and in
     words what it shows: nothing where it holds 0, nor from few tasks, as their bootstrap is too
-    narrow.
+    narrow. `notes` has a line for absorption and one for uniformity, where they were measured.
 
     Raises:
         ValueError: the file is damaged, or of an older version; the sentence names it.
@@ -35,6 +36,7 @@ def probing_section(folder: Path) -> Json:
             "n_texts": sum(record["tasks"].values()),
             "tasks_of": record["tasks_of"],
             "rows": [_row(record, entry) for entry in own],
+            "notes": [*_absorption(record), *_uniformity(record)],
         }
 
 
@@ -64,3 +66,31 @@ def _auc(record: Json, kind: str, k: Any) -> str:
     of = {"", record["sae"], record["site"]}
     entries = (e for e in record["means"] if (e["features"], e["k"]) == (kind, k))
     return next((interval_text(e["auc"]) for e in entries if e["of"] in of), "-")
+
+
+def _absorption(record: Json) -> Iterator[str]:
+    absorption = record.get("absorption")
+    if not absorption:
+        return
+    rows = {(row["features"], row["of"]): row for row in absorption["rows"]}
+    own = rows[record["sae"], ""]
+    if "refused" in own:
+        yield f"First-letter absorption: no figures, since {own['refused']}."
+        return
+    control = rows["untrained", record["sae"]]
+    parts = (
+        f"{name} {interval_text(own[key])}, of untrained latents {interval_text(control[key])}"
+        for name, key in (("full", "full"), ("fraction", "fraction"), ("F1", "f1_of_main"))
+    )
+    yield (
+        f"First-letter absorption over {len(own['letters'])} letters: {'; '.join(parts)}. "
+        f"{absorption['caution']}."
+    )
+
+
+def _uniformity(record: Json) -> Iterator[str]:
+    if own := record.get("uniformity", {}).get("saes", {}).get(record["sae"]):
+        yield (
+            f"Uniformity of effects (Gemma Scope D.5): {interval_text(own['mean'])} over "
+            f"{own['n_tokens']} tokens; 1 where all firing latents matter equally."
+        )

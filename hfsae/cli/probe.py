@@ -13,8 +13,9 @@ _DEFAULT = ProbeArguments()
 
 def probe_verb(argv: list[str]) -> None:
     """Probe SAEs: how well 1, 2, 5, 16 or all latents tell two classes of texts apart, beside
-    untrained latents that fire as often, the model's own dimensions, and a bag of tokens. SAEs of
-    one model are probed side by side; results are probing.json and probing.md in each folder.
+    untrained latents that fire as often, the model's own dimensions, and a bag of tokens; then
+    first-letter absorption, and the uniformity of latents' effects. SAEs of one model are probed
+    side by side; results are probing.json and probing.md in each folder.
     """
     parser = verb_parser("probe", "FOLDER ... [--OPTION VALUE ...]", probe_verb)
     parser.examples = (
@@ -43,6 +44,18 @@ def probe_verb(argv: list[str]) -> None:
     parser.add("--k", type=int, nargs="+", default=list(_DEFAULT.k), help="numbers of latents")
     parser.add(
         "--max_tokens", type=int, default=_DEFAULT.max_tokens, help="of a text: its end is read"
+    )
+    parser.add(
+        "--n_words",
+        type=int,
+        default=_DEFAULT.n_words,
+        help="words for first-letter absorption; 0: none",
+    )
+    parser.add(
+        "--uniformity_tokens",
+        type=int,
+        default=_DEFAULT.uniformity_tokens,
+        help="tokens for the uniformity of effects; 0: none",
     )
     parser.add("--seed", type=int, default=_DEFAULT.seed, help="seed of all that is drawn")
     options = parser.parse(argv)

@@ -1,17 +1,21 @@
 """Probing of the SAEs in folders, on the language model that they name."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from .. import cards
+from ..attribution import uniformity
 from ..evaluation.probing import ProbeArguments, Probing, Task, packaged_tasks, probe, read_tasks
-from ..evaluation.probing.study import chosen_names
+from ..evaluation.probing.study import chosen_names, mean_interval
 from ..evaluation.probing.tasks import FAULTY, REQUIREMENT, packaged_names
+from ..lm import LoadedLM
 from ..machine.files import write_whole
 from ..machine.names import CARD, PROBING, PROBING_REPORT, TRAINING
 from ..machine.refused import Refused
@@ -57,16 +61,20 @@ def probe_folders(
     loaded = load(LMArguments(**{_FIELDS[key]: value for key, value in lm_of.items() if value}))
     for sae in saes.values():
         sae.to(loaded.lm.device)  # pyright: ignore
+    texts: list[str] = []
+    total = None if total is None else total + args.n_words
     with tqdm(total=total, desc="probe", unit="text") as bar:
         result = probe(
             loaded.lm,
             saes,
-            read,
+            _noting(read, texts, args.seed),
             args,
             tokenizer=loaded.tokenizer,
             norm_limits=limits,
             progress=lambda n: bar.update(n),
         )
+    if args.uniformity_tokens:
+        result.record["uniformity"] = _uniformity(loaded, saes, texts, args)
     about = {"tasks_of": _source(tasks), "saes": [*saes], "lm": lm_of}
     for (name, sae), folder in zip(saes.items(), folders, strict=True):
         _save(result, folder, {**about, "sae": name, "site": sae.config.places[0]})
@@ -106,6 +114,51 @@ def _tasks(
         return chain([first] if first else [], read), len(names) * args.n_texts
     own = read_tasks(tasks, **columns)
     return own, sum(min(args.n_texts, len(task.texts)) for task in own)
+
+
+def _noting(tasks: Iterable[Task], texts: list[str], seed: int) -> Iterator[Task]:
+    """The tasks; some texts of each are noted as they pass."""
+    rng = np.random.default_rng(seed)
+    for task in tasks:
+        texts += [task.texts[i] for i in rng.permutation(len(task.texts))[:_NOTED]]
+        yield task
+
+
+def _uniformity(
+    loaded: LoadedLM, saes: Mapping[str, SAE], texts: Sequence[str], args: ProbeArguments
+) -> dict[str, Any]:
+    """r_L0 of each SAE at tokens of the tasks' texts, which follow each other in rows."""
+    results = {}
+    for name, sae in saes.items():
+        bos = getattr(sae.config, "bos", None) != "none"
+        ids = _packed(loaded.tokenizer, texts, args.max_tokens, bos=bos, seed=args.seed)
+        n, seed = args.uniformity_tokens, args.seed
+        measured = uniformity(loaded.lm, sae, ids, n_tokens=n, seed=seed)  # pyright: ignore
+        values = measured.per_token.tolist()
+        results[name] = {"mean": mean_interval(values, args), "n_tokens": len(values)}
+    return {"saes": results, "about": _ABOUT_UNIFORMITY}
+
+
+_NOTED = 20  # texts of a task
+_ABOUT_UNIFORMITY = (
+    "Gemma Scope, appendix D.5 (arXiv:2408.05147): the evenness of the effects of a token's "
+    "latents on its prediction, 1 where all that fire matter equally, near 1 / L0 where only one "
+    "does; mean over tokens of the tasks' texts with 95 % bootstrap intervals over tokens"
+)
+
+
+def _packed(
+    tokenizer: Any, texts: Sequence[str], width: int, *, bos: bool, seed: int
+) -> torch.Tensor:
+    """[rows, width] tokens of texts in random order, behind a BOS token in each row."""
+    order = np.random.default_rng(seed).permutation(len(texts))
+    encoded = tokenizer([texts[i] for i in order], add_special_tokens=False, verbose=False)
+    ids = torch.tensor(list(chain.from_iterable(encoded["input_ids"])), dtype=torch.long)
+    first = torch.tensor([tokenizer.bos_token_id] if bos else [], dtype=torch.long)
+    width = min(width, len(first) + len(ids))
+    rows = ids[: len(ids) // (width - len(first)) * (width - len(first))]
+    rows = rows.reshape(-1, width - len(first))
+    return torch.cat([first.expand(len(rows), -1), rows], dim=1)
 
 
 def _source(tasks: str) -> str:

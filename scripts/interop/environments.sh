@@ -2,10 +2,11 @@
 # One virtual environment for each library whose SAE files hfsae reads and writes.
 # Usage: scripts/interop/environments.sh FOLDER [PEER...]
 # Makes FOLDER/PEER for saelens, sparsify, dictionary_learning and saebench, or for those named.
+# sae_probes is made only where it is named, without the heavy packages that it declares.
 set -euo pipefail
 
 if [ $# -lt 1 ]; then
-    echo "usage: $0 FOLDER [saelens|sparsify|dictionary_learning|saebench ...]" >&2
+    echo "usage: $0 FOLDER [saelens|sparsify|dictionary_learning|saebench|sae_probes ...]" >&2
     exit 2
 fi
 folder="$1"
@@ -23,8 +24,9 @@ requirements() {
         saebench)
             echo "sae-bench==0.6.0 sae-lens==6.54.12 transformer-lens==3.9.0 datasets==3.6.0" \
                 "torch==2.13.0 transformers==5.24.0" ;;
+        sae_probes) echo "torch==2.13.0 numpy pandas scikit-learn==1.9.1 tqdm joblib zstandard" ;;
         *)
-            echo "unknown peer $1: saelens, sparsify, dictionary_learning or saebench" >&2
+            echo "unknown peer $1: saelens, sparsify, dictionary_learning, saebench, sae_probes" >&2
             return 2 ;;
     esac
 }
@@ -36,5 +38,8 @@ for peer in "$@"; do
     "$python" -m venv "$folder/$peer"
     # shellcheck disable=SC2086 # the requirements are words
     "$folder/$peer/bin/python" -m pip install --quiet --disable-pip-version-check $wanted
+    if [ "$peer" = sae_probes ]; then
+        "$folder/$peer/bin/python" -m pip install --quiet --no-deps sae-probes==0.4.2
+    fi
     echo "$wanted" > "$folder/$peer/wanted"
 done

@@ -1,6 +1,7 @@
 """Sparse probing against regressions written out here, a planted task, and unusable texts."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from hfsae.recipe.probing import probe_folders
 from ..helpers import refused
 from ..planted_tokens import plant
 from ..tiny import tiny_recipe
+from .planted_letters import probing_task
 
 N_TOKENS = 40
 
@@ -262,6 +264,7 @@ def test_saes_in_folders_are_probed_side_by_side(tmp_path, loads, jsonl, capsys)
     pytest.importorskip("sklearn")
     a, b = run(tiny_recipe(tmp_path / "out", saes={"a": {"target_l0": 3}, "b": {"target_l0": 5}}))
     argv = ["probe", str(a), str(b), "--tasks", str(jsonl), "--n_texts", "100", "--k", "1", "3"]
+    argv += ["--uniformity_tokens", "9"]
     assert main([*argv, "--text_column", "said", "--label_column", "kind"]) == 0
     shown = capsys.readouterr().out
     records = [json.loads((folder / "probing.json").read_text()) for folder in (a, b)]
@@ -273,6 +276,12 @@ def test_saes_in_folders_are_probed_side_by_side(tmp_path, loads, jsonl, capsys)
     assert one["shown"] == "too few tasks to tell"
     card = (b / "README.md").read_text()
     assert "## Sparse probing" in card and f"| 1 | {one['own']} |" in card
+    own = records[1]["uniformity"]["saes"]["b"]
+    assert 0 < own["mean"][0] <= 1 and own["n_tokens"] <= 9
+    absorption, uniform = probing_section(b)["notes"]  # a vocabulary of few words
+    assert "no figures, since the vocabulary has" in absorption and absorption in card
+    assert f"{own['mean'][0]:.3f}" in uniform and uniform in card
+    assert "SCR and TPP are left out" in shown and "## Uniformity of effects" in shown
     assert records[0]["weights_sha256"] != records[1]["weights_sha256"]
     assert {row["features"] for row in records[0]["rows"]} >= {"a", "b", "untrained"}
     assert (a / "probing.md").read_text() in shown
@@ -290,3 +299,18 @@ def test_saes_of_two_models_are_not_probed_together(tmp_path, jsonl):
         folders.append(tmp_path / name)
     with pytest.raises(Refused, match="two is of two and one of one"):
         probe_folders(folders, ProbeArguments(), str(jsonl))
+
+
+SAE_PROBES = json.loads((Path(__file__).parent / "sae_probes.json").read_text())
+
+
+def test_ranking_and_regression_are_those_of_sae_probes_own_code():
+    """What it makes of the same latents, written by scripts/interop/write_sae_probes.py."""
+    pytest.importorskip("sklearn")
+    train, labels, test, test_labels = probing_task()
+    order = rank(train, labels)
+    assert order.tolist() == SAE_PROBES["order"]
+    for k, scores in SAE_PROBES["scores"].items():
+        chosen = order[: int(k)]
+        own = regress(train[:, chosen], labels, test[:, chosen], test_labels)
+        assert [own.auc, own.f1, own.accuracy] == pytest.approx(scores, abs=1e-6)

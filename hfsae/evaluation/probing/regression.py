@@ -56,7 +56,7 @@ def regress(
         train: [n, f] in random order: the last rows choose C.
         test: [m, f]
     """
-    linear_model, metrics = _scikit_learn()
+    linear_model, metrics = scikit_learn()
     train, test = _within_rows(train.astype(np.float64), test.astype(np.float64))
     first = len(train) - min(len(train) // 5, 100)
 
@@ -89,7 +89,7 @@ def _within_rows(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nd
     return train @ axes.T, test @ axes.T
 
 
-def _scikit_learn():
+def scikit_learn():
     try:
         from sklearn import linear_model, metrics
     except ImportError as error:

@@ -1,10 +1,12 @@
 """The report of probing: means over tasks, and every task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...machine.files import printable
 from ...machine.markdown import table
+
+NO_SCR = "SCR and TPP are left out: an audit (arXiv 2605.18229) found that they rank SAEs wrongly."
 
 
 def report_of(
@@ -17,6 +19,11 @@ def report_of(
     parts += ["## Above untrained latents, AUC paired over tasks", _gains(record["means"], saes)]
     for name in saes:
         parts += [f"## Tasks: {printable(name)}", _tasks(rows, name)]
+    if "absorption" in record:
+        parts += ["## First-letter absorption", *_absorption(record["absorption"])]
+    if "uniformity" in record:
+        parts += ["## Uniformity of effects", *_uniformity(record["uniformity"])]
+    parts.append(NO_SCR)
     return "\n\n".join(parts) + "\n"
 
 
@@ -58,3 +65,35 @@ def _tasks(rows: Sequence[Mapping[str, Any]], name: str) -> str:
         first = ", ".join(map(str, by_k[ks[0]]["latents"][:3]))
         body.append([printable(task), *(f"{by_k[k]['auc']:.3f}" for k in ks), first])
     return table([["task", *(f"k = {k}" for k in ks), "latents"], *body])
+
+
+def _absorption(absorption: Mapping[str, Any]) -> Iterator[str]:
+    rows = absorption["rows"]
+    measured = [row for row in rows if "refused" not in row]
+    if measured:
+        head = ["latents", "full", "fraction", "main latents", "their F1"]
+        body = []
+        for row in measured:
+            numbers = [_shown(row["full"]), _shown(row["fraction"]), f"{row['n_main']:.1f}"]
+            body.append([_title(row), *numbers, _shown(row["f1_of_main"])])
+        yield table([head, *body])
+    for row in rows:
+        if "refused" in row:
+            yield f"{_title(row)}: no figures. {printable(row['refused'])}."
+    n, f1s = absorption["n_words"], absorption["probe_f1"]
+    if f1s:
+        means = [f"{printable(site)} {sum(f1.values()) / len(f1):.2f}" for site, f1 in f1s.items()]
+        yield (
+            f"{n['train']:,} words to fit, {n['test']:,} to test. Mean F1 of the probe of the "
+            f"model's activations: {', '.join(means)}."
+        )
+    yield f"{absorption['about']}. {absorption['caution']}."
+
+
+def _uniformity(uniformity: Mapping[str, Any]) -> Iterator[str]:
+    rows = [
+        [printable(name), _shown(own["mean"]), str(own["n_tokens"])]
+        for name, own in uniformity["saes"].items()
+    ]
+    yield table([["SAE", "r_L0", "tokens"], *rows])
+    yield f"{uniformity['about']}."

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +14,13 @@ from ...lm import tokenizer_of
 from ...machine.refused import Refused
 from ...models import SAE
 from ..intervals import Interval, interval
+from .letters import first_letters, no_letters
 from .places import Places, last_tokens
 from .regression import Scores, rank, rank_dense, regress
 from .report import report_of
 from .tasks import LEAST, Task
 from .untrained import Untrained
+from .words import LEAST_WORDS, read_words, words_of
 
 logger = logging.getLogger(__name__)
 ALL = "all"
@@ -39,8 +42,12 @@ class ProbeArguments:
     """Numbers of features; all of them come in addition."""
     max_tokens: int = 128
     """Tokens of a text, its BOS included: of longer ones the end is read."""
+    n_words: int = 6000
+    """Words for first-letter absorption, a fifth of them for the test; 0 leaves it out."""
+    uniformity_tokens: int = 64
+    """Tokens of the tasks' texts for the uniformity of effects; 0 leaves it out."""
     bootstrap_samples: int = 2000
-    """Resamples of tasks, for intervals."""
+    """Resamples of tasks, letters or tokens, for intervals."""
     seed: int = 0
     """Seed of all that is drawn."""
 
@@ -49,11 +56,16 @@ class ProbeArguments:
         if not self.k or self.k[0] < 1:
             raise Refused(f"k is {list(self.k)}; give numbers of features, 1 or more")
         least = {"n_tasks": 1, "n_texts": 2 * LEAST, "max_tokens": 2}
-        least |= {"bootstrap_samples": 1, "seed": 0}
+        least |= {"bootstrap_samples": 1, "seed": 0, "n_words": 0, "uniformity_tokens": 0}
         for name, limit in least.items():
             value = getattr(self, name)
             if value != "all" and value < limit:
                 raise Refused(f"{name} is {value}; it must be {limit} or more")
+        if 0 < self.n_words < LEAST_WORDS:
+            raise Refused(
+                f"n_words is {self.n_words}; give {LEAST_WORDS} or more for 26 letters, or 0 for "
+                "no absorption"
+            )
 
 
 @dataclass
@@ -63,8 +75,12 @@ class Probing:
     rows: list[dict[str, Any]]
     """one for each task, features and k: auc, f1, accuracy, and the first latents"""
     record: dict[str, Any]
-    report: str
-    """Markdown"""
+    saes: list[str]
+
+    @property
+    def report(self) -> str:
+        """Markdown."""
+        return report_of(self.rows, self.record, self.saes)
 
 
 def probe(
@@ -84,12 +100,13 @@ def probe(
 
     Beside the latents of each SAE stand those of random directions that fire as often, the model's
     own dimensions at the SAE's site, and the tokens of the text. Activations are those of a text's
-    last token, harvested once for all SAEs.
+    last token, harvested once for all SAEs. Then first-letter absorption, on words of the
+    tokenizer's vocabulary.
 
     Args:
         saes: by name; all of this model.
         norm_limits: by site, the largest norm of a kept activation.
-        progress: called with the number of further texts.
+        progress: called with the number of further texts and words.
 
     Raises:
         ValueError: no SAE, no task, or scikit-learn is missing.
@@ -103,25 +120,28 @@ def probe(
         raise Refused(
             f"these SAEs differ in whether texts begin with BOS ({bos}); probe each alone"
         )
+    places = [*dict.fromkeys(sites.values())]
+    how: Any = {"bos": next(iter(bos.values())), "norm_limits": norm_limits, "progress": progress}
     read = []
     for task in tasks:
         drawn = draw(task, args.n_texts, args.seed)
-        places = last_tokens(
-            lm,
-            tokenizer,
-            drawn.texts,
-            [*dict.fromkeys(sites.values())],
-            bos=next(iter(bos.values())),
-            max_tokens=args.max_tokens,
-            norm_limits=norm_limits,
-            progress=progress,
-        )
-        read.append((drawn, places))
+        n = args.max_tokens
+        last = last_tokens(lm, tokenizer, drawn.texts, places, max_tokens=n, **how)
+        read.append((drawn, last))
     if not read:
         raise Refused("there is no task; give texts with two classes")
     controls = {name: _untrained(sae, sites[name], read, args.seed) for name, sae in saes.items()}
     rows = [row for task in read for row in _rows(task, saes, sites, controls, args)]
-    return _probing(rows, [task for task, _ in read], [*saes], args)
+    result = _probing(rows, [task for task, _ in read], [*saes], args)
+    n_words = len(words_of(tokenizer)) if args.n_words else 0
+    if args.n_words and n_words < LEAST_WORDS:
+        result.record["absorption"] = no_letters(saes, n_words)
+    elif args.n_words:
+        n, seed = args.n_words, args.seed
+        words = read_words(lm, tokenizer, places, n_words=n, seed=seed, **how)
+        mean = partial(mean_interval, args=args)
+        result.record["absorption"] = first_letters(words, saes, UNTRAINED, controls, mean)
+    return result
 
 
 def draw(task: Task, n_texts: int, seed: int) -> Task:
@@ -227,7 +247,7 @@ def _probing(
         "means": means,
         "about": ABOUT,
     }
-    return Probing(rows, record, report_of(rows, record, saes))
+    return Probing(rows, record, list(saes))
 
 
 ABOUT = (
@@ -240,7 +260,7 @@ ABOUT = (
 
 
 def mean_interval(values: Sequence[float], args: ProbeArguments) -> Interval:
-    """The mean over tasks with its percentile interval."""
+    """The mean over items, such as tasks, with its percentile interval."""
     how = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
     return interval(values, [1.0] * len(values), **how)
 
