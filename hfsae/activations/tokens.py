@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..machine.refused import Refused, one_line
 from ..machine.visible import LOCAL_FILES
-from ..packaged import packaged_text
+from ..packaged import packaged_names, packaged_text
 
 logger = logging.getLogger(__name__)
 Split = Literal["train", "validation", "test"]
@@ -191,8 +191,8 @@ def texts(args: TextArguments) -> Iterator[str]:
     if not isinstance(args.dataset, str):
         yield from args.dataset
     elif args.dataset.startswith("packaged:"):
-        for name in args.dataset.removeprefix("packaged:").split(","):
-            yield from packaged_text(name.strip())
+        for name in packaged_names(args.dataset):
+            yield from packaged_text(name)
     elif is_hub(args.dataset):
         for row in _hub_rows(args.dataset, args):
             yield _column(row, args.text_column, args.dataset)

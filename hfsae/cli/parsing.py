@@ -155,7 +155,8 @@ def in_words(type_: Any) -> str:
     if get_origin(type_) is Literal:
         return " or ".join(map(repr, get_args(type_)))
     if get_origin(type_) is dict:
-        return "a section of fields"
+        is_of_texts = get_args(type_)[1] is str
+        return "names with a text each, as {name: text}" if is_of_texts else "a section of fields"
     if parts := [part for part in get_args(type_) if part is not type(None)]:
         words = " or ".join(map(in_words, parts)) if get_origin(type_) is not list else "a list"
         return f"{words}, or null" if type(None) in get_args(type_) else words

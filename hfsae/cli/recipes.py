@@ -57,7 +57,7 @@ _OFTEN = {
     "train": (*_OFTEN_OF_TRAIN, "collect_tokens"),
     "compare": (*_OFTEN_OF_TRAIN, "arms", "seeds", "at_l0", "only"),
     "tune": ("training.output_dir", "training.n_tokens", "ranges", "arms", "trials", "rungs"),
-    "evaluate": ("lm.name", "text.dataset", "evaluation.n_tokens"),
+    "evaluate": ("lm.name", "text.dataset", "evaluation.n_tokens", "evaluation.texts"),
     "collect": ("lm.name", "text.dataset", "collect_tokens", "collect.top", "collect.window"),
 }
 _OFTEN_OF_SAE = ("site", "target_l0", "k")

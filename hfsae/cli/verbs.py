@@ -34,6 +34,7 @@ from ..measurement import (
     origin_of,
     place,
     refuse_no_tokens,
+    refuse_texts,
     settle,
 )
 from ..models import register_variants
@@ -323,6 +324,8 @@ def _measure(verb: str, parser: VerbParser, source: str, changes: list[str], res
         raise Refused(f"`hfsae {verb}` cannot change {key}")
     refuse_no_tokens(recipe, result)
     folder, origin = place(choice, output)
+    if result == EVALUATION:
+        refuse_texts(recipe, origin)
     print(f"{verb}: {recipe.lm.name} reads {recipe.text.dataset}; results go to {folder}")
     with alone(folder, [folder]):
         settle(sae, origin, folder)

@@ -160,6 +160,8 @@ def _seconds(
         encode, keep = encode + n * look.encode, keep + n * look.collect
         steps += n * paces.step(config)
     n_saes, n_evaluated = len(configs), recipe.evaluation.n_tokens or 0
+    if recipe.evaluation.n_tokens != 0:
+        n_evaluated += len(recipe.evaluation.texts) * recipe.evaluation.n_foreign_tokens
     seconds = {
         "harvest": n_rows_tokens * to_site / (t.num_processes or 1),
         "training": t.total_steps * steps,

@@ -77,14 +77,51 @@ class EvaluationArguments:
     """Seed of the resampling; values do not depend on it."""
     sae_batch_tokens: int = 4096
     """Tokens that the SAE reads at once; bounds the memory of the [tokens, d_sae] latents."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Foreign texts to measure on, too, each under a name: `{code: packaged:python}`. A text is a
+    file, a folder, a Hub data set or packaged texts, as in text.dataset, and is read whole, with
+    the other settings of text; none of it may be in the training text."""
+    n_foreign_tokens: int = 10_000
+    """Tokens of each of these texts, like n_tokens."""
 
     def __post_init__(self) -> None:
-        for name, least in (("n_tokens", 0), ("bootstrap_samples", 1), ("sae_batch_tokens", 1)):
+        least_of = {"n_tokens": 0, "bootstrap_samples": 1}
+        least_of |= {"sae_batch_tokens": 1, "n_foreign_tokens": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise Refused(f"evaluation.{name} must be {least} or more, got {value}")
         if self.side not in get_args(Side):
             raise Refused(f"evaluation.side is {self.side!r}; it can be 'test' or 'validation'")
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        if not isinstance(self.texts, dict):
+            raise Refused(f"evaluation.texts {_TEXTS_ARE}, got {self.texts!r}")
+        for item in self.texts.items():
+            if not all(isinstance(part, str) and part.strip() for part in item):
+                raise Refused(
+                    f"evaluation.texts {_TEXTS_ARE}, got the name {item[0]!r} with {item[1]!r}"
+                )
+
+
+_TEXTS_ARE = "must be names with a text each, as {code: packaged:python}"
+
+
+@dataclass
+class ForeignText:
+    """The same metrics on a text that is unlike the training text."""
+
+    metrics: dict[str, Metric]
+    n_tokens: int
+    """Kept tokens."""
+    n_documents: int
+    dataset: str
+    """The text's source, without the path of a local one."""
+    origin: str
+    """In words: the Hub, local files or Python packages."""
+    licence: str | None
+    """Of a packaged text."""
 
 
 @dataclass
@@ -109,6 +146,8 @@ class EvaluationResult:
     """Side of the data set that the documents are on (a list is a test side); None: the caller's
     rows."""
     mask_policy: str = field(default=MASK_POLICY)
+    texts: dict[str, ForeignText] = field(default_factory=dict)
+    """The foreign texts of `EvaluationArguments.texts`, by name."""
     of_documents: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     """The sums behind the metrics by document, for comparing SAEs on the same documents: "fidelity"
     (over kept tokens) and "losses" (over predictions), each float64 [documents]. Not in `to_dict`.
@@ -117,13 +156,15 @@ class EvaluationResult:
     def to_dict(self) -> dict[str, Any]:
         """A dict for JSON: NaN and infinity become None, tensors become lists."""
         own = {k: v for k, v in self.__dict__.items() if k != "of_documents"}
-        return _plain({**own, "metrics": {k: asdict(m) for k, m in self.metrics.items()}})
+        plain = {key: {k: asdict(v) for k, v in own[key].items()} for key in ("metrics", "texts")}
+        return _plain({**own, **plain})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EvaluationResult":
         """The inverse of `to_dict`; other keys of the record are left out."""
         own = {key: value for key, value in data.items() if key in cls.__dataclass_fields__}
-        metrics = {name: _metric(fields) for name, fields in data["metrics"].items()}
+        metrics, foreign = _metrics(data), data.get("texts", {}).items()
+        texts = {name: ForeignText(**{**t, "metrics": _metrics(t)}) for name, t in foreign}
         edges, counts = data["density_histogram"]
         tensors = {
             "density": torch.tensor(data["density"], dtype=torch.float64),
@@ -132,7 +173,7 @@ class EvaluationResult:
             ),
             "l0_histogram": torch.tensor(data["l0_histogram"]),
         }
-        return cls(**{**own, **tensors, "metrics": metrics})
+        return cls(**{**own, **tensors, "metrics": metrics, "texts": texts})
 
     def table(self) -> str:
         """Name, value, 95 % interval and unit of each metric, aligned."""
@@ -153,6 +194,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _metrics(data: Mapping[str, Any]) -> dict[str, Metric]:
+    return {name: _metric(fields) for name, fields in data["metrics"].items()}
 
 
 def _metric(fields: Mapping[str, Any]) -> Metric:

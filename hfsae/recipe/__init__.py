@@ -5,6 +5,7 @@ carried     recipes that come with hfsae, by name
 controls    names beside those of an SAE of re-drawn weights
 explaining  explanations of a run's latents
 fields      the sections, and where two recipes differ
+foreign     texts of an evaluation that are unlike the training text
 folder      what a run's folder holds, and what of it is out of date
 naming      names for latents at the end of a run
 probing     what latents tell of texts, for the SAEs in folders
@@ -46,6 +47,7 @@ from .folder import remaking as remaking
 from .folder import save_recipe as save_recipe
 from .folder import stale_stages as stale_stages
 from .folder import trained_folder as trained_folder
+from .foreign import check_foreign as check_foreign
 from .probing import probe_folders as probe_folders
 from .stages import evaluate_saes as evaluate_saes
 from .stages import evaluation_text as evaluation_text

@@ -23,6 +23,7 @@ from ..models.config import own_fields
 from ..models.registry import IMPORT_HINT, refuse_configs_alone
 from ..training import TrainingArguments
 from ..training.identity import FREE, SHARED
+from .foreign import check_foreign
 
 logger = logging.getLogger(__name__)
 REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens", "explain_tokens")
@@ -265,6 +266,7 @@ def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
     configs = make_configs(recipe, lm)
     for side in sides_of(recipe):
         check_text(recipe.text, side)
+    check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
     return lm, configs
 
 

@@ -111,7 +111,7 @@ def stale_stages(recipe: Recipe) -> list[str]:
         result
         for result, keys in MADE_WITH.items()
         if n_tokens[result]
-        and (result in unfinished or any(theirs.get(key) != ours[key] for key in keys))
+        and (result in unfinished or next(differences(theirs, ours, keys), None))
     ]
 
 

@@ -10,8 +10,8 @@ interrupted and reuses what was finished; a changed section repeats only the sta
 import json
 import logging
 import platform
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..activations import (
     text_origin,
 )
 from ..cards import figures
-from ..evaluation import EvaluationResult, evaluate_all
+from ..evaluation import EvaluationArguments, EvaluationResult, evaluate_all
 from ..evaluation.fidelity import counted_predictions
 from ..evaluation.result import NO_PREDICTION
 from ..features import collect
@@ -59,7 +59,9 @@ from .folder import (
     save_recipe,
     stale_stages,
 )
+from .foreign import foreign_result
 from .naming import name_latents
+from .text import read_foreign
 from .text import read_rows as read_rows
 from .text import token_bar as token_bar
 
@@ -125,19 +127,38 @@ def _run(
 
 
 def _check_rows(recipe: Recipe, loaded: LoadedLM) -> None:
-    """Read as much of each side of the text as is needed, so that unusable text fails before
-    training.
+    """Read as much of each side of the text, and of each foreign text, as is needed, so that
+    unusable text fails before training.
 
     Raises:
-        ValueError: a side keeps no token, or the evaluation's side no prediction.
+        ValueError: a side keeps no token, or the evaluation's side or a foreign text no prediction.
     """
     for side in sides_of(recipe):
-        for batch in read_rows(recipe, loaded, side, None):
-            counted = batch.keep if side == "train" else counted_predictions(batch)
-            if counted.any():
-                break
-        else:
+        rows = read_rows(recipe, loaded, side, None)
+        if not any((b.keep if side == "train" else counted_predictions(b)).any() for b in rows):
             raise Refused(NO_PREDICTION)
+    check_foreign_rows(recipe, loaded)
+
+
+def check_foreign_rows(recipe: Recipe, loaded: LoadedLM) -> None:
+    """
+    Raises:
+        ValueError: a foreign text of the evaluation fills no row, or has no prediction.
+    """
+    texts = read_foreign(recipe, loaded) if recipe.evaluation.n_tokens != 0 else {}
+    for name, rows in texts.items():
+        with _naming(name):
+            if not any(counted_predictions(batch).any() for batch in rows):
+                raise Refused(NO_PREDICTION)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Put a foreign text's name in front of a refusal."""
+    try:
+        yield
+    except Refused as error:
+        raise Refused(f"evaluation.texts.{name}: {error}") from error
 
 
 def load(args: LMArguments, device: str | None = None) -> LoadedLM:
@@ -306,20 +327,42 @@ def _probe_activations(
 def evaluate_saes(
     recipe: Recipe, loaded: LoadedLM, saes: Mapping[str, SAE], limits: dict[str, float]
 ) -> dict[str, EvaluationResult]:
-    """Evaluation by the recipe's evaluation section, on its side of the text."""
-    n_tokens = recipe.evaluation.n_tokens
-    rows = read_rows(recipe, loaded, recipe.evaluation.side, n_tokens)
+    """Evaluation by the recipe's evaluation section, on its side of the text and on each foreign
+    text.
+
+    Raises:
+        ValueError: as in `evaluate_all`; of a foreign text with its name.
+    """
+    check_foreign_rows(recipe, loaded)
+    args = recipe.evaluation
+    held_out = read_rows(recipe, loaded, args.side, args.n_tokens)
+    results = _evaluate("evaluate", args, held_out, loaded, saes, limits)
+    few = replace(args, n_tokens=args.n_foreign_tokens)
+    for name, rows in read_foreign(recipe, loaded).items():
+        with _naming(name):
+            on_text = _evaluate(f"evaluate {name}", few, rows, loaded, saes, limits)
+        for key, result in on_text.items():
+            results[key].texts[name] = foreign_result(result, rows.args)
+    return results
+
+
+def _evaluate(
+    title: str,
+    args: EvaluationArguments,
+    rows: PackedRows,
+    loaded: LoadedLM,
+    saes: Mapping[str, SAE],
+    limits: dict[str, float],
+) -> dict[str, EvaluationResult]:
     done = 0
-    with token_bar("evaluate", n_tokens) as progress:
+    with token_bar(title, args.n_tokens) as progress:
 
         def advance(n: int) -> None:
             nonlocal done
             progress(n - done)
             done = n
 
-        return evaluate_all(
-            loaded.lm, saes, rows, recipe.evaluation, norm_limits=limits, progress=advance
-        )
+        return evaluate_all(loaded.lm, saes, rows, args, norm_limits=limits, progress=advance)
 
 
 def finish(folder: Path) -> None:

@@ -9,11 +9,22 @@ from tqdm.auto import tqdm
 from ..activations import PackedRows, Split
 from ..lm import LoadedLM
 from .fields import Recipe
+from .foreign import foreign_text
 
 
 def read_rows(recipe: Recipe, loaded: LoadedLM, split: Split, n: int | None) -> PackedRows:
     """The token rows of one side of the text, once: all of them, or enough for n tokens."""
     return PackedRows(loaded.tokenizer, recipe.text, split, rows=recipe.harvest.rows, max_tokens=n)
+
+
+def read_foreign(recipe: Recipe, loaded: LoadedLM) -> dict[str, PackedRows]:
+    """The token rows of each foreign text, by name."""
+    n, rows = recipe.evaluation.n_foreign_tokens, recipe.harvest.rows
+    texts = {name: foreign_text(recipe.text, d) for name, d in recipe.evaluation.texts.items()}
+    return {
+        name: PackedRows(loaded.tokenizer, text, "test", rows=rows, max_tokens=n)
+        for name, text in texts.items()
+    }
 
 
 @contextmanager

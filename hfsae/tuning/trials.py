@@ -153,7 +153,7 @@ def recipe_of(tuning: Tuning, trial: Trial, rung: int) -> Recipe:
         ),
         harvest=replace(recipe.harvest, cache=cache),
         training=replace(recipe.training, output_dir=str(folder), n_tokens=tokens),
-        evaluation=replace(recipe.evaluation, side="validation"),
+        evaluation=replace(recipe.evaluation, side="validation", texts={}),
         collect_tokens=0,
         explain_tokens=0,
     )
