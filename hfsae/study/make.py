@@ -4,7 +4,7 @@ for each SAE."""
 import json
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,7 @@ class _Pages:
 
     def __init__(self, reading: Reading, tokenizer: PreTrainedTokenizerBase, sae: int) -> None:
         self.reading, self.tokenizer, self.sae = reading, tokenizer, sae
+        self._of_intruders = np.zeros(len(reading.ids), dtype=bool)
 
     def meaning(self, kind: Any, evidence: Evidence) -> Item:
         """A latent or a direction, strongest window first."""
@@ -192,9 +193,16 @@ class _Pages:
 
     def intruder(self, own: Evidence, latents: Sequence[Evidence], rng: random.Random) -> Item:
         """Strong windows of the half that is not shown elsewhere, and one of another latent on
-        which this one is silent; each marked by its own strongest token."""
-        activations = own.activations(len(self.reading.ids))
-        other, window = next(_silent(own, activations, latents, rng))
+        which this one is silent; each marked by its own strongest token. A window that stands in
+        an earlier item is taken as intruder only where there is no other: who remembers it would
+        know the answer."""
+        activations, seen = own.activations(len(self.reading.ids)), self._of_intruders
+        for strong in own.active[: N_ODD - 1]:
+            seen[strong.start : strong.stop] = True
+        silent = _silent(own, activations, latents, rng)
+        new = (pair for pair in silent if not seen[pair[1].start : pair[1].stop].any())
+        other, window = next(new, silent[0])
+        seen[window.start : window.stop] = True
         windows = [self._shown(w, own, w.activation) for w in own.active[: N_ODD - 1]]
         odd = rng.randrange(N_ODD)
         windows.insert(odd, self._shown(window, other, window.activation))
@@ -229,15 +237,20 @@ def _plain(token: str) -> str:
 
 def _silent(
     own: Evidence, activations: np.ndarray, latents: Sequence[Evidence], rng: random.Random
-) -> Iterator[tuple[Evidence, Window]]:
-    """Strong windows of other latents without any firing of this one."""
-    for other in rng.sample(latents, len(latents)):
-        for window in other.active[: N_ODD - 1]:
-            if other.latent != own.latent and not activations[window.start : window.stop].any():
-                yield other, window
-    raise Refused(
-        f"latent {own.latent} fires in all strong windows of the others; give a lower --max_density"
-    )
+) -> list[tuple[Evidence, Window]]:
+    """Strong windows of other latents without any firing of this one, in a random order."""
+    pairs = [
+        (other, window)
+        for other in rng.sample(latents, len(latents))
+        for window in other.active[: N_ODD - 1]
+        if other.latent != own.latent and not activations[window.start : window.stop].any()
+    ]
+    if not pairs:
+        raise Refused(
+            f"latent {own.latent} fires in all strong windows of the others; give a lower "
+            "--max_density"
+        )
+    return pairs
 
 
 def _described(folders: Sequence[Path]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,17 @@ def test_an_intruder_is_a_window_of_another_latent_where_this_one_is_silent(item
         assert len(sets) == 4 and all(s == sets[0] for s in sets) and odd != sets[0]
         assert item.other != item.latent
         assert not sets[0] & {*item.windows[item.odd].tokens}
+
+
+def test_no_intruder_s_window_stands_in_an_earlier_item(planted, reading):
+    """Who remembers it would know the answer."""
+    args = replace(ARGS, intruders=0.6)
+    items = items_of(reading, args, planted.tokenizer, 0, 2)
+    intruders = [item for item in items if item.kind == "intruder"]
+    assert len(intruders) == 12
+    for n, item in enumerate(intruders):
+        earlier = [window.tokens for other in intruders[:n] for window in other.windows]
+        assert item.windows[item.odd].tokens not in earlier
 
 
 def test_a_mark_stands_where_a_character_of_several_tokens_does():
