@@ -8,11 +8,24 @@ The Hugging Face Hub is `LoopbackHub`, for tests that ask for `hub`; the others 
 
 import atexit
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
+from jaxtyping import install_import_hook
+
 from .loopback_hub import LoopbackHub, hub_variables
+
+# Shapes are checked where they are written. Elsewhere types are pyright's: checked at each call,
+# those of functions that go through a text by characters take half of the time of a run.
+_PACKAGE = Path(__file__).parent.parent / "hfsae"
+SHAPED = [
+    ".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted(_PACKAGE.rglob("*.py"))
+    if re.search(r"^ *from jaxtyping import", path.read_text(), re.MULTILINE)
+]
+install_import_hook(SHAPED, "beartype.beartype")
 
 # huggingface_hub reads its variables once, when it is imported: before that the port must be known
 HUB = LoopbackHub()
@@ -66,25 +79,27 @@ def pytest_configure(config: pytest.Config) -> None:
 # Those of the packaged model, which takes seconds to read: one process has them all.
 _OF_PACKAGED_LM = ("cli", "readme", "steering", "shipped_sae", "packaged", "lm")
 _OF_PACKAGED_LM = tuple(f"tests/test_{name}.py" for name in _OF_PACKAGED_LM)
-_LONG_FILES = (*_OF_PACKAGED_LM, "tests/demo/test_browser.py", "tests/training/test_ranks.py")
+_OF_APP = "tests/demo/"  # one process serves it, and one browser visits it
+_LONG_FILES = (*_OF_PACKAGED_LM, _OF_APP, "tests/training/test_ranks.py")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """That of `--dist loadfile`, but for the files of the packaged model."""
+    """That of `--dist loadfile`, but for the files of the packaged model and those of the app."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "the packaged model" if file in _OF_PACKAGED_LM else file
+            groups = (_OF_PACKAGED_LM, _OF_APP)
+            return next((str(group) for group in groups if file.startswith(group)), file)
 
     return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the long files, to end in time, and skip the tests that cannot run here."""
-    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in _LONG_FILES)
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG_FILES))
     _skip(config, items)
 
 

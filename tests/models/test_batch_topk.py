@@ -168,9 +168,9 @@ def planted_sae(**fields) -> BatchTopKSAE:
 
 
 @pytest.mark.learns
-@pytest.mark.parametrize(("k", "largest"), [(2, 0.45), (3, 0.35), (6, 0.2)])
+@pytest.mark.parametrize(("k", "largest"), [(2, 0.45), (6, 0.2)])
 def test_l0_in_use_is_k_and_it_learns_towards_the_planted_directions(k, largest, tmp_path):
-    sae, stream = trained(tmp_path, planted_sae(k=k), steps=800), PlantedStream()
+    sae, stream = trained(tmp_path, planted_sae(k=k), steps=500), PlantedStream()
     x = stream._make(123, 8192)["layers.1"]
     out = sae(x)
     fvu = (x - out.recon).square().sum() / (x - x.mean(0)).square().sum()
@@ -207,7 +207,7 @@ def test_dead_latents_come_back(tmp_path):
         fields = {"dead_after_tokens": 2000, "learning_rate": 3e-3}
         fires = (kept(sae, x) > 0).any(0)
         assert not fires[:16].any() and fires[16:].all()
-        after = trained(tmp_path / name, sae, steps=800, **fields)
+        after = trained(tmp_path / name, sae, steps=500, **fields)
         alive[name] = int((after.encode(x)[:, :16] > 0).any(0).sum())
     print(alive)
     assert alive["with"] > 12 and alive["without"] == 0

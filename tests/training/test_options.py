@@ -118,7 +118,7 @@ def test_the_pre_activation_loss_brings_dead_latents_back(tmp_path):
         scale = x.square().sum(-1).mean().sqrt()
         assert measured(sae, x / scale)["dead"] == 24
         settings = {"sparsity_warmup_steps": 0.99, "max_grad_norm": 1.0}
-        _, after[coefficient] = train(sae, tmp_path / str(coefficient), 1000, **settings)
+        _, after[coefficient] = train(sae, tmp_path / str(coefficient), 600, **settings)
     without, with_it = after.values()
     assert without["dead"] >= 24 and with_it["dead"] < 8, after
     assert with_it["fvu"] < without["fvu"]

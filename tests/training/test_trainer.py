@@ -335,10 +335,10 @@ def test_four_parts_make_the_same_step_as_one(tmp_path, log_threshold):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("target, seed", [(2.0, 0), (4.0, 1), (6.0, 2)])
+@pytest.mark.parametrize("target, seed", [(2.0, 0), (6.0, 1)])
 def test_target_l0_is_met_from_scratch_too(tmp_path, target, seed):
     sae, stream = make_sae(seed, target_l0=target), PlantedStream()
-    Trainer(sae, stream, arguments(tmp_path, steps=600, decay_steps=0.25)).train()
+    Trainer(sae, stream, arguments(tmp_path, steps=400, decay_steps=0.25)).train()
     latents = sae.encode(stream._make(999, 8192)["layers.1"])
     assert (latents != 0).sum(-1).float().mean().item() == pytest.approx(target, rel=0.05)
 
@@ -347,7 +347,7 @@ def test_a_fixed_coefficient_stays_fixed_and_more_of_it_means_fewer_latents(tmp_
     l0s = []
     for coefficient in (0.001, 0.01, 0.1):
         sae, folder = make_sae(l0_coefficient=coefficient), tmp_path / str(coefficient)
-        Trainer(sae, PlantedStream(), arguments(folder, steps=400)).train()
+        Trainer(sae, PlantedStream(), arguments(folder, steps=200)).train()
         last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
         assert last["l0_coefficient"] == coefficient
         l0s.append(last["l0"])
@@ -464,7 +464,7 @@ def test_dead_latents_of_a_topk_sae_come_back(tmp_path):
         sae = TopKSAE(TopKSAEConfig(site="layers.1", **fields))
         with torch.no_grad():
             sae.b_enc[32:] = -1.0
-        args = arguments(tmp_path / str(coefficient), steps=800, dead_after_tokens=2560)
+        args = arguments(tmp_path / str(coefficient), steps=500, dead_after_tokens=2560)
         trained = Trainer(sae, PlantedStream(), args).train()
         latents = trained.encode(PlantedStream()._make(123, 4096)["layers.1"])
         alive[coefficient] = int((latents[:, 32:] != 0).any(0).sum())
