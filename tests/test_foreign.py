@@ -9,7 +9,9 @@ import yaml
 
 import hfsae
 from hfsae.activations import TextArguments
+from hfsae.cards import render_card, texts_section
 from hfsae.cli import main
+from hfsae.demo.parts import html
 from hfsae.evaluation import EvaluationArguments, EvaluationResult, evaluate
 from hfsae.machine.files import read_json
 from hfsae.machine.names import EVALUATION
@@ -18,6 +20,7 @@ from hfsae.recipe import load_trained, norm_limits, run, stale_stages
 from .helpers import make, refused
 from .tiny import tiny_recipe
 
+HEALTH = {"name": "sae", "facts": [], "metrics": [], "charts": []}
 OTHERS = [f"{i}: 0 1 2 3 4 5 6 7 8 9 " * (2 + i % 3) for i in range(40)]
 
 
@@ -29,7 +32,7 @@ def foreign(tmp_path) -> str:
 
 
 def test_a_run_measures_foreign_texts_as_a_call_does(
-    tmp_path, loads, foreign, tiny_lm, tiny_tokenizer
+    tmp_path, loads, foreign, tiny_lm, tiny_tokenizer, capsys
 ):
     few = {"n_tokens": 200, "bootstrap_samples": 20}
     training = {"n_tokens": 96, "warm_start_steps": 1}
@@ -57,11 +60,70 @@ def test_a_run_measures_foreign_texts_as_a_call_does(
         interval = [code["metrics"][name][key] for key in ("value", "low", "high")]
         assert interval == pytest.approx([metric.value, metric.low, metric.high], rel=1e-4), name
     assert code["metrics"]["fvu"]["value"] != held_out["fvu"]["value"]
+    shown = capsys.readouterr().out
+    assert "\ntext      L0" in shown and "\ncode      " in shown
+    assert "## Beyond the training text" in (folder / "README.md").read_text()
     again = EvaluationResult.from_dict(record)
     assert again.to_dict()["texts"] == record["texts"]
     del record["texts"]  # as older versions wrote it
     assert EvaluationResult.from_dict(record).texts == {}
     assert stale_stages(recipe) == [EVALUATION]  # which has no foreign text
+
+
+def metric(value: float | None, low: float | None, high: float | None) -> dict:
+    return {"value": value, "low": low, "high": high}
+
+
+def text(fvu: tuple, l0: tuple = (50.0, 49.0, 51.0)) -> dict:
+    """A record of one text; its other metrics do not matter."""
+    metrics = {"l0": metric(*l0), "fvu": metric(*fvu)}
+    metrics |= {"delta_loss": metric(0.0623, 0.04, 0.09), "kl": metric(None, None, None)}
+    about = {"dataset": "packaged:x", "origin": "Python packages", "licence": "PSF"}
+    return {"metrics": metrics, "n_tokens": 5000, "n_documents": 1200, **about}
+
+
+@pytest.mark.parametrize(
+    "fvu, is_far",
+    [
+        ((0.25, 0.19, 0.3), True),  # 1.5 * 0.12 = 0.18
+        ((0.25, 0.17, 0.3), False),
+        ((0.19, None, None), True),  # one document: no interval
+        ((None, None, None), False),
+    ],
+)
+def test_an_fvu_is_far_above_by_its_intervals_lower_end(fvu, is_far, tmp_path):
+    evaluation = {**text((0.1, 0.09, 0.12)), "texts": {"code": text(fvu)}}
+    sentences = texts_section(tmp_path, {}, evaluation)["warnings"]
+    assert len(sentences) == is_far
+    if is_far:
+        expected = f"FVU is far above the 0.1 of held-out text on code ({fvu[0]}, "
+        assert sentences[0].startswith(expected)
+
+
+def test_the_card_and_the_command_show_foreign_texts_and_warn(sae, capsys):
+    config = read_json(sae / "config.json") | {"target_l0": 50}
+    (sae / "config.json").write_text(json.dumps(config))
+    far, near = text((0.4, 0.3, 0.5), (61.0, 60.0, 62.0)), text((0.11, 0.1, 0.12))
+    del near["licence"]
+    texts = {"code|": far, "mail": near, "C": far}
+    evaluation = {**text((0.1, 0.09, 0.12)), "side": "test", "texts": texts}
+    (sae / EVALUATION).write_text(json.dumps(evaluation))
+    section = render_card(sae).partition("## Beyond the training text\n")[2].partition("\n## ")[0]
+    cells = "50, 49 to 51 | 0.11, 0.1 to 0.12 | 0.0623, 0.04 to 0.09 | - |"
+    assert f"| mail | 5,000 | {cells}" in section
+    assert "| held-out | 5,000 | 50, 49 to 51 | 0.1, 0.09 to 0.12 |" in section
+    assert "; mail: packaged:x, 1,200 documents; C: packaged:x, 1,200 documents, licence PSF." in (
+        section
+    )
+    assert r"on code\| (0.4, 4.0 times) and C (0.4, 4.0 times).**" in section
+    assert r"**L0 is off its target of 50 on code\| (61.0, +22%) and C (61.0, +22%).**" in section
+    section = texts_section(sae, config, read_json(sae / EVALUATION))
+    assert "FVU is far above" in html("health", {**HEALTH, "texts": section})
+    assert "Beyond" not in html("health", {**HEALTH, "texts": {}})
+    del evaluation["texts"]["C"]["metrics"]["kl"]
+    (sae / EVALUATION).write_text(json.dumps(evaluation))
+    with pytest.raises(ValueError, match=r"evaluation\.json is damaged"):
+        render_card(sae)
 
 
 @pytest.fixture

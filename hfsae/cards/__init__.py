@@ -4,6 +4,7 @@ card      the card's facts, with the wording of model_card.md
 merge     keeps people's text when a card is written again
 names     names for latents, and their scores
 probing   what a few latents tell of texts
+texts     texts unlike the training text
 figures   densities, L0, thresholds, training
 """
 
@@ -17,3 +18,5 @@ from .merge import carry_over as carry_over
 from .merge import refuse_card_of_others as refuse_card_of_others
 from .merge import set_model_id as set_model_id
 from .probing import probing_section as probing_section
+from .texts import COLUMNS as COLUMNS
+from .texts import texts_section as texts_section

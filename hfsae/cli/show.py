@@ -5,10 +5,11 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from ..cards import misgivings
+from ..cards import COLUMNS, misgivings, texts_section
 from ..evaluation import EvaluationResult
-from ..evaluation.result import KINDS_OF_DOCUMENTS
+from ..evaluation.result import KINDS_OF_DOCUMENTS, aligned
 from ..features import ANSI, PLAIN, FeatureStore, read_names, show
 from ..machine.files import printable, printable_lines, read_json, reading
 from ..machine.names import CONFIG, EVALUATION, FEATURES, META, TRAINING
@@ -65,7 +66,18 @@ def _print_metrics(folder: Path) -> None:
         kind = "" if "measured_with" in data else f"{KINDS_OF_DOCUMENTS[result.side or 'test']} "
         print(f"{result.n_tokens:,} {kind}tokens of {result.n_documents} documents:\n")
         print(printable_lines(result.table()))
+    _print_texts(folder, data)
+    with reading(path):
         print("".join(f"\nnote: {sentence}" for sentence in misgivings(folder)))
+
+
+def _print_texts(folder: Path, evaluation: dict[str, Any]) -> None:
+    """The foreign texts beside the held-out one, with 95 % intervals."""
+    texts = texts_section(folder, read_json(folder / CONFIG), evaluation)
+    if texts:
+        rows = [[row["name"], *(row[key] for key in COLUMNS)] for row in texts["rows"]]
+        print(printable_lines("\n" + aligned([["text", *COLUMNS.values()], *rows])))
+        print(printable_lines("".join(f"\nnote: {sentence}" for sentence in texts["warnings"])))
 
 
 def how_to_make(verb: str, folder: Path | None, name: str) -> str:

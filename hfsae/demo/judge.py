@@ -40,7 +40,15 @@ def health(subject: Subject) -> Json:
         "d_sae": subject.d_sae,
         "thresholds": _threshold_bins(subject),
         "probing": cards.probing_section(subject.folder) if subject.folder else {},
+        "texts": _texts(subject),
     }
+
+
+def _texts(subject: Subject) -> Json:
+    """Foreign texts beside the held-out one, and warnings."""
+    if subject.folder is None:
+        return {}
+    return cards.texts_section(subject.folder, vars(subject.sae.config), subject.evaluation)
 
 
 def compare_saes(subject: Subject, other: str) -> Json:

@@ -1,6 +1,6 @@
 """The arguments and the result of an evaluation: metrics with definitions, units and intervals."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any, Literal, get_args
@@ -181,9 +181,14 @@ class EvaluationResult:
         for name, m in self.metrics.items():
             interval = f"{m.low:.4g} to {m.high:.4g}" if isfinite(m.low) else "-"
             rows.append((name, f"{m.value:.4g}", interval, "" if m.unit == "1" else m.unit))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows)
-        return "\n".join("  ".join(cells).rstrip() for cells in padded)
+        return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines, columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def _plain(value: Any) -> Any:
