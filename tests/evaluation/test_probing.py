@@ -23,7 +23,7 @@ from hfsae.machine.refused import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.packaged import package_folder
 from hfsae.recipe import run
-from hfsae.recipe.probing import probe_folders
+from hfsae.recipe.probing import _packed, probe_folders
 
 from ..helpers import refused
 from ..planted_tokens import plant
@@ -289,6 +289,15 @@ def test_saes_in_folders_are_probed_side_by_side(tmp_path, loads, jsonl, capsys)
     (b / "probing.json").write_text(json.dumps({**records[1], "sae": None, "tasks": 3}))
     with pytest.raises(Refused, match=r"probing\.json"):
         probing_section(b)
+
+
+def test_rows_for_uniformity_are_the_texts_in_turn_behind_a_bos_token(planted):
+    texts = [text_of([12 + i] * 5) for i in range(4)]
+    rows = _packed(planted.tokenizer, texts, 7, bos=True, seed=0)
+    assert rows.shape == (3, 7) and (rows[:, 0] == 0).all()
+    order = np.random.default_rng(0).permutation(4)
+    assert rows[:, 1:].flatten().tolist() == [12 + int(i) for i in order for _ in range(5)][:18]
+    assert _packed(planted.tokenizer, texts[:1], 50, bos=False, seed=0).shape == (1, 5)
 
 
 def test_saes_of_two_models_are_not_probed_together(tmp_path, jsonl):
