@@ -60,6 +60,17 @@ POLICY = {
     "form-action": "'none'",
     "base-uri": "'none'",
 }
+# Gradio's own choices have less contrast than 4.5:1.
+_READABLE = {
+    "button_primary_background_fill": "*primary_600",
+    "button_primary_background_fill_hover": "*primary_700",
+    "button_primary_background_fill_dark": "*primary_600",
+    "button_primary_background_fill_hover_dark": "*primary_700",
+    "body_text_color_subdued": "*neutral_600",
+    "body_text_color_subdued_dark": "*neutral_400",
+    "input_placeholder_color": "*neutral_500",
+    "input_placeholder_color_dark": "*neutral_400",
+}
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _TO_LINK = "(query) => { hfsae.link(query); }"
 
@@ -243,7 +254,7 @@ def looks(server_name: str | None = None) -> dict[str, Any]:
             spacing_size="md",
             font=["system-ui", "sans-serif"],
             font_mono=["ui-monospace", "monospace"],
-        ),
+        ).set(**_READABLE),
         "css": style(),
         "head": _HEAD,
         "run_history": False,

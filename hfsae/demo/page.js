@@ -79,6 +79,17 @@ hfsae.onDrawn.push((panel) => {
     if (window.innerWidth <= 700) part.open = false;
   }
 });
+// What is wider than its room is reached by keyboard, and scrolled there.
+const wide = new ResizeObserver((entries) => {
+  for (const {target} of entries) {
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }
+});
+hfsae.onDrawn.push((panel) => {
+  const parts = panel.querySelectorAll(".hf-wide, .hf-top dl, .hf-card pre, .hf-card table");
+  for (const part of parts) wide.observe(part);
+});
 // A text that begins is brought into sight, once, and so is a picture of one.
 hfsae.onDrawn.push((panel) => {
   const id = panel.closest(".block")?.id, writes = panel.querySelector(".hf-caret") !== null;

@@ -31,7 +31,7 @@ class FeaturePage(Page):
                 label="Latent",
                 placeholder="number or word",
                 max_length=40,
-                min_width=150,
+                min_width=170,
                 scale=0,
                 max_lines=1,
             )
@@ -41,9 +41,9 @@ class FeaturePage(Page):
             self.steer = gr.Button("Steer it", variant="primary", min_width=110, scale=0)
         self.notice = panel()
         with gr.Row(elem_id="feature-columns"):
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=3, min_width=480):
                 self._examples()
-            with gr.Column(scale=2, min_width=300):
+            with gr.Column(scale=2, min_width=400):
                 self._label_and_code()
         self.shown = gr.State(None)  # the latent shown; somebody may be typing another into its box
         self.drafts = gr.State({})  # {latent: label} of labels that were edited and not saved
@@ -76,7 +76,9 @@ class FeaturePage(Page):
             self.save = gr.Button("Save", min_width=70, scale=0)
         self.aside = panel(elem_id="feature-aside")
         with gr.Accordion("Use it in Python, or elsewhere", open=False):
-            self.code = gr.Code(language="python", interactive=False, show_label=False)
+            self.code = gr.Code(
+                language="python", interactive=False, show_label=False, wrap_lines=True
+            )
             self.vector = gr.DownloadButton("Its direction as .safetensors", size="sm")
             self.as_json = gr.DownloadButton("This page as .json", size="sm")
             self.as_csv = gr.DownloadButton("Its examples as .csv", size="sm")

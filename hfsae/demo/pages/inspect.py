@@ -48,16 +48,11 @@ class InspectPage(Page):
         self.examples = panel(html("examples", EXAMPLES))
         with gr.Accordion("Compare with another text, or set options", open=False):
             self.versus = self.field("versus", gr.Textbox, label="Compare with", **box(2))
-            with gr.Row():
-                self.density = self.field(
-                    "max_density", gr.Dropdown, _DENSITIES, label="Density filter", min_width=240
-                )
-                self.chat = self.field(
-                    "chat",
-                    gr.Checkbox,
-                    label="Read it as a user's message (chat template)",
-                    min_width=240,
-                )
+            self.density = self.field(
+                "max_density", gr.Dropdown, _DENSITIES, label="Density filter"
+            )
+            message = "Read it as a user's message (chat template)"
+            self.chat = self.field("chat", gr.Checkbox, label=message)
         self.notice = panel()
         self.comparison = panel(elem_id="inspect-comparison")
         with gr.Row():

@@ -96,7 +96,7 @@ class SteerPage(Page):
                         label="Latent",
                         placeholder="number or word",
                         max_length=40,
-                        min_width=150,
+                        min_width=170,
                         scale=0,
                         max_lines=1,
                     )

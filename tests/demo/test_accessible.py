@@ -1,0 +1,72 @@
+"""Every page by the rules of axe-core, on a phone in the dark and on a desktop in the light; and
+all pages are at hand on a phone."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT, texts
+
+pytestmark = pytest.mark.browser
+
+# what a link opens, and what is there once it is drawn
+PAGES = {
+    "inspect&prompt=the+cat&token=3&versus=a+dog": "#inspect-comparison .hf-versus li",
+    "feature&latent=3&text=the+rain": "#feature-list .hf-rows li",
+    "search&query=e": "#search-found .hf-id",
+    "map&query=e": "#map-found .hf-id",
+    "steer&prompt=the&latents=3:4&max_new_tokens=4&run=1": "#steer-output [data-do=share]",
+    "steer&prompt=so&latents=3:4&chat=1&max_new_tokens=4&run=1": "#steer-output .hf-message",
+    "why&prompt=the+c&contrast=o": "#why-effects .hf-id",
+    "health&text=the+cat+sat&versus={sae}": "#health-comparison td",
+    "compare&text=the+cat&other={sae}": "#compare-result .hf-beside-tokens",
+    "about": "#about-card :text('A tiny SAE')",
+}
+UNFOLD = """() => {
+    for (const part of document.querySelectorAll('details')) part.open = true;
+    for (const label of document.querySelectorAll('.label-wrap:not(.open)')) label.click();
+}"""
+CHECK = """async () => {
+    const {violations} = await axe.run(document, {resultTypes: ['violations']});
+    return violations.filter(v => ['serious', 'critical'].includes(v.impact))
+        .map(v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 200), v.nodes[0].failureSummary]);
+}"""
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The script; the test is skipped where it is not installed."""
+    path = Path(os.environ.get("AXE_CORE", ROOT / "node_modules/axe-core"), "axe.min.js")
+    if not path.is_file():
+        pytest.skip("no axe-core: npm install --no-save axe-core")
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width, theme", [(390, "dark"), (1280, "light")])
+def test_axe_finds_nothing_serious_on_any_page(visit, axe, sae_folder, width, theme):
+    page = visit("tab=feature&latent=3", width=width)
+    page.get_by_role("button", name="Keep latent 3").click()
+    address, serious = page.url.partition("?")[0], {}
+    for query, drawn in PAGES.items():
+        page.goto(f"{address}?tab={query.format(sae=sae_folder)}&__theme={theme}")
+        page.wait_for_selector(drawn)
+        if "chat" not in query and page.locator("[data-do=share]").count():
+            texts(page)
+            page.get_by_role("button", name="Make a picture to share").click()
+            page.wait_for_selector("#steer-share img")
+        page.evaluate(UNFOLD)
+        page.evaluate(axe)
+        if violations := page.evaluate(CHECK):
+            serious[query] = violations
+    assert not serious, json.dumps(serious, indent=1)
+
+
+def test_all_pages_are_at_hand_on_a_phone(visit):
+    page = visit(width=390)
+    tabs = page.get_by_role("tab")
+    assert tabs.count() == 9
+    for tab in tabs.all():
+        box = tab.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 24
