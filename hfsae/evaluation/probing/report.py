@@ -5,6 +5,8 @@ from typing import Any
 
 from ...machine.files import printable
 from ...machine.markdown import table
+from .seeds import ABOUT as SEEDS
+from .seeds import seeds_table
 
 NO_SCR = "SCR and TPP are left out: an audit (arXiv 2605.18229) found that they rank SAEs wrongly."
 
@@ -17,6 +19,8 @@ def report_of(
     parts = ["# Sparse probing", f"{n} tasks, {sum(record['tasks'].values()):,} texts. {about}."]
     parts += ["## AUC by number of features", _means(record["means"])]
     parts += ["## Above untrained latents, AUC paired over tasks", _gains(record["means"], saes)]
+    if "arms" in record:
+        parts += ["## Over seeds", seeds_table(record["arms"]), f"{SEEDS}."]
     for name in saes:
         parts += [f"## Tasks: {printable(name)}", _tasks(rows, name)]
     if "absorption" in record:

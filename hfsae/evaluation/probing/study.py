@@ -18,6 +18,7 @@ from .letters import first_letters, no_letters
 from .places import Places, last_tokens
 from .regression import Scores, rank, rank_dense, regress
 from .report import report_of
+from .seeds import arms_of, over_seeds
 from .tasks import LEAST, Task
 from .untrained import Untrained
 from .words import LEAST_WORDS, read_words, words_of
@@ -247,6 +248,8 @@ def _probing(
         "means": means,
         "about": ABOUT,
     }
+    if arms_of(saes):
+        record["arms"] = over_seeds(rows, saes, partial(mean_interval, args=args))
     return Probing(rows, record, list(saes))
 
 
