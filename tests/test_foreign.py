@@ -74,10 +74,13 @@ def metric(value: float | None, low: float | None, high: float | None) -> dict:
     return {"value": value, "low": low, "high": high}
 
 
-def text(fvu: tuple, l0: tuple = (50.0, 49.0, 51.0)) -> dict:
-    """A record of one text; its other metrics do not matter."""
+LOSS = (0.0623, 0.04, 0.09)
+
+
+def text(fvu: tuple, l0: tuple = (50.0, 49.0, 51.0), loss: tuple = LOSS) -> dict:
+    """A record of one text."""
     metrics = {"l0": metric(*l0), "fvu": metric(*fvu)}
-    metrics |= {"delta_loss": metric(0.0623, 0.04, 0.09), "kl": metric(None, None, None)}
+    metrics |= {"delta_loss": metric(*loss), "kl": metric(None, None, None)}
     about = {"dataset": "packaged:x", "origin": "Python packages", "licence": "PSF"}
     return {"metrics": metrics, "n_tokens": 5000, "n_documents": 1200, **about}
 
@@ -98,6 +101,17 @@ def test_an_fvu_is_far_above_by_its_intervals_lower_end(fvu, is_far, tmp_path):
     if is_far:
         expected = f"FVU is far above the 0.1 of held-out text on code ({fvu[0]}, "
         assert sentences[0].startswith(expected)
+
+
+def test_a_rise_of_the_loss_is_far_above_by_the_same_rule(tmp_path):
+    fvu = (0.1, 0.09, 0.12)
+    texts = {"news": text(fvu, loss=(0.29, 0.24, 0.33)), "mail": text(fvu, loss=(0.15, 0.13, 0.2))}
+    (sentence,) = texts_section(tmp_path, {}, {**text(fvu), "texts": texts})["warnings"]
+    assert sentence == (
+        "Delta loss is far above the 0.0623 of held-out text on news (0.29, 4.7 times)"
+    )
+    below = {**text(fvu, loss=(-0.01, -0.02, 0.01)), "texts": texts}
+    assert texts_section(tmp_path, {}, below)["warnings"] == []
 
 
 def test_the_card_and_the_command_show_foreign_texts_and_warn(sae, capsys):

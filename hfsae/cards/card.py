@@ -49,7 +49,7 @@ from ..models.registry import class_of
 from .merge import carry_over, python_string, refuse_card_of_others, set_model_id, template_text
 from .names import names_of, names_section
 from .probing import probing_section
-from .texts import FAR_FVU, texts_section
+from .texts import FAR, texts_section
 
 Json = dict[str, Any]
 RECORDS = (CONFIG, TRAINING, EVALUATION)
@@ -177,7 +177,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
             names=about_names,
             probing=probing_section(folder),
             texts=texts_section(folder, config, evaluation),
-            far_fvu=FAR_FVU,
+            far=FAR,
             has_examples=examples,
         )
 

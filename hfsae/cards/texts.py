@@ -11,9 +11,10 @@ from ..models.config import l0_goal
 Json = dict[str, Any]
 COLUMNS = {"l0": "L0", "fvu": "FVU", "delta_loss": "delta loss", "kl": "KL"}
 """The metrics of each text, by name; the last two in nats/token."""
-FAR_FVU = 1.5
-"""An FVU is far above the held-out one if its interval's lower end is above this many times the
-other's upper end."""
+FAR = 1.5
+"""FVU or delta loss is far above the held-out one if its interval's lower end is above this many
+times the other's upper end."""
+_COMPARED = {"fvu": "FVU", "delta_loss": "Delta loss"}
 _FAR_L0 = 0.12  # relative distance from the target; held-out texts stay within a few per cent
 
 
@@ -22,7 +23,8 @@ def texts_section(folder: Path, config: Json, evaluation: Json) -> Json:
 
     `rows`: the held-out text, then each foreign one, with its name, tokens and documents, and a
     value with its 95 % interval for each of `COLUMNS`; `sources`: where each comes from, in words;
-    `warnings`: sentences on texts where FVU is far above the held-out one, or L0 off its target.
+    `warnings`: sentences on texts where FVU or delta loss is far above the held-out one, or L0 off
+    its target.
 
     Raises:
         ValueError: evaluation.json is damaged; the sentence names it.
@@ -34,7 +36,10 @@ def texts_section(folder: Path, config: Json, evaluation: Json) -> Json:
         return {
             "rows": [_row(_own_name(evaluation), evaluation), *(_row(*t) for t in texts.items())],
             "sources": "; ".join(_source(name, text) for name, text in texts.items()),
-            "warnings": [*_far_fvu(evaluation, texts), *_far_l0(l0_goal(config), texts)],
+            "warnings": [
+                *(s for key in _COMPARED for s in _far_above(key, evaluation, texts)),
+                *_far_l0(l0_goal(config), texts),
+            ],
         }
 
 
@@ -62,19 +67,20 @@ def _source(name: str, text: Json) -> str:
     return f"{name}: {text['dataset']}, {int(text['n_documents']):,} documents{licence}"
 
 
-def _far_fvu(evaluation: Json, texts: Json) -> Iterator[str]:
-    own = evaluation["metrics"]["fvu"]
+def _far_above(key: str, evaluation: Json, texts: Json) -> Iterator[str]:
+    own = evaluation["metrics"][key]
     limit, value = _end(own, "high"), own["value"]
-    if not limit or not value:
+    if not limit or not value or min(limit, value) < 0:  # a multiple of it says nothing
         return
-    others = ((name, text["metrics"]["fvu"]) for name, text in texts.items())
+    others = ((name, text["metrics"][key]) for name, text in texts.items())
     far = [
         f"{name} ({m['value']:.3g}, {m['value'] / value:.1f} times)"
         for name, m in others
-        if (_end(m, "low") or 0) > FAR_FVU * limit
+        if (_end(m, "low") or 0) > FAR * limit
     ]
     if far:
-        yield f"FVU is far above the {value:.3g} of {_own_name(evaluation)} text on {_listed(far)}"
+        place = f"{value:.3g} of {_own_name(evaluation)} text"
+        yield f"{_COMPARED[key]} is far above the {place} on {_listed(far)}"
 
 
 def _end(metric: Json, side: str) -> float | None:
