@@ -21,7 +21,7 @@ from ..machine.weights import stamp
 from ..models import SAE
 from ..recipe import Recipe, load_trained, read_rows
 from .arms import CausalArguments
-from .frontier import t_interval
+from .estimates import t_interval
 from .results import Measured
 
 logger = logging.getLogger(__name__)

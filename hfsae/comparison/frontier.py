@@ -14,13 +14,12 @@ held-out text). Two 95 % intervals:
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 
 from ..evaluation.metrics import bootstrap_weights
+from .estimates import Estimate, estimate
 from .results import Measured
 
 METRICS = {"fvu": "FVU", "delta_loss": "delta LM loss"}
@@ -28,19 +27,6 @@ _LEAST = 1e-9  # smallest value with a logarithm
 _LEAST_L0 = 1e-3
 _AREA_POINTS = 65
 _SLACK = 1.05
-
-
-class Estimate(NamedTuple):
-    """A number, and its 95 % intervals: over seeds, and over seeds and documents."""
-
-    value: float
-    seeds: tuple[float, float]
-    documents: tuple[float, float]
-
-    @property
-    def holds_0(self) -> bool:
-        """Whether at least one interval holds 0: then no difference is shown."""
-        return any(not (low > 0 or high < 0) for low, high in (self.seeds, self.documents))
 
 
 class Frontiers:
@@ -101,12 +87,8 @@ class Frontiers:
         return np.log(np.maximum(ours, _LEAST)) - np.log(np.maximum(theirs, _LEAST))
 
     def _estimate(self, values: np.ndarray) -> Estimate:
-        """An estimate from values [seeds, 1 + resamples]; this function resamples the seeds."""
-        own, n = values[:, 0], len(values)
-        drawn = np.random.default_rng(self._seed).integers(n, size=(self.n_resamples, n))
-        means = values[drawn, 1 + np.arange(self.n_resamples)[:, None]].mean(axis=1)
-        low, high = np.percentile(means, [2.5, 97.5])
-        return Estimate(float(own.mean()), t_interval(own), (float(low), float(high)))
+        """An estimate from values [seeds, 1 + resamples]."""
+        return estimate(values, n_resamples=self.n_resamples, seed=self._seed)
 
     def _curve(self, arm: str, seed: int, metric: str, l0s: Sequence[float]) -> np.ndarray:
         """The interpolated metric, [1 + resamples, l0s]."""
@@ -179,12 +161,3 @@ def _on_lines(at: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     left = _left(at, x)
     slope = (y[left + 1] - y[left]) / (x[left + 1] - x[left])
     return y[left] + slope * (at - x[left])
-
-
-def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's 95 % interval of the mean; NaN for one value."""
-    n = len(values)
-    if n < 2:
-        return float("nan"), float("nan")
-    half = float(stdtrit(n - 1, 0.975)) * values.std(ddof=1) / n**0.5
-    return float(values.mean() - half), float(values.mean() + half)

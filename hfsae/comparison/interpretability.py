@@ -16,25 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .frontier import t_interval
+from .estimates import Estimate, estimate
 from .results import Measured
 
 N_STRATA = 10
 _PARTS = LATENTS, DIRECTIONS, UNTRAINED = "latents", "directions", "untrained"
 _LEAST_L0 = 1e-3
-
-
-class Spread(NamedTuple):
-    """A number, and its 95 % intervals: over seeds, and over seeds and latents."""
-
-    value: float
-    seeds: tuple[float, float]
-    latents: tuple[float, float]
-
-    @property
-    def holds_0(self) -> bool:
-        """Whether at least one interval holds 0, or is unknown: then no difference is shown."""
-        return any(not (low > 0 or high < 0) for low, high in (self.seeds, self.latents))
 
 
 class Score(NamedTuple):
@@ -101,14 +88,14 @@ class Interpretability:
         """Latents with a value, over seeds."""
         return sum(len(score.of(m)[0]) for m in self.saes(arm))
 
-    def mean(self, arm: str, score: Score) -> Spread:
+    def mean(self, arm: str, score: Score) -> Estimate:
         """An arm's mean; NaN without values."""
-        return self._spread([self._means(arm, s, score) for s in self.seeds])
+        return self._estimate([self._means(arm, s, score) for s in self.seeds])
 
-    def stratum(self, arm: str, score: Score, stratum: int) -> Spread:
+    def stratum(self, arm: str, score: Score, stratum: int) -> Estimate:
         """An arm's mean in one tenth of density, over the seeds that have latents there."""
         of_seeds = [self._by_stratum(arm, s, score).means[:, stratum] for s in self.seeds]
-        return self._spread([means for means in of_seeds if np.isfinite(means[0])])
+        return self._estimate([means for means in of_seeds if np.isfinite(means[0])])
 
     def n_in_stratum(self, arm: str, score: Score, stratum: int) -> int:
         """Latents of an arm in a tenth of density, over seeds."""
@@ -117,7 +104,7 @@ class Interpretability:
 
     def difference(
         self, arm: str, score: Score, reference: str, other: Score | None = None
-    ) -> Spread:
+    ) -> Estimate:
         """An arm's values minus the reference's, stratum by stratum; strata count by their numbers
         of latents n m / (n + m), and those that one of both lacks are left out.
 
@@ -132,7 +119,7 @@ class Interpretability:
             both = weights > 0
             gaps = (ours.means - theirs.means)[:, both] @ weights[both]
             differences.append(gaps / weights.sum() if both.any() else gaps + np.nan)
-        return self._spread(differences)
+        return self._estimate(differences)
 
     def _means(self, arm: str, seed: int, score: Score) -> np.ndarray:
         """[1 + resamples] means over latents; entry 0 is of the original ones."""
@@ -173,18 +160,12 @@ class Interpretability:
         counts = np.concatenate([np.ones((1, n)), drawn])
         return counts @ (values * weights) / (counts @ weights)
 
-    def _spread(self, of_seeds: Sequence[np.ndarray]) -> Spread:
-        """From the values [1 + resamples] of each seed; this function resamples the seeds."""
+    def _estimate(self, of_seeds: Sequence[np.ndarray]) -> Estimate:
+        """From the values [1 + resamples] of each seed."""
         nothing = float("nan"), float("nan")
         if not of_seeds or not all(np.isfinite(values).all() for values in of_seeds):
-            return Spread(float("nan"), nothing, nothing)
-        values, n = np.stack(of_seeds), len(of_seeds)
-        rng = np.random.default_rng(self._seed)
-        drawn = rng.integers(n, size=(self.n_resamples, n))
-        means = values[drawn, 1 + np.arange(self.n_resamples)[:, None]].mean(axis=1)
-        low, high = np.percentile(means, [2.5, 97.5])
-        own = values[:, 0]
-        return Spread(float(own.mean()), t_interval(own), (float(low), float(high)))
+            return Estimate(float("nan"), nothing, nothing)
+        return estimate(np.stack(of_seeds), n_resamples=self.n_resamples, seed=self._seed)
 
 
 class _Strata(NamedTuple):

@@ -10,13 +10,13 @@ from ..explain.verdicts import MOST_FAILED
 from ..machine.markdown import table
 from ..machine.names import LATENTS_PAGE
 from .arms import Comparison
+from .estimates import LEVEL, Estimate, corrected
 from .interpretability import (
     DIRECTIONS,
     N_STRATA,
     UNTRAINED,
     Interpretability,
     Score,
-    Spread,
 )
 from .results import Measured
 
@@ -42,6 +42,7 @@ class LatentsSection:
     ) -> None:
         self.c, self.reference = comparison, comparison.reference_arm
         self.others = [arm for arm in comparison.arms if arm != self.reference]
+        self._own = (self.reference, "latents")
         self._drawn = {"n_resamples": n_resamples, "seed": seed}
         self.measured = measured
         self.lexical = {l0: Interpretability(measured, l0, **self._drawn) for l0 in self._l0s()}
@@ -118,38 +119,44 @@ class LatentsSection:
             return "Of one seed, no difference between arms counts as shown."
         lines = [f"Compared with {self.c.title(self.reference)}, at equal density:", ""]
         for arm in self.others:
-            spreads = {
-                name: values.difference(arm, score, self.reference)
-                for name, score in SCORES.items()
-            }
-            lines.append(f"- **{self.c.title(arm)}**: {_verdict(spreads)}.")
+            title = self.c.title(arm)
+            row = dict(zip(SCORES, self._compared(values)[title], strict=True))
+            lines.append(f"- **{title}**: {_verdict(row)}.")
         return "\n".join(lines)
 
     def _differences(self, values: Interpretability) -> str:
         rows = [[f"minus {self.c.title(self.reference)}", *SCORES]]
-        for title, arm, part in self.rows():
-            if (arm, part) == (self.reference, "latents"):
-                continue
-            cells = [
-                difference_cell(
-                    values.difference(arm, score._replace(part=part), self.reference, score)
-                )
-                for score in SCORES.values()
-            ]
-            rows.append([title, *cells])
+        for title, cells in self._compared(values).items():
+            rows.append([title, *map(difference_cell, cells)])
         return f"{self._legend()}\n\n{table(rows)}"
+
+    def _compared(self, values: Interpretability) -> dict[str, list[Estimate]]:
+        """Title -> differences from the reference; those of arms are corrected together, those of
+        the reference's controls, too."""
+        compared = {}
+        for is_control in (False, True):
+            rows = {
+                title: [
+                    values.difference(arm, score._replace(part=part), self.reference, score)
+                    for score in SCORES.values()
+                ]
+                for title, arm, part in self.rows()
+                if (arm == self.reference) == is_control and (arm, part) != self._own
+            }
+            cells = iter(corrected([e for row in rows.values() for e in row]))
+            compared |= {title: [next(cells) for _ in row] for title, row in rows.items()}
+        return compared
 
     def _legend(self) -> str:
         intervals = (
             "two 95 % intervals: Student's t over the seeds, and a bootstrap of seeds and latents; "
-            "**bold** where both exclude 0, elsewhere no difference is shown"
+            f"**bold** where both exclude 0 and p is below {LEVEL:g} when corrected for the number "
+            "of differences between arms, or from controls (Holm); *italics*: both exclude 0, and "
+            "the correction does not let it count; elsewhere no difference is shown"
             if len(self.c.seeds) > 1
             else "a 95 % bootstrap of latents"
         )
-        return (
-            f"Differences, paired by seed and tenth of density; in round brackets {intervals}. No "
-            "interval is widened for the number of comparisons."
-        )
+        return f"Differences, paired by seed and tenth of density; in round brackets {intervals}."
 
     def _strata(self, values: Interpretability) -> str:
         edges = [f"{edge:.2%}" for edge in values.edges]
@@ -255,18 +262,18 @@ def _failed(saes: Sequence[Measured], name: str) -> float:
     return failed / items if items else 0.0
 
 
-def _judged_verdict(above: Spread, failed: float) -> str:
+def _judged_verdict(above: Estimate, failed: float) -> str:
     if failed > MOST_FAILED:
         return "too many failed"
-    low, high = above.latents
+    low, high = above.items
     if low > 0:
         return "told apart"
     return "below its control" if high < 0 else "cannot tell"
 
 
-def _verdict(spreads: Mapping[str, Spread]) -> str:
+def _verdict(spreads: Mapping[str, Estimate]) -> str:
     """Which differences are shown, and in which scores none is."""
-    shown = {name: s for name, s in spreads.items() if not s.holds_0}
+    shown = {name: s for name, s in spreads.items() if s.is_shown}
     clauses = [
         f"{name} {'higher' if s.value > 0 else 'lower'} by {abs(s.value):.3f}"
         for name, s in shown.items()
@@ -276,21 +283,21 @@ def _verdict(spreads: Mapping[str, Spread]) -> str:
     return "; ".join(clauses)
 
 
-def mean_cell(spread: Spread) -> str:
+def mean_cell(spread: Estimate) -> str:
     """A mean with its bootstrap interval."""
     if math.isnan(spread.value):
         return "-"
-    low, high = spread.latents
+    low, high = spread.items
     return f"{spread.value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def difference_cell(spread: Spread) -> str:
+def difference_cell(spread: Estimate) -> str:
     """A difference with its intervals; bold where it is shown."""
     if math.isnan(spread.value):
         return "-"
-    sides = [f"{low:+.3f} to {high:+.3f}" for low, high in spread[1:] if not math.isnan(low)]
-    value = f"{spread.value:+.3f}"
-    return f"{value if spread.holds_0 else f'**{value}**'} ({'; '.join(sides)})"
+    known = [side for side in (spread.seeds, spread.items) if not math.isnan(side[0])]
+    sides = "; ".join(f"{low:+.3f} to {high:+.3f}" for low, high in known)
+    return f"{spread.marked(f'{spread.value:+.3f}')} ({sides})"
 
 
 def _range(values: Sequence[float]) -> str:

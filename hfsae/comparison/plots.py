@@ -62,7 +62,7 @@ def _frontier(frontiers: Frontiers, measured: Sequence[Measured], titles: Titles
                 estimates = [frontiers.at(arm, metric, l0) for l0 in grid]
                 values = [e.value for e in estimates]
                 axes.plot(grid, values, linewidth=1.4, linestyle=_line(i), **style)
-                low, high = ([e.documents[side] for e in estimates] for side in (0, 1))
+                low, high = ([e.items[side] for e in estimates] for side in (0, 1))
                 axes.fill_between(grid, low, high, alpha=0.12, linewidth=0, **style)
         axes.set(xscale="log", xlabel="L0 (latents/token)", ylabel=label)
         shown = [m.metrics[metric] for m in measured if m.metrics[metric] > 0]
@@ -100,7 +100,7 @@ def _difference(
             shown.extend(values)
             l0s.extend(grid)
             reached.append(float(np.nanmax(np.abs(values), initial=0.0)))
-            low, high = ([_percent(e.documents[side]) for e in estimates] for side in (0, 1))
+            low, high = ([_percent(e.items[side]) for e in estimates] for side in (0, 1))
             axes.fill_between(grid, low, high, alpha=0.15, linewidth=0, **style)
         axes.set(xscale="log", xlabel="L0 (latents/token)")
         axes.set_xlim(min(l0s) / _SIDE, max(l0s) * _SIDE)  # though nothing may be to be seen
@@ -179,7 +179,7 @@ def draw_interpretability(path: Path, section: LatentsSection) -> Path:
             spreads = [values.stratum(arm, of_part, stratum) for stratum in range(N_STRATA)]
             axes.plot(x, [s.value for s in spreads], label=title, markersize=4, **style)
             if not is_control:
-                low, high = ([s.latents[side] for s in spreads] for side in (0, 1))
+                low, high = ([s.items[side] for s in spreads] for side in (0, 1))
                 axes.fill_between(x, low, high, alpha=0.1, lw=0, color=style["color"])
         axes.set(xlabel="tenth of density, rare to frequent", ylabel=name)
         axes.set_xticks(x)

@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -19,12 +20,14 @@ from ..machine.names import FIGURES, LATENTS_PAGE, REPORT, REPORT_PAGE
 from ..recipe import as_plain
 from . import causes, plots, results
 from .arms import Comparison
-from .frontier import METRICS, Estimate, Frontiers
+from .estimates import LEVEL, Estimate, corrected
+from .frontier import METRICS, Frontiers
 from .latents import LatentsSection
 from .results import Measured
 
 _ARMS_IN_TITLE = 6
 _FAR = 1000  # %
+_NONE = "no difference shown"
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0;font-size:13px}
 td,th{border:1px solid #ddd;padding:.25rem .6rem;text-align:right}
@@ -153,11 +156,10 @@ class _Parts:
         lines = []
         for arm in self.others:
             for metric, label in METRICS.items():
-                estimates = {
-                    l0: self.frontiers.difference(arm, self.reference, metric, l0)
-                    for l0 in self.l0s
-                }
-                lines.append(f"- **{self.c.title(arm)}, {label}**: {_verdicts(estimates)}.")
+                cells = self._compared[metric][arm]
+                estimates = dict(zip(self.l0s, cells, strict=False))
+                verdicts = _verdicts(estimates) + _overall(cells[len(self.l0s) :])
+                lines.append(f"- **{self.c.title(arm)}, {label}**: {verdicts}.")
         ours = self.c.title(self.reference)
         return "\n".join([f"Compared with {ours}, at equal L0:", "", *lines])
 
@@ -166,7 +168,8 @@ class _Parts:
         intervals = (
             f"two 95 % intervals, both paired: Student's t over the {n} seeds, and a bootstrap of "
             "seeds and held-out documents. A difference counts as shown (**bold**) if both exclude "
-            "0."
+            f"0 and its p-value is below {LEVEL:g} when corrected for the number of differences in "
+            "its table (Holm); *italics*: both exclude 0, and the correction does not let it count."
             if n > 1
             else "a 95 % interval, paired: a bootstrap of held-out documents."
         )
@@ -187,13 +190,28 @@ class _Parts:
     def _differences(self, metric: str) -> str:
         head = [f"L0 {l0:g}" for l0 in self.l0s] + ["area"] * (len(self.l0s) > 1)
         rows = [[METRICS[metric], *head]]
-        for arm in self.others:
-            cells = [self.frontiers.difference(arm, self.reference, metric, l0) for l0 in self.l0s]
-            if len(self.l0s) > 1:
-                ends = self.l0s[0], self.l0s[-1]
-                cells.append(self.frontiers.area(arm, self.reference, metric, *ends))
+        for arm, cells in self._compared[metric].items():
             rows.append([self.c.title(arm), *map(_difference_cell, cells)])
         return table(rows)
+
+    @cached_property
+    def _compared(self) -> dict[str, dict[str, list[Estimate]]]:
+        """[metric][arm] -> differences at each L0, and the area; a metric's are one table."""
+        tables = {}
+        for metric in METRICS:
+            rows = [self._row(arm, metric) for arm in self.others]
+            cells = iter(corrected([e for row in rows for e in row]))
+            tables[metric] = {
+                arm: [next(cells) for _ in row] for arm, row in zip(self.others, rows, strict=True)
+            }
+        return tables
+
+    def _row(self, arm: str, metric: str) -> list[Estimate]:
+        cells = [self.frontiers.difference(arm, self.reference, metric, l0) for l0 in self.l0s]
+        if len(self.l0s) > 1:
+            ends = self.l0s[0], self.l0s[-1]
+            cells.append(self.frontiers.area(arm, self.reference, metric, *ends))
+        return cells
 
     def _values(self, metric: str) -> str:
         rows = [[METRICS[metric], *(f"L0 {l0:g}" for l0 in self.l0s)]]
@@ -358,13 +376,25 @@ def _verdicts(estimates: dict[float, Estimate]) -> str:
     for l0, e in estimates.items():
         if math.isnan(e.value):
             continue
-        kind = "no difference shown" if e.holds_0 else "better" if e.value < 0 else "worse"
-        by_kind.setdefault(kind, []).append(l0)
+        by_kind.setdefault(_kind(e), []).append(l0)
     clauses = []
     for kind, l0s in by_kind.items():
-        by = "" if kind == "no difference shown" else f" by {_range(estimates, l0s)}"
+        by = "" if kind == _NONE else f" by {_range(estimates, l0s)}"
         clauses.append(f"{kind}{by} at L0 {', '.join(f'{l0:g}' for l0 in l0s)}")
     return "; ".join(clauses) or "no SAEs at these L0s"
+
+
+def _overall(areas: Sequence[Estimate]) -> str:
+    """A clause on the area between the curves, where it has a value."""
+    for e in areas:
+        if not math.isnan(e.value):
+            by = "" if _kind(e) == _NONE else f" by {abs(100 * math.expm1(e.value)):.1f} %"
+            return f"; over all these L0s {_kind(e)}{by}"
+    return ""
+
+
+def _kind(e: Estimate) -> str:
+    return _NONE if not e.is_shown else "better" if e.value < 0 else "worse"
 
 
 def _range(estimates: dict[float, Estimate], l0s: Sequence[float]) -> str:
@@ -376,9 +406,9 @@ def _range(estimates: dict[float, Estimate], l0s: Sequence[float]) -> str:
 def _difference_cell(e: Estimate) -> str:
     if math.isnan(e.value):
         return "-"
-    sides = [f"{_percent(low)} to {_percent(high)}" for low, high in e[1:] if not math.isnan(low)]
-    value = f"{_percent(e.value)} %"
-    return f"{value if e.holds_0 else f'**{value}**'} ({'; '.join(sides)})"
+    known = [side for side in (e.seeds, e.items) if not math.isnan(side[0])]
+    sides = "; ".join(f"{_percent(low)} to {_percent(high)}" for low, high in known)
+    return f"{e.marked(f'{_percent(e.value)} %')} ({sides})"
 
 
 def _percent(log_ratio: float) -> str:

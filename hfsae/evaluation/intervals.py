@@ -1,5 +1,6 @@
-"""Means over items, such as latents or tasks, with bootstrap intervals over them."""
+"""Means over items, such as latents or tasks, with bootstrap intervals; p-values of several."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,3 +47,13 @@ def around(value: float, draws: torch.Tensor) -> Interval:
     """A value with the 95 % interval of its draws, which holds the value."""
     low, high = torch.quantile(draws, torch.tensor([0.025, 0.975]).double()).tolist()
     return Interval(value, min(low, value), max(high, value))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """P-values corrected for their number (Holm 1979)."""
+    corrected, highest = [math.nan] * len(ps), 0.0
+    known = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
+    for rank, (p, i) in enumerate(known):
+        highest = max(highest, min(1.0, p * (len(known) - rank)))
+        corrected[i] = highest
+    return corrected

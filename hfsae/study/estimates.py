@@ -4,7 +4,7 @@ Ratings are arrays [raters, latents] of 0 (no), 1 (maybe), 2 (yes); NaN: not rat
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -171,16 +171,6 @@ def signed_rank(differences: np.ndarray) -> float:
     positive = doubled[differences[~is_zero] > 0].sum()
     as_far = np.abs(2 * np.arange(total + 1) - total) >= abs(2 * positive - total)
     return min(1.0, float(chances[as_far].sum()))
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """P-values corrected for their number (Holm 1979)."""
-    corrected, highest = [math.nan] * len(ps), 0.0
-    known = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
-    for rank, (p, i) in enumerate(known):
-        highest = max(highest, min(1.0, p * (len(known) - rank)))
-        corrected[i] = highest
-    return corrected
 
 
 def reliability(ratings: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..evaluation.intervals import Interval
+from ..evaluation.intervals import Interval, holm
 from ..machine.files import read_json, read_table
 from ..machine.names import EXPLANATIONS, STUDY_FOLDERS
 from ..machine.refused import Refused
@@ -24,7 +24,6 @@ from .estimates import (
     Difference,
     compare,
     correlate,
-    holm,
     over_both,
     over_latents,
     share_interval,

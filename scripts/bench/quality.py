@@ -24,7 +24,7 @@ import torch
 from quality_sides import SIDES
 
 from hfsae.activations import Harvester, PackedRows, ShuffledActivations
-from hfsae.comparison.frontier import t_interval
+from hfsae.comparison.estimates import t_interval
 from hfsae.machine.files import write_tensors
 from hfsae.machine.markdown import table
 from hfsae.recipe import Recipe, load, read_recipe

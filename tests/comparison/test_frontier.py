@@ -100,7 +100,7 @@ def test_an_interval_at_the_end_of_a_curve_is_no_empty_one():
     saes = [sae("a", s, l0, 1.0, scatter=0.2) for s in (0, 1) for l0 in L0S]
     for m in saes:
         m.sums["fidelity.active"] *= 1 + 0.1 * torch.linspace(-1, 1, 20, dtype=torch.float64)
-    low, high = Frontiers(saes, n_resamples=200).at("a", "fvu", 16.000001).documents
+    low, high = Frontiers(saes, n_resamples=200).at("a", "fvu", 16.000001).items
     assert low < 16.0**-0.5 < high
 
 
@@ -112,7 +112,7 @@ def test_differences_and_areas_are_log_ratios():
     ):
         assert found.value == pytest.approx(math.log(0.9), rel=1e-9)
         assert found.seeds == pytest.approx((math.log(0.9),) * 2, rel=1e-6)
-        assert found.documents == pytest.approx((math.log(0.9),) * 2, rel=1e-6)
+        assert found.items == pytest.approx((math.log(0.9),) * 2, rel=1e-6)
         assert not found.holds_0
 
 
@@ -123,15 +123,15 @@ def test_the_interval_over_seeds_is_students():
     half = 4.302652729911275 * logs.std(ddof=1) / 3**0.5  # of a table, for 2 degrees of freedom
     assert found.seeds == pytest.approx((logs.mean() - half, logs.mean() + half), rel=1e-9)
     assert found.holds_0, "three seeds so far apart show nothing"
-    assert found.documents[1] < 0, "though the bootstrap alone would"
+    assert found.items[1] < 0, "though the bootstrap alone would"
 
 
 def test_pairing_takes_out_what_arms_have_in_common():
     """Documents that are hard for both arms widen each arm's interval, not the difference's."""
     curves = frontiers({"a": [0.9, 0.9], "b": [1.0, 1.0]}, scatter=0.3)
-    low, high = curves.at("a", "fvu", 30.0).documents
+    low, high = curves.at("a", "fvu", 30.0).items
     assert high - low > 0.02
-    low, high = curves.difference("a", "b", "fvu", 30.0).documents
+    low, high = curves.difference("a", "b", "fvu", 30.0).items
     assert high - low < 1e-9
 
 

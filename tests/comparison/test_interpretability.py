@@ -38,11 +38,11 @@ def test_a_mean_is_that_of_the_seeds_and_its_interval_of_one_seed_that_over_late
     means = [float(m.explained.lexical["latents/pearson"].double().mean()) for m in saes]
     spread = Interpretability(saes, 50.0).mean("a", PEARSON)
     assert spread.value == pytest.approx(np.mean(means))
-    assert spread.latents[0] < spread.value < spread.latents[1]
+    assert spread.items[0] < spread.value < spread.items[1]
     one = Interpretability(saes[:1], 50.0, n_resamples=4000).mean("a", PEARSON)
     values = saes[0].explained.lexical["latents/pearson"].tolist()
     expected = interval(values, [1.0] * 100, n_resamples=4000, seed=0)
-    assert one.latents == pytest.approx(expected[1:], abs=2e-3)
+    assert one.items == pytest.approx(expected[1:], abs=2e-3)
     assert np.isnan(one.seeds).all() and one.holds_0, "one seed shows nothing"
 
 

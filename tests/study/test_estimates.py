@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hfsae.evaluation.intervals import holm
 from hfsae.study.estimates import (
     N_PERMUTATIONS,
     compare,
     correlate,
-    holm,
     over_both,
     over_latents,
     reliability,
