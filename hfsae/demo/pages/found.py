@@ -53,7 +53,7 @@ class PresetSearch:
         def tell(what: str, done: int, n: int) -> None:
             if run.over:
                 raise _StoppedError
-            progress((done, n), desc=f"{done} of {n} {what}", unit=what)
+            progress(done / max(1, n), desc=f"{done} of {n} {what}")
 
         try:
             notice = _notice(search_presets(page.subject, tell))

@@ -80,7 +80,6 @@ class SteerPage(Page):
                 self.prompt = self.field("prompt", gr.Textbox, label="Prompt", **box(3))
                 self.choices, self.search = presets(self.subject), PresetSearch(self)
                 self.presets = panel(self.search.drawn(), elem_id="steer-examples")
-                self.searching = panel(elem_id="steer-searching")
                 with gr.Row(elem_classes="hf-buttons"):
                     self.run = gr.Button("Generate", variant="primary", min_width=120, scale=0)
                     self.stop = gr.Button("Stop", variant="stop", min_width=80, scale=0)
@@ -89,6 +88,7 @@ class SteerPage(Page):
                 chat = "Chat: the prompt is a message, answers go on turn by turn"
                 options: dict[str, Any] = {"visible": self.subject.has_chat, "container": False}
                 self.field("chat", gr.Checkbox, label=chat, **options)
+                self.searching = panel(elem_id="steer-searching")
             with gr.Column(scale=3, min_width=320):
                 self.chips = panel(self.draw_chips(at.Steer()), elem_id="steer-chips")
                 with gr.Row(elem_classes="hf-buttons"):
