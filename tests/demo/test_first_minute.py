@@ -57,6 +57,7 @@ def test_a_latent_from_elsewhere_takes_the_place_of_a_preset_and_its_texts_are_w
     page = visit("tab=steer")
     page.wait_for_selector("#steer-chips [data-chip='0']")
     page.get_by_role("tab", name="Map").click()
+    page.wait_for_selector("#map-all .hf-ready")  # what the page opens with is there
     page.get_by_label("Highlight", exact=True).fill("e")
     page.get_by_role("button", name="Highlight").click()
     page.locator("#map-found button[data-do=steer]:not([data-at='0'])").first.click()
