@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 import hfsae
 from hfsae.activations.spelling import spell, tokenise
@@ -29,6 +31,16 @@ def latents(tiny_lm, sae, seen):
     with torch.no_grad(), hfsae.capture(tiny_lm, ["layers.1"]) as activations:
         tiny_lm(torch.tensor([seen.tokens.ids]))
     return sae.encode(activations["layers.1"][0]).detach()
+
+
+def test_a_sentencepiece_token_keeps_the_space_that_its_decoder_drops():
+    """As with Gemma's tokenizer, whose tokens begin with a mark for a space."""
+    words = {word: i for i, word in enumerate(["<unk>", "\u2581the", "\u2581cat", "s"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Metaspace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    assert fast.decode([2]) == "cat"
+    assert spell(fast, [1, 2, 3]) == [" the", " cat", "s"]
 
 
 def test_tokens_have_texts_that_join_and_special_ones_their_names(tiny_tokenizer):
