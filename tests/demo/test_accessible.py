@@ -35,6 +35,11 @@ CHECK = """async () => {
 }"""
 
 
+# What Gradio draws anew fades in: colours half way there are nobody's to read.
+STILL = """() => !document.querySelector(".pending, .generating") && document.getAnimations().every(
+    (one) => one.playState !== "running" || one.effect.getComputedTiming().endTime === Infinity)"""
+
+
 @pytest.fixture(scope="module")
 def axe() -> str:
     """The script; the test is skipped where it is not installed."""
@@ -57,6 +62,7 @@ def test_axe_finds_nothing_serious_on_any_page(visit, axe, sae_folder, width, th
             page.get_by_role("button", name="Make a picture to share").click()
             page.wait_for_selector("#steer-share img")
         page.evaluate(UNFOLD)
+        page.wait_for_function(STILL)
         page.evaluate(axe)
         if violations := page.evaluate(CHECK):
             serious[query] = violations
