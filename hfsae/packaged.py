@@ -142,14 +142,28 @@ def _python() -> list[str]:
     return [text for text in texts if text.strip()]
 
 
-def _of_probes(name: str) -> list[str]:
-    """The different texts of a set of sae-probes, in its order."""
+PROBES = "sae-probes==0.4.2"
+
+
+def probe_rows(table: str) -> list[dict[str, str]]:
+    """The rows of a table of the package sae-probes; those of a set, "cleaned_data/NAME", have a
+    prompt and a target.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
     import pyarrow  # a dependency of an extra
 
-    folder = _required_folder("sae_probes", "sae-probes==0.4.2") / "data" / "cleaned_data"
-    packed = pyarrow.input_stream(str(folder / f"{name}.csv.zst"), compression="zstd")
-    rows = csv.DictReader(io.StringIO(packed.read().decode("utf-8", "replace"), newline=""))
-    return list(dict.fromkeys(row["prompt"].strip() for row in rows if row["prompt"].strip()))
+    path = _required_folder("sae_probes", PROBES) / "data" / f"{table}.csv.zst"
+    csv.field_size_limit(2**24)
+    packed = pyarrow.input_stream(str(path), compression="zstd")
+    return list(csv.DictReader(io.StringIO(packed.read().decode("utf-8"), newline="")))
+
+
+def _of_probes(name: str) -> list[str]:
+    """The different texts of a set of sae-probes, in its order."""
+    prompts = (row["prompt"].strip() for row in probe_rows(f"cleaned_data/{name}"))
+    return list(dict.fromkeys(filter(None, prompts)))
 
 
 class _Text(NamedTuple):

@@ -41,6 +41,7 @@ from .folder import home_of as home_of
 from .folder import is_of_a_run as is_of_a_run
 from .folder import load_plain as load_plain
 from .folder import load_trained as load_trained
+from .folder import names_apart as names_apart
 from .folder import norm_limits as norm_limits
 from .folder import note_remaking as note_remaking
 from .folder import remaking as remaking

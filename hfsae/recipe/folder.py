@@ -56,6 +56,18 @@ def alone(root: Path, homes: Iterable[Path]) -> Iterator[None]:
         yield
 
 
+def names_apart(folders: Sequence[Path]) -> list[str]:
+    """Each folder's path without the parts that all of them share."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(parts) == 1:
+        return [parts[0][-1]]
+    columns = [{*column} for column in zip(*parts, strict=False)]
+    shared = {i for i, names in enumerate(columns) if len(names) == 1}
+    return [
+        "/".join(p for i, p in enumerate(path) if i not in shared) or path[-1] for path in parts
+    ]
+
+
 def own_output_dir(recipe: Recipe) -> Path:
     """
     Raises:

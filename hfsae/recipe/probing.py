@@ -14,16 +14,17 @@ from .. import cards
 from ..attribution import uniformity
 from ..evaluation.probing import ProbeArguments, Probing, Task, packaged_tasks, probe, read_tasks
 from ..evaluation.probing.study import chosen_names, mean_interval
-from ..evaluation.probing.tasks import FAULTY, REQUIREMENT, packaged_names
+from ..evaluation.probing.tasks import FAULTY, packaged_names
 from ..lm import LoadedLM
 from ..machine.files import write_whole
 from ..machine.names import CARD, PROBING, PROBING_REPORT, TRAINING
 from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture, stamp
 from ..models import SAE
+from ..packaged import PROBES
 from ..training.trainer import sum_products_in_float32
 from .fields import LMArguments
-from .folder import alone, load_trained, norm_limits
+from .folder import alone, load_trained, names_apart, norm_limits
 from .stages import load
 
 PACKAGED = "packaged"
@@ -48,7 +49,9 @@ def probe_folders(
     Raises:
         ValueError: SAEs of different language models, unusable tasks, or a package that is missing.
     """
-    saes = {_name(folder, folders): load_trained(folder) for folder in folders}
+    folders = [*dict.fromkeys(folder.resolve() for folder in folders)]
+    names = names_apart(folders)
+    saes = {name: load_trained(folder) for name, folder in zip(names, folders, strict=True)}
     lm_of = _common_lm(saes)
     for folder in folders:
         refuse_mixture(folder, [TRAINING])
@@ -79,13 +82,6 @@ def probe_folders(
     for (name, sae), folder in zip(saes.items(), folders, strict=True):
         _save(result, folder, {**about, "sae": name, "site": sae.config.places[0]})
     return result
-
-
-def _name(folder: Path, folders: Sequence[Path]) -> str:
-    """A folder's own name where that tells it from the others."""
-    names = [other.resolve().name for other in folders]
-    name = folder.resolve().name
-    return name if names.count(name) == 1 else str(folder)
 
 
 def _common_lm(saes: dict[str, SAE]) -> dict[str, Any]:
@@ -164,7 +160,7 @@ def _packed(
 def _source(tasks: str) -> str:
     if tasks == PACKAGED:
         left_out = ", ".join(f"{number} ({why})" for number, why in FAULTY.items())
-        return f"{REQUIREMENT}, binary sets without {left_out}"
+        return f"{PROBES}, binary sets without {left_out}"
     return Path(tasks).name if Path(tasks).exists() else tasks
 
 

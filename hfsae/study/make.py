@@ -28,7 +28,7 @@ from ..machine.names import (
 from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture, stamp
 from ..models import SAE
-from ..recipe import Recipe, home_of, load, load_trained, norm_limits, read_rows
+from ..recipe import Recipe, home_of, load, load_trained, names_apart, norm_limits, read_rows
 from ..recipe.carried import read_recipe
 from ..recipe.text import token_bar
 from ..training.trainer import make_accelerator, sum_products_in_float32
@@ -256,7 +256,7 @@ def _silent(
 def _described(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Name, L0 and weights of each SAE; L0s far apart are worth a warning."""
     saes = []
-    for folder, name in zip(folders, names_of(folders), strict=True):
+    for folder, name in zip(folders, names_apart(folders), strict=True):
         path = folder / EVALUATION
         l0 = _l0(read_json(path)) if path.is_file() else None
         saes.append({"name": name, "l0": l0, **stamp(folder)})
@@ -274,15 +274,3 @@ def _l0(evaluation: dict[str, Any]) -> float | None:
         return round(float(evaluation["metrics"]["l0"]["value"]), 2)
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def names_of(folders: Sequence[Path]) -> list[str]:
-    """Each folder's path without the parts that all of them share."""
-    parts = [folder.resolve().parts for folder in folders]
-    if len(parts) == 1:
-        return [parts[0][-1]]
-    columns = [{*column} for column in zip(*parts, strict=False)]
-    shared = {i for i, names in enumerate(columns) if len(names) == 1}
-    return [
-        "/".join(p for i, p in enumerate(path) if i not in shared) or path[-1] for path in parts
-    ]

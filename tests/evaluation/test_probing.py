@@ -263,13 +263,26 @@ def jsonl(tmp_path):
 def test_saes_in_folders_are_probed_side_by_side(tmp_path, loads, jsonl, capsys):
     pytest.importorskip("sklearn")
     a, b = run(tiny_recipe(tmp_path / "out", saes={"a": {"target_l0": 3}, "b": {"target_l0": 5}}))
-    argv = ["probe", str(a), str(b), "--tasks", str(jsonl), "--n_texts", "100", "--k", "1", "3"]
-    argv += ["--uniformity_tokens", "9"]
+    argv = [
+        "probe",
+        str(a),
+        str(b),
+        str(a),
+        "--tasks",
+        str(jsonl),
+        "--n_texts",
+        "100",
+        "--k",
+        "1",
+        "3",
+    ]
+    argv += ["--k", "1", "3", "--uniformity_tokens", "9"]
     assert main([*argv, "--text_column", "said", "--label_column", "kind"]) == 0
     shown = capsys.readouterr().out
     records = [json.loads((folder / "probing.json").read_text()) for folder in (a, b)]
     assert records[0]["means"] == records[1]["means"]
-    assert [record["sae"] for record in records] == ["a", "b"]
+    assert [record["sae"] for record in records] == ["a", "b"], "one that is named twice, once"
+    assert records[0]["saes"] == ["a", "b"]
     (one, *_) = probing_section(b)["rows"]
     own = next(m for m in records[1]["means"] if (m["features"], m["k"]) == ("b", 1))
     assert one["own"].split(",")[0] == f"{own['auc'][0]:.3f}"

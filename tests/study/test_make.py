@@ -12,8 +12,8 @@ from hfsae import Refused
 from hfsae.activations import TextArguments
 from hfsae.cli import main
 from hfsae.explain.reading import Reading, read
-from hfsae.recipe import run
-from hfsae.study.make import _plain, _visible, items_of, names_of
+from hfsae.recipe import names_apart, run
+from hfsae.study.make import _plain, _visible, items_of
 from hfsae.study.plan import Plan, StudyArguments
 
 from ..conftest import every_lm_is
@@ -105,8 +105,8 @@ def test_too_little_text_is_refused_with_what_would_help(planted, reading):
 
 def test_names_are_the_parts_of_paths_that_differ(tmp_path):
     folders = [tmp_path / arm / "seed_0" / "sae" for arm in ("jumprelu", "topk")]
-    assert names_of(folders) == ["jumprelu", "topk"]
-    assert names_of(folders[:1]) == ["sae"]
+    assert names_apart(folders) == ["jumprelu", "topk"]
+    assert names_apart(folders[:1]) == ["sae"]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from ..export import files_of
 from ..look import latent_of
 from ..parts import html, number, panel, percent
 from ..presets import clearest
-from .page import App, Page, Updates, whole
+from .page import LATENT_BOX, App, Page, Updates, whole
 
 _EMPTY = html("empty", "Give a number, or take a random latent.")
 
@@ -25,16 +25,7 @@ class FeaturePage(Page):
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
         with gr.Row(elem_classes="hf-buttons"):
-            self.latent = self.field(
-                "latent",
-                gr.Textbox,
-                label="Latent",
-                placeholder="number or word",
-                max_length=40,
-                min_width=170,
-                scale=0,
-                max_lines=1,
-            )
+            self.latent = self.field("latent", gr.Textbox, **LATENT_BOX)
             self.previous = gr.Button("Previous", min_width=90, scale=0)
             self.next = gr.Button("Next", min_width=90, scale=0)
             self.random = gr.Button("Random", min_width=90, scale=0)

@@ -14,6 +14,14 @@ from ..address import Address, Steer, page_of, to_query
 from ..parts import html
 
 Updates = dict[Any, Any]
+LATENT_BOX: dict[str, Any] = {
+    "label": "Latent",
+    "placeholder": "number or word",
+    "max_length": 40,
+    "min_width": 170,
+    "scale": 0,
+    "max_lines": 1,
+}
 
 
 class Page:

@@ -22,7 +22,7 @@ from ..rows import as_rows, check_latent
 from ..runs import Run, Runs
 from ..settings import NAMES
 from .found import PresetSearch
-from .page import App, Page, Updates, box, whole
+from .page import LATENT_BOX, App, Page, Updates, box, whole
 from .share import Share
 from .strength import StrengthSearch
 
@@ -92,14 +92,7 @@ class SteerPage(Page):
             with gr.Column(scale=3, min_width=320):
                 self.chips = panel(self.draw_chips(at.Steer()), elem_id="steer-chips")
                 with gr.Row(elem_classes="hf-buttons"):
-                    self.new = gr.Textbox(
-                        label="Latent",
-                        placeholder="number or word",
-                        max_length=40,
-                        min_width=170,
-                        scale=0,
-                        max_lines=1,
-                    )
+                    self.new = gr.Textbox(**LATENT_BOX)
                     self.add = gr.Button("Add", min_width=80, scale=0)
                     self.random = gr.Button("Add random", min_width=130, scale=0)
         self._settings()

@@ -7,8 +7,6 @@
 Several classes give a task each: one against the rest.
 """
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,12 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...machine.refused import Refused, one_line
-from ...packaged import package_folder
+from ...packaged import PROBES, package_folder, probe_rows
 
 LEAST = 50
 """Texts of each class that a task needs."""
 MOST_CLASSES = 10
-REQUIREMENT = "sae-probes==0.4.2"
 _LONGEST_LINE = 2**20
 FAULTY = {
     "161": "its negatives are source code",
@@ -149,8 +146,12 @@ def packaged_names() -> list[str]:
     Raises:
         ValueError: the package is not installed; the sentence has the command.
     """
-    with _opened(_folder() / "data" / "probing_datasets_MASTER.csv.zst") as file:
-        rows = list(csv.DictReader(file))
+    if package_folder("sae_probes") is None:
+        raise Refused(
+            f"the packaged sets are not installed: `pip install --no-deps {PROBES}`; or give "
+            "--tasks FILE.jsonl"
+        )
+    rows = probe_rows("probing_datasets_MASTER")
     files = [row["Dataset save name"] for row in rows if row["Data type"] == _BINARY]
     names = [Path(file).name.partition(".")[0] for file in files]
     return [name for name in names if name.partition("_")[0] not in FAULTY]
@@ -162,29 +163,10 @@ _BINARY = "Binary Classification"
 def packaged_tasks(names: Sequence[str]) -> Iterator[Task]:
     """The packaged sets of these names; those with too few texts once duplicates are dropped are
     left out."""
-    csv.field_size_limit(2**24)
     for name in names:
-        with _opened(_folder() / "data" / "cleaned_data" / f"{name}.csv.zst") as file:
-            rows = list(csv.DictReader(file))
+        rows = probe_rows(f"cleaned_data/{name}")
         try:
             tasks = binary_tasks(name, [r["prompt"] for r in rows], [r["target"] for r in rows])
         except Refused:
             continue
         yield from tasks
-
-
-def _folder() -> Path:
-    folder = package_folder("sae_probes")
-    if folder is None:
-        raise Refused(
-            f"the packaged sets are not installed: `pip install --no-deps {REQUIREMENT}`; or give "
-            "--tasks FILE.jsonl"
-        )
-    return folder
-
-
-def _opened(path: Path) -> io.TextIOWrapper:
-    import pyarrow
-
-    compressed = pyarrow.input_stream(str(path), compression="zstd")
-    return io.TextIOWrapper(io.BytesIO(compressed.read()), encoding="utf-8", newline="")
