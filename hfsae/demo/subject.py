@@ -85,6 +85,11 @@ class Choice(NamedTuple):
     l0: float | str | None = None
     revision: str | None = None
 
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it is the SAE in this package, however its folder is written."""
+        return Path(self.source).resolve() == SHIPPED_SAE.resolve()
+
 
 def default_source() -> str:
     """The default SAE: the quickstart's, or else the small one in this package."""
@@ -321,13 +326,13 @@ def open_subject(
 def _shown_name(choice: Choice) -> str:
     """No path of this machine: pages are shown to others."""
     path = Path(choice.source)
-    if path == SHIPPED_SAE:
+    if choice.is_shipped:
         return "the small SAE that comes with hfsae"
     return path.name if path.is_absolute() else choice.source
 
 
 def _in_python(choice: Choice) -> str:
-    if Path(choice.source) == SHIPPED_SAE:
+    if choice.is_shipped:
         return "hfsae.load(hfsae.packaged.SHIPPED_SAE)"
     which = _without_source(choice)
     options = [f"{name}={value!r}" for name, value in which.items() if value]
@@ -345,10 +350,10 @@ def _label_home(choice: Choice, subject: Subject) -> Path | None:
     """Where labels go: beside a user's own SAE, else under HFSAE_HOME; nowhere on a Space."""
     if _is_shown_to_others():
         return None
-    if Path(choice.source).is_dir() and Path(choice.source) != SHIPPED_SAE:
+    if Path(choice.source).is_dir() and not choice.is_shipped:
         return subject.folder
     home = Path(os.environ.get("HFSAE_HOME", Path.home() / ".cache" / "hfsae"))
-    parts = ["shipped" if Path(choice.source) == SHIPPED_SAE else choice.source, choice.subfolder]
+    parts = ["shipped" if choice.is_shipped else choice.source, choice.subfolder]
     picked = {"layer": choice.layer, "width": choice.width, "l0": choice.l0}
     picked |= {"revision": choice.revision}
     parts += [f"{name}_{value}" for name, value in picked.items() if value is not None]

@@ -20,6 +20,7 @@ from hfsae.demo.look import latent_of
 from hfsae.demo.pages.feature import FeaturePage
 from hfsae.demo.settings import Steering
 from hfsae.demo.subject import Subject, default_source
+from hfsae.packaged import SHIPPED_SAE
 
 from .conftest import D_SAE, HOSTILE
 
@@ -291,6 +292,18 @@ def test_a_label_is_kept_beside_the_sae_and_can_be_taken_away(sae_folder, tmp_pa
     assert hfsae.features.read_labels(copy)[7] == "rain"
     actions.save_label(7, "")
     assert 7 not in hfsae.features.read_labels(copy) and actions.subject.label(7) == ""
+
+
+def test_labels_of_the_packaged_sae_stay_out_of_the_package_by_whatever_path_it_is_opened(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HFSAE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(SHIPPED_SAE.parent)
+    (tmp_path / "link").symlink_to(SHIPPED_SAE)
+    for source in (SHIPPED_SAE.name, str(tmp_path / "link"), str(SHIPPED_SAE)):
+        subject = open_subject(Choice(source), with_lm=False)
+        assert subject.label_home == tmp_path / "home" / "labels" / "shipped", source
+        assert subject.in_python == "hfsae.load(hfsae.packaged.SHIPPED_SAE)"
 
 
 def test_labels_of_a_repository_are_shown_and_ones_own_go_before_them(
