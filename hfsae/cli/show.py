@@ -98,8 +98,10 @@ def _summary(folder: Path, name: str) -> str:
         rates = {"harvest": harvested, "train": record["n_tokens"]}
         harvest, train = (f"{rates[k] / max(seconds[k], 0.1):,.0f} tok/s" for k in rates)
         memory = record["peak_memory_bytes"] / 1e9
+        passes = record.get("shuffle", {}).get("passes", 1)
+        of_which = f" ({harvested:,} of the text, {passes} passes)" if passes > 1 else ""
         return (
-            f"{name}: trained on {record['n_tokens']:,} activations in "
+            f"{name}: trained on {record['n_tokens']:,} activations{of_which} in "
             f"{sum(seconds[key] for key in rates):.0f} s (harvest {harvest}, SAE {train}), "
             f"peak memory {memory:.1f} GB"
         )

@@ -1,12 +1,14 @@
 """How good the SAEs are that each library trains from the same tokens.
 
-    python scripts/bench/quality.py FOLDER --peers PEERS [--tokens 131072] [--seeds 3]
+    python scripts/bench/quality.py FOLDER --peers PEERS [--tokens 131072] [--seeds 3] [--passes 2]
 
 Every library trains SAEs of the same width and L0 on the same activations of SmolLM2 in the same
 order, in batches of the same size, each with its own start, loss, optimiser and schedule. Rates are
 a factor of 2 apart; neighbours of the best are tried until both are worse. The rate with the lowest
 FVU on validation documents is taken, and FVU is reported on test documents, at the L0 asked for
 (thresholds times one factor, found on validation), over the seeds.
+With `--passes 2` every library trains twice on each 131,072 tokens, the second time in another
+order, as `shuffle.passes` does: the language model, often the larger cost, runs once.
 PEERS is what `scripts/interop/environments.sh PEERS saelens dictionary_learning sparsify` made.
 Results lie in FOLDER, one file a run, and are not made again.
 """
@@ -45,6 +47,7 @@ def main() -> None:
     parser.add_argument("--d_sae", type=int, default=2048)
     parser.add_argument("--l0", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--recipe", default="quickstart", help="model, text, site")
     parser.add_argument("--only", nargs="*", default=[], metavar="LIBRARY.NAME")
     args = parser.parse_args()
@@ -61,7 +64,8 @@ def main() -> None:
             continue
         rows.append(_measured(args, activations, library, name))
     rows.sort(key=lambda row: row[0])
-    print(f"\n{args.tokens:,} tokens, {args.d_sae:,} latents, L0 {args.l0}, batch {BATCH}\n")
+    tokens = f"{args.tokens:,} tokens" + (f" {args.passes} times" if args.passes > 1 else "")
+    print(f"\n{tokens}, {args.d_sae:,} latents, L0 {args.l0}, batch {BATCH}\n")
     head = ["library, variant", "rate", "FVU on test", "L0", "dead", "seconds"]
     print(table([head, *(row[1] for row in rows)]))
 
@@ -127,9 +131,8 @@ def _run(
     args: argparse.Namespace, activations: Path, library: str, name: str, rate: float, seed: int
 ) -> dict:
     """One SAE: from its file, or trained now by the library's own Python."""
-    path = (
-        args.folder / f"{args.tokens}-{args.d_sae}-{args.l0}-{library}-{name}-{rate:g}-{seed}.json"
-    )
+    tokens = f"{args.tokens}" if args.passes == 1 else f"{args.tokens}x{args.passes}"
+    path = args.folder / f"{tokens}-{args.d_sae}-{args.l0}-{library}-{name}-{rate:g}-{seed}.json"
     if not path.exists():
         python = sys.executable
         if library != "hfsae":
@@ -137,6 +140,7 @@ def _run(
         command = [python, str(Path(__file__).with_name("quality_sides.py")), library, name]
         command += ["--activations", str(activations), "--rate", str(rate), "--seed", str(seed)]
         command += ["--d_sae", str(args.d_sae), "--l0", str(args.l0), "--batch", str(BATCH)]
+        command += ["--passes", str(args.passes)]
         ran = subprocess.run([*command, "--output", str(path)], capture_output=True, text=True)
         if ran.returncode:
             sys.exit(f"{library}, {name}, rate {rate:g}: {ran.stderr.strip().splitlines()[-1]}")

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 WARMUP, DECAY = 30, 0.25  # steps; share of all steps
+BUCKET = 131_072  # activations that are passed over several times before the next come
 _AT_ONCE = 2048
 
 
@@ -100,6 +101,7 @@ def hfsae(problem: Problem, name: str, changes: dict | None = None) -> Trained:
     args = recipe.training
     args.n_tokens, args.batch_size = len(problem.train), problem.batch
     args.learning_rate, args.save_steps = problem.rate, 0
+    args.warm_start_l0 = 1.0  # the quickstart's 2 leaves fewer silent, and has an FVU 1 % larger
     for field, value in (changes or {}).items():
         setattr(args, field, value)
     with tempfile.TemporaryDirectory() as folder:
@@ -246,6 +248,17 @@ SIDES: dict[str, dict[str, Callable[[Problem], Trained]]] = {
 }
 
 
+def again(x: Tensor, passes: int) -> Tensor:
+    """Each bucket in the order of the file, then `passes - 1` times in other orders."""
+    if passes == 1:
+        return x
+    generator, parts = torch.Generator().manual_seed(0), list[Tensor]()
+    for bucket in x.split(BUCKET):
+        orders = (torch.randperm(len(bucket), generator=generator) for _ in range(passes - 1))
+        parts += [bucket, *(bucket[order] for order in orders)]
+    return torch.cat(parts)
+
+
 @torch.no_grad()
 def measure(trained: Trained, x: Tensor, factor: float) -> dict[str, float]:
     """FVU, pooled; mean L0; share of latents that never fired."""
@@ -293,13 +306,14 @@ def main() -> None:
     parser.add_argument("--activations", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rate", type=float, required=True)
-    for name in ("d_sae", "l0", "batch", "seed"):
+    for name in ("d_sae", "l0", "batch", "seed", "passes"):
         parser.add_argument(f"--{name}", type=int, required=True)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     tensors = load_file(args.activations)
-    problem = Problem(tensors["train"], args.batch, args.d_sae, args.l0, args.rate, args.seed)
+    train = again(tensors["train"], args.passes)
+    problem = Problem(train, args.batch, args.d_sae, args.l0, args.rate, args.seed)
     start = time.perf_counter()
     trained = SIDES[args.library][args.name](problem)
     seconds = time.perf_counter() - start
