@@ -43,7 +43,9 @@ PAGES: dict[str, type[Page]] = {
     "compare": ComparePage,
     "about": AboutPage,
 }
-_SCRIPTS = [Path(__file__).with_name(name) for name in ("page.js", "map.js", "lists.js")]
+_SCRIPTS = [
+    Path(__file__).with_name(name) for name in ("page.js", "focus.js", "map.js", "lists.js")
+]
 _HEAD = "".join(f"<script>{path.read_text(encoding='utf-8')}</script>" for path in _SCRIPTS)
 # Gradio compiles its templates in the browser, and has inline script and style: both need
 # 'unsafe-'. Nothing is loaded from elsewhere, sent there, or framed.

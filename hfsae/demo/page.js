@@ -22,6 +22,7 @@ window.hfsae = {
     const asked = this.asked;
     this.asked = "";
     if (isAnother) this.show("[role=tablist]", 0.6);
+    if (isAnother) setTimeout(() => this.arrive(), 100); // once its page is hidden
     if (asked === "steer" && tab === "steer") this.show("#steer-chips", 0.6);
     else if (asked === "token") this.show("#inspect-latents", 0.8);
     else if (!isAnother || asked === "tour") this.show(this.results[tab], 0.7);
@@ -44,6 +45,7 @@ window.hfsae = {
   tour() {
     const hidden = document.documentElement.classList.toggle("hf-toured");
     try { localStorage.setItem("hfsae-tour", hidden ? "hidden" : "shown"); } catch (error) { /* private mode */ }
+    document.querySelector(hidden ? "#header [data-local=tour]" : "#tour button").focus();
   },
   // Called with a panel when something new was put into it; `onDrawn` has what to do then.
   onDrawn: [],

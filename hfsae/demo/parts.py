@@ -52,7 +52,7 @@ element.addEventListener('change', (event) => {
     if (!node.dataset.change) return;
     // what will be refused gives way to what holds
     if (rangeOverflow || rangeUnderflow || typed === '') node.value = node.defaultValue;
-    send(node.dataset.change, node, typed);
+    hfsae.settle(() => send(node.dataset.change, node, typed));
 });
 """
 

@@ -73,6 +73,7 @@ def test_from_a_token_to_its_latent_to_a_steered_text_to_a_link(visit):
     page.wait_for_selector(f"#feature-main h2:has-text('Latent {latent}')")
     page.wait_for_url(re.compile(f"tab=feature&latent={latent}"))
     page.get_by_role("button", name="Steer it").click()
+    page.wait_for_url(re.compile("run=1"))  # the strength found for it is set by now
     chip = page.locator(f"#steer-chips [data-chip='{latent}']")
     chip.get_by_label(f"strength of latent {latent}", exact=True).fill("6")
     chip.get_by_label(f"strength of latent {latent}", exact=True).press("Enter")

@@ -75,7 +75,8 @@ class HealthPage(Page):
 
     def wire(self, app: App) -> None:
         """Each button fills its own panel."""
-        app.on([self.run.click], self._measure, self, progress_on=[self.measured])
+        measure = [self.run.click, self.text.submit]
+        app.on(measure, self._measure, self, progress_on=[self.measured])
         app.on(
             [self.compare.click, self.versus.submit],
             self._compare,

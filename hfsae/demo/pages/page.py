@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import gradio as gr
 from gradio.components import Component
@@ -172,15 +173,22 @@ class App:
         *,
         leads_to: Sequence[str] = (),
         progress_on: Any = None,
+        trigger_mode: Literal["once", "multiple"] = "once",
     ) -> Any:
-        """When something with data-do is clicked: show `to(do, at, to, *values)`."""
+        """When something with data-do is clicked: show `to(do, at, to, *values)`.
+
+        Args:
+            trigger_mode: "once" leaves out what is clicked before the answer to an earlier click;
+                "multiple" answers all.
+        """
 
         def handler(event: gr.EventData, *values: Any) -> Updates:
             data = event._data if isinstance(event._data, dict) else {}
             request = [str(data.get(name) or "") for name in ("do", "at", "to")]
             return self._guarded(page, to, request, values)
 
-        return self._bind(panel.select, handler, page, leads_to, progress_on)
+        select = partial(panel.select, trigger_mode=trigger_mode)
+        return self._bind(select, handler, page, leads_to, progress_on)
 
     def follow(self, triggers: Sequence[Callable[..., Any]], page: Page) -> None:
         """When one of the page's fields changes, update the link: one answer at a time, so that the

@@ -225,12 +225,13 @@ class SteerPage(Page):
             api_visibility="private",
             trigger_mode="always_last",
         )
-        app.on_select(self.chips, self._changed, self, leads_to=("feature",))
+        chips: dict[str, Any] = {"leads_to": ("feature",), "trigger_mode": "multiple"}
+        app.on_select(self.chips, self._changed, self, **chips)
         self.then_run(app.on_select(self.presets, self._preset, self))
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         outputs = [self.strength.added, *app.outputs("steer")]
         for trigger in (self.add.click, self.new.submit):
-            trigger(self._add, [self.new, *self.inputs], outputs, **quietly)
+            trigger(self._add_typed, [self.new, *self.inputs], [self.new, *outputs], **quietly)
         self.random.click(self._add_random, self.inputs, outputs, **quietly)
         for trigger in (self.reply.submit, self.send.click):
             self.then_run(
@@ -292,6 +293,11 @@ class SteerPage(Page):
             return shown | {self.output: ""} | self.strength.note(latent)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
+
+    def _add_typed(self, typed: Any, *values: Any) -> Updates:
+        """The box is emptied, unless what it holds is refused."""
+        updates = self._add(typed, *values)
+        return updates | {self.new: ""} if self.chips in updates else updates
 
     def _add_random(self, *values: Any) -> Updates:
         return self._add(self.actions.random_latent()["latent"], *values)
