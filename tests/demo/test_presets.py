@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
+import gradio as gr
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
 
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
+from hfsae.demo.pages.found import PresetSearch
 from hfsae.demo.presets import (
     PROMPT,
     can_search,
@@ -106,3 +109,24 @@ def test_no_search_is_offered_where_it_could_not_be_made_or_kept(
     if source == "no store":
         subject.store = None
     assert not can_search(subject)
+
+
+def test_a_second_click_begins_no_second_search_and_another_window_is_told(
+    sae_folder, tmp_path, monkeypatch
+):
+    subject = open_subject(Choice(str(shutil.copytree(sae_folder, tmp_path / "sae"))))
+    page = SimpleNamespace(subject=subject, choices=[], notice="notice", presets="presets")
+    own, other = (SimpleNamespace(session_hash=name) for name in ("own", "other"))
+    search, answers = PresetSearch(page), []
+
+    def clicked_meanwhile(subject, tick):
+        answers.extend(search._ask(session) for session in (own, other))
+        tick("latents tried", 1, 2)  # of a search that was requested anew it would raise
+        return 1
+
+    monkeypatch.setattr("hfsae.demo.pages.found.search_presets", clicked_meanwhile)
+    assert search._ask(own) == ""
+    drawn = search._search(own, lambda *_, **__: None)
+    assert "1 presets that work" in drawn["notice"]
+    assert answers[0] == gr.skip() and "Another window" in answers[1]
+    assert search._ask(own) == ""

@@ -14,6 +14,10 @@ _NONE = (
     "No latent that was tried steers with three of three seeds; nothing is written. "
     "“hfsae presets FOLDER --n_candidates 100” tries more."
 )
+_UNDER_WAY = (
+    "Another window has begun a search already; it goes on, "
+    "and its presets are offered here when it ends."
+)
 
 
 class PresetSearch:
@@ -21,6 +25,7 @@ class PresetSearch:
 
     def __init__(self, page: Any) -> None:
         self.page, self.runs = page, Runs()
+        self.searcher = ""  # the session whose search is under way; a reloaded page is another
 
     def drawn(self) -> str:
         """The presets to click, and the search, where there can be one."""
@@ -31,7 +36,7 @@ class PresetSearch:
         """A button begins it."""
         options: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
         page = self.page
-        page.presets.find(self._ask, None, None, queue=False, **options).then(
+        page.presets.find(self._ask, None, page.notice, queue=False, **options).then(
             self._search,
             None,
             [page.notice, page.presets, page.searching],
@@ -40,21 +45,29 @@ class PresetSearch:
             **options,
         )
 
-    def _ask(self, request: gr.Request) -> None:
+    def _ask(self, request: gr.Request) -> Any:
+        """A second click begins nothing: the search would start from the beginning."""
+        session = str(request.session_hash)
+        if session == self.searcher:
+            return gr.skip()
         if can_search(self.page.subject):
-            self.runs.ask(str(request.session_hash))
+            self.runs.ask(session)
+        return html("said", _UNDER_WAY) if self.searcher else ""
 
     def _search(self, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Updates:
         session, page = str(request.session_hash), self.page
         run = self.runs.begin(session)
-        if run is None or not can_search(page.subject):
+        if run is None:
             return {page.presets: self.drawn()}
+        if not can_search(page.subject):
+            return {page.notice: "", page.presets: self.drawn()}
 
         def tell(what: str, done: int, n: int) -> None:
             if run.over:
                 raise _StoppedError
             progress(done / max(1, n), desc=f"{done} of {n} {what}")
 
+        self.searcher = session
         try:
             notice = _notice(search_presets(page.subject, tell))
             page.choices = presets(page.subject)
@@ -63,6 +76,7 @@ class PresetSearch:
         except _StoppedError:
             notice = html("said", "The search for presets was stopped; nothing is written.")
         finally:
+            self.searcher = ""
             self.runs.end(session, run)
         return {page.notice: notice, page.presets: self.drawn()}
 
