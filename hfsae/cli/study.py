@@ -12,26 +12,27 @@ from .app import refuse_port
 from .parsing import VerbParser, verb_parser
 
 _DEFAULT = StudyArguments()
-_DOES = "make, rate, close, report"
+_DOES = "make, rate, space, close, report"
 _FIRST_PORT = 7870
 
 
 def study_verb(argv: list[str]) -> None:
     """Let people rate latents, blind to which SAE and latent they see: `make FOLDER ...` draws
     latents, random directions, repeats and intruders, and writes a plan with its hash; `rate STUDY`
-    serves a page for several raters; `close STUDY` ends it; `report STUDY` writes means and
-    differences with intervals, agreement, controls, and correlations with automated scores.
+    serves a page for several raters, `space STUDY NAME/SPACE` puts it on the Hub; `close STUDY`
+    ends it; `report STUDY` writes means and differences with intervals, agreement, controls, and
+    correlations with automated scores.
     """
-    does = {"make": _make, "rate": _rate, "close": _close, "report": _report}
+    does = {"make": _make, "rate": _rate, "space": _space, "close": _close, "report": _report}
     if argv and argv[0] in does:
         does[argv[0]](argv[1:])
         return
-    parser = verb_parser(
-        "study", "make FOLDER ... | rate STUDY | close STUDY | report STUDY", study_verb
-    )
+    usage = "make FOLDER ... | rate STUDY | space STUDY SPACE | close STUDY | report STUDY"
+    parser = verb_parser("study", usage, study_verb)
     parser.examples = (
         "hfsae study make runs/jumprelu runs/topk --output_dir studies/mine",
         "hfsae study rate studies/mine --host 0.0.0.0 --code WORD",
+        "hfsae study space studies/mine me/rating --answers me/answers",
         "hfsae study close studies/mine",
         "hfsae study report studies/mine",
     )
@@ -115,6 +116,30 @@ def _free_port(host: str) -> int:
             refuse_port(host, port)
             return port
     return _FIRST_PORT
+
+
+def _space(argv: list[str]) -> None:
+    parser = _parser(
+        "space",
+        "STUDY NAME/SPACE --answers NAME/DATASET",
+        "Put the page on a Hugging Face Space; the plan and the answers are in a private data set. "
+        "New repositories are private. The token is the one from `hf auth login`, or HF_TOKEN.",
+    )
+    parser.add("study", type=str, help="what `hfsae study make` wrote")
+    parser.add("space", type=str, help="Space on the Hub, as name/space")
+    parser.add("--answers", type=str, required=True, help="data set on the Hub, as name/dataset")
+    parser.add("--wheel", type=str | None, help="of hfsae, where its version is not on PyPI")
+    parser.add("--dry_run", action="store_true", help="print what would be sent, and stop")
+    options = parser.parse(argv)
+    wheel = options.pop("wheel")
+    from ..study.space import push_space
+
+    push_space(
+        Path(options.pop("study")),
+        **options,
+        wheel=wheel and Path(wheel),
+        tell=lambda text: print(printable_lines(text), flush=True),
+    )
 
 
 def _close(argv: list[str]) -> None:

@@ -16,6 +16,7 @@ from .download import remember_revision as remember_revision
 from .outgoing import files_to_publish as files_to_publish
 from .outgoing import is_sae as is_sae
 from .outgoing import published as published
+from .space import requirement as requirement
 from .space import write_space as write_space
 from .suite import SAEEntry as SAEEntry
 from .suite import beside as beside

@@ -76,7 +76,7 @@ def write_space(
     arguments += [f"{name}={value!r}" for name, value in options.items()] + ["mcp=True"]
     files = {
         "app.py": _APP.format(package=__name__.partition(".")[0], arguments=", ".join(arguments)),
-        "requirements.txt": _requirement() + "\n",
+        "requirements.txt": requirement("demo") + "\n",
         CARD: _readme(title, sae, base_model),
     }
     requirements = folder / "requirements.txt"
@@ -88,11 +88,12 @@ def write_space(
     return folder
 
 
-def _requirement() -> str:
+def requirement(extra: str) -> str:
+    """The line of requirements.txt for this version of hfsae, or a later one, with an extra."""
     try:
-        return f"hfsae[demo]>={version('hfsae')}"
+        return f"hfsae[{extra}]>={version('hfsae')}"
     except PackageNotFoundError:  # a clone on the path
-        return "hfsae[demo]"
+        return f"hfsae[{extra}]"
 
 
 def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:

@@ -4,6 +4,8 @@ make        items of SAEs in folders, settled and hashed before the first answer
 plan        the items, their blocks, and each rater's order
 answers     a file a rater, to which each answer is appended
 server      the page, which shows an item's windows and nothing of what it is
+space       a Space for the page, and a private data set for the plan and the answers
+hosted      the page there
 agreement   how far raters agree
 estimates   means, differences and correlations, with intervals
 results     the figures of a study

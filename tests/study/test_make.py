@@ -152,7 +152,7 @@ def test_the_verb_makes_a_study_of_a_run_and_tells_how_it_goes_on(
         (["make", "FOLDER", "--explained"], "explanations.parquet is missing"),
         (["make", "nowhere"], "nowhere"),
         (["rate", "nowhere"], "no study in 'nowhere': `hfsae study make` makes one"),
-        (["vote"], "hfsae study does make, rate, close, report; got 'vote'"),
+        (["vote"], "hfsae study does make, rate, space, close, report; got 'vote'"),
     ],
 )
 def test_bad_input_is_one_sentence(

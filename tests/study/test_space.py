@@ -1,0 +1,188 @@
+"""A study on a Space: no file of it tells what is rated, answers reach the data set, and a
+restarted Space resumes."""
+
+import os
+import re
+import shutil
+import signal
+import threading
+import urllib.error
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("uvicorn")
+
+from hfsae import Refused
+from hfsae.cli import main
+from hfsae.study import hosted
+from hfsae.study.answers import ledgers, open_ledger
+from hfsae.study.plan import Plan
+from hfsae.study.report import close
+from hfsae.study.space import push_space
+
+from ..demo.conftest import free_port
+from ..loopback_hub import LoopbackHub
+from .conftest import NAMES, a_plan, answer_all, serving
+from .test_server import call, choice_of
+
+SPACE, ANSWERS, WRITE = "alice/rating", "alice/answers", "hf_write"
+WORDS = ("sae", "latent", "densit", "control", "direction", "intruder", "sparse", "random")
+
+
+@pytest.fixture
+def pushed(hub: LoopbackHub, study: Path) -> Path:
+    push_space(study, SPACE, ANSWERS, token=WRITE, tell=lambda text: None)
+    return study
+
+
+def answer_one(url: str) -> str:
+    """Ada's answer to her next item; the item."""
+    _, page = call(f"{url}item?rater=ada", **{"X-Code": "word"})
+    body = {"rater": "ada", "item": page["item"], "answer": choice_of(page)}
+    assert call(f"{url}answer", body, **{"X-Code": "word"})[0] == 200
+    return page["item"]
+
+
+def answered(hub: LoopbackHub) -> list[str]:
+    """Ada's items in the data set."""
+    text = hub.read_file(ANSWERS, "answers/ada.jsonl", kind="datasets").decode()
+    return re.findall(r'"item": "(\w+)"', text)
+
+
+def test_a_spaces_files_hold_nothing_of_the_plan_and_a_private_data_set_has_it(
+    hub, study, capsys, monkeypatch
+):
+    plan = Plan.load(study)
+    answer_all(study, plan, "bob", lambda item: 0 if item.question == "intruder" else "no")
+    monkeypatch.setenv("HF_TOKEN", WRITE)
+    assert main(["study", "space", str(study), SPACE, "--answers", ANSWERS]) == 0
+    names = [name for name in hub.list_files(SPACE, kind="spaces") if name != ".gitattributes"]
+    assert names == ["Dockerfile", "README.md", "app.py", "requirements.txt"]
+    files = {name: hub.read_file(SPACE, name, kind="spaces").decode() for name in names}
+    text = "\n".join(files.values())
+    hidden = [*NAMES, plan.hash[:16], *(item.id for item in plan.items)]
+    hidden += [window.tokens[1] for item in plan.items for window in item.windows]
+    assert not [word for word in hidden if word in text]
+    assert not [word for word in WORDS if word in text.lower().replace("hfsae", "")]
+    front = yaml.safe_load(files["README.md"].split("---\n")[1])
+    assert front["sdk"] == "docker" and front["app_port"] == hosted.PORT
+    assert len(front["short_description"]) <= 60
+    assert "hfsae[study]" in files["requirements.txt"]
+    compile(files["app.py"], "app.py", "exec")
+    assert f"from hfsae.study.hosted import host\n\nhost({ANSWERS!r})" in files["app.py"]
+    assert hub.repos["spaces", SPACE].private and hub.repos["datasets", ANSWERS].private
+    for name in ("plan.json", "answers/bob.jsonl"):
+        assert hub.read_file(ANSWERS, name, kind="datasets") == (study / name).read_bytes()
+    printed = capsys.readouterr().out
+    assert f"new private dataset {ANSWERS}, visible to nobody but those" in printed
+    assert f"hf download {ANSWERS} --repo-type dataset --local-dir {study}" in printed
+    assert "raters open https://alice-rating.hf.space/?rater=NAME" in printed
+
+
+def test_answers_reach_the_data_set_and_a_restarted_space_resumes(hub, pushed, tmp_path):
+    with hosted.kept(ANSWERS, tmp_path / "a", WRITE) as scheduler:
+        with serving(tmp_path / "a", code="word") as url:
+            first = answer_one(url)
+            scheduler.trigger().result()
+            assert answered(hub) == [first]
+            second = answer_one(url)
+        assert answered(hub) == [first]
+    assert answered(hub) == [first, second]  # the last ones, as the Space stops
+    # the Space's files and the data set may be sent again: no answer is lost
+    push_space(pushed, SPACE, ANSWERS, token=WRITE, tell=lambda text: None)
+    with hosted.kept(ANSWERS, tmp_path / "b", WRITE), serving(tmp_path / "b", code="word") as url:
+        third = answer_one(url)
+    order = [item.id for item in Plan.load(pushed).order("ada")]
+    assert [first, second, third] == order[:3] == answered(hub)
+    # what `hf download` puts into the study's folder is what the report reads
+    shutil.copytree(tmp_path / "b" / "answers", pushed / "answers")
+    assert len(ledgers(pushed, Plan.load(pushed))["ada"].latest) == 3
+
+
+def test_a_space_that_is_stopped_sends_the_last_answers(hub, pushed, tmp_path, monkeypatch):
+    port = free_port()
+    monkeypatch.setenv(hosted.TOKEN, WRITE)
+    monkeypatch.setenv(hosted.CODE, "word")
+    monkeypatch.setattr(hosted.tempfile, "mkdtemp", lambda: str(tmp_path / "c"))
+    before = signal.getsignal(signal.SIGTERM)
+    done = threading.Event()
+
+    def answer_and_stop() -> None:
+        while not done.wait(0.05):
+            try:
+                answer_one(f"http://127.0.0.1:{port}/")
+            except urllib.error.URLError:
+                continue
+            return os.kill(os.getpid(), signal.SIGTERM)
+
+    rater = threading.Thread(target=answer_and_stop)
+    rater.start()
+    try:
+        with pytest.raises(SystemExit, match="0"):
+            hosted.host(ANSWERS, port=port)
+    finally:
+        done.set()
+        rater.join()
+        signal.signal(signal.SIGTERM, before)
+    given = open_ledger(tmp_path / "c", Plan.load(pushed), "ada").given
+    assert len(given) == 1 and answered(hub) == [given[0].item]
+
+
+def test_a_dry_run_sends_nothing(hub, study):
+    lines: list[str] = []
+    push_space(study, SPACE, ANSWERS, token=WRITE, dry_run=True, tell=lines.append)
+    assert lines[0].endswith("Dockerfile, README.md, app.py, requirements.txt")
+    assert lines[1:] == ["dry run: nothing was sent"]
+    assert hub.repos == {} and hub.seen("POST") == []
+
+
+def test_a_wheel_goes_along(hub, study, tmp_path):
+    wheel = tmp_path / "hfsae-9-py3-none-any.whl"
+    wheel.write_bytes(b"wheel")
+    push_space(study, SPACE, ANSWERS, token=WRITE, wheel=wheel, tell=lambda text: None)
+    assert hub.read_file(SPACE, wheel.name, kind="spaces") == b"wheel"
+    needed = hub.read_file(SPACE, "requirements.txt", kind="spaces").decode()
+    assert needed.splitlines()[1] == f"./{wheel.name}[study]"
+
+
+def test_what_is_wrong_with_a_push_is_one_sentence_and_nothing_is_sent(hub, study, capsys):
+    def refused(sentence: str, space: str = SPACE, answers: str = ANSWERS, **options) -> None:
+        with pytest.raises(Refused, match=sentence):
+            push_space(study, space, answers, **({"token": WRITE} | options))
+
+    assert main(["study", "space", str(study), SPACE, "--answers", ANSWERS]) == 2
+    assert "no token to write to the Hub; `hf auth login`, or set HF" in capsys.readouterr().err
+    refused("must be written as 'name/repository', got 'rating'", space="rating")
+    refused("that is no repository id; write 'name/repository'", answers="alice/a b")
+    refused("no wheel", wheel=study / "none.whl")
+    hub.add_repo("alice/open", kind="datasets")
+    refused("alice/open is public: raters could read the plan", answers="alice/open")
+    a_plan(seed=1).save(study.parent / "other")
+    plan = (study.parent / "other" / "plan.json").read_bytes()
+    hub.add_repo("alice/other", kind="datasets", private=True)
+    hub.add_file("alice/other", "plan.json", plan, kind="datasets")
+    refused("alice/other holds another study, plan", answers="alice/other")
+    hub.add_file("alice/app", "app.py", b"", kind="spaces")
+    refused("alice/app holds something else", space="alice/app")
+    answer_all(study, Plan.load(study), "ada", lambda i: 0 if i.question == "intruder" else "no")
+    close(study)
+    refused("is closed: it takes no more answers")
+    assert hub.seen("POST") == []
+
+
+def test_a_space_refuses_what_would_lose_or_show_answers(hub, pushed, tmp_path, monkeypatch):
+    def refused(sentence: str) -> None:
+        with pytest.raises(SystemExit, match=sentence):
+            hosted.host(ANSWERS, port=free_port())
+
+    monkeypatch.setattr(hosted.signal, "signal", lambda *_: None)
+    monkeypatch.delenv(hosted.CODE, raising=False)
+    refused("the secret HF_TOKEN is not set; set it in the Space's settings")
+    monkeypatch.setenv(hosted.TOKEN, "hf_read")
+    refused("the secret STUDY_CODE is not set")
+    monkeypatch.setenv(hosted.CODE, "word")
+    refused(f"cannot keep answers in {ANSWERS}: .*rights to write")
+    hub.repos["datasets", ANSWERS].private = False
+    refused(f"{ANSWERS} is public")
