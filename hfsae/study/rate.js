@@ -15,8 +15,19 @@ const INTRUDER = {
   choices: [0, 1, 2, 3, 4].map((i) => [i, "Window"]),
 };
 const STRENGTH = ["", "weak", "middle", "strong"];
-const state = { rater: "", code: sessionStorage.getItem("code") || "", page: null, since: 0, looked: 0 };
+const state = { rater: "", code: kept("code"), page: null, since: 0, looked: 0 };
 let busy = false;
+
+// A browser may refuse storage to a page inside another site's, as a Space's is on the Hub: then
+// the code is asked for again after a reload.
+function kept(name, value) {
+  try {
+    if (value !== undefined) sessionStorage.setItem(name, value);
+    return sessionStorage.getItem(name) || "";
+  } catch {
+    return "";
+  }
+}
 
 function show(id) {
   for (const part of ["start", "rate", "done"]) at(part).hidden = part !== id;
@@ -186,7 +197,7 @@ at("enter").addEventListener("submit", (event) => {
   event.preventDefault();
   state.rater = at("name").value.trim();
   state.code = at("code").value || state.code;
-  sessionStorage.setItem("code", state.code);
+  kept("code", state.code);
   history.replaceState(null, "", `?rater=${encodeURIComponent(state.rater)}`);
   go(null);
 });

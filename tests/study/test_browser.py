@@ -50,6 +50,21 @@ def press(page, number: int, key: str = "1") -> None:
     at(page, number + 1)
 
 
+def test_a_browser_that_refuses_storage_inside_another_site_rates_with_a_code(browser, study):
+    refuse = "get() { throw new DOMException('no', 'SecurityError'); }"
+    context = browser.new_context()
+    context.add_init_script(f"Object.defineProperty(window, 'sessionStorage', {{ {refuse} }})")
+    with serving(study, code="word") as url:
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(f"{url}?rater=ada")
+        page.locator("#code").fill("word")
+        page.keyboard.press("Enter")
+        press(page, 1)
+        context.close()
+    assert len(open_ledger(study, Plan.load(study), "ada").given) == 1
+
+
 def test_twenty_items_by_keyboard_with_a_reload_and_a_second_rater(visit, study):
     plan = Plan.load(study)
     page, got = visit("?rater=ada")
