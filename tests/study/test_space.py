@@ -1,12 +1,10 @@
 """A study on a Space: no file of it tells what is rated, answers reach the data set, and a
 restarted Space resumes."""
 
-import os
 import re
 import shutil
-import signal
-import threading
-import urllib.error
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ pytest.importorskip("uvicorn")
 from hfsae import Refused
 from hfsae.cli import main
 from hfsae.study import hosted
-from hfsae.study.answers import ledgers, open_ledger
+from hfsae.study.answers import ledgers
 from hfsae.study.plan import Plan
 from hfsae.study.report import close
 from hfsae.study.space import push_space
@@ -25,7 +23,7 @@ from hfsae.study.space import push_space
 from ..demo.conftest import free_port
 from ..loopback_hub import LoopbackHub
 from .conftest import NAMES, a_plan, answer_all, serving
-from .test_server import call, choice_of
+from .test_server import ROOT, call, choice_of, first_page
 
 SPACE, ANSWERS, WRITE = "alice/rating", "alice/answers", "hf_write"
 WORDS = ("sae", "latent", "densit", "control", "direction", "intruder", "sparse", "random")
@@ -101,33 +99,20 @@ def test_answers_reach_the_data_set_and_a_restarted_space_resumes(hub, pushed, t
     assert len(ledgers(pushed, Plan.load(pushed))["ada"].latest) == 3
 
 
-def test_a_space_that_is_stopped_sends_the_last_answers(hub, pushed, tmp_path, monkeypatch):
+def test_a_space_that_is_stopped_sends_the_last_answers(hub, pushed, tmp_path):
     port = free_port()
-    monkeypatch.setenv(hosted.TOKEN, WRITE)
-    monkeypatch.setenv(hosted.CODE, "word")
-    monkeypatch.setattr(hosted.tempfile, "mkdtemp", lambda: str(tmp_path / "c"))
-    before = signal.getsignal(signal.SIGTERM)
-    done = threading.Event()
-
-    def answer_and_stop() -> None:
-        while not done.wait(0.05):
-            try:
-                answer_one(f"http://127.0.0.1:{port}/")
-            except urllib.error.URLError:
-                continue
-            return os.kill(os.getpid(), signal.SIGTERM)
-
-    rater = threading.Thread(target=answer_and_stop)
-    rater.start()
+    url = f"http://127.0.0.1:{port}/"
+    program = f"from hfsae.study.hosted import host; host({ANSWERS!r}, port={port})"
+    environment = hub.environment(tmp_path, WRITE) | {hosted.CODE: "word"}
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment)
     try:
-        with pytest.raises(SystemExit, match="0"):
-            hosted.host(ANSWERS, port=port)
+        first_page(url, process)
+        item = answer_one(url)
+        process.terminate()  # as the Hub stops a Space
+        assert process.wait(60) == 0 and answered(hub) == [item]
     finally:
-        done.set()
-        rater.join()
-        signal.signal(signal.SIGTERM, before)
-    given = open_ledger(tmp_path / "c", Plan.load(pushed), "ada").given
-    assert len(given) == 1 and answered(hub) == [given[0].item]
+        process.kill()
+        process.wait(20)
 
 
 def test_a_dry_run_sends_nothing(hub, study):
