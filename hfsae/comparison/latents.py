@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..explain.report import BEST, N_BEST, N_RANDOM, RANDOM, WORST, Example, indented
 from ..explain.scorers import SCORERS
-from ..explain.verdicts import MOST_FAILED
+from ..explain.verdicts import MOST_FAILED, is_above
 from ..machine.markdown import table
 from ..machine.names import LATENTS_PAGE
 from .arms import Comparison
@@ -186,8 +186,8 @@ class LatentsSection:
             f"The packaged SmolLM2 is asked about {self.c.explain.judged_latents} of the latents "
             "of each SAE. *Above its control*: above another latent's explanation, latent by "
             "latent; without explanations (intruder), above random directions of equal density. "
-            "Where that interval holds 0, the judge cannot tell them apart, and nothing is ranked "
-            "by it."
+            "Where that interval holds 0, or the mean's holds chance (0.2 for intruder, 0.5 for "
+            "others), the judge cannot tell them apart, and nothing is ranked by it."
         )
         rows = [["score", "arm", "L0", "latents", "mean", "above its control", "failed", "verdict"]]
         for name in self.c.explain.asked().scores:
@@ -242,14 +242,14 @@ def _judged_cells(values: Interpretability, arm: str, name: str) -> list[str]:
     else:
         above = values.difference(arm, score, arm, score._replace(part=DIRECTIONS))
     failed = _failed(values.saes(arm), name)
-    n = values.n_latents(arm, score)
+    n, mean = values.n_latents(arm, score), values.mean(arm, score)
     return [
         _range(values.l0s(arm)),
         f"{n:,}",
-        f"{scorer.metrics[0]} {mean_cell(values.mean(arm, score))}",
+        f"{scorer.metrics[0]} {mean_cell(mean)}",
         mean_cell(above),
         f"{failed:.1%}",
-        _judged_verdict(above, failed),
+        _judged_verdict(mean, above, failed, scorer.chance),
     ]
 
 
@@ -262,12 +262,12 @@ def _failed(saes: Sequence[Measured], name: str) -> float:
     return failed / items if items else 0.0
 
 
-def _judged_verdict(above: Estimate, failed: float) -> str:
+def _judged_verdict(mean: Estimate, above: Estimate, failed: float, chance: float | None) -> str:
     if failed > MOST_FAILED:
         return "too many failed"
     low, high = above.items
     if low > 0:
-        return "told apart"
+        return "told apart" if is_above(mean.items[0], chance) else "at chance"
     return "below its control" if high < 0 else "cannot tell"
 
 

@@ -13,7 +13,7 @@ from ..machine.markdown import table
 from .explainers import spelt
 from .reading import Reading
 from .scores import LEXICAL
-from .verdicts import Judged
+from .verdicts import Judged, is_above
 from .windows import Evidence, Window
 
 N_BEST, N_RANDOM = 5, 10
@@ -112,8 +112,11 @@ def _verdict(result: Judged) -> str:
             f"wrong, and {high:.3f}, all right"
         )
     text = f"{result.metric} {_shown(difference)} above {other}"
-    if difference.low > 0:
+    own = result.means["uniform"][result.metric]["own"]
+    if difference.low > 0 and is_above(own.low, result.chance):
         verdict = "this judge tells them apart"
+    elif difference.low > 0:
+        verdict = f"but {_shown(own)} is not above chance, {result.chance}: nothing is ranked by it"
     elif difference.high < 0:
         verdict = "it is below, so that nothing is ranked by it"
     else:

@@ -49,8 +49,11 @@ class Judged:
 
     @property
     def tells_apart(self) -> bool:
-        """Whether the interval of the difference lies above 0, and few enough failed."""
-        return self.has_headline and self.means["uniform"][self.metric]["difference"].low > 0
+        """Whether the interval of the difference lies above 0 and that of the mean above chance,
+        and few enough failed."""
+        means = self.means["uniform"][self.metric]
+        is_better = means["difference"].low > 0 and is_above(means[OWN].low, self.chance)
+        return self.has_headline and is_better
 
     @property
     def control(self) -> str:
@@ -71,6 +74,14 @@ class Judged:
             "bounds": self.bounds,
             "n_unscored": self.n_unscored,
         }
+
+
+def is_above(low: float, chance: float | None) -> bool:
+    """Whether an interval whose lower end is `low` lies above chance, for scores that have one.
+
+    A control below chance is no evidence: there, a score at chance differs from it.
+    """
+    return chance is None or low > chance
 
 
 def together(

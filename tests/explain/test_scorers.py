@@ -7,6 +7,7 @@ from hfsae.explain.asking import ScoreArguments, cases_of, judged, prompts_hash,
 from hfsae.explain.explainers import from_labels
 from hfsae.explain.judges import Answer
 from hfsae.explain.protocols import by_protocol, sample_of
+from hfsae.explain.report import _verdict
 from hfsae.explain.scorers import SCORERS, Case
 from hfsae.explain.verdicts import together
 from hfsae.explain.windows import ExplainArguments, select
@@ -278,6 +279,19 @@ def test_a_judge_that_answers_the_same_whatever_the_name_is_told_as_such(sampled
     assert not result.tells_apart and result.has_headline
     difference = result.means["uniform"]["auc"]["difference"]
     assert difference.low <= 0 <= difference.high
+
+
+def test_a_score_at_chance_tells_nothing_though_its_control_lies_below(sampled):
+    """As seen: intruders found at chance, those of random directions less often."""
+    result = scored(sampled, "detection", Oracle())
+    own, difference = (result.means["uniform"]["auc"][c] for c in ("own", "difference"))
+    assert difference.low > 0 and result.tells_apart
+    at_chance = own._replace(value=0.5, low=0.47, high=0.53)
+    result.means["uniform"]["auc"]["own"] = at_chance
+    assert result.means["uniform"]["auc"]["difference"].low > 0 and not result.tells_apart
+    assert "0.500 [0.470, 0.530] is not above chance, 0.5" in _verdict(result)
+    result.chance = None
+    assert result.tells_apart
 
 
 def test_pairs_are_asked_for_once_and_progress_has_the_running_mean(sampled):
