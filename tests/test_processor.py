@@ -57,7 +57,7 @@ def test_other_dtypes_and_special_layers_are_left_alone(monkeypatch):
 
 
 def test_a_processor_is_told_by_name_and_instructions():
-    assert re.fullmatch(r".*\w.* \(\w+\)", name_of(torch.device("cpu")))
+    assert re.fullmatch(r".*\w.* \(\w+, \d+ threads?\)", name_of(torch.device("cpu")))
 
 
 _COUNT_FAULTS = """

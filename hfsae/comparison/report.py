@@ -360,7 +360,7 @@ class _Parts:
             "beside this report, hold the measurements of every SAE. The command trains only SAEs "
             "that they lack, and writes the report. Another `--training.output_dir` and `--report` "
             "start from nothing: the next command trains one arm with one seed, and gives the same "
-            "numbers on a machine of the same kind with any number of threads:\n\n"
+            "numbers on a machine of the same kind with as many threads:\n\n"
             f"```\n{one}\n```"
         )
 

@@ -17,13 +17,17 @@ from .refused import Refused
 
 
 def name_of(device: torch.device) -> str:
-    """The device's name: "NVIDIA H100 80GB HBM3", or "AMD EPYC 9R14 (AVX512)"."""
+    """The device's name: "NVIDIA H100 80GB HBM3", or "AMD EPYC 9R14 (AVX512, 2 threads)".
+
+    A CPU's libraries split sums over threads, so that another number of them rounds otherwise.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     about, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
     if about.is_file() and (match := re.search(r"model name\s*: (.+)", about.read_text())):
         name = match[1].strip()
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+    capability, n_threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"{name} ({capability}, {n_threads} thread{'s' if n_threads > 1 else ''})"
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ Only four linear maps differ:
 
 `project` and `combine` are adjoint to each other, so three loops compute both and their gradients:
 dot products at the entries, and sums of rows by token and by latent. The order of entries is fixed
-and one thread makes each sum, so results do not depend on the number of threads. The loops are
+and one thread makes each sum, so that these sums do not depend on the number of threads. Loops are
 torch's own; on CUDA with Triton they are those of `hfsae.ops.fused`.
 
 `hfsae.ops.screening` finds the entries.
