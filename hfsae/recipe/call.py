@@ -44,8 +44,7 @@ def train(
         d_sae: number of latents; 8 to 32 times the model's width is usual.
         output_dir: a new folder, or the folder of the same run.
         target_l0: latents that fire on a token, on average. None: the recipe's.
-        n_tokens: activations to train on, each pass counted; None: the recipe's (quickstart:
-            786,432, three passes over 262,144).
+        n_tokens: activations to train on, each pass counted; None: the recipe's (3 x 262,144).
         recipe: all other settings (rates, batch, context, evaluation), which the other arguments
             override: a `Recipe`, a YAML file, or the name of one that comes with hfsae.
             "quickstart" is for up to some millions of tokens; `Recipe()` is the paper's, for

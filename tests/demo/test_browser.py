@@ -80,6 +80,7 @@ def test_from_a_token_to_its_latent_to_a_steered_text_to_a_link(visit):
     page.wait_for_url(re.compile(f"latents={latent}%3A6"))
     page.get_by_label("Prompt", exact=True).fill("the dog")
     page.get_by_role("button", name="Generate").click()
+    page.wait_for_selector("#steer-output .hf-text:has-text('the dog') >> nth=1")
     plain, steered = texts(page)
     assert plain.startswith("the dog") and steered.startswith("the dog") and plain != steered
     page.wait_for_url(re.compile("run=1"))

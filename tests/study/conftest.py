@@ -1,9 +1,13 @@
 """A study without a language model, answers to it, and its page in a browser."""
 
 import hashlib
+import json
 import socket
+import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +19,9 @@ from hfsae.study.plan import Item, Plan, Shown, StudyArguments, arranged
 
 NAMES = ["jumping", "topping"]  # of SAEs; no page may hold them
 HOSTILE = "<img src=x onerror=\"document.title='hit'\">"
+
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def a_window(*of: object) -> Shown:
@@ -81,3 +88,28 @@ def serving(study: Path, code: str | None = None) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(20)
+
+
+def call(url: str, body: dict | None = None, **headers: str) -> tuple[int, dict]:
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(url, data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def choice_of(page: dict) -> str | int:
+    return "yes" if page["question"] == "meaning" else 2
+
+
+def first_page(url: str, process: subprocess.Popen) -> dict:
+    deadline = time.monotonic() + 300  # of a loaded machine
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            return call(f"{url}item?rater=ada")[1]
+        except urllib.error.URLError:
+            time.sleep(0.1)
+    raise AssertionError("the server does not answer")

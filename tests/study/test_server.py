@@ -3,10 +3,8 @@
 import json
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 
@@ -19,24 +17,7 @@ from hfsae.study.report import close
 from hfsae.study.server import rate
 
 from ..demo.conftest import free_port
-from .conftest import NAMES, serving
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-def call(url: str, body: dict | None = None, **headers: str) -> tuple[int, dict]:
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", **headers}
-    request = urllib.request.Request(url, data, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
-def choice_of(page: dict) -> str | int:
-    return "yes" if page["question"] == "meaning" else 2
+from .conftest import NAMES, ROOT, call, choice_of, first_page, serving
 
 
 def test_a_rater_goes_through_all_items_and_nothing_of_what_they_are_is_sent(study):
@@ -123,13 +104,3 @@ def test_killing_the_server_after_an_answer_loses_none(study):
     assert [a.item for a in open_ledger(study, plan, "ada").given] == [i.id for i in order[:3]]
     with serving(study) as again:
         assert call(f"{again}item?rater=ada")[1]["item"] == order[3].id
-
-
-def first_page(url: str, process: subprocess.Popen) -> dict:
-    deadline = time.monotonic() + 300  # of a loaded machine
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            return call(f"{url}item?rater=ada")[1]
-        except urllib.error.URLError:
-            time.sleep(0.1)
-    raise AssertionError("the server does not answer")

@@ -22,8 +22,7 @@ from hfsae.study.space import push_space
 
 from ..demo.conftest import free_port
 from ..loopback_hub import LoopbackHub
-from .conftest import NAMES, a_plan, answer_all, serving
-from .test_server import ROOT, call, choice_of, first_page
+from .conftest import NAMES, ROOT, a_plan, answer_all, call, choice_of, first_page, serving
 
 SPACE, ANSWERS, WRITE = "alice/rating", "alice/answers", "hf_write"
 WORDS = ("sae", "latent", "densit", "control", "direction", "intruder", "sparse", "random")
