@@ -27,7 +27,6 @@ _Content = bytes | Path
 _There = tuple[bool, set[str]]
 _DOCKERFILE, _APP, _REQUIREMENTS = "Dockerfile", "app.py", "requirements.txt"
 _OWN = (_DOCKERFILE, _APP, _REQUIREMENTS)
-_TORCH = "https://download.pytorch.org/whl/cpu"  # PyPI's has gigabytes for GPUs
 _DOCKER = f"""FROM python:3.11-slim
 RUN useradd -m -u 1000 user
 USER user
@@ -209,7 +208,7 @@ def _space_files(answers: str, wheel: Path | None) -> dict[str, _Content]:
         _DOCKERFILE: _DOCKER,
         CARD: _CARD.format(front=yaml.safe_dump(_FRONT, sort_keys=False, allow_unicode=True)),
         _APP: _PROGRAM.format(module=module, answers=answers),
-        _REQUIREMENTS: f"--extra-index-url {_TORCH}\n{needed}\n",
+        _REQUIREMENTS: f"{needed}\n",
     }
     files: dict[str, _Content] = {name: text.encode() for name, text in texts.items()}
     return files | ({wheel.name: wheel} if wheel else {})

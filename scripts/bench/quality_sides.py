@@ -286,8 +286,8 @@ def at_l0(trained: Trained, x: Tensor, l0: int) -> float:
     return factor
 
 
-def parse(doc: str | None) -> argparse.Namespace:
-    """The arguments of scripts that train hfsae's SAEs on activations that quality.py harvested."""
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """For scripts that train hfsae's SAEs on activations that quality.py harvested."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -296,7 +296,7 @@ def parse(doc: str | None) -> argparse.Namespace:
     parser.add_argument("--d_sae", type=int, default=2048)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:

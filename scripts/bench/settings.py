@@ -1,13 +1,17 @@
 """What each of the quickstart's settings for short runs does: FVU without it.
 
     python scripts/bench/settings.py ACTIVATIONS [--variants BatchTopK TopK]
+    python scripts/bench/settings.py ACTIVATIONS --variants JumpReLU --tokens 267264 --passes 3 \\
+        --d_sae 4096 --rate 1.3e-3 --set warm_start_l0=2
 
 ACTIVATIONS is what `quality.py` harvested, FOLDER/activations-131072.safetensors. SAEs train on
 them with the quickstart's settings, all but one, and with the paper's start; FVU is of validation
-documents, at L0 50 (thresholds times one factor).
+documents, at L0 50 (thresholds times one factor). With --set they train once, with the quickstart's
+settings of training and these; they are passed over once unless --passes says otherwise.
 """
 
-from quality_sides import Problem, at_l0, hfsae, measure, parse
+import yaml
+from quality_sides import Problem, again, at_l0, hfsae, measure, parser_of
 from safetensors.torch import load_file
 
 from hfsae.machine.markdown import table
@@ -20,13 +24,23 @@ BATCH, L0 = 256, 50
 
 
 def main() -> None:
-    args = parse(__doc__)
+    parser = parser_of(__doc__)
+    parser.add_argument("--tokens", type=int, help="the first of the file; default: all")
+    parser.add_argument("--passes", type=int, default=1)
+    parser.add_argument("--set", nargs="*", metavar="NAME=VALUE", help="fields of training")
+    args = parser.parse_args()
     tensors = load_file(args.activations)
+    train = again(tensors["train"][: args.tokens], args.passes)
+    cases = CASES
+    if args.set is not None:
+        pairs = [setting.partition("=") for setting in args.set]
+        own = {name: yaml.safe_load(value) for name, _, value in pairs}
+        cases = {" ".join(args.set) or "the quickstart's": own}
     rows = [["settings", *(f"{name}: FVU, silent" for name in args.variants)]]
-    for name, changes in CASES.items():
+    for name, changes in cases.items():
         rows.append([name])
         for variant in args.variants:
-            problem = Problem(tensors["train"], BATCH, args.d_sae, L0, args.rate, args.seed)
+            problem = Problem(train, BATCH, args.d_sae, L0, args.rate, args.seed)
             trained = hfsae(problem, variant, changes)
             factor = at_l0(trained, tensors["validation"][:8192], L0)
             of = measure(trained, tensors["validation"], factor)

@@ -11,7 +11,7 @@ test documents. bfloat16 activations are made float32 first, since a shift would
 from collections.abc import Callable
 
 import torch
-from quality_sides import Problem, hfsae, measure, parse
+from quality_sides import Problem, hfsae, measure, parser_of
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,7 +21,7 @@ BATCH, L0 = 256, 50
 
 
 def main() -> None:
-    args = parse(__doc__)
+    args = parser_of(__doc__).parse_args()
     tensors = {name: x.float() for name, x in load_file(args.activations).items()}
     rows = [["variant", "unit", "activations", "FVU", "L0", "silent"]]
     for variant in args.variants:
