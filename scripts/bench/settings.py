@@ -10,11 +10,14 @@ documents, at L0 50 (thresholds times one factor). With --set they train once, w
 settings of training and these; they are passed over once unless --passes says otherwise.
 """
 
+from dataclasses import fields
+
 import yaml
 from quality_sides import Problem, again, at_l0, hfsae, measure, parser_of
 from safetensors.torch import load_file
 
 from hfsae.machine.markdown import table
+from hfsae.training import TrainingArguments
 
 PAPER = {"init_decoder_data": 0.0, "init_encoder_scale": 1.0, "max_grad_norm": None}
 PAPER |= {"decoder_rate_factor": 1.0, "adam_beta1": 0.9, "adam_beta2": 0.999}
@@ -35,6 +38,8 @@ def main() -> None:
     if args.set is not None:
         pairs = [setting.partition("=") for setting in args.set]
         own = {name: yaml.safe_load(value) for name, _, value in pairs}
+        if unknown := own.keys() - {field.name for field in fields(TrainingArguments)}:
+            parser.error(f"--set {min(unknown)}: no field of hfsae.training.TrainingArguments")
         cases = {" ".join(args.set) or "the quickstart's": own}
     rows = [["settings", *(f"{name}: FVU, silent" for name in args.variants)]]
     for name, changes in cases.items():
