@@ -69,6 +69,7 @@ def test_a_latent_from_elsewhere_takes_the_place_of_a_preset_and_its_texts_are_w
 
 def test_enter_in_the_second_text_compares(visit):
     page = visit("tab=inspect&prompt=the+cat")
+    page.wait_for_selector("#inspect-text button.hf-token")  # the opening's answer fills boxes
     page.get_by_text("Compare with another text, or set options").click()
     page.get_by_label("Compare with", exact=True).fill("a dog")
     page.get_by_label("Compare with", exact=True).press("Enter")
