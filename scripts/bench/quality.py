@@ -50,7 +50,11 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--recipe", default="quickstart", help="model, text, site")
     parser.add_argument("--only", nargs="*", default=[], metavar="LIBRARY.NAME")
+    first = "the rate tried first, where it is known to lie lower or higher than at 131,072 tokens"
+    parser.add_argument("--first", nargs="*", default=[], metavar="LIBRARY=RATE", help=first)
     args = parser.parse_args()
+    for library, rate in (given.split("=") for given in args.first):
+        RATES[library] = float(rate)
     args.folder.mkdir(parents=True, exist_ok=True)
     activations = args.folder / f"activations-{args.tokens}.safetensors"
     if not activations.exists():
