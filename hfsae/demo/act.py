@@ -25,7 +25,11 @@ LIMITS = {"max": 20.0, "norm": 500.0, "raw": 1e6}
 _SWEEP = {"max": (0.25, 0.5, 1.0, 2.0, 4.0), "norm": (5.0, 10.0, 20.0, 40.0, 80.0)}
 _AROUND = {"max": (0.5, 1.0, 2.0), "norm": (10.0, 20.0, 40.0)}
 """Fewer, for one latent: somebody waits for its text."""
+MAX_KL, MAX_REPETITION = 2.0, 0.3
+"""The budget of a search for a strength: nats a token, and a share of three-token sequences."""
 SWEPT_MODES, SWEPT_UNITS = ("add", "clamp", "orthogonal"), tuple(_SWEEP)
+N_TRIED = 24
+"""tokens of a trial"""
 _REFINED = 1  # times that the gap between within and over budget is halved
 
 
@@ -74,8 +78,8 @@ def suggest_strength(
     latents: str,
     mode: str = Steering.mode,
     unit: str = Steering.unit,
-    max_kl: float = 2.0,
-    max_repetition: float = 0.3,
+    max_kl: float = MAX_KL,
+    max_repetition: float = MAX_REPETITION,
     scope: str = Steering.scope,
     error_term: bool = Steering.error_term,
     chat: bool = Steering.chat,
@@ -102,12 +106,13 @@ def sweep(
     prompt: Any,
     latents: Any,
     settings: Steering,
-    max_kl: Any = 2.0,
-    max_repetition: Any = 0.3,
+    max_kl: Any = MAX_KL,
+    max_repetition: Any = MAX_REPETITION,
     progress: Callable[[int, int], object] = lambda done, n: None,
     only: int | None = None,
 ) -> Json:
-    """`suggest_strength`, with progress (trials done, trials in all) before each trial.
+    """`suggest_strength`, with progress (trials done, trials in all) before each trial. With all
+    settings, each trial is the beginning of the text that they give.
 
     Args:
         only: the latent to find a strength for, while the others keep theirs; None: for all.
@@ -123,6 +128,7 @@ def sweep(
         )
     tried = (_SWEEP if only is None else _AROUND)[settings.unit]
     strengths = [strength / largest for strength in tried]
+    how = sampling(settings) if isinstance(settings, Settings) else Sampling()
     n, done = 1 + len(strengths) + _REFINED, count(1)
     progress(0, n)
     suggestion = steering.suggest_strength(
@@ -132,9 +138,11 @@ def sweep(
         strengths=strengths,
         max_kl=validate.number(max_kl, "max_kl", 0.01, 20),
         max_repetition=validate.number(max_repetition, "max_repetition", 0, 1),
-        n_tokens=24,
+        n_tokens=N_TRIED,
         refine=_REFINED,
-        temperature=Sampling.temperature,
+        seed=how.seed,
+        temperature=how.temperature,
+        repetition_penalty=how.repetition_penalty,
         progress=lambda trial: progress(next(done), n),
     )
     result = _strength_json(subject, suggestion, scaled, largest)

@@ -28,7 +28,7 @@ from .pages import (
     Tour,
     WhyPage,
 )
-from .pages.page import App, Page, Updates
+from .pages.page import App, Page, Updates, Visit
 from .parts import html, number, panel, style
 from .subject import Choice, Subject, default_source, open_subject
 
@@ -83,9 +83,9 @@ def build(subject: Subject) -> gr.Blocks:
     with gr.Blocks(title=f"hfsae: {subject.name}", analytics_enabled=False) as blocks:
         panel(html("header", _facts(actions)), elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
-        address, tour = gr.State(None), Tour(actions)
+        visit, tour = gr.State(Visit()), Tour(actions)
         with gr.Tabs(selected="inspect", overflow_behavior="wrap") as tabs:
-            app = App(tabs, link, address)
+            app = App(tabs, link, visit)
             tab_of = {}
             for name, page_class in PAGES.items():
                 with gr.Tab(page_class.title, id=name, elem_id=f"tab-{name}") as tab_of[name]:
@@ -101,25 +101,24 @@ def build(subject: Subject) -> gr.Blocks:
 
 
 def _follow(app: App, tab: gr.Tab, name: str) -> None:
-    """A click on a tab changes the link; an empty page shows what it shows first."""
+    """A click on a tab changes the link; a page that was not drawn before is."""
     page = app.pages[name]
 
-    def to(opened: Any, *values: Any) -> Any:
-        if opened is None:  # the first tab is selected before the page has been restored
+    def to(visit: Visit, *values: Any) -> Any:
+        if not visit.drawn:  # the first tab is selected before the page has been restored
             return {app.link: gr.skip()}
         try:
             address = page.address(*values)
-        except ValueError:
-            return {app.link: gr.skip()}
-        first = app.opening(name, address)
-        if first == address or page_of(opened) == name:
-            return {app.link: to_query(address)}
-        return {part: new for part, new in app.show(first).items() if part is not app.tabs}
+            new = {} if name in visit.drawn else page.render(address)
+        except ValueError as error:
+            return {page.notice: html("error", str(error))}
+        visit.drawn.add(name)
+        return {app.link: to_query(address), **new}
 
     tab.select(
         to,
-        [app.address, *page.inputs],
-        [part for part in app.outputs(name) if part is not app.tabs],
+        [app.visit, *page.inputs],
+        [app.link, page.notice, *page.outputs],
         **_progress(page),
         api_visibility="private",
         **in_queue("look"),
@@ -134,24 +133,28 @@ def _progress(*pages: Page) -> dict[str, Any]:
 
 
 def _restore(blocks: gr.Blocks, app: App) -> None:
-    """When the page opens, show the link's state, a generated text included."""
-    steer = cast(SteerPage, app.pages["steer"])
+    """When the page opens, show the link's state, a generated text included. What is so already is
+    not updated: somebody may have typed there, or pressed a button, by now."""
+    steer, opened_at = cast(SteerPage, app.pages["steer"]), gr.State(None)
 
-    def prepare(request: gr.Request) -> Updates:
+    def prepare(request: gr.Request, visit: Visit) -> Updates:
         """At once: the tab, and the fields."""
+        notice: Updates = {}
         try:
             address = _address_in(request, app)
-            return {app.address: address, **app.fill(address)}
+            updates = app.fill(address)
         except ValueError as error:
-            notice, first = html("error", str(error)), _first(app)
-            return {app.address: first, **app.fill(first), app.pages[page_of(first)].notice: notice}
+            address = _first(app)
+            updates = app.fill(address)
+            notice = {app.pages[page_of(address)].notice: html("error", str(error))}
+        visit.drawn.add(page_of(address))
+        always = {part: updates.pop(part) for part in (app.tabs, app.link)}
+        return {opened_at: address, **always, **_changed(updates), **notice}
 
     def restore(address: Any) -> Updates:
-        """Unchanged parts are not updated: somebody may have pressed a button there by now."""
         page = app.pages[page_of(address)]
         try:
-            drawn = page.render(address).items()
-            return {app.address: address, **{part: new for part, new in drawn if new != part.value}}
+            return {opened_at: address, **_changed(page.render(address))}
         except ValueError as error:
             return {page.notice: html("error", str(error))}
 
@@ -163,17 +166,22 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
             yield {steer.notice: gr.skip()}
 
     options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    outputs = [app.address, *app.outputs(*PAGES)]
-    opened = blocks.load(prepare, None, outputs, **options)
+    outputs = [opened_at, *app.outputs(*PAGES)]
+    opened = blocks.load(prepare, app.visit, outputs, **options)
     seen = {**options, **_progress(*app.pages.values())}
-    opened = opened.then(restore, app.address, outputs, **seen)
+    opened = opened.then(restore, opened_at, outputs, **seen)
     opened.then(
         rerun,
-        [app.address, *steer.inputs],
+        [opened_at, *steer.inputs],
         steer.generated,
         **in_queue("run"),
         **options,
     )
+
+
+def _changed(updates: Updates) -> Updates:
+    """Those that differ from what the components began with."""
+    return {part: new for part, new in updates.items() if new != part.value}
 
 
 def _address_in(request: gr.Request, app: App) -> Address:
@@ -182,7 +190,8 @@ def _address_in(request: gr.Request, app: App) -> Address:
     address = from_query(query)
     if address == Inspect() and "tab" not in query:
         return _first(app)
-    return app.opening(page_of(address), address)
+    page = app.pages[page_of(address)]
+    return page.first() if address == page.state() else address
 
 
 def _first(app: App) -> Address:

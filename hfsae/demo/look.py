@@ -185,21 +185,26 @@ def search(subject: Subject, query: str, by: str = "word") -> Json:
 
 
 def latent_of(subject: Subject, typed: Any) -> int:
-    """A latent by its number, or the one that a word stands for: of a preset, of a label, or what
-    it fires on."""
+    """A latent by its number, or the one that a word stands for: a preset's or a label's name, the
+    first that a search by that word finds, or part of a label."""
     word = typed.strip() if isinstance(typed, str) else ""
     if not any(c.isalpha() for c in word):
         return check_latent(subject, typed)
     for preset in subject.presets:
         if preset["name"].casefold() == word.casefold() and len(preset["latents"]) == 1:
             return int(next(iter(preset["latents"])))
-    hits = search_labels(subject.labels, word, 1)
+    hits = [hit for hit in search_labels(subject.labels, word, 8) if _names_it(subject, hit, word)]
     if not hits and subject.store is not None:
         hits = subject.feature_search.by_token(word, 1)
+    hits = hits or search_labels(subject.labels, word, 1)
     hits = hits or search_labels(subject.automatic, word, 1)
     if not hits:
         raise Refused(f"no latent is found for {word[:40]!r}; write another word, or a number")
     return hits[0].latent
+
+
+def _names_it(subject: Subject, hit: Any, word: str) -> bool:
+    return subject.label(hit.latent).casefold() == word.casefold()
 
 
 def check_query(text: Any) -> str:

@@ -4,19 +4,25 @@ window.hfsae = {
   link(query) {
     const now = new URLSearchParams(location.search);
     const theme = now.get("__theme");
-    const next = "?" + query + (theme ? "&__theme=" + encodeURIComponent(theme) : "");
     if (!query) return;
+    const asTheme = theme ? "&__theme=" + encodeURIComponent(theme) : "";
+    // a page that was led to is selected after that, and does not know that its texts were requested
+    if ("?" + query + "&run=1" + asTheme === location.search) query += "&run=1";
+    const next = "?" + query + asTheme;
     if (!this.opened) this.remembered(); // Gradio has set its own theme by now
     const step = this.opened && this.content(next) !== this.content(location.search);
     const to = new URLSearchParams(query).get("tab");
     if (this.opened) this.follow(to, to !== now.get("tab"));
     if (next !== location.search) history[step ? "pushState" : "replaceState"](null, "", next);
     this.opened = true;
+    this.query = query;
     this.step(new URLSearchParams(query));
+    this.age();
   },
   // On a phone, and at the end of a long list, what a click leads to may be out of sight.
+  clicks: 0, // in panels: of quick ones the last is shown
   asked: "", // what the last click in a panel asked for
-  results: {inspect: "#inspect-text", feature: "#feature-main", search: "#search-found",
+  results: {inspect: "#inspect-comparison section, #inspect-text", feature: "#feature-main", search: "#search-found",
             why: "#why-next", compare: "#compare-result"},
   follow(tab, isAnother) {
     const asked = this.asked;
@@ -46,6 +52,40 @@ window.hfsae = {
     const hidden = document.documentElement.classList.toggle("hf-toured");
     try { localStorage.setItem("hfsae-tour", hidden ? "hidden" : "shown"); } catch (error) { /* private mode */ }
     document.querySelector(hidden ? "#header [data-local=tour]" : "#tour button").focus();
+  },
+  // Texts that were written with other settings than those of the link say so.
+  query: "", // the link's
+  age() {
+    const now = this.query.replace("&run=1", ""), texts = document.querySelector("#steer-output");
+    const of = texts?.querySelector("[data-of]")?.dataset.of;
+    texts?.classList.toggle("hf-stale", now.startsWith("tab=steer") && of !== undefined && of !== now);
+  },
+  // The link, to send to somebody; a page without https has no clipboard of its own.
+  async copy(button) {
+    const name = button.textContent, link = location.href;
+    try {
+      await navigator.clipboard.writeText(link);
+    } catch (error) {
+      const box = document.body.appendChild(document.createElement("textarea"));
+      box.value = link;
+      box.select();
+      document.execCommand("copy");
+      box.remove();
+      button.focus();
+    }
+    button.textContent = "Link copied";
+    setTimeout(() => { button.textContent = name; }, 2000);
+  },
+  // The latent so many further, from the one in the box; from the one shown, if that holds a word.
+  // Quick clicks count on: the box has not yet followed the one before.
+  counted: {from: null, to: 0, at: 0},
+  count(latent, by, n) {
+    const shown = document.querySelector("#feature-main [data-latent]")?.dataset.latent ?? -by;
+    const {from, to, at} = this.counted, now = performance.now();
+    const isQuick = from === latent && now - at < 1000;
+    const start = isQuick ? to : Number(/^\d+$/.test(latent) ? latent : shown);
+    this.counted = {from: latent, to: (start + by + n) % n, at: now};
+    return String(this.counted.to);
   },
   // Called with a panel when something new was put into it; `onDrawn` has what to do then.
   onDrawn: [],
@@ -97,9 +137,15 @@ hfsae.onDrawn.push((panel) => {
   const id = panel.closest(".block")?.id, writes = panel.querySelector(".hf-caret") !== null;
   const {top, bottom} = panel.getBoundingClientRect();
   const isHidden = top > 0.7 * innerHeight || bottom < 0;
-  if (id === "steer-output" && writes && !hfsae.writes && isHidden) hfsae.show("#steer-output", 0);
-  if (id === "steer-output") hfsae.writes = writes;
+  if (id === "steer-output" && isHidden && (hfsae.awaited || (writes && !hfsae.writes)))
+    hfsae.show("#steer-output", 0);
+  if (id === "steer-output") Object.assign(hfsae, {writes, awaited: false});
   if (id === "steer-share" && panel.querySelector("img")) hfsae.show("#steer-share", 0.5);
 });
+// So are those of another preset, whatever is being written.
+document.addEventListener("click", ({target}) => {
+  if (target.closest?.("#steer-examples [data-do=example]")) hfsae.awaited = true;
+});
+hfsae.onDrawn.push((panel) => { if (panel.closest(".block")?.id === "steer-output") hfsae.age(); });
 window.addEventListener("popstate", () => location.reload());
 window.addEventListener("DOMContentLoaded", () => hfsae.remembered());

@@ -2,7 +2,8 @@
 
 Gradio's own templates evaluate what is put into them as JavaScript template literals: `${...}` in a
 prompt would run. So the markup is made here, by Jinja2 with autoescape, and reaches the browser as
-a finished string; what a person clicks comes back as the `data-do` and `data-at` of the element.
+a finished string; what a person clicks comes back as the `data-do` and `data-at` of the element,
+and the click's number.
 """
 
 import math
@@ -30,7 +31,7 @@ _HERE = Path(__file__).parent
 _JS = """
 const send = (what, node, to) => trigger(
     ['ablate', 'find'].includes(what) ? what : 'select',
-    {do: what, at: node.dataset.at ?? '', to: to},
+    {do: what, at: node.dataset.at ?? '', to: to, click: ++hfsae.clicks},
 );
 element.addEventListener('click', (event) => {
     const node = event.target.closest('[data-do]');
@@ -40,6 +41,7 @@ element.addEventListener('click', (event) => {
     }
     if (event.target.closest('[data-local=theme]')) hfsae.theme();
     if (event.target.closest('[data-local=tour]')) hfsae.tour();
+    if (event.target.closest('[data-local=copy]')) hfsae.copy(event.target);
 });
 new MutationObserver(() => hfsae.drawn(element)).observe(element, {childList: true, subtree: true});
 hfsae.drawn(element);

@@ -66,7 +66,8 @@ class SeededSampling(LogitsProcessor):
 
     Adds Gumbel noise to logits / temperature: the argmax of the sum is a sample of their softmax.
     The noise has its own generator: other threads cannot change it, and equal seeds give steered
-    and unsteered logits equal noise. Temperature 0 is greedy. Use one object per call of generate.
+    and unsteered logits equal noise, for one row that of `generate_pair`. Temperature 0 is greedy.
+    Use one object per call of generate.
     """
 
     def __init__(self, seed: int, temperature: float = 1.0):
@@ -79,8 +80,8 @@ class SeededSampling(LogitsProcessor):
     ) -> Float[Tensor, "rows vocab"]:
         if self._temperature == 0:
             return scores
-        noise = gumbel(torch.rand(scores.shape, generator=self._generator))
-        return scores.float() / self._temperature + noise.to(scores.device)
+        uniform = torch.rand(scores.shape, generator=self._generator, dtype=torch.float64)
+        return scores.float() / self._temperature + gumbel(uniform).float().to(scores.device)
 
 
 @torch.no_grad()
@@ -96,6 +97,7 @@ def suggest_strength(
     refine: int = 2,
     seed: int = 0,
     temperature: float = 1.0,
+    repetition_penalty: float = 1.0,
     progress: Callable[[Trial], object] | None = None,
 ) -> Suggestion:
     """The largest strength with steered texts within a KL budget and a repetition budget.
@@ -117,6 +119,8 @@ def suggest_strength(
         max_repetition: 0 to 1; None: no repetition budget. The unsteered model's repetition counts.
         n_tokens: number of tokens to generate for each prompt; EOS is suppressed.
         temperature: of the sampling; the KL compares distributions at temperature 1.
+        repetition_penalty: of the sampling, as in transformers: above 1, tokens that were there
+            become less likely.
         progress: called after each trial; an exception ends the sweep.
 
     Raises:
@@ -128,7 +132,8 @@ def suggest_strength(
 
     def attempt(strength: float) -> Trial:
         block = steered(strength) if strength else nullcontext()
-        kl, generated = sampled_kl(lm, tokens, block, n_tokens, SeededSampling(seed, temperature))
+        sampling = SeededSampling(seed, temperature)
+        kl, generated = sampled_kl(lm, tokens, block, n_tokens, sampling, repetition_penalty)
         again = repetition(generated)
         within = (max_kl is None or kl <= max_kl) and (
             max_repetition is None or again <= max_repetition
@@ -169,6 +174,7 @@ def sampled_kl(
     block: AbstractContextManager[None],
     n_tokens: int,
     sampling: SeededSampling,
+    repetition_penalty: float = 1.0,
 ) -> tuple[float, Int[Tensor, "rows n_tokens"]]:
     """KL(steered || unsteered) along texts sampled from the steered model, and these texts."""
     ids = tokens["input_ids"].to(lm.device)
@@ -177,6 +183,7 @@ def sampled_kl(
         max_new_tokens=n_tokens,
         min_new_tokens=n_tokens,
         do_sample=False,
+        repetition_penalty=repetition_penalty,
         return_dict_in_generate=True,
         output_logits=True,
         pad_token_id=special_ids(lm)[0] if special_ids(lm) else 0,

@@ -190,9 +190,13 @@ def test_a_latent_is_named_by_its_number_or_by_a_word(sae_folder):
     subject = open_subject(Choice(str(sae_folder)), with_lm=False)
     subject.presets = [{"name": "gold", "prompt": "the", "latents": {"7": 2.0}}]
     subject.labels, subject.automatic = {3: "the sea"}, {4: "sailing ships", 5: "the sea"}
-    typed = {"12": 12, "Gold": 7, "sea": 3, "ships": 4}
+    typed = {"12": 12, "Gold": 7, "sea": 3, "The sea": 3, "ships": 4}
     assert {word: latent_of(subject, word) for word in typed} == typed
-    assert latent_of(subject, "e") == subject.feature_search.by_token("e", 1)[0].latent
+    first = Actions(subject).search("e")["found"][0]["latent"]
+    subject.labels = {(first + 1) % D_SAE: "e, a letter"}
+    assert latent_of(subject, "e") == first  # as on the page of searches
+    subject.labels = {(first + 1) % D_SAE: "E"}
+    assert latent_of(subject, "e") == (first + 1) % D_SAE
     with pytest.raises(ValueError, match="no latent is found for 'quartz'; write another word"):
         latent_of(subject, "quartz")
 

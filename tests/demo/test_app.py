@@ -161,13 +161,13 @@ def test_an_app_that_others_may_reach_answers_under_any_name(monkeypatch):
     assert local_hosts("127.0.0.1") == frozenset()
 
 
-def test_a_page_holds_each_field_of_its_address_once_and_begins_with_the_defaults(subject):
+def test_a_page_holds_each_field_of_its_address_once_and_begins_with_what_it_shows_first(subject):
     with gr.Blocks():
         pages = [page(Actions(subject)) for page in PAGES.values()]
     for page in pages:
         names = [field.name for field in fields(page.state) if field.name != "run"]
         assert page.names == names and len({*page.inputs}) == len(names)
-        assert page.address(*(component.value for component in page.inputs)) == page.state()
+        assert page.address(*(component.value for component in page.inputs)) == page.first()
 
 
 @pytest.mark.parametrize(
@@ -209,6 +209,9 @@ def test_the_steer_endpoint_has_an_argument_for_each_setting_with_default_and_wo
 )
 def test_opening_a_page_leaves_alone_what_its_link_does_not_name(subject, address, panels):
     """Else an answer to somebody who presses a button at once could be wiped by the opening."""
+    if address == at.Steer():  # an empty one opens with the first preset
+        with gr.Blocks():
+            address = PAGES["steer"](Actions(subject)).first()
     restore = next(f.fn for f in build(subject).fns.values() if f.name == "restore")
     asked, *drawn = restore(address)
     assert restore(address)[asked] == address

@@ -1,6 +1,7 @@
 """What a new visitor meets in a headless browser: pages that open with something, and the tour."""
 
 import re
+from functools import partial
 
 import pytest
 from playwright.sync_api import expect
@@ -44,6 +45,73 @@ def test_the_tour_leads_from_a_word_to_a_steered_text_and_stays_hidden(visit):
     expect(page.locator("#tour")).to_be_visible()
 
 
+def test_quick_clicks_are_all_answered(visit):
+    page = visit("tab=feature&latent=3")
+    page.wait_for_selector("#feature-main h2:has-text('Latent 3')")
+    page.get_by_role("button", name="Next").evaluate(
+        "button => { for (let i = 0; i < 12; i++) button.click(); }"
+    )
+    page.wait_for_selector("#feature-main h2:has-text('Latent 15')")
+    page.wait_for_url(re.compile("latent=15$"))
+    page.evaluate("() => document.querySelectorAll('#tour li button').forEach(b => b.click())")
+    texts(page)
+
+
+def test_what_is_typed_early_is_not_lost_to_what_a_page_opens_with(visit):
+    page = visit()
+    page.get_by_role("tab", name="Steer").click()
+    box = page.get_by_label("Prompt", exact=True)
+    box.fill("the dog")
+    page.wait_for_url(re.compile("tab=steer"))
+    page.get_by_role("tab", name="Search").click()
+    page.wait_for_selector("#search-found .hf-id")
+    page.get_by_role("tab", name="Steer").click()
+    expect(box).to_have_value("the dog")
+
+
+def test_a_typed_latent_takes_the_place_of_a_preset_and_old_texts_say_that_they_are(visit):
+    page = visit("tab=steer")
+    page.wait_for_selector("#steer-chips [data-chip='0']")
+    page.locator("#steer-examples button").first.click()
+    texts(page)
+    stale = page.locator("#steer-output .hf-only-stale")
+    expect(stale).to_be_hidden()
+    new = page.locator("#tab-steer, [role=tabpanel] >> visible=true").get_by_label("Latent").last
+    new.fill("5")
+    new.press("Enter")
+    page.wait_for_selector("#steer-chips [data-chip='5']")
+    assert page.locator("#steer-chips [data-chip]").count() == 1
+    page.wait_for_selector("#steer-suggestion .hf-best")
+    texts(page)
+    page.wait_for_url(re.compile("run=1"))
+    expect(stale).to_be_hidden()
+    page.get_by_label("strength of latent 5", exact=True).fill("3")
+    page.get_by_label("strength of latent 5", exact=True).press("Tab")
+    expect(stale).to_be_visible()
+
+
+def test_a_trial_is_the_beginning_of_the_text_at_its_strength(visit):
+    page = visit("tab=steer&prompt=the&latents=3:0.5&max_new_tokens=30&seed=5")
+    page.wait_for_selector("#steer-chips [data-chip='3']")
+    page.get_by_role("button", name="Find a strength").click()
+    page.wait_for_url(re.compile(r"latents=3%3A(?!0\.5)"))
+    begun = page.locator("#steer-suggestion .hf-best .hf-text").inner_text()
+    page.get_by_role("button", name="Generate").click()
+    steered, ascii_of = texts(page)[1], partial(re.sub, r"[^ -~]", "")  # bytes are spelt otherwise
+    assert len(ascii_of(begun)) > 8 and ascii_of(steered).startswith(ascii_of(begun))
+
+
+def test_the_link_is_copied_and_words_are_explained_in_place(visit):
+    page = visit("tab=inspect&prompt=the")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="copy link").click()
+    page.wait_for_selector("button:has-text('Link copied')")
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+    page.get_by_text("What do these words mean?").click()
+    for word in ("SAE", "latent", "L0", "FVU", "KL", "repetition"):
+        expect(page.locator(f".hf-words dt:text-is('{word}')")).to_be_visible()
+
+
 def test_on_a_phone_what_a_tap_leads_to_is_in_sight(visit):
     page = visit(width=390)
     page.locator("#tour li button").nth(2).click()
@@ -51,6 +119,9 @@ def test_on_a_phone_what_a_tap_leads_to_is_in_sight(visit):
     expect(page.locator("#steer-output h2").first).to_be_in_viewport()
     page.get_by_role("button", name="Make a picture to share").click()
     expect(page.locator("#steer-share img")).to_be_in_viewport()
+    page.evaluate("scrollTo(0, 0)")
+    page.locator("#steer-examples [data-do=example]").first.click()
+    expect(page.locator("#steer-output h2").first).to_be_in_viewport()
 
 
 def test_a_latent_from_elsewhere_takes_the_place_of_a_preset_and_its_texts_are_written(visit):

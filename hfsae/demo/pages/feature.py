@@ -151,16 +151,8 @@ class FeaturePage(Page):
     def wire(self, app: App) -> None:
         """Buttons lead to another latent, or to the steer page; edited labels are kept."""
 
-        def step(by: int) -> Any:
-            def to(*values: Any) -> at.Feature:
-                now, n = self.address(*values), self.subject.d_sae
-                return replace(now, latent=0 if now.latent is None else (now.latent + by) % n)
-
-            return to
-
         app.on([self.latent.submit], self.address, self)
-        app.on([self.previous.click], step(-1), self)
-        app.on([self.next.click], step(1), self)
+        app.on([self._step(self.previous, -1), self._step(self.next, 1)], self.address, self)
         app.on([self.random.click], self._random, self)
         app.on([self.try_it.click, self.text.submit], self.address, self)
         app.on([self.steer.click], self._to_steer, self, leads_to=("steer",))
@@ -177,6 +169,13 @@ class FeaturePage(Page):
         labelled = [self.label, self.shown, self.drafts]
         self.label.input(self._draft, labelled, self.drafts, trigger_mode="always_last", **quietly)
         self.shown.change(self._show_label, labelled, [self.label, self.notice], **quietly)
+
+    def _step(self, button: gr.Button, by: int) -> Any:
+        """The event after a button's, which counts on in the browser: many quick clicks go far."""
+        n = self.subject.d_sae
+        options: dict[str, Any] = {"trigger_mode": "multiple", "api_visibility": "private"}
+        counted = f"(latent) => hfsae.count(latent, {by}, {n})"
+        return button.click(None, self.latent, self.latent, js=counted, **options).then
 
     def _random(self, *values: Any) -> at.Feature:
         latent, text = values

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, ClassVar, Literal
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
 import gradio as gr
 from gradio.components import Component
@@ -48,9 +48,15 @@ class Page:
         self.actions, self.subject = actions, actions.subject
         self.fields = {}
 
+    @cached_property
+    def opening(self) -> Any:
+        """What the page's fields hold from the start: nothing that somebody typed early is lost to
+        an answer that fills them."""
+        return self.first()
+
     def field(self, name: str, kind: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """A new component for a field of the address; it begins with the field's default."""
-        value = self.to_component(name, getattr(self.state(), name))
+        """A new component for a field of the address; it begins as `first` has it."""
+        value = self.to_component(name, getattr(self.opening, name))
         self.fields[name] = kind(*args, value=value, **options)
         return self.fields[name]
 
@@ -104,8 +110,21 @@ class Page:
         """Further updates when another page adds latents to the values of `inputs`."""
         return {}
 
+    def request_run(self, request: gr.Request, address: Address) -> None:
+        """Request what an address asks to be written, in the name of the request's session."""
+
     def wire(self, app: "App") -> None:
         """Connect this page's events."""
+
+
+@dataclass
+class Visit:
+    """What is known of one browser's page. Handlers change it in place: the next event knows."""
+
+    drawn: set[str] = field(default_factory=set)
+    """names of the pages that were drawn; empty until the first is"""
+    click: int = 0
+    """the number of the last click in a panel"""
 
 
 @dataclass
@@ -114,8 +133,8 @@ class App:
 
     tabs: gr.Tabs
     link: gr.Textbox
-    address: gr.State
-    """the address that the page was opened at; None until that is known"""
+    visit: gr.State
+    """a `Visit`"""
     pages: dict[str, Page] = field(default_factory=dict)
 
     def fill(self, address: Address) -> Updates:
@@ -136,11 +155,6 @@ class App:
         except ValueError as error:
             return updates | {page.notice: html("error", str(error))}
 
-    def opening(self, name: str, address: Any) -> Address:
-        """The address of a page, or what the page shows first where that is empty."""
-        page = self.pages[name]
-        return page.first() if address == page.state() else address
-
     def outputs(self, *names: str) -> list[Any]:
         """Components that showing any of these pages may update."""
         components = [self.tabs, self.link]
@@ -158,11 +172,13 @@ class App:
         leads_to: Sequence[str] = (),
         progress_on: Any = None,
     ) -> list[Any]:
-        """When one of the events happens, show `to(*values of the page's inputs)`."""
+        """When one of the events happens, show `to(*values of the page's inputs)`; what happens
+        before the answer to an earlier one is answered after it, once."""
 
-        def handler(*values: Any) -> Updates:
-            return self._guarded(page, to, (), values)
+        def handler(request: gr.Request, visit: Visit, *values: Any) -> Updates:
+            return self._guarded(request, visit, page, to, values)
 
+        triggers = [partial(trigger, trigger_mode="always_last") for trigger in triggers]
         return [self._bind(t, handler, page, leads_to, progress_on) for t in triggers]
 
     def on_select(
@@ -173,21 +189,22 @@ class App:
         *,
         leads_to: Sequence[str] = (),
         progress_on: Any = None,
-        trigger_mode: Literal["once", "multiple"] = "once",
     ) -> Any:
-        """When something with data-do is clicked: show `to(do, at, to, *values)`.
+        """When something with data-do is clicked: show `to(do, at, to, *values)`. Of quick clicks
+        the last is shown: Gradio's "once" would lose one that comes before the answer to another,
+        and its "always_last" would answer the first one twice."""
 
-        Args:
-            trigger_mode: "once" leaves out what is clicked before the answer to an earlier click;
-                "multiple" answers all.
-        """
-
-        def handler(event: gr.EventData, *values: Any) -> Updates:
+        def handler(
+            event: gr.EventData, request: gr.Request, visit: Visit, *values: Any
+        ) -> Updates:
             data = event._data if isinstance(event._data, dict) else {}
-            request = [str(data.get(name) or "") for name in ("do", "at", "to")]
-            return self._guarded(page, to, request, values)
+            click = int(data.get("click") or 0)
+            visit.click = max(visit.click, click)
+            clicked = [str(data.get(name) or "") for name in ("do", "at", "to")]
+            updates = self._guarded(request, visit, page, partial(to, *clicked), values)
+            return updates if click == visit.click else {self.link: gr.skip()}
 
-        select = partial(panel.select, trigger_mode=trigger_mode)
+        select = partial(panel.select, trigger_mode="multiple")
         return self._bind(select, handler, page, leads_to, progress_on)
 
     def follow(self, triggers: Sequence[Callable[..., Any]], page: Page) -> None:
@@ -212,25 +229,28 @@ class App:
 
     def _guarded(
         self,
+        request: gr.Request,
+        visit: Visit,
         page: Page,
         to: Callable[..., Address],
-        request: Sequence[str],
         values: Sequence[Any],
     ) -> Updates:
         """Unchanged fields are not sent: somebody may be typing there. A latent to steer is added
         to those already steered."""
-        n = len(page.inputs)
+        n, steer = len(page.inputs), self.pages["steer"]
         own, of_steer = values[:n], values[n:]
         try:
-            address = to(*request, *own)
+            address = to(*own)
             added: Updates = {}
             if of_steer and isinstance(address, Steer):
-                latents, steer = address.latents, self.pages["steer"]
+                latents = address.latents
                 address = steer.joined(address, *of_steer)
                 added = steer.added(latents, *of_steer)
             updates = self.show(address) | added
+            steer.request_run(request, address)
         except ValueError as error:
             return {page.notice: html("error", str(error))}
+        visit.drawn.add(page_of(address))
         seen = dict(zip(self._inputs(page, bool(of_steer)), values, strict=True))
         return {part: new for part, new in updates.items() if part not in seen or new != seen[part]}
 
@@ -252,7 +272,7 @@ class App:
         name = next(name for name, p in self.pages.items() if p is page)
         return trigger(
             handler,
-            self._inputs(page, "steer" in leads_to),
+            [self.visit, *self._inputs(page, "steer" in leads_to)],
             [*self.outputs(name, *leads_to), *self._noted(leads_to)],
             show_progress="minimal" if progress_on is not None else "hidden",
             show_progress_on=progress_on,

@@ -27,6 +27,7 @@ class SearchPage(Page):
 
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
+        self.choices = searches(actions.subject)
         names = [(_NAMES[by], by) for by in _NAMES if by in BY]
         self.field("by", gr.Radio, names, label="Find latents by")
         with gr.Row(elem_classes="hf-buttons"):
@@ -41,7 +42,6 @@ class SearchPage(Page):
             )
             self.run = gr.Button("Search", variant="primary", min_width=100, scale=0)
             self.random = gr.Button("Random latent", min_width=130, scale=0)
-        self.choices = searches(actions.subject)
         queries = [query for query, _ in self.choices]
         self.examples = panel(html("examples", queries), elem_id="search-examples")
         self.notice = panel()

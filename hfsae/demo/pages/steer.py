@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
 
 import gradio as gr
 
@@ -13,7 +12,7 @@ from .. import address as at
 from .. import validate
 from ..act import LIMITS, check, sampling
 from ..actions import in_queue, on_zero_gpu
-from ..address import from_query, to_query
+from ..address import to_query
 from ..look import latent_of
 from ..parts import dial, html, panel
 from ..presets import presets
@@ -73,12 +72,13 @@ class SteerPage(Page):
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
         self.measured = self.subject.largest() is not None
+        self.choices = presets(self.subject)
         self.latents, self.turns = self.field("latents", gr.State), self.field("turns", gr.State)
         self.texts, self.strength, self.written = Runs(), StrengthSearch(self), gr.State(None)
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 self.prompt = self.field("prompt", gr.Textbox, label="Prompt", **box(3))
-                self.choices, self.search = presets(self.subject), PresetSearch(self)
+                self.search = PresetSearch(self)
                 self.presets = panel(self.search.drawn(), elem_id="steer-examples")
                 with gr.Row(elem_classes="hf-buttons"):
                     self.run = gr.Button("Generate", variant="primary", min_width=120, scale=0)
@@ -90,7 +90,7 @@ class SteerPage(Page):
                 self.field("chat", gr.Checkbox, label=chat, **options)
                 self.searching = panel(elem_id="steer-searching")
             with gr.Column(scale=3, min_width=320):
-                self.chips = panel(self.draw_chips(at.Steer()), elem_id="steer-chips")
+                self.chips = panel(self.draw_chips(self.opening), elem_id="steer-chips")
                 with gr.Row(elem_classes="hf-buttons"):
                     self.new = gr.Textbox(**LATENT_BOX)
                     self.add = gr.Button("Add", min_width=80, scale=0)
@@ -169,7 +169,8 @@ class SteerPage(Page):
         if (offered := self.search.drawn()) != self.presets.value:  # they were found meanwhile
             updates[self.presets] = offered
         kept = self._kept(address)
-        return {**updates, self.output: html("kept", kept)} if kept else updates
+        of = to_query(replace(address, run=False))
+        return {**updates, self.output: html("kept", {**kept, "of": of})} if kept else updates
 
     def _kept(self, address: at.Steer) -> dict[str, Any] | None:
         """The texts that came with a preset which is shown and not running."""
@@ -225,8 +226,7 @@ class SteerPage(Page):
             api_visibility="private",
             trigger_mode="always_last",
         )
-        chips: dict[str, Any] = {"leads_to": ("feature",), "trigger_mode": "multiple"}
-        app.on_select(self.chips, self._changed, self, **chips)
+        app.on_select(self.chips, self._changed, self, leads_to=("feature",))
         self.then_run(app.on_select(self.presets, self._preset, self))
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         outputs = [self.strength.added, *app.outputs("steer")]
@@ -289,8 +289,8 @@ class SteerPage(Page):
     def _add(self, latent: Any, *values: Any) -> Updates:
         try:
             latent = latent_of(self.subject, latent)
-            shown = self.app.show(self._with(latent, self.address(*values)))
-            return shown | {self.output: ""} | self.strength.note(latent)
+            shown = self.app.show(self._with(latent, self._own(self.address(*values))))
+            return shown | self.strength.note(latent)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
 
@@ -303,11 +303,8 @@ class SteerPage(Page):
         return self._add(self.actions.random_latent()["latent"], *values)
 
     def joined(self, other: at.Steer, *values: Any) -> at.Steer:
-        """This page's state plus the latent that another page asked for, and its text, if any. It
-        takes the place of a preset's."""
-        now = self.address(*values)
-        if self._is_preset(now):
-            now = replace(now, latents={})
+        """This page's state plus the latent that another page asked for, and its text, if any."""
+        now = self._own(self.address(*values))
         if other.prompt:
             now = replace(now, prompt=other.prompt, chat=other.chat, turns=())
         elif not now.prompt.strip():
@@ -319,10 +316,13 @@ class SteerPage(Page):
 
     def added(self, latents: Mapping[int, float], *values: Any) -> Updates:
         """The first of them that is not steered yet gets a strength that suits it."""
-        now = self.address(*values)
-        steered = () if self._is_preset(now) else now.latents
+        steered = self._own(self.address(*values)).latents
         new = [latent for latent in latents if latent not in steered]
-        return {self.output: "", **self.strength.note(new[0])} if new else {}
+        return self.strength.note(new[0]) if new else {}
+
+    def _own(self, now: at.Steer) -> at.Steer:
+        """What somebody has chosen: a preset's latents give way to the first that is."""
+        return replace(now, latents={}) if self._is_preset(now) else now
 
     def _is_preset(self, now: at.Steer) -> bool:
         """Whether nobody has changed a preset that is shown."""
@@ -368,27 +368,26 @@ class SteerPage(Page):
         number = min(whole(index), len(self.choices) - 1)
         return replace(self.preset(number, self.address(*values)), run=True)
 
-    def then_run(self, shown: Any) -> None:
-        """After an event that led to an address: generate its texts, if it requests them."""
-        options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        asked = shown.then(
-            self._ask_linked, [self.app.link, *self.inputs], None, queue=False, **options
-        )
-        asked.then(self.generate, self.written, self.generated, **in_queue("run"), **options)
-
-    def _ask_linked(self, request: gr.Request, link: str, *values: Any) -> None:
-        address = from_query(dict(parse_qsl(link)))
+    def request_run(self, request: gr.Request, address: at.Address) -> None:
+        """Request an address's texts, if it asks for them; `then_run` writes them."""
         if isinstance(address, at.Steer) and address.run:
-            self.ask(request, *values)
+            self.ask(request, *self.values(address))
 
-    def _go_on(self, reply: Any, *values: Any) -> Updates:
+    def then_run(self, shown: Any) -> None:
+        """After an event that led to an address: generate the texts that it requested."""
+        options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        shown.then(self.generate, self.written, self.generated, **in_queue("run"), **options)
+
+    def _go_on(self, reply: Any, request: gr.Request, *values: Any) -> Updates:
         """The next message of the conversation, which is then answered."""
         try:
             now, reply = self.address(*values), check_text(reply)
         except ValueError as error:
             return {self.notice: html("error", str(error))}
         turns = (*now.turns, now.prompt) if now.prompt.strip() else now.turns
-        return {self.reply: "", **self.app.show(replace(now, turns=turns, prompt=reply, run=True))}
+        address = replace(now, turns=turns, prompt=reply, run=True)
+        self.request_run(request, address)
+        return {self.reply: "", **self.app.show(address)}
 
     def _anew(self, *values: Any) -> at.Steer:
         return replace(self.address(*values), turns=(), prompt="")
@@ -420,6 +419,7 @@ class SteerPage(Page):
         view: dict[str, Any] = {}
         for message in [*turns, address.prompt][len(exchanges) :]:
             for view in self._texts(replace(address, prompt=message), exchanges, run):
+                view["of"] = to_query(address)
                 yield {self.output: html("pair", view)}
             if run.over:
                 break

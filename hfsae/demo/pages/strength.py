@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
-from ..act import SWEPT_MODES, SWEPT_UNITS
+from ..act import MAX_KL, MAX_REPETITION, N_TRIED, SWEPT_MODES, SWEPT_UNITS
 from ..actions import in_queue, on_zero_gpu
 from ..address import to_query
 from ..parts import html
@@ -103,6 +103,7 @@ class StrengthSearch:
         page = self.page
         result = page.actions.sweep(now.prompt, now.latents, now, only=only, **progress)
         shown = {"unit_name": page.unit_name(now), "prompt": now.prompt, "only": only}
+        shown |= {"n_tokens": N_TRIED, "max_kl": MAX_KL, "max_repetition": MAX_REPETITION}
         suggested = {int(latent): strength for latent, strength in result["latents"].items()}
         return {
             page.notice: "",
