@@ -71,6 +71,43 @@ def test_the_gradient_effect_is_the_slope_in_a_factor_on_the_latent(
     assert found.objective == pytest.approx(float(LOGIT(precise_lm(**text).logits)[0]))
 
 
+@pytest.mark.parametrize("variant", ["jumprelu", "gated", "layer_norm"])
+def test_latents_bias_error_and_rest_add_up_to_the_logit(
+    precise_lm: PreTrainedModel, text: dict[str, Tensor], variant: str
+):
+    """Oracle: the gradient at the activation itself, by a hook of torch."""
+    sae = make_sae("h.1", variant).double()
+    sae.b_dec.data.normal_(generator=torch.Generator().manual_seed(0))
+    x: list[Tensor] = []
+
+    def hook(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
+        x.append(out.detach().requires_grad_())
+        return x[0]
+
+    handle = precise_lm.base_model.h[1].register_forward_hook(hook)
+    value = LOGIT(precise_lm(**text).logits)[0]
+    handle.remove()
+    value.backward()
+    leaf, slope = x[0].detach()[0, 1:], x[0].grad[0, 1:]  # BOS is spared
+    latents = sae.encode(leaf)
+    error = float(((leaf - sae.decode(latents, leaf)) * slope).sum())
+    bias = float((sae.decode(torch.zeros_like(latents), leaf) * slope).sum())
+    found = attribute(precise_lm, sae, text, LOGIT, integration_steps=0, ablate=0)
+    assert min(abs(error), abs(bias)) > 1e-3
+    assert (found.error, found.bias) == (pytest.approx(error), pytest.approx(bias))
+    through = float(found.gradient.sum()) + found.error + found.bias
+    assert through == pytest.approx(float((leaf * slope).sum()), rel=1e-4, abs=1e-5)
+    assert through + found.rest == pytest.approx(found.objective) == pytest.approx(value.item())
+
+
+def test_the_parts_of_the_sum_take_no_pass_of_their_own(tiny_lm: PreTrainedModel, text):
+    passes: list[int] = []
+    handle = tiny_lm.register_forward_hook(lambda *_: passes.append(1))
+    attribute(tiny_lm, make_sae(), text, LOGIT, integration_steps=0, ablate=0)
+    handle.remove()
+    assert len(passes) == 1
+
+
 def test_integrated_effects_add_up_to_what_all_latents_do(
     precise_lm: PreTrainedModel, text: dict[str, Tensor]
 ):
@@ -114,6 +151,7 @@ def test_on_a_linear_model_all_estimates_are_the_closed_form(
     for agreement in found.agreement.values():
         assert agreement.pearson == pytest.approx(1, abs=1e-5)
         assert agreement.n == len(found.latents)
+    assert found.rest == pytest.approx(0, abs=1e-5)
     # only the last position has a say, and that is where each firing latent's effect is found
     fires = last[found.latents] > 0
     assert (found.position[fires] == 11).all() and fires.sum() > 4
@@ -138,6 +176,7 @@ def test_latents_of_spared_tokens_count_for_nothing(
     ids = sorted(set(text["input_ids"][0].tolist()))
     nothing = attribute(precise_lm, sae, text, LOGIT, spare_tokens=ids)
     assert len(nothing.latents) == 0 and nothing.agreement["gradient"].n == 0
+    assert nothing.error == nothing.bias == 0 and nothing.rest == nothing.objective
 
 
 def test_the_loss_is_the_models_own(precise_lm: PreTrainedModel, text: dict[str, Tensor]):
@@ -154,13 +193,15 @@ def test_the_loss_is_the_models_own(precise_lm: PreTrainedModel, text: dict[str,
 def test_a_transcoder_is_attributed_at_its_target(linear_lm: PreTrainedModel, text):
     sae = make_sae("layers.3.mlp:in", target_site="layers.3.mlp", skip_connection=True).double()
     found = attribute(linear_lm, sae, text, logit(TOKEN), ablate=1000)
-    with capture(linear_lm, ["layers.3.mlp:in"]) as activations:
+    with capture(linear_lm, ["layers.3.mlp:in", "layers.3.mlp"]) as activations:
         linear_lm(**text)
     last = sae.encode(activations["layers.3.mlp:in"])[0, -1]
     W_U = linear_lm.get_output_embeddings().weight
     expected = (last * (sae.W_dec @ W_U[TOKEN]))[found.latents].float()
     torch.testing.assert_close(found.gradient, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.ablation, expected, rtol=1e-4, atol=1e-5)
+    written = float(activations["layers.3.mlp"][0, -1] @ W_U[TOKEN])
+    assert found.objective - found.rest == pytest.approx(written, rel=1e-4, abs=1e-5)
 
 
 def test_it_works_without_gradients_around_it_and_leaves_nothing(

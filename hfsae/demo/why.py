@@ -45,6 +45,10 @@ def _named(subject: Subject, token_id: int) -> Json:
 def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> Json:
     """Which latents speak for a next token: by gradient, and by leaving them out one by one.
 
+    The logit is total = shown + others + error + bias + rest: the latents in `rows`, all others,
+    what the SAE leaves out, the constant that it adds on every token, and everything else: what
+    later blocks add of themselves, and tokens such as BOS that the SAE does not read.
+
     Args:
         prompt: the text.
         target: the next token, or `#` and its number; by default the likeliest.
@@ -52,17 +56,61 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
     """
     question = _question(subject, prompt, target, contrast)
     effects = _effects(subject, question, _ABLATED)
+    n = min(SHOWN, len(effects.latents))
     return {
         "next": _next(subject, question.tokens),
         "target": _named(subject, question.target),
         "contrast": None if question.contrast is None else _named(subject, question.contrast),
         "logit": effects.objective,
-        "rows": as_rows(
-            subject,
-            [_effect(effects, i, question.tokens) for i in range(min(SHOWN, len(effects.latents)))],
-        ),
+        "rows": as_rows(subject, [_effect(effects, i, question.tokens) for i in range(n)]),
         "n_latents": len(effects.latents),
+        **_sum(effects, n),
     }
+
+
+def _sum(effects: Attribution, n: int) -> Json:
+    """The objective in parts, with the effects of the first n latents apart."""
+    by_latent = effects.gradient.double()
+    return {
+        "shown": float(by_latent[:n].sum()),
+        "others": float(by_latent[n:].sum()),
+        "n_others": len(by_latent) - n,
+        "error": effects.error,
+        "bias": effects.bias,
+        "rest": effects.rest,
+        "total": effects.objective,
+    }
+
+
+def disagreement(estimate: float, measured: float) -> str:
+    """How an estimate differs from the measured effect: in sign, or by more than a factor of two;
+    empty where it does not, or only in decimals that are not shown."""
+    if abs(estimate - measured) < 0.01:
+        return ""
+    if abs(measured) < 0.005:
+        return "measured: none"
+    if estimate * measured < 0:
+        return "measured: the opposite sign"
+    larger, smaller = abs(measured) > 2 * abs(estimate), abs(measured) < abs(estimate) / 2
+    if larger and abs(estimate) < 0.005:
+        return "measured: far larger"
+    if larger:
+        return f"measured: {measured / estimate:.2g} times as large"
+    return f"measured: {estimate / measured:.2g} times smaller" if smaller else ""
+
+
+def spelling(subject: Subject, index: int) -> str:
+    """What to type for a token: its text where that leads back to it, else `#` and its number."""
+    text = str(subject.tokenizer.decode([index]))
+    return text if text.isprintable() and is_token(subject, text, index) else f"#{index}"
+
+
+def is_token(subject: Subject, text: str, index: int) -> bool:
+    """Whether a typed token is this one."""
+    try:
+        return bool(text) and token_id(subject, text) == index
+    except ValueError:
+        return False
 
 
 def check_ablation(

@@ -8,12 +8,13 @@ import gradio as gr
 from .. import address as at
 from ..parts import html, panel
 from ..reading import check_text
+from ..why import disagreement, is_token, spelling
 from .page import App, Page, Updates, box, one_of, whole
 
 EXAMPLES = (
-    "The river flows from the mountains into the",
-    "The king and his wife, the",
-    "He was born in Paris, the capital of",
+    "The people voted in the presidential",
+    "The king was succeeded by his",
+    "The capital of Japan is",
 )
 
 
@@ -102,10 +103,11 @@ class WhyPage(Page):
         return at.Why(one_of(EXAMPLES, number))
 
     def _chosen(self, do: str, token: str, to: str, *values: Any) -> at.Why:
-        now, token = self.address(*values), f"#{whole(token)}"
+        now, index, subject = self.address(*values), whole(token), self.subject
+        typed, contrasted = spelling(subject, index), is_token(subject, now.contrast, index)
         if do == "contrast":
-            return replace(now, contrast="" if now.contrast == token else token)
-        return replace(now, target=token, contrast="" if now.contrast == token else now.contrast)
+            return replace(now, contrast="" if contrasted else typed)
+        return replace(now, target=typed, contrast="" if contrasted else now.contrast)
 
     def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Feature:
         return at.Feature(whole(index))
@@ -137,4 +139,19 @@ class WhyPage(Page):
 
 def _effects(view: dict[str, Any]) -> str:
     sizes = [abs(v) for row in view["rows"] for v in (row["value"], row["ablation"]) if v]
-    return html("effects", {**view, "largest": max(sizes, default=1.0)})
+    rows = [{**row, "differs": _differs(row)} for row in view["rows"]]
+    shown = {**view, **_rounded(view), "rows": rows, "largest": max(sizes, default=1.0)}
+    return html("effects", shown)
+
+
+def _differs(row: dict[str, Any]) -> str:
+    return "" if row["ablation"] is None else disagreement(row["value"], row["ablation"])
+
+
+def _rounded(view: dict[str, Any]) -> dict[str, float]:
+    """The parts of the sum as they are shown: rounded, they add up to the total to the last digit,
+    because `rest` takes what rounding leaves."""
+    parts = {name: round(view[name], 2) for name in ("others", "error", "bias", "total")}
+    parts["shown"] = round(sum(round(row["value"], 2) for row in view["rows"]), 2)
+    spent = sum(parts[name] for name in ("shown", "others", "error", "bias"))
+    return {**parts, "rest": round(parts["total"] - spent, 2)}

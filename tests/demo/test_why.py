@@ -1,0 +1,131 @@
+"""The page that explains a token: its column adds up to the logit, and its fields hold tokens."""
+
+import re
+
+import gradio as gr
+import pytest
+import torch
+
+import hfsae
+from hfsae.demo import Subject, address
+from hfsae.demo.actions import Actions
+from hfsae.demo.pages.why import EXAMPLES, WhyPage, _effects
+from hfsae.demo.reading import token_id
+from hfsae.demo.why import disagreement, spelling
+
+PARTS = ("shown", "others", "error", "bias", "rest")
+
+
+@pytest.fixture(scope="module")
+def actions(subject: Subject) -> Actions:
+    return Actions(subject)
+
+
+@pytest.fixture
+def page(actions: Actions) -> WhyPage:
+    with gr.Blocks():
+        return WhyPage(actions)
+
+
+@pytest.mark.parametrize("contrast", ["", "o"])
+def test_all_parts_add_up_to_the_logit_and_none_is_counted_twice(actions, subject, contrast):
+    view = actions.why("the c", target="a", contrast=contrast)
+    ids = subject.tokens("the c", False).batch().input_ids
+    logits = subject.exact_lm(input_ids=ids).logits[0, -1]
+    value = logits[token_id(subject, "a")] - (logits[token_id(subject, "o")] if contrast else 0)
+    assert view["logit"] == view["total"] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
+    assert sum(view[name] for name in PARTS) == pytest.approx(view["total"])
+    effects = hfsae.attribute(
+        subject.exact_lm,
+        subject.sae,
+        {"input_ids": ids},
+        target=view["target"]["id"],
+        contrast=view["contrast"] and view["contrast"]["id"],
+        integration_steps=0,
+        ablate=0,
+    )
+    rows = {row["latent"]: row["value"] for row in view["rows"]}
+    assert view["n_others"] == len(effects.latents) - len(rows) > 0
+    assert view["shown"] == pytest.approx(sum(rows.values()))
+    apart = ~torch.isin(effects.latents, torch.tensor(list(rows)))
+    assert view["others"] == pytest.approx(float(effects.gradient[apart].sum()), abs=1e-5)
+    assert view["error"] == pytest.approx(effects.error) and view["error"] != 0
+
+
+def test_the_figures_as_they_are_shown_add_up_to_the_last_digit(actions):
+    text = _effects(actions.why("the c", target="a"))
+    line, column = text.split('<ol class="hf-rows hf-effects">')
+    *parts, total = [float(n) for n in re.findall(r"<b>=? ?([+-]?[\d.]+)</b>", line)]
+    assert len(parts) == 5 and round(sum(parts), 2) == total
+    rows = re.findall(r"<li>.*?<b>([+-][\d.]+)</b>", column, re.DOTALL)
+    *others, below = re.findall(r'<li class="hf-part.*?<b>([+-]?[\d.]+)</b>', column, re.DOTALL)
+    assert round(sum(float(n) for n in [*rows, *others]), 2) == float(below) == total
+
+
+@pytest.mark.parametrize(
+    "estimate, measured, words",
+    [
+        (1.0, 1.9, ""),
+        (-1.0, -0.6, ""),
+        (0.004, -0.004, ""),
+        (0.97, 11.26, "measured: 12 times as large"),
+        (-0.4, -0.1, "measured: 4 times smaller"),
+        (-1.02, 0.18, "measured: the opposite sign"),
+        (0.3, 0.001, "measured: none"),
+        (0.0, 0.3, "measured: far larger"),
+    ],
+)
+def test_a_row_says_where_estimate_and_measurement_differ(actions, estimate, measured, words):
+    assert disagreement(estimate, measured) == words
+    view = actions.why("the c")
+    view["rows"] = [view["rows"][0] | {"value": estimate, "ablation": measured}]
+    shown = _effects(view)
+    assert ("trust the measured one" in shown) == bool(words)
+    assert re.findall(r'class="hf-differs">(.*?)<', shown) == ([words] if words else [])
+
+
+def test_a_token_is_spelt_as_it_is_typed_or_by_its_number(subject):
+    spelt = {index: spelling(subject, index) for index in range(len(subject.tokenizer))}
+    assert all(token_id(subject, text) == index for index, text in spelt.items())
+    assert spelt[token_id(subject, "a")] == "a"
+    newline = token_id(subject, "\n")
+    assert spelt[newline] == f"#{newline}"
+
+
+def test_a_chosen_token_fills_its_field_with_its_text(page, subject):
+    a, o = str(token_id(subject, "a")), str(token_id(subject, "o"))
+    chosen = page._chosen("target", a, "", "the c", "", "o")
+    assert chosen == address.Why("the c", "a", "o")
+    assert page._chosen("target", o, "", "the c", "a", "o") == address.Why("the c", "o", "")
+    for same in ("o", f"#{o}"):  # a second click takes it back, however it was written
+        assert page._chosen("contrast", o, "", "the c", "a", same) == address.Why("the c", "a", "")
+
+
+def test_a_link_with_a_tokens_number_works(actions, page, subject):
+    a, o = token_id(subject, "a"), token_id(subject, "o")
+    numbered = address.Why("the c", f"#{a}", f"#{o}")
+    drawn = page.render(numbered)[page.effects]
+    assert drawn == page.render(address.Why("the c", "a", "o"))[page.effects]
+    assert page.first() == address.Why(EXAMPLES[0])
+
+
+@pytest.mark.browser
+def test_on_a_phone_the_sum_is_above_the_rows_and_nothing_sticks_out(visit):
+    page = visit("tab=why&prompt=the+c", width=390)
+    line = page.locator("#why-effects .hf-sum")
+    line.wait_for()
+    assert "everything else" in line.inner_text() and "the logit" in line.inner_text()
+    first = page.locator("#why-effects .hf-id").first
+    assert line.bounding_box()["y"] < first.bounding_box()["y"]
+    outside = """() => [...document.querySelectorAll('#why-effects *')].filter(
+        (node) => node.getBoundingClientRect().right > innerWidth).length"""
+    assert page.evaluate(outside) == 0
+    button = page.locator("#why-next button[data-do=target]").nth(2)
+    index = button.get_attribute("data-at")
+    token = page.locator("#why-next li").nth(2).locator("q").inner_text()
+    button.click()
+    page.wait_for_selector(
+        f"#why-next button[data-do=target][data-at='{index}'][aria-pressed=true]"
+    )
+    typed = page.get_by_label("Next token", exact=True).input_value()
+    assert typed in (token, f"#{index}")
