@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from ..activations import HarvestArguments
+from ..evaluation.untrained import SAMPLE_TOKENS
 from ..explain import ExplainArguments, Explanations, Inquiry, explain
 from ..explain.judges import JudgeArguments, judge_of
 from ..explain.scores import LEXICAL
 from ..explain.study import write_record
-from ..explain.untrained import SAMPLE_TOKENS, untrained_like
+from ..explain.untrained import untrained_like
 from ..hub import is_sae
 from ..lm import LoadedLM
 from ..machine.files import read_json

@@ -14,17 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..activations import HarvestArguments, Harvester, TokenBatch
+from ..activations import HarvestArguments, TokenBatch
+from ..evaluation.untrained import firings, limits, sample
 from ..machine.markdown import table
-from ..machine.refused import Refused
 from ..models import SAE
 from ..models.relu import rectified
 from .scores import LEXICAL
 from .study import Explanations
-
-SAMPLE_TOKENS = 2**14
-"""Tokens on which densities are matched."""
-_BLOCK = 2**26  # pre-activations at a time
 
 
 @torch.no_grad()
@@ -42,39 +38,20 @@ def untrained_like(
     Its latents are relu((x - b_dec) W + b), W the encoder with each row shuffled over latents.
 
     Args:
-        rows: text on which densities are matched; SAMPLE_TOKENS of it are read.
+        rows: text on which densities are matched; its first SAMPLE_TOKENS are read.
         norm_limits: the training Harvester's; those of other sites are ignored.
         harvest: how activations are taken; with a cache they are kept for other SAEs.
 
     Raises:
         ValueError: no token is left.
     """
-    x = _sample(lm, sae, rows, norm_limits, harvest or HarvestArguments()).to(sae.W_dec)
+    site, _ = sae.config.places
+    x = sample(lm, site, rows, norm_limits=norm_limits, harvest=harvest).to(sae.W_dec)
     untrained = rectified(sae)
     untrained.W_enc.copy_(_shuffled(sae.W_enc, seed))
-    untrained.b_enc.copy_(-_limits(sae, untrained, x) / untrained.scale)
+    beyond = limits(untrained.encoder_input(x), untrained.W_enc, firings(sae, x))
+    untrained.b_enc.copy_(-beyond / untrained.scale)
     return untrained
-
-
-def _sample(
-    lm: PreTrainedModel,
-    sae: SAE,
-    rows: Iterable[TokenBatch],
-    norm_limits: dict[str, float] | None,
-    harvest: HarvestArguments,
-) -> Float[Tensor, "n d_in"]:
-    site, _ = sae.config.places
-    limits = {at: limit for at, limit in (norm_limits or {}).items() if at == site}
-    harvester = Harvester(lm, [site], harvest, norm_limits=limits or None)
-    parts, n_tokens = [], 0
-    for batch in rows:
-        parts.append(harvester(batch).activations[site])
-        n_tokens += len(parts[-1])
-        if n_tokens >= SAMPLE_TOKENS:
-            break
-    if not n_tokens:
-        raise Refused("no token is left to match densities on; give more or other text")
-    return torch.cat(parts)[:SAMPLE_TOKENS]
 
 
 def _shuffled(W_enc: Float[Tensor, "d_in d_sae"], seed: int) -> Float[Tensor, "d_in d_sae"]:
@@ -82,20 +59,6 @@ def _shuffled(W_enc: Float[Tensor, "d_in d_sae"], seed: int) -> Float[Tensor, "d
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(W_enc.shape, generator=generator).argsort(dim=1)
     return W_enc.gather(1, order.to(W_enc.device))
-
-
-def _limits(sae: SAE, untrained: SAE, x: Float[Tensor, "n d_in"]) -> Float[Tensor, " d_sae"]:
-    """Pre-activations that as many tokens exceed as fire the trained latent."""
-    d_sae = sae.config.d_sae
-    step = max(1, _BLOCK // d_sae)
-    n_firings = sum((sae.encode(part) > 0).sum(0) for part in x.split(step))
-    inputs, limits = untrained.encoder_input(x), []
-    for columns in range(0, d_sae, width := max(1, _BLOCK // len(x))):
-        of_block = inputs @ untrained.W_enc[:, columns : columns + width]
-        descending = of_block.sort(dim=0, descending=True).values
-        at = torch.as_tensor(n_firings)[columns : columns + width].clamp(max=len(x) - 1)
-        limits.append(descending.gather(0, at[None])[0])
-    return torch.cat(limits)
 
 
 def compared(trained: Explanations, untrained: Explanations) -> dict[str, dict[str, Any]]:

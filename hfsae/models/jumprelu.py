@@ -237,3 +237,27 @@ class JumpReLUSAE(SAE):
             config.activation = "jump"
         config.bandwidth = float(self.config.bandwidth) * self.scale
         config.initial_threshold = float(self.config.initial_threshold) * self.scale
+
+
+@torch.no_grad()
+def along_directions(
+    sae: SAE,
+    directions: Float[Tensor, "d_sae d_in"],
+    written: Float[Tensor, "d_sae d_out"],
+    limits: Float[Tensor, " d_sae"],
+    mean: Float[Tensor, " d_in"],
+) -> JumpReLUSAE:
+    """A JumpReLU SAE in the place of another: latents are z = (x - mean) . direction where z is
+    above its limit, counted from the limit where that is negative.
+
+    Args:
+        written: the rows of the decoder.
+    """
+    names = ("d_in", "d_out", "site", "target_site", "model_name", "bos")
+    kept = {name: getattr(sae.config, name) for name in names}
+    other: Any = JumpReLUSAE(JumpReLUSAEConfig(d_sae=len(directions), **kept)).eval()
+    other.W_enc.copy_(directions.T)
+    other.b_enc.copy_(-directions @ mean - limits.clamp(max=0))
+    other.threshold.copy_(limits.clamp(min=0))
+    other.W_dec.copy_(written)
+    return other.to(sae.W_dec.device)

@@ -2,8 +2,9 @@
 
 import logging
 
+from ..evaluation.untrained import SAMPLE_TOKENS
 from ..explain import ExplainArguments, Explanations, explain
-from ..explain.untrained import SAMPLE_TOKENS, compared, section_of, untrained_like
+from ..explain.untrained import compared, section_of, untrained_like
 from ..lm import LoadedLM
 from ..machine.refused import Refused
 from ..models import SAE

@@ -24,8 +24,8 @@ from hfsae.evaluation.probing.absorption import (
     truth_of,
 )
 from hfsae.evaluation.probing.letters import _unfit, first_letters
-from hfsae.evaluation.probing.untrained import Untrained
 from hfsae.evaluation.probing.words import LETTERS, Words, read_words, words_of
+from hfsae.evaluation.untrained import Untrained
 from hfsae.machine.refused import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 

@@ -18,7 +18,7 @@ from hfsae.evaluation.probing import tasks as packaged
 from hfsae.evaluation.probing.places import last_tokens
 from hfsae.evaluation.probing.regression import rank, regress
 from hfsae.evaluation.probing.study import chosen_names, draw
-from hfsae.evaluation.probing.untrained import Untrained
+from hfsae.evaluation.untrained import Untrained
 from hfsae.machine.refused import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.packaged import package_folder
@@ -130,6 +130,7 @@ def test_untrained_latents_fire_as_often_as_those_of_the_sae():
     densities = torch.tensor([0.0, 0.002, 0.1, 0.5, 0.9, 1.0])
     latents = Untrained(x, densities, seed=0).encode(x)
     torch.testing.assert_close((latents > 0).float().mean(dim=0), densities, atol=1e-3, rtol=0)
+    assert latents.isfinite().all(), "also of a latent that always fires"
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,13 @@
 tasks.py       texts with two classes: packaged sets, files, Hub data sets
 places.py      activations at the last token of each text, harvested once for all SAEs
 regression.py  ranking of features, logistic regression, scores on texts it has not seen
-untrained.py   latents of random directions that fire as often: the control
 words.py       words of a vocabulary, read where their first letter is asked
 absorption.py  words on which a letter's latents are silent: both formulas of SAEBench
 letters.py     absorption of SAEs beside untrained latents, or why there are no figures
 study.py       all of it in order; means over tasks with intervals
 report.py      Markdown
+
+The control, latents of random directions that fire as often, is in ../untrained.py.
 
 The protocol is that of sae-probes (Kantamneni et al. 2025, arXiv 2502.16681), with duplicates
 dropped before the split; absorption is SAEBench's. SCR and TPP are left out: an audit (arXiv

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from ...models import SAE
+from ..untrained import Untrained
 from .absorption import LEAST_F1, LEAST_LETTERS, Coder, Letter, Truth, letters_of, truth_of
-from .untrained import Untrained
 from .words import LEAST_WORDS, LETTERS, Words
 
 CAUTION = (

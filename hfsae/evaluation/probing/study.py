@@ -14,13 +14,13 @@ from ...lm import tokenizer_of
 from ...machine.refused import Refused
 from ...models import SAE
 from ..intervals import Interval, interval
+from ..untrained import Untrained, firings
 from .letters import first_letters, no_letters
 from .places import Places, last_tokens
 from .regression import Scores, rank, rank_dense, regress
 from .report import report_of
 from .seeds import arms_of, over_seeds
 from .tasks import LEAST, Task
-from .untrained import Untrained
 from .words import LEAST_WORDS, read_words, words_of
 
 logger = logging.getLogger(__name__)
@@ -159,8 +159,7 @@ def _untrained(sae: SAE, site: str, read: Sequence[tuple[Task, Places]], seed: i
     """Random directions with the densities of an SAE on these texts."""
     x = torch.cat([places.activations[site][places.is_read] for _, places in read])
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:_POOLED]
-    fires = sum((_encode(sae, part) > 0).sum(dim=0) for part in x[chosen].split(512))
-    return Untrained(x[chosen], fires / len(chosen), seed)  # pyright: ignore
+    return Untrained(x[chosen], firings(sae, x[chosen]).cpu() / len(chosen), seed)
 
 
 @torch.no_grad()
