@@ -21,12 +21,14 @@ import hfsae
 from hfsae.activations import PackedRows, TextArguments
 from hfsae.cards import render_card, set_model_id, write_card
 from hfsae.evaluation import EvaluationArguments, evaluate
+from hfsae.evaluation.probing.extract import extract
 from hfsae.features import FeatureStore, collect
 from hfsae.lm import LoadedLM
 from hfsae.machine.visible import public, public_record
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 
 from .helpers import make, variants
+from .probed import CAUTION, WEAK, probing_record
 
 WORDS = [
     "king",
@@ -684,3 +686,27 @@ def test_a_record_that_the_template_cannot_show_is_one_sentence(folder):
     change(folder, final_coefficients=[[]])
     with pytest.raises(ValueError, match=r"training.json is damaged .*; put back a sound copy"):
         render_card(folder)
+
+
+def test_absorption_and_uniformity_stand_beside_untrained_latents(folder):
+    """Of the folder's probing, or else of what its evaluation has of one."""
+    assert "## Sparse probing" not in render_card(folder)
+    path = folder / "evaluation.json"
+    evaluation = json.loads(path.read_text()) | {"probing": extract(probing_record())}
+    path.write_text(json.dumps(evaluation))
+    card = render_card(folder)
+    own, untrained = "0.500, 0.400 to 0.600", "0.050, -0.050 to 0.150"
+    for title, over in {
+        "first-letter absorption, full": "2 letters",
+        "first-letter absorption, fraction": "2 letters",
+        "F1 of a letter's main latents": "2 letters",
+        "uniformity of effects": "64 tokens",
+    }.items():
+        assert f"| {title} | {own} | {untrained} | {over} |" in card
+    assert CAUTION in card
+    (folder / "probing.json").write_text(json.dumps(probing_record(is_weak=True)))
+    refused = render_card(folder)
+    assert f"no figures, since {WEAK}." in refused and "absorption, full" not in refused
+    assert f"| uniformity of effects | {own} |" in refused
+    tables = MarkdownIt("commonmark").enable("table").render(refused)
+    assert "<td>uniformity of effects</td>" in tables

@@ -157,6 +157,9 @@ def test_a_record_tells_local_text_from_the_hubs(tmp_path, loads, monkeypatch):
     seen = folder.joinpath("README.md").read_text() + cards.render_card(folder)
     assert seen.count("--text.dataset ./mine") == 2 and "hidden" not in seen
     assert b"hidden" not in published(folder / "training.json")
+    lm = {"model_name": "/home/somebody/hidden/lm"}
+    (folder / "probing.json").write_text(json.dumps({"lm": lm}))
+    assert json.loads(published(folder / "probing.json")) == {"lm": {"model_name": "./lm"}}
 
 
 def stopped_at_its_first_checkpoint(recipe) -> None:

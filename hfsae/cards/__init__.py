@@ -17,6 +17,7 @@ from .card import write_card as write_card
 from .merge import carry_over as carry_over
 from .merge import refuse_card_of_others as refuse_card_of_others
 from .merge import set_model_id as set_model_id
+from .probing import probing_facts as probing_facts
 from .probing import probing_section as probing_section
 from .texts import COLUMNS as COLUMNS
 from .texts import texts_section as texts_section

@@ -7,6 +7,7 @@ frontier.py   fidelity at equal L0, paired differences, intervals
 causes.py     whether latents are causes
 explaining.py, explained.py             explain latents of each SAE; scores one by one, in files
 interpretability.py, latents.py         scores at equal L0, by stratum; the section, the latents
+probed.py     what `hfsae probe` measured of the SAEs, at equal L0
 report.py     Markdown, HTML and figures
 """
 

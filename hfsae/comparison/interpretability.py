@@ -9,7 +9,7 @@ neighbours in the sweep; an arm with one SAE, or without neighbours around the L
 SAE of the nearest L0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -184,12 +184,16 @@ class Place(NamedTuple):
     """the L0 that they stand for"""
 
 
-def place(saes: Sequence[Measured], l0: float) -> Place:
+def place(
+    saes: Sequence[Measured],
+    l0: float,
+    has_scores: Callable[[Measured], bool] = lambda m: bool(m.explained.lexical),
+) -> Place:
     """The two neighbours in the sweep around an L0, or the SAE whose L0 is nearest by ratio.
 
     SAEs without scores are left out, unless none has them.
     """
-    known = [m for m in saes if m.explained.lexical] or list(saes)
+    known = [m for m in saes if has_scores(m)] or list(saes)
     logs = {id(m): float(np.log(max(m.metrics["l0"], _LEAST_L0) / l0)) for m in known}
     order = sorted(known, key=lambda m: logs[id(m)])
     values = sorted(m.value for m in saes)

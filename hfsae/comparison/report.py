@@ -23,6 +23,7 @@ from .arms import Comparison
 from .estimates import LEVEL, Estimate, corrected
 from .frontier import METRICS, Frontiers
 from .latents import LatentsSection
+from .probed import ProbingSection
 from .results import Measured
 
 _ARMS_IN_TITLE = 6
@@ -108,6 +109,7 @@ class _Parts:
             yield from self._causes()
         if self.c.explain.n_latents:
             yield from self._explained()
+        yield from ProbingSection(self.c, self.measured, **_resampling(self.c)).all()
         if len(self.c.seeds) > 1:
             yield "## Do seeds agree on a dictionary?"
             yield self._agreement()

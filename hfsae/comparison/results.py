@@ -8,6 +8,7 @@ arm and seed are one training run: to add a sparsity, set another output_dir.)
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from torch.nn.functional import normalize
 from transformers import AutoConfig
 
 from ..evaluation import EvaluationResult
+from ..evaluation.probing.extract import KEY as PROBING_KEY
+from ..evaluation.probing.extract import kept_extract
 from ..hub import is_sae
 from ..machine.files import damaged, read_json, read_tensors, write_tensors, write_whole
 from ..machine.names import CAUSES, DOCUMENTS, EVALUATION, RESULT_TENSORS, RESULTS, TRAINING
@@ -70,6 +73,8 @@ class Measured(NamedTuple):
     causes_args: str = ""
     explained: Explained = Explained()
     """scores of its latents' explanations"""
+    probing: Mapping[str, Any] = {}
+    """means of its probing (`hfsae probe`), as in evaluation.json; empty: not probed"""
 
     @property
     def key(self) -> Key:
@@ -125,6 +130,11 @@ def _evaluation_settings(run: ArmRun, name: str) -> str:
 
 
 def _digest(text: str) -> str:
+    """Of an evaluation's text, without what `hfsae probe` adds to it later."""
+    with suppress(ValueError):  # damaged: another digest
+        record = json.loads(text)
+        if isinstance(record, dict) and record.pop(PROBING_KEY, None) is not None:
+            text = json.dumps(record, indent=1) + "\n"
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -156,8 +166,10 @@ def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
         causes, made_with = kept.causes, {"args": kept.causes_args}
     causes_args = made_with.get("args", "")
     explained = read_explained(folder, kept.explained if kept else Explained())
+    probing = kept_extract(folder) or (kept.probing if kept else {})
     if kept and not is_measured(run, name):
         there = {"causes": causes, "causes_args": causes_args, "explained": explained}
+        there["probing"] = probing
         return kept._replace(folder=folder, **there)
     evaluation = EvaluationResult.from_dict(read_json(folder / EVALUATION))
     sums, _ = read_tensors(folder / DOCUMENTS)
@@ -177,6 +189,7 @@ def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
         causes,
         causes_args,
         explained,
+        probing,
     )
 
 
@@ -313,6 +326,7 @@ def _plain(m: Measured) -> dict[str, Any]:
         "agreement": m.agreement,
         "causal": m.causes_args,
         **({"explained": m.explained.as_plain()} if m.explained.lexical_args else {}),
+        **({"probing": m.probing} if m.probing else {}),
         **m.record,
     }
 
@@ -337,6 +351,7 @@ def _from_plain(
         causes,
         plain["causal"],
         from_plain(plain.get("explained", {}), explained),
+        plain.get("probing", {}),
     )
 
 

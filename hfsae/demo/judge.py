@@ -39,9 +39,16 @@ def health(subject: Subject) -> Json:
         "counted_on": _counted_on(subject),
         "d_sae": subject.d_sae,
         "thresholds": _threshold_bins(subject),
-        "probing": cards.probing_section(subject.folder) if subject.folder else {},
+        "probing": _probing(subject),
         "texts": _texts(subject),
     }
+
+
+def _probing(subject: Subject) -> Json:
+    """What a few latents tell of texts, absorption and uniformity, beside untrained latents."""
+    if subject.folder is None:
+        return {}
+    return cards.probing_section(subject.folder, subject.evaluation)
 
 
 def _texts(subject: Subject) -> Json:

@@ -97,7 +97,7 @@ def published(path: Path, include_code: bool = False) -> Path | bytes:
     home, name = in_folder(path)
     if name == PROBE:
         return _published_probe(path)
-    if name not in (CONFIG, TRAINING, EVALUATION, META, EXPLANATIONS_RECORD):
+    if name not in (CONFIG, TRAINING, EVALUATION, PROBING, META, EXPLANATIONS_RECORD):
         return path
     content = public_record(read_json(path), home)
     if name == CONFIG:

@@ -11,21 +11,24 @@ import torch
 from tqdm import tqdm
 
 from .. import cards
+from ..activations import TokenBatch
 from ..attribution import uniformity
 from ..evaluation.probing import ProbeArguments, Probing, Task, packaged_tasks, probe, read_tasks
+from ..evaluation.probing.extract import finite
 from ..evaluation.probing.study import chosen_names, mean_interval
 from ..evaluation.probing.tasks import FAULTY, packaged_names
-from ..lm import LoadedLM
-from ..machine.files import write_whole
-from ..machine.names import CARD, PROBING, PROBING_REPORT, TRAINING
+from ..evaluation.untrained import Untrained, firings, sample
+from ..lm import LoadedLM, special_ids, unspared
+from ..machine.files import read_json, write_whole
+from ..machine.names import CARD, EVALUATION, PROBING, PROBING_REPORT, TRAINING
 from ..machine.refused import Refused
-from ..machine.weights import refuse_mixture, stamp
+from ..machine.weights import of_others, refuse_mixture, stamp
 from ..models import SAE
 from ..packaged import PROBES
 from ..training.trainer import sum_products_in_float32
 from .fields import LMArguments
 from .folder import alone, load_trained, names_apart, norm_limits
-from .stages import load
+from .stages import load, with_probing
 
 PACKAGED = "packaged"
 _FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}
@@ -39,8 +42,8 @@ def probe_folders(
     tasks: str = PACKAGED,
     **columns: str,
 ) -> Probing:
-    """Probe the SAEs in folders side by side; write probing.json and probing.md into each, and a
-    section of its card.
+    """Probe the SAEs in folders side by side; write probing.json and probing.md into each, its
+    means into evaluation.json, where there is one, and a section into its card.
 
     Args:
         tasks: "packaged", a jsonl file, or a Hub data set.
@@ -77,7 +80,7 @@ def probe_folders(
             progress=lambda n: bar.update(n),
         )
     if args.uniformity_tokens:
-        result.record["uniformity"] = _uniformity(loaded, saes, texts, args)
+        result.record["uniformity"] = _uniformity(loaded, saes, texts, args, limits)
     about = {"tasks_of": _source(tasks), "saes": [*saes], "lm": lm_of}
     for (name, sae), folder in zip(saes.items(), folders, strict=True):
         _save(result, folder, {**about, "sae": name, "site": sae.config.places[0]})
@@ -121,25 +124,53 @@ def _noting(tasks: Iterable[Task], texts: list[str], seed: int) -> Iterator[Task
 
 
 def _uniformity(
-    loaded: LoadedLM, saes: Mapping[str, SAE], texts: Sequence[str], args: ProbeArguments
+    loaded: LoadedLM,
+    saes: Mapping[str, SAE],
+    texts: Sequence[str],
+    args: ProbeArguments,
+    norm_limits: Mapping[str, float],
 ) -> dict[str, Any]:
-    """r_L0 of each SAE at tokens of the tasks' texts, which follow each other in rows."""
+    """r_L0 of each SAE, and of untrained latents, at tokens of the tasks' texts, which follow each
+    other in rows."""
     results = {}
     for name, sae in saes.items():
         bos = getattr(sae.config, "bos", None) != "none"
         ids = _packed(loaded.tokenizer, texts, args.max_tokens, bos=bos, seed=args.seed)
-        n, seed = args.uniformity_tokens, args.seed
-        measured = uniformity(loaded.lm, sae, ids, n_tokens=n, seed=seed)  # pyright: ignore
-        values = measured.per_token.tolist()
-        results[name] = {"mean": mean_interval(values, args), "n_tokens": len(values)}
+        own = _evenness(loaded.lm, sae, ids, args)
+        untrained = _untrained(loaded.lm, sae, ids, args.seed, norm_limits)
+        results[name] = {
+            "mean": mean_interval(own, args),
+            "n_tokens": len(own),
+            "untrained": mean_interval(_evenness(loaded.lm, untrained, ids, args), args),
+        }
     return {"saes": results, "about": _ABOUT_UNIFORMITY}
 
 
+def _evenness(lm: Any, sae: SAE, ids: torch.Tensor, args: ProbeArguments) -> list[float]:
+    n = args.uniformity_tokens
+    return uniformity(lm, sae, ids, n_tokens=n, seed=args.seed).per_token.tolist()
+
+
+def _untrained(
+    lm: Any, sae: SAE, ids: torch.Tensor, seed: int, norm_limits: Mapping[str, float]
+) -> SAE:
+    """Latents of random directions that fire as often on tokens of these rows."""
+    keep = unspared(ids, special_ids(lm))
+    whole = TokenBatch(ids, keep, torch.zeros_like(ids))
+    parts = (part.split(_ROWS) for part in whole)
+    rows = (TokenBatch(*part) for part in zip(*parts, strict=True))
+    x = sample(lm, sae.config.places[0], rows, norm_limits=norm_limits).float()
+    densities = firings(sae, x).cpu() / len(x)
+    return Untrained(x.cpu(), densities, seed).as_sae(sae)
+
+
+_ROWS = 16  # in one batch
 _NOTED = 20  # texts of a task
 _ABOUT_UNIFORMITY = (
     "Gemma Scope, appendix D.5 (arXiv:2408.05147): the evenness of the effects of a token's "
     "latents on its prediction, 1 where all that fire matter equally, near 1 / L0 where only one "
-    "does; mean over tokens of the tasks' texts with 95 % bootstrap intervals over tokens"
+    "does; mean over tokens of the tasks' texts with 95 % bootstrap intervals over tokens. "
+    "untrained: random directions that fire as often on such tokens as the SAE's latents"
 )
 
 
@@ -165,9 +196,12 @@ def _source(tasks: str) -> str:
 
 
 def _save(result: Probing, folder: Path, more: dict[str, Any]) -> None:
-    record = {**more, **result.record, "rows": result.rows, **stamp(folder)}
+    record = finite({**more, **result.record, "rows": result.rows, **stamp(folder)})
     with alone(folder, [folder]):
         write_whole(folder / PROBING_REPORT, result.report)
         write_whole(folder / PROBING, json.dumps(record, indent=1) + "\n")
+        if (folder / EVALUATION).is_file() and not any(of_others(folder, [EVALUATION])):
+            evaluation = with_probing(read_json(folder / EVALUATION), folder)
+            write_whole(folder / EVALUATION, json.dumps(evaluation, indent=1) + "\n")
         if (folder / CARD).is_file():
             cards.write_card(folder)

@@ -33,6 +33,8 @@ from ..activations import (
 from ..cards import figures
 from ..evaluation import EvaluationArguments, EvaluationResult, evaluate_all
 from ..evaluation.fidelity import counted_predictions
+from ..evaluation.probing.extract import KEY as PROBING_KEY
+from ..evaluation.probing.extract import kept_extract
 from ..evaluation.result import NO_PREDICTION
 from ..features import collect
 from ..lm import LoadedLM, contract, load_lm
@@ -299,8 +301,17 @@ def write_result(
 def evaluation_text(
     result: EvaluationResult, folder: Path, more: Mapping[str, Any] | None = None
 ) -> str:
-    """Of evaluation.json, for the weights that lie in a folder."""
-    return json.dumps({**result.to_dict(), **stamp(folder), **(more or {})}, indent=1) + "\n"
+    """Of evaluation.json, for the weights that lie in a folder; it has the means of their probing,
+    too, if they were probed."""
+    record = with_probing({**result.to_dict(), **stamp(folder), **(more or {})}, folder)
+    return json.dumps(record, indent=1) + "\n"
+
+
+def with_probing(evaluation: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A record of an evaluation with the means of the folder's probing, if there is one."""
+    probing = kept_extract(folder)
+    plain = {key: value for key, value in evaluation.items() if key != PROBING_KEY}
+    return plain | ({PROBING_KEY: probing} if probing else {})
 
 
 def _probe_activations(

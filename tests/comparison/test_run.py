@@ -16,9 +16,11 @@ from hfsae.comparison import CausalArguments, Comparison, compare
 from hfsae.machine import processor
 from hfsae.machine.files import read_tensors, write_tensors
 from hfsae.machine.weights import KEY
+from hfsae.recipe.stages import with_probing
 
 from ..conftest import every_lm_is
 from ..helpers import held_elsewhere
+from ..probed import probing_record
 from ..tiny import tiny_fields
 
 
@@ -86,6 +88,28 @@ def test_a_comparison_leaves_trained_saes_and_a_report(trained):
     assert (home / link).resolve() == (report / "report.md").resolve()
     sae = AutoModel.from_pretrained(home)
     assert sae.config.k == 6 and sae.config.activation_scale == 1.0
+
+
+def test_what_was_probed_stands_in_the_report_and_outlives_the_weights(copied, loads):
+    """And an evaluation with it is the same evaluation: nothing is measured again."""
+    folder = copied("c")
+    report = compare(tiny_comparison(folder))
+    assert "## Sparse probing" not in (report / "report.md").read_text()
+    homes = sorted(path.parent for path in folder.glob("*/seed_*/*/config.json"))
+    (report / "results.json").unlink()
+    for home in homes:
+        evaluation = json.loads((home / "evaluation.json").read_text())
+        (home / "probing.json").write_text(json.dumps(probing_record(home.name)))
+        (home / "evaluation.json").write_text(json.dumps(with_probing(evaluation, home)))
+    compare(tiny_comparison(folder))
+    text = (report / "report.md").read_text()
+    section = text.partition("## Sparse probing")[2].partition("\n## ")[0]
+    assert "8 of 8 SAEs were probed" in section and section.count("| topk | k_3 |") == 2
+    assert not loads
+    for home in homes:
+        shutil.rmtree(home)
+    compare(tiny_comparison(folder))
+    assert (report / "report.md").read_text() == text
 
 
 def test_arms_that_another_process_works_on_are_left_alone(tmp_path, loads):

@@ -13,15 +13,19 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 import hfsae
+from hfsae.cards import probing_facts
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.act import direction
 from hfsae.demo.actions import Actions
 from hfsae.demo.look import latent_of
 from hfsae.demo.pages.feature import FeaturePage
+from hfsae.demo.pages.health import _overview
 from hfsae.demo.settings import Steering
 from hfsae.demo.subject import Subject, default_source
+from hfsae.evaluation.probing.extract import extract
 from hfsae.packaged import SHIPPED_SAE
 
+from ..probed import CAUTION, probing_record
 from .conftest import D_SAE, HOSTILE
 
 
@@ -207,6 +211,22 @@ def test_health_tells_metrics_and_histograms(actions, subject):
     assert sum(b["count"] for b in view["density"]) + view["dead"] == D_SAE
     assert sum(b["count"] for b in view["thresholds"]) == D_SAE
     assert sum(b["count"] for b in view["l0"]) == subject.evaluation["n_tokens"]
+
+
+def test_health_has_absorption_and_uniformity_of_an_evaluation_beside_untrained_latents(subject):
+    assert "untrained latents" not in _overview(Actions(subject).health())
+    probed = copy(subject)
+    record = probing_record(is_weak=True)
+    probed.evaluation = subject.evaluation | {"probing": extract(record)}
+    view = Actions(probed).health()
+    page = _overview(view)
+    assert json.loads(json.dumps(view["probing"])) == view["probing"] == probing_facts(record)
+    cells = "<td>0.500, 0.400 to 0.600</td><td>0.050, -0.050 to 0.150</td><td>64 tokens</td>"
+    assert f"<td>uniformity of effects</td>{cells}" in page
+    assert "no figures, since" in page and "absorption, full" not in page
+    probed.evaluation["probing"] = extract(probing_record())
+    page = _overview(Actions(probed).health())
+    assert page.count("<td>2 letters</td>") == 3 and CAUTION in page
 
 
 def test_two_saes_are_compared(actions, sae_folder, tmp_path, monkeypatch):

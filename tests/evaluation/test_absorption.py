@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hfsae.cards.probing import _absorption
+from hfsae.cards.probing import _about_absorption, _absorption
 from hfsae.evaluation.probing import ProbeArguments
 from hfsae.evaluation.probing import words as reading
 from hfsae.evaluation.probing.absorption import (
@@ -195,8 +195,13 @@ def test_untrained_latents_stand_beside_an_sae_and_hold_no_letter(record):
     own, control = record["rows"]
     assert (control["features"], control["of"]) == ("untrained", "own")
     assert own["f1_of_main"][0] > control["f1_of_main"][0] + 0.2
-    (line,) = _absorption({"absorption": record, "sae": "own"})
-    assert "over 26 letters: full" in line and "Small language models" in line
+    whole = {"absorption": record, "sae": "own"}
+    full, *_ = _absorption(whole)
+    assert full["over"] == "26 letters"
+    shown = [full[key].partition(",")[0] for key in ("own", "untrained")]
+    assert shown == [f"{row['full'][0]:.3f}" for row in (own, control)]
+    (line,) = _about_absorption(whole)
+    assert "Small language models" in line
 
 
 def test_a_probe_that_knows_too_few_letters_gives_a_sentence_and_no_figures(of, words):
@@ -206,7 +211,9 @@ def test_a_probe_that_knows_too_few_letters_gives_a_sentence_and_no_figures(of, 
     assert "0 of 26 letters" in row["refused"]
     assert "too weak to hold latents against; more words" in row["refused"]
     assert "full" not in row
-    (line,) = _absorption({"absorption": {"rows": [row]}, "sae": "own"})
+    whole = {"absorption": {"rows": [row]}, "sae": "own"}
+    (line,) = _about_absorption(whole)
+    assert not [*_absorption(whole)]
     assert line.startswith("First-letter absorption: no figures")
 
 

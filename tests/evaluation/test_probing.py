@@ -15,6 +15,7 @@ from hfsae.cards import probing_section
 from hfsae.cli import main
 from hfsae.evaluation.probing import ProbeArguments, Task, binary_tasks, probe, read_tasks
 from hfsae.evaluation.probing import tasks as packaged
+from hfsae.evaluation.probing.extract import extract
 from hfsae.evaluation.probing.places import last_tokens
 from hfsae.evaluation.probing.regression import rank, regress
 from hfsae.evaluation.probing.study import chosen_names, draw
@@ -294,12 +295,20 @@ def test_saes_in_folders_are_probed_side_by_side(tmp_path, loads, jsonl, capsys)
     assert 0 < own["mean"][0] <= 1 and own["n_tokens"] <= 9
     absorption, uniform = probing_section(b)["notes"]  # a vocabulary of few words
     assert "no figures, since the vocabulary has" in absorption and absorption in card
-    assert f"{own['mean'][0]:.3f}" in uniform and uniform in card
+    assert uniform in card and 0 < own["untrained"][0] <= 1
+    even = [f"{own[key][0]:.3f}, " for key in ("mean", "untrained")]
+    assert all(part in card.partition("uniformity of effects")[2] for part in even)
+    evaluation = json.loads((b / "evaluation.json").read_text())
+    assert evaluation["probing"] == extract(records[1])
     assert "SCR and TPP are left out" in shown and "## Uniformity of effects" in shown
     assert records[0]["weights_sha256"] != records[1]["weights_sha256"]
     assert {row["features"] for row in records[0]["rows"]} >= {"a", "b", "untrained"}
     assert (a / "probing.md").read_text() in shown
     assert "row 1 of" in refused(argv, capsys)
+    assert main(["evaluate", str(b), "--evaluation.n_tokens", "150"]) == 0
+    again = json.loads((b / "evaluation.json").read_text())
+    assert again["n_tokens"] < evaluation["n_tokens"]
+    assert again["probing"] == evaluation["probing"]
     (b / "probing.json").write_text(json.dumps({**records[1], "sae": None, "tasks": 3}))
     with pytest.raises(Refused, match=r"probing\.json"):
         probing_section(b)

@@ -7,6 +7,7 @@ words.py       words of a vocabulary, read where their first letter is asked
 absorption.py  words on which a letter's latents are silent: both formulas of SAEBench
 letters.py     absorption of SAEs beside untrained latents, or why there are no figures
 study.py       all of it in order; means over tasks with intervals
+extract.py     what evaluation.json has of it
 report.py      Markdown
 
 The control, latents of random directions that fire as often, is in ../untrained.py.

@@ -96,8 +96,8 @@ def _absorption(absorption: Mapping[str, Any]) -> Iterator[str]:
 
 def _uniformity(uniformity: Mapping[str, Any]) -> Iterator[str]:
     rows = [
-        [printable(name), _shown(own["mean"]), str(own["n_tokens"])]
+        [printable(name), _shown(own["mean"]), _shown(own["untrained"]), str(own["n_tokens"])]
         for name, own in uniformity["saes"].items()
     ]
-    yield table([["SAE", "r_L0", "tokens"], *rows])
+    yield table([["SAE", "r_L0", "untrained latents", "tokens"], *rows])
     yield f"{uniformity['about']}."

@@ -1,0 +1,72 @@
+"""What evaluation.json has of a probing: the means of one SAE and its controls.
+
+probing.json has them, too, with every task and letter, of all SAEs that were probed together. It is
+the source: this extract is made from it whenever evaluation.json is written, and has its form.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...machine.files import read_json, reading
+from ...machine.names import EVALUATION, PROBING
+from ...machine.refused import Refused
+from ...machine.weights import of_others
+
+logger = logging.getLogger(__name__)
+KEY = "probing"
+"""The extract's place in evaluation.json."""
+_WHOLE = ("sae", "site", "tasks_of", "tasks", "arguments", "about")
+
+
+def extract(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of probing.json on its own SAE, without single tasks and letters."""
+    result = {key: record[key] for key in _WHOLE if key in record}
+    result["means"] = [entry for entry in record["means"] if _is_own(entry, record)]
+    if absorption := record.get("absorption"):
+        rows = [_without_letters(row) for row in absorption["rows"] if _is_own(row, record)]
+        result["absorption"] = {**absorption, "rows": rows}
+    if uniformity := record.get("uniformity"):
+        own = {name: v for name, v in uniformity["saes"].items() if name == record["sae"]}
+        result["uniformity"] = {**uniformity, "saes": own}
+    return finite(result)
+
+
+def _is_own(entry: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Whether an entry is of the record's SAE, or of a control for it."""
+    if entry["features"] in record["saes"]:
+        return entry["features"] == record["sae"]
+    return entry["of"] in ("", record["sae"], record["site"])
+
+
+def _without_letters(row: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {key: value for key, value in row.items() if key != "letters"}
+    return plain | ({"n_letters": len(row["letters"])} if "letters" in row else {})
+
+
+def finite(value: Any) -> Any:
+    """The same for JSON: None for what is no finite number."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def kept_extract(folder: Path) -> dict[str, Any]:
+    """The extract of probing.json in a folder, or else the one in its evaluation.json; empty
+    without a probing of the folder's weights. A damaged file counts as none."""
+    parts = {PROBING: extract, EVALUATION: lambda record: record.get(KEY, {})}
+    for name, part in parts.items():
+        path = folder / name
+        if not path.is_file() or any(of_others(folder, [name])):
+            continue
+        try:
+            with reading(path):
+                if result := part(read_json(path)):
+                    return dict(result)
+        except Refused as error:
+            logger.warning("%s gives no results of probing: %s", path, error)
+    return {}
