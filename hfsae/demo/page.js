@@ -1,10 +1,19 @@
 // The link in the address bar follows what is shown; the theme is the visitor's.
 window.hfsae = {
   opened: false,
-  link(query) {
+  // Only of the page that is selected: an answer about another one, or the first, may come late.
+  early: "", // a link whose page was not selected
+  link(query, patience = 40) {
+    clearTimeout(this.waits);
+    const tab = document.querySelector("[role=tab][aria-selected=true]")?.id;
+    if (tab === `tab-${new URLSearchParams(query).get("tab")}-button`) this.put(query);
+    else if (patience) this.waits = setTimeout(() => this.link(query, patience - 1), 50);
+    else this.early = query;
+  },
+  put(query) {
+    this.early = "";
     const now = new URLSearchParams(location.search);
     const theme = now.get("__theme");
-    if (!query) return;
     const asTheme = theme ? "&__theme=" + encodeURIComponent(theme) : "";
     // a page that was led to is selected after that, and does not know that its texts were requested
     if ("?" + query + "&run=1" + asTheme === location.search) query += "&run=1";
@@ -145,6 +154,7 @@ hfsae.onDrawn.push((panel) => {
 // So are those of another preset, whatever is being written.
 document.addEventListener("click", ({target}) => {
   if (target.closest?.("#steer-examples [data-do=example]")) hfsae.awaited = true;
+  if (hfsae.early && target.closest?.("[role=tab]")) hfsae.link(hfsae.early);
 });
 hfsae.onDrawn.push((panel) => { if (panel.closest(".block")?.id === "steer-output") hfsae.age(); });
 window.addEventListener("popstate", () => location.reload());
