@@ -60,7 +60,8 @@ class PresetArguments(NamedTuple):
     n_presets: int = 6
     strengths: tuple[float, ...] = (1.5, 2.5)
     """of the largest activation"""
-    max_kl: float = 3.0
+    max_kl: float = 1.2
+    """beyond that, texts of a small model are hardly sentences"""
     max_repetition: float = 0.3
     n_tokens: int = 30
 
