@@ -70,12 +70,15 @@ OF_HFSAE: dict[str, Callable[[int], dict]] = {
 """The fields of each variant's config, for an L0."""
 
 
-def hfsae(problem: Problem, name: str, changes: dict | None = None) -> Trained:
-    """By the quickstart's settings of training, with changes."""
+def hfsae(
+    problem: Problem, name: str, changes: dict | None = None, *, paper: bool = False
+) -> Trained:
+    """By the quickstart's settings of training, or the paper's, which are the defaults; with
+    changes."""
     from transformers import AutoConfig, AutoModel
 
     from hfsae.recipe import read_recipe
-    from hfsae.training import Trainer
+    from hfsae.training import Trainer, TrainingArguments
 
     class Stream:
         sites, progress = ["x"], staticmethod(lambda done, total: None)
@@ -92,13 +95,13 @@ def hfsae(problem: Problem, name: str, changes: dict | None = None) -> Trained:
         def state_dict(self) -> dict:
             return {}
 
-    recipe = read_recipe("quickstart")
     own = {"d_in": problem.train.shape[1], "d_sae": problem.d_sae, "site": "x"}
     torch.manual_seed(problem.seed)
-    sae = AutoModel.from_config(
-        AutoConfig.for_model(subtract_b_dec=True, **own, **OF_HFSAE[name](problem.l0))
-    )
-    args = recipe.training
+    of_variant = OF_HFSAE[name](problem.l0)
+    if paper:
+        of_variant = {"model_type": "jumprelu_sae", "target_l0": problem.l0}
+    sae = AutoModel.from_config(AutoConfig.for_model(subtract_b_dec=True, **own, **of_variant))
+    args = TrainingArguments() if paper else read_recipe("quickstart").training
     args.n_tokens, args.batch_size = len(problem.train), problem.batch
     args.learning_rate, args.save_steps = problem.rate, 0
     args.warm_start_l0 = 1.0  # the quickstart's 2 leaves fewer silent, and has an FVU 1 % larger

@@ -7,7 +7,9 @@
 ACTIVATIONS is what `quality.py` harvested, FOLDER/activations-131072.safetensors. SAEs train on
 them with the quickstart's settings, all but one, and with the paper's start; FVU is of validation
 documents, at L0 50 (thresholds times one factor). With --set they train once, with the quickstart's
-settings of training and these; they are passed over once unless --passes says otherwise.
+settings of training and these; they are passed over once unless --passes says otherwise. With
+--paper it is the paper's own method: JumpReLU from scratch, logarithmic thresholds, bandwidth and
+first threshold 0.001, Adam (0, 0.999), its warm-ups; --rate 7e-5 is its rate.
 """
 
 from dataclasses import fields
@@ -31,7 +33,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="the first of the file; default: all")
     parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--set", nargs="*", metavar="NAME=VALUE", help="fields of training")
+    parser.add_argument("--paper", action="store_true", help="the paper's own method")
     args = parser.parse_args()
+    if args.paper:
+        args.set, args.variants = args.set or [], ["JumpReLU"]
     tensors = load_file(args.activations)
     train = again(tensors["train"][: args.tokens], args.passes)
     cases = CASES
@@ -40,16 +45,18 @@ def main() -> None:
         own = {name: yaml.safe_load(value) for name, _, value in pairs}
         if unknown := own.keys() - {field.name for field in fields(TrainingArguments)}:
             parser.error(f"--set {min(unknown)}: no field of hfsae.training.TrainingArguments")
-        cases = {" ".join(args.set) or "the quickstart's": own}
-    rows = [["settings", *(f"{name}: FVU, silent" for name in args.variants)]]
+        whose = "the paper's" if args.paper else "the quickstart's"
+        cases = {" ".join(args.set) or whose: own}
+    rows = [["settings", *(f"{name}: FVU, silent, L0 as trained" for name in args.variants)]]
     for name, changes in cases.items():
         rows.append([name])
         for variant in args.variants:
             problem = Problem(train, BATCH, args.d_sae, L0, args.rate, args.seed)
-            trained = hfsae(problem, variant, changes)
+            trained = hfsae(problem, variant, changes, paper=args.paper)
+            l0 = measure(trained, tensors["validation"], 1.0)["l0"]
             factor = at_l0(trained, tensors["validation"][:8192], L0)
             of = measure(trained, tensors["validation"], factor)
-            rows[-1].append(f"{of['fvu']:.4f}, {of['dead']:.1%}")
+            rows[-1].append(f"{of['fvu']:.4f}, {of['dead']:.1%}, {l0:.1f}")
         print(*rows[-1], sep="  ", flush=True)
     print(f"\n{table(rows)}")
 
