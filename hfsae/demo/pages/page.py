@@ -198,7 +198,8 @@ class App:
             event: gr.EventData, request: gr.Request, visit: Visit, *values: Any
         ) -> Updates:
             data = event._data if isinstance(event._data, dict) else {}
-            click = int(data.get("click") or 0)
+            click = data.get("click")
+            click = click if isinstance(click, int) else 0
             visit.click = max(visit.click, click)
             clicked = [str(data.get(name) or "") for name in ("do", "at", "to")]
             updates = self._guarded(request, visit, page, partial(to, *clicked), values)
