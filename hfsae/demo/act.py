@@ -25,8 +25,9 @@ LIMITS = {"max": 20.0, "norm": 500.0, "raw": 1e6}
 _SWEEP = {"max": (0.25, 0.5, 1.0, 2.0, 4.0), "norm": (5.0, 10.0, 20.0, 40.0, 80.0)}
 _AROUND = {"max": (0.5, 1.0, 2.0), "norm": (10.0, 20.0, 40.0)}
 """Fewer, for one latent: somebody waits for its text."""
-MAX_KL, MAX_REPETITION = 2.0, 0.3
-"""The budget of a search for a strength: nats a token, and a share of three-token sequences."""
+MAX_KL, MAX_REPETITION = 1.2, 0.3
+"""The budget of a search for a strength: nats a token, beyond which texts of a small model are
+hardly sentences, and a share of three-token sequences."""
 SWEPT_MODES, SWEPT_UNITS = ("add", "clamp", "orthogonal"), tuple(_SWEEP)
 N_TRIED = 24
 """tokens of a trial"""

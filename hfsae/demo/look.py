@@ -31,6 +31,8 @@ from .rows import (
 from .subject import Subject
 from .together import together
 
+_WEAK = 0.3
+"""Score of a search by word, up to 1, below which a latent is hardly about it."""
 BY = ("word", "fires on", "promotes", "label", "similar to")
 
 
@@ -191,20 +193,40 @@ def latent_of(subject: Subject, typed: Any) -> int:
     if not any(c.isalpha() for c in word):
         return check_latent(subject, typed)
     for preset in subject.presets:
-        if preset["name"].casefold() == word.casefold() and len(preset["latents"]) == 1:
+        if _is_named(preset["name"], word) and len(preset["latents"]) == 1:
             return int(next(iter(preset["latents"])))
-    hits = [hit for hit in search_labels(subject.labels, word, 8) if _names_it(subject, hit, word)]
+    hits = search_labels(subject.labels, word, 8)
+    hits = [hit for hit in hits if _is_named(subject.label(hit.latent), word)]
     if not hits and subject.store is not None:
         hits = subject.feature_search.by_token(word, 1)
     hits = hits or search_labels(subject.labels, word, 1)
     hits = hits or search_labels(subject.automatic, word, 1)
     if not hits:
-        raise Refused(f"no latent is found for {word[:40]!r}; write another word, or a number")
+        such = ", ".join(list(subject.labels.values())[:3])
+        other = f"another word (such as {such})" if such else "another word"
+        raise Refused(f"no latent is found for {word[:40]!r}; write {other}, or a number")
     return hits[0].latent
 
 
-def _names_it(subject: Subject, hit: Any, word: str) -> bool:
-    return subject.label(hit.latent).casefold() == word.casefold()
+def weak_match(subject: Subject, typed: Any) -> str:
+    """A sentence where a word stands for a latent that seldom fires on it; else ""."""
+    word = typed.strip() if isinstance(typed, str) else ""
+    hits = subject.feature_search.by_token(word, 1) if subject.store is not None else []
+    if not hits or hits[0].score >= _WEAK or hits[0].latent != latent_of(subject, typed):
+        return ""
+    latent = hits[0].latent
+    if word.casefold() in subject.label(latent).casefold():
+        return ""
+    return (
+        f"No latent is all about “{word[:40]}”: of latent {latent}, the nearest, few examples are. "
+        "Its texts may be about something else."
+    )
+
+
+def _is_named(name: str, word: str) -> bool:
+    """Whether a name is this word, but for an article and the ending of a plural."""
+    plain, word = (text.casefold().removeprefix("the ") for text in (name, word))
+    return word in (plain, plain.removesuffix("s"))
 
 
 def check_query(text: Any) -> str:

@@ -33,9 +33,17 @@
       const x = (this.numbers[3 * i] - 500) * size, y = (this.numbers[3 * i + 1] - 500) * size;
       return [w / 2 + this.left + x * this.zoom * Math.min(1.5, w / h), h / 2 + this.top + y * this.zoom];
     }
+    // Where a button enlarges: at what is highlighted and in view, or else in the middle.
+    focus() {
+      const {clientWidth: w, clientHeight: h} = this.canvas;
+      const lit = [...hits()].map((i) => this.at(i)).filter(([x, y]) => x > 0 && y > 0 && x < w && y < h);
+      if (!lit.length) return [w / 2, h / 2];
+      return [0, 1].map((k) => lit.reduce((sum, place) => sum + place[k], 0) / lit.length);
+    }
     draw() {
       const {clientWidth: w, clientHeight: h} = this.canvas, ratio = window.devicePixelRatio || 1;
       if (!w) return;
+      this.canvas.style.touchAction = this.zoom > 1 ? "none" : "pan-y"; // a finger moves it, or the page
       [this.canvas.width, this.canvas.height] = [w * ratio, h * ratio];
       const pen = this.canvas.getContext("2d");
       pen.scale(ratio, ratio);
@@ -87,8 +95,27 @@
       };
       const find = (event) => this.nearest(...place(event), event.pointerType === "touch" ? 2 * REACH : REACH);
       let from = null;
-      this.canvas.addEventListener("pointerdown", (event) => { from = [...place(event), this.left, this.top, false]; });
+      const fingers = new Map();
+      const pinch = () => {
+        const [[ax, ay], [bx, by]] = [...fingers.values()];
+        return [(ax + bx) / 2, (ay + by) / 2, Math.hypot(ax - bx, ay - by) || 1];
+      };
+      for (const gone of ["pointerup", "pointercancel", "pointerleave"])
+        this.canvas.addEventListener(gone, (event) => fingers.delete(event.pointerId));
+      this.canvas.addEventListener("pointerdown", (event) => {
+        fingers.set(event.pointerId, place(event));
+        from = [...place(event), this.left, this.top, fingers.size > 1];
+      });
       this.canvas.addEventListener("pointermove", (event) => {
+        if (fingers.size === 2 && fingers.has(event.pointerId)) {
+          const [x, y, apart] = pinch();
+          fingers.set(event.pointerId, place(event));
+          const [newX, newY, newApart] = pinch();
+          [this.left, this.top] = [this.left + newX - x, this.top + newY - y];
+          this.enlarge(newApart / apart, newX, newY);
+          from = [...place(event), this.left, this.top, true];
+          return;
+        }
         if (!from || event.buttons === 0) return void (event.pointerType !== "touch" && this.point(find(event)));
         const [x, y] = place(event);
         if (Math.hypot(x - from[0], y - from[1]) > 5) from[4] = true;
@@ -108,7 +135,7 @@
       this.section.addEventListener("click", (event) => {
         const by = event.target.dataset?.zoom;
         if (by === "0") { this.whole(); this.draw(); }
-        else if (by) this.enlarge(Number(by), this.canvas.clientWidth / 2, this.canvas.clientHeight / 2);
+        else if (by) this.enlarge(Number(by), ...this.focus());
       });
     }
     enlarge(by, x, y) {

@@ -31,8 +31,8 @@ window.hfsae = {
   // On a phone, and at the end of a long list, what a click leads to may be out of sight.
   clicks: 0, // in panels: of quick ones the last is shown
   asked: "", // what the last click in a panel asked for
-  results: {inspect: "#inspect-comparison section, #inspect-text", feature: "#feature-main", search: "#search-found",
-            why: "#why-next", compare: "#compare-result"},
+  results: {inspect: "#inspect-comparison section, #inspect-text", search: "#search-found",
+            feature: "#feature-tried section, #feature-main", why: "#why-next", compare: "#compare-result"},
   follow(tab, isAnother) {
     const asked = this.asked;
     this.asked = "";
@@ -71,7 +71,8 @@ window.hfsae = {
   },
   // The link, to send to somebody; a page without https has no clipboard of its own.
   async copy(button) {
-    const name = button.textContent, link = location.href;
+    const name = button.textContent, own = button.dataset.link;
+    const link = own ? location.origin + location.pathname + "?" + own : location.href;
     try {
       await navigator.clipboard.writeText(link);
     } catch (error) {
@@ -153,8 +154,29 @@ hfsae.onDrawn.push((panel) => {
 });
 // So are those of another preset, whatever is being written.
 document.addEventListener("click", ({target}) => {
-  if (target.closest?.("#steer-examples [data-do=example]")) hfsae.awaited = true;
+  if (target.closest?.("#steer-examples [data-do=example], #steer-run")) hfsae.awaited = true;
   if (hfsae.early && target.closest?.("[role=tab]")) hfsae.link(hfsae.early);
+});
+// The tour goes on with the latent that the page Inspect shows first.
+hfsae.onDrawn.push((panel) => {
+  const first = panel.closest(".block")?.id === "inspect-latents" && panel.querySelector("[data-do=open]");
+  const step = document.querySelector("#tour [data-step=feature] button");
+  if (first && step) step.dataset.to = first.dataset.at;
+});
+// A search for a strength that begins is brought into sight.
+hfsae.onDrawn.push((panel) => {
+  const block = panel.closest("#steer-trying");
+  let tries = false;
+  const watch = () => {
+    const now = block.querySelector(".wrap:not(.hide)") !== null;
+    if (now && !tries) hfsae.show("#steer-trying", 0.8);
+    tries = now;
+  };
+  if (block) new MutationObserver(watch).observe(block, {subtree: true, childList: true, attributeFilter: ["class"]});
+});
+// A box that a page opens with something in is replaced by what is typed.
+document.addEventListener("focusin", ({target}) => {
+  if (target.closest?.(".hf-whole") && target.value) target.select();
 });
 hfsae.onDrawn.push((panel) => { if (panel.closest(".block")?.id === "steer-output") hfsae.age(); });
 window.addEventListener("popstate", () => location.reload());

@@ -37,7 +37,7 @@ element.addEventListener('click', (event) => {
     const node = event.target.closest('[data-do]');
     if (node && !node.disabled) {
         hfsae.asked = node.dataset.do;
-        send(node.dataset.do, node, null);
+        send(node.dataset.do, node, node.dataset.to ?? null);
     }
     if (event.target.closest('[data-local=theme]')) hfsae.theme();
     if (event.target.closest('[data-local=tour]')) hfsae.tour();

@@ -40,6 +40,12 @@ class Runs:
         if run := self._last.pop(session, None):
             run.over = run.stopped = True
 
+    def give_up(self, session: str) -> None:
+        """As `stop`, for something else's sake: nothing is said of it."""
+        self._waiting.pop(session, None)
+        if run := self._last.pop(session, None):
+            run.over = True
+
     def end(self, session: str, run: Run) -> None:
         """The run is over, whether or not another was requested meanwhile."""
         if self._last.get(session) is run:

@@ -68,7 +68,7 @@ def strengths(value: Any, d_sae: int, limit: int | float) -> dict[int, float]:
     """{latent: strength} of a mapping, or of text such as "12:1.5, 7:-2"; at most +-limit."""
     pairs = _pairs(value)
     if not pairs:
-        raise Refused("no latent is chosen to steer; add one, such as 12:1.5")
+        raise Refused("no latent is chosen to steer; add one with its strength, such as 12:1.5")
     if len(pairs) > MAX_LATENTS:
         raise Refused(f"{len(pairs)} latents are chosen; at most {MAX_LATENTS} fit here")
     by_latent = {}

@@ -282,8 +282,8 @@ def at_l0(trained: Trained, x: Tensor, l0: int) -> float:
     """The factor on thresholds for which L0 is `l0`, by bisection."""
     if not trained.has_threshold:
         return 1.0
-    low, high = 0.1, 10.0
-    for _ in range(24):
+    low, high = 1e-3, 1e3
+    for _ in range(30):
         factor = (low * high) ** 0.5
         low, high = (factor, high) if measure(trained, x, factor)["l0"] > l0 else (low, factor)
     return factor

@@ -56,7 +56,8 @@ def main() -> None:
             l0 = measure(trained, tensors["validation"], 1.0)["l0"]
             factor = at_l0(trained, tensors["validation"][:8192], L0)
             of = measure(trained, tensors["validation"], factor)
-            rows[-1].append(f"{of['fvu']:.4f}, {of['dead']:.1%}, {l0:.1f}")
+            fvu = f"{of['fvu']:.4f}" if abs(of["l0"] / L0 - 1) < 0.05 else f"none at L0 {L0}"
+            rows[-1].append(f"{fvu}, {of['dead']:.1%}, {l0:.1f}")
         print(*rows[-1], sep="  ", flush=True)
     print(f"\n{table(rows)}")
 

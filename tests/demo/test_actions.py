@@ -17,7 +17,7 @@ from hfsae.cards import probing_facts
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.act import direction
 from hfsae.demo.actions import Actions
-from hfsae.demo.look import latent_of
+from hfsae.demo.look import latent_of, weak_match
 from hfsae.demo.pages.feature import FeaturePage
 from hfsae.demo.pages.health import _overview
 from hfsae.demo.settings import Steering
@@ -195,6 +195,7 @@ def test_a_latent_is_named_by_its_number_or_by_a_word(sae_folder):
     subject.presets = [{"name": "gold", "prompt": "the", "latents": {"7": 2.0}}]
     subject.labels, subject.automatic = {3: "the sea"}, {4: "sailing ships", 5: "the sea"}
     typed = {"12": 12, "Gold": 7, "sea": 3, "The sea": 3, "ships": 4}
+    assert weak_match(subject, "sea") == weak_match(subject, "12") == ""
     assert {word: latent_of(subject, word) for word in typed} == typed
     first = Actions(subject).search("e")["found"][0]["latent"]
     subject.labels = {(first + 1) % D_SAE: "e, a letter"}

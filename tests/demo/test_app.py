@@ -5,6 +5,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from inspect import signature
+from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -221,10 +222,11 @@ def test_opening_a_page_leaves_alone_what_its_link_does_not_name(subject, addres
 def test_a_strength_that_is_found_late_takes_nothing_back(subject):
     take = next(f.fn for f in build(subject).fns.values() if f.name == "_take")
     settings = ("add", "max", "all", True, False, 0.7, 40, 1.1, 16, ())
-    found = (at.Steer("the", {3: 1.0}), {3: 2.5}, None)
+    found = (at.Steer("the", {3: 1.0}), {3: 2.5})
 
     def takes(found, prompt: str, latents: dict[int, float]) -> bool:
-        return {3: 2.5} in take(None, found, prompt, latents, *settings).values()
+        request = SimpleNamespace(session_hash="a")
+        return {3: 2.5} in take(request, found, prompt, latents, *settings).values()
 
     assert takes(found, "the", {3: 1.0})
     for latents in ({3: 4.0}, {3: 1.0, 5: 1.0}, {}):

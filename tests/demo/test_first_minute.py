@@ -45,6 +45,28 @@ def test_the_tour_leads_from_a_word_to_a_steered_text_and_stays_hidden(visit):
     expect(page.locator("#tour")).to_be_visible()
 
 
+def test_the_second_step_leads_to_the_latent_of_the_chosen_word(visit):
+    page = visit("tab=inspect&prompt=the+cat")
+    page.locator("#inspect-text button.hf-token:not([disabled])").nth(2).click()
+    page.wait_for_selector("#inspect-latents h2:has-text('token')")
+    first = page.locator("#inspect-latents [data-do=open]").first.get_attribute("data-at")
+    page.locator("#tour li button").nth(1).click()
+    page.wait_for_selector(f"#feature-main h2:has-text('Latent {first}')")
+
+
+def test_a_preset_takes_the_place_of_one_whose_text_is_under_way(visit):
+    page = visit("tab=steer&max_new_tokens=240")  # ends only where somebody ends it
+    preset = page.locator("#steer-examples [data-do=example]").first
+    preset.click()
+    page.wait_for_function("() => document.querySelector('#steer-output .hf-caret') !== null")
+    page.get_by_text("How to steer, and how to draw tokens").click()
+    page.get_by_label("number input for New tokens").fill("20")
+    page.get_by_label("number input for New tokens").press("Tab")
+    page.wait_for_url(re.compile("max_new_tokens=20(&|$)"))
+    preset.click()
+    texts(page)
+
+
 def test_quick_clicks_are_all_answered(visit):
     page = visit("tab=feature&latent=3")
     page.wait_for_selector("#feature-main h2:has-text('Latent 3')")
@@ -88,6 +110,11 @@ def test_a_typed_latent_takes_the_place_of_a_preset_and_old_texts_say_that_they_
     page.get_by_label("strength of latent 5", exact=True).fill("3")
     page.get_by_label("strength of latent 5", exact=True).press("Tab")
     expect(stale).to_be_visible()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy the link").click()
+    page.wait_for_selector("button:has-text('Link copied')")
+    link = page.evaluate("navigator.clipboard.readText()")  # of the texts, not of what is set now
+    assert link.endswith("run=1") and "latents=5%3A3" not in link
 
 
 def test_a_trial_is_the_beginning_of_the_text_at_its_strength(visit):

@@ -106,7 +106,7 @@ class InspectPage(Page):
 
     def _example(self, do: str, number: str, to: str, *values: Any) -> at.Inspect:
         text = one_of(EXAMPLES, number)
-        return replace(self.address(*values), prompt=text, latent=None, token=None)
+        return replace(self.address(*values), prompt=text, versus="", latent=None, token=None)
 
     def _clicked(self, do: str, number: str, to: str, *values: Any) -> at.Address:
         now = self.address(*values)

@@ -28,6 +28,7 @@ class MapPage(Page):
                 scale=4,
                 min_width=200,
                 max_lines=1,
+                elem_classes="hf-whole",
             )
             self.run = gr.Button("Highlight", variant="primary", min_width=110, scale=0)
         self.notice = panel()

@@ -19,6 +19,7 @@ LATENT_BOX: dict[str, Any] = {
     "label": "Latent",
     "placeholder": "number or word",
     "max_length": 40,
+    "elem_classes": "hf-whole",
     "min_width": 170,
     "scale": 0,
     "max_lines": 1,

@@ -29,7 +29,7 @@ class SearchPage(Page):
         super().__init__(actions)
         self.choices = searches(actions.subject)
         names = [(_NAMES[by], by) for by in _NAMES if by in BY]
-        self.field("by", gr.Radio, names, label="Find latents by")
+        self.by = self.field("by", gr.Radio, names, label="Find latents by")
         with gr.Row(elem_classes="hf-buttons"):
             self.query = self.field(
                 "query",
@@ -39,6 +39,7 @@ class SearchPage(Page):
                 scale=4,
                 min_width=200,
                 max_lines=3,
+                elem_classes="hf-whole",
             )
             self.run = gr.Button("Search", variant="primary", min_width=100, scale=0)
             self.random = gr.Button("Random latent", min_width=130, scale=0)
@@ -66,6 +67,7 @@ class SearchPage(Page):
     def wire(self, app: App) -> None:
         """A latent that was found leads to its page, or is steered."""
         app.on([self.run.click, self.query.submit], self._search, self, progress_on=[self.found])
+        app.on([self.by.input], self.address, self, progress_on=[self.found])
         app.on([self.random.click], self._random, self, leads_to=("feature",))
         app.on_select(self.examples, self._example, self, progress_on=[self.found])
         app.on_select(self.found, self._clicked, self, leads_to=("feature", "steer"))

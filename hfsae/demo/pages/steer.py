@@ -13,7 +13,7 @@ from .. import validate
 from ..act import LIMITS, check, sampling
 from ..actions import in_queue, on_zero_gpu
 from ..address import to_query
-from ..look import latent_of
+from ..look import latent_of, weak_match
 from ..parts import dial, html, panel
 from ..presets import presets
 from ..reading import Exchange, check_text
@@ -42,6 +42,7 @@ _MODES = {
     "cap": "cap it",
 }
 _SCOPES = {"all": "all tokens", "prompt": "the prompt", "generated": "generated tokens"}
+_NO_TEXTS = "Generate writes the model's text as it is, and steered."
 MESSAGE = "How was your day?"
 """what a conversation begins with, where nobody wrote anything"""
 _CHOICES: dict[str, tuple[str, ...]] = {"mode": MODES, "scope": SCOPES, "unit": UNITS}
@@ -81,7 +82,9 @@ class SteerPage(Page):
                 self.search = PresetSearch(self)
                 self.presets = panel(self.search.drawn(), elem_id="steer-examples")
                 with gr.Row(elem_classes="hf-buttons"):
-                    self.run = gr.Button("Generate", variant="primary", min_width=120, scale=0)
+                    self.run = gr.Button(
+                        "Generate", variant="primary", min_width=120, scale=0, elem_id="steer-run"
+                    )
                     self.stop = gr.Button("Stop", variant="stop", min_width=80, scale=0)
                     self.suggest = gr.Button("Find a strength", min_width=140, scale=0)
                     panel(html("keys"))
@@ -97,7 +100,8 @@ class SteerPage(Page):
                     self.random = gr.Button("Add random", min_width=130, scale=0)
         self._settings()
         self.notice = panel()
-        self.output = panel(elem_id="steer-output")
+        self.trying = panel(elem_id="steer-trying")
+        self.output = panel(html("empty", _NO_TEXTS), elem_id="steer-output")
         self.share = Share(self)
         with gr.Row(elem_classes="hf-buttons hf-reply"):
             self.reply = gr.Textbox(label="Your next message", scale=1, min_width=200, max_lines=6)
@@ -250,7 +254,12 @@ class SteerPage(Page):
         shared: dict[str, Any] = {"api_visibility": "private", "trigger_mode": "multiple"}
         queued, inputs = {**in_queue("run"), **shared}, self.inputs
         asking = gr.on(
-            [self.run.click, self.prompt.submit], self.ask, inputs, None, queue=False, **shared
+            [self.run.click, self.prompt.submit],
+            self._generate_now,
+            inputs,
+            None,
+            queue=False,
+            **shared,
         )
         asking.then(
             self.generate,
@@ -276,6 +285,11 @@ class SteerPage(Page):
         """Request texts for the inputs' values; those under way end."""
         self.texts.ask(_session(request), values)
 
+    def _generate_now(self, request: gr.Request, *values: Any) -> None:
+        """Texts with the strengths as they are: a search for others is given up."""
+        self.strength.runs.give_up(_session(request))
+        self.ask(request, *values)
+
     def _stop(self, request: gr.Request) -> None:
         for runs in (self.texts, self.strength.runs, self.search.runs):
             runs.stop(_session(request))
@@ -295,9 +309,13 @@ class SteerPage(Page):
             return {self.notice: html("error", str(error))}
 
     def _add_typed(self, typed: Any, *values: Any) -> Updates:
-        """The box is emptied, unless what it holds is refused."""
+        """The box is emptied, unless what it holds is refused; of a word that the latent seldom
+        fires on it is said."""
         updates = self._add(typed, *values)
-        return updates | {self.new: ""} if self.chips in updates else updates
+        if self.chips not in updates:
+            return updates
+        weak = weak_match(self.subject, typed)
+        return updates | {self.new: ""} | ({self.notice: html("said", weak)} if weak else {})
 
     def _add_random(self, *values: Any) -> Updates:
         return self._add(self.actions.random_latent()["latent"], *values)
@@ -374,8 +392,10 @@ class SteerPage(Page):
             self.ask(request, *self.values(address))
 
     def then_run(self, shown: Any) -> None:
-        """After an event that led to an address: generate the texts that it requested."""
+        """After an event that led to an address: generate the texts that it requested, while others
+        that they take the place of may still be under way."""
         options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        options["trigger_mode"] = "multiple"
         shown.then(self.generate, self.written, self.generated, **in_queue("run"), **options)
 
     def _go_on(self, reply: Any, request: gr.Request, *values: Any) -> Updates:
@@ -412,6 +432,8 @@ class SteerPage(Page):
             self.texts.end(session, run)
 
     def _write(self, address: at.Steer, run: Run, written: Written | None) -> Iterator[Updates]:
+        if not address.latents:
+            raise Refused("no latent is chosen to steer; add one, by a word or its number")
         asked = replace(address, run=True)
         yield {self.notice: "", self.share.panel: "", self.app.link: to_query(asked)}
         turns = address.turns if address.chat else ()

@@ -1,5 +1,5 @@
-"""The search for a strength on the steer page: on request; and when a latent is added, whose texts
-are then written."""
+"""The search for a strength on the steer page: on request, and when a latent is added. Texts of the
+strength that is found are then written."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -44,7 +44,7 @@ class StrengthSearch:
                 self._suggest,
                 None,
                 [page.notice, page.suggestion, self.found],
-                show_progress_on=[page.suggestion],
+                show_progress_on=[page.trying],
                 **in_queue("run"),
                 **quietly,
             ).then(
@@ -103,27 +103,27 @@ class StrengthSearch:
         page = self.page
         result = page.actions.sweep(now.prompt, now.latents, now, only=only, **progress)
         shown = {"unit_name": page.unit_name(now), "prompt": now.prompt, "only": only}
+        shown["others"] = only is not None and len(now.latents) > 1
         shown |= {"n_tokens": N_TRIED, "max_kl": MAX_KL, "max_repetition": MAX_REPETITION}
         suggested = {int(latent): strength for latent, strength in result["latents"].items()}
         return {
             page.notice: "",
             page.suggestion: html("suggestion", {**result, **shown}),
-            self.found: (now, suggested, only) if result["strength"] else None,
+            self.found: (now, suggested) if result["strength"] else None,
         }
 
     def _take(self, request: gr.Request, suggestion: Any, *values: Any) -> Updates:
-        """The strengths found, unless others were set meanwhile; those of an added latent run."""
+        """The strengths found, whose texts are written, unless others were set meanwhile."""
         page = self.page
         try:
             now = page.address(*values)
         except ValueError:  # somebody is still typing
             return {page.chips: gr.skip()}
-        address, suggested, only = suggestion or (None, None, None)
+        address, suggested = suggestion or (None, None)
         if address is None or replace(now, **_question(address)) != now:
             return {page.chips: gr.skip()}
         new = replace(now, latents=suggested)
-        if only is not None:
-            page.ask(request, *page.values(new))
+        page.ask(request, *page.values(new))
         return {
             self.found: None,
             page.latents: suggested,

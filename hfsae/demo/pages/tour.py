@@ -4,6 +4,7 @@ from typing import Any, cast
 
 from .. import address as at
 from ..parts import html, panel
+from ..presets import presets
 from ..subject import Subject
 from .inspect import EXAMPLES
 from .page import App, whole
@@ -16,14 +17,17 @@ class Tour:
 
     def __init__(self, actions: Any) -> None:
         self.actions, self.subject = actions, actions.subject
-        self.panel = panel(html("tour", _view(self.subject)), elem_id="tour")
+        preset = presets(self.subject)[0]["name"]
+        self.panel = panel(html("tour", {**_view(self.subject), "preset": preset}), elem_id="tour")
 
     def wire(self, app: App) -> None:
         """The last step generates its texts."""
         steer = cast(SteerPage, app.pages["steer"])
 
         def step(do: str, number: str, to: str, *values: Any) -> at.Address:
-            return (self._word, self._latent, steer.striking)[min(whole(number), 2)]()
+            if number == "1":
+                return self._latent(to)
+            return self._word() if number == "0" else steer.striking()
 
         shown = app.on_select(self.panel, step, steer, leads_to=("inspect", "feature"))
         steer.then_run(shown)
@@ -33,8 +37,10 @@ class Tour:
         token = self.actions.inspect(EXAMPLES[0])["ranking"][0]["peak"]
         return at.Inspect(EXAMPLES[0], token=token)
 
-    def _latent(self) -> at.Feature:
-        """The page of that latent."""
+    def _latent(self, shown: str) -> at.Feature:
+        """The page of the first latent on the page Inspect, which page.js tells; or of that one."""
+        if shown:
+            return at.Feature(whole(shown))
         return at.Feature(self.actions.inspect(EXAMPLES[0])["ranking"][0]["latent"])
 
 
