@@ -26,7 +26,7 @@ def hooks() -> int:
 
 
 generate_pair, told = act.generate_pair, {"under_way": 0}
-ENDLESS, SHOWN = 240, 3  # tokens
+ENDLESS, SHOWN = 230, 3  # tokens
 PAUSE = threading.Event()
 
 

@@ -103,7 +103,7 @@ def test_twenty_at_once_get_their_own_answers(app_url, client):
 
 def test_who_leaves_in_the_middle_of_steering_leaves_nothing_behind(app_url, client):
     leaving = Client(app_url, verbose=False)
-    job = leaving.submit(prompt="the cat", latents="3:4", max_new_tokens=240, api_name="/steer")
+    job = leaving.submit(prompt="the cat", latents="3:4", max_new_tokens=230, api_name="/steer")
     next(iter(job))
     job.cancel()
     leaving.close()

@@ -409,7 +409,7 @@ def test_the_theme_is_switched_and_remembered(visit):
 
 
 def test_what_is_stopped_says_so_and_another_text_takes_the_place_of_one_under_way(visit):
-    page = visit("tab=steer&prompt=the&latents=3:2&max_new_tokens=240")
+    page = visit("tab=steer&prompt=the&latents=3:2&max_new_tokens=230")
     page.wait_for_selector("#steer-chips [data-chip='3']")
 
     begin(page)
@@ -438,7 +438,7 @@ def test_a_strength_is_found_and_set(visit):
 
 def test_stop_ends_a_text_and_a_closed_tab_leaves_no_hook(visit, app_url):
     client = Client(app_url, verbose=False)
-    page = visit("tab=steer&prompt=the&latents=3:2&max_new_tokens=240")
+    page = visit("tab=steer&prompt=the&latents=3:2&max_new_tokens=230")
     page.wait_for_selector("#steer-chips [data-chip='3']")
     for leave in (page.get_by_role("button", name="Stop").click, page.close):
         begin(page)

@@ -55,7 +55,7 @@ def test_the_second_step_leads_to_the_latent_of_the_chosen_word(visit):
 
 
 def test_a_preset_takes_the_place_of_one_whose_text_is_under_way(visit):
-    page = visit("tab=steer&max_new_tokens=240")  # ends only where somebody ends it
+    page = visit("tab=steer&max_new_tokens=230")  # ends only where somebody ends it
     preset = page.locator("#steer-examples [data-do=example]").first
     preset.click()
     page.wait_for_function("() => document.querySelector('#steer-output .hf-caret') !== null")

@@ -456,6 +456,8 @@ class SteerPage(Page):
                 self.output: html("pair", view),
                 self.written: Written(address, (), view),
             }
+        else:  # Gradio sends what came last again at the end, where others' texts may stand by now
+            yield {self.notice: gr.skip()}
 
     def _texts(
         self, address: at.Steer, earlier: Sequence[Exchange], run: Run
