@@ -93,6 +93,7 @@ def answers(url: str) -> bool:
 
 def take(page: Page, picture: Picture, folder: Path) -> None:
     page.wait_for_selector(picture.ready)
+    page.evaluate("scrollTo(0, 0)")  # places are told from the window's top
     first, last = (page.locator(s).first.bounding_box() for s in (picture.first, picture.last))
     assert first is not None and last is not None
     left = min(first["x"], last["x"]) - MARGIN
