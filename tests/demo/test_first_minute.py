@@ -123,7 +123,6 @@ def test_a_trial_is_the_beginning_of_the_text_at_its_strength(visit):
     page.get_by_role("button", name="Find a strength").click()
     page.wait_for_url(re.compile(r"latents=3%3A(?!0\.5)"))
     begun = page.locator("#steer-suggestion .hf-best .hf-text").inner_text()
-    page.get_by_role("button", name="Generate").click()
     steered, ascii_of = texts(page)[1], partial(re.sub, r"[^ -~]", "")  # bytes are spelt otherwise
     assert len(ascii_of(begun)) > 8 and ascii_of(steered).startswith(ascii_of(begun))
 
