@@ -104,6 +104,7 @@ def test_a_typed_latent_takes_the_place_of_a_preset_and_old_texts_say_that_they_
     page.wait_for_selector("#steer-chips [data-chip='5']")
     assert page.locator("#steer-chips [data-chip]").count() == 1
     page.wait_for_selector("#steer-suggestion .hf-best")
+    page.wait_for_selector("#steer-output h2:has-text('Steered: latent 5 at')")
     texts(page)
     page.wait_for_url(re.compile("run=1"))
     expect(stale).to_be_hidden()

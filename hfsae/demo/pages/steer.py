@@ -439,9 +439,10 @@ class SteerPage(Page):
         turns = address.turns if address.chat else ()
         exchanges = written.before(address) if written and turns else ()
         view: dict[str, Any] = {}
+        own = {"of": to_query(address), "what": self._named(address)}
         for message in [*turns, address.prompt][len(exchanges) :]:
             for view in self._texts(replace(address, prompt=message), exchanges, run):
-                view["of"] = to_query(address)
+                view |= own
                 yield {self.output: html("pair", view)}
             if run.over:
                 break
@@ -458,6 +459,13 @@ class SteerPage(Page):
             }
         else:  # Gradio sends what came last again at the end, where others' texts may stand by now
             yield {self.notice: gr.skip()}
+
+    def _named(self, address: at.Steer) -> str:
+        """The latents that a text is steered by, and how strongly."""
+        names = {i: self.subject.label(i) or f"latent {i}" for i in address.latents}
+        if address.mode == "ablate":
+            return ", ".join(names.values())
+        return ", ".join(f"{names[i]} at {s:g}" for i, s in address.latents.items())
 
     def _texts(
         self, address: at.Steer, earlier: Sequence[Exchange], run: Run
