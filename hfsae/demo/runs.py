@@ -36,15 +36,15 @@ class Runs:
 
     def stop(self, session: str) -> None:
         """Ends the run under way; one that waits never begins."""
-        self._waiting.pop(session, None)
-        if run := self._last.pop(session, None):
-            run.over = run.stopped = True
+        if run := self.give_up(session):
+            run.stopped = True
 
-    def give_up(self, session: str) -> None:
-        """As `stop`, for something else's sake: nothing is said of it."""
+    def give_up(self, session: str) -> Run | None:
+        """As `stop`, for something else's sake: the run that ends, which says nothing of it."""
         self._waiting.pop(session, None)
         if run := self._last.pop(session, None):
             run.over = True
+        return run
 
     def end(self, session: str, run: Run) -> None:
         """The run is over, whether or not another was requested meanwhile."""

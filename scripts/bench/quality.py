@@ -53,7 +53,10 @@ def main() -> None:
     first = "the rate tried first, where it is known to lie lower or higher than at 131,072 tokens"
     parser.add_argument("--first", nargs="*", default=[], metavar="LIBRARY=RATE", help=first)
     args = parser.parse_args()
-    for library, rate in (given.split("=") for given in args.first):
+    for given in args.first:
+        library, _, rate = given.partition("=")
+        if library not in RATES or not rate.replace(".", "").replace("e-", "").isdecimal():
+            parser.error(f"--first {given}: give LIBRARY=RATE, such as hfsae=1.5e-3")
         RATES[library] = float(rate)
     args.folder.mkdir(parents=True, exist_ok=True)
     activations = args.folder / f"activations-{args.tokens}.safetensors"

@@ -37,6 +37,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.paper:
         args.set, args.variants = args.set or [], ["JumpReLU"]
+    if not args.activations.is_file():
+        parser.error(f"no file {args.activations}; quality.py harvests one")
     tensors = load_file(args.activations)
     train = again(tensors["train"][: args.tokens], args.passes)
     cases = CASES

@@ -23,6 +23,7 @@ from hfsae.demo.pages.health import _overview
 from hfsae.demo.settings import Steering
 from hfsae.demo.subject import Subject, default_source
 from hfsae.evaluation.probing.extract import extract
+from hfsae.features.search import Hit
 from hfsae.packaged import SHIPPED_SAE
 
 from ..probed import CAUTION, probing_record
@@ -204,6 +205,20 @@ def test_a_latent_is_named_by_its_number_or_by_a_word(sae_folder):
     assert latent_of(subject, "e") == (first + 1) % D_SAE
     with pytest.raises(ValueError, match="no latent is found for 'quartz'; write another word"):
         latent_of(subject, "quartz")
+
+
+@pytest.mark.parametrize("score, said", [(0.29, True), (0.3, False)])
+def test_a_word_that_no_latent_is_about_is_said_so(score, said):
+    search = SimpleNamespace(by_token=lambda word, k: [Hit(7, score, word)])
+    subject = SimpleNamespace(
+        presets=[],
+        labels={},
+        automatic={},
+        store=object(),
+        feature_search=search,
+        label=lambda i: "",
+    )
+    assert ("No latent is all about “church”: of latent 7" in weak_match(subject, "church")) == said
 
 
 def test_health_tells_metrics_and_histograms(actions, subject):

@@ -98,6 +98,7 @@ class SteerPage(Page):
                     self.new = gr.Textbox(**LATENT_BOX)
                     self.add = gr.Button("Add", min_width=80, scale=0)
                     self.random = gr.Button("Add random", min_width=130, scale=0)
+                self.matched = panel(elem_id="steer-matched")
         self._settings()
         self.notice = panel()
         self.trying = panel(elem_id="steer-trying")
@@ -108,7 +109,7 @@ class SteerPage(Page):
             self.send = gr.Button("Send", variant="primary", min_width=90, scale=0)
             self.anew = gr.Button("Begin anew", min_width=120, scale=0)
         self.suggestion = panel(elem_id="steer-suggestion")
-        self.outputs = (self.chips, self.output, self.suggestion, self.presets)
+        self.outputs = (self.chips, self.matched, self.output, self.suggestion, self.presets)
         self.noted = (self.strength.added,)
         self.generated: list[Any] = []
         """what `generate` updates; known once the pages are wired"""
@@ -169,7 +170,8 @@ class SteerPage(Page):
         """The latents with their strengths; texts are generated on request."""
         for latent in address.latents:
             check_latent(self.subject, latent)
-        updates: Updates = {self.chips: self.draw_chips(address), self.suggestion: ""}
+        updates: Updates = {self.chips: self.draw_chips(address)}
+        updates |= {self.matched: "", self.suggestion: ""}
         if (offered := self.search.drawn()) != self.presets.value:  # they were found meanwhile
             updates[self.presets] = offered
         kept = self._kept(address)
@@ -315,7 +317,7 @@ class SteerPage(Page):
         if self.chips not in updates:
             return updates
         weak = weak_match(self.subject, typed)
-        return updates | {self.new: ""} | ({self.notice: html("said", weak)} if weak else {})
+        return updates | {self.new: "", self.matched: html("said", weak) if weak else ""}
 
     def _add_random(self, *values: Any) -> Updates:
         return self._add(self.actions.random_latent()["latent"], *values)
