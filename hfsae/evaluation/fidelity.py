@@ -105,9 +105,14 @@ def evaluate_all(
     mean: Float[Tensor, " d_out"] | None = None,
     norm_limits: Mapping[str, float] | None = None,
     progress: Callable[[int], None] | None = None,
+    losses: bool = True,
 ) -> dict[str, EvaluationResult]:
     """`evaluate` for several SAEs of one target site, by name: same results, but all SAEs share
     one run of the clean arm and of both ablations.
+
+    Args:
+        losses: False: reconstructions alone, in a small part of the time: runs end at the site,
+            and the metrics lack those of the LM's losses.
 
     Raises:
         ValueError: as in `evaluate`; or the SAEs have several target sites, or there is no SAE.
@@ -126,13 +131,13 @@ def evaluate_all(
     if lm.training:
         raise Refused("the LM is in training mode: dropout differs between arms; call lm.eval()")
     rows, limits = list(_first_tokens(batches, args.n_tokens)), dict(norm_limits or {})
-    source = "given by the caller"
-    if mean is None:
+    source = "given by the caller" if losses else "not needed"
+    if mean is None and losses:
         mean = mean_activation(lm, target_site, rows, norm_limits=limits)
         source = "kept activations of the evaluation set at the target site"
     arms, done = _Arms(saes, lm, mean, limits, args.sae_batch_tokens), 0
     for batch in rows:
-        arms.add(batch)
+        (arms.add if losses else arms.add_reconstructions)(batch)
         done += int(batch.keep.sum())
         if progress is not None:
             progress(done)
@@ -166,9 +171,12 @@ def _result(
     bootstrap = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
     fidelity, losses = arms.fidelity[name], arms.losses[name].per_document()
     site, target_site = places_of(arms.saes[name].config)
-    if not losses or not len(losses["tokens"]):
+    n_predictions = len(losses.get("tokens", ()))
+    if not (n_predictions if arms.mean is not None else arms.n_kept):
         raise Refused(NO_PREDICTION)
-    metrics = {**fidelity.compute(**bootstrap), **estimate(LOSSES, losses, **bootstrap)}
+    metrics = fidelity.compute(**bootstrap)
+    if arms.mean is not None:
+        metrics |= estimate(LOSSES, losses, **bootstrap)
     return EvaluationResult(
         metrics=metrics,
         density=fidelity.density,
@@ -230,7 +238,7 @@ class _Arms:
         self,
         saes: Mapping[str, Any],
         lm: PreTrainedModel,
-        mean: Tensor,
+        mean: Tensor | None,
         limits: dict[str, float],
         n_at_once: int,
     ) -> None:
@@ -241,20 +249,29 @@ class _Arms:
         self.runs = _SharedRuns(lm, self.target_site)
         self.fidelity = {name: RunningFidelity() for name in saes}
         self.losses = {name: DocumentSums() for name in saes}
+        self.n_kept = 0
+
+    def add_reconstructions(self, batch: TokenBatch) -> None:
+        """Fidelity alone: the run ends at the last site."""
+        input_ids, keep, document = (part.to(self.lm.device) for part in batch)
+        with capture(self.lm, self._captured, stop_early=True) as acts:
+            self.lm(input_ids=input_ids, use_cache=False)
+        keep = self._within_limits(acts, keep)
+        for name in self.saes if keep.any() else ():
+            self._reconstruct(name, acts, keep, document)
 
     def add(self, batch: TokenBatch) -> None:
+        """All arms."""
         input_ids, keep, document = (part.to(self.lm.device) for part in batch)
-        with capture(self.lm, list({*self.sites, *self.limits})) as acts:
+        with capture(self.lm, self._captured) as acts:
             clean = self.runs.first(input_ids)
         self.runs.check(input_ids, clean)
-        for site, limit in self.limits.items():
-            norms = torch.linalg.vector_norm(acts[site], dim=-1, dtype=torch.float32)
-            keep = keep & (norms <= limit).to(keep.device)
+        keep = self._within_limits(acts, keep)
         if not keep.any():
             return
-        refuse_not_finite({at: acts[at][keep.to(acts[at].device)] for at in self.sites})
         counted = counted_predictions(TokenBatch(input_ids, keep, document))
         labels = input_ids[:, 1:][counted]
+        assert self.mean is not None  # by evaluate_all
         constants = {"zero": torch.zeros_like(self.mean), "mean": self.mean}
         shared = {
             arm: _losses(self._replaced(input_ids, keep, constant), counted, labels)
@@ -267,6 +284,19 @@ class _Arms:
             losses = _compare(clean, self._replaced(input_ids, keep, recon), counted, labels)
             _refuse_not_finite(losses, f"the language model with SAE {name!r} gives")
             self.losses[name].add(document[:, :-1][counted], {**losses, **shared})
+
+    @property
+    def _captured(self) -> list[str]:
+        return list({*self.sites, *self.limits})
+
+    def _within_limits(self, acts: Mapping[str, Tensor], keep: Tensor) -> Tensor:
+        """Kept positions without norm outliers; refuses what is not finite there."""
+        for site, limit in self.limits.items():
+            norms = torch.linalg.vector_norm(acts[site], dim=-1, dtype=torch.float32)
+            keep = keep & (norms <= limit).to(keep.device)
+        refuse_not_finite({at: acts[at][keep.to(acts[at].device)] for at in self.sites})
+        self.n_kept += int(keep.sum())
+        return keep
 
     def _reconstruct(
         self, name: str, acts: Mapping[str, Tensor], keep: Tensor, document: Tensor

@@ -336,10 +336,18 @@ def _probe_activations(
 
 
 def evaluate_saes(
-    recipe: Recipe, loaded: LoadedLM, saes: Mapping[str, SAE], limits: dict[str, float]
+    recipe: Recipe,
+    loaded: LoadedLM,
+    saes: Mapping[str, SAE],
+    limits: dict[str, float],
+    *,
+    losses: bool = True,
 ) -> dict[str, EvaluationResult]:
     """Evaluation by the recipe's evaluation section, on its side of the text and on each foreign
     text.
+
+    Args:
+        losses: as in `evaluate_all`.
 
     Raises:
         ValueError: as in `evaluate_all`; of a foreign text with its name.
@@ -347,11 +355,11 @@ def evaluate_saes(
     check_foreign_rows(recipe, loaded)
     args = recipe.evaluation
     held_out = read_rows(recipe, loaded, args.side, args.n_tokens)
-    results = _evaluate("evaluate", args, held_out, loaded, saes, limits)
+    results = _evaluate("evaluate", args, held_out, loaded, saes, limits, losses)
     few = replace(args, n_tokens=args.n_foreign_tokens)
     for name, rows in read_foreign(recipe, loaded).items():
         with _naming(name):
-            on_text = _evaluate(f"evaluate {name}", few, rows, loaded, saes, limits)
+            on_text = _evaluate(f"evaluate {name}", few, rows, loaded, saes, limits, losses)
         for key, result in on_text.items():
             results[key].texts[name] = foreign_result(result, rows.args)
     return results
@@ -364,6 +372,7 @@ def _evaluate(
     loaded: LoadedLM,
     saes: Mapping[str, SAE],
     limits: dict[str, float],
+    losses: bool,
 ) -> dict[str, EvaluationResult]:
     done = 0
     with token_bar(title, args.n_tokens) as progress:
@@ -373,7 +382,8 @@ def _evaluate(
             progress(n - done)
             done = n
 
-        return evaluate_all(loaded.lm, saes, rows, args, norm_limits=limits, progress=advance)
+        how = {"norm_limits": limits, "progress": advance, "losses": losses}
+        return evaluate_all(loaded.lm, saes, rows, args, **how)
 
 
 def finish(folder: Path) -> None:

@@ -239,7 +239,7 @@ def _trained(recipe: Recipe, command: str, loaded: LoadedLM) -> dict[str, dict[s
     for name, sae in saes.items():
         limits |= norm_limits(sae, folders[name])
     lines = {}
-    for name, result in evaluate_saes(recipe, loaded, saes, limits).items():
+    for name, result in evaluate_saes(recipe, loaded, saes, limits, losses=False).items():
         score = score_of(result, l0_goal(recipe.saes[name]))
         measured = {key: result.metrics[key].value for key in ("l0", "fvu", "dead_share")}
         measured["seconds"] = read_json(folders[name] / TRAINING)["seconds"]["sae"]

@@ -115,8 +115,10 @@ def test_on_a_phone_the_sum_is_above_the_rows_and_nothing_sticks_out(visit):
     line = page.locator("#why-effects .hf-sum")
     line.wait_for()
     assert "everything else" in line.inner_text() and "the logit" in line.inner_text()
-    first = page.locator("#why-effects .hf-id").first
-    assert line.bounding_box()["y"] < first.bounding_box()["y"]
+    tops = """() => ['.hf-sum', '.hf-id'].map(
+        (part) => document.querySelector(`#why-effects ${part}`).getBoundingClientRect().top)"""
+    above, below = page.evaluate(tops)  # of one moment: a page that is drawn moves
+    assert above < below
     outside = """() => [...document.querySelectorAll('#why-effects *')].filter(
         (node) => node.getBoundingClientRect().right > innerWidth).length"""
     assert page.evaluate(outside) == 0

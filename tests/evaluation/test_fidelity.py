@@ -18,6 +18,7 @@ from hfsae.evaluation import (
     evaluate_all,
     mean_activation,
 )
+from hfsae.evaluation.result import LOSSES
 from hfsae.lm import splice
 
 SITE, BOS = "layers.2", 2
@@ -185,6 +186,19 @@ def test_saes_evaluated_together_give_what_each_gives_alone(tiny_lm, batches):
     together = evaluate_all(tiny_lm, saes, batches, ARGS)
     for name, sae in saes.items():
         assert together[name].to_dict() == evaluate(tiny_lm, sae, batches, ARGS).to_dict()
+
+
+def test_reconstructions_alone_are_the_same_and_runs_end_at_the_site(tiny_lm, batches):
+    saes, calls = {"rounding": rounding_sae()}, []
+    whole = evaluate_all(tiny_lm, saes, batches, ARGS)["rounding"]
+    handle = tiny_lm.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    alone = evaluate_all(tiny_lm, saes, batches, ARGS, losses=False)["rounding"]
+    handle.remove()
+    assert not calls and whole.metrics.keys() - alone.metrics.keys() == LOSSES.keys()
+    assert all(whole.metrics[name] == metric for name, metric in alone.metrics.items())
+    nothing = [b._replace(keep=torch.zeros_like(b.keep)) for b in batches]
+    with pytest.raises(ValueError, match="no prediction to evaluate on"):
+        evaluate_all(tiny_lm, saes, nothing, ARGS, losses=False)
 
 
 def test_saes_evaluated_together_share_all_runs_but_their_own(tiny_lm, batches):
