@@ -26,7 +26,7 @@ METRICS = {"fvu": "FVU", "delta_loss": "delta LM loss"}
 _LEAST = 1e-9  # smallest value with a logarithm
 _LEAST_L0 = 1e-3
 _AREA_POINTS = 65
-_SLACK = 1.05
+SLACK = 1.05
 
 
 class Frontiers:
@@ -75,7 +75,7 @@ class Frontiers:
 
     def _sides(self, arm: str, seed: int) -> tuple[float, float]:
         l0s = [max(m.metrics["l0"], _LEAST_L0) for m in self._saes[arm, seed]]
-        return (l0s[0] / _SLACK, l0s[0] * _SLACK) if len(l0s) == 1 else (min(l0s), max(l0s))
+        return (l0s[0] / SLACK, l0s[0] * SLACK) if len(l0s) == 1 else (min(l0s), max(l0s))
 
     def _log_ratios(
         self, arm: str, reference: str, metric: str, l0s: Sequence[float]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .estimates import Estimate, estimate
+from .frontier import SLACK
 from .results import Measured
 
 N_STRATA = 10
@@ -205,3 +206,18 @@ def place(
             return Place([(left, 1 - share), (right, share)], l0)
     nearest = min(known, key=lambda m: abs(logs[id(m)]))
     return Place([(nearest, 1.0)], nearest.metrics["l0"])
+
+
+def places(
+    measured: Sequence[Measured], arm: str, l0: float, counts: Callable[[Measured], bool]
+) -> dict[int, Place]:
+    """By seed, where an L0 lies among the SAEs of an arm that count; without seeds that have none
+    within 5 % of it."""
+    found = {}
+    for seed in sorted({m.seed for m in measured}):
+        saes = [m for m in measured if (m.arm, m.seed) == (arm, seed)]
+        if any(map(counts, saes)):
+            at = place(saes, l0, counts)
+            if abs(np.log(at.l0 / l0)) <= np.log(SLACK):
+                found[seed] = at
+    return found

@@ -20,10 +20,9 @@ from ..machine.files import printable
 from ..machine.markdown import table
 from .arms import Comparison
 from .estimates import Estimate, corrected, estimate
-from .interpretability import Place, place
+from .interpretability import Place, places
 from .results import Measured
 
-_SLACK = 1.05
 _ABSORPTION = {
     "full": "absorption, full",
     "fraction": "absorption, fraction",
@@ -157,15 +156,10 @@ class ProbingSection:
 
     def _values(self, arm: str, l0: float) -> dict[int, dict[str, Pair]]:
         """By seed, the values at an L0; without seeds that have none there."""
-        by_seed = {}
-        for seed in self.c.seeds:
-            saes = [m for m in self.measured if (m.arm, m.seed) == (arm, seed)]
-            if not any(map(self._counts, saes)):
-                continue
-            at = place(saes, l0, self._counts)
-            if abs(math.log(at.l0 / l0)) <= math.log(_SLACK):
-                by_seed[seed] = {title: self._interpolated(at, title) for title in self._titles}
-        return by_seed
+        return {
+            seed: {title: self._interpolated(at, title) for title in self._titles}
+            for seed, at in places(self.measured, arm, l0, self._counts).items()
+        }
 
     def _interpolated(self, at: Place, title: str) -> Pair:
         nothing = Pair(math.nan, math.nan)

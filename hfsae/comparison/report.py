@@ -21,6 +21,7 @@ from ..recipe import as_plain
 from . import causes, plots, results
 from .arms import Comparison
 from .estimates import LEVEL, Estimate, corrected
+from .foreign import ForeignSection
 from .frontier import METRICS, Frontiers
 from .latents import LatentsSection
 from .probed import ProbingSection
@@ -101,6 +102,7 @@ class _Parts:
         if self.l0s:
             yield "## Values"
             yield from (self._values(metric) for metric in METRICS)
+        yield from ForeignSection(self.c, self.measured).all()
         yield "## Shrinkage, dead and dense latents"
         yield "![Shrinkage, dead latents, dense latents](figures/health.png)"
         yield self._health()

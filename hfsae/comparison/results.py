@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from transformers import AutoConfig
 
 from ..evaluation import EvaluationResult
+from ..evaluation.metrics import Metric
 from ..evaluation.probing.extract import KEY as PROBING_KEY
 from ..evaluation.probing.extract import kept_extract
 from ..hub import is_sae
@@ -75,6 +76,8 @@ class Measured(NamedTuple):
     """scores of its latents' explanations"""
     probing: Mapping[str, Any] = {}
     """means of its probing (`hfsae probe`), as in evaluation.json; empty: not probed"""
+    foreign: Mapping[str, Mapping[str, float]] = {}
+    """metrics on each foreign text (`evaluation.texts`), by the text's name"""
 
     @property
     def key(self) -> Key:
@@ -180,7 +183,7 @@ def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
         name,
         run.values[name],
         folder,
-        {key: metric.value for key, metric in evaluation.metrics.items()},
+        _values(evaluation.metrics),
         sums,
         _recorded(record),
         what_matters(run.recipe, name),
@@ -190,7 +193,12 @@ def _read(run: ArmRun, name: str, kept: Measured | None) -> Measured:
         causes_args,
         explained,
         probing,
+        {name: _values(text.metrics) for name, text in evaluation.texts.items()},
     )
+
+
+def _values(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    return {key: metric.value for key, metric in metrics.items()}
 
 
 def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,6 +335,7 @@ def _plain(m: Measured) -> dict[str, Any]:
         "causal": m.causes_args,
         **({"explained": m.explained.as_plain()} if m.explained.lexical_args else {}),
         **({"probing": m.probing} if m.probing else {}),
+        **({"foreign": m.foreign} if m.foreign else {}),
         **m.record,
     }
 
@@ -352,6 +361,7 @@ def _from_plain(
         plain["causal"],
         from_plain(plain.get("explained", {}), explained),
         plain.get("probing", {}),
+        plain.get("foreign", {}),
     )
 
 

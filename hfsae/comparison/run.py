@@ -21,6 +21,7 @@ from ..recipe import (
     alone,
     as_plain,
     check,
+    check_foreign_rows,
     evaluate_saes,
     finish,
     load,
@@ -55,6 +56,7 @@ def compare(comparison: Comparison, command: str = "") -> Path:
             if each.seed == missing[0].seed:  # other seeds cost the same
                 check_memory(each.recipe, *check(each.recipe), device)
         loaded = load(comparison.lm, str(device))
+        check_foreign_rows(missing[0].recipe, loaded)  # before anything is trained
         for seed, of_seed in groupby(missing, key=lambda r: r.seed):
             _train_and_evaluate(list(of_seed), loaded, f"seed {seed}", command)
     measured = results.read(runs, kept)

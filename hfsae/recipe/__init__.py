@@ -50,6 +50,7 @@ from .folder import stale_stages as stale_stages
 from .folder import trained_folder as trained_folder
 from .foreign import check_foreign as check_foreign
 from .probing import probe_folders as probe_folders
+from .stages import check_foreign_rows as check_foreign_rows
 from .stages import evaluate_saes as evaluate_saes
 from .stages import evaluation_text as evaluation_text
 from .stages import finish as finish

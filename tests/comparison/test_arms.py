@@ -91,4 +91,4 @@ def test_comparisons_that_come_along_are_of_saes_that_there_are(path):
     assert len(runs) == len(given["arms"]) * len(given["seeds"])
     for run in runs:
         for fields in run.recipe.sae_fields().values():
-            assert AutoConfig.for_model(d_in=576, **fields).d_sae == 4096
+            assert AutoConfig.for_model(d_in=576, **fields).d_sae == given["sae"]["d_sae"]

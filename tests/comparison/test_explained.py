@@ -1,8 +1,10 @@
 """`hfsae compare --explain`, on a tiny language model."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +35,7 @@ EXPLAIN = InterpretArguments(n_latents=20, n_tokens=2500, max_density=1.0, judge
 def tiny_comparison(folder, explain=EXPLAIN) -> Comparison:
     text = TextArguments(dataset=texts(), context_size=64, held_out_fraction=0.6)
     given = tiny_fields(folder / "saes", collect_tokens=0, text=text)
+    given["evaluation"].texts = {"products": str(Path(__file__).with_name("foreign.txt"))}
     given["sae"] = {"site": "layers.1", "d_sae": 48}
     report = str(folder / "report")
     return Comparison(**given, arms=ARMS, seeds=[0, 1], at_l0=[4.0], explain=explain, report=report)
@@ -60,6 +63,8 @@ def test_a_report_has_scores_beside_controls_and_latents_with_evidence(explained
         "tenth of density",
     ):
         assert part in section, part
+    beyond = text.partition("## Beyond the training text")[2].partition("\n## ")[0]
+    assert "| products |" in beyond and re.search(r"\| topk \| .* x\) \|", beyond)
     assert "re-drawn weights (JumpReLU)" in section and "judge" not in section.partition("![")[2]
     page = (folder / "report/latents.md").read_text()
     assert page.count("### Random ones") == 2 and page.count("    seed ") >= 20

@@ -329,3 +329,12 @@ def test_causes_are_measured_once_of_the_saes_nearest_in_l0(tmp_path, copied, lo
     next(iter(files)).write_bytes(b"half of it")
     with pytest.raises(ValueError, match=r"causes\.safetensors.*damaged"):
         compare(comparison)
+
+
+def test_a_foreign_text_that_is_too_short_is_told_before_anything_is_trained(tmp_path, loads):
+    (tmp_path / "short.txt").write_text("short")
+    comparison = tiny_comparison(tmp_path / "c")
+    comparison.evaluation.texts = {"mail": str(tmp_path / "short.txt")}
+    with pytest.raises(ValueError, match=r"evaluation\.texts\.mail: .* fills no row"):
+        compare(comparison)
+    assert not [*(tmp_path / "c").rglob("*.safetensors")]

@@ -4,19 +4,25 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 import hfsae.tuning.search as search
 from hfsae.cards import figures
+from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.machine.refused import Diverged
 from hfsae.recipe import read_recipe
 from hfsae.tuning import Tuning, tune
 from hfsae.tuning.search import score_of
 from hfsae.tuning.space import Choice, Range, draw, read_space
+from hfsae.tuning.trials import Trial, recipe_of
 
 from ..helpers import refused
 from ..tiny import tiny_fields
+
+TUNINGS = Path(__file__).parents[2] / "scripts/tuning"
 
 RATES = {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}
 
@@ -247,3 +253,14 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path, loads):
 def test_the_command_takes_the_name_of_a_recipe(capsys):
     argv = ["tune", "quickstart", "--ranges", "{training.learning_rat: [1, 2]}"]
     assert "ranges.training.learning_rat is no field of" in refused(argv, capsys)
+
+
+@pytest.mark.parametrize("path", sorted(TUNINGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_tunings_that_come_along_draw_saes_that_there_are(path):
+    tuning, _ = parse_recipe(recipe_parser("tune", "", Tuning), [str(path)], Tuning)
+    for arm in tuning.arm_names:
+        space = read_space(tuning.ranges_of(arm))
+        for number in range(tuning.trials):
+            trial = Trial(arm, number, draw(space, tuning.tune_seed, number))
+            for fields in recipe_of(tuning, trial, 0).sae_fields().values():
+                assert AutoConfig.for_model(d_in=576, **fields).d_sae == tuning.sae["d_sae"]

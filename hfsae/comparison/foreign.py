@@ -1,0 +1,74 @@
+"""What a comparison's SAEs do on texts unlike the training text (`evaluation.texts`), at equal L0.
+
+L0 is that of the held-out documents, at which arms are compared; on another text an SAE has another
+one. Values are interpolated linearly in log L0 between neighbours in the sweep, as those of
+probing.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from ..machine.files import printable
+from ..machine.markdown import table
+from .arms import Comparison
+from .interpretability import Place, places
+from .results import Measured
+
+_METRICS = ("fvu", "delta_loss", "l0")
+
+
+class ForeignSection:
+    """The report's section on foreign texts; empty where none was measured."""
+
+    def __init__(self, comparison: Comparison, measured: Sequence[Measured]) -> None:
+        self.c, self.measured = comparison, measured
+        self.names = list(dict.fromkeys(name for m in measured for name in m.foreign))
+
+    def all(self) -> Iterator[str]:
+        """Its paragraphs and tables."""
+        if not self.names:
+            return
+        yield "## Beyond the training text"
+        yield (
+            "FVU / delta LM loss / L0 on each text, means over seeds; in brackets, FVU over that "
+            "on held-out documents. Nothing of these texts was in the training. L0 in the headings "
+            "is that on held-out documents."
+        )
+        for l0 in self.c.at_l0:
+            rows = [row for arm in self.c.arms if (row := self._row(arm, l0))]
+            if rows:
+                head = ["arm", "held-out", *map(printable, self.names)]
+                yield f"### At an L0 of {l0:g}\n\n{table([head, *rows])}"
+
+    def _row(self, arm: str, l0: float) -> list[str]:
+        at = [*places(self.measured, arm, l0, lambda m: bool(m.foreign)).values()]
+        if not at:
+            return []
+        of_texts = [_mean(at, name) for name in ("", *self.names)]
+        held_out = of_texts[0]["fvu"]
+        return [self.c.title(arm), *(_cell(values, held_out) for values in of_texts)]
+
+
+def _mean(at: Iterable[Place], text: str) -> dict[str, float]:
+    """Means over seeds on a text; "": on held-out documents."""
+    return {key: float(np.mean([_at(place, key, text) for place in at])) for key in _METRICS}
+
+
+def _at(place: Place, key: str, text: str) -> float:
+    """A metric between two SAEs: FVU and L0 in logarithms, a loss as it is."""
+    values = [
+        (m.foreign.get(text, {}) if text else m.metrics).get(key, np.nan) for m, _ in place.shares
+    ]
+    shares = [share for _, share in place.shares]
+    if key == "delta_loss" or min(values) <= 0:
+        return float(np.dot(shares, values))
+    return float(np.exp(np.dot(shares, np.log(values))))
+
+
+def _cell(values: Mapping[str, float], held_out: float) -> str:
+    if np.isnan(values["fvu"]):
+        return "-"
+    fvu, delta, l0 = (values[key] for key in _METRICS)
+    times = "" if fvu == held_out else f" ({fvu / held_out:.2f} x)"
+    return f"{fvu:.3f} / {delta:.3f} / {l0:.1f}{times}"
