@@ -10,7 +10,7 @@ from ..machine.refused import Refused
 from ..recipe import Recipe, changed_training, check_arm
 from ..training import TrainingArguments
 
-_KEYS = {"sae", "sweep", "training", "title"}
+_KEYS = {"sae", "sweep", "training", "title", "made_by"}
 
 
 @dataclass
@@ -87,7 +87,8 @@ class Comparison(Recipe):
 
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name: `sweep`, a field of sae with one value for each SAE; `sae` and `training`, changes
-    to these two sections; `title`, the arm's name in the report."""
+    to these two sections; `title`, the arm's name in the report; `made_by`, another library, as
+    "sparsify.TopK", whose SAEs lie where the arm's would be trained: they are evaluated alone."""
     only: list[str] | None = None
     """The arms to train and report; by default all."""
     reference: str | None = None
@@ -150,6 +151,8 @@ class ArmRun(NamedTuple):
     """a training run with one SAE for each value of the sweep"""
     values: dict[str, Any]
     """values of the swept field, by SAE"""
+    made_by: str = ""
+    """the library that trains it, if it is another"""
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -180,7 +183,8 @@ def arm_runs(comparison: Comparison) -> Iterator[ArmRun]:
                 "collect_tokens": 0,
                 "explain_tokens": 0,
             }
-            yield ArmRun(name, seed, Recipe(**{**inherited, **parts}), named)
+            recipe = Recipe(**{**inherited, **parts})
+            yield ArmRun(name, seed, recipe, named, arm.get("made_by", ""))
 
 
 def _name(swept: str, value: int | float) -> str:

@@ -308,6 +308,12 @@ class _Parts:
         return f"{legend}\n\n{table(rows)}"
 
     def _arms(self) -> str:
+        others = {name: arm["made_by"] for name, arm in self.c.arms.items() if "made_by" in arm}
+        told = ", ".join(f"{self.c.title(name)}: {by}" for name, by in others.items())
+        sentence = (
+            "Trained by other libraries' own code, on the same activations in the same order: "
+            f"{told}. Of `training` only tokens, batch and learning rate apply to them.\n\n"
+        )
         settings = {
             "sae": self.c.sae,
             "training": {
@@ -315,7 +321,8 @@ class _Parts:
             },
             "arms": self.c.arms,
         }
-        return f"```yaml\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}```"
+        text = f"```yaml\n{yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)}```"
+        return sentence + text if told else text
 
     def _data(self) -> str:
         limits = self.measured[0].record["harvested"]

@@ -51,6 +51,7 @@ def compare(comparison: Comparison, command: str = "") -> Path:
     kept = results.kept(comparison.report_folder, runs)
     missing = [r for r in runs if not all(results.is_known(r, name, kept) for name in r.folders)]
     if missing:
+        _refuse_absent(missing)
         device = make_accelerator(comparison.training).device
         for each in missing:
             if each.seed == missing[0].seed:  # other seeds cost the same
@@ -79,8 +80,8 @@ def _link(comparison: Comparison, measured: Sequence[results.Measured], report: 
     arms = [comparison.title(arm) for arm in comparison.arms]
     for m in measured:
         path = m.folder / TRAINING
-        if not path.is_file():  # the SAE is in the report only
-            continue
+        if not path.is_file() or comparison.arms[m.arm].get("made_by"):
+            continue  # the SAE is in the report only, or another library's
         href = comparison.report_url or os.path.relpath(report / REPORT, m.folder)
         compared = {"arm": comparison.title(m.arm), "arms": arms, "report": href}
         record = read_json(path)
@@ -130,6 +131,21 @@ def _refuse_invalid(comparison: Comparison, runs: Sequence[ArmRun]) -> None:
         stale_stages(each.recipe)
 
 
+def _refuse_absent(runs: Sequence[ArmRun]) -> None:
+    """
+    Raises:
+        ValueError: SAEs of another library are not there.
+    """
+    for each in runs:
+        folders = each.folders.values() if each.made_by else ()
+        if absent := [folder for folder in folders if not (folder / TRAINING).is_file()]:
+            raise Refused(
+                f"arm {each.arm} is made by {each.made_by}, and its SAE {absent[0]} is not there: "
+                "in a clone of hfsae scripts/bench/peers.py makes it; or leave the arm out with "
+                "--only"
+            )
+
+
 def _train_and_evaluate(runs: Sequence[ArmRun], loaded: LoadedLM, title: str, command: str) -> None:
     with ExitStack() as stack:
         for each in runs:
@@ -146,8 +162,8 @@ def _train_and_evaluate_alone(
         logger.info("%s, arm %s (%d of %d)", title, each.arm, i, len(runs))
         _train(each, loaded, command)
         saes_of_runs |= {f"{each.arm}/{name}": (each, name) for name in each.folders}
-        # With this file, `hfsae train` gives the same numbers.
-        save_recipe(Path(each.recipe.training.output_dir), as_plain(each.recipe))
+        if not each.made_by:  # with this file, `hfsae train` gives the same numbers
+            save_recipe(Path(each.recipe.training.output_dir), as_plain(each.recipe))
     missing = {key: of for key, of in saes_of_runs.items() if not results.is_measured(*of)}
     folders = {key: each.folders[name] for key, (each, name) in missing.items()}
     device = cast(Any, loaded.lm.device)
@@ -158,14 +174,15 @@ def _train_and_evaluate_alone(
     logger.info("%s: evaluating %d SAEs", title, len(saes))
     for key, result in evaluate_saes(runs[0].recipe, loaded, saes, limits).items():
         results.write(result, *missing[key])
-        finish(folders[key])
+        if not missing[key][0].made_by:
+            finish(folders[key])
 
 
 def _train(each: ArmRun, loaded: LoadedLM, command: str) -> None:
     """Train all SAEs of a run. Evaluation comes later, for all arms together."""
     is_left = Path(each.recipe.training.output_dir, CHECKPOINTS).exists()
     made = (f / file for f in each.folders.values() for file in (CONFIG, PROBE))
-    if all(path.is_file() for path in made) and not is_left:
+    if each.made_by or (all(path.is_file() for path in made) and not is_left):
         return
     evaluation = replace(each.recipe.evaluation, n_tokens=0)
     run(replace(each.recipe, evaluation=evaluation), command, loaded)

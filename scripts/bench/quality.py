@@ -79,7 +79,8 @@ def main() -> None:
 
 def harvest(recipe: Recipe, n_tokens: int, path: Path) -> None:
     """Write the activations: `train` in the order of training, `validation` and `test`."""
-    recipe = replace(recipe, text=replace(recipe.text, validation_fraction=0.05))
+    share = recipe.text.validation_fraction or 0.05
+    recipe = replace(recipe, text=replace(recipe.text, validation_fraction=share))
     loaded, (site,) = load(recipe.lm), recipe.sites
     rows = PackedRows(loaded.tokenizer, recipe.text, "train", rows=recipe.harvest.rows, epochs=None)
     harvester = Harvester(loaded.lm, [site], recipe.harvest)
@@ -92,7 +93,7 @@ def harvest(recipe: Recipe, n_tokens: int, path: Path) -> None:
         )
         own = Harvester(loaded.lm, [site], recipe.harvest, norm_limits=harvester.norm_limits)
         tensors[side] = torch.cat([own(batch).activations[site].bfloat16() for batch in rows])
-    write_tensors(path, tensors, {"site": site})
+    write_tensors(path, tensors, {"site": site, "record": json.dumps(stream.record)})
 
 
 def _measured(
@@ -134,6 +135,19 @@ def _fvu_at(l0: int, measured: dict[str, float]) -> float:
     return measured["fvu"] if abs(measured["l0"] / l0 - 1) < 0.05 else float("inf")
 
 
+def script_of(library: str, peers: Path) -> list[str]:
+    """The library's own Python, and the script that trains one of its SAEs."""
+    own = sys.executable if library == "hfsae" else str(peers / library / "bin" / "python")
+    return [own, str(Path(__file__).with_name("quality_sides.py"))]
+
+
+def train_apart(command: list[str]) -> None:
+    """Run the sides' script; its last line of errors ends this one, too."""
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        sys.exit(f"{' '.join(command[1:4])}: {ran.stderr.strip().splitlines()[-1]}")
+
+
 def _run(
     args: argparse.Namespace, activations: Path, library: str, name: str, rate: float, seed: int
 ) -> dict:
@@ -141,16 +155,11 @@ def _run(
     tokens = f"{args.tokens}" if args.passes == 1 else f"{args.tokens}x{args.passes}"
     path = args.folder / f"{tokens}-{args.d_sae}-{args.l0}-{library}-{name}-{rate:g}-{seed}.json"
     if not path.exists():
-        python = sys.executable
-        if library != "hfsae":
-            python = str(args.peers / library / "bin" / "python")
-        command = [python, str(Path(__file__).with_name("quality_sides.py")), library, name]
+        command = [*script_of(library, args.peers), library, name]
         command += ["--activations", str(activations), "--rate", str(rate), "--seed", str(seed)]
         command += ["--d_sae", str(args.d_sae), "--l0", str(args.l0), "--batch", str(BATCH)]
         command += ["--passes", str(args.passes)]
-        ran = subprocess.run([*command, "--output", str(path)], capture_output=True, text=True)
-        if ran.returncode:
-            sys.exit(f"{library}, {name}, rate {rate:g}: {ran.stderr.strip().splitlines()[-1]}")
+        train_apart([*command, "--output", str(path)])
     result = json.loads(path.read_text())
     print(f"{path.stem}: {result['validation']}", file=sys.stderr, flush=True)
     return result

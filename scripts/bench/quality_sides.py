@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 WARMUP, DECAY = 30, 0.25  # steps; share of all steps
@@ -55,6 +55,9 @@ class Trained(NamedTuple):
     """(x, factor) -> latents, thresholds times the factor; with exactly k, it does not count"""
     decode: Callable[[Tensor], Tensor]
     has_threshold: bool
+    pre: Callable[[Tensor], Tensor] | None = None
+    """x -> what latents are selected from"""
+    threshold: float = 0.0
 
 
 OF_HFSAE: dict[str, Callable[[int], dict]] = {
@@ -177,7 +180,7 @@ def _selected(
             return torch.zeros_like(z).scatter_(-1, top.indices, top.values)
         return z * (z > threshold * factor)
 
-    return Trained(scale, latents, decode, kind != "TopK")
+    return Trained(scale, latents, decode, kind != "TopK", pre, threshold)
 
 
 def dictionary_learning(problem: Problem, kind: str) -> Trained:
@@ -289,6 +292,18 @@ def at_l0(trained: Trained, x: Tensor, l0: int) -> float:
     return factor
 
 
+@torch.no_grad()
+def weights_of(trained: Trained, d_in: int, d_sae: int) -> dict[str, Tensor]:
+    """The same SAE by hfsae's names: what lies before and after the selection is affine."""
+    assert trained.pre is not None
+    b_enc, b_dec = trained.pre(torch.zeros(1, d_in)), trained.decode(torch.zeros(1, d_sae))
+    weights = {"W_enc": trained.pre(torch.eye(d_in)) - b_enc, "b_enc": b_enc[0]}
+    weights |= {"W_dec": trained.decode(torch.eye(d_sae)) - b_dec, "b_dec": b_dec[0]}
+    if trained.has_threshold:
+        weights["threshold"] = torch.tensor(trained.threshold)
+    return {name: value.contiguous() for name, value in weights.items()}
+
+
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """For scripts that train hfsae's SAEs on activations that quality.py harvested."""
     parser = argparse.ArgumentParser(
@@ -309,6 +324,7 @@ def main() -> None:
     parser.add_argument("--activations", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--weights", type=Path, help="where to write the SAE's weights")
     for name in ("d_sae", "l0", "batch", "seed", "passes"):
         parser.add_argument(f"--{name}", type=int, required=True)
     args = parser.parse_args()
@@ -320,6 +336,9 @@ def main() -> None:
     start = time.perf_counter()
     trained = SIDES[args.library][args.name](problem)
     seconds = time.perf_counter() - start
+    if args.weights:
+        weights = weights_of(trained, train.shape[1], args.d_sae)
+        save_file(weights, args.weights, {"scale": str(trained.scale), "seconds": str(seconds)})
     validation = tensors["validation"]
     factor = at_l0(trained, validation[:8192], args.l0)
     result = {

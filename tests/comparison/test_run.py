@@ -338,3 +338,26 @@ def test_a_foreign_text_that_is_too_short_is_told_before_anything_is_trained(tmp
     with pytest.raises(ValueError, match=r"evaluation\.texts\.mail: .* fills no row"):
         compare(comparison)
     assert not [*(tmp_path / "c").rglob("*.safetensors")]
+
+
+def test_an_arm_of_another_library_is_evaluated_and_never_trained(copied, loads):
+    comparison = tiny_comparison(copied("c"))
+    comparison.arms = {**ARMS, "topk": {**ARMS["topk"], "made_by": "sparsify.TopK"}}
+    folders = [*Path(comparison.training.output_dir, "topk").glob("*/*_*")]
+    assert len(folders) == 4
+    for folder in folders:
+        weights = {"config.json", "model.safetensors", "training.json"}
+        for path in [path for path in folder.iterdir() if path.name not in weights]:
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+    shutil.rmtree(comparison.report_folder)
+    text = (compare(comparison) / "report.md").read_text()
+    assert "topk: sparsify.TopK. Of `training`" in text and "8 SAEs of" in text
+    assert {path.name for path in folders[0].iterdir()} - weights == {
+        "evaluation.json",
+        "documents.safetensors",
+    }
+    shutil.rmtree(comparison.report_folder)
+    (folders[0] / "evaluation.json").unlink()
+    (folders[0] / "training.json").unlink()
+    with pytest.raises(ValueError, match=r"made by sparsify\.TopK, and its SAE .* is not there"):
+        compare(comparison)

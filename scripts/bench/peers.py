@@ -1,0 +1,96 @@
+"""Train the arms of a comparison that are other libraries' (`made_by: sparsify.TopK`).
+
+    python scripts/bench/peers.py scripts/comparisons/equal.yaml --peers PEERS [--seeds 0]
+
+Each library trains by its own code on the activations that hfsae's arms see, in their order, at the
+arm's learning rate. The SAE is written where `hfsae compare` looks for the arm's, which then
+evaluates it as all others. PEERS is what `scripts/interop/environments.sh PEERS saelens
+dictionary_learning sparsify` made. What is there is not trained again.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from quality import harvest, script_of, train_apart
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel
+
+from hfsae.cli.recipes import parse_recipe, recipe_parser
+from hfsae.comparison import Comparison
+from hfsae.comparison.arms import ArmRun, arm_runs
+from hfsae.machine import processor
+from hfsae.machine.names import TRAINING
+from hfsae.training.trainer import save_whole
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("comparison", help="a recipe of hfsae compare")
+    parser.add_argument("--peers", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="*", help="default: the recipe's")
+    args = parser.parse_args()
+    comparison, _ = parse_recipe(
+        recipe_parser("compare", "", Comparison), [args.comparison], Comparison
+    )
+    comparison.seeds = args.seeds or comparison.seeds
+    runs = [run for run in arm_runs(comparison) if run.made_by]
+    if not runs:
+        parser.error(f"{args.comparison} has no arm with made_by")
+    for run in runs:
+        for name, folder in run.folders.items():
+            if not (folder / TRAINING).is_file():
+                _train(run, name, folder, args.peers)
+
+
+def _train(run: ArmRun, name: str, folder: Path, peers: Path) -> None:
+    args, root = run.recipe.training, Path(run.recipe.training.output_dir)
+    activations = root.parent.parent / f"activations-{args.n_tokens}-{run.seed}.safetensors"
+    root.mkdir(parents=True, exist_ok=True)
+    if not activations.is_file():
+        harvest(run.recipe, args.n_tokens, activations)
+    fields = run.recipe.sae_fields()[name]
+    library, _, variant = run.made_by.partition(".")
+    with tempfile.TemporaryDirectory() as temporary:
+        weights = Path(temporary, "weights.safetensors")
+        command = [*script_of(library, peers), library, variant, "--passes", "1"]
+        command += ["--activations", str(activations), "--rate", str(args.learning_rate)]
+        command += ["--d_sae", str(fields["d_sae"]), "--l0", str(fields["k"])]
+        command += ["--batch", str(args.batch_size), "--seed", str(run.seed)]
+        command += ["--weights", str(weights), "--output", str(Path(temporary, "measured.json"))]
+        train_apart(command)
+        made = load_file(weights)
+        with safe_open(weights, "pt") as file:
+            about = file.metadata()
+        measured = json.loads(Path(temporary, "measured.json").read_text())
+    with safe_open(activations, "pt") as file:
+        harvested = json.loads(file.metadata()["record"])
+    scale, seconds = float(about["scale"]), round(float(about["seconds"]), 1)
+    sae = AutoModel.from_config(
+        AutoConfig.for_model(
+            **fields | {"d_in": len(made["W_enc"]), "activation_scale": scale},
+        )
+    )
+    with torch.no_grad():
+        for parameter, value in sae.named_parameters():
+            value.copy_(made[parameter])
+    record = {
+        "made_by": run.made_by,
+        "sae_as_trained": sae.config.to_diff_dict(),
+        "harvested": harvested,
+        "n_tokens": args.n_tokens,
+        "seconds": {"harvest": 0.0, "train": seconds, "sae": seconds},
+        "machine": processor.name_of(torch.device("cpu")),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_whole(sae.eval().folded(), folder, record)
+    print(f"{folder}: {measured['validation']}, {seconds} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
