@@ -135,7 +135,8 @@ def evaluate_all(
     if mean is None and losses:
         mean = mean_activation(lm, target_site, rows, norm_limits=limits)
         source = "kept activations of the evaluation set at the target site"
-    arms, done = _Arms(saes, lm, mean, limits, args.sae_batch_tokens), 0
+    arms = _Arms(saes, lm, mean if losses else None, limits, args.sae_batch_tokens)
+    done = 0
     for batch in rows:
         (arms.add if losses else arms.add_reconstructions)(batch)
         done += int(batch.keep.sum())
