@@ -56,12 +56,12 @@ def _mean(at: Iterable[Place], text: str) -> dict[str, float]:
 
 
 def _at(place: Place, key: str, text: str) -> float:
-    """A metric between two SAEs: FVU and L0 in logarithms, a loss as it is."""
+    """A metric between two SAEs, in logarithms; a loss that is not above 0 as it is."""
     values = [
         (m.foreign.get(text, {}) if text else m.metrics).get(key, np.nan) for m, _ in place.shares
     ]
     shares = [share for _, share in place.shares]
-    if key == "delta_loss" or min(values) <= 0:
+    if min(values) <= 0:
         return float(np.dot(shares, values))
     return float(np.exp(np.dot(shares, np.log(values))))
 
