@@ -128,7 +128,8 @@ def _refuse_invalid(comparison: Comparison, runs: Sequence[ArmRun]) -> None:
                     f"arm {arm} is at {one}, arm {other} at {another}; compare at one site at a "
                     "time"
                 )
-        stale_stages(each.recipe)
+        if not each.made_by:
+            stale_stages(each.recipe)
 
 
 def _refuse_absent(runs: Sequence[ArmRun]) -> None:
@@ -150,7 +151,8 @@ def _train_and_evaluate(runs: Sequence[ArmRun], loaded: LoadedLM, title: str, co
     with ExitStack() as stack:
         for each in runs:
             root = Path(each.recipe.training.output_dir)
-            stack.enter_context(alone(root, each.folders.values()))
+            if not each.made_by:
+                stack.enter_context(alone(root, each.folders.values()))
         _train_and_evaluate_alone(runs, loaded, title, command)
 
 
