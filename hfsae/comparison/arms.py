@@ -87,8 +87,8 @@ class Comparison(Recipe):
 
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name: `sweep`, a field of sae with one value for each SAE; `sae` and `training`, changes
-    to these two sections; `title`, the arm's name in the report; `made_by`, another library, as
-    "sparsify.TopK", whose SAEs lie where the arm's would be trained: they are evaluated alone."""
+    to these two sections; `title`, its name in the report; `made_by`, another library that trained
+    its SAEs."""
     only: list[str] | None = None
     """The arms to train and report; by default all."""
     reference: str | None = None
