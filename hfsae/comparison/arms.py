@@ -87,8 +87,7 @@ class Comparison(Recipe):
 
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name: `sweep`, a field of sae with one value for each SAE; `sae` and `training`, changes
-    to these two sections; `title`, its name in the report; `made_by`, another library that trained
-    its SAEs."""
+    to these; `title`, its name in the report; `made_by`, a library that trained it instead."""
     only: list[str] | None = None
     """The arms to train and report; by default all."""
     reference: str | None = None
