@@ -209,6 +209,11 @@ def _check_arm(name: str, arm: dict[str, Any]) -> None:
         raise Refused(
             f"arm {name} sweeps {swept} over {swept_values}, two of which are equal to six digits"
         )
+    made_by = arm.get("made_by", "")
+    if not isinstance(made_by, str) or (made_by and not all(made_by.partition("."))):
+        raise Refused(
+            f"arm {name} has made_by {made_by!r}; give a library and its variant, as sparsify.TopK"
+        )
     free = {f.name for f in fields(TrainingArguments)} - {"output_dir", "n_tokens", "batch_size"}
     for key in arm.get("training", {}):
         if key not in free:

@@ -5,7 +5,8 @@
 Each library trains by its own code on the activations that hfsae's arms see, in their order, at the
 arm's learning rate. The SAE is written where `hfsae compare` looks for the arm's, which then
 evaluates it as all others. PEERS is what `scripts/interop/environments.sh PEERS saelens
-dictionary_learning sparsify` made. What is there is not trained again.
+dictionary_learning sparsify` made. What is there is not trained again; the activations of each seed
+stay beside the arms' folders.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 from quality import harvest, script_of, train_apart
+from quality_sides import SIDES
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
@@ -24,6 +26,7 @@ from hfsae.comparison import Comparison
 from hfsae.comparison.arms import ArmRun, arm_runs
 from hfsae.machine import processor
 from hfsae.machine.names import TRAINING
+from hfsae.machine.refused import Refused
 from hfsae.training.trainer import save_whole
 
 
@@ -35,13 +38,23 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", help="default: the recipe's")
     args = parser.parse_args()
-    comparison, _ = parse_recipe(
-        recipe_parser("compare", "", Comparison), [args.comparison], Comparison
-    )
+    reader = recipe_parser("compare", "", Comparison)
+    try:
+        comparison, _ = parse_recipe(reader, [args.comparison], Comparison)
+    except Refused as error:
+        parser.error(str(error))
     comparison.seeds = args.seeds or comparison.seeds
     runs = [run for run in arm_runs(comparison) if run.made_by]
     if not runs:
         parser.error(f"{args.comparison} has no arm with made_by")
+    others = SIDES.keys() - {"hfsae"}
+    known = [f"{library}.{name}" for library in sorted(others) for name in SIDES[library]]
+    for made_by in {run.made_by for run in runs}:
+        if made_by not in known:
+            parser.error(f"made_by {made_by} is not known; it can be {', '.join(known)}")
+        python = Path(script_of(made_by.partition(".")[0], args.peers)[0])
+        if not python.exists():
+            parser.error(f"no {python}; scripts/interop/environments.sh makes it")
     for run in runs:
         for name, folder in run.folders.items():
             if not (folder / TRAINING).is_file():

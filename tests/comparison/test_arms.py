@@ -58,6 +58,8 @@ def test_each_arm_and_seed_is_a_training_recipe():
         ({"arms": {"a": {"sweep": {"penalty": ["l1"]}}}}, "penalty over 'l1', not a number"),
         ({"arms": {"a": {"sweep": {"k": [None, 4]}}}}, "k over None, not a number"),
         ({"arms": {"a": {"sweep": {"k": [4, 8, 4]}}}}, "two of which are equal to six digits"),
+        ({"arms": {"a": {"sweep": {"k": [4]}, "made_by": 3}}}, "made_by 3; give a library and"),
+        ({"arms": {"a": {"sweep": {"k": [4]}, "made_by": "sparsify"}}}, "made_by 'sparsify'; give"),
         (
             {"arms": {"a": {"sweep": {"k": [1]}, "training": {"n_tokens": 5}}}},
             "arm a cannot set training.n_tokens",
