@@ -88,6 +88,9 @@ class Comparison(Recipe):
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name: `sweep`, a field of sae with one value for each SAE; `sae` and `training`, changes
     to these; `title`, its name in the report; `made_by`, a library that trained it instead."""
+    at_sites: list[str] = field(default_factory=list)
+    """Several sites, instead of sae.site: each has its SAEs and its report in folders of its own,
+    and a report over all of them stands above."""
     only: list[str] | None = None
     """The arms to train and report; by default all."""
     reference: str | None = None
@@ -105,6 +108,12 @@ class Comparison(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.at_sites and self.sae.get("site"):
+            raise Refused(
+                f"at_sites is {self.at_sites}, and sae.site {self.sae['site']}; give one of them"
+            )
+        if len(set(self.at_sites)) < len(self.at_sites):
+            raise Refused(f"at_sites {self.at_sites} repeats a site; give each once")
         if self.saes:
             raise Refused("a comparison has arms instead of saes; sweep a field in an arm")
         if not self.arms or not self.seeds:

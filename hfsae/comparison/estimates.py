@@ -66,12 +66,20 @@ def corrected(table: Sequence[Estimate]) -> list[Estimate]:
 
 def _p(own: np.ndarray, near: float) -> float:
     """Args: near: the bootstrap interval's end on the side of 0."""
-    n, mean = len(own), own.mean()
-    if n < 2 or not np.isfinite(near):
+    mean = own.mean()
+    if len(own) < 2 or not np.isfinite(near):
         return float("nan")
-    error, half = own.std(ddof=1) / n**0.5, max(abs(mean - near), _LEAST)
-    t, z = abs(mean) / max(error, _LEAST), ndtri(0.975) * abs(mean) / half
-    return float(max(2 * stdtr(n - 1, -t), 2 * ndtr(-z)))
+    half = max(abs(mean - near), _LEAST)
+    return float(max(t_p(own), 2 * ndtr(-ndtri(0.975) * abs(mean) / half)))
+
+
+def t_p(values: np.ndarray) -> float:
+    """Student's two-sided p of a mean of 0; NaN for one value."""
+    n = len(values)
+    if n < 2:
+        return float("nan")
+    error = max(values.std(ddof=1) / n**0.5, _LEAST)
+    return float(2 * stdtr(n - 1, -abs(values.mean()) / error))
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float]:

@@ -166,6 +166,30 @@ def draw_causes(path: Path, arms: Mapping[str, ArmCauses]) -> Path:
     return save(figure, path)
 
 
+def draw_sites(
+    path: Path, areas: Mapping[str, Mapping[str, np.ndarray]], sites: Sequence[str], titles: Titles
+) -> Path:
+    """Each arm's area from the reference at each site: a dot a seed, a bar for their mean.
+
+    Args:
+        areas: [metric][arm] -> [sites, seeds], log ratios.
+    """
+    figure, panels = _panels(len(METRICS))
+    for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
+        axes.axhline(0, color="#555555", lw=1)
+        for i, (arm, of_sites) in enumerate(areas[metric].items(), start=1):
+            at = np.arange(len(sites)) + 0.8 * (i / (len(areas[metric]) + 1) - 0.5)
+            percents = 100 * np.expm1(of_sites)
+            style: dict[str, Any] = {"color": _colour(i), "marker": _marker(i), "linestyle": "none"}
+            axes.plot(at.repeat(of_sites.shape[1]), percents.ravel(), markersize=4, **style)
+            means = 100 * np.expm1(of_sites.mean(axis=1))
+            axes.vlines(at, 0, means, color=_colour(i), lw=3, alpha=0.35, label=titles[arm])
+        axes.set_xticks(range(len(sites)), [site.removeprefix("layers.") for site in sites])
+        axes.set(xlabel="site (block, or its sublayer)", ylabel=f"{label}, % from the reference")
+    _legend(figure, panels[0])
+    return save(figure, path)
+
+
 def draw_interpretability(path: Path, section: LatentsSection) -> Path:
     """Scores by tenth of density, an arm a line; dotted: the reference's controls."""
     figure, panels = _panels(len(SCORES_BY_DENSITY))

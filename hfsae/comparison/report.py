@@ -5,7 +5,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
-from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from ..machine.names import FIGURES, LATENTS_PAGE, REPORT, REPORT_PAGE
 from ..recipe import as_plain
 from . import causes, plots, results
 from .arms import Comparison
-from .estimates import LEVEL, Estimate, corrected
+from .differences import Differences
+from .estimates import LEVEL, Estimate
 from .foreign import ForeignSection
 from .frontier import METRICS, Frontiers
 from .latents import LatentsSection
@@ -42,18 +42,18 @@ def write_report(comparison: Comparison, measured: Sequence[Measured], command: 
     folder = comparison.report_folder
     folder.mkdir(parents=True, exist_ok=True)
     results.keep(folder, measured, command, as_plain(comparison))
-    frontiers = Frontiers(measured, **_resampling(comparison))
+    frontiers = Frontiers(measured, **resampling(comparison))
     titles = {arm: comparison.title(arm) for arm in comparison.arms}
     figures = folder / FIGURES
     drawn = plots.draw(figures, frontiers, measured, titles, comparison.reference_arm)
     parts = _Parts(comparison, measured, frontiers, drawn)
     text = "\n\n".join(parts.all(command)) + "\n"
     write_whole(folder / REPORT, text)
-    write_whole(folder / REPORT_PAGE, _html(text, folder))
+    write_whole(folder / REPORT_PAGE, page_of(text, folder))
     return folder
 
 
-def _resampling(comparison: Comparison) -> dict[str, int]:
+def resampling(comparison: Comparison) -> dict[str, int]:
     args = comparison.evaluation
     return {"n_resamples": args.bootstrap_samples, "seed": args.seed}
 
@@ -70,15 +70,9 @@ class _Parts:
     ) -> None:
         self.c, self.measured, self.frontiers = comparison, measured, frontiers
         self.drawn = drawn
-        self.reference = comparison.reference_arm
-        self.others = [arm for arm in comparison.arms if arm != self.reference]
-        reach = {arm: frontiers.reach([arm]) for arm in comparison.arms}
-        self.l0s = [
-            l0
-            for l0 in comparison.at_l0
-            if _within(l0, reach[self.reference])
-            and any(_within(l0, reach[arm]) for arm in self.others or [self.reference])
-        ]
+        self.differences = Differences(comparison, frontiers)
+        self.reference, self.others = self.differences.reference, self.differences.others
+        self.l0s = self.differences.l0s
 
     def all(self, command: str) -> Iterator[str]:
         arms = list(map(self.c.title, self.c.arms))
@@ -111,7 +105,7 @@ class _Parts:
             yield from self._causes()
         if self.c.explain.n_latents:
             yield from self._explained()
-        yield from ProbingSection(self.c, self.measured, **_resampling(self.c)).all()
+        yield from ProbingSection(self.c, self.measured, **resampling(self.c)).all()
         if len(self.c.seeds) > 1:
             yield "## Do seeds agree on a dictionary?"
             yield self._agreement()
@@ -160,7 +154,7 @@ class _Parts:
         lines = []
         for arm in self.others:
             for metric, label in METRICS.items():
-                cells = self._compared[metric][arm]
+                cells = self.differences.tables[metric][arm]
                 estimates = dict(zip(self.l0s, cells, strict=False))
                 verdicts = _verdicts(estimates) + _overall(cells[len(self.l0s) :])
                 lines.append(f"- **{self.c.title(arm)}, {label}**: {verdicts}.")
@@ -194,28 +188,9 @@ class _Parts:
     def _differences(self, metric: str) -> str:
         head = [f"L0 {l0:g}" for l0 in self.l0s] + ["area"] * (len(self.l0s) > 1)
         rows = [[METRICS[metric], *head]]
-        for arm, cells in self._compared[metric].items():
-            rows.append([self.c.title(arm), *map(_difference_cell, cells)])
+        for arm, cells in self.differences.tables[metric].items():
+            rows.append([self.c.title(arm), *map(difference_cell, cells)])
         return table(rows)
-
-    @cached_property
-    def _compared(self) -> dict[str, dict[str, list[Estimate]]]:
-        """[metric][arm] -> differences at each L0, and the area; a metric's are one table."""
-        tables = {}
-        for metric in METRICS:
-            rows = [self._row(arm, metric) for arm in self.others]
-            cells = iter(corrected([e for row in rows for e in row]))
-            tables[metric] = {
-                arm: [next(cells) for _ in row] for arm, row in zip(self.others, rows, strict=True)
-            }
-        return tables
-
-    def _row(self, arm: str, metric: str) -> list[Estimate]:
-        cells = [self.frontiers.difference(arm, self.reference, metric, l0) for l0 in self.l0s]
-        if len(self.l0s) > 1:
-            ends = self.l0s[0], self.l0s[-1]
-            cells.append(self.frontiers.area(arm, self.reference, metric, *ends))
-        return cells
 
     def _values(self, metric: str) -> str:
         rows = [[METRICS[metric], *(f"L0 {l0:g}" for l0 in self.l0s)]]
@@ -264,7 +239,7 @@ class _Parts:
         for arm in self.c.arms:
             mine, title = [m for m in chosen if m.arm == arm], self.c.title(arm)
             of_seeds = [causes.read(m) for m in mine]
-            arms[title] = causes.ArmCauses(of_seeds, **_resampling(self.c))
+            arms[title] = causes.ArmCauses(of_seeds, **resampling(self.c))
             l0s[title] = _spread([m.metrics["l0"] for m in mine])
         yield f"## Are latents causes? At an L0 of {self.c.causal.l0:g}"
         yield (
@@ -283,7 +258,7 @@ class _Parts:
             yield f"{caption}\n\n{table(rows)}"
 
     def _explained(self) -> Iterator[str]:
-        section = LatentsSection(self.c, self.measured, **_resampling(self.c))
+        section = LatentsSection(self.c, self.measured, **resampling(self.c))
         folder = self.c.report_folder
         plots.draw_interpretability(folder / FIGURES / "interpretability.png", section)
         write_whole(folder / LATENTS_PAGE, section.page())
@@ -414,15 +389,15 @@ def _range(estimates: dict[float, Estimate], l0s: Sequence[float]) -> str:
     return f"{low} %" if low == high else f"{low} to {high} %"
 
 
-def _difference_cell(e: Estimate) -> str:
+def difference_cell(e: Estimate) -> str:
     if math.isnan(e.value):
         return "-"
     known = [side for side in (e.seeds, e.items) if not math.isnan(side[0])]
-    sides = "; ".join(f"{_percent(low)} to {_percent(high)}" for low, high in known)
-    return f"{e.marked(f'{_percent(e.value)} %')} ({sides})"
+    sides = "; ".join(f"{percent(low)} to {percent(high)}" for low, high in known)
+    return f"{e.marked(f'{percent(e.value)} %')} ({sides})"
 
 
-def _percent(log_ratio: float) -> str:
+def percent(log_ratio: float) -> str:
     percent = 100 * math.expm1(log_ratio)
     return f"{percent:+.1f}" if percent < _FAR else f"over +{_FAR}"
 
@@ -432,10 +407,6 @@ def _value_cell(e: Estimate) -> str:
         return "-"
     (low, high), half = e.seeds, (e.seeds[1] - e.seeds[0]) / 2
     return f"{e.value:.4f}" if math.isnan(low + high) else f"{e.value:.4f} ± {half:.4f}"
-
-
-def _within(x: float, sides: tuple[float, float]) -> bool:
-    return sides[0] <= x <= sides[1]
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -466,7 +437,7 @@ def _documents(text: TextArguments) -> str:
     return f"{table(rows)}\n\n{split} (documents on both sides: {shared})"
 
 
-def _html(text: str, folder: Path) -> str:
+def page_of(text: str, folder: Path) -> str:
     """The report as one HTML file with its figures inside."""
     from markdown_it import MarkdownIt
 

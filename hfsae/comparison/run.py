@@ -35,6 +35,8 @@ from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import causes, explaining, results
 from .arms import ArmRun, Comparison, arm_runs
 from .report import write_report
+from .sites import at_site
+from .sites import write_report as write_report_across
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +44,32 @@ logger = logging.getLogger(__name__)
 def compare(comparison: Comparison, command: str = "") -> Path:
     """Train and evaluate missing SAEs, seed by seed, and write the report; returns its folder.
 
+    With `at_sites`: all of that site by site, and then a report over the sites.
+
     Raises:
         ValueError: the comparison has an invalid setting; checked before any training.
     """
     sum_products_in_float32()
+    if not comparison.at_sites:
+        _refuse_invalid(comparison)
+        _compare_at_site(comparison, command)
+        return comparison.report_folder
+    of_sites = {site: at_site(comparison, site) for site in comparison.at_sites}
+    for own in of_sites.values():
+        _refuse_invalid(own)
+    measured = {}
+    for i, (site, own) in enumerate(of_sites.items(), start=1):
+        logger.info("site %s (%d of %d)", site, i, len(of_sites))
+        measured[site] = _compare_at_site(own, f"{command} --at_sites '[{site}]'")
+    if len(of_sites) == 1:
+        return next(iter(of_sites.values())).report_folder
+    with locked(comparison.report_folder, wait=True):
+        return write_report_across(comparison, measured, command)
+
+
+def _compare_at_site(comparison: Comparison, command: str) -> list[results.Measured]:
+    """Train and evaluate what is missing, and write the report; returns the SAEs' measurements."""
     runs = list(arm_runs(comparison))
-    _refuse_invalid(comparison, runs)
     kept = results.kept(comparison.report_folder, runs)
     missing = [r for r in runs if not all(results.is_known(r, name, kept) for name in r.folders)]
     if missing:
@@ -72,7 +94,7 @@ def compare(comparison: Comparison, command: str = "") -> Path:
         sweep(comparison.report_folder)
         report = write_report(comparison, measured, command)
         _link(comparison, measured, report)
-    return report
+    return measured
 
 
 def _link(comparison: Comparison, measured: Sequence[results.Measured], report: Path) -> None:
@@ -106,7 +128,8 @@ def _explain(comparison: Comparison, run: ArmRun, measured: Sequence[results.Mea
     explaining.measure_missing(measured, run.recipe, load_lm, comparison.explain)
 
 
-def _refuse_invalid(comparison: Comparison, runs: Sequence[ArmRun]) -> None:
+def _refuse_invalid(comparison: Comparison) -> None:
+    runs = list(arm_runs(comparison))
     if comparison.evaluation.n_tokens == 0:
         raise Refused(
             "evaluation.n_tokens is 0, but a comparison evaluates its SAEs; give 1 or more"

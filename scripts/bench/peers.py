@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.comparison import Comparison
 from hfsae.comparison.arms import ArmRun, arm_runs
+from hfsae.comparison.sites import at_site
 from hfsae.machine import processor
 from hfsae.machine.names import TRAINING
 from hfsae.machine.refused import Refused
@@ -44,7 +45,8 @@ def main() -> None:
     except Refused as error:
         parser.error(str(error))
     comparison.seeds = args.seeds or comparison.seeds
-    runs = [run for run in arm_runs(comparison) if run.made_by]
+    at_sites = [at_site(comparison, site) for site in comparison.at_sites] or [comparison]
+    runs = [run for own in at_sites for run in arm_runs(own) if run.made_by]
     if not runs:
         parser.error(f"{args.comparison} has no arm with made_by")
     others = SIDES.keys() - {"hfsae"}

@@ -1,0 +1,234 @@
+"""One comparison at several sites of a model: a report for each, and one over all of them.
+
+Over sites, an arm's difference from the reference is the area between their frontiers, d[site,
+seed], over the L0s that both reach at every site. Modelled as
+
+    d[site, seed] = mean + of_site[site] + of_seed[site, seed]
+
+with both terms drawn at random: the mean's interval is Student's t over the sites' means, so it
+speaks of sites like these; `between` and `within` are the terms' standard deviations, by moments
+(every site has the same seeds).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..evaluation.intervals import holm
+from ..machine.files import write_whole
+from ..machine.markdown import table
+from ..machine.names import FIGURES, REPORT, REPORT_PAGE
+from . import plots
+from .arms import Comparison
+from .differences import Differences
+from .estimates import LEVEL, t_interval, t_p
+from .frontier import METRICS, Frontiers
+from .report import difference_cell, page_of, percent, resampling
+from .results import Measured
+
+_METHOD = """\
+Areas between an arm's frontier and that of {reference} (mean log ratio over log L0) at each site,
+and a random-effects model of them with sites and seeds: the interval is Student's t over the {n}
+sites' means, so it speaks of sites like these. `between sites`, `between seeds`: standard
+deviations, in percentage points. **Bold**: the interval excludes 0, and p is below {level:g} after
+Holm's correction for a metric's rows. A dash: no L0 that both reach at every site, or a loss that
+is not above 0."""
+
+
+def at_site(comparison: Comparison, site: str) -> Comparison:
+    """The comparison at one of its sites, in folders of its own."""
+    folder = str(Path(comparison.training.output_dir, site))
+    return replace(
+        comparison,
+        at_sites=[],
+        sae={**comparison.sae, "site": site},
+        training=replace(comparison.training, output_dir=folder),
+        report=str(comparison.report_folder / site),
+    )
+
+
+class Overall(NamedTuple):
+    """An arm's difference from the reference over sites, in log ratios."""
+
+    value: float
+    interval: tuple[float, float]
+    between: float
+    """standard deviation between sites"""
+    within: float
+    """standard deviation between seeds of a site; NaN for one seed"""
+    p: float
+    """that the mean is 0"""
+
+
+def overall(areas: np.ndarray) -> Overall:
+    """From areas [sites, seeds]: the random-effects model of this module's head."""
+    n_seeds, means = areas.shape[1], areas.mean(axis=1)
+    within = float(areas.var(axis=1, ddof=1).mean()) if n_seeds > 1 else float("nan")
+    between = float(means.var(ddof=1)) - (within / n_seeds if n_seeds > 1 else 0.0)
+    spread = max(between, 0.0) ** 0.5 if np.isfinite(between) else float("nan")
+    return Overall(float(means.mean()), t_interval(means), spread, within**0.5, t_p(means))
+
+
+class AcrossSites:
+    """Everything that the report over all sites shows, computed from each site's SAEs."""
+
+    def __init__(self, comparison: Comparison, measured: Mapping[str, Sequence[Measured]]) -> None:
+        self.c, self.measured = comparison, measured
+        self.frontiers = {
+            site: Frontiers(saes, **resampling(comparison)) for site, saes in measured.items()
+        }
+        self.differences = {
+            site: Differences(comparison, frontiers) for site, frontiers in self.frontiers.items()
+        }
+        self.reference = comparison.reference_arm
+        self.others = [arm for arm in comparison.arms if arm != self.reference]
+
+    def reach(self, arm: str) -> tuple[float, float]:
+        """The L0s, between the ends of at_l0, that the arm and the reference reach everywhere."""
+        sides = [f.reach([arm, self.reference]) for f in self.frontiers.values()]
+        at = self.c.at_l0
+        return max(min(at), *(low for low, _ in sides)), min(max(at), *(high for _, high in sides))
+
+    def areas(self, arm: str, metric: str) -> np.ndarray:
+        """[sites, seeds]: areas between the arm's and the reference's frontiers."""
+        low, high = self.reach(arm)
+        pair = arm, self.reference
+        of_sites = [f.areas(*pair, metric, low, high) for f in self.frontiers.values()]
+        return np.stack(of_sites) if low < high else np.full(np.shape(of_sites), np.nan)
+
+    @cached_property
+    def overall(self) -> dict[str, dict[str, Overall]]:
+        """[metric][arm]; each p is corrected for the arms of a metric."""
+        tables = {}
+        for metric in METRICS:
+            rows = {arm: overall(self.areas(arm, metric)) for arm in self.others}
+            ps = holm([row.p for row in rows.values()])
+            pairs = zip(rows.items(), ps, strict=True)
+            tables[metric] = {arm: row._replace(p=p) for (arm, row), p in pairs}
+        return tables
+
+    def ranks(self, site: str, l0: float) -> dict[str, int]:
+        """Each arm's place by FVU at an L0, 1 for the smallest; arms without a value have none."""
+        values = {arm: self.frontiers[site].at(arm, "fvu", l0).value for arm in self.c.arms}
+        known = sorted((arm for arm in values if np.isfinite(values[arm])), key=values.__getitem__)
+        return {arm: place for place, arm in enumerate(known, start=1)}
+
+
+def write_report(
+    comparison: Comparison, measured: Mapping[str, Sequence[Measured]], command: str
+) -> Path:
+    """Write the report over all sites, beside the folders of the sites' own; returns its folder.
+
+    Args:
+        measured: By site.
+    """
+    folder, across = comparison.report_folder, AcrossSites(comparison, measured)
+    figures = folder / FIGURES
+    figures.mkdir(parents=True, exist_ok=True)
+    titles = {arm: comparison.title(arm) for arm in across.others}
+    areas = {
+        metric: {arm: across.areas(arm, metric) for arm in across.others} for metric in METRICS
+    }
+    plots.draw_sites(figures / "sites.png", areas, list(measured), titles)
+    text = "\n\n".join(_parts(comparison, across, command)) + "\n"
+    write_whole(folder / REPORT, text)
+    write_whole(folder / REPORT_PAGE, page_of(text, folder))
+    return folder
+
+
+def _parts(c: Comparison, across: AcrossSites, command: str) -> Iterator[str]:
+    sites = list(across.measured)
+    yield f"# {len(c.arms)} arms at {len(sites)} sites: fidelity at equal L0"
+    some = [m for saes in across.measured.values() for m in saes]
+    yield (
+        f"{len(some)} SAEs of {c.lm.name} ({c.lm.dtype}), each trained on "
+        f"{some[0].record['n_tokens']:,} activations; seeds {', '.join(map(str, c.seeds))}. Each "
+        "site has a report of its own: "
+        f"{', '.join(f'[{site}]({site}/{REPORT})' for site in sites)}. The reference is "
+        f"{c.title(across.reference)}; negative is better."
+    )
+    yield "![By how much FVU and delta LM loss differ, by site](figures/sites.png)"
+    yield "## Over all sites"
+    yield _METHOD.format(reference=c.title(across.reference), n=len(sites), level=LEVEL)
+    yield from (_overall_table(across, metric) for metric in METRICS)
+    yield "## By site and L0"
+    yield (
+        "Relative differences; bold and italics as in the sites' reports, which have the "
+        "intervals. `area` is over the L0s of the row."
+    )
+    yield from (_by_site(across, metric) for metric in METRICS)
+    yield "## Order of the arms"
+    l0s = ", ".join(f"{l0:g}" for l0 in c.at_l0)
+    yield f"Places by mean FVU at L0 {l0s} (1: the smallest), whether or not differences are shown."
+    yield _order(across)
+    yield "## Silent latents"
+    yield "Latents that fire on no held-out token, %, from the sparsest SAEs to the densest."
+    yield _silent(across)
+    yield "## Reproduce"
+    yield f"```\n{command}\n```"
+
+
+def _overall_table(across: AcrossSites, metric: str) -> str:
+    head = [METRICS[metric], "L0", "mean over sites", "95 % interval", "sites, from"]
+    rows = [[*head, "to", "between sites", "between seeds"]]
+    for arm, row in across.overall[metric].items():
+        low, high = across.reach(arm)
+        means = across.areas(arm, metric).mean(axis=1)
+        title = across.c.title(arm)
+        if not np.isfinite(row.value):
+            rows.append([title, *["-"] * (len(rows[0]) - 1)])
+            continue
+        is_shown = not row.interval[0] <= 0 <= row.interval[1] and row.p < LEVEL
+        mark = "**" if is_shown else ""
+        rows.append(
+            [
+                title,
+                f"{low:.0f} to {high:.0f}",
+                f"{mark}{percent(row.value)} %{mark}",
+                f"{percent(row.interval[0])} to {percent(row.interval[1])}",
+                *(percent(side) for side in (means.min(), means.max())),
+                *(f"{100 * spread:.1f}" for spread in (row.between, row.within)),
+            ]
+        )
+    return table(rows)
+
+
+def _by_site(across: AcrossSites, metric: str) -> str:
+    l0s = across.c.at_l0
+    rows = [[METRICS[metric], *(f"L0 {l0:g}" for l0 in l0s), "area"]]
+    for site, differences in across.differences.items():
+        for arm, cells in differences.tables[metric].items():
+            of_l0s = dict(zip(differences.l0s, cells, strict=False))
+            area = cells[len(differences.l0s) :]
+            shown = [difference_cell(of_l0s[l0]) if l0 in of_l0s else "-" for l0 in l0s]
+            shown.append(difference_cell(area[0]) if area else "-")
+            rows.append([f"{site}: {across.c.title(arm)}", *shown])
+    return table(rows)
+
+
+def _order(across: AcrossSites) -> str:
+    rows = [["arm", *across.measured]]
+    ranks = {site: [across.ranks(site, l0) for l0 in across.c.at_l0] for site in across.measured}
+    for arm in across.c.arms:
+        cells = [
+            ", ".join(str(of_l0.get(arm, "-")) for of_l0 in of_site) for of_site in ranks.values()
+        ]
+        rows.append([across.c.title(arm), *cells])
+    return table(rows)
+
+
+def _silent(across: AcrossSites) -> str:
+    rows = [["arm", *across.measured]]
+    for arm in across.c.arms:
+        row = [across.c.title(arm)]
+        for saes in across.measured.values():
+            mine = sorted((m for m in saes if m.arm == arm), key=lambda m: m.value)
+            names = dict.fromkeys(m.name for m in mine)
+            shares = [[m.metrics["dead_share"] for m in mine if m.name == name] for name in names]
+            row.append(", ".join(f"{100 * sum(of) / len(of):.0f}" for of in shares))
+        rows.append(row)
+    return table(rows)
