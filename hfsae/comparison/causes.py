@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..attribution import uniformity
@@ -21,7 +22,7 @@ from ..machine.weights import stamp
 from ..models import SAE
 from ..recipe import Recipe, load_trained, read_rows
 from .arms import CausalArguments
-from .estimates import t_interval
+from .estimates import Estimate, corrected, estimate, t_interval
 from .results import Measured
 
 logger = logging.getLogger(__name__)
@@ -132,43 +133,94 @@ class ArmCauses:
 
     def per_norm(self, action: str, kind: str) -> Spread:
         """|change of m| per unit of norm."""
-        return self._ratio(
-            lambda c: c.change[_at(action, kind)].abs(), lambda c: c.norm[KINDS.index(kind)]
-        )
+        return self._ratio(*_per_norm(action, kind))
 
     def off_target(self, action: str, kind: str) -> Spread:
         """Off-target KL per logit of |change of m|."""
-        at = _at(action, kind)
-        return self._ratio(lambda c: c.off_target[at], lambda c: c.change[at].abs())
+        return self._ratio(*_off_target(action, kind))
 
     def share(self, curve: str, order: str, count: int) -> Spread:
         """`alone` or `without` for the first `count` latents, as a share of m(f) - m(0)."""
-        at = ORDERS.index(order), COUNTS.index(count)
-        return self._ratio(lambda c: getattr(c, curve)[at], lambda c: c.whole)
+        return self._ratio(*_share(curve, order, count))
 
     def evenness(self) -> Spread:
         """r_L0, with Student's t interval over the seeds."""
         return Spread(float(self._uniformity.mean()), *t_interval(self._uniformity))
 
-    def _ratio(
-        self, above: Callable[[CausalControl], Tensor], below: Callable[[CausalControl], Tensor]
-    ) -> Spread:
+    def of_seeds(self, measure: "_Measure") -> Float[np.ndarray, "seeds resamples"]:
+        """A measure of each seed's SAE, first on all tokens and then on resampled ones: the same
+        draws for every arm, so that arms can be paired."""
+        sums = [self._table(of) @ self._tokens.T for of in measure]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return sums[0] / sums[1]
+
+    def _ratio(self, above: "_OfTokens", below: "_OfTokens") -> Spread:
         """The ratio of two sums over seeds and tokens."""
-        sums = []
-        for of in (above, below):
-            table = torch.stack([of(c) for c in self._controls]).double().nan_to_num(0).numpy()
-            sums.append(np.einsum("rs,st,rt->r", self._seeds, table, self._tokens))
+        sums = [
+            np.einsum("rs,st,rt->r", self._seeds, self._table(of), self._tokens)
+            for of in (above, below)
+        ]
         with np.errstate(invalid="ignore"):  # with few tokens, a draw may hold no latents
             return _spread(sums[0] / sums[1])
+
+    def _table(self, of: "_OfTokens") -> Float[np.ndarray, "seeds tokens"]:
+        return torch.stack([of(c) for c in self._controls]).double().nan_to_num(0).numpy()
+
+
+_OfTokens = Callable[[CausalControl], Tensor]
+_Measure = tuple[_OfTokens, _OfTokens]
+"""Sums over tokens, whose ratio it is."""
+
+
+def _at(action: str, kind: str) -> tuple[int, int]:
+    return ACTIONS.index(action), KINDS.index(kind)
+
+
+def _per_norm(action: str, kind: str) -> _Measure:
+    at = _at(action, kind)
+    return lambda c: c.change[at].abs(), lambda c: c.norm[KINDS.index(kind)]
+
+
+def _off_target(action: str, kind: str) -> _Measure:
+    at = _at(action, kind)
+    return lambda c: c.off_target[at], lambda c: c.change[at].abs()
+
+
+def _share(curve: str, order: str, count: int) -> _Measure:
+    at = ORDERS.index(order), COUNTS.index(count)
+    return lambda c: getattr(c, curve)[at], lambda c: c.whole
+
+
+_COMPARED = {
+    **{f"to {action}, by norm": _per_norm(action, KINDS[0]) for action in ACTIONS},
+    **{f"to {action}, off target": _off_target(action, KINDS[0]) for action in ACTIONS},
+    **{f"{n} alone": _share("alone", ORDERS[0], n) for n in (1, 8)},
+    **{f"without {n}": _share("without", ORDERS[0], n) for n in (1, 8)},
+}
+
+
+def differences(
+    arms: Mapping[str, ArmCauses], reference: str, *, n_resamples: int, seed: int
+) -> dict[str, dict[str, Estimate]]:
+    """[measure][arm] -> log ratio to the reference's, paired by seed and token; each p is corrected
+    by Holm for all of them. Keys of `arms` are titles."""
+    cells = {}
+    for name, measure in _COMPARED.items():
+        for arm in arms:
+            if arm != reference:
+                own, others = (arms[a].of_seeds(measure) for a in (arm, reference))
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    ratios = np.log(own) - np.log(others)
+                cells[name, arm] = estimate(ratios, n_resamples=n_resamples, seed=seed)
+    told: dict[str, dict[str, Estimate]] = {}
+    for (name, arm), e in zip(cells, corrected(list(cells.values())), strict=True):
+        told.setdefault(name, {})[arm] = e
+    return told
 
 
 def _spread(values: np.ndarray) -> Spread:
     low, high = np.nanpercentile(values[1:], [2.5, 97.5])
     return Spread(float(values[0]), float(low), float(high))
-
-
-def _at(action: str, kind: str) -> tuple[int, int]:
-    return ACTIONS.index(action), KINDS.index(kind)
 
 
 def tables(

@@ -4,7 +4,7 @@ import base64
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -256,6 +256,30 @@ class _Parts:
         plots.draw_causes(self.c.report_folder / FIGURES / "causes.png", arms)
         for caption, rows in causes.tables(arms, l0s):
             yield f"{caption}\n\n{table(rows)}"
+        if len(self.c.seeds) > 1 and self.others:
+            yield self._causal_differences(arms)
+
+    def _causal_differences(self, arms: Mapping[str, causes.ArmCauses]) -> str:
+        reference = self.c.title(self.reference)
+        told = causes.differences(arms, reference, **resampling(self.c))
+        others = [title for title in arms if title != reference]
+        rows = [["", *others]]
+        rows += [
+            [name, *(difference_cell(cells[a]) for a in others)] for name, cells in told.items()
+        ]
+        estimates = [e for cells in told.values() for e in cells.values()]
+        n = sum(e.is_shown for e in estimates)
+        verdict = (
+            f"{n} of {len(estimates)} differences are shown"
+            if n
+            else f"No difference is shown: {self.c.causal.n_tokens} tokens and {len(self.c.seeds)} "
+            "seeds are too few to tell these arms apart"
+        )
+        return (
+            f"Do arms differ? The edited latents', relative to {reference}'s, paired by seed and "
+            "by token; intervals and marks as in the table of differences, corrected by Holm for "
+            f"all {len(estimates)}. {verdict}.\n\n{table(rows)}"
+        )
 
     def _explained(self) -> Iterator[str]:
         section = LatentsSection(self.c, self.measured, **resampling(self.c))

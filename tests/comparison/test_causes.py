@@ -1,9 +1,11 @@
 """Causes in an arm of a comparison: ratios of sums over tokens, with intervals over seeds."""
 
+import math
+
 import pytest
 import torch
 
-from hfsae.comparison.causes import ArmCauses, Causes
+from hfsae.comparison.causes import ArmCauses, Causes, differences
 from hfsae.evaluation.causal import COUNTS, CausalControl
 
 
@@ -43,3 +45,21 @@ def test_tokens_without_latents_count_for_nothing_and_intervals_hold_the_value()
     value, low, high = ArmCauses([Causes(noisy, whole.uniformity)]).per_norm("ablate", "latent")
     assert low < value < high
     assert value == pytest.approx(float(noisy.change[0, 0].abs().sum() / noisy.norm[0].sum()))
+
+
+def test_arms_are_paired_by_seed_and_token_and_corrected_together():
+    """A latent that does 1.3 times as much per norm is shown to; what is the same is not."""
+    of_seeds = [causes(seed) for seed in range(3)]
+    stronger = []
+    for seed, own in enumerate(of_seeds):
+        noise = 1 + 0.01 * torch.randn(40, generator=torch.Generator().manual_seed(seed))
+        change = own.control.change * 1.3 * noise
+        stronger.append(own._replace(control=own.control._replace(change=change)))
+    arms = {"a": ArmCauses(of_seeds), "b": ArmCauses(stronger)}
+    told = differences(arms, "a", n_resamples=200, seed=0)
+    effect = told["to ablate, by norm"]["b"]
+    assert effect.value == pytest.approx(math.log(1.3), abs=0.01) and effect.is_shown
+    assert told["to double, off target"]["b"].value == pytest.approx(-math.log(1.3), abs=0.01)
+    same = told["8 alone"]["b"]
+    assert same.value == 0 and not same.is_shown
+    assert len(told) == 8 and all(list(cells) == ["b"] for cells in told.values())
