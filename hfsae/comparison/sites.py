@@ -166,7 +166,10 @@ def _parts(c: Comparison, across: AcrossSites, command: str) -> Iterator[str]:
     yield f"Places by mean FVU at L0 {l0s} (1: the smallest), whether or not differences are shown."
     yield _order(across)
     yield "## Silent latents"
-    yield "Latents that fire on no held-out token, %, from the sparsest SAEs to the densest."
+    yield (
+        f"Latents that fire on none of {c.evaluation.n_tokens:,} held-out tokens, %, from the "
+        "sparsest SAEs to the densest; means over seeds."
+    )
     yield _silent(across)
     yield "## Reproduce"
     yield f"```\n{command}\n```"
