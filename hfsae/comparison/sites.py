@@ -5,9 +5,10 @@ seed], over the L0s that both reach at every site. Modelled as
 
     d[site, seed] = mean + of_site[site] + of_seed[site, seed]
 
-with both terms drawn at random: the mean's interval is Student's t over the sites' means, so it
+with both terms drawn at random, the mean's interval is Student's t over the sites' means, and
 speaks of sites like these; `between` and `within` are the terms' standard deviations, by moments
-(every site has the same seeds).
+(every site has the same seeds). Of these sites alone the mean's interval is Student's t over the
+seeds' means.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,11 +33,11 @@ from .results import Measured
 
 _METHOD = """\
 Areas between an arm's frontier and that of {reference} (mean log ratio over log L0) at each site,
-and a random-effects model of them with sites and seeds: the interval is Student's t over the {n}
-sites' means, so it speaks of sites like these. `between sites`, `between seeds`: standard
-deviations, in percentage points. **Bold**: the interval excludes 0, and p is below {level:g} after
-Holm's correction for a metric's rows. A dash: no L0 that both reach at every site, or a loss that
-is not above 0."""
+and their mean. `these sites`: its 95 % interval over seeds. `sites like these`: by a random-effects
+model of sites and seeds, Student's t over the {n} sites' means. `between sites`, `between seeds`:
+standard deviations, in percentage points. **Bold**: the interval excludes 0, and p is below
+{level:g} after Holm's correction for a metric's rows. A dash: no L0 that both reach at every site,
+one seed, or a loss that is not above 0."""
 
 
 def at_site(comparison: Comparison, site: str) -> Comparison:
@@ -55,22 +56,27 @@ class Overall(NamedTuple):
     """An arm's difference from the reference over sites, in log ratios."""
 
     value: float
-    interval: tuple[float, float]
+    of_these: tuple[float, float]
+    """its interval for these sites, over seeds; NaN for one seed"""
+    of_all: tuple[float, float]
+    """for sites like these, by the random-effects model"""
     between: float
     """standard deviation between sites"""
     within: float
     """standard deviation between seeds of a site; NaN for one seed"""
-    p: float
-    """that the mean is 0"""
+    p_of_these: float
+    """that the mean is 0, over seeds"""
+    p_of_all: float
 
 
 def overall(areas: np.ndarray) -> Overall:
     """From areas [sites, seeds]: the random-effects model of this module's head."""
-    n_seeds, means = areas.shape[1], areas.mean(axis=1)
+    n_seeds, means, of_seeds = areas.shape[1], areas.mean(axis=1), areas.mean(axis=0)
     within = float(areas.var(axis=1, ddof=1).mean()) if n_seeds > 1 else float("nan")
     between = float(means.var(ddof=1)) - (within / n_seeds if n_seeds > 1 else 0.0)
     spread = max(between, 0.0) ** 0.5 if np.isfinite(between) else float("nan")
-    return Overall(float(means.mean()), t_interval(means), spread, within**0.5, t_p(means))
+    intervals = t_interval(of_seeds), t_interval(means)
+    return Overall(float(means.mean()), *intervals, spread, within**0.5, t_p(of_seeds), t_p(means))
 
 
 class AcrossSites:
@@ -105,10 +111,14 @@ class AcrossSites:
         """[metric][arm]; each p is corrected for the arms of a metric."""
         tables = {}
         for metric in METRICS:
-            rows = {arm: overall(self.areas(arm, metric)) for arm in self.others}
-            ps = holm([row.p for row in rows.values()])
-            pairs = zip(rows.items(), ps, strict=True)
-            tables[metric] = {arm: row._replace(p=p) for (arm, row), p in pairs}
+            rows = [overall(self.areas(arm, metric)) for arm in self.others]
+            of_these = holm([row.p_of_these for row in rows])
+            of_all = holm([row.p_of_all for row in rows])
+            corrected = [
+                row._replace(p_of_these=these, p_of_all=every)
+                for row, these, every in zip(rows, of_these, of_all, strict=True)
+            ]
+            tables[metric] = dict(zip(self.others, corrected, strict=True))
         return tables
 
     def ranks(self, site: str, l0: float) -> dict[str, int]:
@@ -176,28 +186,35 @@ def _parts(c: Comparison, across: AcrossSites, command: str) -> Iterator[str]:
 
 
 def _overall_table(across: AcrossSites, metric: str) -> str:
-    head = [METRICS[metric], "L0", "mean over sites", "95 % interval", "sites, from"]
-    rows = [[*head, "to", "between sites", "between seeds"]]
+    head = [METRICS[metric], "L0", "mean", "these sites", "sites like these"]
+    rows = [[*head, "least to most", "between sites", "between seeds"]]
     for arm, row in across.overall[metric].items():
-        low, high = across.reach(arm)
-        means = across.areas(arm, metric).mean(axis=1)
-        title = across.c.title(arm)
+        title, (low, high) = across.c.title(arm), across.reach(arm)
         if not np.isfinite(row.value):
             rows.append([title, *["-"] * (len(rows[0]) - 1)])
             continue
-        is_shown = not row.interval[0] <= 0 <= row.interval[1] and row.p < LEVEL
-        mark = "**" if is_shown else ""
+        means = across.areas(arm, metric).mean(axis=1)
+        spreads = (f"{100 * x:.1f}" if np.isfinite(x) else "-" for x in (row.between, row.within))
         rows.append(
             [
                 title,
                 f"{low:.0f} to {high:.0f}",
-                f"{mark}{percent(row.value)} %{mark}",
-                f"{percent(row.interval[0])} to {percent(row.interval[1])}",
-                *(percent(side) for side in (means.min(), means.max())),
-                *(f"{100 * spread:.1f}" for spread in (row.between, row.within)),
+                f"{percent(row.value)} %",
+                _interval(row.of_these, row.p_of_these),
+                _interval(row.of_all, row.p_of_all),
+                f"{percent(means.min())} to {percent(means.max())}",
+                *spreads,
             ]
         )
     return table(rows)
+
+
+def _interval(sides: tuple[float, float], p: float) -> str:
+    low, high = sides
+    if not np.isfinite(low + high):
+        return "-"
+    mark = "**" if (low > 0 or high < 0) and p < LEVEL else ""
+    return f"{mark}{percent(low)} to {percent(high)}{mark}"
 
 
 def _by_site(across: AcrossSites, metric: str) -> str:

@@ -71,8 +71,11 @@ def test_the_model_over_sites_has_the_moments_of_a_one_way_layout():
     areas = 0.1 + 0.05 * g.standard_normal((5, 1)) + 0.01 * g.standard_normal((5, 3))
     found, test = overall(areas), stats.ttest_1samp(areas.mean(axis=1), 0.0)
     assert found.value == pytest.approx(areas.mean())
-    assert found.interval == pytest.approx(tuple(test.confidence_interval(0.95)))
-    assert found.p == pytest.approx(test.pvalue)
+    assert found.of_all == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert found.p_of_all == pytest.approx(test.pvalue)
+    of_these = stats.ttest_1samp(areas.mean(axis=0), 0.0)
+    assert found.of_these == pytest.approx(tuple(of_these.confidence_interval(0.95)))
+    assert found.p_of_these == pytest.approx(of_these.pvalue)
     f = stats.f_oneway(*areas).statistic  # = 1 + seeds * between^2 / within^2
     assert found.between**2 == pytest.approx((f - 1) * found.within**2 / 3)
 

@@ -147,6 +147,31 @@ def agrees(told: str, cells: list[str]) -> bool:
     return [*ends, *ends[:1]][:2] == pytest.approx(measured, abs=0.55)
 
 
+PLACES = {
+    "block 5": "layers.5",
+    "block 15": "layers.15",
+    "block 25": "layers.25",
+    "MLP": "layers.15.mlp",
+    "attention": "layers.15.self_attn",
+}
+
+
+def test_the_table_of_five_sites_is_the_report():
+    told = rows(section("At other sites"), "FVU / delta LM loss, %")
+    text = of_report("sites").partition("\n## By site and L0\n")[2]
+    tables = [rows(text, metric) for metric in (FVU, LOSS)]
+    assert len(told) == 15
+    for row, cells in told.items():
+        place, _, arm = row.partition(": ")
+        name = f"{PLACES[place]}: {'Gated (RI-L1)' if arm == 'Gated' else arm}"
+        for column, cell in cells.items():
+            pair = [table[name][column] for table in tables]
+            for part, measured in zip(cell.split(" / "), pair, strict=True):
+                assert agrees(part.removesuffix("°"), [measured]), (row, column)
+                is_shown = measured == "-" or measured.startswith("**")
+                assert part.endswith("°") != is_shown, (row, column)
+
+
 @pytest.mark.parametrize(
     "place, report",
     [
@@ -157,7 +182,7 @@ def agrees(told: str, cells: list[str]) -> bool:
     ],
 )
 def test_the_table_of_sites_is_the_reports(place, report):
-    told = rows(section("At other sites"), "FVU / delta LM loss, %")
+    told = rows(section("Longer runs at these sites"), "FVU / delta LM loss, %")
     names = {"Gated": "Gated (RI-L1)", "ReLU": "ReLU (L1)"}
     fvu, loss = (of_differences(report, metric) for metric in (FVU, LOSS))
     for arm in ("Gated", "TopK", "BatchTopK", "ReLU"):
