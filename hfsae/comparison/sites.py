@@ -34,10 +34,10 @@ from .results import Measured
 _METHOD = """\
 Areas between an arm's frontier and that of {reference} (mean log ratio over log L0) at each site,
 and their mean. `these sites`: its 95 % interval over seeds. `sites like these`: by a random-effects
-model of sites and seeds, Student's t over the {n} sites' means. `between sites`, `between seeds`:
+model of sites and seeds, Student's t over the sites' means. `between sites`, `between seeds`:
 standard deviations, in percentage points. **Bold**: the interval excludes 0, and p is below
-{level:g} after Holm's correction for a metric's rows. A dash: no L0 that both reach at every site,
-one seed, or a loss that is not above 0."""
+{level:g} after Holm's correction for a metric's rows. Sites where a loss is not above 0 have no log
+ratio, and are left out. A dash: no L0 that both reach at every site, or one seed."""
 
 
 def at_site(comparison: Comparison, site: str) -> Comparison:
@@ -70,7 +70,11 @@ class Overall(NamedTuple):
 
 
 def overall(areas: np.ndarray) -> Overall:
-    """From areas [sites, seeds]: the random-effects model of this module's head."""
+    """From areas [sites, seeds]: the random-effects model of this module's head. All NaN for fewer
+    than two sites."""
+    if len(areas) < 2:
+        nan = float("nan")
+        return Overall(nan, (nan, nan), (nan, nan), nan, nan, nan, nan)
     n_seeds, means, of_seeds = areas.shape[1], areas.mean(axis=1), areas.mean(axis=0)
     within = float(areas.var(axis=1, ddof=1).mean()) if n_seeds > 1 else float("nan")
     between = float(means.var(ddof=1)) - (within / n_seeds if n_seeds > 1 else 0.0)
@@ -106,12 +110,17 @@ class AcrossSites:
         of_sites = [f.areas(*pair, metric, low, high) for f in self.frontiers.values()]
         return np.stack(of_sites) if low < high else np.full(np.shape(of_sites), np.nan)
 
+    def known_areas(self, arm: str, metric: str) -> np.ndarray:
+        """The areas of the sites that have one for every seed."""
+        areas = self.areas(arm, metric)
+        return areas[np.isfinite(areas).all(axis=1)]
+
     @cached_property
     def overall(self) -> dict[str, dict[str, Overall]]:
         """[metric][arm]; each p is corrected for the arms of a metric."""
         tables = {}
         for metric in METRICS:
-            rows = [overall(self.areas(arm, metric)) for arm in self.others]
+            rows = [overall(self.known_areas(arm, metric)) for arm in self.others]
             of_these = holm([row.p_of_these for row in rows])
             of_all = holm([row.p_of_all for row in rows])
             corrected = [
@@ -163,7 +172,7 @@ def _parts(c: Comparison, across: AcrossSites, command: str) -> Iterator[str]:
     )
     yield "![By how much FVU and delta LM loss differ, by site](figures/sites.png)"
     yield "## Over all sites"
-    yield _METHOD.format(reference=c.title(across.reference), n=len(sites), level=LEVEL)
+    yield _METHOD.format(reference=c.title(across.reference), level=LEVEL)
     yield from (_overall_table(across, metric) for metric in METRICS)
     yield "## By site and L0"
     yield (
@@ -186,18 +195,19 @@ def _parts(c: Comparison, across: AcrossSites, command: str) -> Iterator[str]:
 
 
 def _overall_table(across: AcrossSites, metric: str) -> str:
-    head = [METRICS[metric], "L0", "mean", "these sites", "sites like these"]
+    head = [METRICS[metric], "sites", "L0", "mean", "these sites", "sites like these"]
     rows = [[*head, "least to most", "between sites", "between seeds"]]
     for arm, row in across.overall[metric].items():
         title, (low, high) = across.c.title(arm), across.reach(arm)
         if not np.isfinite(row.value):
             rows.append([title, *["-"] * (len(rows[0]) - 1)])
             continue
-        means = across.areas(arm, metric).mean(axis=1)
+        means = across.known_areas(arm, metric).mean(axis=1)
         spreads = (f"{100 * x:.1f}" if np.isfinite(x) else "-" for x in (row.between, row.within))
         rows.append(
             [
                 title,
+                f"{len(means)} of {len(across.measured)}",
                 f"{low:.0f} to {high:.0f}",
                 f"{percent(row.value)} %",
                 _interval(row.of_these, row.p_of_these),

@@ -85,3 +85,4 @@ def test_sites_that_do_not_differ_leave_nothing_between_them():
     found = overall(areas)
     assert found.between == 0 and found.within == pytest.approx(0.1)
     assert np.isnan(overall(areas[:, :1]).within), "one seed says nothing of seeds"
+    assert np.isnan(overall(areas[:1]).value), "one site says nothing of sites"
