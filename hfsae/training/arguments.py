@@ -98,6 +98,9 @@ class TrainingArguments:
     """Number of processes that this run must have; None: as many as were launched."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):  # YAML's 0, or Python's, where a library wants a float
+            if field.type is float and type(getattr(self, field.name)) is int:
+                setattr(self, field.name, float(getattr(self, field.name)))
         counts = ("n_tokens", "batch_size", "gradient_accumulation_steps", "logging_steps")
         for name in (*counts, "dead_after_tokens"):
             if getattr(self, name) < 1:

@@ -94,3 +94,11 @@ def test_comparisons_that_come_along_are_of_saes_that_there_are(path):
     for run in runs:
         for fields in run.recipe.sae_fields().values():
             assert AutoConfig.for_model(d_in=576, **fields).d_sae == given["sae"]["d_sae"]
+
+
+def test_a_whole_number_where_an_optimiser_wants_a_float_is_one(tmp_path):
+    """The paper's beta1 is 0, which YAML reads as a whole number: torch refused it in mid-run."""
+    given = {"topk": {"sweep": {"k": [3]}, "training": {"adam_beta1": 0, "learning_rate": 1}}}
+    (run,) = arm_runs(Comparison(arms=given, seeds=[0]))
+    beta1 = run.recipe.training.adam_beta1
+    assert beta1 == 0 and type(beta1) is float and type(run.recipe.training.learning_rate) is float
