@@ -104,11 +104,14 @@ class AcrossSites:
         return max(min(at), *(low for low, _ in sides)), min(max(at), *(high for _, high in sides))
 
     def areas(self, arm: str, metric: str) -> np.ndarray:
-        """[sites, seeds]: areas between the arm's and the reference's frontiers."""
+        """[sites, seeds]: areas between the arm's and the reference's frontiers; NaN where one of
+        them has one SAE, and so no curve."""
         low, high = self.reach(arm)
         pair = arm, self.reference
         of_sites = [f.areas(*pair, metric, low, high) for f in self.frontiers.values()]
-        return np.stack(of_sites) if low < high else np.full(np.shape(of_sites), np.nan)
+        has_curves = min(f.n_saes(a) for f in self.frontiers.values() for a in pair) > 1
+        known = low < high and has_curves
+        return np.stack(of_sites) if known else np.full(np.shape(of_sites), np.nan)
 
     def known_areas(self, arm: str, metric: str) -> np.ndarray:
         """The areas of the sites that have one for every seed."""

@@ -160,7 +160,7 @@ def test_the_table_of_five_sites_is_the_report():
     told = rows(section("At other sites"), "FVU / delta LM loss, %")
     text = of_report("sites").partition("\n## By site and L0\n")[2]
     tables = [rows(text, metric) for metric in (FVU, LOSS)]
-    assert len(told) == 15
+    assert len(told) == 10
     for row, cells in told.items():
         place, _, arm = row.partition(": ")
         name = f"{PLACES[place]}: {'Gated (RI-L1)' if arm == 'Gated' else arm}"
@@ -193,6 +193,42 @@ def test_the_table_of_sites_is_the_reports(place, report):
                 if "0.0" not in measured.partition("(")[2]:  # an end that is 0 when rounded
                     holds_0 = re.search(r"\(-.* to (\+|over)", measured)
                     assert part.endswith("°") == bool(holds_0), (arm, l0)
+
+
+@pytest.mark.parametrize(
+    "arm, mean, of_these, of_all",
+    [
+        ("Gated (RI-L1)", "14 % for Gated", "(14.1 to 14.5", "-4 to 36 %"),
+        ("TopK", "6 % for TopK", "(6.3 to 6.6)", "1 to 13 %"),
+    ],
+)
+def test_what_is_told_over_sites_is_the_report(arm, mean, of_these, of_all):
+    text = of_report("sites").partition("\n## Over all sites\n")[2]
+    cells, told = rows(text, FVU)[arm], " ".join(section("At other sites").split())
+    assert agrees(mean.partition(" ")[0], [cells["mean"]]) and mean in told
+    for words, column, within in (
+        (of_these, "these sites", 0.05),
+        (of_all, "sites like these", 0.55),
+    ):
+        ends, numbers = (re.findall(r"-?[\d.]+", part) for part in (cells[column], words))
+        assert [*map(float, numbers)] == pytest.approx([*map(float, ends)], abs=within)
+        assert words in told
+    assert not cells["sites like these"].startswith("**")
+
+
+def test_the_papers_own_settings_end_where_it_is_told():
+    every = of_report("equal").partition("\n## Every SAE\n")[2]
+    told = section("Tuned alike")
+    for arm, l0s, fvus in (
+        ("paper", "514 to 517", "0.22 to 0.23"),
+        ("paper_rate", "430 to\n436", "0.09 to 0.10"),
+    ):
+        own = [row.split(" | ") for row in every.splitlines() if row.startswith(f"| {arm} |")]
+        assert len(own) == 3 and l0s in told and fvus in told
+        for words, at, within in ((l0s, 3, 0.5), (fvus, 4, 0.006)):
+            measured = sorted(float(row[at]) for row in own)
+            ends = [float(part) for part in words.split("to")]
+            assert ends == pytest.approx([measured[0], measured[-1]], abs=within)
 
 
 ABLATIONS = {
