@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from hfsae.cards import figures
-from hfsae.comparison import Comparison, compare
+from hfsae.comparison import Comparison, compare, plots
 from hfsae.comparison.sites import overall
 
 from ..tiny import tiny_fields
@@ -28,6 +28,8 @@ def comparison(folder, **fields) -> Comparison:
 
 def test_each_site_has_a_report_and_one_stands_above(tmp_path, loads, monkeypatch):
     monkeypatch.setattr(figures, "draw", lambda folder: None)
+    monkeypatch.setattr(plots, "draw", lambda *args: {})  # the sites' own: test_run.py has them
+    monkeypatch.setattr("hfsae.comparison.report.page_of", lambda text, folder: "")
     report = compare(comparison(tmp_path / "c"), command="hfsae compare x.yaml")
     text = (report / "report.md").read_text()
     assert "# 2 arms at 2 sites" in text and "8 SAEs" not in text and "16 SAEs" in text
