@@ -185,6 +185,7 @@ def draw_sites(
             means = 100 * np.expm1(of_sites.mean(axis=1))
             axes.vlines(at, 0, means, color=_colour(i), lw=3, alpha=0.35, label=titles[arm])
         axes.set_xticks(range(len(sites)), [site.removeprefix("layers.") for site in sites])
+        axes.set_xlim(-0.5, len(sites) - 0.5)  # though the last may have nothing to be seen
         axes.set(xlabel="site (block, or its sublayer)", ylabel=f"{label}, % from the reference")
     _legend(figure, panels[0])
     return save(figure, path)

@@ -37,7 +37,8 @@ and their mean. `these sites`: its 95 % interval over seeds. `sites like these`:
 model of sites and seeds, Student's t over the sites' means. `between sites`, `between seeds`:
 standard deviations, in percentage points. **Bold**: the interval excludes 0, and p is below
 {level:g} after Holm's correction for a metric's rows. Sites where a loss is not above 0 have no log
-ratio, and are left out. A dash: no L0 that both reach at every site, or one seed."""
+ratio, and are left out. A dash: no two L0s of the tables that both reach at every site, or one
+seed."""
 
 
 def at_site(comparison: Comparison, site: str) -> Comparison:
@@ -155,7 +156,8 @@ def write_report(
     areas = {
         metric: {arm: across.areas(arm, metric) for arm in across.others} for metric in METRICS
     }
-    plots.draw_sites(figures / "sites.png", areas, list(measured), titles)
+    if across.others:
+        plots.draw_sites(figures / "sites.png", areas, list(measured), titles)
     text = "\n\n".join(_parts(comparison, across, command)) + "\n"
     write_whole(folder / REPORT, text)
     write_whole(folder / REPORT_PAGE, page_of(text, folder))
@@ -164,25 +166,17 @@ def write_report(
 
 def _parts(c: Comparison, across: AcrossSites, command: str) -> Iterator[str]:
     sites = list(across.measured)
-    yield f"# {len(c.arms)} arms at {len(sites)} sites: fidelity at equal L0"
+    arms = f"{len(c.arms)} arms" if across.others else c.title(across.reference)
+    yield f"# {arms} at {len(sites)} sites: fidelity at equal L0"
     some = [m for saes in across.measured.values() for m in saes]
     yield (
         f"{len(some)} SAEs of {c.lm.name} ({c.lm.dtype}), each trained on "
         f"{some[0].record['n_tokens']:,} activations; seeds {', '.join(map(str, c.seeds))}. Each "
         "site has a report of its own: "
-        f"{', '.join(f'[{site}]({site}/{REPORT})' for site in sites)}. The reference is "
-        f"{c.title(across.reference)}; negative is better."
+        f"{', '.join(f'[{site}]({site}/{REPORT})' for site in sites)}."
     )
-    yield "![By how much FVU and delta LM loss differ, by site](figures/sites.png)"
-    yield "## Over all sites"
-    yield _METHOD.format(reference=c.title(across.reference), level=LEVEL)
-    yield from (_overall_table(across, metric) for metric in METRICS)
-    yield "## By site and L0"
-    yield (
-        "Relative differences; bold and italics as in the sites' reports, which have the "
-        "intervals. `area` is over the L0s of the row."
-    )
-    yield from (_by_site(across, metric) for metric in METRICS)
+    if across.others:
+        yield from _differences(across)
     yield "## Order of the arms"
     l0s = ", ".join(f"{l0:g}" for l0 in c.at_l0)
     yield f"Places by mean FVU at L0 {l0s} (1: the smallest), whether or not differences are shown."
@@ -195,6 +189,20 @@ def _parts(c: Comparison, across: AcrossSites, command: str) -> Iterator[str]:
     yield _silent(across)
     yield "## Reproduce"
     yield f"```\n{command}\n```"
+
+
+def _differences(across: AcrossSites) -> Iterator[str]:
+    c = across.c
+    yield "![By how much FVU and delta LM loss differ, by site](figures/sites.png)"
+    yield "## Over all sites"
+    yield _METHOD.format(reference=c.title(across.reference), level=LEVEL)
+    yield from (_overall_table(across, metric) for metric in METRICS)
+    yield "## By site and L0"
+    yield (
+        f"Relative differences from {c.title(across.reference)}; negative is better. Bold and "
+        "italics as in the sites' reports. `area` is over the L0s of the row."
+    )
+    yield from (_by_site(across, metric) for metric in METRICS)
 
 
 def _overall_table(across: AcrossSites, metric: str) -> str:

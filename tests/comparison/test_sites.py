@@ -48,6 +48,16 @@ def test_each_site_has_a_report_and_one_stands_above(tmp_path, loads, monkeypatc
     assert (report / "report.md").read_text() == text
 
 
+def test_one_arm_alone_has_no_differences_and_a_report(tmp_path, loads, monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda folder: None)
+    monkeypatch.setattr(plots, "draw", lambda *args: {})
+    monkeypatch.setattr("hfsae.comparison.report.page_of", lambda text, folder: "")
+    report = compare(comparison(tmp_path / "c", only=["topk"], seeds=[0]))
+    text = (report / "report.md").read_text()
+    assert "# topk at 2 sites" in text and "Silent latents" in text
+    assert "## Over all sites" not in text and "sites.png" not in text
+
+
 def test_every_site_is_checked_before_anything_is_trained(tmp_path, loads, caplog):
     caplog.set_level(logging.INFO)
     with pytest.raises(ValueError, match=r"layers\.7"):
