@@ -44,6 +44,7 @@ class JumpReLUSAEConfig(SAEConfig):
         "ste": {},
         "ste_to_inputs": {},
         "pre_act_coefficient": {},
+        "aux_coefficient": {},
     }
     dense_copies = 5.25
 
@@ -82,11 +83,17 @@ class JumpReLUSAEConfig(SAEConfig):
     """weight of sum_i relu(threshold_i - z_i) |W_dec_i|, which revives dead latents; no warm-up.
     Every latent of every token then has a gradient, so sparse steps are not possible. A weight
     under 1e-7 needs an adam_epsilon below 1e-8"""
+    aux_coefficient: Number = 0.0
+    """weight of TopK's auxiliary loss (`penalties.aux_k`; 1/32 there), which revives dead latents
+    in a warm start; a latent's own threshold, which it does not lower, keeps it silent later"""
+    aux_k: int = 512
+    """dead latents that a token may use in the auxiliary loss; about d_in / 2"""
 
     def check(self) -> None:
         super().check()
         self.require_positive("bandwidth", "initial_threshold", "frequency_limit", "tanh_slope")
-        self.require_not_negative("l0_coefficient", "pre_act_coefficient")
+        self.require_positive("aux_k")
+        self.require_not_negative("l0_coefficient", "pre_act_coefficient", "aux_coefficient")
         if self.l0_loss != "linear" and self.penalty != "l0":
             raise Refused(f"l0_loss={self.l0_loss!r} goes with penalty='l0' alone")
         if self.l0_loss == "quadratic" and self.target_l0 is None:
@@ -160,6 +167,7 @@ class JumpReLUSAE(SAE):
         c = self.config
         penalty = c.l0_coefficient * schedule.sparsity * self._penalty(parts, schedule)
         losses = {c.penalty: penalty}
+        losses |= penalties.aux_k(self, parts, schedule, c.aux_coefficient, c.aux_k)
         if c.pre_act_coefficient:
             threshold = self._threshold("l0") / self.scale
             losses["pre_act"] = c.pre_act_coefficient * penalties.pre_act(self, parts, threshold)

@@ -4,6 +4,7 @@
     ri_l1       sum_i f_i |W_dec_i|                      Conerly et al. 2024: norms are free
     tanh        sum_i tanh(slope f_i |W_dec_i|)          Anthropic 2025: a count, smooth near zero
     pre_act     sum_i relu(threshold_i - z_i) |W_dec_i|  Anthropic 2025: brings dead latents back
+    aux_k       |e - recon from dead|^2 / |e - mean e|^2 Gao et al. 2024: likewise; e: the error
     quadratic   (L0 / target - 1)^2                      arXiv:2407.14435, appendix F
     frequency   sum_i p_i (1 + p_i / limit)              Smith et al. 2025; L0 is sum_i p_i
 
@@ -14,10 +15,12 @@ which is small beside a target or limit as long as shares have some hundred toke
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from .base import SAE, ForwardParts
+from ..ops import EVERYWHERE, Summed, largest
+from .base import SAE, ForwardParts, Schedule
 from .config import Number
 
 
@@ -41,6 +44,26 @@ def pre_act(sae: SAE, parts: ForwardParts, threshold: Float[Tensor, " d_sae"]) -
     z = parts.pre_acts.float() / sae.scale
     below = (parts.at.of(threshold) - z).relu()
     return parts.per_token(below * parts.at.of(_norms(sae).detach()))
+
+
+def aux_k(
+    sae: SAE, parts: ForwardParts, schedule: Schedule, coefficient: Number, k: int
+) -> dict[str, Tensor]:
+    """coefficient |error - recon from the k largest dead latents|^2 / |error - mean error|^2.
+
+    Gao et al. 2024 (arXiv:2406.04093), appendix A.2: the fraction of the error's variance that dead
+    latents do not explain. Its gradients reach dead latents only. Empty where none is dead.
+    """
+    dead = schedule.dead
+    n_dead = 0 if dead is None else int(dead.sum())
+    if dead is None or n_dead == 0 or coefficient == 0:
+        return {}
+    pre_acts, rows = _of_dead(sae, parts, dead)
+    latents = largest(pre_acts.float() / sae.scale, min(k, n_dead)).relu()
+    goal = parts.error.detach()  # the bias would cancel: it stands on both sides
+    left = (goal - latents @ rows.float()).square().sum()
+    share = left / _spread(goal, schedule.summed).clamp(min=1e-12)
+    return {"aux": coefficient * share}
 
 
 def quadratic(
@@ -69,3 +92,26 @@ def _as_written(
 
 def _norms(sae: SAE) -> Float[Tensor, " d_sae"]:
     return torch.linalg.vector_norm(sae.W_dec.float(), dim=-1)
+
+
+def _of_dead(
+    sae: SAE, parts: ForwardParts, dead: Bool[Tensor, " d_sae"]
+) -> tuple[Tensor, Tensor]:
+    """Pre-activations of dead latents, which need not be among the entries; their decoder rows."""
+    if isinstance(parts.pre_acts, DTensor):  # spread: to pick would move them about
+        return torch.where(dead, parts.pre_acts, -torch.inf), sae.W_dec
+    if parts.at is EVERYWHERE:
+        return parts.pre_acts[..., dead], sae.W_dec[dead]
+    x, W, b = sae.encoder_input(parts.x), sae.W_enc.T[dead].T, sae.scale * sae.b_enc
+    return EVERYWHERE.project(x, W, b[dead]), sae.W_dec[dead]
+
+
+def _spread(x: Float[Tensor, "*batch d"], summed: Summed) -> Float[Tensor, ""]:
+    """Sum of |x - mean|^2 over the batch; with several processes, the mean of their sums.
+
+    Ratios to it then average over processes to the ratio that one process would compute.
+    """
+    tokens = x.reshape(-1, x.shape[-1])
+    n = int(summed(torch.tensor(len(tokens), device=x.device)))
+    mean = summed(tokens.sum(dim=0)) / n
+    return summed((tokens - mean).square().sum()) * (len(tokens) / n)

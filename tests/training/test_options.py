@@ -125,6 +125,20 @@ def test_the_pre_activation_loss_brings_dead_latents_back(tmp_path):
 
 
 @pytest.mark.slow
+def test_topks_auxiliary_loss_brings_jumprelus_latents_back_in_a_warm_start(tmp_path):
+    """Half of the latents begin too far below the common threshold for most to fire again."""
+    after = {}
+    for coefficient in (0.0, 1 / 32):
+        sae = sae_of("jumprelu_sae", aux_coefficient=coefficient, aux_k=16, target_l0=3.0)
+        with torch.no_grad():
+            sae.b_enc[DEAD] = -1.0
+        settings = {"warm_start_steps": 0.5, "dead_after_tokens": 2560}
+        _, after[coefficient] = train(sae, tmp_path / str(coefficient), **settings)
+    without, with_it = after.values()
+    assert without["dead"] > 20 and with_it["dead"] < 16, after
+
+
+@pytest.mark.slow
 def test_latents_spread_over_processes_have_every_options_loss_and_gradients():
     ranks = forked.start_ranks(2, _compare_spread)
     assert forked.exit_codes(ranks) == [0, 0], "see what they printed"

@@ -24,6 +24,13 @@ D_IN, D_SAE, L0 = 64, 512, 8
 KINDS = {
     "jumprelu": {"model_type": "jumprelu_sae", "bandwidth": 0.05, "initial_threshold": 0.15},
     "log_threshold": {"model_type": "jumprelu_sae", "bandwidth": 0.05, "initial_threshold": 0.15},
+    "jumprelu_aux": {
+        "model_type": "jumprelu_sae",
+        "bandwidth": 0.05,
+        "initial_threshold": 0.15,
+        "aux_coefficient": 1 / 32,
+        "aux_k": 16,
+    },
     "topk": {"model_type": "topk_sae", "k": L0, "aux_k": 16},
     "multi_topk": {
         "model_type": "topk_sae",
