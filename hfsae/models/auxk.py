@@ -31,7 +31,7 @@ class AuxKSAEConfig(SAEConfig):
 
 
 class AuxKSAE(SAE):
-    """Base of SAEs that pick latents by rank; dead ones get gradient from `penalties.aux_k` only."""
+    """Base of SAEs that pick latents by rank; dead ones learn by `penalties.aux_k` alone."""
 
     config: AuxKSAEConfig
 

@@ -94,9 +94,7 @@ def _norms(sae: SAE) -> Float[Tensor, " d_sae"]:
     return torch.linalg.vector_norm(sae.W_dec.float(), dim=-1)
 
 
-def _of_dead(
-    sae: SAE, parts: ForwardParts, dead: Bool[Tensor, " d_sae"]
-) -> tuple[Tensor, Tensor]:
+def _of_dead(sae: SAE, parts: ForwardParts, dead: Bool[Tensor, " d_sae"]) -> tuple[Tensor, Tensor]:
     """Pre-activations of dead latents, which need not be among the entries; their decoder rows."""
     if isinstance(parts.pre_acts, DTensor):  # spread: to pick would move them about
         return torch.where(dead, parts.pre_acts, -torch.inf), sae.W_dec
