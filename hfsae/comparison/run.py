@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -80,8 +81,9 @@ def _compare_at_site(comparison: Comparison, command: str) -> list[results.Measu
                 check_memory(each.recipe, *check(each.recipe), device)
         loaded = load(comparison.lm, str(device))
         check_foreign_rows(missing[0].recipe, loaded)  # before anything is trained
+        pace = _Pace(missing)
         for seed, of_seed in groupby(missing, key=lambda r: r.seed):
-            _train_and_evaluate(list(of_seed), loaded, f"seed {seed}", command)
+            _train_and_evaluate(list(of_seed), loaded, f"seed {seed}", command, pace)
     measured = results.read(runs, kept)
     if comparison.causal.n_tokens:
         _intervene(comparison, runs[0], measured)
@@ -170,22 +172,47 @@ def _refuse_absent(runs: Sequence[ArmRun]) -> None:
             )
 
 
-def _train_and_evaluate(runs: Sequence[ArmRun], loaded: LoadedLM, title: str, command: str) -> None:
+class _Pace:
+    """How long the training that is left takes, by what was trained so far."""
+
+    def __init__(self, runs: Sequence[ArmRun]) -> None:
+        self.left = sum(self._tokens(each) for each in runs if not _is_trained(each))
+        self.done, self.seconds = 0, 0.0
+
+    @staticmethod
+    def _tokens(each: ArmRun) -> int:
+        """Tokens times SAEs."""
+        return each.recipe.training.n_tokens * len(each.folders)
+
+    def count(self, each: ArmRun, seconds: float) -> None:
+        self.left, self.done = self.left - self._tokens(each), self.done + self._tokens(each)
+        self.seconds += seconds
+        if self.left:
+            minutes = self.seconds / self.done * self.left / 60
+            logger.info("about %.0f min of training left, and evaluations", max(1, minutes))
+
+
+def _train_and_evaluate(
+    runs: Sequence[ArmRun], loaded: LoadedLM, title: str, command: str, pace: _Pace
+) -> None:
     with ExitStack() as stack:
         for each in runs:
             root = Path(each.recipe.training.output_dir)
             if not each.made_by:
                 stack.enter_context(alone(root, each.folders.values()))
-        _train_and_evaluate_alone(runs, loaded, title, command)
+        _train_and_evaluate_alone(runs, loaded, title, command, pace)
 
 
 def _train_and_evaluate_alone(
-    runs: Sequence[ArmRun], loaded: LoadedLM, title: str, command: str
+    runs: Sequence[ArmRun], loaded: LoadedLM, title: str, command: str, pace: _Pace
 ) -> None:
     saes_of_runs: dict[str, tuple[ArmRun, str]] = {}
     for i, each in enumerate(runs, start=1):
         logger.info("%s, arm %s (%d of %d)", title, each.arm, i, len(runs))
-        _train(each, loaded, command)
+        if not _is_trained(each):
+            start = time.monotonic()
+            _train(each, loaded, command)
+            pace.count(each, time.monotonic() - start)
         saes_of_runs |= {f"{each.arm}/{name}": (each, name) for name in each.folders}
         if not each.made_by:  # with this file, `hfsae train` gives the same numbers
             save_recipe(Path(each.recipe.training.output_dir), as_plain(each.recipe))
@@ -203,11 +230,13 @@ def _train_and_evaluate_alone(
             finish(folders[key])
 
 
-def _train(each: ArmRun, loaded: LoadedLM, command: str) -> None:
-    """Train all SAEs of a run. Evaluation comes later, for all arms together."""
+def _is_trained(each: ArmRun) -> bool:
     is_left = Path(each.recipe.training.output_dir, CHECKPOINTS).exists()
     made = (f / file for f in each.folders.values() for file in (CONFIG, PROBE))
-    if each.made_by or (all(path.is_file() for path in made) and not is_left):
-        return
+    return bool(each.made_by) or (all(path.is_file() for path in made) and not is_left)
+
+
+def _train(each: ArmRun, loaded: LoadedLM, command: str) -> None:
+    """Train all SAEs of a run. Evaluation comes later, for all arms together."""
     evaluation = replace(each.recipe.evaluation, n_tokens=0)
     run(replace(each.recipe, evaluation=evaluation), command, loaded)

@@ -119,7 +119,7 @@ def test_arms_that_another_process_works_on_are_left_alone(tmp_path, loads):
     assert not list(tmp_path.rglob("*.*")), "the first arm has not begun"
 
 
-def test_what_is_there_is_not_done_again_and_an_arm_may_be_added(copied, loads):
+def test_what_is_there_is_not_done_again_and_an_arm_may_be_added(copied, loads, caplog):
     folder = copied("c")
     weights = folder / "topk" / "seed_0" / "k_3" / "model.safetensors"
     before = weights.stat().st_mtime_ns
@@ -127,7 +127,9 @@ def test_what_is_there_is_not_done_again_and_an_arm_may_be_added(copied, loads):
     compare(again)
     assert not loads, "nothing was missing"
     again.arms = {**ARMS, "wide": {"sae": {"d_sae": 48}, "sweep": {"target_l0": [3, 6]}}}
+    caplog.set_level("INFO")
     report = compare(again)
+    assert caplog.messages.count("about 1 min of training left, and evaluations") == 1
     assert weights.stat().st_mtime_ns == before
     assert "| wide |" in (report / "report.md").read_text()
 
