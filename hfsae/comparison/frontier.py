@@ -17,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ..evaluation.metrics import bootstrap_weights
 from .estimates import Estimate, estimate
@@ -111,7 +111,7 @@ class Frontiers:
         measured = np.stack([p[metric] for p in points], axis=1)
         y = np.log(np.maximum(measured, _LEAST))
         at = np.log(np.asarray(l0s))
-        curves = np.exp(np.stack([_on_lines(at, *row) for row in zip(x, y, strict=True)]))
+        curves = np.exp(_on_lines(at, x, y))
         low, high = np.log(self._sides(arm, seed))
         is_between = (at >= low) & (at <= high)
         values = np.array([m.value for m in saes])
@@ -155,21 +155,30 @@ def _lies_between_neighbours(
         return np.repeat(has_log, len(at))
     order = np.argsort(x)
     ranks, has_log = np.argsort(np.argsort(values))[order], has_log[order]
-    left = _left(at, x[order])
+    left = _left(at, x[order][None])[0]
     return (np.abs(ranks[left + 1] - ranks[left]) == 1) & has_log[left] & has_log[left + 1]
 
 
-def _left(at: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Index of the x to the left of each value, at most the last but one; 0 left of all."""
-    return np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2)
+def _left(
+    at: Float[np.ndarray, " l0s"], x: Float[np.ndarray, "resamples saes"]
+) -> Int[np.ndarray, "resamples l0s"]:
+    """Index of the (rising) x to the left of each value, at most the last but one; 0 left of all."""
+    n_left = (x[:, None, :] < at[:, None]).sum(axis=-1)
+    return np.clip(n_left - 1, 0, x.shape[1] - 2)
 
 
-def _on_lines(at: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _on_lines(
+    at: Float[np.ndarray, " l0s"],
+    x: Float[np.ndarray, "resamples saes"],
+    y: Float[np.ndarray, "resamples saes"],
+) -> Float[np.ndarray, "resamples l0s"]:
     """y at the values `at`, on the lines between neighbouring points; outermost lines extend."""
-    if len(x) == 1:
-        return np.full_like(at, y[0])
-    order = np.argsort(x)
-    x, y = x[order], y[order]
+    if x.shape[1] == 1:
+        return np.repeat(y, len(at), axis=1)
+    of = np.take_along_axis
+    order = np.argsort(x, axis=1)
+    x, y = of(x, order, axis=1), of(y, order, axis=1)
     left = _left(at, x)
-    slope = (y[left + 1] - y[left]) / (x[left + 1] - x[left])
-    return y[left] + slope * (at - x[left])
+    x0, y0 = of(x, left, axis=1), of(y, left, axis=1)
+    slope = (of(y, left + 1, axis=1) - y0) / (of(x, left + 1, axis=1) - x0)
+    return y0 + slope * (at - x0)
