@@ -162,7 +162,7 @@ def _lies_between_neighbours(
 def _left(
     at: Float[np.ndarray, " l0s"], x: Float[np.ndarray, "resamples saes"]
 ) -> Int[np.ndarray, "resamples l0s"]:
-    """Index of the (rising) x to the left of each value, at most the last but one; 0 left of all."""
+    """Index of the (rising) x to the left of each value; 0 left of all, n - 2 right of all."""
     n_left = (x[:, None, :] < at[:, None]).sum(axis=-1)
     return np.clip(n_left - 1, 0, x.shape[1] - 2)
 
