@@ -140,7 +140,12 @@ class _Parts:
         counts = Counter(m.record["machine"] or "not recorded" for m in self.measured)
         if len(counts) == 1:
             return next(iter(counts))
-        return ", ".join(f"{name}, {n} SAEs" for name, n in counts.most_common())
+        of_arms = {(m.arm, m.record["machine"] or "not recorded") for m in self.measured}
+        parts = []
+        for name, n in counts.most_common():
+            arms = ", ".join(self.c.title(arm) for arm in self.c.arms if (arm, name) in of_arms)
+            parts.append(f"{name}, {n} SAEs ({arms})")
+        return "; ".join(parts)
 
     def _one_of_each_run(self) -> list[Measured]:
         return list({(m.arm, m.seed): m for m in self.measured}.values())

@@ -161,7 +161,8 @@ def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
     other.seeds = [0, 1, 2]
     text = (compare(other) / "report.md").read_text()
     assert sorted(path.name for path in (tmp_path / "there/topk").iterdir()) == ["seed_2"]
-    assert "machines: not recorded, 8 SAEs, another machine, 4 SAEs." in text
+    both = "(JumpReLU, topk)"
+    assert f"machines: not recorded, 8 SAEs {both}; another machine, 4 SAEs {both}." in text
     assert re.search(r"was harvested 2 times.*dropped: 8 SAEs: 1.5; 4 SAEs: \d+\.\d+\)", text)
     assert "seeds: 0, 1, 2" in text and len(saes_in(report)) == 12
     rows = text.partition("## Do seeds agree")[2].partition("## Arms")[0].splitlines()
