@@ -216,6 +216,19 @@ def test_what_is_told_over_sites_is_the_report(arm, mean, of_these, of_all):
     assert not cells["sites like these"].startswith("**")
 
 
+def test_beyond_the_search_a_rate_of_thresholds_does_what_is_told():
+    areas = of_differences("threshold_rates", FVU)
+    for rate, words in (
+        ("2.8e-2", "twice that rate makes FVU 0.2 % larger"),
+        ("5.5e-2", "four times 6 %, with half of the latents silent"),
+        ("2.8e-3", "a fifth of it 0.3 %"),
+    ):
+        told, within = float(re.findall(r"([\d.]+) %", words)[0]), 0.05 if "0." in words else 0.5
+        measured = percents({"area": areas[f"thresholds at {rate}"]["area"]})
+        assert measured == pytest.approx([told], abs=within)
+        assert words in " ".join(section("Tuned alike").split())
+
+
 def test_the_papers_own_settings_end_where_it_is_told():
     every = of_report("equal").partition("\n## Every SAE\n")[2]
     told = section("Tuned alike")
