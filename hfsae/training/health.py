@@ -62,13 +62,18 @@ def diagnose(reading: Reading) -> list[str]:
     return list(_causes(reading))
 
 
-def diagnose_dead(dead_share: float) -> list[str]:
-    """The same for variants without thresholds to train, which have fewer ways to be stuck."""
+def diagnose_dead(dead_share: float, *, could_revive: bool) -> list[str]:
+    """The same where no thresholds are trained, with fewer ways to be stuck.
+
+    Args:
+        could_revive: the SAE has an auxiliary loss for that, and it is off.
+    """
     if dead_share <= _MOST:
         return []
+    revive = ", or revive them with sae.aux_coefficient 0.03125" if could_revive else ""
     return [
         f"{dead_share:.0%} of latents are dead: lower training.learning_rate, or have a token fire "
-        "more latents (sae.k, or sae.target_l0)"
+        f"more latents (sae.k, or sae.target_l0){revive}"
     ]
 
 

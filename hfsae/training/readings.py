@@ -46,7 +46,8 @@ class Readings:
         """Entries on thresholds, where training moves them; else on dead latents, if many."""
         if step >= self.control.warm_start_steps and self._learns_thresholds:
             return self._of_thresholds(out, l0, dead_share, schedule, step)
-        warning = diagnose_dead(dead_share)
+        could_revive = getattr(self.sae.config, "aux_coefficient", None) == 0
+        warning = diagnose_dead(dead_share, could_revive=could_revive)
         return {"health": warning} if warning else {}
 
     @property

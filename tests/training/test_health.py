@@ -133,6 +133,15 @@ def test_most_latents_dead_without_thresholds(tmp_path, learning_rate, is_too_hi
     assert is_said == is_too_high
 
 
+@pytest.mark.parametrize("aux, is_named", [(0.0, True), (1 / 32, False)])
+def test_most_latents_dead_in_a_warm_start(tmp_path, aux, is_named):
+    sae = {"log_threshold": False, "target_l0": 3, "aux_coefficient": aux}
+    training = {"learning_rate": 1.0, "dead_after_tokens": 1000, "warm_start_steps": 0.9}
+    found = sentences(tmp_path, sae=sae, **training)
+    dead = [s for s in found if "of latents are dead: lower training.learning_rate" in s]
+    assert dead and all(("sae.aux_coefficient" in s) == is_named for s in dead)
+
+
 def test_thresholds_stay_float32_in_a_bfloat16_run_and_move(tmp_path):
     torch.manual_seed(0)
     config = JumpReLUSAEConfig(d_in=16, d_sae=32, site="layers.1", log_threshold=False)
