@@ -216,6 +216,44 @@ def test_what_is_told_over_sites_is_the_report(arm, mean, of_these, of_all):
     assert not cells["sites like these"].startswith("**")
 
 
+def test_what_auxk_does_is_the_report():
+    told = rows(section("Reviving latents on sublayers"), "site: arm")
+    text = of_report("auxk")
+    silent = rows(text.partition("\n## Silent latents\n")[2], "arm")
+    fvu = rows(text.partition("\n## By site and L0\n")[2], FVU)
+    assert len(told) == 4
+    for row, (sparse, dense, difference) in ((row, cells.values()) for row, cells in told.items()):
+        place, _, arm = row.partition(": ")
+        site = PLACES[place]
+        assert silent[arm][site] == f"{sparse}, {dense}".replace(" %", ""), row
+        if difference:
+            measured = fvu[f"{site}: {arm}"]["L0 50"]
+            assert agrees(difference.removesuffix("°"), [measured]), row
+            assert difference.endswith("°") != measured.startswith("**"), row
+
+
+def test_what_two_machines_make_of_one_seed_differs_as_is_told():
+    apart, of_means = [], []
+    for site in ("layers.15.mlp", "layers.15.self_attn"):
+        fvus = [own_fvus(f"{report}/{site}") for report in ("sites", "auxk")]
+        for value in ("target_l0_32", "target_l0_64"):
+            ours, theirs = ([of[value, str(seed)] for seed in range(3)] for of in fvus)
+            apart += [abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)]
+            of_means.append(abs(sum(ours) / sum(theirs) - 1))
+    assert len(apart) == 12 and [max(apart), max(of_means)] == pytest.approx(
+        [0.009, 0.005], abs=5e-4
+    )
+    words = "FVU differs by up to 0.9 %, means over seeds by up to 0.5 %"
+    assert words in " ".join(section("Reviving latents on sublayers").split())
+
+
+def own_fvus(report: str) -> dict[tuple[str, str], float]:
+    """{(SAE, seed): FVU} of the arm "jumprelu"."""
+    lines = of_report(report).partition("\n## Every SAE\n")[2].splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    return {(c[1], c[2]): float(c[4]) for c in cells if c[0] == "jumprelu"}
+
+
 def test_beyond_the_search_a_rate_of_thresholds_does_what_is_told():
     areas = of_differences("threshold_rates", FVU)
     for rate, words in (
