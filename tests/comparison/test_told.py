@@ -160,10 +160,11 @@ def test_the_table_of_five_sites_is_the_report():
     told = rows(section("At other sites"), "FVU / delta LM loss, %")
     text = of_report("sites").partition("\n## By site and L0\n")[2]
     tables = [rows(text, metric) for metric in (FVU, LOSS)]
-    assert len(told) == 10
+    assert len(told) == 20
+    names = {"Gated": "Gated (RI-L1)", "from scratch": "JumpReLU (from scratch)"}
     for row, cells in told.items():
         place, _, arm = row.partition(": ")
-        name = f"{PLACES[place]}: {'Gated (RI-L1)' if arm == 'Gated' else arm}"
+        name = f"{PLACES[place]}: {names.get(arm, arm)}"
         for column, cell in cells.items():
             pair = [table[name][column] for table in tables]
             for part, measured in zip(cell.split(" / "), pair, strict=True):
@@ -200,6 +201,7 @@ def test_the_table_of_sites_is_the_reports(place, report):
     [
         ("Gated (RI-L1)", "14 % for Gated", "(14.1 to 14.5", "-4 to 36 %"),
         ("TopK", "6 % for TopK", "(6.3 to 6.6)", "1 to 13 %"),
+        ("JumpReLU (from scratch)", "2 % from scratch", "(1.4 to 2.7)", "-0.3 to 4.4 %"),
     ],
 )
 def test_what_is_told_over_sites_is_the_report(arm, mean, of_these, of_all):
@@ -265,6 +267,41 @@ def test_beyond_the_search_a_rate_of_thresholds_does_what_is_told():
         measured = percents({"area": areas[f"thresholds at {rate}"]["area"]})
         assert measured == pytest.approx([told], abs=within)
         assert words in " ".join(section("Tuned alike").split())
+
+
+def test_the_order_of_arms_at_five_sites_is_as_told():
+    places = rows(of_report("sites").partition("\n## Order of the arms\n")[2], "arm")
+    warm, batch, scratch = ("JumpReLU (warm start)", "BatchTopK", "JumpReLU (from scratch)")
+    for name, site in PLACES.items():
+        at = {
+            arm: [int(place) for place in cells[site].split(", ")] for arm, cells in places.items()
+        }
+        for l0 in (1, 2, 3):  # 50, 100, 160
+            ahead = {arm for arm in at if at[arm][l0] <= 2}
+            together = name == "block 25" and ahead == {batch, scratch}
+            assert ahead == {warm, batch} or together, (site, l0)
+            (third,) = (arm for arm in at if at[arm][l0] == 3)
+            assert third == ("TopK" if name == "MLP" else scratch) or together, (site, l0)
+        assert (at["Gated (RI-L1)"][1] < at["TopK"][1]) == (name == "block 5")
+
+
+@pytest.mark.parametrize(
+    "arm, words",
+    [
+        ("JumpReLU (warm start)", "25 to 35 % at 16"),
+        ("JumpReLU (from scratch)", "from scratch 15 to 17, 21 and 67 % at 16"),
+        ("BatchTopK", "BatchTopK 16 to 25, 30 and 53 %"),
+        ("TopK", "TopK 7 to 14, 11 and 33 %"),
+        ("Gated (RI-L1)", "Gated 2 to 3, 6 and 22 %"),
+    ],
+)
+def test_silent_latents_at_five_sites_are_the_reports(arm, words):
+    told = " ".join(section("At other sites").split())
+    own = rows(of_report("sites").partition("\n## Silent latents\n")[2], "arm")[arm]
+    sparsest = [int(cell.split(", ")[0]) for cell in own.values()]
+    measured = [min(sparsest[:3]), max(sparsest[:3]), *sparsest[3:]]
+    numbers = [int(n) for n in re.findall(r"\d+", words.removesuffix(" at 16"))]
+    assert words in told and numbers == measured[: len(numbers)]
 
 
 def test_the_papers_own_settings_end_where_it_is_told():
