@@ -101,9 +101,8 @@ class Untrained:
         )
         n_firings = (densities * len(x)).round().long().clamp(max=len(x))
         self.threshold = limits(x - self.mean, self.directions.T, n_firings)
-        lowest = self.threshold[n_firings == len(x)]
-        below = torch.full_like(lowest, -torch.inf)  # the smallest exceeds its limit, too
-        self.threshold[n_firings == len(x)] = lowest.nextafter(below)
+        always = n_firings == len(x)  # the smallest exceeds its limit, too, however it is rounded
+        self.threshold[always] -= 1e-5 * self.threshold[always].abs()
         self.threshold[n_firings == 0] = torch.inf
 
     def encode(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:

@@ -95,7 +95,7 @@ def test_scores_from_a_faulty_server_are_those_from_a_sound_one(server, samples,
 
 def test_what_a_server_never_answers_rightly_is_marked_failed(server, samples):
     sound = results(samples, remote(server), "detection")
-    prompt = next(iter(server.asked))
+    prompt = max(server.asked, key=len)  # of five texts; which one is asked first varies
     server.faults[prompt] = [content('{"matches": [1]}')] * 9
     faulty = results(samples, remote(server), "detection")
     differ = [i for i in range(len(sound)) if str(sound[i]) != str(faulty[i])]
