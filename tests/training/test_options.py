@@ -1,12 +1,14 @@
 """Where each option of a variant leads on planted data; its gradients with latents spread."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoConfig, AutoModel
 
-from hfsae.models import SAE
+from hfsae.models import SAE, JumpReLUSAEConfig, Schedule
 from hfsae.models.auxk import AuxKSAE
 from hfsae.training import Trainer
 from hfsae.training.sharding import everywhere, placed_as, shard_, whole
@@ -148,14 +150,17 @@ def _compare_spread() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     mesh, x = init_device_mesh("cpu", (2,)), activations(64)
-    for name, case in cases().items():
+    dead = torch.arange(D_SAE) % 3 == 0
+    revived = partial(JumpReLUSAEConfig, aux_coefficient=0.1, aux_k=4)
+    for name, case in {**cases(), "with AuxK": revived}.items():
         alone, spread = make(case), make(case)
         if isinstance(alone, AuxKSAE):
             continue  # it chooses among all latents
         shard_(spread, D_SAE, mesh)
         losses = []
-        for sae, inputs in ((alone, x), (spread, everywhere(x, mesh, is_slice=False))):
-            loss = sae(inputs, return_loss=True).loss
+        whole_x, whole_dead = (everywhere(each, mesh, is_slice=False) for each in (x, dead))
+        for sae, inputs, none_fire in ((alone, x, dead), (spread, whole_x, whole_dead)):
+            loss = sae(inputs, schedule=Schedule(dead=none_fire), return_loss=True).loss
             loss.backward()
             losses.append(float(whole(loss.detach())))
         assert losses[1] == pytest.approx(losses[0], rel=1e-5), name
