@@ -14,7 +14,7 @@ import hfsae
 import hfsae.recipe
 import hfsae.training
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig
-from hfsae.cli.recipes import parse_recipe, recipe_parser, train_parser
+from hfsae.cli.recipes import parse_comparisons, parse_recipe, recipe_parser, train_parser
 from hfsae.cli.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
@@ -88,7 +88,7 @@ def test_bash_blocks_name_verbs_fields_and_files_that_exist(monkeypatch):
         words = shlex.split(line)
         for word in words:
             if "/" in word and word.startswith("scripts/"):
-                assert (ROOT / word).is_file(), word
+                assert (ROOT / word).exists(), word
         if words[0] != "hfsae":
             continue
         assert words[1] in VERBS
@@ -96,6 +96,8 @@ def test_bash_blocks_name_verbs_fields_and_files_that_exist(monkeypatch):
             parse_recipe(train_parser(), words[2:])
         if words[1] == "evaluate":
             parse_recipe(recipe_parser("evaluate"), words[3:])
+        if words[1] == "compare":
+            parse_comparisons(words[2:], "")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.parent.relative_to(ROOT)))

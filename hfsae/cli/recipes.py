@@ -1,6 +1,7 @@
 """Read a recipe from a YAML file and the command line; the command line wins."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -45,17 +46,17 @@ A field is set in the recipe's YAML file, or by its dotted name on the command l
 `torchrun --standalone --nproc_per_node N -m hfsae train recipe.yaml`."""
 _USAGE = {
     "train": "[RECIPE.yaml] [--FIELD VALUE ...]",
-    "compare": "[COMPARISON.yaml] [--FIELD VALUE ...]",
+    "compare": "[COMPARISON.yaml ...] [--FIELD VALUE ...]",
     "tune": "[RECIPE.yaml] [--FIELD VALUE ...]",
     "evaluate": "SOURCE [--FIELD VALUE ...]",
     "collect": "SOURCE [--FIELD VALUE ...]",
 }
 # Fields that `--help` explains; the others are for `--help_all`.
-_OFTEN_OF_TRAIN = ("lm.name", "text.dataset", "text.context_size", "training.output_dir")
-_OFTEN_OF_TRAIN += ("training.n_tokens", "training.learning_rate", "evaluation.n_tokens")
+_OFTEN_OF_TRAINING = ("lm.name", "text.dataset", "training.output_dir", "training.n_tokens")
+_OFTEN_OF_TRAINING += ("training.learning_rate", "evaluation.n_tokens")
 _OFTEN = {
-    "train": (*_OFTEN_OF_TRAIN, "collect_tokens"),
-    "compare": (*_OFTEN_OF_TRAIN, "arms", "seeds", "at_l0", "only"),
+    "train": (*_OFTEN_OF_TRAINING, "text.context_size", "collect_tokens"),
+    "compare": (*_OFTEN_OF_TRAINING, "arms", "seeds", "at_l0", "only"),
     "tune": ("training.output_dir", "training.n_tokens", "ranges", "arms", "trials", "rungs"),
     "evaluate": ("lm.name", "text.dataset", "evaluation.n_tokens", "evaluation.texts"),
     "collect": ("lm.name", "text.dataset", "collect_tokens", "collect.top", "collect.window"),
@@ -65,7 +66,7 @@ SECTIONS = {
     "evaluate": ("lm", "text", "harvest", "evaluation"),
     "collect": ("lm", "text", "harvest", "collect", "collect_tokens"),
 }
-_EXPLAIN = "--explain"
+_EXPLAIN, _TOGETHER = "--explain", "--together"
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
 _load_yaml = get_loader("yaml")
 _Recipe = TypeVar("_Recipe", bound=Recipe)
@@ -178,6 +179,44 @@ def parse_recipe(
         given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]
         refuse_fields_of_others(recipe, given_now)
     return recipe, options
+
+
+def parse_comparisons(argv: list[str], about: str) -> tuple[dict[str, Comparison], Path | None]:
+    """The comparisons of `hfsae compare`, by the command that makes one alone, and the folder for
+    a report on all of them.
+
+    Raises:
+        ValueError: as `parse_recipe`; several comparisons without `--together`.
+    """
+    parser = recipe_parser("compare", about, Comparison)
+    parser.add(
+        _TOGETHER,
+        type=Path | None,
+        help="for several comparisons: folder for one report and verdict on all",
+    )
+    n = next((i for i, part in enumerate(argv) if part.startswith("-")), len(argv))
+    files, flags = argv[:n] or [""], with_explanations(argv[n:])
+    comparisons, folder = {}, None
+    for file in files:
+        given = [part for part in (file, *flags) if part]
+        comparison, options = parse_recipe(parser, given, Comparison)
+        folder = options["together"]
+        alone = shlex.join(["hfsae", "compare", *_without(_TOGETHER, [file, *argv[n:]])])
+        comparisons[alone] = comparison
+    if len(files) > 1 and folder is None:
+        raise Refused(
+            f"hfsae compare got {len(files)} comparisons; give {_TOGETHER} FOLDER, where the "
+            "report on all of them goes"
+        )
+    return comparisons, folder
+
+
+def _without(flag: str, argv: list[str]) -> list[str]:
+    """The arguments without a flag and its value, or empty ones."""
+    before = ["", *argv]
+    is_of_flag = (part == flag or last == flag for last, part in zip(before, argv, strict=False))
+    pairs = zip(argv, is_of_flag, strict=True)
+    return [part for part, is_ in pairs if part and not is_ and not part.startswith(f"{flag}=")]
 
 
 def with_explanations(argv: list[str]) -> list[str]:

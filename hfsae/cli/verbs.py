@@ -16,8 +16,8 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from ..comparison import Comparison
 from ..comparison import compare as run_comparison
+from ..comparison import compare_together
 from ..cost.footprint import check_memory
 from ..cost.plan import plan
 from ..hub import load as load_any
@@ -70,10 +70,10 @@ from .recipes import (
     EXAMPLES,
     SECTIONS,
     add_output,
+    parse_comparisons,
     parse_recipe,
     recipe_parser,
     train_parser,
-    with_explanations,
 )
 from .show import NO_EXAMPLES, how_to_make, print_folder, print_next
 from .study import study_verb
@@ -147,10 +147,15 @@ def compare(argv: list[str]) -> None:
     """Train the arms of a comparison on the same activations, evaluate them on the same held-out
     text, report fidelity (--explain: and scores of latents) at equal L0 with intervals. Resumes.
     """
-    parser = recipe_parser("compare", sentence_of(compare), Comparison)
-    comparison, _ = parse_recipe(parser, with_explanations(argv), Comparison)
-    report = run_comparison(comparison, command=shlex.join(["hfsae", "compare", *argv]))
-    print(f"\nThe report is {report / REPORT}; report.html and the numbers are beside it.")
+    command = shlex.join(["hfsae", "compare", *argv])
+    comparisons, folder = parse_comparisons(argv, sentence_of(compare))
+    if folder is None:
+        report = run_comparison(next(iter(comparisons.values())), command)
+        beside = "report.html and the numbers are"
+    else:
+        report = compare_together(comparisons, folder, command)
+        beside = "report.html, with every comparison's report, is"
+    print(f"\nThe report is {report / REPORT}; {beside} beside it.")
 
 
 def tune(argv: list[str]) -> None:

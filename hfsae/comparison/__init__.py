@@ -9,6 +9,8 @@ explaining.py, explained.py             explain latents of each SAE; scores one 
 interpretability.py, latents.py         scores at equal L0, by stratum; the section, the latents
 probed.py     what `hfsae probe` measured of the SAEs, at equal L0
 report.py     Markdown, HTML and figures
+sites.py      one comparison at several sites
+together.py   several comparisons in one report
 """
 
 from .arms import CausalArguments as CausalArguments
@@ -16,3 +18,4 @@ from .arms import Comparison as Comparison
 from .arms import InterpretArguments as InterpretArguments
 from .frontier import Frontiers as Frontiers
 from .run import compare as compare
+from .run import compare_together as compare_together

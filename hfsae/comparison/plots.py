@@ -10,6 +10,7 @@ import numpy as np
 from ..cards.figures import plain_ticks, save
 from ..evaluation.causal import COUNTS, ORDERS
 from .causes import ArmCauses
+from .differences import Verdict
 from .frontier import METRICS, Frontiers
 from .interpretability import N_STRATA
 from .latents import SCORES, SCORES_BY_DENSITY, LatentsSection
@@ -27,7 +28,11 @@ _FAR = 20  # times as far from the reference as arms in the middle
 _GRID_POINTS = 24
 _LEGEND_ROWS = 16
 _LABEL = 40  # characters that an axis has room for
+_NAME = 48  # and a row
 _MARGIN = 1.4
+_PERCENTS = (-80, -50, -30, -20, -10, -5, 0, 5, 10, 20, 30, 40, 50, 70, 100, 150, 200, 300, 500)
+_WIDE = 0.8  # log ratio from which on only every third of them has room
+_LEAST = 1e-3
 _NO_LINE = "no difference to draw:\nno two neighbouring SAEs of an arm\nboth have a value above 0"
 _SIDE = 1.05
 
@@ -188,6 +193,36 @@ def draw_sites(
         axes.set_xlim(-0.5, len(sites) - 0.5)  # though the last may have nothing to be seen
         axes.set(xlabel="site (block, or its sublayer)", ylabel=f"{label}, % from the reference")
     _legend(figure, panels[0])
+    return save(figure, path)
+
+
+def draw_verdicts(path: Path, verdicts: Mapping[str, Sequence[Verdict]]) -> Path:
+    """A row an arm: its difference over L0s, with both intervals; filled where it is shown."""
+    figure, panels = _panels(len(METRICS))
+    rows = list(dict.fromkeys((v.of, v.arm) for found in verdicts.values() for v in found))
+    comparisons = list(dict.fromkeys(of for of, _ in rows))
+    figure.set_size_inches(11, 1.2 + 0.2 * len(rows))
+    for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
+        axes.axvline(0, color="#555555", lw=1)
+        for v in verdicts[metric]:
+            y, colour = rows.index((v.of, v.arm)), _colour(comparisons.index(v.of))
+            for sides, width in ((v.estimate.items, 0.8), (v.estimate.seeds, 2.6)):
+                axes.hlines(y, *sides, color=colour, lw=width)
+            face = colour if v.estimate.is_shown else "white"
+            axes.plot(v.estimate.value, y, "o", color=colour, markerfacecolor=face, markersize=5)
+        names = [f"{arm[:_NAME]}  ({of})" if axes is panels[0] else "" for of, arm in rows]
+        axes.set_yticks(range(len(rows)), names, fontsize=7)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        # By the intervals over seeds: those over documents can reach a loss of 0.
+        estimates = [v.estimate for v in verdicts[metric]]
+        ends = [0.0, *(end for e in estimates for end in (e.value, *e.seeds))]
+        low, high = np.nanmin(ends), np.nanmax(ends)
+        margin = 0.04 * (high - low) + _LEAST
+        axes.set_xlim(low - margin, high + margin)
+        coarse = _PERCENTS[:: 1 if high - low < _WIDE else 3]
+        ticks = [t for t in coarse if low - margin <= np.log1p(t / 100) <= high + margin]
+        axes.set_xticks(np.log1p(np.array(ticks) / 100), [f"{t:+d}" if t else "0" for t in ticks])
+        axes.set_xlabel(f"{label}, % from the reference")
     return save(figure, path)
 
 

@@ -18,11 +18,10 @@ from ..machine.markdown import table
 from ..machine.names import FIGURES, LATENTS_PAGE, REPORT, REPORT_PAGE
 from ..recipe import as_plain
 from . import causes, plots, results
-from .arms import Comparison
-from .differences import Differences
+from .differences import Differences, resampling
 from .estimates import LEVEL, Estimate
 from .foreign import ForeignSection
-from .frontier import METRICS, Frontiers
+from .frontier import METRICS
 from .latents import LatentsSection
 from .probed import ProbingSection
 from .results import Measured
@@ -37,42 +36,30 @@ td:first-child,th:first-child{text-align:left}img{max-width:100%}
 pre{background:#f6f6f6;padding:.7rem;overflow-x:auto}"""
 
 
-def write_report(comparison: Comparison, measured: Sequence[Measured], command: str) -> Path:
+def write_report(differences: Differences, command: str) -> Path:
     """Write report.md, report.html, figures/ and the numbers; returns the report's folder."""
+    comparison, measured = differences.c, differences.measured
     folder = comparison.report_folder
     folder.mkdir(parents=True, exist_ok=True)
     results.keep(folder, measured, command, as_plain(comparison))
-    frontiers = Frontiers(measured, **resampling(comparison))
     titles = {arm: comparison.title(arm) for arm in comparison.arms}
     figures = folder / FIGURES
-    drawn = plots.draw(figures, frontiers, measured, titles, comparison.reference_arm)
-    parts = _Parts(comparison, measured, frontiers, drawn)
+    drawn = plots.draw(figures, differences.frontiers, measured, titles, comparison.reference_arm)
+    parts = _Parts(differences, drawn)
     text = "\n\n".join(parts.all(command)) + "\n"
     write_whole(folder / REPORT, text)
     write_whole(folder / REPORT_PAGE, page_of(text, folder))
     return folder
 
 
-def resampling(comparison: Comparison) -> dict[str, int]:
-    args = comparison.evaluation
-    return {"n_resamples": args.bootstrap_samples, "seed": args.seed}
-
-
 class _Parts:
     """The report's paragraphs, tables and figures, in order."""
 
-    def __init__(
-        self,
-        comparison: Comparison,
-        measured: Sequence[Measured],
-        frontiers: Frontiers,
-        drawn: Container[str],
-    ) -> None:
-        self.c, self.measured, self.frontiers = comparison, measured, frontiers
-        self.drawn = drawn
-        self.differences = Differences(comparison, frontiers)
-        self.reference, self.others = self.differences.reference, self.differences.others
-        self.l0s = self.differences.l0s
+    def __init__(self, differences: Differences, drawn: Container[str]) -> None:
+        self.c, self.measured = differences.c, differences.measured
+        self.differences, self.drawn = differences, drawn
+        self.frontiers, self.l0s = differences.frontiers, differences.l0s
+        self.reference, self.others = differences.reference, differences.others
 
     def all(self, command: str) -> Iterator[str]:
         arms = list(map(self.c.title, self.c.arms))
@@ -467,7 +454,7 @@ def _documents(text: TextArguments) -> str:
 
 
 def page_of(text: str, folder: Path) -> str:
-    """The report as one HTML file with its figures inside."""
+    """The report as one HTML file with its figures inside, whose paths are relative to folder."""
     from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark").enable("table").render(text)
@@ -476,7 +463,7 @@ def page_of(text: str, folder: Path) -> str:
         data = base64.b64encode((folder / match[1]).read_bytes()).decode()
         return f'src="data:image/png;base64,{data}"'
 
-    body = re.sub(r'src="(figures/[^"]+)"', inside, body)
+    body = re.sub(r'src="((?:[^":]*/)?figures/[^"]+)"', inside, body)
     title = text.splitlines()[0].removeprefix("# ")
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
@@ -33,11 +33,11 @@ from ..recipe import (
     stale_stages,
 )
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from . import causes, explaining, results
+from . import causes, explaining, results, sites, together
 from .arms import ArmRun, Comparison, arm_runs
+from .differences import Differences
 from .report import write_report
-from .sites import at_site
-from .sites import write_report as write_report_across
+from .sites import AcrossSites, at_site
 
 logger = logging.getLogger(__name__)
 
@@ -50,26 +50,55 @@ def compare(comparison: Comparison, command: str = "") -> Path:
     Raises:
         ValueError: the comparison has an invalid setting; checked before any training.
     """
+    _refuse_invalid(comparison)
+    return _compare(comparison, command).c.report_folder
+
+
+def compare_together(comparisons: Mapping[str, Comparison], folder: Path, command: str) -> Path:
+    """Compare one after the other, and write one report on all of them; returns its folder.
+
+    Args:
+        comparisons: By the command that makes one of them alone.
+
+    Raises:
+        ValueError: one has an invalid setting, or two write to one folder; checked before any
+            training.
+    """
+    homes = [c.report_folder.resolve() for c in comparisons.values()]
+    if len({*homes, folder.resolve()}) <= len(homes):
+        raise Refused(
+            f"two of these reports would be written to one folder ({folder} is the one on all of "
+            "them); give each a `report:` of its own"
+        )
+    for comparison in comparisons.values():
+        _refuse_invalid(comparison)
+    compared = []
+    for i, (own, comparison) in enumerate(comparisons.items(), start=1):
+        logger.info("comparison %d of %d: %s", i, len(comparisons), own)
+        compared.append(_compare(comparison, own))
+    with locked(folder, wait=True):
+        return together.write_report(compared, folder, command)
+
+
+def _compare(comparison: Comparison, command: str) -> Differences | AcrossSites:
     sum_products_in_float32()
     if not comparison.at_sites:
-        _refuse_invalid(comparison)
-        _compare_at_site(comparison, command)
-        return comparison.report_folder
-    of_sites = {site: at_site(comparison, site) for site in comparison.at_sites}
-    for own in of_sites.values():
-        _refuse_invalid(own)
-    measured = {}
-    for i, (site, own) in enumerate(of_sites.items(), start=1):
-        logger.info("site %s (%d of %d)", site, i, len(of_sites))
-        measured[site] = _compare_at_site(own, f"{command} --at_sites '[{site}]'")
+        return _compare_at_site(comparison, command)
+    of_sites = {}
+    for i, site in enumerate(comparison.at_sites, start=1):
+        logger.info("site %s (%d of %d)", site, i, len(comparison.at_sites))
+        own = at_site(comparison, site)
+        of_sites[site] = _compare_at_site(own, f"{command} --at_sites '[{site}]'")
     if len(of_sites) == 1:
-        return next(iter(of_sites.values())).report_folder
+        return next(iter(of_sites.values()))
+    across = AcrossSites(comparison, of_sites)
     with locked(comparison.report_folder, wait=True):
-        return write_report_across(comparison, measured, command)
+        sites.write_report(across, command)
+    return across
 
 
-def _compare_at_site(comparison: Comparison, command: str) -> list[results.Measured]:
-    """Train and evaluate what is missing, and write the report; returns the SAEs' measurements."""
+def _compare_at_site(comparison: Comparison, command: str) -> Differences:
+    """Train and evaluate what is missing, and write the report."""
     runs = list(arm_runs(comparison))
     kept = results.kept(comparison.report_folder, runs)
     missing = [r for r in runs if not all(results.is_known(r, name, kept) for name in r.folders)]
@@ -94,9 +123,9 @@ def _compare_at_site(comparison: Comparison, command: str) -> list[results.Measu
     # Other parts of the comparison may end at the same time and write to the same report.
     with locked(comparison.report_folder, wait=True):
         sweep(comparison.report_folder)
-        report = write_report(comparison, measured, command)
-        _link(comparison, measured, report)
-    return measured
+        differences = Differences(comparison, measured)
+        _link(comparison, measured, write_report(differences, command))
+    return differences
 
 
 def _link(comparison: Comparison, measured: Sequence[results.Measured], report: Path) -> None:
@@ -131,6 +160,11 @@ def _explain(comparison: Comparison, run: ArmRun, measured: Sequence[results.Mea
 
 
 def _refuse_invalid(comparison: Comparison) -> None:
+    for own in [at_site(comparison, site) for site in comparison.at_sites] or [comparison]:
+        _refuse_invalid_at_site(own)
+
+
+def _refuse_invalid_at_site(comparison: Comparison) -> None:
     runs = list(arm_runs(comparison))
     if comparison.evaluation.n_tokens == 0:
         raise Refused(

@@ -11,7 +11,7 @@ speaks of sites like these; `between` and `within` are the terms' standard devia
 seeds' means.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +27,8 @@ from . import plots
 from .arms import Comparison
 from .differences import Differences
 from .estimates import LEVEL, t_interval, t_p
-from .frontier import METRICS, Frontiers
-from .report import difference_cell, page_of, percent, resampling
-from .results import Measured
+from .frontier import METRICS
+from .report import difference_cell, page_of, percent
 
 _METHOD = """\
 Areas between an arm's frontier and that of {reference} (mean log ratio over log L0) at each site,
@@ -85,16 +84,12 @@ def overall(areas: np.ndarray) -> Overall:
 
 
 class AcrossSites:
-    """Everything that the report over all sites shows, computed from each site's SAEs."""
+    """Everything that the report over all sites shows, computed from each site's differences."""
 
-    def __init__(self, comparison: Comparison, measured: Mapping[str, Sequence[Measured]]) -> None:
-        self.c, self.measured = comparison, measured
-        self.frontiers = {
-            site: Frontiers(saes, **resampling(comparison)) for site, saes in measured.items()
-        }
-        self.differences = {
-            site: Differences(comparison, frontiers) for site, frontiers in self.frontiers.items()
-        }
+    def __init__(self, comparison: Comparison, differences: Mapping[str, Differences]) -> None:
+        self.c, self.differences = comparison, differences
+        self.measured = {site: own.measured for site, own in differences.items()}
+        self.frontiers = {site: own.frontiers for site, own in differences.items()}
         self.reference = comparison.reference_arm
         self.others = [arm for arm in comparison.arms if arm != self.reference]
 
@@ -141,15 +136,9 @@ class AcrossSites:
         return {arm: place for place, arm in enumerate(known, start=1)}
 
 
-def write_report(
-    comparison: Comparison, measured: Mapping[str, Sequence[Measured]], command: str
-) -> Path:
-    """Write the report over all sites, beside the folders of the sites' own; returns its folder.
-
-    Args:
-        measured: By site.
-    """
-    folder, across = comparison.report_folder, AcrossSites(comparison, measured)
+def write_report(across: AcrossSites, command: str) -> Path:
+    """Write the report over all sites, beside the folders of the sites' own; returns its folder."""
+    comparison, folder = across.c, across.c.report_folder
     figures = folder / FIGURES
     figures.mkdir(parents=True, exist_ok=True)
     titles = {arm: comparison.title(arm) for arm in across.others}
@@ -157,15 +146,15 @@ def write_report(
         metric: {arm: across.areas(arm, metric) for arm in across.others} for metric in METRICS
     }
     if across.others:
-        plots.draw_sites(figures / "sites.png", areas, list(measured), titles)
-    text = "\n\n".join(_parts(comparison, across, command)) + "\n"
+        plots.draw_sites(figures / "sites.png", areas, list(across.measured), titles)
+    text = "\n\n".join(_parts(across, command)) + "\n"
     write_whole(folder / REPORT, text)
     write_whole(folder / REPORT_PAGE, page_of(text, folder))
     return folder
 
 
-def _parts(c: Comparison, across: AcrossSites, command: str) -> Iterator[str]:
-    sites = list(across.measured)
+def _parts(across: AcrossSites, command: str) -> Iterator[str]:
+    c, sites = across.c, list(across.measured)
     arms = f"{len(c.arms)} arms" if across.others else c.title(across.reference)
     yield f"# {arms} at {len(sites)} sites: fidelity at equal L0"
     some = [m for saes in across.measured.values() for m in saes]
@@ -196,7 +185,7 @@ def _differences(across: AcrossSites) -> Iterator[str]:
     yield "![By how much FVU and delta LM loss differ, by site](figures/sites.png)"
     yield "## Over all sites"
     yield _METHOD.format(reference=c.title(across.reference), level=LEVEL)
-    yield from (_overall_table(across, metric) for metric in METRICS)
+    yield from (overall_table(across, metric) for metric in METRICS)
     yield "## By site and L0"
     yield (
         f"Relative differences from {c.title(across.reference)}; negative is better. Bold and "
@@ -205,7 +194,8 @@ def _differences(across: AcrossSites) -> Iterator[str]:
     yield from (_by_site(across, metric) for metric in METRICS)
 
 
-def _overall_table(across: AcrossSites, metric: str) -> str:
+def overall_table(across: AcrossSites, metric: str) -> str:
+    """Each arm's mean over sites, with its intervals, as Markdown."""
     head = [METRICS[metric], "sites", "L0", "mean", "these sites", "sites like these"]
     rows = [[*head, "least to most", "between sites", "between seeds"]]
     for arm, row in across.overall[metric].items():

@@ -1,0 +1,145 @@
+"""Several comparisons in one report: a verdict over all of them, then each report in full.
+
+A verdict is on an arm's difference from its comparison's reference over all L0s that both reach:
+the area between their frontiers. A comparison at several sites has one at each. Among all verdicts
+of a metric p is corrected anew, so that what is shown here is shown whatever else was compared.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..machine.files import write_whole
+from ..machine.markdown import table
+from ..machine.names import FIGURES, REPORT, REPORT_PAGE
+from . import plots
+from .differences import Differences, Verdict
+from .estimates import LEVEL, corrected
+from .frontier import METRICS
+from .report import difference_cell, page_of
+from .sites import AcrossSites, overall_table
+
+_METHOD = """\
+By how much FVU and delta LM loss differ from the reference's over all L0s of a row: the area
+between two frontiers (mean log ratio over log L0; at one L0 the difference there). In brackets two
+95 % intervals, both paired: Student's t over seeds, and a bootstrap of seeds and held-out
+documents. **Bold**, and filled in the figure: both exclude 0, and p is below {level:g} after Holm's
+correction for all rows of the metric that have a value ({n}); *italics*: both exclude 0, and the
+correction does not let it count. `at L0s`: at how many of the L0s of its own report's table the
+difference is shown there."""
+
+
+def verdicts(compared: Sequence[Differences | AcrossSites], metric: str) -> list[Verdict]:
+    """Of all arms that have one, in the order of the comparisons; corrected for their number."""
+    found = [row for each in compared for row in _verdicts(each, metric)]
+    estimates = corrected([row.estimate for row in found])
+    return [row._replace(estimate=e) for row, e in zip(found, estimates, strict=True)]
+
+
+def write_report(compared: Sequence[Differences | AcrossSites], folder: Path, command: str) -> Path:
+    """Write report.md (the verdict), report.html (it, and each report in full) and the figure;
+    returns the folder."""
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    tables = {metric: verdicts(compared, metric) for metric in METRICS}
+    if any(tables.values()):
+        plots.draw_verdicts(folder / FIGURES / "verdict.png", tables)
+    text = "\n\n".join(_parts(compared, tables, folder, command)) + "\n"
+    write_whole(folder / REPORT, text)
+    whole = [text, *(_in_full(each, folder) for each in compared)]
+    write_whole(folder / REPORT_PAGE, page_of("\n".join(whole), folder))
+    return folder
+
+
+def _verdicts(compared: Differences | AcrossSites, metric: str) -> Iterator[Verdict]:
+    name = compared.c.report_folder.name
+    if isinstance(compared, AcrossSites):
+        of_sites = {f"{name}, {site}": own for site, own in compared.differences.items()}
+    else:
+        of_sites = {name: compared}
+    for of, differences in of_sites.items():
+        for arm, cells in differences.tables[metric].items():
+            l0s, estimate = differences.over_all(arm, metric)
+            if estimate is not None:
+                shown = sum(cell.is_shown for cell in cells[: len(differences.l0s)])
+                yield Verdict(of, compared.c.title(arm), l0s, estimate, shown)
+
+
+def _parts(
+    compared: Sequence[Differences | AcrossSites],
+    tables: dict[str, list[Verdict]],
+    folder: Path,
+    command: str,
+) -> Iterator[str]:
+    yield f"# {len(compared)} comparisons and their verdict"
+    yield _comparisons(compared, folder)
+    yield "## Verdict"
+    if any(tables.values()):
+        counts = [sum(not math.isnan(v.estimate.value) for v in rows) for rows in tables.values()]
+        yield _METHOD.format(level=LEVEL, n=" and ".join(map(str, counts)))
+        yield "![By how much FVU and delta LM loss differ](figures/verdict.png)"
+        yield from (_table(metric, rows) for metric, rows in tables.items())
+    else:
+        yield "None: no two arms of a comparison reach an L0 of its tables."
+    for across in compared:
+        if isinstance(across, AcrossSites) and across.others:
+            yield f"## Over the sites of {across.c.report_folder.name}"
+            yield f"What the columns are is told in [its report]({_path(across, folder)}/{REPORT})."
+            yield from (overall_table(across, metric) for metric in METRICS)
+    yield "## Reproduce"
+    yield (
+        f"```\n{command}\n```\n\nIt trains what the reports' folders lack, and writes every report "
+        "again. `report.html`, beside this file, holds all of them in full."
+    )
+
+
+def _comparisons(compared: Sequence[Differences | AcrossSites], folder: Path) -> str:
+    rows = [
+        ["comparison", "site", "SAEs", "latents", "activations", "seeds", "reference", "machines"]
+    ]
+    for each in compared:
+        is_several = isinstance(each, AcrossSites)
+        of_sites = list(each.measured.values()) if is_several else [each.measured]
+        saes = [m for those in of_sites for m in those]
+        widths = sorted({m.record["sae_as_trained"]["d_sae"] for m in saes})
+        rows.append(
+            [
+                f"[{each.c.report_folder.name}]({_path(each, folder)}/{REPORT})",
+                ", ".join(each.measured) if is_several else str(each.c.sae.get("site")),
+                f"{len(saes):,}",
+                ", ".join(f"{width:,}" for width in widths),
+                f"{saes[0].record['n_tokens']:,}",
+                str(len(each.c.seeds)),
+                each.c.title(each.c.reference_arm),
+                "; ".join(sorted({m.record["machine"] or "not recorded" for m in saes})),
+            ]
+        )
+    return table(rows)
+
+
+def _table(metric: str, found: Sequence[Verdict]) -> str:
+    rows = [[METRICS[metric], "L0", "difference", "at L0s"]]
+    for row in found:
+        ends = f"{row.l0s[0]:g} to {row.l0s[-1]:g}" if len(row.l0s) > 1 else f"{row.l0s[0]:g}"
+        counts = f"{row.n_shown} of {len(row.l0s)}"
+        rows.append([f"{row.of}: {row.arm}", ends, difference_cell(row.estimate), counts])
+    return table(rows)
+
+
+def _in_full(compared: Differences | AcrossSites, folder: Path) -> str:
+    """A comparison's report, and those of its sites, a level below, with links from `folder`."""
+    home = compared.c.report_folder
+    homes = [home]
+    if isinstance(compared, AcrossSites):
+        homes += [own.c.report_folder for own in compared.differences.values()]
+    texts = []
+    for each in homes:
+        text = re.sub("^#", "##", (each / REPORT).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        start = Path(os.path.relpath(each, folder)).as_posix()
+        texts.append(re.sub(r"\]\((?!\w+:)", f"]({start}/", text))
+    return "\n".join(texts)
+
+
+def _path(compared: Differences | AcrossSites, folder: Path) -> str:
+    return Path(os.path.relpath(compared.c.report_folder, folder)).as_posix()

@@ -1,0 +1,552 @@
+"""Each number that scripts/comparisons/README.md tells in a sentence is a report's."""
+
+import ast
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hfsae.cli.recipes import parse_comparisons
+from hfsae.comparison import results
+from hfsae.comparison.arms import arm_runs
+from hfsae.comparison.differences import Differences
+
+from .told import FVU, HOME, LOSS, PLACES, lines, of_differences, of_report, percents, rows, section
+
+NUMBER = re.compile(r"(?<![\w.])-?\d*\.?\d+(?:e-?\d+)?(?![\w])")
+
+
+def said(title: str, words: str, *measured: float) -> None:
+    """The section says these words, whose numbers are the measured ones, rounded."""
+    assert words in " ".join(section(title).split())
+    told = NUMBER.findall(words)
+    assert len(told) == len(measured), told
+    for number, value in zip(told, measured, strict=True):
+        base, _, power = number.partition("e")
+        digits = len(base.partition(".")[2])
+        half = 0.505 * 10 ** (int(power or 0) - digits)
+        assert float(number) == pytest.approx(value, abs=half), words
+
+
+def ends(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
+def verdicts(metric: str, arm: str = "", *comparisons: str, only: str = "") -> dict[str, float]:
+    """{row: per cent} of the areas of the report on all comparisons."""
+    table = rows(of_report("verdict").partition("\n## Verdict\n")[2], metric)
+    found = {}
+    for row, cells in table.items():
+        name, _, own = row.partition(": ")
+        is_of = name.split(",")[0] in (comparisons or (name.split(",")[0],))
+        if is_of and own == (arm or own) and (value := percents({"": cells["difference"]}, only)):
+            found[row] = value[0]
+    return found
+
+
+def test_the_verdict():
+    title, places = "The verdict", ("equal", "sites")
+    head = rows(of_report("verdict"), "comparison")
+    said(title, "588 SAEs", sum(int(cells["SAEs"]) for cells in head.values()))
+    n_areas = [len(verdicts(metric)) for metric in (FVU, LOSS)]
+    said(title, "for all 40 areas of FVU and 35 of delta loss", *n_areas)
+    bold = r"\*\*"
+    topk, gated = (verdicts(FVU, arm, *places, only=bold) for arm in ("TopK", "Gated (RI-L1)"))
+    assert len(topk) == len(gated) == 6 and "are larger at all six places" in section(title)
+    said(title, "TopK by 2 to 14 %", *ends([*topk.values()]))
+    on_attention = gated.pop("sites, layers.15.self_attn: Gated (RI-L1)")
+    words = "Gated by 6 to 8 %, on attention's output by 48 %"
+    said(title, words, *ends([*gated.values()]), on_attention)
+    of_others = [v for row, v in verdicts(FVU, "", "equal", only=bold).items() if "'s " in row]
+    assert len(of_others) == 3
+    said(title, "other libraries' by 11 to 18 %", *ends(of_others))
+    scratch = verdicts(FVU, "JumpReLU (from scratch)", *places, only=bold)
+    assert len(scratch) == 2
+    said(title, "at two of six places, by 2 and 3 %", *ends([*scratch.values()]))
+    (smaller,) = verdicts(FVU, "BatchTopK", *places, only=bold).values()
+    assert smaller < 0 and "*BatchTopK* smaller at one" in section(title)
+    words = "its areas are -0.9 to 0.0 %"
+    said(title, words, *ends([*verdicts(FVU, "BatchTopK", *places).values()]))
+    ablated = verdicts(FVU, "", "ablations_seeds", only=bold)
+    warm = ablated.pop("ablations_seeds: warm start")
+    assert len(ablated) == 7 and len(verdicts(FVU, "", "ablations_seeds")) == 11
+    said(title, "seven of eleven are larger, by 12 to 41 %", *ends([*ablated.values()]))
+    said(title, "with a warm start FVU is 0.7 % smaller", -warm)
+    in_loss = {row for row in verdicts(LOSS, only=bold) if not row.startswith("ablations_seeds")}
+    assert in_loss == {"sites, layers.5: TopK", "sites, layers.25: Gated (RI-L1)"}
+    assert len(verdicts(LOSS, "", "ablations_seeds", only=bold)) == 6
+    told = " ".join(section(title).split())
+    assert "larger after block 5, Gated after block 25, and six of the ablations." in told
+    assert "the other libraries on the residual stream lie above 0 as well" in told
+    known, above = (verdicts(LOSS, "", *places, only=mark) for mark in ("", r"\*"))
+    ours = ("Gated (RI-L1)", "TopK")
+    stream = [
+        row for row in known if row.endswith(ours) and "Batch" not in row and "15." not in row
+    ]
+    stream += [row for row in known if "'s " in row]
+    assert len(set(stream)) == 11 and above.keys() >= set(stream)
+
+
+@pytest.fixture(scope="module")
+def from_scratch() -> Differences:
+    """The frontier's differences from JumpReLU from scratch, as `--reference` gives them."""
+    argv = [str(HOME / "frontier.yaml"), "--reference", "jumprelu_scratch"]
+    (comparison,) = parse_comparisons([*argv, "--report", str(HOME / "frontier")], "")[0].values()
+    runs = list(arm_runs(comparison))
+    return Differences(comparison, results.read(runs, results.kept(HOME / "frontier", runs)))
+
+
+def shown(differences: Differences, metric: str, arm: str) -> dict[float, float]:
+    """{L0: per cent} of the differences that are shown; the area stands at 0."""
+    cells = zip([*differences.l0s, 0.0], differences.tables[metric][arm], strict=True)
+    return {l0: 100 * (2.718281828**e.value - 1) for l0, e in cells if e.is_shown}
+
+
+def test_what_is_told_of_jumprelu_from_scratch(from_scratch):
+    fvu = {arm: shown(from_scratch, "fvu", arm) for arm in ("topk", "gated")}
+    area = {arm: of.pop(0.0) for arm, of in fvu.items()}
+    said(
+        "The frontier",
+        "by 4 to 12 %, over all by 7 %",
+        *ends([*fvu["topk"].values()]),
+        area["topk"],
+    )
+    assert min(fvu["topk"]) == 40 and "from 40 on from scratch" in section("The frontier")
+    at_20, *others = (fvu["gated"][l0] for l0 in sorted(fvu["gated"]))
+    said("The frontier", "(5 to 20 %, over all 3.5 %)", *ends(others), area["gated"])
+    assert sorted(fvu["gated"])[:2] == [20, 80]
+    said("The frontier", "Gated's FVU is 3 % smaller than that of the one from scratch", -at_20)
+    of_loss = shown(from_scratch, "delta_loss", "topk")
+    said("The frontier", "it is shown at 50 alone (52 %)", 50, of_loss.pop(50.0))
+    assert not of_loss and not shown(from_scratch, "delta_loss", "gated")
+
+
+def test_how_close_batch_topk_is_to_the_frontiers_warm_start():
+    values = percents(of_differences("frontier", FVU)["BatchTopK"])
+    said("The frontier", "(FVU within 1.2 %)", max(map(abs, values)))
+    dead = {line[0]: float(line[3].split(" ")[0]) for line in lines("frontier", "arm | L0 | gamma")}
+    said(
+        "The frontier",
+        "At an L0 of 176 20 % of the latents are dead (from scratch 58 %, BatchTopK 1 %)",
+        *(176, dead["JumpReLU (warm start)"], dead["JumpReLU (from scratch)"], dead["BatchTopK"]),
+    )
+    at_64 = [line for line in lines("frontier", "arm | L0 | pairs of seeds") if line[1][:2] == "64"]
+    share = {line[0]: 100 * float(line[4]) for line in at_64}
+    said(
+        "The frontier",
+        "at L0 64 49 % of its latents have a match above a cosine of 0.7 in another seed's "
+        "(ReLU 25, JumpReLU 21, TopK 9 %)",
+        *(64, share["Gated (RI-L1)"], 0.7, share["ReLU (L1)"]),
+        *(share["JumpReLU (warm start)"], share["TopK"]),
+    )
+
+
+def test_which_causal_differences_have_both_intervals_on_one_side():
+    table = rows(of_report("frontier").partition("Do arms differ?")[2], "")
+    marked = {
+        (row, arm) for row, of in table.items() for arm, cell in of.items() if cell[:1] == "*"
+    }
+    assert {("1 alone", "ReLU (L1)"), ("without 8", "TopK"), ("1 alone", "TopK")} <= marked
+    assert (
+        "Both intervals of ReLU's (more in its first latents) and TopK's (less) exclude 0 in some"
+        in (" ".join(section("The frontier").split()))
+    )
+
+
+def test_how_the_arms_were_tuned():
+    text = (HOME.parent / "tuning/equal/report.md").read_text(encoding="utf-8")
+    assert text.splitlines()[2].startswith("60 settings of 5 arm(s)")
+    told = " ".join(section("Tuned alike").split())
+    assert "Twelve settings for each of five arms" in told
+    of_arms = [part for part in text.split("\n## ") if "| setting |" in part]
+    assert len(of_arms) == 5
+    for part in of_arms:
+        best = {name.strip("`"): row for name, row in rows(part, "setting").items()}
+        rate, scale, decay = (
+            float(best[f"training.{name}"]["best"].strip("*"))
+            for name in ("learning_rate", "init_encoder_scale", "decay_steps")
+        )
+        said("Tuned alike", "(rate 2.25e-3, encoder scale 0.074, decay", rate, scale)
+        assert decay == 0.5 and "decay over the second half" in told
+        edges = [name for name, row in best.items() if "edge" in row[""]]
+        assert edges == ["training.threshold_learning_rate"] * part.startswith("jumprelu_scratch")
+    assert "thresholds' rate from scratch alone, 1.4e-2" in told
+    loss = [cell for cells in of_differences("equal", LOSS).values() for cell in cells.values()]
+    said("Tuned alike", "survives the correction for 40:", sum(cell != "-" for cell in loss))
+    both = ["Gated (RI-L1)", "TopK", "dictionary_learning's BatchTopK", "SAELens's BatchTopK"]
+    both.append("sparsify's TopK")
+    of_loss = of_differences("equal", LOSS)
+    assert all(cell[0] in "*-" for arm in both for cell in of_loss[arm].values())
+
+
+def test_hfsaes_topk_is_held_against_sparsifys():
+    fvu = rows(of_report("equal").partition("\n## Values\n")[2], FVU)
+    pairs = zip(fvu["TopK"].values(), fvu["sparsify's TopK"].values(), strict=True)
+    below = [100 * (1 - float(a[:6]) / float(b[:6])) for a, b in pairs if b != "-"]
+    assert len(below) == 4
+    for percent in ends(below):
+        said("Tuned alike", "(hfsae's TopK is 8 % below it)", percent)
+
+
+def test_what_other_texts_do():
+    text = of_report("equal").partition("\n### At an L0 of 50\n")[2]
+    table = rows(text, "arm")
+    read = {
+        (arm, name): [float(n) for n in re.findall(r"[\d.]+", cells[name])]
+        for arm, cells in table.items()
+        for name in ("code", "news")
+    }
+    news, code = ([v for (_, name), v in read.items() if name == side] for side in ("news", "code"))
+    said(
+        "Tuned alike",
+        "FVU is 1.4 to 1.5 times that of held-out documents on news, 2.7 to 2.9 times on Python "
+        "code (delta loss 0.4 to 0.6 and 1.9 to 2.4 nats)",
+        *(*ends([v[3] for v in news]), *ends([v[3] for v in code])),
+        *(*ends([v[1] for v in news]), *ends([v[1] for v in code])),
+    )
+    more = [
+        100 * (v[2] / 50 - 1)
+        for (arm, _), v in read.items()
+        if not arm.endswith("TopK") or "Batch" in arm
+    ]
+    said("Tuned alike", "23 to 37 % more latents fire", *ends(more))
+
+
+def test_rates():
+    every = {
+        line[0]: line for report in ("rates", "warm_start") for line in lines(report, "arm | SAE")
+    }
+    fvu, loss, dead = ({arm: float(line[at]) for arm, line in every.items()} for at in (4, 5, 7))
+    scratch = [fvu[f"jumprelu_scratch_{rate}"] for rate in ("1e-3", "8e-3")]
+    said("Rates", "FVU of JumpReLU from scratch falls from 0.159 to 0.119", *scratch)
+    said("Rates", "(0.138 against 0.129)", fvu["jumprelu_scratch_2e-3"], fvu["topk_2e-3"])
+    for words, arm in (
+        ("3e-3 for JumpReLU with a warm start (FVU 0.1147)", "three_quarters_3e-3"),
+        ("for BatchTopK (0.1145)", "batch_topk_3e-3"),
+        ("8e-3 from scratch (0.1193)", "jumprelu_scratch_8e-3"),
+        ("2e-3 for Gated (0.1225)", "gated_2e-3"),
+        ("4e-3 for TopK (0.1281)", "topk_4e-3"),
+        ("which trains at 2e-3 (0.1288)", "topk_2e-3"),
+        ("ReLU trains at 8e-3 (0.1655)", "relu_8e-3"),
+        ("at 1.6e-2 (0.1635)", "relu_16e-3"),
+    ):
+        rates = [float(rate) for rate in re.findall(r"[\d.]+e-\d", words)]
+        said("Rates", words, *rates, fvu[arm])
+        family = [
+            of for name, of in fvu.items() if name.rpartition("_")[0] == arm.rpartition("_")[0]
+        ]
+        assert fvu[arm] == min(family) or arm in ("topk_2e-3", "relu_8e-3")
+    said("Rates", "(0.080 instead of 0.090)", loss["topk_2e-3"], loss["topk_4e-3"])
+    said("Rates", "12 % of its latents are dead", 100 * dead["relu_16e-3"])
+
+
+def test_longer_runs_at_other_sites():
+    every: dict[tuple[str, str], list[float]] = {}
+    for site in ("layers.15.mlp", "layers.15.self_attn"):
+        for line in lines(site, "arm | L0 | gamma"):
+            every.setdefault((site, line[0]), []).append(float(line[3]))
+    title = "Longer runs at these sites"
+    names = ("JumpReLU (warm start)", "TopK", "BatchTopK")
+    for words, site in (
+        ("MLP: 13 to 50 %, of TopK's 0 to 16, of BatchTopK's 5 to 21 %", "layers.15.mlp"),
+        (
+            "attention: 87 to 91 %, of TopK's 64 to 80, of BatchTopK's 70 to 77 %",
+            "layers.15.self_attn",
+        ),
+    ):
+        said(title, words, *(end for name in names for end in ends(every[site, name])))
+    ratios: dict[str, list[float]] = {"jumprelu": [], "topk": []}
+    for report in ("site_rates", "site_rates.self_attn"):
+        table = rows(of_report(report).partition("\n## Values\n")[2], FVU)
+        for arm, base in (("jumprelu", "jumprelu_3e-3"), ("topk", "topk_2e-3")):
+            for rate in ("1e-3", "5e-4"):
+                cells = zip(table[f"{arm}_{rate}"].values(), table[base].values(), strict=True)
+                ratios[arm] += [100 * (float(a) / float(b) - 1) for a, b in cells]
+    said(
+        title,
+        "JumpReLU's by 13 to 35 % and TopK's by 5 to 44 %",
+        *(*ends(ratios["jumprelu"]), *ends(ratios["topk"])),
+    )
+    positions = {}
+    for site in PLACES.values():
+        if site != "layers.15":
+            kept, _, dropped = re.findall(
+                r"([\d,]+) (?:kept|special tokens|norm outliers)", of_report(site)
+            )
+            n, out = (int(part.replace(",", "")) for part in (kept, dropped))
+            positions[site] = 100 * out / (n + out)
+    early = positions.pop("layers.5")
+    said(title, "2.7 % of positions are dropped as norm outliers", early)
+    assert max(positions.values()) < 0.03
+    assert "(elsewhere 0.03 % at most)" in " ".join(section(title).split())
+
+
+def areas(metric: str) -> dict[tuple[str, str], dict[str, str]]:
+    """{(site, arm): {column: cell}} of the report over sites."""
+    table = rows(of_report("sites").partition("\n## By site and L0\n")[2], metric)
+    split = {tuple(row.split(": ")): cells for row, cells in table.items()}
+    return {(row[0], row[1]): cells for row, cells in split.items()}
+
+
+def at_sites(metric: str, arm: str, column: str, *left_out: str, only: str = "") -> list[float]:
+    cells = {s: c[column] for (s, a), c in areas(metric).items() if a == arm and s not in left_out}
+    return percents(cells, only)
+
+
+def test_what_the_order_of_arms_depends_on():
+    title, attention = "At other sites", "layers.15.self_attn"
+    gated, topk, scratch = "Gated (RI-L1)", "TopK", "JumpReLU (from scratch)"
+    on_attention = percents({"": areas(FVU)[attention, gated]["area"]})
+    said(
+        title,
+        "larger by 6 to 8 % at four sites and by 48 % on attention's output",
+        *(*ends(at_sites(FVU, gated, "area", attention)), *on_attention),
+    )
+    of = {site: percents({"": areas(FVU)[site, topk]["area"]})[0] for site in PLACES.values()}
+    said(title, "TopK's by 14 % after block 5", of["layers.5"], 5)
+    late = max(of["layers.25"], of["layers.15.mlp"])
+    said(title, "by 2 % after block 25 and on the MLP", late, 25)
+    is_shown = {s for (s, arm), c in areas(FVU).items() if arm == scratch and c["area"][:2] == "**"}
+    assert is_shown == {"layers.15", "layers.15.mlp"}
+    said(title, "2 to 3 % after block 15", *ends(at_sites(FVU, scratch, "area", only=r"\*\*")), 15)
+    at_20 = {key: percents({"": cells["L0 20"]})[0] for key, cells in areas(FVU).items()}
+    at_20.pop((attention, gated))
+    said(title, "(at 20 at most 8 %", 20, max(map(abs, at_20.values())))
+    said(title, "up to 1 % larger at 20", max(at_sites(FVU, "BatchTopK", "L0 20")), 20)
+    at_160 = at_sites(FVU, "BatchTopK", "L0 160")
+    said(title, "2 to 3 % smaller at 160", -max(at_160), -min(at_160), 160)
+    cells = [areas(LOSS)[f"layers.{n}", arm]["area"] for n in (5, 15, 25) for arm in (gated, topk)]
+    said(title, "are 18 to 55 % larger", *ends(percents(dict(enumerate(cells)))))
+    assert all(c[0] == "*" for c in cells) and sum(c[:2] == "**" for c in cells) == 2
+    assert "two of the six survive" in section(title)
+    overall = rows(of_report("sites").partition("\n## Over all sites\n")[2], LOSS)
+    both = [overall[arm] for arm in (gated, topk)]
+    means = [percents({"": cells["mean"]})[0] for cells in both]
+    said(title, "is 24 % for Gated and 34.5 % for TopK", *means)
+    intervals = [n for cells in both for n in re.findall(r"[\d.]+", cells["sites like these"])]
+    said(title, "like these (17 to 32 and 12 to 62 %)", *map(float, intervals))
+    assert all(cells["sites like these"].startswith("**") for cells in both)
+
+
+def test_what_is_told_of_batch_topk_over_sites():
+    row = rows(of_report("sites").partition("\n## Over all sites\n")[2], FVU)["BatchTopK"]
+    numbers = (float(n) for n in re.findall(r"-?[\d.]+", row["mean"] + row["these sites"]))
+    said("At other sites", "BatchTopK's is -0.4 % (-0.5 to -0.3)", *numbers)
+    assert row["between sites"] == "0.3"
+
+
+def test_a_mean_in_attentions_place_costs_little_and_its_reconstructions_nothing():
+    saes = results.read_json(HOME / "layers.15.self_attn/results.json")["saes"]
+    said(
+        "Longer runs at these sites",
+        "Putting its mean in attention's place costs only 0.006 nats, and each of the 25 SAEs'",
+        *(saes[0]["metrics"]["ce_mean"] - saes[0]["metrics"]["ce_clean"], len(saes)),
+    )
+    assert all(sae["metrics"]["delta_loss"] < 0 for sae in saes)
+
+
+def of_ablations(report: str, *arms: str) -> list[float]:
+    table = of_differences(report, FVU)
+    return [
+        n for arm in arms for n in percents({k: v for k, v in table[arm].items() if k != "area"})
+    ]
+
+
+def test_what_is_told_of_ablations():
+    title, short, longer = "What of it matters", "ablations_seeds", "ablations"
+    jump = ("JumpReLU, L1 (H.2)", "shifted ReLU, L0, STE to inputs too (H.2)", "ReLU, L1 (H.2)")
+    both = (*ends(of_ablations(short, *jump)), *ends(of_ablations(longer, *jump)))
+    said(title, "by 26 to 43 % (longer: 18 to 35 %)", *both)
+    terms = ("STE in the L0 term only", "STE in the reconstruction term only")
+    said(title, "alone by 15 to 72 %", *ends(of_ablations(short, *terms)))
+    kernels = [f"{k} kernel (H.3)" for k in ("triangle", "Epanechnikov", "Gaussian")]
+    said(
+        title, "A kernel changes FVU by 1 % at most", max(map(abs, of_ablations(longer, *kernels)))
+    )
+    narrow = "bandwidth 0.001, the paper's"
+    dead = {
+        report: [
+            (line[0], float(line[3].split(" ")[0])) for line in lines(report, "arm | L0 | gamma")
+        ]
+        for report in (short, longer)
+    }
+    of = {
+        (r, arm): [d for name, d in dead[r] if name == arm]
+        for r in dead
+        for arm in (narrow, "JumpReLU")
+    }
+    said(
+        title,
+        "it 11 to 13 % larger in 512 steps, with 53 to 56 % of latents silent instead of 8 to 15 %",
+        *(
+            *ends(of_ablations(short, narrow)),
+            512,
+            *ends(of[short, narrow]),
+            *ends(of[short, "JumpReLU"]),
+        ),
+    )
+    assert max(of_ablations(longer, narrow)) <= 1.5
+    said(
+        title,
+        "with 10 % silent at L0 50 instead of 0.8 %",
+        *(of[longer, narrow][1], 50, of[longer, "JumpReLU"][1]),
+    )
+    frozen = [
+        float(line[2]) for line in lines(short, "arm | L0 | 1 %") if line[0] == "thresholds frozen"
+    ]
+    said(title, "Frozen at one value for all (0.03 to 0.06", *ends(frozen))
+    said(
+        title,
+        "up to 3 % worse, and BatchTopK 5 to 6 % better",
+        max(of_ablations(longer, "thresholds frozen")),
+        *reversed(
+            [-n for n in ends(of_ablations(longer, "one threshold, after training (BatchTopK)"))]
+        ),
+    )
+    said(title, "FVU is 2 % larger at L0 25", of_ablations(short, "STE to inputs too (H.1)")[0], 25)
+    shifted = {r: [d for name, d in dead[r] if name == jump[1]] for r in dead}
+    said(
+        title,
+        "66 to 68 % of its latents are silent (longer: 60 to 77 %)",
+        *(*ends(shifted[short]), *ends(shifted[longer])),
+    )
+
+
+def test_what_is_told_of_gradients():
+    text = (HOME / "threshold_gradients.md").read_text(encoding="utf-8")
+    of = {
+        (cells[1], cells[2]): [float(n) for n in cells[3:]]
+        for cells in ([c.strip() for c in line.strip("|").split("|")] for line in text.splitlines())
+        if cells[0] == "rectangle"
+    }
+    wide, narrow = [of["0.03", batch] for batch in ("1,024", "4,096")], of["0.003", "1,024"]
+    title = "What of it matters"
+    told = " ".join(section(title).split())
+    assert "is 0.15 for 1,024 tokens and 0.26 for 4,096" in told
+    assert [round(row[2], 2) for row in wide] == [0.15, 0.26]
+    said(title, "signs are right in 55 and 60 % of cases", *(100 * row[4] for row in wide))
+    assert "100,000 tokens it is 0.48, with a bandwidth of 0.003 0.77" in told
+    assert [round(wide[0][3], 2), round(narrow[3], 2)] == [0.48, 0.77]
+    agree = float(re.findall(r"agree with a cosine of ([\d.]+)", text)[0])
+    said(title, "(two halves of the text agree by 0.91)", agree)
+
+
+def test_what_is_told_of_explanations():
+    title = "Are latents of one architecture easier to explain?"
+    text = of_report("interpretability").partition("\n## Interpretability\n")[2]
+    scores, told = rows(text, "arm"), " ".join(section(title).split())
+    pearson = {arm: float(cells["Pearson"].split(" ")[0]) for arm, cells in scores.items()}
+    gaps = [pearson["JumpReLU"] - pearson[arm] for arm in ("Gated (RI-L1)", "TopK")]
+    said(title, "mean is lower by .07 and .05", *gaps)
+    cells = [
+        c
+        for arm in ("BatchTopK", "Gated (RI-L1)", "TopK")
+        for c in rows(text, "minus JumpReLU")[arm].values()
+    ]
+    assert (
+        len(cells) == 15 and [c[:1] for c in cells].count("*") == 1 and "**" not in "".join(cells)
+    )
+    assert "*-0.057* (-0.086 to -0.028" in next(c for c in cells if c[0] == "*")
+    assert "Of fifteen differences" in told and "(-.057, -.086 to -.028)" in told
+    judged = [line for line in lines("interpretability", "score | arm | L0 | latents | mean")]
+    auc, accuracy = (
+        [
+            (float(line[4].split(" ")[1]), float(line[5].split(" ")[0]))
+            for line in judged
+            if line[0] == score
+        ]
+        for score in ("detection", "intruder")
+    )
+    said(title, "AUC .502, .499, .471, .509", *(mean for mean, _ in auc))
+    said(title, "name by .000, -.006, -.012, .002", *(above for _, above in auc))
+    said(title, "accuracy .205, .194, .188, .194", *(mean for mean, _ in accuracy))
+    said(title, "random directions have .05 to .07 less", *ends([above for _, above in accuracy]))
+
+
+def test_which_variant_costs_what():
+    title, attention = "Which variant", "layers.15.self_attn"
+    cells = [
+        v
+        for (_, arm), c in areas(FVU).items()
+        if arm == "JumpReLU (from scratch)"
+        for v in c.values()
+    ]
+    mean = rows(of_report("sites").partition("\n## Over all sites\n")[2], FVU)
+    said(
+        title,
+        "some 2 % of FVU (by site and L0 -1 to 8 %)",
+        *percents({"": mean["JumpReLU (from scratch)"]["mean"]}),
+        *ends(percents(dict(enumerate(cells)))),
+    )
+    of_rates = of_differences("threshold_rates", FVU)
+    assert (
+        max(percents({r: of_rates[f"thresholds at {r}"]["area"] for r in ("2.8e-3", "2.8e-2")}))
+        < 0.5
+    )
+    assert "3e-3, 1.4e-2 and 2.8e-2 came out alike" in section(title)
+    assert "at 5.5e-2 half of the latents fall silent" in section(title)
+    topk = {
+        site: percents({"": c["area"]})[0] for (site, arm), c in areas(FVU).items() if arm == "TopK"
+    }
+    late = max(topk["layers.25"], topk["layers.15.mlp"])
+    said(title, "2 % late in the model and on the MLP's output, 14 % early", late, topk["layers.5"])
+    gated = {
+        s: percents({"": c["area"]})[0]
+        for (s, arm), c in areas(FVU).items()
+        if arm == "Gated (RI-L1)"
+    }
+    on_attention = gated.pop(attention)
+    said(
+        title,
+        "6 to 8 % over all L0s, on attention's output 48 %",
+        *ends([*gated.values()]),
+        on_attention,
+    )
+    relu = dict(of_differences("frontier", FVU)["ReLU (L1)"])
+    relu.pop("area")
+    said(title, "costs 43 to 75 %", *ends(percents(relu)))
+
+
+# Sentences on settings and on how to read a table, not on results.
+_GIVEN = (
+    "activations",
+    "tokens",
+    "at an L0 of",
+    "95 % intervals",
+    "Holm's correction",
+    "In per cent",
+)
+_GIVEN += (
+    "The paper claims",
+    "(from scratch, logarithmic thresholds",
+    "Lower rates",
+    "over all L0s):",
+)
+_GIVEN += ("was asked about 40",)
+
+
+def test_every_sentence_with_a_measured_number_is_held_to_a_report():
+    """Held is a sentence where a test of this folder names words of it, with their number."""
+    sources = (
+        path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_told*.py")
+    )
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    words = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    held = [" ".join(w.split()) for w in words if re.search(r"\d", w) and len(w) > 5]
+    loose = [s for s in sentences() if not any(part in s for part in (*held, *_GIVEN))]
+    assert not loose, "\n".join(loose)
+
+
+def sentences() -> list[str]:
+    """Sentences of the page's reconstruction and explanation that hold a number; no tables."""
+    text = (HOME / "README.md").read_text(encoding="utf-8").partition("\n## The verdict\n")[2]
+    text = text.partition("\n## Do latents tell texts apart?\n")[0]
+    found = []
+    for block in text.split("\n\n"):
+        if not block.startswith(("|", "```", "![", "#")):
+            for item in re.split(r"\n(?=- )", block):
+                flat = re.sub(r"\]\([^)]*\)", "]", " ".join(item.split()))
+                flat = re.sub(r"`[^`]*`", "", flat)
+                found += re.split(r"(?<=[.:;])\s+(?=[A-Z*\[])", flat)
+    return [s for s in found if re.search(r"\d", s)]

@@ -1,0 +1,82 @@
+"""Readers of the comparisons' reports, and of the page that tells what they say."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HOME = Path(__file__).parents[2] / "scripts/comparisons"
+FVU, LOSS = "FVU", "delta LM loss"
+# the README's names of arms, where they are longer than the report's
+TITLES = {
+    "JumpReLU, warm for three quarters of the steps": "JumpReLU (warm start)",
+    "JumpReLU from scratch": "JumpReLU (from scratch)",
+    "Gated": "Gated (RI-L1)",
+}
+
+
+def rows(text: str, head: str) -> dict[str, dict[str, str]]:
+    """The first table whose head begins so: {row: {column: cell}}."""
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"| {head} |"))
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines[at:]]
+    columns, body = cells[0][1:], []
+    for line in cells[2:]:
+        if len(line) < 2:
+            break
+        body.append(line)
+    return {row[0]: dict(zip(columns, row[1:], strict=True)) for row in body}
+
+
+def lines(report: str, head: str) -> list[list[str]]:
+    """The cells of each line of a report's table whose head begins so."""
+    text = of_report(report).partition(f"| {head} |")[2].partition("\n\n")[0]
+    return [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+
+
+def section(title: str) -> str:
+    """A section of the page of comparisons, or of that of recipes."""
+    for folder in (HOME, HOME.parent / "recipes"):
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        if found := text.partition(f"\n## {title}\n")[2]:
+            return found.partition("\n## ")[0]
+    raise ValueError(f"no section {title}")
+
+
+def of_report(name: str) -> str:
+    return (HOME / name / "report.md").read_text(encoding="utf-8")
+
+
+PLACES = {
+    "block 5": "layers.5",
+    "block 15": "layers.15",
+    "block 25": "layers.25",
+    "MLP": "layers.15.mlp",
+    "attention": "layers.15.self_attn",
+}
+
+
+def percents(cells: Mapping[Any, str], only: str = r"") -> list[float]:
+    """The numbers of a row of differences whose cells begin with this mark; over +1000 is inf."""
+    found = (re.match(rf"{only}\**(over )?([+-][\d.]+) %", cell) for cell in cells.values())
+    return [math.inf if m[1] else float(m[2]) for m in found if m]
+
+
+def of_differences(report: str, metric: str) -> dict[str, dict[str, str]]:
+    """{arm: {column: cell}} of a report's table of differences."""
+    return rows(of_report(report).partition("\n## Differences\n")[2], metric)
+
+
+def number(text: str) -> float:
+    return math.inf if text == "over +1000" else float(text)
+
+
+def agrees(told: str, cells: list[str]) -> bool:
+    """Whether whole per cents ("+3", "0 to +1", "over +1000", "-" for none) are those of cells."""
+    values = percents(dict(enumerate(cells)))
+    ends = [number(part) for part in told.split(" to ")] if told != "-" else []
+    measured = [min(values), max(values)] if values else []
+    return [*ends, *ends[:1]][:2] == pytest.approx(measured, abs=0.55)
