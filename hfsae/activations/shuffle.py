@@ -121,6 +121,7 @@ class ShuffledActivations:
         """Called with (activations so far, most there can be) while a bucket is filled; by another
         thread, if it is prefetched."""
         self._totals = {"kept": 0, "dropped_special": 0, "dropped_outliers": 0}
+        self._digests = dict.fromkeys(harvester.sites, "")
         self._after = self._source()  # of the last bucket that was handed out
         self._position = {"bucket": 0, "offset": 0, "handed_out": 0, "source": self._after}
         self._bucket: _Bucket | None = None
@@ -146,8 +147,10 @@ class ShuffledActivations:
     @property
     def record(self) -> dict[str, Any]:
         """Positions harvested so far over all processes (kept, dropped_special, dropped_outliers)
-        and, by site, the norm above which positions were dropped."""
-        return {**self._after["totals"], "norm_limits": dict(self._after["norm_limits"])}
+        and, by site, the norm above which positions were dropped, and a hash of all activations:
+        where it is equal, two trainings saw the same ones to the bit."""
+        by_site = {name: dict(self._after[name]) for name in ("norm_limits", "digests")}
+        return self._after["totals"] | by_site
 
     def sample(self, n: int) -> dict[str, Float[Tensor, "_ _"]]:
         """The first n activations of the current bucket's order, float32; consumes nothing."""
@@ -227,13 +230,14 @@ class ShuffledActivations:
                 "rows": self.rows.state_dict(),
                 "norm_limits": self.harvester.norm_limits,
                 "totals": self._totals,
+                "digests": self._digests,
             }
         )
 
     def _load_source(self, source: dict[str, Any]) -> None:
         self.rows.load_state_dict(source["rows"])
         self.harvester.norm_limits = dict(source["norm_limits"])
-        self._totals = dict(source["totals"])
+        self._totals, self._digests = dict(source["totals"]), dict(source["digests"])
 
     def _filled(self) -> dict[str, Float[Tensor, "_ _"]]:
         """The current bucket."""
@@ -307,6 +311,7 @@ class ShuffledActivations:
         capacity = sum(int(batch.keep.sum()) for batch in batches)
         self._agree_on_norm_limits(batches)
         bucket: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         n = 0
         for first in range(0, len(batches), self.world):  # one batch of token rows a process
             mine = first + self.rank
@@ -319,6 +324,7 @@ class ShuffledActivations:
                     bucket[site] = torch.empty(size, dtype=acts.dtype, device=self.args.device)
                 n = n_before + len(acts)
                 bucket[site][n_before:n] = acts
+                sums[site] = _column_sums(acts) + sums.get(site, 0)
             self.progress(n, capacity)
             if self._is_abandoned():
                 raise _Closed
@@ -332,6 +338,10 @@ class ShuffledActivations:
                 f"the text gave {n} activations, fewer than a batch ({self.batch_size}); give more "
                 "text or a smaller batch_size"
             )
+        for site, total in sums.items():
+            digest = blake2b(self._digests[site].encode(), digest_size=8)
+            digest.update(total.cpu().numpy().tobytes())
+            self._digests[site] = digest.hexdigest()
         return {site: acts[:n] for site, acts in bucket.items()}
 
     def _is_abandoned(self) -> bool:
@@ -372,6 +382,13 @@ def _hash_of(batches: list[TokenBatch]) -> str:
         for part in (batch.input_ids, batch.keep):
             digest.update(part.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _column_sums(acts: Float[Tensor, "n d"]) -> Int64[Tensor, " d"]:
+    """For each dimension the sum of the numbers' bits, read as integers: exact, hence the same in
+    any order, on any device, and another one where a single bit differs."""
+    as_integers = acts.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[acts.element_size()])
+    return as_integers.sum(0, dtype=torch.int64)
 
 
 @lru_cache(maxsize=1)

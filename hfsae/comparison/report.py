@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -327,20 +328,24 @@ class _Parts:
         )
 
     def _harvests(self) -> str:
-        """The number of harvests; their norm limits tell them apart, as all use the same rows."""
-        of_saes = [m.record["harvested"]["norm_limits"] for m in self.measured]
-        common = sorted(set.intersection(*map(set, of_saes)))  # arms may read more than one site
-        counts = Counter(tuple(limits[site] for site in common) for limits in of_saes)
-        if len(counts) == 1:
-            return ""
-        limits = "; ".join(
-            f"{n} SAEs: {' '.join(f'{limit:.6g}' for limit in limits)}"
-            for limits, n in counts.most_common()
+        """The number of harvests. As all use the same rows, norm limits tell them apart, and the
+        hashes of activations, where they are recorded, of trainings of one length."""
+        of_saes = [m.record["harvested"] for m in self.measured]
+        limits = _at_common_sites([harvested["norm_limits"] for harvested in of_saes])
+        digests = _at_common_sites([harvested.get("digests", {}) for harvested in of_saes])
+        counts = Counter(zip(limits, digests, strict=True))
+        lengths = {harvested["kept"] for harvested in of_saes}
+        if len(set(limits)) == 1 and len(counts) == len(lengths):
+            hashes = ", ".join(" ".join(digest) for digest in dict.fromkeys(digests) if digest)
+            return f" All saw the same activations, to the bit (hash {hashes})." if hashes else ""
+        apart = "; ".join(
+            f"{n} SAEs: {' '.join((*(f'{limit:.6g}' for limit in those), *digest))}"
+            for (those, digest), n in counts.most_common()
         )
         return (
             f" The text was harvested {len(counts)} times with different rounding (norm limits "
-            f"above which outliers were dropped: {limits}), so activations are equal only up to "
-            "rounding."
+            "above which outliers were dropped, then the hash of all activations, if recorded: "
+            f"{apart}), so activations are equal only up to rounding."
         )
 
     def _every_sae(self) -> str:
@@ -469,3 +474,9 @@ def page_of(text: str, folder: Path) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body>\n{body}</body></html>\n"
     )
+
+
+def _at_common_sites(by_site: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Each one's values at the sites that all have: arms may read more than one."""
+    common = sorted(set.intersection(*map(set, by_site)))
+    return [tuple(values[site] for site in common) for values in by_site]

@@ -99,6 +99,31 @@ def test_a_loaded_position_gives_the_same_batches_from_there_on(make_stream, sto
     assert resumed.record == whole.record and whole.record["dropped_outliers"] > 0
 
 
+def test_the_hash_of_activations_tells_streams_apart_by_a_single_bit(make_stream, monkeypatch):
+    one, reordered, rounded = make_stream(), make_stream(seed=1), make_stream()
+    harvest = rounded.harvester.__class__.__call__
+
+    def with_one_bit_changed(self, batch):
+        harvested = harvest(self, batch)
+        if self is rounded.harvester and len(seen) == 1:
+            bits = harvested.activations["layers.2"][3:4, 7:8].view(torch.int32)
+            bits ^= 1
+        seen.append(batch)
+        return harvested
+
+    seen: list = []
+    monkeypatch.setattr(rounded.harvester.__class__, "__call__", with_one_bit_changed)
+    digests = []
+    for stream in (one, reordered, rounded):
+        seen.clear()
+        while stream.state_dict()["bucket"] < 2:
+            stream.next_batch()
+        digests.append(stream.record["digests"])
+    assert digests[0] == digests[1]
+    assert digests[0]["layers.1"] == digests[2]["layers.1"] != digests[0]["layers.2"]
+    assert digests[0]["layers.2"] != digests[2]["layers.2"]
+
+
 def test_other_text_at_a_loaded_position_is_refused(make_stream, monkeypatch):
     stopped, resumed = make_stream(), make_stream()
     for _ in range(15):

@@ -145,11 +145,24 @@ def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
     compare(first)
     assert {name: (report / name).read_bytes() for name in before} == before
     assert len(loads) == 1, "nothing was trained or measured again"
-    assert "was harvested" not in (report / "report.md").read_text()
+    text = (report / "report.md").read_text()
+    assert re.search(r"All saw the same activations, to the bit \(hash [0-9a-f]{16}\)\.", text)
+    (report / "results.json").write_text(
+        re.sub(
+            r'("digests": {\s*"[^"]+": )"\w+"',
+            r'\1"changed"',
+            numbers := (report / "results.json").read_text(),
+            count=1,
+        )
+    )
+    text = (compare(first) / "report.md").read_text()
+    assert re.search(
+        r"was harvested 2 times.*: 7 SAEs: (\S+) [0-9a-f]{16}; 1 SAEs: \1 changed\)", text
+    )
+    (report / "results.json").write_text(numbers)
 
     other = tiny_comparison(tmp_path / "there", **fields)
     other.seeds = [2]
-    numbers = (report / "results.json").read_text()
     (report / "results.json").write_text('{"saes": [{"arm": "topk"}]}')
     with pytest.raises(ValueError, match=r"results\.json is damaged .KeyError.*; put back a sound"):
         compare(other)
@@ -163,7 +176,7 @@ def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
     assert sorted(path.name for path in (tmp_path / "there/topk").iterdir()) == ["seed_2"]
     both = "(JumpReLU, topk)"
     assert f"machines: not recorded, 8 SAEs {both}; another machine, 4 SAEs {both}." in text
-    assert re.search(r"was harvested 2 times.*dropped: 8 SAEs: 1.5; 4 SAEs: \d+\.\d+\)", text)
+    assert re.search(r"was harvested 2 times.*: 8 SAEs: 1.5 (\w+); 4 SAEs: \d+\.\d+ \1\)", text)
     assert "seeds: 0, 1, 2" in text and len(saes_in(report)) == 12
     rows = text.partition("## Do seeds agree")[2].partition("## Arms")[0].splitlines()
     assert [row.split("|")[3].strip() for row in rows if "| topk" in row] == ["1", "1"], "of three"
