@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -328,24 +327,18 @@ class _Parts:
         )
 
     def _harvests(self) -> str:
-        """The number of harvests. As all use the same rows, norm limits tell them apart, and the
-        hashes of activations, where they are recorded, of trainings of one length."""
-        of_saes = [m.record["harvested"] for m in self.measured]
-        limits = _at_common_sites([harvested["norm_limits"] for harvested in of_saes])
-        digests = _at_common_sites([harvested.get("digests", {}) for harvested in of_saes])
-        counts = Counter(zip(limits, digests, strict=True))
-        lengths = {harvested["kept"] for harvested in of_saes}
-        if len(set(limits)) == 1 and len(counts) == len(lengths):
-            hashes = ", ".join(" ".join(digest) for digest in dict.fromkeys(digests) if digest)
+        found, n = results.harvests(self.measured), results.n_harvests(self.measured)
+        if n == 1:
+            hashes = ", ".join(" ".join(each.digests) for each in found if each.digests)
             return f" All saw the same activations, to the bit (hash {hashes})." if hashes else ""
         apart = "; ".join(
-            f"{n} SAEs: {' '.join((*(f'{limit:.6g}' for limit in those), *digest))}"
-            for (those, digest), n in counts.most_common()
+            f"{n_saes} SAEs: {' '.join((*(f'{x:.6g}' for x in each.norm_limits), *each.digests))}"
+            for each, n_saes in found.most_common()
         )
         return (
-            f" The text was harvested {len(counts)} times with different rounding (norm limits "
-            "above which outliers were dropped, then the hash of all activations, if recorded: "
-            f"{apart}), so activations are equal only up to rounding."
+            f" The text was harvested {n} times with different rounding (norm limits above which "
+            f"outliers were dropped, then the hash of all activations, if recorded: {apart}), so "
+            "activations are equal only up to rounding."
         )
 
     def _every_sae(self) -> str:
@@ -474,9 +467,3 @@ def page_of(text: str, folder: Path) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body>\n{body}</body></html>\n"
     )
-
-
-def _at_common_sites(by_site: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """Each one's values at the sites that all have: arms may read more than one."""
-    common = sorted(set.intersection(*map(set, by_site)))
-    return [tuple(values[site] for site in common) for values in by_site]

@@ -7,6 +7,7 @@ arm and seed are one training run: to add a sparsity, set another output_dir.)
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
@@ -203,6 +204,38 @@ def _values(metrics: Mapping[str, Metric]) -> dict[str, float]:
 
 def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in _RECORDED} | {"machine": record.get("machine", "")}
+
+
+class Harvest(NamedTuple):
+    """What tells one reading of the training text from another."""
+
+    n_tokens: int
+    norm_limits: tuple[float, ...]
+    digests: tuple[str, ...]
+    """hash of all activations at each site; empty where a training did not record it"""
+
+
+def harvests(measured: Sequence[Measured]) -> Counter[Harvest]:
+    """How many SAEs saw which harvest."""
+    of_saes = [m.record["harvested"] for m in measured]
+    limits = _at_common_sites([harvested["norm_limits"] for harvested in of_saes])
+    digests = _at_common_sites([harvested.get("digests", {}) for harvested in of_saes])
+    lengths = [m.record["n_tokens"] for m in measured]
+    return Counter(map(Harvest, lengths, limits, digests))
+
+
+def n_harvests(measured: Sequence[Measured]) -> int:
+    """In how many ways the text was read, by the norm limits and, among trainings of one length,
+    the hashes. 1: all arms saw the same activations."""
+    found = harvests(measured)
+    of_length = Counter(each.n_tokens for each in found)
+    return max(len({each.norm_limits for each in found}), *of_length.values())
+
+
+def _at_common_sites(by_site: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Each one's values at the sites that all have: arms may read more than one."""
+    common = sorted(set.intersection(*map(set, by_site)))
+    return [tuple(values[site] for site in common) for values in by_site]
 
 
 def kept_causes(folder: Path) -> tuple[Mapping[str, Tensor], dict[str, str]]:

@@ -19,6 +19,7 @@ from .differences import Differences, Verdict
 from .estimates import LEVEL, corrected
 from .frontier import METRICS
 from .report import difference_cell, page_of
+from .results import n_harvests
 from .sites import AcrossSites, overall_table
 
 _METHOD = """\
@@ -95,9 +96,8 @@ def _parts(
 
 
 def _comparisons(compared: Sequence[Differences | AcrossSites], folder: Path) -> str:
-    rows = [
-        ["comparison", "site", "SAEs", "latents", "activations", "seeds", "reference", "machines"]
-    ]
+    columns = "comparison, site, SAEs, latents, activations, seeds, reference, machines, harvests"
+    rows = [columns.split(", ")]
     for each in compared:
         is_several = isinstance(each, AcrossSites)
         of_sites = list(each.measured.values()) if is_several else [each.measured]
@@ -113,9 +113,14 @@ def _comparisons(compared: Sequence[Differences | AcrossSites], folder: Path) ->
                 str(len(each.c.seeds)),
                 each.c.title(each.c.reference_arm),
                 "; ".join(sorted({m.record["machine"] or "not recorded" for m in saes})),
+                str(max(map(n_harvests, of_sites))),
             ]
         )
-    return table(rows)
+    return (
+        f"{table(rows)}\n\n*Harvests*: in how many ways the text was read at each site, by norm "
+        "limits and, where recorded, hashes of all activations. 1: all arms saw the same ones, to "
+        "the bit; more: equal up to rounding."
+    )
 
 
 def _table(metric: str, found: Sequence[Verdict]) -> str:

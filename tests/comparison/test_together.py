@@ -53,6 +53,7 @@ def test_the_verdict_is_corrected_for_all_arms_of_all_comparisons(tmp_path, load
     assert "# 2 comparisons and their verdict" in text and "hfsae compare both" in text
     assert "| [first](../first/report.md) | layers.1 | 10 |" in text
     assert "| [second](../second/report.md) | layers.0, layers.1.mlp | 16 |" in text
+    assert re.findall(r"^\| \[\w+\]\(.*\| (\w+) \|$", text, re.MULTILINE) == ["1", "1"], "harvests"
     assert "rows of the metric that have a value (4 and " in text
     rows = re.findall(r"^\| (first|second, [\w.]+): (\w+) \| ([\d to]+) \|", text, re.MULTILINE)
     assert ("second, layers.1.mlp", "topk", "4 to 5") in rows
