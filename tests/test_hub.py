@@ -6,6 +6,7 @@ import shutil
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jaxtyping
@@ -750,13 +751,16 @@ def test_a_busy_hub_is_asked_again(hub, folder, path, status):
 
 
 @pytest.mark.parametrize("status, sentence", [(429, "fewer requests"), (503, "answered 503")])
-def test_a_hub_that_stays_busy_is_one_sentence(hub, folder, status, sentence):
+def test_a_hub_that_stays_busy_is_one_sentence(hub, folder, status, sentence, caplog):
     hub.faults.append(Fault("POST", "/commit/", "status", times=None, status=status))
-    refused(
-        lambda: hfsae.push(folder, ID, token=WRITE), f"cannot push to {ID}: the Hub .*{sentence}"
-    )
+    push = partial(hfsae.push, folder, ID, token=WRITE)
+    refused(push, f"cannot push to {ID}: the Hub .*{sentence}")
+    made = f"{ID} was made, and may be empty; the same push fills it"
+    assert caplog.messages.count(made) == 1
+    refused(push, f"cannot push to {ID}")
+    assert caplog.messages.count(made) == 1, "it was there"
     hub.faults.clear()
-    hfsae.push(folder, ID, token=WRITE)
+    push()
     assert hfsae.load(ID, token=WRITE).verify().ok
 
 

@@ -221,7 +221,7 @@ def _send_in_time(
         try:
             return _send(api, plan, message)
         except HfHubHTTPError as error:
-            if error.response.status_code not in _OVERTAKEN:
+            if not _is_overtaken(error):
                 raise
             logger.warning("%s was changed meanwhile; reading it again", plan.repo_id)
             time.sleep(wait)
@@ -231,11 +231,23 @@ def _send_in_time(
 
 def _send(api: HfApi, plan: Plan, message: str) -> CommitInfo:
     """Create the repository and the branch if they are missing, and make the one commit."""
-    repo_id, revision = plan.repo_id, plan.revision
-    make_repo = partial(api.create_repo, repo_id, private=plan.private, exist_ok=True)
+    make_repo = partial(api.create_repo, plan.repo_id, private=plan.private, exist_ok=True)
     patiently(make_repo, "create_repo")
-    if revision and not plan.is_pull_request:
-        make_branch = partial(api.create_branch, repo_id, branch=revision, exist_ok=True)
+    try:
+        return _fill(api, plan, message)
+    except BaseException as error:  # also Ctrl-C
+        if plan.is_new and not _is_overtaken(error):
+            logger.warning("%s was made, and may be empty; the same push fills it", plan.repo_id)
+        raise
+
+
+def _is_overtaken(error: BaseException) -> bool:
+    return isinstance(error, HfHubHTTPError) and error.response.status_code in _OVERTAKEN
+
+
+def _fill(api: HfApi, plan: Plan, message: str) -> CommitInfo:
+    if plan.revision and not plan.is_pull_request:
+        make_branch = partial(api.create_branch, plan.repo_id, branch=plan.revision, exist_ok=True)
         patiently(make_branch, "branch")
     commit = partial(_commit, api, plan, message)
     # if an answer is lost, a repeated commit is recognised; a pull request would be made twice
