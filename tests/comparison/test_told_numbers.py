@@ -74,10 +74,11 @@ def test_the_verdict():
     said(title, "seven of eleven are larger, by 12 to 41 %", *ends([*ablated.values()]))
     said(title, "with a warm start FVU is 0.7 % smaller", -warm)
     in_loss = {row for row in verdicts(LOSS, only=bold) if not row.startswith("ablations_seeds")}
-    assert in_loss == {"sites, layers.5: TopK", "sites, layers.25: Gated (RI-L1)"}
+    assert in_loss == {"sites, layers.5: TopK", "equal: TopK", "sites, layers.25: Gated (RI-L1)"}
     assert len(verdicts(LOSS, "", "ablations_seeds", only=bold)) == 6
     told = " ".join(section(title).split())
-    assert "larger after block 5, Gated after block 25, and six of the ablations." in told
+    words = "larger after block 5 and, with twice the tokens, after block 15, Gated after"
+    assert f"{words} block 25, and six of the ablations." in told
     assert "the other libraries on the residual stream lie above 0 as well" in told
     known, above = (verdicts(LOSS, "", *places, only=mark) for mark in ("", r"\*"))
     ours = ("Gated (RI-L1)", "TopK")
@@ -172,12 +173,28 @@ def test_how_the_arms_were_tuned():
         edges = [name for name, row in best.items() if "edge" in row[""]]
         assert edges == ["training.threshold_learning_rate"] * part.startswith("jumprelu_scratch")
     assert "thresholds' rate from scratch alone, 1.4e-2" in told
-    loss = [cell for cells in of_differences("equal", LOSS).values() for cell in cells.values()]
-    said("Tuned alike", "survives the correction for 40:", sum(cell != "-" for cell in loss))
-    both = ["Gated (RI-L1)", "TopK", "dictionary_learning's BatchTopK", "SAELens's BatchTopK"]
-    both.append("sparsify's TopK")
-    of_loss = of_differences("equal", LOSS)
-    assert all(cell[0] in "*-" for arm in both for cell in of_loss[arm].values())
+
+
+def test_of_delta_loss_where_arms_were_tuned_alike():
+    title, of_loss = "Tuned alike", of_differences("equal", LOSS)
+    cells = {
+        (arm, l0.removeprefix("L0 ")): cell
+        for arm, of_arm in of_loss.items()
+        for l0, cell in of_arm.items()
+        if cell != "-"
+    }
+    found = {key: percents({"": cell})[0] for key, cell in cells.items() if cell[:2] == "**"}
+    said(title, "Of delta loss 7 of 40 differences are shown:", len(found), len(cells))
+    said(title, "at an L0 of 20 (larger by 10 %)", 20, found.pop(("Gated (RI-L1)", "20")))
+    said(title, "TopK's over all L0s (46 %)", found.pop(("TopK", "area")))
+    of_50 = found.pop(("dictionary_learning's BatchTopK", "50"))
+    said(title, "dictionary_learning's at 50 (51 %)", 50, of_50)
+    libraries = [arm for arm in of_loss if re.search("'s (Batch)?TopK", arm)]
+    assert found.keys() == {(arm, "40") for arm in ("TopK", *libraries)} and len(libraries) == 3
+    words = "at 40 TopK's and all three libraries' (36 to 63 %)"
+    said(title, words, 40, *ends([*found.values()]))
+    both = ("Gated (RI-L1)", "TopK", *libraries)
+    assert all(cell[0] == "*" for (arm, _), cell in cells.items() if arm in both)
 
 
 def test_hfsaes_topk_is_held_against_sparsifys():
@@ -210,7 +227,7 @@ def test_what_other_texts_do():
         for (arm, _), v in read.items()
         if not arm.endswith("TopK") or "Batch" in arm
     ]
-    said("Tuned alike", "23 to 37 % more latents fire", *ends(more))
+    said("Tuned alike", "23 to 36 % more latents fire", *ends(more))
 
 
 def test_rates():
