@@ -38,8 +38,8 @@ def lines(report: str, head: str) -> list[list[str]]:
 
 
 def section(title: str) -> str:
-    """A section of the page of comparisons, or of that of recipes."""
-    for folder in (HOME, HOME.parent / "recipes"):
+    """A section of the page of comparisons, of that of recipes, or of the README."""
+    for folder in (HOME, HOME.parent / "recipes", HOME.parents[1]):
         text = (folder / "README.md").read_text(encoding="utf-8")
         if found := text.partition(f"\n## {title}\n")[2]:
             return found.partition("\n## ")[0]
