@@ -149,7 +149,7 @@ class ShuffledActivations:
         """Positions harvested so far over all processes (kept, dropped_special, dropped_outliers)
         and, by site, the norm above which positions were dropped, and a hash of all activations:
         where it is equal, two trainings saw the same ones to the bit."""
-        by_site = {name: dict(self._after[name]) for name in ("norm_limits", "digests")}
+        by_site = {name: dict(self._after.get(name, {})) for name in ("norm_limits", "digests")}
         return self._after["totals"] | by_site
 
     def sample(self, n: int) -> dict[str, Float[Tensor, "_ _"]]:
@@ -237,7 +237,8 @@ class ShuffledActivations:
     def _load_source(self, source: dict[str, Any]) -> None:
         self.rows.load_state_dict(source["rows"])
         self.harvester.norm_limits = dict(source["norm_limits"])
-        self._totals, self._digests = dict(source["totals"]), dict(source["digests"])
+        self._totals = dict(source["totals"])
+        self._digests = dict(source.get("digests", {}))  # an older version's position has none
 
     def _filled(self) -> dict[str, Float[Tensor, "_ _"]]:
         """The current bucket."""
@@ -338,9 +339,8 @@ class ShuffledActivations:
                 f"the text gave {n} activations, fewer than a batch ({self.batch_size}); give more "
                 "text or a smaller batch_size"
             )
-        for site, total in sums.items():
-            digest = blake2b(self._digests[site].encode(), digest_size=8)
-            digest.update(total.cpu().numpy().tobytes())
+        for site, before in self._digests.items():
+            digest = blake2b(before.encode() + sums[site].cpu().numpy().tobytes(), digest_size=8)
             self._digests[site] = digest.hexdigest()
         return {site: acts[:n] for site, acts in bucket.items()}
 

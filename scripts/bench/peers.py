@@ -1,12 +1,14 @@
 """Train the arms of a comparison that are other libraries' (`made_by: sparsify.TopK`).
 
     python scripts/bench/peers.py scripts/comparisons/equal.yaml --peers PEERS [--seeds 0]
+        [--text.dataset my.jsonl ...]
 
 Each library trains by its own code on the activations that hfsae's arms see, in their order, at the
 arm's learning rate. The SAE is written where `hfsae compare` looks for the arm's, which then
 evaluates it as all others. PEERS is what `scripts/interop/environments.sh PEERS saelens
 dictionary_learning sparsify` made. What is there is not trained again; the activations of each seed
-stay beside the arms' folders.
+stay beside the arms' folders. Any field of the recipe can be set by its dotted name, as for `hfsae
+compare`.
 """
 
 import argparse
@@ -38,10 +40,10 @@ def main() -> None:
     parser.add_argument("comparison", help="a recipe of hfsae compare")
     parser.add_argument("--peers", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", help="default: the recipe's")
-    args = parser.parse_args()
+    args, overrides = parser.parse_known_args()
     reader = recipe_parser("compare", "", Comparison)
     try:
-        comparison, _ = parse_recipe(reader, [args.comparison], Comparison)
+        comparison, _ = parse_recipe(reader, [args.comparison, *overrides], Comparison)
     except Refused as error:
         parser.error(str(error))
     comparison.seeds = args.seeds or comparison.seeds
