@@ -97,7 +97,7 @@ def _parts(
 
 def _comparisons(compared: Sequence[Differences | AcrossSites], folder: Path) -> str:
     columns = "comparison, site, SAEs, latents, activations, seeds, reference, machines, harvests"
-    rows = [columns.split(", ")]
+    rows: list[list[str]] = [columns.split(", ")]
     for each in compared:
         is_several = isinstance(each, AcrossSites)
         of_sites = list(each.measured.values()) if is_several else [each.measured]

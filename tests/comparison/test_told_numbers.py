@@ -12,7 +12,19 @@ from hfsae.comparison import results
 from hfsae.comparison.arms import arm_runs
 from hfsae.comparison.differences import Differences
 
-from .told import FVU, HOME, LOSS, PLACES, lines, of_differences, of_report, percents, rows, section
+from .told import (
+    FVU,
+    HOME,
+    LOSS,
+    PLACES,
+    agrees,
+    lines,
+    of_differences,
+    of_report,
+    percents,
+    rows,
+    section,
+)
 
 NUMBER = re.compile(r"(?<![\w.])-?\d*\.?\d+(?:e-?\d+)?(?![\w])")
 
@@ -541,6 +553,36 @@ def test_which_variant_costs_what():
     relu = dict(of_differences("frontier", FVU)["ReLU (L1)"])
     relu.pop("area")
     said(title, "costs 43 to 75 %", *ends(percents(relu)))
+
+
+def test_other_texts_to_train_on():
+    title, reports = "On other texts", {"code": "texts", "prose": "texts.prose"}
+    told = rows(section(title), "FVU / delta LM loss, %")
+    assert len(told) == 6
+    for side, report in reports.items():
+        assert "All saw the same activations, to the bit" in of_report(report)
+        of = {metric: of_differences(report, metric) for metric in (FVU, LOSS)}
+        for arm, cells in told.items():
+            name = "Gated (RI-L1)" if arm == "Gated" else arm
+            for difference, metric in zip(cells[side].split(" / "), (FVU, LOSS), strict=True):
+                measured = of[metric][name]["L0 64"]
+                assert agrees(difference.removesuffix("°"), [measured]), (arm, side)
+                assert difference.endswith("°") != measured.startswith("**"), (arm, side)
+    fvu = {
+        side: {
+            arm: float(cells["L0 64"].split(" ")[0])
+            for arm, cells in rows(of_report(report).partition("## Values")[2], FVU).items()
+        }
+        for side, report in reports.items()
+    }
+    below = [
+        100 * (1 - of["JumpReLU (warm start)"] / min(of[arm] for arm in of if "'s " in arm))
+        for of in fvu.values()
+    ]
+    said(title, "JumpReLU's FVU is 11 % below", below[0])
+    said(title, "best of three libraries on code, 13 % on prose", below[1])
+    below = [100 * (1 - of["TopK"] / of["sparsify's TopK"]) for of in fvu.values()]
+    said(title, "TopK's is 9 and 10 % below sparsify's", *below)
 
 
 # Sentences on settings and on how to read a table, not on results.
