@@ -96,8 +96,8 @@ def _parts(
 
 
 def _comparisons(compared: Sequence[Differences | AcrossSites], folder: Path) -> str:
-    columns = "comparison, site, SAEs, latents, activations, seeds, reference, machines, harvests"
-    rows: list[list[str]] = [columns.split(", ")]
+    about = ["SAEs", "latents", "activations", "seeds", "reference", "machines", "harvests"]
+    rows = [["comparison", "site", *about]]
     for each in compared:
         is_several = isinstance(each, AcrossSites)
         of_sites = list(each.measured.values()) if is_several else [each.measured]
