@@ -10,6 +10,7 @@ from torch import Tensor
 from ..machine.refused import Refused
 from ..models import SAE
 from .arguments import TrainingArguments
+from .clusters import directions, residual_clusters
 from .readings import root_mean_square_norm
 from .sharding import local, part, whole
 
@@ -33,32 +34,35 @@ def start_(
     if args.init_b_dec == "mean":
         sae.b_dec.copy_(means[1] / sae.scale)
     if args.init_decoder_data:
-        _turn_to_data_(sae, args.init_decoder_data, *map(whole, centred))
+        _turn_to_data_(sae, args, *map(whole, centred))
     if args.init_encoder_scale != 1:
         sae.W_enc.mul_(args.init_encoder_scale)
     return float(centred[1].square().sum(-1).mean()) / sae.scale**2
 
 
 def _turn_to_data_(
-    sae: SAE, share: float, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"]
+    sae: SAE,
+    args: TrainingArguments,
+    x: Float[Tensor, "n d_in"],
+    target: Float[Tensor, "n d_out"],
 ) -> None:
-    """Turn each latent to a token of the sample: its decoder row to the target less its mean, its
-    encoder column to the input less its mean. Norms stay as they were. A token serves several
-    latents where there are fewer tokens than latents."""
-    d_sae = sae.config.d_sae
+    """Turn each latent to a token of the sample, or to a cluster of tokens: its decoder row to the
+    target less its mean, its encoder column to the input less its mean. Norms stay as they were. A
+    token serves several latents where there are fewer tokens than latents."""
+    d_sae, share = sae.config.d_sae, args.init_decoder_data
     if len(x) < d_sae and share == 1:
         raise Refused(
             f"training.init_decoder_data=1 takes {d_sae} tokens from a sample, which has {len(x)}, "
             "and equal latents would stay equal; give less than 1"
         )
-    order = torch.arange(d_sae, device=x.device) % len(x)
-    for weight, rows in ((sae.W_dec, target), (sae.W_enc.T, x)):
+    if args.init_cluster_rounds:
+        columns, rows = residual_clusters(x, target, d_sae, args.init_cluster_rounds)
+    else:
+        order = torch.arange(d_sae, device=x.device) % len(x)
+        columns, rows = directions(x[order]), directions(target[order])
+    for weight, turn in ((sae.W_dec, rows), (sae.W_enc.T, columns)):
         weight = weight.detach()
         start = whole(weight)
-        turned = torch.lerp(_directions(start), _directions(rows[order]), share)
+        turned = directions(torch.lerp(directions(start), turn, share))
         norms = start.norm(dim=1, keepdim=True)
-        local(weight).copy_(part(norms * _directions(turned), like=weight))
-
-
-def _directions(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        local(weight).copy_(part(norms * turned, like=weight))

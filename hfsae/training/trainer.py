@@ -201,8 +201,10 @@ class Trainer(Generic[Trained]):
         sample = self.stream.sample(SAMPLE)
         refuse_not_finite(sample)
         self.harvest_seconds += time.perf_counter() - start
-        for run in self.runs.values():
+        for name, run in self.runs.items():
+            start = time.perf_counter()
             run.initialise(sample)
+            self.sae_seconds[name] += time.perf_counter() - start
 
     def _step(self, bar: tqdm) -> None:
         logs = self.steps_done % self.args.logging_steps == 0

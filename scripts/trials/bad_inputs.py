@@ -98,6 +98,7 @@ FIELDS: dict[str, list[str]] = {
     "training.num_processes": ["0", "2", "x"],
     "training.init_b_dec": ["median"],
     "training.init_decoder_data": ["zeros", "1.5", "-1"],
+    "training.init_cluster_rounds": ["-1", "x"],
     "training.init_encoder_scale": ["0", "-1", ".nan", "x"],
     "training.unit": ["metre"],
     "training.shard_latents": ["7"],

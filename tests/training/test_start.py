@@ -10,7 +10,8 @@ from transformers import AutoModel
 
 from hfsae import BatchTopKSAE, BatchTopKSAEConfig
 from hfsae.models import variants
-from hfsae.training import Trainer
+from hfsae.training import Trainer, TrainingArguments, clusters
+from hfsae.training.clusters import residual_clusters
 from hfsae.training.l0 import L0Control
 
 from ..tiny import D
@@ -46,13 +47,14 @@ def configs():
 
 
 @pytest.mark.parametrize("config", list(configs()))
-@pytest.mark.parametrize("share", [0.0, 0.7])
-def test_a_constant_vector_and_a_factor_change_only_the_bias_and_c(config, share, tmp_path):
+@pytest.mark.parametrize("share, rounds", [(0.0, 0), (0.7, 0), (0.7, 2)])
+def test_a_constant_vector_and_a_factor_change_only_the_bias_and_c(config, share, rounds, tmp_path):
     saes = []
     for stream in (PlantedStream(), Moved()):
         torch.manual_seed(0)
         sae = AutoModel.from_config(deepcopy(config))  # training writes c into it
         args = arguments(tmp_path / str(len(saes)), steps=20, init_decoder_data=share)
+        args.init_cluster_rounds = rounds
         for name, value in SHORT_RUN.items():
             setattr(args, name, value)
         Trainer(sae, stream, args).train()
@@ -106,6 +108,71 @@ def test_a_token_serves_several_latents_where_there_are_too_few(tmp_path):
     Trainer(sae, PlantedStream(), args).train()
     first, again = sae.W_dec.detach()[:900], sae.W_dec.detach()[4096:4996]
     assert 0.1 < float((first * again).sum(-1).mean()) < 0.9, "near each other, and not equal"
+
+
+def sums_of_two(n=64):
+    """Activations 3 u + v, u one of four directions, v one of four others; and both lists."""
+    basis = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(0)))[0]
+    u, v = basis[:4], basis[4:8]
+    i = torch.arange(n)
+    return 3 * u[i % 4] + v[i // 4 % 4], u, v
+
+
+def test_half_of_the_latents_start_at_clusters_and_half_at_what_these_leave():
+    x, u, v = sums_of_two()
+    columns, rows = residual_clusters(x, x, n_latents=8, rounds=3)
+    torch.testing.assert_close(columns, rows)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(8))
+    assert ((rows[:4] @ u.T).max(dim=1).values > 0.95).all(), "u, with the mean of v"
+    left = torch.nn.functional.normalize(v - v.mean(dim=0), dim=1)
+    assert sorted((rows[4:] @ left.T).argmax(dim=1).tolist()) == [0, 1, 2, 3]
+    assert ((rows[4:] @ left.T).max(dim=1).values > 0.9).all()
+
+
+def test_a_transcoders_rows_start_at_the_targets_of_its_columns_clusters():
+    x, *_ = sums_of_two()
+    turn = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(1)))[0]
+    columns, rows = residual_clusters(x, x @ turn, n_latents=8, rounds=3)
+    torch.testing.assert_close(rows, columns @ turn, rtol=0, atol=1e-5)
+    assert not torch.allclose(rows, columns, atol=0.1)
+
+
+def test_clusters_are_those_of_a_plain_k_means(monkeypatch):
+    x = torch.randn(300, D, generator=torch.Generator().manual_seed(2))
+    monkeypatch.setattr(clusters, "_AT_ONCE", 64)  # many blocks
+    rows, _ = residual_clusters(x, x, n_latents=17, rounds=4)
+    unit = torch.nn.functional.normalize(x, dim=1)
+    centres = unit[:9]
+    for _ in range(4):
+        nearest = (unit @ centres.T).argmax(dim=1)
+        means = [
+            unit[nearest == k].mean(dim=0) if (nearest == k).any() else c
+            for k, c in enumerate(centres)
+        ]
+        centres = torch.nn.functional.normalize(torch.stack(means), dim=1)
+    torch.testing.assert_close(rows[:9], centres, rtol=0, atol=1e-5)
+    assert len(rows) == 17
+
+
+def test_clusters_need_a_share_of_data(tmp_path):
+    with pytest.raises(ValueError, match="no effect without"):
+        TrainingArguments(init_cluster_rounds=3)
+    with pytest.raises(ValueError, match="must be 0 or more, got -1"):
+        TrainingArguments(init_cluster_rounds=-1)
+
+
+def test_a_start_at_clusters_reconstructs_planted_activations_sooner(tmp_path):
+    """Twenty steps from clusters of the directions that activations are made of."""
+    fvu = {}
+    for rounds in (0, 4):
+        torch.manual_seed(0)
+        sae = BatchTopKSAE(BatchTopKSAEConfig(**FIELDS, k=3))
+        args = arguments(tmp_path / str(rounds), steps=20, init_decoder_data=0.9)
+        args.init_cluster_rounds, args.logging_steps = rounds, 1
+        Trainer(sae, PlantedStream(), args).train()
+        log = (tmp_path / str(rounds) / "log.jsonl").read_text().splitlines()
+        fvu[rounds] = json.loads(log[0])["fvu"]
+    assert fvu[4] < 0.9 * fvu[0]
 
 
 def test_a_warm_start_may_begin_with_more_latents_and_ends_at_its_target(tmp_path):
