@@ -112,19 +112,7 @@ class TrainingArguments:
             raise Refused(
                 f"training.num_processes must be 1 or more, or null, got {self.num_processes}"
             )
-        if not 0 <= self.init_decoder_data <= 1:
-            raise Refused(
-                f"training.init_decoder_data must lie in [0, 1], got {self.init_decoder_data}"
-            )
-        if self.init_cluster_rounds < 0:
-            raise Refused(
-                f"training.init_cluster_rounds must be 0 or more, got {self.init_cluster_rounds}"
-            )
-        if self.init_cluster_rounds and not self.init_decoder_data:
-            raise Refused(
-                "training.init_cluster_rounds has no effect without training.init_decoder_data, "
-                "the share of data in what latents start at: 0.9 goes well with it"
-            )
+        self._check_start()
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:
@@ -165,6 +153,21 @@ class TrainingArguments:
             raise Refused(
                 f"training.batch_size ({self.batch_size}) does not divide by "
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps})"
+            )
+
+    def _check_start(self) -> None:
+        if not 0 <= self.init_decoder_data <= 1:
+            raise Refused(
+                f"training.init_decoder_data must lie in [0, 1], got {self.init_decoder_data}"
+            )
+        if self.init_cluster_rounds < 0:
+            raise Refused(
+                f"training.init_cluster_rounds must be 0 or more, got {self.init_cluster_rounds}"
+            )
+        if self.init_cluster_rounds and not self.init_decoder_data:
+            raise Refused(
+                "training.init_cluster_rounds has no effect without training.init_decoder_data, "
+                "the share of data in what latents start at: 0.9 goes well with it"
             )
 
     @property
