@@ -28,7 +28,7 @@ from ..training.kind import SPARSE_BELOW, SPARSE_FROM
 from ..training.run import FIRST_LOOK
 from ..training.schedules import in_steps
 from ..training.sharding import check_spread
-from ..training.trainer import SAMPLE
+from ..training.start import sample_size
 from .pace import blocks
 
 logger = logging.getLogger(__name__)
@@ -335,7 +335,7 @@ def _look(
     recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], on_gpu: bool
 ) -> _Stage:
     """Scales and variances from a sample, then pre-activations of a part of it."""
-    n = min(SAMPLE, bucket_tokens(recipe))
+    n = min(sample_size(recipe.training), bucket_tokens(recipe))
     sample = n * _FLOAT * token_bytes(recipe, lm, configs) // lm_dtype(recipe, lm).itemsize
     copies = 3 if on_gpu else 2
     largest = 0.0

@@ -4,34 +4,38 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..machine.processor import multiplies_bfloat16
+
 _AT_ONCE = 2**23  # similarities that are in memory
 
 
 @torch.no_grad()
-def residual_clusters(
+def residual_clusters_(
     x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], n_latents: int, rounds: int
 ) -> tuple[Float[Tensor, "n_latents d_in"], Float[Tensor, "n_latents d_out"]]:
     """Unit directions for encoder columns and decoder rows, by spherical k-means in two layers.
 
     The first half of the latents gets the mean directions of clusters of activations. From each
     activation its part along its cluster's direction is taken out, and the second half gets those
-    of clusters of what is left, since an SAE adds several latents up. (In the pursuit of a sparse
-    code by layers this is residual quantisation.)
+    of clusters of what is left, since an SAE adds several latents up. (Quantisation by layers like
+    this is known as residual quantisation.)
 
     Args:
-        x: activations less their mean.
-        target: what they are to reconstruct less its mean; x itself, but in a transcoder.
+        x: activations less their mean; changed in place, to save memory.
+        target: what they are to reconstruct less its mean, x itself but in a transcoder; changed.
         rounds: of k-means, each a product of x with all directions.
     """
-    halves = ((n_latents + 1) // 2, n_latents // 2)
+    first = (n_latents + 1) // 2
     encoder, decoder = list[Tensor](), list[Tensor]()
-    for n, skipped in zip(halves, (0, halves[0]), strict=True):
-        if not n:
+    for latents in (range(first), range(first, n_latents)):
+        if not latents:
             continue
-        first = torch.arange(skipped, skipped + n, device=x.device) % len(x)
-        cluster, columns = _clusters(directions(x), directions(x)[first], rounds)
-        rows = _means(directions(target), cluster, directions(target)[first])
-        x, target = (_without(*each) for each in ((x, columns[cluster]), (target, rows[cluster])))
+        starts = torch.tensor(latents, device=x.device) % len(x)
+        cluster, columns = _clusters(x, directions(x[starts]), rounds)
+        rows = columns if target is x else _means(target, cluster, directions(target[starts]))
+        _take_out_(x, columns, cluster)
+        if target is not x:
+            _take_out_(target, rows, cluster)
         encoder.append(columns)
         decoder.append(rows)
     return torch.cat(encoder), torch.cat(decoder)
@@ -43,31 +47,41 @@ def directions(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 
 
 def _clusters(
-    unit: Float[Tensor, "n d"], centres: Float[Tensor, "k d"], rounds: int
+    x: Float[Tensor, "n d"], centres: Float[Tensor, "k d"], rounds: int
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, "k d"]]:
-    """The cluster of each row, and the clusters' mean directions, after rounds of k-means."""
+    """The cluster of each row, and the clusters' mean directions, after rounds of k-means. Rows are
+    assigned by products in bfloat16, where these are faster, and averaged in float32."""
+    narrow = torch.bfloat16 if multiplies_bfloat16(x.device) else torch.float32
     for _ in range(rounds):
-        parts = unit.split(max(1, _AT_ONCE // len(centres)))
-        cluster = torch.cat([(part @ centres.T).argmax(dim=1) for part in parts])
-        centres = _means(unit, cluster, centres)
+        towards = centres.to(narrow).T
+        parts = x.split(max(1, _AT_ONCE // len(centres)))
+        cluster = torch.cat([(part.to(narrow) @ towards).argmax(dim=1) for part in parts])
+        centres = _means(x, cluster, centres)
     return cluster, centres
 
 
 def _means(
-    unit: Float[Tensor, "n d"], cluster: Int[Tensor, " n"], former: Float[Tensor, "k d"]
+    x: Float[Tensor, "n d"], cluster: Int[Tensor, " n"], former: Float[Tensor, "k d"]
 ) -> Float[Tensor, "k d"]:
-    """The mean direction of each cluster's rows; an empty one keeps its former direction.
+    """The mean direction of the directions of each cluster's rows; an empty one keeps its former.
 
     Sums are of sorted rows, since `index_add_` adds in another order each time on a GPU, and all
     processes must start alike.
     """
     sizes = torch.bincount(cluster, minlength=len(former))
+    order, weights = cluster.argsort(stable=True), 1 / x.norm(dim=1).clamp(min=1e-12)
     sums = nn.functional.embedding_bag(
-        cluster.argsort(stable=True), unit, sizes.cumsum(0) - sizes, mode="sum"
+        order, x, sizes.cumsum(0) - sizes, mode="sum", per_sample_weights=weights[order]
     )
     return torch.where((sizes > 0)[:, None], directions(sums), former)
 
 
-def _without(x: Float[Tensor, "n d"], unit: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """x less its part along a direction where that is positive: latents cannot be negative."""
-    return x - (x * unit).sum(dim=1, keepdim=True).clamp(min=0) * unit
+def _take_out_(
+    x: Float[Tensor, "n d"], centres: Float[Tensor, "k d"], cluster: Int[Tensor, " n"]
+) -> None:
+    """From each row its part along its cluster's direction, where that is positive: latents cannot
+    be negative."""
+    n = max(1, _AT_ONCE // x.shape[1])
+    for part, of in zip(x.split(n), cluster.split(n), strict=True):
+        unit = centres[of]
+        part -= (part * unit).sum(dim=1, keepdim=True).clamp(min=0) * unit

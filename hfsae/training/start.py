@@ -10,9 +10,17 @@ from torch import Tensor
 from ..machine.refused import Refused
 from ..models import SAE
 from .arguments import TrainingArguments
-from .clusters import directions, residual_clusters
+from .clusters import directions, residual_clusters_
 from .readings import root_mean_square_norm
 from .sharding import local, part, whole
+
+SAMPLE = 2**15  # activations that scales, variances and biases are estimated from
+_CLUSTERED = 2**17  # activations that are clustered, where latents start at clusters
+
+
+def sample_size(args: TrainingArguments) -> int:
+    """Activations that `start_` wants to see; those beyond SAMPLE it only clusters."""
+    return _CLUSTERED if args.init_cluster_rounds else SAMPLE
 
 
 @torch.no_grad()
@@ -24,9 +32,12 @@ def start_(
     Returns:
         The variance of the target: mean of |target - its mean|^2 / c^2.
     """
-    config, means = sae.config, (x.mean(dim=0), target.mean(dim=0))
-    centred = x - means[0], target - means[1]
-    sized = centred if args.unit == "spread" else (x, target)
+    n = sample_size(args)
+    x, target = x[:n], target[:n]
+    config, few = sae.config, (x[:SAMPLE], target[:SAMPLE])
+    means = few[0].mean(dim=0), few[1].mean(dim=0)
+    centred = few[0] - means[0], few[1] - means[1]
+    sized = centred if args.unit == "spread" else few
     if config.activation_scale is None:
         config.activation_scale = root_mean_square_norm(sized[0])
     if config.is_transcoder and config.target_scale is None:
@@ -34,7 +45,8 @@ def start_(
     if args.init_b_dec == "mean":
         sae.b_dec.copy_(means[1] / sae.scale)
     if args.init_decoder_data:
-        _turn_to_data_(sae, args, *map(whole, centred))
+        x = whole(x - means[0])
+        _turn_to_data_(sae, args, x, whole(target - means[1]) if config.is_transcoder else x)
     if args.init_encoder_scale != 1:
         sae.W_enc.mul_(args.init_encoder_scale)
     return float(centred[1].square().sum(-1).mean()) / sae.scale**2
@@ -48,7 +60,8 @@ def _turn_to_data_(
 ) -> None:
     """Turn each latent to a token of the sample, or to a cluster of tokens: its decoder row to the
     target less its mean, its encoder column to the input less its mean. Norms stay as they were. A
-    token serves several latents where there are fewer tokens than latents."""
+    token serves several latents where there are fewer tokens than latents. Clustering changes x and
+    target."""
     d_sae, share = sae.config.d_sae, args.init_decoder_data
     if len(x) < d_sae and share == 1:
         raise Refused(
@@ -56,7 +69,7 @@ def _turn_to_data_(
             "and equal latents would stay equal; give less than 1"
         )
     if args.init_cluster_rounds:
-        columns, rows = residual_clusters(x, target, d_sae, args.init_cluster_rounds)
+        columns, rows = residual_clusters_(x, target, d_sae, args.init_cluster_rounds)
     else:
         order = torch.arange(d_sae, device=x.device) % len(x)
         columns, rows = directions(x[order]), directions(target[order])

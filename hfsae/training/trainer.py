@@ -44,8 +44,7 @@ from .identity import Identity
 from .interrupt import Interrupt
 from .run import Run
 from .schedules import in_steps
-
-SAMPLE = 2**15  # activations that scales, variances and biases are estimated from
+from .start import sample_size
 
 
 @runtime_checkable
@@ -198,7 +197,7 @@ class Trainer(Generic[Trained]):
 
     def _initialise(self) -> None:
         start = time.perf_counter()
-        sample = self.stream.sample(SAMPLE)
+        sample = self.stream.sample(max(sample_size(run.args) for run in self.runs.values()))
         refuse_not_finite(sample)
         self.harvest_seconds += time.perf_counter() - start
         for name, run in self.runs.items():
