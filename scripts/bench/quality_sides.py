@@ -66,6 +66,7 @@ OF_HFSAE: dict[str, Callable[[int], dict]] = {
         "target_l0": l0,
         "bandwidth": 0.03,
         "log_threshold": False,
+        "aux_coefficient": 0.03125,
     },
     "BatchTopK": lambda l0: {"model_type": "batch_topk_sae", "k": l0},
     "TopK": lambda l0: {"model_type": "topk_sae", "k": l0},
