@@ -52,6 +52,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], metavar="LIBRARY.NAME")
     first = "the rate tried first, where it is known to lie lower or higher than at 131,072 tokens"
     parser.add_argument("--first", nargs="*", default=[], metavar="LIBRARY=RATE", help=first)
+    parser.add_argument(
+        "--no_search", action="store_true", help="take --first's rates, searched before, as best"
+    )
     args = parser.parse_args()
     for given in args.first:
         library, _, rate = given.partition("=")
@@ -100,7 +103,7 @@ def _measured(
     args: argparse.Namespace, activations: Path, library: str, name: str
 ) -> tuple[float, list[str]]:
     """The mean FVU, and the row of the table."""
-    best = _best_rate(args, activations, library, name)
+    best = RATES[library] if args.no_search else _best_rate(args, activations, library, name)
     runs = [_run(args, activations, library, name, best, seed) for seed in range(args.seeds)]
     tests = [run["test"] for run in runs]
     fvu = [test["fvu"] for test in tests]
