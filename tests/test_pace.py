@@ -5,7 +5,9 @@ import torch
 from transformers import AutoConfig
 
 from hfsae.cost import pace
-from hfsae.cost.pace import lm_pace, sae_pace, step_seconds
+from hfsae.cost.formula import CARDS
+from hfsae.cost.formula import start_seconds as start_by_formula
+from hfsae.cost.pace import lm_pace, sae_pace, start_seconds, step_seconds
 from hfsae.features import CollectArguments
 from hfsae.models import variants
 from hfsae.training import TrainingArguments
@@ -75,3 +77,16 @@ def test_steps_and_looks_of_every_variant_can_be_timed(config_class, fields):
     assert step_seconds(config, TrainingArguments(), 32, "cpu") > 0
     look = sae_pace(config, CollectArguments(), 16, "cpu")
     assert look.collect > look.encode > 0
+
+
+def test_a_start_at_clusters_takes_its_rounds_over_its_sample_for_all_latents(monkeypatch):
+    """131,072 activations, in rounds that are timed on 4,096 of them and 4,096 latents."""
+    monkeypatch.setattr(pace, "_seconds", lambda work, device: 1e-3 * len(work()) / 2)
+    config = AutoConfig.for_model("batch_topk_sae", d_in=8, d_sae=8192, site="layers.1", k=4)
+    clusters = TrainingArguments(init_decoder_data=0.9, init_cluster_rounds=6)
+    assert start_seconds(config, TrainingArguments(), "cpu") == 0
+    assert start_seconds(config, clusters, "cpu") == pytest.approx(6 * 32 * 2 * 1e-3)
+    card = CARDS["H100"]
+    assert start_by_formula(config, TrainingArguments(), card) == 0
+    operations = 6 * 2 * 131_072 * 8192 * 8
+    assert start_by_formula(config, clusters, card) == pytest.approx(operations / (0.6 * card.bf16))

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ..features import CollectArguments
 from ..models import SAEConfig
 from ..training import TrainingArguments
+from ..training.start import sample_size
 from .pace import LMPace, SAEPace, blocks
 
 _LM_SHARE = 0.35  # of published FLOP/s, in a language model's forward pass, not compiled
@@ -120,6 +121,12 @@ def step_seconds(config: SAEConfig, n_here: int, args: TrainingArguments, on: Ca
         + moved / (_MEMORY_SHARE * on.bandwidth)
         + crossing * (n - 1) / n / (_LINK_SHARE * on.link)
     )
+
+
+def start_seconds(config: SAEConfig, args: TrainingArguments, on: Card) -> float:
+    """Seconds of the products that find the clusters at which latents start."""
+    products = 2 * sample_size(args) * config.d_sae * config.d_in
+    return args.init_cluster_rounds * products / (_SAE_SHARE * on.bf16)
 
 
 def sae_pace(config: SAEConfig, args: CollectArguments, context: int, on: Card) -> SAEPace:

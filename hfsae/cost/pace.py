@@ -23,10 +23,13 @@ from ..features.windows import Seen
 from ..machine.processor import spare_bfloat16_
 from ..models import SAEConfig
 from ..training import TrainingArguments
+from ..training.clusters import residual_clusters_
 from ..training.run import Run
+from ..training.start import sample_size
 
 _VOCABULARY = 4096  # of a cut language model
 _LATENTS = (4096, 8192)  # of cut dictionaries
+_CLUSTERED = 4096  # activations
 _ROWS_A_BLOCK = 4
 _L0 = 100.0  # for a recipe without a target
 
@@ -137,6 +140,20 @@ def _step_seconds(config: SAEConfig, args: TrainingArguments, batch: int, device
     return _seconds(
         lambda: run.step({k: x[:batch] for k, x in sample.items()}, next(steps)), device
     )
+
+
+@torch.no_grad()
+def start_seconds(config: SAEConfig, args: TrainingArguments, device: str) -> float:
+    """Seconds to find the clusters at which latents start; 0 where they start elsewhere."""
+    if not args.init_cluster_rounds:
+        return 0.0
+    n_latents = min(config.d_sae, _LATENTS[0])
+    x, target = (torch.randn(_CLUSTERED, d, device=device) for d in (config.d_in, config.d_out))
+    if not config.is_transcoder:
+        target = x
+    a_round = _seconds(lambda: residual_clusters_(x, target, n_latents, rounds=1), device)
+    times = args.init_cluster_rounds * sample_size(args) / _CLUSTERED
+    return a_round * times * config.d_sae / n_latents
 
 
 class SAEPace(NamedTuple):

@@ -32,7 +32,7 @@ from .footprint import (
     token_bytes,
 )
 from .formula import CARDS, Card
-from .pace import LMPace, SAEPace, blocks, lm_pace, sae_pace, step_seconds
+from .pace import LMPace, SAEPace, blocks, lm_pace, sae_pace, start_seconds, step_seconds
 
 Number = int | float
 
@@ -53,6 +53,8 @@ class _Paces(NamedTuple):
     lm: LMPace
     step: Callable[[SAEConfig], float]
     """seconds of a training step"""
+    start: Callable[[SAEConfig], float]
+    """seconds before the first"""
     look: Callable[[SAEConfig], SAEPace]
 
 
@@ -117,6 +119,7 @@ def _measured(recipe: Recipe, lm: PreTrainedModel, on_gpu: bool) -> _Paces:
     return _Paces(
         lm_pace(lm, lm_dtype(recipe, lm), rows, context, device, attention),
         lambda config: step_seconds(_here(recipe, config), t, batch, device),
+        lambda config: start_seconds(config, t, device),
         lambda config: sae_pace(config, recipe.collect, context, device),
     )
 
@@ -128,6 +131,7 @@ def _by_formula(recipe: Recipe, lm: PreTrainedModel, card: Card) -> _Paces:
     return _Paces(
         formula.lm_pace(lm, lm_dtype(recipe, lm), recipe.harvest.rows, context, attention, card),
         lambda config: formula.step_seconds(config, parameters(config, n_spread)[1], t, card),
+        lambda config: formula.start_seconds(config, t, card),
         lambda config: formula.sae_pace(config, recipe.collect, context, card),
     )
 
@@ -154,17 +158,17 @@ def _seconds(
     again = (n_blocks - n_below) * pace.block + pace.rest + pace.head
     kept = (context - (recipe.text.bos != "none")) / context
     n_rows_tokens = t.n_tokens / recipe.shuffle.passes / kept
-    steps = encode = keep = 0.0
+    training = encode = keep = 0.0
     for config, n in _alike(configs):
         look = paces.look(config)
         encode, keep = encode + n * look.encode, keep + n * look.collect
-        steps += n * paces.step(config)
+        training += n * (paces.start(config) + t.total_steps * paces.step(config))
     n_saes, n_evaluated = len(configs), recipe.evaluation.n_tokens or 0
     if recipe.evaluation.n_tokens != 0:
         n_evaluated += len(recipe.evaluation.texts) * recipe.evaluation.n_foreign_tokens
     seconds = {
         "harvest": n_rows_tokens * to_site / (t.num_processes or 1),
-        "training": t.total_steps * steps,
+        "training": training,
         "evaluation": n_evaluated * (n_saes * (whole + 3 * again + to_site) + encode),
         "examples": recipe.collect_tokens * (n_saes * to_site + keep),
     }

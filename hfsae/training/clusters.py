@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ..machine.processor import multiplies_bfloat16
 
@@ -52,7 +53,7 @@ def _clusters(
     """The cluster of each row, and the clusters' mean directions, after rounds of k-means. Rows are
     assigned by products in bfloat16, where these are faster, and averaged in float32."""
     narrow = torch.bfloat16 if multiplies_bfloat16(x.device) else torch.float32
-    for _ in range(rounds):
+    for _ in tqdm(range(rounds), desc="  clusters", leave=False, disable=None):
         towards = centres.to(narrow).T
         parts = x.split(max(1, _AT_ONCE // len(centres)))
         cluster = torch.cat([(part.to(narrow) @ towards).argmax(dim=1) for part in parts])
