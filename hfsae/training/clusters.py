@@ -1,4 +1,10 @@
-"""Directions in which latents may start: of clusters of activations, and of what these leave."""
+"""Directions in which latents may start: of clusters of activations, and of what these leave.
+
+Spherical k-means is Dhillon and Modha's (2001, "Concept decompositions for large sparse text
+data"). On SmolLM2, 2,048 latents, one pass over 131,072 tokens, FVU fell by 3 % with clusters of
+activations alone and by 5 to 6 % with half of the latents on what they leave; four layers were no
+better.
+"""
 
 import torch
 from jaxtyping import Float, Int
