@@ -167,8 +167,9 @@ class TrainingArguments:
             )
         if self.init_cluster_rounds and not self.init_decoder_data:
             raise Refused(
-                "training.init_cluster_rounds has no effect without training.init_decoder_data, "
-                "the share of data in what latents start at: 0.9 goes well with it"
+                f"training.init_cluster_rounds is {self.init_cluster_rounds}, which has no effect "
+                "without a training.init_decoder_data, the share of data in what latents start at: "
+                "0.9 goes well with it; or set the rounds to 0"
             )
 
     @property
