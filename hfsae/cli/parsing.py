@@ -131,7 +131,8 @@ class VerbParser:
         if bare := re.match(r"argument (\S+): expected", text):
             return f"{bare[1]} needs a value"
         if wrong := re.match(r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", text):
-            return f"{wrong[1]} must be one of {wrong[3]}, got {wrong[2]}"
+            choices = (choice.strip("'") for choice in wrong[3].split(", "))  # bare in Python 3.13
+            return f"{wrong[1]} must be one of {', '.join(map(repr, choices))}, got {wrong[2]}"
         wrong = re.match(r'Parser key "([\w.]+)".*?:.*(?:Got|Given) value: (.*)$', text)
         kinds = {a.dest: getattr(a, "_typehint", a.type) for a in self.parser._actions}
         if wrong and wrong[1] in kinds:

@@ -231,6 +231,8 @@ def capture(
         except _Stop as stop:
             if stop.args[0] is not activations:  # it belongs to a capture around this one
                 raise
+            # From Python 3.12 on its traceback and this frame hold each other, and so activations
+            stop.__traceback__ = None
 
 
 @contextmanager
