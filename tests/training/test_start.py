@@ -144,15 +144,21 @@ def test_clusters_are_those_of_a_plain_k_means(monkeypatch):
     unit = torch.nn.functional.normalize(x, dim=1)
     rows, _ = residual_clusters_(x, x, n_latents=17, rounds=4)
     centres = unit[:9]
-    for _ in range(4):
-        nearest = (unit @ centres.T).argmax(dim=1)
+    for n in (72, 75, 150, 300):
+        nearest = (unit[:n] @ centres.T).argmax(dim=1)
         means = [
-            unit[nearest == k].mean(dim=0) if (nearest == k).any() else c
+            unit[:n][nearest == k].mean(dim=0) if (nearest == k).any() else c
             for k, c in enumerate(centres)
         ]
         centres = torch.nn.functional.normalize(torch.stack(means), dim=1)
     torch.testing.assert_close(rows[:9], centres, rtol=0, atol=1e-5)
     assert len(rows) == 17
+
+
+def test_rounds_of_k_means_see_twice_as_many_activations_each_the_last_all():
+    assert clusters.seen(1000, 10, 4) == [125, 250, 500, 1000]
+    assert clusters.seen(1000, 40, 4) == [320, 320, 500, 1000], "eight a centre"
+    assert clusters.seen(100, 40, 2) == [100, 100]
 
 
 def test_clusters_need_a_share_of_data(tmp_path):
