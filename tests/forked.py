@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.warm"])
 
@@ -29,6 +31,9 @@ def start_ranks(n: int, work: Callable[..., None], *arguments: object) -> list:
 
 def _rank(variables: dict[str, str], work: Callable[..., None], arguments: tuple) -> None:
     os.environ |= variables
+    # torch makes its pool of threads anew after a fork, at first use. Here, since two threads (the
+    # backward pass has its own) that both are first abort with "Invalid thread pool!".
+    torch.set_num_threads(1)
     work(*arguments)
 
 
