@@ -26,15 +26,13 @@ def find_recipe(name: str | Path) -> Path:
     Raises:
         ValueError: there is neither.
     """
-    carried = _FOLDER / f"{name}.yaml"
-    if not Path(name).exists() and carried.is_file():
-        return carried
-    if not Path(name).is_file():
-        raise Refused(
-            f"there is no recipe {name}; give a YAML file's path, or one that comes with hfsae: "
-            f"{', '.join(carried_recipes())}"
-        )
-    return Path(name)
+    for path in (Path(name), _FOLDER / f"{name}.yaml"):  # a folder of that name is in nobody's way
+        if path.is_file():
+            return path
+    raise Refused(
+        f"there is no recipe {name}; give a YAML file's path, or one that comes with hfsae: "
+        f"{', '.join(carried_recipes())}"
+    )
 
 
 def read_recipe(name: str | Path) -> Recipe:
