@@ -77,7 +77,7 @@ class TrainingArguments:
     init_cluster_rounds: int = 0
     """Rounds of k-means after which the data that a latent starts at are a cluster of activations,
     or of what clusters leave (`training/clusters.py`), instead of one token; 0: one token. 4 rounds
-    at a share of 0.9 lower FVU by 6 % at 131k tokens, by 3 to 4 % at 524k."""
+    at a share of 0.9 lower FVU by 6 % at 131k tokens, by 3 % at 524k."""
     init_encoder_scale: float = 1.0
     """Norm of encoder columns at the start, as a factor on that of decoder rows (the paper: 1)."""
     dead_after_tokens: int = 10_000_000
