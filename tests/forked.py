@@ -31,8 +31,8 @@ def start_ranks(n: int, work: Callable[..., None], *arguments: object) -> list:
 
 def _rank(variables: dict[str, str], work: Callable[..., None], arguments: tuple) -> None:
     os.environ |= variables
-    # After a fork torch makes its pool of threads anew, at first use. That is here: where two threads
-    # (the backward pass has its own) come first at once, it aborts with "Invalid thread pool!".
+    # After a fork torch makes its pool of threads anew, at first use. That is here, since where two
+    # threads come first at once (the backward pass has its own) it aborts: "Invalid thread pool!".
     torch.set_num_threads(1)
     work(*arguments)
 
