@@ -13,6 +13,7 @@ first threshold 0.001, Adam (0, 0.999), its warm-ups; --rate 7e-5 is its rate.
 """
 
 from dataclasses import fields
+from time import perf_counter
 
 import yaml
 from quality_sides import Problem, again, at_l0, hfsae, measure, parser_of
@@ -50,17 +51,19 @@ def main() -> None:
             parser.error(f"--set {min(unknown)}: no field of hfsae.training.TrainingArguments")
         whose = "the paper's" if args.paper else "the quickstart's"
         cases = {" ".join(args.set) or whose: own}
-    rows = [["settings", *(f"{name}: FVU, silent, L0 as trained" for name in args.variants)]]
+    rows = [["settings", *(f"{name}: FVU, silent, L0 as trained, seconds" for name in args.variants)]]
     for name, changes in cases.items():
         rows.append([name])
         for variant in args.variants:
             problem = Problem(train, BATCH, args.d_sae, L0, args.rate, args.seed)
+            started = perf_counter()
             trained = hfsae(problem, variant, changes, paper=args.paper)
+            seconds = perf_counter() - started
             l0 = measure(trained, tensors["validation"], 1.0)["l0"]
             factor = at_l0(trained, tensors["validation"][:8192], L0)
             of = measure(trained, tensors["validation"], factor)
             fvu = f"{of['fvu']:.4f}" if abs(of["l0"] / L0 - 1) < 0.05 else f"none at L0 {L0}"
-            rows[-1].append(f"{fvu}, {of['dead']:.1%}, {l0:.1f}")
+            rows[-1].append(f"{fvu}, {of['dead']:.1%}, {l0:.1f}, {seconds:.1f}")
         print(*rows[-1], sep="  ", flush=True)
     print(f"\n{table(rows)}")
 
