@@ -51,7 +51,9 @@ def main() -> None:
             parser.error(f"--set {min(unknown)}: no field of hfsae.training.TrainingArguments")
         whose = "the paper's" if args.paper else "the quickstart's"
         cases = {" ".join(args.set) or whose: own}
-    rows = [["settings", *(f"{name}: FVU, silent, L0 as trained, seconds" for name in args.variants)]]
+    rows = [
+        ["settings", *(f"{name}: FVU, silent, L0 as trained, seconds" for name in args.variants)]
+    ]
     for name, changes in cases.items():
         rows.append([name])
         for variant in args.variants:
