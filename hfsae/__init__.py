@@ -32,76 +32,33 @@ Loading, reading and steering need the core dependencies alone; training and the
 the extra `train`, the app `demo`.
 """
 
-from typing import TYPE_CHECKING
+import importlib
 
-from .activations import PackedRows as PackedRows
-from .activations import TextArguments as TextArguments
-from .attribution import attribute as attribute
-from .attribution import logit as logit
-from .attribution import loss as loss
-from .attribution import uniformity as uniformity
-from .convert import save_as as save_as
-from .evaluation import EvaluationArguments as EvaluationArguments
-from .evaluation import evaluate as evaluate
-from .features import FeatureStore as FeatureStore
-from .features import Latents as Latents
-from .features import collect as collect
-from .features import latents as latents
-from .hub import SAEEntry as SAEEntry
-from .hub import list_saes as list_saes
-from .hub import load as load
-from .hub import push as push
-from .lm import LoadedLM as LoadedLM
-from .lm import capture as capture
-from .lm import load_lm as load_lm
-from .lm import patch as patch
-from .lm import splice as splice
-from .machine.refused import Refused as Refused
-from .models import SAE as SAE
-from .models import BatchTopKSAE as BatchTopKSAE
-from .models import BatchTopKSAEConfig as BatchTopKSAEConfig
-from .models import GatedSAE as GatedSAE
-from .models import GatedSAEConfig as GatedSAEConfig
-from .models import JumpReLUSAE as JumpReLUSAE
-from .models import JumpReLUSAEConfig as JumpReLUSAEConfig
-from .models import MatryoshkaBatchTopKSAE as MatryoshkaBatchTopKSAE
-from .models import MatryoshkaBatchTopKSAEConfig as MatryoshkaBatchTopKSAEConfig
-from .models import MatryoshkaJumpReLUSAE as MatryoshkaJumpReLUSAE
-from .models import MatryoshkaJumpReLUSAEConfig as MatryoshkaJumpReLUSAEConfig
-from .models import ReLUSAE as ReLUSAE
-from .models import ReLUSAEConfig as ReLUSAEConfig
-from .models import SAEConfig as SAEConfig
-from .models import SAEOutput as SAEOutput
-from .models import TopKSAE as TopKSAE
-from .models import TopKSAEConfig as TopKSAEConfig
-from .models.probe import write_probe as write_probe
-from .steering import Edit as Edit
-from .steering import save_steering_vector as save_steering_vector
-from .steering import steer as steer
-from .steering import suggest_strength as suggest_strength
+import lazy_loader
 
-if TYPE_CHECKING:
-    from .recipe import Recipe as Recipe
-    from .recipe import train as train
-    from .training import Trainer as Trainer
-    from .training import TrainingArguments as TrainingArguments
+from .machine.importing import after_importing
 
 __version__ = "0.1.0"
-_OF_TRAINING = {"Recipe": "recipe", "train": "recipe"}
-_OF_TRAINING |= {"Trainer": "training", "TrainingArguments": "training"}
+_import, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> object:
-    """Import a name that needs the extra `train` at its first use."""
-    if name not in _OF_TRAINING:
-        raise AttributeError(f"module 'hfsae' has no attribute {name!r}")
-    from importlib import import_module
+    """Import a public name at its first use; `__init__.pyi` lists them.
 
+    Raises:
+        ImportError: the name needs an extra that is not installed.
+    """
     try:
-        return getattr(import_module(f".{_OF_TRAINING[name]}", __name__), name)
+        return _import(name)
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith(__name__):
+            raise
         raise ImportError(f"hfsae.{name} needs {error.name}: pip install 'hfsae[train]'") from error
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_OF_TRAINING})
+# `import hfsae` makes the variants known to `transformers.AutoModel`, without importing either.
+after_importing(
+    "transformers.models.auto.configuration_auto",
+    lambda: importlib.import_module(".models", __name__),
+    own=__name__,
+)

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import hfsae
 from hfsae.machine import names
 from hfsae.models.registry import class_of
@@ -56,6 +58,49 @@ def test_no_message_of_a_refusal_ends_with_a_full_stop():
                 assert not _last_words(message).endswith("."), (path, node.lineno)
 
 
+@pytest.mark.parametrize("argv", [[], ["--version"], ["--help"], ["trian"]], ids=" ".join)
+def test_what_needs_no_tensors_imports_no_torch(argv):
+    """Nor transformers, which takes half a second alone."""
+    listed = (
+        "import sys\nfrom hfsae.cli import main\n"
+        f"code = main({argv})\nprint('modules', *sys.modules)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True)
+    assert done.returncode == (2 if argv == ["trian"] else 0), done.stderr
+    imported = set(done.stdout.rpartition("modules ")[2].split())
+    assert "hfsae.cli.table" in imported
+    assert not imported & ({"torch", "transformers", "numpy", "huggingface_hub"} | HEAVY)
+    own = {name for name in imported if name.startswith("hfsae.")}
+    assert len(own) <= 12, own  # of more than 260
+
+
+def test_import_hfsae_imports_almost_nothing_and_names_come_when_they_are_used():
+    block = (
+        "import sys, hfsae\n"
+        "assert not {'torch', 'transformers', 'hfsae.models'} & {*sys.modules}\n"
+        "assert len([n for n in sys.modules if n.startswith('hfsae.')]) <= 3\n"
+        "hfsae.Refused\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert hfsae.JumpReLUSAE is hfsae.models.JumpReLUSAE\n"
+    )
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "import hfsae; from transformers import PreTrainedModel",  # whose imports make a circle
+        "from hfsae.lm import load_lm; import transformers",
+    ],
+)
+def test_import_hfsae_makes_variants_known_to_transformers_in_any_order(block):
+    block += "\nfrom transformers import AutoConfig\n"
+    block += "assert AutoConfig.for_model('topk_sae', d_in=2, d_sae=4, k=1).k == 1"
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_import_hfsae_needs_only_its_core_dependencies():
     """With what the extras bring made unimportable, the import still works."""
     block = (
@@ -69,15 +114,22 @@ def test_import_hfsae_needs_only_its_core_dependencies():
     assert done.returncode == 0, done.stderr
 
 
-def test_what_needs_the_extra_is_there_when_it_is_asked_for():
-    for name in ("Recipe", "Trainer", "TrainingArguments", "train"):
-        assert name in dir(hfsae) and getattr(hfsae, name).__name__ == name
+def test_a_name_that_needs_an_extra_says_which():
+    block = (
+        "import sys; sys.modules['accelerate'] = None; import hfsae\n"
+        "try: hfsae.Trainer\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    told = "hfsae.Trainer needs accelerate: pip install 'hfsae[train]'"
+    assert done.stdout.strip() == told, done.stderr
 
 
 def test_public_names():
-    public = {name for name in vars(hfsae) if not name.startswith("_")}
-    modules = {"__main__"} | {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
-    assert public - modules - {"jaxtyping", "TYPE_CHECKING"} == {  # the checker adds its name
+    modules = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    for name in hfsae.__all__:
+        assert getattr(hfsae, name) is not None and name in dir(hfsae)
+    assert {*hfsae.__all__} - modules == {
         "BatchTopKSAE",
         "BatchTopKSAEConfig",
         "Edit",
@@ -96,6 +148,7 @@ def test_public_names():
         "PackedRows",
         "ReLUSAE",
         "ReLUSAEConfig",
+        "Recipe",
         "Refused",
         "SAE",
         "SAEConfig",
@@ -104,6 +157,8 @@ def test_public_names():
         "TextArguments",
         "TopKSAE",
         "TopKSAEConfig",
+        "Trainer",
+        "TrainingArguments",
         "attribute",
         "capture",
         "collect",
@@ -121,6 +176,7 @@ def test_public_names():
         "splice",
         "steer",
         "suggest_strength",
+        "train",
         "uniformity",
         "write_probe",
     }

@@ -15,8 +15,9 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING
 import hfsae
 from hfsae.cards import misgivings
 from hfsae.cli import main
+from hfsae.cli.main import function_of
 from hfsae.cli.recipes import parse_recipe, recipe_parser
-from hfsae.cli.verbs import VERBS
+from hfsae.cli.table import VERBS
 from hfsae.machine.files import read_json
 from hfsae.models import variants
 from hfsae.recipe import as_plain, load_trained, make_configs, run, stages
@@ -212,10 +213,22 @@ def test_an_output_folder_that_holds_something_else_is_left_alone(tmp_path, caps
     assert "holds something else" in refused(argv, capsys)
 
 
+def test_without_arguments_the_command_prints_its_help(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert main(["--help"]) == 0 and capsys.readouterr().out == printed
+    assert printed.startswith("usage: hfsae VERB")
+
+
+def test_each_verb_s_function_is_where_the_table_has_it():
+    for verb in VERBS:
+        assert function_of(verb).__doc__.startswith(f"`hfsae {verb}`")
+
+
 def test_without_the_train_extra_the_command_names_it():
     block = (
         "import sys; sys.modules['jsonargparse'] = None; from hfsae.__main__ import main; "
-        "sys.exit(main())"
+        "sys.exit(main(['card', 'x']))"
     )
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'hfsae[train]'" in done.stderr
@@ -382,7 +395,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hfsae.cli.verbs.run", full)
+    monkeypatch.setattr("hfsae.cli.runs.run", full)
     assert "No space left on device" in refused(["train", RECIPE], capsys)
 
 
@@ -390,7 +403,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hfsae.cli.verbs.run", interrupted)
+    monkeypatch.setattr("hfsae.cli.runs.run", interrupted)
     handler = signal.getsignal(signal.SIGINT)
     try:
         assert main(["train", RECIPE]) == 130

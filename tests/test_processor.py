@@ -65,7 +65,7 @@ import ctypes, resource, sys, types
 sys.modules["hfsae"] = types.ModuleType("hfsae")  # without the seconds of its own imports
 sys.modules["hfsae"].__path__ = [sys.argv[2]]
 import torch
-from hfsae.machine.processor import keep_freed_memory
+from hfsae.machine.allocator import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(3)
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of the usual size

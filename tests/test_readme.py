@@ -15,7 +15,7 @@ import hfsae.recipe
 import hfsae.training
 from hfsae import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.cli.recipes import parse_comparisons, parse_recipe, recipe_parser, train_parser
-from hfsae.cli.verbs import VERBS
+from hfsae.cli.table import VERBS
 
 ROOT = Path(__file__).parent.parent
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -97,7 +97,7 @@ def test_bash_blocks_name_verbs_fields_and_files_that_exist(monkeypatch):
         if words[1] == "evaluate":
             parse_recipe(recipe_parser("evaluate"), words[3:])
         if words[1] == "compare":
-            parse_comparisons(words[2:], "")
+            parse_comparisons(words[2:])
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.parent.relative_to(ROOT)))

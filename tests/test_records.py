@@ -142,7 +142,7 @@ def test_a_bare_error_of_a_full_disk_is_told_with_what_helps(monkeypatch, capsys
     def full(argv):
         raise OSError(errno.ENOSPC, "No space left on device", "/there")
 
-    monkeypatch.setitem(cli.verbs.VERBS, "card", full)
+    monkeypatch.setattr(cli.runs, "card", full)
     assert main(["card", "x"]) == 2
     assert "No space left on device: '/there'; make room there" in capsys.readouterr().err
 
@@ -153,7 +153,7 @@ def test_warnings_show_nothing_that_a_terminal_acts_on(monkeypatch, capsys):
     def warn(argv):
         print(warnings.formatwarning("a\x1b[2J\u202e", UserWarning, "a.py", 1))
 
-    monkeypatch.setitem(cli.verbs.VERBS, "card", warn)
+    monkeypatch.setattr(cli.runs, "card", warn)
     assert main(["card"]) == 0
     assert r"UserWarning: a\x1b[2J\u202e" in capsys.readouterr().out
 

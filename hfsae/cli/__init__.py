@@ -1,6 +1,8 @@
 """The `hfsae` command: verbs over the library, one recipe file, errors in one sentence.
 
-verbs     the verbs of training and measuring, and the table of all verbs
+main      one command: its verb, its errors, its exit code
+table     the list of verbs
+runs      the verbs of training and measuring
 files     the verbs of SAEs in files and repositories
 app       the verbs of the app
 recipes   a recipe from a file and the command line
@@ -8,4 +10,4 @@ show      what is printed of a folder
 parsing   one kind of parser for all verbs
 """
 
-from .verbs import main as main
+from .main import main as main

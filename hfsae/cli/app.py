@@ -17,9 +17,8 @@ _DEFAULT = PresetArguments()
 
 
 def demo_verb(argv: list[str]) -> None:
-    """Open an SAE in the browser: what its latents fire on, what they do, and why the model
-    produced a token. Without SOURCE: the quickstart's SAE, or else a small packaged one."""
-    parser = verb_parser("demo", "[SOURCE]", demo_verb)
+    """`hfsae demo`, as `VERBS` says."""
+    parser = verb_parser("demo", "[SOURCE]")
     parser.add("source", type=str | None, nargs="?", help="folder, or repository on the Hub")
     parser.add("--revision", type=str | None, help="branch, tag or commit")
     add_choice(parser)
@@ -65,10 +64,8 @@ def refuse_port(host: str, port: int | None) -> None:
 
 
 def presets_verb(argv: list[str]) -> None:
-    """Find latents, strengths and prompts at which steering is seen in the text, with each of three
-    seeds, and write them to FOLDER/presets.json: the app offers them. It needs the examples that
-    `hfsae collect` writes, and takes minutes."""
-    parser = verb_parser("presets", "FOLDER [--OPTION VALUE ...]", presets_verb)
+    """`hfsae presets`, as `VERBS` says."""
+    parser = verb_parser("presets", "FOLDER [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae presets runs/mine",
         "hfsae presets runs/mine --n_candidates 100 --max_kl 2",
@@ -134,9 +131,8 @@ def _opened(folder: Path, name: str | None) -> Model:
 
 
 def space_verb(argv: list[str]) -> None:
-    """Write a folder for a Space on the Hub: the app for one SAE, which is a repository there, or a
-    folder here, whose files are copied. Nothing is pushed: the commands for that are printed."""
-    parser = verb_parser("space", "SOURCE [--output FOLDER]", space_verb)
+    """`hfsae space`, as `VERBS` says."""
+    parser = verb_parser("space", "SOURCE [--output FOLDER]")
     parser.add("source", type=str, help="repository on the Hub, or folder of an SAE")
     parser.add("--output", type=str, default="space", help="folder to write")
     parser.add("--title", type=str, default="Inspect and steer", help="title of the Space")

@@ -16,13 +16,8 @@ _OF_JUDGE = ("judge", "base_url", "provider", "key_env", "price_in", "price_out"
 
 
 def explain_verb(argv: list[str]) -> None:
-    """Explain what latents of a trained SAE mean, and score that: on held-out documents, half of
-    which explain while the other half tests, beside another latent's explanation and random
-    directions. It reads the text once, and writes explanations and a report below features/; the
-    same command again prints the report. With --scores or --explainer lm a language model is asked,
-    whose answers are kept in features/calls.jsonl.
-    """
-    parser = verb_parser("explain", "FOLDER [--OPTION VALUE ...]", explain_verb)
+    """`hfsae explain`, as `VERBS` says."""
+    parser = verb_parser("explain", "FOLDER [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae explain runs/mine",
         "hfsae explain runs/mine --latents 17 99 1234 --n_tokens 500000",

@@ -13,9 +13,8 @@ from .parsing import VerbParser, verb_parser
 
 
 def list_verb(argv: list[str]) -> None:
-    """List the SAEs in a folder or a repository on the Hub, without fetching their weights. Exit
-    code 1 if there is no SAE in a known format."""
-    parser = verb_parser("list", "SOURCE [--json]", list_verb)
+    """`hfsae list`, as `VERBS` says."""
+    parser = verb_parser("list", "SOURCE [--json]")
     add_source(parser)
     parser.add("--json", action="store_true", help="print one JSON object per line")
     args = parser.parse(argv)
@@ -37,9 +36,8 @@ def list_verb(argv: list[str]) -> None:
 
 
 def push_verb(argv: list[str]) -> None:
-    """Send a trained SAE, or a folder of several, to the Hub in one commit. A new repository is
-    private, unless --public. The token is the one from `hf auth login`, or HF_TOKEN."""
-    parser = verb_parser("push", "FOLDER NAME/REPOSITORY", push_verb)
+    """`hfsae push`, as `VERBS` says."""
+    parser = verb_parser("push", "FOLDER NAME/REPOSITORY")
     parser.add("folder", type=str, help="what `hfsae train` wrote, or a folder of such folders")
     parser.add("repo", type=str, help="repository on the Hub, as name/repository")
     parser.add("--public", action="store_true", help="make a new repository public")
@@ -73,12 +71,8 @@ def push_verb(argv: list[str]) -> None:
 
 
 def verify_verb(argv: list[str]) -> None:
-    """Check whether an SAE's weights are the saved ones, to the bit, and whether this machine,
-    dtype and version compute the same from its probe as when it was saved. Exit code 1 if not, 3 if
-    there is no probe to compare with, as in other libraries' files: then the weights are only read
-    and hashed.
-    """
-    parser = verb_parser("verify", "SOURCE", verify_verb)
+    """`hfsae verify`, as `VERBS` says."""
+    parser = verb_parser("verify", "SOURCE")
     add_source(parser)
     add_choice(parser)
     parser.add("--dtype", type=str | None, help="cast to this dtype first, for example bfloat16")
@@ -107,9 +101,8 @@ def _leave(code: int) -> None:
 
 
 def convert_verb(argv: list[str]) -> None:
-    """Write an SAE of any known format in another one, with the same latents and reconstructions.
-    Refused where the new format cannot represent the SAE."""
-    parser = verb_parser("convert", "SOURCE DESTINATION --to FORMAT", convert_verb)
+    """`hfsae convert`, as `VERBS` says."""
+    parser = verb_parser("convert", "SOURCE DESTINATION --to FORMAT")
     add_source(parser)
     parser.add("destination", type=str, help="folder to create; for openai a file")
     parser.add("--to", required=True, choices=list(FORMATS), help="format to write")

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from textwrap import wrap
-from typing import Any, Literal, get_args, get_origin
-
-from jsonargparse import ArgumentError, ArgumentParser
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from ..machine.refused import Refused, closest, one_line
+from .table import VERBS
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 _WIDTH, _COLUMN = 96, 24
 _ALL = "--help_all"
@@ -39,9 +41,11 @@ class VerbParser:
     examples: tuple[str, ...] = ()
     more: Callable[[bool], Iterator[str]] = lambda everything: iter(())
     """further lines of `--help_all`, or of `--help`"""
-    parser: ArgumentParser = field(init=False)
+    parser: "ArgumentParser" = field(init=False)
 
     def __post_init__(self) -> None:
+        from jsonargparse import ArgumentParser  # of an extra
+
         self.parser = ArgumentParser(
             prog=f"hfsae {self.verb}",
             exit_on_error=False,
@@ -63,6 +67,8 @@ class VerbParser:
             ValueError: unknown or invalid arguments; one sentence.
             SystemExit: after printing help.
         """
+        from jsonargparse import ArgumentError
+
         if _HELP.intersection(argv):
             print(self.help(everything=_ALL in argv))
             raise SystemExit(0)
@@ -141,14 +147,9 @@ class VerbParser:
         return f"{here}: invalid arguments: {text}"
 
 
-def verb_parser(verb: str, usage: str, function: Callable[..., None]) -> VerbParser:
-    """The parser of a verb without a recipe; the function's docstring is the help text."""
-    return VerbParser(verb, usage, sentence_of(function))
-
-
-def sentence_of(function: Callable[..., None]) -> str:
-    """A docstring in one line."""
-    return " ".join((function.__doc__ or "").split())
+def verb_parser(verb: str, usage: str) -> VerbParser:
+    """The parser of a verb without a recipe."""
+    return VerbParser(verb, usage, VERBS[verb].about)
 
 
 def in_words(type_: Any) -> str:

@@ -12,13 +12,8 @@ _DEFAULT = ProbeArguments()
 
 
 def probe_verb(argv: list[str]) -> None:
-    """Probe SAEs: how well 1, 2, 5, 16 or all latents tell two classes of texts apart, beside
-    untrained latents that fire as often, the model's own dimensions, and a bag of tokens; then
-    first-letter absorption, and the uniformity of latents' effects. SAEs of one model are probed
-    side by side; results are probing.json and probing.md in each folder, and their means stand in
-    evaluation.json and the card.
-    """
-    parser = verb_parser("probe", "FOLDER ... [--OPTION VALUE ...]", probe_verb)
+    """`hfsae probe`, as `VERBS` says."""
+    parser = verb_parser("probe", "FOLDER ... [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae probe runs/mine",
         "hfsae probe runs/mine runs/other --n_tasks all --n_texts 1500",

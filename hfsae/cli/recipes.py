@@ -22,28 +22,8 @@ from ..recipe import Recipe, find_recipe, refuse_fields_of_others
 from ..tuning import Tuning
 from .files import add_choice
 from .parsing import VerbParser, explained, with_names
+from .table import EXAMPLES, VERBS
 
-EXAMPLES = (
-    "hfsae train quickstart --training.output_dir runs/mine",
-    "hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run",
-    "hfsae compare scripts/comparisons/small_budget.yaml --explain",
-    "hfsae tune quickstart --trials 8 --training.output_dir runs/tuned",
-    "hfsae evaluate runs/mine --evaluation.n_tokens 200000",
-    "hfsae evaluate someone/sae --lm.name google/gemma-2-2b --text.dataset my.jsonl",
-    "hfsae collect runs/mine --collect_tokens 2000000",
-    "hfsae show runs/mine 17 1234",
-    "hfsae explain runs/mine",
-    "hfsae probe runs/mine",
-    "hfsae card runs/mine",
-    "hfsae push runs/mine me/my-sae",
-    "hfsae list google/gemma-scope-2b-pt-res",
-    "hfsae demo runs/mine",
-    "hfsae convert google/gemma-scope-2b-pt-res gs --to saelens --layer 12 --width 16k --l0 80",
-)
-ABOUT_FIELDS = """\
-A field is set in the recipe's YAML file, or by its dotted name on the command line, which wins;
-`hfsae train --help_all` explains all of them. Several processes:
-`torchrun --standalone --nproc_per_node N -m hfsae train recipe.yaml`."""
 _USAGE = {
     "train": "[RECIPE.yaml] [--FIELD VALUE ...]",
     "compare": "[COMPARISON.yaml ...] [--FIELD VALUE ...]",
@@ -86,15 +66,15 @@ def _whole_as_int(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def recipe_parser(verb: str, about: str = "", kind: type[Recipe] = Recipe) -> VerbParser:
-    """A parser of a recipe's fields; `about` is the verb's description in `--help`."""
+def recipe_parser(verb: str, kind: type[Recipe] = Recipe) -> VerbParser:
+    """A parser of a recipe's fields."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     set_loader("yaml", _load_yaml_with_whole_numbers, exceptions=(ValueError, yaml.YAMLError))
     every = tuple(section.name for section in fields(kind))
     parser = VerbParser(
         verb,
         _USAGE[verb],
-        about,
+        VERBS[verb].about,
         recipe=every,
         sections=SECTIONS.get(verb, every),
         often=_OFTEN[verb],
@@ -120,9 +100,9 @@ def add_output(parser: VerbParser) -> None:
     )
 
 
-def train_parser(about: str = "") -> VerbParser:
+def train_parser() -> VerbParser:
     """The parser of `hfsae train`."""
-    parser = recipe_parser("train", about)
+    parser = recipe_parser("train")
     parser.add("--dry_run", action="store_true", help="print what would run, and its cost")
     parser.add(
         "--gpu",
@@ -181,14 +161,14 @@ def parse_recipe(
     return recipe, options
 
 
-def parse_comparisons(argv: list[str], about: str) -> tuple[dict[str, Comparison], Path | None]:
+def parse_comparisons(argv: list[str]) -> tuple[dict[str, Comparison], Path | None]:
     """The comparisons of `hfsae compare`, by the command that makes one alone, and the folder for
     a report on all of them.
 
     Raises:
         ValueError: as `parse_recipe`; several comparisons without `--together`.
     """
-    parser = recipe_parser("compare", about, Comparison)
+    parser = recipe_parser("compare", Comparison)
     parser.add(
         _TOGETHER,
         type=Path | None,

@@ -17,18 +17,13 @@ _FIRST_PORT = 7870
 
 
 def study_verb(argv: list[str]) -> None:
-    """Let people rate latents, blind to which SAE and latent they see: `make FOLDER ...` draws
-    latents, random directions, repeats and intruders, and writes a plan with its hash; `rate STUDY`
-    serves a page for several raters, `space STUDY NAME/SPACE` puts it on the Hub; `close STUDY`
-    ends it; `report STUDY` writes means and differences with intervals, agreement, controls, and
-    correlations with automated scores.
-    """
+    """`hfsae study`, as `VERBS` says."""
     does = {"make": _make, "rate": _rate, "space": _space, "close": _close, "report": _report}
     if argv and argv[0] in does:
         does[argv[0]](argv[1:])
         return
     usage = "make FOLDER ... | rate STUDY | space STUDY SPACE | close STUDY | report STUDY"
-    parser = verb_parser("study", usage, study_verb)
+    parser = verb_parser("study", usage)
     parser.examples = (
         "hfsae study make runs/jumprelu runs/topk --output_dir studies/mine",
         "hfsae study rate studies/mine --host 0.0.0.0 --code WORD",

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from . import lock
 from .names import CAUSES, DOCUMENTS, MADE_BY, RESULT_TENSORS, RESULTS, in_folder
@@ -26,6 +24,7 @@ from .refused import Damaged, Refused, one_line
 if TYPE_CHECKING:
     import pyarrow
     import yaml
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -276,7 +275,7 @@ def write_whole(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     """The tensors and the metadata of a safetensors file.
 
     Raises:
@@ -370,9 +369,11 @@ def refuse_long_texts(table: "pyarrow.Table", limit: int) -> None:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+    path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None
 ) -> None:
     """Write a safetensors file; no reader gets half of it; equal content gives equal bytes."""
+    from safetensors.torch import save_file
+
     with replacing(path) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata)
         _sort_metadata(temporary)

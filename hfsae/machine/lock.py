@@ -16,8 +16,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from .refused import Refused
 
 try:
@@ -73,6 +71,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 def is_first_process() -> bool:
     """Whether this process is the first of its run: by its group, or else by the launcher's
     variables."""
+    import torch.distributed as dist  # takes a second
+
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank() == 0
     return all(os.environ.get(rank, "0") == "0" for rank in _RANKS)

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", help="default: the recipe's")
     args, overrides = parser.parse_known_args()
-    reader = recipe_parser("compare", "", Comparison)
+    reader = recipe_parser("compare", Comparison)
     try:
         comparison, _ = parse_recipe(reader, [args.comparison, *overrides], Comparison)
     except Refused as error:

@@ -433,7 +433,7 @@ def verbs() -> Iterator[Try]:
     for verb in ("evaluate", "collect", "show", "card", "push", "verify", "list", "convert"):
         yield command([verb], "")
     tails = {"push": ["me/it", "--dry_run"], "convert": ["new", "--to", "saelens"]}
-    for verb in (*cli.verbs.VERBS,):
+    for verb in (*cli.table.VERBS,):
         if verb in ("train", "compare"):
             continue
         for place in ("nowhere", "text.jsonl", "lm", "empty"):

@@ -113,7 +113,7 @@ def files(tmp_path, *names: str) -> list[str]:
 def test_each_comparison_has_the_command_that_makes_it_alone(tmp_path):
     first, second = files(tmp_path, "first", "second")
     argv = [first, second, "--together", "all", "--seeds", "[0]", "--explain"]
-    comparisons, folder = parse_comparisons(argv, "")
+    comparisons, folder = parse_comparisons(argv)
     assert str(folder) == "all"
     assert [shlex.split(command) for command in comparisons] == [
         ["hfsae", "compare", file, "--seeds", "[0]", "--explain"] for file in (first, second)
@@ -121,15 +121,15 @@ def test_each_comparison_has_the_command_that_makes_it_alone(tmp_path):
     for own in comparisons.values():
         assert own.seeds == [0] and own.explain.n_latents == 100
     ((command, _),), none = (
-        parse_comparisons([first], "")[0].items(),
-        parse_comparisons([first], "")[1],
+        parse_comparisons([first])[0].items(),
+        parse_comparisons([first])[1],
     )
     assert command == shlex.join(["hfsae", "compare", first]) and none is None
 
 
 def test_several_comparisons_need_a_folder(tmp_path):
     with pytest.raises(ValueError, match=r"got 2 comparisons; give --together FOLDER, where"):
-        parse_comparisons(files(tmp_path, "first", "second"), "")
+        parse_comparisons(files(tmp_path, "first", "second"))
     absent = str(tmp_path / "absent.yaml")
     with pytest.raises(ValueError, match=r"there is no comparison .*absent\.yaml"):
-        parse_comparisons([*files(tmp_path, "first"), absent, "--together", "x"], "")
+        parse_comparisons([*files(tmp_path, "first"), absent, "--together", "x"])

@@ -123,7 +123,7 @@ def test_the_verdict_in_the_readme():
 def from_scratch() -> Differences:
     """The frontier's differences from JumpReLU from scratch, as `--reference` gives them."""
     argv = [str(HOME / "frontier.yaml"), "--reference", "jumprelu_scratch"]
-    (comparison,) = parse_comparisons([*argv, "--report", str(HOME / "frontier")], "")[0].values()
+    (comparison,) = parse_comparisons([*argv, "--report", str(HOME / "frontier")])[0].values()
     runs = list(arm_runs(comparison))
     return Differences(comparison, results.read(runs, results.kept(HOME / "frontier", runs)))
 

@@ -257,7 +257,7 @@ def test_the_command_takes_the_name_of_a_recipe(capsys):
 
 @pytest.mark.parametrize("path", sorted(TUNINGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_tunings_that_come_along_draw_saes_that_there_are(path):
-    tuning, _ = parse_recipe(recipe_parser("tune", "", Tuning), [str(path)], Tuning)
+    tuning, _ = parse_recipe(recipe_parser("tune", Tuning), [str(path)], Tuning)
     for arm in tuning.arm_names:
         space = read_space(tuning.ranges_of(arm))
         for number in range(tuning.trials):

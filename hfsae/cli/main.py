@@ -1,0 +1,138 @@
+"""The `hfsae` command. Bad input is one sentence and exit code 2.
+
+A verb's module is imported when the verb is named: what needs no tensors imports no torch.
+"""
+
+import errno
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from textwrap import wrap
+from typing import Any
+
+from ..machine.allocator import keep_freed_memory
+from ..machine.files import printable, printable_lines
+from ..machine.refused import Refused, one_line
+from .parsing import with_names
+from .table import ABOUT_FIELDS, EXAMPLES, VERBS
+
+_plain_warning = warnings.formatwarning
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_RESUMES = "run the same command to resume"
+_AFTER_STOP = {"probe": "nothing was written; the same command starts over"}
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Plain messages without control characters: they quote files and listings of others."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
+def _format_warning(*args: Any, **kwargs: Any) -> str:
+    return printable_lines(_plain_warning(*args, **kwargs))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command: 0 when it is done, 2 for bad input, 130 for Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    warnings.formatwarning = _format_warning
+    try:
+        _dispatch(argv)
+    except BrokenPipeError:  # `hfsae show FOLDER | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # and stay silent at exit
+    except (ValueError, OSError) as error:
+        if os.environ.get("HFSAE_DEBUG"):
+            raise
+        print(f"hfsae: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "hfsae").startswith("hfsae"):
+            raise
+        needs = f"hfsae {argv[0]} needs {error.name}: pip install 'hfsae[train]'"
+        print(f"hfsae: error: {needs}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore a second Ctrl-C
+        print(f"hfsae: stopped; {_AFTER_STOP.get(argv[0], _RESUMES)}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _dispatch(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+    elif argv[0] == "--version":
+        print(f"hfsae {version('hfsae')}")
+    elif argv[0] in VERBS:
+        _prepare(argv)
+        function_of(argv[0])(argv[1:])
+    else:
+        raise Refused(with_names(f"unknown verb {argv[0]!r}", argv[0], list(VERBS)))
+
+
+def function_of(verb: str) -> Callable[[list[str]], None]:
+    """The function that does what a verb promises."""
+    module, _, name = VERBS[verb].function.partition(".")
+    return getattr(import_module(f".{module}", __package__), name)
+
+
+def _prepare(argv: list[str]) -> None:
+    """Memory, log and variants of a process that does a verb."""
+    keep_freed_memory()
+    log = logging.StreamHandler()
+    log.setFormatter(_PrintableFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[log])
+    for noisy in ("httpx", "httpx2", "datasets", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # a bar for every file would hide hfsae's
+    for handler in logging.getLogger("transformers").handlers:  # its messages quote configs
+        handler.setFormatter(_PrintableFormatter())
+    _import_variants(argv)
+
+
+def _import_variants(argv: list[str]) -> None:
+    """Import the modules of `--import MODULE`.
+
+    Recipes and folders cannot name modules to import: they may come from anybody.
+    """
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        module = value if flag == "--import" and not value.startswith("-") else ""
+        if flag.startswith("--import="):
+            module = flag.partition("=")[2]
+        if module:
+            from ..models import register_variants
+
+            register_variants(module)
+
+
+def _help() -> str:
+    lines = [
+        "usage: hfsae VERB ... | --version",
+        "",
+        "Sparse autoencoders as Hugging Face models. `hfsae VERB --help` explains one.",
+        "",
+    ]
+    for verb, (_, about) in VERBS.items():
+        head, *rest = wrap(_first_sentence(about), 86)
+        lines += [f"  {verb:<10}{head}", *(" " * 12 + line for line in rest)]
+    examples = [f"  {example}" for example in EXAMPLES]
+    return "\n".join([*lines, "", "examples:", *examples, "", ABOUT_FIELDS])
+
+
+def _first_sentence(text: str) -> str:
+    first, stop, _ = text.partition(". ")
+    return first + stop.strip()
+
+
+def _one_line(error: BaseException) -> str:
+    is_full = isinstance(error, OSError) and error.errno in _FULL  # with the system's bare message
+    remedy = "; make room there, or give a folder that can be written to" if is_full else ""
+    return printable(f"{one_line(error)}{remedy}")

@@ -1,0 +1,194 @@
+"""Verbs of the `hfsae` command for recipes and results: train to recipes in the list of verbs."""
+
+import re
+import shlex
+from pathlib import Path
+
+from ..comparison import compare as run_comparison
+from ..comparison import compare_together
+from ..cost.footprint import check_memory
+from ..cost.plan import plan
+from ..hub import load as load_any
+from ..machine.files import printable
+from ..machine.lock import is_first_process
+from ..machine.names import CARD, EVALUATION, FIGURES, META, RECIPE, REPORT
+from ..machine.refused import Refused
+from ..measurement import (
+    again,
+    defaults,
+    load_at,
+    measure,
+    origin_of,
+    place,
+    refuse_no_tokens,
+    refuse_texts,
+    settle,
+)
+from ..recipe import (
+    Recipe,
+    alone,
+    as_plain,
+    carried_recipes,
+    differences,
+    finish,
+    home_of,
+    is_of_a_run,
+    run,
+    trained_folder,
+)
+from ..tuning import Tuning
+from ..tuning import tune as run_tuning
+from .files import add_choice, add_source, given_options
+from .parsing import VerbParser, verb_parser
+from .recipes import (
+    SECTIONS,
+    add_output,
+    parse_comparisons,
+    parse_recipe,
+    recipe_parser,
+    train_parser,
+)
+from .show import NO_EXAMPLES, how_to_make, print_folder, print_next
+
+
+def train(argv: list[str]) -> None:
+    """`hfsae train`, as `VERBS` says."""
+    recipe, options = parse_recipe(train_parser(), argv)
+    if options["dry_run"]:
+        print("\n".join(plan(recipe, options["gpu"]).lines))
+        return
+    if options["gpu"] is not None:
+        raise Refused("--gpu needs --dry_run: it only estimates the cost on a card")
+    command = shlex.join(["hfsae", "train", *argv])
+    folders = run(recipe, command, check_cost=check_memory)
+    if is_first_process():
+        for folder in folders:
+            print_folder(folder, [])
+        print_next(folders)
+
+
+def compare(argv: list[str]) -> None:
+    """`hfsae compare`, as `VERBS` says."""
+    command = shlex.join(["hfsae", "compare", *argv])
+    comparisons, folder = parse_comparisons(argv)
+    if folder is None:
+        report = run_comparison(next(iter(comparisons.values())), command)
+        beside = "report.html and the numbers are"
+    else:
+        report = compare_together(comparisons, folder, command)
+        beside = "report.html, with every comparison's report, is"
+    print(f"\nThe report is {report / REPORT}; {beside} beside it.")
+
+
+def tune(argv: list[str]) -> None:
+    """`hfsae tune`, as `VERBS` says."""
+    tuning, _ = parse_recipe(recipe_parser("tune", Tuning), argv, Tuning)
+    folder = run_tuning(tuning, command=shlex.join(["hfsae", "tune", *argv]))
+    print((folder / REPORT).read_text(encoding="utf-8"))
+    print(f"The report is {folder / REPORT}; the best recipe of each arm is beside it.")
+
+
+def evaluate(argv: list[str]) -> None:
+    """`hfsae evaluate`, as `VERBS` says."""
+    _report_again("evaluate", argv, EVALUATION)
+
+
+def collect(argv: list[str]) -> None:
+    """`hfsae collect`, as `VERBS` says."""
+    _report_again("collect", argv, META)
+
+
+def show_folder(argv: list[str]) -> None:
+    """`hfsae show`, as `VERBS` says."""
+    parser = verb_parser("show", "SOURCE [LATENT ...]")
+    add_source(parser)
+    parser.add("latents", type=int, nargs="*", default=[], help="indices of latents to show")
+    add_choice(parser)
+    choice = given_options(parser.parse(argv))
+    latents = choice.pop("latents") or []
+    source = choice["source"]
+    if is_of_a_run(source):
+        print_folder(trained_folder(source), latents)
+    elif folder := origin_of(choice):
+        print_folder(folder, latents, source)
+    elif latents:
+        raise Refused(f"{source} holds {NO_EXAMPLES}: {how_to_make('collect', None, source)}")
+    else:
+        print(f"\n{printable(f'{source}: {load_any(**choice)}')}")
+        print(f"No evaluation.json: {how_to_make('evaluate', None, source)}")
+
+
+def card(argv: list[str]) -> None:
+    """`hfsae card`, as `VERBS` says."""
+    parser = verb_parser("card", "SOURCE")
+    add_source(parser)
+    add_output(parser)
+    choice = given_options(parser.parse(argv))
+    output = choice.pop("output_dir", None)
+    if is_of_a_run(choice["source"]) and output is None:
+        folder = trained_folder(choice["source"])
+        with alone(home_of(folder) or folder, [folder]):
+            finish(folder)
+    else:
+        folder, origin = place(choice, output)
+        with alone(folder, [folder]):
+            settle(load_any(**choice), origin, folder)
+            finish(folder)
+    print(f"wrote {folder / CARD} and {folder / FIGURES}")
+
+
+def recipes(argv: list[str]) -> None:
+    """`hfsae recipes`, as `VERBS` says."""
+    parser = verb_parser("recipes", "")
+    parser.parse(argv)
+    for name, text in carried_recipes().items():
+        print(f"{name:<18}{text}")
+
+
+def _report_again(verb: str, argv: list[str], result: str) -> None:
+    """Make one result again, for the SAE of a run or for one from elsewhere."""
+    parser = recipe_parser(verb)
+    if not argv or argv[0].startswith("-"):
+        parse_recipe(parser, argv)  # --help, or an unknown option
+        raise Refused(f"name the folder or repository of an SAE: hfsae {verb} SOURCE")
+    source, *changes = argv
+    folder = trained_folder(source) if is_of_a_run(source) else None
+    home = home_of(folder) if folder else None
+    if folder is None or home is None:
+        folder = _measure(verb, parser, source, changes, result)
+    else:
+        with alone(home, [folder]):
+            recipe, options = parse_recipe(parser, [str(home / RECIPE), *changes])
+            for name in (name for name, value in options.items() if value):
+                raise Refused(
+                    f"--{name} is only for an SAE from elsewhere; {folder} belongs to a run"
+                )
+            again(recipe, folder, home, result)
+    print_folder(folder, [])
+
+
+def _measure(verb: str, parser: VerbParser, source: str, changes: list[str], result: str) -> Path:
+    """Make one result for an SAE without a recipe; the result's folder."""
+    _, options = parse_recipe(parser, changes)
+    choice = {"source": source, **given_options(options)}
+    site, output = choice.pop("site", None), choice.pop("output_dir", None)
+    sae = load_at(choice, site)
+    fields = defaults(sae)
+    flags = [f"--{key}={value}" for key, value in fields.items()]
+    recipe, _ = parse_recipe(parser, [*flags, *changes])
+    if "lm.name" not in fields and not any(re.match(r"--lm\.name\b", part) for part in changes):
+        raise Refused(f"{source} does not name its language model; give --lm.name")
+    old, new = as_plain(Recipe()), as_plain(recipe)
+    for key, _, _ in differences(old, new, {*new} - {*SECTIONS[verb]}):
+        raise Refused(f"`hfsae {verb}` cannot change {key}")
+    refuse_no_tokens(recipe, result)
+    folder, origin = place(choice, output)
+    if result == EVALUATION:
+        refuse_texts(recipe, origin)
+    print(f"{verb}: {recipe.lm.name} reads {recipe.text.dataset}; results go to {folder}")
+    with alone(folder, [folder]):
+        settle(sae, origin, folder)
+        chosen = [f"{k}={v}" for k, v in choice.items() if k != "source" and v]
+        named = Path(source).resolve().name if Path(source).exists() else source
+        measure(recipe, sae, folder, result, " ".join([named, *chosen]))
+    return folder

@@ -1,0 +1,144 @@
+"""The verbs: what each does, and which function does it. Importing this imports none of them."""
+
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    function: str
+    """its module in this room, and its name there: it takes the arguments behind the verb"""
+    about: str
+    """what `--help` prints; the first sentence stands in the list of all verbs"""
+
+
+VERBS: dict[str, Verb] = {
+    "train": Verb(
+        "runs.train",
+        "Train the SAE of a recipe, evaluate it, collect what its latents fire on, and write "
+        "a folder with weights, card, metrics, figures and examples. Run again, it resumes.",
+    ),
+    "recipes": Verb(
+        "runs.recipes",
+        "List the recipes that come with hfsae, for `hfsae train NAME`.",
+    ),
+    "compare": Verb(
+        "runs.compare",
+        "Train the arms of a comparison on the same activations, evaluate them on the same "
+        "held-out text, report fidelity (--explain: and scores of latents) at equal L0 with "
+        "intervals. Resumes.",
+    ),
+    "tune": Verb(
+        "runs.tune",
+        "Search the settings of a recipe: random draws from ranges, the better half of them "
+        "on twice the tokens, scored on validation documents. It writes a report and the best "
+        "recipe; it resumes.",
+    ),
+    "evaluate": Verb(
+        "runs.evaluate",
+        "Evaluate a trained SAE again; fields that you change are noted in its recipe.yaml. "
+        "Or evaluate any SAE, in a folder or repository, in any format, on a whole text; give "
+        "what its config lacks about the language model.",
+    ),
+    "collect": Verb(
+        "runs.collect",
+        "Collect again what a trained SAE's latents fire on; fields that you change are noted "
+        "in its recipe.yaml. Or do it for any SAE, in a folder or repository, in any format; "
+        "give what its config lacks about the language model.",
+    ),
+    "explain": Verb(
+        "explain.explain_verb",
+        "Explain what latents of a trained SAE mean, and score that: on held-out documents, "
+        "half of which explain while the other half tests, beside another latent's "
+        "explanation and random directions. It reads the text once, and writes explanations "
+        "and a report below features/; the same command again prints the report. With "
+        "--scores or --explainer lm a language model is asked, whose answers are kept in "
+        "features/calls.jsonl.",
+    ),
+    "probe": Verb(
+        "probe.probe_verb",
+        "Probe SAEs: how well 1, 2, 5, 16 or all latents tell two classes of texts apart, "
+        "beside untrained latents that fire as often, the model's own dimensions, and a bag "
+        "of tokens; then first-letter absorption, and the uniformity of latents' effects. "
+        "SAEs of one model are probed side by side; results are probing.json and probing.md "
+        "in each folder, and their means stand in evaluation.json and the card.",
+    ),
+    "study": Verb(
+        "study.study_verb",
+        "Let people rate latents, blind to which SAE and latent they see: `make FOLDER ...` "
+        "draws latents, random directions, repeats and intruders, and writes a plan with its "
+        "hash; `rate STUDY` serves a page for several raters, `space STUDY NAME/SPACE` puts "
+        "it on the Hub; `close STUDY` ends it; `report STUDY` writes means and differences "
+        "with intervals, agreement, controls, and correlations with automated scores.",
+    ),
+    "show": Verb(
+        "runs.show_folder",
+        "Print an SAE's metrics, and what its latents fire on (those named, or a few at "
+        "random), from the results beside it.",
+    ),
+    "card": Verb(
+        "runs.card",
+        "Draw the figures and write the model card again, from the results in a folder. For "
+        "an SAE from elsewhere, or in another format, a new folder is made.",
+    ),
+    "list": Verb(
+        "files.list_verb",
+        "List the SAEs in a folder or a repository on the Hub, without fetching their "
+        "weights. Exit code 1 if there is no SAE in a known format.",
+    ),
+    "push": Verb(
+        "files.push_verb",
+        "Send a trained SAE, or a folder of several, to the Hub in one commit. A new "
+        "repository is private, unless --public. The token is the one from `hf auth login`, "
+        "or HF_TOKEN.",
+    ),
+    "verify": Verb(
+        "files.verify_verb",
+        "Check whether an SAE's weights are the saved ones, to the bit, and whether this "
+        "machine, dtype and version compute the same from its probe as when it was saved. "
+        "Exit code 1 if not, 3 if there is no probe to compare with, as in other libraries' "
+        "files: then the weights are only read and hashed.",
+    ),
+    "convert": Verb(
+        "files.convert_verb",
+        "Write an SAE of any known format in another one, with the same latents and "
+        "reconstructions. Refused where the new format cannot represent the SAE.",
+    ),
+    "demo": Verb(
+        "app.demo_verb",
+        "Open an SAE in the browser: what its latents fire on, what they do, and why the "
+        "model produced a token. Without SOURCE: the quickstart's SAE, or else a small "
+        "packaged one.",
+    ),
+    "presets": Verb(
+        "app.presets_verb",
+        "Find latents, strengths and prompts at which steering is seen in the text, with each "
+        "of three seeds, and write them to FOLDER/presets.json: the app offers them. It needs "
+        "the examples that `hfsae collect` writes, and takes minutes.",
+    ),
+    "space": Verb(
+        "app.space_verb",
+        "Write a folder for a Space on the Hub: the app for one SAE, which is a repository "
+        "there, or a folder here, whose files are copied. Nothing is pushed: the commands for "
+        "that are printed.",
+    ),
+}
+EXAMPLES = (
+    "hfsae train quickstart --training.output_dir runs/mine",
+    "hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run",
+    "hfsae compare scripts/comparisons/small_budget.yaml --explain",
+    "hfsae tune quickstart --trials 8 --training.output_dir runs/tuned",
+    "hfsae evaluate runs/mine --evaluation.n_tokens 200000",
+    "hfsae evaluate someone/sae --lm.name google/gemma-2-2b --text.dataset my.jsonl",
+    "hfsae collect runs/mine --collect_tokens 2000000",
+    "hfsae show runs/mine 17 1234",
+    "hfsae explain runs/mine",
+    "hfsae probe runs/mine",
+    "hfsae card runs/mine",
+    "hfsae push runs/mine me/my-sae",
+    "hfsae list google/gemma-scope-2b-pt-res",
+    "hfsae demo runs/mine",
+    "hfsae convert google/gemma-scope-2b-pt-res gs --to saelens --layer 12 --width 16k --l0 80",
+)
+ABOUT_FIELDS = """\
+A field is set in the recipe's YAML file, or by its dotted name on the command line, which wins;
+`hfsae train --help_all` explains all of them. Several processes:
+`torchrun --standalone --nproc_per_node N -m hfsae train recipe.yaml`."""

@@ -1,0 +1,61 @@
+"""Wait for a module of another library: do something once it is imported, without importing it."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from threading import local
+from types import ModuleType
+
+
+def after_importing(name: str, call: Callable[[], object], *, own: str) -> None:
+    """Call a function as soon as a module is there: at once, or when the import that brings it
+    ends.
+
+    That import is the outermost one of the module's package or of `own`, so that the function can
+    import from both: modules of a package often import each other.
+
+    Args:
+        name: the module's dotted name, below its package: "transformers.models.auto".
+        own: the package whose function it is.
+    """
+    if name in sys.modules:
+        call()
+    else:
+        sys.meta_path.insert(0, _Watch(name, call, own))
+
+
+class _Watch(MetaPathFinder):
+    """Finds modules of two packages as the other finders do, and counts imports under way."""
+
+    def __init__(self, name: str, call: Callable[[], object], own: str) -> None:
+        self.name, self.call = name, call
+        self.packages = f"{name.partition('.')[0]}.", f"{own}."
+        self.open = local()  # a count for each thread
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not fullname.startswith(self.packages):
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            self._watch(spec.loader)
+        return spec
+
+    def _watch(self, loader: Loader) -> None:
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            self.open.count = getattr(self.open, "count", 0) + 1
+            try:
+                execute(module)
+            finally:
+                self.open.count -= 1
+            if not self.open.count and self.name in sys.modules and self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self.call()
+
+        loader.exec_module = exec_module
