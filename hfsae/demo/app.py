@@ -4,16 +4,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio.themes import Base
 from gradio.utils import colab_check
-from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..machine.guard import HostGuard, local_hosts
 from .actions import Actions, in_queue
 from .address import Address, Inspect, Steer, from_query, page_of, to_query
 from .pages import (
@@ -73,7 +71,6 @@ _READABLE = {
     "input_placeholder_color": "*neutral_500",
     "input_placeholder_color_dark": "*neutral_400",
 }
-_LOCAL = ("localhost", "127.0.0.1", "::1")
 _TO_LINK = "(query) => { hfsae.link(query); }"
 
 
@@ -272,37 +269,33 @@ def looks(server_name: str | None = None) -> dict[str, Any]:
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
         "max_file_size": "1mb",
-        "app_kwargs": {"middleware": [Middleware(_Guard, hosts=local_hosts(server_name))]},
+        "app_kwargs": {
+            "middleware": [Middleware(HostGuard, hosts=app_hosts(server_name)), Middleware(_Opened)]
+        },
     }
 
 
-def local_hosts(server_name: str | None) -> frozenset[str]:
+def app_hosts(server_name: str | None) -> frozenset[str]:
     """Host names that browsers on this machine use for the app; empty if others may reach it."""
-    name = (server_name or os.environ.get("GRADIO_SERVER_NAME") or _LOCAL[1]).strip("[]").lower()
+    name = server_name or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     is_shared = os.environ.get("GRADIO_SHARE", "").lower() == "true" or colab_check()
-    is_local = name in _LOCAL or name.startswith("127.")
-    return frozenset({*_LOCAL, name}) if is_local and not is_shared else frozenset()
+    return frozenset() if is_shared else local_hosts(name)
 
 
-class _Guard:
-    """Middleware: serve the page for any link, under a policy, and only to this machine's own
-    pages.
+class _Opened:
+    """Middleware: serve the page for any link, and under a policy.
 
     A `page` unknown to Gradio would be an error 500; the link is read when the page opens, see
     `_restore`. A picture in a card from the Hub would reveal the reader to its server: the policy
-    keeps the browser from loading it. And a page from elsewhere whose name resolves to 127.0.0.1
-    could use the app's endpoints as if it were the app's own: its Host and Origin reveal it.
+    keeps the browser from loading it.
     """
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str]):
-        self.app, self.hosts = app, hosts
+    def __init__(self, app: ASGIApp):
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
-            return
-        if refusal := self._refusal(Headers(scope=scope)):
-            await PlainTextResponse(refusal, 403)(scope, receive, send)
             return
 
         async def send_guarded(message: Any) -> None:
@@ -313,24 +306,7 @@ class _Guard:
         opens = scope["type"] == "http" and scope["path"] == "/"
         await self.app({**scope, "query_string": b""} if opens else scope, receive, send_guarded)
 
-    def _refusal(self, headers: Headers) -> str:
-        """Why a request is refused; empty if it is answered."""
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if self.hosts and _host_name(f"//{host}") not in self.hosts:
-            return f"this app is for {', '.join(_LOCAL)}, not for {host!r}; --host opens it"
-        if self.hosts and origin is not None and _host_name(origin) not in self.hosts:
-            return f"a page of {origin!r} may not use this app"
-        return ""
-
 
 def _policy() -> tuple[bytes, bytes]:
     rules = "; ".join(f"{name} {sources}" for name, sources in POLICY.items())
     return b"content-security-policy", rules.encode()
-
-
-def _host_name(address: str) -> str | None:
-    """The host of an address, without its port; None if it has none."""
-    try:
-        return urlsplit(address).hostname
-    except ValueError:
-        return None

@@ -4,6 +4,7 @@ for each SAE."""
 import json
 import logging
 import random
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,7 @@ class _Pages:
         other, window = next(new, silent[0])
         seen[window.start : window.stop] = True
         windows = [self._shown(w, own, w.activation) for w in own.active[: N_ODD - 1]]
-        odd = rng.randrange(N_ODD)
+        odd = secrets.randbelow(N_ODD)  # a seed would tell raters who know it
         windows.insert(odd, self._shown(window, other, window.activation))
         item = Item("intruder", self.sae, own.latent, own.density, windows)
         item.odd, item.other = odd, other.latent

@@ -12,6 +12,7 @@ in an order of their own.
 import hashlib
 import json
 import random
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -201,7 +202,7 @@ def arranged(items: Sequence[Sequence[Item]], args: StudyArguments) -> list[Item
     for sae, own in enumerate(items):
         for number, item in enumerate(own):
             item.block = number % n_blocks
-            item.id = _id(args.seed, sae, number)
+            item.id = _id()
         placed += [*own, *_repeats(own, n_blocks, args, sae)]
     return placed
 
@@ -216,10 +217,10 @@ def _repeats(own: Sequence[Item], n_blocks: int, args: StudyArguments, sae: int)
         first = (elsewhere or latents)[0]
         latents.remove(first)
         again = Item("repeat", first.sae, first.latent, first.density, first.windows)
-        again.repeats, again.block, again.id = first.id, block, _id(args.seed, sae, number)
+        again.repeats, again.block, again.id = first.id, block, _id()
         yield again
 
 
-def _id(seed: int, sae: int, number: int) -> str:
-    """Nothing in it is of the SAE, the latent or the kind."""
-    return hashlib.sha256(f"{seed} {sae} {number}".encode()).hexdigest()[:12]
+def _id() -> str:
+    """Drawn anew for each plan: a rater sees ids, and no seed can tell what they stand for."""
+    return secrets.token_hex(6)

@@ -7,6 +7,7 @@ What a browser gets of an item is its windows, its question and its place in the
 """
 
 import hmac
+import logging
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +17,17 @@ from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from ..machine.refused import Refused
+from ..machine.guard import HostGuard, local_hosts
+from ..machine.refused import Damaged, Refused
 from .answers import Answer, Ledger, checked, is_closed, open_ledger, rater_name
 from .plan import Item, Plan
 
+logger = logging.getLogger(__name__)
 _HOME = Path(__file__).parent
 _ASSETS = {"/": "page.html", "/rate.js": "rate.js", "/rate.css": "rate.css"}
 _HEADERS = {
@@ -38,6 +42,7 @@ _FIELDS = {"item": str, "answer": (str, int, type(None)), "words": str, "seconds
 _NEEDED = ("item", "answer")
 _ENOUGH = 3  # answers, before a time is foretold
 CLOSED = "this study is closed: it takes no more answers"
+_UNREADABLE = "your earlier answers cannot be read; tell whoever runs this study"
 
 
 class Wrong(Refused):
@@ -128,11 +133,13 @@ def _shown(item: Item, answer: Answer | None) -> dict[str, Any]:
     return {"item": item.id, "question": item.question, "windows": windows, **given}
 
 
-def app_of(study: Path, plan: Plan, code: str | None = None) -> Starlette:
+def app_of(study: Path, plan: Plan, code: str | None = None, host: str = "127.0.0.1") -> Starlette:
     """The web application.
 
     Args:
         code: that the page asks each rater for; None: no code.
+        host: the address that it is served on. On a loopback address it answers this machine's own
+            browsers alone; on another one, all who know the code.
     """
     desk = Desk(study, plan)
 
@@ -154,7 +161,8 @@ def app_of(study: Path, plan: Plan, code: str | None = None) -> Starlette:
 
     routes = [Route(path, _asset(name)) for path, name in _ASSETS.items()]
     routes += [Route("/item", item), Route("/answer", answer, methods=["POST"])]
-    return Starlette(routes=[*routes, Route("/undo", undo, methods=["POST"])])
+    routes += [Route("/undo", undo, methods=["POST"])]
+    return Starlette(routes=routes, middleware=[Middleware(HostGuard, hosts=local_hosts(host))])
 
 
 def _asset(name: str) -> Callable[[Request], Response]:
@@ -194,11 +202,15 @@ async def _answered(
         if code is not None and not hmac.compare_digest(given.encode(), code.encode()):
             raise Wrong("this study has a code, and this is not it" if given else "code", 401)
         return JSONResponse(await run_in_threadpool(act), headers=_HEADERS)
+    except Damaged as error:  # it names files, and a folder may be called after its SAEs
+        logger.error("%s", error)
+        return JSONResponse({"error": _UNREADABLE}, 500, headers=_HEADERS)
     except Refused as error:
         status = error.status if isinstance(error, Wrong) else 400
         return JSONResponse({"error": str(error)}, status, headers=_HEADERS)
     except OSError as error:
-        sentence = f"the answer could not be saved: {error.strerror or error}"
+        reason = error.strerror or type(error).__name__
+        sentence = f"the answer could not be saved: {reason}"
         return JSONResponse({"error": sentence}, 507, headers=_HEADERS)
 
 
@@ -225,4 +237,4 @@ def rate(
     ledgers(study, plan)
     with locked(study):
         ready()
-        uvicorn.run(app_of(study, plan, code), host=host, port=port, log_level="warning")
+        uvicorn.run(app_of(study, plan, code, host), host=host, port=port, log_level="warning")

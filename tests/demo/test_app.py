@@ -15,7 +15,7 @@ from gradio_client import Client
 
 from hfsae.demo import address as at
 from hfsae.demo.actions import Actions
-from hfsae.demo.app import PAGES, build, local_hosts
+from hfsae.demo.app import PAGES, app_hosts, build
 from hfsae.demo.settings import Settings
 
 from .conftest import D_SAE, assert_ended_early
@@ -154,12 +154,12 @@ def test_this_machine_reaches_its_app_by_any_of_its_names_and_through_any_port(a
 
 
 def test_an_app_that_others_may_reach_answers_under_any_name(monkeypatch):
-    assert local_hosts(None) == local_hosts("localhost") == {"localhost", "127.0.0.1", "::1"}
-    assert local_hosts("0.0.0.0") == local_hosts("192.168.0.7") == frozenset()
+    assert app_hosts(None) == app_hosts("localhost") == {"localhost", "127.0.0.1", "::1"}
+    assert app_hosts("0.0.0.0") == app_hosts("192.168.0.7") == frozenset()
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")  # as on Spaces
-    assert local_hosts(None) == frozenset()
+    assert app_hosts(None) == frozenset()
     monkeypatch.setenv("GRADIO_SHARE", "True")
-    assert local_hosts("127.0.0.1") == frozenset()
+    assert app_hosts("127.0.0.1") == frozenset()
 
 
 def test_a_page_holds_each_field_of_its_address_once_and_begins_with_what_it_shows_first(subject):

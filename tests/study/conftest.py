@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,13 +72,13 @@ def study(tmp_path) -> Path:
 
 
 @contextmanager
-def serving(study: Path, code: str | None = None) -> Iterator[str]:
-    """The page's address, while a thread serves it."""
+def serving(study: Path, code: str | None = None, host: str = "127.0.0.1") -> Iterator[str]:
+    """The page's address, while a thread serves it as on an address of this machine."""
     uvicorn = pytest.importorskip("uvicorn")
     from hfsae.study.server import app_of
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app_of(study, Plan.load(study), code), log_level="error")
+        config = uvicorn.Config(app_of(study, Plan.load(study), code, host), log_level="error")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
@@ -91,14 +92,17 @@ def serving(study: Path, code: str | None = None) -> Iterator[str]:
 
 
 def call(url: str, body: dict | None = None, **headers: str) -> tuple[int, dict]:
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", **headers}
-    request = urllib.request.Request(url, data, headers)
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with send(url, body, **headers) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
+
+
+def send(url: str, body: dict | None = None, **headers: str) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", **headers}
+    return urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30)
 
 
 def choice_of(page: dict) -> str | int:

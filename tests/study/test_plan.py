@@ -1,13 +1,15 @@
 """The plan of a study: settled, hashed, balanced, and in an order of each rater's own."""
 
+import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from hfsae import Refused
-from hfsae.study.plan import Plan, StudyArguments
+from hfsae.study.plan import Item, Plan, StudyArguments
 
 from .conftest import a_plan
 
@@ -17,7 +19,39 @@ def test_a_plan_is_the_same_after_saving_and_its_hash_stands_in_the_file(tmp_pat
     plan.save(tmp_path)
     content = json.loads((tmp_path / "plan.json").read_text())
     assert Plan.load(tmp_path) == plan and content["plan_sha256"] == plan.hash
-    assert a_plan(seed=1).hash != plan.hash == a_plan().hash
+    other = a_plan()
+    assert other.hash != plan.hash
+    plan.items[3].density *= 2
+    assert plan.hash != content["plan_sha256"]
+
+
+def without_ids(plan: Plan) -> list[Item]:
+    """The items, of which repeats name what they repeat by its place."""
+    places = {item.id: str(place) for place, item in enumerate(plan.items)}
+    repeats = [i.repeats and places[i.repeats] for i in plan.items]
+    return [replace(i, id="", repeats=r) for i, r in zip(plan.items, repeats, strict=True)]
+
+
+def test_one_seed_draws_the_same_items_and_no_id_can_be_computed_from_it():
+    plans = [a_plan(30), a_plan(30)]
+    assert without_ids(plans[0]) == without_ids(plans[1]) != without_ids(a_plan(30, repeats=0.2))
+    one, other = ({item.id for item in plan.items} for plan in plans)
+    assert one.isdisjoint(other) and len(one) == len(plans[0].items)
+    assert one.isdisjoint(old_id(0, sae, number) for sae in (0, 1) for number in range(100))
+
+
+def old_id(seed: int, sae: int, number: int) -> str:
+    """As ids were made before they were drawn."""
+    return hashlib.sha256(f"{seed} {sae} {number}".encode()).hexdigest()[:12]
+
+
+def test_a_plan_whose_ids_come_from_the_seed_can_still_be_rated(tmp_path):
+    plan = a_plan()
+    names = {item.id: old_id(0, item.sae, n) for n, item in enumerate(plan.items)}
+    for item in plan.items:
+        item.id, item.repeats = names[item.id], item.repeats and names[item.repeats]
+    plan.save(tmp_path)
+    assert Plan.load(tmp_path) == plan
 
 
 def test_a_plan_that_was_changed_is_refused(tmp_path):

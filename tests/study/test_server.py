@@ -17,7 +17,7 @@ from hfsae.study.report import close
 from hfsae.study.server import rate
 
 from ..demo.conftest import free_port
-from .conftest import NAMES, ROOT, call, choice_of, first_page, serving
+from .conftest import NAMES, ROOT, call, choice_of, first_page, send, serving
 
 
 def test_a_rater_goes_through_all_items_and_nothing_of_what_they_are_is_sent(study):
@@ -65,6 +65,45 @@ def test_what_is_wrong_is_one_sentence(study):
         assert call(f"{url}answer", {"rater": "ada"}, **form)[0] == 400
         assert not (study / "answers").exists()
         assert urllib.request.urlopen(url).headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("evil.example", None),
+        ("evil.example:7870", "http://evil.example:7870"),
+        ("127.0.0.1.evil.example", None),
+        ("localhost", "https://evil.example"),
+        ("localhost", "null"),
+    ],
+)
+def test_pages_of_other_sites_do_not_reach_a_study_on_loopback(study, host, origin):
+    headers = {"Host": host} | ({"Origin": origin} if origin else {})
+    with serving(study) as url:
+        for path, body in (("item?rater=ada", None), ("undo", {"rater": "ada"}), ("", None)):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                send(f"{url}{path}", body, **headers).close()
+            assert refused.value.code == 403
+        names = {"Host": "LOCALHOST:9", "Origin": "http://[::1]:7870"}
+        assert call(f"{url}item?rater=ada", **names)[0] == 200
+
+
+def test_a_study_that_is_opened_to_others_asks_any_machine_for_its_code(study):
+    there = {"Host": "192.168.0.7:7870", "Origin": "http://192.168.0.7:7870"}
+    with serving(study, code="word", host="0.0.0.0") as url:
+        assert call(f"{url}item?rater=ada", **there)[0] == 401
+        assert call(f"{url}item?rater=ada", **there, **{"X-Code": "word"})[0] == 200
+
+
+def test_no_path_or_hash_of_the_plan_reaches_a_rater_whose_answers_are_damaged(study, caplog):
+    (study / "answers").mkdir()
+    (study / "answers" / "ada.jsonl").write_text('{"plan": "0000000000000000", "item": "x"}\n')
+    with serving(study) as url:
+        status, content = call(f"{url}item?rater=ada")
+    assert status == 500 and "cannot be read" in content["error"]
+    plan = Plan.load(study).hash[:16]
+    assert str(study) not in content["error"] and plan not in content["error"]
+    assert str(study / "answers") in caplog.text  # who runs the study is told
 
 
 def test_a_code_is_asked_for(study):
