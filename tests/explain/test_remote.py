@@ -1,11 +1,17 @@
 """Answers from servers, sound and faulty ones, over real HTTP on the loopback interface."""
 
+import base64
+import gzip
 import json
 import math
 import os
+import random
+import re
 import signal
 import socket
 import threading
+import zlib
+from contextlib import suppress
 from email.utils import formatdate
 
 import huggingface_hub
@@ -13,7 +19,7 @@ import pytest
 from huggingface_hub.inference._providers import _common as common
 from huggingface_hub.inference._providers import get_provider_helper
 
-from hfsae.explain.judges import Counted, JudgeArguments, Question
+from hfsae.explain.judges import Counted, JudgeArguments, Question, transport
 from hfsae.explain.judges.remote import Remote
 from hfsae.explain.judges.replies import without_thoughts
 from hfsae.explain.judges.tokens import by_tokenizer
@@ -194,6 +200,27 @@ def test_thoughts_are_no_part_of_an_answer(server):
     assert without_thoughts("yes <think>and") is None
 
 
+def test_a_text_of_a_million_tags_is_read_in_one_pass():
+    """Each text takes milliseconds; searched again from each tag, it would take minutes."""
+    assert without_thoughts("<think>" * 150_000) is None
+    assert without_thoughts("a" * 10**6 + "\n" * 10**6) == "a" * 10**6
+    assert without_thoughts("<think>" * 150_000 + "</think>yes") == "yes"
+    assert without_thoughts("a</think>" * 150_000 + "yes") == "yes"
+
+
+def test_thoughts_are_cut_out_as_by_two_expressions():
+    """An independent way, whose time grows with the square of a text's length."""
+    thought = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+    end = re.compile(r".*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+    pieces = ["a", "\n", "<think>", "</think>", "<THINKING>", "</thinking>", "<"]
+    rng = random.Random(0)
+    for _ in range(2000):
+        text = " ".join(rng.choices(pieces, k=8))
+        left = end.sub("", thought.sub("", text), count=1)
+        expected = None if re.search("<think(ing)?>", left, re.IGNORECASE) else left.strip()
+        assert without_thoughts(text) == expected
+
+
 @pytest.mark.parametrize("code", [400, 422])
 def test_a_schema_that_is_refused_is_not_sent_again(server, code):
     server.always = unless("response_format", status(code, "unknown parameter"))
@@ -367,6 +394,136 @@ def test_no_file_holds_a_key(server, tmp_path, monkeypatch, caplog):
     kept = (tmp_path / "calls.jsonl").read_text() + caplog.text
     assert "[key]" in kept and f"http://127.0.0.1:{port}/v1" in kept
     assert not [secret for secret in secrets if secret in kept]
+
+
+B64 = base64.b64encode(f"Bearer {KEY}!".encode()).decode()
+URL64 = base64.urlsafe_b64encode(f"me:{KEY}".encode()).decode()
+ECHOES = {  # the form, and a part of it
+    "as it is": (f"the key is {KEY}.", "loopback"),
+    "percent-encoded": ("".join(f"%{byte:02x}" for byte in KEY.encode()), "%6c%6f%6f%70"),
+    "with some characters encoded twice": (KEY.replace("-", "%252D"), "loopback"),
+    "escaped as in JSON": (KEY.replace("0", "\\\\u0030").replace("-", "\\u002D"), "loopback"),
+    "in base64": (B64, B64[12:24]),
+    "in base64 behind a name": (URL64, URL64[6:18]),
+}
+
+
+@pytest.mark.parametrize(("echoed", "part"), ECHOES.values(), ids=ECHOES)
+def test_a_key_that_a_server_echoes_is_in_no_answer_error_or_log(
+    server, echoed, part, tmp_path, caplog
+):
+    server.faults["prompt 0"] = [content(f"so {echoed} on")]
+    server.faults["prompt 1"] = [status(500, echoed), status(429, echoed), status(400, echoed)]
+    server.faults["prompt 2"] = [raw(json.dumps({"error": {"code": 400, "message": echoed}}))] * 9
+    judge = judge_of(server, tmp_path / "calls.jsonl", concurrency=1, retries=2)
+    answers = judge.answer(asked(3, schema=None))
+    server.always = status(500, echoed)
+    with pytest.raises(Refused, match="calls in a row") as error:
+        judge_of(server, retries=0, concurrency=1).answer(asked())
+    chain = "".join(map(str, (error.value, error.value.__cause__, error.value.__context__)))
+    for text in ((tmp_path / "calls.jsonl").read_text(), caplog.text, str(answers), chain):
+        assert "[key]" in text and part not in text
+
+
+def test_a_key_in_the_answers_of_an_older_run_is_hidden_when_they_are_read(server, tmp_path):
+    judge_of(server, tmp_path / "calls.jsonl").answer(asked(1, schema=None))
+    text = (tmp_path / "calls.jsonl").read_text()
+    (tmp_path / "calls.jsonl").write_text(text.replace('\\"answer\\": \\"', B64))
+    (answer,) = judge_of(server, tmp_path / "calls.jsonl").answer(asked(1, schema=None))
+    assert "[key]" in answer.text and B64[12:24] not in answer.text
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_answer_is_read_up_to_its_largest_size(server, packed, monkeypatch):
+    """Endless ones: 64 kB at a time, or a few bytes that unpack to 64 kB."""
+    monkeypatch.setattr(transport, "MAX_ANSWER", 2**20)
+    sent, piece = [], b" " * 2**16
+
+    def endless(handler, body):
+        pack = zlib.compressobj(wbits=31)
+        handler.send_response(200)
+        if packed:
+            handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        with suppress(OSError):
+            while len(sent) < 10_000:
+                part = pack.compress(piece) + pack.flush(zlib.Z_FULL_FLUSH)
+                sent.append(part if packed else piece)
+                handler.wfile.write(sent[-1])
+        handler.close_connection = True
+
+    server.faults["prompt 3"] = [endless] * 2
+    answers = judge_of(server, concurrency=1).answer(asked(6))
+    assert texts(answers) == [*SOUND[:3], None, *SOUND[4:6]]
+    assert answers[3].failure == "the answer is larger than 1 MB"
+    assert packed or len(sent) < 1000  # what stands in buffers of sockets included
+
+
+def test_an_answer_that_was_packed_unasked_is_read(server):
+    def pack(handler, body):
+        handler.server.count({})
+        message = {"message": {"content": "packed"}}
+        data = gzip.compress(json.dumps({"choices": [message]}).encode())
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    server.always = pack
+    assert texts(judge_of(server).answer(asked(1, schema=None))) == ["packed"]
+    assert {h.get("Accept-Encoding") for h in server.headers} == {"identity"}
+
+
+def test_an_error_with_an_endless_text_is_known_by_its_status(server):
+    def endless(handler, body):
+        handler.send_response(401)
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        with suppress(OSError):
+            while True:
+                handler.wfile.write(b"no " * 2**16)
+        handler.close_connection = True
+
+    server.always = endless
+    with pytest.raises(Refused, match="does not accept the key in OPENAI_API_KEY"):
+        judge_of(server).answer(asked(1))
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_call_ends_after_its_time_however_slowly_the_answer_comes(server, head):
+    """A byte at a time, of the headers or of the body: each comes in time."""
+
+    def slow(handler, body):
+        if not head:
+            handler.send_response(200)
+            handler.end_headers()
+        with suppress(OSError):
+            while not handler.server.is_over.wait(0.02):
+                handler.wfile.write(b"HTTP/1.1 200 OK"[:1] if head else b" ")
+                handler.wfile.flush()
+        handler.close_connection = True
+
+    server.faults["prompt 3"] = [slow]
+    answers = judge_of(server, concurrency=1, timeout=0.4, retries=0).answer(asked(5))
+    assert texts(answers) == [*SOUND[:3], None, SOUND[4]]
+    assert answers[3].failure == "no whole answer within 0.4 s"
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "-1e999", "1e5"])
+def test_numbers_that_no_float_holds_do_not_end_a_run(server, number):
+    def with_number(handler, body):
+        top = {"token": "yes", "top_logprobs": [{"token": "yes", "logprob": "NUMBER"}]}
+        choice = {"message": {"content": "yes"}, "logprobs": {"content": [top]}}
+        reply = {"choices": [choice], "usage": {"prompt_tokens": "NUMBER"}}
+        handler.reply(200, json.dumps(reply).replace('"NUMBER"', number))
+
+    server.always = with_number
+    judge = judge_of(server, price_in=1.0)
+    (answer,) = judge.answer(asked(1, schema=None, choices=("yes", "no")))
+    assert answer.text == "yes" and judge.usage.price(judge._args) < 1
+    assert all(value <= 0 for value in (answer.log_probabilities or {}).values())
 
 
 def test_the_plan_counts_what_the_server_counts(server, tiny_tokenizer):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ...machine.refused import Refused
 
@@ -128,7 +128,7 @@ class JudgeArguments:
     retries: int = 6
     """after 429, 5xx, a timeout or a broken connection"""
     timeout: int | float = 120.0
-    """seconds for a call"""
+    """seconds for a call, from its connection to the last byte of its answer"""
     price_in: int | float | None = None
     """money for a million tokens of questions"""
     price_out: int | float | None = None
@@ -222,7 +222,9 @@ class JudgeArguments:
         keys = {os.environ.get(name, "").strip() for name in names}
         parts = urlsplit(self.base_url or "")
         values = {value for _, value in parse_qsl(parts.query)}
-        return {text for text in {*keys, *values, parts.password or ""} if text}
+        name, password = parts.username or "", parts.password
+        own = unquote(name if password is None else password)  # some servers take a key as name
+        return {text for text in {*keys, *values, own} if text}
 
 
 def without_credentials(address: str) -> str:

@@ -17,10 +17,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...machine.keys import hider
 from .base import LOCAL, Answer, JudgeArguments, Question
 
-_HIDDEN = "[key]"
-_MIN_SECRET = 4  # characters; shorter ones occur in any text
 _END = 2**20  # bytes
 
 
@@ -32,7 +31,7 @@ class Calls:
         model: what answers, as others may see it.
         identity: what answers, as the hash has it: of a folder, a fingerprint of its files.
         address: without credentials.
-        secrets: texts that are replaced wherever they occur.
+        secrets: keys, hidden wherever they occur.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class Calls:
     ) -> None:
         self._path, self._who = path, {"model": model, "address": address}
         self._identity = [identity, address]
-        self._secrets = sorted({s for s in secrets if len(s) >= _MIN_SECRET}, key=len, reverse=True)
+        self._without_keys = hider(secrets)
         self._lock, self._file = threading.Lock(), -1
         self._answers: dict[str, Answer] = {}
         self._log_likelihoods: dict[str, float] = {}
@@ -98,17 +97,6 @@ class Calls:
         ]
         self._append(lines)
 
-    def redacted(self, content: Any) -> Any:
-        """The same content without the secrets."""
-        if isinstance(content, dict):
-            return {key: self.redacted(value) for key, value in content.items()}
-        if isinstance(content, list | tuple):
-            return [self.redacted(value) for value in content]
-        if isinstance(content, str):
-            for secret in self._secrets:
-                content = content.replace(secret, _HIDDEN)
-        return content
-
     def close(self) -> None:
         """Close the file; a later answer opens it again."""
         with self._lock:
@@ -127,7 +115,7 @@ class Calls:
             self._log_likelihoods[key] = value
         if isinstance(answer, dict) and isinstance(answer.get("text"), str):
             try:
-                self._answers[key] = Answer(**answer)
+                self._answers[key] = Answer(**self._without_keys(answer))
             except TypeError:  # of another version
                 return
 
@@ -139,7 +127,7 @@ class Calls:
                 return
             if self._file < 0:
                 self._file = _opened(self._path)
-            texts = (json.dumps(self.redacted(line), ensure_ascii=False) for line in lines)
+            texts = (json.dumps(self._without_keys(line), ensure_ascii=False) for line in lines)
             data = "".join(f"{text}\n" for text in texts).encode("utf-8", "backslashreplace")
             while data:
                 data = data[os.write(self._file, data) :]

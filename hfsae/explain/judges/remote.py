@@ -213,7 +213,7 @@ class Remote:
         self._sleep(wait)
 
     def _reason(self, trouble: Trouble) -> str:
-        reason = self._calls.redacted(one_line(trouble))
+        reason = one_line(trouble)
         return f"{trouble.status}: {reason}" if trouble.status else reason
 
     def _refuse_for(self, trouble: Trouble) -> None:

@@ -10,9 +10,7 @@ from .base import Answer, Question
 from .tokens import by_length
 from .transport import Trouble
 
-_THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_BEGIN = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
-_END = re.compile(r".*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
 _REFUSAL = re.compile(
     r"(i'm|i am) (very |so |really )?(sorry|unable|not able)\b|(i'm |i am )?sorry[,.]|"
     r"(unfortunately, )?i (can ?not|can't|won't|will not|am not able to) "
@@ -20,6 +18,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 
+_MOST_TOKENS = 2**40  # a larger count is no count
 _REFUSED = "the model refused to answer"
 
 
@@ -28,8 +27,14 @@ def without_thoughts(text: str) -> str | None:
 
     Some chat templates open the thought themselves, so an end without a beginning counts.
     """
-    text = _END.sub("", _THOUGHT.sub("", text), count=1)
-    return None if _BEGIN.search(text) else text.strip()
+    kept, begin, is_inside = [], 0, False
+    for tag in _TAG.finditer(text):  # one pass: a text of a million tags takes no longer than one
+        if not tag[1] and not is_inside:
+            kept.append(text[begin : tag.start()])
+        elif tag[1] and not is_inside:
+            kept.clear()
+        is_inside, begin = not tag[1], tag.end()
+    return None if is_inside else "".join([*kept, text[begin:]]).strip()
 
 
 def read(reply: dict[str, Any], question: Question) -> Answer:
@@ -66,7 +71,7 @@ def _content(content: Any) -> str:
 
 
 def _whole(value: Any, estimate: int) -> int:
-    return value if isinstance(value, int) and value >= 0 else estimate
+    return value if type(value) is int and 0 <= value < _MOST_TOKENS else estimate
 
 
 def failure_of(text: str | None, stop: Any, question: Question) -> str | None:
@@ -103,9 +108,9 @@ def _log_probabilities(logprobs: Any, choices: Sequence[str]) -> dict[str, float
     try:
         top = _first_visible(logprobs["content"])["top_logprobs"]
         pairs = [(str(t["token"]), float(t["logprob"])) for t in top]
-    except (LookupError, TypeError, AttributeError, ValueError, StopIteration):
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError, StopIteration):
         return None
-    pairs = [(token, value) for token, value in pairs if value == value]
+    pairs = [(token, min(value, 0.0)) for token, value in pairs if value > -math.inf]
     sums = {choice: _sum(pairs, choice, choices) for choice in choices}
     if not pairs or all(value == -math.inf for value in sums.values()):
         return None

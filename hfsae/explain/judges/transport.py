@@ -4,12 +4,19 @@ An address is asked by the HTTP client that huggingface_hub brings, a provider t
 InferenceClient. For an address that client would not do: it writes a JSON schema in a form that
 OpenAI-compatible servers do not know, sends the Hub's token where no key is given, and under
 HF_HUB_OFFLINE asks no server at all, not even one on this machine.
+
+A server is not trusted: a call ends after its time, an answer at its largest size, and keys that a
+server echoes are hidden before anything else sees them.
 """
 
 import importlib
+import json
+import threading
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
+from queue import Empty, SimpleQueue
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -20,6 +27,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from ...machine.keys import hider
 from ...machine.refused import Refused, one_line
 from .base import JudgeArguments
 
@@ -33,6 +41,9 @@ Raises:
 # Of what some servers answer with other statuses, 429 and 400.
 _WORDS = {"insufficient_quota": 402, "model_not_found": 404, "model_not_supported": 404}
 MAX_WAIT = 120.0  # seconds, whatever a server wants
+MAX_ANSWER = 2**23
+"""Bytes of an answer, unpacked. The longest that we ask for have some ten thousand."""
+_MAX_ERROR, _PIECE = 2**16, 2**16  # bytes of an error's text that are read; unpacked at a time
 
 
 class Trouble(Exception):
@@ -73,28 +84,122 @@ def sender_of(args: JudgeArguments) -> Send:
     """
     key = args.key()
     if args.base_url is not None:
-        return _to_address(args.base_url, key, args.timeout)
-    return _to_provider(args, key)
+        send = _to_address(args.base_url, key, args.timeout)
+    else:
+        send = _to_provider(args, key)
+    return _without_keys(_in_time(send, args.timeout), hider(args.secrets()))
+
+
+def _in_time(send: Send, seconds: int | float) -> Send:
+    """The same, but a call that takes longer is given up, in whichever state it is: looking up a
+    name, amid the reply's headers, or amid its body."""
+
+    def limited(body: Body) -> dict[str, Any]:
+        done: SimpleQueue[dict[str, Any] | BaseException] = SimpleQueue()
+
+        def call() -> None:
+            try:
+                done.put(send(body))
+            except BaseException as error:  # raised again by the thread that waits
+                done.put(error)
+
+        threading.Thread(target=call, daemon=True).start()
+        try:
+            reply = done.get(timeout=min(seconds, threading.TIMEOUT_MAX))
+        except Empty:
+            raise _too_late(seconds) from None
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply
+
+    return limited
+
+
+def _too_late(seconds: int | float) -> Trouble:
+    return Trouble("broken", f"no whole answer within {seconds:g} s")
+
+
+def _without_keys(send: Send, hidden: Callable[[Any], Any]) -> Send:
+    """The same with keys hidden in replies and errors: here all that a server sends comes in."""
+
+    def hiding(body: Body) -> dict[str, Any]:
+        try:
+            return hidden(send(body))
+        except Trouble as error:
+            reason = hidden(error.reason)
+            raise Trouble(error.kind, reason, error.status, error.wait) from None
+        except Refused as error:
+            raise Refused(hidden(str(error))) from None
+
+    return hiding
 
 
 def _to_address(base_url: str, key: str | None, timeout: int | float) -> Send:
     http: Any = importlib.import_module(HTTPError.__module__.partition(".")[0])
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    client, url = http.Client(timeout=timeout, headers=headers), chat_url(base_url)
+    headers = {"Accept-Encoding": "identity"}
+    headers |= {"Authorization": f"Bearer {key}"} if key else {}
+    limits = http.Limits(max_connections=None)  # those given up do not hold up others
+    client = http.Client(timeout=timeout, headers=headers, limits=limits)
+    url = chat_url(base_url)
 
     def send(body: Body) -> dict[str, Any]:
+        end = time.monotonic() + timeout
         try:
-            response = client.post(url, json=body)
+            with client.stream("POST", url, json=body) as response:
+                content = _content(response, lambda: time.monotonic() > end)
         except (HTTPError, http.InvalidURL) as error:
-            raise _of_error(error) from error
+            raise _of_error(error, timeout) from error
+        if content is None:
+            raise _too_late(timeout)
         if not response.is_success:
-            raise _of_response(response)
+            raise _of_response(response, content.decode("utf-8", "replace"))
         try:
-            return _checked(response.json())
+            return _checked(json.loads(content))
         except (ValueError, RecursionError) as error:
             raise Trouble("no chat", "the reply is not JSON") from error
 
     return send
+
+
+def _content(response: Any, is_late: Callable[[], bool]) -> bytes | None:
+    """The body of a response, of an error its beginning; None: it is late.
+
+    Raises:
+        Trouble: it is too large, or packed in a way that was not asked for.
+    """
+    parts, n_bytes = [], 0
+    for part in _unpacked(response):
+        if is_late():
+            return None
+        parts.append(part)
+        n_bytes += len(part)
+        if not response.is_success and n_bytes > _MAX_ERROR:
+            break
+        if n_bytes > MAX_ANSWER:
+            reason = f"the answer is larger than {MAX_ANSWER / 2**20:g} MB"
+            raise Trouble("no chat", reason)
+    return b"".join(parts)
+
+
+def _unpacked(response: Any) -> Iterator[bytes]:
+    """The body in pieces of limited size, however well it was packed."""
+    coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if coding == "identity":
+        yield from response.iter_raw()
+        return
+    if coding not in ("gzip", "deflate"):
+        raise Trouble(
+            "no chat", f"the answer is packed as {coding[:20]!r}, which was not asked for"
+        )
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # the head tells gzip from zlib
+    try:
+        for packed in response.iter_raw():
+            while packed:
+                yield unpack.decompress(packed, _PIECE)
+                packed = unpack.unconsumed_tail
+        yield unpack.flush()
+    except zlib.error as error:
+        raise Trouble("broken", f"the answer cannot be unpacked: {one_line(error)}") from error
 
 
 def _to_provider(args: JudgeArguments, key: str | None) -> Send:
@@ -107,7 +212,7 @@ def _to_provider(args: JudgeArguments, key: str | None) -> Send:
         try:
             return _checked(client.chat_completion(**known, extra_body=more or None))
         except HTTPError as error:
-            raise _of_error(error) from error
+            raise _of_error(error, args.timeout) from error
         except OfflineModeIsEnabled as error:
             raise Refused(
                 "HF_HUB_OFFLINE is set, and Inference Providers are online; unset it, or name a "
@@ -143,11 +248,11 @@ def _checked(reply: Any) -> dict[str, Any]:
     raise Trouble("no chat", "the reply has no choices")
 
 
-def _of_error(error: Any) -> Trouble:
+def _of_error(error: Any, timeout: int | float) -> Trouble:
     """What an error of the HTTP client is about."""
     response = getattr(error, "response", None)
     if response is not None:
-        trouble = _of_response(response)
+        trouble = _of_response(response, _text_of(response))
         if isinstance(error, RepositoryNotFoundError):
             trouble.status = 404
         return trouble
@@ -161,16 +266,19 @@ def _of_error(error: Any) -> Trouble:
         "InvalidURL",
     }:
         return Trouble("unreachable", text)
-    return Trouble("broken", "it took too long" if "Time" in type(error).__name__ else text)
+    return _too_late(timeout) if "Time" in type(error).__name__ else Trouble("broken", text)
 
 
-def _of_response(response: Any) -> Trouble:
+def _text_of(response: Any) -> str:
+    try:
+        return response.text
+    except Exception:  # a stream that was not read, or broke
+        return ""
+
+
+def _of_response(response: Any, text: str) -> Trouble:
     if 300 <= response.status_code < 400:
         return Trouble("no chat", f"it redirects, with status {response.status_code}")
-    try:
-        text = response.text
-    except Exception:  # a stream that was not read, or broke
-        text = ""
     reason = " ".join(text.split())[:200] or f"status {response.status_code}"
     status = next((s for word, s in _WORDS.items() if word in text), response.status_code)
     return Trouble("status", reason, status, retry_after(response.headers))
