@@ -1,5 +1,6 @@
 """Push and load over HTTP, with the true client and a Hub on the loopback interface."""
 
+import base64
 import io
 import json
 import shutil
@@ -152,6 +153,54 @@ def test_a_card_that_is_edited_between_a_pushs_reading_and_its_commit_stays(
     after = hub.read_file(ID, "README.md").decode()
     assert "## Meanwhile\n\nA note." in after and after != text
     assert [r.status for r in hub.seen("POST", "/commit/")] == [412, 200]
+
+
+B64 = base64.b64encode(b"Authorization: Bearer sk-my+0123456789").decode()
+HOLDERS = {
+    "README.md": lambda path: path.write_text(
+        "---\nlicense: mit\n---\nthe key is sk-my+0123456789"
+    ),
+    "training.json": lambda path: path.write_text('{"command": "x --key sk-my%2B0123456789"}'),
+    "features/labels.json": lambda path: path.write_text('{"labels": {"3": "sk-my+0123456789"}}'),
+    "features/explanations.md": lambda path: path.write_text(f"latent 3: {B64}"),
+    "features/explanations.parquet": lambda path: pq.write_table(
+        pa.table({"latent": [0], "explanation": ["so sk-my+0123456789 on"]}), path
+    ),
+    "features/examples.parquet": lambda path: pq.write_table(
+        pa.table({"latent": [0], "tokens": [["a", " sk-my+0123456789"]]}), path
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_a_file_that_holds_a_key_of_this_machine_is_not_sent(hub, folder, name, monkeypatch):
+    (folder / "features" / "latents.parquet").unlink()
+    HOLDERS[name](folder / name)
+    monkeypatch.setenv("OPENROUTER_API_KEY", "sk-my+0123456789")
+    sentence = rf"^{name} holds the value of the variable OPENROUTER_API_KEY, .*no secret$"
+    with pytest.raises(hfsae.Refused, match=sentence) as refusal:
+        hfsae.push(folder, ID, token=WRITE)
+    assert "0123456789" not in str(refusal.value) and hub.repos == {}
+    if name != "README.md":  # a Space has a card of its own
+        with pytest.raises(hfsae.Refused, match=f"^{name} holds the value"):
+            write_space(folder.parent / "space", str(folder))
+        assert not (folder.parent / "space" / "sae").exists()
+    monkeypatch.setenv("OPENROUTER_API_KEY", "another-key")
+    hfsae.push(folder, ID, token=WRITE)
+
+
+def test_the_variable_of_a_judges_key_and_the_hubs_token_are_keys_whatever_their_names(
+    hub, folder, monkeypatch
+):
+    record = {"usage": {"key_env": "MINE"}}
+    (folder / "features" / "explanations.json").write_text(json.dumps(record))
+    (folder / "features" / "explanations.md").write_text("a b c my-own-words")
+    monkeypatch.setenv("MINE", "my-own-words")
+    with pytest.raises(hfsae.Refused, match="holds the value of the variable MINE"):
+        hfsae.push(folder, ID, token=WRITE)
+    (folder / "features" / "explanations.md").write_text(f"by {WRITE}")
+    with pytest.raises(hfsae.Refused, match="holds your token for the Hub"):
+        hfsae.push(folder, ID, token=WRITE, dry_run=True)
 
 
 def test_excerpts_of_text_are_said_to_go_up_and_can_stay_at_home(hub, folder):

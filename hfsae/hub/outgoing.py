@@ -1,12 +1,15 @@
-"""Which files of an SAE's folder go to the Hub, without local paths."""
+"""Which files of an SAE's folder go to the Hub, without local paths, and never with a key."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub import get_token
 from transformers import AutoConfig
 
-from ..machine.files import read_json
+from ..machine.files import read_json, read_table
+from ..machine.keys import holder_of, keys_of_environment
 from ..machine.names import (
     CARD,
     CONFIG,
@@ -48,6 +51,7 @@ PUSHED = (
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
 )
+_MAX_HEADER = 10**8  # bytes, of safetensors
 _AUTO_MAP = {"AutoConfig": f"{CODE.stem}.HfsaeConfig", "AutoModel": f"{CODE.stem}.HfsaeModel"}
 
 
@@ -113,3 +117,70 @@ def _published_probe(path: Path) -> Path | bytes:
     name = read_json(config).get("model_name") if config.is_file() else None
     shown = public_record({"model_name": name}, path.parent)["model_name"]
     return path if shown == name else renamed(path, AutoConfig.from_pretrained(path.parent), shown)
+
+
+def refuse_keys(
+    files: Mapping[str, Path | bytes], homes: Collection[Path], token: str | None = None
+) -> None:
+    """Check that no file holds a key of this machine: the Hub's token, or the value of an
+    environment variable whose name shows that it is one, or that a record names as one.
+
+    Args:
+        files: name -> content.
+        homes: folders of SAEs, whose records are read.
+        token: for the Hub; None: the one from `hf auth login`.
+
+    Raises:
+        ValueError: a file holds a key; the sentence names the file and the variable.
+    """
+    named = {name for home in homes for name in _named_keys(home / EXPLANATIONS_RECORD)}
+    keys = {f"the value of the variable {n}": v for n, v in keys_of_environment(named).items()}
+    keys |= {"your token for the Hub": token} if (token := token or get_token()) else {}
+    # a card repeats what records hold: those come first, so that they are named
+    for name, content in sorted(files.items(), key=lambda file: (file[0].endswith(CARD), file[0])):
+        for data in _searched(content):
+            if holder := holder_of(data, keys):
+                raise Refused(
+                    f"{name} holds {holder}, which others would see; take it out of the file, or "
+                    "unset the variable if its value is no secret"
+                )
+
+
+def _named_keys(record: Path) -> set[str]:
+    """Names of the variables from which a judge's key was taken."""
+    usage = read_json(record).get("usage") if record.is_file() else None
+    name = usage.get("key_env") if isinstance(usage, dict) else None
+    return {name} if isinstance(name, str) else set()
+
+
+def _searched(content: Path | bytes) -> Iterator[bytes]:
+    """The bytes in which a key would be seen: of tables also their unpacked texts, of weights the
+    header alone."""
+    if isinstance(content, bytes):
+        yield content
+        return
+    with content.open("rb") as file:
+        if content.suffix == ".safetensors":
+            yield file.read(min(int.from_bytes(file.read(8), "little"), _MAX_HEADER))
+        else:
+            yield file.read()
+    if content.suffix == ".parquet":
+        yield from _texts(content)
+
+
+def _texts(path: Path) -> Iterator[bytes]:
+    """All texts of a table, column by column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError):  # no table: its bytes are all that it holds
+        return
+    names = [field.name for field in schema if "string" in str(field.type)]
+    table = read_table(path, names)
+    for chunk in (chunk for column in table.columns for chunk in column.chunks):
+        array: Any = chunk.flatten() if pa.types.is_list(chunk.type) else chunk
+        array = array.dictionary if pa.types.is_dictionary(array.type) else array
+        texts = array.buffers()[-1]
+        yield texts.to_pybytes() if texts else b""

@@ -12,7 +12,7 @@ from ..machine.files import read_json
 from ..machine.names import CARD, CONFIG, PRESETS
 from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture
-from .outgoing import files_to_publish, is_sae, published
+from .outgoing import files_to_publish, is_sae, published, refuse_keys
 
 GRADIO = "6.31.0"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -117,11 +117,12 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
         raise Refused(f"{sae} lies in {target}, which would be replaced; name another output")
     refuse_mixture(sae)
     sources = list(files_to_publish(sae, (PRESETS,)))
+    files = {path.relative_to(sae).as_posix(): published(path) for path in sources}
+    refuse_keys(files, [sae])
     shutil.rmtree(target, ignore_errors=True)
-    for path in sources:
-        copy = target / path.relative_to(sae)
+    for name, content in files.items():
+        copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        content = published(path)
         if isinstance(content, bytes):
             copy.write_bytes(content)
         else:

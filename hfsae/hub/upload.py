@@ -1,8 +1,8 @@
 """To the Hub: one atomic commit.
 
-`push` sends only files on a list of names, prints beforehand what will be visible to whom, and
-makes new repositories private by default. What people wrote into a card stays. If the Hub's answer
-to a commit is lost, the retry finds that commit.
+`push` sends only files on a list of names, refuses those that hold a key, prints beforehand what
+will be visible to whom, and makes new repositories private by default. What people wrote into a
+card stays. If the Hub's answer to a commit is lost, the retry finds that commit.
 """
 
 import filecmp
@@ -48,7 +48,15 @@ from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture
 from ..models import SAE
 from .download import download, refuse_path
-from .outgoing import CODE, files_to_publish, is_of_hfsae, is_sae, link_refusal, published
+from .outgoing import (
+    CODE,
+    files_to_publish,
+    is_of_hfsae,
+    is_sae,
+    link_refusal,
+    published,
+    refuse_keys,
+)
 
 logger = logging.getLogger(__name__)
 _OVERTAKEN = (409, 412)  # another commit came in between
@@ -142,8 +150,8 @@ def push(
         tell: called with the plan's text before anything is sent.
 
     Raises:
-        ValueError: no SAE in the folder, or a damaged one; not allowed, not found, unreachable; one
-            sentence.
+        ValueError: no SAE in the folder, or a damaged one; a file holds a key of this machine; not
+            allowed, not found, unreachable; one sentence.
     """
     if repo_id.count("/") != 1:
         raise Refused(f"repository must be written as 'name/repository', got {repo_id!r}")
@@ -205,6 +213,7 @@ def _plan(api: HfApi, folder: Path, homes: list[Path], order: _Order) -> Plan:
     where = (revision, order.create_pr, order.looks, head, has_text, tuple(deleted))
     plan = Plan(repo_id, is_new, is_private, files, left_out, *where)
     _write_cards(api, plan, revision, order.replace_model_card)
+    refuse_keys(plan.files, homes, api.token if isinstance(api.token, str) else None)
     return plan
 
 

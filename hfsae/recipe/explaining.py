@@ -152,6 +152,7 @@ def _saved(
     """Write the results, with what was asked for them; the report."""
     if judge is not None and args is not None:
         usage = {**vars(judge.usage), "price": judge.usage.price(args)}
+        usage |= {"key_env": args.key_variable} if args.is_remote else {}
         result.record["usage"] = usage
         result.report += (
             f"\nThe judge had {usage['n_calls']:,} calls, {usage['n_repeated']:,} answers of "

@@ -46,6 +46,9 @@ MAX_ANSWER = 2**23
 _MAX_ERROR, _PIECE = 2**16, 2**16  # bytes of an error's text that are read; unpacked at a time
 
 
+_Kind = Literal["status", "unreachable", "broken", "no chat"]
+
+
 class Trouble(Exception):
     """A request without a reply.
 
@@ -58,13 +61,14 @@ class Trouble(Exception):
 
     def __init__(
         self,
-        kind: Literal["status", "unreachable", "broken", "no chat"],
+        kind: _Kind,
         reason: str,
         status: int = 0,
         wait: float | None = None,
     ) -> None:
         super().__init__(reason)
-        self.kind, self.reason, self.status, self.wait = kind, reason, status, wait
+        self.kind: _Kind = kind
+        self.reason, self.status, self.wait = reason, status, wait
 
     @property
     def may_pass(self) -> bool:
