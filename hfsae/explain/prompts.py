@@ -2,13 +2,17 @@
 
 Texts of windows and explanations come from anywhere, so in a prompt they are data: JSON strings,
 in which < and > are escaped. So a text cannot close its quotes, hold a special token of a chat
-template such as <|im_end|>, or look like the marks << >>, which stand outside the escapes. One
-latent is one conversation: what its text asks for reaches no other latent's answers.
+template such as <|im_end|>, or look like the marks << >>, which stand outside the escapes. Where a
+mark would complete such a token, as << and s>> complete <s>, or where brackets do, as in [INST], a
+letter of it is escaped, too. A server's own tokens are unknown here: what has their form is meant;
+for a model on this machine `judges.wording` checks the ids. One latent is one conversation: what
+its text asks for reaches no other latent's answers.
 """
 
 import json
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -38,26 +42,55 @@ _EXAMPLE = (
 _FENCE = re.compile(r"^```[a-z]*\n(.*?)\n?```$", re.DOTALL)
 
 
+# The inside of a special token with angle brackets. Marks around it would complete the token.
+_IN_ANGLES = re.compile(
+    r"[|\uff5c](?=.*\w)\S+|(?=.*\w)\S+[|\uff5c]"  # <|im_end|>, with wide bars, <|turn>, <turn|>
+    r"|/?[a-z0-9]+(_[a-z0-9]+)+"  # <start_of_turn>, </tool_call>, <extra_id_0>
+    r"|[a-z]+:[a-z]+|(unused|reserved|loc|seg|dummy|speaker|token)\d+|0x[0-9a-f]{2}"
+    r"|/?(s|pad|unk|bos|eos|cls|sep|mask|so[pt]|eo[cdhmptu]|bo[mst]|sys|inst|pre|suf|mid|fim|"
+    r"user|human|assistant|bot|system|tools?|think(ing)?|answer|image|img|video|audio|ref|quad|"
+    r"box|point|filename|reponame|endoftext|newline)",
+    re.IGNORECASE | re.DOTALL,
+)
+# The first letter of special tokens without angle brackets: of Mistral's, GLM's, BERT's, EXAONE's,
+# MiniMax's.
+_IN_BRACKETS = re.compile(
+    r"\[(?=/?(INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+|ARGS|CALL_ID|THINK|IMG|IMG_\w+|PREFIX|"
+    r"MIDDLE|SUFFIX|(BEGIN_)?AUDIO|TRANSCRIBE|MODEL_SETTINGS|CLS|SEP|PAD|UNK|BOS|EOS|[gs]?MASK|"
+    r"(control_|unused)\d+|\|[^\s|\]]+\|)\]|e~\[)|\](?=~!?b[\[\]])"
+)
+
+
 def quoted(text: str) -> str:
-    """A text as a JSON string without < and >."""
-    return f'"{escaped(text)}"'
+    """A text as a JSON string without < and >, and without special tokens of chat templates."""
+    return f'"{_defused(escaped(text))}"'
 
 
 def escaped(text: str) -> str:
-    """The same without its quotes."""
+    """A text as the inside of a JSON string, without < and >."""
     inner = json.dumps(text, ensure_ascii=False)[1:-1]
     return inner.replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def marked(tokens: Sequence[str], is_marked: Sequence[bool]) -> str:
     """Tokens as a JSON string, with << >> around each run of marked ones."""
-    parts, inside = ['"'], False
-    for token, mark in zip(tokens, is_marked, strict=True):
-        if mark != inside:
-            parts.append("<<" if mark else ">>")
-        parts.append(escaped(token))
-        inside = mark
-    return "".join([*parts, ">>" if inside else "", '"'])
+    parts = []
+    for mark, run in groupby(zip(tokens, is_marked, strict=True), lambda pair: bool(pair[1])):
+        text = "".join(escaped(token) for token, _ in run)
+        if mark and _IN_ANGLES.fullmatch(text):
+            text = _code(text[0]) + text[1:]
+        parts.append(f"<<{text}>>" if mark else text)
+    return f'"{_defused("".join(parts))}"'
+
+
+def _defused(text: str) -> str:
+    """The inside of a JSON string without special tokens in square brackets."""
+    return _IN_BRACKETS.sub(lambda bracket: _code(bracket[0]), text)
+
+
+def _code(character: str) -> str:
+    """JSON's escape of a character."""
+    return f"\\u{ord(character):04x}"
 
 
 def text_of(window: Spelt) -> str:
