@@ -17,6 +17,8 @@ from hfsae.packaged import (
     text_licence,
 )
 
+from .explain.special_tokens import check_no_text_makes_a_special_token
+
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -143,3 +145,10 @@ def test_the_packaged_model_as_a_judge_finds_announced_text_likelier(packaged_lm
         logits = packaged_lm.lm(torch.tensor([context + ids])).logits[0, len(context) - 1 : -1]
     expected = logits.float().log_softmax(-1)[range(len(ids)), ids].sum()
     assert near == pytest.approx(float(expected), abs=0.5)  # bfloat16 rounds a logit by up to 0.06
+
+
+@pytest.mark.lm
+def test_no_text_makes_a_special_token_of_the_packaged_judge(packaged_lm):
+    tokenizer = packaged_lm.tokenizer
+    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    check_no_text_makes_a_special_token(tokenizer, tokens[::5])

@@ -17,6 +17,7 @@ from .names import EVALUATION, TRAINING
 Json = dict[str, Any]
 
 LOCAL_FILES = "local files"  # the origin of a text
+_LONG_COMMAND = 2**16  # characters
 _FOLDER = "folder "  # start of the origin of a language model that is not from the Hub
 _WITH_ORIGINS = (TRAINING, EVALUATION)  # of a language model or a text
 # An absolute path, at the start of a setting or after `=` and the like; not `a/b` or `https://a`.
@@ -98,7 +99,8 @@ def _last_part(path: str) -> str:
 def _public_command(command: str, local: Collection[str]) -> str:
     """Argument by argument, since a path may hold spaces; in one line."""
     try:
-        arguments = shlex.split(command)
+        # the time of shlex grows with the square of a command's length
+        arguments = (shlex.split if len(command) < _LONG_COMMAND else str.split)(command)
     except ValueError:  # a quotation that does not end
         arguments = command.split()
     shown, key = [], ""

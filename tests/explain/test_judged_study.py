@@ -12,6 +12,7 @@ from hfsae.explain.judges.tokens import by_length
 
 from ..helpers import refused
 from .conftest import verb
+from .loopback_judge import LoopbackJudge, content
 
 LATENTS = [str(i) for i in range(16)]
 CALLS = ["--judge", "packaged", "--judged_windows", "4"]
@@ -93,6 +94,24 @@ def test_scores_of_a_judge_stand_in_all_files_with_its_usage(folder, loads, judg
     assert names | {"intruder_accuracy", "detection_n_failed"} <= {*rows[0]}
     assert main(named(folder, *asked)) == 0
     assert capsys.readouterr().out == report and len(judges) == 1, "nothing is asked again"
+
+
+def test_a_key_that_a_judge_echoes_is_in_no_file_and_its_variable_is_named(
+    folder, loads, monkeypatch, capsys
+):
+    key = "sk-mine-0123456789"
+    monkeypatch.setenv("MINE", key)
+    with LoopbackJudge() as server:
+        server.always = content(json.dumps({"explanation": f"the key is {key}"}))
+        at = ["--judge", "m", "--base_url", server.url, "--key_env", "MINE"]
+        assert main(named(folder, "--explainer", "lm", *at)) == 0
+    assert "the key is [key]" in capsys.readouterr().out
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"explanations.md", "explanations.parquet", "calls.jsonl"} <= {p.name for p in files}
+    assert not [path for path in files if b"mine-0123" in path.read_bytes()]
+    rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()
+    assert {row["explanation"] for row in rows} == {"the key is [key]"}
+    assert record_of(folder)["usage"]["key_env"] == "MINE"
 
 
 def test_latents_that_the_judge_did_not_explain_are_counted(folder, loads, judges, monkeypatch):
