@@ -19,7 +19,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..machine.files import opened_tensors, write_tensors
+from ..machine.files import json_value, opened_tensors, write_tensors
 from ..machine.names import PROBE
 from ..machine.refused import Damaged, Refused, one_line
 from ..machine.weights import stamp
@@ -170,11 +170,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             if set(file.keys()) != set(_TENSORS):
                 raise Refused(f"it holds {sorted(file.keys())}, not {sorted(_TENSORS)}")
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            hashes = json.loads((file.metadata() or {}).get("sha256", "null"))
+            hashes = json_value((file.metadata() or {}).get("sha256", "null"))
         _refuse_misfits(tensors)
         if not isinstance(hashes, dict):
             raise Refused("its metadata hold no hashes")
-    except (SafetensorError, OSError, RecursionError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise Damaged(
             f"{path} is damaged, or no probe: {one_line(error)}; `hfsae.write_probe` makes one"
         ) from error
