@@ -296,7 +296,7 @@ def test_too_few_groups_and_groups_of_packaged_sets_are_one_sentence(tmp_path):
     source = written(tmp_path / "mine.jsonl", grouped(4))
     with pytest.raises(Refused, match="50 texts of each class from 5 groups or more"):
         read_tasks(source, group_column="by")
-    with pytest.raises(Refused, match="row 1 of .* has no 'author'"):
+    with pytest.raises(Refused, match=r"row 1 of .* has no 'author'"):
         read_tasks(source, group_column="author")
     with pytest.raises(Refused, match="packaged sets have no groups"):
         _tasks("packaged", ProbeArguments(), {"group_column": "by"})
