@@ -87,9 +87,16 @@ def json_value(text: str | bytes) -> Any:
             Infinity, 1e999, or a whole number of 400 digits.
     """
     try:
-        return json.loads(text, parse_float=_number, parse_int=_whole, parse_constant=_number)
+        value = json.loads(text, parse_float=_number, parse_int=_whole, parse_constant=_number)
     except RecursionError as error:
         raise Refused("nested too deeply") from error
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_MAX_DEPTH):
+        lists = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [part for items in lists for part in items if isinstance(part, dict | list)]
+        if not level:
+            return value
+    raise Refused("nested too deeply")
 
 
 def _number(text: str) -> float:
