@@ -3,7 +3,6 @@
 The pages: the root's README.md, and those beside what they describe, in scripts/.
 """
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -60,11 +59,9 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm, capsys):
     assert names["out"].values.shape == (1, 7, 3072)
     printed = capsys.readouterr().out.splitlines()
     shown = blocks("text", README)[0].splitlines()
-    near = pytest.approx(json.loads(shown[0]), abs=1)  # processors round differently
-    assert json.loads(printed[0]) == near
-    prompt = "<|im_start|>We decided to travel by"
-    assert printed[2].startswith(prompt) and shown[2].startswith(prompt)
-    assert re.sub(r"activation=[^,]*", "", printed[1]) == re.sub("activation=[^,]*", "", shown[1])
+    assert printed[: len(shown)] == shown
+    beside = re.findall(r"^print\(.+\)  # (\[[\d, ]+\])$", of_readme[2], re.MULTILINE)
+    assert printed[-len(beside) :] == beside and len(beside) == 2
     assert ran[0].sae["target_l0"] == 50 and ran[0].text.dataset == "my.jsonl"
     assert len(names["suggestion"].trials) >= 3
 

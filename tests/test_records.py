@@ -21,6 +21,7 @@ from hfsae.machine.files import (
     write_tensors,
     write_whole,
 )
+from hfsae.machine.refused import Damaged
 from hfsae.training.trainer import _append
 
 
@@ -74,9 +75,31 @@ def test_json_that_is_deep_or_huge_is_one_sentence(tmp_path, monkeypatch):
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"damaged \(nested too deeply\); `hfsae evaluate"):
         read_json(path)
+    path.write_text('{"a": ' + "[" * 60 + "]" * 60 + "}")  # code that walks it recurses
+    with pytest.raises(ValueError, match=r"damaged \(nested too deeply\); `hfsae evaluate"):
+        read_json(path)
+    path.write_text("[" * 100_000)
     monkeypatch.setattr("hfsae.machine.files.MAX_TEXT", 10)
     with pytest.raises(ValueError, match="100,000 bytes, over the limit of 10"):
         read_json(path)
+
+
+@pytest.mark.parametrize(
+    "number", ["1e999", "-1e999", "NaN", "Infinity", "1" + "0" * 400, "9" * 5000]
+)
+def test_a_number_that_no_float_holds_is_one_sentence(tmp_path, number):
+    path = tmp_path / "evaluation.json"
+    path.write_text(f'{{"metrics": {{"l0": {{"value": [{number}]}}}}}}')
+    with pytest.raises(
+        Damaged, match=r"damaged \(.*number.*\); `hfsae evaluate .*` makes it again"
+    ):
+        read_json(path)
+
+
+def test_numbers_of_sound_json_are_as_pythons(tmp_path):
+    text = '{"a": [1e308, -1e-400, 0, -7, 12345678901234567890, 0.1]}'
+    (tmp_path / "x.json").write_text(text)
+    assert read_json(tmp_path / "x.json") == json.loads(text)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

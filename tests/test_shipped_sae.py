@@ -1,6 +1,8 @@
 """The small SAE in the package: whole, small, and what its card says."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +35,25 @@ def test_its_labels_and_presets_are_of_latents_that_fire_on_what_they_say():
     for preset in json.loads((SHIPPED_SAE / "presets.json").read_text()):
         assert preset["name"] and preset["prompt"]
         assert set(map(int, preset["latents"])) <= set(labels)
+
+
+def test_pages_count_its_presets_as_they_are():
+    scripts = Path(__file__).parent.parent / "scripts"
+    page = (scripts / "presets.md").read_text(encoding="utf-8")
+    rows = [re.split(r" *\| *", line) for line in page.splitlines() if re.match(r"\| \d+ ", line)]
+    offered = {row[1] for row in rows if row[-2] == "yes"}
+    presets = json.loads((SHIPPED_SAE / "presets.json").read_text())
+    assert offered == {latent for preset in presets for latent in preset["latents"]}
+    assert f"after {len(read_labels(SHIPPED_SAE))} latents were labelled" in page
+    n_steered = sum("3 of 3" in row for row in rows)
+    recipes = " ".join((scripts / "recipes" / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"Of [{len(rows)} latents tried for the packaged SAE](../presets.md) {n_steered} steer the "
+        f"texts of all three seeds at their best attempt, and {_WORDS[len(offered)]} are offered"
+    ) in recipes
+
+
+_WORDS = {4: "four", 5: "five", 6: "six"}
 
 
 def test_its_card_is_honest_about_its_size():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import hfsae
@@ -14,6 +15,8 @@ from hfsae.cards import write_card
 from hfsae.cli import main
 from hfsae.hub import write_space
 from hfsae.machine.weights import KEY, STAMPED, of_others, refuse_mixture, stamp, weights_hash
+
+from .helpers import refused
 
 JSON = [name for name in STAMPED if name.endswith(".json")]
 
@@ -44,6 +47,53 @@ def test_the_hash_is_that_of_the_file_as_on_the_hub(folder):
     assert list(of_others(folder)) == []
     exchange_weights(folder)
     assert list(of_others(folder)) == list(STAMPED)
+
+
+PROBES = {
+    "a tensor is missing": (lambda t: t.pop("recon"), r"it holds \['counts', .*, not \["),
+    "another tensor": (lambda t: t.update(more=torch.ones(2)), r"it holds .*'more'"),
+    "whole activations": (lambda t: t.update(x=t["x"].long()), r"x holds torch\.int64"),
+    "broken counts": (
+        lambda t: t.update(counts=t["counts"].half()),
+        r"counts holds torch\.float16",
+    ),
+    "a scalar": (lambda t: t.update(indices=torch.tensor(1)), r"indices holds .* of shape \[\]"),
+    "one rank more": (lambda t: t.update(x=t["x"][None]), r"x holds .* of shape \[1, 3, 4\]"),
+    "a row less": (
+        lambda t: t.update(recon=t["recon"][:2]),
+        "it holds 3 activations, 3 counts and 2 recon",
+    ),
+    "a value less": (
+        lambda t: t.update(values=t["values"][1:]),
+        "its counts are not those of its ind",
+    ),
+    "negative counts": (
+        lambda t: t.update(counts=-t["counts"]),
+        "its counts are not those of its ind",
+    ),
+    "nothing": (lambda t: t.update({n: v[:0] for n, v in t.items()}), "it holds 0 activations"),
+    "a NaN": (lambda t: t["values"].fill_(torch.nan), "values holds values that are NaN or inf"),
+}
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_a_probe_of_another_shape_is_one_sentence(folder, capsys, kind):
+    path = folder / "probe.safetensors"
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    change, sentence = PROBES[kind]
+    change(tensors)
+    save_file(tensors, path, metadata)
+    said = refused(["verify", str(folder)], capsys)
+    assert re.search(f"probe.safetensors is damaged, or no probe: {sentence}", said)
+
+
+@pytest.mark.parametrize("hashes", ["5", "[]", "{", "[" * 100_000, '{"probe": ' + "9" * 5000 + "}"])
+def test_a_probe_without_hashes_is_one_sentence(folder, capsys, hashes):
+    path = folder / "probe.safetensors"
+    save_file(load_file(path), path, {"sha256": hashes})
+    assert "is damaged, or no probe" in refused(["verify", str(folder)], capsys)
 
 
 def test_weights_in_several_files_have_one_hash(tmp_path):

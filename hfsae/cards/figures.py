@@ -29,6 +29,7 @@ _BLUE, _ORANGE, _INK = "#0072B2", "#D55E00", "#222222"
 _LABEL: dict[str, Any] = {"color": _INK, "va": "top"}
 _LABEL |= {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # over grid lines
 _MANY_BINS = 60
+_LOGGED = ("step", "fvu", "l0")  # what a figure shows of a line of the log
 
 
 def draw(folder: str | Path) -> list[Path]:
@@ -69,11 +70,11 @@ def _json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _log(folder: Path) -> list[dict[str, Any]]:
+def _log(folder: Path) -> list[dict[str, float]]:
     path = folder / LOG
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     with reading(path):
-        return [json.loads(line) for line in lines]
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [{name: float(line[name]) for name in _LOGGED} for line in map(json.loads, lines)]
 
 
 def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None:

@@ -9,6 +9,7 @@ from ..recipe import probe_folders, trained_folder
 from .parsing import verb_parser
 
 _DEFAULT = ProbeArguments()
+_COLUMNS = ("text_column", "label_column", "group_column", "split")
 
 
 def probe_verb(argv: list[str]) -> None:
@@ -18,6 +19,7 @@ def probe_verb(argv: list[str]) -> None:
         "hfsae probe runs/mine",
         "hfsae probe runs/mine runs/other --n_tasks all --n_texts 1500",
         "hfsae probe runs/mine --tasks reviews.jsonl --text_column text --label_column stars",
+        "hfsae probe runs/mine --tasks reviews.jsonl --group_column author",
     )
     parser.add("folders", type=str, nargs="+", help="what `hfsae train` wrote")
     parser.add(
@@ -29,6 +31,12 @@ def probe_verb(argv: list[str]) -> None:
     )
     parser.add("--text_column", type=str, default="text", help="of a file or data set")
     parser.add("--label_column", type=str, default="label", help="of a file or data set")
+    parser.add(
+        "--group_column",
+        type=str | None,
+        help="of a file or data set, such as a text's source: texts of a group are all on one side "
+        "of each split",
+    )
     parser.add("--split", type=str, default="train", help="of a Hub data set")
     parser.add(
         "--n_tasks",
@@ -56,7 +64,7 @@ def probe_verb(argv: list[str]) -> None:
     parser.add("--seed", type=int, default=_DEFAULT.seed, help="seed of all that is drawn")
     options = parser.parse(argv)
     folders = [trained_folder(folder) for folder in options.pop("folders")]
-    columns = {name: options.pop(name) for name in ("text_column", "label_column", "split")}
+    columns = {name: options.pop(name) for name in _COLUMNS}
     tasks = options.pop("tasks")
     result = probe_folders(folders, ProbeArguments(**options), tasks, **columns)
     print(printable_lines(result.report))

@@ -15,7 +15,9 @@ model and site follow from the published paths, `gemma-scope-2b-pt-res/layer_12/
 
 import re
 import zipfile
+import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..machine.refused import Refused
+from ..machine.refused import Damaged, Refused, one_line
 from ..models import SAE
 from .build import State, build, check_plain, exported, refuse, to_jumprelu
 
@@ -36,6 +38,9 @@ _SITES = {
     "transcoders": "layers.{}.pre_feedforward_layernorm",
 }
 _NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+_COMPRESSION = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # numpy's
+_OF_ARCHIVES = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, ValueError, EOFError, OSError)
+_OF_ARCHIVES += (TokenError,)  # of numpy, which reads an array's header as Python
 _MAX_EXPANSION = 20  # weights hardly compress; a file that grows more than this is a bomb
 
 
@@ -96,6 +101,8 @@ def _read(path: Path) -> State:
     """The arrays that belong in the file; nothing is unpickled, no more is read than is there."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if {info.compress_type for info in archive.infolist()} - _COMPRESSION:
+                raise Refused("it is compressed in another way than numpy's")
             sizes = {info.filename: info.file_size for info in archive.infolist()}
             if sum(sizes.values()) > _MAX_EXPANSION * path.stat().st_size + 2**16:
                 raise Refused("it would unpack to far more than its size")
@@ -103,8 +110,8 @@ def _read(path: Path) -> State:
             if missing := [name for name in _NAMES if name not in names]:
                 raise Refused(f"it lacks {', '.join(missing)}")
             return {name: _array(archive, names[name], sizes[names[name]]) for name in _NAMES}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, EOFError, OSError) as error:
-        raise Refused(f"{path} is not a Gemma Scope file: {error}") from error
+    except _OF_ARCHIVES as error:
+        raise Damaged(f"{path} is not a Gemma Scope file: {one_line(error)}") from error
 
 
 def _array(archive: zipfile.ZipFile, name: str, size: int) -> Tensor:

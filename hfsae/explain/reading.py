@@ -223,7 +223,7 @@ def _by_latent(
 ) -> Iterator[tuple[int, Trace]]:
     by = np.argsort(latent, kind="stable")
     latents, first = np.unique(latent[by], return_index=True)
-    for index, members in zip(latents, np.split(by, first[1:]), strict=True):
+    for index, members in zip(latents, np.split(by, first)[1:], strict=True):  # first[0] is 0
         yield int(index), Trace(token[members], value[members])
 
 

@@ -1,5 +1,6 @@
 """Fill a FeatureStore from one pass over token batches."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ from .windows import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
 
 if TYPE_CHECKING:
     import pyarrow
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -99,6 +102,12 @@ def collect(
         raise Refused(
             f"no token is left to collect from: {harvester.dropped_special} are special or "
             f"padding, {harvester.dropped_outliers} above norm_limits; give more or other text"
+        )
+    if not seen.histogram.any():
+        logger.warning(
+            "no latent fired on any of the %s tokens: the feature store has no examples; lower "
+            "the thresholds or the sparsity, or train longer",
+            f"{seen.n_tokens:,}",
         )
     directions = residual_directions(lm, sae.W_dec, sae.config.target_site or site)
     return _build_store(sae, lm, tokenizer, seen, args, directions)
@@ -267,8 +276,8 @@ def _window_texts(
 
     distinct, inverse = np.unique(ids, return_inverse=True)
     texts = np.array([token_text(tokenizer, int(i)) for i in distinct], dtype=object)[inverse]
-    parts = np.array([is_part(tokenizer, int(i)) for i in distinct])[inverse] & inside
-    texts, parts = texts.reshape(ids.shape), parts.reshape(ids.shape)
+    parts = np.array([is_part(tokenizer, int(i)) for i in distinct], dtype=bool)[inverse]
+    texts, parts = texts.reshape(ids.shape), parts.reshape(ids.shape) & inside
     first = inside.argmax(1)  # firing tokens are counted from a window's first one
     for window in np.flatnonzero(parts.any(1)):
         at_firing = first[window] + firing[window]

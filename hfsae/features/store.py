@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 import random
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -81,6 +82,12 @@ _TOGETHER = (
     ("neighbours", "neighbour_cosines"),
 )
 _LISTS = {"histogram", "tokens", "token_ids", "activations", *chain(*_TOGETHER)}
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("n_firings", "histogram", "max_activation", "mean_activation"), (0, math.inf)),
+    **{f"{one}_logits": (-math.inf, math.inf) for one in ("promoted", "suppressed")},
+    "neighbour_cosines": (-math.inf, math.inf),
+    "density": (0, 1),
+}
 _ROWS_PER_GROUP = 4096  # the unit that looking up one latent reads from disk
 
 
@@ -264,8 +271,11 @@ class FeatureStore:
             raise Damaged(damaged(path, error)) from error
         meta = read_json(home / META)
         with reading(home / META):  # shown on pages
-            torch.tensor(meta["histogram_edges"], dtype=torch.float64)
+            edges = torch.tensor(meta["histogram_edges"], dtype=torch.float64)
+            if edges.ndim != 1 or not (edges.diff() > 0).all():
+                raise Refused("histogram_edges are not rising numbers")
             int(meta["arguments"]["quantiles"])
+        _refuse_out_of_range(home / LATENTS, latents, n_bins=len(edges) - 1)
         return cls(latents, examples, meta=meta)
 
 
@@ -317,6 +327,24 @@ def _refuse_other_rows(path: Path, latents: "pyarrow.Table") -> None:
     for one, other in _TOGETHER:
         if lengths[one] != lengths[other]:
             raise Damaged(damaged(path, f"{one} and {other} are of different lengths"))
+
+
+def _refuse_out_of_range(path: Path, latents: "pyarrow.Table", n_bins: int) -> None:
+    """Check that neighbours are latents, that histograms have the bins of meta.json, and that
+    numbers are finite, and counts, densities and activations not negative."""
+    import pyarrow.compute
+
+    pc: Any = pyarrow.compute  # its functions are created at import, unknown to type checkers
+    with reading(path):
+        if wrong := {*pc.unique(pc.list_value_length(latents["histogram"])).to_pylist()} - {n_bins}:
+            raise Refused(f"a histogram has {wrong.pop():,} bins; meta.json has edges of {n_bins}")
+        for name, (low, high) in {**_RANGES, "neighbours": (0, len(latents) - 1)}.items():
+            values = pc.list_flatten(latents[name]) if name in _LISTS else latents[name]
+            if _KINDS[name] == "number" and pc.any(pc.invert(pc.is_finite(values))).as_py():
+                raise Refused(f"{name} has values that are NaN or infinite")
+            least, most = pc.min_max(values).as_py().values()
+            if least is not None and not low <= least <= most <= high:
+                raise Refused(f"{name} holds {least} to {most}")
 
 
 def _pairs(first: list, second: list) -> list[tuple]:

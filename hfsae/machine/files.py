@@ -5,6 +5,7 @@ aliases. Text from files goes through `printable` before it reaches a terminal.
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -37,6 +38,7 @@ _MAX_EXPANSION = 300  # unpacked size of a table's column over its size; real on
 _MAX_VALUES = 16
 _TEXTS = ("promoted_tokens", "suppressed_tokens", "tokens")  # columns with lists of texts
 _MAX_DEPTH = 50
+_MAX_DIGITS = 300  # of a whole number in JSON: a float holds up to 308
 _MERGES = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # keys << and =
 _MISFITS = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 _MADE_BY_COMPARISON = (DOCUMENTS, CAUSES)
@@ -72,11 +74,42 @@ def parse_json(path: Path) -> Any:
         why = f"{about.st_size:,} bytes, over the limit of {MAX_TEXT:,}"
         raise Damaged(damaged(path, why))
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_value(path.read_text(encoding="utf-8"))
     except ValueError as error:  # invalid UTF-8 too
         raise Damaged(damaged(path, error)) from error
+
+
+def json_value(text: str | bytes) -> Any:
+    """The value of a JSON text, whose numbers are all finite.
+
+    Raises:
+        ValueError: it is no JSON, nested too deeply, or has a number that no float can hold: NaN,
+            Infinity, 1e999, or a whole number of 400 digits.
+    """
+    try:
+        value = json.loads(text, parse_float=_number, parse_int=_whole, parse_constant=_number)
     except RecursionError as error:
-        raise Damaged(damaged(path, "nested too deeply")) from error
+        raise Refused("nested too deeply") from error
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_MAX_DEPTH):
+        lists = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [part for items in lists for part in items if isinstance(part, dict | list)]
+        if not level:
+            return value
+    raise Refused("nested too deeply")
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise Refused(f"the number {text[:20]}, where a finite one must be")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise Refused(f"a number of {len(text):,} digits, over the limit of {_MAX_DIGITS}")
+    return int(text)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The config that all sparse autoencoders share, and its checks."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Literal, cast, get_args, get_origin
@@ -129,8 +128,11 @@ class SAEConfig(PreTrainedConfig):
     def check(self) -> None:
         """Raise ValueError for invalid values; variants extend it."""
         for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise Refused(f"{name} must be a finite number, got {value}")
+            if isinstance(value, int | float) and not abs(value) <= _LARGEST:
+                raise Refused(
+                    f"{name} must be a finite number, at most {_LARGEST:.0e} as in float32, got "
+                    f"{str(value)[:20]}"
+                )
         self.require_positive("d_in", "d_sae", "d_out", "activation_scale", "target_scale")
         if self.is_transcoder and self.subtract_b_dec:
             raise Refused("subtract_b_dec=True: a transcoder's b_dec lies in another space than x")
@@ -214,6 +216,7 @@ def l0_goal(fields: Mapping[str, Any]) -> Number | None:
     return fields.get("target_l0") or fields.get("k")
 
 
+_LARGEST = 3e38
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
 INITIAL_FREE_NORM = 0.1
 EPSILON = {"layer_norm": 1e-5, "unit_rms": 0.0}  # added to the spread that x is divided by

@@ -8,6 +8,7 @@ were saved, and does this machine, dtype and version compute the same latents fr
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,14 +19,17 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..machine.files import opened_tensors, write_tensors
+from ..machine.files import json_value, opened_tensors, write_tensors
 from ..machine.names import PROBE
-from ..machine.refused import Refused
+from ..machine.refused import Damaged, Refused, one_line
 from ..machine.weights import stamp
 
 N_TOKENS = 64
 _TENSORS = ("x", "counts", "indices", "values", "recon")
 _FULL = (torch.float32, torch.float64)
+_FLOATS, _INTEGERS = (*_FULL, torch.bfloat16, torch.float16), (torch.int64,)
+_KINDS = {"x": (_FLOATS, 2), "recon": (_FLOATS, 2), "values": (_FLOATS, 1)}
+_KINDS |= {"counts": (_INTEGERS, 1), "indices": (_INTEGERS, 1)}
 # Tolerances for another order of summation and for lower precision: differences of values, as a
 # fraction of the largest; latents so near their threshold that they cross it, as a fraction of
 # those that fire.
@@ -164,16 +168,39 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with opened_tensors(path) as file:
             if set(file.keys()) != set(_TENSORS):
-                raise Refused(f"it holds {sorted(file.keys())}")
-            return {n: file.get_tensor(n) for n in _TENSORS}, json.loads(file.metadata()["sha256"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise Refused(f"{path} is damaged, or no probe: {error}") from error
+                raise Refused(f"it holds {sorted(file.keys())}, not {sorted(_TENSORS)}")
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            hashes = json_value((file.metadata() or {}).get("sha256", "null"))
+        _refuse_misfits(tensors)
+        if not isinstance(hashes, dict):
+            raise Refused("its metadata hold no hashes")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise Damaged(
+            f"{path} is damaged, or no probe: {one_line(error)}; `hfsae.write_probe` makes one"
+        ) from error
+    return tensors, hashes
+
+
+def _refuse_misfits(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of other kinds, ranks and lengths than `write_probe` writes."""
+    for name, tensor in tensors.items():
+        numbers, rank = _KINDS[name]
+        if tensor.dtype not in numbers or tensor.ndim != rank:
+            raise Refused(f"{name} holds {tensor.dtype} of shape {list(tensor.shape)}")
+        if not tensor.isfinite().all():
+            raise Refused(f"{name} holds values that are NaN or infinite")
+    n, n_counts, n_recon = (len(tensors[name]) for name in ("x", "counts", "recon"))
+    if not n or not n == n_counts == n_recon:
+        raise Refused(f"it holds {n} activations, {n_counts} counts and {n_recon} reconstructions")
+    counts, n_latents = tensors["counts"], (len(tensors["indices"]), len(tensors["values"]))
+    if int(counts.min()) < 0 or {int(counts.sum()), *n_latents} != {n_latents[0]}:
+        raise Refused("its counts are not those of its indices and values")
 
 
 def _dense(tensors: dict[str, Tensor], d_sae: int) -> Float[Tensor, "n d_sae"]:
     counts, indices = tensors["counts"], tensors["indices"]
     dense = torch.zeros(len(counts), d_sae)
-    if int(counts.sum()) != len(indices) or (len(indices) and int(indices.max()) >= d_sae):
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < d_sae:
         return dense  # damaged; the hash check has already reported it
     rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
     dense[rows, indices] = tensors["values"].float()

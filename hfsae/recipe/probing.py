@@ -40,14 +40,14 @@ def probe_folders(
     folders: Sequence[Path],
     args: ProbeArguments,
     tasks: str = PACKAGED,
-    **columns: str,
+    **columns: str | None,
 ) -> Probing:
     """Probe the SAEs in folders side by side; write probing.json and probing.md into each, its
     means into evaluation.json, where there is one, and a section into its card.
 
     Args:
         tasks: "packaged", a jsonl file, or a Hub data set.
-        columns: `text_column`, `label_column` and `split` of these.
+        columns: `text_column`, `label_column`, `group_column` and `split` of these.
 
     Raises:
         ValueError: SAEs of different language models, unusable tasks, or a package that is missing.
@@ -103,10 +103,12 @@ def _common_lm(saes: dict[str, SAE]) -> dict[str, Any]:
 
 
 def _tasks(
-    tasks: str, args: ProbeArguments, columns: dict[str, str]
+    tasks: str, args: ProbeArguments, columns: Mapping[str, Any]
 ) -> tuple[Iterable[Task], int | None]:
     """The tasks, and how many texts will be read."""
     if tasks == PACKAGED:
+        if columns.get("group_column"):
+            raise Refused("packaged sets have no groups; give --tasks with --group_column")
         names = chosen_names(packaged_names(), args)
         read = packaged_tasks(names)
         first = next(read, None)  # a missing file fails before the model is loaded

@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..activations.harvest import refuse_not_finite
-from ..machine.files import free_space, sweep, write_whole
+from ..machine.files import free_space, reading, sweep, write_whole
 from ..machine.lock import locked
 from ..machine.names import CHECKPOINTS, CONFIG, LOG, TRAINING
 from ..machine.processor import without_denormals
@@ -450,7 +450,8 @@ def _append(path: Path, line: str) -> None:
 def _cut_log(path: Path, steps_done: int) -> None:
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    whole = [line for line in lines if line.endswith("}")]  # a kill may leave half a line
-    kept = [line for line in whole if json.loads(line)["step"] < steps_done]
+    with reading(path):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        whole = [line for line in lines if line.endswith("}")]  # a kill may leave half a line
+        kept = [line for line in whole if json.loads(line)["step"] < steps_done]
     write_whole(path, "".join(line + "\n" for line in kept))

@@ -5,8 +5,10 @@ scripts/interop/write_fixtures_*.py wrote `fixtures/`, each with the library it 
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -16,6 +18,7 @@ from transformers import AutoConfig, AutoModel
 import hfsae
 from hfsae.convert import FORMATS, load_folder, save_as
 from hfsae.convert.formats import find
+from hfsae.machine.refused import Refused
 from hfsae.models import SAE, GatedSAE, JumpReLUSAE, ReLUSAE, TopKSAE
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -27,6 +30,7 @@ for path in FOUND:
     if file.is_file():
         EXPECTED[path] = file
 EMBEDDING = "gemma_scope/gemma-scope-2b-pt-res/embedding/width_4k/average_l0_9"
+PARAMS = f"{EMBEDDING}/params.npz"
 TRANSCODER = "gemma_scope/gemma-scope-2b-pt-transcoders/layer_1/width_16k/average_l0_8"
 REFUSED = {
     "openai/refuse_identity/refuse_identity.pt": "activation Identity .* is unknown",
@@ -343,6 +347,32 @@ def test_tensors_that_do_not_fit_are_one_sentence(change, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence) as caught:
         load_folder(folder, "saelens", "somebody/sae")
     assert "somebody/sae" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_damaged_archive_is_one_sentence(tmp_path):
+    arrays = dict(np.load(FIXTURES / PARAMS))
+    np.savez_compressed(tmp_path / "params.npz", **arrays)
+    sound = (tmp_path / "params.npz").read_bytes()
+    start = sound.index(b"W_enc.npy") + len("W_enc.npy") + 40
+    for place in range(start, start + 200, 5):  # of deflated data
+        damaged = bytearray(sound)
+        damaged[place] ^= 0xFF
+        (tmp_path / "params.npz").write_bytes(damaged)
+        with pytest.raises(Refused, match=r"params\.npz is not a Gemma Scope file: "):
+            load_folder(tmp_path, "gemma_scope", "somebody/sae")
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '<f4', (", b"{'descr': [[[[[[[[", b"L" * 40])
+def test_an_array_with_a_damaged_header_is_one_sentence(tmp_path, header):
+    np.savez(tmp_path / "params.npz", **np.load(FIXTURES / PARAMS))
+    with zipfile.ZipFile(tmp_path / "params.npz") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "params.npz", "w") as archive:
+        for name, content in files.items():
+            at = content.index(b"{")
+            archive.writestr(name, content[:at] + header + content[at + len(header) :])
+    with pytest.raises(Refused, match=r"params\.npz is not a Gemma Scope file: "):
+        load_folder(tmp_path, "gemma_scope", "somebody/sae")
 
 
 def test_a_damaged_file_is_one_sentence(tmp_path):

@@ -18,13 +18,14 @@ from hfsae.evaluation.probing import tasks as packaged
 from hfsae.evaluation.probing.extract import extract
 from hfsae.evaluation.probing.places import last_tokens
 from hfsae.evaluation.probing.regression import rank, regress
+from hfsae.evaluation.probing.splits import split
 from hfsae.evaluation.probing.study import chosen_names, draw
 from hfsae.evaluation.untrained import Untrained
 from hfsae.machine.refused import Refused
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.packaged import package_folder
 from hfsae.recipe import run
-from hfsae.recipe.probing import _packed, probe_folders
+from hfsae.recipe.probing import _packed, _tasks, probe_folders
 
 from ..helpers import refused
 from ..planted_tokens import plant
@@ -219,6 +220,10 @@ BAD = {
     "no_labels": ([{"text": "a"}], "row 1 of .* has no 'label'.*--label_column"),
     "one_class": ([row | {"label": "x"} for row in GOOD], "one class 'x'.*needs two"),
     "few": (GOOD[:60], "30 of '0'.* needs 50 texts of each class"),
+    "missing": ([GOOD[0], {"text": "a", "label": None}], "row 2 of .* has no 'label'"),
+    "nan": ([GOOD[0], {"text": "a", "label": float("nan")}], "row 2 of .* has nan for 'label'"),
+    "inf": ([{"text": "a", "label": float("inf")}], "has inf for 'label'; give text or a finite"),
+    "a_list": ([{"text": "a", "label": [1]}], r"has \[1\] for 'label'"),
     "not_an_object": ([3], "line 1 of .* is no object"),
 }
 
@@ -230,6 +235,71 @@ def test_unusable_tasks_are_one_sentence(tmp_path, name):
     path.write_text("\n".join(json.dumps(row) for row in rows))
     with pytest.raises(Refused, match=sentence):
         read_tasks(str(path))
+
+
+def grouped(n_groups: int) -> list[dict]:
+    """Texts whose words tell their source, and nothing else; a source is mostly of one class."""
+    rng = np.random.default_rng(0)
+    kinds = np.arange(n_groups) % 2
+    rows = []
+    for i in range(300):
+        source = i % n_groups
+        label = int(kinds[source] if rng.random() < 0.9 else 1 - kinds[source])
+        rows.append({"text": f"{text_of([12 + source])} {i}", "label": label, "by": f"s{source}"})
+    return rows
+
+
+def written(path: Path, rows: list[dict]) -> str:
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def test_texts_of_a_group_are_on_one_side_of_each_split(tmp_path):
+    pytest.importorskip("sklearn")
+    source = written(tmp_path / "mine.jsonl", grouped(20))
+    (task,) = read_tasks(source, group_column="by")
+    drawn = draw(task, 200, seed=3)
+    of_text = {row["text"]: row["by"] for row in grouped(20)}
+    parts = split(drawn.labels, drawn.groups, seed=0)
+    sides = parts.train[: -parts.n_choosing], parts.train[-parts.n_choosing :], parts.test
+    fitting, choosing, test = ({of_text[drawn.texts[i]] for i in side} for side in sides)
+    assert not fitting & choosing and not fitting & test and not choosing & test
+    assert sorted(np.concatenate(sides)) == list(range(len(drawn.texts)))
+    assert 0.3 < len(parts.test) / len(drawn.texts) < 0.5
+    assert all(0.2 < drawn.labels[side].mean() < 0.8 for side in sides)
+
+
+def test_without_groups_a_split_is_by_place(tmp_path):
+    labels = np.arange(100) % 3 == 0
+    parts = split(labels, None, seed=5)
+    assert parts.train.tolist() == list(range(60)) and parts.n_choosing == 12
+    assert parts.test.tolist() == list(range(60, 100))
+
+
+def test_words_of_a_source_tell_nothing_where_its_texts_are_on_one_side(planted, tmp_path):
+    pytest.importorskip("sklearn")
+    source = written(tmp_path / "mine.jsonl", grouped(16))
+    args = ProbeArguments(n_texts=300, k=[1], bootstrap_samples=20)
+
+    def bag(group_column: str | None) -> tuple[float, str]:
+        tasks = read_tasks(source, group_column=group_column)
+        result = probe(planted.lm, {"own": planted.sae}, tasks, args, tokenizer=planted.tokenizer)
+        (row,) = (row for row in result.rows if row["features"] == "bag of tokens")
+        return row["auc"], result.record["about"]
+
+    by_row, by_group = bag(None), bag("by")
+    assert by_row[0] > 0.8 and "group" not in by_row[1]
+    assert by_group[0] < 0.65 and by_group[1].endswith("are all on one side of each split")
+
+
+def test_too_few_groups_and_groups_of_packaged_sets_are_one_sentence(tmp_path):
+    source = written(tmp_path / "mine.jsonl", grouped(4))
+    with pytest.raises(Refused, match="50 texts of each class from 5 groups or more"):
+        read_tasks(source, group_column="by")
+    with pytest.raises(Refused, match=r"row 1 of .* has no 'author'"):
+        read_tasks(source, group_column="author")
+    with pytest.raises(Refused, match="packaged sets have no groups"):
+        _tasks("packaged", ProbeArguments(), {"group_column": "by"})
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from hfsae.activations import TextArguments
 from hfsae.cards import render_card, shown_latents
+from hfsae.cli import main
 from hfsae.demo.look import feature
 from hfsae.demo.subject import Choice, open_subject
 from hfsae.explain.stored import STORED
@@ -103,6 +104,20 @@ def test_too_little_text_for_scores_gives_names_without_them(folder, loads, capl
     assert all(name.startswith("auto: ") for name in names.values())
     run(recipe_of(folder, explain_tokens=100))
     assert len(loads) == 1, "the reason is a result: it is not tried again"
+
+
+def test_a_run_whose_sae_never_fires_has_all_its_results(tmp_path, loads, capsys):
+    """A mishap of the sparsity must not lose the rest of a long run."""
+    folder = tmp_path / "sae"
+    sae = {"d_sae": D_SAE, "initial_threshold": 1e6}
+    run(recipe_of(folder, sae=sae, explain_tokens=2500))
+    made = ("evaluation.json", "features/meta.json", "probe.safetensors", "README.md", RECORD)
+    assert all((folder / name).is_file() for name in made)
+    assert "silent on all tokens read" in record_of(folder)["unscored"]
+    assert main(["show", str(folder)]) == main(["show", str(folder), "3"]) == 0
+    assert main(["card", str(folder)]) == main(["verify", str(folder)]) == 0
+    assert "latent 3: fires on 0.000% of tokens (0)" in capsys.readouterr().out
+    assert open_subject(Choice(str(folder)), with_lm=False).store is not None
 
 
 def test_windows_that_test_a_latent_fire_at_their_peak_or_not_at_all(named):

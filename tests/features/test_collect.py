@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from hfsae.features import CollectArguments, collect, nearest_rows, token_text
+from hfsae.features import CollectArguments, FeatureStore, collect, nearest_rows, token_text
 from hfsae.features.collect import _window_texts
 
 
@@ -54,6 +54,19 @@ def test_latents_that_never_fire_have_no_examples_and_zeros(one_latent_a_token):
     for i in (0, 23):  # token 0 is special, token 23 does not occur
         assert store[i][1:6] == (0.0, 0, 0.0, 0.0, [0] * len(store[i].histogram))
         assert store[i].examples == []
+
+
+def test_an_sae_that_never_fires_has_a_store_without_examples(one_latent_a_token, tmp_path, caplog):
+    planted = one_latent_a_token
+    planted.sae.b_enc.data.fill_(-1e6)
+    store = run(planted)
+    (message,) = caplog.messages
+    assert message.startswith("no latent fired on any of the 450 tokens: the feature store has no")
+    store.save(tmp_path)
+    loaded = FeatureStore.load(tmp_path)
+    assert list(loaded) == list(store) and len(loaded) == planted.sae.config.d_sae
+    assert loaded.max_activations.sum() == loaded.densities.sum() == 0
+    assert not any(latent.examples for latent in loaded) and loaded.firings().latent == []
 
 
 def test_top_examples_are_what_a_dense_search_finds(random_latents):

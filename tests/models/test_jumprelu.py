@@ -253,6 +253,9 @@ def test_norms_are_free_with_tanh_alone_and_folded_rows_have_norm_one():
     "fields, sentence",
     [
         ({"bandwidth": 0}, "bandwidth must be positive, got 0"),
+        ({"activation_scale": 1e308}, "activation_scale must be a finite number.*, got 1e.308"),
+        ({"activation_scale": 10**60}, "activation_scale must be a finite number.*, got 10000"),
+        ({"bandwidth": float("nan")}, "bandwidth must be a finite number.*, got nan"),
         ({"target_l0": 999}, "target_l0"),
         ({"l0_coefficient": -1}, "l0_coefficient must not be negative"),
         ({"pre_act_coefficient": -1}, "pre_act_coefficient must not be negative"),

@@ -213,7 +213,7 @@ def main_latents(
     """A letter's latents, and the F1 of a logistic regression on them on the test's words: those of
     the largest positive weights of the sparse probe, one more as long as F1 rises by more than
     0.03, at most ten."""
-    linear_model, _ = scikit_learn()
+    linear_model = scikit_learn().linear_model
     is_so, n = words.letters == letter, words.n_train
     order = weights.argsort(descending=True, stable=True)
     order = order[: min(_MOST_MAIN, int((weights > 0).sum()))].tolist()

@@ -6,7 +6,7 @@ training rows (at most 100).
 """
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,18 +47,30 @@ def _by_difference(features: np.ndarray, labels: np.ndarray, scale: np.ndarray) 
     return np.argsort(-telling, kind="stable")
 
 
+def n_choosing(n_train: int) -> int:
+    """How many of the training rows choose C."""
+    return min(n_train // 5, 100)
+
+
 def regress(
-    train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
+    train: np.ndarray,
+    labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    n_last: int | None = None,
 ) -> Scores:
     """Fit on the training rows, score on the others.
 
     Args:
-        train: [n, f] in random order: the last rows choose C.
+        train: [n, f]
         test: [m, f]
+        n_last: the last training rows, so many, choose C; None: `n_choosing`, of rows in random
+            order.
     """
-    linear_model, metrics = scikit_learn()
+    sklearn = scikit_learn()
+    linear_model, metrics = sklearn.linear_model, sklearn.metrics
     train, test = _within_rows(train.astype(np.float64), test.astype(np.float64))
-    first = len(train) - min(len(train) // 5, 100)
+    first = len(train) - (n_choosing(len(train)) if n_last is None else n_last)
 
     def fitted(rows: slice, c: float):
         model = linear_model.LogisticRegression(C=c, max_iter=_ITERATIONS)
@@ -89,11 +101,18 @@ def _within_rows(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nd
     return train @ axes.T, test @ axes.T
 
 
-def scikit_learn():
+def scikit_learn() -> Any:
+    """scikit-learn, with the modules that probing uses.
+
+    Raises:
+        ValueError: it is not installed; the sentence has the command.
+    """
     try:
-        from sklearn import linear_model, metrics
+        import sklearn.linear_model
+        import sklearn.metrics
+        import sklearn.model_selection
     except ImportError as error:
         raise Refused(
             "probing needs scikit-learn: `pip install 'hfsae[probe]'` or `pip install scikit-learn`"
         ) from error
-    return linear_model, metrics
+    return sklearn

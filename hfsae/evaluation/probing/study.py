@@ -20,6 +20,7 @@ from .places import Places, last_tokens
 from .regression import Scores, rank, rank_dense, regress
 from .report import report_of
 from .seeds import arms_of, over_seeds
+from .splits import Split, split
 from .tasks import LEAST, Task
 from .words import LEAST_WORDS, read_words, words_of
 
@@ -28,7 +29,6 @@ ALL = "all"
 UNTRAINED, DIMENSIONS, TOKENS = "untrained", "model's dimensions", "bag of tokens"
 _POOLED = 8192  # activations on which densities are measured
 _N_NAMED = 5  # latents that a result names
-TEST_SHARE = 0.4
 
 
 @dataclass
@@ -151,7 +151,8 @@ def draw(task: Task, n_texts: int, seed: int) -> Task:
     n = min(n_texts // 2, int(task.labels.sum()), int((~task.labels).sum()))
     sides = [rng.permutation(np.flatnonzero(task.labels == side))[:n] for side in (True, False)]
     chosen = rng.permutation(np.concatenate(sides))
-    return Task(task.name, [task.texts[index] for index in chosen], task.labels[chosen])
+    texts, groups = [task.texts[index] for index in chosen], task.groups
+    return Task(task.name, texts, task.labels[chosen], None if groups is None else groups[chosen])
 
 
 @torch.no_grad()
@@ -177,9 +178,9 @@ def _rows(
     task, places = read
     is_read = np.array(places.is_read)
     labels = task.labels[is_read]
-    n_train = len(labels) - round(TEST_SHARE * len(labels))
-    if min(labels[:n_train].sum(), (~labels[n_train:]).sum(), labels[n_train:].sum()) < 2:
-        logger.info("%s is left out: too few of its texts could be read", task.name)
+    parts = split(labels, None if task.groups is None else task.groups[is_read], args.seed)
+    if not parts.is_usable(labels):
+        logger.info("%s is left out: too few of its texts could be read or split", task.name)
         return
     dense = {site: places.activations[site][places.is_read] for site in {*sites.values()}}
     features: dict[tuple[str, str], tuple[np.ndarray, bool]] = {}
@@ -193,7 +194,7 @@ def _rows(
     features[TOKENS, ""] = _bag(tokens), True
     for (kind, of), (values, is_sparse) in features.items():
         ks = [ALL] if kind == TOKENS else [*args.k, ALL]
-        for k, scores, best in _scored(values, labels, n_train, is_sparse, ks):
+        for k, scores, best in _scored(values, labels, parts, is_sparse, ks):
             named = {"latents": best} if kind in saes else {}
             yield {"task": task.name, "features": kind, "of": of, "k": k} | scores._asdict() | named
 
@@ -208,17 +209,19 @@ def _bag(tokens: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _scored(
-    values: np.ndarray, labels: np.ndarray, n_train: int, is_sparse: bool, ks: Sequence[Any]
+    values: np.ndarray, labels: np.ndarray, parts: Split, is_sparse: bool, ks: Sequence[Any]
 ) -> Iterator[tuple[Any, Scores, list[int]]]:
     """(k, scores, the first features) of each number of features."""
-    varies = np.flatnonzero((values[:n_train] != values[0]).any(axis=0))
+    train, test = parts.train, parts.test
+    varies = np.flatnonzero((values[train] != values[train[0]]).any(axis=0))
     if not len(varies):
         varies = np.arange(1)  # nothing fires: a constant feature, at chance
     kept = values[:, varies]
-    order = (rank if is_sparse else rank_dense)(kept[:n_train], labels[:n_train])
+    order = (rank if is_sparse else rank_dense)(kept[train], labels[train])
     for k in ks:
         chosen = kept[:, order[: None if k == ALL else k]]
-        scores = regress(chosen[:n_train], labels[:n_train], chosen[n_train:], labels[n_train:])
+        sides = chosen[train], labels[train], chosen[test], labels[test]
+        scores = regress(*sides, parts.n_choosing)
         yield k, scores, varies[order[:_N_NAMED]].tolist()
 
 
@@ -245,7 +248,7 @@ def _probing(
         "arguments": asdict(args) | {"k": list(args.k)},
         "tasks": {task.name: len(task.texts) for task in tasks},
         "means": means,
-        "about": ABOUT,
+        "about": ABOUT if all(task.groups is None for task in tasks) else f"{ABOUT}; {GROUPED}",
     }
     if arms_of(saes):
         record["arms"] = over_seeds(rows, saes, partial(mean_interval, args=args))
@@ -259,6 +262,8 @@ ABOUT = (
     "texts; means over tasks with 95 % bootstrap intervals over tasks. untrained: random "
     "directions that fire as often as the SAE's latents"
 )
+
+GROUPED = "texts of a group are all on one side of each split"
 
 
 def mean_interval(values: Sequence[float], args: ProbeArguments) -> Interval:

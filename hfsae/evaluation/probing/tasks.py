@@ -8,6 +8,7 @@ Several classes give a task each: one against the rest.
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from ...machine.refused import Refused, one_line
 from ...packaged import PROBES, package_folder, probe_rows
+from .splits import LEAST_GROUPS
 
 LEAST = 50
 """Texts of each class that a task needs."""
@@ -37,19 +39,31 @@ class Task(NamedTuple):
     texts: list[str]
     labels: np.ndarray
     """[n] bool: whether a text has the class"""
+    groups: np.ndarray | None = None
+    """[n] whole numbers: texts with the same one are on the same side of each split"""
 
 
-def binary_tasks(name: str, texts: Sequence[str], labels: Sequence[Any]) -> list[Task]:
+def binary_tasks(
+    name: str, texts: Sequence[str], labels: Sequence[Any], groups: Sequence[Any] | None = None
+) -> list[Task]:
     """A task, or of several classes one for each of the largest ten; without duplicate texts, which
     would lie on both sides of a split, and without texts that have two labels.
 
+    Args:
+        groups: of each text its source, say; of a text in several groups the first counts.
+
     Raises:
-        ValueError: one class, or fewer than 50 texts of a class.
+        ValueError: one class, fewer than 50 texts of a class, or fewer than five groups of them.
     """
     by_text: dict[str, set[str]] = {}
-    for text, label in zip(texts, labels, strict=True):
-        by_text.setdefault(" ".join(text.split()), set()).add(str(label))
+    first: dict[str, str] = {}
+    for text, label, group in zip(texts, labels, groups or [""] * len(texts), strict=True):
+        text = " ".join(text.split())
+        by_text.setdefault(text, set()).add(str(label))
+        first.setdefault(text, str(group))
     kept = [(text, *found) for text, found in by_text.items() if text and len(found) == 1]
+    of_text = np.unique([first[text] for text, _ in kept], return_inverse=True)[1]
+    numbers = None if groups is None else of_text.reshape(-1)
     counts = Counter(label for _, label in kept)
     if len(counts) < 2:
         raise Refused(
@@ -61,15 +75,24 @@ def binary_tasks(name: str, texts: Sequence[str], labels: Sequence[Any]) -> list
     tasks = []
     for each in classes:
         has = np.array([label == each for _, label in kept])
-        if min(has.sum(), (~has).sum()) >= LEAST:
-            tasks.append(Task(name if len(counts) == 2 else f"{name}: {each}", different, has))
+        if min(has.sum(), (~has).sum()) >= LEAST and _n_groups(has, numbers) >= LEAST_GROUPS:
+            title = name if len(counts) == 2 else f"{name}: {each}"
+            tasks.append(Task(title, different, has, numbers))
     if not tasks:
         smallest = ", ".join(f"{n} of {label!r}" for label, n in counts.most_common()[:3])
+        needed = "" if groups is None else f" from {LEAST_GROUPS} groups or more"
         raise Refused(
             f"{name} has {smallest} after duplicates are dropped; a task needs {LEAST} texts of "
-            "each class"
+            f"each class{needed}"
         )
     return tasks
+
+
+def _n_groups(has: np.ndarray, groups: np.ndarray | None) -> int:
+    """Groups of the texts with a class or of those without it, whichever are fewer."""
+    if groups is None:
+        return LEAST_GROUPS
+    return min(len({*groups[has]}), len({*groups[~has]}))
 
 
 def _largest(counts: Counter[str]) -> list[str]:
@@ -77,9 +100,17 @@ def _largest(counts: Counter[str]) -> list[str]:
 
 
 def read_tasks(
-    source: str, *, text_column: str = "text", label_column: str = "label", split: str = "train"
+    source: str,
+    *,
+    text_column: str = "text",
+    label_column: str = "label",
+    group_column: str | None = None,
+    split: str = "train",
 ) -> list[Task]:
     """Tasks of a jsonl file or a Hub data set.
+
+    Args:
+        group_column: texts with the same value there are on the same side of each split.
 
     Raises:
         ValueError: it cannot be read, lacks a column, or its classes do not fit.
@@ -94,17 +125,27 @@ def read_tasks(
         )
     else:
         rows, name = list(_hub_rows(source, split)), source
-    texts, labels = [], []
+    columns = {"text": text_column, "label": label_column}
+    columns |= {} if group_column is None else {"group": group_column}
+    values: dict[str, list[Any]] = {kind: [] for kind in columns}
     for number, row in enumerate(rows, 1):
-        for column in (text_column, label_column):
-            if row.get(column) is None:
-                raise Refused(
-                    f"row {number} of {source} has no {column!r}; it has {sorted(row)}: set "
-                    "--text_column and --label_column"
-                )
-        texts.append(str(row[text_column]))
-        labels.append(row[label_column])
-    return binary_tasks(name, texts, labels)
+        for kind, column in columns.items():
+            values[kind].append(_value(row, column, f"row {number} of {source}"))
+    texts = [str(text) for text in values["text"]]
+    return binary_tasks(name, texts, values["label"], values.get("group"))
+
+
+def _value(row: dict[str, Any], column: str, where: str) -> str | int | float:
+    value = row.get(column)
+    if value is None or value == "":
+        raise Refused(
+            f"{where} has no {column!r}; it has {sorted(row)}: set --text_column and "
+            "--label_column, or leave out rows without"
+        )
+    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if not isinstance(value, str) and not is_number:
+        raise Refused(f"{where} has {value!r:.40} for {column!r}; give text or a finite number")
+    return value
 
 
 def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
