@@ -44,6 +44,7 @@ from ..machine.names import (
     TRAINING,
 )
 from ..machine.refused import Refused
+from ..machine.seal import changes
 from ..machine.visible import public_record
 from ..machine.weights import refuse_mixture
 from ..models import SAE
@@ -362,10 +363,13 @@ def _label_home(choice: Choice, subject: Subject) -> Path | None:
 
 def _read_labels(subject: Subject, folder: Path) -> None:
     try:
-        subject.take_labels(read_labels(folder))
-        subject.automatic |= read_automatic(folder)
+        subject.take_labels(read_labels(folder, subject.folder))
     except ValueError as error:
         subject.notes.append(f"its labels are left out: {error}")
+    try:
+        subject.automatic |= read_automatic(folder)
+    except ValueError as error:
+        subject.notes.append(f"its automatic names are left out: {error}")
 
 
 def _without_source(choice: Choice) -> dict[str, Any]:
@@ -379,7 +383,13 @@ def _read_beside(subject: Subject, folder: Path) -> None:
     subject.evaluation = read_json(folder / EVALUATION, dict)
     presets = read_json(folder / PRESETS, list)
     subject.presets = [preset for preset in presets if _is_preset(preset, subject.d_sae)]
-    if (folder / META).is_file():
+    for change in changes(folder, [EVALUATION, EXPLANATIONS_RECORD]):
+        subject.notes.append(f"its {change.path.name} is not as it was written: {change.why}")
+    if change := next(changes(folder, [META]), None):
+        subject.notes.append(
+            f"its features/ are left out: {change.path.name} is not as it was written: {change.why}"
+        )
+    elif (folder / META).is_file():
         store = FeatureStore.load(folder)
         if len(store) == subject.d_sae:
             subject.store = store

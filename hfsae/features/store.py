@@ -1,7 +1,8 @@
 """FeatureStore: the firings of each latent of an SAE, in memory and as two parquet files.
 
 `features/latents.parquet` has a row per latent, `features/examples.parquet` a row per example, and
-`features/meta.json` records their origin and the meaning of each column (COLUMNS).
+`features/meta.json` records their origin and the meaning of each column (COLUMNS), and seals the
+two (`hfsae.machine.seal`).
 """
 
 import json
@@ -30,6 +31,9 @@ from ..machine.files import (
 )
 from ..machine.names import EXAMPLES, FEATURES, LATENTS, META
 from ..machine.refused import Damaged, Refused
+from ..machine.seal import refuse_changed, sealed, unsealed
+from ..machine.weights import file_hash, refuse_mixture
+from ..models.identity import DECODER, marked
 
 if TYPE_CHECKING:
     import pyarrow
@@ -154,8 +158,10 @@ class FeatureStore:
 
     @property
     def max_activations(self) -> Float[Tensor, " d_sae"]:
-        """Each latent's largest activation; 0 if it never fired. The unit "max" of steering."""
-        return torch.from_numpy(self.latents["max_activation"].to_numpy().astype("float32"))
+        """Each latent's largest activation; 0 if it never fired. The unit "max" of steering, which
+        refuses this tensor with another SAE."""
+        most = torch.from_numpy(self.latents["max_activation"].to_numpy().astype("float32"))
+        return marked(most, self.meta.get(DECODER))
 
     @property
     def densities(self) -> Float[Tensor, " d_sae"]:
@@ -223,23 +229,30 @@ class FeatureStore:
 
     def save(self, folder: str | Path) -> None:
         """Write `features/` under folder. Everything is written before an older store is touched;
-        its meta.json is removed first and the new one comes last, so that a mixture is never
-        mistaken for a store."""
+        its meta.json is removed first and the new one comes last, with the tables' hashes, so that
+        a mixture is never mistaken for a store."""
         import pyarrow.parquet as pq
 
         home = Path(folder)
         (home / FEATURES).mkdir(parents=True, exist_ok=True)
         tables = {LATENTS: self.latents, EXAMPLES: self.examples.to_table()}
+        hashes = {}
         with ExitStack() as written:
             for name, table in tables.items():
                 path = written.enter_context(replacing(home / name))
                 pq.write_table(table, path, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+                hashes[Path(name).name] = file_hash(path)  # not of what another run puts there
             (home / META).unlink(missing_ok=True)
-        write_whole(home / META, json.dumps(self.meta, indent=2) + "\n")
+        write_whole(home / META, json.dumps(sealed(self.meta, hashes), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "FeatureStore":
-        """The store that `save` wrote to a folder. Examples stay on disk, read latent by latent."""
+        """The store that `save` wrote to a folder. Examples stay on disk, read latent by latent.
+
+        Raises:
+            ValueError: there is none, it is of other weights than the folder's, its files are not
+                those that were written together, or one is damaged.
+        """
         import pyarrow.dataset
 
         home = Path(folder)
@@ -249,6 +262,8 @@ class FeatureStore:
                     f"no feature store in {str(folder)!r}: {name} is missing; "
                     f"`hfsae collect {folder}` writes one"
                 )
+        refuse_mixture(home, [META])
+        refuse_changed(home, [META])
         path = home / LATENTS
         latents = read_table(path, _columns_of(path))
         _refuse_misfits(path, latents)
@@ -266,7 +281,7 @@ class FeatureStore:
         with reading(home / META):  # shown on pages
             torch.tensor(meta["histogram_edges"], dtype=torch.float64)
             int(meta["arguments"]["quantiles"])
-        return cls(latents, examples, meta=meta)
+        return cls(latents, examples, meta=unsealed(meta))
 
 
 def _columns_of(path: Path) -> list[str]:

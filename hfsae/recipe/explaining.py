@@ -33,10 +33,12 @@ from ..machine.names import (
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
+    META,
     RECIPE,
     TRAINING,
 )
 from ..machine.refused import Refused
+from ..machine.seal import refuse_changed
 from ..machine.weights import refuse_mixture, stamp
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .carried import read_recipe
@@ -103,7 +105,8 @@ def explain_folder(
             "explanations are tested on documents that training has not read; train with 0.05"
         )
     with alone(home, [folder]):
-        refuse_mixture(folder, [TRAINING])
+        refuse_mixture(folder, [TRAINING, META])
+        refuse_changed(folder, [META])  # from whose examples names are made, at the end
         return _explain(recipe, folder, args, request or ExplainRequest())
 
 

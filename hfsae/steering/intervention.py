@@ -33,6 +33,7 @@ from ..lm import Moment, check_arguments, intervene, special_ids, unspared
 from ..machine.refused import Refused
 from ..models import SAE
 from ..models.config import check_latent
+from ..models.identity import refuse_values_of_others
 
 Mode = Literal["add", "clamp", "scale", "ablate", "orthogonal", "cap"]
 Unit = Literal["raw", "max", "norm"]
@@ -90,7 +91,8 @@ def steer(
         latents: {latent: strength}, strengths may be negative; {latent: Edit(...)} to set a
             latent's mode or unit; or, with mode="ablate", which needs no strengths, a list of
             latents.
-        max_activations: for the unit "max": `FeatureStore.max_activations`, or {latent: maximum}.
+        max_activations: for the unit "max": `FeatureStore.max_activations`, which is refused with
+            another SAE than it was collected from, or {latent: maximum}.
         error_term: keep the SAE's error; False: the model runs on reconstructions.
         scope: the tokens to change: all, the prompt's, or generated ones. The prompt is the input
             of `generate`, padding included, or all tokens of a plain forward pass. Generated tokens
@@ -100,7 +102,8 @@ def steer(
 
     Raises:
         ValueError: no latent, or an invalid latent, strength, mode, unit or scope; the unit "max"
-            without a maximal activation; or any reason of `hfsae.splice`.
+            without a maximal activation; another SAE's maximal activations; or any reason of
+            `hfsae.splice`.
     """
     check_arguments("steer", lm)
     _check_choice("scope", scope, SCOPES)
@@ -187,6 +190,7 @@ def resolve(
             f"max_activations has {len(maxima)} numbers, this SAE has {sae.config.d_sae} latents; "
             "give this SAE's maxima, or a mapping {latent: maximum} for the edited latents"
         )
+    refuse_values_of_others(maxima, sae.W_dec, "max_activations")
     resolved = []
     for latent, edit in edits.items():
         _check_latent(latent, sae)
