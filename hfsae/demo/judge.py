@@ -72,7 +72,7 @@ def compare_saes(subject: Subject, other: str) -> Json:
     if not results:
         raise Refused(f"{other} has no evaluation.json to compare; run `hfsae evaluate` first")
     if is_changed(results):
-        raise Refused(f"{other} has an evaluation.json that is not as it was written: {CHANGED}")
+        raise Refused(f"the evaluation.json of {other} cannot be compared: {CHANGED}")
     ours, theirs = (
         {m["name"]: m for m in _metrics(evaluation)} for evaluation in (subject.evaluation, results)
     )

@@ -384,10 +384,10 @@ def _read_beside(subject: Subject, folder: Path) -> None:
     presets = read_json(folder / PRESETS, list)
     subject.presets = [preset for preset in presets if _is_preset(preset, subject.d_sae)]
     for change in changes(folder, [EVALUATION, EXPLANATIONS_RECORD]):
-        subject.notes.append(f"its {change.path.name} is not as it was written: {change.why}")
+        subject.notes.append(f"do not trust its {change.path.name}: {change.why}")
     if change := next(changes(folder, [META]), None):
         subject.notes.append(
-            f"its features/ are left out: {change.path.name} is not as it was written: {change.why}"
+            f"its features/ are left out because of {change.path.name}: {change.why}"
         )
     elif (folder / META).is_file():
         store = FeatureStore.load(folder)
