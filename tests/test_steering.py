@@ -123,6 +123,15 @@ def test_the_unit_max_is_multiples_of_the_maximal_activation(tiny_lm: PreTrained
 
 
 @pytest.mark.parametrize("variant", ["relu", "layer_norm"])
+def test_the_unit_norm_is_per_cent_of_each_tokens_norm(tiny_lm: PreTrainedModel, variant: str):
+    sae = make_sae(variant=variant)
+    block = steer(tiny_lm, sae, {3: 20.0}, unit="norm", spare_tokens=())
+    x, new, _ = around(tiny_lm, "layers.1", block)
+    torch.testing.assert_close((new - x).norm(dim=-1), 0.2 * x.norm(dim=-1), rtol=1e-3, atol=1e-5)
+    cosine = F.cosine_similarity(new - x, sae.W_dec[3].expand_as(x), dim=-1)
+    torch.testing.assert_close(cosine, torch.ones(3, 12))
+
+
 def test_the_maxima_of_another_sae_are_refused_and_those_of_a_cast_or_folded_one_taken(
     tiny_lm: PreTrainedModel, tiny_tokenizer
 ):
@@ -139,18 +148,9 @@ def test_the_maxima_of_another_sae_are_refused_and_those_of_a_cast_or_folded_one
     maxima += 1.0  # in place: none is 0
     for same in (sae, copy.deepcopy(sae).bfloat16(), sae.folded(), copy.deepcopy(sae).half()):
         with block(sae=same, max_activations=maxima):
-            pass
+            tiny_lm(**tokens())
     with block(sae=other, max_activations=maxima.tolist()):
-        pass
-
-
-def test_the_unit_norm_is_per_cent_of_each_tokens_norm(tiny_lm: PreTrainedModel, variant: str):
-    sae = make_sae(variant=variant)
-    block = steer(tiny_lm, sae, {3: 20.0}, unit="norm", spare_tokens=())
-    x, new, _ = around(tiny_lm, "layers.1", block)
-    torch.testing.assert_close((new - x).norm(dim=-1), 0.2 * x.norm(dim=-1), rtol=1e-3, atol=1e-5)
-    cosine = F.cosine_similarity(new - x, sae.W_dec[3].expand_as(x), dim=-1)
-    torch.testing.assert_close(cosine, torch.ones(3, 12))
+        tiny_lm(**tokens())
 
 
 def test_latents_of_one_block_have_modes_and_units_of_their_own(tiny_lm: PreTrainedModel):

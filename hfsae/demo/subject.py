@@ -314,7 +314,7 @@ def open_subject(
     if subject.folder is not None:
         refuse_mixture(subject.folder)
     subject.label_home = _label_home(choice, subject)
-    for folder in (subject.folder, subject.label_home):
+    for folder in dict.fromkeys((subject.folder, subject.label_home)):
         if folder is not None:
             _read_labels(subject, folder)
     if subject.folder is not None:

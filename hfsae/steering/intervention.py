@@ -91,8 +91,7 @@ def steer(
         latents: {latent: strength}, strengths may be negative; {latent: Edit(...)} to set a
             latent's mode or unit; or, with mode="ablate", which needs no strengths, a list of
             latents.
-        max_activations: for the unit "max": `FeatureStore.max_activations`, which is refused with
-            another SAE than it was collected from, or {latent: maximum}.
+        max_activations: for the unit "max": `FeatureStore.max_activations`, or {latent: maximum}.
         error_term: keep the SAE's error; False: the model runs on reconstructions.
         scope: the tokens to change: all, the prompt's, or generated ones. The prompt is the input
             of `generate`, padding included, or all tokens of a plain forward pass. Generated tokens
