@@ -38,7 +38,7 @@ from ..machine.names import (
     TRAINING,
 )
 from ..machine.refused import Refused
-from ..machine.seal import refuse_changed
+from ..machine.seal import changes, refuse_changed
 from ..machine.weights import refuse_mixture, stamp
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .carried import read_recipe
@@ -263,6 +263,9 @@ def _finished(
     """The report, if the same was done with the same weights."""
     paths = [folder / name for name in (EXPLANATIONS_RECORD, EXPLANATIONS, EXPLANATIONS_REPORT)]
     if not all(path.is_file() for path in paths):
+        return None
+    for change in changes(folder, [EXPLANATIONS_RECORD]):
+        logger.warning("%s: %s; explanations are made again", change.path, change.why)
         return None
     record = read_json(paths[0])
     same = {**settings, "explainer": request.explainer, "arguments": args.as_plain()}

@@ -188,7 +188,7 @@ def test_a_changed_answer_is_refused_and_its_line_s_removal_asks_again(chats, tm
     plain = [{k: v for k, v in line.items() if k != "content_sha256"} for line in lines]
     plain[0]["answer"]["text"] = "of an older version"
     calls.write_text("".join(json.dumps(line) + "\n" for line in plain))
-    assert local(None, calls).answer(QUESTIONS)[0].text == "of an older version"
+    assert "of an older version" in [a.text for a in local(None, calls).answer(QUESTIONS)]
 
 
 def test_an_interrupt_keeps_the_batches_that_were_answered(chats, tmp_path):
