@@ -29,11 +29,11 @@ from ..machine.files import (
     text_columns,
     write_whole,
 )
-from ..machine.names import EXAMPLES, FEATURES, LATENTS, META
+from ..machine.names import EXAMPLES, FEATURES, LATENTS, META, WEIGHTS
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import refuse_changed, sealed, unsealed
-from ..machine.weights import file_hash, refuse_mixture
-from ..models.identity import DECODER, marked
+from ..machine.weights import KEY, file_hash, refuse_mixture
+from ..models.identity import DECODER, decoder_hash_of, marked
 
 if TYPE_CHECKING:
     import pyarrow
@@ -281,7 +281,16 @@ class FeatureStore:
         with reading(home / META):  # shown on pages
             torch.tensor(meta["histogram_edges"], dtype=torch.float64)
             int(meta["arguments"]["quantiles"])
-        return cls(latents, examples, meta=unsealed(meta))
+        return cls(latents, examples, meta={**_decoder_of(home, meta), **unsealed(meta)})
+
+
+def _decoder_of(home: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """The hash of the decoder that a store of earlier versions lacks, from the weights beside it,
+    which are those that its meta.json names."""
+    path = home / WEIGHTS
+    if DECODER in meta or KEY not in meta or not path.is_file():
+        return {}
+    return {DECODER: decoder_hash_of(path)}
 
 
 def _columns_of(path: Path) -> list[str]:
