@@ -46,7 +46,7 @@ from ..machine.names import (
 from ..machine.refused import Refused
 from ..machine.seal import changes
 from ..machine.visible import public_record
-from ..machine.weights import refuse_mixture
+from ..machine.weights import KEY, refuse_mixture, weights_hash
 from ..models import SAE
 from ..packaged import SHIPPED_SAE
 from .telling import Numbers, numbers, telling
@@ -381,8 +381,7 @@ def _read_beside(subject: Subject, folder: Path) -> None:
     if card.is_file() and card.stat().st_size < MAX_TEXT:
         subject.card = card.read_text(encoding="utf-8", errors="replace")
     subject.evaluation = read_json(folder / EVALUATION, dict)
-    presets = read_json(folder / PRESETS, list)
-    subject.presets = [preset for preset in presets if _is_preset(preset, subject.d_sae)]
+    _read_presets(subject, folder)
     for change in changes(folder, [EVALUATION, EXPLANATIONS_RECORD]):
         subject.notes.append(f"do not trust its {change.path.name}: {change.why}")
     if change := next(changes(folder, [META]), None):
@@ -398,6 +397,15 @@ def _read_beside(subject: Subject, folder: Path) -> None:
                 f"its features/ are of {len(store):,} latents, the SAE has {subject.d_sae:,}: "
                 "they are left out"
             )
+
+
+def _read_presets(subject: Subject, folder: Path) -> None:
+    """Valid ones; those that were found for other weights are left out, with a note."""
+    presets = [p for p in read_json(folder / PRESETS, list) if _is_preset(p, subject.d_sae)]
+    ours = weights_hash(folder) if any(KEY in preset for preset in presets) else None
+    subject.presets = [p for p in presets if ours is None or p.get(KEY, ours) == ours]
+    if n := len(presets) - len(subject.presets):
+        subject.notes.append(f"{n} of its presets are left out: they were found for other weights")
 
 
 def _is_preset(preset: Any, d_sae: int) -> bool:

@@ -27,6 +27,7 @@ from hfsae.evaluation.probing.extract import extract
 from hfsae.features.search import Hit
 from hfsae.machine.seal import sealed
 from hfsae.packaged import SHIPPED_SAE
+from hfsae.presets import save_presets
 
 from ..probed import CAUTION, probing_record
 from .conftest import D_SAE, HOSTILE
@@ -474,6 +475,21 @@ def test_what_was_changed_or_is_of_other_weights_is_a_sentence_beside_the_page(
     ]
     with pytest.raises(ValueError, match=r"labels\.json was made with other weights"):
         Actions(subject).save_label(1, "mine")
+
+
+def test_presets_found_for_other_weights_are_left_out_with_a_word(sae_folder, tmp_path):
+    folder = shutil.copytree(sae_folder, tmp_path / "sae")
+    own = {"name": "mine", "prompt": "the", "latents": {"1": 2.0}}
+    (folder / "presets.json").write_text(json.dumps([own]))
+    save_presets(folder, [{**own, "name": "found", "seeds": 3}])
+    subject = open_subject(Choice(str(folder)), with_lm=False)
+    assert [preset["name"] for preset in subject.presets] == ["found", "mine"]
+    presets = json.loads((folder / "presets.json").read_text())
+    presets[0]["weights_sha256"] = "0" * 64
+    (folder / "presets.json").write_text(json.dumps(presets))
+    subject = open_subject(Choice(str(folder)), with_lm=False)
+    assert [preset["name"] for preset in subject.presets] == ["mine"]
+    assert "1 of its presets are left out: they were found for other weights" in subject.notes
 
 
 def test_metrics_that_were_changed_are_not_compared(sae_folder, tmp_path, monkeypatch):
