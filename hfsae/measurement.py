@@ -39,6 +39,7 @@ from .machine.names import (
     TRAINING,
 )
 from .machine.refused import Refused
+from .machine.seal import SEALED, refuse_changed
 from .machine.visible import public_record
 from .machine.weights import STAMPED, refuse_mixture, weights_hash
 from .models import SAE
@@ -240,6 +241,7 @@ def again(
     device = str(make_accelerator(recipe.training).device)
     sae = load_trained(folder)  # first: a damaged file fails before the language model loads
     norm_limits(sae, folder)
+    _refuse_changed_others(folder, result)
     loaded = load(recipe.lm, device)
     if others:
         tell(f"{verb}: all {1 + len(others)} SAEs of {home}, since they share one recipe.yaml")
@@ -262,6 +264,7 @@ def measure(recipe: Recipe, sae: SAE, folder: Path, result: str, source: str) ->
     """
     refuse_card_of_others(folder)
     refuse_mixture(folder, [TRAINING, PROBE])  # no measurement remakes these
+    _refuse_changed_others(folder, result)
     sae.config.places  # noqa: B018 - an SAE without a site fails before the language model loads
     sum_products_in_float32()
     loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
@@ -277,6 +280,11 @@ def measure(recipe: Recipe, sae: SAE, folder: Path, result: str, source: str) ->
     more = public_record({"measured_with": note})
     write_result(result, recipe, loaded, sae, folder, limits, side="test", more=more)
     finish(folder)
+
+
+def _refuse_changed_others(folder: Path, result: str) -> None:
+    """Refuse what would keep the card from being written, before anything is measured."""
+    refuse_changed(folder, [name for name in SEALED if name != result])
 
 
 def _limits(recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path) -> dict[str, float]:

@@ -18,6 +18,7 @@ import yaml
 from transformers import AutoConfig
 
 from hfsae import cards
+from hfsae.machine.seal import resealed, sealed
 from hfsae.machine.visible import public_record
 
 CARDS = Path(__file__).parent.parent / "model_cards"
@@ -46,7 +47,7 @@ def take_over(run: Path, folder: Path) -> None:
     for name in ("config", "training", "evaluation"):
         record = public_record(json.loads((run / f"{name}.json").read_text(encoding="utf-8")), run)
         record.pop("density", None)
-        write_json(folder / f"{name}.json", record)
+        write_json(folder / f"{name}.json", resealed(record))
     shutil.copy(run / "probe.safetensors", folder)
     chosen = [latent["latent"] for latent in cards.shown_latents(run)]
     (folder / "features").mkdir()
@@ -66,7 +67,8 @@ def take_over_names(run: Path, folder: Path, chosen: list[int]) -> None:
     if not (run / "explanations.json").is_file():
         return
     record = json.loads((run / "explanations.json").read_text(encoding="utf-8"))
-    write_json(folder / "explanations.json", public_record(record, run.parent))
+    parts = sealed(public_record(record, run.parent), {})  # not with the whole tables
+    write_json(folder / "explanations.json", parts)
     shutil.copy(run / "explanations.md", folder)
     wanted = [("latent", "in", chosen)]
     columns = ["latent", "explanation", "source"]

@@ -20,6 +20,7 @@ from hfsae import cards, recipe
 from hfsae.cli import main as hfsae_command
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.machine import names
+from hfsae.machine.seal import resealed
 from hfsae.machine.visible import public_record
 from hfsae.machine.weights import stamp
 from hfsae.packaged import SHIPPED_SAE
@@ -75,6 +76,7 @@ def ship(folder: Path) -> None:
     SHIPPED_SAE.mkdir()
     for name in RECORDS:
         record = public_record(json.loads((folder / name).read_text(encoding="utf-8")), folder)
+        record = resealed(record)
         (folder / name).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     shutil.rmtree(folder / names.FIGURES)  # the app draws them
     (folder / names.CARD).unlink()

@@ -212,11 +212,11 @@ def test_the_snippet_loads_the_folder_and_encodes(
 
 def test_a_card_without_a_latent_to_show_is_written(folder):
     """As of a small SAE, each of whose latents fires on more than a tenth of the tokens."""
-    path = folder / "features" / "latents.parquet"
-    table = pq.read_table(path)
-    dense = pa.array([0.5] * len(table), table.schema.field("density").type)
-    at = table.schema.get_field_index("density")
-    pq.write_table(table.set_column(at, "density", dense), path)
+    store = FeatureStore.load(folder)
+    dense = pa.array([0.5] * len(store), store.latents.schema.field("density").type)
+    at = store.latents.schema.get_field_index("density")
+    store.latents = store.latents.set_column(at, "density", dense)
+    store.save(folder)
     assert "## Metrics" in write_card(folder).read_text(encoding="utf-8")
 
 

@@ -27,6 +27,7 @@ from hfsae import cards
 from hfsae.features import write_label
 from hfsae.hub import write_space
 from hfsae.hub.suite import _width as width_of
+from hfsae.machine.weights import stamp
 from hfsae.models import SAE, SAEConfig
 
 from .helpers import activations, make, variants
@@ -104,7 +105,7 @@ def test_labels_that_people_wrote_go_along_and_are_said_so(hub, folder):
     hfsae.push(folder, ID, token=WRITE, tell=said.append)
     assert "with labels that people gave latents: features/labels.json" in said[0].splitlines()
     sent = json.loads(hub.read_file(ID, "features/labels.json"))
-    assert sent == {"labels": {"7": "the sea"}}
+    assert sent == {**stamp(folder), "labels": {"7": "the sea"}}
     (folder / "features" / "labels.json").write_text("[]")
     refused(lambda: hfsae.push(folder, ID, token=WRITE), r"labels\.json holds no labels: it must")
 

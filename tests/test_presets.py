@@ -1,6 +1,8 @@
 """The search for presets: which latents are tried, what counts as seen, what is written."""
 
 import json
+import re
+import shutil
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -10,6 +12,7 @@ import torch
 import hfsae
 from hfsae.cli import main
 from hfsae.features import CollectArguments, FeatureStore
+from hfsae.packaged import SHIPPED_SAE
 from hfsae.presets import (
     PROMPTS,
     Attempt,
@@ -91,6 +94,20 @@ def test_a_search_tries_each_candidate_at_each_prompt_and_strength(make_tiny_lm,
     kept = ARGS._replace(max_kl=1e9, max_repetition=1.0)
     for preset in find_presets(model, {firing: "seas"}, kept, lines.append).presets:
         assert preset["name"] == "seas" and preset["plain"] != preset["steered"]
+
+
+def test_features_and_labels_of_other_weights_are_refused_before_a_model_loads(tmp_path, capsys):
+    folder = shutil.copytree(SHIPPED_SAE, tmp_path / "sae")
+    meta = folder / "features" / "meta.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "weights_sha256": "0" * 64}))
+    assert main(["presets", str(folder), "--model", "no/model"]) == 2
+    assert re.search(
+        r"meta\.json was made with other weights .*hfsae coll", capsys.readouterr().err
+    )
+    labels = folder / "features" / "labels.json"
+    labels.write_text(json.dumps({"weights_sha256": "0" * 64, "labels": {"1": "the sea"}}))
+    assert main(["presets", str(folder), "--model", "no/model"]) == 2
+    assert "labels.json was made with other weights" in capsys.readouterr().err
 
 
 def test_a_folder_without_examples_says_what_to_run(tmp_path, capsys):

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from transformers import AutoModel
@@ -102,6 +103,20 @@ def test_what_a_folder_has_of_other_weights_is_made_anew(tmp_path, loads):
     (folder / "training.json").write_bytes(made["training.json"].replace(hashed, b"0" * 64))
     with pytest.raises(ValueError, match=r"training\.json was made with other weights"):
         run(tiny_recipe(tmp_path / "out"))
+
+
+def test_what_was_changed_in_a_folder_is_told_and_made_anew(tmp_path, loads, caplog):
+    (folder,) = run(tiny_recipe(tmp_path / "out"))
+    names = ("evaluation.json", "features/meta.json", "features/examples.parquet")
+    made = {name: (folder / name).read_bytes() for name in names}
+    record = json.loads(made[names[0]])
+    record["metrics"]["l0"]["value"] = 1.0
+    (folder / names[0]).write_text(json.dumps(record))
+    pq.write_table(pq.read_table(folder / names[2]).slice(1), folder / names[2])
+    run(tiny_recipe(tmp_path / "out"))
+    assert {name: (folder / name).read_bytes() for name in names} == made
+    assert "evaluation.json is made again" in caplog.text
+    assert "features/meta.json is made again" in caplog.text
 
 
 def test_a_run_interrupted_while_it_reports_goes_on_with_what_is_missing(

@@ -8,6 +8,7 @@ import pytest
 
 import hfsae
 from hfsae.features import FeatureStore, read_labels
+from hfsae.models.identity import decoder_hash
 from hfsae.packaged import SHIPPED_SAE
 
 
@@ -20,6 +21,7 @@ def test_its_weights_are_those_that_were_saved():
     assert sae.verify().ok
     assert sae.threshold.dtype.is_floating_point and str(sae.W_dec.dtype) == "torch.bfloat16"
     store = FeatureStore.load(SHIPPED_SAE)
+    assert store.meta["decoder_sha256"] == decoder_hash(sae.W_dec)
     assert len(store) == sae.config.d_sae == 3072
 
 

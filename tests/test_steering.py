@@ -1,10 +1,12 @@
 """Steering writes what its formula says, at its tokens alone, and leaves nothing behind."""
 
+import copy
 import math
 import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from inspect import signature
 
 import gguf
@@ -128,6 +130,27 @@ def test_the_unit_norm_is_per_cent_of_each_tokens_norm(tiny_lm: PreTrainedModel,
     torch.testing.assert_close((new - x).norm(dim=-1), 0.2 * x.norm(dim=-1), rtol=1e-3, atol=1e-5)
     cosine = F.cosine_similarity(new - x, sae.W_dec[3].expand_as(x), dim=-1)
     torch.testing.assert_close(cosine, torch.ones(3, 12))
+
+
+def test_the_maxima_of_another_sae_are_refused_and_those_of_a_cast_or_folded_one_taken(
+    tiny_lm: PreTrainedModel, tiny_tokenizer
+):
+    sae, other = make_sae(), make_sae()
+    text = ["the cat sat on the mat " * 4]
+    maxima = hfsae.collect(tiny_lm, sae, text, tokenizer=tiny_tokenizer).max_activations
+    block = partial(steer, tiny_lm, latents={3: 1.0}, unit="max", mode="cap")
+    with torch.no_grad():
+        other.W_dec += 0.1 * torch.randn_like(other.W_dec)
+    with pytest.raises(ValueError, match="max_activations is another SAE's: its decoder differs"):
+        block(sae=other, max_activations=maxima).__enter__()
+    with pytest.raises(ValueError, match="max_activations is another SAE's"):
+        save_steering_vector("never.safetensors", other, {3: 1.0}, max_activations=maxima)
+    maxima += 1.0  # in place: none is 0
+    for same in (sae, copy.deepcopy(sae).bfloat16(), sae.folded(), copy.deepcopy(sae).half()):
+        with block(sae=same, max_activations=maxima):
+            tiny_lm(**tokens())
+    with block(sae=other, max_activations=maxima.tolist()):
+        tiny_lm(**tokens())
 
 
 def test_latents_of_one_block_have_modes_and_units_of_their_own(tiny_lm: PreTrainedModel):

@@ -42,6 +42,7 @@ from ..machine.names import (
     TRAINING,
 )
 from ..machine.refused import Damaged, Refused
+from ..machine.seal import refuse_changed
 from ..machine.visible import is_folder, listed, public_record
 from ..machine.weights import refuse_mixture
 from ..models import SAE
@@ -86,10 +87,11 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
             can replace.
 
     Raises:
-        ValueError: the folder holds no SAE, its records belong to other weights, or its README.md
-            has no block to keep.
+        ValueError: the folder holds no SAE, its records belong to other weights or were changed
+            since they were written, or its README.md has no block to keep.
     """
     refuse_mixture(Path(folder))
+    refuse_changed(Path(folder))
     path = Path(folder) / CARD
     card = render_card(folder)
     if repo_id is not None:

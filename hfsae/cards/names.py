@@ -1,5 +1,6 @@
 """What a card tells of names for latents: how many there are, and how their scores came out."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from ..machine.files import parse_json, printable, read_json, read_table
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
 from ..machine.weights import of_others
 
+logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 _LEXICAL = ("pearson", "auprc", "auc")
 _CONTROLS = {"shuffled": "another latent's", "direction": "random directions"}
@@ -19,7 +21,7 @@ def names_section(folder: Path) -> Json:
     mean, that of its control, their difference with a 95 % interval, and whether it lies above 0.
     """
     path = folder / EXPLANATIONS_RECORD
-    if not path.is_file() or any(of_others(folder, [EXPLANATIONS_RECORD])):
+    if not path.is_file() or any(of_others(folder, [EXPLANATIONS_RECORD, EXPLANATIONS])):
         return {}
     record = read_json(path)
     if not {"scores", "unscored"} & {*record}:
@@ -69,7 +71,8 @@ def interval_text(values: list[float | None]) -> str:
 
 
 def names_of(folder: Path, latents: list[int]) -> dict[int, str]:
-    """Names of some latents: labels of people first, then "auto: ..." of explanations."""
+    """Names of some latents: labels of people first, then "auto: ..." of explanations; those of
+    other weights are left out, with a warning about labels."""
     names: dict[int, str] = {}
     if (folder / EXPLANATIONS).is_file() and names_section(folder):
         columns = ["latent", "explanation"]
@@ -77,7 +80,9 @@ def names_of(folder: Path, latents: list[int]) -> dict[int, str]:
         for row in table.to_pylist():
             if row["explanation"]:
                 names[row["latent"]] = printable(f"auto: {row['explanation']}")
-    if (folder / LABELS).is_file():
+    if any(of_others(folder, [LABELS])):
+        logger.warning("%s is of other weights: the card has no labels", folder / LABELS)
+    elif (folder / LABELS).is_file():
         labels = parse_json(folder / LABELS)["labels"].items()
         names |= {int(i): printable(label) for i, label in labels if label and int(i) in latents}
     return names

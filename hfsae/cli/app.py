@@ -95,8 +95,9 @@ def presets_verb(argv: list[str]) -> None:
     parser.add("--model", type=str | None, help="language model to use instead of the SAE's own")
     options = parser.parse(argv)
     folder, name = Path(options.pop("folder")), options.pop("model")
+    labels = read_labels(folder)  # those of other weights fail before the language model loads
     model = _opened(folder, name)
-    found = find_presets(model, read_labels(folder), _DEFAULT._replace(**options), _say)
+    found = find_presets(model, labels, _DEFAULT._replace(**options), _say)
     print(f"\n{printable_lines(table(found))}\n")
     if not found.presets:
         print("None works with three of three seeds; nothing is written. Try --n_candidates 100.")

@@ -14,6 +14,7 @@ from ..features import ANSI, PLAIN, FeatureStore, read_names, show
 from ..machine.files import printable, printable_lines, read_json, reading
 from ..machine.names import CONFIG, EVALUATION, FEATURES, META, TRAINING
 from ..machine.refused import Refused
+from ..machine.seal import changes
 from ..machine.weights import refuse_mixture
 from ..models.config import check_latent
 from ..recipe import home_of
@@ -23,12 +24,19 @@ _SHOWN_LATENTS, _SHOWN_TOKENS, _SHOWN_EXAMPLES = 5, 6, 3
 
 
 def print_folder(folder: Path, latents: list[int], source: str | None = None) -> None:
-    """
+    """Print an SAE's training and metrics, and some of its latents. Results that were changed since
+    they were written are told, and so are names of other weights, which are left out.
+
     Args:
         source: name to print, if the folder is only a copy of it.
+
+    Raises:
+        ValueError: results are of other weights, or damaged.
     """
     name = source or str(folder)
     refuse_mixture(folder)
+    for change in changes(folder):
+        print(printable_lines(f"\nnote: {change.path}: {change.why}"))
     if not latents:
         print(f"\n{printable(_summary(folder, name))}")
         if (folder / EVALUATION).is_file():
@@ -41,7 +49,7 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
             raise Refused(f"{name} holds {missing}")
         print(f"{missing[0].upper()}{missing[1:]}")
         return
-    store, names = FeatureStore.load(folder), read_names(folder)
+    store, names = FeatureStore.load(folder), _names(folder)
     for index in latents or store.pick(_SHOWN_LATENTS):
         check_latent(index, len(store))
         with reading(folder / FEATURES):
@@ -56,6 +64,15 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
         if index in names:
             lines.insert(1, f"  name        {printable(names[index])}")
         print("\n" + "\n".join(lines))
+
+
+def _names(folder: Path) -> dict[int, str]:
+    """Names of latents; without those of other weights, which are told."""
+    try:
+        return read_names(folder)
+    except Refused as error:
+        print(f"\nnote: names are left out: {printable_lines(str(error))}")
+        return {}
 
 
 def _print_metrics(folder: Path) -> None:

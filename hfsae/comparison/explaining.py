@@ -173,7 +173,8 @@ class _Study(NamedTuple):
 def _has_names(folder: Path) -> bool:
     """Whether `hfsae explain` has named latents of these weights: its files stay."""
     record = folder / EXPLANATIONS_RECORD
-    if not (folder / EXPLANATIONS).is_file() or any(of_others(folder, [EXPLANATIONS_RECORD])):
+    names = [EXPLANATIONS_RECORD, EXPLANATIONS]
+    if not (folder / EXPLANATIONS).is_file() or any(of_others(folder, names)):
         return False
     return record.is_file() and "scores" in read_json(record)
 

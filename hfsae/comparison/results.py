@@ -28,6 +28,7 @@ from ..hub import is_sae
 from ..machine.files import damaged, read_json, read_tensors, write_tensors, write_whole
 from ..machine.names import CAUSES, DOCUMENTS, EVALUATION, RESULT_TENSORS, RESULTS, TRAINING
 from ..machine.refused import Damaged, Refused
+from ..machine.seal import CONTENT
 from ..machine.weights import of_others
 from ..models import SAE
 from ..recipe import (
@@ -134,11 +135,12 @@ def _evaluation_settings(run: ArmRun, name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """Of an evaluation's text, without what `hfsae probe` adds to it later."""
+    """Of an evaluation's text, without what `hfsae probe` adds to it later, and the seal."""
     with suppress(ValueError):  # damaged: another digest
         record = json.loads(text)
-        if isinstance(record, dict) and record.pop(PROBING_KEY, None) is not None:
-            text = json.dumps(record, indent=1) + "\n"
+        if isinstance(record, dict) and {PROBING_KEY, CONTENT} & {*record}:
+            plain = {k: v for k, v in record.items() if k not in (PROBING_KEY, CONTENT)}
+            text = json.dumps(plain, indent=1) + "\n"
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -12,6 +12,7 @@ from ..evaluation import EvaluationArguments, evaluate
 from ..hub import beside, is_sae, list_files
 from ..machine.names import EVALUATION
 from ..machine.refused import Refused
+from ..machine.seal import CHANGED, is_changed
 from ..machine.visible import public
 from . import validate
 from .reading import tokens_of
@@ -70,6 +71,8 @@ def compare_saes(subject: Subject, other: str) -> Json:
     results = {} if path is None else read_json(path, dict)
     if not results:
         raise Refused(f"{other} has no evaluation.json to compare; run `hfsae evaluate` first")
+    if is_changed(results):
+        raise Refused(f"the evaluation.json of {other} cannot be compared: {CHANGED}")
     ours, theirs = (
         {m["name"]: m for m in _metrics(evaluation)} for evaluation in (subject.evaluation, results)
     )

@@ -246,7 +246,10 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
     if home is None:
         raise Refused("labels are not kept here; run `hfsae demo` on your own machine")
     hides = not label.strip() and home != subject.folder  # a label that the SAE comes with
-    labels = blank_label(home, index) if hides else write_label(home, index, label)
+    weights = subject.folder  # labels may lie elsewhere
+    labels = (
+        blank_label(home, index, weights) if hides else write_label(home, index, label, weights)
+    )
     subject.take_labels({index: "", **labels})
     return {"latent": index, "label": subject.label(index)}
 

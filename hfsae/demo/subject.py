@@ -44,8 +44,9 @@ from ..machine.names import (
     TRAINING,
 )
 from ..machine.refused import Refused
+from ..machine.seal import changes
 from ..machine.visible import public_record
-from ..machine.weights import refuse_mixture
+from ..machine.weights import KEY, refuse_mixture, weights_hash
 from ..models import SAE
 from ..packaged import SHIPPED_SAE
 from .telling import Numbers, numbers, telling
@@ -313,7 +314,7 @@ def open_subject(
     if subject.folder is not None:
         refuse_mixture(subject.folder)
     subject.label_home = _label_home(choice, subject)
-    for folder in (subject.folder, subject.label_home):
+    for folder in dict.fromkeys((subject.folder, subject.label_home)):
         if folder is not None:
             _read_labels(subject, folder)
     if subject.folder is not None:
@@ -362,10 +363,13 @@ def _label_home(choice: Choice, subject: Subject) -> Path | None:
 
 def _read_labels(subject: Subject, folder: Path) -> None:
     try:
-        subject.take_labels(read_labels(folder))
-        subject.automatic |= read_automatic(folder)
+        subject.take_labels(read_labels(folder, subject.folder))
     except ValueError as error:
         subject.notes.append(f"its labels are left out: {error}")
+    try:
+        subject.automatic |= read_automatic(folder)
+    except ValueError as error:
+        subject.notes.append(f"its automatic names are left out: {error}")
 
 
 def _without_source(choice: Choice) -> dict[str, Any]:
@@ -377,9 +381,14 @@ def _read_beside(subject: Subject, folder: Path) -> None:
     if card.is_file() and card.stat().st_size < MAX_TEXT:
         subject.card = card.read_text(encoding="utf-8", errors="replace")
     subject.evaluation = read_json(folder / EVALUATION, dict)
-    presets = read_json(folder / PRESETS, list)
-    subject.presets = [preset for preset in presets if _is_preset(preset, subject.d_sae)]
-    if (folder / META).is_file():
+    _read_presets(subject, folder)
+    for change in changes(folder, [EVALUATION, EXPLANATIONS_RECORD]):
+        subject.notes.append(f"do not trust its {change.path.name}: {change.why}")
+    if change := next(changes(folder, [META]), None):
+        subject.notes.append(
+            f"its features/ are left out because of {change.path.name}: {change.why}"
+        )
+    elif (folder / META).is_file():
         store = FeatureStore.load(folder)
         if len(store) == subject.d_sae:
             subject.store = store
@@ -388,6 +397,15 @@ def _read_beside(subject: Subject, folder: Path) -> None:
                 f"its features/ are of {len(store):,} latents, the SAE has {subject.d_sae:,}: "
                 "they are left out"
             )
+
+
+def _read_presets(subject: Subject, folder: Path) -> None:
+    """Valid ones; those that were found for other weights are left out, with a note."""
+    presets = [p for p in read_json(folder / PRESETS, list) if _is_preset(p, subject.d_sae)]
+    ours = weights_hash(folder) if any(KEY in preset for preset in presets) else None
+    subject.presets = [p for p in presets if ours is None or p.get(KEY, ours) == ours]
+    if n := len(presets) - len(subject.presets):
+        subject.notes.append(f"{n} of its presets are left out: they were found for other weights")
 
 
 def _is_preset(preset: Any, d_sae: int) -> bool:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..machine.files import replacing
 from ..machine.names import EVIDENCE
+from ..machine.weights import file_hash
 from .explainers import spelt
 from .reading import Reading
 from .windows import Evidence
@@ -36,12 +37,13 @@ def tested_windows(
             }
 
 
-def save_windows(rows: Sequence[dict[str, Any]], folder: Path, stamps: dict[str, str]) -> None:
-    """Write features/evidence.parquet; the folder exists."""
+def save_windows(rows: Sequence[dict[str, Any]], folder: Path, stamps: dict[str, str]) -> str:
+    """Write features/evidence.parquet; the folder exists. The file's hash."""
     import pyarrow.parquet as pq
 
     with replacing(folder / EVIDENCE) as path:
         pq.write_table(_table(rows).replace_schema_metadata(stamps), path, compression="zstd")
+        return file_hash(path)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> "pyarrow.Table":

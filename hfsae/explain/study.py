@@ -4,7 +4,7 @@ latents and windows, write the plan down, then explain and score."""
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,15 @@ from ..activations import HarvestArguments, TokenBatch
 from ..features.labels import MAX_LENGTH
 from ..lm import check_arguments, contract, tokenizer_of
 from ..machine.files import replacing, write_whole
-from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, FEATURES
+from ..machine.names import (
+    EVIDENCE,
+    EXPLANATIONS,
+    EXPLANATIONS_RECORD,
+    EXPLANATIONS_REPORT,
+    FEATURES,
+)
+from ..machine.seal import sealed
+from ..machine.weights import file_hash
 from ..models import SAE
 from .asking import ANY_TEXT, Inquiry, ScoreArguments, cases_of, judged, prompts_hash
 from .evidence import save_windows, tested_windows
@@ -62,7 +70,7 @@ class Explanations:
 
     def save(self, folder: Path) -> None:
         """Write features/explanations.parquet, .md and .json, and evidence.parquet, below a folder;
-        the record, which says that they are complete, comes last."""
+        the record, which says that they are complete and has the tables' hashes, comes last."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -71,15 +79,23 @@ class Explanations:
         stamps = {k: self.record[k] for k in ("weights_sha256", "plan_sha256") if k in self.record}
         with replacing(folder / EXPLANATIONS) as path:
             pq.write_table(table.replace_schema_metadata(stamps), path, compression="zstd")
-        save_windows(list(self.windows), folder, stamps)
+            hashes = {Path(EXPLANATIONS).name: file_hash(path)}
+        hashes[Path(EVIDENCE).name] = save_windows(list(self.windows), folder, stamps)
         write_whole(folder / EXPLANATIONS_REPORT, self.report)
-        write_record(folder, self.record)
+        write_record(folder, self.record, hashes)
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write features/explanations.json: a plan, or a plan with its scores."""
+def write_record(
+    folder: Path, record: dict[str, Any], hashes: Mapping[str, str] | None = None
+) -> None:
+    """Write features/explanations.json: a plan, or a plan with its scores.
+
+    Args:
+        hashes: of the tables beside it, by name.
+    """
     (folder / FEATURES).mkdir(parents=True, exist_ok=True)
-    write_whole(folder / EXPLANATIONS_RECORD, json.dumps(record, indent=1) + "\n")
+    text = json.dumps(sealed(record, hashes or {}), indent=1) + "\n"
+    write_whole(folder / EXPLANATIONS_RECORD, text)
 
 
 def explain(

@@ -17,6 +17,7 @@ from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
 from ..lm import check_arguments, contract, places_of, tokenizer_of
 from ..machine.refused import Refused
 from ..models import SAE
+from ..models.identity import DECODER, decoder_hash
 from .layout import NEAR, nearest_rows, plane
 from .logit_lens import FORMULA, LensTokens, lens_tokens, residual_directions
 from .store import COLUMNS, FeatureStore
@@ -142,6 +143,7 @@ def _build_store(
     places = ("model_name", "model_revision", "site", "target_site", "d_sae")
     meta = {
         **{name: getattr(sae.config, name) for name in places},
+        DECODER: decoder_hash(sae.W_dec),
         "n_tokens": seen.n_tokens,
         "n_rows": seen.n_rows,
         "context_size": seen.tokens[0].shape[1],

@@ -1,5 +1,9 @@
 """Names that people give to latents: `features/labels.json`, {"labels": {"1234": "the sea"}}.
 
+The file has the hash of the SAE's weights beside them (`hfsae.machine.weights`): names of other
+weights are left out and told where they would be shown, and refused where they would be published.
+A file written by hand needs no hash, and people may edit it: it is not of its content.
+
 A label is plain text by anybody: it is stored and returned as it is, and code that shows it has to
 escape it.
 """
@@ -9,26 +13,30 @@ import threading
 from pathlib import Path
 
 from ..machine.files import damaged, parse_json, read_table, write_whole
-from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
+from ..machine.names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
 from ..machine.refused import Damaged, Refused
-from ..machine.weights import refuse_mixture
+from ..machine.weights import KEY, refuse_mixture, stamp
 
 MAX_LENGTH = 200
 """Characters of a label."""
 _writing = threading.Lock()
 
 
-def read_labels(folder: str | Path) -> dict[int, str]:
+def read_labels(folder: str | Path, weights: str | Path | None = None) -> dict[int, str]:
     """{latent: label} of the feature store in `folder`; empty if nobody has written any.
 
     A label is empty if somebody removed one that the SAE comes with: see `blank_label`.
 
+    Args:
+        weights: folder of the SAE, if the labels lie elsewhere.
+
     Raises:
-        ValueError: the file is damaged, or something else.
+        ValueError: the file is damaged, or something else, or of other weights.
     """
     path = Path(folder) / LABELS
     if not path.is_file():
         return {}
+    refuse_mixture(Path(folder), [LABELS], Path(weights or folder))
     try:
         labels = parse_json(path)["labels"]
         return {int(latent): _checked(label) for latent, label in labels.items()}
@@ -47,7 +55,7 @@ def read_automatic(folder: str | Path) -> dict[int, str]:
     path = Path(folder) / EXPLANATIONS
     if not path.is_file():
         return {}
-    refuse_mixture(Path(folder), [EXPLANATIONS_RECORD])
+    refuse_mixture(Path(folder), [EXPLANATIONS_RECORD, EXPLANATIONS, EVIDENCE])
     table = read_table(path, ["latent", "explanation"])
     pairs = zip(table["latent"].to_pylist(), table["explanation"].to_pylist(), strict=True)
     try:
@@ -68,22 +76,27 @@ def read_names(folder: str | Path) -> dict[int, str]:
     return {**automatic, **labels}
 
 
-def write_label(folder: str | Path, latent: int, label: str) -> dict[int, str]:
+def write_label(
+    folder: str | Path, latent: int, label: str, weights: str | Path | None = None
+) -> dict[int, str]:
     """Give a latent a label, or remove it with an empty one; all labels after that.
 
     The file appears whole or not at all, and threads of one process wait for one another.
 
     Args:
         label: one line of at most MAX_LENGTH characters; blanks around it are dropped.
+        weights: folder of the SAE, if the labels lie elsewhere.
 
     Raises:
         ValueError: a longer label, one with control characters, a negative latent, or a file that
-            cannot be read: it is left as it is.
+            cannot be read, or is of other weights: it is left as it is.
     """
-    return _change(folder, latent, _checked(label).strip() or None)
+    return _change(folder, latent, _checked(label).strip() or None, weights)
 
 
-def blank_label(folder: str | Path, latent: int) -> dict[int, str]:
+def blank_label(
+    folder: str | Path, latent: int, weights: str | Path | None = None
+) -> dict[int, str]:
     """Record that a latent has no label, whatever the SAE comes with; all labels after that.
 
     For a `folder` of a user's own labels, which override the SAE's.
@@ -91,18 +104,20 @@ def blank_label(folder: str | Path, latent: int) -> dict[int, str]:
     Raises:
         ValueError: as `write_label`.
     """
-    return _change(folder, latent, "")
+    return _change(folder, latent, "", weights)
 
 
-def _change(folder: str | Path, latent: int, label: str | None) -> dict[int, str]:
+def _change(
+    folder: str | Path, latent: int, label: str | None, weights: str | Path | None
+) -> dict[int, str]:
     if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0:
         raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234")
     with _writing:
-        labels = read_labels(folder)
+        labels = read_labels(folder, weights)
         labels.pop(latent, None)
         if label is not None:
             labels[latent] = label
-        _save(Path(folder) / LABELS, labels)
+        _save(Path(folder) / LABELS, labels, stamp(Path(weights or folder)))
     return labels
 
 
@@ -119,7 +134,9 @@ def _checked(label: object) -> str:
     return label
 
 
-def _save(path: Path, labels: dict[int, str]) -> None:
+def _save(path: Path, labels: dict[int, str], of_weights: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"labels": {str(i): labels[i] for i in sorted(labels)}}, indent=2)
-    write_whole(path, text + "\n")
+    before = parse_json(path) if path.is_file() else {}
+    kept = {KEY: before[KEY]} if KEY in before else {}  # where the weights are not at hand
+    content = {**kept, **of_weights, "labels": {str(i): labels[i] for i in sorted(labels)}}
+    write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -1,7 +1,8 @@
 """FeatureStore: the firings of each latent of an SAE, in memory and as two parquet files.
 
 `features/latents.parquet` has a row per latent, `features/examples.parquet` a row per example, and
-`features/meta.json` records their origin and the meaning of each column (COLUMNS).
+`features/meta.json` records their origin and the meaning of each column (COLUMNS), and seals the
+two (`hfsae.machine.seal`).
 """
 
 import json
@@ -29,8 +30,11 @@ from ..machine.files import (
     text_columns,
     write_whole,
 )
-from ..machine.names import EXAMPLES, FEATURES, LATENTS, META
+from ..machine.names import EXAMPLES, FEATURES, LATENTS, META, WEIGHTS
 from ..machine.refused import Damaged, Refused
+from ..machine.seal import refuse_changed, sealed, unsealed
+from ..machine.weights import KEY, file_hash, refuse_mixture
+from ..models.identity import DECODER, decoder_hash_of, marked
 
 if TYPE_CHECKING:
     import pyarrow
@@ -161,8 +165,10 @@ class FeatureStore:
 
     @property
     def max_activations(self) -> Float[Tensor, " d_sae"]:
-        """Each latent's largest activation; 0 if it never fired. The unit "max" of steering."""
-        return torch.from_numpy(self.latents["max_activation"].to_numpy().astype("float32"))
+        """Each latent's largest activation; 0 if it never fired. The unit "max" of steering, which
+        refuses this tensor with another SAE."""
+        most = torch.from_numpy(self.latents["max_activation"].to_numpy().astype("float32"))
+        return marked(most, self.meta.get(DECODER))
 
     @property
     def densities(self) -> Float[Tensor, " d_sae"]:
@@ -230,23 +236,30 @@ class FeatureStore:
 
     def save(self, folder: str | Path) -> None:
         """Write `features/` under folder. Everything is written before an older store is touched;
-        its meta.json is removed first and the new one comes last, so that a mixture is never
-        mistaken for a store."""
+        its meta.json is removed first and the new one comes last, with the tables' hashes, so that
+        a mixture is never mistaken for a store."""
         import pyarrow.parquet as pq
 
         home = Path(folder)
         (home / FEATURES).mkdir(parents=True, exist_ok=True)
         tables = {LATENTS: self.latents, EXAMPLES: self.examples.to_table()}
+        hashes = {}
         with ExitStack() as written:
             for name, table in tables.items():
                 path = written.enter_context(replacing(home / name))
                 pq.write_table(table, path, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+                hashes[Path(name).name] = file_hash(path)  # not of what another run puts there
             (home / META).unlink(missing_ok=True)
-        write_whole(home / META, json.dumps(self.meta, indent=2) + "\n")
+        write_whole(home / META, json.dumps(sealed(self.meta, hashes), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "FeatureStore":
-        """The store that `save` wrote to a folder. Examples stay on disk, read latent by latent."""
+        """The store that `save` wrote to a folder. Examples stay on disk, read latent by latent.
+
+        Raises:
+            ValueError: there is none, it is of other weights than the folder's, its files are not
+                those that were written together, or one is damaged.
+        """
         import pyarrow.dataset
 
         home = Path(folder)
@@ -256,6 +269,8 @@ class FeatureStore:
                     f"no feature store in {str(folder)!r}: {name} is missing; "
                     f"`hfsae collect {folder}` writes one"
                 )
+        refuse_mixture(home, [META])
+        refuse_changed(home, [META])
         path = home / LATENTS
         latents = read_table(path, _columns_of(path))
         _refuse_misfits(path, latents)
@@ -276,7 +291,16 @@ class FeatureStore:
                 raise Refused("histogram_edges are not rising numbers")
             int(meta["arguments"]["quantiles"])
         _refuse_out_of_range(home / LATENTS, latents, n_bins=len(edges) - 1)
-        return cls(latents, examples, meta=meta)
+        return cls(latents, examples, meta={**_decoder_of(home, meta), **unsealed(meta)})
+
+
+def _decoder_of(home: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """The hash of the decoder that a store of earlier versions lacks, from the weights beside it,
+    which are those that its meta.json names."""
+    path = home / WEIGHTS
+    if DECODER in meta or KEY not in meta or not path.is_file():
+        return {}
+    return {DECODER: decoder_hash_of(path)}
 
 
 def _columns_of(path: Path) -> list[str]:

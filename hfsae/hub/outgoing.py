@@ -29,6 +29,7 @@ from ..machine.names import (
     in_folder,
 )
 from ..machine.refused import Refused
+from ..machine.seal import resealed
 from ..machine.visible import public_record
 from ..models.probe import renamed
 
@@ -97,13 +98,13 @@ def is_of_hfsae(folder: Path) -> bool:
 
 
 def published(path: Path, include_code: bool = False) -> Path | bytes:
-    """A file's public version: records lose the paths of this machine."""
+    """A file's public version: records lose the paths of this machine, and are sealed again."""
     home, name = in_folder(path)
     if name == PROBE:
         return _published_probe(path)
     if name not in (CONFIG, TRAINING, EVALUATION, PROBING, META, EXPLANATIONS_RECORD):
         return path
-    content = public_record(read_json(path), home)
+    content = resealed(public_record(read_json(path), home))
     if name == CONFIG:
         content.pop("auto_map", None)
         content.pop("_name_or_path", None)

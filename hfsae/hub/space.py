@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
+from ..features.labels import read_names
 from ..machine.files import read_json
 from ..machine.names import CARD, CONFIG, PRESETS
 from ..machine.refused import Refused
+from ..machine.seal import refuse_changed
 from ..machine.weights import refuse_mixture
 from .outgoing import files_to_publish, is_sae, published, refuse_keys
 
@@ -56,7 +58,8 @@ def write_space(
 
     Raises:
         ValueError: the folder to write holds something else; the SAE's folder holds no hfsae SAE;
-            or `sae` is neither a folder nor a repository's name.
+            or `sae` is neither a folder nor a repository's name; or its records are of other
+            weights, or were changed since they were written.
     """
     folder = Path(folder)
     ours = {"app.py", "requirements.txt", CARD, "sae"}
@@ -116,6 +119,8 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
     if target.resolve() in sae.resolve().parents:
         raise Refused(f"{sae} lies in {target}, which would be replaced; name another output")
     refuse_mixture(sae)
+    refuse_changed(sae)
+    read_names(sae)  # refuses names of other weights
     sources = list(files_to_publish(sae, (PRESETS,)))
     files = {path.relative_to(sae).as_posix(): published(path) for path in sources}
     refuse_keys(files, [sae])

@@ -45,6 +45,7 @@ from ..machine.names import (
     WEIGHTS,
 )
 from ..machine.refused import Refused
+from ..machine.seal import refuse_changed
 from ..machine.weights import refuse_mixture
 from ..models import SAE
 from .download import download, refuse_path
@@ -150,8 +151,9 @@ def push(
         tell: called with the plan's text before anything is sent.
 
     Raises:
-        ValueError: no SAE in the folder, or a damaged one; a file holds a key of this machine; not
-            allowed, not found, unreachable; one sentence.
+        ValueError: no SAE in the folder, or a damaged one; results or names of other weights, or
+            changed since they were written; a file holds a key of this machine; not allowed, not
+            found, unreachable; one sentence.
     """
     if repo_id.count("/") != 1:
         raise Refused(f"repository must be written as 'name/repository', got {repo_id!r}")
@@ -280,7 +282,8 @@ def _commit(api: HfApi, plan: Plan, message: str) -> CommitInfo:
 
 
 def _homes(folder: Path) -> list[Path]:
-    """The folders of the SAEs in `folder`, checked for damage and for results of other weights."""
+    """The folders of the SAEs in `folder`, checked for damage, for results of other weights, and
+    for those that were changed."""
     if not folder.is_dir():
         raise Refused(f"there is no folder {folder} to push")
     folders = sorted(p.parent for p in folder.rglob(CONFIG) if is_sae(p.parent))
@@ -306,6 +309,7 @@ def _homes(folder: Path) -> list[Path]:
                 f"put back a sound copy, or delete {PROBE} if you changed the SAE yourself"
             )
         refuse_mixture(home)
+        refuse_changed(home)
         cards.render_card(home, examples=False)  # refuses records that are damaged
     return homes
 

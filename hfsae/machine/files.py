@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from safetensors import SafetensorError, safe_open
 
 from . import lock
-from .names import CAUSES, DOCUMENTS, MADE_BY, RESULT_TENSORS, RESULTS, in_folder
+from .names import CALLS, CAUSES, DOCUMENTS, MADE_BY, RESULT_TENSORS, RESULTS, in_folder
 from .refused import Damaged, Refused, one_line
 
 if TYPE_CHECKING:
@@ -110,6 +110,19 @@ def _whole(text: str) -> int:
     if len(text) > _MAX_DIGITS:
         raise Refused(f"a number of {len(text):,} digits, over the limit of {_MAX_DIGITS}")
     return int(text)
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, object) of each whole line of a file; one that a killed process left half written is
+    passed over."""
+    with open(path, "rb") as file:
+        for number, text in enumerate(file, 1):
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(line, dict):
+                yield number, line
 
 
 @contextmanager
@@ -231,6 +244,8 @@ def damaged(path: Path, why: object) -> str:
     home, name = in_folder(path)
     verb = MADE_BY.get(name)
     remedy = f"`hfsae {verb} {home}` makes it again" if verb else "put back a sound copy"
+    if path.name == Path(CALLS).name:
+        remedy = f"delete the line, and `hfsae explain {home}` asks its question again"
     if name in _MADE_BY_COMPARISON:
         remedy = "delete it, and the comparison's command makes it again"
     if name in _KEPT_BY_COMPARISON:
@@ -338,6 +353,22 @@ def read_table(
             path, columns=list(columns), filters=filters, read_dictionary=text_columns()
         )
     except (pyarrow.ArrowException, OSError) as error:
+        raise Damaged(damaged(path, error)) from error
+
+
+def table_metadata(path: Path) -> dict[str, str]:
+    """The texts that a parquet file's writer put into its schema.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return {key.decode(): value.decode() for key, value in metadata.items()}
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise Damaged(damaged(path, error)) from error
 
 

@@ -1,8 +1,9 @@
 """The hash of a folder's weights, and the records there that belong to other weights.
 
 Each record holds the SHA-256 of its weights: training.json, evaluation.json, probing.json,
-features/meta.json and the probe. It is the hash of the file model.safetensors, as shown on the Hub.
-A record without one is older than these hashes, and accepted.
+features/meta.json, names and their windows (explanations.json, two tables), people's labels and the
+probe. It is the hash of the file model.safetensors, as shown on the Hub. A record without one is
+older than these hashes, and accepted.
 """
 
 import hashlib
@@ -13,8 +14,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .files import opened_tensors, read_json
-from .names import EVALUATION, MADE_BY, META, PROBE, PROBING, SHARDS, TRAINING, WEIGHTS
+from .files import opened_tensors, read_json, table_metadata
+from .names import EVALUATION, LABELS, MADE_BY, META, PROBE, PROBING, SHARDS, TRAINING, WEIGHTS
 from .refused import Refused
 
 KEY = "weights_sha256"
@@ -27,7 +28,7 @@ def weights_hash(folder: Path) -> str | None:
     files = [folder / WEIGHTS]
     if not files[0].is_file():
         files = sorted(folder.glob(SHARDS))
-    hashes = [_hash_of(path) for path in files]
+    hashes = [file_hash(path) for path in files]
     return hashes[0] if len(hashes) == 1 else _hash("\n".join(hashes).encode()) if hashes else None
 
 
@@ -37,31 +38,44 @@ def stamp(folder: Path) -> dict[str, str]:
     return {} if value is None else {KEY: value}
 
 
-def of_others(folder: Path, records: Sequence[str] = STAMPED) -> Iterator[str]:
-    """Names of the records in a folder that belong to other weights than the folder's."""
+def of_others(
+    folder: Path, records: Sequence[str] = STAMPED, weights: Path | None = None
+) -> Iterator[str]:
+    """Names of the records in a folder that belong to other weights than the folder's.
+
+    Args:
+        weights: folder of the weights, if they lie elsewhere.
+    """
     recorded = {name: _recorded(folder / name) for name in records if (folder / name).is_file()}
     if not any(recorded.values()):
         return
-    ours = weights_hash(folder)
+    ours = weights_hash(weights or folder)
     for name, theirs in recorded.items():
         if ours is not None and theirs is not None and theirs != ours:
             yield name
 
 
-def refuse_mixture(folder: Path, records: Sequence[str] = STAMPED) -> None:
+def refuse_mixture(
+    folder: Path, records: Sequence[str] = STAMPED, weights: Path | None = None
+) -> None:
     """Refuse a folder with records of other weights.
+
+    Args:
+        weights: folder of the weights, if they lie elsewhere.
 
     Raises:
         ValueError: a record belongs to other weights than the folder's; the sentence names the
             record and the command that makes it again.
     """
-    for name in of_others(folder, records):
+    for name in of_others(folder, records, weights):
         remedy = "put back its weights, or delete it"
+        if name == LABELS:
+            remedy = f"if its labels fit these weights, too, delete {KEY} in it"
         if verb := MADE_BY.get(name):
             remedy = f"`hfsae {verb} {folder}` makes it again"
         raise Refused(
-            f"{folder / name} was made with other weights than those in {folder} now (its {KEY} "
-            f"differs); {remedy}"
+            f"{folder / name} was made with other weights than those in {weights or folder} now "
+            f"(its {KEY} differs); {remedy}"
         )
 
 
@@ -69,20 +83,23 @@ def _recorded(record: Path) -> Any:
     try:
         if record.suffix == ".json":
             return read_json(record).get(KEY)
+        if record.suffix == ".parquet":
+            return table_metadata(record).get(KEY)
         with opened_tensors(record) as file:
             return (file.metadata() or {}).get(KEY)
     except (ValueError, SafetensorError, OSError):
         return None  # damaged: code that uses it reports that
 
 
-def _hash_of(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, computed once for each state of the file."""
     about = path.stat()
     return _hash_of_file(path, about.st_size, about.st_mtime_ns, about.st_ino)
 
 
 @lru_cache(maxsize=1024)
 def _hash_of_file(path: Path, *_about: int) -> str:
-    """Computed once for each state of a file: it may hold a hundred gigabytes."""
+    # it may hold a hundred gigabytes
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):

@@ -30,6 +30,7 @@ from ..lm import capture, cast_for
 from ..machine.files import parse_json, write_whole
 from ..machine.names import PRESETS
 from ..machine.refused import Refused
+from ..machine.weights import stamp
 from ..models import SAE
 from ..steering import SeededSampling, repetition, steer
 from ..steering.pair import Pair, Sampling, generate_pair
@@ -317,13 +318,15 @@ def _written(model: Model, attempt: Attempt) -> Iterator[Pair]:
 
 
 def save_presets(folder: Path, presets: Sequence[Mapping[str, Any]]) -> None:
-    """Write presets.json: these, then those that people wrote. Found ones have "seeds"."""
+    """Write presets.json: these, then those that people wrote. Found ones have "seeds", and the
+    hash of the folder's weights."""
     path = folder / PRESETS
     before = parse_json(path) if path.is_file() else []
     if not isinstance(before, list):
         raise Refused(f"{path} holds no list of presets; move it away")
     kept = [p for p in before if not (isinstance(p, dict) and "seeds" in p)]
-    write_whole(path, json.dumps([*presets, *kept], indent=1, ensure_ascii=False) + "\n")
+    found = [{**preset, **stamp(folder)} for preset in presets]
+    write_whole(path, json.dumps([*found, *kept], indent=1, ensure_ascii=False) + "\n")
 
 
 def table(found: Found) -> str:

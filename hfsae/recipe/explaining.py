@@ -33,10 +33,12 @@ from ..machine.names import (
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
+    META,
     RECIPE,
     TRAINING,
 )
 from ..machine.refused import Refused
+from ..machine.seal import changes, refuse_changed
 from ..machine.weights import refuse_mixture, stamp
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .carried import read_recipe
@@ -103,7 +105,8 @@ def explain_folder(
             "explanations are tested on documents that training has not read; train with 0.05"
         )
     with alone(home, [folder]):
-        refuse_mixture(folder, [TRAINING])
+        refuse_mixture(folder, [TRAINING, META])
+        refuse_changed(folder, [META])  # from whose examples names are made, at the end
         return _explain(recipe, folder, args, request or ExplainRequest())
 
 
@@ -261,6 +264,9 @@ def _finished(
     """The report, if the same was done with the same weights."""
     paths = [folder / name for name in (EXPLANATIONS_RECORD, EXPLANATIONS, EXPLANATIONS_REPORT)]
     if not all(path.is_file() for path in paths):
+        return None
+    for change in changes(folder, [EXPLANATIONS_RECORD]):
+        logger.warning("%s: %s; explanations are made again", change.path, change.why)
         return None
     record = read_json(paths[0])
     same = {**settings, "explainer": request.explainer, "arguments": args.as_plain()}

@@ -26,6 +26,7 @@ from ..machine.names import (
     TRAINING,
 )
 from ..machine.refused import Damaged, Refused
+from ..machine.seal import changes
 from ..machine.weights import of_others
 from ..models import SAE
 from ..models.registry import refuse_unknown_variant
@@ -190,14 +191,14 @@ def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:
 
 
 def missing_results(folder: Path, recipe: Recipe) -> list[str]:
-    """Results of the recipe that the folder lacks, or has of other weights; a card older than its
-    data counts as missing."""
+    """Results of the recipe that the folder lacks, has of other weights, or has changed since they
+    were written; a card older than its data counts as missing."""
     names = [EVALUATION] if recipe.evaluation.n_tokens != 0 else []
     names += [META] if recipe.collect_tokens else []
     names += [EXPLANATIONS_RECORD] if recipe.explain_tokens else []
     names += [PROBE]
-    others = list(of_others(folder, names))
-    missing = [name for name in names if name in others or not _is_finished(folder / name)]
+    unfit = {*of_others(folder, names), *(change.record for change in changes(folder, names))}
+    missing = [name for name in names if name in unfit or not _is_finished(folder / name)]
     card = folder / CARD
     data = [folder / name for name in (TRAINING, *names) if (folder / name).exists()]
     if not card.exists() or any(p.stat().st_mtime > card.stat().st_mtime for p in data):

@@ -22,6 +22,7 @@ from ..lm import LoadedLM, special_ids, unspared
 from ..machine.files import read_json, write_whole
 from ..machine.names import CARD, EVALUATION, PROBING, PROBING_REPORT, TRAINING
 from ..machine.refused import Refused
+from ..machine.seal import refuse_changed, sealed
 from ..machine.weights import of_others, refuse_mixture, stamp
 from ..models import SAE
 from ..packaged import PROBES
@@ -58,6 +59,7 @@ def probe_folders(
     lm_of = _common_lm(saes)
     for folder in folders:
         refuse_mixture(folder, [TRAINING])
+        refuse_changed(folder, [EVALUATION])  # into which the means go, and which is sealed again
     read, total = _tasks(tasks, args, columns)
     limits: dict[str, float] = {}
     for sae, folder in zip(saes.values(), folders, strict=True):
@@ -201,7 +203,7 @@ def _save(result: Probing, folder: Path, more: dict[str, Any]) -> None:
     record = finite({**more, **result.record, "rows": result.rows, **stamp(folder)})
     with alone(folder, [folder]):
         write_whole(folder / PROBING_REPORT, result.report)
-        write_whole(folder / PROBING, json.dumps(record, indent=1) + "\n")
+        write_whole(folder / PROBING, json.dumps(sealed(record), indent=1) + "\n")
         if (folder / EVALUATION).is_file() and not any(of_others(folder, [EVALUATION])):
             evaluation = with_probing(read_json(folder / EVALUATION), folder)
             write_whole(folder / EVALUATION, json.dumps(evaluation, indent=1) + "\n")

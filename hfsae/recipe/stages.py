@@ -43,6 +43,7 @@ from ..machine.files import write_whole
 from ..machine.lock import is_first_process
 from ..machine.names import CONFIG, EVALUATION, EXPLANATIONS_RECORD, META, PROBE, TRAINING
 from ..machine.refused import Refused
+from ..machine.seal import SEALED, changes, refuse_changed, sealed
 from ..machine.weights import refuse_mixture, stamp
 from ..models import SAE, SAEConfig
 from ..models.probe import N_TOKENS, write_probe
@@ -247,6 +248,8 @@ def report(
     """Make the results that the folder lacks, and `again`; draw, and write the card."""
     refuse_mixture(folder, [TRAINING])  # no later stage remakes it
     missing = [*missing_results(folder, recipe), *again]
+    for change in changes(folder, [name for name in SEALED if name in missing]):
+        logger.warning("%s: %s; %s is made again", change.path, change.why, change.record)
     sae.to(cast(Any, loaded.lm.device))
     limits = norm_limits(sae, folder)
     if EVALUATION in missing:
@@ -308,10 +311,10 @@ def evaluation_text(
 
 
 def with_probing(evaluation: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A record of an evaluation with the means of the folder's probing, if there is one."""
+    """A record of an evaluation with the means of the folder's probing, if there is one, sealed."""
     probing = kept_extract(folder)
     plain = {key: value for key, value in evaluation.items() if key != PROBING_KEY}
-    return plain | ({PROBING_KEY: probing} if probing else {})
+    return sealed(plain | ({PROBING_KEY: probing} if probing else {}))
 
 
 def _probe_activations(
@@ -390,8 +393,9 @@ def finish(folder: Path) -> None:
     """Draw the figures and write the card, from the results in the folder.
 
     Raises:
-        ValueError: the folder mixes results of different weights.
+        ValueError: the folder mixes results of different weights, or one was changed.
     """
     refuse_mixture(folder)
+    refuse_changed(folder)
     figures.draw(folder)
     cards.write_card(folder)

@@ -55,8 +55,8 @@ def save_steering_vector(
         unit: "raw" or "max", as in `hfsae.steer`.
 
     Raises:
-        ValueError: another suffix, mode or unit; an SAE with token_norm; no site; or, for GGUF, a
-            site that is not the residual stream after block 1 or later.
+        ValueError: another suffix, mode or unit; another SAE's maxima; an SAE with token_norm; no
+            site; or, for GGUF, a site that is not the residual stream after block 1 or later.
     """
     path = Path(path)
     writers = {".safetensors": _write_safetensors, ".gguf": _write_gguf}

@@ -33,6 +33,7 @@ from ..lm import Moment, check_arguments, intervene, special_ids, unspared
 from ..machine.refused import Refused
 from ..models import SAE
 from ..models.config import check_latent
+from ..models.identity import refuse_values_of_others
 
 Mode = Literal["add", "clamp", "scale", "ablate", "orthogonal", "cap"]
 Unit = Literal["raw", "max", "norm"]
@@ -100,7 +101,8 @@ def steer(
 
     Raises:
         ValueError: no latent, or an invalid latent, strength, mode, unit or scope; the unit "max"
-            without a maximal activation; or any reason of `hfsae.splice`.
+            without a maximal activation; another SAE's maximal activations; or any reason of
+            `hfsae.splice`.
     """
     check_arguments("steer", lm)
     _check_choice("scope", scope, SCOPES)
@@ -187,6 +189,7 @@ def resolve(
             f"max_activations has {len(maxima)} numbers, this SAE has {sae.config.d_sae} latents; "
             "give this SAE's maxima, or a mapping {latent: maximum} for the edited latents"
         )
+    refuse_values_of_others(maxima, sae.W_dec, "max_activations")
     resolved = []
     for latent, edit in edits.items():
         _check_latent(latent, sae)

@@ -8,15 +8,16 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..machine.files import damaged
+from ..machine.files import damaged, json_lines
 from ..machine.names import STUDY_ANSWERS, STUDY_CLOSED
 from ..machine.refused import Damaged, Refused
+from ..machine.seal import content_hash
 from .plan import INTRUDER, WORDS, Item, Plan
 
 MAX_WORDS = 300
@@ -111,7 +112,7 @@ def open_ledger(study: Path, plan: Plan, rater: str) -> Ledger:
     if not path.is_file():
         return ledger
     items = {item.id: item for item in plan.items}
-    for number, line in _lines(path):
+    for number, line in json_lines(path):
         if line.get("plan") != plan.hash[:16]:
             raise Damaged(
                 f"{path} has answers to plan {line.get('plan')!r}, and the study's is "
@@ -126,17 +127,6 @@ def open_ledger(study: Path, plan: Plan, rater: str) -> Ledger:
         except (TypeError, ValueError) as error:
             raise Damaged(damaged(path, f"line {number}: {error}")) from error
     return ledger
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Whole lines; what a killed server left half written is passed over."""
-    for number, text in enumerate(path.read_bytes().split(b"\n"), 1):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            yield number, line
 
 
 def checked(answer: Answer, items: dict[str, Item]) -> Answer:
@@ -169,6 +159,15 @@ def ledgers(study: Path, plan: Plan) -> dict[str, Ledger]:
     """
     files = sorted((study / STUDY_ANSWERS).glob("*.jsonl"))
     return {path.stem: open_ledger(study, plan, path.stem) for path in files}
+
+
+def answer_hashes(given: Mapping[str, Ledger]) -> dict[str, str]:
+    """{rater: hash of all answers that count, in the order of time}, of raters who gave any."""
+    return {
+        name: content_hash([vars(answer) for answer in ledger.given])
+        for name, ledger in given.items()
+        if ledger.given
+    }
 
 
 def is_closed(study: Path) -> bool:

@@ -27,6 +27,7 @@ from ..machine.names import (
     TRAINING,
 )
 from ..machine.refused import Refused
+from ..machine.seal import refuse_changed
 from ..machine.weights import refuse_mixture, stamp
 from ..models import SAE
 from ..recipe import Recipe, home_of, load, load_trained, names_apart, norm_limits, read_rows
@@ -80,6 +81,7 @@ def _recipe(folder: Path) -> Recipe:
             "are unknown; `hfsae train` writes one"
         )
     refuse_mixture(folder, [TRAINING])
+    refuse_changed(folder, [EVALUATION])  # whose L0 goes into the plan
     recipe = read_recipe(home / RECIPE)
     if recipe.text.held_out_fraction == 0:
         raise Refused(
@@ -133,7 +135,8 @@ def _explained(args: StudyArguments, folder: Path) -> list[int] | None:
     path = folder / EXPLANATIONS
     if not path.is_file():
         raise Refused(f"{path} is missing, and --explained draws from it; `hfsae explain {folder}`")
-    refuse_mixture(folder, [EXPLANATIONS_RECORD])
+    refuse_mixture(folder, [EXPLANATIONS_RECORD, EXPLANATIONS])
+    refuse_changed(folder, [EXPLANATIONS_RECORD])
     columns = read_table(path, ["latent", "pearson"]).to_pydict()
     pairs = zip(columns["latent"], columns["pearson"], strict=True)
     return [latent for latent, score in pairs if score is not None]

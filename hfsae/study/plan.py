@@ -21,6 +21,7 @@ from typing import Any, Literal
 from ..machine.files import damaged, read_json, reading, write_whole
 from ..machine.names import STUDY_PLAN
 from ..machine.refused import Damaged, Refused
+from ..machine.seal import content_hash
 
 Kind = Literal["latent", "direction", "repeat", "intruder"]
 MEANING, INTRUDER = "meaning", "intruder"
@@ -130,8 +131,7 @@ class Plan:
     @property
     def hash(self) -> str:
         """SHA-256 of the plan's content as canonical JSON."""
-        text = json.dumps(self._plain(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+        return content_hash(self._plain())
 
     def _plain(self) -> dict[str, Any]:
         items = [{k: v for k, v in asdict(i).items() if v is not None} for i in self.items]

@@ -10,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.intervals import Interval
-from ..machine.files import printable, read_json, replacing, write_whole
+from ..machine.files import damaged, printable, read_json, reading, replacing, write_whole
 from ..machine.markdown import table
-from ..machine.names import REPORT, REPORT_PAGE, STUDY_CLOSED, STUDY_ROWS, STUDY_TABLE
-from ..machine.refused import Refused
-from .answers import Ledger, is_closed, ledgers
+from ..machine.names import (
+    REPORT,
+    REPORT_PAGE,
+    STUDY_ANSWERS,
+    STUDY_CLOSED,
+    STUDY_PLAN,
+    STUDY_ROWS,
+    STUDY_TABLE,
+)
+from ..machine.refused import Damaged, Refused
+from ..machine.seal import CHANGED, is_changed, sealed
+from .answers import Ledger, answer_hashes, is_closed, ledgers
 from .estimates import LEAST
 from .plan import Plan
 from .results import (
@@ -36,10 +45,12 @@ table{border-collapse:collapse;margin:1rem 0;font-size:13px;display:block;overfl
 td,th{border:1px solid #8886;padding:.25rem .6rem;text-align:right;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}code{overflow-wrap:anywhere}"""
 _EXAMPLES = 12  # answers in words
+_HASHES = "answers_sha256"  # in closed.json
 
 
 def close(study: Path) -> None:
-    """End a study: from here on no answer is taken, and its report can be written.
+    """End a study: from here on no answer is taken, and its report can be written. closed.json has
+    a hash of each rater's answers, so that the report is of these.
 
     Raises:
         ValueError: there is no study, nobody has answered, or it is closed already.
@@ -47,12 +58,39 @@ def close(study: Path) -> None:
     plan = Plan.load(study)
     if is_closed(study):
         raise Refused(f"{study} is closed already; `hfsae study report {study}` writes its report")
-    answers = {name: len(ledger.latest) for name, ledger in ledgers(study, plan).items()}
+    given = ledgers(study, plan)
+    answers = {name: len(ledger.latest) for name, ledger in given.items()}
     if not any(answers.values()):
         raise Refused(f"nobody has answered in {study}; `hfsae study rate {study}` opens its page")
     at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     content = {"plan_sha256": plan.hash, "closed_at": at, "answers": answers}
-    write_whole(study / STUDY_CLOSED, json.dumps(content, indent=1) + "\n")
+    content |= {_HASHES: answer_hashes(given)}
+    write_whole(study / STUDY_CLOSED, json.dumps(sealed(content), indent=1) + "\n")
+
+
+def _refuse_other_answers(study: Path, plan: Plan, given: Mapping[str, Ledger]) -> None:
+    """Refuse a closed study whose plan or answers are others now. Studies that were closed before
+    closed.json had hashes are accepted."""
+    path = study / STUDY_CLOSED
+    closed = read_json(path)
+    if is_changed(closed):
+        raise Damaged(damaged(path, CHANGED))
+    if _HASHES not in closed:
+        return
+    with reading(path):
+        then, now = dict(closed[_HASHES]), answer_hashes(given)
+        is_other_plan = closed["plan_sha256"] != plan.hash
+    if is_other_plan:
+        raise Refused(f"{study} was closed with another plan; put back its {STUDY_PLAN}")
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            file = study / STUDY_ANSWERS / f"{name}.jsonl"
+            what = "were changed" if name in now else "are missing"
+            raise Damaged(
+                f"the answers of {name} {what if name in then else 'were added'} after {study} was "
+                f"closed ({file}); put back what was there, or delete {path} and close the study "
+                "again, with the answers as they are now"
+            )
 
 
 def progress(study: Path) -> str:
@@ -80,12 +118,14 @@ def write_report(study: Path, about: str = "") -> str:
         about: who or what rated, in a sentence; it stands at the top.
 
     Raises:
-        ValueError: the study is open or a file in it is damaged.
+        ValueError: the study is open, a file in it is damaged, or an answer was changed, removed or
+            added after it was closed.
     """
     plan = Plan.load(study)
     if not is_closed(study):
         raise Refused(f"{study} is open; `hfsae study close {study}` ends it")
     given = ledgers(study, plan)
+    _refuse_other_answers(study, plan, given)
     answers = Answers(plan, given)
     text = "\n\n".join(_parts(plan, answers, given, study, about)) + "\n"
     write_whole(study / REPORT, text)

@@ -13,9 +13,10 @@ import numpy as np
 
 from ..evaluation.intervals import Interval, holm
 from ..machine.files import read_json, read_table
-from ..machine.names import EXPLANATIONS, STUDY_FOLDERS
+from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, STUDY_FOLDERS
 from ..machine.refused import Refused
-from ..machine.weights import weights_hash
+from ..machine.seal import changes
+from ..machine.weights import of_others, weights_hash
 from .agreement import counts_of, gwet, jackknife, krippendorff, percent
 from .answers import Answer, Ledger
 from .estimates import (
@@ -318,6 +319,10 @@ def scores_of(
             yield sae["name"], None, "its folder has other weights now"
         elif not (folder / EXPLANATIONS).is_file():
             yield sae["name"], None, "no `hfsae explain` was made"
+        elif any(of_others(folder, [EXPLANATIONS_RECORD, EXPLANATIONS])):
+            yield sae["name"], None, "its explanations are of other weights"
+        elif any(changes(folder, [EXPLANATIONS_RECORD])):
+            yield sae["name"], None, "its explanations were changed after they were written"
         else:
             yield sae["name"], _table(folder / EXPLANATIONS), ""
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
@@ -24,7 +25,9 @@ from hfsae.demo.settings import Steering
 from hfsae.demo.subject import Subject, default_source
 from hfsae.evaluation.probing.extract import extract
 from hfsae.features.search import Hit
+from hfsae.machine.seal import sealed
 from hfsae.packaged import SHIPPED_SAE
+from hfsae.presets import save_presets
 
 from ..probed import CAUTION, probing_record
 from .conftest import D_SAE, HOSTILE
@@ -451,12 +454,60 @@ def test_a_folder_with_results_of_other_weights_is_not_opened(sae_folder, tmp_pa
     open_subject(Choice(str(folder)), with_lm=False)
 
 
+def test_what_was_changed_or_is_of_other_weights_is_a_sentence_beside_the_page(
+    sae_folder, tmp_path
+):
+    folder = shutil.copytree(sae_folder, tmp_path / "sae")
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps(sealed(json.loads(path.read_text())) | {"n_tokens": 1}))
+    path = folder / "features" / "labels.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights_sha256": "0" * 64}))
+    table = pq.read_table(folder / "features" / "examples.parquet")
+    pq.write_table(table.slice(1), folder / "features" / "examples.parquet")
+    subject = open_subject(Choice(str(folder)), with_lm=False)
+    assert subject.store is None and subject.labels == {}
+    assert subject.notes[0].startswith("its labels are left out: ")
+    assert subject.notes[1:] == [
+        "do not trust its evaluation.json: it was changed after it was written: its "
+        "content_sha256 differs",
+        "its features/ are left out because of examples.parquet: it is not the file that was "
+        "written with meta.json: its hash differs",
+    ]
+    with pytest.raises(ValueError, match=r"labels\.json was made with other weights"):
+        Actions(subject).save_label(1, "mine")
+
+
+def test_presets_found_for_other_weights_are_left_out_with_a_word(sae_folder, tmp_path):
+    folder = shutil.copytree(sae_folder, tmp_path / "sae")
+    own = {"name": "mine", "prompt": "the", "latents": {"1": 2.0}}
+    (folder / "presets.json").write_text(json.dumps([own]))
+    save_presets(folder, [{**own, "name": "found", "seeds": 3}])
+    subject = open_subject(Choice(str(folder)), with_lm=False)
+    assert [preset["name"] for preset in subject.presets] == ["found", "mine"]
+    presets = json.loads((folder / "presets.json").read_text())
+    presets[0]["weights_sha256"] = "0" * 64
+    (folder / "presets.json").write_text(json.dumps(presets))
+    subject = open_subject(Choice(str(folder)), with_lm=False)
+    assert [preset["name"] for preset in subject.presets] == ["mine"]
+    assert "1 of its presets are left out: they were found for other weights" in subject.notes
+
+
+def test_metrics_that_were_changed_are_not_compared(sae_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(sae_folder, tmp_path / "other")
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps(sealed(json.loads(path.read_text())) | {"n_tokens": 1}))
+    actions = Actions(open_subject(Choice(str(sae_folder)), with_lm=False))
+    with pytest.raises(ValueError, match=r"evaluation\.json of other cannot be compared"):
+        actions.compare_saes("other")
+
+
 def test_a_store_of_another_sae_is_left_out_with_a_word(sae_folder, tmp_path):
     config = hfsae.JumpReLUSAEConfig(d_in=16, d_sae=8, site="layers.1")
     hfsae.JumpReLUSAE(config).save_pretrained(tmp_path / "sae")
     shutil.copytree(sae_folder / "features", tmp_path / "sae" / "features")
     subject: Subject = open_subject(Choice(str(tmp_path / "sae")), with_lm=False)
-    assert subject.store is None and "are of 48 latents" in subject.notes[0]
+    assert subject.store is None and "are of 48 latents" in subject.notes[-1]
 
 
 def test_the_default_is_the_quickstarts_sae_else_the_shipped_one(tmp_path, monkeypatch):

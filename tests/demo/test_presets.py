@@ -21,6 +21,7 @@ from hfsae.demo.presets import (
     searches,
 )
 from hfsae.features import FeatureStore
+from hfsae.machine.weights import stamp
 from hfsae.packaged import SHIPPED_SAE
 from hfsae.presets import Found
 
@@ -93,7 +94,8 @@ def test_a_search_writes_the_file_of_the_command_and_what_it_found_is_offered(
     monkeypatch.setattr("hfsae.demo.presets.find_presets", found)
     assert can_search(subject)
     assert search_presets(subject, lambda *tick: ticks.append(tick)) == 1
-    assert json.loads((folder / "presets.json").read_text()) == [GOLD] == presets(subject)
+    assert json.loads((folder / "presets.json").read_text()) == [{**GOLD, **stamp(folder)}]
+    assert presets(subject) == [GOLD]
     assert ticks == [("latents tried", 1, 2)] and not can_search(subject)
 
 

@@ -169,6 +169,28 @@ def test_no_answer_is_computed_twice_in_this_run_or_the_next(chats, tmp_path):
         again.answer([ask("new")])
 
 
+def test_a_changed_answer_is_refused_and_its_line_s_removal_asks_again(chats, tmp_path):
+    calls = tmp_path / "features" / "calls.jsonl"
+    judge = local(chats, calls)
+    first = judge.answer(QUESTIONS)
+    judge.log_likelihood(PAIRS)
+    lines = [json.loads(line) for line in calls.read_text().splitlines()]
+    edits = {1: {"answer": {"text": "yes"}}, len(lines): {"log_likelihood": -1.0}}
+    for number, change in edits.items():
+        changed = [*lines[: number - 1], {**lines[number - 1], **change}, *lines[number:]]
+        calls.write_text("".join(json.dumps(line) + "\n" for line in changed))
+        with pytest.raises(Refused, match=rf"damaged \(line {number} was changed after .*; delete"):
+            local(chats, calls)
+    calls.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+    again = local(chats, calls)
+    assert [a.text for a in again.answer(QUESTIONS)] == [a.text for a in first]
+    assert again.usage.n_calls == 1
+    plain = [{k: v for k, v in line.items() if k != "content_sha256"} for line in lines]
+    plain[0]["answer"]["text"] = "of an older version"
+    calls.write_text("".join(json.dumps(line) + "\n" for line in plain))
+    assert "of an older version" in [a.text for a in local(None, calls).answer(QUESTIONS)]
+
+
 def test_an_interrupt_keeps_the_batches_that_were_answered(chats, tmp_path):
     def interrupt(n, usage):
         if n == 4:

@@ -4,17 +4,20 @@ import html
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+import hfsae
 from hfsae.activations import TextArguments
 from hfsae.cards import render_card, shown_latents
 from hfsae.cli import main
 from hfsae.demo.look import feature
 from hfsae.demo.subject import Choice, open_subject
 from hfsae.explain.stored import STORED
-from hfsae.features import FeatureStore, read_names, write_label
+from hfsae.features import FeatureStore, read_automatic, read_names, write_label
+from hfsae.machine.seal import changes
 from hfsae.recipe import load_plain, run
 
 from ..conftest import every_lm_is
@@ -141,6 +144,41 @@ def test_the_card_has_scores_with_controls_and_the_names_of_its_latents(folder):
     assert f"named  {html.escape(read_names(folder)[latent], quote=False)}" in card
     write_label(folder, latent, "the sea")
     assert "named  the sea" in render_card(folder)
+
+
+@pytest.mark.parametrize("name", [TABLE, EVIDENCE])
+def test_names_and_windows_copied_from_another_sae_are_left_out_and_not_pushed(
+    folder, capsys, name
+):
+    table = pq.read_table(folder / name)
+    pq.write_table(table.replace_schema_metadata({"weights_sha256": "0" * 64}), folder / name)
+    sentence = f"{Path(name).name} was made with other weights"
+    with pytest.raises(ValueError, match=sentence):
+        read_automatic(folder)
+    assert main(["show", str(folder)]) == 0
+    assert f"note: names are left out: {folder / name} was made" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=sentence):
+        hfsae.push(folder, "me/sae", dry_run=True)
+    notes = open_subject(Choice(str(folder)), with_lm=False).notes
+    assert any("its automatic names are left out" in note for note in notes)
+
+
+def test_names_and_windows_are_those_that_were_written_with_their_record(folder):
+    assert list(changes(folder)) == []
+    table = pq.read_table(folder / TABLE)
+    pq.write_table(table.slice(1), folder / TABLE)
+    with pytest.raises(ValueError, match=r"explanations\.parquet is damaged .*hfsae explain "):
+        hfsae.push(folder, "me/sae", dry_run=True)
+
+
+def test_labels_of_other_weights_are_not_on_the_card_and_not_pushed(folder, caplog):
+    latent = next(shown_latents(folder))["latent"]
+    write_label(folder, latent, "the sea")
+    path = folder / "features/labels.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "weights_sha256": "0" * 64}))
+    assert "the sea" not in render_card(folder) and "has no labels" in caplog.text
+    with pytest.raises(ValueError, match=r"labels\.json was made with other weights"):
+        hfsae.push(folder, "me/sae", dry_run=True)
 
 
 def test_a_card_has_no_names_of_other_weights(folder):

@@ -117,6 +117,17 @@ def test_explanations_of_other_weights_are_refused_as_a_file(folder, loads, caps
     assert "holds explanations of another SAE: its weights_sha256 differs" in sentence
 
 
+def test_explanations_that_were_changed_are_told_and_made_again(folder, loads, caplog):
+    assert main(named(folder)) == 0 and len(loads) == 1
+    assert main(named(folder)) == 0 and len(loads) == 1
+    path = folder / "features/explanations.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.slice(1), path)
+    assert main(named(folder)) == 0 and len(loads) == 2
+    assert "is not the file that was written with explanations.json" in caplog.text
+    assert pq.read_table(path) == table
+
+
 def test_people_s_labels_come_before_automatic_names_which_are_marked(folder, loads):
     assert main(named(folder)) == 0
     rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()

@@ -3,10 +3,13 @@
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
+import hfsae
 from hfsae.features import blank_label, read_labels, write_label
+from hfsae.machine.weights import stamp
 
 
 def test_labels_that_are_written_are_read(tmp_path):
@@ -22,6 +25,39 @@ def test_labels_that_are_written_are_read(tmp_path):
     assert os.listdir(tmp_path / "features") == ["labels.json"]
     stored = json.loads((tmp_path / "features" / "labels.json").read_text(encoding="utf-8"))
     assert stored == {"labels": {"12": "ships"}}
+
+
+@pytest.fixture
+def sae(tmp_path) -> Path:
+    config = hfsae.ReLUSAEConfig(d_in=4, d_sae=8, site="layers.1", model_name="m")
+    hfsae.ReLUSAE(config).save_pretrained(tmp_path / "sae")
+    return tmp_path / "sae"
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_labels_of_other_weights_are_refused_and_left_as_they_are(sae, tmp_path, is_elsewhere):
+    home = tmp_path / "mine" if is_elsewhere else sae
+    write_label(home, 1, "the sea", sae)
+    path = home / "features" / "labels.json"
+    before = path.read_text()
+    assert json.loads(before) == {**stamp(sae), "labels": {"1": "the sea"}} and stamp(sae)
+    hfsae.ReLUSAE(hfsae.ReLUSAEConfig(d_in=4, d_sae=8)).save_pretrained(sae)
+    for attempt in (lambda: read_labels(home, sae), lambda: write_label(home, 2, "x", sae)):
+        with pytest.raises(ValueError, match=r"was made with other weights .*, delete weights_sha"):
+            attempt()
+    assert path.read_text() == before
+    path.write_text('{"labels": {"1": "by hand"}}')
+    assert read_labels(home, sae) == {1: "by hand"}
+
+
+def test_labels_edited_by_hand_are_read_and_keep_the_hash_of_weights_that_are_gone(sae):
+    write_label(sae, 1, "the see")
+    path = sae / "features" / "labels.json"
+    path.write_text(path.read_text().replace("the see", "the sea"))
+    assert read_labels(sae) == {1: "the sea"}
+    (sae / "model.safetensors").unlink()
+    write_label(sae, 2, "ships")
+    assert len(json.loads(path.read_text())["weights_sha256"]) == 64
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import load_dataset
 
 from hfsae.features import ANSI, CollectArguments, Example, FeatureStore, Latent, collect, show
 from hfsae.features.store import COLUMNS
-from hfsae.machine.refused import Damaged
+from hfsae.machine.files import write_whole
+from hfsae.machine.refused import Damaged, Refused
+from hfsae.machine.weights import stamp
 
 
 @pytest.fixture
@@ -34,6 +38,49 @@ def test_a_saved_store_loads_as_it_was(store, tmp_path):
     ]
     loaded.save(tmp_path)  # onto the very files it reads from
     assert list(FeatureStore.load(tmp_path)) == list(store)
+
+
+def test_a_store_of_other_weights_is_refused(store, one_latent_a_token, tmp_path):
+    one_latent_a_token.sae.save_pretrained(tmp_path)
+    store.meta |= stamp(tmp_path)
+    store.save(tmp_path)
+    FeatureStore.load(tmp_path)
+    with torch.no_grad():
+        one_latent_a_token.sae.b_dec += 1
+    one_latent_a_token.sae.save_pretrained(tmp_path)
+    with pytest.raises(Refused, match=r"meta\.json was made with other weights .*`hfsae collect"):
+        FeatureStore.load(tmp_path)
+
+
+def test_a_store_whose_writing_was_cut_short_is_none(store, tmp_path, monkeypatch):
+    store.save(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hfsae.features.store.write_whole", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(tmp_path)
+    with pytest.raises(Refused, match=r"features/meta\.json is missing"):
+        FeatureStore.load(tmp_path)
+
+
+def test_of_two_stores_written_at_once_no_mixture_is_taken_for_one(store, tmp_path, monkeypatch):
+    other = FeatureStore(store.latents, pyarrow.dataset.dataset(_few(store)), dict(store.meta))
+
+    def overtaken(path: Path, text: str) -> None:
+        monkeypatch.undo()
+        other.save(tmp_path)
+        write_whole(path, text)
+
+    monkeypatch.setattr("hfsae.features.store.write_whole", overtaken)
+    store.save(tmp_path)
+    with pytest.raises(Refused, match=r"examples\.parquet is damaged \(it is not the file"):
+        FeatureStore.load(tmp_path)
+
+
+def _few(store: FeatureStore) -> pa.Table:
+    return store.examples.to_table().slice(1)
 
 
 def test_hostile_token_strings_survive(store, one_latent_a_token, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,6 +106,50 @@ def test_closing_needs_an_answer_and_happens_once(study):
     assert json.loads((study / "closed.json").read_text())["answers"] == {"ada": 1}
     with pytest.raises(Refused, match="closed already"):
         close(study)
+
+
+def rewrite(path, *, without: int | None = None, answer: str | None = None) -> None:
+    """Change the first "yes" of a rater's file, or take a line out."""
+    lines = path.read_text().splitlines(keepends=True)
+    if answer:
+        number = next(i for i, line in enumerate(lines) if '"yes"' in line)
+        lines[number] = lines[number].replace('"yes"', f'"{answer}"')
+    path.write_text("".join(line for i, line in enumerate(lines) if i != without))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda home: rewrite(home / "ada.jsonl", answer="no"), "of ada were changed"),
+        (lambda home: rewrite(home / "bob.jsonl", without=3), "of bob were changed"),
+        (lambda home: (home / "cy.jsonl").unlink(), "of cy are missing"),
+        (lambda home: shutil.copy(home / "ada.jsonl", home / "dan.jsonl"), "of dan were added"),
+    ],
+)
+def test_a_report_needs_the_answers_that_were_there_when_the_study_was_closed(rated, change, what):
+    study, _ = rated
+    close(study)
+    write_report(study)
+    (study / "report.md").unlink()
+    change(study / "answers")
+    with pytest.raises(Refused, match=f"the answers {what} after .* was closed"):
+        write_report(study)
+    assert not (study / "report.md").exists()
+    (study / "closed.json").unlink()
+    close(study)
+    write_report(study)
+
+
+def test_a_changed_record_of_the_closing_is_refused_and_one_without_hashes_accepted(rated):
+    study, _ = rated
+    close(study)
+    closed = json.loads((study / "closed.json").read_text())
+    (study / "closed.json").write_text(json.dumps({**closed, "closed_at": "yesterday"}))
+    with pytest.raises(Refused, match=r"closed\.json is damaged \(it was changed after"):
+        write_report(study)
+    names = ("plan_sha256", "closed_at", "answers")
+    (study / "closed.json").write_text(json.dumps({name: closed[name] for name in names}))
+    write_report(study)
 
 
 def test_one_answer_of_one_rater_makes_a_report(study):

@@ -13,6 +13,7 @@ from typing import Any
 from ...machine.files import read_json, reading
 from ...machine.names import EVALUATION, PROBING
 from ...machine.refused import Refused
+from ...machine.seal import refuse_changed
 from ...machine.weights import of_others
 
 logger = logging.getLogger(__name__)
@@ -57,13 +58,14 @@ def finite(value: Any) -> Any:
 
 def kept_extract(folder: Path) -> dict[str, Any]:
     """The extract of probing.json in a folder, or else the one in its evaluation.json; empty
-    without a probing of the folder's weights. A damaged file counts as none."""
+    without a probing of the folder's weights. A damaged or changed file counts as none."""
     parts = {PROBING: extract, EVALUATION: lambda record: record.get(KEY, {})}
     for name, part in parts.items():
         path = folder / name
         if not path.is_file() or any(of_others(folder, [name])):
             continue
         try:
+            refuse_changed(folder, [name])
             with reading(path):
                 if result := part(read_json(path)):
                     return dict(result)

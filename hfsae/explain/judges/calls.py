@@ -5,7 +5,9 @@
     {"call": hash, "model": ..., "address": ..., "pair": [context, text], "log_likelihood": nats}
 
 A call is known by the hash of model, address, messages and parameters: one that was answered is
-never asked again, one that failed is. No key is written, not even one that a server echoes.
+never asked again, one that failed is. No key is written, not even one that a server echoes. Each
+line has a seal (`hfsae.machine.seal`): one that was changed since is refused, as scores are
+computed from it; one that a killed run left unfinished is passed over.
 """
 
 import hashlib
@@ -13,11 +15,12 @@ import json
 import math
 import os
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...machine.keys import hider
+from ...machine.seal import sealed, sealed_lines
 from .base import LOCAL, Answer, JudgeArguments, Question
 
 _END = 2**20  # bytes
@@ -32,6 +35,9 @@ class Calls:
         identity: what answers, as the hash has it: of a folder, a fingerprint of its files.
         address: without credentials.
         secrets: keys, hidden wherever they occur.
+
+    Raises:
+        ValueError: a line on disk was changed after it was written.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class Calls:
         self._lock, self._file = threading.Lock(), -1
         self._answers: dict[str, Answer] = {}
         self._log_likelihoods: dict[str, float] = {}
-        for line in _lines(path):
+        for line in sealed_lines(path) if path and path.is_file() else ():
             self._learn(line)
 
     def key(self, question: Question) -> str:
@@ -127,7 +133,8 @@ class Calls:
                 return
             if self._file < 0:
                 self._file = _opened(self._path)
-            texts = (json.dumps(self._without_keys(line), ensure_ascii=False) for line in lines)
+            written = (sealed(self._without_keys(line)) for line in lines)
+            texts = (json.dumps(line, ensure_ascii=False) for line in written)
             data = "".join(f"{text}\n" for text in texts).encode("utf-8", "backslashreplace")
             while data:
                 data = data[os.write(self._file, data) :]
@@ -174,20 +181,6 @@ def parameters(question: Question) -> dict[str, Any]:
         "choices": list(question.choices),
         "seed": question.seed,
     }
-
-
-def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
-    """The sound lines of a file; one that a killed run left unfinished is skipped."""
-    if path is None or not path.is_file():
-        return
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                content = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(content, dict):
-                yield content
 
 
 def _opened(path: Path) -> int:
