@@ -88,8 +88,9 @@ def _tokens(
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list[int]:
     ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     bos_id: Any = tokenizer.bos_token_id
-    begins = bos_id is None or ids[:1] == [bos_id]  # the text may spell it itself
-    return [bos_id, *ids] if bos and not begins else list(ids)
+    if not bos or bos_id is None or ids[:1] == [bos_id]:  # the text may spell BOS itself
+        return list(ids)
+    return [bos_id, *ids]
 
 
 def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> list[int]:

@@ -263,7 +263,7 @@ def check_bos(
     """Warn if texts begin without BOS, with BOS, or with two of them, unlike the training text.
 
     Args:
-        mask: 0 on padding; None, or of another shape: padding is what has its id.
+        mask: 0 on padding; without such a mask padding is what has its id.
     """
     bos, bos_id = getattr(sae.config, "bos", None), _bos_id(lm)
     if bos is None or bos_id is None or input_ids.shape[1] < 2:
@@ -327,7 +327,7 @@ def _first(
     lm: nn.Module, input_ids: Int[Tensor, "rows ctx"], mask: Tensor | None
 ) -> Int[Tensor, "rows 1"]:
     """Position of each row's first token that is not padding."""
-    if not isinstance(mask, Tensor) or mask.shape != input_ids.shape:
+    if not isinstance(mask, Tensor) or mask.shape != input_ids.shape or bool(mask.all()):
         padding = set(_ids(lm, "pad_token_id")) - {_bos_id(lm)}
         mask = ~torch.isin(input_ids, torch.tensor([*padding], device=input_ids.device))
     return mask.to(input_ids.device).int().argmax(dim=1, keepdim=True)
