@@ -218,29 +218,25 @@ def tokenizer_hash(tokenizer: Any) -> str:
     """Hash of the vocabulary with its ids, special tokens included."""
     known = _hashes.get(tokenizer)
     if known is None or known[0] != len(tokenizer):  # tokens were added
-        known = len(tokenizer), _hash(_spelled(tokenizer))
-        _hashes[tokenizer] = known
+        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+        known = _hashes[tokenizer] = len(tokenizer), _hash(vocabulary)
     return known[1]
 
 
-def _spelled(tokenizer: Any) -> list[tuple[int, str]]:
-    """The ids, and each token with its id as JSON, in the order of the tokens."""
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    return [(id_, json.dumps((token, id_), ensure_ascii=False)) for token, id_ in vocabulary]
-
-
-def _hash(spelled: list[tuple[int, str]]) -> str:
-    vocabulary = f"[{', '.join(text for _, text in spelled)}]"
-    return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _n_added(tokenizer: Any, in_training: str) -> int:
     """The number of tokens added to the end of a vocabulary with this hash; 0 if it is another."""
-    spelled, added = _spelled(tokenizer), set(tokenizer.get_added_vocab().values())
-    last = sorted({id_ for id_, _ in spelled}, reverse=True)[:_MAX_ADDED]
+    added, vocabulary = set(tokenizer.get_added_vocab().values()), tokenizer.get_vocab()
+    last = sorted(vocabulary.values(), reverse=True)[:_MAX_ADDED]
+    if last[0] not in added:
+        return 0
+    entries = [(i, json.dumps((t, i), ensure_ascii=False)) for t, i in sorted(vocabulary.items())]
     for n, id_ in enumerate(takewhile(added.__contains__, last), start=1):
-        spelled = [entry for entry in spelled if entry[0] != id_]
-        if _hash(spelled) == in_training:
+        entries = [entry for entry in entries if entry[0] != id_]
+        if _hash(f"[{', '.join(text for _, text in entries)}]") == in_training:
             return n
     return 0
 
