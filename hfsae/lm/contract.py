@@ -7,7 +7,8 @@ Activations are always raw, so there is no normalisation to agree on. Other code
 widths where it uses them.
 
 Errors are differences that leave no latent its meaning, warnings those that change some latents. To
-go on deliberately, set the field that the sentence names to None: what is None is not compared.
+go on deliberately, set the field that the sentence names to None: what is None is not compared, as
+in SAEs of other libraries and from before the field.
 Each warning comes once for a model and an SAE.
 
 **Weights.** Their distance from training's is measured on a sketch (`weights_sketch`). With noise
@@ -61,10 +62,10 @@ class Difference(NamedTuple):
 
     @property
     def advice(self) -> str:
-        """The sentence, and how to go on without this comparison."""
+        """The sentence, and how to leave out this comparison."""
         if self.field is None:
             return self.sentence
-        return f"{self.sentence}; to go on all the same, set sae.config.{self.field} = None"
+        return f"{self.sentence}; if that is meant, set sae.config.{self.field} = None"
 
 
 def terms(lm: PreTrainedModel, tokenizer: Any, bos: str) -> dict[str, str | None]:

@@ -79,7 +79,7 @@ def distance(lm: nn.Module, text: str, dtype: str | None) -> Distance | None:
     Computed again only after the sketched weights changed in place, or were cast or moved.
 
     Args:
-        dtype: the sketched model's, such as "bfloat16"; None: this model's.
+        dtype: the sketched model's, such as "bfloat16"; None: unknown.
     """
     lm, (width, theirs) = unwrapped(lm), parse(text)
     if width != _width(lm):
@@ -92,6 +92,8 @@ def distance(lm: nn.Module, text: str, dtype: str | None) -> Distance | None:
     if known is None or known[0] != state:
         new_adapter = bool(adapters) and adapters.isdisjoint(theirs)
         far = _distance(common, theirs, _dtype(dtype) or lm.dtype)
+        if _dtype(dtype) is None:  # it may have been any
+            far = far._replace(tolerance=torch.finfo(torch.bfloat16).eps / 2)
         known = _distances[lm] = state, far._replace(new_adapter=new_adapter)
     return known[1]
 
