@@ -42,7 +42,9 @@ from .activations.spelling import tokenise
 from .lm import (
     Moment,
     check_arguments,
+    contract,
     intervene,
+    known_tokenizer,
     random_places,
     special_ids,
     splice,
@@ -171,9 +173,11 @@ def attribute(
             padding.
 
     Raises:
-        ValueError: several rows, a target of several tokens, or an ablated latent never fires.
+        ValueError: several rows, a target of several tokens, an ablated latent never fires, or the
+            SAE is not for this model or tokenizer (`hfsae.lm.contract`).
     """
     check_arguments("attribute", lm, sae)
+    contract.hold(lm, sae, tokenizer or known_tokenizer(lm))
     objective = objective or _logit(lm, target, contrast, tokenizer)
     run = _Run(lm, sae, _row(lm, sae, text, tokenizer), objective, spare_tokens)
     latents, gradient, value, error, bias = run.expansion()
@@ -400,6 +404,7 @@ def uniformity(
             last in their row; tokens without a firing latent are left out of the result.
     """
     check_arguments("uniformity", lm, sae)
+    contract.hold(lm, sae)
     ids = input_ids.to(lm.device)
     spare = special_ids(lm) if spare_tokens is None else list(spare_tokens)
     drawn = random_places(ids, n_tokens, spare_tokens=spare, seed=seed)

@@ -17,6 +17,7 @@ from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.evaluation import EvaluationArguments
 from hfsae.features import FeatureStore
 from hfsae.hub import published
+from hfsae.lm.weights_sketch import sketch
 from hfsae.machine.weights import STAMPED
 from hfsae.recipe import make_configs, run
 from hfsae.training import Trainer
@@ -28,7 +29,7 @@ NO_EVALUATION = EvaluationArguments(n_tokens=0)
 
 
 @pytest.mark.renders
-def test_a_run_leaves_a_folder_that_could_be_pushed(tmp_path, loads):
+def test_a_run_leaves_a_folder_that_could_be_pushed(tmp_path, loads, tiny_lm):
     (folder,) = run(tiny_recipe(tmp_path / "out"), command="hfsae train x.yaml")
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert not any(name.startswith("checkpoints") for name in files)
@@ -50,6 +51,7 @@ def test_a_run_leaves_a_folder_that_could_be_pushed(tmp_path, loads):
     sae = AutoModel.from_pretrained(folder)
     assert (sae.config.d_in, sae.config.d_sae, sae.config.site) == (16, 32, "layers.1")
     assert sae.config.model_name == "tiny/gemma" and sae.config.activation_scale == 1.0
+    assert sae.config.model_weights == sketch(tiny_lm)
     record = json.loads((folder / "training.json").read_text())
     assert record["command"] == "hfsae train x.yaml" and record["n_tokens"] == 640
     assert record["harvested"]["kept"] >= 640

@@ -258,6 +258,57 @@ def test_scope_says_which_tokens_are_steered(tiny_lm: PreTrainedModel):
         assert torch.equal(tiny_lm.generate(ids, **OPTIONS, use_cache=False), first)
 
 
+@pytest.mark.parametrize("scope", ["all", "prompt", "generated"])
+@pytest.mark.parametrize(
+    "way", ["a worse assistant", "itself as assistant", "prompt lookup", "early exit"]
+)
+def test_assisted_decoding_gives_the_tokens_of_plain_decoding(make_tiny_lm: Callable, scope, way):
+    lm, worse = make_tiny_lm("llama"), make_tiny_lm("llama", seed=1, num_hidden_layers=1)
+    options = {
+        "a worse assistant": {"assistant_model": worse},
+        "itself as assistant": {"assistant_model": lm},
+        "prompt lookup": {"prompt_lookup_num_tokens": 3},
+        "early exit": {"assistant_early_exit": 2},
+    }[way]
+    ids = torch.tensor([[2, *[40, 50, 60, 70] * 3]])  # recurs: so that a lookup finds something
+    plain, sizes = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}, []
+    unsteered = lm.generate(ids, **plain)
+    for sae, strength in ((make_sae(seed=seed), 9.0) for seed in range(3)):
+        with steer(lm, sae, {3: strength}, mode="clamp", scope=scope):
+            expected = lm.generate(ids, **plain)
+            assisted = lm.generate(ids, **plain, **options)
+            assert torch.equal(lm.generate(input_ids=ids, **plain), expected)
+        assert torch.equal(assisted, expected)
+        sizes.append(int((expected != unsteered).sum()))
+    assert any(sizes), "nothing was steered"
+    assert "generate" not in vars(lm) and n_hooks(lm) == 0
+
+
+@pytest.mark.parametrize("passes_ids", ["the whole conversation", "the new turn alone"])
+def test_a_next_turn_of_generate_on_a_kept_cache_is_prompt(make_tiny_lm: Callable, passes_ids):
+    lm, sae, ids = make_tiny_lm("llama"), make_sae(), tokens(ctx=10)["input_ids"][:1]
+    name = "cache" if "cache" in signature(lm.forward).parameters else "past_key_values"
+    with steer(lm, sae, {3: 6.0}, mode="clamp", scope="generated"):
+        expected = lm.generate(ids, **OPTIONS)[:, 10:]
+        cache = DynamicCache(config=lm.config)
+        lm(ids[:, :6], **{name: cache, "use_cache": True})
+        given = ids if passes_ids == "the whole conversation" else ids[:, 6:]
+        mask = torch.ones_like(ids)
+        out = lm.generate(given, attention_mask=mask, **{name: cache}, **OPTIONS)
+    assert torch.equal(out[:, given.shape[1] :], expected)
+
+
+def test_a_float16_model_steered_to_nan_or_infinity_is_an_error(make_tiny_lm: Callable):
+    lm, sae = make_tiny_lm("llama").to(torch.float16), make_sae()
+    ids = tokens(ctx=5)["input_ids"][:1]
+    sentence = r"'layers\.1', the model's last hidden state has NaN or infinity in float16; use a"
+    with pytest.raises(hfsae.Refused, match=sentence), steer(lm, sae, {3: 3e5}, mode="clamp"):
+        lm.generate(ids, **OPTIONS)
+    assert n_hooks(lm) == 0
+    with steer(lm, sae, {3: 2.0}, mode="clamp"):
+        lm.generate(ids, **OPTIONS)
+
+
 def test_a_chats_next_turn_on_a_kept_cache_is_prompt(tiny_lm: PreTrainedModel):
     ids, sae = tokens(ctx=10)["input_ids"][:1], make_sae()
     with steer(tiny_lm, sae, {3: 6.0}, scope="prompt"):

@@ -44,7 +44,8 @@ def tokenise(
     """Ids and readable texts of the tokens of `text`.
 
     Args:
-        bos: prepend the tokenizer's BOS token, for an SAE that was trained with BOS.
+        bos: prepend the tokenizer's BOS token, for an SAE that was trained with BOS, unless the
+            text begins with it.
         chat: make the text a user's message in the tokenizer's chat template, up to the answer.
 
     Raises:
@@ -87,7 +88,9 @@ def _tokens(
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list[int]:
     ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     bos_id: Any = tokenizer.bos_token_id
-    return [bos_id, *ids] if bos and bos_id is not None else list(ids)
+    if not bos or bos_id is None or ids[:1] == [bos_id]:  # the text may spell BOS itself
+        return list(ids)
+    return [bos_id, *ids]
 
 
 def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> list[int]:

@@ -73,6 +73,7 @@ _CAPTIONS = {
 }
 _SECTIONS = ("lm", "text", "harvest", "shuffle", "sae_as_trained", "training")
 _NUMBERS = ("n_tokens", "warm_start_tokens", "n_processes", "peak_memory_bytes")
+_NOT_SHOWN = ("output_dir", "transformers_version", "model_weights")
 _TABLES_OF_NUMBERS = ("seconds", "final_coefficients")
 _EXAMPLE = ("latent", "kind", "rank", "activation", "firing", "tokens")
 _MAX_TEXTS = 2**24  # bytes of the tokens in a card's latents; real cards have about 10,000
@@ -337,7 +338,7 @@ def _measured_text(measured: Json) -> str:
 def _settings(record: Json) -> Iterator[tuple[str, str]]:
     for section in _SECTIONS:
         for key, value in record.get(section, {}).items():
-            if value is not None and key not in ("output_dir", "transformers_version"):
+            if value is not None and key not in _NOT_SHOWN:
                 value = _dataset({"dataset": value}) if key == "dataset" else value
                 yield f"{section}.{key}", str(value)
 

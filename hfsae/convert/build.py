@@ -116,7 +116,7 @@ def to_jumprelu(sae: SAE) -> JumpReLUSAE:
 def place(sae: SAE) -> dict[str, Any]:
     """Config fields of every variant: the SAE's place, and how it decodes."""
     names = ("site", "target_site", "model_name", "model_revision", "skip_connection", "token_norm")
-    names += ("model_dtype", "model_attention", "tokenizer_hash", "bos")
+    names += ("model_dtype", "model_attention", "model_weights", "tokenizer_hash", "bos")
     return {name: getattr(sae.config, name) for name in names}
 
 

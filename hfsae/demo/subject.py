@@ -455,7 +455,7 @@ def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
         subject.why_no_lm = f"{str(error).rstrip('.')}; {_NAME_ONE}"
         return
     subject.notes += [str(difference) for difference in differences]
-    if subject.folder is not None:
+    if subject.folder is not None and config.model_weights is None:
         record = read_json(subject.folder / TRAINING, dict).get("lm", {})
         _note_another_copy(subject, record.get("origin"), subject.loaded.origin)
 

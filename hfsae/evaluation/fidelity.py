@@ -12,6 +12,7 @@ flatter `loss_recovered_zero`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import product
 from logging import getLogger
 from typing import Any
 
@@ -85,12 +86,14 @@ def evaluate(
         progress: Called after each batch with the number of tokens (in `keep`) so far.
 
     Raises:
-        ValueError: no site in the SAE's config, an LM in training mode, no token kept, or NaN or
-            infinity in activations, reconstructions or losses.
+        ValueError: no site in the SAE's config, an LM in training mode, no token kept, NaN or
+            infinity in activations, reconstructions or losses, or an SAE that is not for this model
+            or tokenizer (`hfsae.lm.contract`).
     """
     more = {"mean": mean, "norm_limits": norm_limits, "progress": progress}
     check_arguments("evaluate", lm, sae)
     args = args or EvaluationArguments()
+    contract.hold(lm, sae, tokenizer)
     rows = as_rows(text, lm, sae.config, tokenizer, side=args.side)
     return evaluate_all(lm, {"": sae}, rows, args, **more)[""]
 
@@ -125,12 +128,14 @@ def evaluate_all(
             f"these SAEs have {len(target_sites)} target sites ({', '.join(sorted(target_sites))}"
             "); evaluate the SAEs of one site at a time"
         )
-    for sae in saes.values():
-        contract.check(sae.config, lm)
     (target_site,) = target_sites
     if lm.training:
         raise Refused("the LM is in training mode: dropout differs between arms; call lm.eval()")
+    for sae in saes.values():
+        contract.hold(lm, sae, getattr(batches, "tokenizer", None))
     rows, limits = list(_first_tokens(batches, args.n_tokens)), dict(norm_limits or {})
+    for batch, sae in product(rows, saes.values()):
+        contract.check_rows(lm, sae, batch.input_ids, batch.document)
     source = "given by the caller" if losses else "not needed"
     if mean is None and losses:
         mean = mean_activation(lm, target_site, rows, norm_limits=limits)

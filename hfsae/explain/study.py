@@ -141,7 +141,7 @@ def explain(
     args = args or ExplainArguments()
     scorers = inquiry.args.scorers(inquiry.judge)
     tokenizer = tokenizer or tokenizer_of(lm)
-    contract.check(sae.config, lm, tokenizer)
+    contract.hold(lm, sae, tokenizer)
     order = order_of(args, sae.config.d_sae, explained)
     settled = {"seed": args.seed, "norm_limits": norm_limits, "progress": progress}
     settled["harvest"] = harvest

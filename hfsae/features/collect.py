@@ -79,11 +79,15 @@ def collect(
         norm_limits: the training Harvester's, so that the same outliers are left out here. (Limits
             of other sites, such as a transcoder's target, are ignored.)
         progress: called after each batch with its number of tokens.
+
+    Raises:
+        ValueError: no token is left, or the SAE is not for this model or tokenizer
+            (`hfsae.lm.contract`).
     """
     check_arguments("collect", lm, sae)
     site, _ = places_of(sae.config)
     tokenizer = tokenizer or tokenizer_of(lm)
-    contract.check(sae.config, lm, tokenizer)
+    contract.hold(lm, sae, tokenizer)
     args = args or CollectArguments()
     limits = {at: limit for at, limit in (norm_limits or {}).items() if at == site}
     harvester = Harvester(lm, [site], HarvestArguments(), norm_limits=limits or None)
@@ -96,6 +100,7 @@ def collect(
         device=sae.W_dec.device,
     )
     for batch in as_rows(text, lm, sae.config, tokenizer):
+        contract.check_rows(lm, sae, batch.input_ids, batch.document)
         _encode_into(seen, sae, site, batch, harvester(batch))
         if progress is not None:
             progress(batch.input_ids.numel())

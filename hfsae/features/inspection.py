@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..activations.spelling import Tokens
-from ..lm import capture, cast_for, places_of
+from ..lm import capture, cast_for, contract, places_of
 from ..models.config import check_latent
 
 By = Literal["max", "mean", "relative"]
@@ -150,10 +150,12 @@ def inspect(lm: PreTrainedModel, sae: Any, tokens: Tokens) -> Inspection:
         sae: anything with `encode(x)`, `decode(latents, x)`, `config.site` and `config.d_sae`.
 
     Raises:
-        ValueError: the SAE names no site.
+        ValueError: the SAE names no site, or is not for this model (`hfsae.lm.contract`).
     """
     (site, _), d_sae = places_of(sae.config), sae.config.d_sae
     batch = tokens.batch(lm.device)
+    contract.hold(lm, sae)
+    contract.check_bos(lm, sae, batch.input_ids)
     with capture(lm, [site], stop_early=True) as activations:
         lm(input_ids=batch.input_ids, use_cache=False)
     x = cast_for(sae, activations[site][0][batch.keep[0]])  # [kept, d_in]

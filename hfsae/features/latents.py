@@ -9,7 +9,17 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.spelling import spell, tokenise
-from ..lm import capture, cast_for, check_arguments, places_of, special_ids, tokenizer_of, unspared
+from ..lm import (
+    capture,
+    cast_for,
+    check_arguments,
+    contract,
+    known_tokenizer,
+    places_of,
+    special_ids,
+    tokenizer_of,
+    unspared,
+)
 from ..machine.refused import Refused
 
 Texts = str | Sequence[str] | Int[Tensor, "rows ctx"] | Mapping[str, Tensor]
@@ -76,11 +86,15 @@ def latents(
         tokenizer: for text; None: the one that `hfsae.load_lm` loaded with the model.
 
     Raises:
-        ValueError: no text, the SAE names no site, or a tokenizer is needed and unknown.
+        ValueError: no text, the SAE names no site, a tokenizer is needed and unknown, or the SAE is
+            not for this model or tokenizer (`hfsae.lm.contract`).
     """
     check_arguments("latents", lm, sae)
     site, _ = places_of(sae.config)
+    tokenizer = tokenizer or known_tokenizer(lm)
+    contract.hold(lm, sae, tokenizer)
     input_ids, mask, tokens = _read(lm, sae.config, text, tokenizer)
+    contract.check_bos(lm, sae, input_ids, mask)
     keep = mask & unspared(input_ids, special_ids(lm))
     with capture(lm, [site], stop_early=True) as activations:
         lm(input_ids=input_ids, attention_mask=mask.long(), use_cache=False)
@@ -102,11 +116,9 @@ def _read(
         input_ids = torch.atleast_2d(text["input_ids"]).to(lm.device)
         mask = text.get("attention_mask", torch.ones_like(input_ids))
         mask = torch.atleast_2d(mask).to(lm.device).bool()
-        try:
-            speller = tokenizer or tokenizer_of(lm)
-        except ValueError:
+        if tokenizer is None:
             return input_ids, mask, [[str(i) for i in row] for row in input_ids.tolist()]
-        return input_ids, mask, [spell(speller, row) for row in input_ids.tolist()]
+        return input_ids, mask, [spell(tokenizer, row) for row in input_ids.tolist()]
     speller = tokenizer or tokenizer_of(lm)
     bos = getattr(config, "bos", None) != "none"
     rows = [tokenise(speller, one, bos=bos) for one in text]

@@ -5,8 +5,12 @@ hooks      read and replace activations at sites
 splicing   let the model run on an SAE's reconstructions
 load       a model from the Hub, a folder, a .gguf file or a package
 contract   whether a model is the one that an SAE was trained on
+weights_sketch  a few numbers by which a model's weights can be compared
+generating      where the prompt of a call of `generate` ends
 """
 
+from .generating import noting_prompts as noting_prompts
+from .generating import prompt_length as prompt_length
 from .hooks import Passes as Passes
 from .hooks import capture as capture
 from .hooks import own_passes as own_passes
@@ -15,6 +19,7 @@ from .hooks import running_as as running_as
 from .hooks import site_width as site_width
 from .load import LoadedLM as LoadedLM
 from .load import empty_lm as empty_lm
+from .load import known_tokenizer as known_tokenizer
 from .load import load_lm as load_lm
 from .load import load_tokenizer as load_tokenizer
 from .load import tokenizer_of as tokenizer_of

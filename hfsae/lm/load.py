@@ -112,13 +112,18 @@ def tokenizer_of(lm: nn.Module) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: the model was loaded by other means.
     """
-    tokenizer = _tokenizers.get(unwrapped(lm))
+    tokenizer = known_tokenizer(lm)
     if tokenizer is None:
         raise Refused(
             "text needs a tokenizer, and this model was not loaded by hfsae.load_lm; give "
             "tokenizer=, or token ids in place of text"
         )
     return tokenizer
+
+
+def known_tokenizer(lm: nn.Module) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that `load_lm` loaded with a model; None if the model came by other means."""
+    return _tokenizers.get(unwrapped(lm))
 
 
 def load_tokenizer(

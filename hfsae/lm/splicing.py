@@ -39,10 +39,12 @@ def intervene(lm: nn.Module, sae: Any, write: Callable[[Moment], Tensor]) -> Ite
     For a transcoder this is the activation at its `target_site`, else at its `site`.
 
     Raises:
-        ValueError: the SAE names no site; or, in the forward pass, the target runs before it.
+        ValueError: the SAE names no site, or is not for this model (`contract`); or, in the forward
+            pass, the target runs before the site, or the model's last hidden state has NaN or
+            infinity.
     """
     site, target = places_of(sae.config)
-    contract.check(sae.config, unwrapped(lm))
+    contract.hold(lm, sae, dropout="warning")
     current = threading.local()  # source, input_ids and n_cached of a thread's forward pass
 
     def read(x: Tensor) -> None:
@@ -56,10 +58,11 @@ def intervene(lm: nn.Module, sae: Any, write: Callable[[Moment], Tensor]) -> Ite
 
     with ExitStack() as hooks:
         passes = hooks.enter_context(own_passes(target))
-        hooks.callback(_note_tokens(unwrapped(lm), sae.config, current, passes.own).remove)
+        hooks.callback(_note_tokens(unwrapped(lm), sae, current, passes.own).remove)
         hooks.callback(attach(lm, site, read, passes.own).remove)
         visit = partial(replaced, target, replace)
         hooks.callback(attach(lm, target, visit, passes.reached).remove)
+        hooks.callback(_refuse_not_finite(unwrapped(lm), target, passes.own).remove)
         yield
 
 
@@ -117,7 +120,7 @@ def splice(
 
 
 def _note_tokens(
-    lm: PreTrainedModel, config: Any, current: threading.local, is_own: Callable[[], bool]
+    lm: PreTrainedModel, sae: Any, current: threading.local, is_own: Callable[[], bool]
 ) -> RemovableHandle:
     """Keep each forward pass's input_ids, and check for BOS at the beginning of a text."""
 
@@ -128,11 +131,29 @@ def _note_tokens(
         cache = next((v for v in kwargs.values() if hasattr(v, "get_seq_length")), None)
         current.n_cached = 0 if cache is None else int(cache.get_seq_length())
         if ids is not None and current.n_cached == 0 and not hasattr(current, "input_ids"):
-            contract.check_bos(config, lm, ids)
+            contract.check_bos(lm, sae, ids, kwargs.get("attention_mask"))
         current.input_ids = ids
         current.source = None  # an interrupted pass may have left one
 
     return lm.base_model.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def _refuse_not_finite(
+    lm: PreTrainedModel, target: str, is_own: Callable[[], bool]
+) -> RemovableHandle:
+    """Refuse what overflowed: `generate` would make a text of it."""
+
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        hidden = output[0] if is_own() else None
+        if isinstance(hidden, Tensor) and not hidden.isfinite().all():
+            dtype = str(hidden.dtype).removeprefix("torch.")
+            raise Refused(
+                f"with activations replaced at {target!r}, the model's last hidden state has NaN "
+                f"or infinity in {dtype}; use a smaller strength, or another dtype, as with "
+                "hfsae.load_lm(name, dtype='float32')"
+            )
+
+    return lm.base_model.register_forward_hook(look)
 
 
 def cache_name(lm: PreTrainedModel) -> str:

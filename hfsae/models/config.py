@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, cast, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
+from ..lm import weights_sketch
 from ..lm.sites import places_of
 from ..machine.refused import Refused, closest
 
@@ -62,8 +63,10 @@ class SAEConfig(PreTrainedConfig):
     """dtype of the language model in training, such as 'bfloat16'"""
     model_attention: str | None = None
     """its attention implementation: 'eager', 'sdpa', ..."""
+    model_weights: str | None = None
+    """sketch of its weights, to compare another copy with: see `hfsae.lm.contract`"""
     tokenizer_hash: str | None = None
-    """see `hfsae.lm.contract`"""
+    """hash of its tokenizer's vocabulary"""
     bos: str | None = None
     """where BOS stood in training: at the start of each "row" or "document", or "none" """
 
@@ -137,6 +140,8 @@ class SAEConfig(PreTrainedConfig):
         if self.is_transcoder and self.subtract_b_dec:
             raise Refused("subtract_b_dec=True: a transcoder's b_dec lies in another space than x")
         self._check_token_norm()
+        if self.model_weights is not None:
+            weights_sketch.parse(self.model_weights)
         if self.target_l0 is not None and not 0 < self.target_l0 < self.d_sae:
             raise Refused(
                 f"target_l0 must lie between 0 and d_sae ({self.d_sae}), got {self.target_l0}"

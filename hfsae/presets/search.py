@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.spelling import tokenise
 from ..features import FeatureStore
-from ..lm import capture, cast_for
+from ..lm import capture, cast_for, contract
 from ..machine.files import parse_json, write_whole
 from ..machine.names import PRESETS
 from ..machine.refused import Refused
@@ -135,6 +135,7 @@ def find_presets(
         tick: called before each candidate with the part of the search, how many it is done with,
             and of how many; an error that it raises ends the search.
     """
+    contract.hold(model.lm, model.sae, model.tokenizer)
     pool = _screened(model, candidates(model.store, labels), tick)
     chosen = [c for c in pool if c.latent in labels]
     chosen += [c for c in pool if c.latent not in labels and c.raised > 0][: args.n_candidates]

@@ -29,7 +29,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..lm import Moment, check_arguments, intervene, special_ids, unspared
+from ..lm import (
+    Moment,
+    check_arguments,
+    intervene,
+    noting_prompts,
+    prompt_length,
+    special_ids,
+    unspared,
+)
 from ..machine.refused import Refused
 from ..models import SAE
 from ..models.config import check_latent
@@ -94,9 +102,10 @@ def steer(
         max_activations: for the unit "max": `FeatureStore.max_activations`, or {latent: maximum}.
         error_term: keep the SAE's error; False: the model runs on reconstructions.
         scope: the tokens to change: all, the prompt's, or generated ones. The prompt is the input
-            of `generate`, padding included, or all tokens of a plain forward pass. Generated tokens
-            come one at a time with a KV cache; without one, they extend the last pass by one. Under
-            assisted or prompt-lookup decoding several come at once: these count as a prompt.
+            of `generate`, padding included, however it decodes: assisted and prompt-lookup decoding
+            give the tokens of plain decoding. Outside of `generate` it is all tokens of a forward
+            pass, except that tokens which come one at a time with a KV cache, or extend the last
+            pass by one without it, are generated ones.
         spare_tokens: ids at which nothing is changed; None: the model's BOS, EOS and padding.
 
     Raises:
@@ -117,6 +126,8 @@ def steer(
     with ExitStack() as blocks:
         for steering in steerings:
             blocks.enter_context(intervene(lm, steering.sae, steering.write))
+        if scope != "all":
+            blocks.enter_context(noting_prompts(lm))
         yield
 
 
@@ -318,7 +329,8 @@ class _Steering:
 
 
 class _Prompt:
-    """The end of the prompt, in one thread's successive forward passes."""
+    """The end of the prompt, in one thread's successive forward passes. Outside of `generate` it is
+    inferred from them."""
 
     def __init__(self) -> None:
         self._last = threading.local()  # n, ids: the prompt's length and the last uncached pass
@@ -326,6 +338,8 @@ class _Prompt:
     def columns(self, moment: Moment) -> int:
         """Number of this pass's columns that belong to the prompt; the others were generated."""
         ctx, ids = moment.target.shape[1], moment.input_ids
+        if (n_prompt := prompt_length()) is not None:
+            return min(max(n_prompt - moment.n_cached, 0), ctx)
         if moment.n_cached > 0:
             return ctx if ctx > 1 else 0  # several: a prompt in pieces, or a chat's next turn
         last: Tensor | None = getattr(self._last, "ids", None)

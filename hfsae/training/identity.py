@@ -24,6 +24,7 @@ FREE = {
 # What SAEs on one stream have in common; they may differ in the others.
 SHARED = FREE | {"n_tokens", "batch_size", "gradient_accumulation_steps"}
 _TEXT = "the text in text.dataset"  # as a sentence names it
+_OF_THE_STREAM = {"model_weights"}  # fields of an SAE that the stream's own state covers better
 
 
 class Identity:
@@ -54,7 +55,7 @@ class Identity:
                     self.defaults[f"{name}.training.{key}"] = getattr(args, key)
         for name, sae in saes.items():
             config, defaults = sae.config, {f.name: f.default for f in fields(sae.config)}
-            for key in ("model_type", *sorted(own_fields(type(config)))):
+            for key in ("model_type", *sorted(own_fields(type(config)) - _OF_THE_STREAM)):
                 self.values[f"{name}.{key}".lstrip(".")] = getattr(config, key)
                 self.defaults[f"{name}.{key}".lstrip(".")] = defaults.get(key, MISSING)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...lm import tokenizer_of
+from ...lm import contract, tokenizer_of
 from ...machine.refused import Refused
 from ...models import SAE
 from ..intervals import Interval, interval
@@ -110,11 +110,14 @@ def probe(
         progress: called with the number of further texts and words.
 
     Raises:
-        ValueError: no SAE, no task, or scikit-learn is missing.
+        ValueError: no SAE, no task, scikit-learn is missing, or an SAE is not for this model or
+            tokenizer (`hfsae.lm.contract`).
     """
     args, tokenizer = args or ProbeArguments(), tokenizer or tokenizer_of(lm)
     if not saes:
         raise Refused("there is no SAE to probe; give one or more")
+    for sae in saes.values():
+        contract.hold(lm, sae, tokenizer)
     sites = {name: sae.config.places[0] for name, sae in saes.items()}
     bos = {name: getattr(sae.config, "bos", None) != "none" for name, sae in saes.items()}
     if len({*bos.values()}) > 1:

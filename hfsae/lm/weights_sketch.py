@@ -1,0 +1,159 @@
+"""A sketch of a language model's weights: with it alone, another model's can be compared.
+
+It holds a few sums, with fixed random signs, of the weights in some rows of some matrices. The
+difference of two such sums has on average the size of the difference of those rows (Johnson and
+Lindenstrauss 1984), and every number of the rows counts. Rows are cast to the model's dtype first:
+the sketch of a model in bfloat16 is that of the same model in float32, cast by the comparison.
+"""
+
+import base64
+import struct
+from functools import lru_cache
+from hashlib import blake2b, shake_256
+from itertools import chain
+from math import inf, isfinite, sqrt
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int8
+from torch import Tensor, nn
+
+from ..machine.refused import Refused
+from .sites import unwrapped
+
+_MATRICES, _ROWS, _STEP, _SUMS = 8, 8, 97, 3
+_WIDTH = struct.Struct("<I")  # of the residual stream
+_RECORD = struct.Struct(f"<I{_SUMS}f")  # a matrix by its hash, and its sums
+_SAME = 1e-5  # a distance of equal weights, summed in another order
+_Sums = dict[int, tuple[float, ...]]
+
+
+class Distance(NamedTuple):
+    """How far the weights of a model are from those of a sketch."""
+
+    relative: float | None
+    """root mean square of the weights' differences, as a fraction of that of the weights; None if
+    the two models have none of the sketched matrices in common"""
+    tolerance: float = _SAME
+    """distances up to here are those of equal weights, cast from one dtype to the other"""
+    new_adapter: bool = False
+    """the model carries an adapter (PEFT), the sketched one did not"""
+
+
+def sketch(lm: nn.Module) -> str | None:
+    """The sketch of a model, 176 characters; None where no matrix is in floating point."""
+    matrices, dtype = list(_matrices(lm).items()), unwrapped(lm).dtype
+    last, n = len(matrices) - 1, min(_MATRICES, len(matrices))
+    chosen = [matrices[round(i * last / max(1, n - 1))] for i in range(n)]
+    records = [_RECORD.pack(tag, *_sums(weight, dtype)[0]) for tag, (_, weight) in chosen]
+    packed = _WIDTH.pack(_width(lm)) + b"".join(records)
+    return base64.b64encode(packed).decode() if records else None
+
+
+def parse(text: str) -> tuple[int, _Sums]:
+    """The width of a sketched model, and the sums of each matrix by its hash.
+
+    Raises:
+        ValueError: it is no sketch.
+    """
+    try:
+        packed = base64.b64decode(text, validate=True)
+        (width,), records = _WIDTH.unpack_from(packed), _RECORD.iter_unpack(packed[_WIDTH.size :])
+        sums = {tag: tuple(sums) for tag, *sums in records}
+    except (ValueError, struct.error) as error:
+        raise Refused(f"{text[:40]!r} is no sketch of weights: {error}") from error
+    if not sums or not all(map(isfinite, chain(*sums.values()))):
+        raise Refused(f"{text[:40]!r} is no sketch of weights: it has no finite sums")
+    return width, sums
+
+
+_distances: WeakKeyDictionary[nn.Module, tuple[object, Distance]] = WeakKeyDictionary()
+
+
+def distance(lm: nn.Module, text: str, dtype: str | None) -> Distance | None:
+    """How far the model's weights are from a sketch; None if its residual stream is of another
+    width, which no SAE of the sketched model can read.
+
+    Computed again only after the sketched weights changed in place, or were cast or moved.
+
+    Args:
+        dtype: the sketched model's, such as "bfloat16"; None: unknown.
+    """
+    lm, (width, theirs) = unwrapped(lm), parse(text)
+    if width != _width(lm):
+        return None
+    matrices = _matrices(lm)
+    common = {tag: matrices[tag][1] for tag in theirs if tag in matrices}
+    adapters = {tag for tag, (name, _) in matrices.items() if "lora_" in name}
+    state = (text, dtype, bool(adapters), *map(_state, common.values()))
+    known = _distances.get(lm)
+    if known is None or known[0] != state:
+        new_adapter = bool(adapters) and adapters.isdisjoint(theirs)
+        far = _distance(common, theirs, _dtype(dtype) or lm.dtype)
+        if _dtype(dtype) is None:  # it may have been any
+            far = far._replace(tolerance=torch.finfo(torch.bfloat16).eps / 2)
+        known = _distances[lm] = state, far._replace(new_adapter=new_adapter)
+    return known[1]
+
+
+def _distance(weights: dict[int, Tensor], theirs: _Sums, dtype: torch.dtype) -> Distance:
+    squares, tolerance = [], _SAME
+    for tag, weight in weights.items():
+        ours, size = _sums(weight, dtype)
+        difference = sum((a - b) ** 2 for a, b in zip(ours, theirs[tag], strict=True)) / _SUMS
+        squares += [difference / size] if size else []
+        if weight.dtype not in (dtype, torch.float32, torch.float64):
+            coarsest = max(torch.finfo(weight.dtype).eps, torch.finfo(dtype).eps)
+            tolerance = max(tolerance, coarsest / 2)  # half a unit in the last place
+    if not squares:
+        return Distance(None)
+    relative = sqrt(sum(squares) / len(squares))
+    return Distance(relative if isfinite(relative) else inf, tolerance)
+
+
+def _width(lm: nn.Module) -> int:
+    return int(unwrapped(lm).config.get_text_config().hidden_size)
+
+
+def _matrices(lm: nn.Module) -> dict[int, tuple[str, Tensor]]:
+    """Name and weight of each matrix in floating point, by the hash of its name and width."""
+    matrices = {}
+    for name, weight in unwrapped(lm).get_decoder().named_parameters():
+        if weight.ndim > 1 and weight.is_floating_point() and not weight.is_meta:
+            name = name.replace(".base_layer.", ".")  # where an adapter wraps it
+            matrices[_tag(name, weight.shape[-1])] = name, weight
+    return matrices
+
+
+@lru_cache(maxsize=2**14)
+def _tag(name: str, width: int) -> int:
+    return int.from_bytes(blake2b(f"{name} {width}".encode(), digest_size=4).digest(), "little")
+
+
+def _state(weight: Tensor) -> tuple[object, ...]:
+    """What changes with a weight: its place and, but for inference tensors, its version."""
+    version = None if weight.is_inference() else weight._version
+    return weight.data_ptr(), weight.dtype, version
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    dtype = getattr(torch, name or "", None)
+    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else None
+
+
+def _sums(weight: Tensor, dtype: torch.dtype) -> tuple[tuple[float, ...], float]:
+    """Signed sums of a matrix's rows, and the sum of their squares."""
+    rows = weight.detach().flatten(0, -2)[::_STEP][:_ROWS]
+    values: Float64[np.ndarray, " n"] = rows.cpu().to(dtype).double().numpy().ravel()
+    sums = _signs(values.size) @ values
+    return tuple(sums.tolist()), float(values @ values)
+
+
+@lru_cache(maxsize=8)
+def _signs(n: int) -> Int8[np.ndarray, "sums n"]:
+    """Fixed random signs: from a hash, since random generators differ by version and device."""
+    digest = shake_256(b"hfsae").digest(_SUMS * n // 8 + 1)
+    bits = np.unpackbits(np.frombuffer(digest, np.uint8))[: _SUMS * n]
+    return (2 * bits.astype(np.int8) - 1).reshape(_SUMS, n)
