@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import hfsae
-from hfsae.cli import main
 from hfsae.features import CollectArguments, FeatureStore
 from hfsae.presets import (
     PROMPTS,
@@ -22,6 +21,8 @@ from hfsae.presets import (
     table,
     works,
 )
+
+from .helpers import refused
 
 ARGS = PresetArguments(n_candidates=2, strengths=(1.0, 4.0), n_tokens=4)
 
@@ -94,5 +95,9 @@ def test_a_search_tries_each_candidate_at_each_prompt_and_strength(make_tiny_lm,
 
 
 def test_a_folder_without_examples_says_what_to_run(tmp_path, capsys):
-    assert main(["presets", str(tmp_path)]) == 2
-    assert "hfsae collect" in capsys.readouterr().err
+    config = hfsae.JumpReLUSAEConfig(d_in=16, d_sae=24, site="layers.1", model_name="tiny/gemma")
+    hfsae.JumpReLUSAE(config).save_pretrained(tmp_path)
+    assert f"`hfsae collect {tmp_path}` makes them" in refused(["presets", str(tmp_path)], capsys)
+    named = ["--layer", "1", "--lm.name", "other/lm"]
+    sentence = refused(["presets", str(tmp_path), *named], capsys)
+    assert f"`hfsae collect {tmp_path} --layer 1 --lm.name other/lm` makes them" in sentence

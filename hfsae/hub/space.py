@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ..machine.files import read_json
-from ..machine.names import CARD, CONFIG, PRESETS
+from ..machine.names import CARD, CONFIG
 from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture
 from .outgoing import files_to_publish, is_sae, published
@@ -116,7 +116,7 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
     if target.resolve() in sae.resolve().parents:
         raise Refused(f"{sae} lies in {target}, which would be replaced; name another output")
     refuse_mixture(sae)
-    sources = list(files_to_publish(sae, (PRESETS,)))
+    sources = list(files_to_publish(sae))
     shutil.rmtree(target, ignore_errors=True)
     for path in sources:
         copy = target / path.relative_to(sae)
