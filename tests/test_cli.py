@@ -82,7 +82,7 @@ def test_a_verb_explains_only_the_fields_that_it_takes(verb, others, capsys):
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        (["push", "a"], "hfsae push needs REPO; usage: hfsae push FOLDER NAME/REPOSITORY"),
+        (["push", "a"], "hfsae push needs REPO; usage: hfsae push SOURCE NAME/REPOSITORY"),
         (["convert"], "hfsae convert needs SOURCE and DESTINATION and --to; usage: hfsae convert"),
         (["convert", "a", "b", "--to", "c"], "--to must be one of 'hfsae', 'gemma_scope', "),
         (["list", "a", "--jsn"], "hfsae list has no option '--jsn'; closest: '--json'"),
@@ -296,7 +296,7 @@ def test_other_settings_for_one_sae_of_several_are_for_all(tmp_path, loads, caps
     assert more[0] == more[1] > n_tokens[0] == n_tokens[1]
     recipe = (tmp_path / "out" / "recipe.yaml").read_text()
     with monkeypatch.context() as patched:
-        patched.setattr("hfsae.measurement.load_trained", stopped_at(folders[0]))
+        patched.setattr("hfsae.measurement.results.load_trained", stopped_at(folders[0]))
         with pytest.raises(ZeroDivisionError):  # when one has its new result, and the other not
             main(["evaluate", str(folders[1]), "--evaluation.n_tokens", "300"])
     assert (tmp_path / "out" / "recipe.yaml").read_text() == recipe, "nobody's settings are lost"
@@ -314,7 +314,7 @@ def test_showing_an_sae_alone_says_what_it_is_and_what_to_run(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "jumprelu_sae, 1,024 latents, layers.1 of m" in text
     for verb in ("evaluate", "collect"):
-        assert f"`hfsae {verb} {tmp_path} --lm.name MODEL --text.dataset TEXT` makes it" in text
+        assert f"`hfsae {verb} {tmp_path} --text.dataset TEXT` makes it" in text
     assert "holds no examples" in refused(["show", str(tmp_path), "3"], capsys)
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import hfsae
-from hfsae.cli import main
 from hfsae.features import CollectArguments, FeatureStore
 from hfsae.packaged import SHIPPED_SAE
 from hfsae.presets import (
@@ -25,6 +24,8 @@ from hfsae.presets import (
     table,
     works,
 )
+
+from .helpers import refused
 
 ARGS = PresetArguments(n_candidates=2, strengths=(1.0, 4.0), n_tokens=4)
 
@@ -100,16 +101,18 @@ def test_features_and_labels_of_other_weights_are_refused_before_a_model_loads(t
     folder = shutil.copytree(SHIPPED_SAE, tmp_path / "sae")
     meta = folder / "features" / "meta.json"
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "weights_sha256": "0" * 64}))
-    assert main(["presets", str(folder), "--model", "no/model"]) == 2
-    assert re.search(
-        r"meta\.json was made with other weights .*hfsae coll", capsys.readouterr().err
-    )
+    argv = ["presets", str(folder), "--lm.name", "no/model"]
+    sentence = refused(argv, capsys)
+    assert re.search(r"meta\.json was made with other weights .*hfsae coll", sentence)
     labels = folder / "features" / "labels.json"
     labels.write_text(json.dumps({"weights_sha256": "0" * 64, "labels": {"1": "the sea"}}))
-    assert main(["presets", str(folder), "--model", "no/model"]) == 2
-    assert "labels.json was made with other weights" in capsys.readouterr().err
+    assert "labels.json was made with other weights" in refused(argv, capsys)
 
 
 def test_a_folder_without_examples_says_what_to_run(tmp_path, capsys):
-    assert main(["presets", str(tmp_path)]) == 2
-    assert "hfsae collect" in capsys.readouterr().err
+    config = hfsae.JumpReLUSAEConfig(d_in=16, d_sae=24, site="layers.1", model_name="tiny/gemma")
+    hfsae.JumpReLUSAE(config).save_pretrained(tmp_path)
+    assert f"`hfsae collect {tmp_path}` makes them" in refused(["presets", str(tmp_path)], capsys)
+    named = ["--layer", "1", "--lm.name", "other/lm"]
+    sentence = refused(["presets", str(tmp_path), *named], capsys)
+    assert f"`hfsae collect {tmp_path} --layer 1 --lm.name other/lm` makes them" in sentence

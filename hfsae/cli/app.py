@@ -2,16 +2,20 @@
 
 import socket
 from pathlib import Path
+from typing import Any
 
 from ..features import FeatureStore, read_labels
-from ..hub import load, write_space
-from ..lm import load_lm
+from ..hub import write_space
 from ..machine.files import printable_lines
-from ..machine.names import PRESETS
+from ..machine.names import META, PRESETS
 from ..machine.refused import Refused
+from ..measurement import settled
 from ..presets import Model, PresetArguments, find_presets, save_presets, table
-from .files import add_choice, given_options
-from .parsing import verb_parser
+from ..recipe import PlacedSAE, load, remember
+from .files import SOURCE, add_choice, folder_of, given_options
+from .parsing import VerbParser, verb_parser
+from .recipes import parse_given
+from .source import add_sae, command_of, find
 
 _DEFAULT = PresetArguments()
 
@@ -65,12 +69,37 @@ def refuse_port(host: str, port: int | None) -> None:
 
 def presets_verb(argv: list[str]) -> None:
     """`hfsae presets`, as `VERBS` says."""
-    parser = verb_parser("presets", "FOLDER [--OPTION VALUE ...]")
+    parser = verb_parser("presets", "SOURCE [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae presets runs/mine",
         "hfsae presets runs/mine --n_candidates 100 --max_kl 2",
     )
-    parser.add("folder", type=str, help="folder of an SAE with features/")
+    add_sae(parser, "lm")
+    _add_search(parser)
+    options, given = parse_given(parser, argv)
+    command = command_of("collect", options, given)
+    placed = find(options, given)
+    args = _DEFAULT._replace(**options)
+    _refuse_no_examples(placed, command)
+    with settled(placed):
+        labels = read_labels(placed.folder)  # those of other weights fail before the model loads
+        found = find_presets(_opened(placed), labels, args, _say)
+        print(f"\n{printable_lines(table(found))}\n")
+        if not found.presets:
+            print(
+                "None works with three of three seeds; nothing is written. Try a larger "
+                "--n_candidates."
+            )
+            return
+        save_presets(placed.folder, found.presets)
+        remember(placed)
+    print(
+        f"{len(found.presets)} presets are in {placed.folder / PRESETS}; "
+        f"`hfsae demo {placed.folder}` has them."
+    )
+
+
+def _add_search(parser: VerbParser) -> None:
     parser.add(
         "--n_candidates",
         type=int,
@@ -92,41 +121,26 @@ def presets_verb(argv: list[str]) -> None:
         default=_DEFAULT.max_repetition,
         help="share of three-token sequences that may recur",
     )
-    parser.add("--model", type=str | None, help="language model to use instead of the SAE's own")
-    options = parser.parse(argv)
-    folder, name = Path(options.pop("folder")), options.pop("model")
-    labels = read_labels(folder)  # those of other weights fail before the language model loads
-    model = _opened(folder, name)
-    found = find_presets(model, labels, _DEFAULT._replace(**options), _say)
-    print(f"\n{printable_lines(table(found))}\n")
-    if not found.presets:
-        print("None works with three of three seeds; nothing is written. Try --n_candidates 100.")
-        return
-    save_presets(folder, found.presets)
-    print(
-        f"{len(found.presets)} presets are in {folder / PRESETS}; `hfsae demo {folder}` has them."
-    )
+
+
+def _refuse_no_examples(placed: PlacedSAE, command: str) -> None:
+    homes = (placed.folder, placed.origin)
+    if not any(home is not None and (home / META).is_file() for home in homes):
+        raise Refused(f"there are no examples of what latents fire on; `{command}` makes them")
 
 
 def _say(line: str) -> None:
     print(printable_lines(line), flush=True)
 
 
-def _opened(folder: Path, name: str | None) -> Model:
-    if not folder.is_dir():
+def _opened(placed: PlacedSAE) -> Model:
+    store, sae = FeatureStore.load(placed.folder), placed.sae.requires_grad_(False)
+    if len(store) != sae.config.d_sae:
         raise Refused(
-            f"{folder} is no folder; give one that `hfsae train` or `hfsae convert` wrote"
+            f"{placed.folder}: features/ are of {len(store)} latents, the SAE has "
+            f"{sae.config.d_sae}"
         )
-    store = FeatureStore.load(folder)
-    sae = load(str(folder)).eval().requires_grad_(False)
-    config = sae.config
-    if not (name or config.model_name):
-        raise Refused("the SAE's config names no language model; give --model")
-    lm, tokenizer, _ = load_lm(name or str(config.model_name), dtype=config.model_dtype or "auto")
-    if len(store) != config.d_sae:
-        raise Refused(
-            f"{folder}: features/ are of {len(store)} latents, the SAE has {config.d_sae}"
-        )
+    lm, tokenizer, _ = load(placed.recipe.lm)
     sae.to(lm.device)  # pyright: ignore
     return Model(lm, tokenizer, sae, store)
 
@@ -134,14 +148,16 @@ def _opened(folder: Path, name: str | None) -> Model:
 def space_verb(argv: list[str]) -> None:
     """`hfsae space`, as `VERBS` says."""
     parser = verb_parser("space", "SOURCE [--output FOLDER]")
-    parser.add("source", type=str, help="repository on the Hub, or folder of an SAE")
+    parser.add("source", type=str, help=SOURCE)
     parser.add("--output", type=str, default="space", help="folder to write")
     parser.add("--title", type=str, default="Inspect and steer", help="title of the Space")
     parser.add("--revision", type=str | None, help="branch, tag or commit")
     add_choice(parser)
     parser.add("--model", type=str | None, help="language model to use instead of the SAE's own")
+    parser.add("--lm.name", type=str | None, help="the same, by its name in other verbs")
     args = given_options(parser.parse(argv))
-    folder = write_space(args.pop("output"), args.pop("source"), **args)
+    args |= {"model": name} if (name := args.pop("lm")["name"]) else {}
+    folder = _space(args)
     print(
         f"wrote {folder}. To put it on the Hub (add --private to keep it to yourself):\n"
         "  hf repos create NAME/SPACE --repo-type space --space-sdk gradio\n"
@@ -151,3 +167,12 @@ def space_verb(argv: list[str]) -> None:
         "PyPI, make a wheel (pip wheel --no-deps, in a clone), put it into the folder, and write "
         "./NAME.whl[demo] into requirements.txt instead"
     )
+
+
+def _space(args: dict[str, Any]) -> Path:
+    source, output = args.pop("source"), args.pop("output")
+    if not Path(source).exists():
+        return write_space(output, source, **args)
+    options = {name: args.pop(name) for name in ("title", "model") if name in args}
+    with folder_of({"source": source, **args}) as folder:
+        return write_space(output, folder, **options)

@@ -8,8 +8,11 @@ from ..explain.judges import JudgeArguments
 from ..explain.scorers import SCORERS
 from ..machine.files import printable_lines
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT
-from ..recipe import CONTROLS, EXPLAINERS, ExplainRequest, explain_folder, trained_folder
+from ..measurement import explain_placed
+from ..recipe import CONTROLS, EXPLAINERS, ExplainRequest
 from .parsing import VerbParser, verb_parser
+from .recipes import parse_given
+from .source import add_sae, find, tell_text
 
 _DEFAULT, _SCORED = ExplainArguments(), ScoreArguments()
 _OF_JUDGE = ("judge", "base_url", "provider", "key_env", "price_in", "price_out")
@@ -17,24 +20,28 @@ _OF_JUDGE = ("judge", "base_url", "provider", "key_env", "price_in", "price_out"
 
 def explain_verb(argv: list[str]) -> None:
     """`hfsae explain`, as `VERBS` says."""
-    parser = verb_parser("explain", "FOLDER [--OPTION VALUE ...]")
+    parser = verb_parser("explain", "SOURCE [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae explain runs/mine",
         "hfsae explain runs/mine --latents 17 99 1234 --n_tokens 500000",
+        "hfsae explain someone/sae --lm.name google/gemma-2-2b --text.dataset my.jsonl",
         "hfsae explain runs/mine --explainer file --file neuronpedia.jsonl",
         "hfsae explain runs/mine --scores detection likelihood intruder",
         "hfsae explain runs/mine --scores detection --judge ID --base_url http://host/v1 --dry_run",
     )
+    add_sae(parser, "lm", "text", "harvest")
     _add_latents(parser)
     _add_judge(parser)
-    options = parser.parse(argv)
-    folder = trained_folder(options.pop("folder"))
+    options, given = parse_given(parser, argv)
+    placed = find(options, given)
     request = _request(options)
-    report = explain_folder(folder, ExplainArguments(**options), request)
-    print(printable_lines(report))
+    args = ExplainArguments(**options)
+    tell_text("explain", placed)
+    print(printable_lines(explain_placed(placed, args, request).report))
     if not request.dry_run:
         written = ", ".join(Path(name).name for name in (EXPLANATIONS_RECORD, EXPLANATIONS_REPORT))
-        print(f"The explanations are {folder / EXPLANATIONS}; {written} are beside it.")
+        path = placed.folder / EXPLANATIONS
+        print(f"The explanations are {path}; {written} are beside it.")
 
 
 def _request(options: dict[str, Any]) -> ExplainRequest:
@@ -57,7 +64,6 @@ def _request(options: dict[str, Any]) -> ExplainRequest:
 
 
 def _add_latents(parser: VerbParser) -> None:
-    parser.add("folder", type=str, help="what `hfsae train` wrote")
     parser.add(
         "--n_latents",
         type=int | Literal["all"],

@@ -1,15 +1,21 @@
 """Verbs of the `hfsae` command for SAEs in files and repositories: list, push, verify, convert."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..convert import FORMATS, save_as
 from ..hub import beside, list_saes, load, push
 from ..machine.files import printable, printable_lines
 from ..machine.names import PROBE
+from ..measurement import chosen, own_folder
 from ..models import SAE
 from ..models.probe import state_hash
 from .parsing import VerbParser, verb_parser
+
+SOURCE = "folder, or repository on the Hub as name/repository"
 
 
 def list_verb(argv: list[str]) -> None:
@@ -37,9 +43,11 @@ def list_verb(argv: list[str]) -> None:
 
 def push_verb(argv: list[str]) -> None:
     """`hfsae push`, as `VERBS` says."""
-    parser = verb_parser("push", "FOLDER NAME/REPOSITORY")
-    parser.add("folder", type=str, help="what `hfsae train` wrote, or a folder of such folders")
+    parser = verb_parser("push", "SOURCE NAME/REPOSITORY")
+    parser.add("source", type=str, help=f"what `hfsae train` wrote; or any {SOURCE}")
     parser.add("repo", type=str, help="repository on the Hub, as name/repository")
+    add_meaning(parser)
+    add_site(parser)
     parser.add("--public", action="store_true", help="make a new repository public")
     parser.add("--revision", type=str | None, help="branch to commit to, created if missing")
     parser.add("--create_pr", action="store_true", help="propose it as a pull request")
@@ -65,9 +73,31 @@ def push_verb(argv: list[str]) -> None:
     parser.add("--dry_run", action="store_true", help="print what would be sent, and stop")
     args = parser.parse(argv)
     private = False if args.pop("public") else None
-    url = push(args.pop("folder"), args.pop("repo"), private=private, tell=_tell, **args)
+    which = {name: args.pop(name) for name in ("source", "layer", "width", "l0")}
+    with folder_of(which, args.pop("site")) as folder:
+        url = push(folder, args.pop("repo"), private=private, tell=_tell, **args)
     if url:
         print(f"pushed: {url}")
+
+
+@contextmanager
+def folder_of(which: dict[str, Any], site: str | None = None) -> Iterator[str]:
+    """The folder to send or to copy for a source: itself, if it holds SAEs in hfsae's format and
+    none is chosen from them; else one that holds the chosen SAE in that format."""
+    source, *choices = which.values()
+    is_chosen = any(value not in (None, "") for value in (*choices, site))
+    if not is_chosen and _holds_own(Path(source)):
+        yield source
+        return
+    with own_folder(chosen(**which), site) as folder:
+        _tell(f"{source} is taken in hfsae's format, from {folder}")
+        yield str(folder)
+
+
+def _holds_own(folder: Path) -> bool:
+    """Whether there is nothing to convert: the folder holds SAEs in hfsae's format, or none."""
+    formats = {entry.format for entry in list_saes(folder)} if folder.is_dir() else {""}
+    return not formats or "hfsae" in formats
 
 
 def verify_verb(argv: list[str]) -> None:
@@ -129,7 +159,7 @@ def _lost(sae: SAE, converted: SAE) -> list[str]:
 
 def add_source(parser: VerbParser) -> None:
     """Add SOURCE and --revision."""
-    parser.add("source", type=str, help="folder, or repository on the Hub as name/repository")
+    parser.add("source", type=str, help=SOURCE)
     parser.add("--revision", type=str | None, help="branch, tag or commit")
 
 
@@ -138,6 +168,16 @@ def add_choice(parser: VerbParser) -> None:
     parser.add(
         "--subfolder", type=str, default="", help="folder of the SAE, or of several to choose from"
     )
+    add_meaning(parser)
+
+
+def add_site(parser: VerbParser) -> None:
+    """Add --site."""
+    parser.add("--site", type=str | None, help="for an SAE that names no site: layers.12")
+
+
+def add_meaning(parser: VerbParser) -> None:
+    """Add the options that choose one SAE of several by what it is."""
     parser.add("--layer", type=int | None, help="block of the language model")
     parser.add("--width", type=str | None, help="number of latents: 16k or 16384")
     parser.add("--l0", type=float | str | None, help="take the SAE with the nearest L0")

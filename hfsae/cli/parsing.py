@@ -79,6 +79,10 @@ class VerbParser:
         args.pop("import")  # already imported
         return args
 
+    def given(self, argv: list[str]) -> dict[str, Any]:
+        """The arguments that `argv` sets, of a section only those fields; `parse` it first."""
+        return self.parser.parse_args(argv, defaults=False).as_dict()
+
     def help(self, everything: bool = False) -> str:
         """The text of `--help`, or of `--help_all`."""
         lines = [f"usage: hfsae {self.verb} {self.usage}".rstrip(), "", *wrap(self.what, _WIDTH)]

@@ -5,8 +5,10 @@ from typing import Literal
 from ..evaluation.probing import ProbeArguments
 from ..machine.files import printable_lines
 from ..machine.names import PROBING, PROBING_REPORT
-from ..recipe import probe_folders, trained_folder
+from ..measurement import probe_placed
 from .parsing import verb_parser
+from .recipes import parse_given
+from .source import add_folders, add_saes, find_all
 
 _DEFAULT = ProbeArguments()
 _COLUMNS = ("text_column", "label_column", "group_column", "split")
@@ -14,14 +16,16 @@ _COLUMNS = ("text_column", "label_column", "group_column", "split")
 
 def probe_verb(argv: list[str]) -> None:
     """`hfsae probe`, as `VERBS` says."""
-    parser = verb_parser("probe", "FOLDER ... [--OPTION VALUE ...]")
+    parser = verb_parser("probe", "SOURCE ... [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae probe runs/mine",
+        "hfsae probe google/gemma-scope-2b-pt-res --layer 12 --l0 80 --lm.name google/gemma-2-2b",
         "hfsae probe runs/mine runs/other --n_tasks all --n_texts 1500",
         "hfsae probe runs/mine --tasks reviews.jsonl --text_column text --label_column stars",
         "hfsae probe runs/mine --tasks reviews.jsonl --group_column author",
     )
-    parser.add("folders", type=str, nargs="+", help="what `hfsae train` wrote")
+    add_saes(parser, "lm")
+    add_folders(parser)
     parser.add(
         "--tasks",
         type=str,
@@ -62,10 +66,11 @@ def probe_verb(argv: list[str]) -> None:
         help="tokens for the uniformity of effects; 0: none",
     )
     parser.add("--seed", type=int, default=_DEFAULT.seed, help="seed of all that is drawn")
-    options = parser.parse(argv)
-    folders = [trained_folder(folder) for folder in options.pop("folders")]
+    options, given = parse_given(parser, argv)
+    placed = find_all(options, given, options.pop("output_dir"))
     columns = {name: options.pop(name) for name in _COLUMNS}
     tasks = options.pop("tasks")
-    result = probe_folders(folders, ProbeArguments(**options), tasks, **columns)
+    result = probe_placed(placed, ProbeArguments(**options), tasks, **columns)
     print(printable_lines(result.report))
-    print(f"Results: {PROBING} and {PROBING_REPORT} in {', '.join(map(str, folders))}.")
+    folders = dict.fromkeys(str(one.folder) for one in placed)
+    print(f"Results: {PROBING} and {PROBING_REPORT} in {', '.join(folders)}.")

@@ -2,7 +2,8 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from argparse import SUPPRESS
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_origin
@@ -12,15 +13,16 @@ import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
 from transformers import MODEL_MAPPING
 
+from ..activations import HarvestArguments, TextArguments
 from ..comparison import Comparison
 from ..cost.formula import CARDS
 from ..explain import ExplainArguments
 from ..machine.files import check_yaml, parse_yaml
 from ..machine.refused import Refused
 from ..models import SAEConfig, variants
-from ..recipe import Recipe, find_recipe, refuse_fields_of_others
+from ..recipe import LMArguments, Recipe, Sections, find_recipe, refuse_fields_of_others
 from ..tuning import Tuning
-from .files import add_choice
+from .files import add_choice, add_site
 from .parsing import VerbParser, explained, with_names
 from .table import EXAMPLES, VERBS
 
@@ -46,6 +48,7 @@ SECTIONS = {
     "evaluate": ("lm", "text", "harvest", "evaluation"),
     "collect": ("lm", "text", "harvest", "collect", "collect_tokens"),
 }
+_KINDS = {"lm": LMArguments, "text": TextArguments, "harvest": HarvestArguments}
 _EXPLAIN, _TOGETHER = "--explain", "--together"
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
 _load_yaml = get_loader("yaml")
@@ -68,8 +71,7 @@ def _whole_as_int(value: Any) -> Any:
 
 def recipe_parser(verb: str, kind: type[Recipe] = Recipe) -> VerbParser:
     """A parser of a recipe's fields."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    set_loader("yaml", _load_yaml_with_whole_numbers, exceptions=(ValueError, yaml.YAMLError))
+    _prepare_parsing()
     every = tuple(section.name for section in fields(kind))
     parser = VerbParser(
         verb,
@@ -84,10 +86,27 @@ def recipe_parser(verb: str, kind: type[Recipe] = Recipe) -> VerbParser:
     if verb in SECTIONS:
         parser.add("--revision", type=str | None, help="branch, tag or commit of a repository")
         add_output(parser)
-        parser.add("--site", type=str | None, help="for an SAE that names no site: layers.12")
+        add_site(parser)
     parser.parser.add_argument("--recipe", action="config")
     parser.parser.add_class_arguments(kind, as_group=False)
     return parser
+
+
+def _prepare_parsing() -> None:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader("yaml", _load_yaml_with_whole_numbers, exceptions=(ValueError, yaml.YAMLError))
+
+
+def add_sections(parser: VerbParser, sections: Sequence[str]) -> None:
+    """Add the fields of sections of a recipe (of lm, text and harvest) to a verb without one."""
+    _prepare_parsing()
+    for section in sections:
+        parser.parser.add_class_arguments(_KINDS[section], section)
+    for action in parser.parser._actions:  # what is not given is as the SAE's files have it
+        if action.dest.partition(".")[0] in sections:
+            action.default = SUPPRESS
+    parser.recipe = parser.sections = tuple(sections)
+    parser.often = tuple(n for n in _OFTEN_OF_TRAINING if n.partition(".")[0] in sections)
 
 
 def add_output(parser: VerbParser) -> None:
@@ -148,8 +167,7 @@ def parse_recipe(
         path = Path(argv[0]) if kind is Comparison else find_recipe(argv[0])
         _check_readable(path, kind)
         argv = ["--recipe", str(path), *argv[1:]]
-    argv = [_EXPONENT.sub(lambda n: f"{float(n[0]):.0f}", part) for part in argv]
-    args = parser.parse(argv)
+    args = parser.parse(_with_whole_numbers(argv))
     args.pop("recipe")  # already read
     own = {section.name for section in fields(kind)}
     options = {name: value for name, value in args.items() if name not in own}
@@ -159,6 +177,25 @@ def parse_recipe(
         given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]
         refuse_fields_of_others(recipe, given_now)
     return recipe, options
+
+
+def parse_given(parser: VerbParser, argv: list[str]) -> tuple[dict[str, Any], Sections]:
+    """A verb's own options, and the fields of a recipe that are set: those that are not stay as
+    they are in the recipe of the SAE.
+
+    Raises:
+        ValueError: unknown or invalid arguments; one sentence.
+    """
+    argv = _with_whole_numbers(argv)
+    options = parser.parse(argv)
+    given = parser.given(argv)
+    own = {name: value for name, value in options.items() if name not in parser.recipe}
+    return own, {name: value for name, value in given.items() if name in parser.recipe}
+
+
+def _with_whole_numbers(argv: list[str]) -> list[str]:
+    """1e6 as 1000000."""
+    return [_EXPONENT.sub(lambda n: f"{float(n[0]):.0f}", part) for part in argv]
 
 
 def parse_comparisons(argv: list[str]) -> tuple[dict[str, Comparison], Path | None]:

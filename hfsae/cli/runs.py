@@ -1,8 +1,8 @@
 """Verbs of the `hfsae` command for recipes and results: train to recipes in the list of verbs."""
 
-import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 from ..comparison import compare as run_comparison
 from ..comparison import compare_together
@@ -15,40 +15,32 @@ from ..machine.names import CARD, EVALUATION, FIGURES, META, RECIPE, REPORT
 from ..machine.refused import Refused
 from ..measurement import (
     again,
-    defaults,
-    load_at,
+    find_sae,
     measure,
-    origin_of,
     place,
     refuse_no_tokens,
     refuse_texts,
+    results_folder,
+    run_folder,
     settle,
+    settled,
 )
-from ..recipe import (
-    Recipe,
-    alone,
-    as_plain,
-    carried_recipes,
-    differences,
-    finish,
-    home_of,
-    is_of_a_run,
-    run,
-    trained_folder,
-)
+from ..recipe import Sections, alone, carried_recipes, finish, home_of, run
 from ..tuning import Tuning
 from ..tuning import tune as run_tuning
-from .files import add_choice, add_source, given_options
-from .parsing import VerbParser, verb_parser
+from .files import add_choice, add_source
+from .parsing import verb_parser
 from .recipes import (
     SECTIONS,
     add_output,
     parse_comparisons,
+    parse_given,
     parse_recipe,
     recipe_parser,
     train_parser,
 )
 from .show import NO_EXAMPLES, how_to_make, print_folder, print_next
+from .source import take_choice, tell_text
 
 
 def train(argv: list[str]) -> None:
@@ -104,12 +96,10 @@ def show_folder(argv: list[str]) -> None:
     add_source(parser)
     parser.add("latents", type=int, nargs="*", default=[], help="indices of latents to show")
     add_choice(parser)
-    choice = given_options(parser.parse(argv))
-    latents = choice.pop("latents") or []
+    options = parser.parse(argv)
+    latents, choice = options["latents"] or [], take_choice(options)
     source = choice["source"]
-    if is_of_a_run(source):
-        print_folder(trained_folder(source), latents)
-    elif folder := origin_of(choice):
+    if folder := results_folder(choice):
         print_folder(folder, latents, source)
     elif latents:
         raise Refused(f"{source} holds {NO_EXAMPLES}: {how_to_make('collect', None, source)}")
@@ -123,10 +113,10 @@ def card(argv: list[str]) -> None:
     parser = verb_parser("card", "SOURCE")
     add_source(parser)
     add_output(parser)
-    choice = given_options(parser.parse(argv))
-    output = choice.pop("output_dir", None)
-    if is_of_a_run(choice["source"]) and output is None:
-        folder = trained_folder(choice["source"])
+    options = parser.parse(argv)
+    output, choice = options["output_dir"], take_choice(options)
+    folder = run_folder(choice) if output is None else None
+    if folder is not None:
         with alone(home_of(folder) or folder, [folder]):
             finish(folder)
     else:
@@ -152,43 +142,34 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
         parse_recipe(parser, argv)  # --help, or an unknown option
         raise Refused(f"name the folder or repository of an SAE: hfsae {verb} SOURCE")
     source, *changes = argv
-    folder = trained_folder(source) if is_of_a_run(source) else None
+    options, given = parse_given(parser, changes)
+    choice = take_choice({"source": source, **options})
+    folder = run_folder(choice)
     home = home_of(folder) if folder else None
     if folder is None or home is None:
-        folder = _measure(verb, parser, source, changes, result)
+        folder = _measure(verb, choice, options, given, result)
     else:
+        for name in (name for name in ("output_dir", "site", "revision") if options[name]):
+            raise Refused(f"--{name} is only for an SAE from elsewhere; {folder} belongs to a run")
         with alone(home, [folder]):
-            recipe, options = parse_recipe(parser, [str(home / RECIPE), *changes])
-            for name in (name for name, value in options.items() if value):
-                raise Refused(
-                    f"--{name} is only for an SAE from elsewhere; {folder} belongs to a run"
-                )
+            recipe, _ = parse_recipe(parser, [str(home / RECIPE), *changes])
             again(recipe, folder, home, result)
     print_folder(folder, [])
 
 
-def _measure(verb: str, parser: VerbParser, source: str, changes: list[str], result: str) -> Path:
+def _measure(
+    verb: str, choice: dict[str, Any], options: dict[str, Any], given: Sections, result: str
+) -> Path:
     """Make one result for an SAE without a recipe; the result's folder."""
-    _, options = parse_recipe(parser, changes)
-    choice = {"source": source, **given_options(options)}
-    site, output = choice.pop("site", None), choice.pop("output_dir", None)
-    sae = load_at(choice, site)
-    fields = defaults(sae)
-    flags = [f"--{key}={value}" for key, value in fields.items()]
-    recipe, _ = parse_recipe(parser, [*flags, *changes])
-    if "lm.name" not in fields and not any(re.match(r"--lm\.name\b", part) for part in changes):
-        raise Refused(f"{source} does not name its language model; give --lm.name")
-    old, new = as_plain(Recipe()), as_plain(recipe)
-    for key, _, _ in differences(old, new, {*new} - {*SECTIONS[verb]}):
-        raise Refused(f"`hfsae {verb}` cannot change {key}")
-    refuse_no_tokens(recipe, result)
-    folder, origin = place(choice, output)
+    for section in given.keys() - {*SECTIONS[verb]}:
+        fields = given[section]
+        name = f"{section}.{next(iter(fields))}" if isinstance(fields, dict) and fields else section
+        raise Refused(f"`hfsae {verb}` cannot change {name}")
+    placed = find_sae(choice, given, site=options["site"], output_dir=options["output_dir"])
+    refuse_no_tokens(placed.recipe, result)
     if result == EVALUATION:
-        refuse_texts(recipe, origin)
-    print(f"{verb}: {recipe.lm.name} reads {recipe.text.dataset}; results go to {folder}")
-    with alone(folder, [folder]):
-        settle(sae, origin, folder)
-        chosen = [f"{k}={v}" for k, v in choice.items() if k != "source" and v]
-        named = Path(source).resolve().name if Path(source).exists() else source
-        measure(recipe, sae, folder, result, " ".join([named, *chosen]))
-    return folder
+        refuse_texts(placed.recipe, placed.origin)
+    tell_text(verb, placed)
+    with settled(placed):
+        measure(placed, result)
+    return placed.folder

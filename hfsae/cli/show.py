@@ -16,6 +16,7 @@ from ..machine.names import CONFIG, EVALUATION, FEATURES, META, TRAINING
 from ..machine.refused import Refused
 from ..machine.seal import changes
 from ..machine.weights import refuse_mixture
+from ..measurement import known_fields
 from ..models.config import check_latent
 from ..recipe import home_of
 
@@ -98,9 +99,20 @@ def _print_texts(folder: Path, evaluation: dict[str, Any]) -> None:
 
 
 def how_to_make(verb: str, folder: Path | None, name: str) -> str:
-    """The command that makes a missing result; without a run's recipe it names model and text."""
-    fields = "" if folder and home_of(folder) else " --lm.name MODEL --text.dataset TEXT"
-    return f"`hfsae {verb} {name}{fields}` makes it"
+    """The command that makes a missing result; it names the language model and the text, where the
+    SAE's files do not."""
+    has = [False, False] if folder is None else _names_of(folder)
+    asked = ("--lm.name MODEL", "--text.dataset TEXT")
+    fields = (f" {option}" for option, is_there in zip(asked, has, strict=True) if not is_there)
+    return f"`hfsae {verb} {name}{''.join(fields)}` makes it"
+
+
+def _names_of(folder: Path) -> list[bool]:
+    """Whether an SAE's files name its language model, and a text."""
+    if home_of(folder) is not None:
+        return [True, True]
+    known = known_fields(read_json(folder / CONFIG), [folder])
+    return ["name" in known["lm"], "dataset" in known["text"]]
 
 
 def _summary(folder: Path, name: str) -> str:

@@ -6,10 +6,13 @@ from pathlib import Path
 from ..machine.files import printable_lines
 from ..machine.names import REPORT, REPORT_PAGE, STUDY_PLAN
 from ..machine.refused import Refused
-from ..recipe import trained_folder
+from ..measurement import settled
+from ..recipe import remember
 from ..study import StudyArguments
 from .app import refuse_port
 from .parsing import VerbParser, verb_parser
+from .recipes import parse_given
+from .source import add_saes, find_all, tell_text
 
 _DEFAULT = StudyArguments()
 _DOES = "make, rate, space, close, report"
@@ -22,7 +25,7 @@ def study_verb(argv: list[str]) -> None:
     if argv and argv[0] in does:
         does[argv[0]](argv[1:])
         return
-    usage = "make FOLDER ... | rate STUDY | space STUDY SPACE | close STUDY | report STUDY"
+    usage = "make SOURCE ... | rate STUDY | space STUDY SPACE | close STUDY | report STUDY"
     parser = verb_parser("study", usage)
     parser.examples = (
         "hfsae study make runs/jumprelu runs/topk --output_dir studies/mine",
@@ -42,11 +45,10 @@ def _parser(name: str, usage: str, about: str) -> VerbParser:
 def _make(argv: list[str]) -> None:
     parser = _parser(
         "make",
-        "FOLDER ... [--OPTION VALUE ...]",
-        "Draw what is rated of the SAEs in folders that `hfsae train` wrote, on held-out text, and "
-        "write the plan.",
+        "SOURCE ... [--OPTION VALUE ...]",
+        "Draw what is rated of SAEs on one language model, on held-out text, and write the plan.",
     )
-    parser.add("folders", type=str, nargs="+", help="SAEs on one language model, at one L0")
+    add_saes(parser, "lm", "text", "harvest")
     parser.add("--output_dir", type=str, default="study", help="folder of the study")
     for name, text in _ABOUT.items():
         kind = type(getattr(_DEFAULT, name))
@@ -54,12 +56,18 @@ def _make(argv: list[str]) -> None:
             parser.add(f"--{name}", action="store_true", help=text)
         else:
             parser.add(f"--{name}", type=kind, default=getattr(_DEFAULT, name), help=text)
-    options = parser.parse(argv)
-    folders = [trained_folder(folder) for folder in options.pop("folders")]
+    options, given = parse_given(parser, argv)
     study = Path(options.pop("output_dir"))
-    from ..study.make import make  # what takes time to import, after the arguments are checked
+    placed = find_all(options, given)
+    args = StudyArguments(**options)
+    from ..study.make import check_study, make  # what takes time, after the arguments are checked
 
-    plan = make(folders, study, StudyArguments(**options))
+    check_study(placed, study)
+    for one in placed:
+        tell_text("study", one, study)
+        with settled(one):
+            remember(one)
+    plan = make(placed, study, args)
     print(
         f"{len(plan.items)} items of {len(plan.saes)} SAEs: {study / STUDY_PLAN}, plan {plan.hash}"
     )

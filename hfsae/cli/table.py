@@ -46,7 +46,7 @@ VERBS: dict[str, Verb] = {
     ),
     "explain": Verb(
         "explain.explain_verb",
-        "Explain what latents of a trained SAE mean, and score that: on held-out documents, "
+        "Explain what latents of an SAE mean, and score that: on held-out documents, "
         "half of which explain while the other half tests, beside another latent's "
         "explanation and random directions. It reads the text once, and writes explanations "
         "and a report below features/; the same command again prints the report. With "
@@ -63,7 +63,7 @@ VERBS: dict[str, Verb] = {
     ),
     "study": Verb(
         "study.study_verb",
-        "Let people rate latents, blind to which SAE and latent they see: `make FOLDER ...` "
+        "Let people rate latents, blind to which SAE and latent they see: `make SOURCE ...` "
         "draws latents, random directions, repeats and intruders, and writes a plan with its "
         "hash; `rate STUDY` serves a page for several raters, `space STUDY NAME/SPACE` puts "
         "it on the Hub; `close STUDY` ends it; `report STUDY` writes means and differences "
@@ -86,8 +86,9 @@ VERBS: dict[str, Verb] = {
     ),
     "push": Verb(
         "files.push_verb",
-        "Send a trained SAE, or a folder of several, to the Hub in one commit. A new "
-        "repository is private, unless --public. The token is the one from `hf auth login`, "
+        "Send an SAE, or a folder of several, to the Hub in one commit. One in another library's "
+        "format, or chosen from several, is sent in hfsae's own, with what was measured of it. A "
+        "new repository is private, unless --public. The token is the one from `hf auth login`, "
         "or HF_TOKEN.",
     ),
     "verify": Verb(
@@ -111,14 +112,14 @@ VERBS: dict[str, Verb] = {
     "presets": Verb(
         "app.presets_verb",
         "Find latents, strengths and prompts at which steering is seen in the text, with each "
-        "of three seeds, and write them to FOLDER/presets.json: the app offers them. It needs "
-        "the examples that `hfsae collect` writes, and takes minutes.",
+        "of three seeds, and write them to presets.json beside the SAE: the app offers them. It "
+        "needs the examples that `hfsae collect` writes, and takes minutes.",
     ),
     "space": Verb(
         "app.space_verb",
         "Write a folder for a Space on the Hub: the app for one SAE, which is a repository "
-        "there, or a folder here, whose files are copied. Nothing is pushed: the commands for "
-        "that are printed.",
+        "there, or lies in a folder here: then its files are copied, in hfsae's format. Nothing "
+        "is pushed: the commands for that are printed.",
     ),
 }
 EXAMPLES = (

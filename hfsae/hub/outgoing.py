@@ -20,6 +20,7 @@ from ..machine.names import (
     FIGURES,
     LABELS,
     META,
+    PRESETS,
     PROBE,
     PROBING,
     SHARDS,
@@ -51,18 +52,19 @@ PUSHED = (
     LABELS,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
+    PRESETS,
 )
 _MAX_HEADER = 10**8  # bytes, of safetensors
 _AUTO_MAP = {"AutoConfig": f"{CODE.stem}.HfsaeConfig", "AutoModel": f"{CODE.stem}.HfsaeModel"}
 
 
-def files_to_publish(home: Path, more: tuple[str, ...] = ()) -> Iterator[Path]:
+def files_to_publish(home: Path) -> Iterator[Path]:
     """The files of an SAE's folder that others may see.
 
     Raises:
         ValueError: one of them is a link, or lies in a linked folder: its target may be private.
     """
-    for pattern in (*PUSHED, *more):
+    for pattern in PUSHED:
         for path in sorted(home.glob(pattern)):
             on_the_way = [path, *list(path.parents)[: len(path.relative_to(home).parts) - 1]]
             link = next((p for p in on_the_way if p.is_symlink()), None)

@@ -10,7 +10,7 @@ import yaml
 
 from ..features.labels import read_names
 from ..machine.files import read_json
-from ..machine.names import CARD, CONFIG, PRESETS
+from ..machine.names import CARD, CONFIG
 from ..machine.refused import Refused
 from ..machine.seal import refuse_changed
 from ..machine.weights import refuse_mixture
@@ -121,7 +121,7 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
     refuse_mixture(sae)
     refuse_changed(sae)
     read_names(sae)  # refuses names of other weights
-    sources = list(files_to_publish(sae, (PRESETS,)))
+    sources = list(files_to_publish(sae))
     files = {path.relative_to(sae).as_posix(): published(path) for path in sources}
     refuse_keys(files, [sae])
     shutil.rmtree(target, ignore_errors=True)

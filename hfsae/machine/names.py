@@ -9,6 +9,8 @@
                 explanations.{parquet, json, md},
                 calls.jsonl}  figures/*.png
                 README.md  presets.json
+                measured.json                                      of an SAE from elsewhere: what
+                                                                   its measures took
 
 Those of an SAE are paths below its folder.
 """
@@ -24,6 +26,7 @@ PROBING, PROBING_REPORT = "probing.json", "probing.md"
 PROBE = "probe.safetensors"
 CARD = "README.md"
 PRESETS = "presets.json"
+MEASURED = "measured.json"
 FEATURES, FIGURES = "features", "figures"
 META = f"{FEATURES}/meta.json"
 LATENTS, EXAMPLES = f"{FEATURES}/latents.parquet", f"{FEATURES}/examples.parquet"

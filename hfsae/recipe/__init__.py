@@ -3,11 +3,12 @@
 call        training in one call
 carried     recipes that come with hfsae, by name
 controls    names beside those of an SAE of re-drawn weights
-explaining  explanations of a run's latents
+explaining  explanations of an SAE's latents
 fields      the sections, and where two recipes differ
 foreign     texts of an evaluation that are unlike the training text
 folder      what a run's folder holds, and what of it is out of date
 naming      names for latents at the end of a run
+placed      an SAE, its folder, and the language model and text of its measures
 probing     what latents tell of texts, for the SAEs in folders
 stages      train, evaluate, collect, name, draw, write the card
 text        the rows of tokens that a stage reads
@@ -20,7 +21,8 @@ from .carried import read_recipe as read_recipe
 from .controls import CONTROLS as CONTROLS
 from .explaining import EXPLAINERS as EXPLAINERS
 from .explaining import ExplainRequest as ExplainRequest
-from .explaining import explain_folder as explain_folder
+from .explaining import check_explain as check_explain
+from .explaining import explain_sae as explain_sae
 from .fields import REPORT_SECTIONS as REPORT_SECTIONS
 from .fields import RESULT_SECTIONS as RESULT_SECTIONS
 from .fields import CheckCost as CheckCost
@@ -49,7 +51,15 @@ from .folder import save_recipe as save_recipe
 from .folder import stale_stages as stale_stages
 from .folder import trained_folder as trained_folder
 from .foreign import check_foreign as check_foreign
-from .probing import probe_folders as probe_folders
+from .placed import PlacedSAE as PlacedSAE
+from .placed import Sections as Sections
+from .placed import changed as changed
+from .placed import check_held_out as check_held_out
+from .placed import limits_of as limits_of
+from .placed import of_run as of_run
+from .placed import remember as remember
+from .placed import remembered as remembered
+from .probing import probe_saes as probe_saes
 from .stages import check_foreign_rows as check_foreign_rows
 from .stages import evaluate_saes as evaluate_saes
 from .stages import evaluation_text as evaluation_text

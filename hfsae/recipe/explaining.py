@@ -1,4 +1,4 @@
-"""Explanations of the latents of a run's SAE, by the run's own recipe and held-out text."""
+"""Explanations of the latents of an SAE, on held-out text."""
 
 import logging
 import sys
@@ -27,25 +27,23 @@ from ..explain.judges import Counted, Judge, JudgeArguments, judge_of
 from ..explain.study import write_record
 from ..explain.windows import order_of
 from ..features.labels import read_labels
-from ..machine.files import read_json
+from ..machine.files import read_json, read_table, reading
 from ..machine.names import (
     CALLS,
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
     META,
-    RECIPE,
     TRAINING,
 )
 from ..machine.refused import Refused
 from ..machine.seal import changes, refuse_changed
 from ..machine.weights import refuse_mixture, stamp
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .carried import read_recipe
 from .controls import UNTRAINED, add_untrained
-from .fields import Recipe
-from .folder import alone, home_of, load_trained, norm_limits
+from .folder import alone
 from .naming import save_named, settings_of
+from .placed import PlacedSAE, check_held_out, limits_of
 from .stages import load, read_rows, token_bar
 
 logger = logging.getLogger(__name__)
@@ -54,7 +52,7 @@ EXPLAINERS = ("template", "lm", "human", "file")
 
 @dataclass
 class ExplainRequest:
-    """What `explain_folder` does, beside which latents."""
+    """What `explain_sae` does, beside which latents."""
 
     explainer: str = "template"
     """"template"; "lm": the judge; "human": people's labels; "file": those of `file`"""
@@ -80,49 +78,47 @@ class ExplainRequest:
             )
 
 
-def explain_folder(
-    folder: Path, args: ExplainArguments, request: ExplainRequest | None = None
-) -> str:
-    """Explain latents of the SAE in a run's folder; the report, or the plan of a dry run.
+def check_explain(placed: PlacedSAE, args: ExplainArguments) -> None:
+    """
+    Raises:
+        ValueError: the SAE's text holds out no documents or cannot be read, or a latent is out of
+            range.
+    """
+    check_held_out(placed, "explanations are tested on documents")
+    order_of(args, placed.sae.config.d_sae)
+
+
+def explain_sae(
+    placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest | None = None
+) -> Explanations:
+    """Explain latents of an SAE in its folder; of a dry run the plan alone, as report.
 
     Results are files below its features/. What is finished by the same plan is not done again, and
     a question that was answered once is not asked again.
 
     Raises:
-        ValueError: the folder is of no run, has no held-out text, an argument does not fit, or the
-            judge cannot answer.
+        ValueError: there is no held-out text, an argument does not fit, or the judge cannot answer.
     """
-    home = home_of(folder)
-    if home is None:
-        raise Refused(
-            f"{folder} is not of a run: without a recipe.yaml its language model and held-out text "
-            "are unknown; `hfsae train` writes one"
-        )
-    recipe = read_recipe(home / RECIPE)
-    if recipe.text.held_out_fraction == 0:
-        raise Refused(
-            f"{home / RECIPE} holds out no documents (text.held_out_fraction is 0), and "
-            "explanations are tested on documents that training has not read; train with 0.05"
-        )
-    with alone(home, [folder]):
-        refuse_mixture(folder, [TRAINING, META])
-        refuse_changed(folder, [META])  # from whose examples names are made, at the end
-        return _explain(recipe, folder, args, request or ExplainRequest())
+    check_explain(placed, args)
+    with alone(placed.root, [placed.folder]):
+        refuse_mixture(placed.folder, [TRAINING, META])
+        refuse_changed(placed.folder, [META])  # from whose examples names are made, at the end
+        return _explain(placed, args, request or ExplainRequest())
 
 
-def _explain(recipe: Recipe, folder: Path, args: ExplainArguments, request: ExplainRequest) -> str:
-    sae = load_trained(folder)
-    order_of(args, sae.config.d_sae)  # a latent out of range fails before a model is loaded
+def _explain(placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest) -> Explanations:
+    recipe, sae, folder = placed.recipe, placed.sae, placed.folder
     texts = _texts(request, folder, sae.config.d_sae)
     settings = {**settings_of(recipe), **_given(texts), **_who(request.judge), **stamp(folder)}
-    if not request.dry_run and (report := _finished(folder, settings, args, request)):
+    if not request.dry_run and (finished := _finished(folder, settings, args, request)):
         logger.info("%s is complete: nothing to do", folder / EXPLANATIONS)
-        return report
+        return finished
     judge = _judge(request, folder)
     request.scores.scorers(judge)  # so does a judge that cannot answer
     sum_products_in_float32()
     loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
     sae.to(loaded.lm.device)  # pyright: ignore
+    limits = limits_of(placed, loaded)
     with (
         token_bar("explain", args.n_tokens) as progress,
         _answer_bar(request.dry_run) as told,
@@ -137,22 +133,23 @@ def _explain(recipe: Recipe, folder: Path, args: ExplainArguments, request: Expl
             explained=texts,
             settings=settings,
             tokenizer=loaded.tokenizer,
-            norm_limits=norm_limits(sae, folder),
+            norm_limits=limits,
             progress=progress,
             note_plan=lambda plan: None if request.dry_run else write_record(folder, plan),
             inquiry=Inquiry(request.scores, judge, told),
         )
     if request.dry_run:
-        return _plan(judge)
+        return Explanations([], {}, _plan(judge))
     if UNTRAINED in request.controls:
-        add_untrained(result, recipe, loaded, sae, args, norm_limits(sae, folder))
-    return _saved(folder, result, judge, request.judge)
+        add_untrained(result, recipe, loaded, sae, args, limits)
+    _save(folder, result, judge, request.judge)
+    return result
 
 
-def _saved(
+def _save(
     folder: Path, result: Explanations, judge: Judge | None, args: JudgeArguments | None
-) -> str:
-    """Write the results, with what was asked for them; the report."""
+) -> None:
+    """Write the results, with what was asked for them."""
     if judge is not None and args is not None:
         usage = {**vars(judge.usage), "price": judge.usage.price(args)}
         usage |= {"key_env": args.key_variable} if args.is_remote else {}
@@ -164,7 +161,6 @@ def _saved(
             f"{_money(usage['price'])}.\n"
         )
     save_named(result, folder)
-    return result.report
 
 
 def _money(price: float | None) -> str:
@@ -260,8 +256,8 @@ def _given(texts: dict[int, str] | None) -> dict[str, Any]:
 
 def _finished(
     folder: Path, settings: dict[str, Any], args: ExplainArguments, request: ExplainRequest
-) -> str | None:
-    """The report, if the same was done with the same weights."""
+) -> Explanations | None:
+    """What is stored, if the same was done with the same weights."""
     paths = [folder / name for name in (EXPLANATIONS_RECORD, EXPLANATIONS, EXPLANATIONS_REPORT)]
     if not all(path.is_file() for path in paths):
         return None
@@ -273,4 +269,14 @@ def _finished(
     same |= {"asked": request.scores.as_plain(), "judge": settings.get("judge")}
     is_same = all(record.get(key) == value for key, value in same.items())
     is_same &= {*request.controls} <= {*record}
-    return paths[2].read_text(encoding="utf-8") if is_same and "scores" in record else None
+    if not is_same or "scores" not in record:
+        return None
+    return Explanations(_rows(paths[1]), record, paths[2].read_text(encoding="utf-8"))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with reading(path):
+        columns = pq.read_schema(path).names
+    return read_table(path, columns).to_pylist()

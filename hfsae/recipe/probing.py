@@ -1,4 +1,4 @@
-"""Probing of the SAEs in folders, on the language model that they name."""
+"""Probing of SAEs in their folders, on one language model."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +28,8 @@ from ..models import SAE
 from ..packaged import PROBES
 from ..training.trainer import sum_products_in_float32
 from .fields import LMArguments
-from .folder import alone, load_trained, names_apart, norm_limits
+from .folder import alone, names_apart, norm_limits
+from .placed import PlacedSAE
 from .stages import load, with_probing
 
 PACKAGED = "packaged"
@@ -37,14 +38,14 @@ _FIELDS |= {"model_attention": "attn_implementation"}
 """Of a config, and their names in a recipe."""
 
 
-def probe_folders(
-    folders: Sequence[Path],
+def probe_saes(
+    placed: Sequence[PlacedSAE],
     args: ProbeArguments,
     tasks: str = PACKAGED,
     **columns: str | None,
 ) -> Probing:
-    """Probe the SAEs in folders side by side; write probing.json and probing.md into each, its
-    means into evaluation.json, where there is one, and a section into its card.
+    """Probe SAEs side by side; write probing.json and probing.md into the folder of each, its means
+    into evaluation.json, where there is one, and a section into its card.
 
     Args:
         tasks: "packaged", a jsonl file, or a Hub data set.
@@ -53,10 +54,11 @@ def probe_folders(
     Raises:
         ValueError: SAEs of different language models, unusable tasks, or a package that is missing.
     """
-    folders = [*dict.fromkeys(folder.resolve() for folder in folders)]
+    by_folder = {one.folder.resolve(): one for one in placed}  # one that is named twice, once
+    folders, placed = [*by_folder], [*by_folder.values()]
     names = names_apart(folders)
-    saes = {name: load_trained(folder) for name, folder in zip(names, folders, strict=True)}
-    lm_of = _common_lm(saes)
+    saes = {name: one.sae for name, one in zip(names, placed, strict=True)}
+    lm_of = _common_lm(dict(zip(names, placed, strict=True)))
     for folder in folders:
         refuse_mixture(folder, [TRAINING])
         refuse_changed(folder, [EVALUATION])  # into which the means go, and which is sealed again
@@ -89,19 +91,32 @@ def probe_folders(
     return result
 
 
-def _common_lm(saes: dict[str, SAE]) -> dict[str, Any]:
-    """What the SAEs say of their language model."""
-    of = {name: {k: getattr(sae.config, k, None) for k in _FIELDS} for name, sae in saes.items()}
-    (first, lm), *others = of.items()
-    if lm["model_name"] is None:
-        raise Refused(f"{first} does not name its language model; `hfsae train` notes it")
+def _common_lm(placed: Mapping[str, PlacedSAE]) -> dict[str, Any]:
+    """The language model of all the SAEs, by the names in a config; what one of them leaves open,
+    another may tell."""
+    (first, common), *others = ((name, _lm_of(one)) for name, one in placed.items())
     for name, theirs in others:
-        if theirs != lm:
-            raise Refused(
-                f"{name} is of {theirs['model_name']} and {first} of {lm['model_name']}, or in "
-                "another precision; probe SAEs of one model together"
-            )
-    return lm
+        for key, value in theirs.items():
+            if None not in (value, common[key]) and value != common[key]:
+                raise Refused(
+                    f"{name} is of {theirs['model_name']} and {first} of {common['model_name']}, "
+                    "or in another precision; probe SAEs of one model together"
+                )
+        common |= {key: value for key, value in theirs.items() if value is not None}
+    left_open = vars(placed[first].recipe.lm)
+    return {key: common[key] or left_open[field] for key, field in _FIELDS.items()}
+
+
+def _lm_of(placed: PlacedSAE) -> dict[str, Any]:
+    """The language model of an SAE's recipe; None for what is only the recipe's default."""
+    lm = {key: getattr(placed.recipe.lm, field) for key, field in _FIELDS.items()}
+    known = {key: getattr(placed.sae.config, key, None) for key in _FIELDS}
+    if known["model_name"] != lm["model_name"]:
+        return lm
+    is_default = placed.home is None and known["model_dtype"] is None
+    is_open = {key for key, value in lm.items() if value in (None, "auto")}
+    is_open |= {"model_dtype"} if is_default else set()
+    return {key: known[key] if key in is_open else lm[key] for key in _FIELDS}
 
 
 def _tasks(

@@ -21,7 +21,6 @@ from ..machine.names import (
     EVALUATION,
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
-    RECIPE,
     STUDY_FOLDERS,
     STUDY_PLAN,
     TRAINING,
@@ -29,9 +28,7 @@ from ..machine.names import (
 from ..machine.refused import Refused
 from ..machine.seal import refuse_changed
 from ..machine.weights import refuse_mixture, stamp
-from ..models import SAE
-from ..recipe import Recipe, home_of, load, load_trained, names_apart, norm_limits, read_rows
-from ..recipe.carried import read_recipe
+from ..recipe import PlacedSAE, check_held_out, limits_of, load, names_apart, read_rows
 from ..recipe.text import token_bar
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .plan import N_ODD, Item, Plan, Shown, StudyArguments, arranged
@@ -41,76 +38,71 @@ _LONGEST = 40  # characters of a token that is shown
 _APART = 0.1  # difference of L0 that is worth a warning
 
 
-def make(folders: Sequence[Path], study: Path, args: StudyArguments) -> Plan:
+def make(placed: Sequence[PlacedSAE], study: Path, args: StudyArguments) -> Plan:
     """Write the plan of a study of SAEs into a folder.
 
     Args:
-        folders: of SAEs that `hfsae train` wrote, all on one language model.
+        placed: SAEs in their folders, all on one language model.
 
     Raises:
-        ValueError: the folder has a plan already; an SAE is of no run or of another language model,
-            or has too few latents that fit.
+        ValueError: as `check_study`; an SAE has too few latents that fit.
     """
-    if (study / STUDY_PLAN).exists():
-        raise Refused(f"{study} holds a study already; give another folder")
-    recipes = [_recipe(folder) for folder in folders]
-    _refuse_other_lms(folders, recipes)
-    saes = [load_trained(folder) for folder in folders]
+    check_study(placed, study)
+    folders = [one.folder for one in placed]
+    for folder in folders:
+        refuse_mixture(folder, [TRAINING])
+        refuse_changed(folder, [EVALUATION])  # whose L0 goes into the plan
+    recipe = placed[0].recipe
     sum_products_in_float32()
-    loaded = load(recipes[0].lm, str(make_accelerator(recipes[0].training).device))
+    loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
     items = []
-    for number, (folder, recipe, sae) in enumerate(zip(folders, recipes, saes, strict=True)):
-        sae.to(loaded.lm.device)  # pyright: ignore
-        rows = read_rows(recipe, loaded, "test", args.n_tokens)
-        settings = _settings(args, sae, folder, len(folders))
-        with token_bar(folder.name, args.n_tokens) as progress:
-            reading = read(loaded.lm, sae, rows, progress=progress, **settings)
-        items.append(items_of(reading, args, loaded.tokenizer, number, len(folders), folder))
-    plan = Plan(vars(args), recipes[0].lm.name, _described(folders), arranged(items, args))
+    for number, one in enumerate(placed):
+        one.sae.to(loaded.lm.device)  # pyright: ignore
+        rows = read_rows(one.recipe, loaded, "test", args.n_tokens)
+        settings = _settings(args, one, limits_of(one, loaded), len(placed))
+        with token_bar(one.folder.name, args.n_tokens) as progress:
+            reading = read(loaded.lm, one.sae, rows, progress=progress, **settings)
+        items.append(items_of(reading, args, loaded.tokenizer, number, len(placed), one.folder))
+    plan = Plan(vars(args), recipe.lm.name, _described(folders), arranged(items, args))
     plan.save(study)
     paths = {sae["name"]: str(f.resolve()) for sae, f in zip(plan.saes, folders, strict=True)}
     write_whole(study / STUDY_FOLDERS, json.dumps(paths, indent=1) + "\n")
     return plan
 
 
-def _recipe(folder: Path) -> Recipe:
-    home = home_of(folder)
-    if home is None:
-        raise Refused(
-            f"{folder} is not of a run: without a recipe.yaml its language model and held-out text "
-            "are unknown; `hfsae train` writes one"
-        )
-    refuse_mixture(folder, [TRAINING])
-    refuse_changed(folder, [EVALUATION])  # whose L0 goes into the plan
-    recipe = read_recipe(home / RECIPE)
-    if recipe.text.held_out_fraction == 0:
-        raise Refused(
-            f"{home / RECIPE} holds out no documents (text.held_out_fraction is 0), and people "
-            "rate text that training has not read; train with 0.05"
-        )
-    return recipe
-
-
-def _refuse_other_lms(folders: Sequence[Path], recipes: Sequence[Recipe]) -> None:
-    for folder, recipe in zip(folders, recipes, strict=True):
-        if recipe.lm.name != recipes[0].lm.name:
+def check_study(placed: Sequence[PlacedSAE], study: Path) -> None:
+    """
+    Raises:
+        ValueError: the folder has a plan already; SAEs are of different language models; one is
+            named twice, or has no held-out text.
+    """
+    if (study / STUDY_PLAN).exists():
+        raise Refused(f"{study} holds a study already; give another folder")
+    first = placed[0]
+    for one in placed:
+        if one.recipe.lm.name != first.recipe.lm.name:
             raise Refused(
-                f"{folder} is of {recipe.lm.name} and {folders[0]} of {recipes[0].lm.name}; a "
-                "study compares SAEs of one language model"
+                f"{one.folder} is of {one.recipe.lm.name} and {first.folder} of "
+                f"{first.recipe.lm.name}; a study compares SAEs of one language model"
             )
-    if len({folder.resolve() for folder in folders}) < len(folders):
+    if len({one.folder.resolve() for one in placed}) < len(placed):
         raise Refused("a folder is named twice; name each SAE once")
+    for one in placed:
+        check_held_out(one, "people rate text")
 
 
-def _settings(args: StudyArguments, sae: SAE, folder: Path, n_saes: int) -> dict[str, Any]:
+def _settings(
+    args: StudyArguments, placed: PlacedSAE, norm_limits: dict[str, float], n_saes: int
+) -> dict[str, Any]:
     n_directions = min(MAX_DIRECTIONS, args.n_of("controls") * n_saes)
-    order = order_of(_drawing(args), sae.config.d_sae, _explained(args, folder))
+    explained = _explained(args, placed.folder)
+    order = order_of(_drawing(args), placed.sae.config.d_sae, explained)
     return {
         "order": order,
         "n_directions": n_directions,
         "keep_all": False,
         "seed": args.seed,
-        "norm_limits": norm_limits(sae, folder),
+        "norm_limits": norm_limits,
     }
 
 

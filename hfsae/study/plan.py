@@ -9,7 +9,6 @@ Items are in blocks with as many of each SAE and kind; a rater has blocks, and t
 in an order of their own.
 """
 
-import hashlib
 import json
 import random
 import secrets

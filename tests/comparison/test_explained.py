@@ -14,7 +14,7 @@ from hfsae.cli.recipes import with_explanations
 from hfsae.comparison import Comparison, InterpretArguments, compare
 from hfsae.comparison.explained import Explained, read_explained
 from hfsae.explain import ExplainArguments
-from hfsae.recipe import explain_folder
+from hfsae.recipe import explain_sae, of_run
 
 from ..conftest import every_lm_is
 from ..explain.conftest import texts
@@ -102,7 +102,7 @@ def test_scores_of_the_folder_are_those_of_hfsae_explain(explained, tmp_path, lo
     before = (home / "features/explanations.parquet").read_bytes()
     for path in (home / "features").iterdir():
         path.unlink()
-    explain_folder(home, ExplainArguments(n_latents=20, n_tokens=2500, max_density=1.0))
+    explain_sae(of_run(home), ExplainArguments(n_latents=20, n_tokens=2500, max_density=1.0))
     assert (home / "features/explanations.parquet").read_bytes() == before
     scores = read_explained(home, Explained()).lexical
     assert len(scores["latents/pearson"]) == len(scores["untrained/pearson"]) == 20

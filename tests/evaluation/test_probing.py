@@ -22,10 +22,11 @@ from hfsae.evaluation.probing.splits import split
 from hfsae.evaluation.probing.study import chosen_names, draw
 from hfsae.evaluation.untrained import Untrained
 from hfsae.machine.refused import Refused
+from hfsae.measurement import find_saes, probe_placed
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.packaged import package_folder
 from hfsae.recipe import run
-from hfsae.recipe.probing import _packed, _tasks, probe_folders
+from hfsae.recipe.probing import _packed, _tasks
 
 from ..helpers import refused
 from ..planted_tokens import plant
@@ -400,7 +401,7 @@ def test_saes_of_two_models_are_not_probed_together(tmp_path, jsonl):
         JumpReLUSAE(config).save_pretrained(tmp_path / name)
         folders.append(tmp_path / name)
     with pytest.raises(Refused, match="two is of two and one of one"):
-        probe_folders(folders, ProbeArguments(), str(jsonl))
+        probe_placed(find_saes([{"source": str(f)} for f in folders]), ProbeArguments(), str(jsonl))
 
 
 SAE_PROBES = json.loads((Path(__file__).parent / "sae_probes.json").read_text())

@@ -186,8 +186,10 @@ def test_a_folder_without_held_out_documents_is_refused(folder, loads, capsys):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     sentence = refused(verb(folder), capsys)
     assert "holds out no documents (text.held_out_fraction is 0)" in sentence
+    assert "give --text.dataset with other text" in sentence
     (folder / "recipe.yaml").unlink()
-    assert "is not of a run: without a recipe.yaml" in refused(verb(folder), capsys)
+    sentence = refused(verb(folder, "--text.dataset", "nowhere.txt"), capsys)
+    assert "no .txt, .jsonl or .parquet file is at 'nowhere.txt'" in sentence
     assert not loads, "before the language model is loaded"
 
 

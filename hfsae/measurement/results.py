@@ -1,0 +1,147 @@
+"""Evaluate and collect again: for a run by its recipe, for an SAE from elsewhere in its folder."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from ..activations import text_origin
+from ..machine.files import read_json, reading
+from ..machine.names import CONFIG, EVALUATION, MADE_BY, META, PROBE, TRAINING
+from ..machine.refused import Refused
+from ..machine.seal import SEALED, refuse_changed
+from ..machine.visible import public_record
+from ..machine.weights import refuse_mixture
+from ..recipe import (
+    MADE_WITH,
+    PlacedSAE,
+    Recipe,
+    as_plain,
+    check_foreign,
+    differences,
+    finish,
+    limits_of,
+    load,
+    load_plain,
+    load_trained,
+    norm_limits,
+    note_remaking,
+    remaking,
+    remember,
+    report,
+    save_recipe,
+    write_result,
+)
+from ..training.trainer import make_accelerator, sum_products_in_float32
+
+
+def refuse_no_tokens(recipe: Recipe, result: str) -> None:
+    """
+    Raises:
+        ValueError: the recipe gives this result 0 tokens.
+    """
+    if {EVALUATION: recipe.evaluation.n_tokens, META: recipe.collect_tokens}[result] == 0:
+        field = "evaluation.n_tokens" if result == EVALUATION else "collect_tokens"
+        raise Refused(
+            f"{field} is 0, so `hfsae {MADE_BY[result]}` would do nothing; give 1 or more"
+        )
+
+
+def refuse_texts(recipe: Recipe, origin: Path | None) -> None:
+    """Check the evaluation's foreign texts for an SAE without a recipe.
+
+    Args:
+        origin: folder of an SAE in hfsae's own format; its training's record names the text.
+
+    Raises:
+        ValueError: a text cannot be read, or is a part of the training text.
+    """
+    path = None if origin is None else origin / TRAINING
+    trained_on = None
+    if path is not None and path.is_file():
+        with reading(path):
+            trained_on = read_json(path).get("text", {}).get("dataset")
+    check_foreign(recipe.evaluation, recipe.text, trained_on)
+
+
+def again(
+    recipe: Recipe, folder: Path, home: Path, result: str, tell: Callable[[str], None] = print
+) -> None:
+    """Make one result of a finished run again, with its figures and card. Lock the run's folder
+    first (`hfsae.recipe.alone`).
+
+    If the recipe's sections for this result changed, or a remake was interrupted, the result is
+    made again for all SAEs of the run: one recipe.yaml describes them all.
+
+    Args:
+        recipe: the run's recipe, with changed fields in the sections that affect this result.
+        folder: the SAE's folder.
+        home: the run's folder, with its recipe.yaml.
+        result: "evaluation.json" or "features/meta.json".
+
+    Raises:
+        ValueError: another section differs from the run's recipe; or 0 tokens.
+    """
+    sections, verb = MADE_WITH[result], MADE_BY[result]
+    old, new = as_plain(Recipe()) | load_plain(home), as_plain(recipe)
+    for key, _, _ in differences(old, new, set(new) - set(sections)):
+        raise Refused(
+            f"`hfsae {verb}` cannot change {key}, only {' and '.join(sections)}: the rest "
+            "describes how this SAE was trained"
+        )
+    refuse_no_tokens(recipe, result)
+    if result == EVALUATION:
+        check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
+    others: list[Path] = []
+    unfinished = remaking(home)
+    if result in unfinished or next(differences(old, new, sections), None):
+        siblings = (home / name for name in recipe.sae_fields())
+        others = [f for f in siblings if (f / CONFIG).is_file() and not f.samefile(folder)]
+    sum_products_in_float32()
+    device = str(make_accelerator(recipe.training).device)
+    sae = load_trained(folder)  # first: a damaged file fails before the language model loads
+    norm_limits(sae, folder)
+    _refuse_changed_others(folder, result)
+    loaded = load(recipe.lm, device)
+    if others:
+        tell(f"{verb}: all {1 + len(others)} SAEs of {home}, since they share one recipe.yaml")
+    note_remaking(home, {*unfinished, result})
+    report(recipe, loaded, sae, folder, again=[result])
+    for other in others:
+        report(recipe, loaded, load_trained(other), other, again=[result])
+    save_recipe(home, new)
+    note_remaking(home, {*unfinished} - {result})
+
+
+def measure(placed: PlacedSAE, result: str) -> None:
+    """Make one result of an SAE from elsewhere in its folder, and its figures and card again.
+
+    Only the test side of the text is read; evaluation may be set to another. The result has under
+    `measured_with` the model, the text and the norm limits.
+
+    Args:
+        placed: with its weights in the folder, see `settled`.
+        result: "evaluation.json" or "features/meta.json".
+    """
+    recipe, sae, folder = placed.recipe, placed.sae, placed.folder
+    refuse_mixture(folder, [TRAINING, PROBE])  # no measurement remakes these
+    _refuse_changed_others(folder, result)
+    sum_products_in_float32()
+    loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
+    sae.to(loaded.lm.device)  # pyright: ignore
+    limits = limits_of(placed, loaded)
+    revision = getattr(loaded.lm.config, "_commit_hash", None) or recipe.lm.revision
+    note = {
+        "source": placed.source,
+        "lm": {**asdict(recipe.lm), "origin": loaded.origin, "revision": revision},
+        "text": {**asdict(recipe.text), "origin": text_origin(recipe.text)},
+        "norm_limits": limits,
+    }
+    more = public_record({"measured_with": note})
+    write_result(result, recipe, loaded, sae, folder, limits, side="test", more=more)
+    remember(placed)
+    finish(folder)
+
+
+def _refuse_changed_others(folder: Path, result: str) -> None:
+    """Refuse what would keep the card from being written, before anything is measured."""
+    refuse_changed(folder, [name for name in SEALED if name != result])

@@ -1,0 +1,341 @@
+"""From a source (a folder or a repository, in any format) to an SAE in a folder of its own."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..cards import refuse_card_of_others
+from ..convert import save_as
+from ..hub import beside
+from ..hub import load as load_sae
+from ..machine.files import passes, read_json
+from ..machine.names import (
+    CONFIG,
+    EVIDENCE,
+    EXAMPLES,
+    EXPLANATIONS,
+    EXPLANATIONS_RECORD,
+    EXPLANATIONS_REPORT,
+    LABELS,
+    LATENTS,
+    LOG,
+    PRESETS,
+    RECIPE,
+)
+from ..machine.refused import Refused, closest
+from ..machine.weights import STAMPED, weights_hash
+from ..models import SAE
+from ..packaged import SHIPPED_SAE
+from ..recipe import (
+    PlacedSAE,
+    Sections,
+    alone,
+    changed,
+    finish,
+    home_of,
+    is_of_a_run,
+    of_run,
+    read_recipe,
+    trained_folder,
+)
+from .settings import known_fields, recipe_of
+
+_ABOUT = (CONFIG, LOG, *STAMPED, LATENTS, EXAMPLES, LABELS, PRESETS)
+_ABOUT += (EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, EVIDENCE)
+_PARTS = ("subfolder", "layer", "width", "l0")
+
+
+def find_sae(
+    choice: Mapping[str, Any],
+    given: Sections | None = None,
+    *,
+    site: str | None = None,
+    output_dir: str | Path | None = None,
+) -> PlacedSAE:
+    """The SAE of a source, the folder of its results, and the language model and text of its
+    measures. Nothing is written: `settled` does that.
+
+    For an SAE of a run these are the run's. For one from elsewhere they are in the files beside
+    it, as far as these name them (`hfsae.measurement.settings`); the results go to its own folder
+    if that is a local one in hfsae's format, and to runs/NAME otherwise.
+
+    Args:
+        choice: arguments of `hfsae.load`: source, subfolder, layer, width, l0, revision.
+        given: fields of a recipe, by section; they win.
+        site: for an SAE that names none.
+        output_dir: another folder for the SAE and its results.
+
+    Raises:
+        ValueError: there is no such SAE; it names no language model or no site, and none is given.
+    """
+    given, folder = given or {}, run_folder(choice)
+    if folder is not None and output_dir is None:
+        placed = of_run(folder)
+        _put_at(placed.sae, site, str(choice["source"]))
+        placed.recipe = changed(placed.recipe, given)
+        return placed
+    sae = load_at(choice, site)
+    target, origin = place(choice, output_dir)
+    if folder is not None:
+        base, known = read_recipe(Path(home_of(folder) or folder) / RECIPE), {}
+    else:
+        folders = dict.fromkeys(path for path in (target, origin) if path is not None)
+        known = known_fields(sae.config.to_dict(), [*folders])
+        base = recipe_of(known)
+        if not {"name"} & {*known["lm"], *given.get("lm", {})}:
+            raise Refused(
+                f"{choice['source']} does not name its language model; give --lm.name (in Python "
+                "model=)"
+            )
+    recipe = changed(base, given)
+    names_all = sae.config.site is not None
+    _complete(sae, known.get("site"), recipe.lm.name, str(choice["source"]))
+    if not names_all and origin != target:
+        origin = None  # its config is written anew, with the site
+    return PlacedSAE(target, sae, recipe, None, origin, _in_words(choice))
+
+
+def find_saes(
+    choices: Sequence[Mapping[str, Any]],
+    given: Sections | None = None,
+    *,
+    site: str | None = None,
+    output_dir: str | Path | None = None,
+) -> list[PlacedSAE]:
+    """Several SAEs as `find_sae` finds each.
+
+    Args:
+        output_dir: for one SAE its folder; for several, where each gets a folder of its own.
+    """
+    single = len(choices) == 1
+    found = []
+    for choice in choices:
+        own = output_dir if single or output_dir is None else _below(output_dir, choice)
+        found.append(find_sae(choice, given, site=site, output_dir=own))
+    return found
+
+
+def _below(folder: str | Path, choice: Mapping[str, Any]) -> Path:
+    return Path(folder) / default_folder(choice).name
+
+
+def chosen(source: str | Path, **options: Any) -> dict[str, Any]:
+    """Arguments of `hfsae.load`. A repository's id may go on with the folder of an SAE in it:
+    name/repository/layers.12/l0_50.
+
+    Raises:
+        ValueError: that, and a subfolder as well; or an option that chooses no SAE.
+    """
+    known = (*_PARTS, "revision")
+    for name in {*options} - {*known}:
+        raise Refused(f"there is no option {name!r}{closest(name, known)}")
+    choice = {name: value for name, value in options.items() if value not in (None, "")}
+    parts = str(source).split("/")
+    if len(parts) < 3 or str(source).startswith((".", "/", "~")) or Path(source).exists():
+        return {"source": str(source), **choice}
+    if "subfolder" in choice:
+        raise Refused(f"{source} names a folder, and so does subfolder; give one of them")
+    return {"source": "/".join(parts[:2]), "subfolder": "/".join(parts[2:]), **choice}
+
+
+def _complete(sae: SAE, site: str | None, lm_name: str, source: str) -> None:
+    """Put the site and the language model into the config of an SAE that does not name them."""
+    config = sae.config
+    config.site = config.site or site
+    if config.site is None:
+        raise Refused(
+            f"{source} does not name its site; give --site (in Python site=), as 'layers.12'"
+        )
+    config.model_name = config.model_name or lm_name
+
+
+def _in_words(choice: Mapping[str, Any]) -> str:
+    source = str(choice["source"])
+    named = Path(source).resolve().name if Path(source).exists() else source
+    return " ".join([named, *(f"{k}={v}" for k, v in choice.items() if k != "source" and v)])
+
+
+@contextmanager
+def settled(placed: PlacedSAE) -> Iterator[PlacedSAE]:
+    """A block in which the SAE's folder is locked and holds its weights.
+
+    Raises:
+        ValueError: the folder holds another SAE, something else, or a card of others; or another
+            process works there.
+    """
+    with alone(placed.root, [placed.folder]):
+        if placed.home is None:
+            refuse_card_of_others(placed.folder)
+            settle(placed.sae, placed.origin, placed.folder)
+        yield placed
+
+
+@contextmanager
+def own_folder(choice: Mapping[str, Any], site: str | None = None) -> Iterator[Path]:
+    """A folder that holds the SAE of a choice in hfsae's own format, with what was measured of it,
+    to copy from: its own, or runs/NAME if an earlier measure made that, or else a temporary one.
+
+    Raises:
+        ValueError: there is no such SAE.
+    """
+    folder, origin = place(choice, None)
+    if folder == origin:
+        yield folder
+        return
+    with _staged(choice, site) as staged:
+        if _is_same(folder, staged):
+            yield folder
+        else:
+            finish(staged)
+            yield staged
+
+
+def results_folder(choice: Mapping[str, Any]) -> Path | None:
+    """The folder with what was measured of an SAE: its own, if that is in hfsae's format, or
+    runs/NAME; None if there is neither.
+
+    Raises:
+        ValueError: there is no such SAE.
+    """
+    if here := _folder_here(choice):
+        return here
+    folder, origin = place(choice, None)
+    if origin is not None or not (folder / CONFIG).is_file():
+        return origin
+    with _staged(choice) as staged:
+        return folder if _is_same(folder, staged) else None
+
+
+@contextmanager
+def _staged(choice: Mapping[str, Any], site: str | None = None) -> Iterator[Path]:
+    """A temporary folder with the SAE of a choice in hfsae's own format."""
+    folder, origin = place(choice, None)
+    with tempfile.TemporaryDirectory() as scratch:
+        staged = Path(scratch) / folder.name
+        staged.mkdir()
+        settle(load_at(choice, site), origin, staged)
+        yield staged
+
+
+def _is_same(folder: Path, staged: Path) -> bool:
+    return (folder / CONFIG).is_file() and weights_hash(folder) == weights_hash(staged)
+
+
+def run_folder(choice: Mapping[str, Any]) -> Path | None:
+    """The folder of the SAE of a choice, if it belongs to a run on this machine.
+
+    Raises:
+        ValueError: its training is not finished, or no SAE fits the choice.
+    """
+    folder = _folder_here(choice)
+    return folder if folder is not None and home_of(folder) is not None else None
+
+
+def _folder_here(choice: Mapping[str, Any]) -> Path | None:
+    """The folder on this machine of an SAE in hfsae's own format."""
+    source = choice["source"]
+    if is_of_a_run(source) and not any(choice.get(part) not in (None, "") for part in _PARTS):
+        return trained_folder(source)
+    return origin_of(choice) if Path(source).exists() else None
+
+
+def origin_of(choice: Mapping[str, Any]) -> Path | None:
+    """The folder of an SAE in hfsae's own format, with the records beside it; from a repository,
+    only these records are fetched, not the weights. None for SAEs of other formats.
+
+    Args:
+        choice: arguments of `hfsae.hub.beside`.
+    """
+    folder = beside(**choice, names=_ABOUT)
+    config = None if folder is None else folder / CONFIG
+    return folder if config and config.is_file() and "d_sae" in read_json(config) else None
+
+
+def default_folder(choice: Mapping[str, Any]) -> Path:
+    """The default folder of results: runs/NAME, named after the source and the choice."""
+    source = str(choice["source"])
+    name = Path(source).resolve().name if Path(source).exists() else source.rpartition("/")[2]
+    parts = [name, *str(choice.get("subfolder") or "").split("/")]
+    parts += [f"{k}_{choice[k]}" for k in ("layer", "width", "l0") if choice.get(k) is not None]
+    return Path("runs", "-".join(filter(None, parts)))
+
+
+def load_at(choice: Mapping[str, Any], site: str | None) -> SAE:
+    """The SAE of a choice, with its site.
+
+    Args:
+        choice: arguments of `hfsae.load`.
+        site: for an SAE without a site in its config.
+
+    Raises:
+        ValueError: the config names another site.
+    """
+    sae = load_sae(**choice)
+    _put_at(sae, site, str(choice["source"]))
+    return sae
+
+
+def _put_at(sae: SAE, site: str | None, source: str) -> None:
+    if sae.config.site is None:
+        sae.config.site = site
+    elif site not in (None, sae.config.site):
+        raise Refused(f"{source} was trained at {sae.config.site}, not at {site}; leave out --site")
+
+
+def place(choice: Mapping[str, Any], output: str | Path | None) -> tuple[Path, Path | None]:
+    """The folder for an SAE's results, and its own folder if it is in hfsae's own format."""
+    origin = origin_of(choice)
+    is_here = origin is not None and Path(choice["source"]).exists()
+    if origin is not None and output is None and is_here and _takes_results(origin):
+        return origin, origin
+    return Path(output) if output else default_folder(choice), origin
+
+
+def _takes_results(folder: Path) -> bool:
+    """Whether an SAE's own folder may be written to: not that of the installed package."""
+    return folder.resolve() != SHIPPED_SAE.resolve() and os.access(folder, os.W_OK)
+
+
+def settle(sae: SAE, origin: Path | None, folder: Path) -> None:
+    """Put the SAE into a folder in hfsae's own format. Lock the folder first.
+
+    Args:
+        origin: folder of an SAE in that format, whose files are copied.
+
+    Raises:
+        ValueError: the folder holds another SAE, or something else.
+    """
+    if origin is not None and origin.resolve() == folder.resolve():
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        staged = Path(scratch) / "sae"
+        if origin is None:
+            save_as(sae, staged, "hfsae")
+        else:
+            _copy(origin, staged)
+        held = sorted(p.name for p in folder.iterdir() if not passes(p))
+        if held and weights_hash(folder) != weights_hash(staged):
+            what = "another SAE" if CONFIG in held else f"something else ({held[0]})"
+            raise Refused(f"the folder {folder} holds {what}; give another --output_dir")
+        if CONFIG not in held:
+            _move(staged, folder)
+
+
+def _move(staged: Path, folder: Path) -> None:
+    """Copy weights first, the config last: so a folder with a config is complete."""
+    files = [path.relative_to(staged) for path in staged.rglob("*") if path.is_file()]
+    for name in sorted(files, key=lambda n: (n.name == CONFIG, n.suffix != ".safetensors")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staged / name, folder / name)
+
+
+def _copy(origin: Path, staged: Path) -> None:
+    weights = [path.name for path in origin.glob("model*.safetensors*")]
+    for name in (*weights, *_ABOUT):
+        if (origin / name).is_file():
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(origin / name, staged / name)
