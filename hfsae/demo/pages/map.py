@@ -6,6 +6,7 @@ import gradio as gr
 
 from .. import address as at
 from ..latent_map import latent_map
+from ..missing import missing
 from ..parts import html, panel
 from ..presets import searches
 from .page import App, Page, Updates, whole
@@ -43,7 +44,8 @@ class MapPage(Page):
 
     def render(self, address: at.Map) -> Updates:
         """The map, and the latents that are highlighted in it."""
-        drawn = html("latent_map", latent_map(self.subject))
+        lacking = missing(self.subject, "collect")
+        drawn = html("latent_map", {**latent_map(self.subject), "missing": lacking})
         return {self.map: drawn, self.found: self._found(address.query)}
 
     def _found(self, query: str) -> str:
