@@ -298,6 +298,21 @@ def test_why_a_token_with_a_contrast_and_a_check(visit):
     page.wait_for_url(re.compile(r"target=(?!a(&|$))"))
 
 
+def test_what_is_on_its_way_to_an_empty_panel_is_seen(visit):
+    page, held = visit("tab=about"), []
+    page.route("**/queue/join*", held.append)  # a slow machine's request
+    page.get_by_role("tab", name="Why").click()
+    turning = "n => getComputedStyle(n, '::before').animationName"
+    wait = page.locator("#why-next > .wrap")
+    expect(wait).to_be_visible()
+    assert wait.evaluate(turning) == "hf-turn" and wait.bounding_box()["height"] >= 80
+    page.unroute("**/queue/join*")
+    for request in held:
+        request.continue_()
+    page.wait_for_selector("#why-effects .hf-id")
+    expect(wait).to_be_hidden()
+
+
 def test_health_measures_a_text_and_compares(visit, sae_folder):
     page = visit("tab=health")
     page.wait_for_selector("#health-main .hf-bars i")

@@ -38,9 +38,9 @@ class MapPage(Page):
         self.outputs = (self.map, self.found)
 
     def first(self) -> at.Map:
-        """With a word highlighted that some latent fires on."""
+        """With a word highlighted that some latent fires on, or that is in a name."""
         words = [query for query, by in searches(self.subject) if by in ("word", "label")]
-        return at.Map((*words, "latent")[0])
+        return at.Map((*words, "")[0])
 
     def render(self, address: at.Map) -> Updates:
         """The map, and the latents that are highlighted in it."""
