@@ -42,7 +42,7 @@ class ComparePage(Page):
         self.notice = panel()
         self.metrics = panel(elem_id="compare-metrics")
         self.result = panel(html("empty", _NO_OTHER), elem_id="compare-result")
-        self.outputs = (self.metrics, self.result, self.choices)
+        self.outputs = (self.result, self.metrics, self.choices)
 
     def first(self) -> at.Compare:
         """A text to begin with."""
