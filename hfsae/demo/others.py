@@ -94,10 +94,11 @@ def _is_near(subject: Subject, path: Path) -> bool:
 def _is_sae(path: Path) -> bool:
     """Whether it is one, in any format; of a folder only its own files are looked at."""
     try:
-        names = [path.name] if path.is_file() else [f.name for f in path.iterdir() if f.is_file()]
+        if path.is_file():
+            return bool(find([path.name]))
+        return "" in find(file.name for file in path.iterdir() if file.is_file())
     except OSError:
         return False
-    return bool(find(names)) and (path.is_file() or "" in find(names))
 
 
 def _why_not(other: str, is_local: bool, only_here: bool) -> str:

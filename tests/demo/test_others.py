@@ -6,6 +6,7 @@ import shutil
 import gradio as gr
 import pytest
 
+import hfsae
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
 from hfsae.demo.others import PACKAGED, choices, place_of
@@ -74,6 +75,15 @@ def test_where_only_this_machine_reaches_the_app_any_saes_folder_is_read(
     with pytest.raises(ValueError, match="read from here; name a repository on the Hub"):
         place_of(space, str(elsewhere))
     assert choices(space) == []
+
+
+def test_a_folder_in_another_librarys_format_is_offered_and_compared(suite, subject):
+    hfsae.save_as(subject.sae, suite.parent / "lens", "gemma_scope_2")
+    assert "runs/lens" in choices(subject)
+    view = Actions(subject).side_by_side("runs/lens", "the cat sat")
+    assert view["second"]["fvu"] == pytest.approx(view["first"]["fvu"], abs=1e-5)
+    with pytest.raises(ValueError, match="lens has no evaluation"):
+        Actions(subject).compare_saes("runs/lens")
 
 
 def test_an_sae_of_a_suite_on_the_hub_is_named_by_its_path(subject):

@@ -443,7 +443,6 @@ class SteerPage(Page):
         exchanges = written.before(address) if written and turns else ()
         view: dict[str, Any] = {}
         own = {"of": to_query(address), "what": self._named(address)}
-        code = of_texts(self.subject, address.prompt, address.latents, address)
         for message in [*turns, address.prompt][len(exchanges) :]:
             for view in self._texts(replace(address, prompt=message), exchanges, run):
                 view |= own
@@ -453,6 +452,7 @@ class SteerPage(Page):
             exchanges = (*exchanges, Exchange(message, view["plain"], view["steered"]))
         if not run.over:
             if not turns:
+                code = of_texts(self.subject, address.prompt, address.latents, address)
                 yield {self.output: html("pair", view | {"code": code})}
             yield {self.written: Written(address, exchanges if address.chat else (), view)}
         elif run.stopped and view:
