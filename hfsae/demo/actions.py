@@ -60,6 +60,7 @@ ENDPOINTS = (
     Endpoint(why.check_ablation, queue="run", gpu=True),
     Endpoint(judge.measure, queue="run", gpu=True),
     Endpoint(latent_map.find_on_map, queue="look"),
+    Endpoint(look.promoted, gpu=True),
     Endpoint(act.write, gpu=True),
     Endpoint(act.sweep, gpu=True),
 )

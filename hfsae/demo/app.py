@@ -68,8 +68,8 @@ _READABLE = {
     "button_primary_background_fill_hover_dark": "*primary_700",
     "body_text_color_subdued": "*neutral_600",
     "body_text_color_subdued_dark": "*neutral_400",
-    "input_placeholder_color": "*neutral_500",
-    "input_placeholder_color_dark": "*neutral_400",
+    "input_placeholder_color": "*neutral_600",
+    "input_placeholder_color_dark": "*neutral_300",
 }
 _TO_LINK = "(query) => { hfsae.link(query); }"
 
@@ -239,6 +239,7 @@ def launch(
         os.environ[name] = "0" if name.startswith("GRADIO") else "1"
     choice = Choice(source or default_source(), **which)
     subject = open_subject(choice, model=model, with_lm=with_lm)
+    subject.only_here = bool(local_hosts(server_name))
     blocks = build(subject)
     where = {"server_name": server_name, "server_port": server_port, "mcp_server": mcp}
     blocks.launch(**looks(server_name), **where, prevent_thread_lock=True, quiet=True)

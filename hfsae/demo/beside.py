@@ -9,7 +9,7 @@ from ..features.inspection import Inspection
 from ..features.inspection import inspect as inspect_with
 from ..lm import contract
 from ..machine.refused import Refused
-from . import judge
+from .others import check_name, place_of
 from .reading import inspection_of
 from .rows import Json, firing_rows
 from .subject import Choice, Subject, open_subject
@@ -45,12 +45,12 @@ def other_of(subject: Subject, other: Any) -> Subject:
     Raises:
         ValueError: it is none that may be read from here, or one of another language model.
     """
-    other = judge.check_name(other)
+    other = check_name(other)
     if subject.label_home is None:
         raise Refused(
             "a second SAE's weights are not loaded here; run `hfsae demo` on your own machine"
         )
-    second = _opened(str(judge.place_of(subject, other)))
+    second = _opened(place_of(subject, other))
     wrong = [
         d
         for d in contract.differences(second.sae.config, subject.lm, subject.tokenizer)
@@ -68,8 +68,10 @@ def other_of(subject: Subject, other: Any) -> Subject:
 
 
 @lru_cache(maxsize=2)
-def _opened(source: str) -> Subject:
-    return open_subject(Choice(source), with_lm=False)
+def _opened(choice: Choice) -> Subject:
+    subject = open_subject(choice, with_lm=False)
+    subject.name = f"{subject.name}/{choice.subfolder}".rstrip("/")  # of a suite's several
+    return subject
 
 
 def _facts(subject: Subject, seen: Inspection) -> Json:

@@ -9,18 +9,17 @@ import torch
 
 from .. import cards
 from ..evaluation import EvaluationArguments, evaluate
-from ..hub import beside, is_sae, list_files
+from ..hub import beside, list_files
 from ..machine.names import EVALUATION
 from ..machine.refused import Refused
 from ..machine.seal import CHANGED, is_changed
 from ..machine.visible import public
-from . import validate
+from .others import check_name, place_of
 from .reading import tokens_of
 from .rows import Json
 from .subject import Subject, read_json
 
 _BINS = 40
-_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _LESS_IS_BETTER = {"fvu", "delta_loss", "ce_spliced", "kl", "dead_share"}
 _MORE_IS_BETTER = {"cosine", "loss_recovered_mean", "loss_recovered_zero"}
 _TEXT_METRICS = ("l0", "fvu", "ce_clean", "ce_spliced", "delta_loss", "kl")
@@ -97,37 +96,13 @@ def _winner(row: Json) -> str | None:
 def _evaluation_of(subject: Subject, other: str) -> Path | None:
     """Its evaluation.json."""
     place = place_of(subject, other)
-    if isinstance(place, Path):
-        path = place / EVALUATION
-        return path if path.resolve().parent == place else None
-    folder = beside(list_files(place), [EVALUATION])
+    root = Path(place.source)
+    if root.is_absolute():
+        folder = root if root.is_dir() else root.parent
+        path = folder / EVALUATION
+        return path if path.resolve().parent == folder else None
+    folder = beside(list_files(place.source), [EVALUATION], subfolder=place.subfolder)
     return None if folder is None else folder / EVALUATION
-
-
-def place_of(subject: Subject, other: str) -> Path | str:
-    """The folder of another SAE, or the name of a repository. Only folders of SAEs are read, and no
-    answer reveals other folders: anybody who reaches the app may ask.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    is_local = subject.label_home is not None
-    folder = Path(other).resolve()
-    homes = [Path.cwd(), *filter(None, [subject.folder])] if is_local else []
-    if any(folder.is_relative_to(home.resolve()) for home in homes) and is_sae(folder):
-        return folder
-    if not _REPOSITORY.fullmatch(other):
-        where = "the folder of an SAE below the one that the app was started in, or "
-        raise Refused(
-            f"{other!r} is no SAE that can be read from here; name "
-            f"{where if is_local else ''}a repository on the Hub as name/repository"
-        )
-    return other
-
-
-def check_name(name: Any) -> str:
-    """The folder or repository of another SAE, which must not be blank."""
-    return validate.text(name, "the other SAE", limit=300, empty="name another SAE").strip()
 
 
 def measure(subject: Subject, text: str) -> Json:

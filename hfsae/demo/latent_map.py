@@ -16,12 +16,13 @@ _NAME = 60  # characters
 
 
 def latent_map(subject: Subject) -> Json:
-    """Places (whole numbers, mostly 0 to 1000), shades (0 rare to 100 frequent; -1 never fired or
-    unknown) and names of all latents, and what the ends of the scale are."""
+    """Places (whole numbers, mostly 0 to 1000), shades (0 rare to 100 frequent; -1 never fired; 50
+    if that is unknown) and names of all latents, and what the ends of the scale are."""
     places = (500 + 480 * places_of(subject).clamp(-1.6, 1.6)).round().int().tolist()
     density = subject.density()
     rare, frequent = _scale(density)
     shades = [_shade(d, rare, frequent) for d in density.tolist()]
+    shades = shades if subject.is_counted else [50] * len(shades)
     return {
         "points": " ".join(f"{x} {y} {s}" for (x, y), s in zip(places, shades, strict=True)),
         "names": "\n".join(_one_line(name) for name in names_of(subject)),

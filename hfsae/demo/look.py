@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+from ..activations.spelling import token_text
 from ..features import (
     Example,
     Hit,
@@ -14,9 +15,12 @@ from ..features import (
     write_label,
 )
 from ..features.inspection import compare
+from ..features.logit_lens import lens_of
 from ..machine.refused import Refused
 from . import validate
 from .automatic import automatic_name
+from .missing import without_examples
+from .parts import cited
 from .reading import inspection_of, token_id, token_rows, tokens_of
 from .rows import (
     SHOWN,
@@ -31,9 +35,20 @@ from .rows import (
 from .subject import Subject
 from .together import together
 
+_LENS_TOKENS = 10
 _WEAK = 0.3
 """Score of a search by word, up to 1, below which a latent is hardly about it."""
-BY = ("word", "fires on", "promotes", "label", "similar to")
+SCORES = {
+    "word": "share of their examples, by strength",
+    "fires on": "largest activation, as a share of its usual largest",
+    "promotes": "logit for each unit of activation",
+    "label": "rank by words, BM25",
+    "similar to": "cosine of directions",
+}
+"""what the numbers of each search are"""
+RAW = "largest activation, raw units"
+"""those of "fires on" for an SAE whose usual largest activations are unknown"""
+BY = tuple(SCORES)
 
 
 def inspect(
@@ -143,6 +158,24 @@ def feature(subject: Subject, latent: int) -> Json:
     }
 
 
+def promoted(subject: Subject, latent: int) -> Json:
+    """Tokens that a latent's direction makes more and less likely, where none were collected.
+
+    Args:
+        latent: its index.
+    """
+    index, n = check_latent(subject, latent), len(subject.tokenizer)
+    tokens = lens_of(subject.lm, subject.sae, index, _LENS_TOKENS, n)
+    columns = zip(("promoted", "suppressed"), (tokens[:2], tokens[2:]), strict=True)
+    return {
+        name: [
+            {"token": token_text(subject.tokenizer, i), "logit": logit}
+            for i, logit in zip(ids[0].tolist(), logits[0].tolist(), strict=True)
+        ]
+        for name, (ids, logits) in columns
+    }
+
+
 def try_text(subject: Subject, latent: int, text: str) -> Json:
     """One latent's activations on a text of your own, token by token.
 
@@ -181,7 +214,8 @@ def search(subject: Subject, query: str, by: str = "word") -> Json:
     """
     by = validate.choice(by, "by", BY)
     query = check_query(query)
-    hits, score = _hits(subject, query, by)
+    hits = _hits(subject, query, by)
+    score = RAW if by == "fires on" and subject.largest() is None else SCORES[by]
     rows = as_rows(subject, [{"latent": h.latent, "value": h.score, "why": h.why} for h in hits])
     return {"score": score, "found": rows}
 
@@ -218,8 +252,8 @@ def weak_match(subject: Subject, typed: Any) -> str:
     if word.casefold() in subject.label(latent).casefold():
         return ""
     return (
-        f"No latent is all about “{word[:40]}”: of latent {latent}, the nearest, few examples are. "
-        "Its texts may be about something else."
+        f"No latent is all about {cited(word[:40])}: of latent {latent}, the nearest, few examples "
+        "are. Its texts may be about something else."
     )
 
 
@@ -254,26 +288,23 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
     return {"latent": index, "label": subject.label(index)}
 
 
-def _hits(subject: Subject, query: str, by: str) -> tuple[list[Hit], str]:
-    """The latents found, and the meaning of their scores."""
+def _hits(subject: Subject, query: str, by: str) -> list[Hit]:
+    """The latents found."""
     sae = subject.sae
+    if by == "word" and subject.store is None:
+        raise Refused(without_examples(subject))
     if by == "word":
-        return subject.feature_search.by_token(query, SHOWN), "share of their examples, by strength"
+        return subject.feature_search.by_token(query, SHOWN)
     if by == "label":
-        return search_labels(subject.names, query, SHOWN), "rank by words, BM25"
+        return search_labels(subject.names, query, SHOWN)
     if by == "similar to":
         index = int(query) if query.strip().isdecimal() else query
-        return similar_latents(sae, check_latent(subject, index), SHOWN), "cosine of directions"
+        return similar_latents(sae, check_latent(subject, index), SHOWN)
     if by == "promotes":
-        ids = token_id(subject, query)
-        hits = promoting(subject.lm, sae, ids, SHOWN)
-        return [hit for hit in hits if hit.score > 0], "logit for each unit of activation"
+        hits = promoting(subject.lm, sae, token_id(subject, query), SHOWN)
+        return [hit for hit in hits if hit.score > 0]
     tokens = {"input_ids": tokens_of(subject, query).batch(subject.lm.device).input_ids}
-    largest = subject.largest()
-    hits = firing_on(subject.lm, sae, tokens, SHOWN, max_activations=largest)
-    return hits, "largest activation, raw units" if largest is None else (
-        "largest activation, as a share of its usual largest"
-    )
+    return firing_on(subject.lm, sae, tokens, SHOWN, max_activations=subject.largest())
 
 
 def _names(subject: Subject, facts: Json) -> list[Json]:

@@ -59,7 +59,7 @@ window.hfsae = {
   },
   tour() {
     const hidden = document.documentElement.classList.toggle("hf-toured");
-    try { localStorage.setItem("hfsae-tour", hidden ? "hidden" : "shown"); } catch (error) { /* private mode */ }
+    try { sessionStorage.setItem("hfsae-tour", hidden ? "hidden" : "shown"); } catch (error) { /* private mode */ }
     document.querySelector(hidden ? "#header [data-local=tour]" : "#tour button").focus();
   },
   // Texts that were written with other settings than those of the link say so.
@@ -69,22 +69,38 @@ window.hfsae = {
     const of = texts?.querySelector("[data-of]")?.dataset.of;
     texts?.classList.toggle("hf-stale", now.startsWith("tab=steer") && of !== undefined && of !== now);
   },
-  // The link, to send to somebody; a page without https has no clipboard of its own.
+  // The link, to send to somebody, with a note on where it opens.
   async copy(button) {
-    const name = button.textContent, own = button.dataset.link;
-    const link = own ? location.origin + location.pathname + "?" + own : location.href;
+    const own = button.dataset.link;
+    await this.take(button, own ? location.origin + location.pathname + "?" + own : location.href, "Link copied");
+    const note = button.parentElement.querySelector(".hf-copied");
+    note.textContent = this.reach(location.hostname);
+    setTimeout(() => { note.textContent = ""; }, 10000);
+  },
+  copyCode(button) {
+    this.take(button, button.parentElement.querySelector("code").textContent, "copied");
+  },
+  // A text to the clipboard; a page without https has none of its own.
+  async take(button, text, done) {
+    const name = button.textContent;
     try {
-      await navigator.clipboard.writeText(link);
+      await navigator.clipboard.writeText(text);
     } catch (error) {
       const box = document.body.appendChild(document.createElement("textarea"));
-      box.value = link;
+      box.value = text;
       box.select();
       document.execCommand("copy");
       box.remove();
       button.focus();
     }
-    button.textContent = "Link copied";
+    button.textContent = done;
     setTimeout(() => { button.textContent = name; }, 2000);
+  },
+  // Where a link to this app opens.
+  reach(host) {
+    const isHere = /^(localhost|127\.[\d.]+|\[::1\])$/.test(host);
+    const where = isHere ? "on this machine only" : `wherever ${host} can be reached`;
+    return `It opens ${where}, while this app runs.`;
   },
   // The latent so many further, from the one in the box; from the one shown, if that holds a word.
   // Quick clicks count on: the box has not yet followed the one before.
@@ -121,8 +137,13 @@ window.hfsae = {
     try { localStorage.setItem("hfsae-theme", dark ? "dark" : "light"); } catch (error) { /* private mode */ }
   },
 };
+// The tour is for the first visit, which lasts as long as its tab; after that its button shows it.
 try {
-  if (localStorage.getItem("hfsae-tour") === "hidden") document.documentElement.classList.add("hf-toured");
+  const isFirst = !localStorage.getItem("hfsae-tour");
+  const tour = sessionStorage.getItem("hfsae-tour") ?? (isFirst ? "shown" : "hidden");
+  sessionStorage.setItem("hfsae-tour", tour);
+  localStorage.setItem("hfsae-tour", "seen");
+  document.documentElement.classList.toggle("hf-toured", tour === "hidden");
 } catch (error) { /* private mode */ }
 // On a phone all examples at once would be a dozen screens: they begin folded.
 hfsae.onDrawn.push((panel) => {

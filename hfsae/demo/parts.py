@@ -26,6 +26,7 @@ _TAGS = "h1 h2 h3 h4 h5 h6 p br hr a em strong b i del sub sup code pre blockquo
 _TAGS += " table thead tbody tr th td details summary"
 _CUT = "<p><em>The rest is too long to be shown here.</em></p>\n"
 _HERE = Path(__file__).parent
+_SINGLE = str.maketrans('\u201c\u201d\u201e"', "\u2018\u2019\u201a'")
 
 # One listener on the root: what is inside is replaced at every update.
 _JS = """
@@ -42,6 +43,7 @@ element.addEventListener('click', (event) => {
     if (event.target.closest('[data-local=theme]')) hfsae.theme();
     if (event.target.closest('[data-local=tour]')) hfsae.tour();
     if (event.target.closest('[data-local=copy]')) hfsae.copy(event.target);
+    if (event.target.closest('[data-local=copy-code]')) hfsae.copyCode(event.target);
 });
 new MutationObserver(() => hfsae.drawn(element)).observe(element, {childList: true, subtree: true});
 hfsae.drawn(element);
@@ -137,7 +139,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "percent": percent, "place": place, "times": times}
-    environment.filters |= {"visible": visible, "quoted": quoted}
+    environment.filters |= {"visible": visible, "quoted": quoted, "cited": cited}
     return environment
 
 
@@ -178,3 +180,8 @@ def visible(text: str) -> str:
 def quoted(text: str) -> str:
     """`visible`, for a token that stands alone: a space is a sign, too."""
     return visible(text).replace(" ", "␣") if not text.strip(" ") else visible(text)
+
+
+def cited(name: str) -> str:
+    """A name in quotation marks, for a sentence; marks within it become single ones."""
+    return f"“{name.translate(_SINGLE)}”"

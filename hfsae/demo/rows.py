@@ -8,6 +8,7 @@ import torch
 from ..features.inspection import Inspection, Ranked
 from ..machine.refused import Refused
 from . import validate
+from .missing import without_examples
 from .subject import Subject
 
 SHOWN = 12  # rows of a table
@@ -31,8 +32,8 @@ def hidden(subject: Subject, max_density: Any) -> list[int]:
         return []
     if not subject.is_counted:
         raise Refused(
-            "this SAE's densities are unknown, so the density filter cannot be used; "
-            "`hfsae collect` measures them"
+            "this SAE's densities are unknown, so the density filter cannot be used: "
+            f"{without_examples(subject)}"
         )
     return (subject.density() > limit).nonzero()[:, 0].tolist()
 

@@ -125,6 +125,10 @@ class Subject:
 
     in_python: str = "hfsae.load(...)"
     """code that loads it"""
+    choice: Choice = field(default_factory=lambda: Choice(""))
+    """what was asked for"""
+    only_here: bool = False
+    """whether only pages of this machine reach the app, which then reads any SAE on it"""
 
     @property
     def d_sae(self) -> int:
@@ -148,10 +152,14 @@ class Subject:
         return public_record({"lm": lm})["lm"]["name"]
 
     @property
-    def lm_in_python(self) -> str:
+    def shown_lm_name(self) -> str | None:
         """The name of its language model, in code for those who see the page."""
-        name = self.public_lm_name if _is_shown_to_others() else self.lm_name
-        return repr(name or "NAME")
+        return self.public_lm_name if _is_shown_to_others() else self.lm_name
+
+    @property
+    def lm_in_python(self) -> str:
+        """The same in Python."""
+        return repr(self.shown_lm_name or "NAME")
 
     def _need_lm(self) -> LoadedLM:
         if self.loaded is None:
@@ -308,9 +316,9 @@ def open_subject(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sae = load(**choice._asdict(), device=device).eval().requires_grad_(False)
-    subject = Subject(sae, _shown_name(choice), in_python=_in_python(choice))
+    subject = Subject(sae, _shown_name(choice), in_python=_in_python(choice), choice=choice)
     subject.lm_name = sae.config.model_name
-    subject.folder = beside(choice.source, _BESIDE, **_without_source(choice))
+    subject.folder = beside(choice.source, _BESIDE, **without_source(choice))
     if subject.folder is not None:
         refuse_mixture(subject.folder)
     subject.label_home = _label_home(choice, subject)
@@ -335,11 +343,15 @@ def _shown_name(choice: Choice) -> str:
 def _in_python(choice: Choice) -> str:
     if choice.is_shipped:
         return "hfsae.load(hfsae.packaged.SHIPPED_SAE)"
-    which = _without_source(choice)
+    which = without_source(choice)
     options = [f"{name}={value!r}" for name, value in which.items() if value]
+    return f"hfsae.load({', '.join([repr(shown_source(choice)), *options])})"
+
+
+def shown_source(choice: Choice) -> str:
+    """A folder's whole path, to those who may use it; else its name, or that of a repository."""
     here = Path(choice.source).exists() and not _is_shown_to_others()
-    source = str(Path(choice.source).resolve()) if here else _shown_name(choice)
-    return f"hfsae.load({', '.join([repr(source), *options])})"
+    return str(Path(choice.source).resolve()) if here else _shown_name(choice)
 
 
 def _is_shown_to_others() -> bool:
@@ -372,7 +384,8 @@ def _read_labels(subject: Subject, folder: Path) -> None:
         subject.notes.append(f"its automatic names are left out: {error}")
 
 
-def _without_source(choice: Choice) -> dict[str, Any]:
+def without_source(choice: Choice) -> dict[str, Any]:
+    """What it picks out of a source."""
     return {name: value for name, value in choice._asdict().items() if name != "source"}
 
 

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..lm import Site, find_module, own_passes
 from ..machine.refused import Refused
+from ..models import SAE
 
 FORMULA = (
     "logits of latent i = W_U (gain * W_dec[i]): W_U is the output embedding, gain the final "
@@ -56,6 +57,25 @@ def lens_tokens(
         most, least = logits.topk(min(k, len(W_U))), logits.topk(min(k, len(W_U)), largest=False)
         blocks.append((most.indices, most.values, least.indices, least.values))
     return LensTokens(*(torch.cat(column).cpu() for column in zip(*blocks, strict=True)))
+
+
+@torch.no_grad()
+def lens_of(lm: PreTrainedModel, sae: SAE, latent: int, k: int, n_vocab: int) -> LensTokens:
+    """`lens_tokens` of one latent, d_sae 1, without a copy of the embedding in float32.
+
+    Raises:
+        ValueError: the SAE does not write to the residual stream.
+    """
+    site = sae.config.places[1]
+    direction = residual_directions(lm, sae.W_dec[[latent]], site)
+    if direction is None:
+        raise Refused(f"site {site!r} does not write to the residual stream: no logit lens")
+    W_U = output_embedding(lm)[:n_vocab]
+    direction = through_final_norm(lm, direction.to(W_U.device))
+    pieces = W_U.split(max(1, _BLOCK_LOGITS // W_U.shape[1]))
+    logits = torch.cat([direction @ piece.float().T for piece in pieces], dim=1)
+    most, least = (logits.topk(min(k, len(W_U)), largest=largest) for largest in (True, False))
+    return LensTokens(*(column.cpu() for column in (*most[::-1], *least[::-1])))
 
 
 def residual_directions(

@@ -69,6 +69,49 @@ def test_axe_finds_nothing_serious_on_any_page(visit, axe, sae_folder, width, th
     assert not serious, json.dumps(serious, indent=1)
 
 
+# Of tokens with every share, and of what stands in empty boxes, which axe-core leaves out.
+CONTRASTS = """theme => {
+    document.body.classList.toggle("dark", theme === "dark");
+    const token = (i) => `<span class="hf-token${i > 60 ? " hf-hot" : ""}" style="--h:${i / 100}">
+        <span>a</span></span>`;
+    const special = "<span class='hf-token hf-special'><span>bos</span></span>";
+    const strip = document.createElement("p");
+    strip.className = "hf-strip";
+    strip.innerHTML = [...Array(101).keys()].map(token).join("") + special;
+    document.querySelector("#inspect-text .hf-panel").append(strip);
+    const pixel = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+    const luminance = (colours) => {  // of colours from the back to the front
+        for (const colour of ["white", ...colours]) {
+            pixel.fillStyle = colour;
+            pixel.fillRect(0, 0, 1, 1);
+        }
+        const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+        const [r, g, b] = [...pixel.getImageData(0, 0, 1, 1).data].map((v) => linear(v / 255));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const style = (node, pseudo) => getComputedStyle(node, pseudo);
+    const ground = (node) =>
+        node ? [...ground(node.parentElement), style(node).backgroundColor] : [];
+    const contrast = (node, pseudo) => {
+        const behind = ground(node);
+        const both = [[...behind, style(node, pseudo).color], behind].map(luminance);
+        return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+    };
+    const boxes = [...document.querySelectorAll("[placeholder]")].map(
+        (box) => [box.placeholder, contrast(box, "::placeholder")]);
+    const tokens = [...strip.children].map((one, i) => [i, contrast(one.firstElementChild)]);
+    return [...boxes, ...tokens].filter(([, ratio]) => ratio < 4.5);
+}"""
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_every_token_and_every_placeholder_has_enough_contrast(visit, theme):
+    page = visit("tab=inspect&prompt=the+cat")
+    page.wait_for_selector("#inspect-text button.hf-token")
+    page.wait_for_function(STILL)
+    assert page.evaluate(CONTRASTS, theme) == []
+
+
 def test_all_pages_are_at_hand_on_a_phone(visit):
     page = visit(width=390)
     tabs = page.get_by_role("tab")

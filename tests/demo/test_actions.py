@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from copy import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -19,9 +19,9 @@ from hfsae.demo import Choice, open_subject
 from hfsae.demo.act import direction
 from hfsae.demo.actions import Actions
 from hfsae.demo.look import latent_of, weak_match
-from hfsae.demo.pages.feature import FeaturePage
 from hfsae.demo.pages.health import _overview
-from hfsae.demo.settings import Steering
+from hfsae.demo.settings import Settings, Steering
+from hfsae.demo.snippet import of_latent, of_texts
 from hfsae.demo.subject import Subject, default_source
 from hfsae.evaluation.probing.extract import extract
 from hfsae.features.search import Hit
@@ -279,8 +279,9 @@ def test_no_folder_but_that_of_an_sae_below_the_working_directory_is_read(
         with pytest.raises(ValueError) as refused:
             actions.compare_saes(asked)
         assert str(refused.value) == (
-            f"{asked!r} is no SAE that can be read from here; name the folder of an SAE below the "
-            "one that the app was started in, or a repository on the Hub as name/repository"
+            f"{asked!r} is no SAE that can be read from here: others may reach this app, so it "
+            "reads folders of SAEs below the one that it was started in; name one of these, or a "
+            "repository on the Hub as name/repository"
         )
     with pytest.raises(ValueError, match=r"cannot read deep/secret-name"):  # a repository's name
         actions.compare_saes("deep/secret-name")
@@ -385,11 +386,45 @@ def test_the_code_that_loads_it_names_what_was_opened(sae_folder, monkeypatch):
 
 
 def test_the_code_on_a_latents_page_names_no_folder_of_a_space(sae_folder, actions, monkeypatch):
-    page = SimpleNamespace(subject=actions.subject)
     lm = sae_folder.parent / "lm"
-    assert f"hfsae.load_lm({str(lm)!r})" in FeaturePage._snippet(page, 3)
+    assert f"hfsae.load_lm({str(lm)!r}, " in of_latent(actions.subject, 3)
     monkeypatch.setenv("SPACE_ID", "me/space")
-    assert "hfsae.load_lm('./lm')" in FeaturePage._snippet(page, 3)
+    assert "hfsae.load_lm('./lm', " in of_latent(actions.subject, 3)
+
+
+def run(code: str, capsys) -> str:
+    """What a script prints; the warnings of tests are errors. The type checks that these tests put
+    on every function hide from `torch.no_grad` which of them are generators."""
+    capsys.readouterr()
+    with torch.no_grad():
+        exec(compile(code, "snippet.py", "exec"), {"__name__": "__main__"})
+    return capsys.readouterr().out
+
+
+def test_the_code_on_a_latents_page_warns_of_nothing_and_steers_by_its_largest_activation(
+    actions, capsys
+):
+    as_code = {"temperature": 0.0, "repetition_penalty": 1.0, "max_new_tokens": 30}
+    latent, prompt = 3, "Once upon a time"
+    shown = last(actions.steer(prompt, f"{latent}:1", **as_code))
+    printed = run(of_latent(actions.subject, latent), capsys)
+    assert printed == f"<bos>{prompt}{shown['steered']}\n" and shown["steered"] != shown["plain"]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        Settings(),
+        Settings(mode="clamp", scope="prompt", temperature=0.0, seed=3),
+        Settings(mode="scale", unit="raw", error_term=False, chat=True, repetition_penalty=1.3),
+        Settings(unit="norm", scope="generated", max_new_tokens=5),
+    ],
+)
+def test_the_code_beside_steered_texts_prints_these_texts(actions, capsys, how):
+    latents, prompt = {3: 2.0, 5: 1.5}, 'it\'s "the" cat'
+    shown = last(actions.steer(prompt, "3:2, 5:1.5", **asdict(how)))
+    printed = run(of_texts(actions.subject, prompt, latents, how), capsys)
+    assert printed == f"{shown['plain']}\n\n{shown['steered']}\n"
 
 
 def test_a_models_folder_with_the_form_of_a_hub_id_is_shown_as_a_folder(actions, monkeypatch):

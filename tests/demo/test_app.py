@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from inspect import signature
@@ -190,6 +191,27 @@ def test_an_address_fills_the_fields_that_give_it_back(subject, address):
         page = PAGES[at.page_of(address)](Actions(subject))
     filled = page.fill(address)
     assert page.address(*(filled[component] for component in page.inputs)) == address
+
+
+@pytest.mark.parametrize(
+    "query, by, unit, number",
+    [
+        ("e", "word", "share of examples", r"\d+ %"),
+        ("the cat", "fires on", "share of largest", r"\d+ %"),
+        ("e", "promotes", "logit a unit", r"\d+\.\d{3}"),
+        ("img", "label", "BM25", r"\d+\.\d\d"),
+        ("3", "similar to", "cosine", r"-?\d\.\d\d"),
+    ],
+)
+def test_a_search_names_the_unit_of_its_column_and_writes_all_numbers_alike(
+    subject, query, by, unit, number
+):
+    with gr.Blocks():
+        page = PAGES["search"](Actions(subject))
+    (drawn,) = page.render(at.Search(query, by)).values()
+    assert f"<span>latent</span><span>{unit}</span>" in drawn
+    numbers = re.findall(r'<b title="[^"]*">(.*?)</b>', drawn)
+    assert numbers and all(re.fullmatch(number, written) for written in numbers)
 
 
 def test_the_steer_endpoint_has_an_argument_for_each_setting_with_default_and_words(

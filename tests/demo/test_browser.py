@@ -298,6 +298,20 @@ def test_why_a_token_with_a_contrast_and_a_check(visit):
     page.wait_for_url(re.compile(r"target=(?!a(&|$))"))
 
 
+def test_what_is_on_its_way_to_an_empty_panel_is_seen(visit):
+    page, held = visit("tab=about"), []
+    page.route("**/queue/join*", lambda request: held.append(request))  # a slow machine's request
+    page.get_by_role("tab", name="Why").click()
+    turning = "n => getComputedStyle(n, '::before').animationName"
+    wait = page.locator("#why-next > .wrap")
+    expect(wait).to_be_visible()
+    assert wait.evaluate(turning) == "hf-turn"
+    assert page.locator("#why-next").bounding_box()["height"] >= 90
+    page.unroute("**/queue/join*")  # which lets them go
+    page.wait_for_selector("#why-effects .hf-id")
+    expect(wait).to_be_hidden()
+
+
 def test_health_measures_a_text_and_compares(visit, sae_folder):
     page = visit("tab=health")
     page.wait_for_selector("#health-main .hf-bars i")
@@ -371,6 +385,7 @@ def test_hostile_text_stays_text(visit):
         ("tab=feature&latent=x", "this link is damaged: latent is 'x'"),
         ("tab=inspect&prompt=+", "there is no text; write a prompt"),
         ("tab=steer&prompt=the&latents=3:nan&run=1", "the strength of latent 3 is nan"),
+        ("tab=steer&prompt=the&latents=999:1&run=1", "there is no latent 999"),
         ("tab=why&prompt=the&target=zz", "'zz' is not one token"),
     ],
 )

@@ -45,6 +45,25 @@ def test_the_tour_leads_from_a_word_to_a_steered_text_and_stays_hidden(visit):
     expect(page.locator("#tour")).to_be_visible()
 
 
+def top(page, selector: str) -> float:
+    """How far below the screen's top it begins."""
+    return page.locator(selector).first.bounding_box()["y"]
+
+
+def test_on_a_phone_the_first_result_is_in_the_first_screen_and_the_next_visit_has_no_tour(visit):
+    page = visit(width=390)
+    page.wait_for_selector("#inspect-text section")
+    assert top(page, "#inspect-text section") < 680
+    later = page.context.new_page()  # the same browser
+    later.set_viewport_size({"width": 390, "height": 844})
+    later.goto(page.url.partition("?")[0] + "?tab=why&prompt=the+c")
+    later.wait_for_selector("#why-effects h2")
+    expect(later.locator("#tour")).to_be_hidden()
+    assert top(later, "#why-next section") < 560 and top(later, "#why-effects section") < 800
+    expect(later.locator("#why-next .hf-more li").first).to_be_hidden()  # but for the likeliest
+    expect(later.get_by_role("button", name="show the tour")).to_be_visible()
+
+
 def test_the_second_step_leads_to_the_latent_of_the_chosen_word(visit):
     page = visit("tab=inspect&prompt=the+cat")
     page.locator("#inspect-text button.hf-token:not([disabled])").nth(2).click()
@@ -134,6 +153,12 @@ def test_the_link_is_copied_and_words_are_explained_in_place(visit):
     page.get_by_role("button", name="copy link").click()
     page.wait_for_selector("button:has-text('Link copied')")
     assert page.evaluate("navigator.clipboard.readText()") == page.url
+    here = "It opens on this machine only, while this app runs."
+    expect(page.locator("#header .hf-copied")).to_have_text(here)
+    reach = "hfsae.reach('me-sae.hf.space')"
+    assert page.evaluate(reach) == here.replace(
+        "on this machine only", "wherever me-sae.hf.space can be reached"
+    )
     page.get_by_text("What do these words mean?").click()
     for word in ("SAE", "latent", "L0", "FVU", "KL", "repetition"):
         expect(page.locator(f".hf-words dt:text-is('{word}')")).to_be_visible()

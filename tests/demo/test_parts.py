@@ -1,13 +1,14 @@
 """The markup: whatever is shown is text, and nothing in it is markup or code."""
 
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 from markdown_it import MarkdownIt
 
 from hfsae.demo.pages.about import shown_card
-from hfsae.demo.parts import html, number, percent, visible
+from hfsae.demo.parts import cited, html, number, percent, visible
 
 from .conftest import HOSTILE
 
@@ -63,6 +64,20 @@ def test_shares():
 
 def test_characters_that_would_act_are_spelt_out():
     assert visible("a\nb\tc\u202e\x1b") == "a↵b⇥c\\u202e\\x1b"
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("sea", "“sea”"),
+        ("fires on “also”", "“fires on \u2018also\u2019”"),
+        ('"United" 100%; after "the"', "“'United' 100%; after 'the'”"),
+    ],
+)
+def test_a_name_in_quotation_marks_has_none_of_its_own_kind_within(name, shown):
+    assert cited(name) == shown
+    view = {"n": "48", "model": "m", "site": None, "preset": name}
+    assert f"{shown}, and read the text" in unescape(html("tour", view))
 
 
 def test_a_card_is_shown_without_front_matter_and_pictures():

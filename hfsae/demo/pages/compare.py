@@ -1,15 +1,18 @@
 """Two SAEs side by side."""
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from .. import address as at
-from ..judge import check_name
+from ..others import check_name, choices
 from ..parts import html, panel
 from ..reading import check_text
 from .inspect import EXAMPLES
 from .page import App, Page, Updates, box, whole
+
+_NO_OTHER = "Name another SAE, or choose one."
 
 
 class ComparePage(Page):
@@ -20,49 +23,60 @@ class ComparePage(Page):
 
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
-        local = ", or a folder below this one" if self.subject.label_home is not None else ""
+        is_local = self.subject.label_home is not None
+        below = "" if self.subject.only_here else " below the one that the app was started in"
+        local = f", or the folder of an SAE{below}" if is_local else ""
         self.other = self.field(
             "other",
             gr.Textbox,
             label="The other SAE",
             placeholder=f"name/repository{local}",
             max_lines=1,
+            elem_classes="hf-whole",
         )
+        self.choices = panel(html("others", choices(self.subject)), elem_id="compare-choices")
         self.text = self.field("text", gr.Textbox, label="Text", **box(2))
         with gr.Row(elem_classes="hf-buttons"):
             self.run = gr.Button("Compare", variant="primary", min_width=120, scale=0)
             panel(html("keys"))
         self.notice = panel()
         self.metrics = panel(elem_id="compare-metrics")
-        self.result = panel(html("empty", "Name another SAE."), elem_id="compare-result")
-        self.outputs = (self.metrics, self.result)
+        self.result = panel(html("empty", _NO_OTHER), elem_id="compare-result")
+        self.outputs = (self.result, self.metrics, self.choices)
 
     def first(self) -> at.Compare:
         """A text to begin with."""
         return at.Compare(text=EXAMPLES[0])
 
     def render(self, address: at.Compare) -> Updates:
-        """Held-out metrics with their winners, and both on the text."""
+        """The SAEs to choose from; held-out metrics with their winners, and both on the text."""
+        near = {self.choices: html("others", choices(self.subject))}
         if not address.other:
-            return {self.metrics: "", self.result: html("empty", "Name another SAE.")}
+            return near | {self.metrics: "", self.result: html("empty", _NO_OTHER)}
         try:
             metrics = html("versus", self.actions.compare_saes(address.other))
         except ValueError as error:  # the text can be read without
             metrics = html("said", f"{error}.")
         if not address.text.strip():
-            return {self.metrics: metrics, self.result: ""}
+            return near | {self.metrics: metrics, self.result: ""}
         view = self.actions.side_by_side(address.other, address.text)
-        return {self.metrics: metrics, self.result: html("beside", view)}
+        return near | {self.metrics: metrics, self.result: html("beside", view)}
 
     def wire(self, app: App) -> None:
         """A latent of the SAE that the app shows leads to its page."""
         triggers = [self.run.click, self.other.submit, self.text.submit]
         app.on(triggers, self._compare, self, progress_on=[self.result])
+        app.on_select(self.choices, self._chosen, self, progress_on=[self.result])
         app.on_select(self.result, self._clicked, self, leads_to=("feature",))
 
     def _compare(self, *values: Any) -> at.Compare:
         address = self.address(*values)
         check_name(address.other)
+        check_text(address.text)
+        return address
+
+    def _chosen(self, do: str, index: str, name: str, *values: Any) -> at.Compare:
+        address = replace(self.address(*values), other=check_name(name))
         check_text(address.text)
         return address
 

@@ -9,8 +9,10 @@ from .. import address as at
 from ..act import direction
 from ..export import files_of
 from ..look import latent_of
+from ..missing import missing
 from ..parts import html, number, panel, percent
 from ..presets import clearest
+from ..snippet import of_latent
 from .page import LATENT_BOX, App, Page, Updates, whole
 
 _EMPTY = html("empty", "Give a number, or take a random latent.")
@@ -113,12 +115,14 @@ class FeaturePage(Page):
             view["low"], view["high"] = (number(bars[i][k]) if bars else "" for i, k in _ENDS)
             for group in view["groups"]:
                 group["title"] = _title(group["kind"], view["n_groups"])
+        else:
+            view |= self._lens(address.latent)
         return {
             self.main: html("feature", view),
             self.aside: html("aside", view),
             self.tried: self._tried(address.latent, address.text),
             self.own: html("own_list", self.subject.name, view),
-            self.code: self._snippet(address.latent),
+            self.code: of_latent(self.subject, address.latent),
             self.as_json: str(as_json),
             self.as_csv: str(as_csv),
             self.vector: self._direction(address.latent),
@@ -137,16 +141,13 @@ class FeaturePage(Page):
         except ValueError:  # an SAE whose latents have no one direction
             return None
 
-    def _snippet(self, latent: int) -> str:
-        subject = self.subject
-        return (
-            "import hfsae\n\n"
-            f"sae = {subject.in_python}\n"
-            f"lm, tokenizer, _ = hfsae.load_lm({subject.lm_in_python})\n"
-            f"with hfsae.steer(lm, sae, {{{latent}: 20.0}}, unit='norm'):  # per cent of the norm\n"
-            "    tokens = tokenizer('Once upon a time', return_tensors='pt')\n"
-            "    print(tokenizer.decode(lm.generate(**tokens, max_new_tokens=30)[0]))\n"
-        )
+    def _lens(self, latent: int) -> dict[str, Any]:
+        """What its direction does, and how to make what else is missing."""
+        made = {"missing": missing(self.subject, "collect")}
+        try:
+            return made | self.actions.promoted(latent)
+        except ValueError as error:  # no language model, or none that it writes to
+            return made | {"why_no_lens": str(error)}
 
     def wire(self, app: App) -> None:
         """Buttons lead to another latent, or to the steer page; edited labels are kept."""

@@ -5,6 +5,7 @@ from typing import Any
 import gradio as gr
 
 from ..actions import in_queue
+from ..missing import missing
 from ..parts import html
 from ..presets import can_search, presets, search_presets
 from ..runs import Runs
@@ -30,7 +31,9 @@ class PresetSearch:
     def drawn(self) -> str:
         """The presets to click, and the search, where there can be one."""
         names = [choice["name"] for choice in self.page.choices]
-        return html("presets", names, can_search(self.page.subject))
+        subject = self.page.subject
+        lacking = None if subject.presets else missing(subject, "collect")
+        return html("presets", names, can_search(subject), lacking)
 
     def wire(self) -> None:
         """A button begins it."""

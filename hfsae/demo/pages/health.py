@@ -6,7 +6,8 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
-from ..judge import check_name
+from ..missing import missing
+from ..others import check_name
 from ..parts import html, number, panel, percent
 from ..reading import check_text
 from .page import App, Page, Updates, box
@@ -35,7 +36,8 @@ class HealthPage(Page):
 
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
-        panel(_overview(actions.health()), elem_id="health-main")
+        lacking = missing(actions.subject, "evaluate")
+        panel(_overview({**actions.health(), "missing": lacking}), elem_id="health-main")
         self.notice = panel()
         with gr.Row():
             with gr.Column(min_width=320):

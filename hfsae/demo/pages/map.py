@@ -6,6 +6,7 @@ import gradio as gr
 
 from .. import address as at
 from ..latent_map import latent_map
+from ..missing import missing
 from ..parts import html, panel
 from ..presets import searches
 from .page import App, Page, Updates, whole
@@ -37,13 +38,14 @@ class MapPage(Page):
         self.outputs = (self.map, self.found)
 
     def first(self) -> at.Map:
-        """With a word highlighted that some latent fires on."""
+        """With a word highlighted that some latent fires on, or that is in a name."""
         words = [query for query, by in searches(self.subject) if by in ("word", "label")]
-        return at.Map((*words, "latent")[0])
+        return at.Map((*words, "")[0])
 
     def render(self, address: at.Map) -> Updates:
         """The map, and the latents that are highlighted in it."""
-        drawn = html("latent_map", latent_map(self.subject))
+        lacking = missing(self.subject, "collect")
+        drawn = html("latent_map", {**latent_map(self.subject), "missing": lacking})
         return {self.map: drawn, self.found: self._found(address.query)}
 
     def _found(self, query: str) -> str:

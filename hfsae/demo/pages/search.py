@@ -1,12 +1,13 @@
 """Find latents."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
 from .. import address as at
-from ..look import BY, check_query
-from ..parts import html, panel
+from ..look import BY, RAW, SCORES, check_query
+from ..parts import html, number, panel, percent
 from ..presets import searches
 from .page import App, Page, Updates, one_of, whole
 
@@ -17,6 +18,15 @@ _NAMES = {
     "label": "their label",
     "similar to": "the number of a similar latent",
 }
+_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    SCORES["word"]: ("share of examples", percent),
+    SCORES["fires on"]: ("share of largest", percent),
+    SCORES["promotes"]: ("logit a unit", "{:.3f}".format),
+    SCORES["label"]: ("BM25", "{:.2f}".format),
+    SCORES["similar to"]: ("cosine", "{:.2f}".format),
+    RAW: ("raw units", number),
+}
+"""of the numbers of each search, what stands above them, and how they are written"""
 
 
 class SearchPage(Page):
@@ -29,7 +39,9 @@ class SearchPage(Page):
         super().__init__(actions)
         self.choices = searches(actions.subject)
         names = [(_NAMES[by], by) for by in _NAMES if by in BY]
-        self.by = self.field("by", gr.Radio, names, label="Find latents by")
+        self.by = self.field(
+            "by", gr.Radio, names, label="Find latents by", elem_classes="hf-choices"
+        )
         with gr.Row(elem_classes="hf-buttons"):
             self.query = self.field(
                 "query",
@@ -62,7 +74,9 @@ class SearchPage(Page):
         if not address.query:
             return {self.found: ""}
         view = self.actions.search(address.query, address.by)
-        return {self.found: html("searched", view)}
+        unit, written = _COLUMNS[view["score"]]
+        rows = [{**row, "shown": written(row["value"])} for row in view["found"]]
+        return {self.found: html("searched", {**view, "found": rows}, unit)}
 
     def wire(self, app: App) -> None:
         """A latent that was found leads to its page, or is steered."""

@@ -8,7 +8,7 @@ import gradio as gr
 
 from .. import address as at
 from ..address import to_query
-from ..parts import html, panel
+from ..parts import cited, html, panel
 from ..picture import Steered, as_link, page, png
 from ..rows import Json, as_rows
 
@@ -85,5 +85,5 @@ class Share:
             name = row["label"] or row["auto"] or next(iter(row.get("fires_on", [])), "")
             strength = "" if a.mode == "ablate" else f" {row['value']:g}{unit}"
             latent = f"{'latent' if i else 'Latent'} {row['latent']}"
-            texts.append(f"{latent}{f', “{name}”,' if name else ''} {_HOW[a.mode]}{strength}")
+            texts.append(f"{latent}{f', {cited(name)},' if name else ''} {_HOW[a.mode]}{strength}")
         return texts

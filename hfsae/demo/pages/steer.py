@@ -20,6 +20,7 @@ from ..reading import Exchange, check_text
 from ..rows import as_rows, check_latent
 from ..runs import Run, Runs
 from ..settings import NAMES
+from ..snippet import of_texts
 from .found import PresetSearch
 from .page import LATENT_BOX, App, Page, Updates, box, whole
 from .share import Share
@@ -450,6 +451,9 @@ class SteerPage(Page):
                 break
             exchanges = (*exchanges, Exchange(message, view["plain"], view["steered"]))
         if not run.over:
+            if not turns:
+                code = of_texts(self.subject, address.prompt, address.latents, address)
+                yield {self.output: html("pair", view | {"code": code})}
             yield {self.written: Written(address, exchanges if address.chat else (), view)}
         elif run.stopped and view:
             notice = html("said", f"Stopped after {view['n_steered']} tokens.")
@@ -487,10 +491,6 @@ def _chosen(latents: Any) -> dict[int, float]:
     """The page's latents and strengths: JSON has text for keys."""
     mapping = latents if isinstance(latents, dict) else {}
     return {int(latent): float(strength) for latent, strength in mapping.items()}
-
-
-class _StoppedError(Exception):
-    """Ends a sweep."""
 
 
 def _session(request: gr.Request) -> str:

@@ -1,0 +1,55 @@
+"""What an SAE comes without, and the whole command that makes it."""
+
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+from ..hub.outgoing import is_of_hfsae
+from ..recipe import home_of
+from .subject import Subject, shown_source, without_source
+
+_TEXT = "TEXTS.jsonl"
+
+
+class Missing(NamedTuple):
+    """A command that makes what is missing."""
+
+    command: str
+    notes: list[str]
+    """sentences on what to fill in, and on what comes after"""
+
+
+def missing(subject: Subject, verb: str) -> Missing | None:
+    """How to make what `hfsae VERB` makes (collect, evaluate); None if it is there."""
+    there = {"collect": subject.store is not None, "evaluate": bool(subject.evaluation)}
+    if there[verb]:
+        return None
+    choice, folder, config = subject.choice, subject.folder, subject.sae.config
+    is_own = folder is not None and Path(choice.source).exists() and is_of_hfsae(folder)
+    parts, notes = ["hfsae", verb, shown_source(choice)], []
+    if folder is not None and is_own and home_of(folder):
+        return Missing(shlex.join(parts), ["Then start the app again."])
+    parts += [part for k, v in without_source(choice).items() if v for part in (f"--{k}", str(v))]
+    if config.site is None:
+        parts += ["--site", "SITE"]
+        notes.append("SITE: where in the language model it reads, such as layers.12.")
+    name = subject.shown_lm_name
+    if name is None:
+        notes.append("MODEL: its language model, a name on the Hub or a folder.")
+    parts += ["--lm.name", name or "MODEL", "--text.dataset", _TEXT]
+    notes.append(f'{_TEXT}: a row {{"text": ...}} for each document, or a data set on the Hub.')
+    after = (
+        "Then start the app again."
+        if is_own
+        else ("It prints the folder of its results; `hfsae demo` opens that.")
+    )
+    return Missing(shlex.join(parts), [*notes, after])
+
+
+def without_examples(subject: Subject) -> str:
+    """The refusal of what needs the examples that `hfsae collect` makes."""
+    how = missing(subject, "collect")
+    return (
+        "no examples of what its latents fire on were collected for this SAE; "
+        f"`{how.command if how else ''}` makes them"
+    )

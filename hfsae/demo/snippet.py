@@ -1,0 +1,93 @@
+"""Python code that does what a page shows: the same model, tokens and strengths."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from ..steering.pair import Sampling
+from .rows import largest_of
+from .settings import Settings
+from .subject import Subject
+
+_N_TOKENS = 30
+_OF_NORM = 20.0  # per cent, for a latent whose largest activation is unknown
+
+
+def of_latent(subject: Subject, latent: int) -> str:
+    """A text with a latent steered as strongly as it ever fires; the likeliest token each time."""
+    largest = largest_of(subject, latent)
+    how = f"{{{latent}: {largest or _OF_NORM:.6g}}}"
+    what = "its largest activation, raw units" if largest else "per cent of the norm"
+    unit = "" if largest else ", unit='norm'"
+    return (
+        f"{_loading(subject)}"
+        f"text = {_bos(subject)}'Once upon a time'\n"
+        "tokens = tokenizer(text, add_special_tokens=False, return_tensors='pt')\n"
+        f"with hfsae.steer(lm, sae, {how}{unit}):  # {what}\n"
+        f"    out = lm.generate(**tokens, max_new_tokens={_N_TOKENS}, do_sample=False)\n"
+        "print(tokenizer.decode(out[0]))\n"
+    )
+
+
+def of_texts(subject: Subject, prompt: str, latents: Mapping[int, float], how: Settings) -> str:
+    """Both texts of the steer page, token for token."""
+    strengths, options = _strengths(subject, latents, how), {"mode": how.mode}
+    if how.unit == "norm" and how.mode not in ("scale", "ablate"):
+        options["unit"] = "norm"
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
+    given += "" if how.error_term else ", error_term=False"
+    sampling = ", ".join(f"{f.name}={getattr(how, f.name)!r}" for f in fields(Sampling))
+    where = "" if how.scope == "all" else f" if phase == {how.scope!r} else nullcontext()"
+    return (
+        f"{'from contextlib import nullcontext' + chr(10) * 2 if where else ''}"
+        f"{_loading(subject, 'from hfsae.activations.tokens import special_ids', _PAIR)}"
+        f"prompt = {_prompt(subject, prompt, how.chat)}\n"
+        "ids = tokenizer(prompt, add_special_tokens=False)['input_ids']\n"
+        "spare = special_ids(tokenizer)  # BOS and the like are left as they are\n\n\n"
+        "def steered(phase):  # of each forward pass: 'prompt', then 'generated'\n"
+        f"    return hfsae.steer(lm, sae, {strengths}{given}, spare_tokens=spare){where}\n\n\n"
+        f"how = Sampling({sampling})\n"
+        "*_, pair = generate_pair(lm, tokenizer, ids, steered, how)\n"
+        "print(pair.plain, pair.steered, sep='\\n\\n')\n"
+    )
+
+
+_PAIR = "from hfsae.steering.pair import Sampling, generate_pair"
+
+
+def _loading(subject: Subject, *imports: str) -> str:
+    lines = ["import hfsae", *imports, "", f"sae = {subject.in_python}"]
+    options = "".join(f", {name}={value!r}" for name, value in _lm_options(subject).items())
+    lines.append(f"lm, tokenizer, _ = hfsae.load_lm({subject.lm_in_python}{options})")
+    return "\n".join(lines) + "\n\n"
+
+
+def _lm_options(subject: Subject) -> dict[str, Any]:
+    """Those that the language model was loaded with: another dtype gives other activations."""
+    config, loaded = subject.sae.config, subject.loaded
+    dtype = config.model_dtype if loaded is None else str(loaded.lm.dtype).removeprefix("torch.")
+    options = {"dtype": dtype}
+    if subject.lm_name == config.model_name:
+        options |= {"revision": config.model_revision}
+        options |= {"attn_implementation": config.model_attention}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _strengths(subject: Subject, latents: Mapping[int, float], how: Settings) -> str:
+    """{latent: strength} in raw units, or per cent of the norm, or factors."""
+    in_maxima = how.unit == "max" and how.mode not in ("scale", "ablate")
+    scales = {i: (largest_of(subject, i) or 0.0) if in_maxima else 1.0 for i in latents}
+    return "{" + ", ".join(f"{i}: {s * scales[i]:.9g}" for i, s in latents.items()) + "}"
+
+
+def _prompt(subject: Subject, prompt: str, chat: bool) -> str:
+    if not chat:
+        return f"{_bos(subject)}{prompt!r}"
+    message = f"[{{'role': 'user', 'content': {prompt!r}}}]"
+    options = "add_generation_prompt=True, tokenize=False"
+    return f"tokenizer.apply_chat_template({message}, {options})"
+
+
+def _bos(subject: Subject) -> str:
+    has_bos = subject.loaded is None or subject.tokenizer.bos_token_id is not None
+    return "tokenizer.bos_token + " if subject.bos and has_bos else ""

@@ -1,0 +1,94 @@
+"""Which SAEs there are to compare with, and which may be read."""
+
+import json
+import shutil
+
+import gradio as gr
+import pytest
+
+import hfsae
+from hfsae.demo import Choice, open_subject
+from hfsae.demo.actions import Actions
+from hfsae.demo.others import PACKAGED, choices, place_of
+from hfsae.demo.pages import ComparePage
+from hfsae.packaged import SHIPPED_SAE
+
+
+@pytest.fixture
+def suite(sae_folder, tmp_path, monkeypatch):
+    """runs/ with a run of one SAE and a suite of two, and one that reads wider vectors."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("single", "suite/a", "suite/b", "wider"):
+        shutil.copytree(sae_folder, tmp_path / "runs" / name)
+    config = tmp_path / "runs" / "wider" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"d_in": 17}))
+    return tmp_path / "runs" / "suite"
+
+
+def test_runs_and_siblings_of_the_same_width_are_offered_and_not_the_sae_itself(suite, sae_folder):
+    subject = open_subject(Choice("runs/suite", subfolder="a"), with_lm=False)
+    assert choices(subject) == ["runs/single", "runs/suite/b"]  # the packaged one is wider
+    suite.rename(suite.with_name("elsewhere"))
+    shutil.rmtree(suite.parent / "single")
+    subject = open_subject(Choice("runs/elsewhere", subfolder="b"), with_lm=False)
+    assert choices(subject) == ["runs/elsewhere/a"]
+    assert Actions(subject).compare_saes("runs/elsewhere/a")["rows"]
+
+
+def test_a_choice_is_compared_at_a_click(suite, subject):
+    with gr.Blocks():
+        page = ComparePage(Actions(subject))
+    first = page.first()
+    assert 'data-to="runs/suite/b"' in page.choices.value
+    address = page._chosen("other", "", "runs/suite/b", *page.values(first))
+    drawn = page.render(address)
+    assert address.text == first.text and "cosine of the two" in drawn[page.result]
+
+
+def test_the_packaged_sae_is_offered_to_those_of_its_width_and_found_by_a_word(tmp_path):
+    shutil.copytree(SHIPPED_SAE, tmp_path / "sae")
+    subject = open_subject(Choice(str(tmp_path / "sae")), with_lm=False)
+    assert choices(subject)[-1] == PACKAGED
+    assert place_of(subject, PACKAGED) == Choice(str(SHIPPED_SAE))
+    shipped = open_subject(Choice(str(SHIPPED_SAE)), with_lm=False)
+    assert PACKAGED not in choices(shipped)
+
+
+def test_where_only_this_machine_reaches_the_app_any_saes_folder_is_read(
+    sae_folder, tmp_path, monkeypatch
+):
+    elsewhere, here = shutil.copytree(sae_folder, tmp_path / "elsewhere"), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    subject = open_subject(Choice(str(sae_folder)), with_lm=False)
+    with pytest.raises(
+        ValueError, match="others may reach this app, so it reads folders of SAEs b"
+    ):
+        place_of(subject, str(elsewhere))
+    subject.only_here = True
+    assert place_of(subject, str(elsewhere)) == Choice(str(elsewhere))
+    with pytest.raises(ValueError, match="name the folder of an SAE, or a repository on the Hub"):
+        place_of(subject, str(tmp_path))
+    monkeypatch.setenv("SPACE_ID", "me/space")
+    space = open_subject(Choice(str(sae_folder)), with_lm=False)
+    space.only_here = True
+    with pytest.raises(ValueError, match="read from here; name a repository on the Hub"):
+        place_of(space, str(elsewhere))
+    assert choices(space) == []
+
+
+def test_a_folder_in_another_librarys_format_is_offered_and_compared(suite, subject):
+    hfsae.save_as(subject.sae, suite.parent / "lens", "gemma_scope_2")
+    assert "runs/lens" in choices(subject)
+    view = Actions(subject).side_by_side("runs/lens", "the cat sat")
+    assert view["second"]["fvu"] == pytest.approx(view["first"]["fvu"], abs=1e-5)
+    with pytest.raises(ValueError, match="lens has no evaluation"):
+        Actions(subject).compare_saes("runs/lens")
+
+
+def test_an_sae_of_a_suite_on_the_hub_is_named_by_its_path(subject):
+    assert place_of(subject, "me/suite/layers.1/width_8k") == Choice(
+        "me/suite", "layers.1/width_8k"
+    )
+    with pytest.raises(ValueError, match="no SAE that can be read"):
+        place_of(subject, "me/suite/../../etc")
