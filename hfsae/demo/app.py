@@ -30,6 +30,7 @@ from .pages import (
 )
 from .pages.page import App, Page, Updates, Visit
 from .parts import html, number, panel, style
+from .sessions import few_sessions
 from .subject import Choice, Subject, default_source, open_subject
 
 PAGES: dict[str, type[Page]] = {
@@ -272,7 +273,10 @@ def looks(server_name: str | None = None) -> dict[str, Any]:
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
         "max_file_size": "1mb",
-        "app_kwargs": {"middleware": [Middleware(_Guard, hosts=local_hosts(server_name))]},
+        "app_kwargs": {
+            "middleware": [Middleware(_Guard, hosts=local_hosts(server_name))],
+            "lifespan": few_sessions,
+        },
     }
 
 

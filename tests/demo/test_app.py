@@ -14,8 +14,10 @@ import pytest
 from gradio_client import Client
 
 from hfsae.demo import address as at
+from hfsae.demo import sessions
 from hfsae.demo.actions import Actions
 from hfsae.demo.app import PAGES, build, local_hosts
+from hfsae.demo.sessions import PROGRAMS
 from hfsae.demo.settings import Settings
 
 from .conftest import D_SAE, assert_ended_early
@@ -51,7 +53,7 @@ def client(app_url) -> Client:
 
 def test_every_action_is_an_endpoint_and_nothing_else_is(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert {name.strip("/") for name in named} == {*ENDPOINTS, "hooks", "writing"}
+    assert {name.strip("/") for name in named} == {*ENDPOINTS, "hooks", "writing", "sessions"}
 
 
 @pytest.mark.parametrize("name", ENDPOINTS)
@@ -110,6 +112,35 @@ def test_who_leaves_in_the_middle_of_steering_leaves_nothing_behind(app_url, cli
     assert_ended_early(client)
     after = client.predict(prompt="the", latents="3:0", max_new_tokens=3, api_name="/steer")
     assert after["plain"] == after["steered"]
+
+
+def test_programs_are_forgotten_and_leave_no_memory_behind(app_url, client):
+    """Each comes as a new caller; Gradio would remember 10,000, at some 0.4 MB each."""
+    before = client.predict(api_name="/sessions")
+    for i in range(2 * PROGRAMS):
+        address = f"{app_url}gradio_api/call/random_latent"
+        with urlopen(Request(address, b'{"data": [%d, null]}' % i, _JSON)) as asked:
+            event = json.load(asked)["event_id"]
+        with urlopen(f"{address}/{event}") as answer:
+            assert b"event: complete" in answer.read()
+    assert client.predict(api_name="/sessions") <= max(before, PROGRAMS) + 1
+
+
+def test_pages_that_are_open_are_remembered_whoever_else_calls(monkeypatch):
+    monkeypatch.setattr(sessions, "PAGES", 2)
+    monkeypatch.setattr(sessions, "PROGRAMS", 1)
+    with gr.Blocks() as blocks:
+        state = gr.State(0)
+    held = sessions.Sessions()
+    blocks.state_session_capacity = 10
+    held.set_blocks(blocks)
+    for name in ("first", "closed", "second"):
+        held[name][state._id] = 1
+    held["closed"].is_closed = True
+    for name in "abcd":
+        assert not held[name].state_data
+    assert list(held.session_data) == ["first", "second", "c", "d"]
+    assert set(held.time_last_used) == set(held.session_data)
 
 
 @pytest.mark.parametrize("query", ["page=nonsense", "tab=xyz&latent=abc", "deep_link=x", "view=x"])
