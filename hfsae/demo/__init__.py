@@ -15,6 +15,7 @@
     export                        a latent to take away
     parts, parts.html, style.css  pieces of pages: all markup is made here, and escapes text
     pages/                        widgets, a page each
+    bodies                        what a request may carry
     sessions                      what is remembered of callers, and of how many
     app                           the pages together
 

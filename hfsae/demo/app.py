@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .actions import Actions, in_queue
 from .address import Address, Inspect, Steer, from_query, page_of, to_query
+from .bodies import BodyLimits
 from .pages import (
     AboutPage,
     ComparePage,
@@ -274,7 +275,10 @@ def looks(server_name: str | None = None) -> dict[str, Any]:
         "footer_links": ["api", "settings"],
         "max_file_size": "1mb",
         "app_kwargs": {
-            "middleware": [Middleware(_Guard, hosts=local_hosts(server_name))],
+            "middleware": [
+                Middleware(_Guard, hosts=local_hosts(server_name)),
+                Middleware(BodyLimits),
+            ],
             "lifespan": few_sessions,
         },
     }

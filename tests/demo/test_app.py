@@ -313,6 +313,34 @@ def test_malformed_input_gets_a_sentence(running_command, name, arguments, sente
     assert client.predict(latent=3, api_name="/feature")["label"] == before
 
 
+_CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"about","arguments":%s}}'
+
+
+@pytest.mark.parametrize(
+    "path, body",
+    [("gradio_api/call/feature", b'{"data": [%s]}'), ("gradio_api/mcp/", _CALL)],
+    ids=["call", "tool"],
+)
+@pytest.mark.parametrize(
+    "value, status, sentence",
+    [
+        (b"[" * 5000 + b"]" * 5000, 400, "is nested more than 64 deep"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, 400, "is nested more than 64 deep"),
+        (b'"%s"' % (b"x" * 1_000_001), 413, "has more than 1,000,000 bytes"),
+    ],
+)
+def test_a_body_that_no_action_needs_is_refused(app_url, path, body, value, status, sentence):
+    headers = _JSON | {"Accept": "application/json, text/event-stream"}
+    with pytest.raises(HTTPError) as refused:
+        urlopen(Request(f"{app_url}{path}", body % value, headers)).close()
+    assert refused.value.code == status and sentence in json.load(refused.value)["detail"]
+
+
+def test_brackets_in_a_text_are_no_nesting(client):
+    text = '["{' * 100 + "\\"
+    assert "".join(t["text"] for t in client.predict(text, api_name="/inspect")["tokens"])
+
+
 def test_the_actions_are_tools_for_agents(running_command):
     from mcp import ClientSession
     from mcp.client.streamable_http import streamable_http_client
