@@ -7,6 +7,8 @@
     reading, rows, validate       what they share: text to tokens, latents to rows, checked input
     automatic                     names that `hfsae explain` gave, with their tests
     actions                       the table of endpoints of the API, and of tools for agents
+    documented                    docstrings of actions as words and schemas
+    tools                         what agents are told, and their answers as JSON
     settings                      how to steer, and how to draw tokens
     telling                       which latents of a text come first
     presets                       latents and words to begin with

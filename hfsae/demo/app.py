@@ -1,7 +1,8 @@
 """The app: pages in tabs, the link in the address bar, the endpoints, and how it is started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -33,6 +34,7 @@ from .pages.page import App, Page, Updates, Visit
 from .parts import html, number, panel, style
 from .sessions import few_sessions
 from .subject import Choice, Subject, default_source, open_subject
+from .tools import as_tools
 
 PAGES: dict[str, type[Page]] = {
     "inspect": InspectPage,
@@ -75,6 +77,7 @@ _READABLE = {
     "input_placeholder_color": "*neutral_500",
     "input_placeholder_color_dark": "*neutral_400",
 }
+_OPENING = "inspect"
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _TO_LINK = "(query) => { hfsae.link(query); }"
 
@@ -86,7 +89,7 @@ def build(subject: Subject) -> gr.Blocks:
         panel(html("header", _facts(actions)), elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
         visit, tour = gr.State(Visit()), Tour(actions)
-        with gr.Tabs(selected="inspect", overflow_behavior="wrap") as tabs:
+        with gr.Tabs(selected=_OPENING, overflow_behavior="wrap") as tabs:
             app = App(tabs, link, visit)
             tab_of = {}
             for name, page_class in PAGES.items():
@@ -107,7 +110,7 @@ def _follow(app: App, tab: gr.Tab, name: str) -> None:
     page = app.pages[name]
 
     def to(visit: Visit, *values: Any) -> Any:
-        if not visit.drawn:  # the first tab is selected before the page has been restored
+        if not visit.drawn and name == _OPENING:  # it is selected before the page was restored
             return {app.link: gr.skip()}
         try:
             address = page.address(*values)
@@ -279,9 +282,15 @@ def looks(server_name: str | None = None) -> dict[str, Any]:
                 Middleware(_Guard, hosts=local_hosts(server_name)),
                 Middleware(BodyLimits),
             ],
-            "lifespan": few_sessions,
+            "lifespan": _as_it_runs,
         },
     }
+
+
+@asynccontextmanager
+async def _as_it_runs(app: Any) -> AsyncIterator[None]:
+    async with few_sessions(app), as_tools(app):
+        yield
 
 
 def local_hosts(server_name: str | None) -> frozenset[str]:

@@ -1,6 +1,7 @@
-"""What the app remembers of its callers: of each some 0.4 MB, the state of all components.
+"""What the app remembers of its callers: of each some 0.5 MB, the state of all components.
 
-Gradio remembers 10,000 callers, and a program may come as a new one with every call.
+Gradio remembers 10,000 callers, and a program may come as a new one with every call. A page that is
+forgotten while it is open goes on, as if its other tabs had not been opened before.
 """
 
 from collections.abc import AsyncIterator
@@ -9,7 +10,7 @@ from typing import Any
 
 from gradio.state_holder import StateHolder
 
-PAGES, PROGRAMS = 256, 16
+PAGES, PROGRAMS = 64, 16
 """How many callers of either kind are remembered, the one that calls apart."""
 
 
