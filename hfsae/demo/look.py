@@ -236,9 +236,10 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
 
     Args:
         query: a word; a text; a token; words of a label; or the index of a latent, as text.
-        by: "word" (one word that they fire on in the text that was collected), "fires on" (any
-            text, which is read now), "promotes" (a token that their direction makes likelier),
-            "label" (words of their name), or "similar to" (the index of another latent).
+        by: "word" (one word that they fire on in the text that was collected; if there is none,
+            words of their name), "fires on" (any text, which is read now), "promotes" (a token that
+            their direction makes likelier), "label" (words of their name), or "similar to" (the
+            index of another latent).
 
     Returns:
         score (str): what "value" is in "found".
@@ -324,7 +325,10 @@ def _hits(subject: Subject, query: str, by: str) -> tuple[list[Hit], str]:
     """The latents found, and the meaning of their scores."""
     sae = subject.sae
     if by == "word":
-        return subject.feature_search.by_token(query, SHOWN), "share of their examples, by strength"
+        if hits := subject.feature_search.by_token(query, SHOWN):
+            return hits, "share of their examples, by strength"
+        hits = search_labels(subject.names, query, SHOWN)
+        return hits, "rank by words of their names, BM25: no example fires on this as one word"
     if by == "label":
         return search_labels(subject.names, query, SHOWN), "rank by words, BM25"
     if by == "similar to":

@@ -10,6 +10,17 @@ from typing import Any
 
 from .actions import ENDPOINTS, Endpoint
 
+INSTRUCTIONS = """\
+A sparse autoencoder (SAE) describes each activation of a language model by a few of its latents.
+A latent has an index, and fires on some tokens with an activation above 0.
+
+Begin with about: the SAE, the language model, and how many latents there are. Find latents with
+search, or with inspect, which lists those that fire in a text; feature shows what one fires on.
+steer continues a prompt with and without changed latents; suggest_strength finds how strongly.
+why explains a next token by latents, and next_tokens lists the candidates. health, measure,
+compare_saes and side_by_side judge the SAE."""
+_DIGITS = 6  # of a number in an answer: an agent pays for each
+
 
 @asynccontextmanager
 async def as_tools(app: Any) -> AsyncIterator[None]:
@@ -52,6 +63,7 @@ def _describe(server: Any, endpoints: Mapping[str, Endpoint]) -> None:
 
     handlers[types.ListToolsRequest], handlers[types.CallToolRequest] = list_tools, call_tool
     server.postprocess_output_data = _as_json
+    server.mcp_server.instructions = INSTRUCTIONS
 
 
 def _wrong(endpoint: Endpoint, arguments: Mapping[str, Any]) -> str:
@@ -77,5 +89,14 @@ def _hints(endpoint: Endpoint) -> Any:
 def _as_json(answers: Iterable[Any], root_url: str) -> list[Any]:
     from mcp.types import TextContent
 
-    texts = (json.dumps(answer, ensure_ascii=False) for answer in answers)
+    texts = (json.dumps(_short(answer), ensure_ascii=False) for answer in answers)
     return [TextContent(type="text", text=text) for text in texts]
+
+
+def _short(answer: Any) -> Any:
+    """The same with short numbers."""
+    if isinstance(answer, dict):
+        return {key: _short(value) for key, value in answer.items()}
+    if isinstance(answer, list):
+        return [_short(value) for value in answer]
+    return float(f"{answer:.{_DIGITS}g}") if isinstance(answer, float) else answer

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
@@ -22,6 +23,7 @@ from hfsae.demo.app import PAGES, build, local_hosts
 from hfsae.demo.look import BY
 from hfsae.demo.sessions import PROGRAMS
 from hfsae.demo.settings import Settings
+from hfsae.demo.tools import INSTRUCTIONS
 from hfsae.steering import MODES
 
 from .conftest import D_SAE, assert_ended_early
@@ -349,7 +351,8 @@ def _as_an_agent(url: str, talk: Callable[[Any], Awaitable[Any]]) -> Any:
             streamable_http_client(f"{url}gradio_api/mcp/") as (read, write, _),
             ClientSession(read, write) as session,
         ):
-            await session.initialize()
+            begun = await session.initialize()
+            assert begun.instructions == INSTRUCTIONS
             return await talk(session)
 
     with ThreadPoolExecutor(1) as apart:  # the browser's tests leave a loop in this thread
@@ -362,6 +365,8 @@ def test_the_actions_are_tools_that_agents_can_use_from_their_list_alone(running
 
     tools = {tool.name: tool for tool in _as_an_agent(running_command, talk)}
     assert set(tools) == set(ARGUMENTS)
+    named = set(re.findall(r"[a-z]+(?:_[a-z]+)+|(?<=with )[a-z]+(?=:|,)", INSTRUCTIONS))
+    assert named and named <= set(tools)
     for tool in tools.values():
         hints = tool.annotations
         assert tool.title and tool.description.endswith(".") and "Returns: " in tool.description
