@@ -87,6 +87,33 @@ def test_each_steered_token_says_how_much_likelier_steering_made_it(lm, tiny_tok
     assert pair.raised == pytest.approx(raised.tolist(), abs=1e-4) and max(pair.raised) > 1
 
 
+def test_the_tokens_that_steering_made_likelier_are_named_with_both_probabilities(
+    lm, tiny_tokenizer
+):
+    def steering(phase):
+        return hfsae.patch(lm, {"layers.2": lambda x: x + 5.0 * torch.arange(16)})
+
+    *begun, pair = generate_pair(lm, tiny_tokenizer, PROMPT, steering, Sampling(6))
+    assert all(early.likelier is None is early.less_likely for early in begun)
+    ids = torch.tensor([[*PROMPT, *pair.steered_ids]])
+
+    def means():
+        return lm(ids).logits[0, len(PROMPT) - 1 : -1].softmax(-1).mean(0)
+
+    plain = means()
+    with steering("prompt"):
+        change = means() - plain
+    assert pair.likelier[0].token_id == int(change.argmax())
+    assert pair.less_likely[0].token_id == int(change.argmin())
+    for shifts, sign in ((pair.likelier, 1), (pair.less_likely, -1)):
+        gains = [sign * (shift.steered - shift.plain) for shift in shifts]
+        assert gains == sorted(gains, reverse=True) and gains[-1] > 0
+        for shift in shifts:
+            assert shift.plain == pytest.approx(float(plain[shift.token_id]), abs=1e-4)
+    nothing = last(generate_pair(lm, tiny_tokenizer, PROMPT, unsteered, Sampling(6)))
+    assert nothing.likelier == nothing.less_likely == []
+
+
 def test_the_repetition_penalty_makes_what_was_there_less_likely(lm, tiny_tokenizer):
     greedy = [
         last(

@@ -7,6 +7,8 @@
     reading, rows, validate       what they share: text to tokens, latents to rows, checked input
     automatic                     names that `hfsae explain` gave, with their tests
     actions                       the table of endpoints of the API, and of tools for agents
+    documented                    docstrings of actions as words and schemas
+    tools                         what agents are told, and their answers as JSON
     settings                      how to steer, and how to draw tokens
     telling                       which latents of a text come first
     presets                       latents and words to begin with
@@ -15,6 +17,8 @@
     export                        a latent to take away
     parts, parts.html, style.css  pieces of pages: all markup is made here, and escapes text
     pages/                        widgets, a page each
+    bodies                        what a request may carry
+    sessions                      what is remembered of callers, and of how many
     app                           the pages together
 
 Needs the `demo` extra.

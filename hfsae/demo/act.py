@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 
@@ -13,11 +13,11 @@ from ..activations.spelling import Tokens, spell
 from ..activations.tokens import special_ids
 from ..machine.refused import Refused
 from ..steering import MODES, SCOPES, UNITS, Mode, Scope, Suggestion, Unit
-from ..steering.pair import Pair, Phase, Sampling, generate_pair
+from ..steering.pair import Pair, Phase, Sampling, Shift, generate_pair
 from . import validate
 from .reading import Exchange, conversations, tokens_of
 from .rows import Json
-from .settings import Settings, Steering, flat
+from .settings import N_NEW, PENALTY, TEMPERATURE, Settings, Steering, flat
 from .subject import Subject
 
 LIMITS = {"max": 20.0, "norm": 500.0, "raw": 1e6}
@@ -29,6 +29,7 @@ MAX_KL, MAX_REPETITION = 1.2, 0.3
 """The budget of a search for a strength: nats a token, beyond which texts of a small model are
 hardly sentences, and a share of three-token sequences."""
 SWEPT_MODES, SWEPT_UNITS = ("add", "clamp", "orthogonal"), tuple(_SWEEP)
+KL, REPETITION = validate.Range(0.01, 20), validate.SHARE
 N_TRIED = 24
 """tokens of a trial"""
 _REFINED = 1  # times that the gap between within and over budget is halved
@@ -50,7 +51,25 @@ def steer(subject: Subject, prompt: str, latents: str, settings: Settings) -> It
 
     Args:
         prompt: the text to go on from.
-        latents: what to steer and how strongly, as `12:1.5, 7:-2`.
+        latents: indices of the latents to steer and how strongly, at most 8: `12:1.5, 7:-2` is
+            latent 12 at 1.5 and latent 7 at -2.
+
+    Returns:
+        plain (str): the continuation without steering.
+        steered (str): the continuation with steering.
+        n_plain (int): tokens of the continuation without steering.
+        n_steered (int): tokens of the continuation with steering.
+        kl (float | None): KL(steered || plain) of the next token, nats per generated token: the
+            size of the effect; null until both texts are done.
+        likelier (list | None): the tokens that steering made likelier, the most first: {token, id,
+            plain, steered}, its mean probability as the next token along the steered text, without
+            and with steering; null until both texts are done.
+        less_likely (list | None): likewise those that steering made less likely.
+        steered_tokens (list | None): each token of the steered text: {text, raised}, the nats that
+            steering added to its log-probability; null until both texts are done.
+        plain_repetition (float): share of three-token sequences that recur in the plain text.
+        steered_repetition (float): the same of the steered text.
+        done (bool): both texts are at their end.
     """
     job = check(subject, prompt, latents, settings)
     yield from write(subject, job, sampling(settings))
@@ -77,11 +96,11 @@ def suggest_strength(
     subject: Subject,
     prompt: str,
     latents: str,
-    mode: str = Steering.mode,
-    unit: str = Steering.unit,
-    max_kl: float = MAX_KL,
-    max_repetition: float = MAX_REPETITION,
-    scope: str = Steering.scope,
+    mode: Annotated[str, SWEPT_MODES] = Steering.mode,
+    unit: Annotated[str, SWEPT_UNITS] = Steering.unit,
+    max_kl: Annotated[float, KL] = MAX_KL,
+    max_repetition: Annotated[float, REPETITION] = MAX_REPETITION,
+    scope: Annotated[str, SCOPES] = Steering.scope,
     error_term: bool = Steering.error_term,
     chat: bool = Steering.chat,
 ) -> Json:
@@ -89,14 +108,21 @@ def suggest_strength(
 
     Args:
         prompt: the text to go on from.
-        latents: what to steer, as `12:1, 7:-0.5`: their proportions are kept.
-        mode: add, clamp or orthogonal.
-        unit: max or norm, as for steering.
+        latents: indices of the latents to steer and their proportions, which are kept, at most 8:
+            `12:1, 7:-0.5`.
+        mode: as for steer.
+        unit: of the strengths: max (multiples of a latent's largest activation) or norm (per cent
+            of the activation's norm).
         max_kl: how far next-token predictions may be from the unsteered model's, nats a token.
         max_repetition: share of three-token sequences that may recur.
         scope: which tokens to steer: all, prompt or generated.
         error_term: keep what the SAE does not explain.
         chat: the prompt is a user's message in the model's chat template.
+
+    Returns:
+        latents (dict): {latent: its strength}, to be given to steer as `latent:strength`.
+        strength (float): the largest of them; 0: no strength that was tried is within the budget.
+        trials (list): {strength, kl, repetition, within, text} of each that was tried.
     """
     settings = Steering(mode=mode, unit=unit, scope=scope, error_term=error_term, chat=chat)
     return sweep(subject, prompt, latents, settings, max_kl, max_repetition)
@@ -137,8 +163,8 @@ def sweep(
         {"input_ids": torch.tensor([job.tokens.ids])},
         _block(subject, job, cast(Scope, settings.scope), scaled),
         strengths=strengths,
-        max_kl=validate.number(max_kl, "max_kl", 0.01, 20),
-        max_repetition=validate.number(max_repetition, "max_repetition", 0, 1),
+        max_kl=validate.number(max_kl, "max_kl", *KL),
+        max_repetition=validate.number(max_repetition, "max_repetition", *REPETITION),
         n_tokens=N_TRIED,
         refine=_REFINED,
         seed=how.seed,
@@ -179,10 +205,12 @@ def check(
 def sampling(settings: Settings) -> Sampling:
     """The part of a caller's settings about drawing tokens."""
     return Sampling(
-        max_new_tokens=validate.whole(settings.max_new_tokens, "max_new_tokens", 1, 256),
-        temperature=validate.number(settings.temperature, "temperature", 0, 5),
-        repetition_penalty=validate.number(settings.repetition_penalty, "repetition_penalty", 1, 5),
-        seed=validate.whole(settings.seed, "seed", 0, 2**31 - 1),
+        max_new_tokens=validate.whole(settings.max_new_tokens, "max_new_tokens", *N_NEW),
+        temperature=validate.number(settings.temperature, "temperature", *TEMPERATURE),
+        repetition_penalty=validate.number(
+            settings.repetition_penalty, "repetition_penalty", *PENALTY
+        ),
+        seed=validate.whole(settings.seed, "seed", *validate.SEED),
     )
 
 
@@ -240,11 +268,27 @@ def _pair_json(subject: Subject, pair: Pair) -> Json:
         "n_plain": len(pair.plain_ids),
         "n_steered": len(pair.steered_ids),
         "kl": pair.kl,
+        "likelier": _shifts(subject, pair.likelier),
+        "less_likely": _shifts(subject, pair.less_likely),
         "steered_tokens": _raised(subject, pair),
         "plain_repetition": again[0],
         "steered_repetition": again[1],
         "done": pair.done,
     }
+
+
+def _shifts(subject: Subject, shifts: list[Shift] | None) -> list[Json] | None:
+    if shifts is None:
+        return None
+    return [
+        {
+            "token": str(subject.tokenizer.decode([shift.token_id])),
+            "id": shift.token_id,
+            "plain": round(shift.plain, 5),
+            "steered": round(shift.steered, 5),
+        }
+        for shift in shifts
+    ]
 
 
 def _raised(subject: Subject, pair: Pair) -> list[Json] | None:

@@ -5,13 +5,17 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from types import MethodType, SimpleNamespace
 from typing import Any
 
 import gradio as gr
+from gradio.context import get_blocks_context
 from gradio.events import api
 
 from . import act, beside, judge, latent_map, look, why
+from .documented import documented, input_schema, output_schema
+from .rows import Json
 from .subject import Subject
 
 QUEUES = {"look": 8, "run": 2, "search": 1}
@@ -23,11 +27,17 @@ class Endpoint:
     """An action: a function of the subject and of a caller's arguments."""
 
     function: Callable[..., Any]
-    """its docstring is shown to users of the API, and to agents"""
+    """its docstring is shown to users of the API, and to agents; see `documented`"""
+    title: str = ""
+    """of the tool for agents"""
     queue: str | None = None
     """of the API; None: only pages call it"""
     gpu: bool = False
     """whether it runs a model: on ZeroGPU each such call is a process with a GPU"""
+    writes: bool = False
+    """whether it changes anything that stays"""
+    reads_hub: bool = False
+    """whether it may read from the Hub"""
 
     @property
     def name(self) -> str:
@@ -40,26 +50,36 @@ class Endpoint:
         whole = inspect.signature(self.function)
         return whole.replace(parameters=list(whole.parameters.values())[1:])
 
+    @cached_property
+    def input_schema(self) -> Json:
+        """Of a caller's arguments, as one object."""
+        return input_schema(self.function, self.signature)
+
+    @cached_property
+    def output_schema(self) -> Json:
+        """Of the answer."""
+        return output_schema(self.function)
+
 
 ENDPOINTS = (
-    Endpoint(look.inspect, queue="look", gpu=True),
-    Endpoint(look.compare_prompts, queue="look", gpu=True),
-    Endpoint(look.feature, queue="look"),
-    Endpoint(look.try_text, queue="look", gpu=True),
-    Endpoint(look.random_latent, queue="look"),
-    Endpoint(look.search, queue="look", gpu=True),
-    Endpoint(look.save_label, queue="look"),
-    Endpoint(why.next_tokens, queue="look", gpu=True),
-    Endpoint(judge.health, queue="look"),
-    Endpoint(judge.compare_saes, queue="look"),
-    Endpoint(beside.side_by_side, queue="run", gpu=True),
-    Endpoint(judge.about, queue="look"),
-    Endpoint(act.steer, queue="run", gpu=True),
-    Endpoint(act.suggest_strength, queue="run", gpu=True),
-    Endpoint(why.why, queue="run", gpu=True),
-    Endpoint(why.check_ablation, queue="run", gpu=True),
-    Endpoint(judge.measure, queue="run", gpu=True),
-    Endpoint(latent_map.find_on_map, queue="look"),
+    Endpoint(look.inspect, "What fires in a text", queue="look", gpu=True),
+    Endpoint(look.compare_prompts, "Two texts compared", queue="look", gpu=True),
+    Endpoint(look.feature, "One latent, with examples", queue="look"),
+    Endpoint(look.try_text, "One latent on a text", queue="look", gpu=True),
+    Endpoint(look.random_latent, "A latent at random", queue="look"),
+    Endpoint(look.search, "Find latents", queue="look", gpu=True),
+    Endpoint(look.save_label, "Name a latent", queue="look", writes=True),
+    Endpoint(why.next_tokens, "The likeliest next tokens", queue="look", gpu=True),
+    Endpoint(judge.health, "How good the SAE is", queue="look"),
+    Endpoint(judge.compare_saes, "Metrics of two SAEs", queue="look", reads_hub=True),
+    Endpoint(beside.side_by_side, "Two SAEs on a text", queue="run", gpu=True, reads_hub=True),
+    Endpoint(judge.about, "Which SAE this is", queue="look"),
+    Endpoint(act.steer, "Steer a text", queue="run", gpu=True),
+    Endpoint(act.suggest_strength, "Find a strength for steering", queue="run", gpu=True),
+    Endpoint(why.why, "Why a next token", queue="run", gpu=True),
+    Endpoint(why.check_ablation, "Measure a latent's effect on a token", queue="run", gpu=True),
+    Endpoint(judge.measure, "How well the SAE explains a text", queue="run", gpu=True),
+    Endpoint(latent_map.find_on_map, "Find latents on the map", queue="look"),
     Endpoint(look.promoted, gpu=True),
     Endpoint(act.write, gpu=True),
     Endpoint(act.sweep, gpu=True),
@@ -85,12 +105,27 @@ class Actions(SimpleNamespace):
         for endpoint in ENDPOINTS:
             if endpoint.queue is not None:
                 action = _in_a_sentence(getattr(self, endpoint.name), endpoint.signature)
-                api(action, api_name=endpoint.name, **in_queue(endpoint.queue))
+                added = api(action, api_name=endpoint.name, **in_queue(endpoint.queue))
+                _describe(endpoint, added["id"])
 
 
 def in_queue(name: str) -> dict[str, Any]:
     """Options of an event whose calls wait in this queue."""
     return {"concurrency_id": name, "concurrency_limit": QUEUES[name]}
+
+
+def _describe(endpoint: Endpoint, index: int) -> None:
+    """Give the endpoint's parameters and its answer the schemas that Gradio's clients show."""
+    blocks: Any = get_blocks_context()
+    event = blocks.fns[index]
+    schemas = endpoint.input_schema["properties"]
+    for component, (name, schema) in zip(event.inputs, schemas.items(), strict=True):
+        component.label = name
+        component._api_info = {**schema, "additional_description": schema["description"]}
+    (answer,) = event.outputs
+    answer.label = "answer"
+    words = documented(endpoint.function).answer
+    answer._api_info = {**endpoint.output_schema, "description": words}
 
 
 def _in_a_sentence(action: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
@@ -112,6 +147,7 @@ def _in_a_sentence(action: Callable[..., Any], signature: inspect.Signature) -> 
 
     wrapper = streamed if inspect.isgeneratorfunction(action) else called
     vars(wrapper)["__signature__"] = signature
+    wrapper.__doc__ = documented(action).in_lines
     return wrapper
 
 

@@ -1,7 +1,8 @@
 """The app: pages in tabs, the link in the address bar, the endpoints, and how it is started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..machine.guard import HostGuard, local_hosts
 from .actions import Actions, in_queue
 from .address import Address, Inspect, Steer, from_query, page_of, to_query
+from .bodies import BodyLimits
 from .pages import (
     AboutPage,
     ComparePage,
@@ -28,7 +30,9 @@ from .pages import (
 )
 from .pages.page import App, Page, Updates, Visit
 from .parts import html, number, panel, style
+from .sessions import few_sessions
 from .subject import Choice, Subject, default_source, open_subject
+from .tools import as_tools
 
 PAGES: dict[str, type[Page]] = {
     "inspect": InspectPage,
@@ -71,6 +75,7 @@ _READABLE = {
     "input_placeholder_color": "*neutral_600",
     "input_placeholder_color_dark": "*neutral_300",
 }
+_OPENING = "inspect"
 _TO_LINK = "(query) => { hfsae.link(query); }"
 
 
@@ -81,7 +86,7 @@ def build(subject: Subject) -> gr.Blocks:
         panel(html("header", _facts(actions)), elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
         visit, tour = gr.State(Visit()), Tour(actions)
-        with gr.Tabs(selected="inspect", overflow_behavior="wrap") as tabs:
+        with gr.Tabs(selected=_OPENING, overflow_behavior="wrap") as tabs:
             app = App(tabs, link, visit)
             tab_of = {}
             for name, page_class in PAGES.items():
@@ -102,7 +107,7 @@ def _follow(app: App, tab: gr.Tab, name: str) -> None:
     page = app.pages[name]
 
     def to(visit: Visit, *values: Any) -> Any:
-        if not visit.drawn:  # the first tab is selected before the page has been restored
+        if not visit.drawn and name == _OPENING:  # it is selected before the page was restored
             return {app.link: gr.skip()}
         try:
             address = page.address(*values)
@@ -271,9 +276,20 @@ def looks(server_name: str | None = None) -> dict[str, Any]:
         "footer_links": ["api", "settings"],
         "max_file_size": "1mb",
         "app_kwargs": {
-            "middleware": [Middleware(HostGuard, hosts=app_hosts(server_name)), Middleware(_Opened)]
+            "middleware": [
+                Middleware(HostGuard, hosts=app_hosts(server_name)),
+                Middleware(_Opened),
+                Middleware(BodyLimits),
+            ],
+            "lifespan": _as_it_runs,
         },
     }
+
+
+@asynccontextmanager
+async def _as_it_runs(app: Any) -> AsyncIterator[None]:
+    async with few_sessions(app), as_tools(app):
+        yield
 
 
 def app_hosts(server_name: str | None) -> frozenset[str]:

@@ -23,9 +23,18 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
     """Two SAEs of one language model on a text: variance unexplained, L0, and what fires where.
 
     Args:
-        other: the second SAE: a repository on the Hub, or on your own machine its folder, as for
-            compare_saes.
+        other: the second SAE, as for compare_saes.
         text: some sentences.
+
+    Returns:
+        first (dict): of this SAE: {name, kind, site, d_sae, l0, fvu, rows}: latents that fire on a
+            token, the fraction of variance that is left unexplained, and the most telling latents.
+        second (dict): the same of the other SAE.
+        winner (str | None): first or second, the one that leaves clearly less unexplained at the
+            same place.
+        equal_l0 (bool): both use about as many latents a token: only then FVU compares fairly.
+        tokens (list): {token, l0, latents, activations, cosine}: on each token the strongest latent
+            of either SAE, and the cosine of their directions.
     """
     second = other_of(subject, other)
     seen = inspection_of(subject, text), inspect_with(subject.lm, second.sae, subject.tokens(text))

@@ -27,7 +27,22 @@ _TEXT_METRICS = ("l0", "fvu", "ce_clean", "ce_spliced", "delta_loss", "kl")
 
 def health(subject: Subject) -> Json:
     """How good this SAE is: held-out metrics, and histograms of L0, density and thresholds, and
-    what its latents tell of texts, where that was probed."""
+    what its latents tell of texts, where that was probed.
+
+    Returns:
+        name (str): of the SAE.
+        metrics (list): {name, unit, value, low, high} of each; low and high are the ends of the
+            95 % interval.
+        n_tokens (int | None): tokens of the held-out text.
+        l0 (list): {low, high, count} of tokens by the number of latents that fire on them.
+        density (list): {low, high, count} of latents by the logarithm to base ten of their density.
+        dead (int | None): latents that never fired; null: not counted.
+        counted_on (int | None): tokens that densities were counted on.
+        d_sae (int): latents of the SAE.
+        thresholds (list): {low, high, count} of latents by their threshold, raw units.
+        probing (dict): how well a few latents classify texts, where that was measured.
+        texts (dict): metrics on foreign texts, where they were measured.
+    """
     density = subject.density()
     return {
         "name": subject.name,
@@ -62,8 +77,15 @@ def compare_saes(subject: Subject, other: str) -> Json:
     """Held-out metrics of this SAE beside those of another.
 
     Args:
-        other: its repository on the Hub, or on your own machine its folder: one below the
-            folder that the app was started in, or the one that it shows.
+        other: the other SAE: a repository on the Hub, as name/repository; or, on your own machine,
+            the folder of an SAE below the one that the app was started in, or the one that it
+            shows.
+
+    Returns:
+        first (str): name of this SAE.
+        second (str): name of the other.
+        rows (list): {name, unit, first, second, winner} of each metric; "winner" is first or
+            second, and null where they are equal or no side of the metric is better.
     """
     other = check_name(other)
     path = _evaluation_of(subject, other)
@@ -110,6 +132,15 @@ def measure(subject: Subject, text: str) -> Json:
 
     Args:
         text: some sentences; the more, the less the numbers depend on chance.
+
+    Returns:
+        n_tokens (int): tokens that were measured.
+        l0 (float | None): latents that fire on a token, on average.
+        fvu (float | None): fraction of the activations' variance that is left unexplained.
+        ce_clean (float | None): the model's loss, nats a token.
+        ce_spliced (float | None): its loss on the SAE's reconstructions.
+        delta_loss (float | None): the difference of the two.
+        kl (float | None): KL(model || spliced model) of the next token, nats.
     """
     batch = tokens_of(subject, text).batch(subject.lm.device)
     arguments = EvaluationArguments(n_tokens=None, bootstrap_samples=1)
@@ -120,7 +151,20 @@ def measure(subject: Subject, text: str) -> Json:
 
 
 def about(subject: Subject) -> Json:
-    """Which SAE and language model this is, and its model card."""
+    """Which SAE and language model this is, and its model card: good to know before anything else.
+
+    Returns:
+        name (str): of the SAE.
+        kind (str): its architecture.
+        site (str | None): the place in the language model whose activations it reads.
+        d_sae (int): how many latents it has: their indices are 0 to d_sae - 1.
+        d_in (int): width of the activations.
+        model (str | None): the language model.
+        model_origin (str | None): where its weights come from.
+        model_missing (str | None): why no language model is loaded; null if one is.
+        notes (list[str]): what may make numbers differ here.
+        card (str): the model card, Markdown.
+    """
     config, loaded = subject.sae.config, subject.loaded
     why_not = re.sub("'[^']*'", lambda m: repr(public(m[0][1:-1])), subject.why_no_lm)
     return {

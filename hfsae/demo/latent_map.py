@@ -38,6 +38,12 @@ def find_on_map(subject: Subject, query: str) -> Json:
 
     Args:
         query: a word, or part of a name.
+
+    Returns:
+        query (str): what was looked for.
+        hits (list[int]): indices of at most 400 latents.
+        rows (list[Latent]): the first of them; "value" is the share of their examples that fire on
+            the word.
     """
     word = check_text(query).strip().casefold()
     hits: dict[int, float] = {}

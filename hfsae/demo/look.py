@@ -1,10 +1,11 @@
 """Actions that look: at a text, at a latent, for latents. One of them names a latent."""
 
 import random
-from typing import Any
+from typing import Annotated, Any
 
 from ..activations.spelling import token_text
 from ..features import (
+    PLAIN,
     Example,
     Hit,
     blank_label,
@@ -57,7 +58,7 @@ def inspect(
     latent: int | None = None,
     token: int | None = None,
     chat: bool = False,
-    max_density: float = 1.0,
+    max_density: Annotated[float, validate.SHARE] = 1.0,
 ) -> Json:
     """Latents of the SAE that fire in a text: on the whole, on one token, and one along it.
 
@@ -65,11 +66,26 @@ def inspect(
     that fire on most text are apart, under "dense".
 
     Args:
-        prompt: the text.
-        latent: whose activation to give for every token; by default the first.
-        token: position whose latents to list.
+        prompt: the text, at most 512 tokens.
+        latent: index of the latent whose activation to give for every token; null: the first that
+            is listed.
+        token: position of the token whose latents to list under "on_token"; null: none.
         chat: read the text as a user's message in the model's chat template.
         max_density: leave out latents that fire on more than this share of all tokens.
+
+    Returns:
+        tokens (list[Token]): of the text, with the activation of "latent" on each.
+        latent (int | None): the latent of these activations.
+        label (str): its name; empty if it has none.
+        token (int | None): the position asked for.
+        on_token (list[Latent]): latents that fire on this token.
+        ranking (list[Latent]): latents that fire in the text, the most telling first: "value" is
+            the largest activation here, "share" that over the latent's largest anywhere, "peak" the
+            position of the token where it is.
+        dense (dict): {n, rows} of those that fire on most text.
+        usual_max (float | None): the largest activation of "latent" anywhere.
+        l0 (float): latents that fire on a token, on average.
+        fvu (float | None): fraction of the activations' variance that the SAE leaves unexplained.
     """
     seen, hide = inspection_of(subject, prompt, chat), hidden(subject, max_density)
     ranking, dense = firing_rows(subject, seen, hide)
@@ -98,7 +114,11 @@ def inspect(
 
 
 def compare_prompts(
-    subject: Subject, first: str, second: str, chat: bool = False, max_density: float = 1.0
+    subject: Subject,
+    first: str,
+    second: str,
+    chat: bool = False,
+    max_density: Annotated[float, validate.SHARE] = 1.0,
 ) -> Json:
     """Latents whose largest activations differ most between two texts.
 
@@ -107,6 +127,13 @@ def compare_prompts(
         second: another.
         chat: read both as a user's message in the model's chat template.
         max_density: leave out latents that fire on more than this share of all tokens.
+
+    Returns:
+        differences (list[Latent]): those that differ most first; "first" and "second" are their
+            largest activations in either text.
+        latent (int | None): the first of them.
+        first (list[Token]): tokens of the first text, with the activation of "latent" on each.
+        second (list[Token]): likewise of the second text.
     """
     pair = [inspection_of(subject, text, chat) for text in (first, second)]
     ranking = compare(pair[0], pair[1], SHOWN, hide=hidden(subject, max_density))
@@ -127,6 +154,27 @@ def feature(subject: Subject, latent: int) -> Json:
 
     Args:
         latent: its index.
+
+    Returns:
+        latent (int): its index.
+        label (str): a person's name for it; empty if it has none.
+        auto (dict | None): an automatic explanation, and how it did when it was tested.
+        threshold (float | None): the pre-activation from which on it fires, raw units.
+        names (list): {text, origin, score} of all its names.
+        collected (bool): what it fires on was collected; if not, the keys below are missing.
+        density (float, optional): share of tokens that it fires on.
+        n_firings (int, optional): tokens that it fired on.
+        n_tokens (int | None, optional): tokens of the text that was read.
+        max_activation (float, optional): its largest activation, raw units.
+        mean_activation (float, optional): its mean activation where it fires.
+        histogram (list, optional): {low, high, count} of its activations.
+        promoted (list, optional): {token, logit} that its direction makes likelier.
+        suppressed (list, optional): {token, logit} that its direction makes less likely.
+        neighbours (list[Latent], optional): the closest directions; "value" is the cosine.
+        together (dict, optional): {n, rows} of latents with examples on the same tokens.
+        n_groups (int, optional): how many groups of examples follow the strongest.
+        groups (list, optional): {kind, examples} of texts in which it fires, the strongest first.
+            The "text" of an example has the token that it fires on between « and ».
     """
     index = check_latent(subject, latent)
     facts = {
@@ -182,6 +230,12 @@ def try_text(subject: Subject, latent: int, text: str) -> Json:
     Args:
         latent: its index.
         text: the text.
+
+    Returns:
+        latent (int): its index.
+        tokens (list[Token]): of the text, with its activation on each.
+        max (float): its largest activation here.
+        usual_max (float | None): its largest activation anywhere.
     """
     index, seen = check_latent(subject, latent), inspection_of(subject, text)
     trace, usual = seen.trace(index), largest_of(subject, index)
@@ -189,32 +243,46 @@ def try_text(subject: Subject, latent: int, text: str) -> Json:
     return {"latent": index, "tokens": rows, "max": max(trace), "usual_max": usual}
 
 
-def random_latent(subject: Subject, seed: int | None = None, other_than: int | None = None) -> Json:
+def random_latent(
+    subject: Subject,
+    seed: Annotated[int | None, validate.SEED] = None,
+    other_than: int | None = None,
+) -> Json:
     """The index of a latent that is alive, drawn at random.
 
     Args:
-        seed: the same seed gives the same latent; by default each call draws anew.
-        other_than: a latent to avoid, if there is another.
+        seed: the same seed gives the same latent; null: each call draws anew.
+        other_than: index of a latent to avoid, if there is another.
+
+    Returns:
+        latent (int): its index.
     """
     if seed is not None:
-        seed = validate.whole(seed, "seed", 0, 2**31 - 1)
+        seed = validate.whole(seed, "seed", *validate.SEED)
     alive = subject.density().nonzero()[:, 0].tolist() or list(range(subject.d_sae))
     others = [latent for latent in alive if latent != other_than]
     return {"latent": random.Random(seed).choice(others or alive)}
 
 
-def search(subject: Subject, query: str, by: str = "word") -> Json:
-    """Find latents; nothing leaves this machine.
+def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Json:
+    """Find latents, by what they fire on, by what they make likelier, by name, or by direction.
 
     Args:
-        query: a word; a text; a token; words of a label; or the index of a latent.
-        by: "word" (that they fire on in the text that was collected), "fires on" (any text,
-            read here and now), "promotes" (a token that their direction makes likelier),
-            "label", or "similar to" (the index of another latent).
+        query: a word; a text; a token; words of a label; or the index of a latent, as text.
+        by: "word" (one word that they fire on in the text that was collected; if there is none,
+            words of their name), "fires on" (any text, which is read now), "promotes" (a token that
+            their direction makes likelier), "label" (words of their name), or "similar to" (the
+            index of another latent).
+
+    Returns:
+        score (str): what "value" is in "found".
+        found (list[Latent]): at most 12, the best first; "why" is the reason.
     """
     by = validate.choice(by, "by", BY)
     query = check_query(query)
     hits = _hits(subject, query, by)
+    if by == "word" and not hits:  # several words, or one that is several tokens
+        by, hits = "label", search_labels(subject.names, query, SHOWN)
     score = RAW if by == "fires on" and subject.largest() is None else SCORES[by]
     rows = as_rows(subject, [{"latent": h.latent, "value": h.score, "why": h.why} for h in hits])
     return {"score": score, "found": rows}
@@ -269,11 +337,15 @@ def check_query(text: Any) -> str:
 
 
 def save_label(subject: Subject, latent: int, label: str) -> Json:
-    """Name what a latent stands for; an empty label removes the name.
+    """Name what a latent stands for: the label is kept on disk, in place of an earlier one.
 
     Args:
         latent: its index.
-        label: one line of text.
+        label: one line of text, at most 200 characters; empty removes the label.
+
+    Returns:
+        latent (int): its index.
+        label (str): its name from now on.
     """
     index, home = check_latent(subject, latent), subject.label_home
     label = validate.text(label, "the label")
@@ -343,4 +415,11 @@ def _example(example: Example, largest: float) -> Json:
         for i, (text, a) in enumerate(rows)
     ]
     place = {"document": example.document, "position": example.position}
-    return {"activation": example.activation, **place, "tokens": tokens}
+    return {"activation": example.activation, **place, "text": _marked(example), "tokens": tokens}
+
+
+def _marked(example: Example) -> str:
+    """Its text, with the token that fires marked."""
+    pieces, (opening, closing) = list(example.tokens), PLAIN
+    pieces[example.firing] = f"{opening}{pieces[example.firing]}{closing}"
+    return "".join(pieces)

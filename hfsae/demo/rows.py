@@ -27,7 +27,7 @@ def check_latent(subject: Subject, index: Any) -> int:
 
 def hidden(subject: Subject, max_density: Any) -> list[int]:
     """Latents that fire on more than this share of tokens."""
-    limit = validate.number(max_density, "max_density", 0.0, 1.0)
+    limit = validate.number(max_density, "max_density", *validate.SHARE)
     if limit >= 1:
         return []
     if not subject.is_counted:

@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
+from ..steering import MODES, SCOPES, UNITS
 from ..steering.pair import Sampling
+from .validate import SEED, Range
+
+TEMPERATURE, N_NEW, PENALTY = Range(0, 5), Range(1, 256), Range(1, 5)
 
 
 @dataclass(frozen=True)
@@ -15,14 +19,20 @@ class Steering:
 
     mode: Annotated[
         str,
-        "add, clamp, scale, ablate, orthogonal (set the component along the direction) or cap",
+        "add: add the strength to the latent's activation; clamp: set it to the strength; scale: "
+        "multiply it by the strength; ablate: set it to 0, whatever the strength; orthogonal: "
+        "replace the component along its direction; cap: lower it to the strength at most",
+        MODES,
     ] = "add"
     unit: Annotated[
         str,
-        "of the strengths: max (multiples of a latent's largest activation), norm (per cent of the "
-        "activation's norm) or raw",
+        "of the strengths: max (multiples of a latent's largest activation: 1 is strong), norm "
+        "(per cent of the activation's norm) or raw (activation units)",
+        UNITS,
     ] = "max"
-    scope: Annotated[str, "which tokens to steer: all, prompt or generated"] = "all"
+    scope: Annotated[
+        str, "which tokens to steer: all, those of the prompt, or those generated", SCOPES
+    ] = "all"
     error_term: Annotated[bool, "keep what the SAE does not explain"] = True
     chat: Annotated[bool, "the prompt is a user's message in the model's chat template"] = False
 
@@ -31,12 +41,12 @@ class Steering:
 class Settings(Steering):
     """How to steer, and how to draw the tokens of both texts."""
 
-    temperature: Annotated[float, "0 takes the likeliest token"] = Sampling.temperature
-    max_new_tokens: Annotated[int, "length of the continuations"] = Sampling.max_new_tokens
-    repetition_penalty: Annotated[float, "above 1, tokens that were there become less likely"] = (
-        Sampling.repetition_penalty
-    )
-    seed: Annotated[int, "of the random numbers"] = Sampling.seed
+    temperature: Annotated[float, "0 takes the likeliest token", TEMPERATURE] = Sampling.temperature
+    max_new_tokens: Annotated[int, "length of the continuations", N_NEW] = Sampling.max_new_tokens
+    repetition_penalty: Annotated[
+        float, "above 1, tokens that were there become less likely", PENALTY
+    ] = Sampling.repetition_penalty
+    seed: Annotated[int, "of the random numbers", SEED] = Sampling.seed
 
 
 NAMES = tuple(f.name for f in fields(Settings))
@@ -48,7 +58,7 @@ def flat(action: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     Gradio reads signature, types and docstring for the API's page and for agents: all three follow
     from the fields of `Settings`.
     """
-    signature, hints = _signature(action), get_type_hints(Settings, include_extras=True)
+    signature = _signature(action)
 
     @functools.wraps(action)
     def called(*args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -57,8 +67,10 @@ def flat(action: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         settings = Settings(**{name: given.arguments.pop(name) for name in NAMES})
         yield from action(**given.arguments, settings=settings)
 
-    words = "".join(f"\n    {name}: {hints[name].__metadata__[0]}." for name in NAMES)
-    called.__doc__ = f"{inspect.getdoc(action)}{words}\n"
+    kinds = get_type_hints(Settings, include_extras=True)
+    words = "".join(f"\n    {name}: {kinds[name].__metadata__[0]}." for name in NAMES)
+    own, returns, keys = (inspect.getdoc(action) or "").partition("\n\nReturns:")
+    called.__doc__ = f"{own}{words}{returns}{keys}\n"
     called.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     called.__annotations__["return"] = signature.return_annotation
     vars(called)["__signature__"] = signature
@@ -67,7 +79,8 @@ def flat(action: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
 
 def _signature(action: Callable[..., Any]) -> inspect.Signature:
     """The action's own parameters, then one for each setting."""
-    whole, kinds = inspect.signature(action), get_type_hints(Settings)
+    whole = inspect.signature(action)
+    kinds = get_type_hints(Settings, include_extras=True)
     *own, _ = whole.parameters.values()
     each = [
         inspect.Parameter(

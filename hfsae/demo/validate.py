@@ -1,8 +1,19 @@
 """Checks of input from a browser, a link or a program: the value, or an error in one sentence."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..machine.refused import Refused
+
+
+class Range(NamedTuple):
+    """The least and the largest number that a caller may give: `number(value, name, *range)`."""
+
+    low: int | float
+    high: int | float
+
+
+SHARE = Range(0, 1)
+SEED = Range(0, 2**31 - 1)
 
 MAX_CHARACTERS = 8_000
 MAX_LATENTS = 8  # steered at once
@@ -29,7 +40,7 @@ def number(value: Any, name: str, low: int | float, high: int | float) -> float:
     return float(value)
 
 
-def whole(value: Any, name: str, low: int, high: int) -> int:
+def whole(value: Any, name: str, low: int | float, high: int | float) -> int:
     """A whole number from low to high."""
     parsed = number(value, name, low, high)
     if parsed != int(parsed):

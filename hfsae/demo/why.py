@@ -23,6 +23,9 @@ def next_tokens(subject: Subject, prompt: str) -> Json:
 
     Args:
         prompt: the text.
+
+    Returns:
+        next (list): {token, id, probability} of the eight likeliest, the likeliest first.
     """
     return {"next": _next(subject, tokens_of(subject, prompt))}
 
@@ -43,7 +46,8 @@ def _named(subject: Subject, token_id: int) -> Json:
 
 
 def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> Json:
-    """Which latents speak for a next token: by gradient, and by leaving them out one by one.
+    """Why this next token: the latents that speak for it or against it, by gradient, and by leaving
+    them out one by one.
 
     The logit is total = shown + others + error + bias + rest: the latents in `rows`, all others,
     what the SAE leaves out, the constant that it adds on every token, and everything else: what
@@ -51,8 +55,26 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
 
     Args:
         prompt: the text.
-        target: the next token, or `#` and its number; by default the likeliest.
-        contrast: a token to hold it against; by default none.
+        target: the next token to explain, as text or as `#` and its id; empty: the likeliest.
+        contrast: a token to hold it against: the difference of both logits is explained; empty:
+            none.
+
+    Returns:
+        next (list): {token, id, probability} of the likeliest next tokens.
+        target (dict): {token, id}.
+        contrast (dict | None): {token, id}.
+        logit (float): the target's logit, less the contrast's.
+        rows (list[Latent]): the latents that matter most: "value" is the estimated part in the
+            logit, "ablation" the measured one (null: not measured; check_ablation measures it),
+            "token" and "position" where it acts, "activation" how strongly it fires there.
+        n_latents (int): latents that fire in the text.
+        shown (float): the sum of "value" over the rows.
+        others (float): that of all other latents.
+        n_others (int): how many these are.
+        error (float): the part of what the SAE leaves unexplained.
+        bias (float): the part of the constant that it adds on every token.
+        rest (float): everything else.
+        total (float): the sum of these parts: the logit.
     """
     question = _question(subject, prompt, target, contrast)
     effects = _effects(subject, question, _ABLATED)
@@ -120,9 +142,14 @@ def check_ablation(
 
     Args:
         prompt: the text.
-        latent: which one to leave out, on all tokens.
-        target: the next token, or `#` and its number; by default the likeliest.
-        contrast: a token to hold it against; by default none.
+        latent: index of the one to leave out, on all tokens; it must fire in the text.
+        target: the next token, as text or as `#` and its id; empty: the likeliest.
+        contrast: a token to hold it against; empty: none.
+
+    Returns:
+        latent (int): its index.
+        gradient (float): the estimated effect, logits.
+        ablation (float): the measured effect, logits.
     """
     question, index = _question(subject, prompt, target, contrast), check_latent(subject, latent)
     effects = _effects(subject, question, [index])

@@ -50,6 +50,19 @@ class Sampling:
                 raise Refused(f"{field.name} is {value}; it can be {low} to {high}")
 
 
+class Shift(NamedTuple):
+    """A token's mean probability as the next one along the steered text, at temperature 1."""
+
+    token_id: int
+    plain: float
+    """without steering"""
+    steered: float
+
+
+N_SHIFTS, LEAST_SHIFT = 10, 1e-4
+"""How many tokens are named whose probability steering changed most, and by how much at least."""
+
+
 class Pair(NamedTuple):
     """The texts so far."""
 
@@ -64,6 +77,10 @@ class Pair(NamedTuple):
     raised: list[float] | None = None
     """nats that the steering added to the log-probability of each token of the steered text, at
     temperature 1. None until the end."""
+    likelier: list[Shift] | None = None
+    """tokens whose probability steering raised most, the most first. None until the end."""
+    less_likely: list[Shift] | None = None
+    """likewise those that it lowered"""
 
 
 class _Stream:
@@ -154,8 +171,9 @@ def generate_pair(
         yield _pair(tokenizer, plain, steered, None)
         if stopped():
             break
-    kl, raised = _divergence(lm, steered)
-    yield _pair(tokenizer, plain, steered, kl)._replace(raised=raised)
+    kl, raised, shifts = _divergence(lm, steered)
+    ends = {"raised": raised, "likelier": shifts[0], "less_likely": shifts[1]}
+    yield _pair(tokenizer, plain, steered, kl)._replace(**ends)
 
 
 def _vocabulary(lm: PreTrainedModel) -> int:
@@ -189,18 +207,29 @@ def _pair(
     return Pair(first, second, list(plain.new), list(steered.new), kl, kl is not None)
 
 
-def _divergence(lm: PreTrainedModel, steered: _Stream) -> tuple[float, list[float]]:
-    """Mean KL(steered || plain) over the generated tokens of the steered text, and how much more
-    likely each of them is under steering, nats."""
+def _divergence(
+    lm: PreTrainedModel, steered: _Stream
+) -> tuple[float, list[float], tuple[list[Shift], list[Shift]]]:
+    """Mean KL(steered || plain) over the generated tokens of the steered text; how much more likely
+    each of them is under steering, nats; and the tokens that became likelier, and less likely."""
     assert steered.logits is not None
     ids = torch.tensor([steered.ids[:-1]], device=lm.device)
     kept: dict[str, Any] = {}
     if "logits_to_keep" in signature(lm.forward).parameters:
         kept = {"logits_to_keep": len(steered.new)}  # a prompt's logits may be large
     plain = lm(input_ids=ids, use_cache=False, **kept).logits[0, -len(steered.new) :]
-    kl, raised = 0.0, []
+    kl, raised, n = 0.0, [], len(steered.new)
+    means = torch.zeros(2, plain.shape[-1], dtype=torch.float64)
     for token, with_steering, without in zip(steered.new, steered.logits, plain, strict=True):
         p, q = with_steering.log_softmax(-1), without.float().cpu().log_softmax(-1)
         kl += float(kl_of_logs(p, q))
         raised.append(float(p[token] - q[token]))
-    return max(0.0, kl / len(steered.new)), raised
+        means += torch.stack((q, p)).exp() / n
+    return max(0.0, kl / n), raised, (_shifts(means, 1), _shifts(means, -1))
+
+
+def _shifts(means: Float[Tensor, "2 vocab"], sign: int) -> list[Shift]:
+    """The tokens whose mean probability differs most in this direction; means: plain, steered."""
+    changes, ids = (sign * (means[1] - means[0])).topk(min(N_SHIFTS, means.shape[1]))
+    ids = ids[changes >= LEAST_SHIFT].tolist()
+    return [Shift(i, float(means[0, i]), float(means[1, i])) for i in ids]

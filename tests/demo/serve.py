@@ -1,5 +1,6 @@
-"""The app as a process of its own, with two endpoints more: how many hooks the model carries, and
-how many texts it writes at the moment. A text of ENDLESS tokens ends only where somebody ends it.
+"""The app as a process of its own, with three endpoints more: how many hooks the model carries, how
+many texts it writes at the moment, and how many callers it remembers. A text of ENDLESS tokens ends
+only where somebody ends it.
 
 A process, since the type checks that these tests put on every function hide from Gradio which of
 them are generators.
@@ -49,9 +50,15 @@ def writing() -> int:
     return told["under_way"]
 
 
+def sessions() -> int:
+    """Callers that are remembered."""
+    return len(blocks.state_holder.session_data)
+
+
 act.generate_pair = counted
 blocks = build(subject)
 with blocks:
     api(hooks, api_name="hooks")
     api(writing, api_name="writing")
+    api(sessions, api_name="sessions")
 blocks.launch(**looks(), server_name="127.0.0.1", server_port=int(sys.argv[2]), quiet=True)

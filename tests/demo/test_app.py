@@ -3,10 +3,12 @@
 import asyncio
 import json
 import re
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from inspect import signature
 from types import SimpleNamespace
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -15,34 +17,19 @@ import pytest
 from gradio_client import Client
 
 from hfsae.demo import address as at
+from hfsae.demo import sessions
 from hfsae.demo.actions import Actions
 from hfsae.demo.app import PAGES, app_hosts, build
+from hfsae.demo.look import BY
+from hfsae.demo.sessions import PROGRAMS
 from hfsae.demo.settings import Settings
+from hfsae.demo.tools import INSTRUCTIONS
+from hfsae.steering import MODES
 
 from .conftest import D_SAE, assert_ended_early
+from .test_documented import ARGUMENTS
 
 _POLICY, _JSON = "content-security-policy", {"Content-Type": "application/json"}
-# each with arguments that make sense
-ENDPOINTS = {
-    "about": {},
-    "check_ablation": {"prompt": "the c"},
-    "compare_prompts": {"first": "the cat", "second": "a dog"},
-    "compare_saes": {},
-    "feature": {"latent": 3},
-    "find_on_map": {"query": "e"},
-    "health": {},
-    "inspect": {"prompt": "the cat"},
-    "measure": {"text": "the cat sat"},
-    "next_tokens": {"prompt": "the c"},
-    "random_latent": {"seed": 1},
-    "save_label": {"latent": 11, "label": ""},
-    "search": {"query": "e"},
-    "side_by_side": {"text": "the cat sat"},
-    "steer": {"prompt": "the", "latents": "3:1", "max_new_tokens": 3},
-    "suggest_strength": {"prompt": "the", "latents": "3:1,4:1"},
-    "try_text": {"latent": 3, "text": "the cat"},
-    "why": {"prompt": "the c"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +39,12 @@ def client(app_url) -> Client:
 
 def test_every_action_is_an_endpoint_and_nothing_else_is(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert {name.strip("/") for name in named} == {*ENDPOINTS, "hooks", "writing"}
+    assert {name.strip("/") for name in named} == {*ARGUMENTS, "hooks", "writing", "sessions"}
 
 
-@pytest.mark.parametrize("name", ENDPOINTS)
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_every_endpoint_answers(client, sae_folder, name):
-    given = dict(ENDPOINTS[name])
+    given = dict(ARGUMENTS[name])
     if name in ("compare_saes", "side_by_side"):
         given["other"] = str(sae_folder)
     if name == "check_ablation":
@@ -111,6 +98,35 @@ def test_who_leaves_in_the_middle_of_steering_leaves_nothing_behind(app_url, cli
     assert_ended_early(client)
     after = client.predict(prompt="the", latents="3:0", max_new_tokens=3, api_name="/steer")
     assert after["plain"] == after["steered"]
+
+
+def test_programs_are_forgotten_and_leave_no_memory_behind(app_url, client):
+    """Each comes as a new caller; Gradio would remember 10,000, at some 0.4 MB each."""
+    before = client.predict(api_name="/sessions")
+    for i in range(2 * PROGRAMS):
+        address = f"{app_url}gradio_api/call/random_latent"
+        with urlopen(Request(address, b'{"data": [%d, null]}' % i, _JSON)) as asked:
+            event = json.load(asked)["event_id"]
+        with urlopen(f"{address}/{event}") as answer:
+            assert b"event: complete" in answer.read()
+    assert client.predict(api_name="/sessions") <= max(before, PROGRAMS) + 1
+
+
+def test_pages_that_are_open_are_remembered_whoever_else_calls(monkeypatch):
+    monkeypatch.setattr(sessions, "PAGES", 2)
+    monkeypatch.setattr(sessions, "PROGRAMS", 1)
+    with gr.Blocks() as blocks:
+        state = gr.State(0)
+    held = sessions.Sessions()
+    blocks.state_session_capacity = 10
+    held.set_blocks(blocks)
+    for name in ("first", "closed", "second"):
+        held[name][state._id] = 1
+    held["closed"].is_closed = True
+    for name in "abcd":
+        assert not held[name].state_data
+    assert list(held.session_data) == ["first", "second", "c", "d"]
+    assert set(held.time_last_used) == set(held.session_data)
 
 
 @pytest.mark.parametrize("query", ["page=nonsense", "tab=xyz&latent=abc", "deep_link=x", "view=x"])
@@ -304,26 +320,139 @@ def test_malformed_input_gets_a_sentence(running_command, name, arguments, sente
     assert client.predict(latent=3, api_name="/feature")["label"] == before
 
 
-def test_the_actions_are_tools_for_agents(running_command):
+_CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"about","arguments":%s}}'
+
+
+@pytest.mark.parametrize(
+    "path, body",
+    [("gradio_api/call/feature", b'{"data": [%s]}'), ("gradio_api/mcp/", _CALL)],
+    ids=["call", "tool"],
+)
+@pytest.mark.parametrize(
+    "value, status, sentence",
+    [
+        (b"[" * 5000 + b"]" * 5000, 400, "is nested more than 64 deep"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, 400, "is nested more than 64 deep"),
+        (b'"%s"' % (b"x" * 1_000_001), 413, "has more than 1,000,000 bytes"),
+    ],
+)
+def test_a_body_that_no_action_needs_is_refused(app_url, path, body, value, status, sentence):
+    headers = _JSON | {"Accept": "application/json, text/event-stream"}
+    with pytest.raises(HTTPError) as refused:
+        urlopen(Request(f"{app_url}{path}", body % value, headers)).close()
+    assert refused.value.code == status and sentence in json.load(refused.value)["detail"]
+
+
+def test_brackets_in_a_text_are_no_nesting(client):
+    text = '["{' * 100 + "\\"
+    assert "".join(t["text"] for t in client.predict(text, api_name="/inspect")["tokens"])
+
+
+def test_view_api_describes_every_argument_and_every_answer(client):
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    for name in ARGUMENTS:
+        view = named[f"/{name}"]
+        assert view["description"] and view["returns"][0]["python_type"]["description"]
+        for parameter in view["parameters"]:
+            assert parameter["python_type"]["description"], (name, parameter)
+            assert parameter["label"] == parameter["parameter_name"]
+    by = next(p for p in named["/search"]["parameters"] if p["label"] == "by")
+    assert by["python_type"]["type"].count("'") == 2 * len(BY) and by["parameter_default"] == "word"
+    words = client.view_api(return_format="str", print_info=False)
+    assert "'orthogonal'" in words and "a token that their direction makes likelier" in words
+
+
+def _as_an_agent(url: str, talk: Callable[[Any], Awaitable[Any]]) -> Any:
+    """What `talk` returns, which is given a session with the app's tools."""
     from mcp import ClientSession
     from mcp.client.streamable_http import streamable_http_client
 
-    async def talk() -> tuple[list[str], dict, bool]:
-        address = f"{running_command}gradio_api/mcp/"
+    async def connected() -> Any:
         async with (
-            streamable_http_client(address) as (read, write, _),
+            streamable_http_client(f"{url}gradio_api/mcp/") as (read, write, _),
             ClientSession(read, write) as session,
         ):
-            await session.initialize()
-            tools = (await session.list_tools()).tools
-            answer = await session.call_tool("feature", {"latent": 3})
-            wrong = await session.call_tool("feature", {"latent": 999})
-            return tools, answer, wrong
+            begun = await session.initialize()
+            assert begun.instructions == INSTRUCTIONS
+            return await talk(session)
 
     with ThreadPoolExecutor(1) as apart:  # the browser's tests leave a loop in this thread
-        tools, answer, wrong = apart.submit(asyncio.run, talk()).result()
-    assert {tool.name for tool in tools} == set(ENDPOINTS)
-    assert "one latent" in next(t.description for t in tools if t.name == "feature")
-    assert "collected" in answer.content[0].text
-    assert wrong.isError and "there is no latent 999" in wrong.content[0].text
-    json.dumps([tool.inputSchema for tool in tools])
+        return apart.submit(asyncio.run, connected()).result()
+
+
+def test_the_actions_are_tools_that_agents_can_use_from_their_list_alone(running_command):
+    async def talk(session: Any) -> Any:
+        return (await session.list_tools()).tools
+
+    tools = {tool.name: tool for tool in _as_an_agent(running_command, talk)}
+    assert set(tools) == set(ARGUMENTS)
+    named = set(re.findall(r"[a-z]+(?:_[a-z]+)+|(?<=with )[a-z]+(?=:|,)", INSTRUCTIONS))
+    assert named and named <= set(tools)
+    for tool in tools.values():
+        hints = tool.annotations
+        assert tool.title and tool.description.endswith(".") and "Returns: " in tool.description
+        assert hints.readOnlyHint == (tool.name != "save_label") == (not hints.destructiveHint)
+        assert tool.outputSchema["properties"] and hints.idempotentHint
+        for schema in tool.inputSchema["properties"].values():
+            assert schema["description"].endswith("."), (tool.name, schema)
+    schemas = tools["steer"].inputSchema["properties"]
+    assert schemas["mode"]["enum"] == [*MODES] and schemas["error_term"]["default"] is True
+    assert (schemas["temperature"]["minimum"], schemas["temperature"]["maximum"]) == (0, 5)
+    assert "or cap" not in schemas["mode"]["description"]  # the last words of the second line
+    assert (
+        '"similar to" (the index of another'
+        in (tools["search"].inputSchema["properties"]["by"]["description"])
+    )
+
+
+def test_tools_answer_in_json_that_fits_their_schema(running_command, sae_folder):
+    async def talk(session: Any) -> Any:
+        await session.list_tools()  # the session checks answers by the schemas
+        first = await session.call_tool("inspect", {"prompt": "the c"})
+        given = {name: dict(arguments) for name, arguments in ARGUMENTS.items()}
+        given["compare_saes"]["other"] = given["side_by_side"]["other"] = str(sae_folder)
+        latent = first.structuredContent["ranking"][0]["latent"]
+        given["check_ablation"]["latent"] = latent
+        return {name: await session.call_tool(name, given[name]) for name in given}
+
+    answers = _as_an_agent(running_command, talk)
+    for name, answer in answers.items():
+        assert not answer.isError, (name, answer.content[0].text)
+        assert json.loads(answer.content[0].text) == answer.structuredContent, name
+    assert answers["steer"].structuredContent["likelier"] is not None
+
+
+def test_an_agent_that_wants_to_see_progress_gets_the_same_answer(running_command):
+    given = {"prompt": "the", "latents": "3:6", "max_new_tokens": 3}
+
+    async def talk(session: Any) -> Any:
+        told = []
+
+        async def progress(*how_far: Any) -> None:
+            told.append(how_far)
+
+        plain = await session.call_tool("steer", given)
+        return plain, await session.call_tool("steer", given, progress_callback=progress), told
+
+    plain, shown, told = _as_an_agent(running_command, talk)
+    assert shown.structuredContent == plain.structuredContent and told
+
+
+@pytest.mark.parametrize(
+    "name, arguments, sentence",
+    [
+        ("feature", {"latent": 999}, "there is no latent 999"),
+        ("feature", {"latent": "three"}, "latent: 'three' is not of type 'integer'"),
+        ("steer", {"prompt": "the", "latents": "3:1", "mode": "shake"}, "mode: 'shake' is not one"),
+        ("steer", {"prompt": "the", "latents": "3:1", "seed": -1}, "seed: -1 is less than the min"),
+        ("steer", {"prompt": "the"}, "'latents' is a required property"),
+        ("about", {"prompt": "the"}, "'prompt' was unexpected"),
+    ],
+)
+def test_an_agent_that_errs_is_told_what_and_where(running_command, name, arguments, sentence):
+    async def talk(session: Any) -> Any:
+        return await session.call_tool(name, arguments)
+
+    answer = _as_an_agent(running_command, talk)
+    assert answer.isError and sentence in answer.content[0].text
+    assert "Traceback" not in answer.content[0].text

@@ -1,0 +1,102 @@
+"""The actions as tools for agents: what Gradio's MCP server leaves out.
+
+It lists a tool without title, hints and a schema of the answer, and answers in Python's notation.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from .actions import ENDPOINTS, Endpoint
+
+INSTRUCTIONS = """\
+A sparse autoencoder (SAE) describes each activation of a language model by a few of its latents.
+A latent has an index, and fires on some tokens with an activation above 0.
+
+Begin with about: the SAE, the language model, and how many latents there are. Find latents with
+search, or with inspect, which lists those that fire in a text; feature shows what one fires on.
+steer continues a prompt with and without changed latents; suggest_strength finds how strongly.
+why explains a next token by latents, and next_tokens lists the candidates. health, measure,
+compare_saes and side_by_side judge the SAE."""
+_DIGITS = 6  # of a number in an answer: an agent pays for each
+
+
+@asynccontextmanager
+async def as_tools(app: Any) -> AsyncIterator[None]:
+    """While Gradio's app runs, its MCP server, if it has one, describes the actions in full and
+    answers in JSON."""
+    server = app.get_blocks().mcp_server_obj
+    if server is not None:
+        _describe(server, {endpoint.name: endpoint for endpoint in ENDPOINTS})
+    yield
+
+
+def _describe(server: Any, endpoints: Mapping[str, Endpoint]) -> None:
+    from mcp import types
+
+    handlers = server.mcp_server.request_handlers
+    listed, called = handlers[types.ListToolsRequest], handlers[types.CallToolRequest]
+
+    async def list_tools(request: types.ListToolsRequest) -> types.ServerResult:
+        answer = await listed(request)
+        for tool in answer.root.tools:
+            endpoint = endpoints.get(server.tool_to_endpoint[tool.name].lstrip("/"))
+            if endpoint is not None:
+                tool.title, tool.annotations = endpoint.title, _hints(endpoint)
+                tool.inputSchema = endpoint.input_schema
+                tool.outputSchema = endpoint.output_schema
+        return answer
+
+    async def call_tool(request: types.CallToolRequest) -> types.ServerResult:
+        path = server.tool_to_endpoint.get(request.params.name, "")
+        endpoint = endpoints.get(path.lstrip("/"))
+        if endpoint is None:
+            return await called(request)
+        if wrong := _wrong(endpoint, request.params.arguments or {}):
+            content: list[types.ContentBlock] = [types.TextContent(type="text", text=wrong)]
+            return types.ServerResult(types.CallToolResult(content=content, isError=True))
+        answer = await called(request)
+        if not answer.root.isError:
+            answer.root.structuredContent = json.loads(answer.root.content[0].text)
+        return answer
+
+    handlers[types.ListToolsRequest], handlers[types.CallToolRequest] = list_tools, call_tool
+    server.postprocess_output_data = _as_json
+    server.mcp_server.instructions = INSTRUCTIONS
+
+
+def _wrong(endpoint: Endpoint, arguments: Mapping[str, Any]) -> str:
+    """What is wrong with the arguments, and with which of them; empty if nothing is."""
+    import jsonschema
+
+    errors = jsonschema.Draft202012Validator(endpoint.input_schema).iter_errors(arguments)
+    return "; ".join(": ".join([*map(str, error.path), error.message]) for error in errors)
+
+
+def _hints(endpoint: Endpoint) -> Any:
+    from mcp.types import ToolAnnotations
+
+    return ToolAnnotations(
+        title=endpoint.title,
+        readOnlyHint=not endpoint.writes,
+        destructiveHint=endpoint.writes,
+        idempotentHint=True,
+        openWorldHint=endpoint.reads_hub,
+    )
+
+
+def _as_json(answers: Iterable[Any], root_url: str) -> list[Any]:
+    from mcp.types import TextContent
+
+    texts = (json.dumps(_short(answer), ensure_ascii=False) for answer in answers)
+    return [TextContent(type="text", text=text) for text in texts]
+
+
+def _short(answer: Any) -> Any:
+    """The same with short numbers."""
+    if isinstance(answer, dict):
+        return {key: _short(value) for key, value in answer.items()}
+    if isinstance(answer, list):
+        return [_short(value) for value in answer]
+    return float(f"{answer:.{_DIGITS}g}") if isinstance(answer, float) else answer

@@ -1,0 +1,106 @@
+"""What programs and agents are told of the actions: words, schemas, and answers that fit them."""
+
+import inspect
+
+import jsonschema
+import pytest
+
+from hfsae.demo.actions import ENDPOINTS, Actions
+from hfsae.demo.documented import documented, output_schema
+from hfsae.demo.look import BY
+from hfsae.steering import MODES, SCOPES, UNITS
+
+PUBLIC = [endpoint for endpoint in ENDPOINTS if endpoint.queue is not None]
+ARGUMENTS = {
+    "about": {},
+    "check_ablation": {"prompt": "the c"},
+    "compare_prompts": {"first": "the cat", "second": "a dog"},
+    "compare_saes": {},
+    "feature": {"latent": 3},
+    "find_on_map": {"query": "e"},
+    "health": {},
+    "inspect": {"prompt": "the cat", "token": 2},
+    "measure": {"text": "the cat sat"},
+    "next_tokens": {"prompt": "the c"},
+    "random_latent": {},
+    "save_label": {"latent": 11, "label": ""},
+    "search": {"query": "e"},
+    "side_by_side": {"text": "the cat sat"},
+    "steer": {"prompt": "the", "latents": "3:1", "max_new_tokens": 3},
+    "suggest_strength": {"prompt": "the", "latents": "3:1,4:1"},
+    "try_text": {"latent": 3, "text": "the cat"},
+    "why": {"prompt": "the c", "contrast": "o"},
+}
+
+
+@pytest.fixture(scope="module")
+def actions(subject) -> Actions:
+    return Actions(subject)
+
+
+def _properties(name: str) -> dict:
+    (endpoint,) = (endpoint for endpoint in PUBLIC if endpoint.name == name)
+    return endpoint.input_schema["properties"]
+
+
+def test_a_docstring_is_taken_apart_with_each_text_in_one_line():
+    def action(first: str, second: str) -> dict:
+        """One thing: and
+        another.
+
+        Args:
+            first: a text that
+                goes on: here.
+            second: one.
+
+        Returns:
+            key (int | None, optional): a number
+                of things.
+        """
+
+    parts = documented(action)
+    assert parts.summary == "One thing: and another."
+    assert {name: e.words for name, e in parts.arguments.items()} == {
+        "first": "a text that goes on: here.",
+        "second": "one.",
+    }
+    assert parts.returns == {"key": ("a number of things.", "int | None, optional")}
+    schema = output_schema(action)
+    assert schema["required"] == []
+    assert schema["properties"]["key"]["anyOf"] == [{"type": "integer"}, {"type": "null"}]
+
+
+@pytest.mark.parametrize("endpoint", PUBLIC, ids=lambda endpoint: endpoint.name)
+def test_every_argument_and_every_key_of_an_answer_is_described(endpoint, actions, sae_folder):
+    parts = documented(endpoint.function)
+    assert (
+        parts.summary
+        and endpoint.title
+        and list(parts.arguments) == [*endpoint.signature.parameters]
+    )
+    given = dict(ARGUMENTS[endpoint.name])
+    if "other" in parts.arguments:
+        given["other"] = str(sae_folder)
+    if endpoint.name == "check_ablation":
+        given["latent"] = actions.inspect("the c")["ranking"][0]["latent"]
+    answer = getattr(actions, endpoint.name)(**given)
+    answer = list(answer)[-1] if inspect.isgenerator(answer) else answer
+    closed = {**endpoint.output_schema, "additionalProperties": False}
+    jsonschema.validate(answer, closed)
+    jsonschema.validate(given, endpoint.input_schema)
+
+
+def test_allowed_values_are_in_the_schema_and_are_those_that_are_checked(actions):
+    schemas = _properties("steer")
+    allowed = {name: schema["enum"] for name, schema in schemas.items() if "enum" in schema}
+    assert allowed == {"mode": [*MODES], "unit": [*UNITS], "scope": [*SCOPES]}
+    assert _properties("search")["by"]["enum"] == [*BY]
+    for name in ("temperature", "max_new_tokens", "repetition_penalty", "seed"):
+        for end, beyond in (("minimum", -1), ("maximum", 1)):
+            wrong = {name: schemas[name][end] + beyond}
+            with pytest.raises(ValueError, match=name):
+                list(actions.steer("the", "3:1", **wrong))
+
+
+def test_only_saving_a_label_changes_anything():
+    assert [endpoint.name for endpoint in PUBLIC if endpoint.writes] == ["save_label"]
