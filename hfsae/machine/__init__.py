@@ -1,1 +1,1 @@
-"""Files, their names, memory, locks, processors, keys, guards, the Hub's client: what the rest stands on."""
+"""Files, names, memory, locks, processors, keys, guards, the Hub's client: what all else needs."""
