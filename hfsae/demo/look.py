@@ -43,7 +43,7 @@ SCORES = {
     "word": "share of their examples, by strength",
     "fires on": "largest activation, as a share of its usual largest",
     "promotes": "logit for each unit of activation",
-    "label": "rank by words, BM25",
+    "label": "rank by words of their names, BM25",
     "similar to": "cosine of directions",
 }
 """what the numbers of each search are"""

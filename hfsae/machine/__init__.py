@@ -1,1 +1,1 @@
-"""Files, names, memory, locks, processors, keys, guards, the Hub's client: what all rests on."""
+"""Files, names, memory, locks, processors, keys, guards, the Hub's client: what all else needs."""
