@@ -22,7 +22,7 @@ from hfsae.machine.weights import STAMPED
 from hfsae.recipe import make_configs, run
 from hfsae.training import Trainer
 
-from .helpers import held_elsewhere
+from .helpers import held_elsewhere, refused
 from .tiny import TEXTS, tiny_recipe
 
 NO_EVALUATION = EvaluationArguments(n_tokens=0)
@@ -470,3 +470,10 @@ def test_a_carried_recipe_is_found_beside_a_folder_of_its_name_and_a_file_comes_
     Path("quickstart").rmdir()
     Path("quickstart").write_text("seed: 1")
     assert recipes.find_recipe("quickstart") == Path("quickstart")
+
+
+@pytest.mark.parametrize("field", ["name", "dtype", "source"])
+def test_a_language_model_that_is_null_is_one_sentence(tmp_path, capsys, field):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"sae: {{d_sae: 32, site: layers.1}}\nlm: {{{field}: null}}\n")
+    assert f"lm.{field} is null" in refused(["train", str(path), "--dry_run"], capsys)

@@ -50,6 +50,11 @@ class LMArguments:
     attn_implementation: str | None = None
     """As in transformers; Gemma 2 wants "eager"."""
 
+    def __post_init__(self) -> None:
+        for name in ("name", "dtype", "source"):
+            if getattr(self, name) is None:
+                raise Refused(f"lm.{name} is null; leave it out for the usual one, or give text")
+
 
 @dataclass
 class Recipe:
