@@ -25,6 +25,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..machine.bounds import check_most, check_seed
 from ..machine.refused import Refused, one_line
 from ..machine.visible import LOCAL_FILES
 from ..packaged import packaged_names, packaged_text
@@ -32,6 +33,7 @@ from ..packaged import packaged_names, packaged_text
 logger = logging.getLogger(__name__)
 Split = Literal["train", "validation", "test"]
 _SHOWN = 10  # names of files that are not read
+_MOST_IN_A_ROW = 2**24
 _DOCUMENTS_AT_ONCE = 64  # tokenised together: enough to keep a fast tokenizer's threads busy
 _SHUFFLE_BUFFER = 10_000  # documents held while a Hub data set is streamed
 
@@ -84,6 +86,8 @@ class TextArguments:
             raise Refused(f"bos is {self.bos!r}; it can be 'row', 'document' or 'none'")
         if self.context_size < 2:
             raise Refused(f"context_size is {self.context_size}; a row needs 2 tokens or more")
+        check_most("text.context_size", self.context_size, _MOST_IN_A_ROW)
+        check_seed("text.seed", self.seed)
         for name in ("held_out_fraction", "validation_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Refused(f"{name} is {getattr(self, name)}; use a fraction, 0 to 1")

@@ -130,7 +130,7 @@ def evaluate_all(
     (target_site,) = target_sites
     if lm.training:
         raise Refused("the LM is in training mode: dropout differs between arms; call lm.eval()")
-    rows, limits = list(_first_tokens(batches, args.n_tokens)), dict(norm_limits or {})
+    rows, limits = list(_first_tokens(batches, args.most_tokens)), dict(norm_limits or {})
     source = "given by the caller" if losses else "not needed"
     if mean is None and losses:
         mean = mean_activation(lm, target_site, rows, norm_limits=limits)

@@ -14,6 +14,7 @@ from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
 from ..activations.given import Given, as_rows
 from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
 from ..lm import check_arguments, contract, places_of, tokenizer_of
+from ..machine.bounds import check_most, check_seed
 from ..machine.refused import Refused
 from ..models import SAE
 from .layout import NEAR, nearest_rows, plane
@@ -23,6 +24,8 @@ from .windows import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
 
 if TYPE_CHECKING:
     import pyarrow
+
+_MOST_OF_A_LATENT = 10**6
 
 
 @dataclass
@@ -51,6 +54,9 @@ class CollectArguments:
             least = 1 if name in ("top", "quantiles", "reservoir") else 0
             if value < least:
                 raise Refused(f"{name} is {value}; it must be {least} or more")
+            if name != "seed":
+                check_most(f"collect.{name}", value, _MOST_OF_A_LATENT)
+        check_seed("collect.seed", self.seed)
 
 
 @torch.no_grad()

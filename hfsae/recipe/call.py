@@ -45,6 +45,7 @@ def train(
         output_dir: a new folder, or the folder of the same run.
         target_l0: latents that fire on a token, on average. None: the recipe's.
         n_tokens: activations to train on, each pass counted; None: the recipe's (3 x 262,144).
+            Evaluation, examples and names take shares of it, unless the recipe has numbers.
         recipe: all other settings (rates, batch, context, evaluation), which the other arguments
             override: a `Recipe`, a YAML file, or the name of one that comes with hfsae.
             "quickstart" is for up to some millions of tokens; `Recipe()` is the paper's, for
