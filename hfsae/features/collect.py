@@ -1,7 +1,10 @@
 """Fill a FeatureStore from one pass over token batches."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
+from ..activations.cache import fingerprint
 from ..activations.given import Given, as_rows
 from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
 from ..lm import check_arguments, contract, places_of, tokenizer_of
@@ -19,6 +23,7 @@ from ..machine.refused import Refused
 from ..models import SAE
 from .layout import NEAR, nearest_rows, plane
 from .logit_lens import FORMULA, LensTokens, lens_tokens, residual_directions
+from .resume import Resume
 from .store import COLUMNS, FeatureStore
 from .windows import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
 
@@ -69,6 +74,7 @@ def collect(
     tokenizer: PreTrainedTokenizerBase | None = None,
     norm_limits: dict[str, float] | None = None,
     progress: Callable[[int], object] | None = None,
+    resume: Path | None = None,
 ) -> FeatureStore:
     """Every latent's firings in a text, the tokens it promotes, the latents most similar to it.
 
@@ -81,6 +87,9 @@ def collect(
         norm_limits: the training Harvester's, so that the same outliers are left out here. (Limits
             of other sites, such as a transcoder's target, are ignored.)
         progress: called after each batch with its number of tokens.
+        resume: a file that keeps what was collected so far, renewed every minute and removed at the
+            end: after a stop the same call goes on from it, with the same result to the bit. A file
+            of other weights, text or settings is not used.
     """
     check_arguments("collect", lm, sae)
     site, _ = places_of(sae.config)
@@ -97,8 +106,14 @@ def collect(
         seed=args.seed,
         device=sae.W_dec.device,
     )
-    for batch in as_rows(text, lm, sae.config, tokenizer):
+    key = "" if resume is None else _key(lm, sae, tokenizer, args, limits)
+    kept = Resume(resume, key)
+    batches = kept.rest(as_rows(text, lm, sae.config, tokenizer), seen)
+    if progress is not None and seen.n_rows:
+        progress(sum(part.numel() for part in seen.tokens))
+    for batch in batches:
         _encode_into(seen, sae, site, batch, harvester(batch))
+        kept.save(batch, seen)
         if progress is not None:
             progress(batch.input_ids.numel())
     if not seen.n_tokens:
@@ -107,7 +122,26 @@ def collect(
             f"padding, {harvester.dropped_outliers} above norm_limits; give more or other text"
         )
     directions = residual_directions(lm, sae.W_dec, sae.config.target_site or site)
-    return _build_store(sae, lm, tokenizer, seen, args, directions)
+    store = _build_store(sae, lm, tokenizer, seen, args, directions)
+    kept.end()
+    return store
+
+
+def _key(
+    lm: PreTrainedModel,
+    sae: SAE,
+    tokenizer: PreTrainedTokenizerBase,
+    args: CollectArguments,
+    limits: dict[str, float],
+) -> str:
+    """A hash of what a summary follows from, its rows of tokens left out."""
+    terms = [fingerprint(lm), contract.terms(lm, tokenizer, ""), asdict(args), limits]
+    terms += [module.config.to_dict() for module in (lm, sae)]
+    terms += [str(module.device) for module in (lm, sae)]
+    digest = sha256(json.dumps(terms, sort_keys=True, default=str).encode())
+    for weight in sae.state_dict().values():
+        digest.update(weight.cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _encode_into(seen: Seen, sae: SAE, site: str, batch: TokenBatch, harvested: Harvested) -> None:

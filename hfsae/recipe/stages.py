@@ -41,7 +41,15 @@ from ..lm import LoadedLM, contract, load_lm
 from ..machine import processor
 from ..machine.files import write_whole
 from ..machine.lock import is_first_process
-from ..machine.names import CONFIG, EVALUATION, EXPLANATIONS_RECORD, META, PROBE, TRAINING
+from ..machine.names import (
+    COLLECTING,
+    CONFIG,
+    EVALUATION,
+    EXPLANATIONS_RECORD,
+    META,
+    PROBE,
+    TRAINING,
+)
 from ..machine.refused import Refused
 from ..machine.weights import refuse_mixture, stamp
 from ..models import SAE, SAEConfig
@@ -296,6 +304,7 @@ def write_result(
             tokenizer=loaded.tokenizer,
             norm_limits=limits,
             progress=progress,
+            resume=folder / COLLECTING,
         )
     store.meta |= {**stamp(folder), **(more or {})}
     store.save(folder)
