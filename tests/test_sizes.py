@@ -1,5 +1,7 @@
 """Tokens of the stages after training, where a recipe leaves them to the training's length."""
 
+from typing import Any
+
 import pytest
 
 from hfsae import Refused
@@ -18,9 +20,10 @@ def no_figures(monkeypatch):
 
 
 def test_what_a_recipe_leaves_to_the_training_follows_its_length_and_given_numbers_stand():
-    def sizes(n_tokens, **fields):
+    def sizes(n_tokens, **fields: Any):
         training = TrainingArguments(n_tokens=n_tokens, batch_size=64)
-        return Recipe(training=training, **{"explain_tokens": "auto"} | fields).sizes
+        open_names: dict[str, Any] = {"explain_tokens": "auto"}
+        return Recipe(training=training, **open_names | fields).sizes
 
     assert sizes(20_000) == (500, 3800, 1300)
     assert sizes(4_000_000_000) == (100_000, 1_000_000, 50_000)

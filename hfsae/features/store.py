@@ -32,6 +32,7 @@ from ..machine.names import EXAMPLES, FEATURES, LATENTS, META
 from ..machine.refused import Damaged, Refused
 
 if TYPE_CHECKING:
+    import pandas
     import pyarrow
     import pyarrow.dataset
 
@@ -151,6 +152,17 @@ class FeatureStore:
             neighbours=_pairs(row["neighbours"], row["neighbour_cosines"]),
             examples=self._examples_of(index),
         )
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The table of latents, a row each; its columns are explained in `COLUMNS`.
+
+        Raises:
+            ValueError: pandas is not installed.
+        """
+        try:
+            return self.latents.to_pandas()
+        except ModuleNotFoundError as error:
+            raise Refused("a table needs pandas: pip install pandas") from error
 
     @property
     def max_activations(self) -> Float[Tensor, " d_sae"]:
