@@ -15,9 +15,10 @@ from hfsae import cards
 from hfsae import recipe as recipes
 from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.evaluation import EvaluationArguments
-from hfsae.features import FeatureStore
+from hfsae.features import FeatureStore, resume
 from hfsae.hub import published
 from hfsae.lm.weights_sketch import sketch
+from hfsae.machine.names import COLLECTING
 from hfsae.machine.weights import STAMPED
 from hfsae.recipe import make_configs, run
 from hfsae.training import Trainer
@@ -139,6 +140,30 @@ def test_a_run_interrupted_while_it_reports_goes_on_with_what_is_missing(
     for name in ("model.safetensors", "evaluation.json", "features/meta.json"):
         ours, theirs = ((tmp_path / f / name).read_bytes() for f in ("whole", "parts"))
         assert ours == theirs, name
+
+
+def test_a_run_that_is_stopped_while_it_collects_goes_on_there(tmp_path, loads, monkeypatch):
+    (whole,) = run(tiny_recipe(tmp_path / "whole"))
+    monkeypatch.setattr(resume, "_EVERY_SECONDS", 0.0)
+    save, n_saved = resume.Resume.save, []
+
+    def stop_at_the_third(*args):
+        save(*args)
+        n_saved.append(1)
+        if len(n_saved) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(resume.Resume, "save", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_recipe(tmp_path / "stopped"))
+    assert (tmp_path / "stopped" / COLLECTING).is_file()
+    (stopped,) = run(tiny_recipe(tmp_path / "stopped"))
+    for name in ("meta.json", "latents.parquet", "examples.parquet"):
+        assert (stopped / "features" / name).read_bytes() == (
+            whole / "features" / name
+        ).read_bytes()
+    assert not (stopped / COLLECTING).exists()
+    assert len(n_saved) == 3 + 2, "500 tokens are five batches of 120"
 
 
 def test_what_was_interrupted_half_way_to_other_settings_passes_for_neither(

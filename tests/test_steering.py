@@ -622,6 +622,18 @@ def test_the_suggestion_is_the_largest_strength_within_the_budget(tiny_lm: PreTr
     assert suggest_strength(tiny_lm, tokens("left"), block, max_kl=1e9, **options).strength == 8
 
 
+def test_a_suggestion_shows_a_bar_unless_its_progress_goes_elsewhere(tiny_lm, capsys):
+    def block(strength: float):
+        return steer(tiny_lm, make_sae(), {3: strength})
+
+    options = {"n_tokens": 2, "strengths": [1.0, 2.0], "max_kl": 1e9, "max_repetition": None}
+    suggest_strength(tiny_lm, tokens("left"), block, **options)
+    bar = capsys.readouterr().err
+    assert "strengths:" in bar and "3/3" in bar and "KL" in bar
+    suggest_strength(tiny_lm, tokens("left"), block, progress=lambda trial: None, **options)
+    assert not capsys.readouterr().err
+
+
 def test_the_repetition_budget_counts_alone(tiny_lm: PreTrainedModel):
     head = tiny_lm.get_output_embeddings().weight
     sae = make_sae("layers.3")

@@ -1,6 +1,6 @@
 """Rows of tokens from the texts, data set or rows that a caller gives."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -9,10 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ..lm import tokenizer_of
 from .harvest import HarvestArguments
+from .listed import Columns, listed_texts
 from .tokens import PackedRows, Split, TextArguments, TokenBatch
 
-Given = str | Sequence[str] | TextArguments | Iterable[TokenBatch]
-"""A text, several texts, a data set, or rows of tokens."""
+Given = str | Sequence[str] | Columns | TextArguments | Iterable[TokenBatch]
+"""A text, several texts, a `datasets.Dataset`, a text's arguments, or rows of tokens."""
 
 
 def as_rows(
@@ -26,28 +27,33 @@ def as_rows(
     """Rows of tokens: the given ones, or rows packed from texts.
 
     Args:
-        given: a list is read whole, in rows of 128 tokens (fewer for a shorter list); of a
-            `TextArguments` one side is read.
+        given: a list, or the column "text" of a data set, is read whole, in rows of 128
+            tokens (fewer for less text); of a `TextArguments` one side is read.
         config: the SAE's config; its `bos` sets the places of BOS tokens.
         tokenizer: None: the tokenizer that `hfsae.load_lm` loaded with the model.
         side: of a `TextArguments`.
 
     Raises:
-        ValueError: text without a tokenizer.
+        ValueError: text without a tokenizer, or something else than text and rows.
     """
-    if isinstance(given, str):
-        given = [given]
-    is_list = isinstance(given, Sequence) and given and all(isinstance(t, str) for t in given)
-    if not is_list and not isinstance(given, TextArguments):
-        return given  # pyright: ignore[reportReturnType] - rows, by elimination
+    given = [given] if isinstance(given, str) else given
+    if not isinstance(given, TextArguments) and _are_rows(given):
+        return cast(Iterable[TokenBatch], given)
     tokenizer = tokenizer or tokenizer_of(lm)
     if not isinstance(given, TextArguments):
-        given = _of_list([str(text) for text in cast(Sequence[str], given)], tokenizer)
+        given = _of_list(listed_texts(given), tokenizer)
         side = "test"  # holds all of a list
     bos = getattr(config, "bos", None) or given.bos
     if tokenizer.bos_token_id is None:
         bos = "none"
     return PackedRows(tokenizer, replace(given, bos=bos), side, rows=HarvestArguments().rows)
+
+
+def _are_rows(given: Any) -> bool:
+    """Whether it yields rows of tokens, by elimination: a generator cannot be looked into."""
+    if isinstance(given, Sequence):
+        return all(isinstance(batch, TokenBatch) for batch in given)
+    return isinstance(given, Iterable) and not isinstance(given, Columns | Mapping)
 
 
 def _of_list(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> TextArguments:

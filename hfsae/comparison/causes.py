@@ -55,7 +55,7 @@ def measure(sae: SAE, recipe: Recipe, loaded: LoadedLM, args: CausalArguments) -
 
     Load the language model in float32 for precise effects.
     """
-    rows = read_rows(recipe, loaded, recipe.evaluation.side, recipe.evaluation.n_tokens)
+    rows = read_rows(recipe, loaded, recipe.evaluation.side, recipe.sizes.evaluation)
     ids = torch.cat([batch.input_ids for batch in rows])
     control = causal_control(loaded.lm, sae, ids, n_tokens=args.n_tokens, seed=args.seed)
     shares = uniformity(loaded.lm, sae, ids, n_tokens=args.n_tokens, seed=args.seed)

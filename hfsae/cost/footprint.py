@@ -404,7 +404,7 @@ def _folding(sizes: _Sizes, spread: bool) -> _Stage:
 def _evaluation(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
     """Logits of two arms and five float32 copies of one row of them, or, if logits are capped, a
     copy of the second arm's; before that, latents beside the first arm's."""
-    if recipe.evaluation.n_tokens == 0:
+    if recipe.sizes.evaluation == 0:
         return _Stage({})
     config = lm.config.get_text_config()
     context, vocabulary = recipe.text.context_size, config.vocab_size
@@ -420,7 +420,7 @@ def _evaluation(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfi
 def _examples(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
     """Memory of each latent's record, beside a block of latents while it grows. At the end,
     promoted tokens: the unembedding and W_dec anew; and tables of examples, in main memory."""
-    if recipe.collect_tokens == 0:
+    if recipe.sizes.examples == 0:
         return _Stage({})
     a, largest = recipe.collect, max(configs.values(), key=lambda c: c.d_sae * c.d_out)
     a_window = 16 + _FLOAT * (2 * a.window + 1)  # key, peak, row, position, what is around it
@@ -437,7 +437,7 @@ def _examples(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]
 
 def _tables(recipe: Recipe, config: SAEConfig) -> Number:
     """Bytes of the tables: limited per latent by rows, and in total by the number of firings."""
-    a, n_tokens, context = recipe.collect, recipe.collect_tokens, recipe.text.context_size
+    a, n_tokens, context = recipe.collect, recipe.sizes.examples, recipe.text.context_size
     most = min(a.top + a.quantiles * min(a.per_quantile, a.reservoir), -(-n_tokens // context))
     l0 = config.l0_goal or config.d_sae
     n_examples = min(most * config.d_sae, n_tokens * l0)

@@ -105,7 +105,7 @@ def estimate(
         _sum_line("disk", on_disk, 1e9, "GB"),
         _time_line(seconds, how),
     ]
-    if recipe.evaluation.n_tokens is None:
+    if recipe.sizes.evaluation is None:
         lines.append(f"{'':<16}plus the evaluation of all held-out text, of unknown length")
     totals = (sum(parts.values()) for parts in (*needed, on_disk, seconds))
     return Plan(lines, *totals)
@@ -163,17 +163,18 @@ def _seconds(
         look = paces.look(config)
         encode, keep = encode + n * look.encode, keep + n * look.collect
         training += n * (paces.start(config) + t.total_steps * paces.step(config))
-    n_saes, n_evaluated = len(configs), recipe.evaluation.n_tokens or 0
-    if recipe.evaluation.n_tokens != 0:
+    n_saes, sizes = len(configs), recipe.sizes
+    n_evaluated = sizes.evaluation or 0
+    if sizes.evaluation != 0:
         n_evaluated += len(recipe.evaluation.texts) * recipe.evaluation.n_foreign_tokens
     seconds = {
         "harvest": n_rows_tokens * to_site / (t.num_processes or 1),
         "training": training,
         "evaluation": n_evaluated * (n_saes * (whole + 3 * again + to_site) + encode),
-        "examples": recipe.collect_tokens * (n_saes * to_site + keep),
+        "examples": sizes.examples * (n_saes * to_site + keep),
     }
-    if recipe.explain_tokens:
-        seconds["names"] = recipe.explain_tokens * (n_saes * to_site + encode)
+    if sizes.names:
+        seconds["names"] = sizes.names * (n_saes * to_site + encode)
     return seconds
 
 

@@ -133,7 +133,7 @@ def evaluate_all(
         raise Refused("the LM is in training mode: dropout differs between arms; call lm.eval()")
     for sae in saes.values():
         contract.hold(lm, sae, getattr(batches, "tokenizer", None))
-    rows, limits = list(_first_tokens(batches, args.n_tokens)), dict(norm_limits or {})
+    rows, limits = list(_first_tokens(batches, args.most_tokens)), dict(norm_limits or {})
     for batch, sae in product(rows, saes.values()):
         contract.check_rows(lm, sae, batch.input_ids, batch.document)
     source = "given by the caller" if losses else "not needed"

@@ -9,10 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..machine.bounds import MOST_TOKENS, check_most
 from ..machine.refused import Refused
 from .metrics import Definition, Histogram, Metric
 
 Side = Literal["test", "validation"]
+AUTO: Literal["auto"] = "auto"
+AUTO_TOKENS = 100_000
 KINDS_OF_DOCUMENTS = {"test": "held-out", "validation": "validation"}
 MASK_POLICY = (
     "Kept positions are the same in every arm: special tokens (BOS among them), padding and norm "
@@ -66,9 +69,10 @@ LOSSES: dict[str, Definition] = {
 class EvaluationArguments:
     """Settings for measuring the trained SAE on documents that it was not trained on."""
 
-    n_tokens: int | None = 100_000
-    """Number of tokens in `TokenBatch.keep`, rounded up to whole rows; None: all; 0: a recipe's run
-    skips the evaluation, and needs no held-out text."""
+    n_tokens: int | Literal["auto"] | None = AUTO
+    """Number of tokens in `TokenBatch.keep`, rounded up to whole rows; "auto": 100,000, after a
+    training at most 2.5 % of training.n_tokens; None: all; 0: a recipe's run skips the evaluation,
+    and needs no held-out text."""
     side: Side = "test"
     """Documents to measure on: "test" for results, "validation" for choosing settings."""
     bootstrap_samples: int = 1000
@@ -89,11 +93,19 @@ class EvaluationArguments:
         least_of |= {"sae_batch_tokens": 1, "n_foreign_tokens": 1}
         for name, least in least_of.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if name == "n_tokens" and value in (None, AUTO):
+                continue
+            if value < least:
                 raise Refused(f"evaluation.{name} must be {least} or more, got {value}")
+            check_most(f"evaluation.{name}", value, MOST_TOKENS)
         if self.side not in get_args(Side):
             raise Refused(f"evaluation.side is {self.side!r}; it can be 'test' or 'validation'")
         self._check_texts()
+
+    @property
+    def most_tokens(self) -> int | None:
+        """n_tokens as a number, for an evaluation that no training precedes; None: all."""
+        return AUTO_TOKENS if self.n_tokens == AUTO else self.n_tokens
 
     def _check_texts(self) -> None:
         if not isinstance(self.texts, dict):

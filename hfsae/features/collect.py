@@ -1,8 +1,11 @@
 """Fill a FeatureStore from one pass over token batches."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,20 +15,24 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
+from ..activations.cache import fingerprint
 from ..activations.given import Given, as_rows
 from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
 from ..lm import check_arguments, contract, places_of, tokenizer_of
+from ..machine.bounds import check_most, check_seed
 from ..machine.refused import Refused
 from ..models import SAE
 from ..models.identity import DECODER, decoder_hash
 from .layout import NEAR, nearest_rows, plane
 from .logit_lens import FORMULA, LensTokens, lens_tokens, residual_directions
+from .resume import Resume
 from .store import COLUMNS, FeatureStore
 from .windows import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
 
 if TYPE_CHECKING:
     import pyarrow
 
+_MOST_OF_A_LATENT = 10**6
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +62,9 @@ class CollectArguments:
             least = 1 if name in ("top", "quantiles", "reservoir") else 0
             if value < least:
                 raise Refused(f"{name} is {value}; it must be {least} or more")
+            if name != "seed":
+                check_most(f"collect.{name}", value, _MOST_OF_A_LATENT)
+        check_seed("collect.seed", self.seed)
 
 
 @torch.no_grad()
@@ -67,6 +77,7 @@ def collect(
     tokenizer: PreTrainedTokenizerBase | None = None,
     norm_limits: dict[str, float] | None = None,
     progress: Callable[[int], object] | None = None,
+    resume: Path | None = None,
 ) -> FeatureStore:
     """Every latent's firings in a text, the tokens it promotes, the latents most similar to it.
 
@@ -79,6 +90,9 @@ def collect(
         norm_limits: the training Harvester's, so that the same outliers are left out here. (Limits
             of other sites, such as a transcoder's target, are ignored.)
         progress: called after each batch with its number of tokens.
+        resume: a file that keeps what was collected so far, renewed every minute and removed at the
+            end: after a stop the same call goes on from it, with the same result to the bit. A file
+            of other weights, text or settings is not used.
 
     Raises:
         ValueError: no token is left, or the SAE is not for this model or tokenizer
@@ -99,9 +113,15 @@ def collect(
         seed=args.seed,
         device=sae.W_dec.device,
     )
-    for batch in as_rows(text, lm, sae.config, tokenizer):
+    key = "" if resume is None else _key(lm, sae, tokenizer, args, limits)
+    kept = Resume(resume, key)
+    batches = kept.rest(as_rows(text, lm, sae.config, tokenizer), seen)
+    if progress is not None and seen.n_rows:
+        progress(sum(part.numel() for part in seen.tokens))
+    for batch in batches:
         contract.check_rows(lm, sae, batch.input_ids, batch.document)
         _encode_into(seen, sae, site, batch, harvester(batch))
+        kept.save(batch, seen)
         if progress is not None:
             progress(batch.input_ids.numel())
     if not seen.n_tokens:
@@ -116,7 +136,26 @@ def collect(
             f"{seen.n_tokens:,}",
         )
     directions = residual_directions(lm, sae.W_dec, sae.config.target_site or site)
-    return _build_store(sae, lm, tokenizer, seen, args, directions)
+    store = _build_store(sae, lm, tokenizer, seen, args, directions)
+    kept.end()
+    return store
+
+
+def _key(
+    lm: PreTrainedModel,
+    sae: SAE,
+    tokenizer: PreTrainedTokenizerBase,
+    args: CollectArguments,
+    limits: dict[str, float],
+) -> str:
+    """A hash of what a summary follows from, its rows of tokens left out."""
+    terms = [fingerprint(lm), contract.terms(lm, tokenizer, ""), asdict(args), limits]
+    terms += [module.config.to_dict() for module in (lm, sae)]
+    terms += [str(module.device) for module in (lm, sae)]
+    digest = sha256(json.dumps(terms, sort_keys=True, default=str).encode())
+    for weight in sae.state_dict().values():
+        digest.update(weight.cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _encode_into(seen: Seen, sae: SAE, site: str, batch: TokenBatch, harvested: Harvested) -> None:

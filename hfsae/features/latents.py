@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..activations.listed import Columns, listed_texts
 from ..activations.spelling import spell, tokenise
 from ..lm import (
     capture,
@@ -22,8 +23,9 @@ from ..lm import (
 )
 from ..machine.refused import Refused
 
-Texts = str | Sequence[str] | Int[Tensor, "rows ctx"] | Mapping[str, Tensor]
-"""A text, several texts, token ids, or a tokenizer's output: input_ids and attention_mask."""
+Texts = str | Sequence[str] | Columns | Int[Tensor, "rows ctx"] | Mapping[str, Tensor]
+"""A text, several texts, a `datasets.Dataset`, token ids, or a tokenizer's output: input_ids and
+attention_mask."""
 
 
 class TopLatent(NamedTuple):
@@ -108,8 +110,6 @@ def _read(
     lm: PreTrainedModel, config: Any, text: Texts, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[Tensor, Tensor, list[list[str]]]:
     """Ids, mask and the texts of tokens."""
-    if isinstance(text, str):
-        text = [text]
     if isinstance(text, Tensor):
         text = {"input_ids": text}
     if isinstance(text, Mapping):
@@ -119,7 +119,7 @@ def _read(
         if tokenizer is None:
             return input_ids, mask, [[str(i) for i in row] for row in input_ids.tolist()]
         return input_ids, mask, [spell(tokenizer, row) for row in input_ids.tolist()]
-    speller = tokenizer or tokenizer_of(lm)
+    text, speller = listed_texts(text), tokenizer or tokenizer_of(lm)
     bos = getattr(config, "bos", None) != "none"
     rows = [tokenise(speller, one, bos=bos) for one in text]
     length = max((len(row.ids) for row in rows), default=0)

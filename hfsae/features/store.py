@@ -37,6 +37,7 @@ from ..machine.weights import KEY, file_hash, refuse_mixture
 from ..models.identity import DECODER, decoder_hash_of, marked
 
 if TYPE_CHECKING:
+    import pandas
     import pyarrow
     import pyarrow.dataset
 
@@ -162,6 +163,17 @@ class FeatureStore:
             neighbours=_pairs(row["neighbours"], row["neighbour_cosines"]),
             examples=self._examples_of(index),
         )
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The table of latents, a row each; its columns are explained in `COLUMNS`.
+
+        Raises:
+            ValueError: pandas is not installed.
+        """
+        try:
+            return self.latents.to_pandas()
+        except ModuleNotFoundError as error:
+            raise Refused("a table needs pandas: pip install pandas") from error
 
     @property
     def max_activations(self) -> Float[Tensor, " d_sae"]:

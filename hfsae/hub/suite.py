@@ -98,6 +98,7 @@ def load(
     local_files_only: bool = False,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    device_map: str | torch.device | dict[str, Any] | None = None,
     norm_gain: Float[Tensor, " d_in"] | None = None,
 ) -> SAE:
     """The SAE in a folder or a repository, in any known format; of a suite, the chosen one.
@@ -111,6 +112,8 @@ def load(
         revision, token, cache_dir, local_files_only: as in `huggingface_hub`.
         dtype: to cast to, for example "bfloat16"; thresholds stay float32.
         device: to move it to.
+        device_map: as in transformers, for one device: the same as `device`; "auto": an
+            accelerator, or else the CPU.
         norm_gain: for transcoders of Gemma Scope, see `hfsae.convert.gemma_scope`.
 
     Raises:
@@ -119,6 +122,7 @@ def load(
     """
     if isinstance(dtype, str):
         dtype = _dtype(dtype)
+    device = _one_device(device, device_map)
     refuse_absent(device)
     listing = _list(source, revision, token, cache_dir, local_files_only)
     entries = _entries([file.path for file in listing.files])
@@ -136,6 +140,25 @@ def load(
     if _names_nothing(entry):
         _refuse_another(sae, where, layer, width)
     return sae.to(device=device, dtype=dtype)  # pyright: ignore
+
+
+def _one_device(device: Any, device_map: Any) -> Any:
+    """The device that either argument names.
+
+    Raises:
+        ValueError: both are given, or a map of several places.
+    """
+    if device_map is None:
+        return device
+    if device is not None:
+        raise Refused(f"device={device!r} and device_map={device_map!r} are one thing; give device")
+    if isinstance(device_map, dict):
+        if {*device_map} != {""}:
+            raise Refused(f"device_map={device_map!r}: an SAE lies on one device; give device")
+        return device_map[""]
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    return device_map
 
 
 def beside(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..machine.refused import Refused
-from .sites import Site, find_module, unwrapped
+from .sites import Site, find_module, named, unwrapped
 
 
 class _Eager:
@@ -213,7 +213,7 @@ def capture(
             This ends the *block*: the call of the model must be its last statement.
         eager: as in `own_passes`.
     """
-    places = {sites} if isinstance(sites, str) else set(sites)
+    places = named(sites)
     activations: dict[str, Tensor] = {}
 
     def visit(site: str, activation: Tensor) -> None:
@@ -245,7 +245,7 @@ def patch(lm: nn.Module, replacements: Mapping[str, Callable[[Tensor], Tensor]])
         ValueError: (in the forward pass) the new tensor has another shape.
     """
     with ExitStack() as hooks:
-        passes = hooks.enter_context(own_passes(", ".join(replacements)))
+        passes = hooks.enter_context(own_passes(", ".join(named(replacements))))
         for site, replacement in replacements.items():
             visit = partial(replaced, site, replacement)
             hooks.callback(attach(lm, site, visit, passes.reached).remove)

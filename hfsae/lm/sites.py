@@ -12,7 +12,7 @@ spells it, and its first input or its (first) output, which is the default. The 
     layers.12.post_feedforward_layernorm   what the MLP adds to the residual stream
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, cast
 
 from torch import nn
@@ -34,6 +34,9 @@ class Site(NamedTuple):
         Raises:
             ValueError: the name has another form.
         """
+        if not isinstance(text, str):
+            example = f"layers.{text}" if isinstance(text, int) else "layers.12"
+            raise Refused(f"site {_shown(text)} is not text; a site is a path, as {example!r}")
         module, colon, port = text.partition(":")
         if not module or (colon and port not in ("in", "out")):
             raise Refused(f"site {text!r} is not of the form {_GRAMMAR}")
@@ -102,6 +105,19 @@ def check_arguments(call: str, lm: Any, *saes: Any) -> None:
 
 def _shown(value: Any) -> str:
     return " ".join(repr(value).split())[:40]
+
+
+def named(sites: Any) -> list[str]:
+    """One site or several, each once.
+
+    Raises:
+        ValueError: one is not text, or of another form.
+    """
+    is_one = isinstance(sites, str) or not isinstance(sites, Iterable)
+    several: list[Any] = list(dict.fromkeys([sites] if is_one else sites))
+    for site in several:
+        Site.parse(site)
+    return several
 
 
 def find_module(lm: nn.Module, site: str) -> nn.Module:

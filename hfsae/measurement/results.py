@@ -39,7 +39,7 @@ def refuse_no_tokens(recipe: Recipe, result: str) -> None:
     Raises:
         ValueError: the recipe gives this result 0 tokens.
     """
-    if {EVALUATION: recipe.evaluation.n_tokens, META: recipe.collect_tokens}[result] == 0:
+    if {EVALUATION: recipe.sizes.evaluation, META: recipe.sizes.examples}[result] == 0:
         field = "evaluation.n_tokens" if result == EVALUATION else "collect_tokens"
         raise Refused(
             f"{field} is 0, so `hfsae {MADE_BY[result]}` would do nothing; give 1 or more"

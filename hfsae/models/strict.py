@@ -7,14 +7,15 @@ from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..machine.files import opened_tensors, read_json, reading
 from ..machine.loading import one_at_a_time
 from ..machine.names import PROBE, WEIGHTS, WEIGHTS_INDEX
-from ..machine.refused import Refused
+from ..machine.refused import Refused, one_line
+from .config import SAEConfig
 from .probe import Verification, verify
 
 T = TypeVar("T", bound="Strict")
@@ -36,13 +37,17 @@ class Strict(PreTrainedModel):
     def from_pretrained(
         cls: type[T], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
     ) -> T:
-        """Load from a folder or the Hub, as transformers does, but refuse what does not fit.
+        """Load from a folder or the Hub, as transformers does, but refuse what does not fit. On the
+        base class: the variant that the config names.
 
         Raises:
             ValueError: a weight is missing, unexpected, of another shape, or not finite, where
                 transformers would log a line and continue with fresh values; or other files than
                 model.safetensors and its shards would be read.
         """
+        if cls.config_class is SAEConfig:
+            variant = cast(type[T], _variant_at(f"{pretrained_model_name_or_path}", kwargs))
+            return variant.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         where = f"{pretrained_model_name_or_path}"
         place = {k: v for k, v in kwargs.items() if k in _HUB_OPTIONS and v is not None}
@@ -89,6 +94,25 @@ class Strict(PreTrainedModel):
             return Path(cast(str, cached_file(name, PROBE, **source)))
         except OSError as error:
             raise Refused(f"{name} holds no {PROBE} to verify against") from error
+
+
+def _variant_at(name: str, options: dict[str, Any]) -> Any:
+    """The class of the SAE in a folder or a repository.
+
+    Raises:
+        ValueError: it holds none in hfsae's own format.
+    """
+    place = {key: value for key, value in options.items() if key in _HUB_OPTIONS}
+    try:
+        config = options.get("config") or AutoConfig.from_pretrained(name, **place)
+    except ValueError as error:  # no model_type, or an unknown one
+        raise Refused(f"{name} holds no SAE: {one_line(error)}") from error
+    if not isinstance(config, SAEConfig):
+        raise Refused(
+            f"{name} holds a {config.model_type!r} model, not an SAE in hfsae's format; hfsae.load "
+            "reads other formats"
+        )
+    return MODEL_MAPPING[type(config)]
 
 
 def _refuse_other_files(options: dict[str, Any]) -> None:

@@ -1,9 +1,11 @@
 """Train in one call, without writing a recipe."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..activations.listed import Columns, listed
 from ..machine.refused import Refused
 from ..models import SAE
 from .carried import read_recipe
@@ -15,7 +17,7 @@ from .stages import run
 def train(
     model: str,
     site: str,
-    dataset: str | list[str],
+    dataset: str | Path | Sequence[str] | Columns,
     *,
     d_sae: int,
     output_dir: str | Path,
@@ -40,11 +42,13 @@ def train(
         site: where activations are read: "layers.12" is the residual stream after block 12,
             "layers.12.mlp" its MLP's output, "layers.12.self_attn.o_proj:in" its heads' outputs.
         dataset: a .txt, .jsonl or .parquet file, a folder of them, a Hub data set, packaged texts
-            ("packaged:wiki"), or documents as a list.
+            ("packaged:wiki"), or documents: a list, or a `datasets.Dataset`, whose column "text"
+            (text.text_column of the recipe) is read.
         d_sae: number of latents; 8 to 32 times the model's width is usual.
         output_dir: a new folder, or the folder of the same run.
         target_l0: latents that fire on a token, on average. None: the recipe's.
         n_tokens: activations to train on, each pass counted; None: the recipe's (3 x 262,144).
+            Evaluation, examples and names take shares of it, unless the recipe has numbers.
         recipe: all other settings (rates, batch, context, evaluation), which the other arguments
             override: a `Recipe`, a YAML file, or the name of one that comes with hfsae.
             "quickstart" is for up to some millions of tokens; `Recipe()` is the paper's, for
@@ -67,7 +71,7 @@ def train(
     whole = replace(
         base,
         lm=replace(base.lm, name=model),
-        text=replace(base.text, dataset=dataset),
+        text=replace(base.text, dataset=listed(dataset, base.text.text_column)),
         sae={**base.sae, **given},
         training=replace(base.training, output_dir=str(output_dir), **budget),
     )

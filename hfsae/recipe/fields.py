@@ -16,6 +16,7 @@ from ..activations import HarvestArguments, ShuffleArguments, Split, TextArgumen
 from ..evaluation import EvaluationArguments
 from ..features import CollectArguments
 from ..lm import empty_lm, site_width
+from ..machine.bounds import MOST_TOKENS, check_most, check_seed
 from ..machine.names import CHECKPOINTS, FEATURES, FIGURES
 from ..machine.refused import Refused
 from ..models import DEFAULT_VARIANT, SAEConfig, variants
@@ -24,6 +25,7 @@ from ..models.registry import IMPORT_HINT, refuse_configs_alone
 from ..training import TrainingArguments
 from ..training.identity import FREE, SHARED
 from .foreign import check_foreign
+from .sizes import AUTO, Count, Sizes, sizes_of
 
 logger = logging.getLogger(__name__)
 REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens", "explain_tokens")
@@ -73,20 +75,26 @@ class Recipe:
     training: TrainingArguments = field(default_factory=TrainingArguments)
     evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
     collect: CollectArguments = field(default_factory=CollectArguments)
-    collect_tokens: int = 1_000_000
-    """Tokens of the training text to search for examples; 0 leaves this stage out."""
-    explain_tokens: int = 0
+    collect_tokens: Count = AUTO
+    """Tokens of the training text to search for examples; "auto": 19 % of training.n_tokens, at
+    most a million; 0 leaves this stage out."""
+    explain_tokens: Count = 0
     """Held-out tokens on which the names of 100 latents are tested, as by `hfsae explain`; all
-    others with examples get names without scores. 0 leaves this stage out."""
+    others with examples get names without scores. "auto": 6.4 % of training.n_tokens, at most
+    50,000, and 0 without examples; 0 leaves this stage out."""
     seed: int = 0
     """Seed of the SAEs' initial weights."""
     license: str | None = None
     """Licence of the trained SAE, for its card: a Hub identifier such as 'apache-2.0'."""
 
     def __post_init__(self) -> None:
+        check_seed("seed", self.seed)
         for name in ("collect_tokens", "explain_tokens"):
-            if (n_tokens := getattr(self, name)) < 0:
+            if (n_tokens := getattr(self, name)) == AUTO:
+                continue
+            if n_tokens < 0:
                 raise Refused(f"{name} must be 0 (to leave that stage out) or more, got {n_tokens}")
+            check_most(name, n_tokens, MOST_TOKENS)
         for name in self.saes:
             parts = PurePosixPath(name).parts
             if not parts or parts[0] in TAKEN_FOLDERS or {"..", "/"} & {*parts}:
@@ -120,6 +128,12 @@ class Recipe:
             name: {k: v for k, v in fields.items() if v is not None and k != "training"}
             for name, fields in merged.items()
         }
+
+    @property
+    def sizes(self) -> Sizes:
+        """The tokens of each stage after training, with a number for "auto"."""
+        given = (self.evaluation.n_tokens, self.collect_tokens, self.explain_tokens)
+        return sizes_of(self.training.n_tokens, *given)
 
     @property
     def sites(self) -> list[str]:
@@ -291,7 +305,7 @@ def check_arm(name: str, arm: dict[str, Any], keys: set[str]) -> None:
 
 def sides_of(recipe: Recipe) -> list[Split]:
     """The sides of the text that a recipe reads."""
-    return ["train"] if recipe.evaluation.n_tokens == 0 else ["train", recipe.evaluation.side]
+    return ["train"] if recipe.sizes.evaluation == 0 else ["train", recipe.evaluation.side]
 
 
 def bucket_tokens(recipe: Recipe) -> int:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from ..machine.weights import of_others
 from ..models import SAE
 from ..models.registry import refuse_unknown_variant
 from .fields import REPORT_SECTIONS, TAKEN_FOLDERS, TRAINING_SECTIONS, Recipe, as_plain, differences
+from .sizes import AUTO
 
 _REMAKING = ".remaking"
 MADE_WITH = {
@@ -114,10 +116,11 @@ def stale_stages(recipe: Recipe) -> list[str]:
             f"the folder {root} holds a run of another recipe ({'; '.join(listed)}{more}); give "
             "another training.output_dir or delete the folder"
         )
+    sizes = recipe.sizes
     n_tokens = {
-        EVALUATION: recipe.evaluation.n_tokens,
-        META: recipe.collect_tokens,
-        EXPLANATIONS_RECORD: recipe.explain_tokens,
+        EVALUATION: sizes.evaluation,
+        META: sizes.examples,
+        EXPLANATIONS_RECORD: sizes.names,
     }
     unfinished = remaking(root)
     return [
@@ -126,6 +129,28 @@ def stale_stages(recipe: Recipe) -> list[str]:
         if n_tokens[result]
         and (result in unfinished or next(differences(theirs, ours, keys), None))
     ]
+
+
+def settled(recipe: Recipe, root: Path) -> Recipe:
+    """The recipe with numbers of tokens for "auto". Results that the folder has from this training
+    stand, whatever their number: nobody gave another."""
+    held = load_plain(root) if (root / RECIPE).is_file() else {}
+    if next(differences(held, as_plain(recipe), TRAINING_SECTIONS), None):
+        held = {}
+    sizes, evaluation = recipe.sizes, held.get("evaluation")
+    of_evaluation = evaluation.get("n_tokens", 0) if isinstance(evaluation, dict) else 0
+
+    def number(given: Any, ours: int | None, theirs: Any) -> Any:
+        stands = isinstance(theirs, int | None) and theirs != 0 and ours != 0
+        return given if given != AUTO else theirs if stands else ours
+
+    n = number(recipe.evaluation.n_tokens, sizes.evaluation, of_evaluation)
+    return replace(
+        recipe,
+        evaluation=replace(recipe.evaluation, n_tokens=n),
+        collect_tokens=number(recipe.collect_tokens, sizes.examples, held.get("collect_tokens", 0)),
+        explain_tokens=number(recipe.explain_tokens, sizes.names, held.get("explain_tokens", 0)),
+    )
 
 
 def claim(root: Path, recipe: Recipe, stale: Sequence[str]) -> None:
@@ -193,9 +218,10 @@ def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:
 def missing_results(folder: Path, recipe: Recipe) -> list[str]:
     """Results of the recipe that the folder lacks, has of other weights, or has changed since they
     were written; a card older than its data counts as missing."""
-    names = [EVALUATION] if recipe.evaluation.n_tokens != 0 else []
-    names += [META] if recipe.collect_tokens else []
-    names += [EXPLANATIONS_RECORD] if recipe.explain_tokens else []
+    sizes = recipe.sizes
+    names = [EVALUATION] if sizes.evaluation != 0 else []
+    names += [META] if sizes.examples else []
+    names += [EXPLANATIONS_RECORD] if sizes.names else []
     names += [PROBE]
     unfit = {*of_others(folder, names), *(change.record for change in changes(folder, names))}
     missing = [name for name in names if name in unfit or not _is_finished(folder / name)]

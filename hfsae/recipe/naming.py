@@ -33,7 +33,7 @@ def name_latents(
     Args:
         limits: by site, the largest norm of a kept activation.
     """
-    args = ExplainArguments(n_tokens=recipe.explain_tokens)
+    args = ExplainArguments(n_tokens=recipe.sizes.names)
     try:
         result = _scored(recipe, loaded, sae, folder, limits, args)
     except Refused as error:

@@ -41,7 +41,15 @@ from ..lm import LoadedLM, contract, load_lm
 from ..machine import processor
 from ..machine.files import write_whole
 from ..machine.lock import is_first_process
-from ..machine.names import CONFIG, EVALUATION, EXPLANATIONS_RECORD, META, PROBE, TRAINING
+from ..machine.names import (
+    COLLECTING,
+    CONFIG,
+    EVALUATION,
+    EXPLANATIONS_RECORD,
+    META,
+    PROBE,
+    TRAINING,
+)
 from ..machine.refused import Refused
 from ..machine.seal import SEALED, changes, refuse_changed, sealed
 from ..machine.weights import refuse_mixture, stamp
@@ -60,6 +68,7 @@ from .folder import (
     note_remaking,
     own_output_dir,
     save_recipe,
+    settled,
     stale_stages,
 )
 from .foreign import foreign_result
@@ -97,6 +106,7 @@ def _run(
 ) -> list[Path]:
     root = Path(recipe.training.output_dir)
     try:
+        recipe = settled(recipe, root)
         stale = stale_stages(recipe)
     except ValueError:
         check(recipe)  # what is invalid anywhere, before what clashes with this folder
@@ -148,7 +158,7 @@ def check_foreign_rows(recipe: Recipe, loaded: LoadedLM) -> None:
     Raises:
         ValueError: a foreign text of the evaluation fills no row, or has no prediction.
     """
-    texts = read_foreign(recipe, loaded) if recipe.evaluation.n_tokens != 0 else {}
+    texts = read_foreign(recipe, loaded) if recipe.sizes.evaluation != 0 else {}
     for name, rows in texts.items():
         with _naming(name):
             if not any(counted_predictions(batch).any() for batch in rows):
@@ -286,8 +296,9 @@ def write_result(
         result = evaluate_saes(recipe, loaded, {"": sae}, limits)[""]
         write_whole(folder / name, evaluation_text(result, folder, more))
         return
-    rows = read_rows(recipe, loaded, side, recipe.collect_tokens)
-    with token_bar("collect", recipe.collect_tokens) as progress:
+    n_tokens = recipe.sizes.examples
+    rows = read_rows(recipe, loaded, side, n_tokens)
+    with token_bar("collect", n_tokens) as progress:
         store = collect(
             loaded.lm,
             sae,
@@ -296,6 +307,7 @@ def write_result(
             tokenizer=loaded.tokenizer,
             norm_limits=limits,
             progress=progress,
+            resume=folder / COLLECTING,
         )
     store.meta |= {**stamp(folder), **(more or {})}
     store.save(folder)
@@ -356,8 +368,8 @@ def evaluate_saes(
         ValueError: as in `evaluate_all`; of a foreign text with its name.
     """
     check_foreign_rows(recipe, loaded)
-    args = recipe.evaluation
-    held_out = read_rows(recipe, loaded, args.side, args.n_tokens)
+    args = replace(recipe.evaluation, n_tokens=recipe.sizes.evaluation)
+    held_out = read_rows(recipe, loaded, args.side, args.most_tokens)
     results = _evaluate("evaluate", args, held_out, loaded, saes, limits, losses)
     few = replace(args, n_tokens=args.n_foreign_tokens)
     for name, rows in read_foreign(recipe, loaded).items():
@@ -378,7 +390,7 @@ def _evaluate(
     losses: bool,
 ) -> dict[str, EvaluationResult]:
     done = 0
-    with token_bar(title, args.n_tokens) as progress:
+    with token_bar(title, args.most_tokens) as progress:
 
         def advance(n: int) -> None:
             nonlocal done

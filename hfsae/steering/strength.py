@@ -10,8 +10,9 @@ Two measures of the same sampled, steered texts show the effect of a strength:
 Both, because the unsteered model soon predicts a loop too, and the KL falls again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ..lm import special_ids
@@ -121,7 +123,8 @@ def suggest_strength(
         temperature: of the sampling; the KL compares distributions at temperature 1.
         repetition_penalty: of the sampling, as in transformers: above 1, tokens that were there
             become less likely.
-        progress: called after each trial; an exception ends the sweep.
+        progress: called after each trial, in place of the progress bar; an exception ends the
+            sweep.
 
     Raises:
         ValueError: no budget, or strengths that are empty, of both signs, or not finite.
@@ -139,11 +142,25 @@ def suggest_strength(
             max_repetition is None or again <= max_repetition
         )
         trial = Trial(strength, kl, again, within, generated)
-        if progress is not None:
-            progress(trial)
+        note(trial)
         return trial
 
-    return _sweep(attempt, order, refine)
+    with nullcontext(progress) if progress else _bar(1 + len(order) + refine) as note:
+        return _sweep(attempt, order, refine)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[Trial], object]]:
+    """A progress bar of trials; gives a function that takes each."""
+    every = 0.2 if sys.stderr.isatty() else 15.0
+    with tqdm(total=total, desc="strengths", unit="trial", mininterval=every) as bar:
+
+        def advance(trial: Trial) -> None:
+            bar.set_postfix_str(f"{trial.strength:.3g}: KL {trial.kl:.3g}", refresh=False)
+            bar.update()
+
+        yield advance
+        bar.total = bar.n  # without a strength over the budget, there is no gap to halve
 
 
 def _sweep(attempt: Callable[[float], Trial], order: list[float], refine: int) -> Suggestion:

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
+from ..machine.bounds import MOST_TOKENS, check_most
 from ..machine.refused import Refused
 from .schedules import Duration, in_steps
 
@@ -105,10 +106,15 @@ class TrainingArguments:
         for field in fields(self):  # YAML's 0, or Python's, where a library wants a float
             if field.type is float and type(getattr(self, field.name)) is int:
                 setattr(self, field.name, float(getattr(self, field.name)))
+        if not self.output_dir.strip():
+            raise Refused(
+                f"training.output_dir is {self.output_dir!r}; name a folder, as runs/mine"
+            )
         counts = ("n_tokens", "batch_size", "gradient_accumulation_steps", "logging_steps")
         for name in (*counts, "dead_after_tokens"):
             if getattr(self, name) < 1:
                 raise Refused(f"training.{name} must be 1 or more, got {getattr(self, name)}")
+            check_most(f"training.{name}", getattr(self, name), MOST_TOKENS)
         if self.num_processes is not None and self.num_processes < 1:
             raise Refused(
                 f"training.num_processes must be 1 or more, or null, got {self.num_processes}"

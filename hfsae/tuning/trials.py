@@ -45,6 +45,8 @@ class Tuning(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Here "auto" is a number that does not depend on the training's length.
+        self.evaluation = replace(self.evaluation, n_tokens=self.evaluation.most_tokens)
         if self.saes:
             raise Refused("a tuning has arms instead of saes; give each arm its fields of sae")
         for name, least in {"trials": 2, "rungs": 1, "growth": 0, "together": 1}.items():
