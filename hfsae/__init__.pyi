@@ -5,7 +5,7 @@ from . import attribution as attribution
 from . import cards as cards
 from . import convert as convert
 from . import evaluation as evaluation
-from . import explain as explain
+from . import explanations as explanations
 from . import features as features
 from . import hub as hub
 from . import lm as lm
@@ -41,6 +41,8 @@ from .lm import load_lm as load_lm
 from .lm import patch as patch
 from .lm import splice as splice
 from .machine.refused import Refused as Refused
+from .measurement import explain as explain
+from .measurement import probe as probe
 from .models import SAE as SAE
 from .models import BatchTopKSAE as BatchTopKSAE
 from .models import BatchTopKSAEConfig as BatchTopKSAEConfig

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hfsae.explain.judges import JudgeArguments, Local
+from hfsae.explanations.judges import JudgeArguments, Local
 from hfsae.packaged import (
     PACKAGED_LMS,
     packaged_lm,

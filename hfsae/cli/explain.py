@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from ..explain import ExplainArguments, ScoreArguments
-from ..explain.judges import JudgeArguments
-from ..explain.scorers import SCORERS
+from ..explanations import ExplainArguments, ScoreArguments
+from ..explanations.judges import JudgeArguments
+from ..explanations.scorers import SCORERS
 from ..machine.files import printable_lines
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT
 from ..measurement import explain_placed

@@ -16,7 +16,7 @@ from transformers import MODEL_MAPPING
 from ..activations import HarvestArguments, TextArguments
 from ..comparison import Comparison
 from ..cost.formula import CARDS
-from ..explain import ExplainArguments
+from ..explanations import ExplainArguments
 from ..machine.files import check_yaml, parse_yaml
 from ..machine.refused import Refused
 from ..models import SAEConfig, variants

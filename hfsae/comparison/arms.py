@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..explain import ExplainArguments, ScoreArguments
+from ..explanations import ExplainArguments, ScoreArguments
 from ..machine.refused import Refused
 from ..recipe import Recipe, changed_training, check_arm
 from ..training import TrainingArguments

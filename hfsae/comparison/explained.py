@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from ..explain.report import Example
+from ..explanations.report import Example
 from ..machine.files import read_tensors, write_tensors
 from ..machine.names import EXPLAINED, JUDGED
 from ..machine.weights import of_others, stamp

@@ -12,11 +12,11 @@ import torch
 
 from ..activations import HarvestArguments
 from ..evaluation.untrained import SAMPLE_TOKENS
-from ..explain import ExplainArguments, Explanations, Inquiry, explain
-from ..explain.judges import JudgeArguments, judge_of
-from ..explain.scores import LEXICAL
-from ..explain.study import write_record
-from ..explain.untrained import untrained_like
+from ..explanations import ExplainArguments, Explanations, Inquiry, explain
+from ..explanations.judges import JudgeArguments, judge_of
+from ..explanations.scores import LEXICAL
+from ..explanations.study import write_record
+from ..explanations.untrained import untrained_like
 from ..hub import is_sae
 from ..lm import LoadedLM
 from ..machine.files import read_json

@@ -4,9 +4,9 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..explain.report import BEST, N_BEST, N_RANDOM, RANDOM, WORST, Example, indented
-from ..explain.scorers import SCORERS
-from ..explain.verdicts import MOST_FAILED, is_above
+from ..explanations.report import BEST, N_BEST, N_RANDOM, RANDOM, WORST, Example, indented
+from ..explanations.scorers import SCORERS
+from ..explanations.verdicts import MOST_FAILED, is_above
 from ..machine.markdown import table
 from ..machine.names import LATENTS_PAGE
 from .arms import Comparison

@@ -1,6 +1,7 @@
 """Controls for latents: what nothing was trained for, and fires as often on the same activations.
 
-`hfsae.explain.untrained` shuffles an encoder's weights; here latents lie along random directions.
+`hfsae.explanations.untrained` shuffles an encoder's weights; here latents lie along random
+directions.
 Both take activations from `sample`, count an SAE's `firings`, and fire beyond `limits`.
 """
 

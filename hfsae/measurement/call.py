@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..evaluation.probing import ProbeArguments, Probing, read_tasks
-from ..explain import ExplainArguments, Explanations, ScoreArguments
-from ..explain.judges import JudgeArguments
+from ..explanations import ExplainArguments, Explanations, ScoreArguments
+from ..explanations.judges import JudgeArguments
 from ..machine.refused import Refused, closest
 from ..recipe import (
     ExplainRequest,
@@ -62,7 +62,7 @@ def explain(
         explainer: "template": peak tokens and their shares, without a language model; "lm": a line
             by the judge; "human": labels that people gave; "file": those in `file`.
         scores: beside "lexical", which needs no judge: "detection", "fuzzing", "intruder" and
-            others of `hfsae.explain.scorers`.
+            others of `hfsae.explanations.scorers`.
         judge: who answers: "packaged" (SmolLM2-135M), a Hub id, or `JudgeArguments` for a server.
         file: explanations as parquet, jsonl or json, with latent and explanation.
         controls: "untrained": an SAE of re-drawn weights that fire as often.

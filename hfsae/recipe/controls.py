@@ -3,8 +3,8 @@
 import logging
 
 from ..evaluation.untrained import SAMPLE_TOKENS
-from ..explain import ExplainArguments, Explanations, explain
-from ..explain.untrained import compared, section_of, untrained_like
+from ..explanations import ExplainArguments, Explanations, explain
+from ..explanations.untrained import compared, section_of, untrained_like
 from ..lm import LoadedLM
 from ..machine.refused import Refused
 from ..models import SAE

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..explain import (
+from ..explanations import (
     ExplainArguments,
     Explainer,
     Explanations,
@@ -22,10 +22,10 @@ from ..explain import (
     read_file,
     template,
 )
-from ..explain.asking import Told
-from ..explain.judges import Counted, Judge, JudgeArguments, judge_of
-from ..explain.study import write_record
-from ..explain.windows import order_of
+from ..explanations.asking import Told
+from ..explanations.judges import Counted, Judge, JudgeArguments, judge_of
+from ..explanations.study import write_record
+from ..explanations.windows import order_of
 from ..features.labels import read_labels
 from ..machine.files import read_json, read_table, reading
 from ..machine.names import (

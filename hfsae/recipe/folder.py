@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import AutoModel
 
-from ..explain.stored import UNSCORED
+from ..explanations.stored import UNSCORED
 from ..machine.files import damaged, parse_yaml, passes, read_json, sweep, write_whole
 from ..machine.lock import is_first_process, locked
 from ..machine.names import (

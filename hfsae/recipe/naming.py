@@ -6,9 +6,9 @@ from typing import Any
 
 from .. import cards
 from ..activations import text_fingerprint
-from ..explain import ExplainArguments, Explanations, explain
-from ..explain.stored import UNSCORED, stored_names
-from ..explain.study import write_record
+from ..explanations import ExplainArguments, Explanations, explain
+from ..explanations.stored import UNSCORED, stored_names
+from ..explanations.study import write_record
 from ..features import FeatureStore
 from ..lm import LoadedLM
 from ..machine.files import write_whole

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..explain import ExplainArguments
-from ..explain.explainers import spelt
-from ..explain.reading import MAX_DIRECTIONS, Reading, read
-from ..explain.windows import LEAST_FIT, Evidence, Window, order_of, select
+from ..explanations import ExplainArguments
+from ..explanations.explainers import spelt
+from ..explanations.reading import MAX_DIRECTIONS, Reading, read
+from ..explanations.windows import LEAST_FIT, Evidence, Window, order_of, select
 from ..machine.files import printable, read_json, read_table, write_whole
 from ..machine.names import (
     EVALUATION,

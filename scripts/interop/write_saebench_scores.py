@@ -1,4 +1,4 @@
-"""Write tests/explain/saebench_scores.json with SAEBench's own scoring. Needs its environment.
+"""Write tests/explanations/saebench_scores.json with SAEBench's own scoring. Needs its environment.
 
 FOLDER/saebench/bin/python scripts/interop/write_saebench_scores.py OUT
 

@@ -13,12 +13,12 @@ from hfsae.cards import figures
 from hfsae.cli.recipes import with_explanations
 from hfsae.comparison import Comparison, InterpretArguments, compare
 from hfsae.comparison.explained import Explained, read_explained
-from hfsae.explain import ExplainArguments
+from hfsae.explanations import ExplainArguments
 from hfsae.recipe import explain_sae, of_run
 
 from ..conftest import every_lm_is
-from ..explain.conftest import texts
-from ..explain.oracle import Oracle
+from ..explanations.conftest import texts
+from ..explanations.oracle import Oracle
 from ..tiny import tiny_fields
 
 ARMS = {

@@ -11,7 +11,7 @@ import torch
 from hfsae import Refused
 from hfsae.activations import TextArguments
 from hfsae.cli import main
-from hfsae.explain.reading import Reading, read
+from hfsae.explanations.reading import Reading, read
 from hfsae.recipe import names_apart, run
 from hfsae.study.make import _plain, _visible, items_of
 from hfsae.study.plan import Item, Plan, StudyArguments

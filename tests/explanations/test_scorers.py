@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from hfsae.explain.asking import ScoreArguments, cases_of, judged, prompts_hash, result_of
-from hfsae.explain.explainers import from_labels
-from hfsae.explain.judges import Answer
-from hfsae.explain.protocols import by_protocol, sample_of
-from hfsae.explain.report import _verdict
-from hfsae.explain.scorers import SCORERS, Case
-from hfsae.explain.verdicts import together
-from hfsae.explain.windows import ExplainArguments, select
+from hfsae.explanations.asking import ScoreArguments, cases_of, judged, prompts_hash, result_of
+from hfsae.explanations.explainers import from_labels
+from hfsae.explanations.judges import Answer
+from hfsae.explanations.protocols import by_protocol, sample_of
+from hfsae.explanations.report import _verdict
+from hfsae.explanations.scorers import SCORERS, Case
+from hfsae.explanations.verdicts import together
+from hfsae.explanations.windows import ExplainArguments, select
 
 from .conftest import read_planted
 from .oracle import Oracle

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hfsae.explain.judges import (
+from hfsae.explanations.judges import (
     Counted,
     JudgeArguments,
     Local,
@@ -15,9 +15,9 @@ from hfsae.explain.judges import (
     Usage,
     judge_of,
 )
-from hfsae.explain.judges.counted import example
-from hfsae.explain.judges.tokens import by_length
-from hfsae.explain.judges.wording import Wording
+from hfsae.explanations.judges.counted import example
+from hfsae.explanations.judges.tokens import by_length
+from hfsae.explanations.judges.wording import Wording
 from hfsae.lm import LoadedLM
 from hfsae.machine.refused import Refused
 
@@ -275,7 +275,9 @@ def test_addresses_in_records_have_no_credentials():
 
 
 def test_the_count_of_a_dry_run_is_that_of_the_run(chats, monkeypatch, tmp_path):
-    monkeypatch.setattr("hfsae.explain.judges.tokens.load_tokenizer", lambda name: chats.tokenizer)
+    monkeypatch.setattr(
+        "hfsae.explanations.judges.tokens.load_tokenizer", lambda name: chats.tokenizer
+    )
     questions = [ask(q.messages[1][1], "a", "b") for q in QUESTIONS]
     local(chats, tmp_path / "c.jsonl").answer(questions[:2])
     counted = Counted(JudgeArguments(model="tiny/llama"), tmp_path / "c.jsonl")

@@ -15,7 +15,7 @@ from hfsae.cards import render_card, shown_latents
 from hfsae.cli import main
 from hfsae.demo.look import feature
 from hfsae.demo.subject import Choice, open_subject
-from hfsae.explain.stored import STORED
+from hfsae.explanations.stored import STORED
 from hfsae.features import FeatureStore, read_automatic, read_names, write_label
 from hfsae.machine.seal import changes
 from hfsae.recipe import load_plain, run

@@ -5,13 +5,13 @@ from zlib import crc32
 
 import pytest
 
-from hfsae.explain.asking import ScoreArguments, cases_of, judged, lm_explainer
-from hfsae.explain.explainers import Material
-from hfsae.explain.judges import Counted, JudgeArguments, Question, Remote
-from hfsae.explain.judges.tokens import by_length
-from hfsae.explain.protocols import sample_of
-from hfsae.explain.scorers import SCORERS
-from hfsae.explain.windows import ExplainArguments, select
+from hfsae.explanations.asking import ScoreArguments, cases_of, judged, lm_explainer
+from hfsae.explanations.explainers import Material
+from hfsae.explanations.judges import Counted, JudgeArguments, Question, Remote
+from hfsae.explanations.judges.tokens import by_length
+from hfsae.explanations.protocols import sample_of
+from hfsae.explanations.scorers import SCORERS
+from hfsae.explanations.windows import ExplainArguments, select
 
 from .conftest import read_planted
 from .loopback_judge import LoopbackJudge, content, cut_off, raw, status

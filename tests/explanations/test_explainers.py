@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hfsae.explain.explainers import (
+from hfsae.explanations.explainers import (
     Material,
     Spelt,
     from_labels,
@@ -16,7 +16,7 @@ from hfsae.explain.explainers import (
     read_file,
     template,
 )
-from hfsae.explain.windows import ExplainArguments, Window, select
+from hfsae.explanations.windows import ExplainArguments, Window, select
 
 from .conftest import read_planted
 

@@ -5,7 +5,7 @@ import json
 import math
 import re
 
-from hfsae.explain.judges import Answer, Question, Usage
+from hfsae.explanations.judges import Answer, Question, Usage
 
 WORD = re.compile(r"(?<!\w)w\d+(?!\d)")
 

@@ -118,7 +118,7 @@ def explain(
     """Explanations of latents, scored on text that they were not made from, beside controls.
 
         rows = hfsae.PackedRows(tokenizer, text, "test", rows=16, max_tokens=100_000)
-        result = hfsae.explain.explain(lm, sae, rows)
+        result = hfsae.explanations.explain(lm, sae, rows)
         print(result.report)
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hfsae.activations import TextArguments
-from hfsae.explain.reading import Reading, read
+from hfsae.explanations.reading import Reading, read
 from hfsae.recipe import run
 
 from ..conftest import every_lm_is

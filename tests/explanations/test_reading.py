@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from hfsae.activations import TokenBatch
-from hfsae.explain import reading as module
-from hfsae.explain.reading import CUT, RUN, SHOWN, TESTED, Reading, read
+from hfsae.explanations import reading as module
+from hfsae.explanations.reading import CUT, RUN, SHOWN, TESTED, Reading, read
 
 from .conftest import N_TOKENS, read_planted
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from hfsae.explain.reading import SHOWN, TESTED, Reading, Trace
-from hfsae.explain.windows import (
+from hfsae.explanations.reading import SHOWN, TESTED, Reading, Trace
+from hfsae.explanations.windows import (
     Evidence,
     ExplainArguments,
     Selection,

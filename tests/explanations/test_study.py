@@ -8,7 +8,7 @@ import yaml
 
 from hfsae.cli import main
 from hfsae.demo.subject import Choice, open_subject
-from hfsae.explain import ExplainArguments, explain
+from hfsae.explanations import ExplainArguments, explain
 from hfsae.features import read_names, write_label
 from hfsae.hub.outgoing import files_to_publish, published
 from hfsae.machine.weights import weights_hash

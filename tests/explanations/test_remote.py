@@ -19,11 +19,11 @@ import pytest
 from huggingface_hub.inference._providers import _common as common
 from huggingface_hub.inference._providers import get_provider_helper
 
-from hfsae.explain.judges import Counted, JudgeArguments, Question, transport
-from hfsae.explain.judges.remote import Remote
-from hfsae.explain.judges.replies import without_thoughts
-from hfsae.explain.judges.tokens import by_tokenizer
-from hfsae.explain.judges.transport import chat_url, retry_after
+from hfsae.explanations.judges import Counted, JudgeArguments, Question, transport
+from hfsae.explanations.judges.remote import Remote
+from hfsae.explanations.judges.replies import without_thoughts
+from hfsae.explanations.judges.tokens import by_tokenizer
+from hfsae.explanations.judges.transport import chat_url, retry_after
 from hfsae.machine.refused import Refused
 
 from ..forked import CONTEXT

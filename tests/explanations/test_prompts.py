@@ -5,11 +5,11 @@ import json
 import pytest
 from tokenizers import normalizers
 
-from hfsae.explain.asking import lm_explainer, prompts_hash
-from hfsae.explain.explainers import Material, Spelt
-from hfsae.explain.judges import Answer, Question, Usage
-from hfsae.explain.judges.wording import Wording
-from hfsae.explain.prompts import (
+from hfsae.explanations.asking import lm_explainer, prompts_hash
+from hfsae.explanations.explainers import Material, Spelt
+from hfsae.explanations.judges import Answer, Question, Usage
+from hfsae.explanations.judges.wording import Wording
+from hfsae.explanations.prompts import (
     choice_in,
     explanation_in,
     explanation_question,
@@ -18,8 +18,8 @@ from hfsae.explain.prompts import (
     marked,
     quoted,
 )
-from hfsae.explain.scorers import SCORERS
-from hfsae.explain.windows import Window
+from hfsae.explanations.scorers import SCORERS
+from hfsae.explanations.windows import Window
 
 from .special_tokens import TEMPLATES, chatting, check_no_text_makes_a_special_token
 

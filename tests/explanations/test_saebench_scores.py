@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hfsae.explain.explainers import Spelt
-from hfsae.explain.judges import Answer
-from hfsae.explain.scorers import SCORERS, Case
-from hfsae.explain.scorers.base import Sample
-from hfsae.explain.windows import Window
+from hfsae.explanations.explainers import Spelt
+from hfsae.explanations.judges import Answer
+from hfsae.explanations.scorers import SCORERS, Case
+from hfsae.explanations.scorers.base import Sample
+from hfsae.explanations.windows import Window
 
 CASES = json.loads((Path(__file__).parent / "saebench_scores.json").read_text())
 SPELT = Spelt([" a"], 0, Window(0, 1, 0, 1.0, "top"), (1.0,))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hfsae.evaluation.intervals import interval
-from hfsae.explain.scores import (
+from hfsae.explanations.scores import (
     Lexicon,
     aggregate,
     auc,
@@ -20,7 +20,7 @@ from hfsae.explain.scores import (
     weighted_means,
     weighted_pearson,
 )
-from hfsae.explain.windows import ExplainArguments, select
+from hfsae.explanations.windows import ExplainArguments, select
 
 from .conftest import N_TOKENS, read_planted
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from tokenizers import AddedToken
 
-from hfsae.explain.judges import Question
-from hfsae.explain.judges.wording import Wording
-from hfsae.explain.prompts import marked, quoted
+from hfsae.explanations.judges import Question
+from hfsae.explanations.judges.wording import Wording
+from hfsae.explanations.prompts import marked, quoted
 
 TEMPLATES = {  # of well-known families: the form of a message, and the tokens in it
     "ChatML": ("<|im_start|>{r}\n{c}<|im_end|>\n", ["<|im_start|>", "<|im_end|>", "<file_sep>"]),
