@@ -17,7 +17,7 @@ from hfsae.packaged import (
     text_licence,
 )
 
-from .explain.special_tokens import check_no_text_makes_a_special_token
+from .explanations.special_tokens import check_no_text_makes_a_special_token
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 

@@ -33,8 +33,8 @@ def imported_on_top(path: Path) -> set[str]:
 def test_what_the_public_names_import_is_declared_and_nothing_else():
     """But for what the extras bring."""
     listed = "import sys, hfsae\n"
-    listed += "apart = {'Recipe', 'Trainer', 'TrainingArguments', 'train'}\n"
-    listed += "rooms = {'presets', 'recipe', 'study', 'training', 'explain'}\n"
+    listed += "apart = {'Recipe', 'Trainer', 'TrainingArguments', 'explain', 'probe', 'train'}\n"
+    listed += "rooms = {'presets', 'recipe', 'study', 'training', 'explanations'}\n"
     listed += "for name in {*hfsae.__all__} - apart - rooms: getattr(hfsae, name)\n"
     listed += "for name, module in sys.modules.items():\n"
     listed += "    if name.split('.')[0] == 'hfsae': print(module.__file__)\n"

@@ -137,7 +137,7 @@ def explain(
     Raises:
         ValueError: too few latents fit, one is out of range, the text is short, or the judge fails.
     """
-    check_arguments("explain.explain", lm, sae)
+    check_arguments("explanations.explain", lm, sae)
     args = args or ExplainArguments()
     scorers = inquiry.args.scorers(inquiry.judge)
     tokenizer = tokenizer or tokenizer_of(lm)
