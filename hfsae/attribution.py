@@ -169,12 +169,10 @@ def attribute(
         tokenizer: for text; None: the tokenizer that `hfsae.load_lm` loaded with the model.
         ablate: number of latents to ablate, the largest by gradient; or a list of latents.
         integration_steps: backward passes for `integrated`; 0: leave it out.
-        spare_tokens: ids whose latents are ignored and unchanged; None: the model's BOS, EOS and
-            padding.
+        spare_tokens: ids whose latents are ignored and unchanged; None: BOS, EOS and padding.
 
     Raises:
-        ValueError: several rows, a target of several tokens, an ablated latent never fires, or the
-            SAE is not for this model or tokenizer (`hfsae.lm.contract`).
+        ValueError: several rows or target tokens, a latent that never fires, or another model.
     """
     check_arguments("attribute", lm, sae)
     contract.hold(lm, sae, tokenizer or known_tokenizer(lm))

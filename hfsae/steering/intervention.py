@@ -102,10 +102,8 @@ def steer(
         max_activations: for the unit "max": `FeatureStore.max_activations`, or {latent: maximum}.
         error_term: keep the SAE's error; False: the model runs on reconstructions.
         scope: the tokens to change: all, the prompt's, or generated ones. The prompt is the input
-            of `generate`, padding included, however it decodes: assisted and prompt-lookup decoding
-            give the tokens of plain decoding. Outside of `generate` it is all tokens of a forward
-            pass, except that tokens which come one at a time with a KV cache, or extend the last
-            pass by one without it, are generated ones.
+            of `generate`, padding included, however it decodes. Outside of `generate` tokens that
+            come one at a time with a KV cache, or extend the last pass by one, are generated.
         spare_tokens: ids at which nothing is changed; None: the model's BOS, EOS and padding.
 
     Raises:

@@ -84,6 +84,11 @@ class Probing:
         return report_of(self.rows, self.record, self.saes)
 
 
+def _hold(lm: PreTrainedModel, saes: Mapping[str, SAE], tokenizer: Any) -> None:
+    for sae in saes.values():
+        contract.hold(lm, sae, tokenizer)
+
+
 def probe(
     lm: PreTrainedModel,
     saes: Mapping[str, SAE],
@@ -110,14 +115,12 @@ def probe(
         progress: called with the number of further texts and words.
 
     Raises:
-        ValueError: no SAE, no task, scikit-learn is missing, or an SAE is not for this model or
-            tokenizer (`hfsae.lm.contract`).
+        ValueError: no SAE, no task, scikit-learn is missing, or another model (`lm.contract`).
     """
     args, tokenizer = args or ProbeArguments(), tokenizer or tokenizer_of(lm)
     if not saes:
         raise Refused("there is no SAE to probe; give one or more")
-    for sae in saes.values():
-        contract.hold(lm, sae, tokenizer)
+    _hold(lm, saes, tokenizer)
     sites = {name: sae.config.places[0] for name, sae in saes.items()}
     bos = {name: getattr(sae.config, "bos", None) != "none" for name, sae in saes.items()}
     if len({*bos.values()}) > 1:
