@@ -11,9 +11,9 @@ import torch
 import hfsae
 from hfsae.activations.listed import listed, listed_texts
 
-from .test_api import ARGS
 from .tiny import TEXTS, make_sae, tiny_recipe
 
+ARGS = hfsae.EvaluationArguments(n_tokens=300, bootstrap_samples=10)
 DATA = datasets.Dataset.from_dict({"text": TEXTS, "id": list(range(len(TEXTS)))})
 
 

@@ -34,25 +34,23 @@ def train(
             d_sae=4096, target_l0=50, output_dir="runs/mine",
         )
 
-    Called again, it resumes what was interrupted and reuses what is finished. All results are in
-    `output_dir`, which can be pushed to the Hub as it is. The same as `hfsae train RECIPE`.
+    Called again, it resumes what was interrupted and reuses what is finished. `output_dir` can be
+    pushed to the Hub as it is. The same as `hfsae train RECIPE`.
 
     Args:
         model: Hub id or folder of a causal language model, or a .gguf file.
         site: where activations are read: "layers.12" is the residual stream after block 12,
             "layers.12.mlp" its MLP's output, "layers.12.self_attn.o_proj:in" its heads' outputs.
         dataset: a .txt, .jsonl or .parquet file, a folder of them, a Hub data set, packaged texts
-            ("packaged:wiki"), or documents: a list, or a `datasets.Dataset`, whose column "text"
-            (text.text_column of the recipe) is read.
+            ("packaged:wiki"), a list of texts, or a `datasets.Dataset` (its text.text_column).
         d_sae: number of latents; 8 to 32 times the model's width is usual.
         output_dir: a new folder, or the folder of the same run.
         target_l0: latents that fire on a token, on average. None: the recipe's.
         n_tokens: activations to train on, each pass counted; None: the recipe's (3 x 262,144).
-            Evaluation, examples and names take shares of it, unless the recipe has numbers.
-        recipe: all other settings (rates, batch, context, evaluation), which the other arguments
-            override: a `Recipe`, a YAML file, or the name of one that comes with hfsae.
-            "quickstart" is for up to some millions of tokens; `Recipe()` is the paper's, for
-            billions.
+            Evaluation, examples and names follow it, unless the recipe has numbers.
+        recipe: all other settings, which the other arguments override: a `Recipe`, a YAML file, or
+            the name of one that comes with hfsae. "quickstart" is for up to some millions of
+            tokens; `Recipe()` is the paper's, for billions.
         sae: more fields of the SAE's config: model_type="topk_sae", k=32, bandwidth=0.01.
 
     Raises:
