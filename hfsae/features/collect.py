@@ -113,8 +113,7 @@ def collect(
         seed=args.seed,
         device=sae.W_dec.device,
     )
-    key = "" if resume is None else _key(lm, sae, tokenizer, args, limits)
-    kept = Resume(resume, key)
+    kept = Resume(resume, "" if resume is None else _key(lm, sae, tokenizer, args, limits))
     batches = kept.rest(as_rows(text, lm, sae.config, tokenizer), seen)
     if progress is not None and seen.n_rows:
         progress(sum(part.numel() for part in seen.tokens))
@@ -124,6 +123,15 @@ def collect(
         kept.save(batch, seen)
         if progress is not None:
             progress(batch.input_ids.numel())
+    _check_seen(seen, harvester)
+    directions = residual_directions(lm, sae.W_dec, sae.config.target_site or site)
+    store = _build_store(sae, lm, tokenizer, seen, args, directions)
+    kept.end()
+    return store
+
+
+def _check_seen(seen: Seen, harvester: Harvester) -> None:
+    """Refuse a summary of no tokens, and tell of one without firings."""
     if not seen.n_tokens:
         raise Refused(
             f"no token is left to collect from: {harvester.dropped_special} are special or "
@@ -135,10 +143,6 @@ def collect(
             "the thresholds or the sparsity, or train longer",
             f"{seen.n_tokens:,}",
         )
-    directions = residual_directions(lm, sae.W_dec, sae.config.target_site or site)
-    store = _build_store(sae, lm, tokenizer, seen, args, directions)
-    kept.end()
-    return store
 
 
 def _key(

@@ -108,8 +108,7 @@ def steer(
 
     Raises:
         ValueError: no latent, or an invalid latent, strength, mode, unit or scope; the unit "max"
-            without a maximal activation; another SAE's maximal activations; or any reason of
-            `hfsae.splice`.
+            without a maximal activation, or with another SAE's; or any reason of `hfsae.splice`.
     """
     check_arguments("steer", lm)
     _check_choice("scope", scope, SCOPES)

@@ -30,6 +30,26 @@ from hfsae.demo import Choice, Subject, open_subject
 
 ROOT = Path(__file__).parent.parent.parent
 D_SAE = 48
+ARGUMENTS = {  # of each action, that make sense
+    "about": {},
+    "check_ablation": {"prompt": "the c"},
+    "compare_prompts": {"first": "the cat", "second": "a dog"},
+    "compare_saes": {},
+    "feature": {"latent": 3},
+    "find_on_map": {"query": "e"},
+    "health": {},
+    "inspect": {"prompt": "the cat", "token": 2},
+    "measure": {"text": "the cat sat"},
+    "next_tokens": {"prompt": "the c"},
+    "random_latent": {},
+    "save_label": {"latent": 11, "label": ""},
+    "search": {"query": "e"},
+    "side_by_side": {"text": "the cat sat"},
+    "steer": {"prompt": "the", "latents": "3:1", "max_new_tokens": 3},
+    "suggest_strength": {"prompt": "the", "latents": "3:1,4:1"},
+    "try_text": {"latent": 3, "text": "the cat"},
+    "why": {"prompt": "the c", "contrast": "o"},
+}
 # What the address says has been put into the fields: from here on nothing typed is lost to it.
 FILLED = "() => document.querySelector('#link textarea, #link input')?.value"
 WAIT = 60_000  # ms, the most that a loaded machine is given

@@ -26,8 +26,7 @@ from hfsae.demo.settings import Settings
 from hfsae.demo.tools import INSTRUCTIONS
 from hfsae.steering import MODES
 
-from .conftest import D_SAE, assert_ended_early
-from .test_documented import ARGUMENTS
+from .conftest import ARGUMENTS, D_SAE, assert_ended_early
 
 _POLICY, _JSON = "content-security-policy", {"Content-Type": "application/json"}
 

@@ -10,27 +10,9 @@ from hfsae.demo.documented import documented, output_schema
 from hfsae.demo.look import BY
 from hfsae.steering import MODES, SCOPES, UNITS
 
+from .conftest import ARGUMENTS
+
 PUBLIC = [endpoint for endpoint in ENDPOINTS if endpoint.queue is not None]
-ARGUMENTS = {
-    "about": {},
-    "check_ablation": {"prompt": "the c"},
-    "compare_prompts": {"first": "the cat", "second": "a dog"},
-    "compare_saes": {},
-    "feature": {"latent": 3},
-    "find_on_map": {"query": "e"},
-    "health": {},
-    "inspect": {"prompt": "the cat", "token": 2},
-    "measure": {"text": "the cat sat"},
-    "next_tokens": {"prompt": "the c"},
-    "random_latent": {},
-    "save_label": {"latent": 11, "label": ""},
-    "search": {"query": "e"},
-    "side_by_side": {"text": "the cat sat"},
-    "steer": {"prompt": "the", "latents": "3:1", "max_new_tokens": 3},
-    "suggest_strength": {"prompt": "the", "latents": "3:1,4:1"},
-    "try_text": {"latent": 3, "text": "the cat"},
-    "why": {"prompt": "the c", "contrast": "o"},
-}
 
 
 @pytest.fixture(scope="module")

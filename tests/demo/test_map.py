@@ -18,6 +18,7 @@ from hfsae.demo.beside import other_of
 from hfsae.demo.latent_map import find_on_map, latent_map, names_of, places_of
 from hfsae.demo.together import together
 
+from ..helpers import unseal
 from .conftest import D_SAE, HOSTILE
 
 
@@ -46,6 +47,7 @@ def test_a_store_of_an_earlier_version_is_read(sae_folder, tmp_path):
     path = shutil.copytree(sae_folder / "features", tmp_path / "features") / "latents.parquet"
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["map_x", "map_y"]), path)
+    unseal(tmp_path)
     store = hfsae.FeatureStore.load(tmp_path)
     assert store.places is None and store[3] == hfsae.FeatureStore.load(sae_folder)[3]
 

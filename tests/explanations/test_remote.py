@@ -25,6 +25,7 @@ from hfsae.explanations.judges.replies import without_thoughts
 from hfsae.explanations.judges.tokens import by_tokenizer
 from hfsae.explanations.judges.transport import chat_url, retry_after
 from hfsae.machine.refused import Refused
+from hfsae.machine.seal import unsealed
 
 from ..forked import CONTEXT
 from .loopback_judge import (
@@ -427,8 +428,9 @@ def test_a_key_that_a_server_echoes_is_in_no_answer_error_or_log(
 
 def test_a_key_in_the_answers_of_an_older_run_is_hidden_when_they_are_read(server, tmp_path):
     judge_of(server, tmp_path / "calls.jsonl").answer(asked(1, schema=None))
-    text = (tmp_path / "calls.jsonl").read_text()
-    (tmp_path / "calls.jsonl").write_text(text.replace('\\"answer\\": \\"', B64))
+    line = unsealed(json.loads((tmp_path / "calls.jsonl").read_text()))
+    text = json.dumps(line).replace('\\"answer\\": \\"', B64)
+    (tmp_path / "calls.jsonl").write_text(f"{text}\n")
     (answer,) = judge_of(server, tmp_path / "calls.jsonl").answer(asked(1, schema=None))
     assert "[key]" in answer.text and B64[12:24] not in answer.text
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.planted_tokens import Planted, plant
+from ..planted_tokens import Planted, plant
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from hfsae.machine.files import write_whole
 from hfsae.machine.refused import Damaged, Refused
 from hfsae.machine.weights import stamp
 
+from ..helpers import unseal
+
 
 @pytest.fixture
 def store(one_latent_a_token) -> FeatureStore:
@@ -238,6 +240,7 @@ def test_show_lets_no_control_character_reach_the_terminal():
 )
 def test_latents_of_other_kinds_are_one_sentence(store, tmp_path, column, values):
     store.save(tmp_path)
+    unseal(tmp_path)
     _recolumn(tmp_path / "features" / "latents.parquet", column, values(len(store)))
     with pytest.raises(ValueError, match=r"latents.parquet is damaged .*; `hfsae collect"):
         FeatureStore.load(tmp_path)
@@ -260,6 +263,7 @@ OUT_OF_RANGE = {
 @pytest.mark.parametrize("kind", OUT_OF_RANGE)
 def test_latents_out_of_range_are_one_sentence(store, tmp_path, kind):
     store.save(tmp_path)
+    unseal(tmp_path)
     path, column = tmp_path / "features" / "latents.parquet", kind.partition(" ")[0]
     table = pq.read_table(path)
     changed = OUT_OF_RANGE[kind](table[column].to_pylist())
@@ -271,6 +275,7 @@ def test_latents_out_of_range_are_one_sentence(store, tmp_path, kind):
 @pytest.mark.parametrize("edges", [[1, 0], [[1, 2]], ["a"], 5, [0.0, 1.0]])
 def test_edges_that_do_not_fit_are_one_sentence(store, tmp_path, edges):
     store.save(tmp_path)
+    unseal(tmp_path)
     path = tmp_path / "features" / "meta.json"
     path.write_text(json.dumps(store.meta | {"histogram_edges": edges}))
     with pytest.raises(Damaged, match=r"is damaged .*; `hfsae collect"):
@@ -289,6 +294,7 @@ def test_edges_that_do_not_fit_are_one_sentence(store, tmp_path, edges):
 )
 def test_examples_of_other_kinds_are_one_sentence(store, tmp_path, column, values):
     store.save(tmp_path)
+    unseal(tmp_path)
     n = store.examples.count_rows()
     _recolumn(tmp_path / "features" / "examples.parquet", column, values(n))
     with pytest.raises(ValueError, match=r"examples.parquet is damaged"):
