@@ -2,10 +2,13 @@
 
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
 from hfsae.cli import main
+
+from .tiny import make_sae
 
 
 def test_space_writes_a_folder_and_says_how_to_push_it(tmp_path, capsys):
@@ -41,6 +44,28 @@ def test_demo_starts_what_is_named(monkeypatch):
         "mcp": True,
         "l0": 50.0,
     }
+
+
+def test_demo_opens_what_was_measured_of_another_library_s_sae(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gradio")
+    import hfsae.demo
+
+    monkeypatch.chdir(tmp_path)
+    sae = make_sae("layers.1")
+    hfsae.save_as(sae, "theirs", "saelens")
+    calls = []
+    monkeypatch.setattr(hfsae.demo, "launch", lambda *args, **kwargs: calls.append((args, kwargs)))
+    given = ["--lm.name", "me/lm", "--site", "layers.1"]
+    assert main(["demo", "theirs", *given]) == 0
+    hfsae.save_as(hfsae.load("theirs"), "runs/theirs", "hfsae")
+    assert main(["demo", "theirs"]) == 0
+    hfsae.save_as(make_sae("layers.1", seed=2), "runs/other", "hfsae")  # of other weights
+    (tmp_path / "theirs").rename(tmp_path / "other")
+    assert main(["demo", "other"]) == 0
+    sources = [args[0] for args, _ in calls]
+    assert sources == ["theirs", str(Path("runs/theirs")), "other"]
+    assert (calls[0][1]["model"], calls[0][1]["site"]) == ("me/lm", "layers.1")
+    assert "runs/theirs has what was measured of theirs" in capsys.readouterr().out
 
 
 def test_demo_without_gradio_says_what_to_install(monkeypatch, capsys):

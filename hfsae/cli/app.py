@@ -6,16 +6,16 @@ from typing import Any
 
 from ..features import FeatureStore, read_labels
 from ..hub import write_space
-from ..machine.files import printable_lines
+from ..machine.files import printable, printable_lines
 from ..machine.names import META, PRESETS
 from ..machine.refused import Refused
-from ..measurement import settled
+from ..measurement import default_folder, results_folder, settled
 from ..presets import Model, PresetArguments, find_presets, save_presets, table
 from ..recipe import PlacedSAE, load, remember
-from .files import SOURCE, add_choice, folder_of, given_options
+from .files import SOURCE, add_choice, add_site, folder_of, given_options
 from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
-from .source import add_sae, command_of, find
+from .source import add_sae, command_of, find, take_choice
 
 _DEFAULT = PresetArguments()
 
@@ -26,17 +26,19 @@ def demo_verb(argv: list[str]) -> None:
     parser.add("source", type=str | None, nargs="?", help="folder, or repository on the Hub")
     parser.add("--revision", type=str | None, help="branch, tag or commit")
     add_choice(parser)
-    parser.add("--model", type=str | None, help="language model to use instead of the SAE's own")
+    add_site(parser)
+    _add_model(parser)
     parser.add("--no_model", action="store_true", help="only the pages that need no language model")
     parser.add(
         "--mcp", action="store_true", help="serve the app's actions as tools for agents (MCP)"
     )
     parser.add("--host", type=str, default="127.0.0.1", help="address to listen on")
     parser.add("--port", type=int | None, help="default: the first free port from 7860")
-    args = given_options(parser.parse(argv))
+    args = _with_model(parser.parse(argv))
     if args.get("model") and args["no_model"]:
         raise Refused("--model and --no_model exclude each other; leave one of them out")
     refuse_port(args["host"], args.get("port"))
+    args = _at_results(args)
     try:
         from ..demo import launch  # takes seconds, and the demo extra
     except ModuleNotFoundError as error:
@@ -48,6 +50,31 @@ def demo_verb(argv: list[str]) -> None:
         server_port=args.pop("port", None),
         **args,
     )
+
+
+def _add_model(parser: VerbParser) -> None:
+    parser.add("--model", type=str | None, help="language model to use instead of the SAE's own")
+    parser.add("--lm.name", type=str | None, help="the same, by its name in other verbs")
+
+
+def _with_model(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that have a value, with one name for the language model."""
+    name = options.pop("lm")["name"]
+    return given_options(options) | ({"model": name} if name else {})
+
+
+def _at_results(args: dict[str, Any]) -> dict[str, Any]:
+    """The same options for the folder in runs/ with what was measured of the SAE, if there is
+    one."""
+    if "source" not in args:
+        return args
+    options = {**args}
+    choice = take_choice(options)
+    folder = default_folder(choice)
+    if folder.exists() and results_folder(choice) == folder:
+        print(f"{folder} has what was measured of {printable(args['source'])}: it is opened")
+        return {**options, "source": str(folder)}
+    return {**options, **choice}
 
 
 def refuse_port(host: str, port: int | None) -> None:
@@ -153,11 +180,8 @@ def space_verb(argv: list[str]) -> None:
     parser.add("--title", type=str, default="Inspect and steer", help="title of the Space")
     parser.add("--revision", type=str | None, help="branch, tag or commit")
     add_choice(parser)
-    parser.add("--model", type=str | None, help="language model to use instead of the SAE's own")
-    parser.add("--lm.name", type=str | None, help="the same, by its name in other verbs")
-    args = given_options(parser.parse(argv))
-    args |= {"model": name} if (name := args.pop("lm")["name"]) else {}
-    folder = _space(args)
+    _add_model(parser)
+    folder = _space(_with_model(parser.parse(argv)))
     print(
         f"wrote {folder}. To put it on the Hub (add --private to keep it to yourself):\n"
         "  hf repos create NAME/SPACE --repo-type space --space-sdk gradio\n"

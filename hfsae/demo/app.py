@@ -221,6 +221,7 @@ def launch(
     source: str | None = None,
     *,
     model: str | None = None,
+    site: str | None = None,
     with_lm: bool = True,
     mcp: bool = False,
     server_name: str | None = None,
@@ -233,6 +234,7 @@ def launch(
     Args:
         source: folder or repository; by default the quickstart's SAE, or the one in the package.
         model: a language model to use instead of the one in the SAE's config.
+        site: where an SAE whose config names no site reads, as "layers.12".
         with_lm: False: only the pages that need no language model.
         mcp: serve the actions as tools for agents too.
         which: subfolder, layer, width, l0, revision, as for `hfsae.load`.
@@ -243,7 +245,7 @@ def launch(
     for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ[name] = "0" if name.startswith("GRADIO") else "1"
     choice = Choice(source or default_source(), **which)
-    subject = open_subject(choice, model=model, with_lm=with_lm)
+    subject = open_subject(choice, model=model, site=site, with_lm=with_lm)
     subject.only_here = bool(app_hosts(server_name))
     blocks = build(subject)
     where = {"server_name": server_name, "server_port": server_port, "mcp_server": mcp}

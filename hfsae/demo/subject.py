@@ -301,6 +301,7 @@ def open_subject(
     choice: Choice,
     *,
     model: str | None = None,
+    site: str | None = None,
     with_lm: bool = True,
     device: str | None = None,
 ) -> Subject:
@@ -308,6 +309,7 @@ def open_subject(
 
     Args:
         model: a language model to use instead of the one in the SAE's config.
+        site: where an SAE whose config names no site reads, as "layers.12".
         device: "cuda" where there is one, else "cpu".
 
     Raises:
@@ -316,6 +318,7 @@ def open_subject(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sae = load(**choice._asdict(), device=device).eval().requires_grad_(False)
+    sae.config.site = sae.config.site or site
     subject = Subject(sae, _shown_name(choice), in_python=_in_python(choice), choice=choice)
     subject.lm_name = sae.config.model_name
     subject.folder = beside(choice.source, _BESIDE, **without_source(choice))

@@ -59,7 +59,9 @@ def places_of(config: Any) -> tuple[str, str]:
         ValueError: no site is named.
     """
     if config.site is None:
-        raise Refused("this SAE names no site; set config.site, for example to 'layers.12'")
+        raise Refused(
+            "this SAE names no site; give a command --site, or set sae.config.site, as 'layers.12'"
+        )
     return config.site, getattr(config, "target_site", None) or config.site
 
 

@@ -19,6 +19,7 @@ from .results import refuse_no_tokens as refuse_no_tokens
 from .results import refuse_texts as refuse_texts
 from .settings import known_fields as known_fields
 from .source import chosen as chosen
+from .source import default_folder as default_folder
 from .source import find_sae as find_sae
 from .source import find_saes as find_saes
 from .source import origin_of as origin_of
