@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoModelForCausalLM
 
 import hfsae
 from hfsae.cli import main
 from hfsae.features import FeatureStore, read_labels
+from hfsae.lm import contract
 from hfsae.models.identity import decoder_hash
 from hfsae.packaged import SHIPPED_SAE
 
@@ -27,6 +29,18 @@ def test_its_weights_are_those_that_were_saved():
     store = FeatureStore.load(SHIPPED_SAE)
     assert store.meta["decoder_sha256"] == decoder_hash(sae.W_dec)
     assert len(store) == sae.config.d_sae == 3072
+
+
+@pytest.mark.lm
+def test_it_is_for_the_packaged_model_and_for_no_other(packaged_lm):
+    sae, (lm, tokenizer, _) = hfsae.load(SHIPPED_SAE), packaged_lm
+    found = contract.differences(sae.config, lm, tokenizer)
+    assert {difference.field for difference in found} <= {"model_dtype", "model_attention"}
+    other = AutoModelForCausalLM.from_config(lm.config).eval()
+    with pytest.raises(hfsae.Refused, match=r"set sae\.config\.model_weights = None"):
+        hfsae.latents(other, sae, "the sea", tokenizer)
+    sae.config.model_weights = None
+    assert sae.verify().ok, "going on with another model is no damage"
 
 
 def test_its_labels_and_presets_are_of_latents_that_fire_on_what_they_say():

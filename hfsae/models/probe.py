@@ -37,6 +37,7 @@ _TOLERANCE, _TOLERANCE_LOW = 1e-4, 0.05
 _FLIPS, _FLIPS_LOW = 0.01, 0.1
 # Config keys that do not affect the function, or change with every version.
 _NOT_THE_FUNCTION = {"_name_or_path", "auto_map", "architectures", "dtype", "transformers_version"}
+_NOT_THE_FUNCTION |= {"model_weights"}  # may be set to None to go on with another model
 
 
 class Verification(NamedTuple):
