@@ -9,19 +9,25 @@ import torch
 
 from .. import cards
 from ..evaluation import EvaluationArguments, evaluate
+from ..evaluation.metrics import DENSITY, FIDELITY
+from ..evaluation.result import LOSSES
 from ..hub import beside, list_files
+from ..machine.files import read_json
 from ..machine.names import EVALUATION
 from ..machine.refused import Refused
 from ..machine.seal import CHANGED, is_changed
 from ..machine.visible import public
+from .beside import other_of
+from .missing import missing
 from .others import check_name, place_of
 from .reading import tokens_of
 from .rows import Json
-from .subject import Subject, read_json
+from .subject import Subject
 
 _BINS = 40
 _LESS_IS_BETTER = {"fvu", "delta_loss", "ce_spliced", "kl", "dead_share"}
 _MORE_IS_BETTER = {"cosine", "loss_recovered_mean", "loss_recovered_zero"}
+_ORDER = {name: i for i, name in enumerate([*FIDELITY, *DENSITY, *LOSSES])}
 _TEXT_METRICS = ("l0", "fvu", "ce_clean", "ce_spliced", "delta_loss", "kl")
 
 
@@ -89,9 +95,12 @@ def compare_saes(subject: Subject, other: str) -> Json:
     """
     other = check_name(other)
     path = _evaluation_of(subject, other)
-    results = {} if path is None else read_json(path, dict)
-    if not results:
-        raise Refused(f"{other} has no evaluation.json to compare; run `hfsae evaluate` first")
+    if path is None or not path.is_file():
+        raise Refused(f"{other} has no evaluation.json to compare; {_how(subject, other)}")
+    try:
+        results = read_json(path)
+    except ValueError as error:  # whose sentence may name a folder of this machine
+        raise Refused(f"the evaluation.json of {other} is damaged; make it again") from error
     if is_changed(results):
         raise Refused(f"the evaluation.json of {other} cannot be compared: {CHANGED}")
     ours, theirs = (
@@ -99,11 +108,19 @@ def compare_saes(subject: Subject, other: str) -> Json:
     )
     rows = [
         {"name": name, "unit": m["unit"], "first": ours.get(name), "second": theirs.get(name)}
-        for name, m in (theirs | ours).items()
+        for name, m in sorted((theirs | ours).items(), key=_place)
     ]
     for row in rows:
         row["winner"] = _winner(row)
     return {"first": subject.name, "second": other, "rows": rows}
+
+
+def _how(subject: Subject, other: str) -> str:
+    """How to measure the other SAE."""
+    how = None
+    if Path(place_of(subject, other).source).is_absolute():
+        how = missing(other_of(subject, other), "evaluate")
+    return f"`{how.command}` makes it" if how else "run `hfsae evaluate` first"
 
 
 def _winner(row: Json) -> str | None:
@@ -199,12 +216,17 @@ def _metrics(evaluation: Json) -> list[Json]:
     """Name, value, interval and unit; what is not a number is left out."""
     metrics = evaluation.get("metrics")
     rows = []
-    for name, m in (metrics if isinstance(metrics, dict) else {}).items():
+    for name, m in sorted((metrics if isinstance(metrics, dict) else {}).items(), key=_place):
         if isinstance(m, dict) and _finite(m.get("value")) is not None:
             numbers = {key: _finite(m.get(key)) for key in ("value", "low", "high")}
             unit = "" if m.get("unit") == "1" else str(m.get("unit", ""))
             rows.append({"name": str(name), "unit": unit, **numbers})
     return rows
+
+
+def _place(metric: tuple[str, Any]) -> int:
+    """Of a metric in a table: as `evaluate` has them, whatever the order in a file."""
+    return _ORDER.get(metric[0], len(_ORDER))
 
 
 def _finite(value: Any) -> float | None:

@@ -28,7 +28,7 @@ from ..features import FeatureSearch, FeatureStore, read_automatic, read_labels
 from ..features.inspection import Inspection, Ranked, inspect
 from ..hub import beside, load
 from ..lm import LoadedLM, contract, load_lm
-from ..machine.files import MAX_TEXT, parse_json
+from ..machine.files import MAX_TEXT, damaged, parse_json
 from ..machine.names import (
     CARD,
     CONFIG,
@@ -43,7 +43,7 @@ from ..machine.names import (
     PRESETS,
     TRAINING,
 )
-from ..machine.refused import Refused
+from ..machine.refused import Damaged, Refused
 from ..machine.seal import changes
 from ..machine.visible import public_record
 from ..machine.weights import KEY, refuse_mixture, weights_hash
@@ -264,7 +264,9 @@ class Subject:
 
     @cached_property
     def _lm_in_float32(self) -> Any:
-        return _in_float32(self.lm)
+        lm = _in_float32(self.lm)
+        contract.intend(lm, self.sae, "model_dtype")
+        return lm
 
     def remembered(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, made once, at its first use; a second caller waits for it."""
@@ -396,7 +398,7 @@ def _read_beside(subject: Subject, folder: Path) -> None:
     card = folder / CARD
     if card.is_file() and card.stat().st_size < MAX_TEXT:
         subject.card = card.read_text(encoding="utf-8", errors="replace")
-    subject.evaluation = read_json(folder / EVALUATION, dict)
+    subject.evaluation = _read_json(folder / EVALUATION, dict, subject.notes)
     _read_presets(subject, folder)
     for change in changes(folder, [EVALUATION, EXPLANATIONS_RECORD]):
         subject.notes.append(f"do not trust its {change.path.name}: {change.why}")
@@ -417,7 +419,8 @@ def _read_beside(subject: Subject, folder: Path) -> None:
 
 def _read_presets(subject: Subject, folder: Path) -> None:
     """Valid ones; those that were found for other weights are left out, with a note."""
-    presets = [p for p in read_json(folder / PRESETS, list) if _is_preset(p, subject.d_sae)]
+    listed = _read_json(folder / PRESETS, list, subject.notes)
+    presets = [p for p in listed if _is_preset(p, subject.d_sae)]
     ours = weights_hash(folder) if any(KEY in preset for preset in presets) else None
     subject.presets = [p for p in presets if ours is None or p.get(KEY, ours) == ours]
     if n := len(presets) - len(subject.presets):
@@ -436,15 +439,19 @@ def _is_preset(preset: Any, d_sae: int) -> bool:
     )
 
 
-def read_json(path: Path, kind: type) -> Any:
-    """The content of a JSON file; an empty `kind` if it is missing, damaged, or of another kind."""
+def _read_json(path: Path, kind: type, notes: list[str]) -> Any:
+    """The content of a JSON file; an empty `kind` if it is missing, and, with a note, if it is
+    damaged or of another kind."""
     try:
         content = parse_json(path)
+        if not isinstance(content, kind):
+            raise Damaged(damaged(path, f"not a JSON {'object' if kind is dict else 'array'}"))
     except (OSError, ValueError) as error:
         if path.exists():
             logger.warning("%s is left out: %s", path, error)
+            notes.append(f"its {path.name} is left out: {error}")
         return kind()
-    return content if isinstance(content, kind) else kind()
+    return content
 
 
 def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
@@ -472,7 +479,7 @@ def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
         return
     subject.notes += [str(difference) for difference in differences]
     if subject.folder is not None and config.model_weights is None:
-        record = read_json(subject.folder / TRAINING, dict).get("lm", {})
+        record = _read_json(subject.folder / TRAINING, dict, subject.notes).get("lm", {})
         _note_another_copy(subject, record.get("origin"), subject.loaded.origin)
 
 

@@ -101,6 +101,16 @@ def hold(lm: nn.Module, sae: Any, tokenizer: Any = None, *, dropout: Severity = 
         _warn_once(lm, sae, difference)
 
 
+def intend(lm: nn.Module, sae: Any, field: str) -> None:
+    """Let `hold` give no warning of a difference that is meant, as a copy in another dtype is.
+
+    Args:
+        field: of the SAE's config.
+    """
+    meant = (d for d in differences(sae.config, unwrapped(lm)) if d.field == field)
+    _sentences(lm, sae).update(str(d) for d in meant if d.severity == "warning")
+
+
 def check(config: Any, lm: PreTrainedModel, tokenizer: Any = None) -> None:
     """Warn of each difference that may matter.
 
@@ -335,14 +345,19 @@ _told: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Any, set[str]]] = WeakKeyD
 
 def _warn_once(lm: nn.Module, sae: Any, difference: Difference) -> None:
     """Warn, if this was not told before of this model and this SAE."""
-    told = _told.setdefault(unwrapped(lm), WeakKeyDictionary())
-    try:
-        sentences = told.setdefault(sae, set())
-    except TypeError:  # an SAE of a class without weak references
-        sentences = set[str]()
+    sentences = _sentences(lm, sae)
     if str(difference) not in sentences:
         sentences.add(str(difference))
         warnings.warn(f"SAE at {sae.config.site}: {difference.advice}", stacklevel=4)
+
+
+def _sentences(lm: nn.Module, sae: Any) -> set[str]:
+    """What was told of this model and this SAE."""
+    told = _told.setdefault(unwrapped(lm), WeakKeyDictionary())
+    try:
+        return told.setdefault(sae, set())
+    except TypeError:  # an SAE of a class without weak references
+        return set()
 
 
 def _refusal(difference: Difference) -> str:

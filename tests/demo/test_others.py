@@ -82,7 +82,8 @@ def test_a_folder_in_another_librarys_format_is_offered_and_compared(suite, subj
     assert "runs/lens" in choices(subject)
     view = Actions(subject).side_by_side("runs/lens", "the cat sat")
     assert view["second"]["fvu"] == pytest.approx(view["first"]["fvu"], abs=1e-5)
-    with pytest.raises(ValueError, match="lens has no evaluation"):
+    command = "lens has no evaluation.*`hfsae evaluate .*lens --lm.name .* --text.dataset TEXTS"
+    with pytest.raises(ValueError, match=command):
         Actions(subject).compare_saes("runs/lens")
 
 
@@ -92,3 +93,35 @@ def test_an_sae_of_a_suite_on_the_hub_is_named_by_its_path(subject):
     )
     with pytest.raises(ValueError, match="no SAE that can be read"):
         place_of(subject, "me/suite/../../etc")
+
+
+def test_a_page_without_saes_to_choose_from_offers_no_choice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    subject = open_subject(Choice(str(SHIPPED_SAE)), with_lm=False)
+    with gr.Blocks():
+        page = ComparePage(Actions(subject))
+    assert not page.choices.value.strip()
+    assert "Name another SAE." in page.result.value
+    assert "Name another SAE." in page.render(page.first())[page.result]
+
+
+def test_metrics_that_are_damaged_are_told(sae_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(sae_folder, tmp_path / "other")
+    actions = Actions(open_subject(Choice(str(sae_folder)), with_lm=False))
+    for content in ("{", "[]"):
+        (folder / "evaluation.json").write_text(content)
+        notes = open_subject(Choice(str(folder)), with_lm=False).notes
+        assert notes[0].startswith("its evaluation.json is left out: ") and "evaluate" in notes[0]
+        with pytest.raises(ValueError, match=r"evaluation\.json of other is damaged"):
+            actions.compare_saes("other")
+
+
+def test_metrics_come_in_one_order_whatever_that_of_their_file(sae_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(sae_folder, tmp_path / "other")
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    actions = Actions(open_subject(Choice(str(folder)), with_lm=False))
+    for rows in (actions.health()["metrics"], actions.compare_saes(str(folder))["rows"]):
+        assert [row["name"] for row in rows][:2] == ["l0", "fvu"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hfsae
-from hfsae.demo import Subject, address
+from hfsae.demo import Choice, Subject, address, open_subject
 from hfsae.demo.actions import Actions
 from hfsae.demo.pages.why import EXAMPLES, WhyPage, _effects
 from hfsae.demo.reading import token_id
@@ -50,6 +50,15 @@ def test_all_parts_add_up_to_the_logit_and_none_is_counted_twice(actions, subjec
     apart = ~torch.isin(effects.latents, torch.tensor(list(rows)))
     assert view["others"] == pytest.approx(float(effects.gradient[apart].sum()), abs=1e-5)
     assert view["error"] == pytest.approx(effects.error) and view["error"] != 0
+
+
+def test_the_exact_copy_of_a_model_gives_no_warning_of_its_dtype(sae_folder, recwarn):
+    subject = open_subject(Choice(str(sae_folder)))
+    subject.lm.bfloat16()
+    subject.sae.config.model_dtype = "bfloat16"
+    Actions(subject).why("the c", target="a")
+    assert subject.exact_lm.dtype == torch.float32
+    assert not [w for w in recwarn if "dtype" in str(w.message)]
 
 
 def test_the_figures_as_they_are_shown_add_up_to_the_last_digit(actions):

@@ -12,8 +12,6 @@ from ..reading import check_text
 from .inspect import EXAMPLES
 from .page import App, Page, Updates, box, whole
 
-_NO_OTHER = "Name another SAE, or choose one."
-
 
 class ComparePage(Page):
     """Another SAE, a text, and what fires where in each of the two."""
@@ -34,14 +32,15 @@ class ComparePage(Page):
             max_lines=1,
             elem_classes="hf-whole",
         )
-        self.choices = panel(html("others", choices(self.subject)), elem_id="compare-choices")
+        near = choices(self.subject)
+        self.choices = panel(html("others", near), elem_id="compare-choices")
         self.text = self.field("text", gr.Textbox, label="Text", **box(2))
         with gr.Row(elem_classes="hf-buttons"):
             self.run = gr.Button("Compare", variant="primary", min_width=120, scale=0)
             panel(html("keys"))
         self.notice = panel()
         self.metrics = panel(elem_id="compare-metrics")
-        self.result = panel(html("empty", _NO_OTHER), elem_id="compare-result")
+        self.result = panel(_no_other(near), elem_id="compare-result")
         self.outputs = (self.result, self.metrics, self.choices)
 
     def first(self) -> at.Compare:
@@ -50,9 +49,10 @@ class ComparePage(Page):
 
     def render(self, address: at.Compare) -> Updates:
         """The SAEs to choose from; held-out metrics with their winners, and both on the text."""
-        near = {self.choices: html("others", choices(self.subject))}
+        names = choices(self.subject)
+        near = {self.choices: html("others", names)}
         if not address.other:
-            return near | {self.metrics: "", self.result: html("empty", _NO_OTHER)}
+            return near | {self.metrics: "", self.result: _no_other(names)}
         try:
             metrics = html("versus", self.actions.compare_saes(address.other))
         except ValueError as error:  # the text can be read without
@@ -82,3 +82,7 @@ class ComparePage(Page):
 
     def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Address:
         return at.Feature(whole(index))
+
+
+def _no_other(names: list[str]) -> str:
+    return html("empty", f"Name another SAE{', or choose one' if names else ''}.")
