@@ -94,9 +94,15 @@ def _as_json(answers: Iterable[Any], root_url: str) -> list[Any]:
 
 
 def _short(answer: Any) -> Any:
-    """The same with short numbers."""
+    """The same with short numbers, and of examples only the tokens that the latent fires on."""
     if isinstance(answer, dict):
         return {key: _short(value) for key, value in answer.items()}
     if isinstance(answer, list):
-        return [_short(value) for value in answer]
-    return float(f"{answer:.{_DIGITS}g}") if isinstance(answer, float) else answer
+        return [_short(value) for value in answer if not _is_silent(value)]
+    return float(f"{answer:.{_DIGITS}g}") + 0.0 if isinstance(answer, float) else answer  # no -0.0
+
+
+def _is_silent(answer: Any) -> bool:
+    """Whether it is a token of an example on which the latent does not fire: the example's text has
+    it, and there are hundreds."""
+    return isinstance(answer, dict) and answer.get("firing") is False and not answer["activation"]

@@ -418,6 +418,10 @@ def test_tools_answer_in_json_that_fits_their_schema(running_command, sae_folder
     for name, answer in answers.items():
         assert not answer.isError, (name, answer.content[0].text)
         assert json.loads(answer.content[0].text) == answer.structuredContent, name
+        assert "-0.0" not in re.split(r"[ ,\]}]", answer.content[0].text), name
+    groups = answers["feature"].structuredContent["groups"]
+    examples = [example for group in groups for example in group["examples"]]
+    assert examples and all(t["activation"] > 0 for e in examples for t in e["tokens"])
     assert answers["steer"].structuredContent["likelier"] is not None
 
 

@@ -80,6 +80,15 @@ def test_a_name_in_quotation_marks_has_none_of_its_own_kind_within(name, shown):
     assert f"{shown}, and read the text" in unescape(html("tour", view))
 
 
+@pytest.mark.parametrize(
+    "label, shown",
+    [("war", "“war”."), ('auto: "war" 9%', 'auto: "war" 9%.'), ("", "It has no label.")],
+)
+def test_a_text_names_the_latent_that_colours_it_in_quotation_marks(label, shown):
+    view = {"latent": 3, "label": label, "l0": 2.0, "fvu": None, "tokens": [], "token": None}
+    assert f"{shown} 2.0 latents" in unescape(html("inspected", view | {"usual_max": None}))
+
+
 def test_a_card_is_shown_without_front_matter_and_pictures():
     card = "---\nlicense: mit\n---\n# T\n![a](https://spy.example/a.png) <img src='//spy'> ok\n"
     card += "## Figures\n![b](figures/b.png)\n## Next\n![c][ref]\n"
