@@ -127,10 +127,11 @@ def _follow(app: App, tab: gr.Tab, name: str) -> None:
     )
 
 
-def _progress(*pages: Page) -> dict[str, Any]:
-    """Options of an event that draws pages: it is seen to work on each of their largest panels."""
+def _progress(*pages: Page, panel: int = 0) -> dict[str, Any]:
+    """Options of an event that draws pages: it is seen to work on this panel of each, or on the
+    last."""
     panels = [[part for part in page.outputs if isinstance(part, gr.HTML)] for page in pages]
-    on = [parts[0] for parts in panels if parts]
+    on = [parts[: panel + 1][-1] for parts in panels if parts]
     return {"show_progress": "minimal" if on else "hidden", "show_progress_on": on or None}
 
 
@@ -170,7 +171,8 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
     options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     outputs = [opened_at, *app.outputs(*PAGES)]
     opened = blocks.load(prepare, app.visit, outputs, **options)
-    seen = {**options, **_progress(*app.pages.values())}
+    # the tab is selected meanwhile, and the end of that event hides the sign on the first panel
+    seen = {**options, **_progress(*app.pages.values(), panel=1)}
     opened = opened.then(restore, opened_at, outputs, **seen)
     opened.then(
         rerun,

@@ -9,6 +9,7 @@ import torch
 import hfsae
 from hfsae.demo import Choice, Subject, address, open_subject
 from hfsae.demo.actions import Actions
+from hfsae.demo.app import build
 from hfsae.demo.pages.why import EXAMPLES, WhyPage, _effects
 from hfsae.demo.reading import token_id
 from hfsae.demo.why import disagreement, spelling
@@ -59,6 +60,15 @@ def test_the_exact_copy_of_a_model_gives_no_warning_of_its_dtype(sae_folder, rec
     Actions(subject).why("the c", target="a")
     assert subject.exact_lm.dtype == torch.float32
     assert not [w for w in recwarn if "dtype" in str(w.message)]
+
+
+def test_where_a_link_opens_it_the_sign_of_work_is_not_that_which_its_tab_hides(subject):
+    config = build(subject).get_config_file()
+    names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
+    shown = [[names[i] for i in d["show_progress_on"] or []] for d in config["dependencies"]]
+    opened = max(shown, key=len)  # all pages at once
+    tab = next(on for on in shown if on == ["why-next"])
+    assert "why-effects" in opened and not {*tab} & {*opened}
 
 
 def test_the_figures_as_they_are_shown_add_up_to_the_last_digit(actions):
