@@ -146,7 +146,7 @@ def _agreement(estimate: Float[Tensor, " n"], truth: Float[Tensor, " n"]) -> Agr
 def attribute(
     lm: PreTrainedModel,
     sae: SAE,
-    text: str | Mapping[str, Tensor],
+    text: str | Mapping[str, Tensor] | Tensor,
     objective: Objective | None = None,
     *,
     target: int | str | None = None,
@@ -161,7 +161,8 @@ def attribute(
         hfsae.attribute(lm, sae, "The Eiffel Tower stands in", target=" Paris", contrast=" Rome")
 
     Args:
-        text: a text, or one row of tokens: {"input_ids": [1, ctx]}, with or without a mask.
+        text: a text, or one row of tokens: [1, ctx], or {"input_ids": [1, ctx]}, with or without a
+            mask.
         objective: in place of a target: `hfsae.logit(...)`, `hfsae.loss(...)` or your own function,
             logits [rows, ctx, vocab] -> [rows].
         target: the token to explain, as text (spaces count) or id: its logit is the objective.
@@ -236,11 +237,18 @@ def _token(lm: PreTrainedModel, token: int | str, given: PreTrainedTokenizerBase
 def _row(
     lm: PreTrainedModel,
     sae: SAE,
-    text: str | Mapping[str, Tensor],
+    text: str | Mapping[str, Tensor] | Tensor,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Mapping[str, Tensor]:
-    if not isinstance(text, str):
+    if isinstance(text, Tensor):
+        return {"input_ids": torch.atleast_2d(text)}
+    if isinstance(text, Mapping):
         return text
+    if not isinstance(text, str):
+        raise Refused(
+            f"the text is a {type(text).__name__}; give one text, token ids as a tensor [1, ctx], "
+            "or a tokenizer's output"
+        )
     ids = tokenise(tokenizer or tokenizer_of(lm), text, bos=sae.config.bos != "none").ids
     return {"input_ids": torch.tensor([ids])}
 

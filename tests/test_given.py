@@ -68,6 +68,21 @@ def test_what_is_no_text_is_one_sentence(given, sentence, tiny_lm, tiny_tokenize
         hfsae.TextArguments(dataset=given)
 
 
+def test_token_ids_are_attributed_as_a_tensor_and_refused_where_rows_of_documents_are_needed(
+    tiny_lm, tiny_tokenizer, as_for_users
+):
+    sae, ids = make_sae("layers.1"), tiny_tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+    by_name = hfsae.attribute(tiny_lm, sae, {"input_ids": ids}, target=5, ablate=2)
+    for given in (ids, ids[0]):
+        result = hfsae.attribute(tiny_lm, sae, given, target=5, ablate=2)
+        assert torch.equal(result.gradient, by_name.gradient)
+    with pytest.raises(hfsae.Refused, match="the text is a list; give one text, token ids as a t"):
+        hfsae.attribute(tiny_lm, sae, ids[0].tolist(), target=5)
+    for verb in (hfsae.evaluate, hfsae.collect):
+        with pytest.raises(hfsae.Refused, match="the text is a tensor; give texts, or rows of tok"):
+            verb(tiny_lm, sae, ids, tokenizer=tiny_tokenizer)
+
+
 def test_a_column_without_text_is_one_sentence_and_missing_texts_are_empty(tmp_path):
     with pytest.raises(hfsae.Refused, match="column 'id' of the data set holds int, not text"):
         listed(DATA, "id")

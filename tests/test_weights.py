@@ -138,3 +138,19 @@ def test_show_card_push_and_space_refuse_a_mixture(folder, name, remedy, capsys)
     with pytest.raises(ValueError, match=sentence):
         write_space(folder.parent / "space", str(folder))
     assert not (folder / "README.md").exists() and not (folder / "figures").exists()
+
+
+def test_presets_found_for_other_weights_are_not_published(folder, capsys):
+    own = {"name": "mine", "prompt": "the", "latents": {"1": 2.0}}  # written by a person: no hash
+    path, push = folder / "presets.json", ["push", str(folder), "me/sae", "--dry_run"]
+    path.write_text(json.dumps([own, {**own, "seeds": 3, **stamp(folder)}]))
+    write_space(folder.parent / "space", str(folder))
+    path.write_text(json.dumps([own, {**own, "seeds": 3, KEY: "0" * 64}]))
+    sentence = f"presets.json was made with other weights .*`hfsae presets {folder}` puts others"
+    assert re.search(sentence, refused(push, capsys))
+    with pytest.raises(ValueError, match=sentence):
+        write_space(folder.parent / "other", str(folder))
+    assert not (folder.parent / "other" / "sae").exists()
+    for damaged in ("{}", "[5]", "{"):
+        path.write_text(damaged)
+        refuse_mixture(folder, ["presets.json"])

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..lm import tokenizer_of
+from ..machine.refused import Refused
 from .harvest import HarvestArguments
 from .listed import Columns, listed_texts
 from .tokens import PackedRows, Split, TextArguments, TokenBatch
@@ -36,6 +37,11 @@ def as_rows(
     Raises:
         ValueError: text without a tokenizer, or something else than text and rows.
     """
+    if isinstance(given, Tensor):
+        raise Refused(
+            "the text is a tensor; give texts, or rows of tokens: a list of "
+            "hfsae.activations.TokenBatch(input_ids, keep, document)"
+        )
     given = [given] if isinstance(given, str) else given
     if not isinstance(given, TextArguments) and _are_rows(given):
         return cast(Iterable[TokenBatch], given)

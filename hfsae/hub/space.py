@@ -13,7 +13,7 @@ from ..machine.files import read_json
 from ..machine.names import CARD, CONFIG
 from ..machine.refused import Refused
 from ..machine.seal import refuse_changed
-from ..machine.weights import refuse_mixture
+from ..machine.weights import PUBLISHED, refuse_mixture
 from .outgoing import files_to_publish, is_sae, published, refuse_keys
 
 GRADIO = "6.31.0"
@@ -118,7 +118,7 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
         return read_json(config).get("model_name")
     if target.resolve() in sae.resolve().parents:
         raise Refused(f"{sae} lies in {target}, which would be replaced; name another output")
-    refuse_mixture(sae)
+    refuse_mixture(sae, PUBLISHED)
     refuse_changed(sae)
     read_names(sae)  # refuses names of other weights
     sources = list(files_to_publish(sae))

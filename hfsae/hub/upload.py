@@ -46,7 +46,7 @@ from ..machine.names import (
 )
 from ..machine.refused import Refused
 from ..machine.seal import refuse_changed
-from ..machine.weights import refuse_mixture
+from ..machine.weights import PUBLISHED, refuse_mixture
 from ..models import SAE
 from .download import download, refuse_path
 from .outgoing import (
@@ -308,7 +308,7 @@ def _homes(folder: Path) -> list[Path]:
                 f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved ({PROBE}); "
                 f"put back a sound copy, or delete {PROBE} if you changed the SAE yourself"
             )
-        refuse_mixture(home)
+        refuse_mixture(home, PUBLISHED)
         refuse_changed(home)
         cards.render_card(home, examples=False)  # refuses records that are damaged
     return homes

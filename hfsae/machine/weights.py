@@ -1,9 +1,9 @@
 """The hash of a folder's weights, and the records there that belong to other weights.
 
 Each record holds the SHA-256 of its weights: training.json, evaluation.json, probing.json,
-features/meta.json, names and their windows (explanations.json, two tables), people's labels and the
-probe. It is the hash of the file model.safetensors, as shown on the Hub. A record without one is
-older than these hashes, and accepted.
+features/meta.json, names and their windows (explanations.json, two tables), people's labels, the
+probe, and each preset that was searched for. It is the hash of the file model.safetensors, as shown
+on the Hub. A record without one is older than these hashes, and accepted.
 """
 
 import hashlib
@@ -14,12 +14,26 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .files import opened_tensors, read_json, table_metadata
-from .names import EVALUATION, LABELS, MADE_BY, META, PROBE, PROBING, SHARDS, TRAINING, WEIGHTS
+from .files import opened_tensors, parse_json, read_json, table_metadata
+from .names import (
+    EVALUATION,
+    LABELS,
+    MADE_BY,
+    META,
+    PRESETS,
+    PROBE,
+    PROBING,
+    SHARDS,
+    TRAINING,
+    WEIGHTS,
+)
 from .refused import Refused
 
 KEY = "weights_sha256"
 STAMPED = (TRAINING, EVALUATION, META, PROBE, PROBING)
+PUBLISHED = (*STAMPED, PRESETS)
+"""Those that have to be of the folder's weights before it is published; the app leaves out presets
+of others."""
 _BLOCK = 2**24
 
 
@@ -47,11 +61,11 @@ def of_others(
         weights: folder of the weights, if they lie elsewhere.
     """
     recorded = {name: _recorded(folder / name) for name in records if (folder / name).is_file()}
-    if not any(recorded.values()):
+    if not any(map(any, recorded.values())):
         return
     ours = weights_hash(weights or folder)
     for name, theirs in recorded.items():
-        if ours is not None and theirs is not None and theirs != ours:
+        if ours is not None and any(one not in (None, ours) for one in theirs):
             yield name
 
 
@@ -71,6 +85,8 @@ def refuse_mixture(
         remedy = "put back its weights, or delete it"
         if name == LABELS:
             remedy = f"if its labels fit these weights, too, delete {KEY} in it"
+        if name == PRESETS:
+            remedy = f"`hfsae presets {folder}` puts others in their place"
         if verb := MADE_BY.get(name):
             remedy = f"`hfsae {verb} {folder}` makes it again"
         raise Refused(
@@ -79,16 +95,19 @@ def refuse_mixture(
         )
 
 
-def _recorded(record: Path) -> Any:
+def _recorded(record: Path) -> list[Any]:
+    """The hashes in a record: each preset has its own, or none if a person wrote it."""
     try:
+        if record.name == PRESETS:
+            return [preset.get(KEY) for preset in parse_json(record)]
         if record.suffix == ".json":
-            return read_json(record).get(KEY)
+            return [read_json(record).get(KEY)]
         if record.suffix == ".parquet":
-            return table_metadata(record).get(KEY)
+            return [table_metadata(record).get(KEY)]
         with opened_tensors(record) as file:
-            return (file.metadata() or {}).get(KEY)
-    except (ValueError, SafetensorError, OSError):
-        return None  # damaged: code that uses it reports that
+            return [(file.metadata() or {}).get(KEY)]
+    except (ValueError, TypeError, AttributeError, SafetensorError, OSError):
+        return []  # damaged: code that uses it reports that
 
 
 def file_hash(path: Path) -> str:
