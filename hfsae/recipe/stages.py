@@ -39,7 +39,7 @@ from ..evaluation.result import NO_PREDICTION
 from ..features import collect
 from ..lm import LoadedLM, contract, load_lm
 from ..machine import processor
-from ..machine.files import write_whole
+from ..machine.files import read_json, write_whole
 from ..machine.lock import is_first_process
 from ..machine.names import (
     COLLECTING,
@@ -48,6 +48,7 @@ from ..machine.names import (
     EXPLANATIONS_RECORD,
     META,
     PROBE,
+    PROBING,
     TRAINING,
 )
 from ..machine.refused import Refused
@@ -255,11 +256,18 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
 def report(
     recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path, again: Iterable[str] = ()
 ) -> None:
-    """Make the results that the folder lacks, and `again`; draw, and write the card."""
+    """Make the results that the folder lacks, and `again`; draw, and write the card.
+
+    Raises:
+        ValueError: a result that is kept is damaged, or of other weights.
+    """
     refuse_mixture(folder, [TRAINING])  # no later stage remakes it
     missing = [*missing_results(folder, recipe), *again]
     for change in changes(folder, [name for name in SEALED if name in missing]):
         logger.warning("%s: %s; %s is made again", change.path, change.why, change.record)
+    for name in (EVALUATION, META, EXPLANATIONS_RECORD, PROBING):
+        if name not in missing and (folder / name).is_file():
+            read_json(folder / name)  # the card at the end needs it: damage is told before the work
     sae.to(cast(Any, loaded.lm.device))
     limits = norm_limits(sae, folder)
     if EVALUATION in missing:
