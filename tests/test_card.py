@@ -26,6 +26,7 @@ from hfsae.features import FeatureStore, collect
 from hfsae.lm import LoadedLM
 from hfsae.machine.visible import public, public_record
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae.recipe import finish
 
 from .helpers import make, variants
 from .probed import CAUTION, WEAK, probing_record
@@ -621,9 +622,18 @@ def test_handwritten_notes_survive_and_the_rest_is_made_anew(folder):
 )
 def test_a_readme_that_would_be_lost_is_not_written_over(folder, readme):
     (folder / "README.md").write_text(readme)
-    with pytest.raises(ValueError, match="would be lost"):
-        write_card(folder)
+    shutil.rmtree(folder / "figures")
+    for write in (write_card, finish):
+        with pytest.raises(ValueError, match="would be lost"):
+            write(folder)
     assert (folder / "README.md").read_text() == readme
+    assert not (folder / "figures").exists(), "no figure is drawn for a card that is not written"
+
+
+def test_a_readme_that_is_no_text_is_named(folder):
+    (folder / "README.md").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"README\.md is damaged .*put back a sound copy"):
+        write_card(folder)
 
 
 def test_a_folder_without_an_sae_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from huggingface_hub.utils import validate_repo_id
 
-from ..machine.files import parse_yaml
+from ..machine.files import parse_yaml, reading
 from ..machine.names import CARD
 from ..machine.refused import Refused
 
@@ -32,7 +32,11 @@ def refuse_card_of_others(folder: Path) -> None:
         ValueError: the folder's card has no block to keep.
     """
     path = folder / CARD
-    if path.exists() and not _kept_blocks(path.read_text(encoding="utf-8")):
+    if not path.exists():
+        return
+    with reading(path):
+        text = path.read_text(encoding="utf-8")
+    if not _kept_blocks(text):
         raise Refused(
             f"{path} has no complete block between {_OPEN} and {_CLOSE}, so its whole text would "
             "be lost; put the text to keep between these lines, or move the file away"

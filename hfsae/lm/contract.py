@@ -20,7 +20,9 @@ share was common to both (2,000 tokens), and the language model's own loss was:
     nats       3.95  3.97  4.02  4.11  4.68  7.21  11.0  16.3
 
 So a fine-tuned or quantised copy is a warning, with its distance, and 30 % or more an error: these
-are other weights, not a copy. A change that only a cast explains is none.
+are other weights, not a copy. A change that only a cast explains is none. The sketch is a sample,
+eight rows of eight matrices: training changes all of them, but an edit of one other matrix is not
+seen.
 """
 
 import hashlib

@@ -413,9 +413,11 @@ def finish(folder: Path) -> None:
     """Draw the figures and write the card, from the results in the folder.
 
     Raises:
-        ValueError: the folder mixes results of different weights, or one was changed.
+        ValueError: the folder mixes results of different weights, one was changed, or the card has
+            no block to keep.
     """
     refuse_mixture(folder)
     refuse_changed(folder)
+    cards.refuse_card_of_others(folder)
     figures.draw(folder)
     cards.write_card(folder)
