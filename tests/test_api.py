@@ -186,6 +186,14 @@ def test_one_call_trains_what_the_recipe_would(tmp_path, loads):
     assert (tmp_path / "call" / "README.md").is_file()
 
 
+def test_a_language_model_is_given_to_a_training_by_its_name(tmp_path, loads):
+    given = {"site": "layers.1", "dataset": TEXTS, "d_sae": 32, "output_dir": tmp_path / "run"}
+    with pytest.raises(hfsae.Refused, match="must be a Hub id or a folder, as text, got a Linear"):
+        hfsae.train(torch.nn.Linear(2, 2), **given)
+    assert not (tmp_path / "run").exists()
+    assert hfsae.recipe.LMArguments(tmp_path).name == str(tmp_path)
+
+
 def test_a_training_that_is_stopped_is_saved_and_the_same_call_resumes_it(
     tmp_path, loads, monkeypatch
 ):
