@@ -186,6 +186,39 @@ def test_one_call_trains_what_the_recipe_would(tmp_path, loads):
     assert (tmp_path / "call" / "README.md").is_file()
 
 
+def test_a_language_model_is_given_to_a_training_by_its_name(tmp_path, loads):
+    given = {"site": "layers.1", "dataset": TEXTS, "d_sae": 32, "output_dir": tmp_path / "run"}
+    with pytest.raises(hfsae.Refused, match="must be a Hub id or a folder, as text, got a Linear"):
+        hfsae.train(torch.nn.Linear(2, 2), **given)
+    assert not (tmp_path / "run").exists()
+    assert hfsae.recipe.LMArguments(tmp_path).name == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, value, sentence",
+    [
+        ("output_dir", None, "output_dir must be a folder, as 'runs/mine', got None"),
+        ("n_tokens", "2000", "n_tokens must be a whole number, got '2000'"),
+        ("n_tokens", 2000.5, "n_tokens must be a whole number, got 2000.5"),
+        ("n_tokens", float("inf"), "n_tokens must be a whole number, got inf"),
+    ],
+)
+def test_a_training_needs_a_folder_and_a_whole_number_of_tokens(
+    tmp_path, loads, monkeypatch, name, value, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    given = {"site": "layers.1", "dataset": TEXTS, "d_sae": 32, "output_dir": "run"}
+    with pytest.raises(hfsae.Refused, match=sentence):
+        hfsae.train("tiny/gemma", **{**given, name: value})
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("call", [hfsae.explain, hfsae.probe])
+def test_an_sae_is_explained_and_probed_by_its_folder(call):
+    with pytest.raises(hfsae.Refused, match=r"source must be a folder, .* got a ReLUSAE"):
+        call(make_sae())
+
+
 def test_a_training_that_is_stopped_is_saved_and_the_same_call_resumes_it(
     tmp_path, loads, monkeypatch
 ):

@@ -27,6 +27,7 @@ from hfsae import cards
 from hfsae.features import write_label
 from hfsae.hub import write_space
 from hfsae.hub.suite import _width as width_of
+from hfsae.hub.suite import beside as files_beside
 from hfsae.machine.weights import stamp
 from hfsae.models import SAE, SAEConfig
 
@@ -441,6 +442,17 @@ def test_a_single_sae_is_picked_by_what_its_config_says(tmp_path):
         lambda: hfsae.load(tmp_path / "one", layer=4), "was trained at layers.3, not at layer 4"
     )
     refused(lambda: hfsae.load(tmp_path / "one", width="16k"), "has 40 latents, not 16,384")
+
+
+def test_files_beside_a_single_sae_are_those_of_the_layer_and_width_asked_for(tmp_path):
+    save(tmp_path / "one", site="layers.3")
+
+    def beside(**which):
+        return files_beside(tmp_path / "one", ["config.json"], **which)
+
+    assert beside() == beside(layer=3, width=40) == tmp_path / "one"
+    refused(lambda: beside(layer=4), "was trained at layers.3, not at layer 4")
+    refused(lambda: beside(width="16k"), "has 40 latents, not 16,384")
 
 
 def test_a_folder_is_looked_through_a_few_levels_and_files_may_vanish(folder, tmp_path):

@@ -116,3 +116,19 @@ def test_a_folder_without_examples_says_what_to_run(tmp_path, capsys):
     named = ["--layer", "1", "--lm.name", "other/lm"]
     sentence = refused(["presets", str(tmp_path), *named], capsys)
     assert f"`hfsae collect {tmp_path} --layer 1 --lm.name other/lm` makes them" in sentence
+
+
+@pytest.mark.parametrize(
+    "option, value, sentence",
+    [
+        ("n_presets", "0", "n_presets is 0; it must be 1 or more"),
+        ("n_candidates", "-1", "n_candidates is -1; it must be 0 or more"),
+        ("max_kl", "0", "max_kl is 0.0; it must be larger than 0"),
+        ("max_repetition", "2", "max_repetition is 2.0; it must be from 0 to 1"),
+    ],
+)
+def test_numbers_with_which_no_preset_can_be_found_are_refused_before_a_model_loads(
+    capsys, option, value, sentence
+):
+    argv = ["presets", str(SHIPPED_SAE), f"--{option}", value, "--lm.name", "no/model"]
+    assert sentence in refused(argv, capsys)

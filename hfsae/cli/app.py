@@ -105,8 +105,10 @@ def presets_verb(argv: list[str]) -> None:
     _add_search(parser)
     options, given = parse_given(parser, argv)
     command = command_of("collect", options, given)
-    placed = find(options, given)
+    sources = {name: options.pop(name) for name in [*options] if name not in _DEFAULT._fields}
     args = _DEFAULT._replace(**options)
+    args.check()
+    placed = find(sources, given)
     _refuse_no_examples(placed, command)
     with settled(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads

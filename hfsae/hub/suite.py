@@ -138,7 +138,7 @@ def load(
     options = {} if norm_gain is None else {"norm_gain": norm_gain}
     sae = load_folder(root / entry.path, entry.format, where, **options)
     if _names_nothing(entry):
-        _refuse_another(sae, where, layer, width)
+        _refuse_another(sae.config.to_dict(), where, layer, width)
     return sae.to(device=device, dtype=dtype)  # pyright: ignore
 
 
@@ -185,6 +185,11 @@ def beside(
     listing = source if is_listed else _list(source, revision, None, None, False)
     entries = _entries([file.path for file in listing.files])
     entry = _pick(entries, listing, listing.repo_id, subfolder, layer, width, l0)
+    if _names_nothing(entry) and (layer, width) != (None, None):
+        folder = _folder_with([CONFIG], entry, listing, {})
+        if folder is not None and (folder / CONFIG).is_file():
+            where = f"{listing.repo_id}/{entry.path}".rstrip("/")
+            _refuse_another(read_json(folder / CONFIG), where, layer, width)
     return _folder_with(names, entry, listing, {})
 
 
@@ -244,13 +249,16 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _refuse_another(sae: SAE, where: str, layer: int | None, width: str | int | None) -> None:
-    """Refuse the only SAE, whose path names nothing, if it is not the requested one."""
-    trained_at = _LAYER.search(sae.config.site or "")
+def _refuse_another(
+    config: dict[str, Any], where: str, layer: int | None, width: str | int | None
+) -> None:
+    """Refuse the only SAE, whose path names nothing, if its config names another layer or width."""
+    site, d_sae = config.get("site"), config.get("d_sae")
+    trained_at = _LAYER.search(site) if isinstance(site, str) else None
     if layer is not None and trained_at and int(trained_at[1]) != layer:
-        raise Refused(f"{where} was trained at {sae.config.site}, not at layer {layer}")
-    if width is not None and sae.config.d_sae != _width(width):
-        raise Refused(f"{where} has {sae.config.d_sae:,} latents, not {_width(width):,}")
+        raise Refused(f"{where} was trained at {site}, not at layer {layer}")
+    if width is not None and isinstance(d_sae, int) and d_sae != _width(width):
+        raise Refused(f"{where} has {d_sae:,} latents, not {_width(width):,}")
 
 
 def _list(

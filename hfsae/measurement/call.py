@@ -146,7 +146,9 @@ def probe(
         ValueError: there is no such SAE, SAEs are of different language models, tasks are unusable,
             an option is unknown, or a package is missing.
     """
-    sources = [source] if isinstance(source, str | Path) else list(source)
+    sources = (
+        [*source] if isinstance(source, Sequence) and not isinstance(source, str) else [source]
+    )
     own = {field.name for field in fields(ProbeArguments)}
     columns = {*signature(read_tasks).parameters} - {"source", "tasks"}
     for name in {*options} - own - columns:

@@ -128,8 +128,14 @@ def chosen(source: str | Path, **options: Any) -> dict[str, Any]:
     name/repository/layers.12/l0_50.
 
     Raises:
-        ValueError: that, and a subfolder as well; or an option that chooses no SAE.
+        ValueError: that, and a subfolder as well; an option that chooses no SAE; or a source that
+            is no path, such as a loaded SAE.
     """
+    if not isinstance(source, str | Path):
+        raise Refused(
+            f"source must be a folder, or a repository as 'name/repository', got a "
+            f"{type(source).__name__}"
+        )
     known = (*_PARTS, "revision")
     for name in {*options} - {*known}:
         raise Refused(f"there is no option {name!r}{closest(name, known)}")

@@ -66,6 +66,20 @@ class PresetArguments(NamedTuple):
     max_repetition: float = 0.3
     n_tokens: int = 30
 
+    def check(self) -> None:
+        """Refuse numbers with which no preset can be found.
+
+        Raises:
+            ValueError: a number is out of its range.
+        """
+        for name, least in {"n_candidates": 0, "n_presets": 1}.items():
+            if (value := getattr(self, name)) < least:
+                raise Refused(f"{name} is {value}; it must be {least} or more")
+        if not self.max_kl > 0:
+            raise Refused(f"max_kl is {self.max_kl}; it must be larger than 0")
+        if not 0 <= self.max_repetition <= 1:
+            raise Refused(f"max_repetition is {self.max_repetition}; it must be from 0 to 1")
+
 
 class Model(NamedTuple):
     """What is steered."""
@@ -134,7 +148,11 @@ def find_presets(
         progress: called with a line for each candidate.
         tick: called before each candidate with the part of the search, how many it is done with,
             and of how many; an error that it raises ends the search.
+
+    Raises:
+        ValueError: a number in args is out of its range, or the model is not the SAE's own.
     """
+    args.check()
     contract.hold(model.lm, model.sae, model.tokenizer)
     pool = _screened(model, candidates(model.store, labels), tick)
     chosen = [c for c in pool if c.latent in labels]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from ..activations.listed import Columns, listed
 from ..machine.refused import Refused
@@ -63,9 +63,11 @@ def train(
             "hfsae.train trains one SAE, but the recipe has several in its section saes; run it "
             "with hfsae.recipe.run(recipe)"
         )
+    if not isinstance(output_dir, str | Path):
+        raise Refused(f"output_dir must be a folder, as 'runs/mine', got {output_dir!r}")
     fields = {"site": site, "d_sae": d_sae, "target_l0": target_l0, **sae}
     given = {name: value for name, value in fields.items() if value is not None}
-    budget = {} if n_tokens is None else {"n_tokens": n_tokens}
+    budget = {} if n_tokens is None else {"n_tokens": _whole(n_tokens)}
     whole = replace(
         base,
         lm=replace(base.lm, name=model),
@@ -74,3 +76,10 @@ def train(
         training=replace(base.training, output_dir=str(output_dir), **budget),
     )
     return load_trained(run(whole, command=f"hfsae.train(model={model!r}, ...)")[0])
+
+
+def _whole(n_tokens: Any) -> int:
+    """A number of tokens, which may be written as 2e6."""
+    if not isinstance(n_tokens, SupportsFloat) or float(n_tokens) % 1:
+        raise Refused(f"n_tokens must be a whole number, got {n_tokens!r}")
+    return int(float(n_tokens))

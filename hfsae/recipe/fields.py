@@ -56,6 +56,13 @@ class LMArguments:
         for name in ("name", "dtype", "source"):
             if getattr(self, name) is None:
                 raise Refused(f"lm.{name} is null; leave it out for the usual one, or give text")
+        if isinstance(self.name, Path):
+            self.name = str(self.name)
+        if not isinstance(self.name, str):
+            raise Refused(
+                f"the language model must be a Hub id or a folder, as text, got a "
+                f"{type(self.name).__name__}"
+            )
 
 
 @dataclass
