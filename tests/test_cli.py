@@ -216,7 +216,8 @@ def test_an_output_folder_that_holds_something_else_is_left_alone(tmp_path, caps
 def test_without_arguments_the_command_prints_its_help(capsys):
     assert main([]) == 0
     printed = capsys.readouterr().out
-    assert main(["--help"]) == 0 and capsys.readouterr().out == printed
+    for word in ("--help", "-h", "help"):
+        assert main([word]) == 0 and capsys.readouterr().out == printed
     assert printed.startswith("usage: hfsae VERB")
 
 

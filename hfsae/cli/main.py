@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> None:
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
     elif argv[0] == "--version":
         print(f"hfsae {version('hfsae')}")
