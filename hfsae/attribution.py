@@ -161,8 +161,7 @@ def attribute(
         hfsae.attribute(lm, sae, "The Eiffel Tower stands in", target=" Paris", contrast=" Rome")
 
     Args:
-        text: a text, or one row of tokens: [1, ctx], or {"input_ids": [1, ctx]}, with or without a
-            mask.
+        text: a text, or a row of tokens: [1, ctx], or {"input_ids": [1, ctx]}, perhaps with a mask.
         objective: in place of a target: `hfsae.logit(...)`, `hfsae.loss(...)` or your own function,
             logits [rows, ctx, vocab] -> [rows].
         target: the token to explain, as text (spaces count) or id: its logit is the objective.

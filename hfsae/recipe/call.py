@@ -57,12 +57,7 @@ def train(
         ValueError: a setting that is unknown or does not fit, or a folder of another run.
         KeyboardInterrupt: Ctrl-C or SIGTERM; training saves a checkpoint first, and resumes there.
     """
-    base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    if base.saes:
-        raise Refused(
-            "hfsae.train trains one SAE, but the recipe has several in its section saes; run it "
-            "with hfsae.recipe.run(recipe)"
-        )
+    base = _for_one(recipe)
     if not isinstance(output_dir, str | Path):
         raise Refused(f"output_dir must be a folder, as 'runs/mine', got {output_dir!r}")
     fields = {"site": site, "d_sae": d_sae, "target_l0": target_l0, **sae}
@@ -76,6 +71,17 @@ def train(
         training=replace(base.training, output_dir=str(output_dir), **budget),
     )
     return load_trained(run(whole, command=f"hfsae.train(model={model!r}, ...)")[0])
+
+
+def _for_one(recipe: Recipe | str | Path) -> Recipe:
+    """The recipe, of one SAE."""
+    base = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    if base.saes:
+        raise Refused(
+            "hfsae.train trains one SAE, but the recipe has several in its section saes; run it "
+            "with hfsae.recipe.run(recipe)"
+        )
+    return base
 
 
 def _whole(n_tokens: Any) -> int:
