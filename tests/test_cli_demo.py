@@ -1,5 +1,6 @@
 """`hfsae demo` and `hfsae space` as commands."""
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hfsae.cli import main
+from hfsae.machine.refused import Refused
 
 from .tiny import make_sae
 
@@ -44,6 +46,19 @@ def test_demo_starts_what_is_named(monkeypatch):
         "mcp": True,
         "l0": 50.0,
     }
+
+
+def test_the_app_keeps_few_kernels_before_it_runs_a_model(monkeypatch):
+    pytest.importorskip("gradio")
+    from hfsae.demo import app
+
+    def opened(*args, **options):
+        raise Refused(os.environ["LRU_CACHE_CAPACITY"])
+
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(app, "open_subject", opened)
+    with pytest.raises(Refused, match=r"^128$"):
+        app.launch("me/sae")
 
 
 def test_demo_opens_what_was_measured_of_another_library_s_sae(tmp_path, monkeypatch, capsys):

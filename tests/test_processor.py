@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import hfsae.machine.processor
+from hfsae.machine import kernels
 from hfsae.machine.processor import (
     Float32Products,
     main_memory,
@@ -97,6 +98,53 @@ def test_a_freed_block_is_used_again_without_new_pages():
     assert int(faults("leave").stdout) > 20 * 4096 and int(kept.stdout) < 4096
     asked = faults("keep", MALLOC_MMAP_THRESHOLD_="65536")  # what the environment says holds
     assert asked.returncode == 3
+
+
+_GROW = """
+import ctypes, sys, types
+sys.modules["hfsae"] = types.ModuleType("hfsae")  # without the seconds of its own imports
+sys.modules["hfsae"].__path__ = [sys.argv[2]]
+import torch
+from hfsae.machine.kernels import keep_few_kernels
+if sys.argv[1] == "keep":
+    keep_few_kernels()
+fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in fields]
+mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None) or sys.exit(3)
+mallinfo2.restype = Info
+def used():
+    info = mallinfo2()
+    return info.uordblks + info.hblkhd
+x, W = torch.ones(300, 192, dtype=torch.bfloat16), torch.ones(576, 192, dtype=torch.bfloat16)
+for n in range(1, 300):
+    torch.nn.functional.linear(x[:n], W)
+    if n == 149:
+        before = used()
+print(used() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_memory_does_not_grow_with_each_new_length_of_a_text():
+    """150 lengths more, after 149. By default they take some 85 MB where a processor multiplies
+    bfloat16, until there were 1,024; with few kernels kept, the last ones replace the first."""
+    told = {name: v for name, v in os.environ.items() if name not in kernels._SETTINGS}
+
+    def growth(how: str) -> int:
+        argv = [sys.executable, "-c", _GROW, how, *hfsae.__path__]
+        run = subprocess.run(argv, env=told, capture_output=True, text=True, check=False)
+        return pytest.skip("no mallinfo2") if run.returncode == 3 else int(run.stdout)
+
+    if (by_default := growth("leave")) < 30 * 2**20:
+        pytest.skip("no kernel for each length on this processor")
+    assert growth("keep") < by_default / 5
+
+
+def test_how_many_kernels_are_kept_is_what_the_environment_says(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"LRU_CACHE_CAPACITY": "7"})
+    kernels.keep_few_kernels()
+    assert os.environ == {"LRU_CACHE_CAPACITY": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
 
 
 def test_memory_is_what_the_machine_and_its_control_groups_leave(tmp_path):

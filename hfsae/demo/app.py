@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..machine.guard import HostGuard, local_hosts
+from ..machine.kernels import keep_few_kernels
 from .actions import Actions, in_queue
 from .address import Address, Inspect, Steer, from_query, page_of, to_query
 from .bodies import BodyLimits
@@ -246,6 +247,7 @@ def launch(
     """
     for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ[name] = "0" if name.startswith("GRADIO") else "1"
+    keep_few_kernels()
     choice = Choice(source or default_source(), **which)
     subject = open_subject(choice, model=model, site=site, with_lm=with_lm)
     subject.only_here = bool(app_hosts(server_name))

@@ -2,11 +2,13 @@
 
 Texts of windows and explanations come from anywhere, so in a prompt they are data: JSON strings,
 in which < and > are escaped. So a text cannot close its quotes, hold a special token of a chat
-template such as <|im_end|>, or look like the marks << >>, which stand outside the escapes. Where a
-mark would complete such a token, as << and s>> complete <s>, or where brackets do, as in [INST], a
-letter of it is escaped, too. A server's own tokens are unknown here: what has their form is meant;
-for a model on this machine `judges.wording` checks the ids. One latent is one conversation: what
-its text asks for reaches no other latent's answers.
+template such as <|im_end|>, or look like the marks << >>, which stand outside the escapes. Where
+marks would complete such a token, as << and s>> complete <s>, or where brackets do, as in [INST], a
+letter of it is escaped, too. A server's own tokens are unknown here, so this holds for the forms
+that published templates have; for a model on this machine `judges.wording` checks the ids. What
+remains: a server's token <word> whose word is none of those listed below can arise where a marked
+run is that word alone; to escape each such run would spoil the reading of ordinary word pieces. One
+latent is one conversation: what its text asks for reaches no other latent's answers.
 """
 
 import json
@@ -46,19 +48,19 @@ _FENCE = re.compile(r"^```[a-z]*\n(.*?)\n?```$", re.DOTALL)
 _IN_ANGLES = re.compile(
     r"[|\uff5c](?=.*\w)\S+|(?=.*\w)\S+[|\uff5c]"  # <|im_end|>, with wide bars, <|turn>, <turn|>
     r"|/?[a-z0-9]+(_[a-z0-9]+)+"  # <start_of_turn>, </tool_call>, <extra_id_0>
-    r"|[a-z]+:[a-z]+|(unused|reserved|loc|seg|dummy|speaker|token)\d+|0x[0-9a-f]{2}"
+    r"|[a-z]+:\w+|(unused|extra|special|reserved|loc|seg|dummy|speaker|token)\d+|0x[0-9a-f]{2}"
     r"|/?(s|pad|unk|bos|eos|cls|sep|mask|so[pt]|eo[cdhmptu]|bo[mst]|sys|inst|pre|suf|mid|fim|"
-    r"user|human|assistant|bot|system|tools?|think(ing)?|answer|image|img|video|audio|ref|quad|"
-    r"box|point|filename|reponame|endoftext|newline)",
+    r"role|user|\u7528\u6237|human|assistant|ai|bot|system|tools?|toolcall|think(ing)?|answer|"
+    r"response|image|img|video|audio|ref|quad|box|point|filename|reponame|endoftext|newline)",
     re.IGNORECASE | re.DOTALL,
 )
-# The first letter of special tokens without angle brackets: of Mistral's, GLM's, BERT's, EXAONE's,
-# MiniMax's.
+# The first letter of special tokens without angle brackets: a word in capitals in square ones, as
+# of Mistral, BERT, InternLM and Kimi; EXAONE's, GLM's, MiniMax's.
 _IN_BRACKETS = re.compile(
-    r"\[(?=/?(INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+|ARGS|CALL_ID|THINK|IMG|IMG_\w+|PREFIX|"
-    r"MIDDLE|SUFFIX|(BEGIN_)?AUDIO|TRANSCRIBE|MODEL_SETTINGS|CLS|SEP|PAD|UNK|BOS|EOS|[gs]?MASK|"
-    r"(control_|unused)\d+|\|[^\s|\]]+\|)\]|e~\[)|\](?=~!?b[\[\]])"
+    r"\[(?=/?([A-Z]{2,}(_[A-Z0-9]+)*|[gs]MASK|(control_|extra_id_|unused)\d+|"
+    r"(start|end)_header_id|\|[^\s|\]]+\|)\]|e~\[)|\](?=~!?b[\[\]])"
 )
+_BETWEEN_MARKS = re.compile(r"[A-Z]{2,}(_[A-Z0-9]+)*")  # Falcon's >>TITLE<<
 
 
 def quoted(text: str) -> str:
@@ -77,7 +79,7 @@ def marked(tokens: Sequence[str], is_marked: Sequence[bool]) -> str:
     parts = []
     for mark, run in groupby(zip(tokens, is_marked, strict=True), lambda pair: bool(pair[1])):
         text = "".join(escaped(token) for token, _ in run)
-        if mark and _IN_ANGLES.fullmatch(text):
+        if (_IN_ANGLES if mark else _BETWEEN_MARKS).fullmatch(text):
             text = _code(text[0]) + text[1:]
         parts.append(f"<<{text}>>" if mark else text)
     return f'"{_defused("".join(parts))}"'

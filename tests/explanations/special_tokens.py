@@ -33,6 +33,18 @@ TEMPLATES = {  # of well-known families: the form of a message, and the tokens i
         ["<\uff5cUser\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "</think>", "<think>"],
     ),
     "GLM": ("[gMASK]<sop><|{r}|>{c}", ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>"]),
+    "Falcon": ("{r}: {c}\n", [">>TITLE<<", ">>QUESTION<<", ">>UNUSED_0<<"]),
+    "InternLM": (
+        "[UNUSED_TOKEN_146]{r}\n{c}[UNUSED_TOKEN_145]\n",
+        ["[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]", "<eoh>"],
+    ),
+    "Kimi": (
+        "<|im_user|>{r}<|im_middle|>{c}<|im_end|>",
+        ["[BOS]", "[EOT]", "[start_header_id]", "[extra_id_0]", "<|im_middle|>"],
+    ),
+    "Ling": ("<role>{r}</role>{c}<|role_end|>", ["<role>", "</role>", "<|role_end|>", "[gMASK]"]),
+    "MiniCPM": ("<\u7528\u6237>{c}<AI>", ["<\u7528\u6237>", "<AI>"]),
+    "ERNIE": ("<|begin_of_sentence|>{r}: {c}", ["<mask:0>", "<response>", "</response>"]),
     "MiniMax": ("]~!b[]~b]{r}\n{c}[e~[\n", ["]~!b[", "]~b]", "[e~["]),
 }
 
@@ -49,7 +61,7 @@ def chatting(tokenizer, form: str, tokens: list[str], **kind: bool):
 def nasty(tokens: list[str]) -> Iterator[str]:
     """Windows' texts that spell special tokens, in parts, nested, or where marks complete them."""
     for token in tokens:
-        inside = token[1:-1]
+        inside = token[2:-2] if token[:2] == ">>" else token[1:-1]
         yield from (token, inside, inside[1:], f"{token[:3]}{token}{token[3:]}", f"<{inside}")
         yield from (f"{inside}>", token.upper(), f"\\u003c{inside}>", f"[{inside}]", f"<{token}>")
 
@@ -65,6 +77,7 @@ def asked(text: str, rng: random.Random) -> Iterator[str]:
         marks[first:last] = [True] * (last - first)
         yield marked(["so ", *pieces, " on"], marks)
     yield marked([text], [True])
+    yield marked(["so", text, " on"], [True, False, True])
 
 
 def n_special(tokenizer, messages) -> int:

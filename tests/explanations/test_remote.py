@@ -52,6 +52,30 @@ def server(monkeypatch):
         yield server
 
 
+@pytest.fixture
+def provider(server, monkeypatch):
+    """One of Hugging Face's Inference Providers, at the loopback server."""
+    mapping = common.InferenceProviderMapping(
+        provider="together",
+        hf_model_id="org/m",
+        providerId="m-turbo",
+        status="live",
+        task="conversational",
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setitem(common.HARDCODED_MODEL_INFERENCE_MAPPING, "together", {"org/m": mapping})
+    helper = get_provider_helper("together", task="conversational", model="org/m")
+    monkeypatch.setattr(helper, "base_url", server.url.removesuffix("/v1"))
+    monkeypatch.setenv("HF_TOKEN", KEY)
+    return {"base_url": None, "provider": "together", "model": "org/m"}
+
+
+@pytest.fixture(params=["address", "provider"])
+def way(request):
+    """Changes of a judge's arguments: either way to a server."""
+    return {} if request.param == "address" else request.getfixturevalue("provider")
+
+
 def judge_of(server, calls=None, *, waits=None, **changes) -> Remote:
     args = JudgeArguments(**{"model": "m", "base_url": server.url} | changes)
     return Remote(args, calls, sleep=[].append if waits is None else waits.append)
@@ -436,7 +460,7 @@ def test_a_key_in_the_answers_of_an_older_run_is_hidden_when_they_are_read(serve
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_an_answer_is_read_up_to_its_largest_size(server, packed, monkeypatch):
+def test_an_answer_is_read_up_to_its_largest_size(server, way, packed, monkeypatch):
     """Endless ones: 64 kB at a time, or a few bytes that unpack to 64 kB."""
     monkeypatch.setattr(transport, "MAX_ANSWER", 2**20)
     sent, piece = [], b" " * 2**16
@@ -456,13 +480,13 @@ def test_an_answer_is_read_up_to_its_largest_size(server, packed, monkeypatch):
         handler.close_connection = True
 
     server.faults["prompt 3"] = [endless] * 2
-    answers = judge_of(server, concurrency=1).answer(asked(6))
+    answers = judge_of(server, concurrency=1, **way).answer(asked(6))
     assert texts(answers) == [*SOUND[:3], None, *SOUND[4:6]]
     assert answers[3].failure == "the answer is larger than 1 MB"
     assert packed or len(sent) < 1000  # what stands in buffers of sockets included
 
 
-def test_an_answer_that_was_packed_unasked_is_read(server):
+def test_an_answer_that_was_packed_unasked_is_read(server, way):
     def pack(handler, body):
         handler.server.count({})
         message = {"message": {"content": "packed"}}
@@ -474,11 +498,12 @@ def test_an_answer_that_was_packed_unasked_is_read(server):
         handler.wfile.write(data)
 
     server.always = pack
-    assert texts(judge_of(server).answer(asked(1, schema=None))) == ["packed"]
-    assert {h.get("Accept-Encoding") for h in server.headers} == {"identity"}
+    assert texts(judge_of(server, **way).answer(asked(1, schema=None))) == ["packed"]
+    names = [{name.lower(): value for name, value in h.items()} for h in server.headers]
+    assert {h.get("accept-encoding") for h in names} == {"identity"}
 
 
-def test_an_error_with_an_endless_text_is_known_by_its_status(server):
+def test_an_error_with_an_endless_text_is_known_by_its_status(server, way):
     def endless(handler, body):
         handler.send_response(401)
         handler.send_header("Connection", "close")
@@ -489,12 +514,29 @@ def test_an_error_with_an_endless_text_is_known_by_its_status(server):
         handler.close_connection = True
 
     server.always = endless
-    with pytest.raises(Refused, match="does not accept the key in OPENAI_API_KEY"):
-        judge_of(server).answer(asked(1))
+    with pytest.raises(Refused, match=r"not accept the key in (OPENAI_API_KEY|HF_TOKEN)"):
+        judge_of(server, **way).answer(asked(1))
+
+
+def test_a_redirection_is_not_followed_nor_its_endless_text_read(server, way):
+    def redirects(handler, body):
+        handler.send_response(307)
+        handler.send_header("Location", f"{server.url}/elsewhere")
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        with suppress(OSError):
+            while not handler.server.is_over.is_set():
+                handler.wfile.write(b" " * 2**16)
+        handler.close_connection = True
+
+    server.always = redirects
+    with pytest.raises(Refused, match="it redirects, with status 307"):
+        judge_of(server, concurrency=1, **way).answer(asked(1))
+    assert set(server.paths) == {"/v1/chat/completions"}
 
 
 @pytest.mark.parametrize("head", [True, False])
-def test_a_call_ends_after_its_time_however_slowly_the_answer_comes(server, head):
+def test_a_call_ends_after_its_time_however_slowly_the_answer_comes(server, way, head):
     """A byte at a time, of the headers or of the body: each comes in time."""
 
     def slow(handler, body):
@@ -508,7 +550,7 @@ def test_a_call_ends_after_its_time_however_slowly_the_answer_comes(server, head
         handler.close_connection = True
 
     server.faults["prompt 3"] = [slow]
-    answers = judge_of(server, concurrency=1, timeout=0.4, retries=0).answer(asked(5))
+    answers = judge_of(server, concurrency=1, timeout=0.4, retries=0, **way).answer(asked(5))
     assert texts(answers) == [*SOUND[:3], None, SOUND[4]]
     assert answers[3].failure == "no whole answer within 0.4 s"
 
@@ -557,25 +599,7 @@ def test_servers_give_no_probabilities_of_texts(server):
         judge_of(server).log_likelihood([("a", "b")])
 
 
-@pytest.fixture
-def provider(server, monkeypatch):
-    """One of Hugging Face's Inference Providers, at the loopback server."""
-    mapping = common.InferenceProviderMapping(
-        provider="together",
-        hf_model_id="org/m",
-        providerId="m-turbo",
-        status="live",
-        task="conversational",
-    )
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setitem(common.HARDCODED_MODEL_INFERENCE_MAPPING, "together", {"org/m": mapping})
-    helper = get_provider_helper("together", task="conversational", model="org/m")
-    monkeypatch.setattr(helper, "base_url", server.url.removesuffix("/v1"))
-    monkeypatch.setenv("HF_TOKEN", KEY)
-    return {"base_url": None, "provider": "together", "model": "org/m"}
-
-
-def test_a_provider_is_asked_through_the_hubs_client(server, provider, tmp_path):
+def test_a_provider_is_asked_in_its_own_form(server, provider, tmp_path):
     server.faults["prompt 1"] = [status(500), content("")]
     judge = judge_of(server, tmp_path / "calls.jsonl", **provider)
     assert texts(judge.answer(asked(3))) == SOUND[:3]
@@ -606,3 +630,13 @@ def test_what_is_wrong_with_a_provider_is_a_sentence(server, provider, monkeypat
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(Refused, match="HF_HUB_OFFLINE is set"):
         judge_of(server, **provider).answer(asked())
+
+
+def test_a_hub_library_that_prepares_requests_in_another_way_is_named(
+    server, provider, monkeypatch
+):
+    helper = get_provider_helper("together", task="conversational", model="org/m")
+    monkeypatch.setattr(helper, "prepare_request", lambda request: request)
+    with pytest.raises(Refused, match=r"huggingface_hub [\d.]+ cannot prepare a request to prov"):
+        judge_of(server, **provider).answer(asked(1))
+    assert server.asked.total() == 0

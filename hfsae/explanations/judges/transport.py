@@ -1,12 +1,13 @@
 """One request to a server that chats, and what went wrong with it in one word.
 
-An address is asked by the HTTP client that huggingface_hub brings, a provider through its
-InferenceClient. For an address that client would not do: it writes a JSON schema in a form that
-OpenAI-compatible servers do not know, sends the Hub's token where no key is given, and under
-HF_HUB_OFFLINE asks no server at all, not even one on this machine.
+For a provider huggingface_hub prepares the request, as for its InferenceClient, and its session
+sends it. For an address neither would do: they write a JSON schema in a form that OpenAI-compatible
+servers do not know, send the Hub's token where no key is given, and under HF_HUB_OFFLINE ask no
+server at all, not even one on this machine.
 
-A server is not trusted: a call ends after its time, an answer at its largest size, and keys that a
-server echoes are hidden before anything else sees them.
+No server is trusted, and the answers of both are read here: a call ends after its time, an answer
+at its largest size, a redirection is not followed, and keys that a server echoes are hidden before
+anything else sees them.
 """
 
 import importlib
@@ -20,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from huggingface_hub import InferenceClient
+import huggingface_hub
 from huggingface_hub.errors import (
     HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
     OfflineModeIsEnabled,
@@ -31,6 +32,7 @@ from ...machine.keys import hider
 from ...machine.refused import Refused, one_line
 from .base import JudgeArguments
 
+_HTTP: Any = importlib.import_module(HTTPError.__module__.partition(".")[0])
 Body = dict[str, Any]
 Send = Callable[[Body], dict[str, Any]]
 """The reply to a body in the form of OpenAI's chat completions.
@@ -43,6 +45,7 @@ _WORDS = {"insufficient_quota": 402, "model_not_found": 404, "model_not_supporte
 MAX_WAIT = 120.0  # seconds, whatever a server wants
 MAX_ANSWER = 2**23
 """Bytes of an answer, unpacked. The longest that we ask for have some ten thousand."""
+_UNPACKED = {"Accept-Encoding": "identity"}
 _MAX_ERROR, _PIECE = 2**16, 2**16  # bytes of an error's text that are read; unpacked at a time
 
 
@@ -139,30 +142,28 @@ def _without_keys(send: Send, hidden: Callable[[Any], Any]) -> Send:
 
 
 def _to_address(base_url: str, key: str | None, timeout: int | float) -> Send:
-    http: Any = importlib.import_module(HTTPError.__module__.partition(".")[0])
-    headers = {"Accept-Encoding": "identity"}
-    headers |= {"Authorization": f"Bearer {key}"} if key else {}
-    limits = http.Limits(max_connections=None)  # those given up do not hold up others
-    client = http.Client(timeout=timeout, headers=headers, limits=limits)
-    url = chat_url(base_url)
+    headers = {**_UNPACKED, "Authorization": f"Bearer {key}"} if key else _UNPACKED
+    limits = _HTTP.Limits(max_connections=None)  # those given up do not hold up others
+    client, url = _HTTP.Client(headers=headers, limits=limits), chat_url(base_url)
+    return lambda body: _posted(client, url, timeout, json=body)
 
-    def send(body: Body) -> dict[str, Any]:
-        end = time.monotonic() + timeout
-        try:
-            with client.stream("POST", url, json=body) as response:
-                content = _content(response, lambda: time.monotonic() > end)
-        except (HTTPError, http.InvalidURL) as error:
-            raise _of_error(error, timeout) from error
-        if content is None:
-            raise _too_late(timeout)
-        if not response.is_success:
-            raise _of_response(response, content.decode("utf-8", "replace"))
-        try:
-            return _checked(json.loads(content))
-        except (ValueError, RecursionError) as error:
-            raise Trouble("no chat", "the reply is not JSON") from error
 
-    return send
+def _posted(client: Any, url: str, timeout: int | float, **request: Any) -> dict[str, Any]:
+    """The reply to a request by this client, read up to its largest size."""
+    end, how = time.monotonic() + timeout, {"timeout": timeout, "follow_redirects": False}
+    try:
+        with client.stream("POST", url, **how, **request) as response:
+            content = _content(response, lambda: time.monotonic() > end)
+    except (HTTPError, _HTTP.InvalidURL) as error:
+        raise _of_error(error, timeout) from error
+    if content is None:
+        raise _too_late(timeout)
+    if not response.is_success:
+        raise _of_response(response, content.decode("utf-8", "replace"))
+    try:
+        return _checked(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        raise Trouble("no chat", "the reply is not JSON") from error
 
 
 def _content(response: Any, is_late: Callable[[], bool]) -> bytes | None:
@@ -207,29 +208,50 @@ def _unpacked(response: Any) -> Iterator[bytes]:
 
 
 def _to_provider(args: JudgeArguments, key: str | None) -> Send:
-    provider: Any = args.provider
-    client = InferenceClient(provider=provider, token=key, timeout=args.timeout)
-
     def send(body: Body) -> dict[str, Any]:
-        known = dict(body)
-        more = {k: known.pop(k) for k in ("max_completion_tokens",) if k in known}
         try:
-            return _checked(client.chat_completion(**known, extra_body=more or None))
-        except HTTPError as error:
-            raise _of_error(error, args.timeout) from error
+            request = _prepared(args, key, body)
+            headers = {**request.headers, **_UNPACKED}
+            session = huggingface_hub.get_session()
+            return _posted(session, request.url, args.timeout, json=request.json, headers=headers)
         except OfflineModeIsEnabled as error:
             raise Refused(
                 "HF_HUB_OFFLINE is set, and Inference Providers are online; unset it, or name a "
                 "local model"
             ) from error
-        except (LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise Trouble("no chat", one_line(error)[:200]) from error
-        except ValueError as error:  # no such provider, or not with this model
-            raise Refused(
-                f"{args.address} cannot answer for {args.model!r}: {one_line(error).rstrip('.')}"
-            ) from error
 
     return send
+
+
+def _prepared(args: JudgeArguments, key: str | None, body: Body) -> Any:
+    """The request to a provider, in its own form: `url`, `headers` and `json`.
+
+    The function that prepares it is no public one. InferenceClient calls it, and then reads answers
+    of any size.
+    """
+    parameters = dict(body)
+    try:
+        providers: Any = importlib.import_module("huggingface_hub.inference._providers")
+        helper = providers.get_provider_helper(args.provider, "conversational", args.model)
+        return helper.prepare_request(
+            inputs=parameters.pop("messages"),
+            parameters=parameters,
+            headers={},
+            model=args.model,
+            api_key=key,
+        )
+    except HTTPError as error:  # of the Hub, which knows the providers of a model
+        raise _of_error(error, args.timeout) from error
+    except (ImportError, AttributeError, TypeError, LookupError) as error:
+        raise Refused(
+            f"huggingface_hub {huggingface_hub.__version__} cannot prepare a request to "
+            f"{args.address} ({one_line(error)[:200]}); install another version, or name the "
+            "provider's address with --base_url"
+        ) from error
+    except ValueError as error:  # no such provider, or not with this model
+        raise Refused(
+            f"{args.address} cannot answer for {args.model!r}: {one_line(error).rstrip('.')}"
+        ) from error
 
 
 def chat_url(base_url: str) -> str:
