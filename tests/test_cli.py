@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING
 import hfsae
 from hfsae.cards import misgivings
 from hfsae.cli import main
+from hfsae.cli.parsing import verb_parser
 from hfsae.cli.main import function_of
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.cli.table import VERBS
@@ -138,6 +139,7 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["evaluate"], "name the folder or repository of an SAE"),
         (["evaluate", "/nowhere"], "there is no folder /nowhere"),
         (["show", "/nowhere"], "there is no folder /nowhere"),
+        (["show", "nope"], "there is no folder nope; a repository on the Hub is named as name/"),
         (["show"], "hfsae show needs SOURCE; usage: hfsae show SOURCE [LATENT ...]"),
         (["card"], "hfsae card needs SOURCE; usage: hfsae card SOURCE"),
         (["train", RECIPE, "--lm.name", str(ROOT / "tests")], "holds no model: it has no config"),
@@ -167,6 +169,31 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
 def test_bad_input_gets_one_sentence_and_exit_code_2(argv, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # not where a quickstart may have left its runs/
     assert sentence in refused(argv, capsys)
+
+
+@pytest.mark.parametrize("verb", ["show", "list", "verify", "evaluate", "card"])
+def test_a_mistyped_folder_gets_the_names_beside_it(verb, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    assert refused([verb, "rums"], capsys).startswith("there is no folder rums; closest: 'runs'; a")
+    near = "(not a local folder; closest: 'runs/quickstart')"
+    assert near in refused([verb, "runs/quikstart"], capsys)
+    assert refused([verb, "./rums"], capsys) == "there is no folder ./rums; closest: 'runs'"
+
+
+def test_lists_of_arguments_may_stand_behind_options():
+    parser = verb_parser("show", "SOURCE [LATENT ...]")
+    parser.add("source", type=str)
+    parser.add("latents", type=int, nargs="*", default=[])
+    parser.add("--width", type=str | None)
+    parser.add("--shift", type=float, default=0.0)
+    parser.add("--all", action="store_true")
+    argv = ["--all", "a", "--width", "256", "17", "--shift", "-3", "18", "--import=json"]
+    expected = {"source": "a", "latents": [17, 18], "width": "256", "shift": -3.0, "all": True}
+    assert parser.parse(argv) == expected
+    assert parser.given(["a", "--width", "16k", "7"])["latents"] == [7]
+    with pytest.raises(ValueError, match="hfsae show has no option '--wide'"):
+        parser.parse(["a", "--wide", "256", "17"])
 
 
 @pytest.mark.parametrize(

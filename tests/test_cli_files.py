@@ -145,6 +145,23 @@ def test_each_sae_of_a_folder_is_listed_by_what_its_config_says(tmp_path, capsys
     assert rows == [["a", "hfsae", "3", "40", "5.0"], ["l0_7", "hfsae", "4", "40", "7.0"]]
 
 
+@pytest.mark.parametrize(
+    "source, row",
+    [
+        ("saelens/topk", ["saelens", "1", "24", "5.0"]),
+        ("saelens/older_standard", ["saelens", "1", "24"]),
+        ("saelens/trained_batchtopk", ["saelens", "1", "24", "4.5"]),
+        ("sparsify/run", ["sparsify", "1", "24", "4.0"]),
+        ("sparsify/expansion_factor", ["sparsify", "24", "4.0"]),
+        ("dictionary_learning/jumprelu", ["dictionary_learning", "1", "24", "20.0"]),
+    ],
+)
+def test_saes_of_other_libraries_are_listed_by_what_their_configs_say(source, row, capsys):
+    assert main(["list", str(FIXTURES / source)]) == 0
+    rows = [line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows and all(shown == row for shown in rows)
+
+
 def test_verify_without_a_probe_says_what_it_can_and_exits_with_3(folder, tmp_path, capsys):
     assert main(["convert", str(folder), str(tmp_path / "other"), "--to", "gemma_scope"]) == 0
     capsys.readouterr()
