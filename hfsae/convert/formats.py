@@ -30,7 +30,7 @@ class Format(NamedTuple):
     config: str | None = None
     """the JSON file among these that describes the SAE, where paths leave that out"""
     about: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    """what that file says, by hfsae's names: site (or a hook with the layer), d_sae, k, target_l0"""
+    """site (or a hook, which names the layer), d_sae, k and target_l0 in that file's content"""
 
 
 def _load_own(folder: Path, source: str) -> SAE:
