@@ -192,13 +192,14 @@ def test_a_push_offline_refuses_a_subfolder_outside_first(folder, monkeypatch, c
 
 
 @pytest.mark.parametrize("has_card", [True, False])
-def test_a_push_refuses_damaged_metrics_before_it_looks(folder, hub, capsys, has_card):
+def test_a_push_refuses_damaged_metrics_before_it_looks(folder, hub, capsys, caplog, has_card):
     (folder / "evaluation.json").write_text('{"metrics": ')
     if has_card:
         (folder / "README.md").write_text("# Mine")
     assert main(["push", str(folder), ID, "--dry_run"]) == 2
     said = capsys.readouterr()
     assert said.out == "" and "evaluation.json is damaged" in said.err and hub.requests == []
+    assert not caplog.text, "one sentence, not a warning beside it"
 
 
 @pytest.mark.parametrize("l0", [".", "many"])

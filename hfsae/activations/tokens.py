@@ -79,12 +79,14 @@ class TextArguments:
     """Leave special tokens (BOS, EOS, padding...) out of `TokenBatch.keep`."""
 
     def __post_init__(self):
-        self.dataset = listed(self.dataset, self.text_column)
-        if isinstance(self.dataset, str) and not self.dataset.strip():
+        given: Any = self.dataset
+        if given is None or (isinstance(given, str) and not given.strip()):
+            shown = "null" if given is None else repr(given)
             raise Refused(
-                f"text.dataset is {self.dataset!r}; name a file, a folder, a Hub data set, or "
+                f"text.dataset is {shown}; name a file, a folder, a Hub data set, or "
                 "packaged texts as 'packaged:wiki'"
             )
+        self.dataset = listed(given, self.text_column)
         if self.bos not in ("row", "document", "none"):
             raise Refused(f"text.bos is {self.bos!r}; it can be 'row', 'document' or 'none'")
         if self.context_size < 2:

@@ -84,6 +84,11 @@ def list_saes(
     ]
 
 
+def formats_in(folder: Path) -> set[str]:
+    """The formats of the SAEs in a folder, from the names of its files alone."""
+    return {entry.format for entry in _entries([file.path for file in _local_files(folder)])}
+
+
 def load(
     source: str | Path,
     *,

@@ -314,7 +314,7 @@ def test_too_few_groups_and_groups_of_packaged_sets_are_one_sentence(tmp_path):
 
 @pytest.mark.parametrize(
     ("tasks", "sentence"),
-    [("missing.jsonl", "cannot be read"), ("texts.csv", "no jsonl file and no Hub data set")],
+    [("missing.jsonl", "cannot be read"), ("texts.csv", "neither a JSONL file nor a Hub data")],
 )
 def test_what_is_not_there_is_one_sentence(tasks, sentence):
     with pytest.raises(Refused, match=sentence):
