@@ -6,7 +6,7 @@
     demo | comparison | tuning | measurement | study   the app; arms at equal L0; people's ratings
     cost                                 seconds and bytes of a run, before it is begun
     hub | recipe                         push, fetch, load by meaning; what a run is
-    explanations | presets               names for latents, and how sure they are; what steers well
+    explanations | presets               names for latents, and how certain; what steers well
     training | evaluation | features | cards | convert | steering | attribution
     models | activations                 one forward pass, a variant a file; text -> activations
     ops | lm                             sparse algebra; places in a language model

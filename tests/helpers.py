@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModel
 
 import hfsae
 from hfsae.cli import main
+from hfsae.features import FeatureStore
 from hfsae.machine.files import read_json
 from hfsae.machine.lock import locked
 from hfsae.machine.names import META
@@ -114,3 +116,28 @@ def unseal(folder: Path) -> None:
     found by what is read."""
     path = folder / META
     path.write_text(json.dumps(unsealed(read_json(path))))
+
+
+def save_store(folder: Path, token: str = "a", **meta: Any) -> None:
+    """A feature store of one latent that fires on one token."""
+    import pyarrow as pa
+    import pyarrow.dataset
+
+    latents: dict[str, list] = {
+        "latent": [0],
+        "density": [0.01],
+        "n_firings": [1],
+        "histogram": [[1]],
+    }
+    latents |= {"max_activation": [1.0], "mean_activation": [1.0]}
+    for one in ("promoted", "suppressed"):
+        latents |= {f"{one}_tokens": [["a"]], f"{one}_logits": [[1.0]]}
+    latents |= {"neighbours": [[0]], "neighbour_cosines": [[1.0]]}
+    examples: dict[str, list] = {
+        name: [0] for name in ("latent", "rank", "document", "row", "position", "firing")
+    }
+    examples |= {"kind": ["top"], "activation": [1.0], "tokens": [[token]]}
+    examples |= {"token_ids": [[0]], "activations": [[1.0]]}
+    meta = {"histogram_edges": [0.0, 1.0], "arguments": {"quantiles": 1}, **meta}
+    dataset = pyarrow.dataset.dataset(pa.table(examples))
+    FeatureStore(pa.table(latents), dataset, meta).save(folder)

@@ -16,8 +16,10 @@ import hfsae
 from hfsae.cards import misgivings
 from hfsae.cli import main
 from hfsae.cli.main import function_of
+from hfsae.cli.parsing import verb_parser
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.cli.table import VERBS
+from hfsae.convert import save_as
 from hfsae.machine.files import read_json
 from hfsae.models import variants
 from hfsae.recipe import as_plain, load_trained, make_configs, run, stages
@@ -138,6 +140,7 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["evaluate"], "name the folder or repository of an SAE"),
         (["evaluate", "/nowhere"], "there is no folder /nowhere"),
         (["show", "/nowhere"], "there is no folder /nowhere"),
+        (["show", "nope"], "there is no folder nope; a repository on the Hub is named as name/"),
         (["show"], "hfsae show needs SOURCE; usage: hfsae show SOURCE [LATENT ...]"),
         (["card"], "hfsae card needs SOURCE; usage: hfsae card SOURCE"),
         (["train", RECIPE, "--lm.name", str(ROOT / "tests")], "holds no model: it has no config"),
@@ -150,7 +153,9 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["train", RECIPE, "--training.learning_rate", ".inf"], "positive and finite, got inf"),
         (["train", RECIPE, "--training.adam_epsilon", "-1"], "adam_epsilon must be positive and"),
         (["train", RECIPE, "--training.dead_after_tokens", "0"], "dead_after_tokens must be 1"),
-        (["train", RECIPE, "--harvest.max_norm_ratio", ".nan"], "max_norm_ratio is nan"),
+        (["train", RECIPE, "--collect.top", "0"], "collect.top is 0; it must be 1 or more"),
+        (["train", RECIPE, "--shuffle.passes", "0"], "shuffle.passes (0) must be 1 or more"),
+        (["train", RECIPE, "--harvest.max_norm_ratio", ".nan"], "harvest.max_norm_ratio is nan"),
         (["train", RECIPE, "--harvest.cache", f"{RECIPE}/below"], "cannot be made or written to"),
         (["train", RECIPE, "--sae.l0_coefficient", ".nan"], "l0_coefficient must be a finite"),
         (["train", RECIPE, "--sae.model_type", "llama"], "model_type 'llama' is unknown"),
@@ -167,6 +172,31 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
 def test_bad_input_gets_one_sentence_and_exit_code_2(argv, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # not where a quickstart may have left its runs/
     assert sentence in refused(argv, capsys)
+
+
+@pytest.mark.parametrize("verb", ["show", "list", "verify", "evaluate", "card"])
+def test_a_mistyped_folder_gets_the_names_beside_it(verb, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    assert refused([verb, "rums"], capsys).startswith("there is no folder rums; closest: 'runs'; a")
+    near = "(not a local folder; closest: 'runs/quickstart')"
+    assert near in refused([verb, "runs/quikstart"], capsys)
+    assert refused([verb, "./rums"], capsys) == "there is no folder ./rums; closest: 'runs'"
+
+
+def test_lists_of_arguments_may_stand_behind_options():
+    parser = verb_parser("show", "SOURCE [LATENT ...]")
+    parser.add("source", type=str)
+    parser.add("latents", type=int, nargs="*", default=[])
+    parser.add("--width", type=str | None)
+    parser.add("--shift", type=float, default=0.0)
+    parser.add("--all", action="store_true")
+    argv = ["--all", "a", "--width", "256", "17", "--shift", "-3", "18", "--import=json"]
+    expected = {"source": "a", "latents": [17, 18], "width": "256", "shift": -3.0, "all": True}
+    assert parser.parse(argv) == expected
+    assert parser.given(["a", "--width", "16k", "7"])["latents"] == [7]
+    with pytest.raises(ValueError, match="hfsae show has no option '--wide'"):
+        parser.parse(["a", "--wide", "256", "17"])
 
 
 @pytest.mark.parametrize(
@@ -317,6 +347,24 @@ def test_showing_an_sae_alone_says_what_it_is_and_what_to_run(tmp_path, capsys):
     for verb in ("evaluate", "collect"):
         assert f"`hfsae {verb} {tmp_path} --text.dataset TEXT` makes it" in text
     assert "holds no examples" in refused(["show", str(tmp_path), "3"], capsys)
+
+
+@pytest.mark.parametrize(
+    "fields, asked",
+    [
+        ({"site": "h.1", "model_name": "openai-community/gpt2"}, " --text.dataset TEXT"),
+        ({}, " --lm.name MODEL --text.dataset TEXT --site SITE"),
+    ],
+)
+def test_an_sae_of_another_library_is_asked_only_for_what_its_config_leaves_out(
+    fields, asked, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    sae = hfsae.JumpReLUSAE(hfsae.JumpReLUSAEConfig(d_in=4, d_sae=32, **fields))
+    save_as(sae, tmp_path / "saes" / "layer_1", "saelens")
+    assert main(["show", "saes", "--layer", "1"]) == 0
+    assert f"`hfsae evaluate saes --layer 1{asked}` makes it" in capsys.readouterr().out
+    assert f"`hfsae collect saes{asked}` makes it" in refused(["show", "saes", "3"], capsys)
 
 
 def test_a_damaged_file_is_named_with_what_makes_it_anew(tmp_path, capsys):

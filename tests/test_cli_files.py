@@ -145,6 +145,23 @@ def test_each_sae_of_a_folder_is_listed_by_what_its_config_says(tmp_path, capsys
     assert rows == [["a", "hfsae", "3", "40", "5.0"], ["l0_7", "hfsae", "4", "40", "7.0"]]
 
 
+@pytest.mark.parametrize(
+    "source, row",
+    [
+        ("saelens/topk", ["saelens", "1", "24", "5.0"]),
+        ("saelens/older_standard", ["saelens", "1", "24"]),
+        ("saelens/trained_batchtopk", ["saelens", "1", "24", "4.5"]),
+        ("sparsify/run", ["sparsify", "1", "24", "4.0"]),
+        ("sparsify/expansion_factor", ["sparsify", "24", "4.0"]),
+        ("dictionary_learning/jumprelu", ["dictionary_learning", "1", "24", "20.0"]),
+    ],
+)
+def test_saes_of_other_libraries_are_listed_by_what_their_configs_say(source, row, capsys):
+    assert main(["list", str(FIXTURES / source)]) == 0
+    rows = [line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows and all(shown == row for shown in rows)
+
+
 def test_verify_without_a_probe_says_what_it_can_and_exits_with_3(folder, tmp_path, capsys):
     assert main(["convert", str(folder), str(tmp_path / "other"), "--to", "gemma_scope"]) == 0
     capsys.readouterr()
@@ -175,13 +192,14 @@ def test_a_push_offline_refuses_a_subfolder_outside_first(folder, monkeypatch, c
 
 
 @pytest.mark.parametrize("has_card", [True, False])
-def test_a_push_refuses_damaged_metrics_before_it_looks(folder, hub, capsys, has_card):
+def test_a_push_refuses_damaged_metrics_before_it_looks(folder, hub, capsys, caplog, has_card):
     (folder / "evaluation.json").write_text('{"metrics": ')
     if has_card:
         (folder / "README.md").write_text("# Mine")
     assert main(["push", str(folder), ID, "--dry_run"]) == 2
     said = capsys.readouterr()
     assert said.out == "" and "evaluation.json is damaged" in said.err and hub.requests == []
+    assert not caplog.text, "one sentence, not a warning beside it"
 
 
 @pytest.mark.parametrize("l0", [".", "many"])

@@ -68,6 +68,13 @@ def test_what_is_no_text_is_one_sentence(given, sentence, tiny_lm, tiny_tokenize
         hfsae.TextArguments(dataset=given)
 
 
+def test_a_text_that_is_null_is_named_by_its_field(as_for_users):
+    with pytest.raises(
+        hfsae.Refused, match=r"^text\.dataset is null; name a file, a folder, a Hub"
+    ):
+        hfsae.TextArguments(dataset=None)
+
+
 def test_token_ids_are_attributed_as_a_tensor_and_refused_where_rows_of_documents_are_needed(
     tiny_lm, tiny_tokenizer, as_for_users
 ):

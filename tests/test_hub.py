@@ -31,7 +31,7 @@ from hfsae.hub.suite import beside as files_beside
 from hfsae.machine.weights import stamp
 from hfsae.models import SAE, SAEConfig
 
-from .helpers import activations, make, variants
+from .helpers import activations, make, save_store, variants
 from .loopback_hub import DOWNLOADS, UPLOADS, Fault, LoopbackHub
 
 ID = "alice/sae"
@@ -43,10 +43,9 @@ def save(folder: Path, config_class: type[SAEConfig] = hfsae.JumpReLUSAEConfig, 
     sae = make(config_class, **fields).eval()
     sae.save_pretrained(folder)
     hfsae.write_probe(sae, activations(64), folder)
-    for name in ("figures", "features"):
-        (folder / name).mkdir()
+    (folder / "figures").mkdir()
     (folder / "figures" / "l0.png").write_bytes(b"png")
-    (folder / "features" / "latents.parquet").write_bytes(b"parquet")
+    save_store(folder)
     (folder / "evaluation.json").write_text(json.dumps({"metrics": {}, "n_tokens": 3}))
     record = {"command": "hfsae train /home/me/recipe.yaml", "n_tokens": 9}
     (folder / "training.json").write_text(json.dumps(record))
@@ -83,7 +82,9 @@ def test_a_push_is_one_commit_of_known_files_and_says_so_first(hub, folder):
         "README.md",
         "config.json",
         "evaluation.json",
+        "features/examples.parquet",
         "features/latents.parquet",
+        "features/meta.json",
         "figures/l0.png",
         "model.safetensors",
         "probe.safetensors",
@@ -92,7 +93,7 @@ def test_a_push_is_one_commit_of_known_files_and_says_so_first(hub, folder):
     assert [path for path in hub.list_files(ID) if path != ".gitattributes"] == sent
     assert len(hub.seen("POST", "/commit/")) == 1 and url.startswith("http")
     assert hub.repos["models", ID].private
-    assert said[0].startswith(f"new private model repository {ID}, 8 files")
+    assert said[0].startswith(f"new private model repository {ID}, 10 files")
     assert "visible to nobody but those you give access to" in said[0]
     assert said[0].endswith("not sent: recipe.yaml, secret.txt")
     assert all(f"  {path}  " in said[0] for path in sent)
@@ -109,6 +110,23 @@ def test_labels_that_people_wrote_go_along_and_are_said_so(hub, folder):
     assert sent == {**stamp(folder), "labels": {"7": "the sea"}}
     (folder / "features" / "labels.json").write_text("[]")
     refused(lambda: hfsae.push(folder, ID, token=WRITE), r"labels\.json holds no labels: it must")
+
+
+def test_a_store_that_cannot_be_loaded_is_not_sent(hub, folder):
+    meta = folder / "features" / "meta.json"
+    whole = meta.read_text()
+    unsealed = {"histogram_edges": [1.0, 0.0], "arguments": {"quantiles": 1}}
+    for content, sentence in (
+        (json.dumps(unsealed), r"meta\.json is damaged \(histogram_edges are not rising numbers"),
+        ("{}", r"meta\.json is damaged \(.*histogram_edges"),
+        (None, r"no feature store in .*: features/meta\.json is missing; `hfsae collect"),
+    ):
+        meta.unlink() if content is None else meta.write_text(content)
+        for options in ({"dry_run": True}, {}):
+            refused(lambda how=options: hfsae.push(folder, ID, token=WRITE, **how), sentence)
+    assert hub.repos == {}
+    meta.write_text(whole)
+    hfsae.push(folder, ID, token=WRITE)
 
 
 def test_nothing_is_public_by_accident(hub, folder):
@@ -168,15 +186,12 @@ HOLDERS = {
     "features/explanations.parquet": lambda path: pq.write_table(
         pa.table({"latent": [0], "explanation": ["so sk-my+0123456789 on"]}), path
     ),
-    "features/examples.parquet": lambda path: pq.write_table(
-        pa.table({"latent": [0], "tokens": [["a", " sk-my+0123456789"]]}), path
-    ),
+    "features/examples.parquet": lambda path: save_store(path.parent.parent, "sk-my+0123456789"),
 }
 
 
 @pytest.mark.parametrize("name", HOLDERS)
 def test_a_file_that_holds_a_key_of_this_machine_is_not_sent(hub, folder, name, monkeypatch):
-    (folder / "features" / "latents.parquet").unlink()
     HOLDERS[name](folder / name)
     monkeypatch.setenv("OPENROUTER_API_KEY", "sk-my+0123456789")
     sentence = rf"^{name} holds the value of the variable OPENROUTER_API_KEY, .*no secret$"
@@ -206,12 +221,7 @@ def test_the_variable_of_a_judges_key_and_the_hubs_token_are_keys_whatever_their
 
 
 def test_excerpts_of_text_are_said_to_go_up_and_can_stay_at_home(hub, folder):
-    for name in ("latents", "examples"):
-        table = {"latent": [0], "density": [0.01], "promoted_tokens": [["a"]], "kind": ["top"]}
-        table |= {"rank": [0], "activation": [1.0], "firing": [0], "tokens": [["mysecrettext"]]}
-        pq.write_table(pa.table(table), folder / "features" / f"{name}.parquet")
-    meta = {"model_name": "/home/me/lm", "n_tokens": 3}
-    (folder / "features" / "meta.json").write_text(json.dumps(meta))
+    save_store(folder, "mysecrettext", model_name="/home/me/lm", n_tokens=3)
     cards.write_card(folder)
     assert "mysecrettext" in (folder / "README.md").read_text()
     said: list[str] = []
@@ -279,10 +289,11 @@ def test_a_folder_that_has_the_form_of_a_hub_id_stays_at_home_where_a_record_kno
     files = {
         "training.json": record,
         "evaluation.json": {"metrics": {}, "n_tokens": 3, "measured_with": evaluated},
-        "features/meta.json": {"model_name": "secret/gemma", "n_tokens": 3},
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
+    save_store(folder, model_name="secret/gemma", n_tokens=3)
+    files["features/meta.json"] = {}
     hfsae.push(folder, ID, token=WRITE)
     assert hfsae.load(ID, token=WRITE).verify().ok, "the config's hash is that of what went up"
     sent = {name: json.loads(hub.read_file(ID, name)) for name in ("config.json", *files)}
@@ -467,7 +478,7 @@ def test_a_repository_with_code_keeps_it_in_a_push_without(hub, folder, capsys):
     hfsae.push(folder, ID, token=WRITE, include_code=True)
     assert "new private model repository" in capsys.readouterr().out  # said without being asked
     hfsae.push(folder, ID, token=WRITE, revision="dev")
-    assert f"repository {ID}, branch dev, 9 files" in capsys.readouterr().out
+    assert f"repository {ID}, branch dev, 11 files" in capsys.readouterr().out
     assert b"auto_map" in hub.read_file(ID, "config.json", rev="dev")
 
 

@@ -38,15 +38,17 @@ class HarvestArguments:
 
     def __post_init__(self):
         if self.rows < 1:
-            raise Refused(f"rows is {self.rows}; a forward pass needs 1 or more")
+            raise Refused(f"harvest.rows is {self.rows}; a forward pass needs 1 or more")
         check_most("harvest.rows", self.rows, _MOST_ROWS)
         if self.max_norm_ratio is not None and not self.max_norm_ratio > 1:
             raise Refused(
-                f"max_norm_ratio is {self.max_norm_ratio}, which would drop typical positions; "
-                "use about 5"
+                f"harvest.max_norm_ratio is {self.max_norm_ratio}, which would drop "
+                "typical positions; use about 5"
             )
         if not self.cache_gb > 0:
-            raise Refused(f"cache_gb is {self.cache_gb}; give a positive number of gigabytes")
+            raise Refused(
+                f"harvest.cache_gb is {self.cache_gb}; give a positive number of gigabytes"
+            )
 
 
 class Harvested(NamedTuple):

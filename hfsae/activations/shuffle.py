@@ -61,7 +61,8 @@ class ShuffleArguments:
     def __post_init__(self):
         if self.bucket_tokens < 1 or self.passes < 1:
             raise Refused(
-                f"bucket_tokens ({self.bucket_tokens}) and passes ({self.passes}) must be 1 or more"
+                f"shuffle.bucket_tokens ({self.bucket_tokens}) and shuffle.passes ({self.passes}) "
+                "must be 1 or more"
             )
         check_most("shuffle.bucket_tokens", self.bucket_tokens, MOST_TOKENS)
         check_most("shuffle.passes", self.passes, _MOST_PASSES)

@@ -79,24 +79,26 @@ class TextArguments:
     """Leave special tokens (BOS, EOS, padding...) out of `TokenBatch.keep`."""
 
     def __post_init__(self):
-        self.dataset = listed(self.dataset, self.text_column)
-        if isinstance(self.dataset, str) and not self.dataset.strip():
+        given: Any = self.dataset
+        if given is None or (isinstance(given, str) and not given.strip()):
+            shown = "null" if given is None else repr(given)
             raise Refused(
-                f"text.dataset is {self.dataset!r}; name a file, a folder, a Hub data set, or "
+                f"text.dataset is {shown}; name a file, a folder, a Hub data set, or "
                 "packaged texts as 'packaged:wiki'"
             )
+        self.dataset = listed(given, self.text_column)
         if self.bos not in ("row", "document", "none"):
-            raise Refused(f"bos is {self.bos!r}; it can be 'row', 'document' or 'none'")
+            raise Refused(f"text.bos is {self.bos!r}; it can be 'row', 'document' or 'none'")
         if self.context_size < 2:
-            raise Refused(f"context_size is {self.context_size}; a row needs 2 tokens or more")
+            raise Refused(f"text.context_size is {self.context_size}; a row needs 2 tokens or more")
         check_most("text.context_size", self.context_size, _MOST_IN_A_ROW)
         check_seed("text.seed", self.seed)
         for name in ("held_out_fraction", "validation_fraction"):
             if not 0 <= getattr(self, name) <= 1:
-                raise Refused(f"{name} is {getattr(self, name)}; use a fraction, 0 to 1")
+                raise Refused(f"text.{name} is {getattr(self, name)}; use a fraction, 0 to 1")
         if self.max_document_chars is not None and self.max_document_chars < 1:
             raise Refused(
-                f"max_document_chars is {self.max_document_chars}; use 1 or more, or null"
+                f"text.max_document_chars is {self.max_document_chars}; use 1 or more, or null"
             )
 
 

@@ -3,7 +3,7 @@
 card      the card's facts, with the wording of model_card.md
 merge     keeps people's text when a card is written again
 names     names for latents, and their scores
-probing   what a few latents tell of texts
+probing   what a few latents reveal about texts
 texts     texts unlike the training text
 figures   densities, L0, thresholds, training
 """

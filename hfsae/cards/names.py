@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..machine.files import parse_json, printable, read_json, read_table
+from ..machine.files import printable, read_json, read_table
+from ..machine.labels import labels_in
 from ..machine.names import EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
 from ..machine.weights import of_others
 
@@ -83,6 +84,6 @@ def names_of(folder: Path, latents: list[int]) -> dict[int, str]:
     if any(of_others(folder, [LABELS])):
         logger.warning("%s is of other weights: the card has no labels", folder / LABELS)
     elif (folder / LABELS).is_file():
-        labels = parse_json(folder / LABELS)["labels"].items()
-        names |= {int(i): printable(label) for i, label in labels if label and int(i) in latents}
+        labels = labels_in(folder / LABELS).items()
+        names |= {i: printable(label) for i, label in labels if label and i in latents}
     return names

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..convert import FORMATS, save_as
-from ..hub import beside, list_saes, load, push
+from ..hub import beside, formats_in, list_saes, load, push
 from ..machine.files import printable, printable_lines
 from ..machine.names import PROBE
 from ..measurement import chosen, own_folder
@@ -96,7 +96,7 @@ def folder_of(which: dict[str, Any], site: str | None = None) -> Iterator[str]:
 
 def _holds_own(folder: Path) -> bool:
     """Whether there is nothing to convert: the folder holds SAEs in hfsae's format, or none."""
-    formats = {entry.format for entry in list_saes(folder)} if folder.is_dir() else {""}
+    formats = formats_in(folder) if folder.is_dir() else {""}
     return not formats or "hfsae" in formats
 
 

@@ -72,6 +72,7 @@ class VerbParser:
         if _HELP.intersection(argv):
             print(self.help(everything=_ALL in argv))
             raise SystemExit(0)
+        argv = self._options_last(argv)
         try:
             args = self.parser.instantiate(self.parser.parse_args(argv)).as_dict()
         except ArgumentError as error:
@@ -81,7 +82,28 @@ class VerbParser:
 
     def given(self, argv: list[str]) -> dict[str, Any]:
         """The arguments that `argv` sets, of a section only those fields; `parse` it first."""
-        return self.parser.parse_args(argv, defaults=False).as_dict()
+        return self.parser.parse_args(self._options_last(argv), defaults=False).as_dict()
+
+    def _options_last(self, argv: list[str]) -> list[str]:
+        """The same arguments, with options behind positional ones: argparse takes a list of these
+        (SOURCE ..., [LATENT ...]) as complete at the first option. Unchanged where one is unknown.
+        """
+        options = {o: a.nargs for a in self.parser._actions for o in a.option_strings}
+        first, last, rest = [], [], list(argv)
+        while rest:
+            part = rest.pop(0)
+            if not _is_option(part):
+                first.append(part)
+                continue
+            name, is_joined, _ = part.partition("=")
+            if name not in options:
+                return argv
+            last.append(part)
+            most = {0: 0, "+": len(rest), "*": len(rest)}.get(options[name], 1)
+            while most and not is_joined and rest and not _is_option(rest[0]):
+                last.append(rest.pop(0))
+                most -= 1
+        return [*first, *last]
 
     def help(self, everything: bool = False) -> str:
         """The text of `--help`, or of `--help_all`."""
@@ -149,6 +171,11 @@ class VerbParser:
             dashes = "" if wrong[1].partition(".")[0] in self.recipe else "--"
             return f"{dashes}{wrong[1]} must be {in_words(kinds[wrong[1]])}, got {wrong[2]!r}"
         return f"{here}: invalid arguments: {text}"
+
+
+def _is_option(part: str) -> bool:
+    """Whether an argument is an option's name, and no value: -3 is a number."""
+    return re.match(r"-[^\d.]", part) is not None
 
 
 def verb_parser(verb: str, usage: str) -> VerbParser:

@@ -1,4 +1,4 @@
-"""The verb `hfsae probe`: what a few latents tell of texts, beside controls."""
+"""The verb `hfsae probe`: what a few latents reveal about texts, beside controls."""
 
 from typing import Literal
 

@@ -1,6 +1,7 @@
 """Verbs of the `hfsae` command for recipes and results: train to recipes in the list of verbs."""
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,19 @@ def show_folder(argv: list[str]) -> None:
     source = choice["source"]
     if folder := results_folder(choice):
         print_folder(folder, latents, source)
-    elif latents:
-        raise Refused(f"{source} holds {NO_EXAMPLES}: {how_to_make('collect', None, source)}")
-    else:
-        print(f"\n{printable(f'{source}: {load_any(**choice)}')}")
-        print(f"No evaluation.json: {how_to_make('evaluate', None, source)}")
+        return
+    sae = load_any(**choice)
+    makes = partial(how_to_make, folder=None, name=_as_typed(choice), config=sae.config.to_dict())
+    if latents:
+        raise Refused(f"{source} holds {NO_EXAMPLES}: {makes('collect')}")
+    print(f"\n{printable(f'{source}: {sae}')}")
+    print(f"No evaluation.json: {makes('evaluate')}")
+
+
+def _as_typed(choice: dict[str, Any]) -> str:
+    """The source of a choice and its options, as a verb takes them."""
+    options = (f"--{name} {shlex.quote(str(v))}" for name, v in choice.items() if name != "source")
+    return " ".join([shlex.quote(str(choice["source"])), *options])
 
 
 def card(argv: list[str]) -> None:

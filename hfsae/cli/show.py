@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,21 +99,31 @@ def _print_texts(folder: Path, evaluation: dict[str, Any]) -> None:
         print(printable_lines("".join(f"\nnote: {sentence}" for sentence in texts["warnings"])))
 
 
-def how_to_make(verb: str, folder: Path | None, name: str) -> str:
-    """The command that makes a missing result; it names the language model and the text, where the
-    SAE's files do not."""
-    has = [False, False] if folder is None else _names_of(folder)
-    asked = ("--lm.name MODEL", "--text.dataset TEXT")
-    fields = (f" {option}" for option, is_there in zip(asked, has, strict=True) if not is_there)
-    return f"`hfsae {verb} {name}{''.join(fields)}` makes it"
+def how_to_make(
+    verb: str, folder: Path | None, name: str, config: Mapping[str, Any] | None = None
+) -> str:
+    """The command that makes a missing result; it names the language model, the text and the site
+    where the SAE's files do not.
+
+    Args:
+        folder: of the SAE in hfsae's format; None: it has none on this machine.
+        config: of an SAE without a folder.
+    """
+    missing = [] if folder is not None and home_of(folder) is not None else _unnamed(folder, config)
+    return f"`hfsae {' '.join([verb, name, *missing])}` makes it"
 
 
-def _names_of(folder: Path) -> list[bool]:
-    """Whether an SAE's files name its language model, and a text."""
-    if home_of(folder) is not None:
-        return [True, True]
-    known = known_fields(read_json(folder / CONFIG), [folder])
-    return ["name" in known["lm"], "dataset" in known["text"]]
+def _unnamed(folder: Path | None, config: Mapping[str, Any] | None) -> Iterator[str]:
+    """Options for what the files of an SAE from elsewhere do not name."""
+    folders = [] if folder is None else [folder]
+    config = read_json(folder / CONFIG) if folder is not None else config or {}
+    known = known_fields(config, folders)
+    if "name" not in known["lm"]:
+        yield "--lm.name MODEL"
+    if "dataset" not in known["text"]:
+        yield "--text.dataset TEXT"
+    if not (config.get("site") or known.get("site")):
+        yield "--site SITE"
 
 
 def _summary(folder: Path, name: str) -> str:

@@ -93,8 +93,8 @@ def _rate(argv: list[str]) -> None:
     parser = _parser(
         "rate",
         "STUDY",
-        "Serve the page on which people rate; each answer is on the disk before the next item "
-        "stands. ?rater=NAME in the address resumes, and several people rate at once.",
+        "Serve the page on which people rate; each answer is saved before the next item "
+        "appears. ?rater=NAME in the address resumes, and several people rate at once.",
     )
     parser.add("study", type=str, help="what `hfsae study make` wrote")
     parser.add("--host", type=str, default="127.0.0.1", help="address to listen on")

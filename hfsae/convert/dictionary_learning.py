@@ -83,6 +83,15 @@ def load(folder: Path, source: str) -> SAE:
     )
 
 
+def about(config: dict[str, Any]) -> dict[str, Any]:
+    """Layer, width and goal of config.json, under hfsae's names."""
+    trainer = config.get("trainer") or {}
+    layer, names = trainer.get("layer"), ("k", "target_l0")
+    site = None if layer is None else f"layers.{layer}"
+    goal = {name: trainer.get(name) for name in names}
+    return {"site": site, "d_sae": trainer.get("dict_size"), **goal}
+
+
 def read_tensors(path: Path, source: str) -> dict[str, Any]:
     """A torch file's contents if they are tensors and plain values; nothing else is unpickled.
 

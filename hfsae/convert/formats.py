@@ -27,6 +27,10 @@ class Format(NamedTuple):
     """the file names that mark a folder (with a star: a single file) as this format; a|b: either"""
     load: Callable[..., SAE]
     save: Callable[[SAE, Path], None]
+    config: str | None = None
+    """the JSON file among these that describes the SAE, where paths leave that out"""
+    about: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    """site (or a hook, which names the layer), d_sae, k and target_l0 in that file's content"""
 
 
 def _load_own(folder: Path, source: str) -> SAE:
@@ -40,14 +44,17 @@ def _save_own(sae: SAE, folder: Path) -> None:
 
 # The first format whose files are all there is taken.
 FORMATS = {
-    "hfsae": Format((CONFIG, f"{WEIGHTS}|{WEIGHTS_INDEX}"), _load_own, _save_own),
+    "hfsae": Format((CONFIG, f"{WEIGHTS}|{WEIGHTS_INDEX}"), _load_own, _save_own, CONFIG),
     "gemma_scope": Format(gemma_scope.FILES, gemma_scope.load, gemma_scope.save),
     "gemma_scope_2": Format(gemma_scope_2.FILES, gemma_scope_2.load, gemma_scope_2.save),
-    "saelens": Format(saelens.FILES, saelens.load, saelens.save),
-    "sparsify": Format(sparsify.FILES, sparsify.load, sparsify.save),
-    "dictionary_learning": Format(
-        dictionary_learning.FILES, dictionary_learning.load, dictionary_learning.save
-    ),
+    **{
+        name: Format(module.FILES, module.load, module.save, module.FILES[1], module.about)
+        for name, module in {
+            "saelens": saelens,
+            "sparsify": sparsify,
+            "dictionary_learning": dictionary_learning,
+        }.items()
+    },
     "openai": Format(openai.FILES, openai.load, openai.save),
 }
 

@@ -98,6 +98,16 @@ def load(folder: Path, source: str) -> SAE:
     return build(_VARIANTS[architecture], state, source, **fields)
 
 
+def about(config: dict[str, Any]) -> dict[str, Any]:
+    """The hook, width and k of cfg.json, under hfsae's names; k of training where it is told."""
+    config = {**(config.get("metadata") or {}), **config}
+    trained = config.get("training_architecture_details") or {}
+    of_activation = config.get("activation_fn_kwargs") or {}
+    k = config.get("k") or trained.get("k") or of_activation.get("k")
+    hook = config.get("hook_name") or config.get("hook_point")
+    return {"site": hook, "d_sae": config.get("d_sae"), "k": k}
+
+
 def _fold_input_scale(state: State, path: Path, rescales: bool) -> None:
     """A checkpoint's weights are for x times its scale."""
     scaler = read_json(path) if path.is_file() else {}

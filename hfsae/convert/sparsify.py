@@ -55,6 +55,12 @@ def load(folder: Path, source: str) -> SAE:
     return build("topk_sae", state, source, **fields)
 
 
+def about(config: dict[str, Any]) -> dict[str, Any]:
+    """Width and k of cfg.json, under hfsae's names; the folder's name is the site."""
+    width = config.get("num_latents") or config["expansion_factor"] * config["d_in"]
+    return {"d_sae": width, "k": config.get("k")}
+
+
 def save(sae: SAE, folder: Path) -> None:
     """Write `sae.safetensors` and `cfg.json`; name the folder after the module.
 

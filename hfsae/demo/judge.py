@@ -33,7 +33,7 @@ _TEXT_METRICS = ("l0", "fvu", "ce_clean", "ce_spliced", "delta_loss", "kl")
 
 def health(subject: Subject) -> Json:
     """How good this SAE is: held-out metrics, and histograms of L0, density and thresholds, and
-    what its latents tell of texts, where that was probed.
+    what its latents reveal about texts, where that was probed.
 
     Returns:
         name (str): of the SAE.
@@ -66,7 +66,7 @@ def health(subject: Subject) -> Json:
 
 
 def _probing(subject: Subject) -> Json:
-    """What a few latents tell of texts, absorption and uniformity, beside untrained latents."""
+    """What a few latents reveal about texts, absorption and uniformity, beside untrained ones."""
     if subject.folder is None:
         return {}
     return cards.probing_section(subject.folder, subject.evaluation)

@@ -1,4 +1,4 @@
-"""What does a latent mean, and how sure is that: explanations, scores, controls.
+"""What does a latent mean, and how certain is it: explanations, scores, controls.
 
 reading.py      one pass over held-out text: two halves, the activations of some latents
 windows.py      windows that explain a latent, windows that test it; which latents
@@ -8,7 +8,7 @@ judges/         who answers questions
 prompts.py      what is asked, and what answers mean
 scorers/        scores that a judge is asked for, each in a file
 asking.py       cases with their controls put to a judge; explanations by a judge
-scores.py       how well activations are foretold; controls; intervals over latents
+scores.py       how well activations are predicted; controls; intervals over latents
 verdicts.py     a judge's scores together: means, failures, can it tell real from shuffled
 study.py        all of it in order: read, choose, plan, explain, score
 evidence.py     the windows that test a latent, as text

@@ -56,7 +56,7 @@ class ScoreArguments:
             if self.scores:
                 raise Refused(
                     f"protocol {self.protocol!r} has a score of its own, and scores are "
-                    f"{', '.join(self.scores)}; give one of both"
+                    f"{', '.join(self.scores)}; give only one"
                 )
             self.scores = _SCORES_OF[self.protocol]
         self.scores = tuple(dict.fromkeys(name for name in self.scores if name != LEXICAL))

@@ -20,8 +20,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..activations.spelling import spell
-from ..features.labels import MAX_LENGTH
 from ..machine.files import printable
+from ..machine.labels import MAX_LENGTH
 from ..machine.refused import Refused, one_line
 from .reading import Reading
 from .windows import Evidence, Window

@@ -1,4 +1,4 @@
-"""Scores of how well a latent's activations are foretold, with controls and intervals.
+"""Scores of how well a latent's activations are predicted, with controls and intervals.
 
 `lexical` needs no language model: a token's predicted activation is its mean activation in the
 windows that explain the latent, shrunk by count, sum / (n + 1). It says how much of a latent its

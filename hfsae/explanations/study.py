@@ -12,9 +12,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments, TokenBatch
-from ..features.labels import MAX_LENGTH
 from ..lm import check_arguments, contract, tokenizer_of
 from ..machine.files import replacing, write_whole
+from ..machine.labels import MAX_LENGTH
 from ..machine.names import (
     EVIDENCE,
     EXPLANATIONS,

@@ -180,9 +180,10 @@ def _misfit(density: float, args: ExplainArguments) -> str:
 
 def _too_few(n: int, n_least: int, reasons: Counter[str], reading: Reading) -> str:
     listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    qualify = {0: "no latent qualifies", 1: "only 1 latent qualifies"}
     return (
-        f"{n} latents fit, and scores need {n_least} ({listed}, of {reading.n_computed:,} tokens); "
-        "read more tokens, or other latents"
+        f"{qualify.get(n, f'only {n} latents qualify')}; scores need {n_least} ({listed}, of "
+        f"{reading.n_computed:,} tokens); read more tokens, or other latents"
     )
 
 

@@ -61,7 +61,7 @@ class CollectArguments:
         for name, value in asdict(self).items():
             least = 1 if name in ("top", "quantiles", "reservoir") else 0
             if value < least:
-                raise Refused(f"{name} is {value}; it must be {least} or more")
+                raise Refused(f"collect.{name} is {value}; it must be {least} or more")
             if name != "seed":
                 check_most(f"collect.{name}", value, _MOST_OF_A_LATENT)
         check_seed("collect.seed", self.seed)

@@ -13,12 +13,11 @@ import threading
 from pathlib import Path
 
 from ..machine.files import damaged, parse_json, read_table, write_whole
+from ..machine.labels import checked_label, labels_in
 from ..machine.names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
 from ..machine.refused import Damaged, Refused
 from ..machine.weights import KEY, refuse_mixture, stamp
 
-MAX_LENGTH = 200
-"""Characters of a label."""
 _writing = threading.Lock()
 
 
@@ -37,12 +36,7 @@ def read_labels(folder: str | Path, weights: str | Path | None = None) -> dict[i
     if not path.is_file():
         return {}
     refuse_mixture(Path(folder), [LABELS], Path(weights or folder))
-    try:
-        labels = parse_json(path)["labels"]
-        return {int(latent): _checked(label) for latent, label in labels.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        form = '{"labels": {"1234": "text"}}'
-        raise Refused(f"{path} holds no labels: it must look like {form} ({error})") from error
+    return labels_in(path)
 
 
 def read_automatic(folder: str | Path) -> dict[int, str]:
@@ -59,7 +53,7 @@ def read_automatic(folder: str | Path) -> dict[int, str]:
     table = read_table(path, ["latent", "explanation"])
     pairs = zip(table["latent"].to_pylist(), table["explanation"].to_pylist(), strict=True)
     try:
-        return {int(latent): _checked(text) for latent, text in pairs if text}
+        return {int(latent): checked_label(text) for latent, text in pairs if text}
     except (ValueError, TypeError) as error:
         raise Damaged(damaged(path, error)) from error
 
@@ -91,7 +85,7 @@ def write_label(
         ValueError: a longer label, one with control characters, a negative latent, or a file that
             cannot be read, or is of other weights: it is left as it is.
     """
-    return _change(folder, latent, _checked(label).strip() or None, weights)
+    return _change(folder, latent, checked_label(label).strip() or None, weights)
 
 
 def blank_label(
@@ -119,19 +113,6 @@ def _change(
             labels[latent] = label
         _save(Path(folder) / LABELS, labels, stamp(Path(weights or folder)))
     return labels
-
-
-def _checked(label: object) -> str:
-    if not isinstance(label, str):
-        raise Refused(f"a label is text, not {label!r}")
-    if len(label.strip()) > MAX_LENGTH:
-        raise Refused(f"a label has at most {MAX_LENGTH} characters, this one {len(label)}")
-    for character in label.strip():
-        if not character.isprintable():
-            raise Refused(
-                f"a label is one line of printable text; this one has {character!r} in it"
-            )
-    return label
 
 
 def _save(path: Path, labels: dict[int, str], of_weights: dict[str, str]) -> None:

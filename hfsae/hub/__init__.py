@@ -20,6 +20,7 @@ from .space import requirement as requirement
 from .space import write_space as write_space
 from .suite import SAEEntry as SAEEntry
 from .suite import beside as beside
+from .suite import formats_in as formats_in
 from .suite import list_saes as list_saes
 from .suite import load as load
 from .upload import Plan as Plan

@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 
 from ..machine.client import in_a_sentence, patiently
 from ..machine.files import write_whole
-from ..machine.refused import Refused
+from ..machine.refused import Refused, closest_folders
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ def list_files(
     Raises:
         ValueError: not there, not allowed, or unreachable; one sentence.
     """
-    with in_a_sentence(repo_id, f"read {repo_id} (not a local folder)", revision):
+    doing = f"read {repo_id} (not a local folder{closest_folders(repo_id)})"
+    with in_a_sentence(repo_id, doing, revision):
         if local_files_only or constants.HF_HUB_OFFLINE:
             return _list_cached(repo_id, revision, cache_dir)
         ask = partial(HfApi(token=token).model_info, repo_id, revision=revision)

@@ -24,7 +24,7 @@ from ..convert.saelens import SCALER
 from ..machine.files import read_json
 from ..machine.names import CONFIG, EVALUATION, PROBE, WEIGHTS_INDEX
 from ..machine.processor import refuse_absent
-from ..machine.refused import Refused
+from ..machine.refused import Refused, closest_folders
 from ..models import SAE
 from ..models.config import l0_goal
 from .download import HubFile, Listing, fetch, list_files, remember_revision
@@ -39,7 +39,6 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 20
 _LEVELS = 4  # of folders below the given one: a suite's SAEs lie three deep
 _MAX_FETCHED = 2**24  # bytes of a JSON file, to load or list an SAE; a config is a few thousand
-_LISTED = (CONFIG, EVALUATION)  # which have what a path leaves out
 _OPTIONAL = {"hfsae": (PROBE,), "saelens": (SCALER,)}
 
 
@@ -66,9 +65,9 @@ def list_saes(
 ) -> list[SAEEntry]:
     """All SAEs in a folder or a repository on the Hub, from one listing.
 
-    In a folder, config.json and evaluation.json supply what the paths leave out. In a repository
-    these two small files are fetched only for a single SAE whose path names nothing; if that fails,
-    the reason is logged.
+    In a folder, each SAE's config and evaluation.json supply what the paths leave out. In a
+    repository these two small files are fetched only for a single SAE whose path names nothing; if
+    that fails, the reason is logged.
 
     Raises:
         ValueError: not there, not allowed, unreachable; one sentence.
@@ -80,9 +79,14 @@ def list_saes(
         return entries
     how = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     return [
-        _from_records(e, listing, how) if e.format == "hfsae" and None in e[2:] else e
+        _from_records(e, listing, how) if FORMATS[e.format].config and None in e[2:] else e
         for e in entries
     ]
+
+
+def formats_in(folder: Path) -> set[str]:
+    """The formats of the SAEs in a folder, from the names of its files alone."""
+    return {entry.format for entry in _entries([file.path for file in _local_files(folder)])}
 
 
 def load(
@@ -220,12 +224,15 @@ def _from_records(entry: SAEEntry, listing: Listing, how: dict[str, Any]) -> SAE
     """The entry completed from the SAE's config and metrics; unchanged if these are unreadable."""
     prefix = f"{entry.path}/" if entry.path else ""
     sizes = {file.path: file.size or 0 for file in listing.files}
-    names = [n for n in _LISTED if sizes.get(prefix + n, _MAX_FETCHED) < _MAX_FETCHED]
+    form = FORMATS[entry.format]
+    listed = (str(form.config), EVALUATION)  # which have what a path leaves out
+    names = [n for n in listed if sizes.get(prefix + n, _MAX_FETCHED) < _MAX_FETCHED]
     try:
         folder = _folder_with(names, entry, listing, how)
         records = {n: read_json(folder / n) for n in names if folder is not None}
-        return _completed(entry, *(records.get(name, {}) for name in _LISTED))
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        config, evaluation = (records.get(name, {}) for name in listed)
+        return _completed(entry, form.about(config), evaluation)
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         logger.warning("layer, width and L0 of %s are unknown: %s", listing.repo_id, error)
         return entry
 
@@ -277,8 +284,10 @@ def _list(
         return Listing(str(source), None, sorted(_local_files(root), key=lambda f: f.path))
     if root.exists():
         return Listing(str(source), None, [HubFile(root.name, None, None, None)])
-    if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
-        raise Refused(f"there is no folder {source}")
+    is_path = isinstance(source, Path) or str(source).startswith((".", "/", "~"))
+    if is_path or "/" not in str(source):
+        or_else = "" if is_path else "; a repository on the Hub is named as name/repository"
+        raise Refused(f"there is no folder {source}{closest_folders(str(source))}{or_else}")
     return list_files(
         str(source),
         revision=revision,

@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
 
 from .. import cards
 from ..convert.formats import load_folder
+from ..features import FeatureStore
 from ..features.labels import read_names
 from ..machine.client import WAITS, in_a_sentence, patiently
 from ..machine.files import passes, read_json
@@ -39,6 +40,7 @@ from ..machine.names import (
     EXPLANATIONS_RECORD,
     FEATURES,
     LABELS,
+    LATENTS,
     META,
     PROBE,
     STEPS,
@@ -303,6 +305,8 @@ def _homes(folder: Path) -> list[Path]:
     for home in homes:
         sae = load_folder(home, "hfsae", str(home))  # refuses damaged or inconsistent files
         read_names(home)  # so does this
+        if any((home / name).is_file() for name in (META, LATENTS, EXAMPLES)):
+            FeatureStore.load(home)  # and this
         if (home / PROBE).is_file() and (damaged := sae.verify(home).damaged):
             raise Refused(
                 f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved ({PROBE}); "

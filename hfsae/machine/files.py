@@ -138,7 +138,8 @@ def reading(path: Path) -> Iterator[None]:
     except (ValueError, *_MISFITS) as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise  # the sentence already names the file
-        raise Damaged(damaged(path, f"{type(error).__name__}: {error}")) from error
+        why = error if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+        raise Damaged(damaged(path, why)) from error
 
 
 def parse_yaml(text: str) -> Any:

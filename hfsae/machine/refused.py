@@ -8,6 +8,7 @@ Refused (a ValueError)     a setting, argument or folder is wrong
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class Refused(ValueError):
@@ -30,6 +31,18 @@ def closest(name: str, names: Sequence[str], *, cutoff: float = 0.6) -> str:
     """The end of an error about an unknown name: "; closest: 'a', 'b'", or nothing."""
     close = get_close_matches(name, names, n=3, cutoff=cutoff)
     return f"; closest: {', '.join(map(repr, close))}" if close else ""
+
+
+def closest_folders(path: str) -> str:
+    """The end of an error about a folder that does not exist: "; closest: 'runs/a'", or nothing."""
+    folder = Path(path).expanduser()
+    try:
+        beside = [other.name for other in folder.parent.iterdir() if other.is_dir()]
+    except OSError:
+        return ""
+    close = get_close_matches(folder.name, beside, n=3)
+    near = (repr(str(folder.parent / name)) for name in close)
+    return f"; closest: {', '.join(near)}" if close else ""
 
 
 def one_line(error: BaseException) -> str:

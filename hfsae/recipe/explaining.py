@@ -73,7 +73,7 @@ class ExplainRequest:
             self.judge = JudgeArguments()
         if not asks and self.judge is not None:
             raise Refused(
-                f"the judge {self.judge.model!r} is asked for nothing; add --explainer lm, or "
+                f"the judge {self.judge.model!r} is not used; add --explainer lm, or "
                 "--scores detection"
             )
 

@@ -37,7 +37,8 @@ def name_latents(
     try:
         result = _scored(recipe, loaded, sae, folder, limits, args)
     except Refused as error:
-        logger.warning("names of latents have no scores: %s", error)
+        again = f"`hfsae explain {folder} --n_tokens N` tries again"
+        logger.info("note: names of latents have no scores: %s; %s", error, again)
         result = _unscored(recipe, folder, args, str(error))
     _add_stored_names(result, folder)
     if result.rows:

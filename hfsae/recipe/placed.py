@@ -47,13 +47,13 @@ def of_run(folder: Path) -> PlacedSAE:
     """The SAE in the folder of a run.
 
     Raises:
-        ValueError: the folder is of no run, or damaged.
+        ValueError: the folder belongs to no run, or damaged.
     """
     home = home_of(folder)
     if home is None:
         raise Refused(
-            f"{folder} is not of a run: without a recipe.yaml its language model and held-out text "
-            "are unknown; `hfsae train` writes one"
+            f"{folder} belongs to no run: without a recipe.yaml its language model and held-out "
+            "text are unknown; `hfsae train` writes one"
         )
     return PlacedSAE(folder, load_trained(folder), read_recipe(home / RECIPE), home)
 

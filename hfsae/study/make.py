@@ -18,9 +18,11 @@ from ..explanations.reading import MAX_DIRECTIONS, Reading, read
 from ..explanations.windows import LEAST_FIT, Evidence, Window, order_of, select
 from ..machine.files import printable, read_json, read_table, write_whole
 from ..machine.names import (
+    CONFIG,
     EVALUATION,
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
+    RECIPE,
     STUDY_FOLDERS,
     STUDY_PLAN,
     TRAINING,
@@ -73,11 +75,14 @@ def make(placed: Sequence[PlacedSAE], study: Path, args: StudyArguments) -> Plan
 def check_study(placed: Sequence[PlacedSAE], study: Path) -> None:
     """
     Raises:
-        ValueError: the folder has a plan already; SAEs are of different language models; one is
-            named twice, or has no held-out text.
+        ValueError: the folder has a plan already, or is an SAE's; SAEs are of different language
+            models; one is named twice, or has no held-out text.
     """
     if (study / STUDY_PLAN).exists():
         raise Refused(f"{study} holds a study already; give another folder")
+    taken = {folder.resolve() for one in placed for folder in (one.folder, one.root)}
+    if study.resolve() in taken or any((study / name).exists() for name in (CONFIG, RECIPE)):
+        raise Refused(f"{study} is the folder of an SAE; give a study a folder of its own")
     first = placed[0]
     for one in placed:
         if one.recipe.lm.name != first.recipe.lm.name:

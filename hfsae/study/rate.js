@@ -1,6 +1,6 @@
 "use strict";
 // One item at a time. The address has the rater's name, so that it resumes; the code stays in this
-// tab. A second key is ignored until the first one's answer is saved and the next item stands.
+// tab. A second key is ignored until the first one's answer is saved and the next item appears.
 
 const at = (id) => document.getElementById(id);
 const MEANING = {

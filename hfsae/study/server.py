@@ -40,7 +40,7 @@ _HEADERS = {
 _MAX_BODY = 10_000  # bytes
 _FIELDS = {"item": str, "answer": (str, int, type(None)), "words": str, "seconds": (int, float)}
 _NEEDED = ("item", "answer")
-_ENOUGH = 3  # answers, before a time is foretold
+_ENOUGH = 3  # answers, before a time is predicted
 CLOSED = "this study is closed: it takes no more answers"
 _UNREADABLE = "your earlier answers cannot be read; tell whoever runs this study"
 

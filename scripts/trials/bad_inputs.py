@@ -224,6 +224,11 @@ def recipes() -> Iterator[Try]:
         ("two documents", "seed: 1\n---\nseed: 2\n", "bad.yaml"),
         ("a zero byte", "seed: 1\0\n", "bad.yaml"),
         ("a date", "seed: 2024-01-01", "seed"),
+        ("null for a name", _with(good, "lm", name=None), "lm.name"),
+        ("null for a text", _with(good, "text", dataset=None), "text.dataset"),
+        ("null for a width", _with(good, "sae", d_sae=None), "d_sae"),
+        ("a number beyond floats", "training: {learning_rate: 1.0e+999}", "learning_rate"),
+        ("deep fields", "lm: " + "{name: " * 60 + "lm" + "}" * 60, "bad.yaml"),
         ("no site", yaml.safe_dump({**good, "sae": {"d_sae": 32}}), "site"),
         ("no d_sae", yaml.safe_dump({**good, "sae": {"site": "layers.1"}}), "d_sae"),
         ("documents that are numbers", _with(good, "text", dataset=[1, 2]), "dataset"),
@@ -282,6 +287,8 @@ def texts() -> Iterator[Try]:
         ("hollow.jsonl", b'{"text": ""}\n' * 50),
         ("bytes.jsonl", bytes(range(256))),
         ("deep.jsonl", b'{"text": ' + b"[" * 100_000 + b"\n"),
+        ("nested.jsonl", b'{"text": ' + b"[" * 500 + b'"a"' + b"]" * 500 + b"}\n"),
+        ("infinite.jsonl", b'{"text": 1e999}\n'),
         ("empty.txt", b""),
         ("blank.txt", b" \n \n"),
         ("bytes.txt", b"\xff\xfe\x80" * 99),
@@ -299,6 +306,8 @@ def texts() -> Iterator[Try]:
 _CONVERT = ["convert", "run", "new", "--to", "saelens"]
 # A file of the finished run, what it is made to hold, and the verbs that must notice.
 _JSON = {"broken": b'{"a": ', "a list": b"[]", "deep": b"[" * 100_000, "bytes": b"\xff\xfe\x80"}
+_JSON |= {"1e999": b'{"d_sae": 32, "n_tokens": 1e999}'}
+_JSON |= {"deep inside": b'{"d_sae": ' + b"[" * 500 + b"]" * 500 + b"}"}
 _DAMAGE: dict[str, tuple[dict[str, bytes], list[list[str]]]] = {
     "config.json": (
         {**_JSON, "no width": b'{"model_type": "jumprelu_sae"}', "empty": b""},

@@ -111,6 +111,8 @@ def _of_json(base: str, name: str, content: Any, chance: random.Random) -> Itera
         "deep lists": "[" * _DEEP,
         "deep objects": '{"a":' * _DEEP,
         "deep inside": json.dumps(content)[:-1] + ', "zz": ' + "[" * _DEEP,
+        "nested inside": json.dumps(content)[:-1] + ', "zz": ' + "[" * 500 + "]" * 500 + "}",
+        "a number beyond floats": json.dumps(content)[:-1] + ', "zz": 1e999}',
         "a list": "[1, 2]",
         "a number of many digits": "9" * 5000,
         "other encoding": '{"a": "\xe9"}',

@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tiny_lm, tmp_path):
 
 
 def test_no_gigabytes_are_refused():
-    with pytest.raises(ValueError, match=r"cache_gb is 0\.0"):
+    with pytest.raises(ValueError, match=r"^harvest\.cache_gb is 0\.0"):
         HarvestArguments(cache_gb=0.0)
 
 

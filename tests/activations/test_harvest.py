@@ -173,9 +173,9 @@ def test_an_lm_whose_activations_overflow_is_refused(lm, batch, ratio, value, tm
 
 
 def test_arguments_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="rows is 0"):
+    with pytest.raises(ValueError, match=r"^harvest\.rows is 0"):
         HarvestArguments(rows=0)
-    with pytest.raises(ValueError, match=r"max_norm_ratio is 0\.5"):
+    with pytest.raises(ValueError, match=r"^harvest\.max_norm_ratio is 0\.5"):
         HarvestArguments(max_norm_ratio=0.5)
 
 

@@ -473,9 +473,9 @@ def test_text_that_fills_no_row_is_refused():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"context_size": 1}, "context_size is 1"),
-        ({"held_out_fraction": 1.5}, "held_out_fraction is 1.5"),
-        ({"max_document_chars": 0}, "max_document_chars is 0"),
+        ({"context_size": 1}, "^text.context_size is 1"),
+        ({"held_out_fraction": 1.5}, "^text.held_out_fraction is 1.5"),
+        ({"max_document_chars": 0}, "^text.max_document_chars is 0"),
     ],
 )
 def test_arguments_out_of_range_are_refused(changes, sentence):
@@ -486,7 +486,7 @@ def test_arguments_out_of_range_are_refused(changes, sentence):
 def test_an_unknown_bos_policy_is_refused():
     args = text_arguments(TWO)
     args.bos = "rows"  # the shape checker that tests run under would refuse it as an argument
-    with pytest.raises(ValueError, match="bos is 'rows'; it can be 'row', 'document' or 'none'"):
+    with pytest.raises(ValueError, match=r"^text\.bos is 'rows'; it can be 'row', 'document' or '"):
         args.__post_init__()
 
 

@@ -209,7 +209,7 @@ def test_a_probe_that_knows_too_few_letters_gives_a_sentence_and_no_figures(of, 
     unknown = words._replace(letters=rng.permutation(words.letters))
     (row,) = first_letters(unknown, {"own": an_sae(of)}, "untrained", {}, mean)["rows"]
     assert "0 of 26 letters" in row["refused"]
-    assert "too weak to hold latents against; more words" in row["refused"]
+    assert "too weak a baseline for latents; more words" in row["refused"]
     assert "full" not in row
     whole = {"absorption": {"rows": [row]}, "sae": "own"}
     (line,) = _about_absorption(whole)

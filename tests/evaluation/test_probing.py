@@ -205,6 +205,15 @@ def test_labels_that_say_nothing_are_at_chance(planted, task):
         assert abs(mean["auc"][0] - 0.5) < 0.1, mean
 
 
+def test_more_tasks_than_there_are_means_all_of_them_and_says_so(caplog):
+    names = ["a", "b", "c"]
+    assert chosen_names(names, ProbeArguments(n_tasks=3)) == names and not caplog.text
+    assert chosen_names(names, ProbeArguments(n_tasks=1000)) == names
+    assert "there are 3 tasks, not 1000: all are taken" in caplog.text
+    with pytest.raises(ValueError, match="give numbers of latents, each 1 or more"):
+        ProbeArguments(k=[0])
+
+
 @pytest.mark.skipif(package_folder("sae_probes") is None, reason="sae-probes is not installed")
 def test_packaged_sets_leave_out_what_is_faulty():
     names = packaged.packaged_names()
@@ -305,7 +314,7 @@ def test_too_few_groups_and_groups_of_packaged_sets_are_one_sentence(tmp_path):
 
 @pytest.mark.parametrize(
     ("tasks", "sentence"),
-    [("missing.jsonl", "cannot be read"), ("texts.csv", "no jsonl file and no Hub data set")],
+    [("missing.jsonl", "cannot be read"), ("texts.csv", "neither a JSONL file nor a Hub data")],
 )
 def test_what_is_not_there_is_one_sentence(tasks, sentence):
     with pytest.raises(Refused, match=sentence):

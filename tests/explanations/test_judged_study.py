@@ -163,7 +163,7 @@ def test_a_dry_run_counts_the_calls_and_leaves_no_file(folder, loads, judges, ca
             ["--base_url", "http://h/v1", "--provider", "auto", "--scores", "detection"],
             "base_url http://h/v1 and provider 'auto' are both given",
         ),
-        (["--judge", "packaged"], "the judge 'packaged' is asked for nothing; add --explainer lm"),
+        (["--judge", "packaged"], "the judge 'packaged' is not used; add --explainer lm"),
         (
             ["--scores", "likelihood", "--judge", "m", "--base_url", "http://h/v1"],
             "the score 'likelihood' needs a model on this machine",

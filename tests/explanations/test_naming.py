@@ -99,9 +99,13 @@ def test_other_tokens_name_again_and_change_nothing_else(folder, loads):
 
 
 def test_too_little_text_for_scores_gives_names_without_them(folder, loads, caplog):
+    caplog.set_level("INFO", "hfsae")
     run(recipe_of(folder, explain_tokens=100))
     record = record_of(folder)
-    assert "read more tokens" in record["unscored"] and record["unscored"] in caplog.text
+    assert "read more tokens" in record["unscored"]
+    (note,) = (r for r in caplog.records if record["unscored"] in r.getMessage())
+    assert note.levelname == "INFO" and note.getMessage().startswith("note: names of latents have")
+    assert note.getMessage().endswith(f"`hfsae explain {folder} --n_tokens N` tries again")
     names = read_names(folder)
     assert len(names) == record["n_stored_names"] > 20
     assert all(name.startswith("auto: ") for name in names.values())

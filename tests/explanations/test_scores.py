@@ -167,7 +167,7 @@ def scored(planted):
     return selection, *lexical(reading, selection.latents, selection.directions, seed=0)
 
 
-def test_latents_of_tokens_are_foretold_and_another_ones_windows_foretell_nothing(scored):
+def test_latents_of_tokens_are_predicted_and_another_ones_windows_predict_nothing(scored):
     selection, scores, _ = scored
     assert len(scores) == 40
     for evidence, row in zip(selection.latents, scores, strict=True):

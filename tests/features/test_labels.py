@@ -11,6 +11,8 @@ import hfsae
 from hfsae.features import blank_label, read_labels, write_label
 from hfsae.machine.weights import stamp
 
+from ..helpers import make, refused, save_store
+
 
 def test_labels_that_are_written_are_read(tmp_path):
     assert read_labels(tmp_path) == {}
@@ -101,6 +103,19 @@ def test_a_file_that_holds_no_labels_is_one_sentence_and_left_as_it_is(tmp_path,
             attempt()
         assert "\n" not in str(error.value)
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"labels": {"x": "y"}}'])
+def test_a_card_of_a_folder_whose_labels_are_none_is_refused_in_one_sentence(
+    tmp_path, text, capsys
+):
+    make(hfsae.JumpReLUSAEConfig).save_pretrained(tmp_path)
+    save_store(tmp_path)
+    (tmp_path / "features" / "labels.json").write_text(text)
+    sentence = refused(["card", str(tmp_path)], capsys)
+    assert "features/labels.json holds no labels: it must look like" in sentence
+    assert ('it has no "labels"' in sentence) == (text == "{}")
+    assert not (tmp_path / "README.md").exists()
 
 
 def test_threads_that_write_at_once_lose_nothing(tmp_path):

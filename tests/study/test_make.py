@@ -159,6 +159,7 @@ def facts(item: Item) -> tuple:
     ("argv", "sentence"),
     [
         (["make", "FOLDER", "FOLDER"], "a folder is named twice"),
+        (["make", "FOLDER", "--output_dir", "FOLDER"], "is the folder of an SAE; give a study a f"),
         (["make", "FOLDER", "--explained"], "explanations.parquet is missing"),
         (["make", "nowhere"], "nowhere"),
         (["rate", "nowhere"], "no study in 'nowhere': `hfsae study make` makes one"),

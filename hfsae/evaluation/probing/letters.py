@@ -81,7 +81,7 @@ def too_weak(truth: Truth) -> str | None:
     return (
         f"a probe of the model's activations has an F1 above {LEAST_F1} for {n} of 26 letters "
         f"(mean F1 {np.mean(truth.f1):.2f}), and SAEBench asks for {LEAST_LETTERS}: it is too weak "
-        "to hold latents against; more words (n_words), another site or a larger model may do"
+        "a baseline for latents; more words (n_words), another site or a larger model may do"
     )
 
 

@@ -40,7 +40,7 @@ class ProbeArguments:
     n_texts: int = 500
     """Texts of a task, half of them of the class; two fifths are for the test."""
     k: Sequence[int] = (1, 2, 5, 16)
-    """Numbers of features; all of them come in addition."""
+    """Numbers of latents, or of a control's features; all of them come in addition."""
     max_tokens: int = 128
     """Tokens of a text, its BOS included: of longer ones the end is read."""
     n_words: int = 6000
@@ -55,7 +55,7 @@ class ProbeArguments:
     def __post_init__(self) -> None:
         self.k = sorted({*self.k})
         if not self.k or self.k[0] < 1:
-            raise Refused(f"k is {list(self.k)}; give numbers of features, 1 or more")
+            raise Refused(f"k is {list(self.k)}; give numbers of latents, each 1 or more")
         least = {"n_tasks": 1, "n_texts": 2 * LEAST, "max_tokens": 2}
         least |= {"bootstrap_samples": 1, "seed": 0, "n_words": 0, "uniformity_tokens": 0}
         for name, limit in least.items():
@@ -281,6 +281,8 @@ def mean_interval(values: Sequence[float], args: ProbeArguments) -> Interval:
 def chosen_names(names: Sequence[str], args: ProbeArguments) -> list[str]:
     """Names of as many packaged sets as are asked for, drawn at random, in their order."""
     if args.n_tasks == "all" or args.n_tasks >= len(names):
+        if args.n_tasks != "all" and args.n_tasks > len(names):
+            logger.warning("there are %d tasks, not %d: all are taken", len(names), args.n_tasks)
         return list(names)
     order = np.random.default_rng(args.seed).permutation(len(names))
     return [names[int(index)] for index in sorted(order[: args.n_tasks])]

@@ -120,7 +120,7 @@ def read_tasks(
         rows, name = list(_jsonl_rows(path)), path.stem
     elif path.exists() or path.suffix or len(path.parts) != 2:
         raise Refused(
-            f"{source} is no jsonl file and no Hub data set; give packaged, FILE.jsonl or "
+            f"{source} is neither a JSONL file nor a Hub data set; give packaged, FILE.jsonl or "
             "owner/name"
         )
     else:

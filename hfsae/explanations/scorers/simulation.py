@@ -24,8 +24,8 @@ _EXAMPLE = (
 
 
 class Simulation(Scorer):
-    """Pearson's correlation of foretold and true activations over tokens: as of a uniform sample of
-    the tested half's tokens (post-stratified: firing ones, silent ones near to a firing one, and
+    """Pearson's correlation of predicted and true activations over tokens: as of a uniform sample
+    of the tested half's tokens (post-stratified: firing ones, silent ones near to a firing one, and
     others; hard windows are left out), and with each token of all windows counting the same."""
 
     name = "simulation"
