@@ -29,6 +29,17 @@ def test_every_page_opens_with_something_and_a_preset_runs_at_a_click(visit):
     page.wait_for_url(re.compile("tab=steer.*run=1"))
 
 
+def test_a_first_visit_leaves_no_error_in_the_console(visit):
+    opened, errors = visit(), []
+    page = opened.context.new_page()
+    page.on("console", lambda told: errors.append(told.text) if told.type == "error" else None)
+    page.goto(opened.url)
+    for title, drawn in OPENS.items():
+        page.get_by_role("tab", name=title).click()
+        page.wait_for_selector(drawn)
+    assert not errors
+
+
 def test_the_tour_leads_from_a_word_to_a_steered_text_and_stays_hidden(visit):
     page = visit()
     steps = page.locator("#tour li button")
