@@ -182,9 +182,13 @@ hfsae.onDrawn.push((panel) => {
 });
 // So are those of another preset, whatever is being written.
 document.addEventListener("click", ({target}) => {
-  if (target.closest?.("[role=tab]")) hfsae.clicks++;
   if (target.closest?.("#steer-examples [data-do=example], #steer-run")) hfsae.awaited = true;
-  if (hfsae.early && target.closest?.("[role=tab]")) hfsae.link(hfsae.early);
+});
+// Who opens a page has it: what was clicked before leads nowhere any more.
+document.addEventListener("click", ({target}) => {
+  if (!target.closest?.("[role=tab]")) return;
+  hfsae.clicks++;
+  if (hfsae.early) hfsae.link(hfsae.early);
 });
 // The tour goes on with the latent that the page Inspect shows first.
 hfsae.onDrawn.push((panel) => {
