@@ -100,13 +100,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the long files, to end in time, and skip the tests that cannot run here.
 
-    A browser's test that fails runs again, twice at most, since page, server and browser share two
-    processors with the other tests; the closing lines name each that did.
+    A browser's test that fails runs once more, since page, server and browser share two processors
+    with the other tests; the closing lines name each that did.
     """
     items.sort(key=lambda item: not item.nodeid.startswith(_LONG_FILES))
     for item in items:
         if "browser" in item.keywords:
-            item.add_marker(pytest.mark.flaky(reruns=2))
+            item.add_marker(pytest.mark.flaky(reruns=1))
     _skip(config, items)
 
 

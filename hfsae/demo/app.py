@@ -29,7 +29,7 @@ from .pages import (
     Tour,
     WhyPage,
 )
-from .pages.page import App, Page, Updates, Visit
+from .pages.page import App, Page, Updates, Visit, leading
 from .parts import html, number, panel, style
 from .sessions import few_sessions
 from .subject import Choice, Subject, default_source, open_subject
@@ -63,7 +63,7 @@ POLICY = {
     "worker-src": "'self' blob:",
     "object-src": "'none'",
     "form-action": "'none'",
-    "base-uri": "'none'",
+    "base-uri": "'self'",
 }
 # Gradio's own choices have less contrast than 4.5:1.
 _READABLE = {
@@ -78,6 +78,7 @@ _READABLE = {
 }
 _OPENING = "inspect"
 _TO_LINK = "(query) => { hfsae.link(query); }"
+_TO_PAGE = "(lead) => hfsae.lead(lead)"
 
 
 def build(subject: Subject) -> gr.Blocks:
@@ -86,9 +87,10 @@ def build(subject: Subject) -> gr.Blocks:
     with gr.Blocks(title=f"hfsae: {subject.name}", analytics_enabled=False) as blocks:
         panel(html("header", _facts(actions)), elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
+        lead = gr.Textbox(visible="hidden", elem_id="lead")
         visit, tour = gr.State(Visit()), Tour(actions)
         with gr.Tabs(selected=_OPENING, overflow_behavior="wrap") as tabs:
-            app = App(tabs, link, visit)
+            app = App(link, lead, visit)
             tab_of = {}
             for name, page_class in PAGES.items():
                 with gr.Tab(page_class.title, id=name, elem_id=f"tab-{name}") as tab_of[name]:
@@ -98,6 +100,7 @@ def build(subject: Subject) -> gr.Blocks:
             _follow(app, tab_of[name], name)
         tour.wire(app)
         link.change(None, link, None, js=_TO_LINK, api_visibility="private")
+        lead.change(None, lead, tabs, js=_TO_PAGE, api_visibility="private")
         _restore(blocks, app)
         actions.serve()
     return blocks.queue(default_concurrency_limit=8, max_size=128)
@@ -142,7 +145,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
     steer, opened_at = cast(SteerPage, app.pages["steer"]), gr.State(None)
 
     def prepare(request: gr.Request, visit: Visit) -> Updates:
-        """At once: the tab, and the fields."""
+        """At once: the page to open, and the fields."""
         notice: Updates = {}
         try:
             address = _address_in(request, app)
@@ -152,7 +155,7 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
             updates = app.fill(address)
             notice = {app.pages[page_of(address)].notice: html("error", str(error))}
         visit.drawn.add(page_of(address))
-        always = {part: updates.pop(part) for part in (app.tabs, app.link)}
+        always = {app.link: updates.pop(app.link), app.lead: leading(0, address)}
         return {opened_at: address, **always, **_changed(updates), **notice}
 
     def restore(address: Any) -> Updates:

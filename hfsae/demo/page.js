@@ -3,12 +3,19 @@ window.hfsae = {
   opened: false,
   // Only of the page that is selected: an answer about another one, or the first, may come late.
   early: "", // a link whose page was not selected
+  waits: {}, // timers, by the page of a link
   link(query, patience = 40) {
-    clearTimeout(this.waits);
+    const to = new URLSearchParams(query).get("tab");
+    clearTimeout(this.waits[to]);
     const tab = document.querySelector("[role=tab][aria-selected=true]")?.id;
-    if (tab === `tab-${new URLSearchParams(query).get("tab")}-button`) this.put(query);
-    else if (patience) this.waits = setTimeout(() => this.link(query, patience - 1), 50);
+    if (tab === `tab-${to}-button`) this.put(query);
+    else if (patience) this.waits[to] = setTimeout(() => this.link(query, patience - 1), 50);
     else this.early = query;
+  },
+  // Gradio's update of the tabs, where the last click leads; none once somebody clicked elsewhere.
+  lead(text) {
+    const [click, selected] = text.split(" ");
+    if (Number(click) >= this.clicks) return {__type__: "update", selected};
   },
   put(query) {
     this.early = "";
@@ -29,7 +36,7 @@ window.hfsae = {
     this.age();
   },
   // On a phone, and at the end of a long list, what a click leads to may be out of sight.
-  clicks: 0, // in panels: of quick ones the last is shown
+  clicks: 0, // on what may lead to another page: of quick ones the last is answered
   asked: "", // what the last click in a panel asked for
   results: {inspect: "#inspect-comparison section, #inspect-text", search: "#search-found",
             feature: "#feature-tried section, #feature-main", why: "#why-next", compare: "#compare-result"},
@@ -176,7 +183,12 @@ hfsae.onDrawn.push((panel) => {
 // So are those of another preset, whatever is being written.
 document.addEventListener("click", ({target}) => {
   if (target.closest?.("#steer-examples [data-do=example], #steer-run")) hfsae.awaited = true;
-  if (hfsae.early && target.closest?.("[role=tab]")) hfsae.link(hfsae.early);
+});
+// Who opens a page has it: what was clicked before leads nowhere any more.
+document.addEventListener("click", ({target}) => {
+  if (!target.closest?.("[role=tab]")) return;
+  hfsae.clicks++;
+  if (hfsae.early) hfsae.link(hfsae.early);
 });
 // The tour goes on with the latent that the page Inspect shows first.
 hfsae.onDrawn.push((panel) => {

@@ -1,6 +1,7 @@
 """What a new visitor meets in a headless browser: pages that open with something, and the tour."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -26,6 +27,17 @@ def test_every_page_opens_with_something_and_a_preset_runs_at_a_click(visit):
     page.locator("#steer-examples button").first.click()
     texts(page)
     page.wait_for_url(re.compile("tab=steer.*run=1"))
+
+
+def test_a_first_visit_leaves_no_error_in_the_console(visit):
+    opened, errors = visit(), []
+    page = opened.context.new_page()
+    page.on("console", lambda told: errors.append(told.text) if told.type == "error" else None)
+    page.goto(opened.url)
+    for title, drawn in OPENS.items():
+        page.get_by_role("tab", name=title).click()
+        page.wait_for_selector(drawn)
+    assert not errors
 
 
 def test_the_tour_leads_from_a_word_to_a_steered_text_and_stays_hidden(visit):
@@ -96,6 +108,60 @@ def test_quick_clicks_are_all_answered(visit):
     page.wait_for_url(re.compile("latent=15$"))
     page.evaluate("() => document.querySelectorAll('#tour li button').forEach(b => b.click())")
     texts(page)
+
+
+def held_back(page, click: Callable[[], None]) -> Callable[[], None]:
+    """Click; the request of its event leaves the browser when the returned function is called."""
+    held: list = []
+
+    def hold(route) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/queue/join*", hold)
+    with page.expect_request("**/queue/join*"):
+        click()
+    return lambda: held[0].continue_()
+
+
+def assert_stays_on_search(page, release: Callable[[], None], tab: str, drawn: str) -> None:
+    """Open the page Search: it stays open when an earlier click is answered, on another tab."""
+    page.get_by_role("tab", name="Search").click()
+    page.wait_for_selector("#search-found .hf-id")
+    release()
+    link = "document.querySelector('#link textarea, #link input').value"
+    page.wait_for_function(f"() => {link}.startsWith('tab={tab.lower()}')")
+    page.locator("#search-examples button").first.click()  # one more answer, on this page
+    page.wait_for_url(re.compile("tab=search"))
+    expect(page.get_by_role("tab", name="Search")).to_have_attribute("aria-selected", "true")
+    page.get_by_role("tab", name=tab).click()
+    page.wait_for_selector(drawn)
+
+
+def test_a_late_answer_about_the_page_that_was_left_does_not_bring_it_back(visit):
+    page = visit("tab=feature&latent=3")
+    page.wait_for_selector("#feature-main h2:has-text('Latent 3')")
+    release = held_back(page, page.get_by_role("button", name="Next").click)
+    assert_stays_on_search(page, release, "Feature", "#feature-main h2:has-text('Latent 4')")
+
+
+def test_a_click_on_a_tab_takes_the_place_of_a_click_that_was_to_lead_elsewhere(visit):
+    page = visit("tab=inspect&prompt=the+cat")
+    latent = page.locator("#inspect-latents [data-do=open]").first
+    shown = f"#feature-main h2:has-text('Latent {latent.get_attribute('data-at')}')"
+    assert_stays_on_search(page, held_back(page, latent.click), "Feature", shown)
+    page.get_by_role("tab", name="Inspect").click()
+    page.locator("#inspect-latents [data-do=open]").nth(1).click()  # the next click leads again
+    page.wait_for_url(re.compile("tab=feature"))
+
+
+def test_a_click_on_a_tab_takes_the_place_of_a_button_that_was_to_lead_elsewhere(visit):
+    page = visit("tab=feature&latent=3")
+    page.wait_for_selector("#feature-main h2:has-text('Latent 3')")
+    release = held_back(page, page.get_by_role("button", name="Steer it").click)
+    assert_stays_on_search(page, release, "Steer", "#steer-chips [data-chip='3']")
 
 
 def test_what_is_typed_early_is_not_lost_to_what_a_page_opens_with(visit):

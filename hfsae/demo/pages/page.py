@@ -15,6 +15,7 @@ from ..address import Address, Steer, page_of, to_query
 from ..parts import html
 
 Updates = dict[Any, Any]
+_NUMBERED = "(visit, lead, ...values) => [visit, String(++hfsae.clicks), ...values]"
 LATENT_BOX: dict[str, Any] = {
     "label": "Latent",
     "placeholder": "number or word",
@@ -130,26 +131,30 @@ class Visit:
 
 @dataclass
 class App:
-    """The tabs, the link in the browser's address bar, and the pages by name."""
+    """The link in the browser's address bar, which page is to be opened, and the pages by name.
 
-    tabs: gr.Tabs
+    An answer names the page that it leads to, and the click that it answers; whether the page is
+    opened is decided in the browser, which knows of later clicks.
+    """
+
     link: gr.Textbox
+    lead: gr.Textbox
+    """the number of a click, and the page that it leads to"""
     visit: gr.State
     """a `Visit`"""
     pages: dict[str, Page] = field(default_factory=dict)
 
     def fill(self, address: Address) -> Updates:
-        """The tab, the link and the fields of an address."""
+        """The link and the fields of an address."""
         page = self.pages[page_of(address)]
         return {
-            self.tabs: gr.Tabs(selected=page_of(address)),
             self.link: to_query(address),
             page.notice: "",
             **page.fill(address),
         }
 
     def show(self, address: Address) -> Updates:
-        """All updates that bring the browser to an address."""
+        """The link, and all updates of the page of an address."""
         updates, page = self.fill(address), self.pages[page_of(address)]
         try:
             return updates | page.render(address)
@@ -158,7 +163,7 @@ class App:
 
     def outputs(self, *names: str) -> list[Any]:
         """Components that showing any of these pages may update."""
-        components = [self.tabs, self.link]
+        components = [self.link, self.lead]
         for name in names:
             page = self.pages[name]
             components += [page.notice, *page.inputs, *page.outputs]
@@ -176,10 +181,12 @@ class App:
         """When one of the events happens, show `to(*values of the page's inputs)`; what happens
         before the answer to an earlier one is answered after it, once."""
 
-        def handler(request: gr.Request, visit: Visit, *values: Any) -> Updates:
-            return self._guarded(request, visit, page, to, values)
+        def handler(request: gr.Request, visit: Visit, click: Any, *values: Any) -> Updates:
+            number = int(click) if leads_to and str(click).isdecimal() else None
+            return self._guarded(request, visit, page, to, values, number)
 
-        triggers = [partial(trigger, trigger_mode="always_last") for trigger in triggers]
+        options = {"trigger_mode": "always_last", "js": _NUMBERED if leads_to else None}
+        triggers = [partial(trigger, **options) for trigger in triggers]
         return [self._bind(t, handler, page, leads_to, progress_on) for t in triggers]
 
     def on_select(
@@ -196,14 +203,14 @@ class App:
         and its "always_last" would answer the first one twice."""
 
         def handler(
-            event: gr.EventData, request: gr.Request, visit: Visit, *values: Any
+            event: gr.EventData, request: gr.Request, visit: Visit, _: Any, *values: Any
         ) -> Updates:
             data = event._data if isinstance(event._data, dict) else {}
             click = data.get("click")
             click = click if isinstance(click, int) else 0
             visit.click = max(visit.click, click)
             clicked = [str(data.get(name) or "") for name in ("do", "at", "to")]
-            updates = self._guarded(request, visit, page, partial(to, *clicked), values)
+            updates = self._guarded(request, visit, page, partial(to, *clicked), values, click)
             return updates if click == visit.click else {self.link: gr.skip()}
 
         select = partial(panel.select, trigger_mode="multiple")
@@ -236,9 +243,10 @@ class App:
         page: Page,
         to: Callable[..., Address],
         values: Sequence[Any],
+        click: int | None,
     ) -> Updates:
         """Unchanged fields are not sent: somebody may be typing there. A latent to steer is added
-        to those already steered."""
+        to those already steered. What has no click's number stays on its page."""
         n, steer = len(page.inputs), self.pages["steer"]
         own, of_steer = values[:n], values[n:]
         try:
@@ -252,6 +260,8 @@ class App:
             steer.request_run(request, address)
         except ValueError as error:
             return {page.notice: html("error", str(error))}
+        if click is not None:
+            updates[self.lead] = leading(click, address)
         visit.drawn.add(page_of(address))
         seen = dict(zip(self._inputs(page, bool(of_steer)), values, strict=True))
         return {part: new for part, new in updates.items() if part not in seen or new != seen[part]}
@@ -274,13 +284,18 @@ class App:
         name = next(name for name, p in self.pages.items() if p is page)
         return trigger(
             handler,
-            [self.visit, *self._inputs(page, "steer" in leads_to)],
+            [self.visit, self.lead, *self._inputs(page, "steer" in leads_to)],
             [*self.outputs(name, *leads_to), *self._noted(leads_to)],
             show_progress="minimal" if progress_on is not None else "hidden",
             show_progress_on=progress_on,
             api_visibility="private",
             **in_queue("look"),
         )
+
+
+def leading(click: int, address: Address) -> str:
+    """What `App.lead` holds when a click leads to an address's page."""
+    return f"{click} {page_of(address)}"
 
 
 def box(lines: int, most: int = 8) -> dict[str, Any]:
