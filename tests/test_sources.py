@@ -20,6 +20,7 @@ from hfsae.recipe import load_trained, run
 
 from .conftest import every_lm_is
 from .helpers import refused
+from .loopback_hub import LoopbackHub
 from .tiny import tiny_recipe
 
 D_SAE = 48
@@ -122,6 +123,59 @@ def test_an_sae_of_another_library_goes_through_every_verb(
     assert main(["space", *which, "--output", "space"]) == 0
     assert weights_hash(Path("space/sae")) == weights_hash(out)
     assert read_json(Path("space/sae/config.json"))["model_name"] == "tiny/gemma"
+
+
+HUB_FORMATS = {  # options as in `FORMATS`
+    "hfsae": ([], []),
+    "saelens": FORMATS["saelens"][1:],
+    "gemma_scope": FORMATS["gemma_scope"][1:],
+}
+
+
+def uploaded(hub: LoopbackHub, trained: Path, form: str) -> tuple[str, list[str], list[str]]:
+    """What `saved` returns, for the SAE in a repository of its own."""
+    repo, folder = f"alice/{form}", Path("local")
+    path = FORMATS[form][0].partition("/")[2] if form in FORMATS else ""
+    hfsae.save_as(load_trained(trained), folder / path, form)
+    for file in filter(Path.is_file, sorted(folder.rglob("*"))):
+        hub.add_file(repo, file.relative_to(folder).as_posix(), file.read_bytes())
+    shutil.rmtree(folder)
+    return repo, *HUB_FORMATS[form]
+
+
+@pytest.mark.parametrize("form", list(HUB_FORMATS))
+def test_an_sae_in_a_repository_goes_through_every_verb_and_again_without_a_connection(
+    form, hub, trained, here, loads, capsys, monkeypatch, request
+):
+    pytest.importorskip("sklearn")
+    repo, choice, fields = uploaded(hub, trained, form)
+    which = [repo, *choice]
+    parts = [form, *(["layer_1", "width_16k", "l0_5.0"] if choice else [])]
+    out = Path("runs", "-".join(parts))
+    assert main(["collect", *which, *fields, *OF_TEXT, *FEW["collect"]]) == 0
+    said = capsys.readouterr().out
+    assert f"collect: tiny/gemma reads my.jsonl; results go to {out}" in said
+    monkeypatch.setattr("hfsae.presets.search.PROMPTS", ("abc",))
+    write_label(out, hfsae.FeatureStore.load(out).pick(1, max_density=1.0)[0], "a label")
+    verbs = {verb: [verb, *which, *FEW[verb]] for verb in ("evaluate", "explain", "probe")}
+    verbs |= {"presets": ["presets", *which, *FEW["presets"]]}
+    for verb, argv in verbs.items():
+        assert main(argv) == 0, verb
+    assert main(["study", "make", *which, "--output_dir", "study", *FEW["study"]]) == 0
+    assert read_json(Path("study/folders.json")) == {out.name: str(out.resolve())}
+    assert read_json(out / "features/meta.json")["measured_with"]["source"].startswith(repo)
+    request.getfixturevalue("unreachable_hub")
+    asked = len(hub.requests)
+    for verb, argv in verbs.items():
+        assert main(argv) == 0, verb
+    assert main(["study", "make", *which, "--output_dir", "again", *FEW["study"]]) == 0
+    capsys.readouterr()
+    assert main(["show", repo, "3", *choice]) == 0 and "latent 3: " in capsys.readouterr().out
+    assert len(hub.requests) == asked
+    assert main(["explain", "alice/other", *FEW["explain"]]) == 2
+    *_, said = capsys.readouterr().err.strip().splitlines()
+    assert said.startswith("hfsae: error: cannot read alice/other (not a local folder): it is not ")
+    assert {*Path("runs").iterdir()} == {out}
 
 
 def _card(folder: Path) -> str:

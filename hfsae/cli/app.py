@@ -116,8 +116,9 @@ def presets_verb(argv: list[str]) -> None:
         print(f"\n{printable_lines(table(found))}\n")
         if not found.presets:
             print(
-                "None works with three of three seeds; nothing is written. Try a larger "
-                "--n_candidates."
+                f"None is seen with every seed at a KL of {args.max_kl:g} or less and a repetition "
+                f"of {args.max_repetition:.0%} or less; nothing is written. Try a larger "
+                "--n_candidates, --max_kl or --max_repetition."
             )
             return
         save_presets(placed.folder, found.presets)
@@ -133,7 +134,8 @@ def _add_search(parser: VerbParser) -> None:
         "--n_candidates",
         type=int,
         default=_DEFAULT.n_candidates,
-        help="latents whose texts are tried: those whose direction promotes their own words most",
+        help="latents whose texts are tried, beside those with a label: those whose direction "
+        "promotes their own words most",
     )
     parser.add(
         "--n_presets", type=int, default=_DEFAULT.n_presets, help="presets to write, at most"

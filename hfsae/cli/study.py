@@ -68,9 +68,8 @@ def _make(argv: list[str]) -> None:
         with settled(one):
             remember(one)
     plan = make(placed, study, args)
-    print(
-        f"{len(plan.items)} items of {len(plan.saes)} SAEs: {study / STUDY_PLAN}, plan {plan.hash}"
-    )
+    saes = "1 SAE" if len(placed) == 1 else f"{len(placed)} SAEs"
+    print(f"{len(plan.items)} items of {saes}: {study / STUDY_PLAN}, plan {plan.hash}")
     print(f"next: hfsae study rate {study}")
 
 

@@ -201,19 +201,19 @@ def own_folder(choice: Mapping[str, Any], site: str | None = None) -> Iterator[P
 
 
 def results_folder(choice: Mapping[str, Any]) -> Path | None:
-    """The folder with what was measured of an SAE: its own, if that is in hfsae's format, or
-    runs/NAME; None if there is neither.
+    """The folder with what was measured of an SAE: runs/NAME, if an earlier measure made that, or
+    else its own, if that is in hfsae's format; None if there is neither.
 
     Raises:
         ValueError: there is no such SAE.
     """
-    if here := _folder_here(choice):
-        return here
+    if run := run_folder(choice):
+        return run
     folder, origin = place(choice, None)
-    if origin is not None or not (folder / CONFIG).is_file():
+    if folder == origin or not (folder / CONFIG).is_file():
         return origin
     with _staged(choice) as staged:
-        return folder if _is_same(folder, staged) else None
+        return folder if _is_same(folder, staged) else origin
 
 
 @contextmanager
