@@ -3,6 +3,8 @@
 Defaults are the paper's. Short runs gain from other ones (scripts/recipes/README.md).
 """
 
+import logging
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,10 +13,12 @@ from ..machine.refused import Refused
 from ..models import SAE
 from .arguments import TrainingArguments
 from .clusters import directions, residual_clusters_
-from .readings import root_mean_square_norm
+from .health import diagnose_start
+from .readings import leading_share, root_mean_square_norm
 from .sharding import local, part, whole
 from .whitening import whiten_
 
+logger = logging.getLogger(__name__)
 SAMPLE = 2**15  # activations that scales, variances and biases are estimated from
 _CLUSTERED = 2**17  # activations that are clustered, where latents start at clusters
 
@@ -46,6 +50,9 @@ def start_(
     if args.init_b_dec == "mean":
         sae.b_dec.copy_(means[1] / sae.scale)
     if args.init_decoder_data:
+        share = leading_share(whole(few[0]))
+        for sentence in diagnose_start(share, whitening=args.init_whitening):
+            logger.warning("%s", sentence)
         x = whole(x - means[0])
         _turn_to_data_(sae, args, x, whole(target - means[1]) if config.is_transcoder else x)
     if args.init_encoder_scale != 1:
