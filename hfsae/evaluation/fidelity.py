@@ -49,6 +49,7 @@ def counted_predictions(batch: TokenBatch) -> Bool[Tensor, "rows ctx_minus_1"]:
 
 
 _FAR = 0.12  # relative distance of L0 from its target
+_LOGITS = 2**27  # of one arm at a time, where a row has fewer
 _FEW = 1000  # tokens: too few for a reliable L0
 
 
@@ -143,7 +144,8 @@ def evaluate_all(
     arms = _Arms(saes, lm, mean if losses else None, limits, args.sae_batch_tokens)
     done = 0
     for batch in rows:
-        (arms.add if losses else arms.add_reconstructions)(batch)
+        for part in _in_parts(batch, lm) if losses else (batch,):
+            (arms.add if losses else arms.add_reconstructions)(part)
         done += int(batch.keep.sum())
         if progress is not None:
             progress(done)
@@ -235,6 +237,17 @@ def _first_tokens(batches: Iterable[TokenBatch], n: int | None) -> Iterator[Toke
         seen += int(batch.keep.sum())
         if n is not None and seen >= n:
             return
+
+
+def rows_at_once(context: int, vocabulary: int) -> int:
+    """Rows of text whose logits are in memory together, for each of two arms."""
+    return max(1, _LOGITS // (context * vocabulary))
+
+
+def _in_parts(batch: TokenBatch, lm: PreTrainedModel) -> Iterator[TokenBatch]:
+    """The batch in groups of rows whose logits fit into memory."""
+    n = rows_at_once(batch.input_ids.shape[1], lm.config.get_text_config().vocab_size)
+    yield from (TokenBatch(*part) for part in zip(*(x.split(n) for x in batch), strict=True))
 
 
 class _Arms:

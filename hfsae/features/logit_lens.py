@@ -28,6 +28,8 @@ FORMULA = (
     "sublayer's output is normed before it is added (Gemma 2), times that norm's gain first"
 )
 _BLOCK_LOGITS = 2**24  # 64 MiB of float32
+LENS_EMBEDDING = 2**26
+"""numbers of the output embedding that are in float32 at once"""
 
 
 class LensTokens(NamedTuple):
@@ -48,20 +50,51 @@ class LensTokens(NamedTuple):
 def lens_tokens(
     lm: PreTrainedModel, directions: Float[Tensor, "d_sae d_model"], k: int, n_vocab: int
 ) -> LensTokens:
-    """The k most promoted and the k most suppressed of the first n_vocab tokens."""
-    W_U = output_embedding(lm)[:n_vocab].float()
-    directions = through_final_norm(lm, directions.to(W_U))
-    blocks = []
+    """The k most promoted and the k most suppressed of the first n_vocab tokens. The embedding is
+    brought to float32 piece by piece, since that of a large vocabulary fills memory."""
+    W_U = output_embedding(lm)[:n_vocab]
+    directions = through_final_norm(lm, directions.to(W_U.device, torch.float32))
+    promoted, suppressed, first = [], [], 0
+    for piece in W_U.split(max(1, LENS_EMBEDDING // W_U.shape[1])):
+        most, least = _extremes(directions, piece.float(), k)
+        promoted.append((most.indices + first, most.values))
+        suppressed.append((least.indices + first, least.values))
+        first += len(piece)
+    return LensTokens(*_merged(promoted, k, largest=True), *_merged(suppressed, k, largest=False))
+
+
+class _Extremes(NamedTuple):
+    """Of each direction's logits."""
+
+    indices: Int[Tensor, "d_sae _"]
+    values: Float[Tensor, "d_sae _"]
+
+
+def _extremes(
+    directions: Float[Tensor, "d_sae d"], W_U: Float[Tensor, "vocab d"], k: int
+) -> tuple[_Extremes, _Extremes]:
+    """The k largest and the k smallest."""
+    k, blocks = min(k, len(W_U)), []
     for block in directions.split(max(1, _BLOCK_LOGITS // len(W_U))):
         logits = block @ W_U.T
-        most, least = logits.topk(min(k, len(W_U))), logits.topk(min(k, len(W_U)), largest=False)
+        most, least = logits.topk(k), logits.topk(k, largest=False)
         blocks.append((most.indices, most.values, least.indices, least.values))
-    return LensTokens(*(torch.cat(column).cpu() for column in zip(*blocks, strict=True)))
+    columns = [torch.cat(column) for column in zip(*blocks, strict=True)]
+    return _Extremes(*columns[:2]), _Extremes(*columns[2:])
+
+
+def _merged(
+    pieces: Sequence[tuple[Tensor, Tensor]], k: int, *, largest: bool
+) -> tuple[Int[Tensor, "d_sae k"], Float[Tensor, "d_sae k"]]:
+    """The most extreme of the pieces' tokens, on the CPU."""
+    ids, logits = (torch.cat(column, dim=1) for column in zip(*pieces, strict=True))
+    best = logits.topk(min(k, logits.shape[1]), largest=largest)
+    return ids.gather(1, best.indices).cpu(), best.values.cpu()
 
 
 @torch.no_grad()
 def lens_of(lm: PreTrainedModel, sae: SAE, latent: int, k: int, n_vocab: int) -> LensTokens:
-    """`lens_tokens` of one latent, d_sae 1, without a copy of the embedding in float32.
+    """`lens_tokens` of one latent, d_sae 1.
 
     Raises:
         ValueError: the SAE does not write to the residual stream.
@@ -70,12 +103,7 @@ def lens_of(lm: PreTrainedModel, sae: SAE, latent: int, k: int, n_vocab: int) ->
     direction = residual_directions(lm, sae.W_dec[[latent]], site)
     if direction is None:
         raise Refused(f"site {site!r} does not write to the residual stream: no logit lens")
-    W_U = output_embedding(lm)[:n_vocab]
-    direction = through_final_norm(lm, direction.to(W_U.device))
-    pieces = W_U.split(max(1, _BLOCK_LOGITS // W_U.shape[1]))
-    logits = torch.cat([direction @ piece.float().T for piece in pieces], dim=1)
-    most, least = (logits.topk(min(k, len(W_U)), largest=largest) for largest in (True, False))
-    return LensTokens(*(column.cpu() for column in (*most[::-1], *least[::-1])))
+    return lens_tokens(lm, direction, k, n_vocab)
 
 
 def residual_directions(

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-import transformers
 from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -36,6 +35,7 @@ from ..machine.processor import refuse_absent, spare_bfloat16_
 from ..machine.refused import HubRefused, Refused, closest, one_line
 from ..packaged import PACKAGED_LMS, packaged_lm, require_gguf_reader, require_packaged_lm
 from .sites import unwrapped
+from .unpacking import dense_weights, unpacked
 
 logger = logging.getLogger(__name__)
 _tokenizers: WeakKeyDictionary[nn.Module, PreTrainedTokenizerBase] = WeakKeyDictionary()
@@ -212,10 +212,7 @@ def _of_gguf(copy: _Copy) -> dict[str, Any]:
     dequantised weights, since packed kernels give other numbers."""
     if "gguf_file" not in copy.options:
         return {}
-    if not hasattr(transformers, "GgufConfig"):
-        return {"config": _config(copy)}
-    dense = transformers.GgufConfig(dequantize=True)
-    return {"config": _config(copy), "quantization_config": dense}
+    return {"config": _config(copy), **dense_weights()}
 
 
 def _locate(name: str, revision: str | None, source: str) -> _Copy:
@@ -290,7 +287,10 @@ def _packaged_copy(name: str, revision: str | None) -> _Copy:
             f"the packaged copy of {name!r} has no revisions: leave out revision={revision!r}"
         )
     copy = require_packaged_lm(name)
-    return _Copy(str(copy.folder), {"gguf_file": copy.gguf_file}, copy.origin)
+    if copy.sha256 is not None:
+        return _Copy(str(unpacked(name, copy)), {}, copy.origin)
+    (file,) = copy.paths
+    return _Copy(str(file.parent), {"gguf_file": file.name}, copy.origin)
 
 
 def _hub_answers(name: str, revision: str | None) -> bool:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 _MOST = 0.5  # of all latents
 _LEAST_VARIANCE = 0.2  # of x/c; 0.5 at a middle block of SmolLM2
+_DOMINATES = 0.25  # of the variance; 0.09 after block 12 of SmolLM2, 0.47 after Gemma 3's block 9
+_SILENT, _EARLY = 0.1, 0.1
 _WIDE, _WIDE_FACTOR = 0.05, 4  # in runs that work: 0.016 of pre-activations, 2 median thresholds
 
 
@@ -74,6 +76,37 @@ def diagnose_dead(dead_share: float, *, could_revive: bool) -> list[str]:
     return [
         f"{dead_share:.0%} of latents are dead: lower training.learning_rate, or have a token fire "
         f"more latents (sae.k, or sae.target_l0){revive}"
+    ]
+
+
+def diagnose_start(leading_share: float, *, whitening: float) -> list[str]:
+    """What in the activations leaves latents silent from the start, where these start at data.
+
+    Args:
+        leading_share: of the variance, along one direction.
+        whitening: training.init_whitening.
+    """
+    if leading_share < _DOMINATES or whitening:
+        return []
+    return [
+        f"one direction holds {leading_share:.0%} of the activations' variance: latents that start "
+        "at data share it, and many would never fire; set training.init_whitening=0.75"
+    ]
+
+
+def diagnose_silent(never_share: float, share_done: float, *, whitening: float) -> list[str]:
+    """The same, as it shows in training.
+
+    Args:
+        never_share: of latents that have not fired since the start.
+        share_done: of the run.
+    """
+    if never_share < _SILENT or share_done < _EARLY:
+        return []
+    more = "set training.warm_start_l0=2" if whitening else "set training.init_whitening=0.75"
+    return [
+        f"{never_share:.0%} of latents have not fired since the start: {more}, or lower "
+        "training.init_decoder_data"
     ]
 
 

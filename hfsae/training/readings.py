@@ -4,15 +4,17 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models import SAE, Schedule
 from ..ops import Place
 from .arguments import TrainingArguments
-from .health import Reading, diagnose, diagnose_dead
+from .health import Reading, diagnose, diagnose_dead, diagnose_silent
 from .l0 import L0Control
 from .schedules import in_steps
 from .sharding import whole
+
+_ITERATIONS = 10
 
 
 class StepOutput(NamedTuple):
@@ -32,6 +34,15 @@ class StepOutput(NamedTuple):
     """(token, latent) pairs in that share that could have a value or a gradient"""
 
 
+class Silence(NamedTuple):
+    """Shares of latents."""
+
+    dead: float
+    """not fired for dead_after_tokens"""
+    never: float
+    """not fired since the start"""
+
+
 class Readings:
     """Readings for the log; `previous` holds those of the line before, empty at first."""
 
@@ -41,14 +52,17 @@ class Readings:
 
     @torch.no_grad()
     def line(
-        self, out: StepOutput, l0: float, dead_share: float, schedule: Schedule, step: int
+        self, out: StepOutput, l0: float, silent: Silence, schedule: Schedule, step: int
     ) -> dict[str, Any]:
-        """Entries on thresholds, where training moves them; else on dead latents, if many."""
+        """Entries on thresholds, where training moves them; else on silent latents, if many."""
         if step >= self.control.warm_start_steps and self._learns_thresholds:
-            return self._of_thresholds(out, l0, dead_share, schedule, step)
+            return self._of_thresholds(out, l0, silent.dead, schedule, step)
         could_revive = getattr(self.sae.config, "aux_coefficient", None) == 0
-        warning = diagnose_dead(dead_share, could_revive=could_revive)
-        return {"health": warning} if warning else {}
+        warnings = diagnose_dead(silent.dead, could_revive=could_revive)
+        if self.args.init_decoder_data:
+            done, whitening = step / self.args.total_steps, self.args.init_whitening
+            warnings += diagnose_silent(silent.never, done, whitening=whitening)
+        return {"health": warnings} if warnings else {}
 
     @property
     def _learns_thresholds(self) -> bool:
@@ -100,6 +114,17 @@ class Readings:
 def root_mean_square_norm(x: Float[Tensor, "n d"]) -> float:
     """The root of the mean over rows of their squared norms."""
     return float(x.float().square().sum(dim=-1).mean().sqrt())
+
+
+def leading_share(x: Float[Tensor, "n d"]) -> float:
+    """The share of the variance about the mean along the direction that holds most of it, by power
+    iteration from the row of the largest norm."""
+    x = x.float() - x.float().mean(dim=0)
+    direction = x[x.norm(dim=1).argmax()]
+    for _ in range(_ITERATIONS):
+        direction = nn.functional.normalize(x.T @ (x @ direction), dim=0)
+    total = float(x.square().sum())
+    return float((x @ direction).square().sum()) / total if total else 0.0
 
 
 def _median_travel(now: Float[Tensor, " d_sae"], before: Float[Tensor, " d_sae"]) -> float:

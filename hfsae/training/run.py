@@ -21,7 +21,7 @@ from .arguments import TrainingArguments
 from .kind import StepKind
 from .l0 import L0Control
 from .optimiser import Optimiser
-from .readings import Readings, StepOutput
+from .readings import Readings, Silence, StepOutput
 from .schedules import geometric, in_steps
 from .sharding import check_spread, everywhere, local, part, shard_, unshard_, whole
 from .start import start_
@@ -192,15 +192,17 @@ class Run:
     def _log_line(self, out: StepOutput, l0: float, schedule: Schedule, step: int) -> dict:
         losses = {name: float(self._reduce(v, "mean")) for name, v in out.losses.items()}
         self.last_fvu = losses["mse"] / self.variance
-        dead_share = float(self._dead().float().mean())
+        seen = (step + 1) * self.args.batch_size
+        never = float((self.tokens_since_fired >= seen).float().mean())
+        silent = Silence(float(self._dead().float().mean()), never)
         return {
             "loss": sum(losses.values()),
             **losses,
             "fvu": self.last_fvu,
             "l0": l0,
-            "dead_share": dead_share,
+            "dead_share": silent.dead,
             "learning_rate": self.optimiser.learning_rate,
-            **self.readings.line(out, l0, dead_share, schedule, step),
+            **self.readings.line(out, l0, silent, schedule, step),
         }
 
     def _dead(self) -> Bool[Tensor, " d_sae"]:

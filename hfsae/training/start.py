@@ -3,6 +3,8 @@
 Defaults are the paper's. Short runs gain from other ones (scripts/recipes/README.md).
 """
 
+import logging
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,9 +13,12 @@ from ..machine.refused import Refused
 from ..models import SAE
 from .arguments import TrainingArguments
 from .clusters import directions, residual_clusters_
-from .readings import root_mean_square_norm
+from .health import diagnose_start
+from .readings import leading_share, root_mean_square_norm
 from .sharding import local, part, whole
+from .whitening import whiten_
 
+logger = logging.getLogger(__name__)
 SAMPLE = 2**15  # activations that scales, variances and biases are estimated from
 _CLUSTERED = 2**17  # activations that are clustered, where latents start at clusters
 
@@ -45,6 +50,9 @@ def start_(
     if args.init_b_dec == "mean":
         sae.b_dec.copy_(means[1] / sae.scale)
     if args.init_decoder_data:
+        share = leading_share(whole(few[0]))
+        for sentence in diagnose_start(share, whitening=args.init_whitening):
+            logger.warning("%s", sentence)
         x = whole(x - means[0])
         _turn_to_data_(sae, args, x, whole(target - means[1]) if config.is_transcoder else x)
     if args.init_encoder_scale != 1:
@@ -60,22 +68,35 @@ def _turn_to_data_(
 ) -> None:
     """Turn each latent to a token of the sample, or to a cluster of tokens: its decoder row to the
     target less its mean, its encoder column to the input less its mean. Norms stay as they were. A
-    token serves several latents where there are fewer tokens than latents. Clustering changes x and
-    target."""
+    token serves several latents where there are fewer tokens than latents. Changes x and target."""
     d_sae, share = sae.config.d_sae, args.init_decoder_data
     if len(x) < d_sae and share == 1:
         raise Refused(
             f"training.init_decoder_data=1 takes {d_sae} tokens from a sample, which has {len(x)}, "
             "and equal latents would stay equal; give less than 1"
         )
-    if args.init_cluster_rounds:
-        columns, rows = residual_clusters_(x, target, d_sae, args.init_cluster_rounds)
-    else:
-        order = torch.arange(d_sae, device=x.device) % len(x)
-        columns, rows = directions(x[order]), directions(target[order])
+    columns, rows = _first_directions_(x, target, d_sae, args)
     for weight, turn in ((sae.W_dec, rows), (sae.W_enc.T, columns)):
         weight = weight.detach()
         start = whole(weight)
         turned = directions(torch.lerp(directions(start), turn, share))
         norms = start.norm(dim=1, keepdim=True)
         local(weight).copy_(part(norms * turned, like=weight))
+
+
+def _first_directions_(
+    x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], n: int, args: TrainingArguments
+) -> tuple[Float[Tensor, "n_latents d_in"], Float[Tensor, "n_latents d_out"]]:
+    """Unit directions of tokens or clusters, for encoder columns and decoder rows."""
+    if args.init_whitening:
+        of_x = of_target = whiten_(x, args.init_whitening)
+        if target is not x:
+            of_target = whiten_(target, args.init_whitening)
+    if args.init_cluster_rounds:
+        columns, rows = residual_clusters_(x, target, n, args.init_cluster_rounds)
+    else:
+        order = torch.arange(n, device=x.device) % len(x)
+        columns, rows = directions(x[order]), directions(target[order])
+    if args.init_whitening:
+        columns, rows = directions(columns @ of_x.to), directions(rows @ of_target.back)
+    return columns, rows

@@ -1,7 +1,7 @@
 """Train the arms of a comparison that are other libraries' (`made_by: sparsify.TopK`).
 
     python scripts/bench/peers.py scripts/comparisons/equal.yaml --peers PEERS [--seeds 0]
-        [--text.dataset my.jsonl ...]
+        [--centred] [--text.dataset my.jsonl ...]
 
 Each library trains by its own code on the activations that hfsae's arms see, in their order, at the
 arm's learning rate. The SAE is written where `hfsae compare` looks for the arm's, which then
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("comparison", help="a recipe of hfsae compare")
     parser.add_argument("--peers", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", help="default: the recipe's")
+    parser.add_argument("--centred", action="store_true", help="activations less their mean")
     args, overrides = parser.parse_known_args()
     reader = recipe_parser("compare", Comparison)
     try:
@@ -62,10 +63,10 @@ def main() -> None:
     for run in runs:
         for name, folder in run.folders.items():
             if not (folder / TRAINING).is_file():
-                _train(run, name, folder, args.peers)
+                _train(run, name, folder, args)
 
 
-def _train(run: ArmRun, name: str, folder: Path, peers: Path) -> None:
+def _train(run: ArmRun, name: str, folder: Path, given: argparse.Namespace) -> None:
     args, root = run.recipe.training, Path(run.recipe.training.output_dir)
     activations = root.parent.parent / f"activations-{args.n_tokens}-{run.seed}.safetensors"
     root.mkdir(parents=True, exist_ok=True)
@@ -75,10 +76,11 @@ def _train(run: ArmRun, name: str, folder: Path, peers: Path) -> None:
     library, _, variant = run.made_by.partition(".")
     with tempfile.TemporaryDirectory() as temporary:
         weights = Path(temporary, "weights.safetensors")
-        command = [*script_of(library, peers), library, variant, "--passes", "1"]
+        command = [*script_of(library, given.peers), library, variant, "--passes", "1"]
         command += ["--activations", str(activations), "--rate", str(args.learning_rate)]
         command += ["--d_sae", str(fields["d_sae"]), "--l0", str(fields["k"])]
         command += ["--batch", str(args.batch_size), "--seed", str(run.seed)]
+        command += ["--centred"] if given.centred else []
         command += ["--weights", str(weights), "--output", str(Path(temporary, "measured.json"))]
         train_apart(command)
         made = load_file(weights)

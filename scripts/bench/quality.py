@@ -2,11 +2,12 @@
 
     python scripts/bench/quality.py FOLDER --peers PEERS [--tokens 131072] [--seeds 3] [--passes 2]
 
-Every library trains SAEs of the same width and L0 on the same activations of SmolLM2 in the same
-order, in batches of the same size, each with its own start, loss, optimiser and schedule. Rates are
-a factor of 2 apart; neighbours of the best are tried until both are worse. The rate with the lowest
-FVU on validation documents is taken, and FVU is reported on test documents, at the L0 asked for
-(thresholds times one factor, found on validation), over the seeds.
+Every library trains SAEs of the same width and L0 on the same activations in the same order, in
+batches of the same size, each with its own start, loss, optimiser and schedule. The other libraries
+get activations as they are and, as another side, less their mean, which hfsae subtracts by itself;
+the better counts. Rates are a factor of 2 apart; neighbours of the best are tried until both are
+worse. The rate with the lowest FVU on validation documents is taken, and FVU is reported on test
+documents, at the L0 asked for (thresholds times one factor, found on validation), over the seeds.
 With `--passes 2` every library trains twice on each 131,072 tokens, the second time in another
 order, as `shuffle.passes` does: the language model, often the larger cost, runs once.
 PEERS is what `scripts/interop/environments.sh PEERS saelens dictionary_learning sparsify` made.
@@ -34,7 +35,7 @@ from hfsae.recipe import Recipe, load, read_recipe
 BATCH, N_MEASURED = 256, 30_000
 RATES = {"hfsae": 3e-3, "saelens": 2.4e-3, "dictionary_learning": 4.8e-3, "sparsify": 4.8e-3}
 """The first rate that is tried: the best of each at 131,072 tokens."""
-MOST_RATES = 7
+MOST_RATES, CENTRED = 7, ", centred"
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--l0", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--passes", type=int, default=1)
-    parser.add_argument("--recipe", default="quickstart", help="model, text, site")
+    parser.add_argument("--recipe", default="quickstart", help="model, text, site: or gemma3_270m")
     parser.add_argument("--only", nargs="*", default=[], metavar="LIBRARY.NAME")
     first = "the rate tried first, where it is known to lie lower or higher than at 131,072 tokens"
     parser.add_argument("--first", nargs="*", default=[], metavar="LIBRARY=RATE", help=first)
@@ -65,14 +66,14 @@ def main() -> None:
     activations = args.folder / f"activations-{args.tokens}.safetensors"
     if not activations.exists():
         harvest(read_recipe(args.recipe), args.tokens, activations)
-    sides = [(library, name) for library, names in SIDES.items() for name in names]
     rows = []
-    for library, name in sides:
+    for library, name in ((library, name) for library, names in SIDES.items() for name in names):
         if args.only and f"{library}.{name}" not in args.only:
             continue
-        if library != "hfsae" and args.peers is None:
-            continue
-        rows.append(_measured(args, activations, library, name))
+        if library == "hfsae":
+            rows.append(_measured(args, activations, library, name))
+        elif args.peers is not None:
+            rows += [_measured(args, activations, library, name + more) for more in ("", CENTRED)]
     rows.sort(key=lambda row: row[0])
     tokens = f"{args.tokens:,} tokens" + (f" {args.passes} times" if args.passes > 1 else "")
     print(f"\n{tokens}, {args.d_sae:,} latents, L0 {args.l0}, batch {BATCH}\n")
@@ -156,9 +157,12 @@ def _run(
 ) -> dict:
     """One SAE: from its file, or trained now by the library's own Python."""
     tokens = f"{args.tokens}" if args.passes == 1 else f"{args.tokens}x{args.passes}"
-    path = args.folder / f"{tokens}-{args.d_sae}-{args.l0}-{library}-{name}-{rate:g}-{seed}.json"
+    variant, is_centred = name.removesuffix(CENTRED), name.endswith(CENTRED)
+    side = f"{library}-{variant}{'-centred' if is_centred else ''}"
+    path = args.folder / f"{tokens}-{args.d_sae}-{args.l0}-{side}-{rate:g}-{seed}.json"
     if not path.exists():
-        command = [*script_of(library, args.peers), library, name]
+        command = [*script_of(library, args.peers), library, variant]
+        command += ["--centred"] if is_centred else []
         command += ["--activations", str(activations), "--rate", str(rate), "--seed", str(seed)]
         command += ["--d_sae", str(args.d_sae), "--l0", str(args.l0), "--batch", str(BATCH)]
         command += ["--passes", str(args.passes)]

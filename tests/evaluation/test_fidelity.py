@@ -16,6 +16,7 @@ from hfsae.evaluation import (
     EvaluationResult,
     evaluate,
     evaluate_all,
+    fidelity,
     mean_activation,
 )
 from hfsae.evaluation.result import LOSSES
@@ -275,6 +276,22 @@ def test_the_result_does_not_depend_on_how_rows_are_batched(tiny_lm, batches):
     assert 50 <= a.n_tokens < 60
     assert values(a) == pytest.approx(values(b), rel=1e-4)
     assert torch.equal(a.density, b.density)
+
+
+def test_rows_whose_logits_are_too_many_go_through_the_lm_in_parts(tiny_lm, batches, monkeypatch):
+    whole = evaluate(tiny_lm, rounding_sae(), batches, ARGS)
+    rows, context = batches[0].input_ids.shape
+    assert rows > 2
+    monkeypatch.setattr(fidelity, "_LOGITS", 2 * context * tiny_lm.config.vocab_size)
+    seen = list[int]()
+    handle = tiny_lm.lm_head.register_forward_hook(lambda m, x, logits: seen.append(len(logits)))
+    try:
+        parts = evaluate(tiny_lm, rounding_sae(), batches, ARGS)
+    finally:
+        handle.remove()
+    assert max(seen) == 2
+    assert parts.n_tokens == whole.n_tokens
+    assert values(parts) == pytest.approx(values(whole), rel=1e-4)
 
 
 def test_no_more_batches_are_taken_than_are_needed(tiny_lm, batches):

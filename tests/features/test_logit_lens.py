@@ -16,6 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from hfsae.features import logit_lens
 from hfsae.features.logit_lens import lens_tokens, residual_directions
 from hfsae.lm import patch
 
@@ -74,6 +75,17 @@ def test_lens_logits_carry_the_gain_and_no_factor():
     lens = lens_tokens(lm, direction, k=3, n_vocab=50)
     logits = lm.lm_head.weight @ (direction[0] * (1 + lm.model.norm.weight))
     torch.testing.assert_close(lens.promoted_logits[0], logits.topk(3).values)
+
+
+def test_an_embedding_taken_in_pieces_gives_the_same_tokens(monkeypatch):
+    lm, directions = tiny(FAMILIES["llama"][0]), torch.randn(4, 16)
+    whole = lens_tokens(lm, directions, k=9, n_vocab=50)
+    monkeypatch.setattr(logit_lens, "LENS_EMBEDDING", 7 * 16)  # less than k tokens a piece
+    pieces = lens_tokens(lm, directions, k=9, n_vocab=50)
+    assert torch.equal(pieces.promoted, whole.promoted)
+    assert torch.equal(pieces.suppressed, whole.suppressed)
+    torch.testing.assert_close(pieces.promoted_logits, whole.promoted_logits)
+    torch.testing.assert_close(pieces.suppressed_logits, whole.suppressed_logits)
 
 
 def test_tokens_past_the_vocabulary_are_left_out():

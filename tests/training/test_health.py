@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from hfsae import JumpReLUSAE, JumpReLUSAEConfig, ReLUSAEConfig, SAEConfig
+from hfsae import BatchTopKSAEConfig, JumpReLUSAE, JumpReLUSAEConfig, ReLUSAEConfig, SAEConfig
 from hfsae.training import Trainer, TrainingArguments
 from hfsae.training.health import Reading, diagnose
+from hfsae.training.readings import leading_share
 
 from .planted import PlantedStream
 
@@ -168,3 +169,45 @@ def test_while_lambda_rises_an_l0_above_its_target_has_no_other_cause():
     stuck = Reading(10, 90, 0.1, 90.0, 90.0, 50.0, 1.0, 0.0, 2.0, 0.0, 1.0)
     assert any("thresholds move" in sentence for sentence in diagnose(stuck))
     assert diagnose(replace(stuck, warming_up=True)) == []
+
+
+@pytest.mark.parametrize("whitening, is_told", [(0.0, True), (0.75, False)])
+def test_a_direction_that_dominates_the_activations(
+    whitening, is_told, tmp_path, monkeypatch, caplog
+):
+    make = PlantedStream._make
+
+    def dominated(self, seed, n):
+        much = 40 * torch.randn(n, 1, generator=torch.Generator().manual_seed(seed))
+        return {at: x + much * torch.eye(16)[0] for at, x in make(self, seed, n).items()}
+
+    config = BatchTopKSAEConfig(d_in=16, d_sae=32, site="layers.1", k=3)
+    start = {"init_decoder_data": 0.9, "init_whitening": whitening}
+    said_of(config, tmp_path / "before", **start)
+    assert "one direction" not in caplog.text, "planted activations have none"
+    monkeypatch.setattr(PlantedStream, "_make", dominated)
+    said_of(config, tmp_path / "after", **start)
+    assert ("of the activations' variance: latents" in caplog.text) == is_told
+
+
+def test_the_leading_share_is_that_of_the_largest_eigenvalue():
+    x = torch.randn(500, 16, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 6, 16)
+    variances = torch.linalg.eigvalsh(x.T.cov())
+    assert leading_share(x + 9) == pytest.approx(float(variances[-1] / variances.sum()), rel=1e-2)
+    assert leading_share(torch.ones(4, 16)) == 0
+
+
+@pytest.mark.parametrize("share, is_told", [(0.9, True), (0.0, False)])
+def test_latents_that_never_fire_where_they_start_at_data(share, is_told, tmp_path, monkeypatch):
+    """Trained on less than they start at: the same few activations each time."""
+    make = PlantedStream._make
+
+    def few(self, seed, n):
+        return make(self, seed, n) if seed == 0 else {a: x[:2] for a, x in make(self, 1, n).items()}
+
+    monkeypatch.setattr(PlantedStream, "_make", few)
+    config = BatchTopKSAEConfig(d_in=16, d_sae=32, site="layers.1", k=1)
+    found = said_of(config, tmp_path, init_decoder_data=share, n_tokens=256 * 20)
+    advice = [s for s in found if "have not fired since the start" in s]
+    assert bool(advice) == is_told
+    assert all("set training.init_whitening=0.75" in s for s in advice)

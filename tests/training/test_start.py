@@ -13,6 +13,8 @@ from hfsae.models import variants
 from hfsae.training import Trainer, TrainingArguments, clusters
 from hfsae.training.clusters import residual_clusters_
 from hfsae.training.l0 import L0Control
+from hfsae.training.start import _first_directions_
+from hfsae.training.whitening import whiten_
 
 from ..tiny import D
 from .planted import PlantedStream, arguments, make_sae, weights
@@ -47,14 +49,18 @@ def configs():
 
 
 @pytest.mark.parametrize("config", list(configs()))
-@pytest.mark.parametrize("share, rounds", [(0.0, 0), (0.7, 0), (0.7, 2)])
-def test_a_constant_vector_and_a_factor_change_only_the_bias_and_c(config, share, rounds, tmp_path):
+@pytest.mark.parametrize(
+    "share, rounds, whitening", [(0.0, 0, 0.0), (0.7, 0, 0.0), (0.7, 2, 0.0), (0.7, 2, 0.75)]
+)
+def test_a_constant_vector_and_a_factor_change_only_the_bias_and_c(
+    config, share, rounds, whitening, tmp_path
+):
     saes = []
     for stream in (PlantedStream(), Moved()):
         torch.manual_seed(0)
         sae = AutoModel.from_config(deepcopy(config))  # training writes c into it
         args = arguments(tmp_path / str(len(saes)), steps=20, init_decoder_data=share)
-        args.init_cluster_rounds = rounds
+        args.init_cluster_rounds, args.init_whitening = rounds, whitening
         for name, value in SHORT_RUN.items():
             setattr(args, name, value)
         Trainer(sae, stream, args).train()
@@ -161,11 +167,73 @@ def test_rounds_of_k_means_see_twice_as_many_activations_each_the_last_all():
     assert clusters.seen(100, 40, 2) == [100, 100]
 
 
+def dominated(n: int = 4000) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x = a little of one of eight directions v, and much of u, which tells nothing about v."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(D, D, generator=generator))[0]
+    u, v = basis[0], basis[1:9]
+    much = 10 * torch.randn(n, 1, generator=generator)
+    x = v[torch.arange(n) % 8] + much * u + 0.05 * torch.randn(n, D, generator=generator)
+    return x - x.mean(dim=0), u, v - v.mean(dim=0)
+
+
+@pytest.mark.parametrize("power, finds", [(0.0, False), (1.0, True)])
+def test_in_a_whitened_space_clusters_are_found_beside_a_direction_that_dominates(power, finds):
+    x, u, v = dominated()
+    args = TrainingArguments(
+        init_decoder_data=1, init_cluster_rounds=6, init_whitening=power, n_tokens=4096
+    )
+    columns, rows = _first_directions_(x, x, 16, args)
+    patterns = torch.nn.functional.normalize(v, dim=1)
+    if finds:
+        assert ((columns @ patterns.T).amax(dim=0) > 0.9).all(), "detectors leave u out"
+        assert ((columns @ u).abs() < 0.1).all()
+    else:
+        assert (columns[:8] @ u).abs().mean() > 0.5, "of clusters, not of what they leave"
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(16))
+
+
+def test_a_token_s_pattern_is_the_token_and_its_detector_the_best_linear_one():
+    """At p = 1 the detector is S^-1 x, as in linear discriminant analysis."""
+    x, *_ = dominated()
+    args = TrainingArguments(init_decoder_data=1, init_whitening=1.0)
+    columns, rows = _first_directions_(x.clone(), x.clone(), 8, args)
+    unit = torch.nn.functional.normalize
+    torch.testing.assert_close(rows, unit(x[:8], dim=1), rtol=0, atol=1e-4)
+    detectors = torch.linalg.solve(x.T @ x, x[:8].T).T
+    torch.testing.assert_close(columns, unit(detectors, dim=1), rtol=0, atol=1e-3)
+
+
+def test_a_transcoder_is_whitened_at_both_places():
+    x, *_ = dominated()
+    turn = 3 * torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(1)))[0]
+    args = TrainingArguments(init_decoder_data=1, init_cluster_rounds=3, init_whitening=0.75)
+    same, patterns = _first_directions_(*[x.clone()] * 2, 16, args)
+    columns, rows = _first_directions_(x.clone(), x @ turn, 16, args)
+    torch.testing.assert_close(columns, same, rtol=0, atol=1e-3)
+    turned = torch.nn.functional.normalize(patterns @ turn, dim=1)
+    torch.testing.assert_close(rows, turned, rtol=0, atol=1e-3)
+
+
+def test_variances_near_zero_and_activations_that_do_not_vary_are_whitened_too():
+    x = torch.zeros(50, D)
+    whiten_(x, 1.0)
+    assert not x.any()
+    x[:, 0] = torch.linspace(-1, 1, 50)
+    maps = whiten_(x, 1.0)
+    assert x.isfinite().all() and maps.to.isfinite().all()
+    torch.testing.assert_close(maps.to @ maps.back, torch.eye(D), rtol=0, atol=1e-4)
+
+
 def test_clusters_need_a_share_of_data(tmp_path):
     with pytest.raises(ValueError, match="no effect without"):
         TrainingArguments(init_cluster_rounds=3)
+    with pytest.raises(ValueError, match=r"init_whitening is 0\.5, which has no effect without"):
+        TrainingArguments(init_whitening=0.5)
     with pytest.raises(ValueError, match="must be 0 or more, got -1"):
         TrainingArguments(init_cluster_rounds=-1)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 2"):
+        TrainingArguments(init_decoder_data=0.9, init_whitening=2)
 
 
 def test_a_start_at_clusters_reconstructs_planted_activations_sooner(tmp_path):

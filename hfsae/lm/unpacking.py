@@ -1,0 +1,99 @@
+"""A model whose GGUF file comes in several packages: joined, checked and dequantised once.
+
+Reading such a file takes minutes where a vocabulary is large, and a saved folder a second. The
+folder lies in the cache of Hugging Face's libraries (HF_HOME), under "hfsae".
+"""
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.constants import HF_HOME
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..machine.files import write_whole
+from ..machine.loading import one_at_a_time
+from ..machine.lock import locked
+from ..machine.names import WEIGHTS
+from ..machine.refused import Refused
+from ..machine.weights import file_hash
+from ..packaged import PackagedLM
+
+logger = logging.getLogger(__name__)
+_HASH = "weights.sha256"  # written last: a folder that has it is whole
+_FILE = "joined.gguf"
+
+
+def unpacked(name: str, packaged: PackagedLM) -> Path:
+    """The folder of the dequantised model and its tokenizer, in bfloat16; made if it is missing or
+    its weights are not those that were saved.
+
+    Raises:
+        ValueError: the joined parts are not the file that is expected.
+        OSError: the cache cannot be written to.
+    """
+    folder = Path(HF_HOME) / "hfsae" / name.replace("/", "--")
+    with locked(folder, wait=True):
+        if not _is_whole(folder):
+            logger.warning("%s comes under the %s; unpacking it, once", name, packaged.licence)
+            _unpack_(folder, name, packaged)
+    return folder
+
+
+def dense_weights() -> dict[str, Any]:
+    """Options with which transformers dequantises a GGUF file, whatever kernels there are: packed
+    ones give other numbers."""
+    if not hasattr(transformers, "GgufConfig"):  # an older one always does
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def _is_whole(folder: Path) -> bool:
+    weights, recorded = folder / WEIGHTS, folder / _HASH
+    if not (weights.is_file() and recorded.is_file()):
+        return False
+    return file_hash(weights) == recorded.read_text(encoding="utf-8").strip()
+
+
+def _unpack_(folder: Path, name: str, packaged: PackagedLM) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        path = Path(temporary)
+        if _join(packaged.paths, path / _FILE) != packaged.sha256:
+            raise Refused(
+                f"the packaged copy of {name!r} is of another version, or damaged: `"
+                f"{packaged.install_command} --force-reinstall`"
+            )
+        _save_dense(path, _FILE)
+        (path / _FILE).unlink()
+        for file in path.iterdir():
+            shutil.move(file, folder / file.name)
+    write_whole(folder / _HASH, file_hash(folder / WEIGHTS) + "\n")
+
+
+def _save_dense(folder: Path, file: str) -> None:
+    """Save the model and the tokenizer of a GGUF file beside it."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    with one_at_a_time:
+        lm = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=file, dtype=torch.bfloat16, **dense_weights()
+        )
+    for part in (lm, tokenizer):
+        part.save_pretrained(folder)
+
+
+def _join(parts: Sequence[Path], file: Path) -> str:
+    """Write the parts behind each other; returns the file's SHA-256."""
+    digest = hashlib.sha256()
+    with open(file, "wb") as whole:
+        for part in parts:
+            with open(part, "rb") as piece:
+                while block := piece.read(2**20):
+                    digest.update(block)
+                    whole.write(block)
+    return digest.hexdigest()
