@@ -40,7 +40,7 @@ def test_an_sae_of_another_format_is_evaluated_collected_shown_and_has_a_card(
     monkeypatch.chdir(tmp_path)
     hfsae.save_as(sae, "foreign", "saelens")
     assert main(["show", "foreign"]) == 0
-    assert "`hfsae evaluate foreign --lm.name MODEL" in capsys.readouterr().out
+    assert "`hfsae evaluate foreign --text.dataset TEXT` makes it" in capsys.readouterr().out
     assert main(["evaluate", "foreign", *text, *EVALUATION]) == 0
     assert loads == ["tiny/gemma"]
     out = Path("runs/foreign")

@@ -305,8 +305,6 @@ def _homes(folder: Path) -> list[Path]:
     for home in homes:
         sae = load_folder(home, "hfsae", str(home))  # refuses damaged or inconsistent files
         read_names(home)  # so does this
-        if any((home / name).is_file() for name in (META, LATENTS, EXAMPLES)):
-            FeatureStore.load(home)  # and this
         if (home / PROBE).is_file() and (damaged := sae.verify(home).damaged):
             raise Refused(
                 f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved ({PROBE}); "
@@ -314,6 +312,8 @@ def _homes(folder: Path) -> list[Path]:
             )
         refuse_mixture(home, PUBLISHED)
         refuse_changed(home)
+        if any((home / name).is_file() for name in (META, LATENTS, EXAMPLES)):
+            FeatureStore.load(home)  # refuses tables that are damaged or missing
         cards.render_card(home, examples=False)  # refuses records that are damaged
     return homes
 

@@ -207,8 +207,9 @@ def results_folder(choice: Mapping[str, Any]) -> Path | None:
     Raises:
         ValueError: there is no such SAE.
     """
-    if run := run_folder(choice):
-        return run
+    here = _folder_here(choice)
+    if here is not None and (home_of(here) is not None or weights_hash(here) is None):
+        return here  # of a run; or without weights, so that nothing else can be measured of it
     folder, origin = place(choice, None)
     if folder == origin or not (folder / CONFIG).is_file():
         return origin
