@@ -130,7 +130,7 @@ def _narrowed(config: SAEConfig, d_sae: int) -> SAEConfig:
 def _step_seconds(config: SAEConfig, args: TrainingArguments, batch: int, device: str) -> float:
     args = replace(args, n_tokens=1000 * batch, batch_size=batch, warm_start_steps=0.5)
     # there is a small sample of noise, and no data
-    args = replace(args, init_decoder_data=0.0, init_cluster_rounds=0)
+    args = replace(args, init_decoder_data=0.0, init_cluster_rounds=0, init_whitening=0.0)
     run = Run(AutoModel.from_config(config), args, Accelerator(cpu=device == "cpu"))
     site, target = config.places
     widths = {site: config.d_in, target: config.d_out}

@@ -23,7 +23,7 @@ from hfsae.machine.markdown import table
 from hfsae.training import TrainingArguments
 
 PAPER = {"init_cluster_rounds": 0, "init_decoder_data": 0.0, "init_encoder_scale": 1.0}
-PAPER |= {"max_grad_norm": None}
+PAPER |= {"init_whitening": 0.0, "max_grad_norm": None}
 PAPER |= {"decoder_rate_factor": 1.0, "adam_beta1": 0.9, "adam_beta2": 0.999}
 CASES = {"the quickstart's": {}, **{f"{k}: {v}": {k: v} for k, v in PAPER.items()}}
 CASES["all of these"] = PAPER
