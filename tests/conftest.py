@@ -167,6 +167,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoopbackHub:
     monkeypatch.setattr(huggingface_hub.file_download, "time", clock)
     monkeypatch.setattr(hfsae.hub.upload, "time", clock)
     monkeypatch.setattr(hfsae.machine.client, "time", clock)
+    monkeypatch.setattr(hfsae.machine.client, "_gave_up", None)
     huggingface_hub.HfFileSystem.clear_instance_cache()  # it remembers listings
     if importlib.util.find_spec("datasets"):
         import datasets.config

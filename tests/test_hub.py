@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import threading
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -350,6 +351,7 @@ def test_every_variant_loads_from_everywhere_to_the_bit(hub, config_class, tmp_p
 
 WITHOUT = """
 import sys
+import time
 sys.modules["hfsae"] = None  # cannot be imported
 import torch, transformers
 from safetensors.torch import save_file
@@ -821,6 +823,21 @@ def test_a_busy_hub_is_asked_again(hub, folder, path, status):
     assert len(hub.seen("POST", "/commit/")) >= 1
     assert hfsae.load(ID, token=WRITE).verify().ok
     assert sum(hub.waits) > 0
+
+
+def test_a_hub_that_does_not_answer_is_waited_for_once(unreachable_hub):
+    for _ in range(3):
+        with pytest.raises(ValueError, match="cannot read me/sae"):
+            hfsae.load("me/sae")
+    assert sum(unreachable_hub.waits) == 15
+
+
+def test_a_hub_that_answers_again_is_asked_again_later(hub, pushed, monkeypatch):
+    monkeypatch.setattr(hfsae.machine.client, "_gave_up", time.monotonic())
+    hfsae.load(ID, token=WRITE)
+    hub.faults.append(Fault("GET", "/models/", "status", times=1, status=503))
+    hfsae.load(ID, token=WRITE)
+    assert hub.waits == [1]
 
 
 @pytest.mark.parametrize("status, sentence", [(429, "fewer requests"), (503, "answered 503")])

@@ -26,13 +26,18 @@ from .refused import HubRefused, one_line
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 WAITS = (1.0, 2.0, 4.0, 8.0)
+_FORGETS = 60.0  # seconds
+_gave_up: float | None = None  # when the retries of a call were used up, by time.monotonic
 _PASSING = (408, 429, 500, 502, 503, 504)
 
 
 def patiently(call: Callable[[], T], what: str) -> T:
-    """The call's result; temporary failures are retried."""
+    """The call's result; temporary failures are retried, but not where all retries of a call have
+    failed in the last minute: a verb makes several calls, and each would wait for 15 seconds."""
+    global _gave_up
     call = partial(_answer, call, what)
-    for wait in WAITS:
+    has_given_up = _gave_up is not None and time.monotonic() - _gave_up < _FORGETS
+    for wait in () if has_given_up else WAITS:
         try:
             return call()
         except (HTTPError, RuntimeError) as error:
@@ -41,7 +46,10 @@ def patiently(call: Callable[[], T], what: str) -> T:
             pause = _retry_after(error) or wait
             logger.warning("%s: %s; again in %.0f s", what, _brief(error), pause)
             time.sleep(pause)
-    return call()
+    _gave_up = time.monotonic()
+    result = call()
+    _gave_up = None
+    return result
 
 
 def _answer(call: Callable[[], T], what: str) -> T:
