@@ -351,7 +351,6 @@ def test_every_variant_loads_from_everywhere_to_the_bit(hub, config_class, tmp_p
 
 WITHOUT = """
 import sys
-import time
 sys.modules["hfsae"] = None  # cannot be imported
 import torch, transformers
 from safetensors.torch import save_file
