@@ -251,6 +251,16 @@ def test_without_arguments_the_command_prints_its_help(capsys):
     assert printed.startswith("usage: hfsae VERB")
 
 
+def test_help_of_a_verb_may_be_asked_for_in_both_orders(capsys):
+    printed = []
+    for argv in (["help", "verify"], ["verify", "--help"]):
+        with pytest.raises(SystemExit):
+            main(argv)
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and "usage: hfsae verify" in printed[0]
+    assert "unknown verb 'colect'" in refused(["help", "colect"], capsys)
+
+
 def test_each_verb_s_function_is_where_the_table_has_it():
     for verb in VERBS:
         assert function_of(verb).__doc__.startswith(f"`hfsae {verb}`")

@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> None:
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if argv[:1] == ["help"] and argv[1:]:
+        _dispatch([argv[1], "--help"])
+    elif not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
     elif argv[0] == "--version":
         print(f"hfsae {version('hfsae')}")
