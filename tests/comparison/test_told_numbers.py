@@ -109,14 +109,16 @@ def test_the_verdict_in_the_readme():
         ),
         "three libraries' by 11 to 18 %": "three other libraries' by 11 to 18 %",
         "From scratch it is larger by 2 and 3 % in two;": "at two of six places, by 2 and 3 %",
-        "is level (-0.9 to 0.0 %)": "its areas are -0.9 to 0.0 %",
+        "is level or better (-0.9 to 0.0 %)": "its areas are -0.9 to 0.0 %",
         "588 SAEs": "588 SAEs",
-        "hold in all six comparisons": "are larger at all six places",
+        "in all six comparisons": "are larger at all six places",
     }.items():
         assert there in page
         said(title, words, *map(float, NUMBER.findall(there.replace("six", ""))))
     of_loss = [len(verdicts(LOSS, "", "equal", "sites", only=mark)) for mark in (r"\*\*", "")]
-    assert of_loss[0] <= of_loss[1] / 6 and "In delta loss few differences" in section(title)
+    assert of_loss[0] <= of_loss[1] / 6 and "Delta losses rarely differ" in " ".join(
+        section(title).split()
+    )
 
 
 @pytest.fixture(scope="module")
