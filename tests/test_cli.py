@@ -22,7 +22,7 @@ from hfsae.cli.table import VERBS
 from hfsae.convert import save_as
 from hfsae.machine.files import read_json
 from hfsae.models import variants
-from hfsae.recipe import as_plain, load_trained, make_configs, run, stages
+from hfsae.recipe import as_plain, load_trained, make_configs, read_recipe, run, stages
 
 from .helpers import held_elsewhere, refused
 from .tiny import tiny_recipe
@@ -119,7 +119,8 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
     "argv, sentence",
     [
         (["trian"], "unknown verb 'trian'; closest: 'train'"),
-        (["train", "nowhere.yaml"], "there is no recipe nowhere.yaml"),
+        (["train", "quickstrat"], "no recipe 'quickstrat'; closest: 'quickstart'; give"),
+        (["train", "nowhere.yaml"], "there is no recipe 'nowhere.yaml'"),
         (["train", RECIPE, "--training.bach_size", "5"], "closest: '--training.batch_size'"),
         (["train", RECIPE, "--training.learning_rat", "1"], "closest: '--training.learning_rate'"),
         (["train", RECIPE, "--training.lr", "1"], "closest: '--training.learning_rate'"),
@@ -235,6 +236,19 @@ def test_a_dry_run_prints_the_plan_of_what_the_output_folder_would_refuse(tmp_pa
     assert main(["train", RECIPE, "--dry_run", "--training.output_dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "memory" in printed and "it would be refused: the folder" in printed
+
+
+def test_a_run_with_one_other_setting_is_refused_with_the_option_that_goes_on(tmp_path, capsys):
+    fields = ["--training.output_dir", str(tmp_path), "--lm.source", "packaged"]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000001.pt").touch()
+    recipe = read_recipe("quickstart")
+    recipe.training.output_dir, recipe.lm.source = str(tmp_path), "packaged"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(as_plain(recipe)))
+    said = refused(["train", RECIPE, *fields[:2]], capsys)
+    assert "give --lm.source 'packaged' to go on with it, or another training.output_dir" in said
+    said = refused(["train", RECIPE, *fields[:2], "--seed", "1"], capsys)
+    assert "give another training.output_dir, or delete the folder" in said
 
 
 def test_an_output_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):

@@ -500,7 +500,7 @@ def test_a_carried_recipe_is_found_beside_a_folder_of_its_name_and_a_file_comes_
     carried = recipes.find_recipe("quickstart")
     Path("quickstart").mkdir()
     assert recipes.find_recipe("quickstart") == carried
-    with pytest.raises(ValueError, match="there is no recipe elsewhere; give a YAML file's path"):
+    with pytest.raises(ValueError, match="there is no recipe 'elsewhere'; give a YAML file's path"):
         recipes.find_recipe("elsewhere")
     Path("quickstart").rmdir()
     Path("quickstart").write_text("seed: 1")

@@ -73,6 +73,15 @@ def test_a_language_models_folder_is_refused(tmp_path):
     assert not (tmp_path / "space").exists()
 
 
+def test_another_language_model_than_the_sae_s_is_warned_of(tmp_path, caplog):
+    config = hfsae.JumpReLUSAEConfig(d_in=4, d_sae=8, site="layers.1", model_name="me/lm")
+    hfsae.JumpReLUSAE(config).save_pretrained(tmp_path / "sae")
+    write_space(tmp_path / "space", str(tmp_path / "sae"), model="me/lm")
+    assert not caplog.text
+    write_space(tmp_path / "space", str(tmp_path / "sae"), model="you/lm")
+    assert "the SAE was trained on activations of me/lm: with another model, you/lm" in caplog.text
+
+
 def test_a_folder_is_copied_into_the_space_without_what_is_private(tmp_path):
     sae, space = tmp_path / "sae", tmp_path / "space"
     config = hfsae.JumpReLUSAEConfig(d_in=4, d_sae=8, site="layers.1", model_name="me/lm")

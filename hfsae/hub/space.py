@@ -1,5 +1,6 @@
 """A folder that is a Hugging Face Space: the app of `hfsae demo` for one SAE, ready to push."""
 
+import logging
 import re
 import shutil
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from ..machine.seal import refuse_changed
 from ..machine.weights import PUBLISHED, refuse_mixture
 from .outgoing import files_to_publish, is_sae, published, refuse_keys
 
+logger = logging.getLogger(__name__)
 GRADIO = "6.31.0"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _APP = '''"""The Space: a language model, looked at and steered through a sparse autoencoder.
@@ -73,6 +75,13 @@ def write_space(
         named = _copy_sae(Path(sae, which.pop("subfolder", None) or ""), folder / "sae", which)
         source, base_model = "sae", model or named
         which = {}
+        if model and named and model != named:
+            logger.warning(
+                "the SAE was trained on activations of %s: with another model, %s, its latents "
+                "mean something else, and the app refuses one whose weights differ",
+                named,
+                model,
+            )
     folder.mkdir(parents=True, exist_ok=True)
     options = {name: value for name, value in {"model": model, **which}.items() if value}
     arguments = [repr(source)] if source else []

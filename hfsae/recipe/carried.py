@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from ..machine.files import parse_yaml
-from ..machine.refused import Refused
+from ..machine.refused import Refused, closest
 from .fields import Recipe
 
 # The wheel has them inside the package, a clone beside its scripts.
@@ -29,9 +29,11 @@ def find_recipe(name: str | Path) -> Path:
     for path in (Path(name), _FOLDER / f"{name}.yaml"):  # a folder of that name is in nobody's way
         if path.is_file():
             return path
+    carried = list(carried_recipes())
+    near = closest(str(name), carried)
     raise Refused(
-        f"there is no recipe {name}; give a YAML file's path, or one that comes with hfsae: "
-        f"{', '.join(carried_recipes())}"
+        f"there is no recipe {str(name)!r}{near}; give a YAML file's path, or one that comes with "
+        f"hfsae: {', '.join(carried)}"
     )
 
 

@@ -1,6 +1,7 @@
 """The contents of a run's folder: its recipe, finished stages, stages that a change made stale."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -112,9 +113,12 @@ def stale_stages(recipe: Recipe) -> list[str]:
     if changes := list(differences(theirs, ours, TRAINING_SECTIONS)):
         listed = [f"{key} is {old} there and {new} here" for key, old, new in changes[:_N_SHOWN]]
         more = f"; {len(changes) - _N_SHOWN} more" if len(changes) > _N_SHOWN else ""
+        key, old, _ = changes[0]
+        is_one_word = len(changes) == 1 and re.fullmatch(r"'?[\w./:-]+'?", old) and old != "None"
+        same = f"give --{key} {old} to go on with it, or " if is_one_word else "give "
         raise Refused(
-            f"the folder {root} holds a run of another recipe ({'; '.join(listed)}{more}); give "
-            "another training.output_dir or delete the folder"
+            f"the folder {root} holds a run of another recipe ({'; '.join(listed)}{more}); {same}"
+            "another training.output_dir, or delete the folder"
         )
     sizes = recipe.sizes
     n_tokens = {
