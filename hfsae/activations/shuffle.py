@@ -186,6 +186,10 @@ class ShuffledActivations:
         batches = {site: acts[order].float() for site, acts in bucket.items()}
         return {site: x.pin_memory() for site, x in batches.items()} if self._pins else batches
 
+    def held(self) -> dict[str, Float[Tensor, "_ _"]]:
+        """The current bucket, whole on every process, in the language model's dtype."""
+        return self._filled()
+
     def state_dict(self) -> dict[str, Any]:
         """The position in the stream, from which `load_state_dict` continues."""
         tokens = self._bucket.tokens if self._bucket else self._expected_tokens

@@ -27,6 +27,7 @@ from ..machine.refused import Refused
 from ..models import SAEConfig
 from ..recipe import Recipe, bucket_tokens
 from ..training.kind import SPARSE_BELOW, SPARSE_FROM
+from ..training.refit import check_refit
 from ..training.run import FIRST_LOOK
 from ..training.schedules import in_steps
 from ..training.sharding import check_spread
@@ -54,6 +55,7 @@ _REMEDIES = {  # by the stage that needs the memory
     "activation bucket": "lower shuffle.bucket_tokens",
     "one step, dense": "make a step in parts (training.gradient_accumulation_steps)",
     "one step, sparse": "make a step in parts (training.gradient_accumulation_steps)",
+    "decoder by least squares": "set training.refit_ridge to null",
     "evaluation": "lower evaluation.sae_batch_tokens or harvest.rows",
     "one batch of text": "lower harvest.rows or text.context_size",
     "examples": "lower collect.top, collect.reservoir or collect.window",
@@ -274,6 +276,8 @@ def _stages(
     for config in configs.values():
         if spread:
             check_spread(config, n)
+        if recipe.training.refit_ridge is not None:
+            check_refit(config.d_sae)
     counts = [parameters(config, n if spread else 1) for config in configs.values()]
     sizes = _Sizes([all_ for all_, _ in counts], sum(here for _, here in counts))
     lm_bytes = sum(p.numel() for p in lm.parameters()) * lm_dtype(recipe, lm).itemsize
@@ -301,6 +305,7 @@ def _stages(
         _and(streaming, trained, step),
         _and(streaming, trained, _checkpoint(sizes, spread)),
         _and(streaming, trained, _folding(sizes, spread)),
+        _and(streaming, trained, _folding(sizes, spread), _refit(recipe, configs, spread)),
         _and(always, _Stage({"SAE": _FLOAT * sizes.largest}), _evaluation(recipe, lm, configs)),
         _and(always, _Stage({"SAE": _FLOAT * sizes.largest}), _examples(recipe, lm, configs)),
     ]
@@ -401,6 +406,15 @@ def _folding(sizes: _Sizes, spread: bool) -> _Stage:
     if spread:
         return _Stage({}, {**result, "SAE put together": _FLOAT * sizes.largest})
     return _Stage(result)
+
+
+def _refit(recipe: Recipe, configs: dict[str, SAEConfig], spread: bool) -> _Stage:
+    """The products of latents, the matrix's factor, and what a part of the activations adds."""
+    if recipe.training.refit_ridge is None:
+        return _Stage({})
+    d_sae = max(config.d_sae for config in configs.values())
+    needed: Parts = {"decoder by least squares": 3 * _FLOAT * d_sae**2}
+    return _Stage({}, needed) if spread else _Stage(needed)
 
 
 def _evaluation(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:

@@ -116,6 +116,8 @@ class SAE(Strict):
     config: SAEConfig
     base_model_prefix = ""
     main_input_name = "x"
+    has_one_reconstruction: ClassVar[bool] = True
+    """whether the loss has no reconstruction but that from all latents"""
     float32_parameters: tuple[str, ...] = ()
     """names of parameters that stay float32 whatever dtype the model is moved to"""
 
@@ -412,6 +414,11 @@ class SAE(Strict):
                 rows /= rows.norm(dim=-1, keepdim=True)
 
     @torch.no_grad()
+    def settle_(self, x: Float[Tensor, "n d_in"]) -> None:
+        """Set from activations what follows from batches in training; call it where weights were
+        changed otherwise. The base has nothing of this kind."""
+
+    @torch.no_grad()
     def folded(self) -> "SAE":
         """The same function with activation_scale 1 and no b_dec subtraction (GS appendix B).
 
@@ -468,5 +475,5 @@ def fold_decoder_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
     # Folded rows differ from norm 1 by rounding: left alone, so folding twice changes nothing.
     norms = torch.where((norms - 1).abs() < 1e-6, 1.0, norms).clamp(min=1e-12)
     names = ("W_enc", "b_enc", "b_mag", "threshold")
-    scaled = {name: state[name] * norms for name in names if name in state}
+    scaled = {name: state[name] * norms for name in names if name in state and state[name].ndim}
     return {**state, **scaled, "W_dec": state["W_dec"] / norms[:, None]}

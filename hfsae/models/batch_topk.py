@@ -98,6 +98,13 @@ class BatchTopKSAE(AuxKSAE):
             self.threshold.grad = None  # nothing is left for the optimiser
 
     @torch.no_grad()
+    def settle_(self, x: Float[Tensor, "n d_in"]) -> None:
+        """Set the threshold with which these activations have k latents on average."""
+        smallest = kth_positive(self.pre_activations(x), self.config.k * len(x))
+        below = torch.nextafter(smallest, torch.zeros_like(smallest))  # what equals it fires
+        self.threshold.copy_(below / self.scale)
+
+    @torch.no_grad()
     def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
         """The threshold, for every latent; in training, firing does not depend on it."""
         return (self.scale * self.threshold).expand(self.config.d_sae)

@@ -46,6 +46,7 @@ class Matryoshka(SAE):
     """
 
     config: MatryoshkaConfig
+    has_one_reconstruction = False
 
     def _reconstructions(self, latents: Tensor, x: Tensor, at: Place) -> Sequence[Tensor]:
         sums = nested_sums(latents, self.W_dec, at, self.config.ends)

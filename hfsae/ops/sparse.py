@@ -79,6 +79,16 @@ class Everywhere:
         """Share of marked pairs among all pairs of a token and a latent."""
         return mask.float().mean()
 
+    def sums_by_latent(
+        self, values: Float[Tensor, "tokens d_sae"], x: Float[Tensor, "tokens d"]
+    ) -> Float[Tensor, "d_sae d"]:
+        """For each latent, the sum over tokens of value * x[token]."""
+        return values.T @ x
+
+    def gram(self, values: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, "d_sae d_sae"]:
+        """For each pair of latents, the sum over tokens of the product of their values."""
+        return values.T @ values
+
 
 EVERYWHERE = Everywhere()
 
@@ -204,13 +214,24 @@ class Entries:
             return kernels.dots(x, W, self.tokens, self.latents)
         if not len(self):
             return x.new_zeros(0)
-        size, zeros = (self.d_sae, self.n_tokens), x.new_zeros(len(self))
-        with warnings.catch_warnings():  # torch warns once that its CSR tensors are in beta
-            warnings.filterwarnings("ignore", "Sparse CSR")
-            pattern = torch.sparse_csr_tensor(
-                self.latent_offsets, self.tokens, zeros, size, check_invariants=False
-            )
+        pattern = self._rows_by_latent(x.new_zeros(len(self)))
         return torch.sparse.sampled_addmm(pattern, W, x.T, beta=0.0).values()
+
+    def _rows_by_latent(self, values: Float[Tensor, " n"]) -> Float[Tensor, "d_sae tokens"]:
+        """A sparse matrix in CSR's layout."""
+        size = (self.d_sae, self.n_tokens)
+        return _csr(self.latent_offsets, self.tokens, values, size)
+
+    def gram(self, values: Float[Tensor, " n"]) -> Float[Tensor, "d_sae d_sae"]:
+        """For each pair of latents, the sum over tokens of the product of their values."""
+        if on_gpu(values) or not torch.backends.mkl.is_available():
+            dense = values.new_zeros(self.n_tokens, self.d_sae)
+            dense[self.tokens, self.latents] = values
+            return EVERYWHERE.gram(dense)
+        by_token = values.index_select(0, self.by_token)
+        size = (self.n_tokens, self.d_sae)
+        tokens = _csr(self.token_offsets, self.latents_by_token, by_token, size)
+        return (self._rows_by_latent(values) @ tokens).to_dense()
 
     def sums_by_token(
         self, values: Float[Tensor, " n"], W: Float[Tensor, "d_sae d"]
@@ -325,6 +346,12 @@ def _bags(rows: Tensor, table: Tensor, offsets: Tensor, weights: Tensor) -> Tens
     return nn.functional.embedding_bag(
         rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
     )
+
+
+def _csr(offsets: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    with warnings.catch_warnings():  # torch warns once that its CSR tensors are in beta
+        warnings.filterwarnings("ignore", "Sparse CSR")
+        return torch.sparse_csr_tensor(offsets, columns, values, size, check_invariants=False)
 
 
 def on_gpu(x: Tensor) -> bool:

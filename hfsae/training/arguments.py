@@ -86,6 +86,12 @@ class TrainingArguments:
     of the variance."""
     init_encoder_scale: float = 1.0
     """Norm of encoder columns at the start, as a factor on that of decoder rows (the paper: 1)."""
+    refit_ridge: float | None = None
+    """After the last step, fit decoder rows and bias by least squares to the activations that the
+    stream still holds, its last bucket. The trained rows count as if they fitted this many times as
+    many activations (`training/refit.py`). 0.1 lowers FVU by 4 to 7 % at 131k tokens, by 0.6 % at
+    524k. None: no refit. SAEs whose loss has several reconstructions (Matryoshka) are left as they
+    are."""
     dead_after_tokens: int = 10_000_000
     """A latent that has not fired for this many tokens counts as dead."""
     bf16: bool = False
@@ -147,6 +153,7 @@ class TrainingArguments:
                 )
         positive = ("learning_rate", "threshold_learning_rate", "decoder_rate_factor")
         positive += ("max_grad_norm", "l0_gain", "init_encoder_scale", "warm_start_l0")
+        positive += ("refit_ridge",)
         for name in (*positive, "bandwidth_start", "adam_epsilon"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

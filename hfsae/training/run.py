@@ -22,6 +22,7 @@ from .kind import StepKind
 from .l0 import L0Control
 from .optimiser import Optimiser
 from .readings import Readings, Silence, StepOutput
+from .refit import check_refit
 from .schedules import geometric, in_steps
 from .sharding import check_spread, everywhere, local, part, shard_, unshard_, whole
 from .start import start_
@@ -46,6 +47,8 @@ class Run:
         accelerator: Accelerator,
         workspace: Workspace | None = None,
     ) -> None:
+        if args.refit_ridge is not None:
+            check_refit(sae.config.d_sae)
         self.sae, self.args, self.accelerator = sae.train(), args, accelerator
         self.workspace = workspace or Workspace()  # may be shared by runs that take turns
         sae.lay_out_by_latent()

@@ -42,6 +42,7 @@ from . import checkpoint
 from .arguments import TrainingArguments
 from .identity import Identity
 from .interrupt import Interrupt
+from .refit import refit_
 from .run import Run
 from .schedules import in_steps
 from .start import sample_size
@@ -59,6 +60,10 @@ class ActivationStream(Protocol):  # checkable: shapes and types are checked in 
 
     def sample(self, n: int) -> dict[str, Tensor]:
         """n activations by site, without moving on in the stream."""
+        ...
+
+    def held(self) -> dict[str, Tensor]:
+        """By site, the activations [n, d] among which the last batch was, in any dtype."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,6 +160,13 @@ class Trainer(Generic[Trained]):
             name: Run(sae, own.get(name, args), self.accelerator, workspace)
             for name, sae in named.items()
         }
+        refits = any(run.args.refit_ridge is not None for run in self.runs.values())
+        if refits and not hasattr(stream, "held"):
+            raise Refused(
+                "training.refit_ridge fits the decoder to what the stream holds, and this stream "
+                "has no method held(), which returns {site: activations}; add it, or set "
+                "refit_ridge to None"
+            )
         self.identity = Identity(args, named, text, own)
         self.interrupt = Interrupt()
         self.steps_done = 0
@@ -348,7 +360,7 @@ class Trainer(Generic[Trained]):
                 _cut_log(self.output_dir / name / LOG, self.steps_done)
 
     def _finish(self) -> dict[str, SAE]:
-        folded = {name: run.whole_sae().eval().folded() for name, run in self.runs.items()}
+        folded = {name: self._finished(name) for name in self.runs}
         if self.accelerator.is_main_process:
             for name, sae in folded.items():
                 save_whole(sae, self.output_dir / name, self.record(name))
@@ -356,6 +368,16 @@ class Trainer(Generic[Trained]):
             tracker.finish()
         self.accelerator.trackers = []
         return folded
+
+    def _finished(self, name: str) -> SAE:
+        run = self.runs[name]
+        sae, ridge = run.whole_sae().eval().folded(), run.args.refit_ridge
+        if ridge is not None and sae.has_one_reconstruction:
+            held, start = self.stream.held(), time.perf_counter()
+            x, target = (held[site] for site in sae.config.places)
+            refit_(sae, x, target, ridge)
+            self.sae_seconds[name] += time.perf_counter() - start
+        return sae
 
     def record(self, name: str) -> dict[str, Any]:
         """The record of the run, for the card: arguments, counts, seconds, versions."""

@@ -115,6 +115,9 @@ def hfsae(
         def sample(self, n: int) -> dict[str, Tensor]:
             return {"x": problem.train[:n].float()}
 
+        def held(self) -> dict[str, Tensor]:
+            return {"x": problem.train[-BUCKET:]}
+
         def state_dict(self) -> dict:
             return {}
 

@@ -100,6 +100,7 @@ FIELDS: dict[str, list[str]] = {
     "training.init_decoder_data": ["zeros", "1.5", "-1"],
     "training.init_cluster_rounds": ["-1", "x"],
     "training.init_whitening": ["2", "-1", ".nan", "x"],
+    "training.refit_ridge": ["0", "-1", ".inf", "x"],
     "training.init_encoder_scale": ["0", "-1", ".nan", "x"],
     "training.unit": ["metre"],
     "training.shard_latents": ["7"],

@@ -87,6 +87,7 @@ def test_sums_are_those_of_matrix_products(problem):
     assert_close(at.sums_by_token(values, W), matrix @ W.double())
     assert_close(at.sums_by_latent(values, x), matrix.T @ x.double())
     assert_close(at.totals_by_latent(values), matrix.sum(0))
+    assert_close(at.gram(values), matrix.T @ matrix)
 
 
 def test_sums_by_latent_are_the_same_a_row_at_a_time(problem, monkeypatch):

@@ -8,7 +8,7 @@ import jaxtyping
 import torch
 from torch import Tensor
 
-from hfsae import JumpReLUSAE, JumpReLUSAEConfig
+from hfsae import SAE, JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.training import TrainingArguments
 
 
@@ -43,6 +43,9 @@ class PlantedStream:
 
     def sample(self, n: int) -> dict[str, Tensor]:
         return self._make(0, min(n, 4096))
+
+    def held(self) -> dict[str, Tensor]:
+        return self._make(1, 4096)
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}
@@ -84,7 +87,7 @@ def arguments(folder: Path, steps: int = 40, **fields) -> TrainingArguments:
     return TrainingArguments(output_dir=str(folder), **defaults | fields)
 
 
-def weights(sae: JumpReLUSAE) -> dict[str, torch.Tensor]:
+def weights(sae: SAE) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in sae.named_parameters()}
 
 

@@ -1,0 +1,93 @@
+"""The decoder of a trained SAE once more, by least squares.
+
+A decoder row learns only where its latent fires, so in a short run the decoder is behind the
+encoder. Latents f stay as they are here, and rows W and bias b become a ridge regression of the
+target t on them:
+
+    min  sum |t - f W - b|^2  +  ridge n sum_i var(f_i) |W_i - V_i|^2
+
+V are the trained rows. They count as if they fitted ridge * n activations of their own, so that
+rows of latents that fire seldom do not follow single tokens. Rows then get norm 1 again, and
+latents the norms that rows had, which changes no reconstruction. Where latents are selected by
+rank (TopK, BatchTopK), they are ranked from then on by the length of what they write.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..machine.refused import Refused
+from ..models import SAE
+from ..models.base import fold_decoder_norms
+from ..ops import Workspace
+
+MOST_LATENTS = 2**15
+_AT_ONCE = 2**13  # activations
+_CONSTANT = 1e-6  # share of a latent's mean square: one that varies less does not tell a row
+
+
+class _Sums(NamedTuple):
+    """Over activations: of latents f and errors e = t - f V - b, before the refit."""
+
+    gram: Float[Tensor, "d_sae d_sae"]
+    """f^T f"""
+    cross: Float[Tensor, "d_sae d_out"]
+    """f^T e"""
+    latents: Float[Tensor, " d_sae"]
+    errors: Float[Tensor, " d_out"]
+
+
+def check_refit(d_sae: int) -> None:
+    """Refuse a dictionary that is too wide: a refit holds a matrix of d_sae^2 numbers, twice."""
+    if d_sae > MOST_LATENTS:
+        raise Refused(
+            f"training.refit_ridge would hold {8 * d_sae**2 / 1e9:,.0f} GB for {d_sae:,} latents; "
+            f"it is for short runs of at most {MOST_LATENTS:,} latents: set it to null"
+        )
+
+
+@torch.no_grad()
+def refit_(
+    sae: SAE, x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], ridge: float
+) -> None:
+    """Fit decoder rows and bias of a folded SAE to activations, raw units, on any device."""
+    sums, n = _sums(sae, x, target), len(x)
+    change = _solved(sums, n, ridge)
+    state = sae.state_dict()
+    state["b_dec"] = state["b_dec"] + (sums.errors - sums.latents @ change) / n
+    state["W_dec"] = state["W_dec"] + change
+    sae.load_state_dict(fold_decoder_norms(state))
+    sae.settle_(x[:_AT_ONCE].to(sae.device).float())
+
+
+def _sums(sae: SAE, x: Tensor, target: Tensor) -> _Sums:
+    d_sae, d_out, device = sae.config.d_sae, sae.config.d_out, sae.device
+    shapes = ((d_sae, d_sae), (d_sae, d_out), (d_sae,), (d_out,))
+    sums = _Sums._make(torch.zeros(shape, device=device) for shape in shapes)
+    workspace = Workspace() if sae.can_be_sparse else None
+    for part, wanted in zip(x.split(_AT_ONCE), target.split(_AT_ONCE), strict=True):
+        part, wanted = part.to(device).float(), wanted.to(device).float()
+        out = sae(part, workspace=workspace)
+        error = wanted - out.recon
+        sums.gram.add_(out.at.gram(out.latents))
+        sums.cross.add_(out.at.sums_by_latent(out.latents, error))
+        sums.latents.add_(out.at.totals_by_latent(out.latents))
+        sums.errors.add_(error.sum(dim=0))
+    return sums
+
+
+def _solved(sums: _Sums, n: int, ridge: float) -> Float[Tensor, "d_sae d_out"]:
+    """The change of decoder rows. Latents are centred, which takes the bias out, and divided by
+    their spread, which makes the matrix's diagonal 1 + ridge. Overwrites the sums of products."""
+    gram, cross, squares = sums.gram, sums.cross, sums.gram.diagonal().clone()
+    gram.addr_(sums.latents, sums.latents, alpha=-1 / n)
+    cross.addr_(sums.latents, sums.errors, alpha=-1 / n)
+    variances = gram.diagonal().clone()
+    tells = variances > _CONSTANT * squares
+    weights = torch.where(tells, variances.clamp(min=0).rsqrt(), 0.0)
+    gram.mul_(weights[:, None]).mul_(weights)
+    gram.diagonal().fill_(1 + ridge)
+    solved = torch.cholesky_solve(cross * weights[:, None], torch.linalg.cholesky(gram))
+    return solved * weights[:, None]
