@@ -4,10 +4,12 @@
 
 Every library trains SAEs of the same width and L0 on the same activations in the same order, in
 batches of the same size, each with its own start, loss, optimiser and schedule. The other libraries
-get activations as they are and, as another side, less their mean, which hfsae subtracts by itself;
-the better counts. Rates are a factor of 2 apart; neighbours of the best are tried until both are
-worse. The rate with the lowest FVU on validation documents is taken, and FVU is reported on test
-documents, at the L0 asked for (thresholds times one factor, found on validation), over the seeds.
+get activations as they are or less their mean, which hfsae subtracts by itself: whichever is better
+on validation documents at the library's first rate. Rates are a factor of 2 apart; neighbours of
+the best are tried until both are worse. The rate with the lowest FVU on validation is taken, and
+FVU is reported on test documents, at the L0 asked for (thresholds times one factor, found on
+validation), over the seeds. With `--with_start` each also trains from hfsae's start, and with its
+Adam's moments where the library lets one choose: what is the library, what the setting?
 With `--passes 2` every library trains twice on each 131,072 tokens, the second time in another
 order, as `shuffle.passes` does: the language model, often the larger cost, runs once.
 PEERS is what `scripts/interop/environments.sh PEERS saelens dictionary_learning sparsify` made.
@@ -24,7 +26,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quality_sides import SIDES
+from quality_sides import SIDES, write_start
+from safetensors.torch import load_file
 
 from hfsae.activations import Harvester, PackedRows, ShuffledActivations
 from hfsae.comparison.estimates import t_interval
@@ -35,7 +38,7 @@ from hfsae.recipe import Recipe, load, read_recipe
 BATCH, N_MEASURED = 256, 30_000
 RATES = {"hfsae": 3e-3, "saelens": 2.4e-3, "dictionary_learning": 4.8e-3, "sparsify": 4.8e-3}
 """The first rate that is tried: the best of each at 131,072 tokens."""
-MOST_RATES, CENTRED = 7, ", centred"
+MOST_RATES, CENTRED, STARTED = 7, ", centred", ", hfsae's start"
 
 
 def main() -> None:
@@ -56,6 +59,7 @@ def main() -> None:
     parser.add_argument(
         "--no_search", action="store_true", help="take --first's rates, searched before, as best"
     )
+    parser.add_argument("--with_start", action="store_true", help="also from hfsae's start")
     args = parser.parse_args()
     for given in args.first:
         library, _, rate = given.partition("=")
@@ -65,7 +69,8 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     activations = args.folder / f"activations-{args.tokens}.safetensors"
     if not activations.exists():
-        harvest(read_recipe(args.recipe), args.tokens, activations)
+        recipe = read_recipe(args.recipe)
+        harvest(recipe, args.tokens, {recipe.sites[0]: activations})
     rows = []
     for library, name in ((library, name) for library, names in SIDES.items() for name in names):
         if args.only and f"{library}.{name}" not in args.only:
@@ -73,7 +78,11 @@ def main() -> None:
         if library == "hfsae":
             rows.append(_measured(args, activations, library, name))
         elif args.peers is not None:
-            rows += [_measured(args, activations, library, name + more) for more in ("", CENTRED)]
+            rows.append(
+                _measured(
+                    args, activations, library, _better_input(args, activations, library, name)
+                )
+            )
     rows.sort(key=lambda row: row[0])
     tokens = f"{args.tokens:,} tokens" + (f" {args.passes} times" if args.passes > 1 else "")
     print(f"\n{tokens}, {args.d_sae:,} latents, L0 {args.l0}, batch {BATCH}\n")
@@ -81,23 +90,27 @@ def main() -> None:
     print(table([head, *(row[1] for row in rows)]))
 
 
-def harvest(recipe: Recipe, n_tokens: int, path: Path) -> None:
-    """Write the activations: `train` in the order of training, `validation` and `test`."""
+def harvest(recipe: Recipe, n_tokens: int, paths: dict[str, Path]) -> None:
+    """Write each site's activations: `train` in the order of training, `validation` and `test`."""
     share = recipe.text.validation_fraction or 0.05
     recipe = replace(recipe, text=replace(recipe.text, validation_fraction=share))
-    loaded, (site,) = load(recipe.lm), recipe.sites
+    loaded, sites = load(recipe.lm), list(paths)
     rows = PackedRows(loaded.tokenizer, recipe.text, "train", rows=recipe.harvest.rows, epochs=None)
-    harvester = Harvester(loaded.lm, [site], recipe.harvest)
+    harvester = Harvester(loaded.lm, sites, recipe.harvest)
     stream = ShuffledActivations(rows, harvester, recipe.shuffle, BATCH)
-    train = [stream.next_batch()[site].bfloat16() for _ in range(n_tokens // BATCH)]
-    tensors = {"train": torch.cat(train)}
+    sides = {"train": [stream.next_batch() for _ in range(n_tokens // BATCH)]}
     for side in ("validation", "test"):
         rows = PackedRows(
             loaded.tokenizer, recipe.text, side, rows=recipe.harvest.rows, max_tokens=N_MEASURED
         )
-        own = Harvester(loaded.lm, [site], recipe.harvest, norm_limits=harvester.norm_limits)
-        tensors[side] = torch.cat([own(batch).activations[site].bfloat16() for batch in rows])
-    write_tensors(path, tensors, {"site": site, "record": json.dumps(stream.record)})
+        own = Harvester(loaded.lm, sites, recipe.harvest, norm_limits=harvester.norm_limits)
+        sides[side] = [own(batch).activations for batch in rows]
+    for site, path in paths.items():
+        tensors = {
+            side: torch.cat([batch[site].bfloat16() for batch in batches])
+            for side, batches in sides.items()
+        }
+        write_tensors(path, tensors, {"site": site, "record": json.dumps(stream.record)})
 
 
 def _measured(
@@ -134,6 +147,13 @@ def _best_rate(args: argparse.Namespace, activations: Path, library: str, name: 
             sys.exit(f"{library}, {name}: the best of {len(tried)} rates, {best:g}, is at an edge")
 
 
+def _better_input(args: argparse.Namespace, activations: Path, library: str, name: str) -> str:
+    """The side's name, marked where it does better on activations less their mean."""
+    names, rate = (name, name + CENTRED), RATES[library]
+    runs = {each: _run(args, activations, library, each, rate, 0) for each in names}
+    return min(names, key=lambda each: _fvu_at(args.l0, runs[each]["validation"]))
+
+
 def _fvu_at(l0: int, measured: dict[str, float]) -> float:
     """FVU; inf where no factor on the thresholds gives the L0, as after a collapse."""
     return measured["fvu"] if abs(measured["l0"] / l0 - 1) < 0.05 else float("inf")
@@ -157,12 +177,17 @@ def _run(
 ) -> dict:
     """One SAE: from its file, or trained now by the library's own Python."""
     tokens = f"{args.tokens}" if args.passes == 1 else f"{args.tokens}x{args.passes}"
-    variant, is_centred = name.removesuffix(CENTRED), name.endswith(CENTRED)
-    side = f"{library}-{variant}{'-centred' if is_centred else ''}"
+    variant, *more = name.split(", ")
+    side = "-".join([library, variant, *(each.replace(" ", "_") for each in more)])
     path = args.folder / f"{tokens}-{args.d_sae}-{args.l0}-{side}-{rate:g}-{seed}.json"
     if not path.exists():
         command = [*script_of(library, args.peers), library, variant]
-        command += ["--centred"] if is_centred else []
+        command += ["--centred"] if CENTRED in name else []
+        if STARTED in name:
+            start = args.folder / f"start-{args.tokens}-{args.d_sae}-{seed}.safetensors"
+            if not start.exists():
+                write_start(load_file(activations)["train"], args.d_sae, seed, start)
+            command += ["--start", str(start)]
         command += ["--activations", str(activations), "--rate", str(rate), "--seed", str(seed)]
         command += ["--d_sae", str(args.d_sae), "--l0", str(args.l0), "--batch", str(BATCH)]
         command += ["--passes", str(args.passes)]
