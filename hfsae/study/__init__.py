@@ -8,7 +8,7 @@ space       a Space for the page, and a private data set for the plan and the an
 hosted      the page there
 agreement   how far raters agree
 estimates   means and differences, with intervals
-correlation of ratings with a score: corrected for raters, and the AUC of yes against no
+correlation of ratings with scores: corrected for the raters' errors, and the AUC of yes against no
 results     the figures of a study
 report      closing it, and writing them down
 """

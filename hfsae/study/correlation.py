@@ -70,7 +70,7 @@ def corrected(ratings: np.ndarray, scores: np.ndarray) -> Interval:
 
     The 95 % interval has the values at which numerator and value times denominator do not differ,
     as Fieller's for a quotient, but in Fisher's z; variances are jackknifes over latents. In
-    simulated studies it covers the truth in 94 to 97 % (scripts/studies/coverage.py). NaNs where
+    simulated studies it covers the truth in 93 to 97 % (scripts/studies/coverage.py). NaNs where
     the denominator may be 0, as the raters' agreement may be none: of two raters, for example, of
     whom one answers at random.
 
@@ -153,8 +153,10 @@ def auc_interval(yes: np.ndarray, no: np.ndarray) -> Interval:
     The 95 % interval is Newcombe's method 5 (Statistics in Medicine 25, 2006), which holds for a
     few latents and for classes that do not overlap: the values that are not rejected, with Hanley
     and McNeil's variance at that value. Where the variance of DeLong et al. (1988) is larger, as
-    for classes that are not spread alike, the variance is larger by their ratio. NaN bounds for
-    fewer than 5 of a class.
+    for classes that are not spread alike, the variance is larger by their ratio. In simulated
+    studies it covers the truth in 93 to 99 %, and in 89 where one class is spread three times as
+    widely and has a fifth of the latents (scripts/studies/coverage.py). NaN bounds for fewer than
+    5 of a class.
 
     Args:
         yes: [latents] scores of those rated yes.
@@ -166,13 +168,15 @@ def auc_interval(yes: np.ndarray, no: np.ndarray) -> Interval:
         return Interval(value, math.nan, math.nan)
     by_class = pairs.mean(1).var(ddof=1) / len(yes) + pairs.mean(0).var(ddof=1) / len(no)
     assumed = _auc_variance(value, *pairs.shape)
-    factor = stats.norm.ppf(0.975) ** 2 * (max(1.0, by_class / assumed) if assumed > 0 else 1.0)
+    larger = max(1.0, float(by_class) / assumed) if assumed > 0 else 1.0
+    factor = float(stats.norm.ppf(0.975)) ** 2 * larger
 
     def excess(true: float) -> float:
         return (value - true) ** 2 - factor * _auc_variance(true, *pairs.shape)
 
-    low = _root(excess, 0.0, value - 1e-6) if value > 0 else 0.0
-    high = _root(excess, value + 1e-6, 1.0) if value < 1 else 1.0
+    # at 0 and 1 themselves the variance is 0
+    low = _root(excess, 0.0, min(value, 1 - 1e-9)) if value > 0 else 0.0
+    high = _root(excess, max(value, 1e-9), 1.0) if value < 1 else 1.0
     return Interval(value, low, high)
 
 

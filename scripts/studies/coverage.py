@@ -12,6 +12,7 @@ latents. One core, some minutes.
 import argparse
 import math
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 from scipy import stats
@@ -82,19 +83,19 @@ def by_alpha(ratings: np.ndarray, scores: np.ndarray) -> float:
 def of_auc(n_studies: int, rng: np.random.Generator) -> Iterator[list[str]]:
     """Rows of the AUC: scores are normal, and as widely spread in both classes or not."""
     yield ["yes", "no", "spread, yes : no", "AUC", "bootstrap", "coverage", "width"]
-    for n_yes, n_no in [(5, 8), (15, 15), (22, 8), (25, 5)]:
-        for spread_yes, spread_no in [(1.0, 1.0), (1.0, 3.0), (3.0, 1.0)]:
-            for truth in (0.5, 0.75, 0.95):
-                apart = float(stats.norm.ppf(truth)) * math.hypot(spread_yes, spread_no)
-                yes = rng.normal(apart, spread_yes, size=(n_studies, n_yes))
-                no = rng.normal(0, spread_no, size=(n_studies, n_no))
-                ours = [auc_interval(*each) for each in zip(yes, no, strict=True)]
-                plain = [bootstrapped(*each, rng) for each in zip(yes, no, strict=True)]
-                yield [
-                    *(str(n_yes), str(n_no), f"{spread_yes:g} : {spread_no:g}", f"{truth:g}"),
-                    *(f"{covered(each, truth):.3f}" for each in (plain, ours)),
-                    width(ours),
-                ]
+    spreads = [(1.0, 1.0), (1.0, 2.0), (2.0, 1.0), (1.0, 3.0), (3.0, 1.0)]
+    numbers = [(5, 8), (15, 15), (22, 8), (25, 5)]
+    for (one, other), (n_yes, n_no), truth in product(spreads, numbers, [0.5, 0.75, 0.95]):
+        apart = float(stats.norm.ppf(truth)) * math.hypot(one, other)
+        yes = rng.normal(apart, one, size=(n_studies, n_yes))
+        no = rng.normal(0, other, size=(n_studies, n_no))
+        ours = [auc_interval(*each) for each in zip(yes, no, strict=True)]
+        plain = [bootstrapped(*each, rng) for each in zip(yes, no, strict=True)]
+        yield [
+            *(str(n_yes), str(n_no), f"{one:g} : {other:g}", f"{truth:g}"),
+            *(f"{covered(each, truth):.3f}" for each in (plain, ours)),
+            width(ours),
+        ]
 
 
 def bootstrapped(yes: np.ndarray, no: np.ndarray, rng: np.random.Generator) -> Interval:

@@ -59,6 +59,12 @@ def test_five_against_eight_that_do_not_overlap_may_have_an_auc_of_0_7():
     assert mirrored == pytest.approx((0, 0, 1 - low), abs=1e-4)
 
 
+def test_an_auc_of_many_latents_may_be_one_pair_below_1():
+    yes = np.append(np.arange(1000.0, 1999), 998.5)
+    value, low, high = auc_interval(yes, np.arange(1000.0))
+    assert value == 1 - 1e-6 and 0.99 < low < value < high <= 1
+
+
 @pytest.mark.parametrize(("n_yes", "n_no"), [(5, 8), (15, 15), (8, 22)])
 @pytest.mark.parametrize("truth", [0.5, 0.75, 0.95])
 def test_intervals_of_the_auc_hold_it_in_at_least_93_of_100_studies(n_yes, n_no, truth):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 
 import pyarrow as pa
@@ -229,8 +230,17 @@ def test_scores_of_explanations_stand_beside_ratings_without_their_controls(
     correlation = scores[0].correlation
     assert correlation.spearman.value == pytest.approx(1)
     assert (correlation.n_yes, correlation.n_no, correlation.auc.value) == (10, 5, 1)
+    alone = results_of(answers.only(["ada"]), study).scores[0].correlation
+    assert math.isnan(alone.corrected.value)
     close(study)
     assert "| 10 / 5 | 1.00 [0.72, 1.00] |" in write_report(study)
+
+
+def test_a_correlation_that_cannot_be_corrected_for_raters_says_so(study, tmp_path, monkeypatch):
+    answer_all(study, Plan.load(study), "ada", careful)
+    explained(study, tmp_path, monkeypatch, lambda sae, i: i / 10)
+    close(study)
+    assert "| cannot be estimated |" in write_report(study)
 
 
 def test_pairs_of_the_signed_rank_test_lie_in_one_block(study):
