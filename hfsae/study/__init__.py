@@ -7,7 +7,8 @@ server      the page, which shows an item's windows and nothing of what it is
 space       a Space for the page, and a private data set for the plan and the answers
 hosted      the page there
 agreement   how far raters agree
-estimates   means, differences and correlations, with intervals
+estimates   means and differences, with intervals
+correlation of ratings with scores: corrected for the raters' errors, and the AUC of yes against no
 results     the figures of a study
 report      closing it, and writing them down
 """

@@ -24,9 +24,12 @@ from ..machine.names import (
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import CHANGED, is_changed, sealed
 from .answers import Ledger, answer_hashes, is_closed, ledgers
-from .estimates import LEAST
+from .correlation import LEAST
 from .plan import Plan
 from .results import (
+    CHANCE_P,
+    FAILURES,
+    LEAST_JUDGED,
     LEAST_OWN,
     LEAST_PASSED,
     Answers,
@@ -143,18 +146,31 @@ def _parts(
     yield _about(plan, raters, read_json(study / STUDY_CLOSED), about)
     yield from _results(answers, study, "" if not failed else "all raters, ")
     if failed:
-        yield f"**{_listed(failed)}** rated most random directions yes."
+        yield " ".join(_reasons(raters))
         passing = [rater.name for rater in raters if rater.passes]
         if passing:
             yield from _results(answers.only(passing), study, f"without {_listed(failed)}, ")
     yield "## Raters"
     yield _raters(raters)
     yield (
-        "Controls passed: random directions, which fire as often as latents, not rated yes; below "
-        f"{LEAST_PASSED:.0%} the figures above stand with and without the rater. Intruders: which "
-        "of five windows is of another latent; chance is 0.2. In brackets: Wilson's 95 % intervals."
+        "Controls passed: random directions, which fire as often as latents, not rated yes. "
+        "Intruders: which of five windows is of another latent; chance is 0.2. With the others: "
+        "rank correlation with the ratings of another rater, mean over them. In brackets: Wilson's "
+        "95 % intervals. The figures above stand with and without a rater who fails: who passed "
+        f"less than {LEAST_PASSED:.0%} of the controls, named intruders no more often than by "
+        f"chance (one-sided exact binomial p above {CHANCE_P:g}), or gave less than "
+        f"{LEAST_PASSED:.0%} of the repeated items the same answer again; intruders and repeats "
+        f"count from {LEAST_JUDGED} on."
     )
     yield from _words(answers)
+
+
+def _reasons(raters: Sequence[Rater]) -> Iterator[str]:
+    """A sentence for each way to fail, with those who did."""
+    for failure, text in FAILURES.items():
+        names = [rater.name for rater in raters if failure in rater.failures]
+        if names:
+            yield f"**{_listed(names)}** {text}."
 
 
 def _about(plan: Plan, raters: Sequence[Rater], closed: Mapping[str, Any], about: str) -> str:
@@ -176,8 +192,8 @@ def _results(answers: Answers, study: Path, who: str) -> Iterator[str]:
     yield _saes(results.saes)
     yield (
         "Do the marked tokens share one meaning: no 0, maybe 1, yes 2. Intervals: 95 % bootstraps "
-        "over latents, for these raters; in the column before the last over latents and raters, "
-        "both drawn anew."
+        "over latents, for these raters; in the column before the last for other raters, too, "
+        "by a t-interval that is wide for two raters who are not alike."
     )
     if results.differences:
         yield f"## {_title(who + 'differences')}"
@@ -247,10 +263,13 @@ def _scores(results: Results, plan: Plan, study: Path, who: str) -> Iterator[str
         yield (
             "Mean rating of latents (no random directions: pooled with them any score would "
             "correlate) with the scores of `hfsae explain`; 95 % bootstraps over latents; an SAE "
-            f"of its own from {LEAST_OWN} latents on; "
-            "corrected for the raters' reliability (Cronbach's alpha), not for the score's. AUC: "
-            "how often a latent rated yes (mean 1.5 or more) has the larger score than one rated "
-            f"no (0.5 or less); its interval needs {LEAST} of each."
+            f"of its own from {LEAST_OWN} latents on. Corrected: as with raters who make no "
+            "errors, the score's own left; raters weigh as much as they go with the others "
+            "(table of raters), so that it can be above 1, and cannot be estimated where the "
+            "raters' agreement may be none; intervals by the jackknife over latents. "
+            "AUC: how often a latent rated yes (mean 1.5 or more) has the larger score than one "
+            "rated no (0.5 or less); intervals by Newcombe's method 5 with the larger of two "
+            f"variances, from {LEAST} of each on."
         )
     if missing:
         yield f"No scores: {'; '.join(missing)}."
@@ -261,15 +280,20 @@ def _score_table(scores: Sequence[Score]) -> str:
     rows = [[*head, "yes / no", "AUC, yes against no"]]
     for score in scores:
         n = score.correlation
-        numbers = [shown(n.spearman), shown(n.pearson), _number(n.corrected)]
+        numbers = [shown(n.spearman), shown(n.pearson), _corrected(n.corrected)]
         classes = [f"{n.n_yes} / {n.n_no}", shown(n.auc)]
         rows.append([f"`{score.name}`", score.sae, str(n.n), *numbers, *classes])
     return table(rows)
 
 
+def _corrected(interval: Interval) -> str:
+    return "cannot be estimated" if math.isnan(interval.value) else shown(interval)
+
+
 def _raters(raters: Sequence[Rater]) -> str:
     head = ["rater", "answers", "skipped", "yes", "mean rating", "controls passed"]
-    rows = [[*head, "mean of controls", "intruders", "same answer again", "s an item"]]
+    more = ["mean of controls", "intruders", "same answer again", "with the others", "s an item"]
+    rows = [[*head, *more]]
     for r in raters:
         rows.append(
             [
@@ -282,6 +306,7 @@ def _raters(raters: Sequence[Rater]) -> str:
                 _number(r.control_mean),
                 shown(r.intruders),
                 shown(r.repeats),
+                _number(r.with_others),
                 _number(r.seconds, 1) if r.seconds else "-",
             ]
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from ..evaluation.intervals import Interval, holm
 from ..machine.files import read_json, read_table
@@ -19,21 +20,31 @@ from ..machine.seal import changes
 from ..machine.weights import of_others, weights_hash
 from .agreement import counts_of, gwet, jackknife, krippendorff, percent
 from .answers import Answer, Ledger
+from .correlation import Correlation, correlate, rank_correlations
 from .estimates import (
     NO_INTERVAL,
-    Correlation,
     Difference,
     compare,
-    correlate,
     over_both,
     over_latents,
     share_interval,
     signed_rank,
 )
-from .plan import WORDS, Item, Plan
+from .plan import N_ODD, WORDS, Item, Plan
 
 LEAST_PASSED = 0.5
-"""Share of the random directions that a rater has to give something else than yes."""
+"""Share of the random directions that a rater has to give something else than yes, and of the
+repeated items that have to get the same answer again."""
+LEAST_JUDGED = 5
+"""Intruders, or repeats, from which a rater is judged by them."""
+CHANCE_P = 0.1
+"""Largest one-sided p, by the exact binomial test, of intruders named more often than by chance."""
+FAILURES = {
+    "controls": "rated most random directions yes",
+    "intruders": "named intruders no more often than by chance",
+    "repeats": "gave most repeated items another answer than before",
+}
+"""What makes the figures stand with and without a rater."""
 LEAST_OWN = 20
 """Scored latents of one SAE among several that its own correlations need."""
 _NOT_SCORES = ("latent", "density", "n_shown", "n_active", "n_hard", "n_random")
@@ -59,11 +70,16 @@ class Rater(NamedTuple):
     """share of repeated items with the same answer"""
     seconds: float
     """median of an answer"""
+    with_others: float
+    """rank correlation of the ratings of latents with another rater's, mean over the others; NaN
+    for a single rater"""
+    failures: tuple[str, ...]
+    """keys of FAILURES"""
 
     @property
     def passes(self) -> bool:
-        """Whether the controls were told from latents often enough."""
-        return not self.controls.value < LEAST_PASSED
+        """Whether controls, intruders and repeats show a rater who read the items."""
+        return not self.failures
 
 
 class OfSAE(NamedTuple):
@@ -168,19 +184,57 @@ def rater_of(answers: Answers, name: str) -> Rater:
     latest = own.latest[name]
     latents, controls = (own.ratings(own.items(k))[0] for k in ("latent", "direction"))
     right = own.is_right(own.items("intruder"))[0]
+    named = _share(right == 1, right)
     given = [answer for answer in latest.values() if answer.answer is not None]
+    passed, again = _share(controls < 2, controls), _repeated(own)
     return Rater(
         name,
         len(given),
         len(latest) - len(given),
         _mean(latents == 2, latents),
         _mean(latents, latents),
-        _share(controls < 2, controls),
+        passed.interval,
         _mean(controls, controls),
-        _share(right == 1, right),
-        _repeated(own),
+        named.interval,
+        again.interval,
         statistics.median(answer.seconds for answer in given) if given else math.nan,
+        _with_others(answers, name),
+        tuple(_failures(passed, named, again)),
     )
+
+
+class _Share(NamedTuple):
+    """Of independent answers."""
+
+    n_right: int
+    n: int
+
+    @property
+    def interval(self) -> Interval:
+        return share_interval(self.n_right, self.n)
+
+
+def _failures(controls: _Share, intruders: _Share, repeats: _Share) -> Iterator[str]:
+    if controls.n_right < LEAST_PASSED * controls.n:
+        yield "controls"
+    if intruders.n >= LEAST_JUDGED:
+        test = stats.binomtest(intruders.n_right, intruders.n, 1 / N_ODD, alternative="greater")
+        if test.pvalue > CHANCE_P:
+            yield "intruders"
+    if repeats.n >= LEAST_JUDGED and repeats.n_right < LEAST_PASSED * repeats.n:
+        yield "repeats"
+
+
+def _with_others(answers: Answers, name: str) -> float:
+    if len(answers.raters) < 2:
+        return math.nan
+    number = answers.raters.index(name)
+    ratings = answers.ratings(answers.items("latent"))
+    known = ~np.isnan(ratings)
+    others = (known & known[number]).sum(1) >= 2
+    others[number] = False
+    own = rank_correlations(ratings[None])[0, number][others]
+    return float(own.mean()) if others.any() else math.nan
 
 
 def _mean(values: np.ndarray, known: np.ndarray) -> float:
@@ -188,12 +242,12 @@ def _mean(values: np.ndarray, known: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def _share(is_so: np.ndarray, known: np.ndarray) -> Interval:
+def _share(is_so: np.ndarray, known: np.ndarray) -> _Share:
     is_known = ~np.isnan(known)
-    return share_interval(int((is_so & is_known).sum()), int(is_known.sum()))
+    return _Share(int((is_so & is_known).sum()), int(is_known.sum()))
 
 
-def _repeated(own: Answers) -> Interval:
+def _repeated(own: Answers) -> _Share:
     """How often one rater's answer to a repeated item was the same."""
     repeats = own.items("repeat")
     firsts = {item.id: item for item in own.items("latent")}

@@ -1,4 +1,4 @@
-"""Intervals, permutations and correlations of ratings, against what is known of them."""
+"""Intervals and permutations of ratings, against what is known of them."""
 
 import math
 from itertools import combinations, product
@@ -11,13 +11,10 @@ from hfsae.evaluation.intervals import holm
 from hfsae.study.estimates import (
     N_PERMUTATIONS,
     compare,
-    correlate,
     over_both,
     over_latents,
-    reliability,
     share_interval,
     signed_rank,
-    yes_against_no,
 )
 
 
@@ -49,6 +46,28 @@ def test_raters_who_differ_widen_the_interval_over_both():
     assert both.value == pytest.approx(one.value) == pytest.approx(ratings.mean())
     assert both.low < one.low and both.high > one.high
     assert math.isnan(over_both(ratings[:1], 0).low)
+
+
+@pytest.mark.parametrize(("n_raters", "bias"), [(2, 0.6), (3, 0.0), (3, 0.6)])
+def test_the_interval_over_both_holds_the_mean_over_all_raters_in_93_of_100_studies(n_raters, bias):
+    """300 studies of 30 latents, at most 1.6 standard errors below 95 %; the interval over latents
+    alone holds it in 60 to 70 of 100 where the raters differ."""
+    rng, n_held = np.random.default_rng(0), 0
+    for number in range(300):
+        quality = rng.normal(1.0, 0.8, size=30)
+        biases = rng.normal(0, bias, size=n_raters)
+        ratings = np.stack([rated(quality, b, rng) for b in biases])
+        ratings[rng.random(ratings.shape) < 0.05] = math.nan
+        _, low, high = over_both(ratings, seed=number)
+        n_held += low <= 1.0 <= high  # by symmetry
+    assert n_held >= 0.93 * 300
+
+
+def test_raters_of_whom_each_rated_latents_of_their_own_cannot_be_compared():
+    ratings = np.full((2, 10), math.nan)
+    ratings[0, :5], ratings[1, 5:] = [0, 1, 2, 1, 0], [2, 1, 2, 2, 1]
+    both = over_both(ratings, 0)
+    assert both.value == 1.2 and math.isnan(both.low)
 
 
 def test_latents_that_are_all_alike_have_wilsons_interval_or_none():
@@ -83,42 +102,6 @@ def test_two_raters_who_answer_alike_are_no_more_evidence_than_one():
     assert alone.p == twice.p and alone.value.low == pytest.approx(twice.value.low)
 
 
-def test_correlations_are_scipys_and_are_corrected_for_the_raters_noise():
-    rng = np.random.default_rng(4)
-    quality = rng.normal(size=400)
-    ratings = np.stack([np.digitize(quality + rng.normal(size=400), [-0.5, 0.5]) for _ in range(3)])
-    scores = quality + rng.normal(0, 0.5, size=400)
-    scores[:10] = math.nan
-    result = correlate(ratings.astype(float), scores, seed=0)
-    means = ratings.mean(0)[10:]
-    assert result.n == 390
-    assert result.spearman.value == pytest.approx(stats.spearmanr(means, scores[10:])[0])
-    assert result.pearson.value == pytest.approx(stats.pearsonr(means, scores[10:])[0])
-    assert result.spearman.low < result.spearman.value < result.spearman.high
-    share = reliability(ratings.astype(float)[:, 10:])
-    assert result.corrected == pytest.approx(result.spearman.value / math.sqrt(share))
-
-
-def test_the_auc_is_the_share_of_pairs_of_a_yes_and_a_no_in_which_the_yes_scores_higher():
-    rng = np.random.default_rng(6)
-    means = rng.integers(5, size=60) / 2  # 0 to 2, as of two raters
-    scores = (means + rng.normal(0, 1, size=60)).round(0)  # with ties
-    result = correlate(np.stack([means, means]), scores, seed=0)
-    yes, no = scores[means >= 1.5], scores[means <= 0.5]
-    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in product(yes, no)]
-    assert (result.n_yes, result.n_no) == (len(yes), len(no))
-    assert result.auc.value == pytest.approx(np.mean(pairs))
-    assert result.auc.low < result.auc.value < result.auc.high < 1
-
-
-def test_an_auc_of_four_latents_rated_no_has_no_interval_and_of_none_no_value():
-    scores, is_yes = np.arange(10.0), np.arange(10) >= 4
-    drawn = np.tile(np.arange(10), (3, 1))
-    few = yes_against_no(scores, is_yes, ~is_yes, drawn)
-    assert few.value == 1 and math.isnan(few.low)
-    assert math.isnan(yes_against_no(scores, is_yes, is_yes & False, drawn).value)
-
-
 def test_the_signed_rank_test_agrees_with_all_signs_of_differences_with_ties_and_zeros():
     """Pratt (1959): ranks with the zeros, statistic without them."""
     differences = np.array([0, 0, 0, 1, 1, -1, 2, 2, 0.5, 0.5, -0.5, 1.5]) / 3
@@ -151,13 +134,6 @@ def test_the_signed_rank_test_is_scipys_where_that_is_exact_and_near_it_where_it
     approximate = stats.wilcoxon(ties, zero_method="pratt", method="approx").pvalue
     assert signed_rank(ties) == pytest.approx(approximate, rel=0.1)
     assert signed_rank(np.zeros(4)) == 1 and math.isnan(signed_rank(np.array([math.nan])))
-
-
-def test_reliability_is_that_of_spearman_and_brown_for_parallel_raters():
-    rng = np.random.default_rng(5)
-    quality = rng.normal(size=50_000)
-    ratings = quality + rng.normal(size=(2, 50_000))  # each has half its variance from latents
-    assert reliability(ratings) == pytest.approx(2 * 0.5 / 1.5, abs=0.01)
 
 
 def test_holm_is_his_own_step_down():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 
 import pyarrow as pa
@@ -71,6 +72,44 @@ def test_a_rater_who_fails_controls_is_shown_with_and_without(rated):
     assert "**cy** rated most random directions yes." in text and "cy (fails)" in text
     assert text.startswith("# Ratings of latents\n\nRated by a script. 3 raters (ada, bob, cy)")
     assert (study / "report.html").read_text().count("<table>") == text.count("| --- |")
+
+
+def by_chance(item: Item) -> str | int:
+    """Controls no; three intruders of twelve, and repeats otherwise than before."""
+    if item.question == "intruder":
+        return item.odd if item.latent == 7000 else (item.odd + 1) % 5
+    return {"direction": "no", "repeat": "maybe"}.get(item.kind, "yes")
+
+
+def test_a_rater_fails_by_intruders_at_chance_and_by_repeats_that_differ(tmp_path):
+    plan = a_plan(20, controls=0.1, repeats=0.2, intruders=0.3)
+    plan.save(tmp_path)
+    answer_all(tmp_path, plan, "ada", careful)
+    answer_all(tmp_path, plan, "cy", by_chance)
+    answers = Answers(plan, ledgers(tmp_path, plan))
+    ada, cy = rater_of(answers, "ada"), rater_of(answers, "cy")
+    assert ada.passes and cy.failures == ("intruders", "repeats")
+    assert (cy.controls.value, cy.intruders.value, cy.repeats.value) == (1, 2 / 12, 0)
+    close(tmp_path)
+    text = write_report(tmp_path)
+    assert "**cy** named intruders no more often than by chance. **cy** gave most repeated" in text
+    assert "most random directions yes." not in text and "## Without cy, by SAE" in text
+
+
+def test_four_intruders_or_repeats_are_too_few_to_judge_a_rater_by(tmp_path):
+    plan = a_plan(10, controls=0.1, repeats=0.2, intruders=0.2)
+    plan.save(tmp_path)
+    answer_all(tmp_path, plan, "cy", by_chance)
+    cy = rater_of(Answers(plan, ledgers(tmp_path, plan)), "cy")
+    assert cy.passes and cy.repeats.value == 0
+
+
+def test_raters_are_shown_with_their_correlation_with_the_others(rated):
+    study, plan = rated
+    answers = Answers(plan, ledgers(study, plan))
+    assert rater_of(answers.only(["ada", "bob"]), "ada").with_others == pytest.approx(1)
+    # with cy, who said yes to all, there is none
+    assert rater_of(answers, "ada").with_others == pytest.approx(0.5)
 
 
 def test_the_answers_are_rows_with_what_raters_could_not_see(rated):
@@ -191,8 +230,17 @@ def test_scores_of_explanations_stand_beside_ratings_without_their_controls(
     correlation = scores[0].correlation
     assert correlation.spearman.value == pytest.approx(1)
     assert (correlation.n_yes, correlation.n_no, correlation.auc.value) == (10, 5, 1)
+    alone = results_of(answers.only(["ada"]), study).scores[0].correlation
+    assert math.isnan(alone.corrected.value)
     close(study)
-    assert "| 10 / 5 | 1.00 [1.00, 1.00] |" in write_report(study)
+    assert "| 10 / 5 | 1.00 [0.72, 1.00] |" in write_report(study)
+
+
+def test_a_correlation_that_cannot_be_corrected_for_raters_says_so(study, tmp_path, monkeypatch):
+    answer_all(study, Plan.load(study), "ada", careful)
+    explained(study, tmp_path, monkeypatch, lambda sae, i: i / 10)
+    close(study)
+    assert "| cannot be estimated |" in write_report(study)
 
 
 def test_pairs_of_the_signed_rank_test_lie_in_one_block(study):
