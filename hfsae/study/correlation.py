@@ -155,7 +155,7 @@ def auc_interval(yes: np.ndarray, no: np.ndarray) -> Interval:
     and McNeil's variance at that value. Where the variance of DeLong et al. (1988) is larger, as
     for classes that are not spread alike, the variance is larger by their ratio. In simulated
     studies it covers the truth in 96 to 98 %, and where the smaller class is spread two or three
-    times as widely in 91 % at the least (scripts/studies/coverage.py). NaN bounds for fewer than 5
+    times as widely in 89 % at the least (scripts/studies/coverage.py). NaN bounds for fewer than 5
     of a class.
 
     Args:
