@@ -26,6 +26,7 @@ from .told import (
     section,
 )
 
+OVER_PLACES, SCRATCH = ("Gated (RI-L1)", "TopK"), "JumpReLU (from scratch)"
 NUMBER = re.compile(r"(?<![\w.])-?\d*\.?\d+(?:e-?\d+)?(?![\w])")
 
 
@@ -99,6 +100,31 @@ def test_the_verdict():
     ]
     stream += [row for row in known if "'s " in row]
     assert len(set(stream)) == 11 and above.keys() >= set(stream)
+
+
+def test_the_verdict_over_all_places():
+    title, found = "The verdict", {}
+    text = of_report("verdict").partition("\n## Over all places\n")[2]
+    for metric in (FVU, LOSS):
+        for arm, cells in rows(text, metric).items():
+            known = (cells[name] for name in ("mean", "95 % interval", "a new place"))
+            found[metric, arm] = [
+                float(n) for cell in known for n in re.findall(r"[-+][\d.]+", cell)
+            ]
+            assert ("**" in cells["95 % interval"]) == (metric == LOSS and arm in OVER_PLACES)
+    gated, topk, scratch, batch = (found[FVU, arm] for arm in (*OVER_PLACES, SCRATCH, "BatchTopK"))
+    assert "[Over all six places]" in section(title)
+    said(title, "Gated (95 % interval -1 to 30)", 95, *gated[1:3])
+    said(title, "larger by 13 % for", gated[0])
+    said(title, "7 % for TopK (2 to 12) and", *topk[:3])
+    said(title, "2 % from scratch (0.2 to 4)", *scratch[:3])
+    said(title, "0.4 % smaller for BatchTopK (0.7 to 0.0)", *(-x for x in batch[:3]))
+    said(title, "TopK's could be 6 % smaller or 21 % larger", -topk[3], topk[4])
+    said(title, "Gated (27 %, 21 to 33)", *found[LOSS, OVER_PLACES[0]][:3])
+    said(title, "TopK (35 %, 15 to 58)", *found[LOSS, OVER_PLACES[1]][:3])
+    (twice,) = {site for site in verdicts(FVU, "TopK", "equal")}  # and sites.yaml has it, too
+    assert twice == "equal: TopK" and "sites, layers.15: TopK" in verdicts(FVU)
+    assert "small model, and block 15 counts twice." in " ".join(section(title).split())
 
 
 def test_the_verdict_in_the_readme():
