@@ -30,8 +30,10 @@ between two frontiers (mean log ratio over log L0; at one L0 the difference ther
 95 % intervals, both paired: Student's t over seeds, and a bootstrap of seeds and held-out
 documents. **Bold**, and filled in the figure: both exclude 0, and p is below {level:g} after Holm's
 correction for all rows of the metric that have a value ({n}); *italics*: both exclude 0, and the
-correction does not let it count. `at L0s`: at how many of the L0s of its own report's table the
-difference is shown there."""
+correction does not let it count. `p`: after the correction; one near {level:g} is shown by little.
+`at L0s`: at how many of the L0s of its own report's table the difference is shown there: an area
+may be shown where the difference at some L0 is not, or has the other sign."""
+_LEAST_P = 0.001
 
 _PLACES_METHOD = """\
 A place is a site of a comparison; an arm's rows above at two places or more, from one reference,
@@ -141,12 +143,17 @@ def _comparisons(compared: Sequence[Differences | AcrossSites], folder: Path) ->
 
 
 def _table(metric: str, found: Sequence[Verdict]) -> str:
-    rows = [[METRICS[metric], "L0", "difference", "at L0s"]]
+    rows = [[METRICS[metric], "L0", "difference", "p", "at L0s"]]
     for row in found:
         ends = f"{row.l0s[0]:g} to {row.l0s[-1]:g}" if len(row.l0s) > 1 else f"{row.l0s[0]:g}"
         counts = f"{row.n_shown} of {len(row.l0s)}"
-        rows.append([f"{row.of}: {row.arm}", ends, difference_cell(row.estimate), counts])
+        difference, p = difference_cell(row.estimate), _p_cell(row.estimate.p)
+        rows.append([f"{row.of}: {row.arm}", ends, difference, p, counts])
     return table(rows)
+
+
+def _p_cell(p: float) -> str:
+    return "-" if math.isnan(p) else f"{p:.3f}" if p >= _LEAST_P else f"< {_LEAST_P}"
 
 
 def _over_places(tables: dict[str, list[Verdict]], folder: Path) -> Iterator[str]:
