@@ -13,6 +13,7 @@ from hfsae.explanations.judges import JudgeArguments, Local
 from hfsae.lm import load_lm, unpacking
 from hfsae.packaged import (
     PACKAGED_LMS,
+    licence_conflict,
     packaged_lm,
     packaged_text,
     require_packaged_lm,
@@ -224,3 +225,14 @@ def test_no_text_makes_a_special_token_of_the_packaged_judge(packaged_lm):
     tokenizer = packaged_lm.tokenizer
     tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     check_no_text_makes_a_special_token(tokenizer, tokens[::5])
+
+
+@pytest.mark.parametrize("named, own", [(None, "no licence"), ("mit", "the licence mit")])
+def test_a_model_with_terms_of_its_own_wants_them_named(named, own):
+    conflict = licence_conflict(named, GEMMA)
+    terms = "Gemma Terms of Use, https://ai.google.dev/gemma/terms"
+    assert conflict is not None and conflict.licence_id == "gemma"
+    model = f"its language model {GEMMA} comes under the {terms}"
+    assert conflict.sentence == f"the SAE has {own}, and {model}"
+    assert licence_conflict("gemma", GEMMA) is None
+    assert licence_conflict(named, SMOLLM2) is None and licence_conflict(named, "me/lm") is None
