@@ -3,12 +3,14 @@
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.explanations.judges import JudgeArguments, Local
 from hfsae.lm import load_lm, unpacking
 from hfsae.packaged import (
@@ -19,6 +21,7 @@ from hfsae.packaged import (
     require_packaged_lm,
     text_licence,
 )
+from hfsae.recipe import call, read_recipe, stages
 
 from .explanations.special_tokens import check_no_text_makes_a_special_token
 
@@ -236,3 +239,35 @@ def test_a_model_with_terms_of_its_own_wants_them_named(named, own):
     assert conflict.sentence == f"the SAE has {own}, and {model}"
     assert licence_conflict("gemma", GEMMA) is None
     assert licence_conflict(named, SMOLLM2) is None and licence_conflict(named, "me/lm") is None
+
+
+def test_a_recipes_licence_is_not_that_of_an_sae_of_another_model():
+    parser = recipe_parser("train")
+    for options, licence in (
+        ([], "apache-2.0"),
+        (["--lm.name", GEMMA], None),
+        (["--lm.name", GEMMA, "--license", "gemma"], "gemma"),
+        (["--lm.name", GEMMA, "--license=apache-2.0"], "apache-2.0"),
+    ):
+        recipe, _ = parse_recipe(parser, ["quickstart", *options])
+        assert recipe.license == licence
+    assert parse_recipe(parser, ["gemma3_270m"])[0].license == "gemma"
+
+
+def test_a_call_with_another_model_takes_no_licence_from_a_recipes_file(monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(call, "run", lambda recipe, command: ran.append(recipe) or [tmp_path])
+    monkeypatch.setattr(call, "load_trained", lambda folder: None)
+    given = {"site": "layers.1", "dataset": ["a text"], "d_sae": 8, "output_dir": tmp_path}
+    for model in (SMOLLM2, GEMMA):
+        call.train(model, **given)
+    call.train(GEMMA, **given, recipe=replace(read_recipe("quickstart"), license="gemma"))
+    assert [recipe.license for recipe in ran] == ["apache-2.0", None, "gemma"]
+
+
+def test_training_tells_of_terms_that_the_recipe_leaves_out(caplog):
+    base = read_recipe("gemma3_270m")
+    for licence, n in (("gemma", 0), ("apache-2.0", 1), (None, 1)):
+        caplog.clear()
+        stages._warn_of_licence(replace(base, license=licence))
+        assert caplog.text.count("set license (--license gemma)") == n

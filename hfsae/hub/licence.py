@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ..cards import front_of
-from ..packaged import licence_conflict
+from ..packaged import known_licence, licence_conflict
 
 _HOW = "write `license: {}` between the first two lines of --- in README.md"
 
@@ -14,15 +14,25 @@ def licence_notes(cards: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(note for card in cards if (note := _note(card))))
 
 
-def licence_of(card: str) -> str | None:
-    """The licence that a card names."""
-    return front_of(card).get("license")
+def licence_of(card: str, lm_name: str | None = None) -> str | None:
+    """The licence that a card names, or that of its language model where it is known.
+
+    Args:
+        lm_name: a language model that the card may not name.
+    """
+    known = filter(None, map(known_licence, filter(None, [lm_name, *_models(card)])))
+    return front_of(card).get("license") or next(known, None)
+
+
+def _models(card: str) -> list[str]:
+    models = front_of(card).get("base_model") or []
+    return models if isinstance(models, list) else [models]
 
 
 def _note(card: str) -> str:
-    named, models = licence_of(card), front_of(card).get("base_model")
-    for model in models if isinstance(models, list) else [models]:
-        if model and (conflict := licence_conflict(named, model)):
+    named = front_of(card).get("license")
+    for model in _models(card):
+        if conflict := licence_conflict(named, model):
             return f"{conflict.sentence}; {_HOW.format(conflict.licence_id)}"
     if named is None:
         how = _HOW.format("apache-2.0")

@@ -15,7 +15,6 @@ from ..machine.names import CARD, CONFIG
 from ..machine.refused import Refused
 from ..machine.seal import refuse_changed
 from ..machine.weights import PUBLISHED, refuse_mixture
-from ..packaged import known_licence
 from .licence import licence_notes, licence_of
 from .outgoing import files_to_publish, is_sae, published, refuse_keys
 
@@ -91,7 +90,7 @@ def write_space(
     arguments += [f"{name}={value!r}" for name, value in options.items()] + ["mcp=True"]
     card = folder / "sae" / CARD if source == "sae" else None
     text = card.read_text(encoding="utf-8") if card and card.is_file() else ""
-    licence = licence_of(text) or (known_licence(base_model) if base_model else None)
+    licence = licence_of(text, base_model)
     for note in licence_notes([text] if text else []):
         logger.warning("%s", note)
     files = {
