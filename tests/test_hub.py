@@ -540,6 +540,36 @@ def test_a_suites_card_indexes_the_metrics_of_every_sae_also_of_those_that_stay(
     assert [read["l0", f"{l0}{i}"] for i in (1, 2, 3)] == [20.0, 31.0, 40.0]
 
 
+@pytest.mark.parametrize("named", [None, "apache-2.0", "gemma"])
+def test_a_plan_names_the_language_models_terms_where_the_card_leaves_them_out(
+    hub, folder, named, capsys, tmp_path, caplog
+):
+    lm = {"name": "google/gemma-3-270m", "origin": "Python package"}
+    record = json.loads((folder / "training.json").read_text())
+    record |= {"card": {"license": named}, "lm": lm}
+    (folder / "training.json").write_text(json.dumps(record))
+    cards.write_card(folder)
+    hfsae.push(folder, ID, token=WRITE, dry_run=True)
+    terms = "google/gemma-3-270m comes under the Gemma Terms of Use, https://ai.google.dev/gemma/"
+    remedy = "write `license: gemma` between the first two lines of --- in README.md"
+    plan = capsys.readouterr().out
+    assert (terms in plan) == (remedy in plan) == (named != "gemma")
+    write_space(tmp_path / "space", str(folder))
+    front = metadata_load_text((tmp_path / "space/README.md").read_text())
+    assert front["license"] == (named or "gemma") and (terms in caplog.text) == (named != "gemma")
+    if named is None:  # and the remedy is one
+        text = (folder / "README.md").read_text()
+        (folder / "README.md").write_text(text.replace("---\n", "---\nlicense: gemma\n", 1))
+        hfsae.push(folder, ID, token=WRITE)
+        assert terms not in capsys.readouterr().out
+        assert metadata_load_text(hub.read_file(ID, "README.md").decode())["license"] == "gemma"
+
+
+def test_a_plan_says_that_no_licence_is_named(hub, folder, capsys):
+    hfsae.push(folder, ID, token=WRITE, dry_run=True)
+    assert capsys.readouterr().out.count("no licence is named, so others may not use it") == 1
+
+
 def test_a_licence_chosen_by_hand_stays(hub, folder):
     record = json.loads((folder / "training.json").read_text()) | {"card": {"license": "mit"}}
     (folder / "training.json").write_text(json.dumps(record))

@@ -158,6 +158,23 @@ def test_a_layer_past_the_end_is_told_how_many_there_are(tiny_lm: PreTrainedMode
     for site in ("layers.4", "layers.4.mlp:in"):
         with pytest.raises(ValueError, match="Gemma2ForCausalLM has 4 layers, 0 to 3"):
             find_module(tiny_lm, site)
+    with pytest.raises(ValueError, match=r"; the nearest is 'layers\.3\.mlp'$"):
+        find_module(tiny_lm, "layers.25.mlp:in")
+    with pytest.raises(ValueError, match=r"; the nearest is 'layers\.3'$"):
+        find_module(tiny_lm, "layers.25.attention")
+
+
+def test_another_architectures_name_in_a_block_lists_what_the_block_holds(make_tiny_lm: Callable):
+    llama = make_tiny_lm("llama")
+    norms = "'layers.1.input_layernorm', 'layers.1.post_attention_layernorm'"
+    holds = f"'layers.1' holds 'layers.1.self_attn', 'layers.1.mlp', {norms}; its layers"
+    with pytest.raises(ValueError) as error:
+        find_module(llama, "layers.1.post_feedforward_layernorm")
+    assert holds in str(error.value) and "closest" not in str(error.value)
+    with pytest.raises(ValueError, match=r"closest: 'layers\.1\.mlp'[;,]"):
+        find_module(llama, "layers.1.mpl")
+    with pytest.raises(ValueError, match=r"'layers\.1\.mlp' holds .*'layers\.1\.mlp\.down_proj'"):
+        find_module(llama, "layers.1.mlp.c_fc")
 
 
 def test_sites_of_a_multimodal_model_are_those_of_its_language_model(

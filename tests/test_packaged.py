@@ -3,21 +3,25 @@
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.explanations.judges import JudgeArguments, Local
 from hfsae.lm import load_lm, unpacking
 from hfsae.packaged import (
     PACKAGED_LMS,
+    licence_conflict,
     packaged_lm,
     packaged_text,
     require_packaged_lm,
     text_licence,
 )
+from hfsae.recipe import call, read_recipe, stages
 
 from .explanations.special_tokens import check_no_text_makes_a_special_token
 
@@ -224,3 +228,46 @@ def test_no_text_makes_a_special_token_of_the_packaged_judge(packaged_lm):
     tokenizer = packaged_lm.tokenizer
     tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     check_no_text_makes_a_special_token(tokenizer, tokens[::5])
+
+
+@pytest.mark.parametrize("named, own", [(None, "no licence"), ("mit", "the licence mit")])
+def test_a_model_with_terms_of_its_own_wants_them_named(named, own):
+    conflict = licence_conflict(named, GEMMA)
+    terms = "Gemma Terms of Use, https://ai.google.dev/gemma/terms"
+    assert conflict is not None and conflict.licence_id == "gemma"
+    model = f"its language model {GEMMA} comes under the {terms}"
+    assert conflict.sentence == f"the SAE has {own}, and {model}"
+    assert licence_conflict("gemma", GEMMA) is None
+    assert licence_conflict(named, SMOLLM2) is None and licence_conflict(named, "me/lm") is None
+
+
+def test_a_recipes_licence_is_not_that_of_an_sae_of_another_model():
+    parser = recipe_parser("train")
+    for options, licence in (
+        ([], "apache-2.0"),
+        (["--lm.name", GEMMA], None),
+        (["--lm.name", GEMMA, "--license", "gemma"], "gemma"),
+        (["--lm.name", GEMMA, "--license=apache-2.0"], "apache-2.0"),
+    ):
+        recipe, _ = parse_recipe(parser, ["quickstart", *options])
+        assert recipe.license == licence
+    assert parse_recipe(parser, ["gemma3_270m"])[0].license == "gemma"
+
+
+def test_a_call_with_another_model_takes_no_licence_from_a_recipes_file(monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(call, "run", lambda recipe, command: ran.append(recipe) or [tmp_path])
+    monkeypatch.setattr(call, "load_trained", lambda folder: None)
+    given = {"site": "layers.1", "dataset": ["a text"], "d_sae": 8, "output_dir": tmp_path}
+    for model in (SMOLLM2, GEMMA):
+        call.train(model, **given)
+    call.train(GEMMA, **given, recipe=replace(read_recipe("quickstart"), license="gemma"))
+    assert [recipe.license for recipe in ran] == ["apache-2.0", None, "gemma"]
+
+
+def test_training_tells_of_terms_that_the_recipe_leaves_out(caplog):
+    base = read_recipe("gemma3_270m")
+    for licence, n in (("gemma", 0), ("apache-2.0", 1), (None, 1)):
+        caplog.clear()
+        stages._warn_of_licence(replace(base, license=licence))
+        assert caplog.text.count("set license (--license gemma)") == n

@@ -15,6 +15,7 @@ from .card import render_suite as render_suite
 from .card import shown_latents as shown_latents
 from .card import write_card as write_card
 from .merge import carry_over as carry_over
+from .merge import front_of as front_of
 from .merge import refuse_card_of_others as refuse_card_of_others
 from .merge import set_model_id as set_model_id
 from .probing import probing_facts as probing_facts

@@ -109,7 +109,7 @@ def _own_sections(text: str) -> Iterator[str]:
 
 
 def _with_front_matter_of(old: str, new: str) -> str:
-    theirs, ours = (_front_of(text) for text in (old, new))
+    theirs, ours = (front_of(text) for text in (old, new))
     extra = {key: value for key, value in theirs.items() if key not in ours}
     tags = [tag for tag in theirs.get("tags") or [] if tag not in (ours.get("tags") or [])]
     front = _FRONT.match(new)
@@ -128,7 +128,12 @@ def _with_front_matter_of(old: str, new: str) -> str:
     return f"---\n{text}---\n{new[front.end() :]}"
 
 
-def _front_of(card: str) -> dict[str, Any]:
+def front_of(card: str) -> dict[str, Any]:
+    """The fields of a card's front matter; empty without one.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
     front = _FRONT.match(card)
     if front is None:
         return {}

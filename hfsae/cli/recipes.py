@@ -4,7 +4,7 @@ import re
 import shlex
 from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_origin
 
@@ -20,7 +20,15 @@ from ..explanations import ExplainArguments
 from ..machine.files import check_yaml, parse_yaml
 from ..machine.refused import Refused
 from ..models import SAEConfig, variants
-from ..recipe import LMArguments, Recipe, Sections, find_recipe, refuse_fields_of_others
+from ..recipe import (
+    LMArguments,
+    Recipe,
+    Sections,
+    find_recipe,
+    licence_with,
+    read_recipe,
+    refuse_fields_of_others,
+)
 from ..tuning import Tuning
 from .files import add_choice, add_site
 from .parsing import VerbParser, explained, with_names
@@ -163,6 +171,7 @@ def parse_recipe(
     Raises:
         ValueError: no such recipe, or unknown or invalid arguments; one sentence.
     """
+    path = None
     if argv and not argv[0].startswith("-"):
         path = Path(argv[0]) if kind is Comparison else find_recipe(argv[0])
         _check_readable(path, kind)
@@ -172,6 +181,8 @@ def parse_recipe(
     own = {section.name for section in fields(kind)}
     options = {name: value for name, value in args.items() if name not in own}
     recipe = kind(**{name: value for name, value in args.items() if name in own})
+    if kind is Recipe and path and not any(re.match("--license(=|$)", part) for part in argv):
+        recipe = replace(recipe, license=licence_with(read_recipe(path), recipe.lm.name))
     if not isinstance(recipe, Comparison | Tuning):  # whose arms may be of any variant
         named = (re.match(r"--sae\.(\w+)", part) for part in argv)
         given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]

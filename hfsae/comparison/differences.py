@@ -21,6 +21,9 @@ class Verdict(NamedTuple):
     estimate: Estimate
     n_shown: int
     """of these L0s, at how many a difference is shown in the comparison's own table"""
+    reference: str
+    """its title"""
+    n_seeds: int
 
 
 class Differences:

@@ -14,6 +14,7 @@ from .differences import Verdict
 from .frontier import METRICS, Frontiers
 from .interpretability import N_STRATA
 from .latents import SCORES, SCORES_BY_DENSITY, LatentsSection
+from .pooled import OverPlaces
 from .results import Measured
 
 if TYPE_CHECKING:
@@ -215,15 +216,42 @@ def draw_verdicts(path: Path, verdicts: Mapping[str, Sequence[Verdict]]) -> Path
         axes.set_ylim(len(rows) - 0.5, -0.5)
         # By the intervals over seeds: those over documents can reach a loss of 0.
         estimates = [v.estimate for v in verdicts[metric]]
-        ends = [0.0, *(end for e in estimates for end in (e.value, *e.seeds))]
-        low, high = np.nanmin(ends), np.nanmax(ends)
-        margin = 0.04 * (high - low) + _LEAST
-        axes.set_xlim(low - margin, high + margin)
-        coarse = _PERCENTS[:: 1 if high - low < _WIDE else 3]
-        ticks = [t for t in coarse if low - margin <= np.log1p(t / 100) <= high + margin]
-        axes.set_xticks(np.log1p(np.array(ticks) / 100), [f"{t:+d}" if t else "0" for t in ticks])
-        axes.set_xlabel(f"{label}, % from the reference")
+        _log_axis(axes, [end for e in estimates for end in (e.value, *e.seeds)], label)
     return save(figure, path)
+
+
+def draw_places(path: Path, found: Mapping[str, Sequence[OverPlaces]]) -> Path:
+    """A row an arm: a ring a place; their mean with its interval, thick, and that of a new place,
+    thin; filled where the mean is shown."""
+    figure, panels = _panels(len(METRICS))
+    names = list(dict.fromkeys((r.arm, r.reference) for rows in found.values() for r in rows))
+    figure.set_size_inches(11, 1.4 + 0.4 * len(names))
+    for (metric, label), axes in zip(METRICS.items(), panels, strict=True):
+        axes.axvline(0, color="#555555", lw=1)
+        ends = []
+        for row in found[metric]:
+            y, p, colour = names.index((row.arm, row.reference)), row.pooled, _colour(0)
+            axes.plot(row.values, [y - 0.25] * len(row.values), "o", color="#777777", mfc="none")
+            for sides, width in ((p.predicted, 0.8), (p.interval, 2.6)):
+                axes.hlines(y, *sides, color=colour, lw=width)
+            axes.plot(p.value, y, "D", color=colour, mfc=colour if p.is_shown else "white")
+            ends += [*row.values, *p.interval]
+        shown = [textwrap.fill(arm, _LABEL) if axes is panels[0] else "" for arm, _ in names]
+        axes.set_yticks(range(len(names)), shown, fontsize=8)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        _log_axis(axes, ends, label)
+    return save(figure, path)
+
+
+def _log_axis(axes: "Axes", ends: Sequence[float], label: str) -> None:
+    """From the least to the largest of these log ratios and 0, with ticks in per cent."""
+    low, high = np.nanmin([0.0, *ends]), np.nanmax([0.0, *ends])
+    margin = 0.04 * (high - low) + _LEAST
+    axes.set_xlim(low - margin, high + margin)
+    coarse = _PERCENTS[:: 1 if high - low < _WIDE else 3]
+    ticks = [t for t in coarse if low - margin <= np.log1p(t / 100) <= high + margin]
+    axes.set_xticks(np.log1p(np.array(ticks) / 100), [f"{t:+d}" if t else "0" for t in ticks])
+    axes.set_xlabel(f"{label}, % from the reference")
 
 
 def draw_interpretability(path: Path, section: LatentsSection) -> Path:

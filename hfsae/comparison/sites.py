@@ -211,8 +211,8 @@ def overall_table(across: AcrossSites, metric: str) -> str:
                 f"{len(means)} of {len(across.measured)}",
                 f"{low:.0f} to {high:.0f}",
                 f"{percent(row.value)} %",
-                _interval(row.of_these, row.p_of_these),
-                _interval(row.of_all, row.p_of_all),
+                interval_cell(row.of_these, row.p_of_these),
+                interval_cell(row.of_all, row.p_of_all),
                 f"{percent(means.min())} to {percent(means.max())}",
                 *spreads,
             ]
@@ -220,7 +220,8 @@ def overall_table(across: AcrossSites, metric: str) -> str:
     return table(rows)
 
 
-def _interval(sides: tuple[float, float], p: float) -> str:
+def interval_cell(sides: tuple[float, float], p: float) -> str:
+    """A 95 % interval of a log ratio in per cent, bold if it excludes 0 and p is small enough."""
     low, high = sides
     if not np.isfinite(low + high):
         return "-"

@@ -2,7 +2,8 @@
 
 A verdict is on an arm's difference from its comparison's reference over all L0s that both reach:
 the area between their frontiers. A comparison at several sites has one at each. Among all verdicts
-of a metric p is corrected anew, so that what is shown here is shown whatever else was compared.
+of a metric p is corrected anew, so that what is shown here is shown whatever else was compared. An
+arm's verdicts at several places are pooled, too (`pooled.py`).
 """
 
 import math
@@ -18,9 +19,10 @@ from . import plots
 from .differences import Differences, Verdict
 from .estimates import LEVEL, corrected
 from .frontier import METRICS
-from .report import difference_cell, page_of
+from .pooled import OverPlaces, over_places
+from .report import difference_cell, page_of, percent
 from .results import n_harvests
-from .sites import AcrossSites, overall_table
+from .sites import AcrossSites, interval_cell, overall_table
 
 _METHOD = """\
 By how much FVU and delta LM loss differ from the reference's over all L0s of a row: the area
@@ -28,8 +30,22 @@ between two frontiers (mean log ratio over log L0; at one L0 the difference ther
 95 % intervals, both paired: Student's t over seeds, and a bootstrap of seeds and held-out
 documents. **Bold**, and filled in the figure: both exclude 0, and p is below {level:g} after Holm's
 correction for all rows of the metric that have a value ({n}); *italics*: both exclude 0, and the
-correction does not let it count. `at L0s`: at how many of the L0s of its own report's table the
-difference is shown there."""
+correction does not let it count. `p`: after the correction; one near {level:g} is shown by little.
+`at L0s`: at how many of the L0s of its own report's table the difference is shown there: an area
+may be shown where the difference at some L0 is not, or has the other sign."""
+_LEAST_P = 0.001
+
+_PLACES_METHOD = """\
+A place is a site of a comparison; an arm's rows above at two places or more, from one reference,
+are pooled by a random-effects model of places. `mean`: with its 95 % interval over places like
+these, Student's t with the error of Hartung and Knapp and of Sidik and Jonkman. `a new place`: 95 %
+prediction interval of the difference there; a dash for two places. `tau`: standard deviation
+between places, by Paule and Mandel, in percentage points. **Bold**: the interval excludes 0, and p
+is below {level:g} after Holm's correction for the rows of the metric. Places are few and were not
+drawn at random, those of one model have its weights and texts in common, and a site of two
+comparisons counts twice: so intervals are for places like these, and may be too short for others.
+Rows of one seed, or without a value, are left out. In the figure, rings are places, a filled mean
+is a bold one, and thin lines are for a new place."""
 
 
 def verdicts(compared: Sequence[Differences | AcrossSites], metric: str) -> list[Verdict]:
@@ -64,7 +80,9 @@ def _verdicts(compared: Differences | AcrossSites, metric: str) -> Iterator[Verd
             l0s, estimate = differences.over_all(arm, metric)
             if estimate is not None:
                 shown = sum(cell.is_shown for cell in cells[: len(differences.l0s)])
-                yield Verdict(of, compared.c.title(arm), l0s, estimate, shown)
+                titles = compared.c.title(arm), compared.c.title(differences.reference)
+                n_seeds = len(compared.c.seeds)
+                yield Verdict(of, titles[0], l0s, estimate, shown, titles[1], n_seeds)
 
 
 def _parts(
@@ -81,6 +99,7 @@ def _parts(
         yield _METHOD.format(level=LEVEL, n=" and ".join(map(str, counts)))
         yield "![By how much FVU and delta LM loss differ](figures/verdict.png)"
         yield from (_table(metric, rows) for metric, rows in tables.items())
+        yield from _over_places(tables, folder)
     else:
         yield "None: no two arms of a comparison reach an L0 of its tables."
     for across in compared:
@@ -124,11 +143,48 @@ def _comparisons(compared: Sequence[Differences | AcrossSites], folder: Path) ->
 
 
 def _table(metric: str, found: Sequence[Verdict]) -> str:
-    rows = [[METRICS[metric], "L0", "difference", "at L0s"]]
+    rows = [[METRICS[metric], "L0", "difference", "p", "at L0s"]]
     for row in found:
         ends = f"{row.l0s[0]:g} to {row.l0s[-1]:g}" if len(row.l0s) > 1 else f"{row.l0s[0]:g}"
         counts = f"{row.n_shown} of {len(row.l0s)}"
-        rows.append([f"{row.of}: {row.arm}", ends, difference_cell(row.estimate), counts])
+        difference, p = difference_cell(row.estimate), _p_cell(row.estimate.p)
+        rows.append([f"{row.of}: {row.arm}", ends, difference, p, counts])
+    return table(rows)
+
+
+def _p_cell(p: float) -> str:
+    return "-" if math.isnan(p) else f"{p:.3f}" if p >= _LEAST_P else f"< {_LEAST_P}"
+
+
+def _over_places(tables: dict[str, list[Verdict]], folder: Path) -> Iterator[str]:
+    """The section of differences over all places, and its figure; nothing if no arm has two."""
+    found = {metric: over_places(rows) for metric, rows in tables.items()}
+    if not any(found.values()):
+        return
+    plots.draw_places(folder / FIGURES / "places.png", found)
+    yield "## Over all places"
+    yield _PLACES_METHOD.format(level=LEVEL)
+    yield "![By how much FVU and delta LM loss differ over all places](figures/places.png)"
+    yield from (_places_table(metric, rows) for metric, rows in found.items() if rows)
+
+
+def _places_table(metric: str, found: Sequence[OverPlaces]) -> str:
+    head = ["reference", "places", "mean", "95 % interval", "a new place", "least to most", "tau"]
+    rows = [[METRICS[metric], *head]]
+    for row in found:
+        p, own = row.pooled, row.values
+        rows.append(
+            [
+                row.arm,
+                row.reference,
+                str(len(own)),
+                f"{percent(p.value)} %",
+                interval_cell(p.interval, p.p),
+                interval_cell(p.predicted, 1.0),
+                f"{percent(min(own))} to {percent(max(own))}",
+                f"{100 * p.tau:.1f}",
+            ]
+        )
     return table(rows)
 
 

@@ -15,10 +15,12 @@ from ..machine.names import CARD, CONFIG
 from ..machine.refused import Refused
 from ..machine.seal import refuse_changed
 from ..machine.weights import PUBLISHED, refuse_mixture
+from .licence import licence_notes, licence_of
 from .outgoing import files_to_publish, is_sae, published, refuse_keys
 
 logger = logging.getLogger(__name__)
 GRADIO = "6.31.0"
+_LICENCE = "apache-2.0"  # of the app itself
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _APP = '''"""The Space: a language model, looked at and steered through a sparse autoencoder.
 
@@ -86,10 +88,15 @@ def write_space(
     options = {name: value for name, value in {"model": model, **which}.items() if value}
     arguments = [repr(source)] if source else []
     arguments += [f"{name}={value!r}" for name, value in options.items()] + ["mcp=True"]
+    card = folder / "sae" / CARD if source == "sae" else None
+    text = card.read_text(encoding="utf-8") if card and card.is_file() else ""
+    licence = licence_of(text, base_model)
+    for note in licence_notes([text] if text else []):
+        logger.warning("%s", note)
     files = {
         "app.py": _APP.format(package=__name__.partition(".")[0], arguments=", ".join(arguments)),
         "requirements.txt": requirement("demo") + "\n",
-        CARD: _readme(title, sae, base_model),
+        CARD: _readme(title, sae, base_model, licence or _LICENCE),
     }
     requirements = folder / "requirements.txt"
     own = requirements.read_text(encoding="utf-8") if requirements.is_file() else ""
@@ -144,7 +151,7 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
     return read_json(target / CONFIG).get("model_name")
 
 
-def _readme(title: str, sae: str | None, model: str | None) -> str:
+def _readme(title: str, sae: str | None, model: str | None, licence: str) -> str:
     is_repo = sae is not None and not Path(sae).exists()
     named = [sae if is_repo else None, model]
     models = [
@@ -160,7 +167,7 @@ def _readme(title: str, sae: str | None, model: str | None) -> str:
         "python_version": "3.11",
         "app_file": "app.py",
         "pinned": False,
-        "license": "apache-2.0",
+        "license": licence,
         "short_description": "Latents of an SAE: inspect, steer, explain",
         "tags": ["sparse-autoencoder", "interpretability", "steering", "hfsae", "mcp-server"],
         "suggested_hardware": "cpu-basic",

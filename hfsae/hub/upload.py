@@ -51,6 +51,7 @@ from ..machine.seal import refuse_changed
 from ..machine.weights import PUBLISHED, refuse_mixture
 from ..models import SAE
 from .download import download, refuse_path
+from .licence import licence_notes
 from .outgoing import (
     CODE,
     files_to_publish,
@@ -111,6 +112,8 @@ class Plan(NamedTuple):
         if self.deleted:
             paths = ", ".join(self.deleted)
             lines.append(f"deleted from the branch, though earlier commits keep it: {paths}")
+        texts = (self.files[path] for path in sorted(self.files) if path.endswith(CARD))
+        lines += licence_notes(text.decode() for text in texts if isinstance(text, bytes))
         if self.left_out:
             lines.append(f"not sent: {', '.join(self.left_out)}")
         return "\n".join(lines)

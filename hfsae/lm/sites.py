@@ -46,6 +46,7 @@ class Site(NamedTuple):
         return self.module if self.port == "out" else f"{self.module}:in"
 
 
+_MISSPELT = 0.9  # similarity of two paths from which on one is the other, misspelt
 _GRAMMAR = "'<module path>[:in|:out]', such as 'layers.12' or 'layers.12.self_attn.o_proj:in'"
 
 
@@ -142,15 +143,34 @@ def find_module(lm: nn.Module, site: str) -> nn.Module:
 def _not_found(path: str, lm_name: str, modules: Mapping[str, nn.Module]) -> str:
     stacks = {p: len(m) for p, m in modules.items() if isinstance(m, nn.ModuleList)}
     for stack, n in stacks.items():
-        index = path.removeprefix(f"{stack}.").partition(".")[0]
+        index, dot, inside = path.removeprefix(f"{stack}.").partition(".")
         if path.startswith(f"{stack}.") and index.isdigit() and int(index) >= n:
-            return f"site {path!r} is past the end: {lm_name} has {n} {stack}, 0 to {n - 1}"
+            last = f"{stack}.{n - 1}"
+            nearest = f"{last}{dot}{inside}" if f"{last}{dot}{inside}" in modules else last
+            return (
+                f"site {path!r} is past the end: {lm_name} has {n} {stack}, 0 to {n - 1}; the "
+                f"nearest is {nearest!r}"
+            )
     layers = [f"{stack}.0 to {stack}.{n - 1}" for stack, n in stacks.items() if "." not in stack]
-    near = closest(path, [*modules], cutoff=0.0)  # however far: no list of all would be read
     return (
-        f"site {path!r} is not in {lm_name}{near}; its layers: {', '.join(layers)}; a site is "
-        f"{_GRAMMAR}"
+        f"site {path!r} is not in {lm_name}{_nearest(path, modules)}; its layers: "
+        f"{', '.join(layers)}; a site is {_GRAMMAR}"
     )
+
+
+def _nearest(path: str, modules: Mapping[str, nn.Module]) -> str:
+    """The modules of the block, or of its part, that the path begins with: spelling alone would
+    mislead there, as another model's name for what the MLP adds is most like the name of what this
+    one's MLP reads. Elsewhere the modules that are spelt most like it."""
+    holder = path.rpartition(".")[0]
+    while holder and holder not in modules:
+        holder = holder.rpartition(".")[0]
+    inside = [f"{holder}.{name}" for name, _ in modules[holder].named_children()]
+    if not holder or not inside or isinstance(modules[holder], nn.ModuleList):
+        return closest(path, [*modules], cutoff=0.0)  # however far: no list of all would be read
+    below = [name for name in modules if name.startswith(f"{holder}.")]
+    near = closest(path, below, cutoff=_MISSPELT)
+    return near or f"; {holder!r} holds {', '.join(map(repr, inside))}"
 
 
 def blocks_below(lm: nn.Module, site: str) -> list[nn.Module]:

@@ -17,6 +17,7 @@ text        the rows of tokens that a stage reads
 from .call import train as train
 from .carried import carried_recipes as carried_recipes
 from .carried import find_recipe as find_recipe
+from .carried import licence_with as licence_with
 from .carried import read_recipe as read_recipe
 from .controls import CONTROLS as CONTROLS
 from .explaining import EXPLAINERS as EXPLAINERS

@@ -8,7 +8,7 @@ from typing import Any, SupportsFloat
 from ..activations.listed import Columns, listed
 from ..machine.refused import Refused
 from ..models import SAE
-from .carried import read_recipe
+from .carried import licence_with, read_recipe
 from .fields import Recipe
 from .folder import load_trained
 from .stages import run
@@ -49,7 +49,8 @@ def train(
         n_tokens: activations to train on, each pass counted; None: the recipe's (3 x 262,144).
             Evaluation, examples and names follow it, unless the recipe has numbers.
         recipe: all other settings, which the other arguments override: a `Recipe`, a YAML file, or
-            the name of one that comes with hfsae. "quickstart" is for up to some millions of
+            the name of one that comes with hfsae; with another model than a file's own, its
+            `license` does not count. "quickstart" is for up to some millions of
             tokens; `Recipe()` is the paper's, for billions.
         sae: more fields of the SAE's config: model_type="topk_sae", k=32, bandwidth=0.01.
 
@@ -65,6 +66,7 @@ def train(
     budget = {} if n_tokens is None else {"n_tokens": _whole(n_tokens)}
     whole = replace(
         base,
+        license=licence_with(base, model) if isinstance(recipe, str | Path) else base.license,
         lm=replace(base.lm, name=model),
         text=replace(base.text, dataset=listed(dataset, base.text.text_column)),
         sae={**base.sae, **given},

@@ -37,6 +37,12 @@ def find_recipe(name: str | Path) -> Path:
     )
 
 
+def licence_with(recipe: Recipe, lm_name: str) -> str | None:
+    """A recipe's licence where it is used with another language model: none, since that one may
+    come under other terms."""
+    return recipe.license if lm_name == recipe.lm.name else None
+
+
 def read_recipe(name: str | Path) -> Recipe:
     """A recipe from a file, or one that comes with hfsae: "quickstart", "gemma2_2b_16k".
 

@@ -92,7 +92,8 @@ class Recipe:
     seed: int = 0
     """Seed of the SAEs' initial weights."""
     license: str | None = None
-    """Licence of the trained SAE, for its card: a Hub identifier such as 'apache-2.0'."""
+    """Licence of the trained SAE, for its card: a Hub identifier such as 'apache-2.0'. That of a
+    recipe's file is for its own language model: with another lm.name it has to be given, too."""
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)

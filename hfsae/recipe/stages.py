@@ -56,6 +56,7 @@ from ..machine.seal import SEALED, changes, refuse_changed, sealed
 from ..machine.weights import refuse_mixture, stamp
 from ..models import SAE, SAEConfig
 from ..models.probe import N_TOKENS, write_probe
+from ..packaged import licence_conflict
 from ..training import Trainer
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .fields import CheckCost, LMArguments, Recipe, as_plain, bucket_tokens, check, sides_of
@@ -130,6 +131,7 @@ def _run(
     if accelerator.is_main_process:
         claim(root, recipe, stale)
     if not all(done):
+        _warn_of_licence(recipe)
         _train(recipe, loaded, configs, accelerator, command)
     if accelerator.is_main_process:
         for folder in folders:
@@ -223,6 +225,14 @@ def _train(
     with closing(stream):
         trainer.train()
     trainer.close()
+
+
+def _warn_of_licence(recipe: Recipe) -> None:
+    """Say where the SAEs' cards would leave out terms of the language model."""
+    conflict = licence_conflict(recipe.license, recipe.lm.name)
+    if conflict and is_first_process():
+        remedy = "before you publish it, set license (--license %s)"
+        logger.warning("%s; " + remedy, conflict.sentence, conflict.licence_id)
 
 
 def _provenance(recipe: Recipe, loaded: LoadedLM, command: str) -> dict[str, Any]:

@@ -58,6 +58,9 @@ def test_the_verdict_is_corrected_for_all_arms_of_all_comparisons(tmp_path, load
     rows = re.findall(r"^\| (first|second, [\w.]+): (\w+) \| ([\d to]+) \|", text, re.MULTILINE)
     assert ("second, layers.1.mlp", "topk", "4 to 5") in rows
     assert (folder / "figures" / "verdict.png").is_file()
+    over_places = text.partition("\n## Over all places\n")[2].partition("\n## ")[0]
+    assert re.search(r"^\| topk \| JumpReLU \| 3 \|", over_places, re.MULTILINE)
+    assert "\n| one |" not in over_places and (folder / "figures" / "places.png").is_file()
     assert "## Over the sites of second" in text and "[its report](../second/report.md)" in text
 
     page = (folder / "report.html").read_text()
@@ -84,7 +87,7 @@ def test_the_verdicts_of_one_seed_lie_inside_their_figure(tmp_path, monkeypatch)
     drawn = []
     monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure) or path)
     unknown = (float("nan"), float("nan"))
-    verdict = Verdict("a", "TopK", [4.0], Estimate(0.4, unknown, (0.3, 0.5)), 0)
+    verdict = Verdict("a", "TopK", [4.0], Estimate(0.4, unknown, (0.3, 0.5)), 0, "JumpReLU", 1)
     plots.draw_verdicts(tmp_path / "x.png", {"fvu": [verdict], "delta_loss": []})
     for axes in drawn[0].axes:
         low, high = axes.get_xlim()
