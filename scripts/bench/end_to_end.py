@@ -21,6 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from kept import keep
 from streams import SIDES
 from turns import add_arguments, chosen, markdown, measure
 
@@ -87,6 +88,9 @@ def main() -> None:
                 head = ", ".join(f"{key} {n}" for key, n in sizes.items())
                 print(f"\n{title} ({head}, {args.threads} threads, {args.rounds} rounds)\n")
                 print(markdown(rows), flush=True)
+                if args.output:
+                    run = {"title": title, **sizes, "rounds": args.rounds, "rows": rows}
+                    keep(args.output, run, ["title", *sizes])
     except (ValueError, OSError) as error:
         print(f"end_to_end.py: {error}", file=sys.stderr)
         sys.exit(2)

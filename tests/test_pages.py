@@ -1,0 +1,291 @@
+"""Tables and sentences of pages are what `scripts/pages/write.py` makes of kept results."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hfsae.machine.files import read_json
+
+from .probed import around, probing_record
+
+ROOT = Path(__file__).parent.parent
+RESULTS = sorted(ROOT.glob("scripts/*/results/*.json"))
+MODULES = ("anew", "write", "make", "of_bench", "of_recipes", "kept", "turns", "quality")
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in ("pages", "bench"):
+            patch.syspath_prepend(ROOT / "scripts" / folder)
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+
+
+def page(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_the_pages_are_what_their_results_give(scripts):
+    for path, text in scripts.write.from_results().items():
+        assert page(path) == text, f"{path}: run scripts/pages/write.py"
+
+
+def test_each_number_of_a_table_or_a_sentence_is_held(scripts):
+    """Whichever of them is another one in the page, the page is not what the script writes."""
+    every = scripts.write.told()
+    assert len(every) >= 25
+    for told in every:
+        body = told.text if told.text[0] != "|" else told.text.split("\n", 2)[2]
+        numbers = [*re.finditer(scripts.anew.NUMBER, body)]
+        assert numbers, told
+        for number in numbers[:: max(1, len(numbers) // 3)]:
+            wrong = told.text.replace(body, f"{body[: number.start()]}98{body[number.end() :]}")
+            changed = scripts.anew.written(page(told.page), told._replace(text=wrong))
+            assert changed != page(told.page)
+            assert scripts.anew.written(changed, told) == page(told.page)
+
+
+PAGE = """# Page
+
+## One
+
+On two cores a step
+takes 222 ms, 13 x less.
+
+| size 16 | ms |
+| --- | ---: |
+| a | 1 |
+| b | 2 |
+
+## Two
+
+On two cores a step takes 5 ms, 6 x less.
+"""
+
+
+def test_a_sentence_gets_other_numbers_and_keeps_its_lines(scripts):
+    told = scripts.anew.Told("p", "One", "a step takes 1,201 ms, .5 x less.")
+    changed = scripts.anew.written(PAGE, told)
+    assert changed == PAGE.replace("takes 222 ms, 13 x", "takes 1,201 ms, .5 x")
+
+
+def test_a_table_is_found_by_its_head_whatever_the_numbers_are(scripts):
+    new = scripts.anew.table([["size 32", "ms"], ["c", ""]])
+    assert new == "| size 32 | ms |\n| --- | ---: |\n| c | |"
+    changed = scripts.anew.written(PAGE, scripts.anew.Told("p", "One", new))
+    assert changed == PAGE.replace(PAGE[PAGE.index("| size") : PAGE.index("\n## Two")], f"{new}\n")
+
+
+@pytest.mark.parametrize(
+    ("section", "text", "reason"),
+    [
+        ("One", "a step costs 222 ms", "no sentence"),
+        ("One", "| other | ms |\n| --- | --- |", "no table"),
+        ("Three", "a step takes 222 ms", "no section"),
+        ("Two", "5", "2 sentence"),
+    ],
+)
+def test_other_words_are_an_error(scripts, section, text, reason):
+    with pytest.raises(ValueError, match=reason):
+        scripts.anew.written(PAGE, scripts.anew.Told("p", section, text))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_results_say_what_made_them(path):
+    """A command and a machine; or, where they were taken from a page, since which commit."""
+    result = read_json(path)
+    assert path.stat().st_size < 50_000
+    for run in result.get("runs", [result]):
+        script = run["command"].split()[1]
+        assert run["command"].startswith("hfsae ") or (ROOT / script).is_file()
+        if run.get("transcribed"):
+            assert re.fullmatch(r"[0-9a-f]{7}", run["commit"])
+            assert re.fullmatch(r"\d{4}-\d\d-\d\d", run["date"])
+        else:
+            assert run["machine"]
+
+
+def test_each_file_of_results_is_read_and_has_a_command_that_makes_it(scripts, monkeypatch):
+    read = set()
+    for module in (scripts.of_recipes, scripts.of_bench):
+        monkeypatch.setattr(module, "read_json", lambda p: read.add(p) or read_json(p))
+    scripts.write.told()
+    assert read == {*RESULTS}
+    of_recipes = {path.stem for path in RESULTS if path.parents[1].name == "recipes"}
+    assert of_recipes == scripts.make.MADE.keys()
+
+
+def is_above(interval, chance=0.0) -> bool:
+    return interval[1] > chance
+
+
+def test_what_the_judge_can_tell(scripts):
+    """The words of the page hold for these numbers."""
+    scores = scripts.of_recipes.results("judge")["scores"]
+    tells = {}
+    for name in ("detection", "likelihood", "intruder"):
+        score = scripts.of_recipes.headline(scores[name])
+        tells[name] = is_above(score["difference"]) and is_above(
+            score["own"], scores[name]["chance"]
+        )
+    assert tells == {"detection": False, "likelihood": True, "intruder": False}
+    text = " ".join(page("scripts/recipes/README.md").split())
+    assert "Asked yes or no, or for the intruder, so small a model cannot tell" in text
+    assert "How much likelier a name makes a text it can tell, if weakly." in text
+
+
+def test_what_probing_shows(scripts):
+    gain = scripts.of_recipes.results("probing")["auc"]["gain"]
+    assert {k: is_above(gain[k]) for k in ("1", "5", "16", "all")} == {
+        "1": True,
+        "5": True,
+        "16": False,
+        "all": False,
+    }
+    drawn = scripts.of_recipes.results("probing_drawn")
+    assert not any(is_above(drawn["auc"]["gain"][k]) for k in ("1", "5"))
+    absorption = drawn["absorption"]
+    assert absorption["untrained"]["full"][0] < absorption["own"]["full"][0]
+    for name in ("probing_drawn", "probing_packaged"):
+        evenness = scripts.of_recipes.results(name)["uniformity"]
+        assert evenness["own"][2] < evenness["untrained"][1]
+    text = " ".join(page("scripts/recipes/README.md").split())
+    assert "One latent, and five, tell more than untrained ones do; of 16 or all no" in text
+    assert "untrained latents have a *lower* rate" in text
+    assert "is above them](../recipes/README.md#probing) at both" in " ".join(
+        page("scripts/comparisons/README.md").split()
+    )
+
+
+def test_of_which_texts_a_card_would_warn(scripts):
+    texts = dict(scripts.of_recipes.results("texts")["texts"])
+    held_out = texts.pop("held-out")
+    warned = {
+        key: {name for name, of in texts.items() if of[key][1] > 1.5 * held_out[key][2]}
+        for key in ("fvu", "delta_loss")
+    }
+    assert warned == {"fvu": {"code"}, "delta_loss": {*texts}} and len(texts) == 3
+    text = " ".join(page("scripts/recipes/README.md").split())
+    assert "here delta loss on all three, FVU on code." in text
+
+
+def test_which_libraries_the_lead_is_over(scripts):
+    quality = scripts.of_bench.Quality()
+    small, _, large = quality.budgets(1)
+    assert {side.library for side in quality.others(small)} == {
+        "saelens",
+        "dictionary_learning",
+        "sparsify",
+    }
+    assert [side.library for side in quality.others(large)] == ["dictionary_learning"]
+    leads = [float(quality.lead(tokens)) for tokens in quality.budgets(1)]
+    assert leads == sorted(leads, reverse=True)
+    text = " ".join(page("scripts/bench/README.md").split())
+    assert "the more steps, the smaller the lead" in text
+
+
+def test_steps_and_activations_are_hfsaes_first(scripts):
+    steps = scripts.of_bench.Steps()
+    for side, (_, to) in scripts.of_bench.SIDES.items():
+        assert not to or steps.rows[side]["x"][to] > 1
+
+
+def test_scores_are_taken_from_a_record_of_explanations(scripts):
+    record = read_json(ROOT / "model_cards/quickstart/features/explanations.json")
+    made = scripts.make.explained(record)
+    value, low, high = made["scores"]["lexical"]["pearson"]["own"]
+    card = page("model_cards/quickstart/README.md")
+    assert f"| pearson | {value:.3f}, {low:.3f} to {high:.3f} |" in card
+    assert made["n_latents"] == 100 and made["seed"] == 0 and "usage" not in made
+    record["scores"]["detection"] = {
+        "headline": "auc",
+        "uniform": {"auc": {"own": around(0.7)}, "f1": {"own": around(0.2)}},
+        "chance": 0.5,
+        "n_items": 9,
+        "n_failed": 1,
+    }
+    record["usage"] = {"n_calls": 9, "n_failed": 1, "n_tokens_in": 80, "seconds": 3.0}
+    record["untrained"] = {"lexical": {"auc": {"untrained": around(0.4), "trained": around(0.6)}}}
+    made = scripts.make.explained(record)
+    assert scripts.of_recipes.headline(made["scores"]["detection"])["own"] == around(0.7)
+    assert made["usage"] == {"n_calls": 9, "n_failed": 1, "n_tokens_in": 80}
+    assert made["untrained"] == {"auc": around(0.4)}
+
+
+def test_figures_are_taken_from_a_record_of_probing(scripts):
+    record = probing_record(others=("other",), value=0.6)
+    record["arguments"]["seed"] = 3
+    record["absorption"]["probe_f1"] = {"layers.1": {"A": 0.5, "B": 0.9}}
+    made = scripts.make.probed(record)
+    assert made["auc"] == {
+        "own": {"1": around(0.6)},
+        "gain": {"1": around(0.9 * 0.6)},
+        "untrained": {"1": around(0.06)},
+        "dimensions": {"1": around(0.7)},
+    }
+    assert (made["n_tasks"], made["seed"]) == (12, 3)
+    assert made["absorption"]["probe_mean_f1"] == pytest.approx(0.7)
+    assert made["absorption"]["own"]["n_letters"] == 2
+    assert made["absorption"]["untrained"]["full"] == around(0.06)
+    assert made["uniformity"] == {"own": around(0.6), "untrained": around(0.06), "n_tokens": 64}
+
+
+def test_figures_are_taken_from_an_evaluation_on_several_texts(scripts):
+    def metrics(value):
+        metric = dict(zip(("value", "low", "high"), around(value), strict=True))
+        return {"metrics": dict.fromkeys(("l0", "fvu", "delta_loss", "kl"), metric), "n_tokens": 7}
+
+    made = scripts.make.on_texts({**metrics(0.5), "seed": 0, "texts": {"code": metrics(0.9)}})
+    assert made["texts"]["held-out"]["fvu"] == around(0.5)
+    assert made["texts"]["code"] == {
+        **dict.fromkeys(("l0", "fvu", "delta_loss"), around(0.9)),
+        "n_tokens": 7,
+    }
+
+
+def test_a_run_takes_the_place_of_one_with_the_same_settings(scripts, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["scripts/bench/step.py", "--peers", "/home/me/peers"])
+    path = tmp_path / "results" / "step.json"
+    for l0, ms in ((20, 1.0), (50, 2.0), (20, 3.0)):
+        scripts.kept.keep(path, {"l0": l0, "ms": ms}, ["l0"])
+    runs = json.loads(path.read_text())["runs"]
+    assert [(run["l0"], run["ms"]) for run in runs] == [(50, 2.0), (20, 3.0)]
+    assert runs[0]["command"] == "python scripts/bench/step.py --peers ./peers"
+    assert "thread" in runs[0]["machine"]
+
+
+def test_a_ratio_is_the_median_over_turns(scripts):
+    def side(label, *seconds):
+        return SimpleNamespace(label=label, seconds=list(seconds), ask=lambda what: {"L0": 50})
+
+    ours, theirs = side("hfsae.topk", 1.0, 2.0, 4.0), side("sparsify.topk", 3.0, 10.0, 8.0)
+    row = scripts.turns._row(theirs, [ours, theirs])
+    assert row["x"] == {"hfsae.topk": 3.0} and row["median ms"] == 8000.0
+    assert scripts.turns.markdown([row]).splitlines()[0].endswith("| x hfsae.topk | L0 |")
+
+
+def test_the_summary_of_quality_gives_the_table_of_the_page(scripts, tmp_path, monkeypatch):
+    """FVU with Student's interval over seeds, the better of raw and centred input."""
+    args = SimpleNamespace(folder=tmp_path, seeds=3, no_search=False, tokens=1024, passes=1)
+    args.d_sae, args.l0, args.recipe = 2048, 50, "quickstart"
+    for library, name, fvu in (
+        ("hfsae", "JumpReLU", 0.15),
+        ("sparsify", "TopK", 0.3),
+        ("sparsify", "TopK, centred", 0.2),
+    ):
+        test = [{"fvu": fvu + d, "l0": 50.0, "dead": 0.01} for d in (-0.01, 0.0, 0.01)]
+        runs = [{"test": of_seed, "seconds": 2.0} for of_seed in test]
+        scripts.quality._keep_summary(args, library, name, 3e-3, runs)
+    (tmp_path / "results.json").rename(tmp_path / "quality.json")
+    monkeypatch.setattr(scripts.of_bench, "RESULTS", tmp_path)
+    quality = scripts.of_bench.Quality()
+    half = 4.302653 * 0.01 / 3**0.5  # t of 2 degrees of freedom
+    assert scripts.of_bench.quality_table(quality, 1, "tokens").splitlines()[2:] == [
+        f"| 1,024 | hfsae, JumpReLU | 0.003 | **0.1500 ± {half:.4f}** | 50.0 | 1.0% |",
+        f"| | sparsify, TopK, centred | 0.003 | 0.2000 ± {half:.4f} | 50.0 | 1.0% |",
+    ]
+    assert quality.lead(1024) == "25"
