@@ -234,6 +234,16 @@ def test_figures_are_taken_from_a_record_of_probing(scripts):
     assert made["uniformity"] == {"own": around(0.6), "untrained": around(0.06), "n_tokens": 64}
 
 
+def test_results_without_figures_of_absorption_are_not_told(scripts, monkeypatch):
+    record = probing_record(is_weak=True)
+    record["arguments"]["seed"] = 0
+    made = scripts.make.probed(record)
+    assert "absorption" not in made
+    monkeypatch.setattr(scripts.of_recipes, "results", lambda name: made)
+    with pytest.raises(ValueError, match="no figures of absorption"):
+        list(scripts.of_recipes.letters())
+
+
 def test_figures_are_taken_from_an_evaluation_on_several_texts(scripts):
     def metrics(value):
         metric = dict(zip(("value", "low", "high"), around(value), strict=True))

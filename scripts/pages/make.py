@@ -71,7 +71,8 @@ def probed(record: Mapping[str, Any]) -> Json:
         if kind == "own":
             auc.setdefault("gain", {})[k] = entry["auc_above_untrained"]
     made: Json = {"seed": record["arguments"]["seed"], "n_tasks": len(record["tasks"]), "auc": auc}
-    if rows := own.get("absorption", {}).get("rows"):
+    rows = own.get("absorption", {}).get("rows", [])
+    if rows and "refused" not in rows[0]:
         made["absorption"] = {KINDS.get(row["features"], "own"): row for row in rows}
         f1 = [*next(iter(own["absorption"]["probe_f1"].values())).values()]
         made["absorption"]["probe_mean_f1"] = sum(f1) / len(f1)

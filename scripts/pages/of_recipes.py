@@ -56,8 +56,15 @@ SIDES = ("own", "shuffled", "difference", "direction", "anything")
 
 
 def headline(score: Json) -> dict[str, list[float]]:
-    """A score's first metric: means with intervals, of own names and controls."""
-    return next(value for value in score.values() if isinstance(value, dict))
+    """A score's first metric: means with intervals, of own names and controls.
+
+    Raises:
+        ValueError: too many of the judge's answers failed, so that there is none.
+    """
+    metrics = [value for value in score.values() if isinstance(value, dict)]
+    if not metrics:
+        raise ValueError(f"a score has no headline: {score['n_failed']:,} items failed")
+    return metrics[0]
 
 
 def judged() -> Iterator[str]:
@@ -123,7 +130,9 @@ def _minutes(made: Json) -> str:
 
 
 def letters() -> Iterator[str]:
-    made = results("probing_drawn")["absorption"]
+    made = results("probing_drawn").get("absorption")
+    if made is None:
+        raise ValueError("probing_drawn.json has no figures of absorption, which the page tells")
     yield (
         f"the probe knows {made['own']['n_letters']} letters (mean F1 "
         f"{decimal(made['probe_mean_f1'], 2)})"
