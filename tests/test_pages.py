@@ -10,11 +10,12 @@ import pytest
 
 from hfsae.machine.files import read_json
 
+from .comparison.told import rows
 from .probed import around, probing_record
 
 ROOT = Path(__file__).parent.parent
 RESULTS = sorted(ROOT.glob("scripts/*/results/*.json"))
-MODULES = ("anew", "write", "make", "of_bench", "of_recipes", "kept", "turns", "quality")
+MODULES = ("anew", "write", "make", "of_bench", "of_recipes", "of_runs", "kept", "turns", "quality")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_the_pages_are_what_their_results_give(scripts):
 def test_each_number_of_a_table_or_a_sentence_is_held(scripts):
     """Whichever of them is another one in the page, the page is not what the script writes."""
     every = scripts.write.told()
-    assert len(every) >= 25
+    assert len(every) >= 35
     for told in every:
         body = told.text if told.text[0] != "|" else told.text.split("\n", 2)[2]
         numbers = [*re.finditer(scripts.anew.NUMBER, body)]
@@ -117,6 +118,52 @@ def test_each_file_of_results_is_read_and_has_a_command_that_makes_it(scripts, m
     assert read == {*RESULTS}
     of_recipes = {path.stem for path in RESULTS if path.parents[1].name == "recipes"}
     assert of_recipes == scripts.make.MADE.keys()
+
+
+FOURTEEN = {9: "nine", 14: "fourteen"}
+
+
+def test_the_readme_tells_of_steering_what_the_report_has():
+    text = page("scripts/steering_effect.md").partition("## Clamped to 1 x")[2].partition("## ")[0]
+    latents = rows(text, "meaning")
+    larger = {name: int(row["larger than"].split(" of ")[0]) for name, row in latents.items()}
+    above = [n for name, n in larger.items() if latents[name]["effect, nats"][0] == "+" and n >= 19]
+    assert f"95 % of its controls: {len(above)} of {len(latents)} latents" in text
+    assert {*above} == {19, 20}
+    assert (
+        f"Of {FOURTEEN[len(latents)]} latents with an evident meaning, clamped to their largest "
+        f"activation, [{FOURTEEN[len(above)]} made words of that meaning likelier]"
+        "(scripts/steering_effect.md) than 19 or 20 of 20 matched random latents did."
+    ) in " ".join(page("README.md").split())
+
+
+def test_the_readme_tells_the_largest_difference_between_libraries():
+    text = page("scripts/interop/PARITY.md")
+    table = text[text.index("| format | direction |") :].partition("\n\n")[0].splitlines()[2:]
+    differences = [float(cell) for line in table for cell in line.strip("| ").split(" | ")[-2:]]
+    largest = f"{max(differences):.1e}".replace("e-0", "e-")
+    readme = " ".join(page("README.md").split())
+    assert f"six formats, differing by [at most {largest}](scripts/interop/PARITY.md)" in readme
+    assert len({line.split(" | ")[0] for line in table if "sae.to" not in line}) == 6
+
+
+def test_what_is_told_of_the_order_of_latents():
+    text = page("scripts/telling.md")
+    orders = rows(text, "order")
+    by_activation, own = (orders[name] for name in ("peak activation", "the app's"))
+    share, density = (
+        [float(row[column].removesuffix(" %")) for row in (own, by_activation)]
+        for column in ("on words", "density")
+    )
+    assert share[0] / share[1] == pytest.approx(2, abs=0.25)
+    assert density[1] / density[0] == pytest.approx(20, abs=2.5)
+    surprise, word = (orders[f"share x -ln density x {how}"] for how in ("surprise", "word"))
+    for column in ("on words", "words of 8"):
+        assert float(surprise[column].split()[0]) < float(word[column].split()[0])
+    told = " ".join(text.split())
+    assert "twice as many latents on words of content as the order by activation" in told
+    assert "and its latents are twenty times as rare" in told
+    assert "own surprise does worse than a token's frequency" in told
 
 
 def is_above(interval, chance=0.0) -> bool:

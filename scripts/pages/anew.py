@@ -21,7 +21,8 @@ class Told(NamedTuple):
     section: str
     """the title of the page's section"""
     text: str
-    """a table in Markdown, or words with numbers; the sentence's line breaks do not count"""
+    """a table in Markdown, or one that a command prints, with the head "metric  value ..."; or
+    words with numbers, whose line breaks do not count"""
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -37,7 +38,8 @@ def written(page: str, told: Told) -> str:
         ValueError: the section, the table or the words are not there, or the words are there twice.
     """
     start, end = _section(page, told.section)
-    put = _with_table if told.text.startswith("|") else _with_sentence
+    is_table = told.text.startswith(("|", "metric "))
+    put = _with_table if is_table else _with_sentence
     try:
         return page[:start] + put(page[start:end], told.text) + page[end:]
     except ValueError as error:
@@ -54,7 +56,8 @@ def _section(page: str, title: str) -> tuple[int, int]:
 
 def _with_table(section: str, table: str) -> str:
     head = table.split("\n", 1)[0]
-    old = re.compile(rf"^{_any_numbers(head)[0]}\n(?:\|.*\n)*", re.MULTILINE)
+    row = r"\|.*\n" if head.startswith("|") else r"\w.*\n"
+    old = re.compile(rf"^{_any_numbers(head)[0]}\n(?:{row})*", re.MULTILINE)
     return _only(old, section, f"table with the head {head!r}", table.rstrip("\n") + "\n")
 
 

@@ -2,9 +2,10 @@
 
     python scripts/pages/write.py
 
-of_recipes.py and of_bench.py have the tables and the sentences, `make.py` and the scripts of
-scripts/bench make the results. A sentence whose words are not those of its page is an error: what
-it claims may hold no more. tests/test_pages.py holds the pages to this.
+of_recipes.py, of_bench.py and of_runs.py have the tables and the sentences. Results are made by
+`make.py` and the scripts of scripts/bench; cards and comparisons are results, too. A sentence whose
+words are not those of its page is an error: what it claims may hold no more. tests/test_pages.py
+holds the pages to this.
 """
 
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import of_bench
 import of_recipes
+import of_runs
 from anew import Told, written
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +32,7 @@ def main() -> None:
 
 
 def told() -> list[Told]:
-    return [*of_bench.told(), *of_recipes.told()]
+    return [*of_bench.told(), *of_recipes.told(), *of_runs.told()]
 
 
 def from_results(every: Iterable[Told] | None = None) -> dict[str, str]:
