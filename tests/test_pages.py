@@ -38,7 +38,7 @@ def test_the_pages_are_what_their_results_give(scripts):
 def test_each_number_of_a_table_or_a_sentence_is_held(scripts):
     """Whichever of them is another one in the page, the page is not what the script writes."""
     every = scripts.write.told()
-    assert len(every) >= 35
+    assert len(every) >= 40
     for told in every:
         body = told.text if told.text[0] != "|" else told.text.split("\n", 2)[2]
         numbers = [*re.finditer(scripts.anew.NUMBER, body)]
@@ -208,6 +208,23 @@ def test_what_probing_shows(scripts):
     )
 
 
+def test_what_probing_of_arms_shows(scripts):
+    """n_above_untrained is not in a file that was taken from a page."""
+    made = scripts.of_recipes.results("probing_arms")
+    arms, controls = made["arms"], made["controls"]
+    for arm in arms.values():
+        assert all(low <= 0 <= high for _, low, high in arm.get("above_first", {}).values())
+        ceilings = controls["dimensions"]["all"][0], controls["tokens"]["all"][0]
+        assert arm["auc"]["all"][0] < min(ceilings)
+    for name, by_k in {"jumprelu": {"1": (0, 1), "5": (0, 0)}, "gated": {"1": (2, 3)}}.items():
+        for k, n_seeds in by_k.items():
+            assert n_seeds[0] <= arms[name].get("n_above_untrained", {k: n_seeds[0]})[k]
+            assert n_seeds[1] >= arms[name].get("n_above_untrained", {k: n_seeds[1]})[k]
+    text = " ".join(page("scripts/comparisons/README.md").split())
+    assert "No difference from JumpReLU is shown: paired over tasks, every interval holds 0" in text
+    assert "one or none of JumpReLU's or BatchTopK's is above them at k = 1 and none at 5" in text
+
+
 def test_of_which_texts_a_card_would_warn(scripts):
     texts = dict(scripts.of_recipes.results("texts")["texts"])
     held_out = texts.pop("held-out")
@@ -279,6 +296,64 @@ def test_figures_are_taken_from_a_record_of_probing(scripts):
     assert made["absorption"]["own"]["n_letters"] == 2
     assert made["absorption"]["untrained"]["full"] == around(0.06)
     assert made["uniformity"] == {"own": around(0.6), "untrained": around(0.06), "n_tokens": 64}
+
+
+def test_figures_of_arms_are_taken_from_a_record_of_probing(scripts):
+    def mean(name, of, auc, **more):
+        return {"features": name, "of": of, "k": 1, "auc": around(auc)} | more
+
+    means, arms = [], []
+    for arm, gains in {"topk/k_5": (0.2, 0.05), "gated/l0_5": (0.15, 0.3)}.items():
+        for seed, gain in enumerate(gains):
+            name = arm.replace("/", f"/seed_{seed}/")
+            means.append(mean(name, "", 0.5, auc_above_untrained=around(gain)))
+            means.append(mean("untrained", name, 0.1 + seed))
+        arms.append({"arm": arm, "k": 1, "auc": around(0.5), "above_first": around(0.0)})
+    means += [mean("model's dimensions", "layers.1", 0.9), mean("bag of tokens", "", 0.8)]
+    arguments = {"seed": 0, "n_texts": 100}
+    record = {"means": means, "arms": arms, "arguments": arguments, "tasks": {"a": 9, "b": 9}}
+    made = scripts.make.probed_arms(record)
+    assert made["arms"] == {
+        arm: {
+            "auc": {"1": around(0.5)},
+            "above_first": {"1": around(0.0)},
+            "untrained": {"1": pytest.approx(0.6)},
+            "n_above_untrained": {"1": n_above},
+        }
+        for arm, n_above in (("topk", 1), ("gated", 2))
+    }
+    assert made["controls"] == {"dimensions": {"1": around(0.9)}, "tokens": {"1": around(0.8)}}
+    assert (made["n_tasks"], made["n_texts"]) == (2, 100)
+
+
+def test_an_sae_is_measured_as_a_copy_without_what_was_measured_before(
+    scripts, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("config.json", "probing.json", "evaluation.json", "features/calls.jsonl"):
+        for arm in ("jumprelu", "gated"):
+            path = Path("runs", arm, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+
+    def run(made, folders):
+        for folder in folders:
+            assert [p.name for p in folder.rglob("*") if p.is_file()] == ["config.json"]
+        (folders[0] / made.record).write_text("{}")
+        return {"cpu_seconds": 60.0, "of": [folder.name for folder in folders]}
+
+    monkeypatch.setattr(scripts.make, "run", run)
+    monkeypatch.setattr(scripts.make, "RESULTS", tmp_path / "results")
+    several = scripts.make.MADE["probing_arms"]._replace(saes="runs/*", extract=lambda record: {})
+    monkeypatch.setitem(scripts.make.MADE, "probing_arms", several)
+    scripts.make.main(["probing_arms"])
+    made = read_json(tmp_path / "results/probing_arms.json")
+    assert made["of"] == ["jumprelu", "gated"] and made["cpu_seconds"] == 60.0
+    assert made["command"] == "hfsae probe runs/jumprelu runs/gated --n_words 0 --uniformity_tokens 0"
+    with pytest.raises(SystemExit, match="no SAE in runs/none"):
+        scripts.make.main(["probing_arms", "runs/none"])
+    with pytest.raises(SystemExit, match="NAME can be judge, names"):
+        scripts.make.main(["other"])
 
 
 def test_results_without_figures_of_absorption_are_not_told(scripts, monkeypatch):

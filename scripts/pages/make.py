@@ -1,15 +1,17 @@
-"""Measure again what the page of recipes tells: a command of hfsae, whose result is kept.
+"""Measure again what pages tell of an SAE: a command of hfsae, whose result is kept.
 
     python scripts/pages/make.py judge                  of runs/quickstart: MADE has all names
     python scripts/pages/make.py probing runs/mine      of another SAE
+    python scripts/pages/make.py probing_arms           of the twelve of interpretability.yaml
     python scripts/pages/write.py                       then: the pages, from all that is kept
 
-The SAE is copied first, so that its folder stays as it is and everything is measured anew. Kept are
-means with their intervals, in scripts/recipes/results/NAME.json, with the command, the machine, CPU
-seconds and peak memory. `redrawn` needs an SAE of a model with re-drawn weights: the first two
+SAEs are copied first, so that their folders stay as they are and everything is measured anew. Kept
+are means with their intervals, in scripts/recipes/results/NAME.json, with the command, the machine,
+CPU seconds and peak memory. `redrawn` needs an SAE of a model with re-drawn weights: the first two
 commands in `redrawn_lm.py`.
 """
 
+import glob
 import json
 import resource
 import shlex
@@ -32,6 +34,7 @@ from hfsae.machine.visible import public_record
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "scripts" / "recipes" / "results"
 QUICKSTART, REDRAWN, PACKAGED = "runs/quickstart", "runs/redrawn", "hfsae/shipped_sae"
+ARMS = "runs/compare/interpretability/*/seed_*/*_50"
 LEFT_OUT = (names.CARD, names.CHECKPOINTS, names.EVALUATION, "probing.*", "explanations.*")
 LEFT_OUT += (Path(names.CALLS).name, Path(names.EVIDENCE).name)
 TEXTS = "{news: packaged:news, medicine: packaged:medicine, code: packaged:python}"
@@ -82,6 +85,30 @@ def probed(record: Mapping[str, Any]) -> Json:
     return made
 
 
+def probed_arms(record: Mapping[str, Any]) -> Json:
+    """AUC by arm and k: means over seeds and tasks, what is above the first arm's, and of untrained
+    latents, with the number of seeds whose own are above them."""
+    arms: dict[str, Json] = {}
+    for entry in record["arms"]:
+        arm = arms.setdefault(entry["arm"].split("/")[0], {})
+        for key in ("auc", "above_first"):
+            arm.setdefault(key, {})[str(entry["k"])] = entry[key]
+    controls: Json = {}
+    for entry in record["means"]:
+        k, of_sae = str(entry["k"]), (entry["of"] or entry["features"]).split("/")[0]
+        if entry["features"] == "untrained":
+            arms[of_sae].setdefault("untrained", {}).setdefault(k, []).append(entry["auc"][0])
+        elif "auc_above_untrained" in entry:
+            n_above = arms[of_sae].setdefault("n_above_untrained", {})
+            n_above[k] = n_above.get(k, 0) + (entry["auc_above_untrained"][1] > 0)
+        else:
+            controls.setdefault(KINDS[entry["features"]], {})[k] = entry["auc"]
+    for arm in arms.values():
+        arm["untrained"] = {k: sum(v) / len(v) for k, v in arm["untrained"].items()}
+    made = {"seed": record["arguments"]["seed"], "n_tasks": len(record["tasks"])}
+    return {**made, "n_texts": record["arguments"]["n_texts"], "arms": arms, "controls": controls}
+
+
 def on_texts(record: Mapping[str, Any]) -> Json:
     """L0, FVU and delta loss on held-out text and on each foreign one."""
     texts = {"held-out": record, **record["texts"]}
@@ -102,11 +129,12 @@ def _interval(metric: Mapping[str, Any]) -> list[float]:
 class Made(NamedTuple):
     """A file of results."""
 
-    sae: str
+    saes: str
+    """a folder, or a pattern of several: JumpReLU's, with which others are compared, first"""
     verb: str
     options: str
     record: str
-    """what the command writes below the SAE's folder"""
+    """what the command writes below the folder of each"""
     extract: Callable[[Mapping[str, Any]], Json]
 
 
@@ -127,37 +155,47 @@ MADE = {
     "probing": _probe(QUICKSTART, "--n_tasks all --n_words 0 --uniformity_tokens 0"),
     "probing_drawn": _probe(QUICKSTART, ""),
     "probing_packaged": _probe(PACKAGED, "--n_words 0 --uniformity_tokens 48"),
+    "probing_arms": _probe(ARMS, "--n_words 0 --uniformity_tokens 0")._replace(extract=probed_arms),
     "texts": Made(PACKAGED, "evaluate", _ON_TEXTS, names.EVALUATION, on_texts),
 }
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) not in (1, 2) or argv[0] not in MADE:
+    if not argv or argv[0] not in MADE:
         sys.exit(f"{__doc__}\nNAME can be {', '.join(MADE)}")
     made = MADE[argv[0]]
-    sae = Path(argv[1] if len(argv) == 2 else made.sae)
-    if not (sae / names.CONFIG).is_file():
-        sys.exit(f"no SAE in {sae}; train one there, or give the folder of another")
+    saes = [Path(folder) for folder in argv[1:]] or found(made.saes)
+    if missing := [sae for sae in saes if not (sae / names.CONFIG).is_file()]:
+        sys.exit(f"no SAE in {missing[0]}; train one there, or give the folder of another")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary, sae.resolve().name)
-        shutil.copytree(sae, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
-        used = run(made, folder)
-        result = made.extract(read_json(folder / made.record))
-        command = f"hfsae {made.verb} {sae} {made.options}".strip()
-        kept = public_record({"command": command, "machine": _machine(), **used, **result}, folder)
+        folders = [Path(temporary, "of", *sae.resolve().parts[1:]) for sae in saes]
+        for sae, folder in zip(saes, folders, strict=True):
+            shutil.copytree(sae, folder, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        used = run(made, folders)
+        result = made.extract(read_json(folders[0] / made.record))
+        command = " ".join(["hfsae", made.verb, *map(str, saes), made.options]).strip()
+        kept = {"command": command, "machine": _machine(), **used, **result}
+        kept = public_record(kept, folders[0])
     path = RESULTS / f"{argv[0]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(kept, indent=1) + "\n")
     print(path)
 
 
-def run(made: Made, folder: Path) -> Json:
-    """Run the command on a folder; what it took.
+def found(pattern: str) -> list[Path]:
+    """Folders of SAEs, JumpReLU's first."""
+    paths = [Path(path) for path in glob.glob(pattern)] or [Path(pattern)]
+    return sorted(paths, key=lambda path: ("jumprelu" not in path.parts, path))
+
+
+def run(made: Made, folders: list[Path]) -> Json:
+    """Run the command on folders; what it took.
 
     Raises:
         CalledProcessError: it failed.
     """
-    command = [sys.executable, "-m", "hfsae", made.verb, str(folder), *shlex.split(made.options)]
+    saes = [str(folder) for folder in folders]
+    command = [sys.executable, "-m", "hfsae", made.verb, *saes, *shlex.split(made.options)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

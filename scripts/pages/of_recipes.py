@@ -1,4 +1,5 @@
-"""The tables and sentences of scripts/recipes/README.md that rest on its results."""
+"""The tables and sentences that rest on the results of scripts/recipes: on its page, and of arms on
+that of comparisons."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from anew import Told, table
 
 from hfsae.machine.files import read_json
 
-PAGE = "scripts/recipes/README.md"
+PAGE, COMPARISONS = "scripts/recipes/README.md", "scripts/comparisons/README.md"
 ROOT = Path(__file__).parents[2]
 Json = dict[str, Any]
 
@@ -25,6 +26,8 @@ def told() -> Iterator[Told]:
         ("Short runs", papers_method()),
     ):
         yield from (Told(PAGE, section, text) for text in texts)
+    section = "Do latents tell texts apart?"
+    yield from (Told(COMPARISONS, section, text) for text in probed_arms())
 
 
 def decimal(value: float, digits: int | None = None) -> str:
@@ -117,7 +120,7 @@ def probed() -> Iterator[str]:
     )
     ks = ("1", "5", "16", "all")
     rows = [[FEATURES[of], *(spread(made["auc"][of].get(k)) for k in ks)] for of in FEATURES]
-    yield table([["features", "k = 1", "k = 5", "k = 16", "all"], *rows])
+    yield table([["features", *_KS], *rows])
     one, five = (spread(drawn["auc"]["gain"][k]) for k in ("1", "5"))
     yield (
         f"The {drawn['n_tasks']} sets that are drawn without `--n_tasks` ({_minutes(drawn)} min of "
@@ -127,6 +130,40 @@ def probed() -> Iterator[str]:
 
 def _minutes(made: Json) -> str:
     return f"{made['cpu_seconds'] / 60:.0f}"
+
+
+ARMS = {"jumprelu": "JumpReLU", "batch_topk": "BatchTopK", "gated": "Gated (RI-L1)", "topk": "TopK"}
+
+
+def probed_arms() -> Iterator[str]:
+    made = results("probing_arms")
+    yield f"probed on {made['n_tasks']} tasks of {made['n_texts']} texts"
+    yield f"{_minutes(made)} min of one core"
+    ks = ("1", "5", "16", "all")
+    rows = []
+    for name, title in ARMS.items():
+        arm = made["arms"][name]
+        control = [decimal(arm["untrained"][k]) for k in ks[:2]]
+        rows.append([title, *(spread(arm["auc"][k]) for k in ks), *control])
+    for name in ("dimensions", "tokens"):
+        rows.append([FEATURES[name], *(spread(made["controls"][name].get(k)) for k in ks), "", ""])
+    yield table([["arm", *_KS, f"random directions, {_KS[0]}", _KS[1]], *rows])
+    title, k, gap = largest_gap(made)
+    with_k = "with all latents" if k == "all" else f"at k = {k}"
+    yield f"(largest {spread(gap)}, {title} {with_k})"
+
+
+_KS = ("k = 1", "k = 5", "k = 16", "all")
+
+
+def largest_gap(made: Json) -> tuple[str, str, list[float]]:
+    """The arm's title, k and the difference of AUC from the first arm's that is largest."""
+    gaps = [
+        (title, k, gap)
+        for name, title in ARMS.items()
+        for k, gap in made["arms"][name].get("above_first", {}).items()
+    ]
+    return max(gaps, key=lambda entry: abs(entry[2][0]))
 
 
 def letters() -> Iterator[str]:
