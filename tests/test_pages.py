@@ -120,7 +120,8 @@ def test_each_file_of_results_is_read_and_has_a_command_that_makes_it(scripts, m
     assert of_recipes == scripts.make.MADE.keys()
 
 
-FOURTEEN = {9: "nine", 14: "fourteen"}
+COUNTS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+COUNTS += ["eleven", "twelve", "thirteen", "fourteen"]
 
 
 def test_the_readme_tells_of_steering_what_the_report_has():
@@ -129,10 +130,10 @@ def test_the_readme_tells_of_steering_what_the_report_has():
     larger = {name: int(row["larger than"].split(" of ")[0]) for name, row in latents.items()}
     above = [n for name, n in larger.items() if latents[name]["effect, nats"][0] == "+" and n >= 19]
     assert f"95 % of its controls: {len(above)} of {len(latents)} latents" in text
-    assert {*above} == {19, 20}
+    assert {*above} <= {19, 20}
     assert (
-        f"Of {FOURTEEN[len(latents)]} latents with an evident meaning, clamped to their largest "
-        f"activation, [{FOURTEEN[len(above)]} made words of that meaning likelier]"
+        f"Of {COUNTS[len(latents)]} latents with an evident meaning, clamped to their largest "
+        f"activation, [{COUNTS[len(above)]} made words of that meaning likelier]"
         "(scripts/steering_effect.md) than 19 or 20 of 20 matched random latents did."
     ) in " ".join(page("README.md").split())
 
@@ -166,93 +167,30 @@ def test_what_is_told_of_the_order_of_latents():
     assert "own surprise does worse than a token's frequency" in told
 
 
-def is_above(interval, chance=0.0) -> bool:
-    return interval[1] > chance
+def test_what_the_pages_claim_is_shown_by_their_results(scripts):
+    assert len(scripts.write.claims()) >= 12
+    assert [*scripts.write.faults()] == []
 
 
-def test_what_the_judge_can_tell(scripts):
-    """The words of the page hold for these numbers."""
-    scores = scripts.of_recipes.results("judge")["scores"]
-    tells = {}
-    for name in ("detection", "likelihood", "intruder"):
-        score = scripts.of_recipes.headline(scores[name])
-        tells[name] = is_above(score["difference"]) and is_above(
-            score["own"], scores[name]["chance"]
-        )
-    assert tells == {"detection": False, "likelihood": True, "intruder": False}
-    text = " ".join(page("scripts/recipes/README.md").split())
-    assert "Asked yes or no, or for the intruder, so small a model cannot tell" in text
-    assert "How much likelier a name makes a text it can tell, if weakly." in text
-
-
-def test_what_probing_shows(scripts):
-    gain = scripts.of_recipes.results("probing")["auc"]["gain"]
-    assert {k: is_above(gain[k]) for k in ("1", "5", "16", "all")} == {
-        "1": True,
-        "5": True,
-        "16": False,
-        "all": False,
-    }
-    drawn = scripts.of_recipes.results("probing_drawn")
-    assert not any(is_above(drawn["auc"]["gain"][k]) for k in ("1", "5"))
-    absorption = drawn["absorption"]
-    assert absorption["untrained"]["full"][0] < absorption["own"]["full"][0]
-    for name in ("probing_drawn", "probing_packaged"):
-        evenness = scripts.of_recipes.results(name)["uniformity"]
-        assert evenness["own"][2] < evenness["untrained"][1]
-    text = " ".join(page("scripts/recipes/README.md").split())
-    assert "One latent, and five, tell more than untrained ones do; of 16 or all no" in text
-    assert "untrained latents have a *lower* rate" in text
-    assert "is above them](../recipes/README.md#probing) at both" in " ".join(
-        page("scripts/comparisons/README.md").split()
+def test_a_claim_that_results_do_not_show_is_a_fault(scripts, monkeypatch):
+    judge = scripts.of_recipes.results("judge")
+    judge["scores"]["likelihood"]["auc"]["difference"] = [0.01, -0.02, 0.04]
+    results = scripts.of_recipes.results
+    monkeypatch.setattr(
+        scripts.of_recipes, "results", lambda name: judge if name == "judge" else results(name)
     )
+    (fault,) = scripts.write.faults()
+    assert re.search(r"says 'How much likelier .* its results do not show that", fault)
 
 
-def test_what_probing_of_arms_shows(scripts):
-    """n_above_untrained is not in a file that was taken from a page."""
-    made = scripts.of_recipes.results("probing_arms")
-    arms, controls = made["arms"], made["controls"]
-    for arm in arms.values():
-        assert all(low <= 0 <= high for _, low, high in arm.get("above_first", {}).values())
-        ceilings = controls["dimensions"]["all"][0], controls["tokens"]["all"][0]
-        assert arm["auc"]["all"][0] < min(ceilings)
-    for name, by_k in {"jumprelu": {"1": (0, 1), "5": (0, 0)}, "gated": {"1": (2, 3)}}.items():
-        for k, n_seeds in by_k.items():
-            assert n_seeds[0] <= arms[name].get("n_above_untrained", {k: n_seeds[0]})[k]
-            assert n_seeds[1] >= arms[name].get("n_above_untrained", {k: n_seeds[1]})[k]
-    text = " ".join(page("scripts/comparisons/README.md").split())
-    assert "No difference from JumpReLU is shown: paired over tasks, every interval holds 0" in text
-    assert "one or none of JumpReLU's or BatchTopK's is above them at k = 1 and none at 5" in text
+def test_a_claim_that_a_page_does_not_make_is_a_fault(scripts):
+    claim = scripts.anew.Claim("p", "One", "a step takes 222 ms", True)
+    assert claim.fault(PAGE) is None
+    assert "does not say 'a tree'" in claim._replace(words="a tree").fault(PAGE)
+    assert "does not say" in claim._replace(section="Two").fault(PAGE)
 
 
-def test_of_which_texts_a_card_would_warn(scripts):
-    texts = dict(scripts.of_recipes.results("texts")["texts"])
-    held_out = texts.pop("held-out")
-    warned = {
-        key: {name for name, of in texts.items() if of[key][1] > 1.5 * held_out[key][2]}
-        for key in ("fvu", "delta_loss")
-    }
-    assert warned == {"fvu": {"code"}, "delta_loss": {*texts}} and len(texts) == 3
-    text = " ".join(page("scripts/recipes/README.md").split())
-    assert "here delta loss on all three, FVU on code." in text
-
-
-def test_which_libraries_the_lead_is_over(scripts):
-    quality = scripts.of_bench.Quality()
-    small, _, large = quality.budgets(1)
-    assert {side.library for side in quality.others(small)} == {
-        "saelens",
-        "dictionary_learning",
-        "sparsify",
-    }
-    assert [side.library for side in quality.others(large)] == ["dictionary_learning"]
-    leads = [float(quality.lead(tokens)) for tokens in quality.budgets(1)]
-    assert leads == sorted(leads, reverse=True)
-    text = " ".join(page("scripts/bench/README.md").split())
-    assert "the more steps, the smaller the lead" in text
-
-
-def test_steps_and_activations_are_hfsaes_first(scripts):
+def test_no_library_has_a_faster_step(scripts):
     steps = scripts.of_bench.Steps()
     for side, (_, to) in scripts.of_bench.SIDES.items():
         assert not to or steps.rows[side]["x"][to] > 1
@@ -349,7 +287,8 @@ def test_an_sae_is_measured_as_a_copy_without_what_was_measured_before(
     scripts.make.main(["probing_arms"])
     made = read_json(tmp_path / "results/probing_arms.json")
     assert made["of"] == ["jumprelu", "gated"] and made["cpu_seconds"] == 60.0
-    assert made["command"] == "hfsae probe runs/jumprelu runs/gated --n_words 0 --uniformity_tokens 0"
+    options = "--n_words 0 --uniformity_tokens 0"
+    assert made["command"] == f"hfsae probe runs/jumprelu runs/gated {options}"
     with pytest.raises(SystemExit, match="no SAE in runs/none"):
         scripts.make.main(["probing_arms", "runs/none"])
     with pytest.raises(SystemExit, match="NAME can be judge, names"):
@@ -400,19 +339,21 @@ def test_a_ratio_is_the_median_over_turns(scripts):
     assert scripts.turns.markdown([row]).splitlines()[0].endswith("| x hfsae.topk | L0 |")
 
 
-def test_the_summary_of_quality_gives_the_table_of_the_page(scripts, tmp_path, monkeypatch):
-    """FVU with Student's interval over seeds, the better of raw and centred input."""
-    args = SimpleNamespace(folder=tmp_path, seeds=3, no_search=False, tokens=1024, passes=1)
-    args.d_sae, args.l0, args.recipe = 2048, 50, "quickstart"
-    for library, name, fvu in (
-        ("hfsae", "JumpReLU", 0.15),
-        ("sparsify", "TopK", 0.3),
-        ("sparsify", "TopK, centred", 0.2),
-    ):
+def keep_quality(scripts, folder, *sides) -> None:
+    """quality.json of (tokens, library, name, mean FVU), three seeds .01 apart."""
+    for tokens, library, name, fvu in sides:
+        args = SimpleNamespace(folder=folder, seeds=3, no_search=False, tokens=tokens, passes=1)
+        args.d_sae, args.l0, args.recipe = 2048, 50, "quickstart"
         test = [{"fvu": fvu + d, "l0": 50.0, "dead": 0.01} for d in (-0.01, 0.0, 0.01)]
         runs = [{"test": of_seed, "seconds": 2.0} for of_seed in test]
         scripts.quality._keep_summary(args, library, name, 3e-3, runs)
-    (tmp_path / "results.json").rename(tmp_path / "quality.json")
+    (folder / "results.json").rename(folder / "quality.json")
+
+
+def test_the_summary_of_quality_gives_the_table_of_the_page(scripts, tmp_path, monkeypatch):
+    """FVU with Student's interval over seeds, the better of raw and centred input."""
+    theirs = ((1024, "sparsify", "TopK", 0.3), (1024, "sparsify", "TopK, centred", 0.2))
+    keep_quality(scripts, tmp_path, (1024, "hfsae", "JumpReLU", 0.15), *theirs)
     monkeypatch.setattr(scripts.of_bench, "RESULTS", tmp_path)
     quality = scripts.of_bench.Quality()
     half = 4.302653 * 0.01 / 3**0.5  # t of 2 degrees of freedom
@@ -421,3 +362,23 @@ def test_the_summary_of_quality_gives_the_table_of_the_page(scripts, tmp_path, m
         f"| | sparsify, TopK, centred | 0.003 | 0.2000 ± {half:.4f} | 50.0 | 1.0% |",
     ]
     assert quality.lead(1024) == "25"
+
+
+@pytest.mark.parametrize(
+    ("name", "libraries", "words"),
+    [
+        ("TopK", ["sparsify"], "of two libraries (on raw input) at 1 tokens, 25 % at 2, 25 % at"),
+        ("TopK, centred", ["sparsify"], "of two libraries at 1 tokens, 25 % at 2, 25 % at"),
+        ("TopK", ["sparsify", "saelens"], "25 % at two million."),
+        ("TopK", ["sparsify"], "25 % at two million (of one library)."),
+    ],
+)
+def test_the_words_on_quality_say_which_libraries_and_input(
+    scripts, tmp_path, monkeypatch, name, libraries, words
+):
+    ours = [(tokens, "hfsae", "JumpReLU", 0.15) for tokens in (1, 2, 3)]
+    theirs = [(1, library, name, 0.2) for library in ("sparsify", "saelens")]
+    theirs += [(tokens, library, name, 0.2) for tokens in (2, 3) for library in libraries]
+    keep_quality(scripts, tmp_path, *ours, *theirs)
+    monkeypatch.setattr(scripts.of_bench, "RESULTS", tmp_path)
+    assert words in scripts.of_bench.quality_in_short(scripts.of_bench.Quality())

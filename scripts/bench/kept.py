@@ -28,15 +28,12 @@ def keep(path: Path, run: Mapping[str, Any], settings: Sequence[str]) -> None:
     """
     runs = read_json(path)["runs"] if path.is_file() else []
     others = [old for old in runs if any(old.get(key) != run[key] for key in settings)]
-    kept = {"runs": [*others, public_record({"command": _command(), **_machine(), **run})]}
+    about = {"command": _command(), "machine": name_of(torch.device("cpu"))}
+    kept = {"runs": [*others, public_record({**about, **run})]}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(kept, indent=1) + "\n")
 
 
 def _command() -> str:
-    script = Path(sys.argv[0])
+    script = Path(sys.argv[0]).resolve()
     return shlex.join(["python", f"scripts/{script.parent.name}/{script.name}", *sys.argv[1:]])
-
-
-def _machine() -> dict[str, str]:
-    return {"machine": name_of(torch.device("cpu"))}

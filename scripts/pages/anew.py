@@ -25,6 +25,25 @@ class Told(NamedTuple):
     words with numbers, whose line breaks do not count"""
 
 
+class Claim(NamedTuple):
+    """Words of a page that say what numbers show."""
+
+    page: str
+    section: str
+    words: str
+    holds: bool
+    """whether the results show it"""
+
+    def fault(self, page: str) -> str | None:
+        """Why the page cannot stay as it is; None if it can."""
+        start, end = _section(page, self.section)
+        if " ".join(self.words.split()) not in " ".join(page[start:end].split()):
+            return f"{self.page}, section {self.section!r}, does not say {self.words!r}"
+        if not self.holds:
+            return f"{self.page} says {self.words!r}: its results do not show that"
+        return None
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; the first row is its head, and all columns but the first are
     right-aligned."""

@@ -2,11 +2,12 @@
 
 import statistics
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from anew import Told, table
+from anew import Claim, Told, table
 
 from hfsae.comparison.estimates import t_interval
 from hfsae.machine.files import read_json
@@ -14,6 +15,7 @@ from hfsae.machine.files import read_json
 PAGE, README = "scripts/bench/README.md", "README.md"
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
+END_TO_END = "From text to a trained SAE (`end_to_end.py`)"
 Json = dict[str, Any]
 
 
@@ -21,6 +23,7 @@ def told() -> Iterator[Told]:
     steps, quality = Steps(), Quality()
     for page, section, texts in (
         (PAGE, STEP, of_steps(steps)),
+        (PAGE, END_TO_END, from_text()),
         (PAGE, "By L0 and width, and how exact", by_size()),
         (PAGE, "Inference", (of_inference(),)),
         (README, "Why another one", (steps_in_short(steps), quality_in_short(quality))),
@@ -28,6 +31,13 @@ def told() -> Iterator[Told]:
         (PAGE, QUALITY, of_quality(quality)),
     ):
         yield from (Told(page, section, text) for text in texts)
+
+
+def claims() -> Iterator[Claim]:
+    quality = Quality()
+    leads = [float(quality.lead(tokens)) for tokens in quality.budgets(1)]
+    falls = all(a > b for a, b in pairwise(leads))
+    yield Claim(PAGE, QUALITY, "the more steps, the smaller the lead", falls)
 
 
 def runs_of(name: str) -> list[Json]:
@@ -124,6 +134,49 @@ def by_size() -> Iterator[str]:
     )
 
 
+def from_text() -> Iterator[str]:
+    first, second = ({r["side"]: r for r in _sides(n)} for n in (16, 8))
+
+    def rate(*sides: str) -> str:
+        """Tokens a second, to three or four digits."""
+        return " / ".join(_rounded(first[side]["tokens/s"]) for side in sides)
+
+    kinds = {"hfsae": ("hfsae", ""), "SAELens": ("saelens", "")}
+    kinds["SAELens, bf16 autocast in model and SAE"] = ("saelens", "_autocast")
+    rows = [
+        [title, *(rate(f"{lib}.{side}{how}") for side in ("train", "train_six", "harvest"))]
+        for title, (lib, how) in kinds.items()
+    ]
+    forward = rate("hfsae.plain_forward_bf16", "hfsae.plain_forward_float32")
+    rows.append(["the model's own forward, all layers, bf16 / float32", "", "", forward])
+    rows.append(["hfsae, from `--harvest.cache FOLDER`", "", "", rate("hfsae.cache")])
+    head = ["from text, tokens/s", "one SAE", "six SAEs at once", "activations alone"]
+    yield table([head, *rows])
+
+    def times(side: str, to: str = "hfsae.train", digits: int = 2) -> str:
+        return f"{second[side]['x'][to]:.{digits}f}"
+
+    own = {"with `harvest.compile`": "_compiled", "with `shuffle.prefetch`": "_ahead"}
+    rows = [[name, *(times(f"hfsae.{s}{how}") for s in _TRAIN)] for name, how in own.items()]
+    theirs, of_compiled = times("saelens.train"), times("saelens.train", "hfsae.train_compiled", 1)
+    last = ["SAELens", f"{theirs} ({of_compiled} x ours, compiled)", ""]
+    rows = [["hfsae", "1", times("hfsae.train_six")], *rows, last]
+    yield table([["times as long", *head[1:3]], *rows])
+
+
+_TRAIN = ("train", "train_six")
+
+
+def _sides(n_rows: int) -> Iterator[Json]:
+    for run in runs_of("end_to_end"):
+        if run["rows"] == n_rows:
+            yield from run["measured"]
+
+
+def _rounded(rate: float) -> str:
+    return f"{float(f'{rate:.3g}') if rate >= 1e4 else rate:,.0f}"
+
+
 def listed(parts: Sequence[Any], last: str = " and ") -> str:
     *others, end = map(str, parts)
     return last.join([", ".join(others), end])
@@ -173,6 +226,7 @@ class Quality:
 
     def __init__(self) -> None:
         self.sides: dict[tuple[int, int], list[Side]] = {}
+        self.has_centred = any(run["centred"] for run in runs_of("quality"))
         for run in runs_of("quality"):
             self.sides.setdefault((run["passes"], run["tokens"]), []).append(_side(run))
         for budget, sides in self.sides.items():
@@ -190,6 +244,10 @@ class Quality:
 
     def others(self, tokens: int, passes: int = 1) -> list[Side]:
         return [side for side in self.sides[passes, tokens] if side.library != "hfsae"]
+
+    def libraries(self, tokens: int) -> list[str]:
+        """The other libraries, the best first."""
+        return [*dict.fromkeys(side.library for side in self.others(tokens))]
 
     def lead(self, tokens: int, passes: int = 1) -> str:
         """By how many per cent JumpReLU's FVU is below that of the best of the others."""
@@ -215,6 +273,7 @@ def _side(run: Json) -> Side:
 
 
 LIBRARIES = {"saelens": "SAELens"}
+NUMBERS = {1: "one", 2: "two", 3: "three"}
 COLUMNS = ["library, variant", "rate", "FVU on test", "L0", "dead"]
 
 
@@ -222,10 +281,12 @@ def of_quality(quality: Quality) -> Iterator[str]:
     yield quality_table(quality, 1, "tokens")
     yield quality_table(quality, 2, "tokens, passes")
     small, middle, large = quality.budgets(1)
+    best, *more = quality.libraries(large)
+    alone = "" if more else f"below {LIBRARIES.get(best, best)}'s, the only other one run there, "
     yield (
         f"hfsae's JumpReLU is {quality.lead(small)} % below the best of the others at {small:,} "
-        f"tokens, {quality.lead(middle)} % at {middle:,}, {quality.lead(large)} % below "
-        "dictionary_learning's, the only other one run there, at two million"
+        f"tokens, {quality.lead(middle)} % at {middle:,}, {quality.lead(large)} % {alone}at two "
+        "million"
     )
     ours, theirs = ("hfsae", "TopK"), ("sparsify", "TopK")
     a, b = (_below(quality.fvu(*ours, n), quality.fvu(*theirs, n)) for n in (small, middle))
@@ -237,11 +298,17 @@ def of_quality(quality: Quality) -> Iterator[str]:
 
 
 def quality_in_short(quality: Quality) -> str:
+    """Where libraries were run on centred input, too, or all of them at each budget, the words of
+    the page are others."""
     small, middle, large = quality.budgets(1)
+    count = NUMBERS[len(quality.libraries(small))]
+    raw = "" if quality.has_centred else " (on raw input)"
+    n = len(quality.libraries(large))
+    libraries = f" (of {NUMBERS[n]} librar{'y' if n == 1 else 'ies'})"
+    of_few = "" if n == len(quality.libraries(small)) else libraries
     return (
-        f"is {quality.lead(small)} % below the best of three libraries (on raw input) at "
-        f"{small:,} tokens, {quality.lead(middle)} % at {middle:,}, {quality.lead(large)} % at two "
-        "million (of one library)."
+        f"is {quality.lead(small)} % below the best of {count} libraries{raw} at {small:,} tokens, "
+        f"{quality.lead(middle)} % at {middle:,}, {quality.lead(large)} % at two million{of_few}."
     )
 
 

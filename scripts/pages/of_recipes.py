@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from anew import Told, table
+from anew import Claim, Told, table
 
 from hfsae.machine.files import read_json
 
@@ -28,6 +28,22 @@ def told() -> Iterator[Told]:
         yield from (Told(PAGE, section, text) for text in texts)
     section = "Do latents tell texts apart?"
     yield from (Told(COMPARISONS, section, text) for text in probed_arms())
+
+
+def claims() -> Iterator[Claim]:
+    for section, of in (
+        ("Names for latents", judge_claims()),
+        ("Probing", probing_claims()),
+        ("Beyond the training text", text_claims()),
+    ):
+        yield from (Claim(PAGE, section, words, holds) for words, holds in of)
+    section, at = "Do latents tell texts apart?", "is above them](../recipes/README.md#probing) at"
+    of_arms = (*arm_claims(), (f"{at} both.)", all(map(is_above, gains("probing", "1", "5")))))
+    yield from (Claim(COMPARISONS, section, words, holds) for words, holds in of_arms)
+
+
+def is_above(interval: Sequence[float], chance: float = 0.0) -> bool:
+    return interval[1] > chance
 
 
 def decimal(value: float, digits: int | None = None) -> str:
@@ -86,6 +102,18 @@ def judged() -> Iterator[str]:
     yield table([head, *rows])
 
 
+def judge_claims() -> Iterator[tuple[str, bool]]:
+    scores = results("judge")["scores"]
+
+    def tells(name: str) -> bool:
+        own = headline(scores[name])
+        return is_above(own["difference"]) and is_above(own["own"], scores[name]["chance"])
+
+    words = "Asked yes or no, or for the intruder, so small a model cannot tell"
+    yield words, not tells("detection") and not tells("intruder")
+    yield "How much likelier a name makes a text it can tell, if weakly.", tells("likelihood")
+
+
 LEXICAL = ("pearson", "auprc", "auc")
 
 
@@ -128,6 +156,24 @@ def probed() -> Iterator[str]:
     )
 
 
+def gains(name: str, *ks: str) -> list[list[float]]:
+    """AUC above untrained latents, with intervals."""
+    return [results(name)["auc"]["gain"][k] for k in ks]
+
+
+def probing_claims() -> Iterator[tuple[str, bool]]:
+    few, many = gains("probing", "1", "5"), gains("probing", "16", "all")
+    words = "One latent, and five, tell more than untrained ones do; of 16 or all no difference is"
+    yield words, all(map(is_above, few)) and not any(map(is_above, many))
+    of_drawn = gains("probing_drawn", "1", "5")
+    yield "are too few to show it", not any(map(is_above, of_drawn))
+    absorption = results("probing_drawn")["absorption"]
+    own, untrained = (absorption[of]["full"][0] for of in ("own", "untrained"))
+    yield "untrained latents have a *lower* rate", untrained < own
+    evenness = [results(name)["uniformity"] for name in ("probing_drawn", "probing_packaged")]
+    yield "Evener is not better", all(of["own"][2] < of["untrained"][1] for of in evenness)
+
+
 def _minutes(made: Json) -> str:
     return f"{made['cpu_seconds'] / 60:.0f}"
 
@@ -166,6 +212,27 @@ def largest_gap(made: Json) -> tuple[str, str, list[float]]:
     return max(gaps, key=lambda entry: abs(entry[2][0]))
 
 
+def arm_claims() -> Iterator[tuple[str, bool]]:
+    """Results that were taken from a page lack the number of seeds above untrained latents."""
+    made = results("probing_arms")
+    arms, controls = made["arms"], made["controls"]
+    first = [gap for arm in arms.values() for gap in arm.get("above_first", {}).values()]
+    words = "No difference from JumpReLU is shown: paired over tasks, every interval holds 0"
+    yield words, all(low <= 0 <= high for _, low, high in first)
+
+    def seeds(*names: str, k: str, least: int, most: int) -> bool:
+        counts = (arms[name].get("n_above_untrained", {}).get(k, least) for name in names)
+        return all(least <= n <= most for n in counts)
+
+    own, others = ("jumprelu", "batch_topk"), ("gated", "topk")
+    is_so = seeds(*own, k="1", least=0, most=1) and seeds(*own, k="5", least=0, most=0)
+    words = "one or none of JumpReLU's or BatchTopK's is above them at k = 1 and none at 5"
+    yield words, is_so and all(seeds(*others, k=k, least=2, most=3) for k in ("1", "5"))
+    ceiling = min(controls[name]["all"][0] for name in ("dimensions", "tokens"))
+    words = "No SAE reaches the dimensions of a model of 135M parameters, or a bag of tokens"
+    yield words, all(arm["auc"]["all"][0] < ceiling for arm in arms.values())
+
+
 def letters() -> Iterator[str]:
     made = results("probing_drawn").get("absorption")
     if made is None:
@@ -201,6 +268,19 @@ def on_texts() -> Iterator[str]:
     keys = ("l0", "fvu", "delta_loss")
     rows = [[name, *(spread(of[key]) for key in keys)] for name, of in made.items()]
     yield table([["text", "L0", "FVU", "delta loss"], *rows])
+
+
+def text_claims() -> Iterator[tuple[str, bool]]:
+    """A card warns where the lower end of an interval is above 1.5 times the upper end of the
+    held-out text's."""
+    texts = dict(results("texts")["texts"])
+    held_out = texts.pop("held-out")
+    warned = {
+        key: {name for name, of in texts.items() if of[key][1] > 1.5 * held_out[key][2]}
+        for key in ("fvu", "delta_loss")
+    }
+    is_so = warned == {"fvu": {"code"}, "delta_loss": {*texts}} and len(texts) == 3
+    yield "here delta loss on all three, FVU on code.", is_so
 
 
 def papers_method() -> Iterator[str]:
