@@ -116,8 +116,8 @@ def test_each_file_of_results_is_read_and_has_a_command_that_makes_it(scripts, m
         monkeypatch.setattr(module, "read_json", lambda p: read.add(p) or read_json(p))
     scripts.write.told()
     assert read == {*RESULTS}
-    of_recipes = {path.stem for path in RESULTS if path.parents[1].name == "recipes"}
-    assert of_recipes == scripts.make.MADE.keys()
+    by_make = {path.stem for path in RESULTS if path.parents[1].name == "pages"}
+    assert by_make == scripts.make.MADE.keys()
 
 
 COUNTS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]

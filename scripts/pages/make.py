@@ -6,7 +6,7 @@
     python scripts/pages/write.py                       then: the pages, from all that is kept
 
 SAEs are copied first, so that their folders stay as they are and everything is measured anew. Kept
-are means with their intervals, in scripts/recipes/results/NAME.json, with the command, the machine,
+are means with their intervals, in scripts/pages/results/NAME.json, with the command, the machine,
 CPU seconds and peak memory. `redrawn` needs an SAE of a model with re-drawn weights: the first two
 commands in `redrawn_lm.py`.
 """
@@ -32,7 +32,7 @@ from hfsae.machine.processor import name_of
 from hfsae.machine.visible import public_record
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "scripts" / "recipes" / "results"
+RESULTS = Path(__file__).with_name("results")
 QUICKSTART, REDRAWN, PACKAGED = "runs/quickstart", "runs/redrawn", "hfsae/shipped_sae"
 ARMS = "runs/compare/interpretability/*/seed_*/*_50"
 LEFT_OUT = (names.CARD, names.CHECKPOINTS, names.EVALUATION, "probing.*", "explanations.*")

@@ -1,4 +1,4 @@
-"""The tables and sentences that rest on the results of scripts/recipes: on its page, and of arms on
+"""The tables and sentences that rest on what `make.py` measured: on the page of recipes, and on
 that of comparisons."""
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 def results(name: str) -> Json:
-    return read_json(ROOT / "scripts/recipes/results" / f"{name}.json")
+    return read_json(ROOT / "scripts/pages/results" / f"{name}.json")
 
 
 def told() -> Iterator[Told]:
