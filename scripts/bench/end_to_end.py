@@ -2,6 +2,8 @@
 
     python scripts/bench/end_to_end.py [--peers FOLDER] [--d_sae 8192] [--batch 2048]
     python scripts/bench/end_to_end.py --sides hfsae.train hfsae.train_six
+    python scripts/bench/end_to_end.py --peers FOLDER [--rows 8 --tokens 8192] \\
+        --output scripts/bench/results/end_to_end.json      # both make what README.md tells
 
 SmolLM2-135M, the residual stream after block 15 of 30, rows of 128 tokens of the packaged wiki. All
 sides read the same text with the same weights (ours in bfloat16, SAELens in float32 or, where its
@@ -21,6 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from kept import keep
 from streams import SIDES
 from turns import add_arguments, chosen, markdown, measure
 
@@ -87,6 +90,9 @@ def main() -> None:
                 head = ", ".join(f"{key} {n}" for key, n in sizes.items())
                 print(f"\n{title} ({head}, {args.threads} threads, {args.rounds} rounds)\n")
                 print(markdown(rows), flush=True)
+                if args.output:
+                    run = {"title": title, **sizes, "rounds": args.rounds, "measured": rows}
+                    keep(args.output, run, ["title", *sizes])
     except (ValueError, OSError) as error:
         print(f"end_to_end.py: {error}", file=sys.stderr)
         sys.exit(2)

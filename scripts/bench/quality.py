@@ -13,7 +13,8 @@ Adam's moments where the library lets one choose: what is the library, what the 
 With `--passes 2` every library trains twice on each 131,072 tokens, the second time in another
 order, as `shuffle.passes` does: the language model, often the larger cost, runs once.
 PEERS is what `scripts/interop/environments.sh PEERS saelens dictionary_learning sparsify` made.
-Results lie in FOLDER, one file a run, and are not made again.
+Results lie in FOLDER, one file a run, and are not made again; results.json has all sides' tests.
+The tables of README.md are made from a copy of it in results/quality.json.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kept import keep
 from quality_sides import SIDES, write_start
 from safetensors.torch import load_file
 
@@ -39,6 +41,7 @@ BATCH, N_MEASURED = 256, 30_000
 RATES = {"hfsae": 3e-3, "saelens": 2.4e-3, "dictionary_learning": 4.8e-3, "sparsify": 4.8e-3}
 """The first rate that is tried: the best of each at 131,072 tokens."""
 MOST_RATES, CENTRED, STARTED = 7, ", centred", ", hfsae's start"
+SETTINGS = ("tokens", "passes", "d_sae", "l0", "recipe")
 
 
 def main() -> None:
@@ -119,6 +122,7 @@ def _measured(
     """The mean FVU, and the row of the table."""
     best = RATES[library] if args.no_search else _best_rate(args, activations, library, name)
     runs = [_run(args, activations, library, name, best, seed) for seed in range(args.seeds)]
+    _keep_summary(args, library, name, best, runs)
     tests = [run["test"] for run in runs]
     fvu = [test["fvu"] for test in tests]
     mean, half = statistics.mean(fvu), t_interval(np.array(fvu))[1] - statistics.mean(fvu)
@@ -130,6 +134,19 @@ def _measured(
         f"{statistics.mean(test['dead'] for test in tests):.1%}",
         f"{statistics.mean(run['seconds'] for run in runs):.0f}",
     ]
+
+
+def _keep_summary(
+    args: argparse.Namespace, library: str, name: str, rate: float, runs: list[dict]
+) -> None:
+    """One side in results.json: of each seed FVU, L0 and silent latents on test, and seconds."""
+    side = {"library": library, "variant": name.removesuffix(CENTRED)}
+    side |= {"centred": name.endswith(CENTRED), **{key: getattr(args, key) for key in SETTINGS}}
+    measured = {key: [run["test"][key] for run in runs] for key in ("fvu", "l0", "dead")}
+    measured |= {"seconds": [run["seconds"] for run in runs]}
+    measured |= {"seeds": [*range(args.seeds)]}
+    how = {"rate": rate, "is_searched": not args.no_search}
+    keep(args.folder / "results.json", {**side, **how, "test": measured}, [*side])
 
 
 def _best_rate(args: argparse.Namespace, activations: Path, library: str, name: str) -> float:

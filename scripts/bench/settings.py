@@ -9,13 +9,16 @@ them with the quickstart's settings, all but one, and with the paper's start; FV
 documents, at L0 50 (thresholds times one factor). With --set they train once, with the quickstart's
 settings of training and these; they are passed over once unless --passes says otherwise. With
 --paper it is the paper's own method: JumpReLU from scratch, logarithmic thresholds, bandwidth and
-first threshold 0.001, Adam (0, 0.999), its warm-ups; --rate 7e-5 is its rate.
+first threshold 0.001, Adam (0, 0.999), its warm-ups; --rate 7e-5 is its rate. --output FILE keeps
+the results (`kept.py`); `paper.sh` makes those of the paper's method that a page tells.
 """
 
 from dataclasses import fields
+from pathlib import Path
 from time import perf_counter
 
 import yaml
+from kept import keep
 from quality_sides import Problem, again, at_l0, hfsae, measure, parser_of
 from safetensors.torch import load_file
 
@@ -36,6 +39,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--set", nargs="*", metavar="NAME=VALUE", help="fields of training")
     parser.add_argument("--paper", action="store_true", help="the paper's own method")
+    parser.add_argument("--output", type=Path, help="a JSON file that keeps the results, too")
     args = parser.parse_args()
     if args.paper:
         args.set, args.variants = args.set or [], ["JumpReLU"]
@@ -64,6 +68,12 @@ def main() -> None:
             l0 = measure(trained, tensors["validation"], 1.0)["l0"]
             factor = at_l0(trained, tensors["validation"][:8192], L0)
             of = measure(trained, tensors["validation"], factor)
+            if args.output:
+                how = {"settings": name, "variant": variant, "paper": args.paper}
+                how |= {"tokens": len(train) // args.passes, "passes": args.passes}
+                how |= {key: getattr(args, key) for key in ("d_sae", "rate", "seed")}
+                run = {**how, "l0_as_trained": l0, "seconds": seconds, "validation": of}
+                keep(args.output, run, [*how])
             fvu = f"{of['fvu']:.4f}" if abs(of["l0"] / L0 - 1) < 0.05 else f"none at L0 {L0}"
             rows[-1].append(f"{fvu}, {of['dead']:.1%}, {l0:.1f}, {seconds:.1f}")
         print(*rows[-1], sep="  ", flush=True)

@@ -10,16 +10,24 @@ the CPU. The floor is the encoder's product alone. FOLDER is what
 `scripts/interop/environments.sh FOLDER saelens dictionary_learning sparsify` made. `--tuned` lets
 glibc keep large blocks instead of returning them, for all sides: it shows how much of a difference
 is page faults. How sides are compared: `turns.py`.
+
+What README.md tells is made by these, into results/step.json, step_by_l0.json, step_by_d_sae.json:
+
+    python scripts/bench/step.py --peers peers [--d_in 2304 | --tuned | --inference] --output FILE
+    python scripts/bench/step.py --by l0 20 50 100 300 600 --output FILE
+    python scripts/bench/step.py --by d_sae 4096 16384 65536 --output FILE
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from kept import keep
 from sides import SIDES
 from turns import add_arguments, chosen, markdown, measure
 
 SIZES = {"d_in": 576, "d_sae": 16384, "batch": 2048, "l0": 50}
+HOW = ("tuned", "inference", "threads", "rounds")
 INFERENCE = ("inference", "inference_dense", "product_bf16", "product_float32")
 DEFAULT = ("jumprelu", "jumprelu_dense", "topk", "product_bf16", "product_float32")
 
@@ -44,6 +52,9 @@ def main() -> None:
             print(f"\n{head}, {args.threads} threads, {args.rounds} rounds, {allocator}\n")
             rows = measure(Path(__file__).with_name("sides.py"), labels, size, args)
             print(markdown(rows), flush=True)
+            if args.output:
+                how = {key: getattr(args, key) for key in HOW}
+                keep(args.output, {**size, **how, "rows": rows}, [*size, "tuned", "inference"])
     except (ValueError, OSError) as error:
         print(f"step.py: {error}", file=sys.stderr)
         sys.exit(2)

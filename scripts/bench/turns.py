@@ -3,7 +3,8 @@
 What else the machine does then falls on all of them, and neither memory nor allocators mix. A
 side's process speaks lines: to "step" it does one unit of work and answers its seconds, to "show"
 it answers what that amounts to, "quit" ends it. Figures are medians of turns, ratios are medians of
-the ratios within a turn; nothing but a ratio within one run means anything.
+the ratios within a turn; nothing but a ratio within one run means anything. `--output FILE` keeps
+a run's rows (`kept.py`).
 """
 
 import argparse
@@ -84,7 +85,8 @@ def _environment(library: str, args: Any) -> dict[str, str]:
 
 
 def measure(script: Path, labels: list[str], options: dict[str, Any], args: Any) -> list[Row]:
-    """Rows of the table, in the order of the sides; ratios are to the first."""
+    """Rows of the table, in the order of the sides; ratios are to the first, and under "x" to each
+    side of hfsae."""
     sides: list[Side] = []
     given = [f"--{key}={value}" for key, value in options.items()]
     children.end_on_signals()
@@ -97,25 +99,34 @@ def measure(script: Path, labels: list[str], options: dict[str, Any], args: Any)
                 seconds = side.ask("step")
                 if turn >= args.warmup:
                     side.seconds.append(seconds)
-        return [_row(side, sides[0]) for side in sides]
+        return [_row(side, sides) for side in sides]
     finally:
         for side in sides:
             side.close()
 
 
-def _row(side: Side, first: Side) -> Row:
-    ratios = [a / b for a, b in zip(side.seconds, first.seconds, strict=True)]
+def _row(side: Side, sides: list[Side]) -> Row:
+    first = sides[0]
     return {
         "side": side.label,
         "median ms": 1000 * statistics.median(side.seconds),
         "least ms": 1000 * min(side.seconds),
-        f"x {first.label}": statistics.median(ratios),
+        f"x {first.label}": _ratio(side, first),
+        "x": {other.label: _ratio(side, other) for other in sides if _is_ours(other)},
         **side.ask("show"),
     }
 
 
+def _ratio(side: Side, other: Side) -> float:
+    return statistics.median(a / b for a, b in zip(side.seconds, other.seconds, strict=True))
+
+
+def _is_ours(side: Side) -> bool:
+    return side.label.startswith(f"{OURS}.")
+
+
 def markdown(rows: list[Row]) -> str:
-    head = list(dict.fromkeys(key for row in rows for key in row))
+    head = list(dict.fromkeys(key for row in rows for key in row if key != "x"))
     lines = [head, ["---"] * len(head)]
     lines += [[_shown(row.get(key, "")) for key in head] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -134,6 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
     parser.add_argument("--warmup", type=int, default=2, help="turns that do not count")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--tuned", action="store_true", help="let glibc keep large blocks")
+    parser.add_argument("--output", type=Path, help="a JSON file that keeps the rows, too")
 
 
 def chosen(args: Any, known: dict[str, Iterable[str]], default: Iterable[str]) -> list[str]:

@@ -1,0 +1,335 @@
+"""The tables and sentences that rest on the results of scripts/bench: on its page, in README.md."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from anew import Claim, Told, table
+
+from hfsae.comparison.estimates import t_interval
+from hfsae.machine.files import read_json
+
+PAGE, README = "scripts/bench/README.md", "README.md"
+RESULTS = Path(__file__).parents[1] / "bench" / "results"
+STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
+END_TO_END = "From text to a trained SAE (`end_to_end.py`)"
+Json = dict[str, Any]
+
+
+def told() -> Iterator[Told]:
+    steps, quality = Steps(), Quality()
+    for page, section, texts in (
+        (PAGE, STEP, of_steps(steps)),
+        (PAGE, END_TO_END, from_text()),
+        (PAGE, "By L0 and width, and how exact", by_size()),
+        (PAGE, "Inference", (of_inference(),)),
+        (README, "Why another one", (steps_in_short(steps), quality_in_short(quality))),
+        (README, "Speed", (speed(steps),)),
+        (PAGE, QUALITY, of_quality(quality)),
+    ):
+        yield from (Told(page, section, text) for text in texts)
+
+
+def claims() -> Iterator[Claim]:
+    quality = Quality()
+    leads = [float(quality.lead(tokens)) for tokens in quality.budgets(1)]
+    falls = all(a > b for a, b in pairwise(leads))
+    yield Claim(PAGE, QUALITY, "the more steps, the smaller the lead", falls)
+
+
+def runs_of(name: str) -> list[Json]:
+    return read_json(RESULTS / f"{name}.json")["runs"]
+
+
+class Steps:
+    """Rows of step.json by the side: of one size."""
+
+    def __init__(self, d_in: int = 576, *, tuned: bool = False, inference: bool = False) -> None:
+        what = {"d_in": d_in, "tuned": tuned, "inference": inference}
+        runs = [r for r in runs_of("step") if all(r[k] == v for k, v in what.items())]
+        (self.run,) = runs
+        self.rows = {row["side"]: row for row in self.run["rows"]}
+
+    def ms(self, side: str) -> str:
+        return f"{self.rows[side]['median ms']:,.0f} ms" if side in self.rows else ""
+
+    def peak(self, side: str) -> str:
+        return f"{self.rows[side]['peak MiB']:,.0f}" if side in self.rows else ""
+
+    def ratio(self, side: str, to: str) -> str:
+        """How many times as long as a side of hfsae, the median over turns."""
+        value = self.rows[side]["x"][to]
+        return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
+JUMPRELU, TOPK = "hfsae.jumprelu", "hfsae.topk"
+# side: its name on the page, and the side of hfsae that it is compared with
+SIDES = {
+    JUMPRELU: ("hfsae JumpReLU", ""),
+    "saelens.jumprelu": ("SAELens 6.54 JumpReLU", JUMPRELU),
+    "saelens.jumprelu_autocast": ("SAELens JumpReLU, bf16 autocast", JUMPRELU),
+    "dictionary_learning.jumprelu": ("dictionary_learning JumpReLU", JUMPRELU),
+    TOPK: ("hfsae TopK", ""),
+    "saelens.topk": ("SAELens TopK", TOPK),
+    "sparsify.topk": ("sparsify TopK", TOPK),
+    "hfsae.jumprelu_dense": ("hfsae JumpReLU, dense steps", ""),
+}
+PRODUCTS = {"bf16": "hfsae.product_bf16", "float32": "hfsae.product_float32"}
+
+
+def of_steps(small: Steps) -> Iterator[str]:
+    large, tuned = Steps(2304), Steps(tuned=True)
+    head, peak = ["step"], "peak memory, MiB"
+    for size in (small, large):
+        d_in, d_sae = size.run["d_in"], size.run["d_sae"]
+        head += [f"d_in {d_in}, {d_sae // 1024}k latents", peak]
+    rows = []
+    for side, (title, to) in SIDES.items():
+        rows.append([title])
+        for size in (small, large):
+            times = f", {size.ratio(side, to)} x" if to and side in size.rows else ""
+            rows[-1] += [size.ms(side) + times, size.peak(side)]
+    for dtype, side in PRODUCTS.items():
+        title = f"the encoder's product alone, {dtype}"
+        rows.append([title, small.ms(side), "", large.ms(side), ""])
+    yield table([head, *rows])
+    ratios = [tuned.ratio(side, SIDES[side][1]) for side in TUNED]
+    yield f"the first column's ratios are {ratios[0]}, {ratios[1]} and {ratios[2]} for SAELens's"
+
+
+TUNED = ("saelens.jumprelu", "saelens.topk", "sparsify.topk")
+
+
+def steps_in_short(steps: Steps) -> str:
+    ours, theirs = steps.ms(JUMPRELU), steps.ms("saelens.jumprelu")
+    return f"a JumpReLU training step takes {ours} where SAELens takes {theirs} "
+
+
+def speed(steps: Steps) -> str:
+    head = ["SAELens 6.54, sparsify 1.3.3, dictionary_learning 0.1.0", "hfsae", "the other library"]
+    names = {
+        "saelens.jumprelu": "JumpReLU, SAELens",
+        "dictionary_learning.jumprelu": "JumpReLU, dictionary_learning",
+        "saelens.topk": "TopK, SAELens",
+        "sparsify.topk": "TopK, sparsify",
+    }
+    rows = [[name, steps.ms(SIDES[side][1]), steps.ms(side)] for side, name in names.items()]
+    return table([head, *rows])
+
+
+def by_size() -> Iterator[str]:
+    l0s, widths = runs_of("step_by_l0"), runs_of("step_by_d_sae")
+    l0s.sort(key=lambda run: run["l0"])
+    widths.sort(key=lambda run: run["d_sae"])
+    dense, product = "hfsae.jumprelu_dense", "hfsae.product_bf16"
+    yield (
+        f"By L0 ({listed([run['l0'] for run in l0s], last=', ')}; d_in 576, 16k latents) a sparse "
+        f"JumpReLU step is {listed(_ratios(l0s, dense, JUMPRELU))} times as fast as a dense one, "
+        f"and takes {listed(_ratios(l0s, JUMPRELU, product))} times as long as the bfloat16 "
+        f"product alone; by width ({listed([_k(run) for run in widths], last=', ')}; L0 50) "
+        f"{listed(_ratios(widths, dense, JUMPRELU))} times."
+    )
+
+
+def from_text() -> Iterator[str]:
+    first, second = ({r["side"]: r for r in _sides(n)} for n in (16, 8))
+
+    def rate(*sides: str) -> str:
+        """Tokens a second, to three or four digits."""
+        return " / ".join(_rounded(first[side]["tokens/s"]) for side in sides)
+
+    kinds = {"hfsae": ("hfsae", ""), "SAELens": ("saelens", "")}
+    kinds["SAELens, bf16 autocast in model and SAE"] = ("saelens", "_autocast")
+    rows = [
+        [title, *(rate(f"{lib}.{side}{how}") for side in ("train", "train_six", "harvest"))]
+        for title, (lib, how) in kinds.items()
+    ]
+    forward = rate("hfsae.plain_forward_bf16", "hfsae.plain_forward_float32")
+    rows.append(["the model's own forward, all layers, bf16 / float32", "", "", forward])
+    rows.append(["hfsae, from `--harvest.cache FOLDER`", "", "", rate("hfsae.cache")])
+    head = ["from text, tokens/s", "one SAE", "six SAEs at once", "activations alone"]
+    yield table([head, *rows])
+
+    def times(side: str, to: str = "hfsae.train", digits: int = 2) -> str:
+        return f"{second[side]['x'][to]:.{digits}f}"
+
+    own = {"with `harvest.compile`": "_compiled", "with `shuffle.prefetch`": "_ahead"}
+    rows = [[name, *(times(f"hfsae.{s}{how}") for s in _TRAIN)] for name, how in own.items()]
+    theirs, of_compiled = times("saelens.train"), times("saelens.train", "hfsae.train_compiled", 1)
+    last = ["SAELens", f"{theirs} ({of_compiled} x ours, compiled)", ""]
+    rows = [["hfsae", "1", times("hfsae.train_six")], *rows, last]
+    yield table([["times as long", *head[1:3]], *rows])
+
+
+_TRAIN = ("train", "train_six")
+
+
+def _sides(n_rows: int) -> Iterator[Json]:
+    for run in runs_of("end_to_end"):
+        if run["rows"] == n_rows:
+            yield from run["measured"]
+
+
+def _rounded(rate: float) -> str:
+    return f"{float(f'{rate:.3g}') if rate >= 1e4 else rate:,.0f}"
+
+
+def listed(parts: Sequence[Any], last: str = " and ") -> str:
+    *others, end = map(str, parts)
+    return last.join([", ".join(others), end])
+
+
+def _k(run: Json) -> str:
+    return f"{run['d_sae'] // 1024}k"
+
+
+def _ratios(runs: Sequence[Json], side: str, to: str) -> list[str]:
+    rows = ({row["side"]: row for row in run["rows"]} for run in runs)
+    return [f"{row[side]['x'][to]:.1f}" for row in rows]
+
+
+def of_inference() -> str:
+    steps, ours = Steps(inference=True), "hfsae.inference"
+    names = ("saelens", "dictionary_learning", "sparsify")
+    saelens, other, sparsify = (steps.ms(f"{name}.inference") for name in names)
+    times = [steps.ratio(f"{name}.inference", ours) for name in ("saelens", "sparsify")]
+    return (
+        f"take `sae(x, workspace=hfsae.ops.Workspace())` {steps.ms(ours)}, SAELens {saelens} "
+        f"(**{times[0]} x**), dictionary_learning {other}, sparsify's TopK {sparsify} "
+        f"({times[1]} x), and the product alone {steps.ms(PRODUCTS['bf16'])} in bfloat16."
+    )
+
+
+class Side(NamedTuple):
+    """One library's variant at one budget."""
+
+    library: str
+    variant: str
+    centred: bool
+    rate: float
+    fvu: float
+    half: float | None
+    """of Student's 95 % interval over seeds; None: one seed"""
+    l0: float
+    dead: float
+
+    @property
+    def low(self) -> float:
+        return self.fvu - (self.half or 0)
+
+
+class Quality:
+    """The sides of quality.json; of a variant with and without centred input the better."""
+
+    def __init__(self) -> None:
+        self.sides: dict[tuple[int, int], list[Side]] = {}
+        self.has_centred = any(run["centred"] for run in runs_of("quality"))
+        for run in runs_of("quality"):
+            self.sides.setdefault((run["passes"], run["tokens"]), []).append(_side(run))
+        for budget, sides in self.sides.items():
+            best: dict[tuple[str, str], Side] = {}
+            for side in sorted(sides, key=lambda side: -side.fvu):
+                best[side.library, side.variant] = side
+            self.sides[budget] = sorted(best.values(), key=lambda side: side.fvu)
+
+    def budgets(self, passes: int) -> list[int]:
+        return sorted(tokens for n, tokens in self.sides if n == passes)
+
+    def fvu(self, library: str, variant: str, tokens: int, passes: int = 1) -> float:
+        sides = self.sides[passes, tokens]
+        return next(s.fvu for s in sides if (s.library, s.variant) == (library, variant))
+
+    def others(self, tokens: int, passes: int = 1) -> list[Side]:
+        return [side for side in self.sides[passes, tokens] if side.library != "hfsae"]
+
+    def libraries(self, tokens: int) -> list[str]:
+        """The other libraries, the best first."""
+        return [*dict.fromkeys(side.library for side in self.others(tokens))]
+
+    def lead(self, tokens: int, passes: int = 1) -> str:
+        """By how many per cent JumpReLU's FVU is below that of the best of the others."""
+        best = self.others(tokens, passes)[0].fvu
+        return _below(self.fvu("hfsae", "JumpReLU", tokens, passes), best)
+
+
+def _below(ours: float, theirs: float) -> str:
+    return f"{100 * (1 - ours / theirs):.0f}"
+
+
+def _side(run: Json) -> Side:
+    test = run["test"]
+    if "fvu" in test:
+        fvu = np.array(test["fvu"])
+        mean = float(fvu.mean())
+        half = float(t_interval(fvu)[1] - mean) if len(fvu) > 1 else None
+    else:  # transcribed from a table
+        mean, half = test["fvu_mean"], test["fvu_half"]
+    own = {key: run[key] for key in ("library", "variant", "centred", "rate")}
+    own |= {key: statistics.mean(test[key]) for key in ("l0", "dead")}
+    return Side(**own, fvu=mean, half=half)
+
+
+LIBRARIES = {"saelens": "SAELens"}
+NUMBERS = {1: "one", 2: "two", 3: "three"}
+COLUMNS = ["library, variant", "rate", "FVU on test", "L0", "dead"]
+
+
+def of_quality(quality: Quality) -> Iterator[str]:
+    yield quality_table(quality, 1, "tokens")
+    yield quality_table(quality, 2, "tokens, passes")
+    small, middle, large = quality.budgets(1)
+    best, *more = quality.libraries(large)
+    alone = "" if more else f"below {LIBRARIES.get(best, best)}'s, the only other one run there, "
+    yield (
+        f"hfsae's JumpReLU is {quality.lead(small)} % below the best of the others at {small:,} "
+        f"tokens, {quality.lead(middle)} % at {middle:,}, {quality.lead(large)} % {alone}at two "
+        "million"
+    )
+    ours, theirs = ("hfsae", "TopK"), ("sparsify", "TopK")
+    a, b = (_below(quality.fvu(*ours, n), quality.fvu(*theirs, n)) for n in (small, middle))
+    yield f"Its TopK is {a} and {b} % below sparsify's."
+    yield (
+        f"JumpReLU was {quality.lead(small, 2)} % below at equal passes at {small:,} tokens and "
+        f"{quality.lead(middle, 2)} % at {middle:,}, and"
+    )
+
+
+def quality_in_short(quality: Quality) -> str:
+    """Where libraries were run on centred input, too, or all of them at each budget, the words of
+    the page are others."""
+    small, middle, large = quality.budgets(1)
+    count = NUMBERS[len(quality.libraries(small))]
+    raw = "" if quality.has_centred else " (on raw input)"
+    n = len(quality.libraries(large))
+    libraries = f" (of {NUMBERS[n]} librar{'y' if n == 1 else 'ies'})"
+    of_few = "" if n == len(quality.libraries(small)) else libraries
+    return (
+        f"is {quality.lead(small)} % below the best of {count} libraries{raw} at {small:,} tokens, "
+        f"{quality.lead(middle)} % at {middle:,}, {quality.lead(large)} % at two million{of_few}."
+    )
+
+
+def quality_table(quality: Quality, passes: int, head: str) -> str:
+    """Sides by FVU; bold are those of hfsae whose interval meets that of the best."""
+    rows = []
+    for tokens in quality.budgets(passes):
+        sides = quality.sides[passes, tokens]
+        for side in sides:
+            first = side is sides[0]
+            budget = f"{tokens:,}" + (f", {passes}" if passes > 1 else "")
+            best = sides[0].fvu + (sides[0].half or 0)
+            rows.append([budget if first else "", *_cells(side, is_best=side.low <= best)])
+    lines = table([[head, *COLUMNS], *rows]).split("\n")
+    rule = ["---:" if passes == 1 else "---", "---", *["---:"] * (len(COLUMNS) - 1)]
+    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[2:]])
+
+
+def _cells(side: Side, is_best: bool) -> list[str]:
+    name = f"{LIBRARIES.get(side.library, side.library)}, {side.variant}"
+    name += (", centred" if side.centred else "") + (" (one seed)" if side.half is None else "")
+    fvu = f"{side.fvu:.4f}" + ("" if side.half is None else f" ± {side.half:.4f}")
+    fvu = f"**{fvu}**" if is_best and side.library == "hfsae" else fvu
+    return [name, f"{side.rate:g}", fvu, f"{side.l0:.1f}", f"{side.dead:.1%}"]
