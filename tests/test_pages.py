@@ -364,21 +364,28 @@ def test_the_summary_of_quality_gives_the_table_of_the_page(scripts, tmp_path, m
     assert quality.lead(1024) == "25"
 
 
+FORMER = "On SmolLM2, with former settings and raw input: 25 % at 2, 25 % at two million"
+
+
 @pytest.mark.parametrize(
     ("name", "libraries", "words"),
     [
-        ("TopK", ["sparsify"], "of two libraries (on raw input) at 1 tokens, 25 % at 2, 25 % at"),
-        ("TopK, centred", ["sparsify"], "of two libraries at 1 tokens, 25 % at 2, 25 % at"),
-        ("TopK", ["sparsify", "saelens"], "25 % at two million."),
-        ("TopK", ["sparsify"], "25 % at two million (of one library)."),
+        ("TopK", ["sparsify"], "25 to 40 % below the best of two libraries at 1 tokens, on two"),
+        ("TopK, centred", ["sparsify"], "On SmolLM2: 25 % at 2, 25 % at two million, of one."),
+        ("TopK", ["sparsify"], f"{FORMER}, of one."),
+        ("TopK", ["sparsify", "saelens"], f"{FORMER}."),
     ],
 )
-def test_the_words_on_quality_say_which_libraries_and_input(
+def test_the_words_on_quality_say_which_models_libraries_and_input(
     scripts, tmp_path, monkeypatch, name, libraries, words
 ):
     ours = [(tokens, "hfsae", "JumpReLU", 0.15) for tokens in (1, 2, 3)]
     theirs = [(1, library, name, 0.2) for library in ("sparsify", "saelens")]
     theirs += [(tokens, library, name, 0.2) for tokens in (2, 3) for library in libraries]
-    keep_quality(scripts, tmp_path, *ours, *theirs)
+    of_gemma = [(1, "hfsae", "JumpReLU", 0.12), (1, "sparsify", name, 0.2)]
     monkeypatch.setattr(scripts.of_bench, "RESULTS", tmp_path)
-    assert words in scripts.of_bench.quality_in_short(scripts.of_bench.Quality())
+    keep_quality(scripts, tmp_path, *ours, *theirs)
+    quality = scripts.of_bench.Quality()
+    keep_quality(scripts, tmp_path, *of_gemma)
+    gemma = scripts.of_bench.Quality()
+    assert words in scripts.of_bench.quality_in_short(quality, gemma)

@@ -81,11 +81,10 @@ def main() -> None:
         if library == "hfsae":
             rows.append(_measured(args, activations, library, name))
         elif args.peers is not None:
-            rows.append(
-                _measured(
-                    args, activations, library, _better_input(args, activations, library, name)
-                )
-            )
+            better = _better_input(args, activations, library, name)
+            rows.append(_measured(args, activations, library, better))
+            if args.with_start:
+                rows.append(_measured(args, activations, library, name + CENTRED + STARTED))
     rows.sort(key=lambda row: row[0])
     tokens = f"{args.tokens:,} tokens" + (f" {args.passes} times" if args.passes > 1 else "")
     print(f"\n{tokens}, {args.d_sae:,} latents, L0 {args.l0}, batch {BATCH}\n")
@@ -140,8 +139,9 @@ def _keep_summary(
     args: argparse.Namespace, library: str, name: str, rate: float, runs: list[dict]
 ) -> None:
     """One side in results.json: of each seed FVU, L0 and silent latents on test, and seconds."""
-    side = {"library": library, "variant": name.removesuffix(CENTRED)}
-    side |= {"centred": name.endswith(CENTRED), **{key: getattr(args, key) for key in SETTINGS}}
+    variant, *more = name.split(", ")
+    side = {"library": library, "variant": variant, **{key: getattr(args, key) for key in SETTINGS}}
+    side |= {"centred": CENTRED[2:] in more, "has_start": STARTED[2:] in more}
     measured = {key: [run["test"][key] for run in runs] for key in ("fvu", "l0", "dead")}
     measured |= {"seconds": [run["seconds"] for run in runs]}
     measured |= {"seeds": [*range(args.seeds)]}

@@ -73,7 +73,7 @@ class Problem:
     @property
     def moments(self) -> dict[str, float]:
         """SAELens' names of Adam's moments, where they are hfsae's."""
-        return {"adam_beta1": 0.7, "adam_beta2": 0.999} if self.start else {}
+        return {"adam_beta1": 0.7, "adam_beta2": 0.99} if self.start else {}
 
 
 class Trained(NamedTuple):
@@ -279,7 +279,7 @@ def sparsify(problem: Problem, kind: str) -> Trained:
     coder = SparseCoder(d_in, config, device="cpu")
     coder.b_dec.data.copy_((problem.train[:_SAMPLE].float().mean(dim=0) - problem.shift) / scale)
     problem.set_start_(coder.encoder.weight.T, coder.W_dec)
-    betas = (0.7, 0.999) if problem.start else (0.9, 0.999)
+    betas = (0.7, 0.99) if problem.start else (0.9, 0.999)
     adam = torch.optim.Adam(coder.parameters(), lr=problem.rate, betas=betas)
     schedule = get_linear_schedule_with_warmup(adam, WARMUP, problem.n_steps)
     for x in problem.batches(scale):

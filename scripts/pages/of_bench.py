@@ -15,20 +15,22 @@ from hfsae.machine.files import read_json
 PAGE, README = "scripts/bench/README.md", "README.md"
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
+GEMMA = "On Gemma 3 270M"
 END_TO_END = "From text to a trained SAE (`end_to_end.py`)"
 Json = dict[str, Any]
 
 
 def told() -> Iterator[Told]:
-    steps, quality = Steps(), Quality()
+    steps, quality, gemma = Steps(), Quality(), Quality("gemma3_270m")
     for page, section, texts in (
         (PAGE, STEP, of_steps(steps)),
         (PAGE, END_TO_END, from_text()),
         (PAGE, "By L0 and width, and how exact", by_size()),
         (PAGE, "Inference", (of_inference(),)),
-        (README, "Why another one", (steps_in_short(steps), quality_in_short(quality))),
+        (README, "Why another one", (steps_in_short(steps), quality_in_short(quality, gemma))),
         (README, "Speed", (speed(steps),)),
         (PAGE, QUALITY, of_quality(quality)),
+        (PAGE, GEMMA, (quality_table(gemma, 1, "Gemma, tokens"),)),
     ):
         yield from (Told(page, section, text) for text in texts)
 
@@ -222,12 +224,17 @@ class Side(NamedTuple):
 
 
 class Quality:
-    """The sides of quality.json; of a variant with and without centred input the better."""
+    """The sides of quality.json, of a recipe's model; of a variant with and without centred input
+    the better."""
 
-    def __init__(self) -> None:
+    def __init__(self, recipe: str = "quickstart") -> None:
         self.sides: dict[tuple[int, int], list[Side]] = {}
-        self.has_centred = any(run["centred"] for run in runs_of("quality"))
-        for run in runs_of("quality"):
+        runs = [run for run in runs_of("quality") if run["recipe"] == recipe]
+        self.is_centred = {run["tokens"] for run in runs if run["centred"]}
+        """budgets at which libraries were tried on centred input, too"""
+        for run in runs:
+            if run.get("has_start"):
+                continue
             self.sides.setdefault((run["passes"], run["tokens"]), []).append(_side(run))
         for budget, sides in self.sides.items():
             best: dict[tuple[str, str], Side] = {}
@@ -297,17 +304,16 @@ def of_quality(quality: Quality) -> Iterator[str]:
     )
 
 
-def quality_in_short(quality: Quality) -> str:
-    """Where libraries were run on centred input, too, or all of them at each budget, the words of
-    the page are others."""
+def quality_in_short(quality: Quality, gemma: Quality) -> str:
+    """First the smaller lead of both models; what is of one model, or of raw input, says so."""
     small, middle, large = quality.budgets(1)
-    count = NUMBERS[len(quality.libraries(small))]
-    raw = "" if quality.has_centred else " (on raw input)"
-    n = len(quality.libraries(large))
-    libraries = f" (of {NUMBERS[n]} librar{'y' if n == 1 else 'ies'})"
-    of_few = "" if n == len(quality.libraries(small)) else libraries
+    least, most = sorted((quality.lead(small), gemma.lead(small)), key=float)
+    count, n = NUMBERS[len(quality.libraries(small))], len(quality.libraries(large))
+    is_new = {middle, large} <= quality.is_centred
+    of_few = "" if n == len(quality.libraries(small)) else f", of {NUMBERS[n]}"
     return (
-        f"is {quality.lead(small)} % below the best of {count} libraries{raw} at {small:,} tokens, "
+        f"is {least} to {most} % below the best of {count} libraries at {small:,} tokens, on two "
+        f"models. On SmolLM2{'' if is_new else ', with former settings and raw input'}: "
         f"{quality.lead(middle)} % at {middle:,}, {quality.lead(large)} % at two million{of_few}."
     )
 
