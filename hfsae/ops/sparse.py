@@ -214,13 +214,9 @@ class Entries:
             return kernels.dots(x, W, self.tokens, self.latents)
         if not len(self):
             return x.new_zeros(0)
-        pattern = self._rows_by_latent(x.new_zeros(len(self)))
-        return torch.sparse.sampled_addmm(pattern, W, x.T, beta=0.0).values()
-
-    def _rows_by_latent(self, values: Float[Tensor, " n"]) -> Float[Tensor, "d_sae tokens"]:
-        """A sparse matrix in CSR's layout."""
         size = (self.d_sae, self.n_tokens)
-        return _csr(self.latent_offsets, self.tokens, values, size)
+        pattern = _csr(self.latent_offsets, self.tokens, x.new_zeros(len(self)), size)
+        return torch.sparse.sampled_addmm(pattern, W, x.T, beta=0.0).values()
 
     def gram(self, values: Float[Tensor, " n"]) -> Float[Tensor, "d_sae d_sae"]:
         """For each pair of latents, the sum over tokens of the product of their values."""
@@ -230,8 +226,15 @@ class Entries:
             return EVERYWHERE.gram(dense)
         by_token = values.index_select(0, self.by_token)
         size = (self.n_tokens, self.d_sae)
-        tokens = _csr(self.token_offsets, self.latents_by_token, by_token, size)
-        return (self._rows_by_latent(values) @ tokens).to_dense()
+        of_tokens = _csr(self.token_offsets, self.latents_by_token, by_token, size)
+        gram = values.new_empty(self.d_sae, self.d_sae)
+        for part, begins, ends in blocks(gram, self.latent_offsets[:-1], self.latent_offsets[1:]):
+            first, last = int(begins[0]), int(ends[-1])
+            offsets = torch.cat([begins, ends[-1:]]) - first
+            size = (len(part), self.n_tokens)
+            rows = _csr(offsets, self.tokens[first:last], values[first:last], size)
+            part.copy_((rows @ of_tokens).to_dense())
+        return gram
 
     def sums_by_token(
         self, values: Float[Tensor, " n"], W: Float[Tensor, "d_sae d"]
