@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from kept import keep
 from quality import BATCH, harvest, script_of
 from quality_sides import OF_HFSAE
 
@@ -63,10 +64,9 @@ def main() -> None:
         jobs += [(args, path, v) for v in args.variants for path in paths.values()]
     with ThreadPoolExecutor(args.jobs) as pool:
         rows = list(pool.map(lambda job: _row(*job), jobs))
-    facts = {"command": f"python {' '.join(sys.argv)}", "tokens": TOKENS, "d_sae": args.d_sae}
-    facts |= {"l0": L0, "rate": args.rate, "batch": BATCH, "seeds": args.seeds}
-    text = json.dumps({**facts, "rows": rows}, indent=1)
-    (args.folder / "sites.json").write_text(text + "\n")
+    facts = {"tokens": TOKENS, "d_sae": args.d_sae, "l0": L0, "rate": args.rate, "batch": BATCH}
+    run = {**facts, "variants": args.variants, "seeds": args.seeds, "rows": rows}
+    keep(args.folder / "sites.json", run, [*facts, "variants"])
     head = ["model", "place", "variant", "FVU on test", "own L0", "dead"]
     print(table([head, *(_cells(row) for row in rows)]))
 

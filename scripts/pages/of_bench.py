@@ -15,7 +15,7 @@ from hfsae.machine.files import read_json
 PAGE, README = "scripts/bench/README.md", "README.md"
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
-GEMMA = "On Gemma 3 270M"
+GEMMA, SITES = "On Gemma 3 270M", "At ten places of two models (`sites.py`)"
 END_TO_END = "From text to a trained SAE (`end_to_end.py`)"
 Json = dict[str, Any]
 
@@ -31,6 +31,7 @@ def told() -> Iterator[Told]:
         (README, "Speed", (speed(steps),)),
         (PAGE, QUALITY, of_quality(quality)),
         (PAGE, GEMMA, (quality_table(gemma, 1, "Gemma, tokens"),)),
+        (PAGE, SITES, (places(),)),
     ):
         yield from (Told(page, section, text) for text in texts)
 
@@ -331,6 +332,20 @@ def quality_table(quality: Quality, passes: int, head: str) -> str:
     lines = table([[head, *COLUMNS], *rows]).split("\n")
     rule = ["---:" if passes == 1 else "---", "---", *["---:"] * (len(COLUMNS) - 1)]
     return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[2:]])
+
+
+def places() -> str:
+    """FVU at each place with Student's 95 % interval, and the ranges of L0 and silent latents."""
+    rows = []
+    for run in runs_of("sites"):
+        for row in run["rows"]:
+            fvu, l0, dead = (np.array(row[key]) for key in ("fvu", "own_l0", "dead"))
+            half = t_interval(fvu)[1] - fvu.mean()
+            silent = f"{100 * dead.min():.1f} to {100 * dead.max():.1f} %"
+            where = [row["model"].rpartition("/")[2], row["place"], row["variant"]]
+            ends = f"{l0.min():.1f} to {l0.max():.1f}"
+            rows.append([*where, f"{fvu.mean():.4f} ± {half:.4f}", ends, silent])
+    return table([["model", "place", "variant", "FVU on test", "own L0", "silent"], *rows])
 
 
 def _cells(side: Side, is_best: bool) -> list[str]:
