@@ -27,7 +27,6 @@ from ..machine.refused import Refused
 from ..models import SAEConfig
 from ..recipe import Recipe, bucket_tokens
 from ..training.kind import SPARSE_BELOW, SPARSE_FROM
-from ..training.refit import check_refit
 from ..training.run import FIRST_LOOK
 from ..training.schedules import in_steps
 from ..training.sharding import check_spread
@@ -276,8 +275,6 @@ def _stages(
     for config in configs.values():
         if spread:
             check_spread(config, n)
-        if recipe.training.refit_ridge is not None:
-            check_refit(config.d_sae)
     counts = [parameters(config, n if spread else 1) for config in configs.values()]
     sizes = _Sizes([all_ for all_, _ in counts], sum(here for _, here in counts))
     lm_bytes = sum(p.numel() for p in lm.parameters()) * lm_dtype(recipe, lm).itemsize
