@@ -340,11 +340,11 @@ def places() -> str:
     for run in runs_of("sites"):
         for row in run["rows"]:
             fvu, l0, dead = (np.array(row[key]) for key in ("fvu", "own_l0", "dead"))
-            half = t_interval(fvu)[1] - fvu.mean()
+            spread = f" ± {t_interval(fvu)[1] - fvu.mean():.4f}" if len(fvu) > 1 else ""
             silent = f"{100 * dead.min():.1f} to {100 * dead.max():.1f} %"
             where = [row["model"].rpartition("/")[2], row["place"], row["variant"]]
             ends = f"{l0.min():.1f} to {l0.max():.1f}"
-            rows.append([*where, f"{fvu.mean():.4f} ± {half:.4f}", ends, silent])
+            rows.append([*where, f"{fvu.mean():.4f}{spread}", ends, silent])
     return table([["model", "place", "variant", "FVU on test", "own L0", "silent"], *rows])
 
 
