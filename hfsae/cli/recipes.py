@@ -26,7 +26,6 @@ from ..recipe import (
     Sections,
     find_recipe,
     licence_with,
-    read_recipe,
     refuse_fields_of_others,
 )
 from ..tuning import Tuning
@@ -182,7 +181,8 @@ def parse_recipe(
     options = {name: value for name, value in args.items() if name not in own}
     recipe = kind(**{name: value for name, value in args.items() if name in own})
     if kind is Recipe and path and not any(re.match("--license(=|$)", part) for part in argv):
-        recipe = replace(recipe, license=licence_with(read_recipe(path), recipe.lm.name))
+        lm = (parse_yaml(path.read_text(encoding="utf-8")) or {}).get("lm") or {}
+        recipe = replace(recipe, license=licence_with(recipe, lm.get("name", LMArguments.name)))
     if not isinstance(recipe, Comparison | Tuning):  # whose arms may be of any variant
         named = (re.match(r"--sae\.(\w+)", part) for part in argv)
         given_now = [n[1] for n in named if n and recipe.sae.get(n[1]) is not None]
