@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from hfsae.machine.files import read_json
 
@@ -146,6 +147,18 @@ def test_the_readme_tells_the_largest_difference_between_libraries():
     readme = " ".join(page("README.md").split())
     assert f"six formats, differing by [at most {largest}](scripts/interop/PARITY.md)" in readme
     assert len({line.split(" | ")[0] for line in table if "sae.to" not in line}) == 6
+
+
+def test_the_page_tells_the_quickstart_s_settings_as_the_recipe_has_them():
+    recipe = yaml.safe_load(page("scripts/recipes/quickstart.yaml"))
+    told = " ".join(rows(page("scripts/recipes/README.md"), "setting | why"))
+    settings = re.findall(r"`([a-z_.]+[0-9]?): ([0-9.]+)`", told)
+    assert len(settings) >= 12
+    sections = {**recipe["sae"], **recipe["training"]}
+    sections |= {f"shuffle.{name}": value for name, value in recipe["shuffle"].items()}
+    assert {name: float(value) for name, value in settings} == {
+        name: float(sections[name]) for name, _ in settings
+    }
 
 
 def test_what_is_told_of_the_order_of_latents():
@@ -344,9 +357,12 @@ def keep_quality(scripts, folder, *sides) -> None:
     for tokens, library, name, fvu in sides:
         args = SimpleNamespace(folder=folder, seeds=3, no_search=False, tokens=tokens, passes=1)
         args.d_sae, args.l0, args.recipe = 2048, 50, "quickstart"
-        test = [{"fvu": fvu + d, "l0": 50.0, "dead": 0.01} for d in (-0.01, 0.0, 0.01)]
-        runs = [{"test": of_seed, "seconds": 2.0} for of_seed in test]
-        scripts.quality._keep_summary(args, library, name, 3e-3, runs)
+        runs = [folder / f"run-{seed}.json" for seed in range(3)]
+        for path, d in zip(runs, (-0.01, 0.0, 0.01), strict=True):
+            test = {"fvu": fvu + d, "delta_loss": 0.1, "l0": 50.0, "dead": 0.01}
+            path.write_text(json.dumps({"test": test, "own_l0": 51.0, "seconds": 2.0}))
+        side = scripts.quality.Side(library, name, {3e-3: fvu, 6e-3: fvu + 1}, 3e-3, runs)
+        scripts.quality._keep_summary(args, side)
     (folder / "results.json").rename(folder / "quality.json")
 
 

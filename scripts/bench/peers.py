@@ -18,10 +18,9 @@ from pathlib import Path
 
 import torch
 from quality import harvest, script_of, train_apart
+from quality_losses import sae_of
 from quality_sides import SIDES
 from safetensors import safe_open
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel
 
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.comparison import Comparison
@@ -71,7 +70,8 @@ def _train(run: ArmRun, name: str, folder: Path, given: argparse.Namespace) -> N
     activations = root.parent.parent / f"activations-{args.n_tokens}-{run.seed}.safetensors"
     root.mkdir(parents=True, exist_ok=True)
     if not activations.is_file():
-        harvest(run.recipe, args.n_tokens, activations)
+        (site,) = run.recipe.sites
+        harvest(run.recipe, args.n_tokens, {site: activations})
     fields = run.recipe.sae_fields()[name]
     library, _, variant = run.made_by.partition(".")
     with tempfile.TemporaryDirectory() as temporary:
@@ -83,21 +83,12 @@ def _train(run: ArmRun, name: str, folder: Path, given: argparse.Namespace) -> N
         command += ["--centred"] if given.centred else []
         command += ["--weights", str(weights), "--output", str(Path(temporary, "measured.json"))]
         train_apart(command)
-        made = load_file(weights)
+        sae = sae_of(weights, calibrated=False, **fields)
         with safe_open(weights, "pt") as file:
-            about = file.metadata()
+            seconds = round(float(file.metadata()["seconds"]), 1)
         measured = json.loads(Path(temporary, "measured.json").read_text())
     with safe_open(activations, "pt") as file:
         harvested = json.loads(file.metadata()["record"])
-    scale, seconds = float(about["scale"]), round(float(about["seconds"]), 1)
-    sae = AutoModel.from_config(
-        AutoConfig.for_model(
-            **fields | {"d_in": len(made["W_enc"]), "activation_scale": scale},
-        )
-    )
-    with torch.no_grad():
-        for parameter, value in sae.named_parameters():
-            value.copy_(made[parameter])
     record = {
         "made_by": run.made_by,
         "sae_as_trained": sae.config.to_diff_dict(),

@@ -8,7 +8,8 @@ get activations as they are or less their mean, which hfsae subtracts by itself:
 on validation documents at the library's first rate. Rates are a factor of 2 apart; neighbours of
 the best are tried until both are worse. The rate with the lowest FVU on validation is taken, and
 FVU is reported on test documents, at the L0 asked for (thresholds times one factor, found on
-validation), over the seeds. With `--with_start` each also trains from hfsae's start, and with its
+validation), over the seeds, and so is the loss that it adds to the language model's on N_LOSSES
+of these tokens. With `--with_start` each also trains from hfsae's start, and with its
 Adam's moments where the library lets one choose: what is the library, what the setting?
 With `--passes 2` every library trains twice on each 131,072 tokens, the second time in another
 order, as `shuffle.passes` does: the language model, often the larger cost, runs once.
@@ -22,8 +23,11 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,14 +37,15 @@ from safetensors.torch import load_file
 
 from hfsae.activations import Harvester, PackedRows, ShuffledActivations
 from hfsae.comparison.estimates import t_interval
-from hfsae.machine.files import write_tensors
+from hfsae.machine.files import write_tensors, write_whole
 from hfsae.machine.markdown import table
 from hfsae.recipe import Recipe, load, read_recipe
 
-BATCH, N_MEASURED = 256, 30_000
+BATCH, N_MEASURED, N_LOSSES = 256, 30_000, 8_192
 RATES = {"hfsae": 3e-3, "saelens": 2.4e-3, "dictionary_learning": 4.8e-3, "sparsify": 4.8e-3}
 """The first rate that is tried: the best of each at 131,072 tokens."""
 MOST_RATES, CENTRED, STARTED = 7, ", centred", ", hfsae's start"
+MEASURED = ("fvu", "delta_loss", "l0", "dead")
 SETTINGS = ("tokens", "passes", "d_sae", "l0", "recipe")
 
 
@@ -74,21 +79,22 @@ def main() -> None:
     if not activations.exists():
         recipe = read_recipe(args.recipe)
         harvest(recipe, args.tokens, {recipe.sites[0]: activations})
-    rows = []
+    sides: list[tuple[str, str]] = []
     for library, name in ((library, name) for library, names in SIDES.items() for name in names):
         if args.only and f"{library}.{name}" not in args.only:
             continue
         if library == "hfsae":
-            rows.append(_measured(args, activations, library, name))
+            sides.append((library, name))
         elif args.peers is not None:
-            better = _better_input(args, activations, library, name)
-            rows.append(_measured(args, activations, library, better))
+            sides.append((library, _better_input(args, activations, library, name)))
             if args.with_start:
-                rows.append(_measured(args, activations, library, name + CENTRED + STARTED))
-    rows.sort(key=lambda row: row[0])
+                sides.append((library, name + CENTRED + STARTED))
+    trained = [_trained(args, activations, *side) for side in sides]
+    _add_losses([run for side in trained for run in side.runs], args)
+    rows = sorted(map(partial(_measured, args), trained), key=lambda row: row[0])
     tokens = f"{args.tokens:,} tokens" + (f" {args.passes} times" if args.passes > 1 else "")
     print(f"\n{tokens}, {args.d_sae:,} latents, L0 {args.l0}, batch {BATCH}\n")
-    head = ["library, variant", "rate", "FVU on test", "L0", "dead", "seconds"]
+    head = ["library, variant", "rate", "FVU on test", "delta loss", "L0", "dead", "seconds"]
     print(table([head, *(row[1] for row in rows)]))
 
 
@@ -115,51 +121,87 @@ def harvest(recipe: Recipe, n_tokens: int, paths: dict[str, Path]) -> None:
         write_tensors(path, tensors, {"site": site, "record": json.dumps(stream.record)})
 
 
-def _measured(
-    args: argparse.Namespace, activations: Path, library: str, name: str
-) -> tuple[float, list[str]]:
-    """The mean FVU, and the row of the table."""
-    best = RATES[library] if args.no_search else _best_rate(args, activations, library, name)
+class Side(NamedTuple):
+    library: str
+    name: str
+    rates: dict[float, float]
+    """FVU on validation by rate"""
+    best: float
+    runs: list[Path]
+    """one of each seed"""
+
+    @property
+    def results(self) -> list[dict]:
+        return [json.loads(path.read_text()) for path in self.runs]
+
+
+def _trained(args: argparse.Namespace, activations: Path, library: str, name: str) -> Side:
+    rates = {} if args.no_search else _rates(args, activations, library, name)
+    best = min(rates, key=lambda rate: rates[rate], default=RATES[library])
     runs = [_run(args, activations, library, name, best, seed) for seed in range(args.seeds)]
-    _keep_summary(args, library, name, best, runs)
-    tests = [run["test"] for run in runs]
+    return Side(library, name, rates, best, runs)
+
+
+def _add_losses(paths: Sequence[Path], args: argparse.Namespace) -> None:
+    """Measure what these runs lack, and put it into their files."""
+    runs = {path: json.loads(path.read_text()) for path in paths}
+    missing = [path for path, run in runs.items() if "delta_loss" not in run["test"]]
+    if not missing:
+        return
+    from quality_losses import delta_losses
+
+    weights = {path: path.with_suffix(".safetensors") for path in missing}
+    losses = delta_losses(read_recipe(args.recipe), weights, args.l0, N_LOSSES)
+    for path in missing:
+        runs[path]["test"]["delta_loss"] = losses[path]
+        write_whole(path, json.dumps(runs[path]))
+
+
+def _measured(args: argparse.Namespace, side: Side) -> tuple[float, list[str]]:
+    """The mean FVU, and the row of the table."""
+    _keep_summary(args, side)
+    tests = [run["test"] for run in side.results]
     fvu = [test["fvu"] for test in tests]
     mean, half = statistics.mean(fvu), t_interval(np.array(fvu))[1] - statistics.mean(fvu)
     return mean, [
-        f"{library}, {name}",
-        f"{best:g}",
+        f"{side.library}, {side.name}",
+        f"{side.best:g}",
         f"{mean:.4f} ± {half:.4f}",
+        f"{statistics.mean(test['delta_loss'] for test in tests):.3f}",
         f"{statistics.mean(test['l0'] for test in tests):.1f}",
         f"{statistics.mean(test['dead'] for test in tests):.1%}",
-        f"{statistics.mean(run['seconds'] for run in runs):.0f}",
+        f"{statistics.mean(run['seconds'] for run in side.results):.0f}",
     ]
 
 
-def _keep_summary(
-    args: argparse.Namespace, library: str, name: str, rate: float, runs: list[dict]
-) -> None:
-    """One side in results.json: of each seed FVU, L0 and silent latents on test, and seconds."""
-    variant, *more = name.split(", ")
-    side = {"library": library, "variant": variant, **{key: getattr(args, key) for key in SETTINGS}}
-    side |= {"centred": CENTRED[2:] in more, "has_start": STARTED[2:] in more}
-    measured = {key: [run["test"][key] for run in runs] for key in ("fvu", "l0", "dead")}
+def _keep_summary(args: argparse.Namespace, side: Side) -> None:
+    """One side in results.json: of each seed what was measured on test, and seconds."""
+    variant, *more = side.name.split(", ")
+    of = {"library": side.library, "variant": variant}
+    of |= {key: getattr(args, key) for key in SETTINGS}
+    of |= {"centred": CENTRED[2:] in more, "has_start": STARTED[2:] in more}
+    runs = side.results
+    measured = {key: [run["test"][key] for run in runs] for key in MEASURED}
+    measured |= {"own_l0": [run["own_l0"] for run in runs]}
     measured |= {"seconds": [run["seconds"] for run in runs]}
     measured |= {"seeds": [*range(args.seeds)]}
-    how = {"rate": rate, "is_searched": not args.no_search}
-    keep(args.folder / "results.json", {**side, **how, "test": measured}, [*side])
+    how = {"rate": side.best, "is_searched": not args.no_search}
+    how |= {"validation_fvu_by_rate": {f"{rate:g}": fvu for rate, fvu in side.rates.items()}}
+    keep(args.folder / "results.json", {**of, **how, "test": measured}, [*of])
 
 
-def _best_rate(args: argparse.Namespace, activations: Path, library: str, name: str) -> float:
-    """The rate whose neighbours, half and twice as large, have a larger FVU on validation."""
+def _rates(
+    args: argparse.Namespace, activations: Path, library: str, name: str
+) -> dict[float, float]:
+    """FVU on validation by rate; neighbours of the best, half and twice as large, are tried."""
     best, tried = RATES[library], dict[float, float]()
     while True:
         for rate in (best, best / 2, best * 2):
             if rate not in tried:
-                validation = _run(args, activations, library, name, rate, 0)["validation"]
-                tried[rate] = _fvu_at(args.l0, validation)
+                tried[rate] = _fvu(args, _run(args, activations, library, name, rate, 0))
         former, best = best, min(tried, key=lambda rate: tried[rate])
         if best == former:
-            return best
+            return tried
         if len(tried) >= MOST_RATES:
             sys.exit(f"{library}, {name}: the best of {len(tried)} rates, {best:g}, is at an edge")
 
@@ -168,12 +210,13 @@ def _better_input(args: argparse.Namespace, activations: Path, library: str, nam
     """The side's name, marked where it does better on activations less their mean."""
     names, rate = (name, name + CENTRED), RATES[library]
     runs = {each: _run(args, activations, library, each, rate, 0) for each in names}
-    return min(names, key=lambda each: _fvu_at(args.l0, runs[each]["validation"]))
+    return min(names, key=lambda each: _fvu(args, runs[each]))
 
 
-def _fvu_at(l0: int, measured: dict[str, float]) -> float:
-    """FVU; inf where no factor on the thresholds gives the L0, as after a collapse."""
-    return measured["fvu"] if abs(measured["l0"] / l0 - 1) < 0.05 else float("inf")
+def _fvu(args: argparse.Namespace, run: Path) -> float:
+    """On validation; inf where no factor on the thresholds gives the L0, as after a collapse."""
+    measured = json.loads(run.read_text())["validation"]
+    return measured["fvu"] if abs(measured["l0"] / args.l0 - 1) < 0.05 else float("inf")
 
 
 def script_of(library: str, peers: Path) -> list[str]:
@@ -191,8 +234,8 @@ def train_apart(command: list[str]) -> None:
 
 def _run(
     args: argparse.Namespace, activations: Path, library: str, name: str, rate: float, seed: int
-) -> dict:
-    """One SAE: from its file, or trained now by the library's own Python."""
+) -> Path:
+    """The file of one SAE's measures; if there is none, it is trained by the library's Python."""
     tokens = f"{args.tokens}" if args.passes == 1 else f"{args.tokens}x{args.passes}"
     variant, *more = name.split(", ")
     side = "-".join([library, variant, *(each.replace(" ", "_") for each in more)])
@@ -208,10 +251,10 @@ def _run(
         command += ["--activations", str(activations), "--rate", str(rate), "--seed", str(seed)]
         command += ["--d_sae", str(args.d_sae), "--l0", str(args.l0), "--batch", str(BATCH)]
         command += ["--passes", str(args.passes)]
+        command += ["--weights", str(path.with_suffix(".safetensors"))]
         train_apart([*command, "--output", str(path)])
-    result = json.loads(path.read_text())
-    print(f"{path.stem}: {result['validation']}", file=sys.stderr, flush=True)
-    return result
+        print(f"{path.stem}: {path.read_text()}", file=sys.stderr, flush=True)
+    return path
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Trained(NamedTuple):
     has_threshold: bool
     pre: Callable[[Tensor], Tensor] | None = None
     """x -> what latents are selected from"""
-    threshold: float = 0.0
+    threshold: float | Tensor = 0.0
     shift: Tensor | float = 0.0
     """before that, it is subtracted from activations"""
 
@@ -153,14 +153,14 @@ def hfsae(
         Trainer(sae, Stream(), args).train()
         sae = AutoModel.from_pretrained(folder).eval()
     has_threshold = hasattr(sae, "threshold")
-    first = sae.threshold.detach().clone() if has_threshold else None
+    first = sae.threshold.detach().clone() if has_threshold else torch.tensor(0.0)
 
     def latents(x: Tensor, factor: float) -> Tensor:
-        if first is not None:
+        if has_threshold:
             sae.threshold.data.copy_(first * factor)
         return sae.encode(x)
 
-    return Trained(1.0, latents, sae.decode, has_threshold)
+    return Trained(1.0, latents, sae.decode, has_threshold, sae.pre_activations, first)
 
 
 @torch.no_grad()
@@ -353,14 +353,16 @@ def at_l0(trained: Trained, x: Tensor, l0: int) -> float:
 @torch.no_grad()
 def weights_of(trained: Trained, d_in: int, d_sae: int) -> dict[str, Tensor]:
     """The same SAE by hfsae's names, of activations over the scale: what lies before and after the
-    selection is affine."""
+    selection is affine. Steps are large, so that biases do not round them away."""
     assert trained.pre is not None
-    origin = trained.units(torch.zeros(1, d_in))
+    step, origin = 2.0**10, trained.units(torch.zeros(1, d_in))
     b_enc, b_dec = trained.pre(origin), trained.decode(torch.zeros(1, d_sae))
-    weights = {"W_enc": trained.pre(origin + torch.eye(d_in)) - b_enc, "b_enc": b_enc[0]}
-    weights |= {"W_dec": trained.decode(torch.eye(d_sae)) - b_dec, "b_dec": (b_dec - origin)[0]}
+    columns = trained.pre(origin + step * torch.eye(d_in)) - b_enc
+    rows = trained.decode(step * torch.eye(d_sae)) - b_dec
+    weights = {"W_enc": columns / step, "b_enc": b_enc[0]}
+    weights |= {"W_dec": rows / step, "b_dec": (b_dec - origin)[0]}
     if trained.has_threshold:
-        weights["threshold"] = torch.tensor(trained.threshold)
+        weights["threshold"] = torch.as_tensor(trained.threshold)
     return {name: value.contiguous() for name, value in weights.items()}
 
 
@@ -400,11 +402,12 @@ def main() -> None:
     start = time.perf_counter()
     trained = SIDES[args.library][args.name](problem)
     seconds = time.perf_counter() - start
-    if args.weights:
-        weights = weights_of(trained, train.shape[1], args.d_sae)
-        save_file(weights, args.weights, {"scale": str(trained.scale), "seconds": str(seconds)})
     validation = tensors["validation"]
     factor = at_l0(trained, validation[:8192], args.l0)
+    if args.weights:
+        weights = weights_of(trained, train.shape[1], args.d_sae)
+        about = {"scale": trained.scale, "seconds": seconds, "factor": factor}
+        save_file(weights, args.weights, {name: str(value) for name, value in about.items()})
     result = {
         "own_l0": measure(trained, tensors["test"], 1.0)["l0"],
         "validation": measure(trained, validation, factor),
