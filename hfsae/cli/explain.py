@@ -15,7 +15,8 @@ from .recipes import parse_given
 from .source import add_sae, find, tell_text
 
 _DEFAULT, _SCORED = ExplainArguments(), ScoreArguments()
-_OF_JUDGE = ("judge", "base_url", "provider", "key_env", "price_in", "price_out")
+_OF_JUDGE = ("judge", "base_url", "provider", "requests", "answers", "key_env")
+_OF_JUDGE += ("price_in", "price_out")
 
 
 def explain_verb(argv: list[str]) -> None:
@@ -26,8 +27,8 @@ def explain_verb(argv: list[str]) -> None:
         "hfsae explain runs/mine --latents 17 99 1234 --n_tokens 500000",
         "hfsae explain someone/sae --lm.name google/gemma-2-2b --text.dataset my.jsonl",
         "hfsae explain runs/mine --explainer file --file neuronpedia.jsonl",
-        "hfsae explain runs/mine --scores detection likelihood intruder",
         "hfsae explain runs/mine --scores detection --judge ID --base_url http://host/v1 --dry_run",
+        "hfsae explain runs/mine --explainer lm --scores detection --judge ID --requests asked",
     )
     add_sae(parser, "lm", "text", "harvest")
     _add_latents(parser)
@@ -37,8 +38,9 @@ def explain_verb(argv: list[str]) -> None:
     request = _request(options)
     args = ExplainArguments(**options)
     tell_text("explain", placed)
-    print(printable_lines(explain_placed(placed, args, request).report))
-    if not request.dry_run:
+    result = explain_placed(placed, args, request)
+    print(printable_lines(result.report))
+    if result.rows:
         written = ", ".join(Path(name).name for name in (EXPLANATIONS_RECORD, EXPLANATIONS_REPORT))
         path = placed.folder / EXPLANATIONS
         print(f"The explanations are {path}; {written} are beside it.")
@@ -76,8 +78,8 @@ def _add_latents(parser: VerbParser) -> None:
         "--explainer",
         choices=list(EXPLAINERS),
         default="template",
-        help="template: peak tokens and their shares, without a language model; lm: one line by "
-        "the judge; human: features/labels.json; file: --file",
+        help="template: peak tokens and their shares; lm: a name by the judge; human: "
+        "features/labels.json; file: --file",
     )
     parser.add(
         "--file",
@@ -117,11 +119,18 @@ def _add_judge(parser: VerbParser) -> None:
     parser.add(
         "--judge",
         type=str | None,
-        help="who answers: packaged (SmolLM2, the default), a Hub id, a folder, or a server's "
-        "model",
+        help="packaged (SmolLM2, the default), a Hub id, a folder, or a model elsewhere",
     )
     parser.add("--base_url", type=str | None, help="an OpenAI-compatible server's address")
     parser.add("--provider", type=str | None, help="a Hugging Face Inference Provider, or auto")
+    parser.add(
+        "--requests",
+        type=str | None,
+        help="folder for requests in OpenAI's batch format, instead of a server",
+    )
+    parser.add(
+        "--answers", nargs="+", help="all files that came back so far, of answers and of errors"
+    )
     parser.add("--key_env", type=str | None, help="the environment variable with the key")
     parser.add("--price_in", type=float | None, help="money for a million tokens of questions")
     parser.add("--price_out", type=float | None, help="money for a million tokens of answers")

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 
 from ..machine.refused import Refused
-from .explainers import Explainer, Material, Spelt
+from .explainers import Explainer, Material, Name, Spelt
 from .judges import Answer, Judge, Question
 from .prompts import explanation_in, explanation_question
 from .scorers import SCORERS, Case, Sample, Scorer
@@ -137,7 +137,7 @@ def prompts_hash(scorers: Sequence[Scorer]) -> str:
 def lm_explainer(judge: Judge, progress: Callable[[int, int], object] | None = None) -> Explainer:
     """An explainer that asks a judge for one line; a latent whose answer is none is absent."""
 
-    def explain(materials: Sequence[Material]) -> dict[int, str]:
+    def explain(materials: Sequence[Material]) -> dict[int, Name]:
         questions = [explanation_question(material) for material in materials]
         answers = replies_to(
             judge,
@@ -146,7 +146,7 @@ def lm_explainer(judge: Judge, progress: Callable[[int, int], object] | None = N
             lambda n: progress and progress(n, len(questions)),
         )
         pairs = zip(materials, answers, strict=True)
-        return {material.latent: text for material, text in pairs if text}
+        return {material.latent: name for material, name in pairs if name}
 
     return explain
 

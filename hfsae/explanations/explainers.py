@@ -1,7 +1,7 @@
 """Explanations of latents, one line of text each.
 
-An explainer takes the `Material` of latents and gives {latent: text}; a latent that it has no words
-for is absent. It sees windows of the shown half alone.
+An explainer takes the `Material` of latents and gives {latent: text}, or a `Name`; a latent that it
+has no words for is absent. It sees windows of the shown half alone.
 
     template    the tokens of the peaks, and the neighbour that stands there in most windows
     lm          one line by a judge, from tokens and activations: see `asking.lm_explainer`
@@ -51,7 +51,15 @@ class Material(NamedTuple):
     shown: list[Spelt]
 
 
-Explainer = Callable[[Sequence[Material]], dict[int, str]]
+class Name(NamedTuple):
+    """What a latent is called by one who says how sure it is."""
+
+    text: str
+    sure: float | None
+    """0 to 1"""
+
+
+Explainer = Callable[[Sequence[Material]], Mapping[int, str | Name]]
 
 
 def material_of(

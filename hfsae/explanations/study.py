@@ -27,7 +27,7 @@ from ..machine.weights import file_hash
 from ..models import SAE
 from .asking import ANY_TEXT, Inquiry, ScoreArguments, cases_of, judged, prompts_hash
 from .evidence import save_windows, tested_windows
-from .explainers import Explainer, material_of, one_label, template
+from .explainers import Explainer, Name, material_of, one_label, template
 from .protocols import by_protocol, sample_of
 from .reading import CUT, MAX_DIRECTIONS, RUN, Reading, read
 from .report import Example, examples_of, report_of
@@ -136,6 +136,7 @@ def explain(
 
     Raises:
         ValueError: too few latents fit, one is out of range, the text is short, or the judge fails.
+        Waits: the judge is asked by file, and answers are not there yet.
     """
     check_arguments("explanations.explain", lm, sae)
     args = args or ExplainArguments()
@@ -151,7 +152,12 @@ def explain(
     record = plan_of(study, source, settings or {}, prompts_hash(scorers))
     note_plan(record)
     study.explain(explainer)
-    return _scored(study, record, [study.judged(scorer, inquiry) for scorer in scorers])
+    if inquiry.judge is not None:
+        inquiry.judge.settle("explanations")
+    results = [study.judged(scorer, inquiry) for scorer in scorers]
+    if inquiry.judge is not None:
+        inquiry.judge.settle(" and ".join(scorer.name for scorer in scorers))
+    return _scored(study, record, results)
 
 
 class _Study:
@@ -168,6 +174,7 @@ class _Study:
         self.reading, self.selection, self.args = reading, selection, args
         self.asked, self.tokenizer = asked, tokenizer
         self.texts: dict[int, str] = {}
+        self.sure: dict[int, float | None] = {}
         self.latents, self.directions = (
             [by_protocol(reading, evidence, args, asked.protocol) for evidence in part]
             for part in selection[:2]
@@ -178,7 +185,10 @@ class _Study:
         n_directions = self.asked.directions if self.asked.scores else 0
         explained = self.latents + self.directions[:n_directions]
         materials = [material_of(self.reading, e, self.tokenizer) for e in explained]
-        self.texts = {i: one_label(text) for i, text in explainer(materials).items()}
+        told = explainer(materials).items()
+        names = {i: name if isinstance(name, Name) else Name(name, None) for i, name in told}
+        self.texts = {i: one_label(name.text) for i, name in names.items()}
+        self.sure = {i: name.sure for i, name in names.items()}
 
     def judged(self, scorer: Scorer, inquiry: Inquiry) -> Judged:
         """A score of all latents, with its controls."""
@@ -249,7 +259,10 @@ def _scored(study: _Study, record: dict[str, Any], results: Sequence[Judged]) ->
         for row, columns in zip(scores, result.rows, strict=True):
             row |= columns
     source, texts = record["explainer"], study.texts
-    rows = [_row(e, texts.get(e.latent), source, s) for e, s in _both(latents, scores)]
+    rows = [
+        _row(e, texts.get(e.latent), study.sure.get(e.latent), source, s)
+        for e, s in _both(latents, scores)
+    ]
     means = aggregate(
         scores,
         of_directions,
@@ -289,13 +302,18 @@ def _both(latents: Sequence[Evidence], scores: Sequence[dict[str, float]]) -> It
 
 
 def _row(
-    evidence: Evidence, text: str | None, source: str, scores: dict[str, float]
+    evidence: Evidence,
+    text: str | None,
+    sure: float | None,
+    source: str,
+    scores: dict[str, float],
 ) -> dict[str, Any]:
     hard = sum(window.kind == "hard" for window in evidence.inactive)
     numbers = {k: (v if math.isfinite(v) else None) for k, v in scores.items()}
     return {
         "latent": evidence.latent,
         "explanation": text,
+        "sure": sure,
         "source": source,
         "density": evidence.density,
         "n_shown": len(evidence.shown),

@@ -1,5 +1,6 @@
 """Explanations of the latents of an SAE, on held-out text."""
 
+import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,11 +24,12 @@ from ..explanations import (
     template,
 )
 from ..explanations.asking import Told
-from ..explanations.judges import Counted, Judge, JudgeArguments, judge_of
+from ..explanations.judges import Counted, Judge, JudgeArguments, Waits, judge_of
+from ..explanations.judges.filed import PLAN
 from ..explanations.study import write_record
 from ..explanations.windows import order_of
 from ..features.labels import read_labels
-from ..machine.files import read_json, read_table, reading
+from ..machine.files import read_json, read_table, reading, write_whole
 from ..machine.names import (
     CALLS,
     EXPLANATIONS,
@@ -91,7 +93,8 @@ def check_explain(placed: PlacedSAE, args: ExplainArguments) -> None:
 def explain_sae(
     placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest | None = None
 ) -> Explanations:
-    """Explain latents of an SAE in its folder; of a dry run the plan alone, as report.
+    """Explain latents of an SAE in its folder; of a dry run the plan alone, as report; where
+    answers come by file and are not there yet, what is to be answered.
 
     Results are files below its features/. What is finished by the same plan is not done again, and
     a question that was answered once is not asked again.
@@ -123,21 +126,24 @@ def _explain(placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest)
         token_bar("explain", args.n_tokens) as progress,
         _answer_bar(request.dry_run) as told,
     ):
-        result = explain(
-            loaded.lm,
-            sae,
-            read_rows(recipe, loaded, "test", args.n_tokens),
-            args,
-            explainer=_explainer(request, texts, judge, told),
-            source=request.explainer,
-            explained=texts,
-            settings=settings,
-            tokenizer=loaded.tokenizer,
-            norm_limits=limits,
-            progress=progress,
-            note_plan=lambda plan: None if request.dry_run else write_record(folder, plan),
-            inquiry=Inquiry(request.scores, judge, told),
-        )
+        try:
+            result = explain(
+                loaded.lm,
+                sae,
+                read_rows(recipe, loaded, "test", args.n_tokens),
+                args,
+                explainer=_explainer(request, texts, judge, told),
+                source=request.explainer,
+                explained=texts,
+                settings=settings,
+                tokenizer=loaded.tokenizer,
+                norm_limits=limits,
+                progress=progress,
+                note_plan=lambda plan: _note_plan(request, folder, plan),
+                inquiry=Inquiry(request.scores, judge, told),
+            )
+        except Waits as waits:
+            return Explanations([], {}, str(waits))
     if request.dry_run:
         return Explanations([], {}, _plan(judge))
     if UNTRAINED in request.controls:
@@ -146,13 +152,36 @@ def _explain(placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest)
     return result
 
 
+def _note_plan(request: ExplainRequest, folder: Path, plan: dict[str, Any]) -> None:
+    """Write the plan down: where answers come by file beside the requests, since what the folder
+    has stays until they are there.
+
+    Raises:
+        ValueError: the requests are of another plan.
+    """
+    if request.dry_run:
+        return
+    if request.judge is None or request.judge.requests is None:
+        write_record(folder, plan)
+        return
+    path = Path(request.judge.requests).expanduser() / PLAN
+    other = read_json(path).get("plan_sha256") if path.is_file() else None
+    if other not in (None, plan["plan_sha256"]):
+        raise Refused(
+            f"{path} is the plan {str(other)[:12]}, and this one is {plan['plan_sha256'][:12]}: of "
+            "another SAE, text or settings; give another folder for its requests"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(plan, indent=1) + "\n")
+
+
 def _save(
     folder: Path, result: Explanations, judge: Judge | None, args: JudgeArguments | None
 ) -> None:
     """Write the results, with what was asked for them."""
     if judge is not None and args is not None:
         usage = {**vars(judge.usage), "price": judge.usage.price(args)}
-        usage |= {"key_env": args.key_variable} if args.is_remote else {}
+        usage |= {"key_env": args.key_variable} if args.is_served else {}
         result.record["usage"] = usage
         result.report += (
             f"\nThe judge had {usage['n_calls']:,} calls, {usage['n_repeated']:,} answers of "
@@ -189,8 +218,9 @@ def _plan(judge: Judge | None) -> str:
         f"calls       {plan['n_calls']:,}, and {plan['n_answered_before']:,} answered earlier",
         f"tokens in   {plan['n_tokens_in']:,}, by {plan['tokens_counted_by']}",
         f"tokens out  {plan['n_tokens_out']:,}; {plan['most_tokens_out']:,} at most",
-        f"time        {plan['seconds']:,.0f} s at {plan['rate']}",
     ]
+    if plan["rate"]:
+        lines.append(f"time        {plan['seconds']:,.0f} s at {plan['rate']}")
     price = plan["price"]
     lines.append(
         "money       give --price_in and --price_out, for a million tokens each"

@@ -68,7 +68,8 @@ class Oracle:
         if texts and texts[0].startswith("1. "):
             numbers = [str(n) for n, t in enumerate(texts, 1) if self.marked(first, t)]
             return Answer(", ".join(numbers) or "None")
-        return Answer(json.dumps({"matches": [int(self.marked(first, t)) for t in texts]}))
+        numbers = [n for n, t in enumerate(texts, 1) if self.marked(first, t)]
+        return Answer(json.dumps({"matches": numbers}))
 
     def odd(self, texts: list[str]) -> str:
         """The number of the text that lacks a word that all the others have."""

@@ -45,9 +45,13 @@ class Guesser:
         if len(self.questions) <= self.n_silent:
             return Answer(None, "timed out")
         answer = example(question.schema or {})
-        if "explanation" in answer:
-            answer = {"explanation": f"texts like those of question {len(self.questions)}"}
+        if "name" in answer:
+            name = f"texts like those of question {len(self.questions)}"
+            answer = {"name": name, "sure": len(self.questions) % 11}
         return Answer(json.dumps(answer), None, None, 50, 10)
+
+    def settle(self, about):
+        pass
 
     def log_likelihood(self, pairs, progress=None):
         return [-float(sum(map(ord, context + text)) % 89) for context, text in pairs]
@@ -90,6 +94,7 @@ def test_scores_of_a_judge_stand_in_all_files_with_its_usage(folder, loads, judg
     rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()
     assert {row["source"] for row in rows} == {"lm"}
     assert len({row["explanation"] for row in rows}) == len(rows) > 9
+    assert {row["sure"] for row in rows} <= {n / 10 for n in range(11)}
     names = {"detection_auc", "shuffled_detection_auc", "anything_likelihood_f1", "pearson"}
     assert names | {"intruder_accuracy", "detection_n_failed"} <= {*rows[0]}
     assert main(named(folder, *asked)) == 0
@@ -102,7 +107,7 @@ def test_a_key_that_a_judge_echoes_is_in_no_file_and_its_variable_is_named(
     key = "sk-mine-0123456789"
     monkeypatch.setenv("MINE", key)
     with LoopbackJudge() as server:
-        server.always = content(json.dumps({"explanation": f"the key is {key}"}))
+        server.always = content(json.dumps({"name": f"the key is {key}", "sure": 1}))
         at = ["--judge", "m", "--base_url", server.url, "--key_env", "MINE"]
         assert main(named(folder, "--explainer", "lm", *at)) == 0
     assert "the key is [key]" in capsys.readouterr().out

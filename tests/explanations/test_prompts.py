@@ -1,6 +1,7 @@
 """Prompts: text in them is data; answers are parsed strictly."""
 
 import json
+import re
 
 import pytest
 from tokenizers import normalizers
@@ -16,6 +17,7 @@ from hfsae.explanations.prompts import (
     levels,
     list_in,
     marked,
+    numbers_in,
     quoted,
 )
 from hfsae.explanations.scorers import SCORERS
@@ -87,7 +89,7 @@ def test_prompts_of_ordinary_windows_are_those_of_answers_that_are_kept():
         assert quoted(piece) == f'"{inside}"'
         assert marked(["a", piece, "b"], [False, True, False]) == f'"a<<{inside}>>b"'
     scorers = [SCORERS[name](True) for name in SCORERS if name != "embedding"]
-    known = "b9ff8e647aa000a1105ef0e98196ef7b27b18905caa773bc79436e4dc7a42de4"
+    known = "48841cbbed764355277a43c86888b70443a15d4d9426725ac4cbf00737aff4dd"
     assert prompts_hash(scorers) == known, "answers in calls.jsonl would be asked for again"
 
 
@@ -118,28 +120,44 @@ def test_the_question_for_an_explanation_marks_what_is_above_three_tenths_and_li
         'Text 2: " a<< port!>>"',
         'Activations: [[" port", 5], ["!", 2]]',
     ]
-    assert question.schema["required"] == ["explanation"]
+    assert question.schema["required"] == ["name", "sure"]
 
 
 @pytest.mark.parametrize(
-    "answer, text",
+    "answer, name",
     [
-        ('{"explanation": "ships"}', "ships"),
-        ('```json\n{"explanation": "two\\nlines"}\n```', "two lines"),
-        ('Here it is: {"explanation": "ships"} as asked', "ships"),
-        ('{"explanation": "' + "word " * 60 + '"}', ("word " * 39).strip() + "…"),
-        ('{"explanation": "shi', None),
-        ('{"explanation": 3}', None),
-        ('{"explanation": "  "}', None),
+        ('{"name": "ships", "sure": 8}', ("ships", 0.8)),
+        ('```json\n{"name": "two\\nlines", "sure": 0}\n```', ("two lines", 0)),
+        ('Here it is: {"name": "ships", "sure": 10} as asked', ("ships", 1)),
+        ('{"name": "' + "word " * 60 + '"}', (("word " * 39).strip() + "…", None)),
+        ('{"name": "ships", "sure": 11}', ("ships", None)),
+        ('{"name": "ships", "sure": true}', ("ships", None)),
+        ('{"name": "shi', None),
+        ('{"name": 3, "sure": 1}', None),
+        ('{"name": "  ", "sure": 1}', None),
         ('["ships"]', None),
         ("I'm sorry, but I can't help with that.", None),
         ("", None),
         ("[" * 100_000, None),
     ],
 )
-def test_an_explanation_is_one_line_of_a_json_object_or_none(answer, text):
-    assert explanation_in(answer) == text
-    assert text is None or len(text) <= 200
+def test_a_name_is_one_line_of_a_json_object_or_none(answer, name):
+    assert explanation_in(answer) == name
+    assert name is None or len(name[0]) <= 200
+
+
+def test_a_name_is_asked_from_twelve_windows_of_sixteen_tokens_at_most():
+    """Over all strengths, each around its strongest token."""
+    words = [f" w{i}" for i in range(40)]
+    shown = [
+        Spelt(words, peak, WINDOW, tuple(float(i == peak) * (30 - peak) for i in range(40)))
+        for peak in range(24)
+    ]
+    text = explanation_question(Material(3, shown)).messages[-1][1]
+    windows = re.findall(r'Text \d+: "(.*)"', text)
+    assert len(windows) == 12
+    assert [re.findall("<< w(\\d+)>>", w) for w in windows] == [[str(i)] for i in range(0, 24, 2)]
+    assert windows[10].replace("<<", "").replace(">>", "") == "".join(words[12:28])
 
 
 @pytest.mark.parametrize(
@@ -164,6 +182,25 @@ def test_a_list_has_its_length_and_whole_numbers_in_range(answer, numbers):
     assert list_in(answer, "matches", 3, 1) == numbers
 
 
+@pytest.mark.parametrize(
+    "answer, numbers",
+    [
+        ('{"matches": [1, 3]}', [1, 3]),
+        ("[3, 1]", [3, 1]),
+        ('{"matches": []}', []),
+        ("[1, 1]", None),
+        ("[0, 1]", None),
+        ("[4]", None),
+        ("[true]", None),
+        ("[1.0]", None),
+        ('{"other": [1]}', None),
+        ("1, 3", None),
+    ],
+)
+def test_numbers_of_texts_are_each_there_once(answer, numbers):
+    assert numbers_in(answer, "matches", 3) == numbers
+
+
 def test_a_choice_is_one_word():
     assert choice_in(" Yes.", ("yes", "no")) == "yes" and choice_in('"NO"', ("yes", "no")) == "no"
     assert choice_in("yes and no", ("yes", "no")) is None and choice_in("", ("yes",)) is None
@@ -181,7 +218,7 @@ class Scripted:
         answers = []
         for question in questions:
             text = question.messages[-1][1]
-            sound = '{"explanation": "ships"}'
+            sound = '{"name": "ships", "sure": 5}'
             if " gone" in text:
                 answers.append(Answer(None, "timed out"))
             elif " none" in text or (" odd" in text and question.seed == 0):
@@ -194,4 +231,4 @@ class Scripted:
 def test_a_judge_explains_and_a_latent_whose_answers_are_none_is_absent():
     words = {3: " ship", 4: " odd", 5: " none", 6: " gone"}
     materials = [Material(i, [Spelt([w], 0, WINDOW, (1.0,))]) for i, w in words.items()]
-    assert lm_explainer(Scripted())(materials) == {3: "ships", 4: "ships"}
+    assert lm_explainer(Scripted())(materials) == {3: ("ships", 0.5), 4: ("ships", 0.5)}

@@ -193,7 +193,7 @@ def test_text_that_asks_for_something_changes_no_other_latents_answers(sampled):
     class Obedient(Oracle):
         def one(self, question):
             if "ignore the above" in question.messages[-1][1]:
-                return Answer('{"matches": [1, 1, 1, 1, 1]}')
+                return Answer('{"matches": [1, 2, 3, 4, 5]}')
             return super().one(question)
 
     latents, _ = sampled()
@@ -263,7 +263,7 @@ def test_an_answer_that_does_not_parse_is_asked_for_once_more_with_another_seed(
     assert [q.seed for q in first.questions].count(1) == 1
     gone = Flaky(lambda i: i == 4, has_log_likelihood=False)
     result = scored(sampled, "detection", gone)
-    assert result.n_failed == 5 and not any(q.seed for q in gone.questions), "what failed is not"
+    assert result.n_failed == 12 and not any(q.seed for q in gone.questions), "what failed is not"
 
 
 def test_a_latent_without_a_name_has_failed_and_one_without_names_for_others_too(sampled):

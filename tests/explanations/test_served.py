@@ -29,7 +29,7 @@ FAULTS = [
     content(""),
     content("I'm sorry, I can't help with that."),
     content('{"matches": [1, 1', "length"),
-    content('{"matches": [1, 0, 1]}'),  # three answers to five or more questions
+    content('{"matches": [1, 0, 1]}'),  # texts are numbered from 1, each once
     content("1 0 1 0 or so"),
     content("<think>the first one"),
 ]
@@ -54,9 +54,9 @@ def server():
 
 def by_oracle(handler, body) -> None:
     messages = tuple((m["role"], m["content"]) for m in body["messages"])
-    if "Describe in one line" in messages[0][1]:
+    if "Name in at most" in messages[0][1]:
         number = crc32(messages[-1][1].encode())
-        text = json.dumps({"explanation": f"words such as w{number % 60} in lists, {number}"})
+        text = json.dumps({"name": f"words such as w{number % 60} in lists, {number}", "sure": 7})
     else:
         text = Oracle(False).one(Question(messages)).text
     handler.complete(body, text)
@@ -95,12 +95,12 @@ def test_scores_from_a_faulty_server_are_those_from_a_sound_one(server, samples,
 
 def test_what_a_server_never_answers_rightly_is_marked_failed(server, samples):
     sound = results(samples, remote(server), "detection")
-    prompt = max(server.asked, key=len)  # of five texts; which one is asked first varies
-    server.faults[prompt] = [content('{"matches": [1]}')] * 9
+    prompt = max(server.asked, key=len)  # which one is asked first varies
+    server.faults[prompt] = [content('{"matches": [1, 99]}')] * 9
     faulty = results(samples, remote(server), "detection")
     differ = [i for i in range(len(sound)) if str(sound[i]) != str(faulty[i])]
     assert len(differ) == 1
-    assert (faulty[differ[0]].n_failed, faulty[differ[0]].n_items) == (5, sound[0].n_items)
+    assert faulty[differ[0]].n_failed == faulty[differ[0]].n_items == sound[0].n_items
     assert faulty[differ[0]].low < faulty[differ[0]].high
 
 

@@ -7,6 +7,8 @@ local       a language model on this machine
 scoring     its log-probabilities, batch by batch
 wording     its tokens of a question
 remote      a server's language model
+filed       a language model that is asked by file: requests, and answers to them
+bodies      a question in the form that servers and files have
 transport   one request, and what went wrong with it
 replies     a server's reply, read
 tokens      how many tokens a question has
@@ -19,7 +21,9 @@ from .base import Judge as Judge
 from .base import JudgeArguments as JudgeArguments
 from .base import Question as Question
 from .base import Usage as Usage
+from .base import Waits as Waits
 from .counted import Counted as Counted
+from .filed import Filed as Filed
 from .local import Local as Local
 from .remote import Remote as Remote
 
@@ -31,6 +35,8 @@ def judge_of(args: JudgeArguments, calls: Path | None = None) -> Judge:
         calls: features/calls.jsonl, with the answers of earlier runs; None: they are not kept.
 
     Raises:
-        ValueError: a key is missing.
+        ValueError: a key is missing, or a file of answers cannot be read.
     """
-    return Remote(args, calls) if args.is_remote else Local(args, calls)
+    if args.is_by_file:
+        return Filed(args, calls)
+    return Remote(args, calls) if args.is_served else Local(args, calls)

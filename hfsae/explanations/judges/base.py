@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from ...machine.refused import Refused
 
 PACKAGED, PACKAGED_MODEL = "packaged", "HuggingFaceTB/SmolLM2-135M-Instruct"
-LOCAL = "local"
+LOCAL, FILES = "local", "files"
 HF_TOKEN, OPENAI_API_KEY = "HF_TOKEN", "OPENAI_API_KEY"
 _HUGGING_FACE = (".huggingface.co", ".huggingface.cloud", ".hf.space")
 
@@ -78,9 +78,14 @@ Progress = Callable[[int, Usage], object]
 """Called with the number of answered questions, and the usage so far."""
 
 
+class Waits(Exception):
+    """Questions stand in a file of requests, and have no answer yet: the sentence says where."""
+
+
 @runtime_checkable
 class Judge(Protocol):
-    """Answers questions: a local language model, a server's, or `Counted`, which only counts."""
+    """Answers questions: a local language model, a server's, files of answers, or `Counted`, which
+    only counts."""
 
     name: str
     """for the record: "packaged", a Hub id, or the model's name at the server"""
@@ -108,18 +113,33 @@ class Judge(Protocol):
         """
         ...
 
+    def settle(self, about: str) -> None:
+        """Called where what follows needs all answers so far.
+
+        Args:
+            about: what they are, in the plural.
+
+        Raises:
+            Waits: some come by file, and are not there yet.
+        """
+        ...
+
 
 @dataclass
 class JudgeArguments:
     """Who answers, and how."""
 
     model: str = PACKAGED
-    """"packaged": SmolLM2-135M-Instruct; a Hub id or a folder; with `base_url` or `provider` the
-    model's name there"""
+    """"packaged": SmolLM2-135M-Instruct; a Hub id or a folder; with `base_url`, `provider` or
+    `requests` the model's name there"""
     base_url: str | None = None
     """address of an OpenAI-compatible server, such as http://localhost:8000/v1"""
     provider: str | None = None
     """one of Hugging Face's Inference Providers, or "auto" """
+    requests: str | None = None
+    """folder for files of requests in OpenAI's Batch format; whoever answers them"""
+    answers: Sequence[str] = ()
+    """files that came back: of answers, and of errors"""
     key_env: str | None = None
     """name of the environment variable with the key; None: HF_TOKEN for Hugging Face,
     OPENAI_API_KEY, where it is set, for other addresses"""
@@ -142,10 +162,21 @@ class JudgeArguments:
                 f"base_url {without_credentials(self.base_url)} and provider {self.provider!r} are "
                 "both given; give one of them"
             )
+        if self.is_served and self.is_by_file:
+            raise Refused(
+                f"the judge is asked by server ({self.address}) and by file (requests "
+                f"{self.requests}) at once; give one of them"
+            )
+        if self.answers and self.requests is None:
+            raise Refused(
+                "answers are given without requests; name the folder of the requests, too, for "
+                "what is still to be asked"
+            )
         if self.base_url is not None:
             _check_address(self.base_url)
         if self.is_remote and self.model == PACKAGED:
-            where = "base_url" if self.base_url is not None else "provider"
+            named = {"base_url": self.base_url, "provider": self.provider}
+            where = next((name for name, value in named.items() if value is not None), "requests")
             raise Refused(f"{where} is given without a model; name the model to ask there")
         if not self.model.strip():
             raise Refused("model is empty; give 'packaged', a Hub id or a folder")
@@ -173,15 +204,27 @@ class JudgeArguments:
         return {"model": self.shown_model, "address": self.address}
 
     @property
-    def is_remote(self) -> bool:
+    def is_served(self) -> bool:
         """Whether a server answers."""
         return self.base_url is not None or self.provider is not None
+
+    @property
+    def is_by_file(self) -> bool:
+        """Whether questions and answers go by file."""
+        return self.requests is not None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a model elsewhere answers, of whose answers alone is known what it tells."""
+        return self.is_served or self.is_by_file
 
     @property
     def address(self) -> str:
         """Where it is asked, for a record: without credentials."""
         if self.base_url is not None:
             return without_credentials(self.base_url)
+        if self.is_by_file:
+            return FILES
         return f"provider {self.provider}" if self.provider is not None else LOCAL
 
     @property
@@ -207,7 +250,7 @@ class JudgeArguments:
                 f"the environment variable {self.key_variable} holds no key: a key has no spaces "
                 "and no letters beyond ASCII; copy it again"
             )
-        if value or not self.is_remote:
+        if value or not self.is_served:
             return value or None
         if self.key_env is None and self.key_variable == OPENAI_API_KEY:
             return None

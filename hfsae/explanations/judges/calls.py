@@ -4,10 +4,10 @@
      "parameters": {...}, "answer": {"text": ..., "failure": ..., ...}}
     {"call": hash, "model": ..., "address": ..., "pair": [context, text], "log_likelihood": nats}
 
-A call is known by the hash of model, address, messages and parameters: one that was answered is
-never asked again, one that failed is. No key is written, not even one that a server echoes. Each
-line has a seal (`hfsae.machine.seal`): one that was changed since is refused, as scores are
-computed from it; one that a killed run left unfinished is passed over.
+A call is known by the hash of model, messages and parameters, whether it went to a server or into a
+file: one that was answered is never asked again, one that failed is. No key is written, not even
+one that a server echoes. Each line has a seal (`hfsae.machine.seal`): one that was changed since is
+refused, as scores are computed from it; one that a killed run left unfinished is passed over.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class Calls:
         secrets: Collection[str] = (),
     ) -> None:
         self._path, self._who = path, {"model": model, "address": address}
-        self._identity = [identity, address]
+        self._identity = _identity(identity, address)
         self._without_keys = hider(secrets)
         self._lock, self._file = threading.Lock(), -1
         self._answers: dict[str, Answer] = {}
@@ -111,11 +111,13 @@ class Calls:
             self._file = -1
 
     def _hash(self, content: list[Any]) -> str:
-        text = json.dumps([*self._identity, *content], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _hash([*self._identity, *content])
 
     def _learn(self, line: dict[str, Any]) -> None:
         key = str(line.get("call"))
+        if line.get("address") != LOCAL and "messages" in line:
+            who = _identity(str(line.get("model")), str(line.get("address")))
+            key = _hash([*who, line["messages"], line.get("parameters")])
         value, answer = line.get("log_likelihood"), line.get("answer")
         if isinstance(value, float) and math.isfinite(value):
             self._log_likelihoods[key] = value
@@ -139,6 +141,15 @@ class Calls:
             while data:
                 data = data[os.write(self._file, data) :]
             os.fsync(self._file)
+
+
+def _identity(model: str, address: str) -> list[str]:
+    """What answers, for a hash: a model elsewhere is the same one by whichever way it is asked."""
+    return [model, LOCAL] if address == LOCAL else [model, "elsewhere"]
+
+
+def _hash(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def calls_of(args: JudgeArguments, path: Path | None) -> Calls:

@@ -68,6 +68,9 @@ class Counted:
                 progress(len(values), self.usage)
         return values
 
+    def settle(self, about: str) -> None:
+        """All answers are there."""
+
     def _one(self, question: Question) -> Answer:
         key = self._calls.key(question)
         earlier = self._calls.answer(key)
@@ -98,7 +101,9 @@ class Counted:
             "most_tokens_out": self.most_tokens_out,
             "tokens_counted_by": self._counter.how,
             "seconds": work / 1000 / at_once,
-            "rate": (
+            "rate": ""  # a batch is as fast as whoever answers it
+            if self._args.is_by_file
+            else (
                 f"{per_thousand[0]:g} s for a thousand tokens of questions and {per_thousand[1]:g} "
                 f"s of answers, {at_once} at a time"
             ),
@@ -136,7 +141,7 @@ def example(schema: dict[str, Any], words: str = _TEXT) -> Any:
     if kind == "object":
         return {name: example(part, words) for name, part in schema.get("properties", {}).items()}
     if kind == "array":
-        n = schema.get("minItems") or min(schema.get("maxItems", 3), 3)
+        n = schema.get("minItems", min(schema.get("maxItems", 3), 3))
         return [example(schema.get("items", {}), words) for _ in range(n)]
     if kind in ("integer", "number"):
         return max(schema.get("minimum", 0), 0)

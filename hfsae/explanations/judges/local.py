@@ -86,6 +86,9 @@ class Local:
         self._calls.close()
         return [float(values[key] or 0.0) for key in keys]
 
+    def settle(self, about: str) -> None:
+        """All answers are there."""
+
     def _scored(
         self, pairs: Sequence[tuple[str, str]]
     ) -> Iterator[list[tuple[tuple[str, str], float]]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...machine.refused import Refused, one_line
 from .base import Answer, JudgeArguments, Progress, Question, Usage
+from .bodies import body_of, reduced, refused_feature
 from .calls import calls_of
 from .replies import read
 from .transport import Body, Send, Trouble, sender_of
@@ -19,16 +20,6 @@ from .transport import Body, Send, Trouble, sender_of
 logger = logging.getLogger(__name__)
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds; doubled from one retry to the next
 _GRACE = 5.0  # seconds for calls in flight when a run ends early
-_TOP_LOGPROBS = (20, 5)  # of OpenAI; some servers give fewer
-_FEATURES = {  # parts of a body that some servers refuse, and the words by which they name them
-    "response_format": ("response_format", "json_schema", "schema", "guided"),
-    "top_logprobs": ("top_logprobs",),
-    "logprobs": ("logprobs",),
-    "seed": ("seed",),
-    "temperature": ("temperature",),
-    "max_tokens": ("max_tokens",),
-}
-_UNNAMED = ("response_format", "logprobs")  # left out in this order where no name is given
 
 
 class _Ended(Exception):
@@ -102,6 +93,9 @@ class Remote:
             "the likelihood score: 'packaged', a Hub id or a folder"
         )
 
+    def settle(self, about: str) -> None:
+        """All answers are there."""
+
     def _asked(self, questions: dict[str, Question]) -> Iterator[tuple[str, Answer, int]]:
         """Keys with answers and the number of calls they took, as they come."""
         todo: SimpleQueue[tuple[str, Question]] = SimpleQueue()
@@ -168,7 +162,7 @@ class Remote:
 
     def _replied(self, question: Question, is_last: bool) -> Answer:
         """The answer in the server's reply; the last time with another seed."""
-        body = _body(self._args.model, question, question.seed + is_last)
+        body = body_of(self._args.model, question, question.seed + is_last)
         reply, without = self._sent(body, self._without)
         answer = read(reply, question)
         self._note_sound(without)
@@ -189,10 +183,10 @@ class Remote:
             if self._ended.is_set():
                 raise _Ended
             try:
-                return self._send(_reduced(body, without)), without
+                return self._send(reduced(body, without)), without
             except Trouble as trouble:
                 self._refuse_for(trouble)
-                feature = _refused_feature(trouble, _reduced(body, without))
+                feature = refused_feature(trouble, reduced(body, without))
                 if feature:
                     without |= {feature}
                 elif trouble.may_pass and n_retries < self._n_retries(trouble):
@@ -274,45 +268,3 @@ def _empty(queue: SimpleQueue) -> None:
             queue.get_nowait()
     except Empty:
         return
-
-
-def _body(model: str, question: Question, seed: int) -> Body:
-    """A question in the form of OpenAI's chat completions."""
-    body: Body = {
-        "model": model,
-        "messages": [{"role": role, "content": text} for role, text in question.messages],
-        "max_tokens": question.max_tokens,
-        "temperature": 0,
-        "seed": seed,
-    }
-    if question.schema is not None:
-        schema = {"name": "answer", "strict": True, "schema": question.schema}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    if question.choices:
-        body |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS[0]}
-    return body
-
-
-def _reduced(body: Body, without: frozenset[str]) -> Body:
-    """A body without what the server refuses."""
-    body = dict(body)
-    for feature in without & body.keys():
-        value = body.pop(feature)
-        if feature == "max_tokens":
-            body["max_completion_tokens"] = value
-        if feature == "top_logprobs" and "logprobs" not in without:
-            body[feature] = _TOP_LOGPROBS[1]
-    if "logprobs" in without:
-        body.pop("top_logprobs", None)
-    return body
-
-
-def _refused_feature(trouble: Trouble, body: Body) -> str | None:
-    """The part of a body to leave out after status 400 or 422: one that the server names, else one
-    that many do not know."""
-    if trouble.status not in (400, 422):
-        return None
-    text = trouble.reason.casefold()
-    present = [f for f in _FEATURES if f in body and body[f] != _TOP_LOGPROBS[1]]
-    named = [f for f in present if any(word in text for word in _FEATURES[f])]
-    return next(iter(named or [f for f in _UNNAMED if f in present]), None)

@@ -9,22 +9,20 @@ from ..judges import Answer, Question
 from ..prompts import (
     choice_in,
     choice_question,
-    list_in,
-    list_question,
+    numbers_in,
+    numbers_question,
     quoted,
     text_of,
 )
 from .base import Case, Request, Scorer
 
 YES_NO = ("yes", "no")
-BATCH = 5
-"""Windows of one question, where the judge has no log-probabilities."""
 _KEY = "matches"
 
 
 class Detection(Scorer):
     """Where the judge has log-probabilities, a yes or no a window: p(yes) / (p(yes) + p(no)); else
-    lists of 0 and 1 for five windows at a time."""
+    one question with all windows, answered with the numbers of those that hold it."""
 
     name = "detection"
     about = "does a window hold what the explanation names, yes or no"
@@ -34,12 +32,12 @@ class Detection(Scorer):
     )
     many = (
         "You get the description of a pattern in text, and numbered texts. Decide for each text "
-        "whether the pattern occurs in it: 1 if it does, 0 if it does not."
+        "whether the pattern occurs in it, and give the numbers of those in which it does."
     )
     example = (
         'Description: "words about ships and harbours"\nText 1: "The boat left at dawn."\n'
         'Text 2: "He counted the votes."',
-        [1, 0],
+        [1],
     )
 
     def texts(self, case: Case) -> list[str]:
@@ -51,22 +49,22 @@ class Detection(Scorer):
         if self.has_probabilities:
             asked = [f"{described}\nText: {text}" for text in texts]
             return [choice_question(self.system, text, YES_NO) for text in asked]
-        requests: list[Request] = []
-        for part in self._parts(case, len(texts)):
-            numbered = [f"Text {n}: {texts[item]}" for n, item in enumerate(part.tolist(), 1)]
-            text = "\n".join([described, *numbered])
-            requests.append(list_question(self.many, self.example, text, _KEY, len(part), 1))
-        return requests
+        order = self._order(case, len(texts))
+        if not order:
+            return []
+        numbered = [f"Text {n}: {texts[item]}" for n, item in enumerate(order, 1)]
+        text = "\n".join([described, *numbered])
+        return [numbers_question(self.many, self.example, text, _KEY, len(texts))]
 
-    def _parts(self, case: Case, n: int) -> list[np.ndarray]:
-        """The items of each question: at random, so that places tell nothing."""
-        return np.split(case.sample.rng().permutation(n), range(BATCH, n, BATCH))
+    def _order(self, case: Case, n: int) -> list[int]:
+        """At random, so that places tell nothing."""
+        return case.sample.rng().permutation(n).tolist()
 
     def parse(self, request: Question, answer: Answer) -> Any:
         if not request.choices:
             assert request.schema is not None
-            n = request.schema["properties"][_KEY]["minItems"]
-            return list_in(answer.text or "", _KEY, n, 1)
+            n = request.schema["properties"][_KEY]["maxItems"]
+            return numbers_in(answer.text or "", _KEY, n)
         if answer.log_probabilities is not None:
             return probability(answer.log_probabilities)
         word = choice_in(answer.text or "", YES_NO)
@@ -75,10 +73,11 @@ class Detection(Scorer):
     def values(self, case: Case, replies: Sequence[Any]) -> np.ndarray:
         if self.has_probabilities:
             return np.array([np.nan if reply is None else reply for reply in replies], dtype=float)
-        values = np.full(len(self.truth(case.sample)), np.nan)
-        for part, reply in zip(self._parts(case, len(values)), replies, strict=True):
-            if reply is not None:
-                values[part] = reply
+        order = self._order(case, len(self.truth(case.sample)))
+        if not replies or replies[0] is None:
+            return np.full(len(order), np.nan)
+        values = np.zeros(len(order))
+        values[[order[n - 1] for n in replies[0]]] = 1.0
         return values
 
 

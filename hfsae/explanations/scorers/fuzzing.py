@@ -31,13 +31,13 @@ class Fuzzing(Detection):
     )
     many = (
         "You get the description of a kind of token, and numbered texts in which some tokens are "
-        "between << and >>. Decide for each text whether the description fits the marked tokens: "
-        "1 if it does, 0 if it does not."
+        "between << and >>. Decide for each text whether the description fits the marked tokens, "
+        "and give the numbers of those in which it does."
     )
     example = (
         'Description: "words about ships and harbours"\nText 1: "The<< boat>> left at dawn."\n'
         'Text 2: "The boat left<< at>> dawn."',
-        [1, 0],
+        [1],
     )
 
     def marks(self, sample: Sample) -> list[Marked]:

@@ -1,0 +1,235 @@
+"""A judge that is asked by file: requests in OpenAI's Batch format, and the answers that come back.
+
+    {"custom_id": hash, "method": "POST", "url": "/v1/chat/completions", "body": {...}}
+    {"custom_id": hash, "response": {"status_code": 200, "body": {...}}, "error": null}
+
+Requests go as they are to OpenAI's Batch API, `vllm run-batch`, LiteLLM and others that took over
+the format. A request is known by its hash, so answers may come in any order, twice, in several
+files, or among those of other runs. One that failed has its reason, and counts as failed; one whose
+server refused a part of the request is asked again without that part.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ...machine.files import reading, write_whole
+from ...machine.keys import hider
+from ...machine.refused import Refused, one_line
+from .base import Answer, JudgeArguments, Progress, Question, Usage, Waits
+from .bodies import body_of, reduced, refused_feature
+from .calls import calls_of
+from .replies import read
+from .transport import MAX_ANSWER, Trouble
+
+MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000
+"""Of a file, as OpenAI takes it."""
+PLAN = "plan.json"
+_URL = "/v1/chat/completions"
+_AT_ONCE = 256  # answers that are written to calls.jsonl together
+
+
+class Filed:
+    """Answers from files; what they do not answer is written into a folder of requests.
+
+    Args:
+        calls: file of all answers; None: they are not kept.
+
+    Raises:
+        ValueError: a file of answers is not JSON Lines or has none, or the folder holds other
+            files.
+    """
+
+    has_log_likelihood = False
+
+    def __init__(self, args: JudgeArguments, calls: Path | None = None) -> None:
+        assert args.requests is not None
+        self.name, self.usage = args.shown_model, Usage()
+        self._args, self._calls = args, calls_of(args, calls)
+        self._folder = Path(args.requests).expanduser()
+        paths = [Path(path).expanduser() for path in args.answers]
+        _check_folder(self._folder, paths)
+        self._given = _by_id(paths, hider(args.secrets()))
+        self._without = frozenset[str]()  # features that the server refuses
+        self._is_used = False
+        self._waiting: dict[str, Question] = {}
+
+    def answer(
+        self, questions: Sequence[Question], progress: Progress | None = None
+    ) -> list[Answer]:
+        """The answers, in the order of the questions; one without waits: see `settle`."""
+        answers: dict[str, Answer] = {}
+        new: list[tuple[Question, Answer]] = []
+        keys = [self._calls.key(question) for question in questions]
+        for n, (key, question) in enumerate(zip(keys, questions, strict=True), 1):
+            self._is_used |= key in self._given
+            earlier = self._calls.answer(key)
+            if earlier is not None:
+                self.usage.n_repeated += 1
+                answers[key] = earlier
+            elif key not in answers:
+                answer = self._read(key, question)
+                if answer is None:
+                    self._waiting[key] = question
+                else:
+                    new.append((question, answer))
+                    self.usage.add(answer)
+                answers[key] = answer or Answer(None, "not answered yet")
+            if progress is not None:
+                progress(n, self.usage)
+        for first in range(0, len(new), _AT_ONCE):
+            self._calls.note(new[first : first + _AT_ONCE])
+        self._calls.close()
+        return [answers[key] for key in keys]
+
+    def log_likelihood(
+        self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
+    ) -> list[float]:
+        """Refused: answers tell no probabilities of a given text."""
+        raise Refused(
+            "answers by file tell no probabilities of a given text; use a local model for the "
+            "likelihood score: 'packaged', a Hub id or a folder"
+        )
+
+    def settle(self, about: str) -> None:
+        """Write requests for what is not answered, if there is anything.
+
+        Raises:
+            Waits: there is.
+            ValueError: answers were given, and none is to a question that was asked.
+        """
+        if not self._waiting:
+            return
+        if self._given and not self._is_used:
+            ids = ", ".join(key[:12] for key in list(self._given)[:3])
+            raise Refused(
+                f"none of the {len(self._given):,} answers is to a question of this SAE and plan "
+                f"(their ids begin with {ids}); give the answers to the requests in {self._folder}"
+            )
+        paths = self._write()
+        files = paths[0].name if len(paths) == 1 else f"{paths[0].name} to {paths[-1].name}"
+        n = len(self._waiting)
+        wait = "request waits" if n == 1 else "requests wait"
+        raise Waits(
+            f"{n:,} {wait} for {self.name} to answer, for {about}: {self._folder / files}. After "
+            "that run the same command with --answers and all files that came back."
+        )
+
+    def _read(self, key: str, question: Question) -> Answer | None:
+        """The best of what came back for a question; None: nothing did, or it is to be asked in
+        another form."""
+        answers = []
+        for line in self._given.get(key, ()):
+            try:
+                answers.append(read(_body(line), question))
+            except Trouble as trouble:
+                body = body_of(self._args.model, question, question.seed)
+                feature = refused_feature(trouble, body)
+                if feature is None:
+                    answers.append(Answer(None, one_line(trouble)))
+                else:
+                    self._without |= {feature}
+        sound = (answer for answer in answers if answer.text is not None)
+        return next(sound, answers[0] if answers else None)
+
+    def _write(self) -> list[Path]:
+        """Files of requests, named by what they hold: those of earlier rounds stay."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        parts = list(self._parts())
+        name = hashlib.sha256("".join(chain(*parts)).encode()).hexdigest()[:8]
+        paths = []
+        for number, part in enumerate(parts, 1):
+            of = "" if len(parts) == 1 else f"-{number}-of-{len(parts)}"
+            paths.append(self._folder / f"requests-{name}{of}.jsonl")
+            write_whole(paths[-1], "".join(part))
+        return paths
+
+    def _parts(self) -> Iterator[list[str]]:
+        """Lines of each file."""
+        part: list[str] = []
+        size = 0
+        for key, question in self._waiting.items():
+            body = reduced(body_of(self._args.model, question, question.seed), self._without)
+            request = {"custom_id": key, "method": "POST", "url": _URL, "body": body}
+            line = json.dumps(request) + "\n"  # ASCII: a character is a byte
+            if len(part) == MOST_REQUESTS or size + len(line) > MOST_BYTES:
+                yield part
+                part, size = [], 0
+            part.append(line)
+            size += len(line)
+        yield part
+
+
+def _check_folder(folder: Path, answers: Sequence[Path]) -> None:
+    """Refuse a folder with files that are not of an earlier round."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise Refused(f"requests {folder} is a file; give a folder")
+    known = {path.resolve() for path in answers}
+    for path in sorted(folder.iterdir()):
+        is_ours = path.name == PLAN or path.match("requests-*.jsonl")
+        if not is_ours and path.resolve() not in known:
+            raise Refused(
+                f"requests {folder} holds {path.name}; give an empty folder, or that of an earlier "
+                "round of the same command"
+            )
+
+
+def _by_id(paths: Sequence[Path], hidden: Any) -> Mapping[str, list[dict[str, Any]]]:
+    """Lines of all files by custom_id, in an order that does not depend on theirs."""
+    lines: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in paths:
+        n = 0
+        for number, text in _lines(path):
+            line = hidden(_line(path, number, text))
+            lines.setdefault(line["custom_id"], {})[json.dumps(line, sort_keys=True)] = line
+            n += 1
+        if not n:
+            raise Refused(f"{path} holds no answers; give the file that came back")
+    return {key: [same[text] for text in sorted(same)] for key, same in lines.items()}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with reading(path), open(path, "rb") as file:
+        number = 0
+        while text := file.readline(MAX_ANSWER):
+            number += 1
+            if text.strip():
+                yield number, text
+
+
+def _line(path: Path, number: int, text: bytes) -> dict[str, Any]:
+    """An answer, or the reason why there is none."""
+    where = f"{path}, line {number}"
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        line = None
+    if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str):
+        raise Refused(f"{where} is no answer with a custom_id; give the file that came back")
+    if "response" not in line and "error" not in line:
+        raise Refused(f"{where} is a request, not an answer; give the file that came back")
+    return line
+
+
+def _body(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The chat completion of an answer.
+
+    Raises:
+        Trouble: it failed.
+    """
+    response = line.get("response")
+    response = response if isinstance(response, dict) else {}
+    body, status = response.get("body"), response.get("status_code", 200)
+    if isinstance(body, dict) and "error" not in body and status == 200 and not line.get("error"):
+        return body
+    told = line.get("error") or body
+    while isinstance(told, dict) and isinstance(told.get("error"), dict | str):
+        told = told["error"]
+    reason = told.get("message") if isinstance(told, dict) else told
+    status = status if isinstance(status, int) and status != 200 else 0
+    raise Trouble("status", str(reason or "no reason is given"), status)

@@ -1,0 +1,394 @@
+"""A judge that is asked by file: the same scores as by a server, whatever order answers come in."""
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from hfsae.cli import main
+from hfsae.explanations.asking import Inquiry, ScoreArguments, lm_explainer
+from hfsae.explanations.judges import Filed, JudgeArguments, Question, Remote, Waits, judge_of
+from hfsae.explanations.judges import filed as module
+from hfsae.explanations.study import explain
+from hfsae.explanations.windows import ExplainArguments
+from hfsae.machine.refused import Refused
+
+from ..helpers import refused
+from .conftest import verb
+from .loopback_judge import LoopbackJudge
+from .test_served import by_oracle
+
+LATENTS = [*range(14, 20)]
+ARGS = ExplainArguments(latents=LATENTS)
+SCORES = ScoreArguments(("detection", "intruder"), directions=2)
+CHAT = "/v1/chat/completions"
+
+
+class _Handler:
+    """Takes what a server would send."""
+
+    def complete(self, body, text, stop="stop", **more):
+        message = {"role": "assistant", "content": text, **more}
+        choice = {"index": 0, "message": message, "finish_reason": stop}
+        usage = {"prompt_tokens": 7, "completion_tokens": 3}
+        self.sent = {"id": "1", "choices": [choice], "usage": usage}
+
+
+def lines_of(folder: Path) -> list[dict]:
+    """All requests of a folder."""
+    paths = sorted(folder.glob("requests-*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def answered(requests, answer=by_oracle) -> list[dict]:
+    """Lines as OpenAI's output file has them."""
+    lines = []
+    for request in requests:
+        assert (request["method"], request["url"]) == ("POST", CHAT)
+        handler = _Handler()
+        answer(handler, request["body"])
+        response = {"status_code": 200, "request_id": "r", "body": handler.sent}
+        named = {"id": "batch_req_1", "custom_id": request["custom_id"]}
+        lines.append({**named, "response": response, "error": None})
+    return lines
+
+
+def written(path: Path, lines) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def studied(planted, judge):
+    inquiry = Inquiry(SCORES, judge)
+    explainer, tokenizer = lm_explainer(judge), planted.tokenizer
+    rows = planted.batches(32)
+    return explain(
+        planted.lm,
+        planted.sae,
+        rows,
+        ARGS,
+        explainer=explainer,
+        source="lm",
+        tokenizer=tokenizer,
+        inquiry=inquiry,
+    )
+
+
+def by_file(planted, folder, shape=lambda lines: lines):
+    """A study by file, round by round, and the numbers of requests of each round."""
+    n_asked: list[int] = []
+    answers: list[str] = []
+    for number in range(30):
+        args = JudgeArguments(model="m", requests=str(folder / "asked"), answers=answers)
+        try:
+            return studied(planted, judge_of(args, folder / "calls.jsonl")), n_asked
+        except Waits as waits:
+            (path,) = (p for p in (folder / "asked").iterdir() if p.name in str(waits))
+            requests = [json.loads(line) for line in path.read_text().splitlines()]
+            n_asked.append(len(requests))
+            answers.append(written(folder / f"back-{number}.jsonl", shape(answered(requests))))
+    raise AssertionError("it does not end")
+
+
+@pytest.fixture(scope="module")
+def by_server(planted):
+    with LoopbackJudge() as server:
+        server.always = by_oracle
+        yield studied(planted, Remote(JudgeArguments(model="m", base_url=server.url)))
+
+
+def comparable(study):
+    record = {k: v for k, v in study.record.items() if k != "usage"}
+    return str(study.rows), str(record), str(study.directions)
+
+
+def test_names_then_scores_by_file_are_those_of_a_server_to_the_bit(planted, by_server, tmp_path):
+    study, n_asked = by_file(planted, tmp_path)
+    assert len(n_asked) == 2, "names first, then the scores that need them"
+    assert n_asked[0] == len(LATENTS) + SCORES.directions
+    assert comparable(study) == comparable(by_server)
+    assert len({row["explanation"] for row in study.rows}) == len(LATENTS)
+    assert {row["detection_n_failed"] for row in study.rows} == {0}
+
+
+def test_order_repeats_and_other_runs_lines_change_nothing(planted, by_server, tmp_path):
+    def shaken(lines):
+        other = {**lines[0], "custom_id": "another-run-17"}
+        error = {**lines[1], "response": None, "error": {"code": "x", "message": "lost"}}
+        lines = [*lines, *lines[:9], other, error]
+        random.Random(0).shuffle(lines)
+        return lines
+
+    study, n_asked = by_file(planted, tmp_path, shaken)
+    assert len(n_asked) == 2 and comparable(study) == comparable(by_server)
+
+
+def test_what_is_missing_is_asked_again_alone(planted, by_server, tmp_path):
+    study, n_asked = by_file(planted, tmp_path, lambda lines: lines[: len(lines) // 2 + 1])
+    assert n_asked[:4] == [8, 3, 1, n_asked[3]] and len(n_asked) > 5
+    assert comparable(study) == comparable(by_server)
+
+
+def test_an_answer_that_fits_no_schema_is_asked_for_once_more(planted, tmp_path):
+    def spoilt(lines):
+        if len(lines) > 20:
+            lines[0]["response"]["body"]["choices"][0]["message"]["content"] = "maybe"
+        return lines
+
+    study, n_asked = by_file(planted, tmp_path, spoilt)
+    assert n_asked[2:] == [1] and all(row["detection_n_failed"] == 0 for row in study.rows)
+
+
+def test_a_detection_request_is_one_for_a_latent_and_its_control(planted, tmp_path):
+    by_file(planted, tmp_path)
+    requests = lines_of(tmp_path / "asked")
+    asked = [r["body"] for r in requests if "Description" in r["body"]["messages"][-1]["content"]]
+    assert len(asked) == 3 * len(LATENTS) + SCORES.directions
+    for body in asked:
+        assert body["messages"][-1]["content"].count("\nText ") == SCORES.windows
+        schema = body["response_format"]["json_schema"]["schema"]["properties"]["matches"]
+        assert schema["maxItems"] == schema["items"]["maximum"] == SCORES.windows
+        assert (body["model"], body["temperature"]) == ("m", 0)
+
+
+ASKED = [Question((("user", f"prompt {i}"),), 20, {"type": "object"}) for i in range(3)]
+
+
+def judge(folder: Path, *answers, **more) -> Filed:
+    args = {"model": "m", "requests": str(folder / "asked"), "answers": answers, **more}
+    return Filed(JudgeArguments(**args), folder / "calls.jsonl")
+
+
+def completion(text, **choice):
+    """A body as OpenAI's reference has it."""
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1711652795,
+        "model": "gpt-4o-mini",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+                **choice,
+            }
+        ],
+        "usage": {"prompt_tokens": 22, "completion_tokens": 2, "total_tokens": 24},
+        "system_fingerprint": "fp_1",
+    }
+
+
+def of_openai(key, text):
+    response = {"status_code": 200, "request_id": "req_1", "body": completion(text)}
+    return {"id": "batch_req_1", "custom_id": key, "response": response, "error": None}
+
+
+def of_openai_failed(key, text):
+    told = {"message": text, "type": "invalid_request_error", "param": None, "code": None}
+    response = {"status_code": 500, "request_id": "req_2", "body": {"error": told}}
+    return {"id": "batch_req_2", "custom_id": key, "response": response, "error": None}
+
+
+def of_openai_expired(key, text):
+    error = {"code": "batch_expired", "message": text}
+    return {"id": "batch_req_3", "custom_id": key, "response": None, "error": error}
+
+
+def of_vllm(key, text):
+    response = {"status_code": 200, "request_id": "vllm-batch-1", "body": completion(text)}
+    return {"id": "vllm-1", "custom_id": key, "response": response, "error": None}
+
+
+def of_vllm_failed(key, text):
+    told = {"object": "error", "message": text, "type": "BadRequestError", "code": 500}
+    response = {"status_code": 500, "request_id": "vllm-batch-2", "body": None}
+    return {"id": "vllm-2", "custom_id": key, "response": response, "error": {"error": told}}
+
+
+def of_together(key, text):
+    return {"custom_id": key, "response": {"status_code": 200, "body": completion(text)}}
+
+
+def keys(folder: Path) -> list[str]:
+    """The ids of `ASKED`, which are written as requests."""
+    with pytest.raises(Waits, match="3 requests wait for m to answer, for names"):
+        asking = judge(folder)
+        asking.answer(ASKED)
+        asking.settle("names")
+    return [line["custom_id"] for line in lines_of(folder / "asked")]
+
+
+@pytest.mark.parametrize("shape", [of_openai, of_vllm, of_together])
+def test_answers_have_the_shapes_that_services_document(tmp_path, shape):
+    ids = keys(tmp_path)
+    back = written(tmp_path / "back.jsonl", [shape(key, f"{key[:4]}") for key in ids])
+    asking = judge(tmp_path, back)
+    assert [answer.text for answer in asking.answer(ASKED)] == [key[:4] for key in ids]
+    asking.settle("names")
+    assert (asking.usage.n_calls, asking.usage.n_tokens_in, asking.usage.n_tokens_out) == (3, 66, 6)
+    again = judge(tmp_path)
+    assert [answer.text for answer in again.answer(ASKED)] == [key[:4] for key in ids]
+    assert (again.usage.n_calls, again.usage.n_repeated) == (0, 3), "kept in calls.jsonl"
+
+
+@pytest.mark.parametrize("shape", [of_openai_failed, of_openai_expired, of_vllm_failed])
+def test_a_line_of_an_error_file_is_a_failure_with_its_reason(tmp_path, shape):
+    ids = keys(tmp_path)
+    sound = written(tmp_path / "back.jsonl", [of_openai(key, "yes") for key in ids[1:]])
+    errors = written(tmp_path / "errors.jsonl", [shape(ids[0], "out of luck")])
+    asking = judge(tmp_path, sound, errors)
+    first, *others = asking.answer(ASKED)
+    assert first.text is None and "out of luck" in first.failure
+    assert [answer.text for answer in others] == ["yes", "yes"] and asking.usage.n_failed == 1
+    asking.settle("names")  # it counts as failed; without its file it is asked again
+    asking = judge(tmp_path, sound)
+    asking.answer(ASKED)
+    with pytest.raises(Waits, match="1 request waits"):
+        asking.settle("names")
+
+
+def test_what_a_service_does_not_take_is_left_out_of_the_next_file(tmp_path):
+    ids = keys(tmp_path)
+    refusal = of_openai_failed(ids[0], "Unsupported parameter: 'max_tokens'")
+    refusal["response"]["status_code"] = 400
+    others = [{**refusal, "custom_id": key} for key in ids[1:]]
+    asking = judge(tmp_path, written(tmp_path / "errors.jsonl", [refusal, *others]))
+    asking.answer(ASKED)
+    with pytest.raises(Waits):
+        asking.settle("names")
+    bodies = [line["body"] for line in lines_of(tmp_path / "asked")]
+    assert len(bodies) == 6, "the first file stays"
+    newest = [body for body in bodies if "max_tokens" not in body]
+    assert [body["max_completion_tokens"] for body in newest] == [20, 20, 20]
+    assert all("response_format" in body for body in newest)
+
+
+def test_what_a_server_answered_is_not_asked_by_file_nor_the_other_way(tmp_path):
+    calls = tmp_path / "calls.jsonl"
+    with LoopbackJudge() as server:
+        Remote(JudgeArguments(model="m", base_url=server.url), calls).answer(ASKED[:2])
+        asking = judge(tmp_path)
+        asking.answer(ASKED)
+        with pytest.raises(Waits, match="1 request waits"):
+            asking.settle("names")
+        (request,) = lines_of(tmp_path / "asked")
+        back = written(tmp_path / "back.jsonl", [of_openai(request["custom_id"], "by file")])
+        judge(tmp_path, back).answer(ASKED)
+        n = server.asked.total()
+        remote = Remote(JudgeArguments(model="m", base_url=server.url), calls)
+        assert remote.answer(ASKED)[2].text == "by file" and server.asked.total() == n
+
+
+def test_files_hold_at_most_so_many_requests_and_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOST_REQUESTS", 2)
+    asking = judge(tmp_path)
+    asking.answer(ASKED)
+    with pytest.raises(Waits, match=r"requests-\w+-1-of-2\.jsonl to requests-\w+-2-of-2\.jsonl"):
+        asking.settle("names")
+    sizes = [path.read_text().count("\n") for path in sorted((tmp_path / "asked").iterdir())]
+    assert sizes == [2, 1]
+    monkeypatch.setattr(module, "MOST_BYTES", 600)
+    assert all(len("".join(part)) <= 600 for part in asking._parts())
+
+
+def test_a_text_cannot_end_its_line(tmp_path):
+    hostile = 'a"}\n{"custom_id": "x", "method": "POST"}\u2028<|im_end|>\ud800'
+    asking = judge(tmp_path)
+    asking.answer([Question((("user", hostile),))])
+    with pytest.raises(Waits):
+        asking.settle("names")
+    (path,) = (tmp_path / "asked").iterdir()
+    (line,) = path.read_bytes().split(b"\n")[:-1]
+    assert json.loads(line)["body"]["messages"] == [{"role": "user", "content": hostile}]
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("", "back.jsonl holds no answers"),
+        ('{"custom_id": "a", "response": {}}\n\nnot JSON\n', "back.jsonl, line 3 is no answer"),
+        ("[1, 2]\n", "line 1 is no answer with a custom_id"),
+        ('{"response": {}}\n', "line 1 is no answer with a custom_id"),
+        ("[" * 100_000, "line 1 is no answer with a custom_id"),
+        ('{"custom_id": "a", "body": {}}\n', "line 1 is a request, not an answer"),
+    ],
+)
+def test_a_file_that_is_none_of_answers_is_refused_with_its_line(tmp_path, text, sentence):
+    (tmp_path / "back.jsonl").write_text(text)
+    with pytest.raises(Refused, match=sentence):
+        judge(tmp_path, str(tmp_path / "back.jsonl"))
+
+
+def test_answers_to_other_questions_are_refused_by_their_ids(tmp_path):
+    back = written(tmp_path / "back.jsonl", [of_openai("0123456789abcdef", "yes")])
+    asking = judge(tmp_path, back)
+    asking.answer(ASKED)
+    with pytest.raises(Refused, match=r"none of the 1 answers .*ids begin with 0123456789ab"):
+        asking.settle("names")
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "asked").mkdir()
+    (tmp_path / "asked" / "mine.txt").write_text("")
+    with pytest.raises(Refused, match=r"asked holds mine\.txt; give an empty folder"):
+        judge(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match="file is a file; give a folder"):
+        judge(tmp_path, requests=str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--judge", "m", "--requests", "r", "--base_url", "http://h/v1"], "by server"),
+        (["--judge", "m", "--answers", "a.jsonl"], "answers are given without requests"),
+        (["--requests", "r"], "requests is given without a model"),
+        (["--judge", "m", "--requests", "r", "--answers", "no.jsonl"], "no.jsonl"),
+    ],
+)
+def test_bad_options_are_one_sentence(options, sentence, folder, loads, capsys):
+    said = refused(["explain", str(folder), "--scores", "detection", *options], capsys)
+    assert sentence in said and not loads
+
+
+def test_the_verb_asks_by_file_and_keeps_what_is_there_until_it_is_answered(
+    folder, loads, tmp_path, capsys
+):
+    assert main(verb(folder, "--latents", *map(str, range(16)))) == 0
+    before = {p.name: p.read_bytes() for p in (folder / "features").glob("explanations.*")}
+    asked, back = tmp_path / "asked", tmp_path / "back.jsonl"
+    options = ["--latents", *map(str, range(16)), "--explainer", "lm", "--scores", "detection"]
+    options += ["--judge", "m", "--requests", str(asked), "--judged_windows", "4"]
+    lines: list[dict] = []
+    for about in ("explanations", "detection"):
+        more = ["--answers", str(back)] if lines else []
+        capsys.readouterr()
+        assert main(verb(folder, *options, *more)) == 0
+        said = capsys.readouterr().out
+        assert f"to answer, for {about}: " in said and "The explanations are" not in said
+        now = {p.name: p.read_bytes() for p in (folder / "features").glob("explanations.*")}
+        assert now == before
+        lines = answered(lines_of(asked), in_turn)
+        written(back, lines)
+    assert main(verb(folder, *options, "--answers", str(back))) == 0
+    assert "The explanations are" in capsys.readouterr().out
+    record = json.loads((folder / "features/explanations.json").read_text())
+    plan = json.loads((asked / "plan.json").read_text())
+    assert record["plan_sha256"] == plan["plan_sha256"]
+    assert record["judge"] == {"model": "m", "address": "files"}
+    assert record["scores"]["detection"]["n_failed"] == 0
+    rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()
+    assert {row["source"] for row in rows} == {"lm"} and {row["sure"] for row in rows} == {0.7}
+    assert main(verb(folder, *options, "--seed", "9")) == 2
+    assert "is the plan" in capsys.readouterr().err.splitlines()[-1]
+
+
+def in_turn(handler, body):
+    """A name, or the odd texts."""
+    matches = {"matches": [1, 3]}
+    is_name = "Name in at most" in body["messages"][0]["content"]
+    handler.complete(body, json.dumps({"name": "a thing", "sure": 7} if is_name else matches))
