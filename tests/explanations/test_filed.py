@@ -1,11 +1,16 @@
 """A judge that is asked by file: the same scores as by a server, whatever order answers come in."""
 
 import json
+import multiprocessing
+import os
 import random
+import signal
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from hfsae.cli import main
 from hfsae.explanations.asking import Inquiry, ScoreArguments, lm_explainer
@@ -18,6 +23,7 @@ from hfsae.machine.refused import Refused
 from ..helpers import refused
 from .conftest import verb
 from .loopback_judge import LoopbackJudge
+from .oracle import WORD
 from .test_served import by_oracle
 
 LATENTS = [*range(14, 20)]
@@ -60,8 +66,8 @@ def written(path: Path, lines) -> str:
     return str(path)
 
 
-def studied(planted, judge):
-    inquiry = Inquiry(SCORES, judge)
+def studied(planted, judge, asked=SCORES):
+    inquiry = Inquiry(asked, judge)
     explainer, tokenizer = lm_explainer(judge), planted.tokenizer
     rows = planted.batches(32)
     return explain(
@@ -76,14 +82,14 @@ def studied(planted, judge):
     )
 
 
-def by_file(planted, folder, shape=lambda lines: lines):
+def by_file(planted, folder, shape=lambda lines: lines, asked=SCORES):
     """A study by file, round by round, and the numbers of requests of each round."""
     n_asked: list[int] = []
     answers: list[str] = []
     for number in range(30):
         args = JudgeArguments(model="m", requests=str(folder / "asked"), answers=answers)
         try:
-            return studied(planted, judge_of(args, folder / "calls.jsonl")), n_asked
+            return studied(planted, judge_of(args, folder / "calls.jsonl"), asked), n_asked
         except Waits as waits:
             (path,) = (p for p in (folder / "asked").iterdir() if p.name in str(waits))
             requests = [json.loads(line) for line in path.read_text().splitlines()]
@@ -151,6 +157,74 @@ def test_a_detection_request_is_one_for_a_latent_and_its_control(planted, tmp_pa
         schema = body["response_format"]["json_schema"]["schema"]["properties"]["matches"]
         assert schema["maxItems"] == schema["items"]["maximum"] == SCORES.windows
         assert (body["model"], body["temperature"]) == ("m", 0)
+
+
+@pytest.mark.parametrize("protocol", ["saebench", "paper"])
+def test_protocols_of_others_go_by_file_too(planted, tmp_path, protocol):
+    asked = ScoreArguments((), protocol, directions=2)
+    with LoopbackJudge() as server:
+        server.always = by_oracle
+        sound = studied(planted, Remote(JudgeArguments(model="m", base_url=server.url)), asked)
+    study, n_asked = by_file(planted, tmp_path, asked=asked)
+    assert len(n_asked) == 2 and comparable(study) == comparable(sound)
+
+
+def test_detection_by_file_is_what_scikit_learn_makes_of_the_lists(planted, tmp_path):
+    """From the answers' files alone: whose windows are listed, against where the latent fires."""
+    rng = random.Random(1)
+
+    def guessing(lines):
+        for line in lines:
+            message = line["response"]["body"]["choices"][0]["message"]
+            if message["content"].startswith('{"matches"'):
+                numbers = sorted(rng.sample(range(1, 13), rng.randrange(1, 12)))
+                message["content"] = json.dumps({"matches": numbers})
+        return lines
+
+    study, _ = by_file(planted, tmp_path, guessing)
+    answers = {
+        line["custom_id"]: json.loads(line["response"]["body"]["choices"][0]["message"]["content"])
+        for path in tmp_path.glob("back-*.jsonl")
+        for line in map(json.loads, path.read_text().splitlines())
+    }
+    for row in study.rows:
+        word, name = f"w{row['latent'] - 12}", row["explanation"]
+        found = []
+        for request in lines_of(tmp_path / "asked"):
+            first, *texts = request["body"]["messages"][-1]["content"].split("\n")
+            truth = [word in WORD.findall(text) for text in texts]
+            if first == f'Description: "{name}"' and sum(truth) == 6:
+                found.append((truth, answers[request["custom_id"]]["matches"]))
+        ((truth, listed),) = found
+        guess = [number in listed for number in range(1, len(truth) + 1)]
+        assert row["detection_auc"] == pytest.approx(roc_auc_score(truth, guess))
+
+
+def _read_for_ever(folder: Path) -> None:
+    """Answers are read, one after the other, until the process is killed."""
+    ids = [line["custom_id"] for line in lines_of(folder / "asked")]
+    back = written(folder / "back.jsonl", [of_openai(key, key[:4]) for key in ids])
+    asking = judge(folder, back)
+    for question in ASKED:
+        asking.answer([question])
+        (folder / "one").touch()
+        time.sleep(60 if question is ASKED[1] else 0)
+
+
+def test_a_process_killed_between_rounds_has_kept_what_it_read(tmp_path):
+    ids = keys(tmp_path)
+    child = multiprocessing.get_context("spawn").Process(target=_read_for_ever, args=(tmp_path,))
+    child.start()
+    calls = tmp_path / "calls.jsonl"
+    while not calls.exists() or calls.read_bytes().count(b"\n") < 2:
+        assert child.is_alive()
+    os.kill(child.pid, signal.SIGKILL)
+    child.join(60)
+    asking = judge(tmp_path)
+    answers = asking.answer(ASKED)
+    assert [answer.text for answer in answers] == [ids[0][:4], ids[1][:4], None]
+    with pytest.raises(Waits, match="1 request waits"):
+        asking.settle("names")
 
 
 ASKED = [Question((("user", f"prompt {i}"),), 20, {"type": "object"}) for i in range(3)]
