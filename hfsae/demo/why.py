@@ -10,12 +10,16 @@ from ..activations.tokens import special_ids
 from ..attribution import Attribution, Objective, attribute, logit
 from ..machine.refused import Refused
 from . import validate
+from .parts import cited
 from .reading import token_id, tokens_of
 from .rows import SHOWN, Json, as_rows, check_latent
 from .subject import Subject
 
 _ABLATED = 4  # in the first answer; others one by one, on request
 _CANDIDATES = 8
+ALONE = "#"
+"""In place of a contrast: the logit alone, held against nothing."""
+_TOLD, _LITTLE = 2, 0.01  # latents that the sentence names on a side; logits
 
 
 def next_tokens(subject: Subject, prompt: str) -> Json:
@@ -57,9 +61,10 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
         prompt: the text.
         target: the next token to explain, as text or as `#` and its id; empty: the likeliest.
         contrast: a token to hold it against: the difference of both logits is explained; empty:
-            none.
+            the likeliest other one; `#`: none, the logit alone.
 
     Returns:
+        sentence (str): the answer in short.
         next (list): {token, id, probability} of the likeliest next tokens.
         target (dict): {token, id}.
         contrast (dict | None): {token, id}.
@@ -79,8 +84,8 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
     question = _question(subject, prompt, target, contrast)
     effects = _effects(subject, question, _ABLATED)
     n = min(SHOWN, len(effects.latents))
-    return {
-        "next": _next(subject, question.tokens),
+    view = {
+        "next": question.next,
         "target": _named(subject, question.target),
         "contrast": None if question.contrast is None else _named(subject, question.contrast),
         "logit": effects.objective,
@@ -88,6 +93,33 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
         "n_latents": len(effects.latents),
         **_sum(effects, n),
     }
+    return {"sentence": _sentence(view), **view}
+
+
+def _sentence(view: Json) -> str:
+    """The latents that speak most for the target, and against it; by measure where there is one."""
+    contrast, rows = view["contrast"], view["rows"]
+    target = cited(view["target"]["token"])
+    target += "" if contrast is None else f" rather than {cited(contrast['token'])}"
+    weights = [row["value"] if row["ablation"] is None else row["ablation"] for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: -abs(weights[i]))
+
+    def side(sign: int) -> str:
+        strongest = [i for i in order if sign * weights[i] >= _LITTLE][:_TOLD]
+        return " and ".join(f"{_called(rows[i])} ({weights[i]:+.2f})" for i in strongest)
+
+    speak = side(1)
+    against = f"; against: {it}" if (it := side(-1)) else ""
+    if not speak:
+        return f"Hardly any latent speaks for {target}{against}."
+    return f"What speaks most for {target}: {speak}{against}."
+
+
+def _called(row: Json) -> str:
+    """A latent with its name, if it has one, and the token on which it acts."""
+    name = row["label"] or row["auto"]
+    number = f"latent {row['latent']}"
+    return f"{f'{name}, {number},' if name else number} on {cited(row['token'])}"
 
 
 def _sum(effects: Attribution, n: int) -> Json:
@@ -144,7 +176,7 @@ def check_ablation(
         prompt: the text.
         latent: index of the one to leave out, on all tokens; it must fire in the text.
         target: the next token, as text or as `#` and its id; empty: the likeliest.
-        contrast: a token to hold it against; empty: none.
+        contrast: a token to hold it against; empty: the likeliest other one; `#`: none.
 
     Returns:
         latent (int): its index.
@@ -163,6 +195,7 @@ def check_ablation(
 
 class _Question(NamedTuple):
     tokens: Tokens
+    next: list[Json]
     batch: dict[str, torch.Tensor]
     objective: Objective
     target: int
@@ -173,12 +206,17 @@ def _question(subject: Subject, prompt: Any, target: Any, contrast: Any) -> _Que
     tokens = tokens_of(subject, prompt)
     target = validate.text(target, "the target token", limit=100)
     contrast = validate.text(contrast, "the contrast token", limit=100)
-    target_id = token_id(subject, target) if target else _next(subject, tokens)[0]["id"]
-    contrast_id = token_id(subject, contrast) if contrast else None
+    likely = _next(subject, tokens)
+    target_id = token_id(subject, target) if target else likely[0]["id"]
+    if contrast in ("", ALONE):
+        others = (token["id"] for token in likely if token["id"] != target_id)
+        contrast_id = None if contrast == ALONE else next(others)
+    else:
+        contrast_id = token_id(subject, contrast)
     if contrast_id == target_id:
         raise Refused("target and contrast are the same token; choose two different ones")
     batch = {"input_ids": tokens.batch(subject.lm.device).input_ids}
-    return _Question(tokens, batch, logit(target_id, contrast_id), target_id, contrast_id)
+    return _Question(tokens, likely, batch, logit(target_id, contrast_id), target_id, contrast_id)
 
 
 def _effects(subject: Subject, question: _Question, ablate: int | list[int]) -> Attribution:

@@ -12,7 +12,7 @@ from hfsae.demo.actions import Actions
 from hfsae.demo.app import build
 from hfsae.demo.pages.why import EXAMPLES, WhyPage, _effects
 from hfsae.demo.reading import token_id
-from hfsae.demo.why import disagreement, spelling
+from hfsae.demo.why import ALONE, _sentence, disagreement, spelling
 
 PARTS = ("shown", "others", "error", "bias", "rest")
 
@@ -28,12 +28,14 @@ def page(actions: Actions) -> WhyPage:
         return WhyPage(actions)
 
 
-@pytest.mark.parametrize("contrast", ["", "o"])
+@pytest.mark.parametrize("contrast", [ALONE, "o"])
 def test_all_parts_add_up_to_the_logit_and_none_is_counted_twice(actions, subject, contrast):
     view = actions.why("the c", target="a", contrast=contrast)
     ids = subject.tokens("the c", False).batch().input_ids
     logits = subject.exact_lm(input_ids=ids).logits[0, -1]
-    value = logits[token_id(subject, "a")] - (logits[token_id(subject, "o")] if contrast else 0)
+    value = logits[token_id(subject, "a")] - (
+        0 if contrast == ALONE else logits[token_id(subject, "o")]
+    )
     assert view["logit"] == view["total"] == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
     assert sum(view[name] for name in PARTS) == pytest.approx(view["total"])
     effects = hfsae.attribute(
@@ -51,6 +53,34 @@ def test_all_parts_add_up_to_the_logit_and_none_is_counted_twice(actions, subjec
     apart = ~torch.isin(effects.latents, torch.tensor(list(rows)))
     assert view["others"] == pytest.approx(float(effects.gradient[apart].sum()), abs=1e-5)
     assert view["error"] == pytest.approx(effects.error) and view["error"] != 0
+
+
+def test_without_a_contrast_it_is_the_likeliest_other_token(actions):
+    view = actions.why("the c")
+    assert view["target"]["id"] == view["next"][0]["id"]
+    assert view["contrast"]["id"] == view["next"][1]["id"]
+    second = view["next"][1]["token"]
+    assert actions.why("the c", target=second)["contrast"]["id"] == view["next"][0]["id"]
+    assert actions.why("the c", contrast=ALONE)["contrast"] is None
+
+
+def test_one_sentence_says_what_speaks_for_it_and_what_against(actions):
+    view = actions.why("the c", target="a", contrast="o")
+    row = {"label": "", "auto": "", "token": "c", "ablation": None}
+    rows = [
+        {**row, "latent": 1, "value": 0.5, "label": "the sea"},
+        {**row, "latent": 2, "value": 0.1, "ablation": 0.9},
+        {**row, "latent": 3, "value": -0.2, "auto": "ships"},
+        {**row, "latent": 4, "value": 0.3},
+    ]
+    assert _sentence({**view, "rows": rows}) == (
+        "What speaks most for “a” rather than “o”: latent 2 on “c” (+0.90) and the sea, latent 1, "
+        "on “c” (+0.50); against: ships, latent 3, on “c” (-0.20)."
+    )
+    assert _sentence({**view, "rows": rows[2:3], "contrast": None}) == (
+        "Hardly any latent speaks for “a”; against: ships, latent 3, on “c” (-0.20)."
+    )
+    assert f"<p>{view['sentence']}</p>" in _effects(view)
 
 
 def test_the_exact_copy_of_a_model_gives_no_warning_of_its_dtype(sae_folder, recwarn):
@@ -116,8 +146,13 @@ def test_a_chosen_token_fills_its_field_with_its_text(page, subject):
     chosen = page._chosen("target", a, "", "the c", "", "o")
     assert chosen == address.Why("the c", "a", "o")
     assert page._chosen("target", o, "", "the c", "a", "o") == address.Why("the c", "o", "")
-    for same in ("o", f"#{o}"):  # a second click takes it back, however it was written
-        assert page._chosen("contrast", o, "", "the c", "a", same) == address.Why("the c", "a", "")
+    assert page._chosen("contrast", o, "", "the c", "a", "") == address.Why("the c", "a", "o")
+    alone = page._chosen("alone", o, "", "the c", "a", "o")  # a second click takes it back
+    assert alone == address.Why("the c", "a", ALONE)
+    likely = page.actions.why("the c")["next"]
+    drawn = page.render(address.Why("the c"))[page.next]
+    assert f'data-do="alone" data-at="{likely[1]["id"]}" aria-pressed="true"' in drawn
+    assert f'data-do="contrast" data-at="{likely[2]["id"]}" aria-pressed="false"' in drawn
 
 
 def test_a_link_with_a_tokens_number_works(actions, page, subject):
@@ -133,7 +168,7 @@ def test_on_a_phone_the_sum_is_above_the_rows_and_nothing_sticks_out(visit):
     page = visit("tab=why&prompt=the+c", width=390)
     line = page.locator("#why-effects .hf-sum")
     line.wait_for()
-    assert "everything else" in line.inner_text() and "the logit" in line.inner_text()
+    assert "everything else" in line.inner_text() and "of the two logits" in line.inner_text()
     tops = """() => ['.hf-sum', '.hf-id'].map(
         (part) => document.querySelector(`#why-effects ${part}`).getBoundingClientRect().top)"""
     above, below = page.evaluate(tops)  # of one moment: a page that is drawn moves

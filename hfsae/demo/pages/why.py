@@ -8,7 +8,7 @@ import gradio as gr
 from .. import address as at
 from ..parts import html, panel
 from ..reading import check_text
-from ..why import disagreement, is_token, spelling
+from ..why import ALONE, disagreement, is_token, spelling
 from .page import App, Page, Updates, box, one_of, whole
 
 EXAMPLES = (
@@ -39,7 +39,11 @@ class WhyPage(Page):
                 "target", gr.Textbox, label="Next token", placeholder="the likeliest", **narrow
             )
             self.contrast = self.field(
-                "contrast", gr.Textbox, label="Rather than", placeholder="nothing", **narrow
+                "contrast",
+                gr.Textbox,
+                label="Rather than",
+                placeholder=f"the likeliest other; {ALONE} for nothing",
+                **narrow,
             )
             self.run = gr.Button("Explain", variant="primary", min_width=110, scale=0)
             panel(html("keys"))
@@ -103,11 +107,14 @@ class WhyPage(Page):
         return at.Why(one_of(EXAMPLES, number))
 
     def _chosen(self, do: str, token: str, to: str, *values: Any) -> at.Why:
-        now, index, subject = self.address(*values), whole(token), self.subject
-        typed, contrasted = spelling(subject, index), is_token(subject, now.contrast, index)
+        now, index = self.address(*values), whole(token)
+        typed = spelling(self.subject, index)
+        if do == "alone":
+            return replace(now, contrast=ALONE)
         if do == "contrast":
-            return replace(now, contrast="" if contrasted else typed)
-        return replace(now, target=typed, contrast="" if contrasted else now.contrast)
+            return replace(now, contrast=typed)
+        is_contrast = is_token(self.subject, now.contrast, index)
+        return replace(now, target=typed, contrast="" if is_contrast else now.contrast)
 
     def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Feature:
         return at.Feature(whole(index))
