@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from .parts import document
 
@@ -47,11 +48,11 @@ class Steered(NamedTuple):
     tokens: list[dict[str, Any]]
     """of the steered text: "text", and "raised", the nats that steering added"""
     link: str
-    """where it can be seen; empty if others cannot reach it"""
+    """that shows it in the app; empty if others cannot reach it"""
 
 
 def png(steered: Steered) -> bytes:
-    """The picture, 1200 x 630 pixels."""
+    """The picture, 1200 x 630 pixels; its field `Source` holds the whole link."""
     image = Image.new("RGB", (_FINE * WIDTH, _FINE * HEIGHT), _GROUND)
     draw = ImageDraw.Draw(image)
     _head(draw, steered)
@@ -65,18 +66,28 @@ def png(steered: Steered) -> bytes:
         draw.rounded_rectangle(_scaled(box), _FINE * 14, "white", edge, _FINE * 2)
         _write(draw, left + _PAD, _TOP + 20, title, 17, edge if i else _QUIET, bold=True)
         _text(draw, [Piece(steered.prompt, _QUIET), *pieces], box, size)
-    foot = f"made with hfsae{'   ·   ' + steered.link if steered.link else ''}"
+    foot = f"made with hfsae{'   ·   ' + _shown(steered.link) if steered.link else ''}"
     _write(draw, _MARGIN, HEIGHT - _FOOT + 20, _cut(foot, 16), 16, _QUIET)
-    done = BytesIO()
+    done, about = BytesIO(), PngInfo()
+    about.add_itxt("Title", steered.what)
+    if steered.link:
+        about.add_itxt("Source", steered.link)
     small = image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
-    small.quantize(128, dither=Image.Dither.NONE).save(done, "PNG", optimize=True)
+    small.quantize(128, dither=Image.Dither.NONE).save(done, "PNG", optimize=True, pnginfo=about)
     return done.getvalue()
 
 
-def page(steered: Steered, address: str) -> str:
-    """The same as a web page in one file, without scripts; `address`: a link that shows it."""
+def page(steered: Steered) -> str:
+    """The same as a web page in one file, without scripts."""
     tokens = [{**t, "mark": _strength(t)} for t in steered.tokens]
-    return document("picture.html", **{**steered._asdict(), "tokens": tokens, "address": address})
+    return document("picture.html", **{**steered._asdict(), "tokens": tokens})
+
+
+def _shown(link: str) -> str:
+    """A link that can be typed: whole where it is short, else the app's address."""
+    plain = link.partition("://")[2] or link
+    is_short = _width(plain, 16) <= WIDTH - 2 * _MARGIN - 200
+    return plain if is_short else plain.partition("/")[0]
 
 
 def as_link(content: bytes, kind: str) -> str:

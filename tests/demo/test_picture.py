@@ -45,10 +45,20 @@ def test_any_text_stays_within_its_column(text):
 
 
 def test_the_page_holds_the_texts_as_text_and_loads_nothing():
-    page = picture.page(steered(HOSTILE, plain=HOSTILE), "https://me.hf.space/?tab=steer&latents=3")
+    link = "https://me.hf.space/?tab=steer&latents=3"
+    page = picture.page(steered(HOSTILE, plain=HOSTILE, link=link))
     assert "<img" not in page and "<script" not in page and page.count("&lt;img") >= 2
     assert 'href="https://me.hf.space/?tab=steer&amp;latents=3"' in page and "<mark" in page
-    assert "href=" not in picture.page(steered(), "")
+    assert "href=" not in picture.page(steered(link=""))
+
+
+def test_a_picture_holds_the_link_that_shows_it():
+    link = "https://me.hf.space/?tab=steer&latents=3:6&prompt=" + "a" * 300
+    image = Image.open(io.BytesIO(picture.png(steered(link=link))))
+    assert image.text == {"Title": "Latent 3, “sea”", "Source": link}
+    assert Image.open(io.BytesIO(picture.png(steered(link="")))).text.keys() == {"Title"}
+    assert picture._shown("https://me.hf.space/?a=b") == "me.hf.space/?a=b"
+    assert picture._shown(link) == "me.hf.space"
 
 
 @pytest.mark.browser

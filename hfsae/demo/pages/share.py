@@ -56,15 +56,15 @@ class Share:
         """
         public = origin if urlsplit(origin).hostname not in (*_OWN, None) else ""
         link = f"{public}/?{to_query(replace(address, run=True))}" if public else ""
-        steered = self._steered(address, view, urlsplit(public).netloc)
+        steered = self._steered(address, view, link)
         name = f"steered-{'-'.join(map(str, address.latents))}"
         files = {
             "png": as_link(png(steered), "image/png"),
-            "html": as_link(page(steered, link).encode(), "text/html"),
+            "html": as_link(page(steered).encode(), "text/html"),
         }
-        return html("shared", {"name": name, "files": files, "what": steered.what})
+        return html("shared", {"name": name, "files": files, "what": steered.what, "link": link})
 
-    def _steered(self, address: at.Steer, view: Json, host: str) -> Steered:
+    def _steered(self, address: at.Steer, view: Json, link: str) -> Steered:
         subject, tokens = self.page.subject, view["steered_tokens"]
         return Steered(
             model=(subject.public_lm_name or "a language model").rpartition("/")[2],
@@ -73,7 +73,7 @@ class Share:
             prompt=address.prompt + ("\n\n" if address.chat else ""),
             plain=view["plain"],
             tokens=tokens or [{"text": view["steered"], "raised": 0.0}],
-            link=host,
+            link=link,
         )
 
     def _latents(self, a: at.Steer) -> list[str]:
