@@ -27,6 +27,9 @@ from .reading import Reading
 from .windows import Evidence, Window
 
 LINE_END, BLANK = "a line end", "a blank"
+UNCLEAR = "unclear"
+"""The name of a latent whose windows have nothing in common that is seen."""
+_CLEAR = 0.2  # of the windows: a word that stands at fewer peaks is no name
 _WORDS = 5  # named by a template, at most
 _LONGEST_WORD = 30
 _MAX_LINE = 2**20  # bytes of a line of jsonl; embeddings take some ten thousand
@@ -89,7 +92,8 @@ def spelt(
 
 
 def template(materials: Sequence[Material]) -> dict[int, str]:
-    """For each latent the words of its peaks with their shares of the shown windows."""
+    """For each latent the words of its peaks with their shares of the shown windows; "unclear"
+    where no word has a share of a fifth, and no neighbour is in over half of them."""
     return {m.latent: _template(m.shown) for m in materials}
 
 
@@ -98,6 +102,8 @@ def _template(shown: Sequence[Spelt]) -> str:
     counts, n = Counter(names), len(shown)
     parts = [f"{name} {count / n:.0%}" for name, count in counts.most_common(_WORDS)]
     tail = "".join(f"; {where} {name}" for where, name in _neighbours(shown))
+    if not tail and max(counts.values()) < _CLEAR * n:
+        return UNCLEAR
     while len(parts) > 1 and len(", ".join(parts) + tail) > MAX_LENGTH:
         parts.pop()
     return ", ".join(parts) + tail

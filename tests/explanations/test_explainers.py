@@ -73,6 +73,14 @@ def test_the_neighbour_is_named_that_stands_there_in_over_half():
     assert named(([" x", "\n", " y"], 1), ([" x", "\n", " z"], 1)) == 'a line end 100%; after "x"'
 
 
+def test_a_latent_whose_peaks_are_all_different_is_unclear_unless_a_neighbour_tells():
+    others = [([f" word{i}", f" peak{i}"], 1) for i in range(10)]
+    assert named(*others) == "unclear"
+    assert named(*others[2:], ([" a", " law"], 1), ([" the", " law"], 1)).startswith('"law" 20%')
+    after = [([" the", f" peak{i}"], 1) for i in range(10)]
+    assert named(*after).endswith('; after "the"')
+
+
 def test_a_template_is_one_printable_line_of_at_most_200_characters():
     words = ["\x1b[31m" + letter * 60 for letter in "abcdefgh"]
     windows = [([" before" * 8, f" {word}"], 1) for word in words]
