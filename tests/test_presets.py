@@ -47,6 +47,7 @@ def test_candidates_fire_on_few_words_of_content_or_have_a_label():
         (1e-3, [" a", " of", ".", " sea"]),
         (0.2, [" ship", " ship"]),
         (0.2, [" kings", "kings"]),
+        (1e-3, [" also", " Also", " because"]),
     ]
     rows = candidates(store(latents), {3: "Kings and queens"})
     assert [(c.latent, c.words) for c in rows] == [

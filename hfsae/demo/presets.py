@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..features import FeatureStore
+from ..features.function_words import is_content
 from ..presets import Model, find_presets, save_presets
 from .subject import Subject
 
@@ -88,7 +89,8 @@ def _described(subject: Subject) -> dict[int, str]:
 
 
 def clear_words(store: FeatureStore) -> dict[int, str]:
-    """{latent: the word that it fires on}, for latents that do so in all their strongest examples.
+    """{latent: the word that it fires on}, for latents that do so in all their strongest examples:
+    words that stand for something by themselves.
 
     The clearest first: its share of the examples, times the weakest of them over the strongest.
     """
@@ -105,7 +107,8 @@ def clear_words(store: FeatureStore) -> dict[int, str]:
     density, clarity, words = store.densities.tolist(), {}, {}
     for latent, tokens in examples.items():
         ((word, n),) = Counter(word for _, word in tokens).most_common(1)
-        if low <= density[latent] <= high and len(word) >= _SHORTEST and word.isalpha():
+        is_meant = len(word) >= _SHORTEST and word.isalpha() and is_content(word)
+        if low <= density[latent] <= high and is_meant:
             activations = [activation for activation, _ in tokens]
             clarity[latent] = n / len(tokens) * min(activations) / max(activations)
             words[latent] = word

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.spelling import tokenise
 from ..features import FeatureStore
+from ..features.function_words import is_content
 from ..lm import capture, cast_for, contract
 from ..machine.files import parse_json, write_whole
 from ..machine.names import PRESETS
@@ -194,7 +195,8 @@ def candidates(store: FeatureStore, labels: Mapping[int, str]) -> list[Candidate
         meant = [
             word
             for word, _ in counts.most_common()
-            if word.isalpha() and len(word) >= _SHORTEST and latents_of[word] <= most
+            if word.isalpha() and len(word) >= _SHORTEST and is_content(word)
+            if latents_of[word] <= most
         ]
         share = sum(counts[w] for w in meant[:3]) / counts.total()
         fits = _DENSITIES[0] <= density[latent] <= _DENSITIES[1] and share >= _CLEAR

@@ -33,6 +33,7 @@ LATENTS = {
     "clearest": (1e-3, [(" large", 8.0), (" large", 7.9), (" large", 7.8), (" large", 7.7)]),
     "always": (0.2, [(" public", 9.0), (" public", 9.0), (" public", 9.0)]),
     "short": (1e-3, [(" a", 9.0), (" a", 9.0)]),
+    "says nothing": (1e-3, [(" Also", 9.0), (" also", 9.0)]),
     "no word": (1e-3, [(" 1998", 9.0), (" 1998", 9.0)]),
 }
 
