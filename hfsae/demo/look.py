@@ -20,6 +20,7 @@ from ..features.logit_lens import lens_of
 from ..machine.refused import Refused
 from . import validate
 from .automatic import automatic_name
+from .finding import find
 from .missing import without_examples
 from .parts import cited
 from .reading import inspection_of, token_id, token_rows, tokens_of
@@ -40,7 +41,7 @@ _LENS_TOKENS = 10
 _WEAK = 0.3
 """Score of a search by word, up to 1, below which a latent is hardly about it."""
 SCORES = {
-    "word": "share of their examples, by strength",
+    "word": "match, at most 1",
     "fires on": "largest activation, as a share of its usual largest",
     "promotes": "logit for each unit of activation",
     "label": "rank by words of their names, BM25",
@@ -269,10 +270,10 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
 
     Args:
         query: a word; a text; a token; words of a label; or the index of a latent, as text.
-        by: "word" (one word that they fire on in the text that was collected; if there is none,
-            words of their name), "fires on" (any text, which is read now), "promotes" (a token that
-            their direction makes likelier), "label" (words of their name), or "similar to" (the
-            index of another latent).
+        by: "word" (a word or a subject: latents named so, then those that fire on it in the text
+            that was collected, then those that are about something near), "fires on" (any text,
+            which is read now), "promotes" (a token that their direction makes likelier), "label"
+            (words of their name), or "similar to" (the index of another latent).
 
     Returns:
         score (str): what "value" is in "found".
@@ -281,8 +282,8 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
     by = validate.choice(by, "by", BY)
     query = check_query(query)
     hits = _hits(subject, query, by)
-    if by == "word" and not hits:  # several words, or one that is several tokens
-        by, hits = "label", search_labels(subject.names, query, SHOWN)
+    if by == "word" and not hits:  # a part of a name
+        by, hits = "label", search_labels({**subject.written, **subject.labels}, query, SHOWN)
     score = RAW if by == "fires on" and subject.largest() is None else SCORES[by]
     rows = as_rows(subject, [{"latent": h.latent, "value": h.score, "why": h.why} for h in hits])
     return {"score": score, "found": rows}
@@ -363,10 +364,11 @@ def save_label(subject: Subject, latent: int, label: str) -> Json:
 def _hits(subject: Subject, query: str, by: str) -> list[Hit]:
     """The latents found."""
     sae = subject.sae
-    if by == "word" and subject.store is None:
-        raise Refused(without_examples(subject))
     if by == "word":
-        return subject.feature_search.by_token(query, SHOWN)
+        hits = find(subject, query)
+        if not hits and subject.store is None:
+            raise Refused(without_examples(subject))
+        return hits
     if by == "label":
         return search_labels(subject.names, query, SHOWN)
     if by == "similar to":

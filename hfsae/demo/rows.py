@@ -45,6 +45,7 @@ def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
             **row,
             "label": subject.label(row["latent"]),
             "auto": subject.automatic.get(row["latent"], ""),
+            "source": subject.sources.get(row["latent"], ""),
         }
         for row in latents
     ]

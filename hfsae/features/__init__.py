@@ -6,6 +6,7 @@
 from ..activations.spelling import token_text as token_text
 from .collect import CollectArguments as CollectArguments
 from .collect import collect as collect
+from .labels import Automatic as Automatic
 from .labels import blank_label as blank_label
 from .labels import read_automatic as read_automatic
 from .labels import read_labels as read_labels

@@ -11,6 +11,7 @@ escape it.
 import json
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from ..machine.files import damaged, parse_json, read_table, write_whole
 from ..machine.labels import checked_label, labels_in
@@ -39,7 +40,15 @@ def read_labels(folder: str | Path, weights: str | Path | None = None) -> dict[i
     return labels_in(path)
 
 
-def read_automatic(folder: str | Path) -> dict[int, str]:
+class Automatic(NamedTuple):
+    """A name that no person gave."""
+
+    text: str
+    source: str
+    """who did: "template" is a program, "lm" a language model; see `hfsae explain --help`"""
+
+
+def read_automatic(folder: str | Path) -> dict[int, Automatic]:
     """{latent: explanation} that `hfsae explain` gave latents of the SAE in `folder`; empty without
     any. Labels of people come before them.
 
@@ -50,10 +59,13 @@ def read_automatic(folder: str | Path) -> dict[int, str]:
     if not path.is_file():
         return {}
     refuse_mixture(Path(folder), [EXPLANATIONS_RECORD, EXPLANATIONS, EVIDENCE])
-    table = read_table(path, ["latent", "explanation"])
-    pairs = zip(table["latent"].to_pylist(), table["explanation"].to_pylist(), strict=True)
+    rows = read_table(path, ["latent", "explanation", "source"]).to_pylist()
     try:
-        return {int(latent): checked_label(text) for latent, text in pairs if text}
+        return {
+            int(row["latent"]): Automatic(checked_label(row["explanation"]), str(row["source"]))
+            for row in rows
+            if row["explanation"]
+        }
     except (ValueError, TypeError) as error:
         raise Damaged(damaged(path, error)) from error
 
@@ -66,7 +78,7 @@ def read_names(folder: str | Path) -> dict[int, str]:
         ValueError: as `read_labels` and `read_automatic`.
     """
     labels = {latent: label for latent, label in read_labels(folder).items() if label}
-    automatic = {latent: f"auto: {text}" for latent, text in read_automatic(folder).items()}
+    automatic = {i: f"auto: {name.text}" for i, name in read_automatic(folder).items()}
     return {**automatic, **labels}
 
 

@@ -133,14 +133,6 @@ def test_searches_find_what_they_should(actions, subject):
     assert fires and all(r["value"] > 0 for r in fires)
 
 
-def test_several_words_that_are_no_token_are_looked_for_in_names(subject):
-    named = copy(subject)
-    named.labels, named.automatic = {7: "the sea"}, {9: "rough seas"}
-    view = Actions(named).search("the sea")
-    assert view["found"][0]["latent"] == 7 and "names" in view["score"]
-    assert "names" not in Actions(named).search("e")["score"]
-
-
 def test_a_random_latent_is_alive_and_repeatable(actions):
     drawn = {actions.random_latent(seed)["latent"] for seed in range(20)}
     assert len(drawn) > 5 and all(actions.subject.density()[i] > 0 for i in drawn)

@@ -209,7 +209,7 @@ def test_an_address_fills_the_fields_that_give_it_back(subject, address):
 @pytest.mark.parametrize(
     "query, by, unit, number",
     [
-        ("e", "word", "share of examples", r"\d+ %"),
+        ("e", "word", "match", r"\d\.\d\d"),
         ("the cat", "fires on", "share of largest", r"\d+ %"),
         ("e", "promotes", "logit a unit", r"\d+\.\d{3}"),
         ("img", "label", "BM25", r"\d+\.\d\d"),

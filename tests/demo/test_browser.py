@@ -275,7 +275,7 @@ def test_a_label_is_saved_and_found_again(visit, app_url):
 def test_search_leads_to_latents(visit):
     page = visit("tab=search")
     page.wait_for_selector(OPENS["search"])
-    page.get_by_label("a word they fire on").check()
+    page.get_by_label("a word or a subject").check()
     page.get_by_label("Search", exact=True).fill("e")
     page.get_by_role("button", name="Search", exact=True).click()
     page.wait_for_url(re.compile("query=e$"))

@@ -12,14 +12,14 @@ from ..presets import searches
 from .page import App, Page, Updates, one_of, whole
 
 _NAMES = {
-    "word": "a word they fire on",
+    "word": "a word or a subject",
     "promotes": "a token they make more likely",
     "fires on": "your own text they fire on",
     "label": "their label",
     "similar to": "the number of a similar latent",
 }
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
-    SCORES["word"]: ("share of examples", percent),
+    SCORES["word"]: ("match", "{:.2f}".format),
     SCORES["fires on"]: ("share of largest", percent),
     SCORES["promotes"]: ("logit a unit", "{:.3f}".format),
     SCORES["label"]: ("BM25", "{:.2f}".format),
@@ -47,7 +47,7 @@ class SearchPage(Page):
                 "query",
                 gr.Textbox,
                 label="Search",
-                placeholder="war",
+                placeholder="war, or the sea",
                 scale=4,
                 min_width=200,
                 max_lines=3,
@@ -76,7 +76,8 @@ class SearchPage(Page):
         view = self.actions.search(address.query, address.by)
         unit, written = _COLUMNS[view["score"]]
         rows = [{**row, "shown": written(row["value"])} for row in view["found"]]
-        return {self.found: html("searched", {**view, "found": rows}, unit)}
+        shown = {**view, "found": rows, "reasons": view["score"] == SCORES["word"]}
+        return {self.found: html("searched", shown, unit)}
 
     def wire(self, app: App) -> None:
         """A latent that was found leads to its page, or is steered."""

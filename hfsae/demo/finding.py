@@ -1,0 +1,72 @@
+"""Latents that a word or a subject stands for: one search, whose reasons all have one unit.
+
+First the latents that are named so, by people or by a model; then those that fire on the word; then
+those that are about it, by the model's own word vectors. A match is 1 at most: the share of words
+that a name has in common with the search; the share of a latent's examples that fire on the word,
+by strength; the cosine of both meanings.
+"""
+
+from collections.abc import Iterator
+
+from ..features import Hit
+from ..features.meaning import words_of
+from .parts import cited
+from .rows import SHOWN
+from .subject import Subject
+
+FIRES = 0.05
+"""Share of examples below which a latent hardly fires on a word."""
+
+
+def find(subject: Subject, query: str) -> list[Hit]:
+    """The latents found, at most `SHOWN`, each once, with the reason in words; where no latent is
+    about several words together, those that are about one of them."""
+    hits = [*_named(subject, query), *_firing(subject, query), *_near(subject, query)]
+    words = words_of(query)
+    if not hits and len(words) > 1:
+        apart = ([*_firing(subject, word), *_near(subject, word)] for word in words)
+        hits = [
+            hit._replace(why=f"{hit.why}, for {cited(word)} alone")
+            for word, own in zip(words, apart, strict=True)
+            for hit in own
+        ]
+    found: dict[int, Hit] = {}
+    for hit in hits:
+        found.setdefault(hit.latent, hit)
+    return [*found.values()][:SHOWN]
+
+
+def _named(subject: Subject, query: str) -> list[Hit]:
+    """Latents whose name has all words of content of the query; people's names first."""
+    people, models = (list(_matches(n, query)) for n in (subject.labels, subject.written))
+    best = [sorted(hits, key=lambda h: (-h.score, h.latent)) for hits in (people, models)]
+    return [*best[0], *best[1]]
+
+
+def _matches(names: dict[int, str], query: str) -> Iterator[Hit]:
+    wanted = {*words_of(query.casefold())}
+    for latent, name in names.items():
+        words = {*words_of(name.casefold())}
+        is_same = name.casefold().strip() == query.casefold().strip()
+        if is_same or (wanted and wanted <= words):
+            score = 1.0 if is_same else 2 * len(wanted) / (len(wanted) + len(words))
+            yield Hit(latent, score, f"is named {cited(name)}")
+
+
+def _firing(subject: Subject, query: str) -> list[Hit]:
+    """Latents that fire on the query, if it is one token, or on its one word of content."""
+    if subject.store is None:
+        return []
+    words = words_of(query)
+    typed = [query.strip(), *(words if len(words) == 1 else [])]
+    hits = [h for t in dict.fromkeys(typed) for h in subject.feature_search.by_token(t, SHOWN)]
+    strong = (hit for hit in hits if hit.score >= FIRES)
+    return [hit._replace(why=f"fires on {cited(hit.why)}") for hit in strong]
+
+
+def _near(subject: Subject, query: str) -> list[Hit]:
+    """Latents about it, each with the words that it fires on."""
+    if subject.meaning is None:
+        return []
+    near = subject.meaning.near(query, SHOWN)
+    return [Hit(latent, cosine, "is about something near") for latent, cosine in near.items()]

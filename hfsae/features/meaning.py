@@ -1,0 +1,133 @@
+"""Latents that are about something, whatever words they fire on: by the language model's own word
+vectors.
+
+A token's vector is its row of the model's embedding, less the mean of all and the two directions in
+which most of them vary, which tell how frequent a token is and little of what it means (Mu and
+Viswanath 2018, "All-but-the-Top"). A latent's is the mean over its strongest examples of the words
+that it fires on, so that one which fires on many different words is near to none; a name has one of
+its own. No further model is needed, and languages are those of the model.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .function_words import is_content
+from .store import FeatureStore
+
+N_COMMON = 2
+"""Directions that are taken out of all vectors."""
+NEAR = 0.22
+"""Cosine from which a latent counts as near; those of unrelated words lie below."""
+_SAMPLE = 20_000  # tokens, at equal distances in the vocabulary
+_SHORTEST = 3  # letters of a word
+
+
+class Meaning:
+    """The vectors of an SAE's latents, made at the first search.
+
+    Args:
+        table: the model's embedding.
+        ids_of: the tokens of a text, without special ones.
+        names: {latent: name}, each as near as its own words are.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        table: Float[Tensor, "vocabulary d"],
+        ids_of: Callable[[str], Sequence[int]],
+        names: Mapping[int, str],
+    ) -> None:
+        self._table, self._ids_of = table.detach(), ids_of
+        self._mean, self._common = _of_all(self._table)
+        self._words: dict[str, Tensor | None] = {}
+        rows = [*self._of_tokens(store), *self._of_names(names)]
+        self._latents = [latent for latent, _ in rows]
+        self._vectors = torch.stack([v for _, v in rows]) if rows else torch.zeros(0, 1)
+
+    def near(self, query: str, k: int) -> dict[int, float]:
+        """{latent: cosine} of latents that are about a query, the nearest first: the mean over its
+        words, to each of which they are near at least by half.
+
+        A query of function words alone, and one whose words the tokenizer does not know, has none.
+        """
+        vectors = [v for word in words_of(query) if (v := self._vector(word)) is not None]
+        if not vectors or not self._latents:
+            return {}
+        by_word = self._vectors @ nn.functional.normalize(torch.stack(vectors), dim=-1).T
+        cosines = by_word.mean(dim=1).where(by_word.amin(dim=1) >= NEAR / 2, -1.0)
+        best: dict[int, float] = {}
+        for at in cosines.argsort(descending=True).tolist():
+            if float(cosines[at]) < NEAR or len(best) == k:
+                break
+            best.setdefault(self._latents[at], float(cosines[at]))
+        return best
+
+    def _of_tokens(self, store: FeatureStore) -> list[tuple[int, Tensor]]:
+        """Of each latent the mean over its strongest examples; where none fires on a word that
+        stands for something there is none."""
+        import pyarrow.compute as pc
+
+        firings = store.firings(pc.field("kind") == "top")
+        counts: dict[int, Counter[str]] = {}
+        for latent, token in zip(firings.latent, firings.token, strict=True):
+            counts.setdefault(latent, Counter())[token] += 1
+        rows = []
+        for latent, tokens in counts.items():
+            parts = [
+                n / tokens.total() * vector
+                for token, n in tokens.items()
+                if token[:1].isspace() and (vector := self._vector(token.strip())) is not None
+            ]
+            if parts:
+                rows.append((latent, torch.stack(parts).sum(dim=0)))
+        return rows
+
+    def _of_names(self, names: Mapping[int, str]) -> list[tuple[int, Tensor]]:
+        rows = []
+        for latent, name in names.items():
+            vectors = [v for word in words_of(name) if (v := self._vector(word)) is not None]
+            if vectors:
+                rows.append((latent, torch.stack(vectors).mean(dim=0)))
+        return rows
+
+    def _vector(self, word: str) -> Float[Tensor, " d"] | None:
+        """Of norm 1 for a word that is one token, else shorter: its pieces tell less. None for what
+        is no word of content."""
+        if word not in self._words:
+            self._words[word] = self._made(word) if _is_word(word) else None
+        return self._words[word]
+
+    def _made(self, word: str) -> Tensor | None:
+        ids = list(self._ids_of(f" {word}"))
+        if not ids:
+            return None
+        rows = self._table[torch.tensor(ids, device=self._table.device)].float().cpu() - self._mean
+        rows = nn.functional.normalize(rows - rows @ self._common @ self._common.T, dim=-1)
+        return rows.mean(dim=0)
+
+
+def words_of(text: str) -> list[str]:
+    """The different words of content in a text, in their order."""
+    words = re.findall(r"[^\W\d_]+", text)
+    return list(dict.fromkeys(word for word in words if _is_word(word)))
+
+
+def _is_word(word: str) -> bool:
+    return word.isalpha() and len(word) >= _SHORTEST and is_content(word)
+
+
+@torch.no_grad()
+def _of_all(table: Float[Tensor, "vocabulary d"]) -> tuple[Tensor, Tensor]:
+    """The mean of the vectors, and the directions [d, N_COMMON] in which most of them vary."""
+    every = max(1, len(table) // _SAMPLE)
+    sample = table[::every].float().cpu()
+    mean = sample.mean(dim=0)
+    centred = sample - mean
+    _, directions = torch.linalg.eigh(centred.T @ centred)
+    return mean, directions[:, -N_COMMON:]

@@ -1,0 +1,107 @@
+"""One search: by name, by what latents fire on, and by meaning."""
+
+from copy import copy
+
+import pytest
+
+from hfsae.demo import Choice, open_subject
+from hfsae.demo.actions import Actions
+from hfsae.demo.finding import find
+from hfsae.features import Hit
+from hfsae.packaged import SHIPPED_SAE
+
+
+class Near:
+    """Stands in for meanings."""
+
+    def __init__(self, near: dict[str, dict[int, float]]) -> None:
+        self._near = near
+
+    def near(self, query: str, k: int) -> dict[int, float]:
+        return self._near.get(query, {})
+
+
+@pytest.fixture
+def named(subject):
+    own = copy(subject)
+    own.labels = {7: "The sea", 8: "ships at sea"}
+    own.automatic = {9: "rough seas", 10: "the sea in verse", 11: '"sea" 90%'}
+    own.sources = {9: "lm", 10: "lm", 11: "template"}
+    own.__dict__["meaning"] = Near({"the sea": {7: 0.9, 12: 0.4}, "climate": {13: 0.5}})
+    return own
+
+
+def test_names_come_first_then_what_fires_then_what_is_near_each_latent_once(named, monkeypatch):
+    fires = [Hit(8, 0.5, "sea"), Hit(14, 0.3, "sea"), Hit(15, 0.01, "sea")]
+    search = {"sea": fires}
+    monkeypatch.setattr(
+        type(named.feature_search), "by_token", lambda self, text, k: search.get(text, [])
+    )
+    hits = find(named, "the sea")
+    assert [(h.latent, round(h.score, 2)) for h in hits] == [
+        (7, 1.0),
+        (8, 0.67),
+        (10, 0.67),
+        (14, 0.3),
+        (12, 0.4),
+    ]
+    assert hits[0].why == "is named “The sea”" and hits[2].why == "is named “the sea in verse”"
+    assert hits[3].why == "fires on “sea”" and hits[4].why == "is about something near"
+    assert all(hit.score <= 1 for hit in hits)
+
+
+def test_of_several_words_that_nothing_is_about_each_is_looked_for_alone(named):
+    hits = find(named, "climate change")
+    assert [(h.latent, h.why) for h in hits] == [
+        (13, "is about something near, for “climate” alone")
+    ]
+    assert find(named, "quartz") == []
+
+
+def test_the_page_says_why_and_what_there_is_not(named):
+    view = Actions(named).search("the sea")
+    assert view["found"][0]["why"] == "is named “The sea”" and view["score"] == "match, at most 1"
+    assert Actions(named).search("quartz")["found"] == []
+
+
+def test_a_part_of_a_name_finds_it_where_nothing_else_does(named):
+    assert Actions(named).search("shi")["found"][0]["latent"] == 8
+
+
+FOUND = {  # of the SAE that comes with the package: a word, and the words that latents fire on
+    "ocean": {" sea", " Ocean"},
+    "the sea": {" sea", " Sea"},
+    "taxes": {" taxes", " tax", " taxation"},
+    "music": {" art", " sound"},
+    "climate change": {" environment", " change"},
+    "war": {" war", " War"},
+    "medicine": {" medical", " disease", " diseases"},
+    "Paris": {" Paris", " French"},
+    "poetry": {" literature", " Literature", " art", " poet"},
+    "election": {" election", " elections", " vote"},
+    "school": {" college", " school", " education"},
+    "computers": {" computer", " technology"},
+    "electricity": {" energy", " electrical"},
+    "dogs": {" animals", " animal"},
+    "cooking": {" food"},
+    "stock market": {" market", " markets"},
+    "the economy": {" economy", " economic"},
+    "church": {" religious", " religion"},
+    "football": {" football", " game", " sports"},
+    "gold": {" gold"},
+}
+
+
+@pytest.mark.lm
+@pytest.mark.filterwarnings("ignore")
+def test_twenty_words_find_what_a_person_expects(packaged_lm):
+    """The first three latents are about it; of a made-up word there is nothing."""
+    subject = open_subject(Choice(str(SHIPPED_SAE)), with_lm=False)
+    subject.loaded = packaged_lm
+    import pyarrow.compute as pc
+
+    for query, words in FOUND.items():
+        first = [hit.latent for hit in find(subject, query)[:3]]
+        firings = subject.store.firings(pc.field("latent").isin(first))
+        assert words & {*firings.token}, query
+    assert find(subject, "xylophone") == []
