@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from ..machine.files import read_json, read_table, reading, refuse_long_texts
+from ..machine.files import columns_of, read_json, read_table, reading, refuse_long_texts
 from ..machine.names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD
 from .rows import Json
 from .subject import Subject
 
 _MAX_TEXTS = 2**22  # bytes of a latent's windows; real ones take some thousands
-_SCORE = "pearson"
+_SCORE, _JUDGED = "pearson", "detection"
 _KINDS = {
     "hard": "it is silent, at a token that it often fires on",
     "random": "it is silent, at random",
@@ -38,25 +38,40 @@ def automatic_name(subject: Subject, latent: int) -> Json | None:
 
 
 def _row(folder: Path, latent: int) -> Json:
-    """The latent's row of explanations.parquet; scores where there are any."""
+    """The latent's row of explanations.parquet, with "judge", who named it or was asked; scores
+    where there are any."""
     path, record = folder / EXPLANATIONS, read_json(folder / EXPLANATIONS_RECORD)
+    scores = record.get("scores", {})
     columns = ["latent", "source", "n_shown"]
-    if "scores" in record:
+    if scores:
         columns += [f"{control}{_SCORE}" for control in ("", "shuffled_", "token_ceiling_")]
+    if _JUDGED in scores:
+        columns += [f"{control}{_JUDGED}_auc" for control in ("", "shuffled_")]
     with reading(path):
+        columns += ["sure"] if "sure" in columns_of(path) else []
         rows = read_table(path, columns, [("latent", "=", latent)]).to_pylist()
-        return {_SCORE: None, "n_shown": None, **rows[0]}
+        judge = record.get("judge", {}).get("model", "")
+        return {_SCORE: None, "n_shown": None, "sure": None, "judge": judge, **rows[0]}
 
 
 def _note(row: Json) -> str:
-    """One sentence."""
-    source = f"By {row['source']}, from {row['n_shown']} windows"
+    """One or two sentences."""
+    by = f"{row['source']}, {row['judge']}" if row["source"] == "lm" else row["source"]
+    sure = "" if row["sure"] is None else f", {row['sure']:.0%} sure"
+    source = f"By {by}{sure}, from {row['n_shown']} windows"
     if row[_SCORE] is None:
         return f"{source}; not tested"
     own, other, most = (row[f"{c}{_SCORE}"] for c in ("", "shuffled_", "token_ceiling_"))
-    return (
+    said = (
         f"{source}. On other documents these windows' tokens foretell it with Pearson {own:.2f}; "
         f"another latent's with {other:.2f}; all tokens at most with {most:.2f}"
+    )
+    own, other = (row.get(f"{control}{_JUDGED}_auc") for control in ("", "shuffled_"))
+    if own is None or other is None:
+        return said
+    return (
+        f"{said}. By this name {row['judge']} tells texts in which it fires from others with an "
+        f"AUC of {own:.2f}; by another latent's, of {other:.2f}"
     )
 
 

@@ -373,6 +373,21 @@ def table_metadata(path: Path) -> dict[str, str]:
         raise Damaged(damaged(path, error)) from error
 
 
+def columns_of(path: Path) -> list[str]:
+    """The names of a table's columns.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(path).names
+    except (pyarrow.ArrowException, OSError) as error:
+        raise Damaged(damaged(path, error)) from error
+
+
 def text_columns() -> list[str]:
     """pyarrow's names of the columns with texts; the writer may name list elements either way."""
     return [f"{name}.list.{element}" for name in _TEXTS for element in ("element", "item")]

@@ -13,6 +13,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from hfsae.cli import main
+from hfsae.demo import Choice, open_subject
+from hfsae.demo.look import feature
 from hfsae.explanations.asking import Inquiry, ScoreArguments, lm_explainer
 from hfsae.explanations.judges import Filed, JudgeArguments, Question, Remote, Waits, judge_of
 from hfsae.explanations.judges import filed as module
@@ -457,6 +459,10 @@ def test_the_verb_asks_by_file_and_keeps_what_is_there_until_it_is_answered(
     assert record["scores"]["detection"]["n_failed"] == 0
     rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()
     assert {row["source"] for row in rows} == {"lm"} and {row["sure"] for row in rows} == {0.7}
+    view = feature(open_subject(Choice(str(folder)), with_lm=False), rows[0]["latent"])["auto"]
+    assert view["note"].startswith("By lm, m, 70% sure, from ")
+    own, other = rows[0]["detection_auc"], rows[0]["shuffled_detection_auc"]
+    assert f"with an AUC of {own:.2f}; by another latent's, of {other:.2f}" in view["note"]
     assert main(verb(folder, *options, "--seed", "9")) == 2
     assert "is the plan" in capsys.readouterr().err.splitlines()[-1]
 
