@@ -135,7 +135,7 @@ def test_a_missing_package_names_the_command_that_brings_it(no_packages: None):
 
 
 def test_an_unknown_text_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match=r"'pile' does not exist; .*\['medicine', .*'wiki'\]"):
+    with pytest.raises(ValueError, match=r"'pile' does not exist; .*\['books', .*'wiki'\]"):
         packaged_text("pile")
 
 

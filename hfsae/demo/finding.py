@@ -9,7 +9,7 @@ by strength; the cosine of both meanings.
 from collections.abc import Iterator
 
 from ..features import Hit
-from ..features.meaning import words_of
+from ..features.meaning import Meaning, words_of
 from .parts import cited
 from .rows import SHOWN
 from .subject import Subject
@@ -38,7 +38,7 @@ def find(subject: Subject, query: str) -> list[Hit]:
 
 def _named(subject: Subject, query: str) -> list[Hit]:
     """Latents whose name has all words of content of the query; people's names first."""
-    people, models = (list(_matches(n, query)) for n in (subject.labels, subject.written))
+    people, models = (list(_matches(n, query)) for n in (subject.labels, written_names(subject)))
     best = [sorted(hits, key=lambda h: (-h.score, h.latent)) for hits in (people, models)]
     return [*best[0], *best[1]]
 
@@ -66,7 +66,29 @@ def _firing(subject: Subject, query: str) -> list[Hit]:
 
 def _near(subject: Subject, query: str) -> list[Hit]:
     """Latents about it, each with the words that it fires on."""
-    if subject.meaning is None:
-        return []
-    near = subject.meaning.near(query, SHOWN)
+    meaning = _meaning(subject)
+    near = {} if meaning is None else meaning.near(query, SHOWN)
     return [Hit(latent, cosine, "is about something near") for latent, cosine in near.items()]
+
+
+def written_names(subject: Subject) -> dict[int, str]:
+    """Automatic names in words, by a language model or of somebody's file; a program's are tokens
+    with their shares."""
+    names, sources = subject.automatic, subject.sources
+    return {latent: n for latent, n in names.items() if sources.get(latent) in ("lm", "file")}
+
+
+def _meaning(subject: Subject) -> Meaning | None:
+    """Made at its first use; None without a language model or examples."""
+    store = subject.store
+    if store is None or subject.loaded is None:
+        return None
+    names = {**written_names(subject), **subject.labels}
+
+    def ids_of(text: str) -> list[int]:
+        return subject.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def make() -> Meaning:
+        return Meaning(store, subject.lm.get_input_embeddings().weight, ids_of, names)
+
+    return subject.remembered("meaning", make)

@@ -20,7 +20,7 @@ from ..features.logit_lens import lens_of
 from ..machine.refused import Refused
 from . import validate
 from .automatic import automatic_name
-from .finding import find
+from .finding import find, written_names
 from .missing import without_examples
 from .parts import cited
 from .reading import inspection_of, token_id, token_rows, tokens_of
@@ -283,7 +283,10 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
     query = check_query(query)
     hits = _hits(subject, query, by)
     if by == "word" and not hits:  # a part of a name
-        by, hits = "label", search_labels({**subject.written, **subject.labels}, query, SHOWN)
+        by, hits = (
+            "label",
+            search_labels({**written_names(subject), **subject.labels}, query, SHOWN),
+        )
     score = RAW if by == "fires on" and subject.largest() is None else SCORES[by]
     rows = as_rows(subject, [{"latent": h.latent, "value": h.score, "why": h.why} for h in hits])
     return {"score": score, "found": rows}

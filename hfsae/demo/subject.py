@@ -26,7 +26,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..activations.spelling import Tokens, tokenise, tokenise_chat
 from ..features import FeatureSearch, FeatureStore, read_automatic, read_labels
 from ..features.inspection import Inspection, Ranked, inspect
-from ..features.meaning import Meaning
 from ..hub import beside, load
 from ..lm import LoadedLM, contract, load_lm
 from ..machine.files import MAX_TEXT, damaged, parse_json
@@ -188,12 +187,6 @@ class Subject:
         """Those of all latents that have one."""
         return {i: self.name_of(i) for i in {**self.automatic, **self.labels}}
 
-    @property
-    def written(self) -> dict[int, str]:
-        """Automatic names in words, by a language model or of somebody's file; a program's are
-        tokens with their shares."""
-        return {i: t for i, t in self.automatic.items() if self.sources.get(i) in ("lm", "file")}
-
     def take_labels(self, labels: dict[int, str]) -> None:
         """Add labels to the existing ones; an empty one removes its latent's."""
         self.labels = {
@@ -257,18 +250,6 @@ class Subject:
     @cached_property
     def _numbers(self) -> Numbers | None:
         return None if self.store is None else numbers(self.store)
-
-    @cached_property
-    def meaning(self) -> Meaning | None:
-        """Search by what latents are about; None without a language model or a feature store."""
-        if self.store is None or self.loaded is None:
-            return None
-        table = self.lm.get_input_embeddings().weight
-        names = {**self.written, **self.labels}
-        return Meaning(self.store, table, self._ids_of, names)
-
-    def _ids_of(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     @cached_property
     def feature_search(self) -> FeatureSearch:

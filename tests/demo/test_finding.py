@@ -22,12 +22,13 @@ class Near:
 
 
 @pytest.fixture
-def named(subject):
+def named(subject, monkeypatch):
     own = copy(subject)
     own.labels = {7: "The sea", 8: "ships at sea"}
     own.automatic = {9: "rough seas", 10: "the sea in verse", 11: '"sea" 90%'}
     own.sources = {9: "lm", 10: "lm", 11: "template"}
-    own.__dict__["meaning"] = Near({"the sea": {7: 0.9, 12: 0.4}, "climate": {13: 0.5}})
+    near = Near({"the sea": {7: 0.9, 12: 0.4}, "climate": {13: 0.5}})
+    monkeypatch.setattr(own, "remembered", lambda name, make: near)
     return own
 
 
