@@ -373,35 +373,36 @@ def test_the_summary_of_quality_gives_the_table_of_the_page(scripts, tmp_path, m
     monkeypatch.setattr(scripts.of_bench, "RESULTS", tmp_path)
     quality = scripts.of_bench.Quality()
     half = 4.302653 * 0.01 / 3**0.5  # t of 2 degrees of freedom
-    assert scripts.of_bench.quality_table(quality, 1, "tokens").splitlines()[2:] == [
-        f"| 1,024 | hfsae, JumpReLU | 0.003 | **0.1500 ± {half:.4f}** | 50.0 | 1.0% |",
-        f"| | sparsify, TopK, centred | 0.003 | 0.2000 ± {half:.4f} | 50.0 | 1.0% |",
+    assert scripts.of_bench.quality_table(quality, "tokens").splitlines()[2:] == [
+        f"| 1,024 | hfsae, JumpReLU | 0.003 | **0.1500 ± {half:.4f}** | 0.100 | 50.0 | 1.0% |",
+        f"| | sparsify, TopK, centred | 0.003 | 0.2000 ± {half:.4f} | 0.100 | 50.0 | 1.0% |",
     ]
     assert quality.lead(1024) == "25"
 
 
-FORMER = "On SmolLM2, with former settings and raw input: 25 % at 2, 25 % at two million"
-
-
-@pytest.mark.parametrize(
-    ("name", "libraries", "words"),
-    [
-        ("TopK", ["sparsify"], "25 to 40 % below the best of two libraries at 1 tokens, on two"),
-        ("TopK, centred", ["sparsify"], "On SmolLM2: 25 % at 2, 25 % at two million, of one."),
-        ("TopK", ["sparsify"], f"{FORMER}, of one."),
-        ("TopK", ["sparsify", "saelens"], f"{FORMER}."),
-    ],
-)
-def test_the_words_on_quality_say_which_models_libraries_and_input(
-    scripts, tmp_path, monkeypatch, name, libraries, words
+def test_the_words_on_quality_say_which_models_and_the_smaller_lead_first(
+    scripts, tmp_path, monkeypatch
 ):
-    ours = [(tokens, "hfsae", "JumpReLU", 0.15) for tokens in (1, 2, 3)]
-    theirs = [(1, library, name, 0.2) for library in ("sparsify", "saelens")]
-    theirs += [(tokens, library, name, 0.2) for tokens in (2, 3) for library in libraries]
-    of_gemma = [(1, "hfsae", "JumpReLU", 0.12), (1, "sparsify", name, 0.2)]
+    ours = [(tokens, "hfsae", "JumpReLU", fvu) for tokens, fvu in ((1, 0.15), (4, 0.12))]
+    theirs = [(tokens, library, "TopK", 0.2) for tokens in (1, 4) for library in ("a", "b")]
+    of_gemma = [(1, "hfsae", "JumpReLU", 0.12), (1, "a", "TopK", 0.2)]
+    of_gemma += [(4, "hfsae", "JumpReLU", 0.11), (4, "a", "TopK", 0.12)]
     monkeypatch.setattr(scripts.of_bench, "RESULTS", tmp_path)
     keep_quality(scripts, tmp_path, *ours, *theirs)
     quality = scripts.of_bench.Quality()
     keep_quality(scripts, tmp_path, *of_gemma)
     gemma = scripts.of_bench.Quality()
+    words = "the best of two libraries on two models: 25 to 40 % at 1 tokens, 8 to 40 % at 4."
     assert words in scripts.of_bench.quality_in_short(quality, gemma)
+    assert "SmolLM2 and on Gemma, by 25 and 40 % at 1, 40 and 8 % at 4" in " ".join(
+        scripts.of_bench.of_quality(quality, gemma)
+    )
+
+
+def test_the_share_of_tokens_is_where_the_fvu_is_the_others(scripts, tmp_path, monkeypatch):
+    """FVU that falls by a third with four times the tokens: a half of them has its square root."""
+    ours = [(tokens, "hfsae", "JumpReLU", fvu) for tokens, fvu in ((100, 0.18), (400, 0.12))]
+    theirs = [(tokens, "a", "TopK", (0.18 * 0.12) ** 0.5) for tokens in (100, 400)]
+    monkeypatch.setattr(scripts.of_bench, "RESULTS", tmp_path)
+    keep_quality(scripts, tmp_path, *ours, *theirs)
+    assert scripts.of_bench.Quality().share_of_tokens(400) == pytest.approx(0.5)

@@ -67,6 +67,9 @@ def main() -> None:
     parser.add_argument(
         "--no_search", action="store_true", help="take --first's rates, searched before, as best"
     )
+    parser.add_argument(
+        "--centred", action="store_true", help="take centred input as better, as found before"
+    )
     parser.add_argument("--with_start", action="store_true", help="also from hfsae's start")
     args = parser.parse_args()
     for given in args.first:
@@ -209,6 +212,8 @@ def _rates(
 def _better_input(args: argparse.Namespace, activations: Path, library: str, name: str) -> str:
     """The side's name, marked where it does better on activations less their mean."""
     names, rate = (name, name + CENTRED), RATES[library]
+    if args.centred:
+        return names[1]
     runs = {each: _run(args, activations, library, each, rate, 0) for each in names}
     return min(names, key=lambda each: _fvu(args, runs[each]))
 

@@ -15,7 +15,7 @@ from hfsae.machine.files import read_json
 PAGE, README = "scripts/bench/README.md", "README.md"
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
-GEMMA, SITES = "On Gemma 3 270M", "At ten places of two models (`sites.py`)"
+SITES = "At ten places of two models (`sites.py`)"
 END_TO_END = "From text to a trained SAE (`end_to_end.py`)"
 Json = dict[str, Any]
 
@@ -29,18 +29,16 @@ def told() -> Iterator[Told]:
         (PAGE, "Inference", (of_inference(),)),
         (README, "Why another one", (steps_in_short(steps), quality_in_short(quality, gemma))),
         (README, "Speed", (speed(steps),)),
-        (PAGE, QUALITY, of_quality(quality)),
-        (PAGE, GEMMA, (quality_table(gemma, 1, "Gemma, tokens"),)),
+        (PAGE, QUALITY, of_quality(quality, gemma)),
         (PAGE, SITES, (places(),)),
     ):
         yield from (Told(page, section, text) for text in texts)
 
 
 def claims() -> Iterator[Claim]:
-    quality = Quality()
-    leads = [float(quality.lead(tokens)) for tokens in quality.budgets(1)]
-    falls = all(a > b for a, b in pairwise(leads))
-    yield Claim(PAGE, QUALITY, "the more steps, the smaller the lead", falls)
+    leads = [quality.leads() for quality in (Quality(), Quality("gemma3_270m"))]
+    falls = all(a > b for own in leads for a, b in pairwise(own))
+    yield Claim(PAGE, QUALITY, "the more tokens, the smaller the lead", falls)
 
 
 def runs_of(name: str) -> list[Json]:
@@ -218,6 +216,8 @@ class Side(NamedTuple):
     """of Student's 95 % interval over seeds; None: one seed"""
     l0: float
     dead: float
+    loss: float | None
+    """that it adds to the language model's, in nats"""
 
     @property
     def low(self) -> float:
@@ -229,38 +229,47 @@ class Quality:
     the better."""
 
     def __init__(self, recipe: str = "quickstart") -> None:
-        self.sides: dict[tuple[int, int], list[Side]] = {}
-        runs = [run for run in runs_of("quality") if run["recipe"] == recipe]
-        self.is_centred = {run["tokens"] for run in runs if run["centred"]}
-        """budgets at which libraries were tried on centred input, too"""
-        for run in runs:
-            if run.get("has_start"):
-                continue
-            self.sides.setdefault((run["passes"], run["tokens"]), []).append(_side(run))
+        self.sides: dict[int, list[Side]] = {}
+        """by tokens, the best first"""
+        for run in runs_of("quality"):
+            if run["recipe"] == recipe and run["passes"] == 1 and not run.get("has_start"):
+                self.sides.setdefault(run["tokens"], []).append(_side(run))
         for budget, sides in self.sides.items():
             best: dict[tuple[str, str], Side] = {}
             for side in sorted(sides, key=lambda side: -side.fvu):
                 best[side.library, side.variant] = side
             self.sides[budget] = sorted(best.values(), key=lambda side: side.fvu)
 
-    def budgets(self, passes: int) -> list[int]:
-        return sorted(tokens for n, tokens in self.sides if n == passes)
+    @property
+    def budgets(self) -> list[int]:
+        return sorted(self.sides)
 
-    def fvu(self, library: str, variant: str, tokens: int, passes: int = 1) -> float:
-        sides = self.sides[passes, tokens]
+    def fvu(self, library: str, variant: str, tokens: int) -> float:
+        sides = self.sides[tokens]
         return next(s.fvu for s in sides if (s.library, s.variant) == (library, variant))
 
-    def others(self, tokens: int, passes: int = 1) -> list[Side]:
-        return [side for side in self.sides[passes, tokens] if side.library != "hfsae"]
+    def others(self, tokens: int) -> list[Side]:
+        return [side for side in self.sides[tokens] if side.library != "hfsae"]
 
     def libraries(self, tokens: int) -> list[str]:
         """The other libraries, the best first."""
         return [*dict.fromkeys(side.library for side in self.others(tokens))]
 
-    def lead(self, tokens: int, passes: int = 1) -> str:
+    def lead(self, tokens: int) -> str:
         """By how many per cent JumpReLU's FVU is below that of the best of the others."""
-        best = self.others(tokens, passes)[0].fvu
-        return _below(self.fvu("hfsae", "JumpReLU", tokens, passes), best)
+        return _below(self.fvu("hfsae", "JumpReLU", tokens), self.others(tokens)[0].fvu)
+
+    def leads(self) -> list[float]:
+        return [float(self.lead(tokens)) for tokens in self.budgets]
+
+    def share_of_tokens(self, tokens: int) -> float:
+        """The share of so many tokens at which hfsae's JumpReLU has the FVU of the best of the
+        others there: budgets are joined by lines in logarithms."""
+        ours = {n: self.fvu("hfsae", "JumpReLU", n) for n in self.budgets}
+        falling = sorted(ours, key=lambda n: ours[n])
+        wanted = np.log(self.others(tokens)[0].fvu)
+        at = np.interp(wanted, np.log([ours[n] for n in falling]), np.log(falling))
+        return float(np.exp(at) / tokens)
 
 
 def _below(ours: float, theirs: float) -> str:
@@ -277,60 +286,59 @@ def _side(run: Json) -> Side:
         mean, half = test["fvu_mean"], test["fvu_half"]
     own = {key: run[key] for key in ("library", "variant", "centred", "rate")}
     own |= {key: statistics.mean(test[key]) for key in ("l0", "dead")}
+    own |= {"loss": statistics.mean(test["delta_loss"]) if "delta_loss" in test else None}
     return Side(**own, fvu=mean, half=half)
 
 
 LIBRARIES = {"saelens": "SAELens"}
 NUMBERS = {1: "one", 2: "two", 3: "three"}
-COLUMNS = ["library, variant", "rate", "FVU on test", "L0", "dead"]
+COLUMNS = ["library, variant", "rate", "FVU on test", "delta loss", "L0", "silent"]
 
 
-def of_quality(quality: Quality) -> Iterator[str]:
-    yield quality_table(quality, 1, "tokens")
-    yield quality_table(quality, 2, "tokens, passes")
-    small, middle, large = quality.budgets(1)
-    best, *more = quality.libraries(large)
-    alone = "" if more else f"below {LIBRARIES.get(best, best)}'s, the only other one run there, "
+def of_quality(quality: Quality, gemma: Quality) -> Iterator[str]:
+    yield quality_table(quality, "SmolLM2, tokens")
+    yield quality_table(gemma, "Gemma, tokens")
+    both = [
+        f"{quality.lead(tokens)} and {gemma.lead(tokens)} % at {tokens:,}"
+        for tokens in quality.budgets
+    ]
     yield (
-        f"hfsae's JumpReLU is {quality.lead(small)} % below the best of the others at {small:,} "
-        f"tokens, {quality.lead(middle)} % at {middle:,}, {quality.lead(large)} % {alone}at two "
-        "million"
+        "hfsae's JumpReLU is below the best of the others, on SmolLM2 and on Gemma, by "
+        f"{', '.join(both)}"
     )
-    ours, theirs = ("hfsae", "TopK"), ("sparsify", "TopK")
-    a, b = (_below(quality.fvu(*ours, n), quality.fvu(*theirs, n)) for n in (small, middle))
-    yield f"Its TopK is {a} and {b} % below sparsify's."
+    (_, middle, *_) = quality.budgets
+    shares = (f"{own.share_of_tokens(middle):.2f}" for own in (quality, gemma))
     yield (
-        f"JumpReLU was {quality.lead(small, 2)} % below at equal passes at {small:,} tokens and "
-        f"{quality.lead(middle, 2)} % at {middle:,}, and"
+        f"What the best of the others has after {middle:,} tokens takes hfsae {' and '.join(shares)} "
+        "of them"
     )
 
 
 def quality_in_short(quality: Quality, gemma: Quality) -> str:
-    """First the smaller lead of both models; what is of one model, or of raw input, says so."""
-    small, middle, large = quality.budgets(1)
-    least, most = sorted((quality.lead(small), gemma.lead(small)), key=float)
-    count, n = NUMBERS[len(quality.libraries(small))], len(quality.libraries(large))
-    is_new = {middle, large} <= quality.is_centred
-    of_few = "" if n == len(quality.libraries(small)) else f", of {NUMBERS[n]}"
+    """Of each budget the smaller lead of both models first."""
+    ranges = []
+    for tokens in quality.budgets:
+        least, most = sorted((quality.lead(tokens), gemma.lead(tokens)), key=float)
+        ranges.append(f"{least} to {most} % at {tokens:,}")
+    count = NUMBERS[len(quality.libraries(quality.budgets[0]))]
+    first, *others = ranges
     return (
-        f"is {least} to {most} % below the best of {count} libraries at {small:,} tokens, on two "
-        f"models. On SmolLM2{'' if is_new else ', with former settings and raw input'}: "
-        f"{quality.lead(middle)} % at {middle:,}, {quality.lead(large)} % at two million{of_few}."
+        f"is below that of the best of {count} libraries on two models: {first} tokens, "
+        f"{', '.join(others)}."
     )
 
 
-def quality_table(quality: Quality, passes: int, head: str) -> str:
+def quality_table(quality: Quality, head: str) -> str:
     """Sides by FVU; bold are those of hfsae whose interval meets that of the best."""
     rows = []
-    for tokens in quality.budgets(passes):
-        sides = quality.sides[passes, tokens]
+    for tokens in quality.budgets:
+        sides = quality.sides[tokens]
+        best = sides[0].fvu + (sides[0].half or 0)
         for side in sides:
-            first = side is sides[0]
-            budget = f"{tokens:,}" + (f", {passes}" if passes > 1 else "")
-            best = sides[0].fvu + (sides[0].half or 0)
-            rows.append([budget if first else "", *_cells(side, is_best=side.low <= best)])
+            cells = _cells(side, is_best=side.low <= best)
+            rows.append([f"{tokens:,}" if side is sides[0] else "", *cells])
     lines = table([[head, *COLUMNS], *rows]).split("\n")
-    rule = ["---:" if passes == 1 else "---", "---", *["---:"] * (len(COLUMNS) - 1)]
+    rule = ["---:", "---", *["---:"] * (len(COLUMNS) - 1)]
     return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[2:]])
 
 
@@ -353,4 +361,5 @@ def _cells(side: Side, is_best: bool) -> list[str]:
     name += (", centred" if side.centred else "") + (" (one seed)" if side.half is None else "")
     fvu = f"{side.fvu:.4f}" + ("" if side.half is None else f" ± {side.half:.4f}")
     fvu = f"**{fvu}**" if is_best and side.library == "hfsae" else fvu
-    return [name, f"{side.rate:g}", fvu, f"{side.l0:.1f}", f"{side.dead:.1%}"]
+    loss = "" if side.loss is None else f"{side.loss:.3f}"
+    return [name, f"{side.rate:g}", fvu, loss, f"{side.l0:.1f}", f"{side.dead:.1%}"]
