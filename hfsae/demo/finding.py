@@ -1,9 +1,9 @@
 """Latents that a word or a subject stands for: one search, whose reasons all have one unit.
 
 First the latents that are named so, by people or by a model; then those that fire on the word; then
-those that are about it, by the model's own word vectors. A match is 1 at most: the share of words
-that a name has in common with the search; the share of a latent's examples that fire on the word,
-by strength; the cosine of both meanings.
+those that are about it, by the model's own word vectors; last those that fire on it now and then. A
+match is 1 at most: the share of words that a name has in common with the search; the share of a
+latent's examples that fire on the word, by strength; the cosine of both meanings.
 """
 
 from collections.abc import Iterator
@@ -14,17 +14,16 @@ from .parts import cited
 from .rows import SHOWN
 from .subject import Subject
 
-FIRES = 0.05
-"""Share of examples below which a latent hardly fires on a word."""
+FIRES, HARDLY = 0.2, 0.05
+"""Share of examples from which a latent fires on a word; those with less come last, if at all."""
 
 
 def find(subject: Subject, query: str) -> list[Hit]:
     """The latents found, at most `SHOWN`, each once, with the reason in words; where no latent is
     about several words together, those that are about one of them."""
-    hits = [*_named(subject, query), *_firing(subject, query), *_near(subject, query)]
-    words = words_of(query)
+    hits, words = [*_named(subject, query), *_about(subject, query)], words_of(query)
     if not hits and len(words) > 1:
-        apart = ([*_firing(subject, word), *_near(subject, word)] for word in words)
+        apart = (_about(subject, word) for word in words)
         hits = [
             hit._replace(why=f"{hit.why}, for {cited(word)} alone")
             for word, own in zip(words, apart, strict=True)
@@ -34,6 +33,12 @@ def find(subject: Subject, query: str) -> list[Hit]:
     for hit in hits:
         found.setdefault(hit.latent, hit)
     return [*found.values()][:SHOWN]
+
+
+def _about(subject: Subject, query: str) -> list[Hit]:
+    firing = _firing(subject, query)
+    often = [hit for hit in firing if hit.score >= FIRES]
+    return [*often, *_near(subject, query), *(hit for hit in firing if hit.score < FIRES)]
 
 
 def _named(subject: Subject, query: str) -> list[Hit]:
@@ -60,8 +65,8 @@ def _firing(subject: Subject, query: str) -> list[Hit]:
     words = words_of(query)
     typed = [query.strip(), *(words if len(words) == 1 else [])]
     hits = [h for t in dict.fromkeys(typed) for h in subject.feature_search.by_token(t, SHOWN)]
-    strong = (hit for hit in hits if hit.score >= FIRES)
-    return [hit._replace(why=f"fires on {cited(hit.why)}") for hit in strong]
+    seen = (hit for hit in hits if hit.score >= HARDLY)
+    return [hit._replace(why=f"fires on {cited(hit.why)}") for hit in seen]
 
 
 def _near(subject: Subject, query: str) -> list[Hit]:

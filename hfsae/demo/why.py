@@ -99,14 +99,16 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
 def _sentence(view: Json) -> str:
     """The latents that speak most for the target, and against it; by measure where there is one."""
     contrast, rows = view["contrast"], view["rows"]
-    target = cited(view["target"]["token"])
-    target += "" if contrast is None else f" rather than {cited(contrast['token'])}"
+    target = cited(view["target"]["token"].strip())
+    target += "" if contrast is None else f" rather than {cited(contrast['token'].strip())}"
     weights = [row["value"] if row["ablation"] is None else row["ablation"] for row in rows]
     order = sorted(range(len(rows)), key=lambda i: -abs(weights[i]))
 
     def side(sign: int) -> str:
         strongest = [i for i in order if sign * weights[i] >= _LITTLE][:_TOLD]
-        return " and ".join(f"{_called(rows[i])} ({weights[i]:+.2f})" for i in strongest)
+        return " and ".join(f"{_called(rows[i])}, {weights[i]:+.2f}," for i in strongest).rstrip(
+            ","
+        )
 
     speak = side(1)
     against = f"; against: {it}" if (it := side(-1)) else ""
@@ -116,10 +118,11 @@ def _sentence(view: Json) -> str:
 
 
 def _called(row: Json) -> str:
-    """A latent with its name, if it has one, and the token on which it acts."""
-    name = row["label"] or row["auto"]
-    number = f"latent {row['latent']}"
-    return f"{f'{name}, {number},' if name else number} on {cited(row['token'])}"
+    """A latent with its name, or else what it fires on, and the token on which it acts."""
+    name = row["label"] or (row["auto"] if row["source"] in ("lm", "file") else "")
+    words = "" if name else ", ".join(map(cited, row.get("fires_on", [])[:2]))
+    about = f" ({name or 'fires on ' + words})" if name or words else ""
+    return f"latent {row['latent']}{about} on {cited(row['token'].strip())}"
 
 
 def _sum(effects: Attribution, n: int) -> Json:

@@ -66,19 +66,19 @@ def test_without_a_contrast_it_is_the_likeliest_other_token(actions):
 
 def test_one_sentence_says_what_speaks_for_it_and_what_against(actions):
     view = actions.why("the c", target="a", contrast="o")
-    row = {"label": "", "auto": "", "token": "c", "ablation": None}
+    row = {"label": "", "auto": "", "source": "", "token": " c", "ablation": None}
     rows = [
         {**row, "latent": 1, "value": 0.5, "label": "the sea"},
-        {**row, "latent": 2, "value": 0.1, "ablation": 0.9},
-        {**row, "latent": 3, "value": -0.2, "auto": "ships"},
+        {**row, "latent": 2, "value": 0.1, "ablation": 0.9, "auto": '"a" 9%', "fires_on": ["a"]},
+        {**row, "latent": 3, "value": -0.2, "auto": "ships", "source": "lm"},
         {**row, "latent": 4, "value": 0.3},
     ]
     assert _sentence({**view, "rows": rows}) == (
-        "What speaks most for “a” rather than “o”: latent 2 on “c” (+0.90) and the sea, latent 1, "
-        "on “c” (+0.50); against: ships, latent 3, on “c” (-0.20)."
+        "What speaks most for “a” rather than “o”: latent 2 (fires on “a”) on “c”, +0.90, and "
+        "latent 1 (the sea) on “c”, +0.50; against: latent 3 (ships) on “c”, -0.20."
     )
     assert _sentence({**view, "rows": rows[2:3], "contrast": None}) == (
-        "Hardly any latent speaks for “a”; against: ships, latent 3, on “c” (-0.20)."
+        "Hardly any latent speaks for “a”; against: latent 3 (ships) on “c”, -0.20."
     )
     assert f"<p>{view['sentence']}</p>" in _effects(view)
 
