@@ -309,8 +309,8 @@ def of_quality(quality: Quality, gemma: Quality) -> Iterator[str]:
     (_, middle, *_) = quality.budgets
     shares = (f"{own.share_of_tokens(middle):.2f}" for own in (quality, gemma))
     yield (
-        f"What the best of the others has after {middle:,} tokens takes hfsae {' and '.join(shares)} "
-        "of them"
+        f"What the best of the others has after {middle:,} tokens takes hfsae "
+        f"{' and '.join(shares)} of them"
     )
 
 
@@ -319,7 +319,8 @@ def quality_in_short(quality: Quality, gemma: Quality) -> str:
     ranges = []
     for tokens in quality.budgets:
         least, most = sorted((quality.lead(tokens), gemma.lead(tokens)), key=float)
-        ranges.append(f"{least} to {most} % at {tokens:,}")
+        alone = any(own.sides[tokens][0].half is None for own in (quality, gemma))
+        ranges.append(f"{least} to {most} % at {tokens:,}{' (one seed)' if alone else ''}")
     count = NUMBERS[len(quality.libraries(quality.budgets[0]))]
     first, *others = ranges
     return (
