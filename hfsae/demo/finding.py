@@ -8,6 +8,8 @@ latent's examples that fire on the word, by strength; the cosine of both meaning
 
 from collections.abc import Iterator
 
+from torch import nn
+
 from ..features import Hit
 from ..features.meaning import Meaning, words_of
 from .parts import cited
@@ -94,6 +96,8 @@ def _meaning(subject: Subject) -> Meaning | None:
         return subject.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def make() -> Meaning:
-        return Meaning(store, subject.lm.get_input_embeddings().weight, ids_of, names)
+        embedding = subject.lm.get_input_embeddings()
+        assert isinstance(embedding, nn.Embedding)
+        return Meaning(store, embedding.weight, ids_of, names)
 
     return subject.remembered("meaning", make)

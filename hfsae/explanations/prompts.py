@@ -152,8 +152,9 @@ def explanation_in(answer: str) -> Name | None:
     text, sure = value.get("name"), value.get("sure")
     if not isinstance(text, str) or not one_label(text):
         return None
-    is_sound = type(sure) is int and 0 <= sure <= N_LEVELS
-    return Name(one_label(text), sure / N_LEVELS if is_sound else None)
+    if type(sure) is not int or not 0 <= sure <= N_LEVELS:
+        sure = None
+    return Name(one_label(text), None if sure is None else sure / N_LEVELS)
 
 
 def choice_question(system: str, text: str, choices: tuple[str, ...]) -> Question:
