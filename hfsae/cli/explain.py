@@ -24,7 +24,6 @@ def explain_verb(argv: list[str]) -> None:
     parser = verb_parser("explain", "SOURCE [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae explain runs/mine",
-        "hfsae explain runs/mine --latents 17 99 1234 --n_tokens 500000",
         "hfsae explain someone/sae --lm.name google/gemma-2-2b --text.dataset my.jsonl",
         "hfsae explain runs/mine --explainer file --file neuronpedia.jsonl",
         "hfsae explain runs/mine --scores detection --judge ID --base_url http://host/v1 --dry_run",
@@ -70,7 +69,7 @@ def _add_latents(parser: VerbParser) -> None:
         "--n_latents",
         type=int | Literal["all"],
         default=_DEFAULT.n_latents,
-        help="latents, drawn at random among those that fire on 0.01 % to 10 % of tokens; or all",
+        help="latents to draw, of those on 0.01 to 10 % of tokens; or all",
     )
     parser.add("--latents", type=int, nargs="+", help="these latents instead, by index")
     parser.add("--n_tokens", type=int, default=_DEFAULT.n_tokens, help="held-out tokens to read")
@@ -84,8 +83,7 @@ def _add_latents(parser: VerbParser) -> None:
     parser.add(
         "--file",
         type=str | None,
-        help="explanations: parquet, jsonl or json with latent and explanation, or Neuronpedia's "
-        "export",
+        help="parquet, jsonl or json with latent and explanation, or Neuronpedia's export",
     )
     parser.add(
         "--controls",

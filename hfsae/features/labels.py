@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
-from ..machine.files import damaged, parse_json, read_table, write_whole
+from ..machine.files import columns_of, damaged, parse_json, read_table, reading, write_whole
 from ..machine.labels import checked_label, labels_in
 from ..machine.names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
 from ..machine.refused import Damaged, Refused
@@ -59,10 +59,12 @@ def read_automatic(folder: str | Path) -> dict[int, Automatic]:
     if not path.is_file():
         return {}
     refuse_mixture(Path(folder), [EXPLANATIONS_RECORD, EXPLANATIONS, EVIDENCE])
-    rows = read_table(path, ["latent", "explanation", "source"]).to_pylist()
+    with reading(path):
+        source = [name for name in columns_of(path) if name == "source"]
+    rows = read_table(path, ["latent", "explanation", *source]).to_pylist()
     try:
         return {
-            int(row["latent"]): Automatic(checked_label(row["explanation"]), str(row["source"]))
+            int(row["latent"]): Automatic(checked_label(row["explanation"]), row.get("source", ""))
             for row in rows
             if row["explanation"]
         }

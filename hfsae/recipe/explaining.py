@@ -25,7 +25,6 @@ from ..explanations import (
 )
 from ..explanations.asking import Told
 from ..explanations.judges import Counted, Judge, JudgeArguments, Waits, judge_of
-from ..explanations.judges.filed import PLAN
 from ..explanations.study import write_record
 from ..explanations.windows import order_of
 from ..features.labels import read_labels
@@ -36,6 +35,7 @@ from ..machine.names import (
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
     META,
+    STUDY_PLAN,
     TRAINING,
 )
 from ..machine.refused import Refused
@@ -164,7 +164,7 @@ def _note_plan(request: ExplainRequest, folder: Path, plan: dict[str, Any]) -> N
     if request.judge is None or request.judge.requests is None:
         write_record(folder, plan)
         return
-    path = Path(request.judge.requests).expanduser() / PLAN
+    path = Path(request.judge.requests).expanduser() / STUDY_PLAN
     other = read_json(path).get("plan_sha256") if path.is_file() else None
     if other not in (None, plan["plan_sha256"]):
         raise Refused(

@@ -69,7 +69,7 @@ def test_arrows_lead_from_tab_to_tab_and_from_choice_to_choice(visit):
     page = visit("tab=search&query=e")
     page.get_by_role("tab", name="About").press("ArrowRight")
     expect(page.get_by_role("tab", name="Inspect")).to_be_focused()
-    page.get_by_label("a word they fire on").press("ArrowRight")
+    page.get_by_label("a word or a subject").press("ArrowRight")
     choice = page.get_by_label("a token they make more likely")
     expect(choice).to_be_focused()
     expect(choice).to_be_checked()

@@ -4,6 +4,7 @@ them."""
 import json
 import math
 import re
+from zlib import crc32
 
 from hfsae.explanations.judges import Answer, Question, Usage
 
@@ -27,6 +28,9 @@ class Oracle:
         if progress is not None:
             progress(len(answers), self.usage)
         return answers
+
+    def settle(self, about):
+        """All answers are there."""
 
     def log_likelihood(self, pairs, progress=None):
         self.n_pairs += len(pairs)
@@ -79,3 +83,14 @@ class Oracle:
             if set.intersection(*others) - words[i]:
                 return str(i + 1)
         return "1"
+
+
+def by_oracle(handler, body) -> None:
+    """What a server sends that answers as the oracle does, and names latents by their question."""
+    messages = tuple((m["role"], m["content"]) for m in body["messages"])
+    if "Name in at most" in messages[0][1]:
+        number = crc32(messages[-1][1].encode())
+        text = json.dumps({"name": f"words such as w{number % 60} in lists, {number}", "sure": 7})
+    else:
+        text = Oracle(False).one(Question(messages)).text
+    handler.complete(body, text)

@@ -25,8 +25,7 @@ from hfsae.machine.refused import Refused
 from ..helpers import refused
 from .conftest import verb
 from .loopback_judge import LoopbackJudge
-from .oracle import WORD
-from .test_served import by_oracle
+from .oracle import WORD, by_oracle
 
 LATENTS = [*range(14, 20)]
 ARGS = ExplainArguments(latents=LATENTS)

@@ -1,13 +1,12 @@
 """Scores by a server: from a faulty one they are those from a sound one, or marked failed."""
 
-import json
 from zlib import crc32
 
 import pytest
 
 from hfsae.explanations.asking import ScoreArguments, cases_of, judged, lm_explainer
 from hfsae.explanations.explainers import Material
-from hfsae.explanations.judges import Counted, JudgeArguments, Question, Remote
+from hfsae.explanations.judges import Counted, JudgeArguments, Remote
 from hfsae.explanations.judges.tokens import by_length
 from hfsae.explanations.protocols import sample_of
 from hfsae.explanations.scorers import SCORERS
@@ -15,7 +14,7 @@ from hfsae.explanations.windows import ExplainArguments, select
 
 from .conftest import read_planted
 from .loopback_judge import LoopbackJudge, content, cut_off, raw, status
-from .oracle import Oracle
+from .oracle import by_oracle
 
 LATENTS = [*range(14, 20)]
 NAMES = {latent: f'"w{latent - 12}" 100%' for latent in LATENTS}
@@ -50,16 +49,6 @@ def server():
     with LoopbackJudge() as server:
         server.always = by_oracle
         yield server
-
-
-def by_oracle(handler, body) -> None:
-    messages = tuple((m["role"], m["content"]) for m in body["messages"])
-    if "Name in at most" in messages[0][1]:
-        number = crc32(messages[-1][1].encode())
-        text = json.dumps({"name": f"words such as w{number % 60} in lists, {number}", "sure": 7})
-    else:
-        text = Oracle(False).one(Question(messages)).text
-    handler.complete(body, text)
 
 
 def faulty_at_first(server):

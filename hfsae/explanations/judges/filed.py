@@ -18,6 +18,7 @@ from typing import Any
 
 from ...machine.files import reading, write_whole
 from ...machine.keys import hider
+from ...machine.names import STUDY_PLAN as PLAN
 from ...machine.refused import Refused, one_line
 from .base import Answer, JudgeArguments, Progress, Question, Usage, Waits
 from .bodies import body_of, reduced, refused_feature
@@ -27,7 +28,6 @@ from .transport import MAX_ANSWER, Trouble
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000
 """Of a file, as OpenAI takes it."""
-PLAN = "plan.json"
 _URL = "/v1/chat/completions"
 _AT_ONCE = 256  # answers that are written to calls.jsonl together
 
