@@ -69,7 +69,7 @@ def _add_latents(parser: VerbParser) -> None:
         "--n_latents",
         type=int | Literal["all"],
         default=_DEFAULT.n_latents,
-        help="latents to draw, of those on 0.01 to 10 % of tokens; or all",
+        help="latents, drawn at random among those that fire on 0.01 % to 10 % of tokens; or all",
     )
     parser.add("--latents", type=int, nargs="+", help="these latents instead, by index")
     parser.add("--n_tokens", type=int, default=_DEFAULT.n_tokens, help="held-out tokens to read")
@@ -89,8 +89,7 @@ def _add_latents(parser: VerbParser) -> None:
         "--controls",
         nargs="+",
         choices=list(CONTROLS),
-        help="further controls: untrained, an SAE of re-drawn weights that fire as often; the text "
-        "is read again",
+        help="also an SAE of re-drawn weights that fire as often",
     )
     parser.add("--seed", type=int, default=_DEFAULT.seed, help="seed of all that is drawn")
 
