@@ -392,7 +392,7 @@ def test_the_words_on_quality_say_which_models_and_the_smaller_lead_first(
     quality = scripts.of_bench.Quality()
     keep_quality(scripts, tmp_path, *of_gemma)
     gemma = scripts.of_bench.Quality()
-    words = "the best of two libraries on two models: 25 to 40 % at 1 tokens, 8 to 40 % at 4."
+    words = "two models: 25 to 40 % at 1 (of a alone), 8 to 40 % at 4 (of a alone)."
     assert words in scripts.of_bench.quality_in_short(quality, gemma)
     assert "SmolLM2 and on Gemma, by 25 and 40 % at 1, 40 and 8 % at 4" in " ".join(
         scripts.of_bench.of_quality(quality, gemma)

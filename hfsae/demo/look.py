@@ -303,8 +303,7 @@ def latent_of(subject: Subject, typed: Any) -> int:
             return int(next(iter(preset["latents"])))
     hits = search_labels(subject.labels, word, 8)
     hits = [hit for hit in hits if _is_named(subject.label(hit.latent), word)]
-    if not hits and subject.store is not None:
-        hits = subject.feature_search.by_token(word, 1)
+    hits = hits or find(subject, word)
     hits = hits or search_labels(subject.labels, word, 1)
     hits = hits or search_labels(subject.automatic, word, 1)
     if not hits:

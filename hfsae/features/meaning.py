@@ -21,7 +21,7 @@ from .store import FeatureStore
 
 N_COMMON = 2
 """Directions that are taken out of all vectors."""
-NEAR = 0.22
+NEAR_COSINE = 0.22
 """Cosine from which a latent counts as near; those of unrelated words lie below."""
 _SAMPLE = 20_000  # tokens, at equal distances in the vocabulary
 _SHORTEST = 3  # letters of a word
@@ -60,10 +60,10 @@ class Meaning:
         if not vectors or not self._latents:
             return {}
         by_word = self._vectors @ nn.functional.normalize(torch.stack(vectors), dim=-1).T
-        cosines = by_word.mean(dim=1).where(by_word.amin(dim=1) >= NEAR / 2, -1.0)
+        cosines = by_word.mean(dim=1).where(by_word.amin(dim=1) >= NEAR_COSINE / 2, -1.0)
         best: dict[int, float] = {}
         for at in cosines.argsort(descending=True).tolist():
-            if float(cosines[at]) < NEAR or len(best) == k:
+            if float(cosines[at]) < NEAR_COSINE or len(best) == k:
                 break
             best.setdefault(self._latents[at], float(cosines[at]))
         return best

@@ -50,7 +50,7 @@ def main() -> None:
     cases = CASES
     if args.set is not None:
         pairs = [setting.partition("=") for setting in args.set]
-        own = {name: yaml.safe_load(value) for name, _, value in pairs}
+        own = {name: _value(text) for name, _, text in pairs}
         if unknown := own.keys() - {field.name for field in fields(TrainingArguments)}:
             parser.error(f"--set {min(unknown)}: no field of hfsae.training.TrainingArguments")
         whose = "the paper's" if args.paper else "the quickstart's"
@@ -78,6 +78,14 @@ def main() -> None:
             rows[-1].append(f"{fvu}, {of['dead']:.1%}, {l0:.1f}, {seconds:.1f}")
         print(*rows[-1], sep="  ", flush=True)
     print(f"\n{table(rows)}")
+
+
+def _value(text: str) -> object:
+    """A number also as 1e-3, which YAML takes for a text."""
+    try:
+        return float(text) if "e-" in text else yaml.safe_load(text)
+    except ValueError:
+        return text
 
 
 if __name__ == "__main__":

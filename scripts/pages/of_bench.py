@@ -315,18 +315,16 @@ def of_quality(quality: Quality, gemma: Quality) -> Iterator[str]:
 
 
 def quality_in_short(quality: Quality, gemma: Quality) -> str:
-    """Of each budget the smaller lead of both models first."""
+    """Of each budget the smaller lead of both models first, and on how little it rests."""
     ranges = []
     for tokens in quality.budgets:
         least, most = sorted((quality.lead(tokens), gemma.lead(tokens)), key=float)
+        fewest = min(quality.libraries(tokens), gemma.libraries(tokens), key=len)
+        of = NUMBERS[len(fewest)] if len(fewest) > 1 else f"{LIBRARIES.get(*fewest * 2)} alone"
         alone = any(own.sides[tokens][0].half is None for own in (quality, gemma))
-        ranges.append(f"{least} to {most} % at {tokens:,}{' (one seed)' if alone else ''}")
-    count = NUMBERS[len(quality.libraries(quality.budgets[0]))]
-    first, *others = ranges
-    return (
-        f"is below that of the best of {count} libraries on two models: {first} tokens, "
-        f"{', '.join(others)}."
-    )
+        note = f"of {of}{', one seed' if alone else ''}"
+        ranges.append(f"{least} to {most} % at {tokens:,} ({note})")
+    return f"is below the best other library's on two models: {', '.join(ranges)}."
 
 
 def quality_table(quality: Quality, head: str) -> str:

@@ -217,6 +217,8 @@ def test_a_word_that_no_latent_is_about_is_said_so(score, said):
         presets=[],
         labels={},
         automatic={},
+        sources={},
+        loaded=None,
         store=object(),
         feature_search=search,
         label=lambda i: "",

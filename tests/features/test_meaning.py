@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hfsae.features import FeatureStore
-from hfsae.features.meaning import NEAR, Meaning, _of_all, words_of
+from hfsae.features.meaning import NEAR_COSINE, Meaning, _of_all, words_of
 
 WORDS = ["sea", "ocean", "king", "queen", "even", "ships"]
 D = 16
@@ -48,7 +48,7 @@ def test_a_latent_is_as_near_as_the_words_that_it_fires_on():
 
 def test_a_name_is_near_by_its_own_words():
     made = meaning([[" king"], [" king"]], names={1: "the ocean, and ships"})
-    assert list(made.near("sea", 9)) == [1] and made.near("sea", 9)[1] > NEAR
+    assert list(made.near("sea", 9)) == [1] and made.near("sea", 9)[1] > NEAR_COSINE
     assert list(made.near("queen", 9)) == [0, 1], "by tokens, too"
 
 
