@@ -21,9 +21,9 @@ from .store import FeatureStore
 
 N_COMMON = 2
 """Directions that are taken out of all vectors."""
-NEAR_COSINE = 0.22
-"""Cosine from which a latent counts as near; those of unrelated words lie below."""
-_SAMPLE = 20_000  # tokens, at equal distances in the vocabulary
+CHANCE = 7e-4
+"""Share of latents that are as near as that to any token: from their cosine on a latent is near."""
+_SAMPLE, _ANY = 20_000, 1000  # tokens, at equal distances in the vocabulary
 _SHORTEST = 3  # letters of a word
 
 
@@ -49,6 +49,8 @@ class Meaning:
         rows = [*self._of_tokens(store), *self._of_names(names)]
         self._latents = [latent for latent, _ in rows]
         self._vectors = torch.stack([v for _, v in rows]) if rows else torch.zeros(0, 1)
+        self.least = self._by_chance() if rows else 1.0
+        """cosine from which a latent is near"""
 
     def near(self, query: str, k: int) -> dict[int, float]:
         """{latent: cosine} of latents that are about a query, the nearest first: the mean over its
@@ -60,13 +62,20 @@ class Meaning:
         if not vectors or not self._latents:
             return {}
         by_word = self._vectors @ nn.functional.normalize(torch.stack(vectors), dim=-1).T
-        cosines = by_word.mean(dim=1).where(by_word.amin(dim=1) >= NEAR_COSINE / 2, -1.0)
+        cosines = by_word.mean(dim=1).where(by_word.amin(dim=1) >= self.least / 2, -1.0)
         best: dict[int, float] = {}
         for at in cosines.argsort(descending=True).tolist():
-            if float(cosines[at]) < NEAR_COSINE or len(best) == k:
+            if float(cosines[at]) < self.least or len(best) == k:
                 break
             best.setdefault(self._latents[at], float(cosines[at]))
         return best
+
+    def _by_chance(self) -> float:
+        """The cosine that a latent has with one of the vocabulary's tokens in `CHANCE` of pairs:
+        how near unrelated words are differs from model to model."""
+        tokens = range(0, len(self._table), max(1, len(self._table) // _ANY))
+        cosines = (self._vectors @ self._of(list(tokens)).T).flatten()
+        return float(cosines.kthvalue(max(1, round((1 - CHANCE) * len(cosines)))).values)
 
     def _of_tokens(self, store: FeatureStore) -> list[tuple[int, Tensor]]:
         """Of each latent the mean over its strongest examples; where none fires on a word that
@@ -105,11 +114,12 @@ class Meaning:
 
     def _made(self, word: str) -> Tensor | None:
         ids = list(self._ids_of(f" {word}"))
-        if not ids:
-            return None
+        return self._of(ids).mean(dim=0) if ids else None
+
+    def _of(self, ids: list[int]) -> Float[Tensor, "n d"]:
+        """The vectors of tokens, of norm 1."""
         rows = self._table[torch.tensor(ids, device=self._table.device)].float().cpu() - self._mean
-        rows = nn.functional.normalize(rows - rows @ self._common @ self._common.T, dim=-1)
-        return rows.mean(dim=0)
+        return nn.functional.normalize(rows - rows @ self._common @ self._common.T, dim=-1)
 
 
 def words_of(text: str) -> list[str]:

@@ -422,7 +422,10 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
         (["--judge", "m", "--requests", "r", "--base_url", "http://h/v1"], "by server"),
         (["--judge", "m", "--answers", "a.jsonl"], "answers are given without requests"),
         (["--requests", "r"], "requests is given without a model"),
-        (["--judge", "m", "--requests", "r", "--answers", "no.jsonl"], "no.jsonl"),
+        (
+            ["--judge", "m", "--requests", "r", "--answers", "no.jsonl"],
+            "answers no.jsonl: there is no",
+        ),
     ],
 )
 def test_bad_options_are_one_sentence(options, sentence, folder, loads, capsys):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from hfsae.features import FeatureStore
-from hfsae.features.meaning import NEAR_COSINE, Meaning, _of_all, words_of
+from hfsae.features.meaning import CHANCE, Meaning, _of_all, words_of
 
 WORDS = ["sea", "ocean", "king", "queen", "even", "ships"]
-D = 16
+D = 256
 
 
 def ids_of(text: str) -> list[int]:
@@ -23,9 +23,10 @@ def meaning(latents, names=None) -> Meaning:
     vectors = torch.eye(D)[:6]
     vectors[1] = 0.8 * vectors[0] + 0.6 * torch.eye(D)[7]
     vectors[3] = 0.8 * vectors[2] + 0.6 * torch.eye(D)[8]
-    # all else of the vocabulary varies in two directions, around another mean
+    # all else of the vocabulary varies most in two directions, around another mean
     generator = torch.Generator().manual_seed(0)
     others = torch.randn(4000, 2, generator=generator) * 30 @ torch.eye(D)[10:12]
+    others += 0.05 * torch.randn(4000, D, generator=generator)
     table = torch.cat([vectors, others]) + 5.0
     rows = [
         {"latent": i, "kind": "top", "rank": r, "activation": 1.0, "firing": 0, "tokens": [token]}
@@ -46,10 +47,17 @@ def test_a_latent_is_as_near_as_the_words_that_it_fires_on():
     assert list(made.near("sea", 1)) == [0]
 
 
+def test_near_is_nearer_than_chance():
+    """Of random directions in 256 dimensions, cosines have a spread of 1/16."""
+    made = meaning([[" sea"], [" king"], [" even"]])
+    quantile = torch.distributions.Normal(0.0, 1 / 16).icdf(torch.tensor(1 - CHANCE))
+    assert made.least == pytest.approx(float(quantile), rel=0.15)
+
+
 def test_a_name_is_near_by_its_own_words():
     made = meaning([[" king"], [" king"]], names={1: "the ocean, and ships"})
-    assert list(made.near("sea", 9)) == [1] and made.near("sea", 9)[1] > NEAR_COSINE
-    assert list(made.near("queen", 9)) == [0, 1], "by tokens, too"
+    assert list(made.near("sea", 9)) == [1] and made.near("sea", 9)[1] > made.least
+    assert sorted(made.near("queen", 9)) == [0, 1], "by tokens, too"
 
 
 def test_of_several_words_a_latent_is_near_to_each():

@@ -183,6 +183,8 @@ def _by_id(paths: Sequence[Path], hidden: Any) -> Mapping[str, list[dict[str, An
     """Lines of all files by custom_id, in an order that does not depend on theirs."""
     lines: dict[str, dict[str, dict[str, Any]]] = {}
     for path in paths:
+        if not path.is_file():
+            raise Refused(f"answers {path}: there is no such file; give the file that came back")
         n = 0
         for number, text in _lines(path):
             line = hidden(_line(path, number, text))
