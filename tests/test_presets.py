@@ -61,7 +61,7 @@ def test_candidates_fire_on_few_words_of_content_or_have_a_label():
     [({}, True), ({"n_seeds": 2}, False), ({"kl": 3.1}, False), ({"repetition": 0.4}, False)],
 )
 def test_a_preset_works_with_every_seed_and_within_bounds(changes, expected):
-    attempt = Attempt(Candidate(3, ("sea",)), PROMPTS[0], 2.0, 1.0, 0.1, 2.0, 3)
+    attempt = Attempt(Candidate(3, ("sea",)), PROMPTS[0], 1.0, 0.1, 2.0, 3)
     assert works(attempt._replace(**changes), ARGS) is expected
 
 
@@ -76,7 +76,8 @@ def test_what_people_wrote_is_kept_and_what_was_found_before_is_replaced(tmp_pat
     ]
 
 
-def test_a_search_tries_each_candidate_at_each_prompt_and_strength(make_tiny_lm, tiny_tokenizer):
+@pytest.fixture
+def model(make_tiny_lm, tiny_tokenizer):
     lm = make_tiny_lm("llama")
     config = hfsae.JumpReLUSAEConfig(d_in=16, d_sae=24, site="layers.1", initial_threshold=0.5)
     with torch.random.fork_rng(devices=[]):
@@ -86,11 +87,36 @@ def test_a_search_tries_each_candidate_at_each_prompt_and_strength(make_tiny_lm,
     rows = hfsae.PackedRows(tiny_tokenizer, text, "train", rows=4)
     collected = CollectArguments(top=2, quantiles=1, per_quantile=1, reservoir=4, window=4)
     features = hfsae.collect(lm, sae, rows, collected, tokenizer=tiny_tokenizer)
-    firing, lines = features.pick(1, max_density=1.0)[0], []
-    model = Model(lm, tiny_tokenizer, sae, features)
+    return Model(lm, tiny_tokenizer, sae, features)
+
+
+def test_in_a_batch_each_row_has_a_latent_of_its_own(model):
+    """As by `hfsae.steer`, row by row."""
+    ids = torch.tensor([model.ids(PROMPTS[0])])
+    latents = model.store.pick(3, max_density=1.0)
+    with torch.no_grad(), model.each_steered(latents, 2.0):
+        rows = model.lm(input_ids=ids.expand(len(latents), -1)).logits
+    for latent, row in zip(latents, rows, strict=True):
+        with torch.no_grad(), model.steered(latent, 2.0):
+            alone = model.lm(input_ids=ids).logits[0]
+        assert torch.allclose(row, alone, atol=1e-4)
+        assert not torch.allclose(row, model.lm(input_ids=ids).logits[0], atol=1e-2)
+
+
+def test_without_time_left_nothing_is_tried(model):
+    firing = model.store.pick(1, max_density=1.0)[0]
+    found = find_presets(model, {firing: "seas"}, ARGS._replace(max_seconds=1e-9))
+    assert found == ([], [])
+    with pytest.raises(ValueError, match="max_seconds is 0; it must be larger than 0"):
+        find_presets(model, {}, ARGS._replace(max_seconds=0))
+
+
+def test_a_search_tries_each_candidate_at_each_prompt(model):
+    firing, lines = model.store.pick(1, max_density=1.0)[0], []
     found = find_presets(model, {firing: "seas"}, ARGS, lines.append)
-    tried = [(a.prompt, a.strength) for a in found.attempts if a.candidate.latent == firing]
-    assert sorted(tried) == sorted((p, s) for p in PROMPTS for s in ARGS.strengths)
+    tried = [a for a in found.attempts if a.candidate.latent == firing]
+    assert sorted(a.prompt for a in tried) == sorted(PROMPTS)
+    assert {a.candidate.strength for a in tried} <= {*ARGS.strengths}
     assert all(a.kl > 0 and 0 <= a.n_seeds <= 3 for a in found.attempts)
     assert f"| {firing} | seas |" in table(found) and lines
     kept = ARGS._replace(max_kl=1e9, max_repetition=1.0)

@@ -17,6 +17,7 @@ from ..machine.processor import Room
 from ..machine.refused import Refused
 from ..models import SAEConfig
 from ..recipe import Recipe, check, stale_stages
+from ..recipe.fields import bucket_tokens
 from . import formula
 from .footprint import (
     Memory,
@@ -163,6 +164,8 @@ def _seconds(
         look = paces.look(config)
         encode, keep = encode + n * look.encode, keep + n * look.collect
         training += n * (paces.start(config) + t.total_steps * paces.step(config))
+    if t.refit_ridge is not None:  # it encodes a bucket once more
+        training += bucket_tokens(recipe) * encode
     n_saes, sizes = len(configs), recipe.sizes
     n_evaluated = sizes.evaluation or 0
     if sizes.evaluation != 0:
@@ -175,6 +178,8 @@ def _seconds(
     }
     if sizes.names:
         seconds["names"] = sizes.names * (n_saes * to_site + encode)
+    if recipe.preset_seconds and sizes.examples:
+        seconds["presets"] = n_saes * recipe.preset_seconds
     return seconds
 
 

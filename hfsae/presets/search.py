@@ -1,9 +1,10 @@
 """Presets that work: latents, strengths and prompts at which steering is seen, found by trying.
 
     candidates   latents whose examples fire on few words; and those with a label
-    screen       one forward pass each: how much likelier the words become as the next token
-    try          texts at each strength, of each prompt and seed, read again by the model as it
-                 is: does the latent fire on more of their tokens than on texts without steering?
+    screen       one pass, a row for each: how much likelier do its words become as the next token?
+                 And of the best the largest strength at which this token stays within the bound
+    try          texts at this strength, of each prompt and seed, read again by the model as it is:
+                 does the latent fire on more of their tokens than on texts without steering?
     confirm      the texts that the app writes, with other seeds: on all of them, or it is dropped
 
 So a text counts as steered if it is about what the latent fires on, whatever words it has for that.
@@ -14,6 +15,7 @@ recur (see `hfsae.steering`).
 import json
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,12 +29,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..activations.spelling import tokenise
 from ..features import FeatureStore
 from ..features.function_words import is_content
-from ..lm import capture, cast_for, contract
+from ..lm import Moment, capture, cast_for, contract, intervene, special_ids, unspared
 from ..machine.files import parse_json, write_whole
 from ..machine.names import PRESETS
 from ..machine.refused import Refused
 from ..machine.weights import stamp
 from ..models import SAE
+from ..ops import kl_of_logs
 from ..steering import SeededSampling, repetition, steer
 from ..steering.pair import Pair, Sampling, generate_pair
 from ..steering.strength import sampled_kl
@@ -52,6 +55,12 @@ _SHORTEST = 3  # letters of a word that means something
 _COMMON = 0.01  # of all latents: words in the examples of more are function words
 _FIRING = 0.3  # of a latent's largest activation: tokens from there on are about it
 _CLEAR = 0.5  # of the strongest examples that fire on a candidate's words
+_ROWS = 32  # candidates screened in one pass
+_CLOSELY = 3  # times the candidates that are tried are screened at each strength
+_SCREENED = 2.0  # the strength at which all are
+_NEXT = 1.2  # times max_kl is what the token after a prompt may differ: texts differ less
+_TOGETHER = 4  # candidates whose texts are written in one batch
+_TRYING = 0.6  # of the time; the rest is for confirming
 
 
 class PresetArguments(NamedTuple):
@@ -60,12 +69,14 @@ class PresetArguments(NamedTuple):
     n_candidates: int = 24
     """latents whose texts are tried, of all that are screened"""
     n_presets: int = 6
-    strengths: tuple[float, ...] = (1.5, 2.5)
-    """of the largest activation"""
+    strengths: tuple[float, ...] = (0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
+    """of the largest activation; each latent is tried at one of them"""
     max_kl: float = 1.2
     """beyond that, texts of a small model are hardly sentences"""
     max_repetition: float = 0.3
     n_tokens: int = 30
+    max_seconds: float | None = None
+    """after which nothing more is tried, or confirmed; None: as long as it takes"""
 
     def check(self) -> None:
         """Refuse numbers with which no preset can be found.
@@ -76,6 +87,8 @@ class PresetArguments(NamedTuple):
         for name, least in {"n_candidates": 0, "n_presets": 1}.items():
             if (value := getattr(self, name)) < least:
                 raise Refused(f"{name} is {value}; it must be {least} or more")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise Refused(f"max_seconds is {self.max_seconds}; it must be larger than 0, or None")
         if not self.max_kl > 0:
             raise Refused(f"max_kl is {self.max_kl}; it must be larger than 0")
         if not 0 <= self.max_repetition <= 1:
@@ -95,6 +108,22 @@ class Model(NamedTuple):
         largest = self.store.max_activations
         return steer(self.lm, self.sae, {latent: strength}, unit="max", max_activations=largest)
 
+    def each_steered(
+        self, latents: Sequence[int], strengths: float | Sequence[float]
+    ) -> AbstractContextManager[None]:
+        """The block in which each row of a batch has one latent added, as by `steered`."""
+        largest = self.store.max_activations[latents].to(self.sae.W_dec)
+        amounts = torch.as_tensor(strengths).to(largest) * largest
+        added = (amounts[:, None] * self.sae.W_dec[latents].detach())[:, None]
+        spared = special_ids(self.lm)
+
+        def write(moment: Moment) -> Tensor:
+            new = moment.target + (added * self.sae.row_factor(moment.source)).to(moment.target)
+            is_changed = unspared(moment.input_ids, spared).to(new.device)
+            return new.where(is_changed[..., None], moment.target)
+
+        return intervene(self.lm, self.sae, write)
+
     def ids(self, prompt: str) -> list[int]:
         """The tokens of a prompt."""
         bos = self.sae.config.bos != "none"
@@ -106,18 +135,19 @@ class Candidate(NamedTuple):
 
     latent: int
     words: tuple[str, ...]
+    strength: float = 0.0
+    """at which its texts are written"""
     raised: float = 0.0
-    """nats that steering adds to its words' log-probability as the next token"""
+    """nats: what its words contribute to the KL of the next token"""
 
 
 class Attempt(NamedTuple):
-    """One strength at one prompt."""
+    """A candidate at one prompt."""
 
     candidate: Candidate
     prompt: str
-    strength: float
     kl: float
-    """mean over the texts at this strength"""
+    """mean over the texts of all prompts"""
     repetition: float
     """largest of the texts"""
     hits: float
@@ -155,22 +185,24 @@ def find_presets(
     """
     args.check()
     contract.hold(model.lm, model.sae, model.tokenizer)
-    pool = _screened(model, candidates(model.store, labels), tick)
-    chosen = [c for c in pool if c.latent in labels]
-    chosen += [c for c in pool if c.latent not in labels and c.raised > 0][: args.n_candidates]
+    clock = _Clock(args.max_seconds)
+    pool = candidates(model.store, labels)
+    chosen = _chosen(model, pool, labels, args, tick)
     progress(f"{len(pool)} candidates screened; {len(chosen)} are tried")
     attempts: list[Attempt] = []
     texts = _unsteered(model, args.n_tokens)
-    for i, candidate in enumerate(chosen):
+    for i in range(0, len(chosen), _TOGETHER):
+        if clock.is_past(_TRYING):
+            break
         tick("latents tried", i, len(chosen))
-        attempts += _attempts(model, candidate, texts, args)
-        best = max(attempts[-len(PROMPTS) * len(args.strengths) :], key=_striking)
-        progress(f"{i + 1} of {len(chosen)}: {_line(best)}")
-    presets = []
+        for tried in _attempts(model, chosen[i : i + _TOGETHER], texts, args.n_tokens):
+            attempts += tried
+            progress(_line(max(tried, key=_striking)))
+    presets: list[dict[str, Any]] = []
     working = [attempt for attempt in attempts if works(attempt, args)]
     working.sort(key=lambda a: (a.candidate.latent in labels, _striking(a)), reverse=True)
     for attempt in working:
-        if len(presets) == args.n_presets:
+        if len(presets) == args.n_presets or clock.is_past(1.0):
             break
         if any(str(attempt.candidate.latent) in preset["latents"] for preset in presets):
             continue
@@ -179,6 +211,17 @@ def find_presets(
             progress(f"works with {len(SEEDS)} of {len(SEEDS)} seeds: {_line(attempt)}")
             presets.append(preset)
     return Found(presets, attempts)
+
+
+class _Clock:
+    """The time since it was made, of that which is given."""
+
+    def __init__(self, seconds: float | None):
+        self.start, self.seconds = time.monotonic(), seconds
+
+    def is_past(self, share: float) -> bool:
+        used = time.monotonic() - self.start
+        return self.seconds is not None and used > share * self.seconds
 
 
 def candidates(store: FeatureStore, labels: Mapping[int, str]) -> list[Candidate]:
@@ -206,25 +249,81 @@ def candidates(store: FeatureStore, labels: Mapping[int, str]) -> list[Candidate
     return rows
 
 
-@torch.no_grad()
-def _screened(
-    model: Model, pool: Sequence[Candidate], tick: Callable[[str, int, int], object]
+def _chosen(
+    model: Model,
+    pool: Sequence[Candidate],
+    labels: Mapping[int, str],
+    args: PresetArguments,
+    tick: Callable[[str, int, int], object],
 ) -> list[Candidate]:
-    """Candidates by how much likelier their words become, after a prompt, at twice the largest
-    activation."""
-    ids = torch.tensor([model.ids(PROMPTS[0])], device=model.lm.device)
+    """The candidates to try, each with its strength: labelled ones, then those whose words become
+    the likeliest."""
 
-    def logs() -> Tensor:
-        return model.lm(input_ids=ids, use_cache=False).logits[0, -1].float().log_softmax(-1)
+    def best(n: int) -> list[Candidate]:
+        named = [c for c in pool if c.latent in labels]
+        return named + [c for c in pool if c.latent not in labels and c.raised > 0][:n]
 
-    plain, rows = logs(), []
-    for i, candidate in enumerate(pool):
-        tick("latents screened", i, len(pool))
-        tokens = _first_tokens(model.tokenizer, candidate.words)
-        with model.steered(candidate.latent, 2.0):
-            raised = logs()[tokens].logsumexp(0) - plain[tokens].logsumexp(0)
-        rows.append(candidate._replace(raised=float(raised)))
-    return sorted(rows, key=lambda c: -c.raised)
+    def screened(prompts: Sequence[str], strengths: Sequence[float]) -> list[Candidate]:
+        rows = list[Candidate]()
+        for some in (pool[i : i + _ROWS] for i in range(0, len(pool), _ROWS)):
+            tick("latents screened", len(rows), len(pool))
+            rows += _screened(model, some, prompts, strengths, _NEXT * args.max_kl)
+        return sorted(rows, key=lambda c: -c.raised)
+
+    pool = screened(PROMPTS[:1], (_SCREENED,))
+    pool = best(_CLOSELY * args.n_candidates)
+    pool = screened(PROMPTS[:2], sorted(args.strengths))
+    return best(args.n_candidates)
+
+
+def _screened(
+    model: Model,
+    some: Sequence[Candidate],
+    prompts: Sequence[str],
+    strengths: Sequence[float],
+    max_kl: float,
+) -> list[Candidate]:
+    """Candidates at the largest of the strengths, which ascend, at which the next token after a
+    prompt has a mean KL of at most `max_kl`; at the smallest, if it has that at none."""
+    words = [_first_tokens(model.tokenizer, c.words) for c in some]
+    best = list[Candidate]()
+    for strength in strengths:
+        next_ones = _next_token(model, [c.latent for c in some], words, prompts, strength)
+        new = [
+            c._replace(strength=strength, raised=raised)
+            for c, (raised, _) in zip(some, next_ones, strict=True)
+        ]
+        rows = zip(new, best or new, next_ones, strict=True)
+        best = [one if kl <= max_kl else former for one, former, (_, kl) in rows]
+    return best
+
+
+@torch.no_grad()
+def _next_token(
+    model: Model,
+    latents: Sequence[int],
+    words: Sequence[Sequence[int]],
+    prompts: Sequence[str],
+    strength: float,
+) -> list[tuple[float, float]]:
+    """By latent, means over prompts: the KL of the next token, and first what its words contribute
+    to it, nats."""
+    found = torch.zeros(len(latents), 2)
+    for prompt in prompts:
+        ids = torch.tensor([model.ids(prompt)], device=model.lm.device)
+        (plain,) = _logs(model, ids)
+        with model.each_steered(latents, strength):
+            steered = _logs(model, ids.expand(len(latents), -1))
+        for i, tokens in enumerate(words):
+            log = steered[i, tokens].logsumexp(0)
+            found[i, 0] += log.exp() * (log - plain[tokens].logsumexp(0))
+        found[:, 1] += kl_of_logs(steered, plain.expand_as(steered)).cpu()
+    return [(raised, kl) for raised, kl in (found / len(prompts)).tolist()]
+
+
+def _logs(model: Model, ids: Tensor) -> Tensor:
+    """Of the next token's probabilities [rows, vocab]."""
+    return model.lm(input_ids=ids, use_cache=False).logits[:, -1].float().log_softmax(-1)
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
@@ -253,29 +352,33 @@ def _unsteered(model: Model, n_tokens: int) -> Texts:
     return Texts(tokens, plain)
 
 
-def _sampling() -> SeededSampling:
-    """The same random numbers at each call, others in each row."""
-    return SeededSampling(SEEDS[0], Sampling.temperature)
+def _sampling(repeats: int = 1) -> SeededSampling:
+    """The same random numbers at each call, others in each row of texts."""
+    return SeededSampling(SEEDS[0], Sampling.temperature, repeats)
 
 
 @torch.no_grad()
 def _attempts(
-    model: Model, candidate: Candidate, texts: Texts, args: PresetArguments
-) -> list[Attempt]:
-    """All strengths at all prompts; the texts of one strength are written at once."""
-    latent, made = candidate.latent, []
-    before = _firings(model, latent, texts.plain)
-    for strength in args.strengths:
-        block = model.steered(latent, strength)
-        kl, generated = sampled_kl(model.lm, texts.tokens, block, args.n_tokens, _sampling())
-        after = _firings(model, latent, generated)
+    model: Model, some: Sequence[Candidate], texts: Texts, n_tokens: int
+) -> Iterator[list[Attempt]]:
+    """Each candidate at all prompts; all texts are written at once."""
+    n_rows = len(texts.plain)
+    tokens = {name: rows.repeat(len(some), 1) for name, rows in texts.tokens.items()}
+    each = [candidate for candidate in some for _ in range(n_rows)]
+    block = model.each_steered([c.latent for c in each], [c.strength for c in each])
+    kls, generated = sampled_kl(model.lm, tokens, block, n_tokens, _sampling(len(some)))
+    groups = zip(some, kls.split(n_rows), generated.split(n_rows), strict=True)
+    for candidate, kl, rows in groups:
+        before = _firings(model, candidate.latent, texts.plain)
+        after = _firings(model, candidate.latent, rows)
+        made = []
         for i, prompt in enumerate(PROMPTS):
             part = slice(i * len(SEEDS), (i + 1) * len(SEEDS))
             gains = [new - old for new, old in zip(after[part], before[part], strict=True)]
-            again = max(repetition(row[None]) for row in generated[part])
+            again = max(repetition(row[None]) for row in rows[part])
             hits, n_seeds = sum(gains) / len(gains), sum(gain > 0 for gain in gains)
-            made.append(Attempt(candidate, prompt, strength, kl, again, hits, n_seeds))
-    return made
+            made.append(Attempt(candidate, prompt, float(kl.mean()), again, hits, n_seeds))
+        yield made
 
 
 def _firings(model: Model, latent: int, ids: Tensor) -> list[int]:
@@ -303,9 +406,9 @@ def _confirmed(
     model: Model, attempt: Attempt, labels: Mapping[int, str], args: PresetArguments
 ) -> dict[str, Any] | None:
     """The preset, with the app's own texts of the first seed, if these seeds show it too."""
-    texts = list(_written(model, attempt))
-    latent, words, _ = attempt.candidate
-    for pair in texts:
+    texts, (latent, words, strength, _) = list[Pair](), attempt.candidate
+    for pair in _written(model, attempt):
+        texts.append(pair)
         ids = (torch.tensor([new]) for new in (pair.plain_ids, pair.steered_ids))
         before, after = (_firings(model, latent, row)[0] for row in ids)
         again = repetition(torch.tensor([pair.steered_ids]))
@@ -315,7 +418,7 @@ def _confirmed(
     return {
         "name": labels.get(latent) or words[0],
         "prompt": attempt.prompt,
-        "latents": {str(latent): attempt.strength},
+        "latents": {str(latent): strength},
         "mode": "add",
         "seeds": len(SEEDS),
         "plain": plain,
@@ -326,7 +429,7 @@ def _confirmed(
 
 def _written(model: Model, attempt: Attempt) -> Iterator[Pair]:
     """The app's two texts with each seed."""
-    latent, strength = attempt.candidate.latent, attempt.strength
+    latent, _, strength, _ = attempt.candidate
     for seed in SEEDS:
         *_, pair = generate_pair(
             model.lm,
@@ -361,10 +464,10 @@ def table(found: Found) -> str:
     ]
     offered = {latent for preset in found.presets for latent in preset["latents"]}
     for a in sorted(best.values(), key=_striking, reverse=True):
-        latent, words, _ = a.candidate
+        latent, words, strength, _ = a.candidate
         mark = "yes" if str(latent) in offered else ""
         lines.append(
-            f"| {latent} | {', '.join(words)} | {a.prompt} | {a.strength:g} | "
+            f"| {latent} | {', '.join(words)} | {a.prompt} | {strength:g} | "
             f"{a.n_seeds} of {len(SEEDS)} | {a.hits:+.1f} | {a.kl:.2f} | {a.repetition:.0%} | "
             f"{mark} |"
         )
@@ -372,7 +475,8 @@ def table(found: Found) -> str:
 
 
 def _line(a: Attempt) -> str:
+    latent, words, strength, _ = a.candidate
     return (
-        f"latent {a.candidate.latent} ({', '.join(a.candidate.words)}) at {a.strength:g} x: "
+        f"latent {latent} ({', '.join(words)}) at {strength:g} x: "
         f"{a.n_seeds} of {len(SEEDS)} seeds, {a.hits:+.1f} tokens, KL {a.kl:.2f}"
     )

@@ -33,6 +33,7 @@ REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens", "explain_tokens")
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffle", "seed")
 RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
 TAKEN_FOLDERS = (CHECKPOINTS, FEATURES, FIGURES)  # folders of a run, beside its SAEs'
+_MOST_SECONDS = 86_400
 # Settings that do not change the result.
 _FREE = {*FREE, "cache", "cache_gb", "prefetch"}
 
@@ -89,6 +90,9 @@ class Recipe:
     """Held-out tokens on which the names of 100 latents are tested, as by `hfsae explain`; all
     others with examples get names without scores. "auto": 6.4 % of training.n_tokens, at most
     50,000, and 0 without examples; 0 leaves this stage out."""
+    preset_seconds: int = 0
+    """Seconds in which presets for the app are looked for at the end, for each SAE with examples:
+    latents that are seen to steer texts. 0 leaves this stage out; `hfsae presets` looks longer."""
     seed: int = 0
     """Seed of the SAEs' initial weights."""
     license: str | None = None
@@ -103,6 +107,11 @@ class Recipe:
             if n_tokens < 0:
                 raise Refused(f"{name} must be 0 (to leave that stage out) or more, got {n_tokens}")
             check_most(name, n_tokens, MOST_TOKENS)
+        if not 0 <= self.preset_seconds <= _MOST_SECONDS:
+            raise Refused(
+                f"preset_seconds is {self.preset_seconds}; it can be 0 (to leave that stage out) "
+                f"to {_MOST_SECONDS:,}"
+            )
         for name in self.saes:
             parts = PurePosixPath(name).parts
             if not parts or parts[0] in TAKEN_FOLDERS or {"..", "/"} & {*parts}:

@@ -22,6 +22,7 @@ from ..machine.names import (
     EVALUATION,
     EXPLANATIONS_RECORD,
     META,
+    PRESETS,
     PROBE,
     RECIPE,
     STEPS,
@@ -229,6 +230,8 @@ def missing_results(folder: Path, recipe: Recipe) -> list[str]:
     names += [PROBE]
     unfit = {*of_others(folder, names), *(change.record for change in changes(folder, names))}
     missing = [name for name in names if name in unfit or not _is_finished(folder / name)]
+    if recipe.preset_seconds and sizes.examples and not (folder / PRESETS).exists():
+        missing.append(PRESETS)
     card = folder / CARD
     data = [folder / name for name in (TRAINING, *names) if (folder / name).exists()]
     if not card.exists() or any(p.stat().st_mtime > card.stat().st_mtime for p in data):

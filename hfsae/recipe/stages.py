@@ -1,7 +1,7 @@
 """The run that a recipe describes, from text to a folder.
 
-    train -> evaluate on other documents -> collect what latents fire on -> name them -> figures
-    and card
+    train -> evaluate on other documents -> collect what latents fire on -> name them -> look for
+    presets -> figures and card
 
 Each stage's result lies in the run's folder, so a second run of the same recipe resumes what was
 interrupted and reuses what was finished; a changed section repeats only the stages that it affects.
@@ -47,6 +47,7 @@ from ..machine.names import (
     EVALUATION,
     EXPLANATIONS_RECORD,
     META,
+    PRESETS,
     PROBE,
     PROBING,
     TRAINING,
@@ -75,6 +76,7 @@ from .folder import (
 )
 from .foreign import foreign_result
 from .naming import name_latents
+from .presetting import look_for_presets
 from .text import read_foreign
 from .text import read_rows as read_rows
 from .text import token_bar as token_bar
@@ -286,6 +288,8 @@ def report(
         write_result(META, recipe, loaded, sae, folder, limits)
     if EXPLANATIONS_RECORD in missing:
         name_latents(recipe, loaded, sae, folder, limits)
+    if PRESETS in missing:
+        look_for_presets(recipe.preset_seconds, loaded, sae, folder)
     if PROBE in missing:
         write_probe(sae, _probe_activations(recipe, loaded, sae, limits), folder)
     finish(folder)

@@ -70,20 +70,25 @@ class SeededSampling(LogitsProcessor):
     The noise has its own generator: other threads cannot change it, and equal seeds give steered
     and unsteered logits equal noise, for one row that of `generate_pair`. Temperature 0 is greedy.
     Use one object per call of generate.
+
+    Args:
+        repeats: how often the rows of one batch repeat; equal rows get equal noise.
     """
 
-    def __init__(self, seed: int, temperature: float = 1.0):
+    def __init__(self, seed: int, temperature: float = 1.0, repeats: int = 1):
         if not 0 <= temperature < float("inf"):
             raise Refused(f"temperature is {temperature}; it must be 0 or more, and finite")
         self._generator, self._temperature = torch.Generator().manual_seed(seed), temperature
+        self._repeats = repeats
 
     def __call__(
         self, input_ids: Int[Tensor, "rows ctx"], scores: Float[Tensor, "rows vocab"]
     ) -> Float[Tensor, "rows vocab"]:
         if self._temperature == 0:
             return scores
-        uniform = torch.rand(scores.shape, generator=self._generator, dtype=torch.float64)
-        return scores.float() / self._temperature + gumbel(uniform).float().to(scores.device)
+        shape = (len(scores) // self._repeats, scores.shape[1])
+        noise = gumbel(torch.rand(shape, generator=self._generator, dtype=torch.float64)).float()
+        return scores.float() / self._temperature + noise.repeat(self._repeats, 1).to(scores.device)
 
 
 @torch.no_grad()
@@ -136,8 +141,8 @@ def suggest_strength(
     def attempt(strength: float) -> Trial:
         block = steered(strength) if strength else nullcontext()
         sampling = SeededSampling(seed, temperature)
-        kl, generated = sampled_kl(lm, tokens, block, n_tokens, sampling, repetition_penalty)
-        again = repetition(generated)
+        kls, generated = sampled_kl(lm, tokens, block, n_tokens, sampling, repetition_penalty)
+        kl, again = float(kls.mean()), repetition(generated)
         within = (max_kl is None or kl <= max_kl) and (
             max_repetition is None or again <= max_repetition
         )
@@ -192,8 +197,9 @@ def sampled_kl(
     n_tokens: int,
     sampling: SeededSampling,
     repetition_penalty: float = 1.0,
-) -> tuple[float, Int[Tensor, "rows n_tokens"]]:
-    """KL(steered || unsteered) along texts sampled from the steered model, and these texts."""
+) -> tuple[Float[Tensor, " rows"], Int[Tensor, "rows n_tokens"]]:
+    """KL(steered || unsteered) along texts sampled from the steered model, nats a token; and these
+    texts."""
     ids = tokens["input_ids"].to(lm.device)
     mask = tokens.get("attention_mask", torch.ones_like(ids)).to(lm.device)
     config = GenerationConfig(
@@ -219,13 +225,16 @@ def sampled_kl(
     positions = (whole.cumsum(1) - 1).clamp(min=0)
     clean = lm(input_ids=out.sequences, attention_mask=whole, position_ids=positions).logits
     clean = clean[:, ids.shape[1] - 1 : -1]
-    return _mean_kl(steered, clean), out.sequences[:, ids.shape[1] :].cpu()
+    kls = [_mean_kl(*row) for row in zip(steered, clean, strict=True)]  # logits may be large
+    return torch.stack(kls).cpu(), out.sequences[:, ids.shape[1] :].cpu()
 
 
-def _mean_kl(first: Float[Tensor, "rows n vocab"], second: Float[Tensor, "rows n vocab"]) -> float:
-    """KL(first || second) of the softmaxes, nats, mean over rows and tokens."""
+def _mean_kl(
+    first: Float[Tensor, "n vocab"], second: Float[Tensor, "n vocab"]
+) -> Float[Tensor, ""]:
+    """KL(first || second) of the softmaxes, nats, mean over tokens."""
     p, q = F.log_softmax(first.float(), dim=-1), F.log_softmax(second.float(), dim=-1)
-    return max(0.0, float(kl_of_logs(p, q).mean()))  # rounding may take it below
+    return kl_of_logs(p, q).mean().clamp(min=0)  # rounding may take it below
 
 
 def repetition(ids: Int[Tensor, "rows n"], n: int = NGRAM) -> float:

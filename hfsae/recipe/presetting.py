@@ -1,0 +1,50 @@
+"""The stage of a run that looks for presets of the app, for as long as the recipe says."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ..features import FeatureStore
+from ..features.labels import read_labels
+from ..lm import LoadedLM
+from ..machine.refused import Refused
+from ..models import SAE
+from ..presets import Model, PresetArguments, find_presets, save_presets
+
+logger = logging.getLogger(__name__)
+
+
+def look_for_presets(seconds: float, loaded: LoadedLM, sae: SAE, folder: Path) -> None:
+    """Search presets as `hfsae presets` does, and write those that were found; an empty list, too,
+    so that a finished run is not searched again. Where there can be none a line says why."""
+    model = Model(loaded.lm, loaded.tokenizer, sae, FeatureStore.load(folder))
+    args = PresetArguments(max_seconds=seconds)
+    again = f"`hfsae presets {folder}` looks longer"
+    try:
+        with _bar(seconds) as tick:
+            found = find_presets(model, read_labels(folder), args, logger.debug, tick).presets
+    except Refused as error:
+        logger.info("note: no presets were looked for: %s; %s", error, again)
+        return
+    save_presets(folder, found)
+    names = ", ".join(preset["name"] for preset in found) or "none"
+    logger.info("presets that work with three seeds each: %s; %s", names, again)
+
+
+@contextmanager
+def _bar(seconds: float) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar of the time that there is; gives what `find_presets` calls."""
+    every, start = 0.2 if sys.stderr.isatty() else 15.0, time.monotonic()
+    shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s{postfix}"
+    with tqdm(total=seconds, desc="presets", bar_format=shape, mininterval=every) as bar:
+
+        def tick(part: str, done: int, total: int) -> None:
+            bar.set_postfix_str(f"{part}: {done} of {total}", refresh=False)
+            bar.update(min(seconds, time.monotonic() - start) - bar.n)
+
+        yield tick
