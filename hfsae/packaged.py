@@ -81,6 +81,34 @@ SHIPPED_SAE = Path(__file__).with_name("shipped_sae")
 """A small SAE of SmolLM2-135M, in this package itself: its README.md has its metrics."""
 
 
+class SeparateSAE(NamedTuple):
+    """An SAE that is too large for this package: a package of its own, which a script makes."""
+
+    module: str
+    lm: str
+    """name of its language model"""
+
+    def folder(self, name: str) -> Path:
+        """Where it is installed.
+
+        Raises:
+            ValueError: it is not; the sentence names the commands.
+        """
+        folder = package_folder(self.module)
+        if folder is None:
+            raise Refused(
+                f"the SAE {name!r} of {self.lm} is not installed: in a clone of hfsae, `python "
+                f"scripts/packaged_sae.py {name}` trains it and makes its package, and `pip "
+                f"install ./dist/{self.module}` installs it; `hfsae train gemma3_270m` trains "
+                "another in minutes"
+            )
+        return folder
+
+
+SEPARATE_SAES = {"gemma": SeparateSAE("hfsae_gemma3_270m", "google/gemma-3-270m")}
+"""By the name that `hfsae demo` takes."""
+
+
 def packaged_lm(name: str) -> PackagedLM | None:
     """The installed copy of a Hub model; None if there is none, or a part of it is missing."""
     copy = PACKAGED_LMS.get(name)

@@ -48,6 +48,27 @@ def test_demo_starts_what_is_named(monkeypatch):
     }
 
 
+def test_demo_opens_an_sae_that_comes_in_its_own_package(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("gradio")
+    import hfsae.demo
+
+    calls = []
+    monkeypatch.setattr(hfsae.demo, "launch", lambda *args, **kwargs: calls.append(args))
+    assert main(["demo", "gemma"]) == 2
+    said = capsys.readouterr().err
+    assert "'gemma' of google/gemma-3-270m is not installed" in said and not calls
+    assert "`pip install ./dist/hfsae_gemma3_270m`" in said and said.count("\n") == 1
+    home = tmp_path / "hfsae_gemma3_270m"
+    home.mkdir()
+    (home / "__init__.py").write_text("raise SystemExit('data alone is read')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["demo", "gemma"]) == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gemma").mkdir()
+    assert main(["demo", "gemma"]) == 0
+    assert calls == [(str(home),), ("gemma",)], "a folder of that name goes first"
+
+
 def test_the_app_keeps_few_kernels_before_it_runs_a_model(monkeypatch):
     pytest.importorskip("gradio")
     from hfsae.demo import app

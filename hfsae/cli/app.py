@@ -10,6 +10,7 @@ from ..machine.files import printable, printable_lines
 from ..machine.names import META, PRESETS
 from ..machine.refused import Refused
 from ..measurement import default_folder, results_folder, settled
+from ..packaged import SEPARATE_SAES
 from ..presets import Model, PresetArguments, find_presets, save_presets, table
 from ..recipe import PlacedSAE, load, remember
 from .files import SOURCE, add_choice, add_site, folder_of, given_options
@@ -23,7 +24,7 @@ _DEFAULT = PresetArguments()
 def demo_verb(argv: list[str]) -> None:
     """`hfsae demo`, as `VERBS` says."""
     parser = verb_parser("demo", "[SOURCE]")
-    parser.add("source", type=str | None, nargs="?", help="folder, or repository on the Hub")
+    parser.add("source", type=str | None, nargs="?", help="folder, repository on the Hub, or gemma")
     parser.add("--revision", type=str | None, help="branch, tag or commit")
     add_choice(parser)
     add_site(parser)
@@ -38,7 +39,7 @@ def demo_verb(argv: list[str]) -> None:
     if args.get("model") and args["no_model"]:
         raise Refused("--model and --no_model exclude each other; leave one of them out")
     refuse_port(args["host"], args.get("port"))
-    args = _at_results(args)
+    args = _at_results(_at_package(args))
     try:
         from ..demo import launch  # takes seconds, and the demo extra
     except ModuleNotFoundError as error:
@@ -61,6 +62,14 @@ def _with_model(options: dict[str, Any]) -> dict[str, Any]:
     """The options that have a value, with one name for the language model."""
     name = options.pop("lm")["name"]
     return given_options(options) | ({"model": name} if name else {})
+
+
+def _at_package(args: dict[str, Any]) -> dict[str, Any]:
+    """The same options, with the folder of an SAE that comes in a package of its own."""
+    name = args.get("source")
+    if name not in SEPARATE_SAES or Path(name).exists():
+        return args
+    return {**args, "source": str(SEPARATE_SAES[name].folder(name))}
 
 
 def _at_results(args: dict[str, Any]) -> dict[str, Any]:
