@@ -455,6 +455,16 @@ def test_hooks_are_gone_when_a_second_site_is_unknown(tiny_lm: PreTrainedModel):
     assert n_hooks(tiny_lm) == before
 
 
+def test_replacements_nest_in_one_thread():
+    """A plain lock would wait for itself here."""
+    module, x = torch.nn.Identity(), torch.ones(1)
+    with running_as({module: lambda x: 2 * x}, eager=False):
+        with running_as({module: lambda x: 3 * x}, eager=False):
+            assert module(x) == 3
+        assert module(x) == 2
+    assert module(x) == 1
+
+
 def test_threads_capture_and_patch_their_own_forward_passes_only(tiny_lm: PreTrainedModel):
     """Eight threads on one model, each with another text and another patch."""
     expected, found, ready = {}, {}, threading.Barrier(8)

@@ -132,7 +132,7 @@ def running_as(
                     module.forward = forward
 
 
-_replacing = threading.Lock()  # one thread at a time: each restores the state before it
+_replacing = threading.RLock()  # one thread at a time: each restores the state before it
 
 
 def _either(
