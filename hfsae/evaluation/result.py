@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..machine.bounds import MOST_TOKENS, check_most
+from ..machine.plain import finite
 from ..machine.refused import Refused
 from .metrics import Definition, Histogram, Metric
 
@@ -168,7 +169,7 @@ class EvaluationResult:
         """A dict for JSON: NaN and infinity become None, tensors become lists."""
         own = {k: v for k, v in self.__dict__.items() if k != "of_documents"}
         plain = {key: {k: asdict(v) for k, v in own[key].items()} for key in ("metrics", "texts")}
-        return _plain({**own, **plain})
+        return finite({**own, **plain})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "EvaluationResult":
@@ -200,16 +201,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = ([c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in rows)
     return "\n".join("  ".join(cells).rstrip() for cells in padded)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _metrics(data: Mapping[str, Any]) -> dict[str, Metric]:

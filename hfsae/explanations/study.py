@@ -3,7 +3,6 @@ latents and windows, write the plan down, then explain and score."""
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..machine.names import (
     EXPLANATIONS_REPORT,
     FEATURES,
 )
+from ..machine.plain import finite
 from ..machine.seal import sealed
 from ..machine.weights import file_hash
 from ..models import SAE
@@ -276,7 +276,7 @@ def _scored(study: _Study, record: dict[str, Any], results: Sequence[Judged]) ->
         "n_latents": len(latents),
         "n_directions": len(directions),
         "n_unexplained": sum(row["explanation"] is None for row in rows),
-        "scores": _finite({"lexical": means} | {r.name: r.as_plain() for r in results}),
+        "scores": finite({"lexical": means} | {r.name: r.as_plain() for r in results}),
         "about": _ABOUT,
     }
     shown = rows, means, study.tokenizer, args.seed, results
@@ -309,7 +309,6 @@ def _row(
     scores: dict[str, float],
 ) -> dict[str, Any]:
     hard = sum(window.kind == "hard" for window in evidence.inactive)
-    numbers = {k: (v if math.isfinite(v) else None) for k, v in scores.items()}
     return {
         "latent": evidence.latent,
         "explanation": text,
@@ -320,14 +319,5 @@ def _row(
         "n_active": len(evidence.active),
         "n_hard": hard,
         "n_random": len(evidence.inactive) - hard,
-        **numbers,
+        **finite(scores),
     }
-
-
-def _finite(content: Any) -> Any:
-    """Plain values for JSON; NaN becomes null, and an interval a list of three numbers."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

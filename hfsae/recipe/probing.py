@@ -14,13 +14,13 @@ from .. import cards
 from ..activations import TokenBatch
 from ..attribution import uniformity
 from ..evaluation.probing import ProbeArguments, Probing, Task, packaged_tasks, probe, read_tasks
-from ..evaluation.probing.extract import finite
 from ..evaluation.probing.study import chosen_names, mean_interval
 from ..evaluation.probing.tasks import FAULTY, packaged_names
 from ..evaluation.untrained import Untrained, firings, sample
 from ..lm import LoadedLM, special_ids, unspared
 from ..machine.files import read_json, write_whole
 from ..machine.names import CARD, EVALUATION, PROBING, PROBING_REPORT, TRAINING
+from ..machine.plain import finite
 from ..machine.refused import Refused
 from ..machine.seal import refuse_changed, sealed
 from ..machine.weights import of_others, refuse_mixture, stamp

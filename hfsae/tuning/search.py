@@ -22,6 +22,7 @@ from ..lm import LoadedLM
 from ..machine.files import passes, read_json, write_whole
 from ..machine.lock import locked
 from ..machine.names import TRAINING
+from ..machine.plain import finite
 from ..machine.refused import Diverged, Refused
 from ..models.config import l0_goal
 from ..recipe import (
@@ -243,8 +244,7 @@ def _trained(recipe: Recipe, command: str, loaded: LoadedLM) -> dict[str, dict[s
         score = score_of(result, l0_goal(recipe.saes[name]))
         measured = {key: result.metrics[key].value for key in ("l0", "fvu", "dead_share")}
         measured["seconds"] = read_json(folders[name] / TRAINING)["seconds"]["sae"]
-        shown = score if math.isfinite(score) else None
-        lines[name] = {"score": shown, "measured": measured, "failure": ""}
+        lines[name] = {"score": finite(score), "measured": measured, "failure": ""}
     return lines
 
 

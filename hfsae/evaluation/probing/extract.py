@@ -5,13 +5,13 @@ the source: this extract is made from it whenever evaluation.json is written, an
 """
 
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...machine.files import read_json, reading
 from ...machine.names import EVALUATION, PROBING
+from ...machine.plain import finite
 from ...machine.refused import Refused
 from ...machine.seal import refuse_changed
 from ...machine.weights import of_others
@@ -45,15 +45,6 @@ def _is_own(entry: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
 def _without_letters(row: Mapping[str, Any]) -> dict[str, Any]:
     plain = {key: value for key, value in row.items() if key != "letters"}
     return plain | ({"n_letters": len(row["letters"])} if "letters" in row else {})
-
-
-def finite(value: Any) -> Any:
-    """The same for JSON: None for what is no finite number."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def kept_extract(folder: Path) -> dict[str, Any]:
