@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..explanations import ExplainArguments, ScoreArguments
+from ..machine.bounds import check_least
 from ..machine.refused import Refused
 from ..recipe import Recipe, changed_training, check_arm
 from ..training import TrainingArguments
@@ -60,8 +61,7 @@ class InterpretArguments:
             raise Refused(
                 f"explain.scores is {self.scores}, but no latents are explained; add --explain"
             )
-        if self.judged_seeds < 1:
-            raise Refused(f"explain.judged_seeds is {self.judged_seeds}; it must be 1 or more")
+        check_least(self, "explain.", judged_seeds=1)
         self.asked()
 
     def lexical_arguments(self) -> ExplainArguments:

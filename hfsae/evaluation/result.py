@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..machine.bounds import MOST_TOKENS, check_most
+from ..machine.bounds import MOST_TOKENS, check_least, check_most
 from ..machine.plain import finite
 from ..machine.refused import Refused
 from .metrics import Definition, Histogram, Metric
@@ -89,15 +89,11 @@ class EvaluationArguments:
     """Tokens of each of these texts, like n_tokens."""
 
     def __post_init__(self) -> None:
-        least_of = {"n_tokens": 0, "bootstrap_samples": 1}
-        least_of |= {"sae_batch_tokens": 1, "n_foreign_tokens": 1}
-        for name, least in least_of.items():
-            value = getattr(self, name)
-            if name == "n_tokens" and value in (None, AUTO):
-                continue
-            if value < least:
-                raise Refused(f"evaluation.{name} must be {least} or more, got {value}")
-            check_most(f"evaluation.{name}", value, MOST_TOKENS)
+        least = {"bootstrap_samples": 1, "sae_batch_tokens": 1, "n_foreign_tokens": 1}
+        check_least(self, "evaluation.", n_tokens=0, **least)
+        for name in ("n_tokens", *least):
+            if isinstance(value := getattr(self, name), int):
+                check_most(f"evaluation.{name}", value, MOST_TOKENS)
         if self.side not in get_args(Side):
             raise Refused(f"evaluation.side is {self.side!r}; it can be 'test' or 'validation'")
         self._check_texts()

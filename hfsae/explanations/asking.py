@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from ..machine.bounds import check_least
 from ..machine.refused import Refused
 from .explainers import Explainer, Material, Name, Spelt
 from .judges import Answer, Judge, Question
@@ -60,9 +61,7 @@ class ScoreArguments:
                 )
             self.scores = _SCORES_OF[self.protocol]
         self.scores = tuple(dict.fromkeys(name for name in self.scores if name != LEXICAL))
-        for name, least in {"windows": 2, "directions": 0}.items():
-            if getattr(self, name) < least:
-                raise Refused(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        check_least(self, windows=2, directions=0)
 
     @property
     def asks_judge(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ..machine.bounds import check_least
 from ..machine.refused import Refused
 from ..models.config import check_latent
 from .reading import SHOWN, TESTED, Reading, Trace
@@ -55,12 +56,8 @@ class ExplainArguments:
                 f"latents is {list(self.latents)}; name two or more, since each is compared with "
                 "another one's"
             )
-        least = {"n_latents": LEAST_FIT, "window": 1, "shown": 2, "tested": 2, "least": 1}
-        least |= {"n_tokens": 1, "bootstrap_samples": 1, "seed": 0}
-        for name, limit in least.items():
-            value = getattr(self, name)
-            if value != "all" and value < limit:
-                raise Refused(f"{name} is {value}; it must be {limit} or more")
+        check_least(self, n_latents=LEAST_FIT, window=1, shown=2, tested=2, least=1)
+        check_least(self, n_tokens=1, bootstrap_samples=1, seed=0)
         if not 0 <= self.min_density <= self.max_density <= 1:
             raise Refused(
                 f"min_density is {self.min_density} and max_density {self.max_density}; give "

@@ -19,7 +19,7 @@ from ..activations.cache import fingerprint
 from ..activations.given import Given, as_rows
 from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
 from ..lm import check_arguments, contract, places_of, tokenizer_of
-from ..machine.bounds import check_most, check_seed
+from ..machine.bounds import check_least, check_most, check_seed
 from ..machine.refused import Refused
 from ..models import SAE
 from ..models.identity import DECODER, decoder_hash
@@ -60,8 +60,7 @@ class CollectArguments:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             least = 1 if name in ("top", "quantiles", "reservoir") else 0
-            if value < least:
-                raise Refused(f"collect.{name} is {value}; it must be {least} or more")
+            check_least(self, "collect.", **{name: least})
             if name != "seed":
                 check_most(f"collect.{name}", value, _MOST_OF_A_LATENT)
         check_seed("collect.seed", self.seed)

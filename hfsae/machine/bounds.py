@@ -1,4 +1,4 @@
-"""Upper bounds of settings: a number beyond any known use is a slip, and is refused."""
+"""Bounds of settings. A number beyond any known use is a slip, and is refused, too."""
 
 from .refused import Refused
 
@@ -13,6 +13,22 @@ def check_most(name: str, value: int | float, most: int) -> None:
     """
     if value > most:
         raise Refused(f"{name} must be at most {most:,}, got {value:,}")
+
+
+def check_least(settings: object, prefix: str = "", **least: int) -> None:
+    """
+    Args:
+        settings: an object with fields of these names; those that hold no number pass.
+        prefix: of the names in the sentence.
+        least: the smallest value of each.
+
+    Raises:
+        ValueError: a value is smaller.
+    """
+    for name, limit in least.items():
+        value = getattr(settings, name)
+        if isinstance(value, int | float) and value < limit:
+            raise Refused(f"{prefix}{name} is {value}; it must be {limit} or more")
 
 
 def check_seed(name: str, value: int) -> None:

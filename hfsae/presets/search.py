@@ -30,6 +30,7 @@ from ..activations.spelling import tokenise
 from ..features import FeatureStore
 from ..features.function_words import is_content
 from ..lm import Moment, capture, cast_for, contract, intervene, special_ids, unspared
+from ..machine.bounds import check_least
 from ..machine.files import parse_json, write_whole
 from ..machine.names import PRESETS
 from ..machine.refused import Refused
@@ -84,9 +85,7 @@ class PresetArguments(NamedTuple):
         Raises:
             ValueError: a number is out of its range.
         """
-        for name, least in {"n_candidates": 0, "n_presets": 1}.items():
-            if (value := getattr(self, name)) < least:
-                raise Refused(f"{name} is {value}; it must be {least} or more")
+        check_least(self, n_candidates=0, n_presets=1)
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise Refused(f"max_seconds is {self.max_seconds}; it must be larger than 0, or None")
         if not self.max_kl > 0:

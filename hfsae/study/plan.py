@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..machine.bounds import check_least
 from ..machine.files import damaged, read_json, reading, write_whole
 from ..machine.names import STUDY_PLAN
 from ..machine.refused import Damaged, Refused
@@ -60,10 +61,7 @@ class StudyArguments:
     """Seed of all that is drawn."""
 
     def __post_init__(self) -> None:
-        least = {"n_latents": 2, "windows": N_ODD - 1, "window": 1, "n_tokens": 1, "seed": 0}
-        for name, limit in least.items():
-            if getattr(self, name) < limit:
-                raise Refused(f"{name} is {getattr(self, name)}; it must be {limit} or more")
+        check_least(self, n_latents=2, windows=N_ODD - 1, window=1, n_tokens=1, seed=0)
         for name in ("controls", "repeats", "intruders"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Refused(

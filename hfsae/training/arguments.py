@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin
 
-from ..machine.bounds import MOST_TOKENS, check_most
+from ..machine.bounds import MOST_TOKENS, check_least, check_most
 from ..machine.refused import Refused
 from .schedules import Duration, in_steps
 
@@ -123,8 +123,7 @@ class TrainingArguments:
             )
         counts = ("n_tokens", "batch_size", "gradient_accumulation_steps", "logging_steps")
         for name in (*counts, "dead_after_tokens"):
-            if getattr(self, name) < 1:
-                raise Refused(f"training.{name} must be 1 or more, got {getattr(self, name)}")
+            check_least(self, "training.", **{name: 1})
             check_most(f"training.{name}", getattr(self, name), MOST_TOKENS)
         if self.num_processes is not None and self.num_processes < 1:
             raise Refused(
@@ -181,10 +180,7 @@ class TrainingArguments:
             )
         if not 0 <= self.init_whitening <= 1:
             raise Refused(f"training.init_whitening must lie in [0, 1], got {self.init_whitening}")
-        if self.init_cluster_rounds < 0:
-            raise Refused(
-                f"training.init_cluster_rounds must be 0 or more, got {self.init_cluster_rounds}"
-            )
+        check_least(self, "training.", init_cluster_rounds=0)
         for name in ("init_cluster_rounds", "init_whitening"):
             if getattr(self, name) and not self.init_decoder_data:
                 raise Refused(

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..machine.bounds import check_least
 from ..machine.refused import Refused
 from ..recipe import Recipe, changed_training, check_arm
 from ..training.identity import SHARED
@@ -49,9 +50,7 @@ class Tuning(Recipe):
         self.evaluation = replace(self.evaluation, n_tokens=self.evaluation.most_tokens)
         if self.saes:
             raise Refused("a tuning has arms instead of saes; give each arm its fields of sae")
-        for name, least in {"trials": 2, "rungs": 1, "growth": 0, "together": 1}.items():
-            if getattr(self, name) < least:
-                raise Refused(f"{name} must be {least} or more, got {getattr(self, name)}")
+        check_least(self, trials=2, rungs=1, growth=0, together=1)
         if self.training.n_tokens < self.training.batch_size * 2 ** (self.rungs - 1):
             raise Refused(
                 f"rungs={self.rungs} leaves the first one less than a batch of "

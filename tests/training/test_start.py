@@ -230,7 +230,7 @@ def test_clusters_need_a_share_of_data(tmp_path):
         TrainingArguments(init_cluster_rounds=3)
     with pytest.raises(ValueError, match=r"init_whitening is 0\.5, which has no effect without"):
         TrainingArguments(init_whitening=0.5)
-    with pytest.raises(ValueError, match="must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="is -1; it must be 0 or more"):
         TrainingArguments(init_cluster_rounds=-1)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 2"):
         TrainingArguments(init_decoder_data=0.9, init_whitening=2)

@@ -231,7 +231,7 @@ def test_a_range_grows_where_the_best_lies_at_its_edge_and_arms_draw_alike(
     [
         ({"ranges": {"training.nothing": [1]}}, "ranges.training.nothing is no field of"),
         ({"ranges": {"lm.name": ["a"]}}, "ranges.lm.name is no field of sae, training, shuffle"),
-        ({"trials": 1}, "trials must be 2 or more, got 1"),
+        ({"trials": 1}, "trials is 1; it must be 2 or more"),
         ({"rungs": 9}, "rungs=9 leaves the first one less than a batch"),
         ({"arms": {"a": {"sweep": {}}}}, "arm a has no 'sweep'"),
         ({"arms": {"a": {"sae": 5}}}, "sae of arm a must hold fields, got 5"),

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...lm import contract, tokenizer_of
+from ...machine.bounds import check_least
 from ...machine.refused import Refused
 from ...models import SAE
 from ..intervals import Interval, interval
@@ -56,12 +57,8 @@ class ProbeArguments:
         self.k = sorted({*self.k})
         if not self.k or self.k[0] < 1:
             raise Refused(f"k is {list(self.k)}; give numbers of latents, each 1 or more")
-        least = {"n_tasks": 1, "n_texts": 2 * LEAST, "max_tokens": 2}
-        least |= {"bootstrap_samples": 1, "seed": 0, "n_words": 0, "uniformity_tokens": 0}
-        for name, limit in least.items():
-            value = getattr(self, name)
-            if value != "all" and value < limit:
-                raise Refused(f"{name} is {value}; it must be {limit} or more")
+        check_least(self, n_tasks=1, n_texts=2 * LEAST, max_tokens=2, bootstrap_samples=1)
+        check_least(self, seed=0, n_words=0, uniformity_tokens=0)
         if 0 < self.n_words < LEAST_WORDS:
             raise Refused(
                 f"n_words is {self.n_words}; give {LEAST_WORDS} or more for 26 letters, or 0 for "

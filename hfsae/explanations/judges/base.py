@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from ...machine.bounds import check_least
 from ...machine.refused import Refused
 
 PACKAGED, PACKAGED_MODEL = "packaged", "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -183,9 +184,7 @@ class JudgeArguments:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        for name, least in {"concurrency": 1, "retries": 0, "batch_size": 1}.items():
-            if getattr(self, name) < least:
-                raise Refused(f"{name} is {getattr(self, name)}; it must be {least} or more")
+        check_least(self, concurrency=1, retries=0, batch_size=1)
         if not 0 < self.timeout < float("inf"):
             raise Refused(f"timeout is {self.timeout}; give a number of seconds above 0")
         for name in ("price_in", "price_out"):
