@@ -9,6 +9,7 @@ foreign     texts of an evaluation that are unlike the training text
 folder      what a run's folder holds, and what of it is out of date
 naming      names for latents at the end of a run
 placed      an SAE, its folder, and the language model and text of its measures
+presetting  presets for the app, looked for at the end of a run
 probing     what latents reveal about texts, for the SAEs in folders
 stages      train, evaluate, collect, name, draw, write the card
 text        the rows of tokens that a stage reads
