@@ -153,7 +153,10 @@ def test_any_recipe_is_trained_as_any_variant(name, tiny_lm, caplog):
         (["train", RECIPE, "--dry_run", "--text.dataset", "no.txt"], "file is at 'no.txt'"),
         (["train", RECIPE, "--training.learning_rate", ".inf"], "positive and finite, got inf"),
         (["train", RECIPE, "--training.adam_epsilon", "-1"], "adam_epsilon must be positive and"),
-        (["train", RECIPE, "--training.dead_after_tokens", "0"], "dead_after_tokens is 0; it must be 1"),
+        (
+            ["train", RECIPE, "--training.dead_after_tokens", "0"],
+            "dead_after_tokens is 0; it must be 1",
+        ),
         (["train", RECIPE, "--collect.top", "0"], "collect.top is 0; it must be 1 or more"),
         (["train", RECIPE, "--shuffle.passes", "0"], "shuffle.passes (0) must be 1 or more"),
         (["train", RECIPE, "--harvest.max_norm_ratio", ".nan"], "harvest.max_norm_ratio is nan"),

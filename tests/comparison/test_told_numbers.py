@@ -27,6 +27,7 @@ from .told import (
 )
 
 OVER_PLACES, SCRATCH = ("Gated (RI-L1)", "TopK"), "JumpReLU (from scratch)"
+PARTS = ("mlp", "self_attn")
 NUMBER = re.compile(r"(?<![\w.])-?\d*\.?\d+(?:e-?\d+)?(?![\w])")
 
 
@@ -59,34 +60,44 @@ def verdicts(metric: str, arm: str = "", *comparisons: str, only: str = "") -> d
 
 
 def test_the_verdict():
-    title, places = "The verdict", ("equal", "sites")
+    title, places = "The verdict", ("equal", "sites", "gemma")
     head = rows(of_report("verdict"), "comparison")
-    said(title, "588 SAEs", sum(int(cells["SAEs"]) for cells in head.values()))
+    said(title, "738 SAEs", sum(int(cells["SAEs"]) for cells in head.values()))
     n_areas = [len(verdicts(metric)) for metric in (FVU, LOSS)]
-    said(title, "for all 40 areas of FVU and 35 of delta loss", *n_areas)
+    said(title, "for all 48 areas of FVU and 43 of delta loss", *n_areas)
     bold = r"\*\*"
-    topk, gated = (verdicts(FVU, arm, *places, only=bold) for arm in ("TopK", "Gated (RI-L1)"))
-    assert len(topk) == len(gated) == 6 and "are larger at all six places" in section(title)
-    said(title, "TopK by 2 to 14 %", *ends([*topk.values()]))
+    gated = verdicts(FVU, "Gated (RI-L1)", *places, only=bold)
+    assert len(gated) == 8 and "*Gated* is larger at all eight places" in section(title)
     on_attention = gated.pop("sites, layers.15.self_attn: Gated (RI-L1)")
-    words = "Gated by 6 to 8 %, on attention's output by 48 %"
-    said(title, words, *ends([*gated.values()]), on_attention)
+    on_gemma = [gated.pop(row) for row in [*gated] if row.startswith("gemma")]
+    words = "by 6 to 8 % on SmolLM2, on attention's output by 48 %, and on Gemma by 20 and 24 %"
+    said(title, words, *ends([*gated.values()]), on_attention, *ends(on_gemma))
+    topk, shown = (verdicts(FVU, "TopK", *places, only=mark) for mark in ("", bold))
+    assert len(topk) == 8 and "at all eight, by" in section(title)
+    said(title, "by 2 to 14 %, and shown to be at six", *ends([*topk.values()]))
+    assert len(shown) == 6
+    assert topk.keys() - shown == {
+        "sites, layers.15.mlp: TopK",
+        "sites, layers.15.self_attn: TopK",
+    }
     of_others = [v for row, v in verdicts(FVU, "", "equal", only=bold).items() if "'s " in row]
     assert len(of_others) == 3
     said(title, "libraries'* are larger by 11 to 18 % in the one", *ends(of_others))
-    scratch = verdicts(FVU, "JumpReLU (from scratch)", *places, only=bold)
-    assert len(scratch) == 2
-    said(title, "at two of six places, by 2 and 3 %", *ends([*scratch.values()]))
-    ((where, smaller),) = verdicts(FVU, "BatchTopK", *places, only=bold).items()
-    assert smaller < 0 and where == "sites, layers.5: BatchTopK"
-    assert "*BatchTopK* smaller at one, after block 5" in " ".join(section(title).split())
+    ((where, larger),) = verdicts(FVU, SCRATCH, *places, only=bold).items()
+    assert where == f"sites, layers.15.mlp: {SCRATCH}"
+    said(title, "is larger at one place, on the MLP, by 3 %;", larger)
+    said(title, "areas are 0.1 to 5.2 %", *ends([*verdicts(FVU, SCRATCH, *places).values()]))
+    assert not verdicts(FVU, "BatchTopK", *places, only=bold)
+    assert "*BatchTopK* is shown to differ nowhere" in section(title)
     words = "its areas are -0.9 to 0.0 %"
     said(title, words, *ends([*verdicts(FVU, "BatchTopK", *places).values()]))
     ablated = verdicts(FVU, "", "ablations_seeds", only=bold)
-    warm = ablated.pop("ablations_seeds: warm start")
     assert len(ablated) == 7 and len(verdicts(FVU, "", "ablations_seeds")) == 11
     said(title, "seven of eleven are larger, by 12 to 41 %", *ends([*ablated.values()]))
-    said(title, "with a warm start FVU is 0.7 % smaller", -warm)
+
+
+def test_the_verdict_on_delta_loss():
+    title, places, bold = "The verdict", ("equal", "sites", "gemma"), r"\*\*"
     in_loss = {row for row in verdicts(LOSS, only=bold) if not row.startswith("ablations_seeds")}
     assert in_loss == {"sites, layers.5: TopK", "equal: TopK", "sites, layers.25: Gated (RI-L1)"}
     assert len(verdicts(LOSS, "", "ablations_seeds", only=bold)) == 6
@@ -95,59 +106,64 @@ def test_the_verdict():
     assert f"{words} block 25, and six of the ablations." in told
     assert "the other libraries on the residual stream lie above 0 as well" in told
     known, above = (verdicts(LOSS, "", *places, only=mark) for mark in ("", r"\*"))
-    ours = ("Gated (RI-L1)", "TopK")
+    ours, elsewhere = ("Gated (RI-L1)", "TopK"), ("Batch", "15.", "layernorm")
     stream = [
-        row for row in known if row.endswith(ours) and "Batch" not in row and "15." not in row
+        row for row in known if row.endswith(ours) and not any(part in row for part in elsewhere)
     ]
     stream += [row for row in known if "'s " in row]
-    assert len(set(stream)) == 11 and above.keys() >= set(stream)
+    assert len(set(stream)) == 13 and above.keys() >= set(stream)
 
 
-def test_which_rows_of_the_verdict_are_shown_by_little():
+def test_which_rows_of_the_verdict_just_miss_the_correction():
     title = "The verdict"
     table = rows(of_report("verdict").partition("\n## Verdict\n")[2], FVU)
     near = {
         row: float(cells["p"])
         for row, cells in table.items()
-        if "**" in cells["difference"] and not cells["p"].startswith("<")
-        if float(cells["p"]) > 0.03
+        if "*" in cells["difference"] and not cells["p"].startswith("<")
+        if 0.035 < float(cells["p"]) < 0.08
     }
-    said(title, "five have a corrected p of .047 to .049", *ends([*near.values()]))
+    said(title, "Six areas miss the correction with a p of .057 or .058", *ends([*near.values()]))
     assert near.keys() == {
-        "equal: JumpReLU (from scratch)",
+        f"equal: {SCRATCH}",
         "sites, layers.5: BatchTopK",
         "sites, layers.15.mlp: TopK",
         "sites, layers.15.self_attn: TopK",
         "ablations_seeds: warm start",
+        "gemma, layers.9: BatchTopK",
     }
-    twice = percents({"": table[f"equal: {SCRATCH}"]["difference"]})
-    said(title, "from scratch with twice the tokens (2 %)", *twice)
+    said(title, "(p .058 and .057)", *(near[f"sites, layers.15.{s}: TopK"] for s in PARTS))
+    warm = percents({"": table["ablations_seeds: warm start"]["difference"]})
+    said(title, "the ablations (-0.7 %)", *warm)
 
 
 def test_areas_that_are_shown_where_a_difference_at_one_l0_is_not():
-    told, by_site = " ".join(section("The verdict").split()), of_report("sites")
-    table = rows(by_site.partition("\n## By site and L0\n")[2], FVU)
+    told = " ".join(section("The verdict").split())
+    by_site, of_gemma = (
+        rows(of_report(name).partition("\n## By site and L0\n")[2], FVU)
+        for name in ("sites", "gemma")
+    )
+    table = by_site | {f"gemma {row}": cells for row, cells in of_gemma.items()}
     table |= {f"equal: {arm}": cells for arm, cells in of_differences("equal", FVU).items()}
     not_shown = {
-        arm: [
+        arm: {
             row.partition(": ")[0]
             for row, cells in table.items()
             if "**" not in cells["L0 20"] and row.partition(": ")[2] == arm
-        ]
+        }
         for arm in OVER_PLACES
     }
     gated, topk = not_shown.values()
-    assert gated == ["layers.5", "layers.25", "equal"] and topk == ["layers.25", "layers.15.mlp"]
-    words = (
-        "an L0 of 20 Gated's is not shown to be larger after blocks 5 and 25 and, with twice the"
-    )
+    mlps = ("layers.15.mlp", "gemma layers.9.post_feedforward_layernorm")
+    assert gated == {"layers.5", "layers.25", "equal"}
+    assert topk == {"layers.25", "gemma layers.9", *mlps}
     assert (
-        f"{words} tokens, after block 15, nor TopK's after block 25 and on the MLP (-1 %)" in told
-    )
-    said("The verdict", "the MLP (-1 %)", *percents({"": table["layers.15.mlp: TopK"]["L0 20"]}))
-    on_attention = table["layers.15.self_attn: TopK"]
-    shown = [float(l0[3:]) for l0, cell in on_attention.items() if "**" in cell and l0 != "area"]
-    said("The verdict", "on attention TopK's is shown at 20 and 50 alone", *shown)
+        "an L0 of 20 Gated's is not shown to be larger after blocks 5 and 25 and, with twice the "
+        "tokens, after block 15, nor TopK's after block 25, after Gemma's block 9 and on both MLPs"
+    ) in told
+    for mlp in mlps:
+        (at_20,) = percents({"": table[f"{mlp}: TopK"]["L0 20"]})
+        said("The verdict", "MLPs (-1 % each)", at_20)
 
 
 def test_the_verdict_over_all_places():
@@ -159,37 +175,41 @@ def test_the_verdict_over_all_places():
             found[metric, arm] = [
                 float(n) for cell in known for n in re.findall(r"[-+][\d.]+", cell)
             ]
-            assert ("**" in cells["95 % interval"]) == (metric == LOSS and arm in OVER_PLACES)
+            is_shown = arm in OVER_PLACES or (metric == FVU and arm in (SCRATCH, "BatchTopK"))
+            assert ("**" in cells["95 % interval"]) == is_shown
     gated, topk, scratch, batch = (found[FVU, arm] for arm in (*OVER_PLACES, SCRATCH, "BatchTopK"))
-    assert "[Over all six places]" in section(title)
-    said(title, "Gated (95 % interval -1 to 30)", 95, *gated[1:3])
-    said(title, "larger by 13 % for", gated[0])
-    said(title, "7 % for TopK (2 to 12) and", *topk[:3])
-    said(title, "2 % from scratch (0.2 to 4)", *scratch[:3])
-    said(title, "0.4 % smaller for BatchTopK (0.7 to 0.0)", *(-x for x in batch[:3]))
-    said(title, "TopK's could be 6 % smaller or 21 % larger", -topk[3], topk[4])
-    said(title, "Gated (27 %, 21 to 33)", *found[LOSS, OVER_PLACES[0]][:3])
-    said(title, "TopK (35 %, 15 to 58)", *found[LOSS, OVER_PLACES[1]][:3])
+    assert "[Over all eight places]" in section(title)
+    said(title, "larger by 15 % for", gated[0])
+    said(title, "Gated (95 % interval 5 to 27)", 95, *gated[1:3])
+    said(title, "6 % for TopK (2 to 9) and", *topk[:3])
+    said(title, "2 % from scratch (0.6 to 3)", *scratch[:3])
+    said(title, "0.5 % smaller for BatchTopK (0.8 to 0.2)", *(-x for x in batch[:3]))
+    said(title, "TopK's could be 5 % smaller or 17 % larger", -topk[3], topk[4])
+    said(title, "Gated's 14 % smaller or 56 % larger", -gated[3], gated[4])
+    said(title, "Gated (27 %, 23 to 32)", *found[LOSS, OVER_PLACES[0]][:3])
+    said(title, "TopK (28 %, 11 to 47)", *found[LOSS, OVER_PLACES[1]][:3])
     (twice,) = {site for site in verdicts(FVU, "TopK", "equal")}  # and sites.yaml has it, too
     assert twice == "equal: TopK" and "sites, layers.15: TopK" in verdicts(FVU)
-    assert "small model, and block 15 counts twice." in " ".join(section(title).split())
+    assert "are of two small models, and block 15 counts twice." in " ".join(section(title).split())
 
 
 def test_the_verdict_in_the_readme():
     page, title = " ".join(section("The verdict").split()), "What we found"
     for words, there in {
-        "TopK's is larger by 2 to 14 %, Gated's by 6 to 8 % (attention's output: 48 %)": (
-            "TopK by 2 to 14 %, Gated by 6 to 8 %, on attention's output by 48 %"
-        ),
+        "TopK's is larger by 2 to 14 %": "at all eight, by 2 to 14 %",
+        "Gated's by 6 to 48 %": "by 6 to 8 % on SmolLM2, on attention's output by 48 %",
         "in one, three libraries' by 11 to 18 %": "libraries'* are larger by 11 to 18 % in the one",
-        "From scratch it is larger by 2 and 3 % in two;": "at two of six places, by 2 and 3 %",
+        "from scratch by 0.1 to 5.2 %": "its areas are 0.1 to 5.2 %",
         "is level or better (-0.9 to 0.0 %)": "its areas are -0.9 to 0.0 %",
-        "588 SAEs": "588 SAEs",
-        "in all six comparisons": "are larger at all six places",
+        "738 SAEs": "738 SAEs",
+        "at all eight places": "is larger at all eight places",
     }.items():
-        assert there in page
-        said(title, words, *map(float, NUMBER.findall(there.replace("six", ""))))
-    of_loss = [len(verdicts(LOSS, "", "equal", "sites", only=mark)) for mark in (r"\*\*", "")]
+        assert there in page, there
+        numbers = NUMBER.findall(there)
+        if words.startswith("Gated"):
+            numbers = [numbers[0], numbers[2]]
+        said(title, words, *map(float, numbers))
+    of_loss = [len(verdicts(LOSS, "", "equal", "sites", "gemma", only=m)) for m in (r"\*\*", "")]
     assert of_loss[0] <= of_loss[1] / 6 and "Delta losses rarely differ" in " ".join(
         section(title).split()
     )
@@ -280,7 +300,7 @@ def test_how_the_arms_were_tuned():
         assert edges == ["training.threshold_learning_rate"] * part.startswith("jumprelu_scratch")
     assert "thresholds' rate from scratch alone, 1.4e-2" in told
     assert "each trained at `layers.15` of" in text
-    words = "Only hfsae's five arms after block 15 (*equal*) were [tuned alike]"
+    words = "hfsae's five arms were tuned alike after block 15 (*equal*, [how](#tuned-alike))"
     assert words in " ".join(section("The verdict").split())
 
 
