@@ -312,6 +312,21 @@ def of_quality(quality: Quality, gemma: Quality) -> Iterator[str]:
         f"What the best of the others has after {middle:,} tokens takes hfsae "
         f"{' and '.join(shares)} of them"
     )
+    yield from from_our_start(quality)
+
+
+def from_our_start(quality: Quality) -> Iterator[str]:
+    """What the others have with hfsae's start and moments, and JumpReLU's lead over the best."""
+    sides = [_side(run) for run in runs_of("quality") if run.get("has_start")]
+    if not sides:
+        return
+    sides.sort(key=lambda side: side.fvu)
+    each = [
+        f"{LIBRARIES.get(side.library, side.library)}'s {side.variant} has an FVU of {side.fvu:.4f}"
+        for side in sides
+    ]
+    lead = _below(quality.fvu("hfsae", "JumpReLU", quality.budgets[0]), sides[0].fvu)
+    yield f"{', '.join(each)}, and JumpReLU is {lead} % below the best of these"
 
 
 def quality_in_short(quality: Quality, gemma: Quality) -> str:
