@@ -196,20 +196,22 @@ def packaged_text(name: str, fraction: float = 1.0) -> list[str]:
 def _place(text: str) -> float:
     """A document's place between 0 and 1, by hash; its side of the split does not depend on it."""
     digest = blake2b(f"part {text}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) / 2**64
+    return int.from_bytes(digest, "big") / 2**64
 
 
 def check_fractions(dataset: str | list[str], fractions: Mapping[str, float]) -> None:
     """
     Raises:
-        ValueError: a name that the data set has not, or no fraction.
+        ValueError: a name that is not in the data set, or a number outside (0, 1].
     """
+    if not isinstance(fractions, Mapping):
+        raise Refused(f"text.fractions is {fractions!r}; give names with fractions, or {{}}")
     names = packaged_names(dataset) if isinstance(dataset, str) else []
     for name, fraction in fractions.items():
         if name not in names:
             raise Refused(
                 f"text.fractions has {name!r}, which is none of the packaged texts of text.dataset "
-                f"{names}; leave it out"
+                f"{names}; leave it out, or give --text.fractions '{{}}'"
             )
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise Refused(

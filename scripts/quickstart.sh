@@ -14,7 +14,7 @@ while [ $# -gt 0 ]; do
         --quick)
             options+=(--training.output_dir runs/quick --training.n_tokens 65536 --sae.d_sae 2048
                 --shuffle.bucket_tokens 32768 --evaluation.n_tokens 5000 --collect_tokens 30000
-                --explain_tokens 20000)
+                --explain_tokens 20000 --preset_seconds 0)
             ;;
         --hub)
             source=hub

@@ -16,6 +16,7 @@ from hfsae.evaluation import EvaluationArguments, EvaluationResult, evaluate
 from hfsae.machine.files import read_json
 from hfsae.machine.names import EVALUATION
 from hfsae.recipe import load_trained, norm_limits, run, stale_stages
+from hfsae.recipe.foreign import foreign_text
 
 from .helpers import make, refused
 from .tiny import tiny_recipe
@@ -29,6 +30,11 @@ def foreign(tmp_path) -> str:
     path = tmp_path / "others.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in OTHERS))
     return str(path)
+
+
+def test_a_foreign_text_is_read_whole_whatever_is_read_of_the_training_text(foreign):
+    text = TextArguments(dataset="packaged:wiki", fractions={"wiki": 0.5})
+    assert foreign_text(text, foreign).fractions == {}
 
 
 def test_a_run_measures_foreign_texts_as_a_call_does(

@@ -24,6 +24,7 @@ from hfsae.presets import (
     table,
     works,
 )
+from hfsae.presets.search import together
 
 from .helpers import refused
 
@@ -101,6 +102,17 @@ def test_in_a_batch_each_row_has_a_latent_of_its_own(model):
             alone = model.lm(input_ids=ids).logits[0]
         assert torch.allclose(row, alone, atol=1e-4)
         assert not torch.allclose(row, model.lm(input_ids=ids).logits[0], atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_presets_are_found_on_a_gpu(model):
+    firing = model.store.pick(1, max_density=1.0)[0]
+    on_gpu = model._replace(lm=model.lm.to("cuda"), sae=model.sae.to("cuda"))
+    assert find_presets(on_gpu, {firing: "seas"}, ARGS).attempts
+
+
+def test_texts_of_a_large_vocabulary_are_written_by_fewer_at_once():
+    assert [together(n, 30) for n in (49_152, 262_144, 10**7)] == [4, 2, 1]
 
 
 def test_without_time_left_nothing_is_tried(model):

@@ -24,9 +24,13 @@ def test_a_run_looks_for_presets_once_and_says_what_it_found(tmp_path, loads, ca
     run(recipe)
     found = json.loads((tmp_path / "sae" / "presets.json").read_text())
     names = ", ".join(preset["name"] for preset in found) or "none"
-    assert f"presets that work with three seeds each: {names}; `hfsae presets " in caplog.text
+    said = f"presets that work with three seeds each, of 0 latents tried: {names}; `hfsae presets "
+    assert said in caplog.text
     run(recipe)
     assert len(loads) == 1, "an empty list is a result"
+    run(tiny_recipe(tmp_path / "sae", text=TEXT, preset_seconds=9))
+    assert len(loads) == 2, "with more time it is looked again"
+    assert caplog.text.count(said) == 2
 
 
 def test_presets_that_people_wrote_stand(tmp_path, loads):

@@ -338,7 +338,7 @@ def _measured_text(measured: Json) -> str:
 def _settings(record: Json) -> Iterator[tuple[str, str]]:
     for section in _SECTIONS:
         for key, value in record.get(section, {}).items():
-            if value is not None and key not in _NOT_SHOWN:
+            if value not in (None, {}) and key not in _NOT_SHOWN:
                 value = _dataset({"dataset": value}) if key == "dataset" else value
                 yield f"{section}.{key}", str(value)
 

@@ -143,8 +143,8 @@ def _add_search(parser: VerbParser) -> None:
         "--n_candidates",
         type=int,
         default=_DEFAULT.n_candidates,
-        help="latents whose texts are tried, beside those with a label: those whose direction "
-        "promotes their own words most",
+        help="latents whose texts are tried, beside those with a label: those whose words "
+        "gain most as the next token",
     )
     parser.add(
         "--n_presets", type=int, default=_DEFAULT.n_presets, help="presets to write, at most"

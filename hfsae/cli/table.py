@@ -14,7 +14,8 @@ VERBS: dict[str, Verb] = {
     "train": Verb(
         "runs.train",
         "Train the SAE of a recipe, evaluate it, collect what its latents fire on, and write "
-        "a folder with weights, card, metrics, figures and examples. Run again, it resumes.",
+        "a folder with weights, card, metrics, figures, examples, names and presets. Run again, it "
+        "resumes.",
     ),
     "recipes": Verb(
         "runs.recipes",

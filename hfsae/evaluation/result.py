@@ -92,7 +92,7 @@ class EvaluationArguments:
         least = {"bootstrap_samples": 1, "sae_batch_tokens": 1, "n_foreign_tokens": 1}
         check_least(self, "evaluation.", n_tokens=0, **least)
         for name in ("n_tokens", *least):
-            if isinstance(value := getattr(self, name), int):
+            if isinstance(value := getattr(self, name), int | float):
                 check_most(f"evaluation.{name}", value, MOST_TOKENS)
         if self.side not in get_args(Side):
             raise Refused(f"evaluation.side is {self.side!r}; it can be 'test' or 'validation'")

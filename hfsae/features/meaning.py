@@ -22,8 +22,9 @@ from .store import FeatureStore
 N_COMMON = 2
 """Directions that are taken out of all vectors."""
 CHANCE = 7e-4
-"""Share of latents that are as near as that to any token: from their cosine on a latent is near."""
-_SAMPLE, _ANY = 20_000, 1000  # tokens, at equal distances in the vocabulary
+"""A latent is near a query from the cosine on that only this share of pairs of a latent and a token
+at random reach."""
+_SAMPLE, _ANY = 20_000, 1000  # tokens, at equal distances in the vocabulary; latents likewise
 _SHORTEST = 3  # letters of a word
 
 
@@ -74,7 +75,8 @@ class Meaning:
         """The cosine that a latent has with one of the vocabulary's tokens in `CHANCE` of pairs:
         how near unrelated words are differs from model to model."""
         tokens = range(0, len(self._table), max(1, len(self._table) // _ANY))
-        cosines = (self._vectors @ self._of(list(tokens)).T).flatten()
+        some = self._vectors[:: max(1, len(self._vectors) // _ANY)]
+        cosines = (some @ self._of(list(tokens)).T).flatten()
         return float(cosines.kthvalue(max(1, round((1 - CHANCE) * len(cosines)))).values)
 
     def _of_tokens(self, store: FeatureStore) -> list[tuple[int, Tensor]]:

@@ -36,6 +36,7 @@ from ..machine.names import PRESETS
 from ..machine.refused import Refused
 from ..machine.weights import stamp
 from ..models import SAE
+from ..models.identity import refuse_values_of_others
 from ..ops import kl_of_logs
 from ..steering import SeededSampling, repetition, steer
 from ..steering.pair import Pair, Sampling, generate_pair
@@ -57,11 +58,11 @@ _COMMON = 0.01  # of all latents: words in the examples of more are function wor
 _FIRING = 0.3  # of a latent's largest activation: tokens from there on are about it
 _CLEAR = 0.5  # of the strongest examples that fire on a candidate's words
 _ROWS = 32  # candidates screened in one pass
-_CLOSELY = 3  # times the candidates that are tried are screened at each strength
+_CLOSELY = 3  # so many times n_candidates are screened at every strength
 _SCREENED = 2.0  # the strength at which all are
 _NEXT = 1.2  # times max_kl is what the token after a prompt may differ: texts differ less
-_TOGETHER = 4  # candidates whose texts are written in one batch
-_TRYING = 0.6  # of the time; the rest is for confirming
+_TOGETHER, _LOGITS = 4, 2**30  # candidates whose texts are one batch; bytes of its logits
+_SCREENING, _TRYING = 0.3, 0.6  # of the time, at most; the rest is for confirming
 
 
 class PresetArguments(NamedTuple):
@@ -77,7 +78,7 @@ class PresetArguments(NamedTuple):
     max_repetition: float = 0.3
     n_tokens: int = 30
     max_seconds: float | None = None
-    """after which nothing more is tried, or confirmed; None: as long as it takes"""
+    """after which nothing more is screened, tried or confirmed; None: as long as it takes"""
 
     def check(self) -> None:
         """Refuse numbers with which no preset can be found.
@@ -111,7 +112,9 @@ class Model(NamedTuple):
         self, latents: Sequence[int], strengths: float | Sequence[float]
     ) -> AbstractContextManager[None]:
         """The block in which each row of a batch has one latent added, as by `steered`."""
-        largest = self.store.max_activations[latents].to(self.sae.W_dec)
+        maxima = self.store.max_activations
+        refuse_values_of_others(maxima, self.sae.W_dec, "max_activations")
+        largest = maxima[latents].to(self.sae.W_dec)
         amounts = torch.as_tensor(strengths).to(largest) * largest
         added = (amounts[:, None] * self.sae.W_dec[latents].detach())[:, None]
         spared = special_ids(self.lm)
@@ -176,8 +179,8 @@ def find_presets(
         labels: {latent: label}: these latents are candidates whatever they promote, and their
             labels are the presets' names.
         progress: called with a line for each candidate.
-        tick: called before each candidate with the part of the search, how many it is done with,
-            and of how many; an error that it raises ends the search.
+        tick: called before each batch with the part of the search, how many latents it is done
+            with, and of how many; an error that it raises ends the search.
 
     Raises:
         ValueError: a number in args is out of its range, or the model is not the SAE's own.
@@ -186,15 +189,16 @@ def find_presets(
     contract.hold(model.lm, model.sae, model.tokenizer)
     clock = _Clock(args.max_seconds)
     pool = candidates(model.store, labels)
-    chosen = _chosen(model, pool, labels, args, tick)
+    chosen = _chosen(model, pool, labels, args, clock, tick)
     progress(f"{len(pool)} candidates screened; {len(chosen)} are tried")
     attempts: list[Attempt] = []
     texts = _unsteered(model, args.n_tokens)
-    for i in range(0, len(chosen), _TOGETHER):
+    at_once = together(model.lm.config.get_text_config().vocab_size, args.n_tokens)
+    for i in range(0, len(chosen), at_once):
         if clock.is_past(_TRYING):
             break
         tick("latents tried", i, len(chosen))
-        for tried in _attempts(model, chosen[i : i + _TOGETHER], texts, args.n_tokens):
+        for tried in _attempts(model, chosen[i : i + at_once], texts, args.n_tokens):
             attempts += tried
             progress(_line(max(tried, key=_striking)))
     presets: list[dict[str, Any]] = []
@@ -253,6 +257,7 @@ def _chosen(
     pool: Sequence[Candidate],
     labels: Mapping[int, str],
     args: PresetArguments,
+    clock: "_Clock",
     tick: Callable[[str, int, int], object],
 ) -> list[Candidate]:
     """The candidates to try, each with its strength: labelled ones, then those whose words become
@@ -265,6 +270,8 @@ def _chosen(
     def screened(prompts: Sequence[str], strengths: Sequence[float]) -> list[Candidate]:
         rows = list[Candidate]()
         for some in (pool[i : i + _ROWS] for i in range(0, len(pool), _ROWS)):
+            if clock.is_past(_SCREENING):
+                break
             tick("latents screened", len(rows), len(pool))
             rows += _screened(model, some, prompts, strengths, _NEXT * args.max_kl)
         return sorted(rows, key=lambda c: -c.raised)
@@ -315,7 +322,7 @@ def _next_token(
             steered = _logs(model, ids.expand(len(latents), -1))
         for i, tokens in enumerate(words):
             log = steered[i, tokens].logsumexp(0)
-            found[i, 0] += log.exp() * (log - plain[tokens].logsumexp(0))
+            found[i, 0] += float(log.exp() * (log - plain[tokens].logsumexp(0)))
         found[:, 1] += kl_of_logs(steered, plain.expand_as(steered)).cpu()
     return [(raised, kl) for raised, kl in (found / len(prompts)).tolist()]
 
@@ -349,6 +356,12 @@ def _unsteered(model: Model, n_tokens: int) -> Texts:
     }
     _, plain = sampled_kl(model.lm, tokens, nullcontext(), n_tokens, _sampling())
     return Texts(tokens, plain)
+
+
+def together(vocab_size: int, n_tokens: int) -> int:
+    """Candidates whose texts are written in one batch: fewer for a large vocabulary."""
+    each = 4 * len(PROMPTS) * len(SEEDS) * n_tokens * vocab_size
+    return max(1, min(_TOGETHER, _LOGITS // each))
 
 
 def _sampling(repeats: int = 1) -> SeededSampling:

@@ -27,7 +27,7 @@ def train(
     **sae: Any,
 ) -> SAE:
     """Train an SAE on a language model's activations; evaluate it, collect what its latents fire
-    on, write its card.
+    on, name them, write its card, look for presets.
 
         sae = hfsae.train(
             model="HuggingFaceTB/SmolLM2-135M-Instruct", site="layers.12", dataset="my.jsonl",
@@ -68,7 +68,7 @@ def train(
         base,
         license=licence_with(base, model) if isinstance(recipe, str | Path) else base.license,
         lm=replace(base.lm, name=model),
-        text=replace(base.text, dataset=listed(dataset, base.text.text_column)),
+        text=replace(base.text, dataset=listed(dataset, base.text.text_column), fractions={}),
         sae={**base.sae, **given},
         training=replace(base.training, output_dir=str(output_dir), **budget),
     )

@@ -28,7 +28,7 @@ from .foreign import check_foreign
 from .sizes import AUTO, Count, Sizes, sizes_of
 
 logger = logging.getLogger(__name__)
-REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens", "explain_tokens")
+REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens", "explain_tokens", "preset_seconds")
 # The sections that people change most come first: error messages name the first differences.
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffle", "seed")
 RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")

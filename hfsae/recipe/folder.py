@@ -41,6 +41,7 @@ MADE_WITH = {
     EVALUATION: ("evaluation",),
     META: ("collect", "collect_tokens"),
     EXPLANATIONS_RECORD: ("explain_tokens",),
+    PRESETS: ("preset_seconds", "collect", "collect_tokens"),
 }
 _N_SHOWN = 3
 
@@ -126,6 +127,7 @@ def stale_stages(recipe: Recipe) -> list[str]:
         EVALUATION: sizes.evaluation,
         META: sizes.examples,
         EXPLANATIONS_RECORD: sizes.names,
+        PRESETS: recipe.preset_seconds if sizes.examples else 0,
     }
     unfinished = remaking(root)
     return [

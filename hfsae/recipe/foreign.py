@@ -19,6 +19,7 @@ def foreign_text(text: TextArguments, dataset: str) -> TextArguments:
     return replace(
         text,
         dataset=dataset,
+        fractions={},
         dataset_config=None,
         dataset_revision=None,
         held_out_fraction=1.0,

@@ -20,20 +20,23 @@ logger = logging.getLogger(__name__)
 
 
 def look_for_presets(seconds: float, loaded: LoadedLM, sae: SAE, folder: Path) -> None:
-    """Search presets as `hfsae presets` does, and write those that were found; an empty list, too,
-    so that a finished run is not searched again. Where there can be none a line says why."""
+    """Search presets as `hfsae presets` does, and write those that were found beside those that
+    people wrote; an empty list, too, so that a finished run is not searched again."""
     model = Model(loaded.lm, loaded.tokenizer, sae, FeatureStore.load(folder))
     args = PresetArguments(max_seconds=seconds)
     again = f"`hfsae presets {folder}` looks longer"
     try:
         with _bar(seconds) as tick:
-            found = find_presets(model, read_labels(folder), args, logger.debug, tick).presets
+            found = find_presets(model, read_labels(folder), args, logger.debug, tick)
     except Refused as error:
-        logger.info("note: no presets were looked for: %s; %s", error, again)
+        save_presets(folder, [])
+        logger.info("note: presets cannot be found: %s; %s", error, again)
         return
-    save_presets(folder, found)
-    names = ", ".join(preset["name"] for preset in found) or "none"
-    logger.info("presets that work with three seeds each: %s; %s", names, again)
+    save_presets(folder, found.presets)
+    names = ", ".join(preset["name"] for preset in found.presets) or "none"
+    n_tried = len({attempt.candidate.latent for attempt in found.attempts})
+    said = "presets that work with three seeds each, of %d latents tried: %s; %s"
+    logger.info(said, n_tried, names, again)
 
 
 @contextmanager

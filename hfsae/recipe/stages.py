@@ -1,7 +1,7 @@
 """The run that a recipe describes, from text to a folder.
 
-    train -> evaluate on other documents -> collect what latents fire on -> name them -> look for
-    presets -> figures and card
+    train -> evaluate on other documents -> collect what latents fire on -> name them -> figures
+    and card -> look for presets
 
 Each stage's result lies in the run's folder, so a second run of the same recipe resumes what was
 interrupted and reuses what was finished; a changed section repeats only the stages that it affects.
@@ -295,11 +295,11 @@ def report(
         write_result(META, recipe, loaded, sae, folder, limits)
     if EXPLANATIONS_RECORD in missing:
         name_latents(recipe, loaded, sae, folder, limits)
-    if PRESETS in missing:
-        look_for_presets(recipe.preset_seconds, loaded, sae, folder)
     if PROBE in missing:
         write_probe(sae, _probe_activations(recipe, loaded, sae, limits), folder)
     finish(folder)
+    if PRESETS in missing:
+        look_for_presets(recipe.preset_seconds, loaded, sae, folder)
 
 
 def write_result(

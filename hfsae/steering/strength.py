@@ -220,12 +220,13 @@ def sampled_kl(
             generation_config=config,
             logits_processor=LogitsProcessorList([sampling]),
         )
-    steered = torch.stack(out.logits, dim=1)  # [rows, n_tokens, vocab]
     whole = torch.cat([mask, mask.new_ones(len(ids), n_tokens)], dim=1)
     positions = (whole.cumsum(1) - 1).clamp(min=0)
     clean = lm(input_ids=out.sequences, attention_mask=whole, position_ids=positions).logits
     clean = clean[:, ids.shape[1] - 1 : -1]
-    kls = [_mean_kl(*row) for row in zip(steered, clean, strict=True)]  # logits may be large
+    kls = []
+    for i, row in enumerate(clean):  # logits may be large: row by row
+        kls.append(_mean_kl(torch.stack([step[i] for step in out.logits]), row))
     return torch.stack(kls).cpu(), out.sequences[:, ids.shape[1] :].cpu()
 
 

@@ -1,11 +1,12 @@
-"""Is one SAE better than another of the same site, on texts that neither was trained on?
+"""Is one SAE better than another of the same site, on documents that neither was trained on?
 
     python scripts/bench/successor.py FORMER NEW [--l0 40] [--tokens 10000] [--output FILE]
 
 Both are folders of SAEs of the same language model and site. On the test side of each
 text thresholds are multiplied by one factor, found on that text, at which the SAE has the same L0;
 then FVU and delta loss on the same positions, their ratio, and a 95 % interval of it: a bootstrap
-over documents. News, medicine and messages come in a Python package (see `hfsae.packaged`).
+over documents. News, medicine and messages come in a Python package (see `hfsae.packaged`);
+an SAE that was trained on other documents of them has it easier there.
 """
 
 import argparse

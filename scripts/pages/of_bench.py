@@ -317,7 +317,10 @@ def of_quality(quality: Quality, gemma: Quality) -> Iterator[str]:
 
 def from_our_start(quality: Quality) -> Iterator[str]:
     """What the others have with hfsae's start and moments, and JumpReLU's lead over the best."""
-    sides = [_side(run) for run in runs_of("quality") if run.get("has_start")]
+    least = quality.budgets[0]
+    where = {"recipe": "quickstart", "passes": 1, "tokens": least, "has_start": True}
+    runs = [r for r in runs_of("quality") if all(r.get(k) == v for k, v in where.items())]
+    sides = [_side(run) for run in runs]
     if not sides:
         return
     sides.sort(key=lambda side: side.fvu)
@@ -325,7 +328,7 @@ def from_our_start(quality: Quality) -> Iterator[str]:
         f"{LIBRARIES.get(side.library, side.library)}'s {side.variant} has an FVU of {side.fvu:.4f}"
         for side in sides
     ]
-    lead = _below(quality.fvu("hfsae", "JumpReLU", quality.budgets[0]), sides[0].fvu)
+    lead = _below(quality.fvu("hfsae", "JumpReLU", least), sides[0].fvu)
     yield f"{', '.join(each)}, and JumpReLU is {lead} % below the best of these"
 
 

@@ -85,7 +85,7 @@ def test_the_verdict():
     said(title, "libraries'* are larger by 11 to 18 % in the one", *ends(of_others))
     ((where, larger),) = verdicts(FVU, SCRATCH, *places, only=bold).items()
     assert where == f"sites, layers.15.mlp: {SCRATCH}"
-    said(title, "is larger at one place, on the MLP, by 3 %;", larger)
+    said(title, "is larger at one place, SmolLM2's MLP, by 3 %;", larger)
     said(title, "areas are 0.1 to 5.2 %", *ends([*verdicts(FVU, SCRATCH, *places).values()]))
     assert not verdicts(FVU, "BatchTopK", *places, only=bold)
     assert "*BatchTopK* is shown to differ nowhere" in section(title)
