@@ -25,6 +25,7 @@ from ..features.windows import BLOCK_LATENTS, HISTOGRAM_EDGES
 from ..machine.processor import Room, gpu_memory, main_memory
 from ..machine.refused import Refused
 from ..models import SAEConfig
+from ..presets.search import PROMPTS, SEEDS, PresetArguments, together
 from ..recipe import Recipe, bucket_tokens
 from ..training.kind import SPARSE_BELOW, SPARSE_FROM
 from ..training.run import FIRST_LOOK
@@ -58,6 +59,7 @@ _REMEDIES = {  # by the stage that needs the memory
     "evaluation": "lower evaluation.sae_batch_tokens or harvest.rows",
     "one batch of text": "lower harvest.rows or text.context_size",
     "examples": "lower collect.top, collect.reservoir or collect.window",
+    "presets": "set preset_seconds to 0",
     "language model": "take a smaller language model",
     "loading the language model": "take a smaller language model",
 }
@@ -305,6 +307,7 @@ def _stages(
         _and(streaming, trained, _folding(sizes, spread), _refit(recipe, configs, spread)),
         _and(always, _Stage({"SAE": _FLOAT * sizes.largest}), _evaluation(recipe, lm, configs)),
         _and(always, _Stage({"SAE": _FLOAT * sizes.largest}), _examples(recipe, lm, configs)),
+        _and(always, _Stage({"SAE": _FLOAT * sizes.largest}), _presets(recipe, lm)),
     ]
 
 
@@ -447,6 +450,15 @@ def _examples(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]
     directions = copies * _FLOAT * largest.d_sae * largest.d_out
     work = max(block, directions + unembedding)
     return _Stage({"examples": kept + work}, {"tables of examples": _tables(recipe, largest)})
+
+
+def _presets(recipe: Recipe, lm: PreTrainedModel) -> _Stage:
+    """Logits of a batch of steered texts, in float32, and those of the model as it is."""
+    if not recipe.preset_seconds or recipe.sizes.examples == 0:
+        return _Stage({})
+    n, vocabulary = PresetArguments().n_tokens, lm.config.get_text_config().vocab_size
+    rows = together(vocabulary, n) * len(PROMPTS) * len(SEEDS)
+    return _Stage({"presets": rows * n * vocabulary * (_FLOAT + lm_dtype(recipe, lm).itemsize)})
 
 
 def _tables(recipe: Recipe, config: SAEConfig) -> Number:
