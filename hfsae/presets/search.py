@@ -62,7 +62,7 @@ _CLOSELY = 3  # so many times n_candidates are screened at every strength
 _SCREENED = 2.0  # the strength at which all are
 _NEXT = 1.2  # times max_kl is what the token after a prompt may differ: texts differ less
 _TOGETHER, _LOGITS = 4, 2**30  # candidates whose texts are one batch; bytes of its logits
-_SCREENING, _TRYING = 0.3, 0.6  # of the time, at most; the rest is for confirming
+_SCREENING, _CLOSELY_BY, _TRYING = 0.2, 0.35, 0.6  # of the time, by when each part ends
 
 
 class PresetArguments(NamedTuple):
@@ -267,18 +267,18 @@ def _chosen(
         named = [c for c in pool if c.latent in labels]
         return named + [c for c in pool if c.latent not in labels and c.raised > 0][:n]
 
-    def screened(prompts: Sequence[str], strengths: Sequence[float]) -> list[Candidate]:
+    def screened(prompts: Sequence[str], strengths: Sequence[float], by: float) -> list[Candidate]:
         rows = list[Candidate]()
         for some in (pool[i : i + _ROWS] for i in range(0, len(pool), _ROWS)):
-            if clock.is_past(_SCREENING):
+            if clock.is_past(by):
                 break
             tick("latents screened", len(rows), len(pool))
             rows += _screened(model, some, prompts, strengths, _NEXT * args.max_kl)
         return sorted(rows, key=lambda c: -c.raised)
 
-    pool = screened(PROMPTS[:1], (_SCREENED,))
+    pool = screened(PROMPTS[:1], (_SCREENED,), _SCREENING)
     pool = best(_CLOSELY * args.n_candidates)
-    pool = screened(PROMPTS[:2], sorted(args.strengths))
+    pool = screened(PROMPTS[:2], sorted(args.strengths), _CLOSELY_BY)
     return best(args.n_candidates)
 
 
