@@ -27,7 +27,7 @@ def told() -> Iterator[Told]:
         (PAGE, END_TO_END, from_text()),
         (PAGE, "By L0 and width, and how exact", by_size()),
         (PAGE, "Inference", (of_inference(),)),
-        (README, "Why another one", (steps_in_short(steps), quality_in_short(quality, gemma))),
+        (README, "Why another one", in_short(steps, quality, gemma)),
         (README, "Speed", (speed(steps),)),
         (PAGE, QUALITY, of_quality(quality, gemma)),
         (PAGE, SITES, (places(),)),
@@ -317,19 +317,32 @@ def of_quality(quality: Quality, gemma: Quality) -> Iterator[str]:
 
 def from_our_start(quality: Quality) -> Iterator[str]:
     """What the others have with hfsae's start and moments, and JumpReLU's lead over the best."""
-    least = quality.budgets[0]
-    where = {"recipe": "quickstart", "passes": 1, "tokens": least, "has_start": True}
-    runs = [r for r in runs_of("quality") if all(r.get(k) == v for k, v in where.items())]
-    sides = [_side(run) for run in runs]
+    sides = started(quality)
     if not sides:
         return
-    sides.sort(key=lambda side: side.fvu)
     each = [
         f"{LIBRARIES.get(side.library, side.library)}'s {side.variant} has an FVU of {side.fvu:.4f}"
         for side in sides
     ]
-    lead = _below(quality.fvu("hfsae", "JumpReLU", least), sides[0].fvu)
-    yield f"{', '.join(each)}, and JumpReLU is {lead} % below the best of these"
+    yield f"{', '.join(each)}, and JumpReLU is {lead_with_start(quality)} % below the best of these"
+
+
+def started(quality: Quality) -> list[Side]:
+    """The others' with hfsae's start and moments, at the smallest budget, the best first."""
+    where = {"recipe": "quickstart", "passes": 1, "tokens": quality.budgets[0], "has_start": True}
+    runs = [r for r in runs_of("quality") if all(r.get(k) == v for k, v in where.items())]
+    return sorted(map(_side, runs), key=lambda side: side.fvu)
+
+
+def lead_with_start(quality: Quality) -> str:
+    return _below(quality.fvu("hfsae", "JumpReLU", quality.budgets[0]), started(quality)[0].fvu)
+
+
+def in_short(steps: Steps, quality: Quality, gemma: Quality) -> Iterator[str]:
+    yield steps_in_short(steps)
+    yield quality_in_short(quality, gemma)
+    lead, least = lead_with_start(quality), quality.budgets[0]
+    yield f"With hfsae's start they come within {lead} % at {least:,}"
 
 
 def quality_in_short(quality: Quality, gemma: Quality) -> str:
