@@ -36,18 +36,22 @@ def names_section(folder: Path) -> Json:
         "explainer": record["explainer"],
         "unscored": record.get("unscored"),
         "documents": record.get("n_documents", {}),
-        "scores": _scores(record.get("scores", {})),
-        "are_drawn": record["arguments"]["latents"] is None,
+        "scores": _scores(record.get("scores", {}), n_scored),
+        "are_drawn": record["arguments"]["latents"] is None
+        and record["arguments"]["n_latents"] != "all",
+        "judge": record.get("judge", {}).get("model", ""),
     }
 
 
-def _scores(scores: Json) -> list[Json]:
+def _scores(scores: Json, n_scored: int) -> list[Json]:
     lexical = scores.get("lexical", {}).get("uniform", {})
     rows = [_row(name, lexical[name], "shuffled") for name in _LEXICAL if name in lexical]
     for name, judged in scores.items():
         if name != "lexical" and judged["headline"]:
             means = judged["uniform"][judged["headline"]]
             title = f"{name}, {judged['headline'].replace('_', ' ')}"
+            n = judged.get("n_latents", n_scored)
+            title += f" ({n} of them)" if n < n_scored else ""
             rows.append(_row(title, means, judged["difference_from"]))
     return rows
 

@@ -26,7 +26,6 @@ def explain_verb(argv: list[str]) -> None:
         "hfsae explain runs/mine",
         "hfsae explain someone/sae --lm.name google/gemma-2-2b --text.dataset my.jsonl",
         "hfsae explain runs/mine --explainer file --file neuronpedia.jsonl",
-        "hfsae explain runs/mine --scores detection --judge ID --base_url http://host/v1 --dry_run",
         "hfsae explain runs/mine --explainer lm --scores detection --judge ID --requests asked",
     )
     add_sae(parser, "lm", "text", "harvest")
@@ -51,8 +50,8 @@ def _request(options: dict[str, Any]) -> ExplainRequest:
     of_judge["model"] = of_judge.pop("judge")
     given = {name: value for name, value in of_judge.items() if value is not None}
     judge = JudgeArguments(**given) if given else None
-    protocol, windows = options.pop("protocol"), options.pop("judged_windows")
-    scores = ScoreArguments(options.pop("scores") or (), protocol, windows)
+    asked = {name: options.pop(f"judged_{name}") for name in ("windows", "directions", "latents")}
+    scores = ScoreArguments(options.pop("scores") or (), options.pop("protocol"), **asked)
     file = options.pop("file")
     return ExplainRequest(
         options.pop("explainer"),
@@ -111,7 +110,16 @@ def _add_judge(parser: VerbParser) -> None:
         "--judged_windows",
         type=int,
         default=_SCORED.windows,
-        help="windows of a latent that are judged, half of them active",
+        help="windows judged of a latent, half of them active",
+    )
+    parser.add(
+        "--judged_latents", type=int | None, help="how many latents are judged (default: all)"
+    )
+    parser.add(
+        "--judged_directions",
+        type=int,
+        default=_SCORED.directions,
+        help="random directions, named and judged",
     )
     parser.add(
         "--judge",

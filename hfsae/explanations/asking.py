@@ -22,12 +22,13 @@ from .prompts import explanation_in, explanation_question
 from .scorers import SCORERS, Case, Sample, Scorer
 from .scorers.base import nothing
 from .scores import derangement
-from .windows import Window
+from .windows import LEAST_FIT, Window
 
 OWN, SHUFFLED, ANYTHING, DIRECTION = "own", "shuffled", "anything", "direction"
 ANY_TEXT = "any text"
 _AT_ONCE = 32  # cases put to a judge together
 T = TypeVar("T")
+E = TypeVar("E")
 
 LEXICAL = "lexical"
 OURS, SAEBENCH, PAPER = "ours", "saebench", "paper"
@@ -47,6 +48,8 @@ class ScoreArguments:
     """Windows of a latent that are judged, half of them active; at most those that test."""
     directions: int = 25
     """Random directions that are explained and judged; scores without explanations take all."""
+    latents: int | None = None
+    """Of the explained latents, how many are judged, drawn at random; None: all."""
 
     def __post_init__(self) -> None:
         known = [LEXICAL, *(name for name in SCORERS if name != SAEBENCH)]
@@ -61,7 +64,7 @@ class ScoreArguments:
                 )
             self.scores = _SCORES_OF[self.protocol]
         self.scores = tuple(dict.fromkeys(name for name in self.scores if name != LEXICAL))
-        check_least(self, windows=2, directions=0)
+        check_least(self, windows=2, directions=0, latents=LEAST_FIT)
 
     @property
     def asks_judge(self) -> bool:
@@ -69,8 +72,16 @@ class ScoreArguments:
         return any(name != "embedding" for name in self.scores)
 
     def as_plain(self) -> dict[str, Any]:
-        """The values, for a record."""
-        return {**vars(self), "scores": list(self.scores)}
+        """The values, for a record; without `latents` where all are judged."""
+        plain = {**vars(self), "scores": list(self.scores)}
+        return {k: v for k, v in plain.items() if k != "latents" or v is not None}
+
+    def drawn(self, explained: Sequence[E], seed: int) -> list[E]:
+        """Those of the explained latents that are judged, in their order."""
+        if self.latents is None or self.latents >= len(explained):
+            return list(explained)
+        drawn = np.random.default_rng([seed, self.latents]).permutation(len(explained))
+        return [explained[i] for i in sorted(drawn[: self.latents].tolist())]
 
     def scorers(self, judge: Judge | None) -> list[Scorer]:
         """The scorers of these scores.

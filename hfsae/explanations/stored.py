@@ -1,4 +1,4 @@
-"""Names of all latents from the examples that `hfsae collect` stored: by template, no score.
+"""Names of all latents from the examples that `hfsae collect` stored, without a score.
 
 Scores need windows that explain and others that test; a latent without them has a name all the
 same, as long as one example of it is stored.
@@ -9,47 +9,58 @@ from typing import TYPE_CHECKING, Any
 
 from ..features import FeatureStore
 from ..machine.files import refuse_long_texts
-from .explainers import Material, Spelt, one_label, template
+from .explainers import Explainer, Material, Name, Spelt, one_label, template
 from .windows import Window
 
 if TYPE_CHECKING:
     import pyarrow
 
 STORED = "template, stored examples"
-"""Source of such a name in explanations.parquet."""
+"""Source of such a name by template in explanations.parquet."""
 UNSCORED = "unscored"
 """Key in explanations.json of the reason why no name has a score."""
+_COLUMNS = ["latent", "activation", "firing", "tokens", "activations"]
 _MAX_TEXTS = 2**31  # bytes of the tokens of all examples
 
 
-def stored_names(store: FeatureStore, but: Collection[int] = ()) -> list[dict[str, Any]]:
-    """Rows for explanations.parquet of the latents that have examples, in their order.
+def stored_names(
+    store: FeatureStore,
+    but: Collection[int] = (),
+    explainer: Explainer = template,
+    source: str = STORED,
+) -> list[dict[str, Any]]:
+    """Rows for explanations.parquet of the latents that have examples, in their order; those that
+    the explainer has no name for are absent.
 
     Args:
         but: latents to leave out: they have an explanation.
+        source: the column of that name.
 
     Raises:
         ValueError: the examples on disk are damaged.
     """
     left_out, densities = {*but}, store.latents["density"].to_pylist()
     materials = [m for m in _materials(store) if m.latent not in left_out]
-    names = template(materials)
+    told = explainer(materials).items()
+    names = {i: name if isinstance(name, Name) else Name(name, None) for i, name in told}
     return [
         {
             "latent": m.latent,
-            "explanation": one_label(names[m.latent]),
-            "source": STORED,
+            "explanation": one_label(names[m.latent].text),
+            "sure": names[m.latent].sure,
+            "source": source,
             "density": densities[m.latent],
             "n_shown": len(m.shown),
         }
         for m in sorted(materials, key=lambda m: m.latent)
+        if m.latent in names
     ]
 
 
 def _materials(store: FeatureStore) -> Iterator[Material]:
     """All examples of each latent, as its windows."""
     shown: dict[int, list[Spelt]] = {}
-    for batch in store.examples.to_batches(columns=["latent", "activation", "firing", "tokens"]):
+    for batch in store.examples.to_batches(columns=_COLUMNS):
         for latent, spelt in _spelt(batch):
             shown.setdefault(latent, []).append(spelt)
     for latent, windows in shown.items():
@@ -63,8 +74,11 @@ def _spelt(batch: "pyarrow.RecordBatch") -> Iterator[tuple[int, Spelt]]:
     refuse_long_texts(pa.Table.from_batches([batch.select(["tokens"])]), _MAX_TEXTS)
     lists, offsets = batch.column("tokens"), batch.column("tokens").offsets.to_pylist()
     texts = lists.values.to_pylist()
-    facts = (batch.column(name).to_pylist() for name in ("latent", "activation", "firing"))
-    for i, (latent, activation, firing) in enumerate(zip(*facts, strict=True)):
+    names = ("latent", "activation", "firing", "activations")
+    facts = (batch.column(name).to_pylist() for name in names)
+    for i, (latent, activation, firing, activations) in enumerate(zip(*facts, strict=True)):
         tokens = texts[offsets[i] : offsets[i + 1]]
-        if 0 <= firing < len(tokens):
-            yield latent, Spelt(tokens, firing, Window(0, len(tokens), firing, activation, ""))
+        if 0 <= firing < len(tokens) == len(activations):
+            window = Window(0, len(tokens), firing, activation, "")
+            values = tuple(value or 0.0 for value in activations)
+            yield latent, Spelt(tokens, firing, window, values)

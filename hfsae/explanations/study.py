@@ -194,7 +194,8 @@ class _Study:
         """A score of all latents, with its controls."""
         n = self.asked.directions
         directions = self.directions[:n] if scorer.needs_explanation else self.directions
-        samples = self._samples(self.latents, scorer), self._samples(directions, scorer)
+        latents = self.asked.drawn(self.latents, self.args.seed)
+        samples = self._samples(latents, scorer), self._samples(directions, scorer)
         cases = list(cases_of(scorer, *samples, self.texts, self.args.seed))
         return together(
             scorer,
@@ -234,10 +235,18 @@ def plan_of(
         "n_documents": {"shown": reading.n_documents[0], "tested": reading.n_documents[1]},
         "n_tokens_cut": int((reading.half == CUT).sum()),
         "latents": [evidence.latent for evidence in selection.latents],
+        **_drawn(study),
         "windows_sha256": _hash(_places(reading, study.latents + study.directions)),
         "left_out": selection.left_out,
     }
     return {**plan, "plan_sha256": _hash(plan)}
+
+
+def _drawn(study: _Study) -> dict[str, Any]:
+    """Which latents are judged, where not all are."""
+    if study.asked.latents is None:
+        return {}
+    return {"judged": [e.latent for e in study.asked.drawn(study.latents, study.args.seed)]}
 
 
 def _places(reading: Reading, evidences: Sequence[Evidence]) -> list[Any]:
@@ -256,8 +265,9 @@ def _scored(study: _Study, record: dict[str, Any], results: Sequence[Judged]) ->
     args, (latents, directions, _) = study.args, study.selection
     scores, of_directions = lexical(study.reading, latents, directions, args.seed)
     for result in results:
-        for row, columns in zip(scores, result.rows, strict=True):
-            row |= columns
+        unscored = dict.fromkeys(next(iter(result.of_latents.values())))
+        for evidence, row in zip(latents, scores, strict=True):
+            row |= result.of_latents.get(evidence.latent, unscored)
     source, texts = record["explainer"], study.texts
     rows = [
         _row(e, texts.get(e.latent), study.sure.get(e.latent), source, s)

@@ -19,6 +19,7 @@ from ..evaluation.untrained import firings, limits, sample
 from ..machine.markdown import table
 from ..models import SAE
 from ..models.relu import rectified
+from .asking import LEXICAL as LEXICAL_SCORES
 from .scores import LEXICAL
 from .study import Explanations
 
@@ -61,23 +62,39 @@ def _shuffled(W_enc: Float[Tensor, "d_in d_sae"], seed: int) -> Float[Tensor, "d
     return W_enc.gather(1, order.to(W_enc.device))
 
 
-def compared(trained: Explanations, untrained: Explanations) -> dict[str, dict[str, Any]]:
-    """By lexical score [value, low, high]: the means over latents of both SAEs, their difference,
-    and what the untrained one's latents score above each other's.
+def compared(
+    trained: Explanations, untrained: Explanations
+) -> dict[str, dict[str, dict[str, list[float | None]]]]:
+    """By score and metric [value, low, high]: the means over latents of both SAEs, their
+    difference, and what the untrained one's latents score above their control (another latent's
+    explanation, or random directions). A judge's score with too many failures is absent.
 
     The two means are over different latents: the interval of the difference adds the squares of
     theirs.
     """
-    both = (trained.record["scores"]["lexical"]["uniform"][name] for name in LEXICAL)
-    others = (untrained.record["scores"]["lexical"]["uniform"][name] for name in LEXICAL)
+    ours, theirs = trained.record["scores"], untrained.record["scores"]
+    metrics = {LEXICAL_SCORES: LEXICAL} | {
+        name: (of["headline"],)
+        for name, of in ours.items()
+        if name != LEXICAL_SCORES and of["headline"] and theirs[name]["headline"]
+    }
     return {
-        name: {
-            "trained": ours["own"],
-            "untrained": theirs["own"],
-            "trained_minus_untrained": _difference(ours["own"], theirs["own"]),
-            "untrained_minus_shuffled": theirs["difference"],
+        score: {
+            metric: _beside(ours[score]["uniform"][metric], theirs[score]["uniform"][metric])
+            for metric in of_score
         }
-        for name, ours, theirs in zip(LEXICAL, both, others, strict=True)
+        for score, of_score in metrics.items()
+    }
+
+
+def _beside(
+    ours: Mapping[str, list[float | None]], theirs: Mapping[str, list[float | None]]
+) -> dict[str, list[float | None]]:
+    return {
+        "trained": ours["own"],
+        "untrained": theirs["own"],
+        "trained_minus_untrained": _difference(ours["own"], theirs["own"]),
+        "untrained_minus_control": theirs["difference"],
     }
 
 
@@ -90,11 +107,17 @@ def _difference(ours: Sequence[float | None], theirs: Sequence[float | None]) ->
     return [value, low, value + math.hypot(a_high - a, b - b_low)]
 
 
-def section_of(means: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+def section_of(
+    means: Mapping[str, Mapping[str, Mapping[str, Sequence[float | None]]]],
+) -> str:
     """The report's section on this control, as Markdown."""
-    keys = ("trained", "untrained", "trained_minus_untrained", "untrained_minus_shuffled")
+    keys = ("trained", "untrained", "trained_minus_untrained", "untrained_minus_control")
     titles = ["score", *(key.replace("_", " ") for key in keys)]
-    rows = [[name, *(_shown(of_score[key]) for key in keys)] for name, of_score in means.items()]
+    rows = [
+        [metric if score == LEXICAL_SCORES else f"{score} {metric}", *(_shown(of[k]) for k in keys)]
+        for score, of_score in means.items()
+        for metric, of in of_score.items()
+    ]
     return (
         "## Beside an SAE of re-drawn weights\n\n"
         "The encoder with each input's weights shuffled over latents, and biases with which each "

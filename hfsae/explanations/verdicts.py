@@ -26,8 +26,8 @@ class Judged:
     chance: float | None
     means: dict[str, dict[str, dict[str, Interval]]]
     """[weighting][metric][own, shuffled, anything, direction, difference]"""
-    rows: list[dict[str, Any]]
-    """columns for the table, one entry a latent"""
+    of_latents: dict[int, dict[str, Any]]
+    """by latent, columns for the table; they are the same for all"""
     of_directions: dict[int, dict[str, Any]]
     """the same of random directions, by their negative numbers"""
     n_items: int
@@ -69,6 +69,7 @@ class Judged:
             "difference_from": self.control,
             "tells_apart": self.tells_apart,
             "chance": self.chance,
+            "n_latents": len(self.of_latents),
             "n_items": self.n_items,
             "n_failed": self.n_failed,
             "bounds": self.bounds,
@@ -120,7 +121,7 @@ def together(
         metric,
         scorer.chance,
         means,
-        _rows(scorer.name, by_control),
+        _of_latents(scorer.name, by_control),
         {r.latent: _columns(scorer.name, r) for r in directions},
         sum(r.n_items for r in (*own, *by_control.get(SHUFFLED, []))),
         sum(r.n_failed for r in (*own, *by_control.get(SHUFFLED, []))),
@@ -140,13 +141,12 @@ def _mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else _NAN
 
 
-def _rows(name: str, by_control: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [{} for _ in by_control[OWN]]
-    for row, result in zip(rows, by_control[OWN], strict=True):
-        row |= _columns(name, result)
+def _of_latents(name: str, by_control: Mapping[str, Sequence[Result]]) -> dict[int, dict[str, Any]]:
+    rows = {result.latent: _columns(name, result) for result in by_control[OWN]}
     for control in (SHUFFLED, ANYTHING):
-        for row, result in zip(rows, by_control.get(control, []), strict=False):
-            row |= {f"{control}_{name}_{metric}": v for metric, v in result.metrics.items()}
+        for result in by_control.get(control, []):
+            metrics = result.metrics.items()
+            rows[result.latent] |= {f"{control}_{name}_{metric}": v for metric, v in metrics}
     return rows
 
 

@@ -1,9 +1,10 @@
 """A study's further control: an SAE of re-drawn weights, on the run's own text."""
 
 import logging
+from dataclasses import replace
 
 from ..evaluation.untrained import SAMPLE_TOKENS
-from ..explanations import ExplainArguments, Explanations, explain
+from ..explanations import ExplainArguments, Explainer, Explanations, Inquiry, explain
 from ..explanations.untrained import compared, section_of, untrained_like
 from ..lm import LoadedLM
 from ..machine.refused import Refused
@@ -16,50 +17,55 @@ UNTRAINED = "untrained"
 CONTROLS = (UNTRAINED,)
 
 
-def add_untrained(
-    result: Explanations,
+def untrained(
     recipe: Recipe,
     loaded: LoadedLM,
     sae: SAE,
     args: ExplainArguments,
     limits: dict[str, float],
-) -> None:
-    """Score an SAE of re-drawn weights as `sae` was; put it into the result's record and report.
+    *,
+    explainer: Explainer,
+    inquiry: Inquiry,
+) -> Explanations | str:
+    """Explanations of an SAE of re-drawn weights, made and scored as those of `sae`: of as many
+    latents as are judged there. Where too few of its latents fit, the reason.
 
-    The text is read again: once for densities, once for windows. Where too few of its latents fit,
-    the record has the reason instead.
+    The text is read again: once for densities, once for windows.
 
     Args:
         limits: by site, the largest norm of a kept activation.
+
+    Raises:
+        Waits: the judge is asked by file, and answers are not there yet.
     """
-    try:
-        other = _untrained(recipe, loaded, sae, args, limits)
-    except Refused as error:
-        logger.warning("no scores of re-drawn weights: %s", error)
-        result.record[UNTRAINED] = {"refused": str(error)}
+    rows = read_rows(recipe, loaded, "test", SAMPLE_TOKENS)
+    other = untrained_like(loaded.lm, sae, rows, seed=args.seed, norm_limits=limits)
+    if (n_judged := inquiry.args.latents) is not None and args.latents is None:
+        args = replace(args, n_latents=n_judged)
+    with token_bar("untrained", args.n_tokens) as progress:
+        try:
+            return explain(
+                loaded.lm,
+                other,
+                read_rows(recipe, loaded, "test", args.n_tokens),
+                args,
+                explainer=explainer,
+                source=UNTRAINED,
+                tokenizer=loaded.tokenizer,
+                norm_limits=limits,
+                progress=progress,
+                inquiry=inquiry._replace(args=replace(inquiry.args, directions=0)),
+            )
+        except Refused as error:
+            logger.warning("no scores of re-drawn weights: %s", error)
+            return str(error)
+
+
+def add_untrained(result: Explanations, other: Explanations | str) -> None:
+    """Put the scores of an SAE of re-drawn weights into the result's record and report."""
+    if isinstance(other, str):
+        result.record[UNTRAINED] = {"refused": other}
         return
     means = compared(result, other)
-    result.record[UNTRAINED] = {"n_latents": other.record["n_latents"], "lexical": means}
+    result.record[UNTRAINED] = {"n_latents": other.record["n_latents"], **means}
     result.report += "\n" + section_of(means)
-
-
-def _untrained(
-    recipe: Recipe,
-    loaded: LoadedLM,
-    sae: SAE,
-    args: ExplainArguments,
-    limits: dict[str, float],
-) -> Explanations:
-    rows = read_rows(recipe, loaded, "test", SAMPLE_TOKENS)
-    untrained = untrained_like(loaded.lm, sae, rows, seed=args.seed, norm_limits=limits)
-    with token_bar("untrained", args.n_tokens) as progress:
-        return explain(
-            loaded.lm,
-            untrained,
-            read_rows(recipe, loaded, "test", args.n_tokens),
-            args,
-            source="template",
-            tokenizer=loaded.tokenizer,
-            norm_limits=limits,
-            progress=progress,
-        )

@@ -3,11 +3,11 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -25,9 +25,12 @@ from ..explanations import (
 )
 from ..explanations.asking import Told
 from ..explanations.judges import Counted, Judge, JudgeArguments, Waits, judge_of
+from ..explanations.stored import stored_names
 from ..explanations.study import write_record
 from ..explanations.windows import order_of
+from ..features import FeatureStore
 from ..features.labels import read_labels
+from ..lm import LoadedLM
 from ..machine.files import read_json, read_table, reading, write_whole
 from ..machine.names import (
     CALLS,
@@ -42,14 +45,15 @@ from ..machine.refused import Refused
 from ..machine.seal import changes, refuse_changed
 from ..machine.weights import refuse_mixture, stamp
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .controls import UNTRAINED, add_untrained
+from .controls import UNTRAINED, add_untrained, untrained
 from .folder import alone
-from .naming import save_named, settings_of
+from .naming import JUDGE, save_named, settings_of
 from .placed import PlacedSAE, check_held_out, limits_of
 from .stages import load, read_rows, token_bar
 
 logger = logging.getLogger(__name__)
-EXPLAINERS = ("template", "lm", "human", "file")
+EXPLAINERS = ("template", JUDGE, "human", "file")
+T = TypeVar("T")
 
 
 @dataclass
@@ -70,7 +74,7 @@ class ExplainRequest:
     def __post_init__(self) -> None:
         if (self.explainer == "file") != (self.file is not None):
             raise Refused("a file goes with one explainer: --explainer file --file PATH")
-        asks = self.scores.asks_judge or self.explainer == "lm"
+        asks = self.scores.asks_judge or self.explainer == JUDGE
         if asks and self.judge is None:
             self.judge = JudgeArguments()
         if not asks and self.judge is not None:
@@ -121,35 +125,112 @@ def _explain(placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest)
     sum_products_in_float32()
     loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
     sae.to(loaded.lm.device)  # pyright: ignore
-    limits = limits_of(placed, loaded)
-    with (
-        token_bar("explain", args.n_tokens) as progress,
-        _answer_bar(request.dry_run) as told,
-    ):
+    with _answer_bar(request.dry_run) as told:
+        explainer = _explainer(request, texts, judge, told)
+        inquiry = Inquiry(request.scores, judge, told)
+        limits = limits_of(placed, loaded)
+        parts = _Parts(placed, args, request, loaded, limits, explainer, inquiry)
         try:
-            result = explain(
-                loaded.lm,
-                sae,
-                read_rows(recipe, loaded, "test", args.n_tokens),
-                args,
-                explainer=_explainer(request, texts, judge, told),
-                source=request.explainer,
-                explained=texts,
-                settings=settings,
-                tokenizer=loaded.tokenizer,
-                norm_limits=limits,
-                progress=progress,
-                note_plan=lambda plan: _note_plan(request, folder, plan),
-                inquiry=Inquiry(request.scores, judge, told),
-            )
+            result = parts.in_one_round(texts, settings)
         except Waits as waits:
             return Explanations([], {}, str(waits))
     if request.dry_run:
         return Explanations([], {}, _plan(judge))
-    if UNTRAINED in request.controls:
-        add_untrained(result, recipe, loaded, sae, args, limits)
     _save(folder, result, judge, request.judge)
     return result
+
+
+class _Parts(NamedTuple):
+    """What a request consists of: the study, names of latents outside it, and a control."""
+
+    placed: PlacedSAE
+    args: ExplainArguments
+    request: ExplainRequest
+    loaded: LoadedLM
+    limits: dict[str, float]
+    explainer: Explainer
+    inquiry: Inquiry
+
+    def in_one_round(self, texts: dict[int, str] | None, settings: dict[str, Any]) -> Explanations:
+        """The parts together.
+
+        Raises:
+            Waits: answers come by file and are not there yet; each part has asked by then.
+        """
+        plan: dict[str, Any] = {}
+        waiting: list[str] = []
+        result = _or_note(waiting, lambda: self.study(texts, settings, plan))
+        names = _or_note(waiting, lambda: self.other_names({*plan["latents"]}))
+        control = _or_note(waiting, self.control)
+        if result is None or waiting:
+            raise Waits("\n".join(waiting))
+        result.rows += names or []
+        if names:
+            result.record["n_stored_names"] = len(names)
+        if control is not None:
+            add_untrained(result, control)
+        return result
+
+    def study(
+        self, texts: dict[int, str] | None, settings: dict[str, Any], plan: dict[str, Any]
+    ) -> Explanations:
+        """The study; its plan goes into `plan` and onto the disk before anything is explained."""
+
+        def note(settled: dict[str, Any]) -> None:
+            plan.update(settled)
+            _note_plan(self.request, self.placed.folder, settled)
+
+        with token_bar("explain", self.args.n_tokens) as progress:
+            return explain(
+                self.loaded.lm,
+                self.placed.sae,
+                read_rows(self.placed.recipe, self.loaded, "test", self.args.n_tokens),
+                self.args,
+                explainer=self.explainer,
+                source=self.request.explainer,
+                explained=texts,
+                settings=settings,
+                tokenizer=self.loaded.tokenizer,
+                norm_limits=self.limits,
+                progress=progress,
+                note_plan=note,
+                inquiry=self.inquiry,
+            )
+
+    def other_names(self, studied: Collection[int]) -> list[dict[str, Any]]:
+        """Where the judge names all latents: names from stored examples for those that the study
+        leaves out, as they are too rare or too frequent for it."""
+        names_all = self.request.explainer == JUDGE and self.args.n_latents == "all"
+        judge, folder = self.inquiry.judge, self.placed.folder
+        if judge is None or not names_all or not (folder / META).is_file():
+            return []
+        names = stored_names(FeatureStore.load(folder), studied, self.explainer, JUDGE)
+        judge.settle("names from stored examples")
+        return names
+
+    def control(self) -> Explanations | str | None:
+        """Explanations of an SAE of re-drawn weights, if they are asked for."""
+        if UNTRAINED not in self.request.controls:
+            return None
+        given = self.request.explainer in ("human", "file")  # words for latents of the trained one
+        return untrained(
+            self.placed.recipe,
+            self.loaded,
+            self.placed.sae,
+            self.args,
+            self.limits,
+            explainer=template if given else self.explainer,
+            inquiry=self.inquiry,
+        )
+
+
+def _or_note(waiting: list[str], part: Callable[[], T]) -> T | None:
+    """What a part gives; None where it waits for answers, and its sentence is noted."""
+    try:
+        return part()
+    except Waits as waits:
+        waiting.append(str(waits))
+        return None
 
 
 def _note_plan(request: ExplainRequest, folder: Path, plan: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from .fields import Recipe
 from .text import read_rows, token_bar
 
 logger = logging.getLogger(__name__)
-TEMPLATE = "template"
+TEMPLATE, JUDGE = "template", "lm"
 
 
 def name_latents(
@@ -80,9 +80,9 @@ def _unscored(recipe: Recipe, folder: Path, args: ExplainArguments, reason: str)
 
 
 def save_named(result: Explanations, folder: Path) -> None:
-    """Save explanations, and the card with them. Beside those by template, latents that have
-    examples in the folder get a name too."""
-    if result.record["explainer"] == TEMPLATE:
+    """Save explanations, and the card with them. Beside those by template and by a judge, latents
+    that have examples in the folder get a name by template."""
+    if result.record["explainer"] in (TEMPLATE, JUDGE):
         _add_stored_names(result, folder)
     result.save(folder)
     cards.write_card(folder)
@@ -94,7 +94,8 @@ def _add_stored_names(result: Explanations, folder: Path) -> None:
         return
     names = stored_names(FeatureStore.load(folder), {row["latent"] for row in result.rows})
     result.rows += names
-    result.record["n_stored_names"] = len(names)
+    n_before = result.record.get("n_stored_names", 0)
+    result.record["n_stored_names"] = n_before + len(names)
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

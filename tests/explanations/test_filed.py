@@ -20,6 +20,7 @@ from hfsae.explanations.judges import Filed, JudgeArguments, Question, Remote, W
 from hfsae.explanations.judges import filed as module
 from hfsae.explanations.study import explain
 from hfsae.explanations.windows import ExplainArguments
+from hfsae.features import FeatureStore
 from hfsae.machine.refused import Refused
 
 from ..helpers import refused
@@ -367,7 +368,7 @@ def test_files_hold_at_most_so_many_requests_and_bytes(tmp_path, monkeypatch):
     sizes = [path.read_text().count("\n") for path in sorted((tmp_path / "asked").iterdir())]
     assert sizes == [2, 1]
     monkeypatch.setattr(module, "MOST_BYTES", 600)
-    assert all(len("".join(part)) <= 600 for part in asking._parts())
+    assert all(len("".join(part)) <= 600 for part in asking._parts(dict(enumerate(ASKED))))
 
 
 def test_a_text_cannot_end_its_line(tmp_path):
@@ -474,3 +475,40 @@ def in_turn(handler, body):
     matches = {"matches": [1, 3]}
     is_name = "Name in at most" in body["messages"][0]["content"]
     handler.complete(body, json.dumps({"name": "a thing", "sure": 7} if is_name else matches))
+
+
+def test_names_of_all_and_re_drawn_weights_are_asked_for_in_the_same_rounds(
+    folder, loads, tmp_path, capsys
+):
+    """The judge names all latents; twenty are judged, as many as of re-drawn weights."""
+    assert main(["collect", str(folder), "--collect_tokens", "2500"]) == 0
+    capsys.readouterr()
+    asked, back = tmp_path / "asked", tmp_path / "back.jsonl"
+    options = ["--n_latents", "all", "--explainer", "lm", "--scores", "detection", "--judge", "m"]
+    options += ["--requests", str(asked), "--judged_windows", "4", "--judged_latents", "20"]
+    options += ["--judged_directions", "3", "--controls", "untrained"]
+    n_asked = []
+    for about in ("explanations", "detection"):
+        more = ["--answers", str(back)] if n_asked else []
+        assert main(verb(folder, *options, *more)) == 0
+        assert f"to answer, for {about}: " in capsys.readouterr().out
+        lines = lines_of(asked)
+        n_asked.append(len(lines))
+        assert len({line["custom_id"] for line in lines}) == len(lines), "nothing twice"
+        written(back, answered(lines, in_turn))
+    assert main(verb(folder, *options, "--answers", str(back))) == 0
+    rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()
+    record = json.loads((folder / "features/explanations.json").read_text())
+    plan = json.loads((asked / "plan.json").read_text())
+    n_named = record["n_latents"] + record["n_stored_names"]
+    assert {row["source"] for row in rows} == {"lm"} and len(rows) == n_named
+    named = {row["latent"] for row in rows}
+    store = FeatureStore.load(folder)
+    assert named == {*plan["latents"]} | {i for i in range(len(store)) if store[i].examples}
+    assert {r["latent"] for r in rows if r["detection_auc"] is not None} == {*plan["judged"]}
+    assert len(plan["judged"]) == record["scores"]["detection"]["n_latents"] == 20
+    drawn = record["untrained"]
+    assert drawn["n_latents"] == 20 and len(drawn["detection"]["auc"]["untrained"]) == 3
+    assert n_asked[0] <= n_named + 3 + 20 and n_asked[1] <= n_asked[0] + 3 + 6 * 20
+    assert "| detection auc |" in (folder / "features/explanations.md").read_text()
+    assert "by m, which saw the windows" in (folder / "README.md").read_text()

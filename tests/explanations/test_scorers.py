@@ -96,8 +96,8 @@ def test_an_oracle_is_right_with_own_names_and_at_chance_with_anothers(sound, na
     assert means["shuffled"].value == pytest.approx(result.chance, abs=0.05)
     assert means["anything"].value == pytest.approx(result.chance)
     assert result.n_failed == 0 and result.control == "shuffled"
-    assert len(result.rows) == len(LATENTS)
-    assert result.rows[3][f"{name}_{result.metric}"] == pytest.approx(1)
+    assert [*result.of_latents] == LATENTS
+    assert result.of_latents[LATENTS[3]][f"{name}_{result.metric}"] == pytest.approx(1)
 
 
 def test_the_intruder_is_found_without_a_name_and_not_among_those_of_a_direction(sampled):
@@ -271,7 +271,7 @@ def test_a_latent_without_a_name_has_failed_and_one_without_names_for_others_too
     result = scored(sampled, "detection", Oracle(), texts)
     n = 12
     assert result.n_failed == 2 * n and result.n_unscored == 1
-    assert np.isnan(result.rows[0]["detection_auc"])
+    assert np.isnan(result.of_latents[LATENTS[0]]["detection_auc"])
 
 
 def test_a_judge_that_answers_the_same_whatever_the_name_is_told_as_such(sampled):

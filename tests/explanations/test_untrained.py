@@ -48,7 +48,7 @@ def test_a_trained_sae_stands_beside_it_in_the_report(planted):
     trained = study(planted, planted_sae)
     untrained = study(planted, untrained_like(planted.lm, planted_sae, planted.batches()))
     means = compared(trained, untrained)
-    pearson = means["pearson"]
+    pearson = means["lexical"]["pearson"]
     value, low, high = pearson["trained_minus_untrained"]
     assert value == pytest.approx(pearson["trained"][0] - pearson["untrained"][0])
     assert low <= value <= high

@@ -55,7 +55,8 @@ class Filed:
         self._given = _by_id(paths, hider(args.secrets()))
         self._without = frozenset[str]()  # features that the server refuses
         self._is_used = False
-        self._waiting: dict[str, Question] = {}
+        self._waiting: dict[str, Question] = {}  # since `settle`
+        self._written: dict[str, list[Path]] = {}  # and into which files
 
     def answer(
         self, questions: Sequence[Question], progress: Progress | None = None
@@ -95,13 +96,15 @@ class Filed:
         )
 
     def settle(self, about: str) -> None:
-        """Write requests for what is not answered, if there is anything.
+        """Write requests for what was asked since the last time and is not answered, if there is
+        anything.
 
         Raises:
             Waits: there is.
             ValueError: answers were given, and none is to a question that was asked.
         """
-        if not self._waiting:
+        waiting, self._waiting = self._waiting, {}
+        if not waiting:
             return
         if self._given and not self._is_used:
             ids = ", ".join(key[:12] for key in list(self._given)[:3])
@@ -109,9 +112,11 @@ class Filed:
                 f"none of the {len(self._given):,} answers is to a question of this SAE and plan "
                 f"(their ids begin with {ids}); give the answers to the requests in {self._folder}"
             )
-        paths = self._write()
+        if new := {key: q for key, q in waiting.items() if key not in self._written}:
+            self._written |= dict.fromkeys(new, self._write(new))
+        paths = self._written[next(reversed(waiting))]
         files = paths[0].name if len(paths) == 1 else f"{paths[0].name} to {paths[-1].name}"
-        n = len(self._waiting)
+        n = len(waiting)
         wait = "request waits" if n == 1 else "requests wait"
         raise Waits(
             f"{n:,} {wait} for {self.name} to answer, for {about}: {self._folder / files}. After "
@@ -135,10 +140,10 @@ class Filed:
         sound = (answer for answer in answers if answer.text is not None)
         return next(sound, answers[0] if answers else None)
 
-    def _write(self) -> list[Path]:
+    def _write(self, questions: Mapping[str, Question]) -> list[Path]:
         """Files of requests, named by what they hold: those of earlier rounds stay."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        parts = list(self._parts())
+        parts = list(self._parts(questions))
         name = hashlib.sha256("".join(chain(*parts)).encode()).hexdigest()[:8]
         paths = []
         for number, part in enumerate(parts, 1):
@@ -147,11 +152,11 @@ class Filed:
             write_whole(paths[-1], "".join(part))
         return paths
 
-    def _parts(self) -> Iterator[list[str]]:
+    def _parts(self, questions: Mapping[str, Question]) -> Iterator[list[str]]:
         """Lines of each file."""
         part: list[str] = []
         size = 0
-        for key, question in self._waiting.items():
+        for key, question in questions.items():
             body = reduced(body_of(self._args.model, question, question.seed), self._without)
             request = {"custom_id": key, "method": "POST", "url": _URL, "body": body}
             line = json.dumps(request) + "\n"  # ASCII: a character is a byte
