@@ -1,0 +1,312 @@
+"""Are latents of one architecture easier to name than another's? With a judge that can tell.
+
+    python scripts/comparisons/judged.py OUT RUN RUN ... --judge NAME --requests DIR [--answers ...]
+
+Of each RUN (folders of SAEs of one site) as many latents are drawn from each tenth of the densities
+of all of them, before anything is named: OUT/plan.json has them, and the plan's hash. Names and
+detection go through files of requests, as in `hfsae explain`; the same command with --answers goes
+on until nothing is left to ask. The first RUN has the controls: random directions that fire as
+often, and an SAE of re-drawn weights. Then OUT/results.json and OUT/names.md are written.
+
+Differences are of the AUC by which the judge tells, from a latent's name alone, texts where it
+fires from others. Latents stand in ten blocks by density: intervals are bootstraps within blocks, p
+is by labels permuted within blocks, corrected by Holm for the number of pairs.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from hfsae.evaluation.intervals import holm
+from hfsae.explanations import ExplainArguments, ScoreArguments
+from hfsae.explanations.judges import JudgeArguments
+from hfsae.explanations.reading import read
+from hfsae.explanations.windows import order_of, select
+from hfsae.machine.files import read_json, read_table, write_whole
+from hfsae.machine.markdown import table
+from hfsae.machine.names import EXPLANATIONS, EXPLANATIONS_RECORD
+from hfsae.machine.weights import stamp
+from hfsae.recipe import ExplainRequest, PlacedSAE, explain_sae, load, names_apart, read_rows
+from hfsae.recipe.placed import limits_of, of_run
+from hfsae.study.estimates import compare
+
+N_BLOCKS, N_RESAMPLES, LEVEL, POWER = 10, 10_000, 0.05, 0.8
+OWN, OTHER = "detection_auc", "shuffled_detection_auc"
+BESIDE = ("pearson", "auprc", "auc", "auc_random", "density", "sure")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of SAEs; controls of the first")
+    parser.add_argument("--judge", required=True, help="its name, as the results have it")
+    parser.add_argument("--requests", required=True, type=Path)
+    parser.add_argument("--answers", nargs="*", default=[])
+    parser.add_argument("--n_latents", type=int, default=60, help="of each run; a multiple of 10")
+    parser.add_argument("--n_directions", type=int, default=60)
+    parser.add_argument("--n_tokens", type=int, default=100_000, help="held-out tokens to read")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.n_latents % N_BLOCKS or len(args.runs) < 2:
+        parser.error(f"give two runs or more, and a multiple of {N_BLOCKS} latents")
+    names = names_apart(args.runs)
+    placed = {name: of_run(folder) for name, folder in zip(names, args.runs, strict=True)}
+    plan = planned(args, placed)
+    waiting = [said for name in names if (said := asked(args, placed[name], plan[name], name))]
+    if waiting:
+        print("\n".join(waiting))
+        return
+    results = compared(
+        {name: rows_of(placed[name].folder, plan[name]) for name in names}, args.seed
+    )
+    record = read_json(placed[names[0]].folder / EXPLANATIONS_RECORD)
+    results |= {"controls": controls_of(record), "judge": args.judge, "plan": plan["sha256"]}
+    write_whole(args.out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_whole(args.out / "names.md", page(results, plan))
+    print(page(results, plan))
+
+
+def planned(args: argparse.Namespace, placed: Mapping[str, PlacedSAE]) -> dict[str, Any]:
+    """Which latents are named, by run; drawn once, and then read from OUT/plan.json."""
+    path = args.out / "plan.json"
+    if path.is_file():
+        return read_json(path)
+    densities = {name: densities_of(one, args) for name, one in placed.items()}
+    every = np.sort(np.concatenate([np.array([*own.values()]) for own in densities.values()]))
+    edges = np.quantile(every, np.arange(1, N_BLOCKS) / N_BLOCKS)
+    rng = np.random.default_rng(args.seed)
+    plan: dict[str, Any] = {}
+    for name, own in densities.items():
+        latents, blocks = np.array([*own]), np.searchsorted(edges, [*own.values()], side="right")
+        plan[name] = {}
+        for block in range(N_BLOCKS):
+            inside = latents[blocks == block]
+            n = args.n_latents // N_BLOCKS
+            if len(inside) < n:
+                raise SystemExit(f"{name}: {len(inside)} latents in block {block}, {n} are needed")
+            drawn = sorted(rng.permutation(inside)[:n].tolist())
+            plan[name] |= {str(latent): block for latent in drawn}
+    plan["about"] = {
+        "weights": {name: stamp(one.folder) for name, one in placed.items()},
+        "judge": args.judge,
+        "edges": edges.tolist(),
+        "fitting": {name: len(own) for name, own in densities.items()},
+        **{key: getattr(args, key) for key in ("n_latents", "n_directions", "n_tokens", "seed")},
+    }
+    plan["sha256"] = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    write_whole(path, json.dumps(plan, indent=1) + "\n")
+    return plan
+
+
+def densities_of(placed: PlacedSAE, args: argparse.Namespace) -> dict[int, float]:
+    """By latent that has windows enough on both halves of the text, the share of tokens on which it
+    fires."""
+    every = ExplainArguments(n_latents="all", n_tokens=args.n_tokens, seed=args.seed)
+    loaded = load(placed.recipe.lm, "cpu")
+    reading = read(
+        loaded.lm,
+        placed.sae,
+        read_rows(placed.recipe, loaded, "test", args.n_tokens),
+        order_of(every, placed.sae.config.d_sae),
+        n_directions=0,
+        keep_all=True,
+        seed=args.seed,
+        norm_limits=limits_of(placed, loaded),
+        harvest=placed.recipe.harvest,
+    )
+    return {e.latent: e.density for e in select(reading, every).latents}
+
+
+def asked(
+    args: argparse.Namespace, placed: PlacedSAE, latents: Mapping[str, int], name: str
+) -> str:
+    """Names and detection of a run's latents in its folder; what waits for answers, or ""."""
+    is_first = placed.folder == args.runs[0]
+    judge = JudgeArguments(
+        model=args.judge,
+        requests=str(args.requests / name.replace("/", "-")),
+        answers=[str(path) for path in args.answers],
+    )
+    scores = ScoreArguments(("detection",), directions=args.n_directions if is_first else 0)
+    chosen = ExplainArguments(
+        latents=[int(latent) for latent in latents], n_tokens=args.n_tokens, seed=args.seed
+    )
+    controls = ("untrained",) if is_first else ()
+    request = ExplainRequest("lm", scores=scores, judge=judge, controls=controls)
+    result = explain_sae(placed, chosen, request)
+    return "" if result.rows else result.report
+
+
+def rows_of(folder: Path, blocks: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """[latents] columns of a run's explanations, and the block of each latent."""
+    columns = ["latent", OWN, OTHER, *BESIDE]
+    rows = [
+        row
+        for row in read_table(folder / EXPLANATIONS, columns).to_pylist()
+        if str(row["latent"]) in blocks and row[OWN] is not None
+    ]
+    values = {c: np.array([np.nan if r[c] is None else r[c] for r in rows]) for c in columns}
+    return values | {"block": np.array([blocks[str(row["latent"])] for row in rows])}
+
+
+class Pair(NamedTuple):
+    """One run's mean AUC minus another's."""
+
+    first: str
+    second: str
+    value: float
+    low: float
+    high: float
+    p: float
+    holm: float
+    least: float
+    """the smallest true difference that this many latents show with a probability of 80 %"""
+
+
+def compared(runs: Mapping[str, Mapping[str, np.ndarray]], seed: int) -> dict[str, Any]:
+    """Means by run, differences of all pairs, and what goes along with the AUC."""
+    means = {
+        name: {
+            "n_latents": len(rows[OWN]),
+            "own": within_blocks(rows[OWN], rows["block"], seed),
+            "other": within_blocks(rows[OTHER], rows["block"], seed),
+            "own_minus_other": within_blocks(rows[OWN] - rows[OTHER], rows["block"], seed),
+        }
+        for name, rows in runs.items()
+    }
+    pairs = [*itertools.combinations(runs, 2)]
+    differences = [difference(runs[a], runs[b], seed) for a, b in pairs]
+    corrected = holm([d["p"] for d in differences])
+    level = LEVEL / len(pairs)
+    found = [
+        Pair(a, b, **d, holm=p, least=smallest_shown(runs[a], runs[b], level))._asdict()
+        for (a, b), d, p in zip(pairs, differences, corrected, strict=True)
+    ]
+    return {"runs": means, "pairs": found, "beside": correlations(runs, seed)}
+
+
+def difference(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], seed: int) -> Any:
+    values = np.concatenate([one[OWN], other[OWN]])
+    is_first = np.arange(len(values)) < len(one[OWN])
+    blocks = np.concatenate([one["block"], other["block"]])
+    p = compare(values[None], is_first, blocks, seed).p
+    draws = _draws(one[OWN], one["block"], seed) - _draws(other[OWN], other["block"], seed + 1)
+    low, high = np.percentile(draws, [2.5, 97.5]).tolist()
+    return {"value": float(one[OWN].mean() - other[OWN].mean()), "low": low, "high": high, "p": p}
+
+
+def within_blocks(values: np.ndarray, blocks: np.ndarray, seed: int) -> list[float]:
+    """[mean, low, high]: a bootstrap over latents, each block on its own."""
+    limits = np.percentile(_draws(values, blocks, seed), [2.5, 97.5]).tolist()
+    return [float(values.mean()), *limits]
+
+
+def _draws(values: np.ndarray, blocks: np.ndarray, seed: int) -> np.ndarray:
+    """[N_RESAMPLES] means of latents drawn anew within blocks."""
+    rng = np.random.default_rng(seed)
+    sums = np.zeros(N_RESAMPLES)
+    for block in np.unique(blocks):
+        inside = values[blocks == block]
+        sums += inside[rng.integers(len(inside), size=(N_RESAMPLES, len(inside)))].sum(axis=1)
+    return sums / len(values)
+
+
+def smallest_shown(
+    one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], level: float
+) -> float:
+    """The true difference of two means that a test at this level shows with probability `POWER`,
+    from the spread of latents within blocks: (z(1 - level / 2) + z(POWER)) x standard error."""
+    squares = [_error(rows[OWN], rows["block"]) ** 2 for rows in (one, other)]
+    quantiles = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(POWER)
+    return float(quantiles * np.sqrt(sum(squares)))
+
+
+def _error(values: np.ndarray, blocks: np.ndarray) -> float:
+    """Standard error of the mean of values that are drawn block by block."""
+    each = [values[blocks == block] for block in np.unique(blocks)]
+    variance = sum(len(own) * own.var(ddof=1) for own in each if len(own) > 1)
+    return float(np.sqrt(variance) / len(values))
+
+
+def correlations(runs: Mapping[str, Mapping[str, np.ndarray]], seed: int) -> dict[str, list[float]]:
+    """Spearman's correlation of the AUC with other facts of a latent, over all runs."""
+    auc = np.concatenate([rows[OWN] for rows in runs.values()])
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name in BESIDE:
+        values = np.concatenate([rows[name] for rows in runs.values()])
+        known = ~np.isnan(values)
+        x, y = auc[known], values[known]
+        if len(x) < N_BLOCKS:
+            continue
+        draws = []
+        for at in rng.integers(len(x), size=(2000, len(x))):
+            draws.append(stats.spearmanr(x[at], y[at]).statistic)
+        found[name] = [
+            float(stats.spearmanr(x, y).statistic),
+            *np.nanpercentile(draws, [2.5, 97.5]),
+        ]
+    return found
+
+
+def controls_of(record: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+    """Of the first run: means of the AUC of random directions, and of re-drawn weights."""
+    drawn = record["untrained"].get("detection", {}).get("auc", {})
+    uniform = record["scores"]["detection"]["uniform"]["auc"]
+    return {
+        "random directions": uniform["direction"],
+        "re-drawn weights": drawn.get("untrained", []),
+        "re-drawn weights, own minus another's": drawn.get("untrained_minus_control", []),
+        "any text": uniform["anything"],
+    }
+
+
+def page(results: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    """The table, as Markdown."""
+    about = plan["about"]
+    means = [["", "latents", "by its own name", "by another latent's", "own minus another's"]]
+    for name, of in results["runs"].items():
+        cells = [_shown(of[key]) for key in ("own", "other", "own_minus_other")]
+        means.append([name, str(of["n_latents"]), *cells])
+    for name, values in results["controls"].items():
+        means.append([name, "", _shown(values) if values else "-", "", ""])
+    pairs = [["pair", "difference", "p", "p, Holm", "could have been shown"]]
+    for pair in results["pairs"]:
+        shown = _shown([pair["value"], pair["low"], pair["high"]], signed=True)
+        numbers = [f"{pair[key]:.3f}" for key in ("p", "holm", "least")]
+        pairs.append([f"{pair['first']} - {pair['second']}", shown, *numbers])
+    beside = [["beside", "Spearman"]]
+    beside += [[name, _shown(values, signed=True)] for name, values in results["beside"].items()]
+    return (
+        f"# Names by {results['judge']}, tested\n\n"
+        f"AUC by which {results['judge']} tells, from a name alone, windows in which a latent "
+        f"fires from others: {about['n_latents']} latents of each SAE, as many from each tenth of "
+        f"the densities of all, drawn before anything was named (seed {about['seed']}; plan "
+        f"`{results['plan'][:16]}`). Names come from one half of {about['n_tokens']:,} held-out "
+        "tokens, windows from the other. 95 % bootstraps within blocks of density; controls are "
+        f"of the first SAE, with intervals over latents.\n\n{table(means)}\n"
+        f"{table(pairs)}\np: labels permuted within blocks of density, then corrected for the "
+        f"{len(results['pairs'])} pairs (Holm). Last column: the smallest true difference that "
+        f"these latents would have shown with a probability of {POWER:.0%}, at the strictest level "
+        f"of the correction.\n\n{table(beside)}\nOf the AUC with other facts of the same latents, "
+        "all SAEs together: lexical scores of the windows' tokens, density, and how sure the "
+        "namer was.\n"
+    )
+
+
+def _shown(values: Sequence[float], signed: bool = False) -> str:
+    form = "{:+.3f} [{:+.3f}, {:+.3f}]" if signed else "{:.3f} [{:.3f}, {:.3f}]"
+    return form.format(*values)
+
+
+if __name__ == "__main__":
+    main()
