@@ -30,6 +30,8 @@ _AT_ONCE = 32  # cases put to a judge together
 T = TypeVar("T")
 
 LEXICAL = "lexical"
+SCORES = (LEXICAL, *(name for name in SCORERS if name != "saebench"))
+"""What can be named as a score; the protocol "saebench" brings its own."""
 OURS, SAEBENCH, PAPER = "ours", "saebench", "paper"
 _SCORES_OF = {SAEBENCH: ("saebench",), PAPER: ("simulation",)}
 
@@ -39,20 +41,19 @@ class ScoreArguments:
     """What is asked about each latent."""
 
     scores: Sequence[str] = ()
-    """Scores beside `lexical`, which needs no judge."""
+    """scores beside "lexical", which needs no judge"""
     protocol: Literal["ours", "saebench", "paper"] = OURS
-    """"saebench": its windows, its question, its accuracy; "paper": simulation on the windows that
-    explain, as in the JumpReLU paper; both for numbers beside theirs, with our controls."""
+    """"ours"; or, for numbers beside theirs with our controls, "saebench" (its windows, question
+    and accuracy) or "paper" (simulation on the windows that explain, as in the JumpReLU paper)"""
     windows: int = 12
-    """Windows of a latent that are judged, half of them active; at most those that test."""
+    """test windows judged per latent, half of them active"""
     directions: int = 25
-    """Random directions that are explained and judged; scores without explanations take all."""
+    """random directions that are explained and judged; scores without explanations take all"""
 
     def __post_init__(self) -> None:
-        known = [LEXICAL, *(name for name in SCORERS if name != SAEBENCH)]
         for name in self.scores:
-            if name not in known:
-                raise Refused(f"there is no score {name!r}; these are: {', '.join(known)}")
+            if name not in SCORES:
+                raise Refused(f"there is no score {name!r}; these are: {', '.join(SCORES)}")
         if self.protocol != OURS:
             if self.scores:
                 raise Refused(
