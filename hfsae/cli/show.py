@@ -69,7 +69,7 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
 
 
 def _names(folder: Path) -> dict[int, str]:
-    """Names of latents; without those of other weights, which are told."""
+    """Names of latents, without those of other weights; a note is printed about these."""
     try:
         return read_names(folder)
     except Refused as error:
