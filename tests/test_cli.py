@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -16,7 +18,7 @@ import hfsae
 from hfsae.cards import misgivings
 from hfsae.cli import main
 from hfsae.cli.main import function_of
-from hfsae.cli.parsing import verb_parser
+from hfsae.cli.parsing import VerbParser, verb_parser
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.cli.table import VERBS
 from hfsae.convert import save_as
@@ -72,6 +74,32 @@ def test_help_of_train_lists_the_variants_with_their_formulas(capsys):
     assert "--help_all" in text and "examples:" in text
 
 
+class Walk(NamedTuple):
+    n_steps: int = 3
+    """steps, at most"""
+    ways: Sequence[str] = ("up", "left")
+    """where to go"""
+    is_fast: bool = False
+    """run"""
+
+
+def test_options_of_a_class_have_its_types_defaults_and_explanations():
+    parser, ways = VerbParser("walk", "", "Walk."), ["up", "left", "right"]
+    named = {"renamed": {"n_steps": "steps"}, "choices": {"ways": ways}}
+    parser.add_fields(Walk, "n_steps", "ways", "is_fast", **named)
+    assert [" ".join(line.split()) for line in parser.help().splitlines()[-3:]] == [
+        "--steps steps, at most (default: 3)",
+        "--ways where to go: up, left, right (default: up left)",
+        "--is_fast run",
+    ]
+    options = parser.parse(["--ways", "right", "up", "--steps", "5", "--is_fast"])
+    given = parser.take(Walk, options)
+    assert given == {"n_steps": 5, "ways": ["right", "up"], "is_fast": True} and options == {}
+    assert parser.take(Walk, parser.parse([])) == {}
+    with pytest.raises(ValueError, match="--steps must be a whole number, got 'x'"):
+        parser.parse(["--steps", "x"])
+
+
 @pytest.mark.parametrize(
     "verb, others",
     [("evaluate", ["collect.top", "training.n_tokens", "sae.site"]), ("collect", ["shuffle.seed"])],
@@ -93,6 +121,11 @@ def test_a_verb_explains_only_the_fields_that_it_takes(verb, others, capsys):
         (["space", "a", "--output"], "--output needs a value"),
         (["demo", "--port", "x"], "--port must be a whole number, or null, got 'x'"),
         (["show", "a", "b"], "latents must be a whole number, got 'b'"),
+        (["explain", "a", "--price_in", "x"], "--price_in must be a number, or null, got 'x'"),
+        (
+            ["explain", "a", "--protocol", "x"],
+            "must be one of 'ours', 'saebench', 'paper', got 'x'",
+        ),
     ],
 )
 def test_every_verb_refuses_a_mistake_in_one_sentence(argv, sentence, capsys):

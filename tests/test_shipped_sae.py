@@ -15,7 +15,7 @@ from hfsae.lm import contract
 from hfsae.machine.weights import weights_hash
 from hfsae.models.identity import decoder_hash
 from hfsae.packaged import SHIPPED_SAE
-from hfsae.presets import PresetArguments
+from hfsae.presets import find_presets
 
 from .conftest import every_lm_is
 
@@ -174,7 +174,11 @@ def test_its_weights_in_another_library_s_files_are_rated_and_have_presets(
     limits = {"PROMPTS": ("We decided to travel by",), "SEEDS": (16,), "_DENSITIES": (1, 1)}
     for name, value in limits.items():
         monkeypatch.setattr(search + name, value)  # of all, one labelled latent is tried
-    monkeypatch.setattr("hfsae.cli.app._DEFAULT", PresetArguments(strengths=(5.0,)))
+
+    def at_five(model, labels, args, say):
+        return find_presets(model, labels, args._replace(strengths=(5.0,)), say)
+
+    monkeypatch.setattr("hfsae.cli.app.find_presets", at_five)
     write_label(OUT, the_sea, "oceans")
     few = ["--n_candidates", "0"]
     capsys.readouterr()

@@ -18,8 +18,6 @@ from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
 from .source import add_sae, command_of, find, take_choice
 
-_DEFAULT = PresetArguments()
-
 
 def demo_verb(argv: list[str]) -> None:
     """`hfsae demo`, as `VERBS` says."""
@@ -111,13 +109,13 @@ def presets_verb(argv: list[str]) -> None:
         "hfsae presets runs/mine --n_candidates 100 --max_kl 2",
     )
     add_sae(parser, "lm")
-    _add_search(parser)
+    names = ("n_candidates", "n_presets", "max_kl", "max_repetition")
+    parser.add_fields(PresetArguments, *names)
     options, given = parse_given(parser, argv)
     command = command_of("collect", options, given)
-    sources = {name: options.pop(name) for name in [*options] if name not in _DEFAULT._fields}
-    args = _DEFAULT._replace(**options)
+    args = PresetArguments(**parser.take(PresetArguments, options))
     args.check()
-    placed = find(sources, given)
+    placed = find(options, given)
     _refuse_no_examples(placed, command)
     with settled(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads
@@ -135,31 +133,6 @@ def presets_verb(argv: list[str]) -> None:
     print(
         f"{len(found.presets)} presets are in {placed.folder / PRESETS}; "
         f"`hfsae demo {placed.folder}` has them."
-    )
-
-
-def _add_search(parser: VerbParser) -> None:
-    parser.add(
-        "--n_candidates",
-        type=int,
-        default=_DEFAULT.n_candidates,
-        help="latents whose texts are tried, beside those with a label: those whose words "
-        "gain most as the next token",
-    )
-    parser.add(
-        "--n_presets", type=int, default=_DEFAULT.n_presets, help="presets to write, at most"
-    )
-    parser.add(
-        "--max_kl",
-        type=float,
-        default=_DEFAULT.max_kl,
-        help="from the model as it is, nats a token",
-    )
-    parser.add(
-        "--max_repetition",
-        type=float,
-        default=_DEFAULT.max_repetition,
-        help="share of three-token sequences that may recur",
     )
 
 

@@ -44,33 +44,16 @@ def list_verb(argv: list[str]) -> None:
 def push_verb(argv: list[str]) -> None:
     """`hfsae push`, as `VERBS` says."""
     parser = verb_parser("push", "SOURCE NAME/REPOSITORY")
-    parser.add("source", type=str, help=f"what `hfsae train` wrote; or any {SOURCE}")
+    parser.add("source", type=str, help=f"folder that `hfsae train` wrote; or any {SOURCE}")
     parser.add("repo", type=str, help="repository on the Hub, as name/repository")
     add_meaning(parser)
     add_site(parser)
     parser.add("--public", action="store_true", help="make a new repository public")
-    parser.add("--revision", type=str | None, help="branch to commit to, created if missing")
-    parser.add("--create_pr", action="store_true", help="propose it as a pull request")
-    parser.add("--subfolder", type=str, default="", help="folder in the repository")
-    parser.add("--commit_message", type=str | None, help="message of the commit")
-    parser.add(
-        "--include_code",
-        action="store_true",
-        help="also send code that runs the SAE where hfsae is not installed "
-        "(AutoModel.from_pretrained(repo, trust_remote_code=True))",
+    parser.add_fields(
+        push,
+        *("revision", "create_pr", "subfolder", "commit_message", "include_code"),
+        *("replace_model_card", "no_examples", "dry_run"),
     )
-    parser.add(
-        "--replace_model_card",
-        action="store_true",
-        help="do not keep what people wrote into the existing card",
-    )
-    parser.add(
-        "--no_examples",
-        action="store_true",
-        help="send no excerpts of your text: no features folder, no examples in the card; and "
-        "delete those that the repository holds",
-    )
-    parser.add("--dry_run", action="store_true", help="print what would be sent, and stop")
     args = parser.parse(argv)
     private = False if args.pop("public") else None
     which = {name: args.pop(name) for name in ("source", "layer", "width", "l0")}

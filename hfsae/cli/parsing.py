@@ -6,11 +6,12 @@
 
 import re
 from argparse import SUPPRESS, Action
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from inspect import signature
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from ..machine.refused import Refused, closest, one_line
 from .table import VERBS
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
 _WIDTH, _COLUMN = 96, 24
 _ALL = "--help_all"
 _HELP = {"-h", "--help", _ALL}
+
+
+class _Field(NamedTuple):
+    """What an option sets: a field of a class, or an argument of a function."""
+
+    owner: Callable[..., Any]
+    name: str
+    default: Any
+    """the owner's: `--help` shows it"""
 
 
 @dataclass
@@ -41,6 +51,8 @@ class VerbParser:
     examples: tuple[str, ...] = ()
     more: Callable[[bool], Iterator[str]] = lambda everything: iter(())
     """further lines of `--help_all`, or of `--help`"""
+    fields: dict[str, _Field] = field(default_factory=dict)
+    """by option, from `add_fields`"""
     parser: "ArgumentParser" = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,6 +71,35 @@ class VerbParser:
             metavar="MODULE",
             help="a module of your own, in this folder or installed, that defines variants of SAEs",
         )
+
+    def add_fields(
+        self,
+        owner: Callable[..., Any],
+        *names: str,
+        renamed: Mapping[str, str] | None = None,
+        choices: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Add options for fields of a class, or for arguments of a function: their types, defaults
+        and explanations are the owner's. `parse` leaves out options that are not given.
+
+        Args:
+            renamed: the option's name, for a field that has another one.
+            choices: values to choose from, for a field whose type does not list them.
+        """
+        from docstring_parser import parse_from_object  # of an extra
+
+        hints, parameters = get_type_hints(owner), signature(owner).parameters
+        texts = {p.arg_name: p.description or "" for p in parse_from_object(owner).params}
+        for name in names:
+            option = (renamed or {}).get(name, name)
+            self.fields[option] = _Field(owner, name, parameters[name].default)
+            takes = _takes(hints[name], (choices or {}).get(name))
+            self.add(f"--{option}", help=texts[name].removesuffix("."), default=SUPPRESS, **takes)
+
+    def take(self, owner: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+        """The options of a class or function that are given, by its own names, taken out of all."""
+        own = {option: f.name for option, f in self.fields.items() if f.owner is owner}
+        return {name: options.pop(option) for option, name in own.items() if option in options}
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
         """The arguments' values by name.
@@ -81,7 +122,8 @@ class VerbParser:
         return args
 
     def given(self, argv: list[str]) -> dict[str, Any]:
-        """The arguments that `argv` sets, of a section only those fields; `parse` it first."""
+        """The arguments that `argv` sets, and of a section only the fields that it sets; `parse` it
+        first."""
         return self.parser.parse_args(self._options_last(argv), defaults=False).as_dict()
 
     def _options_last(self, argv: list[str]) -> list[str]:
@@ -109,14 +151,14 @@ class VerbParser:
         """The text of `--help`, or of `--help_all`."""
         lines = [f"usage: hfsae {self.verb} {self.usage}".rstrip(), "", *wrap(self.what, _WIDTH)]
         own = [a for a in self._actions() if a.dest.partition(".")[0] not in self.recipe]
-        lines += ["", *(line for action in own for line in _explained(action))]
+        lines += ["", *(line for action in own for line in self._explained(action))]
         if everything and self.sections:
             lines += self._fields()
         elif self.often:
             lines += ["", "most used fields:"]
             named = {action.dest: action for action in self._actions()}
             for name in self.often:
-                lines += _explained(named[name]) if name in named else []
+                lines += self._explained(named[name]) if name in named else []
         lines += self.more(everything)
         if self.examples:
             lines += ["", "examples:", *(f"  {example}" for example in self.examples)]
@@ -132,10 +174,19 @@ class VerbParser:
             yield ""
             yield f"{section}: {group.title}" if group else f"{section}:"
             for action in actions:
-                yield from _explained(action)
+                yield from self._explained(action)
+
+    def _explained(self, action: Action) -> list[str]:
+        names = [name for name in action.option_strings if not name.endswith("+")]
+        name = ", ".join(names) or action.dest.upper()
+        own = self.fields.get(action.dest)
+        default = own.default if own else action.default
+        if isinstance(default, tuple):
+            default = " ".join(map(str, default))  # as they are typed
+        return explained(name, f"{action.help}{_unnamed_choices(action)}", default)
 
     def _actions(self) -> list[Action]:
-        """Arguments with something to explain: no file for a section, which jsonargparse adds."""
+        """Arguments with an explanation, without what jsonargparse adds: a file for a section."""
         return [
             action
             for action in self.parser._actions
@@ -183,6 +234,18 @@ def verb_parser(verb: str, usage: str) -> VerbParser:
     return VerbParser(verb, usage, VERBS[verb].about)
 
 
+def _takes(type_: Any, choices: Sequence[str] | None) -> dict[str, Any]:
+    """How an option takes values of a type, for argparse: none, one of some, several, or one."""
+    if type_ is bool:
+        return {"action": "store_true"}
+    for kind in (type_, *get_args(type_)):
+        if get_origin(kind) in (Sequence, tuple):
+            return {"nargs": "+", **_takes(get_args(kind)[0], choices)}
+    if get_origin(type_) is Literal:
+        choices = get_args(type_)
+    return {"choices": list(choices)} if choices else {"type": type_}
+
+
 def in_words(type_: Any) -> str:
     """A type in words, for an error sentence."""
     if get_origin(type_) is Literal:
@@ -191,6 +254,7 @@ def in_words(type_: Any) -> str:
         is_of_texts = get_args(type_)[1] is str
         return "names with a text each, as {name: text}" if is_of_texts else "a section of fields"
     if parts := [part for part in get_args(type_) if part is not type(None)]:
+        parts = [part for part in parts if part is not int or float not in parts]
         words = " or ".join(map(in_words, parts)) if get_origin(type_) is not list else "a list"
         return f"{words}, or null" if type(None) in get_args(type_) else words
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -223,8 +287,8 @@ def explained(name: str, text: str, default: Any = None) -> list[str]:
     return lines or [head.rstrip()]
 
 
-def _explained(action: Action) -> list[str]:
-    names = [name for name in action.option_strings if not name.endswith("+")]
-    choices = f": {', '.join(action.choices)}" if action.choices else ""
-    name = ", ".join(names) or action.dest.upper()
-    return explained(name, f"{action.help}{choices}", action.default)
+def _unnamed_choices(action: Action) -> str:
+    """The choices of an option, if its explanation does not quote all of them."""
+    choices = [*(action.choices or ())]
+    is_named = all(f'"{choice}"' in (action.help or "") for choice in choices)
+    return "" if is_named else f": {', '.join(choices)}"

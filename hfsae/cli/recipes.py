@@ -109,7 +109,7 @@ def add_sections(parser: VerbParser, sections: Sequence[str]) -> None:
     _prepare_parsing()
     for section in sections:
         parser.parser.add_class_arguments(_KINDS[section], section)
-    for action in parser.parser._actions:  # what is not given is as the SAE's files have it
+    for action in parser.parser._actions:  # fields that are not given are as in the SAE's files
         if action.dest.partition(".")[0] in sections:
             action.default = SUPPRESS
     parser.recipe = parser.sections = tuple(sections)

@@ -26,8 +26,8 @@ _SHOWN_LATENTS, _SHOWN_TOKENS, _SHOWN_EXAMPLES = 5, 6, 3
 
 
 def print_folder(folder: Path, latents: list[int], source: str | None = None) -> None:
-    """Print an SAE's training and metrics, and some of its latents. Results that were changed since
-    they were written are told, and so are names of other weights, which are left out.
+    """Print an SAE's training and metrics, and some of its latents; with notes on results that were
+    changed since they were written, and on names of other weights, which are left out.
 
     Args:
         source: name to print, if the folder is only a copy of it.
@@ -69,7 +69,7 @@ def print_folder(folder: Path, latents: list[int], source: str | None = None) ->
 
 
 def _names(folder: Path) -> dict[int, str]:
-    """Names of latents; without those of other weights, which are told."""
+    """Names of latents, without those of other weights; a note is printed about these."""
     try:
         return read_names(folder)
     except Refused as error:

@@ -27,7 +27,7 @@ def add_sae(parser: VerbParser, *sections: str) -> None:
 
 
 def add_saes(parser: VerbParser, *sections: str) -> None:
-    """Add SOURCE ..., and as `add_sae` does; without the folder of results."""
+    """Add SOURCE ..., and the other options of `add_sae` without the folder of results."""
     parser.add("sources", type=str, nargs="+", help=f"each a {SOURCE}")
     parser.add("--revision", type=str | None, help="branch, tag or commit of repositories")
     add_choice(parser)
@@ -86,8 +86,8 @@ def find_all(
 
 
 def tell_text(verb: str, placed: PlacedSAE, folder: Path | None = None) -> None:
-    """Print what is read for an SAE from elsewhere, by which language model, and where results
-    go."""
+    """Print, for an SAE from elsewhere, its text, the language model that reads it, and the folder
+    of the results."""
     if placed.home is None:
         text, model = placed.recipe.text.dataset, placed.recipe.lm.name
         text = text if isinstance(text, str) else f"{len(text):,} documents"

@@ -1,6 +1,7 @@
 """The verb `hfsae study`: blind ratings of latents by people."""
 
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 
 from ..machine.files import printable_lines
@@ -14,7 +15,6 @@ from .parsing import VerbParser, verb_parser
 from .recipes import parse_given
 from .source import add_saes, find_all, tell_text
 
-_DEFAULT = StudyArguments()
 _DOES = "make, rate, space, close, report"
 _FIRST_PORT = 7870
 
@@ -46,16 +46,11 @@ def _make(argv: list[str]) -> None:
     parser = _parser(
         "make",
         "SOURCE ... [--OPTION VALUE ...]",
-        "Draw what is rated of SAEs on one language model, on held-out text, and write the plan.",
+        "Draw items to rate from SAEs of one language model, on held-out text; write the plan.",
     )
     add_saes(parser, "lm", "text", "harvest")
     parser.add("--output_dir", type=str, default="study", help="folder of the study")
-    for name, text in _ABOUT.items():
-        kind = type(getattr(_DEFAULT, name))
-        if kind is bool:
-            parser.add(f"--{name}", action="store_true", help=text)
-        else:
-            parser.add(f"--{name}", type=kind, default=getattr(_DEFAULT, name), help=text)
+    parser.add_fields(StudyArguments, *(field.name for field in fields(StudyArguments)))
     options, given = parse_given(parser, argv)
     study = Path(options.pop("output_dir"))
     placed = find_all(options, given)
@@ -73,21 +68,6 @@ def _make(argv: list[str]) -> None:
     print(f"next: hfsae study rate {study}")
 
 
-_ABOUT = {
-    "n_latents": "latents of each SAE",
-    "controls": "random directions, as a share of these",
-    "repeats": "latents that are asked about twice, as a share",
-    "intruders": "items with an intruder, as a share",
-    "windows": "windows of text in an item",
-    "window": "tokens on either side of a peak",
-    "n_tokens": "held-out tokens to read",
-    "min_density": "least share of tokens that a latent fires on",
-    "max_density": "largest share",
-    "explained": "draw among latents that `hfsae explain` scored",
-    "seed": "seed of all that is drawn",
-}
-
-
 def _rate(argv: list[str]) -> None:
     parser = _parser(
         "rate",
@@ -95,10 +75,10 @@ def _rate(argv: list[str]) -> None:
         "Serve the page on which people rate; each answer is saved before the next item "
         "appears. ?rater=NAME in the address resumes, and several people rate at once.",
     )
-    parser.add("study", type=str, help="what `hfsae study make` wrote")
+    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
     parser.add("--host", type=str, default="127.0.0.1", help="address to listen on")
     parser.add("--port", type=int | None, help="default: the first free port from 7870")
-    parser.add("--code", type=str | None, help="a word that the page asks raters for")
+    parser.add("--code", type=str | None, help="word that raters must enter")
     options = parser.parse(argv)
     options["port"] = options["port"] or _free_port(options["host"])
     refuse_port(options["host"], options["port"])
@@ -107,12 +87,12 @@ def _rate(argv: list[str]) -> None:
     except ModuleNotFoundError as error:
         raise Refused(f"the page needs {error.name}: pip install 'hfsae[study]'") from error
     address = f"http://{options['host']}:{options['port']}/?rater=NAME"
-    told = f"{address}  (Ctrl-C ends; nothing is lost)"
-    rate(Path(options.pop("study")), **options, ready=lambda: print(told, flush=True))
+    invitation = f"{address}  (Ctrl-C ends; nothing is lost)"
+    rate(Path(options.pop("study")), **options, ready=lambda: print(invitation, flush=True))
 
 
 def _free_port(host: str) -> int:
-    """The first free port; the first of all where none is, for the sentence about it."""
+    """The first free port; if none is free, the first of all, which `refuse_port` then refuses."""
     for port in range(_FIRST_PORT, _FIRST_PORT + 20):
         with suppress(Refused):
             refuse_port(host, port)
@@ -127,7 +107,7 @@ def _space(argv: list[str]) -> None:
         "Put the page on a Hugging Face Space; the plan and the answers are in a private data set. "
         "New repositories are private. The token is the one from `hf auth login`, or HF_TOKEN.",
     )
-    parser.add("study", type=str, help="what `hfsae study make` wrote")
+    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
     parser.add("space", type=str, help="Space on the Hub, as name/space")
     parser.add("--answers", type=str, required=True, help="data set on the Hub, as name/dataset")
     parser.add("--wheel", type=str | None, help="of hfsae, where its version is not on PyPI")
@@ -145,8 +125,8 @@ def _space(argv: list[str]) -> None:
 
 
 def _close(argv: list[str]) -> None:
-    parser = _parser("close", "STUDY", "End a study: from here on no answer is taken.")
-    parser.add("study", type=str, help="what `hfsae study make` wrote")
+    parser = _parser("close", "STUDY", "End a study: it takes no more answers.")
+    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
     study = parser.parse(argv)["study"]
     from ..study.report import close
 
@@ -160,7 +140,7 @@ def _report(argv: list[str]) -> None:
         "STUDY",
         "Write the report of a closed study; of an open one print how far each rater is.",
     )
-    parser.add("study", type=str, help="what `hfsae study make` wrote")
+    parser.add("study", type=str, help="folder that `hfsae study make` wrote")
     parser.add("--about", type=str, default="", help="who or what rated, for the report's top")
     options = parser.parse(argv)
     from ..study.answers import is_closed

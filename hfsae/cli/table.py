@@ -47,12 +47,11 @@ VERBS: dict[str, Verb] = {
     ),
     "explain": Verb(
         "explain.explain_verb",
-        "Explain what latents of an SAE mean, and score that: on held-out documents, "
-        "half of which explain while the other half tests, beside another latent's "
-        "explanation and random directions. It reads the text once, and writes explanations "
-        "and a report below features/; the same command again prints the report. With "
-        "--scores or --explainer lm a language model is asked, whose answers are kept in "
-        "features/calls.jsonl.",
+        "Explain what latents of an SAE mean, and score that on held-out documents: half of "
+        "them explain, half test, beside another latent's explanation and random directions. "
+        "It reads the text once, and writes explanations and a report below features/; run "
+        "again, it prints the report. --scores and --explainer lm need a language model "
+        "(--judge); features/calls.jsonl keeps its answers.",
     ),
     "probe": Verb(
         "probe.probe_verb",
@@ -118,9 +117,9 @@ VERBS: dict[str, Verb] = {
     ),
     "space": Verb(
         "app.space_verb",
-        "Write a folder for a Space on the Hub: the app for one SAE, which is a repository "
-        "there, or lies in a folder here: then its files are copied, in hfsae's format. Nothing "
-        "is pushed: the commands for that are printed.",
+        "Write a folder for a Space on the Hub: the app for one SAE, of a repository there or of a "
+        "folder here, whose files are copied in hfsae's format. Nothing is pushed: the commands "
+        "for that are printed.",
     ),
 }
 EXAMPLES = (

@@ -31,6 +31,8 @@ T = TypeVar("T")
 E = TypeVar("E")
 
 LEXICAL = "lexical"
+SCORES = (LEXICAL, *(name for name in SCORERS if name != "saebench"))
+"""What can be named as a score; the protocol "saebench" brings its own."""
 OURS, SAEBENCH, PAPER = "ours", "saebench", "paper"
 _SCORES_OF = {SAEBENCH: ("saebench",), PAPER: ("simulation",)}
 
@@ -40,22 +42,21 @@ class ScoreArguments:
     """What is asked about each latent."""
 
     scores: Sequence[str] = ()
-    """Scores beside `lexical`, which needs no judge."""
+    """scores beside "lexical", which needs no judge"""
     protocol: Literal["ours", "saebench", "paper"] = OURS
-    """"saebench": its windows, its question, its accuracy; "paper": simulation on the windows that
-    explain, as in the JumpReLU paper; both for numbers beside theirs, with our controls."""
+    """"saebench" or "paper": windows and score as theirs (the JumpReLU paper's simulation), beside
+    our controls"""
     windows: int = 12
-    """Windows of a latent that are judged, half of them active; at most those that test."""
+    """test windows judged per latent, half of them active"""
     directions: int = 25
-    """Random directions that are explained and judged; scores without explanations take all."""
+    """random directions, named and judged"""
     latents: int | None = None
-    """Of the explained latents, how many are judged, drawn at random; None: all."""
+    """how many of the latents are judged, drawn at random; None: all"""
 
     def __post_init__(self) -> None:
-        known = [LEXICAL, *(name for name in SCORERS if name != SAEBENCH)]
         for name in self.scores:
-            if name not in known:
-                raise Refused(f"there is no score {name!r}; these are: {', '.join(known)}")
+            if name not in SCORES:
+                raise Refused(f"there is no score {name!r}; these are: {', '.join(SCORES)}")
         if self.protocol != OURS:
             if self.scores:
                 raise Refused(

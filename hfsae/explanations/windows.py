@@ -28,27 +28,28 @@ class ExplainArguments:
     """Which latents are explained, and from how much text."""
 
     n_latents: int | Literal["all"] = 100
-    """Latents, drawn uniformly among those of fitting density; or "all" of these."""
+    """latents, drawn at random among those that fire on a fitting share of tokens, 0.01 % to 10 %;
+    or "all" of these"""
     latents: Sequence[int] | None = None
-    """These latents instead, whatever their densities."""
+    """these latents instead, by index, whatever their densities"""
     n_tokens: int = 100_000
-    """Held-out tokens to read."""
+    """held-out tokens to read"""
     min_density: float = 1e-4
-    """Least share of tokens that a drawn latent fires on."""
+    """least share of tokens that a drawn latent fires on"""
     max_density: float = 0.1
-    """Largest share."""
+    """largest share of tokens that a drawn latent fires on"""
     window: int = 10
-    """Tokens on either side of a peak."""
+    """tokens on either side of a peak"""
     shown: int = 20
-    """Windows to explain from: half of them the top ones, half over quantiles."""
+    """windows to explain from: half of them the top ones, half over quantiles"""
     tested: int = 20
-    """Windows to test on that activate, and as many that do not."""
+    """windows to test on that activate, and as many that do not"""
     least: int = 5
-    """Windows that a latent needs on each half; with fewer it is left out."""
+    """windows that a latent needs on each half; with fewer it is left out"""
     bootstrap_samples: int = 2000
-    """Resamples of latents, for intervals."""
+    """resamples of latents, for intervals"""
     seed: int = 0
-    """Seed of all that is drawn."""
+    """seed of all that is drawn"""
 
     def __post_init__(self) -> None:
         if self.latents is not None and len({*self.latents}) < 2:

@@ -146,13 +146,14 @@ def push(
         revision: branch to commit to, created if missing.
         create_pr: propose the commit as a pull request.
         subfolder: folder in the repository.
-        commit_message: None: "Upload ... with hfsae".
-        include_code: also send code that runs the SAE where hfsae is not installed. A repository
-            that has that file keeps it.
+        commit_message: message of the commit, instead of "Upload ... with hfsae".
+        include_code: also send code that runs the SAE where hfsae is not installed
+            (AutoModel.from_pretrained(repo, trust_remote_code=True)); a repository that has that
+            file keeps it.
         replace_model_card: do not keep what people wrote into the existing card.
-        no_examples: send no excerpts of the text behind the features: no feature store (the same
-            commit deletes an existing one), and a card without examples.
-        dry_run: only print the plan; offline, without looking at the repository.
+        no_examples: send no excerpts of the text: no features folder, no examples in the card; and
+            delete those that the repository holds.
+        dry_run: print what would be sent, and stop; offline, without looking at the repository.
         tell: called with the plan's text before anything is sent.
 
     Raises:

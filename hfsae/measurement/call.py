@@ -166,7 +166,7 @@ def probe(
 
 
 def probe_placed(
-    placed: Sequence[PlacedSAE], args: ProbeArguments, tasks: str, **columns: str
+    placed: Sequence[PlacedSAE], args: ProbeArguments, tasks: str = "packaged", **columns: str
 ) -> Probing:
     """Probe SAEs that `find_saes` found.
 

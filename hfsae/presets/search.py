@@ -69,13 +69,17 @@ class PresetArguments(NamedTuple):
     """How far to search."""
 
     n_candidates: int = 24
-    """latents whose texts are tried, of all that are screened"""
+    """latents whose texts are tried, beside those with a label: those whose words gain most as the
+    next token"""
     n_presets: int = 6
+    """presets to write, at most"""
     strengths: tuple[float, ...] = (0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
     """of the largest activation; each latent is tried at one of them"""
     max_kl: float = 1.2
-    """beyond that, texts of a small model are hardly sentences"""
+    """largest KL from the model as it is, nats a token: beyond the default, texts of a small model
+    are hardly sentences"""
     max_repetition: float = 0.3
+    """share of three-token sequences that may recur"""
     n_tokens: int = 30
     max_seconds: float | None = None
     """after which nothing more is screened, tried or confirmed; None: as long as it takes"""

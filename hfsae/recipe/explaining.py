@@ -61,15 +61,17 @@ class ExplainRequest:
     """What `explain_sae` does, beside which latents."""
 
     explainer: str = "template"
-    """"template"; "lm": the judge; "human": people's labels; "file": those of `file`"""
+    """"template": peak tokens and their shares; "lm": a name by the judge; "human": people's labels
+    in features/labels.json; "file": those in `file`"""
     file: Path | None = None
+    """parquet, jsonl or json with latent and explanation, or Neuronpedia's export"""
     scores: ScoreArguments = field(default_factory=ScoreArguments)
     judge: JudgeArguments | None = None
     """None: the packaged model, where something is asked"""
     dry_run: bool = False
-    """count what would be asked, and ask nothing"""
+    """count calls, tokens, time and money; ask nothing"""
     controls: Sequence[str] = ()
-    """beside those of every study: "untrained", an SAE of re-drawn weights"""
+    """"untrained": also an SAE of re-drawn weights that fire as often"""
 
     def __post_init__(self) -> None:
         if (self.explainer == "file") != (self.file is not None):

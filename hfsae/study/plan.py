@@ -37,28 +37,28 @@ class StudyArguments:
     """What is rated of each SAE, and from how much text."""
 
     n_latents: int = 30
-    """Latents of each SAE, drawn uniformly among those of fitting density."""
+    """latents of each SAE, drawn at random among those of fitting density"""
     controls: float = 0.1
-    """Random directions, as a share of these."""
+    """random directions, as a share of the latents"""
     repeats: float = 0.1
-    """Latents that are asked about twice."""
+    """latents that are asked about twice, as a share of all"""
     intruders: float = 0.3
-    """Items with an intruder."""
+    """items with an intruder, as a share of the latents"""
     windows: int = 10
-    """Windows of text in an item: half of them those with the largest peaks, half over quantiles of
-    the peak; a latent needs as many on each half of the documents."""
+    """windows of text in an item: half of them those with the largest peaks, half over quantiles of
+    the peak; a latent needs as many on each half of the documents"""
     window: int = 10
-    """Tokens on either side of a peak."""
+    """tokens on either side of a peak"""
     n_tokens: int = 100_000
-    """Held-out tokens to read."""
+    """held-out tokens to read"""
     min_density: float = 1e-4
-    """Least share of tokens that a latent fires on."""
+    """least share of tokens that a latent fires on"""
     max_density: float = 0.1
-    """Largest share."""
+    """largest share of tokens that a latent fires on"""
     explained: bool = False
-    """Draw among latents that `hfsae explain` scored."""
+    """draw among latents that `hfsae explain` scored"""
     seed: int = 0
-    """Seed of all that is drawn."""
+    """seed of all that is drawn"""
 
     def __post_init__(self) -> None:
         check_least(self, n_latents=2, windows=N_ODD - 1, window=1, n_tokens=1, seed=0)

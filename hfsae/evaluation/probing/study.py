@@ -37,21 +37,21 @@ class ProbeArguments:
     """Which tasks, and how many texts and features."""
 
     n_tasks: int | Literal["all"] = 20
-    """Packaged sets, drawn at random; of a file all tasks are taken."""
+    """packaged sets, drawn at random, or "all"; of a file all tasks are taken"""
     n_texts: int = 500
-    """Texts of a task, half of them of the class; two fifths are for the test."""
+    """texts of a task, half of them of the class; two fifths are for the test"""
     k: Sequence[int] = (1, 2, 5, 16)
-    """Numbers of latents, or of a control's features; all of them come in addition."""
+    """numbers of latents, or of a control's features, that a probe reads, beside all of them"""
     max_tokens: int = 128
-    """Tokens of a text, its BOS included: of longer ones the end is read."""
+    """tokens of a text, its BOS included: of longer ones the end is read"""
     n_words: int = 6000
-    """Words for first-letter absorption, a fifth of them for the test; 0 leaves it out."""
+    """words for first-letter absorption, a fifth of them for the test; 0: none"""
     uniformity_tokens: int = 64
-    """Tokens of the tasks' texts for the uniformity of effects; 0 leaves it out."""
+    """tokens of the tasks' texts for the uniformity of effects; 0: none"""
     bootstrap_samples: int = 2000
-    """Resamples of tasks, letters or tokens, for intervals."""
+    """resamples of tasks, letters or tokens, for intervals"""
     seed: int = 0
-    """Seed of all that is drawn."""
+    """seed of all that is drawn"""
 
     def __post_init__(self) -> None:
         self.k = sorted({*self.k})

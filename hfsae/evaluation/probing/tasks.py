@@ -110,7 +110,11 @@ def read_tasks(
     """Tasks of a jsonl file or a Hub data set.
 
     Args:
-        group_column: texts with the same value there are on the same side of each split.
+        text_column: of a file or data set: the column with texts.
+        label_column: of a file or data set: the column with labels.
+        group_column: of a file or data set: a column such as the text's source; texts of a group
+            are all on one side of each split.
+        split: of a Hub data set: the part to read.
 
     Raises:
         ValueError: it cannot be read, lacks a column, or its classes do not fit.

@@ -131,19 +131,19 @@ class JudgeArguments:
     """Who answers, and how."""
 
     model: str = PACKAGED
-    """"packaged": SmolLM2-135M-Instruct; a Hub id or a folder; with `base_url`, `provider` or
-    `requests` the model's name there"""
+    """"packaged" (SmolLM2-135M-Instruct), a Hub id or a folder; or the model's name at a server or
+    in `requests`"""
     base_url: str | None = None
-    """address of an OpenAI-compatible server, such as http://localhost:8000/v1"""
+    """address of an OpenAI-compatible server: http://localhost:8000/v1"""
     provider: str | None = None
     """one of Hugging Face's Inference Providers, or "auto" """
     requests: str | None = None
-    """folder for files of requests in OpenAI's Batch format; whoever answers them"""
+    """folder for requests in OpenAI's Batch format, instead of a server"""
     answers: Sequence[str] = ()
-    """files that came back: of answers, and of errors"""
+    """all files that came back so far, of answers and of errors"""
     key_env: str | None = None
-    """name of the environment variable with the key; None: HF_TOKEN for Hugging Face,
-    OPENAI_API_KEY, where it is set, for other addresses"""
+    """environment variable with the key, instead of HF_TOKEN for Hugging Face and OPENAI_API_KEY,
+    where it is set, for other addresses"""
     concurrency: int = 8
     """calls at a time"""
     retries: int = 6
