@@ -44,8 +44,7 @@ class ScoreArguments:
     scores: Sequence[str] = ()
     """scores beside "lexical", which needs no judge"""
     protocol: Literal["ours", "saebench", "paper"] = OURS
-    """"saebench" or "paper": windows and score as theirs (the JumpReLU paper's simulation), beside
-    our controls"""
+    """"saebench", "paper" (JumpReLU's): their windows and score, our controls"""
     windows: int = 12
     """test windows judged per latent, half of them active"""
     directions: int = 25
