@@ -103,6 +103,7 @@ def planned(args: argparse.Namespace, placed: Mapping[str, PlacedSAE]) -> dict[s
         **{key: getattr(args, key) for key in ("n_latents", "n_directions", "n_tokens", "seed")},
     }
     plan["sha256"] = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    args.out.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(plan, indent=1) + "\n")
     return plan
 
