@@ -69,8 +69,8 @@ def test_pages_count_its_presets_as_they_are():
     n_steered = sum("3 of 3" in row for row in rows)
     assert (
         f"Of [{len(rows)} latents tried for the packaged SAE]"
-        f"(#what-was-tried-for-the-packaged-sae) {n_steered} steer the texts of all three seeds at their best attempt, and "
-        f"{_WORDS[len(offered)]} are offered"
+        f"(#what-was-tried-for-the-packaged-sae) {n_steered} steer the texts of all three seeds "
+        f"at their best attempt, and {_WORDS[len(offered)]} are offered"
     ) in " ".join(page.split())
 
 
