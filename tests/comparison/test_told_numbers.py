@@ -227,11 +227,12 @@ def test_the_guide_says_in_words_what_the_verdict_shows():
     told, places = " ".join(section("What was found").split()), ("equal", "sites", "gemma")
     every, batch = (verdicts(FVU, arm, *places) for arm in ("", "BatchTopK"))
     assert max(batch.values()) < 0.05 < min(every[row] for row in every.keys() - batch.keys())
-    assert "JumpReLU with a warm start and BatchTopK have the smallest FVU over all L0s." in told
+    assert "Over all L0s JumpReLU with a warm start and BatchTopK have the smallest FVU" in told
     assert not verdicts(FVU, "BatchTopK", *places, only=r"\*\*")
+    assert "and no single place shows a difference between the two." in told
     pooled = rows(of_report("verdict").partition("\n## Over all places\n")[2], FVU)["BatchTopK"]
     assert pooled["mean"].startswith("-0.") and pooled["95 % interval"].startswith("**")
-    assert "over all places together BatchTopK's FVU is slightly smaller" in told
+    assert "Over all places together BatchTopK's is slightly smaller." in told
     of_l0s = rows(of_report("sites").partition("\n## By site and L0\n")[2], FVU)
     for row, cells in of_l0s.items():
         by_l0 = percents({l0: cell for l0, cell in cells.items() if l0 != "area"})
