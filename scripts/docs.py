@@ -1,29 +1,37 @@
-"""The API reference, made of the docstrings:  python scripts/docs.py FOLDER
+"""The site of guides and the API reference:  python scripts/docs.py FOLDER
 
-One page a module, beginning at FOLDER/index.html. The `dev` extra brings pdoc.
+FOLDER/index.html lists the guides and shows the plan of the house. The reference begins at
+FOLDER/hfsae.html: one page a module, made of the docstrings. The `dev` extra brings pdoc.
 """
 
 import sys
 import warnings
 from pathlib import Path
 
+import guides
 import pdoc
 
-REPOSITORY = "https://github.com/hfsae/hfsae/blob/main/hfsae/"
+REPOSITORY = f"{guides.GITHUB}hfsae/"
+TEMPLATES = Path(__file__).parent / "reference"
 # What is sent to the Hub with an SAE, and what `python -m hfsae` runs: no part of the interface.
 MODULES = ("hfsae", "!hfsae.hub.modeling_hfsae", "!hfsae.__main__")
 
 
 def build(folder: Path) -> None:
-    """Write the pages, with a link from each member to its source."""
+    """Write the reference, with a link from each member to its source, and the guides."""
     pdoc.render.configure(
-        docformat="google", show_source=False, edit_url_map={"hfsae": REPOSITORY}, search=True
+        docformat="google",
+        show_source=False,
+        edit_url_map={"hfsae": REPOSITORY},
+        search=True,
+        template_directory=TEMPLATES,
     )
     with warnings.catch_warnings():
         # transformers writes `problem_type` of every config as a string that only its own file can
         # evaluate
         warnings.filterwarnings("ignore", r"Error parsing type annotation Literal\['regression'")
         pdoc.pdoc(*MODULES, output_directory=folder)
+    guides.build(folder)  # its first page takes the place of pdoc's
 
 
 if __name__ == "__main__":

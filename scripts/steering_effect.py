@@ -67,6 +67,7 @@ def main() -> None:
     latents = [find(store, entry["fires_on"]) for entry in entries]
     controls = [matched(store, latent, args.controls, spared=latents) for latent in latents]
     print(f"# What steering raises, in {sae.config.model_name} at {sae.config.site}\n")
+    print("Whether a clamped latent makes words of its meaning likelier than random latents do.\n")
     print((__doc__ or "").split("\n\n", 2)[2].strip())
     for strength in args.strength:
         effect = Effect(lm, tokenizer, sae, store, plan["prompts"], strength)

@@ -42,14 +42,14 @@ def test_planned_cards_are_what_their_recipes_give(tmp_path):
             assert made == (module.CARDS / name / file).read_text(encoding="utf-8")
 
 
-def test_the_quickstarts_card_shows_what_the_page_of_recipes_says():
+def test_the_quickstarts_card_shows_what_its_page_says():
     """One run's numbers, in both places."""
     evaluation = json.loads((ROOT / "model_cards/quickstart/evaluation.json").read_text())
-    readme = (ROOT / "scripts/recipes/README.md").read_text(encoding="utf-8")
+    page = (ROOT / "scripts/recipes/quickstart.md").read_text(encoding="utf-8")
     for name, metric in evaluation["metrics"].items():
         values = [f"{metric[key]:.4g}" for key in ("value", "low", "high")]
         line = rf"^{name}\s+{values[0]}\s+{values[1]} to {values[2]}\s"
-        assert re.search(line, readme, re.MULTILINE), name
+        assert re.search(line, page, re.MULTILINE), name
 
 
 def test_what_a_run_was_trained_on_says_how_often_each_activation_was_seen():
@@ -59,7 +59,7 @@ def test_what_a_run_was_trained_on_says_how_often_each_activation_was_seen():
     assert passes > 1 and record["n_tokens"] > 2 * kept
     seen = f"{record['n_tokens']:,} activations ({kept:,} of the text, {passes} passes)"
     assert f"trained on {seen} in " in _summary(folder, "runs/quickstart")
-    assert seen in (ROOT / "scripts/recipes/README.md").read_text(encoding="utf-8")
+    assert seen in (ROOT / "scripts/recipes/quickstart.md").read_text(encoding="utf-8")
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"each activation {passes} times" in card
     assert f"Small budget: {kept:,} activations" in card

@@ -151,7 +151,7 @@ def test_the_readme_tells_the_largest_difference_between_libraries():
 
 def test_the_page_tells_the_quickstart_s_settings_as_the_recipe_has_them():
     recipe = yaml.safe_load(page("scripts/recipes/quickstart.yaml"))
-    told = " ".join(rows(page("scripts/recipes/README.md"), "setting | why"))
+    told = " ".join(rows(page("scripts/recipes/short_runs.md"), "setting | why"))
     settings = re.findall(r"`([a-z_.]+[0-9]?): ([0-9.]+)`", told)
     assert len(settings) >= 12
     sections = {**recipe["sae"], **recipe["training"]}

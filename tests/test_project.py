@@ -1,4 +1,4 @@
-"""What surrounds the code: metadata, workflows, and the API reference."""
+"""What surrounds the code: metadata, workflows, and the site of guides and reference."""
 
 import ast
 import os
@@ -6,6 +6,9 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -80,8 +83,92 @@ def test_links_between_the_repository_s_own_pages_exist():
             assert "://" in link or (page.parent / link).exists(), (page, link)
 
 
+def broken_links(folder: Path) -> Iterator[tuple[str, str]]:
+    """(page, link): files and anchors of a site that are not there."""
+    folder = folder.resolve()
+    texts = {path: path.read_text(encoding="utf-8") for path in folder.rglob("*.html")}
+    ids = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in texts.items()}
+    for path, text in texts.items():
+        for link in set(re.findall(r"\b(?:href|src)=[\"']([^\"'#:$]*(?:#[^\"':]*)?)[\"']", text)):
+            at, _, anchor = link.partition("#")
+            target = (path.parent / at).resolve() if at else path
+            if not target.is_file() or (anchor and anchor not in ids[target]):
+                yield str(path.relative_to(folder)), link
+
+
+@pytest.fixture(scope="module")
+def site():
+    """The modules that make the site, by their names."""
+    pytest.importorskip("grimp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        yield {name: import_module(name) for name in ("guides", "house")}
+
+
+def test_guides_become_pages_whose_links_lead_somewhere(site, tmp_path):
+    site["guides"].build(tmp_path)
+    first = (tmp_path / "index.html").read_text(encoding="utf-8")
+    for paths in site["guides"].GUIDES.values():
+        for path in paths:
+            assert f'<li><a href="{path.removesuffix(".md")}.html">' in first
+    beside = {*ROOT.glob("scripts/recipes/*.md"), *ROOT.glob("scripts/comparisons/*.md")}
+    beside |= {*ROOT.glob("scripts/*/README.md"), *ROOT.glob("scripts/*.md")}
+    made = {path.with_suffix(".html").relative_to(ROOT) for path in beside}
+    assert len(made) >= 20 and all((tmp_path / path).is_file() for path in made)
+    assert '<img src="house.svg"' in first and (tmp_path / "house.svg").is_file()
+    page = (tmp_path / "scripts/recipes/variants.html").read_text(encoding="utf-8")
+    assert '<h2 id="an-l0-that-obeys">An L0 that obeys</h2>' in page and "<table>" in page
+    assert 'href="../../hfsae/models/jumprelu.html"' in page
+    assert 'href="../comparisons/small_budget/report.html"' in page
+    broken = list(broken_links(tmp_path))
+    modules = [link for _, link in broken if "hfsae" in link]
+    assert len(broken) == len(modules) >= 10  # which pdoc writes
+    for link in modules:
+        stem = ROOT / link.replace("../", "").removesuffix(".html")
+        assert stem.with_suffix(".py").is_file() or (stem / "__init__.py").is_file(), link
+
+
+def test_a_guide_with_a_link_to_nothing_is_refused(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(site["guides"], "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("# A\n\nA [page](scripts/none.md).\n")
+    with pytest.raises(ValueError, match=r"README.md links scripts/none.md, which is not there"):
+        site["guides"].Page("README.md")
+
+
+def test_the_plan_of_the_house_shows_each_room_and_no_text_meets_another_or_a_line(site):
+    house = site["house"]
+    rooms = [room for floor in house.floors() for room in floor]
+    figure = house.picture()
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    texts = [text for text in axes.texts if text.get_text()]
+    assert {*rooms} <= {text.get_text() for text in texts} and len(texts) > len(rooms) + 5
+    boxes = [(text.get_bbox_patch() or text).get_window_extent() for text in texts]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert all(figure.bbox.containsx(b.x0) and figure.bbox.containsx(b.x1) for b in boxes)
+    arrows = [text for text in axes.texts if not text.get_text()]
+    ends = [(arrow.get_position(), arrow.xy) for arrow in arrows]
+    ends += [line.get_xydata() for line in axes.lines]
+    assert len(ends) > 40
+    for start, end in ends:
+        assert start[1] > end[1]
+        for share in range(1, 20):
+            point = [a + share / 20 * (b - a) for a, b in zip(start, end, strict=True)]
+            at = axes.transData.transform(point)
+            assert not any(box.contains(*at) for box in boxes), (start, end)
+
+
+def test_an_arrow_is_left_out_where_others_lead_the_same_way(site):
+    house = site["house"]
+    lines = {("cli", "demo"), ("demo", "hub"), ("cli", "hub"), ("demo", "lm"), ("hub", "lm")}
+    assert house.without_detours(lines) == {("cli", "demo"), ("demo", "hub"), ("hub", "lm")}
+    lines = house.imports(["cli", "demo", "lm", "machine"])
+    assert {("cli", "demo"), ("demo", "lm"), ("lm", "machine")} <= lines
+    assert all(line not in lines for line in (("lm", "demo"), ("machine", "lm"), ("lm", "lm")))
+
+
 @pytest.mark.slow
-def test_the_reference_is_made_of_the_docstrings_without_a_warning(tmp_path):
+def test_the_reference_and_the_guides_are_made_without_a_warning_or_a_broken_link(tmp_path):
     pytest.importorskip("pdoc")
     command = [sys.executable, "-W", "error::UserWarning", "scripts/docs.py", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -89,6 +176,9 @@ def test_the_reference_is_made_of_the_docstrings_without_a_warning(tmp_path):
     assert done.returncode == 0 and "Warn" not in done.stderr, done.stderr
     page = (tmp_path / "hfsae/models/jumprelu.html").read_text(encoding="utf-8")
     assert "JumpReLUSAE" in page and "2407.14435" in page
+    assert '<a href="../../index.html">Guides</a>' in page
+    assert "Variants, options and L0" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert not [*broken_links(tmp_path)]
 
 
 def test_the_package_keeps_its_shape():

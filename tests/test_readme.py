@@ -1,6 +1,6 @@
 """Code in READMEs runs, in order, on the real model; commands, files and numbers are there.
 
-The pages: the root's README.md, and those beside what they describe, in scripts/.
+The pages: the root's README.md, and those beside what they describe, in scripts/; reports apart.
 """
 
 import re
@@ -18,7 +18,9 @@ from hfsae.cli.table import VERBS
 
 ROOT = Path(__file__).parent.parent
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "scripts").glob("*/README.md"))]
+GUIDES = [ROOT / "scripts" / name / "README.md" for name in ("recipes", "comparisons")]
+BESIDE = sorted({*ROOT.glob("scripts/*.md"), *ROOT.glob("scripts/*/*.md")})
+PAGES = [ROOT / "README.md", *BESIDE]
 README, *OTHERS = (path.read_text(encoding="utf-8") for path in PAGES)
 
 
@@ -97,7 +99,7 @@ def test_bash_blocks_name_verbs_fields_and_files_that_exist(monkeypatch):
             parse_comparisons(words[2:])
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.parent.relative_to(ROOT)))
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_named_files_exist(path):
     text = path.read_text(encoding="utf-8")
     assert "@@" not in text
@@ -125,6 +127,23 @@ def test_the_readme_is_short_and_wrapped():
     assert not wide
 
 
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.parent.name)
+def test_a_guide_is_short_and_leads_to_every_page_beside_it(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.encode()) <= 10_000
+    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text)}
+    beside = {page.name for page in path.parent.glob("*.md")} - {path.name}
+    if path.parent.name == "comparisons":
+        beside -= {"threshold_gradients.md"}  # which ablations.md links
+    assert beside <= links and len(beside) >= 6
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_page_begins_with_its_title_and_a_sentence(path):
+    title, _, first = path.read_text(encoding="utf-8").split("\n", 2)
+    assert re.match(r"# \w", title) and re.match(r"[A-Z]|`[^`]", first), first[:80]
+
+
 def test_pictures_of_the_readme_are_light():
     pictures = re.findall(r"^!\[[^]]+\]\(([^)]+\.png)\)$", README, re.MULTILINE)
     assert len(pictures) == 3
@@ -132,8 +151,8 @@ def test_pictures_of_the_readme_are_light():
 
 
 def test_numbers_of_the_quickstart_are_those_of_its_page():
-    """The README shows some lines of what the page of recipes shows whole."""
-    whole = (ROOT / "scripts/recipes/README.md").read_text(encoding="utf-8").splitlines()
+    """The README shows some lines of what the quickstart's page shows whole."""
+    whole = (ROOT / "scripts/recipes/quickstart.md").read_text(encoding="utf-8").splitlines()
     shown = [line for block in blocks("text", README) for line in block.splitlines()]
     metrics = [line for line in shown if re.match(r"[a-z_0-9]+ +[\d.]+ +[\d.]+ to [\d.]+", line)]
     assert metrics and all(line in whole for line in metrics)

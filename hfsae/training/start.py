@@ -1,6 +1,6 @@
 """The values from which training starts: the unit of activations, the bias, encoder and decoder.
 
-Defaults are the paper's. Short runs gain from other ones (scripts/recipes/README.md).
+Defaults are the paper's. Short runs gain from other ones (scripts/recipes/short_runs.md).
 """
 
 import logging

@@ -1,5 +1,5 @@
-"""The tables and sentences that rest on what `make.py` measured: on the page of recipes, and on
-that of comparisons."""
+"""The tables and sentences that rest on what `make.py` measured: on the pages of recipes, and on
+those of comparisons."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +9,8 @@ from anew import Claim, Told, table
 
 from hfsae.machine.files import read_json
 
-PAGE, COMPARISONS = "scripts/recipes/README.md", "scripts/comparisons/README.md"
+RECIPES, LATENTS = "scripts/recipes", "scripts/comparisons/latents.md"
+NAMES, PROBING = (f"{RECIPES}/{name}.md" for name in ("names", "probing"))
 ROOT = Path(__file__).parents[2]
 Json = dict[str, Any]
 
@@ -19,27 +20,26 @@ def results(name: str) -> Json:
 
 
 def told() -> Iterator[Told]:
-    for section, texts in (
-        ("Names for latents", (*judged(), *redrawn())),
-        ("Probing", (*probed(), *letters(), *evenness())),
-        ("Beyond the training text", on_texts()),
-        ("Short runs", papers_method()),
+    for page, section, texts in (
+        (NAMES, "Names for latents", (*judged(), *redrawn())),
+        (PROBING, "Probing", (*probed(), *letters(), *evenness())),
+        (PROBING, "Beyond the training text", on_texts()),
+        (f"{RECIPES}/short_runs.md", "Short runs", papers_method()),
+        (LATENTS, "Do latents tell texts apart?", probed_arms()),
     ):
-        yield from (Told(PAGE, section, text) for text in texts)
-    section = "Do latents tell texts apart?"
-    yield from (Told(COMPARISONS, section, text) for text in probed_arms())
+        yield from (Told(page, section, text) for text in texts)
 
 
 def claims() -> Iterator[Claim]:
-    for section, of in (
-        ("Names for latents", judge_claims()),
-        ("Probing", probing_claims()),
-        ("Beyond the training text", text_claims()),
+    at_both = "is above them](../recipes/probing.md#probing) at both.)"
+    of_arms = (*arm_claims(), (at_both, all(map(is_above, gains("probing", "1", "5")))))
+    for page, section, of in (
+        (NAMES, "Names for latents", judge_claims()),
+        (PROBING, "Probing", probing_claims()),
+        (PROBING, "Beyond the training text", text_claims()),
+        (LATENTS, "Do latents tell texts apart?", of_arms),
     ):
-        yield from (Claim(PAGE, section, words, holds) for words, holds in of)
-    section, at = "Do latents tell texts apart?", "is above them](../recipes/README.md#probing) at"
-    of_arms = (*arm_claims(), (f"{at} both.)", all(map(is_above, gains("probing", "1", "5")))))
-    yield from (Claim(COMPARISONS, section, words, holds) for words, holds in of_arms)
+        yield from (Claim(page, section, words, holds) for words, holds in of)
 
 
 def is_above(interval: Sequence[float], chance: float = 0.0) -> bool:

@@ -10,7 +10,8 @@ from hfsae.cli.show import _summary
 from hfsae.evaluation.result import aligned
 from hfsae.machine.files import read_json
 
-README, RECIPES = "README.md", "scripts/recipes/README.md"
+README, RECIPES = "README.md", "scripts/recipes"
+QUICKSTART = f"{RECIPES}/quickstart.md"
 ROOT = Path(__file__).parents[2]
 CARDS, COMPARISONS = ROOT / "model_cards", ROOT / "scripts" / "comparisons"
 IN_SHORT = ("l0", "fvu", "delta_loss")
@@ -19,11 +20,12 @@ Json = dict[str, Any]
 
 def told() -> Iterator[Told]:
     quickstart, budget = CARDS / "quickstart", Controlled()
-    of_block = (measured(quickstart), *trained(quickstart), *gemma(CARDS / "gemma3_270m"))
     for page, section, texts in (
-        (RECIPES, "The quickstart", of_block),
+        (QUICKSTART, "The quickstart", (measured(quickstart), *trained(quickstart))),
+        (QUICKSTART, "Gemma 3 270M", gemma(CARDS / "gemma3_270m")),
         (README, "Two commands", (measured(quickstart, IN_SHORT),)),
-        (RECIPES, "An L0 that obeys", (budget.table(),)),
+        (f"{RECIPES}/variants.md", "An L0 that obeys", (budget.table(),)),
+        (f"{RECIPES}/README.md", "5. Set the L0", (budget.in_short(),)),
         (README, "Why another one", (budget.in_short(),)),
     ):
         yield from (Told(page, section, text) for text in texts)

@@ -1,4 +1,4 @@
-"""Each number that scripts/comparisons/README.md tells in a sentence is a report's."""
+"""Each number that a page of scripts/comparisons tells in a sentence is a report's."""
 
 import ast
 import json
@@ -17,6 +17,7 @@ from .told import (
     FVU,
     HOME,
     LOSS,
+    PAGES,
     PLACES,
     agrees,
     lines,
@@ -222,6 +223,23 @@ def test_the_verdict_in_the_readme():
     )
 
 
+def test_the_guide_says_in_words_what_the_verdict_shows():
+    told, places = " ".join(section("What was found").split()), ("equal", "sites", "gemma")
+    every, batch = (verdicts(FVU, arm, *places) for arm in ("", "BatchTopK"))
+    assert max(batch.values()) < 0.05 < min(every[row] for row in every.keys() - batch.keys())
+    assert "Over all L0s JumpReLU with a warm start and BatchTopK have the smallest FVU" in told
+    assert not verdicts(FVU, "BatchTopK", *places, only=r"\*\*")
+    assert "and no single place shows a difference between the two." in told
+    pooled = rows(of_report("verdict").partition("\n## Over all places\n")[2], FVU)["BatchTopK"]
+    assert pooled["mean"].startswith("-0.") and pooled["95 % interval"].startswith("**")
+    assert "Over all places together BatchTopK's is slightly smaller." in told
+    of_l0s = rows(of_report("sites").partition("\n## By site and L0\n")[2], FVU)
+    for row, cells in of_l0s.items():
+        by_l0 = percents({l0: cell for l0, cell in cells.items() if l0 != "area"})
+        assert "Gated" not in row or by_l0[0] == min(by_l0), row
+    assert "Gated most of all where many latents may fire" in told
+
+
 @pytest.fixture(scope="module")
 def from_scratch() -> Differences:
     """The frontier's differences from JumpReLU from scratch, as `--reference` gives them."""
@@ -307,8 +325,10 @@ def test_how_the_arms_were_tuned():
         assert edges == ["training.threshold_learning_rate"] * part.startswith("jumprelu_scratch")
     assert "thresholds' rate from scratch alone, 1.4e-2" in told
     assert "each trained at `layers.15` of" in text
-    words = "hfsae's five arms were tuned alike after block 15 (*equal*, [how](#tuned-alike))"
-    assert words in " ".join(section("The verdict").split())
+    assert (
+        "hfsae's five arms were tuned alike after block 15 (*equal*, "
+        "[how](tuned_alike.md#tuned-alike))"
+    ) in " ".join(section("The verdict").split())
 
 
 def test_of_delta_loss_where_arms_were_tuned_alike():
@@ -706,7 +726,7 @@ _GIVEN += (
     "Lower rates",
     "over all L0s):",
 )
-_GIVEN += ("was asked about 40",)
+_GIVEN += ("was asked about 40", "names 100 latents of each SAE")
 
 
 def test_every_sentence_with_a_measured_number_is_held_to_a_report():
@@ -717,14 +737,16 @@ def test_every_sentence_with_a_measured_number_is_held_to_a_report():
     nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
     words = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     held = [" ".join(w.split()) for w in words if re.search(r"\d", w) and len(w) > 5]
-    loose = [s for s in sentences() if not any(part in s for part in (*held, *_GIVEN))]
+    every = [s for path in PAGES for s in sentences(path)]
+    assert len(every) >= 90
+    loose = [s for s in every if not any(part in s for part in (*held, *_GIVEN))]
     assert not loose, "\n".join(loose)
 
 
-def sentences() -> list[str]:
-    """Sentences of the page's reconstruction and explanation that hold a number; no tables."""
-    text = (HOME / "README.md").read_text(encoding="utf-8").partition("\n## The verdict\n")[2]
-    text = text.partition("\n## Do latents tell texts apart?\n")[0]
+def sentences(page: Path) -> list[str]:
+    """Sentences of a page that hold a number; no tables, and nothing on probing, to which
+    tests/test_pages.py holds it."""
+    text = page.read_text(encoding="utf-8").partition("\n## Do latents tell texts apart?\n")[0]
     found = []
     for block in text.split("\n\n"):
         if not block.startswith(("|", "```", "![", "#")):
@@ -732,4 +754,4 @@ def sentences() -> list[str]:
                 flat = re.sub(r"\]\([^)]*\)", "]", " ".join(item.split()))
                 flat = re.sub(r"`[^`]*`", "", flat)
                 found += re.split(r"(?<=[.:;])\s+(?=[A-Z*\[])", flat)
-    return [s for s in found if re.search(r"\d", s)]
+    return [s for s in found if re.search(r"(?<![A-Za-z\d])\d", s)]  # L0 is a name

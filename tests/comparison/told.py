@@ -1,4 +1,4 @@
-"""Readers of the comparisons' reports, and of the page that tells what they say."""
+"""Readers of the comparisons' reports, and of the pages that tell what they say."""
 
 import math
 import re
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 HOME = Path(__file__).parents[2] / "scripts/comparisons"
+PAGES = sorted({*HOME.glob("*.md")} - {HOME / "threshold_gradients.md"})  # which a script makes
 FVU, LOSS = "FVU", "delta LM loss"
 # the README's names of arms, where they are longer than the report's
 TITLES = {
@@ -38,12 +39,11 @@ def lines(report: str, head: str) -> list[list[str]]:
 
 
 def section(title: str) -> str:
-    """A section of the page of comparisons, of that of recipes, or of the README."""
-    for folder in (HOME, HOME.parent / "recipes", HOME.parents[1]):
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        if found := text.partition(f"\n## {title}\n")[2]:
-            return found.partition("\n## ")[0]
-    raise ValueError(f"no section {title}")
+    """The only section of this title on the pages of comparisons and recipes and in the README."""
+    pages = (*PAGES, *(HOME.parent / "recipes").glob("*.md"), HOME.parents[1] / "README.md")
+    texts = (path.read_text(encoding="utf-8") for path in pages)
+    (found,) = filter(None, (text.partition(f"\n## {title}\n")[2] for text in texts))
+    return found.partition("\n## ")[0]
 
 
 def of_report(name: str) -> str:
