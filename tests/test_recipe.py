@@ -126,7 +126,7 @@ def test_a_damaged_result_is_refused_before_another_one_is_made_again(tmp_path, 
     (folder,) = run(tiny_recipe(tmp_path / "out"))
     (folder / "evaluation.json").write_text("[1]")
     before = (folder / "features/meta.json").read_bytes()
-    monkeypatch.setattr(recipes.stages, "collect", None)  # is not called
+    monkeypatch.setattr(recipes.collecting, "collect", None)  # is not called
     with pytest.raises(ValueError, match=r"evaluation\.json is damaged \(not a JSON object\)"):
         run(tiny_recipe(tmp_path / "out", collect_tokens=400))
     assert (folder / "features/meta.json").read_bytes() == before
@@ -142,7 +142,7 @@ def test_a_run_interrupted_while_it_reports_goes_on_with_what_is_missing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(recipes.stages, "collect", interrupt)
+        patched.setattr(recipes.collecting, "collect", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(parts)
     assert not (tmp_path / "parts" / "README.md").exists()
@@ -185,7 +185,7 @@ def test_what_was_interrupted_half_way_to_other_settings_passes_for_neither(
     before = (tmp_path / "out" / "evaluation.json").read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(
-            recipes.stages, "finish", lambda folder: 1 / 0
+            recipes.table, "finish", lambda folder: 1 / 0
         )  # the evaluation is there by now
         with pytest.raises(ZeroDivisionError):
             run(tiny_recipe(**first, evaluation=more))

@@ -18,6 +18,7 @@ from ..comparison import Comparison
 from ..cost.formula import CARDS
 from ..explanations import ExplainArguments
 from ..machine.files import check_yaml, parse_yaml
+from ..machine.names import EVALUATION, MADE_BY, META
 from ..machine.refused import Refused
 from ..models import SAEConfig, variants
 from ..recipe import (
@@ -27,6 +28,7 @@ from ..recipe import (
     find_recipe,
     licence_with,
     refuse_fields_of_others,
+    stage_of,
 )
 from ..tuning import Tuning
 from .files import add_choice, add_site
@@ -51,11 +53,8 @@ _OFTEN = {
     "collect": ("lm.name", "text.dataset", "collect_tokens", "collect.top", "collect.window"),
 }
 _OFTEN_OF_SAE = ("site", "target_l0", "k")
-SECTIONS = {
-    "evaluate": ("lm", "text", "harvest", "evaluation"),
-    "collect": ("lm", "text", "harvest", "collect", "collect_tokens"),
-}
 _KINDS = {"lm": LMArguments, "text": TextArguments, "harvest": HarvestArguments}
+SECTIONS = {MADE_BY[file]: (*_KINDS, *stage_of(file).sections) for file in (EVALUATION, META)}
 _EXPLAIN, _TOGETHER = "--explain", "--together"
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
 _load_yaml = get_loader("yaml")

@@ -454,7 +454,7 @@ def _examples(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]
 
 def _presets(recipe: Recipe, lm: PreTrainedModel) -> _Stage:
     """Logits of a batch of steered texts, in float32, and those of the model as it is."""
-    if not recipe.preset_seconds or recipe.sizes.examples == 0:
+    if recipe.sizes.presets == 0:
         return _Stage({})
     n, vocabulary = PresetArguments().n_tokens, lm.config.get_text_config().vocab_size
     rows = together(vocabulary, n) * len(PROMPTS) * len(SEEDS)

@@ -178,8 +178,8 @@ def _seconds(
     }
     if sizes.names:
         seconds["names"] = sizes.names * (n_saes * to_site + encode)
-    if recipe.preset_seconds and sizes.examples:
-        seconds["presets"] = n_saes * recipe.preset_seconds
+    if sizes.presets:
+        seconds["presets"] = n_saes * sizes.presets
     return seconds
 
 

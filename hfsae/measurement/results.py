@@ -6,13 +6,13 @@ from pathlib import Path
 
 from ..activations import text_origin
 from ..machine.files import read_json, reading
-from ..machine.names import CONFIG, EVALUATION, MADE_BY, META, PROBE, TRAINING
+from ..machine.names import CONFIG, EVALUATION, MADE_BY, PROBE, TRAINING
 from ..machine.refused import Refused
 from ..machine.seal import SEALED, refuse_changed
 from ..machine.visible import public_record
 from ..machine.weights import refuse_mixture
 from ..recipe import (
-    MADE_WITH,
+    Job,
     PlacedSAE,
     Recipe,
     as_plain,
@@ -29,7 +29,7 @@ from ..recipe import (
     remember,
     report,
     save_recipe,
-    write_result,
+    stage_of,
 )
 from ..training.trainer import make_accelerator, sum_products_in_float32
 
@@ -39,10 +39,10 @@ def refuse_no_tokens(recipe: Recipe, result: str) -> None:
     Raises:
         ValueError: the recipe gives this result 0 tokens.
     """
-    if {EVALUATION: recipe.sizes.evaluation, META: recipe.sizes.examples}[result] == 0:
-        field = "evaluation.n_tokens" if result == EVALUATION else "collect_tokens"
+    stage = stage_of(result)
+    if stage.size(recipe) == 0:
         raise Refused(
-            f"{field} is 0, so `hfsae {MADE_BY[result]}` would do nothing; give 1 or more"
+            f"{stage.setting} is 0, so `hfsae {MADE_BY[result]}` would do nothing; give 1 or more"
         )
 
 
@@ -81,7 +81,7 @@ def again(
     Raises:
         ValueError: another section differs from the run's recipe; or 0 tokens.
     """
-    sections, verb = MADE_WITH[result], MADE_BY[result]
+    sections, verb = stage_of(result).sections, MADE_BY[result]
     old, new = as_plain(Recipe()) | load_plain(home), as_plain(recipe)
     for key, _, _ in differences(old, new, set(new) - set(sections)):
         raise Refused(
@@ -137,7 +137,7 @@ def measure(placed: PlacedSAE, result: str) -> None:
         "norm_limits": limits,
     }
     more = public_record({"measured_with": note})
-    write_result(result, recipe, loaded, sae, folder, limits, side="test", more=more)
+    stage_of(result).make(Job(recipe, loaded, sae, folder, limits, side="test", more=more))
     remember(placed)
     finish(folder)
 

@@ -2,17 +2,24 @@
 
 call        training in one call
 carried     recipes that come with hfsae, by name
+collecting  examples of what latents fire on, in a run
 controls    names beside those of an SAE of re-drawn weights
+evaluating  evaluation in a run, on held-out and foreign texts
 explaining  explanations of an SAE's latents
 fields      the sections, and where two recipes differ
 foreign     texts of an evaluation that are unlike the training text
+finishing   figures and the card of a run
 folder      what a run's folder holds, and what of it is out of date
+job         an SAE in a run, with all that stages work on
 naming      names for latents at the end of a run
 placed      an SAE, its folder, and the language model and text of its measures
 presetting  presets for the app, looked for at the end of a run
 probing     what latents reveal about texts, for the SAEs in folders
-stages      train, evaluate, collect, name, draw, write the card
+sizes       how much each stage reads, where a recipe leaves it open
+stages      a run: training, and all stages after it
+table       the stages after training
 text        the rows of tokens that a stage reads
+verifying   activations with which copies of an SAE are verified
 """
 
 from .call import train as train
@@ -21,11 +28,13 @@ from .carried import find_recipe as find_recipe
 from .carried import licence_with as licence_with
 from .carried import read_recipe as read_recipe
 from .controls import CONTROLS as CONTROLS
+from .evaluating import check_foreign_rows as check_foreign_rows
+from .evaluating import evaluate_saes as evaluate_saes
+from .evaluating import evaluation_text as evaluation_text
 from .explaining import EXPLAINERS as EXPLAINERS
 from .explaining import ExplainRequest as ExplainRequest
 from .explaining import check_explain as check_explain
 from .explaining import explain_sae as explain_sae
-from .fields import REPORT_SECTIONS as REPORT_SECTIONS
 from .fields import RESULT_SECTIONS as RESULT_SECTIONS
 from .fields import CheckCost as CheckCost
 from .fields import LMArguments as LMArguments
@@ -39,7 +48,7 @@ from .fields import differences as differences
 from .fields import make_configs as make_configs
 from .fields import refuse_fields_of_others as refuse_fields_of_others
 from .fields import what_matters as what_matters
-from .folder import MADE_WITH as MADE_WITH
+from .finishing import finish as finish
 from .folder import alone as alone
 from .folder import home_of as home_of
 from .folder import is_of_a_run as is_of_a_run
@@ -53,6 +62,7 @@ from .folder import save_recipe as save_recipe
 from .folder import stale_stages as stale_stages
 from .folder import trained_folder as trained_folder
 from .foreign import check_foreign as check_foreign
+from .job import Job as Job
 from .placed import PlacedSAE as PlacedSAE
 from .placed import Sections as Sections
 from .placed import changed as changed
@@ -62,12 +72,8 @@ from .placed import of_run as of_run
 from .placed import remember as remember
 from .placed import remembered as remembered
 from .probing import probe_saes as probe_saes
-from .stages import check_foreign_rows as check_foreign_rows
-from .stages import evaluate_saes as evaluate_saes
-from .stages import evaluation_text as evaluation_text
-from .stages import finish as finish
 from .stages import load as load
-from .stages import read_rows as read_rows
 from .stages import report as report
 from .stages import run as run
-from .stages import write_result as write_result
+from .table import stage_of as stage_of
+from .text import read_rows as read_rows

@@ -49,7 +49,8 @@ from .controls import UNTRAINED, add_untrained, untrained
 from .folder import alone
 from .naming import JUDGE, save_named, settings_of
 from .placed import PlacedSAE, check_held_out, limits_of
-from .stages import load, read_rows, token_bar
+from .stages import load
+from .text import read_rows, token_bar
 
 logger = logging.getLogger(__name__)
 EXPLAINERS = ("template", JUDGE, "human", "file")

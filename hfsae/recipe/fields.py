@@ -28,7 +28,6 @@ from .foreign import check_foreign
 from .sizes import AUTO, Count, Sizes, sizes_of
 
 logger = logging.getLogger(__name__)
-REPORT_SECTIONS = ("evaluation", "collect", "collect_tokens", "explain_tokens", "preset_seconds")
 # The sections that people change most come first: error messages name the first differences.
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffle", "seed")
 RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
@@ -148,9 +147,9 @@ class Recipe:
 
     @property
     def sizes(self) -> Sizes:
-        """The tokens of each stage after training, with a number for "auto"."""
+        """The size of each stage after training, with a number for "auto"."""
         given = (self.evaluation.n_tokens, self.collect_tokens, self.explain_tokens)
-        return sizes_of(self.training.n_tokens, *given)
+        return sizes_of(self.training.n_tokens, *given, self.preset_seconds)
 
     @property
     def sites(self) -> list[str]:
@@ -354,6 +353,21 @@ def _differences(key: str, old: Any, new: Any, default: Any) -> Iterator[tuple[s
             )
     elif old != new:
         yield key, reprlib.repr(old), reprlib.repr(new)
+
+
+def value_at(plain: Any, key: str) -> Any:
+    """The value at a dotted key of a recipe as JSON types; 0 if there is none."""
+    for name in key.split("."):
+        plain = plain.get(name, 0) if isinstance(plain, dict) else 0
+    return plain
+
+
+def with_value(recipe: Recipe, key: str, value: Any) -> Recipe:
+    """The recipe with another value at a dotted key, "field" or "section.field"."""
+    section, _, name = key.rpartition(".")
+    if not section:
+        return replace(recipe, **{name: value})
+    return replace(recipe, **{section: replace(getattr(recipe, section), **{name: value})})
 
 
 def what_matters(recipe: Recipe, name: str) -> dict[str, Any]:

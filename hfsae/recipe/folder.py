@@ -5,44 +5,33 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import AutoModel
 
-from ..explanations.stored import UNSCORED
 from ..machine.files import damaged, parse_yaml, passes, read_json, sweep, write_whole
 from ..machine.lock import is_first_process, locked
-from ..machine.names import (
-    CARD,
-    CHECKPOINTS,
-    CONFIG,
-    EVALUATION,
-    EXPLANATIONS_RECORD,
-    META,
-    PRESETS,
-    PROBE,
-    RECIPE,
-    STEPS,
-    TRAINING,
-)
+from ..machine.names import CARD, CHECKPOINTS, CONFIG, RECIPE, STEPS, TRAINING
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import changes
 from ..machine.weights import of_others
 from ..models import SAE
 from ..models.registry import refuse_unknown_variant
-from .fields import REPORT_SECTIONS, TAKEN_FOLDERS, TRAINING_SECTIONS, Recipe, as_plain, differences
+from .fields import (
+    TAKEN_FOLDERS,
+    TRAINING_SECTIONS,
+    Recipe,
+    as_plain,
+    differences,
+    value_at,
+    with_value,
+)
 from .sizes import AUTO
+from .table import STAGES
 
 _REMAKING = ".remaking"
-MADE_WITH = {
-    EVALUATION: ("evaluation",),
-    META: ("collect", "collect_tokens"),
-    EXPLANATIONS_RECORD: ("explain_tokens",),
-    PRESETS: ("preset_seconds", "collect", "collect_tokens"),
-}
 _N_SHOWN = 3
 
 
@@ -122,19 +111,12 @@ def stale_stages(recipe: Recipe) -> list[str]:
             f"the folder {root} holds a run of another recipe ({'; '.join(listed)}{more}); {same}"
             "another training.output_dir, or delete the folder"
         )
-    sizes = recipe.sizes
-    n_tokens = {
-        EVALUATION: sizes.evaluation,
-        META: sizes.examples,
-        EXPLANATIONS_RECORD: sizes.names,
-        PRESETS: recipe.preset_seconds if sizes.examples else 0,
-    }
     unfinished = remaking(root)
     return [
-        result
-        for result, keys in MADE_WITH.items()
-        if n_tokens[result]
-        and (result in unfinished or next(differences(theirs, ours, keys), None))
+        stage.file
+        for stage in STAGES
+        if stage.size(recipe)
+        and (stage.file in unfinished or next(differences(theirs, ours, stage.sections), None))
     ]
 
 
@@ -142,22 +124,15 @@ def settled(recipe: Recipe, root: Path) -> Recipe:
     """The recipe with numbers of tokens for "auto". Results that the folder has from this training
     stand, whatever their number: nobody gave another."""
     held = load_plain(root) if (root / RECIPE).is_file() else {}
-    if next(differences(held, as_plain(recipe), TRAINING_SECTIONS), None):
+    plain = as_plain(recipe)
+    if next(differences(held, plain, TRAINING_SECTIONS), None):
         held = {}
-    sizes, evaluation = recipe.sizes, held.get("evaluation")
-    of_evaluation = evaluation.get("n_tokens", 0) if isinstance(evaluation, dict) else 0
-
-    def number(given: Any, ours: int | None, theirs: Any) -> Any:
-        stands = isinstance(theirs, int | None) and theirs != 0 and ours != 0
-        return given if given != AUTO else theirs if stands else ours
-
-    n = number(recipe.evaluation.n_tokens, sizes.evaluation, of_evaluation)
-    return replace(
-        recipe,
-        evaluation=replace(recipe.evaluation, n_tokens=n),
-        collect_tokens=number(recipe.collect_tokens, sizes.examples, held.get("collect_tokens", 0)),
-        explain_tokens=number(recipe.explain_tokens, sizes.names, held.get("explain_tokens", 0)),
-    )
+    for stage in STAGES:
+        if value_at(plain, stage.setting) == AUTO:
+            ours, theirs = stage.size(recipe), value_at(held, stage.setting)
+            stands = isinstance(theirs, int | None) and 0 not in (ours, theirs)
+            recipe = with_value(recipe, stage.setting, theirs if stands else ours)
+    return recipe
 
 
 def claim(root: Path, recipe: Recipe, stale: Sequence[str]) -> None:
@@ -166,7 +141,8 @@ def claim(root: Path, recipe: Recipe, stale: Sequence[str]) -> None:
     plain = as_plain(recipe)
     if (root / RECIPE).is_file() and next(root.rglob(CONFIG), None):
         theirs = load_plain(root)
-        plain |= {key: theirs[key] for key in REPORT_SECTIONS if key in theirs}
+        sections = {section for stage in STAGES for section in stage.sections}
+        plain |= {key: theirs[key] for key in sections & {*theirs}}
     note_remaking(root, {*remaking(root), *stale})
     save_recipe(root, plain)
 
@@ -225,27 +201,16 @@ def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:
 def missing_results(folder: Path, recipe: Recipe) -> list[str]:
     """Results of the recipe that the folder lacks, has of other weights, or has changed since they
     were written; a card older than its data counts as missing."""
-    sizes = recipe.sizes
-    names = [EVALUATION] if sizes.evaluation != 0 else []
-    names += [META] if sizes.examples else []
-    names += [EXPLANATIONS_RECORD] if sizes.names else []
-    names += [PROBE]
-    unfit = {*of_others(folder, names), *(change.record for change in changes(folder, names))}
-    missing = [name for name in names if name in unfit or not _is_finished(folder / name)]
-    if recipe.preset_seconds and sizes.examples and not (folder / PRESETS).exists():
-        missing.append(PRESETS)
+    included = [stage for stage in STAGES if stage.size(recipe) != 0]
+    names = [stage.file for stage in included]
+    on_card = names[: names.index(CARD)]
+    unfit = {*of_others(folder, on_card), *(change.record for change in changes(folder, on_card))}
+    missing = [s.file for s in included if s.file in unfit or not s.is_finished(folder / s.file)]
     card = folder / CARD
-    data = [folder / name for name in (TRAINING, *names) if (folder / name).exists()]
-    if not card.exists() or any(p.stat().st_mtime > card.stat().st_mtime for p in data):
+    data = [folder / name for name in (TRAINING, *on_card) if (folder / name).exists()]
+    if card.exists() and any(p.stat().st_mtime > card.stat().st_mtime for p in data):
         missing.append(CARD)
     return missing
-
-
-def _is_finished(result: Path) -> bool:
-    """Whether a result exists; a plan of explanations is none."""
-    if not result.exists() or result.name != Path(EXPLANATIONS_RECORD).name:
-        return result.exists()
-    return bool({"scores", UNSCORED} & {*read_json(result)})
 
 
 def is_of_a_run(source: str) -> bool:

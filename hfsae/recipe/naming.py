@@ -10,36 +10,30 @@ from ..explanations import ExplainArguments, Explanations, explain
 from ..explanations.stored import UNSCORED, stored_names
 from ..explanations.study import write_record
 from ..features import FeatureStore
-from ..lm import LoadedLM
-from ..machine.files import write_whole
+from ..machine.files import read_json, write_whole
 from ..machine.names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_REPORT, FEATURES, META
 from ..machine.refused import Refused
 from ..machine.visible import public_record
 from ..machine.weights import stamp
-from ..models import SAE
 from .fields import Recipe
+from .job import Job
 from .text import read_rows, token_bar
 
 logger = logging.getLogger(__name__)
 TEMPLATE, JUDGE = "template", "lm"
 
 
-def name_latents(
-    recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path, limits: dict[str, float]
-) -> None:
+def name_latents(job: Job) -> None:
     """Names by template for all latents that there are examples of, and scores of a hundred, as
     `hfsae explain` gives them. Where held-out text is too little for scores there are names alone.
-
-    Args:
-        limits: by site, the largest norm of a kept activation.
     """
-    args = ExplainArguments(n_tokens=recipe.sizes.names)
+    folder, args = job.folder, ExplainArguments(n_tokens=job.recipe.sizes.names)
     try:
-        result = _scored(recipe, loaded, sae, folder, limits, args)
+        result = _scored(job, args)
     except Refused as error:
         again = f"`hfsae explain {folder} --n_tokens N` tries again"
         logger.info("note: names of latents have no scores: %s; %s", error, again)
-        result = _unscored(recipe, folder, args, str(error))
+        result = _unscored(job, args, str(error))
     _add_stored_names(result, folder)
     if result.rows:
         result.save(folder)
@@ -47,34 +41,33 @@ def name_latents(
         _save_without_names(result, folder)
 
 
-def _scored(
-    recipe: Recipe,
-    loaded: LoadedLM,
-    sae: SAE,
-    folder: Path,
-    limits: dict[str, float],
-    args: ExplainArguments,
-) -> Explanations:
+def is_named(record: Path) -> bool:
+    """Whether the record of explanations is there, and has more than their plan."""
+    return record.exists() and bool({"scores", UNSCORED} & {*read_json(record)})
+
+
+def _scored(job: Job, args: ExplainArguments) -> Explanations:
+    recipe, loaded, folder = job.recipe, job.loaded, job.folder
     if recipe.text.held_out_fraction == 0:
         raise Refused("the recipe holds out no documents (text.held_out_fraction is 0)")
     rows = read_rows(recipe, loaded, "test", args.n_tokens)
     with token_bar("name", args.n_tokens) as progress:
         return explain(
             loaded.lm,
-            sae,
+            job.sae,
             rows,
             args,
             source=TEMPLATE,
             settings={**settings_of(recipe), **stamp(folder)},
             tokenizer=loaded.tokenizer,
-            norm_limits=limits,
+            norm_limits=job.limits,
             progress=progress,
             note_plan=lambda plan: write_record(folder, plan),
         )
 
 
-def _unscored(recipe: Recipe, folder: Path, args: ExplainArguments, reason: str) -> Explanations:
-    record = {**settings_of(recipe), **stamp(folder), "explainer": TEMPLATE}
+def _unscored(job: Job, args: ExplainArguments, reason: str) -> Explanations:
+    record = {**settings_of(job.recipe), **stamp(job.folder), "explainer": TEMPLATE}
     record |= {"arguments": args.as_plain(), "latents": [], UNSCORED: reason}
     return Explanations([], record, f"# Names for latents\n\nThey have no scores: {reason}.\n")
 

@@ -5,24 +5,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from ..features import FeatureStore
 from ..features.labels import read_labels
-from ..lm import LoadedLM
 from ..machine.refused import Refused
-from ..models import SAE
 from ..presets import Model, PresetArguments, find_presets, save_presets
+from .job import Job
 
 logger = logging.getLogger(__name__)
 
 
-def look_for_presets(seconds: float, loaded: LoadedLM, sae: SAE, folder: Path) -> None:
+def look_for_presets(job: Job) -> None:
     """Search presets as `hfsae presets` does, and write those that were found beside those that
     people wrote; an empty list, too, so that a finished run is not searched again."""
-    model = Model(loaded.lm, loaded.tokenizer, sae, FeatureStore.load(folder))
+    folder, seconds = job.folder, job.recipe.sizes.presets
+    model = Model(job.loaded.lm, job.loaded.tokenizer, job.sae, FeatureStore.load(folder))
     args = PresetArguments(max_seconds=seconds)
     again = f"`hfsae presets {folder}` looks longer"
     try:

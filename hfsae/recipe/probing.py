@@ -27,10 +27,11 @@ from ..machine.weights import of_others, refuse_mixture, stamp
 from ..models import SAE
 from ..packaged import PROBES
 from ..training.trainer import sum_products_in_float32
+from .evaluating import with_probing
 from .fields import LMArguments
 from .folder import alone, names_apart, norm_limits
 from .placed import PlacedSAE
-from .stages import load, with_probing
+from .stages import load
 
 PACKAGED = "packaged"
 _FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}

@@ -13,17 +13,21 @@ _NAMES = (0.064, 50_000)
 
 
 class Sizes(NamedTuple):
-    """Tokens that each stage after training reads."""
+    """The size of each stage after training, in tokens that it reads; 0: the stage is left out."""
 
     evaluation: int | None
     """None: all held-out text"""
     examples: int
     names: int
+    presets: int
+    """seconds"""
 
 
-def sizes_of(n_tokens: int, evaluation: Count | None, examples: Count, names: Count) -> Sizes:
+def sizes_of(
+    n_tokens: int, evaluation: Count | None, examples: Count, names: Count, presets: int
+) -> Sizes:
     """The given numbers; for "auto" a share of the training's tokens. Names are shown beside
-    examples: without those, "auto" makes no names.
+    examples: without those, "auto" makes no names. Presets are looked for among examples.
 
     Args:
         n_tokens: activations of the training.
@@ -34,7 +38,7 @@ def sizes_of(n_tokens: int, evaluation: Count | None, examples: Count, names: Co
         examples = _share(n_tokens, *_EXAMPLES)
     if names == AUTO:
         names = _share(n_tokens, *_NAMES) if examples else 0
-    return Sizes(evaluation, examples, names)
+    return Sizes(evaluation, examples, names, presets if examples else 0)
 
 
 def _share(n_tokens: int, share: float, most: int) -> int:

@@ -7,59 +7,40 @@ Each stage's result lies in the run's folder, so a second run of the same recipe
 interrupted and reuses what was finished; a changed section repeats only the stages that it affects.
 """
 
-import json
 import logging
 import platform
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from transformers import AutoModel
 
-from .. import cards
 from ..activations import (
     Harvester,
     PackedRows,
     ShuffledActivations,
-    Split,
     text_fingerprint,
     text_origin,
 )
-from ..cards import figures
-from ..evaluation import EvaluationArguments, EvaluationResult, evaluate_all
 from ..evaluation.fidelity import counted_predictions
-from ..evaluation.probing.extract import KEY as PROBING_KEY
-from ..evaluation.probing.extract import kept_extract
 from ..evaluation.result import NO_PREDICTION
-from ..features import collect
 from ..lm import LoadedLM, contract, load_lm
 from ..machine import processor
-from ..machine.files import read_json, write_whole
+from ..machine.files import read_json
 from ..machine.lock import is_first_process
-from ..machine.names import (
-    COLLECTING,
-    CONFIG,
-    EVALUATION,
-    EXPLANATIONS_RECORD,
-    META,
-    PRESETS,
-    PROBE,
-    PROBING,
-    TRAINING,
-)
+from ..machine.names import CARD, CONFIG, PROBING, TRAINING
 from ..machine.refused import Refused
-from ..machine.seal import SEALED, changes, refuse_changed, sealed
-from ..machine.weights import refuse_mixture, stamp
+from ..machine.seal import SEALED, changes
+from ..machine.weights import refuse_mixture
 from ..models import SAE, SAEConfig
-from ..models.probe import N_TOKENS, write_probe
 from ..packaged import licence_conflict, shares_of_texts
 from ..training import Trainer
 from ..training.trainer import make_accelerator, sum_products_in_float32
+from .evaluating import check_foreign_rows
 from .fields import CheckCost, LMArguments, Recipe, as_plain, bucket_tokens, check, sides_of
 from .folder import (
     alone,
@@ -74,12 +55,9 @@ from .folder import (
     settled,
     stale_stages,
 )
-from .foreign import foreign_result
-from .naming import name_latents
-from .presetting import look_for_presets
-from .text import read_foreign
-from .text import read_rows as read_rows
-from .text import token_bar as token_bar
+from .job import Job
+from .table import STAGES
+from .text import read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -156,27 +134,6 @@ def _check_rows(recipe: Recipe, loaded: LoadedLM) -> None:
         if not any((b.keep if side == "train" else counted_predictions(b)).any() for b in rows):
             raise Refused(NO_PREDICTION)
     check_foreign_rows(recipe, loaded)
-
-
-def check_foreign_rows(recipe: Recipe, loaded: LoadedLM) -> None:
-    """
-    Raises:
-        ValueError: a foreign text of the evaluation fills no row, or has no prediction.
-    """
-    texts = read_foreign(recipe, loaded) if recipe.sizes.evaluation != 0 else {}
-    for name, rows in texts.items():
-        with _naming(name):
-            if not any(counted_predictions(batch).any() for batch in rows):
-                raise Refused(NO_PREDICTION)
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Put a foreign text's name in front of a refusal."""
-    try:
-        yield
-    except Refused as error:
-        raise Refused(f"evaluation.texts.{name}: {error}") from error
 
 
 def load(args: LMArguments, device: str | None = None) -> LoadedLM:
@@ -281,164 +238,14 @@ def report(
         ValueError: a result that is kept is damaged, or of other weights.
     """
     refuse_mixture(folder, [TRAINING])  # no later stage remakes it
-    missing = [*missing_results(folder, recipe), *again]
+    missing = {*missing_results(folder, recipe), *again, CARD}
     for change in changes(folder, [name for name in SEALED if name in missing]):
         logger.warning("%s: %s; %s is made again", change.path, change.why, change.record)
-    for name in (EVALUATION, META, EXPLANATIONS_RECORD, PROBING):
+    for name in (*(stage.file for stage in STAGES if stage.file in SEALED), PROBING):
         if name not in missing and (folder / name).is_file():
-            read_json(folder / name)  # the card at the end needs it: damage is told before the work
+            read_json(folder / name)  # the card needs it: damage is told before the work
     sae.to(cast(Any, loaded.lm.device))
-    limits = norm_limits(sae, folder)
-    if EVALUATION in missing:
-        write_result(EVALUATION, recipe, loaded, sae, folder, limits)
-    if META in missing:
-        write_result(META, recipe, loaded, sae, folder, limits)
-    if EXPLANATIONS_RECORD in missing:
-        name_latents(recipe, loaded, sae, folder, limits)
-    if PROBE in missing:
-        write_probe(sae, _probe_activations(recipe, loaded, sae, limits), folder)
-    finish(folder)
-    if PRESETS in missing:
-        look_for_presets(recipe.preset_seconds, loaded, sae, folder)
-
-
-def write_result(
-    name: str,
-    recipe: Recipe,
-    loaded: LoadedLM,
-    sae: SAE,
-    folder: Path,
-    limits: dict[str, float],
-    *,
-    side: Split = "train",
-    more: Mapping[str, Any] | None = None,
-) -> None:
-    """Evaluate, or collect, and write the result into a folder.
-
-    Args:
-        name: "evaluation.json" or "features/meta.json".
-        limits: by site, the largest norm of a kept activation.
-        side: of the text, to search for examples; evaluation has its own setting.
-        more: further fields of the record.
-    """
-    if name == EVALUATION:
-        result = evaluate_saes(recipe, loaded, {"": sae}, limits)[""]
-        write_whole(folder / name, evaluation_text(result, folder, more))
-        return
-    n_tokens = recipe.sizes.examples
-    rows = read_rows(recipe, loaded, side, n_tokens)
-    with token_bar("collect", n_tokens) as progress:
-        store = collect(
-            loaded.lm,
-            sae,
-            rows,
-            recipe.collect,
-            tokenizer=loaded.tokenizer,
-            norm_limits=limits,
-            progress=progress,
-            resume=folder / COLLECTING,
-        )
-    store.meta |= {**stamp(folder), **(more or {})}
-    store.save(folder)
-
-
-def evaluation_text(
-    result: EvaluationResult, folder: Path, more: Mapping[str, Any] | None = None
-) -> str:
-    """Of evaluation.json, for the weights that lie in a folder; it has the means of their probing,
-    too, if they were probed."""
-    record = with_probing({**result.to_dict(), **stamp(folder), **(more or {})}, folder)
-    return json.dumps(record, indent=1) + "\n"
-
-
-def with_probing(evaluation: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A record of an evaluation with the means of the folder's probing, if there is one, sealed."""
-    probing = kept_extract(folder)
-    plain = {key: value for key, value in evaluation.items() if key != PROBING_KEY}
-    return sealed(plain | ({PROBING_KEY: probing} if probing else {}))
-
-
-def _probe_activations(
-    recipe: Recipe, loaded: LoadedLM, sae: SAE, limits: dict[str, float]
-) -> Tensor:
-    """Raw activations of some tokens, from held-out text if there is any."""
-    site, _ = sae.config.places
-    harvester = Harvester(
-        loaded.lm,
-        [site],
-        recipe.harvest,
-        norm_limits={site: limits[site]} if site in limits else None,
-    )
-    for batch in read_rows(recipe, loaded, sides_of(recipe)[-1], None):
-        activations = harvester(batch).activations[site]
-        if n := len(activations):
-            return activations[torch.linspace(0, n - 1, N_TOKENS).long()].float()
-    raise Refused(
-        f"no activation is left for {PROBE}: {harvester.dropped_outliers} positions are above the "
-        "norm limits of the training; give other text"
-    )
-
-
-def evaluate_saes(
-    recipe: Recipe,
-    loaded: LoadedLM,
-    saes: Mapping[str, SAE],
-    limits: dict[str, float],
-    *,
-    losses: bool = True,
-) -> dict[str, EvaluationResult]:
-    """Evaluation by the recipe's evaluation section, on its side of the text and on each foreign
-    text.
-
-    Args:
-        losses: as in `evaluate_all`.
-
-    Raises:
-        ValueError: as in `evaluate_all`; of a foreign text with its name.
-    """
-    check_foreign_rows(recipe, loaded)
-    args = replace(recipe.evaluation, n_tokens=recipe.sizes.evaluation)
-    held_out = read_rows(recipe, loaded, args.side, args.most_tokens)
-    results = _evaluate("evaluate", args, held_out, loaded, saes, limits, losses)
-    few = replace(args, n_tokens=args.n_foreign_tokens)
-    for name, rows in read_foreign(recipe, loaded).items():
-        with _naming(name):
-            on_text = _evaluate(f"evaluate {name}", few, rows, loaded, saes, limits, losses)
-        for key, result in on_text.items():
-            results[key].texts[name] = foreign_result(result, rows.args)
-    return results
-
-
-def _evaluate(
-    title: str,
-    args: EvaluationArguments,
-    rows: PackedRows,
-    loaded: LoadedLM,
-    saes: Mapping[str, SAE],
-    limits: dict[str, float],
-    losses: bool,
-) -> dict[str, EvaluationResult]:
-    done = 0
-    with token_bar(title, args.most_tokens) as progress:
-
-        def advance(n: int) -> None:
-            nonlocal done
-            progress(n - done)
-            done = n
-
-        how = {"norm_limits": limits, "progress": advance, "losses": losses}
-        return evaluate_all(loaded.lm, saes, rows, args, **how)
-
-
-def finish(folder: Path) -> None:
-    """Draw the figures and write the card, from the results in the folder.
-
-    Raises:
-        ValueError: the folder mixes results of different weights, one was changed, or the card has
-            no block to keep.
-    """
-    refuse_mixture(folder)
-    refuse_changed(folder)
-    cards.refuse_card_of_others(folder)
-    figures.draw(folder)
-    cards.write_card(folder)
+    job = Job(recipe, loaded, sae, folder, norm_limits(sae, folder))
+    for stage in STAGES:
+        if stage.file in missing:
+            stage.make(job)

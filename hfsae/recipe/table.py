@@ -1,0 +1,79 @@
+"""The stages of a run after training, in the order in which they are made.
+
+A further stage is a function in a file of its own, which takes a `Job` and writes a result into the
+SAE's folder, and a line of `STAGES`. What shows or publishes the result has its own list of files.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ..machine.names import CARD, EVALUATION, EXPLANATIONS_RECORD, META, PRESETS, PROBE
+from .collecting import collect_examples
+from .evaluating import evaluate
+from .fields import Recipe
+from .finishing import finish
+from .job import Job
+from .naming import is_named, name_latents
+from .presetting import look_for_presets
+from .verifying import keep_activations
+
+
+def _always(recipe: Recipe) -> int:
+    return 1
+
+
+class Stage(NamedTuple):
+    """A result in an SAE's folder, and how it is made."""
+
+    file: str
+    """the result; a path below the SAE's folder"""
+    make: Callable[[Job], None]
+    sections: tuple[str, ...] = ()
+    """keys of a recipe: if one changes, the result is out of date"""
+    setting: str = ""
+    """the recipe's field for the size, as "evaluation.n_tokens"; empty without one"""
+    size: Callable[[Recipe], int | None] = _always
+    """tokens, or seconds; None: all held-out text; 0: the recipe leaves this stage out"""
+    is_finished: Callable[[Path], bool] = Path.exists
+    """whether the file is there and complete"""
+
+
+STAGES = (
+    Stage(
+        EVALUATION,
+        evaluate,
+        sections=("evaluation",),
+        setting="evaluation.n_tokens",
+        size=lambda recipe: recipe.sizes.evaluation,
+    ),
+    Stage(
+        META,
+        collect_examples,
+        sections=("collect", "collect_tokens"),
+        setting="collect_tokens",
+        size=lambda recipe: recipe.sizes.examples,
+    ),
+    Stage(
+        EXPLANATIONS_RECORD,
+        name_latents,
+        sections=("explain_tokens",),
+        setting="explain_tokens",
+        size=lambda recipe: recipe.sizes.names,
+        is_finished=is_named,
+    ),
+    Stage(PROBE, keep_activations),
+    Stage(CARD, lambda job: finish(job.folder)),  # shows the results of the stages before it
+    Stage(
+        PRESETS,
+        look_for_presets,
+        sections=("preset_seconds", "collect", "collect_tokens"),
+        setting="preset_seconds",
+        size=lambda recipe: recipe.sizes.presets,
+    ),
+)
+
+
+def stage_of(file: str) -> Stage:
+    """The stage that makes a result."""
+    return next(stage for stage in STAGES if stage.file == file)

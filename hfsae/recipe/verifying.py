@@ -1,0 +1,41 @@
+"""The stage of a run that keeps activations, with which copies of an SAE are verified."""
+
+import torch
+from torch import Tensor
+
+from ..activations import Harvester
+from ..machine.names import PROBE
+from ..machine.refused import Refused
+from ..models.probe import N_TOKENS, write_probe
+from .fields import sides_of
+from .job import Job
+from .text import read_rows
+
+
+def keep_activations(job: Job) -> None:
+    """Write probe.safetensors: activations, with the latents and reconstructions that they give.
+
+    Raises:
+        ValueError: all activations are above the norm limits.
+    """
+    write_probe(job.sae, _activations(job), job.folder)
+
+
+def _activations(job: Job) -> Tensor:
+    """Raw activations of some tokens, from held-out text if there is any."""
+    recipe, limits = job.recipe, job.limits
+    site, _ = job.sae.config.places
+    harvester = Harvester(
+        job.loaded.lm,
+        [site],
+        recipe.harvest,
+        norm_limits={site: limits[site]} if site in limits else None,
+    )
+    for batch in read_rows(recipe, job.loaded, sides_of(recipe)[-1], None):
+        activations = harvester(batch).activations[site]
+        if n := len(activations):
+            return activations[torch.linspace(0, n - 1, N_TOKENS).long()].float()
+    raise Refused(
+        f"no activation is left for {PROBE}: {harvester.dropped_outliers} positions are above the "
+        "norm limits of the training; give other text"
+    )

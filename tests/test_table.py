@@ -1,0 +1,59 @@
+"""The table of stages: what a run makes after training, in which order, and when anew."""
+
+from dataclasses import fields
+
+import pytest
+
+from hfsae.machine.names import CARD
+from hfsae.recipe import Recipe, as_plain, run
+from hfsae.recipe.fields import TRAINING_SECTIONS, value_at, with_value
+from hfsae.recipe.table import STAGES, Stage
+
+from .tiny import tiny_recipe
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    monkeypatch.setattr("hfsae.cards.figures.draw", lambda folder: None)
+
+
+def test_each_field_of_a_recipe_is_the_trainings_or_a_stages():
+    sections = {section for stage in STAGES for section in stage.sections}
+    assert not sections & {*TRAINING_SECTIONS}
+    every = {field.name for field in fields(Recipe)}
+    assert {*TRAINING_SECTIONS} | sections == every - {"license"}  # which only the card shows
+
+
+def test_a_stage_of_size_0_is_left_out():
+    recipe, settings = Recipe(), [stage.setting for stage in STAGES if stage.setting]
+    for setting in settings:
+        recipe = with_value(recipe, setting, 0)
+    assert {value_at(as_plain(recipe), setting) for setting in settings} == {0}
+    made = [stage.file for stage in STAGES if stage.size(recipe) != 0]
+    assert made == ["probe.safetensors", "README.md"]
+
+
+def test_a_further_line_of_the_table_is_a_stage_of_a_run(tmp_path, loads, monkeypatch):
+    """Made in its turn, kept, and made anew where a section of its own changes."""
+    made = []
+
+    def count(job):
+        made.append([stage.file for stage in STAGES if (job.folder / stage.file).exists()])
+        (job.folder / "count.json").write_text(f'{{"n": {job.sae.config.d_sae}}}')
+
+    at = next(i for i, stage in enumerate(STAGES) if stage.file == CARD)
+    longer = (*STAGES[:at], Stage("count.json", count, sections=("collect",)), *STAGES[at:])
+    for module in ("folder", "stages"):
+        monkeypatch.setattr(f"hfsae.recipe.{module}.STAGES", longer)
+    before = ["evaluation.json", "features/meta.json", "probe.safetensors"]
+    (folder,) = run(tiny_recipe(tmp_path / "sae"))
+    assert (folder / "count.json").read_text() == '{"n": 32}' and made == [before]
+    run(tiny_recipe(tmp_path / "sae"))
+    assert made == [before], "it is kept"
+    (folder / "count.json").unlink()
+    run(tiny_recipe(tmp_path / "sae"))
+    assert made == [before, [*before, CARD]], "what is missing is made again"
+    recipe = tiny_recipe(tmp_path / "sae")
+    recipe.collect.top += 1
+    run(recipe)
+    assert len(made) == 3 and len(loads) == 3
