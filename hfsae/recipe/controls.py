@@ -54,11 +54,22 @@ def untrained(
                 tokenizer=loaded.tokenizer,
                 norm_limits=limits,
                 progress=progress,
-                inquiry=inquiry._replace(args=replace(inquiry.args, directions=0)),
+                inquiry=_inquiry(inquiry),
             )
         except Refused as error:
             logger.warning("no scores of re-drawn weights: %s", error)
             return str(error)
+
+
+def _inquiry(inquiry: Inquiry) -> Inquiry:
+    """Without random directions, and with a progress bar of its own."""
+    told = inquiry.told
+
+    def as_control(name: str, n_done: int, n_in_all: int, mean: float) -> None:
+        if told is not None:
+            told(f"{UNTRAINED} {name}", n_done, n_in_all, mean)
+
+    return inquiry._replace(args=replace(inquiry.args, directions=0), told=as_control)
 
 
 def add_untrained(result: Explanations, other: Explanations | str) -> None:
