@@ -363,12 +363,7 @@ def _probe_activations(
 ) -> Tensor:
     """Raw activations of some tokens, from held-out text if there is any."""
     site, _ = sae.config.places
-    harvester = Harvester(
-        loaded.lm,
-        [site],
-        recipe.harvest,
-        norm_limits={site: limits[site]} if site in limits else None,
-    )
+    harvester = Harvester(loaded.lm, [site], recipe.harvest, norm_limits=limits)
     for batch in read_rows(recipe, loaded, sides_of(recipe)[-1], None):
         activations = harvester(batch).activations[site]
         if n := len(activations):
