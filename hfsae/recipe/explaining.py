@@ -41,12 +41,11 @@ from ..machine.names import (
 from ..machine.refused import Refused
 from ..machine.seal import changes, refuse_changed
 from ..machine.weights import refuse_mixture, stamp
-from ..training.trainer import make_accelerator, sum_products_in_float32
 from .controls import UNTRAINED, add_untrained
 from .folder import alone
 from .naming import save_named, settings_of
-from .placed import PlacedSAE, check_held_out, limits_of
-from .stages import load, read_rows, token_bar
+from .placed import PlacedSAE, check_held_out, limits_of, opened
+from .stages import read_rows, token_bar
 
 logger = logging.getLogger(__name__)
 EXPLAINERS = ("template", "lm", "human", "file")
@@ -118,9 +117,7 @@ def _explain(placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest)
         return finished
     judge = _judge(request, folder)
     request.scores.scorers(judge)  # so does a judge that cannot answer
-    sum_products_in_float32()
-    loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
-    sae.to(loaded.lm.device)  # pyright: ignore
+    loaded = opened(placed)
     limits = limits_of(placed, loaded)
     with (
         token_bar("explain", args.n_tokens) as progress,
