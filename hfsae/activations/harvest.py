@@ -66,8 +66,9 @@ class Harvester:
     """A batch of token rows -> `Harvested`: all sites in one forward pass that stops at the last.
 
     Positions outside `batch.keep` are dropped, then norm outliers: positions above `norm_limits`
-    at any site. The limits are given, or fixed by the first batch (max_norm_ratio times the median
-    norm of its kept positions); apart from them, results do not depend on earlier batches.
+    at any site. The limits are given (those of other sites are ignored), or fixed by the first
+    batch (max_norm_ratio times the median norm of its kept positions); apart from them, results do
+    not depend on earlier batches.
     With args.cache a known batch is read from disk, equal to the bit. A NaN or an infinity at a
     kept position is a ValueError, not an outlier.
     `kept`, `dropped_special` and `dropped_outliers` count positions.
@@ -86,7 +87,8 @@ class Harvester:
     ):
         self.lm: Any = lm  # a transformers model, or what torch.compile or PEFT wrapped around one
         self.sites, self.args = list(sites), args
-        self.norm_limits: dict[str, float] = dict(norm_limits or {})
+        limits = norm_limits or {}
+        self.norm_limits: dict[str, float] = {at: limits[at] for at in limits if at in self.sites}
         self.cache: ActivationCache | None = None
         if args.cache is not None:
             self.cache = ActivationCache(args.cache, lm, max_bytes=1e9 * args.cache_gb)

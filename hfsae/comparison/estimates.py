@@ -9,7 +9,8 @@ p          two-sided, of no difference: the larger one of Student's t over seeds
 shown      both intervals exclude 0, and the corrected p is below 0.05
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,21 @@ class Estimate(NamedTuple):
         """Markdown: bold if it is shown; in italics if the correction alone forbids it."""
         mark = "**" if self.is_shown else "" if self.holds_0 else "*"
         return f"{mark}{text}{mark}"
+
+    def cell(self, write: Callable[[float], str], unit: str = "", *, has_items: bool = True) -> str:
+        """Markdown: the number, `marked`, and its known intervals; a dash where it is unknown.
+
+        Args:
+            has_items: whether there are other items than seeds.
+        """
+        if math.isnan(self.value):
+            return "-"
+        sides = [self.seeds, self.items] if has_items else [self.seeds]
+        known = [f"{write(low)} to {write(high)}" for low, high in sides if not math.isnan(low)]
+        return self.marked(write(self.value) + unit) + (f" ({'; '.join(known)})" if known else "")
+
+
+UNKNOWN = Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
 
 
 def estimate(values: np.ndarray, *, n_resamples: int, seed: int) -> Estimate:

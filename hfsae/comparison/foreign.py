@@ -1,8 +1,7 @@
 """What a comparison's SAEs do on texts unlike the training text (`evaluation.texts`), at equal L0.
 
 L0 is that of the held-out documents, at which arms are compared; on another text an SAE has another
-one. Values are interpolated linearly in log L0 between neighbours in the sweep, as those of
-probing.
+one. Logarithms of the values are interpolated, as `at_l0` has it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ import numpy as np
 from ..machine.files import printable
 from ..machine.markdown import table
 from .arms import Comparison
-from .interpretability import Place, places
+from .at_l0 import AtL0, seeds_at_l0
 from .results import Measured
 
 _METRICS = ("fvu", "delta_loss", "l0")
@@ -42,7 +41,7 @@ class ForeignSection:
                 yield f"### At an L0 of {l0:g}\n\n{table([head, *rows])}"
 
     def _row(self, arm: str, l0: float) -> list[str]:
-        at = [*places(self.measured, arm, l0, lambda m: bool(m.foreign)).values()]
+        at = [*seeds_at_l0(self.measured, arm, l0, lambda m: bool(m.foreign)).values()]
         if not at:
             return []
         of_texts = [_mean(at, name) for name in ("", *self.names)]
@@ -50,20 +49,20 @@ class ForeignSection:
         return [self.c.title(arm), *(_cell(values, held_out) for values in of_texts)]
 
 
-def _mean(at: Iterable[Place], text: str) -> dict[str, float]:
+def _mean(at: Iterable[AtL0], text: str) -> dict[str, float]:
     """Means over seeds on a text; "": on held-out documents."""
-    return {key: float(np.mean([_at(place, key, text) for place in at])) for key in _METRICS}
+    return {key: float(np.mean([_between(each, key, text) for each in at])) for key in _METRICS}
 
 
-def _at(place: Place, key: str, text: str) -> float:
+def _between(at: AtL0, key: str, text: str) -> float:
     """A metric between two SAEs, in logarithms; a loss that is not above 0 as it is."""
-    values = [
-        (m.foreign.get(text, {}) if text else m.metrics).get(key, np.nan) for m, _ in place.shares
-    ]
-    shares = [share for _, share in place.shares]
-    if min(values) <= 0:
-        return float(np.dot(shares, values))
-    return float(np.exp(np.dot(shares, np.log(values))))
+
+    def value(m: Measured) -> float:
+        return (m.foreign.get(text, {}) if text else m.metrics).get(key, np.nan)
+
+    if min(value(m) for m, _ in at.shares) <= 0:
+        return float(at.mean(value))
+    return float(np.exp(at.mean(lambda m: np.log(value(m)))))
 
 
 def _cell(values: Mapping[str, float], held_out: float) -> str:

@@ -20,14 +20,13 @@ import torch
 from jaxtyping import Float, Int
 
 from ..evaluation.metrics import bootstrap_weights
+from .at_l0 import LEAST_L0, SLACK
 from .estimates import Estimate, estimate
 from .results import Measured
 
 METRICS = {"fvu": "FVU", "delta_loss": "delta LM loss"}
 _LEAST = 1e-9  # smallest value with a logarithm
-_LEAST_L0 = 1e-3
 _AREA_POINTS = 65
-SLACK = 1.05
 
 
 class Frontiers:
@@ -79,7 +78,7 @@ class Frontiers:
         return max(low for low, _ in sides), min(high for _, high in sides)
 
     def _sides(self, arm: str, seed: int) -> tuple[float, float]:
-        l0s = [max(m.metrics["l0"], _LEAST_L0) for m in self._saes[arm, seed]]
+        l0s = [max(m.metrics["l0"], LEAST_L0) for m in self._saes[arm, seed]]
         return (l0s[0] / SLACK, l0s[0] * SLACK) if len(l0s) == 1 else (min(l0s), max(l0s))
 
     def _areas(
@@ -107,7 +106,7 @@ class Frontiers:
         saes = self._saes[arm, seed]
         points = [self._resampled[id(m)] for m in saes]
         l0 = np.stack([p["l0"] for p in points], axis=1)  # [1 + resamples, saes]
-        x = np.log(np.maximum(l0, _LEAST_L0))
+        x = np.log(np.maximum(l0, LEAST_L0))
         measured = np.stack([p[metric] for p in points], axis=1)
         y = np.log(np.maximum(measured, _LEAST))
         at = np.log(np.asarray(l0s))

@@ -4,25 +4,21 @@ An arm's value is the mean over its seeds of the mean over latents. Differences 
 stratum, since latents of two SAEs do not correspond: site, seed and tenth of density, tenths being
 those of all latents of the comparison. Two 95 % intervals, as for fidelity: Student's t over the
 seeds, and percentiles of a bootstrap of seeds and, in each, of latents (for differences within
-strata). Where an arm has several sparsities, values are interpolated linearly in log L0 between
-neighbours in the sweep; an arm with one SAE, or without neighbours around the L0, has those of its
-SAE of the nearest L0.
+strata). Where an arm has several sparsities, values are those `at_l0`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from .estimates import Estimate, estimate
-from .frontier import SLACK
+from .at_l0 import at_l0
+from .estimates import UNKNOWN, Estimate, estimate
 from .results import Measured
 
 N_STRATA = 10
 _PARTS = LATENTS, DIRECTIONS, UNTRAINED = "latents", "directions", "untrained"
-_LEAST_L0 = 1e-3
 
 
 class Score(NamedTuple):
@@ -63,8 +59,12 @@ class Interpretability:
         self.seeds = sorted({m.seed for m in measured})
         self.l0, self.n_resamples, self._seed = l0, n_resamples, seed
         self._measured = measured
-        self._places = {
-            (arm, s): place([m for m in measured if (m.arm, m.seed) == (arm, s)], l0)
+        self._at = {
+            (arm, s): at_l0(
+                [m for m in measured if (m.arm, m.seed) == (arm, s)],
+                l0,
+                lambda m: bool(m.explained.lexical),
+            )
             for arm in self.arms
             for s in self.seeds
         }
@@ -78,12 +78,11 @@ class Interpretability:
 
     def l0s(self, arm: str) -> list[float]:
         """The L0s that its values are at, one a seed."""
-        return [self._places[arm, s].l0 for s in self.seeds]
+        return [self._at[arm, s].l0 for s in self.seeds]
 
     def saes(self, arm: str) -> list[Measured]:
         """Its SAEs that count most at this L0, one a seed."""
-        places = (self._places[arm, s] for s in self.seeds)
-        return [max(place.shares, key=lambda of: of[1])[0] for place in places]
+        return [self._at[arm, s].main for s in self.seeds]
 
     def n_latents(self, arm: str, score: Score) -> int:
         """Latents with a value, over seeds."""
@@ -124,16 +123,17 @@ class Interpretability:
 
     def _means(self, arm: str, seed: int, score: Score) -> np.ndarray:
         """[1 + resamples] means over latents; entry 0 is of the original ones."""
-        total = np.zeros(1 + self.n_resamples)
-        for m, share in self._places[arm, seed].shares:
+
+        def of(m: Measured) -> np.ndarray:
             values, densities = score.of(m)
             weights = densities if score.by_frequency else np.ones(len(values))
-            total += share * self._resampled(values, weights, m, score)
-        return total
+            return self._resampled(values, weights, m, score)
+
+        return self._at[arm, seed].mean(of)
 
     def _by_stratum(self, arm: str, seed: int, score: Score) -> "_Strata":
         means, n = np.zeros((1 + self.n_resamples, N_STRATA)), np.zeros(N_STRATA)
-        for m, share in self._places[arm, seed].shares:
+        for m, share in self._at[arm, seed].shares:
             values, densities = score.of(m)
             stratum = np.searchsorted(self.edges, densities)
             for i in range(N_STRATA):
@@ -163,9 +163,8 @@ class Interpretability:
 
     def _estimate(self, of_seeds: Sequence[np.ndarray]) -> Estimate:
         """From the values [1 + resamples] of each seed."""
-        nothing = float("nan"), float("nan")
         if not of_seeds or not all(np.isfinite(values).all() for values in of_seeds):
-            return Estimate(float("nan"), nothing, nothing)
+            return UNKNOWN
         return estimate(np.stack(of_seeds), n_resamples=self.n_resamples, seed=self._seed)
 
 
@@ -174,50 +173,3 @@ class _Strata(NamedTuple):
     """[1 + resamples, strata]; NaN: no latents"""
     n: np.ndarray
     """[strata] latents"""
-
-
-class Place(NamedTuple):
-    """Where an L0 lies among the SAEs of an arm and seed."""
-
-    shares: list[tuple[Measured, float]]
-    """SAEs whose scored latents stand for it, with their shares"""
-    l0: float
-    """the L0 that they stand for"""
-
-
-def place(
-    saes: Sequence[Measured],
-    l0: float,
-    has_scores: Callable[[Measured], bool] = lambda m: bool(m.explained.lexical),
-) -> Place:
-    """The two neighbours in the sweep around an L0, or the SAE whose L0 is nearest by ratio.
-
-    SAEs without scores are left out, unless none has them.
-    """
-    known = [m for m in saes if has_scores(m)] or list(saes)
-    logs = {id(m): float(np.log(max(m.metrics["l0"], _LEAST_L0) / l0)) for m in known}
-    order = sorted(known, key=lambda m: logs[id(m)])
-    values = sorted(m.value for m in saes)
-    for left, right in pairwise(order):
-        low, high = logs[id(left)], logs[id(right)]
-        are_neighbours = abs(values.index(left.value) - values.index(right.value)) == 1
-        if low <= 0 <= high and low < high and are_neighbours:
-            share = -low / (high - low)
-            return Place([(left, 1 - share), (right, share)], l0)
-    nearest = min(known, key=lambda m: abs(logs[id(m)]))
-    return Place([(nearest, 1.0)], nearest.metrics["l0"])
-
-
-def places(
-    measured: Sequence[Measured], arm: str, l0: float, counts: Callable[[Measured], bool]
-) -> dict[int, Place]:
-    """By seed, where an L0 lies among the SAEs of an arm that count; without seeds that have none
-    within 5 % of it."""
-    found = {}
-    for seed in sorted({m.seed for m in measured}):
-        saes = [m for m in measured if (m.arm, m.seed) == (arm, seed)]
-        if any(map(counts, saes)):
-            at = place(saes, l0, counts)
-            if abs(np.log(at.l0 / l0)) <= np.log(SLACK):
-                found[seed] = at
-    return found

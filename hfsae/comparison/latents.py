@@ -293,11 +293,7 @@ def mean_cell(spread: Estimate) -> str:
 
 def difference_cell(spread: Estimate) -> str:
     """A difference with its intervals; bold where it is shown."""
-    if math.isnan(spread.value):
-        return "-"
-    known = [side for side in (spread.seeds, spread.items) if not math.isnan(side[0])]
-    sides = "; ".join(f"{low:+.3f} to {high:+.3f}" for low, high in known)
-    return f"{spread.marked(f'{spread.value:+.3f}')} ({sides})"
+    return spread.cell("{:+.3f}".format)
 
 
 def _range(values: Sequence[float]) -> str:

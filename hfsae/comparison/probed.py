@@ -1,9 +1,8 @@
 """What `hfsae probe` measured of a comparison's SAEs: beside untrained latents, at equal L0.
 
-Values are interpolated linearly in log L0 between neighbours in the sweep; elsewhere those of an
-SAE within 5 % of the L0 count. Differences are paired by seed; those of one
-table are corrected for their number (Holm). SAEs that were probed with other tasks or settings than
-most are left out: their numbers are of something else.
+Values are those `at_l0`, of SAEs that were probed, or of one within 5 % of the L0. Differences are
+paired by seed; those of one table are corrected for their number (Holm). SAEs that were probed with
+other tasks or settings than most are left out: their numbers are of something else.
 """
 
 import json
@@ -19,8 +18,8 @@ from ..cards import probing_facts
 from ..machine.files import printable
 from ..machine.markdown import table
 from .arms import Comparison
-from .estimates import Estimate, corrected, estimate
-from .interpretability import Place, places
+from .at_l0 import AtL0, seeds_at_l0
+from .estimates import UNKNOWN, Estimate, corrected, estimate
 from .results import Measured
 
 _ABSORPTION = {
@@ -139,7 +138,7 @@ class ProbingSection:
             [
                 f"{self.c.title(arm)} minus {ours}",
                 str(len(values[arm].keys() & values[reference].keys())),
-                *(_difference_cell(cells[arm, title]) for title in self._titles),
+                *(cells[arm, t].cell("{:+.3f}".format, has_items=False) for t in self._titles),
             ]
             for arm in others
         ]
@@ -149,8 +148,7 @@ class ProbingSection:
     ) -> Estimate:
         gaps = [ours[s][title].own - theirs[s][title].own for s in sorted(ours.keys() & theirs)]
         if not gaps or not np.isfinite(gaps).all():
-            nothing = math.nan, math.nan
-            return Estimate(math.nan, nothing, nothing)
+            return UNKNOWN
         n = self._resampling["n_resamples"]  # of seeds alone: tasks and words are the same
         return estimate(np.repeat(np.array(gaps)[:, None], 1 + n, axis=1), **self._resampling)
 
@@ -158,13 +156,12 @@ class ProbingSection:
         """By seed, the values at an L0; without seeds that have none there."""
         return {
             seed: {title: self._interpolated(at, title) for title in self._titles}
-            for seed, at in places(self.measured, arm, l0, self._counts).items()
+            for seed, at in seeds_at_l0(self.measured, arm, l0, self._counts).items()
         }
 
-    def _interpolated(self, at: Place, title: str) -> Pair:
+    def _interpolated(self, at: AtL0, title: str) -> Pair:
         nothing = Pair(math.nan, math.nan)
-        pairs = [(self._pairs[m.key].get(title, nothing), share) for m, share in at.shares]
-        return Pair(*(sum(share * pair[i] for pair, share in pairs) for i in range(2)))
+        return Pair(*at.mean(lambda m: np.array(self._pairs[m.key].get(title, nothing))).tolist())
 
     def _each(self) -> str:
         """A row for each SAE, with the intervals of its own probing."""
@@ -205,11 +202,3 @@ def _mean_cell(pairs: Sequence[Pair]) -> str:
     means = [float(np.mean(values)) for values in zip(*pairs, strict=True)]
     own, untrained = ("-" if math.isnan(value) else f"{value:.3f}" for value in means)
     return own if own == "-" else f"{own} / {untrained}"
-
-
-def _difference_cell(e: Estimate) -> str:
-    if math.isnan(e.value):
-        return "-"
-    low, high = e.seeds
-    sides = "" if math.isnan(low) else f" ({low:+.3f} to {high:+.3f})"
-    return f"{e.marked(f'{e.value:+.3f}')}{sides}"

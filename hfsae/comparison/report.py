@@ -404,11 +404,7 @@ def _range(estimates: dict[float, Estimate], l0s: Sequence[float]) -> str:
 
 
 def difference_cell(e: Estimate) -> str:
-    if math.isnan(e.value):
-        return "-"
-    known = [side for side in (e.seeds, e.items) if not math.isnan(side[0])]
-    sides = "; ".join(f"{percent(low)} to {percent(high)}" for low, high in known)
-    return f"{e.marked(f'{percent(e.value)} %')} ({sides})"
+    return e.cell(percent, " %")
 
 
 def percent(log_ratio: float) -> str:

@@ -39,10 +39,7 @@ def sample(
     Raises:
         ValueError: no token is left.
     """
-    limits_here = {at: limit for at, limit in (norm_limits or {}).items() if at == site}
-    harvester = Harvester(
-        lm, [site], harvest or HarvestArguments(), norm_limits=limits_here or None
-    )
+    harvester = Harvester(lm, [site], harvest or HarvestArguments(), norm_limits=norm_limits)
     parts, n_tokens = [], 0
     for batch in rows:
         parts.append(harvester(batch).activations[site])

@@ -119,8 +119,7 @@ def read(
         ValueError: no token is left, or all documents are on one half.
     """
     site, _ = sae.config.places
-    limits = {at: limit for at, limit in (norm_limits or {}).items() if at == site}
-    harvester = Harvester(lm, [site], harvest or HarvestArguments(), norm_limits=limits or None)
+    harvester = Harvester(lm, [site], harvest or HarvestArguments(), norm_limits=norm_limits)
     parts = _Parts(sae, order, n_directions, keep_all, seed)
     for batch in rows:
         parts.add(batch, harvester(batch), site)

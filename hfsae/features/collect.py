@@ -102,8 +102,7 @@ def collect(
     tokenizer = tokenizer or tokenizer_of(lm)
     contract.hold(lm, sae, tokenizer)
     args = args or CollectArguments()
-    limits = {at: limit for at, limit in (norm_limits or {}).items() if at == site}
-    harvester = Harvester(lm, [site], HarvestArguments(), norm_limits=limits or None)
+    harvester = Harvester(lm, [site], HarvestArguments(), norm_limits=norm_limits)
     seen = Seen(
         sae.config.d_sae,
         top=args.top,
@@ -112,6 +111,7 @@ def collect(
         seed=args.seed,
         device=sae.W_dec.device,
     )
+    limits = harvester.norm_limits
     kept = Resume(resume, "" if resume is None else _key(lm, sae, tokenizer, args, limits))
     batches = kept.rest(as_rows(text, lm, sae.config, tokenizer), seen)
     if progress is not None and seen.n_rows:

@@ -25,6 +25,7 @@ from ..recipe import (
     load_trained,
     norm_limits,
     note_remaking,
+    opened,
     remaking,
     remember,
     report,
@@ -125,9 +126,7 @@ def measure(placed: PlacedSAE, result: str) -> None:
     recipe, sae, folder = placed.recipe, placed.sae, placed.folder
     refuse_mixture(folder, [TRAINING, PROBE])  # no measurement remakes these
     _refuse_changed_others(folder, result)
-    sum_products_in_float32()
-    loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
-    sae.to(loaded.lm.device)  # pyright: ignore
+    loaded = opened(placed)
     limits = limits_of(placed, loaded)
     revision = getattr(loaded.lm.config, "_commit_hash", None) or recipe.lm.revision
     note = {

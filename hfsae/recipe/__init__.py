@@ -69,6 +69,7 @@ from .placed import changed as changed
 from .placed import check_held_out as check_held_out
 from .placed import limits_of as limits_of
 from .placed import of_run as of_run
+from .placed import opened as opened
 from .placed import remember as remember
 from .placed import remembered as remembered
 from .probing import probe_saes as probe_saes

@@ -44,12 +44,10 @@ from ..machine.names import (
 from ..machine.refused import Refused
 from ..machine.seal import changes, refuse_changed
 from ..machine.weights import refuse_mixture, stamp
-from ..training.trainer import make_accelerator, sum_products_in_float32
 from .controls import UNTRAINED, add_untrained, untrained
 from .folder import alone
 from .naming import JUDGE, save_named, settings_of
-from .placed import PlacedSAE, check_held_out, limits_of
-from .stages import load
+from .placed import PlacedSAE, check_held_out, limits_of, opened
 from .text import read_rows, token_bar
 
 logger = logging.getLogger(__name__)
@@ -125,13 +123,11 @@ def _explain(placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest)
         return finished
     judge = _judge(request, folder)
     request.scores.scorers(judge)  # so does a judge that cannot answer
-    sum_products_in_float32()
-    loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
-    sae.to(loaded.lm.device)  # pyright: ignore
+    loaded = opened(placed)
+    limits = limits_of(placed, loaded)
     with _answer_bar(request.dry_run) as told:
         explainer = _explainer(request, texts, judge, told)
         inquiry = Inquiry(request.scores, judge, told)
-        limits = limits_of(placed, loaded)
         parts = _Parts(placed, args, request, loaded, limits, explainer, inquiry)
         try:
             result = parts.in_one_round(texts, settings)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..activations import HarvestArguments, Harvester, TextArguments, check_text
 from ..lm import LoadedLM
@@ -11,9 +11,11 @@ from ..machine.files import read_json, reading, write_whole
 from ..machine.names import MEASURED, RECIPE, TRAINING
 from ..machine.refused import Refused
 from ..models import SAE
+from ..training.trainer import make_accelerator, sum_products_in_float32
 from .carried import read_recipe
 from .fields import LMArguments, Recipe
 from .folder import home_of, load_trained, norm_limits
+from .stages import load
 from .text import read_rows
 
 Sections = dict[str, Any]
@@ -112,6 +114,17 @@ def limits_of(placed: PlacedSAE, loaded: LoadedLM) -> dict[str, float]:
         return harvester.norm_limits
     has_record = placed.home is not None or (placed.folder / TRAINING).is_file()
     return norm_limits(sae, placed.folder) if has_record else {}
+
+
+def opened(*placed: PlacedSAE) -> LoadedLM:
+    """The language model of SAEs that share one, with them on its device; from here on the process
+    sums products in float32."""
+    recipe = placed[0].recipe
+    sum_products_in_float32()
+    loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
+    for one in placed:
+        one.sae.to(cast(Any, loaded.lm.device))
+    return loaded
 
 
 def remember(placed: PlacedSAE) -> None:

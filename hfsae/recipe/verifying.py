@@ -23,14 +23,8 @@ def keep_activations(job: Job) -> None:
 
 def _activations(job: Job) -> Tensor:
     """Raw activations of some tokens, from held-out text if there is any."""
-    recipe, limits = job.recipe, job.limits
-    site, _ = job.sae.config.places
-    harvester = Harvester(
-        job.loaded.lm,
-        [site],
-        recipe.harvest,
-        norm_limits={site: limits[site]} if site in limits else None,
-    )
+    recipe, (site, _) = job.recipe, job.sae.config.places
+    harvester = Harvester(job.loaded.lm, [site], recipe.harvest, norm_limits=job.limits)
     for batch in read_rows(recipe, job.loaded, sides_of(recipe)[-1], None):
         activations = harvester(batch).activations[site]
         if n := len(activations):

@@ -30,9 +30,8 @@ from ..machine.names import (
 from ..machine.refused import Refused
 from ..machine.seal import refuse_changed
 from ..machine.weights import refuse_mixture, stamp
-from ..recipe import PlacedSAE, check_held_out, limits_of, load, names_apart, read_rows
+from ..recipe import PlacedSAE, check_held_out, limits_of, names_apart, opened, read_rows
 from ..recipe.text import token_bar
-from ..training.trainer import make_accelerator, sum_products_in_float32
 from .plan import N_ODD, Item, Plan, Shown, StudyArguments, arranged
 
 logger = logging.getLogger(__name__)
@@ -55,11 +54,9 @@ def make(placed: Sequence[PlacedSAE], study: Path, args: StudyArguments) -> Plan
         refuse_mixture(folder, [TRAINING])
         refuse_changed(folder, [EVALUATION])  # whose L0 goes into the plan
     recipe = placed[0].recipe
-    sum_products_in_float32()
-    loaded = load(recipe.lm, str(make_accelerator(recipe.training).device))
+    loaded = opened(*placed)
     items = []
     for number, one in enumerate(placed):
-        one.sae.to(loaded.lm.device)  # pyright: ignore
         rows = read_rows(one.recipe, loaded, "test", args.n_tokens)
         settings = _settings(args, one, limits_of(one, loaded), len(placed))
         with token_bar(one.folder.name, args.n_tokens) as progress:

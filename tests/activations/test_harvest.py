@@ -136,6 +136,13 @@ def test_given_norm_limits_are_used_as_they_are(lm, batch):
     assert len(got.tokens) == int((norms <= limit).sum()) < len(norms)
 
 
+def test_norm_limits_of_other_sites_are_ignored(lm, batch):
+    site, limits = "layers.0", {"layers.0": 1e9, "layers.2": 0.0}
+    harvester = Harvester(lm, [site], HarvestArguments(), norm_limits=limits)
+    assert len(harvester(batch).tokens) == int(batch.keep.sum())
+    assert harvester.norm_limits == {site: 1e9}
+
+
 def test_a_result_does_not_depend_on_earlier_batches(lm, batch):
     harvester = Harvester(lm, SITES, HarvestArguments(max_norm_ratio=2.0))
     first, again = harvester(batch), harvester(batch)

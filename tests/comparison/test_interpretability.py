@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from hfsae.comparison.at_l0 import at_l0
 from hfsae.comparison.explained import Explained
-from hfsae.comparison.interpretability import Interpretability, Score, place
+from hfsae.comparison.interpretability import Interpretability, Score
 from hfsae.comparison.results import Measured
 from hfsae.evaluation.intervals import interval
 
@@ -105,5 +106,5 @@ def test_no_line_joins_saes_that_are_not_neighbours_in_the_sweep():
         measured("a", 0, [v], [0.01], l0, k)
         for v, l0, k in ((0.1, 10.0, 16.0), (0.3, 40.0, 64.0), (0.2, 5.0, 32.0))
     ]
-    ((sae, share),) = place(saes, 35.0).shares
+    ((sae, share),) = at_l0(saes, 35.0, lambda m: True).shares
     assert (sae.value, share) == (64, 1.0)

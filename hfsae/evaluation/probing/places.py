@@ -44,16 +44,15 @@ def last_tokens(
         norm_limits: by site, the largest norm of a kept activation.
         progress: called with the number of further texts.
     """
-    limits = {site: limit for site, limit in (norm_limits or {}).items() if site in sites}
     encoded: Any = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     first: Any = tokenizer.bos_token_id if bos else None
     before: list[int] = [] if first is None else [first]
     tokens: list[list[int]] = [ids[len(before) - max_tokens :] for ids in encoded]
     order = sorted(range(len(texts)), key=lambda index: len(tokens[index]))
+    harvester = Harvester(lm, sites, HarvestArguments(), norm_limits=norm_limits)
     kept: dict[int, dict[str, Tensor]] = {}
     for start in range(0, len(order), _ROWS):
         members = order[start : start + _ROWS]
-        harvester = Harvester(lm, list(sites), HarvestArguments(), norm_limits=limits)
         harvested = harvester(_batch([tokens[index] for index in members], before))
         for row, at in _last_of_row(harvested.row.tolist()).items():
             acts = harvested.activations
