@@ -38,6 +38,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import gc
 import importlib.util
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -331,6 +332,18 @@ def _figures_are_made_but_not_rendered(request, monkeypatch):
 
     monkeypatch.setattr(figures, "save", save)
     monkeypatch.setattr(plots, "save", save)
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Files of this process end after 4 kB, as on a disk that is full."""
+    resource = pytest.importorskip("resource")  # Windows has no such limit
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, old)
 
 
 @pytest.fixture(autouse=True)

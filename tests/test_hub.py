@@ -27,8 +27,8 @@ import hfsae
 from hfsae import cards
 from hfsae.features import write_label
 from hfsae.hub import write_space
-from hfsae.hub.suite import _width as width_of
 from hfsae.hub.suite import beside as files_beside
+from hfsae.hub.suite import width_of
 from hfsae.machine.weights import stamp
 from hfsae.models import SAE, SAEConfig
 

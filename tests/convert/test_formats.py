@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
@@ -388,12 +387,8 @@ def test_a_damaged_file_is_one_sentence(tmp_path):
         load_folder(folder, "saelens", "somebody/sae")
 
 
-def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device")
-
-    sae = hfsae.ReLUSAE(hfsae.ReLUSAEConfig(d_in=4, d_sae=8))
-    monkeypatch.setattr("hfsae.convert.saelens.save_file", full)
+def test_a_disk_that_is_full_is_one_sentence_and_leaves_nothing(tmp_path, full_disk):
+    sae = hfsae.ReLUSAE(hfsae.ReLUSAEConfig(d_in=40, d_sae=80))
     with pytest.raises(ValueError, match=r"cannot be written .* MB free\); make room") as caught:
         save_as(sae, tmp_path / "out", "saelens")
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from hfsae.demo import Choice, open_subject
 from hfsae.demo.act import direction
 from hfsae.demo.actions import Actions
 from hfsae.demo.look import latent_of, weak_match
-from hfsae.demo.pages.health import _overview
+from hfsae.demo.pages.health import overview_panel
 from hfsae.demo.settings import Settings, Steering
 from hfsae.demo.snippet import of_latent, of_texts
 from hfsae.demo.subject import Subject, default_source
@@ -235,18 +235,18 @@ def test_health_tells_metrics_and_histograms(actions, subject):
 
 
 def test_health_has_absorption_and_uniformity_of_an_evaluation_beside_untrained_latents(subject):
-    assert "untrained latents" not in _overview(Actions(subject).health())
+    assert "untrained latents" not in overview_panel(Actions(subject).health())
     probed = copy(subject)
     record = probing_record(is_weak=True)
     probed.evaluation = subject.evaluation | {"probing": extract(record)}
     view = Actions(probed).health()
-    page = _overview(view)
+    page = overview_panel(view)
     assert json.loads(json.dumps(view["probing"])) == view["probing"] == probing_facts(record)
     cells = "<td>0.500, 0.400 to 0.600</td><td>0.050, -0.050 to 0.150</td><td>64 tokens</td>"
     assert f"<td>uniformity of effects</td>{cells}" in page
     assert "no figures, since" in page and "absorption, full" not in page
     probed.evaluation["probing"] = extract(probing_record())
-    page = _overview(Actions(probed).health())
+    page = overview_panel(Actions(probed).health())
     assert page.count("<td>2 letters</td>") == 3 and CAUTION in page
 
 

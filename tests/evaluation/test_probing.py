@@ -17,7 +17,7 @@ from hfsae.evaluation.probing import ProbeArguments, Task, binary_tasks, probe, 
 from hfsae.evaluation.probing import tasks as packaged
 from hfsae.evaluation.probing.extract import extract
 from hfsae.evaluation.probing.places import last_tokens
-from hfsae.evaluation.probing.regression import rank, regress
+from hfsae.evaluation.probing.regression import in_row_space, rank, regress
 from hfsae.evaluation.probing.splits import split
 from hfsae.evaluation.probing.study import chosen_names, draw
 from hfsae.evaluation.untrained import Untrained
@@ -26,7 +26,7 @@ from hfsae.measurement import find_saes, probe_placed
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.packaged import package_folder
 from hfsae.recipe import run
-from hfsae.recipe.probing import _packed, _tasks
+from hfsae.recipe.probing import packed_rows
 
 from ..helpers import refused
 from ..planted_tokens import plant
@@ -116,13 +116,11 @@ def test_the_regression_is_that_of_scikit_learn_with_c_by_the_last_training_rows
 
 def test_more_features_than_rows_are_turned_without_changing_the_fit():
     linear_model = pytest.importorskip("sklearn.linear_model")
-    from hfsae.evaluation.probing.regression import _within_rows
-
     rng = np.random.default_rng(1)
     x, test, y = rng.normal(size=(40, 300)), rng.normal(size=(20, 300)), rng.random(40) < 0.5
     options = {"C": 0.1, "max_iter": 5000, "tol": 1e-10}
     plain = linear_model.LogisticRegression(**options).fit(x, y).predict_proba(test)
-    turned, turned_test = _within_rows(x, test)
+    turned, turned_test = in_row_space(x, test)
     assert turned.shape[1] <= 40
     ours = linear_model.LogisticRegression(**options).fit(turned, y).predict_proba(turned_test)
     np.testing.assert_allclose(ours, plain, atol=1e-5)
@@ -302,14 +300,22 @@ def test_words_of_a_source_tell_nothing_where_its_texts_are_on_one_side(planted,
     assert by_group[0] < 0.65 and by_group[1].endswith("are all on one side of each split")
 
 
+def saved_sae(folder: Path) -> Path:
+    """An SAE of a language model with the folder's name."""
+    config = JumpReLUSAEConfig(d_in=4, d_sae=8, site="layers.1", model_name=folder.name)
+    JumpReLUSAE(config).save_pretrained(folder)
+    return folder
+
+
 def test_too_few_groups_and_groups_of_packaged_sets_are_one_sentence(tmp_path):
     source = written(tmp_path / "mine.jsonl", grouped(4))
     with pytest.raises(Refused, match="50 texts of each class from 5 groups or more"):
         read_tasks(source, group_column="by")
     with pytest.raises(Refused, match=r"row 1 of .* has no 'author'"):
         read_tasks(source, group_column="author")
+    an_sae = find_saes([{"source": str(saved_sae(tmp_path / "sae"))}])
     with pytest.raises(Refused, match="packaged sets have no groups"):
-        _tasks("packaged", ProbeArguments(), {"group_column": "by"})
+        probe_placed(an_sae, ProbeArguments(), "packaged", group_column="by")
 
 
 @pytest.mark.parametrize(
@@ -396,19 +402,15 @@ def test_saes_in_folders_are_probed_side_by_side(tmp_path, loads, jsonl, capsys)
 
 def test_rows_for_uniformity_are_the_texts_in_turn_behind_a_bos_token(planted):
     texts = [text_of([12 + i] * 5) for i in range(4)]
-    rows = _packed(planted.tokenizer, texts, 7, bos=True, seed=0)
+    rows = packed_rows(planted.tokenizer, texts, 7, bos=True, seed=0)
     assert rows.shape == (3, 7) and (rows[:, 0] == 0).all()
     order = np.random.default_rng(0).permutation(4)
     assert rows[:, 1:].flatten().tolist() == [12 + int(i) for i in order for _ in range(5)][:18]
-    assert _packed(planted.tokenizer, texts[:1], 50, bos=False, seed=0).shape == (1, 5)
+    assert packed_rows(planted.tokenizer, texts[:1], 50, bos=False, seed=0).shape == (1, 5)
 
 
 def test_saes_of_two_models_are_not_probed_together(tmp_path, jsonl):
-    folders = []
-    for name in ("one", "two"):
-        config = JumpReLUSAEConfig(d_in=4, d_sae=8, site="layers.1", model_name=name)
-        JumpReLUSAE(config).save_pretrained(tmp_path / name)
-        folders.append(tmp_path / name)
+    folders = [saved_sae(tmp_path / name) for name in ("one", "two")]
     with pytest.raises(Refused, match="two is of two and one of one"):
         probe_placed(find_saes([{"source": str(f)} for f in folders]), ProbeArguments(), str(jsonl))
 

@@ -7,7 +7,7 @@ from hfsae.explanations.asking import ScoreArguments, cases_of, judged, prompts_
 from hfsae.explanations.explainers import from_labels
 from hfsae.explanations.judges import Answer
 from hfsae.explanations.protocols import by_protocol, sample_of
-from hfsae.explanations.report import _verdict
+from hfsae.explanations.report import verdict_of
 from hfsae.explanations.scorers import SCORERS, Case
 from hfsae.explanations.verdicts import together
 from hfsae.explanations.windows import ExplainArguments, select
@@ -289,7 +289,7 @@ def test_a_score_at_chance_tells_nothing_though_its_control_lies_below(sampled):
     at_chance = own._replace(value=0.5, low=0.47, high=0.53)
     result.means["uniform"]["auc"]["own"] = at_chance
     assert result.means["uniform"]["auc"]["difference"].low > 0 and not result.tells_apart
-    assert "0.500 [0.470, 0.530] is not above chance, 0.5" in _verdict(result)
+    assert "0.500 [0.470, 0.530] is not above chance, 0.5" in verdict_of(result)
     result.chance = None
     assert result.tells_apart
 
