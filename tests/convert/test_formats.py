@@ -57,13 +57,6 @@ def load(path: str) -> SAE:
     return load_folder(FIXTURES / path, FOUND[path], path)
 
 
-def test_every_fixture_is_recognised_as_what_it_is():
-    assert {*EXPECTED.values()} == {*FIXTURES.rglob("expected.safetensors")}
-    for path, name in FOUND.items():
-        assert path.split("/")[0] == name
-    assert {path for path in FOUND if path not in EXPECTED} <= set(REFUSED)
-
-
 @pytest.mark.parametrize("path", sorted(set(EXPECTED) - set(REFUSED) - {EMBEDDING}))
 def test_latents_and_reconstructions_are_those_of_the_librarys_own_code(path):
     expected, sae = load_file(EXPECTED[path]), load(path).float()
@@ -71,6 +64,13 @@ def test_latents_and_reconstructions_are_those_of_the_librarys_own_code(path):
     assert (out.latents - expected["latents"]).abs().max() < 1e-5
     assert (out.recon - expected["recon"]).abs().max() < 1e-5
     assert not sae.training and all(p.requires_grad for p in sae.parameters())
+
+
+def test_every_fixture_is_recognised_as_what_it_is():
+    assert {*EXPECTED.values()} == {*FIXTURES.rglob("expected.safetensors")}
+    for path, name in FOUND.items():
+        assert path.split("/")[0] == name
+    assert {path for path in FOUND if path not in EXPECTED} <= set(REFUSED)
 
 
 @pytest.mark.parametrize("path", sorted(REFUSED))
