@@ -21,7 +21,7 @@ def results(name: str) -> Json:
 def told() -> Iterator[Told]:
     for section, texts in (
         ("Names for latents", (*judged(), *redrawn())),
-        ("Probing", (*probed(), *letters(), *evenness())),
+        ("Probing", (*probed(), *letters(results("probing_drawn")), *evenness())),
         ("Beyond the training text", on_texts()),
         ("Short runs", papers_method()),
     ):
@@ -233,8 +233,8 @@ def arm_claims() -> Iterator[tuple[str, bool]]:
     yield words, all(arm["auc"]["all"][0] < ceiling for arm in arms.values())
 
 
-def letters() -> Iterator[str]:
-    made = results("probing_drawn").get("absorption")
+def letters(probing: Json) -> Iterator[str]:
+    made = probing.get("absorption")
     if made is None:
         raise ValueError("probing_drawn.json has no figures of absorption, which the page tells")
     yield (
