@@ -333,7 +333,7 @@ def _parts(path: str) -> list[str]:
 
 
 def width_of(text: str | int) -> int:
-    """The latents that a width stands for: 16k for 16,384, though 16k is 16,000 elsewhere.
+    """The number of latents that a width names: 16,384 for "16k", "16384" and 16384.
 
     Raises:
         ValueError: it is written in another way.

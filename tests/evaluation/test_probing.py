@@ -1,6 +1,7 @@
 """Sparse probing against regressions written out here, a planted task, and unusable texts."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,55 @@ N_TOKENS = 40
 
 def texts_of(n, name="t"):
     return [f"{name} number {i}" for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Latent i fires on token i alone; texts are words, "w12 w13", and token 0 is BOS."""
+    embedding = torch.diag(1.0 + torch.arange(N_TOKENS))
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    planted = plant(embedding, torch.zeros(64, N_TOKENS), 0.5, ids)
+    words = Tokenizer(WordLevel({"<s>": 0} | {f"w{i}": i for i in range(1, N_TOKENS)}, "<s>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    planted.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>")
+    return planted
+
+
+def text_of(ids):
+    return " ".join(f"w{i}" for i in ids)
+
+
+def spoken(rng, last):
+    words = rng.integers(12, 30, size=int(rng.integers(2, 9)))
+    return [*words.tolist(), last]
+
+
+@pytest.fixture(scope="module")
+def task(planted):
+    """Texts that end in word 31, and texts that end in others; 31 may stand before, too."""
+    rng = np.random.default_rng(0)
+    ids = [spoken(rng, 31) for _ in range(100)] + [spoken(rng, 32 + i % 8) for i in range(100)]
+    texts = [text_of(row) for row in ids]
+    assert planted.tokenizer(texts[0], add_special_tokens=False)["input_ids"] == ids[0]
+    return binary_tasks("ends in 31", texts, [*[1] * 100, *[0] * 100])[0]
+
+
+def test_one_latent_that_is_the_label_is_found_and_chance_is_chance(planted, task):
+    pytest.importorskip("sklearn")
+    args = ProbeArguments(n_texts=200, k=[1, 5], bootstrap_samples=100)
+    result = probe(planted.lm, {"own": planted.sae}, [task], args, tokenizer=planted.tokenizer)
+    of = {(row["features"], row["k"]): row for row in result.rows}
+    assert of["own", 1]["latents"][0] == 31
+    assert of["own", 1]["auc"] == of["own", 1]["accuracy"] == 1.0
+    assert of["untrained", 1]["auc"] < 0.95
+    assert of["model's dimensions", 1]["auc"] == 1.0
+    assert "| own | 1.000 [1.000, 1.000] |" in result.report
+    (gain,) = (
+        mean["auc_above_untrained"]
+        for mean in result.record["means"]
+        if (mean["features"], mean["k"]) == ("own", 1)
+    )
+    assert gain[0] == pytest.approx(1 - of["untrained", 1]["auc"])
 
 
 def test_duplicates_go_before_a_split_can_part_them_and_two_labels_of_a_text_drop_it():
@@ -134,37 +184,6 @@ def test_untrained_latents_fire_as_often_as_those_of_the_sae():
     assert latents.isfinite().all(), "also of a latent that always fires"
 
 
-@pytest.fixture(scope="module")
-def planted():
-    """Latent i fires on token i alone; texts are words, "w12 w13", and token 0 is BOS."""
-    embedding = torch.diag(1.0 + torch.arange(N_TOKENS))
-    ids = torch.zeros(1, 4, dtype=torch.long)
-    planted = plant(embedding, torch.zeros(64, N_TOKENS), 0.5, ids)
-    words = Tokenizer(WordLevel({"<s>": 0} | {f"w{i}": i for i in range(1, N_TOKENS)}, "<s>"))
-    words.pre_tokenizer = WhitespaceSplit()
-    planted.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>")
-    return planted
-
-
-def text_of(ids):
-    return " ".join(f"w{i}" for i in ids)
-
-
-def spoken(rng, last):
-    words = rng.integers(12, 30, size=int(rng.integers(2, 9)))
-    return [*words.tolist(), last]
-
-
-@pytest.fixture(scope="module")
-def task(planted):
-    """Texts that end in word 31, and texts that end in others; 31 may stand before, too."""
-    rng = np.random.default_rng(0)
-    ids = [spoken(rng, 31) for _ in range(100)] + [spoken(rng, 32 + i % 8) for i in range(100)]
-    texts = [text_of(row) for row in ids]
-    assert planted.tokenizer(texts[0], add_special_tokens=False)["input_ids"] == ids[0]
-    return binary_tasks("ends in 31", texts, [*[1] * 100, *[0] * 100])[0]
-
-
 def test_the_last_tokens_of_texts_are_those_of_each_text_alone(planted):
     texts = [text_of([15] * n + [20 + n]) for n in (1, 6, 3, 12)]
     read = last_tokens(planted.lm, planted.tokenizer, texts, ["drop"], bos=True, max_tokens=8)
@@ -173,24 +192,6 @@ def test_the_last_tokens_of_texts_are_those_of_each_text_alone(planted):
     firing = read.activations["drop"].argmax(dim=1).tolist()
     assert firing == [21, 26, 23, 32]
     assert read.is_read == [True] * 4
-
-
-def test_one_latent_that_is_the_label_is_found_and_chance_is_chance(planted, task):
-    pytest.importorskip("sklearn")
-    args = ProbeArguments(n_texts=200, k=[1, 5], bootstrap_samples=100)
-    result = probe(planted.lm, {"own": planted.sae}, [task], args, tokenizer=planted.tokenizer)
-    of = {(row["features"], row["k"]): row for row in result.rows}
-    assert of["own", 1]["latents"][0] == 31
-    assert of["own", 1]["auc"] == of["own", 1]["accuracy"] == 1.0
-    assert of["untrained", 1]["auc"] < 0.95
-    assert of["model's dimensions", 1]["auc"] == 1.0
-    assert "| own | 1.000 [1.000, 1.000] |" in result.report
-    (gain,) = (
-        mean["auc_above_untrained"]
-        for mean in result.record["means"]
-        if (mean["features"], mean["k"]) == ("own", 1)
-    )
-    assert gain[0] == pytest.approx(1 - of["untrained", 1]["auc"])
 
 
 def test_labels_that_say_nothing_are_at_chance(planted, task):
@@ -328,7 +329,7 @@ def test_what_is_not_there_is_one_sentence(tasks, sentence):
 
 
 def test_sets_that_are_not_installed_name_their_command(monkeypatch):
-    monkeypatch.setattr(packaged, "package_folder", lambda name: None)
+    monkeypatch.setitem(sys.modules, "sae_probes", None)
     with pytest.raises(Refused, match=r"pip install --no-deps sae-probes==0\.4\.2"):
         packaged.packaged_names()
 

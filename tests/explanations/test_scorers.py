@@ -1,5 +1,7 @@
 """Scores by an oracle judge on planted latents, with controls; what lowers them; failures."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -344,6 +346,6 @@ def test_likelihood_needs_a_model_on_this_machine_and_embedding_its_package(monk
     assert asked.scores == ("likelihood",)
     with pytest.raises(ValueError, match="'likelihood' needs a model on this machine"):
         asked.scorers(Oracle(has_log_likelihood=False))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "wordllama", None)
     with pytest.raises(ValueError, match="needs the package wordllama"):
         ScoreArguments(scores=("embedding",)).scorers(None)

@@ -143,10 +143,9 @@ def test_a_transcoders_rows_start_at_the_targets_of_its_columns_clusters():
     assert not torch.allclose(rows, columns, atol=0.1)
 
 
-def test_clusters_are_those_of_a_plain_k_means(monkeypatch):
+def test_clusters_are_those_of_a_plain_k_means(without_bfloat16, monkeypatch):
     x = torch.randn(300, D, generator=torch.Generator().manual_seed(2))
     monkeypatch.setattr(clusters, "_AT_ONCE", 64)  # many blocks
-    monkeypatch.setattr(clusters, "multiplies_bfloat16", lambda device: False)  # near ties
     unit = torch.nn.functional.normalize(x, dim=1)
     rows, _ = residual_clusters_(x, x, n_latents=17, rounds=4)
     centres = unit[:9]
