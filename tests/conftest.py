@@ -38,10 +38,12 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 import gc
 import importlib.util
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import huggingface_hub.constants
@@ -63,6 +65,7 @@ from hfsae.cards import figures
 from hfsae.comparison import plots
 from hfsae.lm import LoadedLM, load_lm
 from hfsae.machine.processor import multiplies_bfloat16
+from hfsae.ops import sparse
 from hfsae.packaged import PACKAGED_LMS
 
 pytest.register_assert_rewrite("tests.helpers", "tests.training.planted")
@@ -150,35 +153,39 @@ def _close_hub() -> Iterator[None]:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoopbackHub:
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
     """An empty Hub that this test's process may reach, with an empty cache and without a login.
 
     The client's pauses before retries take no time; `hub.waits` has their seconds.
     """
     HUB.start(tmp_path / "hub")
-    home = tmp_path / "hf_home"
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
-    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
-    clock = SimpleNamespace(**vars(time) | {"sleep": HUB.waits.append})
-    monkeypatch.setattr(huggingface_hub.utils._http, "time", clock)
-    monkeypatch.setattr(huggingface_hub.file_download, "time", clock)
-    monkeypatch.setattr(hfsae.hub.upload, "time", clock)
-    monkeypatch.setattr(hfsae.machine.client, "time", clock)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hfsae.machine.client, "_gave_up", None)
+    waiting = [hfsae.hub.upload, hfsae.machine.client]
+    waiting += [huggingface_hub.utils._http, huggingface_hub.file_download]
     huggingface_hub.HfFileSystem.clear_instance_cache()  # it remembers listings
     if importlib.util.find_spec("datasets"):
         import datasets.config
         import datasets.utils.file_utils
 
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
         # else it asks a second server, datasets-server.<host of the Hub>
         monkeypatch.setattr(datasets.config, "USE_PARQUET_EXPORT", False)
-        monkeypatch.setattr(datasets.utils.file_utils, "time", clock)
-    return HUB
+        waiting.append(datasets.utils.file_utils)
+    clock = SimpleNamespace(**vars(time) | {"sleep": HUB.waits.append})
+    for module in waiting:
+        monkeypatch.setattr(module, "time", clock)
+    yield HUB
+    for part in ("hub", "datasets"):
+        shutil.rmtree(_HF_HOME / part, ignore_errors=True)
+    for part in ("token", "stored_tokens"):
+        (_HF_HOME / part).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def go_offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A call, after which the process is as with HF_HUB_OFFLINE=1."""
+    return partial(monkeypatch.setattr, huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture
@@ -333,11 +340,88 @@ def _figures_are_made_but_not_rendered(request, monkeypatch):
     monkeypatch.setattr(plots, "save", save)
 
 
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
+    """No SAE of a module gets figures: they take half of the time, and test_figures.py has them."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(figures, "draw", lambda folder: None)
+        yield
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """install("a_module", "1.0"): an empty Python package, which counts as installed; its folder.
+
+    As not installed count those that a test sets to None in `sys.modules`.
+    """
+    packages = tmp_path / "site-packages"
+
+    def make(module: str, version: str = "1.0") -> Path:
+        about = packages / f"{module}-{version}.dist-info"
+        for path, text in (
+            (packages / module / "__init__.py", ""),
+            (about / "METADATA", f"Name: {module.replace('_', '-')}\nVersion: {version}\n"),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        monkeypatch.syspath_prepend(packages)
+        return packages / module
+
+    return make
+
+
+@pytest.fixture
+def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that has no instructions for bfloat16."""
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+
+
+@pytest.fixture
+def way_of_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool, bool], None]:
+    """A call: whether CPU tensors take the way of CUDA tensors, and whether Triton's kernels."""
+
+    def take(as_if_on_gpu: bool, use_triton: bool) -> None:
+        monkeypatch.setattr(sparse, "as_if_on_gpu", as_if_on_gpu)
+        monkeypatch.setattr(sparse, "use_triton", use_triton)
+
+    return take
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple, dict]]:
+    """Arguments and options of each start of the app, which is not started."""
+    pytest.importorskip("gradio")
+    import hfsae.demo
+
+    calls: list[tuple[tuple, dict]] = []
+    monkeypatch.setattr(hfsae.demo, "launch", lambda *args, **more: calls.append((args, more)))
+    return calls
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Files of this process end after 4 kB, as on a disk that is full."""
+    resource = pytest.importorskip("resource")  # Windows has no such limit
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, old)
+
+
 @pytest.fixture(autouse=True)
 def _shapes_are_checked():
     """Long runs of `PlantedStream` check those of some steps only."""
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def as_for_users() -> None:
+    """Without the type checks of the tests, which would come first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -51,20 +52,23 @@ DOWNLOADS = "^/lfs/"  # and of an LFS download
 class Fault:
     """Breaks requests of this method ("*": any) whose path a regular expression finds.
 
-    status: answers `status` and does nothing. cut_upload: takes `at` bytes of the body, then resets
-    the connection. cut_reply: does the work, then resets instead of answering. truncate: promises
-    the whole body, sends `at` bytes. corrupt: flips the byte `at` (from the end if negative).
+    status: answers `status` with `body`, and does nothing. meanwhile: calls `meanwhile` first.
+    cut_upload: takes `at` bytes of the body, then resets the connection. cut_reply: does the work,
+    then resets instead of answering. truncate: promises the whole body, sends `at` bytes. corrupt:
+    flips the byte `at` (from the end if negative).
     """
 
     method: str
     path: str
-    kind: Literal["status", "cut_upload", "cut_reply", "truncate", "corrupt"]
+    kind: Literal["status", "meanwhile", "cut_upload", "cut_reply", "truncate", "corrupt"]
     times: int | None = 1
     """How many requests; None for all."""
     at: int = 0
     status: int = 503
     retry_after: int | None = None
     """Seconds, as a header of the status."""
+    body: bytes = b'{"error": "a fault of the test"}'
+    meanwhile: Callable[[], object] | None = None
 
 
 @dataclass
@@ -291,7 +295,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _reply(self, request: Request, fault: Fault | None) -> Reply:
         if fault and fault.kind == "status":
             wait = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-            return Reply(fault.status, b'{"error": "a fault of the test"}', wait)
+            return Reply(fault.status, fault.body, wait)
+        if fault and fault.meanwhile:
+            fault.meanwhile()
         try:
             return answer(self.server.hub, request)
         except Refusal as refusal:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 
-import jaxtyping
 import pytest
 import torch
 
@@ -29,9 +28,7 @@ def test_the_language_model_comes_first(call):
 
 
 @pytest.mark.parametrize("call", ["evaluate", "collect", "latents", "attribute", "splice", "steer"])
-def test_what_is_no_model_or_no_sae_is_one_sentence(call, tiny_lm, monkeypatch):
-    # as for users: without the type checks of the tests, which would come first
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_what_is_no_model_or_no_sae_is_one_sentence(call, tiny_lm, as_for_users):
     more = {"splice": [], "steer": [{1: 2.0}]}.get(call, ["text"])
 
     def run(lm, sae):
@@ -84,7 +81,7 @@ def test_texts_are_evaluated_as_the_rows_that_they_fill(tiny_lm, tiny_tokenizer)
     assert store.meta["n_tokens"] == sum(int(batch.keep.sum()) for batch in rows)
 
 
-def test_evaluation_reads_the_side_that_its_arguments_name(tiny_lm, tiny_tokenizer, monkeypatch):
+def test_evaluation_reads_the_side_that_its_arguments_name(tiny_lm, tiny_tokenizer):
     stories = [f"story number {i}" for i in range(60)]
     text = hfsae.TextArguments(
         stories, context_size=16, held_out_fraction=0.2, validation_fraction=0.3
@@ -94,7 +91,9 @@ def test_evaluation_reads_the_side_that_its_arguments_name(tiny_lm, tiny_tokeniz
         result = hfsae.evaluate(tiny_lm, make_sae("layers.1"), text, args, tokenizer=tiny_tokenizer)
         assert result.side == side
         assert result.n_documents == sum(1 for _ in documents(text, side))
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
+
+
+def test_a_side_that_does_not_exist_is_one_sentence(as_for_users):
     with pytest.raises(ValueError, match=r"evaluation\.side is 'train'; it can be 'test' or"):
         hfsae.EvaluationArguments(side="train")  # pyright: ignore[reportArgumentType]
 

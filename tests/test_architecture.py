@@ -244,7 +244,7 @@ def test_no_function_is_longer_than_sixty_lines():
                 assert n <= 60, f"{path.name}:{node.lineno} {node.name} has {n} lines"
 
 
-def test_each_test_file_opens_with_a_sentence_and_imports_no_other():
+def test_each_test_file_opens_with_a_sentence_and_imports_no_other_and_no_private_name():
     """What two of them need stands in tests/helpers.py, tiny.py or a conftest.py."""
     for path in (PACKAGE.parent / "tests").rglob("test_*.py"):
         tree = ast.parse(path.read_text())
@@ -253,3 +253,5 @@ def test_each_test_file_opens_with_a_sentence_and_imports_no_other():
             if isinstance(node, ast.ImportFrom):
                 names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
                 assert not any(re.match("test_", name) for name in names), (path, node.lineno)
+                if names[0] == "hfsae":
+                    assert not any(re.match("_[a-z]", name) for name in names), (path, node.lineno)

@@ -1,5 +1,6 @@
 """Attributions against finite differences and closed forms."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfsae import attribute, capture, splice, uniformity
-from hfsae.attribution import Agreement, _agreement, evenness, logit, loss
+from hfsae.attribution import Agreement, Attribution, evenness, logit, loss
 from hfsae.models import SAE
 
 from .tiny import make_sae, n_hooks, tokens
@@ -158,11 +159,16 @@ def test_on_a_linear_model_all_estimates_are_the_closed_form(
 
 
 def test_agreement_is_correlation_and_share_of_equal_signs():
-    truth = torch.tensor([1.0, 2.0, -3.0, 4.0])
-    assert _agreement(2 * truth, truth) == Agreement(pytest.approx(1), 1.0, 4)
-    assert _agreement(-truth, truth) == Agreement(pytest.approx(-1), 0.0, 4)
-    assert _agreement(torch.tensor([1.0, -1.0, -1.0, 1.0]), truth).same_sign == 0.75
-    assert _agreement(truth[:0], truth[:0]).n == 0
+    def agreement(estimate: Tensor, ablation: Tensor) -> Agreement:
+        at = torch.arange(len(ablation))
+        effects = Attribution(at, at.float(), at, estimate, -estimate, ablation, 0.0, 0.0, 0.0, 0.0)
+        return effects.agreement["gradient"]
+
+    truth = torch.tensor([1.0, 2.0, -3.0, 4.0, math.nan])  # the last one was not ablated
+    assert agreement(2 * truth.nan_to_num(), truth) == Agreement(pytest.approx(1), 1.0, 4)
+    assert agreement(-truth.nan_to_num(), truth) == Agreement(pytest.approx(-1), 0.0, 4)
+    assert agreement(torch.tensor([1.0, -1.0, -1.0, 1.0, 9.0]), truth).same_sign == 0.75
+    assert agreement(truth[4:], truth[4:]).n == 0
 
 
 def test_latents_of_spared_tokens_count_for_nothing(

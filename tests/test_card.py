@@ -645,16 +645,12 @@ def test_a_folder_without_an_sae_is_refused(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json"]
 
 
-def test_an_interrupted_write_leaves_the_old_card(folder, monkeypatch):
+def test_an_interrupted_write_leaves_the_old_card(folder, request):
     path = write_card(folder)
     before = path.read_bytes()
     change(folder, seed=99)
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    request.getfixturevalue("full_disk")
+    with pytest.raises(OSError, match="File too large"):
         write_card(folder)
     assert path.read_bytes() == before
 

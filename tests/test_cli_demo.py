@@ -4,9 +4,11 @@ import os
 import socket
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+import hfsae
 from hfsae.cli import main
 from hfsae.machine.refused import Refused
 
@@ -27,18 +29,13 @@ def test_a_space_of_what_is_not_there_is_one_sentence(tmp_path, capsys):
     assert not (tmp_path / "s").exists()
 
 
-def test_demo_starts_what_is_named(monkeypatch):
-    pytest.importorskip("gradio")
-    import hfsae.demo
-
-    calls = []
-    monkeypatch.setattr(hfsae.demo, "launch", lambda *args, **kwargs: calls.append((args, kwargs)))
+def test_demo_starts_what_is_named(launches):
     options = ["--model", "me/lm", "--port", "7999", "--mcp", "--l0", "50"]
     assert main(["demo", "me/sae", *options]) == 0
     assert main(["demo", "me/sae", *options, "--no_model"]) == 2, "which excludes --model"
-    (source,), options = calls[0]
+    (source,), options = launches[0]
     assert source == "me/sae"
-    assert options.pop("with_lm") and len(calls) == 1
+    assert options.pop("with_lm") and len(launches) == 1
     assert {k: v for k, v in options.items() if v} == {
         "model": "me/lm",
         "server_name": "127.0.0.1",
@@ -48,49 +45,39 @@ def test_demo_starts_what_is_named(monkeypatch):
     }
 
 
-def test_demo_opens_an_sae_that_comes_in_its_own_package(monkeypatch, tmp_path, capsys):
-    pytest.importorskip("gradio")
-    import hfsae.demo
-
-    calls = []
-    monkeypatch.setattr(hfsae.demo, "launch", lambda *args, **kwargs: calls.append(args))
+def test_demo_opens_an_sae_that_comes_in_its_own_package(
+    monkeypatch, install, launches, tmp_path, capsys
+):
     assert main(["demo", "gemma"]) == 2
     said = capsys.readouterr().err
-    assert "'gemma' of google/gemma-3-270m is not installed" in said and not calls
+    assert "'gemma' of google/gemma-3-270m is not installed" in said and not launches
     assert "`pip install ./dist/hfsae_gemma3_270m`" in said and said.count("\n") == 1
-    home = tmp_path / "hfsae_gemma3_270m"
-    home.mkdir()
+    home = install("hfsae_gemma3_270m")
     (home / "__init__.py").write_text("raise SystemExit('data alone is read')")
-    monkeypatch.syspath_prepend(str(tmp_path))
     assert main(["demo", "gemma"]) == 0
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gemma").mkdir()
     assert main(["demo", "gemma"]) == 0
-    assert calls == [(str(home),), ("gemma",)], "a folder of that name goes first"
+    sources = [args[0] for args, _ in launches]
+    assert sources == [str(home), "gemma"], "a folder of that name goes first"
 
 
-def test_the_app_keeps_few_kernels_before_it_runs_a_model(monkeypatch):
+def test_the_app_keeps_few_kernels_before_it_runs_a_model():
     pytest.importorskip("gradio")
     from hfsae.demo import app
 
-    def opened(*args, **options):
-        raise Refused(os.environ["LRU_CACHE_CAPACITY"])
-
-    monkeypatch.setattr(os, "environ", {})
-    monkeypatch.setattr(app, "open_subject", opened)
-    with pytest.raises(Refused, match=r"^128$"):
-        app.launch("me/sae")
+    with patch.dict(os.environ, clear=True):
+        with pytest.raises(Refused, match="cannot read me/sae"):
+            app.launch("me/sae")
+        assert os.environ["LRU_CACHE_CAPACITY"] == "128"
 
 
-def test_demo_opens_what_was_measured_of_another_library_s_sae(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("gradio")
-    import hfsae.demo
-
+def test_demo_opens_what_was_measured_of_another_library_s_sae(
+    tmp_path, monkeypatch, launches, capsys
+):
     monkeypatch.chdir(tmp_path)
     sae = make_sae("layers.1")
     hfsae.save_as(sae, "theirs", "saelens")
-    calls = []
-    monkeypatch.setattr(hfsae.demo, "launch", lambda *args, **kwargs: calls.append((args, kwargs)))
     given = ["--lm.name", "me/lm", "--site", "layers.1"]
     assert main(["demo", "theirs", *given]) == 0
     hfsae.save_as(hfsae.load("theirs"), "runs/theirs", "hfsae")
@@ -98,9 +85,9 @@ def test_demo_opens_what_was_measured_of_another_library_s_sae(tmp_path, monkeyp
     hfsae.save_as(make_sae("layers.1", seed=2), "runs/other", "hfsae")  # of other weights
     (tmp_path / "theirs").rename(tmp_path / "other")
     assert main(["demo", "other"]) == 0
-    sources = [args[0] for args, _ in calls]
+    sources = [args[0] for args, _ in launches]
     assert sources == ["theirs", str(Path("runs/theirs")), "other"]
-    assert (calls[0][1]["model"], calls[0][1]["site"]) == ("me/lm", "layers.1")
+    assert (launches[0][1]["model"], launches[0][1]["site"]) == ("me/lm", "layers.1")
     assert "runs/theirs has what was measured of theirs" in capsys.readouterr().out
 
 
@@ -124,15 +111,10 @@ def test_a_port_that_cannot_be_is_one_sentence(port, capsys):
     assert f"--port is {port}; it can be 1 to 65535" in capsys.readouterr().err
 
 
-def test_a_port_in_use_is_said_before_anything_is_loaded(monkeypatch, capsys):
-    pytest.importorskip("gradio")
-    import hfsae.demo
-
-    calls = []
-    monkeypatch.setattr(hfsae.demo, "launch", lambda *args, **kwargs: calls.append(args))
+def test_a_port_in_use_is_said_before_anything_is_loaded(launches, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert main(["demo", "--port", port]) == 2
     said = capsys.readouterr().err
     assert f"cannot listen on port {port} of 127.0.0.1" in said and "in use" in said
-    assert said.count("\n") == 1 and not calls
+    assert said.count("\n") == 1 and not launches

@@ -4,7 +4,6 @@ import sys
 from typing import Any
 
 import datasets
-import jaxtyping
 import pytest
 import torch
 
@@ -15,12 +14,6 @@ from .tiny import TEXTS, make_sae, tiny_recipe
 
 ARGS = hfsae.EvaluationArguments(n_tokens=300, bootstrap_samples=10)
 DATA = datasets.Dataset.from_dict({"text": TEXTS, "id": list(range(len(TEXTS)))})
-
-
-@pytest.fixture
-def as_for_users(monkeypatch):
-    """Without the type checks of the tests, which would come first."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def test_a_data_set_in_memory_is_read_like_the_list_of_its_texts(tiny_lm, tiny_tokenizer):

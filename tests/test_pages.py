@@ -308,14 +308,13 @@ def test_an_sae_is_measured_as_a_copy_without_what_was_measured_before(
         scripts.make.main(["other"])
 
 
-def test_results_without_figures_of_absorption_are_not_told(scripts, monkeypatch):
+def test_results_without_figures_of_absorption_are_not_told(scripts):
     record = probing_record(is_weak=True)
     record["arguments"]["seed"] = 0
     made = scripts.make.probed(record)
     assert "absorption" not in made
-    monkeypatch.setattr(scripts.of_recipes, "results", lambda name: made)
     with pytest.raises(ValueError, match="no figures of absorption"):
-        list(scripts.of_recipes.letters())
+        list(scripts.of_recipes.letters(made))
 
 
 def test_figures_are_taken_from_an_evaluation_on_several_texts(scripts):
@@ -366,12 +365,11 @@ def keep_quality(scripts, folder, *sides) -> None:
     (folder / "results.json").rename(folder / "quality.json")
 
 
-def test_the_summary_of_quality_gives_the_table_of_the_page(scripts, tmp_path, monkeypatch):
+def test_the_summary_of_quality_gives_the_table_of_the_page(scripts, tmp_path):
     """FVU with Student's interval over seeds, the better of raw and centred input."""
     theirs = ((1024, "sparsify", "TopK", 0.3), (1024, "sparsify", "TopK, centred", 0.2))
     keep_quality(scripts, tmp_path, (1024, "hfsae", "JumpReLU", 0.15), *theirs)
-    monkeypatch.setattr(scripts.of_bench, "RESULTS", tmp_path)
-    quality = scripts.of_bench.Quality()
+    quality = scripts.of_bench.Quality(folder=tmp_path)
     half = 4.302653 * 0.01 / 3**0.5  # t of 2 degrees of freedom
     assert scripts.of_bench.quality_table(quality, "tokens").splitlines()[2:] == [
         f"| 1,024 | hfsae, JumpReLU | 0.003 | **0.1500 ± {half:.4f}** | 0.100 | 50.0 | 1.0% |",
@@ -380,18 +378,15 @@ def test_the_summary_of_quality_gives_the_table_of_the_page(scripts, tmp_path, m
     assert quality.lead(1024) == "25"
 
 
-def test_the_words_on_quality_say_which_models_and_the_smaller_lead_first(
-    scripts, tmp_path, monkeypatch
-):
+def test_the_words_on_quality_say_which_models_and_the_smaller_lead_first(scripts, tmp_path):
     ours = [(tokens, "hfsae", "JumpReLU", fvu) for tokens, fvu in ((1, 0.15), (4, 0.12))]
     theirs = [(tokens, library, "TopK", 0.2) for tokens in (1, 4) for library in ("a", "b")]
     of_gemma = [(1, "hfsae", "JumpReLU", 0.12), (1, "a", "TopK", 0.2)]
     of_gemma += [(4, "hfsae", "JumpReLU", 0.11), (4, "a", "TopK", 0.12)]
-    monkeypatch.setattr(scripts.of_bench, "RESULTS", tmp_path)
     keep_quality(scripts, tmp_path, *ours, *theirs)
-    quality = scripts.of_bench.Quality()
+    quality = scripts.of_bench.Quality(folder=tmp_path)
     keep_quality(scripts, tmp_path, *of_gemma)
-    gemma = scripts.of_bench.Quality()
+    gemma = scripts.of_bench.Quality(folder=tmp_path)
     words = "two models: 25 to 40 % at 1 (of a alone), 8 to 40 % at 4 (of a alone)."
     assert words in scripts.of_bench.quality_in_short(quality, gemma)
     assert "SmolLM2 and on Gemma, by 25 and 40 % at 1, 40 and 8 % at 4" in " ".join(
@@ -399,10 +394,9 @@ def test_the_words_on_quality_say_which_models_and_the_smaller_lead_first(
     )
 
 
-def test_the_share_of_tokens_is_where_the_fvu_is_the_others(scripts, tmp_path, monkeypatch):
+def test_the_share_of_tokens_is_where_the_fvu_is_the_others(scripts, tmp_path):
     """FVU that falls by a third with four times the tokens: a half of them has its square root."""
     ours = [(tokens, "hfsae", "JumpReLU", fvu) for tokens, fvu in ((100, 0.18), (400, 0.12))]
     theirs = [(tokens, "a", "TopK", (0.18 * 0.12) ** 0.5) for tokens in (100, 400)]
-    monkeypatch.setattr(scripts.of_bench, "RESULTS", tmp_path)
     keep_quality(scripts, tmp_path, *ours, *theirs)
-    assert scripts.of_bench.Quality().share_of_tokens(400) == pytest.approx(0.5)
+    assert scripts.of_bench.Quality(folder=tmp_path).share_of_tokens(400) == pytest.approx(0.5)

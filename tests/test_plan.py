@@ -46,15 +46,45 @@ def gemma(name: str) -> AutoModelForCausalLM:
 
 
 @pytest.fixture
-def no_weights(monkeypatch, make_tiny_lm):
+def no_weights(monkeypatch, make_tiny_lm) -> list[str]:
+    """Models are sizes alone, and paces are given; the list has what was measured, each time."""
+    measured: list[str] = []
+
+    def given(name, pace):
+        monkeypatch.setattr(plans, name, lambda *args: measured.append(name) or pace)
+
     def empty_lm(name, **kwargs):
         return gemma(name) if name in SIZES else make_tiny_lm("llama", num_hidden_layers=16)
 
     monkeypatch.setattr(recipes.fields, "empty_lm", empty_lm)
     monkeypatch.setattr(recipes.fields, "check_text", lambda args, side: None)  # it lies on the Hub
-    monkeypatch.setattr(plans, "lm_pace", lambda *args: LMPace(block=1e-3, rest=2e-3, head=5e-3))
-    monkeypatch.setattr(plans, "sae_pace", lambda *args: SAEPace(encode=1e-4, collect=3e-4))
-    monkeypatch.setattr(plans, "step_seconds", lambda *args: 0.5)
+    given("lm_pace", LMPace(block=1e-3, rest=2e-3, head=5e-3))
+    given("sae_pace", SAEPace(encode=1e-4, collect=3e-4))
+    given("step_seconds", 0.5)
+    return measured
+
+
+def test_seconds_are_counts_times_paces(no_weights):
+    """26 blocks, 13 to the site; rows of 1024 tokens with a BOS, which is not kept."""
+    recipe = Recipe(
+        lm=LMArguments(name="google/gemma-2-2b"),
+        saes={"a": {"site": "layers.12"}, "b": {"site": "layers.12"}},
+        sae={"d_sae": 16384},
+        text=TextArguments(context_size=1024),
+        shuffle=ShuffleArguments(passes=2),
+        training=TrainingArguments(n_tokens=4096 * 1000, batch_size=4096),
+        evaluation=EvaluationArguments(n_tokens=10_000),
+        collect_tokens=20_000,
+    )
+    to_site, whole, again = (0.002 + 0.001 * n for n in (13, 26 + 5, 13 + 5))
+    harvest = 4096 * 1000 / 2 * 1024 / 1023 * to_site
+    evaluation = 10_000 * (2 * (whole + 3 * again + to_site) + 2 * 1e-4)
+    examples = 20_000 * (2 * to_site + 2 * 3e-4)
+    expected = harvest + 1000 * 2 * 0.5 + evaluation + examples
+    assert plan(recipe).seconds == pytest.approx(expected, rel=1e-6)
+    recipe.explain_tokens = 10_000
+    named = expected + 10_000 * (2 * to_site + 2 * 1e-4)
+    assert plan(recipe).seconds == pytest.approx(named, rel=1e-6)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -232,10 +262,10 @@ def test_seconds_by_formula_are_operations_and_bytes_over_published_figures(no_w
     assert estimate(recipe, lm, configs, h100).seconds == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_plan_for_a_named_gpu_says_so_and_measures_nothing(no_weights, monkeypatch):
-    monkeypatch.setattr(plans, "lm_pace", lambda *args: pytest.fail("measured"))
+def test_a_plan_for_a_named_gpu_says_so_and_measures_nothing(no_weights):
     recipe = gemma_recipe("google/gemma-2-9b", 2**20, num_processes=2)
     text = "\n".join(plan(recipe, "H100").lines)
+    assert not no_weights
     assert "by formula, not measured: H100 as published (989 TFLOP/s bfloat16" in text
     assert "each GPU" in text and "2 processes: " in text
     assert "of GPU memory needed, but an H100 has 80.0 GB; spread latents over more cards" in text
@@ -255,29 +285,6 @@ def test_what_processes_cannot_share_is_refused(no_weights, training, sentence):
     recipe = gemma_recipe("google/gemma-2-2b", 16385, **training)
     with pytest.raises(ValueError, match=sentence):
         plan(recipe, "H100")
-
-
-def test_seconds_are_counts_times_paces(no_weights):
-    """26 blocks, 13 to the site; rows of 1024 tokens with a BOS, which is not kept."""
-    recipe = Recipe(
-        lm=LMArguments(name="google/gemma-2-2b"),
-        saes={"a": {"site": "layers.12"}, "b": {"site": "layers.12"}},
-        sae={"d_sae": 16384},
-        text=TextArguments(context_size=1024),
-        shuffle=ShuffleArguments(passes=2),
-        training=TrainingArguments(n_tokens=4096 * 1000, batch_size=4096),
-        evaluation=EvaluationArguments(n_tokens=10_000),
-        collect_tokens=20_000,
-    )
-    to_site, whole, again = (0.002 + 0.001 * n for n in (13, 26 + 5, 13 + 5))
-    harvest = 4096 * 1000 / 2 * 1024 / 1023 * to_site
-    evaluation = 10_000 * (2 * (whole + 3 * again + to_site) + 2 * 1e-4)
-    examples = 20_000 * (2 * to_site + 2 * 3e-4)
-    expected = harvest + 1000 * 2 * 0.5 + evaluation + examples
-    assert plan(recipe).seconds == pytest.approx(expected, rel=1e-6)
-    recipe.explain_tokens = 10_000
-    named = expected + 10_000 * (2 * to_site + 2 * 1e-4)
-    assert plan(recipe).seconds == pytest.approx(named, rel=1e-6)
 
 
 @pytest.mark.parametrize(("gigabytes", "expected"), [(10_000.0, 2 * 2304e9), (50.0, 50e9)])
@@ -360,13 +367,10 @@ def test_memory_that_something_else_takes_is_what_to_lower(no_weights, small_mac
         footprint.check_memory(recipe, *recipes.check(recipe), CPU)
 
 
-def test_a_plan_of_what_cannot_fit_has_a_note_and_measures_nothing(
-    no_weights, small_machine, monkeypatch
-):
-    monkeypatch.setattr(plans, "step_seconds", lambda *args: pytest.fail("measured"))
+def test_a_plan_of_what_cannot_fit_has_a_note_and_measures_nothing(no_weights, small_machine):
     text = "\n".join(plan(small_recipe(2**27)).lines)
     assert "note            about " in text and "lower sae.d_sae: 32,768 instead of" in text
-    assert "time            not measured: not enough memory" in text
+    assert "time            not measured: not enough memory" in text and not no_weights
 
 
 @pytest.mark.parametrize("d_sae", [10**18, 10**30])
@@ -376,14 +380,12 @@ def test_latents_beyond_counting_are_one_sentence(no_weights, d_sae):
         plan(recipe)
 
 
-def test_what_a_recipe_lacks_is_found_before_its_model_is_looked_for(monkeypatch):
-    monkeypatch.setattr(
-        recipes.fields, "empty_lm", lambda *args, **kwargs: pytest.fail("looked for")
-    )
+def test_what_a_recipe_lacks_is_found_before_its_model_is_looked_for():
+    lm = LMArguments("no/such-model")
     with pytest.raises(ValueError, match=r"names no site; name a recipe file, or give sae\.site"):
-        plan(Recipe())
+        plan(Recipe(lm=lm))
     with pytest.raises(ValueError, match="gives no d_sae"):
-        plan(Recipe(sae={"site": "layers.0"}))
+        plan(Recipe(lm=lm, sae={"site": "layers.0"}))
 
 
 def test_tables_of_examples_are_counted_up_to_what_fires(no_weights):

@@ -42,6 +42,33 @@ def store(latents: list[tuple[float, list[str]]]) -> FeatureStore:
     return FeatureStore(pa.table(columns), pyarrow.dataset.dataset(pa.Table.from_pylist(rows)), {})
 
 
+@pytest.fixture
+def model(make_tiny_lm, tiny_tokenizer):
+    lm = make_tiny_lm("llama")
+    config = hfsae.JumpReLUSAEConfig(d_in=16, d_sae=24, site="layers.1", initial_threshold=0.5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        sae = hfsae.JumpReLUSAE(config).requires_grad_(False)
+    text = hfsae.TextArguments(dataset=["the sea " * 40], context_size=32, held_out_fraction=0.0)
+    rows = hfsae.PackedRows(tiny_tokenizer, text, "train", rows=4)
+    collected = CollectArguments(top=2, quantiles=1, per_quantile=1, reservoir=4, window=4)
+    features = hfsae.collect(lm, sae, rows, collected, tokenizer=tiny_tokenizer)
+    return Model(lm, tiny_tokenizer, sae, features)
+
+
+def test_a_search_tries_each_candidate_at_each_prompt(model):
+    firing, lines = model.store.pick(1, max_density=1.0)[0], []
+    found = find_presets(model, {firing: "seas"}, ARGS, lines.append)
+    tried = [a for a in found.attempts if a.candidate.latent == firing]
+    assert sorted(a.prompt for a in tried) == sorted(PROMPTS)
+    assert {a.candidate.strength for a in tried} <= {*ARGS.strengths}
+    assert all(a.kl > 0 and 0 <= a.n_seeds <= 3 for a in found.attempts)
+    assert f"| {firing} | seas |" in table(found) and lines
+    kept = ARGS._replace(max_kl=1e9, max_repetition=1.0)
+    for preset in find_presets(model, {firing: "seas"}, kept, lines.append).presets:
+        assert preset["name"] == "seas" and preset["plain"] != preset["steered"]
+
+
 def test_candidates_fire_on_few_words_of_content_or_have_a_label():
     latents = [
         (1e-3, [" war", " War", "s", " battle"]),
@@ -77,20 +104,6 @@ def test_what_people_wrote_is_kept_and_what_was_found_before_is_replaced(tmp_pat
     ]
 
 
-@pytest.fixture
-def model(make_tiny_lm, tiny_tokenizer):
-    lm = make_tiny_lm("llama")
-    config = hfsae.JumpReLUSAEConfig(d_in=16, d_sae=24, site="layers.1", initial_threshold=0.5)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        sae = hfsae.JumpReLUSAE(config).requires_grad_(False)
-    text = hfsae.TextArguments(dataset=["the sea " * 40], context_size=32, held_out_fraction=0.0)
-    rows = hfsae.PackedRows(tiny_tokenizer, text, "train", rows=4)
-    collected = CollectArguments(top=2, quantiles=1, per_quantile=1, reservoir=4, window=4)
-    features = hfsae.collect(lm, sae, rows, collected, tokenizer=tiny_tokenizer)
-    return Model(lm, tiny_tokenizer, sae, features)
-
-
 def test_in_a_batch_each_row_has_a_latent_of_its_own(model):
     """As by `hfsae.steer`, row by row."""
     ids = torch.tensor([model.ids(PROMPTS[0])])
@@ -121,19 +134,6 @@ def test_without_time_left_nothing_is_tried(model):
     assert found == ([], [])
     with pytest.raises(ValueError, match="max_seconds is 0; it must be larger than 0"):
         find_presets(model, {}, ARGS._replace(max_seconds=0))
-
-
-def test_a_search_tries_each_candidate_at_each_prompt(model):
-    firing, lines = model.store.pick(1, max_density=1.0)[0], []
-    found = find_presets(model, {firing: "seas"}, ARGS, lines.append)
-    tried = [a for a in found.attempts if a.candidate.latent == firing]
-    assert sorted(a.prompt for a in tried) == sorted(PROMPTS)
-    assert {a.candidate.strength for a in tried} <= {*ARGS.strengths}
-    assert all(a.kl > 0 and 0 <= a.n_seeds <= 3 for a in found.attempts)
-    assert f"| {firing} | seas |" in table(found) and lines
-    kept = ARGS._replace(max_kl=1e9, max_repetition=1.0)
-    for preset in find_presets(model, {firing: "seas"}, kept, lines.append).presets:
-        assert preset["name"] == "seas" and preset["plain"] != preset["steered"]
 
 
 def test_features_and_labels_of_other_weights_are_refused_before_a_model_loads(tmp_path, capsys):

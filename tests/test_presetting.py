@@ -10,12 +10,8 @@ from hfsae.recipe import run
 from .tiny import tiny_recipe
 
 TEXTS = [f"the sea and ship {i} " * 40 for i in range(30)]
+pytestmark = pytest.mark.usefixtures("no_figures")
 TEXT = TextArguments(dataset=TEXTS, context_size=64, held_out_fraction=0.3)
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    monkeypatch.setattr("hfsae.cards.figures.draw", lambda folder: None)
 
 
 def test_a_run_looks_for_presets_once_and_says_what_it_found(tmp_path, loads, caplog):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,9 +24,10 @@ from hfsae.machine.processor import (
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("block", [2**24, 1000])
-def test_products_are_the_nearest_in_bfloat16_with_gradients_of_its_dtype(monkeypatch, bias, block):
+def test_products_are_the_nearest_in_bfloat16_with_gradients_of_its_dtype(
+    without_bfloat16, monkeypatch, bias, block
+):
     monkeypatch.setattr(hfsae.machine.processor, "_BLOCK", block)
-    monkeypatch.setattr(hfsae.machine.processor, "multiplies_bfloat16", lambda device: False)
     torch.manual_seed(0)
     layer = nn.Linear(64, 48, bias=bias, dtype=torch.bfloat16)
     x = torch.randn(5, 64, dtype=torch.bfloat16, requires_grad=True)
@@ -43,8 +45,7 @@ def test_products_are_the_nearest_in_bfloat16_with_gradients_of_its_dtype(monkey
     )
 
 
-def test_other_dtypes_and_special_layers_are_left_alone(monkeypatch):
-    monkeypatch.setattr(hfsae.machine.processor, "multiplies_bfloat16", lambda device: False)
+def test_other_dtypes_and_special_layers_are_left_alone(without_bfloat16):
     torch.manual_seed(0)
 
     class Special(nn.Linear):
@@ -141,10 +142,10 @@ def test_memory_does_not_grow_with_each_new_length_of_a_text():
     assert growth("keep") < by_default / 5
 
 
-def test_how_many_kernels_are_kept_is_what_the_environment_says(monkeypatch):
-    monkeypatch.setattr(os, "environ", {"LRU_CACHE_CAPACITY": "7"})
-    kernels.keep_few_kernels()
-    assert os.environ == {"LRU_CACHE_CAPACITY": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+def test_how_many_kernels_are_kept_is_what_the_environment_says():
+    with patch.dict(os.environ, {"LRU_CACHE_CAPACITY": "7"}, clear=True):
+        kernels.keep_few_kernels()
+        assert os.environ == {"LRU_CACHE_CAPACITY": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
 
 
 def test_memory_is_what_the_machine_and_its_control_groups_leave(tmp_path):

@@ -13,10 +13,7 @@ from hfsae.training import TrainingArguments
 
 from .tiny import tiny_recipe
 
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    monkeypatch.setattr("hfsae.cards.figures.draw", lambda folder: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def test_what_a_recipe_leaves_to_the_training_follows_its_length_and_given_numbers_stand():

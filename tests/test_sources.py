@@ -43,22 +43,22 @@ def texts() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_lm, tiny_tokenizer) -> Path:
+def trained(tmp_path_factory, no_figures, tiny_lm, tiny_tokenizer) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("run") / "sae"
     text = TextArguments(dataset=texts(), context_size=64, held_out_fraction=0.6)
     recipe = tiny_recipe(folder, text=text, sae={"d_sae": D_SAE}, collect_tokens=0)
     with pytest.MonkeyPatch.context() as patch:
         every_lm_is(tiny_lm, tiny_tokenizer, patch)
-        patch.setattr("hfsae.cards.figures.draw", lambda folder: None)
         run(recipe)
     return folder
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """The working folder, with a text and with tasks for probes."""
+    """The working folder, with a text and with tasks for probes; presets have one prompt."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hfsae.presets.search.PROMPTS", ("abc",))
     documents = "".join(json.dumps({"text": text}) + "\n" for text in texts())
     Path("my.jsonl").write_text(documents)
     rows = [
@@ -107,7 +107,6 @@ def test_an_sae_of_another_library_goes_through_every_verb(
     assert made["text"]["dataset"] == "./my.jsonl" and made["weights_sha256"] == weights_hash(out)
     assert read_json(out / "probing.json")["lm"]["model_name"] == "tiny/gemma"
     assert read_json(out / "evaluation.json")["probing"] and "## Names" in _card(out)
-    monkeypatch.setattr("hfsae.presets.search.PROMPTS", ("abc",))
     write_label(out, hfsae.FeatureStore.load(out).pick(1, max_density=1.0)[0], "a label")
     assert main(["presets", *which, *FEW["presets"]]) == 0
     study = ["--output_dir", "study", *FEW["study"]]
@@ -155,7 +154,6 @@ def test_an_sae_in_a_repository_goes_through_every_verb_and_again_without_a_conn
     assert main(["collect", *which, *fields, *OF_TEXT, *FEW["collect"]]) == 0
     said = capsys.readouterr().out
     assert f"collect: tiny/gemma reads my.jsonl; results go to {out}" in said
-    monkeypatch.setattr("hfsae.presets.search.PROMPTS", ("abc",))
     write_label(out, hfsae.FeatureStore.load(out).pick(1, max_density=1.0)[0], "a label")
     verbs = {verb: [verb, *which, *FEW[verb]] for verb in ("evaluate", "explain", "probe")}
     verbs |= {"presets": ["presets", *which, *FEW["presets"]]}

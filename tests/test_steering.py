@@ -10,7 +10,6 @@ from functools import partial
 from inspect import signature
 
 import gguf
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -487,10 +486,8 @@ def test_a_task_is_not_steered_by_another_that_waits_in_its_block(tiny_lm: PreTr
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence_before_any_hook(
-    tiny_lm: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, edits, options, sentence: str
+    tiny_lm: PreTrainedModel, as_for_users, edits, options, sentence: str
 ):
-    # as for users: without the type checks of the tests, which would come first
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     before = n_hooks(tiny_lm)
     with pytest.raises(ValueError, match=sentence) as error:
         steer(tiny_lm, make_sae(), edits, **options).__enter__()
@@ -498,14 +495,12 @@ def test_what_cannot_be_is_refused_in_a_sentence_before_any_hook(
 
 
 @pytest.mark.parametrize("wrong", [5, "runs/quickstart", [5]])
-def test_what_is_no_sae_is_refused_in_a_sentence(tiny_lm: PreTrainedModel, monkeypatch, wrong):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_what_is_no_sae_is_refused_in_a_sentence(tiny_lm: PreTrainedModel, as_for_users, wrong):
     with pytest.raises(ValueError, match=r"^sae is .*; pass an SAE, such as hfsae\.load\(folder"):
         steer(tiny_lm, wrong, {3: 1.0}).__enter__()
 
 
-def test_a_compiled_sae_steers_as_the_plain_one(tiny_lm: PreTrainedModel, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it is of another class
+def test_a_compiled_sae_steers_as_the_plain_one(tiny_lm: PreTrainedModel, as_for_users):
     sae, logits = make_sae(), []
     compiled, edits = torch.compile(sae), {3: 6.0}
     for one, its_edits in ((sae, edits), (compiled, edits), ([compiled], [edits])):

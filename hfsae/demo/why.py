@@ -93,10 +93,10 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
         "n_latents": len(effects.latents),
         **_sum(effects, n),
     }
-    return {"sentence": _sentence(view), **view}
+    return {"sentence": summary(view), **view}
 
 
-def _sentence(view: Json) -> str:
+def summary(view: Json) -> str:
     """The latents that speak most for the target, and against it; by measure where there is one."""
     contrast, rows = view["contrast"], view["rows"]
     target = cited(view["target"]["token"].strip())

@@ -49,7 +49,7 @@ def report_of(
     parts = ["# Names for latents", _about(record), _headline(means)]
     if judged:
         parts.append(_judge(record))
-        parts += [f"**{result.name}**: {_verdict(result)}." for result in judged]
+        parts += [f"**{result.name}**: {verdict_of(result)}." for result in judged]
     for weighting, title in _TITLES.items():
         parts += [f"## {title}", _table(means[weighting])]
         if judged:
@@ -100,7 +100,7 @@ def _judge(record: Mapping[str, Any]) -> str:
     return f"{'; '.join(parts)}."
 
 
-def _verdict(result: Judged) -> str:
+def verdict_of(result: Judged) -> str:
     """What a score shows: the headline, or why there is none."""
     difference = result.means["uniform"][result.metric]["difference"]
     other = "another latent's" if result.control == "shuffled" else "random directions'"

@@ -259,7 +259,7 @@ def _examples_table(
         "position": position,
         "activation": peak,
         "firing": np.minimum(position, args.window),
-        "tokens": _window_texts(tokenizer, ids, inside, position.clip(max=args.window)),
+        "tokens": window_texts(tokenizer, ids, inside, position.clip(max=args.window)),
         "token_ids": _lists(ids, inside),
         "activations": _lists(around, inside),
     }
@@ -313,7 +313,7 @@ def _lists(
     return pa.ListArray.from_arrays(offsets, flat)
 
 
-def _window_texts(
+def window_texts(
     tokenizer: PreTrainedTokenizerBase, ids: np.ndarray, inside: np.ndarray, firing: np.ndarray
 ) -> "pyarrow.ListArray":
     """The texts of windows of tokens, [windows, width], a list each, that join to readable text.

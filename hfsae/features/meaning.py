@@ -45,7 +45,7 @@ class Meaning:
         names: Mapping[int, str],
     ) -> None:
         self._table, self._ids_of = table.detach(), ids_of
-        self._mean, self._common = _of_all(self._table)
+        self._mean, self._common = common_directions(self._table)
         self._words: dict[str, Tensor | None] = {}
         rows = [*self._of_tokens(store), *self._of_names(names)]
         self._latents = [latent for latent, _ in rows]
@@ -135,7 +135,7 @@ def _is_word(word: str) -> bool:
 
 
 @torch.no_grad()
-def _of_all(table: Float[Tensor, "vocabulary d"]) -> tuple[Tensor, Tensor]:
+def common_directions(table: Float[Tensor, "vocabulary d"]) -> tuple[Tensor, Tensor]:
     """The mean of the vectors, and the directions [d, N_COMMON] in which most of them vary."""
     every = max(1, len(table) // _SAMPLE)
     sample = table[::every].float().cpu()

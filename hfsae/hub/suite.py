@@ -264,8 +264,8 @@ def _refuse_another(
     trained_at = _LAYER.search(site) if isinstance(site, str) else None
     if layer is not None and trained_at and int(trained_at[1]) != layer:
         raise Refused(f"{where} was trained at {site}, not at layer {layer}")
-    if width is not None and isinstance(d_sae, int) and d_sae != _width(width):
-        raise Refused(f"{where} has {d_sae:,} latents, not {_width(width):,}")
+    if width is not None and isinstance(d_sae, int) and d_sae != width_of(width):
+        raise Refused(f"{where} has {d_sae:,} latents, not {width_of(width):,}")
 
 
 def _list(
@@ -321,7 +321,7 @@ def _entries(paths: list[str]) -> list[SAEEntry]:
                 path,
                 format_name,
                 int(layer[1]) if layer else None,
-                _width(f"{width[1]}{width[2]}") if width else None,
+                width_of(f"{width[1]}{width[2]}") if width else None,
                 (l0[1] if l0[1].isalpha() else float(l0[1])) if l0 else None,
             )
         )
@@ -332,7 +332,12 @@ def _parts(path: str) -> list[str]:
     return re.split(r"(\d+)", path)
 
 
-def _width(text: str | int) -> int:
+def width_of(text: str | int) -> int:
+    """The number of latents that a width names: 16,384 for "16k", "16384" and 16384.
+
+    Raises:
+        ValueError: it is written in another way.
+    """
     parts = re.fullmatch(r"(\d+)([km]?)", str(text).lower())
     if parts is None:
         raise Refused(f"width must be written as '16k' or 16384, got {text!r}")
@@ -370,7 +375,7 @@ def _pick(
         e
         for e in inside
         if layer in (None, e.layer)
-        and (width is None or e.width == _width(width))
+        and (width is None or e.width == width_of(width))
         and (not isinstance(l0, str) or e.l0 == l0)
     ]
     choice = {"subfolder": subfolder or None, "layer": layer, "width": width, "l0": l0}

@@ -155,7 +155,7 @@ def _uniformity(
     results = {}
     for name, sae in saes.items():
         bos = getattr(sae.config, "bos", None) != "none"
-        ids = _packed(loaded.tokenizer, texts, args.max_tokens, bos=bos, seed=args.seed)
+        ids = packed_rows(loaded.tokenizer, texts, args.max_tokens, bos=bos, seed=args.seed)
         own = _evenness(loaded.lm, sae, ids, args)
         untrained = _untrained(loaded.lm, sae, ids, args.seed, norm_limits)
         results[name] = {
@@ -194,7 +194,7 @@ _ABOUT_UNIFORMITY = (
 )
 
 
-def _packed(
+def packed_rows(
     tokenizer: Any, texts: Sequence[str], width: int, *, bos: bool, seed: int
 ) -> torch.Tensor:
     """[rows, width] tokens of texts in random order, behind a BOS token in each row."""

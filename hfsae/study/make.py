@@ -213,11 +213,11 @@ class _Pages:
         tokens, _, _, values = spelt(self.reading, window, self.tokenizer, activations)
         shares = np.array(values) / highest
         strengths = np.ceil(np.clip(shares, 0, 1) * 3).astype(int).tolist()
-        marks = "".join(map(str, _visible(tokens, strengths)))
-        return Shown([_plain(token) for token in tokens], marks)
+        marks = "".join(map(str, visible_marks(tokens, strengths)))
+        return Shown([shown_token(token) for token in tokens], marks)
 
 
-def _visible(tokens: Sequence[str], strengths: Sequence[int]) -> list[int]:
+def visible_marks(tokens: Sequence[str], strengths: Sequence[int]) -> list[int]:
     """Strengths of marks, with those of tokens without text (later parts of a character that
     several tokens spell) at the token before that has it."""
     marks, at = [0] * len(tokens), 0
@@ -227,7 +227,7 @@ def _visible(tokens: Sequence[str], strengths: Sequence[int]) -> list[int]:
     return marks
 
 
-def _plain(token: str) -> str:
+def shown_token(token: str) -> str:
     """A token as it is shown: any blank but a line end is a space."""
     blanks = "".join(" " if c.isspace() and c != "\n" else c for c in token)
     return printable(blanks)[:_LONGEST]

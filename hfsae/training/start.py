@@ -75,7 +75,7 @@ def _turn_to_data_(
             f"training.init_decoder_data=1 takes {d_sae} tokens from a sample, which has {len(x)}, "
             "and equal latents would stay equal; give less than 1"
         )
-    columns, rows = _first_directions_(x, target, d_sae, args)
+    columns, rows = first_directions_(x, target, d_sae, args)
     for weight, turn in ((sae.W_dec, rows), (sae.W_enc.T, columns)):
         weight = weight.detach()
         start = whole(weight)
@@ -84,7 +84,7 @@ def _turn_to_data_(
         local(weight).copy_(part(norms * turned, like=weight))
 
 
-def _first_directions_(
+def first_directions_(
     x: Float[Tensor, "n d_in"], target: Float[Tensor, "n d_out"], n: int, args: TrainingArguments
 ) -> tuple[Float[Tensor, "n_latents d_in"], Float[Tensor, "n_latents d_out"]]:
     """Unit directions of tokens or clusters, for encoder columns and decoder rows."""

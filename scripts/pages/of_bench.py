@@ -41,8 +41,8 @@ def claims() -> Iterator[Claim]:
     yield Claim(PAGE, QUALITY, "the more tokens, the smaller the lead", falls)
 
 
-def runs_of(name: str) -> list[Json]:
-    return read_json(RESULTS / f"{name}.json")["runs"]
+def runs_of(name: str, folder: Path = RESULTS) -> list[Json]:
+    return read_json(folder / f"{name}.json")["runs"]
 
 
 class Steps:
@@ -228,10 +228,10 @@ class Quality:
     """The sides of quality.json, of a recipe's model; of a variant with and without centred input
     the better."""
 
-    def __init__(self, recipe: str = "quickstart") -> None:
+    def __init__(self, recipe: str = "quickstart", folder: Path = RESULTS) -> None:
         self.sides: dict[int, list[Side]] = {}
         """by tokens, the best first"""
-        for run in runs_of("quality"):
+        for run in runs_of("quality", folder):
             if run["recipe"] == recipe and run["passes"] == 1 and not run.get("has_start"):
                 self.sides.setdefault(run["tokens"], []).append(_side(run))
         for budget, sides in self.sides.items():

@@ -22,7 +22,7 @@ def results(name: str) -> Json:
 def told() -> Iterator[Told]:
     for page, section, texts in (
         (NAMES, "Names for latents", (*judged(), *redrawn())),
-        (PROBING, "Probing", (*probed(), *letters(), *evenness())),
+        (PROBING, "Probing", (*probed(), *letters(results("probing_drawn")), *evenness())),
         (PROBING, "Beyond the training text", on_texts()),
         (f"{RECIPES}/short_runs.md", "Short runs", papers_method()),
         (LATENTS, "Do latents tell texts apart?", probed_arms()),
@@ -233,8 +233,8 @@ def arm_claims() -> Iterator[tuple[str, bool]]:
     yield words, all(arm["auc"]["all"][0] < ceiling for arm in arms.values())
 
 
-def letters() -> Iterator[str]:
-    made = results("probing_drawn").get("absorption")
+def letters(probing: Json) -> Iterator[str]:
+    made = probing.get("absorption")
     if made is None:
         raise ValueError("probing_drawn.json has no figures of absorption, which the page tells")
     yield (

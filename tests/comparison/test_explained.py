@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from hfsae.activations import TextArguments
-from hfsae.cards import figures
 from hfsae.cli.recipes import with_explanations
 from hfsae.comparison import Comparison, InterpretArguments, compare
 from hfsae.comparison.explained import Explained, read_explained
@@ -42,11 +41,10 @@ def tiny_comparison(folder, explain=EXPLAIN) -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def explained(tmp_path_factory, tiny_lm, tiny_tokenizer):
+def explained(tmp_path_factory, no_figures, tiny_lm, tiny_tokenizer):
     """The folder of a comparison with explanations, and how often a language model was loaded."""
     folder = tmp_path_factory.mktemp("explained")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(figures, "draw", lambda folder: None)
         loads = every_lm_is(tiny_lm, tiny_tokenizer, monkeypatch)
         compare(tiny_comparison(folder), command="hfsae compare x.yaml --explain")
     return folder, len(loads)

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from hfsae.cards import figures
 from hfsae.comparison import CausalArguments, Comparison, compare
 from hfsae.machine import processor
 from hfsae.machine.files import read_tensors, write_tensors
@@ -23,13 +22,7 @@ from ..helpers import held_elsewhere
 from ..probed import probing_record
 from ..tiny import tiny_fields
 
-
-@pytest.fixture(autouse=True)
-def _no_figures_of_single_saes(monkeypatch):
-    """They take half of the time here, and tests/test_figures.py has them."""
-    monkeypatch.setattr(figures, "draw", lambda folder: None)
-
-
+pytestmark = pytest.mark.usefixtures("no_figures")
 ARMS = {
     "jumprelu": {"title": "JumpReLU", "sweep": {"target_l0": [3, 6]}},
     "topk": {
@@ -47,11 +40,10 @@ def tiny_comparison(folder, **fields) -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_lm, tiny_tokenizer) -> tuple[Path, list[str]]:
+def trained(tmp_path_factory, no_figures, tiny_lm, tiny_tokenizer) -> tuple[Path, list[str]]:
     """A whole comparison's folder, and the names of the language models that it loaded."""
     folder = tmp_path_factory.mktemp("trained") / "c"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(figures, "draw", lambda folder: None)
         loads = every_lm_is(tiny_lm, tiny_tokenizer, monkeypatch)
         compare(tiny_comparison(folder), command="hfsae compare x.yaml")
     return folder, loads

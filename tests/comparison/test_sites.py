@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hfsae.cards import figures
-from hfsae.comparison import Comparison, compare, plots
+from hfsae.comparison import Comparison, compare
 from hfsae.comparison.sites import overall
 
 from ..tiny import tiny_fields
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 SITES = ["layers.0", "layers.1.mlp"]
 
 
@@ -26,10 +26,7 @@ def comparison(folder, **fields) -> Comparison:
     )
 
 
-def test_each_site_has_a_report_and_one_stands_above(tmp_path, loads, monkeypatch):
-    monkeypatch.setattr(figures, "draw", lambda folder: None)
-    monkeypatch.setattr(plots, "draw", lambda *args: {})  # the sites' own: test_run.py has them
-    monkeypatch.setattr("hfsae.comparison.report.page_of", lambda text, folder: "")
+def test_each_site_has_a_report_and_one_stands_above(tmp_path, loads):
     report = compare(comparison(tmp_path / "c"), command="hfsae compare x.yaml")
     text = (report / "report.md").read_text()
     assert "# 2 arms at 2 sites" in text and "8 SAEs" not in text and "16 SAEs" in text
@@ -48,10 +45,7 @@ def test_each_site_has_a_report_and_one_stands_above(tmp_path, loads, monkeypatc
     assert (report / "report.md").read_text() == text
 
 
-def test_one_arm_alone_has_no_differences_and_a_report(tmp_path, loads, monkeypatch):
-    monkeypatch.setattr(figures, "draw", lambda folder: None)
-    monkeypatch.setattr(plots, "draw", lambda *args: {})
-    monkeypatch.setattr("hfsae.comparison.report.page_of", lambda text, folder: "")
+def test_one_arm_alone_has_no_differences_and_a_report(tmp_path, loads):
     report = compare(comparison(tmp_path / "c", only=["topk"], seeds=[0]))
     text = (report / "report.md").read_text()
     assert "# topk at 2 sites" in text and "Silent latents" in text

@@ -6,7 +6,6 @@ import shlex
 import pytest
 import yaml
 
-from hfsae.cards import figures
 from hfsae.cli.recipes import parse_comparisons
 from hfsae.comparison import Comparison, compare, compare_together, plots
 from hfsae.comparison.differences import Verdict
@@ -14,20 +13,7 @@ from hfsae.comparison.estimates import Estimate
 
 from ..tiny import tiny_fields
 
-
-@pytest.fixture(autouse=True)
-def _draw_little(monkeypatch):
-    """The reports' own figures are files of a few bytes: test_run.py has the real ones."""
-
-    def draw(folder, *args):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("frontier", "health"):
-            (folder / f"{name}.png").write_bytes(b"a picture")
-        return {}
-
-    monkeypatch.setattr(figures, "draw", lambda folder: None)
-    monkeypatch.setattr(plots, "draw", draw)
-    monkeypatch.setattr(plots, "draw_sites", lambda path, *args: path.write_bytes(b"another"))
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def comparison(folder, **fields) -> Comparison:

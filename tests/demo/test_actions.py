@@ -19,7 +19,7 @@ from hfsae.demo import Choice, open_subject
 from hfsae.demo.act import direction
 from hfsae.demo.actions import Actions
 from hfsae.demo.look import latent_of, weak_match
-from hfsae.demo.pages.health import _overview
+from hfsae.demo.pages.health import overview_panel
 from hfsae.demo.settings import Settings, Steering
 from hfsae.demo.snippet import of_latent, of_texts
 from hfsae.demo.subject import Subject, default_source
@@ -40,6 +40,17 @@ def actions(subject) -> Actions:
 
 def last(stream):
     return list(stream)[-1]
+
+
+def test_inspect_lists_the_latents_of_a_token_and_colours_by_the_first(actions, subject):
+    view = actions.inspect("the cat", token=2)
+    first = view["on_token"][0]
+    assert view["latent"] == first["latent"]
+    assert view["tokens"][2]["activation"] == pytest.approx(first["value"])
+    largest = float(subject.largest()[first["latent"]])
+    assert view["usual_max"] == largest
+    assert view["tokens"][2]["share"] == pytest.approx(min(1, first["value"] / largest))
+    assert view["tokens"][0]["special"] and view["tokens"][0]["activation"] == 0
 
 
 def test_answers_are_json(actions):
@@ -73,17 +84,6 @@ def test_every_variant_opens_and_is_inspected_and_steered(sae_folder, tmp_path, 
     latent = opened.inspect("the cat")["ranking"][0]["latent"]
     assert last(opened.steer("the cat", f"{latent}:30", unit="norm", max_new_tokens=3))["kl"] > 0
     assert opened.why("the cat")["rows"]
-
-
-def test_inspect_lists_the_latents_of_a_token_and_colours_by_the_first(actions, subject):
-    view = actions.inspect("the cat", token=2)
-    first = view["on_token"][0]
-    assert view["latent"] == first["latent"]
-    assert view["tokens"][2]["activation"] == pytest.approx(first["value"])
-    largest = float(subject.largest()[first["latent"]])
-    assert view["usual_max"] == largest
-    assert view["tokens"][2]["share"] == pytest.approx(min(1, first["value"] / largest))
-    assert view["tokens"][0]["special"] and view["tokens"][0]["activation"] == 0
 
 
 def test_what_fires_on_most_text_is_apart_and_labelled_latents_come_first(actions, subject):
@@ -235,18 +235,18 @@ def test_health_tells_metrics_and_histograms(actions, subject):
 
 
 def test_health_has_absorption_and_uniformity_of_an_evaluation_beside_untrained_latents(subject):
-    assert "untrained latents" not in _overview(Actions(subject).health())
+    assert "untrained latents" not in overview_panel(Actions(subject).health())
     probed = copy(subject)
     record = probing_record(is_weak=True)
     probed.evaluation = subject.evaluation | {"probing": extract(record)}
     view = Actions(probed).health()
-    page = _overview(view)
+    page = overview_panel(view)
     assert json.loads(json.dumps(view["probing"])) == view["probing"] == probing_facts(record)
     cells = "<td>0.500, 0.400 to 0.600</td><td>0.050, -0.050 to 0.150</td><td>64 tokens</td>"
     assert f"<td>uniformity of effects</td>{cells}" in page
     assert "no figures, since" in page and "absorption, full" not in page
     probed.evaluation["probing"] = extract(probing_record())
-    page = _overview(Actions(probed).health())
+    page = overview_panel(Actions(probed).health())
     assert page.count("<td>2 letters</td>") == 3 and CAUTION in page
 
 
@@ -559,9 +559,8 @@ def test_on_zero_gpu_every_run_of_a_model_is_one_process_with_a_gpu(subject, mon
     """With a stand-in for the package `spaces`: arguments travel, no call is within another."""
     import pickle
     import sys
+    from importlib.machinery import ModuleSpec
     from types import ModuleType
-
-    from hfsae.demo import actions as module
 
     running = []
 
@@ -578,9 +577,8 @@ def test_on_zero_gpu_every_run_of_a_model_is_one_process_with_a_gpu(subject, mon
         return called
 
     spaces = ModuleType("spaces")
-    spaces.GPU = gpu
+    spaces.GPU, spaces.__spec__ = gpu, ModuleSpec("spaces", None)
     monkeypatch.setitem(sys.modules, "spaces", spaces)
-    monkeypatch.setattr(module, "on_zero_gpu", lambda: True)
     there = Actions(subject)
     there.inspect("the cat"), there.compare_prompts("a", "b"), there.try_text(3, "the")
     there.search("e", "promotes"), there.next_tokens("the"), there.why("the c")

@@ -10,9 +10,9 @@ import hfsae
 from hfsae.demo import Choice, Subject, address, open_subject
 from hfsae.demo.actions import Actions
 from hfsae.demo.app import build
-from hfsae.demo.pages.why import EXAMPLES, WhyPage, _effects
+from hfsae.demo.pages.why import EXAMPLES, WhyPage, effects_panel
 from hfsae.demo.reading import token_id
-from hfsae.demo.why import ALONE, _sentence, disagreement, spelling
+from hfsae.demo.why import ALONE, disagreement, spelling, summary
 
 PARTS = ("shown", "others", "error", "bias", "rest")
 
@@ -73,14 +73,14 @@ def test_one_sentence_says_what_speaks_for_it_and_what_against(actions):
         {**row, "latent": 3, "value": -0.2, "auto": "ships", "source": "lm"},
         {**row, "latent": 4, "value": 0.3},
     ]
-    assert _sentence({**view, "rows": rows}) == (
+    assert summary({**view, "rows": rows}) == (
         "What speaks most for “a” rather than “o”: latent 2 (fires on “a”) on “c”, +0.90, and "
         "latent 1 (the sea) on “c”, +0.50; against: latent 3 (ships) on “c”, -0.20."
     )
-    assert _sentence({**view, "rows": rows[2:3], "contrast": None}) == (
+    assert summary({**view, "rows": rows[2:3], "contrast": None}) == (
         "Hardly any latent speaks for “a”; against: latent 3 (ships) on “c”, -0.20."
     )
-    assert f"<p>{view['sentence']}</p>" in _effects(view)
+    assert f"<p>{view['sentence']}</p>" in effects_panel(view)
 
 
 def test_the_exact_copy_of_a_model_gives_no_warning_of_its_dtype(sae_folder, recwarn):
@@ -102,7 +102,7 @@ def test_where_a_link_opens_it_the_sign_of_work_is_not_that_which_its_tab_hides(
 
 
 def test_the_figures_as_they_are_shown_add_up_to_the_last_digit(actions):
-    text = _effects(actions.why("the c", target="a"))
+    text = effects_panel(actions.why("the c", target="a"))
     line, column = text.split('<ol class="hf-rows hf-effects">')
     *parts, total = [float(n) for n in re.findall(r"<b>=? ?([+-]?[\d.]+)</b>", line)]
     assert len(parts) == 5 and round(sum(parts), 2) == total
@@ -128,7 +128,7 @@ def test_a_row_says_where_estimate_and_measurement_differ(actions, estimate, mea
     assert disagreement(estimate, measured) == words
     view = actions.why("the c")
     view["rows"] = [view["rows"][0] | {"value": estimate, "ablation": measured}]
-    shown = _effects(view)
+    shown = effects_panel(view)
     assert ("trust the measured one" in shown) == bool(words)
     assert re.findall(r'class="hf-differs">(.*?)<', shown) == ([words] if words else [])
 

@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hfsae.cards.probing import _about_absorption, _absorption
+from hfsae.cards.probing import probing_facts
 from hfsae.evaluation.probing import ProbeArguments
 from hfsae.evaluation.probing import words as reading
 from hfsae.evaluation.probing.absorption import (
@@ -23,7 +23,7 @@ from hfsae.evaluation.probing.absorption import (
     main_latents,
     truth_of,
 )
-from hfsae.evaluation.probing.letters import _unfit, first_letters
+from hfsae.evaluation.probing.letters import first_letters
 from hfsae.evaluation.probing.words import LETTERS, Words, read_words, words_of
 from hfsae.evaluation.untrained import Untrained
 from hfsae.machine.refused import Refused
@@ -33,6 +33,7 @@ from .planted_letters import PARTIAL, PURE, SPLIT, planted
 
 PARTLY = 0.25 * 0.5**0.5 / (0.5**0.5 + 0.2)
 """One word in four; an absorbing latent's cosine with the letter is about the root of a half."""
+NO_TASKS = {"means": [], "tasks": {}, "tasks_of": "none"}
 SAEBENCH = json.loads((Path(__file__).parent / "saebench_absorption.json").read_text())
 
 
@@ -195,12 +196,12 @@ def test_untrained_latents_stand_beside_an_sae_and_hold_no_letter(record):
     own, control = record["rows"]
     assert (control["features"], control["of"]) == ("untrained", "own")
     assert own["f1_of_main"][0] > control["f1_of_main"][0] + 0.2
-    whole = {"absorption": record, "sae": "own"}
-    full, *_ = _absorption(whole)
+    facts = probing_facts({**NO_TASKS, "absorption": record, "sae": "own"})
+    full, *_ = facts["measures"]
     assert full["over"] == "26 letters"
     shown = [full[key].partition(",")[0] for key in ("own", "untrained")]
     assert shown == [f"{row['full'][0]:.3f}" for row in (own, control)]
-    (line,) = _about_absorption(whole)
+    (line,) = facts["notes"]
     assert "Small language models" in line
 
 
@@ -211,15 +212,16 @@ def test_a_probe_that_knows_too_few_letters_gives_a_sentence_and_no_figures(of, 
     assert "0 of 26 letters" in row["refused"]
     assert "too weak a baseline for latents; more words" in row["refused"]
     assert "full" not in row
-    whole = {"absorption": {"rows": [row]}, "sae": "own"}
-    (line,) = _about_absorption(whole)
-    assert not [*_absorption(whole)]
+    facts = probing_facts({**NO_TASKS, "absorption": {"rows": [row]}, "sae": "own"})
+    (line,) = facts["notes"]
+    assert not facts["measures"]
     assert line.startswith("First-letter absorption: no figures")
 
 
-def test_a_transcoder_has_no_absorption(of):
+def test_a_transcoder_has_no_absorption(of, words):
     sae = an_sae(of, target_site="elsewhere", d_out=of.W_dec.shape[1])
-    assert "transcoder" in str(_unfit(sae)) and _unfit(an_sae(of)) is None
+    (row,) = first_letters(words, {"own": sae}, "untrained", {}, mean)["rows"]
+    assert "latents of a transcoder" in row["refused"] and "full" not in row
 
 
 @pytest.fixture(scope="module")

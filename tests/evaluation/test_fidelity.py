@@ -67,31 +67,6 @@ def batches(tiny_lm):
     return token_batches(tiny_lm.config.vocab_size)
 
 
-def test_splicing_an_identity_gives_delta_and_kl_of_exactly_0(tiny_lm, batches):
-    result = evaluate(tiny_lm, StubSAE(), batches, ARGS)
-    for name in ("delta_loss", "kl", "fvu"):
-        m = result.metrics[name]
-        assert (m.value, m.low, m.high) == (0.0, 0.0, 0.0)
-    assert result.metrics["loss_recovered_zero"].value == 1.0
-    assert result.metrics["loss_recovered_mean"].value == 1.0
-    assert result.metrics["cosine"].value == pytest.approx(1)
-
-
-def test_zero_as_the_reconstruction_recovers_no_loss_over_zero_ablation(tiny_lm, batches):
-    result = evaluate(tiny_lm, StubSAE(decode=torch.zeros_like), batches, ARGS)
-    assert result.metrics["loss_recovered_zero"].value == 0.0
-    assert result.metrics["ce_spliced"].value == result.metrics["ce_zero"].value
-
-
-def test_the_mean_as_the_reconstruction_has_fvu_1_and_recovers_nothing_over_mean_ablation(
-    tiny_lm, batches
-):
-    mean = mean_activation(tiny_lm, SITE, batches)
-    result = evaluate(tiny_lm, StubSAE(decode=lambda z: mean.to(z).expand_as(z)), batches, ARGS)
-    assert result.metrics["fvu"].value == pytest.approx(1, rel=1e-6)
-    assert result.metrics["loss_recovered_mean"].value == 0.0
-
-
 def by_hand(sae, lm, batches, layer):
     """All arms row by row with hooks of our own and one loop over positions."""
     acts, sums = [], dict.fromkeys(("clean", "spliced", "zero", "mean", "kl", "n"), 0.0)
@@ -151,6 +126,31 @@ def test_every_number_agrees_with_hooks_and_loops_by_hand(tiny_lm, batches, sae)
     for name, value in by_hand(sae, tiny_lm, batches, layer=2).items():
         assert result.metrics[name].value == pytest.approx(value, rel=2e-3, abs=1e-6), name
     assert result.metrics["delta_loss"].value != 0
+
+
+def test_splicing_an_identity_gives_delta_and_kl_of_exactly_0(tiny_lm, batches):
+    result = evaluate(tiny_lm, StubSAE(), batches, ARGS)
+    for name in ("delta_loss", "kl", "fvu"):
+        m = result.metrics[name]
+        assert (m.value, m.low, m.high) == (0.0, 0.0, 0.0)
+    assert result.metrics["loss_recovered_zero"].value == 1.0
+    assert result.metrics["loss_recovered_mean"].value == 1.0
+    assert result.metrics["cosine"].value == pytest.approx(1)
+
+
+def test_zero_as_the_reconstruction_recovers_no_loss_over_zero_ablation(tiny_lm, batches):
+    result = evaluate(tiny_lm, StubSAE(decode=torch.zeros_like), batches, ARGS)
+    assert result.metrics["loss_recovered_zero"].value == 0.0
+    assert result.metrics["ce_spliced"].value == result.metrics["ce_zero"].value
+
+
+def test_the_mean_as_the_reconstruction_has_fvu_1_and_recovers_nothing_over_mean_ablation(
+    tiny_lm, batches
+):
+    mean = mean_activation(tiny_lm, SITE, batches)
+    result = evaluate(tiny_lm, StubSAE(decode=lambda z: mean.to(z).expand_as(z)), batches, ARGS)
+    assert result.metrics["fvu"].value == pytest.approx(1, rel=1e-6)
+    assert result.metrics["loss_recovered_mean"].value == 0.0
 
 
 def test_token_counts_are_of_kept_tokens_and_of_predictions_within_a_document(tiny_lm, batches):

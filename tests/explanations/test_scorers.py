@@ -1,5 +1,7 @@
 """Scores by an oracle judge on planted latents, with controls; what lowers them; failures."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from hfsae.explanations.asking import ScoreArguments, cases_of, judged, prompts_
 from hfsae.explanations.explainers import from_labels
 from hfsae.explanations.judges import Answer
 from hfsae.explanations.protocols import by_protocol, sample_of
-from hfsae.explanations.report import _verdict
+from hfsae.explanations.report import verdict_of
 from hfsae.explanations.scorers import SCORERS, Case
 from hfsae.explanations.verdicts import together
 from hfsae.explanations.windows import ExplainArguments, select
@@ -289,7 +291,7 @@ def test_a_score_at_chance_tells_nothing_though_its_control_lies_below(sampled):
     at_chance = own._replace(value=0.5, low=0.47, high=0.53)
     result.means["uniform"]["auc"]["own"] = at_chance
     assert result.means["uniform"]["auc"]["difference"].low > 0 and not result.tells_apart
-    assert "0.500 [0.470, 0.530] is not above chance, 0.5" in _verdict(result)
+    assert "0.500 [0.470, 0.530] is not above chance, 0.5" in verdict_of(result)
     result.chance = None
     assert result.tells_apart
 
@@ -344,6 +346,6 @@ def test_likelihood_needs_a_model_on_this_machine_and_embedding_its_package(monk
     assert asked.scores == ("likelihood",)
     with pytest.raises(ValueError, match="'likelihood' needs a model on this machine"):
         asked.scorers(Oracle(has_log_likelihood=False))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "wordllama", None)
     with pytest.raises(ValueError, match="needs the package wordllama"):
         ScoreArguments(scores=("embedding",)).scorers(None)

@@ -24,6 +24,23 @@ def named(folder, *options: str) -> list[str]:
     return verb(folder, "--latents", *LATENTS, *options)
 
 
+def test_the_verb_writes_files_that_name_the_weights_and_prints_the_report(folder, loads, capsys):
+    assert main(named(folder)) == 0
+    text = capsys.readouterr().out
+    report = (folder / "features/explanations.md").read_text()
+    assert report.splitlines()[0] == "# Names for latents" and "| pearson |" in text
+    record = json.loads((folder / "features/explanations.json").read_text())
+    table = pq.read_table(folder / "features/explanations.parquet")
+    assert record["weights_sha256"] == weights_hash(folder)
+    assert table.schema.metadata[b"weights_sha256"].decode() == weights_hash(folder)
+    assert table["latent"].to_pylist() == record["latents"]
+    assert len(table) + sum(record["left_out"].values()) == D_SAE
+    assert all(table["explanation"].to_pylist()) and {*table["source"].to_pylist()} == {"template"}
+    scores = record["scores"]["lexical"]["uniform"]["pearson"]
+    assert scores["own"][1] <= scores["own"][0] <= scores["own"][2]
+    assert str(folder) not in json.dumps(record), "no path of this machine"
+
+
 def test_the_plan_is_noted_before_anything_is_explained_or_scored(planted):
     events = []
 
@@ -56,23 +73,6 @@ def test_the_plan_is_noted_before_anything_is_explained_or_scored(planted):
     )
     assert again.record["plan_sha256"] != plan["plan_sha256"]
     assert again.record["scores"]["lexical"]["uniform"]["pearson"]["own"][0] == pytest.approx(1)
-
-
-def test_the_verb_writes_files_that_name_the_weights_and_prints_the_report(folder, loads, capsys):
-    assert main(named(folder)) == 0
-    text = capsys.readouterr().out
-    report = (folder / "features/explanations.md").read_text()
-    assert report.splitlines()[0] == "# Names for latents" and "| pearson |" in text
-    record = json.loads((folder / "features/explanations.json").read_text())
-    table = pq.read_table(folder / "features/explanations.parquet")
-    assert record["weights_sha256"] == weights_hash(folder)
-    assert table.schema.metadata[b"weights_sha256"].decode() == weights_hash(folder)
-    assert table["latent"].to_pylist() == record["latents"]
-    assert len(table) + sum(record["left_out"].values()) == D_SAE
-    assert all(table["explanation"].to_pylist()) and {*table["source"].to_pylist()} == {"template"}
-    scores = record["scores"]["lexical"]["uniform"]["pearson"]
-    assert scores["own"][1] <= scores["own"][0] <= scores["own"][2]
-    assert str(folder) not in json.dumps(record), "no path of this machine"
 
 
 def test_the_same_command_again_reads_nothing_and_other_settings_do(folder, loads, capsys):

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from hfsae.features import CollectArguments, FeatureStore, collect, nearest_rows, token_text
-from hfsae.features.collect import _window_texts
+from hfsae.features.collect import window_texts
 
 
 def run(planted, batches=None, **arguments):
@@ -283,7 +283,7 @@ def test_characters_of_several_tokens_stand_at_one_of_them():
     tokenizer = _tokenizer(["a", "âĢ", "Ķ", "Ã", "©"], decoders.ByteLevel())
     ids = np.array([[0, 1, 2, 3, 4, 3], [2, 0, 0, 0, 1, 2]])
     inside = np.array([[True] * 6, [False, True, True, True, True, True]])
-    texts = _window_texts(tokenizer, ids, inside, firing=np.array([2, 0])).to_pylist()
+    texts = window_texts(tokenizer, ids, inside, firing=np.array([2, 0])).to_pylist()
     assert texts == [["a", "", "—", "é", "", "\ufffd"], ["a", "a", "a", "—", ""]]
-    texts = _window_texts(tokenizer, ids[1:], inside[:1], firing=np.array([5])).to_pylist()
+    texts = window_texts(tokenizer, ids[1:], inside[:1], firing=np.array([5])).to_pylist()
     assert texts == [["\ufffd", "a", "a", "a", "", "—"]]

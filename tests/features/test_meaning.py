@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hfsae.features import FeatureStore
-from hfsae.features.meaning import CHANCE, Meaning, _of_all, words_of
+from hfsae.features.meaning import CHANCE, Meaning, common_directions, words_of
 
 WORDS = ["sea", "ocean", "king", "queen", "even", "ships"]
 D = 256
@@ -68,7 +68,7 @@ def test_of_several_words_a_latent_is_near_to_each():
 def test_the_commonest_directions_are_those_of_the_largest_variance():
     generator = torch.Generator().manual_seed(1)
     table = torch.randn(500, 5, generator=generator) * torch.tensor([1.0, 9.0, 1.0, 4.0, 1.0]) + 3
-    mean, common = _of_all(table)
+    mean, common = common_directions(table)
     assert mean == pytest.approx(table.mean(dim=0), abs=1e-5)
     assert common.abs().argmax(dim=0).tolist() == [3, 1]
 

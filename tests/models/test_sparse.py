@@ -8,7 +8,7 @@ import torch
 
 import hfsae
 from hfsae.models import Schedule
-from hfsae.ops import Workspace, sparse
+from hfsae.ops import Workspace
 
 from ..helpers import SCALE, activations, cases, make
 
@@ -55,12 +55,11 @@ def test_a_sparse_step_has_the_loss_and_gradients_of_a_dense_one(config_class):
         assert_close(found, expected, told=told)
 
 
-def test_a_sparse_step_the_way_of_a_gpu_has_the_gradients_of_a_dense_one(config_class, monkeypatch):
+def test_a_sparse_step_the_way_of_a_gpu_has_the_gradients_of_a_dense_one(config_class, way_of_gpu):
     """On the CPU; with Triton's kernels too where tests/ops/test_sparse.py asks for it."""
     sae, x = make(config_class), activations(16)
     _, expected = gradients(sae, x, schedule=Schedule(0.3, 4.0, DEAD))
-    monkeypatch.setattr(sparse, "as_if_on_gpu", True)
-    monkeypatch.setattr(sparse, "use_triton", os.environ.get("TRITON_INTERPRET") == "1")
+    way_of_gpu(True, os.environ.get("TRITON_INTERPRET") == "1")
     _, found = gradients(sae, x, schedule=Schedule(0.3, 4.0, DEAD), workspace=Workspace())
     assert_close(found, expected)
 
@@ -68,10 +67,10 @@ def test_a_sparse_step_the_way_of_a_gpu_has_the_gradients_of_a_dense_one(config_
 @pytest.mark.gpu
 @pytest.mark.parametrize("use_triton", [True, False])
 def test_on_a_gpu_a_sparse_step_has_the_gradients_of_a_dense_one(
-    config_class, use_triton, monkeypatch
+    config_class, use_triton, way_of_gpu
 ):
     """And repeats to the bit; under autocast too, which would round the dense one's products."""
-    monkeypatch.setattr(sparse, "use_triton", use_triton)
+    way_of_gpu(False, use_triton)
     sae, x = make(config_class).cuda(), activations(300).cuda()
     options = {"schedule": Schedule(0.3, 4.0)}
     _, expected = gradients(sae, x, **options)

@@ -5,19 +5,18 @@ from itertools import product
 import pytest
 import torch
 
-from hfsae.ops import Workspace, screen, screen_batch_top_k, screen_top_k, screening, sparse
+from hfsae.ops import Workspace, screen, screen_batch_top_k, screen_top_k, screening
 
 WAYS = ["bfloat16", "float32", "as_on_a_gpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(params=WAYS, autouse=True)
-def device(request, monkeypatch):
+def device(request, monkeypatch, way_of_gpu):
     """Of tensors. The product is in bfloat16 also where a processor would not take it by itself."""
     low = torch.float32 if request.param == "float32" else torch.bfloat16
     monkeypatch.setattr(screening, "_low_dtype", lambda device: low)
     if request.param == "as_on_a_gpu":  # on the CPU, and without Triton's interpreter
-        monkeypatch.setattr(sparse, "as_if_on_gpu", True)
-        monkeypatch.setattr(sparse, "use_triton", False)
+        way_of_gpu(True, False)
     return torch.device("cuda" if request.param == "cuda" else "cpu")
 
 

@@ -27,10 +27,9 @@ needs_triton = pytest.mark.skipif(
 
 
 @pytest.fixture(params=KERNELS if INTERPRETED else TORCH + KERNELS)
-def device(request, monkeypatch):
+def device(request, way_of_gpu):
     """Of tensors; which loops run over them is set to what the parameter says."""
-    monkeypatch.setattr(sparse, "as_if_on_gpu", request.param != "cpu")
-    monkeypatch.setattr(sparse, "use_triton", request.param in ("interpreted", "triton"))
+    way_of_gpu(request.param != "cpu", request.param in ("interpreted", "triton"))
     device = torch.device("cuda" if request.param in ("cuda", "triton") else "cpu")
     assert (sparse._kernels(torch.zeros(1)) is not None) == sparse.use_triton
     return device
@@ -195,10 +194,12 @@ def test_kernels_compile_for_cards_that_are_not_here(capability, monkeypatch, tm
         assert not any(word in ptx for word in ("atom.", "red.global", "mma.", "tf32"))
 
 
-def test_cpu_tensors_never_go_to_kernels_and_cuda_does_without_triton(monkeypatch, caplog):
+def test_cpu_tensors_never_go_to_kernels_and_cuda_does_without_triton(
+    monkeypatch, way_of_gpu, caplog
+):
     assert sparse._kernels(torch.zeros(1)) is None
-    monkeypatch.setattr(sparse, "as_if_on_gpu", True)
-    monkeypatch.setattr(sparse.importlib.util, "find_spec", lambda name: None)
+    way_of_gpu(True, True)
+    monkeypatch.setitem(sys.modules, "triton", None)
     sparse._has_triton.cache_clear()
     with caplog.at_level(logging.INFO, logger="hfsae.ops.sparse"):
         assert sparse._kernels(torch.zeros(1)) is None

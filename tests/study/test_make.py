@@ -13,7 +13,7 @@ from hfsae.activations import TextArguments
 from hfsae.cli import main
 from hfsae.explanations.reading import Reading, read
 from hfsae.recipe import names_apart, run
-from hfsae.study.make import _plain, _visible, items_of
+from hfsae.study.make import items_of, shown_token, visible_marks
 from hfsae.study.plan import Item, Plan, StudyArguments
 
 from ..conftest import every_lm_is
@@ -94,8 +94,8 @@ def test_no_intruder_s_window_stands_in_an_earlier_item(planted, reading):
 
 
 def test_a_mark_stands_where_a_character_of_several_tokens_does():
-    assert _visible(["a", "é", "", "b", ""], [0, 1, 3, 2, 0]) == [0, 3, 0, 2, 0]
-    assert _plain(" a\xa0b\n\u2009") == " a b↵ "
+    assert visible_marks(["a", "é", "", "b", ""], [0, 1, 3, 2, 0]) == [0, 3, 0, 2, 0]
+    assert shown_token(" a\xa0b\n\u2009") == " a b↵ "
 
 
 def test_too_little_text_is_refused_with_what_would_help(planted, reading):

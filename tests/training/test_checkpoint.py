@@ -1,6 +1,5 @@
 """Checkpoints are whole, or noticed not to be."""
 
-import errno
 import shutil
 
 import pytest
@@ -24,17 +23,10 @@ def test_only_the_newest_are_kept_and_the_newest_is_found(tmp_path):
     assert checkpoint.load_newest(tmp_path) == (tmp_path / "step-00001000.pt", {"step": 1000})
 
 
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), RuntimeError("write")])
-def test_a_full_disk_leaves_earlier_checkpoints_and_no_half_file(tmp_path, monkeypatch, failure):
+def test_a_full_disk_leaves_earlier_checkpoints_and_no_half_file(tmp_path, full_disk):
     checkpoint.save(tmp_path, 1, {"step": 1})
-
-    def half_save(state, file):
-        file.write(b"half")
-        raise failure
-
-    monkeypatch.setattr(torch, "save", half_save)
     with pytest.raises(OSError, match=r"could not write the checkpoint .*step-00000002.*to resume"):
-        checkpoint.save(tmp_path, 2, {"step": 2})
+        checkpoint.save(tmp_path, 2, {"weights": torch.zeros(10_000)})
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.pt"]
 
 

@@ -1,10 +1,12 @@
 """Each way to be stuck, provoked in a real (small) training run, and named with its fix."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModel
 
 from hfsae import BatchTopKSAEConfig, JumpReLUSAE, JumpReLUSAEConfig, ReLUSAEConfig, SAEConfig
@@ -15,13 +17,24 @@ from hfsae.training.readings import leading_share
 from .planted import PlantedStream
 
 
-def sentences(tmp_path, *, sae: dict, **training) -> list[str]:
+class ChangedStream(PlantedStream):
+    """A planted stream whose activations are changed by a function of them and their seed."""
+
+    def __init__(self, change: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+
+    def _make(self, seed: int, n: int) -> dict[str, Tensor]:
+        return {at: self.change(x, seed) for at, x in super()._make(seed, n).items()}
+
+
+def sentences(tmp_path, *, sae: dict, **more) -> list[str]:
     fields = {"d_in": 16, "d_sae": 32, "site": "layers.1", "bandwidth": 0.1} | sae
     fields.setdefault("initial_threshold", 0.05)
-    return said_of(JumpReLUSAEConfig(**fields), tmp_path, **training)
+    return said_of(JumpReLUSAEConfig(**fields), tmp_path, **more)
 
 
-def said_of(config: SAEConfig, tmp_path, **training) -> list[str]:
+def said_of(config: SAEConfig, tmp_path, stream=None, **training) -> list[str]:
     torch.manual_seed(0)
     model = AutoModel.from_config(config)
     defaults = {
@@ -34,7 +47,7 @@ def said_of(config: SAEConfig, tmp_path, **training) -> list[str]:
         "save_steps": 0,
     }
     args = TrainingArguments(output_dir=str(tmp_path), **defaults | training)
-    Trainer(model, PlantedStream(), args).train()
+    Trainer(model, stream or PlantedStream(), args).train()
     lines = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     return [sentence for line in lines for sentence in line.get("health", [])]
 
@@ -92,18 +105,15 @@ def test_a_wrong_scale(tmp_path):
     assert any("leave activation_scale unset" in s for s in found)
 
 
-def test_a_mean_that_carries_most_of_the_norm(tmp_path, monkeypatch):
+def test_a_mean_that_carries_most_of_the_norm(tmp_path):
     """And nothing is said with the unit that fits, or of a mean as in a language model's middle."""
-    make = PlantedStream._make
     found = {}
     for shift in (4.0, 80.0):
-        monkeypatch.setattr(
-            PlantedStream, "_make", lambda *a, s=shift: {at: x + s for at, x in make(*a).items()}
-        )
         for unit in ("norm", "spread"):
             sae = {"log_threshold": False, "target_l0": 3, "subtract_b_dec": True}
             how = {"unit": unit, "init_b_dec": "mean", "threshold_learning_rate": 3e-3}
-            said = sentences(tmp_path / f"{shift}{unit}", sae=sae, **how)
+            stream = ChangedStream(lambda x, seed, s=shift: x + s)
+            said = sentences(tmp_path / f"{shift}{unit}", sae=sae, stream=stream, **how)
             found[shift, unit] = any("set training.unit=spread" in s for s in said)
     assert found == {
         (4.0, "norm"): False,
@@ -172,21 +182,16 @@ def test_while_lambda_rises_an_l0_above_its_target_has_no_other_cause():
 
 
 @pytest.mark.parametrize("whitening, is_told", [(0.0, True), (0.75, False)])
-def test_a_direction_that_dominates_the_activations(
-    whitening, is_told, tmp_path, monkeypatch, caplog
-):
-    make = PlantedStream._make
-
-    def dominated(self, seed, n):
-        much = 40 * torch.randn(n, 1, generator=torch.Generator().manual_seed(seed))
-        return {at: x + much * torch.eye(16)[0] for at, x in make(self, seed, n).items()}
+def test_a_direction_that_dominates_the_activations(whitening, is_told, tmp_path, caplog):
+    def dominated(x, seed):
+        much = 40 * torch.randn(len(x), 1, generator=torch.Generator().manual_seed(seed))
+        return x + much * torch.eye(16)[0]
 
     config = BatchTopKSAEConfig(d_in=16, d_sae=32, site="layers.1", k=3)
     start = {"init_decoder_data": 0.9, "init_whitening": whitening}
     said_of(config, tmp_path / "before", **start)
     assert "one direction" not in caplog.text, "planted activations have none"
-    monkeypatch.setattr(PlantedStream, "_make", dominated)
-    said_of(config, tmp_path / "after", **start)
+    said_of(config, tmp_path / "after", ChangedStream(dominated), **start)
     assert ("of the activations' variance: latents" in caplog.text) == is_told
 
 
@@ -198,16 +203,16 @@ def test_the_leading_share_is_that_of_the_largest_eigenvalue():
 
 
 @pytest.mark.parametrize("share, is_told", [(0.9, True), (0.0, False)])
-def test_latents_that_never_fire_where_they_start_at_data(share, is_told, tmp_path, monkeypatch):
+def test_latents_that_never_fire_where_they_start_at_data(share, is_told, tmp_path):
     """Trained on less than they start at: the same few activations each time."""
-    make = PlantedStream._make
 
-    def few(self, seed, n):
-        return make(self, seed, n) if seed == 0 else {a: x[:2] for a, x in make(self, 1, n).items()}
+    class Few(PlantedStream):
+        def _make(self, seed, n):
+            made = super()._make(min(seed, 1), n)
+            return made if seed == 0 else {at: x[:2] for at, x in made.items()}
 
-    monkeypatch.setattr(PlantedStream, "_make", few)
     config = BatchTopKSAEConfig(d_in=16, d_sae=32, site="layers.1", k=1)
-    found = said_of(config, tmp_path, init_decoder_data=share, n_tokens=256 * 20)
+    found = said_of(config, tmp_path, Few(), init_decoder_data=share, n_tokens=256 * 20)
     advice = [s for s in found if "have not fired since the start" in s]
     assert bool(advice) == is_told
     assert all("set training.init_whitening=0.75" in s for s in advice)

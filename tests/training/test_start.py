@@ -13,7 +13,7 @@ from hfsae.models import variants
 from hfsae.training import Trainer, TrainingArguments, clusters
 from hfsae.training.clusters import residual_clusters_
 from hfsae.training.l0 import L0Control
-from hfsae.training.start import _first_directions_
+from hfsae.training.start import first_directions_
 from hfsae.training.whitening import whiten_
 
 from ..tiny import D
@@ -143,10 +143,9 @@ def test_a_transcoders_rows_start_at_the_targets_of_its_columns_clusters():
     assert not torch.allclose(rows, columns, atol=0.1)
 
 
-def test_clusters_are_those_of_a_plain_k_means(monkeypatch):
+def test_clusters_are_those_of_a_plain_k_means(without_bfloat16, monkeypatch):
     x = torch.randn(300, D, generator=torch.Generator().manual_seed(2))
     monkeypatch.setattr(clusters, "_AT_ONCE", 64)  # many blocks
-    monkeypatch.setattr(clusters, "multiplies_bfloat16", lambda device: False)  # near ties
     unit = torch.nn.functional.normalize(x, dim=1)
     rows, _ = residual_clusters_(x, x, n_latents=17, rounds=4)
     centres = unit[:9]
@@ -183,7 +182,7 @@ def test_in_a_whitened_space_clusters_are_found_beside_a_direction_that_dominate
     args = TrainingArguments(
         init_decoder_data=1, init_cluster_rounds=6, init_whitening=power, n_tokens=4096
     )
-    columns, rows = _first_directions_(x, x, 16, args)
+    columns, rows = first_directions_(x, x, 16, args)
     patterns = torch.nn.functional.normalize(v, dim=1)
     if finds:
         assert ((columns @ patterns.T).amax(dim=0) > 0.9).all(), "detectors leave u out"
@@ -197,7 +196,7 @@ def test_a_token_s_pattern_is_the_token_and_its_detector_the_best_linear_one():
     """At p = 1 the detector is S^-1 x, as in linear discriminant analysis."""
     x, *_ = dominated()
     args = TrainingArguments(init_decoder_data=1, init_whitening=1.0)
-    columns, rows = _first_directions_(x.clone(), x.clone(), 8, args)
+    columns, rows = first_directions_(x.clone(), x.clone(), 8, args)
     unit = torch.nn.functional.normalize
     torch.testing.assert_close(rows, unit(x[:8], dim=1), rtol=0, atol=1e-4)
     detectors = torch.linalg.solve(x.T @ x, x[:8].T).T
@@ -208,8 +207,8 @@ def test_a_transcoder_is_whitened_at_both_places():
     x, *_ = dominated()
     turn = 3 * torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(1)))[0]
     args = TrainingArguments(init_decoder_data=1, init_cluster_rounds=3, init_whitening=0.75)
-    same, patterns = _first_directions_(*[x.clone()] * 2, 16, args)
-    columns, rows = _first_directions_(x.clone(), x @ turn, 16, args)
+    same, patterns = first_directions_(*[x.clone()] * 2, 16, args)
+    columns, rows = first_directions_(x.clone(), x @ turn, 16, args)
     torch.testing.assert_close(columns, same, rtol=0, atol=1e-3)
     turned = torch.nn.functional.normalize(patterns @ turn, dim=1)
     torch.testing.assert_close(rows, turned, rtol=0, atol=1e-3)

@@ -175,6 +175,12 @@ def test_ctrl_c_in_the_middle_of_a_save_waits_for_it(tmp_path, monkeypatch):
     assert torch.load(newest, weights_only=True)["steps_done"] == 10
 
 
+def test_a_log_that_the_disk_has_no_room_for_is_one_sentence(tmp_path, full_disk):
+    args = arguments(tmp_path, logging_steps=1, save_steps=0)
+    with pytest.raises(OSError, match=r"log\.jsonl \(File too large; .*MB free\): make room there"):
+        Trainer(make_sae(), PlantedStream(), args).train()
+
+
 def test_weights_that_are_removed_while_they_are_saved_are_not_taken_for_a_full_disk(tmp_path):
     sae = make_sae()
     sae.save_pretrained = lambda folder: None  # as if another process had removed what it wrote

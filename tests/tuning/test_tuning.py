@@ -10,7 +10,6 @@ import pytest
 from transformers import AutoConfig
 
 import hfsae.tuning.search as search
-from hfsae.cards import figures
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.machine.refused import Diverged
 from hfsae.recipe import read_recipe
@@ -24,12 +23,8 @@ from ..tiny import tiny_fields
 
 TUNINGS = Path(__file__).parents[2] / "scripts/tuning"
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 RATES = {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}
-
-
-@pytest.fixture(autouse=True)
-def _no_figures(monkeypatch):
-    monkeypatch.setattr(figures, "draw", lambda folder: None)
 
 
 def tiny_tuning(folder, **fields) -> Tuning:
@@ -40,6 +35,26 @@ def tiny_tuning(folder, **fields) -> Tuning:
 
 def trials_in(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+
+
+def test_the_better_half_goes_on_and_a_second_call_trains_nothing(tmp_path, loads):
+    folder = tmp_path / "tuned"
+    report = tune(tiny_tuning(folder), "hfsae tune x.yaml") / "report.md"
+    lines = trials_in(folder)
+    assert [(line["rung"], line["n_tokens"]) for line in lines] == [(0, 320)] * 3 + [(1, 640)] * 2
+    first = sorted((line for line in lines if line["rung"] == 0), key=lambda line: line["score"])
+    assert {line["name"] for line in lines[3:]} == {line["name"] for line in first[:2]}
+    best = min(lines[3:], key=lambda line: line["score"])
+    recipe = read_recipe(folder / "best-all.yaml")
+    assert recipe.training.learning_rate == best["values"]["training.learning_rate"]
+    assert (recipe.training.n_tokens, recipe.evaluation.side) == (640, "test")
+    assert recipe.training.output_dir == str(folder / "best-all"), "free for `hfsae train`"
+    assert not (folder / "trials").exists(), "the log has all that counts"
+    assert f"**{recipe.training.learning_rate}**" in report.read_text()
+    assert len(loads) == 1
+    before = report.read_text()
+    assert tune(tiny_tuning(folder), "hfsae tune x.yaml").exists()
+    assert report.read_text() == before and len(loads) == 1
 
 
 def test_draws_are_uniform_in_logarithms_and_seeded():
@@ -68,27 +83,6 @@ def test_a_range_knows_its_edges_and_grows_beyond_them():
 def test_a_range_that_is_none_is_one_sentence(ranges):
     with pytest.raises(ValueError, match=r"ranges\.training\.learning_rate is .* or a list of"):
         read_space(ranges)
-
-
-def test_the_better_half_goes_on_and_a_second_call_trains_nothing(tmp_path, loads, monkeypatch):
-    folder = tmp_path / "tuned"
-    report = tune(tiny_tuning(folder), "hfsae tune x.yaml") / "report.md"
-    lines = trials_in(folder)
-    assert [(line["rung"], line["n_tokens"]) for line in lines] == [(0, 320)] * 3 + [(1, 640)] * 2
-    first = sorted((line for line in lines if line["rung"] == 0), key=lambda line: line["score"])
-    assert {line["name"] for line in lines[3:]} == {line["name"] for line in first[:2]}
-    best = min(lines[3:], key=lambda line: line["score"])
-    recipe = read_recipe(folder / "best-all.yaml")
-    assert recipe.training.learning_rate == best["values"]["training.learning_rate"]
-    assert (recipe.training.n_tokens, recipe.evaluation.side) == (640, "test")
-    assert recipe.training.output_dir == str(folder / "best-all"), "free for `hfsae train`"
-    assert not (folder / "trials").exists(), "the log has all that counts"
-    assert f"**{recipe.training.learning_rate}**" in report.read_text()
-    assert len(loads) == 1
-    before = report.read_text()
-    monkeypatch.setattr(search, "run", None)
-    assert tune(tiny_tuning(folder), "hfsae tune x.yaml").exists()
-    assert report.read_text() == before and len(loads) == 1
 
 
 def test_a_stopped_search_goes_on_where_it_was(tmp_path, loads, monkeypatch):

@@ -37,7 +37,7 @@ class HealthPage(Page):
     def __init__(self, actions: Any) -> None:
         super().__init__(actions)
         lacking = missing(actions.subject, "evaluate")
-        panel(_overview({**actions.health(), "missing": lacking}), elem_id="health-main")
+        panel(overview_panel({**actions.health(), "missing": lacking}), elem_id="health-main")
         self.notice = panel()
         with gr.Row():
             with gr.Column(min_width=320):
@@ -113,7 +113,8 @@ def _value(value: int | float | None) -> str:
     return "-" if value is None else number(value)
 
 
-def _overview(view: dict[str, Any]) -> str:
+def overview_panel(view: dict[str, Any]) -> str:
+    """HTML of a view of `health`: metrics, histograms, and what probing showed."""
     metrics = {m["name"]: m for m in view["metrics"]}
     facts = [
         {"name": name, "value": number(metrics[key]["value"]), "note": metrics[key]["unit"]}

@@ -69,7 +69,7 @@ class WhyPage(Page):
         view = self.actions.why(address.prompt, address.target, address.contrast)
         return {
             self.next: html("next_tokens", view),
-            self.effects: _effects(view),
+            self.effects: effects_panel(view),
             self.checked: {**view, "address": address},
         }
 
@@ -141,10 +141,11 @@ class WhyPage(Page):
             for row in view["rows"]
         ]
         view = {**view, "rows": rows}
-        return {self.effects: _effects(view), self.checked: view}
+        return {self.effects: effects_panel(view), self.checked: view}
 
 
-def _effects(view: dict[str, Any]) -> str:
+def effects_panel(view: dict[str, Any]) -> str:
+    """HTML of a view of `why`: its sentence, the sum of its parts, and a row for each latent."""
     sizes = [abs(v) for row in view["rows"] for v in (row["value"], row["ablation"]) if v]
     rows = [{**row, "differs": _differs(row)} for row in view["rows"]]
     shown = {**view, **_rounded(view), "rows": rows, "largest": max(sizes, default=1.0)}

@@ -69,7 +69,7 @@ def regress(
     """
     sklearn = scikit_learn()
     linear_model, metrics = sklearn.linear_model, sklearn.metrics
-    train, test = _within_rows(train.astype(np.float64), test.astype(np.float64))
+    train, test = in_row_space(train.astype(np.float64), test.astype(np.float64))
     first = len(train) - (n_choosing(len(train)) if n_last is None else n_last)
 
     def fitted(rows: slice, c: float):
@@ -91,7 +91,7 @@ def regress(
     )
 
 
-def _within_rows(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def in_row_space(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features turned into the space that the training rows span, which an L2 fit does not leave:
     the same regression, with as many features as rows."""
     if train.shape[1] <= train.shape[0]:
