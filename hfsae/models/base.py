@@ -29,7 +29,7 @@ is undone after decoding, which therefore needs x: `decode(latents, x)`, as with
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -120,6 +120,8 @@ class SAE(Strict):
     """whether the loss has no reconstruction but that from all latents"""
     float32_parameters: tuple[str, ...] = ()
     """names of parameters that stay float32 whatever dtype the model is moved to"""
+    latent_dims: ClassVar[Mapping[str, int]] = {"W_enc": 1, "b_enc": 0, "W_dec": 0}
+    """by name of a parameter, the dimension that counts latents; others have none"""
 
     to_saelens: ClassVar[Callable[..., Any]]
     """The same function as a `sae_lens.SAE`; `hfsae.convert` sets this method."""
@@ -190,9 +192,17 @@ class SAE(Strict):
         Sparse steps read the weights of single latents. W_enc becomes a new Parameter: call this
         before creating an optimiser.
         """
-        if not self.W_enc.T.is_contiguous():
-            by_latent = self.W_enc.T.contiguous().T
+        if not self.encoder_rows().is_contiguous():
+            by_latent = self.encoder_rows().contiguous().T
             self.W_enc = nn.Parameter(by_latent, requires_grad=self.W_enc.requires_grad)
+
+    def encoder_rows(self) -> Float[Tensor, "d_sae d_in"]:
+        """What each latent reads: a view of W_enc, row i of latent i."""
+        return self.W_enc.T
+
+    def decoder_rows(self) -> Float[Tensor, "d_sae d_out"]:
+        """What each latent writes: W_dec, row i of latent i."""
+        return self.W_dec
 
     @property
     def scale(self) -> float:
@@ -265,9 +275,14 @@ class SAE(Strict):
         self, x: Float[Tensor, "n d_in"], schedule: Schedule, workspace: Workspace
     ) -> Entries:
         """Where a latent can have a value or a gradient."""
-        floor, b = self.floor(schedule), self.scale * self.b_enc
+        floor = self.floor(schedule)
         assert floor is not None
-        return screen(self.encoder_input(x), self.W_enc.T.contiguous(), b, floor, workspace)
+        return screen(*self._screened(x), floor, workspace)
+
+    def _screened(self, x: Float[Tensor, "n d_in"]) -> tuple[Tensor, Tensor, Tensor]:
+        """From what entries are found: inputs [n, d_in], rows [d_sae, d_in] and biases [d_sae]."""
+        rows = self.encoder_rows().contiguous()
+        return self.encoder_input(x), rows, self.scale * self.b_enc
 
     @torch.no_grad()
     def density(
@@ -315,7 +330,7 @@ class SAE(Strict):
         return self._combine(self._cast(latents), x, EVERYWHERE)
 
     def _combine(self, latents: Tensor, x: Tensor | None, at: Place) -> Tensor:
-        return self._completed(at.combine(latents, self.W_dec), x)
+        return self._completed(at.combine(latents, self.decoder_rows()), x)
 
     def _completed(self, recon: Tensor, x: Tensor | None) -> Tensor:
         """Add what does not come from latents: the bias, a skip connection, the token's norm."""
@@ -410,7 +425,7 @@ class SAE(Strict):
         """Call after the optimiser's step, always paired with `before_step_`: rescale the
         decoder's rows to unit norm, unless norms are free."""
         if self.config.unit_norm_decoder:
-            for (rows,) in blocks(self.W_dec):
+            for (rows,) in blocks(self.decoder_rows()):
                 rows /= rows.norm(dim=-1, keepdim=True)
 
     @torch.no_grad()

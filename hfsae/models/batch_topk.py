@@ -119,9 +119,7 @@ class BatchTopKSAE(AuxKSAE):
         """The latents that fire: in training, the n * k largest pre-activations above 0."""
         if not schedule.training:
             return super().entries(x, schedule, workspace)
-        rows, b = self.W_enc.T.contiguous(), self.scale * self.b_enc
-        inputs, k = self.encoder_input(x), self.config.k
-        return screen_batch_top_k(inputs, rows, b, k, workspace, schedule.summed)
+        return screen_batch_top_k(*self._screened(x), self.config.k, workspace, schedule.summed)
 
     def density(
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule

@@ -51,6 +51,7 @@ class GatedSAE(SAE):
 
     config_class = GatedSAEConfig
     config: GatedSAEConfig
+    latent_dims: ClassVar = {**SAE.latent_dims, "r_mag": 0, "b_mag": 0}
     r_mag: nn.Parameter
     b_mag: nn.Parameter
 
@@ -84,10 +85,10 @@ class GatedSAE(SAE):
         if self.config.skip_connection:
             skip = self._normalised(parts.x).float() @ self.W_skip.float()
             target = target - skip.detach() / self.scale
-        W_dec, b_dec = self.W_dec.float(), self.b_dec.float()
+        rows, b_dec = self.decoder_rows().float(), self.b_dec.float()
         if self.config.penalty == "l1":
-            W_dec, b_dec = W_dec.detach(), b_dec.detach()
-        by_gate = parts.at.combine(gate, W_dec) + b_dec
+            rows, b_dec = rows.detach(), b_dec.detach()
+        by_gate = parts.at.combine(gate, rows) + b_dec
         aux = (target - by_gate).square().sum(dim=-1).mean()
         return {"l1": self.config.l1_coefficient * schedule.sparsity * l1, "aux": aux}
 

@@ -139,6 +139,7 @@ class JumpReLUSAE(SAE):
     config: JumpReLUSAEConfig
     float32_parameters = ("threshold",)
     _keep_in_fp32_modules_strict = {"threshold"}  # noqa: RUF012
+    latent_dims: ClassVar = {**SAE.latent_dims, "threshold": 0}
     threshold: nn.Parameter
 
     def make_parameters(self) -> None:

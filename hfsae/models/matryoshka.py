@@ -49,7 +49,7 @@ class Matryoshka(SAE):
     has_one_reconstruction = False
 
     def _reconstructions(self, latents: Tensor, x: Tensor, at: Place) -> Sequence[Tensor]:
-        sums = nested_sums(latents, self.W_dec, at, self.config.ends)
+        sums = nested_sums(latents, self.decoder_rows(), at, self.config.ends)
         return [self._completed(each, x) for each in sums.unbind()]
 
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:

@@ -91,17 +91,18 @@ def _as_written(
 
 
 def _norms(sae: SAE) -> Float[Tensor, " d_sae"]:
-    return torch.linalg.vector_norm(sae.W_dec.float(), dim=-1)
+    return torch.linalg.vector_norm(sae.decoder_rows().float(), dim=-1)
 
 
 def _of_dead(sae: SAE, parts: ForwardParts, dead: Bool[Tensor, " d_sae"]) -> tuple[Tensor, Tensor]:
     """Pre-activations of dead latents, which need not be among the entries; their decoder rows."""
+    rows = sae.decoder_rows()
     if isinstance(parts.pre_acts, DTensor):  # spread: to pick would move them about
-        return torch.where(dead, parts.pre_acts, -torch.inf), sae.W_dec
+        return torch.where(dead, parts.pre_acts, -torch.inf), rows
     if parts.at is EVERYWHERE:
-        return parts.pre_acts[..., dead], sae.W_dec[dead]
-    x, W, b = sae.encoder_input(parts.x), sae.W_enc.T[dead].T, sae.scale * sae.b_enc
-    return EVERYWHERE.project(x, W, b[dead]), sae.W_dec[dead]
+        return parts.pre_acts[..., dead], rows[dead]
+    x, W, b = sae.encoder_input(parts.x), sae.encoder_rows()[dead].T, sae.scale * sae.b_enc
+    return EVERYWHERE.project(x, W, b[dead]), rows[dead]
 
 
 def _spread(x: Float[Tensor, "*batch d"], summed: Summed) -> Float[Tensor, ""]:

@@ -90,7 +90,7 @@ class TopKSAE(AuxKSAE):
         losses = super().sparsity_losses(parts, schedule)
         if self.config.multi_topk_coefficient:
             more = self._activate(parts.pre_acts, parts.at, self._n_entries) - parts.latents
-            error = parts.error - parts.at.combine(more, self.W_dec).float() / self.scale
+            error = parts.error - parts.at.combine(more, self.decoder_rows()).float() / self.scale
             mse = error.square().sum(dim=-1).mean()
             losses["multi"] = self.config.multi_topk_coefficient * mse
         return losses
@@ -104,8 +104,7 @@ class TopKSAE(AuxKSAE):
         self, x: Float[Tensor, "n d_in"], schedule: Schedule, workspace: Workspace
     ) -> Entries:
         """The k largest pre-activations of each token, those above 0."""
-        rows, b = self.W_enc.T.contiguous(), self.scale * self.b_enc
-        return screen_top_k(self.encoder_input(x), rows, b, self._n_entries, workspace)
+        return screen_top_k(*self._screened(x), self._n_entries, workspace)
 
     def density(
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule

@@ -120,10 +120,10 @@ class Workspace:
         return torch.empty(shape, device=device)
 
     def recycle_(self, parameter: nn.Parameter) -> None:
-        """Clear a matrix's gradient and keep its memory for `take`."""
+        """Clear a matrix's gradient and keep its memory for `take`; a vector keeps its gradient."""
         grad = parameter.grad
-        parameter.grad = None
         if grad is not None and grad.ndim == 2:
+            parameter.grad = None
             rows = grad if grad.is_contiguous() else grad.T
             if rows.is_contiguous() and rows.dtype == torch.float32:
                 self._spare.append(rows)

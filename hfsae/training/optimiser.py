@@ -1,7 +1,7 @@
 """Adam for one SAE: torch's fused one, on views of the parameters, with scheduled learning rates.
 
 Torch's fused optimiser copies tensors that are not contiguous, and does not support DTensors. So
-it gets contiguous views of parameters and gradients: of W_enc, one row per latent.
+it gets contiguous views of parameters and gradients, latent by latent.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Optimiser:
 
     def begin(self) -> None:
         """Create Adam with empty moments; call it again to restart."""
-        self._views = {name: _view(name, p.detach()) for name, p in self._named()}
+        self._views = {name: self._view(name, p.detach()) for name, p in self._named()}
         own = [name for name in ("W_dec", "threshold") if name in self._views]
         others = [p for name, p in self._views.items() if name not in own]
         groups = [{"params": others, "of": "others"}]
@@ -85,7 +85,7 @@ class Optimiser:
     def step(self) -> None:
         """Move the parameters."""
         for name, p in self._named():
-            self._views[name].grad = None if p.grad is None else _view(name, p.grad)
+            self._views[name].grad = None if p.grad is None else self._view(name, p.grad)
         self._adam.step()
         for view in self._views.values():
             view.grad = None
@@ -98,16 +98,16 @@ class Optimiser:
         self, name: str, p: nn.Parameter, kept: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self._adam.state[self._views[name]]
-        matrices = {key: _view(name, value) for key, value in state.items() if value.ndim}
+        matrices = {key: self._view(name, value) for key, value in state.items() if value.ndim}
         return {**state, **{key: kept(joined(x, like=p)) for key, x in matrices.items()}}
 
     def load_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
         """Continue with moments that `moments` returned."""
         for name, p in self._named():
             for key, value in moments[name].items():
-                mine = _view(name, part(value, like=p)) if value.ndim else value.to(p.device)
+                mine = self._view(name, part(value, like=p)) if value.ndim else value.to(p.device)
                 self._adam.state[self._views[name]][key] = mine.contiguous()
 
-
-def _view(name: str, x: Tensor) -> Tensor:
-    return local(x).T if name == "W_enc" else local(x)
+    def _view(self, name: str, x: Tensor) -> Tensor:
+        """This process's part of what belongs to a parameter, latents first; its own inverse."""
+        return local(x).transpose(0, self.sae.latent_dims.get(name, 0))

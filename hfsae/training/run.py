@@ -71,10 +71,10 @@ class Run:
         Raises:
             ValueError: see `check_spread`.
         """
-        n, config = self.accelerator.num_processes, self.sae.config
-        check_spread(config, n)
+        n = self.accelerator.num_processes
+        check_spread(self.sae.config, n)
         mesh = init_device_mesh(self.accelerator.device.type, (n,))
-        shard_(self.sae, config.d_sae, mesh)
+        shard_(self.sae, mesh)
         return mesh
 
     @torch.no_grad()
@@ -169,8 +169,8 @@ class Run:
 
     def _clear_gradients(self) -> None:
         if self.kind.is_sparse:  # the next step reuses their memory
-            self.workspace.recycle_(self.sae.W_enc)
-            self.workspace.recycle_(self.sae.W_dec)
+            for name in self.sae.latent_dims:
+                self.workspace.recycle_(self.sae.get_parameter(name))
         self.sae.zero_grad(set_to_none=False)
 
     def _count(self, out: StepOutput) -> float:

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from ..machine.refused import Refused
-from ..models import SAEConfig
+from ..models import SAE, SAEConfig
 
 
 def check_spread(config: SAEConfig, n: int) -> None:
@@ -32,27 +32,22 @@ def check_spread(config: SAEConfig, n: int) -> None:
         raise Refused(
             f"training.shard_latents: sae.d_sae ({config.d_sae}) does not divide by {n} processes"
         )
-    if config.d_sae in (config.d_in, config.d_out):
-        raise Refused(
-            f"training.shard_latents: sae.d_sae ({config.d_sae}) equals d_in or d_out, so the "
-            "dimension of latents cannot be recognised by its size; choose a wider dictionary"
-        )
 
 
-def shard_(module: nn.Module, size: int, mesh: DeviceMesh) -> None:
-    """Make each parameter a DTensor, split along its dimension of `size`, whole if it has none.
+def shard_(sae: SAE, mesh: DeviceMesh) -> None:
+    """Make each parameter a DTensor, split by latent; whole if it has no `latent_dims`.
 
     All processes must hold the same values; each keeps its part, stored with the split dimension
     outermost, as in `SAE.lay_out_by_latent`.
     """
-    for name, p in list(module.named_parameters()):
-        dim = p.shape.index(size) if size in p.shape else None
+    for name, p in list(sae.named_parameters()):
+        dim = sae.latent_dims.get(name)
         if dim is None:
             spread = distribute_tensor(p.data, mesh)
         else:
             by_latent = p.data.transpose(0, dim).contiguous()
             spread = distribute_tensor(by_latent, mesh, [Shard(0)]).transpose(0, dim)
-        setattr(module, name, nn.Parameter(spread))
+        setattr(sae, name, nn.Parameter(spread))
 
 
 def unshard_(module: nn.Module) -> None:

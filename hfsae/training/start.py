@@ -56,7 +56,7 @@ def start_(
         x = whole(x - means[0])
         _turn_to_data_(sae, args, x, whole(target - means[1]) if config.is_transcoder else x)
     if args.init_encoder_scale != 1:
-        sae.W_enc.mul_(args.init_encoder_scale)
+        sae.encoder_rows().mul_(args.init_encoder_scale)
     return float(centred[1].square().sum(-1).mean()) / sae.scale**2
 
 
@@ -76,7 +76,7 @@ def _turn_to_data_(
             "and equal latents would stay equal; give less than 1"
         )
     columns, rows = first_directions_(x, target, d_sae, args)
-    for weight, turn in ((sae.W_dec, rows), (sae.W_enc.T, columns)):
+    for weight, turn in ((sae.decoder_rows(), rows), (sae.encoder_rows(), columns)):
         weight = weight.detach()
         start = whole(weight)
         turned = directions(torch.lerp(directions(start), turn, share))

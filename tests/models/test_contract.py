@@ -51,6 +51,14 @@ def test_save_and_load_gives_the_same_function_to_the_bit(sae, tmp_path):
         assert torch.equal(loaded(activations(9)).recon, sae(activations(9)).recon)
 
 
+def test_rows_are_views_and_latent_dims_those_of_the_size_of_the_dictionary(sae):
+    assert sae.encoder_rows().shape == sae.decoder_rows().shape == (D_SAE, D_IN)
+    assert sae.encoder_rows().data_ptr() == sae.W_enc.data_ptr()
+    assert sae.decoder_rows().data_ptr() == sae.W_dec.data_ptr()
+    by_size = {name: p.shape.index(D_SAE) for name, p in sae.named_parameters() if D_SAE in p.shape}
+    assert sae.latent_dims == by_size
+
+
 def test_every_parameter_gets_a_gradient(sae):
     sae(activations(64), return_loss=True).loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in sae.parameters())

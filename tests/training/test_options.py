@@ -156,7 +156,7 @@ def _compare_spread() -> None:
         alone, spread = make(case), make(case)
         if isinstance(alone, AuxKSAE):
             continue  # it chooses among all latents
-        shard_(spread, D_SAE, mesh)
+        shard_(spread, mesh)
         losses = []
         whole_x, whole_dead = (everywhere(each, mesh, is_slice=False) for each in (x, dead))
         for sae, inputs, none_fire in ((alone, x, dead), (spread, whole_x, whole_dead)):
