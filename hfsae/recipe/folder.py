@@ -115,7 +115,7 @@ def stale_stages(recipe: Recipe) -> list[str]:
     return [
         stage.file
         for stage in STAGES
-        if stage.size(recipe)
+        if stage.size(recipe) != 0
         and (stage.file in unfinished or next(differences(theirs, ours, stage.sections), None))
     ]
 

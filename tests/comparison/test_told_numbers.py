@@ -637,6 +637,32 @@ def test_what_is_told_of_explanations():
     said(title, "random directions have .05 to .07 less", *ends([above for _, above in accuracy]))
 
 
+def test_what_is_told_of_a_judge_that_can_tell():
+    title = "Are latents of one architecture easier to explain?"
+    home = HOME / "interpretability" / "judged"
+    found = json.loads((home / "results.json").read_text())
+    plan = json.loads((home / "plan.json").read_text())
+    above = [of["own_minus_other"] for of in found["runs"].values()]
+    drawn = found["controls"]["re-drawn weights, own minus another's"]
+    pairs = found["pairs"]
+    least, most = ends([pair["least"] for pair in pairs])
+    largest = max(pairs, key=lambda pair: abs(pair["value"]))
+    told = " ".join(section(title).split())
+    said(title, "tested 60 latents of each", plan["about"]["n_latents"])
+    said(title, "is .164, .176, .150 and .143 above", *(value for value, *_ in above))
+    assert all(low > 0 for _, low, _ in above) and "each interval above 0" in told
+    said(title, "with re-drawn weights .086", drawn[0])
+    assert (largest["first"], largest["second"]) == ("batch_topk/k_50", "topk/k_50")
+    assert len(pairs) == 6 and "the largest of six, BatchTopK's above TopK's" in told
+    values = [largest[key] for key in ("value", "p", "holm")]
+    said(title, "is .036 (p .117, corrected .704)", *values)
+    assert all(pair["holm"] > 0.05 for pair in pairs)
+    said(title, "a true difference of .066 to .078", least, most)
+    said(title, "`auc_random` .491", found["beside"]["auc_random"][0])
+    said(title, "worse ones (-.416)", found["beside"]["density"][0])
+    assert found["plan"] == plan["sha256"]
+
+
 def test_which_variant_costs_what():
     title, attention = "Which variant", "layers.15.self_attn"
     cells = [
