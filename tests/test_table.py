@@ -57,3 +57,14 @@ def test_a_further_line_of_the_table_is_a_stage_of_a_run(tmp_path, loads, monkey
     recipe.collect.top += 1
     run(recipe)
     assert len(made) == 3 and len(loads) == 3
+
+
+def test_a_stage_that_takes_all_text_is_made_anew_where_its_section_changes(tmp_path, loads):
+    """Its size is None, which is not 0."""
+    recipe = tiny_recipe(tmp_path / "sae")
+    recipe.evaluation.n_tokens = None
+    (folder,) = run(recipe)
+    before = (folder / "evaluation.json").read_bytes()
+    recipe.evaluation.bootstrap_samples += 10
+    run(recipe)
+    assert (folder / "evaluation.json").read_bytes() != before and len(loads) == 2

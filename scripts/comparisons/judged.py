@@ -298,9 +298,9 @@ def page(results: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
         f"{table(pairs)}\n\np: labels permuted within blocks of density, then corrected for the "
         f"{len(results['pairs'])} pairs (Holm). Last column: the smallest true difference that "
         f"these latents would have shown with a probability of {POWER:.0%}, at the strictest "
-        f"level of the correction.\n\n{table(beside)}\n\nOf the AUC with other facts of the same latents, "
-        "all SAEs together: lexical scores of the windows' tokens, density, and how sure the "
-        "namer was.\n"
+        f"level of the correction.\n\n{table(beside)}\n\nOf the AUC with other facts of the same "
+        "latents, all SAEs together: lexical scores of the windows' tokens, density, and how sure "
+        "the namer was.\n"
     )
 
 
