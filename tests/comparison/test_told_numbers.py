@@ -661,6 +661,11 @@ def test_what_is_told_of_a_judge_that_can_tell():
     said(title, "`auc_random` .491", found["beside"]["auc_random"][0])
     said(title, "worse ones (-.416)", found["beside"]["density"][0])
     assert found["plan"] == plan["sha256"]
+    rated = (HOME.parent / "studies" / "named" / "report.md").read_text(encoding="utf-8")
+    beside = next(x for x in rated.splitlines() if x.startswith("| `detection_auc` | all |"))
+    n, spearman = beside.split(" | ")[2:4]
+    said(title, "Two blind passes over 100 of these", int(n))
+    said(title, "AUC (Spearman .35)", float(spearman.split(" ")[0]))
 
 
 def test_which_variant_costs_what():
