@@ -28,11 +28,12 @@ def names_section(folder: Path) -> Json:
     if not {"scores", "unscored"} & {*record}:
         return {}  # a plan alone
     n_scored = record.get("n_latents", 0)
-    n_stored = record.get("n_stored_names", 0)
+    n_stored, n_untested = (record.get(f"n_{key}", 0) for key in ("stored_names", "named_untested"))
     return {
-        "n_names": n_scored - record.get("n_unexplained", 0) + n_stored,
+        "n_names": n_scored - record.get("n_unexplained", 0) + n_stored + n_untested,
         "n_scored": n_scored,
-        "n_stored": n_stored,
+        "n_stored": n_stored + n_untested,
+        "n_by_template": n_stored,
         "explainer": record["explainer"],
         "unscored": record.get("unscored"),
         "documents": record.get("n_documents", {}),

@@ -19,7 +19,7 @@ STORED = "template, stored examples"
 """Source of such a name by template in explanations.parquet."""
 UNSCORED = "unscored"
 """Key in explanations.json of the reason why no name has a score."""
-_COLUMNS = ["latent", "activation", "firing", "tokens", "activations"]
+_COLUMNS = ["latent", "activation", "firing", "tokens"]
 _MAX_TEXTS = 2**31  # bytes of the tokens of all examples
 
 
@@ -40,7 +40,8 @@ def stored_names(
         ValueError: the examples on disk are damaged.
     """
     left_out, densities = {*but}, store.latents["density"].to_pylist()
-    materials = [m for m in _materials(store) if m.latent not in left_out]
+    needs_activations = explainer is not template
+    materials = [m for m in _materials(store, needs_activations) if m.latent not in left_out]
     told = explainer(materials).items()
     names = {i: name if isinstance(name, Name) else Name(name, None) for i, name in told}
     return [
@@ -57,10 +58,11 @@ def stored_names(
     ]
 
 
-def _materials(store: FeatureStore) -> Iterator[Material]:
+def _materials(store: FeatureStore, needs_activations: bool) -> Iterator[Material]:
     """All examples of each latent, as its windows."""
     shown: dict[int, list[Spelt]] = {}
-    for batch in store.examples.to_batches(columns=_COLUMNS):
+    columns = [*_COLUMNS, "activations"] if needs_activations else _COLUMNS
+    for batch in store.examples.to_batches(columns=columns):
         for latent, spelt in _spelt(batch):
             shown.setdefault(latent, []).append(spelt)
     for latent, windows in shown.items():
@@ -74,11 +76,10 @@ def _spelt(batch: "pyarrow.RecordBatch") -> Iterator[tuple[int, Spelt]]:
     refuse_long_texts(pa.Table.from_batches([batch.select(["tokens"])]), _MAX_TEXTS)
     lists, offsets = batch.column("tokens"), batch.column("tokens").offsets.to_pylist()
     texts = lists.values.to_pylist()
-    names = ("latent", "activation", "firing", "activations")
-    facts = (batch.column(name).to_pylist() for name in names)
-    for i, (latent, activation, firing, activations) in enumerate(zip(*facts, strict=True)):
+    facts = (batch.column(name).to_pylist() for name in ("latent", "activation", "firing"))
+    values = batch.column("activations").to_pylist() if "activations" in batch.schema.names else []
+    for i, (latent, activation, firing) in enumerate(zip(*facts, strict=True)):
         tokens = texts[offsets[i] : offsets[i + 1]]
-        if 0 <= firing < len(tokens) == len(activations):
-            window = Window(0, len(tokens), firing, activation, "")
-            values = tuple(value or 0.0 for value in activations)
-            yield latent, Spelt(tokens, firing, window, values)
+        if 0 <= firing < len(tokens):
+            own = tuple(value or 0.0 for value in values[i]) if values else ()
+            yield latent, Spelt(tokens, firing, Window(0, len(tokens), firing, activation, ""), own)

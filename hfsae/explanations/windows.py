@@ -71,6 +71,10 @@ class ExplainArguments:
         return asdict(self) | {"latents": latents}
 
 
+class TooFew(Refused):
+    """Too few latents fit for a mean of scores."""
+
+
 class Window(NamedTuple):
     """A stretch of tokens; the indices are those of a `Reading`."""
 
@@ -158,7 +162,7 @@ def select(
             reasons[reason or f"fewer than {args.least} windows on a half"] += 1
     n_least = LEAST_FIT if args.latents is None else 2
     if len(chosen) < n_least:
-        raise Refused(_too_few(len(chosen), n_least, reasons, reading))
+        raise TooFew(_too_few(len(chosen), n_least, reasons, reading))
     if not_drawn := n_of - len(chosen) - reasons.total():
         reasons["not drawn"] = not_drawn
     chosen.sort(key=lambda evidence: evidence.latent)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from ..evaluation.untrained import SAMPLE_TOKENS
 from ..explanations import ExplainArguments, Explainer, Explanations, Inquiry, explain
 from ..explanations.untrained import compared, section_of, untrained_like
+from ..explanations.windows import TooFew
 from ..lm import LoadedLM
-from ..machine.refused import Refused
 from ..models import SAE
 from .fields import Recipe
 from .text import read_rows, token_bar
@@ -41,7 +41,8 @@ def untrained(
     rows = read_rows(recipe, loaded, "test", SAMPLE_TOKENS)
     other = untrained_like(loaded.lm, sae, rows, seed=args.seed, norm_limits=limits)
     if (n_judged := inquiry.args.latents) is not None and args.latents is None:
-        args = replace(args, n_latents=n_judged)
+        n = n_judged if args.n_latents == "all" else min(n_judged, args.n_latents)
+        args = replace(args, n_latents=n)
     with token_bar("untrained", args.n_tokens) as progress:
         try:
             return explain(
@@ -56,7 +57,7 @@ def untrained(
                 progress=progress,
                 inquiry=_inquiry(inquiry),
             )
-        except Refused as error:
+        except TooFew as error:  # and no refusal of the judge, which may pass
             logger.warning("no scores of re-drawn weights: %s", error)
             return str(error)
 

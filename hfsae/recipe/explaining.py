@@ -24,7 +24,7 @@ from ..explanations import (
     template,
 )
 from ..explanations.asking import Told
-from ..explanations.judges import Counted, Judge, JudgeArguments, Waits, judge_of
+from ..explanations.judges import Counted, Filed, Judge, JudgeArguments, Waits, judge_of
 from ..explanations.stored import stored_names
 from ..explanations.study import write_record
 from ..explanations.windows import order_of
@@ -132,6 +132,8 @@ def _explain(placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest)
         try:
             result = parts.in_one_round(texts, settings)
         except Waits as waits:
+            if isinstance(judge, Filed):
+                judge.refuse_unused()
             return Explanations([], {}, str(waits))
     if request.dry_run:
         return Explanations([], {}, _plan(judge))
@@ -164,8 +166,7 @@ class _Parts(NamedTuple):
         if result is None or waiting:
             raise Waits("\n".join(waiting))
         result.rows += names or []
-        if names:
-            result.record["n_stored_names"] = len(names)
+        result.record["n_named_untested"] = len(names or [])
         if control is not None:
             add_untrained(result, control)
         return result
@@ -201,7 +202,10 @@ class _Parts(NamedTuple):
         leaves out, as they are too rare or too frequent for it."""
         names_all = self.request.explainer == JUDGE and self.args.n_latents == "all"
         judge, folder = self.inquiry.judge, self.placed.folder
-        if judge is None or not names_all or not (folder / META).is_file():
+        if judge is None or not names_all:
+            return []
+        if not (folder / META).is_file():
+            logger.info("note: %s has no stored examples to name other latents from", folder)
             return []
         names = stored_names(FeatureStore.load(folder), studied, self.explainer, JUDGE)
         judge.settle("names from stored examples")

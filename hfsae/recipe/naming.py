@@ -87,8 +87,7 @@ def _add_stored_names(result: Explanations, folder: Path) -> None:
         return
     names = stored_names(FeatureStore.load(folder), {row["latent"] for row in result.rows})
     result.rows += names
-    n_before = result.record.get("n_stored_names", 0)
-    result.record["n_stored_names"] = n_before + len(names)
+    result.record["n_stored_names"] = len(names)
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

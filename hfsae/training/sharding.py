@@ -40,8 +40,15 @@ def shard_(sae: SAE, mesh: DeviceMesh) -> None:
     All processes must hold the same values; each keeps its part, stored with the split dimension
     outermost, as in `SAE.lay_out_by_latent`.
     """
+    config = sae.config
     for name, p in list(sae.named_parameters()):
         dim = sae.latent_dims.get(name)
+        if dim is None and config.d_sae in {*p.shape} - {config.d_in, config.d_out}:
+            raise Refused(
+                f"training.shard_latents: {type(sae).__name__}.{name} has as many numbers as there "
+                "are latents and is not in latent_dims, so that each process would keep all of "
+                "them; add it there"
+            )
         if dim is None:
             spread = distribute_tensor(p.data, mesh)
         else:

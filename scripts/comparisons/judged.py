@@ -17,7 +17,7 @@ import argparse
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ def planned(args: argparse.Namespace, placed: Mapping[str, PlacedSAE]) -> dict[s
     """Which latents are named, by run; drawn once, and then read from OUT/plan.json."""
     path = args.out / "plan.json"
     if path.is_file():
-        return read_json(path)
+        return checked(read_json(path), args, placed)
     densities = {name: densities_of(one, args) for name, one in placed.items()}
     every = np.sort(np.concatenate([np.array([*own.values()]) for own in densities.values()]))
     edges = np.quantile(every, np.arange(1, N_BLOCKS) / N_BLOCKS)
@@ -96,16 +96,42 @@ def planned(args: argparse.Namespace, placed: Mapping[str, PlacedSAE]) -> dict[s
             drawn = sorted(rng.permutation(inside)[:n].tolist())
             plan[name] |= {str(latent): block for latent in drawn}
     plan["about"] = {
-        "weights": {name: stamp(one.folder) for name, one in placed.items()},
-        "judge": args.judge,
+        **settings_of(args, placed),
         "edges": edges.tolist(),
         "fitting": {name: len(own) for name, own in densities.items()},
-        **{key: getattr(args, key) for key in ("n_latents", "n_directions", "n_tokens", "seed")},
     }
-    plan["sha256"] = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    plan["sha256"] = hash_of(plan)
     args.out.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(plan, indent=1) + "\n")
     return plan
+
+
+def settings_of(args: argparse.Namespace, placed: Mapping[str, PlacedSAE]) -> dict[str, Any]:
+    """What a plan is of."""
+    numbers = ("n_latents", "n_directions", "n_tokens", "seed")
+    return {
+        "weights": {name: stamp(one.folder) for name, one in placed.items()},
+        "judge": args.judge,
+        **{key: getattr(args, key) for key in numbers},
+    }
+
+
+def checked(
+    plan: dict[str, Any], args: argparse.Namespace, placed: Mapping[str, PlacedSAE]
+) -> dict[str, Any]:
+    """A plan that was read, if it is of these runs and settings and was not changed."""
+    given = settings_of(args, placed)
+    changed = [key for key, value in given.items() if plan["about"].get(key) != value]
+    if hash_of(plan) != plan["sha256"]:
+        changed.append("what was drawn")
+    if changed:
+        raise SystemExit(f"{args.out}/plan.json has another {changed[0]}; give another OUT")
+    return plan
+
+
+def hash_of(plan: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in plan.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def densities_of(placed: PlacedSAE, args: argparse.Namespace) -> dict[int, float]:
@@ -132,11 +158,9 @@ def asked(
 ) -> str:
     """Names and detection of a run's latents in its folder; what waits for answers, or ""."""
     is_first = placed.folder == args.runs[0]
-    judge = JudgeArguments(
-        model=args.judge,
-        requests=str(args.requests / name.replace("/", "-")),
-        answers=[str(path) for path in args.answers],
-    )
+    requests = args.requests / name.replace("/", "-")
+    answers = [path for path in args.answers if ids_in([path]) & ids_in(requests.glob("*.jsonl"))]
+    judge = JudgeArguments(model=args.judge, requests=str(requests), answers=answers)
     scores = ScoreArguments(("detection",), directions=args.n_directions if is_first else 0)
     chosen = ExplainArguments(
         latents=[int(latent) for latent in latents], n_tokens=args.n_tokens, seed=args.seed
@@ -145,6 +169,12 @@ def asked(
     request = ExplainRequest("lm", scores=scores, judge=judge, controls=controls)
     result = explain_sae(placed, chosen, request)
     return "" if result.rows else result.report
+
+
+def ids_in(paths: Iterable[Path | str]) -> set[str]:
+    """The ids of requests or answers."""
+    lines = (line for path in paths for line in Path(path).read_text().splitlines() if line)
+    return {json.loads(line)["custom_id"] for line in lines}
 
 
 def rows_of(folder: Path, blocks: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -212,13 +242,19 @@ def within_blocks(values: np.ndarray, blocks: np.ndarray, seed: int) -> list[flo
 
 
 def _draws(values: np.ndarray, blocks: np.ndarray, seed: int) -> np.ndarray:
-    """[N_RESAMPLES] means of latents drawn anew within blocks."""
+    """[N_RESAMPLES] means of latents drawn anew within blocks. A bootstrap of n values varies by
+    (n - 1) / n of what their mean does, and blocks are small: deviations are as much larger, and
+    by Student's quantile over the normal one."""
     rng = np.random.default_rng(seed)
-    sums = np.zeros(N_RESAMPLES)
-    for block in np.unique(blocks):
+    sums, each = np.zeros(N_RESAMPLES), np.unique(blocks)
+    for block in each:
         inside = values[blocks == block]
-        sums += inside[rng.integers(len(inside), size=(N_RESAMPLES, len(inside)))].sum(axis=1)
-    return sums / len(values)
+        n = len(inside)
+        drawn = inside[rng.integers(n, size=(N_RESAMPLES, n))].mean(axis=1) - inside.mean()
+        sums += n * drawn * np.sqrt(n / (n - 1))
+    df = len(values) - len(each)
+    factor = stats.t.ppf(0.975, df) / stats.norm.ppf(0.975)
+    return values.mean() + factor * sums / len(values)
 
 
 def smallest_shown(
@@ -279,7 +315,7 @@ def page(results: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
         cells = [_shown(of[key]) for key in ("own", "other", "own_minus_other")]
         means.append([name, str(of["n_latents"]), *cells])
     for name, values in results["controls"].items():
-        means.append([name, "", _shown(values) if values else "-", "", ""])
+        means.append([name, "", _shown(values), "", ""])
     pairs = [["pair", "difference", "p", "p, Holm", "could have been shown"]]
     for pair in results["pairs"]:
         shown = _shown([pair["value"], pair["low"], pair["high"]], signed=True)
@@ -304,7 +340,9 @@ def page(results: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     )
 
 
-def _shown(values: Sequence[float], signed: bool = False) -> str:
+def _shown(values: Sequence[float | None], signed: bool = False) -> str:
+    if not values or None in values:
+        return "-"
     form = "{:+.3f} [{:+.3f}, {:+.3f}]" if signed else "{:.3f} [{:.3f}, {:.3f}]"
     return form.format(*values)
 

@@ -648,16 +648,24 @@ def test_what_is_told_of_a_judge_that_can_tell():
     least, most = ends([pair["least"] for pair in pairs])
     largest = max(pairs, key=lambda pair: abs(pair["value"]))
     told = " ".join(section(title).split())
-    said(title, "tested 60 latents of each", plan["about"]["n_latents"])
-    said(title, "is .164, .176, .150 and .143 above", *(value for value, *_ in above))
+    said(title, "60 latents of each, as many", plan["about"]["n_latents"])
+    study = json.loads((HOME.parent / "studies" / "named" / "plan.json").read_text())
+    weights = {sae["name"]: {"weights_sha256": sae["weights_sha256"]} for sae in study["saes"]}
+    assert weights == plan["about"]["weights"], "the same SAEs are rated"
+    said(title, "L0s of 47.9, 47.8, 48.5 and 50.0", *(sae["l0"] for sae in study["saes"]))
+    own = [of["own"][0] for of in found["runs"].values()]
+    said(title, "an AUC of .664, .682, .654 and .646", *own)
+    said(title, "is lower by .164, .176, .150 and .143", *(value for value, *_ in above))
     assert all(low > 0 for _, low, _ in above) and "each interval above 0" in told
-    said(title, "with re-drawn weights .086", drawn[0])
+    whole = found["controls"]["re-drawn weights"][0]
+    said(title, "it is .578, and .086 above another's", whole, drawn[0])
+    assert own[0] - whole > most, "little less than the gap between trained and re-drawn"
     assert (largest["first"], largest["second"]) == ("batch_topk/k_50", "topk/k_50")
-    assert len(pairs) == 6 and "the largest of six, BatchTopK's above TopK's" in told
+    assert len(pairs) == 6 and "the largest of six is .036, between BatchTopK and TopK" in told
     values = [largest[key] for key in ("value", "p", "holm")]
-    said(title, "is .036 (p .117, corrected .704)", *values)
+    said(title, "is .036, between BatchTopK and TopK (p .117, corrected .704)", *values)
     assert all(pair["holm"] > 0.05 for pair in pairs)
-    said(title, "a true difference of .066 to .078", least, most)
+    said(title, "true difference of .066 to .078", least, most)
     said(title, "`auc_random` .491", found["beside"]["auc_random"][0])
     said(title, "worse ones (-.416)", found["beside"]["density"][0])
     assert found["plan"] == plan["sha256"]

@@ -101,17 +101,10 @@ class Filed:
 
         Raises:
             Waits: there is.
-            ValueError: answers were given, and none is to a question that was asked.
         """
         waiting, self._waiting = self._waiting, {}
         if not waiting:
             return
-        if self._given and not self._is_used:
-            ids = ", ".join(key[:12] for key in list(self._given)[:3])
-            raise Refused(
-                f"none of the {len(self._given):,} answers is to a question of this SAE and plan "
-                f"(their ids begin with {ids}); give the answers to the requests in {self._folder}"
-            )
         if new := {key: q for key, q in waiting.items() if key not in self._written}:
             self._written |= dict.fromkeys(new, self._write(new))
         paths = self._written[next(reversed(waiting))]
@@ -122,6 +115,19 @@ class Filed:
             f"{n:,} {wait} for {self.name} to answer, for {about}: {self._folder / files}. After "
             "that run the same command with --answers and all files that came back."
         )
+
+    def refuse_unused(self) -> None:
+        """Called once all that a round asks was asked.
+
+        Raises:
+            ValueError: answers were given, and none is to a question that was asked.
+        """
+        if self._given and not self._is_used:
+            ids = ", ".join(key[:12] for key in list(self._given)[:3])
+            raise Refused(
+                f"none of the {len(self._given):,} answers is to a question of this SAE and plan "
+                f"(their ids begin with {ids}); give the answers to the requests in {self._folder}"
+            )
 
     def _read(self, key: str, question: Question) -> Answer | None:
         """The best of what came back for a question; None: nothing did, or it is to be asked in
