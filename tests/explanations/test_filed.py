@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,6 +23,8 @@ from hfsae.explanations.study import explain
 from hfsae.explanations.windows import ExplainArguments
 from hfsae.features import FeatureStore
 from hfsae.machine.refused import Refused
+from hfsae.recipe.controls import untrained
+from hfsae.recipe.placed import limits_of, of_run, opened
 
 from ..helpers import refused
 from .conftest import verb
@@ -502,7 +505,8 @@ def test_names_of_all_and_re_drawn_weights_are_asked_for_in_the_same_rounds(
     rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()
     record = json.loads((folder / "features/explanations.json").read_text())
     plan = json.loads((asked / "plan.json").read_text())
-    n_named = record["n_latents"] + record["n_stored_names"]
+    assert record["n_named_untested"] > 0 == record["n_stored_names"]
+    n_named = record["n_latents"] + record["n_named_untested"]
     assert {row["source"] for row in rows} == {"lm"} and len(rows) == n_named
     named = {row["latent"] for row in rows}
     store = FeatureStore.load(folder)
@@ -514,3 +518,19 @@ def test_names_of_all_and_re_drawn_weights_are_asked_for_in_the_same_rounds(
     assert n_asked[0] <= n_named + 3 + 20 and n_asked[1] <= n_asked[0] + 3 + 6 * 20
     assert "| detection auc |" in (folder / "features/explanations.md").read_text()
     assert "by m, which saw the windows" in (folder / "README.md").read_text()
+
+
+def test_a_judge_that_fails_for_a_moment_leaves_no_result_of_the_control(folder, loads):
+    placed = of_run(folder)
+    loaded = opened(placed)
+
+    def away(materials):
+        raise Refused("the server is away")
+
+    args, asked = ExplainArguments(n_tokens=2500), ScoreArguments(("detection",))
+    limits, how = limits_of(placed, loaded), {"explainer": away, "inquiry": Inquiry(asked)}
+    with pytest.raises(Refused, match="the server is away"):
+        untrained(placed.recipe, loaded, placed.sae, args, limits, **how)
+    none_fits = replace(args, min_density=1.0, max_density=1.0)
+    too_few = untrained(placed.recipe, loaded, placed.sae, none_fits, limits, **how)
+    assert "qualifies; scores need 20" in str(too_few)
