@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from hfsae.demo.rows import DENSE
+from hfsae.demo.salience import COMMON, Numbers, numbers, telling
 from hfsae.demo.subject import Choice, Subject, default_source, open_subject
-from hfsae.demo.telling import COMMON, Numbers, numbers, telling
 from hfsae.features.inspection import Inspection, Ranked
 
 TEXTS = (

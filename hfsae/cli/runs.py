@@ -26,7 +26,7 @@ from ..measurement import (
     settle,
     settled,
 )
-from ..recipe import Sections, alone, carried_recipes, finish, home_of, run
+from ..recipe import Sections, carried_recipes, finish, home_of, locked_run, run
 from ..tuning import Tuning
 from ..tuning import tune as run_tuning
 from .files import add_choice, add_source
@@ -126,11 +126,11 @@ def card(argv: list[str]) -> None:
     output, choice = options["output_dir"], take_choice(options)
     folder = run_folder(choice) if output is None else None
     if folder is not None:
-        with alone(home_of(folder) or folder, [folder]):
+        with locked_run(home_of(folder) or folder, [folder]):
             finish(folder)
     else:
         folder, origin = place(choice, output)
-        with alone(folder, [folder]):
+        with locked_run(folder, [folder]):
             settle(load_any(**choice), origin, folder)
             finish(folder)
     print(f"wrote {folder / CARD} and {folder / FIGURES}")
@@ -160,7 +160,7 @@ def _report_again(verb: str, argv: list[str], result: str) -> None:
     else:
         for name in (name for name in ("output_dir", "site", "revision") if options[name]):
             raise Refused(f"--{name} is only for an SAE from elsewhere; {folder} belongs to a run")
-        with alone(home, [folder]):
+        with locked_run(home, [folder]):
             recipe, _ = parse_recipe(parser, [str(home / RECIPE), *changes])
             again(recipe, folder, home, result)
     print_folder(folder, [])

@@ -19,7 +19,6 @@ from ..machine.lock import locked
 from ..machine.names import CHECKPOINTS, CONFIG, PROBE, REPORT, TRAINING
 from ..machine.refused import Refused
 from ..recipe import (
-    alone,
     as_plain,
     check,
     check_foreign_rows,
@@ -27,6 +26,7 @@ from ..recipe import (
     finish,
     load,
     load_trained,
+    locked_run,
     norm_limits,
     run,
     save_recipe,
@@ -233,7 +233,7 @@ def _train_and_evaluate(
         for each in runs:
             root = Path(each.recipe.training.output_dir)
             if not each.made_by:
-                stack.enter_context(alone(root, each.folders.values()))
+                stack.enter_context(locked_run(root, each.folders.values()))
         _train_and_evaluate_alone(runs, loaded, title, command, pace)
 
 

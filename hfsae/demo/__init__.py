@@ -1,16 +1,16 @@
 """`hfsae demo`: inspect a language model through an SAE, and steer it, in a browser.
 
     subject                       what is shown: an SAE, its language model, the files beside them
-    look | act | why | judge
-    | latent_map | together
-    | beside                      what can be done: functions, plain values in, plain values out
+    look | steer_actions | why
+    | judge | latent_map
+    | cooccurrence | beside       what can be done: functions, plain values in, plain values out
     reading, rows, validate       what they share: text to tokens, latents to rows, checked input
     automatic                     names that `hfsae explain` gave, with their tests
     actions                       the table of endpoints of the API, and of tools for agents
     documented                    docstrings of actions as words and schemas
     tools                         what agents are told, and their answers as JSON
     settings                      how to steer, and how to draw tokens
-    telling                       which latents of a text come first
+    salience                      which latents of a text come first
     presets                       latents and words to begin with
     address                       what is shown, as a link
     picture, picture.html         a steered text to share

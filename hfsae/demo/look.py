@@ -20,6 +20,7 @@ from ..features.logit_lens import lens_of
 from ..machine.refused import Refused
 from . import validate
 from .automatic import automatic_name
+from .cooccurrence import together
 from .finding import find, written_names
 from .missing import without_examples
 from .parts import cited
@@ -35,7 +36,6 @@ from .rows import (
     threshold_of,
 )
 from .subject import Subject
-from .together import together
 
 _LENS_TOKENS = 10
 _WEAK = 0.3

@@ -49,7 +49,7 @@ from ..machine.visible import public_record
 from ..machine.weights import KEY, refuse_mixture, weights_hash
 from ..models import SAE
 from ..packaged import SHIPPED_SAE
-from .telling import Numbers, numbers, telling
+from .salience import Numbers, numbers, telling
 
 logger = logging.getLogger(__name__)
 

@@ -68,7 +68,7 @@ def again(
     recipe: Recipe, folder: Path, home: Path, result: str, tell: Callable[[str], None] = print
 ) -> None:
     """Make one result of a finished run again, with its figures and card. Lock the run's folder
-    first (`hfsae.recipe.alone`).
+    first (`hfsae.recipe.locked_run`).
 
     If the recipe's sections for this result changed, or a remake was interrupted, the result is
     made again for all SAEs of the run: one recipe.yaml describes them all.

@@ -33,11 +33,11 @@ from ..packaged import SHIPPED_SAE
 from ..recipe import (
     PlacedSAE,
     Sections,
-    alone,
     changed,
     finish,
     home_of,
     is_of_a_run,
+    locked_run,
     of_run,
     read_recipe,
     trained_folder,
@@ -173,7 +173,7 @@ def settled(placed: PlacedSAE) -> Iterator[PlacedSAE]:
         ValueError: the folder holds another SAE, something else, or a card of others; or another
             process works there.
     """
-    with alone(placed.root, [placed.folder]):
+    with locked_run(placed.root, [placed.folder]):
         if placed.home is None:
             refuse_card_of_others(placed.folder)
             settle(placed.sae, placed.origin, placed.folder)

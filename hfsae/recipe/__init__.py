@@ -49,11 +49,11 @@ from .fields import make_configs as make_configs
 from .fields import refuse_fields_of_others as refuse_fields_of_others
 from .fields import what_matters as what_matters
 from .finishing import finish as finish
-from .folder import alone as alone
 from .folder import home_of as home_of
 from .folder import is_of_a_run as is_of_a_run
 from .folder import load_plain as load_plain
 from .folder import load_trained as load_trained
+from .folder import locked_run as locked_run
 from .folder import names_apart as names_apart
 from .folder import norm_limits as norm_limits
 from .folder import note_remaking as note_remaking

@@ -45,7 +45,7 @@ from ..machine.refused import Refused
 from ..machine.seal import changes, refuse_changed
 from ..machine.weights import refuse_mixture, stamp
 from .controls import UNTRAINED, add_untrained, untrained
-from .folder import alone
+from .folder import locked_run
 from .naming import JUDGE, save_named, settings_of
 from .placed import PlacedSAE, check_held_out, limits_of, opened
 from .text import read_rows, token_bar
@@ -108,7 +108,7 @@ def explain_sae(
         ValueError: there is no held-out text, an argument does not fit, or the judge cannot answer.
     """
     check_explain(placed, args)
-    with alone(placed.root, [placed.folder]):
+    with locked_run(placed.root, [placed.folder]):
         refuse_mixture(placed.folder, [TRAINING, META])
         refuse_changed(placed.folder, [META])  # from whose examples names are made, at the end
         return _explain(placed, args, request or ExplainRequest())

@@ -36,7 +36,7 @@ _N_SHOWN = 3
 
 
 @contextmanager
-def alone(root: Path, homes: Iterable[Path]) -> Iterator[None]:
+def locked_run(root: Path, homes: Iterable[Path]) -> Iterator[None]:
     """Lock a run's folder, and remove files that killed processes left half written, there and in
     its SAEs' folders.
 

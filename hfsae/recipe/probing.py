@@ -29,7 +29,7 @@ from ..packaged import PROBES
 from ..training.trainer import sum_products_in_float32
 from .evaluating import with_probing
 from .fields import LMArguments
-from .folder import alone, names_apart, norm_limits
+from .folder import locked_run, names_apart, norm_limits
 from .placed import PlacedSAE
 from .stages import load
 
@@ -217,7 +217,7 @@ def _source(tasks: str) -> str:
 
 def _save(result: Probing, folder: Path, more: dict[str, Any]) -> None:
     record = finite({**more, **result.record, "rows": result.rows, **stamp(folder)})
-    with alone(folder, [folder]):
+    with locked_run(folder, [folder]):
         write_whole(folder / PROBING_REPORT, result.report)
         write_whole(folder / PROBING, json.dumps(sealed(record), indent=1) + "\n")
         if (folder / EVALUATION).is_file() and not any(of_others(folder, [EVALUATION])):

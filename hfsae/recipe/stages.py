@@ -43,10 +43,10 @@ from ..training.trainer import make_accelerator, sum_products_in_float32
 from .evaluating import check_foreign_rows
 from .fields import CheckCost, LMArguments, Recipe, as_plain, bucket_tokens, check, sides_of
 from .folder import (
-    alone,
     claim,
     forget_checkpoints,
     load_trained,
+    locked_run,
     missing_results,
     norm_limits,
     note_remaking,
@@ -79,7 +79,7 @@ def run(
         ValueError: anything in the recipe that is invalid or impossible.
     """
     root = own_output_dir(recipe)
-    with alone(root, [root / name for name in recipe.sae_fields()]):
+    with locked_run(root, [root / name for name in recipe.sae_fields()]):
         return _run(recipe, command, loaded, check_cost)
 
 

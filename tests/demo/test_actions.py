@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModel
 import hfsae
 from hfsae.cards import probing_facts
 from hfsae.demo import Choice, open_subject
-from hfsae.demo.act import direction
 from hfsae.demo.actions import Actions
 from hfsae.demo.look import latent_of, weak_match
 from hfsae.demo.pages.health import overview_panel
 from hfsae.demo.settings import Settings, Steering
 from hfsae.demo.snippet import of_latent, of_texts
+from hfsae.demo.steer_actions import direction
 from hfsae.demo.subject import Subject, default_source
 from hfsae.evaluation.probing.extract import extract
 from hfsae.features.search import Hit

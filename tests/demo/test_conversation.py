@@ -6,11 +6,11 @@ import pytest
 from playwright.sync_api import expect
 
 from hfsae.demo import address as at
-from hfsae.demo.act import check, write
 from hfsae.demo.actions import Actions
 from hfsae.demo.pages.steer import Written
 from hfsae.demo.reading import MAX_TURNS, Exchange, conversations
 from hfsae.demo.settings import Settings, Steering
+from hfsae.demo.steer_actions import check, write
 from hfsae.steering.pair import Sampling
 
 from .conftest import texts

@@ -15,8 +15,8 @@ import hfsae
 from hfsae.demo import export
 from hfsae.demo.actions import Actions
 from hfsae.demo.beside import other_of
+from hfsae.demo.cooccurrence import together
 from hfsae.demo.latent_map import find_on_map, latent_map, names_of, places_of
-from hfsae.demo.together import together
 
 from ..helpers import unseal
 from .conftest import D_SAE, HOSTILE

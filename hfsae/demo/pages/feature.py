@@ -6,13 +6,13 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
-from ..act import direction
 from ..export import files_of
 from ..look import latent_of
 from ..missing import missing
 from ..parts import html, number, panel, percent
 from ..presets import clearest
 from ..snippet import of_latent
+from ..steer_actions import direction
 from .page import LATENT_BOX, App, Page, Updates, whole
 
 _EMPTY = html("empty", "Give a number, or take a random latent.")

@@ -10,7 +10,6 @@ from ...machine.refused import Refused
 from ...steering import MODES, SCOPES, UNITS
 from .. import address as at
 from .. import validate
-from ..act import LIMITS, check, sampling
 from ..actions import in_queue, on_zero_gpu
 from ..address import to_query
 from ..look import latent_of, weak_match
@@ -21,6 +20,7 @@ from ..rows import as_rows, check_latent
 from ..runs import Run, Runs
 from ..settings import NAMES
 from ..snippet import of_texts
+from ..steer_actions import LIMITS, check, sampling
 from .found import PresetSearch
 from .page import LATENT_BOX, App, Page, Updates, box, whole
 from .share import Share

@@ -9,12 +9,12 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
-from ..act import MAX_KL, MAX_REPETITION, N_TRIED, SWEPT_MODES, SWEPT_UNITS
 from ..actions import in_queue, on_zero_gpu
 from ..address import to_query
 from ..parts import html
 from ..runs import Runs
 from ..settings import Steering
+from ..steer_actions import MAX_KL, MAX_REPETITION, N_TRIED, SWEPT_MODES, SWEPT_UNITS
 from .page import Updates
 
 

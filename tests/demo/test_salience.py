@@ -5,7 +5,7 @@ import pyarrow.dataset
 import torch
 
 from hfsae.activations.spelling import Tokens
-from hfsae.demo.telling import numbers, telling
+from hfsae.demo.salience import numbers, telling
 from hfsae.features import FeatureStore
 from hfsae.features.inspection import Inspection
 
