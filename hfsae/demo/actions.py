@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.context import get_blocks_context
 from gradio.events import api
 
-from . import act, beside, judge, latent_map, look, why
+from . import beside, judge, latent_map, look, steer_actions, why
 from .documented import documented, input_schema, output_schema
 from .rows import Json
 from .subject import Subject
@@ -74,15 +74,15 @@ ENDPOINTS = (
     Endpoint(judge.compare_saes, "Metrics of two SAEs", queue="look", reads_hub=True),
     Endpoint(beside.side_by_side, "Two SAEs on a text", queue="run", gpu=True, reads_hub=True),
     Endpoint(judge.about, "Which SAE this is", queue="look"),
-    Endpoint(act.steer, "Steer a text", queue="run", gpu=True),
-    Endpoint(act.suggest_strength, "Find a strength for steering", queue="run", gpu=True),
+    Endpoint(steer_actions.steer, "Steer a text", queue="run", gpu=True),
+    Endpoint(steer_actions.suggest_strength, "Find a strength for steering", queue="run", gpu=True),
     Endpoint(why.why, "Why a next token", queue="run", gpu=True),
     Endpoint(why.check_ablation, "Measure a latent's effect on a token", queue="run", gpu=True),
     Endpoint(judge.measure, "How well the SAE explains a text", queue="run", gpu=True),
     Endpoint(latent_map.find_on_map, "Find latents on the map", queue="look"),
     Endpoint(look.promoted, gpu=True),
-    Endpoint(act.write, gpu=True),
-    Endpoint(act.sweep, gpu=True),
+    Endpoint(steer_actions.write, gpu=True),
+    Endpoint(steer_actions.sweep, gpu=True),
 )
 
 

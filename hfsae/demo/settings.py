@@ -15,7 +15,7 @@ TEMPERATURE, N_NEW, PENALTY = Range(0, 5), Range(1, 256), Range(1, 5)
 
 @dataclass(frozen=True)
 class Steering:
-    """How to steer, in a caller's words; `act.check` refuses what is invalid."""
+    """How to steer, in a caller's words; `steer_actions.check` refuses what is invalid."""
 
     mode: Annotated[
         str,

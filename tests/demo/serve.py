@@ -14,7 +14,7 @@ from typing import Any
 
 from gradio.events import api
 
-from hfsae.demo import Choice, act, build, looks, open_subject
+from hfsae.demo import Choice, build, looks, open_subject, steer_actions
 
 warnings.simplefilter("ignore")
 subject = open_subject(Choice(sys.argv[1]))
@@ -26,7 +26,7 @@ def hooks() -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
 
 
-generate_pair, told = act.generate_pair, {"under_way": 0}
+generate_pair, told = steer_actions.generate_pair, {"under_way": 0}
 ENDLESS, SHOWN = 230, 3  # tokens
 PAUSE = threading.Event()
 
@@ -55,7 +55,7 @@ def sessions() -> int:
     return len(blocks.state_holder.session_data)
 
 
-act.generate_pair = counted
+steer_actions.generate_pair = counted
 blocks = build(subject)
 with blocks:
     api(hooks, api_name="hooks")

@@ -51,7 +51,7 @@ class Share:
         """The picture with its links, as HTML.
 
         Args:
-            view: the texts, as `act.write` gives them.
+            view: the texts, as `steer_actions.write` gives them.
             origin: scheme and host of the app as the visitor reaches it.
         """
         public = origin if urlsplit(origin).hostname not in (*_OWN, None) else ""
