@@ -64,7 +64,7 @@ class ScoreArguments:
                 )
             self.scores = _SCORES_OF[self.protocol]
         self.scores = tuple(dict.fromkeys(name for name in self.scores if name != LEXICAL))
-        check_least(self, windows=2, directions=0, latents=LEAST_FIT)
+        check_least(self, "judged_", windows=2, directions=0, latents=LEAST_FIT)
 
     @property
     def asks_judge(self) -> bool:

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from hfsae.explanations.windows import order_of, select
 from hfsae.machine.files import read_json, read_table, write_whole
 from hfsae.machine.markdown import table
 from hfsae.machine.names import EXPLANATIONS, EXPLANATIONS_RECORD
+from hfsae.machine.refused import Refused
 from hfsae.machine.weights import stamp
 from hfsae.recipe import ExplainRequest, PlacedSAE, explain_sae, load, names_apart, read_rows
 from hfsae.recipe.placed import limits_of, of_run
@@ -92,7 +94,10 @@ def planned(args: argparse.Namespace, placed: Mapping[str, PlacedSAE]) -> dict[s
             inside = latents[blocks == block]
             n = args.n_latents // N_BLOCKS
             if len(inside) < n:
-                raise SystemExit(f"{name}: {len(inside)} latents in block {block}, {n} are needed")
+                raise Refused(
+                    f"{name} has {len(inside)} latents in tenth {block + 1} of the densities, and "
+                    f"{n} are drawn; give fewer --n_latents, or more --n_tokens"
+                )
             drawn = sorted(rng.permutation(inside)[:n].tolist())
             plan[name] |= {str(latent): block for latent in drawn}
     plan["about"] = {
@@ -125,7 +130,10 @@ def checked(
     if hash_of(plan) != plan["sha256"]:
         changed.append("what was drawn")
     if changed:
-        raise SystemExit(f"{args.out}/plan.json has another {changed[0]}; give another OUT")
+        raise Refused(
+            f"{args.out}/plan.json is of other runs or settings ({', '.join(changed)}); give "
+            "another OUT"
+        )
     return plan
 
 
@@ -348,4 +356,8 @@ def _shown(values: Sequence[float | None], signed: bool = False) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Refused as error:
+        print(f"judged.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
