@@ -18,6 +18,7 @@ from .merge import carry_over as carry_over
 from .merge import front_of as front_of
 from .merge import refuse_card_of_others as refuse_card_of_others
 from .merge import set_model_id as set_model_id
+from .names import names_section as names_section
 from .probing import probing_facts as probing_facts
 from .probing import probing_section as probing_section
 from .texts import COLUMNS as COLUMNS

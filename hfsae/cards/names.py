@@ -13,13 +13,17 @@ logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 _LEXICAL = ("pearson", "auprc", "auc")
 _CONTROLS = {"shuffled": "another latent's", "direction": "random directions"}
+_UNTRAINED = "untrained"
+_NONE = [None, None, None]
 
 
 def names_section(folder: Path) -> Json:
     """The facts of a card's section on names; empty without names for the folder's weights.
 
     `n_names` latents have a name, `n_scored` of them scores: `scores` has a row for each, with its
-    mean, that of its control, their difference with a 95 % interval, and whether it lies above 0.
+    mean, that of its control, their difference with a 95 % interval, and whether it lies above 0;
+    and the means of random directions and of latents of re-drawn weights, where they were scored.
+    `headline` is a sentence on detection, where a judge was asked.
     """
     path = folder / EXPLANATIONS_RECORD
     if not path.is_file() or any(of_others(folder, [EXPLANATIONS_RECORD, EXPLANATIONS])):
@@ -37,34 +41,57 @@ def names_section(folder: Path) -> Json:
         "explainer": record["explainer"],
         "unscored": record.get("unscored"),
         "documents": record.get("n_documents", {}),
-        "scores": _scores(record.get("scores", {}), n_scored),
+        "scores": _scores(record.get("scores", {}), record.get(_UNTRAINED, {}), n_scored),
         "are_drawn": record["arguments"]["latents"] is None
         and record["arguments"]["n_latents"] != "all",
         "judge": record.get("judge", {}).get("model", ""),
+        "headline": _headline(record),
     }
 
 
-def _scores(scores: Json, n_scored: int) -> list[Json]:
-    lexical = scores.get("lexical", {}).get("uniform", {})
-    rows = [_row(name, lexical[name], "shuffled") for name in _LEXICAL if name in lexical]
-    for name, judged in scores.items():
-        if name != "lexical" and judged["headline"]:
-            means = judged["uniform"][judged["headline"]]
-            title = f"{name}, {judged['headline'].replace('_', ' ')}"
-            n = judged.get("n_latents", n_scored)
+def _headline(record: Json) -> str:
+    """What names are worth to a judge who reads their words alone, a sentence; "" without one."""
+    judged = record.get("scores", {}).get("detection", {})
+    if not judged.get("headline") or judged["difference_from"] != "shuffled":
+        return ""
+    means = judged["uniform"][judged["headline"]]
+    own, other, difference = (means[key] for key in ("own", "shuffled", "difference"))
+    if own[0] is None or difference[1] is None:
+        return ""
+    return (
+        f"Given a latent's own name, {record['judge']['model']} tells texts in which it fires from "
+        f"others with an AUC of {own[0]:.3f}; given another latent's name, of {other[0]:.3f}: "
+        f"{difference[0]:.3f} [{difference[1]:.3f}, {difference[2]:.3f}] more, over "
+        f"{judged.get('n_latents', record['n_latents'])} latents"
+    )
+
+
+def _scores(scores: Json, untrained: Json, n_scored: int) -> list[Json]:
+    rows = []
+    for name, of in sorted(scores.items(), key=lambda item: item[0] == "lexical"):
+        is_lexical, means = name == "lexical", of["uniform"]
+        metrics = _LEXICAL if is_lexical else (of["headline"],)
+        control = "shuffled" if is_lexical else of["difference_from"]
+        n = of.get("n_latents", n_scored)
+        for metric in (metric for metric in metrics if metric in means):
+            title = metric if is_lexical else f"{name}, {metric.replace('_', ' ')}"
             title += f" ({n} of them)" if n < n_scored else ""
-            rows.append(_row(title, means, judged["difference_from"]))
+            redrawn = untrained.get(name, {}).get(metric, {}).get(_UNTRAINED)
+            rows.append(_row(title, means[metric], control, redrawn))
     return rows
 
 
-def _row(title: str, means: Json, control: str) -> Json:
+def _row(title: str, means: Json, control: str, redrawn: list[float | None] | None) -> Json:
     low = means["difference"][1]
+    directions = None if control == "direction" else means.get("direction")
     return {
         "title": title,
         "own": interval_text(means["own"]),
         "control": f"{interval_text(means[control])} ({_CONTROLS.get(control, control)})",
         "difference": interval_text(means["difference"]),
         "is_told_apart": low is not None and low > 0,
+        "directions": interval_text(directions or _NONE),
+        "untrained": interval_text(redrawn or _NONE),
     }
 
 

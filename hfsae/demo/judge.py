@@ -32,8 +32,8 @@ _TEXT_METRICS = ("l0", "fvu", "ce_clean", "ce_spliced", "delta_loss", "kl")
 
 
 def health(subject: Subject) -> Json:
-    """How good this SAE is: held-out metrics, and histograms of L0, density and thresholds, and
-    what its latents reveal about texts, where that was probed.
+    """How good this SAE is: held-out metrics, histograms of L0, density and thresholds, what its
+    latents reveal about texts, where that was probed, and how good their names are.
 
     Returns:
         name (str): of the SAE.
@@ -48,6 +48,7 @@ def health(subject: Subject) -> Json:
         thresholds (list): {low, high, count} of latents by their threshold, raw units.
         probing (dict): how well a few latents classify texts, where that was measured.
         texts (dict): metrics on foreign texts, where they were measured.
+        names (dict): scores of names beside controls, where latents were named.
     """
     density = subject.density()
     return {
@@ -62,6 +63,7 @@ def health(subject: Subject) -> Json:
         "thresholds": _threshold_bins(subject),
         "probing": _probing(subject),
         "texts": _texts(subject),
+        "names": cards.names_section(subject.folder) if subject.folder is not None else {},
     }
 
 

@@ -1,5 +1,6 @@
 """A judge that is asked by file: the same scores as by a server, whatever order answers come in."""
 
+import html
 import json
 import multiprocessing
 import os
@@ -15,7 +16,9 @@ from sklearn.metrics import roc_auc_score
 
 from hfsae.cli import main
 from hfsae.demo import Choice, open_subject
+from hfsae.demo.judge import health
 from hfsae.demo.look import feature
+from hfsae.demo.pages.health import overview_panel
 from hfsae.explanations.asking import Inquiry, ScoreArguments, lm_explainer
 from hfsae.explanations.judges import Filed, JudgeArguments, Question, Remote, Waits, judge_of
 from hfsae.explanations.judges import filed as module
@@ -517,7 +520,27 @@ def test_names_of_all_and_re_drawn_weights_are_asked_for_in_the_same_rounds(
     assert drawn["n_latents"] == 20 and len(drawn["detection"]["auc"]["untrained"]) == 3
     assert n_asked[0] <= n_named + 3 + 20 and n_asked[1] <= n_asked[0] + 3 + 6 * 20
     assert "| detection auc |" in (folder / "features/explanations.md").read_text()
-    assert "by m, which saw the windows" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "by m, which saw the windows" in card
+    check_headline(folder, card, record)
+
+
+def check_headline(folder, card, record):
+    """Card and page have the judge's result, beside all controls."""
+    means, drawn = record["scores"]["detection"]["uniform"]["auc"], record["untrained"]
+    own, other, difference = (means[key][0] for key in ("own", "shuffled", "difference"))
+    sentence = (
+        f"Given a latent's own name, m tells texts in which it fires from others with an AUC of "
+        f"{own:.3f}; given another latent's name, of {other:.3f}: {difference:.3f} ["
+    )
+    said = html.unescape(card).replace("\\", "")
+    assert sentence in said and ", over 20 latents.**" in said
+    controls = (means["direction"], drawn["detection"]["auc"]["untrained"])
+    cells = ["{:.3f}, {:.3f} to {:.3f}".format(*interval) for interval in controls]
+    assert f"| {' | '.join(cells)} |" in card
+    page = overview_panel(health(open_subject(Choice(str(folder)), with_lm=False)))
+    assert sentence in html.unescape(page)
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in page
 
 
 def test_a_judge_that_fails_for_a_moment_leaves_no_result_of_the_control(folder, loads):
