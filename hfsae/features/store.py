@@ -93,7 +93,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "neighbour_cosines": (-math.inf, math.inf),
     "density": (0, 1),
 }
-_ROWS_PER_GROUP = 4096  # the unit that looking up one latent reads from disk
+_ROWS_PER_GROUP = 16384  # the unit that looking up one latent reads from disk, some 20 ms
+_OF_TOKENS = ("tokens", "promoted_tokens", "suppressed_tokens")
+_PACKED: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 9,
+    "row_group_size": _ROWS_PER_GROUP,
+    "use_dictionary": ["latent", "kind", *(f"{name}.list.element" for name in _OF_TOKENS)],
+}
+"""How tables are written: numbers that hardly recur are larger with a dictionary."""
 
 
 class Example(NamedTuple):
@@ -259,7 +267,7 @@ class FeatureStore:
         with ExitStack() as written:
             for name, table in tables.items():
                 path = written.enter_context(replacing(home / name))
-                pq.write_table(table, path, compression="zstd", row_group_size=_ROWS_PER_GROUP)
+                pq.write_table(table, path, **_PACKED)
                 hashes[Path(name).name] = file_hash(path)  # not of what another run puts there
             (home / META).unlink(missing_ok=True)
         write_whole(home / META, json.dumps(sealed(self.meta, hashes), indent=2) + "\n")
