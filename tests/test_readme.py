@@ -58,7 +58,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, packaged_lm, capsys):
     assert len(of_readme) == 3
     for block in of_readme:
         exec(block, names)
-    assert names["out"].values.shape == (1, 7, 3072)
+    assert names["out"].values.shape == (1, 7, 4096)
     printed = capsys.readouterr().out.splitlines()
     shown = blocks("text", README)[0].splitlines()
     assert printed[: len(shown)] == shown

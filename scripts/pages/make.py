@@ -156,7 +156,7 @@ MADE = {
     "probing_drawn": _probe(QUICKSTART, ""),
     "probing_packaged": _probe(PACKAGED, "--n_words 0 --uniformity_tokens 48"),
     "probing_arms": _probe(ARMS, "--n_words 0 --uniformity_tokens 0")._replace(extract=probed_arms),
-    "texts": Made(PACKAGED, "evaluate", _ON_TEXTS, names.EVALUATION, on_texts),
+    "texts": Made(QUICKSTART, "evaluate", _ON_TEXTS, names.EVALUATION, on_texts),
 }
 
 
