@@ -14,7 +14,7 @@ Json = dict[str, Any]
 _LEXICAL = ("pearson", "auprc", "auc")
 _CONTROLS = {"shuffled": "another latent's", "direction": "random directions"}
 _UNTRAINED = "untrained"
-_NONE = [None, None, None]
+_NONE: list[float | None] = [None, None, None]
 
 
 def names_section(folder: Path) -> Json:
