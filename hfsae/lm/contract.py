@@ -12,8 +12,8 @@ in SAEs of other libraries and from before the field.
 Each warning comes once for a model and an SAE.
 
 **Weights.** Their distance from training's is measured on a sketch (`weights_sketch`). With noise
-of that size on SmolLM2's weights, of the firings of the packaged SAE or of those under noise this
-share was common to both (2,000 tokens), and the language model's own loss was:
+of that size on SmolLM2's weights, of the firings of an SAE (layers.12, 3,072 latents) or of those
+under noise this share was common to both (2,000 tokens), and the language model's own loss was:
 
     distance   0     1 %   3 %   5 %   10 %  20 %  30 %  50 %
     common     1     .95   .88   .81   .65   .38   .18   .06
