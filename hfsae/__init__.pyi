@@ -60,7 +60,7 @@ from .models import SAEConfig as SAEConfig
 from .models import SAEOutput as SAEOutput
 from .models import TopKSAE as TopKSAE
 from .models import TopKSAEConfig as TopKSAEConfig
-from .models.probe import write_probe as write_probe
+from .models.fingerprint import write_fingerprint as write_fingerprint
 from .recipe import Recipe as Recipe
 from .recipe import train as train
 from .steering import Edit as Edit

@@ -180,7 +180,7 @@ def test_public_names():
         "suggest_strength",
         "train",
         "uniformity",
-        "write_probe",
+        "write_fingerprint",
     }
 
 

@@ -20,7 +20,7 @@ ID = "alice/sae"
 def folder(tmp_path) -> Path:
     sae = make(hfsae.JumpReLUSAEConfig).eval()
     sae.save_pretrained(tmp_path / "sae")
-    hfsae.write_probe(sae, activations(64), tmp_path / "sae")
+    hfsae.write_fingerprint(sae, activations(64), tmp_path / "sae")
     return tmp_path / "sae"
 
 
@@ -162,7 +162,7 @@ def test_saes_of_other_libraries_are_listed_by_what_their_configs_say(source, ro
     assert rows and all(shown == row for shown in rows)
 
 
-def test_verify_without_a_probe_says_what_it_can_and_exits_with_3(folder, tmp_path, capsys):
+def test_verify_without_a_fingerprint_says_what_it_can_and_exits_with_3(folder, tmp_path, capsys):
     assert main(["convert", str(folder), str(tmp_path / "other"), "--to", "gemma_scope"]) == 0
     capsys.readouterr()
     said = []
@@ -172,7 +172,7 @@ def test_verify_without_a_probe_says_what_it_can_and_exits_with_3(folder, tmp_pa
         assert left.value.code == 3
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] and said[0].startswith("NOT COMPARED: ")
-    assert "has no probe.safetensors; its " in said[0] and "are finite; SHA-256" in said[0]
+    assert "has no fingerprint.safetensors; its " in said[0] and "are finite; SHA-256" in said[0]
 
 
 def test_a_push_is_planned_offline_without_a_look_at_the_repository(folder, capsys):

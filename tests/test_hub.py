@@ -41,7 +41,7 @@ def save(folder: Path, config_class: type[SAEConfig] = hfsae.JumpReLUSAEConfig, 
     """An SAE with all that `hfsae train` leaves beside it, and some that it does not."""
     sae = make(config_class, **fields).eval()
     sae.save_pretrained(folder)
-    hfsae.write_probe(sae, activations(64), folder)
+    hfsae.write_fingerprint(sae, activations(64), folder)
     (folder / "figures").mkdir()
     (folder / "figures" / "l0.png").write_bytes(b"png")
     save_store(folder)
@@ -85,8 +85,8 @@ def test_a_push_is_one_commit_of_known_files_and_says_so_first(hub, folder):
         "features/latents.parquet",
         "features/meta.json",
         "figures/l0.png",
+        "fingerprint.safetensors",
         "model.safetensors",
-        "probe.safetensors",
         "training.json",
     ]
     assert [path for path in hub.list_files(ID) if path != ".gitattributes"] == sent
@@ -617,7 +617,7 @@ def test_a_changed_config_is_pushed_and_an_sae_of_the_hub_takes_its_weights_alon
     hfsae.push(folder, ID, token=WRITE)
     copied = hfsae.load(ID)
     copied.push_to_hub("alice/copy", token=WRITE, private=False)
-    assert {"model.safetensors", "probe.safetensors"} <= set(hub.list_files("alice/copy"))
+    assert {"model.safetensors", "fingerprint.safetensors"} <= set(hub.list_files("alice/copy"))
     assert hfsae.load("alice/copy").verify().ok
 
 
@@ -656,7 +656,7 @@ def test_a_cache_that_takes_no_note_serves_what_is_in_it(hub, pushed):
 
 
 def test_one_flipped_bit_fails_the_verification(hub, pushed):
-    """Of any weight, of the config, of the probe; found in the folder and over HTTP."""
+    """Of any weight, of the config, of the fingerprint; found in the folder and over HTTP."""
     assert hfsae.load(ID).verify().ok and AutoModel.from_pretrained(ID).verify().ok
     low = hfsae.load(ID, dtype="bfloat16").verify()
     assert low.ok and low.weights_are_intact is None and low.latents_difference > 0
@@ -674,14 +674,15 @@ def test_one_flipped_bit_fails_the_verification(hub, pushed):
     found = AutoModel.from_pretrained(pushed).verify()
     assert found.damaged == ["config"] and found.latents_difference > found.tolerance
     (pushed / "config.json").write_text(json.dumps(config))
-    probe = (pushed / "probe.safetensors").read_bytes()
-    (pushed / "probe.safetensors").write_bytes(probe[:-1] + bytes([probe[-1] ^ 1]))
-    assert AutoModel.from_pretrained(pushed).verify().damaged == ["probe"]
-    (pushed / "probe.safetensors").write_bytes(b"\xff" * 99)
-    with pytest.raises(ValueError, match="is damaged, or no probe"):
+    path = pushed / "fingerprint.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert AutoModel.from_pretrained(pushed).verify().damaged == ["fingerprint"]
+    path.write_bytes(b"\xff" * 99)
+    with pytest.raises(ValueError, match="is damaged, or no fingerprint"):
         AutoModel.from_pretrained(pushed).verify()
-    (pushed / "probe.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"there is no .*probe\.safetensors; `hfsae train`"):
+    path.unlink()
+    with pytest.raises(ValueError, match=r"there is no .*fingerprint\.safetensors; `hfsae train`"):
         AutoModel.from_pretrained(pushed).verify()
 
 

@@ -30,7 +30,7 @@ def test_a_stage_of_size_0_is_left_out():
         recipe = with_value(recipe, setting, 0)
     assert {value_at(as_plain(recipe), setting) for setting in settings} == {0}
     made = [stage.file for stage in STAGES if stage.size(recipe) != 0]
-    assert made == ["probe.safetensors", "README.md"]
+    assert made == ["fingerprint.safetensors", "README.md"]
 
 
 def test_a_further_line_of_the_table_is_a_stage_of_a_run(tmp_path, loads, monkeypatch):
@@ -45,7 +45,7 @@ def test_a_further_line_of_the_table_is_a_stage_of_a_run(tmp_path, loads, monkey
     longer = (*STAGES[:at], Stage("count.json", count, sections=("collect",)), *STAGES[at:])
     for module in ("folder", "stages"):
         monkeypatch.setattr(f"hfsae.recipe.{module}.STAGES", longer)
-    before = ["evaluation.json", "features/meta.json", "probe.safetensors"]
+    before = ["evaluation.json", "features/meta.json", "fingerprint.safetensors"]
     (folder,) = run(tiny_recipe(tmp_path / "sae"))
     assert (folder / "count.json").read_text() == '{"n": 32}' and made == [before]
     run(tiny_recipe(tmp_path / "sae"))

@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     home = tmp_path / "sae"
     sae = hfsae.ReLUSAE(hfsae.ReLUSAEConfig(d_in=4, d_sae=8, site="layers.1", model_name="m"))
     sae.save_pretrained(home)
-    hfsae.write_probe(sae, torch.randn(3, 4), home)
+    hfsae.write_fingerprint(sae, torch.randn(3, 4), home)
     (home / "features").mkdir()
     for name in JSON:
         (home / name).write_text(json.dumps(stamp(home)))
@@ -49,7 +49,7 @@ def test_the_hash_is_that_of_the_file_as_on_the_hub(folder):
     assert list(of_others(folder)) == list(STAMPED)
 
 
-PROBES = {
+FINGERPRINTS = {
     "a tensor is missing": (lambda t: t.pop("recon"), r"it holds \['counts', .*, not \["),
     "another tensor": (lambda t: t.update(more=torch.ones(2)), r"it holds .*'more'"),
     "whole activations": (lambda t: t.update(x=t["x"].long()), r"x holds torch\.int64"),
@@ -76,24 +76,26 @@ PROBES = {
 }
 
 
-@pytest.mark.parametrize("kind", PROBES)
-def test_a_probe_of_another_shape_is_one_sentence(folder, capsys, kind):
-    path = folder / "probe.safetensors"
+@pytest.mark.parametrize("kind", FINGERPRINTS)
+def test_a_fingerprint_of_another_shape_is_one_sentence(folder, capsys, kind):
+    path = folder / "fingerprint.safetensors"
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    change, sentence = PROBES[kind]
+    change, sentence = FINGERPRINTS[kind]
     change(tensors)
     save_file(tensors, path, metadata)
     said = refused(["verify", str(folder)], capsys)
-    assert re.search(f"probe.safetensors is damaged, or no probe: {sentence}", said)
+    assert re.search(f"fingerprint.safetensors is damaged, or no fingerprint: {sentence}", said)
 
 
-@pytest.mark.parametrize("hashes", ["5", "[]", "{", "[" * 100_000, '{"probe": ' + "9" * 5000 + "}"])
-def test_a_probe_without_hashes_is_one_sentence(folder, capsys, hashes):
-    path = folder / "probe.safetensors"
+@pytest.mark.parametrize(
+    "hashes", ["5", "[]", "{", "[" * 100_000, '{"fingerprint": ' + "9" * 5000 + "}"]
+)
+def test_a_fingerprint_without_hashes_is_one_sentence(folder, capsys, hashes):
+    path = folder / "fingerprint.safetensors"
     save_file(load_file(path), path, {"sha256": hashes})
-    assert "is damaged, or no probe" in refused(["verify", str(folder)], capsys)
+    assert "is damaged, or no fingerprint" in refused(["verify", str(folder)], capsys)
 
 
 def test_weights_in_several_files_have_one_hash(tmp_path):
@@ -107,7 +109,7 @@ def test_weights_in_several_files_have_one_hash(tmp_path):
 
 def test_records_without_a_hash_or_weights_are_taken_as_they_are(folder):
     exchange_weights(folder)
-    (folder / "probe.safetensors").write_bytes(b"damaged: who reads it says so")
+    (folder / "fingerprint.safetensors").write_bytes(b"damaged: who reads it says so")
     for name in JSON:
         (folder / name).write_text("{}")
     refuse_mixture(folder)

@@ -37,9 +37,10 @@ from ..machine.names import (
     EXAMPLES,
     FEATURES,
     FIGURES,
+    FINGERPRINT,
     LATENTS,
-    PROBE,
     TRAINING,
+    existing,
 )
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import refuse_changed
@@ -173,7 +174,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
             measured=measured,
             measured_text=_measured_text(measured),
             kind_of_documents=_kind_of_documents(evaluation),
-            has_probe=(folder / PROBE).is_file(),
+            has_fingerprint=existing(folder, FINGERPRINT).is_file(),
             misgivings=_misgivings(config, record, evaluation),
             figures=_figures(folder / FIGURES),
             latents=[{**row, "name": names.get(row["latent"])} for row in latents],

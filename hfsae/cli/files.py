@@ -9,10 +9,10 @@ from typing import Any
 from ..convert import FORMATS, save_as
 from ..hub import beside, formats_in, list_saes, load, push
 from ..machine.files import printable, printable_lines
-from ..machine.names import PROBE
+from ..machine.names import FINGERPRINT, FINGERPRINTS, existing
 from ..measurement import chosen, own_folder
 from ..models import SAE
-from ..models.probe import state_hash
+from ..models.fingerprint import state_hash
 from .parsing import VerbParser, verb_parser
 
 SOURCE = "folder, or repository on the Hub as name/repository"
@@ -91,9 +91,9 @@ def verify_verb(argv: list[str]) -> None:
     parser.add("--dtype", type=str | None, help="cast to this dtype first, for example bfloat16")
     options = given_options(parser.parse(argv))
     sae = load(**options)
-    home = beside(names=[PROBE], **{k: v for k, v in options.items() if k != "dtype"})
-    if home is None or not (home / PROBE).is_file():
-        _tell(f"NOT COMPARED: {options['source']} has no {PROBE}; {_as_it_is(sae)}")
+    home = beside(names=FINGERPRINTS, **{k: v for k, v in options.items() if k != "dtype"})
+    if home is None or not existing(home, FINGERPRINT).is_file():
+        _tell(f"NOT COMPARED: {options['source']} has no {FINGERPRINT}; {_as_it_is(sae)}")
         _leave(3)
     verification = sae.verify(home)
     print(printable_lines(str(verification)))
@@ -101,7 +101,7 @@ def verify_verb(argv: list[str]) -> None:
 
 
 def _as_it_is(sae: SAE) -> str:
-    """A description of weights without a probe; they are finite because `load` refuses NaN."""
+    """Weights without a fingerprint, in words; they are finite because `load` refuses NaN."""
     weights = sae.state_dict()
     n = sum(tensor.numel() for tensor in weights.values())
     names = ", ".join(weights)

@@ -94,8 +94,8 @@ VERBS: dict[str, Verb] = {
     "verify": Verb(
         "files.verify_verb",
         "Check whether an SAE's weights are the saved ones, to the bit, and whether this "
-        "machine, dtype and version compute the same from its probe as when it was saved. "
-        "Exit code 1 if not, 3 if there is no probe to compare with, as in other libraries' "
+        "machine, dtype and version compute the same from its fingerprint as when it was saved. "
+        "Exit code 1 if not, 3 if there is no fingerprint to compare with, as in other libraries' "
         "files: then the weights are only read and hashed.",
     ),
     "convert": Verb(

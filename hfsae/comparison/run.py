@@ -16,7 +16,7 @@ from ..cost.footprint import check_memory
 from ..lm import LoadedLM
 from ..machine.files import read_json, sweep, write_whole
 from ..machine.lock import locked
-from ..machine.names import CHECKPOINTS, CONFIG, PROBE, REPORT, TRAINING
+from ..machine.names import CHECKPOINTS, CONFIG, FINGERPRINT, REPORT, TRAINING, existing
 from ..machine.refused import Refused
 from ..recipe import (
     as_plain,
@@ -266,7 +266,7 @@ def _train_and_evaluate_alone(
 
 def _is_trained(each: ArmRun) -> bool:
     is_left = Path(each.recipe.training.output_dir, CHECKPOINTS).exists()
-    made = (f / file for f in each.folders.values() for file in (CONFIG, PROBE))
+    made = (existing(f, file) for f in each.folders.values() for file in (CONFIG, FINGERPRINT))
     return bool(each.made_by) or (all(path.is_file() for path in made) and not is_left)
 
 

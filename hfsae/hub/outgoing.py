@@ -18,10 +18,11 @@ from ..machine.names import (
     EXPLANATIONS_REPORT,
     FEATURES,
     FIGURES,
+    FINGERPRINT,
+    FINGERPRINTS,
     LABELS,
     META,
     PRESETS,
-    PROBE,
     PROBING,
     SHARDS,
     TRAINING,
@@ -32,7 +33,7 @@ from ..machine.names import (
 from ..machine.refused import Refused
 from ..machine.seal import resealed
 from ..machine.visible import public_record
-from ..models.probe import renamed
+from ..models.fingerprint import renamed
 
 CODE = Path(__file__).with_name("modeling_hfsae.py")
 PUSHED = (
@@ -44,7 +45,7 @@ PUSHED = (
     TRAINING,
     EVALUATION,
     PROBING,
-    PROBE,
+    *reversed(FINGERPRINTS),  # the present name wins
     CODE.name,
     f"{FIGURES}/*.png",
     f"{FEATURES}/*.parquet",
@@ -72,6 +73,12 @@ def files_to_publish(home: Path) -> Iterator[Path]:
                 raise Refused(link_refusal(link, home))
             if path.is_file():
                 yield path
+
+
+def name_to_publish(path: Path, home: Path) -> str:
+    """The path below an SAE's folder under which others see a file of it: never a former name."""
+    name = path.relative_to(home).as_posix()
+    return FINGERPRINT if name in FINGERPRINTS else name
 
 
 def link_refusal(link: Path, folder: Path) -> str:
@@ -102,8 +109,8 @@ def is_of_hfsae(folder: Path) -> bool:
 def published(path: Path, include_code: bool = False) -> Path | bytes:
     """A file's public version: records lose the paths of this machine, and are sealed again."""
     home, name = in_folder(path)
-    if name == PROBE:
-        return _published_probe(path)
+    if name in FINGERPRINTS:
+        return _published_fingerprint(path)
     if name not in (CONFIG, TRAINING, EVALUATION, PROBING, META, EXPLANATIONS_RECORD):
         return path
     content = resealed(public_record(read_json(path), home))
@@ -114,8 +121,8 @@ def published(path: Path, include_code: bool = False) -> Path | bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def _published_probe(path: Path) -> Path | bytes:
-    """The probe with the public config's hash: there a language model's folder is `./name`."""
+def _published_fingerprint(path: Path) -> Path | bytes:
+    """Its content with the public config's hash: there a language model's folder is `./name`."""
     config = path.with_name(CONFIG)
     name = read_json(config).get("model_name") if config.is_file() else None
     shown = public_record({"model_name": name}, path.parent)["model_name"]

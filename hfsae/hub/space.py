@@ -16,7 +16,7 @@ from ..machine.refused import Refused
 from ..machine.seal import refuse_changed
 from ..machine.weights import PUBLISHED, refuse_mixture
 from .licence import licence_notes, licence_of
-from .outgoing import files_to_publish, is_sae, published, refuse_keys
+from .outgoing import files_to_publish, is_sae, name_to_publish, published, refuse_keys
 
 logger = logging.getLogger(__name__)
 GRADIO = "6.31.0"
@@ -142,7 +142,7 @@ def _copy_sae(sae: Path, target: Path, which: dict[str, Any]) -> str | None:
     refuse_changed(sae)
     read_names(sae)  # refuses names of other weights
     sources = list(files_to_publish(sae))
-    files = {path.relative_to(sae).as_posix(): published(path) for path in sources}
+    files = {name_to_publish(path, sae): published(path) for path in sources}
     refuse_keys(files, [sae])
     shutil.rmtree(target, ignore_errors=True)
     for name, content in files.items():

@@ -22,7 +22,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from ..convert.formats import FORMATS, find, load_folder
 from ..convert.saelens import SCALER
 from ..machine.files import read_json
-from ..machine.names import CONFIG, EVALUATION, PROBE, WEIGHTS_INDEX
+from ..machine.names import CONFIG, EVALUATION, FINGERPRINTS, WEIGHTS_INDEX
 from ..machine.processor import refuse_absent
 from ..machine.refused import Refused, closest_folders
 from ..models import SAE
@@ -39,7 +39,7 @@ _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _SHOWN = 20
 _LEVELS = 4  # of folders below the given one: a suite's SAEs lie three deep
 _MAX_FETCHED = 2**24  # bytes of a JSON file, to load or list an SAE; a config is a few thousand
-_OPTIONAL = {"hfsae": (PROBE,), "saelens": (SCALER,)}
+_OPTIONAL = {"hfsae": FINGERPRINTS, "saelens": (SCALER,)}
 
 
 class SAEEntry(NamedTuple):

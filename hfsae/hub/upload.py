@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,12 +39,14 @@ from ..machine.names import (
     EXAMPLES,
     EXPLANATIONS_RECORD,
     FEATURES,
+    FINGERPRINT,
+    FINGERPRINTS,
     LABELS,
     LATENTS,
     META,
-    PROBE,
     STEPS,
     WEIGHTS,
+    existing,
 )
 from ..machine.refused import Refused
 from ..machine.seal import refuse_changed
@@ -58,6 +60,7 @@ from .outgoing import (
     is_of_hfsae,
     is_sae,
     link_refusal,
+    name_to_publish,
     published,
     refuse_keys,
 )
@@ -216,13 +219,21 @@ def _plan(api: HfApi, folder: Path, homes: list[Path], order: _Order) -> Plan:
         others = _others(api, repo_id, prefix, paths, revision)
         files[top] = _suite_card(folder, homes, others)
     has_text = any(path.endswith(EXAMPLES) for path in files)
-    stores = [_at(folder, home, prefix) + f"{FEATURES}/" for home in homes]
-    deleted = [path for path in sorted(paths) if order.no_examples and _is_of_store(path, stores)]
+    deleted = [path for path in sorted(paths) if _is_former(path, files)]
+    if order.no_examples:
+        stores = [_at(folder, home, prefix) + f"{FEATURES}/" for home in homes]
+        deleted += [path for path in sorted(paths) if _is_of_store(path, stores)]
     where = (revision, order.create_pr, order.looks, head, has_text, tuple(deleted))
     plan = Plan(repo_id, is_new, is_private, files, left_out, *where)
     _write_cards(api, plan, revision, order.replace_model_card)
     refuse_keys(plan.files, homes, api.token if isinstance(api.token, str) else None)
     return plan
+
+
+def _is_former(path: str, files: Collection[str]) -> bool:
+    """Whether a file of the repository is what one that is sent was called formerly."""
+    folder, _, name = path.rpartition("/")
+    return name in FINGERPRINTS[1:] and f"{folder}/{FINGERPRINT}".lstrip("/") in files
 
 
 def _is_of_store(path: str, stores: list[str]) -> bool:
@@ -309,10 +320,11 @@ def _homes(folder: Path) -> list[Path]:
     for home in homes:
         sae = load_folder(home, "hfsae", str(home))  # refuses damaged or inconsistent files
         read_names(home)  # so does this
-        if (home / PROBE).is_file() and (damaged := sae.verify(home).damaged):
+        recorded = existing(home, FINGERPRINT)
+        if recorded.is_file() and (damaged := sae.verify(home).damaged):
             raise Refused(
-                f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved ({PROBE}); "
-                f"put back a sound copy, or delete {PROBE} if you changed the SAE yourself"
+                f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved ({recorded.name}); "
+                f"put back a sound copy, or delete {recorded.name} if you changed the SAE yourself"
             )
         refuse_mixture(home, PUBLISHED)
         refuse_changed(home)
@@ -336,7 +348,7 @@ def _collect(
     for home in homes:
         at = _at(folder, home, prefix)
         for path in files_to_publish(home):
-            name = path.relative_to(home).as_posix()
+            name = name_to_publish(path, home)
             if not (no_examples and name.startswith(f"{FEATURES}/") and name != LABELS):
                 files[at + name] = published(path, include_code)
         own = home / CARD
@@ -350,7 +362,7 @@ def _collect(
     if include_code:
         files[CODE.name] = CODE
     sent = {path.resolve() for path in files.values() if isinstance(path, Path)}
-    sent |= {(h / n).resolve() for h in homes for n in (*cards.RECORDS, PROBE, CARD)}
+    sent |= {(h / n).resolve() for h in homes for n in (*cards.RECORDS, *FINGERPRINTS, CARD)}
     if not no_examples:
         sent |= {(h / n).resolve() for h in homes for n in (META, EXPLANATIONS_RECORD)}
     every = sorted(p for p in folder.rglob("*") if p.is_file() and p.resolve() not in sent)
@@ -441,8 +453,8 @@ def _write_cards(api: HfApi, plan: Plan, revision: str | None, replace: bool) ->
 def push_sae(sae: SAE, repo_id: str, **kwargs: Any) -> str:
     """Send this SAE to the Hub in one commit; the commit's address. Options as for `hfsae.push`.
 
-    The metrics, figures, features and probe in the folder that it was loaded from go with it, as
-    long as weights and config equal those in that folder.
+    The metrics, figures, features and fingerprint in the folder that it was loaded from go with it,
+    as long as weights and config equal those in that folder.
     """
     with tempfile.TemporaryDirectory() as temporary:
         sae.save_pretrained(temporary)

@@ -2,8 +2,8 @@
 
     runs/mine/  recipe.yaml  checkpoints/step-00001234.pt          of a run
                 config.json  model.safetensors  training.json      of each of its SAEs, which lies
-                log.jsonl  probe.safetensors  evaluation.json      there or, of several, in a folder
-                probing.{json, md}                                 of its own
+                log.jsonl  fingerprint.safetensors                 there or, of several, in a folder
+                evaluation.json  probing.{json, md}                of its own
                 features/{meta.json, latents.parquet,
                 examples.parquet, labels.json,
                 explanations.{parquet, json, md},
@@ -23,7 +23,9 @@ SHARDS = "model-*.safetensors"
 TRAINING, LOG = "training.json", "log.jsonl"
 EVALUATION = "evaluation.json"
 PROBING, PROBING_REPORT = "probing.json", "probing.md"
-PROBE = "probe.safetensors"
+FINGERPRINT = "fingerprint.safetensors"
+FINGERPRINTS = (FINGERPRINT, "probe.safetensors")
+"""Its name, and the one that it had in version 0.1, under which it is still read."""
 CARD = "README.md"
 PRESETS = "presets.json"
 MEASURED = "measured.json"
@@ -54,6 +56,12 @@ MADE_BY = {EVALUATION: "evaluate", META: "collect", LATENTS: "collect", EXAMPLES
 MADE_BY |= dict.fromkeys((EXPLANATIONS, EXPLANATIONS_RECORD, EVIDENCE), "explain")
 MADE_BY[PROBING] = "probe"
 """The verb that makes a file again."""
+
+
+def existing(folder: Path, name: str) -> Path:
+    """The path of a file of an SAE, under its former name if the folder has only that."""
+    names = FINGERPRINTS if name == FINGERPRINT else (name,)
+    return next((folder / n for n in names if (folder / n).exists()), folder / name)
 
 
 def in_folder(path: Path) -> tuple[Path, str]:

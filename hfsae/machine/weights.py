@@ -2,8 +2,8 @@
 
 Each record holds the SHA-256 of its weights: training.json, evaluation.json, probing.json,
 features/meta.json, names and their windows (explanations.json, two tables), people's labels, the
-probe, and each preset that was searched for. It is the hash of the file model.safetensors, as shown
-on the Hub. A record without one is older than these hashes, and accepted.
+fingerprint, and each preset that was searched for. It is the hash of the file model.safetensors, as
+shown on the Hub. A record without one is older than these hashes, and accepted.
 """
 
 import hashlib
@@ -17,20 +17,21 @@ from safetensors import SafetensorError
 from .files import opened_tensors, parse_json, read_json, table_metadata
 from .names import (
     EVALUATION,
+    FINGERPRINT,
     LABELS,
     MADE_BY,
     META,
     PRESETS,
-    PROBE,
     PROBING,
     SHARDS,
     TRAINING,
     WEIGHTS,
+    existing,
 )
 from .refused import Refused
 
 KEY = "weights_sha256"
-STAMPED = (TRAINING, EVALUATION, META, PROBE, PROBING)
+STAMPED = (TRAINING, EVALUATION, META, FINGERPRINT, PROBING)
 PUBLISHED = (*STAMPED, PRESETS)
 """Those that have to be of the folder's weights before it is published; the app leaves out presets
 of others."""
@@ -60,7 +61,8 @@ def of_others(
     Args:
         weights: folder of the weights, if they lie elsewhere.
     """
-    recorded = {name: _recorded(folder / name) for name in records if (folder / name).is_file()}
+    paths = {name: existing(folder, name) for name in records}
+    recorded = {name: _recorded(path) for name, path in paths.items() if path.is_file()}
     if not any(map(any, recorded.values())):
         return
     ours = weights_hash(weights or folder)
@@ -90,8 +92,8 @@ def refuse_mixture(
         if verb := MADE_BY.get(name):
             remedy = f"`hfsae {verb} {folder}` makes it again"
         raise Refused(
-            f"{folder / name} was made with other weights than those in {weights or folder} now "
-            f"(its {KEY} differs); {remedy}"
+            f"{existing(folder, name)} was made with other weights than those in "
+            f"{weights or folder} now (its {KEY} differs); {remedy}"
         )
 
 

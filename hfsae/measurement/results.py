@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..activations import text_origin
 from ..machine.files import read_json, reading
-from ..machine.names import CONFIG, EVALUATION, MADE_BY, PROBE, TRAINING
+from ..machine.names import CONFIG, EVALUATION, FINGERPRINT, MADE_BY, TRAINING
 from ..machine.refused import Refused
 from ..machine.seal import SEALED, refuse_changed
 from ..machine.visible import public_record
@@ -124,7 +124,7 @@ def measure(placed: PlacedSAE, result: str) -> None:
         result: "evaluation.json" or "features/meta.json".
     """
     recipe, sae, folder = placed.recipe, placed.sae, placed.folder
-    refuse_mixture(folder, [TRAINING, PROBE])  # no measurement remakes these
+    refuse_mixture(folder, [TRAINING, FINGERPRINT])  # no measurement remakes these
     _refuse_changed_others(folder, result)
     loaded = opened(placed)
     limits = limits_of(placed, loaded)

@@ -20,6 +20,7 @@ from ..machine.names import (
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
+    FINGERPRINTS,
     LABELS,
     LATENTS,
     LOG,
@@ -44,7 +45,7 @@ from ..recipe import (
 )
 from .settings import known_fields, recipe_of
 
-_ABOUT = (CONFIG, LOG, *STAMPED, LATENTS, EXAMPLES, LABELS, PRESETS)
+_ABOUT = (CONFIG, LOG, *STAMPED, *FINGERPRINTS[1:], LATENTS, EXAMPLES, LABELS, PRESETS)
 _ABOUT += (EXPLANATIONS, EXPLANATIONS_RECORD, EXPLANATIONS_REPORT, EVIDENCE)
 _PARTS = ("subfolder", "layer", "width", "l0")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..machine.files import opened_tensors
 from ..machine.refused import Refused
-from .probe import state_hash
+from .fingerprint import state_hash
 
 DECODER = "decoder_sha256"
 """The hash's key in features/meta.json."""

@@ -12,11 +12,12 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..machine.files import opened_tensors, read_json, reading
+from ..machine.former import warn_of_former
 from ..machine.loading import one_at_a_time
-from ..machine.names import PROBE, WEIGHTS, WEIGHTS_INDEX
+from ..machine.names import FINGERPRINT, FINGERPRINTS, WEIGHTS, WEIGHTS_INDEX, existing
 from ..machine.refused import Refused, one_line
 from .config import SAEConfig
-from .probe import Verification, verify
+from .fingerprint import Verification, verify
 
 T = TypeVar("T", bound="Strict")
 _HUB_OPTIONS = {
@@ -31,7 +32,7 @@ _HUB_OPTIONS = {
 
 
 class Strict(PreTrainedModel):
-    """A model that loads only weights that fit it, and can be verified against its probe."""
+    """A model that loads only weights that fit it, and can be verified against its fingerprint."""
 
     @classmethod
     def from_pretrained(
@@ -65,35 +66,44 @@ class Strict(PreTrainedModel):
         model._source = {"name": where, **place}
         return loaded if wants_info else model
 
-    def verify(self, probe: str | Path | None = None) -> Verification:
+    def verify(
+        self, fingerprint: str | Path | None = None, *, probe: str | Path | None = None
+    ) -> Verification:
         """Whether the weights are those that were saved, and compute the same latents here.
 
         Args:
-            probe: a probe.safetensors, or the folder of one; by default the probe in the folder or
-                repository that this SAE was loaded from.
+            fingerprint: a fingerprint.safetensors, or the folder of one; by default the one in the
+                folder or repository that this SAE was loaded from.
+            probe: the former name of `fingerprint`.
 
         Raises:
-            ValueError: there is no probe, or it is damaged.
+            ValueError: there is no fingerprint, or it is damaged.
         """
-        if probe is None:
-            probe = self._find_probe()
-        path = Path(probe)
-        path = path / PROBE if path.is_dir() else path
+        if probe is not None:
+            warn_of_former("verify(probe=...)", "verify(fingerprint=...)")
+            fingerprint = probe
+        path = Path(self._find_fingerprint() if fingerprint is None else fingerprint)
+        path = existing(path, FINGERPRINT) if path.is_dir() else path
         if not path.is_file():
-            raise Refused(f"there is no {path}; `hfsae train` and `hfsae.write_probe` make it")
+            raise Refused(
+                f"there is no {path}; `hfsae train` and `hfsae.write_fingerprint` make it"
+            )
         return verify(self, path)
 
-    def _find_probe(self) -> Path:
+    def _find_fingerprint(self) -> Path:
         source = dict(getattr(self, "_source", {}))
         name = source.pop("name", None)
         if name is None:
-            raise Refused("this SAE was not loaded from a folder; name its probe's folder")
+            raise Refused("this SAE was not loaded from a folder; name its fingerprint's folder")
         if Path(name).is_dir():
             return Path(name, source.get("subfolder", ""))
-        try:
-            return Path(cast(str, cached_file(name, PROBE, **source)))
-        except OSError as error:
-            raise Refused(f"{name} holds no {PROBE} to verify against") from error
+        reasons = []
+        for file in FINGERPRINTS:
+            try:
+                return Path(cast(str, cached_file(name, file, **source)))
+            except OSError as error:
+                reasons.append(error)
+        raise Refused(f"{name} holds no {FINGERPRINT} to verify against") from reasons[0]
 
 
 def _variant_at(name: str, options: dict[str, Any]) -> Any:

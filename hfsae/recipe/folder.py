@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from ..machine.files import damaged, parse_yaml, passes, read_json, sweep, write_whole
 from ..machine.lock import is_first_process, locked
-from ..machine.names import CARD, CHECKPOINTS, CONFIG, RECIPE, STEPS, TRAINING
+from ..machine.names import CARD, CHECKPOINTS, CONFIG, RECIPE, STEPS, TRAINING, existing
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import changes
 from ..machine.weights import of_others
@@ -205,9 +205,10 @@ def missing_results(folder: Path, recipe: Recipe) -> list[str]:
     names = [stage.file for stage in included]
     on_card = names[: names.index(CARD)]
     unfit = {*of_others(folder, on_card), *(change.record for change in changes(folder, on_card))}
-    missing = [s.file for s in included if s.file in unfit or not s.is_finished(folder / s.file)]
+    paths = {name: existing(folder, name) for name in (TRAINING, *names)}
+    missing = [s.file for s in included if s.file in unfit or not s.is_finished(paths[s.file])]
     card = folder / CARD
-    data = [folder / name for name in (TRAINING, *on_card) if (folder / name).exists()]
+    data = [paths[name] for name in (TRAINING, *on_card) if paths[name].exists()]
     if card.exists() and any(p.stat().st_mtime > card.stat().st_mtime for p in data):
         missing.append(CARD)
     return missing

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..machine.names import CARD, EVALUATION, EXPLANATIONS_RECORD, META, PRESETS, PROBE
+from ..machine.names import CARD, EVALUATION, EXPLANATIONS_RECORD, FINGERPRINT, META, PRESETS
 from .collecting import collect_examples
 from .evaluating import evaluate
 from .fields import Recipe
@@ -62,7 +62,7 @@ STAGES = (
         size=lambda recipe: recipe.sizes.names,
         is_finished=is_named,
     ),
-    Stage(PROBE, keep_activations),
+    Stage(FINGERPRINT, keep_activations),
     Stage(CARD, lambda job: finish(job.folder)),  # shows the results of the stages before it
     Stage(
         PRESETS,

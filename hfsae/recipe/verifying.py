@@ -4,21 +4,21 @@ import torch
 from torch import Tensor
 
 from ..activations import Harvester
-from ..machine.names import PROBE
+from ..machine.names import FINGERPRINT
 from ..machine.refused import Refused
-from ..models.probe import N_TOKENS, write_probe
+from ..models.fingerprint import N_TOKENS, write_fingerprint
 from .fields import sides_of
 from .job import Job
 from .text import read_rows
 
 
 def keep_activations(job: Job) -> None:
-    """Write probe.safetensors: activations, with the latents and reconstructions that they give.
+    """Write fingerprint.safetensors: activations, and the latents and reconstructions they give.
 
     Raises:
         ValueError: all activations are above the norm limits.
     """
-    write_probe(job.sae, _activations(job), job.folder)
+    write_fingerprint(job.sae, _activations(job), job.folder)
 
 
 def _activations(job: Job) -> Tensor:
@@ -30,6 +30,6 @@ def _activations(job: Job) -> Tensor:
         if n := len(activations):
             return activations[torch.linspace(0, n - 1, N_TOKENS).long()].float()
     raise Refused(
-        f"no activation is left for {PROBE}: {harvester.dropped_outliers} positions are above the "
-        "norm limits of the training; give other text"
+        f"no activation is left for {FINGERPRINT}: {harvester.dropped_outliers} positions are "
+        "above the norm limits of the training; give other text"
     )

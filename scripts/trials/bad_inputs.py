@@ -336,7 +336,7 @@ _DAMAGE: dict[str, tuple[dict[str, bytes], list[list[str]]]] = {
         {"empty": b"", "bytes": bytes(999), "a huge header": b"\xff" * 8 + b"{}"},
         [["evaluate", "run"], ["collect", "run"], ["verify", "run"], _CONVERT],
     ),
-    "probe.safetensors": ({"empty": b"", "bytes": bytes(99)}, [["verify", "run"]]),
+    "fingerprint.safetensors": ({"empty": b"", "bytes": bytes(99)}, [["verify", "run"]]),
 }
 
 

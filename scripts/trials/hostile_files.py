@@ -97,7 +97,7 @@ _ACTIONS: dict[str, Action] = {
     "list": Verb("list", "{}", may_be=(0, 1, 2)),
     "show": Verb("show", "{}"),
     "show 0 5": Verb("show", "{}", "0", "5"),
-    "verify": Verb("verify", "{}", may_be=(0, 1, 2, 3)),  # 3: there is no probe
+    "verify": Verb("verify", "{}", may_be=(0, 1, 2, 3)),  # 3: there is no fingerprint
     "convert": Verb("convert", "{}", "{}-converted", "--to", "hfsae"),
     "card": Verb("card", "{}"),
     "push": Verb("push", "{}", "nobody/nothing", "--dry_run"),
@@ -115,7 +115,7 @@ _ACTIONS: dict[str, Action] = {
 _READ_BY = {
     "config.json": "load list show verify convert card push app",
     "model.safetensors": "load list verify convert card app",
-    "probe.safetensors": "list verify push",
+    "fingerprint.safetensors": "list verify push",
     "training.json": "show card push app evaluate",
     "evaluation.json": "list show card app",
     "log.jsonl": "card",

@@ -300,12 +300,14 @@ def test_weights_may_be_deleted_and_a_killed_run_is_completed(tmp_path, copied, 
     report = compare(comparison)
     before = (report / "report.md").read_text()
     run = tmp_path / "c/topk/seed_0"
-    (run / "k_3" / "probe.safetensors").unlink()
+    (run / "k_3" / "fingerprint.safetensors").unlink()
     (run / "k_3" / "evaluation.json").unlink()
     (run / "checkpoints").mkdir()
     (report / "results.json").unlink()
     compare(comparison)
-    assert (run / "k_3" / "probe.safetensors").is_file() and not (run / "checkpoints").exists()
+    assert (run / "k_3" / "fingerprint.safetensors").is_file() and not (
+        run / "checkpoints"
+    ).exists()
     for path in (tmp_path / "c").rglob("model.safetensors"):
         path.unlink()
     compare(comparison)

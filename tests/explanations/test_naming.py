@@ -113,7 +113,7 @@ def test_a_run_whose_sae_never_fires_has_all_its_results(tmp_path, loads, capsys
     folder = tmp_path / "sae"
     sae = {"d_sae": D_SAE, "initial_threshold": 1e6}
     run(recipe_of(folder, sae=sae, explain_tokens=2500))
-    made = ("evaluation.json", "features/meta.json", "probe.safetensors", "README.md", RECORD)
+    made = ("evaluation.json", "features/meta.json", "fingerprint.safetensors", "README.md", RECORD)
     assert all((folder / name).is_file() for name in made)
     assert "silent on all tokens read" in record_of(folder)["unscored"]
     assert main(["show", str(folder)]) == main(["show", str(folder), "3"]) == 0

@@ -1,6 +1,6 @@
-"""A probe: activations with the latents they must give, kept beside the weights.
+"""A fingerprint: activations with the latents they must give, kept beside the weights.
 
-`probe.safetensors` holds raw activations x [n, d_in], the firing latents of each (indices and
+`fingerprint.safetensors` holds raw activations x [n, d_in], the firing latents of each (indices and
 values), and reconstructions; its metadata holds the SHA-256 of every weight, of the config and of
 the file of weights. With it two questions can be answered: are the weights, to the bit, those that
 were saved, and does this machine, dtype and version compute the same latents from them?
@@ -20,11 +20,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..machine.files import json_value, opened_tensors, write_tensors
-from ..machine.names import PROBE
+from ..machine.names import FINGERPRINT, FINGERPRINTS
 from ..machine.refused import Damaged, Refused, one_line
 from ..machine.weights import stamp
 
 N_TOKENS = 64
+_KEYS = tuple(Path(name).stem for name in FINGERPRINTS)
+"""Keys of the hash of the recorded tensors: the present one, and those of former versions."""
 _TENSORS = ("x", "counts", "indices", "values", "recon")
 _FULL = (torch.float32, torch.float64)
 _FLOATS, _INTEGERS = (*_FULL, torch.bfloat16, torch.float16), (torch.int64,)
@@ -41,17 +43,17 @@ _NOT_THE_FUNCTION |= {"model_weights"}  # may be set to None to go on with anoth
 
 
 class Verification(NamedTuple):
-    """The result of `verify`: the SAE on this machine compared with its probe."""
+    """The result of `verify`: the SAE on this machine compared with its fingerprint."""
 
     weights_are_intact: bool | None
     """None where weights were cast, so that their bits cannot be compared"""
     damaged: list[str]
-    """parts that differ from the saved ones: names of weights, "config", "probe" """
+    """parts that differ from the saved ones: names of weights, "config", "fingerprint" """
     latents_difference: float
     """largest absolute difference, as a fraction of the largest latent"""
     recon_difference: float
     flipped: float
-    """latents that fire only here or only in the probe, as a fraction of those that fire"""
+    """latents that fire only here or only in the fingerprint, as a fraction of those that fire"""
     tolerance: float
     flips_tolerance: float
     dtype: torch.dtype
@@ -79,8 +81,8 @@ class Verification(NamedTuple):
 
 
 @torch.no_grad()
-def write_probe(sae: Any, x: Float[Tensor, "n d_in"], folder: str | Path) -> Path:
-    """Write `probe.safetensors` for the SAE saved in `folder`, from raw activations x."""
+def write_fingerprint(sae: Any, x: Float[Tensor, "n d_in"], folder: str | Path) -> Path:
+    """Write `fingerprint.safetensors` for the SAE saved in `folder`, from raw activations x."""
     x = x.to(sae.device, sae.dtype)
     latents, recon = _run(sae, x)
     where = latents != 0
@@ -92,17 +94,19 @@ def write_probe(sae: Any, x: Float[Tensor, "n d_in"], folder: str | Path) -> Pat
         "recon": recon.cpu().contiguous(),
     }
     hashes = {name: _hash(t) for name, t in sae.state_dict().items()}
-    hashes |= {"config": _hash_config(sae.config), "probe": _hash_all(tensors)}
-    path = Path(folder) / PROBE
+    hashes |= {"config": _hash_config(sae.config), _KEYS[0]: _hash_all(tensors)}
+    path = Path(folder) / FINGERPRINT
     write_tensors(path, tensors, {"sha256": json.dumps(hashes), **stamp(path.parent)})
+    for former in FINGERPRINTS[1:]:
+        path.with_name(former).unlink(missing_ok=True)
     return path
 
 
 def renamed(path: Path, config: Any, model_name: str) -> bytes:
-    """The content of the probe at `path`, adapted to a config with this `model_name`.
+    """The content of the fingerprint at `path`, adapted to a config with this `model_name`.
 
     Args:
-        config: the SAE's present config; the hash of a probe made with another is left unchanged.
+        config: the SAE's present config; the hash of one made with another is left unchanged.
     """
     with opened_tensors(path) as file:
         metadata = file.metadata() or {}
@@ -111,20 +115,21 @@ def renamed(path: Path, config: Any, model_name: str) -> bytes:
         other = config.from_dict({**config.to_dict(), "model_name": model_name})
         metadata |= {"sha256": json.dumps({**hashes, "config": _hash_config(other)})}
     with TemporaryDirectory() as scratch:
-        copy = Path(scratch) / PROBE
+        copy = Path(scratch) / FINGERPRINT
         write_tensors(copy, tensors, metadata)
         return copy.read_bytes()
 
 
 @torch.no_grad()
 def verify(sae: Any, path: Path) -> Verification:
-    """Compare `sae`, on this machine and in its present dtype, with a probe.
+    """Compare `sae`, on this machine and in its present dtype, with a fingerprint.
 
     Raises:
-        ValueError: the probe is damaged, or belongs to an SAE with other widths.
+        ValueError: the fingerprint is damaged, or belongs to an SAE with other widths.
     """
     tensors, hashes = _read(path)
-    damaged = [] if _hash_all(tensors) == hashes.get("probe") else ["probe"]
+    recorded = next((hashes[key] for key in _KEYS if key in hashes), None)
+    damaged = [] if _hash_all(tensors) == recorded else [_KEYS[0]]
     if _hash_config(sae.config) != hashes.get("config"):
         damaged.append("config")
     state = {name: tensor for name, tensor in sae.state_dict().items()}
@@ -177,13 +182,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise Refused("its metadata hold no hashes")
     except (SafetensorError, OSError, ValueError) as error:
         raise Damaged(
-            f"{path} is damaged, or no probe: {one_line(error)}; `hfsae.write_probe` makes one"
+            f"{path} is damaged, or no fingerprint: {one_line(error)}; `hfsae.write_fingerprint` "
+            "makes one"
         ) from error
     return tensors, hashes
 
 
 def _refuse_misfits(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors of other kinds, ranks and lengths than `write_probe` writes."""
+    """Refuse tensors of other kinds, ranks and lengths than `write_fingerprint` writes."""
     for name, tensor in tensors.items():
         numbers, rank = _KINDS[name]
         if tensor.dtype not in numbers or tensor.ndim != rank:
