@@ -6,7 +6,7 @@ from .harvest import Harvested as Harvested
 from .harvest import Harvester as Harvester
 from .shuffle import ShuffleArguments as ShuffleArguments
 from .shuffle import ShuffledActivations as ShuffledActivations
-from .text_hash import text_fingerprint as text_fingerprint
+from .text_hash import text_digest as text_digest
 from .tokens import Document as Document
 from .tokens import PackedRows as PackedRows
 from .tokens import Split as Split

@@ -39,7 +39,7 @@ from .tokens import TokenBatch
 logger = logging.getLogger(__name__)
 SHARD_BYTES = 2**27
 _ABANDONED_SECONDS = 3600  # no process still writes a temporary file older than this
-_SAMPLED = 1024  # numbers of each weight in a language model's fingerprint
+_SAMPLED = 1024  # numbers of each weight in a language model's digest
 
 
 class _Place(NamedTuple):
@@ -203,7 +203,7 @@ def batch_key(batch: TokenBatch, rows: int, way: str = "") -> str:
     return digest.hexdigest()
 
 
-def fingerprint(lm: nn.Module) -> str:
+def lm_digest(lm: nn.Module) -> str:
     """A hash of some numbers of each weight; it identifies a language model's weights."""
     digest = blake2b(digest_size=8)
     for part in _weights(lm):

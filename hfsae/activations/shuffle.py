@@ -34,7 +34,7 @@ from torch import Tensor
 from ..machine.bounds import MOST_TOKENS, check_most, check_seed
 from ..machine.processor import refuse_absent
 from ..machine.refused import Refused
-from .cache import fingerprint
+from .cache import lm_digest
 from .harvest import Harvester
 from .tokens import PackedRows, TokenBatch
 
@@ -132,7 +132,7 @@ class ShuffledActivations:
         self._after = self._source()  # of the last bucket that was handed out
         self._position = {"bucket": 0, "offset": 0, "handed_out": 0, "source": self._after}
         self._bucket: _Bucket | None = None
-        self._lm = fingerprint(harvester.lm)
+        self._lm = lm_digest(harvester.lm)
         self._expected_tokens: str | None = None
         """hash of the tokens of the bucket in which a loaded position lies"""
         self._batches: Iterator[TokenBatch] | None = None

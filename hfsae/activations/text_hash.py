@@ -1,4 +1,4 @@
-"""A fingerprint of the text, so that training resumes from a checkpoint only with the same text."""
+"""A digest of the text, so that training resumes from a checkpoint only with the same text."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -15,8 +15,8 @@ from .tokens import TextArguments, is_hub, local_files, texts, unreadable
 _WHOLE, _END, _BLOCK = 2**30, 2**26, 2**24
 
 
-def text_fingerprint(args: TextArguments) -> str | None:
-    """Fingerprint of the whole text, all sides; None if the Hub does not answer.
+def text_digest(args: TextArguments) -> str | None:
+    """Digest of the whole text, all sides; None if the Hub does not answer.
 
     A hash of: the texts of listed or packaged documents; the contents of local files, in reading
     order; the names and hashes of a Hub data set's files, from one request (its card may change).
@@ -27,7 +27,7 @@ def text_fingerprint(args: TextArguments) -> str | None:
         ValueError: a file or packaged text cannot be read.
     """
     if is_hub(args.dataset):
-        return _hub_fingerprint(str(args.dataset), args)
+        return _hub_digest(str(args.dataset), args)
     if isinstance(args.dataset, str) and not args.dataset.startswith("packaged:"):
         parts = map(_file_hash, local_files(args.dataset))
     else:
@@ -54,7 +54,7 @@ def _file_hash(path: Path) -> bytes:
     return digest.digest()
 
 
-def _hub_fingerprint(name: str, args: TextArguments) -> str | None:
+def _hub_digest(name: str, args: TextArguments) -> str | None:
     try:
         info = HfApi().dataset_info(
             name, revision=args.dataset_revision, timeout=30, files_metadata=True

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
-from ..activations.cache import fingerprint
+from ..activations.cache import lm_digest
 from ..activations.given import Given, as_rows
 from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
 from ..lm import check_arguments, contract, places_of, tokenizer_of
@@ -152,7 +152,7 @@ def _key(
     limits: dict[str, float],
 ) -> str:
     """A hash of what a summary follows from, its rows of tokens left out."""
-    terms = [fingerprint(lm), contract.terms(lm, tokenizer, ""), asdict(args), limits]
+    terms = [lm_digest(lm), contract.terms(lm, tokenizer, ""), asdict(args), limits]
     terms += [module.config.to_dict() for module in (lm, sae)]
     terms += [str(module.device) for module in (lm, sae)]
     digest = sha256(json.dumps(terms, sort_keys=True, default=str).encode())

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import cards
-from ..activations import text_fingerprint
+from ..activations import text_digest
 from ..explanations import ExplainArguments, Explanations, explain
 from ..explanations.stored import UNSCORED, stored_names
 from ..explanations.study import write_record
@@ -93,7 +93,8 @@ def _add_stored_names(result: Explanations, folder: Path) -> None:
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What a recipe contributes to explanations: the model and the text, without paths of this
     machine."""
-    text = {"fingerprint": text_fingerprint(recipe.text), "side": "test"}
+    # the key that records have: the hash of a study's plan covers it
+    text = {"fingerprint": text_digest(recipe.text), "side": "test"}
     return public_record({"lm": vars(recipe.lm), "text": {**vars(recipe.text), **text}})
 
 

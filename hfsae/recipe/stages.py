@@ -23,7 +23,7 @@ from ..activations import (
     Harvester,
     PackedRows,
     ShuffledActivations,
-    text_fingerprint,
+    text_digest,
     text_origin,
 )
 from ..evaluation.fidelity import counted_predictions
@@ -178,7 +178,7 @@ def _train(
         recipe.training,
         accelerator=accelerator,
         provenance=_provenance(recipe, loaded, command),
-        text=text_fingerprint(recipe.text),
+        text=text_digest(recipe.text),
         own={name: recipe.training_of(name) for name in recipe.saes},
     )
     with closing(stream):

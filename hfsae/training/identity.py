@@ -32,7 +32,7 @@ class Identity:
     applied before a setting existed. A field of an SAE's config has the key "name.field".
 
     Args:
-        text: fingerprint of the text; None, here or in the checkpoint, counts as the same text.
+        text: digest of the text; None, here or in the checkpoint, counts as the same text.
         own: by name, the arguments of SAEs that are not trained by `args`. Where these differ, they
             have the key "name.training.field".
     """

@@ -133,7 +133,7 @@ class Trainer(Generic[Trained]):
         stream: shuffled activations, `args.batch_size` of them a step over all processes.
         accelerator: made by `make_accelerator(args)` if not given.
         provenance: further entries for `training.json`: source of the activations, command run.
-        text: fingerprint of the stream's text; a checkpoint with another one is refused.
+        text: digest of the stream's text; a checkpoint with another one is refused.
         own: by name, the arguments of SAEs that are trained otherwise than by `args`, except in
             what the stream and the files depend on (`identity.SHARED`).
     """

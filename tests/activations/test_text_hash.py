@@ -2,11 +2,11 @@
 
 import shutil
 
-from hfsae.activations import TextArguments, text_fingerprint, text_hash
+from hfsae.activations import TextArguments, text_digest, text_hash
 
 
 def of(dataset, **fields) -> str | None:
-    return text_fingerprint(TextArguments(dataset=dataset, **fields))
+    return text_digest(TextArguments(dataset=dataset, **fields))
 
 
 def test_documents_in_a_list_differ_where_one_does():

@@ -32,7 +32,7 @@ class Calls:
     Args:
         path: None: nothing is kept on disk.
         model: what answers, as others may see it.
-        identity: what answers, as the hash has it: of a folder, a fingerprint of its files.
+        identity: what answers, as the hash has it: of a folder, a digest of its files.
         address: without credentials.
         secrets: keys, hidden wherever they occur.
 
@@ -158,7 +158,7 @@ def calls_of(args: JudgeArguments, path: Path | None) -> Calls:
     return Calls(
         path,
         model=args.shown_model,
-        identity=args.model if folder is None else _fingerprint(folder),
+        identity=args.model if folder is None else _digest(folder),
         address=args.address,
         secrets=args.secrets(),
     )
@@ -169,7 +169,7 @@ def _folder_of(model: str) -> Path | None:
     return path.resolve() if path.exists() else None
 
 
-def _fingerprint(path: Path) -> str:
+def _digest(path: Path) -> str:
     """Hash of names, sizes and both ends of a model's files, which training changes."""
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
     digest = hashlib.sha256()
