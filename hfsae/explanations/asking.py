@@ -116,7 +116,7 @@ class Result(NamedTuple):
     n_failed: int
 
 
-Told = Callable[[str, int, int, float], object]
+OnProgress = Callable[[str, int, int, float], object]
 """Called with a score's name, the numbers of answers so far and in all, and the running mean."""
 
 
@@ -126,7 +126,7 @@ class Inquiry(NamedTuple):
     args: ScoreArguments = ScoreArguments()
     judge: Judge | None = None
     """None: no score needs one"""
-    told: Told | None = None
+    on_progress: OnProgress | None = None
 
 
 def prompts_hash(scorers: Sequence[Scorer]) -> str:
@@ -189,7 +189,10 @@ def cases_of(
 
 
 def judged(
-    scorer: Scorer, cases: Sequence[Case], judge: Judge | None, told: Told | None = None
+    scorer: Scorer,
+    cases: Sequence[Case],
+    judge: Judge | None,
+    on_progress: OnProgress | None = None,
 ) -> list[Result]:
     """The scores of cases, in their order.
 
@@ -197,7 +200,7 @@ def judged(
         ValueError: the judge refuses; one sentence.
     """
     requests = [_requests(scorer, case) for case in cases]
-    asking = _Asking(scorer, judge, sum(map(len, requests)), told)
+    asking = _Asking(scorer, judge, sum(map(len, requests)), on_progress)
     results: list[Result] = []
     for first in range(0, len(cases), _AT_ONCE):
         block = slice(first, first + _AT_ONCE)
@@ -231,12 +234,12 @@ def result_of(scorer: Scorer, case: Case, replies: Sequence[Any]) -> Result:
 
 @dataclass
 class _Asking:
-    """Requests of a score put to a judge, with what is told of it."""
+    """Requests of a score put to a judge, with their progress."""
 
     scorer: Scorer
     judge: Judge | None
     n_in_all: int
-    told: Told | None
+    on_progress: OnProgress | None
     n_done: int = 0
     mean: float = float("nan")
     likelihoods: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -267,8 +270,8 @@ class _Asking:
             self.likelihoods |= zip(missing, values, strict=True)
 
     def _note(self, n: int) -> None:
-        if self.told is not None:
-            self.told(self.scorer.name, self.n_done + n, self.n_in_all, self.mean)
+        if self.on_progress is not None:
+            self.on_progress(self.scorer.name, self.n_done + n, self.n_in_all, self.mean)
 
     def note_mean(self, results: Sequence[Result]) -> None:
         """The running mean of the headline over latents."""

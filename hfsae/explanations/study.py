@@ -199,7 +199,7 @@ class _Study:
         cases = list(cases_of(scorer, *samples, self.texts, self.args.seed))
         return together(
             scorer,
-            judged(scorer, cases, inquiry.judge, inquiry.told),
+            judged(scorer, cases, inquiry.judge, inquiry.on_progress),
             {e.latent: e.density for e in self.latents + self.directions},
             n_resamples=self.args.bootstrap_samples,
             seed=self.args.seed,

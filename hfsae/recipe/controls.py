@@ -64,13 +64,13 @@ def untrained(
 
 def _inquiry(inquiry: Inquiry) -> Inquiry:
     """Without random directions, and with a progress bar of its own."""
-    told = inquiry.told
+    on_progress = inquiry.on_progress
 
     def as_control(name: str, n_done: int, n_in_all: int, mean: float) -> None:
-        if told is not None:
-            told(f"{UNTRAINED} {name}", n_done, n_in_all, mean)
+        if on_progress is not None:
+            on_progress(f"{UNTRAINED} {name}", n_done, n_in_all, mean)
 
-    return inquiry._replace(args=replace(inquiry.args, directions=0), told=as_control)
+    return inquiry._replace(args=replace(inquiry.args, directions=0), on_progress=as_control)
 
 
 def add_untrained(result: Explanations, other: Explanations | str) -> None:

@@ -23,7 +23,7 @@ from ..explanations import (
     read_file,
     template,
 )
-from ..explanations.asking import Told
+from ..explanations.asking import OnProgress
 from ..explanations.judges import Counted, Filed, Judge, JudgeArguments, Waits, judge_of
 from ..explanations.stored import stored_names
 from ..explanations.study import write_record
@@ -125,9 +125,9 @@ def _explain(placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest)
     request.scores.scorers(judge)  # so does a judge that cannot answer
     loaded = opened(placed)
     limits = limits_of(placed, loaded)
-    with _answer_bar(request.dry_run) as told:
-        explainer = _explainer(request, texts, judge, told)
-        inquiry = Inquiry(request.scores, judge, told)
+    with _answer_bar(request.dry_run) as on_progress:
+        explainer = _explainer(request, texts, judge, on_progress)
+        inquiry = Inquiry(request.scores, judge, on_progress)
         parts = _Parts(placed, args, request, loaded, limits, explainer, inquiry)
         try:
             result = parts.in_one_round(texts, settings)
@@ -315,12 +315,12 @@ def _plan(judge: Judge | None) -> str:
 
 
 @contextmanager
-def _answer_bar(dry_run: bool) -> Iterator[Told]:
+def _answer_bar(dry_run: bool) -> Iterator[OnProgress]:
     """A progress bar of answers for each score, with the running mean of its headline."""
     bars: dict[str, tqdm] = {}
     every = 0.2 if sys.stderr.isatty() else 15.0
 
-    def told(name: str, n_done: int, n_in_all: int, mean: float) -> None:
+    def on_progress(name: str, n_done: int, n_in_all: int, mean: float) -> None:
         if dry_run:
             return
         if name not in bars:
@@ -330,7 +330,7 @@ def _answer_bar(dry_run: bool) -> Iterator[Told]:
             bars[name].set_postfix(mean=f"{mean:.3f}", refresh=False)
         bars[name].update(n_done - bars[name].n)
 
-    yield told
+    yield on_progress
     _close(bars)
 
 
@@ -340,13 +340,18 @@ def _close(bars: dict[str, tqdm]) -> None:
 
 
 def _explainer(
-    request: ExplainRequest, texts: dict[int, str] | None, judge: Judge | None, told: Told
+    request: ExplainRequest,
+    texts: dict[int, str] | None,
+    judge: Judge | None,
+    on_progress: OnProgress,
 ) -> Explainer:
     if texts is not None:
         return from_labels(texts)
     if request.explainer == "template" or judge is None:
         return template
-    return lm_explainer(judge, lambda n, n_in_all: told("explanations", n, n_in_all, float("nan")))
+    return lm_explainer(
+        judge, lambda n, n_in_all: on_progress("explanations", n, n_in_all, float("nan"))
+    )
 
 
 def _texts(request: ExplainRequest, folder: Path, d_sae: int) -> dict[int, str] | None:

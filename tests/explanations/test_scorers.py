@@ -297,14 +297,14 @@ def test_a_score_at_chance_tells_nothing_though_its_control_lies_below(sampled):
 
 
 def test_pairs_are_asked_for_once_and_progress_has_the_running_mean(sampled):
-    judge, told = Oracle(), []
+    judge, calls = Oracle(), []
     scorer = SCORERS["likelihood"](True)
     cases = list(cases_of(scorer, *sampled(), NAMES, seed=0))
-    judged(scorer, cases, judge, lambda *news: told.append(news))
+    judged(scorer, cases, judge, lambda *news: calls.append(news))
     assert 3.8 < judge.n_pairs / 12 / len(LATENTS) <= 4, "own, shuffled, anything, without"
-    name, done, total, mean = told[-1]
+    name, done, total, mean = calls[-1]
     assert name == "likelihood" and done == total == 6 * 12 * len(LATENTS) and mean == 1
-    counts = [news[1] for news in told]
+    counts = [news[1] for news in calls]
     assert counts == sorted(counts)
 
 
