@@ -9,7 +9,7 @@
     explanations | presets               names for latents, and how certain; what steers well
     training | evaluation | features | cards | convert | steering | attribution
     models | activations                 one forward pass, a variant a file; text -> activations
-    ops | lm                             sparse algebra; places in a language model
+    ops | lm                             sparse algebra; sites in a language model
     packaged                             inputs that come as Python packages
     machine                              files, locks, memory, the Hub's client
 

@@ -16,8 +16,8 @@ The gradient's effects are terms of a sum that is m, with x the activation the S
 
 The first three are x * dm/dx, the linear term of m's Taylor expansion, by the parts of x; the error
 is a term as in Marks et al. 2024 (Sparse Feature Circuits, arXiv:2403.19647, section 3). `rest` is
-all that is not linear in x at this place: what later blocks add by their weights and
-non-linearities, paths around the place, and spared tokens such as BOS, whose x is not taken apart.
+all that is not linear in x at this site: what later blocks add by their weights and
+non-linearities, paths around the site, and spared tokens such as BOS, whose x is not taken apart.
 All of it comes from the gradient's own pass.
 
 `Attribution.agreement` compares the first two with ablation. It differs much from prompt to prompt:

@@ -314,8 +314,8 @@ def _citations(*sources: str | None) -> list[str]:
 
 def _title(config: Json, variant: str, kind: str, lm_name: str | None) -> str:
     where = [config.get("site"), (lm_name or "").rpartition("/")[2]]
-    place = " of ".join(filter(None, where)) or "unnamed site"
-    return f"{variant} {kind}: {place}, {config['d_sae']:,} latents".lstrip()
+    site = " of ".join(filter(None, where)) or "unnamed site"
+    return f"{variant} {kind}: {site}, {config['d_sae']:,} latents".lstrip()
 
 
 def _dataset(text: Json) -> str:

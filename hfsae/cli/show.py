@@ -130,8 +130,8 @@ def _summary(folder: Path, name: str) -> str:
     """Settings, speed and memory of the training; without that record, the config's facts."""
     config = read_json(folder / CONFIG)
     if not (folder / TRAINING).is_file():
-        place = f"{config.get('site')} of {config.get('model_name')}"
-        return f"{name}: {config.get('model_type')}, {config.get('d_sae'):,} latents, {place}"
+        site = f"{config.get('site')} of {config.get('model_name')}"
+        return f"{name}: {config.get('model_type')}, {config.get('d_sae'):,} latents, {site}"
     with reading(folder / TRAINING):
         record = read_json(folder / TRAINING)
         seconds, harvested = record["seconds"], record["harvested"].get("kept", 0)

@@ -108,13 +108,13 @@ def to_jumprelu(sae: SAE) -> JumpReLUSAE:
         raise Refused(
             f"a {type(sae).__name__} cannot be written as a JumpReLU SAE: other latents would fire"
         )
-    jumprelu = build("jumprelu_sae", state, "converted", **place(sae))
+    jumprelu = build("jumprelu_sae", state, "converted", **shared_fields(sae))
     assert isinstance(jumprelu, JumpReLUSAE)
     return jumprelu
 
 
-def place(sae: SAE) -> dict[str, Any]:
-    """Config fields of every variant: the SAE's place, and how it decodes."""
+def shared_fields(sae: SAE) -> dict[str, Any]:
+    """Config fields of every variant: the SAE's site and model, and how it decodes."""
     names = ("site", "target_site", "model_name", "model_revision", "skip_connection", "token_norm")
     names += ("model_dtype", "model_attention", "model_weights", "tokenizer_hash", "bos")
     return {name: getattr(sae.config, name) for name in names}

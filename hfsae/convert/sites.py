@@ -88,6 +88,6 @@ def to_hook(site: str | None, model_name: str | None) -> str | None:
     site = re.sub(r"^(model|transformer|gpt_neox)\.", "", site or "")  # from the whole model's root
     layer = re.search(r"(?<=\.)\d+", site)
     pattern = re.sub(r"(?<=\.)\d+", "{}", site, count=1)
-    hooks = {place: hook for hook, place in (family(model_name) or {}).items()}
+    hooks = {pattern: hook for hook, pattern in (family(model_name) or {}).items()}
     hook = hooks.get(pattern)
     return hook.format(layer[0]) if hook and layer else hook

@@ -138,8 +138,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "percent": percent, "place": place, "times": times}
+    environment.filters |= {"number": number, "percent": percent, "times": times}
     environment.filters |= {"visible": visible, "quoted": quoted, "cited": cited}
+    environment.filters["in_words"] = in_words
     return environment
 
 
@@ -165,7 +166,7 @@ def times(nats: float) -> str:
     return f"{factor:.1f}" if factor < 10 else f"{float(f'{factor:.2g}'):,.0f}"
 
 
-def place(site: str) -> str:
+def in_words(site: str) -> str:
     """A site in words, where it is a block's output; else its name."""
     block = re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)", site)
     return f"the output of block {block[1]}, counted from 0" if block else site

@@ -1,4 +1,4 @@
-"""Places in a causal language model: name them, read them, write to them; and load the model.
+"""Sites in a causal language model: name them, read them, write to them; and load the model.
 
 sites      `layers.12`, `layers.12.self_attn.o_proj:in`: what a name means
 hooks      read and replace activations at sites

@@ -342,11 +342,11 @@ def _first(
     return mask.to(input_ids.device).int().argmax(dim=1, keepdim=True)
 
 
-_told: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()
+_warned: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()
 
 
 def _warn_once(lm: nn.Module, sae: Any, difference: Difference) -> None:
-    """Warn, if this was not told before of this model and this SAE."""
+    """Warn, if this was not said before of this model and this SAE."""
     sentences = _sentences(lm, sae)
     if str(difference) not in sentences:
         sentences.add(str(difference))
@@ -354,10 +354,10 @@ def _warn_once(lm: nn.Module, sae: Any, difference: Difference) -> None:
 
 
 def _sentences(lm: nn.Module, sae: Any) -> set[str]:
-    """What was told of this model and this SAE."""
-    told = _told.setdefault(unwrapped(lm), WeakKeyDictionary())
+    """What was said of this model and this SAE."""
+    warned = _warned.setdefault(unwrapped(lm), WeakKeyDictionary())
     try:
-        return told.setdefault(sae, set())
+        return warned.setdefault(sae, set())
     except TypeError:  # an SAE of a class without weak references
         return set()
 

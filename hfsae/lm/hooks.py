@@ -1,6 +1,6 @@
 """Read and replace activations at sites, by forward hooks.
 
-Entering a context sets its hooks; leaving it, by an exception too, removes them. At one place, a
+Entering a context sets its hooks; leaving it, by an exception too, removes them. At one site, a
 context that was entered later reads the output of an earlier one.
 
 Threads may share a model: a context acts only on forward passes of the thread that entered it (and
@@ -213,18 +213,18 @@ def capture(
             This ends the *block*: the call of the model must be its last statement.
         eager: as in `own_passes`.
     """
-    places = named(sites)
+    sites = named(sites)
     activations: dict[str, Tensor] = {}
 
     def visit(site: str, activation: Tensor) -> None:
         activations[site] = activation
-        if stop_early and len(activations) == len(places):
+        if stop_early and len(activations) == len(sites):
             # not stored: its traceback holds frames with activations, in a reference cycle
             raise _Stop(activations)
 
     with ExitStack() as hooks:
-        passes = hooks.enter_context(own_passes(", ".join(sorted(places)), eager=eager))
-        for site in places:
+        passes = hooks.enter_context(own_passes(", ".join(sorted(sites)), eager=eager))
+        for site in sites:
             hooks.callback(attach(lm, site, partial(visit, site), passes.reached).remove)
         try:
             yield activations

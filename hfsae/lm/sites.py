@@ -1,6 +1,6 @@
-"""Names of places in a language model.
+"""Names of sites, which are places in a language model.
 
-A place is written `<module path>[:in|:out]`: a module as `named_modules()` of `lm.base_model`
+A site is written `<module path>[:in|:out]`: a module as `named_modules()` of `lm.base_model`
 spells it, and its first input or its (first) output, which is the default. The longer path that
 `named_modules()` of `lm` itself gives ('model.layers.12') is accepted too. In a 26-layer Gemma 2:
 

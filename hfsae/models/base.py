@@ -18,7 +18,7 @@ in units of x/c and multiplied by c where they are used; weights have no unit. S
 in the config, not a mode, and there is nothing to remember after loading. `folded()` multiplies it
 into the stored biases and thresholds for good: same pre-activations, latents and reconstruction.
 
-**Transcoders** are SAEs whose `target_site` differs from `site`: they read x at one place and
+**Transcoders** are SAEs whose `target_site` differs from `site`: they read x at one site and
 predict `target` at another, whose scale is `config.target_scale`. Latents have the unit of what
 they write: latent i adds `latents[i] * W_dec[i]`, and rows of W_dec have unit norm. With
 `skip_connection` the prediction also has a linear part, x W_skip.
@@ -180,7 +180,7 @@ class SAE(Strict):
             init.zeros_(self.W_skip)
 
     def extra_repr(self) -> str:
-        """Widths and place, for `print(sae)`."""
+        """Widths and site, for `print(sae)`."""
         c = self.config
         where = f"{c.site}{f' -> {c.target_site}' if c.is_transcoder else ''}"
         return f"d_in={c.d_in}, d_sae={c.d_sae}, d_out={c.d_out}, site={where} of {c.model_name}"

@@ -14,7 +14,7 @@ Number = int | float
 
 
 class SAEConfig(PreTrainedConfig):
-    """Architecture, loss coefficients, and the place in a language model where the SAE belongs.
+    """Architecture, loss coefficients, and the site in a language model where the SAE belongs.
 
     Keyword arguments only; unknown ones are an error, with the nearest field named.
     """
@@ -54,7 +54,7 @@ class SAEConfig(PreTrainedConfig):
     site: str | None = None
     """place in the language model, as in `hfsae.capture`: 'layers.12', 'layers.12.mlp:in', ..."""
     target_site: str | None = None
-    """place that is reconstructed; the same as `site` unless this is a transcoder"""
+    """site that is reconstructed; the same as `site` unless this is a transcoder"""
     model_name: str | None = None
     """Hub id of the language model"""
     model_revision: str | None = None

@@ -1,8 +1,8 @@
-"""hfsae's SAEs by one recipe at several places of both packaged models.
+"""hfsae's SAEs by one recipe at several sites of both packaged models.
 
     python scripts/bench/sites.py FOLDER [--seeds 3] [--variants JumpReLU] [--jobs 2]
 
-For each model one pass over the text harvests 131,072 activations at every place, with validation
+For each model one pass over the text harvests 131,072 activations at every site, with validation
 and test documents beside them. SAEs are then trained by the quickstart's settings, as
 `quality_sides.py` trains hfsae's side, all at one rate, and measured on test documents at the L0
 asked for (thresholds times one factor, found on validation); `own L0` is the one without it.
@@ -29,7 +29,7 @@ from hfsae.comparison.estimates import t_interval
 from hfsae.machine.markdown import table
 from hfsae.recipe import read_recipe
 
-PLACES = {
+SITES = {
     "quickstart": ("layers.5", "layers.12", "layers.25", "layers.15.mlp", "layers.15.self_attn"),
     "gemma3_270m": (
         "layers.4",
@@ -56,9 +56,9 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     jobs = []
-    for recipe, places in PLACES.items():
-        paths = {place: args.folder / f"{recipe}-{place}.safetensors" for place in places}
-        missing = {place: path for place, path in paths.items() if not path.exists()}
+    for recipe, sites in SITES.items():
+        paths = {site: args.folder / f"{recipe}-{site}.safetensors" for site in sites}
+        missing = {site: path for site, path in paths.items() if not path.exists()}
         if missing:
             harvest(read_recipe(recipe), TOKENS, missing)
         jobs += [(args, path, v) for v in args.variants for path in paths.values()]
@@ -67,16 +67,16 @@ def main() -> None:
     facts = {"tokens": TOKENS, "d_sae": args.d_sae, "l0": L0, "rate": args.rate, "batch": BATCH}
     run = {**facts, "variants": args.variants, "seeds": args.seeds, "rows": rows}
     keep(args.folder / "sites.json", run, [*facts, "variants"])
-    head = ["model", "place", "variant", "FVU on test", "own L0", "dead"]
+    head = ["model", "site", "variant", "FVU on test", "own L0", "dead"]
     print(table([head, *(_cells(row) for row in rows)]))
 
 
 def _row(args: argparse.Namespace, path: Path, variant: str) -> dict[str, Any]:
     runs = [_run(args, path, variant, seed) for seed in range(args.seeds)]
-    recipe, _, place = path.stem.partition("-")
+    recipe, _, site = path.stem.partition("-")
     of = {name: [run["test"][name] for run in runs] for name in ("fvu", "dead")}
     of["own_l0"] = [run["own_l0"] for run in runs]
-    return {"model": read_recipe(recipe).lm.name, "place": place, "variant": variant, **of}
+    return {"model": read_recipe(recipe).lm.name, "site": site, "variant": variant, **of}
 
 
 def _run(args: argparse.Namespace, path: Path, variant: str, seed: int) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _cells(row: dict[str, Any]) -> Sequence[str]:
     model = row["model"].rpartition("/")[2]
     return [
         model,
-        row["place"],
+        row["site"],
         row["variant"],
         f"{fvu.mean():.4f} ± {half:.4f}",
         f"{min(l0):.1f} to {max(l0):.1f}",

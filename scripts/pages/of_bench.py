@@ -15,7 +15,7 @@ from hfsae.machine.files import read_json
 PAGE, README = "scripts/bench/README.md", "README.md"
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 STEP, QUALITY = "A training step", "Quality at equal tokens (`quality.py`)"
-SITES = "At ten places of two models (`sites.py`)"
+SITES = "At ten sites of two models (`sites.py`)"
 END_TO_END = "From text to a trained SAE (`end_to_end.py`)"
 Json = dict[str, Any]
 
@@ -30,7 +30,7 @@ def told() -> Iterator[Told]:
         (README, "Why another one", in_short(steps, quality, gemma)),
         (README, "Speed", (speed(steps),)),
         (PAGE, QUALITY, of_quality(quality, gemma)),
-        (PAGE, SITES, (places(),)),
+        (PAGE, SITES, (sites(),)),
     ):
         yield from (Told(page, section, text) for text in texts)
 
@@ -372,18 +372,18 @@ def quality_table(quality: Quality, head: str) -> str:
     return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[2:]])
 
 
-def places() -> str:
-    """FVU at each place with Student's 95 % interval, and the ranges of L0 and silent latents."""
+def sites() -> str:
+    """FVU at each site with Student's 95 % interval, and the ranges of L0 and silent latents."""
     rows = []
     for run in runs_of("sites"):
         for row in run["rows"]:
             fvu, l0, dead = (np.array(row[key]) for key in ("fvu", "own_l0", "dead"))
             spread = f" ± {t_interval(fvu)[1] - fvu.mean():.4f}" if len(fvu) > 1 else ""
             silent = f"{100 * dead.min():.1f} to {100 * dead.max():.1f} %"
-            where = [row["model"].rpartition("/")[2], row["place"], row["variant"]]
+            where = [row["model"].rpartition("/")[2], row["site"], row["variant"]]
             ends = f"{l0.min():.1f} to {l0.max():.1f}"
             rows.append([*where, f"{fvu.mean():.4f}{spread}", ends, silent])
-    return table([["model", "place", "variant", "FVU on test", "own L0", "silent"], *rows])
+    return table([["model", "site", "variant", "FVU on test", "own L0", "silent"], *rows])
 
 
 def _cells(side: Side, is_best: bool) -> list[str]:

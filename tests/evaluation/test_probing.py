@@ -17,7 +17,7 @@ from hfsae.cli import main
 from hfsae.evaluation.probing import ProbeArguments, Task, binary_tasks, probe, read_tasks
 from hfsae.evaluation.probing import tasks as packaged
 from hfsae.evaluation.probing.extract import extract
-from hfsae.evaluation.probing.places import last_tokens
+from hfsae.evaluation.probing.last_tokens import last_tokens
 from hfsae.evaluation.probing.regression import in_row_space, rank, regress
 from hfsae.evaluation.probing.splits import split
 from hfsae.evaluation.probing.study import chosen_names, draw

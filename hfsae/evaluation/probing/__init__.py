@@ -1,7 +1,7 @@
 """Sparse probing: can a few latents tell what a text is about, and what else could?
 
 tasks.py       texts with two classes: packaged sets, files, Hub data sets
-places.py      activations at the last token of each text, harvested once for all SAEs
+last_tokens.py activations at the last token of each text, harvested once for all SAEs
 splits.py      texts that fit, choose and test, whole groups on one side
 regression.py  ranking of features, logistic regression, scores on texts it has not seen
 words.py       words of a vocabulary, read where their first letter is asked

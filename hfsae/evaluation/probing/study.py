@@ -16,8 +16,8 @@ from ...machine.refused import Refused
 from ...models import SAE
 from ..intervals import Interval, interval
 from ..untrained import Untrained, firings
+from .last_tokens import LastTokens, last_tokens
 from .letters import first_letters, no_letters
-from .places import Places, last_tokens
 from .regression import Scores, rank, rank_dense, regress
 from .report import report_of
 from .seeds import arms_of, over_seeds
@@ -124,13 +124,13 @@ def probe(
         raise Refused(
             f"these SAEs differ in whether texts begin with BOS ({bos}); probe each alone"
         )
-    places = [*dict.fromkeys(sites.values())]
+    distinct = [*dict.fromkeys(sites.values())]
     how: Any = {"bos": next(iter(bos.values())), "norm_limits": norm_limits, "progress": progress}
     read = []
     for task in tasks:
         drawn = draw(task, args.n_texts, args.seed)
         n = args.max_tokens
-        last = last_tokens(lm, tokenizer, drawn.texts, places, max_tokens=n, **how)
+        last = last_tokens(lm, tokenizer, drawn.texts, distinct, max_tokens=n, **how)
         read.append((drawn, last))
     if not read:
         raise Refused("there is no task; give texts with two classes")
@@ -142,7 +142,7 @@ def probe(
         result.record["absorption"] = no_letters(saes, n_words)
     elif args.n_words:
         n, seed = args.n_words, args.seed
-        words = read_words(lm, tokenizer, places, n_words=n, seed=seed, **how)
+        words = read_words(lm, tokenizer, distinct, n_words=n, seed=seed, **how)
         mean = partial(mean_interval, args=args)
         result.record["absorption"] = first_letters(words, saes, UNTRAINED, controls, mean)
     return result
@@ -159,9 +159,11 @@ def draw(task: Task, n_texts: int, seed: int) -> Task:
 
 
 @torch.no_grad()
-def _untrained(sae: SAE, site: str, read: Sequence[tuple[Task, Places]], seed: int) -> Untrained:
+def _untrained(
+    sae: SAE, site: str, read: Sequence[tuple[Task, LastTokens]], seed: int
+) -> Untrained:
     """Random directions with the densities of an SAE on these texts."""
-    x = torch.cat([places.activations[site][places.is_read] for _, places in read])
+    x = torch.cat([last.activations[site][last.is_read] for _, last in read])
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:_POOLED]
     return Untrained(x[chosen], firings(sae, x[chosen]).cpu() / len(chosen), seed)
 
@@ -172,20 +174,20 @@ def _encode(sae: SAE, x: torch.Tensor) -> torch.Tensor:
 
 
 def _rows(
-    read: tuple[Task, Places],
+    read: tuple[Task, LastTokens],
     saes: Mapping[str, SAE],
     sites: Mapping[str, str],
     controls: Mapping[str, Untrained],
     args: ProbeArguments,
 ) -> Iterator[dict[str, Any]]:
-    task, places = read
-    is_read = np.array(places.is_read)
+    task, last = read
+    is_read = np.array(last.is_read)
     labels = task.labels[is_read]
     parts = split(labels, None if task.groups is None else task.groups[is_read], args.seed)
     if not parts.is_usable(labels):
         logger.info("%s is left out: too few of its texts could be read or split", task.name)
         return
-    dense = {site: places.activations[site][places.is_read] for site in {*sites.values()}}
+    dense = {site: last.activations[site][last.is_read] for site in {*sites.values()}}
     features: dict[tuple[str, str], tuple[np.ndarray, bool]] = {}
     for name, sae in saes.items():
         x = dense[sites[name]]
@@ -193,7 +195,7 @@ def _rows(
         features[UNTRAINED, name] = controls[name].encode(x).numpy(), True
     for site, x in dense.items():
         features[DIMENSIONS, site] = x.numpy(), False
-    tokens = [ids for ids, kept in zip(places.tokens, is_read, strict=True) if kept]
+    tokens = [ids for ids, kept in zip(last.tokens, is_read, strict=True) if kept]
     features[TOKENS, ""] = _bag(tokens), True
     for (kind, of), (values, is_sparse) in features.items():
         ks = [ALL] if kind == TOKENS else [*args.k, ALL]

@@ -13,7 +13,7 @@ from ...activations import HarvestArguments, Harvester, TokenBatch
 _ROWS = 16  # texts of about the same length in one forward pass
 
 
-class Places(NamedTuple):
+class LastTokens(NamedTuple):
     """What a language model has read of texts."""
 
     activations: dict[str, Float[Tensor, "n _"]]
@@ -35,7 +35,7 @@ def last_tokens(
     max_tokens: int,
     norm_limits: Mapping[str, float] | None = None,
     progress: Callable[[int], object] = lambda n: None,
-) -> Places:
+) -> LastTokens:
     """Read texts, of longer ones the end.
 
     Args:
@@ -80,7 +80,7 @@ def _last_of_row(rows: Sequence[int]) -> dict[int, int]:
 
 def _gathered(
     kept: Mapping[int, Mapping[str, Tensor]], tokens: list[list[int]], sites: Sequence[str]
-) -> Places:
+) -> LastTokens:
     is_read = [index in kept for index in range(len(tokens))]
     activations = {}
     for site in sites:
@@ -89,4 +89,4 @@ def _gathered(
         activations[site] = torch.stack(
             [kept[index][site] if index in kept else empty for index in range(len(tokens))]
         )
-    return Places(activations, tokens, is_read)
+    return LastTokens(activations, tokens, is_read)
