@@ -492,13 +492,13 @@ def test_a_record_of_training_without_norm_limits_is_damaged(tmp_path, loads):
         recipes.norm_limits(sae, tmp_path)
 
 
-def test_a_carried_recipe_is_found_beside_a_folder_of_its_name_and_a_file_comes_first(
+def test_a_shipped_recipe_is_found_beside_a_folder_of_its_name_and_a_file_comes_first(
     tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    carried = recipes.find_recipe("quickstart")
+    shipped = recipes.find_recipe("quickstart")
     Path("quickstart").mkdir()
-    assert recipes.find_recipe("quickstart") == carried
+    assert recipes.find_recipe("quickstart") == shipped
     with pytest.raises(ValueError, match="there is no recipe 'elsewhere'; give a YAML file's path"):
         recipes.find_recipe("elsewhere")
     Path("quickstart").rmdir()

@@ -9,7 +9,7 @@ from ..hub import write_space
 from ..machine.files import printable, printable_lines
 from ..machine.names import META, PRESETS
 from ..machine.refused import Refused
-from ..measurement import default_folder, results_folder, settled
+from ..measurement import default_folder, filled, results_folder
 from ..packaged import SEPARATE_SAES
 from ..presets import Model, PresetArguments, find_presets, save_presets, table
 from ..recipe import PlacedSAE, load, remember
@@ -117,7 +117,7 @@ def presets_verb(argv: list[str]) -> None:
     args.check()
     placed = find(options, given)
     _refuse_no_examples(placed, command)
-    with settled(placed):
+    with filled(placed):
         labels = read_labels(placed.folder)  # those of other weights fail before the model loads
         found = find_presets(_opened(placed), labels, args, _say)
         print(f"\n{printable_lines(table(found))}\n")

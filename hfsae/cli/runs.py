@@ -16,6 +16,8 @@ from ..machine.names import CARD, EVALUATION, FIGURES, META, RECIPE, REPORT
 from ..machine.refused import Refused
 from ..measurement import (
     again,
+    fill_folder,
+    filled,
     find_sae,
     measure,
     place,
@@ -23,10 +25,8 @@ from ..measurement import (
     refuse_texts,
     results_folder,
     run_folder,
-    settle,
-    settled,
 )
-from ..recipe import Sections, carried_recipes, finish, home_of, locked_run, run
+from ..recipe import Sections, finish, home_of, locked_run, run, shipped_recipes
 from ..tuning import Tuning
 from ..tuning import tune as run_tuning
 from .files import add_choice, add_source
@@ -131,7 +131,7 @@ def card(argv: list[str]) -> None:
     else:
         folder, origin = place(choice, output)
         with locked_run(folder, [folder]):
-            settle(load_any(**choice), origin, folder)
+            fill_folder(load_any(**choice), origin, folder)
             finish(folder)
     print(f"wrote {folder / CARD} and {folder / FIGURES}")
 
@@ -140,7 +140,7 @@ def recipes(argv: list[str]) -> None:
     """`hfsae recipes`, as `VERBS` says."""
     parser = verb_parser("recipes", "")
     parser.parse(argv)
-    for name, text in carried_recipes().items():
+    for name, text in shipped_recipes().items():
         print(f"{name:<18}{text}")
 
 
@@ -179,6 +179,6 @@ def _measure(
     if result == EVALUATION:
         refuse_texts(placed.recipe, placed.origin)
     tell_text(verb, placed)
-    with settled(placed):
+    with filled(placed):
         measure(placed, result)
     return placed.folder

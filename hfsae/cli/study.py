@@ -7,7 +7,7 @@ from pathlib import Path
 from ..machine.files import printable_lines
 from ..machine.names import REPORT, REPORT_PAGE, STUDY_PLAN
 from ..machine.refused import Refused
-from ..measurement import settled
+from ..measurement import filled
 from ..recipe import remember
 from ..study import StudyArguments
 from .app import refuse_port
@@ -60,7 +60,7 @@ def _make(argv: list[str]) -> None:
     check_study(placed, study)
     for one in placed:
         tell_text("study", one, study)
-        with settled(one):
+        with filled(one):
             remember(one)
     plan = make(placed, study, args)
     saes = "1 SAE" if len(placed) == 1 else f"{len(placed)} SAEs"

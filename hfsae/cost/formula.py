@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ..features import CollectArguments
 from ..models import SAEConfig
 from ..training import TrainingArguments
-from ..training.clusters import seen
+from ..training.clusters import sizes_of_rounds
 from ..training.start import sample_size
 from .pace import LMPace, SAEPace, blocks
 
@@ -126,7 +126,7 @@ def step_seconds(config: SAEConfig, n_here: int, args: TrainingArguments, on: Ca
 
 def start_seconds(config: SAEConfig, args: TrainingArguments, on: Card) -> float:
     """Seconds of the products that find the clusters at which latents start."""
-    rows = sum(seen(sample_size(args), config.d_sae // 2, args.init_cluster_rounds))
+    rows = sum(sizes_of_rounds(sample_size(args), config.d_sae // 2, args.init_cluster_rounds))
     return 2 * rows * config.d_sae * config.d_in / (_SAE_SHARE * on.bf16)
 
 

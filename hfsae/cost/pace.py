@@ -23,7 +23,7 @@ from ..features.windows import Seen
 from ..machine.processor import spare_bfloat16_
 from ..models import SAEConfig
 from ..training import TrainingArguments
-from ..training.clusters import residual_clusters_, seen
+from ..training.clusters import residual_clusters_, sizes_of_rounds
 from ..training.run import Run
 from ..training.start import sample_size
 
@@ -152,7 +152,8 @@ def start_seconds(config: SAEConfig, args: TrainingArguments, device: str) -> fl
     if not config.is_transcoder:
         target = x
     a_round = _seconds(lambda: residual_clusters_(x, target, n_latents, rounds=1), device)
-    times = sum(seen(sample_size(args), config.d_sae // 2, args.init_cluster_rounds)) / _CLUSTERED
+    sizes = sizes_of_rounds(sample_size(args), config.d_sae // 2, args.init_cluster_rounds)
+    times = sum(sizes) / _CLUSTERED
     return a_round * times * config.d_sae / n_latents
 
 

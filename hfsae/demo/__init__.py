@@ -1,9 +1,10 @@
 """`hfsae demo`: inspect a language model through an SAE, and steer it, in a browser.
 
     subject                       what is shown: an SAE, its language model, the files beside them
-    look | steer_actions | why
-    | judge | latent_map
-    | cooccurrence | beside       what can be done: functions, plain values in, plain values out
+    inspect_actions | why
+    | steer_actions | latent_map
+    | health_actions | beside
+    | cooccurrence                what can be done: functions, plain values in, plain values out
     reading, rows, validate       what they share: text to tokens, latents to rows, checked input
     automatic                     names that `hfsae explain` gave, with their tests
     actions                       the table of endpoints of the API, and of tools for agents

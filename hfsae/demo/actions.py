@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.context import get_blocks_context
 from gradio.events import api
 
-from . import beside, judge, latent_map, look, steer_actions, why
+from . import beside, health_actions, inspect_actions, latent_map, steer_actions, why
 from .documented import documented, input_schema, output_schema
 from .rows import Json
 from .subject import Subject
@@ -62,25 +62,25 @@ class Endpoint:
 
 
 ENDPOINTS = (
-    Endpoint(look.inspect, "What fires in a text", queue="look", gpu=True),
-    Endpoint(look.compare_prompts, "Two texts compared", queue="look", gpu=True),
-    Endpoint(look.feature, "One latent, with examples", queue="look"),
-    Endpoint(look.try_text, "One latent on a text", queue="look", gpu=True),
-    Endpoint(look.random_latent, "A latent at random", queue="look"),
-    Endpoint(look.search, "Find latents", queue="look", gpu=True),
-    Endpoint(look.save_label, "Name a latent", queue="look", writes=True),
+    Endpoint(inspect_actions.inspect, "What fires in a text", queue="look", gpu=True),
+    Endpoint(inspect_actions.compare_prompts, "Two texts compared", queue="look", gpu=True),
+    Endpoint(inspect_actions.feature, "One latent, with examples", queue="look"),
+    Endpoint(inspect_actions.try_text, "One latent on a text", queue="look", gpu=True),
+    Endpoint(inspect_actions.random_latent, "A latent at random", queue="look"),
+    Endpoint(inspect_actions.search, "Find latents", queue="look", gpu=True),
+    Endpoint(inspect_actions.save_label, "Name a latent", queue="look", writes=True),
     Endpoint(why.next_tokens, "The likeliest next tokens", queue="look", gpu=True),
-    Endpoint(judge.health, "How good the SAE is", queue="look"),
-    Endpoint(judge.compare_saes, "Metrics of two SAEs", queue="look", reads_hub=True),
+    Endpoint(health_actions.health, "How good the SAE is", queue="look"),
+    Endpoint(health_actions.compare_saes, "Metrics of two SAEs", queue="look", reads_hub=True),
     Endpoint(beside.side_by_side, "Two SAEs on a text", queue="run", gpu=True, reads_hub=True),
-    Endpoint(judge.about, "Which SAE this is", queue="look"),
+    Endpoint(health_actions.about, "Which SAE this is", queue="look"),
     Endpoint(steer_actions.steer, "Steer a text", queue="run", gpu=True),
     Endpoint(steer_actions.suggest_strength, "Find a strength for steering", queue="run", gpu=True),
     Endpoint(why.why, "Why a next token", queue="run", gpu=True),
     Endpoint(why.check_ablation, "Measure a latent's effect on a token", queue="run", gpu=True),
-    Endpoint(judge.measure, "How well the SAE explains a text", queue="run", gpu=True),
+    Endpoint(health_actions.measure, "How well the SAE explains a text", queue="run", gpu=True),
     Endpoint(latent_map.find_on_map, "Find latents on the map", queue="look"),
-    Endpoint(look.promoted, gpu=True),
+    Endpoint(inspect_actions.promoted, gpu=True),
     Endpoint(steer_actions.write, gpu=True),
     Endpoint(steer_actions.sweep, gpu=True),
 )

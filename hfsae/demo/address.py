@@ -38,7 +38,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Search:
-    """A search for latents; see `look.search`."""
+    """A search for latents; see `inspect_actions.search`."""
 
     query: str = ""
     by: str = "word"

@@ -13,7 +13,7 @@ _COLUMNS = ("latent", "kind", "rank", "document", "position", "activation", "tok
 
 
 def files_of(subject: Subject, view: Json) -> tuple[Path, Path]:
-    """Paths of a latent's page as JSON, and of its examples as CSV; see `look.feature`.
+    """Paths of a latent's page as JSON, and of its examples as CSV; see `inspect_actions.feature`.
 
     The files lie in a folder that is deleted when the app ends.
     """

@@ -1,6 +1,6 @@
 """Measure any SAE: of a run, or in any format and from anywhere.
 
-    source -> `find_sae`: SAE, folder, language model and text -> `settled`: its folder holds it
+    source -> `find_sae`: SAE, folder, language model and text -> `filled`: its folder holds it
            -> evaluate, collect, explain, probe, a study, presets
 
 call       explain and probe in one call
@@ -20,6 +20,8 @@ from .results import refuse_texts as refuse_texts
 from .settings import known_fields as known_fields
 from .source import chosen as chosen
 from .source import default_folder as default_folder
+from .source import fill_folder as fill_folder
+from .source import filled as filled
 from .source import find_sae as find_sae
 from .source import find_saes as find_saes
 from .source import origin_of as origin_of
@@ -27,5 +29,3 @@ from .source import own_folder as own_folder
 from .source import place as place
 from .source import results_folder as results_folder
 from .source import run_folder as run_folder
-from .source import settle as settle
-from .source import settled as settled

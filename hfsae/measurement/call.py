@@ -21,7 +21,7 @@ from ..recipe import (
     probe_saes,
     remember,
 )
-from .source import chosen, find_sae, find_saes, settled
+from .source import chosen, filled, find_sae, find_saes
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def explain_placed(
         ValueError: as `hfsae.recipe.explain_sae`.
     """
     check_explain(placed, args)
-    with nullcontext() if request.dry_run else settled(placed):
+    with nullcontext() if request.dry_run else filled(placed):
         found = explain_sae(placed, args, request)
         if not request.dry_run:
             remember(placed)
@@ -174,7 +174,7 @@ def probe_placed(
         ValueError: as `hfsae.recipe.probe_saes`.
     """
     for one in placed:
-        with settled(one):
+        with filled(one):
             pass  # each run's folder is free while texts are read, which takes long
     result = probe_saes(placed, args, tasks, **columns)
     for one in placed:

@@ -120,7 +120,7 @@ def measure(placed: PlacedSAE, result: str) -> None:
     `measured_with` the model, the text and the norm limits.
 
     Args:
-        placed: with its weights in the folder, see `settled`.
+        placed: with its weights in the folder, see `filled`.
         result: "evaluation.json" or "features/meta.json".
     """
     recipe, sae, folder = placed.recipe, placed.sae, placed.folder

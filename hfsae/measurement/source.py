@@ -58,7 +58,7 @@ def find_sae(
     output_dir: str | Path | None = None,
 ) -> PlacedSAE:
     """The SAE of a source, the folder of its results, and the language model and text of its
-    measures. Nothing is written: `settled` does that.
+    measures. Nothing is written: `filled` does that.
 
     For an SAE of a run these are the run's. For one from elsewhere they are in the files beside
     it, as far as these name them (`hfsae.measurement.settings`); the results go to its own folder
@@ -167,7 +167,7 @@ def _in_words(choice: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def settled(placed: PlacedSAE) -> Iterator[PlacedSAE]:
+def filled(placed: PlacedSAE) -> Iterator[PlacedSAE]:
     """A block in which the SAE's folder is locked and holds its weights.
 
     Raises:
@@ -177,7 +177,7 @@ def settled(placed: PlacedSAE) -> Iterator[PlacedSAE]:
     with locked_run(placed.root, [placed.folder]):
         if placed.home is None:
             refuse_card_of_others(placed.folder)
-            settle(placed.sae, placed.origin, placed.folder)
+            fill_folder(placed.sae, placed.origin, placed.folder)
         yield placed
 
 
@@ -225,7 +225,7 @@ def _staged(choice: Mapping[str, Any], site: str | None = None) -> Iterator[Path
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch) / folder.name
         staged.mkdir()
-        settle(load_at(choice, site), origin, staged)
+        fill_folder(load_at(choice, site), origin, staged)
         yield staged
 
 
@@ -308,7 +308,7 @@ def _takes_results(folder: Path) -> bool:
     return folder.resolve() != SHIPPED_SAE.resolve() and os.access(folder, os.W_OK)
 
 
-def settle(sae: SAE, origin: Path | None, folder: Path) -> None:
+def fill_folder(sae: SAE, origin: Path | None, folder: Path) -> None:
     """Put the SAE into a folder in hfsae's own format. Lock the folder first.
 
     Args:

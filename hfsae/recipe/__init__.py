@@ -1,7 +1,6 @@
 """A recipe (a section for each dataclass) and the run that it describes, from text to a folder.
 
 call        training in one call
-carried     recipes that come with hfsae, by name
 collecting  examples of what latents fire on, in a run
 controls    names beside those of an SAE of re-drawn weights
 evaluating  evaluation in a run, on held-out and foreign texts
@@ -15,18 +14,15 @@ naming      names for latents at the end of a run
 placed      an SAE, its folder, and the language model and text of its measures
 presetting  presets for the app, looked for at the end of a run
 probing     what latents reveal about texts, for the SAEs in folders
+shipped     recipes that come with hfsae, by name
 sizes       how much each stage reads, where a recipe leaves it open
 stages      a run: training, and all stages after it
 table       the stages after training
 text        the rows of tokens that a stage reads
-verifying   activations with which copies of an SAE are verified
+verifying   the fingerprint with which copies of an SAE are verified
 """
 
 from .call import train as train
-from .carried import carried_recipes as carried_recipes
-from .carried import find_recipe as find_recipe
-from .carried import licence_with as licence_with
-from .carried import read_recipe as read_recipe
 from .controls import CONTROLS as CONTROLS
 from .evaluating import check_foreign_rows as check_foreign_rows
 from .evaluating import evaluate_saes as evaluate_saes
@@ -73,6 +69,10 @@ from .placed import opened as opened
 from .placed import remember as remember
 from .placed import remembered as remembered
 from .probing import probe_saes as probe_saes
+from .shipped import find_recipe as find_recipe
+from .shipped import licence_with as licence_with
+from .shipped import read_recipe as read_recipe
+from .shipped import shipped_recipes as shipped_recipes
 from .stages import load as load
 from .stages import report as report
 from .stages import run as run

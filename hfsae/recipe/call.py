@@ -8,9 +8,9 @@ from typing import Any, SupportsFloat
 from ..activations.listed import Columns, listed
 from ..machine.refused import Refused
 from ..models import SAE
-from .carried import licence_with, read_recipe
 from .fields import Recipe
 from .folder import load_trained
+from .shipped import licence_with, read_recipe
 from .stages import run
 
 

@@ -12,9 +12,9 @@ from ..machine.names import MEASURED, RECIPE, TRAINING
 from ..machine.refused import Refused
 from ..models import SAE
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .carried import read_recipe
 from .fields import LMArguments, Recipe
 from .folder import home_of, load_trained, norm_limits
+from .shipped import read_recipe
 from .stages import load
 from .text import read_rows
 

@@ -16,7 +16,7 @@ from .finishing import finish
 from .job import Job
 from .naming import is_named, name_latents
 from .presetting import look_for_presets
-from .verifying import keep_activations
+from .verifying import make_fingerprint
 
 
 def _always(recipe: Recipe) -> int:
@@ -62,7 +62,7 @@ STAGES = (
         size=lambda recipe: recipe.sizes.names,
         is_finished=is_named,
     ),
-    Stage(FINGERPRINT, keep_activations),
+    Stage(FINGERPRINT, make_fingerprint),
     Stage(CARD, lambda job: finish(job.folder)),  # shows the results of the stages before it
     Stage(
         PRESETS,

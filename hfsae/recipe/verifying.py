@@ -1,4 +1,4 @@
-"""The stage of a run that keeps activations, with which copies of an SAE are verified."""
+"""The stage of a run that writes a fingerprint, with which copies of an SAE are verified."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from .job import Job
 from .text import read_rows
 
 
-def keep_activations(job: Job) -> None:
+def make_fingerprint(job: Job) -> None:
     """Write fingerprint.safetensors: activations, and the latents and reconstructions they give.
 
     Raises:

@@ -17,7 +17,7 @@ import hfsae
 from hfsae.cards import probing_facts
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
-from hfsae.demo.look import latent_of, weak_match
+from hfsae.demo.inspect_actions import latent_of, weak_match
 from hfsae.demo.pages.health import overview_panel
 from hfsae.demo.settings import Settings, Steering
 from hfsae.demo.snippet import of_latent, of_texts

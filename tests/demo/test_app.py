@@ -20,7 +20,7 @@ from hfsae.demo import address as at
 from hfsae.demo import sessions
 from hfsae.demo.actions import Actions
 from hfsae.demo.app import PAGES, app_hosts, build
-from hfsae.demo.look import BY
+from hfsae.demo.inspect_actions import BY
 from hfsae.demo.sessions import PROGRAMS
 from hfsae.demo.settings import Settings
 from hfsae.demo.tools import INSTRUCTIONS

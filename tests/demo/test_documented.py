@@ -7,7 +7,7 @@ import pytest
 
 from hfsae.demo.actions import ENDPOINTS, Actions
 from hfsae.demo.documented import documented, output_schema
-from hfsae.demo.look import BY
+from hfsae.demo.inspect_actions import BY
 from hfsae.steering import MODES, SCOPES, UNITS
 
 from .conftest import ARGUMENTS

@@ -16,8 +16,8 @@ from sklearn.metrics import roc_auc_score
 
 from hfsae.cli import main
 from hfsae.demo import Choice, open_subject
-from hfsae.demo.judge import health
-from hfsae.demo.look import feature
+from hfsae.demo.health_actions import health
+from hfsae.demo.inspect_actions import feature
 from hfsae.demo.pages.health import overview_panel
 from hfsae.explanations.asking import Inquiry, ScoreArguments, lm_explainer
 from hfsae.explanations.judges import Filed, JudgeArguments, Question, Remote, Waits, judge_of

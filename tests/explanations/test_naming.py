@@ -13,7 +13,7 @@ import hfsae
 from hfsae.activations import TextArguments
 from hfsae.cards import render_card, shown_latents
 from hfsae.cli import main
-from hfsae.demo.look import feature
+from hfsae.demo.inspect_actions import feature
 from hfsae.demo.subject import Choice, open_subject
 from hfsae.explanations.stored import STORED
 from hfsae.features import FeatureStore, read_automatic, read_names, write_label

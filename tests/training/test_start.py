@@ -161,9 +161,9 @@ def test_clusters_are_those_of_a_plain_k_means(without_bfloat16, monkeypatch):
 
 
 def test_rounds_of_k_means_see_twice_as_many_activations_each_the_last_all():
-    assert clusters.seen(1000, 10, 4) == [125, 250, 500, 1000]
-    assert clusters.seen(1000, 40, 4) == [320, 320, 500, 1000], "eight a centre"
-    assert clusters.seen(100, 40, 2) == [100, 100]
+    assert clusters.sizes_of_rounds(1000, 10, 4) == [125, 250, 500, 1000]
+    assert clusters.sizes_of_rounds(1000, 40, 4) == [320, 320, 500, 1000], "eight a centre"
+    assert clusters.sizes_of_rounds(100, 40, 2) == [100, 100]
 
 
 def dominated(n: int = 4000) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

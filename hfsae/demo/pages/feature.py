@@ -7,7 +7,7 @@ import gradio as gr
 
 from .. import address as at
 from ..export import files_of
-from ..look import latent_of
+from ..inspect_actions import latent_of
 from ..missing import missing
 from ..parts import html, number, panel, percent
 from ..presets import clearest

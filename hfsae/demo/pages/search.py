@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
-from ..look import BY, RAW, SCORES, check_query
+from ..inspect_actions import BY, RAW, SCORES, check_query
 from ..parts import html, number, panel, percent
 from ..presets import searches
 from .page import App, Page, Updates, one_of, whole

@@ -12,7 +12,7 @@ from .. import address as at
 from .. import validate
 from ..actions import in_queue, on_zero_gpu
 from ..address import to_query
-from ..look import latent_of, weak_match
+from ..inspect_actions import latent_of, weak_match
 from ..parts import dial, html, panel
 from ..presets import presets
 from ..reading import Exchange, check_text

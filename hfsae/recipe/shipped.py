@@ -9,11 +9,11 @@ from ..machine.refused import Refused, closest
 from .fields import Recipe
 
 # The wheel has them inside the package, a clone beside its scripts.
-_INSIDE = Path(__file__).with_name("carried")
+_INSIDE = Path(__file__).with_name("shipped")
 _FOLDER = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[2] / "scripts" / "recipes"
 
 
-def carried_recipes() -> dict[str, str]:
+def shipped_recipes() -> dict[str, str]:
     """{name: what it trains}, sorted by name; the description is the first line of each file."""
     paths = sorted(_FOLDER.glob("*.yaml"))
     first = (path.read_text(encoding="utf-8").partition("\n")[0] for path in paths)
@@ -29,11 +29,11 @@ def find_recipe(name: str | Path) -> Path:
     for path in (Path(name), _FOLDER / f"{name}.yaml"):  # a folder of that name is in nobody's way
         if path.is_file():
             return path
-    carried = list(carried_recipes())
-    near = closest(str(name), carried)
+    names = list(shipped_recipes())
+    near = closest(str(name), names)
     raise Refused(
         f"there is no recipe {str(name)!r}{near}; give a YAML file's path, or one that comes with "
-        f"hfsae: {', '.join(carried)}"
+        f"hfsae: {', '.join(names)}"
     )
 
 
