@@ -31,7 +31,7 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
             token, the fraction of variance that is left unexplained, and the most telling latents.
         second (dict): the same of the other SAE.
         winner (str | None): first or second, the one that leaves clearly less unexplained at the
-            same place.
+            same site.
         equal_l0 (bool): both use about as many latents a token: only then FVU compares fairly.
         tokens (list): {token, l0, latents, activations, cosine}: on each token the strongest latent
             of either SAE, and the cosine of their directions.

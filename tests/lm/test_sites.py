@@ -1,4 +1,4 @@
-"""Places in a language model by name, in every decoder family."""
+"""Sites in a language model by name, in every decoder family."""
 
 from collections.abc import Callable
 
