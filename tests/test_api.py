@@ -9,7 +9,13 @@ import pytest
 import torch
 
 import hfsae
-from hfsae.activations import HarvestArguments, Harvester, ShuffleArguments, ShuffledActivations
+from hfsae.activations import (
+    HarvestArguments,
+    Harvester,
+    ShuffleArguments,
+    ShuffledActivations,
+    TextSource,
+)
 from hfsae.activations.tokens import documents
 from hfsae.machine.files import read_json
 from hfsae.machine.refused import Damaged, HubRefused
@@ -247,8 +253,8 @@ def test_one_sae_in_gives_one_sae_back(tmp_path, tiny_lm, tiny_tokenizer):
 
     def stream():
         rows = hfsae.PackedRows(tiny_tokenizer, text, "train", rows=8, epochs=None)
-        harvester = Harvester(tiny_lm, ["layers.1"], HarvestArguments())
-        return ShuffledActivations(rows, harvester, ShuffleArguments(320), batch_size=32)
+        source = TextSource(rows, Harvester(tiny_lm, ["layers.1"], HarvestArguments()))
+        return ShuffledActivations(source, ShuffleArguments(320), batch_size=32)
 
     def args(name):
         return hfsae.TrainingArguments(output_dir=str(tmp_path / name), n_tokens=64, batch_size=32)

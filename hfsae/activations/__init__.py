@@ -1,4 +1,4 @@
-"""From text to the activations of a language model: packed token rows, then activations."""
+"""Activations: packed rows of text through a language model, or tensors at hand; shuffled."""
 
 from .cache import ActivationCache as ActivationCache
 from .harvest import HarvestArguments as HarvestArguments
@@ -6,6 +6,9 @@ from .harvest import Harvested as Harvested
 from .harvest import Harvester as Harvester
 from .shuffle import ShuffleArguments as ShuffleArguments
 from .shuffle import ShuffledActivations as ShuffledActivations
+from .source import ActivationBatch as ActivationBatch
+from .source import Source as Source
+from .source import TextSource as TextSource
 from .text_hash import text_digest as text_digest
 from .tokens import Document as Document
 from .tokens import PackedRows as PackedRows

@@ -1,26 +1,28 @@
-"""Token rows to shuffled batches of activations, in buckets, resumable to the bit.
+"""A source's activations in shuffled batches, from buckets, resumable to the bit.
 
-A bucket is filled with `bucket_tokens` harvested activations, handed out in a random order (once,
+A bucket is filled with `bucket_tokens` activations of a source, handed out in a random order (once,
 or in several `passes`), and replaced by the next: Gemma Scope's way (arXiv:2408.05147, 3.1).
-Everything follows from (seed, bucket number, offset, where in the text the bucket began), so that
-is all there is to save; resuming harvests the current bucket again.
+Everything follows from (seed, bucket number, offset, where in the source the bucket began), so
+that is all there is to save; resuming fills the current bucket again.
 
-With several processes each harvests its share of the token rows, and all then hold the whole
-bucket, from which each takes its slice of the same global batch. A run's batches therefore do not
-depend on how many processes it has.
+With several processes each makes its share of the activations, and all then hold the whole bucket,
+from which each takes its slice of the same global batch. A run's batches therefore do not depend on
+how many processes it has.
 
 With `prefetch` a thread fills the next bucket while this one is handed out. It reads nothing that
 training changes, so batches are the same, to the bit.
 
-Memory per process: bucket_tokens * sum of site widths, in the LM's dtype (Gemma 2 2B, one site, a
-million tokens: 4.8 GB), twice that with `prefetch`, and for a moment rows * ctx * processes more.
+Memory per process: bucket_tokens * sum of site widths, in the source's dtype (Gemma 2 2B, one site,
+a million tokens: 4.8 GB), twice that with `prefetch`, and for a moment a part of each process more
+(of text: rows * ctx positions).
 """
 
 import copy
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -34,9 +36,7 @@ from torch import Tensor
 from ..machine.bounds import MOST_TOKENS, check_most, check_seed
 from ..machine.processor import refuse_absent
 from ..machine.refused import Refused
-from .cache import lm_digest
-from .harvest import Harvester
-from .tokens import PackedRows, TokenBatch
+from .source import Filling, Source
 
 _MOST_PASSES = 10**6
 
@@ -82,10 +82,10 @@ class ShuffleArguments:
 
 class _Bucket(NamedTuple):
     activations: dict[str, Float[Tensor, "_ _"]]
-    tokens: str
-    """hash of the token rows from which it was filled"""
+    content: str
+    """hash of what it was filled from"""
     source_after: dict[str, Any]
-    """where in the text the next bucket begins, and the counts up to there"""
+    """where in the source the next bucket begins, and the counts up to there"""
 
 
 class _Closed(Exception):
@@ -96,16 +96,14 @@ class ShuffledActivations:
     """Endless stream of {site: [batch_size / processes, d]}, float32.
 
     Args:
-        rows: endless token rows (`PackedRows(..., epochs=None)`), the same on every process.
-        harvester: turns them into activations; its sites are the batches' keys.
+        source: an endless one; its sites are the batches' keys.
         batch_size: activations in a global batch, divisible by the number of processes.
         n_batches: batches that will be used, so that no bucket is prefetched in vain.
     """
 
     def __init__(
         self,
-        rows: PackedRows,
-        harvester: Harvester,
+        source: Source,
         args: ShuffleArguments,
         batch_size: int,
         *,
@@ -121,22 +119,20 @@ class ShuffledActivations:
         if batch_size % num_processes:
             raise Refused(f"batch_size {batch_size} does not divide by {num_processes} processes")
         args.check_device()
-        self.rows, self.harvester, self.args = rows, harvester, args
+        self.source, self.args = source, args
         self.batch_size, self.n_batches = batch_size, n_batches
         self.rank, self.world = process_index, num_processes
         self.progress: Callable[[int, int], None] = lambda done, total: None
         """Called with (activations so far, most there can be) while a bucket is filled; by another
         thread, if it is prefetched."""
         self._totals = {"kept": 0, "dropped_special": 0, "dropped_outliers": 0}
-        self._digests = dict.fromkeys(harvester.sites, "")
-        self._after = self._source()  # of the last bucket that was handed out
+        self._digests = dict.fromkeys(source.sites, "")
+        self._after = self._reached()  # by the last bucket that was handed out
         self._position = {"bucket": 0, "offset": 0, "handed_out": 0, "source": self._after}
         self._bucket: _Bucket | None = None
-        self._lm = lm_digest(harvester.lm)
-        self._expected_tokens: str | None = None
-        """hash of the tokens of the bucket in which a loaded position lies"""
-        self._batches: Iterator[TokenBatch] | None = None
-        self._batches_at: dict[str, Any] = {}
+        self._origin = source.origin()
+        self._expected: str | None = None
+        """hash of the content of the bucket in which a loaded position lies"""
         self._thread = ThreadPoolExecutor(1, "harvest") if args.prefetch else None
         self._coming: Future[_Bucket] | None = None
         self._is_closed = threading.Event()
@@ -144,16 +140,16 @@ class ShuffledActivations:
         apart = args.prefetch and num_processes > 1
         group = dist.new_group(backend="gloo") if apart else None
         self._group = cast("dist.ProcessGroup | None", group)
-        self._pins = harvester.lm.device.type == "cuda" and args.device == "cpu"
+        self._pins = source.device.type == "cuda" and args.device == "cpu"
 
     @property
     def sites(self) -> list[str]:
-        """The harvester's sites, which are the keys of the batches."""
-        return self.harvester.sites
+        """The source's sites, which are the keys of the batches."""
+        return self.source.sites
 
     @property
     def record(self) -> dict[str, Any]:
-        """Positions harvested so far over all processes (kept, dropped_special, dropped_outliers)
+        """Positions read so far over all processes (kept, dropped_special, dropped_outliers)
         and, by site, the norm above which positions were dropped, and a hash of all activations:
         where it is equal, two trainings saw the same ones to the bit."""
         by_site = {name: dict(self._after.get(name, {})) for name in ("norm_limits", "digests")}
@@ -187,32 +183,30 @@ class ShuffledActivations:
         return {site: x.pin_memory() for site, x in batches.items()} if self._pins else batches
 
     def held(self) -> dict[str, Float[Tensor, "_ _"]]:
-        """The current bucket, whole on every process, in the language model's dtype."""
+        """The current bucket, whole on every process, in the source's dtype."""
         return self._filled()
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the stream, from which `load_state_dict` continues."""
-        tokens = self._bucket.tokens if self._bucket else self._expected_tokens
-        state = {**self._position, "record": self._after, "tokens": tokens, "lm": self._lm}
-        return copy.deepcopy(state)
+        content = self._bucket.content if self._bucket else self._expected
+        # The names of the format are those of text and a language model, its first source.
+        state = {"record": self._after, "tokens": content, "lm": self._origin}
+        return copy.deepcopy(self._position | state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the position that `state_dict` returned.
 
         Raises:
-            ValueError: the position was saved with another language model's weights.
+            ValueError: the position was saved with a source of another origin.
         """
         state = copy.deepcopy(state)
-        if state.get("lm", self._lm) != self._lm:
-            raise Refused(
-                "the language model's weights differ from those at the start of this training; use "
-                "the original model, or train in another output_dir"
-            )
+        if state.get("lm", self._origin) != self._origin:
+            raise Refused(self.source.refusals.other_origin)
         self._forget_coming()
-        self._expected_tokens = state.get("tokens")
+        self._expected = state.get("tokens")
         self._after = state["record"]  # what a run that is over reports
         self._position = {name: state[name] for name in self._position}  # all of it is needed
-        self._bucket = self._batches = None
+        self._bucket = None
 
     def wait(self) -> None:
         """Wait until the bucket that is being prefetched is full."""
@@ -235,29 +229,17 @@ class ShuffledActivations:
         key = (self.args.seed, self._position["bucket"], passes_done, self._n())
         return _permutation(*key)
 
-    def _source(self) -> dict[str, Any]:
-        return copy.deepcopy(
-            {
-                "rows": self.rows.state_dict(),
-                "norm_limits": self.harvester.norm_limits,
-                "totals": self._totals,
-                "digests": self._digests,
-            }
-        )
-
-    def _load_source(self, source: dict[str, Any]) -> None:
-        self.rows.load_state_dict(source["rows"])
-        self.harvester.norm_limits = dict(source["norm_limits"])
-        self._totals = dict(source["totals"])
-        self._digests = dict(source.get("digests", {}))  # an older version's position has none
+    def _reached(self) -> dict[str, Any]:
+        """Where the source is, with the counts and hashes up to there."""
+        own = {"totals": self._totals, "digests": self._digests}
+        return copy.deepcopy(self.source.state_dict() | own)
 
     def _filled(self) -> dict[str, Float[Tensor, "_ _"]]:
         """The current bucket."""
         if self._bucket is None:
             coming, self._coming = self._coming, None
-            source = self._position["source"]
-            bucket = coming.result() if coming else self._made(source)
-            self._refuse_other_text(bucket)
+            bucket = coming.result() if coming else self._made(self._position["source"])
+            self._refuse_other_content(bucket)
             self._bucket = bucket
             self._after = self._bucket.source_after
             for acts in self._bucket.activations.values():
@@ -265,15 +247,11 @@ class ShuffledActivations:
                     acts.record_stream(torch.cuda.current_stream(acts.device))
         return self._bucket.activations
 
-    def _refuse_other_text(self, bucket: _Bucket) -> None:
-        expected, self._expected_tokens = self._expected_tokens, None
-        if expected not in (None, bucket.tokens):
-            self._expected_tokens = expected
-            raise Refused(
-                "the text, or its tokens, differ from those at the start of this training "
-                f"(bucket {self._position['bucket'] + 1} differs); restore the content of "
-                "text.dataset, or train in another output_dir"
-            )
+    def _refuse_other_content(self, bucket: _Bucket) -> None:
+        if self._expected not in (None, bucket.content):
+            number = self._position["bucket"] + 1
+            raise Refused(self.source.refusals.other_content.format(bucket=number))
+        self._expected = None
 
     def _prefetch(self) -> None:
         """Start filling the next bucket, if it will be needed."""
@@ -293,44 +271,36 @@ class ShuffledActivations:
             wait([coming])
             self._is_closed.clear()
 
-    def _made_beside(self, source: dict[str, Any]) -> _Bucket:
+    def _made_beside(self, position: dict[str, Any]) -> _Bucket:
         """In the thread: a bucket; on a GPU, on a stream beside the one that training is on."""
-        device = self.harvester.lm.device
+        device = self.source.device
         if device.type != "cuda":
-            return self._made(source)
+            return self._made(position)
         beside = torch.cuda.Stream(device)
         with torch.cuda.stream(beside):
-            bucket = self._made(source)
+            bucket = self._made(position)
         beside.synchronize()
         return bucket
 
-    def _made(self, source: dict[str, Any]) -> _Bucket:
-        """The bucket that begins at `source`: the same one, if it is done again after a resume or
-        after filling was interrupted."""
-        if self._batches is None or self._batches_at != source:
-            self._load_source(source)
-            self._batches = iter(self.rows)
-        batches, self._batches = self._batches, None  # lost if filling is interrupted
-        try:
-            read = self._read(batches)
-            activations = self._fill(read)
-        finally:
-            self.harvester.flush()
-        self._batches, self._batches_at = batches, self._source()
-        return _Bucket(activations, _hash_of(read), self._batches_at)
+    def _made(self, position: dict[str, Any]) -> _Bucket:
+        """The bucket that begins at `position`: the same one, if it is done again after a resume
+        or after filling was interrupted."""
+        self.source.load_state_dict(position)
+        self._totals = dict(position["totals"])
+        self._digests = dict(position.get("digests", {}))  # an older version's position has none
+        filling = self.source.fill(self.args.bucket_tokens, self.rank, self.world)
+        with closing(filling.parts):
+            activations = self._fill(filling)
+        return _Bucket(activations, filling.digest, self._reached())
 
-    def _fill(self, batches: list[TokenBatch]) -> dict[str, Float[Tensor, "_ _"]]:
-        capacity = sum(int(batch.keep.sum()) for batch in batches)
-        self._agree_on_norm_limits(batches)
+    def _fill(self, filling: Filling) -> dict[str, Float[Tensor, "_ _"]]:
         bucket: dict[str, Tensor] = {}
         sums: dict[str, Tensor] = {}
-        n = 0
-        for first in range(0, len(batches), self.world):  # one batch of token rows a process
-            mine = first + self.rank
-            acts_here = self.harvester(batches[min(mine, len(batches) - 1)]).activations
+        n, capacity = 0, filling.capacity
+        for part in filling.parts:
             n_before = n
-            for site, acts in acts_here.items():
-                acts = _gather(acts if mine < len(batches) else acts[:0], self.world, self._group)
+            for site, own in part.items():
+                acts = _gather(own, self.world, self._group)
                 if site not in bucket:
                     size = (capacity, acts.shape[-1])
                     bucket[site] = torch.empty(size, dtype=acts.dtype, device=self.args.device)
@@ -344,12 +314,10 @@ class ShuffledActivations:
             self.progress(n, n)
         self._totals["kept"] += n
         self._totals["dropped_outliers"] += capacity - n
-        self._totals["dropped_special"] += sum(b.keep.numel() for b in batches) - capacity
+        self._totals["dropped_special"] += filling.n_special
         if n < self.batch_size:
-            raise Refused(
-                f"the text gave {n} activations, fewer than a batch ({self.batch_size}); give more "
-                "text or a smaller batch_size"
-            )
+            too_few = self.source.refusals.too_few
+            raise Refused(too_few.format(n=n, batch_size=self.batch_size))
         for site, before in self._digests.items():
             digest = blake2b(before.encode() + sums[site].cpu().numpy().tobytes(), digest_size=8)
             self._digests[site] = digest.hexdigest()
@@ -363,36 +331,6 @@ class ShuffledActivations:
         closed = torch.tensor(int(self._is_closed.is_set()))
         dist.all_reduce(closed, group=self._group)
         return bool(closed)
-
-    def _read(self, source: Iterator[TokenBatch]) -> list[TokenBatch]:
-        """The bucket's token batches: decided by tokens alone, hence the same on every process."""
-        batches, n = [], 0
-        for batch in source:
-            batches.append(batch)
-            n += int(batch.keep.sum())
-            if n >= self.args.bucket_tokens:
-                break
-        if not batches:
-            raise Refused("the token rows are used up; give PackedRows(..., epochs=None)")
-        return batches
-
-    def _agree_on_norm_limits(self, batches: list[TokenBatch]) -> None:
-        """Fix the limits, on every process, from the run's first batch that keeps a token, as a
-        single process would."""
-        if self.world == 1 or self.harvester.args.max_norm_ratio is None:
-            return
-        for batch in batches:
-            if self.harvester.norm_limits:
-                return
-            self.harvester(batch)
-
-
-def _hash_of(batches: list[TokenBatch]) -> str:
-    digest = blake2b(digest_size=8)
-    for batch in batches:
-        for part in (batch.input_ids, batch.keep):
-            digest.update(part.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _column_sums(acts: Float[Tensor, "n d"]) -> Int64[Tensor, " d"]:

@@ -19,13 +19,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModel
 
-from ..activations import (
-    Harvester,
-    PackedRows,
-    ShuffledActivations,
-    text_digest,
-    text_origin,
-)
+from ..activations import ShuffledActivations
 from ..evaluation.fidelity import counted_predictions
 from ..evaluation.result import NO_PREDICTION
 from ..lm import LoadedLM, contract, load_lm
@@ -37,7 +31,7 @@ from ..machine.refused import Refused
 from ..machine.seal import SEALED, changes
 from ..machine.weights import refuse_mixture
 from ..models import SAE, SAEConfig
-from ..packaged import licence_conflict, shares_of_texts
+from ..packaged import licence_conflict
 from ..training import Trainer
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .evaluating import check_foreign_rows
@@ -57,7 +51,7 @@ from .folder import (
 )
 from .job import Job
 from .table import STAGES
-from .text import read_rows
+from .text import read_rows, source_of
 
 logger = logging.getLogger(__name__)
 
@@ -155,11 +149,9 @@ def _train(
     accelerator: Any,
     command: str,
 ) -> None:
-    text = PackedRows(loaded.tokenizer, recipe.text, "train", rows=recipe.harvest.rows, epochs=None)
-    harvester = Harvester(loaded.lm, recipe.sites, recipe.harvest)
+    source = source_of(recipe, loaded, recipe.sites)
     stream = ShuffledActivations(
-        text,
-        harvester,
+        source,
         replace(recipe.shuffle, bucket_tokens=bucket_tokens(recipe)),
         recipe.training.batch_size,
         n_batches=recipe.training.total_steps,
@@ -177,8 +169,8 @@ def _train(
         stream,
         recipe.training,
         accelerator=accelerator,
-        provenance=_provenance(recipe, loaded, command),
-        text=text_digest(recipe.text),
+        provenance=_provenance(recipe, loaded, source.describe(), command),
+        text=source.content(),
         own={name: recipe.training_of(name) for name in recipe.saes},
     )
     with closing(stream):
@@ -194,7 +186,9 @@ def _warn_of_licence(recipe: Recipe) -> None:
         logger.warning("%s; " + remedy, conflict.sentence, conflict.licence_id)
 
 
-def _provenance(recipe: Recipe, loaded: LoadedLM, command: str) -> dict[str, Any]:
+def _provenance(
+    recipe: Recipe, loaded: LoadedLM, of_source: dict[str, Any], command: str
+) -> dict[str, Any]:
     names = ("hfsae", "torch", "transformers", "accelerate", "datasets", "huggingface_hub")
     return {
         "lm": {
@@ -202,21 +196,14 @@ def _provenance(recipe: Recipe, loaded: LoadedLM, command: str) -> dict[str, Any
             "origin": loaded.origin,
             "revision": getattr(loaded.lm.config, "_commit_hash", None) or recipe.lm.revision,
         },
-        "text": {**asdict(recipe.text), "origin": text_origin(recipe.text), **_shares(recipe)},
-        **{name: asdict(getattr(recipe, name)) for name in ("harvest", "shuffle")},
+        **of_source,
+        "shuffle": asdict(recipe.shuffle),
         "seed": recipe.seed,
         "card": {"license": recipe.license},
         "command": command,
         "versions": {"python": platform.python_version(), **_versions(names)},
         "machine": processor.name_of(loaded.lm.device),
     }
-
-
-def _shares(recipe: Recipe) -> dict[str, str]:
-    """Of several packaged texts, how large each is, for the card."""
-    shares = shares_of_texts(recipe.text.dataset, recipe.text.fractions)
-    listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-    return {"shares": listed} if listed else {}
 
 
 def _versions(names: tuple[str, ...]) -> dict[str, str]:

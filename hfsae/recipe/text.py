@@ -1,15 +1,30 @@
-"""The token rows that a stage reads, and its progress bar."""
+"""The source of a run, the token rows that a stage reads, and its progress bar."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
-from ..activations import PackedRows, Split
+from ..activations import Harvester, PackedRows, Split, TextSource
 from ..lm import LoadedLM
 from .fields import Recipe
 from .foreign import foreign_text
+
+
+def source_of(
+    recipe: Recipe,
+    loaded: LoadedLM,
+    sites: Sequence[str],
+    limits: Mapping[str, float] | None = None,
+) -> TextSource:
+    """The text through the language model.
+
+    Args:
+        limits: by site, the largest norm of a kept activation; without it found by the recipe.
+    """
+    rows = PackedRows(loaded.tokenizer, recipe.text, "train", rows=recipe.harvest.rows, epochs=None)
+    return TextSource(rows, Harvester(loaded.lm, sites, recipe.harvest, norm_limits=limits))
 
 
 def read_rows(recipe: Recipe, loaded: LoadedLM, split: Split, n: int | None) -> PackedRows:

@@ -4,7 +4,8 @@
 
 ```python
 import hfsae
-from hfsae.activations import Harvester, HarvestArguments, ShuffleArguments, ShuffledActivations
+from hfsae.activations import Harvester, HarvestArguments, TextSource
+from hfsae.activations import ShuffleArguments, ShuffledActivations
 from hfsae.training import Trainer, TrainingArguments
 
 lm, tokenizer, _ = hfsae.load_lm("HuggingFaceTB/SmolLM2-135M-Instruct", dtype="bfloat16")
@@ -12,8 +13,8 @@ text = hfsae.TextArguments(
     dataset=["Any text will do. " * 40, "A second document. " * 40], held_out_fraction=0.0
 )
 rows = hfsae.PackedRows(tokenizer, text, "train", rows=2, epochs=None)
-harvester = Harvester(lm, ["layers.3"], HarvestArguments())
-stream = ShuffledActivations(rows, harvester, ShuffleArguments(bucket_tokens=256), batch_size=64)
+source = TextSource(rows, Harvester(lm, ["layers.3"], HarvestArguments()))
+stream = ShuffledActivations(source, ShuffleArguments(bucket_tokens=256), batch_size=64)
 config = hfsae.JumpReLUSAEConfig(
     d_in=576, d_sae=1024, site="layers.3", target_l0=20, bandwidth=0.03, log_threshold=False
 )

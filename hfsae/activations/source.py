@@ -1,0 +1,226 @@
+"""Where activations come from: what streams and measures ask of a source, and text as a source.
+
+    Source --fill--> `ShuffledActivations` --> batches of a training
+    Source --batches--> `ActivationBatch` --> reconstructions, fingerprints
+
+`TextSource` runs a language model on rows of tokens; `TensorSource` has tensors at hand.
+"""
+
+from collections.abc import Generator, Iterator
+from dataclasses import asdict
+from hashlib import blake2b
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ..machine.refused import Refused
+from ..packaged import shares_of_texts
+from .cache import lm_digest
+from .harvest import Harvester
+from .text_hash import text_digest
+from .tokens import PackedRows, Split, TokenBatch, text_origin
+
+
+class ActivationBatch(NamedTuple):
+    activations: dict[str, Float[Tensor, "n _"]]
+    """By site, raw."""
+    document: Int64[Tensor, " n"]
+    """The number of the document that each activation belongs to."""
+
+
+class Filling(NamedTuple):
+    """What a source read for a bucket, and the activations that come of it."""
+
+    capacity: int
+    """Positions that were read and kept; outliers among them may give no activation."""
+    n_special: int
+    """Positions that were left out before, such as special tokens."""
+    digest: str
+    """Hash of what was read."""
+    parts: Generator[dict[str, Float[Tensor, "_ _"]], None, None]
+    """This process's activations by site, as many parts as on every other process: the bucket
+    holds the first part of each process, in the order of ranks, then the second, and so on."""
+
+
+class Refusals(NamedTuple):
+    """Sentences for which only the source has the words."""
+
+    too_few: str
+    """With {n} activations in a bucket and the {batch_size} that they do not reach."""
+    other_content: str
+    """With the {bucket}, counted from 1, that a resumed training reads otherwise."""
+    other_origin: str
+
+
+@runtime_checkable
+class Source(Protocol):  # checkable: shapes and types are checked in tests
+    """Activations at some sites, read in one order that a position resumes to the bit."""
+
+    refusals: Refusals
+
+    @property
+    def sites(self) -> list[str]:
+        """The keys of all activations."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where activations are made."""
+        ...
+
+    def fill(self, n: int, rank: int, n_processes: int) -> Filling:
+        """Read on until n positions are kept, or a little more: the same on every process."""
+        ...
+
+    def batches(self, side: Split, n: int | None = None) -> Iterator[ActivationBatch]:
+        """One side's activations, once: all of them, or of about n positions."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position behind the latest filling."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position that `state_dict` returned; other keys are ignored."""
+        ...
+
+    def origin(self) -> str:
+        """Hash of what makes activations of what is read; it cannot change within a training."""
+        ...
+
+    def content(self) -> str | None:
+        """Fingerprint of all that can be read; None if it is unknown."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Entries for the record of a training, training.json."""
+        ...
+
+
+class TextSource:
+    """Rows of tokens through a language model.
+
+    Args:
+        rows: endless token rows (`PackedRows(..., epochs=None)`), the same on every process.
+        harvester: turns them into activations; its sites are the source's.
+    """
+
+    refusals = Refusals(
+        too_few="the text gave {n} activations, fewer than a batch ({batch_size}); give more text "
+        "or a smaller batch_size",
+        other_content="the text, or its tokens, differ from those at the start of this training "
+        "(bucket {bucket} differs); restore the content of text.dataset, or train in another "
+        "output_dir",
+        other_origin="the language model's weights differ from those at the start of this "
+        "training; use the original model, or train in another output_dir",
+    )
+
+    def __init__(self, rows: PackedRows, harvester: Harvester):
+        self.rows, self.harvester = rows, harvester
+        self._batches: Iterator[TokenBatch] | None = None
+
+    @property
+    def sites(self) -> list[str]:
+        """The harvester's sites."""
+        return self.harvester.sites
+
+    @property
+    def device(self) -> torch.device:
+        """The language model's device."""
+        return self.harvester.lm.device
+
+    def fill(self, n: int, rank: int = 0, n_processes: int = 1) -> Filling:
+        """Read token batches until n tokens are kept; each process harvests its share of them.
+
+        Raises:
+            ValueError: the rows have an end.
+        """
+        batches, self._batches = self._batches or iter(self.rows), None  # lost if interrupted
+        read = _until(batches, n)
+        self._batches = batches
+        capacity = sum(int(batch.keep.sum()) for batch in read)
+        n_special = sum(batch.keep.numel() for batch in read) - capacity
+        return Filling(capacity, n_special, _hash_of(read), self._parts(read, rank, n_processes))
+
+    def _parts(
+        self, batches: list[TokenBatch], rank: int, n_processes: int
+    ) -> Generator[dict[str, Float[Tensor, "_ _"]], None, None]:
+        try:
+            if n_processes > 1:
+                self._agree_on_norm_limits(batches)
+            for first in range(0, len(batches), n_processes):  # one batch of token rows a process
+                mine = first + rank
+                acts = self.harvester(batches[min(mine, len(batches) - 1)]).activations
+                yield acts if mine < len(batches) else {site: x[:0] for site, x in acts.items()}
+        finally:
+            self.harvester.flush()
+
+    def _agree_on_norm_limits(self, batches: list[TokenBatch]) -> None:
+        """Fix the limits, on every process, from the run's first batch that keeps a token, as a
+        single process would."""
+        if self.harvester.args.max_norm_ratio is None:
+            return
+        for batch in batches:
+            if self.harvester.norm_limits:
+                return
+            self.harvester(batch)
+
+    def batches(self, side: Split, n: int | None = None) -> Iterator[ActivationBatch]:
+        """One side's activations, once: of all its documents, or of rows that keep n tokens."""
+        rows = self.rows
+        once = PackedRows(rows.tokenizer, rows.args, side, rows=rows.rows, max_tokens=n)
+        for harvested in map(self.harvester, once):
+            yield ActivationBatch(harvested.activations, harvested.document)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the text, and the norm limits."""
+        limits = dict(self.harvester.norm_limits)
+        return {"rows": self.rows.state_dict(), "norm_limits": limits}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position; where the latest filling ended there, the text is not read again."""
+        here = self.state_dict()
+        if self._batches is None or any(state[name] != here[name] for name in here):
+            self.rows.load_state_dict(state["rows"])
+            self.harvester.norm_limits = dict(state["norm_limits"])
+            self._batches = iter(self.rows)
+
+    def origin(self) -> str:
+        """Hash of the language model's weights."""
+        return lm_digest(self.harvester.lm)
+
+    def content(self) -> str | None:
+        """Fingerprint of the text, all sides; None if the Hub does not answer."""
+        return text_digest(self.rows.args)
+
+    def describe(self) -> dict[str, Any]:
+        """All settings of the text and of the harvest; of packaged texts, how large each is."""
+        text = self.rows.args
+        shares = shares_of_texts(text.dataset, text.fractions)
+        listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        of_text = {**asdict(text), "origin": text_origin(text)}
+        of_text |= {"shares": listed} if listed else {}
+        return {"text": of_text, "harvest": asdict(self.harvester.args)}
+
+
+def _until(batches: Iterator[TokenBatch], n: int) -> list[TokenBatch]:
+    """Batches that keep n tokens: decided by tokens alone, hence the same on every process."""
+    read, n_read = [], 0
+    for batch in batches:
+        read.append(batch)
+        n_read += int(batch.keep.sum())
+        if n_read >= n:
+            break
+    if not read:
+        raise Refused("the token rows are used up; give PackedRows(..., epochs=None)")
+    return read
+
+
+def _hash_of(batches: list[TokenBatch]) -> str:
+    digest = blake2b(digest_size=8)
+    for batch in batches:
+        for part in (batch.input_ids, batch.keep):
+            digest.update(part.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
