@@ -8,17 +8,18 @@
     hub | recipe                         push, fetch, load by meaning; what a run is
     explanations | presets               names for latents, and how certain; what steers well
     training | evaluation | features | cards | convert | steering | attribution
-    models | activations                 one forward pass, a variant a file; text -> activations
+    models | activations                 one forward pass, a variant a file; sources, their streams
     ops | lm                             sparse algebra; sites in a language model
     packaged                             inputs that come as Python packages
     machine                              files, locks, memory, the Hub's client
 
 **A datum's journey.** text -> `activations.tokens` (rows of token ids, a keep-mask) ->
-`activations.harvest` (raw activations at sites, through `lm.capture`) -> `activations.shuffle`
-(batches [n, d], float32) -> `models` (pre_acts -> latents -> recon, and the loss) ->
-`training.run` (one optimiser step) -> `training.checkpoint` -> `SAE.folded().save_pretrained` ->
-`evaluation` (spliced into the language model), `features` (what latents fire on), `steering` (what
-they do), `attribution` (why this token), `cards`.
+`activations.harvest` (raw activations at sites, through `lm.capture`) -> `activations.source` (what
+fills a bucket: text, or tensors at hand) -> `activations.shuffle` (batches [n, d], float32) ->
+`models` (pre_acts -> latents -> recon, and the loss) -> `training.run` (one optimiser step) ->
+`training.checkpoint` -> `SAE.folded().save_pretrained` -> `evaluation` (spliced into the language
+model), `features` (what latents fire on), `steering` (what they do), `attribution` (why this
+token), `cards`.
 
 **Words.** A *latent* is one unit of an SAE, its activation a number; a *feature* is what it means.
 `pre_acts` come before the non-linearity, `latents` after it; `recon` is the reconstruction. A

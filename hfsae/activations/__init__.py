@@ -9,6 +9,7 @@ from .shuffle import ShuffledActivations as ShuffledActivations
 from .source import ActivationBatch as ActivationBatch
 from .source import Source as Source
 from .source import TextSource as TextSource
+from .tensors import TensorSource as TensorSource
 from .text_hash import text_digest as text_digest
 from .tokens import Document as Document
 from .tokens import PackedRows as PackedRows

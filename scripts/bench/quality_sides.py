@@ -115,26 +115,13 @@ def hfsae(
     changes."""
     from transformers import AutoConfig, AutoModel
 
+    from hfsae.activations import TensorSource
     from hfsae.recipe import read_recipe
     from hfsae.training import Trainer, TrainingArguments
 
-    class Stream:
-        sites, progress = ["x"], staticmethod(lambda done, total: None)
-
-        def __init__(self) -> None:
-            self.batches = (x.float() for x in problem.train.split(problem.batch))
-
-        def next_batch(self) -> dict[str, Tensor]:
-            return {"x": next(self.batches)}
-
-        def sample(self, n: int) -> dict[str, Tensor]:
-            return {"x": problem.train[:n].float()}
-
+    class Buckets(TensorSource):
         def held(self) -> dict[str, Tensor]:
             return {"x": problem.train[-BUCKET:]}
-
-        def state_dict(self) -> dict:
-            return {}
 
     own = {"d_in": problem.train.shape[1], "d_sae": problem.d_sae, "site": "x"}
     torch.manual_seed(problem.seed)
@@ -150,7 +137,7 @@ def hfsae(
         setattr(args, field, value)
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir = folder
-        Trainer(sae, Stream(), args).train()
+        Trainer(sae, Buckets({"x": problem.train}, problem.batch), args).train()
         sae = AutoModel.from_pretrained(folder).eval()
     has_threshold = hasattr(sae, "threshold")
     first = sae.threshold.detach().clone() if has_threshold else torch.tensor(0.0)

@@ -171,7 +171,7 @@ def planted_sae(**fields) -> BatchTopKSAE:
 @pytest.mark.parametrize(("k", "largest"), [(2, 0.45), (6, 0.2)])
 def test_l0_in_use_is_k_and_it_learns_towards_the_planted_directions(k, largest, tmp_path):
     sae, stream = trained(tmp_path, planted_sae(k=k), steps=500), PlantedStream()
-    x = stream._make(123, 8192)["layers.1"]
+    x = stream.part(123, 8192)["layers.1"]
     out = sae(x)
     fvu = (x - out.recon).square().sum() / (x - x.mean(0)).square().sum()
     found = (sae.W_dec @ stream.directions.T).max(dim=0).values.mean()
@@ -198,7 +198,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path):
 @pytest.mark.learns
 def test_dead_latents_come_back(tmp_path):
     """Half of the latents start too weak to fire; with the auxiliary loss they learn to."""
-    x, alive = PlantedStream()._make(123, 8192)["layers.1"], {}
+    x, alive = PlantedStream().part(123, 8192)["layers.1"], {}
     scale = x.square().sum(-1).mean().sqrt().item()
     for name, coefficient in (("with", 1 / 32), ("without", 0)):
         sae = planted_sae(aux_coefficient=coefficient, aux_k=8, activation_scale=scale)

@@ -127,7 +127,7 @@ FIELDS = {
 @pytest.mark.slow
 def test_the_first_latents_learn_to_reconstruct_alone(config_class, tmp_path):
     """On planted data, against the same SAE without nesting: L0, FVU of all and of the first 8."""
-    x, found = PlantedStream()._make(123, 8192)["layers.1"], {}
+    x, found = PlantedStream().part(123, 8192)["layers.1"], {}
     for name, kind in (("nested", config_class), ("plain", BASES[config_class])):
         own = {"prefixes": [8, 16, 32]} if name == "nested" else {}
         torch.manual_seed(0)

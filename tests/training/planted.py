@@ -2,6 +2,7 @@
 
 import os
 import signal
+from itertools import count
 from pathlib import Path
 
 import jaxtyping
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from hfsae import SAE, JumpReLUSAE, JumpReLUSAEConfig
+from hfsae.activations import ShuffledActivations, TensorSource
 from hfsae.training import TrainingArguments
 
 
-class PlantedStream:
+class PlantedStream(TensorSource):
     """x = 9 * (about `l0` of n_features unit directions, each times 0.5 to 1.5) + noise."""
 
     def __init__(
@@ -21,12 +23,12 @@ class PlantedStream:
         generator = torch.Generator().manual_seed(7)
         directions = torch.randn(n_features, d, generator=generator)
         self.directions = torch.nn.functional.normalize(directions, dim=1)
-        self.batch_size, self.l0, self.sites, self.world = batch_size, l0, sites, world
-        self.progress = lambda done, total: None
-        self.position = 0
+        self.l0, (rank, n_ranks) = l0, world
+        nothing = {site: torch.empty(0, d) for site in sites}
+        super().__init__(nothing, batch_size, process_index=rank, num_processes=n_ranks)
 
-    def _make(self, seed: int, n: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
+    def part(self, number: int, n: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(number)
         n_features, d = self.directions.shape
         on = torch.rand(n, n_features, generator=generator) < self.l0 / n_features
         size = 0.5 + torch.rand(n, n_features, generator=generator)
@@ -35,23 +37,14 @@ class PlantedStream:
         return {site: (i + 1) * x for i, site in enumerate(self.sites)}
 
     def next_batch(self) -> dict[str, Tensor]:
-        self.position += 1
-        check_shapes_of_step(self.position)
-        batch = self._make(self.position, self.batch_size)
-        rank, n_ranks = self.world
-        return {site: x.chunk(n_ranks)[rank] for site, x in batch.items()}
+        check_shapes_of_step(self.position + 1)
+        return super().next_batch()
 
     def sample(self, n: int) -> dict[str, Tensor]:
-        return self._make(0, min(n, 4096))
+        return super().sample(min(n, 4096))
 
     def held(self) -> dict[str, Tensor]:
-        return self._make(1, 4096)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = state["position"]
+        return self.part(1, 4096)
 
 
 def check_shapes_of_step(step: int) -> None:
@@ -95,13 +88,13 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def stop_at(stream: PlantedStream, n_batches: int):
+def stop_at(stream: PlantedStream | ShuffledActivations, n_batches: int):
     """A `next_batch` that sends this process SIGINT, as Ctrl-C would, in its nth call."""
-    original = stream.next_batch
+    original, calls = stream.next_batch, count(1)
 
     def next_batch():
         batch = original()
-        if stream.position == n_batches:
+        if next(calls) == n_batches:
             os.kill(os.getpid(), signal.SIGINT)
         return batch
 

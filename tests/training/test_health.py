@@ -18,14 +18,14 @@ from .planted import PlantedStream
 
 
 class ChangedStream(PlantedStream):
-    """A planted stream whose activations are changed by a function of them and their seed."""
+    """Planted activations, changed by a function of them and of their part's number."""
 
     def __init__(self, change: Callable[[Tensor, int], Tensor]) -> None:
         super().__init__()
         self.change = change
 
-    def _make(self, seed: int, n: int) -> dict[str, Tensor]:
-        return {at: self.change(x, seed) for at, x in super()._make(seed, n).items()}
+    def part(self, number: int, n: int) -> dict[str, Tensor]:
+        return {at: self.change(x, number) for at, x in super().part(number, n).items()}
 
 
 def sentences(tmp_path, *, sae: dict, **more) -> list[str]:
@@ -207,9 +207,9 @@ def test_latents_that_never_fire_where_they_start_at_data(share, is_told, tmp_pa
     """Trained on less than they start at: the same few activations each time."""
 
     class Few(PlantedStream):
-        def _make(self, seed, n):
-            made = super()._make(min(seed, 1), n)
-            return made if seed == 0 else {at: x[:2] for at, x in made.items()}
+        def part(self, number, n):
+            made = super().part(min(number, 1), n)
+            return made if number == 0 else {at: x[:2] for at, x in made.items()}
 
     config = BatchTopKSAEConfig(d_in=16, d_sae=32, site="layers.1", k=1)
     found = said_of(config, tmp_path, Few(), init_decoder_data=share, n_tokens=256 * 20)

@@ -36,7 +36,7 @@ def train(sae: SAE, folder, steps: int = 500, **fields) -> tuple[Trainer, dict[s
     args = arguments(folder, steps, **{**settings, "sparsity_warmup_steps": 0.2, **fields})
     trainer = Trainer(sae, stream := PlantedStream(), args)
     trained = trainer.train()
-    return trainer, measured(trained, stream._make(123, 4096)["layers.1"])
+    return trainer, measured(trained, stream.part(123, 4096)["layers.1"])
 
 
 def measured(sae: SAE, x: torch.Tensor) -> dict[str, float]:
@@ -116,7 +116,7 @@ def test_the_pre_activation_loss_brings_dead_latents_back(tmp_path):
         sae = sae_of("jumprelu_sae", **{**ANTHROPIC, "pre_act_coefficient": coefficient})
         with torch.no_grad():
             sae.b_enc[DEAD] = -0.5
-        x = PlantedStream()._make(123, 4096)["layers.1"]
+        x = PlantedStream().part(123, 4096)["layers.1"]
         scale = x.square().sum(-1).mean().sqrt()
         assert measured(sae, x / scale)["dead"] == 24
         settings = {"sparsity_warmup_steps": 0.99, "max_grad_norm": 1.0}

@@ -30,12 +30,12 @@ class Moved(PlantedStream):
 
     @property
     def shift(self) -> torch.Tensor:
-        x = super()._make(0, 4096)["layers.1"]
+        x = super().part(0, 4096)["layers.1"]
         spread = (x - x.mean(dim=0)).square().sum(dim=-1).mean().sqrt()
         return self.factor * 4 * spread * torch.nn.functional.normalize(torch.ones(D), dim=0)
 
-    def _make(self, seed: int, n: int) -> dict[str, torch.Tensor]:
-        return {at: self.factor * x + self.shift for at, x in super()._make(seed, n).items()}
+    def part(self, number: int, n: int) -> dict[str, torch.Tensor]:
+        return {at: self.factor * x + self.shift for at, x in super().part(number, n).items()}
 
 
 def configs():

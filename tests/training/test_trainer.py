@@ -30,7 +30,7 @@ def test_training_finds_the_planted_directions_and_saves_a_folded_sae(tmp_path):
     args = arguments(tmp_path, steps=1000, decay_steps=0.3, warm_start_steps=0.5, adam_beta1=0.9)
     trained = Trainer(sae, stream, args).train()
     loaded = AutoModel.from_pretrained(tmp_path)
-    x = stream._make(123, 4096)["layers.1"]
+    x = stream.part(123, 4096)["layers.1"]
     out = loaded(x)
     assert torch.equal(out.recon, trained(x).recon)
     assert loaded.config.activation_scale == 1.0 and not loaded.config.subtract_b_dec
@@ -346,7 +346,7 @@ def test_four_parts_make_the_same_step_as_one(tmp_path, log_threshold):
 def test_target_l0_is_met_from_scratch_too(tmp_path, target, seed):
     sae, stream = make_sae(seed, target_l0=target), PlantedStream()
     Trainer(sae, stream, arguments(tmp_path, steps=400, decay_steps=0.25)).train()
-    latents = sae.encode(stream._make(999, 8192)["layers.1"])
+    latents = sae.encode(stream.part(999, 8192)["layers.1"])
     assert (latents != 0).sum(-1).float().mean().item() == pytest.approx(target, rel=0.05)
 
 
@@ -449,7 +449,7 @@ def test_other_variants_train_and_their_l0_obeys_too(fields, l0, tmp_path):
     args = arguments(tmp_path, steps=1000, decay_steps=0.3, adam_beta1=0.9, l0_gain=0.02)
     stream = PlantedStream()
     trained = Trainer(AutoModel.from_config(config), stream, args).train()
-    x = stream._make(123, 4096)["layers.1"]
+    x = stream.part(123, 4096)["layers.1"]
     out = AutoModel.from_pretrained(tmp_path)(x)
     assert torch.allclose(out.recon, trained(x).recon)
     fvu = (x - out.recon).square().sum() / (x - x.mean(0)).square().sum()
@@ -473,7 +473,7 @@ def test_dead_latents_of_a_topk_sae_come_back(tmp_path):
             sae.b_enc[32:] = -1.0
         args = arguments(tmp_path / str(coefficient), steps=500, dead_after_tokens=2560)
         trained = Trainer(sae, PlantedStream(), args).train()
-        latents = trained.encode(PlantedStream()._make(123, 4096)["layers.1"])
+        latents = trained.encode(PlantedStream().part(123, 4096)["layers.1"])
         alive[coefficient] = int((latents[:, 32:] != 0).any(0).sum())
     assert alive[0] == 0 and alive[1 / 32] > 8
 
