@@ -3,5 +3,6 @@
 from .fidelity import evaluate as evaluate
 from .fidelity import evaluate_all as evaluate_all
 from .fidelity import mean_activation as mean_activation
+from .reconstructions import evaluate_reconstructions as evaluate_reconstructions
 from .result import EvaluationArguments as EvaluationArguments
 from .result import EvaluationResult as EvaluationResult

@@ -23,11 +23,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.given import Given, as_rows
 from ..activations.harvest import HarvestArguments, Harvester, refuse_not_finite
+from ..activations.source import ActivationBatch
 from ..activations.tokens import TokenBatch
 from ..lm import (
     blocks_below,
     capture,
-    cast_for,
     check_arguments,
     contract,
     own_passes,
@@ -37,8 +37,9 @@ from ..lm import (
 )
 from ..machine.refused import Refused
 from ..ops import kl_of_logs
-from .metrics import DocumentSums, RunningFidelity, density_histogram, estimate
-from .result import LOSSES, NO_PREDICTION, EvaluationArguments, EvaluationResult
+from .metrics import DocumentSums
+from .reconstructions import Reconstructions
+from .result import NO_PREDICTION, EvaluationArguments, EvaluationResult
 
 logger = getLogger(__name__)
 
@@ -176,29 +177,12 @@ def _far(sae: Any, result: EvaluationResult) -> str:
 def _result(
     arms: "_Arms", name: str, args: EvaluationArguments, mean_source: str, side: str | None
 ) -> EvaluationResult:
-    bootstrap = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
-    fidelity, losses = arms.fidelity[name], arms.losses[name].per_document()
-    site, target_site = places_of(arms.saes[name].config)
+    losses = arms.losses[name].per_document()
     n_predictions = len(losses.get("tokens", ()))
     if not (n_predictions if arms.mean is not None else arms.n_kept):
         raise Refused(NO_PREDICTION)
-    metrics = fidelity.compute(**bootstrap)
-    if arms.mean is not None:
-        metrics |= estimate(LOSSES, losses, **bootstrap)
-    return EvaluationResult(
-        metrics=metrics,
-        density=fidelity.density,
-        density_histogram=density_histogram(fidelity.density),
-        l0_histogram=fidelity.l0_histogram,
-        n_tokens=metrics["l0"].n_tokens,
-        n_documents=fidelity.n_documents,
-        seed=args.seed,
-        site=site,
-        target_site=target_site,
-        mean_source=mean_source,
-        side=side,
-        of_documents={"fidelity": fidelity.of_documents(), "losses": losses},
-    )
+    more = {"losses": losses, "mean_source": mean_source, "side": side}
+    return arms.reconstructions.result(name, args, **more)
 
 
 @torch.no_grad()
@@ -262,11 +246,10 @@ class _Arms:
         n_at_once: int,
     ) -> None:
         self.saes, self.lm, self.mean, self.limits = saes, lm, mean, limits
-        self.n_at_once = n_at_once
         self.sites = {site for sae in saes.values() for site in places_of(sae.config)}
         self.target_site = places_of(next(iter(saes.values())).config)[1]
         self.runs = _SharedRuns(lm, self.target_site)
-        self.fidelity = {name: RunningFidelity() for name in saes}
+        self.reconstructions = Reconstructions(saes, n_at_once)
         self.losses = {name: DocumentSums() for name in saes}
         self.n_kept = 0
 
@@ -276,8 +259,9 @@ class _Arms:
         with capture(self.lm, self._captured, stop_early=True) as acts:
             self.lm(input_ids=input_ids, use_cache=False)
         keep = self._within_limits(acts, keep)
-        for name in self.saes if keep.any() else ():
-            self._reconstruct(name, acts, keep, document)
+        kept = self._kept(acts, keep, document)
+        for name in self.saes if len(kept.document) else ():
+            self.reconstructions.add(name, kept)
 
     def add(self, batch: TokenBatch) -> None:
         """All arms."""
@@ -298,8 +282,9 @@ class _Arms:
         }
         _refuse_not_finite(shared, "the language model gives")
         shared["tokens"] = torch.ones_like(shared["zero"])
+        kept = self._kept(acts, keep, document)
         for name in self.saes:
-            recon = self._reconstruct(name, acts, keep, document)
+            recon = self.reconstructions.add(name, kept)
             losses = _compare(clean, self._replaced(input_ids, keep, recon), counted, labels)
             _refuse_not_finite(losses, f"the language model with SAE {name!r} gives")
             self.losses[name].add(document[:, :-1][counted], {**losses, **shared})
@@ -317,26 +302,9 @@ class _Arms:
         self.n_kept += int(keep.sum())
         return keep
 
-    def _reconstruct(
-        self, name: str, acts: Mapping[str, Tensor], keep: Tensor, document: Tensor
-    ) -> Tensor:
-        """Reconstructions [n, d_out] of kept tokens; adds to the fidelity sums."""
-        recons, sae = [], self.saes[name]
-        x, target = (acts[site] for site in places_of(sae.config))
-        kept = (part[keep.to(part.device)].split(self.n_at_once) for part in (x, target, document))
-        for x_part, target_part, document_part in zip(*kept, strict=True):
-            x_part = cast_for(sae, x_part)
-            latents = sae.encode(x_part)
-            recon = sae.decode(latents, x_part)
-            self.fidelity[name].update(target_part.to(recon.device), recon, latents, document_part)
-            recons.append(recon.to(target))
-            if not recons[-1].isfinite().all():
-                raise Refused(
-                    f"SAE {name!r} reconstructs NaN or infinity from finite activations: its "
-                    "weights are damaged, or its values overflow "
-                    f"{str(target.dtype).removeprefix('torch.')}; try lm.dtype float32"
-                )
-        return torch.cat(recons)
+    def _kept(self, acts: Mapping[str, Tensor], keep: Tensor, document: Tensor) -> ActivationBatch:
+        at_sites = {site: acts[site][keep.to(acts[site].device)] for site in self.sites}
+        return ActivationBatch(at_sites, document[keep])
 
     def _replaced(self, input_ids: Tensor, keep: Tensor, value: Tensor) -> Tensor:
         """Logits with `value`, [n, d_out] or [d_out], at the target site's kept positions."""

@@ -30,6 +30,6 @@ def _activations(job: Job) -> Tensor:
             return activations[torch.linspace(0, n - 1, N_TOKENS).long()].float()
     n_dropped = source.harvester.dropped_outliers
     raise Refused(
-        f"no activation is left for {FINGERPRINT}: {n_dropped} positions are above the norm limits of "
-        "the training; give other text"
+        f"no activation is left for {FINGERPRINT}: {n_dropped} positions are above the norm limits "
+        "of the training; give other text"
     )
