@@ -180,7 +180,7 @@ def _refuse_invalid_at_site(comparison: Comparison) -> None:
         if each.seed == comparison.seeds[0]:  # invalid settings, before clashes with a folder
             _, configs = check(each.recipe)
             for config in configs.values():
-                targets.setdefault(config.places[1], each.arm)
+                targets.setdefault(str(config.writes), each.arm)
             if len(targets) > 1:
                 (one, arm), (another, other) = list(targets.items())[:2]
                 raise Refused(

@@ -22,6 +22,7 @@ from ..activations.cache import SHARD_BYTES
 from ..evaluation.fidelity import rows_at_once
 from ..features.logit_lens import LENS_EMBEDDING
 from ..features.windows import BLOCK_LATENTS, HISTOGRAM_EDGES
+from ..lm import widths_of
 from ..machine.processor import Room, gpu_memory, main_memory
 from ..machine.refused import Refused
 from ..models import SAEConfig
@@ -212,12 +213,7 @@ def lm_dtype(recipe: Recipe, lm: PreTrainedModel) -> torch.dtype:
 
 def token_bytes(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> int:
     """Bytes of one token's activations at all sites."""
-    widths = {}
-    for config in configs.values():
-        widths[config.site] = config.d_in
-        if config.is_transcoder:
-            widths[config.target_site] = config.d_out
-    return sum(widths.values()) * lm_dtype(recipe, lm).itemsize
+    return sum(widths_of(*configs.values()).values()) * lm_dtype(recipe, lm).itemsize
 
 
 def parameters(config: SAEConfig, n_processes: int = 1) -> tuple[int, int]:
@@ -446,7 +442,8 @@ def _examples(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]
     block = _LOOK_COPIES * _FLOAT * max(BLOCK_LATENTS, recipe.text.context_size * largest.d_sae)
     config = lm.config.get_text_config()
     unembedding = _FLOAT * min(config.vocab_size * config.hidden_size, LENS_EMBEDDING)
-    copies = 2 if largest.places[1].endswith(":in") else 1  # brought to the residual stream first
+    is_input = any(site.endswith(":in") for site in largest.writes.names)
+    copies = 2 if is_input else 1  # brought to the residual stream first
     directions = copies * _FLOAT * largest.d_sae * largest.d_out
     work = max(block, directions + unembedding)
     return _Stage({"examples": kept + work}, {"tables of examples": _tables(recipe, largest)})

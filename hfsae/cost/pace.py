@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from ..activations import TokenBatch
 from ..features import CollectArguments
 from ..features.windows import Seen
+from ..lm import widths_of
 from ..machine.processor import spare_bfloat16_
 from ..models import SAEConfig
 from ..training import TrainingArguments
@@ -132,9 +133,8 @@ def _step_seconds(config: SAEConfig, args: TrainingArguments, batch: int, device
     # there is a small sample of noise, and no data
     args = replace(args, init_decoder_data=0.0, init_cluster_rounds=0, init_whitening=0.0)
     run = Run(AutoModel.from_config(config), args, Accelerator(cpu=device == "cpu"))
-    site, target = config.places
-    widths = {site: config.d_in, target: config.d_out}
-    sample = {at: torch.randn(max(batch, 2048), d, device=device) for at, d in widths.items()}
+    widths = widths_of(config).items()
+    sample = {at: torch.randn(max(batch, 2048), d, device=device) for at, d in widths}
     run.initialise(sample)
     steps = iter(range(1000))
     return _seconds(

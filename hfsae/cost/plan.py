@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..lm import capture
+from ..lm import capture, widths_of
 from ..machine.processor import Room
 from ..machine.refused import Refused
 from ..models import SAEConfig
@@ -153,7 +153,7 @@ def _seconds(
     t, context, pace = recipe.training, recipe.text.context_size, paces.lm
     n_blocks = len(blocks(lm))
     of_one = sum(p.numel() for p in blocks(lm)[0].parameters() if p.ndim > 1)
-    n_below = parameters_used(lm, recipe.sites) / of_one
+    n_below = parameters_used(lm, [*widths_of(*configs.values())]) / of_one
     to_site = n_below * pace.block + pace.rest
     whole = n_blocks * pace.block + pace.rest + pace.head
     again = (n_blocks - n_below) * pace.block + pace.rest + pace.head
@@ -238,9 +238,8 @@ def parameters_used(lm: PreTrainedModel, sites: list[str]) -> int:
 
 def _sae_line(name: str, config: SAEConfig) -> str:
     goal = f", target L0 {config.target_l0}" if config.target_l0 else ""
-    place = f"{config.site} ({config.d_in} wide)"
-    if config.is_transcoder:
-        place += f" to {config.target_site} ({config.d_out} wide)"
+    sides = (config.reads, config.writes) if config.is_transcoder else (config.reads,)
+    place = " to ".join(", ".join(f"{site} ({d} wide)" for site, d in side) for side in sides)
     return f"SAE {name or '':<11} {config.model_type}, {config.d_sae:,} latents, {place}{goal}"
 
 

@@ -11,7 +11,8 @@ So the zero arm does not zero BOS: that would break attention sinks, raise the a
 flatter `loss_recovered_zero`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from logging import getLogger
 from typing import Any
@@ -32,8 +33,10 @@ from ..lm import (
     contract,
     own_passes,
     patch,
-    places_of,
+    reads_of,
     running_as,
+    widths_of,
+    writes_of,
 )
 from ..machine.refused import Refused
 from ..ops import kl_of_logs
@@ -124,13 +127,13 @@ def evaluate_all(
     """
     check_arguments("evaluation.evaluate_all", lm)
     args = args or EvaluationArguments()
-    target_sites = {places_of(sae.config)[1] for sae in saes.values()}
-    if len(target_sites) != 1:
+    targets = {str(writes_of(sae.config)) for sae in saes.values()}
+    if len(targets) != 1:
         raise Refused(
-            f"these SAEs have {len(target_sites)} target sites ({', '.join(sorted(target_sites))}"
+            f"these SAEs have {len(targets)} target sites ({', '.join(sorted(targets))}"
             "); evaluate the SAEs of one site at a time"
         )
-    (target_site,) = target_sites
+    writes = writes_of(next(iter(saes.values())).config)
     if lm.training:
         raise Refused("the LM is in training mode: dropout differs between arms; call lm.eval()")
     for sae in saes.values():
@@ -140,7 +143,8 @@ def evaluate_all(
         contract.check_rows(lm, sae, batch.input_ids, batch.document)
     source = "given by the caller" if losses else "not needed"
     if mean is None and losses:
-        mean = mean_activation(lm, target_site, rows, norm_limits=limits)
+        means = {at: mean_activation(lm, at, rows, norm_limits=limits) for at in writes.names}
+        mean = writes.joined(means)
         source = "kept activations of the evaluation set at the target site"
     arms = _Arms(saes, lm, mean if losses else None, limits, args.sae_batch_tokens)
     done = 0
@@ -246,9 +250,9 @@ class _Arms:
         n_at_once: int,
     ) -> None:
         self.saes, self.lm, self.mean, self.limits = saes, lm, mean, limits
-        self.sites = {site for sae in saes.values() for site in places_of(sae.config)}
-        self.target_site = places_of(next(iter(saes.values())).config)[1]
-        self.runs = _SharedRuns(lm, self.target_site)
+        self.sites = {*widths_of(*(sae.config for sae in saes.values()))}
+        self.writes = writes_of(next(iter(saes.values())).config)
+        self.runs = _SharedRuns(lm, self.writes.names)
         self.reconstructions = Reconstructions(saes, n_at_once)
         self.losses = {name: DocumentSums() for name in saes}
         self.n_kept = 0
@@ -307,12 +311,13 @@ class _Arms:
         return ActivationBatch(at_sites, document[keep])
 
     def _replaced(self, input_ids: Tensor, keep: Tensor, value: Tensor) -> Tensor:
-        """Logits with `value`, [n, d_out] or [d_out], at the target site's kept positions."""
+        """Logits with `value`, [n, d_out] or [d_out], at the target sites' kept positions."""
 
-        def replace(activation: Tensor) -> Tensor:
-            return activation.index_put((keep.to(activation.device),), value.to(activation))
+        def replace(part: Tensor, activation: Tensor) -> Tensor:
+            return activation.index_put((keep.to(activation.device),), part.to(activation))
 
-        with patch(self.lm, {self.target_site: replace}):
+        parts = self.writes.split(value)
+        with patch(self.lm, {at: partial(replace, part) for at, part in parts.items()}):
             return self.runs.again(input_ids)
 
 
@@ -365,15 +370,16 @@ def _nll(log_probs: Tensor, labels: Tensor) -> Tensor:
 
 
 class _SharedRuns:
-    """Runs an LM again on the same rows, but without the blocks below a site.
+    """Runs an LM again on the same rows, but without the blocks below the first of some sites.
 
     In a stack of decoder blocks without a KV cache, the output of the block beneath is the only
     input from below, so a stored copy of it replaces the lower blocks. If a model passes anything
     else upwards, the check on the first batch (logits equal to the bit) fails: then all blocks run.
     """
 
-    def __init__(self, lm: PreTrainedModel, site: str) -> None:
-        self.lm, self.blocks, self.checked = lm, blocks_below(lm, site), False
+    def __init__(self, lm: PreTrainedModel, sites: Sequence[str]) -> None:
+        self.lm, self.checked = lm, False
+        self.blocks = min((blocks_below(lm, site) for site in sites), key=len)
         self.output: Any = None
 
     def first(self, input_ids: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..activations.harvest import refuse_not_finite
 from ..activations.source import ActivationBatch
-from ..lm import cast_for, places_of
+from ..lm import cast_for, reads_of, writes_of
 from ..machine.refused import Refused
 from .metrics import RunningFidelity, density_histogram, estimate
 from .result import LOSSES, EvaluationArguments, EvaluationResult
@@ -63,7 +63,7 @@ class Reconstructions:
             ValueError: a reconstruction is NaN or infinite.
         """
         recons, sae = [], self.saes[name]
-        x, target = (batch.activations[site] for site in places_of(sae.config))
+        x, target = (side(sae.config).joined(batch.activations) for side in (reads_of, writes_of))
         parts = (part.split(self.n_at_once) for part in (x, target, batch.document))
         for x_part, target_part, document_part in zip(*parts, strict=True):
             x_part = cast_for(sae, x_part)
@@ -95,7 +95,7 @@ class Reconstructions:
         """
         bootstrap = {"n_resamples": args.bootstrap_samples, "seed": args.seed}
         fidelity, losses = self.fidelity[name], dict(losses or {})
-        site, target_site = places_of(self.saes[name].config)
+        config = self.saes[name].config
         metrics = fidelity.compute(**bootstrap)
         if losses:
             metrics |= estimate(LOSSES, losses, **bootstrap)
@@ -107,8 +107,8 @@ class Reconstructions:
             n_tokens=metrics["l0"].n_tokens,
             n_documents=fidelity.n_documents,
             seed=args.seed,
-            site=site,
-            target_site=target_site,
+            site=str(reads_of(config)),
+            target_site=str(writes_of(config)),
             mean_source=mean_source,
             side=side,
             of_documents={"fidelity": fidelity.of_documents(), "losses": losses},

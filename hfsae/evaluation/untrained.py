@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..activations import HarvestArguments, Harvester, TokenBatch
+from ..lm import Sites
 from ..machine.refused import Refused
 from ..models import SAE
 from ..models.jumprelu import along_directions
@@ -24,13 +25,13 @@ _BLOCK = 2**26  # pre-activations at a time
 
 def sample(
     lm: nn.Module,
-    site: str,
+    reads: Sites,
     rows: Iterable[TokenBatch],
     *,
     norm_limits: Mapping[str, float] | None = None,
     harvest: HarvestArguments | None = None,
 ) -> Float[Tensor, "n d_in"]:
-    """Activations at a site, of the first SAMPLE_TOKENS kept tokens.
+    """Activations at an SAE's sites, of the first SAMPLE_TOKENS kept tokens.
 
     Args:
         norm_limits: the training Harvester's; those of other sites are ignored.
@@ -39,10 +40,10 @@ def sample(
     Raises:
         ValueError: no token is left.
     """
-    harvester = Harvester(lm, [site], harvest or HarvestArguments(), norm_limits=norm_limits)
+    harvester = Harvester(lm, reads.names, harvest or HarvestArguments(), norm_limits=norm_limits)
     parts, n_tokens = [], 0
     for batch in rows:
-        parts.append(harvester(batch).activations[site])
+        parts.append(reads.joined(harvester(batch).activations))
         n_tokens += len(parts[-1])
         if n_tokens >= SAMPLE_TOKENS:
             break

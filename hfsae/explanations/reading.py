@@ -118,11 +118,11 @@ def read(
     Raises:
         ValueError: no token is left, or all documents are on one half.
     """
-    site, _ = sae.config.places
-    harvester = Harvester(lm, [site], harvest or HarvestArguments(), norm_limits=norm_limits)
+    sites = sae.config.reads.names
+    harvester = Harvester(lm, sites, harvest or HarvestArguments(), norm_limits=norm_limits)
     parts = _Parts(sae, order, n_directions, keep_all, seed)
     for batch in rows:
-        parts.add(batch, harvester(batch), site)
+        parts.add(batch, harvester(batch))
         if progress is not None:
             progress(int(batch.keep.sum()))
     harvester.flush()
@@ -152,7 +152,7 @@ class _Parts:
         self.projections: list[np.ndarray] = []
         self.n_tokens = self.n_rows = self.n_computed = 0
 
-    def add(self, batch: TokenBatch, harvested: Harvested, site: str) -> None:
+    def add(self, batch: TokenBatch, harvested: Harvested) -> None:
         """The tokens of a batch; `harvested` are those that have activations."""
         ids, keep, document = (part.cpu() for part in batch)
         row, position = keep.nonzero(as_tuple=True)
@@ -162,7 +162,7 @@ class _Parts:
         computed = torch.zeros(len(row), dtype=torch.long).index_fill_(0, where, 1)
         facts = [ids[keep], document[keep], row + self.n_rows, position, computed]
         self.tokens.append(torch.stack([fact.long() for fact in facts]).numpy())
-        x = harvested.activations[site]
+        x = self.sae.config.reads.joined(harvested.activations)
         self._add_firings(x, where)
         along = torch.full((len(row), len(self.directions)), -torch.inf)
         along[where] = x.float().cpu() @ self.directions.T

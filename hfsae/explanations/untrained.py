@@ -46,8 +46,7 @@ def untrained_like(
     Raises:
         ValueError: no token is left.
     """
-    site, _ = sae.config.places
-    x = sample(lm, site, rows, norm_limits=norm_limits, harvest=harvest).to(sae.W_dec)
+    x = sample(lm, sae.config.reads, rows, norm_limits=norm_limits, harvest=harvest).to(sae.W_dec)
     untrained = rectified(sae)
     untrained.W_enc.copy_(_shuffled(sae.W_enc, seed))
     beyond = limits(untrained.encoder_input(x), untrained.W_enc, firings(sae, x))

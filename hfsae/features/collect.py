@@ -18,7 +18,7 @@ from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
 from ..activations.cache import lm_digest
 from ..activations.given import Given, as_rows
 from ..activations.spelling import REPLACEMENT, decoded, is_part, token_text
-from ..lm import check_arguments, contract, places_of, tokenizer_of
+from ..lm import check_arguments, contract, tokenizer_of
 from ..machine.bounds import check_least, check_most, check_seed
 from ..machine.refused import Refused
 from ..models import SAE
@@ -98,11 +98,11 @@ def collect(
             (`hfsae.lm.contract`).
     """
     check_arguments("collect", lm, sae)
-    site, _ = places_of(sae.config)
+    target = sae.config.writes.only_site
     tokenizer = tokenizer or tokenizer_of(lm)
     contract.hold(lm, sae, tokenizer)
     args = args or CollectArguments()
-    harvester = Harvester(lm, [site], HarvestArguments(), norm_limits=norm_limits)
+    harvester = Harvester(lm, sae.config.reads.names, HarvestArguments(), norm_limits=norm_limits)
     seen = Seen(
         sae.config.d_sae,
         top=args.top,
@@ -118,12 +118,12 @@ def collect(
         progress(sum(part.numel() for part in seen.tokens))
     for batch in batches:
         contract.check_rows(lm, sae, batch.input_ids, batch.document)
-        _encode_into(seen, sae, site, batch, harvester(batch))
+        _encode_into(seen, sae, batch, harvester(batch))
         kept.save(batch, seen)
         if progress is not None:
             progress(batch.input_ids.numel())
     _check_seen(seen, harvester)
-    directions = residual_directions(lm, sae.W_dec, sae.config.target_site or site)
+    directions = residual_directions(lm, sae.W_dec, target)
     store = _build_store(sae, lm, tokenizer, seen, args, directions)
     kept.end()
     return store
@@ -161,8 +161,8 @@ def _key(
     return digest.hexdigest()
 
 
-def _encode_into(seen: Seen, sae: SAE, site: str, batch: TokenBatch, harvested: Harvested) -> None:
-    x = harvested.activations[site]
+def _encode_into(seen: Seen, sae: SAE, batch: TokenBatch, harvested: Harvested) -> None:
+    x = sae.config.reads.joined(harvested.activations)
     n_rows, context = batch.input_ids.shape
     step = max(1, BLOCK_LATENTS // (context * sae.config.d_sae))
     for first in range(0, n_rows, step):

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..activations.spelling import Tokens
-from ..lm import capture, cast_for, contract, places_of
+from ..lm import activations_read, cast_for, contract
 from ..models.config import check_latent
 
 By = Literal["max", "mean", "relative"]
@@ -152,13 +152,11 @@ def inspect(lm: PreTrainedModel, sae: Any, tokens: Tokens) -> Inspection:
     Raises:
         ValueError: the SAE names no site, or is not for this model (`hfsae.lm.contract`).
     """
-    (site, _), d_sae = places_of(sae.config), sae.config.d_sae
-    batch = tokens.batch(lm.device)
+    batch, d_sae = tokens.batch(lm.device), sae.config.d_sae
     contract.hold(lm, sae)
     contract.check_bos(lm, sae, batch.input_ids)
-    with capture(lm, [site], stop_early=True) as activations:
-        lm(input_ids=batch.input_ids, use_cache=False)
-    x = cast_for(sae, activations[site][0][batch.keep[0]])  # [kept, d_in]
+    x = activations_read(lm, sae.config, input_ids=batch.input_ids)
+    x = cast_for(sae, x[0][batch.keep[0]])  # [kept, d_in]
     latents = sae.encode(x)  # [kept, d_sae]
     row, latent = (latents != 0).nonzero(as_tuple=True)
     position = batch.keep[0].nonzero()[:, 0].to(row.device)[row]

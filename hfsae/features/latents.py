@@ -11,12 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..activations.listed import Columns, listed_texts
 from ..activations.spelling import spell, tokenise
 from ..lm import (
-    capture,
+    activations_read,
     cast_for,
     check_arguments,
     contract,
     known_tokenizer,
-    places_of,
     special_ids,
     tokenizer_of,
     unspared,
@@ -92,15 +91,13 @@ def latents(
             not for this model or tokenizer (`hfsae.lm.contract`).
     """
     check_arguments("latents", lm, sae)
-    site, _ = places_of(sae.config)
     tokenizer = tokenizer or known_tokenizer(lm)
     contract.hold(lm, sae, tokenizer)
     input_ids, mask, tokens = _read(lm, sae.config, text, tokenizer)
     contract.check_bos(lm, sae, input_ids, mask)
     keep = mask & unspared(input_ids, special_ids(lm))
-    with capture(lm, [site], stop_early=True) as activations:
-        lm(input_ids=input_ids, attention_mask=mask.long(), use_cache=False)
-    kept = sae.encode(cast_for(sae, activations[site][keep.to(activations[site].device)]))
+    x = activations_read(lm, sae.config, input_ids=input_ids, attention_mask=mask.long())
+    kept = sae.encode(cast_for(sae, x[keep.to(x.device)]))
     values = kept.new_zeros(*input_ids.shape, kept.shape[-1])
     values[keep.to(values.device)] = kept
     return Latents(tokens, input_ids, keep, values)

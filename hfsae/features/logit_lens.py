@@ -99,7 +99,7 @@ def lens_of(lm: PreTrainedModel, sae: SAE, latent: int, k: int, n_vocab: int) ->
     Raises:
         ValueError: the SAE does not write to the residual stream.
     """
-    site = sae.config.places[1]
+    site = sae.config.writes.only_site
     direction = residual_directions(lm, sae.W_dec[[latent]], site)
     if direction is None:
         raise Refused(f"site {site!r} does not write to the residual stream: no logit lens")

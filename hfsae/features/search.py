@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..lm import capture, cast_for, special_ids, unspared
+from ..lm import activations_read, cast_for, special_ids, unspared
 from ..machine.refused import Refused
 from ..models import SAE
 from ..models.config import check_latent
@@ -157,13 +157,11 @@ def firing_on(
         densities: of each latent; those above `max_density` are left out.
         spare_tokens: ids to ignore; None: the model's BOS, EOS and padding.
     """
-    site = sae.config.places[0]
     ids = tokens["input_ids"].to(lm.device)
     batch: dict[str, Any] = {name: tensor.to(lm.device) for name, tensor in tokens.items()}
-    with capture(lm, [site], stop_early=True) as activations:
-        lm(**batch, use_cache=False)
+    x = activations_read(lm, sae.config, **batch)
     spare = special_ids(lm) if spare_tokens is None else spare_tokens
-    x = activations[site][unspared(ids, spare).to(activations[site].device)]
+    x = x[unspared(ids, spare).to(x.device)]
     if not len(x):
         return []
     peak = sae.encode(cast_for(sae, x)).float().amax(dim=0).cpu()  # [d_sae]
@@ -181,7 +179,7 @@ def promoting(lm: PreTrainedModel, sae: SAE, token_id: int, k: int = 20) -> list
     Raises:
         ValueError: the SAE does not write to the residual stream, or there is no such token.
     """
-    site = sae.config.places[1]
+    site = sae.config.writes.only_site
     directions = residual_directions(lm, sae.W_dec, site)
     W_U = output_embedding(lm)
     if directions is None:

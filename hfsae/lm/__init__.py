@@ -12,6 +12,7 @@ generating      where the prompt of a call of `generate` ends
 from .generating import noting_prompts as noting_prompts
 from .generating import prompt_length as prompt_length
 from .hooks import Passes as Passes
+from .hooks import activations_read as activations_read
 from .hooks import capture as capture
 from .hooks import own_passes as own_passes
 from .hooks import patch as patch
@@ -24,11 +25,14 @@ from .load import load_lm as load_lm
 from .load import load_tokenizer as load_tokenizer
 from .load import tokenizer_of as tokenizer_of
 from .sites import Site as Site
+from .sites import Sites as Sites
 from .sites import blocks_below as blocks_below
 from .sites import check_arguments as check_arguments
 from .sites import find_module as find_module
-from .sites import places_of as places_of
+from .sites import reads_of as reads_of
 from .sites import unwrapped as unwrapped
+from .sites import widths_of as widths_of
+from .sites import writes_of as writes_of
 from .splicing import Moment as Moment
 from .splicing import cache_name as cache_name
 from .splicing import cast_for as cast_for

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..machine.refused import Refused
-from .sites import Site, find_module, named, unwrapped
+from .sites import Site, find_module, named, reads_of, unwrapped
 
 
 class _Eager:
@@ -260,6 +260,14 @@ def replaced(site: str, replacement: Callable[[Tensor], Tensor], activation: Ten
             f"the activation there {tuple(activation.shape)}; they must be equal"
         )
     return new.to(activation)
+
+
+def activations_read(lm: Any, config: Any, **inputs: Any) -> Tensor:
+    """What an SAE of this config reads, [rows, ctx, d_in], on a forward pass that stops there."""
+    reads = reads_of(config)
+    with capture(lm, reads.names, stop_early=True) as activations:
+        lm(**inputs, use_cache=False)
+    return reads.joined(activations)
 
 
 def site_width(lm: nn.Module, site: str) -> int:

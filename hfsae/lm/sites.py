@@ -15,7 +15,9 @@ spells it, and its first input or its (first) output, which is the default. The 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, cast
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..machine.refused import Refused, closest
@@ -50,20 +52,89 @@ _MISSPELT = 0.9  # similarity of two paths from which on one is the other, missp
 _GRAMMAR = "'<module path>[:in|:out]', such as 'layers.12' or 'layers.12.self_attn.o_proj:in'"
 
 
-def places_of(config: Any) -> tuple[str, str]:
-    """The site that an SAE reads, and the one that it reconstructs.
+class Sites(tuple[tuple[str, int], ...]):
+    """The sites that an SAE reads, or those that it writes, each with the width of activations
+    there. Of several sites the SAE has the activations side by side, in this order."""
+
+    @classmethod
+    def one(cls, site: str | None, width: int) -> "Sites":
+        """A single site.
+
+        Raises:
+            ValueError: it is not named.
+        """
+        if site is None:
+            raise Refused(
+                "this SAE names no site; give a command --site, or set sae.config.site, as "
+                "'layers.12'"
+            )
+        return cls([(site, width)])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sites without their widths."""
+        return tuple(site for site, _ in self)
+
+    @property
+    def only_site(self) -> str:
+        """The site, where one is meant.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if len(self) > 1:
+            raise Refused(
+                f"this SAE has {len(self)} sites ({self}), but this works at a single site; give "
+                "an SAE of one site"
+            )
+        return self.names[0]
+
+    def joined(self, activations: Mapping[str, Tensor]) -> Float[Tensor, "*batch d"]:
+        """Activations at these sites, side by side; of a single site, as they are."""
+        parts = [activations[site] for site in self.names]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def split(self, x: Float[Tensor, "*batch d"]) -> dict[str, Tensor]:
+        """By site its columns of x: the inverse of `joined`."""
+        parts = [x] if len(self) == 1 else x.split([width for _, width in self], dim=-1)
+        return dict(zip(self.names, parts, strict=True))
+
+    def __str__(self) -> str:
+        return ", ".join(self.names)
+
+
+def reads_of(config: Any) -> Sites:
+    """The sites that an SAE reads.
 
     Args:
-        config: anything with `site`; with a `target_site` of its own, it is a transcoder's.
+        config: anything with `reads`, or else with `site`, and a width of 0 if it has no `d_in`.
 
     Raises:
         ValueError: no site is named.
     """
-    if config.site is None:
-        raise Refused(
-            "this SAE names no site; give a command --site, or set sae.config.site, as 'layers.12'"
-        )
-    return config.site, getattr(config, "target_site", None) or config.site
+    return getattr(config, "reads", None) or Sites.one(config.site, getattr(config, "d_in", 0))
+
+
+def writes_of(config: Any) -> Sites:
+    """The sites that an SAE reconstructs.
+
+    Args:
+        config: anything with `writes`, or else with `site`; with a `target_site` of its own, it is
+            a transcoder's. Its width is 0 if it has no `d_out`.
+
+    Raises:
+        ValueError: no site is named.
+    """
+    if own := getattr(config, "writes", None):
+        return own
+    target = config.site and (getattr(config, "target_site", None) or config.site)
+    return Sites.one(target, getattr(config, "d_out", 0))
+
+
+def widths_of(*configs: Any) -> dict[str, int]:
+    """By site the width of activations, wherever one of these SAEs reads or writes."""
+    sides = (side(config) for config in configs for side in (reads_of, writes_of))
+    return {site: width for side in sides for site, width in side}
 
 
 def unwrapped(lm: nn.Module) -> PreTrainedModel:

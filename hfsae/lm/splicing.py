@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..machine.refused import Refused
 from . import contract
 from .hooks import attach, own_passes, replaced
-from .sites import check_arguments, places_of, unwrapped
+from .sites import check_arguments, reads_of, unwrapped, writes_of
 
 
 class Moment(NamedTuple):
@@ -39,11 +39,11 @@ def intervene(lm: nn.Module, sae: Any, write: Callable[[Moment], Tensor]) -> Ite
     For a transcoder this is the activation at its `target_site`, else at its `site`.
 
     Raises:
-        ValueError: the SAE names no site, or is not for this model (`contract`); or, in the forward
-            pass, the target runs before the site, or the model's last hidden state has NaN or
-            infinity.
+        ValueError: the SAE names no site or several, or is not for this model (`contract`); or, in
+            the forward pass, the target runs before the site, or the model's last hidden state has
+            NaN or infinity.
     """
-    site, target = places_of(sae.config)
+    site, target = reads_of(sae.config).only_site, writes_of(sae.config).only_site
     contract.hold(lm, sae, dropout="warning")
     current = threading.local()  # source, input_ids and n_cached of a thread's forward pass
 
@@ -91,11 +91,11 @@ def splice(
             padding, on which SAEs are not trained; (): replace all tokens.
 
     Raises:
-        ValueError: the SAE names no site; or, in the forward pass, `keep` has another shape than
-            the activation, or the target runs before the site.
+        ValueError: the SAE names no site or several; or, in the forward pass, `keep` has another
+            shape than the activation, or the target runs before the site.
     """
     check_arguments("splice", lm, sae)
-    _, place = places_of(sae.config)
+    place = writes_of(sae.config).only_site
     spared = special_ids(lm) if spare_tokens is None else list(spare_tokens)
 
     def write(moment: Moment) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, cast, get_args, get_origin
 from transformers import PreTrainedConfig
 
 from ..lm import weights_sketch
-from ..lm.sites import places_of
+from ..lm.sites import Sites
 from ..machine.refused import Refused, closest
 
 Number = int | float
@@ -207,13 +207,19 @@ class SAEConfig(PreTrainedConfig):
         return self.target_site is not None and self.target_site != self.site
 
     @property
-    def places(self) -> tuple[str, str]:
-        """The site that the SAE reads, and the site that it reconstructs.
+    def reads(self) -> Sites:
+        """The sites that the SAE reads, with their widths, in the order of its input's columns.
 
         Raises:
             ValueError: the config names no site.
         """
-        return places_of(self)
+        return Sites.one(self.site, self.d_in)
+
+    @property
+    def writes(self) -> Sites:
+        """The sites that the SAE reconstructs, in the same way; the same as `reads` unless it is a
+        transcoder."""
+        return Sites.one(self.site and (self.target_site or self.site), self.d_out)
 
 
 def l0_goal(fields: Mapping[str, Any]) -> Number | None:

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..activations.spelling import tokenise
 from ..features import FeatureStore
 from ..features.function_words import is_content
-from ..lm import Moment, capture, cast_for, contract, intervene, special_ids, unspared
+from ..lm import Moment, activations_read, cast_for, contract, intervene, special_ids, unspared
 from ..machine.bounds import check_least
 from ..machine.files import parse_json, write_whole
 from ..machine.names import PRESETS
@@ -399,11 +399,9 @@ def _attempts(
 
 def _firings(model: Model, latent: int, ids: Tensor) -> list[int]:
     """On how many tokens of each row [rows, n] the latent fires, read without steering."""
-    site = model.sae.config.places[0]
-    with capture(model.lm, [site], stop_early=True) as activations:
-        model.lm(input_ids=ids.to(model.lm.device), use_cache=False)
-    x = cast_for(model.sae, activations[site].flatten(0, 1))
-    activation = model.sae.encode(x)[:, latent].float().cpu().reshape(ids.shape)
+    x = activations_read(model.lm, model.sae.config, input_ids=ids.to(model.lm.device))
+    latents = model.sae.encode(cast_for(model.sae, x.flatten(0, 1)))
+    activation = latents[:, latent].float().cpu().reshape(ids.shape)
     about = activation >= _FIRING * float(model.store.max_activations[latent])
     return about[:, 1:].sum(1).tolist()  # the first token's activations are outliers
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from transformers import AutoModel
 
+from ..lm import widths_of
 from ..machine.files import damaged, parse_yaml, passes, read_json, sweep, write_whole
 from ..machine.lock import is_first_process, locked
 from ..machine.names import CARD, CHECKPOINTS, CONFIG, RECIPE, STEPS, TRAINING, existing
@@ -195,7 +196,7 @@ def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:
     limits = harvested.get("norm_limits") if isinstance(harvested, dict) else None
     if not isinstance(limits, dict):
         raise Damaged(damaged(path, "it has no norm limits"))
-    return {site: limit for site, limit in limits.items() if site in sae.config.places}
+    return {site: limit for site, limit in limits.items() if site in widths_of(sae.config)}
 
 
 def missing_results(folder: Path, recipe: Recipe) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..activations import HarvestArguments, Harvester, TextArguments, check_text
-from ..lm import LoadedLM
+from ..lm import LoadedLM, widths_of
 from ..machine.files import read_json, reading, write_whole
 from ..machine.names import MEASURED, RECIPE, TRAINING
 from ..machine.refused import Refused
@@ -109,7 +109,7 @@ def limits_of(placed: PlacedSAE, loaded: LoadedLM) -> dict[str, float]:
     if placed.home is None and recipe.harvest.max_norm_ratio is not None:
         rows = next(iter(read_rows(recipe, loaded, recipe.evaluation.side, None)))
         args = HarvestArguments(recipe.harvest.rows, recipe.harvest.max_norm_ratio)
-        harvester = Harvester(loaded.lm, list(dict.fromkeys(sae.config.places)), args)
+        harvester = Harvester(loaded.lm, [*widths_of(sae.config)], args)
         harvester(rows)
         return harvester.norm_limits
     has_record = placed.home is not None or (placed.folder / TRAINING).is_file()

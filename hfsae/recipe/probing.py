@@ -88,7 +88,7 @@ def probe_saes(
         result.record["uniformity"] = _uniformity(loaded, saes, texts, args, limits)
     about = {"tasks_of": _source(tasks), "saes": [*saes], "lm": lm_of}
     for (name, sae), folder in zip(saes.items(), folders, strict=True):
-        _save(result, folder, {**about, "sae": name, "site": sae.config.places[0]})
+        _save(result, folder, {**about, "sae": name, "site": sae.config.reads.only_site})
     return result
 
 
@@ -179,7 +179,7 @@ def _untrained(
     whole = TokenBatch(ids, keep, torch.zeros_like(ids))
     parts = (part.split(_ROWS) for part in whole)
     rows = (TokenBatch(*part) for part in zip(*parts, strict=True))
-    x = sample(lm, sae.config.places[0], rows, norm_limits=norm_limits).float()
+    x = sample(lm, sae.config.reads, rows, norm_limits=norm_limits).float()
     densities = firings(sae, x).cpu() / len(x)
     return Untrained(x.cpu(), densities, seed).as_sae(sae)
 

@@ -22,7 +22,7 @@ from transformers import AutoModel
 from ..activations import ShuffledActivations
 from ..evaluation.fidelity import counted_predictions
 from ..evaluation.result import NO_PREDICTION
-from ..lm import LoadedLM, contract, load_lm
+from ..lm import LoadedLM, contract, load_lm, widths_of
 from ..machine import processor
 from ..machine.files import read_json
 from ..machine.lock import is_first_process
@@ -149,7 +149,7 @@ def _train(
     accelerator: Any,
     command: str,
 ) -> None:
-    source = source_of(recipe, loaded, recipe.sites)
+    source = source_of(recipe, loaded, [*widths_of(*configs.values())])
     stream = ShuffledActivations(
         source,
         replace(recipe.shuffle, bucket_tokens=bucket_tokens(recipe)),

@@ -22,10 +22,10 @@ def make_fingerprint(job: Job) -> None:
 
 def _activations(job: Job) -> Tensor:
     """Raw activations of some tokens, from held-out text if there is any."""
-    recipe, (site, _) = job.recipe, job.sae.config.places
-    source = source_of(recipe, job.loaded, [site], job.limits)
+    recipe, reads = job.recipe, job.sae.config.reads
+    source = source_of(recipe, job.loaded, reads.names, job.limits)
     for batch in source.batches(sides_of(recipe)[-1]):
-        activations = batch.activations[site]
+        activations = reads.joined(batch.activations)
         if n := len(activations):
             return activations[torch.linspace(0, n - 1, N_TOKENS).long()].float()
     n_dropped = source.harvester.dropped_outliers

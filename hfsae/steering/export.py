@@ -93,7 +93,7 @@ def load_steering_vector(path: str | Path) -> SteeringVector:
 
 def _vector(sae: SAE, latents: Edits, unit: Unit, max_activations: Maxima | None) -> SteeringVector:
     config, edits = sae.config, resolve(sae, latents, "add", unit, max_activations)
-    _, target = config.places
+    target = config.writes.only_site
     if config.token_norm != "none":
         raise Refused(
             f"this SAE has token_norm {config.token_norm!r}: each token needs another vector; "

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from ..lm import widths_of
 from ..machine.refused import Refused
 from ..models import SAE, Schedule
 from ..ops import Entries, Workspace, one_process
@@ -156,13 +157,14 @@ class Run:
 
     def _inputs(self, batch: dict[str, Tensor], is_slice: bool = True) -> tuple[Tensor, Tensor]:
         """This process's share of the batch; the whole batch, where latents are spread instead."""
-        device, places = self.accelerator.device, self.sae.config.places
-        if missing := [site for site in places if site not in batch]:
+        device, config = self.accelerator.device, self.sae.config
+        if missing := [site for site in widths_of(config) if site not in batch]:
             raise Refused(
                 f"this SAE needs site {missing[0]!r}, but the stream carries {', '.join(batch)}; "
                 "spell config.site as in the harvester's sites"
             )
-        x, target = (batch[site].to(device, non_blocking=True) for site in places)
+        sides = (side.joined(batch) for side in (config.reads, config.writes))
+        x, target = (side.to(device, non_blocking=True) for side in sides)
         if self.mesh is not None:
             x, target = (everywhere(each, self.mesh, is_slice=is_slice) for each in (x, target))
         return x, target

@@ -128,8 +128,8 @@ class Trainer(Generic[Trained]):
     """Trains `saes` on `stream`; `train()` resumes from output_dir's newest checkpoint, if any.
 
     Args:
-        saes: one SAE, or several by name. Their `site` (and `target_site`) are keys of the
-            stream's batches. An `activation_scale` of None is estimated from the stream.
+        saes: one SAE, or several by name. The sites that they read and write are keys of
+            the stream's batches. An `activation_scale` of None is estimated from the stream.
         stream: shuffled activations, `args.batch_size` of them a step over all processes.
         accelerator: made by `make_accelerator(args)` if not given.
         provenance: further entries for `training.json`: source of the activations, command run.
@@ -374,8 +374,7 @@ class Trainer(Generic[Trained]):
         sae, ridge = run.whole_sae().eval().folded(), run.args.refit_ridge
         if ridge is not None and sae.has_one_reconstruction:
             held, start = self.stream.held(), time.perf_counter()
-            x, target = (held[site] for site in sae.config.places)
-            refit_(sae, x, target, ridge)
+            refit_(sae, sae.config.reads.joined(held), sae.config.writes.joined(held), ridge)
             self.sae_seconds[name] += time.perf_counter() - start
         return sae
 

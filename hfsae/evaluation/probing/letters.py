@@ -40,7 +40,7 @@ def first_letters(
         controls: of each SAE.
         mean: of values over letters, with an interval.
     """
-    sites = {name: sae.config.places[0] for name, sae in saes.items()}
+    sites = {name: sae.config.reads.only_site for name, sae in saes.items()}
     truths = {site: truth_of(words, site) for site in dict.fromkeys(sites.values())}
     rows = []
     for name, sae in saes.items():

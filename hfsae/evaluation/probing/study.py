@@ -118,7 +118,7 @@ def probe(
     if not saes:
         raise Refused("there is no SAE to probe; give one or more")
     _hold(lm, saes, tokenizer)
-    sites = {name: sae.config.places[0] for name, sae in saes.items()}
+    sites = {name: sae.config.reads.only_site for name, sae in saes.items()}
     bos = {name: getattr(sae.config, "bos", None) != "none" for name, sae in saes.items()}
     if len({*bos.values()}) > 1:
         raise Refused(
