@@ -89,8 +89,7 @@ def _raw_thresholds(folder: Path, config: Any) -> Float[Tensor, " d_sae"] | None
             raise Damaged(damaged(path, f"threshold has shape {list(threshold.shape)}"))
     except SafetensorError as error:
         raise Refused(f"{path} is damaged ({error}); train or copy it again") from error
-    scale = config.target_scale if config.is_transcoder else None
-    return threshold * float(scale or config.activation_scale or 1.0)
+    return threshold * config.latent_scale
 
 
 def save(figure: "Figure", path: Path) -> Path:

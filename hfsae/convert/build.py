@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from ..machine.refused import Refused
 from ..models import SAE, BatchTopKSAE, GatedSAE, JumpReLUSAE, ReLUSAE
-from ..models.base import fold_decoder_norms as fold_decoder_norms
+from ..models.folding import fold_decoder_norms as fold_decoder_norms
 
 State = dict[str, Tensor]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -211,7 +211,7 @@ def _threshold_bins(subject: Subject) -> list[Json]:
     threshold = getattr(subject.sae, "threshold", None)
     if not isinstance(threshold, torch.Tensor) or threshold.numel() != subject.d_sae:
         return []
-    return _bins(threshold.detach().float().cpu() * subject.sae.scale)
+    return _bins(threshold.detach().float().cpu() * subject.sae.latent_scale)
 
 
 def _metrics(evaluation: Json) -> list[Json]:

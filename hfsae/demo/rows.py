@@ -103,7 +103,7 @@ def threshold_of(subject: Subject, latent: int) -> float | None:
     if not isinstance(threshold, torch.Tensor):
         return None
     one = threshold if threshold.ndim == 0 else threshold[latent]  # BatchTopK has one for all
-    return float(one) * subject.sae.scale
+    return float(one) * subject.sae.latent_scale
 
 
 def _firing(subject: Subject, latents: list[int]) -> dict[int, list[str]]:

@@ -47,13 +47,13 @@ def finite_difference(
         batches: raw activations; the loss is their mean.
         half: in units of x/c, like stored thresholds.
     """
-    c, W_dec, threshold = sae.scale, sae.W_dec.float(), _threshold(sae)
+    W_dec, threshold = sae.W_dec.float(), _threshold(sae)
     square_norm = W_dec.square().sum(dim=-1)
     total, n = torch.zeros(sae.config.d_sae, dtype=torch.float64, device=W_dec.device), 0
     for x in batches:
         out = sae(x)
-        z, on = out.pre_acts / c, out.latents != 0
-        error = (x - out.recon) / c
+        z, on = out.pre_acts / sae.latent_scale, out.latents != 0
+        error = (x - out.recon) / sae.write_scale
         window = (z - threshold).abs() < half
         along = error @ W_dec.T + torch.where(on, z * square_norm, 0)  # w_i.e without latent i
         change = 2 * z * along - z.square() * square_norm - sae.config.l0_coefficient

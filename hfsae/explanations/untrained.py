@@ -50,7 +50,7 @@ def untrained_like(
     untrained = rectified(sae)
     untrained.W_enc.copy_(_shuffled(sae.W_enc, seed))
     beyond = limits(untrained.encoder_input(x), untrained.W_enc, firings(sae, x))
-    untrained.b_enc.copy_(-beyond / untrained.scale)
+    untrained.b_enc.copy_(-beyond / untrained.latent_scale)
     return untrained
 
 

@@ -20,7 +20,8 @@ into the stored biases and thresholds for good: same pre-activations, latents an
 
 **Transcoders** are SAEs whose `target_site` differs from `site`: they read x at one site and
 predict `target` at another, whose scale is `config.target_scale`. Latents have the unit of what
-they write: latent i adds `latents[i] * W_dec[i]`, and rows of W_dec have unit norm. With
+they write: latent i adds `latents[i] * W_dec[i]`, and rows of W_dec have unit norm. So
+`read_scale` is c at `site`, and `latent_scale` and `write_scale` are c at `target_site`. With
 `skip_connection` the prediction also has a linear part, x W_skip.
 
 **Per-token normalisation** (`token_norm`) is there for SAEs from elsewhere that were trained so. It
@@ -43,6 +44,7 @@ from transformers.utils.generic import ModelOutput
 from ..machine.refused import Refused
 from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, blocks, one_process, screen
 from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
+from .folding import fold_decoder_norms
 from .strict import Strict
 
 
@@ -204,11 +206,24 @@ class SAE(Strict):
         """What each latent writes: W_dec, row i of latent i."""
         return self.W_dec
 
+    def row_norms(self, rows: Float[Tensor, "n d_out"]) -> Float[Tensor, " n"]:
+        """Norms of decoder rows, which training holds at 1 or penalises."""
+        return torch.linalg.vector_norm(rows, dim=-1)
+
     @property
-    def scale(self) -> float:
-        """The scale c of the reconstructed site, raw units; stored biases are multiplied by it."""
-        target = self.config.target_scale if self.config.is_transcoder else None
-        return float(target or self.config.activation_scale or 1.0)
+    def latent_scale(self) -> float:
+        """The unit of latents, raw units: stored thresholds and b_enc are multiplied by it."""
+        return self.config.latent_scale
+
+    @property
+    def read_scale(self) -> float | Float[Tensor, " d_in"]:
+        """The scale c of what is read, raw units; for several sites, of each column."""
+        return float(self.config.activation_scale or 1.0)
+
+    @property
+    def write_scale(self) -> float | Float[Tensor, " d_out"]:
+        """The scale c of what is written, raw units: b_dec is multiplied, errors divided by it."""
+        return self.latent_scale
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """x W_enc + b_enc, or (x - b_dec) W_enc + b_enc, in raw units (of the target).
@@ -219,7 +234,7 @@ class SAE(Strict):
         return self._project(x, EVERYWHERE)
 
     def _project(self, x: Float[Tensor, "*batch d_in"], at: Place) -> Tensor:
-        return at.project(self.encoder_input(x), self.W_enc, self.scale * self.b_enc)
+        return at.project(self.encoder_input(x), self.W_enc, self.latent_scale * self.b_enc)
 
     def encoder_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """The encoder's input: x, or x - b_dec, in raw units (of the target).
@@ -234,7 +249,7 @@ class SAE(Strict):
             )
         x = self._normalised(self._cast(x))
         if self.config.subtract_b_dec:
-            x = x - self.scale * self.b_dec
+            x = x - self.latent_scale * self.b_dec
         return x
 
     def _cast(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
@@ -242,11 +257,10 @@ class SAE(Strict):
         return x.to(self.W_enc.dtype)
 
     def _normalised(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """x in the unit of the reconstruction, after the per-token normalisation."""
-        if self.config.is_transcoder:
-            return x * (self.scale / float(self.config.activation_scale or 1.0))
+        """x in the unit of latents, after the per-token normalisation."""
+        factor = self.latent_scale / self.read_scale
         if self.config.token_norm == "none":
-            return x
+            return x if isinstance(factor, float) and factor == 1 else x * factor
         mean, spread = self._token_statistics(x)
         return (x - mean) / (spread + EPSILON[self.config.token_norm])
 
@@ -282,7 +296,7 @@ class SAE(Strict):
     def _screened(self, x: Float[Tensor, "n d_in"]) -> tuple[Tensor, Tensor, Tensor]:
         """From what entries are found: inputs [n, d_in], rows [d_sae, d_in] and biases [d_sae]."""
         rows = self.encoder_rows().contiguous()
-        return self.encoder_input(x), rows, self.scale * self.b_enc
+        return self.encoder_input(x), rows, self.latent_scale * self.b_enc
 
     @torch.no_grad()
     def density(
@@ -334,7 +348,7 @@ class SAE(Strict):
 
     def _completed(self, recon: Tensor, x: Tensor | None) -> Tensor:
         """Add what does not come from latents: the bias, a skip connection, the token's norm."""
-        recon = recon + self.scale * self.b_dec
+        recon = recon + self.write_scale * self.b_dec
         if not self.config.decodes_with_input:
             return recon
         if x is None:
@@ -391,7 +405,7 @@ class SAE(Strict):
             recon = self._combine(latents, x, at)
             return SAEOutput(recon=recon, latents=latents, pre_acts=pre_acts, at=at)
         *nested, recon = self._reconstructions(latents, x, at)
-        error = ((x if target is None else target).float() - recon.float()) / self.scale
+        error = ((x if target is None else target).float() - recon.float()) / self.write_scale
         mse = error.square().sum(dim=-1).mean()
         parts = ForwardParts(x, pre_acts, latents, recon, error, at, nested)
         losses = {"mse": mse, **self.sparsity_losses(parts, schedule)}
@@ -426,7 +440,7 @@ class SAE(Strict):
         decoder's rows to unit norm, unless norms are free."""
         if self.config.unit_norm_decoder:
             for (rows,) in blocks(self.decoder_rows()):
-                rows /= rows.norm(dim=-1, keepdim=True)
+                rows /= self.row_norms(rows)[:, None]
 
     @torch.no_grad()
     def settle_(self, x: Float[Tensor, "n d_in"]) -> None:
@@ -459,12 +473,10 @@ class SAE(Strict):
         if self.config.subtract_b_dec:
             state["b_enc"] -= state["b_dec"] @ state["W_enc"]
         if self.config.is_transcoder:
-            ratio = self.scale / float(self.config.activation_scale or 1.0)
-            state["W_enc"] *= ratio
-            if self.config.skip_connection:
-                state["W_skip"] *= ratio
-        state["b_enc"] *= self.scale
-        state["b_dec"] *= self.scale
+            for name in {"W_enc", "W_skip"} & {*state}:
+                state[name].T.mul_(self.latent_scale / self.read_scale)
+        state["b_enc"] *= self.latent_scale
+        state["b_dec"] *= self.write_scale
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SAE":
         """Move or cast as nn.Module does, but leave `float32_parameters` in float32.
@@ -482,13 +494,3 @@ class SAE(Strict):
             return moved
 
         return super()._apply(cast, recurse)
-
-
-def fold_decoder_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with decoder rows of norm 1, latents scaled up: the same reconstructions."""
-    norms = state["W_dec"].norm(dim=-1)
-    # Folded rows differ from norm 1 by rounding: left alone, so folding twice changes nothing.
-    norms = torch.where((norms - 1).abs() < 1e-6, 1.0, norms).clamp(min=1e-12)
-    names = ("W_enc", "b_enc", "b_mag", "threshold")
-    scaled = {name: state[name] * norms for name in names if name in state and state[name].ndim}
-    return {**state, **scaled, "W_dec": state["W_dec"] / norms[:, None]}

@@ -82,7 +82,7 @@ class BatchTopKSAE(AuxKSAE):
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         losses = super().sparsity_losses(parts, schedule)
         if schedule.training:
-            smallest = kth_positive(parts.latents, 2**62, schedule.summed) / self.scale
+            smallest = kth_positive(parts.latents, 2**62, schedule.summed) / self.latent_scale
             is_any = smallest < torch.inf
             goal = torch.where(is_any, smallest, self.threshold.detach())
             losses["threshold"] = (self.threshold - goal).square() / 2
@@ -102,12 +102,12 @@ class BatchTopKSAE(AuxKSAE):
         """Set the threshold with which these activations have k latents on average."""
         smallest = kth_positive(self.pre_activations(x), self.config.k * len(x))
         below = torch.nextafter(smallest, torch.zeros_like(smallest))  # what equals it fires
-        self.threshold.copy_(below / self.scale)
+        self.threshold.copy_(below / self.latent_scale)
 
     @torch.no_grad()
     def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:
         """The threshold, for every latent; in training, firing does not depend on it."""
-        return (self.scale * self.threshold).expand(self.config.d_sae)
+        return (self.latent_scale * self.threshold).expand(self.config.d_sae)
 
     @property
     def can_be_sparse(self) -> bool:
@@ -131,4 +131,4 @@ class BatchTopKSAE(AuxKSAE):
 
     def _fold_(self, state: dict[str, Any], config: SAEConfig) -> None:
         super()._fold_(state, config)
-        state["threshold"] *= self.scale
+        state["threshold"] *= self.latent_scale

@@ -1,6 +1,6 @@
 """The config that all sparse autoencoders share, and its checks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, ClassVar, Literal, cast, get_args, get_origin
 
@@ -205,6 +205,20 @@ class SAEConfig(PreTrainedConfig):
     def is_transcoder(self) -> bool:
         """Whether the SAE reconstructs another site than it reads."""
         return self.target_site is not None and self.target_site != self.site
+
+    @property
+    def latent_scale(self) -> float:
+        """The unit of latents and thresholds, raw units: c of the site that is reconstructed."""
+        target = self.target_scale if self.is_transcoder else None
+        return float(target or self.activation_scale or 1.0)
+
+    def fill_scales(self, read: Sequence[float], written: Sequence[float]) -> None:
+        """Set the scales that are None to sizes of activations, one for each site of `reads` and of
+        `writes`, raw units."""
+        if self.activation_scale is None:
+            (self.activation_scale,) = read
+        if self.is_transcoder and self.target_scale is None:
+            (self.target_scale,) = written
 
     @property
     def reads(self) -> Sites:

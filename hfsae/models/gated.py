@@ -73,18 +73,18 @@ class GatedSAE(SAE):
         schedule: Schedule = Schedule(),
         at: Place = EVERYWHERE,
     ) -> Float[Tensor, "*batch d_sae"]:
-        without_bias = pre_acts - at.of(self.scale * self.b_enc)
-        magnitude = at.of(self.r_mag.exp()) * without_bias + at.of(self.scale * self.b_mag)
+        without_bias = pre_acts - at.of(self.latent_scale * self.b_enc)
+        magnitude = at.of(self.r_mag.exp()) * without_bias + at.of(self.latent_scale * self.b_mag)
         return (pre_acts > 0) * magnitude.relu()
 
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
-        gate = parts.pre_acts.relu().float() / self.scale
+        gate = parts.pre_acts.relu().float() / self.latent_scale
         l1 = penalties.l1(self, parts, gate)
         # The target again, from what is left of it; the gate's own reconstruction.
-        target = (parts.error + parts.recon.float() / self.scale).detach()
+        target = (parts.error + parts.recon.float() / self.write_scale).detach()
         if self.config.skip_connection:
             skip = self._normalised(parts.x).float() @ self.W_skip.float()
-            target = target - skip.detach() / self.scale
+            target = target - skip.detach() / self.write_scale
         rows, b_dec = self.decoder_rows().float(), self.b_dec.float()
         if self.config.penalty == "l1":
             rows, b_dec = rows.detach(), b_dec.detach()
@@ -99,4 +99,4 @@ class GatedSAE(SAE):
         if self.config.subtract_b_dec:  # the bias moves into b_enc, which m leaves out again
             state["b_mag"] -= state["r_mag"].exp() * (state["b_dec"] @ state["W_enc"])
         super()._fold_(state, config)
-        state["b_mag"] *= self.scale
+        state["b_mag"] *= self.latent_scale

@@ -170,14 +170,14 @@ class JumpReLUSAE(SAE):
         losses = {c.penalty: penalty}
         losses |= penalties.aux_k(self, parts, schedule, c.aux_coefficient, c.aux_k)
         if c.pre_act_coefficient:
-            threshold = self._threshold("l0") / self.scale
+            threshold = self._threshold("l0") / self.latent_scale
             losses["pre_act"] = c.pre_act_coefficient * penalties.pre_act(self, parts, threshold)
         return losses
 
     def _penalty(self, parts: ForwardParts, schedule: Schedule) -> Float[Tensor, ""]:
         c = self.config
         if c.penalty == "l1":
-            return penalties.l1(self, parts, parts.latents.float()) / self.scale
+            return penalties.l1(self, parts, parts.latents.float()) / self.latent_scale
         if c.penalty == "tanh":
             return penalties.tanh(self, parts, c.tanh_slope * c.d_out**0.5)
         threshold = parts.at.of(self._threshold("l0"))
@@ -191,7 +191,7 @@ class JumpReLUSAE(SAE):
 
     def _threshold(self, term: str) -> Float[Tensor, " d_sae"]:
         """The threshold in raw units; detached for a term that must not move it."""
-        threshold = self.scale * self.threshold
+        threshold = self.latent_scale * self.threshold
         return threshold if self.config.ste in ("both", term) else threshold.detach()
 
     def _estimator(self, schedule: Schedule) -> tuple[float, str, bool]:
@@ -202,17 +202,17 @@ class JumpReLUSAE(SAE):
         """The lower end of the STE window, less a margin where rounding could matter."""
         if self.config.pre_act_coefficient:
             return None
-        threshold, half = self.scale * self.threshold, self._bandwidth(schedule) / 2
+        threshold, half = self.latent_scale * self.threshold, self._bandwidth(schedule) / 2
         return threshold - half - 2.0**-20 * (threshold.abs() + half)
 
     def _bandwidth(self, schedule: Schedule) -> float:
-        return self.scale * float(self.config.bandwidth) * schedule.bandwidth
+        return self.latent_scale * float(self.config.bandwidth) * schedule.bandwidth
 
     @torch.no_grad()
     def window_share(
         self, pre_acts: Tensor, schedule: Schedule = Schedule(), at: Place = EVERYWHERE
     ) -> Tensor:
-        distance = (pre_acts - at.of(self.scale * self.threshold)).abs()
+        distance = (pre_acts - at.of(self.latent_scale * self.threshold)).abs()
         return at.share(distance < self._bandwidth(schedule) / 2)
 
     @torch.no_grad()
@@ -239,13 +239,13 @@ class JumpReLUSAE(SAE):
 
     def _fold_(self, state: dict[str, Any], config: SAEConfig) -> None:
         super()._fold_(state, config)
-        state["threshold"] *= self.scale
+        state["threshold"] *= self.latent_scale
         if self.config.activation == "shifted":
             state["b_enc"] -= state["threshold"]
             state["threshold"].zero_()
             config.activation = "jump"
-        config.bandwidth = float(self.config.bandwidth) * self.scale
-        config.initial_threshold = float(self.config.initial_threshold) * self.scale
+        config.bandwidth = float(self.config.bandwidth) * self.latent_scale
+        config.initial_threshold = float(self.config.initial_threshold) * self.latent_scale
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ class Matryoshka(SAE):
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
         losses = super().sparsity_losses(parts, schedule)
         for recon in parts.nested:
-            error = parts.error + (parts.recon - recon).float() / self.scale
+            error = parts.error + (parts.recon - recon).float() / self.write_scale
             losses["nested"] = losses.get("nested", 0) + error.square().sum(dim=-1).mean()
         return losses
 

@@ -31,7 +31,7 @@ def l1(sae: SAE, parts: ForwardParts, f: Float[Tensor, "*batch d_sae"]) -> Float
 
 def tanh(sae: SAE, parts: ForwardParts, slope: Number) -> Float[Tensor, ""]:
     """Of latents in units of x/c, as they are written."""
-    f = parts.latents.float() / sae.scale
+    f = parts.latents.float() / sae.latent_scale
     return parts.per_token((slope * _as_written(sae, parts, f)).tanh())
 
 
@@ -41,9 +41,10 @@ def pre_act(sae: SAE, parts: ForwardParts, threshold: Float[Tensor, " d_sae"]) -
     Were they, Adam would shrink a dead latent's row to nothing before its encoder could move, and
     the loss with it: in tests/training/test_options.py none of 24 dead latents would come back.
     """
-    z = parts.pre_acts.float() / sae.scale
+    z = parts.pre_acts.float() / sae.latent_scale
     below = (parts.at.of(threshold) - z).relu()
-    return parts.per_token(below * parts.at.of(_norms(sae).detach()))
+    norms = sae.row_norms(sae.decoder_rows().float()).detach()
+    return parts.per_token(below * parts.at.of(norms))
 
 
 def aux_k(
@@ -59,7 +60,7 @@ def aux_k(
     if dead is None or n_dead == 0 or coefficient == 0:
         return {}
     pre_acts, rows = _of_dead(sae, parts, dead)
-    latents = largest(pre_acts.float() / sae.scale, min(k, n_dead)).relu()
+    latents = largest(pre_acts.float() / sae.latent_scale, min(k, n_dead)).relu()
     goal = parts.error.detach()  # the bias would cancel: it stands on both sides
     left = (goal - latents @ rows.float()).square().sum()
     share = left / _spread(goal, schedule.summed).clamp(min=1e-12)
@@ -87,11 +88,7 @@ def _as_written(
     """Values of latents times the norms of the rows that they write."""
     if sae.config.unit_norm_decoder:
         return values
-    return values * parts.at.of(_norms(sae))
-
-
-def _norms(sae: SAE) -> Float[Tensor, " d_sae"]:
-    return torch.linalg.vector_norm(sae.decoder_rows().float(), dim=-1)
+    return values * parts.at.of(sae.row_norms(sae.decoder_rows().float()))
 
 
 def _of_dead(sae: SAE, parts: ForwardParts, dead: Bool[Tensor, " d_sae"]) -> tuple[Tensor, Tensor]:
@@ -101,7 +98,7 @@ def _of_dead(sae: SAE, parts: ForwardParts, dead: Bool[Tensor, " d_sae"]) -> tup
         return torch.where(dead, parts.pre_acts, -torch.inf), rows
     if parts.at is EVERYWHERE:
         return parts.pre_acts[..., dead], rows[dead]
-    x, W, b = sae.encoder_input(parts.x), sae.encoder_rows()[dead].T, sae.scale * sae.b_enc
+    x, W, b = sae.encoder_input(parts.x), sae.encoder_rows()[dead].T, sae.latent_scale * sae.b_enc
     return EVERYWHERE.project(x, W, b[dead]), rows[dead]
 
 

@@ -56,7 +56,7 @@ class ReLUSAE(SAE):
         return pre_acts.relu()
 
     def sparsity_losses(self, parts: ForwardParts, schedule: Schedule) -> dict[str, Tensor]:
-        l1 = penalties.l1(self, parts, parts.latents.float()) / self.scale
+        l1 = penalties.l1(self, parts, parts.latents.float()) / self.latent_scale
         return {"l1": self.config.l1_coefficient * schedule.sparsity * l1}
 
     def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"]:

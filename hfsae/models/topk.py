@@ -90,8 +90,8 @@ class TopKSAE(AuxKSAE):
         losses = super().sparsity_losses(parts, schedule)
         if self.config.multi_topk_coefficient:
             more = self._activate(parts.pre_acts, parts.at, self._n_entries) - parts.latents
-            error = parts.error - parts.at.combine(more, self.decoder_rows()).float() / self.scale
-            mse = error.square().sum(dim=-1).mean()
+            recon = parts.at.combine(more, self.decoder_rows()).float() / self.latent_scale
+            mse = (parts.error - recon).square().sum(dim=-1).mean()
             losses["multi"] = self.config.multi_topk_coefficient * mse
         return losses
 

@@ -46,7 +46,7 @@ class L0Control:
         threshold = _nth_largest_(whole(pre_acts), round(self.goal(0) * len(pre_acts)))
         # The controller multiplies the threshold, so it could never move one of 0.
         least = float(self.sae.config.initial_threshold)
-        self._threshold.fill_(max(threshold / self.sae.scale, least))
+        self._threshold.fill_(max(threshold / self.sae.latent_scale, least))
 
     def goal(self, step: int) -> float:
         """L0 to steer to at a step of the warm start: it falls to the target by its middle."""

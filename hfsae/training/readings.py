@@ -84,7 +84,7 @@ class Readings:
         }
         if not before:
             return line
-        x = whole(out.x).float() / float(sae.config.activation_scale or 1.0)
+        x = whole(out.x).float() / sae.read_scale
         variance = root_mean_square_norm(x - x.mean(dim=0)) ** 2
         is_spread = self.args.unit == "spread"
         reading = Reading(

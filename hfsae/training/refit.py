@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..machine.refused import Refused
 from ..models import SAE
-from ..models.base import fold_decoder_norms
+from ..models.folding import fold_decoder_norms
 from ..ops import Workspace
 
 MOST_LATENTS = 2**15

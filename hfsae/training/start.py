@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..lm import Sites
 from ..machine.refused import Refused
 from ..models import SAE
 from .arguments import TrainingArguments
@@ -43,12 +44,9 @@ def start_(
     means = few[0].mean(dim=0), few[1].mean(dim=0)
     centred = few[0] - means[0], few[1] - means[1]
     sized = centred if args.unit == "spread" else few
-    if config.activation_scale is None:
-        config.activation_scale = root_mean_square_norm(sized[0])
-    if config.is_transcoder and config.target_scale is None:
-        config.target_scale = root_mean_square_norm(sized[1])
+    config.fill_scales(_sizes(config.reads, sized[0]), _sizes(config.writes, sized[1]))
     if args.init_b_dec == "mean":
-        sae.b_dec.copy_(means[1] / sae.scale)
+        sae.b_dec.copy_(means[1] / sae.write_scale)
     if args.init_decoder_data:
         share = leading_share(whole(few[0]))
         for sentence in diagnose_start(share, whitening=args.init_whitening):
@@ -57,7 +55,11 @@ def start_(
         _turn_to_data_(sae, args, x, whole(target - means[1]) if config.is_transcoder else x)
     if args.init_encoder_scale != 1:
         sae.encoder_rows().mul_(args.init_encoder_scale)
-    return float(centred[1].square().sum(-1).mean()) / sae.scale**2
+    return float(centred[1].square().sum(-1).mean()) / float(sae.write_scale) ** 2
+
+
+def _sizes(sites: Sites, x: Float[Tensor, "n d"]) -> list[float]:
+    return [root_mean_square_norm(part) for part in sites.split(x).values()]
 
 
 def _turn_to_data_(

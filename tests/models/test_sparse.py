@@ -162,4 +162,4 @@ def test_w_enc_lies_by_latent_in_memory_and_stays_so(tmp_path):
     sae.save_pretrained(tmp_path)
     for other in (sae, sae.folded(), hfsae.JumpReLUSAE.from_pretrained(tmp_path)):
         assert other.W_enc.shape == (12, 40) and other.W_enc.T.is_contiguous()
-    assert sae.scale == SCALE
+    assert sae.latent_scale == SCALE

@@ -1,0 +1,14 @@
+"""Weights of SAEs whose decoder rows have norms of their own, rewritten with rows of norm 1."""
+
+import torch
+from torch import Tensor
+
+
+def fold_decoder_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with decoder rows of norm 1, latents scaled up: the same reconstructions."""
+    norms = state["W_dec"].norm(dim=-1)
+    # Folded rows differ from norm 1 by rounding: left alone, so folding twice changes nothing.
+    norms = torch.where((norms - 1).abs() < 1e-6, 1.0, norms).clamp(min=1e-12)
+    names = ("W_enc", "b_enc", "b_mag", "threshold")
+    scaled = {name: state[name] * norms for name in names if name in state and state[name].ndim}
+    return {**state, **scaled, "W_dec": state["W_dec"] / norms[:, None]}
