@@ -98,3 +98,7 @@ def test_former_public_names_work_with_a_warning(folder):
         assert sae.verify(probe=folder).ok
     assert caught[0].filename == __file__
     assert "write_probe" not in dir(hfsae)
+    with pytest.warns(FutureWarning, match=r"sae\.scale has the name sae\.latent_scale"):
+        assert sae.scale == sae.latent_scale
+    with pytest.warns(FutureWarning, match=r"config\.places has the name config\.reads"):
+        assert sae.config.places == (sae.config.site, sae.config.site)

@@ -33,7 +33,6 @@ from ..lm import (
     contract,
     own_passes,
     patch,
-    reads_of,
     running_as,
     widths_of,
     writes_of,

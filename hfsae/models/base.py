@@ -41,6 +41,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
+from ..machine.former import warn_of_former
 from ..machine.refused import Refused
 from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, blocks, one_process, screen
 from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
@@ -223,6 +224,12 @@ class SAE(Strict):
     @property
     def write_scale(self) -> float | Float[Tensor, " d_out"]:
         """The scale c of what is written, raw units: b_dec is multiplied, errors divided by it."""
+        return self.latent_scale
+
+    @property
+    def scale(self) -> float:
+        """The former name of `latent_scale`."""
+        warn_of_former("sae.scale", "sae.latent_scale (b_dec's is sae.write_scale)")
         return self.latent_scale
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:

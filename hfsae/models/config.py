@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from ..lm import weights_sketch
 from ..lm.sites import Sites
+from ..machine.former import warn_of_former
 from ..machine.refused import Refused, closest
 
 Number = int | float
@@ -234,6 +235,12 @@ class SAEConfig(PreTrainedConfig):
         """The sites that the SAE reconstructs, in the same way; the same as `reads` unless it is a
         transcoder."""
         return Sites.one(self.site and (self.target_site or self.site), self.d_out)
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """The former name of `reads.only_site` and `writes.only_site`."""
+        warn_of_former("config.places", "config.reads and config.writes")
+        return self.reads.only_site, self.writes.only_site
 
 
 def l0_goal(fields: Mapping[str, Any]) -> Number | None:
