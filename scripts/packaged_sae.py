@@ -74,6 +74,11 @@ packages = ["{GEMMA.module}"]
 [tool.setuptools.package-data]
 {GEMMA.module} = ["**/*"]
 """
+IMPORTS, LOAD = "import hfsae, torch, transformers", "transformers.AutoModel.from_pretrained("
+LOADS = {  # in the card's code: these folders are in no place that a reader could name
+    SHIPPED_SAE: "hfsae.load(hfsae.packaged.SHIPPED_SAE)",
+    PLACES["gemma"]: 'hfsae.load(hfsae.packaged.SEPARATE_SAES["gemma"].folder("gemma"))',
+}
 LIMIT = 14_000_000  # bytes of the one in hfsae
 KEPT = "<!-- hfsae:keep -->\n"
 NOTE = """\
@@ -182,8 +187,14 @@ def ship(folder: Path, place: Path) -> None:
     shutil.rmtree(folder / names.FIGURES, ignore_errors=True)  # the app draws them
     (folder / names.CARD).unlink()
     written = cards.write_card(folder)
-    with_note = written.read_text(encoding="utf-8").replace(KEPT, f"{KEPT}{NOTE}", 1)
-    written.write_text(with_note, encoding="utf-8")
+    card = written.read_text(encoding="utf-8").replace(KEPT, f"{KEPT}{NOTE}", 1)
+    for before, now in {
+        IMPORTS: "import hfsae, torch",
+        f'{LOAD}"{folder.name}")': LOADS[place],
+    }.items():
+        assert before in card, before
+        card = card.replace(before, now, 1)
+    written.write_text(card, encoding="utf-8")
     wanted = folder.with_name("wanted")
     wanted.mkdir()
     for name in (*SHIPPED, *RECORDS, names.PRESETS):

@@ -15,6 +15,8 @@ _KINDS = {
     "random": "it is silent, at random",
 }
 _FIRES = "it fires"
+UNCLEAR = "unclear"
+"""what a language model says in place of a name"""
 
 
 def automatic_name(subject: Subject, latent: int) -> Json | None:
@@ -31,8 +33,9 @@ def automatic_name(subject: Subject, latent: int) -> Json | None:
     return {
         "explanation": explanation,
         "source": row["source"],
-        "note": _note(row),
-        "score": "" if row[_SCORE] is None else f"Pearson {row[_SCORE]:.2f}",
+        "doubtful": latent in subject.doubtful,
+        "note": _note(row, is_unclear=explanation == UNCLEAR),
+        "score": _score(row),
         "groups": _groups(folder, latent),
     }
 
@@ -54,25 +57,39 @@ def _row(folder: Path, latent: int) -> Json:
         return {_SCORE: None, "n_shown": None, "sure": None, "judge": judge, **rows[0]}
 
 
-def _note(row: Json) -> str:
-    """One or two sentences."""
-    by = f"{row['source']}, {row['judge']}" if row["source"] == "lm" else row["source"]
-    sure = "" if row["sure"] is None else f", {row['sure']:.0%} sure"
-    source = f"By {by}{sure}, from {row['n_shown']} windows"
+def _score(row: Json) -> str:
+    """How the name itself was tested: a judge read its words; or its tokens, where it is tokens."""
+    if (judged := row.get(f"{_JUDGED}_auc")) is not None:
+        return f"AUC {judged:.2f}"
+    by_model = row["source"] == "lm"
+    return "" if by_model or row[_SCORE] is None else f"Pearson {row[_SCORE]:.2f}"
+
+
+def _note(row: Json, is_unclear: bool) -> str:
+    """Some sentences: who gave the name, how certain, and how it was tested."""
+    by_model = row["source"] == "lm"
+    giver = (row["judge"] or "a language model") if by_model else row["source"]
+    certain = "" if row["sure"] is None else f", {row['sure']:.0%} certain"
+    said = [f"Named by {giver}{certain}, from {row['n_shown']} windows"]
+    if is_unclear:
+        said.append("It found nothing that these windows have in common")
     if row[_SCORE] is None:
-        return f"{source}; not tested"
-    own, other, most = (row[f"{c}{_SCORE}"] for c in ("", "shuffled_", "token_ceiling_"))
-    said = (
-        f"{source}. On other documents these windows' tokens foretell it with Pearson {own:.2f}; "
-        f"another latent's with {other:.2f}; all tokens at most with {most:.2f}"
+        return f"{said.pop()}; not tested" if len(said) == 1 else ". ".join(said)
+    own, other, most = (row[f"{c}{_SCORE}"] + 0.0 for c in ("", "shuffled_", "token_ceiling_"))
+    said.append(
+        f"On other documents, the tokens of these windows predict its activations with a "
+        f"correlation of {own:.2f}; those of another latent's windows, {other:.2f}; the most that "
+        f"tokens alone can reach is {most:.2f}"
     )
     own, other = (row.get(f"{control}{_JUDGED}_auc") for control in ("", "shuffled_"))
-    if own is None or other is None:
-        return said
-    return (
-        f"{said}. By this name {row['judge']} tells texts in which it fires from others with an "
-        f"AUC of {own:.2f}; by another latent's, of {other:.2f}"
-    )
+    if own is not None and other is not None:
+        said.append(
+            f"Given this name, {giver} tells texts in which it fires from others with an AUC of "
+            f"{own:.2f}; given another latent's name, {other:.2f} (guessing: 0.50)"
+        )
+    elif by_model and not is_unclear:
+        said.append("The words of this name were not tested")
+    return ". ".join(said)
 
 
 def _groups(folder: Path, latent: int) -> list[Json]:

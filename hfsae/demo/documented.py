@@ -21,6 +21,8 @@ _LATENT = {
     "value": ("float", "what the list is sorted by"),
     "label": ("str", "a person's name for it; empty if it has none"),
     "auto": ("str", "an automatic explanation; empty if it has none"),
+    "source": ("str", "who gave it: template, a program; lm, a language model; file"),
+    "doubtful": ("bool", "whether that language model was uncertain, or its evidence weak"),
     "fires_on": ("list[str]", "tokens on which it fires most"),
     "promotes": ("list[str]", "tokens that its direction makes likelier"),
     "density": ("float", "share of tokens that it fires on"),
@@ -30,7 +32,7 @@ _TOKEN = {
     "special": ("bool", "it is a token such as BOS, which the SAE does not read"),
     "l0": ("int", "how many latents fire on it"),
     "activation": ("float", "of the latent, raw units; 0: it does not fire"),
-    "share": ("float", "the activation over the latent's largest, 0 to 1"),
+    "share": ("float", "the activation over the latent's largest in the feature store"),
 }
 _SECTION = re.compile(r"^(Args|Returns):$", re.MULTILINE)
 _ENTRY = re.compile(r"^    (\w+)(?: \((.+?)\))?: ", re.MULTILINE)

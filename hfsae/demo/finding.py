@@ -1,16 +1,18 @@
 """Latents that a word or a subject stands for: one search, whose reasons all have one unit.
 
 First the latents that are named so, by people or by a model; then those that fire on the word; then
-those that are about it, by the model's own word vectors; last those that fire on it now and then. A
-match is 1 at most: the share of words that a name has in common with the search; the share of a
-latent's examples that fire on the word, by strength; the cosine of both meanings.
+those that have it in a longer name; then those that are about it, by the model's own word vectors;
+last those that fire on it now and then. A match is 1 at most: the share of words that a name has in
+common with the search; the share of a latent's examples that fire on the word, by strength; the
+cosine of both meanings.
 """
 
+import re
 from collections.abc import Iterator
 
 from torch import nn
 
-from ..features import Hit
+from ..features import Hit, search_labels
 from ..features.meaning import Meaning, words_of
 from .parts import cited
 from .rows import SHOWN
@@ -18,63 +20,113 @@ from .subject import Subject
 
 FIRES, HARDLY = 0.2, 0.05
 """Share of examples from which a latent fires on a word; those with less come last, if at all."""
+NAMED = 0.5
+"""Share of words in common from which a name is the query's, rather than one that has its words."""
+_TITLES = {  # how a reason begins, and what stands above those latents
+    "is named": "named so",
+    "fires on": "fires on it",
+    "has": "has it in a longer name",
+    "is about": "about something near, by the model's own word vectors",
+    "fires now": "fires on it now and then",
+}
+_ALONE = "for one of the words alone; none is for all of them"
 
 
-def find(subject: Subject, query: str) -> list[Hit]:
-    """The latents found, at most `SHOWN`, each once, with the reason in words; where no latent is
-    about several words together, those that are about one of them."""
-    hits, words = [*_named(subject, query), *_about(subject, query)], words_of(query)
-    if not hits and len(words) > 1:
-        apart = (_about(subject, word) for word in words)
-        hits = [
-            hit._replace(why=f"{hit.why}, for {cited(word)} alone")
-            for word, own in zip(words, apart, strict=True)
-            for hit in own
-        ]
+def find(subject: Subject, query: str, n: int = SHOWN) -> list[Hit]:
+    """The latents found, at most n, each once, with the reason in words; where no latent is about
+    several words together, those that are about one of them, each word's best first; where that
+    gives none, those in whose names a word begins so."""
+    query = re.sub(r"^\W+|\W+$", "", query) or query
+    hits = _of_all(subject, query, n) or _of_one(subject, words_of(query), n)
     found: dict[int, Hit] = {}
-    for hit in hits:
+    for hit in hits or _begun(subject, query, n):
         found.setdefault(hit.latent, hit)
-    return [*found.values()][:SHOWN]
+    return [*found.values()][:n]
 
 
-def _about(subject: Subject, query: str) -> list[Hit]:
-    firing = _firing(subject, query)
+def title_of(hit: Hit) -> str:
+    """What stands above latents that are found for such a reason."""
+    if hit.why.endswith(" alone"):
+        return _ALONE
+    return next(title for begins, title in _TITLES.items() if hit.why.startswith(begins))
+
+
+def _of_all(subject: Subject, query: str, n: int) -> list[Hit]:
+    named, firing = _named(subject, query), _firing(subject, query, n)
     often = [hit for hit in firing if hit.score >= FIRES]
-    return [*often, *_near(subject, query), *(hit for hit in firing if hit.score < FIRES)]
+    seldom = [
+        hit._replace(why=hit.why.replace("fires on", "fires now and then on"))
+        for hit in firing
+        if hit.score < FIRES
+    ]
+    so = [hit for hit in named if hit.score >= NAMED]
+    longer = [
+        hit._replace(why=hit.why.replace("is named", "has it in its name,"))
+        for hit in named
+        if hit.score < NAMED
+    ]
+    return [*so, *often, *longer, *_near(subject, query, n), *seldom]
+
+
+def _of_one(subject: Subject, words: list[str], n: int) -> list[Hit]:
+    """Latents about one of several words: each word's best, then each one's second, and so on."""
+    if len(words) < 2:
+        return []
+    ranked = [
+        (rank, -hit.score, hit._replace(why=f"{hit.why}, for {cited(word)} alone"))
+        for word in dict.fromkeys(words)
+        for rank, hit in enumerate(_of_all(subject, word, n))
+    ]
+    return [hit for *_, hit in sorted(ranked, key=lambda r: r[:2])]
+
+
+def _begun(subject: Subject, query: str, n: int) -> list[Hit]:
+    """Latents in whose names a word begins as the query does."""
+    hits = search_labels({**written_names(subject), **subject.labels}, query, n)
+    scores = (min(1.0, len(query) / len(hit.why)) for hit in hits)
+    return [
+        Hit(hit.latent, score, f"has it in its name, {cited(hit.why)}")
+        for hit, score in zip(hits, scores, strict=True)
+    ]
 
 
 def _named(subject: Subject, query: str) -> list[Hit]:
-    """Latents whose name has all words of content of the query; people's names first."""
-    people, models = (list(_matches(n, query)) for n in (subject.labels, written_names(subject)))
-    best = [sorted(hits, key=lambda h: (-h.score, h.latent)) for hits in (people, models)]
-    return [*best[0], *best[1]]
+    """Latents whose name has all words of content of the query; of equals people's names first."""
+    hits = [h for n in (subject.labels, written_names(subject)) for h in _matches(n, query)]
+    return sorted(hits, key=lambda h: -h.score)  # stable
 
 
 def _matches(names: dict[int, str], query: str) -> Iterator[Hit]:
-    wanted = {*words_of(query.casefold())}
+    wanted, asked = _roots(words_of(query)), _roots(re.findall(r"\w+", query))
     for latent, name in names.items():
-        words = {*words_of(name.casefold())}
+        words = _roots(re.findall(r"\w+", name))
         is_same = name.casefold().strip() == query.casefold().strip()
         if is_same or (wanted and wanted <= words):
-            score = 1.0 if is_same else 2 * len(wanted) / (len(wanted) + len(words))
-            yield Hit(latent, score, f"is named {cited(name)}")
+            common = 2 * len(asked & words) / (len(asked) + len(words))
+            yield Hit(latent, 1.0 if is_same else common, f"is named {cited(name)}")
 
 
-def _firing(subject: Subject, query: str) -> list[Hit]:
+def _roots(words: list[str]) -> set[str]:
+    """Words in small letters, without the s of a plural."""
+    small = (word.casefold() for word in words)
+    return {w[:-1] if len(w) > 3 and w[-1] == "s" and w[-2] != "s" else w for w in small}
+
+
+def _firing(subject: Subject, query: str, n: int) -> list[Hit]:
     """Latents that fire on the query, if it is one token, or on its one word of content."""
     if subject.store is None:
         return []
     words = words_of(query)
     typed = [query.strip(), *(words if len(words) == 1 else [])]
-    hits = [h for t in dict.fromkeys(typed) for h in subject.feature_search.by_token(t, SHOWN)]
+    hits = [h for t in dict.fromkeys(typed) for h in subject.feature_search.by_token(t, n)]
     seen = (hit for hit in hits if hit.score >= HARDLY)
     return [hit._replace(why=f"fires on {cited(hit.why)}") for hit in seen]
 
 
-def _near(subject: Subject, query: str) -> list[Hit]:
+def _near(subject: Subject, query: str, n: int) -> list[Hit]:
     """Latents about it, each with the words that it fires on."""
     meaning = _meaning(subject)
-    near = {} if meaning is None else meaning.near(query, SHOWN)
+    near = {} if meaning is None else meaning.near(query, n)
     return [Hit(latent, cosine, "is about something near") for latent, cosine in near.items()]
 
 

@@ -21,7 +21,7 @@ from ..machine.refused import Refused
 from . import validate
 from .automatic import automatic_name
 from .cooccurrence import together
-from .finding import find, written_names
+from .finding import find, title_of
 from .missing import without_examples
 from .parts import cited
 from .reading import inspection_of, token_id, token_rows, tokens_of
@@ -64,7 +64,7 @@ def inspect(
     """Latents of the SAE that fire in a text: on the whole, on one token, and one along it.
 
     The most telling come first: those near their largest activation that fire on few tokens. Those
-    that fire on most text are apart, under "dense".
+    that fire in most texts are apart, under "dense".
 
     Args:
         prompt: the text, at most 512 tokens.
@@ -83,7 +83,7 @@ def inspect(
         ranking (list[Latent]): latents that fire in the text, the most telling first: "value" is
             the largest activation here, "share" that over the latent's largest anywhere, "peak" the
             position of the token where it is.
-        dense (dict): {n, rows} of those that fire on most text.
+        dense (dict): {n, rows} of those that fire in most texts; "n_rest": how many others fire.
         usual_max (float | None): the largest activation of "latent" anywhere.
         l0 (float): latents that fire on a token, on average.
         fvu (float | None): fraction of the activations' variance that the SAE leaves unexplained.
@@ -277,19 +277,16 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
 
     Returns:
         score (str): what "value" is in "found".
-        found (list[Latent]): at most 12, the best first; "why" is the reason.
+        found (list[Latent]): at most 12, the best first; "why" is the reason, "title" its kind.
     """
     by = validate.choice(by, "by", BY)
     query = check_query(query)
     hits = _hits(subject, query, by)
-    if by == "word" and not hits:  # a part of a name
-        by, hits = (
-            "label",
-            search_labels({**written_names(subject), **subject.labels}, query, SHOWN),
-        )
     score = RAW if by == "fires on" and subject.largest() is None else SCORES[by]
-    rows = as_rows(subject, [{"latent": h.latent, "value": h.score, "why": h.why} for h in hits])
-    return {"score": score, "found": rows}
+    found = [{"latent": h.latent, "value": h.score, "why": h.why} for h in hits]
+    for row, hit in zip(found, hits, strict=True):
+        row["title"] = title_of(hit) if by == "word" else ""
+    return {"score": score, "found": as_rows(subject, found)}
 
 
 def latent_of(subject: Subject, typed: Any) -> int:
@@ -388,7 +385,8 @@ def _names(subject: Subject, facts: Json) -> list[Json]:
     (row,), auto = as_rows(subject, [{"latent": facts["latent"]}]), facts["auto"]
     rows = [(facts["label"], "a person's label", "")]
     if auto is not None:
-        rows.append((auto["explanation"], auto["source"], auto["score"]))
+        by = {"lm": "a language model", "template": "a program"}.get(auto["source"], auto["source"])
+        rows.append((auto["explanation"], by, auto["score"]))
     rows.append((", ".join(row.get("fires_on", [])), "tokens of its strongest examples", ""))
     promoted = ", ".join(token.strip() for token in row.get("promotes", []))
     rows.append((promoted, "tokens that it makes likelier", ""))

@@ -5,6 +5,7 @@ import math
 import torch
 
 from ..features import NEAR, nearest_rows, plane
+from .finding import find
 from .reading import check_text
 from .rows import SHOWN, Json, as_rows
 from .subject import Subject
@@ -34,27 +35,19 @@ def latent_map(subject: Subject) -> Json:
 
 
 def find_on_map(subject: Subject, query: str) -> Json:
-    """Latents with these words in their name or tokens, and those whose examples fire on them.
+    """The latents that a search by a word or a subject finds.
 
     Args:
-        query: a word, or part of a name.
+        query: a word or a subject.
 
     Returns:
         query (str): what was looked for.
         hits (list[int]): indices of at most 400 latents.
-        rows (list[Latent]): the first of them; "value" is the share of their examples that fire on
-            the word.
+        rows (list[Latent]): the first of them; "value" is their match, at most 1.
     """
-    word = check_text(query).strip().casefold()
-    hits: dict[int, float] = {}
-    if subject.store is not None:
-        hits = {h.latent: h.score for h in subject.feature_search.by_token(word, MOST_HITS)}
-    for latent, name in enumerate(names_of(subject)):
-        if word in name.casefold():
-            hits.setdefault(latent, 0.0)
-    found = list(hits)[:MOST_HITS]
-    rows = [{"latent": i, "value": hits[i]} for i in found[:SHOWN]]
-    return {"query": query, "hits": found, "rows": as_rows(subject, rows)}
+    hits = find(subject, check_text(query), MOST_HITS)
+    rows = [{"latent": hit.latent, "value": hit.score} for hit in hits[:SHOWN]]
+    return {"query": query, "hits": [hit.latent for hit in hits], "rows": as_rows(subject, rows)}
 
 
 def places_of(subject: Subject) -> torch.Tensor:

@@ -36,8 +36,9 @@
       textContent: kept ? `Latent ${now} is in the list` : `Keep latent ${now}`});
     add.addEventListener("click", () => write(box, [...read(box), {latent: now, name: box.dataset.name, note: ""}]));
     const rows = node("ol", {className: "hf-rows hf-plain"}, ...items.map((item) => row(box, item)));
-    const text = items.map((i) => [i.latent, i.name ?? "", i.note ?? ""].join("\t")).join("\n") + "\n";
-    const take = node("a", {className: "hf-link", textContent: "Take the list away", download: "latents.tsv",
+    const lines = [["latent", "name", "note"], ...items.map((i) => [i.latent, i.name ?? "", i.note ?? ""])];
+    const text = lines.map((line) => line.join("\t") + "\n").join("");
+    const take = node("a", {className: "hf-link", textContent: "Download the list", download: "latents.tsv",
       href: `data:text/tab-separated-values;charset=utf-8,${encodeURIComponent(text)}`});
     box.replaceChildren(add, rows, ...(items.length ? [take] : []));
   }

@@ -19,6 +19,8 @@ import nh3
 from jinja2 import Environment, FileSystemLoader
 from markdown_it import MarkdownIt
 
+from ..features.labels import mark_of
+
 # Of Markdown that others wrote. Its parser is quadratic in brackets, and in rows times columns.
 _MOST = {"": 40_000, "\n": 1_000, "[": 1_000}  # characters, lines, brackets
 _MOST_COLUMNS = 32
@@ -102,9 +104,17 @@ def markdown(text: str) -> str:
         attributes={"a": {"href", "title"}, "td": {"style"}, "th": {"style"}},
         filter_style_properties={"text-align"},
         url_schemes={"http", "https", "mailto"},
+        attribute_filter=_without_files,
         set_tag_attribute_values={"a": {"target": "_blank"}},
     )
     return cleaned if len(shown) == len(text) else cleaned + _CUT
+
+
+def _without_files(tag: str, attribute: str, value: str) -> str | None:
+    """An attribute's value; none for a link to a file beside the card, which the app does not
+    serve."""
+    is_file = attribute == "href" and not re.match(r"[a-z]+:|#", value)
+    return None if is_file else value
 
 
 def _end(text: str, mark: str, most: int) -> int:
@@ -140,7 +150,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {"number": number, "percent": percent, "times": times}
     environment.filters |= {"visible": visible, "quoted": quoted, "cited": cited}
-    environment.filters["in_words"] = in_words
+    environment.filters |= {"in_words": in_words, "mark": mark_of}
     return environment
 
 

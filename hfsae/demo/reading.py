@@ -72,12 +72,12 @@ def token_id(subject: Subject, text: str) -> int:
 
 
 def token_rows(seen: Inspection, trace: list[float], largest: float | None = None) -> list[Json]:
-    """Each token with an activation, raw and as a share (at most 1) of the latent's largest in the
-    feature store; without one, of the largest here."""
+    """Each token with an activation, raw and as a share of the latent's largest in the feature
+    store, which an activation here may exceed; without one, of the largest here."""
     most = largest or max([*trace, 0.0]) or 1.0
     rows = zip(seen.tokens.texts, seen.tokens.special, seen.l0, trace, strict=True)
     return [
         {"text": text, "special": special, "l0": l0, "activation": a}
-        | {"share": min(1.0, max(0.0, a / most))}
+        | {"share": max(0.0, a / most)}
         for text, special, l0, a in rows
     ]

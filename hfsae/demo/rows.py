@@ -13,7 +13,6 @@ from .subject import Subject
 
 SHOWN = 12  # rows of a table
 _HINTS = 4  # tokens that describe a latent
-_MEANT = 0.2  # of a latent's largest activation: below, its label is no news
 DENSE = 0.05
 """Latents on more than this share of tokens are in most texts of 14 tokens: they come last."""
 
@@ -46,6 +45,7 @@ def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
             "label": subject.label(row["latent"]),
             "auto": subject.automatic.get(row["latent"], ""),
             "source": subject.sources.get(row["latent"], ""),
+            "doubtful": row["latent"] in subject.doubtful,
         }
         for row in latents
     ]
@@ -63,7 +63,7 @@ def as_rows(subject: Subject, latents: Iterable[Json]) -> list[Json]:
 
 def firing_rows(subject: Subject, seen: Inspection, hide: list[int]) -> tuple[list[Json], Json]:
     """The latents of a text or of a token, the most telling first (see `telling`), and apart those
-    that fire on most text: {"n", "rows"}. Those that people labelled come before the others."""
+    that fire in most texts: {"n", "rows"}."""
     ranking = subject.ranking(seen, hide)
     density = subject.density()  # 0 where it is unknown
     dense = [r for r in ranking if density[r.latent] > DENSE]
@@ -71,14 +71,8 @@ def firing_rows(subject: Subject, seen: Inspection, hide: list[int]) -> tuple[li
         dense = []
     apart = {r.latent for r in dense}
     rest = [r for r in ranking if r.latent not in apart]
-    rest.sort(key=lambda r: not _is_labelled(subject, r))  # stable
     rows = [as_rows(subject, _measured(subject, part[:SHOWN])) for part in (rest, dense)]
-    return rows[0], {"n": len(dense), "rows": rows[1]}
-
-
-def _is_labelled(subject: Subject, r: Ranked) -> bool:
-    """Whether it has a label, and fires as if it meant it."""
-    return bool(subject.label(r.latent)) and r.max >= _MEANT * (largest_of(subject, r.latent) or 0)
+    return rows[0], {"n": len(dense), "rows": rows[1], "n_rest": len(rest)}
 
 
 def largest_of(subject: Subject, latent: int | None) -> float | None:

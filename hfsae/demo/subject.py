@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.spelling import Tokens, tokenise, tokenise_chat
-from ..features import FeatureSearch, FeatureStore, read_automatic, read_labels
+from ..features import Automatic, FeatureSearch, FeatureStore, read_automatic, read_labels
 from ..features.inspection import Inspection, Ranked, inspect
 from ..hub import beside, load
 from ..lm import LoadedLM, contract, load_lm
@@ -46,7 +46,7 @@ from ..machine.names import (
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import changes
 from ..machine.visible import public_record
-from ..machine.weights import KEY, refuse_mixture, weights_hash
+from ..machine.weights import KEY, of_others, refuse_mixture, weights_hash
 from ..models import SAE
 from ..packaged import SHIPPED_SAE
 from .salience import Numbers, numbers, telling
@@ -119,6 +119,8 @@ class Subject:
     """explanations that `hfsae explain` gave, for latents without a label"""
     sources: dict[int, str] = field(default_factory=dict)
     """who gave them: "template" is a program, "lm" a language model"""
+    doubtful: set[int] = field(default_factory=set)
+    """latents whose automatic names are doubtful (`Automatic.is_doubtful`)"""
     label_home: Path | None = None
     """folder whose features/labels.json takes new labels; None: they are not kept"""
     presets: list[dict[str, Any]] = field(default_factory=list)
@@ -179,8 +181,8 @@ class Subject:
 
     def name_of(self, latent: int) -> str:
         """A latent's label, or its automatic explanation marked as such; empty without both."""
-        automatic = self.automatic.get(latent)
-        return self.label(latent) or (f"auto: {automatic}" if automatic else "")
+        automatic = Automatic(self.automatic.get(latent, ""), self.sources.get(latent, ""))
+        return self.label(latent) or (automatic.marked if automatic.text else "")
 
     @property
     def names(self) -> dict[int, str]:
@@ -381,13 +383,21 @@ def _label_home(choice: Choice, subject: Subject) -> Path | None:
 
 
 def _read_labels(subject: Subject, folder: Path) -> None:
+    is_own = folder == subject.label_home != subject.folder
+    if is_own and any(of_others(folder, [LABELS], subject.folder)):
+        subject.notes.append(
+            f"labels that you gave another version of it are left out; they stay in {folder}"
+        )
+        return
     try:
         subject.take_labels(read_labels(folder, subject.folder))
     except ValueError as error:
         subject.notes.append(f"its labels are left out: {error}")
     try:
         for latent, name in read_automatic(folder).items():
-            subject.automatic[latent], subject.sources[latent] = name
+            subject.automatic[latent], subject.sources[latent] = name.text, name.source
+            if name.is_doubtful:
+                subject.doubtful.add(latent)
     except ValueError as error:
         subject.notes.append(f"its automatic names are left out: {error}")
 

@@ -97,24 +97,32 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
 
 
 def summary(view: Json) -> str:
-    """The latents that speak most for the target, and against it; by measure where there is one."""
-    contrast, rows = view["contrast"], view["rows"]
-    target = cited(view["target"]["token"].strip())
-    target += "" if contrast is None else f" rather than {cited(contrast['token'].strip())}"
+    """By how much the target leads, what all latents have in that, and those that speak most for it
+    and against it; by measure where there is one, else "about" so much by the estimate."""
+    rows = view["rows"]
     weights = [row["value"] if row["ablation"] is None else row["ablation"] for row in rows]
     order = sorted(range(len(rows)), key=lambda i: -abs(weights[i]))
 
     def side(sign: int) -> str:
         strongest = [i for i in order if sign * weights[i] >= _LITTLE][:_TOLD]
-        return " and ".join(f"{_called(rows[i])}, {weights[i]:+.2f}," for i in strongest).rstrip(
-            ","
-        )
+        about = ("" if rows[i]["ablation"] is not None else "about " for i in strongest)
+        told = zip(strongest, about, strict=True)
+        return " and ".join(f"{_called(rows[i])}, {about}{weights[i]:+.2f}" for i, about in told)
 
-    speak = side(1)
-    against = f"; against: {it}" if (it := side(-1)) else ""
-    if not speak:
-        return f"Hardly any latent speaks for {target}{against}."
-    return f"What speaks most for {target}: {speak}{against}."
+    latents = view["shown"] + view["others"]
+    return (
+        f"{_lead(view)}: all latents together give {latents:+.2f} of that, and everything else "
+        f"{view['total'] - latents:+.2f}. Most for it: {side(1) or 'hardly any latent'}. Most "
+        f"against it: {side(-1) or 'hardly any latent'}."
+    )
+
+
+def _lead(view: Json) -> str:
+    target, contrast = cited(view["target"]["token"].strip()), view["contrast"]
+    if contrast is None:
+        return f"{target} has a logit of {view['total']:.2f}"
+    verb = "leads" if view["total"] >= 0 else "trails"
+    return f"{target} {verb} {cited(contrast['token'].strip())} by {abs(view['total']):.2f} logits"
 
 
 def _called(row: Json) -> str:

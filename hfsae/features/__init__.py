@@ -8,6 +8,7 @@ from .collect import CollectArguments as CollectArguments
 from .collect import collect as collect
 from .labels import Automatic as Automatic
 from .labels import blank_label as blank_label
+from .labels import mark_of as mark_of
 from .labels import read_automatic as read_automatic
 from .labels import read_labels as read_labels
 from .labels import read_names as read_names

@@ -10,15 +10,19 @@ escape it.
 
 import json
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..machine.files import columns_of, damaged, parse_json, read_table, reading, write_whole
 from ..machine.labels import checked_label, labels_in
 from ..machine.names import EVIDENCE, EXPLANATIONS, EXPLANATIONS_RECORD, LABELS
 from ..machine.refused import Damaged, Refused
-from ..machine.weights import KEY, refuse_mixture, stamp
+from ..machine.weights import KEY, of_others, refuse_mixture, stamp
 
+DOUBTFUL_SURE, DOUBTFUL_PEARSON = 0.5, 0.05
+"""Certainty of a language model, and correlation of its windows' tokens with activations on other
+documents: below either, a name is doubtful (scripts/packaged.md has what a judge says of those)."""
 _writing = threading.Lock()
 
 
@@ -46,6 +50,19 @@ class Automatic(NamedTuple):
     text: str
     source: str
     """who did: "template" is a program, "lm" a language model; see `hfsae explain --help`"""
+    is_doubtful: bool = False
+    """whether the language model was less than half certain, or the tokens of the windows that it
+    saw hardly predict the latent on other documents"""
+
+    @property
+    def marked(self) -> str:
+        """The name behind a mark, for display where people's labels stand without one."""
+        return f"{mark_of(self.source)}: {self.text}"
+
+
+def mark_of(source: str) -> str:
+    """What marks a name that no person gave: "by a model", or "auto" for a program's."""
+    return "by a model" if source == "lm" else "auto"
 
 
 def read_automatic(folder: str | Path) -> dict[int, Automatic]:
@@ -60,11 +77,13 @@ def read_automatic(folder: str | Path) -> dict[int, Automatic]:
         return {}
     refuse_mixture(Path(folder), [EXPLANATIONS_RECORD, EXPLANATIONS, EVIDENCE])
     with reading(path):
-        source = [name for name in columns_of(path) if name == "source"]
-    rows = read_table(path, ["latent", "explanation", *source]).to_pylist()
+        there = [name for name in ("source", "sure", "pearson") if name in columns_of(path)]
+    rows = read_table(path, ["latent", "explanation", *there]).to_pylist()
     try:
         return {
-            int(row["latent"]): Automatic(checked_label(row["explanation"]), row.get("source", ""))
+            int(row["latent"]): Automatic(
+                checked_label(row["explanation"]), row.get("source", ""), _is_doubtful(row)
+            )
             for row in rows
             if row["explanation"]
         }
@@ -72,15 +91,23 @@ def read_automatic(folder: str | Path) -> dict[int, Automatic]:
         raise Damaged(damaged(path, error)) from error
 
 
+def _is_doubtful(row: Mapping[str, Any]) -> bool:
+    sure, pearson = row.get("sure"), row.get("pearson")
+    uncertain = sure is not None and sure < DOUBTFUL_SURE
+    return row.get("source") == "lm" and (
+        uncertain or (pearson is not None and pearson < DOUBTFUL_PEARSON)
+    )
+
+
 def read_names(folder: str | Path) -> dict[int, str]:
-    """{latent: name}, for display: people's labels, and where there is none, "auto: ..." with the
-    explanation that `hfsae explain` gave.
+    """{latent: name}, for display: people's labels, and where there is none, the explanation that
+    `hfsae explain` gave, behind its mark: "auto: ..." or "by a model: ...".
 
     Raises:
         ValueError: as `read_labels` and `read_automatic`.
     """
     labels = {latent: label for latent, label in read_labels(folder).items() if label}
-    automatic = {i: f"auto: {name.text}" for i, name in read_automatic(folder).items()}
+    automatic = {i: name.marked for i, name in read_automatic(folder).items()}
     return {**automatic, **labels}
 
 
@@ -93,11 +120,13 @@ def write_label(
 
     Args:
         label: one line of at most MAX_LENGTH characters; blanks around it are dropped.
-        weights: folder of the SAE, if the labels lie elsewhere.
+        weights: folder of the SAE, if the labels lie elsewhere. There, a file of other weights,
+            such as those of an earlier version, is renamed first: to labels-, the beginning of
+            their hash, .json.
 
     Raises:
         ValueError: a longer label, one with control characters, a negative latent, or a file that
-            cannot be read, or is of other weights: it is left as it is.
+            cannot be read, or lies beside its SAE and is of other weights: it is left as it is.
     """
     return _change(folder, latent, checked_label(label).strip() or None, weights)
 
@@ -121,12 +150,21 @@ def _change(
     if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0:
         raise Refused(f"latent {latent!r} is not an index; use an int, such as 1234")
     with _writing:
+        if weights is not None and Path(weights) != Path(folder):
+            _put_aside(Path(folder), Path(weights))
         labels = read_labels(folder, weights)
         labels.pop(latent, None)
         if label is not None:
             labels[latent] = label
         _save(Path(folder) / LABELS, labels, stamp(Path(weights or folder)))
     return labels
+
+
+def _put_aside(folder: Path, weights: Path) -> None:
+    """Rename labels of other weights, so that they are neither mixed nor lost."""
+    if any(of_others(folder, [LABELS], weights)):
+        path = folder / LABELS
+        path.replace(path.with_stem(f"{path.stem}-{parse_json(path)[KEY][:12]}"))
 
 
 def _save(path: Path, labels: dict[int, str], of_weights: dict[str, str]) -> None:

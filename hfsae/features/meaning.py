@@ -59,10 +59,10 @@ class Meaning:
 
         A query of function words alone, and one whose words the tokenizer does not know, has none.
         """
-        vectors = [v for word in words_of(query) if (v := self._vector(word)) is not None]
-        if not vectors or not self._latents:
+        words = [spelt for word in words_of(query) if (spelt := self._spelt(word))]
+        if not words or not self._latents:
             return {}
-        by_word = self._vectors @ nn.functional.normalize(torch.stack(vectors), dim=-1).T
+        by_word = torch.stack([self._cosines(torch.stack(w)).amax(dim=1) for w in words], dim=1)
         cosines = by_word.mean(dim=1).where(by_word.amin(dim=1) >= self.least / 2, -1.0)
         best: dict[int, float] = {}
         for at in cosines.argsort(descending=True).tolist():
@@ -70,6 +70,9 @@ class Meaning:
                 break
             best.setdefault(self._latents[at], float(cosines[at]))
         return best
+
+    def _cosines(self, words: Float[Tensor, "n d"]) -> Float[Tensor, "latents n"]:
+        return self._vectors @ nn.functional.normalize(words, dim=-1).T
 
     def _by_chance(self) -> float:
         """The cosine that a latent has with one of the vocabulary's tokens in `CHANCE` of pairs:
@@ -113,6 +116,14 @@ class Meaning:
         if word not in self._words:
             self._words[word] = self._made(word) if _is_word(word) else None
         return self._words[word]
+
+    def _spelt(self, word: str) -> list[Tensor]:
+        """Its vectors, with a capital and without: of those spellings that are one token, or else
+        of the word as it is."""
+        spellings = dict.fromkeys((word, word.lower(), word.capitalize()))
+        single = [w for w in spellings if len(self._ids_of(f" {w}")) == 1]
+        vectors = (self._vector(w) for w in single or [word])
+        return [v for v in vectors if v is not None]
 
     def _made(self, word: str) -> Tensor | None:
         ids = list(self._ids_of(f" {word}"))

@@ -6,7 +6,7 @@ import pytest
 
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
-from hfsae.demo.finding import find
+from hfsae.demo.finding import find, title_of
 from hfsae.features import Hit
 from hfsae.packaged import SHIPPED_SAE
 
@@ -41,14 +41,22 @@ def test_names_come_first_then_what_fires_then_what_is_near_each_latent_once(nam
     hits = find(named, "the sea")
     assert [(h.latent, round(h.score, 2)) for h in hits] == [
         (7, 1.0),
-        (8, 0.67),
         (10, 0.67),
+        (9, 0.5),
         (14, 0.3),
+        (8, 0.4),
         (12, 0.4),
     ]
-    assert hits[0].why == "is named “The sea”" and hits[2].why == "is named “the sea in verse”"
-    assert hits[3].why == "fires on “sea”" and hits[4].why == "is about something near"
-    assert all(hit.score <= 1 for hit in hits)
+    assert hits[0].why == "is named “The sea”" and hits[1].why == "is named “the sea in verse”"
+    assert hits[3].why == "fires on “sea”" and hits[5].why == "is about something near"
+    assert hits[4].why == "has it in its name, “ships at sea”"
+    assert [title_of(hit) for hit in hits[2:]] == [
+        "named so",
+        "fires on it",
+        "has it in a longer name",
+        "about something near, by the model's own word vectors",
+    ]
+    assert all(hit.score <= 1 for hit in hits) and find(named, " the sea?") == hits
 
 
 def test_of_several_words_that_nothing_is_about_each_is_looked_for_alone(named):
@@ -56,7 +64,17 @@ def test_of_several_words_that_nothing_is_about_each_is_looked_for_alone(named):
     assert [(h.latent, h.why) for h in hits] == [
         (13, "is about something near, for “climate” alone")
     ]
+    assert title_of(hits[0]).startswith("for one of the words alone")
     assert find(named, "quartz") == []
+
+
+def test_each_word_of_a_sentence_counts(named, monkeypatch):
+    fires = {"gold": [Hit(20, 0.9, "gold"), Hit(21, 0.8, "gold")], "spice": [Hit(22, 0.6, "spice")]}
+    by_token = lambda self, text, k: fires.get(text, [])  # noqa: E731
+    monkeypatch.setattr(type(named.feature_search), "by_token", by_token)
+    hits = find(named, "find those who trade spice and gold")
+    assert [hit.latent for hit in hits] == [20, 22, 21]
+    assert hits[1].why == "fires on “spice”, for “spice” alone"
 
 
 def test_the_page_says_why_and_what_there_is_not(named):
@@ -66,7 +84,9 @@ def test_the_page_says_why_and_what_there_is_not(named):
 
 
 def test_a_part_of_a_name_finds_it_where_nothing_else_does(named):
-    assert Actions(named).search("shi")["found"][0]["latent"] == 8
+    view = Actions(named).search("shi")
+    assert view["found"][0]["latent"] == 8 and view["score"] == "match, at most 1"
+    assert view["found"][0]["value"] == 0.25 and "in its name" in view["found"][0]["why"]
 
 
 FOUND = {  # of the SAE that comes with the package: a word, and the words that latents fire on
@@ -105,4 +125,6 @@ def test_twenty_words_find_what_a_person_expects(packaged_lm):
         first = [hit.latent for hit in find(subject, query)[:3]]
         firings = subject.store.firings(pc.field("latent").isin(first))
         assert words & {*firings.token}, query
-    assert find(subject, "xylophone") == []
+    assert [hit.latent for hit in find(subject, "london")] and find(subject, "xylophone") == []
+    small, capital = (find(subject, word)[0].latent for word in ("london", "London"))
+    assert small == capital

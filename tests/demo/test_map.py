@@ -16,7 +16,7 @@ from hfsae.demo import export
 from hfsae.demo.actions import Actions
 from hfsae.demo.beside import other_of
 from hfsae.demo.cooccurrence import together
-from hfsae.demo.latent_map import find_on_map, latent_map, names_of, places_of
+from hfsae.demo.latent_map import find_on_map, latent_map, places_of
 
 from ..helpers import unseal
 from .conftest import D_SAE, HOSTILE
@@ -52,13 +52,12 @@ def test_a_store_of_an_earlier_version_is_read(sae_folder, tmp_path):
     assert store.places is None and store[3] == hfsae.FeatureStore.load(sae_folder)[3]
 
 
-def test_what_is_found_on_the_map_has_the_word_in_its_name_or_fires_on_it(subject):
+def test_the_map_finds_what_the_search_finds_and_more_of_it(subject):
     labelled = find_on_map(subject, "ONERROR")
     assert labelled["hits"] == [0] and labelled["rows"][0]["latent"] == 0
-    view = find_on_map(subject, "e")
-    by_token = {h["latent"] for h in Actions(subject).search("e")["found"]}
-    assert by_token <= {*view["hits"]}
-    assert all("e" in names_of(subject)[i] or i in by_token for i in view["hits"][:12])
+    view, found = find_on_map(subject, "e"), Actions(subject).search("e")["found"]
+    assert found and {row["latent"] for row in found} <= {*view["hits"]}
+    assert [row["latent"] for row in view["rows"]] == view["hits"][:12]
 
 
 def test_latents_that_fire_together_are_counted_on_the_same_tokens(subject):

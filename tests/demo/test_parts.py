@@ -82,7 +82,12 @@ def test_a_name_in_quotation_marks_has_none_of_its_own_kind_within(name, shown):
 
 @pytest.mark.parametrize(
     "label, shown",
-    [("war", "“war”."), ('auto: "war" 9%', 'auto: "war" 9%.'), ("", "It has no label.")],
+    [
+        ("war", "“war”."),
+        ('auto: "war" 9%', 'auto: "war" 9%.'),
+        ("by a model: war", "by a model: war."),
+        ("", "It has no label."),
+    ],
 )
 def test_a_text_names_the_latent_that_colours_it_in_quotation_marks(label, shown):
     view = {"latent": 3, "label": label, "l0": 2.0, "fvu": None, "tokens": [], "token": None}
@@ -97,6 +102,8 @@ def test_a_card_is_shown_without_front_matter_and_pictures():
         re.sub(r"\s+", " ", shown).strip()
         == "<h1>T</h1> <p>a ok</p> <h2>Next</h2> <p>![c][ref]</p>"
     )
+    links = shown_card("[a](features/a.md) [b](https://example.org) [c](#d)")
+    assert "features/a.md" not in links and "https://example.org" in links and "#d" in links
     assert shown_card("") == "<p>This SAE comes without a card.</p>\n"
 
 

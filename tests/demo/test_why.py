@@ -73,13 +73,20 @@ def test_one_sentence_says_what_speaks_for_it_and_what_against(actions):
         {**row, "latent": 3, "value": -0.2, "auto": "ships", "source": "lm"},
         {**row, "latent": 4, "value": 0.3},
     ]
+    view |= {"shown": 0.7, "others": 0.1, "total": 2.0}
     assert summary({**view, "rows": rows}) == (
-        "What speaks most for “a” rather than “o”: latent 2 (fires on “a”) on “c”, +0.90, and "
-        "latent 1 (the sea) on “c”, +0.50; against: latent 3 (ships) on “c”, -0.20."
+        "“a” leads “o” by 2.00 logits: all latents together give +0.80 of that, and everything "
+        "else +1.20. Most for it: latent 2 (fires on “a”) on “c”, +0.90 and latent 1 (the sea) on "
+        "“c”, "
+        "about +0.50. Most against it: latent 3 (ships) on “c”, about -0.20."
     )
+    assert summary({**view, "total": -2.0, "rows": rows[2:3]}).startswith("“a” trails “o” by 2.00 ")
     assert summary({**view, "rows": rows[2:3], "contrast": None}) == (
-        "Hardly any latent speaks for “a”; against: latent 3 (ships) on “c”, -0.20."
+        "“a” has a logit of 2.00: all latents together give +0.80 of that, and everything else "
+        "+1.20. Most for it: hardly any latent. Most against it: latent 3 (ships) on “c”, about "
+        "-0.20."
     )
+    view = actions.why("the c", target="a", contrast="o")
     assert f"<p>{view['sentence']}</p>" in effects_panel(view)
 
 

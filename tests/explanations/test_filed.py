@@ -471,9 +471,9 @@ def test_the_verb_asks_by_file_and_keeps_what_is_there_until_it_is_answered(
     rows = pq.read_table(folder / "features/explanations.parquet").to_pylist()
     assert {row["source"] for row in rows} == {"lm"} and {row["sure"] for row in rows} == {0.7}
     view = feature(open_subject(Choice(str(folder)), with_lm=False), rows[0]["latent"])["auto"]
-    assert view["note"].startswith("By lm, m, 70% sure, from ")
+    assert view["note"].startswith("Named by m, 70% certain, from ") and not view["doubtful"]
     own, other = rows[0]["detection_auc"], rows[0]["shuffled_detection_auc"]
-    assert f"with an AUC of {own:.2f}; by another latent's, of {other:.2f}" in view["note"]
+    assert f"an AUC of {own:.2f}; given another latent's name, {other:.2f}" in view["note"]
     assert main(verb(folder, *options, "--seed", "9")) == 2
     assert "is the plan" in capsys.readouterr().err.splitlines()[-1]
 

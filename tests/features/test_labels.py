@@ -36,14 +36,30 @@ def sae(tmp_path) -> Path:
     return tmp_path / "sae"
 
 
-@pytest.mark.parametrize("is_elsewhere", [False, True])
-def test_labels_of_other_weights_are_refused_and_left_as_they_are(sae, tmp_path, is_elsewhere):
-    home = tmp_path / "mine" if is_elsewhere else sae
+def other_weights(sae: Path) -> None:
+    hfsae.ReLUSAE(hfsae.ReLUSAEConfig(d_in=4, d_sae=8)).save_pretrained(sae)
+
+
+def test_labels_elsewhere_of_an_earlier_version_are_put_aside_by_the_next_label(sae, tmp_path):
+    home = tmp_path / "mine"
+    write_label(home, 1, "the sea", sae)
+    path = home / "features" / "labels.json"
+    before = path.read_text()
+    other_weights(sae)
+    with pytest.raises(ValueError, match="was made with other weights"):
+        read_labels(home, sae)
+    assert write_label(home, 2, "ships", sae) == {2: "ships"} == read_labels(home, sae)
+    aside = path.with_name(f"labels-{json.loads(before)['weights_sha256'][:12]}.json")
+    assert aside.read_text() == before and len(os.listdir(path.parent)) == 2
+
+
+def test_labels_of_other_weights_are_refused_and_left_as_they_are(sae):
+    home = sae
     write_label(home, 1, "the sea", sae)
     path = home / "features" / "labels.json"
     before = path.read_text()
     assert json.loads(before) == {**stamp(sae), "labels": {"1": "the sea"}} and stamp(sae)
-    hfsae.ReLUSAE(hfsae.ReLUSAEConfig(d_in=4, d_sae=8)).save_pretrained(sae)
+    other_weights(sae)
     for attempt in (lambda: read_labels(home, sae), lambda: write_label(home, 2, "x", sae)):
         with pytest.raises(ValueError, match=r"was made with other weights .*, delete weights_sha"):
             attempt()

@@ -232,7 +232,7 @@ def _title(kind: str, n_groups: int) -> str:
         return "Strongest"
     part = int(kind.removeprefix("quantile_"))
     low, high = (round(100 * p / n_groups) for p in (part - 1, part))
-    return f"Bin {part} of {n_groups}: stronger than {low} %, at most {high} %, of a random sample"
+    return f"From the {low} % to the {high} % strongest, of a random sample"
 
 
 def _facts(view: dict[str, Any]) -> list[dict[str, str]]:

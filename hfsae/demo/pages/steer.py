@@ -86,7 +86,9 @@ class SteerPage(Page):
                     self.run = gr.Button(
                         "Generate", variant="primary", min_width=120, scale=0, elem_id="steer-run"
                     )
-                    self.stop = gr.Button("Stop", variant="stop", min_width=80, scale=0)
+                    self.stop = gr.Button(
+                        "Stop", variant="stop", min_width=80, scale=0, elem_id="steer-stop"
+                    )
                     self.suggest = gr.Button("Find a strength", min_width=140, scale=0)
                     panel(html("keys"))
                 chat = "Chat: the prompt is a message, answers go on turn by turn"

@@ -8,7 +8,7 @@ import gradio as gr
 from .. import address as at
 from ..parts import html, panel
 from ..reading import check_text
-from ..why import ALONE, disagreement, is_token, spelling
+from ..why import ALONE, disagreement, is_token, spelling, summary
 from .page import App, Page, Updates, box, one_of, whole
 
 EXAMPLES = (
@@ -141,6 +141,7 @@ class WhyPage(Page):
             for row in view["rows"]
         ]
         view = {**view, "rows": rows}
+        view["sentence"] = summary(view)
         return {self.effects: effects_panel(view), self.checked: view}
 
 
