@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import hfsae
 from hfsae.cli import main
-from hfsae.features import FeatureStore, read_labels, write_label
+from hfsae.features import FeatureStore, read_automatic, read_labels, write_label
 from hfsae.lm import contract
 from hfsae.machine.weights import weights_hash
 from hfsae.models.identity import decoder_hash
@@ -127,6 +127,23 @@ def test_its_latents_have_names_that_a_judge_tells_from_others():
     columns += [drawn["untrained"], drawn["trained_minus_untrained"]]
     cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*interval) for interval in columns]
     assert f"| `detection` AUC | {' | '.join(cells)} |".replace("0.", ".") in page
+
+
+def test_names_that_are_marked_as_doubtful_are_those_that_a_judge_hardly_tells():
+    names, page = read_automatic(SHIPPED_SAE), (SCRIPTS / "packaged.md").read_text(encoding="utf-8")
+    doubtful = {latent for latent, name in names.items() if name.is_doubtful}
+    assert f"marks {len(doubtful)} names ({len(doubtful) / len(names):.0%})" in page.replace(
+        " %", "%"
+    )
+    rows = pq.read_table(SHIPPED_SAE / "features/explanations.parquet").to_pylist()
+    more = {True: [], False: []}
+    for row in rows:
+        if row["detection_auc"] is not None:
+            gain = row["detection_auc"] - row["shuffled_detection_auc"]
+            more[row["latent"] in doubtful].append(gain)
+    told = {key: f"{sum(gains) / len(gains):.3f}".lstrip("0") for key, gains in more.items()}
+    assert f"{len(more[True])} are marked, and their detection AUC is {told[True]} [" in page
+    assert f"that of the other\n{len(more[False])}, {told[False]} [" in page
 
 
 def test_its_card_is_honest_about_its_size():

@@ -38,6 +38,7 @@ from .rows import (
 from .subject import Subject
 
 _LENS_TOKENS = 10
+_GIVERS = {"lm": "a language model", "template": "a program"}
 _WEAK = 0.3
 """Score of a search by word, up to 1, below which a latent is hardly about it."""
 SCORES = {
@@ -385,7 +386,7 @@ def _names(subject: Subject, facts: Json) -> list[Json]:
     (row,), auto = as_rows(subject, [{"latent": facts["latent"]}]), facts["auto"]
     rows = [(facts["label"], "a person's label", "")]
     if auto is not None:
-        by = {"lm": "a language model", "template": "a program"}.get(auto["source"], auto["source"])
+        by = _GIVERS.get(auto["source"], str(auto["source"]))
         rows.append((auto["explanation"], by, auto["score"]))
     rows.append((", ".join(row.get("fires_on", [])), "tokens of its strongest examples", ""))
     promoted = ", ".join(token.strip() for token in row.get("promotes", []))
