@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..machine.refused import Refused
-from .tokens import TokenBatch, special_ids
+from .special_tokens import special_among
+from .tokens import TokenBatch
 
 REPLACEMENT = "\ufffd"  # decoders write it for bytes that are not a whole character
 _LONGEST_CHARACTER = 4  # bytes in UTF-8; so a character has at most 4 tokens
@@ -81,7 +82,7 @@ def _tokens(
 ) -> Tokens:
     if max_tokens is not None and len(ids) > max_tokens:
         raise Refused(f"the {what} has {len(ids):,} tokens; at most {max_tokens:,} fit here")
-    special = set(special_ids(tokenizer))
+    special = special_among(tokenizer, ids)
     return Tokens(ids, spell(tokenizer, ids), [i in special for i in ids])
 
 
@@ -106,7 +107,7 @@ def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, 
 
 def spell(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     """The text of each token, as in `Tokens.texts`."""
-    texts, special = [], set(special_ids(tokenizer))
+    texts, special = [], special_among(tokenizer, ids)
     while len(texts) < len(ids):
         n, text = _next_character(tokenizer, ids[len(texts) :], special)
         texts += [text, *[""] * (n - 1)]

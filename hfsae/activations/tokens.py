@@ -30,6 +30,7 @@ from ..machine.refused import Refused, one_line
 from ..machine.visible import LOCAL_FILES
 from ..packaged import check_fractions, packaged_names, packaged_text
 from .listed import listed, no_column, text_in
+from .special_tokens import special_ids
 
 logger = logging.getLogger(__name__)
 Split = Literal["train", "validation", "test"]
@@ -479,11 +480,3 @@ class PackedRows:
 
 def _start() -> dict[str, Any]:
     return {"epoch": 0, "documents": 0, "tokens": 0, "leftover_ids": [], "leftover_document": []}
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the tokenizer's special tokens, and of tokens added as special."""
-    added = (
-        tokenizer.added_tokens_decoder
-    )  # chat roles and the like, which have no name of their own
-    return sorted({*tokenizer.all_special_ids, *(id_ for id_, t in added.items() if t.special)})

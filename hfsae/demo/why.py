@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..activations.special_tokens import special_ids
 from ..activations.spelling import Tokens
-from ..activations.tokens import special_ids
 from ..attribution import Attribution, Objective, attribute, logit
 from ..machine.refused import Refused
 from . import validate
