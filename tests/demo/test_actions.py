@@ -96,7 +96,9 @@ def test_what_fires_in_most_texts_is_apart(actions, subject):
     view = Actions(rare).inspect("the cat")
     assert view["dense"]["n"] == 1 and [r["latent"] for r in view["dense"]["rows"]] == shown[:1]
     ranking = [row["latent"] for row in view["ranking"]]
-    assert ranking == shown[1:13] and view["dense"]["n_rest"] == len(shown) - 1
+    order = [r.latent for r in rare.ranking(rare.inspection("the cat", False))]
+    assert ranking == [i for i in order if i != shown[0]][:12] and shown[0] in order
+    assert view["dense"]["n_rest"] == len(shown) - 1
 
 
 def test_the_density_filter_hides_what_fires_often(actions):

@@ -24,6 +24,7 @@ from hfsae.demo.inspect_actions import BY
 from hfsae.demo.sessions import PROGRAMS
 from hfsae.demo.settings import Settings
 from hfsae.demo.tools import INSTRUCTIONS
+from hfsae.demo.why import summary
 from hfsae.steering import MODES
 
 from .conftest import ARGUMENTS, D_SAE, assert_ended_early
@@ -276,7 +277,9 @@ def test_a_check_that_comes_late_is_not_put_into_another_answer(subject):
     view = next(part for part in drawn if isinstance(part, dict) and "rows" in part)
     latent = view["rows"][-1]["latent"]
     _, checked = functions["_noted"]((asked, latent, 0.5), view).values()
-    assert checked == view | {"rows": [*view["rows"][:-1], view["rows"][-1] | {"ablation": 0.5}]}
+    rows = [*view["rows"][:-1], view["rows"][-1] | {"ablation": 0.5}]
+    assert checked == {**view, "rows": rows, "sentence": summary({**view, "rows": rows})}
+    assert checked["sentence"] != view["sentence"]
     (left,) = functions["_noted"]((at.Why("the d"), latent, 0.5), view).values()
     assert "rows" not in left
 

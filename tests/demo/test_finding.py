@@ -26,7 +26,8 @@ def named(subject, monkeypatch):
     own = copy(subject)
     own.labels = {7: "The sea", 8: "ships at sea"}
     own.automatic = {9: "rough seas", 10: "the sea in verse", 11: '"sea" 90%'}
-    own.sources = {9: "lm", 10: "lm", 11: "template"}
+    own.automatic[16] = "ships that cross the sea by night"
+    own.sources = {9: "lm", 10: "lm", 11: "template", 16: "lm"}
     near = Near({"the sea": {7: 0.9, 12: 0.4}, "climate": {13: 0.5}})
     monkeypatch.setattr(own, "remembered", lambda name, make: near)
     return own
@@ -43,15 +44,17 @@ def test_names_come_first_then_what_fires_then_what_is_near_each_latent_once(nam
         (7, 1.0),
         (10, 0.67),
         (9, 0.5),
+        (8, 0.5),
         (14, 0.3),
-        (8, 0.4),
+        (16, 0.44),
         (12, 0.4),
     ]
     assert hits[0].why == "is named “The sea”" and hits[1].why == "is named “the sea in verse”"
-    assert hits[3].why == "fires on “sea”" and hits[5].why == "is about something near"
-    assert hits[4].why == "has it in its name, “ships at sea”"
+    assert hits[3].why == "fires on “sea”" and hits[6].why == "is about something near"
+    assert hits[5].why == "has it in its name, “ships that cross the sea by night”"
     assert [title_of(hit) for hit in hits[2:]] == [
         "named so",
+        "fires on it",
         "fires on it",
         "has it in a longer name",
         "about something near, by the model's own word vectors",

@@ -191,7 +191,7 @@ def test_the_app_shows_the_name_its_score_and_its_windows(folder):
     rows = pq.read_table(folder / TABLE).to_pylist()
     view = feature(subject, rows[0]["latent"])
     assert view["auto"]["explanation"] == rows[0]["explanation"] and view["label"] == ""
-    assert f"Pearson {rows[0]['pearson']:.2f}" in view["auto"]["note"]
+    assert f"a correlation of {rows[0]['pearson']:.2f};" in view["auto"]["note"]
     windows = sum(len(group["examples"]) for group in view["auto"]["groups"])
     assert windows == rows[0]["n_active"] + rows[0]["n_hard"] + rows[0]["n_random"]
     subject.take_labels({rows[0]["latent"]: "the sea"})
