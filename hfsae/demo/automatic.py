@@ -75,7 +75,8 @@ def _note(row: Json, is_unclear: bool) -> str:
         said.append("It found nothing that these windows have in common")
     if row[_SCORE] is None:
         return f"{said.pop()}; not tested" if len(said) == 1 else ". ".join(said)
-    own, other, most = (row[f"{c}{_SCORE}"] + 0.0 for c in ("", "shuffled_", "token_ceiling_"))
+    scores = (row[f"{c}{_SCORE}"] for c in ("", "shuffled_", "token_ceiling_"))
+    own, other, most = (round(score, 2) + 0.0 for score in scores)  # not -0.00
     said.append(
         f"On other documents, the tokens of these windows predict its activations with a "
         f"correlation of {own:.2f}; those of another latent's windows, {other:.2f}; the most that "

@@ -22,6 +22,8 @@ FIRES, HARDLY = 0.2, 0.05
 """Share of examples from which a latent fires on a word; those with less come last, if at all."""
 NAMED = 0.5
 """Share of words in common from which a name is the query's, rather than one that has its words."""
+ALONE = 0.25
+"""Match from which a latent is listed for one word of several."""
 _TITLES = {  # how a reason begins, and what stands above those latents
     "is named": "named so",
     "fires on": "fires on it",
@@ -72,11 +74,12 @@ def _of_one(subject: Subject, words: list[str], n: int) -> list[Hit]:
     """Latents about one of several words: each word's best, then each one's second, and so on."""
     if len(words) < 2:
         return []
-    ranked = [
-        (rank, -hit.score, hit._replace(why=f"{hit.why}, for {cited(word)} alone"))
-        for word in dict.fromkeys(words)
-        for rank, hit in enumerate(_of_all(subject, word, n))
-    ]
+    ranked = []
+    for word in dict.fromkeys(words):
+        hits = sorted(_of_all(subject, word, n), key=lambda h: -h.score)  # stable
+        for rank, hit in enumerate(hit for hit in hits if hit.score >= ALONE):
+            why = f"{hit.why}, " if hit.why.startswith("fires") else ""
+            ranked.append((rank, -hit.score, hit._replace(why=f"{why}for {cited(word)} alone")))
     return [hit for *_, hit in sorted(ranked, key=lambda r: r[:2])]
 
 
