@@ -200,7 +200,8 @@ def _place(text: str) -> float:
 
 
 def check_fractions(dataset: str | list[str], fractions: Mapping[str, float]) -> None:
-    """
+    """Check the fractions of packaged texts.
+
     Raises:
         ValueError: a name that is not in the data set, or a number outside (0, 1].
     """

@@ -632,7 +632,7 @@ def test_a_readme_that_would_be_lost_is_not_written_over(folder, readme):
 
 def test_a_readme_that_is_no_text_is_named(folder):
     (folder / "README.md").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"README\.md is damaged .*put back a sound copy"):
+    with pytest.raises(ValueError, match=r"README\.md is damaged .*restore an intact copy"):
         write_card(folder)
 
 
@@ -695,7 +695,7 @@ def test_a_metric_that_is_none_is_the_damage_of_the_evaluation(folder):
 
 def test_a_record_that_the_template_cannot_show_is_one_sentence(folder):
     change(folder, final_coefficients=[[]])
-    with pytest.raises(ValueError, match=r"training.json is damaged .*; put back a sound copy"):
+    with pytest.raises(ValueError, match=r"training.json is damaged .*; restore an intact copy"):
         render_card(folder)
 
 

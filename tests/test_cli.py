@@ -433,8 +433,8 @@ def test_a_damaged_file_is_named_with_what_makes_it_anew(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("lm: {name: m}")
     for name, remedy in (
         ("evaluation.json", f"`hfsae evaluate {tmp_path}` makes it again"),
-        ("training.json", "put back a sound copy"),
-        ("config.json", "put back a sound copy"),
+        ("training.json", "restore an intact copy"),
+        ("config.json", "restore an intact copy"),
     ):
         (tmp_path / name).write_text('{"metrics": {"l0": ')
         said = refused(["show", str(tmp_path)], capsys)

@@ -88,7 +88,7 @@ def test_demo_opens_what_was_measured_of_another_library_s_sae(
     sources = [args[0] for args, _ in launches]
     assert sources == ["theirs", str(Path("runs/theirs")), "other"]
     assert (launches[0][1]["model"], launches[0][1]["site"]) == ("me/lm", "layers.1")
-    assert "runs/theirs has what was measured of theirs" in capsys.readouterr().out
+    assert "runs/theirs holds the results for theirs" in capsys.readouterr().out
 
 
 def test_demo_without_gradio_says_what_to_install(monkeypatch, capsys):

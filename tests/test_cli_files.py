@@ -74,7 +74,7 @@ def test_convert_writes_another_format_and_lists_the_options(capsys, tmp_path):
     back = str(tmp_path / "back")
     assert main(["convert", str(out), back, "--to", "gemma_scope"]) == 0
     said = capsys.readouterr().out
-    assert "not kept, since gemma_scope files have no field for it: site, model_name" in said
+    assert "left out, since gemma_scope files have no field for it: site, model_name" in said
 
 
 def test_list_shows_what_paths_tell(capsys):

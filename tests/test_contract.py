@@ -272,7 +272,7 @@ def test_a_folder_from_before_the_sketch_loads_and_a_damaged_sketch_is_refused(t
     assert AutoModel.from_pretrained(tmp_path).config.model_weights is None
     for damaged in ("", "AAAA", "no base64", fields["tokenizer_hash"], "AAAAAAAAAAD" + "/" * 16):
         path.write_text(json.dumps(fields | {"model_weights": damaged}))
-        with pytest.raises(ValueError, match="is no sketch of weights"):
+        with pytest.raises(ValueError, match="is not a sketch of weights"):
             AutoModel.from_pretrained(tmp_path)
 
 

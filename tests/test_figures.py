@@ -255,5 +255,5 @@ def test_one_threshold_for_all_latents_is_no_histogram(tmp_path):
 def test_a_training_record_of_other_kinds_is_one_sentence(folder, record):
     path = folder / "training.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | record))
-    with pytest.raises(ValueError, match=r"training.json is damaged .*; put back a sound copy"):
+    with pytest.raises(ValueError, match=r"training.json is damaged .*; restore an intact copy"):
         figures.draw(folder)

@@ -96,7 +96,7 @@ def test_a_column_without_text_is_one_sentence_and_missing_texts_are_empty(tmp_p
 def test_a_layers_number_is_no_site(sites, tiny_lm, as_for_users):
     with (
         pytest.raises(
-            hfsae.Refused, match=r"site 12 is not text; a site is a path, as 'layers.12'"
+            hfsae.Refused, match=r"site 12 is not text; a site is a path, such as 'layers.12'"
         ),
         hfsae.capture(tiny_lm, sites),
     ):

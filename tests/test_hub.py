@@ -478,7 +478,7 @@ def test_a_damaged_sae_is_not_pushed(hub, folder):
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:])
-    refused(lambda: hfsae.push(folder, ID, token=WRITE), "is DAMAGED: .* put back a sound copy")
+    refused(lambda: hfsae.push(folder, ID, token=WRITE), "is DAMAGED: .* restore an intact copy")
     weights.write_bytes(whole[:-100])
     refused(lambda: hfsae.push(folder, ID, token=WRITE), "model.safetensors is damaged")
     refused(
@@ -679,7 +679,7 @@ def test_one_flipped_bit_fails_the_verification(hub, pushed):
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert AutoModel.from_pretrained(pushed).verify().damaged == ["fingerprint"]
     path.write_bytes(b"\xff" * 99)
-    with pytest.raises(ValueError, match="is damaged, or no fingerprint"):
+    with pytest.raises(ValueError, match="is damaged, or is not a fingerprint"):
         AutoModel.from_pretrained(pushed).verify()
     path.unlink()
     with pytest.raises(ValueError, match=r"there is no .*fingerprint\.safetensors; `hfsae train`"):
@@ -775,7 +775,10 @@ def test_a_gated_repository_is_one_sentence_with_the_page_to_visit(hub, pushed):
 def test_another_model_is_told_from_an_sae(hub, config):
     hub.add_file(ID, "config.json", config.encode())
     hub.add_file(ID, "model.safetensors", b"")
-    refused(lambda: hfsae.load(ID), f"{ID} is no SAE: its config.json is of a .* model, and SAEs")
+    refused(
+        lambda: hfsae.load(ID),
+        f"{ID} is not an SAE: its config.json describes a .* model, and SAEs",
+    )
 
 
 @pytest.mark.parametrize(

@@ -274,10 +274,10 @@ def test_a_plan_for_a_named_gpu_says_so_and_measures_nothing(no_weights):
 @pytest.mark.parametrize(
     "training, sentence",
     [
-        ({"num_processes": 3}, "does not divide by processes times"),
+        ({"num_processes": 3}, "is not divisible by processes times"),
         (
             {"num_processes": 4096, "shard_latents": True},
-            r"d_sae \(16385\) does not divide by 4096",
+            r"d_sae \(16385\) is not divisible by 4096",
         ),
     ],
 )

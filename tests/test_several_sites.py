@@ -72,7 +72,7 @@ def test_a_config_has_the_sites_that_it_reads_and_writes(tmp_path, tiny_lm, fiel
 def test_what_has_a_site_alone_reads_and_writes_there():
     config = SimpleNamespace(site="layers.1")
     assert reads_of(config).names == writes_of(config).names == ("layers.1",)
-    with pytest.raises(ValueError, match="names no site; give a command --site"):
+    with pytest.raises(ValueError, match="names no site; give --site on the command line"):
         reads_of(SimpleNamespace(site=None))
 
 

@@ -86,7 +86,9 @@ def test_a_fingerprint_of_another_shape_is_one_sentence(folder, capsys, kind):
     change(tensors)
     save_file(tensors, path, metadata)
     said = refused(["verify", str(folder)], capsys)
-    assert re.search(f"fingerprint.safetensors is damaged, or no fingerprint: {sentence}", said)
+    assert re.search(
+        f"fingerprint.safetensors is damaged, or is not a fingerprint: {sentence}", said
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_a_fingerprint_of_another_shape_is_one_sentence(folder, capsys, kind):
 def test_a_fingerprint_without_hashes_is_one_sentence(folder, capsys, hashes):
     path = folder / "fingerprint.safetensors"
     save_file(load_file(path), path, {"sha256": hashes})
-    assert "is damaged, or no fingerprint" in refused(["verify", str(folder)], capsys)
+    assert "is damaged, or is not a fingerprint" in refused(["verify", str(folder)], capsys)
 
 
 def test_weights_in_several_files_have_one_hash(tmp_path):

@@ -194,8 +194,8 @@ class ActivationCache:
 
 
 def batch_key(batch: TokenBatch, rows: int, way: str = "") -> str:
-    """Hash of the input: tokens, mask, and rows per forward pass; `way` names a computation that
-    rounds differently."""
+    """Hash of tokens, mask and rows per forward pass; `way` names a computation that rounds
+    differently, such as compiled code."""
     about = f"{tuple(batch.input_ids.shape)} {rows}{way}"
     digest = blake2b(about.encode(), digest_size=16)
     digest.update(batch.input_ids.cpu().numpy().tobytes())

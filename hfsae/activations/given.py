@@ -14,7 +14,7 @@ from .listed import Columns, listed_texts
 from .tokens import PackedRows, Split, TextArguments, TokenBatch
 
 Given = str | Sequence[str] | Columns | TextArguments | Iterable[TokenBatch]
-"""A text, several texts, a `datasets.Dataset`, a text's arguments, or rows of tokens."""
+"""A text, several texts, a `datasets.Dataset`, a `TextArguments`, or rows of tokens."""
 
 
 def as_rows(
@@ -28,14 +28,14 @@ def as_rows(
     """Rows of tokens: the given ones, or rows packed from texts.
 
     Args:
-        given: a list, or the column "text" of a data set, is read whole, in rows of 128
-            tokens (fewer for less text); of a `TextArguments` one side is read.
+        given: a list, or the column "text" of a data set, is read whole, in rows of at most 128
+            tokens; of a `TextArguments` only `side` is read; rows are returned unchanged.
         config: the SAE's config; its `bos` sets the places of BOS tokens.
         tokenizer: None: the tokenizer that `hfsae.load_lm` loaded with the model.
-        side: of a `TextArguments`.
+        side: the documents of a `TextArguments` to read.
 
     Raises:
-        ValueError: text without a tokenizer, or something else than text and rows.
+        ValueError: no tokenizer is known for the text, or `given` is neither text nor rows.
     """
     if isinstance(given, Tensor):
         raise Refused(

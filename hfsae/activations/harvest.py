@@ -1,4 +1,4 @@
-"""Token rows to the activations of a language model at some sites, one vector a kept token."""
+"""From token rows to a language model's activations at some sites: a vector per kept token."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _MOST_ROWS = 2**20
 
 @dataclass
 class HarvestArguments:
-    """How activations are taken from the language model."""
+    """Settings for reading activations from the language model."""
 
     rows: int = 16
     """Rows in one forward pass of the LM; a larger batch goes through in several."""
@@ -63,15 +63,14 @@ class Harvested(NamedTuple):
 
 
 class Harvester:
-    """A batch of token rows -> `Harvested`: all sites in one forward pass that stops at the last.
+    """Turns a batch of token rows into `Harvested`, by a forward pass that stops at the last site.
 
     Positions outside `batch.keep` are dropped, then norm outliers: positions above `norm_limits`
-    at any site. The limits are given (those of other sites are ignored), or fixed by the first
-    batch (max_norm_ratio times the median norm of its kept positions); apart from them, results do
-    not depend on earlier batches.
-    With args.cache a known batch is read from disk, equal to the bit. A NaN or an infinity at a
-    kept position is a ValueError, not an outlier.
-    `kept`, `dropped_special` and `dropped_outliers` count positions.
+    at any site. The limits are those given (limits of other sites are ignored), or follow from the
+    first batch (max_norm_ratio times the median norm of its kept positions); apart from them,
+    results do not depend on earlier batches. With args.cache, a batch that was harvested before is
+    read from disk, equal to the bit. A NaN or an infinity at a kept position raises ValueError; it
+    does not count as an outlier. `kept`, `dropped_special` and `dropped_outliers` count positions.
 
     Memory of a call, beyond the LM: args.rows * ctx * sum of site widths in the LM's dtype for one
     forward pass, plus at most twice the result's n * sum of site widths.
@@ -171,8 +170,8 @@ class Harvester:
         for site, median in medians.items():
             if not 0 < median < float("inf"):
                 raise Refused(
-                    f"the median norm at {site!r} is {median}, so max_norm_ratio has nothing to "
-                    "measure by; load the LM in bfloat16 or float32"
+                    f"the median norm at {site!r} is {median}, so max_norm_ratio "
+                    "cannot be applied; load the LM in bfloat16 or float32"
                 )
             self.norm_limits[site] = ratio * median
 

@@ -23,14 +23,15 @@ class Columns(Protocol):
 
 
 def listed(given: Any, column: str) -> str | list[str]:
-    """The name of a data set as it is, or the documents as a list.
+    """Documents as a list; the name or path of a data set is returned as it is.
 
     Args:
         given: text, a path, a sequence of texts, or a data set in memory.
-        column: of a data set, that holds a document.
+        column: the data set's column that holds the documents.
 
     Raises:
-        ValueError: the data set has no such column or is not one table, or it is something else.
+        ValueError: the data set lacks the column, has splits or is a stream; or `given` is neither
+            text nor a data set.
     """
     if isinstance(given, str):
         return given
@@ -47,7 +48,7 @@ def listed_texts(given: Any) -> list[str]:
     """One text or several, as a list; of a data set, its column "text".
 
     Raises:
-        ValueError: as `listed`; a path, which would be read as a text.
+        ValueError: as for `listed`; or a path is given, which would be read as a text.
     """
     if isinstance(given, os.PathLike):
         raise Refused(f"{given} is a path; hfsae.TextArguments(dataset={str(given)!r}) reads it")
@@ -59,7 +60,9 @@ def _column_of(data: Any, column: str) -> list[str]:
     names = data.column_names
     if isinstance(names, Mapping):
         first = next(iter(names), "train")
-        raise Refused(f"the data set has splits: {', '.join(names)}; give one, as data[{first!r}]")
+        raise Refused(
+            f"the data set has splits: {', '.join(names)}; give one, such as data[{first!r}]"
+        )
     if not isinstance(data, Columns) or names is None:
         raise Refused(
             f"the data set is a stream ({type(data).__name__}), which may have no end; give its "
@@ -95,5 +98,5 @@ def text_in(row: dict[str, Any], column: str, where: Path | str) -> str:
 
 
 def no_column(column: str, columns: Iterable[str], where: Path | str) -> str:
-    """The sentence for a column that is not there."""
+    """The error sentence for a missing column."""
     return f"{where} has no column {column!r}; set text_column to one of {sorted(columns)}"

@@ -43,14 +43,14 @@ _MOST_PASSES = 10**6
 
 @dataclass
 class ShuffleArguments:
-    """In which order activations come."""
+    """How many activations are shuffled together, and how often each is used."""
 
     bucket_tokens: int = 2**20
     """Activations held and shuffled together."""
     passes: int = 1
-    """Times each bucket is handed out, each time in another order. Where the language model is half
-    of the cost or more, passes are worth more than text: in equal time, three over 262k activations
-    of SmolLM2 lower FVU by 2 to 3 % against one over 524k (4,096 latents)."""
+    """Times each bucket is handed out, each time in another order. Where the language model takes
+    half of the time or more, further passes help more than further text: in equal time, three over
+    262k activations of SmolLM2 lower FVU by 2 to 3 % against one over 524k (4,096 latents)."""
     seed: int = 0
     """Seed of the order."""
     device: str = "cpu"
@@ -113,11 +113,11 @@ class ShuffledActivations:
     ):
         if args.bucket_tokens < batch_size:
             raise Refused(
-                f"bucket_tokens ({args.bucket_tokens}) is smaller than a batch ({batch_size}); "
-                "a bucket is best at least 50 batches"
+                f"bucket_tokens ({args.bucket_tokens}) is smaller than a batch "
+                f"({batch_size}); use a bucket of 50 batches or more"
             )
         if batch_size % num_processes:
-            raise Refused(f"batch_size {batch_size} does not divide by {num_processes} processes")
+            raise Refused(f"batch_size {batch_size} is not divisible by {num_processes} processes")
         args.check_device()
         self.source, self.args = source, args
         self.batch_size, self.n_batches = batch_size, n_batches

@@ -1,9 +1,9 @@
-"""Where activations come from: what streams and measures ask of a source, and text as a source.
+"""Sources of activations: the interface that training and evaluation use, and text as a source.
 
     Source --fill--> `ShuffledActivations` --> batches of a training
     Source --batches--> `ActivationBatch` --> reconstructions, fingerprints
 
-`TextSource` runs a language model on rows of tokens; `TensorSource` has tensors at hand.
+`TextSource` runs a language model on rows of tokens; `TensorSource` reads tensors in memory.
 """
 
 from collections.abc import Generator, Iterator
@@ -25,18 +25,18 @@ from .tokens import PackedRows, Split, TokenBatch, text_origin
 
 class ActivationBatch(NamedTuple):
     activations: dict[str, Float[Tensor, "n _"]]
-    """By site, raw."""
+    """Activations [n, d] by site, raw units."""
     document: Int64[Tensor, " n"]
     """The number of the document that each activation belongs to."""
 
 
 class Filling(NamedTuple):
-    """What a source read for a bucket, and the activations that come of it."""
+    """The positions that a source read for a bucket, and their activations."""
 
     capacity: int
     """Positions that were read and kept; outliers among them may give no activation."""
     n_special: int
-    """Positions that were left out before, such as special tokens."""
+    """Positions that were left out without harvesting, such as special tokens."""
     digest: str
     """Hash of what was read."""
     parts: Generator[dict[str, Float[Tensor, "_ _"]], None, None]
@@ -45,12 +45,12 @@ class Filling(NamedTuple):
 
 
 class Refusals(NamedTuple):
-    """Sentences for which only the source has the words."""
+    """Error sentences about a source, with placeholders for numbers."""
 
     too_few: str
-    """With {n} activations in a bucket and the {batch_size} that they do not reach."""
+    """A bucket holds only {n} activations, fewer than {batch_size}."""
     other_content: str
-    """With the {bucket}, counted from 1, that a resumed training reads otherwise."""
+    """A resumed training reads other content in {bucket}, counted from 1."""
     other_origin: str
 
 
@@ -71,15 +71,15 @@ class Source(Protocol):  # checkable: shapes and types are checked in tests
         ...
 
     def fill(self, n: int, rank: int, n_processes: int) -> Filling:
-        """Read on until n positions are kept, or a little more: the same on every process."""
+        """Read until n positions or slightly more are kept; every process reads the same ones."""
         ...
 
     def batches(self, side: Split, n: int | None = None) -> Iterator[ActivationBatch]:
-        """One side's activations, once: all of them, or of about n positions."""
+        """One side's activations, once; with n, only those of about n positions."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The position behind the latest filling."""
+        """The position after the latest filling."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -87,11 +87,11 @@ class Source(Protocol):  # checkable: shapes and types are checked in tests
         ...
 
     def origin(self) -> str:
-        """Hash of what makes activations of what is read; it cannot change within a training."""
+        """Hash of what computes the activations, such as a model; it is fixed during a training."""
         ...
 
     def content(self) -> str | None:
-        """Fingerprint of all that can be read; None if it is unknown."""
+        """Hash of everything that can be read; None if it is unknown."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Source(Protocol):  # checkable: shapes and types are checked in tests
 
 
 class TextSource:
-    """Rows of tokens through a language model.
+    """A source that runs a language model on rows of tokens.
 
     Args:
         rows: endless token rows (`PackedRows(..., epochs=None)`), the same on every process.
@@ -168,7 +168,7 @@ class TextSource:
             self.harvester(batch)
 
     def batches(self, side: Split, n: int | None = None) -> Iterator[ActivationBatch]:
-        """One side's activations, once: of all its documents, or of rows that keep n tokens."""
+        """One side's activations, once; with n, only those of rows that keep n tokens."""
         rows = self.rows
         once = PackedRows(rows.tokenizer, rows.args, side, rows=rows.rows, max_tokens=n)
         for harvested in map(self.harvester, once):
@@ -180,7 +180,7 @@ class TextSource:
         return {"rows": self.rows.state_dict(), "norm_limits": limits}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position; where the latest filling ended there, the text is not read again."""
+        """Go to a position; the text is not read again if the latest filling ended there."""
         here = self.state_dict()
         if self._batches is None or any(state[name] != here[name] for name in here):
             self.rows.load_state_dict(state["rows"])
@@ -192,7 +192,7 @@ class TextSource:
         return lm_digest(self.harvester.lm)
 
     def content(self) -> str | None:
-        """Fingerprint of the text, all sides; None if the Hub does not answer."""
+        """Hash of the text, all sides; None if the Hub does not answer."""
         return text_digest(self.rows.args)
 
     def describe(self) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def tokenise(
         chat: make the text a user's message in the tokenizer's chat template, up to the answer.
 
     Raises:
-        ValueError: no text, more than max_tokens tokens, or no chat template.
+        ValueError: the text is empty or has more than max_tokens tokens, or the tokenizer has no
+            chat template.
     """
     if not text:
         raise Refused("there is no text; write a prompt")
@@ -71,7 +72,8 @@ def tokenise_chat(
         messages: pairs of a role, "user" or "assistant", and a text.
 
     Raises:
-        ValueError: more than max_tokens tokens, or no chat template.
+        ValueError: the conversation has more than max_tokens tokens, or the tokenizer has no chat
+            template.
     """
     what = "conversation" if len(messages) > 1 else "text"
     return _tokens(tokenizer, _chat_ids(tokenizer, messages), what, max_tokens)

@@ -17,7 +17,7 @@ Activations = dict[str, Float[Tensor, "_ _"]]
 
 
 class TensorSource:
-    """Tensors, read once in their order.
+    """A source that reads tensors in memory, once and in their order.
 
     It is a source for `ShuffledActivations`, and by itself a stream for the trainer: of batches in
     the order of the tensors. A subclass that overrides `part` can make activations as they are
@@ -54,7 +54,7 @@ class TensorSource:
         """Parts that were read."""
 
     def part(self, number: int, n: int) -> Activations:
-        """The n rows of a part, counted from 1, float32; 0 are those of `sample`."""
+        """The n rows of a part, float32; parts are counted from 1, and part 0 is `sample`'s."""
         first = max(0, number - 1) * n
         return {site: x[first : first + n].float() for site, x in self.tensors.items()}
 
@@ -63,7 +63,7 @@ class TensorSource:
         return self.part(self.position, n)
 
     def fill(self, n: int, rank: int = 0, n_processes: int = 1) -> Filling:
-        """The next part, of n activations; each process gives its share of it."""
+        """The next n activations, of which each process returns its share."""
         acts, digest = self._next_part(n), blake2b(digest_size=8)
         for x in acts.values():
             digest.update(x.contiguous().numpy().tobytes())
@@ -74,10 +74,10 @@ class TensorSource:
         return Filling(_n_rows(acts), 0, digest.hexdigest(), parts())
 
     def batches(self, side: Split, n: int | None = None) -> Iterator[ActivationBatch]:
-        """All activations, or about n of them, in batches; each counts as a document.
+        """All activations, or about n of them, in batches; each batch counts as one document.
 
         Raises:
-            ValueError: another side than "train": tensors have no other.
+            ValueError: the side is not "train", the only one that tensors have.
         """
         if side != "train":
             raise Refused(f"tensors have no {side} side; make a TensorSource of held-out ones")
@@ -120,14 +120,14 @@ class TensorSource:
         self.position = state["position"]
 
     def origin(self) -> str:
-        """Nothing makes them."""
+        """Empty: no model computes the activations."""
         return ""
 
     def content(self) -> None:
-        """Unknown."""
+        """None: the content is not hashed."""
 
     def describe(self) -> dict[str, Any]:
-        """Nothing."""
+        """Empty: tensors have no settings."""
         return {}
 
 

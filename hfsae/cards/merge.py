@@ -27,7 +27,8 @@ _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 
 
 def refuse_card_of_others(folder: Path) -> None:
-    """
+    """Refuse to replace a card that hfsae did not write.
+
     Raises:
         ValueError: the folder's card has no block to keep.
     """

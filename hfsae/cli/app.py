@@ -20,7 +20,7 @@ from .source import add_sae, command_of, find, take_choice
 
 
 def demo_verb(argv: list[str]) -> None:
-    """`hfsae demo`, as `VERBS` says."""
+    """`hfsae demo`: see `VERBS`."""
     parser = verb_parser("demo", "[SOURCE]")
     parser.add("source", type=str | None, nargs="?", help="folder, repository on the Hub, or gemma")
     parser.add("--revision", type=str | None, help="branch, tag or commit")
@@ -53,7 +53,9 @@ def demo_verb(argv: list[str]) -> None:
 
 def _add_model(parser: VerbParser) -> None:
     parser.add("--model", type=str | None, help="language model to use instead of the SAE's own")
-    parser.add("--lm.name", type=str | None, help="the same, by its name in other verbs")
+    parser.add(
+        "--lm.name", type=str | None, help="the same as --model, under its name in other commands"
+    )
 
 
 def _with_model(options: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def _at_results(args: dict[str, Any]) -> dict[str, Any]:
     choice = take_choice(options)
     folder = default_folder(choice)
     if folder.exists() and results_folder(choice) == folder:
-        print(f"{folder} has what was measured of {printable(args['source'])}: it is opened")
+        print(f"{folder} holds the results for {printable(args['source'])}, and is opened")
         return {**options, "source": str(folder)}
     return {**options, **choice}
 
@@ -102,7 +104,7 @@ def refuse_port(host: str, port: int | None) -> None:
 
 
 def presets_verb(argv: list[str]) -> None:
-    """`hfsae presets`, as `VERBS` says."""
+    """`hfsae presets`: see `VERBS`."""
     parser = verb_parser("presets", "SOURCE [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae presets runs/mine",
@@ -123,16 +125,17 @@ def presets_verb(argv: list[str]) -> None:
         print(f"\n{printable_lines(table(found))}\n")
         if not found.presets:
             print(
-                f"None is seen with every seed at a KL of {args.max_kl:g} or less and a repetition "
-                f"of {args.max_repetition:.0%} or less; nothing is written. Try a larger "
+                "No preset visibly changes the text with every seed at a KL of "
+                f"{args.max_kl:g} or less and a repetition of "
+                f"{args.max_repetition:.0%} or less; nothing is written. Try a larger "
                 "--n_candidates, --max_kl or --max_repetition."
             )
             return
         save_presets(placed.folder, found.presets)
         remember(placed)
     print(
-        f"{len(found.presets)} presets are in {placed.folder / PRESETS}; "
-        f"`hfsae demo {placed.folder}` has them."
+        f"{len(found.presets)} presets are in {placed.folder / PRESETS}; `hfsae demo "
+        f"{placed.folder}` offers them."
     )
 
 
@@ -150,7 +153,7 @@ def _opened(placed: PlacedSAE) -> Model:
     store, sae = FeatureStore.load(placed.folder), placed.sae.requires_grad_(False)
     if len(store) != sae.config.d_sae:
         raise Refused(
-            f"{placed.folder}: features/ are of {len(store)} latents, the SAE has "
+            f"{placed.folder}: features/ has {len(store)} latents, and the SAE has "
             f"{sae.config.d_sae}"
         )
     lm, tokenizer, _ = load(placed.recipe.lm)
@@ -159,7 +162,7 @@ def _opened(placed: PlacedSAE) -> Model:
 
 
 def space_verb(argv: list[str]) -> None:
-    """`hfsae space`, as `VERBS` says."""
+    """`hfsae space`: see `VERBS`."""
     parser = verb_parser("space", "SOURCE [--output FOLDER]")
     parser.add("source", type=str, help=SOURCE)
     parser.add("--output", type=str, default="space", help="folder to write")

@@ -16,7 +16,7 @@ from .source import add_sae, find, tell_text
 
 
 def explain_verb(argv: list[str]) -> None:
-    """`hfsae explain`, as `VERBS` says."""
+    """`hfsae explain`: see `VERBS`."""
     parser = verb_parser("explain", "SOURCE [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae explain runs/mine",

@@ -19,7 +19,7 @@ SOURCE = "folder, or repository on the Hub as name/repository"
 
 
 def list_verb(argv: list[str]) -> None:
-    """`hfsae list`, as `VERBS` says."""
+    """`hfsae list`: see `VERBS`."""
     parser = verb_parser("list", "SOURCE [--json]")
     add_source(parser)
     parser.add("--json", action="store_true", help="print one JSON object per line")
@@ -42,7 +42,7 @@ def list_verb(argv: list[str]) -> None:
 
 
 def push_verb(argv: list[str]) -> None:
-    """`hfsae push`, as `VERBS` says."""
+    """`hfsae push`: see `VERBS`."""
     parser = verb_parser("push", "SOURCE NAME/REPOSITORY")
     parser.add("source", type=str, help=f"folder that `hfsae train` wrote; or any {SOURCE}")
     parser.add("repo", type=str, help="repository on the Hub, as name/repository")
@@ -65,15 +65,15 @@ def push_verb(argv: list[str]) -> None:
 
 @contextmanager
 def folder_of(which: dict[str, Any], site: str | None = None) -> Iterator[str]:
-    """The folder to send or to copy for a source: itself, if it holds SAEs in hfsae's format and
-    none is chosen from them; else one that holds the chosen SAE in that format."""
+    """The folder to send or copy: the source itself, if it holds SAEs in hfsae's format and none of
+    them is chosen; else a folder with the chosen SAE in that format."""
     source, *choices = which.values()
     is_chosen = any(value not in (None, "") for value in (*choices, site))
     if not is_chosen and _holds_own(Path(source)):
         yield source
         return
     with own_folder(chosen(**which), site) as folder:
-        _tell(f"{source} is taken in hfsae's format, from {folder}")
+        _tell(f"using {source} in hfsae's format, from {folder}")
         yield str(folder)
 
 
@@ -84,7 +84,7 @@ def _holds_own(folder: Path) -> bool:
 
 
 def verify_verb(argv: list[str]) -> None:
-    """`hfsae verify`, as `VERBS` says."""
+    """`hfsae verify`: see `VERBS`."""
     parser = verb_parser("verify", "SOURCE")
     add_source(parser)
     add_choice(parser)
@@ -114,7 +114,7 @@ def _leave(code: int) -> None:
 
 
 def convert_verb(argv: list[str]) -> None:
-    """`hfsae convert`, as `VERBS` says."""
+    """`hfsae convert`: see `VERBS`."""
     parser = verb_parser("convert", "SOURCE DESTINATION --to FORMAT")
     add_source(parser)
     parser.add("destination", type=str, help="folder to create; for openai a file")
@@ -125,7 +125,7 @@ def convert_verb(argv: list[str]) -> None:
     sae = load(**options)
     print(printable_lines(f"wrote {save_as(sae, destination, to)}: {sae}"))
     if lost := _lost(sae, load(destination)):
-        print(f"not kept, since {to} files have no field for it: {', '.join(lost)}")
+        print(f"left out, since {to} files have no field for it: {', '.join(lost)}")
 
 
 def _tell(text: str) -> None:
@@ -156,7 +156,9 @@ def add_choice(parser: VerbParser) -> None:
 
 def add_site(parser: VerbParser) -> None:
     """Add --site."""
-    parser.add("--site", type=str | None, help="for an SAE that names no site: layers.12")
+    parser.add(
+        "--site", type=str | None, help="site of an SAE whose config names none, such as layers.12"
+    )
 
 
 def add_meaning(parser: VerbParser) -> None:

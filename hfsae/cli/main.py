@@ -79,7 +79,7 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def function_of(verb: str) -> Callable[[list[str]], None]:
-    """The function that does what a verb promises."""
+    """The function that runs a verb."""
     module, _, name = VERBS[verb].function.partition(".")
     return getattr(import_module(f".{module}", __package__), name)
 

@@ -10,7 +10,7 @@ from .source import add_folders, add_saes, find_all
 
 
 def probe_verb(argv: list[str]) -> None:
-    """`hfsae probe`, as `VERBS` says."""
+    """`hfsae probe`: see `VERBS`."""
     parser = verb_parser("probe", "SOURCE ... [--OPTION VALUE ...]")
     parser.examples = (
         "hfsae probe runs/mine",

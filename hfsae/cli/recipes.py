@@ -133,8 +133,8 @@ def train_parser() -> VerbParser:
         "--gpu",
         type=str | None,
         default=None,
-        help=f"with --dry_run: estimate the cost by formula for a card ({', '.join(CARDS)}), one "
-        "for each of training.num_processes; without it, this machine is measured",
+        help=f"with --dry_run: estimate the cost by formula on a GPU ({', '.join(CARDS)}), one "
+        "for each of training.num_processes; without --gpu, this machine is measured",
     )
     return parser
 

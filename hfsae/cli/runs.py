@@ -45,13 +45,13 @@ from .source import take_choice, tell_text
 
 
 def train(argv: list[str]) -> None:
-    """`hfsae train`, as `VERBS` says."""
+    """`hfsae train`: see `VERBS`."""
     recipe, options = parse_recipe(train_parser(), argv)
     if options["dry_run"]:
         print("\n".join(plan(recipe, options["gpu"]).lines))
         return
     if options["gpu"] is not None:
-        raise Refused("--gpu needs --dry_run: it only estimates the cost on a card")
+        raise Refused("--gpu needs --dry_run: it only estimates the cost on a GPU")
     command = shlex.join(["hfsae", "train", *argv])
     folders = run(recipe, command, check_cost=check_memory)
     if is_first_process():
@@ -61,7 +61,7 @@ def train(argv: list[str]) -> None:
 
 
 def compare(argv: list[str]) -> None:
-    """`hfsae compare`, as `VERBS` says."""
+    """`hfsae compare`: see `VERBS`."""
     command = shlex.join(["hfsae", "compare", *argv])
     comparisons, folder = parse_comparisons(argv)
     if folder is None:
@@ -74,7 +74,7 @@ def compare(argv: list[str]) -> None:
 
 
 def tune(argv: list[str]) -> None:
-    """`hfsae tune`, as `VERBS` says."""
+    """`hfsae tune`: see `VERBS`."""
     tuning, _ = parse_recipe(recipe_parser("tune", Tuning), argv, Tuning)
     folder = run_tuning(tuning, command=shlex.join(["hfsae", "tune", *argv]))
     print((folder / REPORT).read_text(encoding="utf-8"))
@@ -82,17 +82,17 @@ def tune(argv: list[str]) -> None:
 
 
 def evaluate(argv: list[str]) -> None:
-    """`hfsae evaluate`, as `VERBS` says."""
+    """`hfsae evaluate`: see `VERBS`."""
     _report_again("evaluate", argv, EVALUATION)
 
 
 def collect(argv: list[str]) -> None:
-    """`hfsae collect`, as `VERBS` says."""
+    """`hfsae collect`: see `VERBS`."""
     _report_again("collect", argv, META)
 
 
 def show_folder(argv: list[str]) -> None:
-    """`hfsae show`, as `VERBS` says."""
+    """`hfsae show`: see `VERBS`."""
     parser = verb_parser("show", "SOURCE [LATENT ...]")
     add_source(parser)
     parser.add("latents", type=int, nargs="*", default=[], help="indices of latents to show")
@@ -118,7 +118,7 @@ def _as_typed(choice: dict[str, Any]) -> str:
 
 
 def card(argv: list[str]) -> None:
-    """`hfsae card`, as `VERBS` says."""
+    """`hfsae card`: see `VERBS`."""
     parser = verb_parser("card", "SOURCE")
     add_source(parser)
     add_output(parser)
@@ -137,7 +137,7 @@ def card(argv: list[str]) -> None:
 
 
 def recipes(argv: list[str]) -> None:
-    """`hfsae recipes`, as `VERBS` says."""
+    """`hfsae recipes`: see `VERBS`."""
     parser = verb_parser("recipes", "")
     parser.parse(argv)
     for name, text in shipped_recipes().items():

@@ -1,4 +1,4 @@
-"""The pages that the command prints of a folder: its training, metrics and latents."""
+"""What the command prints about a folder: its training, metrics and latents."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""The options of every verb that takes any SAE: which one, its language model and text, its folder.
+"""The options of every verb that takes any SAE: the SAE, its language model and text, its folder.
 
 `add_sae` adds them, `find` reads them; fields of a recipe come by `add_sections`.
 """

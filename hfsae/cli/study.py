@@ -20,7 +20,7 @@ _FIRST_PORT = 7870
 
 
 def study_verb(argv: list[str]) -> None:
-    """`hfsae study`, as `VERBS` says."""
+    """`hfsae study`: see `VERBS`."""
     does = {"make": _make, "rate": _rate, "space": _space, "close": _close, "report": _report}
     if argv and argv[0] in does:
         does[argv[0]](argv[1:])
@@ -35,7 +35,7 @@ def study_verb(argv: list[str]) -> None:
         "hfsae study report studies/mine",
     )
     parser.add("do", type=str, help=f"{_DOES}; `hfsae study make --help` lists the options of one")
-    raise Refused(f"hfsae study does {_DOES}; got {parser.parse(argv)['do']!r}")
+    raise Refused(f"hfsae study needs one of {_DOES}; got {parser.parse(argv)['do']!r}")
 
 
 def _parser(name: str, usage: str, about: str) -> VerbParser:

@@ -5,17 +5,17 @@ from typing import NamedTuple
 
 class Verb(NamedTuple):
     function: str
-    """its module in this room, and its name there: it takes the arguments behind the verb"""
+    """its module in this room, and its name there; it takes the arguments after the verb"""
     about: str
-    """what `--help` prints; the first sentence stands in the list of all verbs"""
+    """what `--help` prints; the list of all verbs shows its first sentence"""
 
 
 VERBS: dict[str, Verb] = {
     "train": Verb(
         "runs.train",
-        "Train the SAE of a recipe, evaluate it, collect what its latents fire on, and write "
-        "a folder with weights, card, metrics, figures, examples, names and presets. Run again, it "
-        "resumes.",
+        "Train the SAE of a recipe, evaluate it, collect examples of what its latents fire "
+        "on, and write a folder with weights, card, metrics, figures, examples, names and "
+        "presets. Run again, it resumes.",
     ),
     "recipes": Verb(
         "runs.recipes",
@@ -24,55 +24,59 @@ VERBS: dict[str, Verb] = {
     "compare": Verb(
         "runs.compare",
         "Train the arms of a comparison on the same activations, evaluate them on the same "
-        "held-out text, report fidelity (--explain: and scores of latents) at equal L0 with "
-        "intervals. Resumes.",
+        "held-out text, and report fidelity at equal L0 with intervals; --explain adds "
+        "scores of explanations. Run again, it resumes.",
     ),
     "tune": Verb(
         "runs.tune",
-        "Search the settings of a recipe: random draws from ranges, the better half of them "
-        "on twice the tokens, scored on validation documents. It writes a report and the best "
-        "recipe; it resumes.",
+        "Search the settings of a recipe: it draws settings at random from ranges, "
+        "repeatedly trains the better half of them on twice the tokens, and scores them on "
+        "validation documents. It writes a report and the best recipe. Run again, it "
+        "resumes.",
     ),
     "evaluate": Verb(
         "runs.evaluate",
-        "Evaluate a trained SAE again; fields that you change are noted in its recipe.yaml. "
-        "Or evaluate any SAE, in a folder or repository, in any format, on a whole text; give "
-        "what its config lacks about the language model.",
+        "Evaluate a trained SAE again; fields that you change are saved in its "
+        "recipe.yaml. Or evaluate any SAE, in a folder or repository, in any format, on a "
+        "whole text; name the language model if its config does not.",
     ),
     "collect": Verb(
         "runs.collect",
-        "Collect again what a trained SAE's latents fire on; fields that you change are noted "
-        "in its recipe.yaml. Or do it for any SAE, in a folder or repository, in any format; "
-        "give what its config lacks about the language model.",
+        "Collect examples of what a trained SAE's latents fire on again; fields that you "
+        "change are saved in its recipe.yaml. Or do it for any SAE, in a folder or "
+        "repository, in any format; name the language model if its config does not.",
     ),
     "explain": Verb(
         "explain.explain_verb",
-        "Explain what latents of an SAE mean, and score that on held-out documents: half of "
-        "them explain, half test, beside another latent's explanation and random directions. "
-        "It reads the text once, and writes explanations and a report below features/; run "
-        "again, it prints the report. --scores and --explainer lm need a language model "
-        "(--judge); features/calls.jsonl keeps its answers.",
+        "Explain what latents of an SAE mean, and score the explanations on held-out "
+        "documents: one half explains, the other half tests. Another latent's explanation "
+        "and random directions are the controls. It reads the text once, and writes "
+        "explanations and a report below features/; run again, it prints the report. "
+        "--scores and --explainer lm need a language model (--judge); features/calls.jsonl "
+        "keeps its answers.",
     ),
     "probe": Verb(
         "probe.probe_verb",
         "Probe SAEs: how well 1, 2, 5, 16 or all latents tell two classes of texts apart, "
-        "beside untrained latents that fire as often, the model's own dimensions, and a bag "
-        "of tokens; then first-letter absorption, and the uniformity of latents' effects. "
-        "SAEs of one model are probed side by side; results are probing.json and probing.md "
-        "in each folder, and their means stand in evaluation.json and the card.",
+        "beside untrained latents that fire as often, the model's own dimensions, and a "
+        "bag of tokens; then first-letter absorption, and the uniformity of latents' "
+        "effects. SAEs of one model are probed side by side; results are probing.json and "
+        "probing.md in each folder, and their means are also in evaluation.json and the "
+        "card.",
     ),
     "study": Verb(
         "study.study_verb",
-        "Let people rate latents, blind to which SAE and latent they see: `make SOURCE ...` "
-        "draws latents, random directions, repeats and intruders, and writes a plan with its "
-        "hash; `rate STUDY` serves a page for several raters, `space STUDY NAME/SPACE` puts "
-        "it on the Hub; `close STUDY` ends it; `report STUDY` writes means and differences "
-        "with intervals, agreement, controls, and correlations with automated scores.",
+        "Let people rate latents without knowing which SAE and latent they see: `make "
+        "SOURCE ...` draws latents, random directions, repeats and intruders, and writes a "
+        "plan with its hash; `rate STUDY` serves a page for several raters, `space STUDY "
+        "NAME/SPACE` puts it on the Hub; `close STUDY` ends it; `report STUDY` writes "
+        "means and differences with intervals, agreement, controls, and correlations with "
+        "automated scores.",
     ),
     "show": Verb(
         "runs.show_folder",
-        "Print an SAE's metrics, and what its latents fire on (those named, or a few at "
-        "random), from the results beside it.",
+        "Print an SAE's metrics, and what some of its latents fire on (those that you "
+        "name, or a few at random), from the results in its folder.",
     ),
     "card": Verb(
         "runs.card",
@@ -86,22 +90,22 @@ VERBS: dict[str, Verb] = {
     ),
     "push": Verb(
         "files.push_verb",
-        "Send an SAE, or a folder of several, to the Hub in one commit. One in another library's "
-        "format, or chosen from several, is sent in hfsae's own, with what was measured of it. A "
-        "new repository is private, unless --public. The token is the one from `hf auth login`, "
-        "or HF_TOKEN.",
+        "Send an SAE, or a folder of several, to the Hub in one commit. One in another "
+        "library's format, or chosen from several, is sent in hfsae's own, with its "
+        "results. A new repository is private, unless --public. The token is the one from "
+        "`hf auth login`, or HF_TOKEN.",
     ),
     "verify": Verb(
         "files.verify_verb",
-        "Check whether an SAE's weights are the saved ones, to the bit, and whether this "
-        "machine, dtype and version compute the same from its fingerprint as when it was saved. "
-        "Exit code 1 if not, 3 if there is no fingerprint to compare with, as in other libraries' "
-        "files: then the weights are only read and hashed.",
+        "Check that an SAE's weights equal the saved ones, to the bit, and that this "
+        "machine, dtype and version compute the latents that its fingerprint records. Exit "
+        "code 1 if not, 3 if there is no fingerprint, as in other libraries' files: then "
+        "the weights are only read and hashed.",
     ),
     "convert": Verb(
         "files.convert_verb",
         "Write an SAE of any known format in another one, with the same latents and "
-        "reconstructions. Refused where the new format cannot represent the SAE.",
+        "reconstructions. An SAE that the new format cannot represent is refused.",
     ),
     "demo": Verb(
         "app.demo_verb",
@@ -111,15 +115,15 @@ VERBS: dict[str, Verb] = {
     ),
     "presets": Verb(
         "app.presets_verb",
-        "Find latents, strengths and prompts at which steering is seen in the text, with each "
-        "of three seeds, and write them to presets.json beside the SAE: the app offers them. It "
-        "needs the examples that `hfsae collect` writes, and takes minutes.",
+        "Find latents, strengths and prompts with which steering visibly changes the text, "
+        "with each of three seeds, and write them to presets.json beside the SAE: the app "
+        "offers them. It needs the examples that `hfsae collect` writes, and takes minutes.",
     ),
     "space": Verb(
         "app.space_verb",
-        "Write a folder for a Space on the Hub: the app for one SAE, of a repository there or of a "
-        "folder here, whose files are copied in hfsae's format. Nothing is pushed: the commands "
-        "for that are printed.",
+        "Write a folder for a Space on the Hub: the app for one SAE, from a repository "
+        "there or a folder here; a folder's files are copied in hfsae's format. Nothing is "
+        "pushed: it prints the commands for that.",
     ),
 }
 EXAMPLES = (

@@ -192,7 +192,8 @@ def _refuse_invalid_at_site(comparison: Comparison) -> None:
 
 
 def _refuse_absent(runs: Sequence[ArmRun]) -> None:
-    """
+    """Refuse arms of other libraries whose SAEs are missing.
+
     Raises:
         ValueError: SAEs of another library are not there.
     """

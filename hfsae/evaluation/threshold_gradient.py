@@ -79,7 +79,8 @@ def estimates(
 
 
 def _threshold(sae: SAE) -> nn.Parameter:
-    """
+    """The SAE's trained thresholds.
+
     Raises:
         ValueError: the variant has no thresholds that are trained by straight-through gradients.
     """

@@ -223,7 +223,7 @@ def _rows(path: Path, weights: str | None) -> Iterator[dict[str, Any]]:
         yield from readers[suffix](path, weights)
     except (OSError, EOFError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(
-            f"{path} cannot be read ({one_line(error)}); put back a sound copy"
+            f"{path} cannot be read ({one_line(error)}); restore an intact copy"
         ) from error
 
 
@@ -243,7 +243,9 @@ def _parquet_rows(path: Path, weights: str | None) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(1024, columns=names):
                 yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
-        raise Refused(f"{path} is not sound parquet ({one_line(error)}); make it again") from error
+        raise Refused(
+            f"{path} is not a valid parquet file ({one_line(error)}); make it again"
+        ) from error
 
 
 def _jsonl_rows(path: Path, weights: str | None) -> Iterator[dict[str, Any]]:

@@ -155,7 +155,8 @@ class FeatureStore:
         return self.latents.num_rows
 
     def __getitem__(self, index: int) -> Latent:
-        """
+        """One latent with its examples.
+
         Raises:
             ValueError: the examples on disk are damaged.
         """

@@ -324,7 +324,7 @@ def _homes(folder: Path) -> list[Path]:
         if recorded.is_file() and (damaged := sae.verify(home).damaged):
             raise Refused(
                 f"{home} is DAMAGED: {', '.join(damaged)}: not what was saved ({recorded.name}); "
-                f"put back a sound copy, or delete {recorded.name} if you changed the SAE yourself"
+                f"restore an intact copy, or delete {recorded.name} if you changed the SAE yourself"
             )
         refuse_mixture(home, PUBLISHED)
         refuse_changed(home)

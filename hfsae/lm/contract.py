@@ -6,10 +6,10 @@ tokenizer, BOS token, dtype, and attention implementation, no dropout. A trainin
 Activations are always raw, so there is no normalisation to agree on. Other code checks sites and
 widths where it uses them.
 
-Errors are differences that leave no latent its meaning, warnings those that change some latents. To
-go on deliberately, set the field that the sentence names to None: what is None is not compared, as
-in SAEs of other libraries and from before the field.
-Each warning comes once for a model and an SAE.
+A difference that makes all latents meaningless is an error, one that changes some latents a
+warning. To continue deliberately, set the field that the sentence names to None: what is None is
+not compared, as in SAEs of other libraries and from before the field. Each warning comes once for a
+model and an SAE.
 
 **Weights.** Their distance from training's is measured on a sketch (`weights_sketch`). With noise
 of that size on SmolLM2's weights, of the firings of an SAE (layers.12, 3,072 latents) or of those
@@ -55,7 +55,7 @@ class Difference(NamedTuple):
     """One term on which a model differs from training."""
 
     field: str | None
-    """of the SAE's config: at None it is not compared"""
+    """the field of the SAE's config; None there leaves it out of the comparison"""
     sentence: str
     severity: Severity
 
@@ -87,11 +87,12 @@ def hold(lm: nn.Module, sae: Any, tokenizer: Any = None, *, dropout: Severity = 
     Cheap enough for every call. Each warning comes once for a model and an SAE.
 
     Args:
-        tokenizer: what makes the text's ids; None: the ids are given.
-        dropout: active dropout counts as this. Blocks that a training may lie in only warn.
+        tokenizer: the one that made the text's ids; None: it is not compared.
+        dropout: whether active dropout is an "error" or only a "warning", as in blocks inside which
+            a model may be trained.
 
     Raises:
-        ValueError: a difference leaves no latent its meaning, or dropout is active.
+        ValueError: a difference makes all latents meaningless, or dropout is active.
     """
     lm = unwrapped(lm)
     unequal = differences(sae.config, lm, tokenizer)
@@ -104,10 +105,10 @@ def hold(lm: nn.Module, sae: Any, tokenizer: Any = None, *, dropout: Severity = 
 
 
 def intend(lm: nn.Module, sae: Any, field: str) -> None:
-    """Let `hold` give no warning of a difference that is meant, as a copy in another dtype is.
+    """Silence `hold`'s warning of an intended difference, such as a copy in another dtype.
 
     Args:
-        field: of the SAE's config.
+        field: the field of the SAE's config whose difference is intended.
     """
     meant = (d for d in differences(sae.config, unwrapped(lm)) if d.field == field)
     _sentences(lm, sae).update(str(d) for d in meant if d.severity == "warning")
@@ -346,7 +347,7 @@ _warned: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Any, set[str]]] = WeakKe
 
 
 def _warn_once(lm: nn.Module, sae: Any, difference: Difference) -> None:
-    """Warn, if this was not said before of this model and this SAE."""
+    """Warn, unless this model and SAE got the same warning before."""
     sentences = _sentences(lm, sae)
     if str(difference) not in sentences:
         sentences.add(str(difference))
@@ -354,7 +355,7 @@ def _warn_once(lm: nn.Module, sae: Any, difference: Difference) -> None:
 
 
 def _sentences(lm: nn.Module, sae: Any) -> set[str]:
-    """What was said of this model and this SAE."""
+    """The warnings that were given about this model and SAE."""
     warned = _warned.setdefault(unwrapped(lm), WeakKeyDictionary())
     try:
         return warned.setdefault(sae, set())

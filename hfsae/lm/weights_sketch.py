@@ -37,7 +37,7 @@ class Distance(NamedTuple):
     """root mean square of the weights' differences, as a fraction of that of the weights; None if
     the two models have none of the sketched matrices in common"""
     tolerance: float = _SAME
-    """distances up to here are those of equal weights, cast from one dtype to the other"""
+    """distances up to this one can come from casting equal weights to another dtype"""
     new_adapter: bool = False
     """the model carries an adapter (PEFT), the sketched one did not"""
 
@@ -56,16 +56,16 @@ def parse(text: str) -> tuple[int, _Sums]:
     """The width of a sketched model, and the sums of each matrix by its hash.
 
     Raises:
-        ValueError: it is no sketch.
+        ValueError: the text is not a sketch.
     """
     try:
         packed = base64.b64decode(text, validate=True)
         (width,), records = _WIDTH.unpack_from(packed), _RECORD.iter_unpack(packed[_WIDTH.size :])
         sums = {tag: tuple(sums) for tag, *sums in records}
     except (ValueError, struct.error) as error:
-        raise Refused(f"{text[:40]!r} is no sketch of weights: {error}") from error
+        raise Refused(f"{text[:40]!r} is not a sketch of weights: {error}") from error
     if not sums or not all(map(isfinite, chain(*sums.values()))):
-        raise Refused(f"{text[:40]!r} is no sketch of weights: it has no finite sums")
+        raise Refused(f"{text[:40]!r} is not a sketch of weights: it has no finite sums")
     return width, sums
 
 

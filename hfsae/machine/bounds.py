@@ -7,7 +7,8 @@ _MOST_SEED = 2**63 - 1  # of torch's generators
 
 
 def check_most(name: str, value: int | float, most: int) -> None:
-    """
+    """Check that a setting is not above its limit.
+
     Raises:
         ValueError: the value is larger.
     """
@@ -16,7 +17,8 @@ def check_most(name: str, value: int | float, most: int) -> None:
 
 
 def check_least(settings: object, prefix: str = "", **least: int) -> None:
-    """
+    """Check that settings are not below their limits.
+
     Args:
         settings: an object with fields of these names; those that hold no number pass.
         prefix: of the names in the sentence.
@@ -32,7 +34,8 @@ def check_least(settings: object, prefix: str = "", **least: int) -> None:
 
 
 def check_seed(name: str, value: int) -> None:
-    """
+    """Check that a seed suits every generator of random numbers.
+
     Raises:
         ValueError: no generator can start from it.
     """

@@ -244,14 +244,14 @@ def damaged(path: Path, why: object) -> str:
     """The sentence for a file that cannot be read: the reason and the remedy."""
     home, name = in_folder(path)
     verb = MADE_BY.get(name)
-    remedy = f"`hfsae {verb} {home}` makes it again" if verb else "put back a sound copy"
+    remedy = f"`hfsae {verb} {home}` makes it again" if verb else "restore an intact copy"
     if path.name == Path(CALLS).name:
         remedy = f"delete the line, and `hfsae explain {home}` asks its question again"
     if name in _MADE_BY_COMPARISON:
         remedy = "delete it, and the comparison's command makes it again"
     if name in _KEPT_BY_COMPARISON:
         remedy = (
-            "put back a sound copy; without one, delete it: SAEs without weights are trained again"
+            "restore an intact copy; without one, delete it: SAEs without weights are trained again"
         )
     return f"{path} is damaged ({why}); {remedy}"
 

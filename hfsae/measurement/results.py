@@ -36,7 +36,8 @@ from ..training.trainer import make_accelerator, sum_products_in_float32
 
 
 def refuse_no_tokens(recipe: Recipe, result: str) -> None:
-    """
+    """Refuse to make a result for which the recipe has 0 tokens.
+
     Raises:
         ValueError: the recipe gives this result 0 tokens.
     """

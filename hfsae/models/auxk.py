@@ -11,7 +11,7 @@ from .config import Number, SAEConfig
 
 
 class AuxKSAEConfig(SAEConfig):
-    """For activations of unit mean squared norm (x/c)."""
+    """Fields of TopK and BatchTopK, for activations of unit mean squared norm (x/c)."""
 
     k: int = 64
     """latents that may fire on a token; for BatchTopK, on average"""

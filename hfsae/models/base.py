@@ -15,7 +15,7 @@ mean square (so that one learning rate, bandwidth and coefficient serve every la
 `config.activation_scale`, c: the root of the mean squared norm, or of the mean squared distance
 from the mean (`training.unit`). Biases and thresholds are *stored*
 in units of x/c and multiplied by c where they are used; weights have no unit. So scale is a number
-in the config, not a mode, and there is nothing to remember after loading. `folded()` multiplies it
+in the config, not a mode, and callers need not know it after loading. `folded()` multiplies it
 into the stored biases and thresholds for good: same pre-activations, latents and reconstruction.
 
 **Transcoders** are SAEs whose `target_site` differs from `site`: they read x at one site and
@@ -120,7 +120,7 @@ class SAE(Strict):
     base_model_prefix = ""
     main_input_name = "x"
     has_one_reconstruction: ClassVar[bool] = True
-    """whether the loss has no reconstruction but that from all latents"""
+    """whether the loss has a single reconstruction, that from all latents"""
     float32_parameters: tuple[str, ...] = ()
     """names of parameters that stay float32 whatever dtype the model is moved to"""
     latent_dims: ClassVar[Mapping[str, int]] = {"W_enc": 1, "b_enc": 0, "W_dec": 0}
@@ -130,8 +130,8 @@ class SAE(Strict):
     """The same function as a `sae_lens.SAE`; `hfsae.convert` sets this method."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A class with a config of its own is known to `AutoModel` from here on; one that a
-        notebook's cell defines again takes the place of the former."""
+        """Register a class that has a config of its own with `AutoModel`; a class that a notebook's
+        cell defines again replaces the former one."""
         is_own = "config_class" in vars(cls)  # transformers sets it on every class
         super().__init_subclass__(**kwargs)
         if is_own:
@@ -281,7 +281,7 @@ class SAE(Strict):
         return torch.zeros_like(rms), rms
 
     def floor(self, schedule: Schedule = Schedule()) -> Float[Tensor, " d_sae"] | None:
-        """The level, raw units, up to which pre-activations have no value and no gradient.
+        """The level, raw units: pre-activations up to it have no value and no gradient.
 
         None (the base): any pre-activation may have one, so sparse steps are not possible.
         """
@@ -295,7 +295,7 @@ class SAE(Strict):
     def entries(
         self, x: Float[Tensor, "n d_in"], schedule: Schedule, workspace: Workspace
     ) -> Entries:
-        """Where a latent can have a value or a gradient."""
+        """The (token, latent) pairs at which a latent can have a value or a gradient."""
         floor = self.floor(schedule)
         assert floor is not None
         return screen(*self._screened(x), floor, workspace)
@@ -451,8 +451,8 @@ class SAE(Strict):
 
     @torch.no_grad()
     def settle_(self, x: Float[Tensor, "n d_in"]) -> None:
-        """Set from activations what follows from batches in training; call it where weights were
-        changed otherwise. The base has nothing of this kind."""
+        """Set, from these activations, what training sets from batches, such as BatchTopK's
+        threshold; call it after changing weights by other means. The base has nothing to set."""
 
     @torch.no_grad()
     def folded(self) -> "SAE":

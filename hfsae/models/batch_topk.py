@@ -15,7 +15,7 @@ from .config import Number, SAEConfig
 
 
 class BatchTopKSAEConfig(AuxKSAEConfig):
-    """For activations of unit mean squared norm (x/c)."""
+    """Fields of BatchTopK SAEs, for activations of unit mean squared norm (x/c)."""
 
     model_type = "batch_topk_sae"
 
@@ -35,9 +35,9 @@ class BatchTopKSAE(AuxKSAE):
     loss = |x - recon from these|^2 + aux / 32 + (threshold - the smallest of these)^2 / 2
 
     Bussmann et al. 2024 (arXiv:2412.06410). `forward(x, return_loss=True)` in training mode keeps
-    the k B largest positive z of the B tokens of the batch, in all processes together, so that
-    tokens share them out by need. All else uses one threshold, and depends on no other token; its
-    L0 is k on average. `aux` is TopK's (arXiv:2406.04093, appendix A.2).
+    the k B largest positive z of the B tokens of the batch, in all processes together, so that a
+    token gets as many as it needs. Everything else uses one threshold, and no token depends on
+    another; its L0 is k on average. `aux` is TopK's (arXiv:2406.04093, appendix A.2).
 
     Prefer it to TopK, whose error it lowers at the same L0 and cost, and to JumpReLU where there is
     no time to train thresholds: this one follows by itself. In use it is a JumpReLU SAE whose
@@ -124,7 +124,7 @@ class BatchTopKSAE(AuxKSAE):
     def density(
         self, pre_acts: Float[Tensor, "*batch d_sae"], schedule: Schedule
     ) -> Float[Tensor, ""]:
-        """In training k / d_sae, whatever the pre-activations."""
+        """k / d_sae in training, independent of the pre-activations."""
         if schedule.training:
             return super().density(pre_acts, schedule)
         return EVERYWHERE.share(pre_acts > self.floor())

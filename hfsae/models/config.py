@@ -65,7 +65,7 @@ class SAEConfig(PreTrainedConfig):
     model_attention: str | None = None
     """its attention implementation: 'eager', 'sdpa', ..."""
     model_weights: str | None = None
-    """sketch of its weights, to compare another copy with: see `hfsae.lm.contract`"""
+    """sketch of its weights, by which another copy is compared: see `hfsae.lm.contract`"""
     tokenizer_hash: str | None = None
     """hash of its tokenizer's vocabulary"""
     bos: str | None = None
@@ -82,7 +82,8 @@ class SAEConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers does, but refuse the config of another kind of model.
+        """The config from a dict, as in transformers, but the config of another kind of model is
+        refused.
 
         Raises:
             ValueError: the model_type is another, or a field is missing, mistyped or out of range.
@@ -270,7 +271,8 @@ _TRANSFORMERS_KEYS = {
 
 
 def check_latent(latent: int, d_sae: int) -> None:
-    """
+    """Refuse an index that is not a latent's.
+
     Raises:
         ValueError: there is no such latent.
     """

@@ -2,8 +2,8 @@
 
 `fingerprint.safetensors` holds raw activations x [n, d_in], the firing latents of each (indices and
 values), and reconstructions; its metadata holds the SHA-256 of every weight, of the config and of
-the file of weights. With it two questions can be answered: are the weights, to the bit, those that
-were saved, and does this machine, dtype and version compute the same latents from them?
+the file of weights. With it two questions can be answered: are the weights those that were saved,
+to the bit? And do this machine, dtype and version compute the same latents from them?
 """
 
 import hashlib
@@ -48,7 +48,7 @@ class Verification(NamedTuple):
     weights_are_intact: bool | None
     """None where weights were cast, so that their bits cannot be compared"""
     damaged: list[str]
-    """parts that differ from the saved ones: names of weights, "config", "fingerprint" """
+    """parts that differ from what was saved: names of weights, "config", "fingerprint" """
     latents_difference: float
     """largest absolute difference, as a fraction of the largest latent"""
     recon_difference: float
@@ -182,8 +182,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise Refused("its metadata hold no hashes")
     except (SafetensorError, OSError, ValueError) as error:
         raise Damaged(
-            f"{path} is damaged, or no fingerprint: {one_line(error)}; `hfsae.write_fingerprint` "
-            "makes one"
+            f"{path} is damaged, or is not a fingerprint: {one_line(error)}; "
+            "`hfsae.write_fingerprint` makes one"
         ) from error
     return tensors, hashes
 

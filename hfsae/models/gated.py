@@ -14,7 +14,7 @@ from .config import Number, SAEConfig
 
 
 class GatedSAEConfig(SAEConfig):
-    """For activations of unit mean squared norm (x/c)."""
+    """Fields of Gated SAEs, for activations of unit mean squared norm (x/c)."""
 
     model_type = "gated_sae"
     options_on_card: ClassVar = {"penalty": {"ri_l1": "conerly2024update"}}

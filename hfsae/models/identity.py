@@ -1,4 +1,4 @@
-"""Which SAE numbers belong to: a hash of its decoder, carried along with what was measured of it.
+"""A hash of an SAE's decoder, kept with results, which shows to which SAE they belong.
 
 An SAE in memory has no file whose hash could be compared, and may be in another dtype, or not
 folded, where its latents are the same.
@@ -43,8 +43,8 @@ def decoder_hash_of(path: Path) -> str | None:
 
 
 def marked(values: Tensor, decoder_sha256: str | None) -> Tensor:
-    """The same tensor, known to be of the SAE with this decoder. Results of operations on it are
-    not."""
+    """The same tensor, marked as belonging to the SAE with this decoder. Results of operations on
+    it lose the mark."""
     setattr(values, _OF, decoder_sha256)
     return values
 
@@ -53,7 +53,7 @@ def refuse_values_of_others(values: object, W_dec: Tensor, name: str) -> None:
     """Refuse a tensor that is marked as another SAE's; one without a mark is accepted.
 
     Raises:
-        ValueError: it is of another SAE than the one with this decoder.
+        ValueError: it belongs to another SAE than the one with this decoder.
     """
     theirs = getattr(values, _OF, None)
     ours = None if theirs is None else decoder_hash(W_dec)

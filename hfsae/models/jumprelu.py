@@ -32,7 +32,8 @@ from .config import Number, SAEConfig
 
 
 class JumpReLUSAEConfig(SAEConfig):
-    """Defaults are the paper's, for activations of unit mean squared norm (x/c)."""
+    """Fields of JumpReLU SAEs: the paper's defaults, for activations of unit mean squared norm
+    (x/c)."""
 
     model_type = "jumprelu_sae"
     has_thresholds = True
@@ -95,12 +96,12 @@ class JumpReLUSAEConfig(SAEConfig):
         self.require_positive("aux_k")
         self.require_not_negative("l0_coefficient", "pre_act_coefficient", "aux_coefficient")
         if self.l0_loss != "linear" and self.penalty != "l0":
-            raise Refused(f"l0_loss={self.l0_loss!r} goes with penalty='l0' alone")
+            raise Refused(f"l0_loss={self.l0_loss!r} needs penalty='l0'")
         if self.l0_loss == "quadratic" and self.target_l0 is None:
             raise Refused("l0_loss='quadratic' needs target_l0, where its minimum lies")
         if self.penalty != "l0" and self.ste not in ("both", "none"):
             raise Refused(
-                f"ste={self.ste!r} goes with penalty='l0' alone: {self.penalty!r} penalises the "
+                f"ste={self.ste!r} needs penalty='l0': {self.penalty!r} penalises the "
                 "latents that are also decoded, so the two terms cannot be separated"
             )
 
@@ -217,7 +218,7 @@ class JumpReLUSAE(SAE):
 
     @torch.no_grad()
     def before_step_(self) -> None:
-        """With `log_threshold`, also give the optimiser log(threshold) and its gradient..."""
+        """With `log_threshold`, also hand log(threshold) and its gradient to the optimiser."""
         super().before_step_()
         if self._learns_log:
             if self.threshold.grad is not None:
@@ -226,7 +227,8 @@ class JumpReLUSAE(SAE):
 
     @torch.no_grad()
     def after_step_(self) -> None:
-        """...and return to the threshold after the step; without it, clamp thresholds at zero."""
+        """Return from log(threshold) to the threshold; without `log_threshold`, clamp it at
+        zero."""
         super().after_step_()
         if self._learns_log:
             self.threshold.exp_()
@@ -256,8 +258,8 @@ def along_directions(
     limits: Float[Tensor, " d_sae"],
     mean: Float[Tensor, " d_in"],
 ) -> JumpReLUSAE:
-    """A JumpReLU SAE in the place of another: latents are z = (x - mean) . direction where z is
-    above its limit, counted from the limit where that is negative.
+    """A JumpReLU SAE that replaces another: a latent is z = (x - mean) . direction where z is above
+    its limit, or z - limit if the limit is negative.
 
     Args:
         written: the rows of the decoder.

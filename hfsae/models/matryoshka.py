@@ -41,8 +41,9 @@ class MatryoshkaConfig(SAEConfig):
 class Matryoshka(SAE):
     """An SAE whose loss adds |x - recon from the first m latents|^2, for some m < d_sae.
 
-    Their sum is the term `nested`; `mse` stays the error of all latents together. The encoder, what
-    fires, and all of inference are those of the SAE that is nested: another class before this one.
+    Their sum is the term `nested`; `mse` stays the error of all latents together. The encoder, the
+    activation function and inference are those of the nested variant, which stands before this
+    class among the bases.
     """
 
     config: MatryoshkaConfig
@@ -71,10 +72,11 @@ class MatryoshkaBatchTopKSAE(Matryoshka, BatchTopKSAE):
 
     recon_m is made of the first m latents, for each of the `prefixes` m of the dictionary.
 
-    Bussmann et al. 2025 (arXiv:2503.17547), over BatchTopK (arXiv:2412.06410). Early latents must
-    do with few, so they stay general, and are not broken up where later ones tell more details.
-    Prefer it where latents are to be read as features or used for probing and steering: less
-    splitting and absorption than a BatchTopK SAE of the same k has, for a slightly higher error.
+    Bussmann et al. 2025 (arXiv:2503.17547), over BatchTopK (arXiv:2412.06410). The first latents
+    must reconstruct without the others, so they stay general, and are not split up by the details
+    that later latents add. Prefer it where latents are to be read as features or used for probing
+    and steering: less splitting and absorption than a BatchTopK SAE of the same k has, for a
+    slightly higher error.
     """
 
     config_class = MatryoshkaBatchTopKSAEConfig
@@ -95,8 +97,8 @@ class MatryoshkaJumpReLUSAE(Matryoshka, JumpReLUSAE):
     The form of Gemma Scope 2 (2025): nested losses (arXiv:2503.17547) over JumpReLU
     (arXiv:2407.14435). There a quadratic penalty leads L0 to its target, here the controller of
     `target_l0` does. Prefer it to Matryoshka BatchTopK where latents should have thresholds of
-    their own. The mse has one term for each prefix: a fixed `l0_coefficient` wants to be as many
-    times larger than a JumpReLU SAE's.
+    their own. The mse has one term for each prefix: a fixed `l0_coefficient` must be as many times
+    larger than a JumpReLU SAE's.
     """
 
     config_class = MatryoshkaJumpReLUSAEConfig

@@ -8,10 +8,10 @@
     quadratic   (L0 / target - 1)^2                      arXiv:2407.14435, appendix F
     frequency   sum_i p_i (1 + p_i / limit)              Smith et al. 2025; L0 is sum_i p_i
 
-p_i is the share of tokens that latent i fires on. The last two are no sums over tokens: with
-several processes, or a batch in parts, each takes them of its own share, and what steps use is the
-mean of these gradients. It differs from the whole batch's by the noise in L0 and p_i of a share,
-which is small beside a target or limit as long as shares have some hundred tokens.
+p_i is the share of tokens that latent i fires on. The last two are not sums over tokens: with
+several processes, or a batch in parts, each process or part computes them on its own share, and a
+step uses the mean of these gradients. It differs from the whole batch's by the noise in L0 and p_i
+of a share, which is small beside a target or limit as long as shares have some hundred tokens.
 """
 
 import torch
@@ -25,20 +25,20 @@ from .config import Number
 
 
 def l1(sae: SAE, parts: ForwardParts, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
-    """Of latents or gates, in their unit; RI-L1 where norms are free."""
+    """l1, or ri_l1 where norms are free, of latents or gates in their unit."""
     return parts.per_token(_as_written(sae, parts, f))
 
 
 def tanh(sae: SAE, parts: ForwardParts, slope: Number) -> Float[Tensor, ""]:
-    """Of latents in units of x/c, as they are written."""
+    """tanh of latents in units of x/c, weighted by the norms of their decoder rows."""
     f = parts.latents.float() / sae.latent_scale
     return parts.per_token((slope * _as_written(sae, parts, f)).tanh())
 
 
 def pre_act(sae: SAE, parts: ForwardParts, threshold: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
-    """Of thresholds in units of x/c; norms weigh, and are not trained by it.
+    """pre_act, thresholds in units of x/c; decoder norms are weights, and get no gradient from it.
 
-    Were they, Adam would shrink a dead latent's row to nothing before its encoder could move, and
+    If they did, Adam would shrink a dead latent's row to nothing before its encoder could move, and
     the loss with it: in tests/training/test_options.py none of 24 dead latents would come back.
     """
     z = parts.pre_acts.float() / sae.latent_scale
@@ -70,14 +70,15 @@ def aux_k(
 def quadratic(
     parts: ForwardParts, steps: Float[Tensor, "*batch d_sae"], target: Number
 ) -> Float[Tensor, ""]:
-    """`steps` are 1 where a latent fires, with pseudo-derivatives; so below."""
+    """The quadratic L0 term; `steps` are 1 where a latent fires, with pseudo-derivatives."""
     return (parts.per_token(steps) / target - 1).square()
 
 
 def frequency(
     parts: ForwardParts, steps: Float[Tensor, "*batch d_sae"], limit: Number
 ) -> Float[Tensor, ""]:
-    """A latent that fires on the share `limit` of tokens pays twice for each."""
+    """The frequency term: a latent that fires on the share `limit` of tokens costs twice as
+    much."""
     p = parts.at.totals_by_latent(steps) / parts.n_tokens
     return (p * (1 + p / limit)).sum()
 

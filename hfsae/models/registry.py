@@ -17,10 +17,11 @@ def register_variants(module: str) -> None:
     """Import a module, whose variants `AutoModel` then knows.
 
     Args:
-        module: its dotted name, in this folder or installed; or its file, with .py.
+        module: its dotted name, for a module that lies in this folder or is installed; or its file,
+            with .py.
 
     Raises:
-        ValueError: there is no such module, it fails, or a config has no SAE class; one sentence.
+        ValueError: there is no such module, importing it fails, or a config has no SAE class.
     """
     folder, name = os.getcwd(), module
     if module.endswith(".py"):
@@ -39,7 +40,8 @@ def register_variants(module: str) -> None:
 
 
 def refuse_configs_alone() -> None:
-    """
+    """Refuse a variant's config that has no SAE class.
+
     Raises:
         ValueError: a config has no SAE class.
     """
@@ -50,15 +52,16 @@ def refuse_configs_alone() -> None:
 
 
 def refuse_unknown_variant(model_type: str | None, where: str | Path) -> None:
-    """
+    """Refuse a model_type that no variant has.
+
     Raises:
         ValueError: no imported module defines this model_type.
     """
     types = sorted(config.model_type for config in variants())
     if model_type not in types:
         raise Refused(
-            f"{where} is no SAE: its config.json is of a {model_type!r} model, and SAEs are "
-            f"{', '.join(types)}; {IMPORT_HINT}"
+            f"{where} is not an SAE: its config.json describes a {model_type!r} "
+            f"model, and SAEs are {', '.join(types)}; {IMPORT_HINT}"
         )
 
 

@@ -13,7 +13,7 @@ from .config import Number, SAEConfig, own_fields
 
 
 class ReLUSAEConfig(SAEConfig):
-    """For activations of unit mean squared norm (x/c)."""
+    """Fields of ReLU SAEs, for activations of unit mean squared norm (x/c)."""
 
     model_type = "relu_sae"
     options_on_card: ClassVar = {"penalty": {"ri_l1": "conerly2024update"}}

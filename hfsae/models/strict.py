@@ -38,8 +38,8 @@ class Strict(PreTrainedModel):
     def from_pretrained(
         cls: type[T], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
     ) -> T:
-        """Load from a folder or the Hub, as transformers does, but refuse what does not fit. On the
-        base class: the variant that the config names.
+        """Load from a folder or the Hub, as transformers does, but refuse what does not fit. Called
+        on `SAE`, it returns the variant that the config names.
 
         Raises:
             ValueError: a weight is missing, unexpected, of another shape, or not finite, where
@@ -69,11 +69,12 @@ class Strict(PreTrainedModel):
     def verify(
         self, fingerprint: str | Path | None = None, *, probe: str | Path | None = None
     ) -> Verification:
-        """Whether the weights are those that were saved, and compute the same latents here.
+        """Compare this SAE with its fingerprint: are the weights those that were saved, and do they
+        give the same latents on this machine?
 
         Args:
-            fingerprint: a fingerprint.safetensors, or the folder of one; by default the one in the
-                folder or repository that this SAE was loaded from.
+            fingerprint: a fingerprint.safetensors, or a folder that holds one; by default the one
+                in the folder or repository that this SAE was loaded from.
             probe: the former name of `fingerprint`.
 
         Raises:
@@ -110,7 +111,7 @@ def _variant_at(name: str, options: dict[str, Any]) -> Any:
     """The class of the SAE in a folder or a repository.
 
     Raises:
-        ValueError: it holds none in hfsae's own format.
+        ValueError: it holds no SAE in hfsae's own format.
     """
     place = {key: value for key, value in options.items() if key in _HUB_OPTIONS}
     try:
@@ -186,7 +187,7 @@ def _shards(index: Path) -> list[str]:
         names = sorted(set(read_json(index)["weight_map"].values()))
         if foreign := [name for name in names if not _SHARD.fullmatch(name)]:
             raise Refused(
-                f"{index} lists {foreign[0]!r}, which is not a shard beside it; use a sound copy"
+                f"{index} lists {foreign[0]!r}, which is not a shard beside it; use an intact copy"
             )
     return names
 
@@ -223,7 +224,7 @@ def _refuse_other_weights(
         if expected[name] != shapes[name]:
             raise Refused(
                 f"{where}: {name} has shape {shapes[name]} in the file, but the config asks for "
-                f"{expected[name]}; config.json and weights are of different SAEs"
+                f"{expected[name]}; config.json and weights belong to different SAEs"
             )
         if dtypes[name] not in _DTYPES:
             raise Refused(
@@ -260,7 +261,7 @@ def _refuse_misfits(model: PreTrainedModel, info: dict[str, Any], where: str) ->
         key, shape, expected = sorted(mismatched)[0]
         raise Refused(
             f"{where}: {key} has shape {list(shape)} in the file, but the config asks for "
-            f"{list(expected)}; config.json and weights are of different SAEs"
+            f"{list(expected)}; config.json and weights belong to different SAEs"
         )
     _refuse_other_names(
         type(model),

@@ -17,7 +17,7 @@ _MULTI = 4  # times k latents, in the second loss of Multi-TopK
 
 
 class TopKSAEConfig(AuxKSAEConfig):
-    """For activations of unit mean squared norm (x/c)."""
+    """Fields of TopK SAEs, for activations of unit mean squared norm (x/c)."""
 
     model_type = "topk_sae"
 

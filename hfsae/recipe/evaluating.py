@@ -100,7 +100,8 @@ def _evaluate(
 
 
 def check_foreign_rows(recipe: Recipe, loaded: LoadedLM) -> None:
-    """
+    """Check that each foreign text has something to evaluate on.
+
     Raises:
         ValueError: a foreign text of the evaluation fills no row, or has no prediction.
     """

@@ -86,7 +86,8 @@ class ExplainRequest:
 
 
 def check_explain(placed: PlacedSAE, args: ExplainArguments) -> None:
-    """
+    """Check what explanations of an SAE need, before anything is loaded.
+
     Raises:
         ValueError: the SAE's text holds out no documents or cannot be read, or a latent is out of
             range.

@@ -240,7 +240,8 @@ def _fields_of_variants() -> dict[str, set[str]]:
 
 
 def refuse_fields_of_others(recipe: Recipe, names: Iterable[str]) -> None:
-    """
+    """Refuse fields that no variant in the recipe has.
+
     Args:
         names: fields of sae that the user set explicitly, expecting an effect.
 
@@ -291,8 +292,8 @@ def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
     if recipe.shuffle.bucket_tokens < recipe.training.batch_size:
         raise Refused(
             f"shuffle.bucket_tokens ({recipe.shuffle.bucket_tokens}) is smaller than "
-            f"training.batch_size ({recipe.training.batch_size}); a bucket is best at least 50 "
-            "batches"
+            f"training.batch_size ({recipe.training.batch_size}); use a bucket of 50 "
+            "batches or more"
         )
     _check_given(recipe)
     if recipe.harvest.cache is not None:
@@ -306,7 +307,8 @@ def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
 
 
 def check_arm(name: str, arm: dict[str, Any], keys: set[str]) -> None:
-    """
+    """Check the keys and sections of an arm.
+
     Raises:
         ValueError: an arm of a comparison or a search has another key, or a section without fields.
     """

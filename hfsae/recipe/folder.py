@@ -65,7 +65,8 @@ def names_apart(folders: Sequence[Path]) -> list[str]:
 
 
 def own_output_dir(recipe: Recipe) -> Path:
-    """
+    """The recipe's output folder, checked to be writable.
+
     Raises:
         ValueError: it is a file, or cannot be written to.
     """

@@ -84,7 +84,8 @@ def changed(recipe: Recipe, given: Sections) -> Recipe:
 
 
 def check_held_out(placed: PlacedSAE, why: str) -> None:
-    """
+    """Check that the text of an SAE holds out documents.
+
     Args:
         why: what needs documents that training has not read.
 

@@ -45,7 +45,7 @@ def save_steering_vector(
     unit: Unit = "raw",
     max_activations: Maxima | None = None,
 ) -> Path:
-    """Write the sum of strength * W_dec[latent] to a file; returns its path.
+    """Write the sum of strength * W_dec[latent], raw units, to a file; returns its path.
 
         hfsae.save_steering_vector("calm.gguf", sae, {1234: 40.0})
 
@@ -55,8 +55,9 @@ def save_steering_vector(
         unit: "raw" or "max", as in `hfsae.steer`.
 
     Raises:
-        ValueError: another suffix, mode or unit; another SAE's maxima; an SAE with token_norm; no
-            site; or, for GGUF, a site that is not the residual stream after block 1 or later.
+        ValueError: the suffix, mode or unit is another one; the maxima belong to another SAE; the
+            SAE has token_norm or names no site; or, for GGUF, its site is not the residual stream
+            after block 1 or later.
     """
     path = Path(path)
     writers = {".safetensors": _write_safetensors, ".gguf": _write_gguf}
@@ -96,8 +97,8 @@ def _vector(sae: SAE, latents: Edits, unit: Unit, max_activations: Maxima | None
     target = config.writes.only_site
     if config.token_norm != "none":
         raise Refused(
-            f"this SAE has token_norm {config.token_norm!r}: each token needs another vector; "
-            "steer with the SAE instead"
+            f"this SAE has token_norm {config.token_norm!r}: each token needs its own "
+            "vector; steer with the SAE instead"
         )
     for edit in edits:
         if edit.mode != "add" or edit.of_norm:

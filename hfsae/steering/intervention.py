@@ -52,7 +52,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 class Edit(NamedTuple):
-    """The change of one latent; None: the mode or unit of the block."""
+    """The change of one latent: strength, mode and unit; None takes the block's mode or unit."""
 
     strength: int | float = 0.0
     mode: Mode | None = None

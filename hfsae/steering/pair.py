@@ -60,11 +60,12 @@ class Shift(NamedTuple):
 
 
 N_SHIFTS, LEAST_SHIFT = 10, 1e-4
-"""How many tokens are named whose probability steering changed most, and by how much at least."""
+"""`likelier` and `less_likely` hold at most this many tokens, each changed by at least this
+much."""
 
 
 class Pair(NamedTuple):
-    """The texts so far."""
+    """Both texts as generated so far, and the difference that steering made."""
 
     plain: str
     steered: str
@@ -80,7 +81,7 @@ class Pair(NamedTuple):
     likelier: list[Shift] | None = None
     """tokens whose probability steering raised most, the most first. None until the end."""
     less_likely: list[Shift] | None = None
-    """likewise those that it lowered"""
+    """tokens whose probability steering lowered most, the most first. None until the end."""
 
 
 class _Stream:
@@ -140,17 +141,17 @@ def generate_pair(
     *,
     plain_ids: Sequence[int] | None = None,
 ) -> Iterator[Pair]:
-    """Yields a pair after every token, and once more with `done` at the end.
+    """Generate both texts: yields a `Pair` after every token, and once more with `done` at the end.
 
     Args:
-        steering: phase -> a context for one forward pass of the steered text; the phase is "prompt"
-            or "generated".
+        steering: a function from a phase to a context for one forward pass of the steered text; the
+            phase is "prompt" or "generated".
         stopped: called after every token; True ends the texts.
         plain_ids: the unsteered text's own prompt, such as a conversation with other answers;
             None: the same.
 
     Raises:
-        ValueError: an empty prompt, or one too long for the model.
+        ValueError: the prompt is empty, or too long for the model.
     """
     sampling = sampling or Sampling()
     plain_ids = prompt_ids if plain_ids is None else plain_ids

@@ -1,4 +1,4 @@
-"""Suggests a steering strength: the largest one with texts within a budget.
+"""Suggests a steering strength: the largest one whose texts stay within a budget.
 
 Two measures of the same sampled, steered texts show the effect of a strength:
 
@@ -7,7 +7,8 @@ Two measures of the same sampled, steered texts show the effect of a strength:
     repetition  1 - distinct / all n-grams of n = 3 tokens, mean over texts (seq-rep-n of Welleck et
                 al. 2020, arXiv:1908.04319): 0 if no three tokens recur, near 1 in a loop
 
-Both, because the unsteered model soon predicts a loop too, and the KL falls again.
+Both measures are needed, because the unsteered model soon predicts a loop too, and then the KL
+falls again.
 """
 
 import sys
@@ -120,19 +121,19 @@ def suggest_strength(
     Args:
         tokens: prompts, as for `generate`: several rows are padded on the left.
         steered: strength -> a context for generation; any unit, mode and number of latents.
-        strengths: numbers of one sign.
+        strengths: numbers of one sign, in the unit that `steered` uses.
         max_kl: nats a token; None: no KL budget. Above about 2, texts of small models are no longer
             sentences.
         max_repetition: 0 to 1; None: no repetition budget. The unsteered model's repetition counts.
         n_tokens: number of tokens to generate for each prompt; EOS is suppressed.
         temperature: of the sampling; the KL compares distributions at temperature 1.
-        repetition_penalty: of the sampling, as in transformers: above 1, tokens that were there
-            become less likely.
+        repetition_penalty: of the sampling, as in transformers: above 1, earlier tokens become less
+            likely.
         progress: called after each trial, in place of the progress bar; an exception ends the
             sweep.
 
     Raises:
-        ValueError: no budget, or strengths that are empty, of both signs, or not finite.
+        ValueError: no budget is given, or strengths are empty, of both signs, or not finite.
     """
     order = _ordered(strengths)
     if max_kl is None and max_repetition is None:

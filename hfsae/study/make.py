@@ -70,7 +70,8 @@ def make(placed: Sequence[PlacedSAE], study: Path, args: StudyArguments) -> Plan
 
 
 def check_study(placed: Sequence[PlacedSAE], study: Path) -> None:
-    """
+    """Check a study's folder and its SAEs.
+
     Raises:
         ValueError: the folder has a plan already, or is an SAE's; SAEs are of different language
             models; one is named twice, or has no held-out text.

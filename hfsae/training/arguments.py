@@ -169,7 +169,7 @@ class TrainingArguments:
             )
         if self.batch_size % self.gradient_accumulation_steps:
             raise Refused(
-                f"training.batch_size ({self.batch_size}) does not divide by "
+                f"training.batch_size ({self.batch_size}) is not divisible by "
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps})"
             )
 
@@ -221,6 +221,6 @@ class TrainingArguments:
         parts = n_processes * self.gradient_accumulation_steps
         if self.batch_size % parts:
             raise Refused(
-                f"training.batch_size ({self.batch_size}) does not divide by processes times "
+                f"training.batch_size ({self.batch_size}) is not divisible by processes times "
                 f"gradient_accumulation_steps ({parts})"
             )

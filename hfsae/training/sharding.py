@@ -30,7 +30,7 @@ def check_spread(config: SAEConfig, n: int) -> None:
         )
     if config.d_sae % n:
         raise Refused(
-            f"training.shard_latents: sae.d_sae ({config.d_sae}) does not divide by {n} processes"
+            f"training.shard_latents: sae.d_sae ({config.d_sae}) is not divisible by {n} processes"
         )
 
 

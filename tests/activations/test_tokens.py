@@ -426,7 +426,7 @@ def test_local_files_that_cannot_be_read_say_why(tmp_path):
     for name, sentence in {
         "latin.txt": "not UTF-8",
         "a.pkl": "cannot be read as text; convert it",
-        "a.parquet": "not sound parquet",
+        "a.parquet": "not a valid parquet file",
         "missing.txt": "no .txt, .jsonl or .parquet file is at",
         "missing/*.jsonl": "no .txt, .jsonl or .parquet file is at",
         "empty": "no .txt, .jsonl or .parquet file is at",

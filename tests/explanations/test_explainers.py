@@ -140,7 +140,7 @@ def test_a_file_gives_its_explanations(tmp_path, name, rows):
         ("e.jsonl", b"\xff\xfe", "is not JSON"),
         ("e.jsonl.gz", b"not gzip", "cannot be read"),
         ("e.json", b"", "is not JSON"),
-        ("e.parquet", b"PAR1 and so on", "is not sound parquet"),
+        ("e.parquet", b"PAR1 and so on", "is not a valid parquet file"),
     ],
 )
 def test_a_file_that_is_none_is_refused(tmp_path, name, content, sentence):

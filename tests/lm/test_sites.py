@@ -29,7 +29,7 @@ def test_a_site_is_a_module_path_with_out_as_the_default_port():
 
 @pytest.mark.parametrize("text", ["", ":in", "layers.1:", "layers.1:input", "layers.1:in:out"])
 def test_a_malformed_site_is_refused_with_the_grammar(text: str):
-    with pytest.raises(ValueError, match=r"not of the form '<module path>\[:in\|:out\]'"):
+    with pytest.raises(ValueError, match=r"does not have the form '<module path>\[:in\|:out\]'"):
         Site.parse(text)
 
 

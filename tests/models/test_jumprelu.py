@@ -262,7 +262,7 @@ def test_norms_are_free_with_tanh_alone_and_folded_rows_have_norm_one():
         ({"kernel": "cosine"}, "'rectangle', 'triangle', 'epanechnikov', 'gaussian', got 'cosine'"),
         ({"ste": "inputs"}, "ste must be one of"),
         ({"l0_loss": "quadratic"}, "needs target_l0, where its minimum lies"),
-        ({"l0_loss": "frequency", "penalty": "l1"}, "goes with penalty='l0' alone"),
+        ({"l0_loss": "frequency", "penalty": "l1"}, "needs penalty='l0'"),
         ({"ste": "l0", "penalty": "tanh"}, "'tanh' penalises the latents that are also decoded"),
     ],
 )

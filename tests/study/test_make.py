@@ -163,7 +163,7 @@ def facts(item: Item) -> tuple:
         (["make", "FOLDER", "--explained"], "explanations.parquet is missing"),
         (["make", "nowhere"], "nowhere"),
         (["rate", "nowhere"], "no study in 'nowhere': `hfsae study make` makes one"),
-        (["vote"], "hfsae study does make, rate, space, close, report; got 'vote'"),
+        (["vote"], "hfsae study needs one of make, rate, space, close, report; got 'vote'"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -209,7 +209,7 @@ def test_latents_spread_over_processes_train_as_one_process_does(recipe, finishe
             TopKSAE(TopKSAEConfig(d_in=4, d_sae=8, k=2, selection="groupmax")),
             "selection='groupmax' takes latents in groups",
         ),
-        (ReLUSAE(ReLUSAEConfig(d_in=4, d_sae=9)), r"d_sae \(9\) does not divide by 2 processes"),
+        (ReLUSAE(ReLUSAEConfig(d_in=4, d_sae=9)), r"d_sae \(9\) is not divisible by 2 processes"),
     ],
 )
 def test_what_cannot_be_spread_is_refused(sae, sentence, monkeypatch):
