@@ -110,7 +110,7 @@ _NOTHING_MOVES = "its variant has no `sparsity_losses`, so nothing moves L0; lea
 
 
 def misgivings(folder: str | Path) -> list[str]:
-    """Sentences: reasons against using the SAE, from the held-out metrics in `folder`."""
+    """Reasons against using the SAE, one sentence each, from the held-out metrics in `folder`."""
     config, record, evaluation = _records(Path(folder))
     return _misgivings(config, record, evaluation)
 

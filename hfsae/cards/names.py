@@ -1,4 +1,4 @@
-"""What a card tells of names for latents: how many there are, and how their scores came out."""
+"""A card's facts on names for latents: how many there are, and their scores."""
 
 import logging
 from pathlib import Path
@@ -50,7 +50,8 @@ def names_section(folder: Path) -> Json:
 
 
 def _headline(record: Json) -> str:
-    """What names are worth to a judge who reads their words alone, a sentence; "" without one."""
+    """A sentence on how well a judge who reads only a name recognises its latent's texts; ""
+    without a judge."""
     judged = record.get("scores", {}).get("detection", {})
     if not judged.get("headline") or judged["difference_from"] != "shuffled":
         return ""

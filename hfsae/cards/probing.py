@@ -1,5 +1,5 @@
-"""What a card, the app and a comparison tell of probing: how well a few latents tell two classes
-of texts apart, and absorption and uniformity beside untrained latents."""
+"""The facts on probing in a card, the app and a comparison: how well a few latents tell two classes
+of texts apart, and absorption and uniformity, beside untrained latents."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ def probing_section(folder: Path, evaluation: Json | None = None) -> Json:
     words what it shows: nothing where it holds 0, nor from few tasks, as their bootstrap is too
     narrow. `measures` has a row for each formula of absorption and for uniformity, where they were
     measured: of the latents, of untrained ones, and over how many letters or tokens. `notes` has
-    sentences on them: what they cannot tell, or why there are no figures.
+    sentences on them: the limits of these measures, or why there are none.
 
     Args:
         evaluation: the content of evaluation.json; it stands in for a missing probing.json.

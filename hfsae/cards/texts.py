@@ -1,4 +1,4 @@
-"""What a card, the app and the command tell of foreign texts, beside the held-out one."""
+"""The facts on foreign texts in a card, the app and the command, beside the held-out text."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -90,9 +90,9 @@ def evaluate(
         progress: Called after each batch with the number of tokens (in `keep`) so far.
 
     Raises:
-        ValueError: no site in the SAE's config, an LM in training mode, no token kept, NaN or
-            infinity in activations, reconstructions or losses, or an SAE that is not for this model
-            or tokenizer (`hfsae.lm.contract`).
+        ValueError: the SAE's config names no site, the LM is in training mode, no token is kept,
+            activations, reconstructions or losses have NaN or infinity, or the SAE is not for this
+            model or tokenizer (`hfsae.lm.contract`).
     """
     more = {"mean": mean, "norm_limits": norm_limits, "progress": progress}
     check_arguments("evaluate", lm, sae)

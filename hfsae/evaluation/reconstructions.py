@@ -30,7 +30,7 @@ def evaluate_reconstructions(
         args: Its `n_tokens`, `side` and `texts` are those of text, and are not used.
 
     Raises:
-        ValueError: no activation, or NaN or infinity in activations or reconstructions.
+        ValueError: there is no activation, or activations or reconstructions have NaN or infinity.
     """
     args = args or EvaluationArguments()
     sums = Reconstructions({"": sae}, args.sae_batch_tokens)

@@ -82,9 +82,9 @@ class EvaluationArguments:
     sae_batch_tokens: int = 4096
     """Tokens that the SAE reads at once; bounds the memory of the [tokens, d_sae] latents."""
     texts: dict[str, str] = field(default_factory=dict)
-    """Foreign texts to measure on, too, each under a name: `{code: packaged:python}`. A text is a
+    """Further texts to measure on, each under a name: `{code: packaged:python}`. A text is a
     file, a folder, a Hub data set or packaged texts, as in text.dataset, and is read whole, with
-    the other settings of text; none of it may be in the training text."""
+    the other settings of text. No part of it may be in the training text."""
     n_foreign_tokens: int = 10_000
     """Tokens of each of these texts, like n_tokens."""
 

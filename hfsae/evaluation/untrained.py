@@ -1,4 +1,4 @@
-"""Controls for latents: what nothing was trained for, and fires as often on the same activations.
+"""Controls for latents: untrained directions that fire as often on the same activations.
 
 `hfsae.explanations.untrained` shuffles an encoder's weights; here latents lie along random
 directions.
@@ -68,8 +68,8 @@ def limits(
     directions: Float[Tensor, "d_in d_sae"],
     n_firings: Int[Tensor, " d_sae"],
 ) -> Float[Tensor, " d_sae"]:
-    """For each direction a value that as many of the inputs exceed: one of theirs, so that none
-    exceeds the largest, and all but one the smallest."""
+    """For each direction, the limit that the wanted number of inputs exceeds. It is one of their
+    values, so that none exceeds the largest limit, and all but one exceed the smallest."""
     values = []
     for columns in torch.arange(len(n_firings)).split(max(1, _BLOCK // len(inputs))):
         along = inputs @ directions[:, columns.to(directions.device)]
@@ -111,8 +111,8 @@ class Untrained:
         return torch.where(along > self.threshold, along - self.threshold.clamp(max=0), 0.0)
 
     def as_sae(self, sae: SAE) -> SAE:
-        """These latents in the place of `sae`, each of which writes along its own direction; of a
-        transcoder with another width there, along a further random one."""
+        """An SAE with these latents in place of those of `sae`. Each writes along its own
+        direction, or along another random one if a transcoder's target has another width."""
         written, width = self.directions, sae.config.d_out
         if width != written.shape[1]:
             generator = torch.Generator().manual_seed(self._seed)

@@ -39,12 +39,12 @@ _SCORES_OF = {SAEBENCH: ("saebench",), PAPER: ("simulation",)}
 
 @dataclass
 class ScoreArguments:
-    """What is asked about each latent."""
+    """The scores of each latent's explanation, and how many windows and latents they use."""
 
     scores: Sequence[str] = ()
     """scores beside "lexical", which needs no judge"""
     protocol: Literal["ours", "saebench", "paper"] = OURS
-    """"saebench", "paper" (JumpReLU's): their windows and score, our controls"""
+    """"saebench", or "paper" (JumpReLU's): the windows and score of that paper, our controls"""
     windows: int = 12
     """test windows judged per latent, half of them active"""
     directions: int = 25
@@ -55,7 +55,7 @@ class ScoreArguments:
     def __post_init__(self) -> None:
         for name in self.scores:
             if name not in SCORES:
-                raise Refused(f"there is no score {name!r}; these are: {', '.join(SCORES)}")
+                raise Refused(f"there is no score {name!r}; scores: {', '.join(SCORES)}")
         if self.protocol != OURS:
             if self.scores:
                 raise Refused(
@@ -77,7 +77,7 @@ class ScoreArguments:
         return {k: v for k, v in plain.items() if k != "latents" or v is not None}
 
     def drawn(self, explained: Sequence[E], seed: int) -> list[E]:
-        """Those of the explained latents that are judged, in their order."""
+        """The explained latents that are judged, in their order."""
         if self.latents is None or self.latents >= len(explained):
             return list(explained)
         drawn = np.random.default_rng([seed, self.latents]).permutation(len(explained))
@@ -87,7 +87,8 @@ class ScoreArguments:
         """The scorers of these scores.
 
         Raises:
-            ValueError: the judge cannot answer one, or its package is not installed.
+            ValueError: the judge cannot answer a score's questions, or a score's package is not
+                installed.
         """
         scorers = [
             SCORERS[name](judge is not None and judge.has_log_likelihood) for name in self.scores
@@ -121,7 +122,7 @@ OnProgress = Callable[[str, int, int, float], object]
 
 
 class Inquiry(NamedTuple):
-    """What is asked, and of whom."""
+    """The scores to compute, and the judge who answers."""
 
     args: ScoreArguments = ScoreArguments()
     judge: Judge | None = None
@@ -130,8 +131,8 @@ class Inquiry(NamedTuple):
 
 
 def prompts_hash(scorers: Sequence[Scorer]) -> str:
-    """Hash of what is asked for an explanation and for each score, of a latent made up: other words
-    have another hash."""
+    """Hash of the prompts for an explanation and for each score, on a made-up latent: it changes
+    with their words."""
     words = [f" w{i}" for i in range(12)]
     windows = [Window(i, i + 12, i, 1.0, "quantile_1") for i in range(10)]
     spelt = [
@@ -145,7 +146,7 @@ def prompts_hash(scorers: Sequence[Scorer]) -> str:
 
 
 def lm_explainer(judge: Judge, progress: Callable[[int, int], object] | None = None) -> Explainer:
-    """An explainer that asks a judge for one line; a latent whose answer is none is absent."""
+    """An explainer that asks a judge for one line; a latent without a usable answer is absent."""
 
     def explain(materials: Sequence[Material]) -> dict[int, Name]:
         questions = [explanation_question(material) for material in materials]
@@ -217,7 +218,7 @@ def _requests(scorer: Scorer, case: Case) -> list[Any]:
 
 
 def result_of(scorer: Scorer, case: Case, replies: Sequence[Any]) -> Result:
-    """The score of a case from its replies, with bounds over what failed."""
+    """The score of a case from its replies, with bounds for the failed items."""
     sample = case.sample
     if case.explanation is None and scorer.needs_explanation:
         values = nothing(scorer, sample)
@@ -288,8 +289,8 @@ def replies_to(
     note: Callable[[int], object],
     asks_again: bool = True,
 ) -> list[T | None]:
-    """What answers mean; None: there was none. An answer that does not parse is asked for once
-    more, with another seed; what failed at the judge is not."""
+    """The parsed answers; None where there was none. A question whose answer does not parse is
+    asked once more, with another seed; a call that failed is not repeated."""
     answers = judge.answer(questions, lambda n, _: note(n))
     replies = [_parsed(parse, *pair) for pair in zip(questions, answers, strict=True)]
     again = [i for i, r in enumerate(replies) if r is None and answers[i].text is not None]

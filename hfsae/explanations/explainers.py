@@ -1,7 +1,7 @@
 """Explanations of latents, one line of text each.
 
 An explainer takes the `Material` of latents and gives {latent: text}, or a `Name`; a latent that it
-has no words for is absent. It sees windows of the shown half alone.
+cannot explain is absent. It sees windows of the shown half alone.
 
     template    the tokens of the peaks, and the neighbour that stands there in most windows
     lm          one line by a judge, from tokens and activations: see `asking.lm_explainer`
@@ -48,14 +48,14 @@ class Spelt(NamedTuple):
 
 
 class Material(NamedTuple):
-    """What an explainer gets of a latent."""
+    """The input of an explainer: the shown windows of one latent."""
 
     latent: int
     shown: list[Spelt]
 
 
 class Name(NamedTuple):
-    """What a latent is called by one who says how sure it is."""
+    """A latent's name, from a namer that also gives how sure it is."""
 
     text: str
     sure: float | None
@@ -177,7 +177,7 @@ def _neighbour(tokens: Sequence[str], at: int) -> str:
 
 
 def from_labels(labels: Mapping[int, str]) -> Explainer:
-    """An explainer that gives the texts it is given."""
+    """An explainer that returns these texts."""
 
     def explain(materials: Sequence[Material]) -> dict[int, str]:
         return {m.latent: labels[m.latent] for m in materials if labels.get(m.latent)}
@@ -186,7 +186,7 @@ def from_labels(labels: Mapping[int, str]) -> Explainer:
 
 
 def read_file(path: Path, d_sae: int, weights: str | None) -> dict[int, str]:
-    """{latent: explanation} of a file; of several for one latent the first.
+    """{latent: explanation} of a file; the first one where a latent has several.
 
     Columns or keys are `latent` and `explanation`, or as in Neuronpedia's export `index` and
     `description`.
@@ -195,7 +195,8 @@ def read_file(path: Path, d_sae: int, weights: str | None) -> dict[int, str]:
         weights: hash of the SAE's weights; a file that names others is refused.
 
     Raises:
-        ValueError: there is no such file, it holds no explanations, or those of another SAE.
+        ValueError: there is no such file, it holds no explanations, or it holds those of another
+            SAE.
     """
     if not path.is_file():
         raise Refused(f"there is no file {path}; give a parquet, jsonl or json file")
@@ -275,7 +276,7 @@ def _parsed(text: bytes, where: str) -> Any:
 def _pair(row: Any, where: str) -> tuple[int, str]:
     """A row's latent, and its explanation as one printable line; "" for none."""
     if not isinstance(row, dict):
-        raise Refused(f"{where} is no object; give a latent and its explanation")
+        raise Refused(f"{where} is not an object; give a latent and its explanation")
     latent = next((row[key] for key in _LATENT if row.get(key) is not None), None)
     text = next((row[key] for key in _TEXT if row.get(key) is not None), "")
     try:

@@ -82,7 +82,7 @@ def sample_of(
     tokenizer: PreTrainedTokenizerBase,
     takes_all: bool = False,
 ) -> Sample:
-    """The windows of a latent that are judged, as text, and what they stand for.
+    """The judged windows of a latent, as text, and the share of all windows that each stands for.
 
     Args:
         takes_all: all that test, not `asked.windows` of them.

@@ -81,8 +81,8 @@ class Reading:
         return self._traces.get(latent, Trace(np.zeros(0, np.int64), np.zeros(0, np.float32)))
 
     def densest(self, direction: int, density: float) -> Trace:
-        """The tokens furthest along a random direction, as many as this density gives; values are
-        above the threshold, as a ReLU's."""
+        """The tokens furthest along a random direction, as many as this density gives, with their
+        distances above the threshold."""
         token = np.flatnonzero(self.computed)
         along = self.projections[token, direction]
         n_quiet = len(token) - min(max(1, round(density * len(token))), len(token) - 1)
@@ -108,8 +108,8 @@ def read(
 
     Args:
         order: latents whose activations are kept.
-        n_directions: random directions, on which the same is measured.
-        keep_all: keep each latent of the order; else, where memory is short, its beginning.
+        n_directions: number of random directions, measured in the same way.
+        keep_all: keep every latent of the order; False: where memory is short, only its first ones.
         norm_limits: the training Harvester's; those of other sites are ignored.
         harvest: how activations are taken; with a cache, the language model reads the text once for
             all SAEs of a site.
@@ -241,8 +241,9 @@ def halves(ids: np.ndarray, document: np.ndarray, seed: int) -> tuple[np.ndarray
     n_tested = int(of_document.sum())
     if n_tested in (0, len(numbers)):
         raise Refused(
-            f"the {len(numbers)} held-out documents that were read are all on one half, and one "
-            "half explains what the other tests: read more tokens, or more and shorter documents"
+            f"the {len(numbers)} held-out documents that were read are all in one "
+            "half, but one half must explain and the other test: read more tokens, "
+            "or more and shorter documents"
         )
     return of_document[of_token], (len(numbers) - n_tested, n_tested)
 

@@ -1,8 +1,8 @@
 """Scores of how well a latent's activations are predicted, with controls and intervals.
 
 `lexical` needs no language model: a token's predicted activation is its mean activation in the
-windows that explain the latent, shrunk by count, sum / (n + 1). It says how much of a latent its
-tokens' identities explain; it does not judge an explanation's words.
+windows that explain the latent, shrunk by count, sum / (n + 1). It measures how much of a latent
+its tokens' identities explain; it does not judge an explanation's words.
 
     pearson     over all tokens of the tested half
     auprc       average precision: whether the latent fires there
@@ -28,7 +28,7 @@ LEXICAL = ("pearson", "auprc", "auc", "auc_random")
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
     """Share of pairs of a positive and a negative in which the positive's score is larger; ties are
-    half. NaN without one of both."""
+    half. NaN if there is no positive or no negative."""
     n_positive = int(positive.sum())
     n_negative = len(positive) - n_positive
     if not n_positive or not n_negative:
@@ -52,7 +52,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's correlation; 0 where one of both is constant: it foretells nothing."""
+    """Pearson's correlation; 0 where either is constant, since it predicts nothing."""
     a, b = a - a.mean(dtype=np.float64), b - b.mean(dtype=np.float64)
     norms = np.sqrt((a * a).sum() * (b * b).sum())
     return float((a * b).sum() / norms) if norms > 0 else 0.0
@@ -101,7 +101,8 @@ def stratum_weights(strata: np.ndarray, population: np.ndarray) -> np.ndarray:
 
 
 def weighted_pearson(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> float:
-    """Pearson's correlation with weights; 0 where one of both is constant, NaN without a weight."""
+    """Pearson's correlation with weights; 0 where either is constant, NaN without a positive
+    weight."""
     total = weights.sum()
     if not total > 0:
         return float("nan")
@@ -152,7 +153,7 @@ class Lexicon:
         return activations
 
     def score(self, prediction: np.ndarray, evidence: Evidence) -> dict[str, float]:
-        """How well predictions by token foretell a latent; by name of the score."""
+        """How well token identities predict a latent, by name of the score."""
         predicted = prediction[self.kind]
         activations = self._activations(evidence)[self.tested]
         windows = [*evidence.active, *evidence.inactive]

@@ -33,7 +33,7 @@ def stored_names(
     the explainer has no name for are absent.
 
     Args:
-        but: latents to leave out: they have an explanation.
+        but: latents to leave out, since they have an explanation.
         source: the column of that name.
 
     Raises:

@@ -1,5 +1,5 @@
-"""Explain latents and score that, in an order that nothing can be fitted to: read the text, choose
-latents and windows, write the plan down, then explain and score."""
+"""Explain latents and score the explanations, in an order that prevents fitting: read the text,
+choose latents and windows, write the plan down, then explain and score."""
 
 import hashlib
 import json
@@ -125,7 +125,7 @@ def explain(
         rows: held-out text.
         explainer: from windows to text.
         source: name of the explainer, for the record.
-        explained: latents that the explainer has words for; None: any.
+        explained: latents that the explainer can explain; None: all.
         settings: further facts for the record, part of the plan.
         tokenizer: None: the one that `hfsae.load_lm` loaded with the model.
         norm_limits: the training Harvester's.
@@ -135,8 +135,9 @@ def explain(
         inquiry: scores that ask a judge.
 
     Raises:
-        ValueError: too few latents fit, one is out of range, the text is short, or the judge fails.
-        Waits: the judge is asked by file, and answers are not there yet.
+        ValueError: too few latents qualify, one is out of range, the text is too short, or the
+            judge fails.
+        Waits: the judge answers by file, and some answers are not there yet.
     """
     check_arguments("explanations.explain", lm, sae)
     args = args or ExplainArguments()
@@ -223,7 +224,7 @@ def _extent(args: ExplainArguments, n: int) -> dict[str, Any]:
 def plan_of(
     study: _Study, source: str, settings: dict[str, Any], prompts_sha256: str
 ) -> dict[str, Any]:
-    """All that is settled before anything is scored, with its hash."""
+    """Everything that is fixed before anything is scored, with its hash."""
     reading, selection = study.reading, study.selection
     plan = {
         **settings,

@@ -44,7 +44,7 @@ class Judged:
 
     @property
     def has_headline(self) -> bool:
-        """Whether few enough failed."""
+        """Whether few enough items failed for a headline."""
         return self.failed_share <= MOST_FAILED
 
     @property
@@ -57,7 +57,7 @@ class Judged:
 
     @property
     def control(self) -> str:
-        """What the headline's difference is from."""
+        """The control that the headline's difference is taken from."""
         return SHUFFLED if SHUFFLED in self.means["uniform"][self.metric] else DIRECTION
 
     def as_plain(self) -> dict[str, Any]:

@@ -25,11 +25,11 @@ LEAST_FIT = 20
 
 @dataclass
 class ExplainArguments:
-    """Which latents are explained, and from how much text."""
+    """The latents to explain, and the text and windows to explain them from."""
 
     n_latents: int | Literal["all"] = 100
-    """latents, drawn at random among those that fire on a fitting share of tokens, 0.01 % to 10 %;
-    or "all" of these"""
+    """number of latents, drawn at random among those that fire on 0.01 % to 10 % of tokens; or
+    "all" of these"""
     latents: Sequence[int] | None = None
     """these latents instead, by index, whatever their densities"""
     n_tokens: int = 100_000
@@ -54,8 +54,8 @@ class ExplainArguments:
     def __post_init__(self) -> None:
         if self.latents is not None and len({*self.latents}) < 2:
             raise Refused(
-                f"latents is {list(self.latents)}; name two or more, since each is compared with "
-                "another one's"
+                f"latents is {list(self.latents)}; name two or more: each explanation "
+                "is compared with another latent's"
             )
         check_least(self, n_latents=LEAST_FIT, window=1, shown=2, tested=2, least=1)
         check_least(self, n_tokens=1, bootstrap_samples=1, seed=0)
@@ -72,7 +72,7 @@ class ExplainArguments:
 
 
 class TooFew(Refused):
-    """Too few latents fit for a mean of scores."""
+    """Too few latents qualify for a mean score."""
 
 
 class Window(NamedTuple):
@@ -134,13 +134,13 @@ def order_of(
 def select(
     reading: Reading, args: ExplainArguments, explained: Collection[int] | None = None
 ) -> Selection:
-    """The first latents of the order that fit, and a random direction for each.
+    """The first latents of the order that qualify, and a random direction for each.
 
     Args:
-        explained: latents that there are explanations of; None: all.
+        explained: latents that have an explanation; None: all.
 
     Raises:
-        ValueError: fewer than 20 drawn latents fit, or fewer than two named ones.
+        ValueError: fewer than 20 drawn latents qualify, or fewer than two named ones.
     """
     chosen: list[Evidence] = []
     n_of = len(reading.n_firings) if args.latents is None else len({*args.latents})

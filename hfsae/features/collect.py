@@ -130,7 +130,7 @@ def collect(
 
 
 def _check_seen(seen: Seen, harvester: Harvester) -> None:
-    """Refuse a summary of no tokens, and tell of one without firings."""
+    """Refuse a summary of no tokens, and log a summary without firings."""
     if not seen.n_tokens:
         raise Refused(
             f"no token is left to collect from: {harvester.dropped_special} are special or "

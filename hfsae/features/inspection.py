@@ -87,7 +87,7 @@ class Inspection(NamedTuple):
         return [Firing(*f) for f in zip(latents[:k].tolist(), values[:k].tolist(), strict=True)]
 
     def at(self, position: int) -> "Inspection":
-        """The firings on one token alone: its `ranking` is that token's."""
+        """The firings on one token, as an `Inspection` whose `ranking` is that token's."""
         here = self.position == position
         return self._replace(
             position=self.position[here],

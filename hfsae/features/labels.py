@@ -1,8 +1,8 @@
 """Names that people give to latents: `features/labels.json`, {"labels": {"1234": "the sea"}}.
 
-The file has the hash of the SAE's weights beside them (`hfsae.machine.weights`): names of other
-weights are left out and told where they would be shown, and refused where they would be published.
-A file written by hand needs no hash, and people may edit it: it is not of its content.
+The file also holds the hash of the SAE's weights (`hfsae.machine.weights`): names of other weights
+are left out with a note where they would be shown, and refused where they would be published. A
+file written by hand needs no hash. People may edit the file: the hash does not cover its content.
 
 A label is plain text by anybody: it is stored and returned as it is, and code that shows it has to
 escape it.
@@ -35,7 +35,7 @@ def read_labels(folder: str | Path, weights: str | Path | None = None) -> dict[i
         weights: folder of the SAE, if the labels lie elsewhere.
 
     Raises:
-        ValueError: the file is damaged, or something else, or of other weights.
+        ValueError: the file is damaged, is not a file of labels, or belongs to other weights.
     """
     path = Path(folder) / LABELS
     if not path.is_file():
@@ -45,11 +45,11 @@ def read_labels(folder: str | Path, weights: str | Path | None = None) -> dict[i
 
 
 class Automatic(NamedTuple):
-    """A name that no person gave."""
+    """A name made by a program or a language model."""
 
     text: str
     source: str
-    """who did: "template" is a program, "lm" a language model; see `hfsae explain --help`"""
+    """who made it: "template" is a program, "lm" a language model; see `hfsae explain --help`"""
     is_doubtful: bool = False
     """whether the language model was less than half certain, or the tokens of the windows that it
     saw hardly predict the latent on other documents"""
@@ -70,7 +70,7 @@ def read_automatic(folder: str | Path) -> dict[int, Automatic]:
     any. Labels of people come before them.
 
     Raises:
-        ValueError: the file is damaged, or of other weights than the folder's.
+        ValueError: the file is damaged, or belongs to other weights than the folder's.
     """
     path = Path(folder) / EXPLANATIONS
     if not path.is_file():
@@ -114,7 +114,7 @@ def read_names(folder: str | Path) -> dict[int, str]:
 def write_label(
     folder: str | Path, latent: int, label: str, weights: str | Path | None = None
 ) -> dict[int, str]:
-    """Give a latent a label, or remove it with an empty one; all labels after that.
+    """Give a latent a label, or remove it with an empty one; returns all labels.
 
     The file appears whole or not at all, and threads of one process wait for one another.
 
@@ -125,8 +125,9 @@ def write_label(
             their hash, .json.
 
     Raises:
-        ValueError: a longer label, one with control characters, a negative latent, or a file that
-            cannot be read, or lies beside its SAE and is of other weights: it is left as it is.
+        ValueError: the label is longer or has control characters, the latent is negative, or the
+            file cannot be read, or lies beside its SAE and belongs to other weights; it is left
+            unchanged.
     """
     return _change(folder, latent, checked_label(label).strip() or None, weights)
 
@@ -134,7 +135,7 @@ def write_label(
 def blank_label(
     folder: str | Path, latent: int, weights: str | Path | None = None
 ) -> dict[int, str]:
-    """Record that a latent has no label, whatever the SAE comes with; all labels after that.
+    """Record that a latent has no label, whatever the SAE comes with; returns all labels.
 
     For a `folder` of a user's own labels, which override the SAE's.
 

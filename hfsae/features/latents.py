@@ -87,8 +87,8 @@ def latents(
         tokenizer: for text; None: the one that `hfsae.load_lm` loaded with the model.
 
     Raises:
-        ValueError: no text, the SAE names no site, a tokenizer is needed and unknown, or the SAE is
-            not for this model or tokenizer (`hfsae.lm.contract`).
+        ValueError: there is no text, the SAE names no site, the text needs a tokenizer and none is
+            known, or the SAE is not for this model or tokenizer (`hfsae.lm.contract`).
     """
     check_arguments("latents", lm, sae)
     tokenizer = tokenizer or known_tokenizer(lm)

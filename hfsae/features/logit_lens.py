@@ -102,7 +102,10 @@ def lens_of(lm: PreTrainedModel, sae: SAE, latent: int, k: int, n_vocab: int) ->
     site = sae.config.writes.only_site
     direction = residual_directions(lm, sae.W_dec[[latent]], site)
     if direction is None:
-        raise Refused(f"site {site!r} does not write to the residual stream: no logit lens")
+        raise Refused(
+            f"site {site!r} does not write to the residual stream, so there is no logit lens; "
+            "use an SAE that does, such as one at layers.12"
+        )
     return lens_tokens(lm, direction, k, n_vocab)
 
 

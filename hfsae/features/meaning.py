@@ -54,8 +54,8 @@ class Meaning:
         """cosine from which a latent is near"""
 
     def near(self, query: str, k: int) -> dict[int, float]:
-        """{latent: cosine} of latents that are about a query, the nearest first: the mean over its
-        words, to each of which they are near at least by half.
+        """{latent: cosine} of latents that are about a query, the nearest first: the cosine is the
+        mean over its words, and each word's is at least half of the limit.
 
         A query of function words alone, and one whose words the tokenizer does not know, has none.
         """

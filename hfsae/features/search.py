@@ -148,7 +148,7 @@ def firing_on(
     max_density: float = 1.0,
     spare_tokens: Sequence[int] | None = None,
 ) -> list[Hit]:
-    """Latents that a text fires most: the score is the largest activation, raw units.
+    """Latents that fire most strongly in a text: the score is the largest activation, raw units.
 
     Args:
         tokens: one or more rows, as the model's arguments.
@@ -177,13 +177,17 @@ def promoting(lm: PreTrainedModel, sae: SAE, token_id: int, k: int = 20) -> list
     """Latents that promote a token most: its logit under the logit lens, per unit of activation.
 
     Raises:
-        ValueError: the SAE does not write to the residual stream, or there is no such token.
+        ValueError: the SAE does not write to the residual stream, or the token is not in the
+            vocabulary.
     """
     site = sae.config.writes.only_site
     directions = residual_directions(lm, sae.W_dec, site)
     W_U = output_embedding(lm)
     if directions is None:
-        raise Refused(f"site {site!r} does not write to the residual stream: no logit lens")
+        raise Refused(
+            f"site {site!r} does not write to the residual stream, so there is no logit lens; "
+            "use an SAE that does, such as one at layers.12"
+        )
     if not 0 <= token_id < len(W_U):
         raise Refused(f"token {token_id} is not in the vocabulary: it has 0 to {len(W_U) - 1}")
     directions = through_final_norm(lm, directions.to(W_U.device))

@@ -186,8 +186,8 @@ class FeatureStore:
 
     @property
     def max_activations(self) -> Float[Tensor, " d_sae"]:
-        """Each latent's largest activation; 0 if it never fired. The unit "max" of steering, which
-        refuses this tensor with another SAE."""
+        """Each latent's largest activation, raw units; 0 if it never fired. Steering takes it for
+        the unit "max", and refuses it with another SAE."""
         most = torch.from_numpy(self.latents["max_activation"].to_numpy().astype("float32"))
         return marked(most, self.meta.get(DECODER))
 
@@ -205,7 +205,7 @@ class FeatureStore:
         return torch.nan_to_num(torch.stack([torch.from_numpy(c) for c in columns], dim=1))
 
     def firings(self, which: "pyarrow.dataset.Expression | None" = None) -> "Firings":
-        """The token that each example fires on; `which`: only those examples."""
+        """The token that each example fires on; `which` selects some of the examples."""
         import pyarrow as pa
 
         columns = ["latent", "rank", "activation", "firing", "tokens"]
@@ -217,7 +217,7 @@ class FeatureStore:
             if ((firing < 0) | (firing >= lengths)).any():
                 raise Refused("the firing token of an example lies outside its window")
             if ((latents < 0) | (latents >= len(self))).any():
-                raise Refused(f"an example of a latent that is not among the {len(self):,}")
+                raise Refused(f"an example belongs to a latent that is not among the {len(self):,}")
             fired = lists.values.take(pa.array(lists.offsets.to_numpy()[:-1] + firing))
             refuse_long_texts(pa.table({"tokens": fired}), _MAX_TEXTS)
             tokens = fired.to_pylist()
@@ -249,7 +249,8 @@ class FeatureStore:
     ) -> list[int]:
         """n latents, uniformly at random among the alive ones within these densities.
 
-        So nobody picked them. If fewer than n fit, all that do, shuffled.
+        A random choice shows typical latents, not chosen ones. If fewer than n qualify, all of them
+        come, shuffled.
         """
         densities = self.latents["density"].to_pylist()
         fitting = [i for i, d in enumerate(densities) if d > 0 and min_density <= d <= max_density]
@@ -278,8 +279,8 @@ class FeatureStore:
         """The store that `save` wrote to a folder. Examples stay on disk, read latent by latent.
 
         Raises:
-            ValueError: there is none, it is of other weights than the folder's, its files are not
-                those that were written together, or one is damaged.
+            ValueError: there is no store, it belongs to other weights than the folder's, its files
+                were not written together, or one is damaged.
         """
         import pyarrow.dataset
 

@@ -59,7 +59,7 @@ def list_files(
     """The listing of a repository, from one call; offline, of the files in the cache.
 
     Raises:
-        ValueError: not there, not allowed, or unreachable; one sentence.
+        ValueError: the repository does not exist, is not allowed, or is unreachable.
     """
     doing = f"read {repo_id} (not a local folder{closest_folders(repo_id)})"
     with in_a_sentence(repo_id, doing, revision):
@@ -112,7 +112,7 @@ def fetch(
     """Download these files of a repository into the cache; the folder that holds them all.
 
     Raises:
-        ValueError: not allowed, unreachable, or damaged on the way; one sentence. A file whose
+        ValueError: a file is not allowed, unreachable, or damaged on the way. A file whose
             checksum differs from the Hub's is not kept.
     """
     files = {file.path: file for file in listing.files}

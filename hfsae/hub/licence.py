@@ -1,4 +1,4 @@
-"""The licence of what is published: named in the card, and in keeping with the language model's."""
+"""Checks of licences before publishing: a card must name one that fits the language model's."""
 
 from collections.abc import Iterable
 

@@ -151,8 +151,8 @@ def refuse_keys(
         for data in _searched(content):
             if holder := holder_of(data, keys):
                 raise Refused(
-                    f"{name} holds {holder}, which others would see; take it out of the file, or "
-                    "unset the variable if its value is no secret"
+                    f"{name} holds {holder}, which others would see; take it out of "
+                    "the file, or unset the variable if its value is not a secret"
                 )
 
 

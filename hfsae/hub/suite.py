@@ -70,7 +70,7 @@ def list_saes(
     that fails, the reason is logged.
 
     Raises:
-        ValueError: not there, not allowed, unreachable; one sentence.
+        ValueError: the source does not exist, is not allowed, or is unreachable.
     """
     listing = _list(source, revision, token, cache_dir, local_files_only)
     entries = _entries([file.path for file in listing.files])
@@ -109,7 +109,7 @@ def load(
 
     Args:
         source: a folder, a file, or a repository's id.
-        subfolder: of one SAE; or of several, among which the next arguments choose.
+        subfolder: the folder of one SAE, or of several, among which the next arguments choose.
         layer: block of the language model.
         width: number of latents, written as in the path ("16k") or as a number (16384).
         l0: of several, the SAE with the nearest L0 (by ratio) is taken; the log names it.
@@ -121,8 +121,8 @@ def load(
         norm_gain: for transcoders of Gemma Scope, see `hfsae.convert.gemma_scope`.
 
     Raises:
-        ValueError: no SAE, several that fit, damaged or hostile files, no such device, or what
-            `list_saes` raises; one sentence that lists the options.
+        ValueError: no SAE or several fit (the sentence lists them), files are damaged or hostile,
+            there is no such device, or as for `list_saes`.
     """
     if isinstance(dtype, str):
         dtype = _dtype(dtype)

@@ -160,9 +160,9 @@ def push(
         tell: called with the plan's text before anything is sent.
 
     Raises:
-        ValueError: no SAE in the folder, or a damaged one; results or names of other weights, or
-            changed since they were written; a file holds a key of this machine; not allowed, not
-            found, unreachable; one sentence.
+        ValueError: the folder holds no SAE, or a damaged one; results or names belong to other
+            weights, or were changed since they were written; a file holds a key of this machine; or
+            the repository is not allowed, not found or unreachable.
     """
     if repo_id.count("/") != 1:
         raise Refused(f"repository must be written as 'name/repository', got {repo_id!r}")

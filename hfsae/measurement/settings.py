@@ -27,7 +27,7 @@ def known_fields(config: Mapping[str, Any], folders: Sequence[Path]) -> Sections
 
     Args:
         config: the SAE's.
-        folders: with files of this SAE; the first is asked first.
+        folders: folders with files of this SAE; the first one is read first.
     """
     sections: Sections = {"lm": _lm_of_config(config), "text": _text_of_config(config)}
     for record in _records(folders):

@@ -71,7 +71,8 @@ def find_sae(
         output_dir: another folder for the SAE and its results.
 
     Raises:
-        ValueError: there is no such SAE; it names no language model or no site, and none is given.
+        ValueError: there is no such SAE, or neither it nor the arguments name a language model or a
+            site.
     """
     given, folder = given or {}, run_folder(choice)
     if folder is not None and output_dir is None:
@@ -125,12 +126,12 @@ def _below(folder: str | Path, choice: Mapping[str, Any]) -> Path:
 
 
 def chosen(source: str | Path, **options: Any) -> dict[str, Any]:
-    """Arguments of `hfsae.load`. A repository's id may go on with the folder of an SAE in it:
+    """Arguments of `hfsae.load`. A repository's id may be followed by the folder of an SAE in it:
     name/repository/layers.12/l0_50.
 
     Raises:
-        ValueError: that, and a subfolder as well; an option that chooses no SAE; or a source that
-            is no path, such as a loaded SAE.
+        ValueError: both such an id and a subfolder are given, an option is unknown, or the source
+            is not a path, for example a loaded SAE.
     """
     if not isinstance(source, str | Path):
         raise Refused(
@@ -171,8 +172,8 @@ def filled(placed: PlacedSAE) -> Iterator[PlacedSAE]:
     """A block in which the SAE's folder is locked and holds its weights.
 
     Raises:
-        ValueError: the folder holds another SAE, something else, or a card of others; or another
-            process works there.
+        ValueError: the folder holds another SAE, something else, or a card that hfsae did not
+            write; or another process works there.
     """
     with locked_run(placed.root, [placed.folder]):
         if placed.home is None:

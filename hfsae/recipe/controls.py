@@ -28,7 +28,7 @@ def untrained(
     inquiry: Inquiry,
 ) -> Explanations | str:
     """Explanations of an SAE of re-drawn weights, made and scored as those of `sae`: of as many
-    latents as are judged there. Where too few of its latents fit, the reason.
+    latents as are judged there. Where too few of its latents qualify, it returns the reason.
 
     The text is read again: once for densities, once for windows.
 

@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 @dataclass
 class ExplainRequest:
-    """What `explain_sae` does, beside which latents."""
+    """How `explain_sae` names and scores latents."""
 
     explainer: str = "template"
     """"template": peak tokens and their shares; "lm": a name by the judge; "human": people's labels
@@ -66,7 +66,7 @@ class ExplainRequest:
     """parquet, jsonl or json with latent and explanation, or Neuronpedia's export"""
     scores: ScoreArguments = field(default_factory=ScoreArguments)
     judge: JudgeArguments | None = None
-    """None: the packaged model, where something is asked"""
+    """None: the packaged model, if a judge is needed"""
     dry_run: bool = False
     """count calls, tokens, time and money; ask nothing"""
     controls: Sequence[str] = ()
@@ -99,10 +99,10 @@ def check_explain(placed: PlacedSAE, args: ExplainArguments) -> None:
 def explain_sae(
     placed: PlacedSAE, args: ExplainArguments, request: ExplainRequest | None = None
 ) -> Explanations:
-    """Explain latents of an SAE in its folder; of a dry run the plan alone, as report; where
-    answers come by file and are not there yet, what is to be answered.
+    """Explain latents of an SAE in its folder; returns the report. A dry run returns only its plan;
+    where answers by file are missing, it returns what is to be answered.
 
-    Results are files below its features/. What is finished by the same plan is not done again, and
+    Results are files below its features/. Results that were finished by the same plan are kept, and
     a question that was answered once is not asked again.
 
     Raises:
@@ -253,8 +253,9 @@ def _note_plan(request: ExplainRequest, folder: Path, plan: dict[str, Any]) -> N
     other = read_json(path).get("plan_sha256") if path.is_file() else None
     if other not in (None, plan["plan_sha256"]):
         raise Refused(
-            f"{path} is the plan {str(other)[:12]}, and this one is {plan['plan_sha256'][:12]}: of "
-            "another SAE, text or settings; give another folder for its requests"
+            f"{path} is the plan {str(other)[:12]}, and this one is "
+            f"{plan['plan_sha256'][:12]}: SAE, text or settings differ; give another "
+            "folder for its requests"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(plan, indent=1) + "\n")
@@ -296,10 +297,10 @@ def _who(judge: JudgeArguments | None) -> dict[str, Any]:
 def _plan(judge: Judge | None) -> str:
     """What a dry run counted, in lines."""
     if not isinstance(judge, Counted):
-        return "A dry run: no judge is asked for anything."
+        return "A dry run: these scores need no judge."
     plan = judge.plan()
     lines = [
-        f"A dry run: {judge.name} was asked for nothing.",
+        f"A dry run: nothing was sent to {judge.name}.",
         f"calls       {plan['n_calls']:,}, and {plan['n_answered_before']:,} answered earlier",
         f"tokens in   {plan['n_tokens_in']:,}, by {plan['tokens_counted_by']}",
         f"tokens out  {plan['n_tokens_out']:,}; {plan['most_tokens_out']:,} at most",
@@ -363,9 +364,7 @@ def _texts(request: ExplainRequest, folder: Path, d_sae: int) -> dict[int, str] 
         return read_file(request.file, d_sae, stamp(folder).get("weights_sha256"))
     texts = {latent: text for latent, text in read_labels(folder).items() if text}
     if not texts:
-        raise Refused(
-            f"nobody has labelled latents of {folder}; `hfsae demo {folder}` takes labels"
-        )
+        raise Refused(f"no latent of {folder} has a label; give labels in `hfsae demo {folder}`")
     return texts
 
 

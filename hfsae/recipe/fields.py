@@ -39,7 +39,7 @@ _FREE = {*FREE, "cache", "cache_gb", "prefetch"}
 
 @dataclass
 class LMArguments:
-    """Which language model, and in which dtype."""
+    """The language model, and the dtype to load it in."""
 
     name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """Hub id or folder of a causal language model, or a .gguf file."""
@@ -50,7 +50,7 @@ class LMArguments:
     source: Literal["auto", "hub", "packaged"] = "auto"
     """"auto": the Hub, or if it cannot be reached, the copy in a Python package."""
     attn_implementation: str | None = None
-    """As in transformers; Gemma 2 wants "eager"."""
+    """As in transformers; Gemma 2 needs "eager"."""
 
     def __post_init__(self) -> None:
         for name in ("name", "dtype", "source"):
@@ -67,7 +67,7 @@ class LMArguments:
 
 @dataclass
 class Recipe:
-    """SAEs to train, activations of a language model to train on, measures to report."""
+    """The SAEs to train, the language model and text to train on, and the results to make."""
 
     lm: LMArguments = field(default_factory=LMArguments)
     text: TextArguments = field(default_factory=TextArguments)
@@ -90,8 +90,8 @@ class Recipe:
     others with examples get names without scores. "auto": 6.4 % of training.n_tokens, at most
     50,000, and 0 without examples; 0 leaves this stage out."""
     preset_seconds: int = 0
-    """Seconds in which presets for the app are looked for at the end, for each SAE with examples:
-    latents that are seen to steer texts. 0 leaves this stage out; `hfsae presets` looks longer."""
+    """Seconds to search for the app's presets at the end, for each SAE with examples: latents whose
+    steering visibly changes texts. 0 leaves this stage out; `hfsae presets` looks longer."""
     seed: int = 0
     """Seed of the SAEs' initial weights."""
     license: str | None = None
@@ -115,14 +115,14 @@ class Recipe:
             parts = PurePosixPath(name).parts
             if not parts or parts[0] in TAKEN_FOLDERS or {"..", "/"} & {*parts}:
                 raise Refused(
-                    f"an SAE cannot be called {name!r}: the name is its folder in "
-                    f"training.output_dir; leave out '..', a leading '/', and "
+                    f"an SAE cannot be called {name!r}: the name becomes its folder "
+                    "in training.output_dir; leave out '..', a leading '/', and "
                     f"{', '.join(TAKEN_FOLDERS)}"
                 )
             self.training_of(name)
 
     def training_of(self, name: str) -> TrainingArguments:
-        """How the SAE of this name is trained ("" for a single one).
+        """The training settings of the SAE of this name ("" for a single one).
 
         Raises:
             ValueError: its own settings have no such field, or one that the stream depends on.

@@ -81,7 +81,7 @@ def own_output_dir(recipe: Recipe) -> Path:
 
 
 def forget_checkpoints(root: Path) -> None:
-    """A finished run needs none, and the Hub wants none."""
+    """Delete the checkpoints, which a finished run does not need and the Hub should not get."""
     shutil.rmtree(root / CHECKPOINTS, ignore_errors=True)
 
 

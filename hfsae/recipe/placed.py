@@ -1,4 +1,4 @@
-"""An SAE in a folder of its own, with the language model and the text that its measures take."""
+"""An SAE in a folder of its own, with the language model and the text that it is measured on."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +31,7 @@ class PlacedSAE:
     """in hfsae's own format; results go there"""
     sae: SAE
     recipe: Recipe
-    """its sections lm, text and harvest are what measures take"""
+    """its sections lm, text and harvest set what the SAE is measured on"""
     home: Path | None = None
     """the folder of its run, with recipe.yaml; None: the SAE is from elsewhere"""
     origin: Path | None = None
@@ -49,7 +49,7 @@ def of_run(folder: Path) -> PlacedSAE:
     """The SAE in the folder of a run.
 
     Raises:
-        ValueError: the folder belongs to no run, or damaged.
+        ValueError: the folder belongs to no run, or is damaged.
     """
     home = home_of(folder)
     if home is None:
@@ -96,8 +96,9 @@ def check_held_out(placed: PlacedSAE, why: str) -> None:
     if text.held_out_fraction == 0:
         where = placed.home / RECIPE if placed.home else placed.source
         raise Refused(
-            f"{where} holds out no documents (text.held_out_fraction is 0), and {why} that "
-            "training has not read; train with 0.05, or give --text.dataset with other text"
+            f"{where} holds out no documents (text.held_out_fraction is 0), but {why} "
+            "that training has not read; train with 0.05, or give --text.dataset "
+            "with other text"
         )
     if placed.home is None:
         check_text(text, "test")

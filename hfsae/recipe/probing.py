@@ -36,7 +36,7 @@ from .stages import load
 PACKAGED = "packaged"
 _FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}
 _FIELDS |= {"model_attention": "attn_implementation"}
-"""Of a config, and their names in a recipe."""
+"""Fields of an SAE's config, and their names in a recipe."""
 
 
 def probe_saes(
@@ -100,8 +100,9 @@ def _common_lm(placed: Mapping[str, PlacedSAE]) -> dict[str, Any]:
         for key, value in theirs.items():
             if None not in (value, common[key]) and value != common[key]:
                 raise Refused(
-                    f"{name} is of {theirs['model_name']} and {first} of {common['model_name']}, "
-                    "or in another precision; probe SAEs of one model together"
+                    f"{name} belongs to {theirs['model_name']} and {first} to "
+                    f"{common['model_name']}, or in another precision; probe SAEs of "
+                    "one model together"
                 )
         common |= {key: value for key, value in theirs.items() if value is not None}
     left_open = vars(placed[first].recipe.lm)

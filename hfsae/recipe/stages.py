@@ -62,10 +62,10 @@ def run(
     loaded: LoadedLM | None = None,
     check_cost: CheckCost | None = None,
 ) -> list[Path]:
-    """Do every stage that is not done yet; the folders of the trained SAEs.
+    """Run every stage that is not done yet; returns the folders of the trained SAEs.
 
     Args:
-        loaded: the recipe's language model, if it is at hand.
+        loaded: the recipe's language model, if it is loaded already.
         check_cost: called before anything is loaded or written, with the recipe, its model without
             weights, the SAEs' configs and the device; it may raise ValueError.
 

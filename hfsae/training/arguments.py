@@ -1,4 +1,4 @@
-"""How to train: budget, optimiser, schedules, checkpoints. Names follow transformers."""
+"""Settings of a training: budget, optimiser, schedules, checkpoints. Names follow transformers."""
 
 import logging
 from dataclasses import dataclass, fields
@@ -52,13 +52,13 @@ class TrainingArguments:
     most half of the steps after the warm start are used, so that short runs reach the full value.
     """
     bandwidth_start: float = 1.0
-    """Factor on the STE bandwidth at the start, brought to 1 geometrically..."""
+    """Factor on the STE bandwidth at the start, which falls to 1 geometrically."""
     bandwidth_steps: Duration = 0
-    """...over these. Below 1: a fraction of all."""
+    """Steps over which that factor falls to 1. Below 1: a fraction of all."""
     warm_start_steps: Duration = 0
-    """SAEs with a target_l0 first train these steps with one common threshold that is adjusted to
-    the target (in effect a BatchTopK SAE); then Adam and warm-ups restart, and lambda starts at
-    that threshold's square. It helps short runs. Below 1: a fraction of all."""
+    """SAEs with a target_l0 first train for this many steps with one common threshold that is
+    adjusted to the target (in effect a BatchTopK SAE); then Adam and warm-ups restart, and lambda
+    starts at that threshold's square. It helps short runs. Below 1: a fraction of all."""
     warm_start_l0: float = 1.0
     """L0 at the start of the warm start, as a factor on the target; it falls to the target by the
     warm start's middle. More latents then learn before few may fire, and fewer end silent."""
@@ -68,7 +68,7 @@ class TrainingArguments:
     """c, the unit of activations that bandwidth, thresholds and coefficients count in: the root of
     the mean squared norm (the paper) or of the mean squared distance from the mean. They differ
     where the mean carries most of the norm, and there only "spread" keeps a recipe's meaning. It
-    wants init_b_dec="mean" and sae.subtract_b_dec, which take the mean out of what is encoded."""
+    needs init_b_dec="mean" and sae.subtract_b_dec, which take the mean out of what is encoded."""
     init_b_dec: Literal["zeros", "mean"] = "zeros"
     """Start the decoder's bias at zero (the paper) or at the mean activation."""
     init_decoder_data: float = 0.0
@@ -184,9 +184,9 @@ class TrainingArguments:
         for name in ("init_cluster_rounds", "init_whitening"):
             if getattr(self, name) and not self.init_decoder_data:
                 raise Refused(
-                    f"training.{name} is {getattr(self, name)}, which has no effect without a "
-                    "training.init_decoder_data, the share of data in what latents start at: 0.9 "
-                    f"goes well with it; or set training.{name} to 0"
+                    f"training.{name} is {getattr(self, name)}, which has no effect "
+                    "while training.init_decoder_data, the share of data at the "
+                    f"start, is 0; set that to 0.9, or training.{name} to 0"
                 )
 
     @property

@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or absent, and restore every bit.
+"""Checkpoints that are either complete or absent, and restore every bit.
 
 A checkpoint is one file, `checkpoints/step-00001234.pt`: written under a temporary name, flushed to
 disk, then renamed, so a process killed at any moment leaves earlier checkpoints untouched and at
@@ -73,8 +73,8 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except _Damaged as error:
             if i + 1 == len(paths):
                 raise Refused(
-                    f"{error}, and there is no sound earlier one to resume from; restore a copy "
-                    f"of it, or delete {folder} to train from the start"
+                    f"{error}, and no earlier checkpoint is intact; restore a copy of "
+                    f"it, or delete {folder} to train from the start"
                 ) from error
             logger.warning("%s: resuming from the one before, %s", error, paths[i + 1].name)
         else:

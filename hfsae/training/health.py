@@ -60,15 +60,16 @@ class Reading:
 
 
 def diagnose(reading: Reading) -> list[str]:
-    """Sentences, most fundamental cause first; empty where nothing is wrong."""
+    """Why training is stuck, one sentence per cause, the most fundamental first; empty if nothing
+    is wrong."""
     return list(_causes(reading))
 
 
 def diagnose_dead(dead_share: float, *, could_revive: bool) -> list[str]:
-    """The same where no thresholds are trained, with fewer ways to be stuck.
+    """Like `diagnose`, for SAEs without trained thresholds.
 
     Args:
-        could_revive: the SAE has an auxiliary loss for that, and it is off.
+        could_revive: the SAE has an auxiliary loss that revives dead latents, and it is off.
     """
     if dead_share <= _MOST:
         return []
@@ -95,7 +96,7 @@ def diagnose_start(leading_share: float, *, whitening: float) -> list[str]:
 
 
 def diagnose_silent(never_share: float, share_done: float, *, whitening: float) -> list[str]:
-    """The same, as it shows in training.
+    """Like `diagnose_start`, from latents that stay silent in training.
 
     Args:
         never_share: of latents that have not fired since the start.

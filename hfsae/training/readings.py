@@ -23,7 +23,7 @@ class StepOutput(NamedTuple):
     x: Float[Tensor, "part d_in"]
     """inputs of the last part"""
     pre_acts: Float[Tensor, "..."]
-    """pre-activations of the last part..."""
+    """pre-activations of the last part"""
     at: Place
     """...and their positions"""
     losses: dict[str, Tensor]
@@ -35,7 +35,7 @@ class StepOutput(NamedTuple):
 
 
 class Silence(NamedTuple):
-    """Shares of latents."""
+    """Shares of silent latents."""
 
     dead: float
     """not fired for dead_after_tokens"""

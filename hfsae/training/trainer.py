@@ -63,7 +63,7 @@ class ActivationStream(Protocol):  # checkable: shapes and types are checked in 
         ...
 
     def held(self) -> dict[str, Tensor]:
-        """By site, the activations [n, d] among which the last batch was, in any dtype."""
+        """By site, the activations [n, d] from which the last batch was taken, in any dtype."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,7 +79,8 @@ Trained = TypeVar("Trained", bound=SAE | Mapping[str, SAE])
 
 
 class _Stop(Exception):
-    """A request to stop, between two steps: the state in memory is whole and may be saved."""
+    """A request to stop between two steps, when the state in memory is complete and may be
+    saved."""
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:

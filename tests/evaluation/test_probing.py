@@ -233,7 +233,7 @@ BAD = {
     "nan": ([GOOD[0], {"text": "a", "label": float("nan")}], "row 2 of .* has nan for 'label'"),
     "inf": ([{"text": "a", "label": float("inf")}], "has inf for 'label'; give text or a finite"),
     "a_list": ([{"text": "a", "label": [1]}], r"has \[1\] for 'label'"),
-    "not_an_object": ([3], "line 1 of .* is no object"),
+    "not_an_object": ([3], "line 1 of .* is not an object"),
 }
 
 

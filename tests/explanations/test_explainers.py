@@ -132,7 +132,7 @@ def test_a_file_gives_its_explanations(tmp_path, name, rows):
     [
         ("e.csv", b"", r"e\.csv is not a \.parquet, \.jsonl or \.json file"),
         ("e.jsonl", b"{", r"line 1 of .*e\.jsonl is not JSON"),
-        ("e.jsonl", b"[3]", "row 1 of .* is no object"),
+        ("e.jsonl", b"[3]", "row 1 of .* is not an object"),
         ("e.jsonl", b'{"index": "x", "description": "t"}', "names no latent"),
         ("e.jsonl", b'{"latent": 1, "label": 3}', "has 3 as an explanation; give text"),
         ("e.jsonl", b'{"latent": 40, "label": "t"}', "0 to 39: these are explanations of another"),

@@ -235,7 +235,7 @@ def test_the_hash_is_of_the_folder_s_files_and_no_path_is_written(tmp_path):
 REFUSED = {
     "are both given": {"base_url": "http://a/v1", "provider": "auto", "model": "m"},
     "name the model to ask there": {"base_url": "http://a/v1"},
-    "base_url is no address": {"base_url": "localhost:8000", "model": "m"},
+    "base_url is not an address": {"base_url": "localhost:8000", "model": "m"},
     "model is empty": {"model": " "},
     "concurrency is 0": {"concurrency": 0},
     "retries is -1": {"retries": -1},

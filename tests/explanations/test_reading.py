@@ -105,7 +105,7 @@ def test_a_random_direction_fires_as_often_as_it_should(planted):
 def test_documents_that_are_all_on_one_half_are_refused(planted):
     ids = planted.input_ids[:8]
     row = TokenBatch(ids, ids != 0, torch.zeros_like(ids))
-    with pytest.raises(ValueError, match=r"1 held-out documents .* all on one half"):
+    with pytest.raises(ValueError, match=r"1 held-out documents .* all in one half"):
         read(planted.lm, planted.sae, [row], np.arange(3), n_directions=1, keep_all=True, seed=0)
 
 

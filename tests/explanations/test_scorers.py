@@ -331,7 +331,7 @@ def test_directions_are_judged_by_their_own_names(sampled):
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"scores": ("detect",)}, "there is no score 'detect'; these are: lexical, detection"),
+        ({"scores": ("detect",)}, "there is no score 'detect'; scores: lexical, detection"),
         ({"scores": ("detection",), "protocol": "paper"}, "'paper' has a score of its own"),
         ({"windows": 1}, "windows is 1; it must be 2 or more"),
     ],

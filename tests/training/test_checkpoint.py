@@ -90,7 +90,9 @@ def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(tmp_path)
 def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
     path = checkpoint.save(tmp_path, 10, {"weights": torch.arange(5000)})
     flip_a_bit(path, 0.5)
-    with pytest.raises(ValueError, match=r"10\.pt is damaged \(.*no sound earlier one.*delete"):
+    with pytest.raises(
+        ValueError, match=r"10\.pt is damaged \(.*no earlier checkpoint is intact.*delete"
+    ):
         checkpoint.load_newest(tmp_path)
 
 

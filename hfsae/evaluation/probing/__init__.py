@@ -1,4 +1,4 @@
-"""Sparse probing: can a few latents tell what a text is about, and what else could?
+"""Sparse probing: how well a few latents classify texts, beside controls.
 
 tasks.py       texts with two classes: packaged sets, files, Hub data sets
 last_tokens.py activations at the last token of each text, harvested once for all SAEs

@@ -36,7 +36,7 @@ def last_tokens(
     norm_limits: Mapping[str, float] | None = None,
     progress: Callable[[int], object] = lambda n: None,
 ) -> LastTokens:
-    """Read texts, of longer ones the end.
+    """Read texts; of longer ones only the end.
 
     Args:
         bos: begin each with the tokenizer's BOS token.

@@ -25,7 +25,7 @@ class Scores(NamedTuple):
 
 
 def rank(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Indices of features, the most telling first.
+    """Indices of features, those that separate the classes best first.
 
     Args:
         features: [n, f], not negative, such as latents.

@@ -34,7 +34,7 @@ _N_NAMED = 5  # latents that a result names
 
 @dataclass
 class ProbeArguments:
-    """Which tasks, and how many texts and features."""
+    """The tasks, and the numbers of texts and features."""
 
     n_tasks: int | Literal["all"] = 20
     """packaged sets, drawn at random, or "all"; of a file all tasks are taken"""
@@ -45,7 +45,7 @@ class ProbeArguments:
     max_tokens: int = 128
     """tokens of a text, its BOS included: of longer ones the end is read"""
     n_words: int = 6000
-    """words for first-letter absorption, a fifth of them for the test; 0: none"""
+    """words for first-letter absorption, a fifth of them to test on; 0: no absorption"""
     uniformity_tokens: int = 64
     """tokens of the tasks' texts for the uniformity of effects; 0: none"""
     bootstrap_samples: int = 2000
@@ -96,7 +96,7 @@ def probe(
     norm_limits: Mapping[str, float] | None = None,
     progress: Callable[[int], object] = lambda n: None,
 ) -> Probing:
-    """How well k latents tell two classes of texts apart, beside what else could.
+    """How well k latents tell two classes of texts apart, beside controls.
 
         tasks = hfsae.evaluation.probing.read_tasks("mine.jsonl")
         print(probe(lm, {"mine": sae}, tasks).report)
@@ -112,11 +112,12 @@ def probe(
         progress: called with the number of further texts and words.
 
     Raises:
-        ValueError: no SAE, no task, scikit-learn is missing, or another model (`lm.contract`).
+        ValueError: no SAE or no task is given, scikit-learn is missing, or an SAE is not for this
+            model (`lm.contract`).
     """
     args, tokenizer = args or ProbeArguments(), tokenizer or tokenizer_of(lm)
     if not saes:
-        raise Refused("there is no SAE to probe; give one or more")
+        raise Refused("no SAE is given; give one or more")
     _hold(lm, saes, tokenizer)
     sites = {name: sae.config.reads.only_site for name, sae in saes.items()}
     bos = {name: getattr(sae.config, "bos", None) != "none" for name, sae in saes.items()}
@@ -133,7 +134,7 @@ def probe(
         last = last_tokens(lm, tokenizer, drawn.texts, distinct, max_tokens=n, **how)
         read.append((drawn, last))
     if not read:
-        raise Refused("there is no task; give texts with two classes")
+        raise Refused("no task is given; give texts with two classes")
     controls = {name: _untrained(sae, sites[name], read, args.seed) for name, sae in saes.items()}
     rows = [row for task in read for row in _rows(task, saes, sites, controls, args)]
     result = _probing(rows, [task for task, _ in read], [*saes], args)

@@ -46,14 +46,15 @@ class Task(NamedTuple):
 def binary_tasks(
     name: str, texts: Sequence[str], labels: Sequence[Any], groups: Sequence[Any] | None = None
 ) -> list[Task]:
-    """A task, or of several classes one for each of the largest ten; without duplicate texts, which
-    would lie on both sides of a split, and without texts that have two labels.
+    """One task, or for several classes one task for each of the ten largest; without duplicate
+    texts, which would lie on both sides of a split, and without texts that have two labels.
 
     Args:
-        groups: of each text its source, say; of a text in several groups the first counts.
+        groups: a group for each text, such as its source; for duplicate texts the first one counts.
 
     Raises:
-        ValueError: one class, fewer than 50 texts of a class, or fewer than five groups of them.
+        ValueError: there is only one class, or a class has fewer than 50 texts or fewer than five
+            groups.
     """
     by_text: dict[str, set[str]] = {}
     first: dict[str, str] = {}
@@ -170,7 +171,7 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise Refused(f"{where} is not JSON ({one_line(error)}); put one object there") from error
     if not isinstance(row, dict):
-        raise Refused(f"{where} is no object; give a text and its label")
+        raise Refused(f"{where} is not an object; give a text and its label")
     return row
 
 

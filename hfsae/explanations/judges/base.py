@@ -1,4 +1,4 @@
-"""What a question and an answer are, and what every judge does, whoever answers."""
+"""Questions, answers, and the interface of every judge."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ class Question(NamedTuple):
     messages: tuple[tuple[str, str], ...]
     """(role, text); roles are "system", "user", "assistant" """
     max_tokens: int = 200
-    """of the answer, what a model thinks before it included"""
+    """of the answer, including what a model thinks before it"""
     schema: dict[str, Any] | None = None
     """JSON schema of the answer; None: free text"""
     choices: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class Answer(NamedTuple):
 
 @dataclass
 class Usage:
-    """What was asked so far; answers from calls.jsonl count in `n_repeated` alone."""
+    """Calls, tokens and seconds so far; answers from calls.jsonl count only in `n_repeated`."""
 
     n_calls: int = 0
     """questions sent, or put to a local model"""
@@ -80,7 +80,8 @@ Progress = Callable[[int, Usage], object]
 
 
 class Waits(Exception):
-    """Questions stand in a file of requests, and have no answer yet: the sentence says where."""
+    """Questions were written to a file of requests, and have no answer yet; the sentence names the
+    file."""
 
 
 @runtime_checkable
@@ -115,20 +116,20 @@ class Judge(Protocol):
         ...
 
     def settle(self, about: str) -> None:
-        """Called where what follows needs all answers so far.
+        """Make sure that all answers so far are there, before results that need them.
 
         Args:
-            about: what they are, in the plural.
+            about: what the answers are for, a plural noun for the sentence.
 
         Raises:
-            Waits: some come by file, and are not there yet.
+            Waits: some answers come by file, and are not there yet.
         """
         ...
 
 
 @dataclass
 class JudgeArguments:
-    """Who answers, and how."""
+    """The judge: a language model on this machine, on a server, or asked by files."""
 
     model: str = PACKAGED
     """"packaged" (SmolLM2-135M-Instruct), a Hub id or a folder; or the model's name at a server or
@@ -140,7 +141,7 @@ class JudgeArguments:
     requests: str | None = None
     """folder for requests in OpenAI's Batch format, instead of a server"""
     answers: Sequence[str] = ()
-    """all files that came back so far, of answers and of errors"""
+    """all files of answers and of errors that came back so far"""
     key_env: str | None = None
     """environment variable with the key, instead of HF_TOKEN for Hugging Face and OPENAI_API_KEY,
     where it is set, for other addresses"""
@@ -165,13 +166,13 @@ class JudgeArguments:
             )
         if self.is_served and self.is_by_file:
             raise Refused(
-                f"the judge is asked by server ({self.address}) and by file (requests "
-                f"{self.requests}) at once; give one of them"
+                f"the judge has both a server ({self.address}) and a folder of "
+                f"requests ({self.requests}); give only one of them"
             )
         if self.answers and self.requests is None:
             raise Refused(
-                "answers are given without requests; name the folder of the requests, too, for "
-                "what is still to be asked"
+                "answers are given without requests; also name the folder of "
+                "requests, where further questions go"
             )
         if self.base_url is not None:
             _check_address(self.base_url)
@@ -214,12 +215,12 @@ class JudgeArguments:
 
     @property
     def is_remote(self) -> bool:
-        """Whether a model elsewhere answers, of whose answers alone is known what it tells."""
+        """Whether the model runs elsewhere, so that only its answers are known."""
         return self.is_served or self.is_by_file
 
     @property
     def address(self) -> str:
-        """Where it is asked, for a record: without credentials."""
+        """The address that answers, for a record: without credentials."""
         if self.base_url is not None:
             return without_credentials(self.base_url)
         if self.is_by_file:
@@ -238,7 +239,7 @@ class JudgeArguments:
         return HF_TOKEN if is_theirs else OPENAI_API_KEY
 
     def key(self) -> str | None:
-        """The key, from the environment alone; None where a server may need none.
+        """The key, only ever from the environment; None for a server that may need none.
 
         Raises:
             ValueError: the variable is not set, and was named or is needed; or it holds no key.
@@ -283,4 +284,4 @@ def _check_address(address: str) -> None:
     except ValueError:  # a port that is no number, a bracket that does not close
         is_sound = False
     if not is_sound:
-        raise Refused("base_url is no address; write http://HOST:PORT/v1, or https://HOST/v1")
+        raise Refused("base_url is not an address; write http://HOST:PORT/v1, or https://HOST/v1")

@@ -32,7 +32,7 @@ class Counted:
         self.name, self.has_log_likelihood = args.shown_model, not args.is_remote
         self.usage = Usage()
         self.most_tokens_out = 0
-        """if each answer is as long as it may be"""
+        """the most tokens of answers, if each is as long as it may be"""
         self._args, self._calls = args, calls_of(args, calls)
         self._counter = counter or counter_of(args)
         self._answers: dict[str, Answer] = {}

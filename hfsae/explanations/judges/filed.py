@@ -89,18 +89,18 @@ class Filed:
     def log_likelihood(
         self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
     ) -> list[float]:
-        """Refused: answers tell no probabilities of a given text."""
+        """Always refused: files of answers hold no probabilities of a given text."""
         raise Refused(
-            "answers by file tell no probabilities of a given text; use a local model for the "
-            "likelihood score: 'packaged', a Hub id or a folder"
+            "files of answers hold no probabilities of a given text; use a local "
+            "model for the likelihood score: 'packaged', a Hub id or a folder"
         )
 
     def settle(self, about: str) -> None:
-        """Write requests for what was asked since the last time and is not answered, if there is
-        anything.
+        """Write requests for the questions since the last call that have no answer, if there are
+        any.
 
         Raises:
-            Waits: there is.
+            Waits: there are.
         """
         waiting, self._waiting = self._waiting, {}
         if not waiting:
@@ -117,16 +117,17 @@ class Filed:
         )
 
     def refuse_unused(self) -> None:
-        """Called once all that a round asks was asked.
+        """Refuse answers that match no question; call it at the end of a round.
 
         Raises:
-            ValueError: answers were given, and none is to a question that was asked.
+            ValueError: answers were given, and none belongs to a question that was asked.
         """
         if self._given and not self._is_used:
             ids = ", ".join(key[:12] for key in list(self._given)[:3])
             raise Refused(
-                f"none of the {len(self._given):,} answers is to a question of this SAE and plan "
-                f"(their ids begin with {ids}); give the answers to the requests in {self._folder}"
+                f"none of the {len(self._given):,} answers belongs to a question of "
+                f"this SAE and plan (their ids begin with {ids}); give the answers to "
+                f"the requests in {self._folder}"
             )
 
     def _read(self, key: str, question: Question) -> Answer | None:
@@ -223,7 +224,7 @@ def _line(path: Path, number: int, text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         line = None
     if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str):
-        raise Refused(f"{where} is no answer with a custom_id; give the file that came back")
+        raise Refused(f"{where} is not an answer with a custom_id; give the file that came back")
     if "response" not in line and "error" not in line:
         raise Refused(f"{where} is a request, not an answer; give the file that came back")
     return line

@@ -87,7 +87,7 @@ class Remote:
     def log_likelihood(
         self, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
     ) -> list[float]:
-        """Refused: servers give no probabilities of a given text."""
+        """Always refused: servers give no probabilities of a given text."""
         raise Refused(
             f"{self._args.address} gives no probabilities of a given text; use a local model for "
             "the likelihood score: 'packaged', a Hub id or a folder"

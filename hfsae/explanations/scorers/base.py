@@ -1,4 +1,4 @@
-"""What a score of explanations is: questions about a latent's windows, and numbers from answers.
+"""The interface of a score: questions about a latent's windows, and numbers from answers.
 
 A scorer turns a `Case` into requests, each reply into values, one an item (a window, a question or
 a token), and values into metrics. A failed item is NaN: it is neither right nor wrong, metrics are
@@ -91,11 +91,12 @@ class Scorer:
         return np.array([window.window.kind != "hard" for window in sample.windows], dtype=bool)
 
     def requests(self, case: Case) -> list[Request]:
-        """What is asked about a case that has an explanation, or needs none."""
+        """The questions about a case that has an explanation, or needs none."""
         raise NotImplementedError
 
     def parse(self, request: Question, answer: Answer) -> Any:
-        """A question's reply; None: the answer is none, and is asked for once more."""
+        """What a question's answer means; None: it does not parse, and the question is asked once
+        more."""
         raise NotImplementedError
 
     def values(self, case: Case, replies: Sequence[Any]) -> np.ndarray:
