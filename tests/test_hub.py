@@ -733,7 +733,7 @@ def test_what_is_not_there_is_one_sentence(hub, pushed, tmp_path):
     refused(lambda: hfsae.load(ID, subfolder="no"), "has no SAE with subfolder='no'; it has")
     refused(
         lambda: hfsae.load("a/b/c"),
-        r"cannot read a/b/c \(not a local folder\): that is no repository id",
+        r"cannot read a/b/c \(not a local folder\): that is not a repository id",
     )
     refused(lambda: hfsae.load(tmp_path / "none"), "there is no folder")
     refused(lambda: hfsae.push(tmp_path / "none", ID), "there is no folder")
@@ -974,7 +974,7 @@ def answers(hub: LoopbackHub, listing: dict) -> None:
 def test_a_listing_of_another_shape_is_one_sentence(hub, answer):
     answers(hub, answer)
     for ask in (lambda: hfsae.list_saes(ID), lambda: hfsae.load(ID)):
-        refused(ask, "the Hub's answer to model_info is of an unknown shape")
+        refused(ask, "the Hub's answer to model_info has an unknown form")
 
 
 def test_an_entry_that_names_no_file_is_one_sentence(hub):

@@ -238,7 +238,7 @@ def test_a_fraction_of_a_text_is_the_same_documents_each_time(install):
 @pytest.mark.parametrize(
     "fractions, sentence",
     [
-        ({"python": 0.5}, "text.fractions has 'python', which is none of the packaged texts of"),
+        ({"python": 0.5}, "text.fractions has 'python', which is not one of the packaged texts of"),
         ({"wiki": 0.0}, "text.fractions.wiki is 0.0; use a fraction, above 0 and up to 1"),
     ],
 )

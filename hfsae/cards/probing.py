@@ -129,7 +129,8 @@ def _uniformity(record: Json) -> Iterator[Json]:
 def _about_uniformity(record: Json) -> Iterator[str]:
     if _own_uniformity(record):
         yield (
-            "Uniformity of effects (Gemma Scope D.5): 1 where all latents that fire on a token "
-            "matter equally to its prediction, near 1 / L0 where only one does. Evener is not "
-            "better: effects of random directions are even, too."
+            "Uniformity of effects (Gemma Scope D.5): 1 where all latents that fire "
+            "on a token matter equally to its prediction, near 1 / L0 where only one "
+            "does. A more even SAE is not better: effects of random directions are "
+            "even, too."
         )

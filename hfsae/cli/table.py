@@ -48,12 +48,11 @@ VERBS: dict[str, Verb] = {
     ),
     "explain": Verb(
         "explain.explain_verb",
-        "Explain what latents of an SAE mean, and score the explanations on held-out "
-        "documents: one half explains, the other half tests. Another latent's explanation "
-        "and random directions are the controls. It reads the text once, and writes "
-        "explanations and a report below features/; run again, it prints the report. "
-        "--scores and --explainer lm need a language model (--judge); features/calls.jsonl "
-        "keeps its answers.",
+        "Explain what latents of an SAE mean, on half of the held-out documents, and test "
+        "it on the other half, beside another latent's explanation and random directions. "
+        "It reads the text once, and writes explanations and a report below features/; run "
+        "again, it prints the report. --scores and --explainer lm need a language model "
+        "(--judge); features/calls.jsonl keeps its answers.",
     ),
     "probe": Verb(
         "probe.probe_verb",

@@ -39,7 +39,8 @@ class InterpretArguments:
     does, all on the same held-out tokens."""
 
     n_latents: int = 0
-    """Latents of each SAE, drawn among those of fitting density; 0: none. `--explain`: 100."""
+    """Number of latents of each SAE, drawn among those that fire on 0.01 % of tokens to
+    max_density; 0: none. `--explain`: 100."""
     n_tokens: int = 100_000
     """Held-out tokens to read."""
     scores: list[str] = field(default_factory=list)

@@ -209,7 +209,7 @@ def _recorded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Harvest(NamedTuple):
-    """What tells one reading of the training text from another."""
+    """The marks by which readings of the training text are compared."""
 
     n_tokens: int
     norm_limits: tuple[float, ...]

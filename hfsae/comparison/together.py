@@ -105,7 +105,7 @@ def _parts(
     for across in compared:
         if isinstance(across, AcrossSites) and across.others:
             yield f"## Over the sites of {across.c.report_folder.name}"
-            yield f"What the columns are is told in [its report]({_path(across, folder)}/{REPORT})."
+            yield f"[Its report]({_path(across, folder)}/{REPORT}) explains the columns."
             yield from (overall_table(across, metric) for metric in METRICS)
     yield "## Reproduce"
     yield (

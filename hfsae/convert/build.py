@@ -84,12 +84,13 @@ def _check(sae: SAE, state: State, where: str | Path) -> None:
 def to_jumprelu(sae: SAE) -> JumpReLUSAE:
     """The same function as a JumpReLU SAE, folded.
 
-    A ReLU SAE has threshold 0, a BatchTopK SAE one for all, and nested SAEs are used as those they
-    nest. For a Gated one the magnitude's encoder is taken, and the threshold
-    is where the gate opens (arXiv:2404.16014, appendix E): max(0, b_mag - exp(r_mag) b_gate).
+    A ReLU SAE has threshold 0, a BatchTopK SAE one threshold for all latents, and a Matryoshka SAE
+    is used as the variant that it nests. For a Gated SAE the magnitude's encoder is taken, and the
+    threshold is where the gate opens (arXiv:2404.16014, appendix E): max(0, b_mag - exp(r_mag)
+    b_gate).
 
     Raises:
-        ValueError: a TopK SAE, whose threshold differs from token to token.
+        ValueError: the SAE is TopK, whose threshold differs from token to token.
     """
     folded = sae.folded()
     state = {name: tensor.clone() for name, tensor in folded.state_dict().items()}

@@ -47,7 +47,7 @@ def load(folder: Path, source: str) -> SAE:
     """The SAE in `folder`.
 
     Raises:
-        ValueError: ae.pt is damaged, holds more than tensors, or is of an unknown class.
+        ValueError: ae.pt is damaged, holds more than tensors, or has an unknown class.
     """
     config = read_json(folder / FILES[1]).get("trainer", {})
     state = _ours(read_tensors(folder / FILES[0], source))
@@ -184,7 +184,7 @@ def save(sae: SAE, folder: Path) -> None:
     """Write `ae.pt` and `config.json`: ReLU and JumpReLU as JumpReLU, the others as themselves.
 
     Raises:
-        ValueError: a transcoder, token_norm, groupmax, or a TopK SAE without relu.
+        ValueError: the SAE is a transcoder, has token_norm or groupmax, or is TopK without relu.
     """
     refuse(sae, "dictionary_learning")
     tensors, config = _theirs(sae)

@@ -101,7 +101,7 @@ def load_folder(path: Path, format_name: str, source: str, **options: Any) -> SA
     """The SAE at a path that `find` returned.
 
     Raises:
-        ValueError: its files are damaged or hostile; one sentence.
+        ValueError: its files are damaged or hostile.
     """
     try:
         return FORMATS[format_name].load(path, source, **options)

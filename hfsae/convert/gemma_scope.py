@@ -122,7 +122,7 @@ def _array(archive: zipfile.ZipFile, name: str, size: int) -> Tensor:
             (2, 0): np.lib.format.read_array_header_2_0,
         }.get(version)
         if read_header is None:
-            raise Refused(f"{name} is of an unknown version of numpy's format")
+            raise Refused(f"{name} has an unknown version of numpy's format")
         shape, fortran, dtype = read_header(file)
         if dtype.kind != "f" or dtype.itemsize > 8:
             raise Refused(f"{name} holds {dtype}, not floating-point numbers of at most 64 bits")
@@ -138,7 +138,8 @@ def save(sae: SAE, folder: Path) -> None:
     """Write `params.npz`.
 
     Raises:
-        ValueError: an SAE that the format cannot represent: TopK, token_norm, a skip connection.
+        ValueError: the format cannot represent the SAE, such as TopK, token_norm or a skip
+            connection.
     """
     refuse(sae, "Gemma Scope", transcoder=True)
     state = exported(to_jumprelu(sae))

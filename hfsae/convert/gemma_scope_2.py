@@ -71,7 +71,7 @@ def save(sae: SAE, folder: Path) -> None:
     """Write `params.safetensors` and `config.json`.
 
     Raises:
-        ValueError: an SAE that the format cannot represent: TopK, token_norm.
+        ValueError: the format cannot represent the SAE, such as TopK or token_norm.
     """
     refuse(sae, "Gemma Scope 2", transcoder=True, skip_connection=True)
     state = exported(to_jumprelu(sae))

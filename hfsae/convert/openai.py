@@ -28,7 +28,7 @@ def load(file: Path, source: str) -> SAE:
     """The SAE in `file`.
 
     Raises:
-        ValueError: the file is damaged, holds more than tensors, or another activation.
+        ValueError: the file is damaged, holds more than tensors, or names another activation.
     """
     content = read_tensors(file, source)
     if missing := [name for name in _TENSORS if name not in content]:
@@ -59,7 +59,7 @@ def save(sae: SAE, file: Path) -> None:
     """Write a `.pt` file.
 
     Raises:
-        ValueError: not a ReLU SAE, nor a TopK one with token_norm="layer_norm".
+        ValueError: the SAE is neither a ReLU SAE nor a TopK SAE with token_norm="layer_norm".
     """
     refuse(sae, "OpenAI's", token_norm=sae.config.token_norm == "layer_norm")
     is_topk = isinstance(sae, TopKSAE) and sae.config.selection == "topk"

@@ -58,7 +58,7 @@ def load(folder: Path, source: str) -> SAE:
     """The SAE in `folder`.
 
     Raises:
-        ValueError: an architecture or normalisation that SAELens has and hfsae lacks.
+        ValueError: the file has an architecture or normalisation that hfsae lacks.
     """
     config = _modern(read_json(folder / FILES[1]))
     architecture = config["architecture"]
@@ -99,7 +99,7 @@ def load(folder: Path, source: str) -> SAE:
 
 
 def about(config: dict[str, Any]) -> dict[str, Any]:
-    """The hook, width and k of cfg.json, under hfsae's names; k of training where it is told."""
+    """The hook, width and k of cfg.json, under hfsae's names; the k of training if it is given."""
     config = {**(config.get("metadata") or {}), **config}
     trained = config.get("training_architecture_details") or {}
     of_activation = config.get("activation_fn_kwargs") or {}
@@ -170,8 +170,8 @@ def save(sae: SAE, folder: Path) -> None:
     """Write `sae_weights.safetensors` and `cfg.json`.
 
     Raises:
-        ValueError: a TopK or Gated SAE that is a transcoder or has a skip connection, groupmax,
-            or TopK without relu.
+        ValueError: SAELens cannot represent the SAE: TopK or Gated as a transcoder or with a skip
+            connection, groupmax, or TopK without relu.
     """
     config, state = to_saelens(sae)
     save_file(state, folder / FILES[0])

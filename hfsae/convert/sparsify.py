@@ -65,8 +65,8 @@ def save(sae: SAE, folder: Path) -> None:
     """Write `sae.safetensors` and `cfg.json`; name the folder after the module.
 
     Raises:
-        ValueError: not a TopK SAE with relu, or with selection="approximate" or token_norm, or of
-            two widths.
+        ValueError: the SAE is not TopK with relu, has selection="approximate" or token_norm, or
+            differs in width between input and output.
     """
     if not isinstance(sae, TopKSAE) or not sae.config.relu:
         raise Refused(f"sparsify files hold TopK SAEs with relu, not a {type(sae).__name__}")

@@ -63,11 +63,11 @@ def plan(recipe: Recipe, gpu: str | None = None) -> Plan:
     """Estimates for each of `training.num_processes` processes.
 
     Args:
-        gpu: a card of `hfsae.cost.formula.CARDS`, one for each process; None: this machine.
+        gpu: a GPU of `hfsae.cost.formula.CARDS`, one for each process; None: this machine.
 
     Raises:
-        ValueError: as `hfsae.recipe.check`; an unknown card; work that so many processes cannot
-            share.
+        ValueError: as for `hfsae.recipe.check`; the GPU is unknown; or so many processes cannot
+            share the work.
     """
     if gpu is not None and gpu not in CARDS:
         raise Refused(f"--gpu must be {' or '.join(CARDS)}, got {gpu!r}")

@@ -20,7 +20,7 @@ UNCLEAR = "unclear"
 
 
 def automatic_name(subject: Subject, latent: int) -> Json | None:
-    """What `hfsae explain` says of a latent: the explanation, a note on how it was tested, and
+    """What `hfsae explain` wrote about a latent: the explanation, a note on how it was tested, and
     groups of windows; None without an explanation.
 
     Raises:

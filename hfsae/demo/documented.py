@@ -1,4 +1,4 @@
-"""What callers of an action are told: its docstring and types, as words and as JSON schemas.
+"""An action's docstring and types, as words and as JSON schemas for its callers.
 
 An action's docstring has the sections `Args`, with a line `name: text` for each argument, and
 `Returns`, with a line `key (type): text` for each key of the answer; longer texts go on in lines

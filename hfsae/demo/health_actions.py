@@ -170,7 +170,7 @@ def measure(subject: Subject, text: str) -> Json:
 
 
 def about(subject: Subject) -> Json:
-    """Which SAE and language model this is, and its model card: good to know before anything else.
+    """Which SAE and language model this is, and its model card; call it before the other actions.
 
     Returns:
         name (str): of the SAE.

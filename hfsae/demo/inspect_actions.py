@@ -321,8 +321,8 @@ def weak_match(subject: Subject, typed: Any) -> str:
     if word.casefold() in subject.label(latent).casefold():
         return ""
     return (
-        f"No latent is all about {cited(word[:40])}: of latent {latent}, the nearest, few examples "
-        "are. Its texts may be about something else."
+        f"No latent is mainly about {cited(word[:40])}: only few examples of latent "
+        f"{latent}, the nearest, are about it, so its texts may be about something else."
     )
 
 
@@ -334,7 +334,7 @@ def _is_named(name: str, word: str) -> bool:
 
 def check_query(text: Any) -> str:
     """The text of a search, which must not be blank."""
-    return validate.text(text, "the search", empty="there is nothing to search for")
+    return validate.text(text, "the search", empty="the search is empty; write what to find")
 
 
 def save_label(subject: Subject, latent: int, label: str) -> Json:

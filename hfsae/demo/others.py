@@ -32,7 +32,7 @@ def place_of(subject: Subject, other: str) -> Choice:
     that it was started in, or in that of the SAE that it shows.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is not one of these.
     """
     if other == PACKAGED:
         return Choice(str(SHIPPED_SAE))
@@ -102,7 +102,10 @@ def _is_sae(path: Path) -> bool:
 
 
 def _why_not(other: str, is_local: bool, only_here: bool) -> str:
-    refused, hub = f"{other!r} is no SAE that can be read from here", "a repository on the Hub as "
+    refused, hub = (
+        f"{other!r} is not an SAE that can be read from here",
+        "a repository on the Hub as ",
+    )
     hub += "name/repository"
     if not is_local:
         return f"{refused}; name {hub}"

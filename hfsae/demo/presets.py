@@ -1,4 +1,4 @@
-"""Default presets, where nobody wrote any: latents whose examples are clear; and the search for
+"""Default presets for an SAE without any: latents whose examples are clear; and the search for
 better ones.
 
 Latents get no names here: each is described by its label, or by what it fires on.

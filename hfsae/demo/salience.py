@@ -1,4 +1,4 @@
-"""Which latents of a text tell a reader something: those come first.
+"""The order of a text's latents: the most informative ones first.
 
 A latent's score in a text is a product, of numbers at the place where it fires most:
 

@@ -151,7 +151,8 @@ def sweep(
     largest = max(map(abs, scaled.values()))
     if not largest:
         raise Refused(
-            "all strengths are 0; give at least one another value: their proportions are kept"
+            "all strengths are 0; give at least one latent another strength: their "
+            "proportions are kept"
         )
     tried = (_SWEEP if only is None else _AROUND)[settings.unit]
     strengths = [strength / largest for strength in tried]
@@ -229,7 +230,9 @@ def _refuse_unmeasured(subject: Subject, latents: list[int]) -> None:
         )
     for latent in latents:
         if largest[latent] == 0:
-            raise Refused(f"latent {latent} never fired, so it has no unit; use norm")
+            raise Refused(
+                f"latent {latent} never fired, so it has no largest activation; use the unit norm"
+            )
 
 
 def _block(

@@ -425,8 +425,8 @@ def _read_beside(subject: Subject, folder: Path) -> None:
             subject.store = store
         else:
             subject.notes.append(
-                f"its features/ are of {len(store):,} latents, the SAE has {subject.d_sae:,}: "
-                "they are left out"
+                f"its features/ has {len(store):,} latents, and the SAE has "
+                f"{subject.d_sae:,}: it is left out"
             )
 
 

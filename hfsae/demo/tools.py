@@ -1,4 +1,4 @@
-"""The actions as tools for agents: what Gradio's MCP server leaves out.
+"""The actions as tools for agents, with what Gradio's MCP server leaves out.
 
 It lists a tool without title, hints and a schema of the answer, and answers in Python's notation.
 """

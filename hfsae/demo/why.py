@@ -18,7 +18,7 @@ from .subject import Subject
 _ABLATED = 4  # in the first answer; others one by one, on request
 _CANDIDATES = 8
 ALONE = "#"
-"""In place of a contrast: the logit alone, held against nothing."""
+"""In place of a contrast: the logit alone is explained."""
 _TOLD, _LITTLE = 2, 0.01  # latents that the sentence names on a side; logits
 
 
@@ -50,8 +50,8 @@ def _named(subject: Subject, token_id: int) -> Json:
 
 
 def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> Json:
-    """Why this next token: the latents that speak for it or against it, by gradient, and by leaving
-    them out one by one.
+    """Why this next token: the latents that raise or lower its logit, estimated by gradient, and
+    measured by leaving them out one by one.
 
     The logit is total = shown + others + error + bias + rest: the latents in `rows`, all others,
     what the SAE leaves out, the constant that it adds on every token, and everything else: what
@@ -60,7 +60,7 @@ def why(subject: Subject, prompt: str, target: str = "", contrast: str = "") -> 
     Args:
         prompt: the text.
         target: the next token to explain, as text or as `#` and its id; empty: the likeliest.
-        contrast: a token to hold it against: the difference of both logits is explained; empty:
+        contrast: a token to compare it with: the difference of the two logits is explained; empty:
             the likeliest other one; `#`: none, the logit alone.
 
     Returns:
@@ -187,7 +187,7 @@ def check_ablation(
         prompt: the text.
         latent: index of the one to leave out, on all tokens; it must fire in the text.
         target: the next token, as text or as `#` and its id; empty: the likeliest.
-        contrast: a token to hold it against; empty: the likeliest other one; `#`: none.
+        contrast: a token to compare it with; empty: the likeliest other one; `#`: none.
 
     Returns:
         latent (int): its index.

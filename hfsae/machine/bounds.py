@@ -1,4 +1,4 @@
-"""Bounds of settings. A number beyond any known use is a slip, and is refused, too."""
+"""Bounds of settings. A number beyond any known use is taken for a mistake, and refused."""
 
 from .refused import Refused
 

@@ -58,8 +58,8 @@ def _answer(call: Callable[[], T], what: str) -> T:
         return call()
     except (TypeError, LookupError, AttributeError, RecursionError) as error:
         raise HubRefused(
-            f"the Hub's answer to {what} is of an unknown shape ({type(error).__name__}: {error}); "
-            "try again later, or another version of huggingface_hub"
+            f"the Hub's answer to {what} has an unknown form ({type(error).__name__}: "
+            f"{error}); try again later, or another version of huggingface_hub"
         ) from error
 
 
@@ -93,7 +93,7 @@ class in_a_sentence:
 
 
 def hub_reason(error: BaseException, repo_id: str, revision: str | None = None) -> str | None:
-    """Why the Hub's client failed, with the remedy; None where an error is none of the Hub's.
+    """Why the Hub's client failed, with the remedy; None where an error is not the Hub's.
 
     Args:
         error: the client's, or of a library that used it, as transformers does.
@@ -107,7 +107,7 @@ def hub_reason(error: BaseException, repo_id: str, revision: str | None = None) 
         RepositoryNotFoundError: "there is no such repository, or it is private and your token "
         "may not read it; check the name, or run `hf auth login`",
         RevisionNotFoundError: f"it has no revision {revision!r}",
-        HFValidationError: "that is no repository id; write 'name/repository'",
+        HFValidationError: "that is not a repository id; write 'name/repository'",
         LocalEntryNotFoundError: f"it is not in the cache, and {offline}; go online once, or "
         "name a local folder",
     }

@@ -1,5 +1,5 @@
-"""A guard for pages that this machine serves: they answer this machine's browsers alone, unless
-they were opened to others.
+"""A guard for pages that this machine serves: they answer only this machine's browsers, unless they
+are opened to others.
 
 A page from elsewhere, whose name its owner lets resolve to 127.0.0.1, could use such a server as if
 it were the server's own page ("DNS rebinding"). Its Host and its Origin reveal it.

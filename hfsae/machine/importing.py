@@ -1,4 +1,4 @@
-"""Wait for a module of another library: do something once it is imported, without importing it."""
+"""Wait for another library's module: call a function once it is imported, without importing it."""
 
 import sys
 from collections.abc import Callable, Sequence

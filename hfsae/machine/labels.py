@@ -13,7 +13,7 @@ def labels_in(path: Path) -> dict[int, str]:
     """{latent: label} of a file of labels.
 
     Raises:
-        ValueError: the file is damaged, or something else.
+        ValueError: the file is damaged, or is not a file of labels.
     """
     try:
         labels = parse_json(path)["labels"]

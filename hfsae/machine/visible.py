@@ -54,7 +54,7 @@ def is_folder(lm: Json) -> bool:
 
 
 def public(value: Any, key: str = "", local: Collection[str] = ()) -> Any:
-    """The same without where things lie on the machine, and without documents given as a list.
+    """The same without paths of this machine, and without documents given as a list.
 
     Args:
         key: of the setting that has this value; it decides what `a/b` is.

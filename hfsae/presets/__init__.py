@@ -1,4 +1,4 @@
-"""Which latents steer texts in a way that is seen: presets for the app, found by trying."""
+"""Presets for the app: latents whose steering visibly changes texts, found by trying."""
 
 from .search import PROMPTS as PROMPTS
 from .search import Attempt as Attempt

@@ -1,4 +1,4 @@
-"""Presets that work: latents, strengths and prompts at which steering is seen, found by trying.
+"""Presets that work: latents, strengths and prompts that visibly steer texts, found by trying.
 
     candidates   latents whose examples fire on few words; and those with a label
     screen       one pass, a row for each: how much likelier do its words become as the next token?
@@ -66,7 +66,7 @@ _SCREENING, _CLOSELY_BY, _TRYING = 0.2, 0.35, 0.6  # of the time, by when each p
 
 
 class PresetArguments(NamedTuple):
-    """How far to search."""
+    """The size of the search for presets, and the bounds on steered texts."""
 
     n_candidates: int = 24
     """latents whose texts are tried, beside those with a label: those whose words gain most as the
@@ -82,7 +82,7 @@ class PresetArguments(NamedTuple):
     """share of three-token sequences that may recur"""
     n_tokens: int = 30
     max_seconds: float | None = None
-    """after which nothing more is screened, tried or confirmed; None: as long as it takes"""
+    """limit after which nothing more is screened, tried or confirmed; None: no limit"""
 
     def check(self) -> None:
         """Refuse numbers with which no preset can be found.

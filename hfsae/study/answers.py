@@ -105,7 +105,7 @@ def open_ledger(study: Path, plan: Plan, rater: str) -> Ledger:
     """The answers that a rater has given.
 
     Raises:
-        ValueError: the name cannot be a file's, or its file is damaged or of another plan.
+        ValueError: the name cannot be a file's, or its file is damaged or belongs to another plan.
     """
     path = study / STUDY_ANSWERS / f"{rater_name(rater)}.jsonl"
     ledger = Ledger(path, plan.hash)
@@ -133,7 +133,7 @@ def checked(answer: Answer, items: dict[str, Item]) -> Answer:
     """An answer that fits its item.
 
     Raises:
-        ValueError: the plan has no such item, or the answer is none of its choices.
+        ValueError: the plan has no such item, or the answer is not one of its choices.
     """
     item = items.get(answer.item)
     if item is None:
@@ -144,7 +144,7 @@ def checked(answer: Answer, items: dict[str, Item]) -> Answer:
     fits = any(type(answer.answer) is type(c) and answer.answer == c for c in choices)
     if answer.answer is not None and not fits:
         shown = f"0 to {n - 1}" if is_intruder else ", ".join(WORDS)
-        raise Refused(f"the answer {str(answer.answer)[:40]!r} is none of {shown}")
+        raise Refused(f"the answer {str(answer.answer)[:40]!r} is not one of {shown}")
     answer.words = " ".join(answer.words.split())[:MAX_WORDS]
     seconds = float(answer.seconds) if math.isfinite(answer.seconds) else 0.0
     answer.seconds = round(min(max(seconds, 0.0), _MAX_SECONDS), 2)
@@ -155,7 +155,7 @@ def ledgers(study: Path, plan: Plan) -> dict[str, Ledger]:
     """The answers of all raters, by name.
 
     Raises:
-        ValueError: a file is damaged or of another plan.
+        ValueError: a file is damaged or belongs to another plan.
     """
     files = sorted((study / STUDY_ANSWERS).glob("*.jsonl"))
     return {path.stem: open_ledger(study, plan, path.stem) for path in files}

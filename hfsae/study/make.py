@@ -85,7 +85,7 @@ def check_study(placed: Sequence[PlacedSAE], study: Path) -> None:
     for one in placed:
         if one.recipe.lm.name != first.recipe.lm.name:
             raise Refused(
-                f"{one.folder} is of {one.recipe.lm.name} and {first.folder} of "
+                f"{one.folder} belongs to {one.recipe.lm.name} and {first.folder} to "
                 f"{first.recipe.lm.name}; a study compares SAEs of one language model"
             )
     if len({one.folder.resolve() for one in placed}) < len(placed):

@@ -34,10 +34,10 @@ _IN_BLOCK = 5  # items of an SAE, about
 
 @dataclass
 class StudyArguments:
-    """What is rated of each SAE, and from how much text."""
+    """The items to rate for each SAE, and the text to draw them from."""
 
     n_latents: int = 30
-    """latents of each SAE, drawn at random among those of fitting density"""
+    """number of latents of each SAE, drawn at random between min_density and max_density"""
     controls: float = 0.1
     """random directions, as a share of the latents"""
     repeats: float = 0.1
@@ -116,7 +116,7 @@ class Item:
 
 @dataclass
 class Plan:
-    """All that is settled before the first answer."""
+    """Everything that is fixed before the first answer."""
 
     arguments: dict[str, Any]
     lm: str
@@ -147,7 +147,7 @@ class Plan:
         """The plan in a study's folder.
 
         Raises:
-            ValueError: there is none, it is damaged, or was changed since it was made.
+            ValueError: there is no plan, it is damaged, or it was changed since it was made.
         """
         path = folder / STUDY_PLAN
         if not path.is_file():

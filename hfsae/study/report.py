@@ -97,7 +97,7 @@ def _refuse_other_answers(study: Path, plan: Plan, given: Mapping[str, Ledger]) 
 
 
 def progress(study: Path) -> str:
-    """How far each rater is: all that is told of an open study.
+    """How many items each rater has answered: the only figures of an open study.
 
     Raises:
         ValueError: there is no study, or a file in it is damaged.
@@ -107,8 +107,8 @@ def progress(study: Path) -> str:
     for name, ledger in ledgers(study, plan).items():
         lines.append(f"  {name:<20}{len(ledger.latest):>5} answered")
     lines.append(
-        f"Figures are shown after `hfsae study close {study}`, which ends it: a look at them "
-        "before the end would change what is rated."
+        f"Figures are shown after `hfsae study close {study}`, which ends it: looking at "
+        "them earlier could influence the ratings."
     )
     return "\n".join(lines)
 

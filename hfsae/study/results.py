@@ -1,4 +1,4 @@
-"""What raters' answers amount to: by SAE, between SAEs, by rater, and beside automated scores."""
+"""Figures from raters' answers: by SAE, between SAEs, by rater, and beside automated scores."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""The page on which people rate: an item at a time, and nothing of what it is.
+"""The page on which people rate: one item at a time, without its SAE, latent or kind.
 
     GET  /        the page           GET  /item    ?rater=NAME[&at=POSITION]
     POST /answer  an item's answer   POST /undo    take back the last one
@@ -200,7 +200,7 @@ async def _answered(
     try:
         given = unquote(request.headers.get("x-code", ""))
         if code is not None and not hmac.compare_digest(given.encode(), code.encode()):
-            raise Wrong("this study has a code, and this is not it" if given else "code", 401)
+            raise Wrong("the code is wrong; enter this study's code" if given else "code", 401)
         return JSONResponse(await run_in_threadpool(act), headers=_HEADERS)
     except Damaged as error:  # it names files, and a folder may be called after its SAEs
         logger.error("%s", error)

@@ -62,7 +62,7 @@ _NEXT = """next:
   hf spaces secrets add {space} -s {token} -s {code}
       from your environment: a token that may write {answers} alone, and a word for raters
   hf repos settings {space} --type space --protected
-      all may open the page, nobody reads its files; --public shows them, and they tell nothing
+      all may open the page, none can read its files; --public shows these, which reveal nothing
   raters open {address}?rater=NAME, each with a name and that word
 at the end:
   hf spaces pause {space}
@@ -111,9 +111,9 @@ def push_space(
         tell: called with what is sent before it is sent, and with what to do next.
 
     Raises:
-        ValueError: the study is missing, damaged or closed; a name is no repository's, there is no
-            token, the data set is public or of another study, the Space of something else; or the
-            Hub refuses; one sentence.
+        ValueError: the study is missing, damaged or closed; a name cannot be a repository's; there
+            is no token; the data set is public or holds another study; the Space holds something
+            else; or the Hub refuses.
     """
     looks = not (dry_run and constants.HF_HUB_OFFLINE)
     api = HfApi(token=token)
@@ -201,7 +201,7 @@ def _study_files(study: Path, plan: Plan) -> dict[str, _Content]:
 
 def _space_files(answers: str, wheel: Path | None) -> dict[str, _Content]:
     if wheel and not (wheel.is_file() and wheel.suffix == ".whl"):
-        raise Refused(f"{wheel} is no wheel; `pip wheel --no-deps .` in a clone makes one")
+        raise Refused(f"{wheel} is not a wheel; `pip wheel --no-deps .` in a clone makes one")
     needed = f"./{wheel.name}[study]" if wheel else requirement("study")
     module = f"{__package__}.hosted"
     texts = {

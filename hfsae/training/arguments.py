@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainingArguments:
-    """How to train.
+    """Budget, optimiser, schedules, start and checkpoints of a training.
 
     Defaults are Gemma Scope's (arXiv:2408.05147, 3.2). A duration (..._steps) is a whole number of
     steps or, below 1, a fraction of all of the run's steps."""

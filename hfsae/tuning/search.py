@@ -58,10 +58,10 @@ are FVU at the target, where a trial ended a little beside it."""
 
 
 def score_of(result: EvaluationResult, target: int | float | None) -> float:
-    """FVU at the target L0; of documents for choosing alone.
+    """FVU at the target L0, measured on validation documents.
 
     Raises:
-        ValueError: the result is of other documents than validation ones.
+        ValueError: the result was measured on documents of another side.
     """
     if result.side != "validation":
         raise Refused(
@@ -78,8 +78,8 @@ def tune(tuning: Tuning, command: str = "") -> Path:
     """Search, and write the report; returns its folder. Called again, it resumes.
 
     Raises:
-        ValueError: an invalid setting, checked before anything is trained; a folder that holds
-            something else; or all trials diverged.
+        ValueError: a setting is invalid (checked before anything is trained), the folder holds
+            something else, or all trials diverged.
     """
     with locked(tuning.folder):
         _refuse_other_folder(tuning.folder)

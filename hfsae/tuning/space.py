@@ -70,7 +70,8 @@ def read_space(ranges: Mapping[str, Any]) -> dict[str, Range | Choice]:
     """By dotted field: {low: 1e-3, high: 1e-2} becomes a Range, a list a Choice.
 
     Raises:
-        ValueError: something else, or a range whose ends are not positive and in order.
+        ValueError: a value is neither a range nor a list, or a range's ends are not positive and in
+            order.
     """
     return {name: _read(name, given) for name, given in ranges.items()}
 

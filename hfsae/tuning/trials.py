@@ -73,8 +73,8 @@ class Tuning(Recipe):
             given = getattr(self, section) if section in _SECTIONS else None
             if given is None or (is_dataclass(given) and not hasattr(given, own)):
                 raise Refused(
-                    f"ranges.{name} is no field of {', '.join(_SECTIONS)}; name one, such as "
-                    "training.learning_rate"
+                    f"ranges.{name} is not a field of {', '.join(_SECTIONS)}; name "
+                    "one, such as training.learning_rate"
                 )
 
     @property

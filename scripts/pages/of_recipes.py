@@ -171,7 +171,7 @@ def probing_claims() -> Iterator[tuple[str, bool]]:
     own, untrained = (absorption[of]["full"][0] for of in ("own", "untrained"))
     yield "untrained latents have a *lower* rate", untrained < own
     evenness = [results(name)["uniformity"] for name in ("probing_drawn", "probing_packaged")]
-    yield "Evener is not better", all(of["own"][2] < of["untrained"][1] for of in evenness)
+    yield "A more even SAE is not better", all(of["own"][2] < of["untrained"][1] for of in evenness)
 
 
 def _minutes(made: Json) -> str:

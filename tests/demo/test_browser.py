@@ -245,7 +245,7 @@ def test_a_label_that_is_not_saved_is_said_so_and_there_when_one_comes_back(visi
         ("why", "Explain", "there is no text; write a prompt"),
         ("health", "Measure", "there is no text; write a prompt"),
         ("health", "Compare", "name another SAE"),
-        ("search", "Search", "there is nothing to search for"),
+        ("search", "Search", "the search is empty; write what to find"),
     ],
 )
 def test_a_button_without_a_text_says_so(visit, name, button, sentence):

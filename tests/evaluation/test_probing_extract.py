@@ -48,7 +48,7 @@ def test_values_stand_beside_those_of_untrained_latents_with_what_they_cannot_te
     assert [(r["own"], r["untrained"]) for r in facts["measures"]] == [(own, untrained)] * 4
     assert [r["over"] for r in facts["measures"]] == ["2 letters"] * 3 + ["64 tokens"]
     about_absorption, about_uniformity = facts["notes"]
-    assert CAUTION in about_absorption and "Evener is not better" in about_uniformity
+    assert CAUTION in about_absorption and "A more even SAE is not better" in about_uniformity
 
 
 def test_a_probe_that_is_too_weak_leaves_a_sentence_in_place_of_figures():

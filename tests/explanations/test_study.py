@@ -166,7 +166,7 @@ def test_what_is_pushed_has_no_path_of_this_machine(folder, loads):
         (["--latents", "1", "48"], "there is no latent 48; this SAE has 48, 0 to 47"),
         (["--latents", "1"], "latents is [1]; name two or more"),
         (["--n_latents", "3"], "n_latents is 3; it must be 20 or more"),
-        (["--explainer", "human"], "no latent of .* has a label"),
+        (["--explainer", "human"], "has a label; give labels in"),
         (["--explainer", "file"], "a file goes with one explainer: --explainer file --file PATH"),
         (["--file", "a.jsonl"], "a file goes with one explainer: --explainer file --file PATH"),
         (["--explainer", "file", "--file", "a.jsonl"], "there is no file a.jsonl"),

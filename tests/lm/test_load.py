@@ -258,7 +258,7 @@ def test_a_name_that_is_not_there_offline_is_one_sentence():
         "model 'nobody/nothing' (not a local folder) cannot be loaded: it is not in the cache, and "
         "HF_HUB_OFFLINE is set; go online once, or name a local folder"
     )
-    with pytest.raises(HubRefused, match=r"not a local folder.*that is no repository id; write"):
+    with pytest.raises(HubRefused, match=r"not a local folder.*that is not a repository id; write"):
         load_lm("not a name")
 
 

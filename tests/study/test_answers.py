@@ -72,7 +72,7 @@ def test_a_name_that_could_not_be_a_files_is_refused(name):
 )
 def test_an_answer_that_is_none_of_the_choices_is_refused(plan, question, answer):
     items = {item.id: item for item in plan.items}
-    with pytest.raises(Refused, match="is none of"):
+    with pytest.raises(Refused, match="is not one of"):
         checked(Answer(first(plan, question).id, answer), items)
     with pytest.raises(Refused, match="is not in this study"):
         checked(Answer("nothing", "yes"), items)

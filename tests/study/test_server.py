@@ -109,7 +109,7 @@ def test_no_path_or_hash_of_the_plan_reaches_a_rater_whose_answers_are_damaged(s
 def test_a_code_is_asked_for(study):
     with serving(study, code="sésame") as url:
         assert call(f"{url}item?rater=ada") == (401, {"error": "code"})
-        assert "is not it" in call(f"{url}item?rater=ada", **{"X-Code": "no"})[1]["error"]
+        assert "the code is wrong" in call(f"{url}item?rater=ada", **{"X-Code": "no"})[1]["error"]
         assert call(f"{url}item?rater=ada", **{"X-Code": "s%C3%A9same"})[0] == 200
 
 

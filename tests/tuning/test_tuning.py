@@ -223,8 +223,8 @@ def test_a_range_grows_where_the_best_lies_at_its_edge_and_arms_draw_alike(
 @pytest.mark.parametrize(
     "fields, sentence",
     [
-        ({"ranges": {"training.nothing": [1]}}, "ranges.training.nothing is no field of"),
-        ({"ranges": {"lm.name": ["a"]}}, "ranges.lm.name is no field of sae, training, shuffle"),
+        ({"ranges": {"training.nothing": [1]}}, "ranges.training.nothing is not a field of"),
+        ({"ranges": {"lm.name": ["a"]}}, "ranges.lm.name is not a field of sae, training, shuffle"),
         ({"trials": 1}, "trials is 1; it must be 2 or more"),
         ({"rungs": 9}, "rungs=9 leaves the first one less than a batch"),
         ({"arms": {"a": {"sweep": {}}}}, "arm a has no 'sweep'"),
@@ -246,7 +246,7 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path, loads):
 
 def test_the_command_takes_the_name_of_a_recipe(capsys):
     argv = ["tune", "quickstart", "--ranges", "{training.learning_rat: [1, 2]}"]
-    assert "ranges.training.learning_rat is no field of" in refused(argv, capsys)
+    assert "ranges.training.learning_rat is not a field of" in refused(argv, capsys)
 
 
 @pytest.mark.parametrize("path", sorted(TUNINGS.glob("*.yaml")), ids=lambda path: path.stem)

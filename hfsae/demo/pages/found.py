@@ -12,7 +12,7 @@ from ..runs import Runs
 from .page import Updates
 
 _NONE = (
-    "No latent that was tried steers with three of three seeds; nothing is written. "
+    "No latent that was tried steers visibly with all three seeds; nothing is written. "
     "“hfsae presets FOLDER --n_candidates 100” tries more."
 )
 _UNDER_WAY = (

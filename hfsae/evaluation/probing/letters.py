@@ -12,9 +12,10 @@ from .absorption import LEAST_F1, LEAST_LETTERS, Coder, Letter, Truth, letters_o
 from .words import LEAST_WORDS, LETTERS, Words
 
 CAUTION = (
-    "Small language models and small SAEs say little here: SAEBench advises models of at least 1 "
-    "billion parameters and SAEs of at least 16k latents. Where the F1 of the main latents is low, "
-    "as it is for untrained ones, they stand for no letter, and the rate is not of absorption"
+    "Small language models and small SAEs say little here: SAEBench advises models of "
+    "at least 1 billion parameters and SAEs of at least 16k latents. Where the F1 of "
+    "the main latents is low, as it is for untrained ones, they stand for no letter, "
+    "and the rate does not measure absorption"
 )
 ABOUT = (
     "Chanin et al. 2024 (arXiv:2409.14507), both formulas of SAEBench 0.6.0: of the words whose "
