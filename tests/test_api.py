@@ -202,7 +202,7 @@ def test_a_language_model_is_given_to_a_training_by_its_name(tmp_path, loads):
 @pytest.mark.parametrize(
     "name, value, sentence",
     [
-        ("output_dir", None, "output_dir must be a folder, as 'runs/mine', got None"),
+        ("output_dir", None, "output_dir must be a folder, such as 'runs/mine', got None"),
         ("n_tokens", "2000", "n_tokens must be a whole number, got '2000'"),
         ("n_tokens", 2000.5, "n_tokens must be a whole number, got 2000.5"),
         ("n_tokens", float("inf"), "n_tokens must be a whole number, got inf"),

@@ -253,10 +253,7 @@ def test_its_weights_in_another_library_s_files_are_rated_and_have_presets(
     assert main(["presets", foreign, *few, "--max_kl", "1e-9"]) == 0
     said = capsys.readouterr().out
     assert "1 candidates screened; 1 are tried" in said and not (OUT / "presets.json").exists()
-    assert (
-        "No preset visibly changes the text with every seed at a KL of 1e-09 or less and a repetition of 30%"
-        in said
-    )
+    assert "with every seed at a KL of 1e-09 or less and a repetition of 30%" in said
     assert "latent 2007 (oceans, sea) at 5 x: 1 of 1 seeds" in said  # steered, and seen
 
 

@@ -66,8 +66,8 @@ def test_a_stage_that_was_left_out_is_made_when_a_recipe_leaves_it_to_the_traini
     "field, value, sentence",
     [
         ("training.n_tokens", "1e30", "must be at most 10,000,000,000,000, got 1,000,000,000,"),
-        ("training.output_dir", "", "training.output_dir is ''; name a folder, as runs/mine"),
-        ("training.output_dir", "  ", "name a folder, as runs/mine"),
+        ("training.output_dir", "", "training.output_dir is ''; name a folder, such as runs/mine"),
+        ("training.output_dir", "  ", "name a folder, such as runs/mine"),
         ("training.dead_after_tokens", "1e30", "must be at most"),
         ("collect_tokens", "1e20", "must be at most"),
         ("collect_tokens", "some", "must be a whole number or 'auto', got 'some'"),

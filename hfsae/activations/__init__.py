@@ -1,4 +1,4 @@
-"""Activations: packed rows of text through a language model, or tensors at hand; shuffled."""
+"""Activations: packed rows of text through a language model, or tensors in memory; shuffled."""
 
 from .cache import ActivationCache as ActivationCache
 from .harvest import HarvestArguments as HarvestArguments

@@ -1,4 +1,4 @@
-"""Documents that a caller has at hand: a list, or a column of a `datasets.Dataset`."""
+"""Documents in memory: a list, or a column of a `datasets.Dataset`."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence

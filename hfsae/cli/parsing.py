@@ -105,7 +105,7 @@ class VerbParser:
         """The arguments' values by name.
 
         Raises:
-            ValueError: unknown or invalid arguments; one sentence.
+            ValueError: unknown or invalid arguments, in one sentence.
             SystemExit: after printing help.
         """
         from jsonargparse import ArgumentError

@@ -167,7 +167,7 @@ def parse_recipe(
     """The recipe (a file or a name first, then fields), and the verb's own options.
 
     Raises:
-        ValueError: no such recipe, or unknown or invalid arguments; one sentence.
+        ValueError: no such recipe, or unknown or invalid arguments, in one sentence.
     """
     path = None
     if argv and not argv[0].startswith("-"):
@@ -194,7 +194,7 @@ def parse_given(parser: VerbParser, argv: list[str]) -> tuple[dict[str, Any], Se
     they are in the recipe of the SAE.
 
     Raises:
-        ValueError: unknown or invalid arguments; one sentence.
+        ValueError: unknown or invalid arguments, in one sentence.
     """
     argv = _with_whole_numbers(argv)
     options = parser.parse(argv)

@@ -240,13 +240,13 @@ def launch(
     Args:
         source: folder or repository; by default the quickstart's SAE, or the one in the package.
         model: a language model to use instead of the one in the SAE's config.
-        site: where an SAE whose config names no site reads, as "layers.12".
+        site: where an SAE whose config names no site reads, such as "layers.12".
         with_lm: False: only the pages that need no language model.
         mcp: serve the actions as tools for agents too.
         which: subfolder, layer, width, l0, revision, as for `hfsae.load`.
 
     Raises:
-        ValueError: there is no such SAE or model; one sentence.
+        ValueError: there is no such SAE or model.
     """
     for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ[name] = "0" if name.startswith("GRADIO") else "1"

@@ -315,7 +315,7 @@ def open_subject(
 
     Args:
         model: a language model to use instead of the one in the SAE's config.
-        site: where an SAE whose config names no site reads, as "layers.12".
+        site: where an SAE whose config names no site reads, such as "layers.12".
         device: "cuda" where there is one, else "cpu".
 
     Raises:

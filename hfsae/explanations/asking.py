@@ -198,7 +198,7 @@ def judged(
     """The scores of cases, in their order.
 
     Raises:
-        ValueError: the judge refuses; one sentence.
+        ValueError: the judge refuses the request.
     """
     requests = [_requests(scorer, case) for case in cases]
     asking = _Asking(scorer, judge, sum(map(len, requests)), on_progress)

@@ -69,7 +69,7 @@ def explain(
         model: the language model, where the SAE's files do not name it, or another copy.
         dataset: the text, as in `hfsae.train`; all of it counts as held out. None: that of the
             training or of an earlier measure, else packaged texts.
-        site: where the SAE reads, if its files do not name it, as "layers.12".
+        site: where the SAE reads, if its files do not name it, such as "layers.12".
         output_dir: a folder for the SAE and the results, instead of its own or runs/NAME.
         which: subfolder, layer, width, l0, revision: the SAE of several, as in `hfsae.load`.
 

@@ -156,7 +156,7 @@ def _complete(sae: SAE, site: str | None, lm_name: str, source: str) -> None:
     config.site = config.site or site
     if config.site is None:
         raise Refused(
-            f"{source} does not name its site; give --site (in Python site=), as 'layers.12'"
+            f"{source} does not name its site; give --site (in Python site=), such as 'layers.12'"
         )
     config.model_name = config.model_name or lm_name
 

@@ -60,7 +60,7 @@ def train(
     """
     base = _for_one(recipe)
     if not isinstance(output_dir, str | Path):
-        raise Refused(f"output_dir must be a folder, as 'runs/mine', got {output_dir!r}")
+        raise Refused(f"output_dir must be a folder, such as 'runs/mine', got {output_dir!r}")
     fields = {"site": site, "d_sae": d_sae, "target_l0": target_l0, **sae}
     given = {name: value for name, value in fields.items() if value is not None}
     budget = {} if n_tokens is None else {"n_tokens": _whole(n_tokens)}

@@ -192,7 +192,7 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
         fields = {"model_name": recipe.lm.name, **_for_variant(name, given)}
         for key in ("site", "target_site"):
             if not isinstance(fields.get(key), str | None):
-                raise Refused(f"sae.{key} must be text, as 'layers.12', got {fields[key]!r}")
+                raise Refused(f"sae.{key} must be text, such as 'layers.12', got {fields[key]!r}")
         places = {"d_in": fields["site"]}
         if fields.get("target_site"):
             places["d_out"] = fields["target_site"]

@@ -234,7 +234,7 @@ def trained_folder(folder: str) -> Path:
     """The folder, if `hfsae train` finished an SAE there.
 
     Raises:
-        ValueError: training is unfinished, or the folder holds no hfsae SAE; one sentence.
+        ValueError: training is unfinished, or the folder holds no hfsae SAE.
     """
     path = Path(folder)
     if not (path / CONFIG).is_file():

@@ -119,7 +119,7 @@ class TrainingArguments:
                 setattr(self, field.name, float(getattr(self, field.name)))
         if not self.output_dir.strip():
             raise Refused(
-                f"training.output_dir is {self.output_dir!r}; name a folder, as runs/mine"
+                f"training.output_dir is {self.output_dir!r}; name a folder, such as runs/mine"
             )
         counts = ("n_tokens", "batch_size", "gradient_accumulation_steps", "logging_steps")
         for name in (*counts, "dead_after_tokens"):
