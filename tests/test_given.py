@@ -46,7 +46,10 @@ def test_a_training_takes_a_data_set_and_the_column_that_its_recipe_names(tmp_pa
 @pytest.mark.parametrize(
     "given, sentence",
     [
-        (datasets.DatasetDict(train=DATA, test=DATA), r"splits: train, test; give one, as data\['"),
+        (
+            datasets.DatasetDict(train=DATA, test=DATA),
+            r"splits: train, test; give one, such as data\['",
+        ),
         (DATA.rename_column("text", "words"), "no column 'text'; its columns: words, id; "),
         (DATA.rename_column("id", "text_").remove_columns("text"), "its columns: text_; "),
         (["a", 1], "the data set is a list of int; give a file"),

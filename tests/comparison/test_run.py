@@ -156,7 +156,9 @@ def test_a_report_outlives_the_weights_and_grows_by_a_seed_from_another_machine(
     other = tiny_comparison(tmp_path / "there", **fields)
     other.seeds = [2]
     (report / "results.json").write_text('{"saes": [{"arm": "topk"}]}')
-    with pytest.raises(ValueError, match=r"results\.json is damaged .KeyError.*; put back a sound"):
+    with pytest.raises(
+        ValueError, match=r"results\.json is damaged .KeyError.*; restore an intact"
+    ):
         compare(other)
     numbers = re.sub(r'"machine": "[^"]+"', '"machine": ""', numbers)
     limit = r'("norm_limits": {\s*"[^"]+": )[\d.]+'

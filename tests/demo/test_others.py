@@ -91,7 +91,7 @@ def test_an_sae_of_a_suite_on_the_hub_is_named_by_its_path(subject):
     assert place_of(subject, "me/suite/layers.1/width_8k") == Choice(
         "me/suite", "layers.1/width_8k"
     )
-    with pytest.raises(ValueError, match="no SAE that can be read"):
+    with pytest.raises(ValueError, match="not an SAE that can be read"):
         place_of(subject, "me/suite/../../etc")
 
 

@@ -225,9 +225,9 @@ def test_variances_near_zero_and_activations_that_do_not_vary_are_whitened_too()
 
 
 def test_clusters_need_a_share_of_data(tmp_path):
-    with pytest.raises(ValueError, match="no effect without"):
+    with pytest.raises(ValueError, match="no effect while"):
         TrainingArguments(init_cluster_rounds=3)
-    with pytest.raises(ValueError, match=r"init_whitening is 0\.5, which has no effect without"):
+    with pytest.raises(ValueError, match=r"init_whitening is 0\.5, which has no effect while"):
         TrainingArguments(init_whitening=0.5)
     with pytest.raises(ValueError, match="is -1; it must be 0 or more"):
         TrainingArguments(init_cluster_rounds=-1)
