@@ -82,7 +82,7 @@ def sample_of(
     tokenizer: PreTrainedTokenizerBase,
     takes_all: bool = False,
 ) -> Sample:
-    """The judged windows of a latent, as text, and the share of all windows that each stands for.
+    """The judged windows of a latent, as text, with the numbers that weight its scores.
 
     Args:
         takes_all: all that test, not `asked.windows` of them.

@@ -412,7 +412,7 @@ def test_rows_for_uniformity_are_the_texts_in_turn_behind_a_bos_token(planted):
 
 def test_saes_of_two_models_are_not_probed_together(tmp_path, jsonl):
     folders = [saved_sae(tmp_path / name) for name in ("one", "two")]
-    with pytest.raises(Refused, match="two is of two and one of one"):
+    with pytest.raises(Refused, match="two belongs to two and one to one"):
         probe_placed(find_saes([{"source": str(f)} for f in folders]), ProbeArguments(), str(jsonl))
 
 

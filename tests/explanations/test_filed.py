@@ -392,7 +392,7 @@ def test_a_text_cannot_end_its_line(tmp_path):
     "text, sentence",
     [
         ("", "back.jsonl holds no answers"),
-        ('{"custom_id": "a", "response": {}}\n\nnot JSON\n', "back.jsonl, line 3 is no answer"),
+        ('{"custom_id": "a", "response": {}}\n\nnot JSON\n', "back.jsonl, line 3 is not an answer"),
         ("[1, 2]\n", "line 1 is not an answer with a custom_id"),
         ('{"response": {}}\n', "line 1 is not an answer with a custom_id"),
         ("[" * 100_000, "line 1 is not an answer with a custom_id"),

@@ -140,7 +140,7 @@ def test_what_is_wrong_with_a_push_is_one_sentence_and_nothing_is_sent(hub, stud
     assert "no token to write to the Hub; `hf auth login`, or set HF" in capsys.readouterr().err
     refused("must be written as 'name/repository', got 'rating'", space="rating")
     refused("that is not a repository id; write 'name/repository'", answers="alice/a b")
-    refused("no wheel", wheel=study / "none.whl")
+    refused("not a wheel", wheel=study / "none.whl")
     hub.add_repo("alice/open", kind="datasets")
     refused("alice/open is public: raters could read the plan", answers="alice/open")
     a_plan(seed=1).save(study.parent / "other")
