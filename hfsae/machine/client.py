@@ -7,15 +7,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from huggingface_hub import constants
+from huggingface_hub import constants, errors
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -23,6 +22,7 @@ from huggingface_hub.errors import (
 
 from .refused import HubRefused, one_line
 
+HTTPError = errors.HTTPError  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 WAITS = (1.0, 2.0, 4.0, 8.0)
@@ -86,7 +86,7 @@ class in_a_sentence:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, HTTPError | OSError | RuntimeError | HFValidationError):
             reason = hub_reason(error, self.repo_id, self.revision) or _other_reason(error)
             raise HubRefused(f"cannot {self.doing}: {reason}") from error

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _Message = MutableMapping[str, Any]
 _Send = Callable[[_Message], Awaitable[None]]
-_App = Callable[[_Message, Callable[[], Awaitable[_Message]], _Send], Awaitable[None]]
+_Receive = Callable[[], Awaitable[_Message]]
+_App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 
 def local_hosts(host: str) -> frozenset[str]:
@@ -36,7 +37,7 @@ class HostGuard:
     def __init__(self, app: _App, hosts: frozenset[str]) -> None:
         self.app, self.hosts = app, hosts
 
-    async def __call__(self, scope: _Message, receive: Any, send: _Send) -> None:
+    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         refusal = self._refusal(scope) if scope["type"] in ("http", "websocket") else ""
         if not refusal:
             await self.app(scope, receive, send)

@@ -25,7 +25,7 @@ def hider(keys: Collection[str]) -> Callable[[Any], Any]:
     longest_first = sorted({key for key in keys if len(key) >= _LEAST_HIDDEN}, key=len)[::-1]
     pattern = re.compile("|".join(map(_any_form, longest_first)) or "(?!)")
 
-    def hidden(content: Any) -> Any:
+    def hidden(content: object) -> Any:
         if isinstance(content, dict):
             return {hidden(key): hidden(value) for key, value in content.items()}
         if isinstance(content, list | tuple):

@@ -37,7 +37,7 @@ class Change(NamedTuple):
     why: str
 
 
-def content_hash(content: Any) -> str:
+def content_hash(content: object) -> str:
     """SHA-256 of plain content as canonical JSON: the same before it is written and when it is read
     again."""
     plain = json.loads(json.dumps(content))  # keys become text, tuples lists

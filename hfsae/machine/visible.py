@@ -53,7 +53,7 @@ def is_folder(lm: Json) -> bool:
     return str(lm.get("origin")).startswith(_FOLDER)
 
 
-def public(value: Any, key: str = "", local: Collection[str] = ()) -> Any:
+def public(value: object, key: str = "", local: Collection[str] = ()) -> Any:
     """The same without paths of this machine, and without documents given as a list.
 
     Args:
