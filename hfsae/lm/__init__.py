@@ -1,5 +1,6 @@
 """Sites in a causal language model: name them, read them, write to them; and load the model.
 
+autoencoder     what an SAE must have
 sites      `layers.12`, `layers.12.self_attn.o_proj:in`: what a name means
 hooks      read and replace activations at sites
 splicing   let the model run on an SAE's reconstructions
@@ -9,6 +10,10 @@ weights_sketch  a few numbers by which a model's weights can be compared
 generating      where the prompt of a call of `generate` ends
 """
 
+from .autoencoder import Autoencoder as Autoencoder
+from .autoencoder import Encoder as Encoder
+from .autoencoder import HasConfig as HasConfig
+from .autoencoder import NamesSite as NamesSite
 from .generating import noting_prompts as noting_prompts
 from .generating import prompt_length as prompt_length
 from .hooks import Passes as Passes

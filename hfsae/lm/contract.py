@@ -38,9 +38,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd  # the base of all classes of dropout
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..machine.refused import Refused
+from .autoencoder import HasConfig, NamesSite
 from .load import known_tokenizer
 from .sites import unwrapped
 from .weights_sketch import distance, sketch
@@ -70,7 +71,9 @@ class Difference(NamedTuple):
         return f"{self.sentence}; if that is meant, set sae.config.{self.field} = None"
 
 
-def terms(lm: PreTrainedModel, tokenizer: Any, bos: str) -> dict[str, str | None]:
+def terms(
+    lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bos: str
+) -> dict[str, str | None]:
     """Config fields for an SAE trained on this model's activations."""
     return {
         "model_dtype": str(lm.dtype).removeprefix("torch."),
@@ -81,7 +84,13 @@ def terms(lm: PreTrainedModel, tokenizer: Any, bos: str) -> dict[str, str | None
     }
 
 
-def hold(lm: nn.Module, sae: Any, tokenizer: Any = None, *, dropout: Severity = "error") -> None:
+def hold(
+    lm: nn.Module,
+    sae: HasConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    dropout: Severity = "error",
+) -> None:
     """Compare a model and a tokenizer with those of an SAE's training, before the SAE is used.
 
     Cheap enough for every call. Each warning comes once for a model and an SAE.
@@ -104,7 +113,7 @@ def hold(lm: nn.Module, sae: Any, tokenizer: Any = None, *, dropout: Severity = 
         _warn_once(lm, sae, difference)
 
 
-def intend(lm: nn.Module, sae: Any, field: str) -> None:
+def intend(lm: nn.Module, sae: HasConfig, field: str) -> None:
     """Silence `hold`'s warning of an intended difference, such as a copy in another dtype.
 
     Args:
@@ -114,7 +123,9 @@ def intend(lm: nn.Module, sae: Any, field: str) -> None:
     _sentences(lm, sae).update(str(d) for d in meant if d.severity == "warning")
 
 
-def check(config: Any, lm: PreTrainedModel, tokenizer: Any = None) -> None:
+def check(
+    config: NamesSite, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
     """Warn of each difference that may matter.
 
     Raises:
@@ -126,7 +137,9 @@ def check(config: Any, lm: PreTrainedModel, tokenizer: Any = None) -> None:
         warnings.warn(f"SAE at {config.site}: {difference.advice}", stacklevel=3)
 
 
-def differences(config: Any, lm: PreTrainedModel, tokenizer: Any = None) -> list[Difference]:
+def differences(
+    config: NamesSite, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
+) -> list[Difference]:
     """Terms on which `lm` and `tokenizer` differ from training; unknown terms count as equal."""
     commit = getattr(lm.config, "_commit_hash", None)
     if not _COMMIT.fullmatch(str(getattr(config, "model_revision", ""))) or not commit:
@@ -158,7 +171,7 @@ def differences(config: Any, lm: PreTrainedModel, tokenizer: Any = None) -> list
     return unequal + [difference for difference in others if difference is not None]
 
 
-def _was(term: str, now: Any, in_training: Any, consequence: str) -> str:
+def _was(term: str, now: object, in_training: object, consequence: str) -> str:
     return f"{term} is {now}, and was {in_training} in training: {consequence}"
 
 
@@ -169,11 +182,12 @@ def _name(lm: PreTrainedModel) -> str | None:
     return name
 
 
-def _of_weights(config: Any, lm: PreTrainedModel) -> Difference | None:
+def _of_weights(config: NamesSite, lm: PreTrainedModel) -> Difference | None:
     field = "model_weights"
-    if getattr(config, field, None) is None:
+    weights = getattr(config, field, None)
+    if weights is None:
         return None
-    far = distance(lm, config.model_weights, getattr(config, "model_dtype", None))
+    far = distance(lm, weights, getattr(config, "model_dtype", None))
     if far is None:
         return None  # the SAE's own widths are checked where they are used
     if far.relative is None:
@@ -207,7 +221,9 @@ def _of_weights(config: Any, lm: PreTrainedModel) -> Difference | None:
     return None
 
 
-def _of_vocabulary(config: Any, tokenizer: Any) -> Difference | None:
+def _of_vocabulary(
+    config: NamesSite, tokenizer: PreTrainedTokenizerBase | None
+) -> Difference | None:
     in_training = getattr(config, "tokenizer_hash", None)
     if tokenizer is None or in_training is None:
         return None
@@ -228,7 +244,7 @@ def _of_vocabulary(config: Any, tokenizer: Any) -> Difference | None:
 _hashes: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
 
 
-def tokenizer_hash(tokenizer: Any) -> str:
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of the vocabulary with its ids, special tokens included."""
     known = _hashes.get(tokenizer)
     if known is None or known[0] != len(tokenizer):  # tokens were added
@@ -268,7 +284,7 @@ def _dropout(lm: nn.Module) -> str | None:
 
 
 def check_bos(
-    lm: nn.Module, sae: Any, input_ids: Int[Tensor, "rows ctx"], mask: Tensor | None = None
+    lm: nn.Module, sae: HasConfig, input_ids: Int[Tensor, "rows ctx"], mask: Tensor | None = None
 ) -> None:
     """Warn if texts begin without BOS, with BOS, or with two of them, unlike the training text.
 
@@ -295,7 +311,7 @@ def check_bos(
 
 def check_rows(
     lm: nn.Module,
-    sae: Any,
+    sae: HasConfig,
     input_ids: Int[Tensor, "rows ctx"],
     document: Int[Tensor, "rows ctx"],
 ) -> None:
@@ -313,7 +329,7 @@ def check_rows(
         _warn_of_bos(lm, sae, found, "pack it with bos='document'")
 
 
-def _warn_of_bos(lm: nn.Module, sae: Any, found: str, remedy: str) -> None:
+def _warn_of_bos(lm: nn.Module, sae: HasConfig, found: str, remedy: str) -> None:
     sentence = f"the text {found}, unlike all training text: {remedy}"
     _warn_once(lm, sae, Difference("bos", sentence, "warning"))
 
@@ -346,7 +362,7 @@ def _first(
 _warned: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()
 
 
-def _warn_once(lm: nn.Module, sae: Any, difference: Difference) -> None:
+def _warn_once(lm: nn.Module, sae: HasConfig, difference: Difference) -> None:
     """Warn, unless this model and SAE got the same warning before."""
     sentences = _sentences(lm, sae)
     if str(difference) not in sentences:
@@ -354,7 +370,7 @@ def _warn_once(lm: nn.Module, sae: Any, difference: Difference) -> None:
         warnings.warn(f"SAE at {sae.config.site}: {difference.advice}", stacklevel=4)
 
 
-def _sentences(lm: nn.Module, sae: Any) -> set[str]:
+def _sentences(lm: nn.Module, sae: HasConfig) -> set[str]:
     """The warnings that were given about this model and SAE."""
     warned = _warned.setdefault(unwrapped(lm), WeakKeyDictionary())
     try:

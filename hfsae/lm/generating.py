@@ -58,7 +58,7 @@ def _noting(generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         _prompt.reset(token)
 
 
-def _length(inputs: Tensor | None = None, *_: Any, **kwargs: Any) -> int:
+def _length(inputs: Tensor | None = None, *_: object, **kwargs: object) -> int:
     names = ("input_ids", "inputs_embeds", "attention_mask")
     given = [inputs, *(kwargs.get(name) for name in ("inputs", *names))]
     # the mask is longer than the ids if only those that are not in the cache are given

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..machine.refused import Refused
+from .autoencoder import NamesSite
 from .sites import Site, find_module, named, reads_of, unwrapped
 
 
@@ -171,7 +172,7 @@ def attach(
         new = visit(_tensor(kwargs.get(key), site))
         return None if new is None else (args, {**kwargs, key: new})
 
-    def visit_output(module: nn.Module, args: tuple, output: Any) -> Any:
+    def visit_output(module: nn.Module, args: tuple, output: object) -> Tensor | tuple | None:
         if not is_own():
             return None
         if not isinstance(output, tuple):
@@ -185,7 +186,7 @@ def attach(
     return module.register_forward_hook(visit_output)
 
 
-def _tensor(value: Any, site: str) -> Tensor:
+def _tensor(value: object, site: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise Refused(
             f"site {site!r} carries a {type(value).__name__}, not a tensor; name another site"
@@ -263,7 +264,7 @@ def replaced(site: str, replacement: Callable[[Tensor], Tensor], activation: Ten
     return new.to(activation)
 
 
-def activations_read(lm: Any, config: Any, **inputs: Any) -> Tensor:
+def activations_read(lm: nn.Module, config: NamesSite, **inputs: Tensor) -> Tensor:
     """What an SAE of this config reads, [rows, ctx, d_in], on a forward pass that stops there."""
     reads = reads_of(config)
     with capture(lm, reads.names, stop_early=True) as activations:

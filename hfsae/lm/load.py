@@ -15,7 +15,6 @@ from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
 )
 from safetensors import SafetensorError
 from torch import nn
@@ -28,7 +27,7 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..machine.client import hub_reason
+from ..machine.client import HTTPError, hub_reason
 from ..machine.loading import one_at_a_time
 from ..machine.names import CONFIG, WEIGHTS, WEIGHTS_INDEX
 from ..machine.processor import refuse_absent, spare_bfloat16_

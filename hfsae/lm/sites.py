@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..machine.refused import Refused, closest
+from .autoencoder import NamesSite
 
 
 class Site(NamedTuple):
@@ -103,7 +104,7 @@ class Sites(tuple[tuple[str, int], ...]):
         return ", ".join(self.names)
 
 
-def reads_of(config: Any) -> Sites:
+def reads_of(config: NamesSite) -> Sites:
     """The sites that an SAE reads.
 
     Args:
@@ -115,7 +116,7 @@ def reads_of(config: Any) -> Sites:
     return getattr(config, "reads", None) or Sites.one(config.site, getattr(config, "d_in", 0))
 
 
-def writes_of(config: Any) -> Sites:
+def writes_of(config: NamesSite) -> Sites:
     """The sites that an SAE reconstructs.
 
     Args:
@@ -131,7 +132,7 @@ def writes_of(config: Any) -> Sites:
     return Sites.one(target, getattr(config, "d_out", 0))
 
 
-def widths_of(*configs: Any) -> dict[str, int]:
+def widths_of(*configs: NamesSite) -> dict[str, int]:
     """By site the width of activations, wherever one of these SAEs reads or writes."""
     sides = (side(config) for config in configs for side in (reads_of, writes_of))
     return {site: width for side in sides for site, width in side}
@@ -156,7 +157,7 @@ def unwrapped(lm: nn.Module) -> PreTrainedModel:
     return lm
 
 
-def check_arguments(call: str, lm: Any, *saes: Any) -> None:
+def check_arguments(call: str, lm: object, *saes: object) -> None:
     """Check that `lm` is a language model and `sae` an SAE, and not the other way round.
 
     Args:
@@ -177,11 +178,11 @@ def check_arguments(call: str, lm: Any, *saes: Any) -> None:
             raise Refused(f"sae is {_shown(sae)}; pass an SAE, such as hfsae.load(folder)")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return " ".join(repr(value).split())[:40]
 
 
-def named(sites: Any) -> list[str]:
+def named(sites: str | Iterable[str]) -> list[str]:
     """One site or several, each once.
 
     Raises:

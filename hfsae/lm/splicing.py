@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..machine.refused import Refused
 from . import contract
+from .autoencoder import Autoencoder, HasConfig
 from .hooks import attach, own_passes, replaced
 from .sites import check_arguments, reads_of, unwrapped, writes_of
 
@@ -33,7 +34,7 @@ class Moment(NamedTuple):
 
 
 @contextmanager
-def intervene(lm: nn.Module, sae: Any, write: Callable[[Moment], Tensor]) -> Iterator[None]:
+def intervene(lm: nn.Module, sae: HasConfig, write: Callable[[Moment], Tensor]) -> Iterator[None]:
     """Inside the block `write(moment)` replaces the activation that `sae` reconstructs.
 
     For a transcoder this is the activation at its `target_site`, else at its `site`.
@@ -69,7 +70,7 @@ def intervene(lm: nn.Module, sae: Any, write: Callable[[Moment], Tensor]) -> Ite
 @contextmanager
 def splice(
     lm: nn.Module,
-    sae: Any,
+    sae: Autoencoder,
     *,
     error_term: bool = False,
     edit: Callable[[Tensor], Tensor] | None = None,
@@ -120,7 +121,7 @@ def splice(
 
 
 def _note_tokens(
-    lm: PreTrainedModel, sae: Any, current: threading.local, is_own: Callable[[], bool]
+    lm: PreTrainedModel, sae: HasConfig, current: threading.local, is_own: Callable[[], bool]
 ) -> RemovableHandle:
     """Keep each forward pass's input_ids, and check for BOS at the beginning of a text."""
 
@@ -201,7 +202,7 @@ def random_places(
     return places[torch.randperm(len(places), generator=generator)[:n].to(places.device)]
 
 
-def cast_for(sae: Any, x: Tensor) -> Tensor:
+def cast_for(sae: object, x: Tensor) -> Tensor:
     """x in the dtype and on the device of `sae`, if `sae` has them."""
     return x.to(getattr(sae, "device", x.device), getattr(sae, "dtype", x.dtype))
 
