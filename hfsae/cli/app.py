@@ -157,7 +157,7 @@ def _opened(placed: PlacedSAE) -> Model:
             f"{sae.config.d_sae}"
         )
     lm, tokenizer, _ = load(placed.recipe.lm)
-    sae.to(lm.device)  # pyright: ignore
+    sae.to(lm.device)
     return Model(lm, tokenizer, sae, store)
 
 

@@ -97,7 +97,7 @@ class SAEBenchSAE:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "SAEBenchSAE":
         """This object, moved or cast."""
-        self.sae.to(device=device or self.device, dtype=dtype or self.dtype)  # pyright: ignore
+        self.sae.to(device=device or self.device, dtype=dtype or self.dtype)
         self.cfg.dtype = _name(self.dtype)
         return self
 

@@ -143,7 +143,7 @@ def load(
     sae = load_folder(root / entry.path, entry.format, where, **options)
     if _names_nothing(entry):
         _refuse_another(sae.config.to_dict(), where, layer, width)
-    return sae.to(device=device, dtype=dtype)  # pyright: ignore
+    return sae.to(device=device, dtype=dtype)
 
 
 def _one_device(device: Any, device_map: Any) -> Any:

@@ -129,7 +129,7 @@ class SAE(Strict):
     to_saelens: ClassVar[Callable[..., Any]]
     """The same function as a `sae_lens.SAE`; `hfsae.convert` sets this method."""
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         """Register a class that has a config of its own with `AutoModel`; a class that a notebook's
         cell defines again replaces the former one."""
         is_own = "config_class" in vars(cls)  # transformers sets it on every class
@@ -472,7 +472,7 @@ class SAE(Strict):
             state = fold_decoder_norms(state)
         folded = type(self)(config)
         folded.load_state_dict({k: v.contiguous() for k, v in state.items()})
-        folded.to(self.device, self.dtype)  # pyright: ignore - transformers' wrapper hides the types
+        folded.to(self.device, self.dtype)
         return folded.train(self.training)
 
     def _fold_(self, state: dict[str, Tensor], config: SAEConfig) -> None:
@@ -485,7 +485,7 @@ class SAE(Strict):
         state["b_enc"] *= self.latent_scale
         state["b_dec"] *= self.write_scale
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "SAE":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SAE":
         """Move or cast as nn.Module does, but leave `float32_parameters` in float32.
 
         A bfloat16 threshold rounds away the optimiser's steps and never trains; transformers'

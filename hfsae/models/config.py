@@ -124,7 +124,7 @@ class SAEConfig(PreTrainedConfig):
             listed = ", ".join(map(repr, choices))
             raise Refused(f"{name} must be one of {listed}, got {value!r}")
 
-    def _reject_dtype(self, dtype: Any) -> None:
+    def _reject_dtype(self, dtype: object) -> None:
         """Refuse a dtype that is not a float: transformers would cast weights to it silently."""
         name = str(dtype).removeprefix("torch.")
         if dtype is not None and name not in _FLOATS:

@@ -23,6 +23,7 @@ from ..machine.files import json_value, opened_tensors, write_tensors
 from ..machine.names import FINGERPRINT, FINGERPRINTS
 from ..machine.refused import Damaged, Refused, one_line
 from ..machine.weights import stamp
+from .config import SAEConfig
 
 N_TOKENS = 64
 _KEYS = tuple(Path(name).stem for name in FINGERPRINTS)
@@ -230,7 +231,7 @@ def _hash_all(tensors: dict[str, Tensor]) -> str:
     return hashlib.sha256("".join(_hash(tensors[n]) for n in _TENSORS).encode()).hexdigest()
 
 
-def _hash_config(config: Any) -> str:
+def _hash_config(config: SAEConfig) -> str:
     """Hash of the fields that differ from their defaults: new fields do not change it."""
     values = config.to_dict()
     plain = {

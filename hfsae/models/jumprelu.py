@@ -266,7 +266,7 @@ def along_directions(
     """
     names = ("d_in", "d_out", "site", "target_site", "model_name", "bos")
     kept = {name: getattr(sae.config, name) for name in names}
-    other: Any = JumpReLUSAE(JumpReLUSAEConfig(d_sae=len(directions), **kept)).eval()
+    other = JumpReLUSAE(JumpReLUSAEConfig(d_sae=len(directions), **kept)).eval()
     other.W_enc.copy_(directions.T)
     other.b_enc.copy_(-directions @ mean - limits.clamp(max=0))
     other.threshold.copy_(limits.clamp(min=0))

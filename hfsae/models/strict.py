@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +33,10 @@ _HUB_OPTIONS = {
 
 class Strict(PreTrainedModel):
     """A model that loads only weights that fit it, and can be verified against its fingerprint."""
+
+    if TYPE_CHECKING:  # transformers' wrapper hides the type
+
+        def to(self: T, *args: object, **kwargs: object) -> T: ...
 
     @classmethod
     def from_pretrained(
