@@ -228,7 +228,7 @@ def _token(lm: PreTrainedModel, token: int | str, given: PreTrainedTokenizerBase
     if isinstance(token, int):
         return token
     tokenizer = given or tokenizer_of(lm)
-    ids: Any = tokenizer(token, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(token, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         pieces = [str(tokenizer.decode([i])) for i in ids]
         raise Refused(

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..lm import tokenizer_of
+from ..lm import NamesSite, tokenizer_of
 from ..machine.refused import Refused
 from .harvest import HarvestArguments
 from .listed import Columns, listed_texts
@@ -20,7 +20,7 @@ Given = str | Sequence[str] | Columns | TextArguments | Iterable[TokenBatch]
 def as_rows(
     given: Given,
     lm: nn.Module,
-    config: Any,
+    config: NamesSite,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     side: Split = "test",
@@ -55,7 +55,7 @@ def as_rows(
     return PackedRows(tokenizer, replace(given, bos=bos), side, rows=HarvestArguments().rows)
 
 
-def _are_rows(given: Any) -> bool:
+def _are_rows(given: object) -> bool:
     """Whether it yields rows of tokens, by elimination: a generator cannot be looked into."""
     if isinstance(given, Sequence):
         return all(isinstance(batch, TokenBatch) for batch in given)
@@ -64,8 +64,8 @@ def _are_rows(given: Any) -> bool:
 
 def _of_list(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> TextArguments:
     """Arguments that read all these texts, in rows no longer than the texts together."""
-    encoded: Any = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    n_tokens = 1 + sum(len(ids) + 1 for ids in encoded)  # a BOS, and an EOS after each
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)
+    n_tokens = 1 + sum(len(ids) + 1 for ids in encoded["input_ids"])  # a BOS, and an EOS after each
     context_size = min(TextArguments.context_size, n_tokens)
     return TextArguments(
         dataset=texts, context_size=context_size, shuffle_documents=False, held_out_fraction=1.0

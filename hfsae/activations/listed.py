@@ -22,7 +22,7 @@ class Columns(Protocol):
         """The values of a column."""
 
 
-def listed(given: Any, column: str) -> str | list[str]:
+def listed(given: object, column: str) -> str | list[str]:
     """Documents as a list; the name or path of a data set is returned as it is.
 
     Args:
@@ -44,7 +44,7 @@ def listed(given: Any, column: str) -> str | list[str]:
     return list(given)
 
 
-def listed_texts(given: Any) -> list[str]:
+def listed_texts(given: object) -> list[str]:
     """One text or several, as a list; of a data set, its column "text".
 
     Raises:
@@ -76,7 +76,7 @@ def _column_of(data: Any, column: str) -> list[str]:
     return [text_in({column: value}, column, "the data set") for value in data[column]]
 
 
-def _kind(given: Any) -> str:
+def _kind(given: object) -> str:
     if isinstance(given, Sequence) and len(given):
         return f"a list of {type(next(t for t in given if not isinstance(t, str))).__name__}"
     return f"a {type(given).__name__}"

@@ -89,7 +89,7 @@ def _tokens(
 
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, bos: bool) -> list[int]:
-    ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     bos_id: Any = tokenizer.bos_token_id
     if not bos or bos_id is None or ids[:1] == [bos_id]:  # the text may spell BOS itself
         return list(ids)

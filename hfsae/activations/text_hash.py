@@ -4,10 +4,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
-)
 
+from ..machine.client import HTTPError
 from ..machine.refused import Refused
 from .tokens import TextArguments, is_hub, local_files, texts, unreadable
 

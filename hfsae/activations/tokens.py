@@ -83,7 +83,7 @@ class TextArguments:
     """Leave special tokens (BOS, EOS, padding...) out of `TokenBatch.keep`."""
 
     def __post_init__(self):
-        given: Any = self.dataset
+        given: object = self.dataset
         if given is None or (isinstance(given, str) and not given.strip()):
             shown = "null" if given is None else repr(given)
             raise Refused(
