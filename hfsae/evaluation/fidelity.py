@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from logging import getLogger
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +26,8 @@ from ..activations.harvest import HarvestArguments, Harvester, refuse_not_finite
 from ..activations.source import ActivationBatch
 from ..activations.tokens import TokenBatch
 from ..lm import (
+    Autoencoder,
+    HasConfig,
     blocks_below,
     capture,
     check_arguments,
@@ -59,7 +60,7 @@ _FEW = 1000  # tokens: too few for a reliable L0
 @torch.no_grad()
 def evaluate(
     lm: PreTrainedModel,
-    sae: Any,
+    sae: Autoencoder,
     text: Given,
     args: EvaluationArguments | None = None,
     *,
@@ -105,7 +106,7 @@ def evaluate(
 @torch.no_grad()
 def evaluate_all(
     lm: PreTrainedModel,
-    saes: Mapping[str, Any],
+    saes: Mapping[str, Autoencoder],
     batches: Iterable[TokenBatch],
     args: EvaluationArguments | None = None,
     *,
@@ -161,7 +162,7 @@ def evaluate_all(
     return results
 
 
-def _far(sae: Any, result: EvaluationResult) -> str:
+def _far(sae: HasConfig, result: EvaluationResult) -> str:
     """A warning if L0 suggests that the text is unlike the SAE's training text; else "".
 
     In measurements, texts of other kinds gave an L0 13 to 45 % above the target; held-out texts of
@@ -242,7 +243,7 @@ class _Arms:
 
     def __init__(
         self,
-        saes: Mapping[str, Any],
+        saes: Mapping[str, Autoencoder],
         lm: PreTrainedModel,
         mean: Tensor | None,
         limits: dict[str, float],
@@ -379,7 +380,7 @@ class _SharedRuns:
     def __init__(self, lm: PreTrainedModel, sites: Sequence[str]) -> None:
         self.lm, self.checked = lm, False
         self.blocks = min((blocks_below(lm, site) for site in sites), key=len)
-        self.output: Any = None
+        self.output: object = None
 
     def first(self, input_ids: Tensor) -> Tensor:
         """Logits of a plain run."""
@@ -387,7 +388,7 @@ class _SharedRuns:
             return self.lm(input_ids=input_ids, use_cache=False).logits
         with own_passes("the block below the site") as passes:
 
-            def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            def keep(module: nn.Module, inputs: object, output: object) -> None:
                 if passes.reached():
                     self.output = output
 

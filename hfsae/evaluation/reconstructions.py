@@ -1,7 +1,6 @@
 """The fidelity of SAEs' reconstructions of given activations, which needs no language model."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from ..activations.harvest import refuse_not_finite
 from ..activations.source import ActivationBatch
-from ..lm import cast_for, reads_of, writes_of
+from ..lm import Autoencoder, cast_for, reads_of, writes_of
 from ..machine.refused import Refused
 from .metrics import RunningFidelity, density_histogram, estimate
 from .result import LOSSES, EvaluationArguments, EvaluationResult
@@ -17,7 +16,9 @@ from .result import LOSSES, EvaluationArguments, EvaluationResult
 
 @torch.no_grad()
 def evaluate_reconstructions(
-    sae: Any, batches: Iterable[ActivationBatch], args: EvaluationArguments | None = None
+    sae: Autoencoder,
+    batches: Iterable[ActivationBatch],
+    args: EvaluationArguments | None = None,
 ) -> EvaluationResult:
     """Fidelity of an SAE's reconstructions, with intervals; no loss of a language model.
 
@@ -52,7 +53,7 @@ class Reconstructions:
         n_at_once: activations that an SAE reads at once.
     """
 
-    def __init__(self, saes: Mapping[str, Any], n_at_once: int) -> None:
+    def __init__(self, saes: Mapping[str, Autoencoder], n_at_once: int) -> None:
         self.saes, self.n_at_once = saes, n_at_once
         self.fidelity = {name: RunningFidelity() for name in saes}
 

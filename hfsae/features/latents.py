@@ -1,7 +1,7 @@
 """The latents of a text, as one tensor: the shortest way from text to an SAE's activations."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..activations.listed import Columns, listed_texts
 from ..activations.spelling import spell, tokenise
 from ..lm import (
+    Encoder,
+    NamesSite,
     activations_read,
     cast_for,
     check_arguments,
@@ -68,7 +70,7 @@ class Latents(NamedTuple):
 @torch.no_grad()
 def latents(
     lm: PreTrainedModel,
-    sae: Any,
+    sae: Encoder,
     text: Texts,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Latents:
@@ -104,7 +106,7 @@ def latents(
 
 
 def _read(
-    lm: PreTrainedModel, config: Any, text: Texts, tokenizer: PreTrainedTokenizerBase | None
+    lm: PreTrainedModel, config: NamesSite, text: Texts, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[Tensor, Tensor, list[list[str]]]:
     """Ids, mask and the texts of tokens."""
     if isinstance(text, Tensor):

@@ -6,7 +6,7 @@ Everything runs locally. `FeatureSearch` searches a feature store; `firing_on`, 
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -115,7 +115,7 @@ def search_labels(labels: Mapping[int, str], query: str, k: int = 20) -> list[Hi
     if not words or not texts:
         return []
     mean_length = sum(map(Counter.total, texts.values())) / len(texts)
-    scores: Counter[int] = Counter()
+    scores: defaultdict[int, float] = defaultdict(float)
     for word in words:
         frequency = {i: _frequency(word, text) for i, text in texts.items()}
         containing = sum(f > 0 for f in frequency.values())
@@ -123,7 +123,7 @@ def search_labels(labels: Mapping[int, str], query: str, k: int = 20) -> list[Hi
         for i, f in frequency.items():
             if f > 0:
                 length = 1 - B + B * texts[i].total() / mean_length
-                scores[i] += rarity * f * (K1 + 1) / (f + K1 * length)  # pyright: ignore
+                scores[i] += rarity * f * (K1 + 1) / (f + K1 * length)
     return _best(scores, labels, k)
 
 

@@ -161,7 +161,7 @@ def _aligned(
     return sae, edits, maxima
 
 
-def _edits(latents: Any, mode: Mode) -> Edits:
+def _edits(latents: object, mode: Mode) -> Edits:
     """{latent: strength} from the argument for one SAE; ablation needs no strength."""
     if isinstance(latents, Mapping):
         return latents

@@ -97,7 +97,7 @@ class _Stream:
         keeps_logits: bool,
     ):
         self.lm, self.sampling, self.eos = lm, sampling, eos
-        self.cache: Any = DynamicCache(config=lm.config)
+        self.cache = DynamicCache(config=lm.config)
         self.fed, self.ids, self.new = 0, list(ids), []
         self.logits: list[Tensor] | None = [] if keeps_logits else None
         self.options: dict[str, Any] = {cache_name(lm): self.cache, "use_cache": True}
@@ -183,7 +183,7 @@ def _vocabulary(lm: PreTrainedModel) -> int:
 
 
 def _eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    configured: Any = getattr(lm.generation_config, "eos_token_id", None)
+    configured = getattr(lm.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
     return {int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None}
 

@@ -44,10 +44,10 @@ def last_tokens(
         norm_limits: by site, the largest norm of a kept activation.
         progress: called with the number of further texts.
     """
-    encoded: Any = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
     first: Any = tokenizer.bos_token_id if bos else None
     before: list[int] = [] if first is None else [first]
-    tokens: list[list[int]] = [ids[len(before) - max_tokens :] for ids in encoded]
+    tokens: list[list[int]] = [ids[len(before) - max_tokens :] for ids in encoded["input_ids"]]
     order = sorted(range(len(texts)), key=lambda index: len(tokens[index]))
     harvester = Harvester(lm, sites, HarvestArguments(), norm_limits=norm_limits)
     kept: dict[int, dict[str, Tensor]] = {}

@@ -81,7 +81,7 @@ class Probing:
         return report_of(self.rows, self.record, self.saes)
 
 
-def _hold(lm: PreTrainedModel, saes: Mapping[str, SAE], tokenizer: Any) -> None:
+def _hold(lm: PreTrainedModel, saes: Mapping[str, SAE], tokenizer: PreTrainedTokenizerBase) -> None:
     for sae in saes.values():
         contract.hold(lm, sae, tokenizer)
 

@@ -42,7 +42,7 @@ def words_of(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """The tokens of a vocabulary that are of letters A to Z alone, a space before them or not."""
     special, words = {*tokenizer.all_special_ids}, {}
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        text = tokenizer.convert_tokens_to_string([token])  # pyright: ignore
+        text = tokenizer.convert_tokens_to_string([token])
         if token.startswith("▁") and not text.startswith(" "):
             text = f" {text}"  # SentencePiece drops the space of a first token
         if number not in special and _WORD.fullmatch(text):
@@ -101,7 +101,7 @@ class _Texts:
         self._first: list[Any] = [tokenizer.bos_token_id] if bos else []
 
         def encoded(text: str) -> list[int]:
-            return tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
 
         self._asked, self._line = encoded(" has the first letter:"), encoded("\n")
         self._answers = {letter: encoded(f" {letter.upper()}") for letter in LETTERS}
@@ -122,20 +122,19 @@ def _at_last(
     """Activations at each last token, behind the same tokens; what these need is computed once
     where the model has a cache of keys and values."""
     before, last = before.to(lm.device), last.to(lm.device)[:, None]
-    model: Any = lm
     cache = None if getattr(lm, "_is_stateful", False) else DynamicCache()
     if cache is not None:
         more = {cache_name(lm): cache, "use_cache": True}
         with capture(lm, sites, stop_early=True):
-            model(input_ids=before[None], **more)
+            lm(input_ids=before[None], **more)
         if cache.get_seq_length() == len(before):
             cache.batch_repeat_interleave(len(last))
             with capture(lm, sites, stop_early=True) as acts:
-                model(input_ids=last, **more)
+                lm(input_ids=last, **more)
             return {site: acts[site][:, -1] for site in sites}
     rows = torch.cat([before.expand(len(last), -1), last], dim=1)
     with capture(lm, sites, stop_early=True) as acts:
-        model(input_ids=rows, use_cache=False)
+        lm(input_ids=rows, use_cache=False)
     return {site: acts[site][:, -1] for site in sites}
 
 
