@@ -273,7 +273,7 @@ def _parsed(text: bytes, where: str) -> Any:
         raise Refused(f"{where} is not JSON ({one_line(error)}); put one object there") from error
 
 
-def _pair(row: Any, where: str) -> tuple[int, str]:
+def _pair(row: object, where: str) -> tuple[int, str]:
     """A row's latent, and its explanation as one printable line; "" for none."""
     if not isinstance(row, dict):
         raise Refused(f"{where} is not an object; give a latent and its explanation")

@@ -193,7 +193,11 @@ class _Parts:
         self.is_kept[:] = False
         self.is_kept[torch.from_numpy(self.order)] = True
         is_kept = self.is_kept.numpy()
-        self.firings = [tuple(a[is_kept[part[0]]] for a in part) for part in self.firings]  # pyright: ignore
+        self.firings = [
+            (latent[kept], at[kept], values[kept])
+            for latent, at, values in self.firings
+            for kept in [is_kept[latent]]
+        ]
 
     def reading(self, seed: int) -> Reading:
         """All of it together, halved."""

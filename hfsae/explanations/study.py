@@ -258,7 +258,7 @@ def _places(reading: Reading, evidences: Sequence[Evidence]) -> list[Any]:
     ]
 
 
-def _hash(content: Any) -> str:
+def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ server refused a part of the request is asked again without that part.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,9 @@ def _check_folder(folder: Path, answers: Sequence[Path]) -> None:
             )
 
 
-def _by_id(paths: Sequence[Path], hidden: Any) -> Mapping[str, list[dict[str, Any]]]:
+def _by_id(
+    paths: Sequence[Path], hidden: Callable[[Any], Any]
+) -> Mapping[str, list[dict[str, Any]]]:
     """Lines of all files by custom_id, in an order that does not depend on theirs."""
     lines: dict[str, dict[str, dict[str, Any]]] = {}
     for path in paths:

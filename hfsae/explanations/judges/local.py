@@ -204,7 +204,7 @@ class _Model:
         text_config = loaded.lm.config.get_text_config()
         self.room = int(getattr(text_config, "max_position_embeddings", 0) or 2**20)
         self.vocabulary = int(text_config.vocab_size)
-        ends: Any = getattr(loaded.lm.generation_config, "eos_token_id", None)
+        ends = getattr(loaded.lm.generation_config, "eos_token_id", None)
         ends = [ends] if isinstance(ends, int) else list(ends or [])
         eos: Any = loaded.tokenizer.eos_token_id
         self.eos = sorted({*ends, *([] if eos is None else [eos])})

@@ -61,7 +61,7 @@ def read(reply: dict[str, Any], question: Question) -> Answer:
     return Answer(text, None, logprobs, n_in, n_out)
 
 
-def _content(content: Any) -> str:
+def _content(content: object) -> str:
     """Text, which some servers send in parts."""
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content)
@@ -70,11 +70,11 @@ def _content(content: Any) -> str:
     return content or ""
 
 
-def _whole(value: Any, estimate: int) -> int:
+def _whole(value: object, estimate: int) -> int:
     return value if type(value) is int and 0 <= value < _MOST_TOKENS else estimate
 
 
-def failure_of(text: str | None, stop: Any, question: Question) -> str | None:
+def failure_of(text: str | None, stop: object, question: Question) -> str | None:
     """Why a text is no answer; None if it is one.
 
     Args:

@@ -68,7 +68,7 @@ class Scorer:
     """Scores batches; the beginning that a batch shares is computed once, and kept for the next."""
 
     def __init__(self, lm: PreTrainedModel) -> None:
-        self._lm: Any = lm
+        self._lm = lm
         self._prefix: tuple[int, ...] = ()
         self._cache: Any = None
 

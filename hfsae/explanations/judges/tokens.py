@@ -56,7 +56,7 @@ def by_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> TokenCounter:
     """A counter of a tokenizer's tokens; the chat template's are estimated."""
 
     def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     return _counter(count, f"the tokenizer of {name}")
 

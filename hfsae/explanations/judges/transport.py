@@ -15,22 +15,40 @@ import json
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from queue import Empty, SimpleQueue
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub.errors import (
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 
+from ...machine.client import HTTPError
 from ...machine.keys import hider
 from ...machine.refused import Refused, one_line
 from .base import JudgeArguments
+
+
+class _Response(Protocol):
+    """What is read of an answer; it is httpx's or httpx2's, by huggingface_hub's version."""
+
+    status_code: int
+
+    @property
+    def is_success(self) -> bool: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def text(self) -> str: ...
+
+    def iter_raw(self) -> Iterator[bytes]: ...
+
 
 _HTTP: Any = importlib.import_module(HTTPError.__module__.partition(".")[0])
 Body = dict[str, Any]
@@ -166,7 +184,7 @@ def _posted(client: Any, url: str, timeout: int | float, **request: Any) -> dict
         raise Trouble("no chat", "the reply is not JSON") from error
 
 
-def _content(response: Any, is_late: Callable[[], bool]) -> bytes | None:
+def _content(response: _Response, is_late: Callable[[], bool]) -> bytes | None:
     """The body of a response, of an error its beginning; None: it is late.
 
     Raises:
@@ -186,7 +204,7 @@ def _content(response: Any, is_late: Callable[[], bool]) -> bytes | None:
     return b"".join(parts)
 
 
-def _unpacked(response: Any) -> Iterator[bytes]:
+def _unpacked(response: _Response) -> Iterator[bytes]:
     """The body in pieces of limited size, however well it was packed."""
     coding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if coding == "identity":
@@ -263,7 +281,7 @@ def chat_url(base_url: str) -> str:
     return parts._replace(path=path, fragment="").geturl()
 
 
-def _checked(reply: Any) -> dict[str, Any]:
+def _checked(reply: object) -> dict[str, Any]:
     """A reply that has answers in it; some servers put errors into a reply with status 200."""
     if isinstance(reply, dict) and reply.get("choices"):
         return reply
@@ -274,7 +292,7 @@ def _checked(reply: Any) -> dict[str, Any]:
     raise Trouble("no chat", "the reply has no choices")
 
 
-def _of_error(error: Any, timeout: int | float) -> Trouble:
+def _of_error(error: Exception, timeout: int | float) -> Trouble:
     """What an error of the HTTP client is about."""
     response = getattr(error, "response", None)
     if response is not None:
@@ -295,14 +313,14 @@ def _of_error(error: Any, timeout: int | float) -> Trouble:
     return _too_late(timeout) if "Time" in type(error).__name__ else Trouble("broken", text)
 
 
-def _text_of(response: Any) -> str:
+def _text_of(response: _Response) -> str:
     try:
         return response.text
     except Exception:  # a stream that was not read, or broke
         return ""
 
 
-def _of_response(response: Any, text: str) -> Trouble:
+def _of_response(response: _Response, text: str) -> Trouble:
     if 300 <= response.status_code < 400:
         return Trouble("no chat", f"it redirects, with status {response.status_code}")
     reason = " ".join(text.split())[:200] or f"status {response.status_code}"
@@ -310,7 +328,7 @@ def _of_response(response: Any, text: str) -> Trouble:
     return Trouble("status", reason, status, retry_after(response.headers))
 
 
-def retry_after(headers: Any, now: Callable[[], float] = time.time) -> float | None:
+def retry_after(headers: Mapping[str, str], now: Callable[[], float] = time.time) -> float | None:
     """Seconds to wait by the header Retry-After, which has seconds or a date; at most 120."""
     value = str(headers.get("Retry-After") or "").strip()
     try:
