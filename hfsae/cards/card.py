@@ -363,7 +363,7 @@ def _front_matter(facts: Json, evaluation: Json) -> ModelCardData:
     )
 
 
-def _is_hub_dataset(dataset: Any) -> bool:
+def _is_hub_dataset(dataset: object) -> bool:
     if not isinstance(dataset, str) or "/" not in dataset or not _HUB_ID.fullmatch(dataset):
         return False
     return not dataset.endswith((".txt", ".jsonl", ".parquet")) and not Path(dataset).exists()
@@ -439,16 +439,16 @@ def _html(text: str) -> str:
     return html.escape(printable(text), quote=False).replace("$", "&#36;")
 
 
-def _markdown(value: Any) -> str:
+def _markdown(value: object) -> str:
     """Text escaped for Markdown, table cells included."""
     return re.sub(r"([\\`*_{}\[\]<>|$~#&])", r"\\\1", " ".join(str(value).split()))
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "-"
 
 
-def _count(value: Any) -> str:
+def _count(value: object) -> str:
     return f"{value:,}" if isinstance(value, int | float) else "-"
 
 

@@ -81,7 +81,7 @@ def _shown(gain: list[float | None], n_tasks: int) -> str:
     return "below" if high is not None and high < 0 else "no difference shown"
 
 
-def _auc(record: Json, kind: str, k: Any) -> str:
+def _auc(record: Json, kind: str, k: int | None) -> str:
     """Of the control for this SAE and its site, or of all."""
     of = {"", record["sae"], record["site"]}
     entries = (e for e in record["means"] if (e["features"], e["k"]) == (kind, k))

@@ -88,7 +88,7 @@ def _end(metric: Json, side: str) -> float | None:
     return metric["value"] if metric[side] is None else metric[side]
 
 
-def _far_l0(target: Any, texts: Json) -> Iterator[str]:
+def _far_l0(target: int | float | None, texts: Json) -> Iterator[str]:
     values = {name: text["metrics"]["l0"]["value"] for name, text in texts.items()}
     far = [
         f"{name} ({l0:.1f}, {l0 / target - 1:+.0%})"

@@ -15,7 +15,7 @@ State = dict[str, Tensor]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def build(model_type: str, state: State, where: str | Path, **fields: Any) -> SAE:
+def build(model_type: str, state: State, where: str | Path, **fields: object) -> SAE:
     """The SAE of these tensors, in hfsae's names and layout; the tensors give the widths.
 
     Raises:

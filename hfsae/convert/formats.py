@@ -97,7 +97,7 @@ _OF_FILES = (OSError, SafetensorError, LookupError, TypeError, AttributeError, V
 _OF_FILES += (RuntimeError, ArithmeticError, EOFError, MemoryError, BadZipFile, UnpicklingError)
 
 
-def load_folder(path: Path, format_name: str, source: str, **options: Any) -> SAE:
+def load_folder(path: Path, format_name: str, source: str, **options: object) -> SAE:
     """The SAE at a path that `find` returned.
 
     Raises:

@@ -9,11 +9,10 @@ from typing import NamedTuple
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2, by version
     RevisionNotFoundError,
 )
 
-from ..machine.client import in_a_sentence, patiently
+from ..machine.client import HTTPError, in_a_sentence, patiently
 from ..machine.files import write_whole
 from ..machine.refused import Refused, closest_folders
 
