@@ -6,7 +6,7 @@ Sizes are counted (`hfsae.cost.footprint`). Times are counts times paces: measur
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -215,8 +215,8 @@ def parameters_used(lm: PreTrainedModel, sites: list[str]) -> int:
     """Parameters of the matrix products on the way to the last of `sites`."""
     used: dict[str, int] = {}
 
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any) -> None:
+    def note(name: str) -> Callable[[nn.Module, object], None]:
+        def hook(module: nn.Module, inputs: object) -> None:
             used[name] = sum(p.numel() for p in module.parameters() if p.ndim > 1)
 
         return hook

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 from ..activations.listed import Columns, listed
 from ..machine.refused import Refused
@@ -24,7 +24,7 @@ def train(
     target_l0: int | float | None = None,
     n_tokens: int | None = None,
     recipe: Recipe | str | Path = "quickstart",
-    **sae: Any,
+    **sae: object,
 ) -> SAE:
     """Train an SAE on a language model's activations; evaluate it, collect what its latents fire
     on, name them, write its card, look for presets.
@@ -86,7 +86,7 @@ def _for_one(recipe: Recipe | str | Path) -> Recipe:
     return base
 
 
-def _whole(n_tokens: Any) -> int:
+def _whole(n_tokens: object) -> int:
     """A number of tokens, which may be written as 2e6."""
     if not isinstance(n_tokens, SupportsFloat) or float(n_tokens) % 1:
         raise Refused(f"n_tokens must be a whole number, got {n_tokens!r}")

@@ -158,7 +158,7 @@ class Recipe:
         return list(dict.fromkeys(site for site in every if site))
 
 
-def changed_training(args: TrainingArguments, given: Any, subject: str) -> TrainingArguments:
+def changed_training(args: TrainingArguments, given: object, subject: str) -> TrainingArguments:
     """The arguments with those fields that are given, as in a recipe's file.
 
     Raises:
@@ -345,7 +345,9 @@ def differences(
         yield from _differences(section, *(r.get(section) for r in (old, new, default)))
 
 
-def _differences(key: str, old: Any, new: Any, default: Any) -> Iterator[tuple[str, str, str]]:
+def _differences(
+    key: str, old: object, new: object, default: object
+) -> Iterator[tuple[str, str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
         default = default if isinstance(default, dict) else {}
         for name in sorted({*old, *new} - _FREE):
@@ -357,14 +359,14 @@ def _differences(key: str, old: Any, new: Any, default: Any) -> Iterator[tuple[s
         yield key, reprlib.repr(old), reprlib.repr(new)
 
 
-def value_at(plain: Any, key: str) -> Any:
+def value_at(plain: object, key: str) -> Any:
     """The value at a dotted key of a recipe as JSON types; 0 if there is none."""
     for name in key.split("."):
         plain = plain.get(name, 0) if isinstance(plain, dict) else 0
     return plain
 
 
-def with_value(recipe: Recipe, key: str, value: Any) -> Recipe:
+def with_value(recipe: Recipe, key: str, value: object) -> Recipe:
     """The recipe with another value at a dotted key, "field" or "section.field"."""
     section, _, name = key.rpartition(".")
     if not section:
@@ -379,7 +381,7 @@ def what_matters(recipe: Recipe, name: str) -> dict[str, Any]:
     return _without_free({key: plain[key] for key in RESULT_SECTIONS})
 
 
-def _without_free(value: Any) -> Any:
+def _without_free(value: object) -> Any:
     if not isinstance(value, dict):
         return value
     return {name: _without_free(part) for name, part in value.items() if name not in _FREE}

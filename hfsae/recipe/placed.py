@@ -77,7 +77,7 @@ def changed(recipe: Recipe, given: Sections) -> Recipe:
         base = replace(base, text=TextArguments(context_size=size, bos=bos, held_out_fraction=1.0))
     sections: dict[str, Any] = {}
     for name, value in given.items():
-        old: Any = getattr(base, name)
+        old = getattr(base, name)
         has_fields = hasattr(old, "__dataclass_fields__")
         sections[name] = replace(old, **value) if has_fields else value
     return replace(base, **sections)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import cards
 from ..activations import TokenBatch
@@ -71,7 +72,7 @@ def probe_saes(
     sum_products_in_float32()
     loaded = load(LMArguments(**{_FIELDS[key]: value for key, value in lm_of.items() if value}))
     for sae in saes.values():
-        sae.to(loaded.lm.device)  # pyright: ignore
+        sae.to(loaded.lm.device)
     texts: list[str] = []
     total = None if total is None else total + args.n_words
     with tqdm(total=total, desc="probe", unit="text") as bar:
@@ -167,13 +168,15 @@ def _uniformity(
     return {"saes": results, "about": _ABOUT_UNIFORMITY}
 
 
-def _evenness(lm: Any, sae: SAE, ids: torch.Tensor, args: ProbeArguments) -> list[float]:
+def _evenness(
+    lm: PreTrainedModel, sae: SAE, ids: torch.Tensor, args: ProbeArguments
+) -> list[float]:
     n = args.uniformity_tokens
     return uniformity(lm, sae, ids, n_tokens=n, seed=args.seed).per_token.tolist()
 
 
 def _untrained(
-    lm: Any, sae: SAE, ids: torch.Tensor, seed: int, norm_limits: Mapping[str, float]
+    lm: PreTrainedModel, sae: SAE, ids: torch.Tensor, seed: int, norm_limits: Mapping[str, float]
 ) -> SAE:
     """Latents of random directions that fire as often on tokens of these rows."""
     keep = unspared(ids, special_ids(lm))
@@ -196,11 +199,11 @@ _ABOUT_UNIFORMITY = (
 
 
 def packed_rows(
-    tokenizer: Any, texts: Sequence[str], width: int, *, bos: bool, seed: int
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], width: int, *, bos: bool, seed: int
 ) -> torch.Tensor:
     """[rows, width] tokens of texts in random order, behind a BOS token in each row."""
     order = np.random.default_rng(seed).permutation(len(texts))
-    encoded = tokenizer([texts[i] for i in order], add_special_tokens=False, verbose=False)
+    encoded = tokenizer([texts[int(i)] for i in order], add_special_tokens=False, verbose=False)
     ids = torch.tensor(list(chain.from_iterable(encoded["input_ids"])), dtype=torch.long)
     first = torch.tensor([tokenizer.bos_token_id] if bos else [], dtype=torch.long)
     width = min(width, len(first) + len(ids))

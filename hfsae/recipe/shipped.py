@@ -56,7 +56,7 @@ def read_recipe(name: str | Path) -> Recipe:
     kinds: dict[str, Any] = get_type_hints(Recipe)
     sections: dict[str, Any] = {}
     for section, value in plain.items():
-        kind: Any = kinds.get(section)
+        kind = kinds.get(section)
         names = {field.name for field in fields(kind)} if is_dataclass(kind) else None
         if kind is None or (names is not None and not names.issuperset(value)):
             what = f"section {section}" if kind is None else f"a field of {section}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from transformers import AutoModel
 
 from ..activations import ShuffledActivations
@@ -146,7 +147,7 @@ def _train(
     recipe: Recipe,
     loaded: LoadedLM,
     configs: dict[str, SAEConfig],
-    accelerator: Any,
+    accelerator: Accelerator,
     command: str,
 ) -> None:
     source = source_of(recipe, loaded, [*widths_of(*configs.values())])
