@@ -29,7 +29,7 @@ class _Field(NamedTuple):
 
     owner: Callable[..., Any]
     name: str
-    default: Any
+    default: object
     """the owner's: `--help` shows it"""
 
 
@@ -234,7 +234,7 @@ def verb_parser(verb: str, usage: str) -> VerbParser:
     return VerbParser(verb, usage, VERBS[verb].about)
 
 
-def _takes(type_: Any, choices: Sequence[str] | None) -> dict[str, Any]:
+def _takes(type_: object, choices: Sequence[str] | None) -> dict[str, Any]:
     """How an option takes values of a type, for argparse: none, one of some, several, or one."""
     if type_ is bool:
         return {"action": "store_true"}
@@ -278,7 +278,7 @@ def _initials(field: str) -> str:
     return "".join(part[:1] for part in field.split("_"))
 
 
-def explained(name: str, text: str, default: Any = None) -> list[str]:
+def explained(name: str, text: str, default: object = None) -> list[str]:
     """A name and its explanation, as lines of help."""
     shown = "" if default in (None, SUPPRESS, False, "") else f" (default: {default})"
     text = f"{' '.join(text.split())}{shown}"

@@ -67,7 +67,7 @@ def _load_yaml_with_whole_numbers(text: str) -> Any:
     return _whole_as_int(_load_yaml(text))
 
 
-def _whole_as_int(value: Any) -> Any:
+def _whole_as_int(value: object) -> Any:
     if isinstance(value, dict):
         return {key: _whole_as_int(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -42,7 +42,7 @@ def explain(
     dataset: str | list[str] | None = None,
     site: str | None = None,
     output_dir: str | Path | None = None,
-    **which: Any,
+    **which: object,
 ) -> Explanations:
     """Names for an SAE's latents, and scores of these names on held-out documents, beside another
     latent's name and random directions. The same as `hfsae explain SOURCE`.

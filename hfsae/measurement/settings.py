@@ -65,7 +65,7 @@ def _records(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
                 yield record if name == TRAINING else _mapping(record.get("measured_with"))
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
@@ -76,7 +76,7 @@ def _lm_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return _lm_of(about) or _precision(about)
 
 
-def _lm_of(record: Any) -> dict[str, Any]:
+def _lm_of(record: object) -> dict[str, Any]:
     """Fields of `lm` from a record of others; none, if it names a path."""
     about = _mapping(record)
     name, revision = about.get("name"), about.get("revision")
@@ -96,7 +96,7 @@ def _text_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"bos": bos} if bos in ("row", "document", "none") else {}
 
 
-def _text_of(record: Any) -> dict[str, Any]:
+def _text_of(record: object) -> dict[str, Any]:
     """Fields of `text` from a record of others; none, if that is not packaged or on the Hub."""
     about, names = _mapping(record), {field.name for field in fields(TextArguments)}
     given = {name: value for name, value in about.items() if name in names}

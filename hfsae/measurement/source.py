@@ -125,7 +125,7 @@ def _below(folder: str | Path, choice: Mapping[str, Any]) -> Path:
     return Path(folder) / default_folder(choice).name
 
 
-def chosen(source: str | Path, **options: Any) -> dict[str, Any]:
+def chosen(source: str | Path, **options: object) -> dict[str, Any]:
     """Arguments of `hfsae.load`. A repository's id may be followed by the folder of an SAE in it:
     name/repository/layers.12/l0_50.
 

@@ -32,7 +32,7 @@ from ..machine.seal import refuse_changed
 from ..machine.weights import refuse_mixture, stamp
 from ..recipe import PlacedSAE, check_held_out, limits_of, names_apart, opened, read_rows
 from ..recipe.text import token_bar
-from .plan import N_ODD, Item, Plan, Shown, StudyArguments, arranged
+from .plan import N_ODD, Item, Kind, Plan, Shown, StudyArguments, arranged
 
 logger = logging.getLogger(__name__)
 _LONGEST = 40  # characters of a token that is shown
@@ -184,7 +184,7 @@ class _Pages:
         self.reading, self.tokenizer, self.sae = reading, tokenizer, sae
         self._of_intruders = np.zeros(len(reading.ids), dtype=bool)
 
-    def meaning(self, kind: Any, evidence: Evidence) -> Item:
+    def meaning(self, kind: Kind, evidence: Evidence) -> Item:
         """A latent or a direction, strongest window first."""
         highest = max(window.activation for window in evidence.shown)
         windows = [self._shown(window, evidence, highest) for window in evidence.shown]

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -141,7 +141,7 @@ class Answers:
         """[raters, items] whether the intruder was named; NaN: not answered, or skipped."""
         return self._array(items, lambda item, answer: float(answer.answer == item.odd))
 
-    def _array(self, items: Sequence[Item], value: Any) -> np.ndarray:
+    def _array(self, items: Sequence[Item], value: Callable[[Item, Answer], float]) -> np.ndarray:
         array = np.full((len(self.raters), len(items)), math.nan)
         for r, rater in enumerate(self.raters):
             for i, item in enumerate(items):

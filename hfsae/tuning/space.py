@@ -55,7 +55,7 @@ class Choice:
         """A value."""
         return self.values[rng.integers(len(self.values))]
 
-    def edge(self, value: Any) -> str:
+    def edge(self, value: object) -> str:
         """Always ""."""
         return ""
 
@@ -76,7 +76,7 @@ def read_space(ranges: Mapping[str, Any]) -> dict[str, Range | Choice]:
     return {name: _read(name, given) for name, given in ranges.items()}
 
 
-def _read(name: str, given: Any) -> Range | Choice:
+def _read(name: str, given: object) -> Range | Choice:
     if isinstance(given, list) and given:
         return Choice(tuple(given))
     if isinstance(given, Mapping) and set(given) == {"low", "high"}:
