@@ -132,14 +132,14 @@ def _in_a_sentence(action: Callable[..., Any], signature: inspect.Signature) -> 
     """The same function, whose ValueErrors become gr.Error: shown to the caller, not logged."""
 
     @functools.wraps(action)
-    def streamed(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    def streamed(*args: object, **kwargs: object) -> Iterator[Any]:
         try:
             yield from action(*args, **kwargs)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     @functools.wraps(action)
-    def called(*args: Any, **kwargs: Any) -> Any:
+    def called(*args: object, **kwargs: object) -> Any:
         try:
             return action(*args, **kwargs)
         except ValueError as error:

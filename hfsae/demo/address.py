@@ -136,7 +136,7 @@ def from_query(query: dict[str, str]) -> Address:
     return address_class(**values)
 
 
-def _written(value: Any) -> str:
+def _written(value: object) -> str:
     if isinstance(value, dict):
         return ",".join(f"{latent}:{strength:g}" for latent, strength in value.items())
     if isinstance(value, tuple):
@@ -146,7 +146,7 @@ def _written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _read(name: str, text: str, kind: Any) -> Any:
+def _read(name: str, text: str, kind: object) -> Any:
     try:
         if kind == dict[int, float]:
             pairs = [part.split(":") for part in text.split(",") if part]
@@ -162,7 +162,7 @@ def _read(name: str, text: str, kind: Any) -> Any:
         raise Refused(f"this link is damaged: {name} is {text[:40]!r}") from None
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError("not a list of texts")
     return value

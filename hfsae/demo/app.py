@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import gradio as gr
+from gradio import routes
 from gradio.themes import Base
 from gradio.utils import colab_check
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..machine.guard import HostGuard, local_hosts
 from ..machine.kernels import keep_few_kernels
@@ -110,7 +111,7 @@ def _follow(app: App, tab: gr.Tab, name: str) -> None:
     """A click on a tab changes the link; a page that was not drawn before is."""
     page = app.pages[name]
 
-    def to(visit: Visit, *values: Any) -> Any:
+    def to(visit: Visit, *values: object) -> Updates:
         if not visit.drawn and name == _OPENING:  # it is selected before the page was restored
             return {app.link: gr.skip()}
         try:
@@ -158,14 +159,14 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
         always = {app.link: updates.pop(app.link), app.lead: leading(0, address)}
         return {opened_at: address, **always, **_changed(updates), **notice}
 
-    def restore(address: Any) -> Updates:
+    def restore(address: Address) -> Updates:
         page = app.pages[page_of(address)]
         try:
             return {opened_at: address, **_changed(page.render(address))}
         except ValueError as error:
             return {page.notice: html("error", str(error))}
 
-    def rerun(request: gr.Request, address: Any, *values: Any) -> Iterator[Updates]:
+    def rerun(request: gr.Request, address: Address, *values: object) -> Iterator[Updates]:
         if isinstance(address, Steer) and address.run:
             steer.ask(request, *values)
             yield from steer.generate(request)  # nothing was written before
@@ -296,7 +297,7 @@ def looks(server_name: str | None = None) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _as_it_runs(app: Any) -> AsyncIterator[None]:
+async def _as_it_runs(app: routes.App) -> AsyncIterator[None]:
     async with few_sessions(app), as_tools(app):
         yield
 
@@ -324,7 +325,7 @@ class _Opened:
             await self.app(scope, receive, send)
             return
 
-        async def send_guarded(message: Any) -> None:
+        async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), _policy()]
             await send(message)

@@ -1,7 +1,6 @@
 """Two SAEs on one text: how well each explains it, and which of their latents fire where."""
 
 from functools import lru_cache
-from typing import Any
 
 from torch.nn import functional as F
 
@@ -48,7 +47,7 @@ def side_by_side(subject: Subject, other: str, text: str) -> Json:
     }
 
 
-def other_of(subject: Subject, other: Any) -> Subject:
+def other_of(subject: Subject, other: object) -> Subject:
     """The second SAE, without a language model of its own.
 
     Raises:

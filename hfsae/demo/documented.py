@@ -96,7 +96,7 @@ def input_schema(function: Callable[..., Any], signature: inspect.Signature) -> 
     }
 
 
-def _schema(hint: Any, default: Any, words: str) -> Json:
+def _schema(hint: object, default: object, words: str) -> Json:
     kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     schema = {**python_type_to_json_schema(kind), "description": words}
     for note in notes:

@@ -231,9 +231,8 @@ def _place(metric: tuple[str, Any]) -> int:
     return _ORDER.get(metric[0], len(_ORDER))
 
 
-def _finite(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if usable else None
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _bins(values: torch.Tensor) -> list[Json]:

@@ -1,7 +1,7 @@
 """Actions that look: at a text, at a latent, for latents. One of them names a latent."""
 
 import random
-from typing import Annotated, Any
+from typing import Annotated
 
 from ..activations.spelling import token_text
 from ..features import (
@@ -290,7 +290,7 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
     return {"score": score, "found": as_rows(subject, found)}
 
 
-def latent_of(subject: Subject, typed: Any) -> int:
+def latent_of(subject: Subject, typed: object) -> int:
     """A latent by its number, or the one that a word stands for: a preset's or a label's name, the
     first that a search by that word finds, or part of a label."""
     word = typed.strip() if isinstance(typed, str) else ""
@@ -311,7 +311,7 @@ def latent_of(subject: Subject, typed: Any) -> int:
     return hits[0].latent
 
 
-def weak_match(subject: Subject, typed: Any) -> str:
+def weak_match(subject: Subject, typed: object) -> str:
     """A sentence where a word stands for a latent that seldom fires on it; else ""."""
     word = typed.strip() if isinstance(typed, str) else ""
     hits = subject.feature_search.by_token(word, 1) if subject.store is not None else []
@@ -332,7 +332,7 @@ def _is_named(name: str, word: str) -> bool:
     return word in (plain, plain.removesuffix("s"))
 
 
-def check_query(text: Any) -> str:
+def check_query(text: object) -> str:
     """The text of a search, which must not be blank."""
     return validate.text(text, "the search", empty="the search is empty; write what to find")
 

@@ -3,7 +3,6 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from ..convert.formats import find
 from ..hub import list_saes
@@ -21,7 +20,7 @@ MOST = 40  # SAEs offered
 _REPOSITORY = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)((?:/[\w-][\w.-]*)*)")
 
 
-def check_name(name: Any) -> str:
+def check_name(name: object) -> str:
     """The folder or repository of another SAE, which must not be blank."""
     return validate.text(name, "the other SAE", limit=300, empty="name another SAE").strip()
 

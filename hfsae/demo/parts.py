@@ -83,7 +83,7 @@ def dial(
     return slider
 
 
-def html(macro: str, *arguments: Any) -> str:
+def html(macro: str, *arguments: object) -> str:
     """One macro of parts.html, filled in; arguments are text, never markup."""
     return str(getattr(_module(), macro)(*arguments)).strip()
 
@@ -130,7 +130,7 @@ def style() -> str:
     return (_HERE / "style.css").read_text(encoding="utf-8")
 
 
-def document(name: str, **values: Any) -> str:
+def document(name: str, **values: object) -> str:
     """A whole web page from a template beside this file; values are text, never markup."""
     return str(_environment().get_template(name).render(values))
 

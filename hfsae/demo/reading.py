@@ -1,7 +1,7 @@
 """From a caller's text to tokens, and to the latents that fire on them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..activations.spelling import Tokens
 from ..features.inspection import Inspection
@@ -11,12 +11,12 @@ from .rows import Json
 from .subject import Subject
 
 
-def check_text(prompt: Any) -> str:
+def check_text(prompt: object) -> str:
     """A caller's text, which must not be blank."""
     return validate.text(prompt, "the prompt", empty="there is no text; write a prompt")
 
 
-def tokens_of(subject: Subject, prompt: Any, chat: Any = False) -> Tokens:
+def tokens_of(subject: Subject, prompt: object, chat: object = False) -> Tokens:
     """A caller's text as tokens; with `chat`, as a user's message in the chat template."""
     return subject.tokens(check_text(prompt), validate.flag(chat, "chat"))
 
@@ -33,7 +33,7 @@ class Exchange(NamedTuple):
 
 
 def conversations(
-    subject: Subject, earlier: Sequence[Exchange], message: Any
+    subject: Subject, earlier: Sequence[Exchange], message: object
 ) -> tuple[Tokens, Tokens]:
     """A conversation up to the answer to a message, as tokens: unsteered so far, and steered.
 
@@ -50,7 +50,7 @@ def conversations(
     return subject.conversation([*plain, last]), subject.conversation([*steered, last])
 
 
-def inspection_of(subject: Subject, prompt: Any, chat: Any = False) -> Inspection:
+def inspection_of(subject: Subject, prompt: object, chat: object = False) -> Inspection:
     """The latents that fire in a caller's text; with `chat`, in a user's message."""
     return subject.inspection(check_text(prompt), validate.flag(chat, "chat"))
 

@@ -19,12 +19,12 @@ DENSE = 0.05
 Json = dict[str, Any]
 
 
-def check_latent(subject: Subject, index: Any) -> int:
+def check_latent(subject: Subject, index: object) -> int:
     """A valid latent index."""
     return validate.latent(index, subject.d_sae)
 
 
-def hidden(subject: Subject, max_density: Any) -> list[int]:
+def hidden(subject: Subject, max_density: object) -> list[int]:
     """Latents that fire on more than this share of tokens."""
     limit = validate.number(max_density, "max_density", *validate.SHARE)
     if limit >= 1:

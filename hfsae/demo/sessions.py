@@ -6,8 +6,8 @@ forgotten while it is open goes on, as if its other tabs had not been opened bef
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
+from gradio.routes import App
 from gradio.state_holder import StateHolder
 
 PAGES, PROGRAMS = 64, 16
@@ -34,7 +34,7 @@ class Sessions(StateHolder):
 
 
 @asynccontextmanager
-async def few_sessions(app: Any) -> AsyncIterator[None]:
+async def few_sessions(app: App) -> AsyncIterator[None]:
     """While Gradio's app runs, its sessions are `Sessions`."""
     app.state_holder = Sessions()
     app.state_holder.set_blocks(app.get_blocks())

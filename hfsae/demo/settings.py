@@ -61,7 +61,7 @@ def flat(action: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     signature = _signature(action)
 
     @functools.wraps(action)
-    def called(*args: Any, **kwargs: Any) -> Iterator[Any]:
+    def called(*args: object, **kwargs: object) -> Iterator[Any]:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         settings = Settings(**{name: given.arguments.pop(name) for name in NAMES})

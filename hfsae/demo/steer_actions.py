@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, NamedTuple, cast
 
 import torch
 
@@ -130,11 +130,11 @@ def suggest_strength(
 
 def sweep(
     subject: Subject,
-    prompt: Any,
-    latents: Any,
+    prompt: object,
+    latents: object,
     settings: Steering,
-    max_kl: Any = MAX_KL,
-    max_repetition: Any = MAX_REPETITION,
+    max_kl: object = MAX_KL,
+    max_repetition: object = MAX_REPETITION,
     progress: Callable[[int, int], object] = lambda done, n: None,
     only: int | None = None,
 ) -> Json:
@@ -180,8 +180,8 @@ def sweep(
 
 def check(
     subject: Subject,
-    prompt: Any,
-    latents: Any,
+    prompt: object,
+    latents: object,
     settings: Steering,
     earlier: Sequence[Exchange] = (),
 ) -> Job:

@@ -440,7 +440,7 @@ def _read_presets(subject: Subject, folder: Path) -> None:
         subject.notes.append(f"{n} of its presets are left out: they were found for other weights")
 
 
-def _is_preset(preset: Any, d_sae: int) -> bool:
+def _is_preset(preset: object, d_sae: int) -> bool:
     """Whether it is a valid preset: a name, a prompt and {latent: strength}."""
     if not isinstance(preset, dict) or not isinstance(preset.get("latents"), dict):
         return False
@@ -496,7 +496,7 @@ def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
         _note_another_copy(subject, record.get("origin"), subject.loaded.origin)
 
 
-def _note_another_copy(subject: Subject, theirs: Any, ours: str) -> None:
+def _note_another_copy(subject: Subject, theirs: object, ours: str) -> None:
     """A note if the weights differ, which the same name may have: a package's may be quantised."""
     is_told = isinstance(theirs, str) and not theirs.startswith("folder")
     if is_told and not ours.startswith("folder") and theirs != ours:

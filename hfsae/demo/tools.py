@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from gradio.routes import App
+
 from .actions import ENDPOINTS, Endpoint
 
 INSTRUCTIONS = """\
@@ -23,7 +25,7 @@ _DIGITS = 6  # of a number in an answer: an agent pays for each
 
 
 @asynccontextmanager
-async def as_tools(app: Any) -> AsyncIterator[None]:
+async def as_tools(app: App) -> AsyncIterator[None]:
     """While Gradio's app runs, its MCP server, if it has one, describes the actions in full and
     answers in JSON."""
     server = app.get_blocks().mcp_server_obj
@@ -93,7 +95,7 @@ def _as_json(answers: Iterable[Any], root_url: str) -> list[Any]:
     return [TextContent(type="text", text=text) for text in texts]
 
 
-def _short(answer: Any) -> Any:
+def _short(answer: object) -> Any:
     """The same with short numbers, and of examples only the tokens that the latent fires on."""
     if isinstance(answer, dict):
         return {key: _short(value) for key, value in answer.items()}
@@ -102,7 +104,7 @@ def _short(answer: Any) -> Any:
     return float(f"{answer:.{_DIGITS}g}") + 0.0 if isinstance(answer, float) else answer  # no -0.0
 
 
-def _is_silent(answer: Any) -> bool:
+def _is_silent(answer: object) -> bool:
     """Whether it is a token of an example on which the latent does not fire: the example's text has
     it, and there are hundreds."""
     return isinstance(answer, dict) and answer.get("firing") is False and not answer["activation"]

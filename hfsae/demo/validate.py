@@ -19,7 +19,7 @@ MAX_CHARACTERS = 8_000
 MAX_LATENTS = 8  # steered at once
 
 
-def text(value: Any, name: str, *, limit: int = MAX_CHARACTERS, empty: str | None = None) -> str:
+def text(value: object, name: str, *, limit: int = MAX_CHARACTERS, empty: str | None = None) -> str:
     """A string that is not too long and, if `empty` gives a sentence for it, not blank."""
     if not isinstance(value, str):
         raise Refused(f"{name} must be text, got {_kind(value)}")
@@ -31,7 +31,7 @@ def text(value: Any, name: str, *, limit: int = MAX_CHARACTERS, empty: str | Non
     return value.encode("utf-8", "replace").decode("utf-8").replace("\x00", "")
 
 
-def number(value: Any, name: str, low: int | float, high: int | float) -> float:
+def number(value: object, name: str, low: int | float, high: int | float) -> float:
     """A finite number from low to high."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Refused(f"{name} must be a number, got {_kind(value)}")
@@ -40,29 +40,29 @@ def number(value: Any, name: str, low: int | float, high: int | float) -> float:
     return float(value)
 
 
-def whole(value: Any, name: str, low: int | float, high: int | float) -> int:
+def whole(value: object, name: str, low: int | float, high: int | float) -> int:
     """A whole number from low to high."""
     parsed = number(value, name, low, high)
     if parsed != int(parsed):
-        raise Refused(f"{name} is {_typed(value)}; it must be a whole number")
+        raise Refused(f"{name} is {_typed(parsed)}; it must be a whole number")
     return int(parsed)
 
 
-def flag(value: Any, name: str) -> bool:
+def flag(value: object, name: str) -> bool:
     """True or False; numbers and words are refused."""
     if not isinstance(value, bool):
         raise Refused(f"{name} must be true or false, got {_kind(value)}")
     return value
 
 
-def choice(value: Any, name: str, options: tuple[str, ...]) -> str:
+def choice(value: object, name: str, options: tuple[str, ...]) -> str:
     """One of the options."""
     if not isinstance(value, str) or value not in options:
         raise Refused(f"{name} is {_short(value)}; it can be {', '.join(options)}")
     return value
 
 
-def latent(value: Any, d_sae: int) -> int:
+def latent(value: object, d_sae: int) -> int:
     """A valid latent index."""
     if value is None or value == "":
         raise Refused("no latent is chosen; give a number, or take a random one")
@@ -75,7 +75,7 @@ def latent(value: Any, d_sae: int) -> int:
     return int(value)
 
 
-def strengths(value: Any, d_sae: int, limit: int | float) -> dict[int, float]:
+def strengths(value: object, d_sae: int, limit: int | float) -> dict[int, float]:
     """{latent: strength} of a mapping, or of text such as "12:1.5, 7:-2"; at most +-limit."""
     pairs = _pairs(value)
     if not pairs:
@@ -92,7 +92,7 @@ def strengths(value: Any, d_sae: int, limit: int | float) -> dict[int, float]:
     return by_latent
 
 
-def _pairs(value: Any) -> list[tuple[Any, Any]]:
+def _pairs(value: object) -> list[tuple[Any, Any]]:
     if isinstance(value, dict):
         return list(value.items())
     if not isinstance(value, str):
@@ -104,7 +104,7 @@ def _pairs(value: Any) -> list[tuple[Any, Any]]:
     return [(p.split(":")[0].strip(), p.split(":")[1].strip()) for p in parts]
 
 
-def _as_number(value: Any) -> Any:
+def _as_number(value: object) -> object:
     """The number that a string spells; other strings are left for the next check to refuse."""
     if not isinstance(value, str):
         return value
@@ -116,7 +116,7 @@ def _as_number(value: Any) -> Any:
     return value
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "nothing" if value in (None, "") else f"a {type(value).__name__}"
 
 
@@ -126,6 +126,6 @@ def _typed(value: int | float) -> str:
     return _short(int(value) if whole else value)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

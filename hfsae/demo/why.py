@@ -1,7 +1,7 @@
 """Actions that explain a next token: the likeliest, and the latents that speak for one."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -213,7 +213,7 @@ class _Question(NamedTuple):
     contrast: int | None
 
 
-def _question(subject: Subject, prompt: Any, target: Any, contrast: Any) -> _Question:
+def _question(subject: Subject, prompt: object, target: object, contrast: object) -> _Question:
     tokens = tokens_of(subject, prompt)
     target = validate.text(target, "the target token", limit=100)
     contrast = validate.text(contrast, "the contrast token", limit=100)

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from .. import address as at
+from ..actions import Actions
 from ..parts import html, markdown, panel
 from .page import Page
 
@@ -11,13 +12,13 @@ _FRONT = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)
 _FIGURES = re.compile(r"^## Figures$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 
 
-class AboutPage(Page):
+class AboutPage(Page[at.About]):
     """The card, under the names of the SAE and its language model; it has no fields."""
 
     title = "About"
     state = at.About
 
-    def __init__(self, actions: Any) -> None:
+    def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         self.notice = panel()
         view = actions.about()

@@ -1,11 +1,11 @@
 """Two SAEs side by side."""
 
 from dataclasses import replace
-from typing import Any
 
 import gradio as gr
 
 from .. import address as at
+from ..actions import Actions
 from ..others import check_name, choices
 from ..parts import html, panel
 from ..reading import check_text
@@ -13,13 +13,13 @@ from .inspect import EXAMPLES
 from .page import App, Page, Updates, box, whole
 
 
-class ComparePage(Page):
+class ComparePage(Page[at.Compare]):
     """Another SAE, a text, and what fires where in each of the two."""
 
     title = "Compare SAEs"
     state = at.Compare
 
-    def __init__(self, actions: Any) -> None:
+    def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         is_local = self.subject.label_home is not None
         below = "" if self.subject.only_here else " below the one that the app was started in"
@@ -69,18 +69,18 @@ class ComparePage(Page):
         app.on_select(self.choices, self._chosen, self, progress_on=[self.result])
         app.on_select(self.result, self._clicked, self, leads_to=("feature",))
 
-    def _compare(self, *values: Any) -> at.Compare:
+    def _compare(self, *values: object) -> at.Compare:
         address = self.address(*values)
         check_name(address.other)
         check_text(address.text)
         return address
 
-    def _chosen(self, do: str, index: str, name: str, *values: Any) -> at.Compare:
+    def _chosen(self, do: str, index: str, name: str, *values: object) -> at.Compare:
         address = replace(self.address(*values), other=check_name(name))
         check_text(address.text)
         return address
 
-    def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Address:
+    def _clicked(self, do: str, index: str, to: str, *values: object) -> at.Address:
         return at.Feature(whole(index))
 
 

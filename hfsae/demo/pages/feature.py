@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
+from ..actions import Actions
 from ..export import files_of
 from ..inspect_actions import latent_of
 from ..missing import missing
@@ -18,13 +19,13 @@ from .page import LATENT_BOX, App, Page, Updates, whole
 _EMPTY = html("empty", "Give a number, or take a random latent.")
 
 
-class FeaturePage(Page):
+class FeaturePage(Page[at.Feature]):
     """A latent by its number: measurements, examples, neighbours, its label, a text to try."""
 
     title = "Feature"
     state = at.Feature
 
-    def __init__(self, actions: Any) -> None:
+    def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         with gr.Row(elem_classes="hf-buttons"):
             self.latent = self.field("latent", gr.Textbox, **LATENT_BOX)
@@ -77,13 +78,13 @@ class FeaturePage(Page):
             self.as_csv = gr.DownloadButton("Its examples as .csv", size="sm")
         self.own = panel(elem_id="feature-list")
 
-    def to_component(self, name: str, value: Any) -> Any:
+    def to_component(self, name: str, value: object) -> object:
         """A latent is shown in a text box."""
         if name == "latent":
             return "" if value is None else str(value)
         return value
 
-    def from_component(self, name: str, value: Any) -> Any:
+    def from_component(self, name: str, value: object) -> Any:
         """A valid latent index, also for a word; None for an empty box."""
         if name == "latent":
             return latent_of(self.subject, value) if value else None
@@ -183,23 +184,25 @@ class FeaturePage(Page):
         here = int(latent) if str(latent).isdecimal() else None
         return at.Feature(self.actions.random_latent(other_than=here)["latent"], text or "")
 
-    def _to_steer(self, *values: Any) -> at.Steer:
+    def _to_steer(self, *values: object) -> at.Steer:
         return at.Steer(latents={latent_of(self.subject, values[0]): 1.0})
 
-    def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Address:
+    def _clicked(self, do: str, index: str, to: str, *values: object) -> at.Address:
         if do == "token":
             return self.address(*values)
         if do == "steer":
             return at.Steer(latents={whole(index): 1.0})
         return replace(self.address(*values), latent=whole(index))
 
-    def _draft(self, label: Any, latent: Any, drafts: dict[int, str]) -> dict[int, str]:
+    def _draft(
+        self, label: str | None, latent: int | None, drafts: dict[int, str]
+    ) -> dict[int, str]:
         kept = {i: draft for i, draft in drafts.items() if i != latent}
         if latent is not None and (label or "") != self.subject.label(latent):
             kept[latent] = label or ""
         return kept
 
-    def _show_label(self, seen: Any, latent: Any, drafts: dict[int, str]) -> Updates:
+    def _show_label(self, seen: str | None, latent: int | None, drafts: dict[int, str]) -> Updates:
         """The label of the latent shown: the edited one, or else the saved one.
 
         A box that already has it is not updated: somebody may be typing there by now.
@@ -211,7 +214,7 @@ class FeaturePage(Page):
         of = ", ".join(map(str, sorted(drafts)))
         return {self.label: put, self.notice: html("said", f"Labels not saved yet: of {of}.")}
 
-    def _save(self, latent: Any, label: Any, drafts: dict[int, str]) -> Updates:
+    def _save(self, latent: int | None, label: str | None, drafts: dict[int, str]) -> Updates:
         try:
             saved = self.actions.save_label(latent, label or "")
         except ValueError as error:

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
+from ..actions import Actions
 from ..missing import missing
 from ..others import check_name
 from ..parts import html, number, panel, percent
@@ -28,13 +29,13 @@ _TEXT_TILES = {
 }
 
 
-class HealthPage(Page):
+class HealthPage(Page[at.Health]):
     """Metrics and histograms, a text to measure, and another SAE to compare with."""
 
     title = "Health"
     state = at.Health
 
-    def __init__(self, actions: Any) -> None:
+    def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         lacking = missing(actions.subject, "evaluate")
         panel(overview_panel({**actions.health(), "missing": lacking}), elem_id="health-main")
@@ -86,12 +87,12 @@ class HealthPage(Page):
             progress_on=[self.comparison],
         )
 
-    def _measure(self, *values: Any) -> at.Health:
+    def _measure(self, *values: object) -> at.Health:
         address = self.address(*values)
         check_text(address.text)  # there has to be one
         return address
 
-    def _compare(self, *values: Any) -> at.Health:
+    def _compare(self, *values: object) -> at.Health:
         address = self.address(*values)
         check_name(address.versus)
         return address
@@ -105,7 +106,7 @@ def _shown(part: Callable[[str], str], text: str) -> str:
         return html("error", str(error))
 
 
-def _is_local(actions: Any) -> bool:
+def _is_local(actions: Actions) -> bool:
     return actions.subject.label_home is not None
 
 
@@ -136,7 +137,9 @@ def _share(exponent: float) -> str:
     return percent(min(1.0, 10**exponent))
 
 
-def _chart(title: str, bins: list[dict[str, Any]], what: str, name: Any) -> dict[str, Any]:
+def _chart(
+    title: str, bins: list[dict[str, Any]], what: str, name: Callable[[float], str]
+) -> dict[str, Any]:
     most = max((b["count"] for b in bins), default=1) or 1
     bars = [
         {

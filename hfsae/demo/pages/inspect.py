@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
+from ..actions import Actions
 from ..parts import html, panel
 from .page import App, Page, Updates, box, one_of, whole
 
@@ -27,13 +28,13 @@ def _nearest(density: float) -> float:
     return min((choice for _, choice in _DENSITIES), key=lambda choice: abs(choice - density))
 
 
-class InspectPage(Page):
+class InspectPage(Page[at.Inspect]):
     """A text, the latents that fire in it, and another text to compare it with."""
 
     title = "Inspect"
     state = at.Inspect
 
-    def __init__(self, actions: Any) -> None:
+    def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         self.prompt = self.field(
             "prompt",
@@ -90,7 +91,7 @@ class InspectPage(Page):
     def wire(self, app: App) -> None:
         """Another text starts afresh; clicks on tokens and latents keep the text."""
 
-        def afresh(*values: Any) -> at.Inspect:
+        def afresh(*values: object) -> at.Inspect:
             return replace(self.address(*values), latent=None, token=None)
 
         app.on(
@@ -104,11 +105,11 @@ class InspectPage(Page):
         for part in (self.text, self.latents, self.comparison):
             app.on_select(part, self._clicked, self, leads_to=("feature", "steer"))
 
-    def _example(self, do: str, number: str, to: str, *values: Any) -> at.Inspect:
+    def _example(self, do: str, number: str, to: str, *values: object) -> at.Inspect:
         text = one_of(EXAMPLES, number)
         return replace(self.address(*values), prompt=text, versus="", latent=None, token=None)
 
-    def _clicked(self, do: str, number: str, to: str, *values: Any) -> at.Address:
+    def _clicked(self, do: str, number: str, to: str, *values: object) -> at.Address:
         now = self.address(*values)
         if do == "token":
             return replace(now, token=whole(number))

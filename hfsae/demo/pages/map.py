@@ -5,6 +5,7 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
+from ..actions import Actions
 from ..latent_map import latent_map
 from ..missing import missing
 from ..parts import html, panel
@@ -12,13 +13,13 @@ from ..presets import searches
 from .page import App, Page, Updates, whole
 
 
-class MapPage(Page):
+class MapPage(Page[at.Map]):
     """Every latent a point, near those with similar directions; a search highlights some."""
 
     title = "Map"
     state = at.Map
 
-    def __init__(self, actions: Any) -> None:
+    def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         with gr.Row(elem_classes="hf-buttons"):
             self.query = self.field(
@@ -67,7 +68,7 @@ class MapPage(Page):
         for part in (self.map, self.found):
             app.on_select(part, self._clicked, self, leads_to=("feature", "steer"))
 
-    def _highlight(self, *values: Any) -> dict[Any, Any]:
+    def _highlight(self, *values: object) -> dict[Any, Any]:
         try:
             address = self.address(*values)
             found = self._found(address.query)
@@ -75,7 +76,7 @@ class MapPage(Page):
             return {self.notice: html("error", str(error))}
         return {self.notice: "", self.found: found, self.link: at.to_query(address)}
 
-    def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Address:
+    def _clicked(self, do: str, index: str, to: str, *values: object) -> at.Address:
         if do == "steer":
             return at.Steer(latents={whole(index): 1.0})
         return at.Feature(whole(index))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import gradio as gr
 from gradio.components import Component
@@ -14,6 +14,7 @@ from ..actions import Actions, in_queue
 from ..address import Address, Steer, page_of, to_query
 from ..parts import html
 
+A = TypeVar("A", bound=Address)
 Updates = dict[Any, Any]
 _NUMBERED = "(visit, lead, ...values) => [visit, String(++hfsae.clicks), ...values]"
 LATENT_BOX: dict[str, Any] = {
@@ -27,7 +28,7 @@ LATENT_BOX: dict[str, Any] = {
 }
 
 
-class Page:
+class Page(Generic[A]):
     """Widgets within a tab, some of which hold the fields of the page's address.
 
     `field` declares each of these once; default, link and updates follow from it. The other widgets
@@ -51,12 +52,12 @@ class Page:
         self.fields = {}
 
     @cached_property
-    def opening(self) -> Any:
+    def opening(self) -> A:
         """What the page's fields hold from the start: nothing that somebody typed early is lost to
         an answer that fills them."""
         return self.first()
 
-    def field(self, name: str, kind: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def field(self, name: str, kind: Callable[..., Any], *args: object, **options: object) -> Any:
         """A new component for a field of the address; it begins as `first` has it."""
         value = self.to_component(name, getattr(self.opening, name))
         self.fields[name] = kind(*args, value=value, **options)
@@ -72,43 +73,43 @@ class Page:
         """Components whose values are the page's state."""
         return [self.fields[name] for name in self.names]
 
-    def address(self, *values: Any) -> Any:
+    def address(self, *values: object) -> A:
         """The state from the values of `inputs`."""
         given = zip(self.names, values, strict=True)
         return self.state(**{name: self.from_component(name, value) for name, value in given})
 
-    def values(self, address: Any) -> list[Any]:
+    def values(self, address: A) -> list[Any]:
         """Of the inputs at an address, in their order."""
         return [self.to_component(name, getattr(address, name)) for name in self.names]
 
-    def fill(self, address: Any) -> Updates:
+    def fill(self, address: A) -> Updates:
         """The values of the inputs at an address."""
         return {
             component: self.to_component(name, getattr(address, name))
             for name, component in self.fields.items()
         }
 
-    def to_component(self, name: str, value: Any) -> Any:
+    def to_component(self, name: str, value: object) -> Any:
         """A field's component for a value of the address."""
         return value
 
-    def from_component(self, name: str, value: Any) -> Any:
+    def from_component(self, name: str, value: object) -> Any:
         """The address's value for what a field's component holds: None, if a box was emptied."""
         return "" if value is None and getattr(self.state(), name) == "" else value
 
-    def first(self) -> Any:
+    def first(self) -> A:
         """What the page shows before anything is asked of it; by default, what it shows empty."""
         return self.state()
 
-    def render(self, address: Any) -> Updates:
+    def render(self, address: A) -> Updates:
         """Updates of all below the inputs. Raises ValueError with a sentence for the notice."""
         return {}
 
-    def joined(self, other: Any, *values: Any) -> Address:
+    def joined(self, other: Steer, *values: object) -> Steer:
         """The state from the values of `inputs`, with another page's request."""
         raise NotImplementedError
 
-    def added(self, latents: Mapping[int, float], *values: Any) -> Updates:
+    def added(self, latents: Mapping[int, float], *values: object) -> Updates:
         """Further updates when another page adds latents to the values of `inputs`."""
         return {}
 
@@ -176,13 +177,13 @@ class App:
         page: Page,
         *,
         leads_to: Sequence[str] = (),
-        progress_on: Any = None,
+        progress_on: Sequence[Component] | None = None,
     ) -> list[Any]:
         """When one of the events happens, show `to(*values of the page's inputs)`; what happens
         before the answer to an earlier one is answered after it, once."""
 
-        def handler(request: gr.Request, visit: Visit, click: Any, *values: Any) -> Updates:
-            number = int(click) if leads_to and str(click).isdecimal() else None
+        def handler(request: gr.Request, visit: Visit, click: object, *values: object) -> Updates:
+            number = int(str(click)) if leads_to and str(click).isdecimal() else None
             return self._guarded(request, visit, page, to, values, number)
 
         options = {"trigger_mode": "always_last", "js": _NUMBERED if leads_to else None}
@@ -196,14 +197,14 @@ class App:
         page: Page,
         *,
         leads_to: Sequence[str] = (),
-        progress_on: Any = None,
+        progress_on: Sequence[Component] | None = None,
     ) -> Any:
         """When something with data-do is clicked: show `to(do, at, to, *values)`. Of quick clicks
         the last is shown: Gradio's "once" would lose one that comes before the answer to another,
         and its "always_last" would answer the first one twice."""
 
         def handler(
-            event: gr.EventData, request: gr.Request, visit: Visit, _: Any, *values: Any
+            event: gr.EventData, request: gr.Request, visit: Visit, _: object, *values: object
         ) -> Updates:
             data = event._data if isinstance(event._data, dict) else {}
             click = data.get("click")
@@ -220,7 +221,7 @@ class App:
         """When one of the page's fields changes, update the link: one answer at a time, so that the
         last change wins."""
 
-        def handler(*values: Any) -> Updates:
+        def handler(*values: object) -> Updates:
             try:
                 return {self.link: to_query(page.address(*values))}
             except ValueError as error:
@@ -279,7 +280,7 @@ class App:
         handler: Callable[..., Updates],
         page: Page,
         leads_to: Sequence[str],
-        progress_on: Any,
+        progress_on: Sequence[Component] | None,
     ) -> Any:
         name = next(name for name, p in self.pages.items() if p is page)
         return trigger(

@@ -1,11 +1,11 @@
 """Find latents."""
 
 from collections.abc import Callable
-from typing import Any
 
 import gradio as gr
 
 from .. import address as at
+from ..actions import Actions
 from ..inspect_actions import BY, RAW, SCORES, check_query
 from ..parts import html, number, panel, percent
 from ..presets import searches
@@ -29,13 +29,13 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 """of the numbers of each search, what stands above them, and how they are written"""
 
 
-class SearchPage(Page):
+class SearchPage(Page[at.Search]):
     """A search, and the latents that it finds."""
 
     title = "Search"
     state = at.Search
 
-    def __init__(self, actions: Any) -> None:
+    def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         self.choices = searches(actions.subject)
         names = [(_NAMES[by], by) for by in _NAMES if by in BY]
@@ -61,7 +61,7 @@ class SearchPage(Page):
         self.found = panel(elem_id="search-found")
         self.outputs = (self.found,)
 
-    def to_component(self, name: str, value: Any) -> Any:
+    def to_component(self, name: str, value: object) -> object:
         """A valid way to search."""
         return at.Search.by if name == "by" and value not in BY else value
 
@@ -87,18 +87,18 @@ class SearchPage(Page):
         app.on_select(self.examples, self._example, self, progress_on=[self.found])
         app.on_select(self.found, self._clicked, self, leads_to=("feature", "steer"))
 
-    def _search(self, *values: Any) -> at.Search:
+    def _search(self, *values: object) -> at.Search:
         address = self.address(*values)
         check_query(address.query)  # there has to be one
         return address
 
-    def _example(self, do: str, number: str, to: str, *values: Any) -> at.Search:
+    def _example(self, do: str, number: str, to: str, *values: object) -> at.Search:
         return at.Search(*one_of(self.choices, number))
 
-    def _random(self, *values: Any) -> at.Feature:
+    def _random(self, *values: object) -> at.Feature:
         return at.Feature(self.actions.random_latent()["latent"])
 
-    def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Address:
+    def _clicked(self, do: str, index: str, to: str, *values: object) -> at.Address:
         if do == "steer":
             return at.Steer(latents={whole(index): 1.0})
         return at.Feature(whole(index))

@@ -5,12 +5,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.events import Dependency
 
 from ...machine.refused import Refused
 from ...steering import MODES, SCOPES, UNITS
 from .. import address as at
 from .. import validate
-from ..actions import in_queue, on_zero_gpu
+from ..actions import Actions, in_queue, on_zero_gpu
 from ..address import to_query
 from ..inspect_actions import latent_of, weak_match
 from ..parts import dial, html, panel
@@ -65,13 +66,13 @@ class Written(NamedTuple):
         return shared if same else ()
 
 
-class SteerPage(Page):
+class SteerPage(Page[at.Steer]):
     """Long texts and sweeps: each session has one of each at a time."""
 
     title = "Steer"
     state = at.Steer
 
-    def __init__(self, actions: Any) -> None:
+    def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         self.measured = self.subject.largest() is not None
         self.choices = presets(self.subject)
@@ -286,11 +287,11 @@ class SteerPage(Page):
             **shared,
         )
 
-    def ask(self, request: gr.Request, *values: Any) -> None:
+    def ask(self, request: gr.Request, *values: object) -> None:
         """Request texts for the inputs' values; those under way end."""
         self.texts.ask(_session(request), values)
 
-    def _generate_now(self, request: gr.Request, *values: Any) -> None:
+    def _generate_now(self, request: gr.Request, *values: object) -> None:
         """Texts with the strengths as they are: a search for others is given up."""
         self.strength.runs.give_up(_session(request))
         self.ask(request, *values)
@@ -299,13 +300,13 @@ class SteerPage(Page):
         for runs in (self.texts, self.strength.runs, self.search.runs):
             runs.stop(_session(request))
 
-    def _redraw_chips(self, *values: Any) -> Any:
+    def _redraw_chips(self, *values: object) -> Any:
         try:
             return self.draw_chips(self.address(*values))
         except ValueError:  # shown in the page's notice, see `follow`
             return gr.skip()
 
-    def _add(self, latent: Any, *values: Any) -> Updates:
+    def _add(self, latent: object, *values: object) -> Updates:
         try:
             latent = latent_of(self.subject, latent)
             shown = self.app.show(self._with(latent, self._own(self.address(*values))))
@@ -313,7 +314,7 @@ class SteerPage(Page):
         except ValueError as error:
             return {self.notice: html("error", str(error))}
 
-    def _add_typed(self, typed: Any, *values: Any) -> Updates:
+    def _add_typed(self, typed: object, *values: object) -> Updates:
         """The box is emptied, unless what it holds is refused; of a word that the latent seldom
         fires on it is said."""
         updates = self._add(typed, *values)
@@ -322,10 +323,10 @@ class SteerPage(Page):
         weak = weak_match(self.subject, typed)
         return updates | {self.new: "", self.matched: html("said", weak) if weak else ""}
 
-    def _add_random(self, *values: Any) -> Updates:
+    def _add_random(self, *values: object) -> Updates:
         return self._add(self.actions.random_latent()["latent"], *values)
 
-    def joined(self, other: at.Steer, *values: Any) -> at.Steer:
+    def joined(self, other: at.Steer, *values: object) -> at.Steer:
         """This page's state plus the latent that another page asked for, and its text, if any."""
         now = self._own(self.address(*values))
         if other.prompt:
@@ -337,7 +338,7 @@ class SteerPage(Page):
         new = [latent for latent in other.latents if latent not in now.latents]
         return self._with(new[0], now) if new else now
 
-    def added(self, latents: Mapping[int, float], *values: Any) -> Updates:
+    def added(self, latents: Mapping[int, float], *values: object) -> Updates:
         """The first of them that is not steered yet gets a strength that suits it."""
         steered = self._own(self.address(*values)).latents
         new = [latent for latent in latents if latent not in steered]
@@ -361,7 +362,7 @@ class SteerPage(Page):
         strength = 1.0 if now.mode == "scale" else _FIRST[now.unit]
         return replace(now, latents={**now.latents, latent: strength})
 
-    def _changed(self, do: str, index: str, to: str, *values: Any) -> at.Address:
+    def _changed(self, do: str, index: str, to: str, *values: object) -> at.Address:
         now, latent = self.address(*values), whole(index)
         if do == "remove":
             left = {i: s for i, s in now.latents.items() if i != latent}
@@ -387,7 +388,7 @@ class SteerPage(Page):
         """The first preset, running."""
         return replace(self.preset(0), run=True)
 
-    def _preset(self, do: str, index: str, to: str, *values: Any) -> at.Steer:
+    def _preset(self, do: str, index: str, to: str, *values: object) -> at.Steer:
         number = min(whole(index), len(self.choices) - 1)
         return replace(self.preset(number, self.address(*values)), run=True)
 
@@ -396,14 +397,14 @@ class SteerPage(Page):
         if isinstance(address, at.Steer) and address.run:
             self.ask(request, *self.values(address))
 
-    def then_run(self, shown: Any) -> None:
+    def then_run(self, shown: Dependency) -> None:
         """After an event that led to an address: generate the texts that it requested, while others
         that they take the place of may still be under way."""
         options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         options["trigger_mode"] = "multiple"
         shown.then(self.generate, self.written, self.generated, **in_queue("run"), **options)
 
-    def _go_on(self, reply: Any, request: gr.Request, *values: Any) -> Updates:
+    def _go_on(self, reply: object, request: gr.Request, *values: object) -> Updates:
         """The next message of the conversation, which is then answered."""
         try:
             now, reply = self.address(*values), check_text(reply)
@@ -414,7 +415,7 @@ class SteerPage(Page):
         self.request_run(request, address)
         return {self.reply: "", **self.app.show(address)}
 
-    def _anew(self, *values: Any) -> at.Steer:
+    def _anew(self, *values: object) -> at.Steer:
         return replace(self.address(*values), turns=(), prompt="")
 
     def generate(self, request: gr.Request, written: Written | None = None) -> Iterator[Updates]:
@@ -489,7 +490,7 @@ class SteerPage(Page):
             yield {**view, **shown}
 
 
-def _chosen(latents: Any) -> dict[int, float]:
+def _chosen(latents: object) -> dict[int, float]:
     """The page's latents and strengths: JSON has text for keys."""
     mapping = latents if isinstance(latents, dict) else {}
     return {int(latent): float(strength) for latent, strength in mapping.items()}

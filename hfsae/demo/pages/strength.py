@@ -62,10 +62,10 @@ class StrengthSearch:
                 **quietly,
             )
 
-    def _ask(self, request: gr.Request, *values: Any) -> None:
+    def _ask(self, request: gr.Request, *values: object) -> None:
         self.runs.ask(str(request.session_hash), (None, *values))
 
-    def _ask_added(self, request: gr.Request, added: Any, *values: Any) -> None:
+    def _ask_added(self, request: gr.Request, added: Any, *values: object) -> None:
         """A search for the latent that was added, where one can be made."""
         try:
             now = self.page.address(*values)
@@ -112,7 +112,7 @@ class StrengthSearch:
             self.found: (now, suggested) if result["strength"] else None,
         }
 
-    def _take(self, request: gr.Request, suggestion: Any, *values: Any) -> Updates:
+    def _take(self, request: gr.Request, suggestion: Any, *values: object) -> Updates:
         """The strengths found, whose texts are written, unless others were set meanwhile."""
         page = self.page
         try:

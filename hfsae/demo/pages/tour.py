@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 from .. import address as at
+from ..actions import Actions
 from ..parts import html, panel
 from ..presets import presets
 from ..subject import Subject
@@ -15,7 +16,7 @@ class Tour:
     """A panel above the pages. A click on a step shows it; the visitor hides the panel, or goes the
     steps on the pages themselves: page.js marks those done, and remembers a hidden tour."""
 
-    def __init__(self, actions: Any) -> None:
+    def __init__(self, actions: Actions) -> None:
         self.actions, self.subject = actions, actions.subject
         preset = presets(self.subject)[0]["name"]
         self.panel = panel(html("tour", {**_view(self.subject), "preset": preset}), elem_id="tour")
@@ -24,7 +25,7 @@ class Tour:
         """The last step generates its texts."""
         steer = cast(SteerPage, app.pages["steer"])
 
-        def step(do: str, number: str, to: str, *values: Any) -> at.Address:
+        def step(do: str, number: str, to: str, *values: object) -> at.Address:
             if number == "1":
                 return self._latent(to)
             return self._word() if number == "0" else steer.striking()

@@ -6,8 +6,10 @@ from typing import Any
 import gradio as gr
 
 from .. import address as at
+from ..actions import Actions
 from ..parts import html, panel
 from ..reading import check_text
+from ..rows import Json
 from ..why import ALONE, disagreement, is_token, spelling, summary
 from .page import App, Page, Updates, box, one_of, whole
 
@@ -18,13 +20,13 @@ EXAMPLES = (
 )
 
 
-class WhyPage(Page):
+class WhyPage(Page[at.Why]):
     """A text, its likeliest next tokens, and the latents that speak for one of them."""
 
     title = "Why this token"
     state = at.Why
 
-    def __init__(self, actions: Any) -> None:
+    def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         self.prompt = self.field(
             "prompt",
@@ -98,15 +100,15 @@ class WhyPage(Page):
             show_progress="hidden",
         )
 
-    def _explain(self, *values: Any) -> at.Why:
+    def _explain(self, *values: object) -> at.Why:
         address = self.address(*values)
         check_text(address.prompt)  # there has to be one
         return address
 
-    def _example(self, do: str, number: str, to: str, *values: Any) -> at.Why:
+    def _example(self, do: str, number: str, to: str, *values: object) -> at.Why:
         return at.Why(one_of(EXAMPLES, number))
 
-    def _chosen(self, do: str, token: str, to: str, *values: Any) -> at.Why:
+    def _chosen(self, do: str, token: str, to: str, *values: object) -> at.Why:
         now, index = self.address(*values), whole(token)
         typed = spelling(self.subject, index)
         if do == "alone":
@@ -116,10 +118,10 @@ class WhyPage(Page):
         is_contrast = is_token(self.subject, now.contrast, index)
         return replace(now, target=typed, contrast="" if is_contrast else now.contrast)
 
-    def _clicked(self, do: str, index: str, to: str, *values: Any) -> at.Feature:
+    def _clicked(self, do: str, index: str, to: str, *values: object) -> at.Feature:
         return at.Feature(whole(index))
 
-    def _ablate(self, event: gr.EventData, view: Any) -> Updates:
+    def _ablate(self, event: gr.EventData, view: Json) -> Updates:
         data = event._data if isinstance(event._data, dict) else {}
         try:
             latent = whole(str(data.get("at") or ""))
@@ -131,7 +133,7 @@ class WhyPage(Page):
             return {self.notice: html("error", str(error))}
         return {self.notice: "", self.ablated: (address, latent, result["ablation"])}
 
-    def _noted(self, ablated: Any, view: Any) -> Updates:
+    def _noted(self, ablated: tuple[at.Why, int, float] | None, view: Json) -> Updates:
         """A check in its row, unless another question is shown by now."""
         address, latent, ablation = ablated or (None, None, None)
         if address is None or view.get("address") != address:
