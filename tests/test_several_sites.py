@@ -103,15 +103,15 @@ def test_what_works_at_one_site_refuses_several_in_one_sentence(tmp_path, tiny_l
 
 def test_two_sites_train_as_one_site_with_their_activations_side_by_side(tmp_path):
     class Joined(PlantedStream):
-        def _make(self, seed, n):
-            acts = super()._make(seed, n)
+        def part(self, number, n):
+            acts = PlantedStream(sites=BOTH.names).part(number, n)
             return {"layers.0": torch.cat([acts[site] for site in BOTH.names], dim=1)}
 
     options = {"init_b_dec": "mean", "init_decoder_data": 0.5, "refit_ridge": 0.01}
     several, plain = pair(), hfsae.ReLUSAE(hfsae.ReLUSAEConfig(d_in=32, d_sae=40, site="layers.0"))
     plain.config.l1_coefficient = several.config.l1_coefficient
     plain.load_state_dict(several.state_dict())
-    stream, joined = PlantedStream(sites=BOTH.names), Joined(sites=BOTH.names)
+    stream, joined = PlantedStream(sites=BOTH.names), Joined(sites=("layers.0",))
     ended = Trainer(several, stream, arguments(tmp_path / "a", steps=20, **options)).train()
     expected = Trainer(plain, joined, arguments(tmp_path / "b", steps=20, **options)).train()
     scales = several.config.activation_scale, plain.config.activation_scale

@@ -10,3 +10,13 @@ def warn_of_former(old: str, new: str) -> None:
         FutureWarning,
         stacklevel=3,
     )
+
+
+def former_property(present: str, old: str, new: str) -> property:
+    """A property under its former name, which gives the attribute `present`, with a warning."""
+
+    def get(owner: object) -> object:
+        warn_of_former(old, new)
+        return getattr(owner, present)
+
+    return property(get, doc=f"The former name of `{present}`.")

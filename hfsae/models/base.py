@@ -41,7 +41,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
-from ..machine.former import warn_of_former
+from ..machine.former import former_property
 from ..machine.refused import Refused
 from ..ops import EVERYWHERE, Entries, Place, Summed, Workspace, blocks, one_process, screen
 from .config import EPSILON, INITIAL_FREE_NORM, SAEConfig
@@ -226,11 +226,7 @@ class SAE(Strict):
         """The scale c of what is written, raw units: b_dec is multiplied, errors divided by it."""
         return self.latent_scale
 
-    @property
-    def scale(self) -> float:
-        """The former name of `latent_scale`."""
-        warn_of_former("sae.scale", "sae.latent_scale (b_dec's is sae.write_scale)")
-        return self.latent_scale
+    scale = former_property("latent_scale", "sae.scale", "sae.latent_scale, or sae.write_scale")
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """x W_enc + b_enc, or (x - b_dec) W_enc + b_enc, in raw units (of the target).
