@@ -14,9 +14,9 @@ from ..activations import HarvestArguments
 from ..evaluation.untrained import SAMPLE_TOKENS
 from ..explanations import ExplainArguments, Explanations, Inquiry, explain
 from ..explanations.judges import JudgeArguments, judge_of
+from ..explanations.redrawn import untrained_like
 from ..explanations.scores import LEXICAL
 from ..explanations.study import write_record
-from ..explanations.untrained import untrained_like
 from ..hub import is_sae
 from ..lm import LoadedLM
 from ..machine.files import read_json
@@ -27,7 +27,7 @@ from ..models import SAE
 from ..recipe import Recipe, load_trained, norm_limits, read_rows
 from ..recipe.naming import TEMPLATE, save_named, settings_of
 from .arms import InterpretArguments
-from .explained import Columns, Explained, write_judged, write_lexical
+from .latent_scores import Columns, Explained, write_judged, write_lexical
 from .results import Measured
 
 logger = logging.getLogger(__name__)

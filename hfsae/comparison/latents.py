@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..explanations.report import BEST, N_BEST, N_RANDOM, RANDOM, WORST, Example, indented
+from ..explanations.report import BEST, N_BEST, N_RANDOM, RANDOM, WORST, ShownLatent, indented
 from ..explanations.scorers import SCORERS
 from ..explanations.verdicts import MOST_FAILED, is_above
 from ..machine.markdown import table
@@ -210,10 +210,10 @@ class LatentsSection:
         return "\n\n".join(parts) + "\n"
 
 
-def chosen(saes: Sequence[Measured]) -> dict[str, list[tuple[Measured, Example]]]:
+def chosen(saes: Sequence[Measured]) -> dict[str, list[tuple[Measured, ShownLatent]]]:
     """The examples that stand for several SAEs, by group: the best and the worst of all by Pearson,
     and random ones."""
-    groups: dict[str, list[tuple[Measured, Example]]] = {}
+    groups: dict[str, list[tuple[Measured, ShownLatent]]] = {}
     for m in saes:
         for example in m.explained.examples:
             groups.setdefault(example.group, []).append((m, example))
@@ -227,7 +227,7 @@ def chosen(saes: Sequence[Measured]) -> dict[str, list[tuple[Measured, Example]]
     return {group: groups[group] for group in _GROUPS if group in groups}
 
 
-def _pearson(m: Measured, example: Example) -> float:
+def _pearson(m: Measured, example: ShownLatent) -> float:
     columns = m.explained.lexical
     at = (columns["latents/latent"] == example.latent).nonzero()[0, 0]
     return float(columns["latents/pearson"][at])

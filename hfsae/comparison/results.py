@@ -39,7 +39,7 @@ from ..recipe import (
     what_matters,
 )
 from .arms import ArmRun
-from .explained import Explained, from_plain, read_explained
+from .latent_scores import Explained, from_plain, read_explained
 
 logger = logging.getLogger(__name__)
 

@@ -34,10 +34,10 @@ from ..recipe import (
 )
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from . import causes, explaining, results, sites, together
+from .across_sites import AcrossSites, at_site
 from .arms import ArmRun, Comparison, arm_runs
 from .differences import Differences
 from .report import write_report
-from .sites import AcrossSites, at_site
 
 logger = logging.getLogger(__name__)
 

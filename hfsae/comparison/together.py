@@ -16,13 +16,13 @@ from ..machine.files import write_whole
 from ..machine.markdown import table
 from ..machine.names import FIGURES, REPORT, REPORT_PAGE
 from . import plots
+from .across_sites import AcrossSites, interval_cell, overall_table
 from .differences import Differences, Verdict
 from .estimates import LEVEL, corrected
 from .frontier import METRICS
 from .pooled import OverPlaces, over_places
 from .report import difference_cell, page_of, percent
 from .results import n_harvests
-from .sites import AcrossSites, interval_cell, overall_table
 
 _METHOD = """\
 By how much FVU and delta LM loss differ from the reference's over all L0s of a row: the area

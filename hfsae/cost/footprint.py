@@ -21,7 +21,7 @@ from transformers import AutoModel, PreTrainedModel
 from ..activations.cache import SHARD_BYTES
 from ..evaluation.fidelity import rows_at_once
 from ..features.logit_lens import LENS_EMBEDDING
-from ..features.windows import BLOCK_LATENTS, HISTOGRAM_EDGES
+from ..features.summary import BLOCK_LATENTS, HISTOGRAM_EDGES
 from ..lm import widths_of
 from ..machine.processor import Room, gpu_memory, main_memory
 from ..machine.refused import Refused

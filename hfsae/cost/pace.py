@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from ..activations import TokenBatch
 from ..features import CollectArguments
-from ..features.windows import Seen
+from ..features.summary import Seen
 from ..lm import widths_of
 from ..machine.processor import spare_bfloat16_
 from ..models import SAEConfig

@@ -38,7 +38,7 @@ from .pace import LMPace, SAEPace, blocks, lm_pace, sae_pace, start_seconds, ste
 Number = int | float
 
 
-class Plan(NamedTuple):
+class RunCost(NamedTuple):
     """The cost of a recipe: `lines` to print, and the sums that they show."""
 
     lines: list[str]
@@ -59,7 +59,7 @@ class _Paces(NamedTuple):
     look: Callable[[SAEConfig], SAEPace]
 
 
-def plan(recipe: Recipe, gpu: str | None = None) -> Plan:
+def plan(recipe: Recipe, gpu: str | None = None) -> RunCost:
     """Estimates for each of `training.num_processes` processes.
 
     Args:
@@ -76,7 +76,7 @@ def plan(recipe: Recipe, gpu: str | None = None) -> Plan:
 
 def estimate(
     recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], card: Card | None
-) -> Plan:
+) -> RunCost:
     """The plan of a recipe whose model and SAEs are known."""
     t, n = recipe.training, recipe.training.num_processes or 1
     t.check_shares(n)
@@ -109,7 +109,7 @@ def estimate(
     if recipe.sizes.evaluation is None:
         lines.append(f"{'':<16}plus the evaluation of all held-out text, of unknown length")
     totals = (sum(parts.values()) for parts in (*needed, on_disk, seconds))
-    return Plan(lines, *totals)
+    return RunCost(lines, *totals)
 
 
 def _measured(recipe: Recipe, lm: PreTrainedModel, on_gpu: bool) -> _Paces:

@@ -11,7 +11,7 @@ SHOWN = 5
 _LEAST = 2  # tokens in common
 
 
-class Firings(NamedTuple):
+class ExamplePlaces(NamedTuple):
     """The examples of all latents in the order of the tokens that they fire on."""
 
     place: np.ndarray
@@ -38,10 +38,10 @@ def together(subject: Subject, latent: int) -> Json:
     return {"n": len(own), "rows": as_rows(subject, rows)}
 
 
-def _firings(subject: Subject) -> Firings:
+def _firings(subject: Subject) -> ExamplePlaces:
     assert subject.store is not None
     table = subject.store.examples.to_table(columns=["latent", "row", "position"])
     latent, row, position = (table[name].to_numpy() for name in table.column_names)
     place = row.astype(np.int64) * 2**24 + position
     order = np.argsort(place, kind="stable")
-    return Firings(place[order], latent[order])
+    return ExamplePlaces(place[order], latent[order])

@@ -35,7 +35,7 @@ N_TRIED = 24
 _REFINED = 1  # times that the gap between within and over budget is halved
 
 
-class Job(NamedTuple):
+class SteeringRequest(NamedTuple):
     """Latents to steer and their strengths, checked."""
 
     tokens: Tokens
@@ -76,7 +76,10 @@ def steer(subject: Subject, prompt: str, latents: str, settings: Settings) -> It
 
 
 def write(
-    subject: Subject, job: Job, how: Sampling, stopped: Callable[[], bool] = lambda: False
+    subject: Subject,
+    job: SteeringRequest,
+    how: Sampling,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Json]:
     """`steer`, of checked values, until it is stopped."""
     block, scope = _block(subject, job), job.steering.scope
@@ -184,7 +187,7 @@ def check(
     latents: object,
     settings: Steering,
     earlier: Sequence[Exchange] = (),
-) -> Job:
+) -> SteeringRequest:
     """A caller's prompt, latents (a mapping, or text such as `12:1.5, 7:-2`) and settings.
 
     Args:
@@ -199,8 +202,8 @@ def check(
     validate.flag(settings.error_term, "error_term")
     if earlier:
         plain, steered = conversations(subject, earlier, prompt)
-        return Job(steered, strengths, settings, plain)
-    return Job(tokens_of(subject, prompt, settings.chat), strengths, settings)
+        return SteeringRequest(steered, strengths, settings, plain)
+    return SteeringRequest(tokens_of(subject, prompt, settings.chat), strengths, settings)
 
 
 def sampling(settings: Settings) -> Sampling:
@@ -237,7 +240,7 @@ def _refuse_unmeasured(subject: Subject, latents: list[int]) -> None:
 
 def _block(
     subject: Subject,
-    job: Job,
+    job: SteeringRequest,
     scope: Scope = "all",
     scaled: Collection[int] | None = None,
 ) -> Callable[[float], AbstractContextManager[None]]:

@@ -22,7 +22,7 @@ from ..machine.refused import Refused
 from ..models import SAE, Schedule
 
 
-class Agreement(NamedTuple):
+class GradientAgreement(NamedTuple):
     """Agreement of estimated and true gradients over latents; per batch, except `mean_cosine`."""
 
     bias: float
@@ -93,13 +93,13 @@ def _threshold(sae: SAE) -> nn.Parameter:
 
 def agreement(
     estimated: Float[Tensor, "batches d_sae"], true: Float[Tensor, " d_sae"]
-) -> Agreement:
+) -> GradientAgreement:
     """The distance of estimates from the true gradient, per batch and of their mean."""
     mean, norm = estimated.mean(dim=0), true.norm()
     cosine = torch.nn.functional.cosine_similarity
     moved = estimated != 0
     right = (estimated.sign() == true.sign()) & moved
-    return Agreement(
+    return GradientAgreement(
         bias=float((mean - true).norm() / norm),
         scatter=float((estimated - mean).square().sum(dim=1).mean().sqrt() / norm),
         cosine=float(cosine(estimated, true.expand_as(estimated), dim=1).mean()),

@@ -1,6 +1,6 @@
 """Controls for latents: untrained directions that fire as often on the same activations.
 
-`hfsae.explanations.untrained` shuffles an encoder's weights; here latents lie along random
+`hfsae.explanations.redrawn` shuffles an encoder's weights; here latents lie along random
 directions.
 Both take activations from `sample`, count an SAE's `firings`, and fire beyond `limits`.
 """

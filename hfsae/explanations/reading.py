@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..activations import HarvestArguments, Harvested, Harvester, TokenBatch
-from ..features.windows import BLOCK_LATENTS
+from ..features.summary import BLOCK_LATENTS
 from ..machine.refused import Refused
 from ..models import SAE
 

@@ -29,7 +29,7 @@ Means = Mapping[str, Mapping[str, Mapping[str, Interval]]]
 BEST, WORST, RANDOM = "best", "worst", "random"
 
 
-class Example(NamedTuple):
+class ShownLatent(NamedTuple):
     """A latent that the report shows."""
 
     group: str
@@ -43,7 +43,7 @@ def report_of(
     means: Means,
     record: Mapping[str, Any],
     judged: Sequence[Judged],
-    examples: Sequence[Example],
+    examples: Sequence[ShownLatent],
 ) -> str:
     """The report, as Markdown."""
     parts = ["# Names for latents", _about(record), _headline(means)]
@@ -69,12 +69,12 @@ def examples_of(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     judged: Sequence[Judged] = (),
-) -> list[Example]:
+) -> list[ShownLatent]:
     """The best, the worst and random latents with their evidence, ranked by a score that tells
     latents from its control; without one, random ones alone."""
     evidence = {e.latent: e for e in latents}
     return [
-        Example(
+        ShownLatent(
             group,
             row["latent"],
             _latent(reading, evidence[row["latent"]], row, tokenizer, judged),

@@ -30,7 +30,7 @@ from .evidence import save_windows, tested_windows
 from .explainers import Explainer, Name, material_of, one_label, template
 from .protocols import by_protocol, sample_of
 from .reading import CUT, MAX_DIRECTIONS, RUN, Reading, read
-from .report import Example, examples_of, report_of
+from .report import ShownLatent, examples_of, report_of
 from .scorers import Sample, Scorer
 from .scores import LEXICAL, aggregate, lexical
 from .verdicts import Judged, together
@@ -65,7 +65,7 @@ class Explanations:
     """that tested the latents, spelt when they are read, once: see `evidence.tested_windows`"""
     directions: list[dict[str, Any]] = field(default_factory=list)
     """one a random direction: density and scores, with those of a judge where it was asked"""
-    examples: list[Example] = field(default_factory=list)
+    examples: list[ShownLatent] = field(default_factory=list)
     """latents with their evidence, as the report shows them"""
 
     def save(self, folder: Path) -> None:

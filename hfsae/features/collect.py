@@ -27,7 +27,7 @@ from .layout import NEAR, nearest_rows, plane
 from .logit_lens import FORMULA, LensTokens, lens_tokens, residual_directions
 from .resume import Resume
 from .store import COLUMNS, FeatureStore
-from .windows import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
+from .summary import BLOCK_LATENTS, HISTOGRAM_EDGES, Seen, Windows
 
 if TYPE_CHECKING:
     import pyarrow

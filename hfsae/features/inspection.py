@@ -47,7 +47,7 @@ class Ranked(NamedTuple):
     """position of the largest activation"""
 
 
-class Difference(NamedTuple):
+class LatentDifference(NamedTuple):
     """A latent in two texts."""
 
     latent: int
@@ -170,7 +170,7 @@ def inspect(lm: PreTrainedModel, sae: Any, tokens: Tokens) -> Inspection:
 
 def compare(
     first: Inspection, second: Inspection, k: int | None = None, *, hide: Collection[int] = ()
-) -> list[Difference]:
+) -> list[LatentDifference]:
     """Latents whose largest activations differ between two texts, the most different first."""
     largest = torch.zeros(2, first.d_sae)
     for row, seen in zip(largest, (first, second), strict=True):
@@ -178,4 +178,4 @@ def compare(
     largest[:, sorted(hide)] = 0.0
     gap = (largest[0] - largest[1]).abs()
     order = gap.argsort(descending=True, stable=True)[: int((gap > 0).sum())][:k]
-    return [Difference(i, *largest[:, i].tolist()) for i in order.tolist()]
+    return [LatentDifference(i, *largest[:, i].tolist()) for i in order.tolist()]

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..activations import TokenBatch
 from ..machine.files import read_tensors, write_tensors
 from ..machine.refused import Damaged
-from .windows import Seen
+from .summary import Seen
 
 logger = logging.getLogger(__name__)
 _EVERY_SECONDS = 60.0

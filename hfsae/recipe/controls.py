@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ..evaluation.untrained import SAMPLE_TOKENS
 from ..explanations import ExplainArguments, Explainer, Explanations, Inquiry, explain
-from ..explanations.untrained import compared, section_of, untrained_like
+from ..explanations.redrawn import compared, section_of, untrained_like
 from ..explanations.windows import TooFew
 from ..lm import LoadedLM
 from ..models import SAE

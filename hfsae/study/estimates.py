@@ -17,7 +17,7 @@ N_PERMUTATIONS = 10_000
 NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 
 
-class Difference(NamedTuple):
+class RatingDifference(NamedTuple):
     """Mean of one SAE minus that of another."""
 
     value: Interval
@@ -96,7 +96,9 @@ def _expanded(value: float, draws: torch.Tensor, n: int, highest: float) -> Inte
     return Interval(value, max(0.0, low), min(highest, high))
 
 
-def compare(ratings: np.ndarray, is_first: np.ndarray, blocks: np.ndarray, seed: int) -> Difference:
+def compare(
+    ratings: np.ndarray, is_first: np.ndarray, blocks: np.ndarray, seed: int
+) -> RatingDifference:
     """The mean rating of one SAE's latents minus that of another's.
 
     Labels of latents are permuted within a block, for all raters at once, so that each rater's
@@ -111,13 +113,13 @@ def compare(ratings: np.ndarray, is_first: np.ndarray, blocks: np.ndarray, seed:
     is_rated = ~np.isnan(ratings).all(0)
     is_first, blocks = is_first[is_rated], blocks[is_rated]
     if is_first.all() or not is_first.any():
-        return Difference(NO_INTERVAL, math.nan)
+        return RatingDifference(NO_INTERVAL, math.nan)
     value = float(difference(means * counts, counts, is_first[None])[0])
     drawn = permuted(is_first, blocks, N_PERMUTATIONS, seed)
     others = difference(means * counts, counts, drawn)
     n_as_far = int((np.abs(others) >= abs(value) - 1e-12).sum())
     p = (n_as_far + 1) / (N_PERMUTATIONS + 1)
-    return Difference(_around_difference(ratings[:, is_rated], is_first, value, seed), p)
+    return RatingDifference(_around_difference(ratings[:, is_rated], is_first, value, seed), p)
 
 
 def _around_difference(

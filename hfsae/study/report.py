@@ -33,10 +33,10 @@ from .results import (
     LEAST_OWN,
     LEAST_PASSED,
     Answers,
+    AutomatedScore,
     OfSAE,
     Rater,
     Results,
-    Score,
     rater_of,
     results_of,
     scores_of,
@@ -275,7 +275,7 @@ def _scores(results: Results, plan: Plan, study: Path, who: str) -> Iterator[str
         yield f"No scores: {'; '.join(missing)}."
 
 
-def _score_table(scores: Sequence[Score]) -> str:
+def _score_table(scores: Sequence[AutomatedScore]) -> str:
     head = ["score", "SAE", "latents", "Spearman", "Pearson", "Spearman, corrected"]
     rows = [[*head, "yes / no", "AUC, yes against no"]]
     for score in scores:

@@ -23,7 +23,7 @@ from .answers import Answer, Ledger
 from .correlation import Correlation, correlate, rank_correlations
 from .estimates import (
     NO_INTERVAL,
-    Difference,
+    RatingDifference,
     compare,
     over_both,
     over_latents,
@@ -95,7 +95,7 @@ class OfSAE(NamedTuple):
     intruders: Interval
 
 
-class Score(NamedTuple):
+class AutomatedScore(NamedTuple):
     """An automated score beside the ratings."""
 
     name: str
@@ -108,10 +108,10 @@ class Results:
     """All figures of a study, for some of its raters."""
 
     saes: list[OfSAE]
-    differences: dict[tuple[str, str], tuple[Difference, float]]
+    differences: dict[tuple[str, str], tuple[RatingDifference, float]]
     """with the p-value corrected by Holm"""
     agreement: dict[str, Interval]
-    scores: list[Score]
+    scores: list[AutomatedScore]
 
 
 class Answers:
@@ -300,7 +300,7 @@ def _figures(
     )
 
 
-def _between(answers: Answers, a: int, b: int, seed: int) -> Difference:
+def _between(answers: Answers, a: int, b: int, seed: int) -> RatingDifference:
     items = [item for item in answers.items("latent") if item.sae in (a, b)]
     is_first = np.array([item.sae == a for item in items])
     blocks = np.array([item.block for item in items])
@@ -337,7 +337,7 @@ def agreement(answers: Answers) -> dict[str, Interval]:
     }
 
 
-def _scores(answers: Answers, study: Path, seed: int) -> Iterator[Score]:
+def _scores(answers: Answers, study: Path, seed: int) -> Iterator[AutomatedScore]:
     """Each automated score beside the ratings: over the latents of all SAEs, and of each."""
     tables = {name: table for name, table, _ in scores_of(answers.plan, study) if table}
     latents = [i for i in answers.items("latent") if answers.plan.saes[i.sae]["name"] in tables]
@@ -348,7 +348,7 @@ def _scores(answers: Answers, study: Path, seed: int) -> Iterator[Score]:
             if name != "all" and len(tables) > 1 and len(own) < LEAST_OWN:
                 continue
             values = [_score(tables[answers.plan.saes[i.sae]["name"]], i, column) for i in own]
-            yield Score(
+            yield AutomatedScore(
                 column, name, correlate(answers.ratings(own), np.array(values, float), seed)
             )
 

@@ -16,7 +16,7 @@ _WIDE, _WIDE_FACTOR = 0.05, 4  # in runs that work: 0.016 of pre-activations, 2 
 
 
 @dataclass
-class Reading:
+class HealthReading:
     """The trainer's readings over the steps since the previous record."""
 
     steps: int
@@ -59,7 +59,7 @@ class Reading:
         return is_above and not self.warming_up
 
 
-def diagnose(reading: Reading) -> list[str]:
+def diagnose(reading: HealthReading) -> list[str]:
     """Why training is stuck, one sentence per cause, the most fundamental first; empty if nothing
     is wrong."""
     return list(_causes(reading))
@@ -111,7 +111,7 @@ def diagnose_silent(never_share: float, share_done: float, *, whitening: float) 
     ]
 
 
-def _causes(reading: Reading) -> Iterator[str]:
+def _causes(reading: HealthReading) -> Iterator[str]:
     if not 0.2 < reading.mean_square < 5:
         yield (
             f"activations reach the SAE with mean square {reading.mean_square:.3g} instead of 1, "
@@ -173,5 +173,5 @@ def _causes(reading: Reading) -> Iterator[str]:
         )
 
 
-def _l0_stands(reading: Reading) -> bool:
+def _l0_stands(reading: HealthReading) -> bool:
     return reading.l0 > 0.97 * reading.previous_l0

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..models import SAE, Schedule
 from ..ops import Place
 from .arguments import TrainingArguments
-from .health import Reading, diagnose, diagnose_dead, diagnose_silent
+from .health import HealthReading, diagnose, diagnose_dead, diagnose_silent
 from .l0 import L0Control
 from .schedules import in_steps
 from .sharding import whole
@@ -87,7 +87,7 @@ class Readings:
         x = whole(out.x).float() / sae.read_scale
         variance = root_mean_square_norm(x - x.mean(dim=0)) ** 2
         is_spread = self.args.unit == "spread"
-        reading = Reading(
+        reading = HealthReading(
             steps=step - before["step"],
             steps_left=total - step,
             share_done=step / total,

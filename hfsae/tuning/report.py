@@ -9,8 +9,8 @@ from ..machine.files import write_whole
 from ..machine.markdown import table
 from ..machine.names import REPORT
 from ..recipe import as_plain
-from .space import Range
-from .trials import LOG, Outcome, Score, Tuning, n_tokens, with_values
+from .ranges import Range
+from .trials import LOG, Outcome, TrialScore, Tuning, n_tokens, with_values
 
 _SHOWN = 10  # of an arm's trials on the last rung
 
@@ -69,7 +69,7 @@ def _of_arm(tuning: Tuning, outcome: Outcome, arm: str) -> Iterator[str]:
     yield table(rows)
 
 
-def _neighbours(finals: Sequence[Score], name: str) -> tuple[str, str]:
+def _neighbours(finals: Sequence[TrialScore], name: str) -> tuple[str, str]:
     """The nearest values below and above the best one's, with their scores."""
     value = finals[0].trial.values[name]
     others = [(s.trial.values[name], s.value) for s in finals[1:]]
@@ -79,7 +79,7 @@ def _neighbours(finals: Sequence[Score], name: str) -> tuple[str, str]:
     return below, above
 
 
-def _row(score: Score, names: Sequence[str]) -> list[str]:
+def _row(score: TrialScore, names: Sequence[str]) -> list[str]:
     values = [str(score.trial.values[name]) for name in names]
     if score.failure:
         return [score.trial.name, *values, "failed", "", "", "", ""]

@@ -36,14 +36,14 @@ from ..recipe import (
     what_matters,
 )
 from ..training.trainer import make_accelerator
+from .ranges import Range, Space, draw, read_space
 from .report import write_report
-from .space import Range, Space, draw, read_space
 from .trials import (
     LOG,
     TRIALS,
     Outcome,
-    Score,
     Trial,
+    TrialScore,
     Tuning,
     groups,
     n_tokens,
@@ -99,7 +99,7 @@ def _refuse_other_folder(folder: Path) -> None:
 def _search(tuning: Tuning, command: str) -> Outcome:
     spaces: dict[str, Space] = {a: read_space(tuning.ranges_of(a)) for a in tuning.arm_names}
     scorer = _Scorer(tuning, command)
-    scores: list[Score] = []
+    scores: list[TrialScore] = []
     for growth in range(tuning.growth + 1):
         first = growth * tuning.trials
         numbers = range(first, first + tuning.trials)
@@ -118,7 +118,7 @@ def _search(tuning: Tuning, command: str) -> Outcome:
     return outcome
 
 
-def _halve(tuning: Tuning, trials: Sequence[Trial], scorer: "_Scorer") -> Iterator[Score]:
+def _halve(tuning: Tuning, trials: Sequence[Trial], scorer: "_Scorer") -> Iterator[TrialScore]:
     recipes = {trial.arm: recipe_of(tuning, trial, 0) for trial in trials}  # makes, so checks, all
     for recipe in recipes.values():
         check(recipe)
@@ -131,7 +131,7 @@ def _halve(tuning: Tuning, trials: Sequence[Trial], scorer: "_Scorer") -> Iterat
         trials = [s.trial for arm in tuning.arm_names for s in _better_half(scores, arm)]
 
 
-def _better_half(scores: Iterable[Score], arm: str) -> list[Score]:
+def _better_half(scores: Iterable[TrialScore], arm: str) -> list[TrialScore]:
     own = sorted((s for s in scores if s.trial.arm == arm), key=lambda score: score.value)
     return own[: max(1, math.ceil(len(own) / 2))]
 
@@ -167,7 +167,7 @@ class _Scorer:
             self.tokens_left += n_arms * of_arm * n_tokens(self.tuning, rung)
             of_arm = max(1, math.ceil(of_arm / 2))
 
-    def scores(self, trials: Sequence[Trial], rung: int) -> list[Score]:
+    def scores(self, trials: Sequence[Trial], rung: int) -> list[TrialScore]:
         """Scores on a rung: from the log, or of SAEs that are trained now.
 
         Raises:
@@ -189,10 +189,10 @@ class _Scorer:
                 "or delete the folder"
             )
 
-    def _known(self, trial: Trial, rung: int) -> Score:
+    def _known(self, trial: Trial, rung: int) -> TrialScore:
         line = self.done[trial.name, rung]
         value = math.inf if line["score"] is None else line["score"]
-        return Score(trial, rung, value, line["measured"], line["failure"])
+        return TrialScore(trial, rung, value, line["measured"], line["failure"])
 
     def _measure(self, trials: Sequence[Trial], rung: int) -> None:
         """Train and evaluate these, together unless one of them diverges, and log the scores."""

@@ -11,7 +11,7 @@ from ..machine.bounds import check_least
 from ..machine.refused import Refused
 from ..recipe import Recipe, changed_training, check_arm
 from ..training.identity import SHARED
-from .space import Space, read_space
+from .ranges import Space, read_space
 
 VALIDATION = 0.05  # share of documents, where the recipe has none for it
 LOG, TRIALS = "trials.jsonl", "trials"
@@ -110,7 +110,7 @@ class Trial(NamedTuple):
         return f"{self.arm}-{self.number:03d}"
 
 
-class Score(NamedTuple):
+class TrialScore(NamedTuple):
     """A trial on one rung."""
 
     trial: Trial
@@ -125,11 +125,11 @@ class Score(NamedTuple):
 class Outcome(NamedTuple):
     """Everything that a search found out."""
 
-    scores: list[Score]
+    scores: list[TrialScore]
     spaces: dict[str, Space]
     """by arm: the ranges, as they ended"""
 
-    def finals(self, arm: str) -> list[Score]:
+    def finals(self, arm: str) -> list[TrialScore]:
         """The arm's trials on the last rung, the best first."""
         last = max(score.rung for score in self.scores)
         own = [s for s in self.scores if s.trial.arm == arm and s.rung == last]

@@ -24,8 +24,8 @@ from safetensors import safe_open
 
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.comparison import Comparison
+from hfsae.comparison.across_sites import at_site
 from hfsae.comparison.arms import ArmRun, arm_runs
-from hfsae.comparison.sites import at_site
 from hfsae.machine import processor
 from hfsae.machine.names import TRAINING
 from hfsae.machine.refused import Refused

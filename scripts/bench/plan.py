@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.cost.footprint import memory
 from hfsae.cost.formula import CARDS
-from hfsae.cost.plan import Plan, estimate
+from hfsae.cost.plan import RunCost, estimate
 from hfsae.recipe import check, make_configs
 
 ROOT = Path(__file__).parents[2]
@@ -168,7 +168,7 @@ def table(card: str) -> list[str]:
 
 def _gemma_plan(
     lm: PreTrainedModel, size: str, d_sae: int, n_tokens: float, n: int, card: str
-) -> Plan:
+) -> RunCost:
     fields = {
         "sae.d_sae": d_sae,
         "training.n_tokens": int(n_tokens),

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hfsae.comparison.at_l0 import at_l0
-from hfsae.comparison.explained import Explained
 from hfsae.comparison.interpretability import Interpretability, Score
+from hfsae.comparison.latent_scores import Explained
 from hfsae.comparison.results import Measured
 from hfsae.evaluation.intervals import interval
 

@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from hfsae import BatchTopKSAEConfig, JumpReLUSAE, JumpReLUSAEConfig, ReLUSAEConfig, SAEConfig
 from hfsae.training import Trainer, TrainingArguments
-from hfsae.training.health import Reading, diagnose
+from hfsae.training.health import HealthReading, diagnose
 from hfsae.training.readings import leading_share
 
 from .planted import PlantedStream
@@ -176,7 +176,7 @@ def test_warm_ups_longer_than_a_run_end_in_its_middle(tmp_path, caplog):
 
 
 def test_while_lambda_rises_an_l0_above_its_target_has_no_other_cause():
-    stuck = Reading(10, 90, 0.1, 90.0, 90.0, 50.0, 1.0, 0.0, 2.0, 0.0, 1.0)
+    stuck = HealthReading(10, 90, 0.1, 90.0, 90.0, 50.0, 1.0, 0.0, 2.0, 0.0, 1.0)
     assert any("thresholds move" in sentence for sentence in diagnose(stuck))
     assert diagnose(replace(stuck, warming_up=True)) == []
 

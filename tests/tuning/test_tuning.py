@@ -14,8 +14,8 @@ from hfsae.cli.recipes import parse_recipe, recipe_parser
 from hfsae.machine.refused import Diverged
 from hfsae.recipe import read_recipe
 from hfsae.tuning import Tuning, tune
+from hfsae.tuning.ranges import Choice, Range, draw, read_space
 from hfsae.tuning.search import score_of
-from hfsae.tuning.space import Choice, Range, draw, read_space
 from hfsae.tuning.trials import Trial, recipe_of
 
 from ..helpers import refused

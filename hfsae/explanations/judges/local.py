@@ -15,7 +15,7 @@ from ...machine.refused import Refused
 from .base import PACKAGED, PACKAGED_MODEL, Answer, JudgeArguments, Progress, Question, Usage
 from .calls import calls_of
 from .replies import failure_of, without_thoughts
-from .scoring import Item, Scorer, batches
+from .scoring import Continuation, ContinuationScorer, batches
 from .wording import Wording
 
 
@@ -98,7 +98,7 @@ class Local:
         items = []
         for context, text in pairs:
             ids = tuple(model.wording.text(text))
-            items.append(Item(tuple(model.wording.context(context)), ids[:-1], ids[-1:]))
+            items.append(Continuation(tuple(model.wording.context(context)), ids[:-1], ids[-1:]))
             n = len(items[-1].context) + len(ids)
             if n > model.room:
                 raise Refused(
@@ -134,7 +134,7 @@ class Local:
         self, model: "_Model", asked: Sequence[tuple[Question, list[int]]]
     ) -> Iterator[list[tuple[Question, Answer]]]:
         """Log-probabilities of choices; those with the same tokens before the last are one row."""
-        items: list[Item] = []
+        items: list[Continuation] = []
         places: list[dict[str, tuple[int, int]]] = []  # of each question: choice -> item, end
         for question, prompt in asked:
             bodies: dict[tuple[int, ...], list[str]] = {}
@@ -144,7 +144,7 @@ class Local:
             places.append({})
             for body, choices in bodies.items():
                 places[-1] |= {choice: (len(items), k) for k, choice in enumerate(choices)}
-                items.append(Item(tuple(prompt), body, tuple(ids[c][-1] for c in choices)))
+                items.append(Continuation(tuple(prompt), body, tuple(ids[c][-1] for c in choices)))
         waiting = [len({i for i, _ in place.values()}) for place in places]
         owner = {i: q for q, place in enumerate(places) for i, _ in place.values()}
         scores: dict[int, list[float]] = {}
@@ -200,7 +200,7 @@ class _Model:
 
     def __init__(self, loaded: LoadedLM) -> None:
         self.lm: PreTrainedModel = loaded.lm
-        self.wording, self.scorer = Wording(loaded.tokenizer), Scorer(loaded.lm)
+        self.wording, self.scorer = Wording(loaded.tokenizer), ContinuationScorer(loaded.lm)
         text_config = loaded.lm.config.get_text_config()
         self.room = int(getattr(text_config, "max_position_embeddings", 0) or 2**20)
         self.vocabulary = int(text_config.vocab_size)

@@ -14,7 +14,7 @@ _MAX_LOGITS = 2**27  # of a batch: 512 MiB in float32
 _OVERHEAD = 32  # tokens that a forward pass costs besides its own, about
 
 
-class Item(NamedTuple):
+class Continuation(NamedTuple):
     """A continuation: ids that follow a context, and alternatives for the token after them."""
 
     context: tuple[int, ...]
@@ -30,7 +30,7 @@ class Item(NamedTuple):
         return self.context + self.body
 
 
-def batches(items: Sequence[Item], size: int, vocabulary: int) -> Iterator[list[int]]:
+def batches(items: Sequence[Continuation], size: int, vocabulary: int) -> Iterator[list[int]]:
     """Indices of items, batch by batch: neighbours share as long a beginning as possible.
 
     Args:
@@ -47,7 +47,9 @@ def batches(items: Sequence[Item], size: int, vocabulary: int) -> Iterator[list[
         yield batch
 
 
-def _joins(items: Sequence[Item], batch: list[int], i: int, size: int, vocabulary: int) -> bool:
+def _joins(
+    items: Sequence[Continuation], batch: list[int], i: int, size: int, vocabulary: int
+) -> bool:
     """Whether a batch with one more item costs less than that item apart."""
     lengths = [len(items[j].fed) for j in (*batch, i)]
     shared = _n_shared(items[batch[0]].context, items[batch[-1]].context)
@@ -64,7 +66,7 @@ def _n_shared(first: Sequence[int], last: Sequence[int]) -> int:
     return next((i for i in range(n) if first[i] != last[i]), n)
 
 
-class Scorer:
+class ContinuationScorer:
     """Scores batches; the beginning that a batch shares is computed once, and kept for the next."""
 
     def __init__(self, lm: PreTrainedModel) -> None:
@@ -73,7 +75,7 @@ class Scorer:
         self._cache: Any = None
 
     @torch.inference_mode()
-    def score(self, items: Sequence[Item]) -> list[list[float]]:
+    def score(self, items: Sequence[Continuation]) -> list[list[float]]:
         """For each item log p(body and end | context) for each of its ends, in nats."""
         items_of = sorted(item.context for item in items)
         n_shared = _n_shared(items_of[0], items_of[-1])
@@ -120,7 +122,7 @@ class Scorer:
         return self._cache
 
 
-def _steps(item: Item) -> range:
+def _steps(item: Continuation) -> range:
     return range(len(item.body) + 1)
 
 
@@ -134,7 +136,7 @@ def _expanded(cache: Any, n: int) -> Any:
     return view
 
 
-def _of_item(logits: Tensor, item: Item) -> list[float]:
+def _of_item(logits: Tensor, item: Continuation) -> list[float]:
     """Sums of log-probabilities, from logits [len(body) + 1, vocabulary]."""
     scores = logits.float().log_softmax(-1)
     body = torch.tensor(item.body, dtype=torch.long, device=scores.device)

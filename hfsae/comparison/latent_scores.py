@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from ..explanations.report import Example
+from ..explanations.report import ShownLatent
 from ..machine.files import read_tensors, write_tensors
 from ..machine.names import EXPLAINED, JUDGED
 from ..machine.weights import of_others, stamp
@@ -26,7 +26,7 @@ class Explained(NamedTuple):
     lexical: Mapping[str, Tensor] = {}
     lexical_args: str = ""
     """settings, as JSON text"""
-    examples: Sequence[Example] = ()
+    examples: Sequence[ShownLatent] = ()
     """latents with their evidence"""
     refused: str = ""
     """why there are no scores"""
@@ -61,7 +61,7 @@ def from_plain(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Expla
         {k.removeprefix(part): t for k, t in tensors.items() if k.startswith(part)}
         for part in ("lexical/", "judged/")
     )
-    examples = [Example(**example) for example in plain["examples"]]
+    examples = [ShownLatent(**example) for example in plain["examples"]]
     return Explained(lexical, plain["lexical"], examples, plain["refused"], judged, plain["judged"])
 
 
@@ -88,7 +88,7 @@ def read_explained(folder: Path, kept: Explained) -> Explained:
     explained = kept
     if _is_there(folder, EXPLAINED):
         columns, facts = read_tensors(folder / EXPLAINED)
-        examples = [Example(**example) for example in json.loads(facts["examples"])]
+        examples = [ShownLatent(**example) for example in json.loads(facts["examples"])]
         explained = Explained(columns, facts["args"], examples, facts["refused"])
         explained = explained._replace(judged=kept.judged, judged_args=kept.judged_args)
     if _is_there(folder, JUDGED):

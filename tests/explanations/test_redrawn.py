@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfsae.explanations import ExplainArguments, explain
-from hfsae.explanations.untrained import compared, section_of, untrained_like
+from hfsae.explanations.redrawn import compared, section_of, untrained_like
 from hfsae.models import TopKSAE, TopKSAEConfig
 
 ARGUMENTS = ExplainArguments(n_latents=20, bootstrap_samples=50)

@@ -3,7 +3,7 @@
 import torch
 
 from hfsae.activations import TokenBatch
-from hfsae.features.windows import Seen
+from hfsae.features.summary import Seen
 
 
 def add_rows(seen: Seen, latents: torch.Tensor) -> None:

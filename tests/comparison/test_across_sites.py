@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from hfsae.comparison import Comparison, compare
-from hfsae.comparison.sites import overall
+from hfsae.comparison.across_sites import overall
 
 from ..tiny import tiny_fields
 

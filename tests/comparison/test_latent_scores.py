@@ -11,7 +11,7 @@ import pytest
 from hfsae.activations import TextArguments
 from hfsae.cli.recipes import with_explanations
 from hfsae.comparison import Comparison, InterpretArguments, compare
-from hfsae.comparison.explained import Explained, read_explained
+from hfsae.comparison.latent_scores import Explained, read_explained
 from hfsae.explanations import ExplainArguments
 from hfsae.recipe import explain_sae, of_run
 
