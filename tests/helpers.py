@@ -1,12 +1,17 @@
-"""For several test files: small SAEs of every variant, a folder in use, a command's refusal."""
+"""For several test files: small SAEs of every variant, a folder in use, a command's refusal, code
+in a process or a script of its own."""
 
+import importlib.util
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,6 +27,7 @@ from hfsae.machine.names import META
 from hfsae.machine.seal import unsealed
 from hfsae.models import SAE, SAEConfig
 
+ROOT = Path(__file__).parent.parent
 D_IN, D_SAE, SCALE = 12, 40, 7.0
 
 # Options that change what is learned, or how: each goes through the suite as a variant would.
@@ -109,6 +115,21 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture) -> str:
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("hfsae: error: ")
     return lines[0].removeprefix("hfsae: error: ")
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own, in the repository's folder."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def script(name: str) -> ModuleType:
+    """`scripts/NAME.py` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def unseal(folder: Path) -> None:

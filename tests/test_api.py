@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,6 +18,7 @@ from hfsae.activations.tokens import documents
 from hfsae.machine.files import read_json
 from hfsae.machine.refused import Damaged, HubRefused
 
+from .helpers import run_python
 from .tiny import TEXTS, make_sae, tiny_recipe, tokens
 
 ARGS = hfsae.EvaluationArguments(n_tokens=300, bootstrap_samples=10)
@@ -128,7 +127,7 @@ lm = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_attenti
 recipe = Recipe(sae={"model_type": "half_sae", "site": "layers.1", "d_sae": 32})
 print(type(transformers.AutoModel.from_config(make_configs(recipe, lm)[""])).__name__)
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ran = run_python(code)
     assert ran.stdout == "HalfSAE\n", ran.stderr
 
 

@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,8 @@ import pytest
 import hfsae
 from hfsae.machine import names
 from hfsae.models.registry import class_of
+
+from .helpers import run_python
 
 PACKAGE = Path(hfsae.__file__).parent
 HEAVY = {"accelerate", "datasets", "pyarrow", "matplotlib", "jsonargparse", "gradio", "triton"}
@@ -65,7 +65,7 @@ def test_what_needs_no_tensors_imports_no_torch(argv):
         "import sys\nfrom hfsae.cli import main\n"
         f"code = main({argv})\nprint('modules', *sys.modules)\nsys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True)
+    done = run_python(listed)
     assert done.returncode == (2 if argv == ["trian"] else 0), done.stderr
     imported = set(done.stdout.rpartition("modules ")[2].split())
     assert "hfsae.cli.table" in imported
@@ -83,7 +83,7 @@ def test_import_hfsae_imports_almost_nothing_and_names_come_when_they_are_used()
         "assert 'torch' not in sys.modules\n"
         "assert hfsae.JumpReLUSAE is hfsae.models.JumpReLUSAE\n"
     )
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    done = run_python(block)
     assert done.returncode == 0, done.stderr
 
 
@@ -97,7 +97,7 @@ def test_import_hfsae_imports_almost_nothing_and_names_come_when_they_are_used()
 def test_import_hfsae_makes_variants_known_to_transformers_in_any_order(block):
     block += "\nfrom transformers import AutoConfig\n"
     block += "assert AutoConfig.for_model('topk_sae', d_in=2, d_sae=4, k=1).k == 1"
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    done = run_python(block)
     assert done.returncode == 0, done.stderr
 
 
@@ -110,7 +110,7 @@ def test_import_hfsae_needs_only_its_core_dependencies():
         "sae = hfsae.JumpReLUSAE(hfsae.JumpReLUSAEConfig(d_in=4, d_sae=8))\n"
         "assert sae.W_dec.shape == (8, 4)\n"
     )
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    done = run_python(block)
     assert done.returncode == 0, done.stderr
 
 
@@ -120,7 +120,7 @@ def test_a_name_that_needs_an_extra_says_which():
         "try: hfsae.Trainer\n"
         "except ImportError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    done = run_python(block)
     told = "hfsae.Trainer needs accelerate: pip install 'hfsae[train]'"
     assert done.stdout.strip() == told, done.stderr
 

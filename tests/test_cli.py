@@ -4,7 +4,6 @@ import gc
 import json
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from hfsae.machine.files import read_json
 from hfsae.models import variants
 from hfsae.recipe import as_plain, load_trained, make_configs, read_recipe, run, stages
 
-from .helpers import held_elsewhere, refused
+from .helpers import held_elsewhere, refused, run_python
 from .tiny import tiny_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -321,7 +320,7 @@ def test_without_the_train_extra_the_command_names_it():
         "import sys; sys.modules['jsonargparse'] = None; from hfsae.__main__ import main; "
         "sys.exit(main(['card', 'x']))"
     )
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+    done = run_python(block)
     assert done.returncode == 2 and "pip install 'hfsae[train]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 

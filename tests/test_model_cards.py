@@ -1,6 +1,5 @@
 """The published cards are what the records beside them give."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -12,15 +11,10 @@ from huggingface_hub import ModelCard
 from hfsae import cards
 from hfsae.cli.show import print_folder
 
+from .helpers import script
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/README.md"))
-
-
-def script():
-    spec = importlib.util.spec_from_file_location("model_cards", ROOT / "scripts/model_cards.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_cards_that_are_published_are_there():
@@ -35,7 +29,7 @@ def test_a_card_is_what_its_records_give(folder):
 
 
 def test_planned_cards_are_what_their_recipes_give(tmp_path):
-    module = script()
+    module = script("model_cards")
     for name, (recipe, sae, d_in) in module.PLANNED.items():
         module.plan(module.RECIPES / recipe, sae, d_in, tmp_path / name)
         for file in ("config.json", "training.json"):

@@ -16,6 +16,8 @@ import yaml
 
 import hfsae
 
+from .helpers import run_python
+
 ROOT = Path(__file__).parent.parent
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 YAML = [*sorted((ROOT / ".github").rglob("*.yml")), ROOT / ".github/CITATION.cff"]
@@ -41,7 +43,7 @@ def test_what_the_public_names_import_is_declared_and_nothing_else():
     listed += "for name in {*hfsae.__all__} - apart - rooms: getattr(hfsae, name)\n"
     listed += "for name, module in sys.modules.items():\n"
     listed += "    if name.split('.')[0] == 'hfsae': print(module.__file__)\n"
-    done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, cwd=ROOT)
+    done = run_python(listed)
     files = [Path(line) for line in done.stdout.splitlines()]
     assert len(files) > 20, done.stderr
     needed = {name for file in files for name in imported_on_top(file)}

@@ -1,14 +1,12 @@
 """Any SAE in every verb: other libraries' files, the packaged SAE, a folder of several."""
 
 import json
-import random
 import shutil
 from pathlib import Path
 
 import pytest
 
 import hfsae
-from hfsae.activations import TextArguments
 from hfsae.cli import main
 from hfsae.features import write_label
 from hfsae.machine.files import read_json
@@ -21,7 +19,7 @@ from hfsae.recipe import load_trained, run
 from .conftest import every_lm_is
 from .helpers import refused
 from .loopback_hub import LoopbackHub
-from .tiny import tiny_recipe
+from .tiny import letters, letters_recipe
 
 D_SAE = 48
 LATENTS = [str(i) for i in range(D_SAE)]
@@ -37,20 +35,13 @@ FORMATS = {
 }
 
 
-def texts() -> list[str]:
-    rng = random.Random(0)
-    return [" ".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=60)) for _ in range(60)]
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, no_figures, tiny_lm, tiny_tokenizer) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("run") / "sae"
-    text = TextArguments(dataset=texts(), context_size=64, held_out_fraction=0.6)
-    recipe = tiny_recipe(folder, text=text, sae={"d_sae": D_SAE}, collect_tokens=0)
     with pytest.MonkeyPatch.context() as patch:
         every_lm_is(tiny_lm, tiny_tokenizer, patch)
-        run(recipe)
+        run(letters_recipe(folder, collect_tokens=0))
     return folder
 
 
@@ -59,7 +50,7 @@ def here(tmp_path, monkeypatch) -> Path:
     """The working folder, with a text and with tasks for probes; presets have one prompt."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hfsae.presets.search.PROMPTS", ("abc",))
-    documents = "".join(json.dumps({"text": text}) + "\n" for text in texts())
+    documents = "".join(json.dumps({"text": text}) + "\n" for text in letters())
     Path("my.jsonl").write_text(documents)
     rows = [
         {"text": f"{i} " + ("abc " if i % 2 else "xyz ") * 3, "label": i % 2} for i in range(120)
@@ -208,14 +199,14 @@ def test_a_folder_that_cannot_be_written_to_gets_its_results_in_runs(
 
 def test_a_run_keeps_its_recipe_and_takes_another_text_or_model_where_given(trained, here):
     choice = {"source": str(trained)}
-    assert find_sae(choice).recipe.text.dataset == texts()
+    assert find_sae(choice).recipe.text.dataset == letters()
     placed = find_sae(choice, {"text": {"dataset": "my.jsonl"}, "lm": {"dtype": "float32"}})
     text, lm = placed.recipe.text, placed.recipe.lm
     assert (text.dataset, text.held_out_fraction, text.context_size) == ("my.jsonl", 1.0, 64)
     assert (lm.name, lm.dtype) == ("tiny/gemma", "float32")
     assert (placed.folder, placed.home) == (trained, trained)
     elsewhere = find_sae(choice, output_dir="elsewhere")
-    assert elsewhere.folder == Path("elsewhere") and elsewhere.recipe.text.dataset == texts()
+    assert elsewhere.folder == Path("elsewhere") and elsewhere.recipe.text.dataset == letters()
 
 
 def test_one_sae_of_a_run_of_several_is_chosen_by_what_it_is(trained, here, loads):

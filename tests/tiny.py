@@ -3,6 +3,7 @@
 With the fixture `loads`, every name is that of the tiny language model.
 """
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def tiny_fields(folder: Path, **fields) -> dict[str, Any]:
 
 def tiny_recipe(folder: Path, **fields) -> Recipe:
     return Recipe(**tiny_fields(folder, **fields))
+
+
+def letters() -> list[str]:
+    """Sixty texts of sixty random letters each."""
+    rng = random.Random(0)
+    return [" ".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=60)) for _ in range(60)]
+
+
+def letters_recipe(folder: Path, **fields) -> Recipe:
+    """Of an SAE with 48 latents on `letters`, more than half of which are held out."""
+    text = TextArguments(dataset=letters(), context_size=64, held_out_fraction=0.6)
+    return tiny_recipe(folder, **{"text": text, "sae": {"d_sae": 48}} | fields)
 
 
 def tokens(side: str = "right", rows: int = 3, ctx: int = 12, seed: int = 0) -> dict[str, Tensor]:

@@ -25,15 +25,14 @@ from ..recipe import (
     evaluate_saes,
     finish,
     load,
-    load_trained,
+    load_all_trained,
     locked_run,
-    norm_limits,
     run,
     save_recipe,
     stale_stages,
 )
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from . import causes, explaining, results, sites, together
+from . import across_sites, causes, explaining, results, together
 from .across_sites import AcrossSites, at_site
 from .arms import ArmRun, Comparison, arm_runs
 from .differences import Differences
@@ -93,7 +92,7 @@ def _compare(comparison: Comparison, command: str) -> Differences | AcrossSites:
         return next(iter(of_sites.values()))
     across = AcrossSites(comparison, of_sites)
     with locked(comparison.report_folder, wait=True):
-        sites.write_report(across, command)
+        across_sites.write_report(across, command)
     return across
 
 
@@ -253,11 +252,7 @@ def _train_and_evaluate_alone(
             save_recipe(Path(each.recipe.training.output_dir), as_plain(each.recipe))
     missing = {key: of for key, of in saes_of_runs.items() if not results.is_measured(*of)}
     folders = {key: each.folders[name] for key, (each, name) in missing.items()}
-    device = cast(Any, loaded.lm.device)
-    saes = {key: load_trained(folder).to(device) for key, folder in folders.items()}
-    limits: dict[str, float] = {}
-    for key, sae in saes.items():
-        limits |= norm_limits(sae, folders[key])
+    saes, limits = load_all_trained(folders, cast(Any, loaded.lm.device))
     logger.info("%s: evaluating %d SAEs", title, len(saes))
     for key, result in evaluate_saes(runs[0].recipe, loaded, saes, limits).items():
         results.write(result, *missing[key])

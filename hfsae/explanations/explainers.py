@@ -20,7 +20,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..activations.spelling import spell
-from ..machine.files import printable
+from ..machine.files import numbered_lines, printable
 from ..machine.labels import MAX_LENGTH
 from ..machine.refused import Refused, one_line
 from .reading import Reading
@@ -252,11 +252,8 @@ def _parquet_rows(path: Path, weights: str | None) -> Iterator[dict[str, Any]]:
 def _jsonl_rows(path: Path, weights: str | None) -> Iterator[dict[str, Any]]:
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rb") as file:
-        number = 0
-        while line := file.readline(_MAX_LINE):
-            number += 1
-            if line.strip():
-                yield _parsed(line, f"line {number} of {path}")
+        for number, line in numbered_lines(file, _MAX_LINE):
+            yield _parsed(line, f"line {number} of {path}")
 
 
 def _json_rows(path: Path, weights: str | None) -> Iterator[dict[str, Any]]:

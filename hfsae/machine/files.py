@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
@@ -110,6 +110,16 @@ def _whole(text: str) -> int:
     if len(text) > _MAX_DIGITS:
         raise Refused(f"a number of {len(text):,} digits, over the limit of {_MAX_DIGITS}")
     return int(text)
+
+
+def numbered_lines(file: IO[bytes], longest: int) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of each line that is not blank. What is beyond `longest` bytes counts
+    as a line of its own, so that no line fills the memory."""
+    number = 0
+    while line := file.readline(longest):
+        number += 1
+        if line.strip():
+            yield number, line
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -47,6 +47,7 @@ from .fields import what_matters as what_matters
 from .finishing import finish as finish
 from .folder import home_of as home_of
 from .folder import is_of_a_run as is_of_a_run
+from .folder import load_all_trained as load_all_trained
 from .folder import load_plain as load_plain
 from .folder import load_trained as load_trained
 from .folder import locked_run as locked_run

@@ -3,11 +3,12 @@
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import AutoModel
 
@@ -198,6 +199,17 @@ def norm_limits(sae: SAE, folder: Path) -> dict[str, float]:
     if not isinstance(limits, dict):
         raise Damaged(damaged(path, "it has no norm limits"))
     return {site: limit for site, limit in limits.items() if site in widths_of(sae.config)}
+
+
+def load_all_trained(
+    folders: Mapping[str, Path], device: str | torch.device
+) -> tuple[dict[str, SAE], dict[str, float]]:
+    """By name, the SAEs in folders that `hfsae train` wrote, on a device; `norm_limits` of all."""
+    saes = {name: load_trained(folder).to(device) for name, folder in folders.items()}
+    limits: dict[str, float] = {}
+    for name, sae in saes.items():
+        limits |= norm_limits(sae, folders[name])
+    return saes, limits
 
 
 def missing_results(folder: Path, recipe: Recipe) -> list[str]:

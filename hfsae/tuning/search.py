@@ -30,8 +30,7 @@ from ..recipe import (
     check,
     evaluate_saes,
     load,
-    load_trained,
-    norm_limits,
+    load_all_trained,
     run,
     what_matters,
 )
@@ -234,11 +233,7 @@ def _trained(recipe: Recipe, command: str, loaded: LoadedLM) -> dict[str, dict[s
     """Train a recipe's SAEs and evaluate them side by side; by name, lines of the log."""
     run(replace(recipe, evaluation=replace(recipe.evaluation, n_tokens=0)), command, loaded)
     folders = {name: Path(recipe.training.output_dir, name) for name in recipe.saes}
-    device = cast(Any, loaded.lm.device)
-    saes = {name: load_trained(folder).to(device) for name, folder in folders.items()}
-    limits: dict[str, float] = {}
-    for name, sae in saes.items():
-        limits |= norm_limits(sae, folders[name])
+    saes, limits = load_all_trained(folders, cast(Any, loaded.lm.device))
     lines = {}
     for name, result in evaluate_saes(recipe, loaded, saes, limits, losses=False).items():
         score = score_of(result, l0_goal(recipe.saes[name]))

@@ -16,9 +16,8 @@ from hfsae.explanations import ExplainArguments
 from hfsae.recipe import explain_sae, of_run
 
 from ..conftest import every_lm_is
-from ..explanations.conftest import texts
 from ..explanations.oracle import Oracle
-from ..tiny import tiny_fields
+from ..tiny import letters, tiny_fields
 
 ARMS = {
     "jumprelu": {"title": "JumpReLU", "sweep": {"target_l0": [4]}},
@@ -32,7 +31,7 @@ EXPLAIN = InterpretArguments(n_latents=20, n_tokens=2500, max_density=1.0, judge
 
 
 def tiny_comparison(folder, explain=EXPLAIN) -> Comparison:
-    text = TextArguments(dataset=texts(), context_size=64, held_out_fraction=0.6)
+    text = TextArguments(dataset=letters(), context_size=64, held_out_fraction=0.6)
     given = tiny_fields(folder / "saes", collect_tokens=0, text=text)
     given["evaluation"].texts = {"products": str(Path(__file__).with_name("foreign.txt"))}
     given["sae"] = {"site": "layers.1", "d_sae": 48}

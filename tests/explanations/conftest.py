@@ -1,19 +1,17 @@
 """A run's folder; an SAE whose latents are tokens: i fires on token i alone, always as much."""
 
-import random
 import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from hfsae.activations import TextArguments
 from hfsae.explanations.reading import Reading, read
 from hfsae.recipe import run
 
 from ..conftest import every_lm_is
 from ..planted_tokens import Planted, plant
-from ..tiny import tiny_recipe
+from ..tiny import letters_recipe
 
 N_TOKENS, CTX, N_ROWS = 64, 33, 300
 D_SAE = 48
@@ -36,21 +34,14 @@ def read_planted(planted, order=range(N_TOKENS), size=32, **changes) -> Reading:
     return read(planted.lm, planted.sae, planted.batches(size), np.array(order), **arguments)
 
 
-def texts() -> list[str]:
-    rng = random.Random(0)
-    return [" ".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=60)) for _ in range(60)]
-
-
 @pytest.fixture(scope="package")
 def trained(tmp_path_factory, tiny_lm, tiny_tokenizer):
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("run") / "sae"
-    text = TextArguments(dataset=texts(), context_size=64, held_out_fraction=0.6)
-    recipe = tiny_recipe(folder, text=text, sae={"d_sae": D_SAE}, collect_tokens=0)
     with pytest.MonkeyPatch.context() as patch:
         every_lm_is(tiny_lm, tiny_tokenizer, patch)
         patch.setattr("hfsae.cards.figures.draw", lambda folder: None)
-        run(recipe)
+        run(letters_recipe(folder, collect_tokens=0))
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import html
 import json
-import random
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import hfsae
-from hfsae.activations import TextArguments
 from hfsae.cards import render_card, shown_latents
 from hfsae.cli import main
 from hfsae.demo.inspect_actions import feature
@@ -21,7 +19,7 @@ from hfsae.machine.seal import changes
 from hfsae.recipe import load_plain, run
 
 from ..conftest import every_lm_is
-from ..tiny import tiny_recipe
+from ..tiny import letters_recipe
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 D_SAE = 48
@@ -29,19 +27,12 @@ RECORD, TABLE = "features/explanations.json", "features/explanations.parquet"
 EVIDENCE = "features/evidence.parquet"
 
 
-def recipe_of(folder, **fields):
-    rng = random.Random(0)
-    texts = [" ".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=60)) for _ in range(60)]
-    text = TextArguments(dataset=texts, context_size=64, held_out_fraction=0.6)
-    return tiny_recipe(folder, **{"text": text, "sae": {"d_sae": D_SAE}} | fields)
-
-
 @pytest.fixture(scope="module")
 def named(tmp_path_factory, no_figures, tiny_lm, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("run") / "sae"
     with pytest.MonkeyPatch.context() as patch:
         every_lm_is(tiny_lm, tiny_tokenizer, patch)
-        run(recipe_of(folder, explain_tokens=2500))
+        run(letters_recipe(folder, explain_tokens=2500))
     return folder
 
 
@@ -71,7 +62,7 @@ def test_each_latent_with_examples_has_a_name_and_the_drawn_ones_have_scores(nam
 
 
 def test_a_second_run_leaves_names_alone_and_a_plan_is_not_a_result(folder, loads):
-    recipe = recipe_of(folder, explain_tokens=2500)
+    recipe = letters_recipe(folder, explain_tokens=2500)
     run(recipe)
     assert not loads
     made = (folder / TABLE).read_bytes()
@@ -87,7 +78,7 @@ def test_other_tokens_name_again_and_change_nothing_else(folder, loads):
     kept = {
         name: (folder / name).read_bytes() for name in ("evaluation.json", "features/meta.json")
     }
-    run(recipe_of(folder, explain_tokens=2000))
+    run(letters_recipe(folder, explain_tokens=2000))
     assert record_of(folder)["arguments"]["n_tokens"] == 2000
     assert load_plain(folder)["explain_tokens"] == 2000
     assert kept == {name: (folder / name).read_bytes() for name in kept}
@@ -95,7 +86,7 @@ def test_other_tokens_name_again_and_change_nothing_else(folder, loads):
 
 def test_too_little_text_for_scores_gives_names_without_them(folder, loads, caplog):
     caplog.set_level("INFO", "hfsae")
-    run(recipe_of(folder, explain_tokens=100))
+    run(letters_recipe(folder, explain_tokens=100))
     record = record_of(folder)
     assert "read more tokens" in record["unscored"]
     (note,) = (r for r in caplog.records if record["unscored"] in r.getMessage())
@@ -104,7 +95,7 @@ def test_too_little_text_for_scores_gives_names_without_them(folder, loads, capl
     names = read_names(folder)
     assert len(names) == record["n_stored_names"] > 20
     assert all(name.startswith("auto: ") for name in names.values())
-    run(recipe_of(folder, explain_tokens=100))
+    run(letters_recipe(folder, explain_tokens=100))
     assert len(loads) == 1, "the reason is a result: it is not tried again"
 
 
@@ -112,7 +103,7 @@ def test_a_run_whose_sae_never_fires_has_all_its_results(tmp_path, loads, capsys
     """A mishap of the sparsity must not lose the rest of a long run."""
     folder = tmp_path / "sae"
     sae = {"d_sae": D_SAE, "initial_threshold": 1e6}
-    run(recipe_of(folder, sae=sae, explain_tokens=2500))
+    run(letters_recipe(folder, sae=sae, explain_tokens=2500))
     made = ("evaluation.json", "features/meta.json", "fingerprint.safetensors", "README.md", RECORD)
     assert all((folder / name).is_file() for name in made)
     assert "silent on all tokens read" in record_of(folder)["unscored"]

@@ -1,25 +1,15 @@
 """The script that draws a language model's weights anew."""
 
-import importlib.util
-from pathlib import Path
-
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "redrawn_lm.py"
-
-
-def script():
-    spec = importlib.util.spec_from_file_location("redrawn_lm", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from ..helpers import script
 
 
 def test_matrices_are_drawn_anew_with_their_spread_and_gains_stay(make_tiny_lm):
     lm, kept = make_tiny_lm("llama"), make_tiny_lm("llama")
     before = {name: p.clone() for name, p in lm.named_parameters()}
-    script().redraw_(lm, 0, keep_embeddings=False)
-    script().redraw_(kept, 0, keep_embeddings=True)
+    script("redrawn_lm").redraw_(lm, 0, keep_embeddings=False)
+    script("redrawn_lm").redraw_(kept, 0, keep_embeddings=True)
     for name, parameter in lm.named_parameters():
         old = before[name]
         assert torch.equal(parameter, old) == (old.ndim < 2), name

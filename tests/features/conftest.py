@@ -1,7 +1,9 @@
-"""LMs and SAEs with latents of single tokens, and with random ones."""
+"""LMs and SAEs with latents of single tokens, a store of them, and with random ones."""
 
 import pytest
 import torch
+
+from hfsae.features import CollectArguments, FeatureStore, collect
 
 from ..planted_tokens import Planted, plant
 
@@ -14,6 +16,13 @@ def one_latent_a_token() -> Planted:
     rows = torch.randint(1, 23, (30, 16), generator=generator)  # 23 never occurs
     rows[:, 0] = 0
     return plant(torch.diag(1.0 + torch.arange(24)), position, 0.5, rows)
+
+
+@pytest.fixture
+def store(one_latent_a_token) -> FeatureStore:
+    planted = one_latent_a_token
+    args = CollectArguments(top=3, window=4)
+    return collect(planted.lm, planted.sae, planted.batches(), args, tokenizer=planted.tokenizer)
 
 
 @pytest.fixture

@@ -7,23 +7,13 @@ import torch
 
 from hfsae import capture
 from hfsae.features import (
-    CollectArguments,
     FeatureSearch,
-    FeatureStore,
-    collect,
     firing_on,
     promoting,
     search_labels,
     similar_latents,
 )
 from hfsae.models import ReLUSAE, ReLUSAEConfig
-
-
-@pytest.fixture
-def store(one_latent_a_token) -> FeatureStore:
-    planted = one_latent_a_token
-    args = CollectArguments(top=3, window=4)
-    return collect(planted.lm, planted.sae, planted.batches(), args, tokenizer=planted.tokenizer)
 
 
 def make_sae() -> ReLUSAE:

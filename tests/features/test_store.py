@@ -12,20 +12,13 @@ import pytest
 import torch
 from datasets import load_dataset
 
-from hfsae.features import ANSI, CollectArguments, Example, FeatureStore, Latent, collect, show
+from hfsae.features import ANSI, Example, FeatureStore, Latent, show
 from hfsae.features.store import COLUMNS
 from hfsae.machine.files import write_whole
 from hfsae.machine.refused import Damaged, Refused
 from hfsae.machine.weights import stamp
 
 from ..helpers import unseal
-
-
-@pytest.fixture
-def store(one_latent_a_token) -> FeatureStore:
-    planted = one_latent_a_token
-    args = CollectArguments(top=3, window=4)
-    return collect(planted.lm, planted.sae, planted.batches(), args, tokenizer=planted.tokenizer)
 
 
 def test_a_saved_store_loads_as_it_was(store, tmp_path):

@@ -1,7 +1,6 @@
 """What a study shows of latents: windows where they fire, marks by strength, true intruders."""
 
 import json
-import random
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from hfsae import Refused
-from hfsae.activations import TextArguments
 from hfsae.cli import main
 from hfsae.explanations.reading import Reading, read
 from hfsae.recipe import names_apart, run
@@ -18,7 +16,7 @@ from hfsae.study.plan import Item, Plan, StudyArguments
 
 from ..conftest import every_lm_is
 from ..planted_tokens import Planted, plant
-from ..tiny import tiny_recipe
+from ..tiny import letters_recipe
 
 N_TOKENS, CTX, N_ROWS = 64, 33, 300
 ARGS = StudyArguments(n_latents=20, windows=6, window=5, max_density=0.2)
@@ -113,14 +111,10 @@ def test_names_are_the_parts_of_paths_that_differ(tmp_path):
 def trained(tmp_path_factory, tiny_lm, tiny_tokenizer):
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("run") / "sae"
-    rng = random.Random(0)
-    texts = [" ".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=60)) for _ in range(60)]
-    text = TextArguments(dataset=texts, context_size=64, held_out_fraction=0.6)
-    recipe = tiny_recipe(folder, text=text, sae={"d_sae": 48}, collect_tokens=0, explain_tokens=0)
     with pytest.MonkeyPatch.context() as patch:
         every_lm_is(tiny_lm, tiny_tokenizer, patch)
         patch.setattr("hfsae.cards.figures.draw", lambda folder: None)
-        run(recipe)
+        run(letters_recipe(folder, collect_tokens=0, explain_tokens=0))
     return folder
 
 

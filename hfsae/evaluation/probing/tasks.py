@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...machine.files import numbered_lines
 from ...machine.refused import Refused, one_line
 from ...packaged import PROBES, package_folder, probe_rows
 from .splits import LEAST_GROUPS
@@ -156,11 +157,8 @@ def _value(row: dict[str, Any], column: str, where: str) -> str | int | float:
 def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open("rb") as file:
-            number = 0
-            while line := file.readline(_LONGEST_LINE):
-                number += 1
-                if line.strip():
-                    yield _object(line, f"line {number} of {path}")
+            for number, line in numbered_lines(file, _LONGEST_LINE):
+                yield _object(line, f"line {number} of {path}")
     except OSError as error:
         raise Refused(f"{path} cannot be read ({one_line(error)}); check the path") from error
 

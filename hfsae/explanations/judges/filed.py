@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ...machine.files import reading, write_whole
+from ...machine.files import numbered_lines, reading, write_whole
 from ...machine.keys import hider
 from ...machine.names import STUDY_PLAN as PLAN
 from ...machine.refused import Refused, one_line
@@ -211,11 +211,7 @@ def _by_id(
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with reading(path), open(path, "rb") as file:
-        number = 0
-        while text := file.readline(MAX_ANSWER):
-            number += 1
-            if text.strip():
-                yield number, text
+        yield from numbered_lines(file, MAX_ANSWER)
 
 
 def _line(path: Path, number: int, text: bytes) -> dict[str, Any]:
