@@ -13,6 +13,7 @@ import stat
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from gzip import GzipFile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -112,7 +113,7 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def numbered_lines(file: IO[bytes], longest: int) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(file: IO[bytes] | GzipFile, longest: int) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line) of each line that is not blank. What is beyond `longest` bytes counts
     as a line of its own, so that no line fills the memory."""
     number = 0
