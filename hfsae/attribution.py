@@ -176,8 +176,7 @@ def attribute(
         spare_tokens: ids whose latents are ignored and unchanged; None: BOS, EOS and padding.
 
     Raises:
-        ValueError: the text has several rows or the target several tokens, a latent never fires, or
-            the SAE is not for this model.
+        ValueError: several rows or target tokens, a latent that never fires, or another model.
     """
     check_arguments("attribute", lm, sae)
     contract.hold(lm, sae, tokenizer or known_tokenizer(lm))

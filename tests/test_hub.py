@@ -186,7 +186,7 @@ HOLDERS = {
 def test_a_file_that_holds_a_key_of_this_machine_is_not_sent(hub, folder, name, monkeypatch):
     HOLDERS[name](folder / name)
     monkeypatch.setenv("OPENROUTER_API_KEY", "sk-my+0123456789")
-    sentence = rf"^{name} holds the value of the variable OPENROUTER_API_KEY, .*no secret$"
+    sentence = rf"^{name} holds the value of the variable OPENROUTER_API_KEY, .*not a secret$"
     with pytest.raises(hfsae.Refused, match=sentence) as refusal:
         hfsae.push(folder, ID, token=WRITE)
     assert "0123456789" not in str(refusal.value) and hub.repos == {}

@@ -134,8 +134,8 @@ def test_the_readme_tells_of_steering_what_the_report_has():
     assert {*above} <= {19, 20}
     assert (
         f"Of {COUNTS[len(latents)]} latents with an evident meaning, clamped to their largest "
-        f"activation, [{COUNTS[len(above)]} made words of that meaning likelier]"
-        "(scripts/steering_effect.md) than 19 or 20 of 20 matched random latents did."
+        f"activation, [{COUNTS[len(above)]} raised the probability of such words]"
+        "(scripts/steering_effect.md) more than 19 or 20 of 20 matched random latents did."
     ) in " ".join(page("README.md").split())
 
 

@@ -6,7 +6,7 @@
     | health_actions | beside
     | cooccurrence                what can be done: functions, plain values in, plain values out
     reading, rows, validate       what they share: text to tokens, latents to rows, checked input
-    automatic                     names that `hfsae explain` gave, with their tests
+    automatic, label_home         names that `hfsae explain` gave, with their tests; people's labels
     actions                       the table of endpoints of the API, and of tools for agents
     documented                    docstrings of actions as words and schemas
     tools                         what agents are told, and their answers as JSON

@@ -6,7 +6,6 @@ language model at once: changes to the model act only in their own thread (see `
 
 import atexit
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -49,6 +48,7 @@ from ..machine.visible import public_record
 from ..machine.weights import KEY, of_others, refuse_mixture, weights_hash
 from ..models import SAE
 from ..packaged import SHIPPED_SAE
+from .label_home import is_shown_to_others, label_home
 from .salience import Numbers, numbers, telling
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ _BESIDE = (
     EVIDENCE,
     EXPLANATIONS,
     EXPLANATIONS_RECORD,
+    LABELS,
     LATENTS,
     EXAMPLES,
     META,
@@ -158,7 +159,7 @@ class Subject:
     @property
     def shown_lm_name(self) -> str | None:
         """The name of its language model, in code for those who see the page."""
-        return self.public_lm_name if _is_shown_to_others() else self.lm_name
+        return self.public_lm_name if is_shown_to_others() else self.lm_name
 
     @property
     def lm_in_python(self) -> str:
@@ -330,7 +331,11 @@ def open_subject(
     subject.folder = beside(choice.source, _BESIDE, **without_source(choice))
     if subject.folder is not None:
         refuse_mixture(subject.folder)
-    subject.label_home = _label_home(choice, subject)
+    if Path(choice.source).is_dir() and not choice.is_shipped:
+        subject.label_home = None if is_shown_to_others() else subject.folder
+    else:
+        source = "shipped" if choice.is_shipped else choice.source
+        subject.label_home = label_home(source, **without_source(choice))
     for folder in dict.fromkeys((subject.folder, subject.label_home)):
         if folder is not None:
             _read_labels(subject, folder)
@@ -359,27 +364,8 @@ def _in_python(choice: Choice) -> str:
 
 def shown_source(choice: Choice) -> str:
     """A folder's whole path, to those who may use it; else its name, or that of a repository."""
-    here = Path(choice.source).exists() and not _is_shown_to_others()
+    here = Path(choice.source).exists() and not is_shown_to_others()
     return str(Path(choice.source).resolve()) if here else _shown_name(choice)
-
-
-def _is_shown_to_others() -> bool:
-    """Whether this is a Space, whose visitors have no access to this machine's folders."""
-    return "SPACE_ID" in os.environ
-
-
-def _label_home(choice: Choice, subject: Subject) -> Path | None:
-    """Where labels go: beside a user's own SAE, else under HFSAE_HOME; nowhere on a Space."""
-    if _is_shown_to_others():
-        return None
-    if Path(choice.source).is_dir() and not choice.is_shipped:
-        return subject.folder
-    home = Path(os.environ.get("HFSAE_HOME", Path.home() / ".cache" / "hfsae"))
-    parts = ["shipped" if choice.is_shipped else choice.source, choice.subfolder]
-    picked = {"layer": choice.layer, "width": choice.width, "l0": choice.l0}
-    picked |= {"revision": choice.revision}
-    parts += [f"{name}_{value}" for name, value in picked.items() if value is not None]
-    return home / "labels" / re.sub(r"[^\w.-]+", "--", "/".join(filter(None, parts)))
 
 
 def _read_labels(subject: Subject, folder: Path) -> None:

@@ -47,7 +47,7 @@ def test_the_verdict_is_corrected_for_all_arms_of_all_comparisons(tmp_path, load
     over_places = text.partition("\n## Over all places\n")[2].partition("\n## ")[0]
     assert re.search(r"^\| topk \| JumpReLU \| 3 \|", over_places, re.MULTILINE)
     assert "\n| one |" not in over_places and (folder / "figures" / "places.png").is_file()
-    assert "## Over the sites of second" in text and "[its report](../second/report.md)" in text
+    assert "## Over the sites of second" in text and "[Its report](../second/report.md)" in text
 
     page = (folder / "report.html").read_text()
     for part in (home["first"], home["second"], f"{home['second']}/layers.1.mlp"):

@@ -558,7 +558,7 @@ def test_a_store_of_another_sae_is_left_out_with_a_word(sae_folder, tmp_path):
     hfsae.JumpReLUSAE(config).save_pretrained(tmp_path / "sae")
     shutil.copytree(sae_folder / "features", tmp_path / "sae" / "features")
     subject: Subject = open_subject(Choice(str(tmp_path / "sae")), with_lm=False)
-    assert subject.store is None and "are of 48 latents" in subject.notes[-1]
+    assert subject.store is None and "has 48 latents" in subject.notes[-1]
 
 
 def test_the_default_is_the_quickstarts_sae_else_the_shipped_one(tmp_path, monkeypatch):

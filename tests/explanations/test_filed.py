@@ -428,7 +428,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        (["--judge", "m", "--requests", "r", "--base_url", "http://h/v1"], "by server"),
+        (["--judge", "m", "--requests", "r", "--base_url", "http://h/v1"], "both a server"),
         (["--judge", "m", "--answers", "a.jsonl"], "answers are given without requests"),
         (["--requests", "r"], "requests is given without a model"),
         (

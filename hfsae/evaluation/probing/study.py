@@ -112,8 +112,7 @@ def probe(
         progress: called with the number of further texts and words.
 
     Raises:
-        ValueError: no SAE or no task is given, scikit-learn is missing, or an SAE is not for this
-            model (`lm.contract`).
+        ValueError: no SAE or no task is given, scikit-learn is missing, or `lm.contract` refuses.
     """
     args, tokenizer = args or ProbeArguments(), tokenizer or tokenizer_of(lm)
     if not saes:
