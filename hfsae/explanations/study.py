@@ -135,8 +135,7 @@ def explain(
         inquiry: scores that ask a judge.
 
     Raises:
-        ValueError: too few latents qualify, one is out of range, the text is too short, or the
-            judge fails.
+        ValueError: too few latents qualify, one is out of range, too little text, or the judge fails.
         Waits: the judge answers by file, and some answers are not there yet.
     """
     check_arguments("explanations.explain", lm, sae)
