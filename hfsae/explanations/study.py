@@ -135,7 +135,7 @@ def explain(
         inquiry: scores that ask a judge.
 
     Raises:
-        ValueError: too few latents qualify, one is out of range, too little text, or the judge fails.
+        ValueError: too few latents qualify, one is out of range, little text, or the judge fails.
         Waits: the judge answers by file, and some answers are not there yet.
     """
     check_arguments("explanations.explain", lm, sae)
