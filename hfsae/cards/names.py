@@ -64,6 +64,7 @@ def _headline(record: Json) -> str:
         f"others with an AUC of {own[0]:.3f}; given another latent's name, of {other[0]:.3f}: "
         f"{difference[0]:.3f} [{difference[1]:.3f}, {difference[2]:.3f}] more, over "
         f"{judged.get('n_latents', record['n_latents'])} latents"
+        f"{'' if difference[1] > 0 else ': this judge cannot tell them apart'}"
     )
 
 

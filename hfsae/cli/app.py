@@ -66,8 +66,9 @@ def _with_model(options: dict[str, Any]) -> dict[str, Any]:
 
 def _at_package(args: dict[str, Any]) -> dict[str, Any]:
     """The same options, with the folder of an SAE that comes in a package of its own."""
-    name = args.get("source")
-    if name not in SEPARATE_SAES or Path(name).exists():
+    source = str(args.get("source"))
+    name = source.lower()
+    if name not in SEPARATE_SAES or Path(source).exists():
         return args
     return {**args, "source": str(SEPARATE_SAES[name].folder(name))}
 

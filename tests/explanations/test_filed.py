@@ -318,10 +318,16 @@ def test_answers_have_the_shapes_that_services_document(tmp_path, shape):
 
 
 @pytest.mark.parametrize("shape", [of_openai_failed, of_openai_expired, of_vllm_failed])
-def test_a_line_of_an_error_file_is_a_failure_with_its_reason(tmp_path, shape):
+def test_an_error_is_asked_again_and_counts_as_failed_after_three_times(tmp_path, shape):
     ids = keys(tmp_path)
     sound = written(tmp_path / "back.jsonl", [of_openai(key, "yes") for key in ids[1:]])
-    errors = written(tmp_path / "errors.jsonl", [shape(ids[0], "out of luck")])
+    lines = [{**shape(ids[0], "out of luck"), "id": f"batch_{n}"} for n in range(3)]
+    twice = written(tmp_path / "twice.jsonl", [*lines[:2], lines[0]])
+    asking = judge(tmp_path / "other", sound, twice)
+    asking.answer(ASKED)
+    with pytest.raises(Waits, match=r"1 request waits .*\(1 came back as errors, such as .*luck"):
+        asking.settle("names")
+    errors = written(tmp_path / "errors.jsonl", lines)
     asking = judge(tmp_path, sound, errors)
     first, *others = asking.answer(ASKED)
     assert first.text is None and "out of luck" in first.failure
@@ -396,6 +402,11 @@ def test_a_text_cannot_end_its_line(tmp_path):
         ("[1, 2]\n", "line 1 is not an answer with a custom_id"),
         ('{"response": {}}\n', "line 1 is not an answer with a custom_id"),
         ("[" * 100_000, "line 1 is not an answer with a custom_id"),
+        (
+            '{"custom_id": "a", "response": {}}\n{"custom_id": "b", "resp',
+            "line 2 breaks off: the fil",
+        ),
+        ('{"id": "batch_1", "output_file_id": "f"}', "is the state of a batch, and has no answers"),
         ('{"custom_id": "a", "body": {}}\n', "line 1 is a request, not an answer"),
     ],
 )
@@ -534,7 +545,8 @@ def check_headline(folder, card, record):
         f"{own:.3f}; given another latent's name, of {other:.3f}: {difference:.3f} ["
     )
     said = html.unescape(card).replace("\\", "")
-    assert sentence in said and ", over 20 latents.**" in said
+    shown = "" if means["difference"][1] > 0 else ": this judge cannot tell them apart"
+    assert sentence in said and f", over 20 latents{shown}.**" in said
     controls = (means["direction"], drawn["detection"]["auc"]["untrained"])
     cells = ["{:.3f}, {:.3f} to {:.3f}".format(*interval) for interval in controls]
     assert f"| {' | '.join(cells)} |" in card

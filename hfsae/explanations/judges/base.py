@@ -166,13 +166,13 @@ class JudgeArguments:
             )
         if self.is_served and self.is_by_file:
             raise Refused(
-                f"the judge has both a server ({self.address}) and a folder of "
+                f"the judge has both a server ({self.provider or self.address}) and a folder of "
                 f"requests ({self.requests}); give only one of them"
             )
         if self.answers and self.requests is None:
             raise Refused(
-                "answers are given without requests; also name the folder of "
-                "requests, where further questions go"
+                "answers are given without requests; also name the folder of requests, where "
+                "further questions go (--requests)"
             )
         if self.base_url is not None:
             _check_address(self.base_url)

@@ -5,8 +5,9 @@
 
 Requests go as they are to OpenAI's Batch API, `vllm run-batch`, LiteLLM and others that took over
 the format. A request is known by its hash, so answers may come in any order, twice, in several
-files, or among those of other runs. One that failed has its reason, and counts as failed; one whose
-server refused a part of the request is asked again without that part.
+files, or among those of other runs. One whose server refused a part of the request is asked again
+without that part. One that the server finds bad counts as failed, with the reason; any other error,
+such as a batch that expired or a quota, is asked again, and counts as failed after three times.
 """
 
 import hashlib
@@ -29,6 +30,8 @@ from .transport import MAX_ANSWER, Trouble
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000
 """Of a file, as OpenAI takes it."""
 _URL = "/v1/chat/completions"
+_BAD = (400, 413, 422)  # the request is at fault, and would fail again
+_MOST_ERRORS = 3  # others that came back for one request, until it counts as failed
 _AT_ONCE = 256  # answers that are written to calls.jsonl together
 
 
@@ -56,6 +59,7 @@ class Filed:
         self._without = frozenset[str]()  # features that the server refuses
         self._is_used = False
         self._waiting: dict[str, Question] = {}  # since `settle`
+        self._errors: dict[str, str] = {}  # by request, why it is asked again
         self._written: dict[str, list[Path]] = {}  # and into which files
 
     def answer(
@@ -112,8 +116,19 @@ class Filed:
         n = len(waiting)
         wait = "request waits" if n == 1 else "requests wait"
         raise Waits(
-            f"{n:,} {wait} for {self.name} to answer, for {about}: {self._folder / files}. After "
-            "that run the same command with --answers and all files that came back."
+            f"{n:,} {wait} for {self.name} to answer, for {about}: {self._folder / files}"
+            f"{self._of_errors(waiting)}. After that run the same command with --answers and all "
+            "files that came back."
+        )
+
+    def _of_errors(self, waiting: Mapping[str, Question]) -> str:
+        """How many of the requests that wait came back as errors, and why."""
+        reasons = [self._errors[key] for key in waiting if key in self._errors]
+        if not reasons:
+            return ""
+        return (
+            f" ({len(reasons):,} came back as errors, such as {reasons[0]!r}; what does so "
+            f"{_MOST_ERRORS} times counts as failed)"
         )
 
     def refuse_unused(self) -> None:
@@ -133,17 +148,24 @@ class Filed:
     def _read(self, key: str, question: Question) -> Answer | None:
         """The best of what came back for a question; None: nothing did, or it is to be asked in
         another form."""
-        answers = []
+        answers, errors = [], []
         for line in self._given.get(key, ()):
             try:
                 answers.append(read(_body(line), question))
             except Trouble as trouble:
                 body = body_of(self._args.model, question, question.seed)
                 feature = refused_feature(trouble, body)
-                if feature is None:
-                    answers.append(Answer(None, one_line(trouble)))
-                else:
+                failed = Answer(None, one_line(trouble))
+                if feature is not None:
                     self._without |= {feature}
+                elif trouble.kind == "status" and trouble.status not in _BAD:
+                    errors.append(failed)
+                else:
+                    answers.append(failed)
+        if errors:
+            self._errors[key] = str(errors[0].failure)
+        if not answers and len(errors) >= _MOST_ERRORS:
+            return errors[0]
         sound = (answer for answer in answers if answer.text is not None)
         return next(sound, answers[0] if answers else None)
 
@@ -197,6 +219,8 @@ def _by_id(
     """Lines of all files by custom_id, in an order that does not depend on theirs."""
     lines: dict[str, dict[str, dict[str, Any]]] = {}
     for path in paths:
+        if path.is_dir():
+            raise Refused(f"answers {path} is a folder; give the files that came back")
         if not path.is_file():
             raise Refused(f"answers {path}: there is no such file; give the file that came back")
         n = 0
@@ -221,6 +245,13 @@ def _line(path: Path, number: int, text: bytes) -> dict[str, Any]:
         line = json.loads(text)
     except (ValueError, RecursionError):
         line = None
+    if isinstance(line, dict) and "output_file_id" in line:
+        raise Refused(
+            f"{path} is the state of a batch, and has no answers; download the files that its "
+            "output_file_id and error_file_id name"
+        )
+    if line is None and text.startswith(b"{") and not text.endswith(b"\n"):
+        raise Refused(f"{where} breaks off: the file is not whole; download it again")
     if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str):
         raise Refused(f"{where} is not an answer with a custom_id; give the file that came back")
     if "response" not in line and "error" not in line:
