@@ -122,9 +122,10 @@ def _help() -> str:
         "Sparse autoencoders as Hugging Face models. `hfsae VERB --help` explains one.",
         "",
     ]
+    width = max(map(len, VERBS)) + 2
     for verb, (_, about) in VERBS.items():
-        head, *rest = wrap(_first_sentence(about), 86)
-        lines += [f"  {verb:<10}{head}", *(" " * 12 + line for line in rest)]
+        head, *rest = wrap(_first_sentence(about), 96 - width)
+        lines += [f"  {verb:<{width}}{head}", *(" " * (width + 2) + line for line in rest)]
     examples = [f"  {example}" for example in EXAMPLES]
     return "\n".join([*lines, "", "examples:", *examples, "", ABOUT_FIELDS])
 

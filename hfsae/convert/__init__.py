@@ -5,11 +5,7 @@ and reconstructions equal those of the format's own code (scripts/interop/parity
 both ways); an SAE that a format cannot represent is refused.
 """
 
-from ..models import SAE
 from .build import to_jumprelu as to_jumprelu
 from .formats import FORMATS as FORMATS
 from .formats import load_folder as load_folder
 from .formats import save_as as save_as
-from .saelens import to_sae_lens_object
-
-SAE.to_saelens = to_sae_lens_object

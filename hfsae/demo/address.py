@@ -6,14 +6,12 @@ page can be sent to somebody else, and opened again.
 
 import json
 from dataclasses import dataclass, field, fields
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 from urllib.parse import urlencode
 
 from ..machine.refused import Refused
 from .settings import Settings
 from .validate import MAX_CHARACTERS
-
-PAGES = ("inspect", "feature", "search", "map", "steer", "why", "health", "compare", "about")
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,9 @@ class About:
 
 
 Address = Inspect | Feature | Search | Map | Steer | Why | Health | Compare | About
-_CLASSES: dict[str, type] = dict(
-    zip(PAGES, (Inspect, Feature, Search, Map, Steer, Why, Health, Compare, About), strict=True)
-)
+_CLASSES: dict[str, type] = {kind.__name__.lower(): kind for kind in get_args(Address)}
+PAGES = tuple(_CLASSES)
+"""Their names, as links have them, in the order of the tabs."""
 
 
 def page_of(address: Address) -> str:

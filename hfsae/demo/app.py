@@ -18,35 +18,14 @@ from ..machine.kernels import keep_few_kernels
 from .actions import Actions, in_queue
 from .address import Address, Inspect, Steer, from_query, page_of, to_query
 from .bodies import BodyLimits
-from .pages import (
-    AboutPage,
-    ComparePage,
-    FeaturePage,
-    HealthPage,
-    InspectPage,
-    MapPage,
-    SearchPage,
-    SteerPage,
-    Tour,
-    WhyPage,
-)
+from .pages import ALL, SteerPage, Tour
 from .pages.page import App, Page, Updates, Visit, leading
 from .parts import html, number, panel, style
 from .sessions import few_sessions
 from .subject import Choice, Subject, default_source, open_subject
 from .tools import as_tools
 
-PAGES: dict[str, type[Page]] = {
-    "inspect": InspectPage,
-    "feature": FeaturePage,
-    "search": SearchPage,
-    "map": MapPage,
-    "steer": SteerPage,
-    "why": WhyPage,
-    "health": HealthPage,
-    "compare": ComparePage,
-    "about": AboutPage,
-}
+PAGES: dict[str, type[Page]] = {page.state.__name__.lower(): page for page in ALL}
 _SCRIPTS = [
     Path(__file__).with_name(name) for name in ("page.js", "focus.js", "map.js", "lists.js")
 ]

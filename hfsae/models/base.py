@@ -7,8 +7,8 @@
 
 **Sparse steps.** Each of these is written once and computed in one of two places
 (`hfsae.ops.sparse`): everywhere, or, given a `workspace`, only at the entries where a latent can
-have a value or a gradient. Loss and gradients are the same to float32 rounding; what it costs is
-mostly the encoder's product in bfloat16, by which `entries` finds them.
+have a value or a gradient. Loss and gradients are the same to float32 rounding; the cost is mostly
+the encoder's product in bfloat16, by which `entries` finds them.
 
 **Units.** An SAE takes and returns raw activations, always. Training wants activations of unit
 mean square (so that one learning rate, bandwidth and coefficient serve every layer), hence
@@ -20,9 +20,9 @@ into the stored biases and thresholds for good: same pre-activations, latents an
 
 **Transcoders** are SAEs whose `target_site` differs from `site`: they read x at one site and
 predict `target` at another, whose scale is `config.target_scale`. Latents have the unit of what
-they write: latent i adds `latents[i] * W_dec[i]`, and rows of W_dec have unit norm. So
-`read_scale` is c at `site`, and `latent_scale` and `write_scale` are c at `target_site`. With
-`skip_connection` the prediction also has a linear part, x W_skip.
+they write: latent i adds `latents[i] * W_dec[i]`, and rows of W_dec have unit norm. `read_scale` is
+c at `site`, the other scales are c at `target_site`. With `skip_connection` there is a linear part
+too, x W_skip.
 
 **Per-token normalisation** (`token_norm`) is there for SAEs from elsewhere that were trained so. It
 is undone after decoding, which therefore needs x: `decode(latents, x)`, as with a skip connection.
@@ -32,6 +32,7 @@ import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -125,9 +126,6 @@ class SAE(Strict):
     """names of parameters that stay float32 whatever dtype the model is moved to"""
     latent_dims: ClassVar[Mapping[str, int]] = {"W_enc": 1, "b_enc": 0, "W_dec": 0}
     """by name of a parameter, the dimension that counts latents; others have none"""
-
-    to_saelens: ClassVar[Callable[..., Any]]
-    """The same function as a `sae_lens.SAE`; `hfsae.convert` sets this method."""
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         """Register a class that has a config of its own with `AutoModel`; a class that a notebook's
@@ -225,6 +223,10 @@ class SAE(Strict):
     def write_scale(self) -> float | Float[Tensor, " d_out"]:
         """The scale c of what is written, raw units: b_dec is multiplied, errors divided by it."""
         return self.latent_scale
+
+    def to_saelens(self) -> Any:
+        """The same function as a `sae_lens.SAE`: see `hfsae.convert.saelens.to_sae_lens_object`."""
+        return import_module("hfsae.convert.saelens").to_sae_lens_object(self)
 
     scale = former_property("latent_scale", "sae.scale", "sae.latent_scale, or sae.write_scale")
 
@@ -439,8 +441,7 @@ class SAE(Strict):
 
     @torch.no_grad()
     def after_step_(self) -> None:
-        """Call after the optimiser's step, always paired with `before_step_`: rescale the
-        decoder's rows to unit norm, unless norms are free."""
+        """Call after the optimiser's step, always: decoder rows get norm 1, unless norms are free."""
         if self.config.unit_norm_decoder:
             for (rows,) in blocks(self.decoder_rows()):
                 rows /= self.row_norms(rows)[:, None]

@@ -17,7 +17,7 @@ mkdir -p "$folder"
 
 requirements() {
     case "$1" in
-        saelens) echo "sae-lens==6.54.12 torch==2.13.0 transformers==5.24.0" ;;
+        saelens) echo "sae-lens==6.54.12 torch==2.13.0 transformers==5.24.0 lazy_loader" ;;  # hfsae runs in it
         sparsify) echo "eai-sparsify==1.3.3 torch==2.13.0 transformers==5.24.0" ;;
         dictionary_learning)
             echo "dictionary-learning==0.1.0 nnsight==0.3.7 torch==2.13.0 transformers==5.24.0" ;;

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hfsae.demo.pages import ALL
+
 from .conftest import ROOT, texts
 
 pytestmark = pytest.mark.browser
@@ -115,7 +117,7 @@ def test_every_token_and_every_placeholder_has_enough_contrast(visit, theme):
 def test_all_pages_are_at_hand_on_a_phone(visit):
     page = visit(width=390)
     tabs = page.get_by_role("tab")
-    assert tabs.count() == 9
+    assert tabs.count() == len(ALL)
     for tab in tabs.all():
         box = tab.bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 24

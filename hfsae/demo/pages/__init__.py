@@ -10,3 +10,16 @@ from .search import SearchPage as SearchPage
 from .steer import SteerPage as SteerPage
 from .tour import Tour as Tour
 from .why import WhyPage as WhyPage
+
+ALL = (
+    InspectPage,
+    FeaturePage,
+    SearchPage,
+    MapPage,
+    SteerPage,
+    WhyPage,
+    HealthPage,
+    ComparePage,
+    AboutPage,
+)
+"""In the order of their tabs, which is that of `Address`."""
