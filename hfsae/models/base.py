@@ -441,7 +441,7 @@ class SAE(Strict):
 
     @torch.no_grad()
     def after_step_(self) -> None:
-        """Call after the optimiser's step, always: decoder rows get norm 1, unless norms are free."""
+        """Call after the optimiser's step, always: decoder rows get norm 1, unless free."""
         if self.config.unit_norm_decoder:
             for (rows,) in blocks(self.decoder_rows()):
                 rows /= self.row_norms(rows)[:, None]
