@@ -121,3 +121,17 @@ def test_all_pages_are_at_hand_on_a_phone(visit):
     for tab in tabs.all():
         box = tab.bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 24
+
+
+def test_on_a_phone_stop_stays_in_sight_while_a_text_grows(visit):
+    page = visit("tab=steer", width=390)
+    page.wait_for_selector("#steer-stop")
+    page.evaluate("""() => {
+        const caret = document.createElement("span");
+        caret.className = "hf-caret";  // what a text that grows ends with
+        document.querySelector("#steer-chips").append(caret);
+        scrollTo(0, document.body.scrollHeight);
+    }""")
+    box = page.locator("#steer-stop").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    assert box["y"] >= 0 and box["y"] + box["height"] <= page.viewport_size["height"]
