@@ -28,6 +28,9 @@ class ActivationBatch(NamedTuple):
     """Activations [n, d] by site, raw units."""
     document: Int64[Tensor, " n"]
     """The number of the document that each activation belongs to."""
+    position: Int64[Tensor, " n"] | None = None
+    """The place of each activation in its document, such as a row of a file or a patch of a
+    picture; of text, in its row of tokens. None: the source does not tell it."""
 
 
 class Filling(NamedTuple):
@@ -172,7 +175,7 @@ class TextSource:
         rows = self.rows
         once = PackedRows(rows.tokenizer, rows.args, side, rows=rows.rows, max_tokens=n)
         for harvested in map(self.harvester, once):
-            yield ActivationBatch(harvested.activations, harvested.document)
+            yield ActivationBatch(harvested.activations, harvested.document, harvested.position)
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the text, and the norm limits."""

@@ -86,8 +86,9 @@ class TensorSource:
             acts = self.part(number, self.batch_size)
             if not _n_rows(acts) or (n is not None and n_read >= n):
                 return
-            n_read += _n_rows(acts)
-            yield ActivationBatch(acts, torch.full((_n_rows(acts),), number))
+            n_rows = _n_rows(acts)
+            n_read += n_rows
+            yield ActivationBatch(acts, torch.full((n_rows,), number), torch.arange(n_rows))
 
     def next_batch(self) -> Activations:
         """This process's slice of the next global batch.
