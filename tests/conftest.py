@@ -453,8 +453,8 @@ def every_lm_is(
         seen.append(name)
         return LoadedLM(lm, tokenizer, "a test")
 
-    monkeypatch.setattr("hfsae.recipe.stages.load_lm", load_lm)
-    monkeypatch.setattr("hfsae.recipe.fields.empty_lm", lambda name, **kwargs: lm)
+    monkeypatch.setattr("hfsae.recipe.opening.load_lm", load_lm)
+    monkeypatch.setattr("hfsae.recipe.of_text.empty_lm", lambda name, **kwargs: lm)
     return seen
 
 

@@ -23,7 +23,7 @@ from hfsae.cli.table import VERBS
 from hfsae.convert import save_as
 from hfsae.machine.files import read_json
 from hfsae.models import variants
-from hfsae.recipe import as_plain, load_trained, make_configs, read_recipe, run, stages
+from hfsae.recipe import as_plain, load_trained, make_configs, opening, read_recipe, run
 
 from .helpers import held_elsewhere, refused, run_python
 from .tiny import tiny_recipe
@@ -530,7 +530,7 @@ def test_the_real_model_from_recipe_to_shown_latents(
 
     In this process, where the language model is at hand: reading it takes seconds.
     """
-    monkeypatch.setattr(stages, "load", lambda args, device=None: packaged_lm)
+    monkeypatch.setattr(opening, "load", lambda args, device=None: packaged_lm)
     caplog.set_level("INFO")
     folder = tmp_path / "run"
     small = {

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 from hfsae import recipe as recipes
 from hfsae.activations import HarvestArguments, ShuffleArguments, TextArguments
 from hfsae.cli.recipes import parse_recipe, recipe_parser
-from hfsae.cost import footprint
+from hfsae.cost import footprint, shortage
 from hfsae.cost import plan as plans
 from hfsae.cost.footprint import memory
 from hfsae.cost.formula import CARDS
@@ -56,8 +56,10 @@ def no_weights(monkeypatch, make_tiny_lm) -> list[str]:
     def empty_lm(name, **kwargs):
         return gemma(name) if name in SIZES else make_tiny_lm("llama", num_hidden_layers=16)
 
-    monkeypatch.setattr(recipes.fields, "empty_lm", empty_lm)
-    monkeypatch.setattr(recipes.fields, "check_text", lambda args, side: None)  # it lies on the Hub
+    monkeypatch.setattr(recipes.of_text, "empty_lm", empty_lm)
+    monkeypatch.setattr(
+        recipes.of_text, "check_text", lambda args, side: None
+    )  # it lies on the Hub
     given("lm_pace", LMPace(block=1e-3, rest=2e-3, head=5e-3))
     given("sae_pace", SAEPace(encode=1e-4, collect=3e-4))
     given("step_seconds", 0.5)
@@ -313,7 +315,7 @@ GB = 10**9
 @pytest.fixture
 def small_machine(monkeypatch):
     """10 GB of main memory, of which 4 are free; no GPU."""
-    monkeypatch.setattr(footprint, "main_memory", lambda: Room(4 * GB, 10 * GB))
+    monkeypatch.setattr(shortage, "main_memory", lambda: Room(4 * GB, 10 * GB))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -333,7 +335,7 @@ def test_a_recipe_beyond_the_machine_is_refused_with_what_would_fit(no_weights, 
     lm, configs = recipes.check(recipe)
     needed = sum(memory(recipe, lm, configs, on_gpu=False).main.values())
     with pytest.raises(ValueError, match="of main memory needed") as refused:
-        footprint.check_memory(recipe, lm, configs, CPU)
+        shortage.check_memory(recipe, lm, configs, CPU)
     said = str(refused.value)
     assert said.startswith(f"about {needed / 1e9:,.1f} GB of main memory needed")
     assert "but this machine has 10.0 GB (4.0 GB free)" in said
@@ -346,11 +348,11 @@ def test_a_recipe_beyond_the_machine_is_refused_with_what_would_fit(no_weights, 
 
 def test_what_might_fit_is_warned_of_not_refused(no_weights, small_machine, caplog):
     recipe = small_recipe(2**16)
-    footprint.check_memory(recipe, *recipes.check(recipe), CPU)
+    shortage.check_memory(recipe, *recipes.check(recipe), CPU)
     assert "would fit, or the system may end the run" in caplog.text
     caplog.clear()
     recipe = small_recipe(2**14)
-    footprint.check_memory(recipe, *recipes.check(recipe), CPU)
+    shortage.check_memory(recipe, *recipes.check(recipe), CPU)
     assert not caplog.text
 
 
@@ -358,13 +360,13 @@ def test_processes_of_one_machine_share_its_memory(no_weights, small_machine, mo
     recipe = small_recipe(2**16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="of main memory needed"):
-        footprint.check_memory(recipe, *recipes.check(recipe), CPU)
+        shortage.check_memory(recipe, *recipes.check(recipe), CPU)
 
 
 def test_memory_that_something_else_takes_is_what_to_lower(no_weights, small_machine):
     recipe = small_recipe(2**10, shuffle=ShuffleArguments(bucket_tokens=10**9))
     with pytest.raises(ValueError, match=r"\(4.0 GB free\); lower shuffle.bucket_tokens$"):
-        footprint.check_memory(recipe, *recipes.check(recipe), CPU)
+        shortage.check_memory(recipe, *recipes.check(recipe), CPU)
 
 
 def test_a_plan_of_what_cannot_fit_has_a_note_and_measures_nothing(no_weights, small_machine):

@@ -486,7 +486,7 @@ def test_saes_of_several_variants_share_a_section(tiny_lm, tmp_path, caplog):
 def test_a_record_of_training_without_norm_limits_is_damaged(tmp_path, loads):
     (tmp_path / "training.json").write_text('{"seconds": "long"}')
     sae = AutoModel.from_config(
-        make_configs(tiny_recipe(tmp_path), recipes.fields.empty_lm("tiny"))[""]
+        make_configs(tiny_recipe(tmp_path), recipes.of_text.empty_lm("tiny"))[""]
     )
     with pytest.raises(ValueError, match=r"training\.json is damaged \(it has no norm limits\)"):
         recipes.norm_limits(sae, tmp_path)

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..comparison import compare as run_comparison
 from ..comparison import compare_together
-from ..cost.footprint import check_memory
 from ..cost.plan import plan
+from ..cost.shortage import check_memory
 from ..hub import load as load_any
 from ..machine.files import printable
 from ..machine.lock import is_first_process

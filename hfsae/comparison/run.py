@@ -9,23 +9,24 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
 
 from ..cards import write_card
-from ..cost.footprint import check_memory
+from ..cost.shortage import check_memory
 from ..lm import LoadedLM
 from ..machine.files import read_json, sweep, write_whole
 from ..machine.lock import locked
 from ..machine.names import CHECKPOINTS, CONFIG, FINGERPRINT, REPORT, TRAINING, existing
 from ..machine.refused import Refused
 from ..recipe import (
+    Loaded,
     as_plain,
     check,
-    check_foreign_rows,
     evaluate_saes,
     finish,
+    inputs_of,
     load,
     load_all_trained,
+    load_inputs,
     locked_run,
     run,
     save_recipe,
@@ -107,8 +108,8 @@ def _compare_at_site(comparison: Comparison, command: str) -> Differences:
         for each in missing:
             if each.seed == missing[0].seed:  # other seeds cost the same
                 check_memory(each.recipe, *check(each.recipe), device)
-        loaded = load(comparison.lm, str(device))
-        check_foreign_rows(missing[0].recipe, loaded)  # before anything is trained
+        loaded = load_inputs(comparison, str(device))
+        inputs_of(missing[0].recipe, loaded).check()  # before anything is trained
         pace = _Pace(missing)
         for seed, of_seed in groupby(missing, key=lambda r: r.seed):
             _train_and_evaluate(list(of_seed), loaded, f"seed {seed}", command, pace)
@@ -227,7 +228,7 @@ class _Pace:
 
 
 def _train_and_evaluate(
-    runs: Sequence[ArmRun], loaded: LoadedLM, title: str, command: str, pace: _Pace
+    runs: Sequence[ArmRun], loaded: Loaded, title: str, command: str, pace: _Pace
 ) -> None:
     with ExitStack() as stack:
         for each in runs:
@@ -238,7 +239,7 @@ def _train_and_evaluate(
 
 
 def _train_and_evaluate_alone(
-    runs: Sequence[ArmRun], loaded: LoadedLM, title: str, command: str, pace: _Pace
+    runs: Sequence[ArmRun], loaded: Loaded, title: str, command: str, pace: _Pace
 ) -> None:
     saes_of_runs: dict[str, tuple[ArmRun, str]] = {}
     for i, each in enumerate(runs, start=1):
@@ -252,7 +253,7 @@ def _train_and_evaluate_alone(
             save_recipe(Path(each.recipe.training.output_dir), as_plain(each.recipe))
     missing = {key: of for key, of in saes_of_runs.items() if not results.is_measured(*of)}
     folders = {key: each.folders[name] for key, (each, name) in missing.items()}
-    saes, limits = load_all_trained(folders, cast(Any, loaded.lm.device))
+    saes, limits = load_all_trained(folders, inputs_of(runs[0].recipe, loaded).device)
     logger.info("%s: evaluating %d SAEs", title, len(saes))
     for key, result in evaluate_saes(runs[0].recipe, loaded, saes, limits).items():
         results.write(result, *missing[key])
@@ -266,7 +267,7 @@ def _is_trained(each: ArmRun) -> bool:
     return bool(each.made_by) or (all(path.is_file() for path in made) and not is_left)
 
 
-def _train(each: ArmRun, loaded: LoadedLM, command: str) -> None:
+def _train(each: ArmRun, loaded: Loaded, command: str) -> None:
     """Train all SAEs of a run. Evaluation comes later, for all arms together."""
     evaluation = replace(each.recipe.evaluation, n_tokens=0)
     run(replace(each.recipe, evaluation=evaluation), command, loaded)

@@ -9,25 +9,20 @@ Sizes are exact (parameters, buckets, batches); how many copies are alive at onc
 CPU (`scripts/bench/plan.py`), where torch allocates and frees as it does on a GPU.
 """
 
-import copy
-import logging
-import os
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 
 from ..activations.cache import SHARD_BYTES
 from ..evaluation.fidelity import rows_at_once
 from ..features.logit_lens import LENS_EMBEDDING
 from ..features.summary import BLOCK_LATENTS, HISTOGRAM_EDGES
 from ..lm import widths_of
-from ..machine.processor import Room, gpu_memory, main_memory
 from ..machine.refused import Refused
 from ..models import SAEConfig
 from ..presets.search import PROMPTS, SEEDS, PresetArguments, together
-from ..recipe import Recipe, bucket_tokens
+from ..recipe import Model, Recipe, bucket_tokens
 from ..training.kind import SPARSE_BELOW, SPARSE_FROM
 from ..training.run import FIRST_LOOK
 from ..training.schedules import in_steps
@@ -35,7 +30,6 @@ from ..training.sharding import check_spread
 from ..training.start import sample_size
 from .pace import blocks
 
-logger = logging.getLogger(__name__)
 Number = int | float
 Parts = dict[str, Number]
 
@@ -51,19 +45,6 @@ _ENTRY = 100  # bytes that a sparse step needs for one entry
 _ENTRIES_A_FIRING = 2.0  # the kernel's window and the screen select more than fires
 _EXAMPLE_TOKEN = 55  # bytes of a token of an example, while tables of them are made
 _SHARD_COPIES = 2  # of the cache's shard, while its entries are put together
-_SURELY = 1.25  # times the memory there is: plans are inexact, a run that fits is not refused
-_REMEDIES = {  # by the stage that needs the memory
-    "activation bucket": "lower shuffle.bucket_tokens",
-    "one step, dense": "make a step in parts (training.gradient_accumulation_steps)",
-    "one step, sparse": "make a step in parts (training.gradient_accumulation_steps)",
-    "decoder by least squares": "set training.refit_ridge to null",
-    "evaluation": "lower evaluation.sae_batch_tokens or harvest.rows",
-    "one batch of text": "lower harvest.rows or text.context_size",
-    "examples": "lower collect.top, collect.reservoir or collect.window",
-    "presets": "set preset_seconds to 0",
-    "language model": "take a smaller language model",
-    "loading the language model": "take a smaller language model",
-}
 
 
 class Memory(NamedTuple):
@@ -95,9 +76,7 @@ class _Sizes(NamedTuple):
         return max(self.of_all)
 
 
-def memory(
-    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], *, on_gpu: bool
-) -> Memory:
+def memory(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], *, on_gpu: bool) -> Memory:
     """Memory of one process: of process 0, which needs most.
 
     Raises:
@@ -105,94 +84,13 @@ def memory(
     """
     stages = _stages(recipe, lm, configs, on_gpu)
     if not on_gpu:
-        return Memory(max((_joined(s.main, s.device) for s in stages), key=_total), {})
+        return Memory(max((_joined(s.main, s.device) for s in stages), key=sum_of), {})
     main, gpu = ([part[i] for part in stages] for i in (1, 0))
     with_cuda = [_joined(parts, {"CUDA": _CUDA}) for parts in gpu]
-    return Memory(max(main, key=_total), max(with_cuda, key=_total))
+    return Memory(max(main, key=sum_of), max(with_cuda, key=sum_of))
 
 
-class Shortage(NamedTuple):
-    """A kind of memory that a plan needs more of than is free."""
-
-    kind: Literal["main memory", "GPU memory"]
-    needed: Number
-    room: Room
-    place: str = "this machine"
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether it exceeds even the total, by more than a plan's error."""
-        return self.needed > _SURELY * self.room.total
-
-    def __str__(self) -> str:
-        needed, total, free = (f"{n / 1e9:,.1f} GB" for n in (self.needed, *self.room[::-1]))
-        is_used = self.room.free < self.room.total
-        has = f"{total} ({free} free)" if is_used else total
-        return f"about {needed} of {self.kind} needed, but {self.place} has {has}"
-
-
-def shortages(memory: Memory, n_here: int) -> list[Shortage]:
-    """Shortages of this machine, for `n_here` processes that share its main memory."""
-    every = [Shortage("main memory", n_here * _total(memory.main), main_memory())]
-    if memory.gpu:
-        every.append(Shortage("GPU memory", _total(memory.gpu), gpu_memory()))
-    return [shortage for shortage in every if shortage.needed > shortage.room.free]
-
-
-def check_memory(
-    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], device: torch.device
-) -> None:
-    """Before anything is allocated, warn where the plan needs more than is free at present.
-
-    Raises:
-        ValueError: the recipe needs more memory than this machine has.
-    """
-    needed = memory(recipe, lm, configs, on_gpu=device.type == "cuda")
-    for shortage in shortages(needed, int(os.environ.get("LOCAL_WORLD_SIZE", 1))):
-        sentence = f"{shortage}; {remedy(recipe, lm, configs, needed, shortage)}"
-        if shortage.is_sure:
-            raise Refused(sentence)
-        logger.warning("%s, or the system may end the run", sentence)
-
-
-def remedy(
-    recipe: Recipe,
-    lm: PreTrainedModel,
-    configs: dict[str, SAEConfig],
-    needed: Memory,
-    shortage: Shortage,
-) -> str:
-    """The remedy: less of the largest part, or a narrower SAE."""
-    is_gpu = shortage.kind == "GPU memory"
-    parts = needed.gpu if is_gpu else needed.main
-    largest = max(parts, key=lambda name: parts[name])
-    ways = [_REMEDIES[largest]] if largest in _REMEDIES else []
-    if is_gpu and (not ways or largest == "one step, dense"):
-        ways = ["spread latents over more cards (training.num_processes, training.shard_latents)"]
-    n_sharing = shortage.needed / _total(parts)
-    widest = max(config.d_sae for config in configs.values())
-    for narrow in _narrower(configs):
-        try:
-            then = memory(recipe, lm, narrow, on_gpu=bool(needed.gpu))
-        except ValueError:  # latents that do not divide evenly among processes
-            continue
-        if n_sharing * _total(then.gpu if is_gpu else then.main) <= shortage.room.free:
-            d_sae = max(config.d_sae for config in narrow.values())
-            ways.append(f"lower sae.d_sae: {d_sae:,} instead of {widest:,} would fit")
-            break
-    return ", or ".join(ways or ["train fewer SAEs at a time"])
-
-
-def _narrower(configs: dict[str, SAEConfig]) -> Iterator[dict[str, SAEConfig]]:
-    """A half, a quarter, and so on of the latents, while there are more of them than dimensions."""
-    while all(config.d_sae >= 2 * config.d_in for config in configs.values()):
-        configs = copy.deepcopy(configs)
-        for config in configs.values():
-            config.d_sae //= 2
-        yield configs
-
-
-def disk(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> Parts:
+def disk(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> Parts:
     """Disk space while it runs; at the end checkpoints are removed."""
     t, n = recipe.training, sum(parameters(config)[0] for config in configs.values())
     every = in_steps(t.save_steps, t.total_steps) or t.total_steps
@@ -206,12 +104,20 @@ def disk(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> 
     return parts
 
 
-def lm_dtype(recipe: Recipe, lm: PreTrainedModel) -> torch.dtype:
-    """The language model's dtype in this run; "auto" is that of its weights."""
+def lm_dtype(recipe: Recipe, lm: Model) -> torch.dtype:
+    """The dtype of activations in this run: the language model's, where "auto" is that of its
+    weights; of files float32, the largest that they can have."""
+    if lm is None:
+        return torch.float32
     return lm.dtype if recipe.lm.dtype == "auto" else getattr(torch, recipe.lm.dtype)
 
 
-def token_bytes(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> int:
+def count_of(lm: Model) -> int:
+    """The model's parameters; 0 without one."""
+    return 0 if lm is None else sum(p.numel() for p in lm.parameters())
+
+
+def token_bytes(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> int:
     """Bytes of one token's activations at all sites."""
     return sum(widths_of(*configs.values()).values()) * lm_dtype(recipe, lm).itemsize
 
@@ -265,9 +171,7 @@ def _has_warm_start(config: SAEConfig, recipe: Recipe) -> bool:
     return config.has_thresholds and bool(config.target_l0) and steps > 0
 
 
-def _stages(
-    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], on_gpu: bool
-) -> list[_Stage]:
+def _stages(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], on_gpu: bool) -> list[_Stage]:
     n = recipe.training.num_processes or 1
     spread = is_spread(recipe)
     for config in configs.values():
@@ -275,8 +179,10 @@ def _stages(
             check_spread(config, n)
     counts = [parameters(config, n if spread else 1) for config in configs.values()]
     sizes = _Sizes([all_ for all_, _ in counts], sum(here for _, here in counts))
-    lm_bytes = sum(p.numel() for p in lm.parameters()) * lm_dtype(recipe, lm).itemsize
-    always = _Stage({"language model": lm_bytes}, {"Python and libraries": _PYTHON})
+    lm_bytes = count_of(lm) * lm_dtype(recipe, lm).itemsize
+    always = _Stage(
+        {"language model": lm_bytes} if lm_bytes else {}, {"Python and libraries": _PYTHON}
+    )
     bucket: Parts = {
         "activation bucket": (1 + recipe.shuffle.prefetch)
         * bucket_tokens(recipe)
@@ -288,8 +194,9 @@ def _stages(
         streaming = _and(streaming, _Stage({"buckets of gradients": _FLOAT * sizes.here}))
     weights = _Stage({"SAE": _FLOAT * sizes.here})
     trained = _Stage({"SAE, gradients, Adam": 4 * _FLOAT * sizes.here})
-    step = max((_step(recipe, c, on_gpu) for c in configs.values()), key=lambda s: _total(s.device))
+    step = max((_step(recipe, c, on_gpu) for c in configs.values()), key=lambda s: sum_of(s.device))
     made = {"SAE as it is made": _FLOAT * (_all(sizes) + sizes.largest / 2)}
+    lm = lm if recipe.kind == "text" else None
     # A file's pages and a copy of them; GGUF is unpacked to float32 first.
     loading = _Stage({}, {"loading the language model": (1 if on_gpu else 2) * lm_bytes})
     return [
@@ -307,8 +214,12 @@ def _stages(
     ]
 
 
-def _harvest(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
+def _harvest(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> _Stage:
     """A block's forward pass, or the exchange of harvested activations, whichever needs more."""
+    if lm is None:
+        return _Stage(
+            {}, {"a block of the file": recipe.activations.block * token_bytes(recipe, lm, configs)}
+        )
     rows, context, item = (
         recipe.harvest.rows,
         recipe.text.context_size,
@@ -334,9 +245,7 @@ def _harvest(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig])
     return _Stage(device, {"activation cache": _SHARD_COPIES * shard})
 
 
-def _look(
-    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], on_gpu: bool
-) -> _Stage:
+def _look(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], on_gpu: bool) -> _Stage:
     """Scales and variances from a sample, then pre-activations of a part of it."""
     n = min(sample_size(recipe.training), bucket_tokens(recipe))
     sample = n * _FLOAT * token_bytes(recipe, lm, configs) // lm_dtype(recipe, lm).itemsize
@@ -413,11 +322,16 @@ def _refit(recipe: Recipe, configs: dict[str, SAEConfig], spread: bool) -> _Stag
     return _Stage({}, needed) if spread else _Stage(needed)
 
 
-def _evaluation(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
+def _evaluation(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> _Stage:
     """Logits of two arms and five float32 copies of one row of them, or, if logits are capped, a
     copy of the second arm's; before that, latents beside the first arm's."""
     if recipe.sizes.evaluation == 0:
         return _Stage({})
+    d_sae = max(config.d_sae for config in configs.values())
+    if lm is None:
+        return _Stage(
+            {"evaluation": _LOOK_COPIES * _FLOAT * recipe.evaluation.sae_batch_tokens * d_sae}
+        )
     config = lm.config.get_text_config()
     context, vocabulary = recipe.text.context_size, config.vocab_size
     tokens = recipe.harvest.rows * context
@@ -425,12 +339,11 @@ def _evaluation(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfi
     logits = at_once * vocabulary * lm_dtype(recipe, lm).itemsize
     capped = logits if getattr(config, "final_logit_softcapping", None) else 0
     comparing = 2 * logits + max(capped, 5 * _FLOAT * context * vocabulary)
-    d_sae = max(config.d_sae for config in configs.values())
     latents = _FLOAT * min(tokens, recipe.evaluation.sae_batch_tokens) * d_sae
     return _Stage({"evaluation": max(comparing, logits + _LOOK_COPIES * latents)})
 
 
-def _examples(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]) -> _Stage:
+def _examples(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig]) -> _Stage:
     """Memory of each latent's record, beside a block of latents while it grows. At the end,
     promoted tokens: the unembedding and W_dec anew; and tables of examples, in main memory."""
     if recipe.sizes.examples == 0:
@@ -440,8 +353,10 @@ def _examples(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]
     a_latent = (a.top + a.reservoir) * a_window + _FLOAT * (len(HISTOGRAM_EDGES) - 1) + 8
     kept = largest.d_sae * a_latent
     block = _LOOK_COPIES * _FLOAT * max(BLOCK_LATENTS, recipe.text.context_size * largest.d_sae)
-    config = lm.config.get_text_config()
-    unembedding = _FLOAT * min(config.vocab_size * config.hidden_size, LENS_EMBEDDING)
+    unembedding = 0
+    if lm is not None:
+        config = lm.config.get_text_config()
+        unembedding = _FLOAT * min(config.vocab_size * config.hidden_size, LENS_EMBEDDING)
     is_input = any(site.endswith(":in") for site in largest.writes.names)
     copies = 2 if is_input else 1  # brought to the residual stream first
     directions = copies * _FLOAT * largest.d_sae * largest.d_out
@@ -449,9 +364,9 @@ def _examples(recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig]
     return _Stage({"examples": kept + work}, {"tables of examples": _tables(recipe, largest)})
 
 
-def _presets(recipe: Recipe, lm: PreTrainedModel) -> _Stage:
+def _presets(recipe: Recipe, lm: Model) -> _Stage:
     """Logits of a batch of steered texts, in float32, and those of the model as it is."""
-    if recipe.sizes.presets == 0:
+    if recipe.sizes.presets == 0 or lm is None:
         return _Stage({})
     n, vocabulary = PresetArguments().n_tokens, lm.config.get_text_config().vocab_size
     rows = together(vocabulary, n) * len(PROMPTS) * len(SEEDS)
@@ -468,8 +383,10 @@ def _tables(recipe: Recipe, config: SAEConfig) -> Number:
     return ids + _EXAMPLE_TOKEN * n_examples * min(2 * a.window + 1, context)
 
 
-def attention_of(recipe: Recipe, lm: PreTrainedModel) -> str | None:
-    """The attention implementation that the language model runs with."""
+def attention_of(recipe: Recipe, lm: Model) -> str | None:
+    """The attention implementation that the language model runs with; None without one."""
+    if lm is None:
+        return None
     return recipe.lm.attn_implementation or lm.config._attn_implementation
 
 
@@ -491,5 +408,6 @@ def _joined(*each: Parts) -> Parts:
     return total
 
 
-def _total(parts: Parts) -> Number:
+def sum_of(parts: Parts) -> Number:
+    """All parts together."""
     return sum(parts.values())

@@ -16,24 +16,23 @@ from ..lm import capture, widths_of
 from ..machine.processor import Room
 from ..machine.refused import Refused
 from ..models import SAEConfig
-from ..recipe import Recipe, check, stale_stages
+from ..recipe import Model, Recipe, check, stale_stages
 from ..recipe.fields import bucket_tokens
 from . import formula
 from .footprint import (
     Memory,
-    Shortage,
     attention_of,
+    count_of,
     disk,
     is_spread,
     lm_dtype,
     memory,
     parameters,
-    remedy,
-    shortages,
     token_bytes,
 )
 from .formula import CARDS, Card
 from .pace import LMPace, SAEPace, blocks, lm_pace, sae_pace, start_seconds, step_seconds
+from .shortage import Shortage, remedy, shortages
 
 Number = int | float
 
@@ -51,7 +50,8 @@ class RunCost(NamedTuple):
 
 
 class _Paces(NamedTuple):
-    lm: LMPace
+    lm: LMPace | None
+    """None: the time of a forward pass is unknown, or there is none"""
     step: Callable[[SAEConfig], float]
     """seconds of a training step"""
     start: Callable[[SAEConfig], float]
@@ -75,7 +75,7 @@ def plan(recipe: Recipe, gpu: str | None = None) -> RunCost:
 
 
 def estimate(
-    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], card: Card | None
+    recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], card: Card | None
 ) -> RunCost:
     """The plan of a recipe whose model and SAEs are known."""
     t, n = recipe.training, recipe.training.num_processes or 1
@@ -91,10 +91,8 @@ def estimate(
         seconds = _seconds(recipe, lm, configs, _by_formula(recipe, lm, card))
         seconds["activations to and from buckets"] = _moving(recipe, lm, configs, card)
         how = card.assumptions
-    n_lm = sum(p.numel() for p in lm.parameters())
     lines = [
-        f"language model  {recipe.lm.name}, {n_lm / 1e6:.0f} M parameters, {recipe.lm.dtype}",
-        f"text            {_short(recipe.text.dataset)}, rows of {recipe.text.context_size} tokens",
+        *_input_lines(recipe, lm),
         *(_sae_line(name, config) for name, config in configs.items()),
         f"training        {t.n_tokens:,} activations in {t.total_steps:,} steps of {t.batch_size}, "
         f"from {t.n_tokens / recipe.shuffle.passes:,.0f} harvested",
@@ -112,25 +110,42 @@ def estimate(
     return RunCost(lines, *totals)
 
 
-def _measured(recipe: Recipe, lm: PreTrainedModel, on_gpu: bool) -> _Paces:
+def _input_lines(recipe: Recipe, lm: Model) -> list[str]:
+    text, n_lm = recipe.text, count_of(lm)
+    if recipe.kind == "files":
+        return [f"activations     {_short(recipe.activations.files)}"]
+    return [
+        f"language model  {recipe.lm.name}, {n_lm / 1e6:.0f} M parameters, {recipe.lm.dtype}",
+        f"text            {_short(text.dataset)}, rows of {text.context_size} tokens",
+    ]
+
+
+def _measured(recipe: Recipe, lm: Model, on_gpu: bool) -> _Paces:
     """Of this machine."""
     t, context, device = recipe.training, recipe.text.context_size, "cuda" if on_gpu else "cpu"
     rows, attention = recipe.harvest.rows, attention_of(recipe, lm)
     batch = t.batch_size // (1 if is_spread(recipe) else t.num_processes or 1)
+    is_text = lm is not None and recipe.kind == "text"
     return _Paces(
-        lm_pace(lm, lm_dtype(recipe, lm), rows, context, device, attention),
+        lm_pace(lm, lm_dtype(recipe, lm), rows, context, device, attention) if is_text else None,
         lambda config: step_seconds(_here(recipe, config), t, batch, device),
         lambda config: start_seconds(config, t, device),
         lambda config: sae_pace(config, recipe.collect, context, device),
     )
 
 
-def _by_formula(recipe: Recipe, lm: PreTrainedModel, card: Card) -> _Paces:
+def _by_formula(recipe: Recipe, lm: Model, card: Card) -> _Paces:
     t, context = recipe.training, recipe.text.context_size
     n_spread = (t.num_processes or 1) if is_spread(recipe) else 1
-    attention = attention_of(recipe, lm)
+    attention, rows = attention_of(recipe, lm), recipe.harvest.rows
+    is_text = lm is not None and recipe.kind == "text"
+    of_lm = (
+        formula.lm_pace(lm, lm_dtype(recipe, lm), rows, context, attention, card)
+        if is_text
+        else None
+    )
     return _Paces(
-        formula.lm_pace(lm, lm_dtype(recipe, lm), recipe.harvest.rows, context, attention, card),
+        of_lm,
         lambda config: formula.step_seconds(config, parameters(config, n_spread)[1], t, card),
         lambda config: formula.start_seconds(config, t, card),
         lambda config: formula.sae_pace(config, recipe.collect, context, card),
@@ -147,10 +162,43 @@ def _here(recipe: Recipe, config: SAEConfig) -> SAEConfig:
 
 
 def _seconds(
-    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], paces: _Paces
+    recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], paces: _Paces
 ) -> dict[str, Number]:
-    """By stage, from the pace of each."""
-    t, context, pace = recipe.training, recipe.text.context_size, paces.lm
+    """By stage, from the pace of each; stages that run a model of unknown pace are left out."""
+    t = recipe.training
+    training = encode = keep = 0.0
+    for config, n in _alike(configs):
+        look = paces.look(config)
+        encode, keep = encode + n * look.encode, keep + n * look.collect
+        training += n * (paces.start(config) + t.total_steps * paces.step(config))
+    if t.refit_ridge is not None:  # it encodes a bucket once more
+        training += bucket_tokens(recipe) * encode
+    of_saes = SAEPace(encode, keep)
+    if lm is None or paces.lm is None:
+        return _seconds_of_saes(recipe, training, of_saes)
+    return _seconds_with_lm(recipe, lm, configs, paces.lm, training, of_saes)
+
+
+def _seconds_of_saes(recipe: Recipe, training: float, of_saes: SAEPace) -> dict[str, Number]:
+    evaluation = (recipe.sizes.evaluation or 0) * of_saes.encode
+    examples = recipe.sizes.examples * of_saes.collect
+    return {"training": training, "evaluation": evaluation, "examples": examples}
+
+
+def _seconds_with_lm(
+    recipe: Recipe,
+    lm: PreTrainedModel,
+    configs: dict[str, SAEConfig],
+    pace: LMPace,
+    training: float,
+    of_saes: SAEPace,
+) -> dict[str, Number]:
+    t, context, n_saes, sizes = (
+        recipe.training,
+        recipe.text.context_size,
+        len(configs),
+        recipe.sizes,
+    )
     n_blocks = len(blocks(lm))
     of_one = sum(p.numel() for p in blocks(lm)[0].parameters() if p.ndim > 1)
     n_below = parameters_used(lm, [*widths_of(*configs.values())]) / of_one
@@ -159,33 +207,23 @@ def _seconds(
     again = (n_blocks - n_below) * pace.block + pace.rest + pace.head
     kept = (context - (recipe.text.bos != "none")) / context
     n_rows_tokens = t.n_tokens / recipe.shuffle.passes / kept
-    training = encode = keep = 0.0
-    for config, n in _alike(configs):
-        look = paces.look(config)
-        encode, keep = encode + n * look.encode, keep + n * look.collect
-        training += n * (paces.start(config) + t.total_steps * paces.step(config))
-    if t.refit_ridge is not None:  # it encodes a bucket once more
-        training += bucket_tokens(recipe) * encode
-    n_saes, sizes = len(configs), recipe.sizes
     n_evaluated = sizes.evaluation or 0
     if sizes.evaluation != 0:
         n_evaluated += len(recipe.evaluation.texts) * recipe.evaluation.n_foreign_tokens
     seconds = {
         "harvest": n_rows_tokens * to_site / (t.num_processes or 1),
         "training": training,
-        "evaluation": n_evaluated * (n_saes * (whole + 3 * again + to_site) + encode),
-        "examples": sizes.examples * (n_saes * to_site + keep),
+        "evaluation": n_evaluated * (n_saes * (whole + 3 * again + to_site) + of_saes.encode),
+        "examples": sizes.examples * (n_saes * to_site + of_saes.collect),
     }
     if sizes.names:
-        seconds["names"] = sizes.names * (n_saes * to_site + encode)
+        seconds["names"] = sizes.names * (n_saes * to_site + of_saes.encode)
     if sizes.presets:
         seconds["presets"] = n_saes * sizes.presets
     return seconds
 
 
-def _moving(
-    recipe: Recipe, lm: PreTrainedModel, configs: dict[str, SAEConfig], card: Card
-) -> float:
+def _moving(recipe: Recipe, lm: Model, configs: dict[str, SAEConfig], card: Card) -> float:
     """Seconds to move activations into all processes' buckets, and out of them in batches."""
     t, n = recipe.training, recipe.training.num_processes or 1
     size, in_main = token_bytes(recipe, lm, configs), not recipe.shuffle.device.startswith("cuda")

@@ -19,8 +19,9 @@ from ..recipe import (
     check_foreign,
     differences,
     finish,
+    inputs_of,
     limits_of,
-    load,
+    load_inputs,
     load_plain,
     load_trained,
     norm_limits,
@@ -103,7 +104,7 @@ def again(
     sae = load_trained(folder)  # first: a damaged file fails before the language model loads
     norm_limits(sae, folder)
     _refuse_changed_others(folder, result)
-    loaded = load(recipe.lm, device)
+    loaded = load_inputs(recipe, device)
     if others:
         tell(f"{verb}: all {1 + len(others)} SAEs of {home}, since they share one recipe.yaml")
     note_remaking(home, {*unfinished, result})
@@ -137,7 +138,8 @@ def measure(placed: PlacedSAE, result: str) -> None:
         "norm_limits": limits,
     }
     more = public_record({"measured_with": note})
-    stage_of(result).make(Job(recipe, loaded, sae, folder, limits, side="test", more=more))
+    inputs = inputs_of(recipe, loaded)
+    stage_of(result).make(Job(recipe, inputs, loaded, sae, folder, limits, side="test", more=more))
     remember(placed)
     finish(folder)
 

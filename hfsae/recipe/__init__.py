@@ -1,4 +1,4 @@
-"""A recipe (a section for each dataclass) and the run that it describes, from text to a folder.
+"""A recipe (a section for each dataclass), and the run that it describes, from inputs to a folder.
 
 call        training in one call
 collecting  examples of what latents fire on, in a run
@@ -9,8 +9,11 @@ fields      the sections, and where two recipes differ
 foreign     texts of an evaluation that are unlike the training text
 finishing   figures and the card of a run
 folder      what a run's folder holds, and what of it is out of date
+inputs      what activations are made from, for the stages of a run
 job         an SAE in a run, with all that stages work on
 naming      names for latents at the end of a run
+of_text     text through a language model, as the inputs of a run
+opening     check a recipe, load what its inputs need, open them
 placed      an SAE, its folder, and the language model and text of its measures
 presetting  presets for the app, looked for at the end of a run
 probing     what latents reveal about texts, for the SAEs in folders
@@ -25,7 +28,6 @@ verifying   the fingerprint with which copies of an SAE are verified
 from .call import train as train
 from .controls import CONTROLS as CONTROLS
 from .evaluating import check_foreign_rows as check_foreign_rows
-from .evaluating import evaluate_saes as evaluate_saes
 from .evaluating import evaluation_text as evaluation_text
 from .explaining import EXPLAINERS as EXPLAINERS
 from .explaining import ExplainRequest as ExplainRequest
@@ -38,7 +40,6 @@ from .fields import Recipe as Recipe
 from .fields import as_plain as as_plain
 from .fields import bucket_tokens as bucket_tokens
 from .fields import changed_training as changed_training
-from .fields import check as check
 from .fields import check_arm as check_arm
 from .fields import differences as differences
 from .fields import make_configs as make_configs
@@ -59,7 +60,14 @@ from .folder import save_recipe as save_recipe
 from .folder import stale_stages as stale_stages
 from .folder import trained_folder as trained_folder
 from .foreign import check_foreign as check_foreign
+from .inputs import Loaded as Loaded
+from .inputs import Model as Model
 from .job import Job as Job
+from .opening import check as check
+from .opening import evaluate_saes as evaluate_saes
+from .opening import inputs_of as inputs_of
+from .opening import load as load
+from .opening import load_inputs as load_inputs
 from .placed import PlacedSAE as PlacedSAE
 from .placed import Sections as Sections
 from .placed import changed as changed
@@ -74,7 +82,6 @@ from .shipped import find_recipe as find_recipe
 from .shipped import licence_with as licence_with
 from .shipped import read_recipe as read_recipe
 from .shipped import shipped_recipes as shipped_recipes
-from .stages import load as load
 from .stages import report as report
 from .stages import run as run
 from .table import stage_of as stage_of

@@ -1,6 +1,7 @@
 """The stage of a run that collects examples: the texts on which latents fire."""
 
-from ..features import collect
+from ..features import FeatureStore, collect
+from ..lm import LoadedLM
 from ..machine.names import COLLECTING
 from ..machine.weights import stamp
 from .job import Job
@@ -9,12 +10,19 @@ from .text import read_rows, token_bar
 
 def collect_examples(job: Job) -> None:
     """Collect by the recipe's collect section, and write the files of a feature store; a collection
-    that was interrupted goes on."""
-    recipe, loaded, folder = job.recipe, job.loaded, job.folder
+    of text that was interrupted goes on."""
+    store = job.inputs.collect(job)
+    store.meta |= {**stamp(job.folder), **(job.more or {})}
+    store.save(job.folder)
+
+
+def collect_from_text(job: Job, loaded: LoadedLM) -> FeatureStore:
+    """Windows of the recipe's text on which the latents of the job's SAE fire."""
+    recipe, folder = job.recipe, job.folder
     n_tokens = recipe.sizes.examples
     rows = read_rows(recipe, loaded, job.side, n_tokens)
     with token_bar("collect", n_tokens) as progress:
-        store = collect(
+        return collect(
             loaded.lm,
             job.sae,
             rows,
@@ -24,5 +32,3 @@ def collect_examples(job: Job) -> None:
             progress=progress,
             resume=folder / COLLECTING,
         )
-    store.meta |= {**stamp(folder), **(job.more or {})}
-    store.save(folder)

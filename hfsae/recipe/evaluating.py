@@ -28,7 +28,7 @@ from .text import read_foreign, read_rows, token_bar
 
 def evaluate(job: Job) -> None:
     """Evaluate by the recipe's evaluation section, and write evaluation.json."""
-    result = evaluate_saes(job.recipe, job.loaded, {"": job.sae}, job.limits)[""]
+    result = job.inputs.evaluate({"": job.sae}, job.limits)[""]
     write_whole(job.folder / EVALUATION, evaluation_text(result, job.folder, job.more))
 
 
@@ -48,7 +48,7 @@ def with_probing(evaluation: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return sealed(plain | ({PROBING_KEY: probing} if probing else {}))
 
 
-def evaluate_saes(
+def evaluate_on_text(
     recipe: Recipe,
     loaded: LoadedLM,
     saes: Mapping[str, SAE],

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from ..activations import HarvestArguments, ShuffleArguments, Split, TextArguments, check_text
+from ..activations import HarvestArguments, ShuffleArguments, Split, TextArguments
 from ..evaluation import EvaluationArguments
 from ..features import CollectArguments
-from ..lm import empty_lm, site_width
+from ..lm import site_width
 from ..machine.bounds import MOST_TOKENS, check_most, check_seed
 from ..machine.names import CHECKPOINTS, FEATURES, FIGURES
 from ..machine.refused import Refused
@@ -24,7 +24,6 @@ from ..models.config import own_fields
 from ..models.registry import IMPORT_HINT, refuse_configs_alone
 from ..training import TrainingArguments
 from ..training.identity import FREE, SHARED
-from .foreign import check_foreign
 from .sizes import AUTO, Count, Sizes, sizes_of
 
 logger = logging.getLogger(__name__)
@@ -33,6 +32,7 @@ TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffl
 RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
 TAKEN_FOLDERS = (CHECKPOINTS, FEATURES, FIGURES)  # folders of a run, beside its SAEs'
 _MOST_SECONDS = 86_400
+Kind = Literal["text", "files", "pictures", "sounds"]
 # Settings that do not change the result.
 _FREE = {*FREE, "cache", "cache_gb", "prefetch"}
 
@@ -146,6 +146,11 @@ class Recipe:
         }
 
     @property
+    def kind(self) -> Kind:
+        """What the activations are made from."""
+        return "text"
+
+    @property
     def sizes(self) -> Sizes:
         """The size of each stage after training, with a number for "auto"."""
         given = (self.evaluation.n_tokens, self.collect_tokens, self.explain_tokens)
@@ -176,7 +181,7 @@ def changed_training(args: TrainingArguments, given: object, subject: str) -> Tr
         raise Refused(f"{subject}: {error}; got {given}") from error
 
 
-CheckCost = Callable[[Recipe, PreTrainedModel, dict[str, SAEConfig], torch.device], None]
+CheckCost = Callable[[Recipe, PreTrainedModel | None, dict[str, SAEConfig], torch.device], None]
 
 
 def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
@@ -185,7 +190,7 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
     Raises:
         ValueError: no site, an unknown field or model_type, or a width that is not the site's.
     """
-    _check_given(recipe)
+    check_given(recipe)
     refuse_configs_alone()
     configs = {}
     for name, given in recipe.sae_fields().items():
@@ -259,8 +264,12 @@ def refuse_fields_of_others(recipe: Recipe, names: Iterable[str]) -> None:
             )
 
 
-def _check_given(recipe: Recipe) -> None:
-    """Checks that need no language model, which may have to be downloaded."""
+def check_given(recipe: Recipe) -> None:
+    """Checks that need no model, which may have to be downloaded.
+
+    Raises:
+        ValueError: an SAE has no site, no d_sae, or an unknown model_type.
+    """
     for fields in recipe.sae_fields().values():
         if fields.get("site") is None:
             raise Refused(
@@ -276,34 +285,15 @@ def _check_given(recipe: Recipe) -> None:
             )
 
 
-def _check_cache(folder: Path) -> None:
+def check_cache(folder: Path) -> None:
+    """Check that the folder of a cache can be written to.
+
+    Raises:
+        ValueError: it cannot be made, or written to.
+    """
     home = next(f for f in (folder, *folder.absolute().parents) if f.exists())
     if not home.is_dir() or not os.access(home, os.W_OK):
         raise Refused(f"harvest.cache {folder} cannot be made or written to; give another folder")
-
-
-def check(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
-    """The language model without its weights, and each SAE's config; nothing is written.
-
-    Raises:
-        ValueError: anything wrong that can be found without running: fields, model, sites, widths,
-            unreadable text.
-    """
-    if recipe.shuffle.bucket_tokens < recipe.training.batch_size:
-        raise Refused(
-            f"shuffle.bucket_tokens ({recipe.shuffle.bucket_tokens}) is smaller than "
-            f"training.batch_size ({recipe.training.batch_size}); use a bucket of 50 "
-            "batches or more"
-        )
-    _check_given(recipe)
-    if recipe.harvest.cache is not None:
-        _check_cache(Path(recipe.harvest.cache).expanduser())
-    lm = empty_lm(recipe.lm.name, revision=recipe.lm.revision, source=recipe.lm.source)
-    configs = make_configs(recipe, lm)
-    for side in sides_of(recipe):
-        check_text(recipe.text, side)
-    check_foreign(recipe.evaluation, recipe.text, recipe.text.dataset)
-    return lm, configs
 
 
 def check_arm(name: str, arm: dict[str, Any], keys: set[str]) -> None:

@@ -47,7 +47,7 @@ def is_named(record: Path) -> bool:
 
 
 def _scored(job: Job, args: ExplainArguments) -> Explanations:
-    recipe, loaded, folder = job.recipe, job.loaded, job.folder
+    recipe, loaded, folder = job.recipe, job.with_lm, job.folder
     if recipe.text.held_out_fraction == 0:
         raise Refused("the recipe holds out no documents (text.held_out_fraction is 0)")
     rows = read_rows(recipe, loaded, "test", args.n_tokens)

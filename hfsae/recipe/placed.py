@@ -14,8 +14,8 @@ from ..models import SAE
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .fields import LMArguments, Recipe
 from .folder import home_of, load_trained, norm_limits
+from .opening import load
 from .shipped import read_recipe
-from .stages import load
 from .text import read_rows
 
 Sections = dict[str, Any]

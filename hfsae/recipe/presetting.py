@@ -21,7 +21,7 @@ def look_for_presets(job: Job) -> None:
     """Search presets as `hfsae presets` does, and write those that were found beside those that
     people wrote; an empty list, too, so that a finished run is not searched again."""
     folder, seconds = job.folder, job.recipe.sizes.presets
-    model = Model(job.loaded.lm, job.loaded.tokenizer, job.sae, FeatureStore.load(folder))
+    model = Model(job.with_lm.lm, job.with_lm.tokenizer, job.sae, FeatureStore.load(folder))
     args = PresetArguments(max_seconds=seconds)
     again = f"`hfsae presets {folder}` looks longer"
     try:

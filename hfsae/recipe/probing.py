@@ -31,8 +31,8 @@ from ..training.trainer import sum_products_in_float32
 from .evaluating import with_probing
 from .fields import LMArguments
 from .folder import locked_run, names_apart, norm_limits
+from .opening import load
 from .placed import PlacedSAE
-from .stages import load
 
 PACKAGED = "packaged"
 _FIELDS = {"model_name": "name", "model_revision": "revision", "model_dtype": "dtype"}

@@ -1,4 +1,4 @@
-"""The run that a recipe describes, from text to a folder.
+"""The run that a recipe describes, from its inputs to a folder.
 
     train -> evaluate on other documents -> collect what latents fire on -> name them -> figures
     and card -> look for presets
@@ -21,22 +21,18 @@ from accelerate import Accelerator
 from transformers import AutoModel
 
 from ..activations import ShuffledActivations
-from ..evaluation.fidelity import counted_predictions
-from ..evaluation.result import NO_PREDICTION
-from ..lm import LoadedLM, contract, load_lm, widths_of
+from ..lm import widths_of
 from ..machine import processor
 from ..machine.files import read_json
 from ..machine.lock import is_first_process
 from ..machine.names import CARD, CONFIG, PROBING, TRAINING
-from ..machine.refused import Refused
 from ..machine.seal import SEALED, changes
 from ..machine.weights import refuse_mixture
 from ..models import SAE, SAEConfig
 from ..packaged import licence_conflict
 from ..training import Trainer
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .evaluating import check_foreign_rows
-from .fields import CheckCost, LMArguments, Recipe, as_plain, bucket_tokens, check, sides_of
+from .fields import CheckCost, Recipe, as_plain, bucket_tokens
 from .folder import (
     claim,
     forget_checkpoints,
@@ -50,9 +46,10 @@ from .folder import (
     settled,
     stale_stages,
 )
+from .inputs import Inputs, Loaded
 from .job import Job
+from .opening import check, inputs_of, load_inputs
 from .table import STAGES
-from .text import read_rows, source_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +57,13 @@ logger = logging.getLogger(__name__)
 def run(
     recipe: Recipe,
     command: str = "",
-    loaded: LoadedLM | None = None,
+    loaded: Loaded | None = None,
     check_cost: CheckCost | None = None,
 ) -> list[Path]:
     """Run every stage that is not done yet; returns the folders of the trained SAEs.
 
     Args:
-        loaded: the recipe's language model, if it is loaded already.
+        loaded: what `load_inputs` gives for the recipe, if it is loaded already.
         check_cost: called before anything is loaded or written, with the recipe, its model without
             weights, the SAEs' configs and the device; it may raise ValueError.
 
@@ -79,7 +76,7 @@ def run(
 
 
 def _run(
-    recipe: Recipe, command: str, loaded: LoadedLM | None, check_cost: CheckCost | None
+    recipe: Recipe, command: str, loaded: Loaded | None, check_cost: CheckCost | None
 ) -> list[Path]:
     root = Path(recipe.training.output_dir)
     try:
@@ -101,8 +98,8 @@ def _run(
     lm, configs = check(recipe)
     if check_cost is not None and not all(done):
         check_cost(recipe, lm, configs, accelerator.device)
-    loaded = loaded or load(recipe.lm, str(accelerator.device))
-    _check_rows(recipe, loaded)
+    loaded = loaded or load_inputs(recipe, str(accelerator.device))
+    inputs_of(recipe, loaded).check()
     if accelerator.is_main_process:
         claim(root, recipe, stale)
     if not all(done):
@@ -117,40 +114,15 @@ def _run(
     return folders
 
 
-def _check_rows(recipe: Recipe, loaded: LoadedLM) -> None:
-    """Read as much of each side of the text, and of each foreign text, as is needed, so that
-    unusable text fails before training.
-
-    Raises:
-        ValueError: a side keeps no token, or the evaluation's side or a foreign text no prediction.
-    """
-    for side in sides_of(recipe):
-        rows = read_rows(recipe, loaded, side, None)
-        if not any((b.keep if side == "train" else counted_predictions(b)).any() for b in rows):
-            raise Refused(NO_PREDICTION)
-    check_foreign_rows(recipe, loaded)
-
-
-def load(args: LMArguments, device: str | None = None) -> LoadedLM:
-    """The recipe's language model."""
-    return load_lm(
-        args.name,
-        revision=args.revision,
-        dtype=args.dtype,
-        device=device,
-        attn_implementation=args.attn_implementation,
-        source=args.source,
-    )
-
-
 def _train(
     recipe: Recipe,
-    loaded: LoadedLM,
+    loaded: Loaded,
     configs: dict[str, SAEConfig],
     accelerator: Accelerator,
     command: str,
 ) -> None:
-    source = source_of(recipe, loaded, [*widths_of(*configs.values())])
+    inputs = inputs_of(recipe, loaded)
+    source = inputs.source([*widths_of(*configs.values())])
     stream = ShuffledActivations(
         source,
         replace(recipe.shuffle, bucket_tokens=bucket_tokens(recipe)),
@@ -161,7 +133,7 @@ def _train(
     )
     saes = {}
     for name, config in configs.items():
-        for term, value in contract.terms(loaded.lm, loaded.tokenizer, recipe.text.bos).items():
+        for term, value in inputs.terms().items():
             setattr(config, term, value)
         torch.manual_seed(recipe.seed)  # for each SAE: others beside it change nothing
         saes[name] = AutoModel.from_config(config)
@@ -170,7 +142,7 @@ def _train(
         stream,
         recipe.training,
         accelerator=accelerator,
-        provenance=_provenance(recipe, loaded, source.describe(), command),
+        provenance=_provenance(recipe, inputs, source.describe(), command),
         text=source.content(),
         own={name: recipe.training_of(name) for name in recipe.saes},
     )
@@ -188,22 +160,18 @@ def _warn_of_licence(recipe: Recipe) -> None:
 
 
 def _provenance(
-    recipe: Recipe, loaded: LoadedLM, of_source: dict[str, Any], command: str
+    recipe: Recipe, inputs: Inputs, of_source: dict[str, Any], command: str
 ) -> dict[str, Any]:
     names = ("hfsae", "torch", "transformers", "accelerate", "datasets", "huggingface_hub")
     return {
-        "lm": {
-            **asdict(recipe.lm),
-            "origin": loaded.origin,
-            "revision": getattr(loaded.lm.config, "_commit_hash", None) or recipe.lm.revision,
-        },
+        **inputs.about(),
         **of_source,
         "shuffle": asdict(recipe.shuffle),
         "seed": recipe.seed,
         "card": {"license": recipe.license},
         "command": command,
         "versions": {"python": platform.python_version(), **_versions(names)},
-        "machine": processor.name_of(loaded.lm.device),
+        "machine": processor.name_of(inputs.device),
     }
 
 
@@ -218,7 +186,7 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def report(
-    recipe: Recipe, loaded: LoadedLM, sae: SAE, folder: Path, again: Iterable[str] = ()
+    recipe: Recipe, loaded: Loaded, sae: SAE, folder: Path, again: Iterable[str] = ()
 ) -> None:
     """Make the results that the folder lacks, and `again`; draw, and write the card.
 
@@ -232,8 +200,9 @@ def report(
     for name in (*(stage.file for stage in STAGES if stage.file in SEALED), PROBING):
         if name not in missing and (folder / name).is_file():
             read_json(folder / name)  # the card needs it: damage is told before the work
-    sae.to(cast(Any, loaded.lm.device))
-    job = Job(recipe, loaded, sae, folder, norm_limits(sae, folder))
+    inputs = inputs_of(recipe, loaded)
+    sae.to(cast(Any, inputs.device))
+    job = Job(recipe, inputs, loaded, sae, folder, norm_limits(sae, folder))
     for stage in STAGES:
         if stage.file in missing:
             stage.make(job)

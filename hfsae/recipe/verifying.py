@@ -8,7 +8,6 @@ from ..machine.refused import Refused
 from ..models.fingerprint import N_TOKENS, write_fingerprint
 from .fields import sides_of
 from .job import Job
-from .text import source_of
 
 
 def make_fingerprint(job: Job) -> None:
@@ -23,13 +22,12 @@ def make_fingerprint(job: Job) -> None:
 def _activations(job: Job) -> Tensor:
     """Raw activations of some tokens, from held-out text if there is any."""
     recipe, reads = job.recipe, job.sae.config.reads
-    source = source_of(recipe, job.loaded, reads.names, job.limits)
+    source = job.inputs.source(reads.names, job.limits)
     for batch in source.batches(sides_of(recipe)[-1]):
         activations = reads.joined(batch.activations)
         if n := len(activations):
             return activations[torch.linspace(0, n - 1, N_TOKENS).long()].float()
-    n_dropped = source.harvester.dropped_outliers
     raise Refused(
-        f"no activation is left for {FINGERPRINT}: {n_dropped} positions are above the norm limits "
-        "of the training; give other text"
+        f"no activation is left for {FINGERPRINT}: all positions are above the norm limits of the "
+        "training; give other text"
     )

@@ -15,10 +15,9 @@ from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ..evaluation import EvaluationResult
-from ..lm import LoadedLM
 from ..machine.files import passes, read_json, write_whole
 from ..machine.lock import locked
 from ..machine.names import TRAINING
@@ -26,11 +25,13 @@ from ..machine.plain import finite
 from ..machine.refused import Diverged, Refused
 from ..models.config import l0_goal
 from ..recipe import (
+    Loaded,
     Recipe,
     check,
     evaluate_saes,
-    load,
+    inputs_of,
     load_all_trained,
+    load_inputs,
     run,
     what_matters,
 )
@@ -155,8 +156,8 @@ class _Scorer:
         self.tokens_left, self.tokens_done, self.start = 0, 0, time.monotonic()
 
     @cache  # noqa: B019 - one scorer a search
-    def _loaded(self) -> LoadedLM:
-        return load(self.tuning.lm, str(make_accelerator(self.tuning.training).device))
+    def _loaded(self) -> Loaded:
+        return load_inputs(self.tuning, str(make_accelerator(self.tuning.training).device))
 
     def expect(self, trials: Sequence[Trial]) -> None:
         """Count the tokens of all rungs, for the time that is left."""
@@ -229,11 +230,11 @@ class _Scorer:
         logger.info("about %.0f min left", minutes)
 
 
-def _trained(recipe: Recipe, command: str, loaded: LoadedLM) -> dict[str, dict[str, Any]]:
+def _trained(recipe: Recipe, command: str, loaded: Loaded) -> dict[str, dict[str, Any]]:
     """Train a recipe's SAEs and evaluate them side by side; by name, lines of the log."""
     run(replace(recipe, evaluation=replace(recipe.evaluation, n_tokens=0)), command, loaded)
     folders = {name: Path(recipe.training.output_dir, name) for name in recipe.saes}
-    saes, limits = load_all_trained(folders, cast(Any, loaded.lm.device))
+    saes, limits = load_all_trained(folders, inputs_of(recipe, loaded).device)
     lines = {}
     for name, result in evaluate_saes(recipe, loaded, saes, limits, losses=False).items():
         score = score_of(result, l0_goal(recipe.saes[name]))

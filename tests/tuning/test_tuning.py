@@ -175,7 +175,7 @@ def test_a_failure_that_is_no_divergence_ends_the_search_and_is_not_kept(
         raise ValueError("the Hub cannot be reached")
 
     with monkeypatch.context() as broken:
-        broken.setattr(search, "load", unreachable)
+        broken.setattr(search, "load_inputs", unreachable)
         with pytest.raises(ValueError, match="the Hub cannot be reached"):
             tune(tiny_tuning(tmp_path / "a", trials=2, rungs=1))
     assert tune(tiny_tuning(tmp_path / "a", trials=2, rungs=1)).exists()

@@ -1,0 +1,74 @@
+"""From a recipe to its inputs: check them, load what they need, and open them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..evaluation import EvaluationResult
+from ..lm import LoadedLM, load_lm
+from ..machine.refused import Refused
+from ..models import SAE, SAEConfig
+from .fields import LMArguments, Recipe, check_cache, check_given
+from .inputs import Inputs, Loaded, Model
+from .of_text import TextInputs, check_text_recipe
+
+
+def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
+    """The model without its weights, if the recipe has one, and each SAE's config; nothing is
+    written.
+
+    Raises:
+        ValueError: anything wrong that can be found without running: fields, model, sites, widths,
+            unreadable inputs.
+    """
+    if recipe.shuffle.bucket_tokens < recipe.training.batch_size:
+        raise Refused(
+            f"shuffle.bucket_tokens ({recipe.shuffle.bucket_tokens}) is smaller than "
+            f"training.batch_size ({recipe.training.batch_size}); use a bucket of 50 "
+            "batches or more"
+        )
+    check_given(recipe)
+    if recipe.harvest.cache is not None:
+        check_cache(Path(recipe.harvest.cache).expanduser())
+    return check_text_recipe(recipe)
+
+
+def load(args: LMArguments, device: str | None = None) -> LoadedLM:
+    """The recipe's language model."""
+    return load_lm(
+        args.name,
+        revision=args.revision,
+        dtype=args.dtype,
+        device=device,
+        attn_implementation=args.attn_implementation,
+        source=args.source,
+    )
+
+
+def load_inputs(recipe: Recipe, device: str | None = None) -> Loaded:
+    """What the recipe's inputs need in memory: its model, or nothing where files are read."""
+    return load(recipe.lm, device)
+
+
+def inputs_of(recipe: Recipe, loaded: Loaded) -> Inputs:
+    """The recipe's inputs, opened with what `load_inputs` loaded."""
+    assert isinstance(loaded, LoadedLM)
+    return TextInputs(recipe, loaded)
+
+
+def evaluate_saes(
+    recipe: Recipe,
+    loaded: Loaded,
+    saes: Mapping[str, SAE],
+    limits: dict[str, float],
+    *,
+    losses: bool = True,
+) -> dict[str, EvaluationResult]:
+    """Evaluation by the recipe's evaluation section, on its side and on each foreign text.
+
+    Args:
+        losses: as in `evaluate_all`.
+
+    Raises:
+        ValueError: as in `evaluate_all`; of a foreign text with its name.
+    """
+    return inputs_of(recipe, loaded).evaluate(saes, limits, losses=losses)
