@@ -72,7 +72,13 @@ _CAPTIONS = {
     "training": "Training: FVU and L0 of single batches against tokens",
     "thresholds": "Thresholds, in the raw units of the activations",
 }
-_SECTIONS = ("lm", "text", "harvest", "shuffle", "sae_as_trained", "training")
+_SECTIONS = ("lm", "text", "harvest", "activations", "images", "audio")
+_SECTIONS += ("shuffle", "sae_as_trained", "training")
+_UNITS = {
+    "activations": ("row", "rows"),
+    "images": ("patch", "patches"),
+    "audio": ("frame", "frames"),
+}
 _NUMBERS = ("n_tokens", "warm_start_tokens", "n_processes", "peak_memory_bytes")
 _NOT_SHOWN = ("output_dir", "transformers_version", "model_weights")
 _TABLES_OF_NUMBERS = ("seconds", "final_coefficients")
@@ -263,12 +269,14 @@ def _json(path: Path) -> Json:
 def _facts(config: Json, record: Json) -> Json:
     """The known facts of an SAE for the template and the front matter."""
     variant = (config.get("architectures") or ["SAE"])[0].removesuffix("SAE")
-    kind = class_of(config.get("model_type"))
-    papers = kind.papers() if kind else []
+    variety = class_of(config.get("model_type"))
+    papers = variety.papers() if variety else []
     lm = {key: config.get(f"model_{key}") for key in ("name", "revision")}
     lm |= {key: value for key, value in record.get("lm", {}).items() if value is not None}
-    text = record.get("text", {})
-    options = _options(kind, {**config, **record.get("sae_as_trained", {})}) if kind else {}
+    kind = next((name for name in _UNITS if record.get(name)), "text")
+    text = record.get(kind, {})
+    unit, unit_plural = _UNITS.get(kind, ("token", "tokens"))
+    options = _options(variety, {**config, **record.get("sae_as_trained", {})}) if variety else {}
     is_transcoder = config.get("target_site") not in (None, config.get("site"))
     harvested = record.get("harvested", {})
     return {
@@ -276,10 +284,13 @@ def _facts(config: Json, record: Json) -> Json:
         "record": record,
         "lm": lm,
         "text": text,
+        "unit": unit,
+        "unit_plural": unit_plural,
+        "is_of_files": kind == "activations",
         "dataset": _dataset(text),
         "variant": variant,
-        "float32_parameters": kind.float32_parameters if kind else (),
-        "formula": kind.formula() if kind else "",
+        "float32_parameters": variety.float32_parameters if variety else (),
+        "formula": variety.formula() if variety else "",
         "papers": papers,
         "options": ", ".join(f"{name} {value}" for name, (value, _) in options.items()),
         "citations": _citations(*papers, *(source for _, source in options.values())),
@@ -319,7 +330,8 @@ def _title(config: Json, variant: str, kind: str, lm_name: str | None) -> str:
 
 
 def _dataset(text: Json) -> str:
-    dataset = text.get("dataset", "")
+    dataset = text.get("dataset") or text.get("files") or text.get("folder") or ""
+    dataset = dataset or text.get("packaged", "")
     if not isinstance(dataset, str):
         return listed(dataset)
     return ", ".join(

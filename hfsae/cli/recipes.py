@@ -39,6 +39,7 @@ _USAGE = {
     "train": "[RECIPE.yaml] [--FIELD VALUE ...]",
     "compare": "[COMPARISON.yaml ...] [--FIELD VALUE ...]",
     "tune": "[RECIPE.yaml] [--FIELD VALUE ...]",
+    "harvest": "[RECIPE.yaml] --out FOLDER [--FIELD VALUE ...]",
     "evaluate": "SOURCE [--FIELD VALUE ...]",
     "collect": "SOURCE [--FIELD VALUE ...]",
 }
@@ -46,15 +47,19 @@ _USAGE = {
 _OFTEN_OF_TRAINING = ("lm.name", "text.dataset", "training.output_dir", "training.n_tokens")
 _OFTEN_OF_TRAINING += ("training.learning_rate", "evaluation.n_tokens")
 _OFTEN = {
-    "train": (*_OFTEN_OF_TRAINING, "text.context_size", "collect_tokens"),
+    "train": (*_OFTEN_OF_TRAINING, "text.context_size", "activations.files", "collect_tokens"),
     "compare": (*_OFTEN_OF_TRAINING, "arms", "seeds", "at_l0", "only"),
     "tune": ("training.output_dir", "training.n_tokens", "ranges", "arms", "trials", "rungs"),
+    "harvest": ("lm.name", "text.dataset", "training.n_tokens", "evaluation.n_tokens"),
     "evaluate": ("lm.name", "text.dataset", "evaluation.n_tokens", "evaluation.texts"),
     "collect": ("lm.name", "text.dataset", "collect_tokens", "collect.top", "collect.window"),
 }
 _OFTEN_OF_SAE = ("site", "target_l0", "k")
 _KINDS = {"lm": LMArguments, "text": TextArguments, "harvest": HarvestArguments}
 SECTIONS = {MADE_BY[file]: (*_KINDS, *stage_of(file).sections) for file in (EVALUATION, META)}
+_ACTIVATIONS = "activations"
+_SHORT = {"--activations": "--activations.files", "--site": "--sae.site"}
+_SHORT["--labels"] = "--activations.labels"
 _EXPLAIN, _TOGETHER = "--explain", "--together"
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
 _load_yaml = get_loader("yaml")
@@ -236,6 +241,17 @@ def parse_comparisons(argv: list[str]) -> tuple[dict[str, Comparison], Path | No
             "report on all of them goes"
         )
     return comparisons, folder
+
+
+def with_files(argv: list[str]) -> list[str]:
+    """The arguments of `hfsae train --activations FILES [--site NAME] [--labels TABLE]` with the
+    names of the recipe's fields, and with the recipe for files where none is named."""
+    if not any(part.partition("=")[0] == "--activations" for part in argv):
+        return argv
+    flags = (part.partition("=") for part in argv)
+    spelt_out = [f"{_SHORT.get(flag, flag)}{equals}{value}" for flag, equals, value in flags]
+    is_named = not spelt_out[0].startswith("-")
+    return spelt_out if is_named else [_ACTIVATIONS, *spelt_out]
 
 
 def _without(flag: str, argv: list[str]) -> list[str]:

@@ -17,6 +17,11 @@ VERBS: dict[str, Verb] = {
         "write a folder with weights, card, metrics, figures, examples, names and presets. "
         "Run again, it resumes.",
     ),
+    "harvest": Verb(
+        "harvest.harvest_verb",
+        "Write the activations that a recipe trains on to files, and a recipe that trains the "
+        "same SAEs on them: a run elsewhere then needs no model. Run again, it resumes.",
+    ),
     "recipes": Verb(
         "runs.recipes",
         "List the recipes that come with hfsae, for `hfsae train NAME`.",
@@ -127,7 +132,9 @@ VERBS: dict[str, Verb] = {
 }
 EXAMPLES = (
     "hfsae train quickstart --training.output_dir runs/mine",
+    "hfsae train --activations acts.safetensors --site layer8 --training.output_dir runs/mine",
     "hfsae train recipe.yaml --sae.target_l0 80 --training.n_tokens 2000000 --dry_run",
+    "hfsae harvest quickstart --out acts",
     "hfsae compare scripts/comparisons/small_budget.yaml --explain",
     "hfsae tune quickstart --trials 8 --training.output_dir runs/tuned",
     "hfsae evaluate runs/mine --evaluation.n_tokens 200000",

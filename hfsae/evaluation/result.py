@@ -1,7 +1,7 @@
 """The arguments and the result of an evaluation: metrics with definitions, units and intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, Literal, get_args
 
@@ -190,6 +190,23 @@ class EvaluationResult:
             interval = f"{m.low:.4g} to {m.high:.4g}" if isfinite(m.low) else "-"
             rows.append((name, f"{m.value:.4g}", interval, "" if m.unit == "1" else m.unit))
         return aligned(rows)
+
+
+def in_units(result: EvaluationResult, unit: str) -> EvaluationResult:
+    """The result with its metrics' definitions in words of other activations than tokens'.
+
+    Args:
+        unit: what one activation is of, such as "row" or "patch".
+    """
+
+    def renamed(text: str) -> str:
+        return text.replace("kept token", unit).replace("token", unit)
+
+    result.metrics = {
+        name: replace(m, unit=renamed(m.unit), definition=renamed(m.definition))
+        for name, m in result.metrics.items()
+    }
+    return result
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -33,6 +33,7 @@ FEATURES, FIGURES = "features", "figures"
 META = f"{FEATURES}/meta.json"
 LATENTS, EXAMPLES = f"{FEATURES}/latents.parquet", f"{FEATURES}/examples.parquet"
 LABELS = f"{FEATURES}/labels.json"
+COLUMNS, COLUMNS_REPORT = f"{FEATURES}/columns.json", f"{FEATURES}/columns.md"
 COLLECTING = f"{FEATURES}/.collecting.safetensors"
 EXPLANATIONS = f"{FEATURES}/explanations.parquet"
 EXPLANATIONS_RECORD = f"{FEATURES}/explanations.json"
@@ -41,6 +42,7 @@ EVIDENCE = f"{FEATURES}/evidence.parquet"
 CALLS = f"{FEATURES}/calls.jsonl"
 
 RECIPE = "recipe.yaml"
+HARVEST = "harvest.json"
 CHECKPOINTS, STEPS = "checkpoints", "step-*.pt"
 
 DOCUMENTS, CAUSES = "documents.safetensors", "causes.safetensors"
@@ -56,6 +58,11 @@ MADE_BY = {EVALUATION: "evaluate", META: "collect", LATENTS: "collect", EXAMPLES
 MADE_BY |= dict.fromkeys((EXPLANATIONS, EXPLANATIONS_RECORD, EVIDENCE), "explain")
 MADE_BY[PROBING] = "probe"
 """The verb that makes a file again."""
+
+
+def shard_name(side: str, number: int) -> str:
+    """The name of a file of harvested activations."""
+    return f"{side}-{number:05}.safetensors"
 
 
 def existing(folder: Path, name: str) -> Path:

@@ -23,8 +23,11 @@ _WITH_ORIGINS = (TRAINING, EVALUATION)  # of a language model or a text
 # An absolute path, at the start of a setting or after `=` and the like; not `a/b` or `https://a`.
 _PATH = re.compile(r"(?<![\w.~/\\-])(?:file://)?(?:~[\w.-]*|[A-Za-z]:)?[/\\](?![/\s]).*", re.DOTALL)
 # By key: `runs/mine` has the form of a repository's id, `models/my/gemma` has not.
-_OF_FOLDERS, _OF_HUB_IDS = ("output_dir", "cache"), ("dataset", "name", "model_name")
-_FILE = re.compile(r"\.(jsonl?|txt|parquet|csv|ya?ml|gguf)", re.IGNORECASE)
+_OF_FOLDERS = ("output_dir", "cache", "files", "folder", "labels")
+_OF_HUB_IDS = ("dataset", "name", "model_name")
+_FILE = re.compile(
+    r"\.(jsonl?|txt|parquet|csv|ya?ml|gguf|safetensors|npy|wav|flac|png|jpe?g)", re.IGNORECASE
+)
 
 
 def public_record(record: Json, folder: Path | None = None) -> Json:

@@ -9,9 +9,11 @@ fields      the sections, and where two recipes differ
 foreign     texts of an evaluation that are unlike the training text
 finishing   figures and the card of a run
 folder      what a run's folder holds, and what of it is out of date
+harvesting  activations that a recipe trains on, written to files
 inputs      what activations are made from, for the stages of a run
 job         an SAE in a run, with all that stages work on
 naming      names for latents at the end of a run
+of_files    activations that are read from files, as the inputs of a run
 of_text     text through a language model, as the inputs of a run
 opening     check a recipe, load what its inputs need, open them
 placed      an SAE, its folder, and the language model and text of its measures
@@ -60,6 +62,7 @@ from .folder import save_recipe as save_recipe
 from .folder import stale_stages as stale_stages
 from .folder import trained_folder as trained_folder
 from .foreign import check_foreign as check_foreign
+from .harvesting import harvest_to as harvest_to
 from .inputs import Loaded as Loaded
 from .inputs import Model as Model
 from .job import Job as Job

@@ -15,10 +15,11 @@ from .stages import run
 
 
 def train(
-    model: str,
-    site: str,
-    dataset: str | Path | Sequence[str] | Columns,
+    model: str | None = None,
+    site: str | None = None,
+    dataset: str | Path | Sequence[str] | Columns | None = None,
     *,
+    activations: str | Path | Sequence[str] | None = None,
     d_sae: int,
     output_dir: str | Path,
     target_l0: int | float | None = None,
@@ -26,13 +27,15 @@ def train(
     recipe: Recipe | str | Path = "quickstart",
     **sae: object,
 ) -> SAE:
-    """Train an SAE on a language model's activations; evaluate it, collect what its latents fire
-    on, name them, write its card, look for presets.
+    """Train an SAE on a language model's activations, or on activations in files; evaluate it,
+    collect what its latents fire on, name them, write its card, look for presets.
 
         sae = hfsae.train(
             model="HuggingFaceTB/SmolLM2-135M-Instruct", site="layers.12", dataset="my.jsonl",
             d_sae=4096, target_l0=50, output_dir="runs/mine",
         )
+
+        sae = hfsae.train(activations="acts.safetensors", d_sae=4096, output_dir="runs/mine")
 
     Called again, it resumes what was interrupted and reuses what is finished. `output_dir` can be
     pushed to the Hub as it is. The same as `hfsae train RECIPE`.
@@ -43,6 +46,9 @@ def train(
             "layers.12.mlp" its MLP's output, "layers.12.self_attn.o_proj:in" its heads' outputs.
         dataset: a .txt, .jsonl or .parquet file, a folder of them, a Hub data set, packaged texts
             ("packaged:wiki"), a list of texts, or a `datasets.Dataset` (its text.text_column).
+        activations: in the place of model and dataset: .safetensors, .npy or .parquet files of
+            activations from any model, a folder or a glob of them; `site` is a tensor's name, and
+            may be left out if there is one.
         d_sae: number of latents; 8 to 32 times the model's width is usual.
         output_dir: a new folder, or the folder of the same run.
         target_l0: latents that fire on a token, on average. None: the recipe's.
@@ -51,13 +57,15 @@ def train(
         recipe: all other settings, which the other arguments override: a `Recipe`, a YAML file, or
             the name of one that comes with hfsae; with another model than a file's own, its
             `license` does not count. "quickstart" is for up to some millions of
-            tokens; `Recipe()` is the paper's, for billions.
+            tokens (of files "activations" stands for it); `Recipe()` is the paper's, for billions.
         sae: more fields of the SAE's config: model_type="topk_sae", k=32, bandwidth=0.01.
 
     Raises:
         ValueError: a setting that is unknown or does not fit, or a folder of another run.
         KeyboardInterrupt: Ctrl-C or SIGTERM; training saves a checkpoint first, and resumes there.
     """
+    if activations is not None and recipe == "quickstart":
+        recipe = "activations"
     base = _for_one(recipe)
     if not isinstance(output_dir, str | Path):
         raise Refused(f"output_dir must be a folder, such as 'runs/mine', got {output_dir!r}")
@@ -66,13 +74,27 @@ def train(
     budget = {} if n_tokens is None else {"n_tokens": _whole(n_tokens)}
     whole = replace(
         base,
-        license=licence_with(base, model) if isinstance(recipe, str | Path) else base.license,
-        lm=replace(base.lm, name=model),
-        text=replace(base.text, dataset=listed(dataset, base.text.text_column), fractions={}),
         sae={**base.sae, **given},
         training=replace(base.training, output_dir=str(output_dir), **budget),
     )
+    if activations is not None:
+        if model is not None or dataset is not None:
+            raise Refused("activations stand in the place of model and dataset; give one of them")
+        whole = replace(whole, activations=replace(whole.activations, files=_paths(activations)))
+        return load_trained(run(whole, command="hfsae.train(activations=...)")[0])
+    if model is None or site is None or dataset is None:
+        raise Refused("hfsae.train needs a model, a site and a dataset, or activations in files")
+    whole = replace(
+        whole,
+        license=licence_with(base, model) if isinstance(recipe, str | Path) else base.license,
+        lm=replace(base.lm, name=model),
+        text=replace(base.text, dataset=listed(dataset, base.text.text_column), fractions={}),
+    )
     return load_trained(run(whole, command=f"hfsae.train(model={model!r}, ...)")[0])
+
+
+def _paths(files: str | Path | Sequence[str]) -> str | list[str]:
+    return str(files) if isinstance(files, str | Path) else [str(path) for path in files]
 
 
 def _for_one(recipe: Recipe | str | Path) -> Recipe:

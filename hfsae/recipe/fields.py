@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -12,7 +12,13 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from ..activations import HarvestArguments, ShuffleArguments, Split, TextArguments
+from ..activations import (
+    ActivationArguments,
+    HarvestArguments,
+    ShuffleArguments,
+    Split,
+    TextArguments,
+)
 from ..evaluation import EvaluationArguments
 from ..features import CollectArguments
 from ..lm import site_width
@@ -28,13 +34,15 @@ from .sizes import AUTO, Count, Sizes, sizes_of
 
 logger = logging.getLogger(__name__)
 # The sections that people change most come first: error messages name the first differences.
-TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "shuffle", "seed")
+TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "activations")
+TRAINING_SECTIONS += ("shuffle", "seed")
+_OF_MODELS = ("lm", "text", "harvest")
 RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
 TAKEN_FOLDERS = (CHECKPOINTS, FEATURES, FIGURES)  # folders of a run, beside its SAEs'
 _MOST_SECONDS = 86_400
 Kind = Literal["text", "files", "pictures", "sounds"]
 # Settings that do not change the result.
-_FREE = {*FREE, "cache", "cache_gb", "prefetch"}
+_FREE = {*FREE, "cache", "cache_gb", "prefetch", "labels"}
 
 
 @dataclass
@@ -72,6 +80,8 @@ class Recipe:
     lm: LMArguments = field(default_factory=LMArguments)
     text: TextArguments = field(default_factory=TextArguments)
     harvest: HarvestArguments = field(default_factory=HarvestArguments)
+    activations: ActivationArguments = field(default_factory=ActivationArguments)
+    """Files of activations, in the place of lm, text and harvest."""
     shuffle: ShuffleArguments = field(default_factory=ShuffleArguments)
     sae: dict[str, Any] = field(default_factory=dict)
     """Fields of the SAE's config: model_type (jumprelu_sae), site, d_sae, target_l0 and so on; d_in
@@ -148,13 +158,16 @@ class Recipe:
     @property
     def kind(self) -> Kind:
         """What the activations are made from."""
-        return "text"
+        return "files" if self.activations.files else "text"
 
     @property
     def sizes(self) -> Sizes:
         """The size of each stage after training, with a number for "auto"."""
-        given = (self.evaluation.n_tokens, self.collect_tokens, self.explain_tokens)
-        return sizes_of(self.training.n_tokens, *given, self.preset_seconds)
+        names, presets = self.explain_tokens, self.preset_seconds
+        if self.kind != "text":  # these need a language model
+            names, presets = 0, 0
+        given = (self.evaluation.n_tokens, self.collect_tokens, names, presets)
+        return sizes_of(self.training.n_tokens, *given)
 
     @property
     def sites(self) -> list[str]:
@@ -184,8 +197,13 @@ def changed_training(args: TrainingArguments, given: object, subject: str) -> Tr
 CheckCost = Callable[[Recipe, PreTrainedModel | None, dict[str, SAEConfig], torch.device], None]
 
 
-def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
-    """Each SAE's config, with d_in (and a transcoder's d_out) taken from the language model.
+def make_configs(
+    recipe: Recipe, model: PreTrainedModel | Mapping[str, int]
+) -> dict[str, SAEConfig]:
+    """Each SAE's config, with d_in (and a transcoder's d_out) taken from the model.
+
+    Args:
+        model: a language model, which may be without weights; or the width of each site.
 
     Raises:
         ValueError: no site, an unknown field or model_type, or a width that is not the site's.
@@ -194,7 +212,8 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
     refuse_configs_alone()
     configs = {}
     for name, given in recipe.sae_fields().items():
-        fields = {"model_name": recipe.lm.name, **_for_variant(name, given)}
+        of_model = {} if recipe.kind == "files" else {"model_name": recipe.lm.name}
+        fields = {**of_model, **_for_variant(name, given)}
         for key in ("site", "target_site"):
             if not isinstance(fields.get(key), str | None):
                 raise Refused(f"sae.{key} must be text, such as 'layers.12', got {fields[key]!r}")
@@ -202,13 +221,15 @@ def make_configs(recipe: Recipe, lm: PreTrainedModel) -> dict[str, SAEConfig]:
         if fields.get("target_site"):
             places["d_out"] = fields["target_site"]
         for key, site in places.items():
-            width = site_width(lm, site)
+            width = model[site] if isinstance(model, Mapping) else site_width(model, site)
             if fields.setdefault(key, width) != width:
+                whose = recipe.lm.name if of_model else "activations.files"
                 raise Refused(
-                    f"sae.{key} is {fields[key]}, but {site} of {recipe.lm.name} is {width} wide; "
-                    f"leave {key} out: it is taken from the model"
+                    f"sae.{key} is {fields[key]}, but {site} of {whose} is {width} wide; "
+                    f"leave {key} out: it is taken from there"
                 )
-        fields.setdefault("model_revision", getattr(lm.config, "_commit_hash", None))
+        if isinstance(model, PreTrainedModel):
+            fields.setdefault("model_revision", getattr(model.config, "_commit_hash", None))
         configs[name] = AutoConfig.for_model(**fields)
     return configs
 
@@ -272,9 +293,10 @@ def check_given(recipe: Recipe) -> None:
     """
     for fields in recipe.sae_fields().values():
         if fields.get("site") is None:
+            example = "'layers.12'" if recipe.kind != "files" else "the name of a tensor in them"
             raise Refused(
                 "the recipe's sae section names no site; name a recipe file, or give sae.site, as "
-                "'layers.12'"
+                f"{example}"
             )
         if fields.get("d_sae") is None:
             raise Refused("the recipe's sae section gives no d_sae; 8 to 32 times d_in is usual")
@@ -317,10 +339,12 @@ def sides_of(recipe: Recipe) -> list[Split]:
 
 
 def bucket_tokens(recipe: Recipe) -> int:
-    """Tokens of a bucket: the recipe's, or as many as a shorter run uses."""
+    """Activations of a bucket: the recipe's number, or as many as a shorter run uses. Of files, a
+    whole number of batches: a bucket's remainder is not used, and here every row counts."""
     training = recipe.training
     used = -(-training.total_steps * training.batch_size // recipe.shuffle.passes)
-    return min(recipe.shuffle.bucket_tokens, max(used, training.batch_size))
+    n = min(recipe.shuffle.bucket_tokens, max(used, training.batch_size))
+    return n - n % training.batch_size if recipe.kind == "files" else n
 
 
 def differences(
@@ -329,10 +353,17 @@ def differences(
     """(dotted key, old value, new value) where recipes differ in ways that change the result.
 
     Fields that `old` predates count as their defaults.
+
+    Args:
+        sections: names of sections, or dotted names of fields in them.
     """
     default = as_plain(Recipe())
     for section in sections:
-        yield from _differences(section, *(r.get(section) for r in (old, new, default)))
+        name, _, field = section.partition(".")
+        values = (r.get(name) for r in (old, new, default))
+        if field:
+            values = ((value or {}).get(field) for value in values)
+        yield from _differences(section, *values)
 
 
 def _differences(
@@ -368,7 +399,7 @@ def what_matters(recipe: Recipe, name: str) -> dict[str, Any]:
     """Everything that determines the result of one of a recipe's SAEs."""
     plain = as_plain(recipe)
     plain["saes"] = plain["saes"].get(name)
-    return _without_free({key: plain[key] for key in RESULT_SECTIONS})
+    return _without_free({key: plain[key] for key in RESULT_SECTIONS if key in plain})
 
 
 def _without_free(value: object) -> Any:
@@ -378,5 +409,8 @@ def _without_free(value: object) -> Any:
 
 
 def as_plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON types, as in recipe.yaml."""
-    return json.loads(json.dumps(asdict(recipe)))
+    """The recipe as JSON types, as in recipe.yaml; without the sections that its kind of inputs does
+    not use."""
+    unused = {"activations"} if recipe.kind == "text" else {*_OF_MODELS}
+    plain = json.loads(json.dumps(asdict(recipe)))
+    return {name: value for name, value in plain.items() if name not in unused}

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from ..evaluation import EvaluationResult
 from ..lm import LoadedLM, load_lm
 from ..machine.refused import Refused
 from ..models import SAE, SAEConfig
 from .fields import LMArguments, Recipe, check_cache, check_given
-from .inputs import Inputs, Loaded, Model
+from .inputs import Inputs, Loaded, Model, NoModel
+from .of_files import FileInputs, check_file_recipe
 from .of_text import TextInputs, check_text_recipe
 
 
@@ -27,6 +30,8 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
             "batches or more"
         )
     check_given(recipe)
+    if recipe.kind == "files":
+        return check_file_recipe(recipe)
     if recipe.harvest.cache is not None:
         check_cache(Path(recipe.harvest.cache).expanduser())
     return check_text_recipe(recipe)
@@ -46,12 +51,15 @@ def load(args: LMArguments, device: str | None = None) -> LoadedLM:
 
 def load_inputs(recipe: Recipe, device: str | None = None) -> Loaded:
     """What the recipe's inputs need in memory: its model, or nothing where files are read."""
+    if recipe.kind == "files":
+        return NoModel(torch.device(device or "cpu"))
     return load(recipe.lm, device)
 
 
 def inputs_of(recipe: Recipe, loaded: Loaded) -> Inputs:
     """The recipe's inputs, opened with what `load_inputs` loaded."""
-    assert isinstance(loaded, LoadedLM)
+    if isinstance(loaded, NoModel):
+        return FileInputs(recipe, loaded)
     return TextInputs(recipe, loaded)
 
 

@@ -43,10 +43,12 @@ def read_foreign(recipe: Recipe, loaded: LoadedLM) -> dict[str, PackedRows]:
 
 
 @contextmanager
-def token_bar(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar of tokens; gives a function that takes the number of further ones."""
+def token_bar(
+    name: str, total: int | None, *, unit: str = "tok"
+) -> Iterator[Callable[[int], None]]:
+    """A progress bar of tokens, or of another unit; gives a function that takes the number of further ones."""
     every = 0.2 if sys.stderr.isatty() else 15.0
-    with tqdm(total=total, desc=name, unit="tok", unit_scale=True, mininterval=every) as bar:
+    with tqdm(total=total, desc=name, unit=unit, unit_scale=True, mininterval=every) as bar:
 
         def advance(n: int) -> None:
             bar.update(n)

@@ -1,0 +1,161 @@
+"""Activations that a recipe trains on, written to files: training elsewhere then needs no model.
+
+    train-00000.safetensors ...   a bucket each, in the order of training
+    test-00000.safetensors ...    of held-out documents, for the evaluation
+    harvest.json                  how far it came
+    recipe.yaml                   trains the same SAEs on these files
+
+A shard's metadata name its side, and that its rows are in order: they are not shuffled a second
+time before the bucket is (`hfsae.activations.files`), so that training takes the same batches.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..activations import ActivationArguments, Source, Split
+from ..lm import widths_of
+from ..machine.files import read_json, replacing, sweep, write_whole
+from ..machine.lock import locked
+from ..machine.names import HARVEST, RECIPE, shard_name
+from ..machine.refused import Refused
+from ..training.trainer import make_accelerator, sum_products_in_float32
+from .fields import Recipe, as_plain, bucket_tokens, sides_of
+from .folder import save_recipe
+from .inputs import Inputs
+from .opening import check, inputs_of, load_inputs
+from .text import token_bar
+
+logger = logging.getLogger(__name__)
+_HELD_OUT_ROWS = 2**17
+"""about as many rows of held-out activations in a file"""
+
+
+def harvest_to(recipe: Recipe, folder: Path) -> Path:
+    """Write what training and evaluation of a recipe read; returns the recipe that reads it.
+
+    Called again, it goes on after the last whole file.
+
+    Args:
+        folder: a new one, or one with the same harvest.
+
+    Raises:
+        ValueError: anything in the recipe that is invalid, or the folder holds something else.
+    """
+    if recipe.kind == "files":
+        raise Refused("activations.files names activations already; give a recipe with a model")
+    _, configs = check(recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        sweep(folder)
+        progress = _progress(folder, recipe)
+        sum_products_in_float32()
+        loaded = load_inputs(recipe, str(make_accelerator(recipe.training).device))
+        inputs = inputs_of(recipe, loaded)
+        inputs.check()
+        sites = [*widths_of(*configs.values())]
+        _write_training(recipe, inputs.source(sites), folder, progress)
+        if recipe.sizes.evaluation != 0:
+            _write_held_out(recipe, inputs, sites, folder, progress)
+        save_recipe(folder, as_plain(_reading(recipe, folder)))
+    return folder / RECIPE
+
+
+def _progress(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """How far a harvest in the folder came: its shards, batches, and the source's position."""
+    path, plain = folder / HARVEST, as_plain(recipe)
+    if not path.is_file():
+        others = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
+        if others:
+            raise Refused(
+                f"the folder {folder} holds something else ({sorted(others)[0]}); give --out a new "
+                "folder"
+            )
+        return {"recipe": plain, "n_shards": 0, "n_batches": 0, "state": None, "limits": {}}
+    progress = read_json(path)
+    if progress.get("recipe") != plain:
+        raise Refused(
+            f"the folder {folder} holds the harvest of another recipe; give --out another"
+        )
+    return progress
+
+
+def _write_training(recipe: Recipe, source: Source, folder: Path, progress: dict[str, Any]) -> None:
+    """A file for each bucket that training fills, until it has its batches."""
+    t, passes = recipe.training, recipe.shuffle.passes
+    if progress["state"] is not None:
+        source.load_state_dict(progress["state"])
+    total = -(-t.total_steps * t.batch_size // passes)
+    with token_bar("harvest", total) as advance:
+        advance(min(total, progress["n_batches"] * t.batch_size // passes))
+        while progress["n_batches"] < t.total_steps:
+            filling = source.fill(bucket_tokens(recipe), 0, 1)
+            with closing(filling.parts):
+                tensors = _joined(filling.parts)
+            n = len(next(iter(tensors.values())))
+            if n < t.batch_size:
+                raise Refused(source.refusals.too_few.format(n=n, batch_size=t.batch_size))
+            _save(tensors, folder / shard_name("train", progress["n_shards"]), "train")
+            progress["n_shards"] += 1
+            progress["n_batches"] += n // t.batch_size * passes
+            progress["state"] = source.state_dict()
+            progress["limits"] = source.state_dict().get("norm_limits", {})
+            write_whole(folder / HARVEST, json.dumps(progress) + "\n")
+            advance(n)
+
+
+def _write_held_out(
+    recipe: Recipe, inputs: Inputs, sites: list[str], folder: Path, progress: dict[str, Any]
+) -> None:
+    side = sides_of(recipe)[-1]
+    if (folder / shard_name(side, 0)).is_file() and progress.get("held_out"):
+        return
+    n, source = recipe.sizes.evaluation, inputs.source(sites, progress["limits"])
+    with token_bar(f"harvest {side}", n) as advance:
+        for number, tensors in enumerate(_in_shards(source, side, n)):
+            _save(tensors, folder / shard_name(side, number), side)
+            advance(len(tensors["document"]))
+    progress["held_out"] = True
+    write_whole(folder / HARVEST, json.dumps(progress) + "\n")
+
+
+def _in_shards(source: Source, side: Split, n: int | None) -> Iterator[dict[str, Tensor]]:
+    parts: dict[str, list[Tensor]] = {}
+    n_rows = 0
+    for batch in source.batches(side, n):
+        for name, part in {**batch.activations, "document": batch.document}.items():
+            parts.setdefault(name, []).append(part.cpu())
+        n_rows += len(batch.document)
+        if n_rows >= _HELD_OUT_ROWS:
+            yield {name: torch.cat(tensors) for name, tensors in parts.items()}
+            parts, n_rows = {}, 0
+    if n_rows:
+        yield {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+def _joined(parts: Iterator[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    by_site: dict[str, list[Tensor]] = {}
+    for part in parts:
+        for site, acts in part.items():
+            by_site.setdefault(site, []).append(acts.cpu())
+    return {site: torch.cat(acts) for site, acts in by_site.items()}
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, side: Split) -> None:
+    with replacing(path) as temporary:
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(whole, temporary, metadata={"side": side, "order": "given"})
+
+
+def _reading(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe that trains the same SAEs on the files."""
+    files = ActivationArguments(files=str(folder))
+    return replace(recipe, activations=files, explain_tokens=0, preset_seconds=0)

@@ -1,0 +1,110 @@
+"""Activations that are read from files, as the inputs of a run: no model, and no text."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..activations import FileSource, check_files
+from ..activations.source import ActivationBatch
+from ..evaluation import EvaluationResult, evaluate_reconstructions
+from ..evaluation.result import in_units
+from ..features import FeatureStore, collect_rows
+from ..machine.refused import Refused
+from ..models import SAE, SAEConfig
+from .fields import Recipe, make_configs
+from .inputs import NoModel
+from .job import Job
+from .text import token_bar
+
+_EVERY_ROW = "All rows of the held-out documents count, apart from those that the file leaves out."
+
+
+class FileInputs:
+    """Rows of activations in files."""
+
+    unit = "row"
+
+    def __init__(self, recipe: Recipe, loaded: NoModel) -> None:
+        self.recipe, self.loaded = recipe, loaded
+
+    @property
+    def device(self) -> torch.device:
+        """The SAEs' device."""
+        return self.loaded.device
+
+    def source(self, sites: Sequence[str], limits: Mapping[str, float] | None = None) -> FileSource:
+        """The recipe's files; no row is left out for its norm."""
+        return FileSource(self.recipe.activations, list(sites))
+
+    def check(self) -> None:
+        """Count the rows of each side.
+
+        Raises:
+            ValueError: fewer training rows than a batch, or none to evaluate on.
+        """
+        recipe, source = self.recipe, self.source(self.recipe.sites)
+        n_train, batch_size = source.n_rows("train"), recipe.training.batch_size
+        if n_train < batch_size:
+            raise Refused(source.refusals.too_few.format(n=n_train, batch_size=batch_size))
+        side = recipe.evaluation.side
+        if recipe.sizes.evaluation != 0 and not source.n_rows(side):
+            raise Refused(
+                f"no document of activations.files is on the {side} side, so there is nothing to "
+                "evaluate on; raise activations.held_out_fraction, or set evaluation.n_tokens to 0"
+            )
+
+    def terms(self) -> dict[str, str | None]:
+        """None: no model to agree with."""
+        return {}
+
+    def about(self) -> dict[str, Any]:
+        """None: no model."""
+        return {}
+
+    def evaluate(
+        self, saes: Mapping[str, SAE], limits: dict[str, float], *, losses: bool = True
+    ) -> dict[str, EvaluationResult]:
+        """Fidelity on held-out rows; there is no model whose loss could be measured."""
+        args, n = self.recipe.evaluation, self.recipe.sizes.evaluation
+        results = {}
+        for name, sae in saes.items():
+            source = self.source([*sae.config.reads.names, *sae.config.writes.names])
+            batches = source.batches(args.side, n)
+            with token_bar("evaluate", n, unit=self.unit) as progress:
+                result = evaluate_reconstructions(sae, _counted(batches, progress), args)
+            result.side, result.mask_policy = args.side, _EVERY_ROW
+            results[name] = in_units(result, self.unit)
+        return results
+
+    def collect(self, job: Job) -> FeatureStore:
+        """Rows on which the latents of the job's SAE fire."""
+        n, source = self.recipe.sizes.examples, self.source(job.sae.config.reads.names)
+        with token_bar("collect", n, unit=self.unit) as progress:
+            return collect_rows(
+                job.sae,
+                _counted(source.batches(job.side, n), progress),
+                self.recipe.collect,
+                caption=source.caption,
+                unit=self.unit,
+            )
+
+
+def _counted(
+    batches: Iterable[ActivationBatch], progress: Callable[[int], None]
+) -> Iterator[ActivationBatch]:
+    for batch in batches:
+        yield batch
+        progress(len(batch.document))
+
+
+def check_file_recipe(recipe: Recipe) -> tuple[None, dict[str, SAEConfig]]:
+    """No model, and each SAE's config; only the files' headers are read.
+
+    Raises:
+        ValueError: files that cannot be read, or a site that they lack.
+    """
+    if recipe.evaluation.texts:
+        raise Refused("evaluation.texts needs a language model, and activations.files has none")
+    files = check_files(recipe.activations, recipe.sites)
+    return None, make_configs(recipe, files.widths)
