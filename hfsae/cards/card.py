@@ -44,6 +44,7 @@ from ..machine.names import (
 )
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import refuse_changed
+from ..machine.units import section_of, unit_of
 from ..machine.visible import is_folder, listed, public_record
 from ..machine.weights import refuse_mixture
 from ..models import SAE
@@ -74,11 +75,6 @@ _CAPTIONS = {
 }
 _SECTIONS = ("lm", "text", "harvest", "activations", "images", "audio")
 _SECTIONS += ("shuffle", "sae_as_trained", "training")
-_UNITS = {
-    "activations": ("row", "rows"),
-    "images": ("patch", "patches"),
-    "audio": ("frame", "frames"),
-}
 _NUMBERS = ("n_tokens", "warm_start_tokens", "n_processes", "peak_memory_bytes")
 _NOT_SHOWN = ("output_dir", "transformers_version", "model_weights")
 _TABLES_OF_NUMBERS = ("seconds", "final_coefficients")
@@ -273,9 +269,8 @@ def _facts(config: Json, record: Json) -> Json:
     papers = variety.papers() if variety else []
     lm = {key: config.get(f"model_{key}") for key in ("name", "revision")}
     lm |= {key: value for key, value in record.get("lm", {}).items() if value is not None}
-    kind = next((name for name in _UNITS if record.get(name)), "text")
-    text = record.get(kind, {})
-    unit, unit_plural = _UNITS.get(kind, ("token", "tokens"))
+    section, unit = section_of(record), unit_of(record)
+    text = record.get(section, {})
     options = _options(variety, {**config, **record.get("sae_as_trained", {})}) if variety else {}
     is_transcoder = config.get("target_site") not in (None, config.get("site"))
     harvested = record.get("harvested", {})
@@ -284,9 +279,9 @@ def _facts(config: Json, record: Json) -> Json:
         "record": record,
         "lm": lm,
         "text": text,
-        "unit": unit,
-        "unit_plural": unit_plural,
-        "is_of_files": kind == "activations",
+        "unit": unit.one,
+        "units": unit.many,
+        "is_of_files": section == "activations",
         "dataset": _dataset(text),
         "variant": variant,
         "float32_parameters": variety.float32_parameters if variety else (),

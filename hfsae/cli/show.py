@@ -16,6 +16,7 @@ from ..machine.files import printable, printable_lines, read_json, reading
 from ..machine.names import CONFIG, EVALUATION, FEATURES, META, TRAINING
 from ..machine.refused import Refused
 from ..machine.seal import changes
+from ..machine.units import TOKEN, section_of, unit_of
 from ..machine.weights import refuse_mixture
 from ..measurement import known_fields
 from ..models.config import check_latent
@@ -83,7 +84,8 @@ def _print_metrics(folder: Path) -> None:
     with reading(path):
         result = EvaluationResult.from_dict(data)
         kind = "" if "measured_with" in data else f"{KINDS_OF_DOCUMENTS[result.side or 'test']} "
-        print(f"{result.n_tokens:,} {kind}tokens of {result.n_documents} documents:\n")
+        units = unit_of(_training(folder)).many
+        print(f"{result.n_tokens:,} {kind}{units} of {result.n_documents} documents:\n")
         print(printable_lines(result.table()))
     _print_texts(folder, data)
     with reading(path):
@@ -136,15 +138,25 @@ def _summary(folder: Path, name: str) -> str:
         record = read_json(folder / TRAINING)
         seconds, harvested = record["seconds"], record["harvested"].get("kept", 0)
         rates = {"harvest": harvested, "train": record["n_tokens"]}
-        harvest, train = (f"{rates[k] / max(seconds[k], 0.1):,.0f} tok/s" for k in rates)
+        unit = unit_of(record)
+        read = "reading" if section_of(record) == "activations" else "harvest"
+        per = "tok" if unit == TOKEN else unit.many
+        harvest, train = (f"{rates[k] / max(seconds[k], 0.1):,.0f} {per}/s" for k in rates)
         memory = record["peak_memory_bytes"] / 1e9
         passes = record.get("shuffle", {}).get("passes", 1)
-        of_which = f" ({harvested:,} of the text, {passes} passes)" if passes > 1 else ""
+        whole = "of the text" if unit == TOKEN else unit.many
+        of_which = f" ({harvested:,} {whole}, {passes} passes)" if passes > 1 else ""
         return (
             f"{name}: trained on {record['n_tokens']:,} activations{of_which} in "
-            f"{sum(seconds[key] for key in rates):.0f} s (harvest {harvest}, SAE {train}), "
+            f"{sum(seconds[key] for key in rates):.0f} s ({read} {harvest}, SAE {train}), "
             f"peak memory {memory:.1f} GB"
         )
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """The record of an SAE's training; empty without one."""
+    path = folder / TRAINING
+    return read_json(path) if path.is_file() else {}
 
 
 def print_next(folders: list[Path]) -> None:

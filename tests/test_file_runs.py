@@ -1,0 +1,144 @@
+"""Runs on activations in files: from `hfsae train --activations` to a card, without any model."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import hfsae
+from hfsae.activations import ActivationArguments
+from hfsae.cli import main
+from hfsae.recipe import harvest_to, load_trained, read_recipe, run
+from tests.helpers import refused
+from tests.tiny import tiny_recipe
+from tests.training.planted import PlantedStream
+
+N, D, PER_DOCUMENT = 6000, 16, 20
+SMALL = ["--sae.d_sae", "64", "--sae.target_l0", "3", "--training.n_tokens", "25600"]
+SMALL += ["--training.batch_size", "128", "--shuffle.bucket_tokens", "2048"]
+SMALL += ["--evaluation.n_tokens", "500"]
+
+
+@pytest.fixture(scope="module")
+def acts(tmp_path_factory):
+    """6,000 rows of planted features, of 300 documents."""
+    path = tmp_path_factory.mktemp("files") / "acts.safetensors"
+    x = PlantedStream(d=D).part(1, N)["layers.1"]
+    save_file({"layer8": x, "document": torch.arange(N) // PER_DOCUMENT}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(acts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    argv = ["train", "--activations", str(acts), "--site", "layer8", *SMALL]
+    assert main([*argv, "--training.output_dir", str(folder)]) == 0
+    return folder
+
+
+def test_one_command_trains_an_sae_on_a_file(trained):
+    metrics = json.loads((trained / "evaluation.json").read_text())["metrics"]
+    assert metrics["fvu"]["value"] < 0.2 and 2 < metrics["l0"]["value"] < 5
+    sae = hfsae.load(trained)
+    assert (sae.config.site, sae.config.d_in, sae.config.model_name) == ("layer8", D, None)
+
+
+def test_nothing_that_it_writes_speaks_of_a_language_model_or_its_loss(trained):
+    card = (trained / "README.md").read_text()
+    for file in ("README.md", "evaluation.json", "recipe.yaml"):
+        text = (trained / file).read_text()
+        assert not re.search(r"language model|loss.recovered|delta.loss|tokenizer|\btoken", text), file
+    assert "activations that were read from files" in card and "300" not in card.split("---")[1]
+
+
+def test_the_card_and_show_count_rows(trained, capsys):
+    assert main(["show", str(trained)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"held-out rows of \d+ documents", out) and "rows/s" in out
+    assert re.search(r"document \d+, row \d+", out), "a top row is named by its document"
+
+
+def test_a_site_may_be_left_out_where_there_is_one(acts, tmp_path):
+    sae = hfsae.train(
+        activations=acts, d_sae=32, target_l0=3, n_tokens=2560, output_dir=tmp_path / "out"
+    )
+    assert sae.config.site == "layer8"
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(acts, tmp_path, trained, monkeypatch):
+    argv = ["train", "--activations", str(acts), "--site", "layer8", *SMALL]
+    argv += ["--training.output_dir", str(tmp_path / "mine"), "--training.save_steps", "30"]
+    step = hfsae.training.Trainer.step if hasattr(hfsae.training.Trainer, "step") else None
+    assert step is None or callable(step)
+    with monkeypatch.context() as broken:
+        stop = {"left": 70}
+        next_batch = hfsae.activations.ShuffledActivations.next_batch
+
+        def until(self):
+            stop["left"] -= 1
+            if stop["left"] < 0:
+                raise KeyboardInterrupt
+            return next_batch(self)
+
+        broken.setattr(hfsae.activations.ShuffledActivations, "next_batch", until)
+        assert main(argv) != 0
+    assert main(argv) == 0
+    mine, theirs = (load_file(f / "model.safetensors") for f in (tmp_path / "mine", trained))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_training_from_harvested_files_is_training_from_the_model(loads, tmp_path):
+    recipe = tiny_recipe(tmp_path / "model", collect_tokens=0)
+    (from_model,) = run(recipe)
+    path = harvest_to(tiny_recipe(tmp_path / "files", collect_tokens=0), tmp_path / "acts")
+    (from_files,) = run(read_recipe(path))
+    a, b = (load_file(f / "model.safetensors") for f in (from_model, from_files))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    fvu = [
+        json.loads((f / "evaluation.json").read_text())["metrics"]["fvu"]["value"]
+        for f in (from_model, from_files)
+    ]
+    assert fvu[0] == pytest.approx(fvu[1], rel=1e-6)
+
+
+def test_a_harvest_goes_on_where_it_was_stopped(loads, tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path / "files", collect_tokens=0)
+    harvest_to(recipe, tmp_path / "whole")
+    with monkeypatch.context() as broken:
+        broken.setattr("hfsae.recipe.harvesting._write_held_out", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            harvest_to(recipe, tmp_path / "parts")
+    harvest_to(recipe, tmp_path / "parts")
+    names = sorted(p.name for p in (tmp_path / "whole").glob("*.safetensors"))
+    assert len(names) > 2
+    for name in names:
+        whole, parts = (load_file(tmp_path / f / name) for f in ("whole", "parts"))
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def _interrupt(*args):
+    raise KeyboardInterrupt
+
+
+def test_what_cannot_be_trained_on_is_one_sentence(acts, tmp_path, capsys):
+    out = ["--training.output_dir", str(tmp_path / "x"), *SMALL]
+    said = refused(["train", "--activations", str(acts), "--site", "layer9", *out], capsys)
+    assert "layer9" in said and "layer8" in said
+    said = refused(["train", "--activations", str(tmp_path / "none.npy"), *out], capsys)
+    assert "none.npy" in said
+    few = {"layer8": torch.randn(100, D)}
+    save_file(few, tmp_path / "few.safetensors")
+    said = refused(["train", "--activations", str(tmp_path / "few.safetensors"), *out], capsys)
+    assert "batch" in said
+    assert not (tmp_path / "x").exists() or not any((tmp_path / "x").iterdir())
+
+
+def test_a_folder_of_files_and_one_of_text_are_not_mixed(acts, loads, tmp_path):
+    run(tiny_recipe(tmp_path / "run", collect_tokens=0))
+    files = ActivationArguments(files=str(acts))
+    recipe = tiny_recipe(tmp_path / "run", collect_tokens=0, activations=files, sae={"site": "layer8"})
+    with pytest.raises(ValueError, match="another recipe"):
+        run(recipe)
+    assert load_trained(tmp_path / "run").config.site == "layers.1"
