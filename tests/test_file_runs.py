@@ -49,7 +49,9 @@ def test_nothing_that_it_writes_speaks_of_a_language_model_or_its_loss(trained):
     card = (trained / "README.md").read_text()
     for file in ("README.md", "evaluation.json", "recipe.yaml"):
         text = (trained / file).read_text()
-        assert not re.search(r"language model|loss.recovered|delta.loss|tokenizer|\btoken", text), file
+        assert not re.search(r"language model|loss.recovered|delta.loss|tokenizer|\btoken", text), (
+            file
+        )
     assert "activations that were read from files" in card and "300" not in card.split("---")[1]
 
 
@@ -138,7 +140,9 @@ def test_what_cannot_be_trained_on_is_one_sentence(acts, tmp_path, capsys):
 def test_a_folder_of_files_and_one_of_text_are_not_mixed(acts, loads, tmp_path):
     run(tiny_recipe(tmp_path / "run", collect_tokens=0))
     files = ActivationArguments(files=str(acts))
-    recipe = tiny_recipe(tmp_path / "run", collect_tokens=0, activations=files, sae={"site": "layer8"})
+    recipe = tiny_recipe(
+        tmp_path / "run", collect_tokens=0, activations=files, sae={"site": "layer8"}
+    )
     with pytest.raises(ValueError, match="another recipe"):
         run(recipe)
     assert load_trained(tmp_path / "run").config.site == "layers.1"

@@ -12,8 +12,8 @@ from ..machine.files import read_json, read_table
 from ..machine.keys import holder_of, keys_of_environment
 from ..machine.names import (
     CARD,
+    COLUMNS_REPORT,
     CONFIG,
-    EVALUATION,
     EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
     FEATURES,
@@ -21,11 +21,9 @@ from ..machine.names import (
     FINGERPRINT,
     FINGERPRINTS,
     LABELS,
-    META,
     PRESETS,
-    PROBING,
+    RECORDS,
     SHARDS,
-    TRAINING,
     WEIGHTS,
     WEIGHTS_INDEX,
     in_folder,
@@ -36,23 +34,21 @@ from ..machine.visible import public_record
 from ..models.fingerprint import renamed
 
 CODE = Path(__file__).with_name("modeling_hfsae.py")
+_RECORDS = [r.file for r in RECORDS if r.is_pushed and r.file != FINGERPRINT]
 PUSHED = (
     CONFIG,
     WEIGHTS,
     SHARDS,
     WEIGHTS_INDEX,
     CARD,
-    TRAINING,
-    EVALUATION,
-    PROBING,
+    *_RECORDS,
     *reversed(FINGERPRINTS),  # the present name wins
     CODE.name,
     f"{FIGURES}/*.png",
     f"{FEATURES}/*.parquet",
-    META,
     LABELS,
-    EXPLANATIONS_RECORD,
     EXPLANATIONS_REPORT,
+    COLUMNS_REPORT,
     PRESETS,
 )
 _MAX_HEADER = 10**8  # bytes, of safetensors
@@ -111,7 +107,7 @@ def published(path: Path, include_code: bool = False) -> Path | bytes:
     home, name = in_folder(path)
     if name in FINGERPRINTS:
         return _published_fingerprint(path)
-    if name not in (CONFIG, TRAINING, EVALUATION, PROBING, META, EXPLANATIONS_RECORD):
+    if name not in (CONFIG, *_RECORDS):
         return path
     content = resealed(public_record(read_json(path), home))
     if name == CONFIG:

@@ -16,6 +16,7 @@ Those of an SAE are paths below its folder.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 CONFIG = "config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -53,6 +54,31 @@ LATENTS_PAGE = "latents.md"
 
 STUDY_PLAN, STUDY_CLOSED, STUDY_FOLDERS = "plan.json", "closed.json", "folders.json"
 STUDY_ROWS, STUDY_TABLE, STUDY_ANSWERS = "report.csv", "report.parquet", "answers"
+
+
+class Record(NamedTuple):
+    """A file about an SAE's weights, which lies beside them."""
+
+    file: str
+    is_stamped: bool = True
+    """it has the hash of the weights that it is about (`machine.weights`)"""
+    is_sealed: bool = True
+    """it has a hash of its own content (`machine.seal`)"""
+    is_pushed: bool = True
+    """it goes to the Hub with the SAE"""
+
+
+RECORDS = (
+    Record(TRAINING, is_sealed=False),
+    Record(EVALUATION),
+    Record(META),
+    Record(FINGERPRINT, is_sealed=False),
+    Record(PROBING),
+    Record(COLUMNS),
+    Record(EXPLANATIONS_RECORD, is_stamped=False),
+    Record(CALLS, is_stamped=False, is_pushed=False),
+)
+"""What checks, pushes or copies records reads this list."""
 
 MADE_BY = {EVALUATION: "evaluate", META: "collect", LATENTS: "collect", EXAMPLES: "collect"}
 MADE_BY |= dict.fromkeys((EXPLANATIONS, EXPLANATIONS_RECORD, EVIDENCE), "explain")

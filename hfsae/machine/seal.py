@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .files import damaged, json_lines, read_json
-from .names import CALLS, EVALUATION, EXPLANATIONS_RECORD, META, PROBING
+from .names import CALLS, RECORDS
 from .refused import Damaged
 from .weights import file_hash
 
 CONTENT, FILES = "content_sha256", "files_sha256"
-SEALED = (EVALUATION, PROBING, META, EXPLANATIONS_RECORD, CALLS)
+SEALED = tuple(record.file for record in RECORDS if record.is_sealed)
 CHANGED = f"it was changed after it was written: its {CONTENT} differs"
 
 

@@ -16,22 +16,18 @@ from safetensors import SafetensorError
 
 from .files import opened_tensors, parse_json, read_json, table_metadata
 from .names import (
-    EVALUATION,
-    FINGERPRINT,
     LABELS,
     MADE_BY,
-    META,
     PRESETS,
-    PROBING,
+    RECORDS,
     SHARDS,
-    TRAINING,
     WEIGHTS,
     existing,
 )
 from .refused import Refused
 
 KEY = "weights_sha256"
-STAMPED = (TRAINING, EVALUATION, META, FINGERPRINT, PROBING)
+STAMPED = tuple(record.file for record in RECORDS if record.is_stamped)
 PUBLISHED = (*STAMPED, PRESETS)
 """Those that have to be of the folder's weights before it is published; the app leaves out presets
 of others."""

@@ -409,8 +409,7 @@ def _without_free(value: object) -> Any:
 
 
 def as_plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON types, as in recipe.yaml; without the sections that its kind of inputs does
-    not use."""
+    """The recipe as JSON types, as in recipe.yaml, without sections that its inputs do not use."""
     unused = {"activations"} if recipe.kind == "text" else {*_OF_MODELS}
     plain = json.loads(json.dumps(asdict(recipe)))
     return {name: value for name, value in plain.items() if name not in unused}

@@ -46,7 +46,8 @@ def read_foreign(recipe: Recipe, loaded: LoadedLM) -> dict[str, PackedRows]:
 def token_bar(
     name: str, total: int | None, *, unit: str = "tok"
 ) -> Iterator[Callable[[int], None]]:
-    """A progress bar of tokens, or of another unit; gives a function that takes the number of further ones."""
+    """A progress bar of tokens, or of another unit; gives a function that takes the number of
+    further ones."""
     every = 0.2 if sys.stderr.isatty() else 15.0
     with tqdm(total=total, desc=name, unit=unit, unit_scale=True, mininterval=every) as bar:
 
