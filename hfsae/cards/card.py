@@ -44,7 +44,7 @@ from ..machine.names import (
 )
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import refuse_changed
-from ..machine.units import section_of, unit_of
+from ..machine.units import Unit, section_of, unit_of
 from ..machine.visible import is_folder, listed, public_record
 from ..machine.weights import refuse_mixture
 from ..models import SAE
@@ -61,16 +61,16 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _QUANTISED = re.compile(r"\bI?Q\d|\d-bit", re.IGNORECASE)
 _FAR_FVU = 1.3  # times the FVU in training; on similar held-out text it is within a tenth
 _INDEXED = {
-    "l0": "L0 (latents/token)",
+    "l0": "L0 (latents/{unit.one})",
     "fvu": "fraction of variance unexplained",
     "delta_loss": "rise of the LM's loss on reconstructions (nats/token)",
     "loss_recovered_zero": "loss recovered, zero ablation",
     "loss_recovered_mean": "loss recovered, mean ablation",
 }
 _CAPTIONS = {
-    "density": "How often latents fire: share of tokens, on a logarithmic scale",
-    "l0": "Non-zero latents per token",
-    "training": "Training: FVU and L0 of single batches against tokens",
+    "density": "How often latents fire: share of {unit.many}, on a logarithmic scale",
+    "l0": "Non-zero latents per {unit.one}",
+    "training": "Training: FVU and L0 of single batches against {unit.many}",
     "thresholds": "Thresholds, in the raw units of the activations",
 }
 _SECTIONS = ("lm", "text", "harvest", "activations", "images", "audio")
@@ -178,7 +178,7 @@ def render_card(folder: str | Path, *, examples: bool = True) -> str:
             kind_of_documents=_kind_of_documents(evaluation),
             has_fingerprint=existing(folder, FINGERPRINT).is_file(),
             misgivings=_misgivings(config, record, evaluation),
-            figures=_figures(folder / FIGURES),
+            figures=_figures(folder / FIGURES, unit_of(record)),
             latents=[{**row, "name": names.get(row["latent"])} for row in latents],
             names=about_names,
             probing=probing_section(folder, evaluation),
@@ -378,16 +378,16 @@ def _is_hub_dataset(dataset: object) -> bool:
 
 def _eval_results(facts: Json, evaluation: Json) -> list[EvalResult]:
     measured, metrics = evaluation.get("measured_with", {}), evaluation.get("metrics", {})
-    text = measured.get("text", facts["text"])
+    text, section = measured.get("text", facts["text"]), section_of(facts["record"])
     dataset = text.get("dataset")
     kind = "documents" if measured else f"{_kind_of_documents(evaluation)} documents"
     return [
         EvalResult(
             task_type="feature-extraction",
-            dataset_type=dataset if _is_hub_dataset(dataset) else "text",
+            dataset_type=dataset if _is_hub_dataset(dataset) else section,
             dataset_name=f"{_dataset(text) or 'text'}, {kind}",
             metric_type=name,
-            metric_name=label,
+            metric_name=label.format(unit=unit_of(facts["record"])),
             metric_value=float(f"{metrics[name]['value']:.6g}"),
         )
         for name, label in _INDEXED.items()
@@ -399,11 +399,11 @@ def _kind_of_documents(evaluation: Json) -> str:
     return "validation" if evaluation.get("side") == "validation" else "held-out"
 
 
-def _figures(folder: Path) -> list[tuple[str, str]]:
+def _figures(folder: Path, unit: Unit) -> list[tuple[str, str]]:
     """(file, caption); files with a caption come first."""
     names, files = list(_CAPTIONS), {path.stem: path.name for path in folder.glob("[!.]*.png")}
     order = sorted(files, key=lambda s: (names.index(s) if s in names else len(names), s))
-    return [(quote(files[stem]), _CAPTIONS.get(stem, stem)) for stem in order]
+    return [(quote(files[stem]), _CAPTIONS.get(stem, stem).format(unit=unit)) for stem in order]
 
 
 def shown_latents(folder: Path) -> Iterator[Json]:

@@ -18,6 +18,7 @@ from .. import models as models  # its Auto classes, so that config.json can be 
 from ..machine.files import damaged, opened_tensors, read_json, reading, replacing
 from ..machine.names import EVALUATION, FIGURES, LOG, TRAINING, WEIGHTS
 from ..machine.refused import Damaged, Refused
+from ..machine.units import TOKEN, Unit, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,12 +45,13 @@ def draw(folder: str | Path) -> list[Path]:
 
 def _figures(folder: Path) -> Iterator[tuple[str, "Figure"]]:
     config, record = AutoConfig.from_pretrained(folder), _json(folder / TRAINING)
-    target_l0 = getattr(config, "target_l0", None)
+    target_l0, unit = getattr(config, "target_l0", None), unit_of(record)
     if evaluation := _json(folder / EVALUATION):
         with reading(folder / EVALUATION):
             density = torch.tensor(evaluation["density"], dtype=torch.float64)
-            yield "density", density_figure(density, n_tokens=evaluation["n_tokens"])
-            yield "l0", l0_figure(torch.tensor(evaluation["l0_histogram"]), target_l0=target_l0)
+            yield "density", density_figure(density, n_tokens=evaluation["n_tokens"], unit=unit)
+            histogram = torch.tensor(evaluation["l0_histogram"])
+            yield "l0", l0_figure(histogram, target_l0=target_l0, unit=unit)
     log = _log(folder)
     with reading(folder / TRAINING):
         batch_size = record.get("training", {}).get("batch_size")
@@ -58,7 +60,11 @@ def _figures(folder: Path) -> Iterator[tuple[str, "Figure"]]:
             yield (
                 "training",
                 training_figure(
-                    log, batch_size=batch_size, target_l0=target_l0, warm_start_tokens=warm
+                    log,
+                    batch_size=batch_size,
+                    target_l0=target_l0,
+                    warm_start_tokens=warm,
+                    unit=unit,
                 ),
             )
     threshold = _raw_thresholds(folder, config)
@@ -99,7 +105,9 @@ def save(figure: "Figure", path: Path) -> Path:
     return path
 
 
-def density_figure(density: Float[Tensor, " d_sae"], *, n_tokens: int) -> "Figure":
+def density_figure(
+    density: Float[Tensor, " d_sae"], *, n_tokens: int, unit: Unit = TOKEN
+) -> "Figure":
     """Latents by the share of tokens they fire on; dead ones have no bar, but the title has their
     share.
 
@@ -109,9 +117,10 @@ def density_figure(density: Float[Tensor, " d_sae"], *, n_tokens: int) -> "Figur
     dead, above_1, above_10 = (
         _percent(chosen.double().mean()) for chosen in (density == 0, density > 0.01, density > 0.1)
     )
+    units = unit.many
     figure, (axes,) = _blank(
-        f"Firing density of {len(density):,} latents on {n_tokens:,} tokens\n"
-        f"{dead} never fire, {above_1} on more than 1 % of tokens, {above_10} on more than 10 %"
+        f"Firing density of {len(density):,} latents on {n_tokens:,} {units}\n"
+        f"{dead} never fire, {above_1} on more than 1 % of {units}, {above_10} on more than 10 %"
     )
     alive = density[density > 0]
     # Five bins a decade: with more, the lowest shares (1, 2, 3 tokens) leave gaps between them.
@@ -119,26 +128,29 @@ def density_figure(density: Float[Tensor, " d_sae"], *, n_tokens: int) -> "Figur
     edges = torch.logspace(lowest, 0, -lowest * 5 + 1, dtype=torch.float64)
     axes.hist(alive.tolist(), bins=edges.tolist(), color=_BLUE, edgecolor="white", linewidth=0.5)
     axes.set(xscale="log", xlim=(10.0**lowest, 1.0))
-    axes.set_xlabel("density: share of tokens on which a latent fires (log scale)")
+    axes.set_xlabel(f"density: share of {unit.many} on which a latent fires (log scale)")
     axes.set_ylabel("latents")
     for limit in (0.01, 0.1):
         _mark(axes, limit)
     return figure
 
 
-def l0_figure(histogram: Int[Tensor, " k"], *, target_l0: int | float | None = None) -> "Figure":
+def l0_figure(
+    histogram: Int[Tensor, " k"], *, target_l0: int | float | None = None, unit: Unit = TOKEN
+) -> "Figure":
     """Tokens by their number of non-zero latents; entry k counts the tokens with exactly k."""
     n_tokens, cumulative = int(histogram.sum()), histogram.cumsum(0)
     mean = float((histogram * torch.arange(len(histogram))).sum()) / max(n_tokens, 1)
-    figure, (axes,) = _blank(f"Non-zero latents per token, {n_tokens:,} tokens")
+    figure, (axes,) = _blank(f"Non-zero latents per {unit.one}, {n_tokens:,} {unit.many}")
     shown = int((cumulative < 0.999 * n_tokens).sum()) + 1  # a few tokens can have many times more
     width = -(-shown // _MANY_BINS)
     bins = torch.nn.functional.pad(histogram[:shown], (0, -shown % width)).view(-1, width).sum(1)
     left = torch.arange(len(bins)) * width - 0.5
     axes.bar(left.tolist(), bins.tolist(), width, align="edge", color=_BLUE, edgecolor="white")
     beyond = n_tokens - int(histogram[:shown].sum())
-    axes.set_xlabel(f"L0 (latents/token){f'; {beyond:,} tokens lie beyond' if beyond else ''}")
-    axes.set_ylabel("tokens" if width == 1 else f"tokens per {width} latents")
+    rest = f"; {beyond:,} {unit.many} lie beyond" if beyond else ""
+    axes.set_xlabel(f"L0 (latents/{unit.one}){rest}")
+    axes.set_ylabel(unit.many if width == 1 else f"{unit.many} per {width} latents")
     axes.margins(x=0.02, y=0.2)
     target = "" if target_l0 is None else f" (target {target_l0:g})"
     _mark(axes, mean, f"mean {mean:.1f}{target}")
@@ -151,6 +163,7 @@ def training_figure(
     batch_size: int,
     target_l0: int | float | None = None,
     warm_start_tokens: int = 0,
+    unit: Unit = TOKEN,
 ) -> "Figure":
     """FVU and L0 of single batches against tokens; `log` holds the lines of log.jsonl."""
     from matplotlib.ticker import EngFormatter
@@ -162,11 +175,11 @@ def training_figure(
     fvu.set(yscale="log", ylabel="FVU (log scale)")
     plain_ticks(fvu.yaxis)
     l0.plot(tokens, [line["l0"] for line in log], color=_BLUE, marker=marker)
-    l0.set(ylabel="L0 (latents/token)", xlabel="tokens trained on")
+    l0.set(ylabel=f"L0 (latents/{unit.one})", xlabel=f"{unit.many} trained on")
     l0.margins(y=0.15)
     l0.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 4G
     if max(line["l0"] for line in log) > 5 * log[-1]["l0"] > 0:
-        l0.set(yscale="log", ylabel="L0 (latents/token, log)")
+        l0.set(yscale="log", ylabel=f"L0 (latents/{unit.one}, log)")
         plain_ticks(l0.yaxis)
     if target_l0 is not None:
         l0.axhline(target_l0, color=_ORANGE, linestyle="--", label=f"target {target_l0:g}")

@@ -16,7 +16,7 @@ from ..lm import capture, widths_of
 from ..machine.processor import Room
 from ..machine.refused import Refused
 from ..models import SAEConfig
-from ..recipe import Model, Recipe, check, stale_stages
+from ..recipe import Model, Recipe, check, stale_stages, with_lone_site
 from ..recipe.fields import bucket_tokens
 from . import formula
 from .footprint import (
@@ -71,6 +71,7 @@ def plan(recipe: Recipe, gpu: str | None = None) -> RunCost:
     """
     if gpu is not None and gpu not in CARDS:
         raise Refused(f"--gpu must be {' or '.join(CARDS)}, got {gpu!r}")
+    recipe = with_lone_site(recipe)
     return estimate(recipe, *check(recipe), None if gpu is None else CARDS[gpu])
 
 

@@ -71,6 +71,7 @@ from .opening import evaluate_saes as evaluate_saes
 from .opening import inputs_of as inputs_of
 from .opening import load as load
 from .opening import load_inputs as load_inputs
+from .opening import with_lone_site as with_lone_site
 from .placed import PlacedSAE as PlacedSAE
 from .placed import Sections as Sections
 from .placed import changed as changed

@@ -4,7 +4,7 @@ Each kind is a class in a file of its own (`of_text`, `of_files`, `of_pictures`)
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel
@@ -32,7 +32,8 @@ Loaded = LoadedLM | NoModel
 """What a recipe has loaded once, before its stages run."""
 
 
-class Inputs(Protocol):
+@runtime_checkable
+class Inputs(Protocol):  # checkable: types are checked in tests
     """A recipe's inputs, opened."""
 
     unit: str

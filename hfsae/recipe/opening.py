@@ -1,10 +1,12 @@
 """From a recipe to its inputs: check them, load what they need, and open them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from ..activations import sites_in
 from ..evaluation import EvaluationResult
 from ..lm import LoadedLM, load_lm
 from ..machine.refused import Refused
@@ -13,6 +15,21 @@ from .fields import LMArguments, Recipe, check_cache, check_given
 from .inputs import Inputs, Loaded, Model, NoModel
 from .of_files import FileInputs, check_file_recipe
 from .of_text import TextInputs, check_text_recipe
+
+
+def with_lone_site(recipe: Recipe) -> Recipe:
+    """The recipe with the site of its files, if it names none and they have one.
+
+    Raises:
+        ValueError: the files cannot be read.
+    """
+    is_open = any(fields.get("site") is None for fields in recipe.sae_fields().values())
+    if recipe.kind != "files" or not is_open:
+        return recipe
+    sites = sites_in(recipe.activations)
+    if len(sites) > 1:
+        raise Refused(f"the files have several sites ({', '.join(sites)}); give --sae.site one")
+    return replace(recipe, sae={**recipe.sae, "site": sites[0]})
 
 
 def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:

@@ -48,7 +48,7 @@ from .folder import (
 )
 from .inputs import Inputs, Loaded
 from .job import Job
-from .opening import check, inputs_of, load_inputs
+from .opening import check, inputs_of, load_inputs, with_lone_site
 from .table import STAGES
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def run(
     Raises:
         ValueError: anything in the recipe that is invalid or impossible.
     """
-    root = own_output_dir(recipe)
+    root, recipe = own_output_dir(recipe), with_lone_site(recipe)
     with locked_run(root, [root / name for name in recipe.sae_fields()]):
         return _run(recipe, command, loaded, check_cost)
 
