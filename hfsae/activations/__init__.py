@@ -1,11 +1,15 @@
-"""Activations: packed rows of text through a language model, or tensors in memory; shuffled."""
+"""Activations: text, pictures or sound through a model, or tensors in memory; shuffled."""
 
 from .cache import ActivationCache as ActivationCache
 from .harvest import HarvestArguments as HarvestArguments
 from .harvest import Harvested as Harvested
 from .harvest import Harvester as Harvester
+from .input_source import InputSource as InputSource
+from .inputs import InputBatch as InputBatch
+from .pictures import ImageArguments as ImageArguments
 from .shuffle import ShuffleArguments as ShuffleArguments
 from .shuffle import ShuffledActivations as ShuffledActivations
+from .sounds import AudioArguments as AudioArguments
 from .source import ActivationBatch as ActivationBatch
 from .source import Source as Source
 from .source import TextSource as TextSource

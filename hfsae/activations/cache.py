@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from ..machine.files import open_to_readers
 from ..machine.refused import Refused
-from .tokens import TokenBatch
+from .inputs import Batch, inputs_of
 
 logger = logging.getLogger(__name__)
 SHARD_BYTES = 2**27
@@ -193,13 +193,15 @@ class ActivationCache:
         self._places = {k: place for k, place in self._places.items() if place.shard != shard}
 
 
-def batch_key(batch: TokenBatch, rows: int, way: str = "") -> str:
-    """Hash of tokens, mask and rows per forward pass; `way` names a computation that rounds
+def batch_key(batch: Batch, rows: int, way: str = "") -> str:
+    """Hash of inputs, mask and rows per forward pass; `way` names a computation that rounds
     differently, such as compiled code."""
-    about = f"{tuple(batch.input_ids.shape)} {rows}{way}"
-    digest = blake2b(about.encode(), digest_size=16)
-    digest.update(batch.input_ids.cpu().numpy().tobytes())
-    digest.update(batch.keep.cpu().numpy().tobytes())
+    inputs = inputs_of(batch)
+    names = " ".join(name for name in inputs if name != "input_ids")
+    shapes = " ".join(str(tuple(x.shape)) for x in inputs.values())
+    digest = blake2b(f"{names}{shapes} {rows}{way}".encode(), digest_size=16)
+    for part in (*inputs.values(), batch.keep):
+        digest.update(part.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,4 +1,5 @@
-"""From token rows to a language model's activations at some sites: a vector per kept token."""
+"""From rows of tokens, pictures or sound to a model's activations at some sites: a vector for each
+kept position."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from ..lm import Site, blocks_below, capture, find_module, running_as
+from ..lm import Site, blocks_below, capture, find_module, forward, running_as
 from ..machine.bounds import check_most
 from ..machine.refused import Refused
 from .cache import ActivationCache, batch_key
+from .inputs import Batch, inputs_of
 from .tokens import TokenBatch
 
 _MOST_ROWS = 2**20
@@ -54,7 +56,8 @@ class HarvestArguments:
 class Harvested(NamedTuple):
     activations: dict[str, Float[Tensor, "n _"]]
     """For each site the kept positions' activations, raw, in the LM's dtype and on its device."""
-    tokens: Int64[Tensor, " n"]
+    tokens: Int64[Tensor, " n"] | None
+    """None: the model reads no text."""
     row: Int64[Tensor, " n"]
     """Row of the batch that the position lies in."""
     position: Int64[Tensor, " n"]
@@ -63,7 +66,7 @@ class Harvested(NamedTuple):
 
 
 class Harvester:
-    """Turns a batch of token rows into `Harvested`, by a forward pass that stops at the last site.
+    """Turns a batch of rows into `Harvested`, by a forward pass that stops at the last site.
 
     Positions outside `batch.keep` are dropped, then norm outliers: positions above `norm_limits`
     at any site. The limits are those given (limits of other sites are ignored), or follow from the
@@ -95,15 +98,19 @@ class Harvester:
         self.kept = self.dropped_special = self.dropped_outliers = 0
 
     @torch.no_grad()  # and not inference_mode, whose tensors may never enter autograd
-    def __call__(self, batch: TokenBatch) -> Harvested:
+    def __call__(self, batch: Batch) -> Harvested:
         activations = self._cached(batch) if self.cache else self._activations(batch)
-        input_ids, keep, document = (part.to(self.lm.device) for part in batch)
+        keep, document = (part.to(self.lm.device) for part in (batch.keep, batch.document))
         row, position = keep.nonzero(as_tuple=True)
-        harvested = Harvested(activations, input_ids[keep], row, position, document[keep])
+        if isinstance(batch, TokenBatch):
+            tokens, document = batch.input_ids.to(keep.device)[keep], document[keep]
+        else:
+            tokens, document = None, document[row]
+        harvested = Harvested(activations, tokens, row, position, document)
         self.dropped_special += keep.numel() - len(row)
         return self._without_outliers(harvested)
 
-    def _cached(self, batch: TokenBatch) -> dict[str, Float[Tensor, "n _"]]:
+    def _cached(self, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:
         assert self.cache
         key = batch_key(batch, self.args.rows, " compiled" if self.args.compile else "")
         activations = self.cache.get(key, self.sites)
@@ -119,26 +126,29 @@ class Harvester:
         if self.cache:
             self.cache.flush()
 
-    def _activations(self, batch: TokenBatch) -> dict[str, Float[Tensor, "n _"]]:
-        input_ids, keep = (part.to(self.lm.device) for part in batch[:2])
-        chunks = zip(input_ids.split(self.args.rows), keep.split(self.args.rows), strict=True)
-        parts = [self._forward(*chunk) for chunk in chunks]
+    def _activations(self, batch: Batch) -> dict[str, Float[Tensor, "n _"]]:
+        inputs = {name: x.split(self.args.rows) for name, x in inputs_of(batch).items()}
+        keeps = batch.keep.to(self.lm.device).split(self.args.rows)
+        parts = [
+            self._forward({name: x[i] for name, x in inputs.items()}, keep)
+            for i, keep in enumerate(keeps)
+        ]
         activations = {site: torch.cat([part[site] for part in parts]) for site in self.sites}
         refuse_not_finite(activations)
         return activations
 
     def _forward(
-        self, input_ids: Int64[Tensor, "rows ctx"], keep: Bool[Tensor, "rows ctx"]
+        self, inputs: Mapping[str, Tensor], keep: Bool[Tensor, "rows ctx"]
     ) -> dict[str, Float[Tensor, "n _"]]:
         # Each number of rows would be compiled separately, so a batch's remainder runs uncompiled.
-        compiled = self._compiled if len(input_ids) == self.args.rows else {}
+        compiled = self._compiled if len(keep) == self.args.rows else {}
         eager = not compiled  # the blocks' hooks are called around their compiled forwards
         try:
             with (
                 capture(self.lm, self.sites, stop_early=True, eager=eager) as acts,
                 running_as(compiled, eager=eager),
             ):
-                self.lm(input_ids=input_ids, use_cache=False)
+                forward(self.lm, inputs)
         except RuntimeError as error:
             if not compiled:
                 raise
@@ -151,10 +161,10 @@ class Harvester:
         return {site: acts[site][keep.to(acts[site].device)].to(keep.device) for site in self.sites}
 
     def _without_outliers(self, harvested: Harvested) -> Harvested:
-        n, ratio = len(harvested.tokens), self.args.max_norm_ratio
+        n, ratio = len(harvested.row), self.args.max_norm_ratio
         if n and ratio is not None and not self.norm_limits:
             self._fix_norm_limits(harvested.activations, ratio)
-        typical = torch.ones_like(harvested.tokens, dtype=torch.bool)
+        typical = torch.ones_like(harvested.row, dtype=torch.bool)
         for site, limit in self.norm_limits.items():
             typical &= _norms(harvested.activations[site]) <= limit
         n_typical = int(typical.sum())
@@ -163,7 +173,8 @@ class Harvester:
         if n_typical == n:
             return harvested
         activations = {site: acts[typical] for site, acts in harvested.activations.items()}
-        return Harvested(activations, *(part[typical] for part in harvested[1:]))
+        tokens = None if harvested.tokens is None else harvested.tokens[typical]
+        return Harvested(activations, tokens, *(part[typical] for part in harvested[2:]))
 
     def _fix_norm_limits(self, activations: Mapping[str, Tensor], ratio: float) -> None:
         medians = {site: float(_norms(acts).median()) for site, acts in activations.items()}
@@ -220,13 +231,13 @@ def refuse_not_finite(activations: Mapping[str, Float[Tensor, "n _"]]) -> None:
     """Refuse activations with NaN or infinity.
 
     Raises:
-        ValueError: a language model gave NaN or infinity at one of these sites.
+        ValueError: a model gave NaN or infinity at one of these sites.
     """
     for site, acts in activations.items():
         if n := int((~acts.isfinite()).any(dim=-1).sum()):
             raise Refused(
                 f"{n} of {len(acts)} positions at {site!r} have NaN or infinite activations: the "
-                f"language model overflows in {str(acts.dtype).removeprefix('torch.')}, or its "
+                f"model overflows in {str(acts.dtype).removeprefix('torch.')}, or its "
                 "weights are damaged; try another lm.dtype (bfloat16, float32) or "
                 "lm.attn_implementation (eager)"
             )

@@ -3,13 +3,14 @@
     Source --fill--> `ShuffledActivations` --> batches of a training
     Source --batches--> `ActivationBatch` --> reconstructions, fingerprints
 
-`TextSource` runs a language model on rows of tokens; `TensorSource` reads tensors in memory.
+`TextSource` runs a language model on rows of tokens, `InputSource` a model of pictures or sound on
+those; `TensorSource` reads tensors in memory.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,6 +20,7 @@ from ..machine.refused import Refused
 from ..packaged import shares_of_texts
 from .cache import lm_digest
 from .harvest import Harvester
+from .inputs import Batch
 from .text_hash import text_digest
 from .tokens import PackedRows, Split, TokenBatch, text_origin
 
@@ -145,30 +147,8 @@ class TextSource:
         self._batches = batches
         capacity = sum(int(batch.keep.sum()) for batch in read)
         n_special = sum(batch.keep.numel() for batch in read) - capacity
-        return Filling(capacity, n_special, _hash_of(read), self._parts(read, rank, n_processes))
-
-    def _parts(
-        self, batches: list[TokenBatch], rank: int, n_processes: int
-    ) -> Generator[dict[str, Float[Tensor, "_ _"]], None, None]:
-        try:
-            if n_processes > 1:
-                self._agree_on_norm_limits(batches)
-            for first in range(0, len(batches), n_processes):  # one batch of token rows a process
-                mine = first + rank
-                acts = self.harvester(batches[min(mine, len(batches) - 1)]).activations
-                yield acts if mine < len(batches) else {site: x[:0] for site, x in acts.items()}
-        finally:
-            self.harvester.flush()
-
-    def _agree_on_norm_limits(self, batches: list[TokenBatch]) -> None:
-        """Fix the limits, on every process, from the run's first batch that keeps a token, as a
-        single process would."""
-        if self.harvester.args.max_norm_ratio is None:
-            return
-        for batch in batches:
-            if self.harvester.norm_limits:
-                return
-            self.harvester(batch)
+        parts = harvest_share(self.harvester, read, lambda batch: batch, rank, n_processes)
+        return Filling(capacity, n_special, _hash_of(read), parts)
 
     def batches(self, side: Split, n: int | None = None) -> Iterator[ActivationBatch]:
         """One side's activations, once; with n, only those of rows that keep n tokens."""
@@ -206,6 +186,46 @@ class TextSource:
         of_text = {**asdict(text), "origin": text_origin(text)}
         of_text |= {"shares": listed} if listed else {}
         return {"text": of_text, "harvest": asdict(self.harvester.args)}
+
+
+T = TypeVar("T")
+
+
+def harvest_share(
+    harvester: Harvester,
+    batches: Sequence[T],
+    read: Callable[[T], Batch],
+    rank: int,
+    n_processes: int,
+) -> Generator[dict[str, Float[Tensor, "_ _"]], None, None]:
+    """`Filling.parts`: one batch a process, and so on until all are harvested.
+
+    Args:
+        batches: the same on every process.
+        read: makes rows of one of them, on the process that harvests it.
+    """
+    try:
+        if n_processes > 1:
+            _agree_on_norm_limits(harvester, batches, read)
+        for first in range(0, len(batches), n_processes):
+            mine = first + rank
+            acts = harvester(read(batches[min(mine, len(batches) - 1)])).activations
+            yield acts if mine < len(batches) else {site: x[:0] for site, x in acts.items()}
+    finally:
+        harvester.flush()
+
+
+def _agree_on_norm_limits(
+    harvester: Harvester, batches: Sequence[T], read: Callable[[T], Batch]
+) -> None:
+    """Fix the limits, on every process, from the run's first batch that keeps a position, as a
+    single process would."""
+    if harvester.args.max_norm_ratio is None:
+        return
+    for batch in batches:
+        if harvester.norm_limits:
+            return
+        harvester(read(batch))
 
 
 def _until(batches: Iterator[TokenBatch], n: int) -> list[TokenBatch]:

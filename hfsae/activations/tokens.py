@@ -18,7 +18,7 @@ from glob import glob
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int64
@@ -152,8 +152,16 @@ def _side(args: TextArguments, split: Split) -> Iterator[Document]:
         raise Refused(_one_sided(args, split, n_read))
 
 
-def side_of(document_id: str, args: TextArguments) -> Split:
-    """The side of a document, by its hash."""
+@runtime_checkable
+class Shares(Protocol):
+    """Settings with the expected shares of the held-out sides."""
+
+    held_out_fraction: float
+    validation_fraction: float
+
+
+def side_of(document_id: str, args: Shares) -> Split:
+    """The side of a document, by its hash: 16 hexadecimal digits."""
     place, test = int(document_id, 16), args.held_out_fraction
     if place < test * 2**64:
         return "test"

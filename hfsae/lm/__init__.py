@@ -5,6 +5,8 @@ sites      `layers.12`, `layers.12.self_attn.o_proj:in`: what a name means
 hooks      read and replace activations at sites
 splicing   let the model run on an SAE's reconstructions
 load       a model from the Hub, a folder, a .gguf file or a package
+encoders   the same for models of pictures and sound, and one way to run any model
+copies     where the copy of a model lies, and what is refused
 contract   whether a model is the one that an SAE was trained on
 weights_sketch  a few numbers by which a model's weights can be compared
 generating      where the prompt of a call of `generate` ends
@@ -14,6 +16,13 @@ from .autoencoder import Autoencoder as Autoencoder
 from .autoencoder import Encoder as Encoder
 from .autoencoder import HasConfig as HasConfig
 from .autoencoder import NamesSite as NamesSite
+from .encoders import LoadedEncoder as LoadedEncoder
+from .encoders import empty_encoder as empty_encoder
+from .encoders import encoder_width as encoder_width
+from .encoders import forward as forward
+from .encoders import load_encoder as load_encoder
+from .encoders import n_positions as n_positions
+from .encoders import smallest_inputs as smallest_inputs
 from .generating import noting_prompts as noting_prompts
 from .generating import prompt_length as prompt_length
 from .hooks import Passes as Passes

@@ -72,14 +72,18 @@ class Difference(NamedTuple):
 
 
 def terms(
-    lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bos: str
+    lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, bos: str | None = None
 ) -> dict[str, str | None]:
-    """Config fields for an SAE trained on this model's activations."""
+    """Config fields for an SAE trained on this model's activations.
+
+    Args:
+        tokenizer: None, as `bos`, for a model that reads no text.
+    """
     return {
         "model_dtype": str(lm.dtype).removeprefix("torch."),
         "model_attention": getattr(lm.config, "_attn_implementation", None),
         "model_weights": sketch(lm),
-        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "tokenizer_hash": None if tokenizer is None else tokenizer_hash(tokenizer),
         "bos": bos,
     }
 

@@ -182,8 +182,8 @@ def main_input(config: PreTrainedConfig) -> str:
     no such model."""
     if type(config) not in AutoModel._model_mapping:
         return ""
-    model = AutoModel._model_mapping[type(config)]
-    return (model[0] if isinstance(model, tuple) else model).main_input_name
+    models: Any = AutoModel._model_mapping[type(config)]  # one class, or several
+    return (models[0] if isinstance(models, tuple) else models).main_input_name
 
 
 READS = {"pixel_values": "pictures", "input_features": "sound", "input_values": "sound"}

@@ -119,8 +119,9 @@ def _width(lm: nn.Module) -> int:
 
 def _matrices(lm: nn.Module) -> dict[int, tuple[str, Tensor]]:
     """Name and weight of each matrix in floating point, by the hash of its name and width."""
-    matrices = {}
-    for name, weight in unwrapped(lm).get_decoder().named_parameters():
+    matrices, whole = {}, unwrapped(lm)
+    reads_text = whole.main_input_name == "input_ids"  # elsewhere sites lie before the decoder
+    for name, weight in (whole.get_decoder() if reads_text else whole).named_parameters():
         if weight.ndim > 1 and weight.is_floating_point() and not weight.is_meta:
             name = name.replace(".base_layer.", ".")  # where an adapter wraps it
             matrices[_tag(name, weight.shape[-1])] = name, weight

@@ -1,0 +1,356 @@
+"""Pictures as a vision model reads them: whole or in random crops, by the model's own processor."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from inspect import signature
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64, UInt8
+from torch import Tensor
+
+from ..lm import LoadedEncoder, n_positions
+from ..machine.bounds import check_least, check_most, check_seed
+from ..machine.refused import Refused, one_line
+from ..machine.visible import LOCAL_FILES
+from .input_files import Recent, check_files, ids_of, paths_of, read_labels, short_names
+from .inputs import Piece
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+Positions = Literal["patches", "cls", "all"]
+_MOST_CROPS = 2**16
+_PREFIX = 2  # a CLS and a distillation token; registers are in the config
+
+
+@dataclass
+class ImageArguments:
+    """Pictures to run a vision model on, in place of a text."""
+
+    files: str | list[str] = ""
+    """A picture (.png, .jpg, .webp, .bmp, .gif, .tif), a folder or glob of them, or a list of
+    these."""
+    folder: str = ""
+    """A folder of pictures with its subfolders, in place of files."""
+    packaged: str = ""
+    """Pictures in Python packages by their name, or several names with commas, in place of
+    files."""
+    positions: Positions = "patches"
+    """The positions whose activations are used: the patches, the CLS token alone, or all, with
+    registers."""
+    held_out_fraction: float = 0.05
+    """Expected share of pictures on the test side, which evaluation reads. Equal pictures and all
+    crops of one are on the same side."""
+    validation_fraction: float = 0.0
+    """Expected share of pictures on the validation side, for choosing settings. It is taken from
+    the training side: the test side stays the same."""
+    crops: int = 0
+    """Random square crops of each picture, at its own resolution and in the size that the model
+    takes, or as large as the picture is; 0: the whole picture, resized."""
+    seed: int = 0
+    """Seed of the order and of the crops; the sides do not depend on it."""
+    labels: str = ""
+    """A csv or parquet table of labels, whose column "file" has the pictures' names as captions
+    show them; or "folders": the label is the name of a picture's folder. Packaged pictures have
+    their own."""
+
+    def __post_init__(self) -> None:
+        self.files = check_files("images", self.files)
+        for name in ("folder", "packaged", "labels"):
+            if not isinstance(getattr(self, name), str):
+                raise Refused(f"images.{name} is {getattr(self, name)!r}; give text, or ''")
+        given = [name for name in ("files", "folder", "packaged") if getattr(self, name)]
+        if len(given) > 1:
+            raise Refused(f"images has {' and '.join(given)}; give one of them")
+        if self.positions not in get_args(Positions):
+            raise Refused(
+                f"images.positions is {self.positions!r}; it can be 'patches', 'cls' or 'all'"
+            )
+        for name in ("held_out_fraction", "validation_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise Refused(f"images.{name} is {getattr(self, name)}; use a fraction, 0 to 1")
+        check_least(self, "images.", crops=0)
+        check_most("images.crops", self.crops, _MOST_CROPS)
+        check_seed("images.seed", self.seed)
+
+
+class _Picture(NamedTuple):
+    name: str
+    id: str
+    label: str | None
+    at: "Path | UInt8[np.ndarray, 'height width *channels']"
+
+
+class Grid(NamedTuple):
+    """How a model's positions lie on a picture: tokens such as CLS first, then patches by rows."""
+
+    rows: int
+    columns: int
+    n_prefix: int
+    step: tuple[float, float]
+    """Height and width of a patch, as fractions of what the model sees."""
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of a picture."""
+        return self.rows * self.columns
+
+    def positions(self, number: int) -> Int64[Tensor, " ctx"]:
+        """`ActivationBatch.position` of a picture's crop: patches from 0 on, by rows; CLS -1,
+        registers -2 and so on; those of later crops lie beyond those of earlier ones."""
+        prefix = -1 - torch.arange(self.n_prefix) - number * self.n_prefix
+        return torch.cat([prefix, torch.arange(self.n_patches) + number * self.n_patches])
+
+    def find(self, position: int) -> tuple[int, int]:
+        """The crop that a position belongs to, and the position in it, which is negative before
+        the patches."""
+        if position >= 0:
+            return divmod(position, self.n_patches)
+        number, i = divmod(-1 - position, max(1, self.n_prefix))
+        return number, -1 - i
+
+
+class Pictures:
+    """The pictures that a recipe's section names, and how a model reads them.
+
+    Raises:
+        ValueError: no pictures are named or found, pillow is not installed, or the model's
+            positions at the sites are no patches of a picture.
+    """
+
+    section, noun = "images", "pictures"
+
+    def __init__(self, args: ImageArguments, encoder: LoadedEncoder, sites: Sequence[str]) -> None:
+        self._require_pillow()
+        self.arguments, self.processor = args, encoder.processor
+        if encoder.model.main_input_name != "pixel_values":
+            raise Refused(
+                f"{type(encoder.model).__name__} reads sound, not pictures; give audio in place of "
+                "images"
+            )
+        self._takes = {*signature(encoder.model.forward).parameters}
+        self._pictures = _listed(args)
+        self.names = [picture.name for picture in self._pictures]
+        self.ids = [picture.id for picture in self._pictures]
+        self.origin = "Python packages" if args.packaged else LOCAL_FILES
+        self.size, self.grid = self._lay_out(encoder, sites)
+        place = torch.arange(self.grid.n_prefix + self.grid.n_patches)
+        kept = {"patches": place >= self.grid.n_prefix, "cls": place == 0, "all": place >= 0}
+        self._keep: Bool[Tensor, " ctx"] = kept[args.positions]
+        self._decoded: Recent[Image] = Recent(self._decode, lambda image: 3 * prod(image.size))
+
+    @staticmethod
+    def _require_pillow() -> None:
+        try:
+            import PIL.Image  # noqa: F401
+        except ImportError as error:
+            raise Refused("pictures are read by pillow: pip install 'hfsae[vision]'") from error
+
+    def _lay_out(
+        self, encoder: LoadedEncoder, sites: Sequence[str]
+    ) -> tuple[tuple[int, int], Grid]:
+        """Height and width that the model takes, and where its positions lie."""
+        from PIL import Image
+
+        wide, high = (Image.new("RGB", size) for size in ((640, 480), (300, 700)))
+        inputs = self._processed([wide])
+        shapes = [tuple(x["pixel_values"].shape) for x in (inputs, self._processed([high]))]
+        if shapes[0] != shapes[1] or len(shapes[0]) != 4:
+            raise Refused(
+                f"the processor of {type(encoder.model).__name__} makes pictures of several sizes "
+                f"({shapes[0]} and {shapes[1]}); set size and crop_size in its "
+                "preprocessor_config.json so that all have one"
+            )
+        size = shapes[0][2:]
+        grid = grid_of(encoder.model.config, n_positions(encoder.model, sites, inputs), size)
+        if self.arguments.positions == "cls" and not grid.n_prefix:
+            raise Refused(
+                f"images.positions is 'cls', and {type(encoder.model).__name__} has no CLS token; "
+                "use 'patches'"
+            )
+        return size, grid
+
+    def _processed(self, images: "Sequence[Image]", **options: Any) -> dict[str, Tensor]:
+        made = self.processor(images=list(images), return_tensors="pt", **options)
+        return {name: x for name, x in made.items() if name in self._takes}
+
+    def pieces(self, document: int) -> list[Piece]:
+        """The picture, or its crops."""
+        return [Piece(document, number, 0) for number in range(max(1, self.arguments.crops))]
+
+    def fault(self, document: int) -> str | None:
+        """Why a picture does not decode; None if it does. A JPEG is decoded at an eighth of its
+        size, which reads all of it in a third of the time."""
+        try:
+            self._decode(document, draft=True)
+        except Exception as error:  # readers of damaged files raise whatever they meet
+            return one_line(error)
+        return None
+
+    def _decode(self, document: int, draft: bool = False) -> "Image":
+        from PIL import Image, ImageOps
+
+        at = self._pictures[document].at
+        if not isinstance(at, Path):
+            return Image.fromarray(at).convert("RGB")
+        with Image.open(at) as image:
+            if draft:
+                image.draft("RGB", (image.width // 8, image.height // 8))
+            return _in_rgb(ImageOps.exif_transpose(image))
+
+    def _cut(self, piece: Piece) -> "Image":
+        if not self.arguments.crops:
+            return self._decode(piece.document)
+        image = self._decoded(piece.document)
+        rng = random.Random(f"{self.arguments.seed} {self.ids[piece.document]} {piece.number}")
+        side = min(*self.size, *image.size)
+        left, top = (rng.randint(0, length - side) for length in image.size)
+        return image.crop((left, top, left + side, top + side))
+
+    def inputs(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
+        """Pixels by the name of the model's argument, a row for each piece.
+
+        Raises:
+            ValueError: a picture does not decode.
+        """
+        try:
+            return self._processed([self._cut(piece) for piece in pieces])
+        except Exception as error:  # as in `fault`
+            among = ", ".join(self.names[piece.document] for piece in pieces[:3])
+            raise Refused(f"a picture among {among} cannot be read: {one_line(error)}") from error
+
+    def keep(self, piece: Piece) -> Bool[Tensor, " ctx"]:
+        """Patches, the CLS token, or all, by the section's `positions`."""
+        return self._keep
+
+    def positions(self, piece: Piece) -> Int64[Tensor, " ctx"]:
+        """As `Grid.positions`."""
+        return self.grid.positions(piece.number)
+
+    def place(self, position: int) -> str:
+        """Such as "patch row 3 column 7"; rows and columns are counted from 1."""
+        number, i = self.grid.find(position)
+        crop = f"crop {number + 1}, " if self.arguments.crops else ""
+        if i == -1:
+            return f"{crop}CLS token"
+        if i < 0:
+            return f"{crop}register {-1 - i}"
+        row, column = divmod(i, self.grid.columns)
+        return f"{crop}patch row {row + 1} column {column + 1}"
+
+    def picture(self, document: int, position: int = 0) -> "Image":
+        """What the model sees of a picture, or of its crop that a position belongs to: resized and
+        cut, before colours are normalised."""
+        from PIL import Image
+
+        piece = Piece(document, self.grid.find(position)[0], 0)
+        unscaled = {"do_normalize": False, "do_rescale": False}
+        (pixels,) = self._processed([self._cut(piece)], **unscaled)["pixel_values"]
+        colours = pixels.float().round().clamp(0, 255).byte().permute(1, 2, 0)
+        return Image.fromarray(np.ascontiguousarray(colours.numpy())).convert("RGB")
+
+    def patch_box(self, position: int) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of a patch, as fractions of `picture`; all of it for a token
+        that is no patch."""
+        i = self.grid.find(position)[1]
+        if i < 0:
+            return (0.0, 0.0, 1.0, 1.0)
+        row, column = divmod(i, self.grid.columns)
+        height, width = self.grid.step
+        return (column * width, row * height, (column + 1) * width, (row + 1) * height)
+
+    def labels(self) -> dict[str, list[str | None]]:
+        """By column the label of each picture."""
+        if not self.arguments.packaged:
+            return read_labels("images.labels", self.arguments.labels, self.names)
+        labels = [picture.label for picture in self._pictures]
+        return {"label": labels} if any(labels) else {}
+
+
+def grid_of(config: Any, n_positions: int, size: tuple[int, int]) -> Grid:
+    """Where a model's positions lie on a picture.
+
+    Later blocks of some models (Swin) have fewer patches, each of 2 x 2, 4 x 4 and so on.
+
+    Args:
+        config: the model's, with `patch_size`.
+        n_positions: at the sites, for one picture.
+        size: height and width of the picture that the model takes.
+
+    Raises:
+        ValueError: the positions are no patches in rows and columns.
+    """
+    patch = getattr(config, "patch_size", None)
+    if patch is None:
+        raise Refused(
+            f"{config.model_type} has no patches: its positions at these sites cannot be placed in "
+            "a picture; use a vision transformer"
+        )
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    most = _PREFIX + (getattr(config, "num_register_tokens", None) or 0)
+    for merged in (1, 2, 4, 8, 16, 32):
+        rows, columns = (
+            side // (p * merged) for side, p in zip(size, (height, width), strict=True)
+        )
+        n_prefix = n_positions - rows * columns
+        are_tokens = merged == 1 and 0 < n_prefix <= most
+        if rows * columns and (n_prefix == 0 or are_tokens):
+            step = (height * merged / size[0], width * merged / size[1])
+            return Grid(rows, columns, n_prefix, step)
+    raise Refused(
+        f"{config.model_type} has {n_positions} positions at these sites for a picture of "
+        f"{size[0]} x {size[1]} in patches of {height} x {width}, so they cannot be placed in it; "
+        "name a block's output as the site"
+    )
+
+
+def _in_rgb(image: "Image") -> "Image":
+    """A picture in three colours of 8 bits; what shines through is white."""
+    from PIL import Image
+
+    image.load()
+    if image.mode.startswith("I"):  # 16 bits, which a conversion would cut off at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are in floating point; save it with 8 bits a colour")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _listed(args: ImageArguments) -> list[_Picture]:
+    """All pictures of a section, in natural order."""
+    if args.packaged:
+        return _packaged(args.packaged)
+    field = "images.folder" if args.folder else "images.files"
+    given = args.folder or args.files
+    if not given:
+        raise Refused("images names no pictures; give images.files, images.folder or .packaged")
+    paths = paths_of(field, given, SUFFIXES)
+    three = zip(short_names(paths), ids_of(paths), paths, strict=True)
+    return [_Picture(name, id_, None, path) for name, id_, path in three]
+
+
+def _packaged(names: str) -> list[_Picture]:
+    from ..packaged.pictures import packaged_pictures
+
+    listed = []
+    for source in names.split(","):
+        for name, image, label in packaged_pictures(source.strip()):
+            path = Path(getattr(image, "filename", ""))
+            if path.is_file():  # it is read again when it is its turn
+                image.close()
+                listed.append(_Picture(name, ids_of([path])[0], label, path))
+                continue
+            pixels = np.asarray(image, np.uint8)
+            id_ = sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).hexdigest()[:16]
+            listed.append(_Picture(name, id_, label, pixels))
+    return listed

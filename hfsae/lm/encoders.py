@@ -1,0 +1,262 @@
+"""Models of pictures and of sound: load one with its processor, and run it on what it reads.
+
+Sites are module paths, as in language models: `layers.8`, `encoder.layer.8`; `print(model)` shows
+them. Of a pair of towers for pictures and text (CLIP, SigLIP) the vision tower alone is loaded, and
+its paths begin there: `encoder.layers.8`. A model of speech to text (Whisper) stays whole, so that
+paths are those of its own `named_modules()`: `encoder.layers.8`. Its decoder gets one token, and
+does not run at all where a capture stops at the encoder.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from ..machine.loading import one_at_a_time
+from ..machine.processor import refuse_absent, spare_bfloat16_
+from ..machine.refused import Refused, one_line
+from .copies import (
+    READS,
+    Copy,
+    check_dtype,
+    config_of,
+    encoder_config,
+    locate,
+    main_input,
+    refusal,
+    refuse_random_weights,
+)
+from .hooks import capture
+from .sites import unwrapped
+
+logger = logging.getLogger(__name__)
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_SECOND = 16_000  # samples of sound in a model's smallest input
+
+
+class LoadedEncoder(NamedTuple):
+    model: PreTrainedModel
+    processor: Any
+    """An image processor or a feature extractor of transformers."""
+    origin: str
+    """The copy that was loaded, in words, as in `LoadedLM`."""
+
+
+def load_encoder(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
+) -> LoadedEncoder:
+    """A model of pictures or sound, frozen and in eval mode, with its processor.
+
+    A pooling layer that the files lack, as those of many image classifiers do, is left out: no site
+    lies behind it. Pictures are processed by pillow whether or not torchvision is installed, since
+    the two resize differently.
+
+    Args:
+        name: a Hub id, or a folder that `save_pretrained` wrote model and processor to.
+        dtype: a torch dtype or its name, or "auto": as saved.
+
+    Raises:
+        ValueError: the model is not found, gated, or the Hub is unreachable; it reads text; its
+            files lack weights; there is no such device; or the processor is missing. The sentence
+            names the remedy.
+    """
+    check_dtype(dtype)
+    refuse_absent(device)
+    copy = _located(name, revision)
+    attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    try:
+        config = _config(name, copy)
+        processor = _processor(copy, config)
+        with one_at_a_time, _without_reports():
+            model, info = AutoModel.from_pretrained(
+                copy.path,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                **attention,
+                **copy.options,
+            )
+        missing = sorted(info["missing_keys"])
+        if missing and all(weight.startswith("pooler.") for weight in missing):
+            logger.info("%s: its files have no weights of a pooling layer, which is left out", name)
+            model.pooler, missing = None, []
+        refuse_random_weights(missing, "a model of pictures or sound")
+    except Exception as error:  # readers of damaged files raise whatever they meet
+        raise refusal(name, revision, copy, error) from error
+    commit = getattr(model.config, "_commit_hash", None)
+    origin = f"{copy.origin} at {commit}" if commit else copy.origin
+    logger.info("%s: %s, %s", name, origin, model.dtype)
+    model.name_or_path = name
+    model.to(device)
+    spare_bfloat16_(model)
+    return LoadedEncoder(model.eval().requires_grad_(False), processor, origin)
+
+
+def empty_encoder(name: str, *, revision: str | None = None) -> PreTrainedModel:
+    """The model without its weights, on the meta device: what an estimate needs.
+
+    Raises:
+        ValueError: as `load_encoder`; only the config is read.
+    """
+    copy = _located(name, revision)
+    try:
+        config = _config(name, copy)
+    except Exception as error:  # as in load_encoder
+        raise refusal(name, revision, copy, error) from error
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    return model.to("meta").eval()  # some weights of wav2vec 2.0 are made on the CPU all the same
+
+
+def _located(name: str, revision: str | None) -> Copy:
+    copy = locate(name, revision, "auto")
+    if "gguf_file" in copy.options:
+        raise Refused(f"model {name!r} is a .gguf file, which reads text; leave out lm.kind")
+    return copy
+
+
+def _config(name: str, copy: Copy) -> PreTrainedConfig:
+    config = encoder_config(config_of(copy))
+    if main_input(config) not in READS:
+        raise Refused(
+            f"it is a {config.model_type}, which reads neither pictures nor sound; leave out "
+            "lm.kind if it is a language model"
+        )
+    return config
+
+
+def _processor(copy: Copy, config: PreTrainedConfig) -> Any:
+    folder = Path(copy.path)
+    if folder.is_dir() and not any((folder / file).is_file() for file in _PROCESSOR_FILES):
+        raise Refused(
+            "it comes without a processor (preprocessor_config.json); save the one it was trained "
+            "with to its folder, as with processor.save_pretrained(folder)"
+        )
+    if READS[main_input(config)] == "pictures":
+        return AutoImageProcessor.from_pretrained(copy.path, backend="pil", **copy.options)
+    return AutoFeatureExtractor.from_pretrained(copy.path, **copy.options)
+
+
+@contextmanager
+def _without_reports() -> Iterator[None]:
+    """Leave out transformers' table of the weights that a part of a model does not use."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    of_loading = logging.getLogger("transformers.modeling_utils")
+    of_loading.addFilter(is_other)
+    try:
+        yield
+    finally:
+        of_loading.removeFilter(is_other)
+
+
+def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+    """The output of a model on its inputs, by name; of a language model on {"input_ids": ...}.
+
+    Inputs go to the model's device, those in floating point in its dtype. A decoder that continues
+    what an encoder reads gets one token in each row. Nothing is cached.
+    """
+    whole = unwrapped(model)
+    cast = {
+        name: x.to(whole.device, whole.dtype if x.is_floating_point() else x.dtype)
+        for name, x in inputs.items()
+    }
+    if "input_ids" in cast:
+        return model(**cast, use_cache=False)
+    if not getattr(whole.config, "is_encoder_decoder", False):
+        return model(**cast)
+    first = next(iter(cast.values()))
+    start = torch.full((len(first), 1), _start_token(whole), device=first.device)
+    return model(**cast, decoder_input_ids=start, use_cache=False)
+
+
+def _start_token(model: PreTrainedModel) -> int:
+    start = getattr(model.config, "decoder_start_token_id", None)
+    return start if isinstance(start, int) else 0
+
+
+def smallest_inputs(model: nn.Module) -> dict[str, Tensor]:
+    """Zeros in the shape of one picture, or of a second of sound or however much the model needs;
+    of a language model one token."""
+    whole = unwrapped(model)
+    config, name = whole.config, whole.main_input_name
+    if name == "pixel_values":
+        size = getattr(config, "image_size", 224)
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (1, getattr(config, "num_channels", 3), height, width)
+    elif name == "input_features":
+        # frames of a spectrogram: Whisper takes one number of them, and halves it
+        n_frames = 2 * getattr(config, "max_source_positions", 50)
+        shape = (1, getattr(config, "num_mel_bins", 80), n_frames)
+    else:
+        shape = (1, _SECOND) if name == "input_values" else (1, 1)
+    dtype = torch.long if name == "input_ids" else whole.dtype
+    return {name: torch.zeros(shape, dtype=dtype, device=whole.device)}
+
+
+def encoder_width(model: nn.Module, site: str) -> int:
+    """Width of the activation at a site, from a forward pass of `smallest_inputs` that stops there.
+
+    Works on the meta device too, for estimates without weights.
+
+    Raises:
+        ValueError: there is no such site, or it has not one vector a position.
+    """
+    return _at_sites(model, [site], smallest_inputs(model))[site].shape[-1]
+
+
+def n_positions(model: nn.Module, sites: Sequence[str], inputs: Mapping[str, Tensor]) -> int:
+    """The number of positions that each of the sites has on the first row of some inputs.
+
+    Raises:
+        ValueError: the model does not take such inputs, a site has not one vector a position, or
+            the sites differ in their positions.
+    """
+    acts = _at_sites(model, sites, {name: x[:1] for name, x in inputs.items()})
+    counts = {site: x.shape[1] for site, x in acts.items()}
+    if len({*counts.values()}) > 1:
+        listed = ", ".join(f"{site} {n}" for site, n in counts.items())
+        raise Refused(f"the sites differ in their positions ({listed}); train them apart")
+    return next(iter(counts.values()))
+
+
+@torch.no_grad()
+def _at_sites(
+    model: nn.Module, sites: Sequence[str], inputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    try:
+        with capture(model, sites, stop_early=True) as acts:
+            forward(model, inputs)
+    except Refused:
+        raise
+    except (ValueError, RuntimeError) as error:
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in inputs.items())
+        raise Refused(
+            f"{type(unwrapped(model)).__name__} does not take {shapes} ({one_line(error)}); does "
+            "its processor belong to it?"
+        ) from error
+    for site, x in acts.items():
+        if x.ndim != 3 or len(x) != 1:
+            raise Refused(
+                f"site {site!r} has activations of shape {list(x.shape)} for one input; name a "
+                "site with one vector a position, [1, positions, width], such as a block"
+            )
+    return acts
