@@ -13,6 +13,7 @@ harvesting  activations that a recipe trains on, written to files
 inputs      what activations are made from, for the stages of a run
 job         an SAE in a run, with all that stages work on
 naming      names for latents at the end of a run
+of_encoders  pictures or sound through a model, as the inputs of a run
 of_files    activations that are read from files, as the inputs of a run
 of_text     text through a language model, as the inputs of a run
 opening     check a recipe, load what its inputs need, open them
@@ -22,6 +23,7 @@ probing     what latents reveal about texts, for the SAEs in folders
 shipped     recipes that come with hfsae, by name
 sizes       how much each stage reads, where a recipe leaves it open
 stages      a run: training, and all stages after it
+tabulating  how latents go with labels of documents
 table       the stages after training
 text        the rows of tokens that a stage reads
 verifying   the fingerprint with which copies of an SAE are verified

@@ -14,7 +14,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ..activations import (
     ActivationArguments,
+    AudioArguments,
     HarvestArguments,
+    ImageArguments,
     ShuffleArguments,
     Split,
     TextArguments,
@@ -28,6 +30,7 @@ from ..machine.refused import Refused
 from ..models import DEFAULT_VARIANT, SAEConfig, variants
 from ..models.config import own_fields
 from ..models.registry import IMPORT_HINT, refuse_configs_alone
+from ..packaged import packaged_labels
 from ..training import TrainingArguments
 from ..training.identity import FREE, SHARED
 from .sizes import AUTO, Count, Sizes, sizes_of
@@ -35,12 +38,19 @@ from .sizes import AUTO, Count, Sizes, sizes_of
 logger = logging.getLogger(__name__)
 # The sections that people change most come first: error messages name the first differences.
 TRAINING_SECTIONS = ("sae", "saes", "training", "lm", "text", "harvest", "activations")
+TRAINING_SECTIONS += ("images", "audio")
 TRAINING_SECTIONS += ("shuffle", "seed")
-_OF_MODELS = ("lm", "text", "harvest")
 RESULT_SECTIONS = (*TRAINING_SECTIONS, "evaluation")
 TAKEN_FOLDERS = (CHECKPOINTS, FEATURES, FIGURES)  # folders of a run, beside its SAEs'
 _MOST_SECONDS = 86_400
 Kind = Literal["text", "files", "pictures", "sounds"]
+_UNUSED: dict[Kind, tuple[str, ...]] = {
+    "text": ("activations", "images", "audio"),
+    "files": ("lm", "text", "harvest", "images", "audio"),
+    "pictures": ("text", "activations", "audio"),
+    "sounds": ("text", "activations", "images"),
+}
+"""Sections that a recipe does not use."""
 # Settings that do not change the result.
 _FREE = {*FREE, "cache", "cache_gb", "prefetch", "labels"}
 
@@ -50,7 +60,11 @@ class LMArguments:
     """The language model, and the dtype to load it in."""
 
     name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    """Hub id or folder of a causal language model, or a .gguf file."""
+    """Hub id or folder of a causal language model, or a .gguf file; with kind "auto" of a vision or
+    audio model."""
+    kind: Literal["auto"] | None = None
+    """"auto": a vision or audio model that `AutoModel` loads, which reads the recipe's images or
+    audio. None: a causal language model."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
@@ -82,6 +96,10 @@ class Recipe:
     harvest: HarvestArguments = field(default_factory=HarvestArguments)
     activations: ActivationArguments = field(default_factory=ActivationArguments)
     """Files of activations, in the place of lm, text and harvest."""
+    images: ImageArguments = field(default_factory=ImageArguments)
+    """Pictures for a vision model, in the place of text."""
+    audio: AudioArguments = field(default_factory=AudioArguments)
+    """Sound for an audio model, in the place of text."""
     shuffle: ShuffleArguments = field(default_factory=ShuffleArguments)
     sae: dict[str, Any] = field(default_factory=dict)
     """Fields of the SAE's config: model_type (jumprelu_sae), site, d_sae, target_l0 and so on; d_in
@@ -158,7 +176,22 @@ class Recipe:
     @property
     def kind(self) -> Kind:
         """What the activations are made from."""
-        return "files" if self.activations.files else "text"
+        if self.activations.files:
+            return "files"
+        if self.lm.kind is None:
+            return "text"
+        return "sounds" if self.audio.files else "pictures"
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the documents have labels, so that a table of them is made."""
+        if self.kind == "files":
+            return bool(self.activations.labels)
+        if self.kind == "text" or not self.sizes.evaluation:
+            return False
+        given = self.images if self.kind == "pictures" else self.audio
+        packaged = packaged_labels(self.images.packaged) if self.kind == "pictures" else ()
+        return bool(given.labels or packaged)
 
     @property
     def sizes(self) -> Sizes:
@@ -291,6 +324,7 @@ def check_given(recipe: Recipe) -> None:
     Raises:
         ValueError: an SAE has no site, no d_sae, or an unknown model_type.
     """
+    _check_kind(recipe)
     for fields in recipe.sae_fields().values():
         if fields.get("site") is None:
             example = "'layers.12'" if recipe.kind != "files" else "the name of a tensor in them"
@@ -305,6 +339,27 @@ def check_given(recipe: Recipe) -> None:
             raise Refused(
                 f"sae.model_type {given!r} is unknown; hfsae has {', '.join(types)}; {IMPORT_HINT}"
             )
+
+
+def _check_kind(recipe: Recipe) -> None:
+    """Refuse inputs that do not suit the kind of model."""
+    images, sounds = recipe.images, recipe.audio
+    pictures = bool(images.files or images.folder or images.packaged)
+    if recipe.kind == "files" and (pictures or sounds.files):
+        raise Refused("the recipe has activations.files and pictures or sound; leave out one")
+    if recipe.kind == "text" and (pictures or sounds.files):
+        section = "images" if pictures else "audio"
+        raise Refused(
+            f"the recipe has {section}, which a language model does not read; set lm.kind to auto, "
+            "and lm.name to a vision or audio model"
+        )
+    if recipe.kind == "pictures" and not pictures:
+        raise Refused(
+            "lm.kind is 'auto', and the recipe names no pictures (images.files, .folder or "
+            ".packaged) and no sound (audio.files); leave lm.kind out for a language model on text"
+        )
+    if pictures and sounds.files:
+        raise Refused("the recipe has images and audio; leave out one")
 
 
 def check_cache(folder: Path) -> None:
@@ -410,6 +465,7 @@ def _without_free(value: object) -> Any:
 
 def as_plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON types, as in recipe.yaml, without sections that its inputs do not use."""
-    unused = {"activations"} if recipe.kind == "text" else {*_OF_MODELS}
     plain = json.loads(json.dumps(asdict(recipe)))
-    return {name: value for name, value in plain.items() if name not in unused}
+    if recipe.lm.kind is None:
+        del plain["lm"]["kind"]
+    return {name: value for name, value in plain.items() if name not in _UNUSED[recipe.kind]}

@@ -1,6 +1,6 @@
 """What activations are made from, for the stages of a run: text, tensor files, pictures or sound.
 
-Each kind is a class in a file of its own (`of_text`, `of_files`, `of_pictures`); `opening` chooses.
+Each kind is a class in a file of its own (`of_text`, `of_files`, `of_encoders`); `opening` chooses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from ..activations import Source
 from ..evaluation import EvaluationResult
-from ..features import FeatureStore
-from ..lm import LoadedLM
+from ..features import FeatureStore, LabelTable
+from ..lm import LoadedEncoder, LoadedLM
 from ..models import SAE
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class NoModel(NamedTuple):
 
 Model = PreTrainedModel | None
 """A recipe's model without its weights; None where activations are read from files."""
-Loaded = LoadedLM | NoModel
+Loaded = LoadedLM | LoadedEncoder | NoModel
 """What a recipe has loaded once, before its stages run."""
 
 
@@ -80,4 +80,8 @@ class Inputs(Protocol):  # checkable: types are checked in tests
 
     def collect(self, job: "Job") -> FeatureStore:
         """What the latents of the job's SAE fire on."""
+        ...
+
+    def tabulate(self, job: "Job") -> LabelTable:
+        """How the latents of the job's SAE go with labels of documents."""
         ...

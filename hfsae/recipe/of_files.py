@@ -1,21 +1,20 @@
 """Activations that are read from files, as the inputs of a run: no model, and no text."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..activations import FileSource, check_files
-from ..activations.source import ActivationBatch
 from ..evaluation import EvaluationResult, evaluate_reconstructions
 from ..evaluation.result import in_units
-from ..features import FeatureStore, collect_rows
+from ..features import FeatureStore, LabelTable, collect_rows, label_table, read_labels_table
 from ..machine.refused import Refused
 from ..models import SAE, SAEConfig
-from .fields import Recipe, make_configs
+from .fields import Recipe, make_configs, sides_of
 from .inputs import NoModel
 from .job import Job
-from .text import token_bar
+from .text import counted, token_bar
 
 _EVERY_ROW = "All rows of the held-out documents count, apart from those that the file leaves out."
 
@@ -72,7 +71,7 @@ class FileInputs:
             source = self.source([*sae.config.reads.names, *sae.config.writes.names])
             batches = source.batches(args.side, n)
             with token_bar("evaluate", n, unit=self.unit) as progress:
-                result = evaluate_reconstructions(sae, _counted(batches, progress), args)
+                result = evaluate_reconstructions(sae, counted(batches, progress), args)
             result.side, result.mask_policy = args.side, _EVERY_ROW
             results[name] = in_units(result, self.unit)
         return results
@@ -83,19 +82,18 @@ class FileInputs:
         with token_bar("collect", n, unit=self.unit) as progress:
             return collect_rows(
                 job.sae,
-                _counted(source.batches(job.side, n), progress),
+                counted(source.batches(job.side, n), progress),
                 self.recipe.collect,
                 caption=source.caption,
                 unit=self.unit,
             )
 
-
-def _counted(
-    batches: Iterable[ActivationBatch], progress: Callable[[int], None]
-) -> Iterator[ActivationBatch]:
-    for batch in batches:
-        yield batch
-        progress(len(batch.document))
+    def tabulate(self, job: Job) -> LabelTable:
+        """How latents go with the labels of documents, or of rows, on the held-out side."""
+        source = self.source(job.sae.config.reads.names)
+        labels = read_labels_table(self.recipe.activations.labels, source.documents_of_rows())
+        batches = source.batches(sides_of(self.recipe)[-1])
+        return label_table(job.sae, batches, labels, seed=self.recipe.seed)
 
 
 def check_file_recipe(recipe: Recipe) -> tuple[None, dict[str, SAEConfig]]:

@@ -11,7 +11,7 @@ from ..activations import TextSource, check_text
 from ..evaluation import EvaluationResult
 from ..evaluation.fidelity import counted_predictions
 from ..evaluation.result import NO_PREDICTION
-from ..features import FeatureStore
+from ..features import FeatureStore, LabelTable
 from ..lm import LoadedLM, contract, empty_lm
 from ..machine.refused import Refused
 from ..models import SAE, SAEConfig
@@ -73,6 +73,10 @@ class TextInputs:
     def collect(self, job: Job) -> FeatureStore:
         """Windows of the text on which latents fire."""
         return collect_from_text(job, self.loaded)
+
+    def tabulate(self, job: Job) -> LabelTable:
+        """Never: `hfsae probe` tells what latents reveal about labelled texts."""
+        raise Refused("a table of labels is made of files, pictures and sound; see `hfsae probe`")
 
 
 def check_text_recipe(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:

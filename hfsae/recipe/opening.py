@@ -8,11 +8,12 @@ import torch
 
 from ..activations import sites_in
 from ..evaluation import EvaluationResult
-from ..lm import LoadedLM, load_lm
+from ..lm import LoadedEncoder, LoadedLM, load_lm
 from ..machine.refused import Refused
 from ..models import SAE, SAEConfig
 from .fields import LMArguments, Recipe, check_cache, check_given
 from .inputs import Inputs, Loaded, Model, NoModel
+from .of_encoders import EncoderInputs, check_encoder_recipe, load_for
 from .of_files import FileInputs, check_file_recipe
 from .of_text import TextInputs, check_text_recipe
 
@@ -49,6 +50,8 @@ def check(recipe: Recipe) -> tuple[Model, dict[str, SAEConfig]]:
     check_given(recipe)
     if recipe.kind == "files":
         return check_file_recipe(recipe)
+    if recipe.kind != "text":
+        return check_encoder_recipe(recipe)
     if recipe.harvest.cache is not None:
         check_cache(Path(recipe.harvest.cache).expanduser())
     return check_text_recipe(recipe)
@@ -70,6 +73,8 @@ def load_inputs(recipe: Recipe, device: str | None = None) -> Loaded:
     """What the recipe's inputs need in memory: its model, or nothing where files are read."""
     if recipe.kind == "files":
         return NoModel(torch.device(device or "cpu"))
+    if recipe.kind != "text":
+        return load_for(recipe.lm, device)
     return load(recipe.lm, device)
 
 
@@ -77,6 +82,8 @@ def inputs_of(recipe: Recipe, loaded: Loaded) -> Inputs:
     """The recipe's inputs, opened with what `load_inputs` loaded."""
     if isinstance(loaded, NoModel):
         return FileInputs(recipe, loaded)
+    if isinstance(loaded, LoadedEncoder):
+        return EncoderInputs(recipe, loaded)
     return TextInputs(recipe, loaded)
 
 

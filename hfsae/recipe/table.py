@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..machine.names import CARD, EVALUATION, EXPLANATIONS_RECORD, FINGERPRINT, META, PRESETS
+from ..machine.names import CARD, COLUMNS, EVALUATION, EXPLANATIONS_RECORD, FINGERPRINT, META, PRESETS
 from .collecting import collect_examples
 from .evaluating import evaluate
 from .fields import Recipe
@@ -16,6 +16,7 @@ from .finishing import finish
 from .job import Job
 from .naming import is_named, name_latents
 from .presetting import look_for_presets
+from .tabulating import tabulate
 from .verifying import make_fingerprint
 
 
@@ -30,7 +31,7 @@ class Stage(NamedTuple):
     """the result; a path below the SAE's folder"""
     make: Callable[[Job], None]
     sections: tuple[str, ...] = ()
-    """keys of a recipe: if one changes, the result is out of date"""
+    """keys of a recipe, or dotted ones: if one changes, the result is out of date"""
     setting: str = ""
     """the recipe's field for the size, as "evaluation.n_tokens"; empty without one"""
     size: Callable[[Recipe], int | None] = _always
@@ -53,6 +54,12 @@ STAGES = (
         sections=("collect", "collect_tokens"),
         setting="collect_tokens",
         size=lambda recipe: recipe.sizes.examples,
+    ),
+    Stage(
+        COLUMNS,
+        tabulate,
+        sections=("activations.labels", "images.labels", "audio.labels"),
+        size=lambda recipe: int(recipe.has_labels),
     ),
     Stage(
         EXPLANATIONS_RECORD,

@@ -1,12 +1,12 @@
 """The source of a run, the token rows that a stage reads, and its progress bar."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
-from ..activations import Harvester, PackedRows, Split, TextSource
+from ..activations import ActivationBatch, Harvester, PackedRows, Split, TextSource
 from ..lm import LoadedLM
 from .fields import Recipe
 from .foreign import foreign_text
@@ -55,3 +55,12 @@ def token_bar(
             bar.update(n)
 
         yield advance
+
+
+def counted(
+    batches: Iterable[ActivationBatch], progress: Callable[[int], None]
+) -> Iterator[ActivationBatch]:
+    """The same batches; progress gets the number of activations of each when it was used."""
+    for batch in batches:
+        yield batch
+        progress(len(batch.document))

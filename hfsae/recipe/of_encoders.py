@@ -1,0 +1,153 @@
+"""Pictures or sound through a model of transformers, as the inputs of a run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from huggingface_hub import is_offline_mode
+from transformers import PreTrainedModel
+
+from ..activations import AudioArguments, ImageArguments, InputSource
+from ..activations.pictures import Pictures
+from ..evaluation import EvaluationResult, evaluate_reconstructions
+from ..evaluation.result import in_units
+from ..features import FeatureStore, LabelTable, collect_rows, label_table
+from ..lm import LoadedEncoder, contract, empty_encoder, encoder_width, load_encoder
+from ..machine.refused import Refused
+from ..machine.units import UNITS
+from ..models import SAE, SAEConfig
+from ..packaged import PACKAGED_ENCODERS, packaged_encoder
+from .fields import LMArguments, Recipe, make_configs, sides_of
+from .job import Job
+from .text import counted, token_bar
+
+_EVERY_POSITION = (
+    "All kept positions of the held-out documents count; which these are is a setting of the inputs"
+)
+
+
+class EncoderInputs:
+    """Pictures or sound through a vision or audio model."""
+
+    def __init__(self, recipe: Recipe, loaded: LoadedEncoder) -> None:
+        self.recipe, self.loaded = recipe, loaded
+        self.unit = UNITS[self.section].one
+
+    @property
+    def section(self) -> str:
+        """The recipe's section that names the inputs."""
+        return "images" if self.recipe.kind == "pictures" else "audio"
+
+    @property
+    def device(self) -> torch.device:
+        """The model's."""
+        return self.loaded.model.device
+
+    def source(
+        self, sites: Sequence[str], limits: Mapping[str, float] | None = None
+    ) -> InputSource:
+        """The recipe's pictures or sound through the model."""
+        arguments: ImageArguments | AudioArguments = getattr(self.recipe, self.section)
+        known = None if limits is None else dict(limits)
+        return InputSource(arguments, self.loaded, sites, self.recipe.harvest, norm_limits=known)
+
+    def check(self) -> None:
+        """Read one batch of each side.
+
+        Raises:
+            ValueError: a side holds no document, or none that can be read.
+        """
+        source = self.source(self.recipe.sites)
+        for side in sides_of(self.recipe):
+            if next(iter(source.inputs(side, 1)), None) is None:
+                raise Refused(f"no {source.reader.noun} on the {side} side can be read")
+
+    def terms(self) -> dict[str, str | None]:
+        """The model's weights, dtype and attention."""
+        return contract.terms(self.loaded.model, None, None)
+
+    def about(self) -> dict[str, Any]:
+        """The model: the recipe's section, the copy that was loaded, its commit."""
+        args, commit = self.recipe.lm, getattr(self.loaded.model.config, "_commit_hash", None)
+        revision = commit or args.revision
+        return {"lm": {**asdict(args), "origin": self.loaded.origin, "revision": revision}}
+
+    def evaluate(
+        self, saes: Mapping[str, SAE], limits: dict[str, float], *, losses: bool = True
+    ) -> dict[str, EvaluationResult]:
+        """Fidelity on held-out documents."""
+        args, n = self.recipe.evaluation, self.recipe.sizes.evaluation
+        results = {}
+        for name, sae in saes.items():
+            sites = dict.fromkeys([*sae.config.reads.names, *sae.config.writes.names])
+            source = self.source([*sites], limits)
+            with token_bar("evaluate", n, unit=self.unit) as progress:
+                batches = counted(source.batches(args.side, n), progress)
+                result = evaluate_reconstructions(sae, batches, args)
+            result.side, result.mask_policy = args.side, _EVERY_POSITION
+            results[name] = in_units(result, self.unit)
+        return results
+
+    def collect(self, job: Job) -> FeatureStore:
+        """Pictures, or moments of sound, on which the latents of the job's SAE fire."""
+        n, source = self.recipe.sizes.examples, self.source(job.sae.config.reads.names, job.limits)
+        with token_bar("collect", n, unit=self.unit) as progress:
+            return collect_rows(
+                job.sae,
+                counted(source.batches(job.side, n), progress),
+                self.recipe.collect,
+                caption=source.caption,
+                unit=self.unit,
+                meta=_grid_of(source),
+            )
+
+    def tabulate(self, job: Job) -> LabelTable:
+        """How latents go with the labels of documents; of all documents on the held-out side."""
+        source = self.source(job.sae.config.reads.names, job.limits)
+        batches = source.batches(sides_of(self.recipe)[-1])
+        return label_table(job.sae, batches, source.labels(), seed=self.recipe.seed)
+
+
+def _grid_of(source: InputSource) -> dict[str, Any]:
+    """Where the patches lie, for who draws them."""
+    if not isinstance(source.reader, Pictures):
+        return {}
+    grid = source.reader.grid
+    return {"grid": [grid.rows, grid.columns], "patch": list(grid.step)}
+
+
+def check_encoder_recipe(recipe: Recipe) -> tuple[PreTrainedModel, dict[str, SAEConfig]]:
+    """The model without its weights, and each SAE's config; nothing is written.
+
+    Raises:
+        ValueError: anything wrong that can be found without running: model, sites, widths.
+    """
+    if recipe.evaluation.texts:
+        raise Refused("evaluation.texts needs a language model; this recipe reads no text")
+    model = empty_encoder(_copy_of(recipe.lm), revision=recipe.lm.revision)
+    return model, make_configs(recipe, {site: encoder_width(model, site) for site in recipe.sites})
+
+
+def load_for(args: LMArguments, device: str | None = None) -> LoadedEncoder:
+    """The recipe's vision or audio model."""
+    copy = _copy_of(args)
+    loaded = load_encoder(
+        copy,
+        revision=args.revision,
+        dtype=args.dtype,
+        device=device,
+        attn_implementation=args.attn_implementation,
+    )
+    if copy == args.name:
+        return loaded
+    loaded.model.name_or_path = args.name  # a packaged copy is of this model, too
+    return loaded._replace(origin=PACKAGED_ENCODERS[args.name].origin)
+
+
+def _copy_of(args: LMArguments) -> str:
+    """The name to load: the model's, or the folder of its packaged copy."""
+    is_packaged = args.source == "packaged" or (args.source == "auto" and is_offline_mode())
+    if args.source == "packaged" or (is_packaged and args.name in PACKAGED_ENCODERS):
+        return str(packaged_encoder(args.name))
+    return args.name
