@@ -30,6 +30,7 @@ from .onnx import read_onnx as read_onnx
 from .pictures import PACKAGED_PICTURES as PACKAGED_PICTURES
 from .pictures import PackagedPicture as PackagedPicture
 from .pictures import PictureSet as PictureSet
+from .pictures import packaged_labels as packaged_labels
 from .pictures import packaged_pictures as packaged_pictures
 from .saes import SEPARATE_SAES as SEPARATE_SAES
 from .saes import SHIPPED_SAE as SHIPPED_SAE

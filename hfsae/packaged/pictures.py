@@ -71,6 +71,12 @@ def packaged_pictures(name: str) -> Iterator[PackagedPicture]:
     return pictures.read()
 
 
+def packaged_labels(names: str) -> tuple[str, ...]:
+    """The classes of one set of pictures, or of several with commas; empty without labels."""
+    sets = [PACKAGED_PICTURES.get(name.strip()) for name in names.split(",")]
+    return tuple(label for pictures in sets if pictures for label in pictures.labels)
+
+
 # Others import it, and would fail where what it declares is missing.
 _SKLEARN = Package("scikit-learn", "sklearn", pip_options="")
 _SKIMAGE = Package("scikit-image~=0.25", "skimage")  # any: none has wheels for every Python
