@@ -37,6 +37,7 @@ from .hub import load as load
 from .hub import push as push
 from .lm import LoadedLM as LoadedLM
 from .lm import capture as capture
+from .lm import load_encoder as load_encoder
 from .lm import load_lm as load_lm
 from .lm import patch as patch
 from .lm import splice as splice

@@ -281,6 +281,7 @@ def _facts(config: Json, record: Json) -> Json:
         "text": text,
         "unit": unit.one,
         "units": unit.many,
+        "section": section,
         "is_of_files": section == "activations",
         "dataset": _dataset(text),
         "variant": variant,

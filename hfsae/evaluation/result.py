@@ -12,6 +12,7 @@ from torch import Tensor
 from ..machine.bounds import MOST_TOKENS, check_least, check_most
 from ..machine.plain import finite
 from ..machine.refused import Refused
+from ..machine.units import TOKEN, Unit
 from .metrics import Definition, Histogram, Metric
 
 Side = Literal["test", "validation"]
@@ -192,15 +193,12 @@ class EvaluationResult:
         return aligned(rows)
 
 
-def in_units(result: EvaluationResult, unit: str) -> EvaluationResult:
-    """The result with its metrics' definitions in words of other activations than tokens'.
-
-    Args:
-        unit: what one activation is of, such as "row" or "patch".
-    """
+def in_units(result: EvaluationResult, unit: Unit) -> EvaluationResult:
+    """The result with its metrics' definitions in words of other activations than tokens'."""
 
     def renamed(text: str) -> str:
-        return text.replace("kept token", unit).replace("token", unit)
+        text = text.replace("kept token", "token")
+        return text.replace(TOKEN.many, unit.many).replace(TOKEN.one, unit.one)
 
     result.metrics = {
         name: replace(m, unit=renamed(m.unit), definition=renamed(m.definition))

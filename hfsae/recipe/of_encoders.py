@@ -86,7 +86,7 @@ class EncoderInputs:
                 batches = counted(source.batches(args.side, n), progress)
                 result = evaluate_reconstructions(sae, batches, args)
             result.side, result.mask_policy = args.side, _EVERY_POSITION
-            results[name] = in_units(result, self.unit)
+            results[name] = in_units(result, UNITS[self.section])
         return results
 
     def collect(self, job: Job) -> FeatureStore:

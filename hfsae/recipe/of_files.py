@@ -10,6 +10,7 @@ from ..evaluation import EvaluationResult, evaluate_reconstructions
 from ..evaluation.result import in_units
 from ..features import FeatureStore, LabelTable, collect_rows, label_table, read_labels_table
 from ..machine.refused import Refused
+from ..machine.units import UNITS
 from ..models import SAE, SAEConfig
 from .fields import Recipe, make_configs, sides_of
 from .inputs import NoModel
@@ -22,7 +23,8 @@ _EVERY_ROW = "All rows of the held-out documents count, apart from those that th
 class FileInputs:
     """Rows of activations in files."""
 
-    unit = "row"
+    section = "activations"
+    unit = UNITS[section].one
 
     def __init__(self, recipe: Recipe, loaded: NoModel) -> None:
         self.recipe, self.loaded = recipe, loaded
@@ -73,7 +75,7 @@ class FileInputs:
             with token_bar("evaluate", n, unit=self.unit) as progress:
                 result = evaluate_reconstructions(sae, counted(batches, progress), args)
             result.side, result.mask_policy = args.side, _EVERY_ROW
-            results[name] = in_units(result, self.unit)
+            results[name] = in_units(result, UNITS[self.section])
         return results
 
     def collect(self, job: Job) -> FeatureStore:
