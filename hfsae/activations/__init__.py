@@ -1,6 +1,11 @@
-"""Activations: text, pictures or sound through a model, or tensors in memory; shuffled."""
+"""Activations: text, pictures or sound through a model, files, or tensors in memory; shuffled."""
 
 from .cache import ActivationCache as ActivationCache
+from .files import ActivationArguments as ActivationArguments
+from .files import FileShapes as FileShapes
+from .files import FileSource as FileSource
+from .files import check_files as check_files
+from .files import sites_in as sites_in
 from .harvest import HarvestArguments as HarvestArguments
 from .harvest import Harvested as Harvested
 from .harvest import Harvester as Harvester
