@@ -1,7 +1,7 @@
 """Files of activations, by format.
 
     .safetensors   a tensor a site
-    .npy           one tensor a file, named by the file
+    .npy           one tensor a file, named by the file; acts-part1 and acts-part2 are both `acts`
     .parquet       a column of lists of numbers a site
 
 Nothing is unpickled: pickles are refused by their suffix, arrays of objects by their header.
@@ -19,6 +19,8 @@ from .tables import TableShard
 
 SUFFIXES = (".safetensors", ".npy", ".parquet")
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+# A shard's number in the name of a .npy file: acts-part1, acts-00001-of-00004.
+_NUMBER = re.compile(r"(?<=.)([-_.](part|shard)[-_]?\d+|-\d+-of-\d+)$")
 CONVERTIBLE = (*_PICKLES, ".npz")
 """Suffixes of files that often hold activations, but are not read."""
 
@@ -34,8 +36,8 @@ def open_shards(
     """The shards in these files, in their order; each holds all sites.
 
     Args:
-        tensors: by site, the tensor or column that holds it; of .npy files, the file's name, or a
-            pattern ("part*") of the names of several, each of which is then in a shard of its own.
+        tensors: by site, the tensor or column that holds it; of .npy files, the file's name without
+            the number of its shard, or a pattern of the names of all its shards.
         more: names of tensors that may be absent.
 
     Raises:
@@ -59,7 +61,7 @@ def sites_of(paths: Sequence[Path]) -> list[str]:
         ValueError: a file is damaged, or of an unknown format.
     """
     if _format_of(paths) == ".npy":
-        headers = {path.stem: numpy_header(path) for path in paths}
+        headers = {_NUMBER.sub("", path.stem): numpy_header(path) for path in paths}
     else:
         first = _open(paths[0])
         headers = {name: first.header(name) for name in first.names}
@@ -119,11 +121,15 @@ def _numpy_shards(
     paths: Sequence[Path], tensors: Mapping[str, str], more: Sequence[str]
 ) -> Iterator[Shard]:
     """The first file of each site makes a shard, the second of each the next, and so on."""
-    names, first = [path.stem for path in paths], next(iter(tensors.values()))
+    names = [*dict.fromkeys(_NUMBER.sub("", path.stem) for path in paths)]
+    first = next(iter(tensors.values()))
     files = {
-        name: [path for path in paths if fnmatchcase(path.stem, name)]
-        for name in (*tensors.values(), *more)
+        name: [path for path in paths if fnmatchcase(_NUMBER.sub("", path.stem), name)]
+        for name in tensors.values()
     }
+    for name in more:  # these have one file for each shard, whatever its number looks like
+        patterns = (name, f"{name}[-_]*")
+        files[name] = [p for p in paths if any(fnmatchcase(p.stem, one) for one in patterns)]
     for site, name in tensors.items():
         if not files[name]:
             raise Refused(

@@ -142,8 +142,9 @@ def _numbered(
     """The distinct ids, and for each row the index of its own."""
     if values[0].dtype == object:
         known: dict[str, int] = {}
-        numbers = (known.setdefault(text, len(known)) for part in values for text in part)
-        return list(known), np.fromiter(numbers, np.int64, sum(map(len, values)))
+        each = (known.setdefault(text, len(known)) for part in values for text in part)
+        numbers = np.fromiter(each, np.int64, sum(map(len, values)))
+        return list(known), numbers
     return np.unique(np.concatenate(values).astype(np.int64), return_inverse=True)
 
 

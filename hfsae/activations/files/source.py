@@ -103,10 +103,11 @@ class FileSource:
             self._check_sides(batch_size)
 
     def _check_sides(self, batch_size: int) -> None:
-        if self.n_rows("train") < batch_size:
+        if (n := self.n_rows("train")) < batch_size:
             raise Refused(
-                f"{self._where} has {self.n_rows('train'):,} training rows, fewer than a batch "
-                f"({batch_size:,}); give more, or a smaller training.batch_size"
+                f"{self._where} has {n:,} training rows, of {self.shapes.n_rows:,} rows in "
+                f"{len(self.rows.ids):,} documents, fewer than a batch ({batch_size:,}); give "
+                "more, or a smaller training.batch_size"
             )
         for side in ("validation", "test"):
             if getattr(self.args, _SHARE_OF[side]) > 0:

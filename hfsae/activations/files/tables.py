@@ -84,7 +84,7 @@ class TableShard:
     def values(self, name: str) -> np.ndarray:
         """All values of a column without lists; texts are an array of objects."""
         is_text, known = self.header(name).kind == TEXT, {}
-        parts, n_read = [np.empty(0, object if is_text else np.int8)], 0
+        parts, n_read = [], 0
         with _table(self.path) as file:
             for batch in file.iter_batches(_BATCH, columns=[name]):
                 column = batch.column(name)
