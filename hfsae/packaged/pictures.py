@@ -44,7 +44,7 @@ def packaged_pictures(name: str) -> Iterator[PackagedPicture]:
 
     "photographs": 15, of people, things, places and surfaces, an eye's ground, tissue under a
         microscope and galaxies, by name; without labels (CC0, public domain, CC BY). Left out are
-        pictures whose packages state no terms, such as the moon and the pair of motorcycles;
+        those whose package states no terms: the moon, and the pair of motorcycles;
     "textile": 2,000 simulated fabrics, labelled nominal (1,000), local or global (500 each, with a
         defect in one place, or all over) (MIT);
     "digits": 1,797 handwritten digits, 8 x 8 pixels, bright on black, labelled "0" to "9";
@@ -148,7 +148,7 @@ def _pixels(path: Path) -> UInt8[np.ndarray, "h w 3"]:
         raise Refused(f"{path} is a picture, which Pillow decodes: `pip install pillow`") from error
     try:
         with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
+            return np.array(picture.convert("RGB"))  # a copy, which may be written to
     except OSError as error:
         raise Damaged(damaged(path, error)) from error
 

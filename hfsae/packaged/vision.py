@@ -27,7 +27,9 @@ class PackagedEncoder(NamedTuple):
 
     package: Package
     file: str
+    """in the package's folder"""
     sha256: str
+    """of the file"""
     licence: str
     licence_id: str
     """the Hub's name of the licence"""

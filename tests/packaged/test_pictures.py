@@ -113,7 +113,7 @@ def test_a_textile_has_its_folders_label_and_its_files_pixels(textile):
     local, nominal = (pictures[name] for name in sorted(pictures))
     assert (local.label, nominal.label) == ("local", "nominal")
     assert local.pixels.shape == (5, 7, 3) and (local.pixels == [255, 0, 0]).all()
-    assert (nominal.pixels == [0, 0, 255]).all()
+    assert (nominal.pixels == [0, 0, 255]).all() and nominal.pixels.flags.writeable
 
 
 def test_a_damaged_picture_is_refused_when_it_is_reached(textile):
