@@ -239,14 +239,14 @@ def test_its_weights_in_another_library_s_files_are_rated_and_have_presets(
     assert "items of 1 SAE: study/plan.json" in capsys.readouterr().out
     assert json.loads(Path("study/folders.json").read_text()) == {"foreign": str(OUT.resolve())}
     search, the_sea = "hfsae.presets.search.", 2007
-    limits = {"PROMPTS": ("We decided to travel by",), "SEEDS": (16,), "_DENSITIES": (1, 1)}
+    limits = {"PROMPTS": ("We decided to travel by",), "SEEDS": (16, 17, 18), "_DENSITIES": (1, 1)}
     for name, value in limits.items():
         monkeypatch.setattr(search + name, value)  # of all, one labelled latent is tried
 
-    def at_five(model, labels, args, say):
-        return find_presets(model, labels, args._replace(strengths=(5.0,)), say)
+    def at_eight(model, labels, args, say):
+        return find_presets(model, labels, args._replace(strengths=(8.0,)), say)
 
-    monkeypatch.setattr("hfsae.cli.app.find_presets", at_five)
+    monkeypatch.setattr("hfsae.cli.app.find_presets", at_eight)
     write_label(OUT, the_sea, "oceans")
     few = ["--n_candidates", "0"]
     capsys.readouterr()
@@ -254,7 +254,8 @@ def test_its_weights_in_another_library_s_files_are_rated_and_have_presets(
     said = capsys.readouterr().out
     assert "1 candidates screened; 1 are tried" in said and not (OUT / "presets.json").exists()
     assert "with every seed at a KL of 1e-09 or less and a repetition of 30%" in said
-    assert "latent 2007 (oceans, sea) at 5 x: 1 of 1 seeds" in said  # steered, and seen
+    # Steered, and seen. With which seeds it writes of the sea, processors differ.
+    assert re.search(r"latent 2007 \(oceans, sea\) at 8 x: [123] of 3 seeds", said)
 
 
 @pytest.mark.lm
