@@ -2,11 +2,12 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -136,11 +137,17 @@ def _check_seen(seen: Seen, harvester: Harvester) -> None:
             f"no token is left to collect from: {harvester.dropped_special} are special or "
             f"padding, {harvester.dropped_outliers} above norm_limits; give more or other text"
         )
+    warn_of_silence(seen, "tokens")
+
+
+def warn_of_silence(seen: Seen, units: str) -> None:
+    """Log a summary without firings; `units`: the plural of what was read."""
     if not seen.histogram.any():
         logger.warning(
-            "no latent fired on any of the %s tokens: the feature store has no examples; lower "
+            "no latent fired on any of the %s %s: the feature store has no examples; lower "
             "the thresholds or the sparsity, or train longer",
             f"{seen.n_tokens:,}",
+            units,
         )
 
 
@@ -187,30 +194,44 @@ def _build_store(
 
     n_vocab = len(tokenizer)
     lens = None if directions is None else lens_tokens(lm, directions, args.lens_tokens, n_vocab)
-    places = ("model_name", "model_revision", "site", "target_site", "d_sae")
-    meta = {
-        **{name: getattr(sae.config, name) for name in places},
-        DECODER: decoder_hash(sae.W_dec),
-        "n_tokens": seen.n_tokens,
-        "n_rows": seen.n_rows,
-        "context_size": seen.tokens[0].shape[1],
-        "arguments": asdict(args),
-        "histogram_edges": HISTOGRAM_EDGES.tolist(),
-        "logit_lens": FORMULA if lens else "none: the site does not write to the residual stream",
-        "columns": COLUMNS,
-    }
-    latents = _latents_table(sae, tokenizer, seen, lens, args)
+    context_size = seen.tokens[0].shape[1]
+    sizes = {"n_tokens": seen.n_tokens, "n_rows": seen.n_rows, "context_size": context_size}
+    why = FORMULA if lens else "none: the site does not write to the residual stream"
+    meta = description(sae, args, sizes, logit_lens=why, columns=COLUMNS)
+    latents = latents_table(sae, seen, args, lens, partial(token_text, tokenizer))
     examples = pyarrow.dataset.dataset(_examples_table(tokenizer, seen, args))
     return FeatureStore(latents=latents, examples=examples, meta=meta)
 
 
-def _latents_table(
+def description(
     sae: SAE,
-    tokenizer: PreTrainedTokenizerBase,
-    seen: Seen,
-    lens: LensTokens | None,
     args: CollectArguments,
+    sizes: Mapping[str, int],
+    *,
+    logit_lens: str,
+    columns: Mapping[str, Mapping[str, str]],
+) -> dict[str, Any]:
+    """A store's meta.json: its origin, and the meaning of its columns."""
+    places = ("model_name", "model_revision", "site", "target_site", "d_sae")
+    return {
+        **{name: getattr(sae.config, name) for name in places},
+        DECODER: decoder_hash(sae.W_dec),
+        **sizes,
+        "arguments": asdict(args),
+        "histogram_edges": HISTOGRAM_EDGES.tolist(),
+        "logit_lens": logit_lens,
+        "columns": columns,
+    }
+
+
+def latents_table(
+    sae: SAE,
+    seen: Seen,
+    args: CollectArguments,
+    lens: LensTokens | None,
+    text: Callable[[int], str],
 ) -> "pyarrow.Table":
+    """The table of latents. `text` spells the tokens of the lens, if there is one."""
     import pyarrow as pa
 
     n_firings = seen.histogram.sum(1)  # [d_sae]
@@ -224,13 +245,13 @@ def _latents_table(
         "n_firings": n_firings.cpu().numpy(),
         "max_activation": seen.top.peak[:, 0].cpu().numpy(),
         "mean_activation": (seen.sum / n_firings.clamp(min=1)).cpu().numpy(),
-        "histogram": _lists(seen.histogram.cpu().numpy()),
-        "promoted_tokens": _lists(lens.promoted.numpy(), tokenizer=tokenizer),
-        "promoted_logits": _lists(lens.promoted_logits.numpy()),
-        "suppressed_tokens": _lists(lens.suppressed.numpy(), tokenizer=tokenizer),
-        "suppressed_logits": _lists(lens.suppressed_logits.numpy()),
-        "neighbours": _lists(neighbours[:, :n_near].int().cpu().numpy()),
-        "neighbour_cosines": _lists(cosines[:, :n_near].cpu().numpy()),
+        "histogram": lists(seen.histogram.cpu().numpy()),
+        "promoted_tokens": lists(lens.promoted.numpy(), text=text),
+        "promoted_logits": lists(lens.promoted_logits.numpy()),
+        "suppressed_tokens": lists(lens.suppressed.numpy(), text=text),
+        "suppressed_logits": lists(lens.suppressed_logits.numpy()),
+        "neighbours": lists(neighbours[:, :n_near].int().cpu().numpy()),
+        "neighbour_cosines": lists(cosines[:, :n_near].cpu().numpy()),
         "map_x": places[:, 0].numpy(),
         "map_y": places[:, 1].numpy(),
     }
@@ -242,28 +263,45 @@ def _examples_table(
 ) -> "pyarrow.Table":
     import pyarrow as pa
 
-    latent, kind, _, peak, row, position, around = _examples(seen, args)
-    kinds = np.array(["top", *(f"quantile_{q}" for q in range(args.quantiles, 0, -1))])
-    _, first, size = np.unique(latent * len(kinds) + kind, return_index=True, return_counts=True)
+    ranked, row, position, around = ranked_examples(seen, args)
     tokens, documents = torch.cat(seen.tokens).numpy(), torch.cat(seen.documents).numpy()
     context = tokens.shape[1]
     at = position[:, None] + np.arange(-args.window, args.window + 1)  # [examples, width]
     inside = (at >= 0) & (at < context)
     ids = tokens[row[:, None], at.clip(0, context - 1)]
     columns = {
-        "latent": latent.astype(np.int32),
-        "kind": kinds[kind],
-        "rank": (np.arange(len(latent)) - np.repeat(first, size)).astype(np.int32),
+        **{name: ranked[name] for name in ("latent", "kind", "rank")},
         "document": documents[row, position],
         "row": row,
         "position": position,
-        "activation": peak,
+        "activation": ranked["activation"],
         "firing": np.minimum(position, args.window),
         "tokens": window_texts(tokenizer, ids, inside, position.clip(max=args.window)),
-        "token_ids": _lists(ids, inside),
-        "activations": _lists(around, inside),
+        "token_ids": lists(ids, inside),
+        "activations": lists(around, inside),
     }
     return pa.table(columns)
+
+
+class Ranked(NamedTuple):
+    """Examples by latent and kind, largest activation first."""
+
+    columns: dict[str, np.ndarray]
+    """"latent", "kind", "rank" and "activation" of each"""
+    row: np.ndarray
+    position: np.ndarray
+    around: np.ndarray
+    """[examples, width] see Windows"""
+
+
+def ranked_examples(seen: Seen, args: CollectArguments) -> Ranked:
+    """The strongest rows of each latent, and some of each group of its sample."""
+    latent, kind, _, peak, row, position, around = _examples(seen, args)
+    kinds = np.array(["top", *(f"quantile_{q}" for q in range(args.quantiles, 0, -1))])
+    _, first, size = np.unique(latent * len(kinds) + kind, return_index=True, return_counts=True)
+    rank = (np.arange(len(latent)) - np.repeat(first, size)).astype(np.int32)
+    columns = {"latent": latent.astype(np.int32), "kind": kinds[kind], "rank": rank}
+    return Ranked({**columns, "activation": peak}, row, position, around)
 
 
 def _examples(seen: Seen, args: CollectArguments) -> list[np.ndarray]:
@@ -294,21 +332,21 @@ def quantile_groups(sample: Windows, top: Windows, n_groups: int) -> Int[Tensor,
     return group.masked_fill(~filled | in_top, -1)
 
 
-def _lists(
+def lists(
     values: np.ndarray,
     keep: np.ndarray | None = None,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    text: Callable[[int], str] | None = None,
 ) -> "pyarrow.ListArray":
-    """A list for each row of a matrix; with a tokenizer, values are token ids and become texts."""
+    """A list for each row of a matrix; with `text`, values become the texts that it gives."""
     import pyarrow as pa
 
     keep = np.ones(values.shape, dtype=bool) if keep is None else keep
     offsets = np.concatenate([[0], keep.sum(1).cumsum()]).astype(np.int32)
     flat = pa.array(values[keep])
-    if tokenizer is not None:
+    if text is not None:
         ids, inverse = np.unique(values[keep], return_inverse=True)
-        texts = [token_text(tokenizer, int(i)) for i in ids]
+        texts = [text(int(i)) for i in ids]
         flat = pa.array(texts, pa.string()).take(pa.array(inverse))
     return pa.ListArray.from_arrays(offsets, flat)
 

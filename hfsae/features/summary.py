@@ -4,6 +4,7 @@ Only token ids and document numbers grow with the text, 8 bytes a token. A laten
 the default arguments: 44 MB for 8192.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -34,17 +35,20 @@ class Windows(NamedTuple):
     around: Float[Tensor, "d_sae k width"]  # activations at position - window ... position + window
 
     @classmethod
-    def empty(cls, d_sae: int, k: int, window: int, device: torch.device) -> "Windows":
-        """No rows yet: every key is -inf."""
+    def empty(
+        cls, d_sae: int, k: int, window: int, device: torch.device, whole: torch.dtype = torch.int32
+    ) -> "Windows":
+        """No rows yet: every key is -inf. `whole`: the type of rows and positions."""
         keys = torch.full((d_sae, k), -torch.inf, device=device)
-        rows = torch.full((d_sae, k), -1, dtype=torch.int32, device=device)
+        rows = torch.full((d_sae, k), -1, dtype=whole, device=device)
         around = torch.zeros(d_sae, k, 2 * window + 1, device=device)
         return cls(keys, torch.zeros_like(keys), rows, torch.zeros_like(rows), around)
 
-    def merge_(self, keys: Float[Tensor, "rows d_sae"], block: "Block") -> None:
+    def merge_(self, keys: Float[Tensor, "rows d_sae"], block: "Peaks") -> None:
         """Take the block's rows where their keys are larger; of equal keys the earlier stays."""
+        block.once_(keys, self)
         k = self.key.shape[1]
-        latents = (keys.amax(0) > self.key[:, -1]).nonzero().squeeze(1)
+        latents = (keys.amax(0) > self.key.amin(1)).nonzero().squeeze(1)
         pool = torch.cat([self.key[latents], keys.T[latents]], 1)  # [c, k + rows]
         best = pool.sort(dim=1, descending=True, stable=True).indices[:, :k]
         stay = best.clamp(max=k - 1)
@@ -56,8 +60,43 @@ class Windows(NamedTuple):
             kept[latents] = moved
 
 
-class Block:
-    """The latents of a few whole rows: the firings, and each latent's peak in each row.
+class Peaks(ABC):
+    """The firings at n places, and each latent's peak in each of the rows that they lie in."""
+
+    def __init__(
+        self,
+        latents: Float[Tensor, "n d_sae"],
+        row: Int[Tensor, " n"],
+        position: Int[Tensor, " n"],
+        n_rows: int,
+    ):
+        self.n = len(latents)
+        token, self.fired = (latents > 0).nonzero(as_tuple=True)
+        self.values = latents[token, self.fired].float()
+        peaks = self.values.new_zeros(n_rows * latents.shape[1])
+        cell = row[token] * latents.shape[1] + self.fired
+        peaks.scatter_reduce_(0, cell, self.values, "amax")
+        at_peak = self.values == peaks[cell]
+        cell, where = cell[at_peak], position[token[at_peak]]
+        positions = torch.zeros_like(peaks, dtype=torch.long)
+        positions.scatter_reduce_(0, cell, where, "amin", include_self=False)
+        self.peak = peaks.view(n_rows, -1)  # [rows, d_sae], 0 where it does not fire
+        self.position = positions.view(n_rows, -1)
+
+    @abstractmethod
+    def windows(
+        self, keys: Float[Tensor, "rows d_sae"], row: Int[Tensor, " p"], latent: Int[Tensor, " p"]
+    ) -> Windows:
+        """Fields of Windows for p pairs of a row and a latent, without the dimension k."""
+
+    @abstractmethod
+    def once_(self, keys: Float[Tensor, "rows d_sae"], windows: Windows) -> None:
+        """Where a window of one of these rows is there already, set the key of the lower to -inf:
+        the one that is there, or this row's."""
+
+
+class Block(Peaks):
+    """The latents of a few whole rows of tokens.
 
     n counts the tokens that were harvested; `row` and `position` are their places.
     """
@@ -72,22 +111,11 @@ class Block:
         first_row: int,
         window: int,
     ):
+        super().__init__(latents, row, position, shape[0])
         self.latents, self.first_row, self.width = latents, first_row, 2 * window + 1
-        token, self.fired = (latents > 0).nonzero(as_tuple=True)
-        self.values = latents[token, self.fired].float()
         # The index among the n at each place, or -1; padded, since windows overhang ends of rows.
         self.index = torch.full((shape[0], shape[1] + 2 * window), -1, device=latents.device)
         self.index[row, position + window] = torch.arange(len(latents), device=latents.device)
-
-        peaks = self.values.new_zeros(shape[0] * latents.shape[1])
-        cell = row[token] * latents.shape[1] + self.fired
-        peaks.scatter_reduce_(0, cell, self.values, "amax")
-        at_peak = self.values == peaks[cell]
-        cell, where = cell[at_peak], position[token[at_peak]]
-        positions = torch.zeros_like(peaks, dtype=torch.long)
-        positions.scatter_reduce_(0, cell, where, "amin", include_self=False)
-        self.peak = peaks.view(shape[0], -1)  # [rows, d_sae], 0 where it does not fire
-        self.position = positions.view(shape[0], -1)
 
     def windows(
         self, keys: Float[Tensor, "rows d_sae"], row: Int[Tensor, " p"], latent: Int[Tensor, " p"]
@@ -100,16 +128,27 @@ class Block:
         first = self.first_row
         return Windows(keys[row, latent], self.peak[row, latent], row + first, position, around)
 
+    def once_(self, keys: Float[Tensor, "rows d_sae"], windows: Windows) -> None:
+        """Nothing: each row of tokens comes once."""
+
 
 class Seen:
     """The whole summary: for each latent its strongest rows, `top`, and random ones, `sample`."""
 
     def __init__(
-        self, d_sae: int, *, top: int, reservoir: int, window: int, seed: int, device: torch.device
+        self,
+        d_sae: int,
+        *,
+        top: int,
+        reservoir: int,
+        window: int,
+        seed: int,
+        device: torch.device,
+        whole: torch.dtype = torch.int32,
     ):
         self.window = window
-        self.top = Windows.empty(d_sae, top, window, device)
-        self.sample = Windows.empty(d_sae, reservoir, window, device)
+        self.top = Windows.empty(d_sae, top, window, device, whole)
+        self.sample = Windows.empty(d_sae, reservoir, window, device, whole)
         self.edges = HISTOGRAM_EDGES.to(device)
         n_bins = len(HISTOGRAM_EDGES) - 1
         self.histogram = torch.zeros(d_sae, n_bins, dtype=torch.int32, device=device)
@@ -129,20 +168,25 @@ class Seen:
         """The latents of a batch of whole rows, of the tokens in it that were harvested."""
         shape = (len(batch.input_ids), batch.input_ids.shape[1])
         block = Block(latents, row, position, shape, first_row=self.n_rows, window=self.window)
+        # Every row and latent draws a key, fired or not: so the sample does not depend on the size
+        # of batches.
+        keys = torch.rand(block.peak.shape, generator=self.generator).to(block.peak.device)
+        self.add_(block, keys)
+        self.tokens.append(batch.input_ids.int().cpu())
+        self.documents.append(batch.document.int().cpu())
+
+    def add_(self, block: Peaks, keys: Float[Tensor, "rows d_sae"]) -> None:
+        """A block's firings. The rows with the largest of independent uniform keys are a uniform
+        sample; `keys` is overwritten."""
         fires = block.peak > 0
         self.top.merge_(block.peak.masked_fill(~fires, -torch.inf), block)
-        # The rows with the largest of independent uniform keys are a uniform sample. Every row and
-        # latent draws one, fired or not: so the sample does not depend on the size of batches.
-        keys = torch.rand(fires.shape, generator=self.generator).to(fires.device)
         self.sample.merge_(keys.masked_fill_(~fires, -torch.inf), block)
         bins = torch.bucketize(block.values, self.edges[1:-1], right=True)
         cells = block.fired * self.histogram.shape[1] + bins
         self.histogram.view(-1).scatter_add_(0, cells, torch.ones_like(cells, dtype=torch.int32))
         self.sum.scatter_add_(0, block.fired, block.values.double())
-        self.tokens.append(batch.input_ids.int().cpu())
-        self.documents.append(batch.document.int().cpu())
         self.n_rows += len(fires)
-        self.n_tokens += len(latents)
+        self.n_tokens += block.n
 
     def state(self) -> dict[str, Tensor]:
         """Everything that was seen so far, for `load_state_`."""
