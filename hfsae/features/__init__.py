@@ -1,4 +1,5 @@
-"""The tokens that an SAE's latents fire on, for people to look at: collected in one pass over text.
+"""What an SAE's latents fire on, for people to look at: collected in one pass over text (`collect`)
+or over activations without text (`rows`).
 
 `search` finds latents by label, token, promoted token or similarity; `labels` holds their names.
 """
@@ -18,6 +19,7 @@ from .latents import latents as latents
 from .layout import NEAR as NEAR
 from .layout import nearest_rows as nearest_rows
 from .layout import plane as plane
+from .rows import collect_rows as collect_rows
 from .search import FeatureSearch as FeatureSearch
 from .search import Hit as Hit
 from .search import firing_on as firing_on
@@ -26,6 +28,7 @@ from .search import search_labels as search_labels
 from .search import similar_latents as similar_latents
 from .store import ANSI as ANSI
 from .store import PLAIN as PLAIN
+from .store import UNITS as UNITS
 from .store import Example as Example
 from .store import FeatureStore as FeatureStore
 from .store import Latent as Latent

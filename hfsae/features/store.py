@@ -74,6 +74,9 @@ COLUMNS = {
         "activations": "the latent at each token; 0 also where none was computed (special tokens)",
     },
 }
+UNITS = {"token": "tokens", "row": "rows", "patch": "patches", "frame": "frames"}
+"""What a store's latents were read at, meta.json's `unit`, and its plural. Stores of text have no
+unit, and read as "token"."""
 _ADDED = {"map_x", "map_y"}  # columns that stores of earlier versions lack
 _MAX_TEXT = 2**24  # bytes that the tokens of one latent take; real ones take some 10,000
 _MAX_TEXTS = 2**30  # bytes of the tokens that all examples fire on
@@ -132,6 +135,8 @@ class Latent(NamedTuple):
     suppressed: list[tuple[str, float]]
     neighbours: list[tuple[int, float]]
     examples: list[Example]
+    unit: str = "token"
+    """what it was read at: one of UNITS"""
 
 
 class Firings(NamedTuple):
@@ -171,6 +176,7 @@ class FeatureStore:
             suppressed=_pairs(row["suppressed_tokens"], row["suppressed_logits"]),
             neighbours=_pairs(row["neighbours"], row["neighbour_cosines"]),
             examples=self._examples_of(index),
+            unit=self.unit,
         )
 
     def to_pandas(self) -> "pandas.DataFrame":
@@ -183,6 +189,12 @@ class FeatureStore:
             return self.latents.to_pandas()
         except ModuleNotFoundError as error:
             raise Refused("a table needs pandas: pip install pandas") from error
+
+    @property
+    def unit(self) -> str:
+        """What latents were read at: "token", or "row", "patch" or "frame" where there is no text
+        (UNITS has the plurals)."""
+        return self.meta.get("unit", "token")
 
     @property
     def max_activations(self) -> Float[Tensor, " d_sae"]:
@@ -312,6 +324,8 @@ class FeatureStore:
             if edges.ndim != 1 or not (edges.diff() > 0).all():
                 raise Refused("histogram_edges are not rising numbers")
             int(meta["arguments"]["quantiles"])
+            if (unit := meta.get("unit", "token")) not in UNITS:
+                raise Refused(f"the unit is {unit!r}, not one of {', '.join(UNITS)}")
         _refuse_out_of_range(home / LATENTS, latents, n_bins=len(edges) - 1)
         return cls(latents, examples, meta={**_decoder_of(home, meta), **unsealed(meta)})
 
@@ -404,24 +418,26 @@ ANSI = ("\x1b[1;30;43m", "\x1b[0m")
 def show(latent: Latent, highlight: tuple[str, str] = PLAIN, *, width: int = 100) -> str:
     """Lines of text: numbers, tokens, then one line an example with the firing token highlighted.
 
+    Without text an example is a row, patch or frame, with the activations of others around it.
+
     Args:
         highlight: put before and after the firing token: PLAIN, or ANSI on a colour terminal.
         width: characters of an example's line, at most (but for a longer firing token).
     """
     lines = [
-        f"latent {latent.index}: fires on {latent.density:.3%} of tokens ({latent.n_firings:,}), "
-        f"max {latent.max_activation:.3g}, mean when active {latent.mean_activation:.3g}",
-        f"  promotes    {_token_line(latent.promoted)}",
-        f"  suppresses  {_token_line(latent.suppressed)}",
+        f"latent {latent.index}: fires on {latent.density:.3%} of {UNITS[latent.unit]} "
+        f"({latent.n_firings:,}), max {latent.max_activation:.3g}, "
+        f"mean when active {latent.mean_activation:.3g}",
     ]
-    kind = None
+    if latent.unit == "token":
+        lines.append(f"  promotes    {_token_line(latent.promoted)}")
+        lines.append(f"  suppresses  {_token_line(latent.suppressed)}")
+    line_of, kind = _example_line if latent.unit == "token" else _row_line, None
     for example in latent.examples:
         if example.kind != kind:
             kind = example.kind
             lines.append(f"  {printable(kind.replace('_', ' '))}")
-        lines.append(
-            f"  {example.activation:>9.3g}  {_example_line(example, highlight, width - 13)}"
-        )
+        lines.append(f"  {example.activation:>9.3g}  {line_of(example, highlight, width - 13)}")
     return "\n".join(lines)
 
 
@@ -436,3 +452,12 @@ def _example_line(example: Example, highlight: tuple[str, str], width: int) -> s
     room = max(0, width - len(token) - 2)
     left = left[max(0, len(left) - room // 2) :]
     return f"{left}{highlight[0]}{token}{highlight[1]}{right[: room - len(left)]}"
+
+
+def _row_line(example: Example, highlight: tuple[str, str], width: int) -> str:
+    """The caption, then the others in its window where the latent fires, as far as they fit."""
+    caption = printable(example.tokens[example.firing])
+    around = zip(example.token_ids, example.activations, strict=True)
+    also = [f"{at} ({a:.3g})" for at, a in around if a > 0 and at != example.position]
+    beside = f"  also at {', '.join(also)}"[: max(0, width - len(caption) - 2)] if also else ""
+    return f"{highlight[0]}{caption}{highlight[1]}{beside}"
