@@ -1,12 +1,18 @@
 """What an SAE's latents fire on, for people to look at: collected in one pass over text (`collect`)
 or over activations without text (`rows`).
 
-`search` finds latents by label, token, promoted token or similarity; `labels` holds their names.
+`search` finds latents by label, token, promoted token or similarity; `labels` holds their names;
+`columns` compares latents with what is known of documents, such as a class or an age.
 """
 
 from ..activations.spelling import token_text as token_text
 from .collect import CollectArguments as CollectArguments
 from .collect import collect as collect
+from .column_files import LabelColumns as LabelColumns
+from .column_files import read_labels_table as read_labels_table
+from .columns import Association as Association
+from .columns import LabelTable as LabelTable
+from .columns import label_table as label_table
 from .labels import Automatic as Automatic
 from .labels import blank_label as blank_label
 from .labels import mark_of as mark_of

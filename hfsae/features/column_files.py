@@ -1,0 +1,244 @@
+"""Tables of labels: a column by document, or by row of a document, from csv, parquet or Python.
+
+Labels here are known facts about inputs, such as a class or an age; `labels.py` has the names that
+people give to latents.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from ..machine.files import damaged
+from ..machine.refused import Damaged, Refused, closest
+
+if TYPE_CHECKING:
+    import pyarrow
+
+logger = logging.getLogger(__name__)
+IDS = "document"
+"""The name of a first column of document ids."""
+_MOST_WHOLE, _MOST_TEXTS = 20, 100  # classes in a column of whole numbers, and of texts
+ByDocument: TypeAlias = Sequence[object] | Mapping[int, object] | np.ndarray
+
+
+class Column:
+    """A column of labels as numbers.
+
+    values: float64 [n], NaN where there is no label; of classes their places in `classes`.
+    classes: the names of classes, sorted; None: the labels are numbers.
+    """
+
+    def __init__(
+        self, name: str, values: Float[np.ndarray, " n"], classes: list[str] | None = None
+    ):
+        self.name, self.values, self.classes = name, values, classes
+
+    @classmethod
+    def of(cls, name: str, labels: Sequence[object]) -> "Column":
+        """Texts, booleans, and whole numbers with at most 20 values are classes.
+
+        Raises:
+            ValueError: there are less than two different values, too many texts, or values that are
+                neither texts nor numbers.
+        """
+        known = np.array([not _is_missing(label) for label in labels], dtype=bool)
+        given = [label for label, is_known in zip(labels, known, strict=True) if is_known]
+        numbers = _numbers(given)
+        if numbers is None and not _are_classes(given):
+            kinds = sorted({type(label).__name__ for label in given})
+            raise Refused(f"it holds values of type {' and '.join(kinds)}")
+        keys = np.array([str(label) for label in given]) if numbers is None else numbers
+        distinct, which = np.unique(keys, return_inverse=True)
+        if len(distinct) < 2:
+            raise Refused(f"its only value is {given[0]!r}" if given else "it has no value")
+        is_whole = numbers is not None and bool((distinct == np.floor(distinct)).all())
+        values = np.full(len(labels), np.nan)
+        if numbers is not None and not (is_whole and len(distinct) <= _MOST_WHOLE):
+            values[known] = numbers
+            return cls(name, values)
+        if len(distinct) > _MOST_TEXTS:
+            raise Refused(f"it has {len(distinct):,} different texts, over {_MOST_TEXTS}")
+        values[known] = which
+        return cls(name, values, [f"{d:.0f}" if is_whole else str(d) for d in distinct])
+
+
+def _is_missing(label: object) -> bool:
+    return bool(label is None or label == "" or label != label)  # NaN is unlike itself
+
+
+def _are_classes(labels: list[object]) -> bool:
+    return any(all(isinstance(x, kind) for x in labels) for kind in (str, bool | np.bool_))
+
+
+def _numbers(labels: list[object]) -> Float[np.ndarray, " n"] | None:
+    """None: not all are numbers."""
+    is_number = [isinstance(x, Real) and not isinstance(x, bool) for x in labels]
+    return np.array(labels, dtype=float) if labels and all(is_number) else None
+
+
+@dataclass(frozen=True)
+class LabelColumns:
+    """Columns of labels, each with a value for each document, or for each row of one."""
+
+    columns: Mapping[str, Sequence[object]]
+    """Values by name; None, NaN or "" where there is none."""
+    document: Int64[np.ndarray, " n"]
+    """The number of the document whose labels these are."""
+    position: Int64[np.ndarray, " n"] | None = None
+    """The row's place in it; None: labels are those of whole documents."""
+
+    @classmethod
+    def of(cls, labels: Mapping[str, ByDocument]) -> "LabelColumns":
+        """Of a value for each document, in the order of their numbers from 0, or by number.
+
+        Raises:
+            ValueError: sequences differ in length.
+        """
+        lengths = {name: len(c) for name, c in labels.items() if not isinstance(c, Mapping)}
+        if len(set(lengths.values())) > 1:
+            listed = ", ".join(f"{name} {n:,}" for name, n in lengths.items())
+            raise Refused(f"columns of labels differ in length ({listed}); give one to a document")
+        by_number = {
+            name: c if isinstance(c, Mapping) else dict(enumerate(np.asarray(c).tolist()))
+            for name, c in labels.items()
+        }
+        numbers = sorted({number for column in by_number.values() for number in column})
+        columns = {name: [c.get(i) for i in numbers] for name, c in by_number.items()}
+        return cls(columns, np.array(numbers, dtype=np.int64))
+
+    def numbered(self) -> list[Column]:
+        """The columns that can be compared with latents; others are logged, with the reason.
+
+        Raises:
+            ValueError: there is none.
+        """
+        numbered, reasons = [], []
+        for name, labels in self.columns.items():
+            try:
+                numbered.append(Column.of(name, labels))
+            except Refused as why:
+                reasons.append(f"column {name!r} is left out: {why}")
+                logger.warning("%s", reasons[-1])
+        if not numbered:
+            why = "; ".join(reasons) or "there is none"
+            raise Refused(f"no column of labels can be used ({why}); give numbers or classes")
+        return numbered
+
+    def comparable(self) -> "LabelColumns":
+        """The same without columns that cannot be compared with latents; see `numbered`."""
+        names = [column.name for column in self.numbered()]
+        return replace(self, columns={name: self.columns[name] for name in names})
+
+    def at(self, places: Int64[np.ndarray, " k"]) -> "LabelColumns":
+        """Some of the labels."""
+        columns = {name: [labels[i] for i in places] for name, labels in self.columns.items()}
+        position = None if self.position is None else self.position[places]
+        return LabelColumns(columns, self.document[places], position)
+
+
+def read_labels_table(
+    path: str | Path, documents: Sequence[int] | Sequence[str] | np.ndarray
+) -> LabelColumns:
+    """The labels in a csv or parquet file.
+
+    A first column named "document" holds ids of documents; without it the table has a row for each
+    document, or one for each row of the documents, in their order.
+
+    Args:
+        documents: the id of each row's document, in order; or of each document once. Ids are the
+            documents' numbers, or names, which are numbered in the order of their first rows.
+
+    Raises:
+        ValueError: the file is damaged or of another kind, has another length, an unknown document,
+            one twice, or no column that can be used.
+    """
+    path, ids = Path(path), np.asarray(documents)
+    are_texts = ids.dtype.kind in "US"
+    names, first, which = np.unique(ids, return_index=True, return_inverse=True)
+    number = first.argsort().argsort()[which] if are_texts else ids.astype(np.int64)
+    table = _read(path, ids_are_texts=are_texts)
+    has_ids = table.column_names[:1] == [IDS]
+    of_labels = table.column_names[1:] if has_ids else table.column_names
+    columns = {name: table[name].to_pylist() for name in of_labels}
+    if not columns:
+        raise Refused(f"{path} has no column of labels; give a column to each label")
+    if has_ids:
+        by_id = dict(zip(map(str, names.tolist()), number[first].tolist(), strict=True))
+        given = [str(name) for name in table[IDS].to_pylist()]
+        labels = LabelColumns(columns, _numbers_of(path, given, by_id))
+    else:
+        labels = LabelColumns(columns, *_places(path, len(table), number, np.sort(first)))
+    return labels.comparable()
+
+
+def _read(path: Path, *, ids_are_texts: bool) -> "pyarrow.Table":
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".parquet"):
+        raise Refused(f"{path} is not a table of labels; give a .csv or .parquet file")
+    if not path.is_file():
+        raise Refused(f"there is no file {path}; give a table of labels, .csv or .parquet")
+    types = {IDS: pa.string()} if ids_are_texts else {}
+    options = pyarrow.csv.ConvertOptions(column_types=types)
+    try:
+        if kind == ".csv":
+            table = pyarrow.csv.read_csv(path, convert_options=options)
+        else:
+            table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise Damaged(damaged(path, error)) from error
+    repeated = {name for name in table.column_names if table.column_names.count(name) > 1}
+    if repeated:
+        raise Refused(f"{path} has two columns {min(repeated)!r}; give each a name of its own")
+    return table
+
+
+def _numbers_of(path: Path, given: list[str], by_id: Mapping[str, int]) -> Int64[np.ndarray, " n"]:
+    """The numbers of documents by their ids."""
+    seen: dict[str, int] = {}
+    for row, name in enumerate(given, 1):
+        if name not in by_id:
+            raise Refused(
+                f"{path}, row {row}: there is no document {name!r} among the "
+                f"{len(by_id):,} of the activations{closest(name, list(by_id))}"
+            )
+        if name in seen:
+            raise Refused(
+                f"{path}, row {row}: document {name!r} is in row {seen[name]} already; give each "
+                "document one row"
+            )
+        seen[name] = row
+    return np.array([by_id[name] for name in given], dtype=np.int64)
+
+
+def _places(
+    path: Path, length: int, number: Int64[np.ndarray, " n"], first: Int64[np.ndarray, " k"]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The document, and the position in it, of each row of a table without ids.
+
+    Args:
+        first: the rows at which documents begin, in order.
+    """
+    if length == len(first):
+        return number[first], None
+    if length != len(number):
+        n_rows = f" or their {len(number):,} rows" if len(number) > len(first) else ""
+        raise Refused(
+            f"{path} has {length:,} rows; give one to each of the {len(first):,} documents"
+            f"{n_rows}, or a first column {IDS!r} with their ids"
+        )
+    order = np.argsort(number, kind="stable")
+    starts = np.flatnonzero(np.diff(number[order], prepend=-1))
+    position = np.empty(length, dtype=np.int64)
+    sizes = np.diff(starts, append=length)
+    position[order] = np.arange(length) - np.repeat(starts, sizes)
+    return number, position

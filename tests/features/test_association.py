@@ -1,0 +1,157 @@
+"""Ranks, correlations, AUC and eta squared against scipy, scikit-learn and literal loops."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from hfsae.features.association import (
+    Ordered,
+    aucs,
+    correlation_p,
+    correlations,
+    eta_squared,
+    false_discovery_rates,
+    interval,
+    mid_ranks,
+    weighted_auc,
+    weighted_correlation,
+    weighted_eta_squared,
+)
+
+RNG = np.random.default_rng(0)
+N, M = 60, 9
+
+
+def variables(n: int = N) -> np.ndarray:
+    """With many ties, as latents have, a constant one, and one of a single value that is not 0."""
+    values = np.maximum(RNG.normal(size=(M, n)).round(1) - 0.5, 0).astype(np.float32)
+    values[3], values[4] = 0, np.eye(n)[7] * 2.5
+    return values
+
+
+def test_ranks_among_some_units_are_scipys():
+    values, among = variables(), RNG.random(N) < 0.6
+    ordered = Ordered(values)
+    expected = stats.rankdata(values[:, among], axis=1)
+    np.testing.assert_array_equal(ordered.ranks(among), expected)
+    np.testing.assert_array_equal(ordered.ranks(~among), stats.rankdata(values[:, ~among], axis=1))
+    np.testing.assert_array_equal(mid_ranks(values[0]), stats.rankdata(values[0]))
+
+
+@pytest.mark.parametrize("n", [5, N])
+def test_spearman_and_its_p_values_are_scipys(n):
+    values, numbers = variables(n + 3)[:, :n], RNG.normal(size=n).round(1)
+    values[0] = numbers  # as close as can be
+    rho = correlations(stats.rankdata(values, axis=1), mid_ranks(numbers))
+    p = correlation_p(rho, n)
+    for i in range(M):
+        if np.ptp(values[i]) == 0:
+            assert (rho[i], p[i]) == (0, 1)
+            continue
+        expected = stats.spearmanr(values[i], numbers)
+        np.testing.assert_allclose(rho[i], expected.statistic, atol=1e-12)
+        np.testing.assert_allclose(p[i], expected.pvalue, atol=1e-12 if i else 1e-7)
+
+
+def test_false_discovery_rates_are_scipys():
+    p = RNG.random((3, 40)) ** 3
+    p[0, :5] = p[1, 7]
+    expected = stats.false_discovery_control(p, axis=None)
+    np.testing.assert_allclose(false_discovery_rates(p), expected.reshape(p.shape), rtol=1e-12)
+
+
+def test_auc_is_scikit_learns_and_the_share_of_pairs():
+    values, classes = variables(), RNG.integers(0, 3, N)
+    is_in = classes[:, None] == np.arange(3)
+    got = aucs(stats.rankdata(values, axis=1), is_in)
+    for c in range(3):
+        for i in range(M):
+            assert got[c, i] == pytest.approx(roc_auc_score(is_in[:, c], values[i]), abs=1e-12)
+            pairs = [
+                1.0 if a > b else 0.5 if a == b else 0.0
+                for a in values[i][is_in[:, c]]
+                for b in values[i][~is_in[:, c]]
+            ]
+            assert got[c, i] == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+
+
+def eta_by_hand(values, classes) -> float:
+    mean = sum(values) / len(values)
+    between = within = 0.0
+    for c in set(classes):
+        own = [v for v, its in zip(values, classes, strict=True) if its == c]
+        own_mean = sum(own) / len(own)
+        between += len(own) * (own_mean - mean) ** 2
+        within += sum((v - own_mean) ** 2 for v in own)
+    return between / (between + within) if between + within else 0.0
+
+
+def test_eta_squared_is_that_of_a_literal_loop():
+    values, classes = variables().astype(float), RNG.integers(0, 4, N)
+    got = eta_squared(values, classes[:, None] == np.arange(4))
+    for i in range(M):
+        expected = eta_by_hand(values[i].tolist(), classes.tolist())
+        assert got[i] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["spearman", "auc", "eta_squared"])
+def test_a_weight_counts_a_unit_as_often(kind):
+    weights = RNG.integers(0, 4, (5, N)).astype(float)
+    classes, numbers = RNG.integers(0, 3, N), RNG.normal(size=N).round(1)
+    for variable in variables():
+        for draw in weights:
+            repeated = np.repeat(np.arange(N), draw.astype(int))
+            x = variable[repeated]
+            if kind == "spearman":
+                got = weighted_correlation(variable, numbers, draw[None])[0]
+                constant = np.ptp(x) == 0
+                expected = 0 if constant else stats.spearmanr(x, numbers[repeated]).statistic
+            elif kind == "auc":
+                got = weighted_auc(variable, classes == 1, draw[None])[0]
+                expected = roc_auc_score(classes[repeated] == 1, x)
+            else:
+                got = weighted_eta_squared(variable, classes, draw[None])[0]
+                expected = eta_by_hand(x.astype(float).tolist(), classes[repeated].tolist())
+            assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_auc_without_a_unit_on_each_side_has_no_value():
+    weights = np.array([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]])
+    got = weighted_auc(np.array([3.0, 4, 1, 2]), np.array([True, True, False, False]), weights)
+    assert np.isnan(got[:2]).all() and got[2] == 1
+
+
+def test_an_interval_is_as_wide_as_the_spread_of_correlations_over_samples():
+    def sample(rng):
+        x = rng.normal(size=200)
+        return x, 0.5 * x + rng.normal(size=200)
+
+    over_samples = [
+        stats.spearmanr(*sample(np.random.default_rng(i))).statistic for i in range(300)
+    ]
+    widths = []
+    for i in range(5):
+        x, y = sample(np.random.default_rng(1000 + i))
+        low, high = interval(weighted_correlation, x, y, np.arange(200), n_resamples=300, seed=i)
+        assert low < stats.spearmanr(x, y).statistic < high
+        widths.append(high - low)
+    expected = np.diff(np.quantile(over_samples, [0.025, 0.975]))[0]
+    assert np.mean(widths) == pytest.approx(expected, rel=0.2)
+
+
+def test_units_of_a_document_are_drawn_together():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=40), rng.normal(size=40)
+    of_documents = interval(weighted_correlation, x, y, np.arange(40), n_resamples=200, seed=1)
+    twice = np.repeat(np.arange(40), 2)  # each document has two rows, alike
+    of_rows = interval(weighted_correlation, x[twice], y[twice], twice, n_resamples=200, seed=1)
+    np.testing.assert_allclose(of_rows, of_documents, atol=1e-12)
+
+
+def test_the_size_of_blocks_of_draws_changes_nothing(monkeypatch):
+    x, y = RNG.normal(size=50), RNG.normal(size=50)
+    arguments = (weighted_correlation, x, y, np.arange(50))
+    expected = interval(*arguments, n_resamples=100, seed=3)
+    monkeypatch.setattr("hfsae.features.association._AT_ONCE", 350)
+    assert interval(*arguments, n_resamples=100, seed=3) == expected

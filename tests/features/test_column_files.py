@@ -1,0 +1,134 @@
+"""Files of labels: read by ids or by place, and refused with a sentence where they do not fit."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from hfsae.features import read_labels_table
+from hfsae.machine.refused import Damaged, Refused
+
+
+def write(folder, name: str, columns: dict[str, list]):
+    path = folder / name
+    table = pa.table(columns)
+    if name.endswith(".csv"):
+        pyarrow.csv.write_csv(table, path)
+    else:
+        pq.write_table(table, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.parquet"])
+def test_labels_are_read_by_the_ids_of_documents(tmp_path, name):
+    path = write(
+        tmp_path, name, {"document": [7, 3, 5], "age": [1.5, 2.5, None], "k": ["a", "b", ""]}
+    )
+    labels = read_labels_table(path, [3, 3, 5, 5, 7])
+    assert labels.document.tolist() == [7, 3, 5] and labels.position is None
+    assert labels.columns == {"age": [1.5, 2.5, None], "k": ["a", "b", ""]}
+    age, k = labels.numbered()
+    np.testing.assert_array_equal(age.values, [1.5, 2.5, np.nan])
+    np.testing.assert_array_equal(k.values, [0, 1, np.nan])
+    assert (age.classes, k.classes) == (None, ["a", "b"])
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.parquet"])
+def test_ids_may_be_names_which_are_numbered_as_they_come(tmp_path, name):
+    path = write(tmp_path, name, {"document": ["007", "b.png"], "is_bad": [True, False]})
+    labels = read_labels_table(path, ["b.png", "a.png", "007"])
+    assert labels.document.tolist() == [2, 0]
+    (column,) = labels.numbered()
+    assert column.classes == ["False", "True"] and column.values.tolist() == [1, 0]
+
+
+def test_without_ids_a_table_has_a_row_for_each_document_or_for_each_row(tmp_path):
+    rows = [9, 9, 4, 4, 4, 9, 6]
+    of_documents = read_labels_table(write(tmp_path, "d.csv", {"k": ["x", "y", "x"]}), rows)
+    assert of_documents.document.tolist() == [9, 4, 6] and of_documents.position is None
+    of_rows = read_labels_table(write(tmp_path, "r.csv", {"k": list("xyxyxyx")}), rows)
+    assert of_rows.document.tolist() == rows
+    assert of_rows.position is not None
+    assert of_rows.position.tolist() == [0, 1, 0, 1, 2, 2, 0]
+
+
+def test_whole_numbers_with_few_values_are_classes(tmp_path):
+    columns = {
+        "digit": [i % 10 for i in range(60)],
+        "as_floats": [float(i % 3) for i in range(60)],
+        "year": [1900 + i for i in range(60)],
+        "height": [i % 5 + 0.5 for i in range(60)],
+    }
+    labels = read_labels_table(write(tmp_path, "l.parquet", columns), np.arange(60))
+    classes = {column.name: column.classes for column in labels.numbered()}
+    assert classes == {
+        "digit": [str(i) for i in range(10)],
+        "as_floats": ["0", "1", "2"],
+        "year": None,
+        "height": None,
+    }
+
+
+def test_columns_that_cannot_be_used_are_logged_and_left_out(tmp_path, caplog):
+    columns = {
+        "one": [3] * 120,
+        "empty": pa.array([None] * 120, pa.float64()),
+        "lists": [[1]] * 120,
+        "ids": [f"text {i}" for i in range(120)],
+        "good": [i % 2 for i in range(120)],
+    }
+    labels = read_labels_table(write(tmp_path, "l.parquet", columns), np.arange(120))
+    assert [column.name for column in labels.numbered()] == ["good"]
+    assert caplog.messages[:4] == [
+        "column 'one' is left out: its only value is 3",
+        "column 'empty' is left out: it has no value",
+        "column 'lists' is left out: it holds values of type list",
+        "column 'ids' is left out: it has 120 different texts, over 100",
+    ]
+
+
+REFUSED = {
+    "another length": (
+        "k\nx\ny\n",
+        r"labels.csv has 2 rows; give one to each of the 3 documents or their 4 rows, or a first",
+    ),
+    "an unknown document": (
+        "document,k\nab,x\nnoon,y\n",
+        r"labels.csv, row 2: there is no document 'noon' among the 3 of .*; closest: 'moon'",
+    ),
+    "a document twice": (
+        "document,k\nab,x\nmoon,y\nab,y\n",
+        r"labels.csv, row 3: document 'ab' is in row 1 already",
+    ),
+    "no column": ("document\nab\n", "labels.csv has no column of labels"),
+    "no column that can be used": (
+        "k\nx\nx\nx\n",
+        r"no column of labels can be used \(column 'k' is left out: its only value is 'x'\)",
+    ),
+    "a name twice": ("k,k\n1,2\n1,3\n2,2\n", "labels.csv has two columns 'k'"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_tables_that_do_not_fit_are_refused(tmp_path, kind):
+    content, sentence = REFUSED[kind]
+    path = tmp_path / "labels.csv"
+    path.write_text(content)
+    with pytest.raises(Refused, match=sentence):
+        read_labels_table(path, ["ab", "ab", "cd", "moon"])
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.parquet"])
+def test_damaged_files_are_one_sentence(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"a,b\n1\n2,3,4\n")
+    with pytest.raises(Damaged, match=rf"{name} is damaged \("):
+        read_labels_table(path, [0, 1])
+
+
+def test_files_of_other_kinds_and_missing_ones_are_refused(tmp_path):
+    with pytest.raises(Refused, match=r"labels.xlsx is not a table of labels; give a .csv or"):
+        read_labels_table(tmp_path / "labels.xlsx", [0])
+    with pytest.raises(Refused, match=r"there is no file .*labels.csv"):
+        read_labels_table(tmp_path / "labels.csv", [0])
