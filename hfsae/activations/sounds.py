@@ -140,7 +140,7 @@ class Sounds:
             self._counts[n] = self._measured(n) if listed is None else listed
         return self._counts[n]
 
-    def _processed(self, waves: Sequence[Float32[np.ndarray, " n"]]) -> dict[str, Tensor]:
+    def _processed(self, waves: Sequence[np.ndarray]) -> dict[str, Tensor]:
         rate = self.arguments.rate
         made = self.processor(list(waves), sampling_rate=rate, return_tensors="pt")
         return {name: x for name, x in made.items() if name in self._takes}

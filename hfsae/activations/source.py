@@ -206,7 +206,7 @@ def harvest_share(
     """
     try:
         if n_processes > 1:
-            _agree_on_norm_limits(harvester, batches, read)
+            agree_on_norm_limits(harvester, batches, read)
         for first in range(0, len(batches), n_processes):
             mine = first + rank
             acts = harvester(read(batches[min(mine, len(batches) - 1)])).activations
@@ -215,7 +215,7 @@ def harvest_share(
         harvester.flush()
 
 
-def _agree_on_norm_limits(
+def agree_on_norm_limits(
     harvester: Harvester, batches: Sequence[T], read: Callable[[T], Batch]
 ) -> None:
     """Fix the limits, on every process, from the run's first batch that keeps a position, as a

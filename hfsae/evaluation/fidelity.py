@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.given import Given, as_rows
 from ..activations.harvest import HarvestArguments, Harvester, refuse_not_finite
+from ..activations.inputs import Batch
 from ..activations.source import ActivationBatch
 from ..activations.tokens import TokenBatch
 from ..lm import (
@@ -193,22 +194,23 @@ def _result(
 def mean_activation(
     lm: PreTrainedModel,
     site: str,
-    batches: Iterable[TokenBatch],
+    batches: Iterable[Batch],
     *,
     norm_limits: Mapping[str, float] | None = None,
 ) -> Float[Tensor, " d"]:
     """Mean of the kept activations at a site, float64 on the CPU; each run stops at the site.
 
     Raises:
-        ValueError: no token is kept.
+        ValueError: no position is kept.
     """
     limits = dict(norm_limits or {})
     harvest = Harvester(lm, list({site, *limits}), HarvestArguments(), norm_limits=limits)
     sums = [harvest(batch).activations[site].double().sum(dim=0).cpu() for batch in batches]
     if not harvest.kept:
         raise Refused(
-            f"no token is left to evaluate on: {harvest.dropped_special} are special or padding, "
-            f"{harvest.dropped_outliers} above norm_limits; give more text or higher limits"
+            f"no position is left to evaluate on: {harvest.dropped_special} are special or "
+            f"padding, {harvest.dropped_outliers} above norm_limits; give more inputs or higher "
+            "limits"
         )
     return torch.stack(sums).sum(dim=0) / harvest.kept
 

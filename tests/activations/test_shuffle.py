@@ -15,6 +15,7 @@ from hfsae.activations import (
     TextArguments,
     TextSource,
 )
+from hfsae.activations.source import agree_on_norm_limits
 
 SITES = ["layers.1", "layers.2"]
 TEXTS = [f"document {i}: " + "abcdefghij " * (3 + i % 5) for i in range(40)]
@@ -213,7 +214,7 @@ def test_norm_limits_are_agreed_on_where_the_first_batch_keeps_nothing(make_stre
     rows = iter(stream.source.rows)
     first, second = next(rows), next(rows)
     empty = first._replace(keep=torch.zeros_like(first.keep))
-    stream.source._agree_on_norm_limits([empty, second])
+    agree_on_norm_limits(stream.source.harvester, [empty, second], lambda batch: batch)
     limits = stream.source.harvester.norm_limits
     alone = Harvester(stream.source.harvester.lm, SITES, stream.source.harvester.args)
     alone(second)

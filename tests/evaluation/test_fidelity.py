@@ -477,7 +477,7 @@ def test_the_lm_is_left_as_it_was_also_after_an_error(tiny_lm, batches):
 
 def test_no_kept_token_a_training_lm_and_an_sae_without_a_site_are_refused(tiny_lm, batches):
     nothing = [b._replace(keep=torch.zeros_like(b.keep)) for b in batches]
-    with pytest.raises(ValueError, match="no token is left to evaluate on"):
+    with pytest.raises(ValueError, match="no position is left to evaluate on"):
         evaluate(tiny_lm, StubSAE(), nothing, ARGS)
     alone = [b._replace(document=torch.arange(40).view(4, 10)) for b in batches]
     for unpredictable in (nothing, alone):
