@@ -39,6 +39,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 import gc
 import importlib.util
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,13 +49,11 @@ from types import SimpleNamespace
 
 import huggingface_hub.constants
 import huggingface_hub.file_download
-import huggingface_hub.hf_api
 import huggingface_hub.utils._http
 import jaxtyping
 import pytest
 import torch
 import transformers
-import transformers.utils.hub
 from accelerate.state import AcceleratorState
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -160,7 +159,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
     """
     HUB.start(tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hfsae.machine.client, "_gave_up", None)
+    hfsae.machine.client.patiently(lambda: None, "a first request")  # which a Hub has answered
     waiting = [hfsae.hub.upload, hfsae.machine.client]
     waiting += [huggingface_hub.utils._http, huggingface_hub.file_download]
     huggingface_hub.HfFileSystem.clear_instance_cache()  # it remembers listings
@@ -189,16 +188,13 @@ def go_offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 @pytest.fixture
-def unreachable_hub(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
-    """`hub`, but the client knocks where nobody listens."""
-    url, constants = hub.unreachable_url, huggingface_hub.constants
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    # both libraries keep a client with the address of its making
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
-    return hub
+def unreachable_hub(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """`hub`, but the client's way to it is a proxy, and where that should be nobody listens."""
+    monkeypatch.setenv("HTTP_PROXY", hub.unreachable_url)
+    monkeypatch.delenv("NO_PROXY")
+    huggingface_hub.close_session()  # of the client, which reads the variables when it is made
+    yield hub
+    huggingface_hub.close_session()
 
 
 @pytest.fixture(scope="session")
@@ -371,10 +367,37 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Pa
 
 
 @pytest.fixture
-def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_module(tmp_path: Path) -> Iterator[Callable[[str, str], str]]:
+    """own_module("mine", code): a file for `--import`, forgotten after the test."""
+    paths, names = [*sys.path], list[str]()
+
+    def write(name: str, code: str) -> str:
+        names.append(name)
+        file = tmp_path / f"{name}.py"
+        file.write_text(code)
+        return str(file)
+
+    yield write
+    sys.path[:] = paths
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """A call: whether the processor has instructions for bfloat16."""
+
+    def take(has_bfloat16: bool) -> None:
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda: has_bfloat16, raising=False)
+
+    return take
+
+
+@pytest.fixture
+def without_bfloat16(processor: Callable[[bool], None]) -> None:
     """A processor that has no instructions for bfloat16."""
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    processor(False)
 
 
 @pytest.fixture

@@ -73,11 +73,10 @@ def test_dtype_is_a_name_and_an_unknown_one_is_refused(saved_lm: Path):
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
-@pytest.mark.usefixtures("without_bfloat16")
 def test_products_are_in_float32_where_the_processor_has_no_bfloat16(
-    saved_lm: Path, monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool
+    saved_lm: Path, processor: Callable[[bool], None], has_bfloat16: bool
 ):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
+    processor(has_bfloat16)
     lm = load_lm(str(saved_lm), dtype="bfloat16", device="cpu").lm
     layers = [module for module in lm.modules() if isinstance(module, nn.Linear)]
     assert layers and all(isinstance(layer, Float32Products) != has_bfloat16 for layer in layers)
