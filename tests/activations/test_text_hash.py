@@ -2,7 +2,7 @@
 
 import shutil
 
-from hfsae.activations import TextArguments, text_digest, text_hash
+from hfsae.activations import TextArguments, text_digest
 
 
 def of(dataset, **fields) -> str | None:
@@ -39,20 +39,20 @@ def test_a_folder_differs_by_its_contents_and_not_by_its_place(tmp_path):
     assert of(str(folder)) != before
 
 
-def test_of_a_large_file_its_size_and_its_ends_count(tmp_path, monkeypatch):
-    for name, value in (("_WHOLE", 20), ("_END", 4), ("_BLOCK", 3)):
-        monkeypatch.setattr(text_hash, name, value)
-    path, content = tmp_path / "a.txt", bytearray(b"x" * 30)
+def test_of_a_large_file_its_size_and_its_ends_count(tmp_path):
+    """Over 1 GiB, in a file with holes, which takes no disk; an end has 64 MiB."""
+    path, size, end = tmp_path / "a.txt", 2**30 + 1, 2**26
 
-    def changed(place: int) -> str | None:
-        path.write_bytes(bytes(content[:place]) + b"y" + bytes(content[place + 1 :]))
+    def changed(place: int, size: int = size) -> str | None:
+        with open(path, "wb") as file:
+            file.truncate(size)
+            file.seek(place)
+            file.write(b"y")
         return of(str(path))
 
-    path.write_bytes(content)
-    before = of(str(path))
-    assert [changed(place) == before for place in (3, 15, 26)] == [False, True, False]
-    path.write_bytes(content + b"x")
-    assert of(str(path)) != before
+    before = changed(end)
+    assert [changed(place) == before for place in (end - 1, size - end)] == [False, False]
+    assert changed(size - end - 1) == before != changed(end, size + 1)
 
 
 def test_a_hub_data_set_differs_by_its_files_and_not_by_its_card(hub, go_offline):
