@@ -11,12 +11,19 @@ from gradio.routes import App
 from gradio.state_holder import StateHolder
 
 PAGES, PROGRAMS = 64, 16
-"""How many callers of either kind are remembered, the one that calls apart."""
 
 
 class Sessions(StateHolder):
     """Gradio's sessions, but for the oldest. A program's holds nothing, and its next call makes it
-    anew; of pages, those that were closed go first."""
+    anew; of pages, those that were closed go first.
+
+    Args:
+        pages, programs: how many callers of either kind are remembered, the one that calls apart.
+    """
+
+    def __init__(self, pages: int = PAGES, programs: int = PROGRAMS) -> None:
+        super().__init__()
+        self._pages, self._programs = pages, programs
 
     def update(self, session_id: str) -> None:
         """Note that a caller is here."""
@@ -27,7 +34,7 @@ class Sessions(StateHolder):
             programs = [name for name, session in others.items() if not session.state_data]
             pages = [name for name, session in others.items() if session.state_data]
             pages.sort(key=lambda name: not others[name].is_closed)  # stable: the oldest first
-            for kind, most in ((programs, PROGRAMS), (pages, PAGES)):
+            for kind, most in ((programs, self._programs), (pages, self._pages)):
                 for name in kind[: max(0, len(kind) - most)]:
                     self.session_data.pop(name, None)
                     self.time_last_used.pop(name, None)

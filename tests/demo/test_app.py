@@ -17,11 +17,10 @@ import pytest
 from gradio_client import Client
 
 from hfsae.demo import address as at
-from hfsae.demo import sessions
 from hfsae.demo.actions import Actions
 from hfsae.demo.app import PAGES, app_hosts, build
 from hfsae.demo.inspect_actions import BY
-from hfsae.demo.sessions import PROGRAMS
+from hfsae.demo.sessions import PROGRAMS, Sessions
 from hfsae.demo.settings import Settings
 from hfsae.demo.tools import INSTRUCTIONS
 from hfsae.demo.why import summary
@@ -112,12 +111,10 @@ def test_programs_are_forgotten_and_leave_no_memory_behind(app_url, client):
     assert client.predict(api_name="/sessions") <= max(before, PROGRAMS) + 1
 
 
-def test_pages_that_are_open_are_remembered_whoever_else_calls(monkeypatch):
-    monkeypatch.setattr(sessions, "PAGES", 2)
-    monkeypatch.setattr(sessions, "PROGRAMS", 1)
+def test_pages_that_are_open_are_remembered_whoever_else_calls():
     with gr.Blocks() as blocks:
         state = gr.State(0)
-    held = sessions.Sessions()
+    held = Sessions(pages=2, programs=1)
     blocks.state_session_capacity = 10
     held.set_blocks(blocks)
     for name in ("first", "closed", "second"):
