@@ -21,7 +21,6 @@ from hfsae.demo.inspect_actions import feature
 from hfsae.demo.pages.health import overview_panel
 from hfsae.explanations.asking import Inquiry, ScoreArguments, lm_explainer
 from hfsae.explanations.judges import Filed, JudgeArguments, Question, Remote, Waits, judge_of
-from hfsae.explanations.judges import filed as module
 from hfsae.explanations.study import explain
 from hfsae.explanations.windows import ExplainArguments
 from hfsae.features import FeatureStore
@@ -371,16 +370,15 @@ def test_what_a_server_answered_is_not_asked_by_file_nor_the_other_way(tmp_path)
         assert remote.answer(ASKED)[2].text == "by file" and server.asked.total() == n
 
 
-def test_files_hold_at_most_so_many_requests_and_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_REQUESTS", 2)
-    asking = judge(tmp_path)
+@pytest.mark.parametrize("limit", [{"most_requests": 2}, {"most_bytes": 800}])
+def test_files_hold_at_most_so_many_requests_and_bytes(tmp_path, limit):
+    asking = Filed(JudgeArguments(model="m", requests=str(tmp_path / "asked")), **limit)
     asking.answer(ASKED)
     with pytest.raises(Waits, match=r"requests-\w+-1-of-2\.jsonl to requests-\w+-2-of-2\.jsonl"):
         asking.settle("names")
-    sizes = [path.read_text().count("\n") for path in sorted((tmp_path / "asked").iterdir())]
-    assert sizes == [2, 1]
-    monkeypatch.setattr(module, "MOST_BYTES", 600)
-    assert all(len("".join(part)) <= 600 for part in asking._parts(dict(enumerate(ASKED))))
+    files = sorted((tmp_path / "asked").iterdir())
+    assert [path.read_text().count("\n") for path in files] == [2, 1]
+    assert max(path.stat().st_size for path in files) <= 800
 
 
 def test_a_text_cannot_end_its_line(tmp_path):

@@ -40,6 +40,7 @@ class Filed:
 
     Args:
         calls: file of all answers; None: they are not kept.
+        most_requests, most_bytes: of a file of requests.
 
     Raises:
         ValueError: a file of answers is not JSON Lines or has none, or the folder holds other
@@ -48,8 +49,16 @@ class Filed:
 
     has_log_likelihood = False
 
-    def __init__(self, args: JudgeArguments, calls: Path | None = None) -> None:
+    def __init__(
+        self,
+        args: JudgeArguments,
+        calls: Path | None = None,
+        *,
+        most_requests: int = MOST_REQUESTS,
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
         assert args.requests is not None
+        self._most_requests, self._most_bytes = most_requests, most_bytes
         self.name, self.usage = args.shown_model, Usage()
         self._args, self._calls = args, calls_of(args, calls)
         self._folder = Path(args.requests).expanduser()
@@ -189,7 +198,7 @@ class Filed:
             body = reduced(body_of(self._args.model, question, question.seed), self._without)
             request = {"custom_id": key, "method": "POST", "url": _URL, "body": body}
             line = json.dumps(request) + "\n"  # ASCII: a character is a byte
-            if len(part) == MOST_REQUESTS or size + len(line) > MOST_BYTES:
+            if len(part) == self._most_requests or size + len(line) > self._most_bytes:
                 yield part
                 part, size = [], 0
             part.append(line)
