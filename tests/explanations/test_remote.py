@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub.inference._providers import _common as common
 from huggingface_hub.inference._providers import get_provider_helper
 
-from hfsae.explanations.judges import Counted, JudgeArguments, Question, transport
+from hfsae.explanations.judges import Counted, JudgeArguments, Question
 from hfsae.explanations.judges.remote import Remote
 from hfsae.explanations.judges.replies import without_thoughts
 from hfsae.explanations.judges.tokens import by_tokenizer
@@ -458,9 +458,8 @@ def test_a_key_in_the_answers_of_an_older_run_is_hidden_when_they_are_read(serve
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_an_answer_is_read_up_to_its_largest_size(server, way, packed, monkeypatch):
+def test_an_answer_is_read_up_to_its_largest_size(server, way, packed):
     """Endless ones: 64 kB at a time, or a few bytes that unpack to 64 kB."""
-    monkeypatch.setattr(transport, "MAX_ANSWER", 2**20)
     sent, piece = [], b" " * 2**16
 
     def endless(handler, body):
@@ -480,7 +479,7 @@ def test_an_answer_is_read_up_to_its_largest_size(server, way, packed, monkeypat
     server.faults["prompt 3"] = [endless] * 2
     answers = judge_of(server, concurrency=1, **way).answer(asked(6))
     assert texts(answers) == [*SOUND[:3], None, *SOUND[4:6]]
-    assert answers[3].failure == "the answer is larger than 1 MB"
+    assert answers[3].failure == "the answer is larger than 8 MB"
     assert packed or len(sent) < 1000  # what stands in buffers of sockets included
 
 
