@@ -29,7 +29,7 @@ RUN = 12
 """Tokens: text as long as this is on one half only."""
 MAX_DIRECTIONS = 100
 """Random directions, at most: each takes 4 bytes a token."""
-_MAX_FIRINGS = 2**25  # kept at a time, 16 bytes each; latents at the end of the order go first
+MOST_FIRINGS = 2**25  # kept at a time, 16 bytes each; latents at the end of the order go first
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: of the hash of a run of tokens
 
 
@@ -103,13 +103,15 @@ def read(
     norm_limits: dict[str, float] | None = None,
     harvest: HarvestArguments | None = None,
     progress: Callable[[int], object] | None = None,
+    most_firings: int = MOST_FIRINGS,
 ) -> Reading:
     """Read rows of tokens once.
 
     Args:
         order: latents whose activations are kept.
         n_directions: number of random directions, measured in the same way.
-        keep_all: keep every latent of the order; False: where memory is short, only its first ones.
+        keep_all: keep every latent of the order; False: where they have more than `most_firings`,
+            only its first ones.
         norm_limits: the training Harvester's; those of other sites are ignored.
         harvest: how activations are taken; with a cache, the language model reads the text once for
             all SAEs of a site.
@@ -120,7 +122,7 @@ def read(
     """
     sites = sae.config.reads.names
     harvester = Harvester(lm, sites, harvest or HarvestArguments(), norm_limits=norm_limits)
-    parts = _Parts(sae, order, n_directions, keep_all, seed)
+    parts = _Parts(sae, order, n_directions, None if keep_all else most_firings, seed)
     for batch in rows:
         parts.add(batch, harvester(batch))
         if progress is not None:
@@ -138,9 +140,9 @@ class _Parts:
     """What is kept of the batches."""
 
     def __init__(
-        self, sae: SAE, order: np.ndarray, n_directions: int, keep_all: bool, seed: int
+        self, sae: SAE, order: np.ndarray, n_directions: int, most_firings: int | None, seed: int
     ) -> None:
-        self.sae, self.order, self.keep_all = sae, order.astype(np.int64), keep_all
+        self.sae, self.order, self.most_firings = sae, order.astype(np.int64), most_firings
         generator = torch.Generator().manual_seed(seed)
         directions = torch.randn(n_directions, sae.config.d_in, generator=generator)
         self.directions = F.normalize(directions, dim=1)
@@ -181,15 +183,15 @@ class _Parts:
             token, latent = token[kept], latent[kept]
             values = latents[token, latent].numpy()
             self.firings.append((latent.numpy(), at[token].numpy() + self.n_tokens, values))
-        if not self.keep_all:
-            self._shorten_order()
+        if self.most_firings is not None:
+            self._shorten_order(self.most_firings)
 
-    def _shorten_order(self) -> None:
+    def _shorten_order(self, most: int) -> None:
         """Give up latents at the end of the order where the kept firings take too much memory."""
-        if sum(len(values) for *_, values in self.firings) <= _MAX_FIRINGS:
+        if sum(len(values) for *_, values in self.firings) <= most:
             return
         total = np.cumsum(self.n_firings[self.order])
-        self.order = self.order[: max(1, int((total <= _MAX_FIRINGS // 2).sum()))]
+        self.order = self.order[: max(1, int((total <= most // 2).sum()))]
         self.is_kept[:] = False
         self.is_kept[torch.from_numpy(self.order)] = True
         is_kept = self.is_kept.numpy()

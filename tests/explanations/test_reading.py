@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from hfsae.activations import TokenBatch
-from hfsae.explanations import reading as module
 from hfsae.explanations.reading import CUT, RUN, SHOWN, TESTED, Reading, read
 
 from .conftest import N_TOKENS, read_planted
@@ -70,10 +69,10 @@ def test_firings_are_those_of_a_dense_pass(planted, size):
         )
 
 
-def test_short_memory_gives_up_latents_at_the_end_of_the_order(planted, monkeypatch):
-    monkeypatch.setattr(module, "_MAX_FIRINGS", 4000)
-    order = np.random.default_rng(0).permutation(N_TOKENS)
-    whole, short = read_planted(planted, order, keep_all=True), read_planted(planted, order)
+def test_short_memory_gives_up_latents_at_the_end_of_the_order(planted):
+    order, few = np.random.default_rng(0).permutation(N_TOKENS), {"most_firings": 4000}
+    whole = read_planted(planted, order, keep_all=True, **few)
+    short = read_planted(planted, order, **few)
     n = len(short.order)
     assert 3 < n < N_TOKENS and short.order.tolist() == order[:n].tolist()
     assert len(whole.order) == N_TOKENS
