@@ -1,12 +1,14 @@
 """One search: by name, by what latents fire on, and by meaning."""
 
-from copy import copy
+from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 
 from hfsae.demo import Choice, open_subject
 from hfsae.demo.actions import Actions
 from hfsae.demo.finding import find, title_of
+from hfsae.demo.subject import Subject
 from hfsae.features import Hit
 from hfsae.packaged import SHIPPED_SAE
 
@@ -21,24 +23,35 @@ class Near:
         return self._near.get(query, {})
 
 
+class Named(Subject):
+    """Its meanings are given, and so is what its latents fire on, if `fires` is."""
+
+    near: Near
+    fires: dict[str, list[Hit]] | None = None
+
+    def remembered(self, name, make):
+        return self.near
+
+    @property
+    def feature_search(self):
+        if self.fires is None:
+            return super().feature_search
+        return SimpleNamespace(by_token=lambda text, k: self.fires.get(text, []))
+
+
 @pytest.fixture
-def named(subject, monkeypatch):
-    own = copy(subject)
+def named(subject):
+    own = Named(**{field.name: getattr(subject, field.name) for field in fields(Subject)})
     own.labels = {7: "The sea", 8: "ships at sea"}
     own.automatic = {9: "rough seas", 10: "the sea in verse", 11: '"sea" 90%'}
     own.automatic[16] = "ships that cross the sea by night"
     own.sources = {9: "lm", 10: "lm", 11: "template", 16: "lm"}
-    near = Near({"the sea": {7: 0.9, 12: 0.4}, "climate": {13: 0.5}})
-    monkeypatch.setattr(own, "remembered", lambda name, make: near)
+    own.near = Near({"the sea": {7: 0.9, 12: 0.4}, "climate": {13: 0.5}})
     return own
 
 
-def test_names_come_first_then_what_fires_then_what_is_near_each_latent_once(named, monkeypatch):
-    fires = [Hit(8, 0.5, "sea"), Hit(14, 0.3, "sea"), Hit(15, 0.01, "sea")]
-    search = {"sea": fires}
-    monkeypatch.setattr(
-        type(named.feature_search), "by_token", lambda self, text, k: search.get(text, [])
-    )
+def test_names_come_first_then_what_fires_then_what_is_near_each_latent_once(named):
+    named.fires = {"sea": [Hit(8, 0.5, "sea"), Hit(14, 0.3, "sea"), Hit(15, 0.01, "sea")]}
     hits = find(named, "the sea")
     assert [(h.latent, round(h.score, 2)) for h in hits] == [
         (7, 1.0),
@@ -69,10 +82,9 @@ def test_of_several_words_that_nothing_is_about_each_is_looked_for_alone(named):
     assert find(named, "quartz") == []
 
 
-def test_each_word_of_a_sentence_counts(named, monkeypatch):
-    fires = {"gold": [Hit(20, 0.9, "gold"), Hit(21, 0.8, "gold")], "spice": [Hit(22, 0.6, "spice")]}
-    by_token = lambda self, text, k: fires.get(text, [])  # noqa: E731
-    monkeypatch.setattr(type(named.feature_search), "by_token", by_token)
+def test_each_word_of_a_sentence_counts(named):
+    gold = [Hit(20, 0.9, "gold"), Hit(21, 0.8, "gold")]
+    named.fires = {"gold": gold, "spice": [Hit(22, 0.6, "spice")]}
     hits = find(named, "find those who trade spice and gold")
     assert [hit.latent for hit in hits] == [20, 22, 21]
     assert hits[1].why == "fires on “spice”, for “spice” alone"
