@@ -30,10 +30,14 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_no_half_file(tmp_path, full_
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.pt"]
 
 
-def test_a_folder_that_is_removed_meanwhile_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "save", lambda state, file: shutil.rmtree(tmp_path / "checkpoints"))
+def test_a_folder_that_is_removed_meanwhile_is_not_taken_for_a_full_disk(tmp_path):
+    class Meanwhile:
+        def __reduce__(self):  # while the state is written
+            shutil.rmtree(tmp_path / "checkpoints")
+            return int, ()
+
     with pytest.raises(OSError, match=r"00000002\.pt: another program removed .*checkpoints"):
-        checkpoint.save(tmp_path / "checkpoints", 2, {"step": 2})
+        checkpoint.save(tmp_path / "checkpoints", 2, {"step": Meanwhile()})
 
 
 def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path):
