@@ -212,7 +212,9 @@ def test_latents_spread_over_processes_train_as_one_process_does(recipe, finishe
         (ReLUSAE(ReLUSAEConfig(d_in=4, d_sae=9)), r"d_sae \(9\) is not divisible by 2 processes"),
     ],
 )
-def test_what_cannot_be_spread_is_refused(sae, sentence, monkeypatch):
-    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
+def test_what_cannot_be_spread_is_refused(sae, sentence):
+    class OfTwo(Accelerator):
+        num_processes = 2
+
     with pytest.raises(ValueError, match=sentence):
-        Run(sae, TrainingArguments(shard_latents=True), Accelerator(cpu=True))
+        Run(sae, TrainingArguments(shard_latents=True), OfTwo(cpu=True))
