@@ -248,7 +248,13 @@ def test_words_are_tokens_of_letters_alone(tokenizer):
     assert not {"x1", "é", "\n"} & {*words.values()}
 
 
-def test_words_are_read_behind_shown_pairs_with_or_without_a_cache(tokenizer, monkeypatch):
+class Stateful(LlamaForCausalLM):
+    """As recurrent models are: what they have read is no cache of keys and values."""
+
+    _is_stateful = True
+
+
+def test_words_are_read_behind_shown_pairs_with_or_without_a_cache(tokenizer):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=200,
@@ -260,8 +266,9 @@ def test_words_are_read_behind_shown_pairs_with_or_without_a_cache(tokenizer, mo
     lm = LlamaForCausalLM(config).eval()
     options = {"n_words": 80, "bos": True, "seed": 0}
     read = read_words(lm, tokenizer, ["layers.0", "layers.1"], **options)
-    monkeypatch.setattr(type(lm), "_is_stateful", True, raising=False)
-    whole = read_words(lm, tokenizer, ["layers.0", "layers.1"], **options)
+    without_cache = Stateful(config).eval()
+    without_cache.load_state_dict(lm.state_dict())
+    whole = read_words(without_cache, tokenizer, ["layers.0", "layers.1"], **options)
     assert read.tokens == whole.tokens and read.n_train == 64
     for site, acts in read.activations.items():
         torch.testing.assert_close(acts, whole.activations[site], atol=1e-5, rtol=1e-4)
