@@ -198,6 +198,11 @@ def draw_sites(
 
 
 def draw_verdicts(path: Path, verdicts: Mapping[str, Sequence[Verdict]]) -> Path:
+    """Save the figure of verdicts."""
+    return save(verdicts_figure(verdicts), path)
+
+
+def verdicts_figure(verdicts: Mapping[str, Sequence[Verdict]]) -> "Figure":
     """A row an arm: its difference over L0s, with both intervals; filled where it is shown."""
     figure, panels = _panels(len(METRICS))
     rows = list(dict.fromkeys((v.of, v.arm) for found in verdicts.values() for v in found))
@@ -217,7 +222,7 @@ def draw_verdicts(path: Path, verdicts: Mapping[str, Sequence[Verdict]]) -> Path
         # By the intervals over seeds: those over documents can reach a loss of 0.
         estimates = [v.estimate for v in verdicts[metric]]
         _log_axis(axes, [end for e in estimates for end in (e.value, *e.seeds)], label)
-    return save(figure, path)
+    return figure
 
 
 def draw_places(path: Path, found: Mapping[str, Sequence[OverPlaces]]) -> Path:

@@ -69,16 +69,14 @@ def test_one_arm_alone_has_no_verdict_and_a_report(tmp_path, loads):
     assert not [*(folder / "figures").iterdir()] and (folder / "report.html").is_file()
 
 
-def test_the_verdicts_of_one_seed_lie_inside_their_figure(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure) or path)
+def test_the_verdicts_of_one_seed_lie_inside_their_figure():
     unknown = (float("nan"), float("nan"))
     verdict = Verdict("a", "TopK", [4.0], Estimate(0.4, unknown, (0.3, 0.5)), 0, "JumpReLU", 1)
-    plots.draw_verdicts(tmp_path / "x.png", {"fvu": [verdict], "delta_loss": []})
-    for axes in drawn[0].axes:
+    figure = plots.verdicts_figure({"fvu": [verdict], "delta_loss": []})
+    for axes in figure.axes:
         low, high = axes.get_xlim()
         assert low < 0 < high
-    assert drawn[0].axes[0].get_xlim()[1] > 0.4
+    assert figure.axes[0].get_xlim()[1] > 0.4
 
 
 def test_two_reports_in_one_folder_are_refused_before_anything_is_trained(tmp_path, loads):
