@@ -67,15 +67,15 @@ img{max-width:100%;background:#fff}li{margin:.3rem 0}"""
 
 
 class Page:
-    """A Markdown page of the repository."""
+    """A Markdown page of the repository, which lies in `root`."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, root: Path = ROOT) -> None:
+        self.path, self._root = path, root
         self.linked: set[str] = set()
         """Paths of pages of the site."""
         self.pictures: set[str] = set()
         self._markdown = MarkdownIt("commonmark").enable("table")
-        self._tokens = self._markdown.parse((ROOT / path).read_text(encoding="utf-8"))
+        self._tokens = self._markdown.parse((root / path).read_text(encoding="utf-8"))
         self._name_headings()
         for token in self._tokens:
             for part in token.children or ():
@@ -115,7 +115,7 @@ class Page:
         if not at or "://" in at:
             return link
         target = normpath(join(dirname(self.path), at))
-        if not (ROOT / target).exists():
+        if not (self._root / target).exists():
             raise ValueError(f"{self.path} links {link}, which is not there")
         there = self._on_site(target)
         address = relpath(there, dirname(self.path) or ".") if there else GITHUB + target

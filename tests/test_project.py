@@ -130,11 +130,10 @@ def test_guides_become_pages_whose_links_lead_somewhere(site, tmp_path):
         assert stem.with_suffix(".py").is_file() or (stem / "__init__.py").is_file(), link
 
 
-def test_a_guide_with_a_link_to_nothing_is_refused(site, tmp_path, monkeypatch):
-    monkeypatch.setattr(site["guides"], "ROOT", tmp_path)
+def test_a_guide_with_a_link_to_nothing_is_refused(site, tmp_path):
     (tmp_path / "README.md").write_text("# A\n\nA [page](scripts/none.md).\n")
     with pytest.raises(ValueError, match=r"README.md links scripts/none.md, which is not there"):
-        site["guides"].Page("README.md")
+        site["guides"].Page("README.md", tmp_path)
 
 
 def test_the_plan_of_the_house_shows_each_room_and_no_text_meets_another_or_a_line(site):
