@@ -19,6 +19,8 @@ from hfsae.study.answers import Answer, open_ledger
 from hfsae.study.plan import Item, Plan, Shown, StudyArguments, arranged
 
 NAMES = ["jumping", "topping"]  # of SAEs; no page may hold them
+WEIGHTS = b"weights"
+WEIGHTS_SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 HOSTILE = "<img src=x onerror=\"document.title='hit'\">"
 
 
@@ -38,7 +40,7 @@ def a_plan(n_latents: int = 10, names: list[str] = NAMES, **changes) -> Plan:
         vars(args),
         "some/model",
         [
-            {"name": name, "l0": 50.0 + i, "weights_sha256": "0" * 64}
+            {"name": name, "l0": 50.0 + i, "weights_sha256": WEIGHTS_SHA256}
             for i, name in enumerate(names)
         ],
         arranged([_items(sae, args) for sae in range(len(names))], args),

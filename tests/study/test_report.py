@@ -15,7 +15,7 @@ from hfsae.study.plan import Item, Plan
 from hfsae.study.report import close, progress, write_report
 from hfsae.study.results import Answers, rater_of, results_of, scores_of
 
-from .conftest import a_plan, answer_all
+from .conftest import WEIGHTS, a_plan, answer_all
 
 
 def careful(item: Item) -> str | int:
@@ -200,13 +200,13 @@ def test_one_answer_of_one_rater_makes_a_report(study):
     assert "<b>" not in (study / "report.html").read_text()
 
 
-def explained(study, tmp_path, monkeypatch, scores):
+def explained(study, tmp_path, scores):
     """Folders of the study's SAEs, with a score for each latent."""
-    monkeypatch.setattr("hfsae.study.results.weights_hash", lambda folder: "0" * 64)
     folders = {}
     for number, sae in enumerate(Plan.load(study).saes):
         folder = tmp_path / sae["name"]
         (folder / "features").mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(WEIGHTS)
         rows = [
             {"latent": 7000 + i, "pearson": scores(number, i), "density": 0.1} for i in range(10)
         ]
@@ -216,11 +216,9 @@ def explained(study, tmp_path, monkeypatch, scores):
     (study / "folders.json").write_text(json.dumps(folders))
 
 
-def test_scores_of_explanations_stand_beside_ratings_without_their_controls(
-    rated, tmp_path, monkeypatch
-):
+def test_scores_of_explanations_stand_beside_ratings_without_their_controls(rated, tmp_path):
     study, plan = rated
-    explained(study, tmp_path, monkeypatch, lambda sae, i: 0.9 if sae == 0 else 0.4 - 0.4 * (i % 2))
+    explained(study, tmp_path, lambda sae, i: 0.9 if sae == 0 else 0.4 - 0.4 * (i % 2))
     answers = Answers(plan, ledgers(study, plan)).only(["ada", "bob"])
     scores = results_of(answers, study).scores
     assert [(s.name, s.sae) for s in scores] == [
@@ -236,9 +234,9 @@ def test_scores_of_explanations_stand_beside_ratings_without_their_controls(
     assert "| 10 / 5 | 1.00 [0.72, 1.00] |" in write_report(study)
 
 
-def test_a_correlation_that_cannot_be_corrected_for_raters_says_so(study, tmp_path, monkeypatch):
+def test_a_correlation_that_cannot_be_corrected_for_raters_says_so(study, tmp_path):
     answer_all(study, Plan.load(study), "ada", careful)
-    explained(study, tmp_path, monkeypatch, lambda sae, i: i / 10)
+    explained(study, tmp_path, lambda sae, i: i / 10)
     close(study)
     assert "| cannot be estimated |" in write_report(study)
 
