@@ -3,8 +3,10 @@ restarted Space resumes."""
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -156,12 +158,20 @@ def test_what_is_wrong_with_a_push_is_one_sentence_and_nothing_is_sent(hub, stud
     assert hub.seen("POST") == []
 
 
+@pytest.fixture
+def own_handler() -> Iterator[None]:
+    """SIGTERM does after the test what it did before."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.usefixtures("own_handler")
 def test_a_space_refuses_what_would_lose_or_show_answers(hub, pushed, tmp_path, monkeypatch):
     def refused(sentence: str) -> None:
         with pytest.raises(SystemExit, match=sentence):
             hosted.host(ANSWERS, port=free_port())
 
-    monkeypatch.setattr(hosted.signal, "signal", lambda *_: None)
     monkeypatch.delenv(hosted.CODE, raising=False)
     refused("the secret HF_TOKEN is not set; set it in the Space's settings")
     monkeypatch.setenv(hosted.TOKEN, "hf_read")
