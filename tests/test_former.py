@@ -81,8 +81,7 @@ def test_a_repository_with_the_former_name_is_verified_and_a_push_renames_it(hub
     assert hfsae.load("alice/older").verify().ok
 
 
-def test_a_run_of_version_0_1_is_complete(tmp_path, loads, monkeypatch):
-    monkeypatch.setattr("hfsae.cards.figures.draw", lambda folder: None)
+def test_a_run_of_version_0_1_is_complete(tmp_path, loads):
     (folder,) = run(tiny_recipe(tmp_path / "sae"))
     of_version_0_1(folder)
     shutil.copystat(folder / "training.json", folder / FORMER)

@@ -11,10 +11,7 @@ from hfsae.recipe.table import STAGES, Stage
 
 from .tiny import tiny_recipe
 
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    monkeypatch.setattr("hfsae.cards.figures.draw", lambda folder: None)
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def test_each_field_of_a_recipe_is_the_trainings_or_a_stages():
