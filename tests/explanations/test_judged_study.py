@@ -57,16 +57,20 @@ class Guesser:
         return [-float(sum(map(ord, context + text)) % 89) for context, text in pairs]
 
 
+class Judges(list[Guesser]):
+    """Those that were made; the next ones do not explain the first `n_silent` latents."""
+
+    n_silent = 0
+
+    def make(self, args, calls) -> Guesser:
+        self.append(Guesser(not args.is_remote, self.n_silent))
+        return self[-1]
+
+
 @pytest.fixture
-def judges(monkeypatch):
-    """The judges that were made; `make` makes one."""
-    made = []
-
-    def judge_of(args, calls):
-        made.append(Guesser(not args.is_remote))
-        return made[-1]
-
-    monkeypatch.setattr("hfsae.recipe.explaining.judge_of", judge_of)
+def judges(monkeypatch) -> Judges:
+    made = Judges()
+    monkeypatch.setattr("hfsae.recipe.explaining.judge_of", made.make)
     return made
 
 
@@ -119,9 +123,8 @@ def test_a_key_that_a_judge_echoes_is_in_no_file_and_its_variable_is_named(
     assert record_of(folder)["usage"]["key_env"] == "MINE"
 
 
-def test_latents_that_the_judge_did_not_explain_are_counted(folder, loads, judges, monkeypatch):
-    silent = Guesser(False, n_silent=3)
-    monkeypatch.setattr("hfsae.recipe.explaining.judge_of", lambda *_: silent)
+def test_latents_that_the_judge_did_not_explain_are_counted(folder, loads, judges):
+    judges.n_silent = 3
     assert main(named(folder, "--scores", "detection", "--explainer", "lm", *CALLS)) == 0
     record = record_of(folder)
     assert record["n_unexplained"] == 3 and record["usage"]["n_failed"] == 3
