@@ -2,7 +2,7 @@
 
 import json
 import os
-from pathlib import Path
+from collections.abc import Callable
 
 import duckdb
 import pyarrow as pa
@@ -14,7 +14,6 @@ from datasets import load_dataset
 
 from hfsae.features import ANSI, Example, FeatureStore, Latent, show
 from hfsae.features.store import COLUMNS
-from hfsae.machine.files import write_whole
 from hfsae.machine.refused import Damaged, Refused
 from hfsae.machine.weights import stamp
 
@@ -47,29 +46,34 @@ def test_a_store_of_other_weights_is_refused(store, one_latent_a_token, tmp_path
         FeatureStore.load(tmp_path)
 
 
-def test_a_store_whose_writing_was_cut_short_is_none(store, tmp_path, monkeypatch):
+class Meanwhile(dict):
+    """The meta of a store; `happens` when the tables are written, and their record comes next."""
+
+    def __init__(self, meta: dict, happens: Callable[[], object]) -> None:
+        super().__init__(meta)
+        self.happens = happens
+
+    def items(self):
+        self.happens()
+        return super().items()
+
+
+def test_a_store_whose_writing_was_cut_short_is_none(store, tmp_path):
     store.save(tmp_path)
 
-    def killed(*_: object) -> None:
+    def killed() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hfsae.features.store.write_whole", killed)
     with pytest.raises(KeyboardInterrupt):
-        store.save(tmp_path)
+        FeatureStore(store.latents, store.examples, Meanwhile(store.meta, killed)).save(tmp_path)
     with pytest.raises(Refused, match=r"features/meta\.json is missing"):
         FeatureStore.load(tmp_path)
 
 
-def test_of_two_stores_written_at_once_no_mixture_is_taken_for_one(store, tmp_path, monkeypatch):
+def test_of_two_stores_written_at_once_no_mixture_is_taken_for_one(store, tmp_path):
     other = FeatureStore(store.latents, pyarrow.dataset.dataset(_few(store)), dict(store.meta))
-
-    def overtaken(path: Path, text: str) -> None:
-        monkeypatch.undo()
-        other.save(tmp_path)
-        write_whole(path, text)
-
-    monkeypatch.setattr("hfsae.features.store.write_whole", overtaken)
-    store.save(tmp_path)
+    overtaken = Meanwhile(store.meta, lambda: other.save(tmp_path))
+    FeatureStore(store.latents, store.examples, overtaken).save(tmp_path)
     with pytest.raises(Refused, match=r"examples\.parquet is damaged \(it is not the file"):
         FeatureStore.load(tmp_path)
 
@@ -125,18 +129,15 @@ def test_an_interrupted_save_leaves_the_old_files_whole(store, tmp_path, request
     assert list(FeatureStore.load(tmp_path)) == list(store)
 
 
-def test_half_of_a_newer_store_never_passes_for_a_whole_one(store, tmp_path, monkeypatch):
+def test_half_of_a_newer_store_never_passes_for_a_whole_one(store, tmp_path):
     store.save(tmp_path)
-    move = os.replace
-
-    def killed(source, to):
-        if Path(to).name == "examples.parquet":
-            raise KeyboardInterrupt
-        move(source, to)
-
-    monkeypatch.setattr("os.replace", killed)
-    with pytest.raises(KeyboardInterrupt):
+    examples, old = tmp_path / "features" / "examples.parquet", tmp_path / "old.parquet"
+    examples.rename(old)
+    examples.mkdir()  # which no file replaces
+    with pytest.raises(OSError, match=r"examples\.parquet cannot be written"):
         store.save(tmp_path)
+    examples.rmdir()
+    old.rename(examples)
     with pytest.raises(ValueError, match=r"features/meta.json is missing"):
         FeatureStore.load(tmp_path)
 
