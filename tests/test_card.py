@@ -23,7 +23,6 @@ from hfsae.cards import render_card, set_model_id, write_card
 from hfsae.evaluation import EvaluationArguments, evaluate
 from hfsae.evaluation.probing.extract import extract
 from hfsae.features import FeatureStore, collect
-from hfsae.lm import LoadedLM
 from hfsae.machine.visible import public, public_record
 from hfsae.models import JumpReLUSAE, JumpReLUSAEConfig
 from hfsae.recipe import finish
@@ -189,19 +188,14 @@ def test_a_language_model_in_a_folder_is_no_base_model(folder, name, origin):
 def test_the_snippet_loads_the_folder_and_encodes(
     folder, tiny_lm, tiny_tokenizer, monkeypatch, capsys
 ):
-    asked = {}
-
-    def load_lm(name, **options):
-        asked.update(options, name=name)
-        return LoadedLM(tiny_lm, tiny_tokenizer, "tiny")
-
-    monkeypatch.setattr(hfsae, "load_lm", load_lm)
-    monkeypatch.chdir(folder.parent)  # the folder's name stands where the Hub id will
+    monkeypatch.chdir(folder.parent)  # folders' names stand where Hub ids will
+    for part in (tiny_lm, tiny_tokenizer):
+        part.save_pretrained("tiny/gemma")
     code = python_block(write_card(folder).read_text(encoding="utf-8"))
     assert len([line for line in code.splitlines() if line and line[0] != " "]) <= 7
     scope: dict = {}
     exec(code, scope)
-    assert asked == {"name": "tiny/gemma", "dtype": "float32"}
+    assert 'load_lm("tiny/gemma", dtype="float32")' in code
     # one token a byte, after BOS
     assert scope["latents"].shape == (1, 1 + len("The cat sat on the mat."), 48)
     assert scope["tokens"]["input_ids"][0, :2].tolist() != [2, 2]
