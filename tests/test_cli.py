@@ -4,6 +4,7 @@ import gc
 import json
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -499,22 +500,20 @@ def test_what_speaks_against_an_sae_is_said(tmp_path, values, sentences):
     assert all(part in said for part, said in zip(sentences, found, strict=True))
 
 
-def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_sentence():
+    command = [sys.executable, "-u", "-m", "hfsae", "help"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr and "make room there" in done.stderr
 
-    monkeypatch.setattr("hfsae.cli.runs.run", full)
-    assert "No space left on device" in refused(["train", RECIPE], capsys)
 
-
-def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch, capsys):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("hfsae.cli.runs.run", interrupted)
+def test_ctrl_c_says_that_the_same_command_goes_on(own_module, capsys):
+    stops = own_module("stops", "import signal\nsignal.raise_signal(signal.SIGINT)\n")
     handler = signal.getsignal(signal.SIGINT)
     try:
-        assert main(["train", RECIPE]) == 130
+        assert main(["train", RECIPE, "--import", stops]) == 130
     finally:
         signal.signal(signal.SIGINT, handler)  # which main() leaves ignored, as it is to end
     assert "run the same command to resume" in capsys.readouterr().err
@@ -573,7 +572,6 @@ def test_a_folder_of_another_kind_of_model_is_told_from_an_sae(tmp_path, capsys)
 def forgets_variants():
     """Leave no variant of a test's own behind: other tests go through all there are."""
     yield
-    sys.modules.pop("my_variants", None)
     CONFIG_MAPPING._extra_content.pop("shifted_sae", None)
     for config_class in [c for c in MODEL_MAPPING._extra_content if "Shifted" in c.__name__]:
         del MODEL_MAPPING._extra_content[config_class]
@@ -581,15 +579,17 @@ def forgets_variants():
 
 
 @pytest.mark.usefixtures("forgets_variants")
-def test_a_recipe_names_a_variant_in_a_module_of_ones_own(tmp_path, loads, capsys, monkeypatch):
+def test_a_recipe_names_a_variant_in_a_module_of_ones_own(
+    tmp_path, own_module, loads, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    (tmp_path / "my_variants.py").write_text(
+    own_module(
+        "my_variants",
         "import hfsae\n"
         "class ShiftedSAEConfig(hfsae.ReLUSAEConfig):\n"
         "    model_type = 'shifted_sae'\n"
         "class ShiftedSAE(hfsae.ReLUSAE):\n"
-        "    config_class = ShiftedSAEConfig\n"
+        "    config_class = ShiftedSAEConfig\n",
     )
     plain = as_plain(tiny_recipe(tmp_path / "out", collect_tokens=0))
     plain["sae"] = {"model_type": "shifted_sae", "site": "layers.1", "d_sae": 32}
