@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import warnings
 
 import pytest
 import torch
@@ -154,14 +153,10 @@ def test_a_bare_error_of_a_full_disk_is_told_with_what_helps(monkeypatch, capsys
     assert "No space left on device: '/there'; make room there" in capsys.readouterr().err
 
 
-def test_warnings_show_nothing_that_a_terminal_acts_on(monkeypatch, capsys):
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back after
-
-    def warn(argv):
-        print(warnings.formatwarning("a\x1b[2J\u202e", UserWarning, "a.py", 1))
-
-    monkeypatch.setattr(cli.runs, "card", warn)
-    assert main(["card"]) == 0
+def test_warnings_show_nothing_that_a_terminal_acts_on(own_module, capsys):
+    shown = 'warnings.formatwarning("a\\x1b[2J\\u202e", UserWarning, "a.py", 1)'
+    warns = own_module("warns", f"import warnings\nprint({shown})\n")
+    assert main(["card", "nowhere", "--import", warns]) == 2
     assert r"UserWarning: a\x1b[2J\u202e" in capsys.readouterr().out
 
 
