@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 
 import hfsae
 from hfsae.cli import main
@@ -108,6 +108,21 @@ def held_elsewhere(folder: Path) -> Iterator[threading.Event]:
         finally:
             is_over.set()
             holding.result()
+
+
+@contextmanager
+def at_each_pass(lm: PreTrainedModel, is_last: Callable[[], bool | None]) -> Iterator[None]:
+    """Ctrl-C when the language model begins a pass of which `is_last` is true."""
+
+    def stop(*_: object) -> None:
+        if is_last():
+            raise KeyboardInterrupt
+
+    handle = lm.base_model.layers[0].register_forward_pre_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def refused(argv: list[str], capsys: pytest.CaptureFixture) -> str:

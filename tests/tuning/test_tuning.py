@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,16 @@ from transformers import AutoConfig
 
 import hfsae.tuning.search as search
 from hfsae.cli.recipes import parse_recipe, recipe_parser
-from hfsae.machine.refused import Diverged
-from hfsae.recipe import read_recipe
+from hfsae.evaluation import EvaluationResult
+from hfsae.machine.files import read_json
+from hfsae.recipe import read_recipe, run
 from hfsae.tuning import Tuning, tune
 from hfsae.tuning.ranges import Choice, Range, draw, read_space
 from hfsae.tuning.search import score_of
 from hfsae.tuning.trials import Trial, recipe_of
 
-from ..helpers import refused
-from ..tiny import tiny_fields
+from ..helpers import at_each_pass, refused
+from ..tiny import tiny_fields, tiny_recipe
 
 TUNINGS = Path(__file__).parents[2] / "scripts/tuning"
 
@@ -85,23 +85,23 @@ def test_a_range_that_is_none_is_one_sentence(ranges):
         read_space(ranges)
 
 
-def test_a_stopped_search_goes_on_where_it_was(tmp_path, loads, monkeypatch):
-    run, n_calls = search.run, 0
-    alone = {"together": 1}
+def test_a_stopped_search_goes_on_where_it_was(tmp_path, loads, tiny_lm):
+    log = tmp_path / "a/trials.jsonl"
 
-    def stops(*args):
-        nonlocal n_calls
-        n_calls += 1
-        if n_calls == 3:
-            raise KeyboardInterrupt
-        return run(*args)
+    def is_at_the_third() -> bool:
+        return log.exists() and len(trials_in(tmp_path / "a")) == 2
 
-    monkeypatch.setattr(search, "run", stops)
-    with pytest.raises(KeyboardInterrupt):
-        tune(tiny_tuning(tmp_path / "a", **alone))
-    assert len(trials_in(tmp_path / "a")) == 2
-    tune(tiny_tuning(tmp_path / "a", **alone))
-    assert n_calls == 6, "the third again, and two on the last rung"
+    with at_each_pass(tiny_lm, is_at_the_third), pytest.raises(KeyboardInterrupt):
+        tune(tiny_tuning(tmp_path / "a", together=1))
+    first = trials_in(tmp_path / "a")
+    assert len(first) == 2
+    for line in first:
+        line["measured"]["seconds"] = 1e6  # which no training here takes
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in first))
+    tune(tiny_tuning(tmp_path / "a", together=1))
+    every = trials_in(tmp_path / "a")
+    assert every[:2] == first, "they were not trained again"
+    assert [line["rung"] for line in every] == [0, 0, 0, 1, 1]
 
 
 def test_trials_on_one_stream_score_as_alone(tmp_path, loads):
@@ -117,44 +117,30 @@ def test_trials_on_one_stream_score_as_alone(tmp_path, loads):
     assert lines[0] == lines[1]
 
 
-def test_trials_are_scored_on_validation_documents_alone(tmp_path, loads, monkeypatch):
-    results = []
-
-    def keeps(result, target):
-        results.append(result)
-        return score_of(result, target)
-
-    monkeypatch.setattr(search, "score_of", keeps)
+def test_trials_are_scored_on_validation_documents_alone(tmp_path, loads):
     tune(tiny_tuning(tmp_path / "a", trials=2, rungs=1))
-    assert [result.side for result in results] == ["validation"] * 2
-    fvu, l0 = (results[0].metrics[name].value for name in ("fvu", "l0"))
-    score = trials_in(tmp_path / "a")[0]["score"]
-    assert score == score_of(results[0], 4) == pytest.approx(fvu * (l0 / 4) ** 0.3)
+    for line in trials_in(tmp_path / "a"):
+        fvu, l0 = (line["measured"][name] for name in ("fvu", "l0"))
+        assert line["score"] == pytest.approx(fvu * (l0 / 4) ** 0.3)
+    (folder,) = run(tiny_recipe(tmp_path / "b", collect_tokens=0))
+    result = EvaluationResult.from_dict(read_json(folder / "evaluation.json"))
     with pytest.raises(ValueError, match="chosen on validation documents, not on test ones"):
-        score_of(replace(results[0], side="test"), 4)
+        score_of(result, 4)
 
 
-def test_a_trial_that_fails_is_the_last_and_all_that_fail_are_an_error(
-    tmp_path, loads, monkeypatch
-):
-    run = search.run
-
-    def fails(recipe, *args):
-        rates = [recipe.training_of(name).learning_rate for name in recipe.saes]
-        if min(rates) < limit:
-            raise Diverged("weights are not finite")
-        return run(recipe, *args)
-
-    monkeypatch.setattr(search, "run", fails)
-    rates = sorted(draw(read_space(RATES), 0, n)["training.learning_rate"] for n in range(3))
-    limit = rates[1]
-    report = tune(tiny_tuning(tmp_path / "a")) / "report.md"
-    failed = [line for line in trials_in(tmp_path / "a") if line["score"] is None]
-    assert [line["failure"] for line in failed] == ["weights are not finite"]
-    assert "none" in report.read_text()
-    limit = math.inf
-    with pytest.raises(ValueError, match="all 3 trials failed; the first: weights are not finite"):
-        tune(tiny_tuning(tmp_path / "b"))
+def test_a_trial_that_fails_is_the_last_and_all_that_fail_are_an_error(tmp_path, loads):
+    """A rate of 1e18 makes weights that are not finite."""
+    wide, seed = {"training.learning_rate": {"low": 1e-4, "high": 1e20}}, 923
+    drawn = [draw(read_space(wide), seed, n)["training.learning_rate"] for n in range(3)]
+    assert [rate > 1e18 for rate in drawn] == [False, True, False]
+    report = tune(tiny_tuning(tmp_path / "a", ranges=wide, tune_seed=seed)) / "report.md"
+    (failed,) = [line for line in trials_in(tmp_path / "a") if line["score"] is None]
+    assert "no longer finite" in failed["failure"]
+    assert failed["values"]["training.learning_rate"] == drawn[1]
+    assert "none" in report.read_text(), "it is no neighbour of the best"
+    rates = {"training.learning_rate": [1e18, 1e19]}
+    with pytest.raises(ValueError, match=r"all 3 trials failed; the first: .*no longer finite"):
+        tune(tiny_tuning(tmp_path / "b", ranges=rates))
 
 
 def test_a_trial_that_diverges_in_training_leaves_those_beside_it_their_scores(tmp_path, loads):
