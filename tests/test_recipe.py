@@ -23,7 +23,7 @@ from hfsae.machine.weights import STAMPED
 from hfsae.recipe import make_configs, run
 from hfsae.training import Trainer
 
-from .helpers import held_elsewhere, refused
+from .helpers import at_each_pass, held_elsewhere, refused
 from .tiny import TEXTS, tiny_recipe
 
 NO_EVALUATION = EvaluationArguments(n_tokens=0)
@@ -151,28 +151,33 @@ def test_a_run_interrupted_while_it_reports_goes_on_with_what_is_missing(
         assert ours == theirs, name
 
 
-def test_a_run_that_is_stopped_while_it_collects_goes_on_there(tmp_path, loads, monkeypatch):
+def test_a_run_that_is_stopped_while_it_collects_goes_on_there(
+    tmp_path, loads, tiny_lm, monkeypatch
+):
     (whole,) = run(tiny_recipe(tmp_path / "whole"))
     monkeypatch.setattr(resume, "_EVERY_SECONDS", 0.0)
-    save, n_saved = resume.Resume.save, []
+    kept, passes = tmp_path / "stopped" / COLLECTING, []
 
-    def stop_at_the_third(*args):
-        save(*args)
-        n_saved.append(1)
-        if len(n_saved) == 3:
-            raise KeyboardInterrupt
+    def note() -> None:
+        """A pass of the language model after a batch was kept."""
+        passes.extend([1] if kept.exists() else [])
 
-    monkeypatch.setattr(resume.Resume, "save", stop_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
+    def is_fourth_batch() -> bool:
+        note()
+        return len(passes) == 3
+
+    with at_each_pass(tiny_lm, is_fourth_batch), pytest.raises(KeyboardInterrupt):
         run(tiny_recipe(tmp_path / "stopped"))
-    assert (tmp_path / "stopped" / COLLECTING).is_file()
-    (stopped,) = run(tiny_recipe(tmp_path / "stopped"))
+    assert kept.is_file()
+    passes.clear()
+    with at_each_pass(tiny_lm, note):
+        (stopped,) = run(tiny_recipe(tmp_path / "stopped"))
     for name in ("meta.json", "latents.parquet", "examples.parquet"):
         assert (stopped / "features" / name).read_bytes() == (
             whole / "features" / name
         ).read_bytes()
-    assert not (stopped / COLLECTING).exists()
-    assert len(n_saved) == 3 + 2, "500 tokens are five batches of 120"
+    assert not kept.exists()
+    assert len(passes) == 1 + 2 + 1, "a check, two of five batches of 120 tokens, and the lens"
 
 
 def test_what_was_interrupted_half_way_to_other_settings_passes_for_neither(
