@@ -73,8 +73,6 @@ def test_a_site_may_be_left_out_where_there_is_one(acts, tmp_path):
 def test_an_interrupted_run_goes_on_to_the_same_bits(acts, tmp_path, trained, monkeypatch):
     argv = ["train", "--activations", str(acts), "--site", "layer8", *SMALL]
     argv += ["--training.output_dir", str(tmp_path / "mine"), "--training.save_steps", "30"]
-    step = hfsae.training.Trainer.step if hasattr(hfsae.training.Trainer, "step") else None
-    assert step is None or callable(step)
     with monkeypatch.context() as broken:
         stop = {"left": 70}
         next_batch = hfsae.activations.ShuffledActivations.next_batch

@@ -14,6 +14,7 @@ from hashlib import blake2b, sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..lm import LoadedEncoder
 from ..machine.refused import Refused
@@ -209,8 +210,9 @@ class InputSource:
                     raise Refused(f"none of the training {self.reader.noun} can be read")
                 self._position = {"epoch": self._position["epoch"] + 1, "offset": 0}
         n_special = sum(self.reader.keep(p).numel() for batch in planned for p in batch) - capacity
-        parts = harvest_share(self.harvester, planned, self.read, rank, n_processes)
-        return Filling(capacity, n_special, self._hash_of(planned), parts)
+        documents: list[Tensor] = []
+        parts = harvest_share(self.harvester, planned, self.read, rank, n_processes, documents)
+        return Filling(capacity, n_special, self._hash_of(planned), parts, documents)
 
     def _hash_of(self, batches: Iterable[Sequence[Piece]]) -> str:
         """Hash of the documents' contents, and of what of them is read."""

@@ -47,6 +47,9 @@ class Filling(NamedTuple):
     parts: Generator[dict[str, Float[Tensor, "_ _"]], None, None]
     """This process's activations by site, as many parts as on every other process: the bucket
     holds the first part of each process, in the order of ranks, then the second, and so on."""
+    documents: list[Int64[Tensor, " _"]] = []  # noqa: RUF012 - a source gives a list of its own
+    """For each part that was taken, the number of each activation's document; empty of a source
+    that does not tell."""
 
 
 class Refusals(NamedTuple):
@@ -147,8 +150,10 @@ class TextSource:
         self._batches = batches
         capacity = sum(int(batch.keep.sum()) for batch in read)
         n_special = sum(batch.keep.numel() for batch in read) - capacity
-        parts = harvest_share(self.harvester, read, lambda batch: batch, rank, n_processes)
-        return Filling(capacity, n_special, _hash_of(read), parts)
+        documents: list[Tensor] = []
+        how = (rank, n_processes, documents)
+        parts = harvest_share(self.harvester, read, lambda batch: batch, *how)
+        return Filling(capacity, n_special, _hash_of(read), parts, documents)
 
     def batches(self, side: Split, n: int | None = None) -> Iterator[ActivationBatch]:
         """One side's activations, once; with n, only those of rows that keep n tokens."""
@@ -197,20 +202,24 @@ def harvest_share(
     read: Callable[[T], Batch],
     rank: int,
     n_processes: int,
+    documents: list[Int64[Tensor, " _"]],
 ) -> Generator[dict[str, Float[Tensor, "_ _"]], None, None]:
     """`Filling.parts`: one batch a process, and so on until all are harvested.
 
     Args:
         batches: the same on every process.
         read: makes rows of one of them, on the process that harvests it.
+        documents: gets those of each part.
     """
     try:
         if n_processes > 1:
             agree_on_norm_limits(harvester, batches, read)
         for first in range(0, len(batches), n_processes):
             mine = first + rank
-            acts = harvester(read(batches[min(mine, len(batches) - 1)])).activations
-            yield acts if mine < len(batches) else {site: x[:0] for site, x in acts.items()}
+            harvested = harvester(read(batches[min(mine, len(batches) - 1)]))
+            n = None if mine < len(batches) else 0
+            documents.append(harvested.document[:n].cpu())
+            yield {site: x[:n] for site, x in harvested.activations.items()}
     finally:
         harvester.flush()
 

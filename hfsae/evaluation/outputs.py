@@ -49,8 +49,8 @@ def _cosine_change(arm: str) -> Definition:
     return Definition(
         f"output_cosine_change.{arm}.v1",
         "1",
-        f"mean over outputs of 1 - cos(output, output of the model {_RUN_ON[arm]}); the cosine with "
-        "a zero vector is 0",
+        f"mean over outputs of 1 - cos(output, output of the model {_RUN_ON[arm]}); the cosine "
+        "with a zero vector is 0",
         lambda s: s[f"{arm} cosine"] / s["tokens"],
     )
 

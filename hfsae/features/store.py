@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..machine import units
 from ..machine.files import (
     damaged,
     printable,
@@ -74,7 +75,7 @@ COLUMNS = {
         "activations": "the latent at each token; 0 also where none was computed (special tokens)",
     },
 }
-UNITS = {"token": "tokens", "row": "rows", "patch": "patches", "frame": "frames"}
+UNITS = {unit.one: unit.many for unit in units.UNITS.values()}
 """What a store's latents were read at, meta.json's `unit`, and its plural. Stores of text have no
 unit, and read as "token"."""
 _ADDED = {"map_x", "map_y"}  # columns that stores of earlier versions lack

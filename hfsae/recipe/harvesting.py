@@ -28,7 +28,7 @@ from ..machine.lock import locked
 from ..machine.names import HARVEST, RECIPE, shard_name
 from ..machine.refused import Refused
 from ..training.trainer import make_accelerator, sum_products_in_float32
-from .fields import Recipe, as_plain, bucket_tokens, sides_of
+from .fields import LMArguments, Recipe, as_plain, bucket_tokens, sides_of
 from .folder import save_recipe
 from .inputs import Inputs
 from .opening import check, inputs_of, load_inputs
@@ -100,6 +100,8 @@ def _write_training(recipe: Recipe, source: Source, folder: Path, progress: dict
             filling = source.fill(bucket_tokens(recipe), 0, 1)
             with closing(filling.parts):
                 tensors = _joined(filling.parts)
+            if filling.documents:
+                tensors["document"] = torch.cat(filling.documents)
             n = len(next(iter(tensors.values())))
             if n < t.batch_size:
                 raise Refused(source.refusals.too_few.format(n=n, batch_size=t.batch_size))
@@ -158,4 +160,6 @@ def _save(tensors: Mapping[str, Tensor], path: Path, side: Split) -> None:
 def _reading(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe that trains the same SAEs on the files."""
     files = ActivationArguments(files=str(folder))
-    return replace(recipe, activations=files, explain_tokens=0, preset_seconds=0)
+    whole = replace(recipe.evaluation, n_tokens=None, texts={})  # what was harvested for it
+    fields = {"explain_tokens": 0, "preset_seconds": 0, "lm": LMArguments()}
+    return replace(recipe, activations=files, evaluation=whole, **fields)

@@ -36,24 +36,15 @@ class FileInputs:
 
     def source(self, sites: Sequence[str], limits: Mapping[str, float] | None = None) -> FileSource:
         """The recipe's files; no row is left out for its norm."""
-        return FileSource(self.recipe.activations, list(sites))
+        return FileSource(self.recipe.activations, list(sites), self.recipe.training.batch_size)
 
     def check(self) -> None:
-        """Count the rows of each side.
+        """Read which rows are on which side.
 
         Raises:
             ValueError: fewer training rows than a batch, or none to evaluate on.
         """
-        recipe, source = self.recipe, self.source(self.recipe.sites)
-        n_train, batch_size = source.n_rows("train"), recipe.training.batch_size
-        if n_train < batch_size:
-            raise Refused(source.refusals.too_few.format(n=n_train, batch_size=batch_size))
-        side = recipe.evaluation.side
-        if recipe.sizes.evaluation != 0 and not source.n_rows(side):
-            raise Refused(
-                f"no document of activations.files is on the {side} side, so there is nothing to "
-                "evaluate on; raise activations.held_out_fraction, or set evaluation.n_tokens to 0"
-            )
+        self.source(self.recipe.sites)
 
     def terms(self) -> dict[str, str | None]:
         """None: no model to agree with."""
@@ -93,7 +84,7 @@ class FileInputs:
     def tabulate(self, job: Job) -> LabelTable:
         """How latents go with the labels of documents, or of rows, on the held-out side."""
         source = self.source(job.sae.config.reads.names)
-        labels = read_labels_table(self.recipe.activations.labels, source.documents_of_rows())
+        labels = read_labels_table(self.recipe.activations.labels, source.document_of_rows())
         batches = source.batches(sides_of(self.recipe)[-1])
         return label_table(job.sae, batches, labels, seed=self.recipe.seed)
 

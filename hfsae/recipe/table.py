@@ -8,7 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..machine.names import CARD, COLUMNS, EVALUATION, EXPLANATIONS_RECORD, FINGERPRINT, META, PRESETS
+from ..machine.names import (
+    CARD,
+    COLUMNS,
+    EVALUATION,
+    EXPLANATIONS_RECORD,
+    FINGERPRINT,
+    META,
+    PRESETS,
+)
 from .collecting import collect_examples
 from .evaluating import evaluate
 from .fields import Recipe

@@ -66,13 +66,17 @@ def write(folder: Path, form: str, number: int, **tensors: torch.Tensor) -> None
 
 
 def made(folder: Path, form: str = "safetensors", **fields) -> Made:
-    """1,500 rows in three shards, of 60 documents in pieces of 5 rows; a tenth is to leave out."""
+    """1,500 rows in three shards, of 60 documents in pieces of 5 rows; a tenth is to leave out. The
+    second is [rows, ctx, d] where the format has such tensors."""
     rng = np.random.default_rng(0)
     document, keep = np.repeat(rng.integers(0, 60, 300), 5), rng.random(1500) > 0.1
     for number, start, stop in ((2, 0, 700), (10, 700, 1001), (11, 1001, 1500)):
         marks = {"document": document[start:stop], "keep": keep[start:stop]}
         tensors = {name: torch.from_numpy(x.copy()) for name, x in marks.items()}
-        write(folder, form, number, acts=numbered(stop - start, start), **tensors)
+        tensors[SITE] = numbered(stop - start, start)
+        if number == 10 and form != "parquet":
+            tensors = {name: x.unflatten(0, (43, 7)) for name, x in tensors.items()}
+        write(folder, form, number, **tensors)
     return Made(arguments_for(folder, **fields), document, keep)
 
 
@@ -420,6 +424,14 @@ def test_numbers_that_are_not_finite_are_refused_with_file_row_and_count(tmp_pat
     assert len(torch.cat(parts)) == 298
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_large_numbers_whose_sum_is_not_finite_are_read(tmp_path, dtype):
+    x = torch.full((300, 4), torch.finfo(dtype).max, dtype=dtype)
+    args = replace(save(tmp_path, acts=x), held_out_fraction=0.0)
+    parts = [part[SITE] for part in FileSource(args, [SITE], 8).fill(300).parts]
+    assert torch.equal(torch.cat(parts), x)
+
+
 def test_the_place_of_a_number_that_is_not_finite_has_both_indices_in_a_sequence(tmp_path):
     x = X.clone().view(60, 5, 4)
     x[3, 2, 1] = torch.nan
@@ -529,6 +541,8 @@ def test_names_that_nothing_has_are_refused_with_the_nearest(tmp_path):
         check_files(replace(args, sites={SITE: "x"}), [SITE])
     with pytest.raises(ValueError, match="no tensor or column 'docs'; closest: 'documents'"):
         check_files(replace(args, documents="docs"), [SITE])
+    with pytest.raises(ValueError, match="no site is named; the files have acts"):
+        check_files(args, [])
     assert check_files(replace(args, documents="documents"), [SITE]).n_rows == 300
 
 

@@ -23,13 +23,14 @@ class ActivationArguments:
     """A .safetensors, .npy or .parquet file, a folder or glob of them, or a list of these. Each
     file holds all sites; files are read in natural order: part2 before part10."""
     sites: dict[str, str] = field(default_factory=dict)
-    """The tensor or column of a site, where it has another name than the site. Of several .npy
-    files for one site, a pattern of their names: `{acts: "part*"}`."""
+    """The tensor or column of a site, where it has another name than the site. A .npy file is
+    called by its own name, without the number of a shard: acts-part1 and acts-00001-of-00004 are
+    `acts`; other numbers need a pattern: `{acts: "acts_*"}`."""
     documents: str = DOCUMENTS
     """The tensor or column with each row's document; documents are held out as a whole. Without
     it, each row of [rows, ctx, d] is a document, and each 1,000 rows of [n, d]."""
     labels: str = ""
-    """A csv or parquet table of labels."""
+    """A csv or parquet table of labels for the rows or documents."""
     held_out_fraction: float = 0.05
     """Expected share of documents on the test side, which evaluation reads."""
     validation_fraction: float = 0.0

@@ -6,7 +6,7 @@ own, and the map that safetensors makes cannot be larger than the machine's memo
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ _MAX_HEADER = 2**24  # bytes; it takes about 100 a tensor
 class ArrayShard:
     """Tensors of one .safetensors file, or of a .npy file each."""
 
-    def __init__(self, path: Path, headers: dict[str, Header]):
-        self.path, self._headers = path, headers
+    def __init__(
+        self, path: Path, headers: dict[str, Header], metadata: Mapping[str, str] | None = None
+    ):
+        self.path, self._headers, self.metadata = path, headers, metadata or {}
 
     @property
     def names(self) -> list[str]:
@@ -97,12 +99,12 @@ def safetensors_shard(path: Path) -> ArrayShard:
         raise Damaged(damaged(path, f"its {size:,} bytes do not begin with a safetensors header"))
     with reading(path):
         entries = json_value(bytes_of(path, 8, length))
-        entries.pop("__metadata__", None)
+        metadata = {k: str(v) for k, v in entries.pop("__metadata__", {}).items()}
         headers = {name: _entry(path, name, 8 + length, one) for name, one in entries.items()}
         end = max((int(one["data_offsets"][1]) for one in entries.values()), default=0)
     if 8 + length + end > size:
         raise Damaged(damaged(path, f"cut off: it has {size:,} of {8 + length + end:,} bytes"))
-    return ArrayShard(path, headers)
+    return ArrayShard(path, headers, metadata)
 
 
 def _entry(path: Path, name: str, first: int, entry: dict[str, Any]) -> Header:

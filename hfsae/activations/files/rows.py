@@ -59,9 +59,17 @@ class Rows:
             ]
         sides = [_SIDES.index(side_of(_hash(id_), shares)) for id_ in self.ids]
         self.side: UInt8[np.ndarray, " n"] = np.array(sides, np.uint8)[self.document]
+        for shard, start, stop in zip(shards, self.starts, self.starts[1:], strict=False):
+            if (side := shard.metadata.get("side")) in _SIDES:  # decided as it was written
+                self.side[start:stop] = _SIDES.index(side)
         if KEEP in shards[0].names:
             keep = np.concatenate([shard.values(KEEP) for shard in shards])
             self.side[~keep] += _LEFT_OUT
+
+    @property
+    def texts(self) -> np.ndarray:
+        """The id of each row's document, as text."""
+        return np.array([str(id_) for id_ in self.ids])[self.document]
 
     def are_on(self, side: Split, start: int = 0, stop: int | None = None) -> np.ndarray:
         """For rows start to stop, whether each is on a side and not left out."""

@@ -68,6 +68,8 @@ def checked(args: ActivationArguments, sites: Sequence[str]) -> CheckedFiles:
     Raises:
         ValueError: as `check_files`.
     """
+    if not sites:
+        raise Refused(f"no site is named; the files have {', '.join(sites_in(args)) or 'none'}")
     for site in args.sites:
         if site not in sites:
             raise Refused(

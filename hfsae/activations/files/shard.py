@@ -1,7 +1,7 @@
 """A shard: what it holds, from its header alone, and rows of it at any place."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -60,6 +60,8 @@ class Shard(Protocol):
 
     path: Path
     """The file that sentences and captions name."""
+    metadata: Mapping[str, str]
+    """What its writer noted; `hfsae.recipe.harvesting` notes "side" and "order"."""
 
     @property
     def names(self) -> list[str]:

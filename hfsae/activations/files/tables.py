@@ -29,7 +29,7 @@ class TableShard:
     """Columns of a .parquet file."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.metadata = path, dict[str, str]()
         with _table(path) as file:
             self._schema: pa.Schema = file.schema_arrow
             self._about: FileMetaData = file.metadata
