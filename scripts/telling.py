@@ -22,9 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hfsae.demo import Choice, Subject, open_subject
 from hfsae.demo.rows import DENSE
 from hfsae.demo.salience import COMMON, Numbers, numbers, telling
-from hfsae.demo.subject import Choice, Subject, default_source, open_subject
+from hfsae.demo.subject import default_source
 from hfsae.features.inspection import Inspection, Ranked
 
 TEXTS = (

@@ -1,6 +1,7 @@
 """`hfsae demo`: inspect a language model through an SAE, and steer it, in a browser.
 
-    subject                       what is shown: an SAE, its language model, the files beside them
+    subject                       what is shown: an SAE, its model, the files beside them
+    opening                       how it is read from a folder or the Hub
     inspect_actions | why
     | steer_actions | latent_map
     | health_actions | beside
@@ -28,6 +29,6 @@ Needs the `demo` extra.
 from .app import build as build
 from .app import launch as launch
 from .app import looks as looks
+from .opening import open_subject as open_subject
 from .subject import Choice as Choice
 from .subject import Subject as Subject
-from .subject import open_subject as open_subject

@@ -18,11 +18,12 @@ from ..machine.kernels import keep_few_kernels
 from .actions import Actions, in_queue
 from .address import Address, Inspect, Steer, from_query, page_of, to_query
 from .bodies import BodyLimits
+from .opening import open_subject
 from .pages import ALL, SteerPage, Tour
 from .pages.page import App, Page, Updates, Visit, leading
 from .parts import html, number, panel, style
 from .sessions import few_sessions
-from .subject import Choice, Subject, default_source, open_subject
+from .subject import Choice, Subject, default_source
 from .tools import as_tools
 
 PAGES: dict[str, type[Page]] = {page.state.__name__.lower(): page for page in ALL}

@@ -8,10 +8,11 @@ from ..features.inspection import Inspection
 from ..features.inspection import inspect as inspect_with
 from ..lm import contract
 from ..machine.refused import Refused
+from .opening import open_subject
 from .others import check_name, place_of
 from .reading import inspection_of
 from .rows import Json, firing_rows
-from .subject import Choice, Subject, open_subject
+from .subject import Choice, Subject
 
 _MOST_TOKENS = 80  # in the table of tokens
 _CLOSE = 1.1  # times the other's L0: up to here the two are compared at equal L0

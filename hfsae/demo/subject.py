@@ -1,11 +1,10 @@
-"""The app's subject: an SAE, its language model, and the files beside its weights.
+"""The app's subject: an SAE, its model, and the files beside its weights; `opening` makes it.
 
 One `Subject` serves all sessions. They change only its labels and its caches. They may all run its
 language model at once: changes to the model act only in their own thread (see `hfsae.lm`).
 """
 
 import atexit
-import logging
 import re
 import shutil
 import tempfile
@@ -23,58 +22,24 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..activations.spelling import Tokens, tokenise, tokenise_chat
-from ..features import Automatic, FeatureSearch, FeatureStore, read_automatic, read_labels
+from ..features import Automatic, FeatureSearch, FeatureStore
 from ..features.inspection import Inspection, Ranked, inspect
-from ..hub import beside, load
-from ..lm import LoadedLM, contract, load_lm
-from ..machine.files import MAX_TEXT, damaged, parse_json
-from ..machine.names import (
-    CARD,
-    CONFIG,
-    EVALUATION,
-    EVIDENCE,
-    EXAMPLES,
-    EXPLANATIONS,
-    EXPLANATIONS_RECORD,
-    LABELS,
-    LATENTS,
-    META,
-    PRESETS,
-    TRAINING,
-)
-from ..machine.refused import Damaged, Refused
-from ..machine.seal import changes
+from ..lm import LoadedLM, contract
+from ..machine.names import CONFIG
+from ..machine.refused import Refused
 from ..machine.visible import public_record
-from ..machine.weights import KEY, of_others, refuse_mixture, weights_hash
 from ..models import SAE
 from ..packaged import SHIPPED_SAE
-from .label_home import is_shown_to_others, label_home
+from .label_home import is_shown_to_others
 from .salience import Numbers, numbers, telling
 
-logger = logging.getLogger(__name__)
-
 QUICKSTART = Path("runs", "quickstart")
-_BESIDE = (
-    CARD,
-    EVALUATION,
-    TRAINING,
-    PRESETS,
-    LABELS,
-    EVIDENCE,
-    EXPLANATIONS,
-    EXPLANATIONS_RECORD,
-    LABELS,
-    LATENTS,
-    EXAMPLES,
-    META,
-)
 MAX_TOKENS = 512  # of a text
 _MAX_CONVERSATION = 2048  # tokens
 _INSTRUCT = re.compile(r"instruct|chat|(?<![a-z])it(?![a-z])", re.IGNORECASE)
 _REMEMBERED = 64  # texts
 _MOST_EXACT_BYTES = 4e9  # of a second copy of the model in float32
 _COPYING = threading.Lock()
-_NAME_ONE = "start the app with --model and a name or folder"
 
 
 class Choice(NamedTuple):
@@ -304,49 +269,7 @@ def _in_float32(lm: Any) -> Any:
     return copy.to(lm.device).eval().requires_grad_(False)
 
 
-def open_subject(
-    choice: Choice,
-    *,
-    model: str | None = None,
-    site: str | None = None,
-    with_lm: bool = True,
-    device: str | None = None,
-) -> Subject:
-    """Load an SAE, its language model, and the files beside it; `notes` lists what is missing.
-
-    Args:
-        model: a language model to use instead of the one in the SAE's config.
-        site: where an SAE whose config names no site reads, such as "layers.12".
-        device: "cuda" where there is one, else "cpu".
-
-    Raises:
-        ValueError: there is no such SAE, records beside it were made with other weights, or the
-            named model cannot be loaded.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    sae = load(**choice._asdict(), device=device).eval().requires_grad_(False)
-    sae.config.site = sae.config.site or site
-    subject = Subject(sae, _shown_name(choice), in_python=_in_python(choice), choice=choice)
-    subject.lm_name = sae.config.model_name
-    subject.folder = beside(choice.source, _BESIDE, **without_source(choice))
-    if subject.folder is not None:
-        refuse_mixture(subject.folder)
-    if Path(choice.source).is_dir() and not choice.is_shipped:
-        subject.label_home = None if is_shown_to_others() else subject.folder
-    else:
-        source = "shipped" if choice.is_shipped else choice.source
-        subject.label_home = label_home(source, **without_source(choice))
-    for folder in dict.fromkeys((subject.folder, subject.label_home)):
-        if folder is not None:
-            _read_labels(subject, folder)
-    if subject.folder is not None:
-        _read_beside(subject, subject.folder)
-    if with_lm:
-        _attach_lm(subject, model, device)
-    return subject
-
-
-def _shown_name(choice: Choice) -> str:
+def shown_name(choice: Choice) -> str:
     """No path of this machine: pages are shown to others."""
     path = Path(choice.source)
     if choice.is_shipped:
@@ -354,139 +277,12 @@ def _shown_name(choice: Choice) -> str:
     return path.name if path.is_absolute() else choice.source
 
 
-def _in_python(choice: Choice) -> str:
-    if choice.is_shipped:
-        return "hfsae.load(hfsae.packaged.SHIPPED_SAE)"
-    which = without_source(choice)
-    options = [f"{name}={value!r}" for name, value in which.items() if value]
-    return f"hfsae.load({', '.join([repr(shown_source(choice)), *options])})"
-
-
 def shown_source(choice: Choice) -> str:
     """A folder's whole path, to those who may use it; else its name, or that of a repository."""
     here = Path(choice.source).exists() and not is_shown_to_others()
-    return str(Path(choice.source).resolve()) if here else _shown_name(choice)
-
-
-def _read_labels(subject: Subject, folder: Path) -> None:
-    is_own = folder == subject.label_home != subject.folder
-    if is_own and any(of_others(folder, [LABELS], subject.folder)):
-        subject.notes.append(
-            f"labels that you gave another version of it are left out; they stay in {folder}"
-        )
-        return
-    try:
-        subject.take_labels(read_labels(folder, subject.folder))
-    except ValueError as error:
-        subject.notes.append(f"its labels are left out: {error}")
-    try:
-        for latent, name in read_automatic(folder).items():
-            subject.automatic[latent], subject.sources[latent] = name.text, name.source
-            if name.is_doubtful:
-                subject.doubtful.add(latent)
-    except ValueError as error:
-        subject.notes.append(f"its automatic names are left out: {error}")
+    return str(Path(choice.source).resolve()) if here else shown_name(choice)
 
 
 def without_source(choice: Choice) -> dict[str, Any]:
     """What it picks out of a source."""
     return {name: value for name, value in choice._asdict().items() if name != "source"}
-
-
-def _read_beside(subject: Subject, folder: Path) -> None:
-    card = folder / CARD
-    if card.is_file() and card.stat().st_size < MAX_TEXT:
-        subject.card = card.read_text(encoding="utf-8", errors="replace")
-    subject.evaluation = _read_json(folder / EVALUATION, dict, subject.notes)
-    _read_presets(subject, folder)
-    for change in changes(folder, [EVALUATION, EXPLANATIONS_RECORD]):
-        subject.notes.append(f"do not trust its {change.path.name}: {change.why}")
-    if change := next(changes(folder, [META]), None):
-        subject.notes.append(
-            f"its features/ are left out because of {change.path.name}: {change.why}"
-        )
-    elif (folder / META).is_file():
-        store = FeatureStore.load(folder)
-        if len(store) == subject.d_sae:
-            subject.store = store
-        else:
-            subject.notes.append(
-                f"its features/ has {len(store):,} latents, and the SAE has "
-                f"{subject.d_sae:,}: it is left out"
-            )
-
-
-def _read_presets(subject: Subject, folder: Path) -> None:
-    """Valid ones; those that were found for other weights are left out, with a note."""
-    listed = _read_json(folder / PRESETS, list, subject.notes)
-    presets = [p for p in listed if _is_preset(p, subject.d_sae)]
-    ours = weights_hash(folder) if any(KEY in preset for preset in presets) else None
-    subject.presets = [p for p in presets if ours is None or p.get(KEY, ours) == ours]
-    if n := len(presets) - len(subject.presets):
-        subject.notes.append(f"{n} of its presets are left out: they were found for other weights")
-
-
-def _is_preset(preset: object, d_sae: int) -> bool:
-    """Whether it is a valid preset: a name, a prompt and {latent: strength}."""
-    if not isinstance(preset, dict) or not isinstance(preset.get("latents"), dict):
-        return False
-    texts = [preset.get(key, "") for key in ("plain", "steered")]
-    texts += [preset.get(key) for key in ("name", "prompt")]
-    return all(isinstance(text, str) for text in texts) and all(
-        index.isdecimal() and int(index) < d_sae and isinstance(strength, int | float)
-        for index, strength in preset["latents"].items()
-    )
-
-
-def _read_json(path: Path, kind: type, notes: list[str]) -> Any:
-    """The content of a JSON file; an empty `kind` if it is missing, and, with a note, if it is
-    damaged or of another kind."""
-    try:
-        content = parse_json(path)
-        if not isinstance(content, kind):
-            raise Damaged(damaged(path, f"not a JSON {'object' if kind is dict else 'array'}"))
-    except (OSError, ValueError) as error:
-        if path.exists():
-            logger.warning("%s is left out: %s", path, error)
-            notes.append(f"its {path.name} is left out: {error}")
-        return kind()
-    return content
-
-
-def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
-    config = subject.sae.config
-    name = subject.lm_name = model or config.model_name
-    if name is None:
-        subject.why_no_lm = f"the SAE's config names none; {_NAME_ONE}"
-        return
-    options: dict[str, Any] = {"dtype": config.model_dtype or "auto", "device": device}
-    if model is None or model == config.model_name:
-        options |= {
-            "revision": config.model_revision,
-            "attn_implementation": config.model_attention,
-        }
-    try:
-        subject.loaded = load_lm(name, **options)
-        differences = contract.differences(config, *subject.loaded[:2])
-        if wrong := [d for d in differences if d.severity == "error"]:
-            raise Refused(f"this SAE is not for {name}: {wrong[0]}")
-    except ValueError as error:
-        subject.loaded = None
-        if model is not None:
-            raise
-        subject.why_no_lm = f"{str(error).rstrip('.')}; {_NAME_ONE}"
-        return
-    subject.notes += [str(difference) for difference in differences]
-    if subject.folder is not None and config.model_weights is None:
-        record = _read_json(subject.folder / TRAINING, dict, subject.notes).get("lm", {})
-        _note_another_copy(subject, record.get("origin"), subject.loaded.origin)
-
-
-def _note_another_copy(subject: Subject, theirs: object, ours: str) -> None:
-    """A note if the weights differ, which the same name may have: a package's may be quantised."""
-    is_told = isinstance(theirs, str) and not theirs.startswith("folder")
-    if is_told and not ours.startswith("folder") and theirs != ours:
-        subject.notes.append(
-            f"it was trained on another copy of the language model ({theirs}; this is {ours}), "
-            "whose activations may differ"
-        )

@@ -37,7 +37,7 @@ from hfsae import cli
 from hfsae.activations import TextArguments
 from hfsae.activations import tokens as text_files
 from hfsae.comparison import results
-from hfsae.demo.subject import Choice, open_subject
+from hfsae.demo import Choice, open_subject
 from hfsae.features import FeatureStore, read_labels
 from hfsae.machine.seal import SEALED, unsealed
 from hfsae.steering.export import load_steering_vector

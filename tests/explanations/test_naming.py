@@ -11,8 +11,8 @@ import pytest
 import hfsae
 from hfsae.cards import render_card, shown_latents
 from hfsae.cli import main
+from hfsae.demo import Choice, open_subject
 from hfsae.demo.inspect_actions import feature
-from hfsae.demo.subject import Choice, open_subject
 from hfsae.explanations.stored import STORED
 from hfsae.features import FeatureStore, read_automatic, read_names, write_label
 from hfsae.machine.seal import changes
