@@ -152,14 +152,29 @@ def inspect(lm: PreTrainedModel, sae: Any, tokens: Tokens) -> Inspection:
     Raises:
         ValueError: the SAE names no site, or is not for this model (`hfsae.lm.contract`).
     """
-    batch, d_sae = tokens.batch(lm.device), sae.config.d_sae
+    batch = tokens.batch(lm.device)
     contract.hold(lm, sae)
     contract.check_bos(lm, sae, batch.input_ids)
     x = activations_read(lm, sae.config, input_ids=batch.input_ids)
-    x = cast_for(sae, x[0][batch.keep[0]])  # [kept, d_in]
-    latents = sae.encode(x)  # [kept, d_sae]
+    x = cast_for(sae, x[0][batch.keep[0]])
+    return firings_in(sae, x, batch.keep[0].nonzero()[:, 0], tokens)
+
+
+@torch.no_grad()
+def firings_in(
+    sae: Any, x: Float[Tensor, "kept d_in"], positions: Int[Tensor, " kept"], tokens: Tokens
+) -> Inspection:
+    """Latents on activations that are there already.
+
+    Args:
+        sae: as for `inspect`.
+        x: activations, in the SAE's dtype and on its device.
+        positions: the place of each among the tokens.
+        tokens: or what stands for them, such as patches: their places, captions, and none special.
+    """
+    latents, d_sae = sae.encode(x), sae.config.d_sae
     row, latent = (latents != 0).nonzero(as_tuple=True)
-    position = batch.keep[0].nonzero()[:, 0].to(row.device)[row]
+    position = positions.to(row.device)[row]
     fvu = float("nan")
     if not getattr(sae.config, "is_transcoder", False) and len(x) > 1:
         error = (x - sae.decode(latents, x)).float().square().sum()

@@ -66,6 +66,19 @@ class FeatureSearch:
         scores = {i: len(r) / n_examples[i] * max(r) for i, r in relative.items()}
         return _best(scores, {i: token for i in scores}, k)
 
+    def by_caption(self, text: str, k: int = 20) -> list[Hit]:
+        """Latents that fire in documents whose captions have this text, where a feature store is of
+        rows, patches or frames: a latent has one example in a document at most.
+
+        The score is the largest activation there over the latent's maximal one.
+        """
+        part, scores = _normal(text), dict[int, float]()
+        for caption, firings in self._firings[0].items():
+            if part in caption:
+                for latent, share in firings:
+                    scores[latent] = max(share, scores.get(latent, 0.0))
+        return _best(scores, {i: text.strip() for i in scores}, k)
+
     def by_promoted(self, text: str, k: int = 20) -> list[Hit]:
         """Latents among whose promoted tokens this one is; the score is its logit (logit lens)."""
         scores: dict[int, float] = {}

@@ -7,7 +7,8 @@
                 features/{meta.json, latents.parquet,
                 examples.parquet, labels.json,
                 explanations.{parquet, json, md},
-                calls.jsonl}  figures/*.png
+                calls.jsonl, pictures.parquet}
+                figures/*.png
                 README.md  presets.json
                 measured.json                                      of an SAE from elsewhere: what
                                                                    its measures took
@@ -40,6 +41,7 @@ EXPLANATIONS = f"{FEATURES}/explanations.parquet"
 EXPLANATIONS_RECORD = f"{FEATURES}/explanations.json"
 EXPLANATIONS_REPORT = f"{FEATURES}/explanations.md"
 EVIDENCE = f"{FEATURES}/evidence.parquet"
+PICTURES = f"{FEATURES}/pictures.parquet"
 CALLS = f"{FEATURES}/calls.jsonl"
 
 RECIPE = "recipe.yaml"
@@ -81,6 +83,7 @@ RECORDS = (
 """What checks, pushes or copies records reads this list."""
 
 MADE_BY = {EVALUATION: "evaluate", META: "collect", LATENTS: "collect", EXAMPLES: "collect"}
+MADE_BY[PICTURES] = "collect"
 MADE_BY |= dict.fromkeys((EXPLANATIONS, EXPLANATIONS_RECORD, EVIDENCE), "explain")
 MADE_BY[PROBING] = "probe"
 """The verb that makes a file again."""

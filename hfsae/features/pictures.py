@@ -1,0 +1,267 @@
+"""Small pictures of what a vision model read, for the examples of a feature store.
+
+`features/pictures.parquet` has a row for each picture, or crop of one, that examples are from: the
+document's number, which part of it, a name, and a JPEG of at most 160 pixels a side, which the grid
+of patches covers. Its metadata has the hash of the examples that it was made for. Pillow, which
+reads and writes JPEGs, comes with matplotlib.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..machine.files import damaged, read_json, read_table, reading, replacing, table_metadata
+from ..machine.names import EXAMPLES, META, PICTURES
+from ..machine.refused import Damaged, Refused
+from ..machine.seal import FILES
+from ..machine.weights import file_hash
+from .store import FeatureStore
+
+if TYPE_CHECKING:
+    import pyarrow
+    from PIL import Image
+
+SIDE = 160
+"""Pixels of the longer side, at most."""
+MOST = 20_000
+"""Pictures of a store: some 100 MB."""
+_MOST_BYTES = 2**16  # of one; a JPEG of this size takes some 5,000
+_MOST_NAMES = 2**24  # bytes of all names
+_LONGEST_NAME = 200  # characters
+_QUALITY = 85
+_ROWS_PER_GROUP = 128  # the unit that looking up one picture reads from disk
+_MADE_FOR = "examples_sha256"
+_MOST_PATCHES = 2**16
+
+Key = tuple[int, int]
+"""A document's number, and which part of it; see `Grid.part`."""
+
+
+class Box(NamedTuple):
+    """A patch's place in its picture, in shares of the picture's width and height."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class Grid(NamedTuple):
+    """How patches cover a picture. Positions count them from the top left, row by row; those of a
+    document's later crops go on after those of the earlier ones."""
+
+    rows: int
+    columns: int
+    height: float
+    """of a patch, as a share of the picture's"""
+    width: float
+
+    @classmethod
+    def of(cls, meta: Mapping[str, Any]) -> "Grid | None":
+        """That of a feature store, by its meta.json: `grid`, rows and columns of patches, and
+        `patch`, the shares that one of them takes, where the grid leaves an edge of the picture
+        uncovered. None of a store without pictures.
+
+        Raises:
+            ValueError: the numbers are out of range.
+        """
+        if "grid" not in meta:
+            return None
+        rows, columns = (int(n) for n in meta["grid"])
+        if not (rows > 0 and columns > 0 and rows * columns <= _MOST_PATCHES):
+            raise Refused(f"grid is {meta['grid']}, which are not rows and columns of patches")
+        height, width = (float(n) for n in meta.get("patch", (1 / rows, 1 / columns)))
+        if not (0 < height * rows < 1.001 and 0 < width * columns < 1.001):
+            raise Refused(f"patch is {meta['patch']}, which is no share of {rows} x {columns}")
+        return cls(rows, columns, height, width)
+
+    def part(self, position: int) -> int:
+        """Which part of its document a position lies in: the number of the crop; of a position that
+        is no patch, such as the CLS vector's, itself."""
+        return position // (self.rows * self.columns) if position >= 0 else position
+
+    def cell(self, position: int) -> tuple[int, int] | None:
+        """Row and column of a patch; None of a position that is no patch."""
+        if position < 0:
+            return None
+        return divmod(position % (self.rows * self.columns), self.columns)
+
+    def box(self, position: int) -> Box | None:
+        """The place of a patch; None of a position that is no patch."""
+        if (cell := self.cell(position)) is None:
+            return None
+        return Box(cell[1] * self.width, cell[0] * self.height, self.width, self.height)
+
+
+class Picture(NamedTuple):
+    """A document, or a crop of one, as the model read it, small."""
+
+    name: str
+    """by anybody: code that shows it has to escape it"""
+    content: bytes
+    """a JPEG"""
+
+    def image(self) -> "Image.Image":
+        """Its pixels, as RGB."""
+        from PIL import Image
+
+        return Image.open(BytesIO(self.content), formats=["JPEG"]).convert("RGB")
+
+
+def write_pictures(folder: str | Path, picture: "Callable[[int, int], Image.Image]") -> int:
+    """Write features/pictures.parquet for the examples of the feature store that is saved in a
+    folder; how many pictures it has, at most 20,000: those of the strongest examples first.
+
+    Args:
+        picture: (document, position) -> what the model read there: after its processor has resized
+            and cropped it, so that the grid of patches covers it.
+
+    Raises:
+        ValueError: there is no feature store in the folder, or none of pictures.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    home, store = Path(folder), FeatureStore.load(folder)
+    if (grid := Grid.of(store.meta)) is None:
+        raise Refused(f"the feature store in {str(folder)!r} is not of pictures: it has no grid")
+    shown = sorted(_shown(store, grid).items())
+    schema = pa.schema(
+        {"document": pa.int64(), "part": pa.int64(), "name": pa.string(), "picture": pa.binary()},
+        metadata={_MADE_FOR: file_hash(home / EXAMPLES)},
+    )
+    # JPEGs do not shrink any further
+    packed: Any = {"compression": {name: "zstd" for name in schema.names} | {"picture": "none"}}
+    with (
+        replacing(home / PICTURES) as path,
+        pq.ParquetWriter(path, schema, use_dictionary=False, **packed) as file,
+    ):
+        for first in range(0, len(shown), _ROWS_PER_GROUP):
+            rows = [
+                (*key, name, small(picture(key[0], position)))
+                for key, (position, name) in shown[first : first + _ROWS_PER_GROUP]
+            ]
+            file.write_table(pa.table([*zip(*rows, strict=True)], schema=schema))
+    return len(shown)
+
+
+def _shown(store: FeatureStore, grid: Grid) -> dict[Key, tuple[int, str]]:
+    """The pictures that examples are from, each with a position in it and its name."""
+    columns = ["kind", "rank", "document", "position", "firing", "tokens"]
+    examples = store.examples.to_table(columns=columns)
+    strongest = examples["rank"].to_numpy() + 2**20 * (examples["kind"].to_numpy() != "top")
+    document, position = (examples[name].to_numpy() for name in ("document", "position"))
+    found: dict[Key, int] = {}
+    for i in strongest.argsort(kind="stable").tolist():
+        found.setdefault((int(document[i]), grid.part(int(position[i]))), i)
+        if len(found) == MOST:
+            break
+    captions = examples.select(["firing", "tokens"]).take([*found.values()]).to_pylist()
+    names = (row["tokens"][row["firing"]].rpartition(", ")[0] for row in captions)
+    return {
+        key: (int(position[i]), name[:_LONGEST_NAME] or f"picture {key[0]}")
+        for (key, i), name in zip(found.items(), names, strict=True)
+    }
+
+
+def small(image: "Image.Image", side: int = SIDE) -> bytes:
+    """A JPEG of at most so many pixels a side; a smaller picture keeps its size."""
+    copy, done = image.convert("RGB"), BytesIO()
+    copy.thumbnail((side, side))
+    copy.save(done, "JPEG", quality=_QUALITY, subsampling=0)  # small pictures keep their colours
+    return done.getvalue()
+
+
+class Pictures:
+    """The pictures of a feature store; they stay on disk, read when they are asked for."""
+
+    def __init__(self, path: Path, names: dict[Key, str]):
+        self.path, self.names = path, names
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Pictures | None":
+        """The pictures that `write_pictures` wrote to a folder; None without any.
+
+        Raises:
+            ValueError: they were made for other examples than the folder's, or are damaged.
+        """
+        path = Path(folder) / PICTURES
+        if not path.is_file():
+            return None
+        made_for = table_metadata(path).get(_MADE_FOR)
+        if made_for not in (None, _examples_hash(Path(folder))):
+            raise Damaged(damaged(path, "it was made for other examples than those beside it"))
+        table = read_table(path, ["document", "part", "name"])
+        with reading(path):
+            _refuse_types(table)
+            if table.nbytes > _MOST_NAMES or len(table) > MOST:
+                raise Refused(f"{len(table):,} pictures, whose names take {table.nbytes:,} bytes")
+            names = dict(_keyed(table, "name"))
+            if len(names) < len(table):
+                raise Refused("it has a picture twice")
+        return cls(path, names)
+
+    def read(self, keys: Collection[Key]) -> dict[Key, Picture]:
+        """Those of some documents' parts that have one.
+
+        Raises:
+            ValueError: one of them is damaged.
+        """
+        wanted = {*keys} & self.names.keys()
+        if not wanted:
+            return {}
+        of_these = [("document", "in", sorted({document for document, _ in wanted}))]
+        table = read_table(self.path, ["document", "part", "picture"], of_these)
+        with reading(self.path):
+            _refuse_types(table)
+            if table.nbytes > len(table) * _MOST_BYTES:
+                raise Refused(f"{len(table)} pictures of {table.nbytes:,} bytes")
+            pictures = {
+                key: Picture(self.names[key], content)
+                for key, content in _keyed(table, "picture")
+                if key in wanted
+            }
+            for key, picture in pictures.items():
+                _refuse_other(key, picture.content)
+        return pictures
+
+
+def _keyed(table: "pyarrow.Table", column: str) -> Iterator[tuple[Key, Any]]:
+    document, part, values = (table[n].to_pylist() for n in ("document", "part", column))
+    return zip(zip(document, part, strict=True), values, strict=True)
+
+
+def _examples_hash(home: Path) -> str | None:
+    """The hash of the examples in a folder, as its meta.json has it."""
+    sealed = read_json(home / META).get(FILES) if (home / META).is_file() else None
+    name = Path(EXAMPLES).name
+    if isinstance(sealed, dict) and name in sealed:
+        return sealed[name]
+    return file_hash(home / EXAMPLES) if (home / EXAMPLES).is_file() else None
+
+
+def _refuse_types(table: "pyarrow.Table") -> None:
+    import pyarrow as pa
+
+    fitting = {"name": pa.string(), "picture": pa.binary()}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if column.type != fitting.get(name, pa.int64()) or column.null_count:
+            raise Refused(f"{name} holds {column.type}, and {column.null_count:,} are missing")
+
+
+def _refuse_other(key: Key, content: bytes) -> None:
+    """Check that it is a JPEG that is no larger than `small` makes them; its pixels are not read.
+
+    Raises:
+        ValueError: it is none.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(content), formats=["JPEG"]) as image:
+            width, height = image.size
+    except (OSError, ValueError, SyntaxError) as error:
+        raise Refused(f"the picture of document {key[0]} is no JPEG") from error
+    if max(width, height) > SIDE:
+        raise Refused(f"the picture of document {key[0]} is {width} x {height} pixels")
