@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import MethodType, SimpleNamespace
 from typing import Any
 
@@ -13,13 +13,39 @@ import gradio as gr
 from gradio.context import get_blocks_context
 from gradio.events import api
 
-from . import beside, health_actions, inspect_actions, latent_map, steer_actions, why
+from . import (
+    beside,
+    health_actions,
+    inspect_actions,
+    label_actions,
+    latent_map,
+    picture_actions,
+    steer_actions,
+    why,
+)
 from .documented import documented, input_schema, output_schema
 from .rows import Json
 from .subject import Subject
+from .units import PATCH
 
 QUEUES = {"look": 8, "run": 2, "search": 1}
 """how many calls of a queue run at once"""
+
+
+def _every(subject: Subject) -> bool:
+    return True
+
+
+def _of_text(subject: Subject) -> bool:
+    return subject.unit.is_text
+
+
+def _of_pictures(subject: Subject) -> bool:
+    return subject.unit == PATCH
+
+
+def _labelled(subject: Subject) -> bool:
+    return bool(subject.columns)
 
 
 @dataclass(frozen=True)
@@ -38,6 +64,8 @@ class Endpoint:
     """whether it changes anything that stays"""
     reads_hub: bool = False
     """whether it may read from the Hub"""
+    fits: Callable[[Subject], bool] = _every
+    """the subjects that have it"""
 
     @property
     def name(self) -> str:
@@ -61,24 +89,33 @@ class Endpoint:
         return output_schema(self.function)
 
 
+_text = partial(Endpoint, gpu=True, fits=_of_text)
 ENDPOINTS = (
-    Endpoint(inspect_actions.inspect, "What fires in a text", queue="look", gpu=True),
-    Endpoint(inspect_actions.compare_prompts, "Two texts compared", queue="look", gpu=True),
+    _text(inspect_actions.inspect, "What fires in a text", queue="look"),
+    _text(inspect_actions.compare_prompts, "Two texts compared", queue="look"),
+    Endpoint(
+        picture_actions.inspect_picture,
+        "What fires in a picture",
+        queue="look",
+        gpu=True,
+        fits=_of_pictures,
+    ),
     Endpoint(inspect_actions.feature, "One latent, with examples", queue="look"),
-    Endpoint(inspect_actions.try_text, "One latent on a text", queue="look", gpu=True),
+    _text(inspect_actions.try_text, "One latent on a text", queue="look"),
     Endpoint(inspect_actions.random_latent, "A latent at random", queue="look"),
     Endpoint(inspect_actions.search, "Find latents", queue="look", gpu=True),
     Endpoint(inspect_actions.save_label, "Name a latent", queue="look", writes=True),
-    Endpoint(why.next_tokens, "The likeliest next tokens", queue="look", gpu=True),
+    Endpoint(label_actions.labels, "Latents that tell labels apart", queue="look", fits=_labelled),
+    _text(why.next_tokens, "The likeliest next tokens", queue="look"),
     Endpoint(health_actions.health, "How good the SAE is", queue="look"),
     Endpoint(health_actions.compare_saes, "Metrics of two SAEs", queue="look", reads_hub=True),
-    Endpoint(beside.side_by_side, "Two SAEs on a text", queue="run", gpu=True, reads_hub=True),
+    _text(beside.side_by_side, "Two SAEs on a text", queue="run", reads_hub=True),
     Endpoint(health_actions.about, "Which SAE this is", queue="look"),
-    Endpoint(steer_actions.steer, "Steer a text", queue="run", gpu=True),
-    Endpoint(steer_actions.suggest_strength, "Find a strength for steering", queue="run", gpu=True),
-    Endpoint(why.why, "Why a next token", queue="run", gpu=True),
-    Endpoint(why.check_ablation, "Measure a latent's effect on a token", queue="run", gpu=True),
-    Endpoint(health_actions.measure, "How well the SAE explains a text", queue="run", gpu=True),
+    _text(steer_actions.steer, "Steer a text", queue="run"),
+    _text(steer_actions.suggest_strength, "Find a strength for steering", queue="run"),
+    _text(why.why, "Why a next token", queue="run"),
+    _text(why.check_ablation, "Measure a latent's effect on a token", queue="run"),
+    _text(health_actions.measure, "How well the SAE explains a text", queue="run"),
     Endpoint(latent_map.find_on_map, "Find latents on the map", queue="look"),
     Endpoint(inspect_actions.promoted, gpu=True),
     Endpoint(steer_actions.write, gpu=True),
@@ -100,9 +137,13 @@ class Actions(SimpleNamespace):
             action = MethodType(endpoint.function, subject)  # so that only arguments travel
             setattr(self, endpoint.name, on_gpu(action) if endpoint.gpu else action)
 
+    def fitting(self) -> list[Endpoint]:
+        """Those that are of use for its subject."""
+        return [endpoint for endpoint in ENDPOINTS if endpoint.fits(self.subject)]
+
     def serve(self) -> None:
         """Make each action an endpoint of the current Blocks, and a tool where MCP is on."""
-        for endpoint in ENDPOINTS:
+        for endpoint in self.fitting():
             if endpoint.queue is not None:
                 action = _in_a_sentence(getattr(self, endpoint.name), endpoint.signature)
                 added = api(action, api_name=endpoint.name, **in_queue(endpoint.queue))

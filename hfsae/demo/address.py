@@ -27,6 +27,15 @@ class Inspect:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture, by its document's number or the name of an uploaded one, and a latent to colour it
+    by."""
+
+    picture: str = ""
+    latent: int | None = None
+
+
+@dataclass(frozen=True)
 class Feature:
     """A latent, and a text to try it on."""
 
@@ -45,6 +54,13 @@ class Search:
 @dataclass(frozen=True)
 class Map:
     """What is highlighted on the map of latents."""
+
+    query: str = ""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The table of latents that tell labels apart, or its rows with some words."""
 
     query: str = ""
 
@@ -95,7 +111,9 @@ class About:
     """The card."""
 
 
-Address = Inspect | Feature | Search | Map | Steer | Why | Health | Compare | About
+Address = (
+    Inspect | Picture | Feature | Search | Map | Labels | Steer | Why | Health | Compare | About
+)
 _CLASSES: dict[str, type] = {kind.__name__.lower(): kind for kind in get_args(Address)}
 PAGES = tuple(_CLASSES)
 """Their names, as links have them, in the order of the tabs."""

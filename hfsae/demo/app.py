@@ -1,7 +1,7 @@
 """The app: pages in tabs, the link in the address bar, the endpoints, and how it is started."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -22,11 +22,12 @@ from .opening import open_subject
 from .pages import ALL, SteerPage, Tour
 from .pages.page import App, Page, Updates, Visit, leading
 from .parts import html, number, panel, style
+from .seeing import MOST_BYTES
 from .sessions import few_sessions
 from .subject import Choice, Subject, default_source
 from .tools import as_tools
+from .units import ROW
 
-PAGES: dict[str, type[Page]] = {page.state.__name__.lower(): page for page in ALL}
 _SCRIPTS = [
     Path(__file__).with_name(name) for name in ("page.js", "focus.js", "map.js", "lists.js")
 ]
@@ -57,7 +58,6 @@ _READABLE = {
     "input_placeholder_color": "*neutral_600",
     "input_placeholder_color_dark": "*neutral_300",
 }
-_OPENING = "inspect"
 _TO_LINK = "(query) => { hfsae.link(query); }"
 _TO_PAGE = "(lead) => hfsae.lead(lead)"
 
@@ -66,20 +66,22 @@ def build(subject: Subject) -> gr.Blocks:
     """The app for one SAE. `launch` starts it with its theme."""
     actions = Actions(subject)
     with gr.Blocks(title=f"hfsae: {subject.name}", analytics_enabled=False) as blocks:
-        panel(html("header", _facts(actions)), elem_id="header")
+        panel(html("header", _facts(actions), subject.unit), elem_id="header")
         link = gr.Textbox(visible="hidden", elem_id="link")
         lead = gr.Textbox(visible="hidden", elem_id="lead")
-        visit, tour = gr.State(Visit()), Tour(actions)
-        with gr.Tabs(selected=_OPENING, overflow_behavior="wrap") as tabs:
+        visit, tour = gr.State(Visit()), Tour(actions) if subject.unit.is_text else None
+        pages = pages_of(subject)
+        with gr.Tabs(selected=next(iter(pages)), overflow_behavior="wrap") as tabs:
             app = App(link, lead, visit)
             tab_of = {}
-            for name, page_class in PAGES.items():
+            for name, page_class in pages.items():
                 with gr.Tab(page_class.title, id=name, elem_id=f"tab-{name}") as tab_of[name]:
                     app.pages[name] = page_class(actions)
         for name, page in app.pages.items():
             page.wire(app)
             _follow(app, tab_of[name], name)
-        tour.wire(app)
+        if tour is not None:
+            tour.wire(app)
         link.change(None, link, None, js=_TO_LINK, api_visibility="private")
         lead.change(None, lead, tabs, js=_TO_PAGE, api_visibility="private")
         _restore(blocks, app)
@@ -87,15 +89,24 @@ def build(subject: Subject) -> gr.Blocks:
     return blocks.queue(default_concurrency_limit=8, max_size=128)
 
 
+def pages_of(subject: Subject) -> dict[str, type[Page]]:
+    """The pages that fit an SAE, by their names in links; the first is open at the start."""
+    return {page.state.__name__.lower(): page for page in ALL if page.fits(subject)}
+
+
 def _follow(app: App, tab: gr.Tab, name: str) -> None:
     """A click on a tab changes the link; a page that was not drawn before is."""
-    page = app.pages[name]
+    page, opening = app.pages[name], next(iter(app.pages))
 
     def to(visit: Visit, *values: object) -> Updates:
-        if not visit.drawn and name == _OPENING:  # it is selected before the page was restored
+        if not visit.drawn and name == opening:  # it is selected before the page was restored
+            visit.selected = True
             return {app.link: gr.skip()}
         try:
             address = page.address(*values)
+            if name == opening and not visit.selected:  # before its fields were filled
+                visit.selected, opened = True, visit.opened
+                address = opened if opened and page_of(opened) == name else address
             new = {} if name in visit.drawn else page.render(address)
         except ValueError as error:
             return {page.notice: html("error", str(error))}
@@ -123,7 +134,7 @@ def _progress(*pages: Page, panel: int = 0) -> dict[str, Any]:
 def _restore(blocks: gr.Blocks, app: App) -> None:
     """When the page opens, show the link's state, a generated text included. What is so already is
     not updated: somebody may have typed there, or pressed a button, by now."""
-    steer, opened_at = cast(SteerPage, app.pages["steer"]), gr.State(None)
+    opened_at = gr.State(None)
 
     def prepare(request: gr.Request, visit: Visit) -> Updates:
         """At once: the page to open, and the fields."""
@@ -134,17 +145,33 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
         except ValueError as error:
             address = _first(app)
             updates = app.fill(address)
-            notice = {app.pages[page_of(address)].notice: html("error", str(error))}
+            notice = {app.page_of(address).notice: html("error", str(error))}
+        visit.opened = address
         visit.drawn.add(page_of(address))
         always = {app.link: updates.pop(app.link), app.lead: leading(0, address)}
         return {opened_at: address, **always, **_changed(updates), **notice}
 
     def restore(address: Address) -> Updates:
-        page = app.pages[page_of(address)]
+        page = app.page_of(address)
         try:
             return {opened_at: address, **_changed(page.render(address))}
         except ValueError as error:
             return {page.notice: html("error", str(error))}
+
+    options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    outputs = [opened_at, *app.outputs(*app.pages)]
+    opened = blocks.load(prepare, app.visit, outputs, **options)
+    # the tab is selected meanwhile, and the end of that event hides the sign on the first panel
+    seen = {**options, **_progress(*app.pages.values(), panel=1)}
+    opened = opened.then(restore, opened_at, outputs, **seen)
+    if "steer" in app.pages:
+        _rerun(cast(SteerPage, app.pages["steer"]), opened.then, opened_at, options)
+
+
+def _rerun(
+    steer: SteerPage, then: Callable[..., Any], opened_at: gr.State, options: dict[str, Any]
+) -> None:
+    """Write the texts that the link asks for, once its page is shown."""
 
     def rerun(request: gr.Request, address: Address, *values: object) -> Iterator[Updates]:
         if isinstance(address, Steer) and address.run:
@@ -153,19 +180,8 @@ def _restore(blocks: gr.Blocks, app: App) -> None:
         else:
             yield {steer.notice: gr.skip()}
 
-    options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    outputs = [opened_at, *app.outputs(*PAGES)]
-    opened = blocks.load(prepare, app.visit, outputs, **options)
-    # the tab is selected meanwhile, and the end of that event hides the sign on the first panel
-    seen = {**options, **_progress(*app.pages.values(), panel=1)}
-    opened = opened.then(restore, opened_at, outputs, **seen)
-    opened.then(
-        rerun,
-        [opened_at, *steer.inputs],
-        steer.generated,
-        **in_queue("run"),
-        **options,
-    )
+    inputs = [opened_at, *steer.inputs]
+    then(rerun, inputs, steer.generated, **in_queue("run"), **options)
 
 
 def _changed(updates: Updates) -> Updates:
@@ -179,22 +195,26 @@ def _address_in(request: gr.Request, app: App) -> Address:
     address = from_query(query)
     if address == Inspect() and "tab" not in query:
         return _first(app)
-    page = app.pages[page_of(address)]
+    page = app.page_of(address)
     return page.first() if address == page.state() else address
 
 
 def _first(app: App) -> Address:
-    """The first page's content, before any request."""
-    has_lm = app.pages["inspect"].subject.loaded is not None
-    return app.pages["inspect" if has_lm else "feature"].first()
+    """The first page's content, before any request; without a model that of the page Feature."""
+    name, page = next(iter(app.pages.items()))
+    subject = page.subject
+    lacks_model = name != "feature" and not (subject.loaded or subject.encoder)
+    return app.pages["feature" if lacks_model else name].first()
 
 
 def _facts(actions: Actions) -> list[dict[str, str]]:
     about, health = actions.about(), actions.health()
     values = {m["name"]: m["value"] for m in health["metrics"]}
+    model = (about["model"] or "unknown").rpartition("/")[2]
+    reads = {"name": "reads", "value": "files of activations"}
     facts = [
         {"name": "SAE", "value": about["name"]},
-        {"name": "model", "value": (about["model"] or "unknown").rpartition("/")[2]},
+        reads if actions.subject.unit == ROW else {"name": "model", "value": model},
         {"name": "site", "value": about["site"] or "unknown"},
         {"name": "latents", "value": f"{about['d_sae']:,}"},
     ]
@@ -237,18 +257,20 @@ def launch(
     subject.only_here = bool(app_hosts(server_name))
     blocks = build(subject)
     where = {"server_name": server_name, "server_port": server_port, "mcp_server": mcp}
-    blocks.launch(**looks(server_name), **where, prevent_thread_lock=True, quiet=True)
+    shows = looks(server_name, uploads=subject.encoder is not None)
+    blocks.launch(**shows, **where, prevent_thread_lock=True, quiet=True)
     print(f"{subject.name} is open at {blocks.local_url} (Ctrl-C ends it)", flush=True)
     if block:
         blocks.block_thread()
     return str(blocks.local_url)
 
 
-def looks(server_name: str | None = None) -> dict[str, Any]:
+def looks(server_name: str | None = None, *, uploads: bool = False) -> dict[str, Any]:
     """Options of serving: theme and style, and no data sent away or kept.
 
     Args:
         server_name: the address to listen on; None: Gradio's own choice.
+        uploads: whether pictures are uploaded.
     """
     return {
         "theme": Base(
@@ -264,7 +286,7 @@ def looks(server_name: str | None = None) -> dict[str, Any]:
         "run_history": False,
         "ssr_mode": False,
         "footer_links": ["api", "settings"],
-        "max_file_size": "1mb",
+        "max_file_size": MOST_BYTES if uploads else "1mb",
         "app_kwargs": {
             "middleware": [
                 Middleware(HostGuard, hosts=app_hosts(server_name)),

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..features import Hit, search_labels
 from ..features.meaning import Meaning, words_of
+from .label_actions import best_of, label_of
 from .parts import cited
 from .rows import SHOWN
 from .subject import Subject
@@ -26,7 +27,9 @@ ALONE = 0.25
 """Match from which a latent is listed for one word of several."""
 _TITLES = {  # how a reason begins, and what stands above those latents
     "is named": "named so",
+    "tells": "tells this label from others",
     "fires on": "fires on it",
+    "fires in": "fires in it",
     "has": "has it in a longer name",
     "is about": "about something near, by the model's own word vectors",
     "fires now": "fires on it now and then",
@@ -57,7 +60,7 @@ def _of_all(subject: Subject, query: str, n: int) -> list[Hit]:
     named, firing = _named(subject, query), _firing(subject, query, n)
     often = [hit for hit in firing if hit.score >= FIRES]
     seldom = [
-        hit._replace(why=hit.why.replace("fires on", "fires now and then on"))
+        hit._replace(why=hit.why.replace("fires", "fires now and then", 1))
         for hit in firing
         if hit.score < FIRES
     ]
@@ -67,7 +70,13 @@ def _of_all(subject: Subject, query: str, n: int) -> list[Hit]:
         for hit in named
         if hit.score < NAMED
     ]
-    return [*so, *often, *longer, *_near(subject, query, n), *seldom]
+    return [*so, *_telling(subject, query), *often, *longer, *_near(subject, query, n), *seldom]
+
+
+def _telling(subject: Subject, query: str) -> list[Hit]:
+    """Latents that tell documents with this label from others."""
+    rows = best_of(subject, query)
+    return [Hit(r["latent"], abs(r["value"]), f"tells {cited(label_of(r))}") for r in rows]
 
 
 def _of_one(subject: Subject, words: list[str], n: int) -> list[Hit]:
@@ -119,6 +128,9 @@ def _firing(subject: Subject, query: str, n: int) -> list[Hit]:
     """Latents that fire on the query, if it is one token, or on its one word of content."""
     if subject.store is None:
         return []
+    if not subject.unit.is_text:
+        hits = subject.feature_search.by_caption(query, n)
+        return [hit._replace(why=f"fires in {cited(hit.why)}") for hit in hits]
     words = words_of(query)
     typed = [query.strip(), *(words if len(words) == 1 else [])]
     hits = [h for t in dict.fromkeys(typed) for h in subject.feature_search.by_token(t, n)]

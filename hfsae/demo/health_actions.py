@@ -23,6 +23,7 @@ from .others import check_name, place_of
 from .reading import tokens_of
 from .rows import Json
 from .subject import Subject
+from .units import FRAME, ROW
 
 _BINS = 40
 _LESS_IS_BETTER = {"fvu", "delta_loss", "ce_spliced", "kl", "dead_share"}
@@ -170,31 +171,35 @@ def measure(subject: Subject, text: str) -> Json:
 
 
 def about(subject: Subject) -> Json:
-    """Which SAE and language model this is, and its model card; call it before the other actions.
+    """Which SAE and model this is, and its model card; call it before the other actions.
 
     Returns:
         name (str): of the SAE.
         kind (str): its architecture.
-        site (str | None): the place in the language model whose activations it reads.
+        unit (str): what it reads one of at a time: token; or row, patch or frame, which other
+            answers call a token.
+        site (str | None): the place in the model whose activations it reads.
         d_sae (int): how many latents it has: their indices are 0 to d_sae - 1.
         d_in (int): width of the activations.
-        model (str | None): the language model.
+        model (str | None): the model; null: activations were read from files.
         model_origin (str | None): where its weights come from.
-        model_missing (str | None): why no language model is loaded; null if one is.
+        model_missing (str | None): why no model is loaded; null if one is, or none is needed.
         notes (list[str]): what may make numbers differ here.
         card (str): the model card, Markdown.
     """
-    config, loaded = subject.sae.config, subject.loaded
+    config, loaded = subject.sae.config, subject.loaded or subject.encoder
+    has_model = loaded is not None or subject.unit in (ROW, FRAME)  # of which nothing runs it
     why_not = re.sub("'[^']*'", lambda m: repr(public(m[0][1:-1])), subject.why_no_lm)
     return {
         "name": subject.name,
         "kind": config.model_type,
+        "unit": subject.unit.one,
         "site": config.site,
         "d_sae": config.d_sae,
         "d_in": config.d_in,
         "model": subject.public_lm_name,
         "model_origin": public(loaded.origin, "origin") if loaded else None,
-        "model_missing": None if loaded else why_not,
+        "model_missing": None if has_model else why_not,
         "notes": subject.notes,
         "card": subject.card,
     }

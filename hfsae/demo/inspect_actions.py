@@ -22,6 +22,7 @@ from . import validate
 from .automatic import automatic_name
 from .cooccurrence import together
 from .finding import find, title_of
+from .label_actions import label_of, told_apart
 from .missing import without_examples
 from .parts import cited
 from .reading import inspection_of, token_id, token_rows, tokens_of
@@ -36,8 +37,10 @@ from .rows import (
     threshold_of,
 )
 from .subject import Subject
+from .units import Unit
 
 _LENS_TOKENS = 10
+_TOLD = 3  # labels that are among the names of a latent
 _GIVERS = {"lm": "a language model", "template": "a program"}
 _WEAK = 0.3
 """Score of a search by word, up to 1, below which a latent is hardly about it."""
@@ -52,6 +55,8 @@ SCORES = {
 RAW = "largest activation, raw units"
 """those of "fires on" for an SAE whose usual largest activations are unknown"""
 BY = tuple(SCORES)
+BY_WITHOUT_TEXT = ("word", "label", "similar to")
+"""the searches of an SAE that reads no text"""
 
 
 def inspect(
@@ -176,7 +181,8 @@ def feature(subject: Subject, latent: int) -> Json:
         together (dict, optional): {n, rows} of latents with examples on the same tokens.
         n_groups (int, optional): how many groups of examples follow the strongest.
         groups (list, optional): {kind, examples} of texts in which it fires, the strongest first.
-            The "text" of an example has the token that it fires on between « and ».
+            The "text" of an example has the token that it fires on between « and »; of an SAE that
+            reads no text, it says which row, patch or frame that is.
     """
     index = check_latent(subject, latent)
     facts = {
@@ -204,7 +210,7 @@ def feature(subject: Subject, latent: int) -> Json:
         "neighbours": as_rows(subject, [{"latent": i, "value": c} for i, c in record.neighbours]),
         "together": together(subject, index),
         "n_groups": store.meta["arguments"]["quantiles"],
-        "groups": _groups(record.examples, record.max_activation),
+        "groups": _groups(record.examples, record.max_activation, subject.unit),
     }
 
 
@@ -280,7 +286,7 @@ def search(subject: Subject, query: str, by: Annotated[str, BY] = "word") -> Jso
         score (str): what "value" is in "found".
         found (list[Latent]): at most 12, the best first; "why" is the reason, "title" its kind.
     """
-    by = validate.choice(by, "by", BY)
+    by = validate.choice(by, "by", BY if subject.unit.is_text else BY_WITHOUT_TEXT)
     query = check_query(query)
     hits = _hits(subject, query, by)
     score = RAW if by == "fires on" and subject.largest() is None else SCORES[by]
@@ -388,7 +394,11 @@ def _names(subject: Subject, facts: Json) -> list[Json]:
     if auto is not None:
         by = _GIVERS.get(auto["source"], str(auto["source"]))
         rows.append((auto["explanation"], by, auto["score"]))
-    rows.append((", ".join(row.get("fires_on", [])), "tokens of its strongest examples", ""))
+    for r in told_apart(subject, facts["latent"])[:_TOLD]:
+        score = " ".join(filter(None, (r["statistic"], f"{r['value']:.2f}")))
+        rows.append((label_of(r), "the label that it tells apart best", score))
+    what = subject.unit.many if subject.unit.is_text else subject.unit.wholes
+    rows.append((", ".join(row.get("fires_on", [])), f"{what} of its strongest examples", ""))
     promoted = ", ".join(token.strip() for token in row.get("promotes", []))
     rows.append((promoted, "tokens that it makes likelier", ""))
     return [{"text": t, "origin": o, "score": s} for t, o, s in rows if t.strip(" ,")]
@@ -403,22 +413,26 @@ def _filled(counts: list[int], edges: list[float]) -> list[Json]:
     return [{"low": edges[i], "high": edges[i + 1], "count": counts[i]} for i in bins]
 
 
-def _groups(examples: list[Example], largest: float) -> list[Json]:
+def _groups(examples: list[Example], largest: float, unit: Unit) -> list[Json]:
     """Examples under headings, the strongest first."""
     groups: dict[str, list[Json]] = {}
     for example in examples:
-        groups.setdefault(example.kind, []).append(_example(example, largest or 1.0))
+        groups.setdefault(example.kind, []).append(_example(example, largest or 1.0, unit))
     return [{"kind": kind, "examples": members} for kind, members in groups.items()]
 
 
-def _example(example: Example, largest: float) -> Json:
+def _example(example: Example, largest: float, unit: Unit) -> Json:
     rows = zip(example.tokens, example.activations, strict=True)
     tokens = [
         {"text": text, "activation": a, "share": a / largest, "firing": i == example.firing}
         for i, (text, a) in enumerate(rows)
     ]
-    place = {"document": example.document, "position": example.position}
-    return {"activation": example.activation, **place, "text": _marked(example), "tokens": tokens}
+    place: Json = {"document": example.document, "position": example.position}
+    if unit.is_text:
+        text = _marked(example)
+    else:  # in the window stand places; the caption stands alone
+        text, place["places"] = example.tokens[example.firing], example.token_ids
+    return {"activation": example.activation, **place, "text": text, "tokens": tokens}
 
 
 def _marked(example: Example) -> str:

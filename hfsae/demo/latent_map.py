@@ -78,7 +78,7 @@ def _tokens(subject: Subject) -> list[str]:
         strongest = (pc.field("kind") == "top") & (pc.field("rank") < 4)
         firings = subject.store.firings(strongest)
         for latent, token in zip(firings.latent, firings.token, strict=True):
-            token = token.strip()
+            token = subject.unit.short(token.strip())
             if token and token.casefold() not in map(str.casefold, names[latent]):
                 names[latent].append(token)
     return [", ".join(tokens) for tokens in names]

@@ -7,8 +7,29 @@ from typing import NamedTuple
 from ..hub.outgoing import is_of_hfsae
 from ..recipe import home_of
 from .subject import Subject, shown_source, without_source
+from .units import FRAME, PATCH, ROW, TOKEN
 
 _TEXT = "TEXTS.jsonl"
+_INPUTS = {
+    TOKEN: (
+        ["--text.dataset", _TEXT],
+        f'{_TEXT}: a row {{"text": ...}} for each document, or a data set on the Hub.',
+    ),
+    ROW: (
+        ["--activations.files", "FILES.safetensors"],
+        "FILES.safetensors: activations of the same site, a tensor [rows, width].",
+    ),
+    PATCH: (
+        ["--lm.kind", "auto", "--images.folder", "PICTURES"],
+        "PICTURES: a folder of pictures.",
+    ),
+    FRAME: (["--lm.kind", "auto", "--audio.files", "SOUNDS"], "SOUNDS: a folder of sound files."),
+}
+"""of each kind of SAE, the inputs in a command, and what they are"""
+_SITES = {
+    TOKEN: "SITE: where in the language model it reads, such as layers.12.",
+    ROW: "SITE: the name of the tensor in the files.",
+}
 
 
 class Missing(NamedTuple):
@@ -32,12 +53,15 @@ def missing(subject: Subject, verb: str) -> Missing | None:
     parts += [part for k, v in without_source(choice).items() if v for part in (f"--{k}", str(v))]
     if config.site is None:
         parts += ["--site", "SITE"]
-        notes.append("SITE: where in the language model it reads, such as layers.12.")
-    name = subject.shown_lm_name
-    if name is None:
-        notes.append("MODEL: its language model, a name on the Hub or a folder.")
-    parts += ["--lm.name", name or "MODEL", "--text.dataset", _TEXT]
-    notes.append(f'{_TEXT}: a row {{"text": ...}} for each document, or a data set on the Hub.')
+        notes.append(_SITES.get(subject.unit, "SITE: where in the model it reads."))
+    if subject.unit != ROW:
+        parts += ["--lm.name", subject.shown_lm_name or "MODEL"]
+        if subject.shown_lm_name is None:
+            what = "language model" if subject.unit.is_text else "model"
+            notes.append(f"MODEL: its {what}, a name on the Hub or a folder.")
+    given, what = _INPUTS[subject.unit]
+    parts += given
+    notes.append(what)
     after = (
         "Then start the app again."
         if is_own

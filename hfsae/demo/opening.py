@@ -7,11 +7,13 @@ from typing import Any
 import torch
 
 from ..features import FeatureStore, read_automatic, read_labels
+from ..features.pictures import Grid, Pictures
 from ..hub import beside, load
-from ..lm import contract, load_lm
-from ..machine.files import MAX_TEXT, damaged, parse_json
+from ..lm import contract, load_encoder, load_lm
+from ..machine.files import MAX_TEXT, damaged, parse_json, reading
 from ..machine.names import (
     CARD,
+    COLUMNS,
     EVALUATION,
     EVIDENCE,
     EXAMPLES,
@@ -20,6 +22,7 @@ from ..machine.names import (
     LABELS,
     LATENTS,
     META,
+    PICTURES,
     PRESETS,
     TRAINING,
 )
@@ -28,6 +31,7 @@ from ..machine.seal import changes
 from ..machine.weights import KEY, of_others, refuse_mixture, weights_hash
 from .label_home import is_shown_to_others, label_home
 from .subject import Choice, Subject, shown_name, shown_source, without_source
+from .units import PATCH, unit_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,8 @@ _BESIDE = (
     LATENTS,
     EXAMPLES,
     META,
+    PICTURES,
+    COLUMNS,
 )
 _NAME_ONE = "start the app with --model and a name or folder"
 
@@ -55,16 +61,17 @@ def open_subject(
     with_lm: bool = True,
     device: str | None = None,
 ) -> Subject:
-    """Load an SAE, its language model, and the files beside it; `notes` lists what is missing.
+    """Load an SAE, its model, and the files beside it; `notes` lists what is missing.
 
     Args:
-        model: a language model to use instead of the one in the SAE's config.
+        model: a model to use instead of the one in the SAE's config.
         site: where an SAE whose config names no site reads, such as "layers.12".
+        with_lm: load the model, if the app has a use for it: it reads text, or pictures.
         device: "cuda" where there is one, else "cpu".
 
     Raises:
         ValueError: there is no such SAE, records beside it were made with other weights, or the
-            named model cannot be loaded.
+            named model cannot be loaded, or would not be used.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sae = load(**choice._asdict(), device=device).eval().requires_grad_(False)
@@ -82,10 +89,22 @@ def open_subject(
     for folder in dict.fromkeys((subject.folder, subject.label_home)):
         if folder is not None:
             _read_labels(subject, folder)
+    training: dict[str, Any] = {}
     if subject.folder is not None:
         _read_beside(subject, subject.folder)
-    if with_lm:
-        _attach_lm(subject, model, device)
+        training = _read_json(subject.folder / TRAINING, dict, subject.notes)
+    subject.unit = unit_of(training, subject.store.meta if subject.store is not None else {})
+    reads_pictures, images = subject.unit == PATCH, training.get("images")
+    if isinstance(images, dict):
+        subject.positions = str(images.get("positions") or subject.positions)
+    if model is not None and not (subject.unit.is_text or reads_pictures):
+        raise Refused(f"the app runs no model for an SAE of {subject.unit.many}; leave out --model")
+    if not subject.unit.is_text:
+        subject.lm_name = subject.lm_name or _of_lm(training, "name")
+    if with_lm and subject.unit.is_text:
+        _attach_lm(subject, model, device, training)
+    elif with_lm and reads_pictures:
+        _attach_encoder(subject, model, device)
     return subject
 
 
@@ -138,6 +157,21 @@ def _read_beside(subject: Subject, folder: Path) -> None:
                 f"its features/ has {len(store):,} latents, and the SAE has "
                 f"{subject.d_sae:,}: it is left out"
             )
+    _read_of_documents(subject, folder)
+
+
+def _read_of_documents(subject: Subject, folder: Path) -> None:
+    """Pictures of a feature store, and the table of labels: either is left out if it is damaged."""
+    subject.columns = _read_json(folder / COLUMNS, dict, subject.notes)
+    if subject.store is None:
+        return
+    try:
+        with reading(folder / META):
+            Grid.of(subject.store.meta)
+        subject.pictures = Pictures.load(folder)
+    except ValueError as error:
+        subject.store.meta.pop("grid", None)
+        subject.notes.append(f"the pictures of its examples are left out: {error}")
 
 
 def _read_presets(subject: Subject, folder: Path) -> None:
@@ -177,20 +211,46 @@ def _read_json(path: Path, kind: type, notes: list[str]) -> Any:
     return content
 
 
-def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
+def _options(subject: Subject, name: str, device: str) -> dict[str, Any]:
+    """Those that the SAE's config has for loading its model; of another model only the dtype."""
+    config = subject.sae.config
+    options: dict[str, Any] = {"dtype": config.model_dtype or "auto", "device": device}
+    if name == config.model_name:
+        options |= {
+            "revision": config.model_revision,
+            "attn_implementation": config.model_attention,
+        }
+    return options
+
+
+def _attach_encoder(subject: Subject, model: str | None, device: str) -> None:
+    """Load the model of pictures, for the page that inspects one; the others do without."""
+    name = subject.lm_name = model or subject.lm_name
+    if name is None:
+        subject.why_no_lm = f"the SAE's config names none; {_NAME_ONE}"
+        return
+    try:
+        subject.encoder = load_encoder(name, **_options(subject, name, device))
+        differences = contract.differences(subject.sae.config, subject.encoder.model)
+        if wrong := [d for d in differences if d.severity == "error"]:
+            raise Refused(f"this SAE is not for {name}: {wrong[0]}")
+    except ValueError as error:
+        subject.encoder = None
+        if model is not None:
+            raise
+        subject.why_no_lm = f"{str(error).rstrip('.')}; {_NAME_ONE}"
+        return
+    subject.notes += [str(difference) for difference in differences]
+
+
+def _attach_lm(subject: Subject, model: str | None, device: str, training: dict[str, Any]) -> None:
     config = subject.sae.config
     name = subject.lm_name = model or config.model_name
     if name is None:
         subject.why_no_lm = f"the SAE's config names none; {_NAME_ONE}"
         return
-    options: dict[str, Any] = {"dtype": config.model_dtype or "auto", "device": device}
-    if model is None or model == config.model_name:
-        options |= {
-            "revision": config.model_revision,
-            "attn_implementation": config.model_attention,
-        }
     try:
-        subject.loaded = load_lm(name, **options)
+        subject.loaded = load_lm(name, **_options(subject, name, device))
         differences = contract.differences(config, *subject.loaded[:2])
         if wrong := [d for d in differences if d.severity == "error"]:
             raise Refused(f"this SAE is not for {name}: {wrong[0]}")
@@ -202,8 +262,13 @@ def _attach_lm(subject: Subject, model: str | None, device: str) -> None:
         return
     subject.notes += [str(difference) for difference in differences]
     if subject.folder is not None and config.model_weights is None:
-        record = _read_json(subject.folder / TRAINING, dict, subject.notes).get("lm", {})
-        _note_another_copy(subject, record.get("origin"), subject.loaded.origin)
+        _note_another_copy(subject, _of_lm(training, "origin"), subject.loaded.origin)
+
+
+def _of_lm(training: dict[str, Any], key: str) -> Any:
+    """An entry of training.json on the model."""
+    about = training.get("lm")
+    return about.get(key) if isinstance(about, dict) else None
 
 
 def _note_another_copy(subject: Subject, theirs: object, ours: str) -> None:

@@ -38,7 +38,7 @@ window.hfsae = {
   // On a phone, and at the end of a long list, what a click leads to may be out of sight.
   clicks: 0, // on what may lead to another page: of quick ones the last is answered
   asked: "", // what the last click in a panel asked for
-  results: {inspect: "#inspect-comparison section, #inspect-text", search: "#search-found",
+  results: {inspect: "#inspect-comparison section, #inspect-text", search: "#search-found", picture: "#picture-shown",
             feature: "#feature-tried section, #feature-main", why: "#why-next", compare: "#compare-result"},
   follow(tab, isAnother) {
     const asked = this.asked;

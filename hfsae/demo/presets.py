@@ -13,6 +13,7 @@ from typing import Any
 from ..features import FeatureStore
 from ..features.function_words import is_content
 from ..presets import Model, find_presets, save_presets
+from .label_actions import best_rows
 from .subject import Subject
 
 N = 4
@@ -60,6 +61,8 @@ def search_presets(subject: Subject, tick: Callable[[str, int, int], object]) ->
 
 def searches(subject: Subject) -> list[tuple[str, str]]:
     """(query, by) that find something."""
+    if not subject.unit.is_text:
+        return _searches_of_documents(subject)
     words: list[str] = []
     if subject.store is not None:
         names = [preset["name"] for preset in subject.presets]
@@ -70,9 +73,30 @@ def searches(subject: Subject) -> list[tuple[str, str]]:
     return examples or [("The river flows into the sea", "fires on")]
 
 
+def _searches_of_documents(subject: Subject) -> list[tuple[str, str]]:
+    """(query, by): labels of people and of documents, and documents that latents fire in."""
+    examples = [(label, "label") for label in list(subject.labels.values())[:1]]
+    examples += [(row["class"], "word") for row in best_rows(subject) if row["class"]][:2]
+    if subject.store is not None:
+        records = (subject.store[latent] for latent in _drawn(subject))
+        captions = (r.examples[0].tokens[r.examples[0].firing] for r in records if r.examples)
+        examples += [(name, "word") for name in dict.fromkeys(map(subject.unit.short, captions))]
+    return examples[:N] or [(str(clearest(subject)), "similar to")]
+
+
+def _drawn(subject: Subject) -> list[int]:
+    """Some latents, those that fire neither everywhere nor hardly anywhere, if there are any."""
+    drawn = [] if subject.store is None else subject.store.pick(N)
+    return drawn or random.Random(0).sample(range(subject.d_sae), min(N, subject.d_sae))
+
+
 def clearest(subject: Subject) -> int:
     """A latent that people can make sense of; without labels and a feature store, any."""
-    return next(iter(_described(subject)))
+    if subject.unit.is_text:
+        return next(iter(_described(subject)))
+    labelled = [i for i in subject.labels if i < subject.d_sae]
+    told = [row["latent"] for row in best_rows(subject)]
+    return [*labelled, *told, *_drawn(subject)][0]
 
 
 def _described(subject: Subject) -> dict[int, str]:

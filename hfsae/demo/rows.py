@@ -109,9 +109,10 @@ def _firing(subject: Subject, latents: list[int]) -> dict[int, list[str]]:
         return {}
     firings = store.firings(pc.field("latent").isin(latents) & (pc.field("kind") == "top"))
     words: dict[int, list[str]] = {latent: [] for latent in latents}
+    short = subject.unit.short
     by_rank = sorted(zip(firings.rank, firings.latent, firings.token, strict=True))
     for _, latent, token in by_rank:
-        tokens, token = words[latent], token.strip()
+        tokens, token = words[latent], short(token.strip())
         if token and token.casefold() not in map(str.casefold, tokens):
             tokens.append(token)
     return {latent: tokens[:_HINTS] for latent, tokens in words.items()}

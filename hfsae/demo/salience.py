@@ -10,7 +10,7 @@ A latent's score in a text is a product, of numbers at the place where it fires 
 
 So rare latents come first that fire on words of content as strongly as ever, and on the words that
 describe them. scripts/telling.py compares this order with others. Without a feature store, latents
-come by activation.
+come by activation. Of a picture, whose patches have no words, `share` and `rarity` decide.
 """
 
 import math
@@ -58,6 +58,19 @@ def numbers(store: FeatureStore) -> Numbers:
     frequency = dict(zip(token.tolist(), shares, strict=True))
     rarest = 1 / max(1, len(flat))
     return Numbers(store, store.max_activations, store.densities, frequency, rarest)
+
+
+def rare_and_strong(
+    store: FeatureStore, seen: Inspection, hide: Collection[int] = ()
+) -> list[Ranked]:
+    """The latents of a picture: by their activation over their largest, times -ln of density."""
+    largest, density = store.max_activations, store.densities
+
+    def score(r: Ranked) -> float:
+        most, share = float(largest[r.latent]), max(float(density[r.latent]), 1e-9)
+        return min(1.0, r.max / most) * -math.log(share) if most else 0.0
+
+    return sorted(seen.ranking(hide=hide), key=score, reverse=True)
 
 
 def telling(of: Numbers, seen: Inspection, hide: Collection[int] = ()) -> list[Ranked]:

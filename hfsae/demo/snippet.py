@@ -8,13 +8,19 @@ from ..steering.pair import Sampling
 from .rows import largest_of
 from .settings import Settings
 from .subject import Subject
+from .units import PATCH
 
 _N_TOKENS = 30
 _OF_NORM = 20.0  # per cent, for a latent whose largest activation is unknown
 
 
 def of_latent(subject: Subject, latent: int) -> str:
-    """A text with a latent steered as strongly as it ever fires; the likeliest token each time."""
+    """A text with a latent steered as strongly as it ever fires, the likeliest token each time; of
+    an SAE that reads no text, the latent's activations."""
+    if subject.unit == PATCH:
+        return _of_picture(subject, latent)
+    if not subject.unit.is_text:
+        return _of_file(subject, latent)
     largest = largest_of(subject, latent)
     how = f"{{{latent}: {largest or _OF_NORM:.6g}}}"
     what = "its largest activation, raw units" if largest else "per cent of the norm"
@@ -26,6 +32,47 @@ def of_latent(subject: Subject, latent: int) -> str:
         f"with hfsae.steer(lm, sae, {how}{unit}):  # {what}\n"
         f"    out = lm.generate(**tokens, max_new_tokens={_N_TOKENS}, do_sample=False)\n"
         "print(tokenizer.decode(out[0]))\n"
+    )
+
+
+def _of_picture(subject: Subject, latent: int) -> str:
+    """A latent's activations on the vectors of a picture."""
+    config, options = subject.sae.config, {"dtype": subject.sae.config.model_dtype}
+    given = "".join(f", {name}={value!r}" for name, value in options.items() if value)
+    sites = list(config.reads.names) if config.site else ["SITE"]
+    return (
+        "import hfsae\n"
+        "from hfsae.lm import forward, load_encoder\n"
+        "from PIL import Image\n\n"
+        f"sae = {subject.in_python}\n"
+        f"model, processor, _ = load_encoder({subject.lm_in_python}{given})\n\n"
+        "inputs = processor(images=[Image.open('picture.jpg')], return_tensors='pt')\n"
+        f"with hfsae.capture(model, {sites}, stop_early=True) as acts:\n"
+        "    forward(model, inputs)\n"
+        f"x = {_joined(sites)}\n"
+        f"latents = sae.encode(x.to(sae.dtype))  # [vectors, {config.d_sae}], patches row by row\n"
+        f"print(latents[:, {latent}])\n"
+    )
+
+
+def _joined(sites: list[str]) -> str:
+    if len(sites) == 1:
+        return f"acts[{sites[0]!r}][0]"
+    return "sae.config.reads.joined({site: a[0] for site, a in acts.items()})"
+
+
+def _of_file(subject: Subject, latent: int) -> str:
+    """The rows of a file of activations on which a latent fires most."""
+    config, many = subject.sae.config, subject.unit.many
+    return (
+        "import hfsae\n"
+        "from safetensors.torch import load_file\n\n"
+        f"sae = {subject.in_python}\n"
+        f"x = load_file('activations.safetensors')[{config.site or 'SITE'!r}]"
+        f"  # [{many}, {config.d_in}], raw units\n"
+        f"latents = sae.encode(x.to(sae.dtype))  # [{many}, {config.d_sae}]\n"
+        f"values, places = latents[:, {latent}].topk(10)\n"
+        "print(values, places)\n"
     )
 
 

@@ -220,7 +220,8 @@ def sampling(settings: Settings) -> Sampling:
 
 def direction(subject: Subject, latent: int) -> Path:
     """A file with a latent's decoder row, to add to activations elsewhere."""
-    path = subject.directions / f"steering-{latent}.safetensors"
+    kind = "steering" if subject.unit.is_text else "direction"
+    path = subject.directions / f"{kind}-{latent}.safetensors"
     return steering.save_steering_vector(path, subject.sae, {latent: 1.0}, unit="raw")
 
 

@@ -24,14 +24,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..activations.spelling import Tokens, tokenise, tokenise_chat
 from ..features import Automatic, FeatureSearch, FeatureStore
 from ..features.inspection import Inspection, Ranked, inspect
-from ..lm import LoadedLM, contract
+from ..features.pictures import Grid, Pictures
+from ..lm import LoadedEncoder, LoadedLM, contract
 from ..machine.names import CONFIG
 from ..machine.refused import Refused
 from ..machine.visible import public_record
 from ..models import SAE
 from ..packaged import SHIPPED_SAE
 from .label_home import is_shown_to_others
-from .salience import Numbers, numbers, telling
+from .salience import Numbers, numbers, rare_and_strong, telling
+from .units import TOKEN, Unit
 
 QUICKSTART = Path("runs", "quickstart")
 MAX_TOKENS = 512  # of a text
@@ -66,18 +68,28 @@ def default_source() -> str:
 
 @dataclass
 class Subject:
-    """An SAE with its language model, if there is one, and the records beside its weights."""
+    """An SAE with its model, if there is one, and the records beside its weights."""
 
     sae: SAE
     name: str
     """the requested SAE: a folder's name, or the id of a repository"""
     folder: Path | None = None
     """folder of the files beside its weights"""
+    unit: Unit = TOKEN
+    """what it reads one of at a time"""
     loaded: LoadedLM | None = None
+    encoder: LoadedEncoder | None = None
+    """the model of pictures that it reads, in the place of a language model"""
     lm_name: str | None = None
-    """name of the language model that runs, or else of the one in the SAE's config"""
+    """name of the model that runs, or else of the one in the SAE's config"""
     why_no_lm: str = "the app was started without one; leave out --no_model"
     store: FeatureStore | None = None
+    positions: str = "patches"
+    """which vectors of a model of pictures it reads: patches, cls or all"""
+    pictures: Pictures | None = None
+    """of the documents that the store's examples are from, where those are pictures"""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """which latents tell the documents' labels apart; see `label_actions`"""
     evaluation: dict[str, Any] = field(default_factory=dict)
     card: str = ""
     labels: dict[int, str] = field(default_factory=dict)
@@ -117,13 +129,14 @@ class Subject:
 
     @property
     def public_lm_name(self) -> str | None:
-        """Its language model's, without where a folder lies."""
-        lm = {"name": self.lm_name, "origin": self.loaded.origin if self.loaded else None}
+        """Its model's, without where a folder lies."""
+        loaded = self.loaded or self.encoder
+        lm = {"name": self.lm_name, "origin": loaded.origin if loaded else None}
         return public_record({"lm": lm})["lm"]["name"]
 
     @property
     def shown_lm_name(self) -> str | None:
-        """The name of its language model, in code for those who see the page."""
+        """The name of its model, in code for those who see the page."""
         return self.public_lm_name if is_shown_to_others() else self.lm_name
 
     @property
@@ -161,8 +174,14 @@ class Subject:
             latent: label for latent, label in {**self.labels, **labels}.items() if label
         }
 
+    @property
+    def grid(self) -> Grid | None:
+        """How patches cover the pictures that its examples are from."""
+        return None if self.store is None else Grid.of(self.store.meta)
+
     def density(self) -> Float[Tensor, " d_sae"]:
-        """Share of tokens each latent fires on; 0 everywhere if it was not measured."""
+        """Share of tokens, or of its other units, that each latent fires on; 0 everywhere if it was
+        not measured."""
         if self.store is not None:
             return self.store.densities
         counted = self.evaluation.get("density")
@@ -211,7 +230,10 @@ class Subject:
         return lru_cache(maxsize=_REMEMBERED)(run)
 
     def ranking(self, seen: Inspection, hide: Collection[int] = ()) -> list[Ranked]:
-        """The latents of a text, the most telling first; without a feature store, by activation."""
+        """The latents of a text or a picture, the most telling first; without a feature store, by
+        activation."""
+        if self.store is not None and not self.unit.is_text:
+            return rare_and_strong(self.store, seen, hide)
         numbers = self._numbers
         return seen.ranking(hide=hide) if numbers is None else telling(numbers, seen, hide)
 

@@ -4,7 +4,7 @@ It lists a tool without title, hints and a schema of the answer, and answers in 
 """
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,6 +21,19 @@ search, or with inspect, which lists those that fire in a text; feature shows wh
 steer continues a prompt with and without changed latents; suggest_strength finds how strongly.
 why explains a next token by latents, and next_tokens lists the candidates. health, measure,
 compare_saes and side_by_side judge the SAE."""
+_OF_PICTURES = """\
+A sparse autoencoder (SAE) describes each activation of a model of pictures, one for each patch, by
+a few of its latents. A latent has an index, and fires on some patches with an activation above 0.
+
+Begin with about: the SAE, the model, and how many latents there are. Find latents with search, or
+with inspect_picture, which lists those that fire in a picture; feature shows what one fires on.
+health and compare_saes judge the SAE."""
+_OF_OTHERS = """\
+A sparse autoencoder (SAE) describes each of many lists of numbers, its activations, by a few of its
+latents. A latent has an index, and fires on some activations with a number above 0.
+
+Begin with about: the SAE, what it reads, and how many latents there are. Find latents with search;
+feature shows what one fires on. health and compare_saes judge the SAE."""
 _DIGITS = 6  # of a number in an answer: an agent pays for each
 
 
@@ -65,7 +78,15 @@ def _describe(server: Any, endpoints: Mapping[str, Endpoint]) -> None:
 
     handlers[types.ListToolsRequest], handlers[types.CallToolRequest] = list_tools, call_tool
     server.postprocess_output_data = _as_json
-    server.mcp_server.instructions = INSTRUCTIONS
+    names = {path.lstrip("/") for path in server.tool_to_endpoint.values()}
+    server.mcp_server.instructions = instructions(names)
+
+
+def instructions(names: Collection[str]) -> str:
+    """What agents are told at the start, by the endpoints that there are."""
+    if "steer" in names:
+        return INSTRUCTIONS
+    return _OF_PICTURES if "inspect_picture" in names else _OF_OTHERS
 
 
 def _wrong(endpoint: Endpoint, arguments: Mapping[str, Any]) -> str:

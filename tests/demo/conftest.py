@@ -168,6 +168,13 @@ def _answers(url: str) -> bool:
 
 @pytest.fixture
 def visit(browser, app_url) -> Iterator[Callable]:
+    """`visiting` the app."""
+    with visiting(browser, app_url) as visit:
+        yield visit
+
+
+@contextmanager
+def visiting(browser, app_url: str) -> Iterator[Callable]:
     """visit(query, width=...) -> a page in a browser context of its own.
 
     At the end: no script failed, no request went anywhere but to the app, and the page's policy
@@ -196,9 +203,11 @@ def visit(browser, app_url) -> Iterator[Callable]:
         page.wait_for_function(FILLED)
         return page
 
-    yield visit
-    for context in contexts:
-        context.close()
+    try:
+        yield visit
+    finally:
+        for context in contexts:
+            context.close()
     assert not wrong
 
 

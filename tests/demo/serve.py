@@ -61,4 +61,5 @@ with blocks:
     api(hooks, api_name="hooks")
     api(writing, api_name="writing")
     api(sessions, api_name="sessions")
-blocks.launch(**looks(), server_name="127.0.0.1", server_port=int(sys.argv[2]), quiet=True)
+shows = looks(uploads=subject.encoder is not None)
+blocks.launch(**shows, server_name="127.0.0.1", server_port=int(sys.argv[2]), quiet=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hfsae.demo.pages import ALL
+from hfsae.demo.app import pages_of
 
 from .conftest import ROOT, texts
 
@@ -114,10 +114,10 @@ def test_every_token_and_every_placeholder_has_enough_contrast(visit, theme):
     assert page.evaluate(CONTRASTS, theme) == []
 
 
-def test_all_pages_are_at_hand_on_a_phone(visit):
+def test_all_pages_are_at_hand_on_a_phone(visit, subject):
     page = visit(width=390)
     tabs = page.get_by_role("tab")
-    assert tabs.count() == len(ALL)
+    assert tabs.count() == len(pages_of(subject))
     for tab in tabs.all():
         box = tab.bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 24

@@ -18,7 +18,7 @@ from gradio_client import Client
 
 from hfsae.demo import address as at
 from hfsae.demo.actions import Actions
-from hfsae.demo.app import PAGES, app_hosts, build
+from hfsae.demo.app import app_hosts, build, pages_of
 from hfsae.demo.inspect_actions import BY
 from hfsae.demo.sessions import PROGRAMS, Sessions
 from hfsae.demo.settings import Settings
@@ -176,7 +176,7 @@ def test_an_app_that_others_may_reach_answers_under_any_name(monkeypatch):
 
 def test_a_page_holds_each_field_of_its_address_once_and_begins_with_what_it_shows_first(subject):
     with gr.Blocks():
-        pages = [page(Actions(subject)) for page in PAGES.values()]
+        pages = [page(Actions(subject)) for page in pages_of(subject).values()]
     for page in pages:
         names = [field.name for field in fields(page.state) if field.name != "run"]
         assert page.names == names and len({*page.inputs}) == len(names)
@@ -199,7 +199,7 @@ def test_a_page_holds_each_field_of_its_address_once_and_begins_with_what_it_sho
 )
 def test_an_address_fills_the_fields_that_give_it_back(subject, address):
     with gr.Blocks():
-        page = PAGES[at.page_of(address)](Actions(subject))
+        page = pages_of(subject)[at.page_of(address)](Actions(subject))
     filled = page.fill(address)
     assert page.address(*(filled[component] for component in page.inputs)) == address
 
@@ -218,7 +218,7 @@ def test_a_search_names_the_unit_of_its_column_and_writes_all_numbers_alike(
     subject, query, by, unit, number
 ):
     with gr.Blocks():
-        page = PAGES["search"](Actions(subject))
+        page = pages_of(subject)["search"](Actions(subject))
     (drawn,) = page.render(at.Search(query, by)).values()
     assert f"<span>latent</span><span>{unit}</span>" in drawn
     numbers = re.findall(r'<b title="[^"]*">(.*?)</b>', drawn)
@@ -245,7 +245,7 @@ def test_opening_a_page_leaves_alone_what_its_link_does_not_name(subject, addres
     """Else an answer to somebody who presses a button at once could be wiped by the opening."""
     if address == at.Steer():  # an empty one opens with the first preset
         with gr.Blocks():
-            address = PAGES["steer"](Actions(subject)).first()
+            address = pages_of(subject)["steer"](Actions(subject)).first()
     restore = next(f.fn for f in build(subject).fns.values() if f.name == "restore")
     asked, *drawn = restore(address)
     assert restore(address)[asked] == address

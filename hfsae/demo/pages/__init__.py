@@ -5,7 +5,9 @@ from .compare import ComparePage as ComparePage
 from .feature import FeaturePage as FeaturePage
 from .health import HealthPage as HealthPage
 from .inspect import InspectPage as InspectPage
+from .labels import LabelsPage as LabelsPage
 from .map import MapPage as MapPage
+from .picture import PicturePage as PicturePage
 from .search import SearchPage as SearchPage
 from .steer import SteerPage as SteerPage
 from .tour import Tour as Tour
@@ -13,13 +15,15 @@ from .why import WhyPage as WhyPage
 
 ALL = (
     InspectPage,
+    PicturePage,
     FeaturePage,
     SearchPage,
     MapPage,
+    LabelsPage,
     SteerPage,
     WhyPage,
     HealthPage,
     ComparePage,
     AboutPage,
 )
-"""In the order of their tabs, which is that of `Address`."""
+"""In the order of their tabs, which is that of `Address`; an SAE has those that fit it."""

@@ -6,6 +6,7 @@ from typing import Any
 from .. import address as at
 from ..actions import Actions
 from ..parts import html, markdown, panel
+from ..units import ROW, Unit
 from .page import Page
 
 _FRONT = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)
@@ -22,7 +23,8 @@ class AboutPage(Page[at.About]):
         super().__init__(actions)
         self.notice = panel()
         view = actions.about()
-        panel(html("notes", view | {"facts": _facts(view)}))
+        unit = self.subject.unit
+        panel(html("notes", view | {"facts": _facts(view, unit), "unit": unit}))
         card = f'<div class="hf-card prose">{shown_card(view["card"])}</div>'
         panel(card, elem_id="about-card")
 
@@ -33,10 +35,15 @@ def shown_card(card: str) -> str:
     return markdown(_FIGURES.sub("", _FRONT.sub("", card.replace("\r\n", "\n"))))
 
 
-def _facts(view: dict[str, Any]) -> list[dict[str, str]]:
+def _facts(view: dict[str, Any], unit: Unit) -> list[dict[str, str]]:
+    model = {"name": "language model", "value": view["model"] or "unknown", "note": ""}
+    if unit == ROW:
+        model = {"name": "reads", "value": "files of activations", "note": "no model"}
+    elif not unit.is_text:
+        model["name"] = "model"
     return [
         {"name": "SAE", "value": view["name"], "note": view["kind"]},
         {"name": "latents", "value": f"{view['d_sae']:,}", "note": f"on {view['d_in']:,} numbers"},
-        {"name": "language model", "value": view["model"] or "unknown", "note": ""},
+        model,
         {"name": "site", "value": view["site"] or "unknown", "note": view["model_origin"] or ""},
     ]

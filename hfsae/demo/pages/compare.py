@@ -10,10 +10,10 @@ from ..others import check_name, choices
 from ..parts import html, panel
 from ..reading import check_text
 from .inspect import EXAMPLES
-from .page import App, Page, Updates, box, whole
+from .page import App, TextPage, Updates, box, whole
 
 
-class ComparePage(Page[at.Compare]):
+class ComparePage(TextPage[at.Compare]):
     """Another SAE, a text, and what fires where in each of the two."""
 
     title = "Compare SAEs"

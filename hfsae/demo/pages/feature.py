@@ -7,6 +7,7 @@ import gradio as gr
 
 from .. import address as at
 from ..actions import Actions
+from ..crops import add_crops, add_strongest
 from ..export import files_of
 from ..inspect_actions import latent_of
 from ..missing import missing
@@ -14,6 +15,7 @@ from ..parts import html, number, panel, percent
 from ..presets import clearest
 from ..snippet import of_latent
 from ..steer_actions import direction
+from ..units import Unit
 from .page import LATENT_BOX, App, Page, Updates, whole
 
 _EMPTY = html("empty", "Give a number, or take a random latent.")
@@ -32,7 +34,8 @@ class FeaturePage(Page[at.Feature]):
             self.previous = gr.Button("Previous", min_width=90, scale=0)
             self.next = gr.Button("Next", min_width=90, scale=0)
             self.random = gr.Button("Random", min_width=90, scale=0)
-            self.steer = gr.Button("Steer it", variant="primary", min_width=110, scale=0)
+            if self.subject.unit.is_text:
+                self.steer = gr.Button("Steer it", variant="primary", min_width=110, scale=0)
         self.notice = panel()
         with gr.Row(elem_id="feature-columns"):
             with gr.Column(scale=3, min_width=480):
@@ -45,6 +48,12 @@ class FeaturePage(Page[at.Feature]):
         self.outputs += (self.as_json, self.as_csv, self.shown)
 
     def _examples(self) -> None:
+        if self.subject.unit.is_text:
+            self._own_text()
+        self.tried = panel(elem_id="feature-tried")
+        self.main = panel(_EMPTY, elem_id="feature-main")
+
+    def _own_text(self) -> None:
         with gr.Row(elem_classes="hf-buttons"):
             self.text = self.field(
                 "text",
@@ -56,8 +65,6 @@ class FeaturePage(Page[at.Feature]):
                 max_lines=4,
             )
             self.try_it = gr.Button("Try it", min_width=80, scale=0)
-        self.tried = panel(elem_id="feature-tried")
-        self.main = panel(_EMPTY, elem_id="feature-main")
 
     def _label_and_code(self) -> None:
         with gr.Row(elem_classes="hf-buttons"):
@@ -101,23 +108,18 @@ class FeaturePage(Page[at.Feature]):
             return dict(zip(self.outputs, values, strict=True))
         view = self.actions.feature(address.latent)
         as_json, as_csv = files_of(self.subject, view)
-        view |= {"facts": _facts(view)}
+        unit = self.subject.unit
+        view |= {"unit": unit, "facts": _facts(view, unit)}
+        view["opens"] = self.subject.encoder is not None
         if view["collected"]:
-            bars = view["histogram"]
-            most = max((b["count"] for b in bars), default=1)
-            view["bars"] = [
-                {
-                    "share": b["count"] / most,
-                    "title": f"{b['low']:.3g} to {b['high']:.3g}: {b['count']:,} tokens",
-                }
-                for b in bars
-            ]
-            view["most"] = f"{most:,} tokens"
-            view["low"], view["high"] = (number(bars[i][k]) if bars else "" for i, k in _ENDS)
+            view |= _histogram(view["histogram"], unit)
             for group in view["groups"]:
                 group["title"] = _title(group["kind"], view["n_groups"])
+            add_crops(self.subject, view["groups"])
+            add_strongest(self.subject, [*view["neighbours"], *view["together"]["rows"]])
         else:
-            view |= self._lens(address.latent)
+            view |= {"missing": missing(self.subject, "collect")}
+            view |= self._lens(address.latent) if unit.is_text else {}
         return {
             self.main: html("feature", view),
             self.aside: html("aside", view),
@@ -143,12 +145,11 @@ class FeaturePage(Page[at.Feature]):
             return None
 
     def _lens(self, latent: int) -> dict[str, Any]:
-        """What its direction does, and how to make what else is missing."""
-        made = {"missing": missing(self.subject, "collect")}
+        """What its direction does to the next token."""
         try:
-            return made | self.actions.promoted(latent)
+            return self.actions.promoted(latent)
         except ValueError as error:  # no language model, or none that it writes to
-            return made | {"why_no_lens": str(error)}
+            return {"why_no_lens": str(error)}
 
     def wire(self, app: App) -> None:
         """Buttons lead to another latent, or to the steer page; edited labels are kept."""
@@ -156,10 +157,11 @@ class FeaturePage(Page[at.Feature]):
         app.on([self.latent.submit], self.address, self)
         app.on([self._step(self.previous, -1), self._step(self.next, 1)], self.address, self)
         app.on([self.random.click], self._random, self)
-        app.on([self.try_it.click, self.text.submit], self.address, self)
-        app.on([self.steer.click], self._to_steer, self, leads_to=("steer",))
+        if self.subject.unit.is_text:
+            app.on([self.try_it.click, self.text.submit], self.address, self)
+            app.on([self.steer.click], self._to_steer, self, leads_to=("steer",))
         for part in (self.main, self.aside, self.tried, self.own):
-            app.on_select(part, self._clicked, self, leads_to=("steer",))
+            app.on_select(part, self._clicked, self, leads_to=("steer", "picture"))
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for trigger in (self.save.click, self.label.submit):
             trigger(
@@ -180,9 +182,10 @@ class FeaturePage(Page[at.Feature]):
         return button.click(None, self.latent, self.latent, js=counted, **options).then
 
     def _random(self, *values: Any) -> at.Feature:
-        latent, text = values
+        latent, *text = values
         here = int(latent) if str(latent).isdecimal() else None
-        return at.Feature(self.actions.random_latent(other_than=here)["latent"], text or "")
+        other = self.actions.random_latent(other_than=here)["latent"]
+        return at.Feature(other, "".join(filter(None, text)))
 
     def _to_steer(self, *values: object) -> at.Steer:
         return at.Steer(latents={latent_of(self.subject, values[0]): 1.0})
@@ -192,6 +195,8 @@ class FeaturePage(Page[at.Feature]):
             return self.address(*values)
         if do == "steer":
             return at.Steer(latents={whole(index): 1.0})
+        if do == "picture":
+            return at.Picture(str(whole(index)), whole(to))
         return replace(self.address(*values), latent=whole(index))
 
     def _draft(
@@ -238,13 +243,28 @@ def _title(kind: str, n_groups: int) -> str:
     return f"From the {low} % to the {high} % strongest, of a random sample"
 
 
-def _facts(view: dict[str, Any]) -> list[dict[str, str]]:
+def _histogram(bars: list[dict[str, Any]], unit: Unit) -> dict[str, Any]:
+    """Its bars, and the words at its edges."""
+    most = max((b["count"] for b in bars), default=1)
+    low, high = (number(bars[i][k]) if bars else "" for i, k in _ENDS)
+    drawn = [
+        {
+            "share": b["count"] / most,
+            "title": f"{b['low']:.3g} to {b['high']:.3g}: {b['count']:,} {unit.many}",
+        }
+        for b in bars
+    ]
+    return {"bars": drawn, "most": f"{most:,} {unit.many}", "low": low, "high": high}
+
+
+def _facts(view: dict[str, Any], unit: Unit) -> list[dict[str, str]]:
     facts = []
     if view["threshold"] is not None:
         facts.append({"name": "threshold", "value": number(view["threshold"]), "note": "raw units"})
     if not view["collected"]:
         return facts
-    firings = f"{view['n_firings']:,} of {view['n_tokens']:,} tokens" if view["n_tokens"] else ""
+    n = view["n_tokens"]
+    firings = f"{view['n_firings']:,} of {n:,} {unit.many}" if n else ""
     return [
         {"name": "fires on", "value": percent(view["density"]), "note": firings},
         {

@@ -11,6 +11,7 @@ from ..missing import missing
 from ..others import check_name
 from ..parts import html, number, panel, percent
 from ..reading import check_text
+from ..units import TOKEN, Unit
 from .page import App, Page, Updates, box
 
 _TILES = {
@@ -38,15 +39,14 @@ class HealthPage(Page[at.Health]):
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         lacking = missing(actions.subject, "evaluate")
-        panel(overview_panel({**actions.health(), "missing": lacking}), elem_id="health-main")
+        view = {**actions.health(), "missing": lacking, "unit": self.subject.unit}
+        panel(overview_panel(view), elem_id="health-main")
         self.notice = panel()
         with gr.Row():
-            with gr.Column(min_width=320):
-                self.text = self.field(
-                    "text", gr.Textbox, label="Measure it on your own text", **box(3)
-                )
-                self.run = gr.Button("Measure")
-                self.measured = panel(elem_id="health-measured")
+            if self.subject.unit.is_text:
+                self._own_text()
+            else:
+                self.measured = panel()
             with gr.Column(min_width=320):
                 self.versus = self.field(
                     "versus",
@@ -57,6 +57,14 @@ class HealthPage(Page[at.Health]):
                 self.compare = gr.Button("Compare")
                 self.comparison = panel(elem_id="health-comparison")
         self.outputs = (self.measured, self.comparison)
+
+    def _own_text(self) -> None:
+        with gr.Column(min_width=320):
+            self.text = self.field(
+                "text", gr.Textbox, label="Measure it on your own text", **box(3)
+            )
+            self.run = gr.Button("Measure")
+            self.measured = panel(elem_id="health-measured")
 
     def render(self, address: at.Health) -> Updates:
         """The metrics on a text, and the other SAE's numbers."""
@@ -74,12 +82,14 @@ class HealthPage(Page[at.Health]):
         return html("measured", {"facts": facts})
 
     def _compared(self, versus: str) -> str:
-        return html("versus", self.actions.compare_saes(versus))
+        view = self.actions.compare_saes(versus)
+        return html("versus", {**view, "unit": self.subject.unit})
 
     def wire(self, app: App) -> None:
         """Each button fills its own panel."""
-        measure = [self.run.click, self.text.submit]
-        app.on(measure, self._measure, self, progress_on=[self.measured])
+        if self.subject.unit.is_text:
+            measure = [self.run.click, self.text.submit]
+            app.on(measure, self._measure, self, progress_on=[self.measured])
         app.on(
             [self.compare.click, self.versus.submit],
             self._compare,
@@ -116,6 +126,7 @@ def _value(value: int | float | None) -> str:
 
 def overview_panel(view: dict[str, Any]) -> str:
     """HTML of a view of `health`: metrics, histograms, and what probing showed."""
+    unit: Unit = view.setdefault("unit", TOKEN)
     metrics = {m["name"]: m for m in view["metrics"]}
     facts = [
         {"name": name, "value": number(metrics[key]["value"]), "note": metrics[key]["unit"]}
@@ -123,10 +134,10 @@ def overview_panel(view: dict[str, Any]) -> str:
         if key in metrics
     ]
     if view["dead"] is not None and view["counted_on"]:
-        note = f"of {view['d_sae']:,}, on {view['counted_on']:,} tokens"
+        note = f"of {view['d_sae']:,}, on {view['counted_on']:,} {unit.many}"
         facts.append({"name": "never fired", "value": f"{view['dead']:,}", "note": note})
     charts = [
-        _chart("Latents on a token", view["l0"], "tokens", lambda x: f"{x:g}"),
+        _chart(f"Latents on a {unit.one}", view["l0"], unit.many, lambda x: f"{x:g}"),
         _chart("How often latents fire", view["density"], "latents", _share),
         _chart("Thresholds, raw units", view["thresholds"], "latents", number),
     ]

@@ -8,7 +8,7 @@ import gradio as gr
 from .. import address as at
 from ..actions import Actions
 from ..parts import html, panel
-from .page import App, Page, Updates, box, one_of, whole
+from .page import App, TextPage, Updates, box, one_of, whole
 
 _DENSITIES = [
     ("show all latents", 1.0),
@@ -28,7 +28,7 @@ def _nearest(density: float) -> float:
     return min((choice for _, choice in _DENSITIES), key=lambda choice: abs(choice - density))
 
 
-class InspectPage(Page[at.Inspect]):
+class InspectPage(TextPage[at.Inspect]):
     """A text, the latents that fire in it, and another text to compare it with."""
 
     title = "Inspect"

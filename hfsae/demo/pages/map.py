@@ -6,10 +6,12 @@ import gradio as gr
 
 from .. import address as at
 from ..actions import Actions
+from ..crops import add_strongest
 from ..latent_map import latent_map
 from ..missing import missing
 from ..parts import html, panel
 from ..presets import searches
+from ..units import Unit
 from .page import App, Page, Updates, whole
 
 
@@ -26,7 +28,7 @@ class MapPage(Page[at.Map]):
                 "query",
                 gr.Textbox,
                 label="Highlight",
-                placeholder="a word that latents fire on, or of their names",
+                placeholder=_placeholder(self.subject.unit),
                 scale=4,
                 min_width=200,
                 max_lines=1,
@@ -46,12 +48,14 @@ class MapPage(Page[at.Map]):
     def render(self, address: at.Map) -> Updates:
         """The map, and the latents that are highlighted in it."""
         lacking = missing(self.subject, "collect")
-        drawn = html("latent_map", {**latent_map(self.subject), "missing": lacking})
+        view = {**latent_map(self.subject), "missing": lacking, "unit": self.subject.unit}
+        drawn = html("latent_map", view)
         return {self.map: drawn, self.found: self._found(address.query)}
 
     def _found(self, query: str) -> str:
         view = self.actions.find_on_map(query) if query.strip() else {"hits": [], "rows": []}
-        return html("on_map", {**view, "query": query})
+        add_strongest(self.subject, view["rows"])
+        return html("on_map", {**view, "query": query, "unit": self.subject.unit})
 
     def wire(self, app: App) -> None:
         """A point leads to its latent's page; a search changes the highlights alone."""
@@ -80,3 +84,9 @@ class MapPage(Page[at.Map]):
         if do == "steer":
             return at.Steer(latents={whole(index): 1.0})
         return at.Feature(whole(index))
+
+
+def _placeholder(unit: Unit) -> str:
+    if unit.is_text:
+        return "a word that latents fire on, or of their names"
+    return f"a {unit.whole} that latents fire in, or a word of their names"

@@ -13,6 +13,7 @@ from ...machine.refused import Refused
 from ..actions import Actions, in_queue
 from ..address import Address, Steer, page_of, to_query
 from ..parts import html
+from ..subject import Subject
 
 A = TypeVar("A", bound=Address)
 Updates = dict[Any, Any]
@@ -50,6 +51,11 @@ class Page(Generic[A]):
     def __init__(self, actions: Actions) -> None:
         self.actions, self.subject = actions, actions.subject
         self.fields = {}
+
+    @classmethod
+    def fits(cls, subject: Subject) -> bool:
+        """Whether the page has a use for such an SAE; by default, for every one."""
+        return True
 
     @cached_property
     def opening(self) -> A:
@@ -120,6 +126,15 @@ class Page(Generic[A]):
         """Connect this page's events."""
 
 
+class TextPage(Page[A]):
+    """A page of SAEs that read text: it needs a language model."""
+
+    @classmethod
+    def fits(cls, subject: Subject) -> bool:
+        """An SAE of text, whether or not its language model is loaded."""
+        return subject.unit.is_text
+
+
 @dataclass
 class Visit:
     """What is known of one browser's page. Handlers change it in place: the next event knows."""
@@ -128,6 +143,10 @@ class Visit:
     """names of the pages that were drawn; empty until the first is"""
     click: int = 0
     """the number of the last click in a panel"""
+    opened: Address | None = None
+    """what the link asked for"""
+    selected: bool = False
+    """whether the browser said that it has selected the first page, as it does at the start"""
 
 
 @dataclass
@@ -145,9 +164,20 @@ class App:
     """a `Visit`"""
     pages: dict[str, Page] = field(default_factory=dict)
 
+    def page_of(self, address: Address) -> Page:
+        """The page of an address.
+
+        Raises:
+            ValueError: this SAE has no such page.
+        """
+        if (page := self.pages.get(page_of(address))) is None:
+            there = ", ".join(self.pages)
+            raise Refused(f"this SAE has no page {page_of(address)!r}; its pages: {there}")
+        return page
+
     def fill(self, address: Address) -> Updates:
         """The link and the fields of an address."""
-        page = self.pages[page_of(address)]
+        page = self.page_of(address)
         return {
             self.link: to_query(address),
             page.notice: "",
@@ -156,7 +186,7 @@ class App:
 
     def show(self, address: Address) -> Updates:
         """The link, and all updates of the page of an address."""
-        updates, page = self.fill(address), self.pages[page_of(address)]
+        updates, page = self.fill(address), self.page_of(address)
         try:
             return updates | page.render(address)
         except ValueError as error:
@@ -248,17 +278,18 @@ class App:
     ) -> Updates:
         """Unchanged fields are not sent: somebody may be typing there. A latent to steer is added
         to those already steered. What has no click's number stays on its page."""
-        n, steer = len(page.inputs), self.pages["steer"]
+        n, steer = len(page.inputs), self.pages.get("steer")
         own, of_steer = values[:n], values[n:]
         try:
             address = to(*own)
             added: Updates = {}
-            if of_steer and isinstance(address, Steer):
+            if steer and of_steer and isinstance(address, Steer):
                 latents = address.latents
                 address = steer.joined(address, *of_steer)
                 added = steer.added(latents, *of_steer)
             updates = self.show(address) | added
-            steer.request_run(request, address)
+            if steer:
+                steer.request_run(request, address)
         except ValueError as error:
             return {page.notice: html("error", str(error))}
         if click is not None:
@@ -283,6 +314,7 @@ class App:
         progress_on: Sequence[Component] | None,
     ) -> Any:
         name = next(name for name, p in self.pages.items() if p is page)
+        leads_to = [other for other in leads_to if other in self.pages]
         return trigger(
             handler,
             [self.visit, self.lead, *self._inputs(page, "steer" in leads_to)],

@@ -6,7 +6,8 @@ import gradio as gr
 
 from .. import address as at
 from ..actions import Actions
-from ..inspect_actions import BY, RAW, SCORES, check_query
+from ..crops import add_strongest
+from ..inspect_actions import BY, BY_WITHOUT_TEXT, RAW, SCORES, check_query
 from ..parts import html, number, panel, percent
 from ..presets import searches
 from .page import App, Page, Updates, one_of, whole
@@ -18,6 +19,7 @@ _NAMES = {
     "label": "their label",
     "similar to": "the number of a similar latent",
 }
+_EXAMPLE = "war, or the sea"
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     SCORES["word"]: ("match", "{:.2f}".format),
     SCORES["fires on"]: ("share of largest", percent),
@@ -38,7 +40,10 @@ class SearchPage(Page[at.Search]):
     def __init__(self, actions: Actions) -> None:
         super().__init__(actions)
         self.choices = searches(actions.subject)
-        names = [(_NAMES[by], by) for by in _NAMES if by in BY]
+        unit = actions.subject.unit
+        self.ways = BY if unit.is_text else BY_WITHOUT_TEXT
+        names = {**_NAMES, **({} if unit.is_text else {"word": f"a {unit.whole} or a name"})}
+        names = [(names[by], by) for by in names if by in self.ways]
         self.by = self.field(
             "by", gr.Radio, names, label="Find latents by", elem_classes="hf-choices"
         )
@@ -47,7 +52,7 @@ class SearchPage(Page[at.Search]):
                 "query",
                 gr.Textbox,
                 label="Search",
-                placeholder="war, or the sea",
+                placeholder=_EXAMPLE if unit.is_text else f"part of a {unit.whole}'s name",
                 scale=4,
                 min_width=200,
                 max_lines=3,
@@ -63,7 +68,7 @@ class SearchPage(Page[at.Search]):
 
     def to_component(self, name: str, value: object) -> object:
         """A valid way to search."""
-        return at.Search.by if name == "by" and value not in BY else value
+        return at.Search.by if name == "by" and value not in self.ways else value
 
     def first(self) -> at.Search:
         """The first example."""
@@ -76,7 +81,9 @@ class SearchPage(Page[at.Search]):
         view = self.actions.search(address.query, address.by)
         unit, written = _COLUMNS[view["score"]]
         rows = [{**row, "shown": written(row["value"])} for row in view["found"]]
+        add_strongest(self.subject, rows)
         shown = {**view, "found": rows, "reasons": view["score"] == SCORES["word"]}
+        shown["unit"] = self.subject.unit
         return {self.found: html("searched", shown, unit)}
 
     def wire(self, app: App) -> None:

@@ -23,7 +23,7 @@ from ..settings import NAMES
 from ..snippet import of_texts
 from ..steer_actions import LIMITS, check, sampling
 from .found import PresetSearch
-from .page import LATENT_BOX, App, Page, Updates, box, whole
+from .page import LATENT_BOX, App, TextPage, Updates, box, whole
 from .share import Share
 from .strength import StrengthSearch
 
@@ -66,7 +66,7 @@ class Written(NamedTuple):
         return shared if same else ()
 
 
-class SteerPage(Page[at.Steer]):
+class SteerPage(TextPage[at.Steer]):
     """Long texts and sweeps: each session has one of each at a time."""
 
     title = "Steer"

@@ -11,7 +11,7 @@ from ..parts import html, panel
 from ..reading import check_text
 from ..rows import Json
 from ..why import ALONE, disagreement, is_token, spelling, summary
-from .page import App, Page, Updates, box, one_of, whole
+from .page import App, TextPage, Updates, box, one_of, whole
 
 EXAMPLES = (
     "The people voted in the presidential",
@@ -20,7 +20,7 @@ EXAMPLES = (
 )
 
 
-class WhyPage(Page[at.Why]):
+class WhyPage(TextPage[at.Why]):
     """A text, its likeliest next tokens, and the latents that speak for one of them."""
 
     title = "Why this token"

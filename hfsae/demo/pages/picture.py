@@ -1,0 +1,149 @@
+"""Which latents fire in a picture, and where."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from .. import address as at
+from ..actions import Actions, in_queue
+from ..crops import add_strongest, crop
+from ..parts import html, panel
+from ..picture import as_link
+from ..picture_actions import activations_of
+from ..rows import Json, largest_of
+from ..seeing import MOST_BYTES, Seen, seen, upload
+from ..subject import Subject
+from ..units import PATCH
+from .page import App, Page, Updates, whole
+
+_OFFERED = 10  # pictures of examples
+_NO_MODEL = "No picture can be inspected, as the model of pictures is not loaded: "
+_NONE_YET = "Upload a picture, and see which latents fire in it, and where."
+
+
+class PicturePage(Page[at.Picture]):
+    """A picture of one's own, or of an example, with each latent's activations over it."""
+
+    title = "Inspect a picture"
+    state = at.Picture
+
+    @classmethod
+    def fits(cls, subject: Subject) -> bool:
+        """An SAE that reads a model of pictures."""
+        return subject.unit == PATCH
+
+    def __init__(self, actions: Actions) -> None:
+        super().__init__(actions)
+        self.offered = _offered(self.subject)
+        with gr.Row(elem_classes="hf-buttons"):
+            self.upload = gr.UploadButton(
+                "Upload a picture",
+                variant="primary",
+                file_types=["image"],
+                min_width=170,
+                scale=0,
+                interactive=self.subject.encoder is not None,
+                elem_id="picture-upload",
+            )
+            size = f"{MOST_BYTES / 1e6:.0f} MB"
+            panel(html("hint", f"PNG, JPEG, WebP, GIF or BMP, at most {size}"))
+        self.examples = panel(html("thumbs", self.offered), elem_id="picture-examples")
+        self.notice = panel()
+        with gr.Row():
+            with gr.Column(scale=1, min_width=320):
+                self.shown = panel(elem_id="picture-shown")
+            with gr.Column(scale=1, min_width=320):
+                self.latents = panel(elem_id="picture-latents")
+        self.field("picture", gr.State)
+        self.field("latent", gr.State)
+        self.outputs = (self.shown, self.latents)
+
+    def first(self) -> at.Picture:
+        """The first picture that examples are from."""
+        offered = _offered(self.subject)[:1] if self.subject.encoder is not None else []
+        return at.Picture("".join(str(p["document"]) for p in offered))
+
+    def render(self, address: at.Picture) -> Updates:
+        """The picture, coloured by a latent, and all that fire in it."""
+        if self.subject.encoder is None:
+            sentence = f"{_NO_MODEL}{self.subject.why_no_lm}."
+            return {self.shown: html("empty", sentence), self.latents: ""}
+        if not address.picture:
+            return {self.shown: html("empty", _NONE_YET), self.latents: ""}
+        view = self.actions.inspect_picture(address.picture, address.latent)
+        there = seen(self.subject, address.picture)
+        for row in [*view["ranking"], *view["dense"]["rows"]]:
+            row["here"] = self._crop(there, row["latent"], row["peak"])
+        add_strongest(self.subject, [*view["ranking"], *view["dense"]["rows"]])
+        view["crop"] = self._crop(there, view["latent"], None)
+        view["small"] = address.picture.isdecimal()
+        return {self.shown: html("seen", view), self.latents: html("seen_latents", view)}
+
+    def _crop(self, there: Seen, latent: int | None, peak: int | None) -> Json:
+        """The picture with a latent's activations over it."""
+        trace = activations_of(there, latent)
+        most = largest_of(self.subject, latent) or max([*trace, 0.0]) or 1.0
+        shares = {i: activation / most for i, activation in enumerate(trace) if activation > 0}
+        return crop(there.picture, there.grid, peak, shares)
+
+    def wire(self, app: App) -> None:
+        """An uploaded picture is shown; clicks on latents keep it."""
+        self.app = app
+        self.upload.upload(
+            self._uploaded,
+            self.upload,
+            app.outputs("picture"),
+            show_progress="minimal",
+            show_progress_on=[self.shown],
+            api_visibility="private",
+            **in_queue("look"),
+        )
+        app.on_select(self.examples, self._example, self, progress_on=[self.shown])
+        for part in (self.shown, self.latents):
+            app.on_select(part, self._clicked, self, leads_to=("feature",))
+
+    def _uploaded(self, path: str | None) -> Updates:
+        if path is None:
+            return {self.notice: gr.skip()}
+        try:
+            name = upload(self.subject, _taken(Path(path)))
+        except ValueError as error:
+            return {self.notice: html("error", str(error))}
+        return self.app.show(at.Picture(name))
+
+    def _example(self, do: str, number: str, to: str, *values: object) -> at.Picture:
+        return at.Picture(str(whole(number)))
+
+    def _clicked(self, do: str, number: str, to: str, *values: object) -> at.Address:
+        if do == "colour":
+            return replace(self.address(*values), latent=whole(number))
+        return at.Feature(latent=whole(number))
+
+
+def _taken(path: Path) -> bytes:
+    """The content of an uploaded file, which is not kept on disk."""
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    path.unlink(missing_ok=True)
+    return content
+
+
+def _offered(subject: Subject) -> list[dict[str, Any]]:
+    """Whole pictures that examples are from, spread over all."""
+    if subject.pictures is None or subject.encoder is None:
+        return []
+    documents = [document for document, part in subject.pictures.names if part == 0]
+    step = max(1, len(documents) // _OFFERED)
+    keys = [(document, 0) for document in documents[::step][:_OFFERED]]
+    found = subject.pictures.read(keys)
+    return [
+        {
+            "document": key[0],
+            "name": found[key].name,
+            "src": as_link(found[key].content, "image/jpeg"),
+        }
+        for key in keys
+        if key in found
+    ]
