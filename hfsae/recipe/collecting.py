@@ -14,6 +14,7 @@ def collect_examples(job: Job) -> None:
     store = job.inputs.collect(job)
     store.meta |= {**stamp(job.folder), **(job.more or {})}
     store.save(job.folder)
+    job.inputs.illustrate(job)
 
 
 def collect_from_text(job: Job, loaded: LoadedLM) -> FeatureStore:

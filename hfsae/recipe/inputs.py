@@ -82,6 +82,10 @@ class Inputs(Protocol):  # checkable: types are checked in tests
         """What the latents of the job's SAE fire on."""
         ...
 
+    def illustrate(self, job: "Job") -> None:
+        """Write what shows saved examples beyond their words."""
+        ...
+
     def tabulate(self, job: "Job") -> LabelTable:
         """How the latents of the job's SAE go with labels of documents."""
         ...

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from ..activations import AudioArguments, ImageArguments, InputSource
 from ..activations.pictures import Pictures
-from ..evaluation import EvaluationResult, evaluate_reconstructions
+from ..evaluation import EvaluationResult, evaluate_reconstructions, output_change
 from ..evaluation.result import in_units
 from ..features import FeatureStore, LabelTable, collect_rows, label_table
+from ..features.pictures import write_pictures
 from ..lm import LoadedEncoder, contract, empty_encoder, encoder_width, load_encoder
 from ..machine.refused import Refused
 from ..machine.units import UNITS
@@ -76,7 +77,8 @@ class EncoderInputs:
     def evaluate(
         self, saes: Mapping[str, SAE], limits: dict[str, float], *, losses: bool = True
     ) -> dict[str, EvaluationResult]:
-        """Fidelity on held-out documents."""
+        """Fidelity on held-out documents, and how far the model's own output moves on
+        reconstructions, beside both ablations."""
         args, n = self.recipe.evaluation, self.recipe.sizes.evaluation
         results = {}
         for name, sae in saes.items():
@@ -86,6 +88,9 @@ class EncoderInputs:
                 batches = counted(source.batches(args.side, n), progress)
                 result = evaluate_reconstructions(sae, batches, args)
             result.side, result.mask_policy = args.side, _EVERY_POSITION
+            if losses:
+                inputs, how = source.inputs(args.side, n), {"norm_limits": limits}
+                result.metrics |= output_change(self.loaded.model, sae, inputs, args, **how)
             results[name] = in_units(result, UNITS[self.section])
         return results
 
@@ -101,6 +106,12 @@ class EncoderInputs:
                 unit=self.unit,
                 meta=_grid_of(source),
             )
+
+    def illustrate(self, job: Job) -> None:
+        """Small copies of the pictures that examples are from."""
+        if self.recipe.kind == "pictures":
+            source = self.source(job.sae.config.reads.names, job.limits)
+            write_pictures(job.folder, source.picture)
 
     def tabulate(self, job: Job) -> LabelTable:
         """How latents go with the labels of documents; of all documents on the held-out side."""

@@ -81,6 +81,9 @@ class FileInputs:
                 unit=self.unit,
             )
 
+    def illustrate(self, job: Job) -> None:
+        """Nothing: rows have no picture."""
+
     def tabulate(self, job: Job) -> LabelTable:
         """How latents go with the labels of documents, or of rows, on the held-out side."""
         source = self.source(job.sae.config.reads.names)

@@ -74,6 +74,9 @@ class TextInputs:
         """Windows of the text on which latents fire."""
         return collect_from_text(job, self.loaded)
 
+    def illustrate(self, job: Job) -> None:
+        """Nothing: examples are words."""
+
     def tabulate(self, job: Job) -> LabelTable:
         """Never: `hfsae probe` tells what latents reveal about labelled texts."""
         raise Refused("a table of labels is made of files, pictures and sound; see `hfsae probe`")
