@@ -43,18 +43,15 @@ def sheet_of(
     step = max(1, _AT_ONCE // sae.config.d_sae)
     for batch in batches:
         unit = units.find(batch)
-        is_used = units.admit(unit)
-        x = sae.config.reads.joined(batch.activations)[torch.from_numpy(is_used)]
-        for part, its_unit in zip(x.split(step), _split(unit[is_used], step), strict=True):
+        used = units.admit(unit).nonzero()[0]
+        x = sae.config.reads.joined(batch.activations)
+        for first in range(0, len(used), step):
+            rows = used[first : first + step]
+            part = x[torch.from_numpy(rows).to(x.device)]
             latents = sae.encode(part.to(sae.W_dec))
             values = torch.cat([latents.float().cpu(), part.float().cpu()], dim=1)
-            units.add(its_unit, values.numpy())
+            units.add(unit[rows], values.numpy())
     return units.sheet()
-
-
-def _split(numbers: np.ndarray, step: int) -> list[np.ndarray]:
-    """As torch splits: an empty array is one part."""
-    return [numbers[i : i + step] for i in range(0, max(1, len(numbers)), step)]
 
 
 class _Units:
@@ -130,8 +127,6 @@ class _Units:
 
     def add(self, unit: Int[np.ndarray, " n"], values: Float[np.ndarray, "n variables"]) -> None:
         """The variables in some rows of units that have a slot."""
-        if not len(unit):
-            return
         order = np.argsort(self.slot[unit], kind="stable")
         slots, starts, counts = np.unique(
             self.slot[unit[order]], return_index=True, return_counts=True
