@@ -44,7 +44,7 @@ from ..machine.names import (
 )
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import refuse_changed
-from ..machine.units import Unit, section_of, unit_of
+from ..machine.units import TOKEN, Unit, section_of, unit_of
 from ..machine.visible import is_folder, listed, public_record
 from ..machine.weights import refuse_mixture
 from ..models import SAE
@@ -108,6 +108,8 @@ def write_card(folder: str | Path, *, repo_id: str | None = None) -> Path:
 
 
 _SLOW = "the controller needs about 500 steps after the warm start; raise training.n_tokens"
+_UNLIKE = "{0} unlike the training {1}, so the metrics are not those of the SAE on such {1}"
+_NAMES = {True: ("this text is", "text"), False: ("these inputs are", "inputs")}
 _NOTHING_MOVES = "its variant has no `sparsity_losses`, so nothing moves L0; leave target_l0 out"
 
 
@@ -136,8 +138,8 @@ def _misgivings(config: Json, record: Json, evaluation: Json) -> list[str]:
     trained = record.get("fvu_in_training")
     if trained and fvu > _FAR_FVU * trained:
         reasons.append(
-            f"FVU is {fvu:.3g}, {fvu / trained:.1f} times that at the end of training: this text "
-            "is unlike the training text, so the metrics are not those of the SAE on such text"
+            f"FVU is {fvu:.3g}, {fvu / trained:.1f} times that at the end of training: "
+            + _UNLIKE.format(*_NAMES[unit_of(record) == TOKEN])
         )
     if evaluation.get("side") == "validation":
         reasons.append(

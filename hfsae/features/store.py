@@ -10,6 +10,7 @@ import math
 import random
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -433,7 +434,8 @@ def show(latent: Latent, highlight: tuple[str, str] = PLAIN, *, width: int = 100
     if latent.unit == "token":
         lines.append(f"  promotes    {_token_line(latent.promoted)}")
         lines.append(f"  suppresses  {_token_line(latent.suppressed)}")
-    line_of, kind = _example_line if latent.unit == "token" else _row_line, None
+    row_line = partial(_row_line, unit=latent.unit)
+    line_of, kind = _example_line if latent.unit == "token" else row_line, None
     for example in latent.examples:
         if example.kind != kind:
             kind = example.kind
@@ -455,9 +457,12 @@ def _example_line(example: Example, highlight: tuple[str, str], width: int) -> s
     return f"{left}{highlight[0]}{token}{highlight[1]}{right[: room - len(left)]}"
 
 
-def _row_line(example: Example, highlight: tuple[str, str], width: int) -> str:
-    """The caption, then the others in its window where the latent fires, as far as they fit."""
+def _row_line(example: Example, highlight: tuple[str, str], width: int, *, unit: str) -> str:
+    """The caption, then the others in its window where the latent fires, as far as they fit; of a
+    picture none, whose patches people know by row and column."""
     caption = printable(example.tokens[example.firing])
+    if unit == "patch":
+        return f"{highlight[0]}{caption}{highlight[1]}"
     around = zip(example.token_ids, example.activations, strict=True)
     also = [f"{at} ({a:.3g})" for at, a in around if a > 0 and at != example.position]
     beside = f"  also at {', '.join(also)}"[: max(0, width - len(caption) - 2)] if also else ""
