@@ -126,9 +126,11 @@ def _measured(recipe: Recipe, lm: Model, on_gpu: bool) -> _Paces:
     t, context, device = recipe.training, recipe.text.context_size, "cuda" if on_gpu else "cpu"
     rows, attention = recipe.harvest.rows, attention_of(recipe, lm)
     batch = t.batch_size // (1 if is_spread(recipe) else t.num_processes or 1)
-    is_text = lm is not None and recipe.kind == "text"
+    of_lm = None
+    if lm is not None and recipe.kind == "text":
+        of_lm = lm_pace(lm, lm_dtype(recipe, lm), rows, context, device, attention)
     return _Paces(
-        lm_pace(lm, lm_dtype(recipe, lm), rows, context, device, attention) if is_text else None,
+        of_lm,
         lambda config: step_seconds(_here(recipe, config), t, batch, device),
         lambda config: start_seconds(config, t, device),
         lambda config: sae_pace(config, recipe.collect, context, device),
@@ -139,12 +141,9 @@ def _by_formula(recipe: Recipe, lm: Model, card: Card) -> _Paces:
     t, context = recipe.training, recipe.text.context_size
     n_spread = (t.num_processes or 1) if is_spread(recipe) else 1
     attention, rows = attention_of(recipe, lm), recipe.harvest.rows
-    is_text = lm is not None and recipe.kind == "text"
-    of_lm = (
-        formula.lm_pace(lm, lm_dtype(recipe, lm), rows, context, attention, card)
-        if is_text
-        else None
-    )
+    of_lm = None
+    if lm is not None and recipe.kind == "text":
+        of_lm = formula.lm_pace(lm, lm_dtype(recipe, lm), rows, context, attention, card)
     return _Paces(
         of_lm,
         lambda config: formula.step_seconds(config, parameters(config, n_spread)[1], t, card),

@@ -89,8 +89,10 @@ class EncoderInputs:
                 result = evaluate_reconstructions(sae, batches, args)
             result.side, result.mask_policy = args.side, _EVERY_POSITION
             if losses:
-                inputs, how = source.inputs(args.side, n), {"norm_limits": limits}
-                result.metrics |= output_change(self.loaded.model, sae, inputs, args, **how)
+                inputs = source.inputs(args.side, n)
+                result.metrics |= output_change(
+                    self.loaded.model, sae, inputs, args, norm_limits=limits
+                )
             results[name] = in_units(result, UNITS[self.section])
         return results
 

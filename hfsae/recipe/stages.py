@@ -144,6 +144,7 @@ def _train(
         accelerator=accelerator,
         provenance=_provenance(recipe, inputs, source.describe(), command),
         text=source.content(),
+        unit=inputs.unit,
         own={name: recipe.training_of(name) for name in recipe.saes},
     )
     with closing(stream):

@@ -135,6 +135,7 @@ class Trainer(Generic[Trained]):
         accelerator: made by `make_accelerator(args)` if not given.
         provenance: further entries for `training.json`: source of the activations, command run.
         text: digest of the stream's text; a checkpoint with another one is refused.
+        unit: what an activation is of, for progress bars.
         own: by name, the arguments of SAEs that are trained otherwise than by `args`, except in
             what the stream and the files depend on (`identity.SHARED`).
     """
@@ -149,7 +150,9 @@ class Trainer(Generic[Trained]):
         provenance: Mapping[str, Any] | None = None,
         text: str | None = None,
         own: Mapping[str, TrainingArguments] | None = None,
+        unit: str = "tok",
     ) -> None:
+        self.unit = unit
         self.args, self.stream, self.provenance = args, stream, dict(provenance or {})
         sum_products_in_float32()
         self.accelerator = accelerator or make_accelerator(args)
@@ -256,7 +259,7 @@ class Trainer(Generic[Trained]):
     @contextmanager
     def _bars(self) -> Iterator[tqdm]:
         """A progress bar for the run; below it, one for the bucket that is being harvested."""
-        quiet = {"disable": not self.accelerator.is_main_process, "unit": "tok", "unit_scale": True}
+        quiet = {"disable": not self.accelerator.is_main_process, "unit": self.unit, "unit_scale": True}
         quiet["mininterval"] = 0.2 if sys.stderr.isatty() else 15.0
         done = self.steps_done * self.args.batch_size
         total = self.args.total_steps * self.args.batch_size

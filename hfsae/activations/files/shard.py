@@ -60,8 +60,11 @@ class Shard(Protocol):
 
     path: Path
     """The file that sentences and captions name."""
-    metadata: Mapping[str, str]
-    """What its writer noted; `hfsae.recipe.harvesting` notes "side" and "order"."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What its writer noted; `hfsae.recipe.harvesting` notes "side" and "order"."""
+        ...
 
     @property
     def names(self) -> list[str]:
