@@ -3,7 +3,6 @@
 import csv
 import logging
 import os
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,17 +13,13 @@ from typing import Generic, TypeVar
 
 from ..machine.refused import Refused
 from ..machine.weights import file_hash
+from .files.containers import natural
 
 logger = logging.getLogger(__name__)
 _SHOWN = 10  # names of files that are not read
 _HELD = 2**28  # bytes of decoded documents
 _COLUMN = "file"  # of a table of labels
 T = TypeVar("T")
-
-
-def natural(path: Path) -> list[str | int]:
-    """A sorting key that puts p2 before p10."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
 
 
 def check_files(section: str, files: object) -> str | list[str]:

@@ -85,7 +85,7 @@ class _Picture(NamedTuple):
     name: str
     id: str
     label: str | None
-    at: "Path | UInt8[np.ndarray, 'height width *channels']"
+    at: Path | UInt8[np.ndarray, "height width 3"]
 
 
 class Grid(NamedTuple):
@@ -340,17 +340,11 @@ def _listed(args: ImageArguments) -> list[_Picture]:
 
 
 def _packaged(names: str) -> list[_Picture]:
-    from ..packaged.pictures import packaged_pictures
+    from ..packaged import packaged_pictures
 
     listed = []
     for source in names.split(","):
-        for name, image, label in packaged_pictures(source.strip()):
-            path = Path(getattr(image, "filename", ""))
-            if path.is_file():  # it is read again when it is its turn
-                image.close()
-                listed.append(_Picture(name, ids_of([path])[0], label, path))
-                continue
-            pixels = np.asarray(image, np.uint8)
+        for name, pixels, label in packaged_pictures(source.strip()):
             id_ = sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).hexdigest()[:16]
             listed.append(_Picture(name, id_, label, pixels))
     return listed

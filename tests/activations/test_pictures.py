@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 
 from hfsae.activations import HarvestArguments, ImageArguments, InputSource
 from hfsae.activations.pictures import grid_of
+from hfsae.packaged import PACKAGED_PICTURES, packaged_pictures
 
 from ..tiny_encoders import (
     N_PATCHES,
@@ -237,26 +238,23 @@ def test_labels_come_from_a_table_or_from_folders(encoder, tmp_path):
             source.labels()
 
 
-def test_packaged_pictures_come_with_their_labels(encoder, monkeypatch, tmp_path):
-    pixels = save_pictures(tmp_path, 3)
-    package = ModuleType("hfsae.packaged.pictures")
-
-    def packaged_pictures(name: str):
-        assert name in ("digits", "photographs")
-        if name == "photographs":
-            yield "photo", Image.open(tmp_path / "0.png"), None
-        else:
-            yield "digit 1", pixels[1], "1"
-            yield "digit 2", Image.fromarray(pixels[2]), "2"
-
-    package.packaged_pictures = packaged_pictures
-    monkeypatch.setitem(sys.modules, "hfsae.packaged.pictures", package)
-    source = source_of(encoder("vit"), packaged="photographs, digits")
-    assert source.labels() == {"label": [None, "1", "2"]}
-    assert source.caption(1, 0) == "digit 1, patch row 1 column 1"
+def test_packaged_pictures_come_with_their_labels(encoder):
+    for name in ("digits", "photographs"):
+        for package in PACKAGED_PICTURES[name].packages:
+            if package.installed is None:
+                pytest.skip(f"{package.name} is not installed: {package.install_command}")
+    loaded = encoder("vit")
+    source = source_of(loaded, packaged="photographs, digits")
+    pictures = [*packaged_pictures("photographs"), *packaged_pictures("digits")]
+    labels = [picture.label for picture in pictures]
+    assert source.labels() == {"label": labels} and labels[0] is None and labels[-1] is not None
+    assert source.caption(20, 0) == f"{pictures[20].name}, patch row 1 column 1"
     assert source.describe()["images"]["origin"] == "Python packages"
-    files = all_of(source_of(encoder("vit"), folder=str(tmp_path)))
-    assert torch.equal(all_of(source)["acts"], files["acts"])
+    for document in (3, 20):
+        (piece,) = source.reader.pieces(document)
+        seen = [Image.fromarray(pictures[document].pixels)]
+        expected = loaded.processor(images=seen, return_tensors="pt")["pixel_values"]
+        assert torch.equal(source.read([piece]).inputs["pixel_values"], expected)
 
 
 @pytest.mark.usefixtures("as_for_users")
