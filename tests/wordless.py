@@ -24,9 +24,9 @@ GRID = (SIDE // PATCH, SIDE // PATCH)
 TOP, WINDOW = 4, 3
 COLOURS = ["red", "green", "blue", "yellow"]
 _OTHER = "#777777"
-_COLUMNS = (
-    ("colour", "red", 3, "max", "AUC", 0.97),
-    ("colour", "green", 5, "mean", "AUC", 0.91),
+_LABELS = (
+    ("colour", "red", 3, "max", "auc", 0.97),
+    ("colour", "green", 5, "mean", "auc", 0.91),
     ("age", None, 5, "mean", "spearman", -0.62),
 )
 
@@ -122,18 +122,25 @@ def _write(folder: Path, sae: SAE, store: FeatureStore, training: dict[str, Any]
     }
     density = store.densities.tolist()
     evaluation = {"metrics": metrics, "n_tokens": store.meta["n_tokens"], "density": density}
-    columns = [
-        {"name": name, "kind": "number" if c is None else "class", "class": c, "latent": latent}
-        | {"use": use, "statistic": statistic, "value": value, "low": value - 0.02}
-        | {"high": value + 0.02, "raw_dimension": 2, "raw_value": 0.71}
-        for name, c, latent, use, statistic, value in _COLUMNS
+    labels = [
+        {"column": column, "group": group, "measure": measure}
+        | {"latent": _best(latent, use, value), "raw": _best(2, use, 0.71)}
+        for column, group, latent, use, measure, value in _LABELS
     ]
-    table = {"columns": columns, "n_documents": store.meta["n_rows"]}
+    n = store.meta["n_rows"]
+    table = {"by": "document", "n_units": n, "n_documents": n, "associations": labels}
     for name, content in (("training", training), ("evaluation", evaluation)):
         (folder / f"{name}.json").write_text(json.dumps(content))
     (folder / "features" / "columns.json").write_text(json.dumps(table))
     (folder / "README.md").write_text("# A small SAE\n\nFor a test.\n")
     return folder
+
+
+def _best(index: int, use: str, value: float) -> dict[str, Any]:
+    """A latent or a raw dimension, as `hfsae.features.label_table` has it."""
+    sign = 1 if value > 0 else -1
+    best = {"index": index, "use": use, "sign": sign, "chosen": value, "value": value}
+    return best | {"low": value - 0.02, "high": value + 0.02}
 
 
 def store_of(

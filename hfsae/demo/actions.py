@@ -105,7 +105,7 @@ ENDPOINTS = (
     Endpoint(inspect_actions.random_latent, "A latent at random", queue="look"),
     Endpoint(inspect_actions.search, "Find latents", queue="look", gpu=True),
     Endpoint(inspect_actions.save_label, "Name a latent", queue="look", writes=True),
-    Endpoint(label_actions.labels, "Latents that tell labels apart", queue="look", fits=_labelled),
+    Endpoint(label_actions.labels, "Latents that go with labels", queue="look", fits=_labelled),
     _text(why.next_tokens, "The likeliest next tokens", queue="look"),
     Endpoint(health_actions.health, "How good the SAE is", queue="look"),
     Endpoint(health_actions.compare_saes, "Metrics of two SAEs", queue="look", reads_hub=True),

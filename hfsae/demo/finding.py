@@ -27,7 +27,7 @@ ALONE = 0.25
 """Match from which a latent is listed for one word of several."""
 _TITLES = {  # how a reason begins, and what stands above those latents
     "is named": "named so",
-    "tells": "tells this label from others",
+    "goes with": "goes with this label best of all latents",
     "fires on": "fires on it",
     "fires in": "fires in it",
     "has": "has it in a longer name",
@@ -74,9 +74,9 @@ def _of_all(subject: Subject, query: str, n: int) -> list[Hit]:
 
 
 def _telling(subject: Subject, query: str) -> list[Hit]:
-    """Latents that tell documents with this label from others."""
+    """Latents that go with this label."""
     rows = best_of(subject, query)
-    return [Hit(r["latent"], abs(r["value"]), f"tells {cited(label_of(r))}") for r in rows]
+    return [Hit(r["latent"], abs(r["value"]), f"goes with {cited(label_of(r))}") for r in rows]
 
 
 def _of_one(subject: Subject, words: list[str], n: int) -> list[Hit]:

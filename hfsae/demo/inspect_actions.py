@@ -22,7 +22,7 @@ from . import validate
 from .automatic import automatic_name
 from .cooccurrence import together
 from .finding import find, title_of
-from .label_actions import label_of, told_apart
+from .label_actions import label_of, measured, told_apart
 from .missing import without_examples
 from .parts import cited
 from .reading import inspection_of, token_id, token_rows, tokens_of
@@ -394,9 +394,8 @@ def _names(subject: Subject, facts: Json) -> list[Json]:
     if auto is not None:
         by = _GIVERS.get(auto["source"], str(auto["source"]))
         rows.append((auto["explanation"], by, auto["score"]))
-    for r in told_apart(subject, facts["latent"])[:_TOLD]:
-        score = " ".join(filter(None, (r["statistic"], f"{r['value']:.2f}")))
-        rows.append((label_of(r), "the label that it tells apart best", score))
+    told = told_apart(subject, facts["latent"])[:_TOLD]
+    rows += [(label_of(r), "a label that it goes with best", measured(r)) for r in told]
     what = subject.unit.many if subject.unit.is_text else subject.unit.wholes
     rows.append((", ".join(row.get("fires_on", [])), f"{what} of its strongest examples", ""))
     promoted = ", ".join(token.strip() for token in row.get("promotes", []))

@@ -1,6 +1,7 @@
-"""The table of labels: which latents tell documents of one label from the others.
+"""The table of labels: which latents go with which labels of documents.
 
-It is features/columns.json, which a run with labels writes; damaged rows are left out.
+It is features/columns.json, which a run with labels writes (`hfsae.features.label_table`): latents
+are chosen on one half of the documents and measured on the other. Damaged rows are left out.
 """
 
 from collections.abc import Iterator
@@ -13,38 +14,39 @@ from .rows import Json, as_rows
 from .subject import Subject
 
 MOST = 1000  # rows
+MEASURES = {"auc": "AUC", "spearman": "Spearman", "eta_squared": "eta squared"}
 
 
 def labels(subject: Subject, query: str = "") -> Json:
-    """Latents that tell labels of the documents apart, beside the best single number of the
+    """Latents that go with labels of the documents, beside the best single number of the
     activations: one for each class of a column of classes, and for each column of numbers.
 
     Args:
         query: a word of a column or class; empty: all.
 
     Returns:
-        n_documents (int | None): documents that were measured.
+        by (str): what a label is of: document or row.
+        n_documents (int | None): documents that have labels and were read.
         n_rows (int): rows of the whole table.
-        found (list[Latent]): of each row the latent, with "column", "class" (null for a column of
-            numbers), "use" (max or mean over the document), "statistic" (AUC or spearman), "value"
-            with its 95 % interval "low" to "high", and "raw_dimension" with its "raw_value".
+        found (list[Latent]): of each row the latent, with "column", "class" (null: of the whole
+            column), "measure" (auc: the chance that it is larger in the class than elsewhere;
+            spearman: correlation with numbers; eta_squared: share of its variance that lies between
+            classes), "value" on documents that it was not chosen on, with its 95 % interval "low"
+            to "high", "use" (max or mean over a document), "sign" (-1: it is smaller in the class),
+            and "raw_dimension" with its "raw_value".
     """
     query = validate.text(query, "the search").strip().casefold()
     every = [*_rows(subject)]
     if not every:
         raise Refused("this SAE comes without a table of labels; a run with labels writes one")
-    hits = [row for row in every if query in _title(row).casefold()]
+    hits = [row for row in every if query in label_of(row).casefold()]
     n = subject.columns.get("n_documents")
     return {
+        "by": "row" if subject.columns.get("by") == "row" else "document",
         "n_documents": n if isinstance(n, int) else None,
         "n_rows": len(every),
         "found": as_rows(subject, hits[:MOST]),
     }
-
-
-def told_apart(subject: Subject, latent: int) -> list[Json]:
-    """The rows of the table that a latent is in, the best first."""
-    return [row for row in best_rows(subject) if row["latent"] == latent]
 
 
 def best_rows(subject: Subject) -> list[Json]:
@@ -52,50 +54,64 @@ def best_rows(subject: Subject) -> list[Json]:
     return sorted(_rows(subject), key=lambda row: -abs(row["value"]))
 
 
+def told_apart(subject: Subject, latent: int) -> list[Json]:
+    """The rows of the table that a latent is in, the best first."""
+    return [row for row in best_rows(subject) if row["latent"] == latent]
+
+
 def best_of(subject: Subject, word: str) -> list[Json]:
-    """The rows whose class, or column of numbers, is this word."""
-    names = ((row, {_name(row).casefold(), _title(row).casefold()}) for row in _rows(subject))
-    return [row for row, its in names if word.strip().casefold() in its]
+    """The rows whose class, or column, is this word."""
+    word = word.strip().casefold()
+    names = ((row, (row["class"] or row["column"], label_of(row))) for row in _rows(subject))
+    return [row for row, its in names if word in map(str.casefold, its)]
 
 
 def label_of(row: Json) -> str:
     """A row's label in words: "kind = cat", or "age"."""
-    return _title(row)
-
-
-def _name(row: Json) -> str:
-    return row["column"] if row["class"] is None else row["class"]
-
-
-def _title(row: Json) -> str:
     return row["column"] if row["class"] is None else f"{row['column']} = {row['class']}"
+
+
+def measured(row: Json) -> str:
+    """The value of a row with the name of its measure: "AUC 0.97"."""
+    return f"{MEASURES[row['measure']]} {row['value']:.2f}"
 
 
 def _rows(subject: Subject) -> Iterator[Json]:
     """The valid rows of the file."""
-    listed = subject.columns.get("columns")
+    listed = subject.columns.get("associations")
     for row in listed if isinstance(listed, list) else ():
         if isinstance(row, dict) and _is_valid(row, subject.d_sae):
-            of_class = row.get("class")
+            best, raw, group = row["latent"], _best(row.get("raw")), row.get("group")
             yield {
-                "column": row["name"],
-                "class": None if of_class is None else str(of_class),
-                "latent": row["latent"],
-                "value": float(row["value"]),
-                **{name: _number(row.get(name)) for name in ("low", "high", "raw_value")},
-                **{name: str(row.get(name) or "") for name in ("use", "statistic")},
-                "raw_dimension": row.get("raw_dimension"),
+                "column": row["column"],
+                "class": None if group is None else str(group),
+                "measure": row["measure"],
+                "latent": best["index"],
+                **{name: _number(best.get(name)) for name in ("value", "low", "high")},
+                "use": str(best.get("use") or ""),
+                "sign": -1 if best.get("sign") == -1 else 1,
+                "raw_dimension": raw.get("index"),
+                "raw_value": _number(raw.get("value")),
             }
 
 
 def _is_valid(row: dict[str, Any], d_sae: int) -> bool:
-    latent, dimension = row.get("latent"), row.get("raw_dimension")
-    is_latent = type(latent) is int and 0 <= latent < d_sae
-    is_dimension = dimension is None or type(dimension) is int
-    named = isinstance(row.get("name"), str) and _number(row.get("value")) is not None
-    return is_latent and is_dimension and named
+    best = _best(row.get("latent"))
+    is_named = isinstance(row.get("column"), str) and row.get("measure") in MEASURES
+    return (
+        is_named
+        and best.get("index", -1) in range(d_sae)
+        and _number(best.get("value")) is not None
+    )
+
+
+def _best(value: object) -> dict[str, Any]:
+    """A latent or a raw dimension; empty if it is damaged."""
+    is_there = isinstance(value, dict) and type(value.get("index")) is int
+    return value if is_there and isinstance(value, dict) else {}
 
 
 def _number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and isfinite(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        return None
+    return float(value)

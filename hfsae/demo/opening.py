@@ -142,7 +142,7 @@ def _read_beside(subject: Subject, folder: Path) -> None:
         subject.card = card.read_text(encoding="utf-8", errors="replace")
     subject.evaluation = _read_json(folder / EVALUATION, dict, subject.notes)
     _read_presets(subject, folder)
-    for change in changes(folder, [EVALUATION, EXPLANATIONS_RECORD]):
+    for change in changes(folder, [EVALUATION, EXPLANATIONS_RECORD, COLUMNS]):
         subject.notes.append(f"do not trust its {change.path.name}: {change.why}")
     if change := next(changes(folder, [META]), None):
         subject.notes.append(

@@ -89,7 +89,7 @@ class Subject:
     pictures: Pictures | None = None
     """of the documents that the store's examples are from, where those are pictures"""
     columns: dict[str, Any] = field(default_factory=dict)
-    """which latents tell the documents' labels apart; see `label_actions`"""
+    """which latents go with labels of documents; see `label_actions`"""
     evaluation: dict[str, Any] = field(default_factory=dict)
     card: str = ""
     labels: dict[int, str] = field(default_factory=dict)

@@ -252,9 +252,10 @@ def test_the_table_of_labels_links_latents_and_leaves_damaged_rows_out(of_rows, 
     assert 'data-do="open" data-at="3"' in page and "AUC <b>0.97</b>" in page
     assert "colour = red" in shown(of_rows, at.Feature(3))  # among its names
     folder = Path(shutil.copytree(of_rows.folder, tmp_path / "sae"))
-    rows = [{"name": "a", "latent": D_SAE, "value": 1.0}, {"name": "a", "latent": 1}, 7]
-    rows.append({"name": "kept", "latent": 1, "value": 0.5})
-    (folder / "features/columns.json").write_text(json.dumps({"columns": rows}))
+    good = {"column": "kept", "measure": "auc", "latent": {"index": 1, "value": 0.5}}
+    rows = [good | {"latent": best} for best in ({"index": D_SAE, "value": 1}, {"index": 1}, 7)]
+    rows += [good | {"measure": "p"}, good | {"column": 3}, None, good]
+    (folder / "features/columns.json").write_text(json.dumps({"associations": rows}))
     found = Actions(open_subject(Choice(str(folder)))).labels()["found"]
     assert [row["column"] for row in found] == ["kept"]
 

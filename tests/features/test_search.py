@@ -8,12 +8,15 @@ import torch
 from hfsae import capture
 from hfsae.features import (
     FeatureSearch,
+    FeatureStore,
     firing_on,
     promoting,
     search_labels,
     similar_latents,
 )
 from hfsae.models import ReLUSAE, ReLUSAEConfig
+
+from ..wordless import folder_of_rows
 
 
 def make_sae() -> ReLUSAE:
@@ -32,6 +35,23 @@ def tokens() -> dict[str, torch.Tensor]:
     ids[0, 3] = 2
     ids[1:, 0] = 2
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def test_latents_are_found_by_a_part_of_their_captions(tmp_path):
+    store = FeatureStore.load(folder_of_rows(tmp_path / "sae"))
+    expected = {}
+    for latent in map(store.__getitem__, range(len(store))):
+        shares = [
+            e.activation / latent.max_activation
+            for e in latent.examples
+            if "document 1" in e.tokens[e.firing]
+        ]
+        if shares:
+            expected[latent.index] = max(shares)
+    hits = FeatureSearch(store).by_caption(" Document 1", 100)
+    assert {hit.latent: hit.score for hit in hits} == pytest.approx(expected)
+    assert [hit.score for hit in hits] == sorted(expected.values(), reverse=True)
+    assert not FeatureSearch(store).by_caption("no such document")
 
 
 def test_labels_are_ranked_by_bm25():
