@@ -28,6 +28,7 @@ from hfsae.activations import (
     FileSource,
     ShuffleArguments,
     ShuffledActivations,
+    check_files,
 )
 from hfsae.training import Trainer, TrainingArguments
 
@@ -86,11 +87,11 @@ def mib(name: str) -> float:
 
 def read(options: argparse.Namespace) -> dict[str, float]:
     """Go through the file once."""
-    torch.randn(64, 64) @ torch.randn(64, 64)  # libraries take their memory at first use
+    torch.mm(torch.randn(64, 64), torch.randn(64, 64))  # libraries take their memory at first use
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
     before, start = mib("VmRSS"), time.perf_counter()
     stream = stream_of(options)
-    n = stream.source.n_rows("train") // options.batch
+    n = check_files(ActivationArguments(options.file), [SITE]).n_rows // options.batch
     for _ in range(n):
         stream.next_batch()
     seconds = time.perf_counter() - start

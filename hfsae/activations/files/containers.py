@@ -9,6 +9,7 @@ Nothing is unpickled: pickles are refused by their suffix, arrays of objects by 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -64,7 +65,10 @@ def sites_of(paths: Sequence[Path]) -> list[str]:
         headers = {_NUMBER.sub("", path.stem): numpy_header(path) for path in paths}
     else:
         first = _open(paths[0])
-        headers = {name: first.header(name) for name in first.names}
+        headers = {}
+        for name in first.names:
+            with suppress(Refused):  # lists of different lengths are something else than a site
+                headers[name] = first.header(name)
     return [
         name for name, one in headers.items() if one.kind in FLOATS and len(one.shape) in (2, 3)
     ]
