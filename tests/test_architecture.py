@@ -167,6 +167,7 @@ def test_public_names():
         "latents",
         "list_saes",
         "load",
+        "load_encoder",
         "load_lm",
         "logit",
         "loss",

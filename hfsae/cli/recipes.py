@@ -174,7 +174,7 @@ def parse_recipe(
     Raises:
         ValueError: no such recipe, or unknown or invalid arguments, in one sentence.
     """
-    path = None
+    path, argv = None, with_files(argv)
     if argv and not argv[0].startswith("-"):
         path = Path(argv[0]) if kind is Comparison else find_recipe(argv[0])
         _check_readable(path, kind)

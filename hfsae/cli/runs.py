@@ -39,7 +39,6 @@ from .recipes import (
     parse_recipe,
     recipe_parser,
     train_parser,
-    with_files,
 )
 from .show import NO_EXAMPLES, how_to_make, print_folder, print_next
 from .source import take_choice, tell_text
@@ -47,7 +46,7 @@ from .source import take_choice, tell_text
 
 def train(argv: list[str]) -> None:
     """`hfsae train`: see `VERBS`."""
-    recipe, options = parse_recipe(train_parser(), with_files(argv))
+    recipe, options = parse_recipe(train_parser(), argv)
     if options["dry_run"]:
         print("\n".join(plan(recipe, options["gpu"]).lines))
         return

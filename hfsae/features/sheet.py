@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _SIDE, _GAP, _LEFT = 120, 10, 190  # pixels of a picture, between pictures, and for the words
 _MARGIN = 16
 _INK, _QUIET, _HOT, _GROUND = "#1e293b", "#566276", "#f08c1a", "#ffffff"
-_LINE = 30  # characters of words beside pictures
+_LINE = 25  # characters of words beside pictures
 _MOST = 200  # latents
 
 

@@ -165,6 +165,18 @@ def _gguf_config(file: Path, changed: int) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
 
 
+def note_commit_(config: PreTrainedConfig, copy: Copy) -> str | None:
+    """The commit of a Hub's copy, noted in its config, where later versions of transformers leave
+    it out; None of any other copy."""
+    commit = getattr(config, "_commit_hash", None)
+    if commit is None and not os.path.exists(copy.path):
+        cached = try_to_load_from_cache(copy.path, CONFIG, revision=copy.options.get("revision"))
+        folder = Path(cached).parent.name if isinstance(cached, str) else ""
+        commit = folder if re.fullmatch(r"[0-9a-f]{40}", folder) else None
+    config._commit_hash = commit
+    return commit
+
+
 def encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """The config of the model that reads pictures: of a pair of towers, such as CLIP's, that of the
     vision tower; else the config itself."""

@@ -34,6 +34,7 @@ from .copies import (
     encoder_config,
     locate,
     main_input,
+    note_commit_,
     refusal,
     refuse_random_weights,
 )
@@ -81,7 +82,7 @@ def load_encoder(
     copy = _located(name, revision)
     attention = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        config = _config(name, copy)
+        config = _config(copy)
         processor = _processor(copy, config)
         with one_at_a_time, _without_reports():
             model, info = AutoModel.from_pretrained(
@@ -99,7 +100,7 @@ def load_encoder(
         refuse_random_weights(missing, "a model of pictures or sound")
     except Exception as error:  # readers of damaged files raise whatever they meet
         raise refusal(name, revision, copy, error) from error
-    commit = getattr(model.config, "_commit_hash", None)
+    commit = note_commit_(model.config, copy)
     origin = f"{copy.origin} at {commit}" if commit else copy.origin
     logger.info("%s: %s, %s", name, origin, model.dtype)
     model.name_or_path = name
@@ -116,9 +117,10 @@ def empty_encoder(name: str, *, revision: str | None = None) -> PreTrainedModel:
     """
     copy = _located(name, revision)
     try:
-        config = _config(name, copy)
+        config = _config(copy)
     except Exception as error:  # as in load_encoder
         raise refusal(name, revision, copy, error) from error
+    note_commit_(config, copy)
     with torch.device("meta"):
         model = AutoModel.from_config(config)
     return model.to("meta").eval()  # some weights of wav2vec 2.0 are made on the CPU all the same
@@ -131,7 +133,7 @@ def _located(name: str, revision: str | None) -> Copy:
     return copy
 
 
-def _config(name: str, copy: Copy) -> PreTrainedConfig:
+def _config(copy: Copy) -> PreTrainedConfig:
     config = encoder_config(config_of(copy))
     if main_input(config) not in READS:
         raise Refused(
@@ -144,13 +146,22 @@ def _config(name: str, copy: Copy) -> PreTrainedConfig:
 def _processor(copy: Copy, config: PreTrainedConfig) -> Any:
     folder = Path(copy.path)
     if folder.is_dir() and not any((folder / file).is_file() for file in _PROCESSOR_FILES):
-        raise Refused(
-            "it comes without a processor (preprocessor_config.json); save the one it was trained "
-            "with to its folder, as with processor.save_pretrained(folder)"
-        )
-    if READS[main_input(config)] == "pictures":
-        return AutoImageProcessor.from_pretrained(copy.path, backend="pil", **copy.options)
-    return AutoFeatureExtractor.from_pretrained(copy.path, **copy.options)
+        raise Refused(_NO_PROCESSOR)
+    try:
+        if READS[main_input(config)] == "pictures":
+            return AutoImageProcessor.from_pretrained(copy.path, backend="pil", **copy.options)
+        return AutoFeatureExtractor.from_pretrained(copy.path, **copy.options)
+    except OSError as error:
+        # of a repository that has no such file; its text is about a folder of that name
+        if folder.is_dir() or not str(error).startswith("Can't load"):
+            raise
+        raise Refused(_NO_PROCESSOR) from error
+
+
+_NO_PROCESSOR = (
+    "it comes without a processor (preprocessor_config.json); put the one it was trained with into "
+    "a folder with the model, as with processor.save_pretrained(folder), and name that"
+)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ foreign     texts of an evaluation that are unlike the training text
 finishing   figures and the card of a run
 folder      what a run's folder holds, and what of it is out of date
 harvesting  activations that a recipe trains on, written to files
-inputs      what activations are made from, for the stages of a run
+inputs      what a recipe loads before its stages run
 job         an SAE in a run, with all that stages work on
 naming      names for latents at the end of a run
 of_encoders  pictures or sound through a model, as the inputs of a run

@@ -27,14 +27,13 @@ def train(
     recipe: Recipe | str | Path = "quickstart",
     **sae: object,
 ) -> SAE:
-    """Train an SAE on a language model's activations, or on activations in files; evaluate it,
-    collect what its latents fire on, name them, write its card, look for presets.
+    """Train an SAE on a language model's activations, or on those in files; evaluate it, collect
+    what its latents fire on, name them, write its card, look for presets.
 
         sae = hfsae.train(
             model="HuggingFaceTB/SmolLM2-135M-Instruct", site="layers.12", dataset="my.jsonl",
             d_sae=4096, target_l0=50, output_dir="runs/mine",
         )
-
         sae = hfsae.train(activations="acts.safetensors", d_sae=4096, output_dir="runs/mine")
 
     Called again, it resumes what was interrupted and reuses what is finished. `output_dir` can be
@@ -47,8 +46,7 @@ def train(
         dataset: a .txt, .jsonl or .parquet file, a folder of them, a Hub data set, packaged texts
             ("packaged:wiki"), a list of texts, or a `datasets.Dataset` (its text.text_column).
         activations: in the place of model and dataset: .safetensors, .npy or .parquet files of
-            activations from any model, a folder or a glob of them; `site` is a tensor's name, and
-            may be left out if there is one.
+            activations, a folder or a glob of them; `site` is a tensor's name (None: the only one).
         d_sae: number of latents; 8 to 32 times the model's width is usual.
         output_dir: a new folder, or the folder of the same run.
         target_l0: latents that fire on a token, on average. None: the recipe's.
@@ -56,41 +54,51 @@ def train(
             Evaluation, examples and names follow it, unless the recipe has numbers.
         recipe: all other settings, which the other arguments override: a `Recipe`, a YAML file, or
             the name of one that comes with hfsae; with another model than a file's own, its
-            `license` does not count. "quickstart" is for up to some millions of
-            tokens (of files "activations" stands for it); `Recipe()` is the paper's, for billions.
+            `license` does not count. "quickstart" (of files "activations") is for up to some
+            millions of tokens; `Recipe()` is the paper's, for billions.
         sae: more fields of the SAE's config: model_type="topk_sae", k=32, bandwidth=0.01.
 
     Raises:
         ValueError: a setting that is unknown or does not fit, or a folder of another run.
         KeyboardInterrupt: Ctrl-C or SIGTERM; training saves a checkpoint first, and resumes there.
     """
-    if activations is not None and recipe == "quickstart":
-        recipe = "activations"
-    base = _for_one(recipe)
     if not isinstance(output_dir, str | Path):
         raise Refused(f"output_dir must be a folder, such as 'runs/mine', got {output_dir!r}")
     fields = {"site": site, "d_sae": d_sae, "target_l0": target_l0, **sae}
+    if activations is None:
+        base = _with_text(recipe, model, site, dataset)
+    elif model is None and dataset is None:
+        base = _with_files("activations" if recipe == "quickstart" else recipe, activations)
+    else:
+        raise Refused("activations stand in the place of model and dataset; give one of them")
     given = {name: value for name, value in fields.items() if value is not None}
     budget = {} if n_tokens is None else {"n_tokens": _whole(n_tokens)}
-    whole = replace(
-        base,
-        sae={**base.sae, **given},
-        training=replace(base.training, output_dir=str(output_dir), **budget),
-    )
-    if activations is not None:
-        if model is not None or dataset is not None:
-            raise Refused("activations stand in the place of model and dataset; give one of them")
-        whole = replace(whole, activations=replace(whole.activations, files=_paths(activations)))
-        return load_trained(run(whole, command="hfsae.train(activations=...)")[0])
+    training = replace(base.training, output_dir=str(output_dir), **budget)
+    of = f"model={model!r}" if activations is None else "activations"
+    whole = replace(base, sae={**base.sae, **given}, training=training)
+    return load_trained(run(whole, command=f"hfsae.train({of}, ...)")[0])
+
+
+def _with_text(
+    recipe: Recipe | str | Path,
+    model: str | None,
+    site: str | None,
+    dataset: str | Path | Sequence[str] | Columns | None,
+) -> Recipe:
     if model is None or site is None or dataset is None:
         raise Refused("hfsae.train needs a model, a site and a dataset, or activations in files")
-    whole = replace(
-        whole,
+    base = _for_one(recipe)
+    return replace(
+        base,
         license=licence_with(base, model) if isinstance(recipe, str | Path) else base.license,
         lm=replace(base.lm, name=model),
         text=replace(base.text, dataset=listed(dataset, base.text.text_column), fractions={}),
     )
-    return load_trained(run(whole, command=f"hfsae.train(model={model!r}, ...)")[0])
+
+
+def _with_files(recipe: Recipe | str | Path, files: str | Path | Sequence[str]) -> Recipe:
+    base = _for_one(recipe)
+    return replace(base, activations=replace(base.activations, files=_paths(files)))
 
 
 def _paths(files: str | Path | Sequence[str]) -> str | list[str]:

@@ -1,15 +1,78 @@
 """An SAE whose results a run makes, with all that its stages work on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from ..activations import Split
+import torch
+
+from ..activations import Source, Split
+from ..evaluation import EvaluationResult
+from ..features import FeatureStore, LabelTable
 from ..lm import LoadedLM
 from ..machine.refused import Refused
 from ..models import SAE
 from .fields import Recipe
-from .inputs import Inputs, Loaded
+from .inputs import Loaded
+
+
+@runtime_checkable
+class Inputs(Protocol):  # checkable: types are checked in tests
+    """A recipe's inputs, opened."""
+
+    unit: str
+    """a position in words, such as "tok" """
+
+    @property
+    def device(self) -> torch.device:
+        """The model's device, and so the SAEs'."""
+        ...
+
+    def source(self, sites: Sequence[str], limits: Mapping[str, float] | None = None) -> Source:
+        """The training's activations, without end.
+
+        Args:
+            limits: by site, the largest norm of a kept activation; None: by the recipe.
+        """
+        ...
+
+    def check(self) -> None:
+        """Read as much of each side as is needed, so that unusable inputs fail before training.
+
+        Raises:
+            ValueError: a side holds nothing to train on, or nothing to evaluate on.
+        """
+        ...
+
+    def terms(self) -> dict[str, str | None]:
+        """Fields for the configs of SAEs that are trained on these (`hfsae.lm.contract`)."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """Entries on the model for training.json; empty without one."""
+        ...
+
+    def evaluate(
+        self, saes: Mapping[str, SAE], limits: dict[str, float], *, losses: bool = True
+    ) -> dict[str, EvaluationResult]:
+        """Evaluation by the recipe's evaluation section, for each SAE.
+
+        Args:
+            losses: measure the language model's loss on reconstructions, where there is one.
+        """
+        ...
+
+    def collect(self, job: "Job") -> FeatureStore:
+        """What the latents of the job's SAE fire on."""
+        ...
+
+    def illustrate(self, job: "Job") -> None:
+        """Write what shows saved examples beyond their words."""
+        ...
+
+    def tabulate(self, job: "Job") -> LabelTable:
+        """How the latents of the job's SAE go with labels of documents."""
+        ...
 
 
 class Job(NamedTuple):

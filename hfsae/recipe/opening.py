@@ -12,7 +12,8 @@ from ..lm import LoadedEncoder, LoadedLM, load_lm
 from ..machine.refused import Refused
 from ..models import SAE, SAEConfig
 from .fields import LMArguments, Recipe, check_cache, check_given
-from .inputs import Inputs, Loaded, Model, NoModel
+from .inputs import Loaded, Model, NoModel
+from .job import Inputs
 from .of_encoders import EncoderInputs, check_encoder_recipe, load_for
 from .of_files import FileInputs, check_file_recipe
 from .of_text import TextInputs, check_text_recipe

@@ -46,8 +46,8 @@ from .folder import (
     settled,
     stale_stages,
 )
-from .inputs import Inputs, Loaded
-from .job import Job
+from .inputs import Loaded
+from .job import Inputs, Job
 from .opening import check, inputs_of, load_inputs, with_lone_site
 from .table import STAGES
 

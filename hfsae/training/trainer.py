@@ -259,7 +259,11 @@ class Trainer(Generic[Trained]):
     @contextmanager
     def _bars(self) -> Iterator[tqdm]:
         """A progress bar for the run; below it, one for the bucket that is being harvested."""
-        quiet = {"disable": not self.accelerator.is_main_process, "unit": self.unit, "unit_scale": True}
+        quiet = {
+            "disable": not self.accelerator.is_main_process,
+            "unit": self.unit,
+            "unit_scale": True,
+        }
         quiet["mininterval"] = 0.2 if sys.stderr.isatty() else 15.0
         done = self.steps_done * self.args.batch_size
         total = self.args.total_steps * self.args.batch_size

@@ -244,3 +244,31 @@ def test_the_processor_is_that_of_pillow(load):
     made = load("vit").processor(images=[Image.fromarray(grey)], return_tensors="pt")
     assert made["pixel_values"].shape == (1, 3, SIDE, SIDE)
     assert made["pixel_values"].unique().tolist() == pytest.approx([1 / 255], rel=1e-4)
+
+
+def test_an_encoder_of_the_hub_loads_and_again_without_a_connection(hub, folders, go_offline):
+    for file in Path(folders["clip"]).iterdir():
+        hub.add_file("a/clip", file.name, file.read_bytes())
+    first = load_encoder("a/clip")
+    assert first.origin.startswith("Hugging Face Hub at ")
+    assert first.model.name_or_path == "a/clip"
+    inputs = inputs_for(first.model)
+    expected = forward(load_encoder(folders["clip"]).model, inputs).pooler_output
+    assert torch.equal(forward(first.model, inputs).pooler_output, expected)
+    go_offline()
+    again = load_encoder("a/clip")
+    assert torch.equal(forward(again.model, inputs).pooler_output, expected)
+
+
+def test_what_the_hub_refuses_of_an_encoder_is_one_sentence(hub, folders):
+    hub.add_repo("a/gated", gated="auto")
+    for file in ("config.json", "model.safetensors"):
+        hub.add_file("a/bare", file, (Path(folders["vit"]) / file).read_bytes())
+    for name, sentence in (
+        ("a/gated", "it is gated; ask for access at"),
+        ("a/missing", "there is no such repository"),
+        ("a/bare", "it comes without a processor"),
+    ):
+        with pytest.raises(ValueError, match=rf"^model '{name}' .*: {sentence}") as caught:
+            load_encoder(name)
+        assert "\n" not in str(caught.value)

@@ -1,7 +1,7 @@
 """Columns of a .parquet file, which can only be read forward from the start of a row group."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -29,7 +29,8 @@ class TableShard:
     """Columns of a .parquet file."""
 
     def __init__(self, path: Path):
-        self.path, self.metadata = path, dict[str, str]()
+        self.path = path
+        self.metadata: Mapping[str, str] = {}
         with _table(path) as file:
             self._schema: pa.Schema = file.schema_arrow
             self._about: FileMetaData = file.metadata
