@@ -18,6 +18,7 @@ from .copies import (
     check_dtype,
     config_of,
     locate,
+    note_commit_,
     refusal,
     refuse_encoder,
     refuse_random_weights,
@@ -77,7 +78,7 @@ def load_lm(
     except Exception as error:  # readers of damaged files raise whatever they meet
         refuse_encoder(name, copy)
         raise refusal(name, revision, copy, error) from error
-    commit = getattr(lm.config, "_commit_hash", None)
+    commit = note_commit_(lm.config, copy)
     origin = f"{copy.origin} at {commit}" if commit else copy.origin
     logger.info("%s: %s, %s", name, origin, lm.dtype)
     lm.name_or_path = name  # a packaged copy is of this model, too
@@ -142,6 +143,7 @@ def empty_lm(
     if type(config) not in AutoModelForCausalLM._model_mapping:
         refuse_encoder(name, copy)
         raise Refused(f"model {name!r} is a {config.model_type}, not a causal language model")
+    note_commit_(config, copy)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).eval()
 

@@ -358,6 +358,15 @@ def test_a_hub_that_knows_the_model_but_sends_no_file_is_one_sentence(
         assert "\n" not in str(error.value)
 
 
+def test_the_hub_s_commit_is_noted(hub: LoopbackHub, saved_lm: Path):
+    commits = [hub.add_file("a/model", f.name, f.read_bytes()).sha for f in saved_lm.iterdir()]
+    loaded = load_lm("a/model")
+    assert loaded.origin == f"Hugging Face Hub at {commits[-1]}"
+    for model in (loaded.lm, empty_lm("a/model")):
+        assert model.config._commit_hash == commits[-1]
+    assert load_lm(str(saved_lm)).lm.config._commit_hash is None
+
+
 def test_without_a_hub_the_packaged_copy_serves_unless_the_hubs_is_asked_for(
     unreachable_hub: LoopbackHub, packaged: PreTrainedModel
 ):
