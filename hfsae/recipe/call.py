@@ -27,8 +27,7 @@ def train(
     recipe: Recipe | str | Path = "quickstart",
     **sae: object,
 ) -> SAE:
-    """Train an SAE on a language model's activations, or on those in files; evaluate it, collect
-    what its latents fire on, name them, write its card, look for presets.
+    """Train an SAE on activations of a language model or in files; evaluate, show, name its latents.
 
         sae = hfsae.train(
             model="HuggingFaceTB/SmolLM2-135M-Instruct", site="layers.12", dataset="my.jsonl",
@@ -36,8 +35,8 @@ def train(
         )
         sae = hfsae.train(activations="acts.safetensors", d_sae=4096, output_dir="runs/mine")
 
-    Called again, it resumes what was interrupted and reuses what is finished. `output_dir` can be
-    pushed to the Hub as it is. The same as `hfsae train RECIPE`.
+    Called again, it resumes, or reuses what is finished. `output_dir` can be pushed as it is. The
+    same as `hfsae train RECIPE`.
 
     Args:
         model: Hub id or folder of a causal language model, or a .gguf file.
@@ -51,7 +50,7 @@ def train(
         output_dir: a new folder, or the folder of the same run.
         target_l0: latents that fire on a token, on average. None: the recipe's.
         n_tokens: activations to train on, each pass counted; None: the recipe's (3 x 262,144).
-            Evaluation, examples and names follow it, unless the recipe has numbers.
+            Later stages follow it, unless the recipe has numbers.
         recipe: all other settings, which the other arguments override: a `Recipe`, a YAML file, or
             the name of one that comes with hfsae; with another model than a file's own, its
             `license` does not count. "quickstart" (of files "activations") is for up to some
@@ -64,19 +63,18 @@ def train(
     """
     if not isinstance(output_dir, str | Path):
         raise Refused(f"output_dir must be a folder, such as 'runs/mine', got {output_dir!r}")
-    fields = {"site": site, "d_sae": d_sae, "target_l0": target_l0, **sae}
     if activations is None:
         base = _with_text(recipe, model, site, dataset)
     elif model is None and dataset is None:
         base = _with_files("activations" if recipe == "quickstart" else recipe, activations)
     else:
         raise Refused("activations stand in the place of model and dataset; give one of them")
+    fields = {"site": site, "d_sae": d_sae, "target_l0": target_l0, **sae}
     given = {name: value for name, value in fields.items() if value is not None}
     budget = {} if n_tokens is None else {"n_tokens": _whole(n_tokens)}
     training = replace(base.training, output_dir=str(output_dir), **budget)
-    of = f"model={model!r}" if activations is None else "activations"
     whole = replace(base, sae={**base.sae, **given}, training=training)
-    return load_trained(run(whole, command=f"hfsae.train({of}, ...)")[0])
+    return load_trained(run(whole, command=f"hfsae.train({model=}, {activations=}, ...)")[0])
 
 
 def _with_text(

@@ -30,7 +30,7 @@ from ..machine.refused import Refused
 from ..training.trainer import make_accelerator, sum_products_in_float32
 from .fields import LMArguments, Recipe, as_plain, bucket_tokens, sides_of
 from .folder import save_recipe
-from .inputs import Inputs
+from .job import Inputs
 from .opening import check, inputs_of, load_inputs
 from .text import token_bar
 
