@@ -60,6 +60,7 @@ SECTIONS = {MADE_BY[file]: (*_KINDS, *stage_of(file).sections) for file in (EVAL
 _ACTIVATIONS = "activations"
 _SHORT = {"--activations": "--activations.files", "--site": "--sae.site"}
 _SHORT["--labels"] = "--activations.labels"
+_SOURCES = ("--images.files", "--images.folder", "--images.packaged", "--audio.files")
 _EXPLAIN, _TOGETHER = "--explain", "--together"
 _EXPONENT = re.compile(r"(?<![^=])\d+e\d+$", re.IGNORECASE)  # 1e6, or --field=1e6
 _load_yaml = get_loader("yaml")
@@ -174,7 +175,7 @@ def parse_recipe(
     Raises:
         ValueError: no such recipe, or unknown or invalid arguments, in one sentence.
     """
-    path, argv = None, with_files(argv)
+    path, argv = None, with_one_source(with_files(argv))
     if argv and not argv[0].startswith("-"):
         path = Path(argv[0]) if kind is Comparison else find_recipe(argv[0])
         _check_readable(path, kind)
@@ -252,6 +253,14 @@ def with_files(argv: list[str]) -> list[str]:
     spelt_out = [f"{_SHORT.get(flag, flag)}{equals}{value}" for flag, equals, value in flags]
     is_named = not spelt_out[0].startswith("-")
     return spelt_out if is_named else [_ACTIVATIONS, *spelt_out]
+
+
+def with_one_source(argv: list[str]) -> list[str]:
+    """The arguments of a recipe whose pictures or sound are others than those in its file: what the
+    file names in their place is taken out."""
+    given = {part.partition("=")[0] for part in argv} & {*_SOURCES}
+    others = [flag for flag in _SOURCES if flag not in given] if given else []
+    return [*argv, *(f"{flag}=" for flag in others)]
 
 
 def _without(flag: str, argv: list[str]) -> list[str]:

@@ -27,7 +27,7 @@ def train(
     recipe: Recipe | str | Path = "quickstart",
     **sae: object,
 ) -> SAE:
-    """Train an SAE on activations of a language model or in files; evaluate, show, name its latents.
+    """Train an SAE on activations of a language model, or in files, with all stages of a run.
 
         sae = hfsae.train(
             model="HuggingFaceTB/SmolLM2-135M-Instruct", site="layers.12", dataset="my.jsonl",
@@ -35,8 +35,7 @@ def train(
         )
         sae = hfsae.train(activations="acts.safetensors", d_sae=4096, output_dir="runs/mine")
 
-    Called again, it resumes, or reuses what is finished. `output_dir` can be pushed as it is. The
-    same as `hfsae train RECIPE`.
+    Called again, it resumes. `output_dir` can be pushed. The same as `hfsae train RECIPE`.
 
     Args:
         model: Hub id or folder of a causal language model, or a .gguf file.
@@ -46,15 +45,14 @@ def train(
             ("packaged:wiki"), a list of texts, or a `datasets.Dataset` (its text.text_column).
         activations: in the place of model and dataset: .safetensors, .npy or .parquet files of
             activations, a folder or a glob of them; `site` is a tensor's name (None: the only one).
-        d_sae: number of latents; 8 to 32 times the model's width is usual.
-        output_dir: a new folder, or the folder of the same run.
+        d_sae: number of latents; 8 to 32 times the width of activations is usual.
+        output_dir: a new folder, or that of the same run.
         target_l0: latents that fire on a token, on average. None: the recipe's.
         n_tokens: activations to train on, each pass counted; None: the recipe's (3 x 262,144).
             Later stages follow it, unless the recipe has numbers.
-        recipe: all other settings, which the other arguments override: a `Recipe`, a YAML file, or
-            the name of one that comes with hfsae; with another model than a file's own, its
-            `license` does not count. "quickstart" (of files "activations") is for up to some
-            millions of tokens; `Recipe()` is the paper's, for billions.
+        recipe: all other settings: a `Recipe`, a YAML file, or one that comes with hfsae, by name;
+            with another model than a file's own, its `license` does not count. "quickstart" (of
+            files "activations") is for some millions of tokens, `Recipe()`, the paper's, for more.
         sae: more fields of the SAE's config: model_type="topk_sae", k=32, bandwidth=0.01.
 
     Raises:
@@ -74,7 +72,8 @@ def train(
     budget = {} if n_tokens is None else {"n_tokens": _whole(n_tokens)}
     training = replace(base.training, output_dir=str(output_dir), **budget)
     whole = replace(base, sae={**base.sae, **given}, training=training)
-    return load_trained(run(whole, command=f"hfsae.train({model=}, {activations=}, ...)")[0])
+    of = "activations" if model is None else f"{model=}"
+    return load_trained(run(whole, command=f"hfsae.train({of}, ...)")[0])
 
 
 def _with_text(
