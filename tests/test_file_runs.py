@@ -2,14 +2,16 @@
 
 import json
 import re
+from dataclasses import fields
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import hfsae
-from hfsae.activations import ActivationArguments
+from hfsae.activations import ActivationArguments, ShuffleArguments
 from hfsae.cli import main
+from hfsae.comparison import Comparison, compare
 from hfsae.recipe import harvest_to, load_trained, read_recipe, run
 from tests.helpers import refused
 from tests.tiny import tiny_recipe
@@ -134,6 +136,83 @@ def test_what_cannot_be_trained_on_is_one_sentence(acts, tmp_path, capsys):
     said = refused(["train", "--activations", str(tmp_path / "few.safetensors"), *out], capsys)
     assert "batch" in said
     assert not (tmp_path / "x").exists() or not any((tmp_path / "x").iterdir())
+
+
+@pytest.fixture(scope="module")
+def two_sites(tmp_path_factory):
+    """The rows of one site, and what a linear map makes of them at another; labels of documents,
+    one of which goes with a planted direction."""
+    folder = tmp_path_factory.mktemp("two")
+    stream = PlantedStream(d=D)
+    x = stream.part(1, N)["layers.1"]
+    turned = x @ torch.randn(D, 8, generator=torch.Generator().manual_seed(0))
+    document = torch.arange(N) // PER_DOCUMENT
+    save_file({"in": x, "out": turned, "document": document}, folder / "acts.safetensors")
+    strongest = (x @ stream.directions[5]).view(-1, PER_DOCUMENT).amax(1)
+    kinds = ["high" if one > strongest.median() else "low" for one in strongest.tolist()]
+    noise = torch.rand(len(kinds), generator=torch.Generator().manual_seed(1)).tolist()
+    lines = [f"{i},{kind},{n:.4f}" for i, (kind, n) in enumerate(zip(kinds, noise, strict=True))]
+    (folder / "labels.csv").write_text("\n".join(["document,kind,noise", *lines]) + "\n")
+    return folder
+
+
+def recipe_of(folder, output, labels="", **sections):
+    held_out = {"held_out_fraction": 0.5, "labels": labels}
+    files = ActivationArguments(files=str(folder / "acts.safetensors"), **held_out)
+    sae = {"site": "in", "d_sae": 64, "target_l0": 3}
+    training = {"n_tokens": 25600, "batch_size": 128, "warm_start_steps": 0.9, "unit": "spread"}
+    training |= {"warm_start_l0": 2.0, "learning_rate": 1e-3}
+    given = {"activations": files, "sae": sae, "training": training, **sections}
+    return tiny_recipe(output, shuffle=ShuffleArguments(bucket_tokens=2048), **given)
+
+
+def test_several_saes_and_a_transcoder_train_on_one_reading(two_sites, tmp_path):
+    saes = {"plain": {}, "across": {"target_site": "out"}}
+    folders = run(recipe_of(two_sites, tmp_path / "run", saes=saes, collect_tokens=0))
+    plain, across = map(load_trained, folders)
+    assert (plain.config.d_out, across.config.d_out) == (D, 8)
+    for folder in folders:
+        metrics = json.loads((folder / "evaluation.json").read_text())["metrics"]
+        assert metrics["fvu"]["value"] < 0.5
+    assert "predict out from in" in (folders[1] / "README.md").read_text()
+
+
+def test_labels_are_tabled_beside_raw_dimensions_and_made_again_where_they_change(
+    two_sites, tmp_path
+):
+    labels = two_sites / "labels.csv"
+    recipe = recipe_of(two_sites, tmp_path / "run", labels=str(labels), collect_tokens=0)
+    (folder,) = run(recipe)
+    weights = (folder / "model.safetensors").stat().st_mtime_ns
+    rows = {
+        (a["column"], a["measure"]): a
+        for a in json.loads((folder / "features/columns.json").read_text())["associations"]
+    }
+    kind, noise = rows["kind", "auc"], rows["noise", "spearman"]
+    assert kind["latent"]["value"] > 0.85 > kind["raw"]["value"]
+    assert noise["n_passing"] == 0 and abs(noise["latent"]["value"]) < 0.3
+    other = tmp_path / "other.csv"
+    other.write_text(labels.read_text().replace("kind", "height"))
+    (again,) = run(recipe_of(two_sites, tmp_path / "run", labels=str(other), collect_tokens=0))
+    assert "height" in (again / "features/columns.md").read_text()
+    assert (again / "model.safetensors").stat().st_mtime_ns == weights, "nothing is trained again"
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_arms_are_compared_on_files(two_sites, tmp_path):
+    recipe = recipe_of(two_sites, tmp_path / "c", collect_tokens=0)
+    of_recipe = {f.name: getattr(recipe, f.name) for f in fields(recipe)}
+    arms = {
+        "jumprelu": {"sweep": {"target_l0": [2, 4]}},
+        "topk": {
+            "sae": {"model_type": "topk_sae", "target_l0": None},
+            "sweep": {"k": [2, 4]},
+            "training": {"warm_start_steps": 0},
+        },
+    }
+    report = compare(Comparison(**of_recipe, arms=arms, seeds=[0], at_l0=[3.0]))
+    text = (report / "report.md").read_text()
+    assert "| topk |" in text and "FVU" in text
 
 
 def test_a_folder_of_files_and_one_of_text_are_not_mixed(acts, loads, tmp_path):

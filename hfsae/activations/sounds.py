@@ -166,15 +166,15 @@ class Sounds:
     def fault(self, document: int) -> str | None:
         """Why a file cannot be read; None if it can."""
         try:
-            self._read(document)
-        except Refused:
-            raise
+            self._heard(document)
         except Exception as error:  # readers of damaged files raise whatever they meet
             return one_line(error)
         return None if self.pieces(document) else "it is too short for the model"
 
     def _read(self, document: int) -> Float32[np.ndarray, " n"]:
-        return _wave(self._paths[document], self.arguments.rate)
+        wave, n = _wave(self._paths[document], self.arguments.rate), self._length(document)
+        # the head of an .mp3 may name some samples more or fewer than are in it
+        return np.pad(wave[:n], (0, max(0, n - len(wave))))
 
     def sound(self, document: int, number: int = 0) -> Float32[np.ndarray, " n"]:
         """A piece of a file, -1 to 1, at the section's rate."""
@@ -271,8 +271,8 @@ def _n_samples(path: Path, rate: int) -> int:
 
 @lru_cache(maxsize=2**20)  # it is needed at each use of a piece
 def _n_samples_of(path: Path, rate: int, size: int, changed: int) -> int:
-    n, own = _raw(path, whole=False)
-    return ceil(Fraction(len(n) * rate, own))
+    raw, own = _raw(path, whole=False)
+    return ceil(Fraction(len(raw) * rate, own))
 
 
 def _wave(path: Path, rate: int) -> Float32[np.ndarray, " n"]:
