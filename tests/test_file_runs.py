@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ import hfsae
 from hfsae.activations import ActivationArguments, ShuffleArguments
 from hfsae.cli import main
 from hfsae.comparison import Comparison, compare
+from hfsae.evaluation import EvaluationArguments
 from hfsae.recipe import harvest_to, load_trained, read_recipe, run
 from tests.helpers import refused
 from tests.tiny import tiny_recipe
@@ -157,17 +158,21 @@ def two_sites(tmp_path_factory):
 
 
 def recipe_of(folder, output, labels="", **sections):
+    base = read_recipe("activations")
     held_out = {"held_out_fraction": 0.5, "labels": labels}
-    files = ActivationArguments(files=str(folder / "acts.safetensors"), **held_out)
-    sae = {"site": "in", "d_sae": 64, "target_l0": 3}
-    training = {"n_tokens": 25600, "batch_size": 128, "warm_start_steps": 0.9, "unit": "spread"}
-    training |= {"warm_start_l0": 2.0, "learning_rate": 1e-3}
-    given = {"activations": files, "sae": sae, "training": training, **sections}
-    return tiny_recipe(output, shuffle=ShuffleArguments(bucket_tokens=2048), **given)
+    small = {"output_dir": str(output), "n_tokens": 25600, "batch_size": 128}
+    given = {
+        "activations": ActivationArguments(files=str(folder / "acts.safetensors"), **held_out),
+        "sae": base.sae | {"site": "in", "d_sae": 64, "target_l0": 3},
+        "training": replace(base.training, **small),
+        "shuffle": ShuffleArguments(bucket_tokens=2048),
+        "evaluation": EvaluationArguments(bootstrap_samples=20),
+    }
+    return replace(base, **given, **sections)
 
 
 def test_several_saes_and_a_transcoder_train_on_one_reading(two_sites, tmp_path):
-    saes = {"plain": {}, "across": {"target_site": "out"}}
+    saes = {"plain": {}, "across": {"target_site": "out", "subtract_b_dec": False}}
     folders = run(recipe_of(two_sites, tmp_path / "run", saes=saes, collect_tokens=0))
     plain, across = map(load_trained, folders)
     assert (plain.config.d_out, across.config.d_out) == (D, 8)
