@@ -47,7 +47,7 @@ _USAGE = {
 _OFTEN_OF_TRAINING = ("lm.name", "text.dataset", "training.output_dir", "training.n_tokens")
 _OFTEN_OF_TRAINING += ("training.learning_rate", "evaluation.n_tokens")
 _OFTEN = {
-    "train": (*_OFTEN_OF_TRAINING, "text.context_size", "activations.files", "collect_tokens"),
+    "train": (*_OFTEN_OF_TRAINING, "text.context_size", "collect_tokens"),
     "compare": (*_OFTEN_OF_TRAINING, "arms", "seeds", "at_l0", "only"),
     "tune": ("training.output_dir", "training.n_tokens", "ranges", "arms", "trials", "rungs"),
     "harvest": ("lm.name", "text.dataset", "training.n_tokens", "evaluation.n_tokens"),

@@ -60,11 +60,10 @@ class LMArguments:
     """The language model, and the dtype to load it in."""
 
     name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    """Hub id or folder of a causal language model, or a .gguf file; with kind "auto" of a vision or
-    audio model."""
+    """Hub id or folder of a causal language model, or a .gguf file."""
     kind: Literal["auto"] | None = None
-    """"auto": a vision or audio model that `AutoModel` loads, which reads the recipe's images or
-    audio. None: a causal language model."""
+    """"auto": `name` is a vision or audio model that `AutoModel` loads; it reads the recipe's images
+    or audio. None: a causal language model."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
@@ -111,8 +110,8 @@ class Recipe:
     evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
     collect: CollectArguments = field(default_factory=CollectArguments)
     collect_tokens: Count = AUTO
-    """Tokens of the training text to search for examples; "auto": 19 % of training.n_tokens, at
-    most a million; 0 leaves this stage out."""
+    """Tokens to search for examples; "auto": 19 % of training.n_tokens, at most a million; 0
+    leaves this stage out."""
     explain_tokens: Count = 0
     """Held-out tokens on which the names of 100 latents are tested, as by `hfsae explain`; all
     others with examples get names without scores. "auto": 6.4 % of training.n_tokens, at most
