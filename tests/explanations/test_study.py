@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from hfsae.cli import main
-from hfsae.demo.subject import Choice, open_subject
+from hfsae.demo.opening import open_subject
+from hfsae.demo.subject import Choice
 from hfsae.explanations import ExplainArguments, explain
 from hfsae.features import read_names, write_label
 from hfsae.hub.outgoing import files_to_publish, published
