@@ -9,7 +9,7 @@ import torch
 from ..features import FeatureStore, read_automatic, read_labels
 from ..features.pictures import Grid, Pictures
 from ..hub import beside, load
-from ..lm import contract, load_encoder, load_lm
+from ..lm import contract, load_lm
 from ..machine.files import MAX_TEXT, damaged, parse_json, reading
 from ..machine.names import (
     CARD,
@@ -29,6 +29,8 @@ from ..machine.names import (
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import changes
 from ..machine.weights import KEY, of_others, refuse_mixture, weights_hash
+from ..recipe import LMArguments
+from ..recipe.of_encoders import load_for
 from .label_home import is_shown_to_others, label_home
 from .subject import Choice, Subject, shown_name, shown_source, without_source
 from .units import PATCH, unit_of
@@ -211,10 +213,10 @@ def _read_json(path: Path, kind: type, notes: list[str]) -> Any:
     return content
 
 
-def _options(subject: Subject, name: str, device: str) -> dict[str, Any]:
+def _options(subject: Subject, name: str) -> dict[str, Any]:
     """Those that the SAE's config has for loading its model; of another model only the dtype."""
     config = subject.sae.config
-    options: dict[str, Any] = {"dtype": config.model_dtype or "auto", "device": device}
+    options: dict[str, Any] = {"dtype": config.model_dtype or "auto"}
     if name == config.model_name:
         options |= {
             "revision": config.model_revision,
@@ -230,7 +232,8 @@ def _attach_encoder(subject: Subject, model: str | None, device: str) -> None:
         subject.why_no_lm = f"the SAE's config names none; {_NAME_ONE}"
         return
     try:
-        subject.encoder = load_encoder(name, **_options(subject, name, device))
+        lm = LMArguments(name, kind="auto", **_options(subject, name))
+        subject.encoder = load_for(lm, device)
         differences = contract.differences(subject.sae.config, subject.encoder.model)
         if wrong := [d for d in differences if d.severity == "error"]:
             raise Refused(f"this SAE is not for {name}: {wrong[0]}")
@@ -250,7 +253,7 @@ def _attach_lm(subject: Subject, model: str | None, device: str, training: dict[
         subject.why_no_lm = f"the SAE's config names none; {_NAME_ONE}"
         return
     try:
-        subject.loaded = load_lm(name, **_options(subject, name, device))
+        subject.loaded = load_lm(name, device=device, **_options(subject, name))
         differences = contract.differences(config, *subject.loaded[:2])
         if wrong := [d for d in differences if d.severity == "error"]:
             raise Refused(f"this SAE is not for {name}: {wrong[0]}")

@@ -21,7 +21,7 @@ def inspect_picture(
 
     Args:
         picture: a picture's file (JPEG, PNG, WebP, GIF or BMP) in base64; or the number of a
-            document that examples are from, as text.
+            document that examples are from, as text, and of a crop: "17", "17.3".
         latent: index of the latent whose activation to give for every patch; null: the first that
             is listed.
         max_density: leave out latents that fire on more than this share of all patches.

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 import threading
 from collections import OrderedDict
 from functools import lru_cache
@@ -15,7 +16,7 @@ import torch
 from ..activations.pictures import grid_of
 from ..activations.spelling import Tokens
 from ..features.inspection import Inspection, firings_in
-from ..features.pictures import Grid, Picture, small
+from ..features.pictures import Grid, Key, Picture, small
 from ..lm import capture, cast_for, contract, forward
 from ..machine.refused import Refused, one_line
 from . import validate
@@ -31,6 +32,7 @@ _SHOWN_SIDE = 448  # pixels of the picture on the page
 _MOST_PIXELS = 50_000_000
 _MOST_HELD = 16  # uploaded pictures
 _REMEMBERED = 32  # pictures that were read
+_PART = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?")  # a document, or a crop of one
 _OWN = "own-"  # in front of the hash that names an uploaded picture
 _TOO_LARGE = f"the picture has more than {_MOST_PIXELS:,} pixels; make it smaller"
 _NOT_HERE = "that picture is no longer here; upload it again"
@@ -120,8 +122,8 @@ def seen(subject: Subject, picture: object) -> Seen:
     """What fires in a picture; the last ones are remembered.
 
     Args:
-        picture: the number of a document that examples are from, the name of an uploaded picture,
-            or a picture's file in base64.
+        picture: the name of a picture that examples are from (see `part_name`), that of an
+            uploaded one, or a picture's file in base64.
 
     Raises:
         ValueError: there is no such picture, or no model to read it.
@@ -130,7 +132,7 @@ def seen(subject: Subject, picture: object) -> Seen:
         raise Refused(f"this needs the model of pictures, which is not loaded: {subject.why_no_lm}")
     most = 4 * MOST_BYTES // 3
     text = validate.text(picture, "the picture", limit=most, empty="no picture is chosen")
-    if not text.isdecimal() and not text.startswith(_OWN):
+    if not _PART.fullmatch(text) and not is_upload(text):
         text = upload(subject, _of_base64(text))
     return subject.remembered("seen", lambda: lru_cache(_REMEMBERED)(_reader(subject)))(text)
 
@@ -149,19 +151,30 @@ def _of_base64(text: str) -> bytes:
 def _reader(subject: Subject) -> Any:
     def read(text: str) -> Seen:
         name, content = "your picture", b""
-        if text.isdecimal():
-            name, content = _of_document(subject, int(text))
+        if part := _PART.fullmatch(text):
+            name, content = _of_part(subject, (int(part[1]), int(part[2] or 0)))
         return _seen(subject, name, decoded(content or uploads(subject).get(text)))
 
     return read
 
 
-def _of_document(subject: Subject, document: int) -> Picture:
-    """The small copy of a document that examples are from."""
-    found = {} if subject.pictures is None else subject.pictures.read([(document, 0)])
+def is_upload(picture: str) -> bool:
+    """Whether it is the name of an uploaded picture."""
+    return picture.startswith(_OWN)
+
+
+def part_name(key: Key) -> str:
+    """The name of a picture that examples are from: its document's number, and for the second crop
+    of it and further ones, "17.1"."""
+    return f"{key[0]}.{key[1]}" if key[1] else str(key[0])
+
+
+def _of_part(subject: Subject, key: Key) -> Picture:
+    """The small copy of a picture that examples are from."""
+    found = {} if subject.pictures is None else subject.pictures.read([key])
     if not found:
-        raise Refused(f"no example is from picture {document}; upload one of your own")
-    return found[document, 0]
+        raise Refused(f"no example is from picture {part_name(key)}; upload one of your own")
+    return found[key]
 
 
 @torch.no_grad()

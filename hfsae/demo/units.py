@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ..machine import units
+
 
 class Unit(NamedTuple):
     """The words of pages; `whole` is what a unit is a part of."""
@@ -20,7 +22,7 @@ class Unit(NamedTuple):
     def short(self, caption: str) -> str:
         """The whole that a caption names: "flower.jpg" of "flower.jpg, patch row 3 column 7"; of
         text, the token as it is."""
-        return caption if self.is_text else caption.rpartition(", ")[0] or caption
+        return caption if self.is_text else caption.partition(", ")[0]
 
 
 TOKEN = Unit("token", "tokens", "text", "texts")
@@ -28,7 +30,6 @@ ROW = Unit("row", "rows", "document", "documents")
 PATCH = Unit("patch", "patches", "picture", "pictures")
 FRAME = Unit("frame", "frames", "recording", "recordings")
 _BY_NAME = {unit.one: unit for unit in (TOKEN, ROW, PATCH, FRAME)}
-_OF_RUNS = {"activations": ROW, "images": PATCH, "audio": FRAME}
 
 
 def unit_of(training: Mapping[str, Any], features: Mapping[str, Any]) -> Unit:
@@ -39,5 +40,4 @@ def unit_of(training: Mapping[str, Any], features: Mapping[str, Any]) -> Unit:
         training: training.json, which has a section for each kind of input.
         features: features/meta.json, whose `unit` names it.
     """
-    of_run = next((unit for name, unit in _OF_RUNS.items() if training.get(name)), TOKEN)
-    return _BY_NAME.get(features.get("unit", ""), of_run)
+    return _BY_NAME[features.get("unit") or units.unit_of(training).one]

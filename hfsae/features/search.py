@@ -72,9 +72,11 @@ class FeatureSearch:
 
         The score is the largest activation there over the latent's maximal one.
         """
-        part, scores = _normal(text), dict[int, float]()
+        scores: dict[int, float] = {}
+        whole = r"(?!\d)" if text.strip()[-1:].isdigit() else ""  # "row 1" is no part of "row 12"
+        part = re.compile(re.escape(_normal(text)) + whole)
         for caption, firings in self._firings[0].items():
-            if part in caption:
+            if part.search(caption):
                 for latent, share in firings:
                     scores[latent] = max(share, scores.get(latent, 0.0))
         return _best(scores, {i: text.strip() for i in scores}, k)

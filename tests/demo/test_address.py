@@ -37,7 +37,7 @@ def test_without_a_page_it_is_the_first_and_other_keys_are_left_alone():
 
 @pytest.mark.parametrize("key", ["tab", "page"])
 def test_a_page_that_there_is_not_is_told(key):
-    with pytest.raises(ValueError, match="there is no page 'nonsense'; known: inspect, feature"):
+    with pytest.raises(ValueError, match="there is no page 'nonsense'; known: inspect, picture"):
         at.from_query({key: "nonsense", "latent": "abc"})
     assert at.from_query({key: "feature", "latent": "3"}) == at.Feature(3)
 

@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 import gradio as gr
+import jsonschema
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ from hfsae.demo import address as at
 from hfsae.demo.actions import Actions
 from hfsae.demo.app import pages_of
 from hfsae.demo.crops import heat
+from hfsae.demo.documented import documented
 from hfsae.demo.finding import find
 from hfsae.demo.missing import missing
 from hfsae.demo.seeing import MOST_BYTES, decoded, upload
@@ -150,6 +152,10 @@ def test_activations_lie_over_a_picture_a_pixel_a_patch():
     opacity = [[image.getpixel((x, y))[3] for x in range(3)] for y in range(2)]
     assert opacity == [[round(255 * 0.6), 0, 0], [0, round(255 * 0.3), 0]]
     assert heat(grid, {3: 0.0}) == ""
+    whole = Image.open(BytesIO(base64.b64decode(heat(grid, shares, is_whole=True)[22:])))
+    colours = [whole.getpixel((x, y))[:3] for y in range(2) for x in range(3)]
+    dark, orange = (15, 23, 38), (240, 140, 26)
+    assert colours == [orange, dark, dark, dark, orange, dark]
 
 
 def test_a_picture_of_ones_own_gives_the_latents_of_the_models_hidden_states(of_pictures):
@@ -297,6 +303,20 @@ def test_agents_are_told_of_the_tools_that_there_are(of_rows, of_pictures):
     rows, own = ({e.name for e in Actions(s).fitting()} for s in (of_rows, of_pictures))
     assert {"steer", "why", "inspect", "measure"}.isdisjoint(rows | own)
     assert own - rows == {"inspect_picture"} and "labels" in rows
+
+
+@pytest.mark.parametrize(
+    "name, given",
+    [("inspect_picture", {"picture": "3"}), ("labels", {}), ("feature", {"latent": 3})],
+)
+def test_every_argument_and_every_key_of_an_answer_is_described(of_pictures, name, given):
+    (endpoint,) = (e for e in Actions(of_pictures).fitting() if e.name == name)
+    parts = documented(endpoint.function)
+    assert parts.summary and endpoint.title
+    assert list(parts.arguments) == [*endpoint.signature.parameters]
+    answer = getattr(Actions(of_pictures), name)(**given)
+    jsonschema.validate(answer, {**endpoint.output_schema, "additionalProperties": False})
+    jsonschema.validate(given, endpoint.input_schema)
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,7 @@ class FeaturePage(Page[at.Feature]):
         if do == "steer":
             return at.Steer(latents={whole(index): 1.0})
         if do == "picture":
-            return at.Picture(str(whole(index)), whole(to))
+            return at.Picture(index, whole(to))
         return replace(self.address(*values), latent=whole(index))
 
     def _draft(

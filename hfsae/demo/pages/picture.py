@@ -13,7 +13,7 @@ from ..parts import html, panel
 from ..picture import as_link
 from ..picture_actions import activations_of
 from ..rows import Json, largest_of
-from ..seeing import MOST_BYTES, Seen, seen, upload
+from ..seeing import MOST_BYTES, Seen, is_upload, part_name, seen, upload
 from ..subject import Subject
 from ..units import PATCH
 from .page import App, Page, Updates, whole
@@ -63,7 +63,7 @@ class PicturePage(Page[at.Picture]):
     def first(self) -> at.Picture:
         """The first picture that examples are from."""
         offered = _offered(self.subject)[:1] if self.subject.encoder is not None else []
-        return at.Picture("".join(str(p["document"]) for p in offered))
+        return at.Picture("".join(p["picture"] for p in offered))
 
     def render(self, address: at.Picture) -> Updates:
         """The picture, coloured by a latent, and all that fire in it."""
@@ -78,7 +78,7 @@ class PicturePage(Page[at.Picture]):
             row["here"] = self._crop(there, row["latent"], row["peak"])
         add_strongest(self.subject, [*view["ranking"], *view["dense"]["rows"]])
         view["crop"] = self._crop(there, view["latent"], None)
-        view["small"] = address.picture.isdecimal()
+        view["small"] = not is_upload(address.picture)
         return {self.shown: html("seen", view), self.latents: html("seen_latents", view)}
 
     def _crop(self, there: Seen, latent: int | None, peak: int | None) -> Json:
@@ -86,7 +86,7 @@ class PicturePage(Page[at.Picture]):
         trace = activations_of(there, latent)
         most = largest_of(self.subject, latent) or max([*trace, 0.0]) or 1.0
         shares = {i: activation / most for i, activation in enumerate(trace) if activation > 0}
-        return crop(there.picture, there.grid, peak, shares)
+        return crop(there.picture, there.grid, peak, shares, is_whole=True)
 
     def wire(self, app: App) -> None:
         """An uploaded picture is shown; clicks on latents keep it."""
@@ -114,7 +114,7 @@ class PicturePage(Page[at.Picture]):
         return self.app.show(at.Picture(name))
 
     def _example(self, do: str, number: str, to: str, *values: object) -> at.Picture:
-        return at.Picture(str(whole(number)))
+        return at.Picture(number)
 
     def _clicked(self, do: str, number: str, to: str, *values: object) -> at.Address:
         if do == "colour":
@@ -131,16 +131,15 @@ def _taken(path: Path) -> bytes:
 
 
 def _offered(subject: Subject) -> list[dict[str, Any]]:
-    """Whole pictures that examples are from, spread over all."""
+    """Pictures that examples are from, spread over all."""
     if subject.pictures is None or subject.encoder is None:
         return []
-    documents = [document for document, part in subject.pictures.names if part == 0]
-    step = max(1, len(documents) // _OFFERED)
-    keys = [(document, 0) for document in documents[::step][:_OFFERED]]
+    keys = [key for key in subject.pictures.names if key[1] >= 0]
+    keys = keys[:: max(1, len(keys) // _OFFERED)][:_OFFERED]
     found = subject.pictures.read(keys)
     return [
         {
-            "document": key[0],
+            "picture": part_name(key),
             "name": found[key].name,
             "src": as_link(found[key].content, "image/jpeg"),
         }
