@@ -203,7 +203,7 @@ class Pictures:
         with Image.open(at) as image:
             if draft:
                 image.draft("RGB", (image.width // 8, image.height // 8))
-            return _in_rgb(ImageOps.exif_transpose(image))
+            return in_rgb(ImageOps.exif_transpose(image))
 
     def _cut(self, piece: Piece) -> "Image":
         if not self.arguments.crops:
@@ -311,7 +311,7 @@ def grid_of(config: Any, n_positions: int, size: tuple[int, int]) -> Grid:
     )
 
 
-def _in_rgb(image: "Image") -> "Image":
+def in_rgb(image: "Image") -> "Image":
     """A picture in three colours of 8 bits; what shines through is white."""
     from PIL import Image
 

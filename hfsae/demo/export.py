@@ -31,7 +31,8 @@ def table(view: Json) -> str:
     for group in view.get("groups", []):
         for rank, e in enumerate(group["examples"]):
             token = next((t["text"] for t in e["tokens"] if t["firing"]), "")
-            window = "".join(t["text"] for t in e["tokens"])
+            # without text the window is places
+            window = e["text"] if "places" in e else "".join(t["text"] for t in e["tokens"])
             place = (e["document"], e["position"], f"{e['activation']:.6g}")
             lines.writerow([view["latent"], group["kind"], rank, *place, token, window])
     return text.getvalue()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ..activations.pictures import grid_of
+from ..activations.pictures import grid_of, in_rgb
 from ..activations.spelling import Tokens
 from ..features.inspection import Inspection, firings_in
 from ..features.pictures import Grid, Key, Picture, small
@@ -105,11 +105,7 @@ def decoded(content: bytes) -> "Image.Image":
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise Refused(_TOO_LARGE)
-            whole = ImageOps.exif_transpose(image)
-            if not whole.has_transparency_data:
-                return whole.convert("RGB")
-            white = Image.new("RGBA", whole.size, "white")
-            return Image.alpha_composite(white, whole.convert("RGBA")).convert("RGB")
+            return in_rgb(ImageOps.exif_transpose(image))
     except Refused:
         raise
     except Image.DecompressionBombError as error:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _SIDE, _GAP, _LEFT = 120, 10, 190  # pixels of a picture, between pictures, and for the words
 _MARGIN = 16
-_INK, _QUIET, _HOT, _GROUND = "#1e293b", "#566276", "#f08c1a", "#ffffff"
+_INK, _QUIET, _GROUND = "#1e293b", "#566276", "#ffffff"
+_FRAME = ((1, "#0f1726"), (0, "#ffffff"))  # seen on dark pictures and on light ones
 _LINE = 25  # characters of words beside pictures
 _MOST = 200  # latents
 
@@ -91,6 +92,8 @@ def _marked(picture: Picture, box: Box | None) -> "Image.Image":
     image = image.resize((round(scale * image.width), round(scale * image.height)))
     if box is not None:
         left, top = box.left * image.width, box.top * image.height
-        edges = (left, top, left + box.width * image.width, top + box.height * image.height)
-        ImageDraw.Draw(image).rectangle(edges, outline=_HOT, width=2)
+        right, bottom = left + box.width * image.width, top + box.height * image.height
+        for out, colour in _FRAME:
+            edges = (left - out, top - out, right + out, bottom + out)
+            ImageDraw.Draw(image).rectangle(edges, outline=colour, width=1)
     return image

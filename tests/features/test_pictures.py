@@ -119,13 +119,15 @@ def test_a_sheet_outlines_the_patch_of_each_example(folder, tmp_path):
     sheet(folder, [latent, latent], tmp_path / "sheet.png", n=3)
     image = Image.open(tmp_path / "sheet.png").convert("RGB")
     assert image.size == (16 + 190 + 3 * 130 + 16, 2 * 130 + 32)
-    orange, side = (0xF0, 0x8C, 0x1A), 120
+    dark, white, side = (15, 23, 38), (255, 255, 255), 120
     for row in range(2):
         for j, example in enumerate(store[latent].examples[:3]):
             x, y = 16 + 190 + 130 * j, 16 + 130 * row
             down, across = divmod(example.position, GRID[1])
             corner = (x + across * side // GRID[1], y + down * side // GRID[0])
-            assert image.getpixel(corner) == orange
+            assert image.getpixel(corner) == white
+            if down and across:
+                assert image.getpixel((corner[0] - 1, corner[1] - 1)) == dark
             inner = (corner[0] + 15, corner[1] + 15)  # the picture itself
             expected = drawn()[example.document].getpixel(
                 (across * PATCH + PATCH // 2, down * PATCH + PATCH // 2)
