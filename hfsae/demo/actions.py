@@ -13,6 +13,7 @@ import gradio as gr
 from gradio.context import get_blocks_context
 from gradio.events import api
 
+from ..machine.units import PATCH
 from . import (
     beside,
     health_actions,
@@ -26,7 +27,6 @@ from . import (
 from .documented import documented, input_schema, output_schema
 from .rows import Json
 from .subject import Subject
-from .units import PATCH
 
 QUEUES = {"look": 8, "run": 2, "search": 1}
 """how many calls of a queue run at once"""

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..machine.guard import HostGuard, local_hosts
 from ..machine.kernels import keep_few_kernels
+from ..machine.units import ROW
 from .actions import Actions, in_queue
 from .address import Address, Inspect, Steer, from_query, page_of, to_query
 from .bodies import BodyLimits
@@ -26,7 +27,6 @@ from .seeing import MOST_BYTES
 from .sessions import few_sessions
 from .subject import Choice, Subject, default_source
 from .tools import as_tools
-from .units import ROW
 
 _SCRIPTS = [
     Path(__file__).with_name(name) for name in ("page.js", "focus.js", "map.js", "lists.js")

@@ -16,6 +16,7 @@ from ..machine.files import read_json
 from ..machine.names import EVALUATION
 from ..machine.refused import Refused
 from ..machine.seal import CHANGED, is_changed
+from ..machine.units import FRAME, ROW
 from ..machine.visible import public
 from .beside import other_of
 from .missing import missing
@@ -23,7 +24,6 @@ from .others import check_name, place_of
 from .reading import tokens_of
 from .rows import Json
 from .subject import Subject
-from .units import FRAME, ROW
 
 _BINS = 40
 _LESS_IS_BETTER = {"fvu", "delta_loss", "ce_spliced", "kl", "dead_share"}

@@ -18,6 +18,7 @@ from ..features import (
 from ..features.inspection import compare
 from ..features.logit_lens import lens_of
 from ..machine.refused import Refused
+from ..machine.units import Unit
 from . import validate
 from .automatic import automatic_name
 from .cooccurrence import together
@@ -37,7 +38,6 @@ from .rows import (
     threshold_of,
 )
 from .subject import Subject
-from .units import Unit
 
 _LENS_TOKENS = 10
 _TOLD = 3  # labels that are among the names of a latent

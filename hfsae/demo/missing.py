@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..hub.outgoing import is_of_hfsae
+from ..machine.units import FRAME, PATCH, ROW, TOKEN
 from ..recipe import home_of
 from .subject import Subject, shown_source, without_source
-from .units import FRAME, PATCH, ROW, TOKEN
 
 _TEXT = "TEXTS.jsonl"
 _INPUTS = {

@@ -28,12 +28,12 @@ from ..machine.names import (
 )
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import changes
+from ..machine.units import PATCH, unit_of
 from ..machine.weights import KEY, of_others, refuse_mixture, weights_hash
 from ..recipe import LMArguments
 from ..recipe.of_encoders import load_for
 from .label_home import is_shown_to_others, label_home
 from .subject import Choice, Subject, shown_name, shown_source, without_source
-from .units import PATCH, unit_of
 
 logger = logging.getLogger(__name__)
 

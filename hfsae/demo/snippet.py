@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from ..machine.units import PATCH
 from ..steering.pair import Sampling
 from .rows import largest_of
 from .settings import Settings
 from .subject import Subject
-from .units import PATCH
 
 _N_TOKENS = 30
 _OF_NORM = 20.0  # per cent, for a latent whose largest activation is unknown

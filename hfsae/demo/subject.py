@@ -28,12 +28,12 @@ from ..features.pictures import Grid, Pictures
 from ..lm import LoadedEncoder, LoadedLM, contract
 from ..machine.names import CONFIG
 from ..machine.refused import Refused
+from ..machine.units import TOKEN, Unit
 from ..machine.visible import public_record
 from ..models import SAE
 from ..packaged import SHIPPED_SAE
 from .label_home import is_shown_to_others
 from .salience import Numbers, numbers, rare_and_strong, telling
-from .units import TOKEN, Unit
 
 QUICKSTART = Path("runs", "quickstart")
 MAX_TOKENS = 512  # of a text

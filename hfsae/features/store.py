@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..machine import units
 from ..machine.files import (
     damaged,
     printable,
@@ -35,6 +34,7 @@ from ..machine.files import (
 from ..machine.names import EXAMPLES, FEATURES, LATENTS, META, WEIGHTS
 from ..machine.refused import Damaged, Refused
 from ..machine.seal import refuse_changed, sealed, unsealed
+from ..machine.units import UNITS as _KINDS_OF_UNITS
 from ..machine.weights import KEY, file_hash, refuse_mixture
 from ..models.identity import DECODER, decoder_hash_of, marked
 
@@ -76,7 +76,7 @@ COLUMNS = {
         "activations": "the latent at each token; 0 also where none was computed (special tokens)",
     },
 }
-UNITS = {unit.one: unit.many for unit in units.UNITS.values()}
+UNITS = {unit.one: unit.many for unit in _KINDS_OF_UNITS.values()}
 """What a store's latents were read at, meta.json's `unit`, and its plural. Stores of text have no
 unit, and read as "token"."""
 _ADDED = {"map_x", "map_y"}  # columns that stores of earlier versions lack

@@ -26,6 +26,7 @@ from hfsae.demo.subject import Subject, default_source
 from hfsae.evaluation.probing.extract import extract
 from hfsae.features.search import Hit
 from hfsae.machine.seal import sealed
+from hfsae.machine.units import TOKEN
 from hfsae.packaged import SHIPPED_SAE
 from hfsae.presets import save_presets
 
@@ -220,6 +221,7 @@ def test_a_word_that_no_latent_is_about_is_said_so(score, said):
         sources={},
         loaded=None,
         store=object(),
+        unit=TOKEN,
         feature_search=search,
         label=lambda i: "",
     )

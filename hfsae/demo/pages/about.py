@@ -3,10 +3,10 @@
 import re
 from typing import Any
 
+from ...machine.units import ROW, Unit
 from .. import address as at
 from ..actions import Actions
 from ..parts import html, markdown, panel
-from ..units import ROW, Unit
 from .page import Page
 
 _FRONT = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from ...machine.units import Unit
 from .. import address as at
 from ..actions import Actions
 from ..crops import add_crops, add_strongest
@@ -15,7 +16,6 @@ from ..parts import html, number, panel, percent
 from ..presets import clearest
 from ..snippet import of_latent
 from ..steer_actions import direction
-from ..units import Unit
 from .page import LATENT_BOX, App, Page, Updates, whole
 
 _EMPTY = html("empty", "Give a number, or take a random latent.")

@@ -5,13 +5,13 @@ from typing import Any
 
 import gradio as gr
 
+from ...machine.units import TOKEN, Unit
 from .. import address as at
 from ..actions import Actions
 from ..missing import missing
 from ..others import check_name
 from ..parts import html, number, panel, percent
 from ..reading import check_text
-from ..units import TOKEN, Unit
 from .page import App, Page, Updates, box
 
 _TILES = {

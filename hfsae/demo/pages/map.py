@@ -4,6 +4,7 @@ from typing import Any
 
 import gradio as gr
 
+from ...machine.units import Unit
 from .. import address as at
 from ..actions import Actions
 from ..crops import add_strongest
@@ -11,7 +12,6 @@ from ..latent_map import latent_map
 from ..missing import missing
 from ..parts import html, panel
 from ..presets import searches
-from ..units import Unit
 from .page import App, Page, Updates, whole
 
 

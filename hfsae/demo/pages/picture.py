@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from ...machine.units import PATCH
 from .. import address as at
 from ..actions import Actions, in_queue
 from ..crops import add_strongest, crop
@@ -15,7 +16,6 @@ from ..picture_actions import activations_of
 from ..rows import Json, largest_of
 from ..seeing import MOST_BYTES, Seen, is_upload, part_name, seen, upload
 from ..subject import Subject
-from ..units import PATCH
 from .page import App, Page, Updates, whole
 
 _OFFERED = 10  # pictures of examples
